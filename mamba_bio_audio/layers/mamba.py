@@ -1,0 +1,203 @@
+"""The Mamba layer: projections, causal convolution and state space scan (Gu & Dao 2023, sections 3.4-3.6).
+
+    x, z = split(in_proj(input))
+    u = silu(conv1d(x))                                 depthwise, causal
+    dt, B, C = split(x_proj(u)); dt = dt_proj(dt)       selective; otherwise parameters
+    y = scan(u, softplus(dt + bias), A, B, C) + D * u
+    output = out_proj(y * silu(z))
+
+Legend: B batch, L length, D model channels, E = expand * D inner channels, N states, W convolution width, R delta rank.
+Parameter names are those of mamba_ssm and Hugging Face, so that weights move without a table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.ops import causal_conv1d, selective_scan
+
+
+class MambaState(NamedTuple):
+    """What a layer remembers of everything before a position."""
+
+    tail: Tensor  # (B, W-1, E), last inputs of the convolution, in its input's dtype
+    ssm: Tensor  # (B, E, N) or (B, E, N, 2), fp32, or fp64 for fp64 models
+
+
+class MambaLayer(nn.Module):
+    """One Mamba mixer; real or complex, with selective or fixed (LTI) delta and B, C.
+
+    Args:
+        d_model: channels D of input and output.
+        config: shape and parameterisation; `complex` and `selective` must not be None
+            (`models.config.ModelConfig` fills them in from the mixer's name).
+        num_layers: layers of the network, each with one residual; scales `out_proj` at initialisation by
+            1/sqrt(num_layers).
+    """
+
+    streaming = "constant"
+
+    def __init__(self, d_model: int, config: SsmConfig, num_layers: int = 1) -> None:
+        super().__init__()
+        if config.complex is None or config.selective is None:
+            raise ValueError("SsmConfig.complex and SsmConfig.selective must be set to build a layer")
+        self.config = config
+        self.d_model = d_model
+        self.d_inner = config.expand * d_model
+        self.dt_rank = math.ceil(d_model / 16) if config.dt_rank == "auto" else config.dt_rank
+        self.selective_dt = config.selective in (True, "dt")
+        self.selective_bc = config.selective in (True, "bc")
+        state_shape = (config.d_state, 2) if config.complex else (config.d_state,)
+        self._state_shape = state_shape
+        self._bc_size = math.prod(state_shape)
+
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=config.proj_bias)
+        # Holds weight (E, 1, W) and bias under the names of other implementations; `forward` never calls it.
+        self.conv1d = nn.Conv1d(
+            self.d_inner, self.d_inner, config.d_conv, groups=self.d_inner, bias=config.conv_bias
+        )
+        projected = self.dt_rank * self.selective_dt + 2 * self._bc_size * self.selective_bc
+        if projected:
+            self.x_proj = nn.Linear(self.d_inner, projected, bias=False)
+        if self.selective_dt:
+            self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        else:
+            self.dt = nn.Parameter(torch.empty(self.d_inner))
+        if not self.selective_bc:
+            self.B = nn.Parameter(torch.empty(self.d_inner, *state_shape))
+            self.C = nn.Parameter(torch.empty(self.d_inner, *state_shape))
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, config.d_state))
+        if config.complex:
+            self.A_imag = nn.Parameter(torch.empty(self.d_inner, config.d_state))
+        self.D = nn.Parameter(torch.empty(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=config.proj_bias)
+        for parameter in self._fp32_parameters():
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+        self.reset_parameters(num_layers)
+
+    def reset_parameters(self, num_layers: int) -> None:
+        """Initialise as the released code does (paper section 3.6; mamba_ssm `mamba_simple.py`)."""
+        config = self.config
+        with torch.no_grad():
+            for linear in (self.in_proj, self.out_proj):
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+            self.out_proj.weight.div_(math.sqrt(num_layers))
+            if self.conv1d.bias is not None:
+                nn.init.zeros_(self.conv1d.bias)
+
+            # softplus(bias) log-uniform in [dt_min, dt_max]; the inverse of softplus is x + log(1 - exp(-x)).
+            low, high = math.log(config.dt_min), math.log(config.dt_max)
+            step = torch.exp(torch.rand(self.d_inner) * (high - low) + low).clamp(min=config.dt_floor)
+            bias = step + torch.log(-torch.expm1(-step))
+            if self.selective_dt:
+                nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+                self.dt_proj.bias.copy_(bias)
+            else:
+                self.dt.copy_(bias)
+            if not self.selective_bc:
+                nn.init.zeros_(self.B)
+                (self.B[..., 0] if config.complex else self.B).fill_(1.0)
+                nn.init.normal_(self.C, std=math.sqrt(0.5) if config.complex else 1.0)
+
+            index = torch.arange(config.d_state, dtype=torch.float32)
+            if config.complex:
+                self.A_log.fill_(math.log(0.5))
+                self.A_imag.copy_((index * (math.pi if config.complex_init == "pi n" else 1.0)).expand_as(self.A_log))
+            else:
+                self.A_log.copy_(torch.log(index + 1).expand_as(self.A_log))
+            nn.init.ones_(self.D)
+
+    def _fp32_parameters(self) -> list[nn.Parameter]:
+        parameters = [self.A_log, self.D, self.dt_proj.bias if self.selective_dt else self.dt]
+        if self.config.complex:
+            parameters.append(self.A_imag)
+        if not self.selective_bc:
+            parameters += [self.B, self.C]
+        return parameters
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MambaLayer:
+        # The recurrence is sensitive to rounding of these: `model.to(torch.bfloat16)` moves but never narrows them.
+        before = [parameter.data for parameter in self._fp32_parameters()]
+        super()._apply(fn, recurse)
+        for parameter, data in zip(self._fp32_parameters(), before, strict=True):
+            if parameter.dtype.itemsize < data.dtype.itemsize and parameter.dtype != torch.float32:
+                parameter.data = data.to(parameter.device, torch.float32)
+        return self
+
+    def A(self) -> Tensor:
+        """A (E, N), negative; complex: (E, N, 2)."""
+        A = -torch.exp(self.A_log)
+        return torch.stack([A, self.A_imag], dim=-1) if self.config.complex else A
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> MambaState:
+        """Zero state; `dtype` is the activation dtype."""
+        ssm_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        return MambaState(
+            torch.zeros(batch, self.config.d_conv - 1, self.d_inner, device=device, dtype=dtype),
+            torch.zeros(batch, self.d_inner, *self._state_shape, device=device, dtype=ssm_dtype),
+        )
+
+    def forward(
+        self, x: Tensor, state: MambaState | None = None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, MambaState]:
+        """Apply the layer to a span.
+
+        Args:
+            x: (B, L, D), any L >= 1.
+            state: state at the end of what came before; None means zeros.
+            reset: bool (B, L), the state is zeroed before these positions.
+
+        Returns:
+            y (B, L, D) and the state at the end of the span.
+        """
+        tail, ssm = (None, None) if state is None else state
+        u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
+        u, tail = causal_conv1d(
+            u, self.conv1d.weight.squeeze(1), self.conv1d.bias, tail=tail, return_tail=True, reset=reset
+        )
+        dt, B, C = self._selection(u)
+        y, ssm = selective_scan(
+            u,
+            dt,
+            self.A(),
+            B,
+            C,
+            self.D,
+            z=z,
+            dt_bias=self.dt_proj.bias if self.selective_dt else None,
+            dt_softplus=True,
+            h0=ssm,
+            return_state=True,
+            reset=reset,
+            exact_zoh=self.config.exact_zoh,
+            precise=self.config.precise,
+        )
+        return self.out_proj(y), MambaState(tail, ssm)
+
+    def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Delta (before bias and softplus), B and C for this input."""
+        dt: Tensor
+        B: Tensor
+        C: Tensor
+        sizes = [self.dt_rank] * self.selective_dt + [self._bc_size] * (2 * self.selective_bc)
+        parts = list(self.x_proj(u).split(sizes, dim=-1)) if sizes else []
+        # The bias is added inside the scan, in fp32.
+        dt = F.linear(parts.pop(0), self.dt_proj.weight) if self.selective_dt else self.dt
+        B, C = parts if self.selective_bc else (self.B, self.C)
+        if self.selective_bc and self.config.complex:
+            B, C = (part.unflatten(-1, self._state_shape) for part in (B, C))
+        return dt, B, C
+
+    def extra_repr(self) -> str:
+        kind = "complex" if self.config.complex else "real"
+        return f"d_model={self.d_model}, d_state={self.config.d_state}, {kind}, selective={self.config.selective}"

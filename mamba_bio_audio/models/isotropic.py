@@ -1,0 +1,128 @@
+"""Language model of equal layers with a residual stream (paper section 3.4; mamba_ssm `mixer_seq_simple.py`).
+
+    r = embedding(tokens);  for each layer: r = r + mixer(norm(r));  logits = head(norm(r))
+
+Legend: B batch, L length, D channels, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mamba_bio_audio.layers.mamba import MambaLayer
+from mamba_bio_audio.layers.norm import RMSNorm
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.output import ModelOutput
+from mamba_bio_audio.ops import linear_cross_entropy
+
+
+class Block(nn.Module):
+    """Pre-norm residual block; the residual stream travels beside the last mixer's output, so the add is fused."""
+
+    def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.mixer = mixer
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, state: Any, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor, Any]:
+        """`x` (B, L, D) is the previous mixer's output, `residual` the stream before it was added."""
+        y, residual = self.norm(x, residual)
+        y, state = self.mixer(y, state, reset=reset)
+        return y, residual, state
+
+
+class IsotropicModel(nn.Module):
+    """Causal language model over `vocab_size` symbols; obeys the four laws of `docs/architecture.md`.
+
+    Attributes:
+        recompute: "layer" keeps only each layer's input for backward and runs the layer again there.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise ValueError("ModelConfig.vocab_size must be set to build a model")
+        self.model_config = config
+        padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
+        self.recompute: Literal["none", "layer"] = "none"
+        self.embedding = nn.Embedding(padded, config.d_model)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.layers = nn.ModuleList(
+            Block(
+                RMSNorm(config.d_model, config.norm_eps),
+                MambaLayer(config.d_model, config.ssm, config.num_layers),
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm_f = RMSNorm(config.d_model, config.norm_eps)
+        self.lm_head = nn.Linear(config.d_model, padded, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embedding.weight
+
+    @property
+    def streaming(self) -> str:
+        """Size of the state against L: the weakest promise of any layer."""
+        kinds = {block.mixer.streaming for block in self.layers}  # type: ignore[union-attr]
+        return next(kind for kind in ("none", "growing", "constant") if kind in kinds)
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> tuple[Any, ...]:
+        """Zero state of every layer; `dtype` is the activation dtype."""
+        return tuple(block.mixer.init_state(batch, device, dtype) for block in self.layers)  # type: ignore
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: tuple[Any, ...] | None = None,
+        *,
+        reset: Tensor | None = None,
+        targets: Tensor | None = None,
+        logits: Literal["all", "last", "none"] = "all",
+    ) -> ModelOutput:
+        """Run a span of symbols.
+
+        Args:
+            tokens: (B, L) integer symbols.
+            state: from the span before; None means the start of a sequence.
+            reset: bool (B, L), a new sequence starts at these positions.
+            targets: (B, L) the symbol after each position, -100 where nothing is scored.
+            logits: which positions' logits to return.
+        """
+        hidden, state = self.hidden(tokens, state, reset=reset)
+        loss_sum = count = None
+        if targets is not None:
+            loss_sum, count = linear_cross_entropy(hidden, self.lm_head.weight, targets)
+        out = None
+        if logits != "none":
+            out = self.lm_head(hidden if logits == "all" else hidden[:, -1:])
+        return ModelOutput(out, loss_sum, count, state)
+
+    def hidden(
+        self, tokens: Tensor, state: tuple[Any, ...] | None = None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """Normalised last hidden states (B, L, D), what heads and embeddings read, and the state."""
+        states = (None,) * len(self.layers) if state is None else state
+        x, residual = self.embedding(tokens), None
+        new_states = []
+        recompute = self.recompute == "layer" and torch.is_grad_enabled()
+        for block, layer_state in zip(self.layers, states, strict=True):
+            if recompute:
+                x, residual, layer_state = checkpoint(
+                    block, x, residual, layer_state, reset, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x, residual, layer_state = block(x, residual, layer_state, reset)
+            new_states.append(layer_state)
+        y, _ = self.norm_f(x, residual)
+        return y, tuple(new_states)
+
+    def num_parameters(self) -> int:
+        """Trainable parameters, the tied head counted once."""
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,274 @@
+"""Markov baselines against counts done by hand and a brute-force oracle."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation import markov
+from mamba_bio_audio.evaluation.markov import MarkovBaseline, markov_table, merge_spans
+
+COMPLEMENT = str.maketrans("ACGTN", "TGCAN")
+IDS = {"A": 7, "C": 8, "G": 9, "T": 10, "N": 11}
+
+
+class FakeGenome:
+    """Records in memory; remembers the bases that were read."""
+
+    def __init__(self, **records: str) -> None:
+        self.text = records
+        self.records = {
+            name: np.array([IDS[c] for c in text], np.uint8).reshape(-1) for name, text in records.items()
+        }
+        self.read: set[tuple[str, int]] = set()
+
+    def fetch(self, record: str, start: int, end: int) -> np.ndarray:
+        assert 0 <= start <= end <= len(self.records[record])
+        self.read.update((record, i) for i in range(start, end))
+        return self.records[record][start:end]
+
+
+def random_text(seed: int, length: int, unknown: float = 0.0) -> str:
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("ACGT"))[rng.choice(4, length, p=[0.4, 0.1, 0.2, 0.3])]
+    letters[rng.random(length) < unknown] = "N"
+    return "".join(letters)
+
+
+def brute_counts(pieces: list[str], longest: int) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for piece in pieces:
+        for strand in (piece, piece[::-1].translate(COMPLEMENT)):
+            for length in range(1, longest + 1):
+                words = (strand[i : i + length] for i in range(len(strand) - length + 1))
+                counts.update(word for word in words if "N" not in word)
+    return counts
+
+
+def brute_probability(counts: Counter[str], context: str, base: str, weight: float) -> float:
+    """The module's formula, recursively, in Python floats."""
+    lower = brute_probability(counts, context[1:], base, weight) if context else 0.25
+    total = sum(counts[context + x] for x in "ACGT")
+    return (counts[context + base] + weight * lower) / (total + weight)
+
+
+def known_context(text: str, position: int, order: int) -> str:
+    context = text[max(0, position - order) : position]
+    return context[context.rfind("N") + 1 :]
+
+
+def test_merge_spans() -> None:
+    spans = [("b", 0, 5), ("a", 10, 20), ("a", 20, 30), ("a", 5, 12), ("a", 40, 41), ("a", 7, 7)]
+    assert merge_spans(spans) == [("a", 5, 30), ("a", 40, 41), ("b", 0, 5)]
+
+
+def test_fit_hand_computed() -> None:
+    # AACG and its reverse complement CGTT.
+    baseline = MarkovBaseline.fit(FakeGenome(r="AACG"), [("r", 0, 4)], max_order=1)
+    assert baseline.counts[0].tolist() == [[2, 2, 2, 2]]
+    assert baseline.counts[1].tolist() == [[1, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
+    baseline.smoothing = 1.0
+    # Order 0: (2 + 1/4) / (8 + 1) = 1/4. Order 1, G after C: (2 + 1/4) / (2 + 1).
+    assert baseline.distribution([8], 1)[2] == pytest.approx(0.75, abs=1e-15)
+    score = baseline.score(FakeGenome(r="AACG"), [("r", 3, 4)])
+    assert score.count == 1
+    np.testing.assert_allclose(score.nats, [math.log(4), -math.log(0.75)], rtol=1e-14)
+
+
+@pytest.mark.parametrize("chunk", [5, 64, 1 << 21])
+@pytest.mark.parametrize("unknown", [0.0, 0.1])
+def test_fit_brute_force(monkeypatch: pytest.MonkeyPatch, chunk: int, unknown: float) -> None:
+    """Every count of every order, over chunk borders, unknown bases and the ends of the spans."""
+    monkeypatch.setattr(markov, "_CHUNK_BASES", chunk)
+    genome = FakeGenome(a=random_text(1, 300, unknown), b=random_text(2, 90, unknown), c="A", d="N")
+    spans = [
+        ("a", 20, 100),
+        ("a", 100, 150),
+        ("a", 140, 160),
+        ("a", 200, 203),
+        ("b", 0, 90),
+        ("c", 0, 1),
+        ("d", 0, 1),
+    ]
+    baseline = MarkovBaseline.fit(genome, spans, max_order=5)
+    pieces = [genome.text["a"][20:160], genome.text["a"][200:203], genome.text["b"], "A", "N"]
+    expected = brute_counts(pieces, 6)
+    for order, counts in enumerate(baseline.counts):
+        words = [""]
+        for _ in range(order + 1):
+            words = [word + x for word in words for x in "ACGT"]
+        assert counts.reshape(-1).tolist() == [expected[word] for word in words]
+    inside = {("a", i) for i in (*range(20, 160), *range(200, 203))} | {("b", i) for i in range(90)}
+    assert genome.read <= inside | {("c", 0), ("d", 0)}
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 21])
+@pytest.mark.parametrize("unknown", [0.0, 0.1])
+def test_score_brute_force(monkeypatch: pytest.MonkeyPatch, chunk: int, unknown: float) -> None:
+    """Per-base nats and their sums: true left neighbours outside the span, fallback, excluded positions."""
+    monkeypatch.setattr(markov, "_CHUNK_BASES", chunk)
+    text = random_text(3, 200, unknown)
+    genome = FakeGenome(r=text, short="ACG")
+    baseline = MarkovBaseline.fit(genome, [("r", 0, 100)], max_order=4)
+    baseline.smoothing = 3.0
+    counts = brute_counts([text[:100]], 5)
+    spans = [("r", 120, 160), ("r", 0, 30), ("short", 0, 3)]
+    score = baseline.score(genome, spans)
+    positions = [("r", i) for i in (*range(30), *range(120, 160))] + [("short", i) for i in range(3)]
+    scored = [(r, i) for r, i in positions if i > 0 and genome.text[r][i] != "N"]
+    assert score.count == len(scored)
+    for order in range(5):
+        expected = {
+            (r, i): -math.log(
+                brute_probability(counts, known_context(genome.text[r], i, order), genome.text[r][i], 3.0)
+            )
+            for r, i in scored
+        }
+        assert score.nats[order] == pytest.approx(sum(expected.values()), rel=1e-12)
+        found = {}
+        for record, start, nats in baseline.position_nats(genome, spans, order):
+            found.update({(record, start + i): x for i, x in enumerate(nats.tolist()) if not math.isnan(x)})
+        assert found == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(score.perplexity, np.exp(score.nats / score.count))
+
+
+@pytest.mark.parametrize("order", [0, 1, 3, 6])
+def test_distribution_sums_to_one(order: int) -> None:
+    genome = FakeGenome(r=random_text(4, 400, 0.02))
+    baseline = MarkovBaseline.fit(genome, [("r", 0, 400)], max_order=6)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        context = rng.integers(7, 12, 6)
+        p = baseline.distribution(context, order)
+        assert (p > 0).all()
+        assert p.sum() == pytest.approx(1, abs=1e-14)
+
+
+def test_distribution_ignores_bases_beyond_order_and_unknown() -> None:
+    baseline = MarkovBaseline.fit(FakeGenome(r=random_text(5, 500)), [("r", 0, 500)], max_order=3)
+    near = baseline.distribution([8, 9], 2)
+    assert np.array_equal(baseline.distribution([10, 8, 9], 2), near)
+    assert not np.array_equal(baseline.distribution([10, 8, 9], 3), near)
+    # An unknown base cuts the context short.
+    assert np.array_equal(baseline.distribution([10, 11, 8, 9], 3), near)
+
+
+def test_fit_strand_symmetric() -> None:
+    text = random_text(6, 300, 0.05)
+    back = text[::-1].translate(COMPLEMENT)
+    one = MarkovBaseline.fit(FakeGenome(r=text), [("r", 10, 290)], max_order=4)
+    other = MarkovBaseline.fit(FakeGenome(r=back), [("r", 10, 290)], max_order=4)
+    for mine, theirs in zip(one.counts, other.counts, strict=True):
+        assert np.array_equal(mine, theirs)
+
+
+def test_highest_order_twelve() -> None:
+    """26-bit words and their int32 table at the highest order that is offered."""
+    text = random_text(7, 60)
+    genome = FakeGenome(r=text + text)
+    baseline = MarkovBaseline.fit(genome, [("r", 0, 60)], max_order=12)
+    counts = brute_counts([text], 13)
+    assert baseline.counts[12].sum() == 2 * (60 - 12)
+    score = baseline.score(genome, [("r", 80, 120)])
+    nats = [
+        -math.log(brute_probability(counts, text[i - 12 : i], text[i], baseline.smoothing))
+        for i in range(20, 60)
+    ]
+    assert score.nats[12] == pytest.approx(sum(nats), rel=1e-12)
+
+
+def test_choose_reads_validation_only_and_takes_the_best() -> None:
+    rng = np.random.default_rng(8)
+    # Order 2: each base is fixed by the two before it, with noise.
+    rule = rng.integers(0, 4, (4, 4))
+    digits = [0, 1]
+    for _ in range(20_000):
+        digits.append(int(rule[digits[-2], digits[-1]]) if rng.random() < 0.6 else int(rng.integers(4)))
+    text = "".join("ACGT"[d] for d in digits)
+    genome = FakeGenome(r=text)
+    baseline = MarkovBaseline.fit(genome, [("r", 0, 10_000)], max_order=6)
+    genome.read.clear()
+    order = baseline.choose(genome, [("r", 12_000, 14_000)])
+    assert min(i for _, i in genome.read) >= 12_000 - 6
+    assert max(i for _, i in genome.read) < 14_000
+    score = baseline.score(genome, [("r", 12_000, 14_000)])
+    assert order == baseline.order == int(np.argmin(score.nats))
+    assert order >= 2
+    # Both strands share one table, so the rule is diluted, but far from lost.
+    assert score.perplexity[order] < 0.95 * score.perplexity[1]
+    # No weight of the grid does better.
+    for weight in markov.SMOOTHING_GRID:
+        baseline.smoothing = weight
+        assert baseline.score(genome, [("r", 12_000, 14_000)]).nats.min() >= score.nats.min() - 1e-9
+
+
+def test_choose_thins_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smoothing found on a part of the bases is that of exactly those bases."""
+    text = random_text(9, 3000)
+    genome = FakeGenome(r=text)
+    monkeypatch.setattr(markov, "_CHOICE_BASES", 500)
+    baseline = MarkovBaseline.fit(genome, [("r", 0, 1000)], max_order=4)
+    baseline.choose(genome, [("r", 1000, 3000)])
+    best = {}
+    for weight in markov.SMOOTHING_GRID:
+        baseline.smoothing, kept = weight, baseline.smoothing
+        sums = []
+        for order in range(5):
+            (_, _, nats), *rest = baseline.position_nats(genome, [("r", 1000, 3000)], order)
+            assert not rest
+            sums.append(nats[::4].sum())
+        best[weight] = min(sums)
+        baseline.smoothing = kept
+    assert baseline.smoothing == min(best, key=lambda w: best[w])
+
+
+def test_choose_without_validation() -> None:
+    genome = FakeGenome(r="ACGT", n="NNNN")
+    baseline = MarkovBaseline.fit(genome, [("r", 0, 4)], max_order=2)
+    for spans in ([], [("r", 0, 1)], [("n", 0, 4)]):
+        with pytest.raises(InputError, match="validation"):
+            baseline.choose(genome, spans)
+
+
+def test_fit_bad_order() -> None:
+    with pytest.raises(InputError, match="max_order is 13"):
+        MarkovBaseline.fit(FakeGenome(r="ACGT"), [("r", 0, 4)], max_order=13)
+
+
+def test_untrained_is_uniform() -> None:
+    genome = FakeGenome(r=random_text(10, 50))
+    score = MarkovBaseline.fit(genome, [], max_order=3).score(genome, [("r", 0, 50)])
+    np.testing.assert_allclose(score.perplexity, 4, rtol=1e-14)
+    assert score.count == 49
+
+
+def test_markov_table_test_split_changes_nothing() -> None:
+    genome = FakeGenome(r=random_text(11, 2000), other=random_text(12, 300)[::-1])
+    train, valid = [("r", 0, 1500)], [("r", 1500, 1800)]
+    one = markov_table(genome, train, valid, [("r", 1800, 2000)], max_order=4)
+    other = markov_table(genome, train, valid, [("other", 0, 300)], max_order=4)
+    assert (one.order, one.smoothing) == (other.order, other.smoothing)
+    assert np.array_equal(one.valid.nats, other.valid.nats)
+    assert one.test.count == 200
+    assert other.test.count == 299
+    as_dict = one.to_dict()
+    assert [row["order"] for row in as_dict["orders"]] == [0, 1, 2, 3, 4]
+    row = as_dict["orders"][one.order]
+    assert row["test_perplexity"] == pytest.approx(math.exp(one.test.nats[one.order] / 200))
+    assert row["valid_perplexity"] == min(r["valid_perplexity"] for r in as_dict["orders"])
+
+
+def test_progress_reaches_total() -> None:
+    seen: list[tuple[int, int]] = []
+    genome = FakeGenome(r=random_text(13, 100))
+    MarkovBaseline.fit(
+        genome,
+        [("r", 0, 40), ("r", 50, 70)],
+        max_order=1,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(40, 60), (60, 60)]

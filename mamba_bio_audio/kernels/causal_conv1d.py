@@ -1,0 +1,205 @@
+"""Short depthwise causal convolution over time, with its state.
+
+    pre_t = bias + sum_k weight[:, k] x_(t - W + 1 + k)        out_t = silu(pre_t)
+
+x (B, L, D) channels last, weight (D, W); `tail` (B, W-1, D) holds the inputs before the span (zeros if None). A tap
+that would reach across a reset reads zero. Mamba (arXiv 2312.00752) section 3.4, figure 3. Sums in fp32, fp64 for fp64.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+
+_BLOCK_NUMBERS = 1 << 17  # numbers of (B, T, D) worked on at a time
+
+
+def _segments(reset: Tensor) -> Tensor:
+    """Number of resets up to and including each position, (B, L)."""
+    return reset.cumsum(1)
+
+
+def next_tail(x: Tensor, tail: Tensor | None, width: int, reset: Tensor | None) -> Tensor:
+    """The last W-1 inputs (B, W-1, D) in x.dtype; zeros before the start and before a reset."""
+    batch, length, channels = x.shape
+    if length >= width - 1:
+        out = x[:, length - (width - 1) :]
+        if reset is None:
+            return out.clone()
+    else:
+        before = x.new_zeros(batch, width - 1, channels) if tail is None else tail.to(x.dtype)
+        out = torch.cat([before[:, length:], x], dim=1)
+    if reset is not None:
+        seen = F.pad(_segments(reset), (max(width - 1 - length, 0), 0))[:, -(width - 1) :]
+        out = (
+            torch.where((seen == seen[:, -1:]).unsqueeze(2), out, torch.zeros_like(out)) if width > 1 else out
+        )
+    return out
+
+
+def causal_conv1d_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = "silu",
+    tail: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> Tensor:
+    """Differentiable oracle: one output position at a time, one tap at a time."""
+    dtype = torch.float64 if torch.float64 in (x.dtype, weight.dtype) else torch.float32
+    batch, length, channels = x.shape
+    width = weight.shape[1]
+    before = (
+        torch.zeros(batch, width - 1, channels, dtype=dtype, device=x.device)
+        if tail is None
+        else tail.to(dtype)
+    )
+    inputs = torch.cat([before, x.to(dtype)], dim=1)
+    outs = []
+    for t in range(length):
+        out = torch.zeros(batch, channels, dtype=dtype, device=x.device)
+        for lag in range(width):
+            value = inputs[:, t + width - 1 - lag]
+            if reset is not None:
+                crossed = reset[:, max(t - lag + 1, 0) : t + 1].any(1, keepdim=True)
+                value = torch.where(crossed, torch.zeros_like(value), value)
+            out = out + weight[:, width - 1 - lag].to(dtype) * value
+        if bias is not None:
+            out = out + bias.to(dtype)
+        outs.append(F.silu(out) if activation == "silu" else out)
+    return torch.stack(outs, dim=1).to(x.dtype)
+
+
+def causal_conv1d_torch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = "silu",
+    tail: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> Tensor:
+    """Shifted multiply-adds over blocks of time; the backward recomputes the value before the activation."""
+    silu = activation == "silu"
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, tail)):
+        return _ConvFn.apply(x, weight, bias, tail, reset, silu)
+    with torch.no_grad():
+        return _forward(_Conv(x, weight, bias, tail, reset), silu)
+
+
+class _Conv:
+    def __init__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, reset: Tensor | None
+    ) -> None:
+        self.dtype = torch.float64 if torch.float64 in (x.dtype, weight.dtype) else torch.float32
+        self.x, self.tail = x, tail
+        self.width = weight.shape[1]
+        self.taps = weight.to(self.dtype).t().contiguous()  # (W, D)
+        self.bias = None if bias is None else bias.to(self.dtype)
+        self.seen = None if reset is None else F.pad(_segments(reset), (self.width - 1, 0))  # (B, W-1+L)
+        batch, length, channels = x.shape
+        self.block = max(self.width, _BLOCK_NUMBERS // (batch * channels), 1)
+        self.starts = range(0, length, self.block)
+
+    def inputs(self, start: int, stop: int) -> Tensor:
+        """Inputs start-(W-1) .. stop in the compute dtype, (B, W-1+T, D)."""
+        halo = self.width - 1
+        if start >= halo:
+            return self.x[:, start - halo : stop].to(self.dtype)
+        batch, _, channels = self.x.shape
+        out = torch.empty(batch, halo + stop - start, channels, dtype=self.dtype, device=self.x.device)
+        missing = halo - start
+        if self.tail is None:
+            out[:, :missing] = 0
+        else:
+            out[:, :missing] = self.tail[:, start:]
+        out[:, missing:] = self.x[:, :stop]
+        return out
+
+    def allowed(self, start: int, stop: int, lag: int) -> Tensor | None:
+        """Whether position t may read t - lag, (B, T, 1); None if always."""
+        if self.seen is None or lag == 0:
+            return None
+        at = self.width - 1 + start
+        size = stop - start
+        return (self.seen[:, at : at + size] == self.seen[:, at - lag : at - lag + size]).unsqueeze(2)
+
+    def tap(self, inputs: Tensor, start: int, stop: int, k: int) -> Tensor:
+        value = inputs[:, k : k + stop - start]
+        allowed = self.allowed(start, stop, self.width - 1 - k)
+        return value if allowed is None else torch.where(allowed, value, torch.zeros_like(value))
+
+    def before_activation(self, inputs: Tensor, start: int, stop: int) -> Tensor:
+        first = self.tap(inputs, start, stop, 0)
+        out = first * self.taps[0] if self.bias is None else torch.addcmul(self.bias, first, self.taps[0])
+        for k in range(1, self.width):
+            out.addcmul_(self.tap(inputs, start, stop, k), self.taps[k])
+        return out
+
+
+def _forward(conv: _Conv, silu: bool) -> Tensor:
+    x = conv.x
+    length = x.shape[1]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    for start in conv.starts:
+        stop = min(start + conv.block, length)
+        value = conv.before_activation(conv.inputs(start, stop), start, stop)
+        out[:, start:stop] = F.silu(value, inplace=True) if silu else value
+    return out
+
+
+class _ConvFn(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tail: Tensor | None,
+        reset: Tensor | None,
+        silu: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, tail, reset)
+        ctx.silu = silu
+        return _forward(_Conv(x, weight, bias, tail, reset), silu)
+
+    @staticmethod
+    def backward(ctx: Any, g_out: Tensor) -> Any:
+        x, weight, bias, tail, reset = ctx.saved_tensors
+        with torch.no_grad():
+            grads = _backward(_Conv(x, weight, bias, tail, reset), ctx.silu, g_out, weight, bias)
+        return *refuse_second_order("causal_conv1d", grads), None, None
+
+
+def _backward(
+    conv: _Conv, silu: bool, g_out: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x, width = conv.x, conv.width
+    batch, length, channels = x.shape
+    halo = width - 1
+    # Gradient of the inputs before the span and inside it; blocks add into their halo.
+    g_inputs = torch.zeros(batch, halo + length, channels, dtype=conv.dtype, device=x.device)
+    g_taps = torch.zeros_like(conv.taps)
+    g_bias = torch.zeros(channels, dtype=conv.dtype, device=x.device)
+    for start in conv.starts:
+        stop = min(start + conv.block, length)
+        inputs = conv.inputs(start, stop)
+        g = g_out[:, start:stop].to(conv.dtype)
+        if silu:
+            g = torch.ops.aten.silu_backward(g, conv.before_activation(inputs, start, stop))
+        g_bias += g.sum((0, 1))
+        for k in range(width):
+            g_taps[k] += (conv.tap(inputs, start, stop, k) * g).sum((0, 1))
+            allowed = conv.allowed(start, stop, halo - k)
+            part = g if allowed is None else torch.where(allowed, g, torch.zeros_like(g))
+            g_inputs[:, start + k : stop + k].addcmul_(part, conv.taps[k])
+    return (
+        g_inputs[:, halo:].to(x.dtype),
+        g_taps.t().to(weight.dtype),
+        None if bias is None else g_bias.to(bias.dtype),
+        None if conv.tail is None else g_inputs[:, :halo].to(conv.tail.dtype),
+    )

@@ -1,0 +1,309 @@
+"""The operations of the package, and the only door into `kernels/`.
+
+    selective_scan          the state space recurrence of Mamba, real or complex, selective or time-invariant
+    causal_conv1d           short depthwise causal convolution
+    rms_norm                normalisation with a fp32 residual stream
+    linear_cross_entropy    output head and loss without all logits
+
+Every operation takes `backend`: "auto" (the fastest that fits the inputs), "triton" (CUDA), "torch" (any device; the
+CPU path) or "reference" (sequential and obvious, differentiable to any order, for tests). Inputs are channels-last and
+never mutated; states go in and come out with gradients both ways. Letters: B batch, L length, D channels, N states,
+W filter width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.kernels.causal_conv1d import causal_conv1d_ref, causal_conv1d_torch, next_tail
+from mamba_bio_audio.kernels.linear_cross_entropy import linear_cross_entropy_ref, linear_cross_entropy_torch
+from mamba_bio_audio.kernels.rms_norm import rms_norm_ref, rms_norm_torch
+from mamba_bio_audio.kernels.selective_scan.blocked import selective_scan_blocked
+from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
+
+__all__ = ["causal_conv1d", "linear_cross_entropy", "rms_norm", "selective_scan"]
+
+BACKENDS = ("auto", "triton", "torch", "reference")
+MAX_CONV_WIDTH = 8
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = True,
+    h0: Tensor | None = None,
+    return_state: bool = False,
+    reset: Tensor | None = None,
+    exact_zoh: bool = False,
+    precise: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Runs the diagonal state space recurrence of Mamba over time.
+
+        h_t = exp(dt_t A) h_(t-1) + dt_t B_t u_t        y_t = sum_n C_t h_t + D u_t        out_t = y_t silu(z_t)
+
+    with dt = softplus(dt + dt_bias). Mamba (arXiv 2312.00752) section 3.2 and algorithm 2. Complex exactly when `A` has
+    a trailing axis of 2 (real and imaginary part): then y_t = 2 Re(sum_n C_t h_t) and N counts complex modes.
+
+    Args:
+        u: Input (B, L, D), any L >= 1.
+        dt: Step size before bias and softplus, (B, L, D), or (D,) if it does not depend on time.
+        A: Continuous-time decay (D, N) or (D, N, 2), already negative (real part), not its logarithm.
+        B: Input map (B, L, N[, 2]), or (D, N[, 2]) if it does not depend on time.
+        C: Readout, shapes as `B` and independent of it.
+        D: Skip weight (D,).
+        z: Gate (B, L, D), applied as silu(z).
+        dt_bias: Bias of the step size (D,).
+        dt_softplus: Whether to apply softplus (linear above 20); without it `dt` must be positive already.
+        h0: State before the first position (B, D, N[, 2]); None means zeros.
+        return_state: Whether to return the state after the last position as well.
+        reset: Bool (B, L), True where the state is zeroed before the position (start of a packed sequence).
+        exact_zoh: Whether to hold the input exactly, b = (exp(dt A) - 1) / A B u (paper equation 4), instead of dt B u.
+        precise: Whether to add (exp(dt A) - 1) h to h, so that decays within rounding of 1 keep their value: for
+            memories beyond about 1e5 steps.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        out (B, L, D) in the dtype of `u`, or (out, state) with state (B, D, N[, 2]) in fp32 (fp64 if any input is fp64).
+
+    Raises:
+        InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
+    """
+    choice = _choose("selective_scan", backend, u)
+    _check_scan(u, dt, A, B, C, D, z, dt_bias, h0, reset)
+    run = selective_scan_ref if choice == "reference" else selective_scan_blocked
+    options = {
+        "h0": h0,
+        "reset": reset,
+        "dt_softplus": dt_softplus,
+        "exact_zoh": exact_zoh,
+        "precise": precise,
+    }
+    if choice == "reference" and torch.is_autocast_enabled(u.device.type):
+        with torch.autocast(u.device.type, enabled=False):
+            out, state = run(u, dt, A, B, C, D, z, dt_bias, **options)
+    else:
+        out, state = run(u, dt, A, B, C, D, z, dt_bias, **options)
+    return (out, state) if return_state else out
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = "silu",
+    tail: Tensor | None = None,
+    return_tail: bool = False,
+    reset: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolves each channel with its own short causal filter.
+
+        out_t = silu(bias + sum_k weight[:, k] x_(t - W + 1 + k))
+
+    Mamba (arXiv 2312.00752) section 3.4, figure 3 (W = 4).
+
+    Args:
+        x: Input (B, L, D), any L >= 1.
+        weight: Filters (D, W), the last tap on the current position, 1 <= W <= 8.
+        bias: (D,).
+        activation: "silu" or None.
+        tail: The W - 1 inputs before the span (B, W-1, D); None means zeros.
+        return_tail: Whether to return the last W - 1 inputs, the `tail` of the span that follows.
+        reset: Bool (B, L), True where a packed sequence starts; no tap reaches back across it.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        out (B, L, D) in the dtype of `x` (sums in fp32, fp64 for fp64), or (out, tail) with tail (B, W-1, D) in x.dtype,
+        zeros where an input lies before the first position or before the last reset.
+
+    Raises:
+        InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
+    """
+    choice = _choose("causal_conv1d", backend, x)
+    if x.ndim != 3 or x.shape[1] < 1:
+        raise InputError(f"causal_conv1d: x must be (B, L, D) with L >= 1, not {_shape(x)}")
+    batch, length, channels = x.shape
+    if weight.ndim != 2 or weight.shape[0] != channels or not 1 <= weight.shape[1] <= MAX_CONV_WIDTH:
+        raise InputError(
+            f"causal_conv1d: weight must be (D={channels}, W) with 1 <= W <= {MAX_CONV_WIDTH}, not {_shape(weight)}"
+        )
+    width = weight.shape[1]
+    if activation not in ("silu", None):
+        raise InputError(f'causal_conv1d: activation must be "silu" or None, not {activation!r}')
+    where = "causal_conv1d"
+    _check(where, x, "x", x.shape, x)
+    _check(where, weight, "weight", weight.shape, x)
+    _check(where, bias, "bias", (channels,), x)
+    _check(where, tail, "tail", (batch, width - 1, channels), x)
+    _check_reset(where, reset, (batch, length), x)
+    run = causal_conv1d_ref if choice == "reference" else causal_conv1d_torch
+    out = run(x, weight, bias, activation=activation, tail=tail, reset=reset)
+    return (out, next_tail(x, tail, width, reset)) if return_tail else out
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-5, *, residual: Tensor | None = None, backend: str = "auto"
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalises channels by their root mean square, after adding the residual stream if one is given.
+
+        r = x + residual        y = r / sqrt(mean(r^2) + eps) weight
+
+    Zhang and Sennrich (arXiv 1910.07467); pre-norm with an fp32 residual stream as in Mamba.
+
+    Args:
+        x: (..., D).
+        weight: (D,).
+        eps: Added to the mean square.
+        residual: Residual stream (..., D), same shape as `x`, usually fp32.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        y (..., D) in the dtype of `x`; with `residual`, (y, r) where r is fp32 (fp64 if an input is fp64).
+
+    Raises:
+        InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
+    """
+    choice = _choose("rms_norm", backend, x)
+    if x.ndim < 1 or x.shape[-1] < 1:
+        raise InputError(f"rms_norm: x must be (..., D), not {_shape(x)}")
+    _check("rms_norm", x, "x", x.shape, x)
+    _check("rms_norm", weight, "weight", x.shape[-1:], x)
+    _check("rms_norm", residual, "residual", x.shape, x)
+    run = rms_norm_ref if choice == "reference" else rms_norm_torch
+    y, stream = run(x, weight, eps, residual)
+    return y if residual is None else (y, stream)
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Applies the output head and sums the cross entropy, without holding the logits of all positions.
+
+        loss = sum_i -log softmax(weight x_i)[target_i]        over positions with target_i != ignore_index
+
+    Args:
+        x: Features (..., D).
+        weight: Output head (V, D).
+        targets: Class of each position (...), integers in [0, V) or `ignore_index`.
+        ignore_index: Target of positions that are not scored.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        (loss, count): summed loss in nats, a 0-dimensional fp32 tensor (fp64 if an input is fp64), and the number of
+        scored positions, a 0-dimensional int64 tensor.
+
+    Raises:
+        InputError: Shapes, dtypes, devices or targets that do not fit, or an unknown or unavailable backend.
+    """
+    choice = _choose("linear_cross_entropy", backend, x)
+    where = "linear_cross_entropy"
+    if x.ndim < 1 or x.shape[-1] < 1:
+        raise InputError(f"{where}: x must be (..., D), not {_shape(x)}")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[-1] or weight.shape[0] < 1:
+        raise InputError(f"{where}: weight must be (V, D={x.shape[-1]}), not {_shape(weight)}")
+    _check(where, x, "x", x.shape, x)
+    _check(where, weight, "weight", weight.shape, x)
+    if targets.shape != x.shape[:-1]:
+        raise InputError(
+            f"{where}: targets must be {tuple(x.shape[:-1])} for x {_shape(x)}, not {_shape(targets)}"
+        )
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise InputError(f"{where}: targets must be integers, not {targets.dtype}")
+    if targets.device != x.device:
+        raise InputError(f"{where}: targets are on {targets.device}, x is on {x.device}")
+    if targets.device.type == "cpu":
+        wrong = ((targets < 0) | (targets >= weight.shape[0])) & (targets != ignore_index)
+        if wrong.any():
+            raise InputError(
+                f"{where}: target {int(targets[wrong][0])} is outside [0, {weight.shape[0]}) "
+                f"and is not ignore_index={ignore_index}"
+            )
+    run = linear_cross_entropy_ref if choice == "reference" else linear_cross_entropy_torch
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, weight, targets, ignore_index)
+
+
+def _choose(where: str, backend: str, x: Tensor) -> str:
+    """The backend that runs: "torch" or "reference"."""
+    if backend == "auto":
+        return "torch"
+    if backend in ("torch", "reference"):
+        return backend
+    if backend == "triton":
+        raise InputError(
+            f'{where}: backend "triton" is not available yet; use "auto" or "torch" (x is on {x.device})'
+        )
+    raise InputError(f"{where}: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+
+
+def _shape(t: Tensor) -> str:
+    return str(tuple(t.shape))
+
+
+def _check(where: str, t: Tensor | None, name: str, shape: tuple[int, ...], like: Tensor) -> None:
+    if t is None:
+        return
+    if t.shape != shape:
+        raise InputError(f"{where}: {name} must be {tuple(shape)}, not {_shape(t)}")
+    if t.dtype not in _FLOATS:
+        raise InputError(f"{where}: {name} must be a floating-point tensor, not {t.dtype}")
+    if t.device != like.device:
+        raise InputError(f"{where}: {name} is on {t.device}, the input is on {like.device}")
+
+
+def _check_reset(where: str, reset: Tensor | None, shape: tuple[int, int], like: Tensor) -> None:
+    if reset is None:
+        return
+    if reset.dtype != torch.bool or reset.shape != shape:
+        raise InputError(f"{where}: reset must be bool (B, L) = {shape}, not {reset.dtype} {_shape(reset)}")
+    if reset.device != like.device:
+        raise InputError(f"{where}: reset is on {reset.device}, the input is on {like.device}")
+
+
+def _check_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    h0: Tensor | None,
+    reset: Tensor | None,
+) -> None:
+    where = "selective_scan"
+    if u.ndim != 3 or u.shape[1] < 1:
+        raise InputError(f"{where}: u must be (B, L, D) with L >= 1, not {_shape(u)}")
+    batch, length, channels = u.shape
+    if A.ndim not in (2, 3) or A.shape[0] != channels or A.shape[1] < 1 or (A.ndim == 3 and A.shape[2] != 2):
+        raise InputError(
+            f"{where}: A must be (D={channels}, N) or complex (D={channels}, N, 2), not {_shape(A)}"
+        )
+    states = A.shape[1:]
+    _check(where, u, "u", u.shape, u)
+    _check(where, A, "A", A.shape, u)
+    _check(where, dt, "dt", (channels,) if dt.ndim == 1 else u.shape, u)
+    for name, t in (("B", B), ("C", C)):
+        selective, fixed = (batch, length, *states), (channels, *states)
+        if t.shape not in (selective, fixed):
+            kind = "complex A" if A.ndim == 3 else "real A"
+            raise InputError(
+                f"{where}: {name} must be {selective}, or {fixed} (LTI), for {kind}, not {_shape(t)}"
+            )
+        _check(where, t, name, t.shape, u)
+    _check(where, D, "D", (channels,), u)
+    _check(where, z, "z", u.shape, u)
+    _check(where, dt_bias, "dt_bias", (channels,), u)
+    _check(where, h0, "h0", (batch, *A.shape), u)
+    _check_reset(where, reset, (batch, length), u)

@@ -1,0 +1,382 @@
+"""Batches of DNA for training, windows for evaluation, and the numbers that describe a data set."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.intervals import (
+    SPLITS,
+    Interval,
+    Span,
+    merge,
+    read_intervals,
+    shared_bases,
+    split_blocks,
+)
+from mamba_bio_audio.pipelines.dna.sources import locate
+from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer, N
+from mamba_bio_audio.pipelines.dna.windows import (
+    EvaluationWindows,
+    Windows,
+    evaluation_windows,
+    evenly_spaced,
+    training_windows,
+)
+
+IGNORED = -100
+# Streams of random numbers that share a seed.
+_ORDER_STREAM, _STRAND_STREAM = 1, 2
+
+
+class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
+    """An endless stream of training batches, the same whatever the number of workers.
+
+    Sample i, counted over all ranks from the start of training, is window k = i mod n of the permutation of
+    epoch i // n; both it and its strand depend on (seed, i) alone. Rank r of R takes samples r, r + R, ...
+    after `start_sample`. A worker yields whole batches, every W-th one, and DataLoader takes them from its
+    workers in turn.
+    """
+
+    def __init__(
+        self,
+        windows: Windows,
+        genome: Genome,
+        *,
+        batch_size: int,
+        seed: int,
+        reverse_complement: bool,
+        start_sample: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.windows = windows
+        self.genome = genome
+        self.batch_size = batch_size
+        self.seed = seed
+        self.reverse_complement = reverse_complement
+        self.start_sample = start_sample
+        self.rank = rank
+        self.world_size = world_size
+        self._epoch = -1
+        self._order: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+
+    def window_index(self, sample: int) -> int:
+        """Which window is sample number i."""
+        epoch, position = divmod(sample, len(self.windows))
+        if epoch != self._epoch:
+            bits = np.random.Philox(key=[self.seed, _ORDER_STREAM], counter=[0, 0, 0, epoch])
+            self._order = np.random.Generator(bits).permutation(np.arange(len(self.windows), dtype=np.int32))
+            self._epoch = epoch
+        return int(self._order[position])
+
+    def is_reversed(self, sample: int) -> bool:
+        """Is sample number i read from the opposite strand?"""
+        if not self.reverse_complement:
+            return False
+        return bool(
+            np.random.Philox(key=[self.seed, _STRAND_STREAM], counter=[sample, 0, 0, 0]).random_raw() & 1
+        )
+
+    def tokens_of(self, sample: int) -> NDArray[np.uint8]:
+        """Token ids of sample number i, (2 .. L + 1,)."""
+        ids = self.genome.fetch(*self.windows[self.window_index(sample)])
+        return self.genome.codec.reverse_complement(ids) if self.is_reversed(sample) else ids
+
+    def batch(self, number: int) -> dict[str, torch.Tensor]:
+        """Batch `number` of this rank: tokens and targets, (B, L)."""
+        first = self.start_sample + number * self.batch_size * self.world_size + self.rank
+        samples = range(first, first + self.batch_size * self.world_size, self.world_size)
+        return pad_and_shift([self.tokens_of(sample) for sample in samples], self.windows.length)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        while True:
+            yield self.batch(number)
+            number += step
+
+
+class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
+    """Windows of a split, one by one: tokens (L,), targets (L,), and `group`, the number of the genome file."""
+
+    def __init__(self, windows: Windows, genome: Genome) -> None:
+        self.windows = windows
+        self.genome = genome
+        self._groups = [genome.genome_of(record) for record in windows.records]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        span = self.windows[index]
+        example = {
+            name: rows[0]
+            for name, rows in pad_and_shift([self.genome.fetch(*span)], self.windows.length).items()
+        }
+        example["group"] = torch.tensor(self._groups[self.windows.record[index]])
+        return example
+
+
+class DnaDataModule(LightningDataModule):
+    """Training batches and evaluation windows of a genome.
+
+    Args:
+        config: which data.
+        length: inputs per window, L; a window reads up to L + 1 bases.
+        batch_size: windows per batch and rank.
+        seed: of the order of training windows and their strands.
+        start_sample: training samples already consumed, over all ranks; a resumed run continues with the
+            next.
+        rank, world_size: this process among those that train together.
+
+    Attributes:
+        codec: the tokeniser.
+        genome, intervals, windows: set by `setup()`.
+        skipped_windows: training windows left out because of unknown bases.
+    """
+
+    genome: Genome
+    intervals: list[Interval]
+    windows: Windows
+
+    def __init__(
+        self,
+        config: DnaDataConfig,
+        *,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start_sample: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__()
+        if (
+            length < 1
+            or batch_size < 1
+            or not 0 <= rank < world_size
+            or start_sample < 0
+            or not 0 <= seed < 2**63
+        ):
+            raise ValueError(
+                "needs length >= 1, batch_size >= 1, 0 <= rank < world_size, start_sample >= 0, 0 <= seed < "
+                "2^63; got "
+                f"{length}, {batch_size}, {rank} of {world_size}, {start_sample}, {seed}"
+            )
+        self.config = config
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_sample = start_sample
+        self.rank = rank
+        self.world_size = world_size
+        self.codec = DnaTokenizer()
+        self.skipped_windows = 0
+        self.split_source = ""
+        self.shared: dict[str, int] = {}
+        self._evaluation: dict[str, EvaluationWindows] = {}
+        self._ready = False
+
+    def setup(self, stage: str | None = None) -> None:
+        """Index the files, read or make the splits, lay out the training windows; all before workers start."""
+        if self._ready:
+            return
+        config = self.config
+        source = locate(config.path, config.intervals)
+        self.genome = source.open()
+        if source.intervals:
+            self.intervals = read_intervals(source.intervals, self.genome)
+            self.split_source = f"{source.intervals} ({source.intervals_origin})"
+        else:
+            self.intervals = split_blocks(
+                self.genome,
+                seed=config.split_seed,
+                fractions={"valid": config.valid_fraction, "test": config.test_fraction},
+                block_bases=config.block_bases,
+            )
+            self.split_source = f"blocks chosen by split_seed {config.split_seed}"
+        self.shared = shared_bases(self.intervals)
+        if any(self.shared.values()) and config.shared_bases == "error":
+            counts = ", ".join(
+                f"{count:,} between {pair.replace('/', ' and ')}"
+                for pair, count in self.shared.items()
+                if count
+            )
+            raise InputError(
+                f"{source.intervals}: the splits have bases in common: {counts}. A model would be tested on "
+                "what it was trained "
+                "on. Correct the intervals, or accept it with data.shared_bases=allow."
+            )
+        training = [interval for interval in self.intervals if interval.split == "train"]
+        self.windows, self.skipped_windows = training_windows(
+            training, self.genome, self.length, config.max_unknown
+        )
+        self._ready = True
+
+    def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        """Endless batches of int64 tokens (B, L) and targets (B, L), -100 on padding and unknown bases."""
+        self.setup()
+        if not len(self.windows):
+            raise InputError(
+                f"data.path: no window to train on: {self.bases('train'):,} bases in the training split, "
+                f"{self.skipped_windows:,} "
+                f"windows skipped because more than {self.config.max_unknown:.0%} of their bases are not A, "
+                "C, G or T. "
+                "Check the file and the splits, or raise data.max_unknown."
+            )
+        stream = TrainingStream(
+            self.windows,
+            self.genome,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            reverse_complement=self.config.reverse_complement,
+            start_sample=self.start_sample,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        return self._loader(stream, batch_size=None)
+
+    def evaluation_windows(self, split: str) -> EvaluationWindows:
+        """Windows that score each base of a split's union once, with the counts of what is not scored."""
+        self.setup()
+        if split not in SPLITS:
+            raise InputError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
+        if split not in self._evaluation:
+            self._evaluation[split] = evaluation_windows(self._of(split), self.genome, self.length)
+        return self._evaluation[split]
+
+    def evaluation_dataset(self, split: str, max_tokens: int | None = None) -> EvaluationDataset:
+        """Examples of a split, always the same.
+
+        Args:
+            split: train, valid or test.
+            max_tokens: keep only so many windows, evenly spaced, that their positions are at most this many
+                (one at least).
+        """
+        windows = self.evaluation_windows(split).windows
+        if not len(windows):
+            raise InputError(f"the {split} split has no base that can be scored. Check {self.split_source}.")
+        if max_tokens is not None:
+            windows = windows.select(evenly_spaced(len(windows), max(1, max_tokens // self.length)))
+        return EvaluationDataset(windows, self.genome)
+
+    def evaluation_dataloader(
+        self, split: str, batch_size: int | None = None, max_tokens: int | None = None
+    ) -> DataLoader[dict[str, torch.Tensor]]:
+        """Batches {tokens (B, L), targets (B, L), group (B,)} of a split in fixed order; this rank's share of
+        them.
+
+        The shares are disjoint and complete, so sums over ranks are exact; keep Lightning's own sampler off.
+        """
+        dataset = self.evaluation_dataset(split, max_tokens)
+        share = (
+            dataset
+            if self.world_size == 1
+            else Subset(dataset, range(self.rank, len(dataset), self.world_size))
+        )
+        return self._loader(share, batch_size=batch_size or self.batch_size)
+
+    def evaluation_spans(self, split: str) -> list[Span]:
+        """The union of a split's intervals as (record, start, end)."""
+        self.setup()
+        return merge(self._of(split))
+
+    def bases(self, split: str) -> int:
+        """Bases in the union of a split's intervals."""
+        return sum(span.end - span.start for span in self.evaluation_spans(split))
+
+    def summary(self) -> dict[str, Any]:
+        """The data set in numbers, ready for JSON."""
+        self.setup()
+        splits: dict[str, dict[str, int]] = {}
+        for split in SPLITS:
+            evaluation = self.evaluation_windows(split)
+            splits[split] = {
+                "intervals": len(self._of(split)),
+                "bases": evaluation.bases,
+                "scored_bases": evaluation.scored,
+                "unknown_bases": evaluation.unknown,
+                "first_of_record_bases": evaluation.first_of_record,
+                "evaluation_windows": len(evaluation.windows),
+            }
+        return {
+            **describe(self.genome),
+            "split_source": self.split_source,
+            "splits": splits,
+            "shared_bases": self.shared,
+            "length": self.length,
+            "training_windows": len(self.windows),
+            "skipped_windows": self.skipped_windows,
+            "max_unknown": self.config.max_unknown,
+            "reverse_complement": self.config.reverse_complement,
+            "composition": composition(self.genome, self.evaluation_spans("train")),
+        }
+
+    def _of(self, split: str) -> list[Interval]:
+        return [interval for interval in self.intervals if interval.split == split]
+
+    def _loader(self, dataset: Any, batch_size: int | None) -> DataLoader[dict[str, torch.Tensor]]:
+        workers = self.config.num_workers
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def pad_and_shift(rows: list[NDArray[np.uint8]], length: int) -> dict[str, torch.Tensor]:
+    """Tokens s0 .. s(L-1) and targets s1 .. sL of rows of up to L + 1 ids, padded on the right.
+
+    Returns:
+        tokens, targets: int64 (B, L); targets are -100 where the next base is unknown or there is none.
+    """
+    ids = np.full((len(rows), length + 1), PAD, dtype=np.uint8)
+    for row, values in zip(ids, rows, strict=True):
+        row[: len(values)] = values
+    wide = ids.astype(np.int64)
+    # A full row's last base is a target only; a short row's last base keeps its place as an input.
+    tokens, targets = wide[:, :-1].copy(), wide[:, 1:].copy()
+    targets[(targets == PAD) | (targets == N)] = IGNORED
+    return {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
+
+
+def describe(genome: Genome) -> dict[str, Any]:
+    """Files, sizes and shares of a genome, ready for JSON."""
+    totals = dict.fromkeys(("bases", "unknown", "lower"), 0)
+    for statistics in genome.scan().values():
+        totals["bases"] += statistics.length
+        totals["unknown"] += statistics.unknown
+        totals["lower"] += statistics.counts["lower"]
+    return {
+        "files": [
+            {"name": file.name, "path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256}
+            for file in genome.fingerprint()
+        ],
+        "genomes": genome.genomes,
+        "records": len(genome.records),
+        "bases": totals["bases"],
+        "unknown_percent": 100 * totals["unknown"] / totals["bases"],
+        "lower_case_percent": 100 * totals["lower"] / totals["bases"],
+    }
+
+
+def composition(genome: Genome, spans: list[Span]) -> dict[str, float]:
+    """Shares of A, C, G, T among the known bases of spans; they sum to 1 (all 0.25 where there are none)."""
+    counts = np.zeros(256, dtype=np.int64)
+    for span in spans:
+        for start in range(span.start, span.end, 1 << 22):
+            ids = genome.fetch(span.record, start, min(start + (1 << 22), span.end))
+            counts += np.bincount(ids, minlength=256)
+    known = counts[list(genome.codec.base_ids)].astype(float)
+    shares = known / known.sum() if known.sum() else np.full(4, 0.25)
+    return dict(zip("ACGT", shares.tolist(), strict=True))

@@ -1,0 +1,364 @@
+"""Random access to one genome or several, from plain and BGZF FASTA files.
+
+pyfaidx seeks and reads on one file handle, and a forked process shares its parent's offset: readers that fork
+with an open handle return wrong sequence without an error (pyfaidx issues 92 and 211). Here every process and
+thread opens its own handles, at its first read, and every read is checked for length.
+
+Coordinates are 0-based half-open. Records are named `record` with one file and `genome:record` with several,
+where genome is the file name without its FASTA suffixes.
+"""
+
+import difflib
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyfaidx
+from numpy.typing import ArrayLike, NDArray
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.fasta_index import COUNT_NAMES, FastaIndex, IndexFiles, load_index
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+
+FASTA_SUFFIXES = (".fa", ".fasta", ".fna")
+MAX_OPEN_FILES = 64
+# BgzfReader joins blocks by repeated concatenation, so a long read goes in pieces.
+PIECE_BASES = 1 << 20
+
+
+@dataclass(frozen=True)
+class RecordStatistics:
+    """Letters of one record.
+
+    Attributes:
+        length: bases of every kind.
+        counts: number of A, C, G, T, N, other letters, and of lower-case letters among all of these.
+        run_starts, run_ends: maximal stretches without A, C, G or T, sorted.
+    """
+
+    length: int
+    counts: dict[str, int]
+    run_starts: NDArray[np.int64]
+    run_ends: NDArray[np.int64]
+
+    @property
+    def unknown(self) -> int:
+        """Bases that are not A, C, G or T."""
+        return self.counts["N"] + self.counts["other"]
+
+
+@dataclass(frozen=True)
+class FileFingerprint:
+    """What identifies the contents of one FASTA file."""
+
+    name: str
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Genome:
+    """Reader of FASTA files: names, lengths, statistics, and token ids of any span.
+
+    Building one reads each file completely the first time (index, statistics, checksum) and is quick from
+    then on. An object may be sent to other processes by fork or by pickling; no file handle travels.
+
+    Args:
+        paths: one FASTA file, several, or folders, of which every file named *.fa, *.fasta or *.fna (.gz,
+            .bgz) is taken.
+        index_beside: put index files beside the FASTA where that is possible; else they go to the user's
+            cache.
+    """
+
+    def __init__(
+        self, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, index_beside: bool = True
+    ) -> None:
+        self.codec = DnaTokenizer()
+        self.paths = find_fasta_files(paths)
+        self.genomes = [genome_name(path) for path in self.paths]
+        for index, name in enumerate(self.genomes):
+            if name in self.genomes[:index]:
+                other = self.paths[self.genomes.index(name)]
+                raise InputError(
+                    f"{self.paths[index]}: has the genome name {name!r}, as has {other}. Records are named "
+                    "`genome:record`: "
+                    "rename one of the files, or give only one of them."
+                )
+        self._files: list[IndexFiles] = [load_index(path, index_beside=index_beside) for path in self.paths]
+        self.records: dict[str, int] = {}
+        # Record name -> (file number, row in that file's index).
+        self._rows: dict[str, tuple[int, int]] = {}
+        for number, files in enumerate(self._files):
+            prefix = f"{self.genomes[number]}:" if len(self.paths) > 1 else ""
+            for row, (name, length) in enumerate(
+                zip(files.index.names, files.index.fai[:, 0].tolist(), strict=True)
+            ):
+                self.records[prefix + name] = length
+                self._rows[prefix + name] = (number, row)
+        self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_local"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+    def __repr__(self) -> str:
+        return f"Genome({len(self.paths)} files, {len(self.records):,} records, "
+        f"{sum(self.records.values()):,} bases)"
+
+    def fetch(self, record: str, start: int, end: int) -> NDArray[np.uint8]:
+        """Token ids of the bases [start, end) of a record, shape (end - start,)."""
+        number, row = self._locate(record)
+        length = self.records[record]
+        if not 0 <= start <= end <= length:
+            raise InputError(
+                f"{self.paths[number]}: record {record!r} has {length:,} bases; [{start:,}, {end:,}) "
+                "(0-based, end excluded) "
+                "is not inside it."
+            )
+        if start == end:
+            return np.zeros(0, dtype=np.uint8)
+        name = self._files[number].index.names[row]
+        handle = self._handle(number)
+        pieces = []
+        for begin in range(start, end, PIECE_BASES):
+            stop = min(begin + PIECE_BASES, end)
+            try:
+                text = handle.from_file(name, begin + 1, stop)
+            except (OSError, ValueError, pyfaidx.FetchError) as error:
+                raise InputError(
+                    f"{self.paths[number]}: record {record!r}, [{begin:,}, {stop:,}): cannot be read "
+                    f"({error}). "
+                    "Check the disk, and whether the file changed."
+                ) from error
+            if len(text) != stop - begin:
+                raise InputError(
+                    f"{self.paths[number]}: record {record!r}, [{begin:,}, {stop:,}): {len(text):,} bases "
+                    "came back. "
+                    "The file changed while it was in use; run again."
+                )
+            pieces.append(self.codec.encode(text))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def resolve(self, name: str, file: str | None = None) -> str:
+        """The record that a user means.
+
+        Args:
+            name: `genome:record`, or a record name that only one file has. A name is always taken literally:
+                records may be called `chr3:42000000-44000000`.
+            file: name of the FASTA file (or its genome name), to choose between files with equal record
+                names.
+        """
+        if file is not None:
+            number = self._file_number(file)
+            key = f"{self.genomes[number]}:{name}" if len(self.paths) > 1 else name
+            if key in self.records:
+                return key
+            raise InputError(f"{self.paths[number]}: no record {name!r}.{self._hint(name, [number])}")
+        if name in self.records:
+            return name
+        found = [f"{genome}:{name}" for genome in self.genomes if f"{genome}:{name}" in self.records]
+        if len(found) == 1:
+            # With one file, its own `genome:` before a record is understood as well.
+            return found[0]
+        if (
+            len(self.paths) == 1
+            and name.startswith(f"{self.genomes[0]}:")
+            and name.split(":", 1)[1] in self.records
+        ):
+            return name.split(":", 1)[1]
+        if found:
+            raise InputError(f"record {name!r} is in several files; write one of {_some(found)}.")
+        where = self.paths[0] if len(self.paths) == 1 else f"the {len(self.paths)} FASTA files"
+        raise InputError(f"no record {name!r} in {where}.{self._hint(name, range(len(self.paths)))}")
+
+    def genome_of(self, record: str) -> int:
+        """Position in `genomes` and `paths` of the file that holds a record."""
+        return self._locate(record)[0]
+
+    def bare_name(self, record: str) -> str:
+        """The name that a record has in its file."""
+        number, row = self._locate(record)
+        return self._files[number].index.names[row]
+
+    def scan(self) -> dict[str, RecordStatistics]:
+        """Letter counts and unknown stretches of every record, from the stored index."""
+        return {name: self.statistics(name) for name in self.records}
+
+    def statistics(self, record: str) -> RecordStatistics:
+        """Letter counts and unknown stretches of one record."""
+        index, row = self._index(record)
+        span = slice(int(index.run_offsets[row]), int(index.run_offsets[row + 1]))
+        counts = dict(zip(COUNT_NAMES, index.counts[row].tolist(), strict=True))
+        return RecordStatistics(self.records[record], counts, index.run_starts[span], index.run_ends[span])
+
+    def count_unknown(self, record: str, start: ArrayLike, end: ArrayLike) -> NDArray[np.int64]:
+        """Exact number of bases other than A, C, G, T in [start, end); also for arrays of spans."""
+        statistics = self.statistics(record)
+        starts, ends = statistics.run_starts, statistics.run_ends
+        totals = np.concatenate([[0], np.cumsum(ends - starts)])
+
+        def before(position: NDArray[np.int64]) -> NDArray[np.int64]:
+            runs = np.searchsorted(starts, position)
+            # The run that begins last before the position may reach beyond it.
+            beyond = np.maximum(ends[runs - 1] - position, 0) if len(ends) else 0
+            return totals[runs] - np.where(runs > 0, beyond, 0)
+
+        return before(np.asarray(end, dtype=np.int64)) - before(np.asarray(start, dtype=np.int64))
+
+    def fingerprint(self) -> list[FileFingerprint]:
+        """Name, size and SHA-256 of every file."""
+        return [
+            FileFingerprint(os.path.basename(path), path, files.index.size_bytes, files.index.sha256)
+            for path, files in zip(self.paths, self._files, strict=True)
+        ]
+
+    def _locate(self, record: str) -> tuple[int, int]:
+        try:
+            return self._rows[record]
+        except KeyError:
+            return self._rows[self.resolve(record)]
+
+    def _index(self, record: str) -> tuple[FastaIndex, int]:
+        number, row = self._locate(record)
+        return self._files[number].index, row
+
+    def _handle(self, number: int) -> pyfaidx.Faidx:
+        """This process's and thread's own handle on a file."""
+        local = self._local
+        if getattr(local, "pid", None) != os.getpid():
+            local.pid = os.getpid()
+            local.handles = OrderedDict()
+        handles: OrderedDict[int, pyfaidx.Faidx] = local.handles
+        if number in handles:
+            handles.move_to_end(number)
+            return handles[number]
+        if len(handles) >= MAX_OPEN_FILES:
+            handles.popitem(last=False)[1].close()
+        handles[number] = self._open(number)
+        return handles[number]
+
+    def _open(self, number: int) -> pyfaidx.Faidx:
+        path, files = self.paths[number], self._files[number]
+        try:
+            status = os.stat(path)
+            if (status.st_size, status.st_mtime_ns) != (files.index.size_bytes, files.index.mtime_ns):
+                raise InputError(f"{path}: the file changed since it was indexed. Run again.")
+            with warnings.catch_warnings():
+                # Never let a worker rebuild an index; ours is checked by size and time of the FASTA, not by
+                # its own age.
+                warnings.filterwarnings("ignore", message=".*older than FASTA file", category=RuntimeWarning)
+                handle = pyfaidx.Faidx(
+                    path,
+                    indexname=files.fai_path,
+                    gzi_indexname=files.gzi_path,
+                    rebuild=False,
+                    build_index=False,
+                )
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be opened ({error}). Check the file and its index {files.fai_path}."
+            ) from error
+        if files.index.compressed:
+            handle.gzi_index = [_Block(start, None, text, None) for start, text in files.index.gzi.tolist()]
+        return handle
+
+    def _file_number(self, file: str) -> int:
+        names = [os.path.basename(path) for path in self.paths]
+        for candidates in (self.paths, names, self.genomes):
+            if file in candidates:
+                return candidates.index(file)
+        base = os.path.basename(file)
+        if base in names:
+            return names.index(base)
+        raise InputError(f"no FASTA file {file!r} among those given: {_some(names)}.")
+
+    def _hint(self, name: str, numbers: Iterable[int]) -> str:
+        """What the user may have meant: chr1 for 1, chrM for MT, another case, or a close spelling."""
+        known = [record for number in numbers for record in self._files[number].index.names]
+        bare = name[3:] if name.lower().startswith("chr") else name
+        bare = {"mt": "M", "m": "M"}.get(bare.lower(), bare)
+        aliases = {bare.lower(), f"chr{bare}".lower(), *({"mt", "chrmt"} if bare == "M" else ())}
+        found = [record for record in known if record.lower() in aliases]
+        if found:
+            return f" Did you mean {_some(found)}? Chromosome names must be those of the FASTA file."
+        close = difflib.get_close_matches(name, known[:10_000], n=3)
+        return f" Did you mean {_some(close)}?" if close else f" It has {_some(known)}."
+
+
+class _Block(pyfaidx.BgzfBlock):
+    """A block that bisection also passes by when the position is its very first byte.
+
+    pyfaidx would read such a position at the end of the block before, which cannot be written down when that
+    block holds 65,536 bytes, as Biopython's writer makes them.
+    """
+
+    __slots__ = ()
+
+    def __lt__(self, other: Any) -> bool:
+        return bool(self.ustart <= other)
+
+
+def find_fasta_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Absolute paths of FASTA files: files as given, folders replaced by their FASTA files by name."""
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not given:
+        raise InputError("no FASTA file was given.")
+    found: list[str] = []
+    for item in given:
+        path = Path(item).expanduser()
+        if path.is_dir():
+            inside = sorted(
+                str(child.absolute())
+                for child in path.iterdir()
+                if child.is_file() and _is_fasta_name(child.name)
+            )
+            if not inside:
+                raise InputError(
+                    f"{path}: no FASTA file in this folder (*.fa, *.fasta, *.fna, each also with .gz)."
+                )
+            found += inside
+        elif path.is_file():
+            found.append(str(path.absolute()))
+        elif path.exists():
+            raise InputError(
+                f"{path}: neither a file nor a folder. FASTA is read at random positions and cannot be a "
+                "pipe."
+            )
+        else:
+            raise InputError(f"{path}: there is no such file or folder (current folder {Path.cwd()}).")
+    for index, file in enumerate(found):
+        if file in found[:index]:
+            raise InputError(f"{file}: given twice.")
+    return found
+
+
+def genome_name(path: str) -> str:
+    """File name without FASTA and compression suffixes."""
+    name = os.path.basename(path)
+    for suffixes in ((".gz", ".bgz"), FASTA_SUFFIXES):
+        for suffix in suffixes:
+            if name.lower().endswith(suffix) and len(name) > len(suffix):
+                name = name[: -len(suffix)]
+                break
+    return name
+
+
+def _is_fasta_name(name: str) -> bool:
+    name = name.lower().removesuffix(".gz").removesuffix(".bgz")
+    return not name.startswith(".") and name.endswith(FASTA_SUFFIXES)
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in names[:limit])
+    return f"{shown} and {len(names) - limit:,} more" if len(names) > limit else shown

@@ -1,0 +1,272 @@
+"""Which bases of a genome belong to training, validation and test.
+
+Intervals come from a file (4-column BED, or TSV with the header file, record, start0, end, split) or, without
+one, from cutting any genome into contiguous blocks. Coordinates are 0-based half-open.
+"""
+
+import gzip
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.genome import Genome
+
+SPLITS = ("train", "valid", "test")
+SPLIT_ALIASES = {"val": "valid", "validation": "valid"}
+TSV_COLUMNS = ("file", "record", "start0", "end", "split")
+MAX_BLOCK_BASES = 1 << 17
+
+
+class Span(NamedTuple):
+    """The bases [start, end) of a record."""
+
+    record: str
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"{self.record}:[{self.start:,}, {self.end:,})"
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Interval:
+    """A span of a record with the split that it belongs to; at least one base."""
+
+    record: str
+    start: int
+    end: int
+    split: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"an interval needs 0 <= start < end, not [{self.start}, {self.end})")
+        if self.split not in SPLITS:
+            raise ValueError(f"split is one of {', '.join(SPLITS)}, not {self.split!r}")
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        return f"{self.record}:[{self.start:,}, {self.end:,}) {self.split}"
+
+
+def read_intervals(path: str | os.PathLike[str], genome: Genome) -> list[Interval]:
+    """Intervals of a BED or TSV file, in its order, checked against the genome.
+
+    BED: record, start, end, split, no header. TSV: a header line naming record, start0, end, split and,
+        optionally, file, in
+    any order. Split names: train, valid (or val), test. The file may be gzip-compressed.
+    """
+    path = str(path)
+    intervals: list[Interval] = []
+    columns: dict[str, int] | None = None
+    width = 4
+    resolved: dict[tuple[str, str | None], str] = {}
+    for number, line in _numbered_lines(path):
+        where = f"{path}: line {number:,}"
+        fields = line.split("\t") if "\t" in line else line.split()
+        fields = [field.strip() for field in fields]
+        if columns is None:
+            if "start0" in fields or "record" in fields:
+                columns, width = _header(fields, where), len(fields)
+                continue
+            columns = {"record": 0, "start0": 1, "end": 2, "split": 3}
+        if len(fields) != width:
+            raise InputError(
+                f"{where}: {len(fields)} columns instead of {width}. BED needs record, start, end, split; "
+                "TSV needs a first "
+                f"line naming {', '.join(TSV_COLUMNS)}."
+            )
+        record, file = fields[columns["record"]], fields[columns["file"]] if "file" in columns else None
+        start, end = (_integer(fields[columns[name]], name, where) for name in ("start0", "end"))
+        split = fields[columns["split"]]
+        split = SPLIT_ALIASES.get(split.lower(), split.lower())
+        if split not in SPLITS:
+            raise InputError(
+                f"{where}: unknown split {fields[columns['split']]!r}. Allowed: {', '.join(SPLITS)} (val "
+                "means valid)."
+            )
+        if (record, file) not in resolved:
+            try:
+                resolved[record, file] = genome.resolve(record, file)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
+        name = resolved[record, file]
+        if start < 0:
+            raise InputError(f"{where}: start {start:,} is negative. Starts count from 0.")
+        if start >= end:
+            raise InputError(
+                f"{where}: start {start:,} is not before end {end:,}. Starts count from 0, the end is "
+                "excluded."
+            )
+        if end > genome.records[name]:
+            raise InputError(
+                f"{where}: end {end:,} lies beyond {name!r}, which has {genome.records[name]:,} bases. "
+                "Are the intervals of another assembly?"
+            )
+        intervals.append(Interval(name, start, end, split))
+    if not intervals:
+        raise InputError(f"{path}: no intervals in it. BED needs lines of record, start, end, split.")
+    return intervals
+
+
+def write_intervals(intervals: Iterable[Interval], genome: Genome) -> str:
+    """Text of a TSV file that `read_intervals` reads back."""
+    lines = ["\t".join(TSV_COLUMNS)]
+    for interval in intervals:
+        file = os.path.basename(genome.paths[genome.genome_of(interval.record)])
+        lines.append(
+            f"{file}\t{genome.bare_name(interval.record)}\t{interval.start}\t{interval.end}\t{interval.split}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def merge(intervals: Iterable[Interval | Span]) -> list[Span]:
+    """Union of intervals: records in order of first appearance, spans sorted, apart from each other."""
+    by_record: dict[str, list[tuple[int, int]]] = {}
+    for interval in intervals:
+        by_record.setdefault(interval.record, []).append((interval.start, interval.end))
+    spans: list[Span] = []
+    for record, pairs in by_record.items():
+        pairs.sort()
+        start, end = pairs[0]
+        for next_start, next_end in pairs[1:]:
+            if next_start > end:
+                spans.append(Span(record, start, end))
+                start, end = next_start, next_end
+            end = max(end, next_end)
+        spans.append(Span(record, start, end))
+    return spans
+
+
+def shared_bases(intervals: Sequence[Interval]) -> dict[str, int]:
+    """Number of bases that two splits both contain, for each pair: {"train/valid": 0, ...}.
+
+    Such bases leak: a model is tested on sequence that it was trained on.
+    """
+    shared = {}
+    unions = {split: merge(interval for interval in intervals if interval.split == split) for split in SPLITS}
+    for index, first in enumerate(SPLITS):
+        for second in SPLITS[index + 1 :]:
+            # |A and B| = |A| + |B| - |A or B|
+            both = merge([*unions[first], *unions[second]])
+            shared[f"{first}/{second}"] = _bases(unions[first]) + _bases(unions[second]) - _bases(both)
+    return shared
+
+
+def split_blocks(
+    genome: Genome, *, seed: int, fractions: Mapping[str, float], block_bases: int | None = None
+) -> list[Interval]:
+    """Split any genome into contiguous blocks, each given to one split at random.
+
+    Every file is split on its own, so that each split sees every genome where the file is large enough. The
+    result depends only on the seed, the settings, and the names and lengths of the records, not on paths.
+    Neighbouring blocks of one split become one interval. Blocks at random places are a milder test than whole
+    chromosomes: repeats and gene families lie on both sides. Use an intervals file to hold out chromosomes.
+
+    Args:
+        seed: of the random choice.
+        fractions: share of "valid" and of "test" in the known bases, each 0 to below 1; the rest is "train".
+        block_bases: length of a block; None: 131,072, or less for a small file so that each split gets its
+            share.
+    """
+    wanted = {split: fractions.get(split, 0.0) for split in ("valid", "test")}
+    intervals: list[Interval] = []
+    for number in range(len(genome.paths)):
+        intervals += _split_file(genome, number, seed, wanted, block_bases)
+    present = {interval.split for interval in intervals}
+    missing = [split for split in SPLITS if split not in present and (split == "train" or wanted[split] > 0)]
+    if missing:
+        total = sum(genome.records.values())
+        needed = f" with data.block_bases={block_bases:,}" if block_bases else ""
+        raise InputError(
+            f"{genome.paths[0] if len(genome.paths) == 1 else f'{len(genome.paths)} FASTA files'}: "
+            f"{total:,} bases are too few "
+            f"to split{needed}; nothing is left for {', '.join(missing)}. Give data.intervals, a smaller "
+            "data.block_bases, or "
+            "set data.valid_fraction and data.test_fraction to 0."
+        )
+    return intervals
+
+
+def _split_file(
+    genome: Genome, number: int, seed: int, wanted: Mapping[str, float], block_bases: int | None
+) -> list[Interval]:
+    records = [record for record in genome.records if genome.genome_of(record) == number]
+    total = sum(genome.records[record] for record in records)
+    if block_bases is None:
+        smallest = min((fraction for fraction in wanted.values() if fraction > 0), default=1.0)
+        block_bases = min(MAX_BLOCK_BASES, max(2, int(total * smallest)))
+    blocks: list[tuple[str, int, int]] = []
+    known: list[int] = []
+    identity = hashlib.sha256()
+    for record in records:
+        length = genome.records[record]
+        identity.update(f"{genome.bare_name(record)}\t{length}\n".encode())
+        edges = np.linspace(0, length, max(1, round(length / block_bases)) + 1).astype(np.int64)
+        lengths = edges[1:] - edges[:-1]
+        known += (lengths - genome.count_unknown(record, edges[:-1], edges[1:])).tolist()
+        blocks += [
+            (record, start, end) for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+        ]
+    key = np.array([seed, int.from_bytes(identity.digest()[:8], "little")], dtype=np.uint64)
+    order = np.random.Generator(np.random.Philox(key=key)).permutation(len(blocks)).tolist()
+    # A block with hardly a known base would make an empty test; training skips it by itself.
+    usable = [at for at in order if 2 * known[at] >= blocks[at][2] - blocks[at][1] and known[at] > 1]
+    chosen = dict.fromkeys(range(len(blocks)), "train")
+    quota = {split: fraction * sum(known) for split, fraction in wanted.items() if fraction > 0}
+    if len(usable) > len(quota):
+        for split, bases in quota.items():
+            taken = 0
+            # Half a block of excess is as good as half a block too little; the first is always taken, one
+            # stays to train on.
+            while len(usable) > 1 and (not taken or taken + known[usable[0]] / 2 <= bases):
+                chosen[usable[0]] = split
+                taken += known[usable.pop(0)]
+    merged: list[Interval] = []
+    for at, (record, start, end) in enumerate(blocks):
+        if merged and merged[-1].record == record and merged[-1].split == chosen[at]:
+            merged[-1] = Interval(record, merged[-1].start, end, chosen[at])
+        else:
+            merged.append(Interval(record, start, end, chosen[at]))
+    return merged
+
+
+def _numbered_lines(path: str) -> Iterable[tuple[int, str]]:
+    """Lines with their numbers from 1, without blank lines, comments and browser lines."""
+    try:
+        with open(path, "rb") as handle:
+            data = handle.read()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot be read as an intervals file ({error}). Check data.intervals."
+        ) from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip() and not re.match(r"#|track\b|browser\b", line):
+            yield number, line
+
+
+def _header(fields: list[str], where: str) -> dict[str, int]:
+    missing = [name for name in TSV_COLUMNS[1:] if name not in fields]
+    if missing:
+        raise InputError(
+            f"{where}: the header lacks {', '.join(missing)}. It must name {', '.join(TSV_COLUMNS)}."
+        )
+    return {name: fields.index(name) for name in TSV_COLUMNS if name in fields}
+
+
+def _integer(text: str, name: str, where: str) -> int:
+    if not re.fullmatch(r"[+-]?\d+", text, flags=re.ASCII):
+        raise InputError(f"{where}: {name} is {text!r}, not a whole number.")
+    return int(text)
+
+
+def _bases(spans: Iterable[Span]) -> int:
+    return sum(span.end - span.start for span in spans)

@@ -1,0 +1,136 @@
+"""Likelihood of held-out symbols under a trained model.
+
+    nats = -sum over scored positions of log p(target | symbols before it in the window)
+
+What it answers: how well the model predicts, in units that compare across models over the same alphabet and the
+same scored positions; always report the count beside it. It misleads when positions are scored with different
+amounts of context (short windows make every model look worse) or when test data nearly repeats training data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mamba_bio_audio.errors import InputError
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Summed negative log-likelihood and how many symbols it is over.
+
+    Attributes:
+        nats: sum over the scored symbols.
+        count: scored symbols (bases for DNA).
+        groups: the same per group of the data (for DNA one per genome file), empty where the data names none.
+    """
+
+    nats: float
+    count: int
+    groups: Mapping[str, Likelihood] = field(default_factory=dict)
+
+    @property
+    def nats_per_base(self) -> float:
+        """Mean per scored symbol; NaN if nothing was scored."""
+        return self.nats / self.count if self.count else math.nan
+
+    @property
+    def bits_per_base(self) -> float:
+        """Mean per scored symbol in bits; 2 is a uniform guess over four bases."""
+        return self.nats_per_base / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean nats; 4 is a uniform guess over four bases."""
+        return math.exp(self.nats_per_base)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        values: dict[str, Any] = {
+            "nats": self.nats,
+            "count": self.count,
+            "nats_per_base": self.nats_per_base,
+            "bits_per_base": self.bits_per_base,
+            "perplexity": self.perplexity,
+        }
+        if self.groups:
+            values["groups"] = {name: group.to_dict() for name, group in self.groups.items()}
+        return values
+
+
+def evaluate_likelihood(
+    model: nn.Module,
+    dataloader: Iterable[Mapping[str, Any]],
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Likelihood:
+    """Score every target of a data loader once, each window from an empty state.
+
+    Args:
+        model: language model of the common contract; moved to `device`, and left in the mode it was in.
+        dataloader: batches with "tokens" (B, L) and "targets" (B, L), -100 where nothing is scored, and
+            optionally "group", one name or number per row.
+        device: where to run.
+        precision: "fp32" (the parameters' own dtype), "bf16" (autocast), "auto" (bf16 on CUDA, else fp32).
+        progress: called after each batch with (batches done, batches in all or None).
+
+    Returns:
+        Sums in fp64. Within one forward pass the loss is summed in fp32 by the model.
+    """
+    device = torch.device(device)
+    if precision not in ("auto", "fp32", "bf16"):
+        raise InputError(f"precision is {precision!r}; choose auto, fp32 or bf16")
+    narrow = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    try:
+        total: int | None = len(dataloader)  # type: ignore[arg-type]
+    except TypeError:
+        total = None
+    nats: dict[str | None, float] = {}
+    counts: dict[str | None, int] = {}
+    was_training = model.training
+    model.to(device).eval()
+    try:
+        with torch.inference_mode():
+            for done, batch in enumerate(dataloader, start=1):
+                tokens, targets = batch["tokens"], batch["targets"]
+                for name, rows in _rows_by_group(batch.get("group"), len(tokens)):
+                    with torch.autocast(device.type, torch.bfloat16) if narrow else nullcontext():
+                        out = model(tokens[rows].to(device), targets=targets[rows].to(device), logits="none")
+                    nats[name] = nats.get(name, 0.0) + float(out.loss_sum)
+                    counts[name] = counts.get(name, 0) + int(out.count)
+                if progress is not None:
+                    progress(done, total)
+    finally:
+        model.train(was_training)
+    if not sum(counts.values()):
+        raise InputError(
+            "the data has no symbol to score; check that the split has intervals longer than one symbol"
+        )
+    groups = {name: Likelihood(nats[name], counts[name]) for name in counts if name is not None}
+    return Likelihood(math.fsum(nats.values()), sum(counts.values()), groups)
+
+
+def _rows_by_group(
+    groups: Sequence[Any] | Tensor | None, rows: int
+) -> list[tuple[str | None, slice | list[int]]]:
+    """Rows of each group of a batch, so that one forward pass gives one group's sum."""
+    if groups is None:
+        return [(None, slice(None))]
+    if isinstance(groups, str):
+        return [(groups, slice(None))]
+    names = [str(name) for name in (groups.tolist() if isinstance(groups, Tensor) else groups)]
+    if len(names) != rows:
+        raise ValueError(f"the batch has {rows} rows but {len(names)} group names")
+    by_name: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        by_name.setdefault(name, []).append(row)
+    if len(by_name) == 1:
+        return [(names[0], slice(None))]
+    return list(by_name.items())

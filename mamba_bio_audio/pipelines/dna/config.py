@@ -10,46 +10,52 @@ class DnaDataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["dna"] = Field("dna", description="Kind of data.")
+    kind: Literal["dna"] = Field(default="dna", description="Kind of data.")
     path: str | list[str] | None = Field(
-        None,
+        default=None,
         description="FASTA file (plain or BGZF), a list of them, a folder of them, a folder made by "
         "`mba prepare genome`, "
         "or `demo` for the five packaged genome slices.",
     )
     intervals: str | None = Field(
-        None,
+        default=None,
         description="Splits: 4-column BED (record, start, end, split), or TSV with the header file, record, "
         "start0, end, split. "
         "null: `intervals.tsv` in the folder of data.path if there is one, else blocks of the genome chosen "
         "by split_seed.",
     )
     valid_fraction: float = Field(
-        0.05, ge=0, lt=1, description="Share of validation when there are no intervals."
+        default=0.05, ge=0, lt=1, description="Share of validation when there are no intervals."
     )
-    test_fraction: float = Field(0.05, ge=0, lt=1, description="Share of test when there are no intervals.")
+    test_fraction: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of test when there are no intervals."
+    )
     block_bases: int | None = Field(
-        None, ge=2, description="Length of the blocks that are split; null: 131072, less for small genomes."
+        default=None,
+        ge=2,
+        description="Length of the blocks that are split; null: 131072, less for small genomes.",
     )
     split_seed: int = Field(
-        0,
+        default=0,
         ge=0,
         lt=2**63,
         description="Seed of the choice of blocks; apart from the training seed, so that seeds compare.",
     )
     max_unknown: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         le=1,
         description="Training windows with a larger share of bases other than A, C, G, T are skipped.",
     )
     reverse_complement: bool = Field(
-        False, description="Read every training window from the opposite strand with probability 0.5."
+        default=False, description="Read every training window from the opposite strand with probability 0.5."
     )
     shared_bases: Literal["error", "allow"] = Field(
-        "error", description="What to do when the splits of data.intervals have bases in common."
+        default="error", description="What to do when the splits of data.intervals have bases in common."
     )
-    num_workers: int = Field(0, ge=0, le=256, description="Processes that read data beside the main one.")
+    num_workers: int = Field(
+        default=0, ge=0, le=256, description="Processes that read data beside the main one."
+    )
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "DnaDataConfig":

@@ -22,6 +22,7 @@ from mamba_bio_audio.pipelines.dna.intervals import (
     split_blocks,
 )
 from mamba_bio_audio.pipelines.dna.sources import locate
+from mamba_bio_audio.pipelines.dna.statistics import composition, describe
 from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer, N
 from mamba_bio_audio.pipelines.dna.windows import (
     EvaluationWindows,
@@ -105,7 +106,7 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
 
 
 class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
-    """Windows of a split, one by one: tokens (L,), targets (L,), and `group`, the number of the genome file."""
+    """Windows of a split, one by one: tokens (L,), targets (L,), and `group`, the genome file's number."""
 
     def __init__(self, windows: Windows, genome: Genome) -> None:
         self.windows = windows
@@ -186,7 +187,7 @@ class DnaDataModule(LightningDataModule):
         self._ready = False
 
     def setup(self, stage: str | None = None) -> None:
-        """Index the files, read or make the splits, lay out the training windows; all before workers start."""
+        """Index the files, read or make the splits, lay out the training windows, before workers start."""
         if self._ready:
             return
         config = self.config
@@ -348,35 +349,3 @@ def pad_and_shift(rows: list[NDArray[np.uint8]], length: int) -> dict[str, torch
     tokens, targets = wide[:, :-1].copy(), wide[:, 1:].copy()
     targets[(targets == PAD) | (targets == N)] = IGNORED
     return {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
-
-
-def describe(genome: Genome) -> dict[str, Any]:
-    """Files, sizes and shares of a genome, ready for JSON."""
-    totals = dict.fromkeys(("bases", "unknown", "lower"), 0)
-    for statistics in genome.scan().values():
-        totals["bases"] += statistics.length
-        totals["unknown"] += statistics.unknown
-        totals["lower"] += statistics.counts["lower"]
-    return {
-        "files": [
-            {"name": file.name, "path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256}
-            for file in genome.fingerprint()
-        ],
-        "genomes": genome.genomes,
-        "records": len(genome.records),
-        "bases": totals["bases"],
-        "unknown_percent": 100 * totals["unknown"] / totals["bases"],
-        "lower_case_percent": 100 * totals["lower"] / totals["bases"],
-    }
-
-
-def composition(genome: Genome, spans: list[Span]) -> dict[str, float]:
-    """Shares of A, C, G, T among the known bases of spans; they sum to 1 (all 0.25 where there are none)."""
-    counts = np.zeros(256, dtype=np.int64)
-    for span in spans:
-        for start in range(span.start, span.end, 1 << 22):
-            ids = genome.fetch(span.record, start, min(start + (1 << 22), span.end))
-            counts += np.bincount(ids, minlength=256)
-    known = counts[list(genome.codec.base_ids)].astype(float)
-    shares = known / known.sum() if known.sum() else np.full(4, 0.25)
-    return dict(zip("ACGT", shares.tolist(), strict=True))

@@ -21,6 +21,7 @@ SPLITS = ("train", "valid", "test")
 SPLIT_ALIASES = {"val": "valid", "validation": "valid"}
 TSV_COLUMNS = ("file", "record", "start0", "end", "split")
 MAX_BLOCK_BASES = 1 << 17
+MIN_BLOCK_BASES = 1 << 12
 
 
 class Span(NamedTuple):
@@ -202,7 +203,10 @@ def _split_file(
     total = sum(genome.records[record] for record in records)
     if block_bases is None:
         smallest = min((fraction for fraction in wanted.values() if fraction > 0), default=1.0)
-        block_bases = min(MAX_BLOCK_BASES, max(2, int(total * smallest)))
+        share = max(2, int(total * smallest))
+        # Four blocks to the smallest share average out local oddities; below 4 kb they would cut contexts
+        # short.
+        block_bases = min(MAX_BLOCK_BASES, max(share // 4, min(share, MIN_BLOCK_BASES)))
     blocks: list[tuple[str, int, int]] = []
     known: list[int] = []
     identity = hashlib.sha256()

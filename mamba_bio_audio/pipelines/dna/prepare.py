@@ -1,0 +1,155 @@
+"""From FASTA files to a folder that `data.path` accepts: `mba prepare genome`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.intervals import (
+    SPLITS,
+    Interval,
+    merge,
+    read_intervals,
+    shared_bases,
+    split_blocks,
+    write_intervals,
+)
+from mamba_bio_audio.pipelines.dna.sources import INTERVALS_NAME, MANIFEST_NAME, PREPARED_KIND
+from mamba_bio_audio.pipelines.dna.statistics import describe
+
+
+@dataclass(frozen=True)
+class PreparedGenome:
+    """What was written.
+
+    Attributes:
+        folder: give this as `data.path`.
+        manifest: contents of its manifest.json.
+        rows: the table for people, (what, value).
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    rows: list[tuple[str, str]]
+
+
+def prepare_genome(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    intervals: str | os.PathLike[str] | None = None,
+    valid_fraction: float = 0.05,
+    test_fraction: float = 0.05,
+    block_bases: int | None = None,
+    split_seed: int = 0,
+    allow_shared_bases: bool = False,
+    force: bool = False,
+) -> PreparedGenome:
+    """Check, index, count and split FASTA files; write intervals.tsv and manifest.json to a folder.
+
+    The sequence is not copied: the manifest keeps the paths (relative and absolute) and checksums of the
+    FASTA files.
+
+    Args:
+        paths: FASTA files, plain or BGZF, or folders of them.
+        out: folder to make; holding other files already, it is only written to with `force`.
+        intervals: BED or TSV with the splits; None splits into blocks, as `data.*` of the same names
+            describe.
+        allow_shared_bases: accept intervals of different splits that overlap.
+        force: replace what an earlier run left in `out`.
+
+    Raises:
+        InputError: bad FASTA, bad intervals, splits that share bases, or `out` in use.
+    """
+    folder = Path(out).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file. Give --out a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise InputError(
+            f"{folder}: is not empty. Choose another folder with --out, or replace it with --force."
+        )
+    # Bounds are those of the run configuration.
+    settings = DnaDataConfig(
+        valid_fraction=valid_fraction,
+        test_fraction=test_fraction,
+        block_bases=block_bases,
+        split_seed=split_seed,
+    )
+    genome = Genome(paths)
+    if intervals is not None:
+        chosen = read_intervals(intervals, genome)
+        split_source = os.path.abspath(intervals)
+    else:
+        chosen = split_blocks(
+            genome,
+            seed=settings.split_seed,
+            fractions={"valid": settings.valid_fraction, "test": settings.test_fraction},
+            block_bases=settings.block_bases,
+        )
+        split_source = f"blocks chosen by split_seed {settings.split_seed}"
+    shared = shared_bases(chosen)
+    if any(shared.values()) and not allow_shared_bases:
+        counts = ", ".join(f"{pair} {count:,}" for pair, count in shared.items() if count)
+        raise InputError(
+            f"{split_source}: splits have bases in common ({counts}). A model would be tested on what it "
+            "was trained on. "
+            "Correct the intervals, or accept it explicitly."
+        )
+    manifest = _manifest(genome, chosen, folder, split_source, shared)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The manifest makes the folder a prepared one, so it goes first on the way out and last on the way in.
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    write_text(folder / INTERVALS_NAME, write_intervals(chosen, genome))
+    write_json(folder / MANIFEST_NAME, manifest)
+    return PreparedGenome(folder, manifest, summary_rows(manifest))
+
+
+def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """A prepared folder's manifest, or `DnaDataModule.summary()`, as lines for people: (what, value)."""
+    rows = [
+        ("files", f"{len(summary['files']):,}"),
+        ("records", f"{summary['records']:,}"),
+        ("bases", f"{summary['bases']:,}"),
+        ("not A, C, G, T", f"{summary['unknown_percent']:.3f} %"),
+        ("lower case (masked)", f"{summary['lower_case_percent']:.2f} %"),
+        ("split by", summary["split_source"]),
+    ]
+    for split in SPLITS:
+        counts = summary["splits"][split]
+        rows.append((split, f"{counts['bases']:,} bases in {counts['intervals']:,} intervals"))
+    shared = sum(summary["shared_bases"].values())
+    rows.append(("bases in two splits", f"{shared:,}"))
+    if "training_windows" in summary:
+        skipped = f", {summary['skipped_windows']:,} skipped (unknown bases)"
+        rows.append(
+            ("training windows", f"{summary['training_windows']:,} of {summary['length']:,}{skipped}")
+        )
+    return rows
+
+
+def _manifest(
+    genome: Genome, intervals: list[Interval], folder: Path, split_source: str, shared: dict[str, int]
+) -> dict[str, Any]:
+    description = describe(genome)
+    for file in description["files"]:
+        file["relative_path"] = os.path.relpath(file["path"], folder)
+    splits = {}
+    for split in SPLITS:
+        own = [interval for interval in intervals if interval.split == split]
+        union = merge(own)
+        unknown = sum(int(genome.count_unknown(span.record, span.start, span.end)) for span in union)
+        bases = sum(span.end - span.start for span in union)
+        splits[split] = {"intervals": len(own), "bases": bases, "unknown_bases": unknown}
+    return {
+        "kind": PREPARED_KIND,
+        "format": 1,
+        **description,
+        "split_source": split_source,
+        "splits": splits,
+        "shared_bases": shared,
+    }

@@ -1,0 +1,43 @@
+"""A genome in numbers, ready for JSON."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.intervals import Span
+
+_PIECE_BASES = 1 << 22
+
+
+def describe(genome: Genome) -> dict[str, Any]:
+    """Files, sizes and shares of a genome, ready for JSON."""
+    totals = dict.fromkeys(("bases", "unknown", "lower"), 0)
+    for statistics in genome.scan().values():
+        totals["bases"] += statistics.length
+        totals["unknown"] += statistics.unknown
+        totals["lower"] += statistics.counts["lower"]
+    return {
+        "files": [
+            {"name": file.name, "path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256}
+            for file in genome.fingerprint()
+        ],
+        "genomes": genome.genomes,
+        "records": len(genome.records),
+        "bases": totals["bases"],
+        "unknown_percent": 100 * totals["unknown"] / totals["bases"],
+        "lower_case_percent": 100 * totals["lower"] / totals["bases"],
+    }
+
+
+def composition(genome: Genome, spans: Iterable[Span]) -> dict[str, float]:
+    """Shares of A, C, G, T among the known bases of spans; they sum to 1 (all 0.25 where there are none)."""
+    counts = np.zeros(256, dtype=np.int64)
+    for span in spans:
+        for start in range(span.start, span.end, _PIECE_BASES):
+            ids = genome.fetch(span.record, start, min(start + (_PIECE_BASES), span.end))
+            counts += np.bincount(ids, minlength=256)
+    known = counts[list(genome.codec.base_ids)].astype(float)
+    shares = known / known.sum() if known.sum() else np.full(4, 0.25)
+    return dict(zip("ACGT", shares.tolist(), strict=True))

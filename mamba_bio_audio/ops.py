@@ -5,11 +5,14 @@
     rms_norm                normalisation with a fp32 residual stream
     linear_cross_entropy    output head and loss without all logits
 
-Every operation takes `backend`: "auto" (the fastest that fits the inputs), "triton" (CUDA), "torch" (any device; the
-CPU path) or "reference" (sequential and obvious, differentiable to any order, for tests). Inputs are channels-last and
-never mutated; states go in and come out with gradients both ways. Letters: B batch, L length, D channels, N states,
-W filter width, V vocabulary.
+Every operation takes `backend`: "auto" (the fastest that fits the inputs), "triton" (CUDA), "torch" (any
+device; the CPU path) or "reference" (sequential and obvious, differentiable to any order, for tests).
+Inputs are channels-last and never mutated; states go in and come out with gradients both ways. Letters: B
+batch, L length, D channels, N states, W filter width, V vocabulary.
 """
+
+from contextlib import nullcontext
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -28,6 +31,20 @@ MAX_CONV_WIDTH = 8
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
+@overload
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None = ..., z: Tensor | None = ..., dt_bias: Tensor | None = ..., *,
+    dt_softplus: bool = ..., h0: Tensor | None = ..., return_state: Literal[True], reset: Tensor | None = ...,
+    exact_zoh: bool = ..., precise: bool = ..., backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None = ..., z: Tensor | None = ..., dt_bias: Tensor | None = ..., *,
+    dt_softplus: bool = ..., h0: Tensor | None = ..., return_state: Literal[False] = ...,
+    reset: Tensor | None = ..., exact_zoh: bool = ..., precise: bool = ..., backend: str = ...,
+) -> Tensor: ...  # fmt: skip
 def selective_scan(
     u: Tensor,
     dt: Tensor,
@@ -48,10 +65,11 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Runs the diagonal state space recurrence of Mamba over time.
 
-        h_t = exp(dt_t A) h_(t-1) + dt_t B_t u_t        y_t = sum_n C_t h_t + D u_t        out_t = y_t silu(z_t)
+        h_t = exp(dt_t A) h_(t-1) + dt_t B_t u_t      y_t = sum_n C_t h_t + D u_t      out_t = y_t silu(z_t)
 
-    with dt = softplus(dt + dt_bias). Mamba (arXiv 2312.00752) section 3.2 and algorithm 2. Complex exactly when `A` has
-    a trailing axis of 2 (real and imaginary part): then y_t = 2 Re(sum_n C_t h_t) and N counts complex modes.
+    with dt = softplus(dt + dt_bias). Mamba (arXiv 2312.00752) section 3.2 and algorithm 2. Complex exactly
+    when `A` has a trailing axis of 2 (real and imaginary part): then y_t = 2 Re(sum_n C_t h_t) + D u_t and
+    N counts complex modes.
 
     Args:
         u: Input (B, L, D), any L >= 1.
@@ -66,13 +84,15 @@ def selective_scan(
         h0: State before the first position (B, D, N[, 2]); None means zeros.
         return_state: Whether to return the state after the last position as well.
         reset: Bool (B, L), True where the state is zeroed before the position (start of a packed sequence).
-        exact_zoh: Whether to hold the input exactly, b = (exp(dt A) - 1) / A B u (paper equation 4), instead of dt B u.
-        precise: Whether to add (exp(dt A) - 1) h to h, so that decays within rounding of 1 keep their value: for
-            memories beyond about 1e5 steps.
+        exact_zoh: Whether to hold the input exactly, b = (exp(dt A) - 1) / A B u (paper equation 4),
+            instead of the first-order b = dt B u.
+        precise: Whether to add (exp(dt A) - 1) h to h, so that decays within rounding of 1 keep their value:
+            for memories beyond about 1e5 steps.
         backend: "auto", "triton", "torch" or "reference".
 
     Returns:
-        out (B, L, D) in the dtype of `u`, or (out, state) with state (B, D, N[, 2]) in fp32 (fp64 if any input is fp64).
+        out (B, L, D) in the dtype of `u`, or (out, state) with state (B, D, N[, 2]) in fp32 (fp64 if any
+        input is fp64).
 
     Raises:
         InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
@@ -80,21 +100,27 @@ def selective_scan(
     choice = _choose("selective_scan", backend, u)
     _check_scan(u, dt, A, B, C, D, z, dt_bias, h0, reset)
     run = selective_scan_ref if choice == "reference" else selective_scan_blocked
-    options = {
-        "h0": h0,
-        "reset": reset,
-        "dt_softplus": dt_softplus,
-        "exact_zoh": exact_zoh,
-        "precise": precise,
-    }
-    if choice == "reference" and torch.is_autocast_enabled(u.device.type):
-        with torch.autocast(u.device.type, enabled=False):
-            out, state = run(u, dt, A, B, C, D, z, dt_bias, **options)
-    else:
-        out, state = run(u, dt, A, B, C, D, z, dt_bias, **options)
+    autocast = torch.is_autocast_enabled(u.device.type)
+    # State and sums stay in fp32 under autocast, in every backend.
+    with torch.autocast(u.device.type, enabled=False) if autocast else nullcontext():
+        out, state = run(
+            u, dt, A, B, C, D, z, dt_bias,
+            h0=h0, reset=reset, dt_softplus=dt_softplus, exact_zoh=exact_zoh, precise=precise,
+        )  # fmt: skip
     return (out, state) if return_state else out
 
 
+@overload
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = ..., *, activation: str | None = ...,
+    tail: Tensor | None = ..., return_tail: Literal[True], reset: Tensor | None = ..., backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = ..., *, activation: str | None = ...,
+    tail: Tensor | None = ..., return_tail: Literal[False] = ...,
+    reset: Tensor | None = ..., backend: str = ...,
+) -> Tensor: ...  # fmt: skip
 def causal_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -123,8 +149,8 @@ def causal_conv1d(
         backend: "auto", "triton", "torch" or "reference".
 
     Returns:
-        out (B, L, D) in the dtype of `x` (sums in fp32, fp64 for fp64), or (out, tail) with tail (B, W-1, D) in x.dtype,
-        zeros where an input lies before the first position or before the last reset.
+        out (B, L, D) in the dtype of `x` (sums in fp32, fp64 for fp64), or (out, tail) with tail (B, W-1,
+        D) in x.dtype, zeros where an input lies before a missing `tail` or before the last reset.
 
     Raises:
         InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
@@ -135,7 +161,7 @@ def causal_conv1d(
     batch, length, channels = x.shape
     if weight.ndim != 2 or weight.shape[0] != channels or not 1 <= weight.shape[1] <= MAX_CONV_WIDTH:
         raise InputError(
-            f"causal_conv1d: weight must be (D={channels}, W) with 1 <= W <= {MAX_CONV_WIDTH}, not {_shape(weight)}"
+            f"causal_conv1d: weight must be (D={channels}, 1 <= W <= {MAX_CONV_WIDTH}), not {_shape(weight)}"
         )
     width = weight.shape[1]
     if activation not in ("silu", None):
@@ -151,6 +177,14 @@ def causal_conv1d(
     return (out, next_tail(x, tail, width, reset)) if return_tail else out
 
 
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-5, *, residual: Tensor, backend: str = "auto"
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-5, *, residual: None = None, backend: str = "auto"
+) -> Tensor: ...
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float = 1e-5, *, residual: Tensor | None = None, backend: str = "auto"
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -199,8 +233,8 @@ def linear_cross_entropy(
         backend: "auto", "triton", "torch" or "reference".
 
     Returns:
-        (loss, count): summed loss in nats, a 0-dimensional fp32 tensor (fp64 if an input is fp64), and the number of
-        scored positions, a 0-dimensional int64 tensor.
+        (loss, count): summed loss in nats, a 0-dimensional fp32 tensor (fp64 if an input is fp64), and the
+        number of scored positions, a 0-dimensional int64 tensor.
 
     Raises:
         InputError: Shapes, dtypes, devices or targets that do not fit, or an unknown or unavailable backend.

@@ -2,8 +2,9 @@
 
     pre_t = bias + sum_k weight[:, k] x_(t - W + 1 + k)        out_t = silu(pre_t)
 
-x (B, L, D) channels last, weight (D, W); `tail` (B, W-1, D) holds the inputs before the span (zeros if None). A tap
-that would reach across a reset reads zero. Mamba (arXiv 2312.00752) section 3.4, figure 3. Sums in fp32, fp64 for fp64.
+x (B, L, D) channels last, weight (D, W); `tail` (B, W-1, D) holds the inputs before the span (zeros if None).
+A tap that would reach across a reset reads zero. Sums in fp32, fp64 for fp64 inputs. Mamba (arXiv 2312.00752)
+section 3.4, figure 3.
 """
 
 from typing import Any

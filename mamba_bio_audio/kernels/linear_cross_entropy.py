@@ -2,8 +2,9 @@
 
     logits_i = weight x_i        loss = sum_i (logsumexp(logits_i) - logits_i[target_i])        in nats
 
-Positions whose target is `ignore_index` are not scored. Logits, loss and gradients of a block of positions are made
-together, in fp32 (fp64 for fp64 inputs), blocks in a fixed order, so results do not change from run to run.
+Positions whose target is `ignore_index` are not scored. Logits, loss and gradients of a block of positions
+are made together, in fp32 (fp64 for fp64 inputs), blocks in a fixed order: results do not change from run to
+run.
 """
 
 from typing import Any

@@ -2,8 +2,8 @@
 
     r = x + residual        y = r / sqrt(mean(r^2) + eps) * weight
 
-The residual stream is fp32 (fp64 for fp64 inputs) whatever the activations are. Zhang and Sennrich, arXiv 1910.07467;
-placement as in Mamba (arXiv 2312.00752) section 3.4.
+The residual stream is fp32 (fp64 for fp64 inputs) whatever the activations are. Zhang and Sennrich, arXiv
+1910.07467; placement as in Mamba (arXiv 2312.00752) section 3.4.
 """
 
 from typing import Any

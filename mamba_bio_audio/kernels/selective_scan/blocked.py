@@ -1,22 +1,28 @@
 """Selective scan in blocks of time steps, in plain PyTorch: the CPU path, and any other device.
 
-    h_t = a_t h_(t-1) + b_t,   a_t = exp(dt_t A),   b_t = dt_t B_t u_t,   y_t = sum_n C_t h_t   (`ref.py` has it all)
+    h_t = a_t h_(t-1) + b_t      a_t = exp(dt_t A)      b_t = dt_t B_t u_t      y_t = sum_n C_t h_t
 
-Only blocks of T steps of a_t and h_t exist at a time, in the layout (T, B, N, D) with the channels contiguous: the
-exponential runs over long rows and one step of the recurrence is one multiply-add over (B, N, D). The forward keeps
-its inputs and the state at every block's start, N / T numbers per channel and step; the backward recomputes a block
-and sweeps it in reverse with the adjoint (kernels-design, section 1):
+with the options of `ref.py`. Only blocks of T steps of a_t and h_t exist at a time, in the layout (T, B, N,
+D) with the channels contiguous, so that the exponential runs over long rows. The forward keeps its inputs
+and the state at every block's start, N / T numbers per channel and step; the backward recomputes a block
+and sweeps it in reverse with the adjoint:
 
-    g_t = C_t gy_t + a_(t+1) g_(t+1)      w_t = a_t h_(t-1) g_t
-    dC_t = sum_d h_t gy_t    dB_t = sum_d dt_t u_t g_t    d(dt_t A) = w_t    du_t = dt_t sum_n B_t g_t
+    g_t = C_t gy_t + a_(t+1) g_(t+1)                        w_t = a_t h_(t-1) g_t, gradient of dt_t A
+    dC_t = sum_d h_t gy_t       dB_t = sum_d dt_t u_t g_t       d(dt_t u_t) = sum_n B_t g_t
 
-Complex A: y = 2 Re(sum C h). The sweep carries the complex conjugate of the gradient, for which the equations above
-hold as written (no conjugate inside); results are conjugated once at the end.
+Inside a block the recurrence is a tree: neighbouring steps are joined a few times, a multiply-add over half
+of the block each, the few joined steps run one after another, and the rest is filled in. Joins only
+multiply decays, never divide. With slots H[0..T], H[0] the state that comes in, forward and reverse sweep
+are mirror images and share the joined decays:  H[s+1] += a[s] H[s]  and  G[s] += a[s] G[s+1].
 
-Time is walked in segments (elementwise work over (S, B, D)) made of blocks (work over (T, B, N, D)), and the batch in
-groups of rows, so that a block stays in the processor's cache whatever B and L are.
+Complex A: y = 2 Re(sum_n C h). The sweep carries the complex conjugate of the gradient, for which the
+equations hold as written (no conjugate inside); results are conjugated once at the end.
 
-Letters: B batch (b rows of a group), L length, S steps of a segment, T steps of a block, D channels, N states.
+Time is walked in segments (elementwise work over (S, B, D)) made of blocks (work over (T, B, N, D)), and the
+batch in groups of rows, so that a block stays in the processor's cache whatever B and L are.
+
+Letters: B batch (b rows of a group), L length, S steps of a segment, T of a block, D channels, N states.
+Mamba (arXiv 2312.00752) section 3.3.2.
 """
 
 from bisect import bisect_left
@@ -29,8 +35,10 @@ from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
 
-_BLOCK_STEPS = 32
-_BLOCK_NUMBERS = 1 << 18  # numbers in one (T, b, N, D) buffer at most, where more than one row is in a group
+_BLOCK_STEPS = (16, 64)  # fewest and most; powers of two
+_BLOCK_NUMBERS = 1 << 18  # numbers in one (T, b, N, D) buffer, where the fewest steps and one row allow it
+_JOINS = 3  # levels of the tree
+_LOG2_E = 1.4426950408889634
 _SEGMENT_NUMBERS = 1 << 18  # numbers in one (S, b, D) buffer at most
 _SERIES_BELOW = 0.5
 _SERIES_TERMS = 16
@@ -58,7 +66,7 @@ def selective_scan_blocked(
     exact_zoh: bool = False,
     precise: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Returns (out (B, L, D) in u.dtype, final state (B, D, N[, 2]) in fp32 or fp64); same contract as the oracle."""
+    """Returns (out (B, L, D) in u.dtype, final state (B, D, N[, 2]) in fp32 or fp64), as the oracle does."""
     options = Options(dt_softplus, exact_zoh, precise)
     tensors = (u, dt, A, B, C, D, z, dt_bias, h0)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -142,7 +150,7 @@ def _compute_dtype(tensors: Sequence[Tensor | None]) -> torch.dtype:
 
 
 def _expm1_ratio(x: Tensor) -> tuple[Tensor, Tensor]:
-    """f(x) = (exp(x) - 1) / x and f'(x) = (x exp(x) - exp(x) + 1) / x^2, series where the closed forms cancel."""
+    """f(x) = (exp(x) - 1) / x and f'(x) = (x exp(x) - exp(x) + 1) / x^2, as series where these cancel."""
     small = x.abs() < _SERIES_BELOW
     far = torch.where(small, torch.ones_like(x), x)
     near = torch.where(small, x, torch.zeros_like(x))
@@ -184,6 +192,7 @@ class _Problem:
         self.states = A.shape[1]
 
         self.A = self._number(A).t().contiguous()  # (N, D)
+        self.A_log2 = self.A * _LOG2_E
         self.lti_dt, self.lti_B, self.lti_C = dt.ndim == 1, B.shape == A.shape and B.ndim == A.ndim, False
         self.lti_B = B.ndim == (3 if self.complex else 2)
         self.lti_C = C.ndim == (3 if self.complex else 2)
@@ -196,7 +205,9 @@ class _Problem:
         self.dt_bias = None if dt_bias is None else dt_bias.to(self.dtype)
         self.h0 = None if h0 is None else self._number(h0).transpose(1, 2)  # (B, N, D)
 
-        self.T = min(self.length, _BLOCK_STEPS)
+        fewest, most = _BLOCK_STEPS
+        fitting = _BLOCK_NUMBERS // (self.states * self.channels)
+        self.T = min(self.length, most, max(fewest, 1 << max(fitting, 1).bit_length() - 1))
         self.group = max(1, min(self.rows, _BLOCK_NUMBERS // (self.T * self.states * self.channels)))
         per_step = self.group * self.channels
         self.S = min(self.length, max(1, _SEGMENT_NUMBERS // (per_step * self.T)) * self.T)
@@ -239,11 +250,11 @@ class _Problem:
         precise = self.options.precise
         dt = dt.unsqueeze(2)
         if not self.complex:
-            torch.mul(dt, self.A, out=out)
+            # exp2 is three times as fast as exp on the CPU.
             if precise:
-                out.expm1_()
+                torch.mul(dt, self.A, out=out).expm1_()
             else:
-                out.exp_()
+                torch.mul(dt, self.A_log2, out=out).exp2_()
             return
         # torch's complex exponential runs one number at a time; real ones are vectorised.
         parts = torch.view_as_real(out)
@@ -256,6 +267,61 @@ class _Problem:
             scale = real.exp_()
             torch.mul(scale, torch.cos(angle), out=parts[..., 0])
         torch.mul(scale, torch.sin(angle), out=parts[..., 1])
+
+
+class _Tree:
+    """The linear recurrence over the slots of one block, H[s+1] += a[s] H[s] or G[s] += a[s] G[s+1]."""
+
+    def __init__(self, decay: Tensor, steps: int) -> None:
+        """decay (steps, b, N, D), or (1, 1, N, D) where it is the same at every step."""
+        self.steps, self.fixed = steps, decay.shape[0] == 1 and steps > 1
+        self.levels = [decay]
+        while len(self.levels) <= _JOINS and steps % 2 == 0 and steps > 2:
+            steps //= 2
+            self.levels.append(torch.empty_like(decay if self.fixed else decay[:steps]))
+        if self.fixed:
+            self.join()
+        last = self.levels[-1]
+        self.last = [last[0]] * steps if self.fixed else list(last.unbind(0))
+        self.stride = 1 << len(self.levels) - 1
+
+    def _halves(self, level: int) -> tuple[Tensor, Tensor]:
+        decay = self.levels[level]
+        return (decay, decay) if self.fixed else (decay[0::2], decay[1::2])
+
+    def join(self) -> None:
+        """Decays over 2, 4, ... steps."""
+        for level in range(1, len(self.levels)):
+            left, right = self._halves(level - 1)
+            torch.mul(left, right, out=self.levels[level])
+
+    def bind(self, slots: Tensor, reverse: bool) -> "_Sweep":
+        """slots (steps + 1, b, N, D), whose contents each call of the sweep replaces."""
+        up, down = [], []
+        for level in range(len(self.levels) - 1):
+            stride, (left, right) = 1 << level, self._halves(level)
+            ends, middles = slots[:: 2 * stride], slots[stride :: 2 * stride]
+            if reverse:
+                up.append((ends[:-1], left, middles))
+                down.append((middles, right, ends[1:]))
+            else:
+                up.append((ends[1:], right, middles))
+                down.append((middles, left, ends[:-1]))
+        joined = slots[:: self.stride].unbind(0)
+        steps = range(len(joined) - 1)
+        if reverse:
+            along = [(joined[s], self.last[s], joined[s + 1]) for s in reversed(steps)]
+        else:
+            along = [(joined[s + 1], self.last[s], joined[s]) for s in steps]
+        return _Sweep(up + along + down[::-1])
+
+
+class _Sweep(NamedTuple):
+    multiply_adds: list[tuple[Tensor, Tensor, Tensor]]
+
+    def __call__(self) -> None:
+        for target, decay, source in self.multiply_adds:
+            target.addcmul_(decay, source)
 
 
 class _Buffers:
@@ -271,12 +337,14 @@ class _Buffers:
             dt = F.softplus(raw, threshold=20.0) if p.options.dt_softplus else raw
             self.a = p.empty(1, 1, *shape[2:])
             p.decay(dt, self.a)
-            self.a_steps: Sequence[Tensor] = [self.a[0].expand(rows, -1, -1)] * p.T
+            self.a_steps: Sequence[Tensor] = [self.a[0]] * p.T
             if p.options.exact_zoh:
                 self.lti_ratio = _expm1_ratio(dt.unsqueeze(2) * p.A)
         else:
             self.a = p.empty(*shape)
             self.a_steps = self.a.unbind(0)
+        self.tree = _Tree(self.a, p.T)
+        self.sweep = self.tree.bind(self.h, reverse=False)
 
 
 class _Segment:
@@ -312,9 +380,16 @@ class _Segment:
             h.mul_(self.ratio(buffers, block)[0]).mul_(
                 self.dt[block if not p.lti_dt else slice(0, 1)].unsqueeze(2)
             )
-        previous = buffers.h_steps[0]
-        a_steps, h_steps, precise = buffers.a_steps, buffers.h_steps, p.options.precise
-        masks = self.masks(block, resets)
+        precise, masks = p.options.precise, self.masks(block, resets)
+        if size == p.T and not precise and not masks:
+            if not p.lti_dt:
+                buffers.tree.join()
+            buffers.sweep()
+            return
+        # A block with a restart goes step by step, so that nothing from before it gets through, not even a
+        # NaN.
+        a_steps, h_steps = buffers.a_steps, buffers.h_steps
+        previous = h_steps[0]
         for t in range(size):
             current = h_steps[t + 1]
             if masks and t in masks:
@@ -341,7 +416,7 @@ class _Segment:
         if self.C is None:
             y = (h * p.C).sum(2)
         else:
-            y = torch.bmm(self.C[block].flatten(0, 1).unsqueeze(1), h.flatten(0, 1)).view(out.shape)
+            y = _over_states(self.C[block], h)
         out.copy_(y.real if p.complex else y)
 
 
@@ -406,7 +481,7 @@ def _backward(
     for rows in p.groups():
         b = rows.stop - rows.start
         buffers = _Buffers(p, b)
-        work = _Work(p, b)
+        work = _Work(p, buffers, b)
         work.carry.zero_() if carry_in is None else work.carry.copy_(carry_in[rows])
         resets = p.reset_steps(rows)
         for steps in reversed(p.segments()):
@@ -424,7 +499,7 @@ def _backward(
                 segment.run(buffers, block, resets)
                 if y is not None:
                     segment.readout(buffers, block, y[block])
-                work.sweep(buffers, block, resets)
+                work.sweep(block, resets)
 
             if y is not None:
                 if p.D is not None:
@@ -488,12 +563,14 @@ def _backward(
 class _Work:
     """Storage and sums of the reverse sweep for one group of rows; complex gradients are kept conjugated."""
 
-    def __init__(self, p: _Problem, rows: int) -> None:
-        self.p = p
+    def __init__(self, p: _Problem, buffers: _Buffers, rows: int) -> None:
+        self.p, self.buffers = p, buffers
         shape = (p.T, rows, p.states, p.channels)
-        self.g, self.w = p.empty(*shape), p.empty(*shape)
+        self.g, self.w = p.empty(p.T + 1, *shape[1:]), p.empty(*shape)
         self.g_steps = self.g.unbind(0)
-        self.carry = p.empty(*shape[1:])  # gradient that enters the last state of the block to come
+        # Slot 0 collects the gradient that leaves the block towards earlier steps.
+        self.carry = self.g_steps[0]
+        self.reverse = buffers.tree.bind(self.g, reverse=True)
         self.gA = p.zeros(*shape)
         if p.lti_B:
             self.gB_sum = p.zeros(*shape)
@@ -512,37 +589,40 @@ class _Work:
         if not p.lti_C:
             self.gC = p.empty(*shape, p.states)
 
-    def sweep(self, buffers: _Buffers, block: slice, resets: list[int]) -> None:
-        p, segment, size = self.p, self.segment, block.stop - block.start
+    def sweep(self, block: slice, resets: list[int]) -> None:
+        """One block in reverse, after `_Segment.run` has filled its decays and states."""
+        p, segment, buffers, size = self.p, self.segment, self.buffers, block.stop - block.start
         exact, precise = p.options.exact_zoh, p.options.precise
-        gy = self.gy[block].unsqueeze(2)
+        gy = self.gy[block]
         a = buffers.a if p.lti_dt else buffers.a[:size]
         h, h_previous = buffers.h[1 : size + 1], buffers.h[:size]
-        g, w = self.g[:size], self.w[:size]
+        g, w = self.g[1 : size + 1], self.w[:size]
         dt = segment.dt[slice(0, 1) if p.lti_dt else block].unsqueeze(2)
-        x = segment.x[block].unsqueeze(2)
+        x = segment.x[block]
 
         if segment.C is None:
-            self.gC_sum[:size].addcmul_(h, gy.to(p.number))
+            self.gC_sum[:size].addcmul_(h, gy.unsqueeze(2).to(p.number))
+            C = p.C
         else:
-            self.gC[block] = torch.mul(h, gy, out=w).sum(3)
+            self.gC[block] = _over_channels(gy, h)
+            C = segment.C[block].unsqueeze(3)
 
         # g_t = C_t gy_t + a_(t+1) g_(t+1)
-        torch.mul(p.C if segment.C is None else segment.C[block].unsqueeze(3), gy, out=g)
+        torch.mul(C, gy.unsqueeze(2), out=g)
+        self.g_steps[size].add_(self.carry)
+        self.carry.zero_()
         masks = segment.masks(block, resets)
-        g_steps, a_steps = self.g_steps, buffers.a_steps
-        following = g_steps[size - 1].add_(self.carry)
-        for t in range(size - 1, -1, -1):
-            if masks and t in masks:
-                following = following.masked_fill(masks[t], 0)
-            if t == 0:
-                torch.mul(a_steps[0], following, out=self.carry)
-                target = self.carry
-            else:
-                target = g_steps[t - 1].addcmul_(a_steps[t], following)
-            if precise:
-                target.add_(following)
-            following = target
+        if size == p.T and not precise and not masks:
+            self.reverse()
+        else:
+            following = self.g_steps[size]
+            for t in range(size - 1, -1, -1):
+                if masks and t in masks:
+                    following = following.masked_fill(masks[t], 0)
+                target = self.g_steps[t].addcmul_(buffers.a_steps[t], following)
+                if precise:
+                    target.add_(following)
+                following = target
 
         # w_t = a_t h_(t-1) g_t
         torch.mul(a, g, out=w)
@@ -557,22 +637,29 @@ class _Work:
         B = p.B if segment.B is None else segment.B[block].unsqueeze(3)
         if exact:
             ratio, slope = segment.ratio(buffers, block)
-            g_phi = x * B * g
+            g_phi = x.unsqueeze(2) * B * g
             self.gA[:size].addcmul_(g_phi, dt * dt * slope)
             w.add_(g_phi.mul_(a + 1 if precise else a))
             g.mul_(ratio).mul_(dt)
         self.g_dt[block] = _real(w.sum(2))
 
         if segment.B is None:
-            self.gB_sum[:size].addcmul_(g, x.to(p.number))
+            self.gB_sum[:size].addcmul_(g, x.unsqueeze(2).to(p.number))
             self.gx[block] = _real(torch.mul(g, B, out=w).sum(2))
         else:
-            self.gB[block] = torch.mul(g, x, out=w).sum(3)
-            self.gx[block] = _real(
-                torch.bmm(segment.B[block].flatten(0, 1).unsqueeze(1), g.flatten(0, 1)).view(
-                    size, -1, p.channels
-                )
-            )
+            self.gB[block] = _over_channels(x, g)
+            self.gx[block] = _real(_over_states(segment.B[block], g))
+
+
+def _over_states(weights: Tensor, values: Tensor) -> Tensor:
+    """sum_n weights (T, b, N) values (T, b, N, D) -> (T, b, D)."""
+    return torch.bmm(weights.flatten(0, 1).unsqueeze(1), values.flatten(0, 1)).view(*values.shape[:2], -1)
+
+
+def _over_channels(weights: Tensor, values: Tensor) -> Tensor:
+    """sum_d weights (T, b, D) values (T, b, N, D) -> (T, b, N); real weights."""
+    row = weights.reshape(-1, 1, weights.shape[-1]).to(values.dtype)
+    return torch.bmm(row, values.flatten(0, 1).transpose(1, 2)).view(values.shape[:-1])
 
 
 def _real(t: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
     nats = -sum over scored positions of log p(target | symbols before it in the window)
 
-What it answers: how well the model predicts, in units that compare across models over the same alphabet and the
-same scored positions; always report the count beside it. It misleads when positions are scored with different
-amounts of context (short windows make every model look worse) or when test data nearly repeats training data.
+What it answers: how well the model predicts, in units that compare across models over the same alphabet and
+the same scored positions; always report the count beside it. It misleads when positions are scored with
+different amounts of context (short windows make every model look worse) or when test data nearly repeats
+training data.
 """
 
 from __future__ import annotations

@@ -1,0 +1,381 @@
+"""Sampling symbol by symbol with the model's recurrent state: constant memory at any length.
+
+    x_t ~ p(. | x_<t),    restricted to the allowed symbols, then temperature, then top-k, then top-p
+
+The prompt goes through the model once, in parallel; after it every step is a call of length 1. Row r's draw
+at position t is one uniform number of the counter-based generator Philox with key (seed, r) and counter t,
+turned into a symbol through the inverse of the distribution function. So a sample depends on neither the
+number of samples nor the batch size, as far as the model's own arithmetic does not (rows of a batch agree to
+rounding, and a draw that falls within rounding of a boundary can change).
+
+Legend: R rows, A allowed symbols, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mamba_bio_audio.errors import InputError
+
+_BLOCK = 1024
+
+
+class Block(NamedTuple):
+    """New symbols of some rows.
+
+    Attributes:
+        row: index of the first of the rows.
+        position: index of the first of the symbols; 0 is the first after the prompt.
+        tokens: (R, n) on the CPU, uint8 if the allowed ids fit, else int32.
+        log_likelihood: (R, n) fp64 on the CPU, log p of each symbol in the model's distribution restricted to
+            the allowed symbols, before temperature, top-k and top-p; for a first symbol without prompt log p
+            in `initial`. It answers how likely the model holds its own sample; a low temperature raises it
+            without making the sample more natural.
+    """
+
+    row: int
+    position: int
+    tokens: Tensor
+    log_likelihood: Tensor
+
+
+def generate(
+    model: nn.Module,
+    *,
+    length: int,
+    num_samples: int = 1,
+    prompt: str | Sequence[int] | NDArray[Any] | Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    allowed: Sequence[int] | None = None,
+    initial: Sequence[float] | None = None,
+    batch_size: int | None = None,
+    on_tokens: Callable[[Block], None] | None = None,
+) -> Tensor:
+    """Sample sequences from a language model.
+
+    >>> tokens = generate(model, length=1000, num_samples=4, prompt="ACGT", seed=1)  # doctest: +SKIP
+    >>> model.codec.decode(tokens[0])                                                # doctest: +SKIP
+
+    Args:
+        model: language model of the common contract, run on the device where its parameters are.
+        length: symbols to sample, without the prompt; 0 or more.
+        num_samples: rows.
+        prompt: symbols that come before, (P,) for all rows or (num_samples, P), or text if the model has a
+            codec.
+        temperature: divides the logits; 0 takes the likeliest symbol (of equals the first in `allowed`).
+        top_k: keep the k likeliest symbols (of equals the first in `allowed`); None keeps all.
+        top_p: keep the likeliest symbols up to and with the one that brings their sum to p, in (0, 1];
+            applied to what top_k left.
+        seed: 0 to 2^64 - 1.
+        allowed: ids that may be sampled; None is `model.codec.sample_ids` with a codec, else all.
+        initial: probabilities over `allowed` of the first symbol where there is no prompt, taken as they are
+            whatever temperature, top_k and top_p; None is uniform.
+        batch_size: rows at a time; None is all.
+        on_tokens: called with each block of up to 1024 new symbols per row as it is made.
+
+    Returns:
+        (num_samples, length) int64 on the CPU. For more than fits into memory use `generate_blocks`.
+    """
+    blocks = generate_blocks(
+        model,
+        length=length,
+        num_samples=num_samples,
+        prompt=prompt,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        allowed=allowed,
+        initial=initial,
+        batch_size=batch_size,
+    )
+    out: Tensor | None = None
+    for block in blocks:
+        if out is None:
+            out = torch.empty(num_samples, length, dtype=block.tokens.dtype)
+        rows, symbols = block.tokens.shape
+        out[block.row : block.row + rows, block.position : block.position + symbols] = block.tokens
+        if on_tokens is not None:
+            on_tokens(block)
+    return torch.empty(num_samples, length, dtype=torch.int64) if out is None else out.long()
+
+
+def generate_blocks(
+    model: nn.Module,
+    *,
+    length: int,
+    num_samples: int = 1,
+    prompt: str | Sequence[int] | NDArray[Any] | Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    allowed: Sequence[int] | None = None,
+    initial: Sequence[float] | None = None,
+    batch_size: int | None = None,
+    first_row: int = 0,
+    first_position: int = 0,
+) -> Iterator[Block]:
+    """Sample as `generate` does, in blocks: rows of a batch from first to last symbol, then the next batch.
+
+    To go on with an interrupted sample pass what is there (with its prompt) as `prompt`, the number of
+    symbols still wanted as `length`, and where it stopped as `first_position`.
+
+    Args:
+        first_row: index of the first row, for the random draws and in the blocks.
+        first_position: index of the first new symbol, likewise.
+
+    Returns:
+        Iterator over `Block`. Options are checked at once, before the first block is asked for.
+    """
+    choice = _Choice.check(model, temperature, top_k, top_p, allowed, initial)
+    if length < 0:
+        raise InputError(f"length is {length}; choose 0 or more")
+    if num_samples < 1:
+        raise InputError(f"num_samples is {num_samples}; choose 1 or more")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; choose 1 or more")
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed is {seed}; choose 0 to 2^64 - 1")
+    if getattr(model, "streaming", "constant") == "none":
+        raise InputError("this model cannot carry a state from symbol to symbol, so it cannot sample")
+    prefix = _check_prompt(model, prompt, num_samples)
+    if prefix is None and first_position:
+        raise InputError("first_position needs the symbols before it as prompt")
+
+    def blocks() -> Iterator[Block]:
+        most = batch_size or num_samples
+        for low in range(0, num_samples, most):
+            rows = min(most, num_samples - low)
+            start = prefix
+            if prefix is not None:
+                start = prefix[low : low + rows] if len(prefix) > 1 else prefix.expand(rows, -1)
+            yield from _batch(model, choice, start, rows, length, seed, first_row + low, first_position)
+
+    return blocks()
+
+
+def _batch(
+    model: nn.Module,
+    choice: _Choice,
+    prefix: Tensor | None,
+    rows: int,
+    length: int,
+    seed: int,
+    first_row: int,
+    first_position: int,
+) -> Iterator[Block]:
+    """Sample `rows` rows from the first to the last symbol."""
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    choice = choice.to(device)
+    last = None if prefix is None else prefix.to(device)
+    state = None
+    for low in range(0, length, _BLOCK):
+        size = min(_BLOCK, length - low)
+        numbers = uniforms(seed, range(first_row, first_row + rows), first_position + low, size)
+        # One row of `draws` per step, contiguous.
+        draws = torch.from_numpy(numbers.T.copy()).to(device)
+        symbols, scores = [], []
+        # A generator must not hold the mode over a yield, where the caller's code runs.
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.inference_mode():
+                for step in range(size):
+                    if last is None:
+                        symbol, score = choice.first(draws[step])
+                    else:
+                        output = model(last, state, logits="last")
+                        state = output.state
+                        symbol, score = choice.next(output.logits[:, -1], draws[step])
+                    last = symbol[:, None]
+                    symbols.append(symbol)
+                    scores.append(score)
+                tokens = torch.stack(symbols, 1).to("cpu", choice.storage)
+                log_likelihood = torch.stack(scores, 1).cpu()
+        finally:
+            model.train(was_training)
+        if not torch.isfinite(log_likelihood).all():
+            raise FloatingPointError(
+                f"the model gives NaN or infinite logits within positions {first_position + low} to "
+                f"{first_position + low + size - 1}; its weights or its precision are broken"
+            )
+        yield Block(first_row, first_position + low, tokens.clone(), log_likelihood.clone())
+
+
+class _Choice(NamedTuple):
+    """From logits and uniform numbers to symbols."""
+
+    allowed: Tensor  # (A,) int64
+    initial: Tensor  # (A,) fp64
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    storage: torch.dtype
+
+    @classmethod
+    def check(
+        cls,
+        model: nn.Module,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        allowed: Sequence[int] | None,
+        initial: Sequence[float] | None,
+    ) -> _Choice:
+        """Validate the options against the model."""
+        vocabulary = _vocabulary(model)
+        if allowed is None:
+            codec = getattr(model, "codec", None)
+            if codec is not None:
+                allowed = codec.sample_ids
+            elif vocabulary is not None:
+                allowed = range(vocabulary)
+            else:
+                raise InputError(
+                    "the model names neither codec nor vocabulary; pass `allowed`, the ids to sample"
+                )
+        ids = [int(i) for i in allowed]
+        if not ids or len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) >= (vocabulary or max(ids) + 1):
+            limit = "" if vocabulary is None else f" below {vocabulary}"
+            raise InputError(f"allowed is {ids}; give one or more different ids{limit}")
+        if not (np.isfinite(temperature) and temperature >= 0):
+            raise InputError(f"temperature is {temperature}; choose 0 (greedy) or a positive number")
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k is {top_k}; choose 1 or more, or leave it out")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise InputError(f"top_p is {top_p}; choose a number above 0 and up to 1, or leave it out")
+        if initial is None:
+            first = np.full(len(ids), 1 / len(ids))
+        else:
+            first = np.asarray(initial, np.float64)
+            if first.shape != (len(ids),) or not (first >= 0).all() or abs(first.sum() - 1) > 1e-6:
+                raise InputError(
+                    f"initial is {first.tolist()}; give one probability for each of the {len(ids)} allowed "
+                    "ids, summing to 1"
+                )
+        return cls(
+            torch.tensor(ids),
+            torch.from_numpy(first / first.sum()),
+            float(temperature),
+            None if top_k is None or top_k >= len(ids) else int(top_k),
+            None if top_p is None or top_p == 1 else float(top_p),
+            torch.uint8 if max(ids) < 256 else torch.int32,
+        )
+
+    def to(self, device: torch.device) -> _Choice:
+        """The same with its tensors on a device."""
+        return self._replace(allowed=self.allowed.to(device), initial=self.initial.to(device))
+
+    def first(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Symbols (R,) from `initial`, and their log-probabilities."""
+        index = _inverse(self.initial.expand(len(draws), -1), draws)
+        return self.allowed[index], self.initial.log()[index]
+
+    def next(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Symbols (R,) given logits (R, V), and their log-probabilities as in `Block`."""
+        logits = logits.index_select(1, self.allowed).double()
+        log_p = logits.log_softmax(1)
+        if self.temperature == 0:
+            index = logits.argmax(1)
+        else:
+            if self.temperature == 1:
+                p = log_p.exp()
+            else:
+                # The largest is zero before the division, so that no temperature overflows.
+                p = ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
+            if self.top_k is not None or self.top_p is not None:
+                p = self._truncate(p)
+            index = _inverse(p, draws)
+        return self.allowed[index], log_p.gather(1, index[:, None])[:, 0]
+
+    def _truncate(self, p: Tensor) -> Tensor:
+        """Probabilities (R, A) with those beyond top-k and top-p set to zero; not normalised."""
+        ranked, order = p.sort(dim=1, descending=True, stable=True)
+        if self.top_k is not None:
+            ranked[:, self.top_k :] = 0
+        if self.top_p is not None:
+            before = ranked.cumsum(1) - ranked
+            ranked = ranked.masked_fill(before >= self.top_p * ranked.sum(1, keepdim=True), 0)
+        return torch.zeros_like(p).scatter_(1, order, ranked)
+
+
+def _inverse(p: Tensor, draws: Tensor) -> Tensor:
+    """Index (R,) where the running sum of weights (R, A) passes `draws` (R,), in [0, 1), times their total."""
+    running = p.cumsum(1)
+    index = (running <= draws[:, None] * running[:, -1:]).sum(1)
+    # NaN weights must not leave the table; the caller finds them by their log-probability.
+    return index.clamp_(max=p.shape[1] - 1)
+
+
+def uniforms(seed: int, rows: Sequence[int], start: int, count: int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) that depend only on (seed, row, position).
+
+    Philox-4x64 (Salmon et al. 2011) gives four 64-bit words per counter; the upper 53 bits of word t are the
+    number of position t.
+
+    Args:
+        rows: indices below 2^64.
+        start: first position.
+        count: positions per row.
+
+    Returns:
+        (len(rows), count) fp64.
+    """
+    skip = start % 4
+    words = np.empty((len(rows), count), np.uint64)
+    for i, row in enumerate(rows):
+        key = np.array([seed, row], np.uint64)
+        philox = np.random.Philox(key=key, counter=np.array([start // 4, 0, 0, 0], np.uint64))
+        words[i] = philox.random_raw(skip + count)[skip:]
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    """Number of symbols, if the model says so."""
+    for owner in (getattr(model, "codec", None), getattr(model, "model_config", None), model):
+        size = getattr(owner, "vocab_size", None)
+        if size is not None:
+            return int(size)
+    return None
+
+
+def _check_prompt(
+    model: nn.Module, prompt: str | Sequence[int] | NDArray[Any] | Tensor | None, num_samples: int
+) -> Tensor | None:
+    """The prompt as (1 or num_samples, P) int64, None if there is none."""
+    if prompt is None:
+        return None
+    if isinstance(prompt, str):
+        codec = getattr(model, "codec", None)
+        if codec is None:
+            raise InputError("this model has no codec to read a text prompt; pass token ids")
+        prompt = codec.encode(prompt)
+    ids = torch.as_tensor(prompt if isinstance(prompt, Tensor) else np.asarray(prompt))
+    if not ids.numel():
+        return None
+    if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.ndim not in (1, 2):
+        raise InputError(
+            f"the prompt is {ids.dtype} of shape {tuple(ids.shape)}; pass integer ids of shape "
+            "(P,) or (num_samples, P)"
+        )
+    ids = ids.long().reshape(-1, ids.shape[-1])
+    if len(ids) not in (1, num_samples):
+        raise InputError(f"the prompt has {len(ids)} rows, but num_samples is {num_samples}")
+    vocabulary = _vocabulary(model)
+    if int(ids.min()) < 0 or (vocabulary is not None and int(ids.max()) >= vocabulary):
+        raise InputError(
+            f"the prompt holds ids {int(ids.min())} to {int(ids.max())}; valid are 0 to "
+            + ("the vocabulary's end" if vocabulary is None else str(vocabulary - 1))
+        )
+    return ids

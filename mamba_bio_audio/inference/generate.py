@@ -311,7 +311,7 @@ class _Choice(NamedTuple):
 
 
 def _inverse(p: Tensor, draws: Tensor) -> Tensor:
-    """Index (R,) where the running sum of weights (R, A) passes `draws` (R,), in [0, 1), times their total."""
+    """Index (R,) where the running sum of weights (R, A) passes `draws` (R,), in [0, 1), times its end."""
     running = p.cumsum(1)
     index = (running <= draws[:, None] * running[:, -1:]).sum(1)
     # NaN weights must not leave the table; the caller finds them by their log-probability.

@@ -1,0 +1,354 @@
+"""Triton backward of the real selective scan: states recomputed from segment checkpoints, one reverse sweep, no atomics.
+
+With gy_t = dL/dy_t and r the adjoint that comes back from later steps (r = dL/dh_T at the end):
+
+    g_t     = C_t * gy_t + r                 dL/dh_t
+    r       = a_t * g_t                      dL/dh_(t-1), 0 where reset_t
+    dC_t[n] = sum_d h_t * gy_t               dB_t[n] = sum_d g_t * dt_t * u_t
+    w_t     = r * h_(t-1)                    h recomputed, never divided by a_t
+    ddt_t   = sum_n w_t * A + u_t * sum_n g_t * B_t
+    du_t    = dt_t * sum_n g_t * B_t + D * gy_t
+    dA     += w_t * dt_t                     dz_t = dout_t * y_t * silu'(z_t)
+
+Letters and layouts as in `triton_fwd`. One program is one warp with a tile [NP, BD]; here VEC = 4, so that a lane holds
+4 channels x 4 states of a 16 x 32 tile and the sums over n and over d both need few shuffles.
+
+Per segment of SEG steps, last segment first, in a scratch that stays in L1 and L2:
+ 1. tile [ROWS, BD] at a time: dt after softplus, dt * u, gy in fp32, every element computed once in the warp;
+ 2. states forward from the segment's saved start, kept every UNROLL steps;
+ 3. sweep backwards: UNROLL steps again in registers, then their adjoints; the three sums over n go to the scratch;
+ 4. tile at a time: du, ddt, dz, and the sums over time for D and dt_bias.
+dB and dC leave as one partial row per channel block, dA, dD, dbias as one per (batch, chunk); they are added in a fixed
+order afterwards, so two runs agree bit for bit.
+"""
+
+import triton
+import triton.language as tl
+
+from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
+    LN2,
+    LOG2E,
+    expm1_from_exponent,
+    load_vec,
+    sigmoid,
+    softplus,
+)
+
+
+@triton.jit
+def change_of_state(x2, PRECISE: tl.constexpr):
+    """exp2(x2), or exp2(x2) - 1 when PRECISE."""
+    a = tl.exp2(x2)
+    if PRECISE:
+        return expm1_from_exponent(x2, a)
+    else:
+        return a
+
+
+@triton.jit
+def apply_change(a, h, PRECISE: tl.constexpr):
+    if PRECISE:
+        return h + a * h
+    else:
+        return a * h
+
+
+@triton.jit
+def load_planes(row_p, row, PLANE: tl.constexpr, WIDTH: tl.constexpr, BD: tl.constexpr, M: tl.constexpr):
+    """dt, dt * u and gy of one step from the scratch, each a tuple of M vectors [BD]."""
+    dt = ()
+    dtu = ()
+    gy = ()
+    for m in tl.static_range(M):
+        at = row_p + row * WIDTH + m * BD
+        dt = dt + (tl.load(at),)
+        dtu = dtu + (tl.load(at + PLANE),)
+        gy = gy + (tl.load(at + 2 * PLANE),)
+    return dt, dtu, gy
+
+
+@triton.jit
+def load_sweep_step(
+    row_p, B_p, C_p, reset_p, row, base, size, mask_n,
+    PLANE: tl.constexpr, WIDTH: tl.constexpr, BD: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    EVEN_N: tl.constexpr, HAS_RESET: tl.constexpr,
+):  # fmt: skip
+    """All inputs of one step. Past the end dt and gy are 0 in the scratch, so any finite B and C will do."""
+    dt, dtu, gy = load_planes(row_p, row, PLANE, WIDTH, BD, M)
+    t = base + tl.minimum(row, size - 1)
+    B = load_vec(B_p + t * N, mask_n, EVEN_N)
+    C = load_vec(C_p + t * N, mask_n, EVEN_N)
+    keep = 1.0
+    if HAS_RESET:
+        keep = tl.where((tl.load(reset_p + t) != 0) & (row < size), 0.0, 1.0)
+    return dt, dtu, gy, B, C, keep
+
+
+@triton.jit
+def store_rows(p, n, rows, N: tl.constexpr, EVEN_N: tl.constexpr, UNROLL: tl.constexpr):
+    """Writes UNROLL vectors [NP] of consecutive steps at once: one layout conversion instead of UNROLL."""
+    if UNROLL == 4:
+        both = tl.join(
+            tl.join(rows[0], rows[1]), tl.join(rows[2], rows[3])
+        )  # [NP, low bit, high bit of the step]
+        two = tl.arange(0, 2)
+        step = two[None, :, None] + 2 * two[None, None, :]
+        at = p + n[:, None, None] + step * N
+        if EVEN_N:
+            tl.store(at, both)
+        else:
+            tl.store(at, both, mask=(n < N)[:, None, None] & (step >= 0))
+    elif UNROLL == 2:
+        both = tl.join(rows[0], rows[1])  # [NP, step]
+        step = tl.arange(0, 2)[None, :]
+        at = p + n[:, None] + step * N
+        if EVEN_N:
+            tl.store(at, both)
+        else:
+            tl.store(at, both, mask=(n < N)[:, None] & (step >= 0))
+    else:
+        for j in tl.static_range(UNROLL):
+            tl.store(p + n + j * N, rows[j], mask=n < N)
+
+
+@triton.jit(do_not_specialize=["L", "T", "K", "zero"])
+def scan_bwd_kernel(
+    u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, reset_p, g_p, states_p, r_in_p,
+    du_p, ddt_p, dz_p, dB_p, dC_p, dA_p, dskip_p, dbias_p, dh0_p, scratch_p,
+    L, T, K, u_batch, dt_batch, z_batch, g_batch, zero,
+    D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
+    ROWS: tl.constexpr, U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, G_ROW: tl.constexpr,
+    VEC: tl.constexpr, M: tl.constexpr,
+    HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HAS_RESET: tl.constexpr, HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, PRECISE: tl.constexpr,
+):  # fmt: skip
+    """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, N, D), the adjoint at its end.
+
+    Writes du, ddt, dz (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, N); dA (B * K, N, D); dskip, dbias (B * K, D);
+    dh0 (B, N, D). states (B, cdiv(L, SEG), N, D) holds the state before every SEG-th step.
+    """
+    WIDTH: tl.constexpr = BD * M
+    EVEN_N: tl.constexpr = N == NP
+    BLOCKS: tl.constexpr = (D + WIDTH - 1) // WIDTH
+    PER_SEG: tl.constexpr = SEG // UNROLL
+    PLANE: tl.constexpr = SEG * WIDTH
+    TILE: tl.constexpr = NP * BD
+    SCRATCH: tl.constexpr = PER_SEG * M * TILE + 6 * PLANE
+    ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
+    pid = tl.program_id(0)
+    block = pid % BLOCKS
+    chunk = (pid // BLOCKS) % K
+    batch = (pid // BLOCKS // K).to(tl.int64)
+    n = tl.arange(0, NP)
+    lane_d = tl.arange(0, BD)
+    wide_d = tl.arange(0, WIDTH)
+    d = block * WIDTH + wide_d
+    mask_n = n < N
+    mask_d = d < D
+
+    begin = chunk.to(tl.int64) * T
+    count = (tl.minimum(begin + T, L) - begin).to(tl.int32)
+    segments = tl.cdiv(L, SEG)
+
+    rows = tl.arange(0, ROWS)
+    u_p += batch * u_batch + begin * U_ROW + d + zero * 4
+    dt_p += batch * dt_batch + begin * DT_ROW + d + zero * 4
+    z_p += batch * z_batch + begin * Z_ROW + d + zero * 4
+    g_p += batch * g_batch + begin * G_ROW + d + zero * 4
+    du_p += (batch * L + begin) * D + d + zero * 4
+    ddt_p += (batch * L + begin) * D + d + zero * 4
+    dz_p += (batch * L + begin) * D + d + zero * 4
+    B_p += (batch * L + begin) * N + n
+    C_p += (batch * L + begin) * N + n
+    dB_p += ((batch * BLOCKS + block) * segments * SEG + begin) * N
+    dC_p += ((batch * BLOCKS + block) * segments * SEG + begin) * N
+    reset_p += batch * L + begin
+    states_p += (batch * segments + begin // SEG) * (N * D)
+
+    scratch_p += pid.to(tl.int64) * SCRATCH
+    kept_p = scratch_p + (n[:, None] * BD + lane_d[None, :] + zero * VEC)  # [NP, BD]
+    row_p = scratch_p + PER_SEG * M * TILE + lane_d + zero * VEC  # [BD]
+    plane_p = (
+        scratch_p + PER_SEG * M * TILE + rows[:, None] * WIDTH + wide_d[None, :] + zero * 4
+    )  # [ROWS, WIDTH]
+
+    dskip = tl.zeros([WIDTH], tl.float32)
+    dbias = tl.zeros([WIDTH], tl.float32)
+    bias = tl.zeros([WIDTH], tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_p + d, mask=mask_d, other=0.0)
+    skip = tl.zeros([WIDTH], tl.float32)
+    if HAS_SKIP:
+        skip = tl.load(skip_p + d, mask=mask_d, other=0.0)
+    # Per sub-tile of BD channels: offsets [NP, BD], decay rates, adjoint, sum of dA.
+    tiles = ()
+    masks = ()
+    A2 = ()
+    r = ()
+    dA = ()
+    for m in tl.static_range(M):
+        sub_d = block * WIDTH + m * BD + lane_d
+        tiles = tiles + (n[:, None] * D + sub_d[None, :] + zero * VEC,)
+        masks = masks + (mask_n[:, None] & (sub_d < D)[None, :],)
+        A2 = A2 + (tl.load(A_p + tiles[m], mask=masks[m], other=0.0) * LOG2E,)
+        dA = dA + (tl.zeros([NP, BD], tl.float32),)
+        if HAS_R:
+            r = r + (tl.load(r_in_p + (batch * K + chunk) * (N * D) + tiles[m], mask=masks[m], other=0.0),)
+        else:
+            r = r + (tl.zeros([NP, BD], tl.float32),)
+
+    count_segments = tl.cdiv(count, SEG)
+    for back in range(count_segments):
+        segment = count_segments - 1 - back
+        first = segment * SEG
+        size = tl.minimum(count - first, SEG)
+        blocks = tl.cdiv(size, UNROLL)
+        base = begin * 0 + first  # 64 bits wide
+
+        tl.debug_barrier()
+        for i in range(tl.cdiv(size, ROWS)):
+            live = (i * ROWS + rows < size)[:, None] & mask_d[None, :]
+            t = (base + i * ROWS + rows)[:, None]
+            dt = tl.load(dt_p[None, :] + t * DT_ROW, mask=live, other=0.0).to(tl.float32) + bias[None, :]
+            u = tl.load(u_p[None, :] + t * U_ROW, mask=live, other=0.0).to(tl.float32)
+            gy = tl.load(g_p[None, :] + t * G_ROW, mask=live, other=0.0).to(tl.float32)
+            if HAS_Z:
+                z = tl.load(z_p[None, :] + t * Z_ROW, mask=live, other=0.0).to(tl.float32)
+                gy = gy * z * sigmoid(z)
+            if SOFTPLUS:
+                dt = softplus(dt, ACCURATE)
+            dt = tl.where(live, dt, 0.0)  # steps past the end leave the state as it is
+            at = plane_p + i * (ROWS * WIDTH)
+            tl.store(at, dt)
+            tl.store(at + PLANE, dt * u)
+            tl.store(at + 2 * PLANE, gy)
+        tl.debug_barrier()
+
+        h = ()
+        for m in tl.static_range(M):
+            h = h + (tl.load(states_p + segment.to(tl.int64) * (N * D) + tiles[m], mask=masks[m], other=0.0),)
+            tl.store(kept_p + m * TILE, h[m])
+        for i in range(blocks - 1):
+            for j in tl.static_range(UNROLL):
+                row = i * UNROLL + j
+                dt, dtu, gy = load_planes(row_p, row, PLANE, WIDTH, BD, M)
+                B = load_vec(B_p + (base + row) * N, mask_n, EVEN_N)
+                if HAS_RESET:
+                    keep = tl.where(tl.load(reset_p + base + row) != 0, 0.0, 1.0)
+                after = ()
+                for m in tl.static_range(M):
+                    before = h[m]
+                    if HAS_RESET:
+                        before = before * keep
+                    a = change_of_state(dt[m][None, :] * A2[m], PRECISE)
+                    after = after + (apply_change(a, before, PRECISE) + dtu[m][None, :] * B[:, None],)
+                h = after
+            for m in tl.static_range(M):
+                tl.store(kept_p + ((i + 1) * M + m) * TILE, h[m])
+        tl.debug_barrier()
+
+        for i_back in range(blocks):
+            i = blocks - 1 - i_back
+            h = ()
+            for m in tl.static_range(M):
+                h = h + (tl.load(kept_p + (i * M + m) * TILE),)
+            befores = ()
+            factors = ()
+            dCs = ()
+            step = load_sweep_step(
+                row_p, B_p, C_p, reset_p, i * UNROLL, base, size, mask_n,
+                PLANE, WIDTH, BD, M, N, EVEN_N, HAS_RESET,
+            )  # fmt: skip
+            for j in tl.static_range(UNROLL):
+                row = i * UNROLL + j
+                dt, dtu, gy, B, C, keep = step
+                if j + 1 < UNROLL:
+                    step = load_sweep_step(
+                        row_p, B_p, C_p, reset_p, row + 1, base, size, mask_n,
+                        PLANE, WIDTH, BD, M, N, EVEN_N, HAS_RESET,
+                    )  # fmt: skip
+                after = ()
+                dC = tl.zeros([NP, BD], tl.float32)
+                for m in tl.static_range(M):
+                    before = h[m]
+                    if HAS_RESET:
+                        before = before * keep
+                    a = change_of_state(dt[m][None, :] * A2[m], PRECISE)
+                    befores = befores + (before,)
+                    factors = factors + (a,)
+                    after = after + (apply_change(a, before, PRECISE) + dtu[m][None, :] * B[:, None],)
+                    dC += after[m] * gy[m][None, :]
+                    if HAS_Z:
+                        y = tl.sum(after[m] * C[:, None], axis=0)
+                        tl.store(row_p + row * WIDTH + m * BD + 5 * PLANE, y)
+                h = after
+                dCs = dCs + (tl.sum(dC, axis=1),)
+            store_rows(dC_p + (base + i * UNROLL) * N, n, dCs, N, EVEN_N, UNROLL)
+            dBs = ()
+            for j in tl.static_range(UNROLL - 1, -1, -1):
+                row = i * UNROLL + j
+                dt, dtu, gy, B, C, keep = step
+                if j > 0:
+                    step = load_sweep_step(
+                        row_p, B_p, C_p, reset_p, row - 1, base, size, mask_n,
+                        PLANE, WIDTH, BD, M, N, EVEN_N, HAS_RESET,
+                    )  # fmt: skip
+                r_next = ()
+                dA_next = ()
+                dB = tl.zeros([NP, BD], tl.float32)
+                for m in tl.static_range(M):
+                    g = C[:, None] * gy[m][None, :] + r[m]
+                    dB += g * dtu[m][None, :]
+                    ag = apply_change(factors[j * M + m], g, PRECISE)
+                    w = ag * befores[j * M + m]
+                    dA_next = dA_next + (dA[m] + w * dt[m][None, :],)
+                    at = row_p + row * WIDTH + m * BD
+                    tl.store(at + 3 * PLANE, tl.sum(g * B[:, None], axis=0))
+                    tl.store(at + 4 * PLANE, tl.sum(w * A2[m], axis=0))
+                    if HAS_RESET:
+                        ag = ag * keep
+                    r_next = r_next + (ag,)
+                r = r_next
+                dA = dA_next
+                dBs = (tl.sum(dB, axis=1),) + dBs  # noqa: RUF005
+            store_rows(dB_p + (base + i * UNROLL) * N, n, dBs, N, EVEN_N, UNROLL)
+        tl.debug_barrier()
+
+        for i in range(tl.cdiv(size, ROWS)):
+            live = (i * ROWS + rows < size)[:, None] & mask_d[None, :]
+            t = (base + i * ROWS + rows)[:, None]
+            at = plane_p + i * (ROWS * WIDTH)
+            dt = tl.load(at)
+            gy = tl.load(at + 2 * PLANE)
+            sum_gB = tl.load(at + 3 * PLANE)
+            sum_wA = tl.load(at + 4 * PLANE) * LN2
+            u = tl.load(u_p[None, :] + t * U_ROW, mask=live, other=0.0).to(tl.float32)
+            ddt = sum_wA + u * sum_gB
+            if SOFTPLUS:
+                x = tl.load(dt_p[None, :] + t * DT_ROW, mask=live, other=0.0).to(tl.float32) + bias[None, :]
+                ddt = ddt * sigmoid(x)
+            ddt = tl.where(live, ddt, 0.0)
+            du = dt * sum_gB + skip[None, :] * gy
+            tl.store(du_p[None, :] + t * D, du.to(du_p.dtype.element_ty), mask=live)
+            tl.store(ddt_p[None, :] + t * D, ddt.to(ddt_p.dtype.element_ty), mask=live)
+            if HAS_Z:
+                z = tl.load(z_p[None, :] + t * Z_ROW, mask=live, other=0.0).to(tl.float32)
+                g = tl.load(g_p[None, :] + t * G_ROW, mask=live, other=0.0).to(tl.float32)
+                s = sigmoid(z)
+                y = tl.load(at + 5 * PLANE) + skip[None, :] * u
+                dz = g * y * s * (1.0 + z * (1.0 - s))
+                tl.store(dz_p[None, :] + t * D, dz.to(dz_p.dtype.element_ty), mask=live)
+            if HAS_SKIP:
+                dskip += tl.sum(gy * u, axis=0)
+            if HAS_BIAS:
+                dbias += tl.sum(ddt, axis=0)
+
+    for m in tl.static_range(M):
+        tl.store(dA_p + (batch * K + chunk) * (N * D) + tiles[m], dA[m], mask=masks[m])
+        if WRITE_DH0:
+            if chunk == 0:
+                tl.store(dh0_p + batch * (N * D) + tiles[m], r[m], mask=masks[m])
+    if HAS_SKIP:
+        tl.store(dskip_p + (batch * K + chunk) * D + d, dskip, mask=mask_d)
+    if HAS_BIAS:
+        tl.store(dbias_p + (batch * K + chunk) * D + d, dbias, mask=mask_d)

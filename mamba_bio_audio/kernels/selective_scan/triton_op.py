@@ -1,0 +1,447 @@
+"""Selective scan on Triton: what it supports, how a call is laid out on the machine, autograd.
+
+The recurrence and the kernels are in `triton_fwd` and `triton_bwd`; shapes are those of
+`mamba_bio_audio.ops.selective_scan`. Saved for backward: the inputs and the fp32 state before every SEG-th step,
+4 N / SEG bytes per (b, t, d). Nothing of size (B, L, D, N) exists at any time.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+from mamba_bio_audio.kernels.selective_scan.triton_bwd import scan_bwd_kernel
+from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
+    carry_kernel,
+    chunk_state_kernel,
+    scan_fwd_kernel,
+)
+
+MAX_STATES = 256
+_ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
+# Below this many warps (channels / 32 times batch) one pass leaves too many of the schedulers idle, and two passes
+# over chunks that fill the machine are faster. It is 0.53 warps per scheduler, kernels-design.md section 4.
+_SPLIT_BELOW = 0.53
+_MIN_CHUNK_STEPS = 256
+
+
+def unsupported_reason(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    exact_zoh: bool = False,
+) -> str | None:
+    """Why these kernels cannot run this call, or None where they can. Device and shapes are the caller's affair."""
+    if A.ndim == 3:
+        return "complex A"
+    if dt.ndim != 3 or B.ndim != 3 or C.ndim != 3:
+        return "time-invariant dt, B or C"
+    if exact_zoh:
+        return "exact_zoh=True"
+    if A.shape[-1] > MAX_STATES:
+        return f"more than {MAX_STATES} states"
+    for t in (u, dt):
+        if t.dtype not in _ACTIVATIONS:
+            return f"{t.dtype} activations"
+    if any(t.dtype == torch.float64 for t in (A, B, C)):
+        return "float64 parameters"
+    return None
+
+
+def supports(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, exact_zoh: bool = False) -> bool:
+    """True where `selective_scan_triton` can run this call."""
+    return unsupported_reason(u, dt, A, B, C, exact_zoh=exact_zoh) is None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call lies on the machine. `chunks` > 1 splits the sequence, `chunk_steps` long each."""
+
+    chunks: int
+    chunk_steps: int
+    fwd_block: int
+    fwd_warps: int
+    fwd_unroll: int
+    state_unroll: int
+    bwd_chunks: int
+    bwd_chunk_steps: int
+    bwd_block: int
+    bwd_tiles: int
+    bwd_vec: int
+    bwd_unroll: int = 4
+    segment: int = 32
+    rows: int = 16
+    fwd_registers: int | None = None
+    bwd_registers: int | None = None
+
+
+@cache
+def _schedulers(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 528  # the interpreter plans as for an H100
+    return 4 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _split(length: int, warps: int, schedulers: int, per_scheduler: int, segment: int) -> tuple[int, int]:
+    """(chunks, steps per chunk): one chunk where `warps` fill the machine, else per_scheduler warps on each."""
+    chunks = 1
+    if warps < _SPLIT_BELOW * schedulers:
+        chunks = min(triton.cdiv(per_scheduler * schedulers, warps), triton.cdiv(length, _MIN_CHUNK_STEPS))
+    steps = triton.cdiv(triton.cdiv(length, chunks), segment) * segment
+    return triton.cdiv(length, steps), steps
+
+
+def make_plan(
+    batch: int,
+    length: int,
+    channels: int,
+    states: int,
+    device: torch.device,
+    *,
+    chunks: int | None = None,
+    bwd_chunks: int | None = None,
+    **changes: Any,
+) -> Plan:
+    """The default plan of a call, with `chunks` (both directions), `bwd_chunks` or any other field overridden."""
+    padded = padded_states(states)
+    schedulers = _schedulers(device)
+    segment = changes.get("segment", Plan.segment)
+    fields: dict[str, Any] = {}
+    if padded <= 32:
+        wide = channels >= 128
+        fields |= {"fwd_block": 128 if wide else 32, "fwd_warps": 4 if wide else 1}
+        fields |= {"fwd_unroll": 4 if padded <= 16 else 2, "state_unroll": 4}
+    else:
+        # One warp with at most 32 states of a channel in a lane, the rest of them in other lanes.
+        fields |= {"fwd_block": 1024 // padded, "fwd_warps": 1, "fwd_unroll": 2, "state_unroll": 2}
+    # 256 elements of a tile in one warp: 4 states x 2 channels in each lane of a 16 x 16 tile.
+    fields |= {"bwd_block": min(max(256 // padded, 4), 32), "bwd_tiles": 2, "bwd_vec": 2}
+    fields |= {k: v for k, v in changes.items() if k in ("bwd_block", "bwd_tiles")}
+    warps = batch * triton.cdiv(channels, min(fields["fwd_block"], 32))
+
+    def split(wanted: int | None, warps: int) -> tuple[int, int]:
+        if wanted is None:
+            return _split(length, warps, schedulers, 2, segment)
+        steps = triton.cdiv(triton.cdiv(length, wanted), segment) * segment
+        return triton.cdiv(length, steps), steps
+
+    fields["chunks"], fields["chunk_steps"] = split(chunks, warps)
+    fields["bwd_chunks"], fields["bwd_chunk_steps"] = split(
+        bwd_chunks if bwd_chunks is not None else chunks,
+        batch * triton.cdiv(channels, fields["bwd_block"] * fields["bwd_tiles"]),
+    )
+    return Plan(**(fields | changes))
+
+
+def padded_states(states: int) -> int:
+    return max(triton.next_power_of_2(states), 2)
+
+
+def _rows(t: Tensor) -> tuple[Tensor, int, int]:
+    """(t, row stride, batch stride) of a (B, L, D) tensor whose channels are adjacent, copied where they are not."""
+    if t.stride(2) != 1 and t.shape[2] > 1:
+        t = t.contiguous()
+    return t, t.stride(1), t.stride(0)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _fp32(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.detach().float().contiguous()
+
+
+@dataclass
+class _Call:
+    """The arguments that forward and backward share, as the kernels want them."""
+
+    u: Tensor
+    dt: Tensor
+    z: Tensor | None
+    A: Tensor  # (N, D) fp32
+    B: Tensor  # (B, L, N) fp32
+    C: Tensor  # (B, L, N) fp32
+    skip: Tensor | None
+    bias: Tensor | None
+    reset: Tensor | None  # (B, L) uint8
+    softplus: bool
+    precise: bool
+    plan: Plan
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return *self.u.shape, self.A.shape[0]  # type: ignore[return-value]
+
+    def flags(self) -> dict[str, bool]:
+        return {
+            "HAS_Z": self.z is not None,
+            "HAS_BIAS": self.bias is not None,
+            "SOFTPLUS": self.softplus,
+            "HAS_RESET": self.reset is not None,
+            "PRECISE": self.precise,
+        }
+
+
+def _chunk_starts(
+    call: _Call, x: Tensor, first: Tensor | None, chunks: int, steps: int, *, reverse: bool
+) -> Tensor:
+    """What enters every chunk (B, K, N, D): the state, or with `reverse` the adjoint from the later chunks."""
+    batch, length, channels, states = call.sizes
+    plan, padded = call.plan, padded_states(states)
+    end = torch.empty(batch, chunks, states, channels, dtype=torch.float32, device=x.device)
+    start = torch.empty_like(end)
+    sum_dt = torch.empty(batch, chunks, channels, dtype=torch.float32, device=x.device)
+    x, x_row, x_batch = _rows(x)
+    dt, dt_row, dt_batch = _rows(call.dt)
+    z, z_row, z_batch = _rows(call.z) if call.z is not None and reverse else (x, x_row, x_batch)
+    grid = (batch * (chunks - 1) * triton.cdiv(channels, plan.fwd_block),)
+    flags = call.flags()
+    flags["HAS_Z"] = flags["HAS_Z"] and reverse
+    chunk_state_kernel[grid](
+        x, dt, call.A, call.C if reverse else call.B, z,
+        call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
+        end, sum_dt, length, steps, chunks, x_batch, dt_batch, z_batch, 0,
+        D=channels, N=states, NP=padded, BD=plan.fwd_block, UNROLL=plan.state_unroll,
+        X_ROW=x_row, DT_ROW=dt_row, Z_ROW=z_row, VEC=1, REVERSE=reverse, **flags,
+        num_warps=plan.fwd_warps,
+    )  # fmt: skip
+    block = 128
+    carry_kernel[(batch * triton.cdiv(states * channels, block),)](
+        end, sum_dt, call.A, first if first is not None else end, start, chunks,
+        D=channels, N=states, BLOCK=block, UNROLL=16, HAS_FIRST=first is not None, REVERSE=reverse, num_warps=4,
+    )  # fmt: skip
+    return start
+
+
+def _forward(call: _Call, h0: Tensor | None, write_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(out (B, L, D), last state (B, N, D), states (B, ceil(L / SEG), N, D) or None); h0 (B, N, D) fp32."""
+    batch, length, channels, states = call.sizes
+    plan, padded = call.plan, padded_states(states)
+    device = call.u.device
+    out = torch.empty(batch, length, channels, dtype=call.u.dtype, device=device)
+    last = torch.empty(batch, states, channels, dtype=torch.float32, device=device)
+    saved = None
+    if write_states:
+        segments = triton.cdiv(length, plan.segment)
+        saved = torch.empty(batch, segments, states, channels, dtype=torch.float32, device=device)
+    u, u_row, u_batch = _rows(call.u)
+    dt, dt_row, dt_batch = _rows(call.dt)
+    z, z_row, z_batch = _rows(call.z) if call.z is not None else (u, u_row, u_batch)
+    with _on(device):
+        if plan.chunks > 1:
+            h0 = _chunk_starts(call, u, h0, plan.chunks, plan.chunk_steps, reverse=False)
+        grid = (batch * plan.chunks * triton.cdiv(channels, plan.fwd_block),)
+        scan_fwd_kernel[grid](
+            u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
+            call.bias if call.bias is not None else call.A, h0 if h0 is not None else call.A,
+            call.reset if call.reset is not None else call.A, out, last, saved if saved is not None else last,
+            length, plan.chunk_steps, plan.chunks, u_batch, dt_batch, z_batch, 0,
+            D=channels, N=states, NP=padded, BD=plan.fwd_block, UNROLL=plan.fwd_unroll, SEG=plan.segment,
+            U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, VEC=1, HAS_SKIP=call.skip is not None, HAS_H0=h0 is not None,
+            WRITE_LAST=True, WRITE_STATES=write_states, **call.flags(), num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
+        )  # fmt: skip
+    return out, last, saved
+
+
+@dataclass
+class _Gradients:
+    u: Tensor
+    dt: Tensor
+    A: Tensor  # (D, N)
+    B: Tensor
+    C: Tensor
+    skip: Tensor | None
+    z: Tensor | None
+    bias: Tensor | None
+    h0: Tensor | None  # (B, N, D)
+
+
+def _backward(
+    call: _Call, states_saved: Tensor, g_out: Tensor, g_last: Tensor | None, need_h0: bool
+) -> _Gradients:
+    """All gradients from g_out (B, L, D) and g_last (B, N, D)."""
+    batch, length, channels, states = call.sizes
+    plan, padded = call.plan, padded_states(states)
+    device = call.u.device
+    chunks, segment = plan.bwd_chunks, plan.segment
+    width = plan.bwd_block * plan.bwd_tiles
+    blocks = triton.cdiv(channels, width)
+    segments = triton.cdiv(length, segment)
+    programs = batch * chunks * blocks
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=torch.float32, device=device)
+
+    u, u_row, u_batch = _rows(call.u)
+    dt, dt_row, dt_batch = _rows(call.dt)
+    z, z_row, z_batch = _rows(call.z) if call.z is not None else (u, u_row, u_batch)
+    g_out, g_row, g_batch = _rows(g_out)
+    du = torch.empty(batch, length, channels, dtype=u.dtype, device=device)
+    ddt = torch.empty(batch, length, channels, dtype=dt.dtype, device=device)
+    dz = torch.empty(batch, length, channels, dtype=z.dtype, device=device) if call.z is not None else None
+    dB, dC = (empty(batch, blocks, segments * segment, states) for _ in range(2))
+    dA = empty(batch * chunks, states, channels)
+    dskip = empty(batch * chunks, channels) if call.skip is not None else None
+    dbias = empty(batch * chunks, channels) if call.bias is not None else None
+    dh0 = empty(batch, states, channels) if need_h0 else None
+    per_program = segment // plan.bwd_unroll * padded * width + 6 * segment * width
+    scratch = empty(programs, per_program)
+    with _on(device):
+        r_in = g_last
+        if chunks > 1:
+            r_in = _chunk_starts(call, g_out, g_last, chunks, plan.bwd_chunk_steps, reverse=True)
+        scan_bwd_kernel[(programs,)](
+            u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
+            call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
+            g_out, states_saved, r_in if r_in is not None else call.A,
+            du, ddt, dz if dz is not None else du, dB, dC, dA, dskip if dskip is not None else dA,
+            dbias if dbias is not None else dA, dh0 if dh0 is not None else dA, scratch,
+            length, plan.bwd_chunk_steps, chunks, u_batch, dt_batch, z_batch, g_batch, 0,
+            D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment, ROWS=plan.rows,
+            U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, VEC=plan.bwd_vec, M=plan.bwd_tiles,
+            HAS_SKIP=call.skip is not None, HAS_R=r_in is not None, WRITE_DH0=need_h0, **call.flags(), num_warps=1,
+            maxnreg=plan.bwd_registers,
+        )  # fmt: skip
+
+    def total(partial: Tensor | None) -> Tensor | None:
+        return None if partial is None else partial.sum(0)
+
+    return _Gradients(
+        u=du,
+        dt=ddt,
+        A=dA.sum(0).t(),
+        B=(dB.sum(1) if blocks > 1 else dB[:, 0])[:, :length],
+        C=(dC.sum(1) if blocks > 1 else dC[:, 0])[:, :length],
+        skip=total(dskip),
+        z=dz,
+        bias=total(dbias),
+        h0=dh0,
+    )
+
+
+class _SelectiveScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        dt_bias: Tensor | None,
+        h0: Tensor | None,
+        reset: Tensor | None,
+        softplus: bool,
+        precise: bool,
+        plan: Plan,
+    ) -> tuple[Tensor, Tensor]:
+        call = _Call(
+            u=u,
+            dt=dt,
+            z=z,
+            A=A.detach().float().t().contiguous(),
+            B=B.detach().float().contiguous(),
+            C=C.detach().float().contiguous(),
+            skip=_fp32(D),
+            bias=_fp32(dt_bias),
+            reset=None if reset is None else reset.to(torch.bool).contiguous().view(torch.uint8),
+            softplus=softplus,
+            precise=precise,
+            plan=plan,
+        )
+        start = None if h0 is None else h0.detach().float().transpose(1, 2).contiguous()
+        train = any(ctx.needs_input_grad)
+        out, last, states = _forward(call, start, train)
+        if train:
+            ctx.save_for_backward(
+                call.u, call.dt, call.z, call.A, call.B, call.C, call.skip, call.bias, call.reset, states
+            )
+            ctx.settings = (softplus, precise, plan)
+            ctx.dtypes = tuple(None if t is None else t.dtype for t in (A, B, C, D, dt_bias, h0))
+        ctx.set_materialize_grads(False)
+        return out, last.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        g_out, g_last = grads
+        u, dt, z, A, B, C, skip, bias, reset, states = ctx.saved_tensors
+        softplus, precise, plan = ctx.settings
+        call = _Call(u, dt, z, A, B, C, skip, bias, reset, softplus, precise, plan)
+        need_h0 = ctx.needs_input_grad[8]
+        if g_out is None:
+            g_out = torch.zeros_like(u)
+        if g_last is not None:
+            g_last = g_last.float().transpose(1, 2).contiguous()
+        g = _backward(call, states, g_out, g_last, need_h0)
+        A_dtype, B_dtype, C_dtype, D_dtype, bias_dtype, h0_dtype = ctx.dtypes
+        found = (
+            g.u,
+            g.dt,
+            g.A.to(A_dtype),
+            g.B.to(B_dtype),
+            g.C.to(C_dtype),
+            None if g.skip is None else g.skip.to(D_dtype),
+            g.z,
+            None if g.bias is None else g.bias.to(bias_dtype),
+            None if g.h0 is None else g.h0.transpose(1, 2).to(h0_dtype),
+        )
+        return (*refuse_second_order("selective_scan", found), None, None, None, None)
+
+
+def selective_scan_triton(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = True,
+    h0: Tensor | None = None,
+    return_state: bool = False,
+    reset: Tensor | None = None,
+    exact_zoh: bool = False,
+    precise: bool = False,
+    plan: Plan | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective scan in fused Triton kernels, deterministic, with gradients also through h0 and the last state.
+
+    Args:
+        u, dt, z: (B, L, D) bf16, fp16 or fp32; any row stride as long as channels are adjacent.
+        A: (D, N), negative. B, C: (B, L, N); best in fp32, which is what the kernels read. D, dt_bias: (D).
+        h0: (B, D, N) state before step 0, zeros where None. reset: bool (B, L), clears the state before that step.
+        precise: adds exp(dt A) - 1 instead of multiplying by exp(dt A), for memories beyond 10^4 steps.
+        plan: layout on the machine, for benchmarks and tests; `make_plan` by default.
+
+    Returns:
+        out (B, L, D) in u's dtype, and with `return_state` the last state (B, D, N) fp32.
+    """
+    reason = unsupported_reason(u, dt, A, B, C, exact_zoh=exact_zoh)
+    if reason is not None:
+        raise NotImplementedError(
+            f'selective_scan: the triton backend does not run {reason}; use backend="torch"'
+        )
+    if plan is None:
+        batch, length, channels = u.shape
+        plan = make_plan(batch, length, channels, A.shape[-1], u.device)
+    out, last = _SelectiveScan.apply(u, dt, A, B, C, D, z, dt_bias, h0, reset, dt_softplus, precise, plan)
+    return (out, last) if return_state else out
+
+
+def interpreting() -> bool:
+    """True in a process that was started with TRITON_INTERPRET=1, where the kernels run on the CPU, slowly."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"

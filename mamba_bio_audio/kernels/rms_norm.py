@@ -66,7 +66,7 @@ class _NormFn(torch.autograd.Function):
                 g_y = g_y.to(stream.dtype)
                 unit = stream * scale
                 product = g_y * unit
-                g_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
+                g_weight = product.reshape(-1, product.shape[-1]).sum(0).to(weight.dtype)
                 weight = weight.to(stream.dtype)
                 mean = product.mul_(weight).mean(-1, keepdim=True)
                 g = (g_y * weight).sub_(unit.mul_(mean)).mul_(scale)

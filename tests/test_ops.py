@@ -1,0 +1,122 @@
+"""The door into the kernels: validation, choice of backend, return values."""
+
+import pytest
+import torch
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.ops import causal_conv1d, linear_cross_entropy, rms_norm, selective_scan
+
+B, L, D, N = 2, 6, 4, 3
+
+
+def scan_inputs():
+    return {
+        "u": torch.randn(B, L, D),
+        "dt": torch.randn(B, L, D),
+        "A": -torch.rand(D, N),
+        "B": torch.randn(B, L, N),
+        "C": torch.randn(B, L, N),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("u", torch.zeros(B, D), r"u must be \(B, L, D\).*\(2, 4\)"),
+        ("u", torch.zeros(B, 0, D), r"L >= 1"),
+        ("u", torch.zeros(B, L, D, dtype=torch.int64), "floating-point"),
+        ("dt", torch.zeros(B, L, 1), r"dt must be \(2, 6, 4\), not \(2, 6, 1\)"),
+        ("dt", torch.zeros(D + 1), r"dt must be \(4,\), not \(5,\)"),
+        ("A", torch.zeros(N, D), r"A must be \(D=4, N\).*\(3, 4\)"),
+        ("A", torch.zeros(D, N, 3), r"complex"),
+        ("B", torch.zeros(B, L, N + 1), r"B must be \(2, 6, 3\), or \(4, 3\)"),
+        ("C", torch.zeros(B, L, N, 2), r"C must be .* real A"),
+        ("D", torch.zeros(D, 1), r"D must be \(4,\)"),
+        ("z", torch.zeros(B, L), r"z must be \(2, 6, 4\)"),
+        ("dt_bias", torch.zeros(1), r"dt_bias must be"),
+        ("h0", torch.zeros(B, N, D), r"h0 must be \(2, 4, 3\), not \(2, 3, 4\)"),
+        ("reset", torch.zeros(B, L), r"reset must be bool"),
+        ("reset", torch.zeros(L, B, dtype=torch.bool), r"\(2, 6\)"),
+        ("z", torch.zeros(B, L, D, device="meta"), "z is on meta"),
+    ],
+)
+def test_selective_scan_says_what_is_wrong(name, value, shown):
+    with pytest.raises(InputError, match=shown):
+        selective_scan(**{**scan_inputs(), name: value})
+
+
+def test_selective_scan_returns():
+    out = selective_scan(**scan_inputs())
+    assert out.shape == (B, L, D)
+    out, state = selective_scan(**scan_inputs(), return_state=True)
+    assert state.shape == (B, D, N)
+    assert state.dtype == torch.float32
+    inputs = {name: t.bfloat16() for name, t in scan_inputs().items()}
+    out, state = selective_scan(**inputs, return_state=True)
+    assert (out.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_backends():
+    inputs = scan_inputs()
+    calls = {
+        selective_scan: inputs,
+        causal_conv1d: {"x": inputs["u"], "weight": torch.zeros(D, 4)},
+        rms_norm: {"x": inputs["u"], "weight": torch.ones(D)},
+        linear_cross_entropy: {
+            "x": inputs["u"],
+            "weight": torch.zeros(5, D),
+            "targets": torch.zeros(B, L, dtype=torch.long),
+        },
+    }
+    for op, arguments in calls.items():
+        for backend in ("auto", "torch", "reference"):
+            op(**arguments, backend=backend)
+        with pytest.raises(InputError, match="triton"):
+            op(**arguments, backend="triton")
+        with pytest.raises(InputError, match="unknown backend 'cuda'"):
+            op(**arguments, backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ({"x": torch.zeros(L, D)}, r"x must be \(B, L, D\)"),
+        ({"weight": torch.zeros(D + 1, 4)}, r"weight must be \(D=4"),
+        ({"weight": torch.zeros(D, 9)}, r"<= 8"),
+        ({"bias": torch.zeros(1)}, "bias must be"),
+        ({"tail": torch.zeros(B, 4, D)}, r"tail must be \(2, 3, 4\), not \(2, 4, 4\)"),
+        ({"reset": torch.zeros(B, L)}, "reset must be bool"),
+        ({"activation": "relu"}, "'relu'"),
+    ],
+)
+def test_causal_conv1d_says_what_is_wrong(arguments, shown):
+    with pytest.raises(InputError, match=shown):
+        causal_conv1d(**{"x": torch.zeros(B, L, D), "weight": torch.zeros(D, 4), **arguments})
+
+
+def test_rms_norm_says_what_is_wrong():
+    x = torch.zeros(B, L, D)
+    with pytest.raises(InputError, match=r"weight must be \(4,\), not \(5,\)"):
+        rms_norm(x, torch.ones(5))
+    with pytest.raises(InputError, match="residual must be"):
+        rms_norm(x, torch.ones(D), residual=x[0])
+
+
+def test_linear_cross_entropy_says_what_is_wrong():
+    x, weight, targets = torch.zeros(B, L, D), torch.zeros(5, D), torch.zeros(B, L, dtype=torch.long)
+    with pytest.raises(InputError, match=r"weight must be \(V, D=4\), not \(4, 5\)"):
+        linear_cross_entropy(x, weight.t(), targets)
+    with pytest.raises(InputError, match=r"targets must be \(2, 6\)"):
+        linear_cross_entropy(x, weight, targets[0])
+    with pytest.raises(InputError, match="integers"):
+        linear_cross_entropy(x, weight, targets.float())
+    targets[1, 2] = 5
+    with pytest.raises(InputError, match=r"target 5 is outside \[0, 5\)"):
+        linear_cross_entropy(x, weight, targets)
+
+
+def test_everything_in_mixed_dtypes_gets_gradients_in_its_own():
+    inputs = {name: t.bfloat16() if name in ("u", "B") else t for name, t in scan_inputs().items()}
+    inputs = {name: t.requires_grad_() for name, t in inputs.items()}
+    selective_scan(**inputs).float().sum().backward()
+    assert all(t.grad.dtype == t.dtype for t in inputs.values())

@@ -233,7 +233,7 @@ def _read(path: str, key: tuple[int, int], folder: Path) -> IndexFiles | None:
     """The index kept in a folder, or None when it is missing, damaged, or of another state of the file."""
     store, fai, gzi = _names(path, folder)
     try:
-        with np.load(store, allow_pickle=False) as data:
+        with store.open("rb") as handle, np.load(handle, allow_pickle=False) as data:
             if (int(data["format"]), int(data["size_bytes"]), int(data["mtime_ns"])) != (
                 FORMAT_VERSION,
                 *key,
@@ -498,14 +498,13 @@ class _Parser:
         ragged = (
             "All lines of a record but its last must have one length. Rewrap it, as `seqkit seq -w 80` does."
         )
+        follows = "line {:,} follows line {:,}, which is blank or of another length."
+        if filled.size and not record.line_bases and filled[0] and record.short_line is None:
+            record.short_line = line_number
         if filled.size and record.short_line is not None:
             at = line_number + int(filled[0])
-            raise InputError(
-                f"{where}: line {at:,} follows the shorter or blank line {record.short_line:,}. {ragged}"
-            )
+            raise InputError(f"{where}: {follows.format(at, record.short_line)} {ragged}")
         if filled.size and not record.line_bases:
-            if filled[0] != 0:
-                raise InputError(f"{where}: line {line_number:,} is blank, before the sequence. {ragged}")
             record.line_bases = int(bases[0])
             # A single line without newline at the end of the file; no second line will need the difference.
             record.line_bytes = int(line_bytes[0])
@@ -519,9 +518,7 @@ class _Parser:
             later = filled[filled > first_odd]
             if later.size:
                 at = line_number + int(later[0])
-                raise InputError(
-                    f"{where}: line {at:,} follows line {record.short_line:,} of another length. {ragged}"
-                )
+                raise InputError(f"{where}: {follows.format(at, record.short_line)} {ragged}")
             if bases[first_odd] > record.line_bases:
                 raise InputError(
                     f"{where}: line {record.short_line:,} is longer than the lines before it. {ragged}"

@@ -101,6 +101,11 @@ class Genome:
             ):
                 self.records[prefix + name] = length
                 self._rows[prefix + name] = (number, row)
+        # Per file: unknown bases in all runs before run number i.
+        self._unknown_before = [
+            np.concatenate([[0], np.cumsum(files.index.run_ends - files.index.run_starts)])
+            for files in self._files
+        ]
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,15 +209,16 @@ class Genome:
 
     def count_unknown(self, record: str, start: ArrayLike, end: ArrayLike) -> NDArray[np.int64]:
         """Exact number of bases other than A, C, G, T in [start, end); also for arrays of spans."""
-        statistics = self.statistics(record)
-        starts, ends = statistics.run_starts, statistics.run_ends
-        totals = np.concatenate([[0], np.cumsum(ends - starts)])
+        number, row = self._locate(record)
+        index, totals = self._files[number].index, self._unknown_before[number]
+        first, last = int(index.run_offsets[row]), int(index.run_offsets[row + 1])
+        starts, ends = index.run_starts[first:last], index.run_ends[first:last]
 
         def before(position: NDArray[np.int64]) -> NDArray[np.int64]:
             runs = np.searchsorted(starts, position)
             # The run that begins last before the position may reach beyond it.
             beyond = np.maximum(ends[runs - 1] - position, 0) if len(ends) else 0
-            return totals[runs] - np.where(runs > 0, beyond, 0)
+            return totals[first + runs] - totals[first] - np.where(runs > 0, beyond, 0)
 
         return before(np.asarray(end, dtype=np.int64)) - before(np.asarray(start, dtype=np.int64))
 

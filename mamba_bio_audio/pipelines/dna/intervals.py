@@ -179,8 +179,11 @@ def split_blocks(
     """
     wanted = {split: fractions.get(split, 0.0) for split in ("valid", "test")}
     intervals: list[Interval] = []
-    for number in range(len(genome.paths)):
-        intervals += _split_file(genome, number, seed, wanted, block_bases)
+    by_file: dict[int, list[str]] = {}
+    for record in genome.records:
+        by_file.setdefault(genome.genome_of(record), []).append(record)
+    for records in by_file.values():
+        intervals += _split_file(genome, records, seed, wanted, block_bases)
     present = {interval.split for interval in intervals}
     missing = [split for split in SPLITS if split not in present and (split == "train" or wanted[split] > 0)]
     if missing:
@@ -197,9 +200,8 @@ def split_blocks(
 
 
 def _split_file(
-    genome: Genome, number: int, seed: int, wanted: Mapping[str, float], block_bases: int | None
+    genome: Genome, records: list[str], seed: int, wanted: Mapping[str, float], block_bases: int | None
 ) -> list[Interval]:
-    records = [record for record in genome.records if genome.genome_of(record) == number]
     total = sum(genome.records[record] for record in records)
     if block_bases is None:
         smallest = min((fraction for fraction in wanted.values() if fraction > 0), default=1.0)

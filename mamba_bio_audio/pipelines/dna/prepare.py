@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import write_json, write_text
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
@@ -74,12 +76,16 @@ def prepare_genome(
             f"{folder}: is not empty. Choose another folder with --out, or replace it with --force."
         )
     # Bounds are those of the run configuration.
-    settings = DnaDataConfig(
-        valid_fraction=valid_fraction,
-        test_fraction=test_fraction,
-        block_bases=block_bases,
-        split_seed=split_seed,
-    )
+    try:
+        settings = DnaDataConfig(
+            valid_fraction=valid_fraction,
+            test_fraction=test_fraction,
+            block_bases=block_bases,
+            split_seed=split_seed,
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        raise InputError(f"the split settings are wrong: {problems}.") from None
     genome = Genome(paths)
     if intervals is not None:
         chosen = read_intervals(intervals, genome)

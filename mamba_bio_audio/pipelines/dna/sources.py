@@ -65,7 +65,7 @@ def locate(path: str | Sequence[str] | None, intervals: str | None = None) -> So
         raise InputError(f"data.intervals: {intervals}: there is no such file.")
     given = os.path.expanduser(intervals) if intervals is not None else None
     paths = [path] if isinstance(path, str) else list(path)
-    if paths == [DEMO] and not os.path.exists(DEMO):
+    if paths == [DEMO]:
         return Source([demo_folder()], given, "data.intervals" if given else "blocks", packaged=True)
     if len(paths) == 1 and os.path.isdir(folder := os.path.expanduser(paths[0])):
         inside = os.path.join(folder, INTERVALS_NAME)

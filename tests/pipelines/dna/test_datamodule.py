@@ -1,0 +1,229 @@
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule, TrainingStream, pad_and_shift
+
+L = 32
+
+
+def module(path: str, *, length: int = L, batch_size: int = 4, seed: int = 0, **options) -> DnaDataModule:
+    where = {name: options.pop(name) for name in ("start_sample", "rank", "world_size") if name in options}
+    config = DnaDataConfig(path=path, **options)
+    return DnaDataModule(config, length=length, batch_size=batch_size, seed=seed, **where)
+
+
+def batches(data: DnaDataModule, count: int) -> list[dict[str, torch.Tensor]]:
+    return list(itertools.islice(data.train_dataloader(), count))
+
+
+def rows(found: list[dict[str, torch.Tensor]]) -> list[list[int]]:
+    return torch.cat([batch["tokens"] for batch in found]).tolist()
+
+
+@pytest.fixture
+def path(write_fasta, random_dna) -> str:
+    return write_fasta("g.fa", {"a": random_dna(5000, 0), "b": random_dna(1000, 1)})
+
+
+def test_pad_and_shift() -> None:
+    batch = pad_and_shift([np.array([7, 8, 9, 10], np.uint8), np.array([7, 11, 8], np.uint8)], 3)
+    assert batch["tokens"].tolist() == [[7, 8, 9], [7, 11, 8]]
+    assert batch["targets"].tolist() == [[8, 9, 10], [-100, 8, -100]]
+    batch = pad_and_shift([np.array([7, 8], np.uint8)], 4)
+    assert batch["tokens"].tolist() == [[7, 8, 4, 4]]
+    assert batch["targets"].tolist() == [[8, -100, -100, -100]]
+    assert batch["tokens"].dtype == batch["targets"].dtype == torch.int64
+
+
+def test_batches_are_windows_of_the_training_split(path: str) -> None:
+    data = module(path)
+    epoch = -(-len(data_windows(data)) // 4)
+    found = batches(data, epoch)
+    assert all(batch["tokens"].shape == batch["targets"].shape == (4, L) for batch in found)
+    for batch in found:
+        inside = batch["targets"][:, :-1] != -100
+        assert (batch["targets"][:, :-1][inside] == batch["tokens"][:, 1:][inside]).all()
+    expected = sorted(
+        pad_and_shift([data.genome.fetch(*data.windows[i])], L)["tokens"][0].tolist()
+        for i in range(len(data.windows))
+    )
+    assert sorted(rows(found)[: len(data.windows)]) == expected
+
+
+def data_windows(data: DnaDataModule):
+    data.setup()
+    return data.windows
+
+
+def test_each_epoch_is_another_permutation(path: str) -> None:
+    data = module(path)
+    count = len(data_windows(data))
+    stream = data.train_dataloader().dataset
+    assert isinstance(stream, TrainingStream)
+    epochs = [[stream.window_index(epoch * count + k) for k in range(count)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    other = module(path, seed=1).train_dataloader().dataset
+    assert [other.window_index(k) for k in range(count)] != epochs[0]
+
+
+@pytest.mark.parametrize("reverse_complement", [False, True])
+def test_resume_equals_uninterrupted(path: str, reverse_complement: bool) -> None:
+    # More than an epoch, with another batch size after the interruption.
+    whole = rows(batches(module(path, reverse_complement=reverse_complement), 100))
+    first = rows(batches(module(path, reverse_complement=reverse_complement), 37))
+    rest = module(path, reverse_complement=reverse_complement, start_sample=37 * 4, batch_size=7)
+    assert [*first, *rows(batches(rest, 36))] == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(path: str, workers: int) -> None:
+    alone = batches(module(path, reverse_complement=True), 20)
+    together = batches(module(path, reverse_complement=True, num_workers=workers), 20)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one["tokens"], other["tokens"])
+        assert torch.equal(one["targets"], other["targets"])
+    evaluated = [
+        torch.cat(
+            [batch["tokens"] for batch in module(path, num_workers=count).evaluation_dataloader("valid", 4)]
+        )
+        for count in (0, workers)
+    ]
+    assert torch.equal(*evaluated)
+
+
+def test_ranks_share_the_stream(path: str) -> None:
+    alone = rows(batches(module(path, batch_size=8), 10))
+    ranks = [rows(batches(module(path, batch_size=4, rank=rank, world_size=2), 10)) for rank in (0, 1)]
+    assert [row for pair in zip(*ranks, strict=True) for row in pair] == alone
+    whole = [example["tokens"].tolist() for example in module(path).evaluation_dataset("test")]
+    shares = [
+        rows(list(module(path, rank=rank, world_size=3).evaluation_dataloader("test", 2)))
+        for rank in range(3)
+    ]
+    assert sorted(itertools.chain(*shares)) == sorted(whole)
+
+
+def test_reverse_complement_depends_on_seed_and_sample_only(path: str) -> None:
+    forward = module(path).train_dataloader().dataset
+    both = module(path, reverse_complement=True).train_dataloader().dataset
+    coins = [both.is_reversed(sample) for sample in range(2000)]
+    assert 900 < sum(coins) < 1100
+    assert coins == [both.is_reversed(sample) for sample in range(2000)]
+    for sample in range(50):
+        expected = forward.tokens_of(sample)
+        if coins[sample]:
+            expected = forward.genome.codec.reverse_complement(expected)
+        assert both.tokens_of(sample).tolist() == expected.tolist()
+    assert not any(forward.is_reversed(sample) for sample in range(50))
+
+
+def test_contig_shorter_than_the_window_is_padded(write_fasta) -> None:
+    path = write_fasta("g.fa", {"short": "ACGTN", "one": "A"})
+    data = module(path, valid_fraction=0, test_fraction=0, max_unknown=0.5)
+    batch = batches(data, 1)[0]
+    assert batch["tokens"][0].tolist() == [7, 8, 9, 10, 11] + [4] * (L - 5)
+    assert batch["targets"][0].tolist() == [8, 9, 10] + [-100] * (L - 3)
+    with pytest.raises(InputError, match="the valid split has no base"):
+        data.evaluation_dataset("valid")
+
+
+@pytest.mark.parametrize("size", [60, 500])
+def test_genome_smaller_than_one_window(size: int, write_fasta, random_dna) -> None:
+    data = module(write_fasta("g.fa", {"r": random_dna(size)}), length=1024)
+    assert (batches(data, 1)[0]["targets"] != -100).any()
+    for split in ("train", "valid", "test"):
+        scored = sum(int((example["targets"] != -100).sum()) for example in data.evaluation_dataset(split))
+        assert scored == data.evaluation_windows(split).scored > 0
+
+
+def test_nothing_to_train_on(write_fasta) -> None:
+    data = module(write_fasta("g.fa", {"r": "N" * 500 + "RYRY" * 100}), valid_fraction=0, test_fraction=0)
+    with pytest.raises(InputError, match=r"no window to train on: 900 bases.*29 windows skipped"):
+        data.train_dataloader()
+
+
+def test_evaluation_counts_and_groups(write_fasta, random_dna, tmp_path: Path) -> None:
+    for name, seed in (("x", 0), ("y", 1)):
+        write_fasta(f"f/{name}.fa", {"r": random_dna(3000, seed, "ACGTACGTACGTACGTN")})
+    data = module(str(tmp_path / "f"))
+    dataset = data.evaluation_dataset("valid")
+    spans = data.evaluation_spans("valid")
+    known = {0: 0, 1: 0}
+    for record, start, end in spans:
+        ids = data.genome.fetch(record, max(start, 1), end)
+        known[data.genome.genome_of(record)] += int((ids != 11).sum())
+    scored = {0: 0, 1: 0}
+    for example in dataset:
+        scored[int(example["group"])] += int((example["targets"] != -100).sum())
+    assert scored == known
+    assert sum(scored.values()) == data.evaluation_windows("valid").scored
+    batch = next(iter(data.evaluation_dataloader("valid", 3)))
+    assert batch["group"].shape == (3,)
+    with pytest.raises(InputError, match="not 'dev'"):
+        data.evaluation_dataset("dev")
+
+
+def test_evaluation_max_tokens(path: str) -> None:
+    data = module(path)
+    few = data.evaluation_dataset("train", max_tokens=10 * L)
+    assert len(few) == 10
+    starts = [few.windows[index].start for index in range(10)]
+    assert starts == [data.evaluation_dataset("train", max_tokens=10 * L).windows[i].start for i in range(10)]
+    assert len(data.evaluation_dataset("train", max_tokens=1)) == 1
+    assert len(data.evaluation_dataset("train", max_tokens=10**9)) == len(data.evaluation_dataset("train"))
+
+
+def test_shared_bases_are_an_error_unless_allowed(path: str, tmp_path: Path) -> None:
+    (tmp_path / "x.bed").write_text("a 0 1000 train\na 900 2000 valid\na 1900 3000 test\n")
+    with pytest.raises(InputError, match=r"100 between train and valid, 100 between valid and test.*allow"):
+        module(path, intervals=str(tmp_path / "x.bed")).setup()
+    data = module(path, intervals=str(tmp_path / "x.bed"), shared_bases="allow")
+    assert data.summary()["shared_bases"] == {"train/valid": 100, "train/test": 0, "valid/test": 100}
+
+
+def test_intervals_file_in_the_folder_is_used(write_fasta, random_dna, tmp_path: Path) -> None:
+    write_fasta("f/g.fa", {"r": random_dna(1000)})
+    (tmp_path / "f" / "intervals.tsv").write_text(
+        "file\trecord\tstart0\tend\tsplit\ng.fa\tr\t0\t500\ttrain\ng.fa\tr\t500\t700\tval\n"
+    )
+    data = module(str(tmp_path / "f"))
+    assert data.summary()["splits"]["valid"]["bases"] == 200
+    assert data.summary()["split_source"] == f"{tmp_path / 'f' / 'intervals.tsv'} (found in data.path)"
+    (tmp_path / "x.bed").write_text("r 0 900 train\n")
+    other = module(str(tmp_path / "f"), intervals=str(tmp_path / "x.bed"))
+    assert other.summary()["splits"]["train"]["bases"] == 900
+
+
+def test_summary_is_json_with_true_numbers(write_fasta) -> None:
+    data = module(
+        write_fasta("g.fa", {"r": "AACGT" * 200 + "acgtn" * 100}), valid_fraction=0, test_fraction=0
+    )
+    summary = json.loads(json.dumps(data.summary()))
+    assert summary["bases"] == summary["splits"]["train"]["bases"] == 1500
+    assert summary["splits"]["train"]["scored_bases"] == 1399
+    assert summary["unknown_percent"] == pytest.approx(100 * 100 / 1500)
+    assert summary["lower_case_percent"] == pytest.approx(100 * 500 / 1500)
+    assert summary["composition"] == pytest.approx({"A": 500 / 1400, "C": 3 / 14, "G": 3 / 14, "T": 3 / 14})
+    assert summary["training_windows"] + summary["skipped_windows"] == 47
+    assert summary["length"] == L
+    assert summary["files"][0]["name"] == "g.fa"
+
+
+def test_wrong_settings(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data.path is not set"):
+        module(None).setup()  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"data.intervals: .*no such file"):
+        module(str(tmp_path), intervals="nowhere.bed").setup()
+    with pytest.raises(ValueError, match="rank"):
+        module("x", rank=2, world_size=2)
+    with pytest.raises(ValueError, match="below 1"):
+        DnaDataConfig(valid_fraction=0.6, test_fraction=0.6)

@@ -1,0 +1,104 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.dna.prepare import prepare_genome, summary_rows
+
+
+def module(folder: Path) -> DnaDataModule:
+    data = DnaDataModule(DnaDataConfig(path=str(folder)), length=64, batch_size=2, seed=0)
+    data.setup()
+    return data
+
+
+def test_prepared_folder_works_as_data_path(write_fasta, random_dna, tmp_path: Path) -> None:
+    paths = [
+        write_fasta("in/a.fa", {"r": random_dna(9000)}),
+        write_fasta("in/b.fa.gz", {"r": random_dna(5000, 1)}),
+    ]
+    prepared = prepare_genome(paths, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["intervals.tsv", "manifest.json"]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == prepared.manifest
+    assert dict(prepared.rows)["bases"] == "14,000"
+    assert dict(prepared.rows)["bases in two splits"] == "0"
+    data = module(tmp_path / "out")
+    plain = DnaDataModule(DnaDataConfig(path=paths), length=64, batch_size=2, seed=0)
+    plain.setup()
+    assert data.intervals == plain.intervals
+    assert data.summary()["files"] == plain.summary()["files"]
+    for split, counts in prepared.manifest["splits"].items():
+        assert data.summary()["splits"][split]["bases"] == counts["bases"]
+    assert len(summary_rows(data.summary())) == len(prepared.rows) + 1
+
+
+def test_prepared_folder_survives_moving(write_fasta, random_dna, tmp_path: Path) -> None:
+    prepare_genome(write_fasta("home/data/a.fa", {"r": random_dna(9000)}), tmp_path / "home" / "out")
+    shutil.move(tmp_path / "home", tmp_path / "away")
+    assert module(tmp_path / "away" / "out").genome.paths == [str(tmp_path / "away" / "data" / "a.fa")]
+    shutil.move(tmp_path / "away" / "data", tmp_path / "gone")
+    with pytest.raises(InputError, match="is gone"):
+        module(tmp_path / "away" / "out")
+
+
+def test_fasta_changed_after_preparing(write_fasta, random_dna, tmp_path: Path) -> None:
+    path = write_fasta("a.fa", {"r": random_dna(9000)})
+    prepare_genome(path, tmp_path / "out")
+    write_fasta("a.fa", {"r": random_dna(9000, 1)})
+    with pytest.raises(InputError, match=r"a\.fa: changed since it was prepared"):
+        module(tmp_path / "out")
+
+
+def test_existing_output_is_kept_without_force(write_fasta, random_dna, tmp_path: Path) -> None:
+    path = write_fasta("a.fa", {"r": random_dna(9000)})
+    prepare_genome(path, tmp_path / "out")
+    before = (tmp_path / "out" / "intervals.tsv").read_text()
+    with pytest.raises(InputError, match=r"is not empty.*--force"):
+        prepare_genome(path, tmp_path / "out", split_seed=1)
+    assert (tmp_path / "out" / "intervals.tsv").read_text() == before
+    prepare_genome(path, tmp_path / "out", split_seed=1, force=True)
+    assert (tmp_path / "out" / "intervals.tsv").read_text() != before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        prepare_genome(path, tmp_path / "file")
+
+
+def test_leaking_intervals_are_refused(write_fasta, random_dna, tmp_path: Path) -> None:
+    path = write_fasta("a.fa", {"r": random_dna(9000)})
+    (tmp_path / "x.bed").write_text("r 0 8000 train\nr 7000 9000 test\n")
+    with pytest.raises(InputError, match=r"in common \(train/test 1,000\)"):
+        prepare_genome(path, tmp_path / "out", intervals=tmp_path / "x.bed")
+    assert not (tmp_path / "out").exists()
+    prepared = prepare_genome(path, tmp_path / "out", intervals=tmp_path / "x.bed", allow_shared_bases=True)
+    assert prepared.manifest["shared_bases"]["train/test"] == 1000
+
+
+def test_bad_settings(write_fasta, random_dna, tmp_path: Path) -> None:
+    path = write_fasta("a.fa", {"r": random_dna(9000)})
+    with pytest.raises(InputError, match="valid_fraction"):
+        prepare_genome(path, tmp_path / "out", valid_fraction=1.5)
+
+
+def test_data_path_of_a_foreign_manifest(write_fasta, random_dna, tmp_path: Path) -> None:
+    write_fasta("f/a.fa", {"r": random_dna(9000)})
+    (tmp_path / "f" / "manifest.json").write_text('{"kind": "something else"}')
+    assert module(tmp_path / "f").genome.records == {"r": 9000}
+    (tmp_path / "f" / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest\.json: cannot be read as JSON"):
+        module(tmp_path / "f")
+
+
+def test_preparing_needs_no_torch() -> None:
+    program = (
+        "import sys, mamba_bio_audio.pipelines.dna.prepare, mamba_bio_audio.pipelines.dna.config;"
+        "assert not {'torch', 'lightning'} & set(sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[3]
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": str(root)})

@@ -1,0 +1,112 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.intervals import Interval, Span
+from mamba_bio_audio.pipelines.dna.windows import (
+    Windows,
+    count_unknown,
+    evaluation_windows,
+    evenly_spaced,
+    tile,
+    training_windows,
+)
+
+SIZES = {"a": 60, "b": 25}
+spans_strategy = st.lists(
+    st.builds(
+        lambda record, start, size: (record, min(start, SIZES[record] - 1), min(start + size, SIZES[record])),
+        st.sampled_from("ab"),
+        st.integers(0, 59),
+        st.integers(1, 60),
+    ).map(lambda span: Interval(span[0], span[1], max(span[2], span[1] + 1), "test")),
+    min_size=1,
+    max_size=6,
+)
+
+
+def target_counts(windows: Windows) -> Counter[tuple[str, int]]:
+    spans = [windows[index] for index in range(len(windows))]
+    return Counter((span.record, at) for span in spans for at in range(span.start + 1, span.end))
+
+
+@given(spans_strategy, st.integers(1, 70))
+def test_tile_scores_every_base_but_the_first_once(intervals: list[Interval], length: int) -> None:
+    windows = tile(intervals, length)
+    expected = Counter((i.record, at) for i in intervals for at in range(i.start + 1, i.end))
+    assert target_counts(windows) == expected
+    assert windows.targets == expected.total()
+    for index in range(len(windows)):
+        span = windows[index]
+        assert 2 <= span.end - span.start <= length + 1
+        assert any(i.record == span.record and i.start <= span.start and span.end <= i.end for i in intervals)
+    assert windows.size.dtype == np.int32
+
+
+def test_tile_by_hand() -> None:
+    windows = tile([Span("a", 0, 10), Span("b", 5, 6), Span("b", 3, 5)], 4)
+    assert [windows[i] for i in range(len(windows))] == [("a", 0, 5), ("a", 4, 9), ("a", 8, 10), ("b", 3, 5)]
+    assert len(tile([], 4)) == 0
+    with pytest.raises(ValueError, match="at least 1"):
+        tile([], 0)
+
+
+def test_windows_of_a_human_genome_stay_small() -> None:
+    windows = tile([Span("chr", at << 17, at + 1 << 17) for at in range(34_021)], 1024)
+    assert len(windows) == 34_021 * 128
+    assert windows.record.nbytes + windows.start.nbytes + windows.size.nbytes <= 16 * len(windows)
+
+
+@pytest.fixture
+def genome(write_fasta) -> Genome:
+    return Genome(write_fasta("g.fa", {"a": "ACGTN" * 12, "b": "N" * 10 + "ACGTACGTACGTACG"}))
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 100])
+def test_evaluation_scores_each_known_base_of_the_union_once(genome: Genome, length: int) -> None:
+    @given(spans_strategy)
+    def check(intervals: list[Interval]) -> None:
+        union = {(i.record, at) for i in intervals for at in range(i.start, i.end)}
+        evaluation = evaluation_windows(intervals, genome, length)
+        counts = target_counts(evaluation.windows)
+        # Every base with a predecessor is a target exactly once; nothing outside the union is one.
+        assert counts == Counter(base for base in union if base[1] > 0)
+        text = {name: genome.codec.decode(genome.fetch(name, 0, size)) for name, size in SIZES.items()}
+        assert evaluation.bases == len(union)
+        assert evaluation.first_of_record == sum(at == 0 for _, at in union)
+        assert evaluation.unknown == sum(at > 0 and text[record][at] == "N" for record, at in union)
+        assert evaluation.scored == sum(at > 0 and text[record][at] != "N" for record, at in union)
+        assert count_unknown(evaluation.windows, genome).tolist() == [
+            text[span.record][span.start : span.end].count("N")
+            for span in (evaluation.windows[index] for index in range(len(evaluation.windows)))
+        ]
+
+    check()
+
+
+def test_training_windows_skip_unknown(write_fasta) -> None:
+    genome = Genome(write_fasta("g.fa", {"a": "ACGTACGTAC" * 2 + "ACGTACGTNN" + "N" * 10 + "ACGTRCGTAC"}))
+    intervals = [Interval("a", 0, 50, "train")]
+    kept, skipped = training_windows(intervals, genome, 9, 0.1)
+    # Windows at 0, 9, 18, 27, 36, 45 have 0, 0, 0, 9, 5, 0 unknown bases of 10, of 5 in the last.
+    assert [kept[i].start for i in range(len(kept))] == [0, 9, 18, 45]
+    assert skipped == 2
+    everything, skipped = training_windows(intervals, genome, 9, 1.0)
+    # Only the window with a single known base is of no use.
+    assert len(everything) + skipped == 6
+    assert all(everything[i].end - everything[i].start >= 2 for i in range(len(everything)))
+
+
+@given(st.integers(0, 500), st.integers(1, 600))
+def test_evenly_spaced(count: int, wanted: int) -> None:
+    chosen = evenly_spaced(count, wanted)
+    assert len(chosen) == min(count, wanted)
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert all(0 <= at < count for at in chosen)
+    if len(chosen) > 1:
+        gaps = np.diff(chosen)
+        assert gaps.max() - gaps.min() <= 1

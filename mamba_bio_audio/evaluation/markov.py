@@ -177,7 +177,7 @@ class MarkovBaseline:
                 # Where a run ends here, one begins on the other strand.
                 last = (depth > 0) & (after == 0)
                 for length in range(1, longest):
-                    tails = words[last & (depth >= length)] & ((1 << (2 * length)) - 1)
+                    tails = words[last & (depth >= length)]
                     at_run_start[length].append(_reverse_complement_words(tails, length))
                 done += high - low
                 if progress is not None:

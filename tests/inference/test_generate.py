@@ -138,6 +138,19 @@ def test_generate_top_k_ties_and_greedy() -> None:
     assert generate(model, length=3, prompt=prompt, temperature=0, allowed=[4, 2]).tolist() == [[4, 4, 4]]
 
 
+def test_generate_many_ties() -> None:
+    """More symbols than an unstable sort keeps in order by luck."""
+    model = Chain(vocabulary=60, scale=0.0)
+    assert set(generate(model, length=100, prompt=[0], top_k=2).flatten().tolist()) == {0, 1}
+
+
+def test_inverse_at_the_edges() -> None:
+    """A draw on a boundary belongs to the symbol above it; symbols of probability zero never come."""
+    weights = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0], dtype=torch.float64)
+    draws = torch.tensor([0.0, 0.25 - 2**-53, 0.25, 1 - 2**-53], dtype=torch.float64)
+    assert module._inverse(weights.expand(4, -1), draws).tolist() == [1, 1, 3, 3]
+
+
 def test_generate_greedy_is_argmax() -> None:
     model = Chain(seed=2)
     table = model.table.detach()

@@ -110,7 +110,9 @@ class MambaLayer(nn.Module):
             index = torch.arange(config.d_state, dtype=torch.float32)
             if config.complex:
                 self.A_log.fill_(math.log(0.5))
-                self.A_imag.copy_((index * (math.pi if config.complex_init == "pi n" else 1.0)).expand_as(self.A_log))
+                self.A_imag.copy_(
+                    (index * (math.pi if config.complex_init == "pi n" else 1.0)).expand_as(self.A_log)
+                )
             else:
                 self.A_log.copy_(torch.log(index + 1).expand_as(self.A_log))
             nn.init.ones_(self.D)

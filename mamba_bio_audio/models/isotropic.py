@@ -7,6 +7,7 @@ Legend: B batch, L length, D channels, V padded vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -42,7 +43,12 @@ class IsotropicModel(nn.Module):
 
     Attributes:
         recompute: "layer" keeps only each layer's input for backward and runs the layer again there.
+        config, codec, manifest: set by `checkpoint.load`.
     """
+
+    config: Any = None
+    codec: Any = None
+    manifest: Mapping[str, Any] = {}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

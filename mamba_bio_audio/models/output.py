@@ -15,5 +15,6 @@ class ModelOutput(NamedTuple):
 
     logits: Tensor | None  # (B, L, V), (B, 1, V) with logits="last", None with logits="none"
     loss_sum: Tensor | None  # scalar, nats, fp32; None without targets
-    count: Tensor | None  # scalar int64, number of scored targets; None without targets
+    # Scalar int64, number of scored targets; None without targets. Nobody counts values in an output.
+    count: Tensor | None  # type: ignore[assignment]
     state: Any  # at the end of the span, to be passed on

@@ -1,0 +1,328 @@
+"""Run folders and exchange of weights: load, export, and what Hugging Face and mamba_ssm wrote.
+
+| folder or file | recognised by |
+|---|---|
+| our run | `config.yaml` |
+| our export, Hugging Face `MambaForCausalLM` | `config.json` and safetensors |
+| mamba_ssm folder | `config.json` with `d_model`, and `pytorch_model.bin` |
+| bare state dict of either | `.pt`, `.bin`, `.pth` or `.safetensors` file |
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mamba_bio_audio import __version__
+from mamba_bio_audio.config import RunConfig, validate
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import atomic_path, write_json, write_text
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+
+CODECS = {"dna": DnaTokenizer}
+Which = Literal["best", "last", "ema"]
+
+
+class _Source(NamedTuple):
+    tensors: dict[str, Tensor]
+    model: ModelConfig
+    config: RunConfig | ModelConfig
+    kind: str | None  # key of CODECS
+    manifest: dict[str, Any]
+
+
+def load(path: str | Path, which: Which = "best") -> IsotropicModel:
+    """Load a model for use.
+
+    Args:
+        path: run folder, export, Hugging Face Mamba folder, mamba_ssm folder, or a state dict file.
+        which: "best" by validation or "last", for run folders; "ema" where the run kept an average.
+
+    Returns:
+        The model on the CPU in fp32 and eval mode, with `.config` (`RunConfig`, or `ModelConfig` for foreign weights),
+        `.codec` (symbols to ids and back; None for foreign weights) and `.manifest` (what the run wrote of itself).
+
+    Raises:
+        InputError: nothing loadable there, or weights that do not fit.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such run, folder or file")
+    if path.is_file():
+        tensors = _rename(_read_tensors(path), path)
+        model_config = _infer_config(tensors, path, {})
+        source = _Source(tensors, model_config, model_config, None, {})
+    elif (path / "config.yaml").exists():
+        source = _from_run(path, which)
+    elif (path / "config.json").exists():
+        if which != "best":
+            raise InputError(f"{path}: an exported folder holds one set of weights, not {which!r}")
+        source = _from_folder(path)
+    else:
+        raise InputError(
+            f"{path}: neither a run (config.yaml) nor an exported model (config.json); "
+            f"give the folder that mba pretrain or mba export wrote"
+        )
+    model = build_model(source.model)
+    missing, unexpected = model.load_state_dict(source.tensors, strict=False)
+    if source.model.tie_embeddings:
+        missing = [name for name in missing if name != "lm_head.weight"]
+    if missing or unexpected:
+        raise InputError(
+            f"{path}: weights do not fit the configuration; missing {sorted(missing)[:4]}, "
+            f"unexpected {sorted(unexpected)[:4]}"
+        )
+    model.eval()
+    model.config = source.config
+    model.codec = CODECS[source.kind]() if source.kind else None
+    model.manifest = source.manifest
+    return model
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """A run's `manifest.json`, or an empty dict."""
+    path = run / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def read_config(run: Path) -> RunConfig:
+    """A run's resolved configuration."""
+    path = run / "config.yaml"
+    if not path.exists():
+        raise InputError(f"{run}: not a run folder, it has no config.yaml")
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    return validate({str(k): v for k, v in values.items()}, str(path))
+
+
+def _from_run(path: Path, which: Which) -> _Source:
+    config = read_config(path)
+    if which == "ema":
+        raise InputError(f"{path}: this run kept no moving average of its weights; use best or last")
+    if which == "best":
+        weights = path / "model.safetensors"
+        if not weights.exists():
+            raise InputError(
+                f"{path}: no model.safetensors yet, the run has not been validated; use --which last"
+            )
+        tensors = _read_tensors(weights)
+    else:
+        checkpoint = path / "checkpoints" / "last.ckpt"
+        if not checkpoint.exists():
+            raise InputError(f"{path}: no checkpoints/last.ckpt")
+        # Written by our own trainer; holds optimiser and loop state beside the weights.
+        state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+        tensors = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    return _Source(tensors, config.model, config, config.data.kind, read_manifest(path))
+
+
+def _from_folder(path: Path) -> _Source:
+    try:
+        description = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path / 'config.json'}: not JSON: {error}") from None
+    candidates = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
+    weights = next((candidate for candidate in candidates if candidate.exists()), None)
+    if weights is None:
+        raise InputError(f"{path}: has config.json but neither model.safetensors nor pytorch_model.bin")
+    tensors = _rename(_read_tensors(weights), weights)
+    ours = description.get("mamba_bio_audio")
+    if ours is not None:
+        config = validate(ours["config"], str(path / "config.json"))
+        return _Source(tensors, config.model, config, config.data.kind, ours.get("manifest", {}))
+    model_type = description.get("model_type", "mamba")
+    if model_type != "mamba":
+        raise InputError(f"{path}: model_type {model_type!r} is not supported; Mamba-1 language models are")
+    model_config = _infer_config(tensors, weights, description)
+    return _Source(tensors, model_config, model_config, None, {})
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as weights: {error}") from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise InputError(f"{path}: not a state dict of tensors")
+    return loaded
+
+
+def _rename(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Hugging Face and mamba_ssm names to ours, in fp32."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        ours = re.sub(r"^(model\.)?(backbone\.)?", "", name)
+        ours = ours.replace("embeddings.weight", "embedding.weight")
+        renamed[ours] = tensor.float()
+    if "embedding.weight" not in renamed:
+        raise InputError(f"{path}: no embedding among {len(tensors)} tensors; not a Mamba language model")
+    return renamed
+
+
+def _infer_config(tensors: dict[str, Tensor], path: Path, description: dict[str, Any]) -> ModelConfig:
+    """Shapes say everything but the norm's epsilon."""
+    first = "layers.0.mixer."
+    try:
+        vocab, d_model = tensors["embedding.weight"].shape
+        d_inner, d_state = tensors[first + "A_log"].shape
+        dt_rank = tensors[first + "dt_proj.weight"].shape[1]
+        d_conv = tensors[first + "conv1d.weight"].shape[2]
+    except (KeyError, ValueError, IndexError):
+        raise InputError(
+            f"{path}: not a Mamba-1 language model (Mamba-2 and others are not supported)"
+        ) from None
+    if "norm_f.bias" in tensors:
+        raise InputError(f"{path}: this model has LayerNorms; RMSNorm is supported")
+    head = tensors.get("lm_head.weight")
+    layers = {int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
+    return ModelConfig.model_validate(
+        {
+            "d_model": d_model,
+            "num_layers": len(layers),
+            "vocab_size": vocab,
+            "vocab_multiple": 1,
+            "norm_eps": description.get("layer_norm_epsilon", 1e-5),
+            "tie_embeddings": head is None or torch.equal(head, tensors["embedding.weight"]),
+            "ssm": {
+                "d_state": d_state,
+                "d_conv": d_conv,
+                "expand": d_inner // d_model,
+                "dt_rank": dt_rank,
+                "conv_bias": first + "conv1d.bias" in tensors,
+                "proj_bias": first + "in_proj.bias" in tensors,
+            },
+        }
+    )
+
+
+def opens_in_transformers(config: ModelConfig) -> bool:
+    """Whether Hugging Face's `MambaForCausalLM` computes the same function."""
+    ssm = config.ssm
+    return ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
+
+
+def export(model: IsotropicModel, out: Path) -> None:
+    """Write `model.safetensors`, `config.json` and a model card.
+
+    The folder opens with `transformers.MambaForCausalLM.from_pretrained` where the model is one of its own (real,
+    selective, Euler), and with `load` always.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    config = model.model_config
+    padded, d_model = model.embedding.weight.shape
+    mixer: Any = model.layers[0].mixer
+    tensors = {
+        "backbone." + name.replace("embedding.weight", "embeddings.weight"): tensor.detach().clone()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    if not config.tie_embeddings:
+        tensors["lm_head.weight"] = model.lm_head.weight.detach().clone()
+    with atomic_path(out / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    description: dict[str, Any] = {
+        "model_type": "mamba_bio_audio",
+        "vocab_size": padded,
+        "hidden_size": d_model,
+        "num_hidden_layers": config.num_layers,
+    }
+    if opens_in_transformers(config):
+        description |= {
+            "model_type": "mamba",
+            "architectures": ["MambaForCausalLM"],
+            "state_size": config.ssm.d_state,
+            "conv_kernel": config.ssm.d_conv,
+            "expand": config.ssm.expand,
+            "intermediate_size": mixer.d_inner,
+            "time_step_rank": mixer.dt_rank,
+            "layer_norm_epsilon": config.norm_eps,
+            "use_bias": config.ssm.proj_bias,
+            "use_conv_bias": config.ssm.conv_bias,
+            "hidden_act": "silu",
+            "residual_in_fp32": True,
+            # With true, transformers 5 initialises out_proj again after loading it.
+            "rescale_prenorm_residual": False,
+            "tie_word_embeddings": config.tie_embeddings,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": None,
+            "dtype": "float32",
+        }
+    if isinstance(model.config, RunConfig):
+        description["mamba_bio_audio"] = {
+            "version": __version__,
+            "config": model.config.model_dump(mode="json"),
+            "manifest": model.manifest,
+        }
+    write_json(out / "config.json", description)
+    write_text(out / "README.md", model_card(model))
+
+
+def model_card(model: IsotropicModel) -> str:
+    """What the model is, what it was trained on and how to open it, in Markdown."""
+    config = model.model_config
+    ssm = config.ssm
+    kind = f"{'complex' if ssm.complex else 'real'}, selective {str(ssm.selective).lower()}"
+    lines = [
+        "---",
+        "library_name: mamba-bio-audio",
+        "---",
+        f"# {config.mixer}, {config.num_layers} layers x {config.d_model}, {model.num_parameters():,} parameters",
+        "",
+        f"State space: {kind}, {ssm.d_state} states per channel. Written by mamba-bio-audio {__version__}.",
+        "",
+    ]
+    if isinstance(model.config, RunConfig):
+        train = model.config.train
+        data = model.manifest.get("data", {})
+        names = ", ".join(str(file.get("name", file)) for file in data.get("files", [])) or "not recorded"
+        result = model.manifest.get("result", {})
+        lines += [
+            "## Training",
+            "",
+            f"Files: {names}.",
+            f"{train.steps:,} steps of {train.tokens_per_step:,} positions at length {train.length:,}, "
+            f"peak rate {train.lr:g}, seed {model.config.seed}.",
+        ]
+        if "valid_nats" in result:
+            lines.append(
+                f"Best validation: {result['valid_nats']:.4f} nats per base at step {result['best_step']:,}."
+            )
+        lines.append("")
+    lines += [
+        "## Use",
+        "",
+        "```python",
+        "import mamba_bio_audio as mba",
+        'model = mba.load("FOLDER")',
+        "```",
+        "",
+    ]
+    if opens_in_transformers(config):
+        lines += [
+            "```python",
+            "from transformers import MambaForCausalLM",
+            'model = MambaForCausalLM.from_pretrained("FOLDER")',
+            "```",
+            "",
+        ]
+    if model.codec is not None:
+        ids = ", ".join(f"{symbol} {i}" for i, symbol in enumerate(model.codec.vocab))
+        lines += ["## Symbols", "", f"{ids}.", ""]
+    return "\n".join(lines)

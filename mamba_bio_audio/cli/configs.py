@@ -1,0 +1,35 @@
+"""`mba configs`: list and show recipes."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from mamba_bio_audio.cli.options import DebugOption, JsonOption
+
+
+def configs(
+    recipe: Annotated[str | None, typer.Argument(help="Show this recipe, merged with its bases.")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the recipes, or show one."""
+    from omegaconf import OmegaConf
+
+    from mamba_bio_audio.config import merge_recipe, recipe_names
+
+    if recipe is not None:
+        merged = merge_recipe(recipe)
+        print(
+            json.dumps(merged, indent=2) if as_json else OmegaConf.to_yaml(OmegaConf.create(merged)), end=""
+        )
+        return
+    rows = {name: merge_recipe(name).get("description", "") for name in recipe_names()}
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    width = max(map(len, rows))
+    for name, description in rows.items():
+        print(f"{name:<{width}}  {description}")

@@ -1,0 +1,20 @@
+"""`mba doctor`: what works on this machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from mamba_bio_audio.cli.options import DebugOption, JsonOption
+
+
+def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Versions, devices, C compiler, the live kernel path, and a numerical self-test of every operation."""
+    from mamba_bio_audio import diagnose
+
+    result: dict[str, Any] = diagnose.diagnose()
+    print(json.dumps(result, indent=2) if as_json else diagnose.describe(result))
+    if not all(test["passed"] for test in result["self_test"]):
+        raise typer.Exit(1)

@@ -1,0 +1,56 @@
+"""`mba evaluate`: held-out likelihood beside baselines."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from mamba_bio_audio.cli.options import (
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    RunArgument,
+    SetOption,
+    WhichOption,
+    counter,
+    resolve_device,
+)
+
+
+def evaluate(
+    run: RunArgument,
+    split: Annotated[
+        Literal["train", "valid", "test"], typer.Option(help="Which bases are scored.")
+    ] = "test",
+    which: WhichOption = "best",
+    length: Annotated[int | None, typer.Option(min=1, help="Window; default the training length.")] = None,
+    baselines: Annotated[bool, typer.Option(help="Fit Markov baselines of orders 0 to 12.")] = True,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Score each base of a split once: nats, bits and perplexity, beside Markov baselines on the same bases."""
+    resolved = resolve_device(device)
+
+    from mamba_bio_audio import workflow
+    from mamba_bio_audio.files import write_json
+
+    with counter("evaluating", "batches", quiet) as progress:
+        result = workflow.evaluate(
+            run,
+            split=split,
+            which=which,
+            device=resolved,
+            baselines=baselines,
+            length=length,
+            overrides=overrides or [],
+            progress=progress,
+        )
+    if (run / "config.yaml").exists():
+        write_json(run / f"evaluate-{split}.json", result)
+    print(json.dumps(result, indent=2) if as_json else workflow.describe_evaluation(result))

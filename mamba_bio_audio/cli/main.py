@@ -1,0 +1,62 @@
+"""The `mba` command: one file per verb, errors as one clear message, exit codes 0, 1, 2 and 130."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from mamba_bio_audio.cli import (
+    configs,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    prepare,
+    pretrain,
+    sample,
+)
+from mamba_bio_audio.errors import InputError
+
+app = typer.Typer(
+    help="Long-context Mamba foundation models for genomes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.add_typer(prepare.app, name="prepare")
+app.command("pretrain")(pretrain.pretrain)
+app.command("evaluate")(evaluate.evaluate)
+app.command("sample")(sample.sample)
+app.command("export")(export.export)
+app.command("configs")(configs.configs)
+app.command("doctor")(doctor.doctor)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point of `mba`; turns exceptions into messages and exit codes."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        app(arguments, prog_name="mba")
+    except InputError as error:
+        _fail(error, 2, debug)
+    except KeyboardInterrupt:
+        print("mba: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        _fail(error, 1, debug)
+
+
+def _fail(error: Exception, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    hint = "" if debug or code == 2 else "\n(--debug shows where)"
+    print(f"mba: {name}{error}{hint}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,55 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mamba_bio_audio.errors import InputError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
+]
+DeviceOption = Annotated[Device, typer.Option(help="auto takes the GPU when there is one.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Result as JSON on standard output.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+WhichOption = Annotated[Literal["best", "last"], typer.Option(help="Weights: best by validation, or last.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder, export, or Hugging Face Mamba folder.")
+]
+
+
+def resolve_device(device: Device) -> str:
+    """`cpu` or `cuda`.
+
+    Raises:
+        InputError: cuda was asked for and is not there.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise InputError("--device cuda: torch sees no CUDA device; use --device cpu, or see mba doctor")
+    return "cuda" if available and device != "cpu" else "cpu"
+
+
+@contextmanager
+def counter(what: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress callback (done, total): a bar on a terminal, nothing otherwise."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,58 @@
+"""`mba prepare`: data sets ready for training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption
+
+app = typer.Typer(help="Check, index and split data.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Check, index and split data."""
+
+
+@app.command("genome")
+def genome(
+    fasta: Annotated[list[Path], typer.Argument(help="FASTA files, plain or BGZF, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make; give it as data.path.")],
+    intervals: Annotated[
+        Path | None, typer.Option(help="BED (record, start, end, split) or TSV with the splits.")
+    ] = None,
+    valid_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of validation blocks.")] = 0.05,
+    test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of test blocks.")] = 0.05,
+    block_bases: Annotated[
+        int | None, typer.Option(min=2, help="Length of the blocks that are split.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of blocks.")] = 0,
+    allow_shared_bases: Annotated[bool, typer.Option(help="Accept splits with bases in common.")] = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Index any genome, count its bases, split it, check the splits for shared bases, write a manifest."""
+    from mamba_bio_audio.pipelines.dna.prepare import prepare_genome
+    from mamba_bio_audio.workflow import table
+
+    prepared = prepare_genome(
+        [str(path) for path in fasta],
+        out,
+        intervals=intervals,
+        valid_fraction=valid_fraction,
+        test_fraction=test_fraction,
+        block_bases=block_bases,
+        split_seed=seed,
+        allow_shared_bases=allow_shared_bases,
+        force=force,
+    )
+    if as_json:
+        print(json.dumps(prepared.manifest, indent=2))
+        return
+    print(table(prepared.rows))
+    print(f"next: mba pretrain dna/tiny --set data.path={out}")

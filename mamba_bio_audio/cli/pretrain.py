@@ -1,0 +1,79 @@
+"""`mba pretrain`: from a recipe to a run folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mamba_bio_audio.cli.options import (
+    DebugOption,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    resolve_device,
+)
+
+
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="Recipe name (mba configs lists them) or YAML file.")],
+    overrides: SetOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<name>.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Overrides the recipe's seed.")] = None,
+    device: DeviceOption = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")
+    ] = False,
+    force: ForceOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show configuration, size, memory and time; write nothing.")
+    ] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Pretrain a language model."""
+    from mamba_bio_audio.config import load_config
+
+    config = load_config(recipe, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
+    run = out or Path("runs") / str(config.name)
+    resolved_device = resolve_device(device)
+
+    from mamba_bio_audio import workflow
+
+    if dry_run:
+        result = workflow.dry_run(config, device=resolved_device)
+        if as_json:
+            print(json.dumps(result, indent=2))
+        else:
+            print(workflow.describe_dry_run(result), end="")
+        return
+    summary = workflow.pretrain(
+        config, run, device=resolved_device, resume=resume, force=force, quiet=quiet, arguments=sys.argv[1:]
+    )
+    print(json.dumps(summary, indent=2) if as_json else _text(summary))
+    if summary["stopped_by"]:
+        raise typer.Exit(130)
+
+
+def _text(summary: dict[str, Any]) -> str:
+    lines = []
+    if summary["stopped_by"]:
+        lines.append(
+            f"stopped by {summary['stopped_by']} after step {summary['step']:,} of {summary['steps']:,}, all saved; "
+            f"continue with the same command and --resume"
+        )
+    if summary["valid_nats"] is not None:
+        lines.append(
+            f"best validation at step {summary['best_step']:,}: {summary['valid_nats']:.4f} nats, "
+            f"{summary['valid_bits']:.4f} bits per base, perplexity {summary['valid_perplexity']:.4f}"
+        )
+    lines.append(f"{summary['tokens_per_second']:,.0f} bases/s; run folder {summary['run']}")
+    if not summary["stopped_by"]:
+        lines.append(f"next: mba evaluate {summary['run']}   mba sample {summary['run']} --length 1000")
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""`mba sample`: new sequences from a trained model."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mamba_bio_audio.cli.options import (
+    DebugOption,
+    DeviceOption,
+    ForceOption,
+    QuietOption,
+    RunArgument,
+    WhichOption,
+    counter,
+    resolve_device,
+)
+from mamba_bio_audio.errors import InputError
+
+
+def sample(
+    run: RunArgument,
+    length: Annotated[int, typer.Option(min=1, help="Bases per sample, without the prompt.")],
+    num_samples: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="FASTA file; default standard output.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Sequence that comes before.")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Divides the logits; 0 takes the likeliest.")
+    ] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k likeliest bases.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest bases up to this sum.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    which: WhichOption = "best",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples made at a time; does not change them.")
+    ] = 16,
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+    force: ForceOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Sample DNA as FASTA: recurrent, in constant memory, only A, C, G and T."""
+    if out is not None and out.exists() and not force:
+        raise InputError(f"{out} exists; choose another --out, or replace it with --force")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}")
+    resolved = resolve_device(device)
+
+    from mamba_bio_audio import workflow
+
+    with counter("sampling", "bases", quiet) as progress:
+        settings: dict[str, Any] = {
+            "length": length,
+            "num_samples": num_samples,
+            "which": which,
+            "device": resolved,
+            "prompt": prompt,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+            "batch_size": batch_size,
+            "progress": progress,
+        }
+        with nullcontext(sys.stdout) if out is None else out.open("w", encoding="ascii") as stream:
+            written = workflow.sample(run, stream, **settings)
+    if out is not None:
+        print(f"{out}: {written:,} samples of {length:,} bases")

@@ -1,0 +1,78 @@
+"""Configuration of training (torch-free)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class TrainConfig(BaseModel):
+    """Optimisation of one run; defaults are those of the paper's DNA runs (sections 4.3 and E.3.2)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=1, description="optimiser steps")
+    length: int = Field(ge=1, description="positions per sequence")
+    tokens_per_step: int = Field(ge=1, description="positions per optimiser step, over all devices")
+    micro_batch: int | None = Field(
+        None, ge=1, description="sequences per device and forward pass; null chooses by device"
+    )
+    lr: float = Field(gt=0, description="peak learning rate of AdamW")
+    lr_min: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps with linearly rising rate")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW betas")
+    weight_decay: float = Field(
+        0.1, ge=0, description="on matrices only, never on norms, biases, embeddings, A, D"
+    )
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null does not clip")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on CUDA, fp32 on the CPU"
+    )
+    recompute: Literal["none", "layer"] = Field(
+        "none", description="layer: keep only layer inputs for backward, run each layer twice"
+    )
+    devices: int = Field(1, ge=1, description="devices, data parallel")
+    strategy: str = Field("auto", description="Lightning strategy")
+    validate_every: int = Field(100, ge=1, description="steps between validations")
+    validation_tokens: int | None = Field(
+        None, ge=1, description="positions per validation, evenly spread; null is the whole split"
+    )
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    log_every: int = Field(10, ge=1, description="steps between rows of metrics")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TrainConfig:
+        if self.tokens_per_step % (self.length * self.devices):
+            unit = self.length * self.devices
+            below = max(unit, self.tokens_per_step // unit * unit)
+            raise ValueError(
+                f"tokens_per_step ({self.tokens_per_step:,}) must be a multiple of length x devices ({unit:,}), "
+                f"for example {below:,}"
+            )
+        sequences = self.sequences_per_step // self.devices
+        if self.micro_batch is not None and sequences % self.micro_batch:
+            divisors = [d for d in range(1, sequences + 1) if sequences % d == 0]
+            near = sorted(divisors, key=lambda d: abs(d - self.micro_batch))[:4]  # type: ignore[operator]
+            raise ValueError(
+                f"micro_batch ({self.micro_batch}) must divide the {sequences} sequences per device and step; "
+                f"near values: {', '.join(map(str, sorted(near)))}"
+            )
+        return self
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences per optimiser step, over all devices."""
+        return self.tokens_per_step // self.length
+
+    def micro_batch_for(self, device: str) -> int:
+        """Sequences per device and forward pass: the setting, or the largest divisor that suits the device.
+
+        Args:
+            device: "cpu" or "cuda"; at most 2^14 or 2^18 positions are put through at once.
+        """
+        if self.micro_batch is not None:
+            return self.micro_batch
+        sequences = self.sequences_per_step // self.devices
+        most = max(1, (2**14 if device == "cpu" else 2**18) // self.length)
+        return max(d for d in range(1, min(most, sequences) + 1) if sequences % d == 0)

@@ -1,0 +1,93 @@
+"""Lightning module of next-symbol prediction."""
+
+from __future__ import annotations
+
+import math
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from mamba_bio_audio.models.output import ModelOutput
+from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.optim import build_optimizer
+from mamba_bio_audio.training.schedule import learning_rate
+
+
+class LanguageModelModule(L.LightningModule):
+    """Trains `model(tokens, targets=...)` on the mean loss per scored position.
+
+    With gradient accumulation and several devices the micro-batch means are averaged with equal weight.
+
+    Attributes:
+        train_nats, train_count: loss sum (fp64, nats) and scored positions since `reset_train_sums`.
+        grad_norm: norm of the last gradient before clipping.
+        valid_nats_per_symbol: of the last validation; None before the first.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.train_config = config
+        self.grad_norm = torch.tensor(math.nan)
+        self.valid_nats_per_symbol: float | None = None
+        self.valid_count = 0
+        self.reset_train_sums()
+
+    def reset_train_sums(self) -> None:
+        """Start a new window of the training loss."""
+        self.train_nats = torch.zeros((), dtype=torch.float64)
+        self.train_count = torch.zeros((), dtype=torch.int64)
+
+    def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        out: ModelOutput = self.model(batch["tokens"], targets=batch["targets"], logits="none")
+        assert out.loss_sum is not None
+        assert out.count is not None
+        return out.loss_sum, out.count
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss of one micro-batch, nats."""
+        loss_sum, count = self._forward(batch)
+        self.train_nats = self.train_nats.to(loss_sum.device) + loss_sum.detach().double()
+        self.train_count = self.train_count.to(count.device) + count
+        return loss_sum / count.clamp(min=1)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums of one validation."""
+        self._valid = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add one batch to the validation sums."""
+        loss_sum, count = self._forward(batch)
+        self._valid += torch.stack([loss_sum.double(), count.double()])
+
+    def on_validation_epoch_end(self) -> None:
+        """Reduce over ranks; every scored position counts once."""
+        nats, count = self.trainer.strategy.reduce(self._valid, reduce_op="sum").tolist()
+        self.valid_nats_per_symbol = nats / max(count, 1)
+        self.valid_count = int(count)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by total norm and remember the norm."""
+        limit = math.inf if self.train_config.clip is None else self.train_config.clip
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up and cosine, per optimiser step."""
+        config = self.train_config
+        optimizer = build_optimizer(self.model, config)
+
+        def scale(step: int) -> float:
+            rate = learning_rate(
+                step, steps=config.steps, lr=config.lr, lr_min=config.lr_min, warmup=config.warmup
+            )
+            return rate / config.lr
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

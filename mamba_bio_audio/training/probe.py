@@ -1,0 +1,88 @@
+"""What a run will need, from running a piece of it: memory and time for `--dry-run`.
+
+One or two real training steps at reduced size are run and extended linearly in tokens; nothing is guessed. On the CPU a
+fresh process is used, so that its peak resident memory is that of a training process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from typing import NamedTuple
+
+import torch
+
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.fit import resolve_precision
+from mamba_bio_audio.training.optim import build_optimizer
+
+# Floating point operations spent on a probe.
+_BUDGET = {"cpu": 1.5e11, "cuda": 2e13}
+
+
+class Probe(NamedTuple):
+    """Estimate for the whole run."""
+
+    memory_bytes: int  # peak of the process (CPU) or of the allocator (CUDA), per device
+    seconds_per_step: float  # optimiser step, without data loading and validation
+
+
+def probe(model: ModelConfig, train: TrainConfig, device: str) -> Probe:
+    """Measure two sizes (one where the micro-batch itself is small enough) and extend to the micro-batch."""
+    if device == "cuda":
+        points = _measure(model, train, device)
+    else:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            points = pool.apply(_measure, (model, train, device))
+    tokens = train.micro_batch_for(device) * train.length
+    (n1, m1, _), (n2, m2, seconds) = points[0], points[-1]
+    memory = m2 if n2 == tokens else m2 + max(0.0, (m2 - m1) / (n2 - n1)) * (tokens - n2)
+    per_device = train.tokens_per_step / train.devices
+    return Probe(int(memory), seconds / n2 * per_device)
+
+
+def _measure(model_config: ModelConfig, train: TrainConfig, device: str) -> list[tuple[int, int, float]]:
+    """(tokens, peak bytes, seconds per forward and backward) of one or two sizes, the smaller first."""
+    if device == "cpu":
+        # What a training process has loaded besides the model.
+        import mamba_bio_audio.pipelines.dna.datamodule
+        import mamba_bio_audio.training.callbacks  # noqa: F401
+    model = build_model(model_config, seed=0).to(device)
+    model.recompute = train.recompute
+    optimizer = build_optimizer(model, train)
+    bf16 = resolve_precision(train.precision, device) == "bf16"
+    tokens = train.micro_batch_for(device) * train.length
+    affordable = int(_BUDGET[device] / (6 * model.num_parameters()))
+    largest = min(tokens, max(1024, affordable))
+    points = []
+    for target in sorted({largest, tokens if largest == tokens else largest // 2}):
+        length = min(train.length, target)
+        batch = max(1, target // length)
+        ids = torch.randint(7, 11, (batch, length), device=device)
+        seconds = 0.0
+        # The first round at a size pays for allocation and warm-up.
+        for _ in range(2):
+            start = time.perf_counter()
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                out = model(ids, targets=ids, logits="none")
+            (out.loss_sum / ids.numel()).backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+            optimizer.step()
+            optimizer.zero_grad()
+            del out
+        points.append((batch * length, _peak(device), seconds))
+    return points
+
+
+def _peak(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # Linux counts kilobytes, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

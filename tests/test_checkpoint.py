@@ -1,0 +1,79 @@
+"""Loading what others wrote, and saying clearly what cannot be loaded."""
+
+import json
+
+import pytest
+import torch
+
+import mamba_bio_audio as mba
+from mamba_bio_audio.checkpoint import export
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+
+
+@pytest.fixture
+def model():
+    return build_model(ModelConfig(d_model=16, num_layers=2, vocab_size=16, vocab_multiple=1), seed=0)
+
+
+def mamba_ssm_names(model) -> dict[str, torch.Tensor]:
+    state = {f"backbone.{k}": v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    return state | {"lm_head.weight": model.lm_head.weight.detach()}
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_mamba_ssm_state_dict_loads(model, folder, tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(mamba_ssm_names(model), path)
+    (tmp_path / "config.json").write_text(json.dumps({"d_model": 16, "n_layer": 2, "vocab_size": 16}))
+    loaded = mba.load(tmp_path if folder else path)
+    tokens = torch.randint(16, (1, 20))
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert not loaded.training
+    assert loaded.codec is None
+
+
+def test_complex_models_export_and_load(tmp_path):
+    config = ModelConfig(d_model=16, num_layers=2, vocab_size=12, mixer="mamba-complex")
+    model = build_model(config, seed=0)
+    export(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "mamba_bio_audio"
+
+
+def test_export_is_not_narrowed_by_ties(model, tmp_path):
+    export(model, tmp_path)
+    from safetensors.torch import load_file
+
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in tensors
+    assert tensors["backbone.embeddings.weight"].dtype == torch.float32
+    assert "16" in (tmp_path / "README.md").read_text()
+
+
+def test_what_cannot_be_loaded_says_why(model, tmp_path):
+    with pytest.raises(InputError, match="no such run"):
+        mba.load(tmp_path / "nothing")
+    with pytest.raises(InputError, match="neither a run"):
+        mba.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        mba.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match=r"neither model\.safetensors nor"):
+        mba.load(tmp_path)
+    torch.save(mamba_ssm_names(model), tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="llama"):
+        mba.load(tmp_path)
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"not weights")
+    with pytest.raises(InputError, match="cannot be read"):
+        mba.load(bad)
+    mamba2 = {k: v for k, v in mamba_ssm_names(model).items() if "x_proj" not in k and "dt_proj" not in k}
+    torch.save(mamba2, tmp_path / "mamba2.pt")
+    with pytest.raises(InputError, match="Mamba-2"):
+        mba.load(tmp_path / "mamba2.pt")
+    layer_missing = {k: v for k, v in mamba_ssm_names(model).items() if "layers.1.mixer.D" not in k}
+    torch.save(layer_missing, tmp_path / "missing.pt")
+    with pytest.raises(InputError, match=r"missing \['layers.1.mixer.D'\]"):
+        mba.load(tmp_path / "missing.pt")

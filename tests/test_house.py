@@ -1,0 +1,156 @@
+"""Tests that the house stands: layout, import arrows, packaging, start-up."""
+
+import ast
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mamba_bio_audio"
+
+# Left to right as in docs/architecture.md; an import may point to its own level or to the right.
+ARROWS = [
+    {"cli"},
+    {"workflow"},
+    {"config", "checkpoint"},
+    {"training", "inference", "evaluation"},
+    {"pipelines", "models"},
+    {"layers"},
+    {"ops"},
+    {"kernels"},
+    {"errors", "files"},
+]
+LEVEL = {name: level for level, names in enumerate(ARROWS) for name in names}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """First components below the package of everything that a file imports from it."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "mamba_bio_audio":
+                names = [
+                    f"mamba_bio_audio.{alias.name}" for alias in node.names if alias.name != "__version__"
+                ]
+        parts |= {name.split(".")[1] for name in names if name.startswith("mamba_bio_audio.")}
+    return parts
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    assert own in LEVEL, f"{own} has no place in docs/architecture.md"
+    wrong = {part for part in imported_parts(path) if LEVEL[part] < LEVEL[own]}
+    assert not wrong, f"{path.name} imports {wrong}, against the arrows"
+
+
+def test_nothing_is_imported_through_the_root_links():
+    links = {"kernels", "pipelines", "cli", "configs"}
+    for path in [
+        *PACKAGE.rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+    ]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                assert node.module.split(".")[0] not in links, path
+            if isinstance(node, ast.Import):
+                assert not {alias.name.split(".")[0] for alias in node.names} & links, path
+
+
+def test_root_links_are_relative():
+    for name in ("kernels", "pipelines", "cli", "configs"):
+        link = ROOT / name
+        assert link.is_symlink()
+        assert os.readlink(link) == f"mamba_bio_audio/{name}"
+
+
+def test_kernels_is_not_a_regular_package():
+    assert not list((PACKAGE / "kernels").rglob("__init__.py"))
+
+
+def test_hugging_face_kernels_stays_importable_at_the_root():
+    if importlib.util.find_spec("kernels") is None or (PACKAGE / "kernels").samefile(
+        Path(importlib.util.find_spec("kernels").submodule_search_locations[0])
+    ):
+        pytest.skip("Hugging Face's kernels is not installed")
+    code = "import kernels; print(kernels.__file__); from transformers import MambaForCausalLM"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "site-packages" in out.stdout.splitlines()[0]
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from mamba_bio_audio.cli.main import run\n"
+        "try:\n    run(['--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    for command in ("pretrain", "evaluate", "sample", "prepare", "demo", "export", "configs", "doctor"):
+        assert command in out.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy, so that no old build folder can add to it."""
+    out = tmp_path_factory.mktemp("wheel")
+    source = out / "source"
+    ignore = shutil.ignore_patterns(".*", "build", "*.egg-info", "runs", "__pycache__")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=ignore)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, "."],
+        cwd=source,
+        check=True,
+        env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+    )
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_is_complete(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = [
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("*.py", "*.yaml", "*.fa.gz", "py.typed")
+        for path in PACKAGE.rglob(pattern)
+    ]
+    assert not set(wanted) - names
+    assert not {name for name in names if name.startswith(("tests", "benchmarks", "kernels/", "cli/"))}
+    assert any(name.endswith("licenses/NOTICE") for name in names)
+
+
+def test_wheel_works_outside_the_repository(wheel, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=False)
+    site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    zipfile.ZipFile(wheel).extractall(site)
+    # Reuse the dependencies of this environment, behind the new one's own packages.
+    (site / "dependencies.pth").write_text(str(Path(pytest.__file__).parent.parent))
+    python = tmp_path / "venv" / "bin" / "python"
+    code = (
+        "import mamba_bio_audio, torch\n"
+        f"assert {str(site)!r} in mamba_bio_audio.__file__, mamba_bio_audio.__file__\n"
+        "from mamba_bio_audio.config import recipe_names, load_config\n"
+        "assert 'dna/tiny' in recipe_names()\n"
+        "from mamba_bio_audio.ops import rms_norm\n"
+        "rms_norm(torch.ones(1, 2, 3), torch.ones(3))\n"
+        "from mamba_bio_audio.cli.main import run\n"
+        "run(['configs'])\n"
+    )
+    out = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert "dna/tiny" in out.stdout

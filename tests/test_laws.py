@@ -1,0 +1,220 @@
+"""The four laws of docs/architecture.md, on everything that keeps a state.
+
+A new layer or model joins by one line in SUBJECTS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.layers.mamba import MambaLayer
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+
+WIDTH, VOCAB, LENGTH, BATCH = 12, 12, 41, 3
+
+
+@dataclass
+class Subject:
+    """Something with a state.
+
+    `call(module, x, state, reset)` gives (y, state) with y (B, L, ...) floating point.
+    """
+
+    make: Callable[[], nn.Module]
+    call: Callable
+    inputs: Callable[[torch.Generator, torch.dtype], Tensor]
+
+
+def call_layer(module, x, state, reset):
+    return module(x, state, reset=reset)
+
+
+def call_model(module, x, state, reset):
+    out = module(x, state, reset=reset)
+    return out.logits, out.state
+
+
+def layer(**ssm) -> Subject:
+    config = SsmConfig(**({"complex": False, "selective": True, "d_state": 5} | ssm))
+    return Subject(
+        lambda: MambaLayer(WIDTH, config),
+        call_layer,
+        lambda generator, dtype: torch.randn(BATCH, LENGTH, WIDTH, generator=generator, dtype=dtype),
+    )
+
+
+def model(mixer: str, recompute: str = "none", **ssm) -> Subject:
+    def make() -> nn.Module:
+        built = build_model(
+            ModelConfig(
+                d_model=WIDTH, num_layers=3, vocab_size=VOCAB, mixer=mixer, ssm=SsmConfig(d_state=4, **ssm)
+            )
+        )
+        built.recompute = recompute
+        # At the initial scale of 0.02 the logits would hide errors.
+        nn.init.normal_(built.embedding.weight)
+        return built
+
+    return Subject(
+        make, call_model, lambda generator, _: torch.randint(VOCAB, (BATCH, LENGTH), generator=generator)
+    )
+
+
+SUBJECTS = {
+    "mamba": layer(),
+    "mamba-complex": layer(complex=True),
+    "mamba-exact-zoh": layer(exact_zoh=True),
+    "mamba-precise": layer(precise=True),
+    "mamba-wide-conv": layer(d_conv=7),
+    "s4d": layer(complex=True, selective=False),
+    "s4d-real": layer(selective=False),
+    "selective-bc": layer(selective="bc"),
+    "selective-dt-complex": layer(selective="dt", complex=True),
+    "isotropic": model("mamba"),
+    "isotropic-complex": model("mamba-complex", complex_init="pi n"),
+    "isotropic-s4d": model("s4d"),
+    "isotropic-recompute": model("mamba", recompute="layer"),
+}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+@pytest.fixture(params=SUBJECTS)
+def subject(request) -> Subject:
+    return SUBJECTS[request.param]
+
+
+@pytest.fixture(params=TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request) -> torch.dtype:
+    return request.param
+
+
+def build(subject: Subject, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return subject.make().to(dtype), subject.inputs(torch.Generator().manual_seed(1), dtype)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert actual.shape == expected.shape
+    assert torch.isfinite(actual).all()
+    scale = expected.abs().max().clamp(min=1e-30)
+    error = ((actual - expected).abs().max() / scale).item()
+    assert error <= tolerance, f"error {error:.2e} of the largest value, allowed {tolerance:.0e}"
+
+
+def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    values = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    return {name: value for (name, _), value in zip(named, values, strict=True) if value is not None}
+
+
+def leaves(state) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
+
+
+def resets(on: bool) -> Tensor | None:
+    if not on:
+        return None
+    reset = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
+    for row, position in ((0, 0), (0, 17), (1, 16), (1, 18), (2, 40)):
+        reset[row, position] = True
+    return reset
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("pieces", [(17, 24), (1, 2, 30, 8)])
+def test_split(subject, dtype, pieces, packed):
+    """Pieces with the state carried equal the whole: values, final states and all gradients, through the states."""
+    module, x = build(subject, dtype)
+    reset = resets(packed)
+    whole, whole_state = subject.call(module, x, None, reset)
+    weight = torch.randn(whole.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    state_weights = [
+        torch.randn(leaf.shape, generator=torch.Generator().manual_seed(3), dtype=leaf.dtype)
+        for leaf in leaves(whole_state)
+    ]
+
+    def loss(y, state):
+        return (y * weight).sum() + sum(
+            (s * w).sum() for s, w in zip(leaves(state), state_weights, strict=True)
+        )
+
+    parts, state = [], None
+    for piece, reset_piece in zip(
+        x.split(pieces, 1), [None] * len(pieces) if reset is None else reset.split(pieces, 1), strict=True
+    ):
+        y, state = subject.call(module, piece, state, reset_piece)
+        parts.append(y)
+    joined = torch.cat(parts, 1)
+    tolerance = TOLERANCE[dtype]
+    assert_close(joined, whole, tolerance)
+    for actual, expected in zip(leaves(state), leaves(whole_state), strict=True):
+        assert_close(actual, expected, tolerance)
+    expected = gradients(module, loss(whole, whole_state))
+    actual = gradients(module, loss(joined, state))
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert_close(actual[name], expected[name], tolerance * 10)
+
+
+def test_step(subject, dtype):
+    """L = 1 calls from an explicit zero state equal one call, also without gradients, as generation runs them."""
+    module, x = build(subject, dtype)
+    whole, whole_state = subject.call(module, x, None, None)
+    state, parts = module.init_state(BATCH, "cpu", dtype), []
+    with torch.inference_mode():
+        for t in range(LENGTH):
+            y, state = subject.call(module, x[:, t : t + 1], state, None)
+            parts.append(y)
+    assert_close(torch.cat(parts, 1), whole, TOLERANCE[dtype])
+    for actual, expected in zip(leaves(state), leaves(whole_state), strict=True):
+        assert_close(actual, expected, TOLERANCE[dtype])
+
+
+def test_causal(subject, dtype):
+    """Outputs up to t do not change with inputs after t; later ones do."""
+    module, x = build(subject, dtype)
+    changed = x.clone()
+    changed[:, 20:] = x[:, 20:].flip(0, 1)
+    before, _ = subject.call(module, x, None, None)
+    after, _ = subject.call(module, changed, None, None)
+    assert_close(after[:, :20], before[:, :20], TOLERANCE[dtype])
+    assert (after[:, 20:] - before[:, 20:]).abs().max() > 1e-3
+
+
+def test_independent_rows(subject, dtype):
+    """A row alone equals the row in a batch."""
+    module, x = build(subject, dtype)
+    reset = resets(True)
+    together, _ = subject.call(module, x, None, reset)
+    for row in range(BATCH):
+        alone, _ = subject.call(module, x[row : row + 1], None, reset[row : row + 1])
+        assert_close(alone, together[row : row + 1], TOLERANCE[dtype])
+
+
+def test_packed_equals_separate(subject, dtype):
+    """A reset makes the rest of the row a sequence of its own."""
+    module, x = build(subject, dtype)
+    reset = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
+    reset[:, 19] = True
+    packed, packed_state = subject.call(module, x, None, reset)
+    separate, separate_state = subject.call(module, x[:, 19:], None, None)
+    assert_close(packed[:, 19:], separate, TOLERANCE[dtype])
+    for actual, expected in zip(leaves(packed_state), leaves(separate_state), strict=True):
+        assert_close(actual, expected, TOLERANCE[dtype])
+
+
+def test_constant_state(subject):
+    """What calls itself constant keeps a state of the same size at any length."""
+    module, x = build(subject, torch.float32)
+    assert module.streaming == "constant"
+    _, short = subject.call(module, x[:, :2], None, None)
+    _, long = subject.call(module, x, None, None)
+    assert [leaf.shape for leaf in leaves(short)] == [leaf.shape for leaf in leaves(long)]
+    assert [leaf.shape for leaf in leaves(short)] == [
+        leaf.shape for leaf in leaves(module.init_state(BATCH, "cpu", torch.float32))
+    ]

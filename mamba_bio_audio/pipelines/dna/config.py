@@ -27,9 +27,7 @@ class DnaDataConfig(BaseModel):
     valid_fraction: float = Field(
         default=0.05, ge=0, lt=1, description="Share of validation when there are no intervals."
     )
-    test_fraction: float = Field(
-        default=0.05, ge=0, lt=1, description="Share of test when there are no intervals."
-    )
+    test_fraction: float = Field(default=0.05, ge=0, lt=1, description="Share of test when there are no intervals.")
     block_bases: int | None = Field(
         default=None,
         ge=2,
@@ -53,9 +51,7 @@ class DnaDataConfig(BaseModel):
     shared_bases: Literal["error", "allow"] = Field(
         default="error", description="What to do when the splits of data.intervals have bases in common."
     )
-    num_workers: int = Field(
-        default=0, ge=0, le=256, description="Processes that read data beside the main one."
-    )
+    num_workers: int = Field(default=0, ge=0, le=256, description="Processes that read data beside the main one.")
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "DnaDataConfig":

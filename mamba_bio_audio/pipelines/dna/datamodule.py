@@ -82,9 +82,7 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
         """Is sample number i read from the opposite strand?"""
         if not self.reverse_complement:
             return False
-        return bool(
-            np.random.Philox(key=[self.seed, _STRAND_STREAM], counter=[sample, 0, 0, 0]).random_raw() & 1
-        )
+        return bool(np.random.Philox(key=[self.seed, _STRAND_STREAM], counter=[sample, 0, 0, 0]).random_raw() & 1)
 
     def tokens_of(self, sample: int) -> NDArray[np.uint8]:
         """Token ids of sample number i, (2 .. L + 1,)."""
@@ -119,8 +117,7 @@ class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         span = self.windows[index]
         example = {
-            name: rows[0]
-            for name, rows in pad_and_shift([self.genome.fetch(*span)], self.windows.length).items()
+            name: rows[0] for name, rows in pad_and_shift([self.genome.fetch(*span)], self.windows.length).items()
         }
         example["group"] = torch.tensor(self._groups[self.windows.record[index]])
         return example
@@ -160,13 +157,7 @@ class DnaDataModule(LightningDataModule):
         world_size: int = 1,
     ) -> None:
         super().__init__()
-        if (
-            length < 1
-            or batch_size < 1
-            or not 0 <= rank < world_size
-            or start_sample < 0
-            or not 0 <= seed < 2**63
-        ):
+        if length < 1 or batch_size < 1 or not 0 <= rank < world_size or start_sample < 0 or not 0 <= seed < 2**63:
             raise ValueError(
                 "needs length >= 1, batch_size >= 1, 0 <= rank < world_size, start_sample >= 0, 0 <= seed < "
                 "2^63; got "
@@ -207,9 +198,7 @@ class DnaDataModule(LightningDataModule):
         self.shared = shared_bases(self.intervals)
         if any(self.shared.values()) and config.shared_bases == "error":
             counts = ", ".join(
-                f"{count:,} between {pair.replace('/', ' and ')}"
-                for pair, count in self.shared.items()
-                if count
+                f"{count:,} between {pair.replace('/', ' and ')}" for pair, count in self.shared.items() if count
             )
             raise InputError(
                 f"{source.intervals}: the splits have bases in common: {counts}. A model would be tested on "
@@ -217,9 +206,7 @@ class DnaDataModule(LightningDataModule):
                 "on. Correct the intervals, or accept it with data.shared_bases=allow."
             )
         training = [interval for interval in self.intervals if interval.split == "train"]
-        self.windows, self.skipped_windows = training_windows(
-            training, self.genome, self.length, config.max_unknown
-        )
+        self.windows, self.skipped_windows = training_windows(training, self.genome, self.length, config.max_unknown)
         self._ready = True
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
@@ -278,11 +265,7 @@ class DnaDataModule(LightningDataModule):
         The shares are disjoint and complete, so sums over ranks are exact; keep Lightning's own sampler off.
         """
         dataset = self.evaluation_dataset(split, max_tokens)
-        share = (
-            dataset
-            if self.world_size == 1
-            else Subset(dataset, range(self.rank, len(dataset), self.world_size))
-        )
+        share = dataset if self.world_size == 1 else Subset(dataset, range(self.rank, len(dataset), self.world_size))
         return self._loader(share, batch_size=batch_size or self.batch_size)
 
     def evaluation_spans(self, split: str) -> list[Span]:

@@ -1,8 +1,6 @@
-"""One streaming pass over a FASTA file: its index, its statistics and its checksum, kept on disk.
+"""Indexes of FASTA files, kept on disk.
 
-The pass reads plain or BGZF text once, validates every line, and yields the rows of the standard `.fai` and
-`.gzi` indexes (which pyfaidx reads), letter counts, runs of unknown bases and the SHA-256 of the file.
-`load_index` keeps the result as `NAME.fai`, `NAME.gzi` and `NAME.mba.npz` beside the FASTA where that folder
+What `fasta_scan` finds is kept as `NAME.fai`, `NAME.gzi` and `NAME.mba.npz` beside the FASTA where that folder
 may be written to, else in the user's cache (`$MAMBA_BIO_AUDIO_CACHE`, `$XDG_CACHE_HOME/mamba_bio_audio` or
 `~/.cache/mamba_bio_audio`; setting the first also keeps indexes out of the data folders). Files appear whole
 or not at all, and a changed FASTA is read anew.
@@ -16,67 +14,18 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path, write_text
+from mamba_bio_audio.pipelines.dna.fasta_scan import FastaIndex, build_index, file_key
 
 FORMAT_VERSION = 1
-CHUNK_BYTES = 1 << 23
-COUNT_NAMES = ("A", "C", "G", "T", "N", "other", "lower")
 CACHE_VARIABLE = "MAMBA_BIO_AUDIO_CACHE"
-
-# Letters that stand for amino acids only; a file rich in them is a protein FASTA.
-_PROTEIN_ONLY = np.frombuffer(b"EFIJLOPQZefijlopqz", dtype=np.uint8)
-_IS_ALLOWED = np.zeros(256, dtype=bool)
-_IS_ALLOWED[[*range(65, 91), *range(97, 123), *b"-*."]] = True
-_IS_UNKNOWN = np.ones(256, dtype=bool)
-_IS_UNKNOWN[list(b"ACGTacgt")] = False
-_LINE_ENDS = b"\r\n"
-
-
-@dataclass(frozen=True)
-class FastaIndex:
-    """What one pass over a FASTA file found; R records, K BGZF blocks, M runs of unknown bases.
-
-    Coordinates are 0-based half-open bases within the record.
-    """
-
-    path: str
-    size_bytes: int
-    mtime_ns: int
-    sha256: str
-    compressed: bool
-    names: tuple[str, ...]
-    fai: NDArray[
-        np.int64
-    ]  # (R, 4): length, offset of the first base in the text, bases per line, bytes per line
-    gzi: NDArray[np.int64]  # (K, 2): compressed and uncompressed start of every block; empty for plain text
-    counts: NDArray[
-        np.int64
-    ]  # (R, 7): COUNT_NAMES; `lower` counts letters of either kind written in lower case
-    run_offsets: NDArray[np.int64]  # (R + 1,): runs of record r are run_offsets[r]:run_offsets[r + 1]
-    run_starts: NDArray[np.int64]  # (M,)
-    run_ends: NDArray[np.int64]  # (M,)
-
-    @property
-    def fai_text(self) -> str:
-        """The index in the format of `samtools faidx`."""
-        rows = self.fai.tolist()
-        return "".join(
-            f"{name}\t{a}\t{b}\t{c}\t{d}\n" for name, (a, b, c, d) in zip(self.names, rows, strict=True)
-        )
-
-    @property
-    def gzi_bytes(self) -> bytes:
-        """The index in the format of `bgzip --index`, which leaves out the block at 0."""
-        return struct.pack("<Q", len(self.gzi) - 1) + self.gzi[1:].astype("<u8").tobytes()
 
 
 @dataclass(frozen=True)
@@ -86,21 +35,6 @@ class IndexFiles:
     index: FastaIndex
     fai_path: str
     gzi_path: str | None
-
-
-@dataclass
-class _Record:
-    name: str
-    line_number: int
-    offset: int
-    length: int = 0
-    line_bases: int = 0
-    line_bytes: int = 0
-    # Line number of a line shorter than the others: no base may follow it.
-    short_line: int | None = None
-    counts: list[int] = field(default_factory=list)
-    run_starts: list[NDArray[np.int64]] = field(default_factory=list)
-    run_ends: list[NDArray[np.int64]] = field(default_factory=list)
 
 
 def load_index(path: str | os.PathLike[str], *, index_beside: bool = True) -> IndexFiles:
@@ -113,7 +47,7 @@ def load_index(path: str | os.PathLike[str], *, index_beside: bool = True) -> In
         index_beside: may index files be put beside the FASTA? Never done in folders without write permission.
     """
     path = os.path.abspath(path)
-    key = _file_key(path)
+    key = file_key(path)
     folders = _index_folders(path, index_beside)
     for folder in folders:
         if (found := _read(path, key, folder)) is not None:
@@ -135,42 +69,6 @@ def load_index(path: str | os.PathLike[str], *, index_beside: bool = True) -> In
     )
 
 
-def build_index(path: str) -> FastaIndex:
-    """Read a FASTA file once, check it, and return its index and statistics; nothing is written."""
-    key = _file_key(path)
-    digest = hashlib.sha256()
-    parser = _Parser(path)
-    blocks: list[tuple[int, int]] = []
-    try:
-        with open(path, "rb") as handle:
-            compressed = _sniff(path, handle.read(18))
-            handle.seek(0)
-            pieces: list[bytes] = []
-            waiting_bytes = text_bytes = 0
-            for start, data in (
-                _bgzf_blocks(handle, path, digest) if compressed else _plain_blocks(handle, digest)
-            ):
-                if data:
-                    blocks.append((start, text_bytes))
-                text_bytes += len(data)
-                waiting_bytes += len(data)
-                pieces.append(data)
-                if waiting_bytes >= CHUNK_BYTES:
-                    parser.feed(b"".join(pieces))
-                    pieces, waiting_bytes = [], 0
-            parser.feed(b"".join(pieces))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror or error}). Check the path and its permissions."
-        ) from error
-    records = parser.finish()
-    if _file_key(path) != key:
-        raise InputError(
-            f"{path}: changed while it was being read. Wait until it is completely written and run again."
-        )
-    return _assemble(path, key, digest.hexdigest(), compressed, blocks if compressed else [], records)
-
-
 def cache_folder() -> Path:
     """Folder for indexes and other files that can be made again."""
     if configured := os.environ.get(CACHE_VARIABLE):
@@ -178,14 +76,6 @@ def cache_folder() -> Path:
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base).expanduser().absolute() / "mamba_bio_audio"
     return Path("~/.cache/mamba_bio_audio").expanduser().absolute()
-
-
-def _file_key(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}. Check the path.") from error
-    return status.st_size, status.st_mtime_ns
 
 
 def _index_folders(path: str, index_beside: bool) -> list[Path]:
@@ -247,10 +137,7 @@ def _read(path: str, key: tuple[int, int], folder: Path) -> IndexFiles | None:
                 sha256=str(data["sha256"]),
                 compressed=bool(data["compressed"]),
                 names=tuple(names.split("\n")),
-                **{
-                    name: data[name]
-                    for name in ("fai", "gzi", "counts", "run_offsets", "run_starts", "run_ends")
-                },
+                **{name: data[name] for name in ("fai", "gzi", "counts", "run_offsets", "run_starts", "run_ends")},
             )
         if fai.read_text(encoding="utf-8") != index.fai_text:
             return None
@@ -296,293 +183,3 @@ def _write(index: FastaIndex, folder: Path) -> IndexFiles:
             run_ends=index.run_ends,
         )
     return IndexFiles(index, str(fai), str(gzi) if index.compressed else None)
-
-
-def _sniff(path: str, head: bytes) -> bool:
-    """Is the file BGZF (True) or plain text (False)? By content; a misleading name is an error."""
-    named_gz = path.lower().endswith((".gz", ".bgz"))
-    if not head:
-        raise InputError(f"{path}: the file is empty. Give a FASTA file.")
-    if head[:2] == b"\x1f\x8b":
-        if not (len(head) >= 18 and head[3] & 4 and head[12:14] == b"BC"):
-            raise InputError(
-                f"{path}: compressed with ordinary gzip, which cannot be read at random positions. "
-                "Recompress it with "
-                f"`gunzip -c {os.path.basename(path)} | bgzip > NEW.fa.gz` (bgzip comes with "
-                "samtools/htslib), or unpack it."
-            )
-        if not named_gz:
-            raise InputError(
-                f"{path}: the file is BGZF-compressed but its name does not end in .gz. Rename it."
-            )
-        return True
-    for magic, kind in (
-        (b"BZh", "bzip2"),
-        (b"PK\x03\x04", "zip"),
-        (b"\xfd7zXZ", "xz"),
-        (b"(\xb5/\xfd", "zstd"),
-    ):
-        if head.startswith(magic):
-            raise InputError(f"{path}: compressed with {kind}. Unpack it, or recompress it with bgzip.")
-    if head[:4] in (b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43"):
-        raise InputError(
-            f"{path}: a 2bit file. Convert it with `twoBitToFa {os.path.basename(path)} NEW.fa`."
-        )
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{path}: the text is UTF-16. Save it as plain ASCII or UTF-8.")
-    if named_gz:
-        raise InputError(
-            f"{path}: the name ends in .gz but the file is not compressed. Rename it, or compress it with "
-            "bgzip."
-        )
-    return False
-
-
-def _plain_blocks(handle: BinaryIO, digest: "hashlib._Hash") -> Iterator[tuple[int, bytes]]:
-    while data := handle.read(CHUNK_BYTES):
-        digest.update(data)
-        yield 0, data
-
-
-def _bgzf_blocks(handle: BinaryIO, path: str, digest: "hashlib._Hash") -> Iterator[tuple[int, bytes]]:
-    """Start in the file and decompressed bytes of every block, the last one excepted, which must be empty."""
-    remedy = "The file is truncated or damaged: download it again, or recompress it with bgzip."
-    start = 0
-    data = b""
-    while head := handle.read(18):
-        where = f"{path}: BGZF block at byte {start:,}"
-        if len(head) < 18 or head[:2] != b"\x1f\x8b" or head[12:14] != b"BC":
-            raise InputError(f"{where}: {'cut off' if len(head) < 18 else 'not a BGZF block'}. {remedy}")
-        extra_bytes, block_bytes = struct.unpack("<H4xH", head[10:18])
-        body = handle.read(block_bytes + 1 - 18)
-        if len(body) != block_bytes + 1 - 18:
-            raise InputError(f"{where}: cut off. {remedy}")
-        check, text_bytes = struct.unpack("<II", body[-8:])
-        try:
-            data = zlib.decompress(body[extra_bytes - 6 : -8], wbits=-15, bufsize=65536)
-        except zlib.error as error:
-            raise InputError(f"{where}: {error}. {remedy}") from error
-        if len(data) != text_bytes or zlib.crc32(data) != check:
-            raise InputError(f"{where}: checksum mismatch. {remedy}")
-        digest.update(head)
-        digest.update(body)
-        yield start, data
-        start += block_bytes + 1
-    if data:
-        raise InputError(f"{path}: the closing BGZF block is missing at byte {start:,}. {remedy}")
-
-
-class _Parser:
-    """Turns decompressed FASTA text, fed in pieces, into records; checks every line on the way."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.records: list[_Record] = []
-        self.pending: list[bytes] = []
-        self.seen: dict[str, int] = {}
-        # Of the record being read, and of amino-acid letters in the whole file.
-        self.letters = np.zeros(256, dtype=np.int64)
-        self.protein_letters = 0
-        self.lines = 0
-        self.offset = 0
-
-    def feed(self, text: bytes) -> None:
-        cut = text.rfind(b"\n") + 1
-        if not cut:
-            self.pending.append(text)
-            return
-        self._lines(b"".join([*self.pending, text[:cut]]))
-        self.pending = [text[cut:]] if cut < len(text) else []
-
-    def finish(self) -> list[_Record]:
-        last = b"".join(self.pending)
-        if last:
-            self._lines(last)
-        if not self.records:
-            raise InputError(f"{self.path}: no FASTA record in it. Records begin with a line `>name`.")
-        self._close(self.records[-1])
-        if self.protein_letters > 0.02 * sum(record.length for record in self.records):
-            raise InputError(
-                f"{self.path}: its letters are those of a protein, not of DNA. Give a nucleotide FASTA file."
-            )
-        return self.records
-
-    def _lines(self, text: bytes) -> None:
-        """Whole lines; only the last line of the file may lack its newline."""
-        codes = np.frombuffer(text, dtype=np.uint8)
-        ends = np.flatnonzero(codes == 10)
-        if not text.endswith(b"\n"):
-            ends = np.append(ends, len(text))
-        starts = np.concatenate([[0], ends[:-1] + 1])
-        # `>` at the start of a line; a blank line starts with its own newline.
-        headers = np.flatnonzero(codes[starts] == ord(">")).tolist()
-        first = headers[0] if headers else len(starts)
-        if first:
-            self._sequence(text, codes, starts[:first], ends[:first], 0)
-        for at, header in enumerate(headers):
-            last = headers[at + 1] if at + 1 < len(headers) else len(starts)
-            self._header(
-                text[starts[header] : ends[header]],
-                self.offset + int(ends[header]) + 1,
-                self.lines + header + 1,
-            )
-            if last > header + 1:
-                span = slice(header + 1, last)
-                self._sequence(text, codes, starts[span], ends[span], header + 1)
-        self.lines += len(starts)
-        self.offset += len(text)
-
-    def _header(self, line: bytes, offset: int, line_number: int) -> None:
-        if self.records:
-            self._close(self.records[-1])
-        where = f"{self.path}: line {line_number:,}"
-        if b"\r" in line[:-1]:
-            raise InputError(
-                f"{where}: bare carriage returns (old Macintosh line ends). Convert with `tr '\\r' '\\n'`."
-            )
-        try:
-            words = line[1:].decode("utf-8").split()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{where}: the header is not UTF-8 text. Rename the record in plain ASCII."
-            ) from error
-        if not words:
-            raise InputError(f"{where}: a header `>` without a name. Give the record a name.")
-        name = words[0]
-        if name in self.seen:
-            raise InputError(
-                f"{where}: record {name!r} was already there at line {self.seen[name]:,}. Names must be "
-                "unique in a file: "
-                "rename or remove one of them."
-            )
-        self.seen[name] = line_number
-        self.records.append(_Record(name, line_number, offset))
-
-    def _close(self, record: _Record) -> None:
-        if not record.length:
-            raise InputError(
-                f"{self.path}: record {record.name!r} at line {record.line_number:,} is empty. Remove it, "
-                "or fetch the file again."
-            )
-        letters = self.letters
-        counts = [int(letters[ord(letter)] + letters[ord(letter.lower())]) for letter in "ACGTN"]
-        record.counts = [*counts, record.length - sum(counts), int(letters[ord("a") : ord("z") + 1].sum())]
-        self.protein_letters += int(letters[_PROTEIN_ONLY].sum())
-        letters[:] = 0
-
-    def _sequence(
-        self,
-        text: bytes,
-        codes: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-        ends: NDArray[np.int64],
-        first_line: int,
-    ) -> None:
-        """Lines between two headers, or as many of them as are here yet."""
-        line_number = self.lines + first_line + 1
-        bases = ends - starts
-        bases -= (bases > 0) & (codes[ends - 1] == 13)
-        line_bytes = ends - starts + 1
-        filled = np.flatnonzero(bases)
-        if not self.records:
-            if filled.size:
-                snippet = text[starts[filled[0]] : ends[filled[0]]][:20]
-                raise InputError(
-                    f"{self.path}: line {line_number + int(filled[0]):,}: {snippet!r} stands before the "
-                    "first header. "
-                    "This is not FASTA: records begin with a line `>name`."
-                )
-            return
-        record = self.records[-1]
-        where = f"{self.path}: record {record.name!r}"
-        ragged = (
-            "All lines of a record but its last must have one length. Rewrap it, as `seqkit seq -w 80` does."
-        )
-        follows = "line {:,} follows line {:,}, which is blank or of another length."
-        if filled.size and not record.line_bases and filled[0] and record.short_line is None:
-            record.short_line = line_number
-        if filled.size and record.short_line is not None:
-            at = line_number + int(filled[0])
-            raise InputError(f"{where}: {follows.format(at, record.short_line)} {ragged}")
-        if filled.size and not record.line_bases:
-            record.line_bases = int(bases[0])
-            # A single line without newline at the end of the file; no second line will need the difference.
-            record.line_bytes = int(line_bytes[0])
-        if not record.line_bases:
-            record.short_line = line_number if record.short_line is None else record.short_line
-            return
-        odd = np.flatnonzero((bases != record.line_bases) | (line_bytes != record.line_bytes))
-        if odd.size:
-            first_odd = int(odd[0])
-            record.short_line = record.short_line or line_number + first_odd
-            later = filled[filled > first_odd]
-            if later.size:
-                at = line_number + int(later[0])
-                raise InputError(f"{where}: {follows.format(at, record.short_line)} {ragged}")
-            if bases[first_odd] > record.line_bases:
-                raise InputError(
-                    f"{where}: line {record.short_line:,} is longer than the lines before it. {ragged}"
-                )
-        if filled.size:
-            sequence = text[starts[0] : ends[-1]].translate(None, _LINE_ENDS)
-            if len(sequence) != int(bases.sum()):
-                raise InputError(
-                    f"{where}: carriage returns inside lines from line {line_number:,} on. Remove them."
-                )
-            self._count(record, sequence, line_number)
-
-    def _count(self, record: _Record, sequence: bytes, line_number: int) -> None:
-        for begin in range(0, len(sequence), CHUNK_BYTES):
-            codes = np.frombuffer(sequence, dtype=np.uint8)[begin : begin + CHUNK_BYTES]
-            letters = np.bincount(codes, minlength=256)
-            wrong = np.flatnonzero((letters > 0) & ~_IS_ALLOWED)
-            if wrong.size:
-                at = int(np.flatnonzero(~_IS_ALLOWED[codes])[0])
-                position = record.length + at + 1
-                raise InputError(
-                    f"{self.path}: record {record.name!r}, position {position:,} (counted from 1): "
-                    f"{chr(codes[at])!r} is no "
-                    "sequence letter (near line "
-                    f"{line_number + (begin + at) // max(record.line_bases, 1):,}). Remove it."
-                )
-            self.letters += letters
-            if letters[_IS_UNKNOWN].any():
-                mask = np.zeros(len(codes) + 2, dtype=np.int8)
-                mask[1:-1] = _IS_UNKNOWN[codes]
-                edges = np.flatnonzero(np.diff(mask)) + record.length
-                record.run_starts.append(edges[0::2])
-                record.run_ends.append(edges[1::2])
-            record.length += len(codes)
-
-
-def _assemble(
-    path: str,
-    key: tuple[int, int],
-    sha256: str,
-    compressed: bool,
-    blocks: list[tuple[int, int]],
-    records: list[_Record],
-) -> FastaIndex:
-    starts, ends, offsets = [], [], [0]
-    for record in records:
-        begin = np.concatenate([np.zeros(0, np.int64), *record.run_starts])
-        end = np.concatenate([np.zeros(0, np.int64), *record.run_ends])
-        # Runs that touch were one run, cut by the pieces of reading.
-        joined = begin[1:] == end[:-1]
-        starts.append(begin[np.concatenate([np.ones(min(1, len(begin)), bool), ~joined])])
-        ends.append(end[np.concatenate([~joined, np.ones(min(1, len(end)), bool)])])
-        offsets.append(offsets[-1] + len(starts[-1]))
-    return FastaIndex(
-        path=path,
-        size_bytes=key[0],
-        mtime_ns=key[1],
-        sha256=sha256,
-        compressed=compressed,
-        names=tuple(record.name for record in records),
-        fai=np.array([(r.length, r.offset, r.line_bases, r.line_bytes) for r in records], dtype=np.int64),
-        gzi=np.array(blocks, dtype=np.int64).reshape(-1, 2),
-        counts=np.array([record.counts for record in records], dtype=np.int64),
-        run_offsets=np.array(offsets, dtype=np.int64),
-        run_starts=np.concatenate(starts),
-        run_ends=np.concatenate(ends),
-    )

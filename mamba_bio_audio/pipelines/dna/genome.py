@@ -23,7 +23,8 @@ import pyfaidx
 from numpy.typing import ArrayLike, NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna.fasta_index import COUNT_NAMES, FastaIndex, IndexFiles, load_index
+from mamba_bio_audio.pipelines.dna.fasta_index import IndexFiles, load_index
+from mamba_bio_audio.pipelines.dna.fasta_scan import COUNT_NAMES, FastaIndex
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 FASTA_SUFFIXES = (".fa", ".fasta", ".fna")
@@ -96,15 +97,12 @@ class Genome:
         self._rows: dict[str, tuple[int, int]] = {}
         for number, files in enumerate(self._files):
             prefix = f"{self.genomes[number]}:" if len(self.paths) > 1 else ""
-            for row, (name, length) in enumerate(
-                zip(files.index.names, files.index.fai[:, 0].tolist(), strict=True)
-            ):
+            for row, (name, length) in enumerate(zip(files.index.names, files.index.fai[:, 0].tolist(), strict=True)):
                 self.records[prefix + name] = length
                 self._rows[prefix + name] = (number, row)
         # Per file: unknown bases in all runs before run number i.
         self._unknown_before = [
-            np.concatenate([[0], np.cumsum(files.index.run_ends - files.index.run_starts)])
-            for files in self._files
+            np.concatenate([[0], np.cumsum(files.index.run_ends - files.index.run_starts)]) for files in self._files
         ]
         self._local = threading.local()
 
@@ -118,8 +116,8 @@ class Genome:
         self._local = threading.local()
 
     def __repr__(self) -> str:
-        return f"Genome({len(self.paths)} files, {len(self.records):,} records, "
-        f"{sum(self.records.values()):,} bases)"
+        bases = sum(self.records.values())
+        return f"Genome({len(self.paths)} files, {len(self.records):,} records, {bases:,} bases)"
 
     def fetch(self, record: str, start: int, end: int) -> NDArray[np.uint8]:
         """Token ids of the bases [start, end) of a record, shape (end - start,)."""
@@ -176,11 +174,7 @@ class Genome:
         if len(found) == 1:
             # With one file, its own `genome:` before a record is understood as well.
             return found[0]
-        if (
-            len(self.paths) == 1
-            and name.startswith(f"{self.genomes[0]}:")
-            and name.split(":", 1)[1] in self.records
-        ):
+        if len(self.paths) == 1 and name.startswith(f"{self.genomes[0]}:") and name.split(":", 1)[1] in self.records:
             return name.split(":", 1)[1]
         if found:
             raise InputError(f"record {name!r} is in several files; write one of {_some(found)}.")
@@ -325,21 +319,16 @@ def find_fasta_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[
         path = Path(item).expanduser()
         if path.is_dir():
             inside = sorted(
-                str(child.absolute())
-                for child in path.iterdir()
-                if child.is_file() and _is_fasta_name(child.name)
+                str(child.absolute()) for child in path.iterdir() if child.is_file() and _is_fasta_name(child.name)
             )
             if not inside:
-                raise InputError(
-                    f"{path}: no FASTA file in this folder (*.fa, *.fasta, *.fna, each also with .gz)."
-                )
+                raise InputError(f"{path}: no FASTA file in this folder (*.fa, *.fasta, *.fna, each also with .gz).")
             found += inside
         elif path.is_file():
             found.append(str(path.absolute()))
         elif path.exists():
             raise InputError(
-                f"{path}: neither a file nor a folder. FASTA is read at random positions and cannot be a "
-                "pipe."
+                f"{path}: neither a file nor a folder. FASTA is read at random positions and cannot be a pipe."
             )
         else:
             raise InputError(f"{path}: there is no such file or folder (current folder {Path.cwd()}).")

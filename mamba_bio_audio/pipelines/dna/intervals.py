@@ -90,8 +90,7 @@ def read_intervals(path: str | os.PathLike[str], genome: Genome) -> list[Interva
         split = SPLIT_ALIASES.get(split.lower(), split.lower())
         if split not in SPLITS:
             raise InputError(
-                f"{where}: unknown split {fields[columns['split']]!r}. Allowed: {', '.join(SPLITS)} (val "
-                "means valid)."
+                f"{where}: unknown split {fields[columns['split']]!r}. Allowed: {', '.join(SPLITS)} (val means valid)."
             )
         if (record, file) not in resolved:
             try:
@@ -103,8 +102,7 @@ def read_intervals(path: str | os.PathLike[str], genome: Genome) -> list[Interva
             raise InputError(f"{where}: start {start:,} is negative. Starts count from 0.")
         if start >= end:
             raise InputError(
-                f"{where}: start {start:,} is not before end {end:,}. Starts count from 0, the end is "
-                "excluded."
+                f"{where}: start {start:,} is not before end {end:,}. Starts count from 0, the end is excluded."
             )
         if end > genome.records[name]:
             raise InputError(
@@ -122,9 +120,7 @@ def write_intervals(intervals: Iterable[Interval], genome: Genome) -> str:
     lines = ["\t".join(TSV_COLUMNS)]
     for interval in intervals:
         file = os.path.basename(genome.paths[genome.genome_of(interval.record)])
-        lines.append(
-            f"{file}\t{genome.bare_name(interval.record)}\t{interval.start}\t{interval.end}\t{interval.split}"
-        )
+        lines.append(f"{file}\t{genome.bare_name(interval.record)}\t{interval.start}\t{interval.end}\t{interval.split}")
     return "\n".join(lines) + "\n"
 
 
@@ -218,9 +214,7 @@ def _split_file(
         edges = np.linspace(0, length, max(1, round(length / block_bases)) + 1).astype(np.int64)
         lengths = edges[1:] - edges[:-1]
         known += (lengths - genome.count_unknown(record, edges[:-1], edges[1:])).tolist()
-        blocks += [
-            (record, start, end) for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-        ]
+        blocks += [(record, start, end) for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
     key = np.array([seed, int.from_bytes(identity.digest()[:8], "little")], dtype=np.uint64)
     order = np.random.Generator(np.random.Philox(key=key)).permutation(len(blocks)).tolist()
     # A block with hardly a known base would make an empty test; training skips it by itself.
@@ -251,9 +245,7 @@ def _numbered_lines(path: str) -> Iterable[tuple[int, str]]:
             data = handle.read()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as an intervals file ({error}). Check data.intervals."
-        ) from error
+        raise InputError(f"{path}: cannot be read as an intervals file ({error}). Check data.intervals.") from error
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not re.match(r"#|track\b|browser\b", line):
             yield number, line
@@ -262,9 +254,7 @@ def _numbered_lines(path: str) -> Iterable[tuple[int, str]]:
 def _header(fields: list[str], where: str) -> dict[str, int]:
     missing = [name for name in TSV_COLUMNS[1:] if name not in fields]
     if missing:
-        raise InputError(
-            f"{where}: the header lacks {', '.join(missing)}. It must name {', '.join(TSV_COLUMNS)}."
-        )
+        raise InputError(f"{where}: the header lacks {', '.join(missing)}. It must name {', '.join(TSV_COLUMNS)}.")
     return {name: fields.index(name) for name in TSV_COLUMNS if name in fields}
 
 

@@ -72,9 +72,7 @@ def prepare_genome(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file. Give --out a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise InputError(
-            f"{folder}: is not empty. Choose another folder with --out, or replace it with --force."
-        )
+        raise InputError(f"{folder}: is not empty. Choose another folder with --out, or replace it with --force.")
     # Bounds are those of the run configuration.
     try:
         settings = DnaDataConfig(
@@ -132,9 +130,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("bases in two splits", f"{shared:,}"))
     if "training_windows" in summary:
         skipped = f", {summary['skipped_windows']:,} skipped (unknown bases)"
-        rows.append(
-            ("training windows", f"{summary['training_windows']:,} of {summary['length']:,}{skipped}")
-        )
+        rows.append(("training windows", f"{summary['training_windows']:,} of {summary['length']:,}{skipped}"))
     return rows
 
 

@@ -91,9 +91,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read as JSON ({error}). Run `mba prepare genome` again."
-        ) from error
+        raise InputError(f"{path}: cannot be read as JSON ({error}). Run `mba prepare genome` again.") from error
     return manifest if isinstance(manifest, dict) and manifest.get("kind") == PREPARED_KIND else None
 
 

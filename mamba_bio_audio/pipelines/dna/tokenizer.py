@@ -51,9 +51,7 @@ class DnaTokenizer:
         if isinstance(sequence, bytes | bytearray):
             sequence = np.frombuffer(sequence, dtype=np.uint8)
         if sequence.dtype != np.uint8:
-            raise ValueError(
-                f"encode() reads ASCII codes of dtype uint8, not {sequence.dtype}; pass text or bytes"
-            )
+            raise ValueError(f"encode() reads ASCII codes of dtype uint8, not {sequence.dtype}; pass text or bytes")
         return _ENCODE[sequence]
 
     def decode(self, ids: ArrayLike) -> str:
@@ -66,9 +64,7 @@ class DnaTokenizer:
         if not np.issubdtype(values.dtype, np.integer):
             raise ValueError(f"decode() reads integer ids, not {values.dtype}")
         if values.min() < 0 or values.max() >= self.vocab_size:
-            raise ValueError(
-                f"token ids lie in 0..{self.vocab_size - 1}, found {values.min()}..{values.max()}"
-            )
+            raise ValueError(f"token ids lie in 0..{self.vocab_size - 1}, found {values.min()}..{values.max()}")
         return _DECODE[values].tobytes().decode("ascii")
 
     def reverse_complement(self, ids: NDArray[np.uint8]) -> NDArray[np.uint8]:

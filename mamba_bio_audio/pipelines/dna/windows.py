@@ -102,9 +102,7 @@ def count_unknown(windows: Windows, genome: Genome) -> NDArray[np.int64]:
         name = windows.records[record]
         if genome.statistics(name).unknown:
             rows = order[edges[at] : edges[at + 1]]
-            unknown[rows] = genome.count_unknown(
-                name, windows.start[rows], windows.start[rows] + windows.size[rows]
-            )
+            unknown[rows] = genome.count_unknown(name, windows.start[rows], windows.start[rows] + windows.size[rows])
     return unknown
 
 
@@ -129,9 +127,7 @@ def evaluation_windows(intervals: Iterable[Interval], genome: Genome, length: in
     first = sum(span.start == 0 for span in union)
     spans = [Span(span.record, max(span.start - 1, 0), span.end) for span in union]
     unknown = sum(int(genome.count_unknown(span.record, max(span.start, 1), span.end)) for span in union)
-    return EvaluationWindows(
-        tile(spans, length), sum(span.end - span.start for span in union), first, unknown
-    )
+    return EvaluationWindows(tile(spans, length), sum(span.end - span.start for span in union), first, unknown)
 
 
 def evenly_spaced(count: int, wanted: int) -> NDArray[np.int64]:

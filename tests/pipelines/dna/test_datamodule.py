@@ -51,8 +51,7 @@ def test_batches_are_windows_of_the_training_split(path: str) -> None:
         inside = batch["targets"][:, :-1] != -100
         assert (batch["targets"][:, :-1][inside] == batch["tokens"][:, 1:][inside]).all()
     expected = sorted(
-        pad_and_shift([data.genome.fetch(*data.windows[i])], L)["tokens"][0].tolist()
-        for i in range(len(data.windows))
+        pad_and_shift([data.genome.fetch(*data.windows[i])], L)["tokens"][0].tolist() for i in range(len(data.windows))
     )
     assert sorted(rows(found)[: len(data.windows)]) == expected
 
@@ -92,9 +91,7 @@ def test_workers_change_nothing(path: str, workers: int) -> None:
         assert torch.equal(one["tokens"], other["tokens"])
         assert torch.equal(one["targets"], other["targets"])
     evaluated = [
-        torch.cat(
-            [batch["tokens"] for batch in module(path, num_workers=count).evaluation_dataloader("valid", 4)]
-        )
+        torch.cat([batch["tokens"] for batch in module(path, num_workers=count).evaluation_dataloader("valid", 4)])
         for count in (0, workers)
     ]
     assert torch.equal(*evaluated)
@@ -105,10 +102,7 @@ def test_ranks_share_the_stream(path: str) -> None:
     ranks = [rows(batches(module(path, batch_size=4, rank=rank, world_size=2), 10)) for rank in (0, 1)]
     assert [row for pair in zip(*ranks, strict=True) for row in pair] == alone
     whole = [example["tokens"].tolist() for example in module(path).evaluation_dataset("test")]
-    shares = [
-        rows(list(module(path, rank=rank, world_size=3).evaluation_dataloader("test", 2)))
-        for rank in range(3)
-    ]
+    shares = [rows(list(module(path, rank=rank, world_size=3).evaluation_dataloader("test", 2))) for rank in range(3)]
     assert sorted(itertools.chain(*shares)) == sorted(whole)
 
 
@@ -204,9 +198,7 @@ def test_intervals_file_in_the_folder_is_used(write_fasta, random_dna, tmp_path:
 
 
 def test_summary_is_json_with_true_numbers(write_fasta) -> None:
-    data = module(
-        write_fasta("g.fa", {"r": "AACGT" * 200 + "acgtn" * 100}), valid_fraction=0, test_fraction=0
-    )
+    data = module(write_fasta("g.fa", {"r": "AACGT" * 200 + "acgtn" * 100}), valid_fraction=0, test_fraction=0)
     summary = json.loads(json.dumps(data.summary()))
     assert summary["bases"] == summary["splits"]["train"]["bases"] == 1500
     assert summary["splits"]["train"]["scored_bases"] == 1399

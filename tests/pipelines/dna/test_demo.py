@@ -31,9 +31,7 @@ def test_demo_genomes(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
         first, last = record.rsplit(":", 1)[1].split("-")
         assert length == int(last) - int(first) + 1
     for split in ("train", "valid", "test"):
-        assert {data.genome.genome_of(record) for record, _, _ in data.evaluation_spans(split)} == set(
-            range(5)
-        )
+        assert {data.genome.genome_of(record) for record, _, _ in data.evaluation_spans(split)} == set(range(5))
     assert data.summary()["unknown_percent"] == 0
 
 
@@ -55,9 +53,7 @@ def test_demo_equals_its_source(shared_dna: Path) -> None:
     human = Genome(shared_dna / "human" / "hg19.chr3_42000000-44000000.fa.gz")
     falciparum = Genome(shared_dna / "other_species" / "plasmodium_falciparum.MAL4_MAL12.fa.gz")
     record = "chr3:42000000-44000000"
-    assert (
-        demo.fetch("human:chr3:43000000-43199999", 0, 200_000) == human.fetch(record, 1_000_000, 1_200_000)
-    ).all()
+    assert (demo.fetch("human:chr3:43000000-43199999", 0, 200_000) == human.fetch(record, 1_000_000, 1_200_000)).all()
     assert (
         demo.fetch("p_falciparum:MAL4:200001-400000", 0, 200_000)
         == falciparum.fetch("MAL4:1-1204112", 200_000, 400_000)

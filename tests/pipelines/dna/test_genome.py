@@ -15,6 +15,7 @@ def test_records_of_one_file_and_of_several(write_fasta, random_dna, tmp_path: P
     first = write_fasta("one.fa", {"chr1": "ACGT", "chr2": "AC"})
     second = write_fasta("two.fna.gz", {"chr1": "TTTTT"})
     assert Genome(first).records == {"chr1": 4, "chr2": 2}
+    assert repr(Genome(first)) == "Genome(1 files, 2 records, 6 bases)"
     expected = {"one:chr1": 4, "one:chr2": 2, "two:chr1": 5}
     for paths in ([first, second], tmp_path, [tmp_path]):
         genome = Genome(paths)

@@ -32,10 +32,7 @@ def truth_of(path: str) -> dict[str, NDArray[np.uint8]]:
         else:
             lines[next(reversed(lines))].append(line.strip())
     ids = {letter: number for number, letter in enumerate("ACGTN", start=7)}
-    return {
-        name: np.array([ids[letter] for letter in "".join(rows).upper()], np.uint8)
-        for name, rows in lines.items()
-    }
+    return {name: np.array([ids[letter] for letter in "".join(rows).upper()], np.uint8) for name, rows in lines.items()}
 
 
 def read_forked(genome: Genome, jobs: list[list[Span]], folder: Path) -> list[list[NDArray[np.uint8]]]:
@@ -73,9 +70,7 @@ def read_spawned(genome: Genome, jobs: list[list[Span]], folder: Path) -> list[l
 @pytest.mark.slow
 @pytest.mark.parametrize("read", [read_forked, read_spawned])
 @pytest.mark.parametrize("name", ["x.fa", "x.fa.gz"])
-def test_eight_workers_read_the_truth(
-    read: Reader, name: str, write_fasta, random_dna, tmp_path: Path
-) -> None:
+def test_eight_workers_read_the_truth(read: Reader, name: str, write_fasta, random_dna, tmp_path: Path) -> None:
     # More BGZF blocks than the reader keeps in memory.
     letters = "ACGTACGTacgtACGTN"
     records = {"a": random_dna(7_000_000, 1, letters), "b": random_dna(1_000_003, 2, letters)}

@@ -123,9 +123,7 @@ def test_merge_is_the_union(intervals: list[Interval]) -> None:
 @given(intervals_strategy)
 def test_shared_bases_counts_each_pair(intervals: list[Interval]) -> None:
     sets = {split: positions([i for i in intervals if i.split == split]) for split in SPLITS}
-    assert shared_bases(intervals) == {
-        f"{a}/{b}": len(sets[a] & sets[b]) for a, b in itertools.combinations(SPLITS, 2)
-    }
+    assert shared_bases(intervals) == {f"{a}/{b}": len(sets[a] & sets[b]) for a, b in itertools.combinations(SPLITS, 2)}
 
 
 @pytest.mark.parametrize("sizes", [[48_502], [16_568], [60], [5000, 3000, 10, 1], [1_000_000, 200_000]])

@@ -24,7 +24,7 @@ from mamba_bio_audio.kernels.rms_norm import rms_norm_ref, rms_norm_torch
 from mamba_bio_audio.kernels.selective_scan.blocked import selective_scan_blocked
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
 
-__all__ = ["causal_conv1d", "linear_cross_entropy", "rms_norm", "selective_scan"]
+__all__ = ["causal_conv1d", "linear_cross_entropy", "live_backend", "rms_norm", "selective_scan"]
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 MAX_CONV_WIDTH = 8
@@ -248,9 +248,7 @@ def linear_cross_entropy(
     _check(where, x, "x", x.shape, x)
     _check(where, weight, "weight", weight.shape, x)
     if targets.shape != x.shape[:-1]:
-        raise InputError(
-            f"{where}: targets must be {tuple(x.shape[:-1])} for x {_shape(x)}, not {_shape(targets)}"
-        )
+        raise InputError(f"{where}: targets must be {tuple(x.shape[:-1])} for x {_shape(x)}, not {_shape(targets)}")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise InputError(f"{where}: targets must be integers, not {targets.dtype}")
     if targets.device != x.device:
@@ -274,10 +272,13 @@ def _choose(where: str, backend: str, x: Tensor) -> str:
     if backend in ("torch", "reference"):
         return backend
     if backend == "triton":
-        raise InputError(
-            f'{where}: backend "triton" is not available yet; use "auto" or "torch" (x is on {x.device})'
-        )
+        raise InputError(f'{where}: backend "triton" is not available yet; use "auto" or "torch" (x is on {x.device})')
     raise InputError(f"{where}: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+
+
+def live_backend(device: str) -> str:
+    """The backend that "auto" stands for on "cpu" or "cuda"."""
+    return "torch"
 
 
 def _shape(t: Tensor) -> str:
@@ -321,9 +322,7 @@ def _check_scan(
         raise InputError(f"{where}: u must be (B, L, D) with L >= 1, not {_shape(u)}")
     batch, length, channels = u.shape
     if A.ndim not in (2, 3) or A.shape[0] != channels or A.shape[1] < 1 or (A.ndim == 3 and A.shape[2] != 2):
-        raise InputError(
-            f"{where}: A must be (D={channels}, N) or complex (D={channels}, N, 2), not {_shape(A)}"
-        )
+        raise InputError(f"{where}: A must be (D={channels}, N) or complex (D={channels}, N, 2), not {_shape(A)}")
     states = A.shape[1:]
     _check(where, u, "u", u.shape, u)
     _check(where, A, "A", A.shape, u)
@@ -332,9 +331,7 @@ def _check_scan(
         selective, fixed = (batch, length, *states), (channels, *states)
         if t.shape not in (selective, fixed):
             kind = "complex A" if A.ndim == 3 else "real A"
-            raise InputError(
-                f"{where}: {name} must be {selective}, or {fixed} (LTI), for {kind}, not {_shape(t)}"
-            )
+            raise InputError(f"{where}: {name} must be {selective}, or {fixed} (LTI), for {kind}, not {_shape(t)}")
         _check(where, t, name, t.shape, u)
     _check(where, D, "D", (channels,), u)
     _check(where, z, "z", u.shape, u)

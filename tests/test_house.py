@@ -18,7 +18,7 @@ PACKAGE = ROOT / "mamba_bio_audio"
 # Left to right as in docs/architecture.md; an import may point to its own level or to the right.
 ARROWS = [
     {"cli"},
-    {"workflow"},
+    {"workflow", "diagnose"},
     {"config", "checkpoint"},
     {"training", "inference", "evaluation"},
     {"pipelines", "models"},

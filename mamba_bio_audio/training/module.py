@@ -16,9 +16,10 @@ from mamba_bio_audio.training.schedule import learning_rate
 
 
 class LanguageModelModule(L.LightningModule):
-    """Trains `model(tokens, targets=...)` on the mean loss per scored position.
+    """Trains `model(tokens, targets=...)`: the summed loss over the positions of the batch.
 
-    With gradient accumulation and several devices the micro-batch means are averaged with equal weight.
+    Every scored position weighs the same, whichever micro-batch or device it is in; where nothing is masked this is the
+    mean loss per position.
 
     Attributes:
         train_nats, train_count: loss sum (fp64, nats) and scored positions since `reset_train_sums`.
@@ -47,11 +48,11 @@ class LanguageModelModule(L.LightningModule):
         return out.loss_sum, out.count
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss of one micro-batch, nats."""
+        """Summed loss of one micro-batch over its positions, nats."""
         loss_sum, count = self._forward(batch)
         self.train_nats = self.train_nats.to(loss_sum.device) + loss_sum.detach().double()
         self.train_count = self.train_count.to(count.device) + count
-        return loss_sum / count.clamp(min=1)
+        return loss_sum / batch["targets"].numel()
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of one validation."""

@@ -1,0 +1,321 @@
+"""The commands from prepare to export, in one process; interrupts and kills in real ones."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mamba_bio_audio as mba
+from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+
+SETTINGS = [
+    "model.d_model=16",
+    "model.num_layers=2",
+    "train.length=64",
+    "train.tokens_per_step=512",
+    "train.micro_batch=4",
+    "train.steps=12",
+    "train.validate_every=4",
+    "train.validation_tokens=2048",
+    "train.checkpoint_every=2",
+    "train.log_every=1",
+]
+
+
+def mba_command(*arguments: str) -> int:
+    """Run the command in this process; its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        command([str(argument) for argument in arguments])
+    code = stop.value.code
+    return 0 if code is None else int(code)
+
+
+def overrides(fasta: Path, *more: str) -> list[str]:
+    return [part for key in (*SETTINGS, f"data.path={fasta}", *more) for part in ("--set", key)]
+
+
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory) -> Path:
+    """Two records with a strong order-1 structure, so that a few steps show learning."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("genome") / "toy.fa"
+    with path.open("w") as file:
+        for name, length in (("one", 40_000), ("two", 9_000)):
+            bases = [0]
+            for jump in rng.random(length - 1):
+                bases.append((bases[-1] + 1) % 4 if jump < 0.8 else int(jump * 1000) % 4)
+            text = "".join("ACGT"[base] for base in bases)
+            file.write(f">{name}\n" + "\n".join(text[i : i + 70] for i in range(0, length, 70)) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(fasta, tmp_path_factory) -> Path:
+    """A finished run, uninterrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert mba_command("pretrain", "dna/tiny", *overrides(fasta), "--out", out, "--quiet", "--device", "cpu") == 0
+    return out
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_folder_holds_what_was_promised(trained, fasta):
+    for name in ("config.yaml", "model.safetensors", "metrics.csv", "manifest.json", "checkpoints/last.ckpt"):
+        assert (trained / name).exists(), name
+    assert list((trained / "tensorboard").glob("events*"))
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["data"]["files"][0]["name"] == "toy.fa"
+    assert len(manifest["data"]["files"][0]["sha256"]) == 64
+    assert manifest["torch"] == torch.__version__
+    assert manifest["result"]["step"] == 12
+    rows = metrics(trained)
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert [int(row["step"]) for row in rows if row["valid_nats"]] == [4, 8, 12]
+    assert float(rows[-1]["valid_nats"]) < float(rows[3]["valid_nats"])
+    # Warm-up over the first of 12 steps, then cosine down to the floor.
+    assert float(rows[0]["lr"]) == pytest.approx(8e-3)
+    assert float(rows[-1]["lr"]) == pytest.approx(1e-5)
+
+
+def test_evaluate_beside_baselines(trained, capsys):
+    assert mba_command("evaluate", trained, "--json", "--quiet", "--device", "cpu") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert json.loads((trained / "evaluate-test.json").read_text()) == result
+    assert result["scored"] + result["first_of_record"] + result["unknown"] == result["bases"]
+    assert result["markov"]["count"] == result["scored"]
+    assert len(result["markov"]["orders"]) == 13
+    assert result["model"]["perplexity"] == pytest.approx(2 ** result["model"]["bits"])
+    # The truth: 0.8 to the next base and 0.05 to each of the four.
+    floor = -(0.85 * np.log(0.85) + 0.15 * np.log(0.05))
+    assert result["markov"]["orders"][1]["nats"] == pytest.approx(floor, abs=0.05)
+    assert mba_command("evaluate", trained, "--split", "valid", "--no-baselines", "--quiet", "--device", "cpu") == 0
+    assert "valid split" in capsys.readouterr().out
+
+
+def test_sample_writes_fasta_of_bases_only(trained, tmp_path, capsys):
+    out = tmp_path / "s.fa"
+    arguments = ("sample", trained, "--length", "150", "--num-samples", "3", "--quiet", "--device", "cpu")
+    assert mba_command(*arguments, "--out", out) == 0
+    records = out.read_text().split(">")[1:]
+    sequences = ["".join(record.splitlines()[1:]) for record in records]
+    assert [len(sequence) for sequence in sequences] == [150] * 3
+    assert set("".join(sequences)) <= set("ACGT")
+    assert all("first_base=drawn from training composition A:" in record for record in records)
+    assert max(len(line) for record in records for line in record.splitlines()[1:]) == 80
+    capsys.readouterr()
+    # The batch size does not change the result; another seed does.
+    assert mba_command(*arguments, "--batch-size", "1") == 0
+    assert capsys.readouterr().out == out.read_text()
+    assert mba_command(*arguments, "--seed", "1") == 0
+    assert capsys.readouterr().out != out.read_text()
+    assert mba_command(*arguments, "--out", out) == 2
+    assert "exists" in capsys.readouterr().err
+    assert mba_command(*arguments, "--prompt", "ACGTACGT", "--temperature", "0") == 0
+    assert "prompt=ACGTACGT" in (greedy := capsys.readouterr().out)
+    # The likeliest next base is mostly the next letter, as in the data.
+    line = greedy.splitlines()[1]
+    assert sum(a + b in "ACGTA" for a, b in zip(line, line[1:], strict=False)) > 0.4 * len(line)
+    assert mba_command(*arguments, "--prompt", "ACGX") == 2
+    assert "'X' at position 3" in capsys.readouterr().err
+
+
+def test_load_and_generate_from_python(trained):
+    model = mba.load(trained)
+    assert isinstance(model.codec, DnaTokenizer)
+    assert model.config.train.steps == 12
+    tokens = mba.generate(model, length=20, num_samples=2, prompt="ACGT", seed=3)
+    assert tokens.shape == (2, 20)
+    assert set(model.codec.decode(tokens[0].numpy())) <= set("ACGT")
+    last = mba.load(trained, which="last")
+    best_step = json.loads((trained / "manifest.json").read_text())["result"]["best_step"]
+    same = all(torch.equal(a, b) for a, b in zip(model.parameters(), last.parameters(), strict=True))
+    assert same == (best_step == 12)
+
+
+def test_export_opens_in_hugging_face_and_here(trained, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    assert mba_command("export", trained, "--out", tmp_path / "hub") == 0
+    assert "MambaForCausalLM" in capsys.readouterr().out
+    model = mba.load(trained)
+    tokens = torch.randint(7, 11, (1, 50))
+    with torch.no_grad():
+        expected = model(tokens).logits
+        theirs = transformers.MambaForCausalLM.from_pretrained(tmp_path / "hub").eval()(tokens, use_cache=False).logits
+        again = mba.load(tmp_path / "hub")
+        assert torch.equal(again(tokens).logits, expected)
+    assert (theirs - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert again.codec.name == "dna"
+    assert again.config == model.config
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "toy.fa" in card
+    assert mba_command("export", trained, "--out", tmp_path / "hub") == 2
+    assert mba_command("evaluate", tmp_path / "hub", "--no-baselines", "--quiet", "--device", "cpu") == 0
+
+
+def test_prepare_then_pretrain(fasta, tmp_path, capsys):
+    assert mba_command("prepare", "genome", fasta, "--out", tmp_path / "data", "--block-bases", "2000") == 0
+    assert "bases in two splits" in capsys.readouterr().out
+    code = mba_command(
+        "pretrain",
+        "dna/tiny",
+        *overrides(tmp_path / "data", "train.steps=2"),
+        "--out",
+        tmp_path / "run",
+        "--json",
+        "--quiet",
+        "--device",
+        "cpu",
+    )
+    assert code == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 2
+
+
+def test_dry_run_estimates_and_writes_nothing(fasta, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert mba_command("pretrain", "dna/tiny", *overrides(fasta), "--dry-run", "--json", "--device", "cpu") == 0
+    result = json.loads(capsys.readouterr().out)
+    # 2 layers x 16: blocks of the formula in paper-facts 1.3, final norm, 16 x 16 tied embedding.
+    block = 2 * 16 * 32 + 5 * 32 + 32 * (1 + 32) + 32 + 32 + 16 * 32 + 32 + 32 * 16 + 16
+    assert result["parameters"] == 2 * block + 16 + 16 * 16
+    assert result["accumulate"] * result["micro_batch"] * 64 == 512
+    assert result["memory_bytes"] > 1e8
+    assert result["seconds_per_step"] > 0
+    assert result["config"]["model"]["vocab_size"] == 12
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_configuration_mistakes_at_once(capsys):
+    mistakes = ("train.lr=-1", "model.d_modl=3", "train.precision=fp8", "data.path=nowhere.fa")
+    code = mba_command(
+        "pretrain",
+        "dna/tiny",
+        *(part for key in mistakes for part in ("--set", key)),
+    )
+    error = capsys.readouterr().err
+    assert code == 2
+    assert "4 mistakes" in error
+    assert "train.lr: " in error
+    assert "allowed: number > 0" in error
+    assert "did you mean d_model?" in error
+    assert "auto | fp32 | bf16" in error
+    assert "data.path: nowhere.fa: no such file" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pretrain", "dna/tinny"), "did you mean dna/tiny?"),
+        (("pretrain", "dna/tiny", "--set", "oops"), "key=value"),
+        (("pretrain", "dna/tiny"), "data.path: missing"),
+        (("evaluate", "nowhere"), "no such run"),
+        (("sample", "nowhere", "--length", "3"), "no such run"),
+        (("prepare", "genome", "nowhere.fa", "--out", "x"), "nowhere.fa"),
+        (("configs", "nope"), "packaged recipes"),
+    ],
+)
+def test_bad_usage_exits_with_2_and_one_message(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert mba_command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_never_overwritten_by_accident(trained, fasta, tmp_path, capsys):
+    before = (trained / "metrics.csv").read_bytes()
+    assert mba_command("pretrain", "dna/tiny", *overrides(fasta), "--out", trained) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert mba_command("pretrain", "dna/tiny", *overrides(fasta), "--out", trained, "--resume") == 2
+    assert "already complete" in capsys.readouterr().err
+    changed = overrides(fasta, "train.lr=1e-3")
+    assert mba_command("pretrain", "dna/tiny", *changed, "--out", trained, "--resume") == 2
+    assert "train.lr: was 0.008, now 0.001" in capsys.readouterr().err
+    assert (trained / "metrics.csv").read_bytes() == before
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("x")
+    assert mba_command("pretrain", "dna/tiny", *overrides(fasta), "--out", precious, "--force") == 2
+    assert "will not delete" in capsys.readouterr().err
+    assert (precious / "thesis.tex").exists()
+
+
+def test_micro_batches_do_not_change_the_training(trained, fasta, tmp_path):
+    out = tmp_path / "run"
+    settings = overrides(fasta, "train.micro_batch=8")
+    assert mba_command("pretrain", "dna/tiny", *settings, "--out", out, "--quiet", "--device", "cpu") == 0
+    for a, b in zip(metrics(trained), metrics(out), strict=True):
+        assert float(a["train_nats"]) == pytest.approx(float(b["train_nats"]), rel=1e-5)
+
+
+def test_configs_lists_and_shows(capsys):
+    assert mba_command("configs") == 0
+    assert "dna/hg38-7m" in capsys.readouterr().out
+    assert mba_command("configs", "dna/hg38-7m") == 0
+    assert "d_model: 256" in capsys.readouterr().out
+
+
+def test_doctor_passes_its_self_test(capsys):
+    assert mba_command("doctor", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert all(test["passed"] for test in result["self_test"])
+    assert result["backend"]["cpu"] == "torch"
+
+
+def start(fasta: Path, out: Path, *more: str) -> subprocess.Popen:
+    arguments = ["pretrain", "dna/tiny", *overrides(fasta), "--out", str(out), "--device", "cpu", *more]
+    code = "from mamba_bio_audio.cli.main import run; run()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_step(out: Path, process: subprocess.Popen, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"ended early: {process.communicate()[1]}")
+        if (out / "metrics.csv").exists() and len(metrics(out)) >= step:
+            return
+        time.sleep(0.005)
+    pytest.fail("did not reach the step in time")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+def test_an_interrupted_run_resumes_to_the_same_result(number, trained, fasta, tmp_path):
+    out = tmp_path / "run"
+    process = start(fasta, out)
+    wait_for_step(out, process, 3)
+    process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    done = metrics(out)
+    if len(done) == 12:
+        pytest.skip("the run was too fast to be interrupted")
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, error
+        assert f"stopped by {number.name} after step {len(done)} of 12" in output
+        assert "Traceback" not in error
+    code = mba_command(
+        "pretrain", "dna/tiny", *overrides(fasta), "--out", out, "--resume", "--quiet", "--device", "cpu"
+    )
+    assert code == 0
+    assert (out / "metrics.csv").read_text() == (trained / "metrics.csv").read_text()
+    whole = mba.load(trained, which="last").state_dict()
+    for name, tensor in mba.load(out, which="last").state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
+    assert sorted(os.listdir(out / "checkpoints")) == sorted(os.listdir(trained / "checkpoints"))

@@ -35,9 +35,7 @@ def next_tail(x: Tensor, tail: Tensor | None, width: int, reset: Tensor | None) 
         out = torch.cat([before[:, length:], x], dim=1)
     if reset is not None:
         seen = F.pad(_segments(reset), (max(width - 1 - length, 0), 0))[:, -(width - 1) :]
-        out = (
-            torch.where((seen == seen[:, -1:]).unsqueeze(2), out, torch.zeros_like(out)) if width > 1 else out
-        )
+        out = torch.where((seen == seen[:, -1:]).unsqueeze(2), out, torch.zeros_like(out)) if width > 1 else out
     return out
 
 
@@ -54,11 +52,7 @@ def causal_conv1d_ref(
     dtype = torch.float64 if torch.float64 in (x.dtype, weight.dtype) else torch.float32
     batch, length, channels = x.shape
     width = weight.shape[1]
-    before = (
-        torch.zeros(batch, width - 1, channels, dtype=dtype, device=x.device)
-        if tail is None
-        else tail.to(dtype)
-    )
+    before = torch.zeros(batch, width - 1, channels, dtype=dtype, device=x.device) if tail is None else tail.to(dtype)
     inputs = torch.cat([before, x.to(dtype)], dim=1)
     outs = []
     for t in range(length):
@@ -109,16 +103,12 @@ class _Conv:
     def inputs(self, start: int, stop: int) -> Tensor:
         """Inputs start-(W-1) .. stop in the compute dtype, (B, W-1+T, D)."""
         halo = self.width - 1
-        if start >= halo:
+        if start > 0:  # blocks are at least W long
             return self.x[:, start - halo : stop].to(self.dtype)
         batch, _, channels = self.x.shape
         out = torch.empty(batch, halo + stop - start, channels, dtype=self.dtype, device=self.x.device)
-        missing = halo - start
-        if self.tail is None:
-            out[:, :missing] = 0
-        else:
-            out[:, :missing] = self.tail[:, start:]
-        out[:, missing:] = self.x[:, :stop]
+        out[:, :halo] = 0 if self.tail is None else self.tail
+        out[:, halo:] = self.x[:, :stop]
         return out
 
     def allowed(self, start: int, stop: int, lag: int) -> Tensor | None:
@@ -176,9 +166,7 @@ class _ConvFn(torch.autograd.Function):
         return *refuse_second_order("causal_conv1d", grads), None, None
 
 
-def _backward(
-    conv: _Conv, silu: bool, g_out: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _backward(conv: _Conv, silu: bool, g_out: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
     x, width = conv.x, conv.width
     batch, length, channels = x.shape
     halo = width - 1

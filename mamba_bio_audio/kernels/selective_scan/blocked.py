@@ -66,15 +66,15 @@ def selective_scan_blocked(
     exact_zoh: bool = False,
     precise: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Returns (out (B, L, D) in u.dtype, final state (B, D, N[, 2]) in fp32 or fp64), as the oracle does."""
+    """Returns (out (B, L, D) in u.dtype, final state (B, D, N[, 2]) in fp32 or fp64), as the oracle does.
+
+    Call it with autocast off, as `ops` does; the backward sees to that itself.
+    """
     options = Options(dt_softplus, exact_zoh, precise)
     tensors = (u, dt, A, B, C, D, z, dt_bias, h0)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _ScanFn.apply(options, reset, *tensors)
     with torch.no_grad():
-        if torch.is_autocast_enabled(u.device.type):
-            with torch.autocast(u.device.type, enabled=False):
-                return _run(options, reset, tensors)
         return _run(options, reset, tensors)
 
 
@@ -90,8 +90,7 @@ class _ScanFn(torch.autograd.Function):
     def forward(ctx: Any, options: Options, reset: Tensor | None, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.options = options
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            out, state, starts = _forward(_Problem(options, reset, *tensors), save=True)
+        out, state, starts = _forward(_Problem(options, reset, *tensors), save=True)
         ctx.save_for_backward(reset, *tensors, starts)
         return out, state
 

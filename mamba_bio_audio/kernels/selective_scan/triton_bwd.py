@@ -28,10 +28,14 @@ import triton.language as tl
 from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
     LN2,
     LOG2E,
+    as_int,
     expm1_from_exponent,
     load_vec,
     sigmoid,
     softplus,
+    touch_rows,
+    touch_span,
+    use_touched,
 )
 
 
@@ -114,7 +118,7 @@ def store_rows(p, n, rows, N: tl.constexpr, EVEN_N: tl.constexpr, UNROLL: tl.con
 @triton.jit(do_not_specialize=["L", "T", "K", "zero"])
 def scan_bwd_kernel(
     u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, reset_p, g_p, states_p, r_in_p,
-    du_p, ddt_p, dz_p, dB_p, dC_p, dA_p, dskip_p, dbias_p, dh0_p, scratch_p,
+    du_p, ddt_p, dz_p, dB_p, dC_p, dA_p, dskip_p, dbias_p, dh0_p, scratch_p, sink_p,
     L, T, K, u_batch, dt_batch, z_batch, g_batch, zero,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     ROWS: tl.constexpr, U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, G_ROW: tl.constexpr,
@@ -128,6 +132,8 @@ def scan_bwd_kernel(
     dh0 (B, N, D). states (B, cdiv(L, SEG), N, D) holds the state before every SEG-th step.
     """
     WIDTH: tl.constexpr = BD * M
+    # Where the shapes agree the compiler gives [ROWS, WIDTH] and [NP, BD] one layout; it must be the latter's.
+    WIDE_VEC: tl.constexpr = VEC if ROWS == NP and M == 1 else 4
     EVEN_N: tl.constexpr = N == NP
     BLOCKS: tl.constexpr = (D + WIDTH - 1) // WIDTH
     PER_SEG: tl.constexpr = SEG // UNROLL
@@ -151,13 +157,20 @@ def scan_bwd_kernel(
     segments = tl.cdiv(L, SEG)
 
     rows = tl.arange(0, ROWS)
-    u_p += batch * u_batch + begin * U_ROW + d + zero * 4
-    dt_p += batch * dt_batch + begin * DT_ROW + d + zero * 4
-    z_p += batch * z_batch + begin * Z_ROW + d + zero * 4
-    g_p += batch * g_batch + begin * G_ROW + d + zero * 4
-    du_p += (batch * L + begin) * D + d + zero * 4
-    ddt_p += (batch * L + begin) * D + d + zero * 4
-    dz_p += (batch * L + begin) * D + d + zero * 4
+    first_d = block * WIDTH
+    u_rows = u_p + batch * u_batch + begin * U_ROW
+    dt_rows = dt_p + batch * dt_batch + begin * DT_ROW
+    z_rows = z_p + batch * z_batch + begin * Z_ROW
+    g_rows = g_p + batch * g_batch + begin * G_ROW
+    B_rows = B_p + (batch * L + begin) * N
+    C_rows = C_p + (batch * L + begin) * N
+    u_p += batch * u_batch + begin * U_ROW + d + zero * WIDE_VEC
+    dt_p += batch * dt_batch + begin * DT_ROW + d + zero * WIDE_VEC
+    z_p += batch * z_batch + begin * Z_ROW + d + zero * WIDE_VEC
+    g_p += batch * g_batch + begin * G_ROW + d + zero * WIDE_VEC
+    du_p += (batch * L + begin) * D + d + zero * WIDE_VEC
+    ddt_p += (batch * L + begin) * D + d + zero * WIDE_VEC
+    dz_p += (batch * L + begin) * D + d + zero * WIDE_VEC
     B_p += (batch * L + begin) * N + n
     C_p += (batch * L + begin) * N + n
     dB_p += ((batch * BLOCKS + block) * segments * SEG + begin) * N
@@ -168,8 +181,9 @@ def scan_bwd_kernel(
     scratch_p += pid.to(tl.int64) * SCRATCH
     kept_p = scratch_p + (n[:, None] * BD + lane_d[None, :] + zero * VEC)  # [NP, BD]
     row_p = scratch_p + PER_SEG * M * TILE + lane_d + zero * VEC  # [BD]
+    planes_p = scratch_p + PER_SEG * M * TILE
     plane_p = (
-        scratch_p + PER_SEG * M * TILE + rows[:, None] * WIDTH + wide_d[None, :] + zero * 4
+        scratch_p + PER_SEG * M * TILE + rows[:, None] * WIDTH + wide_d[None, :] + zero * WIDE_VEC
     )  # [ROWS, WIDTH]
 
     dskip = tl.zeros([WIDTH], tl.float32)
@@ -224,6 +238,20 @@ def scan_bwd_kernel(
             tl.store(at + 2 * PLANE, gy)
         tl.debug_barrier()
 
+        # Into L1 ahead of use: the planes just written, and what the next segment (the one before this) will read.
+        touched = as_int(touch_span(planes_p, 0, PLANE, PLANE))
+        touched += as_int(touch_span(planes_p + PLANE, 0, PLANE, PLANE))
+        touched += as_int(touch_span(planes_p + 2 * PLANE, 0, PLANE, PLANE))
+        soon = tl.maximum(first - SEG, 0)
+        soon_u = touch_rows(u_rows, soon, count, SEG, U_ROW, first_d, WIDTH, D)
+        soon_dt = touch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, WIDTH, D)
+        soon_g = touch_rows(g_rows, soon, count, SEG, G_ROW, first_d, WIDTH, D)
+        soon_z = soon_dt
+        if HAS_Z:
+            soon_z = touch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, WIDTH, D)
+        soon_B = touch_span(B_rows, soon.to(tl.int64) * N, count.to(tl.int64) * N, SEG * NP)
+        soon_C = touch_span(C_rows, soon.to(tl.int64) * N, count.to(tl.int64) * N, SEG * NP)
+
         h = ()
         for m in tl.static_range(M):
             h = h + (tl.load(states_p + segment.to(tl.int64) * (N * D) + tiles[m], mask=masks[m], other=0.0),)
@@ -245,28 +273,31 @@ def scan_bwd_kernel(
                 h = after
             for m in tl.static_range(M):
                 tl.store(kept_p + ((i + 1) * M + m) * TILE, h[m])
+        use_touched(sink_p, touched)
         tl.debug_barrier()
+        use_touched(sink_p, as_int(touch_span(scratch_p, 0, PER_SEG * M * TILE, PER_SEG * M * TILE)))
 
         for i_back in range(blocks):
+            # All loads of a block, then all its arithmetic, then all its stores: the compiler moves no load across
+            # a store, so anything else waits for memory at every step.
             i = blocks - 1 - i_back
             h = ()
             for m in tl.static_range(M):
                 h = h + (tl.load(kept_p + (i * M + m) * TILE),)
+            steps = ()
+            for j in tl.static_range(UNROLL):
+                steps = steps + (
+                    load_sweep_step(
+                        row_p, B_p, C_p, reset_p, i * UNROLL + j, base, size, mask_n,
+                        PLANE, WIDTH, BD, M, N, EVEN_N, HAS_RESET,
+                    ),
+                )  # fmt: skip
             befores = ()
             factors = ()
             dCs = ()
-            step = load_sweep_step(
-                row_p, B_p, C_p, reset_p, i * UNROLL, base, size, mask_n,
-                PLANE, WIDTH, BD, M, N, EVEN_N, HAS_RESET,
-            )  # fmt: skip
+            ys = ()
             for j in tl.static_range(UNROLL):
-                row = i * UNROLL + j
-                dt, dtu, gy, B, C, keep = step
-                if j + 1 < UNROLL:
-                    step = load_sweep_step(
-                        row_p, B_p, C_p, reset_p, row + 1, base, size, mask_n,
-                        PLANE, WIDTH, BD, M, N, EVEN_N, HAS_RESET,
-                    )  # fmt: skip
+                dt, dtu, gy, B, C, keep = steps[j]
                 after = ()
                 dC = tl.zeros([NP, BD], tl.float32)
                 for m in tl.static_range(M):
@@ -279,20 +310,14 @@ def scan_bwd_kernel(
                     after = after + (apply_change(a, before, PRECISE) + dtu[m][None, :] * B[:, None],)
                     dC += after[m] * gy[m][None, :]
                     if HAS_Z:
-                        y = tl.sum(after[m] * C[:, None], axis=0)
-                        tl.store(row_p + row * WIDTH + m * BD + 5 * PLANE, y)
+                        ys = ys + (tl.sum(after[m] * C[:, None], axis=0),)
                 h = after
                 dCs = dCs + (tl.sum(dC, axis=1),)
-            store_rows(dC_p + (base + i * UNROLL) * N, n, dCs, N, EVEN_N, UNROLL)
             dBs = ()
+            sums_gB = ()
+            sums_wA = ()
             for j in tl.static_range(UNROLL - 1, -1, -1):
-                row = i * UNROLL + j
-                dt, dtu, gy, B, C, keep = step
-                if j > 0:
-                    step = load_sweep_step(
-                        row_p, B_p, C_p, reset_p, row - 1, base, size, mask_n,
-                        PLANE, WIDTH, BD, M, N, EVEN_N, HAS_RESET,
-                    )  # fmt: skip
+                dt, dtu, gy, B, C, keep = steps[j]
                 r_next = ()
                 dA_next = ()
                 dB = tl.zeros([NP, BD], tl.float32)
@@ -302,16 +327,28 @@ def scan_bwd_kernel(
                     ag = apply_change(factors[j * M + m], g, PRECISE)
                     w = ag * befores[j * M + m]
                     dA_next = dA_next + (dA[m] + w * dt[m][None, :],)
-                    at = row_p + row * WIDTH + m * BD
-                    tl.store(at + 3 * PLANE, tl.sum(g * B[:, None], axis=0))
-                    tl.store(at + 4 * PLANE, tl.sum(w * A2[m], axis=0))
+                    sums_gB = sums_gB + (tl.sum(g * B[:, None], axis=0),)
+                    sums_wA = sums_wA + (tl.sum(w * A2[m], axis=0),)
                     if HAS_RESET:
                         ag = ag * keep
                     r_next = r_next + (ag,)
                 r = r_next
                 dA = dA_next
-                dBs = (tl.sum(dB, axis=1),) + dBs  # noqa: RUF005
+                dBs = (tl.sum(dB, axis=1),) + dBs
+            for j in tl.static_range(UNROLL):
+                for m in tl.static_range(M):
+                    at = row_p + (i * UNROLL + j) * WIDTH + m * BD
+                    tl.store(at + 3 * PLANE, sums_gB[(UNROLL - 1 - j) * M + m])
+                    tl.store(at + 4 * PLANE, sums_wA[(UNROLL - 1 - j) * M + m])
+                    if HAS_Z:
+                        tl.store(at + 5 * PLANE, ys[j * M + m])
+            store_rows(dC_p + (base + i * UNROLL) * N, n, dCs, N, EVEN_N, UNROLL)
             store_rows(dB_p + (base + i * UNROLL) * N, n, dBs, N, EVEN_N, UNROLL)
+        use_touched(sink_p, as_int(soon_u))
+        use_touched(sink_p, as_int(soon_dt))
+        use_touched(sink_p, as_int(soon_g))
+        use_touched(sink_p, as_int(soon_z))
+        use_touched(sink_p, as_int(soon_B) + as_int(soon_C))
         tl.debug_barrier()
 
         for i in range(tl.cdiv(size, ROWS)):

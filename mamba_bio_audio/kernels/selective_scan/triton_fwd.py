@@ -102,6 +102,42 @@ def load_vec(p, mask, EVEN_N: tl.constexpr):
 
 
 @triton.jit
+def touch_rows(p, first, count, GROUP: tl.constexpr, ROW: tl.constexpr, first_d, BD: tl.constexpr, D: tl.constexpr):
+    """One element of every 32-byte sector of rows first .. first + GROUP - 1, channels first_d .. first_d + BD - 1.
+
+    The load brings the sectors into L1; the caller adds the values up long afterwards, which is all they are for.
+    """
+    PER_SECTOR: tl.constexpr = 256 // p.dtype.element_ty.primitive_bitwidth
+    SECTORS: tl.constexpr = (BD + PER_SECTOR - 1) // PER_SECTOR
+    i = tl.arange(0, GROUP * SECTORS)
+    row = tl.minimum(first + i // SECTORS, count - 1).to(tl.int64)
+    column = tl.minimum(first_d + (i % SECTORS) * PER_SECTOR, D - 1)
+    return tl.load(p + row * ROW + column)
+
+
+@triton.jit
+def touch_span(p, first, count, SIZE: tl.constexpr):
+    """The same for elements first .. first + SIZE - 1 of a contiguous fp32 tensor of count elements."""
+    i = tl.arange(0, SIZE // 8) * 8
+    return tl.load(p + tl.minimum(first + i, count - 1))
+
+
+@triton.jit
+def as_int(x):
+    """The bits of x as int32."""
+    if x.dtype.primitive_bitwidth == 16:
+        return x.to(tl.int16, bitcast=True).to(tl.int32)
+    else:
+        return x.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def use_touched(sink_p, total):
+    """Makes the touching loads count as used: stores where their sum is one value in 2^32, to memory nobody reads."""
+    tl.store(sink_p + tl.arange(0, total.shape[0]), total, mask=total == 0x5BD1E995)
+
+
+@triton.jit
 def load_step(
     u_p, dt_p, z_p, B_p, C_p, reset_p, mask_d, mask_n,
     EVEN_D: tl.constexpr, EVEN_N: tl.constexpr, HAS_Z: tl.constexpr, HAS_RESET: tl.constexpr,
@@ -143,13 +179,13 @@ def fwd_step(
 
 @triton.jit(do_not_specialize=["L", "T", "K", "zero"])
 def scan_fwd_kernel(
-    u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, h0_p, reset_p, out_p, hT_p, states_p,
+    u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, h0_p, reset_p, out_p, hT_p, states_p, sink_p,
     L, T, K, u_batch, dt_batch, z_batch, zero,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, VEC: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_H0: tl.constexpr, HAS_RESET: tl.constexpr, WRITE_LAST: tl.constexpr, WRITE_STATES: tl.constexpr,
-    PRECISE: tl.constexpr,
+    PRECISE: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Scans one chunk from h0 (B * K, N, D); writes out, the last state (B, N, D) and, every SEG steps, the state
     before the step into states (B, ceil(L / SEG), N, D). T is a multiple of SEG where states are written."""
@@ -180,6 +216,12 @@ def scan_fwd_kernel(
     else:
         h = tl.zeros([NP, BD], tl.float32)
 
+    first_d = (pid % BLOCKS) * BD
+    u_rows = u_p + batch * u_batch + begin * U_ROW
+    dt_rows = dt_p + batch * dt_batch + begin * DT_ROW
+    z_rows = z_p + batch * z_batch + begin * Z_ROW
+    B_rows = B_p + (batch * L + begin) * N
+    C_rows = C_p + (batch * L + begin) * N
     u_p += batch * u_batch + begin * U_ROW + d
     dt_p += batch * dt_batch + begin * DT_ROW + d
     z_p += batch * z_batch + begin * Z_ROW + d
@@ -189,7 +231,11 @@ def scan_fwd_kernel(
     reset_p += batch * L + begin
     states_p += (batch * tl.cdiv(L, SEG) + begin // SEG) * (N * D)
 
-    # Every slot is loaded again right after its use, UNROLL steps ahead: one warp per scheduler then hides DRAM.
+    # One warp per scheduler must not wait for memory: a GROUP of steps is touched while the one before it is computed,
+    # so that the loads below, each into the slot whose step is done, find their data in L1.
+    PER_SEG: tl.constexpr = SEG // UNROLL
+    PER_GROUP: tl.constexpr = GROUP // UNROLL
+    steps = count.to(tl.int32)
     full = (count // UNROLL).to(tl.int32)
     slots = ()
     for j in tl.static_range(UNROLL):
@@ -200,12 +246,34 @@ def scan_fwd_kernel(
                 mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
             ),
         )  # fmt: skip
-    PER_SEG: tl.constexpr = SEG // UNROLL
+    touched_u = touch_rows(u_rows, 0, steps, GROUP, U_ROW, first_d, BD, D)
+    touched_dt = touch_rows(dt_rows, 0, steps, GROUP, DT_ROW, first_d, BD, D)
+    touched_z = touched_dt
+    if HAS_Z:
+        touched_z = touch_rows(z_rows, 0, steps, GROUP, Z_ROW, first_d, BD, D)
+    touched_B = touch_span(B_rows, count * 0, count * N, GROUP * NP)
+    touched_C = touch_span(C_rows, count * 0, count * N, GROUP * NP)
+    for_u = as_int(touched_u)
+    for_dt = as_int(touched_dt)
+    for_z = as_int(touched_z)
+    for_n = as_int(touched_B)
     for i in range(full):
         if WRITE_STATES:
             if i % PER_SEG == 0:
                 tl.store(states_p + tile, h, mask=mask)
                 states_p += N * D
+        if i % PER_GROUP == 0:
+            soon = (i + PER_GROUP) * UNROLL
+            for_u += as_int(touched_u)
+            for_dt += as_int(touched_dt)
+            for_n += as_int(touched_B) + as_int(touched_C)
+            touched_u = touch_rows(u_rows, soon, steps, GROUP, U_ROW, first_d, BD, D)
+            touched_dt = touch_rows(dt_rows, soon, steps, GROUP, DT_ROW, first_d, BD, D)
+            if HAS_Z:
+                for_z += as_int(touched_z)
+                touched_z = touch_rows(z_rows, soon, steps, GROUP, Z_ROW, first_d, BD, D)
+            touched_B = touch_span(B_rows, soon.to(tl.int64) * N, count * N, GROUP * NP)
+            touched_C = touch_span(C_rows, soon.to(tl.int64) * N, count * N, GROUP * NP)
         # The block after the last one does not exist: read the last one again.
         ahead = tl.where(i + 1 < full, UNROLL, 0)
         u_n = u_p + ahead * U_ROW
@@ -218,16 +286,16 @@ def scan_fwd_kernel(
         for j in tl.static_range(UNROLL):
             u, dt, z, B, C, keep = slots[j]
             h, y = fwd_step(h, A2, bias, skip, u, dt, z, B, C, keep, SOFTPLUS, HAS_Z, HAS_RESET, PRECISE)
-            if EVEN_D:
-                tl.store(out_p + j * D, y.to(out_p.dtype.element_ty))
-            else:
-                tl.store(out_p + j * D, y.to(out_p.dtype.element_ty), mask=mask_d)
             fresh = fresh + (
                 load_step(
                     u_n + j * U_ROW, dt_n + j * DT_ROW, z_n + j * Z_ROW, B_n + j * N, C_n + j * N, reset_n + j,
                     mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
                 ),
             )  # fmt: skip
+            if EVEN_D:
+                tl.store(out_p + j * D, y.to(out_p.dtype.element_ty))
+            else:
+                tl.store(out_p + j * D, y.to(out_p.dtype.element_ty), mask=mask_d)
         slots = fresh
         out_p += UNROLL * D
         u_p = u_n
@@ -236,6 +304,10 @@ def scan_fwd_kernel(
         B_p = B_n
         C_p = C_n
         reset_p = reset_n
+    use_touched(sink_p, for_u)
+    use_touched(sink_p, for_dt)
+    use_touched(sink_p, for_z)
+    use_touched(sink_p, for_n)
     # The pointers stand on the last full block, if there was one; the remaining steps lie after it.
     done = tl.where(full > 0, UNROLL, 0)
     rest = (count - full.to(tl.int64) * UNROLL).to(tl.int32)

@@ -80,6 +80,7 @@ class Plan:
     bwd_unroll: int = 4
     segment: int = 32
     rows: int = 16
+    group: int = 16
     fwd_registers: int | None = None
     bwd_registers: int | None = None
 
@@ -151,6 +152,12 @@ def _rows(t: Tensor) -> tuple[Tensor, int, int]:
     if t.stride(2) != 1 and t.shape[2] > 1:
         t = t.contiguous()
     return t, t.stride(1), t.stride(0)
+
+
+@cache
+def _sink(device: torch.device) -> Tensor:
+    """Where kernels may write what nobody reads."""
+    return torch.empty(8192, dtype=torch.int32, device=device)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -244,11 +251,11 @@ def _forward(call: _Call, h0: Tensor | None, write_states: bool) -> tuple[Tensor
         scan_fwd_kernel[grid](
             u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
             call.bias if call.bias is not None else call.A, h0 if h0 is not None else call.A,
-            call.reset if call.reset is not None else call.A, out, last, saved if saved is not None else last,
+            call.reset if call.reset is not None else call.A, out, last, saved if saved is not None else last, _sink(device),
             length, plan.chunk_steps, plan.chunks, u_batch, dt_batch, z_batch, 0,
             D=channels, N=states, NP=padded, BD=plan.fwd_block, UNROLL=plan.fwd_unroll, SEG=plan.segment,
             U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, VEC=1, HAS_SKIP=call.skip is not None, HAS_H0=h0 is not None,
-            WRITE_LAST=True, WRITE_STATES=write_states, **call.flags(), num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
+            WRITE_LAST=True, WRITE_STATES=write_states, GROUP=plan.group, **call.flags(), num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
         )  # fmt: skip
     return out, last, saved
 
@@ -305,7 +312,7 @@ def _backward(
             call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
             g_out, states_saved, r_in if r_in is not None else call.A,
             du, ddt, dz if dz is not None else du, dB, dC, dA, dskip if dskip is not None else dA,
-            dbias if dbias is not None else dA, dh0 if dh0 is not None else dA, scratch,
+            dbias if dbias is not None else dA, dh0 if dh0 is not None else dA, scratch, _sink(device),
             length, plan.bwd_chunk_steps, chunks, u_batch, dt_batch, z_batch, g_batch, 0,
             D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment, ROWS=plan.rows,
             U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, VEC=plan.bwd_vec, M=plan.bwd_tiles,

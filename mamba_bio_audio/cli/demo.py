@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mamba_bio_audio.cli.options import DebugOption, DeviceOption, QuietOption, counter, resolve_device
+from mamba_bio_audio.cli.options import DebugOption, DeviceOption, QuietOption, SetOption, counter, resolve_device
 from mamba_bio_audio.errors import InputError
 
 RECIPE = "dna/demo"
@@ -20,6 +20,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Run folder; an earlier demo in it is replaced.")] = Path(
         "runs/demo"
     ),
+    overrides: SetOption = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -34,7 +35,7 @@ def demo(
     from mamba_bio_audio.evaluation.figures import training_curve
     from mamba_bio_audio.files import write_json
 
-    config = load_config(RECIPE)
+    config = load_config(RECIPE, overrides or [])
     if out.exists() and any(out.iterdir()):
         if not (out / "config.yaml").exists() or read_config(out).name != config.name:
             raise InputError(f"{out} holds something other than an earlier demo; choose another --out")

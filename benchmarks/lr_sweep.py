@@ -1,0 +1,68 @@
+"""Sweep of the peak learning rate of a recipe, at its own tokens per step; rows go to a CSV.
+
+    python benchmarks/lr_sweep.py dna/tiny --lr 1e-3 --lr 2e-3 ... --set data.path=... --set train.steps=300
+
+Every run is a whole one: its own warm-up and cosine over `train.steps`. The best rate is that of the lowest validation loss.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mamba_bio_audio.config import load_config
+from mamba_bio_audio.workflow import environment, pretrain
+
+FIELDS = (
+    "recipe",
+    "lr",
+    "seed",
+    "steps",
+    "tokens_per_step",
+    "length",
+    "best_step",
+    "valid_nats",
+    "valid_perplexity",
+    "data",
+    "device",
+    "torch",
+    "commit",
+    "started",
+)
+
+
+def main(
+    recipe: str,
+    lr: Annotated[list[float], typer.Option(help="Peak rate; repeat.")],
+    out: Annotated[Path, typer.Option(help="CSV, appended to.")],
+    overrides: Annotated[list[str], typer.Option("--set")] = [],  # noqa: B006
+    device: str = "cpu",
+    seed: int = 0,
+) -> None:
+    for rate in lr:
+        config = load_config(recipe, [*overrides, f"train.lr={rate}", f"seed={seed}"])
+        with tempfile.TemporaryDirectory() as folder:
+            summary = pretrain(config, Path(folder) / "run", device=device, quiet=True)
+        row = environment(device) | summary | {
+            "recipe": recipe,
+            "lr": rate,
+            "seed": seed,
+            "tokens_per_step": config.train.tokens_per_step,
+            "length": config.train.length,
+            "data": Path(str(config.data.path)).name,
+        }
+        new = not out.exists()
+        with out.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(f"lr {rate:g}: {summary['valid_nats']:.4f} nats, perplexity {summary['valid_perplexity']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,30 @@
+"""The demo, shortened; its full run is what `make demo` does."""
+
+import json
+
+import pytest
+
+from mamba_bio_audio.cli.main import run as command
+
+
+@pytest.mark.slow
+def test_demo_learns_and_leaves_everything(tmp_path, capsys):
+    out = tmp_path / "demo"
+    arguments = ["demo", "--out", str(out), "--quiet", "--device", "cpu", "--set", "train.steps=120"]
+    with pytest.raises(SystemExit) as stop:
+        command(arguments)
+    captured = capsys.readouterr()
+    assert not stop.value.code, captured.err
+    assert "Try next" in captured.out
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "samples.fa").read_text().count(">") == 3
+    result = json.loads((out / "evaluate-test.json").read_text())
+    assert set(result["genomes"]) == {"human", "fruit_fly", "e_coli", "p_falciparum", "phage_lambda"}
+    malaria = result["genomes"]["p_falciparum"]
+    assert malaria["model"]["perplexity"] < malaria["markov"]["orders"][1]["perplexity"]
+    # A second demo replaces the first; anything else in the folder is left alone.
+    (out / "config.yaml").unlink()
+    with pytest.raises(SystemExit) as stop:
+        command(arguments)
+    assert stop.value.code == 2
+    assert (out / "curve.png").exists()

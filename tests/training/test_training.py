@@ -1,0 +1,84 @@
+"""Schedule, parameter groups and configuration of training."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+from torch import nn
+
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.training.callbacks import duration
+from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.optim import parameter_groups
+from mamba_bio_audio.training.schedule import learning_rate
+
+
+def config(**changes) -> TrainConfig:
+    return TrainConfig(**({"steps": 10, "length": 64, "tokens_per_step": 1024, "lr": 1e-3} | changes))
+
+
+def test_learning_rate_rises_linearly_then_follows_a_cosine():
+    rates = [learning_rate(step, steps=1000, lr=8e-3, lr_min=1e-5, warmup=0.1) for step in range(1000)]
+    assert rates[0] == pytest.approx(8e-5)
+    assert rates[49] == pytest.approx(4e-3)
+    assert rates[99] == pytest.approx(8e-3) == max(rates)
+    assert rates[100] == pytest.approx(8e-3)
+    assert rates[-1] == pytest.approx(1e-5)
+    middle = 100 + 899 / 2
+    assert rates[int(middle)] == pytest.approx((8e-3 + 1e-5) / 2, rel=1e-2)
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+
+
+def test_a_floor_above_the_peak_is_a_constant_rate():
+    rates = {learning_rate(step, steps=9, lr=1e-6, lr_min=1e-5, warmup=0) for step in range(9)}
+    assert rates == {1e-6}
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "mamba-complex", "s4d"])
+def test_only_matrices_decay(mixer):
+    model = build_model(ModelConfig(d_model=16, num_layers=2, vocab_size=12, mixer=mixer))
+    decay, no_decay = parameter_groups(model, 0.1)
+    assert decay["weight_decay"] == 0.1
+    assert no_decay["weight_decay"] == 0.0
+    names = {id(p): name for name, p in model.named_parameters()}
+    decaying = {names[id(p)].split(".", 2)[-1] for p in decay["params"]}
+    allowed = {"mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.x_proj.weight", "mixer.dt_proj.weight"}
+    assert decaying <= allowed | {"mixer.out_proj.weight"}
+    assert {"mixer.in_proj.weight", "mixer.out_proj.weight"} <= decaying
+    kept = {names[id(p)].split(".")[-1] for p in no_decay["params"]}
+    assert {"A_log", "D"} <= kept
+    assert id(model.embedding.weight) in {id(p) for p in no_decay["params"]}
+    assert len(decay["params"]) + len(no_decay["params"]) == len(list(model.parameters()))
+
+
+def test_frozen_parameters_are_left_out():
+    model = nn.Linear(2, 2)
+    model.weight.requires_grad_(False)
+    groups = parameter_groups(model, 0.1)
+    assert [len(group["params"]) for group in groups] == [0, 1]
+
+
+def test_tokens_per_step_must_fit_length_and_devices():
+    with pytest.raises(ValidationError, match="multiple of length x devices"):
+        config(tokens_per_step=1000)
+    with pytest.raises(ValidationError, match="must divide the 16 sequences"):
+        config(micro_batch=5)
+    with pytest.raises(ValidationError, match="multiple of length x devices"):
+        config(devices=3)
+
+
+def test_micro_batch_suits_the_device():
+    big = config(tokens_per_step=2**20, length=1024)
+    assert big.micro_batch_for("cpu") == 16
+    assert big.micro_batch_for("cuda") == 256
+    assert config(tokens_per_step=2**20, length=2**20).micro_batch_for("cpu") == 1
+    # 15 sequences: the largest divisor that is not above 2^14 / 2^12 = 4.
+    assert config(tokens_per_step=15 * 4096, length=4096).micro_batch_for("cpu") == 3
+    assert config(micro_batch=4).micro_batch_for("cuda") == 4
+
+
+def test_duration():
+    assert duration(61) == "1:01"
+    assert duration(3661) == "1:01:01"
+    assert duration(math.nan) == "?"

@@ -22,9 +22,7 @@ def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (x.dtype, weight.dtype) else torch.float32
 
 
-def linear_cross_entropy_ref(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy_ref(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Differentiable oracle with all logits."""
     dtype = _compute_dtype(x, weight)
     logits = x.to(dtype).reshape(-1, x.shape[-1]) @ weight.to(dtype).t()
@@ -33,9 +31,7 @@ def linear_cross_entropy_ref(
     return loss, scored.sum()
 
 
-def linear_cross_entropy_torch(
-    x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy_torch(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Returns (summed loss, number of scored targets)."""
     need = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if need:
@@ -78,9 +74,7 @@ def _blocks(
 
 class _LossFn(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
         need_x, need_weight = ctx.needs_input_grad[:2]
         with torch.autocast(x.device.type, enabled=False):
             loss, count, g_x, g_weight = _blocks(x, weight, targets, ignore_index, need_x, need_weight)

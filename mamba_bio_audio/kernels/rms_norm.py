@@ -47,9 +47,7 @@ def _forward(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> 
 
 class _NormFn(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         y, stream, scale = _forward(x, weight, eps, residual)
         ctx.save_for_backward(stream, weight, scale)

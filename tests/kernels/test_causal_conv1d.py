@@ -156,10 +156,7 @@ def test_gradcheck(width):
 
 def test_bf16_error_is_that_of_rounding():
     def to(dtype, inputs):
-        return {
-            n: t.detach().to(dtype).requires_grad_() if t.is_floating_point() else t
-            for n, t in inputs.items()
-        }
+        return {n: t.detach().to(dtype).requires_grad_() if t.is_floating_point() else t for n, t in inputs.items()}
 
     low = to(torch.bfloat16, make_inputs(length=130))
     truth, ours = run(to(torch.float64, low), "reference"), run(low, "torch")

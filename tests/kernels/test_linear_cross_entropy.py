@@ -70,9 +70,7 @@ def test_all_ignored_is_zero():
 
 def test_bf16_error_is_that_of_rounding():
     x, weight, targets = make_inputs((64,), 16, 11, torch.bfloat16)
-    wide = run(
-        x.detach().double().requires_grad_(), weight.detach().double().requires_grad_(), targets, "reference"
-    )
+    wide = run(x.detach().double().requires_grad_(), weight.detach().double().requires_grad_(), targets, "reference")
     ours = run(x, weight, targets, "torch")
     assert ours[0].dtype == torch.float32
     assert abs(ours[0].item() - wide[0].item()) < 1e-5 * wide[0].item()

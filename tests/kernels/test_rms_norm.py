@@ -23,9 +23,7 @@ def run(inputs, backend, eps=1e-5):
     result = rms_norm(**inputs, eps=eps, backend=backend)
     y, stream = result if isinstance(result, tuple) else (result, torch.zeros((), dtype=torch.float64))
     wide = torch.promote_types(y.dtype, torch.float32)
-    loss = (
-        y.to(wide) * torch.linspace(-1, 1, y.numel(), dtype=wide).view(y.shape)
-    ).sum() + stream.sin().sum()
+    loss = (y.to(wide) * torch.linspace(-1, 1, y.numel(), dtype=wide).view(y.shape)).sum() + stream.sin().sum()
     return {
         "y": y,
         "stream": stream,

@@ -176,19 +176,14 @@ def test_torch_equals_reference_in_every_mode(is_complex, lti, exact_zoh, precis
     for length, extras in ((7, EXTRAS), (72, ("h0",))):
         inputs = make_inputs(length=length, is_complex=is_complex, lti=lti, extras=extras)
         options = {"exact_zoh": exact_zoh, "precise": precise}
-        assert_close(
-            run(inputs, "torch", **options), run(inputs, "reference", **options), TOLERANCE[torch.float64]
-        )
+        assert_close(run(inputs, "torch", **options), run(inputs, "reference", **options), TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("extras", [(), ("D",), ("z",), ("dt_bias",), ("h0",), ("reset",), EXTRAS])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_torch_equals_reference_with_each_extra(extras, dtype):
     inputs = make_inputs(length=130, extras=extras, dtype=dtype)
-    wide = {
-        name: t if t.dtype == torch.bool else t.detach().double().requires_grad_()
-        for name, t in inputs.items()
-    }
+    wide = {name: t if t.dtype == torch.bool else t.detach().double().requires_grad_() for name, t in inputs.items()}
     expected = {name: t.to(dtype) for name, t in run(wide, "reference").items()}
     assert_close(run(inputs, "torch"), expected, TOLERANCE[dtype])
 
@@ -205,19 +200,13 @@ def test_torch_equals_reference_with_each_extra(extras, dtype):
     flags=st.tuples(*[st.booleans()] * 3),
     seed=st.integers(0, 1000),
 )
-def test_torch_equals_reference_on_anything(
-    batch, length, channels, states, is_complex, lti, extras, flags, seed
-):
-    inputs = make_inputs(
-        batch, length, channels, states, is_complex=is_complex, lti=lti, extras=extras, seed=seed
-    )
+def test_torch_equals_reference_on_anything(batch, length, channels, states, is_complex, lti, extras, flags, seed):
+    inputs = make_inputs(batch, length, channels, states, is_complex=is_complex, lti=lti, extras=extras, seed=seed)
     options = dict(zip(("exact_zoh", "precise", "dt_softplus"), flags, strict=True))
     if not options["dt_softplus"]:
         inputs["dt"] = inputs["dt"].detach().abs().requires_grad_()
         inputs.pop("dt_bias", None)
-    assert_close(
-        run(inputs, "torch", **options), run(inputs, "reference", **options), TOLERANCE[torch.float64]
-    )
+    assert_close(run(inputs, "torch", **options), run(inputs, "reference", **options), TOLERANCE[torch.float64])
 
 
 def test_torch_walks_groups_and_segments(monkeypatch):
@@ -337,8 +326,7 @@ def test_packed_equals_separate():
 def test_bf16_error_is_that_of_rounding(is_complex):
     inputs = make_inputs(length=130, is_complex=is_complex, dtype=torch.float32)
     low = {
-        n: t.detach().bfloat16().requires_grad_() if n in ("u", "dt", "B", "C", "z") else t
-        for n, t in inputs.items()
+        n: t.detach().bfloat16().requires_grad_() if n in ("u", "dt", "B", "C", "z") else t for n, t in inputs.items()
     }
     wide = {n: t if t.dtype == torch.bool else t.detach().double().requires_grad_() for n, t in low.items()}
     single = {n: t if t.dtype == torch.bool else t.detach().float().requires_grad_() for n, t in low.items()}
@@ -388,14 +376,10 @@ def test_inputs_are_not_mutated_and_results_repeat():
 
 def test_second_order_names_the_reference():
     inputs = make_inputs(1, 4, 2, 2)
-    (grad,) = torch.autograd.grad(
-        selective_scan(**inputs, backend="torch").sum(), inputs["u"], create_graph=True
-    )
+    (grad,) = torch.autograd.grad(selective_scan(**inputs, backend="torch").sum(), inputs["u"], create_graph=True)
     with pytest.raises(RuntimeError, match='backend="reference"'):
         grad.sum().backward()
-    (grad,) = torch.autograd.grad(
-        selective_scan(**inputs, backend="reference").sum(), inputs["u"], create_graph=True
-    )
+    (grad,) = torch.autograd.grad(selective_scan(**inputs, backend="reference").sum(), inputs["u"], create_graph=True)
     grad.sum().backward()
     assert inputs["A"].grad.abs().max() > 0
 

@@ -47,21 +47,27 @@ def main(
         config = load_config(recipe, [*overrides, f"train.lr={rate}", f"seed={seed}"])
         with tempfile.TemporaryDirectory() as folder:
             summary = pretrain(config, Path(folder) / "run", device=device, quiet=True)
-        row = environment(device) | summary | {
-            "recipe": recipe,
-            "lr": rate,
-            "seed": seed,
-            "tokens_per_step": config.train.tokens_per_step,
-            "length": config.train.length,
-            "data": Path(str(config.data.path)).name,
-        }
+        row = (
+            environment(device)
+            | summary
+            | {
+                "recipe": recipe,
+                "lr": rate,
+                "seed": seed,
+                "tokens_per_step": config.train.tokens_per_step,
+                "length": config.train.length,
+                "data": Path(str(config.data.path)).name,
+            }
+        )
         new = not out.exists()
         with out.open("a", newline="") as file:
             writer = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)
-        print(f"lr {rate:g}: {summary['valid_nats']:.4f} nats, perplexity {summary['valid_perplexity']:.4f}", flush=True)
+        print(
+            f"lr {rate:g}: {summary['valid_nats']:.4f} nats, perplexity {summary['valid_perplexity']:.4f}", flush=True
+        )
 
 
 if __name__ == "__main__":

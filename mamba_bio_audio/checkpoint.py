@@ -114,9 +114,7 @@ def _from_run(path: Path, which: Which) -> _Source:
     if which == "best":
         weights = path / "model.safetensors"
         if not weights.exists():
-            raise InputError(
-                f"{path}: no model.safetensors yet, the run has not been validated; use --which last"
-            )
+            raise InputError(f"{path}: no model.safetensors yet, the run has not been validated; use --which last")
         tensors = _read_tensors(weights)
     else:
         checkpoint = path / "checkpoints" / "last.ckpt"
@@ -184,9 +182,7 @@ def _infer_config(tensors: dict[str, Tensor], path: Path, description: dict[str,
         dt_rank = tensors[first + "dt_proj.weight"].shape[1]
         d_conv = tensors[first + "conv1d.weight"].shape[2]
     except (KeyError, ValueError, IndexError):
-        raise InputError(
-            f"{path}: not a Mamba-1 language model (Mamba-2 and others are not supported)"
-        ) from None
+        raise InputError(f"{path}: not a Mamba-1 language model (Mamba-2 and others are not supported)") from None
     if "norm_f.bias" in tensors:
         raise InputError(f"{path}: this model has LayerNorms; RMSNorm is supported")
     head = tensors.get("lm_head.weight")
@@ -301,9 +297,7 @@ def model_card(model: IsotropicModel) -> str:
             f"peak rate {train.lr:g}, seed {model.config.seed}.",
         ]
         if "valid_nats" in result:
-            lines.append(
-                f"Best validation: {result['valid_nats']:.4f} nats per base at step {result['best_step']:,}."
-            )
+            lines.append(f"Best validation: {result['valid_nats']:.4f} nats per base at step {result['best_step']:,}.")
         lines.append("")
     lines += [
         "## Use",

@@ -206,11 +206,7 @@ def _field(model: type[BaseModel], location: Sequence[str]) -> Any:
 
 def _keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     annotation = model if not location else getattr(_field(model, location), "annotation", None)
-    return (
-        list(annotation.model_fields)
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        else []
-    )
+    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
 def _allowed(model: type[BaseModel], location: Sequence[str]) -> str:
@@ -238,6 +234,4 @@ def _type_text(annotation: Any) -> str:
         return f"list of {_type_text(arguments[0])}"
     if annotation is type(None):
         return "null"
-    return {int: "whole number", float: "number", str: "text", bool: "true | false"}.get(
-        annotation, str(annotation)
-    )
+    return {int: "whole number", float: "number", str: "text", bool: "true | false"}.get(annotation, str(annotation))

@@ -87,9 +87,7 @@ def _self_test(device: str) -> list[dict[str, Any]]:
         ),
         "causal_conv1d": lambda backend: ops.causal_conv1d(u, weight, skip, backend=backend),
         "rms_norm": lambda backend: ops.rms_norm(u, skip, residual=z, backend=backend)[0],
-        "linear_cross_entropy": lambda backend: ops.linear_cross_entropy(u, head, targets, backend=backend)[
-            0
-        ],
+        "linear_cross_entropy": lambda backend: ops.linear_cross_entropy(u, head, targets, backend=backend)[0],
     }
     tests = []
     for name, call in cases.items():

@@ -47,9 +47,7 @@ def resolve(config: RunConfig, data: DnaDataModule) -> RunConfig:
     """Fill in what the data's codec decides."""
     vocab = data.codec.vocab_size
     if config.model.vocab_size not in (None, vocab):
-        raise InputError(
-            f"model.vocab_size is {config.model.vocab_size}, but DNA has {vocab} symbols; leave it null"
-        )
+        raise InputError(f"model.vocab_size is {config.model.vocab_size}, but DNA has {vocab} symbols; leave it null")
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab})})
 
 
@@ -90,9 +88,7 @@ def pretrain(
     elif resume:
         raise InputError(f"{run}: nothing to resume; leave out --resume to start the run")
     elif occupied and not force:
-        raise InputError(
-            f"{run} is not empty; continue it with --resume, replace it with --force, or choose --out"
-        )
+        raise InputError(f"{run} is not empty; continue it with --resume, replace it with --force, or choose --out")
     elif occupied:
         if not (run / "config.yaml").exists():
             raise InputError(f"{run} is not a run folder (no config.yaml), so --force will not delete it")
@@ -175,9 +171,7 @@ def describe_dry_run(result: dict[str, Any]) -> str:
             f"{result['tokens_per_step']:,} = {result['accumulate']} x micro-batch of {result['micro_batch']} "
             f"x length {result['config']['train']['length']:,}"
             + (
-                f" x {result['config']['train']['devices']} devices"
-                if result["config"]["train"]["devices"] > 1
-                else ""
+                f" x {result['config']['train']['devices']} devices" if result["config"]["train"]["devices"] > 1 else ""
             ),
         ),
         ("tokens in all", f"{result['tokens']:,}"),
@@ -207,9 +201,7 @@ def environment(device: str) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -292,9 +284,7 @@ def evaluate(
         raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
     model = checkpoint.load(run, which)
     if not isinstance(model.config, RunConfig):
-        raise InputError(
-            f"{run}: weights without a run configuration; mba evaluate needs a run or an export of one"
-        )
+        raise InputError(f"{run}: weights without a run configuration; mba evaluate needs a run or an export of one")
     config = validate(override(model.config.model_dump(mode="json"), overrides), str(run), check_files=True)
     length = length or config.train.length
     batch = max(1, (2**14 if device == "cpu" else 2**18) // length)

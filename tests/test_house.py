@@ -40,9 +40,7 @@ def imported_parts(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module]
             if node.module == "mamba_bio_audio":
-                names = [
-                    f"mamba_bio_audio.{alias.name}" for alias in node.names if alias.name != "__version__"
-                ]
+                names = [f"mamba_bio_audio.{alias.name}" for alias in node.names if alias.name != "__version__"]
         parts |= {name.split(".")[1] for name in names if name.startswith("mamba_bio_audio.")}
     return parts
 

@@ -51,18 +51,14 @@ def layer(**ssm) -> Subject:
 def model(mixer: str, recompute: str = "none", **ssm) -> Subject:
     def make() -> nn.Module:
         built = build_model(
-            ModelConfig(
-                d_model=WIDTH, num_layers=3, vocab_size=VOCAB, mixer=mixer, ssm=SsmConfig(d_state=4, **ssm)
-            )
+            ModelConfig(d_model=WIDTH, num_layers=3, vocab_size=VOCAB, mixer=mixer, ssm=SsmConfig(d_state=4, **ssm))
         )
         built.recompute = recompute
         # At the initial scale of 0.02 the logits would hide errors.
         nn.init.normal_(built.embedding.weight)
         return built
 
-    return Subject(
-        make, call_model, lambda generator, _: torch.randint(VOCAB, (BATCH, LENGTH), generator=generator)
-    )
+    return Subject(make, call_model, lambda generator, _: torch.randint(VOCAB, (BATCH, LENGTH), generator=generator))
 
 
 SUBJECTS = {
@@ -139,9 +135,7 @@ def test_split(subject, dtype, pieces, packed):
     ]
 
     def loss(y, state):
-        return (y * weight).sum() + sum(
-            (s * w).sum() for s, w in zip(leaves(state), state_weights, strict=True)
-        )
+        return (y * weight).sum() + sum((s * w).sum() for s, w in zip(leaves(state), state_weights, strict=True))
 
     parts, state = [], None
     for piece, reset_piece in zip(

@@ -22,9 +22,7 @@ def configs(
 
     if recipe is not None:
         merged = merge_recipe(recipe)
-        print(
-            json.dumps(merged, indent=2) if as_json else OmegaConf.to_yaml(OmegaConf.create(merged)), end=""
-        )
+        print(json.dumps(merged, indent=2) if as_json else OmegaConf.to_yaml(OmegaConf.create(merged)), end="")
         return
     rows = {name: merge_recipe(name).get("description", "") for name in recipe_names()}
     if as_json:

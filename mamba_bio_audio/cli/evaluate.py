@@ -22,9 +22,7 @@ from mamba_bio_audio.cli.options import (
 
 def evaluate(
     run: RunArgument,
-    split: Annotated[
-        Literal["train", "valid", "test"], typer.Option(help="Which bases are scored.")
-    ] = "test",
+    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which bases are scored.")] = "test",
     which: WhichOption = "best",
     length: Annotated[int | None, typer.Option(min=1, help="Window; default the training length.")] = None,
     baselines: Annotated[bool, typer.Option(help="Fit Markov baselines of orders 0 to 12.")] = True,

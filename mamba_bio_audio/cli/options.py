@@ -23,9 +23,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Result as JSON on stan
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 WhichOption = Annotated[Literal["best", "last"], typer.Option(help="Weights: best by validation, or last.")]
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run folder, export, or Hugging Face Mamba folder.")
-]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, export, or Hugging Face Mamba folder.")]
 
 
 def resolve_device(device: Device) -> str:

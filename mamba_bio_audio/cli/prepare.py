@@ -27,9 +27,7 @@ def genome(
     ] = None,
     valid_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of validation blocks.")] = 0.05,
     test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of test blocks.")] = 0.05,
-    block_bases: Annotated[
-        int | None, typer.Option(min=2, help="Length of the blocks that are split.")
-    ] = None,
+    block_bases: Annotated[int | None, typer.Option(min=2, help="Length of the blocks that are split.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of blocks.")] = 0,
     allow_shared_bases: Annotated[bool, typer.Option(help="Accept splits with bases in common.")] = False,
     force: ForceOption = False,

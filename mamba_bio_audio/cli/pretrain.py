@@ -26,9 +26,7 @@ def pretrain(
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<name>.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Overrides the recipe's seed.")] = None,
     device: DeviceOption = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     force: ForceOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show configuration, size, memory and time; write nothing.")

@@ -28,16 +28,12 @@ def sample(
     num_samples: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", help="FASTA file; default standard output.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Sequence that comes before.")] = None,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="Divides the logits; 0 takes the likeliest.")
-    ] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Divides the logits; 0 takes the likeliest.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k likeliest bases.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest bases up to this sum.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     which: WhichOption = "best",
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples made at a time; does not change them.")
-    ] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples made at a time; does not change them.")] = 16,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
     force: ForceOption = False,

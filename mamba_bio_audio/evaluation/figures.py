@@ -47,9 +47,7 @@ def training_curve(run: Path, evaluation: dict[str, Any], out: Path) -> None:
     for order, style in ((0, ":"), (1, "-."), (best, "--")):
         name = f"Markov order {order}, {evaluation['split']}" + (" (best)" if order == best else "")
         curve.axhline(markov["orders"][order]["perplexity"], color="tab:red", linestyle=style, label=name)
-    curve.axhline(
-        evaluation["model"]["perplexity"], color="black", linewidth=1, label=f"model, {evaluation['split']}"
-    )
+    curve.axhline(evaluation["model"]["perplexity"], color="black", linewidth=1, label=f"model, {evaluation['split']}")
     shown = [float(row["valid_perplexity"]) for row in valid] + [row["perplexity"] for row in markov["orders"]]
     low = min([*shown, evaluation["model"]["perplexity"]])
     # Rises above 4.1 come from the first steps and would flatten everything else.
@@ -68,9 +66,7 @@ def training_curve(run: Path, evaluation: dict[str, Any], out: Path) -> None:
         colors = ("tab:blue", "#f4b6b6", "#e07b7b", "tab:red")
         for i, ((name, values), color) in enumerate(zip(series.items(), colors, strict=True)):
             bars.bar([x + i * width for x in range(len(genomes))], values, width, label=name, color=color)
-        bars.set_xticks(
-            [x + 1.5 * width for x in range(len(genomes))], list(genomes), rotation=20, ha="right"
-        )
+        bars.set_xticks([x + 1.5 * width for x in range(len(genomes))], list(genomes), rotation=20, ha="right")
         low = min(min(values) for values in series.values())
         bars.set(ylabel=f"{evaluation['split']} perplexity per base", ylim=(low - 0.1, 4.1))
         bars.legend(fontsize=8)

@@ -111,16 +111,12 @@ def evaluate_likelihood(
     finally:
         model.train(was_training)
     if not sum(counts.values()):
-        raise InputError(
-            "the data has no symbol to score; check that the split has intervals longer than one symbol"
-        )
+        raise InputError("the data has no symbol to score; check that the split has intervals longer than one symbol")
     groups = {name: Likelihood(nats[name], counts[name]) for name in counts if name is not None}
     return Likelihood(math.fsum(nats.values()), sum(counts.values()), groups)
 
 
-def _rows_by_group(
-    groups: Sequence[Any] | Tensor | None, rows: int
-) -> list[tuple[str | None, slice | list[int]]]:
+def _rows_by_group(groups: Sequence[Any] | Tensor | None, rows: int) -> list[tuple[str | None, slice | list[int]]]:
     """Rows of each group of a batch, so that one forward pass gives one group's sum."""
     if groups is None:
         return [(None, slice(None))]

@@ -191,9 +191,7 @@ class MarkovBaseline:
             counts.insert(0, words_count.reshape(-1, 4))
         return cls(counts)
 
-    def choose(
-        self, genome: GenomeLike, spans: Iterable[Span], *, grid: Sequence[float] = SMOOTHING_GRID
-    ) -> int:
+    def choose(self, genome: GenomeLike, spans: Iterable[Span], *, grid: Sequence[float] = SMOOTHING_GRID) -> int:
         """Choose the smoothing and the order on validation spans.
 
         The smoothing is the value of `grid` whose best order is best, on about 2^19 of the bases, evenly

@@ -242,9 +242,7 @@ class _Choice(NamedTuple):
             elif vocabulary is not None:
                 allowed = range(vocabulary)
             else:
-                raise InputError(
-                    "the model names neither codec nor vocabulary; pass `allowed`, the ids to sample"
-                )
+                raise InputError("the model names neither codec nor vocabulary; pass `allowed`, the ids to sample")
         ids = [int(i) for i in allowed]
         if not ids or len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) >= (vocabulary or max(ids) + 1):
             limit = "" if vocabulary is None else f" below {vocabulary}"
@@ -366,8 +364,7 @@ def _check_prompt(
         return None
     if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.ndim not in (1, 2):
         raise InputError(
-            f"the prompt is {ids.dtype} of shape {tuple(ids.shape)}; pass integer ids of shape "
-            "(P,) or (num_samples, P)"
+            f"the prompt is {ids.dtype} of shape {tuple(ids.shape)}; pass integer ids of shape (P,) or (num_samples, P)"
         )
     ids = ids.long().reshape(-1, ids.shape[-1])
     if len(ids) not in (1, num_samples):

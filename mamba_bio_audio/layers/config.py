@@ -25,9 +25,7 @@ class SsmConfig(BaseModel):
         "dt only delta; null takes it from model.mixer",
     )
     complex_init: Literal["n", "pi n"] = Field("n", description="imaginary part of A: -1/2 + i n or i pi n")
-    exact_zoh: bool = Field(
-        False, description="exact zero-order hold of B instead of the released code's Euler"
-    )
+    exact_zoh: bool = Field(False, description="exact zero-order hold of B instead of the released code's Euler")
     precise: bool = Field(False, description="decay by expm1, for memories beyond 10,000 steps")
     dt_min: float = Field(1e-3, gt=0, description="smallest initial step size")
     dt_max: float = Field(0.1, gt=0, description="largest initial step size")

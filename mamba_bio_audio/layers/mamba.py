@@ -60,9 +60,7 @@ class MambaLayer(nn.Module):
 
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=config.proj_bias)
         # Holds weight (E, 1, W) and bias under the names of other implementations; `forward` never calls it.
-        self.conv1d = nn.Conv1d(
-            self.d_inner, self.d_inner, config.d_conv, groups=self.d_inner, bias=config.conv_bias
-        )
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, config.d_conv, groups=self.d_inner, bias=config.conv_bias)
         projected = self.dt_rank * self.selective_dt + 2 * self._bc_size * self.selective_bc
         if projected:
             self.x_proj = nn.Linear(self.d_inner, projected, bias=False)
@@ -110,9 +108,7 @@ class MambaLayer(nn.Module):
             index = torch.arange(config.d_state, dtype=torch.float32)
             if config.complex:
                 self.A_log.fill_(math.log(0.5))
-                self.A_imag.copy_(
-                    (index * (math.pi if config.complex_init == "pi n" else 1.0)).expand_as(self.A_log)
-                )
+                self.A_imag.copy_((index * (math.pi if config.complex_init == "pi n" else 1.0)).expand_as(self.A_log))
             else:
                 self.A_log.copy_(torch.log(index + 1).expand_as(self.A_log))
             nn.init.ones_(self.D)

@@ -38,9 +38,7 @@ METRICS = (
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints appear whole or not at all, also when the process is killed while writing."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """Write beside `path`, then rename."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(Path(path)) as temporary:

@@ -22,13 +22,9 @@ class TrainConfig(BaseModel):
     lr_min: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps with linearly rising rate")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW betas")
-    weight_decay: float = Field(
-        0.1, ge=0, description="on matrices only, never on norms, biases, embeddings, A, D"
-    )
+    weight_decay: float = Field(0.1, ge=0, description="on matrices only, never on norms, biases, embeddings, A, D")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null does not clip")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on CUDA, fp32 on the CPU"
-    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 on the CPU")
     recompute: Literal["none", "layer"] = Field(
         "none", description="layer: keep only layer inputs for backward, run each layer twice"
     )

@@ -43,9 +43,7 @@ def resolve_precision(precision: str, device: str) -> str:
 
 def last_step(run: Path) -> int:
     """Optimiser steps in a run's last checkpoint."""
-    checkpoint = torch.load(
-        run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=False, mmap=True
-    )
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=False, mmap=True)
     return int(checkpoint["global_step"])
 
 

@@ -85,9 +85,7 @@ class LanguageModelModule(L.LightningModule):
         optimizer = build_optimizer(self.model, config)
 
         def scale(step: int) -> float:
-            rate = learning_rate(
-                step, steps=config.steps, lr=config.lr, lr_min=config.lr_min, warmup=config.warmup
-            )
+            rate = learning_rate(step, steps=config.steps, lr=config.lr, lr_min=config.lr_min, warmup=config.warmup)
             return rate / config.lr
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)

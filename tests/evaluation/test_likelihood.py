@@ -46,9 +46,7 @@ class Bigram(nn.Module):
             }
         )
         log_p = self.table.log_softmax(-1)[tokens]
-        loss = nn.functional.nll_loss(
-            log_p.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
-        )
+        loss = nn.functional.nll_loss(log_p.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
         return Output(None, loss, (targets != -100).sum(), None)
 
 
@@ -80,9 +78,7 @@ def test_evaluate_likelihood_sums() -> None:
     model = Bigram()
     expected = by_hand(model, batches())
     found = evaluate_likelihood(model, batches())
-    assert {name: group.count for name, group in found.groups.items()} == {
-        n: c for n, (_, c) in expected.items()
-    }
+    assert {name: group.count for name, group in found.groups.items()} == {n: c for n, (_, c) in expected.items()}
     for name, (nats, _) in expected.items():
         assert found.groups[name].nats == pytest.approx(nats, rel=1e-6)
     assert found.count == sum(c for _, c in expected.values())

@@ -21,9 +21,7 @@ class FakeGenome:
 
     def __init__(self, **records: str) -> None:
         self.text = records
-        self.records = {
-            name: np.array([IDS[c] for c in text], np.uint8).reshape(-1) for name, text in records.items()
-        }
+        self.records = {name: np.array([IDS[c] for c in text], np.uint8).reshape(-1) for name, text in records.items()}
         self.read: set[tuple[str, int]] = set()
 
     def fetch(self, record: str, start: int, end: int) -> np.ndarray:
@@ -174,10 +172,7 @@ def test_highest_order_twelve() -> None:
     counts = brute_counts([text], 13)
     assert baseline.counts[12].sum() == 2 * (60 - 12)
     score = baseline.score(genome, [("r", 80, 120)])
-    nats = [
-        -math.log(brute_probability(counts, text[i - 12 : i], text[i], baseline.smoothing))
-        for i in range(20, 60)
-    ]
+    nats = [-math.log(brute_probability(counts, text[i - 12 : i], text[i], baseline.smoothing)) for i in range(20, 60)]
     assert score.nats[12] == pytest.approx(sum(nats), rel=1e-12)
 
 

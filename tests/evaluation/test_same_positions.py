@@ -83,9 +83,7 @@ def test_likelihood_and_markov_score_the_same_bases(tmp_path: Path, length: int)
 
 
 def test_markov_table_of_the_data_module(tmp_path: Path) -> None:
-    data = DnaDataModule(
-        DnaDataConfig(path=str(write_genome(tmp_path / "genome"))), length=64, batch_size=3, seed=0
-    )
+    data = DnaDataModule(DnaDataConfig(path=str(write_genome(tmp_path / "genome"))), length=64, batch_size=3, seed=0)
     data.setup()
     table = markov_table(
         data.genome, *(data.evaluation_spans(split) for split in ("train", "valid", "test")), max_order=4

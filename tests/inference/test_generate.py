@@ -132,9 +132,7 @@ def test_generate_top_k_ties_and_greedy() -> None:
         5,
         3,
     }
-    assert set(
-        generate(model, length=200, prompt=prompt, top_p=0.5, allowed=[5, 3, 1, 0]).flatten().tolist()
-    ) == {5, 3}
+    assert set(generate(model, length=200, prompt=prompt, top_p=0.5, allowed=[5, 3, 1, 0]).flatten().tolist()) == {5, 3}
     assert generate(model, length=3, prompt=prompt, temperature=0, allowed=[4, 2]).tolist() == [[4, 4, 4]]
 
 
@@ -206,18 +204,14 @@ def test_generate_prefill_equals_steps() -> None:
     whole = generate(model, length=41, num_samples=2, prompt=[1, 2], seed=9)
     for cut in (1, 2, 3, 6, 40):
         prompt = torch.cat([torch.tensor([[1, 2]] * 2), whole[:, :cut]], 1)
-        (rest,) = generate_blocks(
-            model, length=41 - cut, num_samples=2, prompt=prompt, seed=9, first_position=cut
-        )
+        (rest,) = generate_blocks(model, length=41 - cut, num_samples=2, prompt=prompt, seed=9, first_position=cut)
         assert torch.equal(rest.tokens.long(), whole[:, cut:])
         assert (rest.row, rest.position) == (0, cut)
 
 
 def test_generate_first_symbol() -> None:
     model = Chain()
-    drawn = generate(
-        model, length=1, num_samples=8000, initial=[0.5, 0, 0.2, 0.3], allowed=[5, 0, 2, 1], temperature=0
-    )
+    drawn = generate(model, length=1, num_samples=8000, initial=[0.5, 0, 0.2, 0.3], allowed=[5, 0, 2, 1], temperature=0)
     counts = [(drawn == i).sum().item() for i in (5, 0, 2, 1)]
     assert counts[1] == 0
     assert chisquare([counts[0], *counts[2:]], [4000, 1600, 2400]).pvalue > 1e-5
@@ -406,13 +400,9 @@ def test_generate_language_model() -> None:
     with torch.no_grad():
         model.embedding.weight.mul_(6)
     prompt = torch.tensor([7, 8, 10, 9, 9])
-    blocks = list(
-        generate_blocks(model, length=40, num_samples=3, prompt=prompt, allowed=[7, 8, 9, 10], seed=4)
-    )
+    blocks = list(generate_blocks(model, length=40, num_samples=3, prompt=prompt, allowed=[7, 8, 9, 10], seed=4))
     tokens = torch.cat([block.tokens for block in blocks], 1).long()
-    assert torch.equal(
-        tokens, generate(model, length=40, num_samples=3, prompt=prompt, allowed=[7, 8, 9, 10], seed=4)
-    )
+    assert torch.equal(tokens, generate(model, length=40, num_samples=3, prompt=prompt, allowed=[7, 8, 9, 10], seed=4))
     sequence = torch.cat([prompt.expand(3, -1), tokens], 1)
     with torch.no_grad():
         log_p = model(sequence[:, :-1]).logits[:, 4:, 7:11].log_softmax(-1)

@@ -94,9 +94,7 @@ def test_loss_is_the_sum_over_scored_positions():
     targets = torch.randint(7, 11, (2, 9))
     targets[0, 4:] = -100
     out = model(tokens, targets=targets)
-    expected = F.cross_entropy(
-        out.logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100
-    )
+    expected = F.cross_entropy(out.logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
     assert out.count.item() == 13
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-6)
     assert model(tokens, targets=targets, logits="none").logits is None

@@ -1,0 +1,4 @@
+# Sourced on the GPU machine, at the root of the tree; see device_kit.sh.
+python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .device/wheels/*.whl
+export PYTHONPATH="$PWD:/tmp/site" PYTHONUNBUFFERED=1
+mba() { python3 -c 'from mamba_bio_audio.cli.main import run; run()' "$@"; }

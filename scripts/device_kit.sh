@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Fills the ignored folder .device/ with what a bare GPU machine needs beside this tree: wheels for its Python 3.12 and the
+# human data set. There, `source scripts/device_env.sh` installs the wheels and sets PYTHONPATH.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+data=${1:-../shared/data/dna/human}
+mkdir -p .device/wheels .device/human
+python=${PYTHON:-.venv/bin/python}
+packages=(pydantic pydantic-core annotated-types typing-inspection omegaconf pyfaidx biopython typer shellingham tensorboard soundfile cffi pycparser)
+names=()
+for package in "${packages[@]}"; do
+  # The versions that are tested here; pip's own name normalisation finds the rest.
+  version=$("$python" -c "import importlib.metadata as m; print(m.version('$package'))" 2>/dev/null) && names+=("$package==$version") || names+=("$package")
+done
+platforms=()
+for glibc in 2_28 2_27 2_17 2_34; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
+"$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+  --implementation cp --platform manylinux2014_x86_64 --platform manylinux1_x86_64 "${platforms[@]}" \
+  -d .device/wheels "${names[@]}"
+cp "$data"/hg19.* "$data"/hg38.* "$data"/intervals.tsv .device/human/
+du -sh .device

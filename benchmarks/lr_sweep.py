@@ -2,7 +2,8 @@
 
     python benchmarks/lr_sweep.py dna/tiny --lr 1e-3 --lr 2e-3 ... --set data.path=... --set train.steps=300
 
-Every run is a whole one: its own warm-up and cosine over `train.steps`. The best rate is that of the lowest validation loss.
+Every run is a whole one: its own warm-up and cosine over `train.steps`. The best rate is that of the lowest validation
+loss.
 """
 
 from __future__ import annotations

@@ -28,6 +28,12 @@ class TrainConfig(BaseModel):
     recompute: Literal["none", "layer"] = Field(
         "none", description="layer: keep only layer inputs for backward, run each layer twice"
     )
+    stream_chunk: int | None = Field(
+        None,
+        ge=1,
+        description="positions per chunk of exact streamed backpropagation: memory of one chunk at any length; "
+        "null keeps the whole sequence",
+    )
     devices: int = Field(1, ge=1, description="devices, data parallel")
     strategy: str = Field("auto", description="Lightning strategy")
     validate_every: int = Field(100, ge=1, description="steps between validations")

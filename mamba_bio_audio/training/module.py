@@ -13,6 +13,7 @@ from mamba_bio_audio.models.output import ModelOutput
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.optim import build_optimizer
 from mamba_bio_audio.training.schedule import learning_rate
+from mamba_bio_audio.training.streaming import streamed_loss
 
 
 class LanguageModelModule(L.LightningModule):
@@ -42,6 +43,10 @@ class LanguageModelModule(L.LightningModule):
         self.train_count = torch.zeros((), dtype=torch.int64)
 
     def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        chunk = self.train_config.stream_chunk
+        if chunk is not None and batch["tokens"].shape[1] > chunk:
+            loss_sum, count, _ = streamed_loss(self.model, batch["tokens"], batch["targets"], chunk=chunk)
+            return loss_sum, count
         out: ModelOutput = self.model(batch["tokens"], targets=batch["targets"], logits="none")
         assert out.loss_sum is not None
         assert out.count is not None

@@ -19,6 +19,7 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.training.optim import build_optimizer
+from mamba_bio_audio.training.streaming import streamed_loss
 
 # Floating point operations spent on a probe.
 _BUDGET = {"cpu": 1.5e11, "cuda": 2e13}
@@ -39,7 +40,7 @@ def probe(model: ModelConfig, train: TrainConfig, device: str) -> Probe:
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
             points = pool.apply(_measure, (model, train, device))
-    tokens = train.micro_batch_for(device) * train.length
+    tokens = _tokens(train, device)
     (n1, m1, _), (n2, m2, seconds) = points[0], points[-1]
     memory = m2 if n2 == tokens else m2 + max(0.0, (m2 - m1) / (n2 - n1)) * (tokens - n2)
     per_device = train.tokens_per_step / train.devices
@@ -56,7 +57,7 @@ def _measure(model_config: ModelConfig, train: TrainConfig, device: str) -> list
     model.recompute = train.recompute
     optimizer = build_optimizer(model, train)
     bf16 = resolve_precision(train.precision, device) == "bf16"
-    tokens = train.micro_batch_for(device) * train.length
+    tokens = _tokens(train, device)
     affordable = int(_BUDGET[device] / (6 * model.num_parameters()))
     largest = min(tokens, max(1024, affordable))
     points = []
@@ -69,16 +70,22 @@ def _measure(model_config: ModelConfig, train: TrainConfig, device: str) -> list
         for _ in range(2):
             start = time.perf_counter()
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                out = model(ids, targets=ids, logits="none")
-            (out.loss_sum / ids.numel()).backward()
+                loss_sum, _, _ = streamed_loss(model, ids, ids, chunk=train.stream_chunk or length)
+            (loss_sum / ids.numel()).backward()
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
             optimizer.step()
             optimizer.zero_grad()
-            del out
+            del loss_sum
         points.append((batch * length, _peak(device), seconds))
     return points
+
+
+def _tokens(train: TrainConfig, device: str) -> int:
+    """Positions that decide the memory: of a micro-batch, or of two chunks of it when streamed."""
+    length = train.length if train.stream_chunk is None else min(train.length, 2 * train.stream_chunk)
+    return train.micro_batch_for(device) * length
 
 
 def _peak(device: str) -> int:

@@ -261,6 +261,15 @@ def test_micro_batches_do_not_change_the_training(trained, fasta, tmp_path):
         assert float(a["train_nats"]) == pytest.approx(float(b["train_nats"]), rel=1e-5)
 
 
+def test_streamed_training_is_the_same_training(trained, fasta, tmp_path):
+    out = tmp_path / "run"
+    settings = overrides(fasta, "train.stream_chunk=24")
+    assert mba_command("pretrain", "dna/tiny", *settings, "--out", out, "--quiet", "--device", "cpu") == 0
+    for a, b in zip(metrics(trained), metrics(out), strict=True):
+        assert float(a["train_nats"]) == pytest.approx(float(b["train_nats"]), rel=1e-5)
+        assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=1e-3)
+
+
 def test_configs_lists_and_shows(capsys):
     assert mba_command("configs") == 0
     assert "dna/hg38-7m" in capsys.readouterr().out

@@ -87,7 +87,7 @@ def _run(options: Options, reset: Tensor | None, tensors: Sequence[Any]) -> tupl
 
 class _ScanFn(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, options: Options, reset: Tensor | None, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, options: Options, reset: Tensor | None, *tensors: Any) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.options = options
         out, state, starts = _forward(_Problem(options, reset, *tensors), save=True)

@@ -1,0 +1,146 @@
+"""Streamed backpropagation equals backpropagation through the whole sequence."""
+
+import pytest
+import torch
+from torch import nn
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.training.streaming import streamed_loss
+
+LENGTH = 49
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def make(mixer="mamba", dtype=torch.float64, recompute="none"):
+    model = build_model(ModelConfig(d_model=12, num_layers=3, vocab_size=12, mixer=mixer), seed=0).to(dtype)
+    nn.init.normal_(model.embedding.weight, generator=torch.Generator().manual_seed(0))
+    model.recompute = recompute
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(12, (2, LENGTH + 1), generator=generator)
+    targets = tokens[:, 1:].clone()
+    targets[0, 5:20] = -100
+    return model, tokens[:, :-1], targets
+
+
+def gradients(model, loss, scale=0.37):
+    model.zero_grad()
+    (loss * scale).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def assert_same(actual, expected, tolerance):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        error = (actual[name] - value).norm() / value.norm()
+        assert error <= tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("chunk", [49, 25, 17, 7, 10, 1, 100], ids=lambda c: f"T={c}")
+def test_equals_the_whole(dtype, chunk):
+    """1, 2, 3 and 7 chunks, ragged last ones, single positions."""
+    model, tokens, targets = make(dtype=dtype)
+    whole = model(tokens, targets=targets, logits="none")
+    expected = gradients(model, whole.loss_sum)
+    loss, count, state = streamed_loss(model, tokens, targets, chunk=chunk)
+    assert count == whole.count
+    assert torch.allclose(loss, whole.loss_sum, rtol=TOLERANCE[dtype])
+    for actual, end in zip(state, whole.state, strict=True):
+        assert torch.allclose(actual.ssm, end.ssm, atol=1e-5)
+    assert_same(gradients(model, loss), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("mixer", ["mamba-complex", "s4d", "s4d-real"])
+@pytest.mark.parametrize("recompute", ["none", "layer"])
+@pytest.mark.parametrize("offload", [False, True])
+def test_every_constant_layer_with_resets(mixer, recompute, offload):
+    model, tokens, targets = make(mixer, recompute=recompute)
+    reset = torch.zeros(2, LENGTH, dtype=torch.bool)
+    reset[0, 16] = reset[1, 17] = reset[1, 30] = True
+    expected = gradients(model, model(tokens, targets=targets, reset=reset, logits="none").loss_sum)
+    loss, _, _ = streamed_loss(model, tokens, targets, chunk=16, reset=reset, offload=offload)
+    assert_same(gradients(model, loss), expected, 1e-10)
+
+
+def test_continues_from_a_state():
+    model, tokens, targets = make()
+    first = model(tokens[:, :20])
+    whole = model(tokens, targets=targets, logits="none").loss_sum
+    head = model(tokens[:, :20], targets=targets[:, :20], logits="none").loss_sum
+    loss, _, _ = streamed_loss(model, tokens[:, 20:], targets[:, 20:], chunk=8, state=first.state)
+    assert torch.allclose(loss, whole - head, rtol=1e-10)
+    loss.backward()
+
+
+def test_one_hook_call_per_parameter_and_accumulation():
+    model, tokens, targets = make()
+    calls = []
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: calls.append(name))
+    once = gradients(model, streamed_loss(model, tokens, targets, chunk=11)[0])
+    assert sorted(calls) == sorted(name for name, _ in model.named_parameters())
+    streamed_loss(model, tokens, targets, chunk=11)[0].mul(0.37).backward()
+    assert_same({n: p.grad for n, p in model.named_parameters()}, {n: 2 * g for n, g in once.items()}, 1e-12)
+
+
+def test_autocast_is_replayed_in_backward():
+    model, tokens, targets = make(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = model(tokens, targets=targets, logits="none").loss_sum
+        loss, _, _ = streamed_loss(model, tokens, targets, chunk=16)
+    expected, actual = gradients(model, whole), gradients(model, loss)
+    fp32 = gradients(model, model(tokens, targets=targets, logits="none").loss_sum)
+    for name, value in expected.items():
+        noise = (value - fp32[name]).norm()
+        assert (actual[name] - fp32[name]).norm() <= 2 * noise + 1e-6, name
+    in_proj = "layers.1.mixer.in_proj.weight"
+    assert not torch.allclose(actual[in_proj], fp32[in_proj], rtol=1e-6), "backward ran in fp32"
+
+
+def test_frozen_parameters_get_no_gradient():
+    model, tokens, targets = make()
+    model.layers[0].requires_grad_(False)
+    streamed_loss(model, tokens, targets, chunk=9)[0].backward()
+    assert all(p.grad is None for p in model.layers[0].parameters())
+    assert all(p.grad is not None for p in model.layers[1].parameters())
+
+
+def test_keeps_little():
+    """Between forward and backward only the last chunk's graph is alive, besides the states."""
+    model, tokens, targets = make(dtype=torch.float32)
+
+    def kept(loss_of) -> int:
+        sizes = []
+
+        def pack(tensor):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss_of()
+        return sum(sizes)
+
+    parameters = sum(p.numel() for p in model.parameters())
+    whole = kept(lambda: model(tokens, targets=targets, logits="none"))
+    streamed = kept(lambda: streamed_loss(model, tokens, targets, chunk=7))
+    assert streamed <= parameters + 1.3 * kept(lambda: model(tokens[:, :7], targets=targets[:, :7], logits="none"))
+    assert whole > 3 * streamed
+
+
+def test_changing_parameters_before_backward_is_an_error():
+    model, tokens, targets = make()
+    loss, _, _ = streamed_loss(model, tokens, targets, chunk=9)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_models_that_cannot_stream_say_so():
+    model, tokens, targets = make()
+    with pytest.raises(InputError, match="choose 1 or more"):
+        streamed_loss(model, tokens, targets, chunk=0)
+    with pytest.raises(InputError, match="constant state"):
+        streamed_loss(nn.Linear(2, 2), tokens, targets, chunk=4)

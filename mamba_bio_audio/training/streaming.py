@@ -3,10 +3,11 @@
     pass 1, no gradient:  s_1 = given;  for c = 1..S:  loss_c, s_(c+1) = F(x_c, s_c)      keep only the states s_c
     pass 2, c = S..1:     F again with gradients;  back from loss_c and, with weight G, from s_(c+1);  G = dL/ds_c
 
-The last chunk is run with gradients at once, so a span of S chunks costs S - 1 forwards more than plain training.
+The last chunk keeps its graph from the start: S chunks cost S - 1 forwards more than plain training.
 
-Every layer carries its whole past in a small state whose gradient it gives (docs/architecture.md, law 1), so this equals
-backpropagation through the whole sequence up to the order of summation. Memory is that of one chunk and the S states.
+Every layer carries its whole past in a small state whose gradient it gives (docs/architecture.md, law 1), so this
+equals backpropagation through the whole sequence up to the order of summation. Memory is that of one chunk and the S
+states.
 
 It is one autograd function over the parameters: its backward returns their gradients, so accumulation, clipping, hooks,
 scalers and DistributedDataParallel see one ordinary gradient per parameter and step.

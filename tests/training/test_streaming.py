@@ -126,7 +126,7 @@ def test_keeps_little():
     whole = kept(lambda: model(tokens, targets=targets, logits="none"))
     streamed = kept(lambda: streamed_loss(model, tokens, targets, chunk=7))
     assert streamed <= parameters + 1.3 * kept(lambda: model(tokens[:, :7], targets=targets[:, :7], logits="none"))
-    assert whole > 3 * streamed
+    assert whole > 2 * streamed
 
 
 def test_changing_parameters_before_backward_is_an_error():

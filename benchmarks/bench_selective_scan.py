@@ -38,17 +38,18 @@ STATES = 16
 
 FWD_VARIANTS: list[dict] = [
     {},
+    {"group": 16},
     {"group": 32},
-    {"fwd_block": 32, "fwd_warps": 1},
+    {"far": 32},
+    {"far": 0},
     {"fwd_unroll": 2},
+    {"fwd_unroll": 2, "fwd_registers": 128},
 ]
 BWD_VARIANTS: list[dict] = [
     {},
-    {"bwd_tiles": 1, "rows": 16},
-    {"bwd_tiles": 1, "rows": 32},
-    {"bwd_tiles": 1, "segment": 16},
-    {"bwd_tiles": 1, "bwd_unroll": 2, "rows": 32},
-    {"bwd_unroll": 2},
+    {"bwd_tiles": 2},
+    {"segment": 32},
+    {"bwd_tiles": 2, "bwd_unroll": 2},
 ]
 CHUNKS = {
     "S1": [33, 66, 132, 264],
@@ -183,7 +184,7 @@ def main() -> None:
         for name in args.only.split(","):
             x = inputs(*SHAPES[name][0], STATES, torch.bfloat16)
             leaf = {k: v.detach().requires_grad_() for k, v in x.items()}
-            out = selective_scan_triton(**leaf, plan=make_plan(*SHAPES[name][0], STATES, x["u"].device, bwd_tiles=1))
+            out = selective_scan_triton(**leaf, plan=make_plan(*SHAPES[name][0], STATES, x["u"].device))
             torch.autograd.grad(out, list(leaf.values()), torch.randn_like(out))
             torch.cuda.synchronize()
         return

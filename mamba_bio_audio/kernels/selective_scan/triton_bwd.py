@@ -31,9 +31,9 @@ from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
     as_int,
     expm1_from_exponent,
     load_vec,
+    prefetch_rows,
     sigmoid,
     softplus,
-    touch_rows,
     touch_span,
     use_touched,
 )
@@ -58,6 +58,12 @@ def apply_change(a, h, PRECISE: tl.constexpr):
 
 
 @triton.jit
+def load_wide(p, offsets, live):
+    """A tile in fp32, 0 where not live. Offsets stay 32 bits wide: they span one segment."""
+    return tl.load(p + offsets, mask=live, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def load_planes(row_p, row, PLANE: tl.constexpr, WIDTH: tl.constexpr, BD: tl.constexpr, M: tl.constexpr):
     """dt, dt * u and gy of one step from the scratch, each a tuple of M vectors [BD]."""
     dt = ()
@@ -73,13 +79,13 @@ def load_planes(row_p, row, PLANE: tl.constexpr, WIDTH: tl.constexpr, BD: tl.con
 
 @triton.jit
 def load_sweep_step(
-    row_p, B_p, C_p, reset_p, row, base, size, mask_n,
+    row_p, B_p, C_p, reset_p, row, size, mask_n,
     PLANE: tl.constexpr, WIDTH: tl.constexpr, BD: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     EVEN_N: tl.constexpr, HAS_RESET: tl.constexpr,
 ):  # fmt: skip
     """All inputs of one step. Past the end dt and gy are 0 in the scratch, so any finite B and C will do."""
     dt, dtu, gy = load_planes(row_p, row, PLANE, WIDTH, BD, M)
-    t = base + tl.minimum(row, size - 1)
+    t = tl.minimum(row, size - 1)
     B = load_vec(B_p + t * N, mask_n, EVEN_N)
     C = load_vec(C_p + t * N, mask_n, EVEN_N)
     keep = 1.0
@@ -132,8 +138,7 @@ def scan_bwd_kernel(
     dh0 (B, N, D). states (B, cdiv(L, SEG), N, D) holds the state before every SEG-th step.
     """
     WIDTH: tl.constexpr = BD * M
-    # Where the shapes agree the compiler gives [ROWS, WIDTH] and [NP, BD] one layout; it must be the latter's.
-    WIDE_VEC: tl.constexpr = VEC if ROWS == NP and M == 1 else 4
+    WIDE_VEC: tl.constexpr = 4
     EVEN_N: tl.constexpr = N == NP
     BLOCKS: tl.constexpr = (D + WIDTH - 1) // WIDTH
     PER_SEG: tl.constexpr = SEG // UNROLL
@@ -147,16 +152,12 @@ def scan_bwd_kernel(
     batch = (pid // BLOCKS // K).to(tl.int64)
     n = tl.arange(0, NP)
     lane_d = tl.arange(0, BD)
-    wide_d = tl.arange(0, WIDTH)
-    d = block * WIDTH + wide_d
     mask_n = n < N
-    mask_d = d < D
 
     begin = chunk.to(tl.int64) * T
     count = (tl.minimum(begin + T, L) - begin).to(tl.int32)
     segments = tl.cdiv(L, SEG)
 
-    rows = tl.arange(0, ROWS)
     first_d = block * WIDTH
     u_rows = u_p + batch * u_batch + begin * U_ROW
     dt_rows = dt_p + batch * dt_batch + begin * DT_ROW
@@ -164,15 +165,9 @@ def scan_bwd_kernel(
     g_rows = g_p + batch * g_batch + begin * G_ROW
     B_rows = B_p + (batch * L + begin) * N
     C_rows = C_p + (batch * L + begin) * N
-    u_p += batch * u_batch + begin * U_ROW + d + zero * WIDE_VEC
-    dt_p += batch * dt_batch + begin * DT_ROW + d + zero * WIDE_VEC
-    z_p += batch * z_batch + begin * Z_ROW + d + zero * WIDE_VEC
-    g_p += batch * g_batch + begin * G_ROW + d + zero * WIDE_VEC
-    du_p += (batch * L + begin) * D + d + zero * WIDE_VEC
-    ddt_p += (batch * L + begin) * D + d + zero * WIDE_VEC
-    dz_p += (batch * L + begin) * D + d + zero * WIDE_VEC
-    B_p += (batch * L + begin) * N + n
-    C_p += (batch * L + begin) * N + n
+    du_p += (batch * L + begin) * D
+    ddt_p += (batch * L + begin) * D
+    dz_p += (batch * L + begin) * D
     dB_p += ((batch * BLOCKS + block) * segments * SEG + begin) * N
     dC_p += ((batch * BLOCKS + block) * segments * SEG + begin) * N
     reset_p += batch * L + begin
@@ -182,18 +177,20 @@ def scan_bwd_kernel(
     kept_p = scratch_p + (n[:, None] * BD + lane_d[None, :] + zero * VEC)  # [NP, BD]
     row_p = scratch_p + PER_SEG * M * TILE + lane_d + zero * VEC  # [BD]
     planes_p = scratch_p + PER_SEG * M * TILE
-    plane_p = (
-        scratch_p + PER_SEG * M * TILE + rows[:, None] * WIDTH + wide_d[None, :] + zero * WIDE_VEC
-    )  # [ROWS, WIDTH]
+    # Wide tiles are [1, ROWS, WIDTH]: with the shape of a state tile the compiler would give both one layout.
+    wide_t = tl.arange(0, ROWS)[None, :, None]
+    wide_d = (block * WIDTH + tl.arange(0, WIDTH))[None, None, :]
+    wide_mask = wide_d < D
+    plane_p = planes_p + wide_t * WIDTH + tl.arange(0, WIDTH)[None, None, :] + zero * WIDE_VEC
 
-    dskip = tl.zeros([WIDTH], tl.float32)
-    dbias = tl.zeros([WIDTH], tl.float32)
-    bias = tl.zeros([WIDTH], tl.float32)
+    dskip = tl.zeros([1, WIDTH], tl.float32)
+    dbias = tl.zeros([1, WIDTH], tl.float32)
+    bias = tl.zeros([1, 1, WIDTH], tl.float32)
     if HAS_BIAS:
-        bias = tl.load(bias_p + d, mask=mask_d, other=0.0)
-    skip = tl.zeros([WIDTH], tl.float32)
+        bias = tl.load(bias_p + wide_d, mask=wide_mask, other=0.0)
+    skip = tl.zeros([1, 1, WIDTH], tl.float32)
     if HAS_SKIP:
-        skip = tl.load(skip_p + d, mask=mask_d, other=0.0)
+        skip = tl.load(skip_p + wide_d, mask=wide_mask, other=0.0)
     # Per sub-tile of BD channels: offsets [NP, BD], decay rates, adjoint, sum of dA.
     tiles = ()
     masks = ()
@@ -218,16 +215,23 @@ def scan_bwd_kernel(
         size = tl.minimum(count - first, SEG)
         blocks = tl.cdiv(size, UNROLL)
         base = begin * 0 + first  # 64 bits wide
+        B_seg = B_rows + base * N + n
+        C_seg = C_rows + base * N + n
+        reset_seg = reset_p + base
+
+        h = ()
+        for m in tl.static_range(M):
+            h = h + (tl.load(states_p + segment.to(tl.int64) * (N * D) + tiles[m], mask=masks[m], other=0.0),)
 
         tl.debug_barrier()
         for i in range(tl.cdiv(size, ROWS)):
-            live = (i * ROWS + rows < size)[:, None] & mask_d[None, :]
-            t = (base + i * ROWS + rows)[:, None]
-            dt = tl.load(dt_p[None, :] + t * DT_ROW, mask=live, other=0.0).to(tl.float32) + bias[None, :]
-            u = tl.load(u_p[None, :] + t * U_ROW, mask=live, other=0.0).to(tl.float32)
-            gy = tl.load(g_p[None, :] + t * G_ROW, mask=live, other=0.0).to(tl.float32)
+            t = i * ROWS + wide_t
+            live = (t < size) & wide_mask
+            dt = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live) + bias
+            u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
+            gy = load_wide(g_rows + base * G_ROW, t * G_ROW + wide_d + zero * WIDE_VEC, live)
             if HAS_Z:
-                z = tl.load(z_p[None, :] + t * Z_ROW, mask=live, other=0.0).to(tl.float32)
+                z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
                 gy = gy * z * sigmoid(z)
             if SOFTPLUS:
                 dt = softplus(dt, ACCURATE)
@@ -243,26 +247,24 @@ def scan_bwd_kernel(
         touched += as_int(touch_span(planes_p + PLANE, 0, PLANE, PLANE))
         touched += as_int(touch_span(planes_p + 2 * PLANE, 0, PLANE, PLANE))
         soon = tl.maximum(first - SEG, 0)
-        soon_u = touch_rows(u_rows, soon, count, SEG, U_ROW, first_d, WIDTH, D)
-        soon_dt = touch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, WIDTH, D)
-        soon_g = touch_rows(g_rows, soon, count, SEG, G_ROW, first_d, WIDTH, D)
-        soon_z = soon_dt
+        prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, WIDTH, D)
+        prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, WIDTH, D)
+        prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, WIDTH, D)
         if HAS_Z:
-            soon_z = touch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, WIDTH, D)
-        soon_B = touch_span(B_rows, soon.to(tl.int64) * N, count.to(tl.int64) * N, SEG * NP)
-        soon_C = touch_span(C_rows, soon.to(tl.int64) * N, count.to(tl.int64) * N, SEG * NP)
+            prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, WIDTH, D)
+        prefetch_rows(states_p + soon // SEG * (N * D), 0, N, NP, D, first_d, WIDTH, D)
+        touched_B = touch_span(B_rows, base * N, count.to(tl.int64) * N, SEG * NP)
+        touched_C = touch_span(C_rows, base * N, count.to(tl.int64) * N, SEG * NP)
 
-        h = ()
         for m in tl.static_range(M):
-            h = h + (tl.load(states_p + segment.to(tl.int64) * (N * D) + tiles[m], mask=masks[m], other=0.0),)
             tl.store(kept_p + m * TILE, h[m])
         for i in range(blocks - 1):
             for j in tl.static_range(UNROLL):
                 row = i * UNROLL + j
                 dt, dtu, gy = load_planes(row_p, row, PLANE, WIDTH, BD, M)
-                B = load_vec(B_p + (base + row) * N, mask_n, EVEN_N)
+                B = load_vec(B_seg + row * N, mask_n, EVEN_N)
                 if HAS_RESET:
-                    keep = tl.where(tl.load(reset_p + base + row) != 0, 0.0, 1.0)
+                    keep = tl.where(tl.load(reset_seg + row) != 0, 0.0, 1.0)
                 after = ()
                 for m in tl.static_range(M):
                     before = h[m]
@@ -274,6 +276,7 @@ def scan_bwd_kernel(
             for m in tl.static_range(M):
                 tl.store(kept_p + ((i + 1) * M + m) * TILE, h[m])
         use_touched(sink_p, touched)
+        use_touched(sink_p, as_int(touched_B) + as_int(touched_C))
         tl.debug_barrier()
         use_touched(sink_p, as_int(touch_span(scratch_p, 0, PER_SEG * M * TILE, PER_SEG * M * TILE)))
 
@@ -288,7 +291,7 @@ def scan_bwd_kernel(
             for j in tl.static_range(UNROLL):
                 steps = steps + (
                     load_sweep_step(
-                        row_p, B_p, C_p, reset_p, i * UNROLL + j, base, size, mask_n,
+                        row_p, B_seg, C_seg, reset_seg, i * UNROLL + j, size, mask_n,
                         PLANE, WIDTH, BD, M, N, EVEN_N, HAS_RESET,
                     ),
                 )  # fmt: skip
@@ -344,48 +347,45 @@ def scan_bwd_kernel(
                         tl.store(at + 5 * PLANE, ys[j * M + m])
             store_rows(dC_p + (base + i * UNROLL) * N, n, dCs, N, EVEN_N, UNROLL)
             store_rows(dB_p + (base + i * UNROLL) * N, n, dBs, N, EVEN_N, UNROLL)
-        use_touched(sink_p, as_int(soon_u))
-        use_touched(sink_p, as_int(soon_dt))
-        use_touched(sink_p, as_int(soon_g))
-        use_touched(sink_p, as_int(soon_z))
-        use_touched(sink_p, as_int(soon_B) + as_int(soon_C))
         tl.debug_barrier()
 
         for i in range(tl.cdiv(size, ROWS)):
-            live = (i * ROWS + rows < size)[:, None] & mask_d[None, :]
-            t = (base + i * ROWS + rows)[:, None]
+            t = i * ROWS + wide_t
+            live = (t < size) & wide_mask
+            to = t * D + wide_d + zero * WIDE_VEC
             at = plane_p + i * (ROWS * WIDTH)
             dt = tl.load(at)
             gy = tl.load(at + 2 * PLANE)
             sum_gB = tl.load(at + 3 * PLANE)
             sum_wA = tl.load(at + 4 * PLANE) * LN2
-            u = tl.load(u_p[None, :] + t * U_ROW, mask=live, other=0.0).to(tl.float32)
+            u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
             ddt = sum_wA + u * sum_gB
             if SOFTPLUS:
-                x = tl.load(dt_p[None, :] + t * DT_ROW, mask=live, other=0.0).to(tl.float32) + bias[None, :]
+                x = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live) + bias
                 ddt = ddt * sigmoid(x)
             ddt = tl.where(live, ddt, 0.0)
-            du = dt * sum_gB + skip[None, :] * gy
-            tl.store(du_p[None, :] + t * D, du.to(du_p.dtype.element_ty), mask=live)
-            tl.store(ddt_p[None, :] + t * D, ddt.to(ddt_p.dtype.element_ty), mask=live)
+            du = dt * sum_gB + skip * gy
+            tl.store(du_p + base * D + to, du.to(du_p.dtype.element_ty), mask=live)
+            tl.store(ddt_p + base * D + to, ddt.to(ddt_p.dtype.element_ty), mask=live)
             if HAS_Z:
-                z = tl.load(z_p[None, :] + t * Z_ROW, mask=live, other=0.0).to(tl.float32)
-                g = tl.load(g_p[None, :] + t * G_ROW, mask=live, other=0.0).to(tl.float32)
+                z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
+                g = load_wide(g_rows + base * G_ROW, t * G_ROW + wide_d + zero * WIDE_VEC, live)
                 s = sigmoid(z)
-                y = tl.load(at + 5 * PLANE) + skip[None, :] * u
+                y = tl.load(at + 5 * PLANE) + skip * u
                 dz = g * y * s * (1.0 + z * (1.0 - s))
-                tl.store(dz_p[None, :] + t * D, dz.to(dz_p.dtype.element_ty), mask=live)
+                tl.store(dz_p + base * D + to, dz.to(dz_p.dtype.element_ty), mask=live)
             if HAS_SKIP:
-                dskip += tl.sum(gy * u, axis=0)
+                dskip += tl.sum(gy * u, axis=1)
             if HAS_BIAS:
-                dbias += tl.sum(ddt, axis=0)
+                dbias += tl.sum(ddt, axis=1)
 
     for m in tl.static_range(M):
         tl.store(dA_p + (batch * K + chunk) * (N * D) + tiles[m], dA[m], mask=masks[m])
         if WRITE_DH0:
             if chunk == 0:
                 tl.store(dh0_p + batch * (N * D) + tiles[m], r[m], mask=masks[m])
+    last_d = block * WIDTH + tl.arange(0, WIDTH)[None, :]
     if HAS_SKIP:
-        tl.store(dskip_p + (batch * K + chunk) * D + d, dskip, mask=mask_d)
+        tl.store(dskip_p + (batch * K + chunk) * D + last_d, dskip, mask=last_d < D)
     if HAS_BIAS:
-        tl.store(dbias_p + (batch * K + chunk) * D + d, dbias, mask=mask_d)
+        tl.store(dbias_p + (batch * K + chunk) * D + last_d, dbias, mask=last_d < D)

@@ -35,12 +35,23 @@ if os.environ.get("TRITON_INTERPRET", "0") == "1":  # the interpreter has no lib
     def fast_log2(x):
         return tl.log2(x)
 
+    @triton.jit
+    def prefetch(p):
+        pass
+
 else:
 
     @triton.jit
     def fast_log2(x):
         """One hardware instruction, absolute error 2^-22 near 1; tl.log2 is a polynomial of some twenty."""
         return libdevice.fast_log2f(x)
+
+    @triton.jit
+    def prefetch(p):
+        """Asks L2 for the lines at p, which must be addresses that exist; nothing waits for it."""
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [p], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
@@ -99,6 +110,23 @@ def load_vec(p, mask, EVEN_N: tl.constexpr):
         return tl.load(p)
     else:
         return tl.load(p, mask=mask, other=0.0)
+
+
+@triton.jit
+def prefetch_rows(p, first, count, GROUP: tl.constexpr, ROW: tl.constexpr, first_d, BD: tl.constexpr, D: tl.constexpr):
+    """Asks L2 for rows first .. first + GROUP - 1, channels first_d .. first_d + BD - 1."""
+    PER_LINE: tl.constexpr = 1024 // p.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = (BD + PER_LINE - 1) // PER_LINE
+    i = tl.arange(0, GROUP * LINES)
+    row = tl.minimum(first + i // LINES, count - 1).to(tl.int64)
+    prefetch(p + row * ROW + tl.minimum(first_d + (i % LINES) * PER_LINE, D - 1))
+
+
+@triton.jit
+def prefetch_span(p, first, count, SIZE: tl.constexpr):
+    """Asks L2 for elements first .. first + SIZE - 1 of a contiguous fp32 tensor of count elements."""
+    i = tl.arange(0, (SIZE + 31) // 32) * 32
+    prefetch(p + tl.minimum(first + i, count - 1))
 
 
 @triton.jit
@@ -179,13 +207,13 @@ def fwd_step(
 
 @triton.jit(do_not_specialize=["L", "T", "K", "zero"])
 def scan_fwd_kernel(
-    u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, h0_p, reset_p, out_p, hT_p, states_p, sink_p,
+    u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, h0_p, reset_p, out_p, hT_p, states_p, sink_p, zeros_p,
     L, T, K, u_batch, dt_batch, z_batch, zero,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, VEC: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_H0: tl.constexpr, HAS_RESET: tl.constexpr, WRITE_LAST: tl.constexpr, WRITE_STATES: tl.constexpr,
-    PRECISE: tl.constexpr, GROUP: tl.constexpr,
+    PRECISE: tl.constexpr, GROUP: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """Scans one chunk from h0 (B * K, N, D); writes out, the last state (B, N, D) and, every SEG steps, the state
     before the step into states (B, ceil(L / SEG), N, D). T is a multiple of SEG where states are written."""
@@ -226,13 +254,17 @@ def scan_fwd_kernel(
     dt_p += batch * dt_batch + begin * DT_ROW + d
     z_p += batch * z_batch + begin * Z_ROW + d
     out_p += (batch * L + begin) * D + d
-    B_p += (batch * L + begin) * N + n
-    C_p += (batch * L + begin) * N + n
+    # A loaded 0: without it the compiler sees that all lanes read one address, keeps it in uniform registers and copies
+    # it out again for every load.
+    opaque = tl.max(tl.load(zeros_p + tl.arange(0, BD))) * 16
+    B_p += (batch * L + begin) * N + opaque
+    C_p += (batch * L + begin) * N + opaque
     reset_p += batch * L + begin
     states_p += (batch * tl.cdiv(L, SEG) + begin // SEG) * (N * D)
 
-    # One warp per scheduler must not wait for memory: a GROUP of steps is touched while the one before it is computed,
-    # so that the loads below, each into the slot whose step is done, find their data in L1.
+    # One warp per scheduler must not wait for memory: a GROUP of steps is prefetched to L2 FAR steps early, then touched
+    # while the group before it is computed, so that the loads below, each into the slot whose step is done, find their
+    # data in L1. (L1 returns loads in order: a touch that goes to DRAM would hold up the loads behind it.)
     PER_SEG: tl.constexpr = SEG // UNROLL
     PER_GROUP: tl.constexpr = GROUP // UNROLL
     steps = count.to(tl.int32)
@@ -242,7 +274,7 @@ def scan_fwd_kernel(
         row = tl.where(full > 0, j, 0)  # a chunk shorter than UNROLL has no step j
         slots = slots + (
             load_step(
-                u_p + row * U_ROW, dt_p + row * DT_ROW, z_p + row * Z_ROW, B_p + row * N, C_p + row * N, reset_p + row,
+                u_p + row * U_ROW, dt_p + row * DT_ROW, z_p + row * Z_ROW, B_p + row * N + n, C_p + row * N + n, reset_p + row,
                 mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
             ),
         )  # fmt: skip
@@ -264,6 +296,14 @@ def scan_fwd_kernel(
                 states_p += N * D
         if i % PER_GROUP == 0:
             soon = (i + PER_GROUP) * UNROLL
+            if FAR > 0:
+                later = soon + FAR
+                prefetch_rows(u_rows, later, steps, GROUP, U_ROW, first_d, BD, D)
+                prefetch_rows(dt_rows, later, steps, GROUP, DT_ROW, first_d, BD, D)
+                if HAS_Z:
+                    prefetch_rows(z_rows, later, steps, GROUP, Z_ROW, first_d, BD, D)
+                prefetch_span(B_rows, later.to(tl.int64) * N, count * N, GROUP * NP)
+                prefetch_span(C_rows, later.to(tl.int64) * N, count * N, GROUP * NP)
             for_u += as_int(touched_u)
             for_dt += as_int(touched_dt)
             for_n += as_int(touched_B) + as_int(touched_C)
@@ -288,7 +328,7 @@ def scan_fwd_kernel(
             h, y = fwd_step(h, A2, bias, skip, u, dt, z, B, C, keep, SOFTPLUS, HAS_Z, HAS_RESET, PRECISE)
             fresh = fresh + (
                 load_step(
-                    u_n + j * U_ROW, dt_n + j * DT_ROW, z_n + j * Z_ROW, B_n + j * N, C_n + j * N, reset_n + j,
+                    u_n + j * U_ROW, dt_n + j * DT_ROW, z_n + j * Z_ROW, B_n + j * N + n, C_n + j * N + n, reset_n + j,
                     mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
                 ),
             )  # fmt: skip
@@ -317,7 +357,7 @@ def scan_fwd_kernel(
     for i in range(rest):
         row = done + i
         u, dt, z, B, C, keep = load_step(
-            u_p + row * U_ROW, dt_p + row * DT_ROW, z_p + row * Z_ROW, B_p + row * N, C_p + row * N, reset_p + row,
+            u_p + row * U_ROW, dt_p + row * DT_ROW, z_p + row * Z_ROW, B_p + row * N + n, C_p + row * N + n, reset_p + row,
             mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
         )  # fmt: skip
         h, y = fwd_step(h, A2, bias, skip, u, dt, z, B, C, keep, SOFTPLUS, HAS_Z, HAS_RESET, PRECISE)

@@ -78,9 +78,10 @@ class Plan:
     bwd_tiles: int
     bwd_vec: int
     bwd_unroll: int = 4
-    segment: int = 32
+    far: int
+    group: int = 8
+    segment: int = 16
     rows: int = 16
-    group: int = 16
     fwd_registers: int | None = None
     bwd_registers: int | None = None
 
@@ -125,7 +126,7 @@ def make_plan(
         # One warp with at most 32 states of a channel in a lane, the rest of them in other lanes.
         fields |= {"fwd_block": 1024 // padded, "fwd_warps": 1, "fwd_unroll": 2, "state_unroll": 2}
     # 256 elements of a tile in one warp: 4 states x 2 channels in each lane of a 16 x 16 tile.
-    fields |= {"bwd_block": min(max(256 // padded, 4), 32), "bwd_tiles": 2, "bwd_vec": 2}
+    fields |= {"bwd_block": min(max(256 // padded, 4), 32), "bwd_tiles": 1, "bwd_vec": 2}
     fields |= {k: v for k, v in changes.items() if k in ("bwd_block", "bwd_tiles")}
     warps = batch * triton.cdiv(channels, min(fields["fwd_block"], 32))
 
@@ -140,6 +141,8 @@ def make_plan(
         bwd_chunks if bwd_chunks is not None else chunks,
         batch * triton.cdiv(channels, fields["bwd_block"] * fields["bwd_tiles"]),
     )
+    # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
+    fields["far"] = 32 if fields["chunks"] == 1 else 0
     return Plan(**(fields | changes))
 
 
@@ -158,6 +161,11 @@ def _rows(t: Tensor) -> tuple[Tensor, int, int]:
 def _sink(device: torch.device) -> Tensor:
     """Where kernels may write what nobody reads."""
     return torch.empty(8192, dtype=torch.int32, device=device)
+
+
+@cache
+def _zeros(device: torch.device) -> Tensor:
+    return torch.zeros(1024, dtype=torch.int32, device=device)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -251,11 +259,11 @@ def _forward(call: _Call, h0: Tensor | None, write_states: bool) -> tuple[Tensor
         scan_fwd_kernel[grid](
             u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
             call.bias if call.bias is not None else call.A, h0 if h0 is not None else call.A,
-            call.reset if call.reset is not None else call.A, out, last, saved if saved is not None else last, _sink(device),
+            call.reset if call.reset is not None else call.A, out, last, saved if saved is not None else last, _sink(device), _zeros(device),
             length, plan.chunk_steps, plan.chunks, u_batch, dt_batch, z_batch, 0,
             D=channels, N=states, NP=padded, BD=plan.fwd_block, UNROLL=plan.fwd_unroll, SEG=plan.segment,
             U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, VEC=1, HAS_SKIP=call.skip is not None, HAS_H0=h0 is not None,
-            WRITE_LAST=True, WRITE_STATES=write_states, GROUP=plan.group, **call.flags(), num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
+            WRITE_LAST=True, WRITE_STATES=write_states, GROUP=plan.group, FAR=plan.far, **call.flags(), num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
         )  # fmt: skip
     return out, last, saved
 

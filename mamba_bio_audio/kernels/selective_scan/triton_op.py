@@ -77,8 +77,8 @@ class Plan:
     bwd_block: int
     bwd_tiles: int
     bwd_vec: int
-    bwd_unroll: int = 4
     far: int
+    bwd_unroll: int = 4
     group: int = 8
     segment: int = 16
     rows: int = 16

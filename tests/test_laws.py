@@ -14,6 +14,8 @@ from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.unet import UNetModel
+from mamba_bio_audio.models.unet_config import UNetConfig
 
 WIDTH, VOCAB, LENGTH, BATCH = 12, 12, 41, 3
 
@@ -22,12 +24,14 @@ WIDTH, VOCAB, LENGTH, BATCH = 12, 12, 41, 3
 class Subject:
     """Something with a state.
 
-    `call(module, x, state, reset)` gives (y, state) with y (B, L, ...) floating point.
+    `call(module, x, state, reset)` gives (y, state) with y (B, L, ...) floating point. Resets may stand only at
+    multiples of `reset_every`.
     """
 
     make: Callable[[], nn.Module]
     call: Callable
     inputs: Callable[[torch.Generator, torch.dtype], Tensor]
+    reset_every: int = 1
 
 
 def call_layer(module, x, state, reset):
@@ -61,6 +65,25 @@ def model(mixer: str, recompute: str = "none", **ssm) -> Subject:
     return Subject(make, call_model, lambda generator, _: torch.randint(VOCAB, (BATCH, LENGTH), generator=generator))
 
 
+def unet(mixer: str = "mamba", recompute: str = "none", pools: tuple[int, ...] = (2, 3), **options) -> Subject:
+    config = UNetConfig(
+        d_model=8, num_layers=2, pools=pools, vocab_size=VOCAB, mixer=mixer, ssm=SsmConfig(d_state=4), **options
+    )
+
+    def make() -> nn.Module:
+        built = UNetModel(config)
+        built.recompute = recompute
+        nn.init.normal_(built.embedding.weight)
+        return built
+
+    return Subject(
+        make,
+        call_model,
+        lambda generator, _: torch.randint(VOCAB, (BATCH, LENGTH), generator=generator),
+        config.period,
+    )
+
+
 SUBJECTS = {
     "mamba": layer(),
     "mamba-complex": layer(complex=True),
@@ -75,6 +98,11 @@ SUBJECTS = {
     "isotropic-complex": model("mamba-complex", complex_init="pi n"),
     "isotropic-s4d": model("s4d"),
     "isotropic-recompute": model("mamba", recompute="layer"),
+    "unet": unet(),
+    "unet-complex-one-pool": unet("mamba-complex", pools=(5,)),
+    "unet-s4d-three-pools": unet("s4d", pools=(2, 2, 2)),
+    "unet-sashimi": unet("s4d-real", pools=(3, 2), down_blocks=False),
+    "unet-mixed-recompute": unet(recompute="layer", stages=[{"mixer": "s4d"}] * 2 + [{}] + [{"mixer": "s4d"}] * 2),
 }
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -112,12 +140,12 @@ def leaves(state) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
 
 
-def resets(on: bool) -> Tensor | None:
+def resets(on: bool, every: int = 1) -> Tensor | None:
     if not on:
         return None
     reset = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
     for row, position in ((0, 0), (0, 17), (1, 16), (1, 18), (2, 40)):
-        reset[row, position] = True
+        reset[row, position // every * every] = True
     return reset
 
 
@@ -126,7 +154,7 @@ def resets(on: bool) -> Tensor | None:
 def test_split(subject, dtype, pieces, packed):
     """Pieces with the state carried equal the whole: values, final states and all gradients, through the states."""
     module, x = build(subject, dtype)
-    reset = resets(packed)
+    reset = resets(packed, subject.reset_every)
     whole, whole_state = subject.call(module, x, None, reset)
     weight = torch.randn(whole.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
     state_weights = [
@@ -183,7 +211,7 @@ def test_causal(subject, dtype):
 def test_independent_rows(subject, dtype):
     """A row alone equals the row in a batch."""
     module, x = build(subject, dtype)
-    reset = resets(True)
+    reset = resets(True, subject.reset_every)
     together, _ = subject.call(module, x, None, reset)
     for row in range(BATCH):
         alone, _ = subject.call(module, x[row : row + 1], None, reset[row : row + 1])
@@ -194,10 +222,11 @@ def test_packed_equals_separate(subject, dtype):
     """A reset makes the rest of the row a sequence of its own."""
     module, x = build(subject, dtype)
     reset = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
-    reset[:, 19] = True
+    start = 19 // subject.reset_every * subject.reset_every
+    reset[:, start] = True
     packed, packed_state = subject.call(module, x, None, reset)
-    separate, separate_state = subject.call(module, x[:, 19:], None, None)
-    assert_close(packed[:, 19:], separate, TOLERANCE[dtype])
+    separate, separate_state = subject.call(module, x[:, start:], None, None)
+    assert_close(packed[:, start:], separate, TOLERANCE[dtype])
     for actual, expected in zip(leaves(packed_state), leaves(separate_state), strict=True):
         assert_close(actual, expected, TOLERANCE[dtype])
 

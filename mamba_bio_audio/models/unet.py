@@ -1,0 +1,343 @@
+"""Multi-scale audio model: a U-Net of causal layers (paper section 4.4, appendix E.4; SaShiMi, Goel et al. 2022).
+
+    s = down_i(s)                     blocks of tier i, at width D_i = D * expand^i
+    c = DownPool(s): Linear(p frames of D_i joined -> D_(i+1));   c = tier i+1 (c)
+    s = s + UpPool(c): Linear(D_(i+1) -> p frames of D_i), one coarse frame later
+    s = up_i(s);  every block also adds the input of its mirror image on the way down
+
+The centre adds its input to its output. Fine sample t in coarse frame k = t // p reads coarse frame k - 1 and earlier:
+the shift by one frame is what keeps the model causal, because frame k holds samples after t.
+
+A span may have any length and begin anywhere. With t0 samples before it and r = t0 mod p, a pool sees
+
+    frames = (remainder of r frames, span): n = (r + L) // p coarse frames complete now, the rest waits
+    outputs = (queue of frame k - 1, UpPool of the n new coarse frames), read from position r on for L positions
+
+so a call of length 1 runs the coarse tiers only when it completes a coarse frame.
+
+Legend: B batch, L positions of a tier, D its channels, H = expand * D of the next tier, p pool, n complete coarse
+frames, r position in the current coarse frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.layers.mamba import MambaLayer
+from mamba_bio_audio.layers.norm import RMSNorm
+from mamba_bio_audio.models.isotropic import Block
+from mamba_bio_audio.models.output import ModelOutput
+from mamba_bio_audio.models.unet_config import StageConfig, UNetConfig
+from mamba_bio_audio.ops import linear_cross_entropy
+
+# The head's bias joins its weight as columns of this many, so that the loss needs no second path.
+_BIAS_COLUMNS = 8
+
+
+class TierState(NamedTuple):
+    """What one tier and its pool to the next remember; the same shapes at every position."""
+
+    down: tuple[Any, ...]  # state of each block on the way down
+    up: tuple[Any, ...]  # state of each block on the way up
+    remainder: Tensor  # (B, p - 1, D): the r frames of the current coarse frame, then zeros
+    queue: Tensor  # (B, p, D): what the last complete coarse frame gives to the current one
+
+
+class UNetState(NamedTuple):
+    """State of the whole model."""
+
+    tiers: tuple[TierState, ...]  # from the finest
+    centre: tuple[Any, ...]  # state of each block
+    phase: int  # samples so far, modulo the product of the pools; common to the batch
+
+
+class DownPool(nn.Module):
+    """Joins p frames into one: (B, n p, D) -> (B, n, H)."""
+
+    def __init__(self, width: int, wider: int, pool: int) -> None:
+        super().__init__()
+        self.pool = pool
+        self.linear = nn.Linear(width * pool, wider)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.unflatten(1, (-1, self.pool)).flatten(2))
+
+
+class UpPool(nn.Module):
+    """Opens each frame into p: (B, n, H) -> (B, n, p, D). The shift that makes it causal is `UNetModel._tier`'s."""
+
+    def __init__(self, width: int, wider: int, pool: int) -> None:
+        super().__init__()
+        self.pool = pool
+        self.linear = nn.Linear(wider, width * pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).unflatten(2, (self.pool, -1))
+
+
+class UNetModel(nn.Module):
+    """Causal model of audio samples at several rates; obeys the four laws of `docs/architecture.md`.
+
+    `reset` marks the first sample of a new sequence. All rows share the phase of the pools, so a new sequence may begin
+    only where a frame of the centre begins: at positions where the samples before it, those of earlier spans included,
+    are a multiple of the product of the pools. Other positions raise `InputError`. To start all rows anew anywhere,
+    begin a call with `state=None`.
+
+    Attributes:
+        recompute: "layer" keeps only each block's input for backward and runs the block again there.
+        config, codec, manifest: set by `checkpoint.load`.
+    """
+
+    config: Any = None
+    codec: Any = None
+    manifest: Mapping[str, Any] = {}
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise ValueError("UNetConfig.vocab_size must be set to build a model")
+        self.model_config = config
+        self.recompute: Literal["none", "layer"] = "none"
+        padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
+        tiers = len(config.pools)
+        total = sum(cast(int, stage.num_layers) for stage in config.stages)
+
+        def stage(number: int, tier: int) -> nn.ModuleList:
+            return _blocks(config.stages[number], config.widths[tier], config.norm_eps, total)
+
+        first_up = len(config.stages) - tiers
+        self.embedding = nn.Embedding(padded, config.d_model)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.down = nn.ModuleList(stage(i, i) if config.down_blocks else nn.ModuleList() for i in range(tiers))
+        self.down_pools = nn.ModuleList(
+            DownPool(config.widths[i], config.widths[i + 1], config.pools[i]) for i in range(tiers)
+        )
+        self.centre = stage(first_up - 1, tiers)
+        self.up_pools = nn.ModuleList(
+            UpPool(config.widths[i], config.widths[i + 1], config.pools[i]) for i in range(tiers)
+        )
+        self.up = nn.ModuleList(stage(first_up + tiers - 1 - i, i) for i in range(tiers))
+        self.norm_f = RMSNorm(config.d_model, config.norm_eps)
+        self.lm_head = nn.Linear(config.d_model, padded)
+        nn.init.zeros_(self.lm_head.bias)
+
+    @property
+    def streaming(self) -> str:
+        """Size of the state against L: the weakest promise of any block."""
+        kinds = {block.mixer.streaming for block in self.modules() if isinstance(block, Block)}
+        return next(kind for kind in ("none", "growing", "constant") if kind in kinds)
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> UNetState:
+        """Zero state, also of the pools; `dtype` is the activation dtype."""
+
+        def zero(blocks: Any) -> tuple[Any, ...]:
+            return tuple(block.mixer.init_state(batch, device, dtype) for block in blocks)
+
+        tiers = []
+        for width, pool, down, up in zip(
+            self.model_config.widths, self.model_config.pools, self.down, self.up, strict=False
+        ):
+            remainder, queue = (
+                torch.zeros(batch, frames, width, device=device, dtype=dtype) for frames in (pool - 1, pool)
+            )
+            tiers.append(TierState(zero(down), zero(up), remainder, queue))
+        return UNetState(tuple(tiers), zero(self.centre), 0)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: UNetState | None = None,
+        *,
+        reset: Tensor | None = None,
+        targets: Tensor | None = None,
+        logits: Literal["all", "last", "none"] = "all",
+    ) -> ModelOutput:
+        """Run a span of samples of any length, from any position.
+
+        Args:
+            tokens: (B, L) integer symbols.
+            state: from the span before; None means the start of a sequence.
+            reset: bool (B, L), a new sequence starts at these positions; see the class for which may be set.
+            targets: (B, L) the symbol after each position, -100 where nothing is scored.
+            logits: which positions' logits to return.
+        """
+        hidden, state = self.hidden(tokens, state, reset=reset)
+        loss_sum = count = None
+        if targets is not None:
+            bias = F.pad(self.lm_head.bias[:, None], (0, _BIAS_COLUMNS - 1))
+            one = F.pad(hidden.new_ones(1), (0, _BIAS_COLUMNS - 1)).expand(*hidden.shape[:2], -1)
+            weight = torch.cat([self.lm_head.weight, bias], 1)
+            loss_sum, count = linear_cross_entropy(torch.cat([hidden, one], 2), weight, targets)
+        out = None
+        if logits != "none":
+            out = self.lm_head(hidden if logits == "all" else hidden[:, -1:])
+        return ModelOutput(out, loss_sum, count, state)
+
+    def hidden(
+        self, tokens: Tensor, state: UNetState | None = None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, UNetState]:
+        """Normalised last hidden states (B, L, D), what heads and embeddings read, and the state."""
+        x = self.embedding(tokens)
+        if state is None:
+            device = x.device
+            autocast = torch.is_autocast_enabled(device.type)
+            state = self.init_state(
+                len(x), device, torch.get_autocast_dtype(device.type) if autocast else self.embedding.weight.dtype
+            )
+        if reset is not None:
+            self._check_reset(reset, tokens, state.phase)
+        x, residual, tiers, centre = self._tier(0, x, state.phase, state.tiers, state.centre, reset)
+        y, _ = self.norm_f(x, residual)
+        return y, UNetState(tiers, centre, (state.phase + tokens.shape[1]) % self.model_config.period)
+
+    def num_parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def _tier(
+        self,
+        tier: int,
+        x: Tensor,
+        phase: int,
+        tiers: tuple[TierState, ...],
+        centre: tuple[Any, ...],
+        reset: Tensor | None,
+    ) -> tuple[Tensor, Tensor, tuple[TierState, ...], tuple[Any, ...]]:
+        """Run tier number `tier` and all coarser ones on a span.
+
+        Args:
+            x: (B, L, D) input of the tier.
+            phase: frames of this tier before the span, modulo what its coarser pools make.
+            tiers, centre: states of this tier and the coarser ones.
+            reset: bool (B, L) in frames of this tier.
+
+        Returns:
+            The last block's output, the residual stream to add it to, and the new states.
+        """
+        if tier == len(self.down_pools):
+            x, residual, inputs, centre = self._blocks(self.centre, x, None, centre, reset)
+            return x, residual + inputs[0], (), centre
+
+        own, coarser = tiers[0], tiers[1:]
+        length, pool = x.shape[1], self.model_config.pools[tier]
+        r = phase % pool
+        stream: Tensor | None = None
+        x, stream, inputs, down = self._blocks(self.down[tier], x, stream, own.down, reset)
+        dtype = x.dtype
+        stream = _add(x, stream)
+
+        frames = torch.cat([own.remainder[:, :r].to(dtype), stream.to(dtype)], 1)  # (B, r + L, D)
+        complete = (r + length) // pool
+        waiting = frames[:, complete * pool :]
+        remainder = F.pad(waiting, (0, 0, 0, pool - 1 - waiting.shape[1]))
+        # Resets at the start of the current coarse frame and the `complete` ones after it: (B, complete + 1).
+        starts = None if reset is None else F.pad(reset, (r, pool))[:, : (complete + 1) * pool : pool]
+        outputs = own.queue[:, None]  # (B, 1, p, D)
+        if complete:
+            coarse, coarse_residual, coarser, centre = self._tier(
+                tier + 1,
+                self.down_pools[tier](frames[:, : complete * pool]),
+                phase // pool,
+                coarser,
+                centre,
+                None if starts is None else starts[:, :complete],
+            )
+            opened = self.up_pools[tier](_add(coarse, coarse_residual).to(coarse.dtype))
+            outputs = torch.cat([outputs.to(opened.dtype), opened], 1)  # (B, complete + 1, p, D)
+        if starts is not None:
+            outputs = outputs.masked_fill(starts[:, :, None, None], 0)
+            # This coarse frame is not complete: the coarser tiers learn of its reset now.
+            coarser, centre = _zero_rows((coarser, centre), starts[:, complete])
+        x = outputs.flatten(1, 2)[:, r : r + length]
+
+        skip = stream
+        x, residual, up_inputs, up = self._blocks(self.up[tier], x, skip, own.up, reset, inputs)
+        if not self.model_config.down_blocks:
+            # SaShiMi: the sum of up-pool and skip once more after the blocks.
+            residual = residual + up_inputs[0]
+        return x, residual, (TierState(down, up, remainder, outputs[:, -1]), *coarser), centre
+
+    def _blocks(
+        self,
+        blocks: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        states: tuple[Any, ...],
+        reset: Tensor | None,
+        mirrors: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Any, list[Tensor], tuple[Any, ...]]:
+        """Run the blocks of a stage.
+
+        Args:
+            x, residual: the stream into the stage is their sum.
+            mirrors: inputs of the blocks of the mirrored stage, added to the outputs of these, last to first.
+
+        Returns:
+            The last block's output, the stream to add it to, each block's input, and the new states.
+        """
+        inputs, new_states = [], []
+        recompute = self.recompute == "layer" and torch.is_grad_enabled()
+        for number, (block, state) in enumerate(zip(blocks, states, strict=True)):
+            if recompute:
+                x, residual, state = checkpoint(
+                    block, x, residual, state, reset, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x, residual, state = block(x, residual, state, reset)
+            assert residual is not None
+            inputs.append(residual)
+            new_states.append(state)
+            if mirrors:
+                residual = residual + mirrors[-1 - number]
+        return x, residual, inputs, tuple(new_states)
+
+    def _check_reset(self, reset: Tensor, tokens: Tensor, phase: int) -> None:
+        if reset.shape != tokens.shape or reset.dtype != torch.bool:
+            raise InputError(
+                f"reset must be bool (B, L) = {tuple(tokens.shape)}, not {reset.dtype} {tuple(reset.shape)}"
+            )
+        period = self.model_config.period
+        allowed = torch.arange(phase, phase + tokens.shape[1], device=reset.device) % period == 0
+        wrong = (reset & ~allowed).nonzero()
+        if len(wrong):
+            row, position = wrong[0].tolist()
+            raise InputError(
+                f"reset in row {row} at position {position}: the pools {list(self.model_config.pools)} let a sequence "
+                f"begin only after a multiple of {period} samples, here at position {-phase % period} and every "
+                f"{period} after it; pad the sequences to such a multiple, or give each a row of its own"
+            )
+
+    def extra_repr(self) -> str:
+        return f"pools={list(self.model_config.pools)}, widths={list(self.model_config.widths)}"
+
+
+def _blocks(stage: StageConfig, width: int, eps: float, total: int) -> nn.ModuleList:
+    """The blocks of a stage of a network with `total` of them."""
+    return nn.ModuleList(
+        Block(RMSNorm(width, eps), MambaLayer(width, stage.ssm, total)) for _ in range(cast(int, stage.num_layers))
+    )
+
+
+def _add(x: Tensor, residual: Tensor | None) -> Tensor:
+    """The stream x + residual, in fp32 (fp64 for fp64 inputs) as the norms keep it."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    return wide if residual is None else wide + residual
+
+
+def _zero_rows(state: Any, rows: Tensor) -> Any:
+    """A state with the rows (B,) of its tensors set to zero; the batch is their first axis."""
+
+    def zero(leaf: Any) -> Any:
+        return leaf.masked_fill(rows.view(-1, *[1] * (leaf.ndim - 1)), 0) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(zero, state)

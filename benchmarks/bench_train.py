@@ -3,7 +3,7 @@
     python benchmarks/bench_train.py --out results.csv
 
 fp32 parameters, bf16 autocast, vocabulary 16. Reported: median time of a step, tokens per second, peak allocated
-memory, and the ratio of tokens per second to mamba_ssm 2.3.2.post1 where `../shared/reference/peer-baselines.md` has the
+memory, and the ratio of tokens per second to mamba_ssm 2.3.2.post1 where `reference/peer-baselines.md` has the
 same shape (measured on an H100 80GB HBM3, same torch and Triton; not in the same process). Rows with a chunk are
 streamed.
 """

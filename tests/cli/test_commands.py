@@ -85,7 +85,7 @@ def test_a_run_folder_holds_what_was_promised(trained, fasta):
     assert [int(row["step"]) for row in rows if row["valid_nats"]] == [4, 8, 12]
     assert float(rows[-1]["valid_nats"]) < float(rows[3]["valid_nats"])
     # Warm-up over the first of 12 steps, then cosine down to the floor.
-    assert float(rows[0]["lr"]) == pytest.approx(8e-3)
+    assert float(rows[0]["lr"]) == pytest.approx(4e-3)
     assert float(rows[-1]["lr"]) == pytest.approx(1e-5)
 
 
@@ -243,7 +243,7 @@ def test_a_run_is_never_overwritten_by_accident(trained, fasta, tmp_path, capsys
     assert "already complete" in capsys.readouterr().err
     changed = overrides(fasta, "train.lr=1e-3")
     assert mba_command("pretrain", "dna/tiny", *changed, "--out", trained, "--resume") == 2
-    assert "train.lr: was 0.008, now 0.001" in capsys.readouterr().err
+    assert "train.lr: was 0.004, now 0.001" in capsys.readouterr().err
     assert (trained / "metrics.csv").read_bytes() == before
     precious = tmp_path / "precious"
     precious.mkdir()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -36,20 +37,18 @@ SHAPES: dict[str, tuple[tuple[int, int, int], float, float]] = {
 }
 STATES = 16
 
-FWD_VARIANTS: list[dict] = [
+FWD_VARIANTS: list[dict[str, Any]] = [
     {},
     {"group": 16},
-    {"group": 32},
-    {"far": 32},
     {"far": 0},
     {"fwd_unroll": 2},
-    {"fwd_unroll": 2, "fwd_registers": 128},
+    {"fwd_block": 32, "fwd_warps": 1},
 ]
-BWD_VARIANTS: list[dict] = [
+BWD_VARIANTS: list[dict[str, Any]] = [
     {},
-    {"bwd_tiles": 2},
     {"segment": 32},
-    {"bwd_tiles": 2, "bwd_unroll": 2},
+    {"bwd_tiles": 2},
+    {"bwd_unroll": 2},
 ]
 CHUNKS = {
     "S1": [33, 66, 132, 264],
@@ -61,9 +60,7 @@ CHUNKS = {
 }
 
 
-def inputs(
-    batch: int, length: int, channels: int, states: int, dtype: torch.dtype, seed: int = 0
-) -> dict[str, Tensor]:
+def inputs(batch: int, length: int, channels: int, states: int, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
     g = torch.Generator("cuda").manual_seed(seed)
 
     def r(*shape: int) -> Tensor:
@@ -105,21 +102,18 @@ def check(quick: bool = False) -> list[str]:
         g_h = torch.randn(batch, channels, states, device="cuda")
         found = []
         for kind in ("triton", "again", "fp64", "rounded"):
-            leaf = {k: (v.double() if kind == "fp64" else v).clone().requires_grad_() for k, v in x.items()}
+            leaf: dict[str, Any] = {
+                k: (v.double() if kind == "fp64" else v).clone().requires_grad_() for k, v in x.items()
+            }
             if kind in ("triton", "again"):
-                out = selective_scan_triton(
-                    **leaf, reset=reset, precise=precise, return_state=True, plan=plan
-                )
+                out = selective_scan_triton(**leaf, reset=reset, precise=precise, return_state=True, plan=plan)
             else:
                 out = selective_scan_ref(**leaf, reset=reset, precise=precise)
             loss = (out[0].double() * g_out.double()).sum() + (out[1].double() * g_h.double()).sum()
             found.append([*(o.detach() for o in out), *torch.autograd.grad(loss, list(leaf.values()))])
         names = ["out", "hT", *x]
         errors, oracle = (
-            {
-                n: ((a.double() - b).norm() / b.norm()).item()
-                for n, a, b in zip(names, found[i], found[2], strict=True)
-            }
+            {n: ((a.double() - b).norm() / b.norm()).item() for n, a, b in zip(names, found[i], found[2], strict=True)}
             for i in (0, 3)
         )
         same = all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
@@ -137,13 +131,17 @@ def check(quick: bool = False) -> list[str]:
     return failed
 
 
+def scan(x: dict[str, Any], plan: Plan | None = None) -> Tensor:
+    out = selective_scan_triton(**x, plan=plan)
+    assert isinstance(out, Tensor)
+    return out
+
+
 def timings(x: dict[str, Tensor], plan: Plan, *, forward: bool, backward: bool) -> tuple[float, float]:
     leaf = {k: v.detach().requires_grad_() for k, v in x.items()}
 
     def run() -> Tensor:
-        out = selective_scan_triton(**leaf, plan=plan)
-        assert isinstance(out, Tensor)
-        return out
+        return scan(leaf, plan)
 
     fwd = bwd = float("nan")
     if forward:
@@ -164,9 +162,7 @@ def timings(x: dict[str, Tensor], plan: Plan, *, forward: bool, backward: bool) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default=os.environ.get("OUT", "benchmarks/results"))
-    parser.add_argument(
-        "--sweep", action="store_true", help="time variants of the plan, not only the default"
-    )
+    parser.add_argument("--sweep", action="store_true", help="time variants of the plan, not only the default")
     parser.add_argument("--profile", action="store_true", help="time per kernel of the default plan")
     parser.add_argument("--quick", action="store_true", help="one check instead of all")
     parser.add_argument("--once", action="store_true", help="run forward and backward once, for a profiler")
@@ -184,7 +180,7 @@ def main() -> None:
         for name in args.only.split(","):
             x = inputs(*SHAPES[name][0], STATES, torch.bfloat16)
             leaf = {k: v.detach().requires_grad_() for k, v in x.items()}
-            out = selective_scan_triton(**leaf, plan=make_plan(*SHAPES[name][0], STATES, x["u"].device))
+            out = scan(leaf)
             torch.autograd.grad(out, list(leaf.values()), torch.randn_like(out))
             torch.cuda.synchronize()
         return
@@ -194,7 +190,7 @@ def main() -> None:
 
     rows = []
 
-    def note(name: str, mode: str, variant: dict, ms: float) -> None:
+    def note(name: str, mode: str, variant: dict[str, Any], ms: float) -> None:
         (batch, length, channels), peer_f, peer_b = SHAPES[name]
         peer = peer_f if mode == "forward" else peer_b
         rows.append(
@@ -212,7 +208,7 @@ def main() -> None:
     for name in names:
         (batch, length, channels), _, _ = SHAPES[name]
         x = inputs(batch, length, channels, STATES, torch.bfloat16)
-        jobs = [("forward", {}), ("backward", {})]
+        jobs: list[tuple[str, dict[str, Any]]] = [("forward", {}), ("backward", {})]
         if args.sweep:
             jobs += [("forward", v) for v in FWD_VARIANTS[1:]] + [("backward", v) for v in BWD_VARIANTS[1:]]
             jobs += [("forward", {"chunks": k}) for k in CHUNKS.get(name, [])]
@@ -227,7 +223,7 @@ def main() -> None:
         if args.profile:
             leaf = {k: v.detach().requires_grad_() for k, v in x.items()}
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
-                out = selective_scan_triton(**leaf)
+                out = scan(leaf)
                 torch.autograd.grad(out, list(leaf.values()), torch.ones_like(out))
                 torch.cuda.synchronize()
             events = [e for e in prof.key_averages() if e.device_time_total > 0]
@@ -236,9 +232,9 @@ def main() -> None:
         del x
         torch.cuda.empty_cache()
 
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"selective_scan-{gpu.replace(' ', '_')}-torch{torch.__version__.split('+')[0]}.csv"
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"selective_scan-{gpu.replace(' ', '_')}-torch{torch.__version__.split('+')[0]}.csv"
     with path.open("w", newline="") as f:
         writer = csv.DictWriter(f, rows[0].keys())
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Triton backward of the real selective scan: states recomputed from segment checkpoints, one reverse sweep, no atomics.
+"""Triton backward of the real selective scan: states recomputed from saved ones, one reverse sweep, no atomics.
 
 With gy_t = dL/dy_t and r the adjoint that comes back from later steps (r = dL/dh_T at the end):
 
@@ -10,17 +10,23 @@ With gy_t = dL/dy_t and r the adjoint that comes back from later steps (r = dL/d
     du_t    = dt_t * sum_n g_t * B_t + D * gy_t
     dA     += w_t * dt_t                     dz_t = dout_t * y_t * silu'(z_t)
 
-Letters and layouts as in `triton_fwd`. One program is one warp with a tile [NP, BD]; here VEC = 4, so that a lane holds
-4 channels x 4 states of a 16 x 32 tile and the sums over n and over d both need few shuffles.
+Letters and layouts as in `triton_fwd`. One program is one warp that owns M tiles [NP, BD] side by side. With BD = 16
+and VEC = 2 a lane holds 4 states x 2 channels of a 16 x 16 tile: sums over n take two shuffles, sums over d three. All
+vectors [BD], [NP] then have fewer elements than the warp has lanes; such loads the compiler puts straight into the
+layout where they are used, larger ones go through shared memory.
 
-Per segment of SEG steps, last segment first, in a scratch that stays in L1 and L2:
- 1. tile [ROWS, BD] at a time: dt after softplus, dt * u, gy in fp32, every element computed once in the warp;
- 2. states forward from the segment's saved start, kept every UNROLL steps;
+Per segment of SEG steps, last segment first, in a scratch that stays in L1:
+ 1. tiles [ROWS, M * BD]: dt after softplus, dt * u and gy in fp32, every element computed by one lane;
+ 2. states forward from the one saved by the forward pass, kept every UNROLL steps;
  3. sweep backwards: UNROLL steps again in registers, then their adjoints; the three sums over n go to the scratch;
- 4. tile at a time: du, ddt, dz, and the sums over time for D and dt_bias.
+ 4. tiles again: du, ddt, dz, and the sums over time for D and dt_bias.
 dB and dC leave as one partial row per channel block, dA, dD, dbias as one per (batch, chunk); they are added in a fixed
 order afterwards, so two runs agree bit for bit.
 """
+
+# Triton code, not Python: tuples grow in unrolled loops, and `if` on a constexpr must stand alone.
+# mypy: ignore-errors
+# ruff: noqa: RUF005, SIM102
 
 import triton
 import triton.language as tl
@@ -98,9 +104,7 @@ def load_sweep_step(
 def store_rows(p, n, rows, N: tl.constexpr, EVEN_N: tl.constexpr, UNROLL: tl.constexpr):
     """Writes UNROLL vectors [NP] of consecutive steps at once: one layout conversion instead of UNROLL."""
     if UNROLL == 4:
-        both = tl.join(
-            tl.join(rows[0], rows[1]), tl.join(rows[2], rows[3])
-        )  # [NP, low bit, high bit of the step]
+        both = tl.join(tl.join(rows[0], rows[1]), tl.join(rows[2], rows[3]))  # [NP, low bit, high bit of the step]
         two = tl.arange(0, 2)
         step = two[None, :, None] + 2 * two[None, None, :]
         at = p + n[:, None, None] + step * N
@@ -144,7 +148,7 @@ def scan_bwd_kernel(
     PER_SEG: tl.constexpr = SEG // UNROLL
     PLANE: tl.constexpr = SEG * WIDTH
     TILE: tl.constexpr = NP * BD
-    SCRATCH: tl.constexpr = PER_SEG * M * TILE + 6 * PLANE
+    SCRATCH: tl.constexpr = PER_SEG * M * TILE + 4 * PLANE
     ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
     pid = tl.program_id(0)
     block = pid % BLOCKS
@@ -242,10 +246,8 @@ def scan_bwd_kernel(
             tl.store(at + 2 * PLANE, gy)
         tl.debug_barrier()
 
-        # Into L1 ahead of use: the planes just written, and what the next segment (the one before this) will read.
-        touched = as_int(touch_span(planes_p, 0, PLANE, PLANE))
-        touched += as_int(touch_span(planes_p + PLANE, 0, PLANE, PLANE))
-        touched += as_int(touch_span(planes_p + 2 * PLANE, 0, PLANE, PLANE))
+        # The next segment (the one before this) from DRAM to L2, this one's B and C to L1. The scratch needs no such
+        # help: stores keep its lines in L1.
         soon = tl.maximum(first - SEG, 0)
         prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, WIDTH, D)
         prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, WIDTH, D)
@@ -275,10 +277,8 @@ def scan_bwd_kernel(
                 h = after
             for m in tl.static_range(M):
                 tl.store(kept_p + ((i + 1) * M + m) * TILE, h[m])
-        use_touched(sink_p, touched)
         use_touched(sink_p, as_int(touched_B) + as_int(touched_C))
         tl.debug_barrier()
-        use_touched(sink_p, as_int(touch_span(scratch_p, 0, PER_SEG * M * TILE, PER_SEG * M * TILE)))
 
         for i_back in range(blocks):
             # All loads of a block, then all its arithmetic, then all its stores: the compiler moves no load across
@@ -341,10 +341,10 @@ def scan_bwd_kernel(
             for j in tl.static_range(UNROLL):
                 for m in tl.static_range(M):
                     at = row_p + (i * UNROLL + j) * WIDTH + m * BD
-                    tl.store(at + 3 * PLANE, sums_gB[(UNROLL - 1 - j) * M + m])
-                    tl.store(at + 4 * PLANE, sums_wA[(UNROLL - 1 - j) * M + m])
+                    tl.store(at + PLANE, sums_gB[(UNROLL - 1 - j) * M + m])
+                    tl.store(at + 3 * PLANE, sums_wA[(UNROLL - 1 - j) * M + m])
                     if HAS_Z:
-                        tl.store(at + 5 * PLANE, ys[j * M + m])
+                        tl.store(at + 2 * PLANE, ys[j * M + m])
             store_rows(dC_p + (base + i * UNROLL) * N, n, dCs, N, EVEN_N, UNROLL)
             store_rows(dB_p + (base + i * UNROLL) * N, n, dBs, N, EVEN_N, UNROLL)
         tl.debug_barrier()
@@ -355,25 +355,25 @@ def scan_bwd_kernel(
             to = t * D + wide_d + zero * WIDE_VEC
             at = plane_p + i * (ROWS * WIDTH)
             dt = tl.load(at)
-            gy = tl.load(at + 2 * PLANE)
-            sum_gB = tl.load(at + 3 * PLANE)
-            sum_wA = tl.load(at + 4 * PLANE) * LN2
+            sum_gB = tl.load(at + PLANE)
+            sum_wA = tl.load(at + 3 * PLANE) * LN2
             u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
             ddt = sum_wA + u * sum_gB
             if SOFTPLUS:
                 x = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live) + bias
                 ddt = ddt * sigmoid(x)
             ddt = tl.where(live, ddt, 0.0)
+            gy = load_wide(g_rows + base * G_ROW, t * G_ROW + wide_d + zero * WIDE_VEC, live)
+            if HAS_Z:
+                z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
+                s = sigmoid(z)
+                y = tl.load(at + 2 * PLANE) + skip * u
+                dz = gy * y * s * (1.0 + z * (1.0 - s))
+                gy = gy * z * s
+                tl.store(dz_p + base * D + to, dz.to(dz_p.dtype.element_ty), mask=live)
             du = dt * sum_gB + skip * gy
             tl.store(du_p + base * D + to, du.to(du_p.dtype.element_ty), mask=live)
             tl.store(ddt_p + base * D + to, ddt.to(ddt_p.dtype.element_ty), mask=live)
-            if HAS_Z:
-                z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
-                g = load_wide(g_rows + base * G_ROW, t * G_ROW + wide_d + zero * WIDE_VEC, live)
-                s = sigmoid(z)
-                y = tl.load(at + 5 * PLANE) + skip * u
-                dz = g * y * s * (1.0 + z * (1.0 - s))
-                tl.store(dz_p + base * D + to, dz.to(dz_p.dtype.element_ty), mask=live)
             if HAS_SKIP:
                 dskip += tl.sum(gy * u, axis=1)
             if HAS_BIAS:

@@ -12,12 +12,16 @@ A and every state (..., N, D) fp32 with D contiguous.
 
 One program owns BD channels of one batch row and one chunk. Its state tile [NP, BD] lies with the channels across the
 lanes and all NP states of a channel in one lane, so the loop needs no shuffle and no barrier. Triton gives that layout
-when the loads of A and h0 do not vectorise along D; the runtime argument `zero`, which carries no divisibility, sees to it
-(multiplied by VEC, which permits VEC-wide loads and so VEC channels per lane).
+when the loads of A and h0 do not vectorise along D; the runtime argument `zero`, which carries no divisibility, sees to
+it (multiplied by VEC, which permits VEC-wide loads and so VEC channels per lane).
 
-With few channels the sequence is split (K > 1): `chunk_state_kernel` finds every chunk's end state from h = 0 and its sum
-of dt, `carry_kernel` links them, `scan_fwd_kernel` runs all chunks from their true start states.
+With few channels the sequence is split (K > 1): `chunk_state_kernel` finds every chunk's end state from h = 0 and its
+sum of dt, `carry_kernel` links them, `scan_fwd_kernel` runs all chunks from their true start states.
 """
+
+# Triton code, not Python: tuples grow in unrolled loops, and `if` on a constexpr must stand alone.
+# mypy: ignore-errors
+# ruff: noqa: RUF005, SIM102
 
 import os
 
@@ -262,9 +266,9 @@ def scan_fwd_kernel(
     reset_p += batch * L + begin
     states_p += (batch * tl.cdiv(L, SEG) + begin // SEG) * (N * D)
 
-    # One warp per scheduler must not wait for memory: a GROUP of steps is prefetched to L2 FAR steps early, then touched
-    # while the group before it is computed, so that the loads below, each into the slot whose step is done, find their
-    # data in L1. (L1 returns loads in order: a touch that goes to DRAM would hold up the loads behind it.)
+    # One warp per scheduler must not wait for memory: a GROUP of steps is prefetched to L2 FAR steps early, then
+    # touched while the group before it is computed, so that the loads below, each into the slot whose step is done,
+    # find their data in L1. (Loads seem to return in order: a touch that goes to DRAM holds up the loads behind it.)
     PER_SEG: tl.constexpr = SEG // UNROLL
     PER_GROUP: tl.constexpr = GROUP // UNROLL
     steps = count.to(tl.int32)
@@ -274,8 +278,8 @@ def scan_fwd_kernel(
         row = tl.where(full > 0, j, 0)  # a chunk shorter than UNROLL has no step j
         slots = slots + (
             load_step(
-                u_p + row * U_ROW, dt_p + row * DT_ROW, z_p + row * Z_ROW, B_p + row * N + n, C_p + row * N + n, reset_p + row,
-                mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
+                u_p + row * U_ROW, dt_p + row * DT_ROW, z_p + row * Z_ROW, B_p + row * N + n, C_p + row * N + n,
+                reset_p + row, mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
             ),
         )  # fmt: skip
     touched_u = touch_rows(u_rows, 0, steps, GROUP, U_ROW, first_d, BD, D)
@@ -357,8 +361,8 @@ def scan_fwd_kernel(
     for i in range(rest):
         row = done + i
         u, dt, z, B, C, keep = load_step(
-            u_p + row * U_ROW, dt_p + row * DT_ROW, z_p + row * Z_ROW, B_p + row * N + n, C_p + row * N + n, reset_p + row,
-            mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
+            u_p + row * U_ROW, dt_p + row * DT_ROW, z_p + row * Z_ROW, B_p + row * N + n, C_p + row * N + n,
+            reset_p + row, mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
         )  # fmt: skip
         h, y = fwd_step(h, A2, bias, skip, u, dt, z, B, C, keep, SOFTPLUS, HAS_Z, HAS_RESET, PRECISE)
         tl.store(out_p + i * D, y.to(out_p.dtype.element_ty), mask=mask_d)
@@ -428,9 +432,7 @@ def chunk_state_kernel(
         fresh = ()
         for j in tl.static_range(UNROLL):
             x, dt, z, V, keep = slots[j]
-            h, total = half_step(
-                h, total, A2, bias, x, dt, z, V, keep, SOFTPLUS, HAS_Z, HAS_RESET, PRECISE, REVERSE
-            )
+            h, total = half_step(h, total, A2, bias, x, dt, z, V, keep, SOFTPLUS, HAS_Z, HAS_RESET, PRECISE, REVERSE)
             row = ahead + j
             if REVERSE:
                 row = count - 1 - row
@@ -451,9 +453,7 @@ def chunk_state_kernel(
             x_p + t * X_ROW, dt_p + t * DT_ROW, z_p + t * Z_ROW, V_p + t * N, reset_p + t,
             mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
         )  # fmt: skip
-        h, total = half_step(
-            h, total, A2, bias, x, dt, z, V, keep, SOFTPLUS, HAS_Z, HAS_RESET, PRECISE, REVERSE
-        )
+        h, total = half_step(h, total, A2, bias, x, dt, z, V, keep, SOFTPLUS, HAS_Z, HAS_RESET, PRECISE, REVERSE)
     tl.store(end_p + (batch * K + chunk) * (N * D) + tile, h, mask=mask)
     tl.store(sum_dt_p + (batch * K + chunk) * D + d, total, mask=mask_d)
 

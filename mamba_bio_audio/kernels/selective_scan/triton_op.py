@@ -8,7 +8,7 @@ The recurrence and the kernels are in `triton_fwd` and `triton_bwd`; shapes are 
 import contextlib
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -102,6 +102,7 @@ def _split(length: int, warps: int, schedulers: int, per_scheduler: int, segment
     return triton.cdiv(length, steps), steps
 
 
+@lru_cache(maxsize=1024)
 def make_plan(
     batch: int,
     length: int,
@@ -132,7 +133,7 @@ def make_plan(
 
     def split(wanted: int | None, warps: int) -> tuple[int, int]:
         if wanted is None:
-            return _split(length, warps, schedulers, 2, segment)
+            return _split(length, warps, schedulers, 8, segment)
         steps = triton.cdiv(triton.cdiv(length, wanted), segment) * segment
         return triton.cdiv(length, steps), steps
 
@@ -207,9 +208,7 @@ class _Call:
         }
 
 
-def _chunk_starts(
-    call: _Call, x: Tensor, first: Tensor | None, chunks: int, steps: int, *, reverse: bool
-) -> Tensor:
+def _chunk_starts(call: _Call, x: Tensor, first: Tensor | None, chunks: int, steps: int, *, reverse: bool) -> Tensor:
     """What enters every chunk (B, K, N, D): the state, or with `reverse` the adjoint from the later chunks."""
     batch, length, channels, states = call.sizes
     plan, padded = call.plan, padded_states(states)
@@ -259,11 +258,13 @@ def _forward(call: _Call, h0: Tensor | None, write_states: bool) -> tuple[Tensor
         scan_fwd_kernel[grid](
             u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
             call.bias if call.bias is not None else call.A, h0 if h0 is not None else call.A,
-            call.reset if call.reset is not None else call.A, out, last, saved if saved is not None else last, _sink(device), _zeros(device),
+            call.reset if call.reset is not None else call.A, out, last,
+            saved if saved is not None else last, _sink(device), _zeros(device),
             length, plan.chunk_steps, plan.chunks, u_batch, dt_batch, z_batch, 0,
             D=channels, N=states, NP=padded, BD=plan.fwd_block, UNROLL=plan.fwd_unroll, SEG=plan.segment,
             U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, VEC=1, HAS_SKIP=call.skip is not None, HAS_H0=h0 is not None,
-            WRITE_LAST=True, WRITE_STATES=write_states, GROUP=plan.group, FAR=plan.far, **call.flags(), num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
+            WRITE_LAST=True, WRITE_STATES=write_states, GROUP=plan.group, FAR=plan.far, **call.flags(),
+            num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
         )  # fmt: skip
     return out, last, saved
 
@@ -281,9 +282,7 @@ class _Gradients:
     h0: Tensor | None  # (B, N, D)
 
 
-def _backward(
-    call: _Call, states_saved: Tensor, g_out: Tensor, g_last: Tensor | None, need_h0: bool
-) -> _Gradients:
+def _backward(call: _Call, states_saved: Tensor, g_out: Tensor, g_last: Tensor | None, need_h0: bool) -> _Gradients:
     """All gradients from g_out (B, L, D) and g_last (B, N, D)."""
     batch, length, channels, states = call.sizes
     plan, padded = call.plan, padded_states(states)
@@ -309,7 +308,7 @@ def _backward(
     dskip = empty(batch * chunks, channels) if call.skip is not None else None
     dbias = empty(batch * chunks, channels) if call.bias is not None else None
     dh0 = empty(batch, states, channels) if need_h0 else None
-    per_program = segment // plan.bwd_unroll * padded * width + 6 * segment * width
+    per_program = segment // plan.bwd_unroll * padded * width + 4 * segment * width
     scratch = empty(programs, per_program)
     with _on(device):
         r_in = g_last
@@ -447,9 +446,7 @@ def selective_scan_triton(
     """
     reason = unsupported_reason(u, dt, A, B, C, exact_zoh=exact_zoh)
     if reason is not None:
-        raise NotImplementedError(
-            f'selective_scan: the triton backend does not run {reason}; use backend="torch"'
-        )
+        raise NotImplementedError(f'selective_scan: the triton backend does not run {reason}; use backend="torch"')
     if plan is None:
         batch, length, channels = u.shape
         plan = make_plan(batch, length, channels, A.shape[-1], u.device)

@@ -1,0 +1,362 @@
+"""The Triton selective scan against the fp64 oracle, in Triton's interpreter and on a GPU, and its machine code.
+
+The interpreter must be switched on before Triton is imported, so this file runs itself once more in a process with
+TRITON_INTERPRET=1; there the tests of class TestInterpreted run, here the rest.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.triton_op import (  # noqa: E402
+    make_plan,
+    selective_scan_triton,
+    supports,
+    unsupported_reason,
+)
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+# range(runtime integer) fails in the interpreter of Triton below 3.7 with NumPy 2.4 and later.
+INTERPRETER_WORKS = TRITON_VERSION >= (3, 7) or np.lib.NumpyVersion(np.__version__) < "2.4.0"
+
+# Relative L2 error of fp32 results. Ours measured 6e-7 here and 3e-6 on an H100, whose ex2 and lg2 are approximate.
+FP32_ERROR = 1e-5
+# Error of bf16 results over that of the oracle in fp32 on the same inputs; the interpreter truncates to bf16.
+BF16_ERROR_RATIO = 1.5
+BF16_ERROR_RATIO_TRUNCATED = 3.0
+
+OPTIONAL = ("D", "z", "dt_bias", "h0", "reset")
+
+
+def make_inputs(batch, length, channels, states, dtype=torch.float32, leave_out=(), device="cpu", memory=3.0):
+    """Inputs of selective_scan; `memory` is about how many steps a state lasts."""
+    generator = torch.Generator().manual_seed(length * channels + states)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    inputs = {
+        "u": normal(batch, length, channels).to(dtype),
+        "dt": normal(batch, length, channels).to(dtype),
+        "A": -torch.rand(channels, states, generator=generator) - 1.0 / memory,
+        "B": normal(batch, length, states),
+        "C": normal(batch, length, states),
+        "D": normal(channels),
+        "z": normal(batch, length, channels).to(dtype),
+        "dt_bias": normal(channels) * 0.3 - 1.0,
+        "h0": normal(batch, channels, states),
+        "reset": torch.rand(batch, length, generator=generator) < 0.1,
+    }
+    return {k: v.to(device) for k, v in inputs.items() if k not in leave_out}
+
+
+def results(function, inputs, *, as_double=False, h_weight=True, **options):
+    """Output, last state and all gradients, by name."""
+    reset = inputs.get("reset")
+    leaves = {k: v.double() if as_double else v for k, v in inputs.items() if k != "reset"}
+    leaves = {k: v.clone().requires_grad_() for k, v in leaves.items()}
+    out, h = function(**leaves, reset=reset, **options)
+    generator = torch.Generator().manual_seed(1)
+    g_out = torch.randn(out.shape, generator=generator).to(out.device).to(inputs["u"].dtype)
+    g_h = torch.randn(h.shape, generator=generator).to(out.device)
+    loss = (out.double() * g_out.double()).sum()
+    if h_weight:
+        loss = loss + (h.double() * g_h.double()).sum()
+    grads = torch.autograd.grad(loss, list(leaves.values()))
+    return {"out": out.detach(), "h": h.detach(), **{f"d{k}": g for k, g in zip(leaves, grads, strict=True)}}
+
+
+def errors(found, expected):
+    return {
+        k: ((found[k].double() - e).norm() / e.norm().clamp_min(1e-30)).item() for k, e in expected.items() if e.numel()
+    }
+
+
+def check(inputs, *, plan=None, ratio=BF16_ERROR_RATIO_TRUNCATED, **options):
+    """Compares with the oracle: fp32 to FP32_ERROR, bf16 to `ratio` times what rounding alone costs."""
+    found = results(selective_scan_triton, inputs, return_state=True, plan=plan, **options)
+    exact = results(selective_scan_ref, inputs, as_double=True, **options)
+    off = errors(found, exact)
+    if inputs["u"].dtype == torch.float32:
+        assert max(off.values()) < FP32_ERROR, off
+    else:
+        rounded = errors(results(selective_scan_ref, inputs, **options), exact)
+        assert all(off[k] <= ratio * rounded[k] + FP32_ERROR for k in off), (off, rounded)
+    return found
+
+
+def plan_for(inputs, **changes):
+    batch, length, channels = inputs["u"].shape
+    return make_plan(batch, length, channels, inputs["A"].shape[1], inputs["u"].device, **changes)
+
+
+@pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
+@pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
+def test_interpreted():
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    env.pop("PYTEST_XDIST_WORKER", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+class TestInterpreted:
+    @pytest.mark.parametrize("length", [1, 2, 3, 7, 33])
+    def test_lengths(self, length):
+        check(make_inputs(1, length, 5, 4))
+
+    @pytest.mark.parametrize(("channels", "states"), [(1, 1), (5, 16), (33, 5), (16, 64), (3, 130)])
+    def test_channels_and_states(self, channels, states):
+        check(make_inputs(1, 19, channels, states))
+
+    def test_two_rows(self):
+        check(make_inputs(2, 18, 20, 16))
+
+    @pytest.mark.parametrize("leave_out", [OPTIONAL, ("D", "h0"), ("z", "reset"), ("dt_bias",), ("reset",)])
+    def test_optional_inputs(self, leave_out):
+        check(make_inputs(1, 21, 5, 4, leave_out=leave_out))
+
+    def test_without_softplus(self):
+        inputs = make_inputs(1, 21, 5, 4, leave_out=("dt_bias",))
+        check({**inputs, "dt": inputs["dt"].abs()}, dt_softplus=False)
+
+    @pytest.mark.parametrize("changes", [{"chunks": 3}, {"chunks": 2, "bwd_chunks": 4}, {"segment": 32}])
+    def test_split_over_chunks(self, changes):
+        inputs = make_inputs(1, 67, 5, 4)
+        check(inputs, plan=plan_for(inputs, **changes))
+
+    @pytest.mark.parametrize(
+        "changes", [{"bwd_tiles": 2}, {"bwd_unroll": 2}, {"bwd_unroll": 1}, {"fwd_block": 64, "fwd_warps": 2}]
+    )
+    def test_plans(self, changes):
+        inputs = make_inputs(1, 21, 18, 8)
+        check(inputs, plan=plan_for(inputs, **changes))
+
+    @pytest.mark.parametrize("chunks", [1, 2])
+    def test_precise(self, chunks):
+        inputs = make_inputs(1, 35, 5, 4)
+        check(inputs, plan=plan_for(inputs, chunks=chunks), precise=True)
+
+    def test_bf16(self):
+        check(make_inputs(1, 21, 16, 8, dtype=torch.bfloat16))
+
+    def test_mixed_dtypes(self):
+        inputs = make_inputs(1, 21, 16, 8, dtype=torch.bfloat16)
+        check({**inputs, "dt": inputs["dt"].float(), "B": inputs["B"].bfloat16()})
+
+    def test_rows_of_a_larger_tensor(self):
+        inputs = make_inputs(1, 19, 8, 4)
+        u, z = torch.cat([inputs["u"], inputs["z"]], dim=-1).chunk(2, dim=-1)
+        found = selective_scan_triton(**{**inputs, "u": u, "z": z})
+        assert torch.equal(found, selective_scan_triton(**inputs))
+
+    def test_state_carries_over(self):
+        """A span in two pieces equals the span."""
+        inputs = make_inputs(1, 40, 5, 4)
+        h = inputs.pop("h0")
+        outs = []
+        for part in (slice(0, 17), slice(17, 40)):
+            piece = {k: v[:, part] if v.ndim == 3 or k == "reset" else v for k, v in inputs.items()}
+            out, h = selective_scan_triton(**piece, h0=h, return_state=True)
+            outs.append(out)
+        whole, last = selective_scan_triton(**inputs, h0=make_inputs(1, 40, 5, 4)["h0"], return_state=True)
+        torch.testing.assert_close(torch.cat(outs, dim=1), whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(h, last, rtol=1e-5, atol=1e-5)
+
+    def test_zero_dt_freezes_the_state(self):
+        inputs = make_inputs(1, 9, 5, 4, leave_out=("dt_bias", "reset"))
+        _, h = selective_scan_triton(
+            **{**inputs, "dt": torch.zeros_like(inputs["dt"])}, dt_softplus=False, return_state=True
+        )
+        assert torch.equal(h, inputs["h0"])
+
+    def test_huge_dt_is_finite(self):
+        inputs = make_inputs(1, 9, 5, 4)
+        found = results(selective_scan_triton, {**inputs, "dt": inputs["dt"] * 1000}, return_state=True)
+        assert all(torch.isfinite(t).all() for t in found.values())
+
+    def test_only_the_output_needs_gradients(self):
+        found = results(selective_scan_triton, make_inputs(1, 9, 5, 4), h_weight=False, return_state=True)
+        exact = results(selective_scan_ref, make_inputs(1, 9, 5, 4), h_weight=False, as_double=True)
+        assert max(errors(found, exact).values()) < FP32_ERROR
+
+    def test_second_derivative_names_the_way_out(self):
+        inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
+        u = inputs["u"].requires_grad_()
+        (grad,) = torch.autograd.grad(selective_scan_triton(**inputs).sum(), u, create_graph=True)
+        with pytest.raises(RuntimeError, match='backend="reference"'):
+            grad.sum().backward()
+
+
+class TestSupports:
+    def test_what_it_runs(self):
+        inputs = make_inputs(1, 3, 2, 4)
+        assert supports(*(inputs[k] for k in ("u", "dt", "A", "B", "C")))
+
+    @pytest.mark.parametrize(
+        ("changed", "reason"),
+        [
+            ({"A": torch.zeros(2, 4, 2)}, "complex"),
+            ({"dt": torch.zeros(2)}, "time-invariant"),
+            ({"B": torch.zeros(2, 4)}, "time-invariant"),
+            ({"A": torch.zeros(2, 300)}, "states"),
+            ({"u": torch.zeros(1, 3, 2, dtype=torch.float64)}, "float64"),
+        ],
+    )
+    def test_what_it_refuses(self, changed, reason):
+        inputs = {k: v for k, v in make_inputs(1, 3, 2, 4).items() if k in ("u", "dt", "A", "B", "C")}
+        inputs |= changed
+        assert reason in (unsupported_reason(**inputs) or "")
+        with pytest.raises(NotImplementedError, match=reason):
+            selective_scan_triton(**inputs)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestGpu:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("chunks", [1, 4])
+    @pytest.mark.parametrize(
+        ("length", "channels", "states"), [(257, 96, 16), (63, 33, 5), (65, 16, 64), (65, 40, 200), (1, 128, 16)]
+    )
+    def test_against_the_oracle(self, length, channels, states, chunks, dtype):
+        inputs = make_inputs(2, length, channels, states, dtype=dtype, device="cuda", memory=30.0)
+        plan = plan_for(inputs, chunks=chunks)
+        found = check(inputs, plan=plan, ratio=BF16_ERROR_RATIO)
+        again = results(selective_scan_triton, inputs, return_state=True, plan=plan)
+        assert all(torch.equal(found[k], again[k]) for k in found)
+
+    def test_beyond_2_to_31_elements(self):
+        """The last rows of 4.2 M steps by 512 channels equal a short scan from the state before them."""
+        length, channels, tail = 4_194_304 + 7, 512, 40
+        u = torch.randn(1, length, channels, device="cuda", dtype=torch.bfloat16)
+        short = make_inputs(1, 8, channels, 4, leave_out=("h0", "reset", "z", "dt_bias"), device="cuda")
+        B, C = (torch.randn(1, length, 4, device="cuda") for _ in "BC")
+        rest = {"A": short["A"], "D": short["D"]}
+        whole = selective_scan_triton(u, u, B=B, C=C, **rest)
+        cut = length - tail
+        _, h = selective_scan_triton(
+            u[:, cut - 2000 : cut], u[:, cut - 2000 : cut], B=B[:, cut - 2000 : cut], C=C[:, cut - 2000 : cut],
+            return_state=True, **rest,
+        )  # fmt: skip
+        end = selective_scan_triton(u[:, cut:], u[:, cut:], B=B[:, cut:], C=C[:, cut:], h0=h, **rest)
+        torch.testing.assert_close(whole[:, cut:], end, rtol=2e-2, atol=2e-2)
+
+
+def compile_for(kernel, constants, num_warps, arch):
+    """Compiles without a GPU, pointers and batch strides divisible by 16 as in a training step."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    activations = {"u_p", "dt_p", "z_p", "out_p", "x_p", "g_p", "du_p", "ddt_p", "dz_p"}
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        if name in activations:
+            signature[name] = "*bf16"
+        elif name in ("sink_p", "zeros_p"):
+            signature[name] = "*i32"
+        elif name == "reset_p":
+            signature[name] = "*u8"
+        else:
+            signature[name] = "*fp32" if name.endswith("_p") else "i32"
+        if name.endswith(("_p", "_batch")):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    values = {(kernel.arg_names.index(k),): v for k, v in constants.items()}
+    source = ASTSource(kernel, signature, values, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
+
+
+def machine_code(compiled):
+    """(registers, bytes of local memory, [Counter of instructions of every loop])."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        text = subprocess.run([tools / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
+    names, labels, loops = [], {}, []
+    for line in text.splitlines():
+        if label := re.match(r"^\s*(\.L[\w.]*):", line):
+            labels[label[1]] = len(names)
+        elif found := re.match(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(.*)", line):
+            names.append(found[1])
+            target = re.search(r"(\.L[\w.]+)", found[2]) if found[1] == "BRA" else None
+            if target and labels.get(target[1], len(names)) < len(names) - 1:
+                loops.append(Counter(names[labels[target[1]] :]))
+    return registers, stack, loops
+
+
+def forward_constants(D=2048):
+    return {
+        "D": D, "N": 16, "NP": 16, "BD": 128, "UNROLL": 4, "SEG": 16, "U_ROW": D, "DT_ROW": D, "Z_ROW": 2 * D,
+        "VEC": 1, "HAS_SKIP": True, "HAS_Z": True, "HAS_BIAS": True, "SOFTPLUS": True, "HAS_H0": False,
+        "HAS_RESET": False, "WRITE_LAST": True, "WRITE_STATES": True, "PRECISE": False, "GROUP": 8, "FAR": 32,
+    }  # fmt: skip
+
+
+def backward_constants(D=2048):
+    return {
+        "D": D, "N": 16, "NP": 16, "BD": 16, "UNROLL": 4, "SEG": 16, "ROWS": 16, "U_ROW": D, "DT_ROW": D,
+        "Z_ROW": 2 * D, "G_ROW": D, "VEC": 2, "M": 1, "HAS_SKIP": True, "HAS_Z": True, "HAS_BIAS": True,
+        "SOFTPLUS": True, "HAS_RESET": False, "HAS_R": False, "WRITE_DH0": False, "PRECISE": False,
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(INTERPRETING, reason="compiles for a GPU")
+class TestMachineCode:
+    """A changed layout costs three times the time without any other sign; counting instructions shows it."""
+
+    def test_forward_on_hopper(self):
+        from mamba_bio_audio.kernels.selective_scan.triton_fwd import scan_fwd_kernel
+
+        registers, local, loops = machine_code(compile_for(scan_fwd_kernel, forward_constants(), 4, 90))
+        loop = max(loops, key=lambda c: c["MUFU"])
+        # One trip: 4 steps of 16 states for each of 32 channels, so 64 elements of a state per lane.
+        assert local == 0
+        assert registers <= 255
+        assert loop["SHFL"] == loop["BAR"] == 0
+        assert loop["MUFU"] <= 80  # 16 exponentials, 2 for softplus, 2 for the gate
+        assert loop.total() / 64 <= 11
+
+    def test_backward_on_hopper(self):
+        from mamba_bio_audio.kernels.selective_scan.triton_bwd import scan_bwd_kernel
+
+        registers, local, loops = machine_code(compile_for(scan_bwd_kernel, backward_constants(), 1, 90))
+        sweep = max((c for c in loops if c["MUFU"] < 64), key=lambda c: c["SHFL"])
+        # One trip: 4 steps of a 16 x 16 tile in one warp, so 32 elements per lane.
+        assert local == 0
+        assert registers <= 255
+        assert sweep["BAR"] <= 2
+        assert sweep["SHFL"] <= 176
+        assert sweep.total() / 32 <= 34
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("arch", [80, 86, 89, 100, 120])
+    def test_compiles_elsewhere(self, arch):
+        from mamba_bio_audio.kernels.selective_scan.triton_bwd import scan_bwd_kernel
+        from mamba_bio_audio.kernels.selective_scan.triton_fwd import scan_fwd_kernel
+
+        assert compile_for(scan_fwd_kernel, forward_constants(), 4, arch).asm["cubin"]
+        assert compile_for(scan_bwd_kernel, backward_constants(), 1, arch).asm["cubin"]

@@ -11,7 +11,13 @@ Inputs are channels-last and never mutated; states go in and come out with gradi
 batch, L length, D channels, N states, W filter width, V vocabulary.
 """
 
+import importlib.util
+import os
+import shutil
+import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache, partial
 from typing import Literal, overload
 
 import torch
@@ -97,9 +103,15 @@ def selective_scan(
     Raises:
         InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
     """
-    choice = _choose("selective_scan", backend, u)
     _check_scan(u, dt, A, B, C, D, z, dt_bias, h0, reset)
-    run = selective_scan_ref if choice == "reference" else selective_scan_blocked
+    choice = _choose_scan(backend, u, dt, A, B, C, exact_zoh)
+    run: Callable[..., tuple[Tensor, Tensor]]
+    if choice == "triton":
+        from mamba_bio_audio.kernels.selective_scan.triton_op import selective_scan_triton
+
+        run = partial(selective_scan_triton, return_state=True)  # type: ignore[assignment]
+    else:
+        run = selective_scan_ref if choice == "reference" else selective_scan_blocked
     autocast = torch.is_autocast_enabled(u.device.type)
     # State and sums stay in fp32 under autocast, in every backend.
     with torch.autocast(u.device.type, enabled=False) if autocast else nullcontext():
@@ -276,9 +288,56 @@ def _choose(where: str, backend: str, x: Tensor) -> str:
     raise InputError(f"{where}: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
-def live_backend(device: str) -> str:
-    """The backend that "auto" stands for on "cpu" or "cuda"."""
+def _choose_scan(
+    backend: str, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, exact_zoh: bool
+) -> Literal["triton", "torch", "reference"]:
+    """The backend of one scan; "auto" takes Triton wherever it can run the call."""
+    if backend in ("torch", "reference"):
+        return backend  # type: ignore[return-value]
+    if backend not in BACKENDS:
+        raise InputError(f"selective_scan: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if backend == "auto" and u.device.type != "cuda":
+        return "torch"
+    reason = no_triton(u.device)
+    if reason is None:
+        from mamba_bio_audio.kernels.selective_scan.triton_op import unsupported_reason
+
+        reason = unsupported_reason(u, dt, A, B, C, exact_zoh=exact_zoh)
+    if reason is None:
+        return "triton"
+    if backend == "triton":
+        raise InputError(f'selective_scan: backend "triton" cannot run this call: {reason}; use "auto" or "torch"')
+    _say_once(f"selective_scan runs on the plain PyTorch path: {reason}")
     return "torch"
+
+
+@cache
+def no_triton(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on a device, or None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device.type != "cuda":
+        return f"tensors are on {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    if not (os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang"))):
+        return "Triton needs a C compiler and there is none (install gcc, or set CC)"
+    return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def live_backend(device: str) -> str:
+    """What "auto" stands for on "cpu" or "cuda", in words."""
+    if device != "cuda":
+        return "torch"
+    reason = no_triton(torch.device("cuda", torch.cuda.current_device()))
+    return f"torch ({reason})" if reason else "triton for the real, selective scan; torch for the rest"
 
 
 def _shape(t: Tensor) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
 
 _BLOCK_NUMBERS = 1 << 17  # numbers of (B, T, D) worked on at a time
+_BLOCK_NUMBERS_GPU = 1 << 28
 
 
 def _segments(reset: Tensor) -> Tensor:
@@ -97,7 +98,9 @@ class _Conv:
         self.bias = None if bias is None else bias.to(self.dtype)
         self.seen = None if reset is None else F.pad(_segments(reset), (self.width - 1, 0))  # (B, W-1+L)
         batch, length, channels = x.shape
-        self.block = max(self.width, _BLOCK_NUMBERS // (batch * channels), 1)
+        # Blocks keep a CPU's cache; elsewhere they only cost launches.
+        numbers = _BLOCK_NUMBERS if x.device.type == "cpu" else _BLOCK_NUMBERS_GPU
+        self.block = max(self.width, numbers // (batch * channels), 1)
         self.starts = range(0, length, self.block)
 
     def inputs(self, start: int, stop: int) -> Tensor:

@@ -1,0 +1,323 @@
+"""Short depthwise causal convolution in Triton, forward and backward, channels last.
+
+    pre_t = bias + sum_k weight[:, k] x_(t - W + 1 + k)        out_t = silu(pre_t)
+
+Shapes, tail and reset as in `causal_conv1d`; sums in fp32. Mamba (arXiv 2312.00752) section 3.4, figure 3.
+
+One program owns BD channels and ROWS consecutive steps of one batch row and walks down them with the last W - 1 inputs
+in registers, so every input is read once. The backward walks the same way, recomputing pre: the gradient of step t goes
+into W running sums, one for each input that it touches, and the oldest is finished and leaves. It goes on W - 1 steps
+past its own rows, whose inputs still receive from there. Weight and bias gradients leave as one partial sum per program
+and are added in a fixed order: deterministic, no atomics.
+"""
+
+# mypy: disable-error-code="no-untyped-def, assignment"
+# Triton code: tuples grow in unrolled loops, and `if` on a constexpr must stand alone.
+# ruff: noqa: RUF005
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+
+MAX_WIDTH = 8
+_ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
+_ROWS = 64
+_UNROLL = 4
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) as the square of a reciprocal square root: no division sequence, 0 where exp overflows."""
+    q = tl.rsqrt(1.0 + tl.exp2(-x * LOG2E))
+    return q * q
+
+
+@triton.jit
+def load_input(x_p, tail_p, t, mask, D, X_ROW, W, HAS_TAIL):  # fmt: skip
+    """Input of step t [BD] in fp32; steps before 0 lie in the tail, or are 0."""
+    x = tl.load(x_p + t * X_ROW, mask=mask & (t >= 0), other=0.0).to(tl.float32)
+    if HAS_TAIL:
+        x += tl.load(tail_p + (t + W - 1) * D, mask=mask & (t < 0), other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def load_keep(reset_p, t, L):
+    """0 where the sequence starts anew at step t, else 1."""
+    return tl.where(tl.load(reset_p + t, mask=(t >= 0) & (t < L), other=0) != 0, 0.0, 1.0)
+
+
+@triton.jit(do_not_specialize=["L", "CHUNKS"])
+def conv_fwd_kernel(
+    x_p, w_p, bias_p, tail_p, reset_p, out_p, L, CHUNKS, x_batch,
+    D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, UNROLL: tl.constexpr, X_ROW: tl.constexpr,
+    SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_TAIL: tl.constexpr, HAS_RESET: tl.constexpr,
+):  # fmt: skip
+    """Writes out (B, L, D); weight (W, D) and bias (D) fp32."""
+    BLOCKS: tl.constexpr = (D + BD - 1) // BD
+    pid = tl.program_id(0)
+    d = (pid % BLOCKS) * BD + tl.arange(0, BD)
+    mask = d < D
+    begin = ((pid // BLOCKS) % CHUNKS).to(tl.int64) * ROWS
+    batch = (pid // BLOCKS // CHUNKS).to(tl.int64)
+    x_p += batch * x_batch + d
+    tail_p += batch * ((W - 1) * D) + d
+    out_p += batch * L * D + d
+    reset_p += batch * L
+    weights = ()
+    past = ()
+    keeps = ()
+    for k in tl.static_range(W):
+        weights = weights + (tl.load(w_p + k * D + d, mask=mask, other=0.0),)
+    for k in tl.static_range(W - 1):
+        t = begin - (W - 1) + k
+        past = past + (load_input(x_p, tail_p, t, mask, D, X_ROW, W, HAS_TAIL),)
+        keep = 1.0
+        if HAS_RESET:
+            keep = load_keep(reset_p, t, L)
+        keeps = keeps + (keep,)
+    bias = tl.zeros([BD], tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_p + d, mask=mask, other=0.0)
+    for i in range(ROWS // UNROLL):
+        # All loads before the first store: the compiler moves no load across one.
+        xs = ()
+        for j in tl.static_range(UNROLL):
+            t = begin + i * UNROLL + j
+            xs = xs + (tl.load(x_p + t * X_ROW, mask=mask & (t < L), other=0.0),)
+        for j in tl.static_range(UNROLL):
+            t = begin + i * UNROLL + j
+            live = mask & (t < L)
+            x = xs[j].to(tl.float32)
+            pre = bias + weights[W - 1] * x
+            keep = 1.0
+            if HAS_RESET:
+                keep = load_keep(reset_p, t, L)
+            through = keep  # 1 while no reset lies between the input and step t
+            for lag in tl.static_range(1, W):
+                if HAS_RESET:
+                    pre += weights[W - 1 - lag] * (past[W - 1 - lag] * through)
+                    through = through * keeps[W - 1 - lag]
+                else:
+                    pre += weights[W - 1 - lag] * past[W - 1 - lag]
+            if SILU:
+                pre = pre * sigmoid(pre)
+            tl.store(out_p + t * D, pre.to(out_p.dtype.element_ty), mask=live)
+            past = past[1:] + (x,)
+            keeps = keeps[1:] + (keep,)
+
+
+@triton.jit(do_not_specialize=["L", "CHUNKS"])
+def conv_bwd_kernel(
+    x_p, w_p, bias_p, tail_p, reset_p, g_p, dx_p, dw_p, dbias_p, dtail_p, L, CHUNKS, x_batch, g_batch,
+    D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, UNROLL: tl.constexpr, X_ROW: tl.constexpr,
+    G_ROW: tl.constexpr,
+    SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_TAIL: tl.constexpr, HAS_RESET: tl.constexpr,
+):  # fmt: skip
+    """Writes dx (B, L, D), dtail (B, W - 1, D), and per program dw (B * CHUNKS, W, D) and dbias (B * CHUNKS, D)."""
+    BLOCKS: tl.constexpr = (D + BD - 1) // BD
+    pid = tl.program_id(0)
+    d = (pid % BLOCKS) * BD + tl.arange(0, BD)
+    mask = d < D
+    part = (pid // BLOCKS).to(tl.int64)
+    begin = ((pid // BLOCKS) % CHUNKS).to(tl.int64) * ROWS
+    batch = (pid // BLOCKS // CHUNKS).to(tl.int64)
+    x_p += batch * x_batch + d
+    g_p += batch * g_batch + d
+    tail_p += batch * ((W - 1) * D) + d
+    dtail_p += batch * ((W - 1) * D) + d
+    dx_p += batch * L * D + d
+    reset_p += batch * L
+    weights = ()
+    dws = ()
+    sums = ()
+    past = ()
+    keeps = ()
+    for k in tl.static_range(W):
+        weights = weights + (tl.load(w_p + k * D + d, mask=mask, other=0.0),)
+        dws = dws + (tl.zeros([BD], tl.float32),)
+    for k in tl.static_range(W - 1):
+        t = begin - (W - 1) + k
+        past = past + (load_input(x_p, tail_p, t, mask, D, X_ROW, W, HAS_TAIL),)
+        sums = sums + (tl.zeros([BD], tl.float32),)
+        keep = 1.0
+        if HAS_RESET:
+            keep = load_keep(reset_p, t, L)
+        keeps = keeps + (keep,)
+    bias = tl.zeros([BD], tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_p + d, mask=mask, other=0.0)
+    dbias = tl.zeros([BD], tl.float32)
+    end = tl.minimum(begin + ROWS, L)
+    for i in range((ROWS + W - 1 + UNROLL - 1) // UNROLL):
+        xs = ()
+        gs = ()
+        for j in tl.static_range(UNROLL):
+            t = begin + i * UNROLL + j
+            xs = xs + (tl.load(x_p + t * X_ROW, mask=mask & (t < L), other=0.0),)
+            gs = gs + (tl.load(g_p + t * G_ROW, mask=mask & (t < L), other=0.0),)
+        for j in tl.static_range(UNROLL):
+            t = begin + i * UNROLL + j
+            x = xs[j].to(tl.float32)
+            g = gs[j].to(tl.float32)
+            keep = 1.0
+            if HAS_RESET:
+                keep = load_keep(reset_p, t, L)
+            throughs = (keep,)
+            for lag in tl.static_range(2, W):
+                throughs = throughs + (throughs[lag - 2] * keeps[W - lag],)
+            if SILU:
+                pre = bias + weights[W - 1] * x
+                for lag in tl.static_range(1, W):
+                    if HAS_RESET:
+                        pre += weights[W - 1 - lag] * (past[W - 1 - lag] * throughs[lag - 1])
+                    else:
+                        pre += weights[W - 1 - lag] * past[W - 1 - lag]
+                s = sigmoid(pre)
+                g = g * s * (1.0 + pre * (1.0 - s))
+            own = tl.where(t < end, g, 0.0)  # the steps past this program's rows count in the next one's sums
+            dbias += own
+            dw_next = ()
+            for lag in tl.static_range(W - 1, 0, -1):
+                value = past[W - 1 - lag]
+                if HAS_RESET:
+                    value = value * throughs[lag - 1]
+                dw_next = dw_next + (dws[W - 1 - lag] + own * value,)
+            dws = dw_next + (dws[W - 1] + own * x,)
+            # sums[k] belongs to the input of step t - (W - 1) + k.
+            new_sums = ()
+            for lag in tl.static_range(W - 1, 0, -1):
+                value = weights[W - 1 - lag] * g
+                if HAS_RESET:
+                    value = value * throughs[lag - 1]
+                new_sums = new_sums + (sums[W - 1 - lag] + value,)
+            done = t - (W - 1)
+            if HAS_TAIL:
+                tl.store(
+                    dtail_p + t * D, new_sums[0].to(dtail_p.dtype.element_ty), mask=mask & (done < 0) & (begin == 0)
+                )
+            tl.store(dx_p + done * D, new_sums[0].to(dx_p.dtype.element_ty), mask=mask & (done >= begin) & (done < end))
+            sums = new_sums[1:] + (weights[W - 1] * g,)
+            past = past[1:] + (x,)
+            keeps = keeps[1:] + (keep,)
+    for k in tl.static_range(W):
+        tl.store(dw_p + (part * W + k) * D + d, dws[k], mask=mask)
+    if HAS_BIAS:
+        tl.store(dbias_p + part * D + d, dbias, mask=mask)
+
+
+def unsupported_reason(x: Tensor, weight: Tensor) -> str | None:
+    """Why these kernels cannot run this call, or None where they can."""
+    if not 2 <= weight.shape[1] <= MAX_WIDTH:
+        return f"width {weight.shape[1]}"
+    if x.dtype not in _ACTIVATIONS or weight.dtype == torch.float64:
+        return f"{x.dtype} inputs with {weight.dtype} weights"
+    return None
+
+
+def supports(x: Tensor, weight: Tensor) -> bool:
+    """True where `causal_conv1d_triton` can run this call."""
+    return unsupported_reason(x, weight) is None
+
+
+def _rows(t: Tensor) -> tuple[Tensor, int, int]:
+    if t.stride(2) != 1 and t.shape[2] > 1:
+        t = t.contiguous()
+    return t, t.stride(1), t.stride(0)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _block(channels: int) -> int:
+    return min(max(triton.next_power_of_2(channels), 32), 128)
+
+
+class _ConvFn(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tail: Tensor | None,
+        reset: Tensor | None,
+        silu: bool,
+    ) -> Tensor:
+        batch, length, channels = x.shape
+        w = weight.detach().float().t().contiguous()
+        b = None if bias is None else bias.detach().float().contiguous()
+        before = None if tail is None else tail.detach().contiguous()
+        flags = None if reset is None else reset.to(torch.bool).contiguous().view(torch.uint8)
+        rows, row, stride = _rows(x)
+        out = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
+        block, chunks = _block(channels), triton.cdiv(length, _ROWS)
+        with _on(x.device):
+            conv_fwd_kernel[(batch * chunks * triton.cdiv(channels, block),)](
+                rows, w, b if b is not None else w, before if before is not None else w,
+                flags if flags is not None else w, out, length, chunks, stride,
+                D=channels, W=weight.shape[1], BD=block, ROWS=_ROWS, UNROLL=_UNROLL, X_ROW=row,
+                SILU=silu, HAS_BIAS=b is not None, HAS_TAIL=before is not None, HAS_RESET=flags is not None,
+                num_warps=1,
+            )  # fmt: skip
+        ctx.save_for_backward(x, w, b, before, flags)
+        ctx.silu = silu
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        x, w, b, before, flags = ctx.saved_tensors
+        g = grads[0]
+        assert g is not None
+        batch, length, channels = x.shape
+        width = w.shape[0]
+        x, x_row, x_stride = _rows(x)
+        g, g_row, g_stride = _rows(g)
+        block, chunks = _block(channels), triton.cdiv(length, _ROWS)
+        dx = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
+        dw = torch.empty(batch * chunks, width, channels, dtype=torch.float32, device=x.device)
+        dbias = None if b is None else torch.empty(batch * chunks, channels, dtype=torch.float32, device=x.device)
+        dtail = None if before is None else torch.empty_like(before)
+        with _on(x.device):
+            conv_bwd_kernel[(batch * chunks * triton.cdiv(channels, block),)](
+                x, w, b if b is not None else w, before if before is not None else w,
+                flags if flags is not None else w, g, dx, dw, dbias if dbias is not None else w,
+                dtail if dtail is not None else w, length, chunks, x_stride, g_stride,
+                D=channels, W=width, BD=block, ROWS=_ROWS, UNROLL=_UNROLL, X_ROW=x_row, G_ROW=g_row,
+                SILU=ctx.silu, HAS_BIAS=b is not None, HAS_TAIL=before is not None, HAS_RESET=flags is not None,
+                num_warps=1,
+            )  # fmt: skip
+        weight_dtype, bias_dtype = ctx.dtypes
+        found = (
+            dx,
+            dw.sum(0).t().to(weight_dtype),
+            None if dbias is None else dbias.sum(0).to(bias_dtype),
+            dtail,
+        )
+        return (*refuse_second_order("causal_conv1d", found), None, None)
+
+
+def causal_conv1d_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = "silu",
+    tail: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> Tensor:
+    """out (B, L, D) in x's dtype, as `causal_conv1d_torch`; x may have any row stride if its channels are adjacent."""
+    reason = unsupported_reason(x, weight)
+    if reason is not None:
+        raise NotImplementedError(f'causal_conv1d: the triton backend does not run {reason}; use backend="torch"')
+    return _ConvFn.apply(x, weight, bias, tail, reset, activation == "silu")

@@ -1,0 +1,127 @@
+"""The Triton convolution against the oracle, in Triton's interpreter (a process of its own) and on a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from mamba_bio_audio.kernels.causal_conv1d import causal_conv1d_ref  # noqa: E402
+from mamba_bio_audio.kernels.causal_conv1d_triton import causal_conv1d_triton, supports  # noqa: E402
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+INTERPRETER_WORKS = TRITON_VERSION >= (3, 7) or np.lib.NumpyVersion(np.__version__) < "2.4.0"
+
+FP32_ERROR = 1e-5  # relative L2
+BF16_ERROR_RATIO = 1.5  # error over that of the oracle in fp32 on the same inputs
+BF16_ERROR_RATIO_TRUNCATED = 3.0  # the interpreter truncates to bf16
+
+
+def make_inputs(batch, length, channels, width, dtype=torch.float32, leave_out=(), device="cpu"):
+    generator = torch.Generator().manual_seed(length + channels)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    inputs = {
+        "x": normal(batch, length, channels).to(dtype),
+        "weight": normal(channels, width),
+        "bias": normal(channels),
+        "tail": normal(batch, width - 1, channels).to(dtype),
+        "reset": torch.rand(batch, length, generator=generator) < 0.15,
+    }
+    return {k: v.to(device) for k, v in inputs.items() if k not in leave_out}
+
+
+def results(function, inputs, activation="silu", as_double=False):
+    """Output and gradients, by name."""
+    leaves = {k: v.double() if as_double else v for k, v in inputs.items() if k != "reset"}
+    leaves = {k: v.clone().requires_grad_() for k, v in leaves.items()}
+    out = function(**leaves, activation=activation, reset=inputs.get("reset"))
+    g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.device).to(inputs["x"].dtype)
+    grads = torch.autograd.grad((out.double() * g.double()).sum(), list(leaves.values()))
+    return {"out": out.detach(), **{f"d{k}": v for k, v in zip(leaves, grads, strict=True)}}
+
+
+def errors(found, exact):
+    return {k: ((found[k].double() - e).norm() / e.norm().clamp_min(1e-30)).item() for k, e in exact.items()}
+
+
+def check(inputs, activation="silu", ratio=BF16_ERROR_RATIO_TRUNCATED):
+    found = results(causal_conv1d_triton, inputs, activation)
+    exact = results(causal_conv1d_ref, inputs, activation, as_double=True)
+    off = errors(found, exact)
+    if inputs["x"].dtype == torch.float32:
+        assert max(off.values()) < FP32_ERROR, off
+    else:
+        rounded = errors(results(causal_conv1d_ref, inputs, activation), exact)
+        assert all(off[k] <= ratio * rounded[k] + FP32_ERROR for k in off), (off, rounded)
+    return found
+
+
+@pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
+@pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
+def test_interpreted():
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    env.pop("PYTEST_XDIST_WORKER", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")
+class TestInterpreted:
+    @pytest.mark.parametrize("length", [1, 2, 3, 7, 63, 64, 65, 130])
+    def test_lengths(self, length):
+        check(make_inputs(1, length, 5, 4))
+
+    @pytest.mark.parametrize("width", [2, 3, 8])
+    def test_widths(self, width):
+        check(make_inputs(2, 67, 33, width))
+
+    @pytest.mark.parametrize("leave_out", [("bias", "tail", "reset"), ("tail",), ("reset",), ("bias",)])
+    @pytest.mark.parametrize("activation", ["silu", None])
+    def test_optional_inputs(self, leave_out, activation):
+        check(make_inputs(1, 20, 5, 4, leave_out=leave_out), activation)
+
+    def test_bf16(self):
+        check(make_inputs(1, 65, 8, 4, dtype=torch.bfloat16))
+
+    def test_rows_of_a_larger_tensor(self):
+        inputs = make_inputs(1, 9, 8, 4)
+        x = torch.cat([inputs["x"], inputs["x"]], dim=-1)[..., :8]
+        assert torch.equal(causal_conv1d_triton(**{**inputs, "x": x}), causal_conv1d_triton(**inputs))
+
+    def test_second_derivative_names_the_way_out(self):
+        inputs = make_inputs(1, 5, 3, 4, leave_out=("reset",))
+        x = inputs["x"].requires_grad_()
+        (grad,) = torch.autograd.grad(causal_conv1d_triton(**inputs).sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match='backend="reference"'):
+            grad.sum().backward()
+
+
+def test_what_it_refuses():
+    assert supports(torch.zeros(1, 2, 3), torch.zeros(3, 4))
+    assert not supports(torch.zeros(1, 2, 3), torch.zeros(3, 9))
+    assert not supports(torch.zeros(1, 2, 3, dtype=torch.float64), torch.zeros(3, 4))
+    with pytest.raises(NotImplementedError, match="width 9"):
+        causal_conv1d_triton(torch.zeros(1, 2, 3), torch.zeros(3, 9))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("length", "channels", "width"), [(257, 300, 4), (1, 5, 4), (130, 64, 8), (65, 33, 2)])
+def test_gpu(length, channels, width, dtype):
+    inputs = make_inputs(2, length, channels, width, dtype=dtype, device="cuda")
+    found = check(inputs, ratio=BF16_ERROR_RATIO)
+    again = results(causal_conv1d_triton, inputs)
+    assert all(torch.equal(found[k], again[k]) for k in found)

@@ -1,0 +1,166 @@
+"""Root-mean-square normalisation in Triton, optionally after adding to the residual stream.
+
+    r = x + residual        s = 1 / sqrt(mean(r^2) + eps)        y = r * s * weight
+
+x (M, D) rows, weight (D); the residual stream is fp32. With q = dL/dy * weight and n = r * s:
+
+    dL/dr = s * (q - n * mean(q * n)) + dL/dr_out        dL/dweight = sum over rows of dL/dy * n
+
+Zhang and Sennrich, arXiv 1910.07467. Every program of the backward walks over its share of the rows and leaves one
+partial sum for the weight; they are added in a fixed order.
+"""
+
+# mypy: disable-error-code="no-untyped-def, assignment, var-annotated"
+# Triton code: `if` on a constexpr must stand alone.
+import contextlib
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+
+MAX_CHANNELS = 16384
+_ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
+_BACKWARD_PROGRAMS = 1056
+
+
+@triton.jit(do_not_specialize=["M", "eps"])
+def norm_fwd_kernel(
+    x_p, residual_p, weight_p, y_p, stream_p, scale_p, M, eps,
+    D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, WRITE_STREAM: tl.constexpr,
+):  # fmt: skip
+    """Writes y (M, D), the stream (M, D) fp32 and the scale s (M)."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, BLOCK)
+    mask = (row < M)[:, None] & (d < D)[None, :]  # [ROWS, BLOCK]
+    at = row[:, None] * D + d[None, :]
+    r = tl.load(x_p + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        r += tl.load(residual_p + at, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(r * r, axis=1) / D + eps)
+    weight = tl.load(weight_p + d, mask=d < D, other=0.0)
+    y = r * scale[:, None] * weight[None, :]
+    tl.store(y_p + at, y.to(y_p.dtype.element_ty), mask=mask)
+    if WRITE_STREAM:
+        tl.store(stream_p + at, r, mask=mask)
+    tl.store(scale_p + row, scale, mask=row < M)
+
+
+@triton.jit(do_not_specialize=["M"])
+def norm_bwd_kernel(
+    stream_p, weight_p, scale_p, g_p, g_stream_p, dx_p, dstream_p, dweight_p, M,
+    D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, HAS_G_STREAM: tl.constexpr,
+    WRITE_STREAM: tl.constexpr,
+):  # fmt: skip
+    """Writes dx (M, D) and, for a residual, its fp32 gradient; dweight (programs, D) holds partial sums."""
+    d = tl.arange(0, BLOCK)
+    weight = tl.load(weight_p + d, mask=d < D, other=0.0)
+    total = tl.zeros([BLOCK], tl.float32)
+    first = tl.program_id(0)
+    for tile in range(first, tl.cdiv(M, ROWS), tl.num_programs(0)):
+        row = first.to(tl.int64) * 0 + tile * ROWS + tl.arange(0, ROWS)
+        mask = (row < M)[:, None] & (d < D)[None, :]
+        at = row[:, None] * D + d[None, :]
+        scale = tl.load(scale_p + row, mask=row < M, other=0.0)
+        n = tl.load(stream_p + at, mask=mask, other=0.0).to(tl.float32) * scale[:, None]
+        g = tl.load(g_p + at, mask=mask, other=0.0).to(tl.float32)
+        q = g * weight[None, :]
+        dr = scale[:, None] * (q - n * (tl.sum(q * n, axis=1) / D)[:, None])
+        if HAS_G_STREAM:
+            dr += tl.load(g_stream_p + at, mask=mask, other=0.0)
+        tl.store(dx_p + at, dr.to(dx_p.dtype.element_ty), mask=mask)
+        if WRITE_STREAM:
+            tl.store(dstream_p + at, dr, mask=mask)
+        total += tl.sum(g * n, axis=0)
+    tl.store(dweight_p + first.to(tl.int64) * D + d, total, mask=d < D)
+
+
+def unsupported_reason(x: Tensor, weight: Tensor, residual: Tensor | None) -> str | None:
+    """Why these kernels cannot run this call, or None where they can."""
+    if x.shape[-1] > MAX_CHANNELS:
+        return f"more than {MAX_CHANNELS} channels"
+    if x.dtype not in _ACTIVATIONS or weight.dtype == torch.float64:
+        return f"{x.dtype} inputs with {weight.dtype} weights"
+    if residual is not None and residual.dtype == torch.float64:
+        return "a float64 residual"
+    return None
+
+
+def supports(x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
+    """True where `rms_norm_triton` can run this call."""
+    return unsupported_reason(x, weight, residual) is None
+
+
+def _tile(channels: int) -> tuple[int, int, int]:
+    """(BLOCK, ROWS, warps)."""
+    block = max(triton.next_power_of_2(channels), 16)
+    rows = max(2048 // block, 1)
+    return block, rows, min(max(block * rows // 512, 1), 8)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+class _NormFn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        channels = x.shape[-1]
+        rows = x.contiguous()
+        added = None if residual is None else residual.contiguous()
+        w = weight.detach().float().contiguous()
+        y = torch.empty_like(rows)
+        own_stream = residual is None and x.dtype == torch.float32
+        stream = rows if own_stream else torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        count = rows.numel() // channels
+        scale = torch.empty(count, dtype=torch.float32, device=x.device)
+        block, tile, warps = _tile(channels)
+        with _on(x.device):
+            norm_fwd_kernel[(triton.cdiv(count, tile),)](
+                rows, added if added is not None else rows, w, y, stream, scale, count, eps,
+                D=channels, BLOCK=block, ROWS=tile, HAS_RESIDUAL=added is not None, WRITE_STREAM=not own_stream,
+                num_warps=warps,
+            )  # fmt: skip
+        ctx.save_for_backward(stream, w, scale)
+        ctx.dtypes = (x.dtype, weight.dtype, None if residual is None else residual.dtype)
+        return y, stream.view_as(stream) if stream is x else stream
+
+    @staticmethod
+    def backward(ctx: Any, g_y: Tensor | None, g_stream: Tensor | None) -> Any:
+        stream, w, scale = ctx.saved_tensors
+        x_dtype, weight_dtype, residual_dtype = ctx.dtypes
+        channels = stream.shape[-1]
+        count = scale.numel()
+        g = torch.zeros(stream.shape, dtype=x_dtype, device=w.device) if g_y is None else g_y.contiguous()
+        g_stream = None if g_stream is None else g_stream.float().contiguous()
+        dx = torch.empty(stream.shape, dtype=x_dtype, device=w.device)
+        own = residual_dtype is not None and x_dtype != torch.float32
+        dr = torch.empty_like(stream) if own else dx
+        block, tile, warps = _tile(channels)
+        programs = min(triton.cdiv(count, tile), _BACKWARD_PROGRAMS)
+        dweight = torch.empty(programs, channels, dtype=torch.float32, device=w.device)
+        with _on(w.device):
+            norm_bwd_kernel[(programs,)](
+                stream, w, scale, g, g_stream if g_stream is not None else g, dx, dr, dweight, count,
+                D=channels, BLOCK=block, ROWS=tile, HAS_G_STREAM=g_stream is not None, WRITE_STREAM=own,
+                num_warps=warps,
+            )  # fmt: skip
+        found = (
+            dx,
+            dweight.sum(0).to(weight_dtype),
+            None if residual_dtype is None else dr.to(residual_dtype),
+        )
+        d_x, d_weight, d_residual = refuse_second_order("rms_norm", found)
+        return d_x, d_weight, None, d_residual
+
+
+def rms_norm_triton(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns (y in x.dtype, residual stream fp32), as `rms_norm_torch`; x and residual (..., D)."""
+    reason = unsupported_reason(x, weight, residual)
+    if reason is not None:
+        raise NotImplementedError(f'rms_norm: the triton backend does not run {reason}; use backend="torch"')
+    return _NormFn.apply(x, weight, eps, residual)

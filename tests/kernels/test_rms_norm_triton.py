@@ -1,0 +1,96 @@
+"""The Triton normalisation against the oracle, in Triton's interpreter (a process of its own) and on a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from mamba_bio_audio.kernels.rms_norm import rms_norm_ref  # noqa: E402
+from mamba_bio_audio.kernels.rms_norm_triton import rms_norm_triton, supports  # noqa: E402
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+INTERPRETER_WORKS = TRITON_VERSION >= (3, 7) or np.lib.NumpyVersion(np.__version__) < "2.4.0"
+
+FP32_ERROR = 1e-5  # relative L2
+BF16_ERROR_RATIO = 1.5  # error over that of the oracle in fp32 on the same inputs
+BF16_ERROR_RATIO_TRUNCATED = 3.0  # the interpreter truncates to bf16
+
+
+def check(
+    shape, *, residual=True, dtype=torch.float32, device="cpu", use_stream=True, ratio=BF16_ERROR_RATIO_TRUNCATED
+):
+    generator = torch.Generator().manual_seed(shape[-1])
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator).to(device)
+
+    inputs = {"x": normal(*shape).to(dtype), "weight": normal(shape[-1])}
+    if residual:
+        inputs["residual"] = normal(*shape)
+    g_y, g_stream = normal(*shape).to(dtype), normal(*shape)
+    found = []
+    for function, as_double in ((rms_norm_triton, False), (rms_norm_ref, True), (rms_norm_ref, False)):
+        leaves = {k: (v.double() if as_double else v).clone().requires_grad_() for k, v in inputs.items()}
+        y, stream = function(leaves["x"], leaves["weight"], 1e-5, leaves.get("residual"))
+        loss = (y.double() * g_y.double()).sum()
+        if use_stream:
+            loss = loss + (stream.double() * g_stream.double()).sum()
+        found.append([y.detach(), stream.detach(), *torch.autograd.grad(loss, list(leaves.values()))])
+    off, rounded = (
+        [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found[i], found[1], strict=True)] for i in (0, 2)
+    )
+    if dtype == torch.float32:
+        assert max(off) < FP32_ERROR, off
+    else:
+        assert all(a <= ratio * b + FP32_ERROR for a, b in zip(off, rounded, strict=True)), (off, rounded)
+    assert found[0][1].dtype == torch.float32
+
+
+@pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
+@pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
+def test_interpreted():
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    env.pop("PYTEST_XDIST_WORKER", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")
+class TestInterpreted:
+    @pytest.mark.parametrize("shape", [(1, 1), (2, 7, 5), (3, 64), (300, 16), (2, 3000)])
+    @pytest.mark.parametrize("residual", [True, False])
+    def test_shapes(self, shape, residual):
+        check(shape, residual=residual)
+
+    @pytest.mark.parametrize("residual", [True, False])
+    def test_bf16(self, residual):
+        check((2, 9, 33), residual=residual, dtype=torch.bfloat16)
+
+    def test_stream_unused(self):
+        check((5, 8), use_stream=False)
+
+
+def test_what_it_refuses():
+    assert supports(torch.zeros(2, 3), torch.zeros(3), None)
+    assert not supports(torch.zeros(2, 3, dtype=torch.float64), torch.zeros(3), None)
+    with pytest.raises(NotImplementedError, match="float64"):
+        rms_norm_triton(torch.zeros(2, 3, dtype=torch.float64), torch.zeros(3), 1e-5, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("shape", [(4000, 256), (3, 50, 1000), (7, 4096)])
+def test_gpu(shape, residual, dtype):
+    check(shape, residual=residual, dtype=dtype, device="cuda", ratio=BF16_ERROR_RATIO)

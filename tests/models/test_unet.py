@@ -307,7 +307,9 @@ def test_autocast_state_and_steps():
                 out = model(tokens[:, t : t + 1], state)
                 state = out.state
                 steps.append(out.logits)
+            first = model(tokens[:, :1]).state
     assert [x.dtype for x in leaves(state)] == [x.dtype for x in leaves(whole.state)]
+    assert [x.dtype for x in leaves(first)] == [x.dtype for x in leaves(whole.state)]
     assert state.tiers[0].queue.dtype == torch.bfloat16
     error = (whole.logits.float() - exact).norm()
     assert 0 < error < 0.1 * exact.norm()

@@ -1,0 +1,69 @@
+"""Settings of the audio data; free of torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class AudioDataConfig(BaseModel):
+    """Which recordings, how they are split, read and quantised."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["audio"] = Field(default="audio", description="Kind of data.")
+    path: str | list[str] | None = Field(
+        default=None,
+        description="WAV, FLAC, OGG or MP3 file, a list of them, or a folder with them, searched with its subfolders.",
+    )
+    intervals: str | None = Field(
+        default=None,
+        description="Splits: TSV with the header file, split, and optionally start0, end in samples at sample_rate_hz. "
+        "null: `intervals.tsv` in the folder of data.path if it has these columns, else the last files in natural "
+        "order, or with fewer than three files the last part of each.",
+    )
+    valid_fraction: float = Field(
+        default=0.06, ge=0, lt=1, description="Share of validation when there are no intervals."
+    )
+    test_fraction: float = Field(default=0.06, ge=0, lt=1, description="Share of test when there are no intervals.")
+    sample_rate_hz: int = Field(
+        default=16_000, ge=1000, le=384_000, description="Rate of the model; other recordings are resampled."
+    )
+    bits: int = Field(default=8, description="Depth of the quantiser, 8 to 12.")
+    quantizer: Literal["mu-law", "linear"] = Field(default="mu-law", description="Spacing of the levels.")
+    variant: Literal["standard", "sashimi"] = Field(
+        default="standard",
+        description="standard: fixed range [-1, 1]; sashimi: each window scaled to its own range, only to compare "
+        "likelihoods with papers.",
+    )
+    gain: float = Field(default=1.0, gt=0, description="Every recording is multiplied by this, then clipped.")
+    max_duration_s: float | None = Field(
+        default=None, gt=0, description="Only the beginning of each file, for clips of one length; null: all of it."
+    )
+    drop_short: bool = Field(
+        default=False, description="Leave windows shorter than train.length out of training instead of padding them."
+    )
+    pad_target: Literal["mask", "silence"] = Field(
+        default="mask",
+        description="Padding in training is not scored, or scored as silence, so that a model knows what follows the "
+        "end of a clip. Evaluation never scores it.",
+    )
+    bad_files: Literal["error", "exclude"] = Field(
+        default="error", description="What to do with files that cannot be used: stop, or leave out and list them."
+    )
+    num_workers: int = Field(default=0, ge=0, le=256, description="Processes that read data beside the main one.")
+
+    @field_validator("bits")
+    @classmethod
+    def _trainable_depth(cls, bits: int) -> int:
+        if not 8 <= bits <= 12:
+            raise ValueError(
+                f"choose 8 to 12 bits: {bits} bits would be {2**bits if 0 <= bits <= 32 else 'too many'} classes per "
+                "sample" + (", which cannot be trained at audio lengths" if bits > 12 else ", too coarse for audio")
+            )
+        return bits
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> "AudioDataConfig":
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("valid_fraction + test_fraction must stay below 1")
+        return self

@@ -1,0 +1,362 @@
+"""Batches of audio for training, windows for evaluation, and the numbers that describe a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
+from mamba_bio_audio.pipelines.audio.files import AudioFile, list_files, open_files
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.audio.splits import (
+    INTERVALS_NAME,
+    SPLITS,
+    Span,
+    has_split_columns,
+    read_splits,
+    split_by_share,
+)
+from mamba_bio_audio.pipelines.audio.windows import (
+    AudioWindows,
+    EvaluationWindows,
+    evaluation_windows,
+    evenly_spaced,
+    tile,
+)
+
+IGNORED = -100
+# Streams of random numbers that share a seed.
+_ORDER_STREAM = 1
+# With more files, results per file would be a wall of numbers, and batches of many small groups slow.
+_MAX_GROUPS = 16
+
+
+class Recordings:
+    """The files of a data set as levels."""
+
+    def __init__(self, files: Sequence[AudioFile], codec: AudioCodec, gain: float = 1.0) -> None:
+        self.files = list(files)
+        self.codec = codec
+        self.gain = gain
+
+    def audio(self, span: Span) -> NDArray[np.float32]:
+        """Samples of a span, mono, at the codec's rate, multiplied by the gain."""
+        samples = self.files[span.file].read(span.start, span.stop, self.codec.sample_rate_hz)
+        return samples if self.gain == 1 else samples * np.float32(self.gain)
+
+    def ids(self, span: Span) -> NDArray[np.uint8 | np.int16]:
+        """Levels of a span; in the quantiser's variant `sashimi` it is scaled by itself."""
+        return self.codec.encode(self.audio(span))
+
+
+class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
+    """An endless stream of training batches, the same whatever the number of workers.
+
+    Sample i, counted over all ranks from the start of training, is window k = i mod n of the permutation of
+    epoch i // n, which depends on (seed, i) alone. Rank r of R takes samples r, r + R, ... after `start_sample`. A
+    worker yields whole batches, every W-th one, and DataLoader takes them from its workers in turn.
+    """
+
+    def __init__(
+        self,
+        windows: AudioWindows,
+        recordings: Recordings,
+        *,
+        batch_size: int,
+        seed: int,
+        score_padding: bool = False,
+        start_sample: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.windows = windows
+        self.recordings = recordings
+        self.batch_size = batch_size
+        self.seed = seed
+        self.score_padding = score_padding
+        self.start_sample = start_sample
+        self.rank = rank
+        self.world_size = world_size
+        self._epoch = -1
+        self._order: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+
+    def window_index(self, sample: int) -> int:
+        """Which window is sample number i."""
+        epoch, position = divmod(sample, len(self.windows))
+        if epoch != self._epoch:
+            bits = np.random.Philox(key=[self.seed, _ORDER_STREAM], counter=[0, 0, 0, epoch])
+            self._order = np.random.Generator(bits).permutation(np.arange(len(self.windows), dtype=np.int32))
+            self._epoch = epoch
+        return int(self._order[position])
+
+    def ids_of(self, sample: int) -> NDArray[np.uint8 | np.int16]:
+        """Levels of sample number i, (1 .. L,)."""
+        return self.recordings.ids(self.windows[self.window_index(sample)])
+
+    def batch(self, number: int) -> dict[str, torch.Tensor]:
+        """Batch `number` of this rank: tokens and targets, (B, L)."""
+        first = self.start_sample + number * self.batch_size * self.world_size + self.rank
+        samples = range(first, first + self.batch_size * self.world_size, self.world_size)
+        return pad_and_shift(
+            [self.ids_of(sample) for sample in samples],
+            self.windows.length,
+            self.recordings.codec.zero_level,
+            self.score_padding,
+        )
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        while True:
+            yield self.batch(number)
+            number += step
+
+
+class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
+    """Windows of a split, one by one: tokens (L,), targets (L,), and `group`, an index into `group_names`."""
+
+    def __init__(self, windows: AudioWindows, recordings: Recordings) -> None:
+        self.windows = windows
+        self.recordings = recordings
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        span = self.windows[index]
+        rows = pad_and_shift([self.recordings.ids(span)], self.windows.length, self.recordings.codec.zero_level)
+        example = {name: row[0] for name, row in rows.items()}
+        example["group"] = torch.tensor(span.file if len(self.recordings.files) <= _MAX_GROUPS else 0)
+        return example
+
+
+class AudioDataModule(LightningDataModule):
+    """Training batches and evaluation windows of recordings.
+
+    Args:
+        config: which data.
+        length: samples per window, L.
+        batch_size: windows per batch and rank.
+        seed: of the order of training windows.
+        start_sample: training samples (windows) already consumed, over all ranks; a resumed run continues with the
+            next.
+        rank, world_size: this process among those that train together.
+
+    Attributes:
+        codec: the quantiser.
+        recordings, spans, windows: set by `setup()`; spans are those of each split.
+        excluded: what was wrong with files left out, by name.
+        skipped_windows: training windows left out because they are short.
+    """
+
+    recordings: Recordings
+    spans: dict[str, list[Span]]
+    windows: AudioWindows
+
+    def __init__(
+        self,
+        config: AudioDataConfig,
+        *,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start_sample: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__()
+        if length < 1 or batch_size < 1 or not 0 <= rank < world_size or start_sample < 0 or not 0 <= seed < 2**63:
+            raise ValueError(
+                "needs length >= 1, batch_size >= 1, 0 <= rank < world_size, start_sample >= 0, 0 <= seed < "
+                f"2^63; got {length}, {batch_size}, {rank} of {world_size}, {start_sample}, {seed}"
+            )
+        self.config = config
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_sample = start_sample
+        self.rank = rank
+        self.world_size = world_size
+        self.codec = AudioCodec(config.bits, config.quantizer, config.variant, config.sample_rate_hz)
+        self.excluded: dict[str, str] = {}
+        self.skipped_windows = 0
+        self.split_source = ""
+        self._evaluation: dict[str, EvaluationWindows] = {}
+        self._ready = False
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the files' headers, read or make the splits, lay out the training windows, before workers start."""
+        if self._ready:
+            return
+        config = self.config
+        if not config.path:
+            raise InputError(
+                "data.path is not set: give an audio file, a list of them, or a folder. For example "
+                "--set data.path=recordings"
+            )
+        files, self.excluded = open_files(list_files(config.path), config.bad_files)
+        self.recordings = Recordings(files, self.codec, config.gain)
+        sizes = [file.num_samples(config.sample_rate_hz) for file in files]
+        if config.max_duration_s is not None:
+            most = max(1, round(config.max_duration_s * config.sample_rate_hz))
+            sizes = [min(size, most) for size in sizes]
+        listed = self._intervals()
+        if listed is None:
+            self.spans, made = split_by_share(sizes, config.valid_fraction, config.test_fraction)
+            self.split_source = f"{made}: train, valid {config.valid_fraction:.0%}, test {config.test_fraction:.0%}"
+        else:
+            self.spans = read_splits(listed, files, sizes)
+            self.split_source = listed
+        windows = tile(self.spans["train"], self.length)
+        kept = windows.select(windows.size == self.length) if config.drop_short else windows
+        self.windows, self.skipped_windows = kept, len(windows) - len(kept)
+        self._ready = True
+
+    @property
+    def group_names(self) -> list[str]:
+        """Names of the groups in evaluation batches: the files, or one for all when there are many."""
+        self.setup()
+        files = self.recordings.files
+        return [file.name for file in files] if len(files) <= _MAX_GROUPS else ["all"]
+
+    def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        """Endless batches of int64 tokens (B, L) and targets (B, L), -100 on padding."""
+        self.setup()
+        if not len(self.windows):
+            raise InputError(
+                f"data.path: no window to train on: {self.samples('train'):,} samples in the training split, "
+                f"{self.skipped_windows:,} windows shorter than train.length {self.length} skipped. "
+                "Check the files and the splits, or set data.drop_short=false."
+            )
+        stream = TrainingStream(
+            self.windows,
+            self.recordings,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            score_padding=self.config.pad_target == "silence",
+            start_sample=self.start_sample,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        return self._loader(stream, batch_size=None)
+
+    def evaluation_windows(self, split: str) -> EvaluationWindows:
+        """Windows that score each sample of a split once."""
+        self.setup()
+        if split not in SPLITS:
+            raise InputError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
+        if split not in self._evaluation:
+            self._evaluation[split] = evaluation_windows(self.spans[split], self.length)
+        return self._evaluation[split]
+
+    def evaluation_dataset(self, split: str, max_tokens: int | None = None) -> EvaluationDataset:
+        """Examples of a split, always the same.
+
+        Args:
+            split: train, valid or test.
+            max_tokens: keep only so many windows, evenly spaced, that their positions are at most this many
+                (one at least).
+        """
+        windows = self.evaluation_windows(split).windows
+        if not len(windows):
+            raise InputError(f"the {split} split has no sample. Check the splits: {self.split_source}.")
+        if max_tokens is not None:
+            windows = windows.select(evenly_spaced(len(windows), max(1, max_tokens // self.length)))
+        return EvaluationDataset(windows, self.recordings)
+
+    def evaluation_dataloader(
+        self, split: str, batch_size: int | None = None, max_tokens: int | None = None
+    ) -> DataLoader[dict[str, torch.Tensor]]:
+        """Batches {tokens (B, L), targets (B, L), group (B,)} of a split in fixed order; this rank's share of them.
+
+        The shares are disjoint and complete, so sums over ranks are exact; keep Lightning's own sampler off.
+        """
+        dataset = self.evaluation_dataset(split, max_tokens)
+        share = dataset if self.world_size == 1 else Subset(dataset, range(self.rank, len(dataset), self.world_size))
+        return self._loader(share, batch_size=batch_size or self.batch_size)
+
+    def evaluation_spans(self, split: str) -> list[Span]:
+        """A split as (file, start, stop) in samples."""
+        self.setup()
+        return list(self.spans[split])
+
+    def samples(self, split: str) -> int:
+        """Samples in a split."""
+        return sum(span.stop - span.start for span in self.evaluation_spans(split))
+
+    def summary(self) -> dict[str, Any]:
+        """The data set in numbers, ready for JSON."""
+        self.setup()
+        files, rate = self.recordings.files, self.config.sample_rate_hz
+        return {
+            "files": len(files),
+            "seconds": round(sum(file.frames / file.native_rate_hz for file in files), 3),
+            "native_rates_hz": sorted({file.native_rate_hz for file in files}),
+            "channels": sorted({file.channels for file in files}),
+            "sample_rate_hz": rate,
+            "quantizer": self.codec.description,
+            "gain": self.config.gain,
+            "split_source": self.split_source,
+            "splits": {
+                split: {
+                    "files": len({span.file for span in self.spans[split]}),
+                    "samples": self.samples(split),
+                    "seconds": round(self.samples(split) / rate, 3),
+                    "evaluation_windows": len(self.evaluation_windows(split).windows),
+                }
+                for split in SPLITS
+            },
+            "length": self.length,
+            "training_windows": len(self.windows),
+            "skipped_windows": self.skipped_windows,
+            "pad_target": self.config.pad_target,
+            "excluded_files": self.excluded,
+        }
+
+    def _intervals(self) -> str | None:
+        """The list of splits, if there is one."""
+        given, path = self.config.intervals, self.config.path
+        if given is not None:
+            given = os.path.expanduser(given)
+            if not os.path.isfile(given):
+                raise InputError(f"data.intervals: {given}: there is no such file.")
+            return given
+        if isinstance(path, str):
+            inside = os.path.join(os.path.expanduser(path), INTERVALS_NAME)
+            if os.path.isfile(inside) and has_split_columns(inside):
+                return inside
+        return None
+
+    def _loader(self, dataset: Any, batch_size: int | None) -> DataLoader[dict[str, torch.Tensor]]:
+        workers = self.config.num_workers
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def pad_and_shift(
+    rows: Sequence[NDArray[np.uint8 | np.int16]], length: int, zero_level: int, score_padding: bool = False
+) -> dict[str, torch.Tensor]:
+    """Inputs zero, q0 .. q(L-2) and targets q0 .. q(L-1) of rows of up to L levels, padded on the right.
+
+    Returns:
+        tokens, targets: int64 (B, L); beyond a row's end the targets are -100, or with `score_padding` the zero level.
+    """
+    targets = np.full((len(rows), length), zero_level if score_padding else IGNORED, dtype=np.int64)
+    tokens = np.full((len(rows), length), zero_level, dtype=np.int64)
+    for target, token, values in zip(targets, tokens, rows, strict=True):
+        target[: len(values)] = values
+        token[1 : len(values) + 1] = values[: length - 1]
+    return {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}

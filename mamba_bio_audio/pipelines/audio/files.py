@@ -1,0 +1,239 @@
+"""Recordings on disk: windowed reads as mono at one rate, and what is wrong with a file.
+
+Only the samples of a window are decoded, whatever the rate. Resampling is torchaudio's windowed sinc, evaluated for
+whole periods of the two rates around the window, so that windows equal pieces of the resampled whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from mamba_bio_audio.errors import InputError
+
+# Suffix -> containers that belong to it, as libsndfile names them.
+FORMATS = {
+    ".wav": {"WAV", "WAVEX", "RF64"},
+    ".flac": {"FLAC"},
+    ".ogg": {"OGG"},
+    ".mp3": {"MP3"},
+}
+_BLOCK = 1 << 20
+_MAX_KERNEL = 1 << 26
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """One recording.
+
+    Attributes:
+        path: where it lies.
+        name: relative to the folder that was asked for, with forward slashes.
+        frames: samples per channel at its own rate.
+        native_rate_hz: its own rate.
+        channels: mixed to one by their mean.
+    """
+
+    path: str
+    name: str
+    frames: int
+    native_rate_hz: int
+    channels: int
+
+    def num_samples(self, rate_hz: int) -> int:
+        """Samples at a rate: frames times the ratio of the rates, rounded up."""
+        return -(-self.frames * rate_hz // self.native_rate_hz)
+
+    def read(self, start: int, stop: int, rate_hz: int) -> NDArray[np.float32]:
+        """Samples [start, stop) at a rate, mono float32.
+
+        Raises:
+            InputError: naming file and position, for samples that are missing, NaN or infinite.
+        """
+        if not 0 <= start <= stop <= self.num_samples(rate_hz):
+            raise ValueError(f"{self.name}: samples {start}..{stop} of {self.num_samples(rate_hz)}")
+        if start == stop:
+            return np.zeros(0, np.float32)
+        if rate_hz == self.native_rate_hz:
+            return self._native(start, stop)
+        import torch
+
+        resampler = _resampler(self.native_rate_hz, rate_hz, self.path)
+        common = math.gcd(self.native_rate_hz, rate_hz)
+        per_period, out_per_period = self.native_rate_hz // common, rate_hz // common
+        # An output reads `width` inputs before and after its own period.
+        margin = -(-resampler.width // per_period)
+        first, last = start // out_per_period - margin, -(-stop // out_per_period) + margin
+        native = self._native(first * per_period, last * per_period)
+        resampled = resampler(torch.from_numpy(native)).numpy()
+        offset = first * out_per_period
+        return resampled[start - offset : stop - offset].copy()
+
+    def _native(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Frames [start, stop) at the file's own rate, zeros before its begin and after its end."""
+        low, high = max(start, 0), min(stop, self.frames)
+        out = np.zeros(stop - start, np.float32)
+        if low < high:
+            try:
+                with soundfile.SoundFile(self.path) as file:
+                    file.seek(low)
+                    found = file.read(high - low, dtype="float32", always_2d=True)
+            except (soundfile.SoundFileError, OSError) as error:
+                raise InputError(f"{self.path}: cannot be decoded at sample {low} ({error}). {_REPLACE}") from error
+            if len(found) < high - low:
+                raise InputError(
+                    f"{self.path}: truncated: the header promises {self.frames} samples, decoding ends at "
+                    f"{low + len(found)}. {_REPLACE}"
+                )
+            mono = found[:, 0] if found.shape[1] == 1 else found.mean(1, dtype=np.float32)
+            if not np.isfinite(mono).all():
+                position = low + int(np.flatnonzero(~np.isfinite(mono))[0])
+                raise InputError(f"{self.path}: NaN or infinite sample at {position}. {_REPLACE}")
+            out[low - start : high - start] = mono
+        return out
+
+
+_REPLACE = "Replace the file, or leave it out with data.bad_files=exclude or by the list of splits."
+
+
+@lru_cache(maxsize=8)
+def _resampler(native_rate_hz: int, rate_hz: int, path: str = "") -> Any:
+    """torchaudio's resampler with its kernel made once."""
+    common = math.gcd(native_rate_hz, rate_hz)
+    if (native_rate_hz // common) * (rate_hz // common) > _MAX_KERNEL:
+        raise InputError(
+            f"{path}: {native_rate_hz} Hz to {rate_hz} Hz has no short period (greatest common divisor {common}); "
+            f"resample it to a usual rate first, or choose data.sample_rate_hz={native_rate_hz}"
+        )
+    import torch
+    from torchaudio.transforms import Resample
+
+    # Single precision would place the taps only to about 1e-5 of a sample.
+    return Resample(native_rate_hz, rate_hz, dtype=torch.float64).float()
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sort key by which 2.wav comes before 10.wav."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
+    """(path, name) of the recordings behind `data.path`, in natural order of their names.
+
+    Raises:
+        InputError: a path is missing, a folder has no recording, two files have one name.
+    """
+    found: list[tuple[str, str]] = []
+    for given in [paths] if isinstance(paths, str) else paths:
+        path = Path(os.path.expanduser(given))
+        if path.is_dir():
+            inside = [
+                entry
+                for entry in path.rglob("*")
+                if entry.suffix.lower() in FORMATS and entry.is_file() and not entry.name.startswith(".")
+            ]
+            if not inside:
+                raise InputError(f"data.path: {given}: no {', '.join(FORMATS)} file in this folder or below it.")
+            found += [(str(entry), entry.relative_to(path).as_posix()) for entry in inside]
+        elif path.is_file():
+            found.append((str(path), path.name))
+        else:
+            raise InputError(f"data.path: {given}: no such file or folder.")
+    found.sort(key=lambda entry: natural_key(entry[1]))
+    for (path_a, name), (path_b, other) in itertools.pairwise(found):
+        if name == other:
+            raise InputError(f"data.path: {path_a} and {path_b} have the same name; give their common folder instead.")
+    return found
+
+
+def open_file(path: str, name: str | None = None) -> AudioFile:
+    """Read a file's header.
+
+    Raises:
+        InputError: naming the file: not audio, wrong extension, fewer than two samples, cut short.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError(f"{path}: the extension is none of {', '.join(FORMATS)}.")
+    size = os.path.getsize(path) if os.path.exists(path) else None
+    if size is None:
+        raise InputError(f"{path}: no such file.")
+    if size == 0:
+        raise InputError(f"{path}: zero length. {_REPLACE}")
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"{path}: not readable as {suffix[1:].upper()} ({_reason(error)}). {_REPLACE}") from error
+    if info.format not in FORMATS[suffix]:
+        raise InputError(f"{path}: wrong extension: the contents are {info.format}. Rename the file.")
+    missing = _missing_bytes(path, size)
+    if missing:
+        raise InputError(f"{path}: truncated: {missing} bytes fewer than its header promises. {_REPLACE}")
+    if info.frames < 2:
+        text = "no sample" if info.frames < 1 else "one sample"
+        raise InputError(f"{path}: holds {text}. {_REPLACE}")
+    return AudioFile(str(path), name or Path(path).name, info.frames, info.samplerate, info.channels)
+
+
+def open_files(paths: Iterable[tuple[str, str]], bad_files: str = "error") -> tuple[list[AudioFile], dict[str, str]]:
+    """Headers of all files, and with `bad_files="exclude"` what was wrong with those left out, by name.
+
+    Raises:
+        InputError: with `bad_files="error"`, naming every file that cannot be used; or none can.
+    """
+    files, problems = [], {}
+    for path, name in paths:
+        try:
+            files.append(open_file(path, name))
+        except InputError as error:
+            problems[name] = str(error)
+    if problems and (bad_files == "error" or not files):
+        shown = list(problems.values())[:20]
+        more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        raise InputError(
+            f"data.path: {len(problems)} of {len(problems) + len(files)} files cannot be used:\n  "
+            + "\n  ".join([*shown, *more])
+            + "\nReplace them, or leave them out with data.bad_files=exclude."
+        )
+    return files, problems
+
+
+def probe(path: str) -> AudioFile:
+    """Decode a whole file in blocks, to find what only its samples tell.
+
+    Raises:
+        InputError: as `open_file`, and for data that ends early, NaN and infinite samples, with their position.
+    """
+    file = open_file(path)
+    for start in range(0, file.frames, _BLOCK):
+        file._native(start, min(start + _BLOCK, file.frames))
+    return file
+
+
+def _missing_bytes(path: str, size: int) -> int:
+    """Bytes that a RIFF header promises and the file does not have; libsndfile reads such files silently."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head[:4] != b"RIFF":
+        return 0
+    promised = int.from_bytes(head[4:8], "little")
+    # Writers to a pipe leave 0 or the largest number.
+    if promised in (0, 0xFFFFFFFF) or promised >= 0x7FFFFFF0:
+        return 0
+    # One byte may be the padding of an odd last chunk.
+    return max(0, promised + 8 - size - 1)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split(": ")[-1].strip().rstrip(".")

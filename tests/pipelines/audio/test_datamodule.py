@@ -1,0 +1,264 @@
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from pydantic import ValidationError
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
+from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule, pad_and_shift
+
+L = 64
+SHARED = Path("/work/shared/data")
+
+
+def module(path, *, length: int = L, batch_size: int = 4, seed: int = 0, **options) -> AudioDataModule:
+    where = {name: options.pop(name) for name in ("start_sample", "rank", "world_size") if name in options}
+    return AudioDataModule(
+        AudioDataConfig(path=path, **options), length=length, batch_size=batch_size, seed=seed, **where
+    )
+
+
+def batches(data: AudioDataModule, count: int) -> list[dict[str, torch.Tensor]]:
+    return list(itertools.islice(data.train_dataloader(), count))
+
+
+def rows(found: list[dict[str, torch.Tensor]], name: str = "targets") -> list[list[int]]:
+    return torch.cat([batch[name] for batch in found]).tolist()
+
+
+@pytest.fixture
+def folder(write_audio, tmp_path) -> str:
+    for number in range(1, 21):
+        write_audio(f"d/{number}.wav", 500 + number, seed=number)
+    return str(tmp_path / "d")
+
+
+def levels(path: str, **options) -> np.ndarray:
+    from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+
+    return AudioCodec(**options).encode(soundfile.read(path, dtype="float32")[0])
+
+
+def test_pad_and_shift() -> None:
+    batch = pad_and_shift([np.array([5, 6, 7], np.uint8), np.array([9], np.uint8)], 3, 128)
+    assert batch["tokens"].tolist() == [[128, 5, 6], [128, 9, 128]]
+    assert batch["targets"].tolist() == [[5, 6, 7], [9, -100, -100]]
+    assert batch["tokens"].dtype == batch["targets"].dtype == torch.int64
+    batch = pad_and_shift([np.array([9, 2047], np.int16)], 4, 2048, score_padding=True)
+    assert batch["tokens"].tolist() == [[2048, 9, 2047, 2048]]
+    assert batch["targets"].tolist() == [[9, 2047, 2048, 2048]]
+
+
+def test_batches_are_windows_of_the_training_split(folder: str) -> None:
+    """Every sample of the training files is a target once an epoch; inputs begin with the zero level."""
+    data = module(folder)
+    data.setup()
+    count = len(data.windows)
+    found = batches(data, -(-count // 4))
+    targets, tokens = np.array(rows(found)[:count]), np.array(rows(found, "tokens")[:count])
+    assert (tokens[:, 0] == 128).all()
+    inside = targets[:, :-1] >= 0
+    assert (tokens[:, 1:][inside] == targets[:, :-1][inside]).all()
+    expected = []
+    for number in range(1, 18):  # int(0.88 * 20) files
+        ids = levels(f"{folder}/{number}.wav").tolist()
+        expected += [ids[low : low + L] for low in range(0, len(ids), L)]
+    assert sorted([x for x in row if x >= 0] for row in targets.tolist()) == sorted(expected)
+    assert targets[targets < 0].size == count * L - data.samples("train")
+    assert set(targets[targets < 0]) == {-100}
+
+
+def test_each_epoch_is_another_permutation(folder: str) -> None:
+    stream = module(folder).train_dataloader().dataset
+    count = len(stream.windows)
+    epochs = [[stream.window_index(epoch * count + k) for k in range(count)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    other = module(folder, seed=1).train_dataloader().dataset
+    assert [other.window_index(k) for k in range(count)] != epochs[0]
+
+
+def test_resume_equals_uninterrupted(folder: str) -> None:
+    # More than an epoch, with another batch size after the interruption.
+    whole = rows(batches(module(folder), 100))
+    assert len(whole) > len(module(folder).train_dataloader().dataset.windows)
+    first = rows(batches(module(folder), 37))
+    rest = module(folder, start_sample=37 * 4, batch_size=7)
+    assert [*first, *rows(batches(rest, 36))] == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(folder: str, workers: int) -> None:
+    alone, together = batches(module(folder), 10), batches(module(folder, num_workers=workers), 10)
+    assert rows(alone) == rows(together)
+    evaluated = [rows(list(module(folder, num_workers=n).evaluation_dataloader("valid", 4))) for n in (0, workers)]
+    assert evaluated[0] == evaluated[1]
+
+
+def test_ranks_share_the_stream(folder: str) -> None:
+    alone = rows(batches(module(folder, batch_size=8), 10))
+    ranks = [rows(batches(module(folder, batch_size=4, rank=rank, world_size=2), 10)) for rank in (0, 1)]
+    assert [row for pair in zip(*ranks, strict=True) for row in pair] == alone
+    whole = [example["targets"].tolist() for example in module(folder).evaluation_dataset("test")]
+    shares = [rows(list(module(folder, rank=rank, world_size=3).evaluation_dataloader("test", 2))) for rank in range(3)]
+    assert sorted(itertools.chain(*shares)) == sorted(whole)
+
+
+def test_evaluation_scores_every_sample_once(folder: str) -> None:
+    data = module(folder)
+    assert [data.samples(split) for split in ("train", "valid", "test")] == [
+        sum(500 + n for n in numbers) for numbers in (range(1, 18), [18], [19, 20])
+    ]
+    for split in ("train", "valid", "test"):
+        scored = sum(int((batch["targets"] != -100).sum()) for batch in data.evaluation_dataloader(split, 5))
+        assert scored == data.samples(split) == data.evaluation_windows(split).scored
+    first = data.evaluation_dataset("valid")[0]
+    assert first["targets"].tolist() == levels(f"{folder}/18.wav")[:L].tolist()
+    assert len(data.evaluation_dataset("train", max_tokens=10 * L)) == 10
+    assert len(data.evaluation_dataset("train", max_tokens=1)) == 1
+    with pytest.raises(InputError, match="not 'dev'"):
+        data.evaluation_dataset("dev")
+
+
+def test_groups_are_files_while_they_are_few(folder: str, write_audio) -> None:
+    assert module(folder).group_names == ["all"]
+    assert {int(x["group"]) for x in module(folder).evaluation_dataset("test")} == {0}
+    paths = [write_audio(f"e/{name}.wav", 1000) for name in "ab"]
+    data = module(paths, valid_fraction=0.2, test_fraction=0.2)
+    assert data.group_names == ["a.wav", "b.wav"]
+    scored = {0: 0, 1: 0}
+    for example in data.evaluation_dataset("test"):
+        scored[int(example["group"])] += int((example["targets"] != -100).sum())
+    assert scored == {0: 200, 1: 200}
+
+
+def test_padding_can_be_learnt_as_silence_but_is_never_evaluated(folder: str) -> None:
+    data = module(folder, pad_target="silence")
+    found = batches(data, 30)
+    assert all((batch["targets"] >= 0).all() for batch in found)
+    short = [row for row in rows(found) if row[-20:] == [128] * 20]
+    assert short
+    assert any((batch["targets"] == -100).any() for batch in data.evaluation_dataloader("train", 4))
+
+
+def test_short_windows_can_be_left_out(folder: str) -> None:
+    data = module(folder, drop_short=True)
+    assert all((batch["targets"] >= 0).all() for batch in batches(data, 30))
+    # 12.wav has 512 samples, 8 whole windows.
+    assert data.skipped_windows == 16
+    assert data.evaluation_windows("train").scored == data.samples("train")
+    with pytest.raises(InputError, match=r"no window to train on: 8,653 samples.*17 windows shorter.*drop_short=false"):
+        module(folder, length=600, drop_short=True).train_dataloader()
+
+
+def test_other_rates_depths_and_gains(write_audio) -> None:
+    path = write_audio("a.flac", 44_100, 44_100, channels=2)
+    data = module(path, bits=12, gain=0.25, length=1000, quantizer="linear")
+    assert sum(data.samples(split) for split in ("train", "valid", "test")) == 16_000
+    batch = batches(data, 3)[0]
+    assert (batch["tokens"][:, 0] == 2048).all()
+    audio = data.codec.decode(batch["targets"][0].numpy())
+    assert 0.1 < abs(audio).max() < 0.26
+    summary = data.summary()
+    assert summary["quantizer"] == "linear 12 bit standard"
+    assert summary["native_rates_hz"] == [44_100]
+    assert summary["channels"] == [2]
+    assert summary["seconds"] == 1
+
+
+def test_sashimi_scales_every_window_by_itself(folder: str) -> None:
+    data = module(folder, variant="sashimi")
+    for row in rows(batches(data, 3)):
+        known = [x for x in row if x >= 0]
+        assert min(known) == 0
+        assert max(known) >= 254
+
+
+def test_only_the_beginning_of_each_file(folder: str) -> None:
+    data = module(folder, max_duration_s=0.01)
+    assert data.samples("train") == 17 * 160
+    targets = {tuple(x for x in e["targets"].tolist() if x >= 0) for e in data.evaluation_dataset("valid")}
+    assert sum(map(len, targets)) == 160
+
+
+def test_list_of_splits_beside_the_files(folder: str, tmp_path: Path) -> None:
+    listed = tmp_path / "d" / "intervals.tsv"
+    listed.write_text("file\tsplit\n3.wav\ttrain\n5.wav\tvalid\n")
+    data = module(folder)
+    assert [data.samples(split) for split in ("train", "valid", "test")] == [503, 505, 0]
+    assert data.summary()["split_source"] == str(listed)
+    with pytest.raises(InputError, match="test split has no sample"):
+        data.evaluation_dataset("test")
+    other = tmp_path / "other.tsv"
+    other.write_text("file\tsplit\n7.wav\ttrain\n")
+    assert module(folder, intervals=str(other)).samples("train") == 507
+    with pytest.raises(InputError, match=r"data\.intervals: .*nowhere"):
+        module(folder, intervals="nowhere.tsv").setup()
+
+
+def test_bad_files_are_named_or_left_out(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "d" / "4.wav").write_bytes(b"")
+    with pytest.raises(InputError, match=r"1 of 20 files(?s:.*)4\.wav: zero length"):
+        module(folder).setup()
+    data = module(folder, bad_files="exclude")
+    assert list(data.summary()["excluded_files"]) == ["4.wav"]
+    assert data.summary()["files"] == 19
+    with pytest.raises(InputError, match=r"data\.path is not set"):
+        module(None).setup()
+
+
+def test_arguments_are_checked(folder: str) -> None:
+    for wrong in ({"length": 0}, {"batch_size": 0}, {"rank": 1}, {"start_sample": -1}, {"seed": -1}):
+        with pytest.raises(ValueError, match="rank < world_size"):
+            module(folder, **wrong)
+
+
+def test_config_refuses_depths_that_cannot_be_trained() -> None:
+    with pytest.raises(ValidationError, match="8 to 12 bits: 16 bits would be 65536 classes"):
+        AudioDataConfig(bits=16)
+    with pytest.raises(ValidationError, match="too coarse"):
+        AudioDataConfig(bits=4)
+    with pytest.raises(ValidationError, match="stay below 1"):
+        AudioDataConfig(valid_fraction=0.5, test_fraction=0.5)
+    assert AudioDataConfig.model_validate(AudioDataConfig(bits=10).model_dump(mode="json")).bits == 10
+
+
+def test_imports_are_light() -> None:
+    """The settings need no torch; DNA needs neither torchaudio nor soundfile."""
+    for imported, absent in (
+        ("mamba_bio_audio.pipelines.audio.config", ("torch", "soundfile", "numpy")),
+        ("mamba_bio_audio.pipelines.dna.datamodule", ("torchaudio", "soundfile")),
+    ):
+        code = f"import sys, {imported}; assert not {set(absent)!r} & set(sys.modules)"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not (SHARED / "piano").is_dir(), reason="shared data not here")
+def test_shared_piano() -> None:
+    data = module(str(SHARED / "piano"), length=8192)
+    assert data.summary()["splits"]["train"]["files"] == 8
+    batch = batches(data, 1)[0]
+    assert batch["targets"].shape == (4, 8192)
+    assert (batch["targets"] != batch["targets"][:, :1]).any()
+    decoded = data.codec.decode(batch["targets"].clamp(min=0).numpy())
+    assert 0.01 < abs(decoded).max() < 0.95
+
+
+@pytest.mark.skipif(not (SHARED / "sc09").is_dir(), reason="shared data not here")
+def test_shared_digits() -> None:
+    data = module(str(SHARED / "sc09" / "fsdd_8k"), length=16_000, max_duration_s=1.0)
+    data.setup()
+    assert len(data.recordings.files) == 2500
+    assert sum(len(data.evaluation_windows(split).windows) for split in ("train", "valid", "test")) == 2500
+    batch = batches(data, 1)[0]
+    share = (batch["targets"] != -100).float().mean()
+    assert 0.1 < share < 0.9
+    same = module(str(SHARED / "sc09" / "speech_commands_16k"), length=16_000)
+    assert same.summary()["native_rates_hz"] == [16_000]

@@ -180,6 +180,8 @@ def open_file(path: str, name: str | None = None) -> AudioFile:
     missing = _missing_bytes(path, size)
     if missing:
         raise InputError(f"{path}: truncated: {missing} bytes fewer than its header promises. {_REPLACE}")
+    if suffix == ".ogg" and not _ogg_ends(path, size):
+        raise InputError(f"{path}: truncated: the last page does not end the stream. {_REPLACE}")
     if info.frames < 2:
         text = "no sample" if info.frames < 1 else "one sample"
         raise InputError(f"{path}: holds {text}. {_REPLACE}")
@@ -228,11 +230,21 @@ def _missing_bytes(path: str, size: int) -> int:
     if head[:4] != b"RIFF":
         return 0
     promised = int.from_bytes(head[4:8], "little")
-    # Writers to a pipe leave 0 or the largest number.
-    if promised in (0, 0xFFFFFFFF) or promised >= 0x7FFFFFF0:
+    # Writers to a pipe leave 0, or the largest number that is signed or unsigned.
+    if promised == 0 or promised >= 0x7FFFFFF0:
         return 0
     # One byte may be the padding of an odd last chunk.
     return max(0, promised + 8 - size - 1)
+
+
+def _ogg_ends(path: str, size: int) -> bool:
+    """Does the last page carry the flag of the end? Ogg says nowhere how long it is."""
+    with open(path, "rb") as file:
+        # A page has at most 65,307 bytes.
+        file.seek(max(0, size - 65_307))
+        tail = file.read()
+    page = tail.rfind(b"OggS")
+    return 0 <= page < len(tail) - 5 and bool(tail[page + 5] & 4)
 
 
 def _reason(error: Exception) -> str:

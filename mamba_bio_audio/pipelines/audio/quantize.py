@@ -108,7 +108,6 @@ class AudioCodec:
         if self.quantizer == "mu-law" and self.variant == "standard":
             return self._expand(2 * (level - 0.5) / mu - 1)
         edges = 2 * (level - 0.005) / (self.vocab_size - 0.01) - 1
-        edges[self.zero_level - 1] = 0.0  # exactly, by symmetry
         return self._expand(edges) if self.quantizer == "mu-law" else edges
 
     def _decoded(self) -> NDArray[np.float32]:

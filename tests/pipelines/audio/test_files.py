@@ -99,7 +99,7 @@ def damage(path: str, suffix: str) -> None:
     Path(path).write_bytes(content[: len(content) * 6 // 10])
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_truncated_files_are_named(write_audio, suffix):
     path = write_audio(f"cut.{suffix}", 50_000)
     probe(path)
@@ -115,6 +115,13 @@ def test_reading_a_truncated_window_names_the_file(write_audio):
     assert len(file.read(0, 1000, 16_000)) == 1000
     with pytest.raises(InputError, match=r"cut\.flac: (truncated|cannot be decoded at sample 49000)"):
         file.read(49_000, 50_000, 16_000)
+
+
+def test_a_file_that_became_shorter_is_named(write_audio):
+    file = open_file(write_audio("a.wav", 1000))
+    write_audio("a.wav", 300)
+    with pytest.raises(InputError, match=r"a\.wav: truncated: the header promises 1000 samples, decoding ends at 300"):
+        file.read(100, 700, 16_000)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -155,7 +162,7 @@ def test_riff_sizes_of_pipes_and_odd_chunks_are_no_truncation(write_audio, tmp_p
     path = Path(write_audio("a.wav", 1000))
     content = path.read_bytes()
     assert struct.unpack("<I", content[4:8])[0] + 8 == len(content)
-    for size in (0, 0xFFFFFFFF):
+    for size in (0, 0x7FFFFFFF, 0xFFFFFFFF):
         path.write_bytes(content[:4] + struct.pack("<I", size) + content[8:])
         open_file(str(path))
     path.write_bytes(content[:4] + struct.pack("<I", len(content) - 8 + 1) + content[8:])

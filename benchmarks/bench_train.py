@@ -23,7 +23,7 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.training.streaming import streamed_loss
-from mamba_bio_audio.workflow import environment
+from mamba_bio_audio.workflow.environment import environment
 
 # layers, width, batch, length, chunk, recompute
 CASES = [

@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.config import load_config
-from mamba_bio_audio.workflow import environment, pretrain
+from mamba_bio_audio.workflow.environment import environment
+from mamba_bio_audio.workflow.pretrain import pretrain
 
 FIELDS = (
     "recipe",

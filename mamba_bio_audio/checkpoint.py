@@ -14,13 +14,15 @@ import json
 import pickle
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from yaml import YAMLError
 
 from mamba_bio_audio import __version__
 from mamba_bio_audio.config import RunConfig, validate
@@ -30,6 +32,7 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.training.fit import load_checkpoint
 
 CODECS = {"dna": DnaTokenizer}
 Which = Literal["best", "last", "ema"]
@@ -58,6 +61,8 @@ def load(path: str | Path, which: Which = "best") -> IsotropicModel:
         InputError: nothing loadable there, or weights that do not fit.
     """
     path = Path(path)
+    if which not in get_args(Which):
+        raise InputError(f"which is {which!r}; choose one of {', '.join(get_args(Which))}")
     if not path.exists():
         raise InputError(f"{path}: no such run, folder or file")
     if path.is_file():
@@ -76,7 +81,12 @@ def load(path: str | Path, which: Which = "best") -> IsotropicModel:
             f"give the folder that mba pretrain or mba export wrote"
         )
     model = build_model(source.model)
-    missing, unexpected = model.load_state_dict(source.tensors, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(source.tensors, strict=False)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
+        ) from None
     if source.model.tie_embeddings:
         missing = [name for name in missing if name != "lm_head.weight"]
     if missing or unexpected:
@@ -94,7 +104,17 @@ def load(path: str | Path, which: Which = "best") -> IsotropicModel:
 def read_manifest(run: Path) -> dict[str, Any]:
     """A run's `manifest.json`, or an empty dict."""
     path = run / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return _read_json(path) if path.exists() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}; restore the file") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object; restore the file")
+    return value
 
 
 def read_config(run: Path) -> RunConfig:
@@ -102,8 +122,12 @@ def read_config(run: Path) -> RunConfig:
     path = run / "config.yaml"
     if not path.exists():
         raise InputError(f"{run}: not a run folder, it has no config.yaml")
-    values = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(values, dict)
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        raise InputError(f"{path}: not a configuration: {error}; restore the file") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a mapping of keys; restore the file")
     return validate({str(k): v for k, v in values.items()}, str(path))
 
 
@@ -120,17 +144,13 @@ def _from_run(path: Path, which: Which) -> _Source:
         checkpoint = path / "checkpoints" / "last.ckpt"
         if not checkpoint.exists():
             raise InputError(f"{path}: no checkpoints/last.ckpt")
-        # Written by our own trainer; holds optimiser and loop state beside the weights.
-        state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+        state = load_checkpoint(checkpoint)["state_dict"]
         tensors = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     return _Source(tensors, config.model, config, config.data.kind, read_manifest(path))
 
 
 def _from_folder(path: Path) -> _Source:
-    try:
-        description = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path / 'config.json'}: not JSON: {error}") from None
+    description = _read_json(path / "config.json")
     candidates = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
     weights = next((candidate for candidate in candidates if candidate.exists()), None)
     if weights is None:
@@ -138,8 +158,11 @@ def _from_folder(path: Path) -> _Source:
     tensors = _rename(_read_tensors(weights), weights)
     ours = description.get("mamba_bio_audio")
     if ours is not None:
+        model_config = ModelConfig.model_validate(ours["model"])
+        if ours.get("config") is None:
+            return _Source(tensors, model_config, model_config, None, {})
         config = validate(ours["config"], str(path / "config.json"))
-        return _Source(tensors, config.model, config, config.data.kind, ours.get("manifest", {}))
+        return _Source(tensors, model_config, config, config.data.kind, ours.get("manifest", {}))
     model_type = description.get("model_type", "mamba")
     if model_type != "mamba":
         raise InputError(f"{path}: model_type {model_type!r} is not supported; Mamba-1 language models are")
@@ -219,6 +242,8 @@ def export(model: IsotropicModel, out: Path) -> None:
     The folder opens with `transformers.MambaForCausalLM.from_pretrained` where the model is one of its own (real,
     selective, Euler), and with `load` always.
     """
+    if (out / "config.yaml").exists():
+        raise InputError(f"{out} is a run folder; export to another --out")
     out.mkdir(parents=True, exist_ok=True)
     config = model.model_config
     padded, d_model = model.embedding.weight.shape
@@ -260,12 +285,13 @@ def export(model: IsotropicModel, out: Path) -> None:
             "pad_token_id": None,
             "dtype": "float32",
         }
-    if isinstance(model.config, RunConfig):
-        description["mamba_bio_audio"] = {
-            "version": __version__,
-            "config": model.config.model_dump(mode="json"),
-            "manifest": model.manifest,
-        }
+    run = model.config if isinstance(model.config, RunConfig) else None
+    description["mamba_bio_audio"] = {
+        "version": __version__,
+        "model": config.model_dump(mode="json"),
+        "config": None if run is None else run.model_dump(mode="json"),
+        "manifest": dict(model.manifest),
+    }
     write_json(out / "config.json", description)
     write_text(out / "README.md", model_card(model))
 
@@ -296,7 +322,7 @@ def model_card(model: IsotropicModel) -> str:
             f"{train.steps:,} steps of {train.tokens_per_step:,} positions at length {train.length:,}, "
             f"peak rate {train.lr:g}, seed {model.config.seed}.",
         ]
-        if "valid_nats" in result:
+        if result.get("valid_nats") is not None:
             lines.append(f"Best validation: {result['valid_nats']:.4f} nats per base at step {result['best_step']:,}.")
         lines.append("")
     lines += [

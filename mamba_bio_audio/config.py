@@ -32,8 +32,10 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: str = Field("", description="one line for `mba configs`")
-    name: str | None = Field(None, description="run folder under runs/; null takes the recipe's name")
-    seed: int = Field(0, ge=0, description="initialisation, data order and augmentation")
+    name: str | None = Field(
+        None, pattern=r"^[\w.-]+$", description="run folder under runs/; null takes the recipe's name"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="initialisation, data order and augmentation")
     data: DnaDataConfig
     model: ModelConfig
     train: TrainConfig
@@ -62,7 +64,10 @@ def recipe_text(recipe: str) -> str:
     if recipe.endswith((".yaml", ".yml")):
         if not path.is_file():
             raise InputError(f"recipe {recipe}: no such file")
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"recipe {recipe} is not UTF-8 text: {error}") from None
     packaged = files("mamba_bio_audio") / "configs" / f"{recipe}.yaml"
     if not packaged.is_file():
         names = recipe_names()
@@ -84,7 +89,10 @@ def merge_recipe(recipe: str, overrides: Sequence[str] = (), _seen: tuple[str, .
         raise InputError(f"recipe {recipe} must be a mapping of keys")
     base = merged.pop("extends", None)
     if base is not None:
-        merged = OmegaConf.merge(merge_recipe(str(base), (), (*_seen, recipe)), merged)  # type: ignore[assignment]
+        base = str(base)
+        if base.endswith((".yaml", ".yml")):
+            base = str(Path(recipe).parent / base)
+        merged = OmegaConf.merge(merge_recipe(base, (), (*_seen, recipe)), merged)  # type: ignore[assignment]
     _apply(merged, overrides)
     try:
         plain = OmegaConf.to_container(merged, resolve=True)
@@ -137,7 +145,8 @@ def validate(values: dict[str, Any], source: str, *, check_files: bool = False) 
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
+        # A union reports each of its members; one line per key is enough.
+        problems = list(dict.fromkeys(_describe(problem) for problem in error.errors()))
     if check_files:
         problems += _missing_files(values.get("data"))
     if not problems:
@@ -174,20 +183,40 @@ def to_yaml(config: RunConfig) -> str:
 
 def _describe(problem: Any) -> str:
     """One line: path, what is wrong, what is allowed."""
-    location = [str(part) for part in problem["loc"]]
+    given_location = [str(part) for part in problem["loc"]]
+    # Below a field pydantic names the members of unions and lists; a user knows only the key.
+    location = given_location[: _depth(given_location)]
     path = ".".join(location) or "(top level)"
     allowed = _allowed(RunConfig, location)
     if problem["type"] == "extra_forbidden":
-        known = _keys(RunConfig, location[:-1])
-        close = difflib.get_close_matches(location[-1], known, 1)
+        path = ".".join(given_location)
+        known = _keys(RunConfig, given_location[:-1])
+        close = difflib.get_close_matches(given_location[-1], known, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{path}: unknown key; {hint}allowed: {', '.join(known)}"
+    keys = _keys(RunConfig, location)
+    if problem["type"] == "missing" and keys:
+        return f"{path}: this section is missing; its keys: {', '.join(keys)}"
     if problem["type"] == "missing":
         return f"{path}: missing; {allowed}; set it in the recipe or with --set {path}=..."
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{path}: must be a section with keys, not a value; its keys: {', '.join(keys)}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
     return f"{path}: {message}{shown}" + (f"; {allowed}" if allowed else "")
+
+
+def _depth(location: Sequence[str]) -> int:
+    """How many parts of a location are keys of the configuration."""
+    current: Any = RunConfig
+    for depth, part in enumerate(location):
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            return depth
+        if part not in current.model_fields:
+            return depth
+        current = current.model_fields[part].annotation
+    return len(location)
 
 
 def _field(model: type[BaseModel], location: Sequence[str]) -> Any:
@@ -214,18 +243,24 @@ def _allowed(model: type[BaseModel], location: Sequence[str]) -> str:
     field = _field(model, location)
     if field is None or (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
         return ""
-    bounds = [
+    return "allowed: " + " ".join([_type_text(field.annotation), *_bounds(field.metadata)])
+
+
+def _bounds(rules: Iterable[Any]) -> list[str]:
+    return [
         f"{sign} {getattr(rule, name)}"
-        for rule in field.metadata
+        for rule in rules
         for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
         if hasattr(rule, name)
     ]
-    return "allowed: " + " ".join([_type_text(field.annotation), *bounds])
 
 
 def _type_text(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
+    if origin is typing.Annotated:
+        rules = _bounds(getattr(arguments[1], "metadata", ()))
+        return " ".join([_type_text(arguments[0]), *rules])
     if origin is typing.Literal:
         return " | ".join("true" if a is True else "false" if a is False else str(a) for a in arguments)
     if origin in (typing.Union, types.UnionType):

@@ -104,7 +104,13 @@ def selective_scan(
         InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
     """
     _check_scan(u, dt, A, B, C, D, z, dt_bias, h0, reset)
-    choice = _choose_scan(backend, u, dt, A, B, C, exact_zoh)
+
+    def cannot() -> str | None:
+        from mamba_bio_audio.kernels.selective_scan import triton_op
+
+        return triton_op.unsupported_reason(u, dt, A, B, C, exact_zoh=exact_zoh)
+
+    choice = _choose("selective_scan", backend, u, cannot)
     run: Callable[..., tuple[Tensor, Tensor]]
     if choice == "triton":
         from mamba_bio_audio.kernels.selective_scan.triton_op import selective_scan_triton
@@ -167,7 +173,6 @@ def causal_conv1d(
     Raises:
         InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
     """
-    choice = _choose("causal_conv1d", backend, x)
     if x.ndim != 3 or x.shape[1] < 1:
         raise InputError(f"causal_conv1d: x must be (B, L, D) with L >= 1, not {_shape(x)}")
     batch, length, channels = x.shape
@@ -184,7 +189,16 @@ def causal_conv1d(
     _check(where, bias, "bias", (channels,), x)
     _check(where, tail, "tail", (batch, width - 1, channels), x)
     _check_reset(where, reset, (batch, length), x)
-    run = causal_conv1d_ref if choice == "reference" else causal_conv1d_torch
+
+    def cannot() -> str | None:
+        from mamba_bio_audio.kernels import causal_conv1d_triton
+
+        return causal_conv1d_triton.unsupported_reason(x, weight)
+
+    choice = _choose(where, backend, x, cannot)
+    run: Callable[..., Tensor] = causal_conv1d_ref if choice == "reference" else causal_conv1d_torch
+    if choice == "triton":
+        from mamba_bio_audio.kernels.causal_conv1d_triton import causal_conv1d_triton as run
     out = run(x, weight, bias, activation=activation, tail=tail, reset=reset)
     return (out, next_tail(x, tail, width, reset)) if return_tail else out
 
@@ -219,13 +233,21 @@ def rms_norm(
     Raises:
         InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
     """
-    choice = _choose("rms_norm", backend, x)
     if x.ndim < 1 or x.shape[-1] < 1:
         raise InputError(f"rms_norm: x must be (..., D), not {_shape(x)}")
     _check("rms_norm", x, "x", x.shape, x)
     _check("rms_norm", weight, "weight", x.shape[-1:], x)
     _check("rms_norm", residual, "residual", x.shape, x)
-    run = rms_norm_ref if choice == "reference" else rms_norm_torch
+
+    def cannot() -> str | None:
+        from mamba_bio_audio.kernels import rms_norm_triton
+
+        return rms_norm_triton.unsupported_reason(x, weight, residual)
+
+    choice = _choose("rms_norm", backend, x, cannot)
+    run: Callable[..., tuple[Tensor, Tensor]] = rms_norm_ref if choice == "reference" else rms_norm_torch
+    if choice == "triton":
+        from mamba_bio_audio.kernels.rms_norm_triton import rms_norm_triton as run
     y, stream = run(x, weight, eps, residual)
     return y if residual is None else (y, stream)
 
@@ -251,7 +273,7 @@ def linear_cross_entropy(
     Raises:
         InputError: Shapes, dtypes, devices or targets that do not fit, or an unknown or unavailable backend.
     """
-    choice = _choose("linear_cross_entropy", backend, x)
+    choice = _choose("linear_cross_entropy", backend, x, lambda: "this operation has no kernel yet", announce=False)
     where = "linear_cross_entropy"
     if x.ndim < 1 or x.shape[-1] < 1:
         raise InputError(f"{where}: x must be (..., D), not {_shape(x)}")
@@ -277,37 +299,28 @@ def linear_cross_entropy(
         return run(x, weight, targets, ignore_index)
 
 
-def _choose(where: str, backend: str, x: Tensor) -> str:
-    """The backend that runs: "torch" or "reference"."""
-    if backend == "auto":
-        return "torch"
-    if backend in ("torch", "reference"):
-        return backend
-    if backend == "triton":
-        raise InputError(f'{where}: backend "triton" is not available yet; use "auto" or "torch" (x is on {x.device})')
-    raise InputError(f"{where}: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-
-
-def _choose_scan(
-    backend: str, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, exact_zoh: bool
+def _choose(
+    where: str, backend: str, x: Tensor, cannot: Callable[[], str | None], *, announce: bool = True
 ) -> Literal["triton", "torch", "reference"]:
-    """The backend of one scan; "auto" takes Triton wherever it can run the call."""
+    """The backend of one call; "auto" takes Triton wherever it can run it, and says once where it cannot.
+
+    Args:
+        cannot: why the Triton kernel cannot run this call, or None; asked only where Triton is usable.
+        announce: whether falling back on a GPU deserves a notice.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"{where}: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     if backend in ("torch", "reference"):
         return backend  # type: ignore[return-value]
-    if backend not in BACKENDS:
-        raise InputError(f"selective_scan: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    if backend == "auto" and u.device.type != "cuda":
+    if backend == "auto" and x.device.type != "cuda":
         return "torch"
-    reason = no_triton(u.device)
-    if reason is None:
-        from mamba_bio_audio.kernels.selective_scan.triton_op import unsupported_reason
-
-        reason = unsupported_reason(u, dt, A, B, C, exact_zoh=exact_zoh)
+    reason = no_triton(x.device) or cannot()
     if reason is None:
         return "triton"
     if backend == "triton":
-        raise InputError(f'selective_scan: backend "triton" cannot run this call: {reason}; use "auto" or "torch"')
-    _say_once(f"selective_scan runs on the plain PyTorch path: {reason}")
+        raise InputError(f'{where}: backend "triton" cannot run this call: {reason}; use "auto" or "torch"')
+    if announce:
+        _say_once(f"{where} runs on the plain PyTorch path: {reason}")
     return "torch"
 
 
@@ -337,7 +350,7 @@ def live_backend(device: str) -> str:
     if device != "cuda":
         return "torch"
     reason = no_triton(torch.device("cuda", torch.cuda.current_device()))
-    return f"torch ({reason})" if reason else "triton for the real, selective scan; torch for the rest"
+    return f"torch ({reason})" if reason else "triton (scan: real and selective; convolution, norm), torch for the rest"
 
 
 def _shape(t: Tensor) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from mamba_bio_audio.cli.options import DebugOption, JsonOption
+from mamba_bio_audio.files import to_json
 
 
 def configs(
@@ -22,11 +22,11 @@ def configs(
 
     if recipe is not None:
         merged = merge_recipe(recipe)
-        print(json.dumps(merged, indent=2) if as_json else OmegaConf.to_yaml(OmegaConf.create(merged)), end="")
+        print(to_json(merged) if as_json else OmegaConf.to_yaml(OmegaConf.create(merged)), end="")
         return
     rows = {name: merge_recipe(name).get("description", "") for name in recipe_names()}
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(to_json(rows))
         return
     width = max(map(len, rows))
     for name, description in rows.items():

@@ -29,11 +29,13 @@ def demo(
     resolved = resolve_device(device)
     start = time.perf_counter()
 
-    from mamba_bio_audio import workflow
     from mamba_bio_audio.checkpoint import read_config
     from mamba_bio_audio.config import load_config
     from mamba_bio_audio.evaluation.figures import training_curve
     from mamba_bio_audio.files import write_json
+    from mamba_bio_audio.workflow.evaluate import describe_evaluation, evaluate
+    from mamba_bio_audio.workflow.pretrain import pretrain
+    from mamba_bio_audio.workflow.sample import sample
 
     config = load_config(RECIPE, overrides or [])
     if out.exists() and any(out.iterdir()):
@@ -45,21 +47,18 @@ def demo(
         print(text, file=sys.stderr, flush=True)
 
     say("1/4  pretraining on five packaged genome slices")
-    summary = workflow.pretrain(config, out, device=resolved, quiet=quiet, arguments=["demo"])
+    summary = pretrain(config, out, device=resolved, quiet=quiet, arguments=["demo"])
     if summary["stopped_by"]:
         say(f"stopped by {summary['stopped_by']}; saved in {out}")
         raise typer.Exit(130)
     say("2/4  evaluating held-out blocks beside Markov baselines")
     with counter("evaluating", "batches", quiet) as progress:
-        result = workflow.evaluate(out, device=resolved, progress=progress)
+        result = evaluate(out, device=resolved, progress=progress)
     write_json(out / "evaluate-test.json", result)
-    print(workflow.describe_evaluation(result))
+    print(describe_evaluation(result))
     say("3/4  sampling three sequences of 600 bases")
-    with (
-        (out / "samples.fa").open("w", encoding="ascii") as stream,
-        counter("sampling", "bases", quiet) as progress,
-    ):
-        workflow.sample(out, stream, length=600, num_samples=3, device=resolved, progress=progress)
+    with counter("sampling", "bases", quiet) as progress:
+        sample(out, out / "samples.fa", length=600, num_samples=3, device=resolved, progress=progress)
     print(f"\nsamples ({out / 'samples.fa'}), the first 60 bases of each:")
     records = (out / "samples.fa").read_text().split(">")[1:]
     for record in records:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import typer
 
 from mamba_bio_audio.cli.options import DebugOption, JsonOption
+from mamba_bio_audio.files import to_json
 
 
 def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
@@ -15,6 +15,6 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     from mamba_bio_audio import diagnose
 
     result: dict[str, Any] = diagnose.diagnose()
-    print(json.dumps(result, indent=2) if as_json else diagnose.describe(result))
+    print(to_json(result) if as_json else diagnose.describe(result))
     if not all(test["passed"] for test in result["self_test"]):
         raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from typing import Annotated, Literal
 
 import typer
@@ -35,8 +35,8 @@ def evaluate(
     """Score each base of a split once: nats, bits and perplexity, beside Markov baselines on the same bases."""
     resolved = resolve_device(device)
 
-    from mamba_bio_audio import workflow
-    from mamba_bio_audio.files import write_json
+    from mamba_bio_audio.workflow import evaluate as workflow
+    from mamba_bio_audio.files import to_json, write_json
 
     with counter("evaluating", "batches", quiet) as progress:
         result = workflow.evaluate(
@@ -49,6 +49,9 @@ def evaluate(
             overrides=overrides or [],
             progress=progress,
         )
-    if (run / "config.yaml").exists():
+    own = not overrides and length is None and which == "best"
+    if own and (run / "config.yaml").exists():
         write_json(run / f"evaluate-{split}.json", result)
-    print(json.dumps(result, indent=2) if as_json else workflow.describe_evaluation(result))
+    if not math.isfinite(result["model"]["nats"]):
+        raise RuntimeError(f"the model's likelihood is {result['model']['nats']}; its weights are not usable")
+    print(to_json(result) if as_json else workflow.describe_evaluation(result))

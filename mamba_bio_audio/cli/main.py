@@ -57,6 +57,8 @@ def _fail(error: Exception, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    if isinstance(error, OSError) and error.filename is not None and str(error.filename) not in str(error):
+        name = f"{error.filename}: {name}"
     hint = "" if debug or code == 2 else "\n(--debug shows where)"
     print(f"mba: {name}{error}{hint}", file=sys.stderr)
     sys.exit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption
 
 app = typer.Typer(help="Check, index and split data.", no_args_is_help=True)
+from mamba_bio_audio.files import to_json
 
 
 @app.callback()
@@ -36,7 +36,7 @@ def genome(
 ) -> None:
     """Index any genome, count its bases, split it, check the splits for shared bases, write a manifest."""
     from mamba_bio_audio.pipelines.dna.prepare import prepare_genome
-    from mamba_bio_audio.workflow import table
+    from mamba_bio_audio.workflow.pretrain import table
 
     prepared = prepare_genome(
         [str(path) for path in fasta],
@@ -50,7 +50,7 @@ def genome(
         force=force,
     )
     if as_json:
-        print(json.dumps(prepared.manifest, indent=2))
+        print(to_json(prepared.manifest))
         return
     print(table(prepared.rows))
     print(f"next: mba pretrain dna/tiny --set data.path={out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from mamba_bio_audio.cli.options import (
     SetOption,
     resolve_device,
 )
+from mamba_bio_audio.files import to_json
 
 
 def pretrain(
@@ -29,7 +29,7 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     force: ForceOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show configuration, size, memory and time; write nothing.")
+        bool, typer.Option("--dry-run", help="Show configuration, size, memory and time; train and write nothing.")
     ] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -42,19 +42,19 @@ def pretrain(
     run = out or Path("runs") / str(config.name)
     resolved_device = resolve_device(device)
 
-    from mamba_bio_audio import workflow
+    from mamba_bio_audio.workflow import pretrain as workflow
 
     if dry_run:
         result = workflow.dry_run(config, device=resolved_device)
         if as_json:
-            print(json.dumps(result, indent=2))
+            print(to_json(result))
         else:
             print(workflow.describe_dry_run(result), end="")
         return
     summary = workflow.pretrain(
         config, run, device=resolved_device, resume=resume, force=force, quiet=quiet, arguments=sys.argv[1:]
     )
-    print(json.dumps(summary, indent=2) if as_json else _text(summary))
+    print(to_json(summary) if as_json else _text(summary))
     if summary["stopped_by"]:
         raise typer.Exit(130)
 

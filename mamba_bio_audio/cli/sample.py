@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,13 +38,15 @@ def sample(
     debug: DebugOption = False,
 ) -> None:
     """Sample DNA as FASTA: recurrent, in constant memory, only A, C, G and T."""
+    if out is not None and out.is_dir():
+        raise InputError(f"{out} is a folder; give a file")
     if out is not None and out.exists() and not force:
         raise InputError(f"{out} exists; choose another --out, or replace it with --force")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}")
     resolved = resolve_device(device)
 
-    from mamba_bio_audio import workflow
+    from mamba_bio_audio.workflow import sample as workflow
 
     with counter("sampling", "bases", quiet) as progress:
         settings: dict[str, Any] = {
@@ -62,7 +62,6 @@ def sample(
             "batch_size": batch_size,
             "progress": progress,
         }
-        with nullcontext(sys.stdout) if out is None else out.open("w", encoding="ascii") as stream:
-            written = workflow.sample(run, stream, **settings)
+        workflow.sample(run, out, **settings)
     if out is not None:
-        print(f"{out}: {written:,} samples of {length:,} bases")
+        print(f"{out}: {num_samples:,} samples of {length:,} bases")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
 from typing import Any
 
+from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import atomic_path
 
 
@@ -29,7 +29,7 @@ def training_curve(run: Path, evaluation: dict[str, Any], out: Path) -> None:
     curve = axes[0]
     curve.plot(
         [int(row["step"]) for row in rows],
-        [math.exp(float(row["train_nats"])) for row in rows],
+        [perplexity(float(row["train_nats"])) for row in rows],
         color="tab:blue",
         alpha=0.35,
         label="training",

@@ -22,6 +22,14 @@ from torch import Tensor, nn
 from mamba_bio_audio.errors import InputError
 
 
+def perplexity(nats: float) -> float:
+    """exp of mean nats; infinite where that is beyond a float."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """Summed negative log-likelihood and how many symbols it is over.
@@ -49,7 +57,7 @@ class Likelihood:
     @property
     def perplexity(self) -> float:
         """exp of the mean nats; 4 is a uniform guess over four bases."""
-        return math.exp(self.nats_per_base)
+        return perplexity(self.nats_per_base)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""

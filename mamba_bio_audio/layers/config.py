@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 class SsmConfig(BaseModel):
     """Shape and parameterisation of one Mamba layer (Gu & Dao 2023, sections 3.4 and 3.6)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     d_state: int = Field(16, ge=1, le=256, description="states per channel; complex modes when complex")
     d_conv: int = Field(4, ge=2, le=8, description="width of the causal depthwise convolution")
     expand: int = Field(2, ge=1, description="inner channels per model channel")
-    dt_rank: int | Literal["auto"] = Field(
+    dt_rank: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="rank of the delta projection; auto is ceil(d_model / 16)"
     )
     complex: bool | None = Field(None, description="complex modes; null takes it from model.mixer")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(BaseModel):
     """Optimisation of one run; defaults are those of the paper's DNA runs (sections 4.3 and E.3.2)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(ge=1, description="optimiser steps")
     length: int = Field(ge=1, description="positions per sequence")
@@ -21,7 +23,7 @@ class TrainConfig(BaseModel):
     lr: float = Field(gt=0, description="peak learning rate of AdamW")
     lr_min: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps with linearly rising rate")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW betas")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW betas")
     weight_decay: float = Field(0.1, ge=0, description="on matrices only, never on norms, biases, embeddings, A, D")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null does not clip")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 on the CPU")
@@ -34,8 +36,8 @@ class TrainConfig(BaseModel):
         description="positions per chunk of exact streamed backpropagation: memory of one chunk at any length; "
         "null keeps the whole sequence",
     )
-    devices: int = Field(1, ge=1, description="devices, data parallel")
-    strategy: str = Field("auto", description="Lightning strategy")
+    devices: Literal[1] = Field(1, description="devices; one until training on several is tested")
+    strategy: Literal["auto"] = Field("auto", description="Lightning strategy")
     validate_every: int = Field(100, ge=1, description="steps between validations")
     validation_tokens: int | None = Field(
         None, ge=1, description="positions per validation, evenly spread; null is the whole split"

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
-from mamba_bio_audio.training.callbacks import (
-    AtomicCheckpointIO,
-    Checkpoints,
-    Metrics,
-    Progress,
-    StopOnSignal,
-)
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.module import LanguageModelModule
+from mamba_bio_audio.training.progress import Progress
+from mamba_bio_audio.training.signals import StopSignal
+from mamba_bio_audio.training.steps import AtomicCheckpointIO, Steps
 
 
 class FitResult(NamedTuple):
@@ -41,10 +39,39 @@ def resolve_precision(precision: str, device: str) -> str:
     return precision
 
 
-def last_step(run: Path) -> int:
-    """Optimiser steps in a run's last checkpoint."""
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=False, mmap=True)
-    return int(checkpoint["global_step"])
+class Position(NamedTuple):
+    """Where a run's last checkpoint stands."""
+
+    step: int
+    validation_due: bool  # the validation of that step is still to come
+
+
+def last_position(run: Path) -> Position:
+    """Read `checkpoints/last.ckpt`.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = load_checkpoint(path)
+    try:
+        return Position(int(checkpoint["global_step"]), bool(checkpoint["callbacks"]["Steps"]["row"]))
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: not a checkpoint of this program; start again with --force") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint written by our own trainer, with weights, optimiser and loop state.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        raise InputError(
+            f"{path}: damaged ({error}); the best weights are in model.safetensors, or start again with --force"
+        ) from None
 
 
 def fit(
@@ -78,18 +105,9 @@ def fit(
     accumulate = config.sequences_per_step // (micro_batch * config.devices)
     model.recompute = config.recompute
     module = LanguageModelModule(model, config)
-    checkpoints = Checkpoints(config, accumulate, out)
-    stop = StopOnSignal(config, accumulate, checkpoints)
-    progress = Progress(config, accumulate, quiet, unit)
-    # Metrics first: a checkpoint must hold what was written. Signals last: they save what the others did.
-    callbacks: list[L.Callback] = [
-        Metrics(config, accumulate, out / "metrics.csv"),
-        checkpoints,
-        progress,
-        stop,
-    ]
+    progress = Progress(config, quiet, unit)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with StopSignal() as stop, warnings.catch_warnings():
         # Few workers and an endless loader are what we want here; Lightning warns of both.
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
@@ -98,14 +116,11 @@ def fit(
             devices=config.devices,
             strategy=config.strategy,
             precision="bf16-mixed" if resolve_precision(config.precision, device) == "bf16" else "32-true",
-            max_steps=config.steps,
-            max_epochs=-1,
+            # `Steps` ends the training and validates, so that both can be interrupted and resumed exactly.
+            max_steps=-1,
+            limit_val_batches=0,
             accumulate_grad_batches=accumulate,
             gradient_clip_val=config.clip,
-            val_check_interval=config.validate_every * accumulate,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             logger=TensorBoardLogger(out, name=None, version="tensorboard", default_hp_metric=False),
             enable_checkpointing=False,
@@ -113,19 +128,18 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        try:
-            last = out / "checkpoints" / "last.ckpt" if resume else None
-            data.rank, data.world_size = trainer.global_rank, trainer.world_size
-            valid = data.evaluation_dataloader("valid", max_tokens=config.validation_tokens)
-            trainer.fit(module, data.train_dataloader(), valid, ckpt_path=last, weights_only=False)
-            if stop.signal is None and trainer.global_step % config.validate_every:
-                trainer.validate(module, valid, verbose=False)
-        finally:
-            stop.restore()
+        data.rank, data.world_size = trainer.global_rank, trainer.world_size
+        valid = data.evaluation_dataloader("valid", max_tokens=config.validation_tokens)
+        steps = Steps(config, accumulate, out, valid, stop, progress)
+        trainer.callbacks.append(steps)  # type: ignore[attr-defined]
+        last = out / "checkpoints" / "last.ckpt" if resume else None
+        trainer.fit(module, data.train_dataloader(), ckpt_path=last, weights_only=False)
+        progress.end()
+    complete = trainer.global_step >= config.steps and not steps.row
     return FitResult(
         step=trainer.global_step,
-        best_step=checkpoints.best_step,
-        best_nats=checkpoints.best,
+        best_step=steps.best_step,
+        best_nats=steps.best,
         tokens_per_second=progress.tokens_per_second,
-        signal=stop.signal if trainer.global_step < config.steps else None,
+        signal=None if complete else stop.number,
     )

@@ -25,7 +25,6 @@ class LanguageModelModule(L.LightningModule):
     Attributes:
         train_nats, train_count: loss sum (fp64, nats) and scored positions since `reset_train_sums`.
         grad_norm: norm of the last gradient before clipping.
-        valid_nats_per_symbol: of the last validation; None before the first.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
@@ -33,8 +32,6 @@ class LanguageModelModule(L.LightningModule):
         self.model = model
         self.train_config = config
         self.grad_norm = torch.tensor(math.nan)
-        self.valid_nats_per_symbol: float | None = None
-        self.valid_count = 0
         self.reset_train_sums()
 
     def reset_train_sums(self) -> None:
@@ -42,7 +39,8 @@ class LanguageModelModule(L.LightningModule):
         self.train_nats = torch.zeros((), dtype=torch.float64)
         self.train_count = torch.zeros((), dtype=torch.int64)
 
-    def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Summed nats and number of scored positions of a batch."""
         chunk = self.train_config.stream_chunk
         if chunk is not None and batch["tokens"].shape[1] > chunk:
             loss_sum, count, _ = streamed_loss(self.model, batch["tokens"], batch["targets"], chunk=chunk)
@@ -54,25 +52,10 @@ class LanguageModelModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Summed loss of one micro-batch over its positions, nats."""
-        loss_sum, count = self._forward(batch)
+        loss_sum, count = self.loss(batch)
         self.train_nats = self.train_nats.to(loss_sum.device) + loss_sum.detach().double()
         self.train_count = self.train_count.to(count.device) + count
         return loss_sum / batch["targets"].numel()
-
-    def on_validation_epoch_start(self) -> None:
-        """Start the sums of one validation."""
-        self._valid = torch.zeros(2, dtype=torch.float64, device=self.device)
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add one batch to the validation sums."""
-        loss_sum, count = self._forward(batch)
-        self._valid += torch.stack([loss_sum.double(), count.double()])
-
-    def on_validation_epoch_end(self) -> None:
-        """Reduce over ranks; every scored position counts once."""
-        nats, count = self.trainer.strategy.reduce(self._valid, reduce_op="sum").tolist()
-        self.valid_nats_per_symbol = nats / max(count, 1)
-        self.valid_count = int(count)
 
     def configure_gradient_clipping(
         self,

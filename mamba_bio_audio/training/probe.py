@@ -52,7 +52,7 @@ def _measure(model_config: ModelConfig, train: TrainConfig, device: str) -> list
     if device == "cpu":
         # What a training process has loaded besides the model.
         import mamba_bio_audio.pipelines.dna.datamodule
-        import mamba_bio_audio.training.callbacks  # noqa: F401
+        import mamba_bio_audio.training.fit  # noqa: F401
     model = build_model(model_config, seed=0).to(device)
     model.recompute = train.recompute
     optimizer = build_optimizer(model, train)

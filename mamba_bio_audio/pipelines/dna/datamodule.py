@@ -1,5 +1,6 @@
 """Batches of DNA for training, windows for evaluation, and the numbers that describe a data set."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,6 +135,7 @@ class DnaDataModule(LightningDataModule):
         start_sample: training samples already consumed, over all ranks; a resumed run continues with the
             next.
         rank, world_size: this process among those that train together.
+        index_beside: put a missing index beside the FASTA where that is possible, else into the user's cache.
 
     Attributes:
         codec: the tokeniser.
@@ -155,6 +157,7 @@ class DnaDataModule(LightningDataModule):
         start_sample: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        index_beside: bool = True,
     ) -> None:
         super().__init__()
         if length < 1 or batch_size < 1 or not 0 <= rank < world_size or start_sample < 0 or not 0 <= seed < 2**63:
@@ -170,6 +173,7 @@ class DnaDataModule(LightningDataModule):
         self.start_sample = start_sample
         self.rank = rank
         self.world_size = world_size
+        self.index_beside = index_beside
         self.codec = DnaTokenizer()
         self.skipped_windows = 0
         self.split_source = ""
@@ -183,7 +187,7 @@ class DnaDataModule(LightningDataModule):
             return
         config = self.config
         source = locate(config.path, config.intervals)
-        self.genome = source.open()
+        self.genome = source.open(index_beside=self.index_beside)
         if source.intervals:
             self.intervals = read_intervals(source.intervals, self.genome)
             self.split_source = f"{source.intervals} ({source.intervals_origin})"
@@ -315,7 +319,14 @@ class DnaDataModule(LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process saves first and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def pad_and_shift(rows: list[NDArray[np.uint8]], length: int) -> dict[str, torch.Tensor]:

@@ -49,11 +49,13 @@ def load_index(path: str | os.PathLike[str], *, index_beside: bool = True) -> In
     path = os.path.abspath(path)
     key = file_key(path)
     folders = _index_folders(path, index_beside)
-    for folder in folders:
+    # One that is there already is read from beside the FASTA in any case.
+    readable = [*folders, Path(os.path.dirname(path))]
+    for folder in readable:
         if (found := _read(path, key, folder)) is not None:
             return found
     with _lock(path):
-        for folder in folders:
+        for folder in readable:
             if (found := _read(path, key, folder)) is not None:
                 return found
         index = build_index(path)

@@ -188,9 +188,7 @@ def split_blocks(
         raise InputError(
             f"{genome.paths[0] if len(genome.paths) == 1 else f'{len(genome.paths)} FASTA files'}: "
             f"{total:,} bases are too few "
-            f"to split{needed}; nothing is left for {', '.join(missing)}. Give data.intervals, a smaller "
-            "data.block_bases, or "
-            "set data.valid_fraction and data.test_fraction to 0."
+            f"to split{needed}; nothing is left for {', '.join(missing)}. Give data.intervals or a smaller data.block_bases."
         )
     return intervals
 

@@ -35,9 +35,9 @@ class Source:
     packaged: bool = False
     manifest: dict[str, Any] | None = None
 
-    def open(self) -> Genome:
+    def open(self, *, index_beside: bool = True) -> Genome:
         """The reader, checked against the prepared folder's manifest where there is one."""
-        genome = Genome(self.paths, index_beside=not self.packaged)
+        genome = Genome(self.paths, index_beside=index_beside and not self.packaged)
         if self.manifest is not None:
             for listed, found in zip(self.manifest["files"], genome.fingerprint(), strict=True):
                 if listed["sha256"] != found.sha256:

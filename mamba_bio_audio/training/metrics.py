@@ -1,0 +1,45 @@
+"""`metrics.csv`: one row per logged step, continued after a resume without duplicate steps.
+
+The file holds nothing that depends on the clock, so that a resumed run's file equals an uninterrupted one's.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from mamba_bio_audio.evaluation.likelihood import perplexity
+from mamba_bio_audio.files import write_text
+
+FIELDS = ("step", "tokens", "lr", "grad_norm", "train_nats", "valid_nats", "valid_bits", "valid_perplexity")
+
+
+def start(path: Path, step: int) -> None:
+    """Begin the file, or drop the rows after the step that training continues from."""
+    rows = []
+    if step and path.exists():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one row."""
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
+
+
+def validation_fields(nats: float) -> dict[str, str]:
+    """The columns of a validation, from its mean nats per scored position."""
+    return {
+        "valid_nats": f"{nats:.9g}",
+        "valid_bits": f"{nats / math.log(2):.9g}",
+        "valid_perplexity": f"{perplexity(nats):.9g}",
+    }

@@ -1,0 +1,94 @@
+"""What a user sees of a training: losses, speed, time left."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+
+from mamba_bio_audio.evaluation.likelihood import perplexity
+from mamba_bio_audio.training.config import TrainConfig
+
+
+class Progress:
+    """A live line on a terminal, else a line every ten seconds; every validation gets a line of its own.
+
+    Speed is counted over training steps, data loading included and validation not.
+    """
+
+    def __init__(self, config: TrainConfig, quiet: bool, unit: str) -> None:
+        self.config = config
+        self.quiet = quiet
+        self.unit = unit
+        self.seconds = 0.0
+        self.tokens = 0
+        self._live = sys.stderr.isatty()
+        self.start()
+        self._printed = self._since
+
+    def start(self) -> None:
+        """Start the clock, at the beginning and after what does not count."""
+        self._since = time.perf_counter()
+
+    def step(self, step: int, train_nats: float | None) -> None:
+        """Count an optimiser step, and print when it is time.
+
+        Args:
+            step: number of the step.
+            train_nats: mean loss since the last row, or None to keep it unread (reading waits for the device).
+        """
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._since = now
+        self.tokens += self.config.tokens_per_step
+        if train_nats is not None:
+            left = (self.config.steps - step) * self.config.tokens_per_step / self.tokens_per_second
+            self._printed = now
+            self._line(
+                f"step {step:,}/{self.config.steps:,}  train {train_nats:.4f} nats  {self._speed()}  "
+                f"{duration(left)} left"
+            )
+
+    def due(self) -> bool:
+        """Whether the next `step` should be given the loss to print."""
+        return not self.quiet and time.perf_counter() - self._printed > (0.5 if self._live else 10.0)
+
+    def validation(self, step: int, nats: float) -> None:
+        """Print a validation."""
+        self._line(
+            f"step {step:,}/{self.config.steps:,}  valid {nats:.4f} nats  {nats / math.log(2):.4f} bits  "
+            f"perplexity {perplexity(nats):.4f}  {self._speed()}",
+            final=True,
+        )
+        self.start()
+
+    def end(self) -> None:
+        """Leave the live line."""
+        if self._live and not self.quiet:
+            sys.stderr.write("\r\x1b[K")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Sustained over all training steps of this process."""
+        return self.tokens / self.seconds if self.seconds else math.nan
+
+    def _speed(self) -> str:
+        return f"{self.tokens_per_second:,.0f} {self.unit}/s" if self.tokens else ""
+
+    def _line(self, text: str, final: bool = False) -> None:
+        if self.quiet:
+            return
+        if self._live:
+            sys.stderr.write("\r\x1b[K" + text + ("\n" if final else ""))
+        else:
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

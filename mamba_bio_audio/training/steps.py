@@ -1,0 +1,216 @@
+"""What happens around the optimiser steps, in one fixed order: row, checkpoint, stop, validation, best weights.
+
+All of it acts at the end of a whole optimiser step, never inside an accumulation. The row of a step whose validation
+is still to come is saved with the checkpoint, so that a run stopped or killed anywhere, also inside a validation,
+resumes to the same rows, the same best weights and the same end as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors.torch import save_file
+from torch import nn
+
+from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.training import metrics
+from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.module import LanguageModelModule
+from mamba_bio_audio.training.progress import Progress
+from mamba_bio_audio.training.signals import StopSignal
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints appear whole or not at all, also when the process is killed while writing."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        """Write beside `path`, then rename."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(Path(path)) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is no longer a number; what is on disk is from before."""
+
+
+class Steps(L.Callback):
+    """Rows, checkpoints, validations, progress and the end of a training.
+
+    Args:
+        config: of the optimisation.
+        accumulate: micro-batches per optimiser step.
+        out: run folder.
+        valid: validation batches, the same at every call.
+        stop: set by signals.
+        progress: what the user sees.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accumulate: int,
+        out: Path,
+        valid: Iterable[dict[str, torch.Tensor]],
+        stop: StopSignal,
+        progress: Progress,
+    ) -> None:
+        self.config = config
+        self.accumulate = accumulate
+        self.out = out
+        self.valid = valid
+        self.stop = stop
+        self.progress = progress
+        self.best = math.inf
+        self.best_step = 0
+        # The row of a step that waits for its validation.
+        self.row: dict[str, Any] = {}
+        self._restored: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best validation, the waiting row, and the training loss since the last row."""
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "row": dict(self.row),
+            "nats": self._module.train_nats.cpu(),
+            "count": self._module.train_count.cpu(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there; taken up when training starts."""
+        self.best, self.best_step, self.row = state_dict["best"], state_dict["best_step"], dict(state_dict["row"])
+        self._restored = state_dict
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remember the module whose sums are saved."""
+        assert isinstance(pl_module, LanguageModelModule)
+        self._module = pl_module
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Continue the files, and make up for a validation that was interrupted."""
+        module = self._module
+        if self._restored:
+            module.train_nats, module.train_count = self._restored["nats"], self._restored["count"]
+        if trainer.is_global_zero:
+            metrics.start(self.out / "metrics.csv", trainer.global_step - bool(self.row))
+        if self.row:
+            self._validate(trainer, module)
+        self.progress.start()
+        trainer.should_stop = self._stopped(trainer) or trainer.global_step >= self.config.steps
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last micro-batch of a step: everything else."""
+        if (batch_idx + 1) % self.accumulate:
+            return
+        config, module, step = self.config, self._module, trainer.global_step
+        validate = step % config.validate_every == 0 or step == config.steps
+        log = validate or step % config.log_every == 0
+        save = validate or step % config.checkpoint_every == 0 or self._stopped(trainer)
+        nats = self._train_nats(step) if log or save or self.progress.due() else None
+        self.progress.step(step, nats if self.progress.due() else None)
+        if log:
+            module.reset_train_sums()
+            self.row = {
+                "step": step,
+                "tokens": step * config.tokens_per_step,
+                "lr": f"{self._rate(trainer, step):.6g}",
+                "grad_norm": f"{float(module.grad_norm):.6g}",
+                "train_nats": f"{nats:.9g}",
+            }
+            if not validate:
+                self._write(trainer)
+        if save:
+            self._save(trainer, "last")
+        if validate and not self._stopped(trainer):
+            self._validate(trainer, module)
+        trainer.should_stop = self._stopped(trainer) or step == config.steps
+
+    def _stopped(self, trainer: L.Trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self.stop.number is not None, all=False)
+
+    def _train_nats(self, step: int) -> float:
+        """Mean training loss since the last row; checked, since something will be written."""
+        module = self._module
+        nats = (module.train_nats / module.train_count.clamp(min=1)).item()
+        norm = float(module.grad_norm)
+        if not (math.isfinite(nats) and math.isfinite(norm)):
+            raise NonFiniteLoss(
+                f"at step {step} the training loss is {nats:g} and the norm of its gradient {norm:g}; "
+                f"lower train.lr and start again"
+            )
+        return nats
+
+    @staticmethod
+    def _rate(trainer: L.Trainer, step: int) -> float:
+        # The scheduler itself has already moved on to the next step.
+        scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
+        return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step - 1)
+
+    def _validate(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
+        """Validate, complete the waiting row, keep the best weights; or leave the row waiting when stopped."""
+        step = trainer.global_step
+        nats = self._validation_nats(trainer, module)
+        if nats is None:
+            return
+        self.row |= metrics.validation_fields(nats)
+        self._write(trainer)
+        self.progress.validation(step, nats)
+        improved = nats < self.best
+        if improved:
+            self.best, self.best_step = nats, step
+        if improved:
+            # Before `last`, which says that this validation is done.
+            self._save(trainer, "best")
+            if trainer.is_global_zero:
+                with atomic_path(self.out / "model.safetensors") as temporary:
+                    save_weights(module.model, temporary)
+        self._save(trainer, "last")
+
+    def _validation_nats(self, trainer: L.Trainer, module: LanguageModelModule) -> float | None:
+        """Mean nats per scored position over all ranks; None when a signal came before the end."""
+        sums = torch.zeros(2, dtype=torch.float64, device=module.device)
+        module.eval()
+        try:
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                for batch in self.valid:
+                    # Ranks must stay together, so only a lone one may leave in the middle.
+                    if self.stop.number is not None and trainer.world_size == 1:
+                        return None
+                    loss_sum, count = module.loss(trainer.strategy.batch_to_device(batch, module.device))
+                    sums += torch.stack([loss_sum.double(), count.double()])
+        finally:
+            module.train()
+        nats, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return nats / max(count, 1)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        row, self.row = self.row, {}
+        if trainer.is_global_zero:
+            metrics.append(self.out / "metrics.csv", row)
+            if trainer.logger is not None:
+                values = {name: float(value) for name, value in row.items() if name != "step"}
+                trainer.logger.log_metrics(values, step=row["step"])
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        trainer.save_checkpoint(self.out / "checkpoints" / f"{name}.ckpt")
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights as safetensors, a shared tensor once, under its first name."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            tensors[name] = tensor.detach().cpu().contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})

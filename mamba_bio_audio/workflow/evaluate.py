@@ -1,0 +1,168 @@
+"""Held-out likelihood beside baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mamba_bio_audio import checkpoint
+from mamba_bio_audio.checkpoint import Which
+from mamba_bio_audio.config import RunConfig, override, validate
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation.likelihood import Likelihood, evaluate_likelihood, perplexity
+from mamba_bio_audio.evaluation.markov import MarkovTable, markov_table
+from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Span
+from mamba_bio_audio.training.fit import resolve_precision
+from mamba_bio_audio.workflow.data import check_same_data
+
+
+def evaluate(
+    run: Path,
+    *,
+    split: str = "test",
+    which: Which = "best",
+    device: str = "cpu",
+    baselines: bool = True,
+    length: int | None = None,
+    overrides: Sequence[str] = (),
+    progress: Callable[[int, int | None], None] | None = None,
+) -> dict[str, Any]:
+    """Likelihood of a split under a run's model, beside Markov baselines on the same positions (JSON-able).
+
+    Each base of the union of the split's intervals is scored once; everything before it in its window is context.
+
+    Args:
+        run: run folder or an export of one.
+        split: train, valid or test.
+        which: weights of a run folder.
+        device: "cpu" or "cuda".
+        baselines: also fit Markov models of orders 0 to 12 on the training split, order chosen on validation;
+            for each genome file too where it holds all three splits.
+        length: window; None is the training length.
+        overrides: `data.*=...` and `train.precision=...`, to evaluate on other data than the run's own.
+        progress: called with (batches done, batches in all).
+    """
+    if split not in SPLITS:
+        raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
+    model = checkpoint.load(run, which)
+    if not isinstance(model.config, RunConfig):
+        raise InputError(f"{run}: weights without a run configuration; mba evaluate needs a run or an export of one")
+    for text in overrides:
+        if not text.startswith(("data.", "train.precision=")):
+            raise InputError(
+                f"--set {text}: evaluation takes data.* and train.precision; the model is as it was trained"
+            )
+    config = validate(override(model.config.model_dump(mode="json"), overrides), str(run), check_files=True)
+    length = length or config.train.length
+    batch = max(1, (2**14 if device == "cpu" else 2**18) // length)
+    data = DnaDataModule(config.data, length=length, batch_size=batch, seed=config.seed)
+    data.setup()
+    described = data.summary()
+    if not overrides and model.manifest:
+        check_same_data(model.manifest.get("data", {}), described, run)
+    windows = data.evaluation_windows(split)
+    spans = {name: data.evaluation_spans(name) for name in SPLITS}
+    if baselines and not (spans["train"] and spans["valid"]):
+        raise InputError(
+            "the Markov baselines are fitted on the training split and chosen on the validation split, and one of them "
+            "is empty; give intervals for both, or --no-baselines"
+        )
+    likelihood = evaluate_likelihood(
+        model,
+        data.evaluation_dataloader(split),
+        device,
+        resolve_precision(config.train.precision, device),
+        progress,
+    )
+    genomes = data.genome.genomes
+    result: dict[str, Any] = {
+        "run": str(run),
+        "which": which,
+        "split": split,
+        "length": length,
+        "overrides": list(overrides),
+        "files": described["files"],
+        "split_source": described["split_source"],
+        "bases": windows.bases,
+        "scored": likelihood.count,
+        "unknown": windows.unknown,
+        "first_of_record": windows.first_of_record,
+        "model": _scores(likelihood),
+        "genomes": {
+            genomes[int(group)]: {"model": _scores(score)} | {"scored": score.count}
+            for group, score in likelihood.groups.items()
+        }
+        if len(genomes) > 1
+        else {},
+    }
+    if baselines:
+        result["markov"] = _markov(markov_table(data.genome, spans["train"], spans["valid"], spans[split]))
+        assert result["markov"]["count"] == likelihood.count
+        for name, row in result["genomes"].items():
+            own = {key: _of_genome(data, name, value) for key, value in spans.items()}
+            if all(own.values()):
+                row["markov"] = _markov(markov_table(data.genome, own["train"], own["valid"], own[split]))
+                assert row["markov"]["count"] == row["scored"]
+    return result
+
+
+def _of_genome(data: DnaDataModule, name: str, spans: Sequence[Span]) -> list[Span]:
+    number = data.genome.genomes.index(name)
+    return [span for span in spans if data.genome.genome_of(span.record) == number]
+
+
+def _scores(likelihood: Likelihood) -> dict[str, float]:
+    nats = likelihood.nats_per_base
+    return {"nats": nats, "bits": nats / math.log(2), "perplexity": perplexity(nats)}
+
+
+def _markov(fitted: MarkovTable) -> dict[str, Any]:
+    orders = [
+        {"nats": float(nats), "bits": float(nats) / math.log(2), "perplexity": perplexity(nats)}
+        for nats in fitted.test.nats_per_base
+    ]
+    return {
+        "count": fitted.test.count,
+        "chosen_order": fitted.order,
+        "smoothing": fitted.smoothing,
+        "best": orders[fitted.order],
+        "orders": orders,
+    }
+
+
+def describe_evaluation(result: dict[str, Any]) -> str:
+    """The evaluation for people."""
+    lines = [
+        f"{result['split']} split: {result['scored']:,} of {result['bases']:,} bases scored "
+        f"({result['unknown']:,} unknown, {result['first_of_record']:,} first of their record), "
+        f"windows of {result['length']:,} (a window's first base has one base of context, Markov models always all)",
+        "",
+        f"{'':<28}{'nats':>9}{'bits':>9}{'perplexity':>12}",
+        _row(f"model ({result['which']})", result["model"]),
+    ]
+    markov = result.get("markov")
+    if markov:
+        for order, row in enumerate(markov["orders"]):
+            mark = " (best on valid)" if order == markov["chosen_order"] else ""
+            lines.append(_row(f"Markov order {order}{mark}", row))
+        ratio = result["model"]["perplexity"] / markov["best"]["perplexity"] - 1
+        lines.append("")
+        lines.append(
+            f"The model's perplexity is {abs(ratio):.2%} {'below' if ratio < 0 else 'above'} the best Markov baseline"
+            + ("." if ratio < 0 else ": it has learnt less than a table of k-mers.")
+        )
+    if result["genomes"]:
+        lines += ["", f"{'perplexity by genome':<40}{'model':>9}{'order 1':>10}{'order 3':>10}{'best':>10}"]
+        for name, row in result["genomes"].items():
+            own = row.get("markov")
+            columns = [own["orders"][1], own["orders"][3], own["best"]] if own else []
+            cells = "".join(f"{column['perplexity']:>10.4f}" for column in columns)
+            lines.append(f"{name:<40}{row['model']['perplexity']:>9.4f}{cells}")
+    return "\n".join(lines)
+
+
+def _row(name: str, scores: dict[str, float]) -> str:
+    return f"{name:<28}{scores['nats']:>9.4f}{scores['bits']:>9.4f}{scores['perplexity']:>12.4f}"

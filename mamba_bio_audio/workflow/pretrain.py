@@ -1,0 +1,224 @@
+"""Pretraining, and the dry run that says what it would take."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mamba_bio_audio import checkpoint
+from mamba_bio_audio.config import RunConfig, to_yaml
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation.likelihood import perplexity
+from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.dna.prepare import summary_rows
+from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
+from mamba_bio_audio.training.probe import probe
+from mamba_bio_audio.workflow.data import check_same_data, open_data
+from mamba_bio_audio.workflow.environment import environment
+
+# Keys that a resumed run may change: they alter what is observed, not what is computed.
+OBSERVING = {
+    "description",
+    "name",
+    "data.num_workers",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.validate_every",
+    "train.validation_tokens",
+}
+
+
+def resolve(config: RunConfig, data: DnaDataModule) -> RunConfig:
+    """Fill in what the data's codec decides."""
+    vocab = data.codec.vocab_size
+    if config.model.vocab_size not in (None, vocab):
+        raise InputError(f"model.vocab_size is {config.model.vocab_size}, but DNA has {vocab} symbols; leave it null")
+    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab})})
+
+
+def pretrain(
+    config: RunConfig,
+    run: Path,
+    *,
+    device: str,
+    resume: bool = False,
+    force: bool = False,
+    quiet: bool = False,
+    arguments: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train into the run folder `run` and return a summary (JSON-able).
+
+    Args:
+        config: from `config.load_config`.
+        run: folder; must be new or empty unless `resume` or `force`.
+        device: "cpu" or "cuda".
+        resume: continue from the last checkpoint; without one, start from the beginning.
+        force: delete what an earlier run left in the folder.
+        quiet: no progress.
+        arguments: of the command, for the manifest.
+
+    Raises:
+        InputError: the folder is in use, or the resumed run had another configuration.
+        NonFiniteLoss: the training diverged.
+    """
+    train = config.train
+    step = 0
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run} is a file; choose another --out")
+    occupied = run.exists() and any(run.iterdir())
+    if resume and force:
+        raise InputError("--resume continues a run and --force replaces it; give one of them")
+    if resume and not occupied:
+        raise InputError(f"{run}: nothing to resume; leave out --resume to start the run")
+    if occupied and not resume and not force:
+        raise InputError(f"{run} is not empty; continue it with --resume, replace it with --force, or choose --out")
+    if occupied and force and not (run / "config.yaml").exists():
+        raise InputError(f"{run} is not a run folder (no config.yaml), so --force will not delete it")
+    before = checkpoint.read_manifest(run) if resume else {}
+    if resume:
+        _check_same(config, checkpoint.read_config(run), run)
+        if (run / "checkpoints" / "last.ckpt").exists():
+            step, validation_due = last_position(run)
+            if step >= train.steps and not validation_due:
+                raise InputError(f"{run}: already complete at step {step:,} of {train.steps:,}")
+        else:
+            print(f"{run}: no checkpoint yet, starting from the beginning", file=sys.stderr)
+
+    # Whatever can be wrong with the data or the model comes before the folder is touched.
+    data = open_data(config, device, start_sample=step * train.sequences_per_step)
+    data.setup("fit")
+    data.train_dataloader()
+    data.evaluation_dataset("valid")
+    config = resolve(config, data)
+    described = data.summary()
+    if resume and before:
+        check_same_data(before.get("data", {}), described, run)
+    model = build_model(config.model, seed=config.seed)
+    if not quiet:
+        print(table(summary_rows(described)), file=sys.stderr)
+    if occupied and not resume:
+        shutil.rmtree(run)
+    run.mkdir(parents=True, exist_ok=True)
+    for left in (*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*.tmp")):
+        left.unlink()
+    write_text(run / "config.yaml", to_yaml(config))
+    session = environment(device) | {"command": list(arguments), "from_step": step}
+    manifest: dict[str, Any] = session | {
+        "seed": config.seed,
+        "precision": resolve_precision(train.precision, device),
+        "sessions": [*before.get("sessions", []), session],
+        "data": described,
+    }
+    write_json(run / "manifest.json", manifest)
+
+    result = fit(model, data, train, out=run, device=device, resume=step > 0, quiet=quiet, unit="bases")
+    best = result.best_nats if math.isfinite(result.best_nats) else None
+    summary = {
+        "run": str(run),
+        "step": result.step,
+        "steps": train.steps,
+        "best_step": result.best_step,
+        "valid_nats": best,
+        "valid_bits": None if best is None else best / math.log(2),
+        "valid_perplexity": None if best is None else perplexity(best),
+        "tokens_per_second": result.tokens_per_second,
+        "stopped_by": None if result.signal is None else signal.Signals(result.signal).name,
+    }
+    write_json(run / "manifest.json", manifest | {"result": summary})
+    return summary
+
+
+def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
+    """What `pretrain` would do: resolved configuration, sizes, measured estimate of memory and time.
+
+    Writes nothing but, where a FASTA has no index yet, one into the user's cache.
+    """
+    train = config.train
+    data = open_data(config, device, index_beside=False)
+    data.setup("fit")
+    data.train_dataloader()
+    data.evaluation_dataset("valid")
+    config = resolve(config, data)
+    estimate = probe(config.model, train, device)
+    with torch.device("meta"):
+        parameters = build_model(config.model).num_parameters()
+    micro = train.micro_batch_for(device)
+    return {
+        "config": config.model_dump(mode="json"),
+        "device": device,
+        "precision": resolve_precision(train.precision, device),
+        "parameters": parameters,
+        "tokens_per_step": train.tokens_per_step,
+        "micro_batch": micro,
+        "accumulate": train.sequences_per_step // (micro * train.devices),
+        "tokens": train.tokens_per_step * train.steps,
+        "memory_bytes": estimate.memory_bytes,
+        "seconds_per_step": estimate.seconds_per_step,
+        "seconds": estimate.seconds_per_step * train.steps,
+        "data": data.summary(),
+    }
+
+
+def describe_dry_run(result: dict[str, Any]) -> str:
+    """The dry run for people."""
+    from omegaconf import OmegaConf
+
+    from mamba_bio_audio.training.progress import duration
+
+    data = result["data"]
+    rows = [
+        ("device", f"{result['device']}, {result['precision']}"),
+        ("parameters", f"{result['parameters']:,}"),
+        (
+            "tokens per step",
+            f"{result['tokens_per_step']:,} = {result['accumulate']} x micro-batch of {result['micro_batch']} "
+            f"x length {result['config']['train']['length']:,}"
+            + (
+                f" x {result['config']['train']['devices']} devices" if result["config"]["train"]["devices"] > 1 else ""
+            ),
+        ),
+        ("tokens in all", f"{result['tokens']:,}"),
+        ("memory", f"about {result['memory_bytes'] / 2**30:.2f} GiB"),
+        (
+            "time",
+            f"about {result['seconds_per_step']:.3g} s a step, {duration(result['seconds'])} in all, "
+            f"without validation",
+        ),
+    ]
+    text = OmegaConf.to_yaml(OmegaConf.create(result["config"]))
+    return f"{text}\n{table(summary_rows(data))}\n{table(rows)}\n"
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """(what, value) rows in two columns."""
+    width = max(len(what) for what, _ in rows)
+    return "\n".join(f"{what:<{width}}  {value}" for what, value in rows)
+
+
+def _check_same(new: RunConfig, old: RunConfig, run: Path) -> None:
+    """A resumed run must compute what the first part did."""
+
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for key, sub in value.items() for k, v in flat(sub, f"{prefix}{key}.").items()}
+        return {prefix.removesuffix("."): value}
+
+    before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
+    # The first run resolved this from the data.
+    after["model.vocab_size"] = before["model.vocab_size"]
+    changed = [key for key in before if before[key] != after.get(key) and key not in OBSERVING]
+    if changed:
+        lines = [f"  {key}: was {before[key]}, now {after.get(key)}" for key in changed]
+        raise InputError(
+            f"{run}: --resume with another configuration; use the same, or start a new run with --out\n"
+            + "\n".join(lines)
+        )

@@ -34,11 +34,16 @@ def test_mamba_ssm_state_dict_loads(model, folder, tmp_path):
     assert loaded.codec is None
 
 
-def test_complex_models_export_and_load(tmp_path):
-    config = ModelConfig(d_model=16, num_layers=2, vocab_size=12, mixer="mamba-complex")
-    model = build_model(config, seed=0)
+@pytest.mark.parametrize("mixer", ["mamba", "mamba-complex", "s4d", "s4d-real"])
+def test_every_mixer_exports_and_loads(mixer, tmp_path):
+    model = build_model(ModelConfig(d_model=16, num_layers=2, vocab_size=12, mixer=mixer), seed=0)
     export(model, tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "mamba_bio_audio"
+    kind = json.loads((tmp_path / "config.json").read_text())["model_type"]
+    assert kind == ("mamba" if mixer == "mamba" else "mamba_bio_audio")
+    loaded = mba.load(tmp_path)
+    tokens = torch.randint(7, 11, (1, 20))
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert loaded.model_config == model.model_config
 
 
 def test_export_is_not_narrowed_by_ties(model, tmp_path):

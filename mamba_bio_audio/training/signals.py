@@ -22,8 +22,14 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
+            self._before[number] = signal.getsignal(number)
+        self.install()
         return self
+
+    def install(self) -> None:
+        """Take the signals, again after somebody else did: Lightning's trainer adds a handler of its own."""
+        for number in self._before:
+            signal.signal(number, self._handle)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

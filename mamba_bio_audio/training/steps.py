@@ -96,6 +96,7 @@ class Steps(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Continue the files, and make up for a validation that was interrupted."""
+        self.stop.install()
         module = self._module
         if self._restored:
             module.train_nats, module.train_count = self._restored["nats"], self._restored["count"]
@@ -104,7 +105,8 @@ class Steps(L.Callback):
         if self.row:
             self._validate(trainer, module)
         self.progress.start()
-        trainer.should_stop = self._stopped(trainer) or trainer.global_step >= self.config.steps
+        # A row that still waits means that its validation was interrupted.
+        trainer.should_stop = bool(self.row) or trainer.global_step >= self.config.steps
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -113,9 +115,10 @@ class Steps(L.Callback):
         if (batch_idx + 1) % self.accumulate:
             return
         config, module, step = self.config, self._module, trainer.global_step
+        stopped = trainer.strategy.reduce_boolean_decision(self.stop.number is not None, all=False)
         validate = step % config.validate_every == 0 or step == config.steps
         log = validate or step % config.log_every == 0
-        save = validate or step % config.checkpoint_every == 0 or self._stopped(trainer)
+        save = validate or step % config.checkpoint_every == 0 or stopped
         nats = self._train_nats(step) if log or save or self.progress.due() else None
         self.progress.step(step, nats if self.progress.due() else None)
         if log:
@@ -131,12 +134,9 @@ class Steps(L.Callback):
                 self._write(trainer)
         if save:
             self._save(trainer, "last")
-        if validate and not self._stopped(trainer):
+        if validate and not stopped:
             self._validate(trainer, module)
-        trainer.should_stop = self._stopped(trainer) or step == config.steps
-
-    def _stopped(self, trainer: L.Trainer) -> bool:
-        return trainer.strategy.reduce_boolean_decision(self.stop.number is not None, all=False)
+        trainer.should_stop = stopped or bool(self.row) or step == config.steps
 
     def _train_nats(self, step: int) -> float:
         """Mean training loss since the last row; checked, since something will be written."""

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,10 +287,14 @@ def test_doctor_passes_its_self_test(capsys):
 
 
 def start(fasta: Path, out: Path, *more: str) -> subprocess.Popen:
-    arguments = ["pretrain", "dna/tiny", *overrides(fasta), "--out", str(out), "--device", "cpu", *more]
+    arguments = ["pretrain", "dna/tiny", *overrides(fasta, *more), "--out", str(out), "--device", "cpu"]
     code = "from mamba_bio_audio.cli.main import run; run()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -304,28 +309,141 @@ def wait_for_step(out: Path, process: subprocess.Popen, step: int) -> None:
     pytest.fail("did not reach the step in time")
 
 
+def assert_same_run(run: Path, whole: Path) -> None:
+    """Rows, last and best weights, and what is kept of both."""
+    assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert sorted(os.listdir(run / "checkpoints")) == sorted(os.listdir(whole / "checkpoints"))
+    expected = mba.load(whole, which="last").state_dict()
+    for name, tensor in mba.load(run, which="last").state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    results = [json.loads((folder / "manifest.json").read_text())["result"] for folder in (run, whole)]
+    assert results[0]["best_step"] == results[1]["best_step"]
+
+
+@pytest.fixture(scope="module")
+def long_whole(fasta, tmp_path_factory) -> Path:
+    """An uninterrupted run, long enough to be interrupted anywhere; the last step is not a multiple of anything."""
+    out = tmp_path_factory.mktemp("runs") / "long"
+    settings = overrides(fasta, *LONG)
+    assert mba_command("pretrain", "dna/tiny", *settings, "--out", out, "--quiet", "--device", "cpu") == 0
+    return out
+
+
+LONG = (
+    "train.steps=61",
+    "train.validate_every=20",
+    "train.checkpoint_every=7",
+    "train.lr=0.05",
+    "train.validation_tokens=null",
+)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
-def test_an_interrupted_run_resumes_to_the_same_result(number, trained, fasta, tmp_path):
+@pytest.mark.parametrize("rows", [3, 19])
+def test_an_interrupted_run_resumes_to_the_same_result(number, rows, workers, long_whole, fasta, tmp_path):
+    """Signals go to the whole process group, as Ctrl-C does; 19 rows is just before a validation."""
     out = tmp_path / "run"
-    process = start(fasta, out)
-    wait_for_step(out, process, 3)
-    process.send_signal(number)
+    settings = (*LONG, f"data.num_workers={workers}")
+    process = start(fasta, out, *settings)
+    wait_for_step(out, process, rows)
+    os.killpg(process.pid, number)
     output, error = process.communicate(timeout=60)
-    done = metrics(out)
-    if len(done) == 12:
-        pytest.skip("the run was too fast to be interrupted")
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 130, error
-        assert f"stopped by {number.name} after step {len(done)} of 12" in output
+    assert not (out / "metrics.csv").read_text() == (long_whole / "metrics.csv").read_text(), "ended before the signal"
+    if number != signal.SIGKILL:
+        assert process.returncode == 130, output + error
+        assert f"stopped by {number.name} after step " in output
+        assert (out / "checkpoints" / "last.ckpt").exists()
         assert "Traceback" not in error
-    code = mba_command(
-        "pretrain", "dna/tiny", *overrides(fasta), "--out", out, "--resume", "--quiet", "--device", "cpu"
-    )
-    assert code == 0
-    assert (out / "metrics.csv").read_text() == (trained / "metrics.csv").read_text()
-    whole = mba.load(trained, which="last").state_dict()
-    for name, tensor in mba.load(out, which="last").state_dict().items():
-        assert torch.equal(tensor, whole[name]), name
-    assert sorted(os.listdir(out / "checkpoints")) == sorted(os.listdir(trained / "checkpoints"))
+    arguments = [*overrides(fasta, *settings), "--out", out, "--resume", "--quiet", "--device", "cpu"]
+    assert mba_command("pretrain", "dna/tiny", *arguments) == 0
+    assert_same_run(out, long_whole)
+
+
+def test_stopping_inside_a_validation_and_at_the_last_step(long_whole, fasta, tmp_path, monkeypatch):
+    """The row waits in the checkpoint; nothing is validated that an uninterrupted run would not."""
+    from mamba_bio_audio.training import steps
+
+    arguments = ["pretrain", "dna/tiny", *overrides(fasta, *LONG), "--out", tmp_path / "run", "--device", "cpu"]
+    nats = steps.Steps._validation_nats
+    calls = []
+
+    def stop_in_the_middle(self, trainer, module):
+        calls.append(trainer.global_step)
+        if len(calls) in (1, 3, 5):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return nats(self, trainer, module)
+
+    monkeypatch.setattr(steps.Steps, "_validation_nats", stop_in_the_middle)
+    assert mba_command(*arguments) == 130
+    for _ in range(2):
+        assert mba_command(*arguments, "--resume") == 130
+    assert mba_command(*arguments, "--resume") == 0
+    assert calls == [20, 20, 40, 40, 60, 60, 61]
+    assert_same_run(tmp_path / "run", long_whole)
+
+
+def test_a_second_signal_ends_at_once(fasta, tmp_path):
+    out = tmp_path / "run"
+    process = start(fasta, out, "train.steps=100000", "train.validate_every=100000", "train.tokens_per_step=16384")
+    wait_for_step(out, process, 1)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+
+
+def test_a_diverged_run_stops_and_keeps_what_was_good(fasta, tmp_path, capsys):
+    settings = ("train.lr=300", "train.log_every=20", "train.checkpoint_every=3", "train.validate_every=20")
+    arguments = ["pretrain", "dna/tiny", *overrides(fasta, *settings), "--out", tmp_path / "run", "--quiet"]
+    assert mba_command(*arguments, "--device", "cpu") == 1
+    assert "lower train.lr" in capsys.readouterr().err
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    if last.exists():
+        state = torch.load(last, weights_only=False)["state_dict"]
+        assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_force_keeps_the_old_run_until_the_new_one_can_start(trained, fasta, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    bad = tmp_path / "bad.fa"
+    bad.write_text(">a\nACGT\n>a\nACGT\n")
+    assert mba_command("pretrain", "dna/tiny", *overrides(bad), "--out", run, "--force") == 2
+    assert "a" in capsys.readouterr().err
+    assert (run / "model.safetensors").exists()
+
+
+def test_changed_data_are_noticed(fasta, tmp_path, capsys):
+    mine = tmp_path / "toy.fa"
+    shutil.copy(fasta, mine)
+    run = tmp_path / "run"
+    arguments = ["pretrain", "dna/tiny", *overrides(mine), "--out", run, "--quiet", "--device", "cpu"]
+    assert mba_command(*arguments) == 0
+    mine.write_text(mine.read_text().replace("ACG", "TTT"))
+    capsys.readouterr()
+    assert mba_command("evaluate", run, "--quiet") == 2
+    assert "not the file" in capsys.readouterr().err
+    # Saying so evaluates it, and leaves the run's own result alone.
+    own = ("--no-baselines", "--quiet", "--json", "--device", "cpu")
+    assert mba_command("evaluate", run, "--set", f"data.path={mine}", *own) == 0
+    assert json.loads(capsys.readouterr().out)["overrides"] == [f"data.path={mine}"]
+    assert not (run / "evaluate-test.json").exists()
+    assert mba_command("evaluate", run, "--set", "model.d_model=3") == 2
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
+    assert mba_command(*arguments, "--resume") == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_sample_and_export_destroy_nothing(trained, tmp_path, capsys):
+    keep = tmp_path / "keep.fa"
+    keep.write_text(">precious\n")
+    assert mba_command("sample", trained, "--length", "5", "--out", keep, "--force", "--top-p", "0") == 2
+    assert keep.read_text() == ">precious\n"
+    assert mba_command("sample", trained, "--length", "5", "--out", tmp_path) == 2
+    assert mba_command("export", trained, "--out", trained, "--force") == 2
+    assert "run folder" in capsys.readouterr().err
+    assert isinstance(mba.load(trained).codec, DnaTokenizer)

@@ -64,8 +64,8 @@ def test_tokens_per_step_must_fit_length_and_devices():
         config(tokens_per_step=1000)
     with pytest.raises(ValidationError, match="must divide the 16 sequences"):
         config(micro_batch=5)
-    with pytest.raises(ValidationError, match="multiple of length x devices"):
-        config(devices=3)
+    with pytest.raises(ValidationError, match="devices"):
+        config(devices=2)
 
 
 def test_micro_batch_suits_the_device():

@@ -324,9 +324,12 @@ class DnaDataModule(LightningDataModule):
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process saves first and then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ctrl-C and SIGTERM reach the whole process group; the main process saves first and then ends its workers.
+
+    Should it fail to, they end themselves two minutes after a SIGTERM, so that nothing waits for them for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(120))
 
 
 def pad_and_shift(rows: list[NDArray[np.uint8]], length: int) -> dict[str, torch.Tensor]:

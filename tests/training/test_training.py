@@ -8,9 +8,9 @@ from torch import nn
 
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.training.progress import duration
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.optim import parameter_groups
+from mamba_bio_audio.training.progress import duration
 from mamba_bio_audio.training.schedule import learning_rate
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
@@ -31,10 +31,9 @@ from mamba_bio_audio.pipelines.audio.windows import (
     evenly_spaced,
     tile,
 )
+from mamba_bio_audio.pipelines.stream import TrainingStream, loader, share
 
 IGNORED = -100
-# Streams of random numbers that share a seed.
-_ORDER_STREAM = 1
 # With more files, results per file would be a wall of numbers, and batches of many small groups slow.
 _MAX_GROUPS = 16
 
@@ -57,67 +56,25 @@ class Recordings:
         return self.codec.encode(self.audio(span))
 
 
-class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
-    """An endless stream of training batches, the same whatever the number of workers.
-
-    Sample i, counted over all ranks from the start of training, is window k = i mod n of the permutation of
-    epoch i // n, which depends on (seed, i) alone. Rank r of R takes samples r, r + R, ... after `start_sample`. A
-    worker yields whole batches, every W-th one, and DataLoader takes them from its workers in turn.
-    """
+class AudioStream(TrainingStream):
+    """Training windows of recordings."""
 
     def __init__(
-        self,
-        windows: AudioWindows,
-        recordings: Recordings,
-        *,
-        batch_size: int,
-        seed: int,
-        score_padding: bool = False,
-        start_sample: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        self, windows: AudioWindows, recordings: Recordings, *, score_padding: bool = False, **stream: int
     ) -> None:
+        super().__init__(windows, **stream)
         self.windows = windows
         self.recordings = recordings
-        self.batch_size = batch_size
-        self.seed = seed
         self.score_padding = score_padding
-        self.start_sample = start_sample
-        self.rank = rank
-        self.world_size = world_size
-        self._epoch = -1
-        self._order: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
 
-    def window_index(self, sample: int) -> int:
-        """Which window is sample number i."""
-        epoch, position = divmod(sample, len(self.windows))
-        if epoch != self._epoch:
-            bits = np.random.Philox(key=[self.seed, _ORDER_STREAM], counter=[0, 0, 0, epoch])
-            self._order = np.random.Generator(bits).permutation(np.arange(len(self.windows), dtype=np.int32))
-            self._epoch = epoch
-        return int(self._order[position])
-
-    def ids_of(self, sample: int) -> NDArray[np.uint8 | np.int16]:
-        """Levels of sample number i, (1 .. L,)."""
-        return self.recordings.ids(self.windows[self.window_index(sample)])
-
-    def batch(self, number: int) -> dict[str, torch.Tensor]:
-        """Batch `number` of this rank: tokens and targets, (B, L)."""
-        first = self.start_sample + number * self.batch_size * self.world_size + self.rank
-        samples = range(first, first + self.batch_size * self.world_size, self.world_size)
+    def read(self, samples: range) -> dict[str, torch.Tensor]:
+        """Tokens and targets, (B, L)."""
         return pad_and_shift(
-            [self.ids_of(sample) for sample in samples],
+            [self.recordings.ids(self.windows[self.window_index(sample)]) for sample in samples],
             self.windows.length,
             self.recordings.codec.zero_level,
             self.score_padding,
         )
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        worker = get_worker_info()
-        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        while True:
-            yield self.batch(number)
-            number += step
 
 
 class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
@@ -236,7 +193,7 @@ class AudioDataModule(LightningDataModule):
                 f"{self.skipped_windows:,} windows shorter than train.length {self.length} skipped. "
                 "Check the files and the splits, or set data.drop_short=false."
             )
-        stream = TrainingStream(
+        stream = AudioStream(
             self.windows,
             self.recordings,
             batch_size=self.batch_size,
@@ -246,7 +203,7 @@ class AudioDataModule(LightningDataModule):
             rank=self.rank,
             world_size=self.world_size,
         )
-        return self._loader(stream, batch_size=None)
+        return loader(stream, None, self.config.num_workers)
 
     def evaluation_windows(self, split: str) -> EvaluationWindows:
         """Windows that score each sample of a split once."""
@@ -280,8 +237,9 @@ class AudioDataModule(LightningDataModule):
         The shares are disjoint and complete, so sums over ranks are exact; keep Lightning's own sampler off.
         """
         dataset = self.evaluation_dataset(split, max_tokens)
-        share = dataset if self.world_size == 1 else Subset(dataset, range(self.rank, len(dataset), self.world_size))
-        return self._loader(share, batch_size=batch_size or self.batch_size)
+        return loader(
+            share(dataset, self.rank, self.world_size), batch_size or self.batch_size, self.config.num_workers
+        )
 
     def evaluation_spans(self, split: str) -> list[Span]:
         """A split as (file, start, stop) in samples."""
@@ -334,16 +292,6 @@ class AudioDataModule(LightningDataModule):
             if os.path.isfile(inside) and has_split_columns(inside):
                 return inside
         return None
-
-    def _loader(self, dataset: Any, batch_size: int | None) -> DataLoader[dict[str, torch.Tensor]]:
-        workers = self.config.num_workers
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
 
 
 def pad_and_shift(

@@ -1,14 +1,12 @@
 """Batches of DNA for training, windows for evaluation, and the numbers that describe a data set."""
 
-import signal
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
@@ -32,76 +30,34 @@ from mamba_bio_audio.pipelines.dna.windows import (
     evenly_spaced,
     training_windows,
 )
+from mamba_bio_audio.pipelines.stream import STRAND_STREAM, TrainingStream, loader, share
 
 IGNORED = -100
-# Streams of random numbers that share a seed.
-_ORDER_STREAM, _STRAND_STREAM = 1, 2
 
 
-class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
-    """An endless stream of training batches, the same whatever the number of workers.
+class DnaStream(TrainingStream):
+    """Training windows of a genome; the strand of sample i depends on (seed, i) alone."""
 
-    Sample i, counted over all ranks from the start of training, is window k = i mod n of the permutation of
-    epoch i // n; both it and its strand depend on (seed, i) alone. Rank r of R takes samples r, r + R, ...
-    after `start_sample`. A worker yields whole batches, every W-th one, and DataLoader takes them from its
-    workers in turn.
-    """
-
-    def __init__(
-        self,
-        windows: Windows,
-        genome: Genome,
-        *,
-        batch_size: int,
-        seed: int,
-        reverse_complement: bool,
-        start_sample: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+    def __init__(self, windows: Windows, genome: Genome, *, reverse_complement: bool, **stream: int) -> None:
+        super().__init__(windows, **stream)
         self.windows = windows
         self.genome = genome
-        self.batch_size = batch_size
-        self.seed = seed
         self.reverse_complement = reverse_complement
-        self.start_sample = start_sample
-        self.rank = rank
-        self.world_size = world_size
-        self._epoch = -1
-        self._order: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
-
-    def window_index(self, sample: int) -> int:
-        """Which window is sample number i."""
-        epoch, position = divmod(sample, len(self.windows))
-        if epoch != self._epoch:
-            bits = np.random.Philox(key=[self.seed, _ORDER_STREAM], counter=[0, 0, 0, epoch])
-            self._order = np.random.Generator(bits).permutation(np.arange(len(self.windows), dtype=np.int32))
-            self._epoch = epoch
-        return int(self._order[position])
 
     def is_reversed(self, sample: int) -> bool:
         """Is sample number i read from the opposite strand?"""
         if not self.reverse_complement:
             return False
-        return bool(np.random.Philox(key=[self.seed, _STRAND_STREAM], counter=[sample, 0, 0, 0]).random_raw() & 1)
+        return bool(np.random.Philox(key=[self.seed, STRAND_STREAM], counter=[sample, 0, 0, 0]).random_raw() & 1)
 
     def tokens_of(self, sample: int) -> NDArray[np.uint8]:
         """Token ids of sample number i, (2 .. L + 1,)."""
         ids = self.genome.fetch(*self.windows[self.window_index(sample)])
         return self.genome.codec.reverse_complement(ids) if self.is_reversed(sample) else ids
 
-    def batch(self, number: int) -> dict[str, torch.Tensor]:
-        """Batch `number` of this rank: tokens and targets, (B, L)."""
-        first = self.start_sample + number * self.batch_size * self.world_size + self.rank
-        samples = range(first, first + self.batch_size * self.world_size, self.world_size)
+    def read(self, samples: range) -> dict[str, torch.Tensor]:
+        """Tokens and targets, (B, L)."""
         return pad_and_shift([self.tokens_of(sample) for sample in samples], self.windows.length)
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        worker = get_worker_info()
-        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        while True:
-            yield self.batch(number)
-            number += step
 
 
 class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
@@ -224,7 +180,7 @@ class DnaDataModule(LightningDataModule):
                 "C, G or T. "
                 "Check the file and the splits, or raise data.max_unknown."
             )
-        stream = TrainingStream(
+        stream = DnaStream(
             self.windows,
             self.genome,
             batch_size=self.batch_size,
@@ -234,7 +190,7 @@ class DnaDataModule(LightningDataModule):
             rank=self.rank,
             world_size=self.world_size,
         )
-        return self._loader(stream, batch_size=None)
+        return loader(stream, None, self.config.num_workers)
 
     def evaluation_windows(self, split: str) -> EvaluationWindows:
         """Windows that score each base of a split's union once, with the counts of what is not scored."""
@@ -269,8 +225,9 @@ class DnaDataModule(LightningDataModule):
         The shares are disjoint and complete, so sums over ranks are exact; keep Lightning's own sampler off.
         """
         dataset = self.evaluation_dataset(split, max_tokens)
-        share = dataset if self.world_size == 1 else Subset(dataset, range(self.rank, len(dataset), self.world_size))
-        return self._loader(share, batch_size=batch_size or self.batch_size)
+        return loader(
+            share(dataset, self.rank, self.world_size), batch_size or self.batch_size, self.config.num_workers
+        )
 
     def evaluation_spans(self, split: str) -> list[Span]:
         """The union of a split's intervals as (record, start, end)."""
@@ -310,26 +267,6 @@ class DnaDataModule(LightningDataModule):
 
     def _of(self, split: str) -> list[Interval]:
         return [interval for interval in self.intervals if interval.split == split]
-
-    def _loader(self, dataset: Any, batch_size: int | None) -> DataLoader[dict[str, torch.Tensor]]:
-        workers = self.config.num_workers
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_main_process,
-        )
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; the main process saves first and then ends its workers.
-
-    Should it fail to, they end themselves two minutes after a SIGTERM, so that nothing waits for them for ever.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(120))
 
 
 def pad_and_shift(rows: list[NDArray[np.uint8]], length: int) -> dict[str, torch.Tensor]:

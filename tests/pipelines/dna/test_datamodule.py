@@ -8,7 +8,7 @@ import torch
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule, TrainingStream, pad_and_shift
+from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule, DnaStream, pad_and_shift
 
 L = 32
 
@@ -65,7 +65,7 @@ def test_each_epoch_is_another_permutation(path: str) -> None:
     data = module(path)
     count = len(data_windows(data))
     stream = data.train_dataloader().dataset
-    assert isinstance(stream, TrainingStream)
+    assert isinstance(stream, DnaStream)
     epochs = [[stream.window_index(epoch * count + k) for k in range(count)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]

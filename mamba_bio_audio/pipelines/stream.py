@@ -1,0 +1,102 @@
+"""Endless, resumable training batches and fixed evaluation batches, whatever the domain."""
+
+from __future__ import annotations
+
+import signal
+from abc import abstractmethod
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
+
+# Streams of random numbers that share a seed.
+ORDER_STREAM, STRAND_STREAM = 1, 2
+
+
+class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
+    """An endless stream of training batches, the same whatever the number of workers.
+
+    Sample i, counted over all ranks from the start of training, is window k = i mod n of the permutation of
+    epoch i // n, which depends on (seed, epoch) alone. Rank r of R takes samples r, r + R, ... after `start_sample`. A
+    worker yields whole batches, every W-th one, and DataLoader takes them from its workers in turn.
+
+    Args:
+        windows: what is read; only their number matters here.
+        batch_size: windows per batch and rank.
+        seed: of the order.
+        start_sample: samples already consumed, over all ranks.
+        rank, world_size: this process among those that train together.
+    """
+
+    def __init__(
+        self,
+        windows: Sized,
+        *,
+        batch_size: int,
+        seed: int,
+        start_sample: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._windows = len(windows)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_sample = start_sample
+        self.rank = rank
+        self.world_size = world_size
+        self._epoch = -1
+        self._order: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+
+    @abstractmethod
+    def read(self, samples: range) -> dict[str, torch.Tensor]:
+        """Tokens and targets, (B, L), of some samples, given by their numbers."""
+
+    def window_index(self, sample: int) -> int:
+        """Which window is sample number i."""
+        epoch, position = divmod(sample, self._windows)
+        if epoch != self._epoch:
+            bits = np.random.Philox(key=[self.seed, ORDER_STREAM], counter=[0, 0, 0, epoch])
+            self._order = np.random.Generator(bits).permutation(np.arange(self._windows, dtype=np.int32))
+            self._epoch = epoch
+        return int(self._order[position])
+
+    def batch(self, number: int) -> dict[str, torch.Tensor]:
+        """Batch `number` of this rank."""
+        first = self.start_sample + number * self.batch_size * self.world_size + self.rank
+        return self.read(range(first, first + self.batch_size * self.world_size, self.world_size))
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        while True:
+            yield self.batch(number)
+            number += step
+
+
+def share(dataset: Dataset[Any], rank: int, world_size: int) -> Dataset[Any]:
+    """A rank's part of a map-style dataset; the parts are disjoint and complete, so sums over ranks are exact."""
+    return dataset if world_size == 1 else Subset(dataset, range(rank, len(dataset), world_size))  # type: ignore[arg-type]
+
+
+def loader(dataset: Any, batch_size: int | None, workers: int) -> DataLoader[dict[str, torch.Tensor]]:
+    """A loader whose workers outlive a Ctrl-C until the main process has saved."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_main_process,
+    )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the main process saves first and then ends its workers.
+
+    Should it fail to, they end themselves two minutes after a SIGTERM, so that nothing waits for them for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(120))

@@ -25,7 +25,7 @@ def demo(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Pretrain, evaluate and sample on five packaged genome slices; offline, about two minutes on two cores."""
+    """Pretrain, evaluate and sample on five packaged genome slices; offline, two to three minutes on two cores."""
     resolved = resolve_device(device)
     start = time.perf_counter()
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -104,7 +105,19 @@ def load(path: str | Path, which: Which = "best") -> IsotropicModel:
 def read_manifest(run: Path) -> dict[str, Any]:
     """A run's `manifest.json`, or an empty dict."""
     path = run / "manifest.json"
-    return _read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    manifest = _read_json(path)
+    data = manifest.get("data", {})
+    files = data.get("files", []) if isinstance(data, dict) else None
+    sound = (
+        isinstance(files, list)
+        and all(isinstance(file, dict) and {"name", "sha256"} <= set(file) for file in files)
+        and isinstance(manifest.get("sessions", []), list)
+    )
+    if not sound:
+        raise InputError(f"{path}: not a manifest of this program; restore the file")
+    return manifest
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -158,7 +171,10 @@ def _from_folder(path: Path) -> _Source:
     tensors = _rename(_read_tensors(weights), weights)
     ours = description.get("mamba_bio_audio")
     if ours is not None:
-        model_config = ModelConfig.model_validate(ours["model"])
+        try:
+            model_config = ModelConfig.model_validate(ours["model"])
+        except (ValidationError, KeyError, TypeError) as error:
+            raise InputError(f"{path / 'config.json'}: damaged mamba_bio_audio section: {error}") from None
         if ours.get("config") is None:
             return _Source(tensors, model_config, model_config, None, {})
         config = validate(ours["config"], str(path / "config.json"))

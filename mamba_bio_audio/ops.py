@@ -335,7 +335,7 @@ def no_triton(device: torch.device) -> str | None:
         return f"tensors are on {device.type}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
-    if not (os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang"))):
+    if not (os.environ.get("CC") or any(shutil.which(name) for name in ("gcc", "clang"))):
         return "Triton needs a C compiler and there is none (install gcc, or set CC)"
     return None
 

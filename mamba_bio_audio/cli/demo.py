@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -29,7 +28,7 @@ def demo(
     resolved = resolve_device(device)
     start = time.perf_counter()
 
-    from mamba_bio_audio.checkpoint import read_config
+    from mamba_bio_audio.checkpoint import read_manifest
     from mamba_bio_audio.config import load_config
     from mamba_bio_audio.evaluation.figures import training_curve
     from mamba_bio_audio.files import write_json
@@ -38,16 +37,17 @@ def demo(
     from mamba_bio_audio.workflow.sample import sample
 
     config = load_config(RECIPE, overrides or [])
-    if out.exists() and any(out.iterdir()):
-        if not (out / "config.yaml").exists() or read_config(out).name != config.name:
-            raise InputError(f"{out} holds something other than an earlier demo; choose another --out")
-        shutil.rmtree(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose another --out")
+    earlier = out.exists() and any(out.iterdir())
+    if earlier and read_manifest(out).get("command") != ["demo"]:
+        raise InputError(f"{out} holds something other than an earlier demo; choose another --out")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     say("1/4  pretraining on five packaged genome slices")
-    summary = pretrain(config, out, device=resolved, quiet=quiet, arguments=["demo"])
+    summary = pretrain(config, out, device=resolved, force=earlier, quiet=quiet, arguments=["demo"])
     if summary["stopped_by"]:
         say(f"stopped by {summary['stopped_by']}; saved in {out}")
         raise typer.Exit(130)

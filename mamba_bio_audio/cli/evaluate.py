@@ -49,7 +49,7 @@ def evaluate(
             overrides=overrides or [],
             progress=progress,
         )
-    own = not overrides and length is None and which == "best"
+    own = baselines and not overrides and length is None and which == "best"
     if own and (run / "config.yaml").exists():
         write_json(run / f"evaluate-{split}.json", result)
     if not math.isfinite(result["model"]["nats"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +72,8 @@ def _text(summary: dict[str, Any]) -> str:
             f"best validation at step {summary['best_step']:,}: {summary['valid_nats']:.4f} nats, "
             f"{summary['valid_bits']:.4f} bits per base, perplexity {summary['valid_perplexity']:.4f}"
         )
-    lines.append(f"{summary['tokens_per_second']:,.0f} bases/s; run folder {summary['run']}")
+    speed = summary["tokens_per_second"]
+    lines.append(("" if math.isnan(speed) else f"{speed:,.0f} bases/s; ") + f"run folder {summary['run']}")
     if not summary["stopped_by"]:
         lines.append(f"next: mba evaluate {summary['run']}   mba sample {summary['run']} --length 1000")
     return "\n".join(lines)

@@ -67,8 +67,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         InputError: it cannot be read.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        if not {"state_dict", "global_step", "callbacks", "pytorch-lightning_version"} <= set(checkpoint):
+            raise KeyError("not a checkpoint of this program")
+        return checkpoint
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: damaged ({error}); the best weights are in model.safetensors, or start again with --force"
         ) from None

@@ -22,7 +22,8 @@ def start(path: Path, step: int) -> None:
     rows = []
     if step and path.exists():
         with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+            # A power loss can leave a torn last row; what belongs there is written again.
+            rows = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and int(row["step"]) <= step]
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()

@@ -62,7 +62,8 @@ def _measure(model_config: ModelConfig, train: TrainConfig, device: str) -> list
     largest = min(tokens, max(1024, affordable))
     points = []
     for target in sorted({largest, tokens if largest == tokens else largest // 2}):
-        length = min(train.length, target)
+        longest = train.length if train.stream_chunk is None else min(train.length, 2 * train.stream_chunk)
+        length = min(longest, target)
         batch = max(1, target // length)
         ids = torch.randint(7, 11, (batch, length), device=device)
         seconds = 0.0

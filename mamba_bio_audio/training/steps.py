@@ -162,6 +162,9 @@ class Steps(L.Callback):
         nats = self._validation_nats(trainer, module)
         if nats is None:
             return
+        if not math.isfinite(nats):
+            # The last update itself destroyed the weights; neither they nor this row may be kept.
+            raise NonFiniteLoss(f"at step {step} the validation loss is {nats:g}; lower train.lr and start again")
         self.row |= metrics.validation_fields(nats)
         self._write(trainer)
         self.progress.validation(step, nats)

@@ -31,5 +31,5 @@ def check_same_data(before: dict[str, Any], now: dict[str, Any], run: Path) -> N
                 f"{file['path']}: not the file that {run} was trained on (SHA-256 {file['sha256'][:12]}..., "
                 f"{hashes.get(file['name'], 'none')[:12]}... in its manifest); restore the file"
             )
-    if before.get("splits") not in (None, now["splits"]):
+    if before.get("splits_sha256") not in (None, now["splits_sha256"]):
         raise InputError(f"{run}: the splits are not those that it was trained on; restore {now['split_source']}")

@@ -33,7 +33,6 @@ OBSERVING = {
     "train.checkpoint_every",
     "train.log_every",
     "train.validate_every",
-    "train.validation_tokens",
 }
 
 
@@ -71,6 +70,7 @@ def pretrain(
         NonFiniteLoss: the training diverged.
     """
     train = config.train
+    run = run.resolve()
     step = 0
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file; choose another --out")

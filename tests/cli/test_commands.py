@@ -462,6 +462,43 @@ def test_changed_data_are_noticed(fasta, tmp_path, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
+def test_evaluate_at_another_length_and_with_exchanged_splits(fasta, tmp_path, capsys):
+    bed = tmp_path / "splits.bed"
+    rows = [("one", 0, 36_000, "train"), ("one", 36_000, 38_000, "valid"), ("one", 38_000, 40_000, "test")]
+    bed.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
+    run = tmp_path / "run"
+    settings = overrides(fasta, f"data.intervals={bed}", "train.steps=2")
+    assert mba_command("pretrain", "dna/tiny", *settings, "--out", run, "--quiet", "--device", "cpu") == 0
+    evaluate = ("evaluate", run, "--no-baselines", "--quiet", "--json", "--device", "cpu")
+    for length in ("16", "500"):
+        capsys.readouterr()
+        assert mba_command(*evaluate, "--length", length) == 0
+        assert json.loads(capsys.readouterr().out)["scored"] == 2000
+    bed.write_text(bed.read_text().replace("valid", "x").replace("test", "valid").replace("x", "test"))
+    assert mba_command(*evaluate) == 2
+    assert "splits are not those" in capsys.readouterr().err
+
+
+def test_a_last_step_that_destroys_the_weights_is_no_success(fasta, tmp_path, capsys):
+    settings = overrides(fasta, "train.steps=1", "train.lr=1e30", "train.warmup=0")
+    out = tmp_path / "run"
+    assert mba_command("pretrain", "dna/tiny", *settings, "--out", out, "--quiet", "--device", "cpu") == 1
+    assert "validation loss is nan" in capsys.readouterr().err
+    assert not (out / "model.safetensors").exists()
+
+
+def test_a_torn_metrics_row_does_not_stop_a_resume(fasta, tmp_path):
+    from mamba_bio_audio.training import metrics as file
+
+    path = tmp_path / "metrics.csv"
+    file.start(path, 0)
+    file.append(path, {"step": 1, "tokens": 512})
+    with path.open("a") as stream:
+        stream.write("\0\0\0")
+    file.start(path, 5)
+    assert [row["step"] for row in metrics(tmp_path)] == ["1"]
+
+
 def test_sample_and_export_destroy_nothing(trained, tmp_path, capsys):
     keep = tmp_path / "keep.fa"
     keep.write_text(">precious\n")

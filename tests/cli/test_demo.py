@@ -23,7 +23,7 @@ def test_demo_learns_and_leaves_everything(tmp_path, capsys):
     malaria = result["genomes"]["p_falciparum"]
     assert malaria["model"]["perplexity"] < malaria["markov"]["orders"][1]["perplexity"]
     # A second demo replaces the first; anything else in the folder is left alone.
-    (out / "config.yaml").unlink()
+    (out / "manifest.json").write_text("{}")
     with pytest.raises(SystemExit) as stop:
         command(arguments)
     assert stop.value.code == 2

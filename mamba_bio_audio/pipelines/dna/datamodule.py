@@ -1,5 +1,6 @@
 """Batches of DNA for training, windows for evaluation, and the numbers that describe a data set."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -238,6 +239,12 @@ class DnaDataModule(LightningDataModule):
         """Bases in the union of a split's intervals."""
         return sum(span.end - span.start for span in self.evaluation_spans(split))
 
+    def splits_fingerprint(self) -> str:
+        """SHA-256 of the intervals and their splits, whatever the length of the windows."""
+        self.setup()
+        rows = sorted(f"{i.record}\t{i.start}\t{i.end}\t{i.split}\n" for i in self.intervals)
+        return hashlib.sha256("".join(rows).encode()).hexdigest()
+
     def summary(self) -> dict[str, Any]:
         """The data set in numbers, ready for JSON."""
         self.setup()
@@ -256,6 +263,7 @@ class DnaDataModule(LightningDataModule):
             **describe(self.genome),
             "split_source": self.split_source,
             "splits": splits,
+            "splits_sha256": self.splits_fingerprint(),
             "shared_bases": self.shared,
             "length": self.length,
             "training_windows": len(self.windows),

@@ -11,6 +11,7 @@ from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 
 
 def open_data(config: RunConfig, device: str, *, start_sample: int = 0, index_beside: bool = True) -> DnaDataModule:
+    """The data module of a training on `device`, from training sample `start_sample` on; not yet set up."""
     train = config.train
     return DnaDataModule(
         config.data,

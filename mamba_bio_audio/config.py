@@ -235,6 +235,8 @@ def _field(model: type[BaseModel], location: Sequence[str]) -> Any:
 
 def _keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     annotation = model if not location else getattr(_field(model, location), "annotation", None)
+    if typing.get_origin(annotation) in (list, tuple):
+        annotation = typing.get_args(annotation)[0]
     return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
@@ -269,4 +271,6 @@ def _type_text(annotation: Any) -> str:
         return f"list of {_type_text(arguments[0])}"
     if annotation is type(None):
         return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "{" + ", ".join(annotation.model_fields) + "}"
     return {int: "whole number", float: "number", str: "text", bool: "true | false"}.get(annotation, str(annotation))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 from abc import abstractmethod
-from collections.abc import Iterator, Sized
-from typing import Any
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,22 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_w
 ORDER_STREAM, STRAND_STREAM = 1, 2
 
 
+class Stretch(NamedTuple):
+    """A part of a training at one length of window: what is still to come of it."""
+
+    length: int
+    batch_size: int  # windows per batch and rank
+    stage: int = 0  # number of the length stage; its order and strands are its own
+    start_sample: int = 0  # samples of the stage already consumed, over all ranks
+    batches: int | None = None  # batches per rank to come; None is endless
+
+
 class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
     """An endless stream of training batches, the same whatever the number of workers.
 
     Sample i, counted over all ranks from the start of training, is window k = i mod n of the permutation of
-    epoch i // n, which depends on (seed, epoch) alone. Rank r of R takes samples r, r + R, ... after `start_sample`. A
-    worker yields whole batches, every W-th one, and DataLoader takes them from its workers in turn.
+    epoch i // n, which depends on (seed, stage, epoch) alone. Rank r of R takes samples r, r + R, ... after
+    `start_sample`. A worker yields whole batches, every W-th one, and DataLoader takes them from its workers in turn.
 
     Args:
         windows: what is read; only their number matters here.
@@ -29,6 +39,7 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
         seed: of the order.
         start_sample: samples already consumed, over all ranks.
         rank, world_size: this process among those that train together.
+        stage: of the length warm-up; each has an order of its own.
     """
 
     def __init__(
@@ -40,8 +51,10 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
         start_sample: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        stage: int = 0,
     ) -> None:
         self._windows = len(windows)
+        self.stage = stage
         self.batch_size = batch_size
         self.seed = seed
         self.start_sample = start_sample
@@ -58,7 +71,7 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
         """Which window is sample number i."""
         epoch, position = divmod(sample, self._windows)
         if epoch != self._epoch:
-            bits = np.random.Philox(key=[self.seed, ORDER_STREAM], counter=[0, 0, 0, epoch])
+            bits = np.random.Philox(key=[self.seed, ORDER_STREAM], counter=[0, self.stage, 0, epoch])
             self._order = np.random.Generator(bits).permutation(np.arange(self._windows, dtype=np.int32))
             self._epoch = epoch
         return int(self._order[position])
@@ -69,11 +82,38 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
         return self.read(range(first, first + self.batch_size * self.world_size, self.world_size))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        worker = get_worker_info()
-        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        while True:
-            yield self.batch(number)
-            number += step
+        yield from _share_of_worker(self)
+
+
+class StagedStream(IterableDataset[dict[str, torch.Tensor]]):
+    """Training streams one after another; batches of all of them are numbered through, so workers change nothing.
+
+    Args:
+        streams: each with the number of batches to take from it; None, for the last one, is endless.
+    """
+
+    def __init__(self, streams: Sequence[tuple[TrainingStream, int | None]]) -> None:
+        self.streams = list(streams)
+
+    def batch(self, number: int) -> dict[str, torch.Tensor]:
+        """Batch `number` of this rank, counted from the first stream's start."""
+        for stream, batches in self.streams:
+            if batches is None or number < batches:
+                return stream.batch(number)
+            number -= batches
+        raise IndexError("the last stream must be endless")
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        yield from _share_of_worker(self)
+
+
+def _share_of_worker(stream: TrainingStream | StagedStream) -> Iterator[dict[str, torch.Tensor]]:
+    """Every W-th batch of a stream, in worker w of W from batch w on."""
+    worker = get_worker_info()
+    number, step = (worker.id, worker.num_workers) if worker else (0, 1)
+    while True:
+        yield stream.batch(number)
+        number += step
 
 
 def share(dataset: Dataset[Any], rank: int, world_size: int) -> Dataset[Any]:

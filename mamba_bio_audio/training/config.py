@@ -9,6 +9,22 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+class LengthStage(BaseModel):
+    """A part of the length warm-up, before the training at full length."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    length: int = Field(ge=1, description="positions per sequence; a divisor of train.length")
+    epochs: float | None = Field(None, gt=0, description="passes through the training windows of this length")
+    steps: int | None = Field(None, ge=1, description="optimiser steps")
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> LengthStage:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"the stage of length {self.length:,} needs either epochs or steps")
+        return self
+
+
 class TrainConfig(BaseModel):
     """Optimisation of one run; defaults are those of the paper's DNA runs (sections 4.3 and E.3.2)."""
 
@@ -17,8 +33,13 @@ class TrainConfig(BaseModel):
     steps: int = Field(ge=1, description="optimiser steps")
     length: int = Field(ge=1, description="positions per sequence")
     tokens_per_step: int = Field(ge=1, description="positions per optimiser step, over all devices")
+    length_warmup: tuple[LengthStage, ...] = Field(
+        (),
+        description="shorter lengths to train at first, each for some epochs or steps, at the same positions per "
+        "step and on the same schedule of the rate; steps counts them in",
+    )
     micro_batch: int | None = Field(
-        None, ge=1, description="sequences per device and forward pass; null chooses by device"
+        None, ge=1, description="sequences of full length per device and forward pass; null chooses by device"
     )
     lr: float = Field(gt=0, description="peak learning rate of AdamW")
     lr_min: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
@@ -53,6 +74,17 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"tokens_per_step ({self.tokens_per_step:,}) must be a multiple of length x devices ({unit:,}), "
                 f"for example {below:,}"
+            )
+        lengths = [stage.length for stage in self.length_warmup]
+        if lengths != sorted(set(lengths)) or any(self.length % at or at == self.length for at in lengths):
+            raise ValueError(
+                f"the lengths of length_warmup ({', '.join(map(str, lengths))}) must rise and each divide length "
+                f"({self.length}) without being it, for example powers of two below a power of two"
+            )
+        if sum(stage.steps or 0 for stage in self.length_warmup) >= self.steps:
+            raise ValueError(
+                f"length_warmup takes {sum(stage.steps or 0 for stage in self.length_warmup):,} of {self.steps:,} "
+                f"steps, so nothing is left at full length; raise steps or shorten the stages"
             )
         sequences = self.sequences_per_step // self.devices
         if self.micro_batch is not None and sequences % self.micro_batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.lengths import Stage
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.signals import StopSignal
@@ -84,6 +86,7 @@ def fit(
     *,
     out: Path,
     device: str,
+    stages: Sequence[Stage],
     resume: bool = False,
     quiet: bool = False,
     unit: str = "tokens",
@@ -97,6 +100,7 @@ def fit(
         config: of the optimisation.
         out: run folder; receives `metrics.csv`, `checkpoints/`, `model.safetensors` and TensorBoard logs.
         device: "cpu" or "cuda".
+        stages: of the length warm-up, the last one at full length.
         resume: continue from `checkpoints/last.ckpt`.
         quiet: no progress on standard error.
         unit: what a position is called in messages.
@@ -133,7 +137,7 @@ def fit(
         )
         data.rank, data.world_size = trainer.global_rank, trainer.world_size
         valid = data.evaluation_dataloader("valid", max_tokens=config.validation_tokens)
-        steps = Steps(config, accumulate, out, valid, stop, progress)
+        steps = Steps(config, accumulate, out, valid, stop, progress, stages)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
         last = out / "checkpoints" / "last.ckpt" if resume else None
         trainer.fit(module, data.train_dataloader(), ckpt_path=last, weights_only=False)

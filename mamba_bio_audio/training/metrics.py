@@ -14,7 +14,7 @@ from typing import Any
 from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import write_text
 
-FIELDS = ("step", "tokens", "lr", "grad_norm", "train_nats", "valid_nats", "valid_bits", "valid_perplexity")
+FIELDS = ("step", "tokens", "length", "lr", "grad_norm", "train_nats", "valid_nats", "valid_bits", "valid_perplexity")
 
 
 def start(path: Path, step: int) -> None:

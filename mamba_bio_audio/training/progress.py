@@ -30,12 +30,13 @@ class Progress:
         """Start the clock, at the beginning and after what does not count."""
         self._since = time.perf_counter()
 
-    def step(self, step: int, train_nats: float | None) -> None:
+    def step(self, step: int, train_nats: float | None, length: int | None = None) -> None:
         """Count an optimiser step, and print when it is time.
 
         Args:
             step: number of the step.
             train_nats: mean loss since the last row, or None to keep it unread (reading waits for the device).
+            length: positions per sequence, where they change; None where they do not.
         """
         now = time.perf_counter()
         self.seconds += now - self._since
@@ -44,8 +45,9 @@ class Progress:
         if train_nats is not None:
             left = (self.config.steps - step) * self.config.tokens_per_step / self.tokens_per_second
             self._printed = now
+            at = "" if length is None else f"length {length:,}  "
             self._line(
-                f"step {step:,}/{self.config.steps:,}  train {train_nats:.4f} nats  {self._speed()}  "
+                f"step {step:,}/{self.config.steps:,}  {at}train {train_nats:.4f} nats  {self._speed()}  "
                 f"{duration(left)} left"
             )
 

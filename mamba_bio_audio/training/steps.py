@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.training import metrics
 from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.lengths import Stage, length_at
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.signals import StopSignal
@@ -51,6 +52,7 @@ class Steps(L.Callback):
         valid: validation batches, the same at every call.
         stop: set by signals.
         progress: what the user sees.
+        stages: of the length warm-up, the last one at full length.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Steps(L.Callback):
         valid: Iterable[dict[str, torch.Tensor]],
         stop: StopSignal,
         progress: Progress,
+        stages: Sequence[Stage],
     ) -> None:
         self.config = config
+        self.stages = stages
         self.accumulate = accumulate
         self.out = out
         self.valid = valid
@@ -120,12 +124,14 @@ class Steps(L.Callback):
         log = validate or step % config.log_every == 0
         save = validate or step % config.checkpoint_every == 0 or stopped
         nats = self._train_nats(step) if log or save or self.progress.due() else None
-        self.progress.step(step, nats if self.progress.due() else None)
+        length = length_at(self.stages, step)
+        self.progress.step(step, nats if self.progress.due() else None, length if len(self.stages) > 1 else None)
         if log:
             module.reset_train_sums()
             self.row = {
                 "step": step,
                 "tokens": step * config.tokens_per_step,
+                "length": length,
                 "lr": f"{self._rate(trainer, step):.6g}",
                 "grad_norm": f"{float(module.grad_norm):.6g}",
                 "train_nats": f"{nats:.9g}",

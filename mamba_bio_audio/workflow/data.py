@@ -10,15 +10,14 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 
 
-def open_data(config: RunConfig, device: str, *, start_sample: int = 0, index_beside: bool = True) -> DnaDataModule:
-    """The data module of a training on `device`, from training sample `start_sample` on; not yet set up."""
+def open_data(config: RunConfig, device: str, *, index_beside: bool = True) -> DnaDataModule:
+    """The data module of a training on `device`; not yet set up."""
     train = config.train
     return DnaDataModule(
         config.data,
         length=train.length,
         batch_size=train.micro_batch_for(device),
         seed=config.seed,
-        start_sample=start_sample,
         index_beside=index_beside,
     )
 

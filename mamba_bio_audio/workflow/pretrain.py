@@ -21,6 +21,7 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.prepare import summary_rows
 from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
+from mamba_bio_audio.training.lengths import length_stages, stretches
 from mamba_bio_audio.training.probe import probe
 from mamba_bio_audio.workflow.data import check_same_data, open_data
 from mamba_bio_audio.workflow.environment import environment
@@ -94,8 +95,10 @@ def pretrain(
             print(f"{run}: no checkpoint yet, starting from the beginning", file=sys.stderr)
 
     # Whatever can be wrong with the data or the model comes before the folder is touched.
-    data = open_data(config, device, start_sample=step * train.sequences_per_step)
+    data = open_data(config, device)
     data.setup("fit")
+    stages = length_stages(train, lambda length: len(data.training_windows(length)))
+    data.stretches = stretches(stages, train, step, device)
     data.train_dataloader()
     data.evaluation_dataset("valid")
     config = resolve(config, data)
@@ -117,10 +120,11 @@ def pretrain(
         "precision": resolve_precision(train.precision, device),
         "sessions": [*before.get("sessions", []), session],
         "data": described,
+        "length_stages": [stage.describe() for stage in stages],
     }
     write_json(run / "manifest.json", manifest)
 
-    result = fit(model, data, train, out=run, device=device, resume=step > 0, quiet=quiet, unit="bases")
+    result = fit(model, data, train, out=run, device=device, stages=stages, resume=step > 0, quiet=quiet, unit="bases")
     best = result.best_nats if math.isfinite(result.best_nats) else None
     summary = {
         "run": str(run),
@@ -147,6 +151,7 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
     data.setup("fit")
     data.train_dataloader()
     data.evaluation_dataset("valid")
+    stages = length_stages(train, lambda length: len(data.training_windows(length)))
     config = resolve(config, data)
     estimate = probe(config.model, train, device)
     with torch.device("meta"):
@@ -161,6 +166,7 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
         "micro_batch": micro,
         "accumulate": train.sequences_per_step // (micro * train.devices),
         "tokens": train.tokens_per_step * train.steps,
+        "length_stages": [stage.describe() for stage in stages],
         "memory_bytes": estimate.memory_bytes,
         "seconds_per_step": estimate.seconds_per_step,
         "seconds": estimate.seconds_per_step * train.steps,
@@ -187,6 +193,14 @@ def describe_dry_run(result: dict[str, Any]) -> str:
             ),
         ),
         ("tokens in all", f"{result['tokens']:,}"),
+        *(
+            (
+                f"at length {stage['length']:,}",
+                f"steps {stage['start'] + 1:,} to {stage['stop']:,}, {stage['sequences_per_step']:,} sequences each: "
+                f"{stage['epochs']:.4g} epochs of {stage['windows']:,} windows",
+            )
+            for stage in result["length_stages"]
+        ),
         ("memory", f"about {result['memory_bytes'] / 2**30:.2f} GiB"),
         (
             "time",

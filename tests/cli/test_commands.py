@@ -408,6 +408,45 @@ def test_stopping_inside_a_validation_and_at_the_last_step(long_whole, fasta, tm
     assert_same_run(tmp_path / "run", long_whole)
 
 
+def test_length_warm_up_resumes_inside_a_stage(fasta, tmp_path, monkeypatch, capsys):
+    """Stopped in the first stage and at its end, continued with other workers: the uninterrupted run, bit for bit."""
+    from mamba_bio_audio.training.steps import Steps
+
+    stages = "train.length_warmup=[{length: 16, steps: 3}, {length: 32, epochs: 0.08}]"
+
+    def arguments(out: str, workers: int = 0) -> list:
+        settings = overrides(fasta, stages, f"data.num_workers={workers}")
+        return ["pretrain", "dna/tiny", *settings, "--out", tmp_path / out, "--device", "cpu"]
+
+    assert mba_command(*arguments("run"), "--dry-run", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["length_stages"]
+    assert [(stage["length"], stage["steps"]) for stage in found] == [(16, 3), (32, 7), (64, 2)]
+    assert mba_command(*arguments("run"), "--dry-run") == 0
+    assert "  steps 4 to 10, 16 sequences each: 0.08" in capsys.readouterr().out
+
+    assert mba_command(*arguments("whole"), "--quiet") == 0
+    rows = metrics(tmp_path / "whole")
+    assert [int(row["length"]) for row in rows] == [16] * 3 + [32] * 7 + [64] * 2
+    assert [int(row["tokens"]) for row in rows] == [512 * step for step in range(1, 13)]
+    manifest = json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    assert manifest["length_stages"] == found
+
+    step_end = Steps.on_train_batch_end
+
+    def stop_at(self, trainer, *rest):
+        if trainer.global_step in (2, 3, 7):
+            os.kill(os.getpid(), signal.SIGTERM)
+        step_end(self, trainer, *rest)
+
+    monkeypatch.setattr(Steps, "on_train_batch_end", stop_at)
+    assert mba_command(*arguments("run", workers=2)) == 130
+    assert mba_command(*arguments("run"), "--resume") == 130
+    assert mba_command(*arguments("run"), "--resume") == 130
+    monkeypatch.undo()
+    assert mba_command(*arguments("run", workers=1), "--resume", "--quiet") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_second_signal_ends_at_once(fasta, tmp_path):
     out = tmp_path / "run"
     process = start(fasta, out, "train.steps=100000", "train.validate_every=100000", "train.tokens_per_step=16384")

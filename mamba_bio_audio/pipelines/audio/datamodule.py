@@ -31,7 +31,7 @@ from mamba_bio_audio.pipelines.audio.windows import (
     evenly_spaced,
     tile,
 )
-from mamba_bio_audio.pipelines.stream import TrainingStream, loader, share
+from mamba_bio_audio.pipelines.stream import StagedStream, Stretch, TrainingStream, loader, share
 
 IGNORED = -100
 # With more files, results per file would be a wall of numbers, and batches of many small groups slow.
@@ -112,6 +112,8 @@ class AudioDataModule(LightningDataModule):
         recordings, spans, windows: set by `setup()`; spans are those of each split.
         excluded: what was wrong with files left out, by name.
         skipped_windows: training windows left out because they are short.
+        stretches: lengths to train at one after another, from where training goes on; empty is `length` throughout,
+            from `start_sample` on.
     """
 
     recordings: Recordings
@@ -146,6 +148,7 @@ class AudioDataModule(LightningDataModule):
         self.excluded: dict[str, str] = {}
         self.skipped_windows = 0
         self.split_source = ""
+        self.stretches: Sequence[Stretch] = ()
         self._evaluation: dict[str, EvaluationWindows] = {}
         self._ready = False
 
@@ -172,10 +175,18 @@ class AudioDataModule(LightningDataModule):
         else:
             self.spans = read_splits(listed, files, sizes)
             self.split_source = listed
-        windows = tile(self.spans["train"], self.length)
-        kept = windows.select(windows.size == self.length) if config.drop_short else windows
-        self.windows, self.skipped_windows = kept, len(windows) - len(kept)
+        self.windows, self.skipped_windows = self._training_windows(self.length)
         self._ready = True
+
+    def _training_windows(self, length: int) -> tuple[AudioWindows, int]:
+        windows = tile(self.spans["train"], length)
+        kept = windows.select(windows.size == length) if self.config.drop_short else windows
+        return kept, len(windows) - len(kept)
+
+    def training_windows(self, length: int) -> AudioWindows:
+        """Windows of the training split at some length."""
+        self.setup()
+        return self.windows if length == self.length else self._training_windows(length)[0]
 
     @property
     def group_names(self) -> list[str]:
@@ -193,17 +204,22 @@ class AudioDataModule(LightningDataModule):
                 f"{self.skipped_windows:,} windows shorter than train.length {self.length} skipped. "
                 "Check the files and the splits, or set data.drop_short=false."
             )
-        stream = AudioStream(
-            self.windows,
+        stretches = self.stretches or [Stretch(self.length, self.batch_size, start_sample=self.start_sample)]
+        streams = [(self._stream(stretch), stretch.batches) for stretch in stretches]
+        return loader(StagedStream(streams), None, self.config.num_workers)
+
+    def _stream(self, stretch: Stretch) -> AudioStream:
+        return AudioStream(
+            self.training_windows(stretch.length),
             self.recordings,
-            batch_size=self.batch_size,
+            batch_size=stretch.batch_size,
             seed=self.seed,
             score_padding=self.config.pad_target == "silence",
-            start_sample=self.start_sample,
+            start_sample=stretch.start_sample,
             rank=self.rank,
             world_size=self.world_size,
+            stage=stretch.stage,
         )
-        return loader(stream, None, self.config.num_workers)
 
     def evaluation_windows(self, split: str) -> EvaluationWindows:
         """Windows that score each sample of a split once."""

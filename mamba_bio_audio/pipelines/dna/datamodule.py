@@ -1,6 +1,7 @@
 """Batches of DNA for training, windows for evaluation, and the numbers that describe a data set."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,20 @@ from mamba_bio_audio.pipelines.dna.windows import (
     evenly_spaced,
     training_windows,
 )
-from mamba_bio_audio.pipelines.stream import STRAND_STREAM, TrainingStream, loader, share
+from mamba_bio_audio.pipelines.stream import (
+    STRAND_STREAM,
+    StagedStream,
+    Stretch,
+    TrainingStream,
+    loader,
+    share,
+)
 
 IGNORED = -100
 
 
 class DnaStream(TrainingStream):
-    """Training windows of a genome; the strand of sample i depends on (seed, i) alone."""
+    """Training windows of a genome; the strand of sample i depends on (seed, stage, i) alone."""
 
     def __init__(self, windows: Windows, genome: Genome, *, reverse_complement: bool, **stream: int) -> None:
         super().__init__(windows, **stream)
@@ -49,7 +57,8 @@ class DnaStream(TrainingStream):
         """Is sample number i read from the opposite strand?"""
         if not self.reverse_complement:
             return False
-        return bool(np.random.Philox(key=[self.seed, STRAND_STREAM], counter=[sample, 0, 0, 0]).random_raw() & 1)
+        bits = np.random.Philox(key=[self.seed, STRAND_STREAM], counter=[sample, self.stage, 0, 0])
+        return bool(bits.random_raw() & 1)
 
     def tokens_of(self, sample: int) -> NDArray[np.uint8]:
         """Token ids of sample number i, (2 .. L + 1,)."""
@@ -97,6 +106,8 @@ class DnaDataModule(LightningDataModule):
     Attributes:
         codec: the tokeniser.
         genome, intervals, windows: set by `setup()`.
+        stretches: lengths to train at one after another, from where training goes on; empty is `length` throughout,
+            from `start_sample` on.
         skipped_windows: training windows left out because of unknown bases.
     """
 
@@ -135,6 +146,7 @@ class DnaDataModule(LightningDataModule):
         self.skipped_windows = 0
         self.split_source = ""
         self.shared: dict[str, int] = {}
+        self.stretches: Sequence[Stretch] = ()
         self._evaluation: dict[str, EvaluationWindows] = {}
         self._ready = False
 
@@ -166,9 +178,16 @@ class DnaDataModule(LightningDataModule):
                 "what it was trained "
                 "on. Correct the intervals, or accept it with data.shared_bases=allow."
             )
-        training = [interval for interval in self.intervals if interval.split == "train"]
-        self.windows, self.skipped_windows = training_windows(training, self.genome, self.length, config.max_unknown)
+        self.windows, self.skipped_windows = self._training_windows(self.length)
         self._ready = True
+
+    def _training_windows(self, length: int) -> tuple[Windows, int]:
+        return training_windows(self._of("train"), self.genome, length, self.config.max_unknown)
+
+    def training_windows(self, length: int) -> Windows:
+        """Windows of the training split at some length."""
+        self.setup()
+        return self.windows if length == self.length else self._training_windows(length)[0]
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """Endless batches of int64 tokens (B, L) and targets (B, L), -100 on padding and unknown bases."""
@@ -181,17 +200,22 @@ class DnaDataModule(LightningDataModule):
                 "C, G or T. "
                 "Check the file and the splits, or raise data.max_unknown."
             )
-        stream = DnaStream(
-            self.windows,
+        stretches = self.stretches or [Stretch(self.length, self.batch_size, start_sample=self.start_sample)]
+        streams = [(self._stream(stretch), stretch.batches) for stretch in stretches]
+        return loader(StagedStream(streams), None, self.config.num_workers)
+
+    def _stream(self, stretch: Stretch) -> DnaStream:
+        return DnaStream(
+            self.training_windows(stretch.length),
             self.genome,
-            batch_size=self.batch_size,
+            batch_size=stretch.batch_size,
             seed=self.seed,
             reverse_complement=self.config.reverse_complement,
-            start_sample=self.start_sample,
+            start_sample=stretch.start_sample,
             rank=self.rank,
             world_size=self.world_size,
+            stage=stretch.stage,
         )
-        return loader(stream, None, self.config.num_workers)
 
     def evaluation_windows(self, split: str) -> EvaluationWindows:
         """Windows that score each base of a split's union once, with the counts of what is not scored."""

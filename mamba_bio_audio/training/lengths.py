@@ -1,0 +1,91 @@
+"""Length warm-up: shorter sequences first, at constant positions per step (Gu & Dao 2023, section E.3.3).
+
+A step of any stage covers the same number of positions, and so does a micro-batch: sequences half as long come twice
+as many at a time. Memory, accumulation and the schedule of the rate are those of a training at one length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.stream import Stretch
+from mamba_bio_audio.training.config import TrainConfig
+
+
+class Stage(NamedTuple):
+    """Steps `start` to `stop` (0-based, half-open) at one length."""
+
+    length: int
+    start: int
+    stop: int
+    sequences_per_step: int
+    windows: int  # of the training split at this length: an epoch
+
+    def describe(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        steps = self.stop - self.start
+        epochs = round(steps * self.sequences_per_step / self.windows, 6)
+        return self._asdict() | {"steps": steps, "epochs": epochs}
+
+
+def length_stages(train: TrainConfig, count_windows: Callable[[int], int]) -> list[Stage]:
+    """The stages of a training, the last one at full length; one only without warm-up.
+
+    Args:
+        train: of the optimisation.
+        count_windows: training windows at a length. A stage in epochs ends with the step that completes them.
+
+    Raises:
+        InputError: the warm-up leaves no step at full length, or there are no windows.
+    """
+    stages: list[Stage] = []
+    step = 0
+    for stage in train.length_warmup:
+        windows, sequences = count_windows(stage.length), train.tokens_per_step // stage.length
+        if not windows:
+            raise InputError(f"train.length_warmup: no training window of length {stage.length:,}")
+        steps = stage.steps or math.ceil(stage.epochs * windows / sequences)  # type: ignore[operator]
+        stages.append(Stage(stage.length, step, step + steps, sequences, windows))
+        step += steps
+    if step >= train.steps:
+        listed = ", ".join(f"{stage.stop - stage.start:,} at {stage.length:,}" for stage in stages)
+        raise InputError(
+            f"train.length_warmup takes {step:,} steps ({listed}) of train.steps {train.steps:,}, so nothing is left "
+            f"at full length; raise train.steps to more than {step:,} or shorten the stages"
+        )
+    windows = count_windows(train.length)
+    return [*stages, Stage(train.length, step, train.steps, train.sequences_per_step, windows)]
+
+
+def length_at(stages: Sequence[Stage], step: int) -> int:
+    """Positions per sequence in optimiser step `step`, counted from 1."""
+    return next(stage.length for stage in stages if step <= stage.stop)
+
+
+def stretches(stages: Sequence[Stage], train: TrainConfig, step: int, device: str) -> list[Stretch]:
+    """What the data still has to give after `step` optimiser steps.
+
+    Args:
+        device: "cpu" or "cuda"; decides the micro-batch where the configuration leaves it open.
+    """
+    micro_batch = train.micro_batch_for(device)
+    accumulate = train.sequences_per_step // (micro_batch * train.devices)
+    parts = []
+    for number, stage in enumerate(stages):
+        last = number == len(stages) - 1
+        if step >= stage.stop and not last:
+            continue
+        done = max(0, step - stage.start)
+        parts.append(
+            Stretch(
+                stage.length,
+                micro_batch * train.length // stage.length,
+                number,
+                done * stage.sequences_per_step,
+                None if last else (stage.stop - stage.start - done) * accumulate,
+            )
+        )
+    return parts

@@ -149,6 +149,8 @@ def test_wheel_works_outside_the_repository(wheel, tmp_path):
         "from mamba_bio_audio.cli.main import run\n"
         "run(['configs'])\n"
     )
-    out = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    # A developer's PYTHONPATH would put the tree before the wheel.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    out = subprocess.run([python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert "dna/tiny" in out.stdout

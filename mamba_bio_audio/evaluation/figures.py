@@ -1,8 +1,9 @@
-"""Pictures of a run: the curve of training beside its baselines."""
+"""Pictures of a run: the curve of training beside its baselines, and how a classifier errs."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,5 +71,54 @@ def training_curve(run: Path, evaluation: dict[str, Any], out: Path) -> None:
         low = min(min(values) for values in series.values())
         bars.set(ylabel=f"{evaluation['split']} perplexity per base", ylim=(low - 0.1, 4.1))
         bars.legend(fontsize=8)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def confusion_picture(report: Mapping[str, Any], out: Path) -> None:
+    """Confusion matrix, shares of each true class, beside the reliability diagram.
+
+    Args:
+        report: of `evaluation.classification.classification_report`.
+        out: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    labels, counts = report["labels"], report["confusion"]
+    shares = [[value / max(1, sum(row)) for value in row] for row in counts]
+    side = min(14.0, max(4.0, 1.0 + 0.6 * len(labels)))
+    figure = Figure(figsize=(side + 5.5, max(4.0, side)), layout="constrained")
+    matrix, reliability = figure.subplots(1, 2, width_ratios=[side, 4.5])
+
+    picture = matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(labels) <= 20:
+        for i, row in enumerate(counts):
+            for j, value in enumerate(row):
+                color = "white" if shares[i][j] > 0.5 else "black"
+                matrix.text(j, i, f"{shares[i][j]:.0%}\n{value:,}", ha="center", va="center", color=color, fontsize=8)
+    matrix.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    matrix.set_yticks(range(len(labels)), labels)
+    accuracy = report["accuracy"]
+    matrix.set(xlabel="predicted", ylabel="true", title=f"accuracy {accuracy['value']:.1%}, n = {report['count']:,}")
+    figure.colorbar(picture, ax=matrix, label="share of the true class", shrink=0.7)
+
+    table = report["calibration"]["bins"]
+    reliability.plot([0, 1], [0, 1], ":", color="gray", label="perfectly calibrated")
+    reliability.bar(
+        [row["low"] for row in table],
+        [row["accuracy"] for row in table],
+        [row["high"] - row["low"] for row in table],
+        align="edge",
+        color="tab:blue",
+        alpha=0.4,
+        edgecolor="tab:blue",
+        label="accuracy",
+    )
+    reliability.plot(
+        [row["confidence"] for row in table], [row["accuracy"] for row in table], "o", color="tab:blue", markersize=4
+    )
+    title = f"calibration error {report['calibration']['ece']:.3f}"
+    reliability.set(xlabel="confidence", ylabel="share correct", xlim=(0, 1), ylim=(0, 1), title=title)
+    reliability.legend(fontsize=8)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

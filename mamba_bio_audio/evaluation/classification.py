@@ -1,0 +1,214 @@
+"""How well a classifier does: accuracy with an interval, per-class scores, confusion, calibration.
+
+    accuracy = correct / n;   interval: percentiles over resampled groups (cluster bootstrap)
+
+What it answers: which share of unseen sequences gets the right class, and how far that number could be from
+the truth. Windows of one locus resemble each other, also across species, so windows are no independent
+draws: whole groups (loci, contigs, speakers) are resampled, and an interval over single windows would be too
+narrow. It misleads when the classes can be told apart by an accident of the data (`pipelines/dna/leaks.py`)
+or when groups of the test set have relatives in the training set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+BINS = 15
+
+
+class Interval(NamedTuple):
+    """A mean with its bootstrap interval; NaN bounds where there are fewer than two groups."""
+
+    value: float
+    low: float
+    high: float
+    groups: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        return self._asdict()
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    groups: Sequence[Any] | NDArray[Any] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Interval:
+    """Mean of values with a percentile interval over resampled groups (cluster bootstrap).
+
+    With 0 and 1 for wrong and right it is an accuracy; with the differences of two models' it is a paired
+    comparison: their interval leaves 0 out where one is better beyond chance.
+
+    Args:
+        values: (n,), one per sequence.
+        groups: (n,) names; sequences of one group stay together. None: every sequence is its own group.
+        resamples: bootstrap draws.
+        confidence: share of the draws inside the interval.
+        seed: of the draws.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"a mean needs values of shape (n,), n at least 1, not {values.shape}")
+    if groups is None:
+        index = np.arange(len(values))
+    else:
+        if len(groups) != len(values):
+            raise ValueError(f"{len(values)} values but {len(groups)} group names")
+        index = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+    sums, sizes = np.bincount(index, values), np.bincount(index).astype(np.float64)
+    count = len(sums)
+    mean = float(values.mean())
+    if count < 2:
+        return Interval(mean, float("nan"), float("nan"), count)
+    random = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    # How often each group is drawn, some draws at a time: (draws, groups) of a large test set would be gigabytes.
+    step = max(1, (1 << 22) // count)
+    for at in range(0, resamples, step):
+        draws = random.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - at))
+        means[at : at + step] = (draws @ sums) / (draws @ sizes)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean, float(low), float(high), count)
+
+
+def classification_report(
+    probabilities: ArrayLike,
+    targets: ArrayLike,
+    labels: Sequence[str],
+    *,
+    groups: Sequence[Any] | NDArray[Any] | None = None,
+    strata: Mapping[str, ArrayLike] | None = None,
+    bins: int = BINS,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything about a classifier's predictions on one set of sequences, ready for JSON.
+
+    Args:
+        probabilities: (n, C), rows sum to 1.
+        targets: (n,) class numbers.
+        labels: C class names.
+        groups: (n,) locus (or contig, speaker) of each sequence, resampled as wholes.
+        strata: masks (n,) by name, for example windows inside and outside satellites; each gets its accuracy.
+        bins: of confidence, for calibration.
+        resamples: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        `count`, `labels`, `chance` (share of the most frequent class), `accuracy` (value, low, high, groups),
+        `macro_f1`, `nats` (mean -log p of the true class), `classes` (per label: count, predicted,
+        precision, recall, f1; null where undefined), `confusion` (rows true, columns predicted), `calibration`
+        (`ece` and per bin: low, high, count, confidence, accuracy), `strata`.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    y = np.asarray(targets, dtype=np.int64)
+    size = len(labels)
+    if p.shape != (len(y), size) or size < 2 or not len(y):
+        raise ValueError(f"probabilities {p.shape} do not fit targets {y.shape} and {size} labels")
+    if y.min() < 0 or y.max() >= size:
+        raise ValueError(f"targets lie in 0..{size - 1}, found {y.min()}..{y.max()}")
+    if not np.isfinite(p).all() or np.abs(p.sum(1) - 1).max() > 1e-3:
+        raise ValueError("probabilities must be finite, and every row must sum to 1")
+    chosen = p.argmax(1)
+    right = (chosen == y).astype(np.float64)
+    numbers = list(range(size))
+    precision, recall, f1, support = precision_recall_fscore_support(y, chosen, labels=numbers, zero_division=np.nan)
+    predicted = np.bincount(chosen, minlength=size)
+    report: dict[str, Any] = {
+        "count": len(y),
+        "labels": list(labels),
+        "chance": float(support.max() / len(y)),
+        "accuracy": bootstrap_mean(right, groups, resamples=resamples, seed=seed).to_dict(),
+        "macro_f1": float(np.nanmean(f1)),
+        "nats": float(log_loss(y, p / p.sum(1, keepdims=True), labels=numbers)),
+        "classes": {
+            label: {
+                "count": int(support[i]),
+                "predicted": int(predicted[i]),
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+            }
+            for i, label in enumerate(labels)
+        },
+        "confusion": confusion_matrix(y, chosen, labels=numbers).tolist(),
+        "calibration": _calibration(p, y, right, bins),
+        "strata": {},
+    }
+    for name, mask in (strata or {}).items():
+        inside = np.asarray(mask, dtype=bool)
+        if inside.shape != y.shape:
+            raise ValueError(f"the mask of stratum {name!r} has shape {inside.shape}, not {y.shape}")
+        row: dict[str, Any] = {"count": int(inside.sum()), "accuracy": None}
+        if inside.any():
+            own = None if groups is None else np.asarray(groups)[inside]
+            row["accuracy"] = bootstrap_mean(right[inside], own, resamples=resamples, seed=seed).to_dict()
+        report["strata"][name] = row
+    return report
+
+
+def _calibration(p: NDArray[Any], y: NDArray[Any], right: NDArray[Any], bins: int) -> dict[str, Any]:
+    """Expected calibration error (Guo et al. 2017, equation 3) and the table behind it."""
+    confidence = p.max(1)
+    error = multiclass_calibration_error(torch.from_numpy(p), torch.from_numpy(y), p.shape[1], n_bins=bins, norm="l1")
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
+    table = []
+    for i in range(bins):
+        inside = place == i
+        if inside.any():
+            table.append(
+                {
+                    "low": float(edges[i]),
+                    "high": float(edges[i + 1]),
+                    "count": int(inside.sum()),
+                    "confidence": float(confidence[inside].mean()),
+                    "accuracy": float(right[inside].mean()),
+                }
+            )
+    return {"ece": float(error), "bins": table}
+
+
+def describe_classification(report: Mapping[str, Any]) -> str:
+    """A report for people."""
+    accuracy = report["accuracy"]
+    lines = [
+        f"accuracy {_with_interval(accuracy)} on {report['count']:,} sequences; "
+        f"always the most frequent class: {report['chance']:.1%}",
+        f"macro F1 {report['macro_f1']:.3f}, {report['nats']:.3f} nats per sequence, "
+        f"calibration error {report['calibration']['ece']:.3f}",
+        "",
+    ]
+    width = max(5, *(len(label) for label in report["labels"])) + 2
+    lines.append(f"{'class':<{width}}{'count':>8}{'predicted':>11}{'precision':>11}{'recall':>9}{'F1':>8}")
+    for label, row in report["classes"].items():
+        scores = f"{row['precision']:>11.3f}{row['recall']:>9.3f}{row['f1']:>8.3f}"
+        lines.append(f"{label:<{width}}{row['count']:>8,}{row['predicted']:>11,}{scores}")
+    lines += ["", f"{'true, predicted as':<{max(width, 20)}}" + "".join(f"{name:>14.13}" for name in report["labels"])]
+    for label, row in zip(report["labels"], report["confusion"], strict=True):
+        lines.append(f"{label:<{max(width, 20)}}" + "".join(f"{value:>14,}" for value in row))
+    if report["strata"]:
+        lines.append("")
+    for name, row in report["strata"].items():
+        text = "none" if row["accuracy"] is None else _with_interval(row["accuracy"])
+        lines.append(f"accuracy {name}: {text} ({row['count']:,} sequences)")
+    return "\n".join(lines)
+
+
+def _with_interval(row: Mapping[str, Any]) -> str:
+    if row["groups"] < 2:
+        return f"{row['value']:.1%} (no interval from one group)"
+    bounds = f"{CONFIDENCE:.0%} interval {row['low']:.1%} to {row['high']:.1%}"
+    return f"{row['value']:.1%} ({bounds}, {row['groups']:,} groups)"

@@ -1,0 +1,117 @@
+"""Scores of a classifier: known answers, intervals over groups, masks, JSON and picture."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from mamba_bio_audio.evaluation.classification import bootstrap_mean, classification_report, describe_classification
+from mamba_bio_audio.evaluation.figures import confusion_picture
+from mamba_bio_audio.files import to_json
+
+LABELS = ["fly", "human", "mouse"]
+
+
+def certain(classes: list[int], confidence: float = 0.8) -> np.ndarray:
+    p = np.full((len(classes), 3), (1 - confidence) / 2)
+    p[np.arange(len(classes)), classes] = confidence
+    return p
+
+
+def test_report_of_a_hand_counted_case():
+    report = classification_report(certain([0, 0, 1, 1, 1, 0]), [0, 0, 1, 1, 0, 1], LABELS)
+    assert report["accuracy"]["value"] == pytest.approx(4 / 6)
+    assert report["confusion"] == [[2, 1, 0], [1, 2, 0], [0, 0, 0]]
+    fly = report["classes"]["fly"]
+    assert (fly["count"], fly["predicted"], fly["precision"], fly["recall"]) == (
+        3,
+        3,
+        pytest.approx(2 / 3),
+        pytest.approx(2 / 3),
+    )
+    # Never seen and never predicted: undefined, not zero.
+    assert math.isnan(report["classes"]["mouse"]["precision"])
+    assert report["macro_f1"] == pytest.approx(2 / 3)
+    assert report["chance"] == 0.5
+    assert report["nats"] == pytest.approx(-(4 * math.log(0.8) + 2 * math.log(0.1)) / 6)
+    # All confidences are 0.8, two thirds are right.
+    assert report["calibration"]["ece"] == pytest.approx(0.8 - 2 / 3, abs=1e-6)
+    assert [row["count"] for row in report["calibration"]["bins"]] == [6]
+
+
+def test_calibration_error_is_the_weighted_gap_of_the_table():
+    random = np.random.default_rng(0)
+    p = random.dirichlet([0.5] * 3, size=500)
+    report = classification_report(p, random.integers(0, 3, 500), LABELS)
+    table = report["calibration"]["bins"]
+    assert sum(row["count"] for row in table) == 500
+    gap = sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in table) / 500
+    assert report["calibration"]["ece"] == pytest.approx(gap, abs=1e-5)
+
+
+def test_interval_is_seeded_and_holds_the_truth():
+    right = (np.random.default_rng(1).random(400) < 0.7).astype(float)
+    first = bootstrap_mean(right, seed=3)
+    assert first == bootstrap_mean(right, seed=3)
+    assert first != bootstrap_mean(right, seed=4)
+    assert first.low < 0.7 < first.high
+    # Normal approximation of a proportion, independent sequences.
+    half = 1.96 * math.sqrt(first.value * (1 - first.value) / 400)
+    assert (first.high - first.low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_interval_over_groups_is_wider_where_a_group_goes_one_way():
+    right = np.repeat((np.random.default_rng(2).random(40) < 0.5).astype(float), 10)
+    groups = [f"locus{i}" for i in range(40) for _ in range(10)]
+    alone, together = bootstrap_mean(right), bootstrap_mean(right, groups)
+    assert together.groups == 40
+    # Ten equal sequences are worth one: sqrt(10) times as wide.
+    assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(math.sqrt(10), rel=0.15)
+    assert math.isnan(bootstrap_mean(right, ["one"] * 400).low)
+
+
+def test_groups_of_different_size_weigh_by_their_sequences():
+    right, groups = [1.0] * 9 + [0.0], ["big"] * 9 + ["small"]
+    found = bootstrap_mean(right, groups)
+    assert found.value == pytest.approx(0.9)
+    # The draws are (big, big), (big, small), (small, small).
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_strata_have_their_own_accuracy():
+    inside = [True, True, False, False, False, False]
+    report = classification_report(
+        certain([0, 1, 1, 0, 0, 0]),
+        [0, 1, 1, 0, 1, 1],
+        LABELS,
+        groups=list("abcdef"),
+        strata={"inside": inside, "outside": np.logical_not(inside), "nowhere": [False] * 6},
+    )
+    assert report["strata"]["inside"]["accuracy"]["value"] == 1.0
+    assert report["strata"]["outside"]["accuracy"]["value"] == 0.5
+    assert report["strata"]["nowhere"] == {"count": 0, "accuracy": None}
+    text = describe_classification(report)
+    assert "accuracy inside: 100.0%" in text
+    assert "accuracy nowhere: none" in text
+
+
+def test_report_is_json_and_a_picture(tmp_path):
+    report = classification_report(certain([0, 0, 1]), [0, 1, 1], LABELS)
+    assert json.loads(to_json(report))["classes"]["mouse"]["precision"] is None
+    confusion_picture(report, tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("p", "y", "fault"),
+    [
+        (np.ones((2, 3)), [0, 1], "sum to 1"),
+        (certain([0]), [3], "0..2"),
+        (certain([0])[:, :2], [0], "do not fit"),
+        (np.full((1, 3), np.nan), [0], "finite"),
+    ],
+)
+def test_senseless_input_is_refused(p, y, fault):
+    with pytest.raises(ValueError, match=fault):
+        classification_report(p, y, LABELS)

@@ -4,6 +4,7 @@
     causal_conv1d           short depthwise causal convolution
     rms_norm                normalisation with a fp32 residual stream
     linear_cross_entropy    output head and loss without all logits
+    mamba_mixer             projections, convolution and scan of one layer, keeping little for backward (GPU)
 
 Every operation takes `backend`: "auto" (the fastest that fits the inputs), "triton" (CUDA), "torch" (any
 device; the CPU path) or "reference" (sequential and obvious, differentiable to any order, for tests).
@@ -15,7 +16,7 @@ import importlib.util
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache, partial
 from typing import Literal, overload
@@ -30,7 +31,15 @@ from mamba_bio_audio.kernels.rms_norm import rms_norm_ref, rms_norm_torch
 from mamba_bio_audio.kernels.selective_scan.blocked import selective_scan_blocked
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
 
-__all__ = ["causal_conv1d", "linear_cross_entropy", "live_backend", "rms_norm", "selective_scan"]
+__all__ = [
+    "causal_conv1d",
+    "linear_cross_entropy",
+    "live_backend",
+    "mamba_mixer",
+    "mixer_runs_fused",
+    "rms_norm",
+    "selective_scan",
+]
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 MAX_CONV_WIDTH = 8
@@ -297,6 +306,67 @@ def linear_cross_entropy(
     run = linear_cross_entropy_ref if choice == "reference" else linear_cross_entropy_torch
     with torch.autocast(x.device.type, enabled=False):
         return run(x, weight, targets, ignore_index)
+
+
+def _activation_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def mixer_runs_fused(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
+    """Whether `mamba_mixer` can run this call: on a GPU that Triton can use, in bf16, fp16 or fp32.
+
+    Args:
+        x: input of the layer (B, L, M).
+        weights: as in `mamba_mixer`.
+    """
+    if x.device.type != "cuda" or no_triton(x.device) is not None:
+        return False
+    from mamba_bio_audio.kernels.mamba_mixer import MixerWeights, unsupported_reason
+
+    return unsupported_reason(_activation_dtype(x), MixerWeights(*weights)) is None  # type: ignore[arg-type]
+
+
+def mamba_mixer(
+    x: Tensor,
+    weights: Sequence[Tensor | None],
+    *,
+    tail: Tensor | None = None,
+    h0: Tensor | None = None,
+    reset: Tensor | None = None,
+    precise: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs a whole real, selective Mamba mixer, recomputing in backward what it would otherwise keep.
+
+    Equal to the projections, `causal_conv1d` and `selective_scan` called one after another; it exists where
+    `mixer_runs_fused` says so. Mamba (arXiv 2312.00752) section 3.4 and appendix D.
+
+    Args:
+        x: (B, L, M), any L >= 1. Under autocast everything but states and sums is in its dtype.
+        weights: in_proj (2 E, M), its bias or None, convolution (E, W), its bias or None, x_proj (R + 2 N, E),
+            dt_proj (E, R), its bias (E), A_log (E, N), D (E), out_proj (M, E), its bias or None.
+        tail: the W - 1 inputs of the convolution before the span (B, W-1, E); None means zeros.
+        h0: state before the span (B, E, N); None means zeros.
+        reset: bool (B, L), True where the state is zeroed before the position.
+        precise: as in `selective_scan`.
+
+    Returns:
+        y (B, L, M), the tail after the span, and the state after it (B, E, N) in fp32.
+    """
+    from mamba_bio_audio.kernels.mamba_mixer import MixerWeights, mamba_mixer_triton
+
+    _check_reset("mamba_mixer", reset, (x.shape[0], x.shape[1]), x)
+    dtype = _activation_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return mamba_mixer_triton(
+            x,
+            MixerWeights(*weights),  # type: ignore[arg-type]
+            tail=tail,
+            h0=h0,
+            reset=reset,
+            precise=precise,
+            dtype=dtype,
+        )
 
 
 def _choose(

@@ -34,10 +34,16 @@ def next_tail(x: Tensor, tail: Tensor | None, width: int, reset: Tensor | None) 
     else:
         before = x.new_zeros(batch, width - 1, channels) if tail is None else tail.to(x.dtype)
         out = torch.cat([before[:, length:], x], dim=1)
-    if reset is not None:
-        seen = F.pad(_segments(reset), (max(width - 1 - length, 0), 0))[:, -(width - 1) :]
-        out = torch.where((seen == seen[:, -1:]).unsqueeze(2), out, torch.zeros_like(out)) if width > 1 else out
-    return out
+    kept = kept_in_tail(reset, width, length)
+    return out if kept is None else torch.where(kept, out, torch.zeros_like(out))
+
+
+def kept_in_tail(reset: Tensor | None, width: int, length: int) -> Tensor | None:
+    """Which of the last W-1 inputs (B, W-1, 1) no reset cuts off; None where all are kept."""
+    if reset is None or width == 1:
+        return None
+    seen = F.pad(_segments(reset), (max(width - 1 - length, 0), 0))[:, -(width - 1) :]
+    return (seen == seen[:, -1:]).unsqueeze(2)
 
 
 def causal_conv1d_ref(

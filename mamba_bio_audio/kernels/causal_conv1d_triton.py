@@ -16,7 +16,7 @@ and are added in a fixed order: deterministic, no atomics.
 # ruff: noqa: RUF005
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -117,9 +117,9 @@ def conv_fwd_kernel(
 
 @triton.jit(do_not_specialize=["L", "CHUNKS"])
 def conv_bwd_kernel(
-    x_p, w_p, bias_p, tail_p, reset_p, g_p, dx_p, dw_p, dbias_p, dtail_p, L, CHUNKS, x_batch, g_batch,
+    x_p, w_p, bias_p, tail_p, reset_p, g_p, dx_p, dw_p, dbias_p, dtail_p, L, CHUNKS, x_batch, g_batch, dx_batch,
     D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, UNROLL: tl.constexpr, X_ROW: tl.constexpr,
-    G_ROW: tl.constexpr,
+    G_ROW: tl.constexpr, DX_ROW: tl.constexpr,
     SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_TAIL: tl.constexpr, HAS_RESET: tl.constexpr,
 ):  # fmt: skip
     """Writes dx (B, L, D), dtail (B, W - 1, D), and per program dw (B * CHUNKS, W, D) and dbias (B * CHUNKS, D)."""
@@ -134,7 +134,7 @@ def conv_bwd_kernel(
     g_p += batch * g_batch + d
     tail_p += batch * ((W - 1) * D) + d
     dtail_p += batch * ((W - 1) * D) + d
-    dx_p += batch * L * D + d
+    dx_p += batch * dx_batch + d
     reset_p += batch * L
     weights = ()
     dws = ()
@@ -204,7 +204,9 @@ def conv_bwd_kernel(
                 tl.store(
                     dtail_p + t * D, new_sums[0].to(dtail_p.dtype.element_ty), mask=mask & (done < 0) & (begin == 0)
                 )
-            tl.store(dx_p + done * D, new_sums[0].to(dx_p.dtype.element_ty), mask=mask & (done >= begin) & (done < end))
+            tl.store(
+                dx_p + done * DX_ROW, new_sums[0].to(dx_p.dtype.element_ty), mask=mask & (done >= begin) & (done < end)
+            )
             sums = new_sums[1:] + (weights[W - 1] * g,)
             past = past[1:] + (x,)
             keeps = keeps[1:] + (keep,)
@@ -242,6 +244,67 @@ def _block(channels: int) -> int:
     return min(max(triton.next_power_of_2(channels), 32), 128)
 
 
+def conv_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, reset: Tensor | None, silu: bool
+) -> Tensor:
+    """out (B, L, D); weight (W, D) and bias (D) fp32, reset uint8, both and the tail contiguous."""
+    batch, length, channels = x.shape
+    out = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
+    x, row, stride = _rows(x)
+    block, chunks = _block(channels), triton.cdiv(length, _ROWS)
+    with _on(x.device):
+        conv_fwd_kernel[(batch * chunks * triton.cdiv(channels, block),)](
+            x, weight, bias if bias is not None else weight, tail if tail is not None else weight,
+            reset if reset is not None else weight, out, length, chunks, stride,
+            D=channels, W=weight.shape[0], BD=block, ROWS=_ROWS, UNROLL=_UNROLL, X_ROW=row,
+            SILU=silu, HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_RESET=reset is not None,
+            num_warps=1,
+        )  # fmt: skip
+    return out
+
+
+class Gradients(NamedTuple):
+    """Of one convolution; weight (W, D) and bias (D) in fp32."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    tail: Tensor | None
+
+
+def conv_backward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tail: Tensor | None,
+    reset: Tensor | None,
+    silu: bool,
+    g: Tensor,
+    dx: Tensor | None = None,
+) -> Gradients:
+    """All gradients from g (B, L, D); `dx` is where to write that of x, any row stride, allocated by default."""
+    batch, length, channels = x.shape
+    width = weight.shape[0]
+    if dx is None:
+        dx = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
+    x, x_row, x_stride = _rows(x)
+    g, g_row, g_stride = _rows(g)
+    block, chunks = _block(channels), triton.cdiv(length, _ROWS)
+    dw = torch.empty(batch * chunks, width, channels, dtype=torch.float32, device=x.device)
+    dbias = None if bias is None else torch.empty(batch * chunks, channels, dtype=torch.float32, device=x.device)
+    dtail = None if tail is None else torch.empty_like(tail)
+    with _on(x.device):
+        conv_bwd_kernel[(batch * chunks * triton.cdiv(channels, block),)](
+            x, weight, bias if bias is not None else weight, tail if tail is not None else weight,
+            reset if reset is not None else weight, g, dx, dw, dbias if dbias is not None else weight,
+            dtail if dtail is not None else weight, length, chunks, x_stride, g_stride, dx.stride(0),
+            D=channels, W=width, BD=block, ROWS=_ROWS, UNROLL=_UNROLL, X_ROW=x_row, G_ROW=g_row, DX_ROW=dx.stride(1),
+            SILU=silu, HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_RESET=reset is not None,
+            num_warps=1,
+        )  # fmt: skip
+    return Gradients(dx, dw.sum(0), None if dbias is None else dbias.sum(0), dtail)
+
+
 class _ConvFn(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -253,56 +316,26 @@ class _ConvFn(torch.autograd.Function):
         reset: Tensor | None,
         silu: bool,
     ) -> Tensor:
-        batch, length, channels = x.shape
         w = weight.detach().float().t().contiguous()
         b = None if bias is None else bias.detach().float().contiguous()
         before = None if tail is None else tail.detach().contiguous()
         flags = None if reset is None else reset.to(torch.bool).contiguous().view(torch.uint8)
-        rows, row, stride = _rows(x)
-        out = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
-        block, chunks = _block(channels), triton.cdiv(length, _ROWS)
-        with _on(x.device):
-            conv_fwd_kernel[(batch * chunks * triton.cdiv(channels, block),)](
-                rows, w, b if b is not None else w, before if before is not None else w,
-                flags if flags is not None else w, out, length, chunks, stride,
-                D=channels, W=weight.shape[1], BD=block, ROWS=_ROWS, UNROLL=_UNROLL, X_ROW=row,
-                SILU=silu, HAS_BIAS=b is not None, HAS_TAIL=before is not None, HAS_RESET=flags is not None,
-                num_warps=1,
-            )  # fmt: skip
         ctx.save_for_backward(x, w, b, before, flags)
         ctx.silu = silu
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
-        return out
+        return conv_forward(x, w, b, before, flags, silu)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         x, w, b, before, flags = ctx.saved_tensors
-        g = grads[0]
-        assert g is not None
-        batch, length, channels = x.shape
-        width = w.shape[0]
-        x, x_row, x_stride = _rows(x)
-        g, g_row, g_stride = _rows(g)
-        block, chunks = _block(channels), triton.cdiv(length, _ROWS)
-        dx = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
-        dw = torch.empty(batch * chunks, width, channels, dtype=torch.float32, device=x.device)
-        dbias = None if b is None else torch.empty(batch * chunks, channels, dtype=torch.float32, device=x.device)
-        dtail = None if before is None else torch.empty_like(before)
-        with _on(x.device):
-            conv_bwd_kernel[(batch * chunks * triton.cdiv(channels, block),)](
-                x, w, b if b is not None else w, before if before is not None else w,
-                flags if flags is not None else w, g, dx, dw, dbias if dbias is not None else w,
-                dtail if dtail is not None else w, length, chunks, x_stride, g_stride,
-                D=channels, W=width, BD=block, ROWS=_ROWS, UNROLL=_UNROLL, X_ROW=x_row, G_ROW=g_row,
-                SILU=ctx.silu, HAS_BIAS=b is not None, HAS_TAIL=before is not None, HAS_RESET=flags is not None,
-                num_warps=1,
-            )  # fmt: skip
+        assert grads[0] is not None
+        g = conv_backward(x, w, b, before, flags, ctx.silu, grads[0])
         weight_dtype, bias_dtype = ctx.dtypes
         found = (
-            dx,
-            dw.sum(0).t().to(weight_dtype),
-            None if dbias is None else dbias.sum(0).to(bias_dtype),
-            dtail,
+            g.x,
+            g.weight.t().to(weight_dtype),
+            None if g.bias is None else g.bias.to(bias_dtype),
+            g.tail,
         )
         return (*refuse_second_order("causal_conv1d", found), None, None)
 

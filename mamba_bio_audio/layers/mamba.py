@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_bio_audio.layers.config import SsmConfig
-from mamba_bio_audio.ops import causal_conv1d, selective_scan
+from mamba_bio_audio.ops import causal_conv1d, mamba_mixer, mixer_runs_fused, selective_scan
 
 
 class MambaState(NamedTuple):
@@ -159,6 +159,11 @@ class MambaLayer(nn.Module):
             y (B, L, D) and the state at the end of the span.
         """
         tail, ssm = (None, None) if state is None else state
+        if self._plain:
+            weights = self._weights()
+            if mixer_runs_fused(x, weights):
+                y, tail, ssm = mamba_mixer(x, weights, tail=tail, h0=ssm, reset=reset, precise=self.config.precise)
+                return y, MambaState(tail, ssm)
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
         u, tail = causal_conv1d(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias, tail=tail, return_tail=True, reset=reset
@@ -181,6 +186,27 @@ class MambaLayer(nn.Module):
             precise=self.config.precise,
         )
         return self.out_proj(y), MambaState(tail, ssm)
+
+    @property
+    def _plain(self) -> bool:
+        """The published layer: real, selective, first-order hold."""
+        return not self.config.complex and self.config.selective is True and not self.config.exact_zoh
+
+    def _weights(self) -> tuple[Tensor | None, ...]:
+        """In the order of `ops.mamba_mixer`."""
+        return (
+            self.in_proj.weight,
+            self.in_proj.bias,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            self.A_log,
+            self.D,
+            self.out_proj.weight,
+            self.out_proj.bias,
+        )
 
     def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Delta (before bias and softplus), B and C for this input."""

@@ -128,17 +128,18 @@ def store_rows(p, n, rows, N: tl.constexpr, EVEN_N: tl.constexpr, UNROLL: tl.con
 @triton.jit(do_not_specialize=["L", "T", "K", "zero"])
 def scan_bwd_kernel(
     u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, reset_p, g_p, states_p, r_in_p,
-    du_p, ddt_p, dz_p, dB_p, dC_p, dA_p, dskip_p, dbias_p, dh0_p, scratch_p, sink_p,
-    L, T, K, u_batch, dt_batch, z_batch, g_batch, zero,
+    du_p, ddt_p, dz_p, out_p, dB_p, dC_p, dA_p, dskip_p, dbias_p, dh0_p, scratch_p, sink_p,
+    L, T, K, u_batch, dt_batch, z_batch, g_batch, dz_batch, zero,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     ROWS: tl.constexpr, U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, G_ROW: tl.constexpr,
-    VEC: tl.constexpr, M: tl.constexpr,
+    DZ_ROW: tl.constexpr, VEC: tl.constexpr, M: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
-    HAS_RESET: tl.constexpr, HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, PRECISE: tl.constexpr,
+    HAS_RESET: tl.constexpr, HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, WRITE_OUT: tl.constexpr,
+    PRECISE: tl.constexpr,
 ):  # fmt: skip
     """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, N, D), the adjoint at its end.
 
-    Writes du, ddt, dz (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, N); dA (B * K, N, D); dskip, dbias (B * K, D);
+    Writes du, ddt, dz and, with WRITE_OUT, the gated output once more (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, N); dA (B * K, N, D); dskip, dbias (B * K, D);
     dh0 (B, N, D). states (B, cdiv(L, SEG), N, D) holds the state before every SEG-th step.
     """
     WIDTH: tl.constexpr = BD * M
@@ -171,7 +172,8 @@ def scan_bwd_kernel(
     C_rows = C_p + (batch * L + begin) * N
     du_p += (batch * L + begin) * D
     ddt_p += (batch * L + begin) * D
-    dz_p += (batch * L + begin) * D
+    dz_p += batch * dz_batch + begin * DZ_ROW
+    out_p += (batch * L + begin) * D
     dB_p += ((batch * BLOCKS + block) * segments * SEG + begin) * N
     dC_p += ((batch * BLOCKS + block) * segments * SEG + begin) * N
     reset_p += batch * L + begin
@@ -370,7 +372,10 @@ def scan_bwd_kernel(
                 y = tl.load(at + 2 * PLANE) + skip * u
                 dz = gy * y * s * (1.0 + z * (1.0 - s))
                 gy = gy * z * s
-                tl.store(dz_p + base * D + to, dz.to(dz_p.dtype.element_ty), mask=live)
+                to_dz = t * DZ_ROW + wide_d + zero * WIDE_VEC
+                tl.store(dz_p + base * DZ_ROW + to_dz, dz.to(dz_p.dtype.element_ty), mask=live)
+                if WRITE_OUT:
+                    tl.store(out_p + base * D + to, (y * z * s).to(out_p.dtype.element_ty), mask=live)
             du = dt * sum_gB + skip * gy
             tl.store(du_p + base * D + to, du.to(du_p.dtype.element_ty), mask=live)
             tl.store(ddt_p + base * D + to, ddt.to(ddt_p.dtype.element_ty), mask=live)

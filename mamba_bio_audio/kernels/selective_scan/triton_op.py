@@ -118,7 +118,7 @@ def make_plan(
     padded = padded_states(states)
     schedulers = _schedulers(device)
     segment = changes.get("segment", Plan.segment)
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"rows": min(Plan.rows, segment)}
     if padded <= 32:
         wide = channels >= 128
         fields |= {"fwd_block": 128 if wide else 32, "fwd_warps": 4 if wide else 1}
@@ -178,7 +178,7 @@ def _fp32(t: Tensor | None) -> Tensor | None:
 
 
 @dataclass
-class _Call:
+class ScanCall:
     """The arguments that forward and backward share, as the kernels want them."""
 
     u: Tensor
@@ -208,7 +208,7 @@ class _Call:
         }
 
 
-def _chunk_starts(call: _Call, x: Tensor, first: Tensor | None, chunks: int, steps: int, *, reverse: bool) -> Tensor:
+def _chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, steps: int, *, reverse: bool) -> Tensor:
     """What enters every chunk (B, K, N, D): the state, or with `reverse` the adjoint from the later chunks."""
     batch, length, channels, states = call.sizes
     plan, padded = call.plan, padded_states(states)
@@ -237,7 +237,7 @@ def _chunk_starts(call: _Call, x: Tensor, first: Tensor | None, chunks: int, ste
     return start
 
 
-def _forward(call: _Call, h0: Tensor | None, write_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """(out (B, L, D), last state (B, N, D), states (B, ceil(L / SEG), N, D) or None); h0 (B, N, D) fp32."""
     batch, length, channels, states = call.sizes
     plan, padded = call.plan, padded_states(states)
@@ -270,7 +270,7 @@ def _forward(call: _Call, h0: Tensor | None, write_states: bool) -> tuple[Tensor
 
 
 @dataclass
-class _Gradients:
+class Gradients:
     u: Tensor
     dt: Tensor
     A: Tensor  # (D, N)
@@ -282,8 +282,22 @@ class _Gradients:
     h0: Tensor | None  # (B, N, D)
 
 
-def _backward(call: _Call, states_saved: Tensor, g_out: Tensor, g_last: Tensor | None, need_h0: bool) -> _Gradients:
-    """All gradients from g_out (B, L, D) and g_last (B, N, D)."""
+def scan_backward(
+    call: ScanCall,
+    states_saved: Tensor,
+    g_out: Tensor,
+    g_last: Tensor | None,
+    need_h0: bool,
+    *,
+    dz: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Gradients:
+    """All gradients from g_out (B, L, D) and g_last (B, N, D).
+
+    Args:
+        dz: where to write the gate's gradient, any row stride; allocated by default.
+        out: where to write the gated output (B, L, D) once more, contiguous; needs a gate.
+    """
     batch, length, channels, states = call.sizes
     plan, padded = call.plan, padded_states(states)
     device = call.u.device
@@ -302,7 +316,9 @@ def _backward(call: _Call, states_saved: Tensor, g_out: Tensor, g_last: Tensor |
     g_out, g_row, g_batch = _rows(g_out)
     du = torch.empty(batch, length, channels, dtype=u.dtype, device=device)
     ddt = torch.empty(batch, length, channels, dtype=dt.dtype, device=device)
-    dz = torch.empty(batch, length, channels, dtype=z.dtype, device=device) if call.z is not None else None
+    if dz is None and call.z is not None:
+        dz = torch.empty(batch, length, channels, dtype=z.dtype, device=device)
+    dz_row, dz_batch = (0, 0) if dz is None else (dz.stride(1), dz.stride(0))
     dB, dC = (empty(batch, blocks, segments * segment, states) for _ in range(2))
     dA = empty(batch * chunks, states, channels)
     dskip = empty(batch * chunks, channels) if call.skip is not None else None
@@ -318,19 +334,19 @@ def _backward(call: _Call, states_saved: Tensor, g_out: Tensor, g_last: Tensor |
             u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
             call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
             g_out, states_saved, r_in if r_in is not None else call.A,
-            du, ddt, dz if dz is not None else du, dB, dC, dA, dskip if dskip is not None else dA,
+            du, ddt, dz if dz is not None else du, out if out is not None else du, dB, dC, dA, dskip if dskip is not None else dA,
             dbias if dbias is not None else dA, dh0 if dh0 is not None else dA, scratch, _sink(device),
-            length, plan.bwd_chunk_steps, chunks, u_batch, dt_batch, z_batch, g_batch, 0,
+            length, plan.bwd_chunk_steps, chunks, u_batch, dt_batch, z_batch, g_batch, dz_batch, 0,
             D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment, ROWS=plan.rows,
-            U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, VEC=plan.bwd_vec, M=plan.bwd_tiles,
-            HAS_SKIP=call.skip is not None, HAS_R=r_in is not None, WRITE_DH0=need_h0, **call.flags(), num_warps=1,
-            maxnreg=plan.bwd_registers,
+            U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, DZ_ROW=dz_row, VEC=plan.bwd_vec, M=plan.bwd_tiles,
+            HAS_SKIP=call.skip is not None, HAS_R=r_in is not None, WRITE_DH0=need_h0, WRITE_OUT=out is not None,
+            **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
         )  # fmt: skip
 
     def total(partial: Tensor | None) -> Tensor | None:
         return None if partial is None else partial.sum(0)
 
-    return _Gradients(
+    return Gradients(
         u=du,
         dt=ddt,
         A=dA.sum(0).t(),
@@ -361,7 +377,7 @@ class _SelectiveScan(torch.autograd.Function):
         precise: bool,
         plan: Plan,
     ) -> tuple[Tensor, Tensor]:
-        call = _Call(
+        call = ScanCall(
             u=u,
             dt=dt,
             z=z,
@@ -377,7 +393,7 @@ class _SelectiveScan(torch.autograd.Function):
         )
         start = None if h0 is None else h0.detach().float().transpose(1, 2).contiguous()
         train = any(ctx.needs_input_grad)
-        out, last, states = _forward(call, start, train)
+        out, last, states = scan_forward(call, start, train)
         if train:
             ctx.save_for_backward(
                 call.u, call.dt, call.z, call.A, call.B, call.C, call.skip, call.bias, call.reset, states
@@ -392,13 +408,13 @@ class _SelectiveScan(torch.autograd.Function):
         g_out, g_last = grads
         u, dt, z, A, B, C, skip, bias, reset, states = ctx.saved_tensors
         softplus, precise, plan = ctx.settings
-        call = _Call(u, dt, z, A, B, C, skip, bias, reset, softplus, precise, plan)
+        call = ScanCall(u, dt, z, A, B, C, skip, bias, reset, softplus, precise, plan)
         need_h0 = ctx.needs_input_grad[8]
         if g_out is None:
             g_out = torch.zeros_like(u)
         if g_last is not None:
             g_last = g_last.float().transpose(1, 2).contiguous()
-        g = _backward(call, states, g_out, g_last, need_h0)
+        g = scan_backward(call, states, g_out, g_last, need_h0)
         A_dtype, B_dtype, C_dtype, D_dtype, bias_dtype, h0_dtype = ctx.dtypes
         found = (
             g.u,

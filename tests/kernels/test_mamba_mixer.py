@@ -1,0 +1,177 @@
+"""The fused mixer against the layer made of single operations, in Triton's interpreter and on a GPU."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from mamba_bio_audio.kernels.mamba_mixer import MixerWeights, mamba_mixer_triton, unsupported_reason  # noqa: E402
+from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
+from mamba_bio_audio.layers.mamba import MambaLayer, MambaState  # noqa: E402
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+INTERPRETER_WORKS = TRITON_VERSION >= (3, 7) or np.lib.NumpyVersion(np.__version__) < "2.4.0"
+
+FP32_ERROR = 1e-5  # relative L2, values and gradients, against fp64
+# Error of bf16 over that of the composed layer in bf16 on the same inputs.
+BF16_ERROR_RATIO = 1.5
+
+
+def make_layer(width=6, states=4, **config):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(width)
+        layer = MambaLayer(width, SsmConfig(complex=False, selective=True, d_state=states, **config))
+        # At the initial scale the state hardly matters.
+        torch.nn.init.normal_(layer.x_proj.weight)
+        return layer
+
+
+def make_inputs(layer, batch, length, device="cpu", reset=True, state=True):
+    generator = torch.Generator().manual_seed(length)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(device)
+
+    tail, ssm = layer.init_state(batch)
+    return {
+        "x": normal(batch, length, layer.d_model),
+        "tail": normal(*tail.shape) if state else None,
+        "h0": normal(*ssm.shape) if state else None,
+        "reset": (torch.rand(batch, length, generator=generator) < 0.2).to(device) if reset else None,
+    }, (normal(batch, length, layer.d_model), normal(*tail.shape), normal(*ssm.shape))
+
+
+def fused(layer, x, tail, h0, reset, dtype, **options):
+    weights = MixerWeights(*layer._weights())
+    return mamba_mixer_triton(x, weights, tail=tail, h0=h0, reset=reset, dtype=dtype, **options)
+
+
+def composed(layer, x, tail, h0, reset, dtype, **options):
+    """The layer's own path; on the CPU, where it never takes the fused one."""
+    with torch.autocast(x.device.type, dtype, enabled=dtype == torch.bfloat16):
+        y, state = layer(x, None if tail is None else MambaState(tail, h0), reset=reset)
+    return y, *state
+
+
+def results(run, layer, inputs, weights, dtype=torch.float32, **options):
+    """y, tail, state and the gradients of every input and parameter."""
+    leaves = {k: v.clone().requires_grad_() for k, v in inputs.items() if v is not None and k != "reset"}
+    given = {k: leaves.get(k, v) for k, v in inputs.items()}
+    outs = run(layer, **given, dtype=dtype, **options)
+    loss = sum((out.double() * g.double()).sum() for out, g in zip(outs, weights, strict=True))
+    parameters = dict(layer.named_parameters())
+    grads = torch.autograd.grad(loss, [*leaves.values(), *parameters.values()])
+    names = ["y", "tail", "h", *(f"d {name}" for name in [*leaves, *parameters])]
+    return dict(zip(names, [*(out.detach() for out in outs), *grads], strict=True))
+
+
+def error(found, exact):
+    return {k: ((found[k].double() - exact[k]).norm() / exact[k].norm().clamp(min=1e-30)).item() for k in exact}
+
+
+def check(layer, batch, length, *, state=True, reset=True, **options):
+    inputs, weights = make_inputs(layer, batch, length, state=state, reset=reset)
+    found = results(fused, layer, inputs, weights, **options)
+    exact = results(
+        composed,
+        copy.deepcopy(layer).double(),
+        {k: v.double() if v is not None and v.is_floating_point() else v for k, v in inputs.items()},
+        weights,
+    )
+    off = error(found, exact)
+    assert max(off.values()) < FP32_ERROR, off
+    return found
+
+
+@pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
+@pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
+def test_interpreted():
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    env.pop("PYTEST_XDIST_WORKER", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")
+class TestInterpreted:
+    @pytest.mark.parametrize("length", [1, 2, 3, 37])
+    def test_lengths(self, length):
+        check(make_layer(), 2, length)
+
+    def test_from_the_start(self):
+        check(make_layer(), 1, 9, state=False, reset=False)
+
+    def test_pieces(self):
+        """Worked off in pieces, forward and backward, it is the same function."""
+        check(make_layer(), 2, 35, piece=32, segment=16)
+        check(make_layer(), 1, 21, piece=1, segment=4, state=False)
+
+    def test_biases(self):
+        check(make_layer(proj_bias=True, d_conv=3), 1, 7)
+        check(make_layer(conv_bias=False, dt_rank=3), 1, 7)
+
+    def test_precise(self):
+        check(make_layer(), 1, 7, precise=True)
+
+    def test_second_derivative_names_the_way_out(self):
+        layer = make_layer()
+        inputs, _ = make_inputs(layer, 1, 3)
+        x = inputs.pop("x").requires_grad_()
+        y, _, _ = fused(layer, x, **inputs, dtype=torch.float32)
+        (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="reference"):
+            g.sum().backward()
+
+
+def test_what_it_refuses():
+    layer = make_layer()
+    weights = MixerWeights(*layer._weights())
+    assert unsupported_reason(torch.float32, weights) is None
+    assert "float64" in unsupported_reason(torch.float64, weights)
+    many = MixerWeights(*make_layer(states=256)._weights())
+    assert unsupported_reason(torch.float32, many) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestGpu:
+    @pytest.mark.parametrize(("batch", "length", "width"), [(3, 1000, 64), (1, 5000, 256), (2, 3, 32)])
+    def test_fp32(self, batch, length, width):
+        layer = make_layer(width, 16)
+        torch.nn.init.normal_(layer.x_proj.weight, std=0.1)
+        inputs, weights = make_inputs(layer, batch, length)
+        exact = results(composed, layer.double(), {k: _double(v) for k, v in inputs.items()}, weights)
+        on_gpu = {k: None if v is None else v.cuda() for k, v in inputs.items()}
+        layer = layer.float().cuda()
+        for piece in (1 << 18, 1024):
+            found = results(fused, layer, on_gpu, [w.cuda() for w in weights], piece=piece)
+            off = error({k: v.cpu() for k, v in found.items()}, exact)
+            assert max(off.values()) < 10 * FP32_ERROR, off
+            again = results(fused, layer, on_gpu, [w.cuda() for w in weights], piece=piece)
+            assert all(torch.equal(found[k], again[k]) for k in found)
+
+    def test_bf16(self):
+        layer = make_layer(128, 16)
+        torch.nn.init.normal_(layer.x_proj.weight, std=0.1)
+        inputs, weights = make_inputs(layer, 2, 2000)
+        exact = results(composed, copy.deepcopy(layer).double(), {k: _double(v) for k, v in inputs.items()}, weights)
+        rounded = error(results(composed, layer, inputs, weights, dtype=torch.bfloat16), exact)
+        on_gpu = {k: None if v is None else v.cuda() for k, v in inputs.items()}
+        found = results(fused, layer.cuda(), on_gpu, [w.cuda() for w in weights], dtype=torch.bfloat16)
+        off = error({k: v.cpu() for k, v in found.items()}, exact)
+        assert all(off[k] <= BF16_ERROR_RATIO * rounded[k] + FP32_ERROR for k in off), (off, rounded)
+
+
+def _double(v):
+    return v.double() if v is not None and v.is_floating_point() else v

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 data=${1:-../shared/data/dna/human}
 mkdir -p .device/wheels .device/human
 python=${PYTHON:-.venv/bin/python}
-packages=(pydantic pydantic-core annotated-types typing-inspection omegaconf pyfaidx biopython typer shellingham tensorboard soundfile cffi pycparser)
+packages=(pydantic pydantic-core annotated-types typing-inspection omegaconf pyfaidx biopython typer shellingham tensorboard soundfile cffi pycparser pytest pluggy iniconfig)
 names=()
 for package in "${packages[@]}"; do
   # The versions that are tested here; pip's own name normalisation finds the rest.

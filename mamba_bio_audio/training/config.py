@@ -51,11 +51,17 @@ class TrainConfig(BaseModel):
     recompute: Literal["none", "layer"] = Field(
         "none", description="layer: keep only layer inputs for backward, run each layer twice"
     )
-    stream_chunk: int | None = Field(
+    stream_chunk: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None,
+        description="positions per chunk of exact streamed backpropagation: memory of one chunk at any length; "
+        "auto measures and takes the largest power of two that fits the device; null keeps the whole sequence",
+    )
+    stream_offload: bool = Field(False, description="keep the states between chunks in host memory")
+    truncate_chunk: int | None = Field(
         None,
         ge=1,
-        description="positions per chunk of exact streamed backpropagation: memory of one chunk at any length; "
-        "null keeps the whole sequence",
+        description="NOT EXACT: truncated backpropagation through time; the state is carried from chunk to chunk of "
+        "this many positions, its gradient is dropped",
     )
     devices: Literal[1] = Field(1, description="devices; one until training on several is tested")
     strategy: Literal["auto"] = Field("auto", description="Lightning strategy")
@@ -86,6 +92,10 @@ class TrainConfig(BaseModel):
                 f"length_warmup takes {sum(stage.steps or 0 for stage in self.length_warmup):,} of {self.steps:,} "
                 f"steps, so nothing is left at full length; raise steps or shorten the stages"
             )
+        if self.truncate_chunk is not None and self.stream_chunk is not None:
+            raise ValueError("stream_chunk is exact and truncate_chunk is not; set one of them to null")
+        if self.stream_offload and self.stream_chunk is None and self.truncate_chunk is None:
+            raise ValueError("stream_offload needs stream_chunk: without chunks there is no state to keep")
         sequences = self.sequences_per_step // self.devices
         if self.micro_batch is not None and sequences % self.micro_batch:
             divisors = [d for d in range(1, sequences + 1) if sequences % d == 0]
@@ -95,6 +105,13 @@ class TrainConfig(BaseModel):
                 f"near values: {', '.join(map(str, sorted(near)))}"
             )
         return self
+
+    @property
+    def chunk(self) -> int | None:
+        """Positions per chunk, exact or truncated; None is the whole sequence."""
+        if self.stream_chunk == "auto":
+            raise ValueError("stream_chunk=auto must be resolved before the training")
+        return self.stream_chunk or self.truncate_chunk
 
     @property
     def sequences_per_step(self) -> int:

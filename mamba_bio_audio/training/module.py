@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import lightning as L
 import torch
@@ -41,14 +42,28 @@ class LanguageModelModule(L.LightningModule):
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Summed nats and number of scored positions of a batch."""
-        chunk = self.train_config.stream_chunk
-        if chunk is not None and batch["tokens"].shape[1] > chunk:
-            loss_sum, count, _ = streamed_loss(self.model, batch["tokens"], batch["targets"], chunk=chunk)
+        config, chunk = self.train_config, self.train_config.chunk
+        rows, length = batch["tokens"].shape
+        if chunk is not None and rows * length > chunk:
+            loss_sum, count, _ = streamed_loss(
+                self.model,
+                batch["tokens"],
+                batch["targets"],
+                chunk=chunk,
+                rows=max(1, self._sequences * chunk // min(length, chunk)),
+                offload=config.stream_offload,
+                truncate=config.truncate_chunk is not None,
+            )
             return loss_sum, count
         out: ModelOutput = self.model(batch["tokens"], targets=batch["targets"], logits="none")
         assert out.loss_sum is not None
         assert out.count is not None
         return out.loss_sum, out.count
+
+    @cached_property
+    def _sequences(self) -> int:
+        """Sequences of full length put through at once; shorter ones as many as take no more memory."""
+        return self.train_config.micro_batch_for(self.device.type)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Summed loss of one micro-batch over its positions, nats."""

@@ -7,6 +7,7 @@ fresh process is used, so that its peak resident memory is that of a training pr
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -47,12 +48,41 @@ def probe(model: ModelConfig, train: TrainConfig, device: str) -> Probe:
     return Probe(int(memory), seconds / n2 * per_device)
 
 
+def choose_chunk(model: ModelConfig, train: TrainConfig, device: str) -> int | None:
+    """The largest power of two of positions per chunk that leaves a third of the device's memory free.
+
+    Two small chunks are measured and extended linearly. None, no streaming, where whole sequences fit.
+
+    Args:
+        train: with `stream_chunk` "auto".
+        device: "cpu" (half of the machine's memory may be used) or "cuda" (two thirds of what is free now).
+    """
+    small, large = (1 << 10, 1 << 11) if device == "cpu" else (1 << 14, 1 << 15)
+    used = [
+        probe(model, train.model_copy(update={"stream_chunk": size}), device).memory_bytes for size in (small, large)
+    ]
+    each = max(1.0, (used[1] - used[0]) / (large - small))
+    longest = large + (_memory_limit(device) - used[1]) / each
+    if longest >= train.length:
+        return None
+    return max(small, 1 << int(max(1.0, longest)).bit_length() - 1)
+
+
+def _memory_limit(device: str) -> float:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0] * 2 / 3
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+
+
 def _measure(model_config: ModelConfig, train: TrainConfig, device: str) -> list[tuple[int, int, float]]:
     """(tokens, peak bytes, seconds per forward and backward) of one or two sizes, the smaller first."""
     if device == "cpu":
         # What a training process has loaded besides the model.
         import mamba_bio_audio.pipelines.dna.datamodule
         import mamba_bio_audio.training.fit  # noqa: F401
+    else:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     model = build_model(model_config, seed=0).to(device)
     model.recompute = train.recompute
     optimizer = build_optimizer(model, train)
@@ -62,7 +92,7 @@ def _measure(model_config: ModelConfig, train: TrainConfig, device: str) -> list
     largest = min(tokens, max(1024, affordable))
     points = []
     for target in sorted({largest, tokens if largest == tokens else largest // 2}):
-        longest = train.length if train.stream_chunk is None else min(train.length, 2 * train.stream_chunk)
+        longest = _longest(train)
         length = min(longest, target)
         batch = max(1, target // length)
         ids = torch.randint(7, 11, (batch, length), device=device)
@@ -71,7 +101,7 @@ def _measure(model_config: ModelConfig, train: TrainConfig, device: str) -> list
         for _ in range(2):
             start = time.perf_counter()
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                loss_sum, _, _ = streamed_loss(model, ids, ids, chunk=train.stream_chunk or length)
+                loss_sum, _, _ = streamed_loss(model, ids, ids, chunk=train.chunk or length)
             (loss_sum / ids.numel()).backward()
             if device == "cuda":
                 torch.cuda.synchronize()
@@ -85,8 +115,11 @@ def _measure(model_config: ModelConfig, train: TrainConfig, device: str) -> list
 
 def _tokens(train: TrainConfig, device: str) -> int:
     """Positions that decide the memory: of a micro-batch, or of two chunks of it when streamed."""
-    length = train.length if train.stream_chunk is None else min(train.length, 2 * train.stream_chunk)
-    return train.micro_batch_for(device) * length
+    return train.micro_batch_for(device) * _longest(train)
+
+
+def _longest(train: TrainConfig) -> int:
+    return train.length if train.chunk is None else min(train.length, 2 * train.chunk)
 
 
 def _peak(device: str) -> int:

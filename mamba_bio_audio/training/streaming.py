@@ -3,7 +3,8 @@
     pass 1, no gradient:  s_1 = given;  for c = 1..S:  loss_c, s_(c+1) = F(x_c, s_c)      keep only the states s_c
     pass 2, c = S..1:     F again with gradients;  back from loss_c and, with weight G, from s_(c+1);  G = dL/ds_c
 
-The last chunk keeps its graph from the start: S chunks cost S - 1 forwards more than plain training.
+The last chunk keeps its graph from the start: S chunks cost S - 1 forwards more than plain training. Layers that draw
+at random (dropout) draw the same in both passes.
 
 Every layer carries its whole past in a small state whose gradient it gives (docs/architecture.md, law 1), so this
 equals backpropagation through the whole sequence up to the order of summation. Memory is that of one chunk and the S
@@ -19,7 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mamba_bio_audio.errors import InputError
 
@@ -30,9 +32,11 @@ def streamed_loss(
     targets: Tensor,
     *,
     chunk: int,
+    rows: int | None = None,
     state: Any = None,
     reset: Tensor | None = None,
     offload: bool = False,
+    truncate: bool = False,
 ) -> tuple[Tensor, Tensor, Any]:
     """Loss of a long span, differentiable in the model's parameters, chunk by chunk.
 
@@ -41,9 +45,11 @@ def streamed_loss(
         tokens: (B, L) symbols.
         targets: (B, L), -100 where nothing is scored.
         chunk: positions per chunk, T; the last may be shorter. Sets the memory; the result does not depend on it.
+        rows: sequences put through at a time; None is all of them. Sets the memory likewise.
         state: at the start of the span; taken as given, no gradient flows into it. None means zeros.
         reset: bool (B, L), a new sequence starts there.
         offload: keep the states between chunks in host memory.
+        truncate: leave out the gradient through the states. Not exact: truncated backpropagation through time.
 
     Returns:
         loss_sum (scalar, nats, fp32 or fp64), count (scalar int64) and the state at the end, without gradient.
@@ -60,16 +66,46 @@ def streamed_loss(
     if chunk < 1:
         raise InputError(f"train.stream_chunk is {chunk}; choose 1 or more")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    call = _Call(model, tokens, targets, chunk, state, reset, offload)
+    size = rows or len(tokens)
+    groups = [slice(low, low + size) for low in range(0, len(tokens), size)]
+    calls = [
+        _Call(
+            model,
+            tokens[group],
+            targets[group],
+            chunk,
+            state if len(groups) == 1 else _rows(state, group),
+            None if reset is None else reset[group],
+            offload,
+        )
+        for group in groups
+    ]
     if not (torch.is_grad_enabled() and parameters):
-        loss_sum, count = call.run(keep=False)
+        loss_sum, count = _run(calls, keep=False)
     else:
-        loss_sum, count = _Streamed.apply(call, *parameters)  # type: ignore[no-untyped-call]
-    return loss_sum, count, call.final_state
+        loss_sum, count = _Streamed.apply(calls, truncate, *parameters)  # type: ignore[no-untyped-call]
+    return loss_sum, count, _joined([call.final_state for call in calls])
+
+
+def _rows(state: Any, group: slice) -> Any:
+    return tree_map(lambda leaf: leaf[group] if isinstance(leaf, Tensor) else leaf, state)
+
+
+def _joined(states: list[Any]) -> Any:
+    """One state of the states of groups of rows."""
+    if len(states) == 1:
+        return states[0]
+    return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *states)
+
+
+def _run(calls: list[_Call], keep: bool) -> tuple[Tensor, Tensor]:
+    """Pass 1 over all groups of rows; only the last one keeps a graph."""
+    sums = [call.run(keep, graph=keep and call is calls[-1]) for call in calls]
+    return torch.stack([loss for loss, _ in sums]).sum(), torch.stack([count for _, count in sums]).sum()
 
 
 class _Call:
-    """One span: how to run chunk c from a state, and the states at the chunks' starts."""
+    """One span of some rows: how to run chunk c from a state, and the states at the chunks' starts."""
 
     def __init__(
         self,
@@ -89,6 +125,8 @@ class _Call:
         self.structure: Any = None
         self.final_state: Any = None
         self.last: tuple[Any, list[Tensor]] | None = None  # output of the last chunk, with its graph
+        self.draws = model.training and any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())
+        self.random: list[Any] = []  # state of the generators before each chunk
         device = tokens.device.type
         # Backward runs outside of the caller's autocast; what is computed again must be the same.
         self.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
@@ -103,13 +141,15 @@ class _Call:
                 self.tokens[:, low:high], state, reset=reset, targets=self.targets[:, low:high], logits="none"
             )
 
-    def run(self, keep: bool) -> tuple[Tensor, Tensor]:
-        """Pass 1: loss and count; `keep` what backward will need."""
+    def run(self, keep: bool, graph: bool) -> tuple[Tensor, Tensor]:
+        """Pass 1: loss and count; `keep` what backward will need, the last chunk's graph too."""
         state, losses, counts = self.start, [], []
         for number in range(len(self.spans)):
             if keep:
                 self.starts.append(self._put(state))
-            if keep and number == len(self.spans) - 1:
+                if self.draws:
+                    self.random.append(_generators(self.tokens.device))
+            if graph and number == len(self.spans) - 1:
                 out, wanted = self.differentiable_chunk(number)
                 self.last = out, wanted
             else:
@@ -127,6 +167,17 @@ class _Call:
         with torch.enable_grad():
             state, wanted = self._take(number)
             return self.chunk(number, state), wanted
+
+    def again(self, number: int) -> tuple[Any, list[Tensor]]:
+        """`differentiable_chunk` with the numbers that pass 1 drew; the generators are left as they are."""
+        if not self.draws:
+            return self.differentiable_chunk(number)
+        now = _generators(self.tokens.device)
+        try:
+            _set_generators(self.tokens.device, self.random[number])
+            return self.differentiable_chunk(number)
+        finally:
+            _set_generators(self.tokens.device, now)
 
     def _put(self, state: Any) -> list[Any]:
         if state is None:
@@ -147,49 +198,89 @@ class _Call:
         return tree_unflatten(fresh, self.structure), wanted
 
 
+def _generators(device: torch.device) -> Any:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_generators(device: torch.device, state: Any) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+
 class _Streamed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: _Call, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.call = call
+    def forward(ctx: Any, calls: list[_Call], truncate: bool, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.calls, ctx.truncate = calls, truncate
         # Saved so that a change of the parameters in place before backward is noticed.
         ctx.save_for_backward(*parameters)
-        loss_sum, count = call.run(keep=True)
+        loss_sum, count = _run(calls, keep=True)
         ctx.mark_non_differentiable(count)
         return loss_sum, count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g_loss: Tensor, _: Any) -> Any:
-        call: _Call = ctx.call
         parameters = ctx.saved_tensors
-        totals: list[Tensor | None] = [None] * len(parameters)
-        g_state: list[Tensor] = []  # gradient of the state after the chunk at hand
-        for number in reversed(range(len(call.spans))):
-            out, wanted = call.last or call.differentiable_chunk(number)
-            call.last = None
-            outputs, weights = [out.loss_sum], [g_loss]
-            if g_state:
-                ends = [leaf for leaf in tree_flatten(out.state)[0] if _differentiable(leaf)]
-                pairs = [(leaf, g) for leaf, g in zip(ends, g_state, strict=True) if leaf.requires_grad]
-                outputs += [leaf for leaf, _ in pairs]
-                weights += [g for _, g in pairs]
-            found = torch.autograd.grad(outputs, [*parameters, *wanted], weights, allow_unused=True)
-            del out, outputs
-            for i, gradient in enumerate(found[: len(parameters)]):
-                if gradient is None:
-                    continue
-                # Many small summands: never in less than fp32.
-                gradient = gradient if gradient.dtype.itemsize >= 4 else gradient.float()
-                totals[i] = gradient.clone() if totals[i] is None else totals[i].add_(gradient)  # type: ignore[union-attr]
-            g_state = [
-                torch.zeros_like(leaf) if gradient is None else gradient
-                for leaf, gradient in zip(wanted, found[len(parameters) :], strict=True)
-            ]
-        call.starts = []
-        return (
-            None,
-            *(None if t is None else t.to(p.dtype) for t, p in zip(totals, parameters, strict=True)),
-        )
+        totals = _Totals(parameters)
+        for call in reversed(ctx.calls):
+            g_state: list[Tensor] = []  # gradient of the state after the chunk at hand
+            for number in reversed(range(len(call.spans))):
+                out, wanted = call.last or call.again(number)
+                call.last = None
+                found = _gradients(out, g_loss, g_state, [*parameters, *wanted])
+                del out
+                totals.add(found[: len(parameters)])
+                g_state = [
+                    torch.zeros_like(leaf) if gradient is None else gradient
+                    for leaf, gradient in zip(wanted, found[len(parameters) :], strict=True)
+                ]
+                if ctx.truncate:
+                    g_state = []
+            call.starts, call.random = [], []
+        return None, None, *totals.gradients()
+
+
+def _gradients(out: Any, g_loss: Tensor, g_state: list[Tensor], inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Back from the loss of a chunk and from the state after it."""
+    outputs, weights = [out.loss_sum], [g_loss]
+    if g_state:
+        ends = [leaf for leaf in tree_flatten(out.state)[0] if _differentiable(leaf)]
+        outputs += ends
+        weights += [g for _, g in zip(ends, g_state, strict=True)]
+    pairs = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
+    if not pairs:
+        return (None,) * len(inputs)
+    return torch.autograd.grad([o for o, _ in pairs], inputs, [w for _, w in pairs], allow_unused=True)
+
+
+class _Totals:
+    """Sums of the parameters' gradients over chunks: many small summands, so never in less than fp32."""
+
+    def __init__(self, parameters: tuple[Tensor, ...]) -> None:
+        self.parameters = parameters
+        self.sums: list[Tensor | None] = [None] * len(parameters)
+
+    def add(self, found: tuple[Tensor | None, ...]) -> None:
+        """One chunk's gradients."""
+        sums, summands = [], []
+        for i, gradient in enumerate(found):
+            if gradient is None:
+                continue
+            gradient = gradient if gradient.dtype.itemsize >= 4 else gradient.float()
+            total = self.sums[i]
+            if total is None:
+                # Two parameters may be given the same storage, or a view.
+                self.sums[i] = gradient.clone()
+            else:
+                sums.append(total)
+                summands.append(gradient)
+        if sums:
+            torch._foreach_add_(sums, summands)
+
+    def gradients(self) -> list[Tensor | None]:
+        """The totals in the parameters' dtypes."""
+        return [None if s is None else s.to(p.dtype) for s, p in zip(self.sums, self.parameters, strict=True)]
 
 
 def _differentiable(leaf: Any) -> bool:

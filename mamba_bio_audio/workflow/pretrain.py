@@ -22,7 +22,7 @@ from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.prepare import summary_rows
 from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
 from mamba_bio_audio.training.lengths import length_stages, stretches
-from mamba_bio_audio.training.probe import probe
+from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.workflow.data import check_same_data, open_data
 from mamba_bio_audio.workflow.environment import environment
 
@@ -43,6 +43,14 @@ def resolve(config: RunConfig, data: DnaDataModule) -> RunConfig:
     if config.model.vocab_size not in (None, vocab):
         raise InputError(f"model.vocab_size is {config.model.vocab_size}, but DNA has {vocab} symbols; leave it null")
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab})})
+
+
+def resolve_chunk(config: RunConfig, device: str, before: RunConfig | None = None) -> RunConfig:
+    """Choose `train.stream_chunk` where it is "auto": as the resumed run did, or by measuring."""
+    if config.train.stream_chunk != "auto":
+        return config
+    chunk = before.train.stream_chunk if before else choose_chunk(config.model, config.train, device)
+    return config.model_copy(update={"train": config.train.model_copy(update={"stream_chunk": chunk})})
 
 
 def pretrain(
@@ -86,7 +94,9 @@ def pretrain(
         raise InputError(f"{run} is not a run folder (no config.yaml), so --force will not delete it")
     before = checkpoint.read_manifest(run) if resume else {}
     if resume:
-        _check_same(config, checkpoint.read_config(run), run)
+        old = checkpoint.read_config(run)
+        config = resolve_chunk(config, device, old)
+        _check_same(config, old, run)
         if (run / "checkpoints" / "last.ckpt").exists():
             step, validation_due = last_position(run)
             if step >= train.steps and not validation_due:
@@ -101,7 +111,8 @@ def pretrain(
     data.stretches = stretches(stages, train, step, device)
     data.train_dataloader()
     data.evaluation_dataset("valid")
-    config = resolve(config, data)
+    config = resolve_chunk(resolve(config, data), device)
+    train = config.train
     described = data.summary()
     if resume and before:
         check_same_data(before.get("data", {}), described, run)
@@ -152,7 +163,9 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
     data.train_dataloader()
     data.evaluation_dataset("valid")
     stages = length_stages(train, lambda length: len(data.training_windows(length)))
-    config = resolve(config, data)
+    chosen = train.stream_chunk == "auto"
+    config = resolve_chunk(resolve(config, data), device)
+    train = config.train
     estimate = probe(config.model, train, device)
     with torch.device("meta"):
         parameters = build_model(config.model).num_parameters()
@@ -167,6 +180,7 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
         "accumulate": train.sequences_per_step // (micro * train.devices),
         "tokens": train.tokens_per_step * train.steps,
         "length_stages": [stage.describe() for stage in stages],
+        "stream_chunk_chosen": chosen,
         "memory_bytes": estimate.memory_bytes,
         "seconds_per_step": estimate.seconds_per_step,
         "seconds": estimate.seconds_per_step * train.steps,
@@ -201,6 +215,7 @@ def describe_dry_run(result: dict[str, Any]) -> str:
             )
             for stage in result["length_stages"]
         ),
+        *([("stream chunk", _chunk_text(result["config"]["train"]))] if result["stream_chunk_chosen"] else []),
         ("memory", f"about {result['memory_bytes'] / 2**30:.2f} GiB"),
         (
             "time",
@@ -210,6 +225,11 @@ def describe_dry_run(result: dict[str, Any]) -> str:
     ]
     text = OmegaConf.to_yaml(OmegaConf.create(result["config"]))
     return f"{text}\n{table(summary_rows(data))}\n{table(rows)}\n"
+
+
+def _chunk_text(train: dict[str, Any]) -> str:
+    chunk = train["stream_chunk"]
+    return "none needed: whole sequences fit" if chunk is None else f"{chunk:,}, the largest that fits"
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:

@@ -296,6 +296,26 @@ def test_streamed_training_is_the_same_training(trained, fasta, tmp_path):
         assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=1e-3)
 
 
+def test_stream_chunk_auto_is_resolved_and_kept(fasta, tmp_path, capsys, monkeypatch):
+    from mamba_bio_audio.training import probe
+
+    settings = overrides(fasta, "train.stream_chunk=auto", "train.length=4096", "train.tokens_per_step=4096")
+    settings += ["--set", "train.micro_batch=1", "--set", "train.steps=2"]
+    # 100 bytes a position; the dry run itself measures as ever.
+    monkeypatch.setattr(probe, "probe", lambda model, train, device: probe.Probe(100 * train.stream_chunk, 1.0))
+    monkeypatch.setattr(probe, "_memory_limit", lambda device: 100 * 3000)
+    assert mba_command("pretrain", "dna/tiny", *settings, "--device", "cpu", "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "stream_chunk: 2048" in text
+    assert "stream chunk     2,048, the largest that fits" in text
+    out = tmp_path / "run"
+    monkeypatch.setattr(probe, "_memory_limit", lambda device: 2**50)
+    assert mba_command("pretrain", "dna/tiny", *settings, "--out", out, "--quiet", "--device", "cpu") == 0
+    assert "stream_chunk: null" in (out / "config.yaml").read_text()
+    assert mba_command("pretrain", "dna/tiny", *settings, "--out", out, "--resume", "--quiet", "--device", "cpu") == 2
+    assert "already complete" in capsys.readouterr().err
+
+
 def test_configs_lists_and_shows(capsys):
     assert mba_command("configs") == 0
     assert "dna/hg38-7m" in capsys.readouterr().out

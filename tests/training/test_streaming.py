@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build_model
@@ -144,3 +145,94 @@ def test_models_that_cannot_stream_say_so():
         streamed_loss(model, tokens, targets, chunk=0)
     with pytest.raises(InputError, match="constant state"):
         streamed_loss(nn.Linear(2, 2), tokens, targets, chunk=4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("chunk", [49, 10])
+def test_groups_of_rows_are_the_same_sum(rows, chunk):
+    """Law 4: what is put through at a time decides the memory only."""
+    model, tokens, targets = make()
+    tokens, targets = tokens.repeat(3, 1)[:5].roll(1, 1), targets.repeat(3, 1)[:5]
+    tokens[1] = tokens[1].flip(0)
+    reset = torch.zeros_like(tokens, dtype=torch.bool)
+    reset[3, 7] = True
+    before = model(tokens).state
+    whole = model(tokens, before, targets=targets, reset=reset, logits="none")
+    loss, count, state = streamed_loss(model, tokens, targets, chunk=chunk, rows=rows, state=before, reset=reset)
+    assert count == whole.count
+    for actual, end in zip(state, whole.state, strict=True):
+        assert torch.allclose(actual.ssm, end.ssm)
+        assert torch.allclose(actual.tail, end.tail)
+    expected = gradients(model, model(tokens, _detached(before), targets=targets, reset=reset, logits="none").loss_sum)
+    assert_same(gradients(model, loss), expected, 1e-10)
+
+
+def _detached(state):
+    return tree_map(torch.Tensor.detach, state)
+
+
+class Dropping(nn.Module):
+    """A language model with dropout on its inputs' embeddings."""
+
+    streaming = "constant"
+
+    def __init__(self):
+        super().__init__()
+        self.model, _, _ = make()
+        self.model.embedding = nn.Sequential(self.model.embedding, nn.Dropout(0.4))
+
+    def forward(self, *arguments, **options):
+        return self.model(*arguments, **options)
+
+
+@pytest.mark.parametrize("rows", [None, 1])
+def test_random_draws_are_replayed(rows):
+    """The gradient is that of the draws of pass 1, and the generator moves on once."""
+    model, (_, tokens, targets) = Dropping(), make()
+    torch.manual_seed(3)
+    loss, _, _ = streamed_loss(model, tokens, targets, chunk=10, rows=rows)
+    after = torch.get_rng_state()
+    actual = gradients(model, loss)
+    assert torch.equal(torch.get_rng_state(), after)
+
+    torch.manual_seed(3)
+    total = 0.0
+    for group in [slice(None)] if rows is None else [slice(0, 1), slice(1, 2)]:
+        state = None
+        for low in range(0, LENGTH, 10):
+            span = (group, slice(low, low + 10))
+            out = model(tokens[span], state, targets=targets[span], logits="none")
+            total, state = total + out.loss_sum, out.state
+    assert torch.allclose(loss, total, rtol=1e-12)
+    assert_same(actual, gradients(model, total), 1e-10)
+    model.eval()
+    torch.manual_seed(4)
+    assert torch.equal(
+        streamed_loss(model, tokens, targets, chunk=10)[0], streamed_loss(model, tokens, targets, chunk=10)[0]
+    )
+
+
+def test_a_target_at_the_last_position_only():
+    """As classifiers have it: chunks without any target pass the gradient of the state through."""
+    model, tokens, targets = make()
+    targets[:, :-1] = -100
+    expected = gradients(model, model(tokens, targets=targets, logits="none").loss_sum)
+    loss, count, _ = streamed_loss(model, tokens, targets, chunk=10)
+    assert count == 2
+    assert_same(gradients(model, loss), expected, 1e-10)
+
+
+def test_truncation_is_another_gradient():
+    """Of each chunk's loss alone, from the state as it was."""
+    model, tokens, targets = make()
+    exact = gradients(model, streamed_loss(model, tokens, targets, chunk=10)[0])
+    loss, _, _ = streamed_loss(model, tokens, targets, chunk=10, truncate=True)
+    actual = gradients(model, loss)
+    state, total = None, 0.0
+    for low in range(0, LENGTH, 10):
+        span = (slice(None), slice(low, low + 10))
+        out = model(tokens[span], state, targets=targets[span], logits="none")
+        total, state = total + out.loss_sum, _detached(out.state)
+    assert_same(actual, gradients(model, total), 1e-10)
+    name = "layers.0.mixer.A_log"
+    assert (actual[name] - exact[name]).norm() > 1e-3 * exact[name].norm()

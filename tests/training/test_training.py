@@ -68,6 +68,19 @@ def test_tokens_per_step_must_fit_length_and_devices():
         config(devices=2)
 
 
+def test_chunks_are_exact_or_truncated():
+    assert config(stream_chunk=16).chunk == config(truncate_chunk=16).chunk == 16
+    assert config().chunk is None
+    with pytest.raises(ValidationError, match="one of them"):
+        config(stream_chunk=16, truncate_chunk=16)
+    with pytest.raises(ValidationError, match="needs stream_chunk"):
+        config(stream_offload=True)
+    with pytest.raises(ValidationError):
+        config(stream_chunk=0)
+    with pytest.raises(ValueError, match="must be resolved"):
+        _ = config(stream_chunk="auto").chunk
+
+
 def test_micro_batch_suits_the_device():
     big = config(tokens_per_step=2**20, length=1024)
     assert big.micro_batch_for("cpu") == 16

@@ -17,7 +17,7 @@ from mamba_bio_audio.cli import (
     pretrain,
     sample,
 )
-from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.errors import InputError, NetworkError
 
 app = typer.Typer(
     help="Long-context Mamba foundation models for genomes.",
@@ -44,6 +44,8 @@ def run(arguments: list[str] | None = None) -> None:
         app(arguments, prog_name="mba")
     except InputError as error:
         _fail(error, 2, debug)
+    except NetworkError as error:
+        _fail(error, 1, debug)
     except KeyboardInterrupt:
         print("mba: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -56,9 +58,10 @@ def run(arguments: list[str] | None = None) -> None:
 def _fail(error: Exception, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    explained = isinstance(error, InputError | NetworkError)
+    name = "" if explained else f"{type(error).__name__}: "
     if isinstance(error, OSError) and error.filename is not None and str(error.filename) not in str(error):
         name = f"{error.filename}: {name}"
-    hint = "" if debug or code == 2 else "\n(--debug shows where)"
+    hint = "" if debug or explained else "\n(--debug shows where)"
     print(f"mba: {name}{error}{hint}", file=sys.stderr)
     sys.exit(code)

@@ -1,0 +1,364 @@
+"""Downloads that resume and are verified: the file is either complete and checked, or not there.
+
+    done = download(url, Path("data/hg38.fa.gz"), hashes={"md5": "1c9dca..."}, progress=progress)
+
+Bytes arrive in `.NAME.part` beside the target, with a small `.NAME.part.json` that says what they are. An interrupted or
+killed download goes on from there, within one call and from call to call, where the server confirms (`If-Range`,
+RFC 9110 section 13.1.5) that its file is still the same one. The target appears by a rename, after its size, the published hashes and, for
+gzip, every checksum inside have been found right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from email.message import Message
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from mamba_bio_audio.errors import InputError, NetworkError
+from mamba_bio_audio.files import write_json
+
+Progress = Callable[[int, int | None], None]
+_CHUNK_BYTES = 1 << 20
+_LONGEST_WAIT_S = 60.0
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class Downloaded(NamedTuple):
+    """A complete, verified file, and what to write about it in a manifest (`_asdict`)."""
+
+    url: str | None  # None for a file that was already at hand
+    path: str
+    size_bytes: int
+    sha256: str
+    checked: tuple[str, ...]  # of "size", "gzip" and the names of the published hashes
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    size: int | None = None,
+    hashes: Mapping[str, str] | None = None,
+    gzip: bool | None = None,
+    progress: Progress | None = None,
+    retries: int = 4,
+    wait_s: float = 1.0,
+    timeout_s: float = 60.0,
+) -> Downloaded:
+    """Fetch `url` into the file `path`; a file that is already there is verified and kept.
+
+    Args:
+        url: http or https address.
+        path: file to make; its folder is made too.
+        size: published size in bytes.
+        hashes: published hashes, {"md5": hex} or any other name that hashlib knows.
+        gzip: check the file as gzip; None: when its name ends in .gz or .bgz.
+        progress: called with (bytes there, bytes in all or None).
+        retries: attempts in a row that may bring nothing new.
+        wait_s: before the first repetition, doubled each time.
+        timeout_s: longest silence of the server.
+
+    Raises:
+        InputError: a wrong address or local file; the message says what to do.
+        NetworkError: the server cannot be reached, keeps breaking off, or gives other bytes than those published.
+    """
+    if not re.match(r"https?://[^/]", url):
+        raise InputError(f"{url}: not an http or https address; use a file at hand instead (--from)")
+    fetch = _Fetch(url, path, size, dict(hashes or {}), _is_gzip(path) if gzip is None else gzip, progress, timeout_s)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with FileLock(lock, timeout=0):
+            if path.exists():
+                done = verify(path, size=size, hashes=hashes, gzip=fetch.gzip)
+            else:
+                done = fetch.run(retries, wait_s)
+            lock.unlink(missing_ok=True)
+            return done
+    except Timeout:
+        raise InputError(f"{path}: another process is downloading it; wait for that one") from None
+
+
+def verify(
+    path: Path, *, size: int | None = None, hashes: Mapping[str, str] | None = None, gzip: bool | None = None
+) -> Downloaded:
+    """Check a local file as `download` would.
+
+    Raises:
+        InputError: it cannot be read, or is not what was published.
+    """
+    try:
+        sha256, problem = _check(path, size, dict(hashes or {}), _is_gzip(path) if gzip is None else gzip)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if problem:
+        raise InputError(f"{path}: {problem}; remove the file to download it anew, or give another one")
+    return Downloaded(
+        None, str(path), path.stat().st_size, sha256, _checked(size, hashes, _is_gzip(path) if gzip is None else gzip)
+    )
+
+
+class _Retry(Exception):
+    """An attempt that failed and may be repeated."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class _Fetch:
+    """One download: the partial file, what is known of it, and the attempts to complete it."""
+
+    def __init__(
+        self,
+        url: str,
+        path: Path,
+        size: int | None,
+        hashes: dict[str, str],
+        gzip: bool,
+        progress: Progress | None,
+        timeout_s: float,
+    ) -> None:
+        self.url, self.path, self.size, self.hashes, self.gzip = url, path, size, hashes, gzip
+        self.progress, self.timeout_s = progress, timeout_s
+        self.part = path.with_name(f".{path.name}.part")
+        self.note = path.with_name(f".{path.name}.part.json")
+        self.resumed = False
+
+    def run(self, retries: int, wait_s: float) -> Downloaded:
+        furthest = self._have()
+        failures = 0
+        while True:
+            try:
+                self._transfer()
+            except _Retry as error:
+                if self._have() > furthest:
+                    furthest, failures = self._have(), 0
+                failures += 1
+                if failures > retries:
+                    raise NetworkError(
+                        f"{self.url}: {error}, {failures} times in a row; {self._have():,} bytes are kept in {self.part}. "
+                        "Run the same command again to go on, or use another source (--url) or a file at hand (--from)"
+                    ) from None
+                time.sleep(min(max(wait_s * 2 ** (failures - 1), error.wait_s), _LONGEST_WAIT_S))
+                continue
+            sha256, problem = _check(self.part, self.size, self.hashes, self.gzip)
+            if problem is None:
+                break
+            self._drop()
+            if self.resumed:
+                # The two halves may be of different files; the whole from one connection settles it.
+                self.resumed = False
+                continue
+            raise NetworkError(
+                f"{self.url}: what the server sent is not the published file: {problem}. It was discarded; "
+                "use another source (--url) or a file at hand (--from)"
+            )
+        size_bytes = self._have()
+        os.replace(self.part, self.path)
+        self.note.unlink(missing_ok=True)
+        return Downloaded(self.url, str(self.path), size_bytes, sha256, _checked(self.size, self.hashes, self.gzip))
+
+    def _have(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def _drop(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+    def _known(self) -> dict[str, Any]:
+        """What the partial file is, as far as it is worth continuing; otherwise it is dropped."""
+        known: Any = None
+        if self._have():
+            with suppress(OSError, ValueError):
+                known = json.loads(self.note.read_text(encoding="utf-8"))
+        # Without a validator only a check of the whole can tell that both halves are of one file.
+        sound = isinstance(known, dict) and known.get("url") == self.url
+        if sound and (known.get("validator") or self.hashes or self.gzip):
+            return dict(known)
+        self._drop()
+        return {}
+
+    def _transfer(self) -> None:
+        """One connection: append to the partial file until it is complete, or raise `_Retry`."""
+        known = self._known()
+        have = self._have()
+        headers = {"Accept-Encoding": "identity", "User-Agent": "mamba-bio-audio"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+            if known.get("validator"):
+                headers["If-Range"] = known["validator"]
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(self.url, headers=headers), timeout=self.timeout_s
+            ) as answer:
+                start, total = self._accept(answer.status, answer.headers, have, known)
+                self._receive(answer, start, total)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 416:
+                match = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+                if match and int(match[1]) == have:
+                    return
+                self._drop()
+                raise _Retry(f"the server's file no longer has the {have:,} bytes that are here") from None
+            if error.code in _TRANSIENT:
+                delay = error.headers.get("Retry-After", "")
+                raise _Retry(
+                    f"HTTP {error.code} {error.reason}", float(delay) if delay.isascii() and delay.isdigit() else 0.0
+                ) from None
+            raise InputError(
+                f"{self.url}: HTTP {error.code} {error.reason}; check the address, or use another source (--url) or a "
+                "file at hand (--from)"
+            ) from None
+        except (http.client.InvalidURL, UnicodeError) as error:
+            raise InputError(f"{self.url}: not an address ({error})") from None
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            raise _Retry(str(getattr(error, "reason", None) or error) or type(error).__name__) from None
+
+    def _accept(self, status: int, headers: Message, have: int, known: dict[str, Any]) -> tuple[int, int | None]:
+        """Where the answer's bytes begin, and the size of the whole file if the server says it."""
+        if headers.get("Content-Encoding", "identity") != "identity":
+            raise InputError(f"{self.url}: the server encodes the file as {headers['Content-Encoding']}; use --from")
+        etag = headers.get("ETag", "")
+        # A weak tag does not promise equal bytes.
+        validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
+        length = headers.get("Content-Length", "")
+        if status == 206:
+            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+            if match is None or int(match[1]) != have or validator != known.get("validator"):
+                self._drop()
+                raise _Retry("the server continued with another file or at another place")
+            start, total = have, None if match[2] == "*" else int(match[2])
+            self.resumed = True
+        elif status == 200:
+            start, total = 0, int(length) if length.isascii() and length.isdigit() else None
+            self._drop()
+            self.resumed = False
+        else:
+            raise InputError(f"{self.url}: HTTP {status} instead of a file; check the address")
+        if self.size is not None and total is not None and total != self.size:
+            raise NetworkError(
+                f"{self.url}: the server's file has {total:,} bytes, the published one {self.size:,}; use another source "
+                "(--url) or a file at hand (--from)"
+            )
+        closed = total is None and headers.get("Transfer-Encoding", "") != "chunked"
+        if closed and self.size is None and not self.hashes and not self.gzip:
+            raise NetworkError(
+                f"{self.url}: the server does not say how long the file is and no hash of it is published, so that a "
+                "file cut short could not be told; use --from"
+            )
+        free = shutil.disk_usage(self.part.parent).free
+        if total is not None and total - start > free:
+            raise InputError(
+                f"{self.part.parent}: {total - start:,} bytes are to come and {free:,} are free; make room, or "
+                "choose another folder"
+            )
+        write_json(self.note, {"url": self.url, "validator": validator, "total": total})
+        return start, total
+
+    def _receive(self, answer: http.client.HTTPResponse, start: int, total: int | None) -> None:
+        have = start
+        with open(self.part, "ab") as file:
+            while True:
+                try:
+                    data = answer.read(_CHUNK_BYTES)
+                except (OSError, http.client.HTTPException) as error:
+                    raise _Retry(f"after {have:,} bytes: {error or type(error).__name__}") from None
+                if not data:
+                    break
+                try:
+                    file.write(data)
+                    file.flush()
+                except OSError as error:
+                    reason = f"{error.strerror}; make room and run the same command again, it goes on from here"
+                    raise OSError(error.errno, reason, str(self.part)) from None
+                have += len(data)
+                if self.progress is not None:
+                    self.progress(have, total)
+            os.fsync(file.fileno())
+        if total is not None and have != total:
+            if have > total:
+                self._drop()
+            raise _Retry(f"the connection ended after {have:,} of {total:,} bytes")
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith((".gz", ".bgz"))
+
+
+def _checked(size: int | None, hashes: Mapping[str, str] | None, gzip: bool) -> tuple[str, ...]:
+    return (*(() if size is None else ("size",)), *(hashes or {}), *(("gzip",) if gzip else ()))
+
+
+def _check(path: Path, size: int | None, hashes: dict[str, str], gzip: bool) -> tuple[str, str | None]:
+    """SHA-256 of a file, and what is wrong with it if anything; one reading."""
+    found = {name: hashlib.new(name) for name in {"sha256", *hashes}}
+    members = _Gzip() if gzip else None
+    with open(path, "rb") as file:
+        while data := file.read(_CHUNK_BYTES):
+            for digest in found.values():
+                digest.update(data)
+            if members is not None:
+                members.feed(data)
+        read = file.tell()
+    problem = members.problem() if members is not None else None
+    for name, published in hashes.items():
+        if found[name].hexdigest() != published.lower():
+            problem = f"its {name} is {found[name].hexdigest()}, the published one {published}"
+    if size is not None and read != size:
+        problem = f"it has {read:,} bytes, the published one {size:,}"
+    return found["sha256"].hexdigest(), problem
+
+
+class _Gzip:
+    """Checks a gzip file as it passes: every member whole, with its checksum (RFC 1952)."""
+
+    def __init__(self) -> None:
+        self.member: Any = None
+        self.members = 0
+        self.wrong: str | None = None
+        self.head = b""
+
+    def feed(self, data: bytes) -> None:
+        self.head = self.head or data[:16]
+        while data and self.wrong is None:
+            if self.member is None:
+                # Zeros after the last member are padding, as of tapes.
+                data = data.lstrip(b"\0") if self.members else data
+                if not data:
+                    return
+                self.member = zlib.decompressobj(wbits=31)
+            try:
+                # In pieces, so that no input takes more memory than that.
+                while len(self.member.decompress(data, _CHUNK_BYTES)) == _CHUNK_BYTES or self.member.unconsumed_tail:
+                    data = self.member.unconsumed_tail
+            except zlib.error as error:
+                self.wrong = f"damaged gzip ({error}); it begins with {self.head!r}"
+                return
+            data = b""
+            if self.member.eof:
+                data, self.member = self.member.unused_data, None
+                self.members += 1
+
+    def problem(self) -> str | None:
+        """What is wrong once everything has passed, or None."""
+        if self.wrong is not None:
+            return self.wrong
+        if self.member is not None:
+            return "the gzip data are cut off"
+        return None if self.members else "it is empty, not gzip"

@@ -45,24 +45,8 @@ def evaluate(
         overrides: `data.*=...` and `train.precision=...`, to evaluate on other data than the run's own.
         progress: called with (batches done, batches in all).
     """
-    if split not in SPLITS:
-        raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
-    model = checkpoint.load(run, which)
-    if not isinstance(model.config, RunConfig):
-        raise InputError(f"{run}: weights without a run configuration; mba evaluate needs a run or an export of one")
-    for text in overrides:
-        if not text.startswith(("data.", "train.precision=")):
-            raise InputError(
-                f"--set {text}: evaluation takes data.* and train.precision; the model is as it was trained"
-            )
-    config = validate(override(model.config.model_dump(mode="json"), overrides), str(run), check_files=True)
-    length = length or config.train.length
-    batch = max(1, (2**14 if device == "cpu" else 2**18) // length)
-    data = DnaDataModule(config.data, length=length, batch_size=batch, seed=config.seed)
-    data.setup()
-    described = data.summary()
-    if not overrides and model.manifest:
-        check_same_data(model.manifest.get("data", {}), described, run)
+    model, config, data, described = open_run(run, split, which, device, length, overrides)
+    length = data.length
     windows = data.evaluation_windows(split)
     spans = {name: data.evaluation_spans(name) for name in SPLITS}
     if baselines and not (spans["train"] and spans["valid"]):
@@ -107,6 +91,31 @@ def evaluate(
                 row["markov"] = _markov(markov_table(data.genome, own["train"], own["valid"], own[split]))
                 assert row["markov"]["count"] == row["scored"]
     return result
+
+
+def open_run(
+    run: Path, split: str, which: Which, device: str, length: int | None, overrides: Sequence[str]
+) -> tuple[Any, RunConfig, DnaDataModule, dict[str, Any]]:
+    """Model, configuration, data in windows of `length` (None: as trained) and their summary, all checked."""
+    if split not in SPLITS:
+        raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
+    model = checkpoint.load(run, which)
+    if not isinstance(model.config, RunConfig):
+        raise InputError(f"{run}: weights without a run configuration; mba evaluate needs a run or an export of one")
+    for text in overrides:
+        if not text.startswith(("data.", "train.precision=")):
+            raise InputError(
+                f"--set {text}: evaluation takes data.* and train.precision; the model is as it was trained"
+            )
+    config = validate(override(model.config.model_dump(mode="json"), overrides), str(run), check_files=True)
+    length = length or config.train.length
+    batch = max(1, (2**14 if device == "cpu" else 2**18) // length)
+    data = DnaDataModule(config.data, length=length, batch_size=batch, seed=config.seed)
+    data.setup()
+    described = data.summary()
+    if not overrides and model.manifest:
+        check_same_data(model.manifest.get("data", {}), described, run)
+    return model, config, data, described
 
 
 def _of_genome(data: DnaDataModule, name: str, spans: Sequence[Span]) -> list[Span]:

@@ -13,7 +13,7 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,16 @@ class Genome:
 
     def fetch(self, record: str, start: int, end: int) -> NDArray[np.uint8]:
         """Token ids of the bases [start, end) of a record, shape (end - start,)."""
+        pieces = [self.codec.encode(text) for text in self._texts(record, start, end)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.uint8), *pieces])
+
+    def lower_case(self, record: str, start: int, end: int) -> NDArray[np.bool_]:
+        """Which of the bases [start, end) are written in lower case: repeats, in a soft-masked genome."""
+        letters = np.frombuffer("".join(self._texts(record, start, end)).encode("ascii"), dtype=np.uint8)
+        return (letters >= ord("a")) & (letters <= ord("z"))
+
+    def _texts(self, record: str, start: int, end: int) -> Iterator[str]:
+        """The letters of [start, end) as in the file, in pieces."""
         number, row = self._locate(record)
         length = self.records[record]
         if not 0 <= start <= end <= length:
@@ -129,11 +139,8 @@ class Genome:
                 "(0-based, end excluded) "
                 "is not inside it."
             )
-        if start == end:
-            return np.zeros(0, dtype=np.uint8)
         name = self._files[number].index.names[row]
         handle = self._handle(number)
-        pieces = []
         for begin in range(start, end, PIECE_BASES):
             stop = min(begin + PIECE_BASES, end)
             try:
@@ -150,8 +157,7 @@ class Genome:
                     "came back. "
                     "The file changed while it was in use; run again."
                 )
-            pieces.append(self.codec.encode(text))
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            yield text
 
     def resolve(self, name: str, file: str | None = None) -> str:
         """The record that a user means.

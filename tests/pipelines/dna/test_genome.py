@@ -199,3 +199,10 @@ def test_threads_read_the_truth(write_fasta, random_dna) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_lower_case_is_told_apart(write_fasta) -> None:
+    genome = Genome(write_fasta("g.fa", {"a": "ACgtnN" * 20, "b": "acgt"}, width=7))
+    assert genome.lower_case("a", 0, 12).tolist() == [False, False, True, True, True, False] * 2
+    assert genome.lower_case("a", 10, 14).tolist() == [True, False, False, False]
+    assert genome.lower_case("b", 2, 2).tolist() == []

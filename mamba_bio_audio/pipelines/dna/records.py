@@ -1,0 +1,130 @@
+"""Records of a FASTA or FASTQ file in their order, read once from front to back.
+
+For sequence that is read as a whole: prediction, conversion. Any gzip (BGZF too) and standard input work, which
+random access (`genome.py`) cannot offer. One record is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+from Bio.SeqIO.QualityIO import FastqGeneralIterator
+
+from mamba_bio_audio.errors import InputError
+
+STDIN = "-"
+_LETTERS = bytes([*range(65, 91), *range(97, 123), *b"-*."])
+_OTHER_FORMATS = ((b"BZh", "bzip2"), (b"PK\x03\x04", "zip"), (b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstd"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sequence as it stands in a file.
+
+    Attributes:
+        header: the line after `>` or `@`, without line end.
+        sequence: letters as written; may be empty.
+    """
+
+    header: str
+    sequence: bytes
+
+    @property
+    def name(self) -> str:
+        """First word of the header; empty if there is none."""
+        return self.header.split(maxsplit=1)[0] if self.header.strip() else ""
+
+    def foreign_letter(self) -> tuple[int, str] | None:
+        """Position, from 1, and the first character that is no sequence letter at all."""
+        if not self.sequence.translate(None, _LETTERS):
+            return None
+        at = next(i for i, code in enumerate(self.sequence) if code not in _LETTERS)
+        return at + 1, chr(self.sequence[at])
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """Records of a FASTA or FASTQ file, recognised by content, plain or gzip; `-` is standard input.
+
+    Raises:
+        InputError: not such a file, cut off or damaged; with the number of the record.
+    """
+    name = "standard input" if str(path) == STDIN else str(path)
+    done = 0
+    try:
+        with _open(str(path), name) as handle:
+            first = _first_character(handle)
+            if first not in (b">", b"@"):
+                what = "empty" if not first else f"begins with {first.decode('latin-1')!r}"
+                raise InputError(f"{name}: {what}; FASTA begins with `>`, FASTQ with `@`.")
+            for record in _fasta(handle) if first == b">" else _fastq(handle):
+                done += 1
+                yield record
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: after record {done:,}: cannot be read ({reason}). Check the file.") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}: after record {done:,}: not sound FASTQ ({error}).") from error
+
+
+@contextmanager
+def _open(path: str, name: str) -> Iterator[io.BufferedReader]:
+    """The text of a file, unpacked; standard input is left open."""
+    if path != STDIN and os.path.isdir(path):
+        raise InputError(f"{path}: is a folder. Give FASTA or FASTQ files.")
+    raw = cast(io.BufferedReader, sys.stdin.buffer) if path == STDIN else open(path, "rb")
+    try:
+        head = raw.peek(4)[:4]
+        for magic, kind in _OTHER_FORMATS:
+            if head.startswith(magic):
+                raise InputError(f"{name}: compressed with {kind}. Unpack it, or compress it with gzip.")
+        if head[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=raw) as packed:
+                yield io.BufferedReader(cast(io.RawIOBase, packed), 1 << 20)
+        else:
+            yield raw
+    finally:
+        if path != STDIN:
+            raw.close()
+
+
+def _first_character(handle: io.BufferedReader) -> bytes:
+    """The first character that is no blank; it stays unread."""
+    while head := handle.peek(1)[:1]:
+        if not head.isspace():
+            return head
+        handle.read(1)
+    return b""
+
+
+def _fasta(handle: io.BufferedReader) -> Iterator[Record]:
+    header: str | None = None
+    lines: list[bytes] = []
+    for line in handle:
+        if line.startswith(b">"):
+            if header is not None:
+                yield Record(header, b"".join(lines))
+            header, lines = line[1:].strip().decode("utf-8", "replace"), []
+        else:
+            # Blanks inside a line are no letters; some programs write blocks of ten.
+            lines.append(line.translate(None, b" \t\r\n\v\f"))
+    if header is not None:
+        yield Record(header, b"".join(lines))
+
+
+def _fastq(handle: io.BufferedReader) -> Iterator[Record]:
+    text = io.TextIOWrapper(handle, encoding="latin-1")
+    try:
+        for header, sequence, _ in FastqGeneralIterator(text):
+            yield Record(header, sequence.encode("latin-1"))
+    finally:
+        text.detach()

@@ -1,0 +1,78 @@
+"""Sequential reading: FASTA and FASTQ, plain, gzip, BGZF and standard input; what is wrong is said."""
+
+import gzip
+import io
+import sys
+
+import pytest
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.records import Record, read_records
+
+FASTA = b">one first record\nACGT\nacgn\n\n>two\r\nGG GG\r\n>empty\n>four\nA"
+EXPECTED = [
+    Record("one first record", b"ACGTacgn"),
+    Record("two", b"GGGG"),
+    Record("empty", b""),
+    Record("four", b"A"),
+]
+FASTQ = b"@r1 x\nACGT\n+\nIIII\n@r2\nAC\nGT\n+r2\nII\n@I\n"
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda b: gzip.compress(b[:20]) + gzip.compress(b[20:])])
+def test_fasta_plain_and_gzip(tmp_path, pack):
+    path = tmp_path / "x.bin"
+    path.write_bytes(pack(FASTA))
+    assert list(read_records(path)) == EXPECTED
+    assert [record.name for record in EXPECTED] == ["one", "two", "empty", "four"]
+
+
+def test_bgzf(tmp_path, write_fasta, random_dna):
+    sequence = random_dna(200_000)
+    found = list(read_records(write_fasta("x.fa.gz", {"a": sequence})))
+    assert [(r.name, r.sequence.decode()) for r in found] == [("a", sequence)]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_fastq_also_over_several_lines(tmp_path, pack):
+    path = tmp_path / "x.fq"
+    path.write_bytes(pack(FASTQ))
+    assert list(read_records(path)) == [Record("r1 x", b"ACGT"), Record("r2", b"ACGT")]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_standard_input(monkeypatch, pack):
+    stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(pack(FASTA))))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert list(read_records("-")) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "empty"),
+        (b"\n\n", "empty"),
+        (b"ACGT\n", "begins with 'A'"),
+        (b"BZh91", "bzip2"),
+        (gzip.compress(FASTA * 50)[:-12], "after record"),
+        (b"@r1\nACGT\n+\nIII\n", "after record 0: not sound FASTQ"),
+        (b"@r1\nACGT\n+\nIIII\n@r2\nAC\n", "after record 1: not sound FASTQ"),
+    ],
+)
+def test_damage_is_named(tmp_path, content, fault):
+    path = tmp_path / "broken"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=fault):
+        list(read_records(path))
+
+
+def test_folder_and_missing_file(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        list(read_records(tmp_path))
+    with pytest.raises(InputError, match="No such file"):
+        list(read_records(tmp_path / "nothing.fa"))
+
+
+def test_foreign_letters_are_found():
+    assert Record("x", b"ACGTNRyk-*.").foreign_letter() is None
+    assert Record("x", b"AC1T").foreign_letter() == (3, "1")

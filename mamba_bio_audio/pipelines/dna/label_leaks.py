@@ -1,0 +1,131 @@
+"""Can the class be told from what is not biology? Length, case, N, and names, each tried alone.
+
+A decision tree gets one trivial feature of each sequence and has to predict the class of sequences that it was
+not fitted on (cross-validation); its balanced accuracy is compared with chance. A feature that the model sees
+(N; the length, where whole sequences are examples) makes the task easier than it looks: the model may learn that
+instead. A feature that it never sees (case and names do not reach the tokens; nor does the length, where windows of
+one length are drawn) cannot be learnt, but says that the classes come from different sources, whose other marks may
+be visible: assembly quality, masking, trimming.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.tree import DecisionTreeClassifier
+
+MAX_SEQUENCES = 20_000
+FOLDS = 5
+MARGIN = 0.1  # Above chance by this much and by three standard errors: predictive.
+
+
+@dataclass(frozen=True)
+class LabelLeak:
+    """How well one trivial feature alone predicts the class.
+
+    Attributes:
+        feature: in words.
+        seen: the model can see it.
+        accuracy: balanced, on sequences not fitted on; None where a class has too few of them to try.
+        chance: 1 / number of classes.
+        count: sequences.
+    """
+
+    feature: str
+    seen: bool
+    accuracy: float | None
+    chance: float
+    count: int
+
+    @property
+    def predictive(self) -> bool:
+        """Whether the class follows from the feature beyond chance."""
+        error = (self.chance * (1 - self.chance) / max(1, self.count)) ** 0.5
+        return self.accuracy is not None and self.accuracy > self.chance + max(MARGIN, 3 * error)
+
+    @property
+    def text(self) -> str:
+        """The finding for people."""
+        if self.accuracy is None:
+            return f"{self.feature}: cannot be tried, a class has one sequence only"
+        found = f"{self.feature} alone: {self.accuracy:.0%} (chance {self.chance:.0%})"
+        if not self.predictive:
+            return f"{found}, tells nothing"
+        if self.seen:
+            return f"{found}: LEAK, the model sees it and may learn it instead of the sequence"
+        return f"{found}: the model does not see it, but the classes come from different sources"
+
+
+def label_leaks(
+    classes: ArrayLike,
+    *,
+    lengths: ArrayLike,
+    unknown: ArrayLike,
+    lower: ArrayLike,
+    names: Sequence[str],
+    length_seen: bool,
+    seed: int = 0,
+) -> list[LabelLeak]:
+    """Try every trivial feature of n sequences: records, or examples where those are the sequences.
+
+    Args:
+        classes: (n,) class numbers.
+        lengths: (n,) bases.
+        unknown: (n,) share of bases other than A, C, G, T.
+        lower: (n,) share of lower-case letters.
+        names: (n,) record names; only their pattern counts, all digits alike.
+        length_seen: whole sequences are examples; False where windows of one length are drawn from them.
+        seed: of the folds, and of the choice among more than 20,000 sequences.
+    """
+    y = np.asarray(classes)
+    features = {
+        "record length": (np.asarray(lengths, dtype=np.float64), length_seen),
+        "share of N": (np.asarray(unknown, dtype=np.float64), True),
+        "share of lower case": (np.asarray(lower, dtype=np.float64), False),
+        "pattern of record names": (_pattern_codes(names), False),
+    }
+    for name, (values, _) in features.items():
+        if values.shape != y.shape:
+            raise ValueError(f"{name}: {values.shape} values for {y.shape} classes")
+    if len(y) > MAX_SEQUENCES:
+        chosen = np.random.default_rng(seed).choice(len(y), MAX_SEQUENCES, replace=False)
+        y, features = y[chosen], {name: (values[chosen], seen) for name, (values, seen) in features.items()}
+    present, counts = np.unique(y, return_counts=True)
+    chance = 1 / max(1, len(present))
+    found = []
+    for name, (values, seen) in features.items():
+        accuracy = None
+        if len(present) > 1 and counts.min() > 1:
+            accuracy = chance if (values == values[0]).all() else _predict(values, y, int(counts.min()), seed)
+        found.append(LabelLeak(name, seen, accuracy, chance, len(y)))
+    return found
+
+
+def leak_rows(leaks: Sequence[LabelLeak]) -> list[tuple[str, str]]:
+    """Lines for a summary: every predictive feature, or one line that there is none."""
+    telling = [leak for leak in leaks if leak.predictive]
+    untried = [leak.text for leak in leaks if leak.accuracy is None]
+    if telling:
+        return [("label leak" if leak.seen else "label note", leak.text) for leak in telling]
+    if untried:
+        return [("label leaks", untried[0])]
+    return [("label leaks", "none: length, case, N and names do not tell the class")]
+
+
+def _predict(values: NDArray[np.float64], y: NDArray[np.int64], smallest: int, seed: int) -> float:
+    folds = StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=seed)
+    # Leaves of several sequences: a tree that remembers single values would call chance knowledge.
+    leaf = 1 if smallest < 10 else 5
+    tree = DecisionTreeClassifier(min_samples_leaf=leaf, class_weight="balanced", random_state=seed)
+    return float(balanced_accuracy_score(y, cross_val_predict(tree, values[:, None], y, cv=folds)))
+
+
+def _pattern_codes(names: Sequence[str]) -> NDArray[np.float64]:
+    patterns = [re.sub(r"\d+", "0", name) for name in names]
+    return np.unique(patterns, return_inverse=True)[1].astype(np.float64).reshape(-1)

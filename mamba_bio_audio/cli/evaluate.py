@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -25,6 +26,15 @@ def evaluate(
     split: Annotated[Literal["train", "valid", "test"], typer.Option(help="Which bases are scored.")] = "test",
     which: WhichOption = "best",
     length: Annotated[int | None, typer.Option(min=1, help="Window; default the training length.")] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Score the same bases under each of these contexts, by stratum and by position, instead.",
+        ),
+    ] = None,
+    blocks: Annotated[int, typer.Option(min=1, help="With --context: blocks of target bases.")] = 256,
+    out: Annotated[Path | None, typer.Option(help="With --context: folder for tables and picture; default RUN.")] = None,
     baselines: Annotated[bool, typer.Option(help="Fit Markov baselines of orders 0 to 12.")] = True,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
@@ -38,6 +48,26 @@ def evaluate(
     from mamba_bio_audio.workflow import evaluate as workflow
     from mamba_bio_audio.files import to_json, write_json
 
+    if context is not None:
+        from mamba_bio_audio.workflow import context as at_length
+
+        contexts = _numbers(context)
+        with counter("evaluating", "batches", quiet) as progress:
+            result = at_length.evaluate_context(
+                run,
+                contexts,
+                split=split,
+                which=which,
+                device=resolved,
+                blocks=blocks,
+                overrides=overrides or [],
+                progress=progress,
+            )
+        paths = at_length.write_context(result, out or run)
+        print(to_json(result) if as_json else at_length.describe_context(result))
+        if not quiet and not as_json:
+            print("\nwritten: " + ", ".join(str(path) for path in paths))
+        return
     with counter("evaluating", "batches", quiet) as progress:
         result = workflow.evaluate(
             run,
@@ -55,3 +85,13 @@ def evaluate(
     if not math.isfinite(result["model"]["nats"]):
         raise RuntimeError(f"the model's likelihood is {result['model']['nats']}; its weights are not usable")
     print(to_json(result) if as_json else workflow.describe_evaluation(result))
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers from `1024,16384`."""
+    from mamba_bio_audio.errors import InputError
+
+    try:
+        return [int(part.replace("_", "")) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--context {text}: write whole numbers with commas between, for example 1024,16384") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,5 +121,51 @@ def confusion_picture(report: Mapping[str, Any], out: Path) -> None:
     title = f"calibration error {report['calibration']['ece']:.3f}"
     reliability.set(xlabel="confidence", ylabel="share correct", xlim=(0, 1), ylim=(0, 1), title=title)
     reliability.legend(fontsize=8)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def context_curves(evaluation: dict[str, Any], out: Path) -> None:
+    """Perplexity of the same bases against context, by stratum, and against the place in the window.
+
+    Args:
+        evaluation: of `workflow.context.evaluate_context`.
+        out: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    whole, parts, place = figure.subplots(1, 3)
+    rows = [row for row in evaluation["matched"] if row["kind"] == "all"]
+    contexts = [row["context"] for row in rows]
+    reference = rows[0]["nats"]
+    # The error of a paired difference: what all contexts have in common is not part of it.
+    errors = [0.0 if math.isnan(row["gain_standard_error"]) else row["gain_standard_error"] for row in rows]
+    whole.fill_between(
+        contexts,
+        [perplexity(row["nats"] - 2 * error) for row, error in zip(rows, errors, strict=True)],
+        [perplexity(row["nats"] + 2 * error) for row, error in zip(rows, errors, strict=True)],
+        alpha=0.2,
+        label="2 standard errors of the difference to the shortest",
+    )
+    whole.plot(contexts, [row["perplexity"] for row in rows], "o-", label=f"{rows[0]['count']:,} bases")
+    whole.axhline(perplexity(reference), color="grey", linewidth=0.7)
+    whole.axvline(evaluation["trained_length"], color="grey", linestyle=":", label="trained length")
+    whole.set(xscale="log", xlabel="bases of context", ylabel=f"{evaluation['split']} perplexity per base")
+    for kind, style in (("case", "s-"), ("gc", ".--")):
+        for name in dict.fromkeys(row["stratum"] for row in evaluation["matched"] if row["kind"] == kind):
+            own = [row for row in evaluation["matched"] if (row["kind"], row["stratum"]) == (kind, name)]
+            parts.plot(contexts, [row["gain_nats"] for row in own], style, label=name, linewidth=1)
+    parts.axhline(0, color="grey", linewidth=0.7)
+    parts.set(xscale="log", xlabel="bases of context", ylabel="gain over the shortest context, nats")
+    places = evaluation["by_position"]
+    place.plot([row["first"] for row in places], [row["perplexity"] for row in places], "o-")
+    place.set(
+        xscale="log",
+        xlabel=f"bases before, in windows of {evaluation['contexts'][-1]:,}",
+        ylabel=f"{evaluation['split']} perplexity per base",
+    )
+    for axes in (whole, parts):
+        axes.legend(fontsize=7)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

@@ -521,6 +521,31 @@ def test_changed_data_are_noticed(fasta, tmp_path, capsys):
     assert "damaged" in capsys.readouterr().err
 
 
+def test_evaluate_the_same_bases_under_every_context(trained, tmp_path, capsys):
+    out = tmp_path / "tables"
+    arguments = ["evaluate", trained, "--context", "256,16,64", "--blocks", "40", "--out", out, "--device", "cpu"]
+    assert mba_command(*arguments, "--json", "--quiet") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["contexts"] == [16, 64, 256]
+    rows = [row for row in result["matched"] if row["kind"] == "all"]
+    assert [row["context"] for row in rows] == [16, 64, 256]
+    assert {row["count"] for row in rows} == {result["target_bases"]} == {result["blocks"] * 4}
+    assert result["by_position"][0]["first"] == 1
+    assert result["by_position"][-1]["first"] == 256
+    names = ["evaluate-context-test-position.csv", "evaluate-context-test.csv"]
+    names += ["evaluate-context-test.json", "evaluate-context-test.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert json.loads((out / "evaluate-context-test.json").read_text()) == result
+    with (out / "evaluate-context-test.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(result["matched"])
+    assert mba_command(*arguments) == 0
+    assert "the same " in capsys.readouterr().out
+    assert mba_command("evaluate", trained, "--context", "64,10000000", "--out", out) == 2
+    assert "the longest possible context is" in capsys.readouterr().err
+    assert mba_command("evaluate", trained, "--context", "64,1k", "--out", out) == 2
+    assert "write whole numbers" in capsys.readouterr().err
+
+
 def test_evaluate_at_another_length_and_with_exchanged_splits(fasta, tmp_path, capsys):
     bed = tmp_path / "splits.bed"
     rows = [("one", 0, 36_000, "train"), ("one", 36_000, 38_000, "valid"), ("one", 38_000, 40_000, "test")]

@@ -1,0 +1,206 @@
+"""What more context is worth: the loss on the same bases under every context, and along a window.
+
+    matched: each target base is predicted from c to c + K - 1 bases before it (K bases per target block), for every c
+    position: each base of a split is predicted in windows of one length, and counted by its place in the window
+
+What it answers: whether a model uses context of that length. Comparing the losses of two window lengths alone misleads:
+the bases at the beginning of each window have little context at any length. Here the target bases are identical, so the
+difference of two contexts is paired, block by block, and its standard error is that of independent blocks.
+
+Windows of any length go through in pieces with the state carried; memory does not depend on the context.
+
+Legend: B rows, L positions, K bases per target block.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation.likelihood import perplexity
+
+IGNORED = -100
+
+
+class PositionSums(NamedTuple):
+    """Sums over the bases predicted from `first` to `last` bases of context in their window."""
+
+    first: int
+    last: int
+    nats: float
+    scored: int
+
+
+def target_nats(
+    model: Any, windows: Tensor, size: int, *, positions: int, device: str, narrow: bool
+) -> NDArray[np.float64]:
+    """Nats of the last `size` symbols of each window, given all before them.
+
+    Args:
+        model: language model of `constant` layers with `hidden` and `lm_head`, on `device`, in eval mode.
+        windows: int64 (B, c + size), symbols.
+        positions: put through at a time, over all rows; sets the memory.
+        narrow: bf16 autocast.
+
+    Returns:
+        (B, size), also for symbols that are no bases; mask them outside.
+    """
+    rows, length = windows.shape
+    inputs, first_target = windows[:, :-1], length - size - 1
+    step = max(1, positions // rows)
+    state, found = None, []
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
+        for low in range(0, first_target, step):
+            _, state = model.hidden(inputs[:, low : min(low + step, first_target)].to(device), state)
+        for low in range(first_target, length - 1, step):
+            high = min(low + step, length - 1)
+            hidden, state = model.hidden(inputs[:, low:high].to(device), state)
+            found.append(_nats(model, hidden, windows[:, low + 1 : high + 1].to(device)))
+    return torch.cat(found, 1).cpu().numpy()
+
+
+def _nats(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """(B, L) in fp64; zero where the target is `IGNORED`. Logits in fp32, as in training, also under autocast."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = F.linear(hidden.to(model.lm_head.weight.dtype), model.lm_head.weight, model.lm_head.bias)
+        nats = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    return nats.double()
+
+
+def position_sums(
+    model: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    positions: int,
+    device: str,
+    narrow: bool,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> list[PositionSums]:
+    """Loss by place in the window, in octaves of context: 1, 2-3, 4-7, ... bases before the one predicted.
+
+    Args:
+        batches: "tokens" and "targets", (B, L), -100 where nothing is scored.
+        positions: put through at a time, over all rows.
+    """
+    nats: dict[int, Tensor] = {}
+    counts: dict[int, Tensor] = {}
+    try:
+        total: int | None = len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        total = None
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
+        for done, batch in enumerate(batches, start=1):
+            tokens, targets = batch["tokens"], batch["targets"]
+            state, step = None, max(1, positions // len(tokens))
+            for low in range(0, tokens.shape[1], step):
+                expected = targets[:, low : low + step].to(device)
+                hidden, state = model.hidden(tokens[:, low : low + step].to(device), state)
+                found, scored = _nats(model, hidden, expected), expected != IGNORED
+                # Input p predicts its target from p + 1 bases.
+                for octave in range((low + 1).bit_length(), (low + expected.shape[1]).bit_length() + 1):
+                    part = slice(max(0, (1 << octave - 1) - 1 - low), max(0, (1 << octave) - 1 - low))
+                    nats[octave] = nats.get(octave, 0.0) + found[:, part].sum()
+                    counts[octave] = counts.get(octave, 0) + scored[:, part].sum()
+            if progress is not None:
+                progress(done, total)
+    return [
+        PositionSums(1 << octave - 1, (1 << octave) - 1, float(nats[octave]), int(counts[octave]))
+        for octave in sorted(nats)
+        if int(counts[octave])
+    ]
+
+
+class Stratum(NamedTuple):
+    """A named part of the target bases."""
+
+    kind: str  # all, case, gc or record
+    name: str
+    members: NDArray[np.bool_]  # (blocks, K)
+
+
+def strata(
+    known: NDArray[np.bool_], lower: NDArray[np.bool_], gc: NDArray[np.float64], records: Sequence[str]
+) -> list[Stratum]:
+    """Parts of the target bases by repeat masking, GC content and record.
+
+    Args:
+        known: (blocks, K), A, C, G or T.
+        lower: (blocks, K), written in lower case: interspersed and tandem repeats in a soft-masked genome.
+        gc: (blocks,) share of G and C among the known bases of the block.
+        records: name per block.
+    """
+    parts = [Stratum("all", "all", known)]
+    if lower.any() and not lower.all():
+        parts += [
+            Stratum("case", "lower case (soft-masked)", known & lower),
+            Stratum("case", "upper case", known & ~lower),
+        ]
+    edges = (0.0, 0.35, 0.40, 0.45, 0.50, 1.0 + 1e-9)
+    for low, high in itertools.pairwise(edges):
+        inside = (gc >= low) & (gc < high)
+        parts.append(Stratum("gc", f"GC {low:.0%} to {min(high, 1):.0%}", known & inside[:, None]))
+    names = np.array(records)
+    if len(set(records)) > 1:
+        parts += [Stratum("record", name, known & (names == name)[:, None]) for name in dict.fromkeys(records)]
+    return [part for part in parts if part.members.any()]
+
+
+def summarise(
+    nats: Mapping[int, NDArray[np.float64]], parts: Sequence[Stratum], contexts: Sequence[int]
+) -> list[dict[str, Any]]:
+    """One row per stratum and context: mean nats, its gain over the shortest context, and the gain's standard error.
+
+    Args:
+        nats: per context (blocks, K).
+        parts: of `strata`; the first is all.
+        contexts: rising.
+    """
+    rows = []
+    for part in parts:
+        count = int(part.members.sum())
+        base = np.where(part.members, nats[contexts[0]], 0.0).sum(1)
+        weights = part.members.sum(1)
+        used = weights > 0
+        for context in contexts:
+            sums = np.where(part.members, nats[context], 0.0).sum(1)
+            mean, gain = sums.sum() / count, (base - sums).sum() / count
+            # Blocks differ in how many bases they hold: the error of a ratio of sums over blocks.
+            residual = (base - sums)[used] - gain * weights[used]
+            blocks = int(used.sum())
+            error = math.sqrt(float((residual**2).sum()) * blocks / max(1, blocks - 1)) / count
+            rows.append(
+                {
+                    "kind": part.kind,
+                    "stratum": part.name,
+                    "context": int(context),
+                    "count": count,
+                    "blocks": blocks,
+                    "nats": float(mean),
+                    "bits": float(mean) / math.log(2),
+                    "perplexity": perplexity(float(mean)),
+                    "gain_nats": float(gain),
+                    "gain_standard_error": error if blocks > 1 else math.nan,
+                }
+            )
+    return rows
+
+
+def check_contexts(contexts: Sequence[int]) -> list[int]:
+    """Contexts in rising order, each once.
+
+    Raises:
+        InputError: there is none, or one is not positive.
+    """
+    if not contexts or min(contexts) < 1:
+        raise InputError("--context: give one or more numbers of bases, for example 1024,16384,131072")
+    return sorted(set(contexts))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -26,28 +27,30 @@ from torch import Tensor
 from yaml import YAMLError
 
 from mamba_bio_audio import __version__
-from mamba_bio_audio.config import RunConfig, validate
+from mamba_bio_audio.config import RunConfig, model_config, validate
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path, write_json, write_text
-from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.build import LanguageModel, build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.training.fit import load_checkpoint
 
-CODECS = {"dna": DnaTokenizer}
+# Kind of data -> codec from the data section.
+CODECS: dict[str, Callable[[Any], Any]] = {"dna": lambda data: DnaTokenizer(), "audio": AudioCodec.of}
 Which = Literal["best", "last", "ema"]
 
 
 class _Source(NamedTuple):
     tensors: dict[str, Tensor]
-    model: ModelConfig
-    config: RunConfig | ModelConfig
-    kind: str | None  # key of CODECS
+    model: ModelConfig | UNetConfig
+    config: RunConfig | ModelConfig | UNetConfig
     manifest: dict[str, Any]
 
 
-def load(path: str | Path, which: Which = "best") -> IsotropicModel:
+def load(path: str | Path, which: Which = "best") -> LanguageModel:
     """Load a model for use.
 
     Args:
@@ -68,8 +71,8 @@ def load(path: str | Path, which: Which = "best") -> IsotropicModel:
         raise InputError(f"{path}: no such run, folder or file")
     if path.is_file():
         tensors = _rename(_read_tensors(path), path)
-        model_config = _infer_config(tensors, path, {})
-        source = _Source(tensors, model_config, model_config, None, {})
+        inferred = _infer_config(tensors, path, {})
+        source = _Source(tensors, inferred, inferred, {})
     elif (path / "config.yaml").exists():
         source = _from_run(path, which)
     elif (path / "config.json").exists():
@@ -88,7 +91,7 @@ def load(path: str | Path, which: Which = "best") -> IsotropicModel:
         raise InputError(
             f"{path}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
         ) from None
-    if source.model.tie_embeddings:
+    if getattr(source.model, "tie_embeddings", False):
         missing = [name for name in missing if name != "lm_head.weight"]
     if missing or unexpected:
         raise InputError(
@@ -97,7 +100,8 @@ def load(path: str | Path, which: Which = "best") -> IsotropicModel:
         )
     model.eval()
     model.config = source.config
-    model.codec = CODECS[source.kind]() if source.kind else None
+    run = source.config
+    model.codec = CODECS[run.data.kind](run.data) if isinstance(run, RunConfig) else None
     model.manifest = source.manifest
     return model
 
@@ -159,7 +163,7 @@ def _from_run(path: Path, which: Which) -> _Source:
             raise InputError(f"{path}: no checkpoints/last.ckpt")
         state = load_checkpoint(checkpoint)["state_dict"]
         tensors = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    return _Source(tensors, config.model, config, config.data.kind, read_manifest(path))
+    return _Source(tensors, config.model, config, read_manifest(path))
 
 
 def _from_folder(path: Path) -> _Source:
@@ -172,18 +176,18 @@ def _from_folder(path: Path) -> _Source:
     ours = description.get("mamba_bio_audio")
     if ours is not None:
         try:
-            model_config = ModelConfig.model_validate(ours["model"])
+            described = model_config(ours["model"])
         except (ValidationError, KeyError, TypeError) as error:
             raise InputError(f"{path / 'config.json'}: damaged mamba_bio_audio section: {error}") from None
         if ours.get("config") is None:
-            return _Source(tensors, model_config, model_config, None, {})
+            return _Source(tensors, described, described, {})
         config = validate(ours["config"], str(path / "config.json"))
-        return _Source(tensors, model_config, config, config.data.kind, ours.get("manifest", {}))
+        return _Source(tensors, described, config, ours.get("manifest", {}))
     model_type = description.get("model_type", "mamba")
     if model_type != "mamba":
         raise InputError(f"{path}: model_type {model_type!r} is not supported; Mamba-1 language models are")
-    model_config = _infer_config(tensors, weights, description)
-    return _Source(tensors, model_config, model_config, None, {})
+    inferred = _infer_config(tensors, weights, description)
+    return _Source(tensors, inferred, inferred, {})
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -246,13 +250,13 @@ def _infer_config(tensors: dict[str, Tensor], path: Path, description: dict[str,
     )
 
 
-def opens_in_transformers(config: ModelConfig) -> bool:
+def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
     """Whether Hugging Face's `MambaForCausalLM` computes the same function."""
     ssm = config.ssm
-    return ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
+    return isinstance(config, ModelConfig) and ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
 
 
-def export(model: IsotropicModel, out: Path) -> None:
+def export(model: LanguageModel, out: Path) -> None:
     """Write `model.safetensors`, `config.json` and a model card.
 
     The folder opens with `transformers.MambaForCausalLM.from_pretrained` where the model is one of its own (real,
@@ -263,14 +267,15 @@ def export(model: IsotropicModel, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     config = model.model_config
     padded, d_model = model.embedding.weight.shape
-    mixer: Any = model.layers[0].mixer
-    tensors = {
-        "backbone." + name.replace("embedding.weight", "embeddings.weight"): tensor.detach().clone()
-        for name, tensor in model.state_dict().items()
-        if name != "lm_head.weight"
-    }
-    if not config.tie_embeddings:
-        tensors["lm_head.weight"] = model.lm_head.weight.detach().clone()
+    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    if isinstance(model, IsotropicModel):
+        head = tensors.pop("lm_head.weight")
+        tensors = {
+            "backbone." + name.replace("embedding.weight", "embeddings.weight"): tensor
+            for name, tensor in tensors.items()
+        }
+        if not model.model_config.tie_embeddings:
+            tensors["lm_head.weight"] = head
     with atomic_path(out / "model.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     description: dict[str, Any] = {
@@ -279,7 +284,8 @@ def export(model: IsotropicModel, out: Path) -> None:
         "hidden_size": d_model,
         "num_hidden_layers": config.num_layers,
     }
-    if opens_in_transformers(config):
+    if isinstance(model, IsotropicModel) and opens_in_transformers(config):
+        mixer: Any = model.layers[0].mixer
         description |= {
             "model_type": "mamba",
             "architectures": ["MambaForCausalLM"],
@@ -295,7 +301,7 @@ def export(model: IsotropicModel, out: Path) -> None:
             "residual_in_fp32": True,
             # With true, transformers 5 initialises out_proj again after loading it.
             "rescale_prenorm_residual": False,
-            "tie_word_embeddings": config.tie_embeddings,
+            "tie_word_embeddings": model.model_config.tie_embeddings,
             "bos_token_id": None,
             "eos_token_id": None,
             "pad_token_id": None,
@@ -312,7 +318,7 @@ def export(model: IsotropicModel, out: Path) -> None:
     write_text(out / "README.md", model_card(model))
 
 
-def model_card(model: IsotropicModel) -> str:
+def model_card(model: LanguageModel) -> str:
     """What the model is, what it was trained on and how to open it, in Markdown."""
     config = model.model_config
     ssm = config.ssm
@@ -321,7 +327,8 @@ def model_card(model: IsotropicModel) -> str:
         "---",
         "library_name: mamba-bio-audio",
         "---",
-        f"# {config.mixer}, {config.num_layers} layers x {config.d_model}, {model.num_parameters():,} parameters",
+        f"# {config.mixer}, {config.num_layers} layers {'a stage ' if isinstance(config, UNetConfig) else ''}"
+        f"x {config.d_model}, {model.num_parameters():,} parameters",
         "",
         f"State space: {kind}, {ssm.d_state} states per channel. Written by mamba-bio-audio {__version__}.",
         "",
@@ -339,7 +346,8 @@ def model_card(model: IsotropicModel) -> str:
             f"peak rate {train.lr:g}, seed {model.config.seed}.",
         ]
         if result.get("valid_nats") is not None:
-            lines.append(f"Best validation: {result['valid_nats']:.4f} nats per base at step {result['best_step']:,}.")
+            unit, step = result.get("unit", "base"), result["best_step"]
+            lines.append(f"Best validation: {result['valid_nats']:.4f} nats per {unit} at step {step:,}.")
         lines.append("")
     lines += [
         "## Use",
@@ -358,7 +366,9 @@ def model_card(model: IsotropicModel) -> str:
             "```",
             "",
         ]
-    if model.codec is not None:
+    if isinstance(model.codec, AudioCodec):
+        lines += ["## Symbols", "", f"{model.codec.description}, {model.codec.sample_rate_hz:,} Hz.", ""]
+    elif model.codec is not None:
         ids = ", ".join(f"{symbol} {i}" for i, symbol in enumerate(model.codec.vocab))
         lines += ["## Symbols", "", f"{ids}.", ""]
     return "\n".join(lines)

@@ -17,13 +17,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from yaml import YAMLError
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.training.config import TrainConfig
+
+# Sections that come in kinds: the key that names the kind, and the kind where it is left out.
+KINDS = {"data": ("kind", "dna"), "model": ("backbone", "isotropic")}
+DataConfig = typing.Annotated[DnaDataConfig | AudioDataConfig, Field(discriminator="kind")]
+AnyModelConfig = typing.Annotated[ModelConfig | UNetConfig, Field(discriminator="backbone")]
 
 
 class RunConfig(BaseModel):
@@ -36,9 +43,50 @@ class RunConfig(BaseModel):
         None, pattern=r"^[\w.-]+$", description="run folder under runs/; null takes the recipe's name"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="initialisation, data order and augmentation")
-    data: DnaDataConfig
-    model: ModelConfig
+    data: DataConfig
+    model: AnyModelConfig
     train: TrainConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kinds(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: _with_kind(name, section) for name, section in values.items()}
+
+    @model_validator(mode="after")
+    def _whole_frames(self) -> RunConfig:
+        if not isinstance(self.model, UNetConfig):
+            return self
+        period = self.model.period
+        lengths = {"length": self.train.length, "stream_chunk": self.train.chunk}
+        lengths |= {f"length_warmup.{i}.length": stage.length for i, stage in enumerate(self.train.length_warmup)}
+        for key, length in lengths.items():
+            if length is not None and length % period:
+                near = sorted({max(1, length // period) * period, -(-length // period) * period})
+                raise ValueError(
+                    f"train.{key}: {length:,} is not a multiple of {period:,}, the product of model.pools "
+                    f"{list(self.model.pools)}; near values: {' and '.join(map(str, near))}"
+                )
+        return self
+
+
+def _with_kind(name: str, section: Any) -> Any:
+    """A section with its kind filled in where it is left out."""
+    if name not in KINDS or not isinstance(section, dict):
+        return section
+    key, default = KINDS[name]
+    return {key: default} | section
+
+
+def model_config(values: Any) -> ModelConfig | UNetConfig:
+    """Validate a model section on its own.
+
+    Raises:
+        ValidationError: pydantic's.
+    """
+    adapter: TypeAdapter[ModelConfig | UNetConfig] = TypeAdapter(AnyModelConfig)
+    return adapter.validate_python(_with_kind("model", values))
 
 
 def recipe_names() -> list[str]:
@@ -162,16 +210,19 @@ def _missing_files(data: Any) -> list[str]:
     """What the data section names and is not there."""
     if not isinstance(data, dict):
         return []
+    section = _member(DataConfig, str(data.get("kind", "dna")))
+    if section is None:
+        return []
     problems = []
     path = data.get("path")
     if not path:
         problems.append(
-            "data.path: missing; allowed: FASTA file, list or folder of them, prepared folder, or demo; "
-            "set it with --set data.path=..."
+            f"data.path: missing; allowed: {section.model_fields['path'].description} Set it with --set data.path=..."
         )
+    packaged = getattr(section, "packaged", ())
     for key, value in (("path", path), ("intervals", data.get("intervals"))):
         for name in value if isinstance(value, list) else [value]:
-            if isinstance(name, str) and name != "demo" and not Path(name).expanduser().exists():
+            if isinstance(name, str) and name not in packaged and not Path(name).expanduser().exists():
                 problems.append(f"data.{key}: {name}: no such file or folder")
     return problems
 
@@ -181,20 +232,80 @@ def to_yaml(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
+class _Place(typing.NamedTuple):
+    """Where a problem is, as a user writes it."""
+
+    path: str
+    annotation: Any  # of what belongs there
+    rules: Sequence[Any]  # its bounds
+    unknown: bool  # the last part of the path is no key
+
+
+def _place(location: Sequence[Any]) -> _Place:
+    """Follow pydantic's location through sections, kinds of sections and lists; below a value it says nothing new."""
+    keys: list[str] = []
+    annotation: Any = RunConfig
+    rules: Sequence[Any] = ()
+    for part in location:
+        section = _section(annotation)
+        if section is not None:
+            keys.append(str(part))
+            field = section.model_fields.get(str(part))
+            if field is None:
+                return _Place(".".join(keys), section, (), unknown=True)
+            annotation, rules = field.annotation, field.metadata
+        elif _member(annotation, str(part)) is not None:
+            # The kind of a section, which is not a part of the path.
+            annotation = _member(annotation, str(part))
+        elif isinstance(part, int) and _section(_item(annotation)) is not None:
+            keys.append(str(part))
+            annotation = _item(annotation)
+        else:
+            break
+    return _Place(".".join(keys), annotation, rules, unknown=False)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _member(annotation: Any, kind: str) -> type[BaseModel] | None:
+    """The section of this kind among those that an annotation allows."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    for member in typing.get_args(annotation):
+        section = _section(member)
+        for key, _ in KINDS.values():
+            if section and key in section.model_fields and section.model_fields[key].default == kind:
+                return section
+    return None
+
+
+def _item(annotation: Any) -> Any:
+    """What a list is of."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) in (list, tuple) else None
+
+
+def _keys(annotation: Any, kind: str) -> list[str]:
+    section = _section(annotation) or _section(_item(annotation)) or _member(annotation, kind)
+    return list(section.model_fields) if section else []
+
+
 def _describe(problem: Any) -> str:
     """One line: path, what is wrong, what is allowed."""
-    given_location = [str(part) for part in problem["loc"]]
-    # Below a field pydantic names the members of unions and lists; a user knows only the key.
-    location = given_location[: _depth(given_location)]
-    path = ".".join(location) or "(top level)"
-    allowed = _allowed(RunConfig, location)
-    if problem["type"] == "extra_forbidden":
-        path = ".".join(given_location)
-        known = _keys(RunConfig, given_location[:-1])
-        close = difflib.get_close_matches(given_location[-1], known, 1)
+    place = _place(problem["loc"])
+    path = place.path
+    if place.unknown and problem["type"] == "extra_forbidden":
+        known = list(place.annotation.model_fields)
+        close = difflib.get_close_matches(path.split(".")[-1], known, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{path}: unknown key; {hint}allowed: {', '.join(known)}"
-    keys = _keys(RunConfig, location)
+    keys = _keys(place.annotation, KINDS[path][1] if path in KINDS else "")
+    allowed = "" if keys else "allowed: " + " ".join([_type_text(place.annotation), *_bounds(place.rules)])
+    if problem["type"] == "union_tag_invalid":
+        key, context = KINDS[path][0], problem["ctx"]
+        kinds = context["expected_tags"].replace("'", "").replace(", ", " | ")
+        return f"{path}.{key}: there is no {context['tag']!r}; allowed: {kinds}"
     if problem["type"] == "missing" and keys:
         return f"{path}: this section is missing; its keys: {', '.join(keys)}"
     if problem["type"] == "missing":
@@ -202,50 +313,12 @@ def _describe(problem: Any) -> str:
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{path}: must be a section with keys, not a value; its keys: {', '.join(keys)}"
     message = problem["msg"].removeprefix("Value error, ")
+    if not path:
+        # Between sections; the message names the keys.
+        return message
     given = problem.get("input")
     shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
     return f"{path}: {message}{shown}" + (f"; {allowed}" if allowed else "")
-
-
-def _depth(location: Sequence[str]) -> int:
-    """How many parts of a location are keys of the configuration."""
-    current: Any = RunConfig
-    for depth, part in enumerate(location):
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            return depth
-        if part not in current.model_fields:
-            return depth
-        current = current.model_fields[part].annotation
-    return len(location)
-
-
-def _field(model: type[BaseModel], location: Sequence[str]) -> Any:
-    """The pydantic field at a path, or None."""
-    field = None
-    current: Any = model
-    for part in location:
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            return field
-        field = current.model_fields.get(part)
-        if field is None:
-            return None
-        current = field.annotation
-    return field
-
-
-def _keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    annotation = model if not location else getattr(_field(model, location), "annotation", None)
-    if typing.get_origin(annotation) in (list, tuple):
-        annotation = typing.get_args(annotation)[0]
-    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
-
-
-def _allowed(model: type[BaseModel], location: Sequence[str]) -> str:
-    """What a field accepts, in words."""
-    field = _field(model, location)
-    if field is None or (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-        return ""
-    return "allowed: " + " ".join([_type_text(field.annotation), *_bounds(field.metadata)])
 
 
 def _bounds(rules: Iterable[Any]) -> list[str]:

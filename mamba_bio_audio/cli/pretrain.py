@@ -70,10 +70,11 @@ def _text(summary: dict[str, Any]) -> str:
     if summary["valid_nats"] is not None:
         lines.append(
             f"best validation at step {summary['best_step']:,}: {summary['valid_nats']:.4f} nats, "
-            f"{summary['valid_bits']:.4f} bits per base, perplexity {summary['valid_perplexity']:.4f}"
+            f"{summary['valid_bits']:.4f} bits per {summary['unit']}, perplexity {summary['valid_perplexity']:.4f}"
         )
     speed = summary["tokens_per_second"]
-    lines.append(("" if math.isnan(speed) else f"{speed:,.0f} bases/s; ") + f"run folder {summary['run']}")
+    lines.append(("" if math.isnan(speed) else f"{speed:,.0f} {summary['unit']}s/s; ") + f"run folder {summary['run']}")
     if not summary["stopped_by"]:
-        lines.append(f"next: mba evaluate {summary['run']}   mba sample {summary['run']} --length 1000")
+        sample = f"   mba sample {summary['run']} --length 1000" if summary["unit"] == "base" else ""
+        lines.append(f"next: mba evaluate {summary['run']}{sample}")
     return "\n".join(lines)

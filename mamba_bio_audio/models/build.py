@@ -6,17 +6,20 @@ import torch
 
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.models.unet import UNetModel
+from mamba_bio_audio.models.unet_config import UNetConfig
+
+LanguageModel = IsotropicModel | UNetModel
 
 
-def build_model(config: ModelConfig, *, seed: int | None = None) -> IsotropicModel:
+def build_model(config: ModelConfig | UNetConfig, *, seed: int | None = None) -> LanguageModel:
     """Build a freshly initialised model on the CPU in fp32.
 
     Args:
         config: with `vocab_size` set.
         seed: of the initialisation; the global generator is left as it was. None draws from the global generator.
     """
-    if seed is None:
-        return IsotropicModel(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return IsotropicModel(config)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return UNetModel(config) if isinstance(config, UNetConfig) else IsotropicModel(config)

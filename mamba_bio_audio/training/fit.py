@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.models.build import LanguageModel
+from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage
@@ -80,8 +81,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def fit(
-    model: IsotropicModel,
-    data: DnaDataModule,
+    model: LanguageModel,
+    data: DnaDataModule | AudioDataModule,
     config: TrainConfig,
     *,
     out: Path,

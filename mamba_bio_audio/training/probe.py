@@ -17,6 +17,7 @@ import torch
 
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.training.optim import build_optimizer
@@ -33,7 +34,7 @@ class Probe(NamedTuple):
     seconds_per_step: float  # optimiser step, without data loading and validation
 
 
-def probe(model: ModelConfig, train: TrainConfig, device: str) -> Probe:
+def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str) -> Probe:
     """Measure two sizes (one where the micro-batch itself is small enough) and extend to the micro-batch."""
     if device == "cuda":
         points = _measure(model, train, device)
@@ -48,7 +49,7 @@ def probe(model: ModelConfig, train: TrainConfig, device: str) -> Probe:
     return Probe(int(memory), seconds / n2 * per_device)
 
 
-def choose_chunk(model: ModelConfig, train: TrainConfig, device: str) -> int | None:
+def choose_chunk(model: ModelConfig | UNetConfig, train: TrainConfig, device: str) -> int | None:
     """The largest power of two of positions per chunk that leaves a third of the device's memory free.
 
     Two small chunks are measured and extended linearly. None, no streaming, where whole sequences fit.
@@ -74,7 +75,7 @@ def _memory_limit(device: str) -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
-def _measure(model_config: ModelConfig, train: TrainConfig, device: str) -> list[tuple[int, int, float]]:
+def _measure(model_config: ModelConfig | UNetConfig, train: TrainConfig, device: str) -> list[tuple[int, int, float]]:
     """(tokens, peak bytes, seconds per forward and backward) of one or two sizes, the smaller first."""
     if device == "cpu":
         # What a training process has loaded besides the model.

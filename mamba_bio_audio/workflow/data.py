@@ -7,19 +7,42 @@ from typing import Any
 
 from mamba_bio_audio.config import RunConfig
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
+from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.audio.datamodule import summary_rows as audio_rows
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.dna.prepare import summary_rows as dna_rows
+
+DataModule = DnaDataModule | AudioDataModule
 
 
-def open_data(config: RunConfig, device: str, *, index_beside: bool = True) -> DnaDataModule:
-    """The data module of a training on `device`; not yet set up."""
+def open_data(
+    config: RunConfig,
+    device: str,
+    *,
+    length: int | None = None,
+    batch_size: int | None = None,
+    index_beside: bool = True,
+) -> DataModule:
+    """The data module of a run; not yet set up.
+
+    Args:
+        config: of the run.
+        device: "cpu" or "cuda".
+        length: of the windows; None is the training length.
+        batch_size: windows per batch; None is the training's micro-batch on `device`.
+        index_beside: put a missing FASTA index beside the file where that is possible.
+    """
     train = config.train
-    return DnaDataModule(
-        config.data,
-        length=train.length,
-        batch_size=train.micro_batch_for(device),
-        seed=config.seed,
-        index_beside=index_beside,
-    )
+    length, batch_size = length or train.length, batch_size or train.micro_batch_for(device)
+    if isinstance(config.data, AudioDataConfig):
+        return AudioDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
+    return DnaDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed, index_beside=index_beside)
+
+
+def data_rows(kind: str, described: dict[str, Any]) -> list[tuple[str, str]]:
+    """A data module's `summary()` as (what, value) lines for people."""
+    return audio_rows(described) if kind == "audio" else dna_rows(described)
 
 
 def check_same_data(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:

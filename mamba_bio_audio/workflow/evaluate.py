@@ -13,10 +13,11 @@ from mamba_bio_audio.config import RunConfig, override, validate
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.likelihood import Likelihood, evaluate_likelihood, perplexity
 from mamba_bio_audio.evaluation.markov import MarkovTable, markov_table
+from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Span
 from mamba_bio_audio.training.fit import resolve_precision
-from mamba_bio_audio.workflow.data import check_same_data
+from mamba_bio_audio.workflow.data import DataModule, check_same_data, open_data
 
 
 def evaluate(
@@ -47,9 +48,10 @@ def evaluate(
     """
     model, config, data, described = open_run(run, split, which, device, length, overrides)
     length = data.length
-    windows = data.evaluation_windows(split)
-    spans = {name: data.evaluation_spans(name) for name in SPLITS}
-    if baselines and not (spans["train"] and spans["valid"]):
+    spans: dict[str, list[Span]] = {}
+    if isinstance(data, DnaDataModule):
+        spans = {name: data.evaluation_spans(name) for name in SPLITS}
+    if spans and baselines and not (spans["train"] and spans["valid"]):
         raise InputError(
             "the Markov baselines are fitted on the training split and chosen on the validation split, and one of them "
             "is empty; give intervals for both, or --no-baselines"
@@ -61,7 +63,6 @@ def evaluate(
         resolve_precision(config.train.precision, device),
         progress,
     )
-    genomes = data.genome.genomes
     result: dict[str, Any] = {
         "run": str(run),
         "which": which,
@@ -70,11 +71,17 @@ def evaluate(
         "overrides": list(overrides),
         "files": described["files"],
         "split_source": described["split_source"],
-        "bases": windows.bases,
         "scored": likelihood.count,
+        "model": _scores(likelihood),
+    }
+    if isinstance(data, AudioDataModule):
+        return result | {"quantizer": data.codec.description, "sample_rate_hz": data.codec.sample_rate_hz}
+    windows = data.evaluation_windows(split)
+    genomes = data.genome.genomes
+    result |= {
+        "bases": windows.bases,
         "unknown": windows.unknown,
         "first_of_record": windows.first_of_record,
-        "model": _scores(likelihood),
         "genomes": {
             genomes[int(group)]: {"model": _scores(score)} | {"scored": score.count}
             for group, score in likelihood.groups.items()
@@ -95,7 +102,7 @@ def evaluate(
 
 def open_run(
     run: Path, split: str, which: Which, device: str, length: int | None, overrides: Sequence[str]
-) -> tuple[Any, RunConfig, DnaDataModule, dict[str, Any]]:
+) -> tuple[Any, RunConfig, DataModule, dict[str, Any]]:
     """Model, configuration, data in windows of `length` (None: as trained) and their summary, all checked."""
     if split not in SPLITS:
         raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
@@ -110,7 +117,7 @@ def open_run(
     config = validate(override(model.config.model_dump(mode="json"), overrides), str(run), check_files=True)
     length = length or config.train.length
     batch = max(1, (2**14 if device == "cpu" else 2**18) // length)
-    data = DnaDataModule(config.data, length=length, batch_size=batch, seed=config.seed)
+    data = open_data(config, device, length=length, batch_size=batch)
     data.setup()
     described = data.summary()
     if not overrides and model.manifest:
@@ -144,6 +151,13 @@ def _markov(fitted: MarkovTable) -> dict[str, Any]:
 
 def describe_evaluation(result: dict[str, Any]) -> str:
     """The evaluation for people."""
+    if "quantizer" in result:
+        model = result["model"]
+        return (
+            f"{result['split']} split: {result['scored']:,} samples of {result['quantizer']} at "
+            f"{result['sample_rate_hz']:,} Hz scored once, windows of {result['length']:,}\n\n"
+            f"{'':<28}{'nats':>9}{'bits':>9}{'perplexity':>12}\n" + _row(f"model ({result['which']})", model)
+        )
     lines = [
         f"{result['split']} split: {result['scored']:,} of {result['bases']:,} bases scored "
         f"({result['unknown']:,} unknown, {result['first_of_record']:,} first of their record), "

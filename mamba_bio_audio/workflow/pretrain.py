@@ -18,12 +18,10 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import write_json, write_text
 from mamba_bio_audio.models.build import build_model
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
-from mamba_bio_audio.pipelines.dna.prepare import summary_rows
 from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
 from mamba_bio_audio.training.lengths import length_stages, stretches
 from mamba_bio_audio.training.probe import choose_chunk, probe
-from mamba_bio_audio.workflow.data import check_same_data, open_data
+from mamba_bio_audio.workflow.data import DataModule, check_same_data, data_rows, open_data
 from mamba_bio_audio.workflow.environment import environment
 
 # Keys that a resumed run may change: they alter what is observed, not what is computed.
@@ -37,11 +35,13 @@ OBSERVING = {
 }
 
 
-def resolve(config: RunConfig, data: DnaDataModule) -> RunConfig:
+def resolve(config: RunConfig, data: DataModule) -> RunConfig:
     """Fill in what the data's codec decides."""
     vocab = data.codec.vocab_size
     if config.model.vocab_size not in (None, vocab):
-        raise InputError(f"model.vocab_size is {config.model.vocab_size}, but DNA has {vocab} symbols; leave it null")
+        raise InputError(
+            f"model.vocab_size is {config.model.vocab_size}, but the data has {vocab} symbols; leave it null"
+        )
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab})})
 
 
@@ -118,7 +118,7 @@ def pretrain(
         check_same_data(before.get("data", {}), described, run)
     model = build_model(config.model, seed=config.seed)
     if not quiet:
-        print(table(summary_rows(described)), file=sys.stderr)
+        print(table(data_rows(config.data.kind, described)), file=sys.stderr)
     if occupied and not resume:
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,17 @@ def pretrain(
     }
     write_json(run / "manifest.json", manifest)
 
-    result = fit(model, data, train, out=run, device=device, stages=stages, resume=step > 0, quiet=quiet, unit="bases")
+    result = fit(
+        model,
+        data,
+        train,
+        out=run,
+        device=device,
+        stages=stages,
+        resume=step > 0,
+        quiet=quiet,
+        unit=f"{data.codec.unit}s",
+    )
     best = result.best_nats if math.isfinite(result.best_nats) else None
     summary = {
         "run": str(run),
@@ -145,6 +155,7 @@ def pretrain(
         "valid_nats": best,
         "valid_bits": None if best is None else best / math.log(2),
         "valid_perplexity": None if best is None else perplexity(best),
+        "unit": data.codec.unit,
         "tokens_per_second": result.tokens_per_second,
         "stopped_by": None if result.signal is None else signal.Signals(result.signal).name,
     }
@@ -224,7 +235,7 @@ def describe_dry_run(result: dict[str, Any]) -> str:
         ),
     ]
     text = OmegaConf.to_yaml(OmegaConf.create(result["config"]))
-    return f"{text}\n{table(summary_rows(data))}\n{table(rows)}\n"
+    return f"{text}\n{table(data_rows(result['config']['data']['kind'], data))}\n{table(rows)}\n"
 
 
 def _chunk_text(train: dict[str, Any]) -> str:

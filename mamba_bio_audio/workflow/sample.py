@@ -45,6 +45,8 @@ def sample(
     model = checkpoint.load(run, which).to(device)
     if model.codec is None:
         raise InputError(f"{run}: weights without a codec cannot be sampled as DNA; use mba.generate")
+    if model.codec.name != "dna":
+        raise InputError(f"{run}: a model of audio; mba sample writes DNA, use mba.generate for its levels")
     if prompt is not None:
         unknown = next((i for i, letter in enumerate(prompt) if letter not in "ACGTNacgtn"), None)
         if unknown is not None or not prompt:

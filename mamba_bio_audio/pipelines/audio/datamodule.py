@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
-from mamba_bio_audio.pipelines.audio.files import AudioFile, list_files, open_files
+from mamba_bio_audio.pipelines.audio.files import AudioFile, content_hash, list_files, open_files
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.audio.splits import (
     INTERVALS_NAME,
@@ -266,12 +267,20 @@ class AudioDataModule(LightningDataModule):
         """Samples in a split."""
         return sum(span.stop - span.start for span in self.evaluation_spans(split))
 
+    def splits_fingerprint(self) -> str:
+        """SHA-256 of the splits, whatever the length of the windows."""
+        self.setup()
+        names = [file.name for file in self.recordings.files]
+        rows = sorted(f"{names[s.file]}\t{s.start}\t{s.stop}\t{split}\n" for split in SPLITS for s in self.spans[split])
+        return hashlib.sha256("".join(rows).encode()).hexdigest()
+
     def summary(self) -> dict[str, Any]:
         """The data set in numbers, ready for JSON."""
         self.setup()
         files, rate = self.recordings.files, self.config.sample_rate_hz
         return {
-            "files": len(files),
+            "files": content_hash(self.config.path or [], files),
+            "recordings": len(files),
             "seconds": round(sum(file.frames / file.native_rate_hz for file in files), 3),
             "native_rates_hz": sorted({file.native_rate_hz for file in files}),
             "channels": sorted({file.channels for file in files}),
@@ -279,6 +288,7 @@ class AudioDataModule(LightningDataModule):
             "quantizer": self.codec.description,
             "gain": self.config.gain,
             "split_source": self.split_source,
+            "splits_sha256": self.splits_fingerprint(),
             "splits": {
                 split: {
                     "files": len({span.file for span in self.spans[split]}),
@@ -308,6 +318,30 @@ class AudioDataModule(LightningDataModule):
             if os.path.isfile(inside) and has_split_columns(inside):
                 return inside
         return None
+
+
+def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """`AudioDataModule.summary()` as lines for people: (what, value)."""
+    rates = ", ".join(f"{rate:,}" for rate in summary["native_rates_hz"])
+    rows = [
+        ("recordings", f"{summary['recordings']:,}, {_duration(summary['seconds'])}"),
+        ("rate", f"{summary['sample_rate_hz']:,} Hz (recorded at {rates} Hz)"),
+        ("quantiser", summary["quantizer"]),
+        ("split by", summary["split_source"]),
+    ]
+    for split in SPLITS:
+        counts = summary["splits"][split]
+        rows.append((split, f"{counts['files']:,} recordings, {_duration(counts['seconds'])}"))
+    if summary["excluded_files"]:
+        rows.append(("excluded files", f"{len(summary['excluded_files']):,}"))
+    if "training_windows" in summary:
+        skipped = f", {summary['skipped_windows']:,} short ones skipped" if summary["skipped_windows"] else ""
+        rows.append(("training windows", f"{summary['training_windows']:,} of {summary['length']:,}{skipped}"))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds < 120 else f"{seconds / 60:,.1f} min"
 
 
 def pad_and_shift(

@@ -6,6 +6,7 @@ whole periods of the two rates around the window, so that windows equal pieces o
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -155,6 +156,31 @@ def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
         if name == other:
             raise InputError(f"data.path: {path_a} and {path_b} have the same name; give their common folder instead.")
     return found
+
+
+def content_hash(paths: str | Sequence[str], files: Sequence[AudioFile]) -> list[dict[str, Any]]:
+    """What lies behind each entry of `data.path`, for manifests.
+
+    Args:
+        paths: as in `list_files`.
+        files: those of them that are used, in order.
+
+    Returns:
+        One dict per entry: name, path, recordings, and sha256 over the names and contents of its recordings.
+    """
+    entries = []
+    for given in [paths] if isinstance(paths, str) else paths:
+        root = Path(os.path.expanduser(given))
+        own = [file for file in files if Path(file.path) == root or root in Path(file.path).parents]
+        whole = hashlib.sha256()
+        for file in own:
+            with open(file.path, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").digest()
+            whole.update(file.name.encode() + b"\0" + digest)
+        entries.append(
+            {"name": root.name, "path": str(root), "recordings": len(own), "sha256": whole.hexdigest()}
+        )
+    return entries
 
 
 def open_file(path: str, name: str | None = None) -> AudioFile:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 
 QUANTIZERS = ("mu-law", "linear")
 VARIANTS = ("standard", "sashimi")
@@ -44,6 +45,7 @@ class AudioCodec:
     """
 
     name = "audio"
+    unit = "sample"
 
     def __init__(
         self,
@@ -69,6 +71,11 @@ class AudioCodec:
         self._dtype = np.dtype(np.uint8 if bits == 8 else np.int16)
         self._edges = self._lower_edges()
         self._values = self._decoded()
+
+    @classmethod
+    def of(cls, config: AudioDataConfig) -> AudioCodec:
+        """The quantiser that a data section asks for."""
+        return cls(config.bits, config.quantizer, config.variant, config.sample_rate_hz)
 
     def encode(self, audio: ArrayLike, scale: tuple[float, float] | None = None) -> NDArray[np.uint8 | np.int16]:
         """Levels of a recording.

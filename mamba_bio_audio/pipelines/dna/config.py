@@ -1,6 +1,6 @@
 """Settings of the DNA data; free of torch."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -9,6 +9,8 @@ class DnaDataConfig(BaseModel):
     """Which genome, how it is split, and how it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    packaged: ClassVar[tuple[str, ...]] = ("demo",)  # what data.path may name that is no file
 
     kind: Literal["dna"] = Field(default="dna", description="Kind of data.")
     path: str | list[str] | None = Field(

@@ -31,6 +31,7 @@ class DnaTokenizer:
     """
 
     name = "dna"
+    unit = "base"
     vocab = TOKENS
     vocab_size = len(TOKENS)
     pad_id = PAD

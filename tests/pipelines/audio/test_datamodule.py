@@ -75,19 +75,19 @@ def test_batches_are_windows_of_the_training_split(folder: str) -> None:
 
 
 def test_each_epoch_is_another_permutation(folder: str) -> None:
-    stream = module(folder).train_dataloader().dataset
+    stream = module(folder).train_dataloader().dataset.streams[0][0]
     count = len(stream.windows)
     epochs = [[stream.window_index(epoch * count + k) for k in range(count)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    other = module(folder, seed=1).train_dataloader().dataset
+    other = module(folder, seed=1).train_dataloader().dataset.streams[0][0]
     assert [other.window_index(k) for k in range(count)] != epochs[0]
 
 
 def test_resume_equals_uninterrupted(folder: str) -> None:
     # More than an epoch, with another batch size after the interruption.
     whole = rows(batches(module(folder), 100))
-    assert len(whole) > len(module(folder).train_dataloader().dataset.windows)
+    assert len(whole) > len(module(folder).training_windows(L))
     first = rows(batches(module(folder), 37))
     rest = module(folder, start_sample=37 * 4, batch_size=7)
     assert [*first, *rows(batches(rest, 36))] == whole
@@ -209,7 +209,7 @@ def test_bad_files_are_named_or_left_out(folder: str, tmp_path: Path) -> None:
         module(folder).setup()
     data = module(folder, bad_files="exclude")
     assert list(data.summary()["excluded_files"]) == ["4.wav"]
-    assert data.summary()["files"] == 19
+    assert data.summary()["recordings"] == 19
     with pytest.raises(InputError, match=r"data\.path is not set"):
         module(None).setup()
 

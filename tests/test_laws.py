@@ -14,6 +14,8 @@ from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 
@@ -84,6 +86,15 @@ def unet(mixer: str = "mamba", recompute: str = "none", pools: tuple[int, ...] =
     )
 
 
+def classifier(kind: str, backbone: Subject, **head) -> Subject:
+    def make() -> nn.Module:
+        built = Classifier(backbone.make(), HeadConfig(pool=kind, classes=("a", "b", "c"), **head))
+        nn.init.normal_(built.head.weight)
+        return built
+
+    return Subject(make, call_model, backbone.inputs, backbone.reset_every)
+
+
 SUBJECTS = {
     "mamba": layer(),
     "mamba-complex": layer(complex=True),
@@ -102,6 +113,10 @@ SUBJECTS = {
     "unet-complex-one-pool": unet("mamba-complex", pools=(5,)),
     "unet-s4d-three-pools": unet("s4d", pools=(2, 2, 2)),
     "unet-sashimi": unet("s4d-real", pools=(3, 2), down_blocks=False),
+    "classifier-mean": classifier("mean", model("mamba")),
+    "classifier-max": classifier("max", model("mamba")),
+    "classifier-last": classifier("last", model("mamba")),
+    "classifier-unet": classifier("mean", unet()),
     "unet-mixed-recompute": unet(recompute="layer", stages=[{"mixer": "s4d"}] * 2 + [{}] + [{"mixer": "s4d"}] * 2),
 }
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

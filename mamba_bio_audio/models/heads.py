@@ -1,0 +1,203 @@
+"""Classification head on a backbone, with a state as small as the backbone's own.
+
+    p_t = pool(h_0 .. h_t);  logits_t = W p_t + b          h: normalised last hidden states of the backbone
+
+The prediction at t is that for the sequence that ends there, so a classifier obeys the four laws as a language model
+does: its target is the label at the last real position of a row and -100 elsewhere, padding on the right is never seen,
+and chunks with the state carried (`train.stream_chunk`, prediction of long records) equal the whole.
+
+Legend: B batch, L length, D channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.output import ModelOutput
+
+
+class PoolState(NamedTuple):
+    """What pooling remembers of everything before a position."""
+
+    value: Tensor  # (B, D) sum or largest value so far, fp32 (fp64 for fp64 inputs)
+    count: Tensor  # (B,) positions so far, fp64, which counts without gaps to 2^53
+
+
+class Pool(nn.Module):
+    """Running mean, maximum or last value of (B, L, D) along L."""
+
+    streaming = "constant"
+
+    def __init__(self, kind: Literal["mean", "max", "last"], width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.width = width
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> PoolState | None:
+        """The state before the first position; "last" needs none."""
+        if self.kind == "last":
+            return None
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        return PoolState(
+            torch.zeros(batch, self.width, device=device, dtype=wide),
+            torch.zeros(batch, device=device, dtype=torch.float64),
+        )
+
+    def forward(
+        self, x: Tensor, state: PoolState | None = None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, PoolState | None]:
+        """Pooled values at every position.
+
+        Args:
+            x: (B, L, D).
+            state: at the end of what came before; None means nothing came before.
+            reset: bool (B, L), pooling begins anew at these positions.
+
+        Returns:
+            (B, L, D), fp32 or fp64 except for "last", which gives `x`; and the state at the end.
+        """
+        if self.kind == "last":
+            return x, None
+        if state is None:
+            state = self.init_state(len(x), x.device, x.dtype)
+            assert state is not None
+        # Many small summands: never in less than fp32.
+        wide = x if x.dtype == torch.float64 else x.float()
+        if reset is None:
+            value, count = self._run(wide, state.value, state.count)
+        else:
+            rows = [
+                self._run_row(row[None], state.value[i : i + 1], state.count[i : i + 1], starts)
+                for i, (row, starts) in enumerate(zip(wide, reset, strict=True))
+            ]
+            value, count = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+        end = PoolState(value[:, -1], count[:, -1])
+        return (value / count[..., None].to(value.dtype) if self.kind == "mean" else value), end
+
+    def _run(self, x: Tensor, before: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Running sum or maximum (B, L, D) and positions so far (B, L), fp64."""
+        count = seen[:, None] + torch.arange(1, x.shape[1] + 1, device=x.device, dtype=torch.float64)
+        if self.kind == "mean":
+            return x.cumsum(1) + before[:, None], count
+        largest = x.cummax(1).values
+        return torch.where((seen == 0)[:, None, None], largest, torch.maximum(largest, before[:, None])), count
+
+    def _run_row(self, x: Tensor, before: Tensor, seen: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """`_run` on one row (1, L, D) in which new sequences begin where `starts` (L,) is true."""
+        edges = sorted({0, *starts.nonzero()[:, 0].tolist(), x.shape[1]})
+        parts = []
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            if starts[low]:
+                before, seen = torch.zeros_like(before), torch.zeros_like(seen)
+            parts.append(self._run(x[:, low:high], before, seen))
+            before, seen = parts[-1][0][:, -1], parts[-1][1][:, -1]
+        return torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
+
+    def extra_repr(self) -> str:
+        return self.kind
+
+
+class Classifier(nn.Module):
+    """A backbone with a pooled linear head; `logits` of its output are (B, L, K), or (B, 1, K) for the last position.
+
+    Attributes:
+        backbone: a model of the common contract with `hidden`.
+        labels: class names in the order of the outputs.
+        config, codec, manifest: set by `checkpoint.load`.
+    """
+
+    config: Any = None
+    codec: Any = None
+    manifest: Mapping[str, Any] = {}
+
+    def __init__(self, backbone: Any, config: HeadConfig) -> None:
+        super().__init__()
+        if config.classes is None:
+            raise ValueError("HeadConfig.classes must be set to build a classifier")
+        self.backbone = backbone
+        self.head_config = config
+        self.labels = tuple(config.classes)
+        width = backbone.model_config.d_model
+        self.pool = Pool(config.pool, width)
+        self.head = nn.Linear(width, len(self.labels))
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        if config.freeze:
+            for parameter in backbone.parameters():
+                parameter.requires_grad_(False)
+
+    @property
+    def model_config(self) -> Any:
+        """Configuration of the backbone."""
+        return self.backbone.model_config
+
+    @property
+    def recompute(self) -> str:
+        """As of the backbone."""
+        return str(self.backbone.recompute)
+
+    @recompute.setter
+    def recompute(self, value: str) -> None:
+        self.backbone.recompute = value
+
+    @property
+    def streaming(self) -> str:
+        """Size of the state against L: the pool's is constant, so the backbone decides."""
+        return str(self.backbone.streaming)
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> tuple[Any, Any]:
+        """State of the backbone and of the pool; `dtype` is the activation dtype."""
+        return self.backbone.init_state(batch, device, dtype), self.pool.init_state(batch, device, dtype)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: tuple[Any, Any] | None = None,
+        *,
+        reset: Tensor | None = None,
+        targets: Tensor | None = None,
+        logits: Literal["all", "last", "none"] = "all",
+    ) -> ModelOutput:
+        """Run a span of symbols.
+
+        Args:
+            tokens: (B, L) integer symbols.
+            state: from the span before; None means the start of a sequence.
+            reset: bool (B, L), a new sequence starts at these positions.
+            targets: (B, L) the row's class at its last real position, -100 elsewhere.
+            logits: which positions' logits to return; "last" is the prediction for the span as a whole.
+        """
+        before, pooled_before = (None, None) if state is None else state
+        hidden, after = self.backbone.hidden(tokens, before, reset=reset)
+        pooled, pooled_after = self.pool(hidden, pooled_before, reset=reset)
+        if logits == "last" and targets is None:
+            pooled = pooled[:, -1:]
+        # The head is small and the loss is read off single positions: fp32 even under autocast.
+        with torch.autocast(tokens.device.type, enabled=False):
+            weight, bias = self.head.weight, self.head.bias
+            scores = F.linear(pooled.to(weight.dtype), weight, bias)
+            loss_sum = count = None
+            if targets is not None:
+                loss_sum = F.cross_entropy(
+                    scores.flatten(0, 1),
+                    targets.flatten(),
+                    reduction="sum",
+                    label_smoothing=self.head_config.label_smoothing if self.training else 0.0,
+                )
+                count = (targets != -100).sum()
+        out = {"none": None, "last": scores[:, -1:], "all": scores}[logits]
+        return ModelOutput(out, loss_sum, count, (after, pooled_after))
+
+    def num_parameters(self) -> int:
+        """All parameters, frozen ones too."""
+        return sum(p.numel() for p in self.parameters())

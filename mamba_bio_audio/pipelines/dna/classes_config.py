@@ -1,0 +1,92 @@
+"""Settings of labelled DNA; free of torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class DnaClassesConfig(BaseModel):
+    """Which labelled sequence, how it is split, and how windows are drawn from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["dna-classes"] = Field(default="dna-classes", description="Kind of data.")
+    path: str | list[str] | dict[str, str | list[str]] | None = Field(
+        default=None,
+        description="A table (TSV or CSV with the columns sequence, label and, optionally, split and id); FASTA files, or "
+        "a folder of them, one class each; a folder with one folder of FASTA per class; a mapping from class to "
+        "FASTA files or folders; a folder train|test / class / id.txt (GenomicBenchmarks); or, with data.labels, "
+        "the FASTA that it refers to.",
+    )
+    labels: str | None = Field(
+        default=None,
+        description="BED of record, start, end, label and, optionally, split, over the FASTA of data.path.",
+    )
+    classes: list[str] | None = Field(
+        default=None,
+        min_length=2,
+        description="Class names in the order of their numbers, or some of them; null: all, sorted.",
+    )
+    files: str = Field(default="*", description="Glob of the file names that are taken from folders.")
+    sampling: Literal["auto", "windows", "examples"] = Field(
+        default="auto",
+        description="windows: stretches of train.length bases from anywhere in the sequence of a class; examples: each "
+        "sequence is one example and classes keep their shares; auto: windows for FASTA per class, else examples.",
+    )
+    contigs: Literal["length", "uniform"] = Field(
+        default="length",
+        description="After a class was drawn, uniformly: length draws any start in its sequence with equal chance; "
+        "uniform draws a record first, whatever its length (the paper).",
+    )
+    matched: bool = Field(
+        default=False,
+        description="Successive training windows are the same locus in every class in turn; records of one name are "
+        "one locus.",
+    )
+    split: Literal["auto", "intervals", "header", "groups", "blocks"] = Field(
+        default="auto",
+        description="Where splits of FASTA come from: data.intervals, the tag split= in FASTA headers, groups drawn by "
+        "split_seed, or contiguous blocks drawn by split_seed with a guard of one window between splits; auto: the "
+        "first of these that there is.",
+    )
+    intervals: str | None = Field(
+        default=None,
+        description="Splits: TSV with the header file, record, start0, end, split, or 4-column BED.",
+    )
+    groups: str | None = Field(
+        default=None,
+        description="Homologous groups, of which no two splits may share one: TSV with the header class, record, group; "
+        "or `record`: records of one name are one group.",
+    )
+    valid_fraction: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of validation, of what is not test, where no split says so."
+    )
+    test_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of test, where no split says so.")
+    block_bases: int | None = Field(
+        default=None, ge=2, description="Length of the blocks that are split; null: 131072, less for small genomes."
+    )
+    split_seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Seed of splits and evaluation windows, apart from the training seed."
+    )
+    evaluation_windows: int = Field(
+        default=500, ge=1, description="Windows per class of validation and of test, at most; they do not overlap."
+    )
+    max_unknown: float = Field(
+        default=0.1, ge=0, le=1, description="Windows with a larger share of bases other than A, C, G, T are not drawn."
+    )
+    reverse_complement: bool = Field(
+        default=True, description="Read every training sequence from the opposite strand with probability 0.5."
+    )
+    num_workers: int = Field(default=0, ge=0, le=256, description="Processes that read data beside the main one.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DnaClassesConfig":
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("valid_fraction + test_fraction must stay below 1")
+        if self.split == "intervals" and self.intervals is None:
+            raise ValueError("split is intervals; name the file in intervals")
+        if self.split == "groups" and self.groups is None:
+            raise ValueError("split is groups; name the file in groups, or set groups to record")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes names one class twice")
+        return self

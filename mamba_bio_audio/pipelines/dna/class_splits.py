@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import SPLIT_ALIASES, SPLITS, Interval, read_intervals, split_blocks
+from mamba_bio_audio.pipelines.dna.intervals import SPLIT_ALIASES, SPLITS, Interval, split_blocks
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region, header_tag, numbered_lines
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
@@ -55,47 +54,47 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
 
 def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int) -> str:
     """Splits of whole records of FASTA per class."""
+    if config.intervals is not None and config.split in ("auto", "intervals"):
+        labelled.regions = _cut(labelled, _read_intervals(config.intervals, labelled))
+        return config.intervals
     tags = {}
     if config.split in ("auto", "header"):
         tags = {
-            (source, name): _known_split(value, path, name)
+            (source, name): _known_split(value, f"{path}: record {name!r}")
             for source, genome in enumerate(labelled.genomes)
             for path in genome.paths
             for name, value in header_tag(path, "split").items()
         }
-    if config.intervals is not None and config.split in ("auto", "intervals"):
-        labelled.regions = _cut(labelled, lambda _, genome: _own_intervals(config.intervals or "", labelled, genome))
-        return str(config.intervals)
     if config.split == "header" or tags:
-        regions = []
-        for region in labelled.regions:
-            split = tags.get((region.source, labelled.genomes[region.source].bare_name(region.record)))
-            if split is None:
-                raise InputError(
-                    f"{labelled.genomes[region.source].paths[0]}: record {region.record!r} has no split= in its header "
-                    f"as others have; add it, or set data.split=blocks"
-                )
-            regions.append(replace(region, split=split))
-        labelled.regions = regions
+        labelled.regions = [
+            replace(region, split=_tag(tags, labelled.genomes[region.source], region)) for region in labelled.regions
+        ]
         return "split= in the FASTA headers"
-    if config.groups is not None:
-        labelled.regions = _draw_groups(labelled.regions, config, lambda region: len(region))
+    if config.groups is not None and config.split != "blocks":
+        labelled.regions = _draw_groups(labelled.regions, config, len)
         return f"groups drawn by split_seed {config.split_seed}"
-
-    def blocks(_: int, genome: Genome) -> list[Interval]:
-        found = split_blocks(
-            genome,
-            seed=config.split_seed,
-            fractions={
-                "valid": config.valid_fraction * (1 - config.test_fraction),
-                "test": config.test_fraction,
-            },
-            block_bases=config.block_bases,
-        )
-        return _guarded(found, length)
-
-    labelled.regions = _cut(labelled, blocks)
+    fractions = {"valid": config.valid_fraction * (1 - config.test_fraction), "test": config.test_fraction}
+    labelled.regions = _cut(
+        labelled,
+        [
+            (source, interval)
+            for source, genome in enumerate(labelled.genomes)
+            for interval in _guarded(
+                split_blocks(genome, seed=config.split_seed, fractions=fractions, block_bases=config.block_bases), length
+            )
+        ],
+    )
     return f"blocks drawn by split_seed {config.split_seed}, a guard of {length:,} bases between splits"
+
+
+def _tag(tags: dict[tuple[int, str], str], genome: Genome, region: Region) -> str:
+    split = tags.get((region.source, genome.bare_name(region.record)))
+    if split is None:
+        raise InputError(
+            f"{genome.paths[genome.genome_of(region.record)]}: record {region.record!r} has no split= in its header; "
+            f"add it to every record, or set data.split=blocks"
+        )
+    return split
 
 
 def _split_examples(labelled: Labelled, config: DnaClassesConfig) -> str:
@@ -148,77 +147,81 @@ def _draw_groups(
     return [replace(region, split=split_of[name]) for name, region in zip(keys, regions, strict=True)]
 
 
-def _cut(labelled: Labelled, intervals_of: Callable[[int, Genome], list[Interval]]) -> list[Region]:
-    """Regions as the intervals of each class's genome say."""
+def _cut(labelled: Labelled, intervals: Iterable[tuple[int, Interval]]) -> list[Region]:
+    """Regions as (source, interval) pairs say."""
     whole = {(region.source, region.record): region for region in labelled.regions}
     cut = []
-    for source, genome in enumerate(labelled.genomes):
-        for interval in intervals_of(source, genome):
-            region = whole.get((source, interval.record))
-            if region is None:
-                continue
-            grouped = region.locus != f"{labelled.classes[region.label]}/{region.record}"
-            locus = region.locus if grouped else f"{region.locus}:{interval.start}-{interval.end}"
-            cut.append(replace(region, start=interval.start, end=interval.end, split=interval.split, locus=locus))
+    for source, interval in intervals:
+        region = whole.get((source, interval.record))
+        if region is None:
+            continue
+        grouped = region.locus != f"{labelled.classes[region.label]}/{region.record}"
+        locus = region.locus if grouped else f"{region.locus}:{interval.start}-{interval.end}"
+        cut.append(replace(region, start=interval.start, end=interval.end, split=interval.split, locus=locus))
     return cut
 
 
-def _own_intervals(path: str, labelled: Labelled, genome: Genome) -> list[Interval]:
-    """Of a TSV with a file column, the lines of this genome's files; of another file, all lines."""
-    lines = list(numbered_lines(Path(path).expanduser()))
-    header = lines[0][1].split("\t") if lines else []
-    if "file" not in header:
-        return read_intervals(path, genome)
-    column = header.index("file")
-    # One file name may stand in the folders of several classes: class/name tells them apart.
-    every = [(labelled.classes[i], name) for i, g in enumerate(labelled.genomes) for name in _names(g)]
-    plain = [name for _, name in every]
-    own = labelled.classes[labelled.genomes.index(genome)]
-    mine = {f"{own}/{name}" for name in _names(genome)}
-    mine |= {name for name in _names(genome) if plain.count(name) == 1}
-    kept = [header]
-    for number, line in lines[1:]:
-        fields = line.split("\t")
-        given = fields[column] if len(fields) > column else ""
-        if plain.count(given) > 1:
-            raise InputError(f"{path}: line {number:,}: several classes have a file {given}; write class/{given}")
-        if given not in plain and given not in {f"{c}/{name}" for c, name in every}:
-            raise InputError(f"{path}: line {number:,}: no FASTA file {given!r} in data.path")
-        if given in mine:
-            fields[column] = os.path.basename(given)
-            kept.append(fields)
-    return read_intervals_text(path, ["\t".join(fields) for fields in kept], genome)
+def _read_intervals(path: str, labelled: Labelled) -> list[tuple[int, Interval]]:
+    """(source, interval) of each line: TSV naming record, start0, end, split and, where needed, class or file; or BED."""
+    columns = {"record": 0, "start0": 1, "end": 2, "split": 3}
+    found = []
+    for number, line in numbered_lines(Path(path).expanduser()):
+        where = f"{path}: line {number:,}"
+        fields = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
+        if not found and "start0" in fields:
+            columns = {name: at for at, name in enumerate(fields)}
+            missing = [name for name in ("record", "start0", "end", "split") if name not in columns]
+            if missing:
+                raise InputError(f"{where}: the header lacks {', '.join(missing)}")
+            continue
+        if len(fields) < 4 or len(fields) < len(columns):
+            raise InputError(f"{where}: {len(fields)} columns; expected {', '.join(columns)}")
+        row = {name: fields[at] for name, at in columns.items()}
+        if not (row["start0"].isdecimal() and row["end"].isdecimal()):
+            raise InputError(f"{where}: start and end must be whole numbers, not {row['start0']!r} and {row['end']!r}")
+        source, record = _find(labelled, row, where)
+        start, end, length = int(row["start0"]), int(row["end"]), labelled.genomes[source].records[record]
+        if not start < end <= length:
+            raise InputError(
+                f"{where}: [{start:,}, {end:,}) is not inside {record!r} of {length:,} bases; starts count from 0 and "
+                f"the end is excluded"
+            )
+        found.append((source, Interval(record, start, end, _known_split(row["split"], where))))
+    if not found:
+        raise InputError(f"{path}: no interval in it")
+    return found
 
 
-def read_intervals_text(path: str, lines: Iterable[str], genome: Genome) -> list[Interval]:
-    """Intervals of lines of a TSV file with a header, as `read_intervals` checks them."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        part = os.path.join(folder, os.path.basename(path).removesuffix(".gz"))
-        Path(part).write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _find(labelled: Labelled, row: dict[str, str], where: str) -> tuple[int, str]:
+    """Source and record of a line."""
+    found = []
+    for source, genome in enumerate(labelled.genomes):
+        if row.get("class") not in (None, labelled.classes[source]):
+            continue
+        names = {name: path for path in genome.paths for name in (os.path.basename(path), path)}
+        if "file" in row and os.path.basename(row["file"]) not in names:
+            continue
         try:
-            return read_intervals(part, genome)
-        except InputError as error:
-            raise InputError(str(error).replace(part, path)) from None
-
-
-def _names(genome: Genome) -> list[str]:
-    return [os.path.basename(path) for path in genome.paths]
+            found.append((source, genome.resolve(row["record"], row.get("file"))))
+        except InputError:
+            continue
+    if len(found) != 1:
+        names = "; ".join(f"{labelled.classes[source]}: {next(iter(genome.records))}, ..." for source, genome in
+                          enumerate(labelled.genomes))
+        problem = "is in several classes: add a column class" if found else f"is in none of the files ({names})"
+        raise InputError(f"{where}: record {row['record']!r} {problem}")
+    return found[0]
 
 
 def _guarded(intervals: list[Interval], guard: int) -> list[Interval]:
-    """Intervals with `guard` bases left out where one split ends and another begins."""
+    """Intervals that begin `guard` bases after the end of another split's in the same record, or later."""
     kept: list[Interval] = []
     for interval in intervals:
         start = interval.start
         if kept and kept[-1].record == interval.record and kept[-1].split != interval.split:
-            start += guard
+            start = max(start, kept[-1].end + guard)
         if start < interval.end:
             kept.append(replace(interval, start=start))
-        else:
-            # Nothing is left of it; what follows is still apart from what came before.
-            kept.append(replace(interval, start=interval.end - 1))
     return kept
 
 
@@ -267,10 +270,10 @@ def _refuse_shared(labelled: Labelled) -> None:
             )
 
 
-def _known_split(text: str, path: str, record: str) -> str:
+def _known_split(text: str, where: str) -> str:
     split = SPLIT_ALIASES.get(text.lower(), text.lower())
     if split not in SPLITS:
-        raise InputError(f"{path}: record {record!r}: unknown split {text!r} in its header; allowed: {', '.join(SPLITS)}")
+        raise InputError(f"{where}: unknown split {text!r}; allowed: {', '.join(SPLITS)} (val means valid)")
     return split
 
 
@@ -279,10 +282,11 @@ def shared_sequences(labelled: Labelled) -> dict[str, int]:
     codec = DnaTokenizer()
     found: dict[str, list[bytes]] = {split: [] for split in SPLITS}
     for region in labelled.regions:
-        ids: NDArray[np.uint8] = labelled.fetch(region, region.start, region.end)
+        ids = labelled.fetch(region, region.start, region.end)
         found[str(region.split)].append(min(ids.tobytes(), codec.reverse_complement(ids).tobytes()))
-    return {
-        f"{first}/{second}": sum(sequence in set(found[first]) for sequence in found[second])
-        for i, first in enumerate(SPLITS)
-        for second in SPLITS[i + 1 :]
-    }
+    shared = {}
+    for i, first in enumerate(SPLITS):
+        known = set(found[first])
+        for second in SPLITS[i + 1 :]:
+            shared[f"{first}/{second}"] = sum(sequence in known for sequence in found[second])
+    return shared

@@ -1,0 +1,334 @@
+"""Batches of labelled DNA for training, fixed windows for evaluation, and the numbers that describe them.
+
+The target of a row is its class at its last real position and -100 elsewhere: what a classifier says of the sequence that
+ends there (`models/heads.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, shared_sequences
+from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow, WindowSampler, evaluation_windows
+from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
+from mamba_bio_audio.pipelines.dna.intervals import SPLITS
+from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region, open_labelled
+from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer
+from mamba_bio_audio.pipelines.dna.windows import evenly_spaced
+from mamba_bio_audio.pipelines.stream import (
+    STRAND_STREAM,
+    StagedStream,
+    Stretch,
+    TrainingStream,
+    loader,
+    share,
+)
+
+IGNORED = -100
+
+
+class ClassStream(TrainingStream):
+    """Training sequences with their classes; what sample i is depends on (seed, stage, i) alone.
+
+    Args:
+        source: draws windows; or the examples, which are taken in a new order in every epoch.
+        labelled: reads the bases.
+        length: longest sequence, the width of the batch.
+        reverse_complement: read from the opposite strand with probability 0.5.
+    """
+
+    def __init__(
+        self,
+        source: WindowSampler | list[Region],
+        labelled: Labelled,
+        *,
+        length: int,
+        reverse_complement: bool,
+        **stream: int,
+    ) -> None:
+        super().__init__(source, **stream)
+        self.source = source
+        self.labelled = labelled
+        self.length = length
+        self.reverse_complement = reverse_complement
+        self.codec = DnaTokenizer()
+
+    def example(self, sample: int) -> tuple[NDArray[np.uint8], int]:
+        """Token ids and class of sample number i."""
+        strand = sample
+        if isinstance(self.source, WindowSampler):
+            window, ids = self.source.window(sample)
+            region, strand = window.region, self.source.strand_draw(sample)
+        else:
+            region = self.source[self.window_index(sample)]
+            ids = self.labelled.fetch(region, region.start, region.end)
+        if self.reverse_complement:
+            bits = np.random.Philox(key=[self.seed, STRAND_STREAM], counter=[strand, self.stage, 0, 0])
+            if bits.random_raw() & 1:
+                ids = self.codec.reverse_complement(ids)
+        return ids, region.label
+
+    def read(self, samples: range) -> dict[str, torch.Tensor]:
+        """Tokens and targets, (B, L)."""
+        return class_batch([self.example(sample) for sample in samples], self.length)
+
+
+class ClassDataset(Dataset[dict[str, torch.Tensor]]):
+    """Evaluation sequences one by one, tokens (L,) and targets (L,).
+
+    Attributes:
+        windows: what they are, in order.
+    """
+
+    def __init__(self, labelled: Labelled, windows: Sequence[ClassWindow], length: int) -> None:
+        self.labelled = labelled
+        self.windows = list(windows)
+        self.length = length
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        window = self.windows[index]
+        ids = self.labelled.fetch(window.region, window.start, window.end)
+        return {name: rows[0] for name, rows in class_batch([(ids, window.region.label)], self.length).items()}
+
+
+class DnaClassesDataModule(LightningDataModule):
+    """Training batches and evaluation windows of labelled DNA; arguments as `DnaDataModule`.
+
+    Attributes:
+        codec: the tokeniser.
+        labelled: set by `setup()`.
+        stretches: lengths to train at one after another; empty is `length` throughout, from `start_sample` on.
+    """
+
+    labelled: Labelled
+
+    def __init__(
+        self,
+        config: DnaClassesConfig,
+        *,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start_sample: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        index_beside: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_sample = start_sample
+        self.rank = rank
+        self.world_size = world_size
+        self.index_beside = index_beside
+        self.codec = DnaTokenizer()
+        self.stretches: Sequence[Stretch] = ()
+        self._windows: dict[str, list[ClassWindow]] = {}
+        self._ready = False
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read or index the files, choose the splits, read genomes of moderate size, before workers start."""
+        if self._ready:
+            return
+        self.labelled = open_labelled(self.config, index_beside=self.index_beside)
+        assign_splits(self.labelled, self.config, self.length)
+        if self.labelled.examples:
+            longest = max(self.labelled.regions, key=len)
+            if len(longest) > self.length:
+                raise InputError(
+                    f"example {longest.record!r} has {len(longest):,} bases, more than train.length {self.length:,}; "
+                    f"set train.length={len(longest)} or more, or data.sampling=windows"
+                )
+        self.labelled.load()
+        self._ready = True
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of their numbers."""
+        self.setup()
+        return self.labelled.classes
+
+    def training_windows(self, length: int) -> Sized:
+        """What one epoch of training at some length is counted by."""
+        self.setup()
+        return self._source(length, 0)
+
+    def _source(self, length: int, stage: int) -> WindowSampler | list[Region]:
+        if self.labelled.examples:
+            return [region for region in self.labelled.regions if region.split == "train"]
+        config = self.config
+        return WindowSampler(
+            self.labelled,
+            length,
+            seed=self.seed,
+            contigs=config.contigs,
+            matched=config.matched,
+            max_unknown=config.max_unknown,
+            stage=stage,
+        )
+
+    def stream(self, stretch: Stretch | None = None) -> ClassStream:
+        """Training sequences of a stretch; None is the first one at full length."""
+        self.setup()
+        stretch = stretch or Stretch(self.length, self.batch_size, start_sample=self.start_sample)
+        return ClassStream(
+            self._source(stretch.length, stretch.stage),
+            self.labelled,
+            length=stretch.length,
+            reverse_complement=self.config.reverse_complement,
+            batch_size=stretch.batch_size,
+            seed=self.seed,
+            start_sample=stretch.start_sample,
+            rank=self.rank,
+            world_size=self.world_size,
+            stage=stretch.stage,
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        """Endless batches of int64 tokens (B, L) and targets (B, L)."""
+        self.setup()
+        stretches = self.stretches or [Stretch(self.length, self.batch_size, start_sample=self.start_sample)]
+        streams = [(self.stream(stretch), stretch.batches) for stretch in stretches]
+        return loader(StagedStream(streams), None, self.config.num_workers)
+
+    def evaluation_windows(self, split: str) -> list[ClassWindow]:
+        """The sequences that a split is evaluated on."""
+        self.setup()
+        if split not in SPLITS:
+            raise InputError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
+        if split not in self._windows:
+            if self.labelled.examples:
+                own = [region for region in self.labelled.regions if region.split == split]
+                self._windows[split] = [ClassWindow(region, region.start, region.end) for region in own]
+            else:
+                self._windows[split] = evaluation_windows(
+                    self.labelled,
+                    split,
+                    self.length,
+                    per_class=self.config.evaluation_windows,
+                    seed=self.config.split_seed,
+                    max_unknown=self.config.max_unknown,
+                )
+        return self._windows[split]
+
+    def evaluation_dataset(self, split: str, max_tokens: int | None = None) -> ClassDataset:
+        """Sequences of a split, always the same; `max_tokens` keeps evenly spaced ones."""
+        windows = self.evaluation_windows(split)
+        present = {window.region.label for window in windows}
+        lacking = [name for i, name in enumerate(self.labelled.classes) if i not in present]
+        if lacking:
+            longest = max((len(r) for r in self.labelled.regions if r.split == split), default=0)
+            raise InputError(
+                f"the {split} split has no window of {self.length:,} bases for class {lacking[0]!r} (longest stretch of "
+                f"the split: {longest:,}; splits from {self.labelled.origin})"
+            )
+        if max_tokens is not None:
+            kept = evenly_spaced(len(windows), max(1, max_tokens // self.length))
+            windows = [windows[at] for at in kept.tolist()]
+        return ClassDataset(self.labelled, windows, self.length)
+
+    def evaluation_dataloader(
+        self, split: str, batch_size: int | None = None, max_tokens: int | None = None
+    ) -> DataLoader[dict[str, torch.Tensor]]:
+        """Batches of a split in fixed order; this rank's share of them."""
+        dataset = self.evaluation_dataset(split, max_tokens)
+        return loader(
+            share(dataset, self.rank, self.world_size), batch_size or self.batch_size, self.config.num_workers
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The data set in numbers, ready for JSON."""
+        self.setup()
+        labelled = self.labelled
+        splits: dict[str, dict[str, Any]] = {}
+        for split in SPLITS:
+            own = [region for region in labelled.regions if region.split == split]
+            windows = self.evaluation_windows(split)
+            bases, regions, evaluated = Counter[int](), Counter[int](), Counter[int]()
+            for region in own:
+                bases[region.label] += len(region)
+                regions[region.label] += 1
+            evaluated.update(window.region.label for window in windows)
+            splits[split] = {
+                "regions": len(own),
+                "bases": sum(bases.values()),
+                "loci": len({region.locus for region in own}),
+                "evaluation_windows": len(windows),
+                "evaluation_loci": len({window.region.locus for window in windows}),
+                "evaluation_sha256": fingerprint(
+                    f"{w.region.source}\t{w.region.record}\t{w.start}\t{w.end}\t{w.region.label}" for w in windows
+                ),
+                "classes": {
+                    name: {"regions": regions[i], "bases": bases[i], "evaluation_windows": evaluated[i]}
+                    for i, name in enumerate(labelled.classes)
+                },
+            }
+        return {
+            "files": [
+                {"name": file.name, "path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256}
+                for file in labelled.files
+            ],
+            "classes": list(labelled.classes),
+            "sampling": "examples" if labelled.examples else "windows",
+            "split_source": labelled.origin,
+            "splits": splits,
+            "splits_sha256": fingerprint(
+                f"{r.source}\t{r.record}\t{r.start}\t{r.end}\t{r.split}\t{r.label}" for r in labelled.regions
+            ),
+            "shared_sequences": shared_sequences(labelled) if labelled.examples else {},
+            "length": self.length,
+            "training_windows": len(self.training_windows(self.length)),
+            "reverse_complement": self.config.reverse_complement,
+        }
+
+    def summary_rows(self) -> list[tuple[str, str]]:
+        """The summary for people."""
+        summary = self.summary()
+        rows = [
+            ("classes", f"{len(self.classes)}: {', '.join(self.classes)}"),
+            ("splits", summary["split_source"]),
+        ]
+        for split, row in summary["splits"].items():
+            what = "sequences" if self.labelled.examples else f"windows of {self.length:,}"
+            rows.append(
+                (
+                    split,
+                    f"{row['bases']:,} bases in {row['regions']:,} regions; evaluated on {row['evaluation_windows']:,} "
+                    f"{what} of {row['evaluation_loci']:,} loci",
+                )
+            )
+        shared = {pair: count for pair, count in summary["shared_sequences"].items() if count}
+        if shared:
+            listed = ", ".join(f"{count:,} of {pair}" for pair, count in shared.items())
+            rows.append(("in two splits", f"{listed} sequences are the same: scores on them say nothing"))
+        return rows
+
+
+def class_batch(rows: Sequence[tuple[NDArray[np.uint8], int]], length: int) -> dict[str, torch.Tensor]:
+    """Tokens and targets, int64 (B, L), of (ids, class) rows of up to L ids, padded on the right."""
+    tokens = np.full((len(rows), length), PAD, dtype=np.int64)
+    targets = np.full((len(rows), length), IGNORED, dtype=np.int64)
+    for i, (ids, label) in enumerate(rows):
+        tokens[i, : len(ids)] = ids
+        targets[i, len(ids) - 1] = label
+    return {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets)}
+
+
+def fingerprint(lines: Any) -> str:
+    """SHA-256 of sorted lines."""
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

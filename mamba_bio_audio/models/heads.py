@@ -11,6 +11,7 @@ Legend: B batch, L length, D channels, K classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +27,7 @@ class PoolState(NamedTuple):
     """What pooling remembers of everything before a position."""
 
     value: Tensor  # (B, D) sum or largest value so far, fp32 (fp64 for fp64 inputs)
-    count: Tensor  # (B,) positions so far, fp64, which counts without gaps to 2^53
+    positions: Tensor  # (B,) positions so far, fp64, which counts without gaps to 2^53
 
 
 class Pool(nn.Module):
@@ -72,10 +73,10 @@ class Pool(nn.Module):
         # Many small summands: never in less than fp32.
         wide = x if x.dtype == torch.float64 else x.float()
         if reset is None:
-            value, count = self._run(wide, state.value, state.count)
+            value, count = self._run(wide, state.value, state.positions)
         else:
             rows = [
-                self._run_row(row[None], state.value[i : i + 1], state.count[i : i + 1], starts)
+                self._run_row(row[None], state.value[i : i + 1], state.positions[i : i + 1], starts)
                 for i, (row, starts) in enumerate(zip(wide, reset, strict=True))
             ]
             value, count = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
@@ -94,7 +95,7 @@ class Pool(nn.Module):
         """`_run` on one row (1, L, D) in which new sequences begin where `starts` (L,) is true."""
         edges = sorted({0, *starts.nonzero()[:, 0].tolist(), x.shape[1]})
         parts = []
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in itertools.pairwise(edges):
             if starts[low]:
                 before, seen = torch.zeros_like(before), torch.zeros_like(seen)
             parts.append(self._run(x[:, low:high], before, seen))

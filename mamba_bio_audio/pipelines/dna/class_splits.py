@@ -164,7 +164,7 @@ def _cut(labelled: Labelled, intervals: Iterable[tuple[int, Interval]]) -> list[
 def _read_intervals(path: str, labelled: Labelled) -> list[tuple[int, Interval]]:
     """(source, interval) of each line: TSV naming record, start0, end, split and, where needed, class or file; or BED."""
     columns = {"record": 0, "start0": 1, "end": 2, "split": 3}
-    found = []
+    found: list[tuple[int, Interval]] = []
     for number, line in numbered_lines(Path(path).expanduser()):
         where = f"{path}: line {number:,}"
         fields = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
@@ -206,9 +206,9 @@ def _find(labelled: Labelled, row: dict[str, str], where: str) -> tuple[int, str
         except InputError:
             continue
     if len(found) != 1:
-        names = "; ".join(f"{labelled.classes[source]}: {next(iter(genome.records))}, ..." for source, genome in
+        known = "; ".join(f"{labelled.classes[source]}: {next(iter(genome.records))}, ..." for source, genome in
                           enumerate(labelled.genomes))
-        problem = "is in several classes: add a column class" if found else f"is in none of the files ({names})"
+        problem = "is in several classes: add a column class" if found else f"is in none of the files ({known})"
         raise InputError(f"{where}: record {row['record']!r} {problem}")
     return found[0]
 

@@ -112,7 +112,7 @@ def open_labelled(config: DnaClassesConfig, *, index_beside: bool = True) -> Lab
     elif isinstance(path, str) and _is_layout(folder := Path(path).expanduser()):
         labelled = _from_layout(folder)
     else:
-        labelled = _from_fasta(_class_files(path, config.files), index_beside)
+        labelled = _from_fasta(_class_files(path, config.files, config.classes), index_beside)
     labelled = _choose_classes(labelled, config.classes)
     if config.sampling != "auto":
         labelled.examples = config.sampling == "examples"
@@ -225,7 +225,7 @@ def _from_fasta(by_class: Mapping[str, list[str]], index_beside: bool) -> Labell
 
 def _from_bed(path: str, genome: Genome) -> Labelled:
     """Record, start, end, label and, optionally, split; 0-based half-open; a line of names may stand first."""
-    rows = []
+    rows: list[tuple[str, str, int, int, str | None]] = []
     for number, line in numbered_lines(Path(path).expanduser()):
         where = f"{path}: line {number:,}"
         fields = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
@@ -258,8 +258,10 @@ def _from_bed(path: str, genome: Genome) -> Labelled:
     return Labelled(classes, regions, [genome], {}, True, [*genome.fingerprint(), own])
 
 
-def _class_files(path: str | list[str] | Mapping[str, str | list[str]], pattern: str) -> dict[str, list[str]]:
-    """FASTA files of each class."""
+def _class_files(
+    path: str | list[str] | Mapping[str, str | list[str]], pattern: str, wanted: list[str] | None
+) -> dict[str, list[str]]:
+    """FASTA files of each class; folders of classes that nobody wants are not looked into."""
 
     def below(folder: str) -> list[str]:
         found = find_fasta_files(folder)
@@ -274,12 +276,14 @@ def _class_files(path: str | list[str] | Mapping[str, str | list[str]], pattern:
         return {
             name: [file for one in ([given] if isinstance(given, str) else given) for file in below(one)]
             for name, given in path.items()
+            if wanted is None or name in wanted
         }
     if isinstance(path, str):
         folder = Path(path).expanduser()
         children = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
         if children:
-            return {child.name: below(str(child)) for child in children if any(child.iterdir())}
+            used = [child for child in children if (child.name in wanted if wanted else any(child.iterdir()))]
+            return {child.name: below(str(child)) for child in used}
     files = [file for one in ([path] if isinstance(path, str) else path) for file in below(one)]
     names = [genome_name(file) for file in files]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -331,7 +335,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def header_tag(path: str, tag: str) -> dict[str, str]:
     """`tag=value` of every FASTA header that has it, by record name; empty when the file's first header has none."""
-    values = {}
+    values: dict[str, str] = {}
     opener: Callable[..., object] = gzip.open if path.endswith((".gz", ".bgz")) else open
     with opener(path, "rb") as file:  # type: ignore[attr-defined]
         for line in file:

@@ -1,0 +1,81 @@
+"""Class probabilities of batches of sequences, both strands averaged, in one pass or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mamba_bio_audio.errors import InputError
+
+Strand = Literal["both", "forward", "reverse"]
+
+
+def classify(
+    model: Any,
+    rows: Sequence[NDArray[Any]],
+    *,
+    pad_id: int,
+    reverse: Any = None,
+    strand: Strand = "forward",
+    device: str = "cpu",
+    narrow: bool = False,
+    chunk: int | None = None,
+) -> NDArray[np.float64]:
+    """Class probabilities (n, K) of sequences of any lengths, put through as one batch.
+
+    Args:
+        model: a classifier in eval mode, on `device`.
+        rows: token ids, (L,) each; padded on the right together, which changes no row's result.
+        pad_id: what to pad with.
+        reverse: ids -> ids of the opposite strand, needed unless strand is "forward".
+        strand: "both" averages both strands' probabilities, so a sequence and its reverse complement get the same.
+        device: "cpu" or "cuda".
+        narrow: bf16 autocast.
+        chunk: positions per pass, state carried, for constant memory at any length; None is one pass.
+    """
+    if not rows or not all(len(row) for row in rows):
+        raise InputError("a sequence to classify needs one base or more")
+    readings = []
+    if strand != "reverse":
+        readings.append(rows)
+    if strand != "forward":
+        readings.append([reverse(row) for row in rows])
+    total: NDArray[np.float64] = np.zeros(())
+    for reading in readings:
+        logits = _last_logits(model, reading, pad_id, device, narrow, chunk)
+        total = total + logits.double().softmax(-1).cpu().numpy()
+    return total / len(readings)
+
+
+def _last_logits(
+    model: Any, rows: Sequence[NDArray[Any]], pad_id: int, device: str, narrow: bool, chunk: int | None
+) -> Tensor:
+    """Logits (n, K) at each row's last real position."""
+    lengths = torch.tensor([len(row) for row in rows])
+    longest = int(lengths.max())
+    tokens = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    for line, row in zip(tokens, rows, strict=True):
+        line[: len(row)] = row
+    ids, last = torch.from_numpy(tokens), (lengths - 1).to(device)
+    state, logits = None, None
+    step = chunk or longest
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
+        for low in range(0, longest, step):
+            # Moved piece by piece: a megabase of int64 for a batch is larger than the rest.
+            piece = ids[:, low : low + step].to(device)
+            ends = bool(((lengths > low) & (lengths <= low + step)).any())
+            out = model(piece, state, logits="all" if ends else "none")
+            state = out.state
+            if ends:
+                at = (last - low).clamp(0, piece.shape[1] - 1)
+                own = out.logits[torch.arange(len(rows), device=device), at].float()
+                inside = ((last >= low) & (last < low + step))[:, None]
+                logits = torch.where(inside, own, own if logits is None else logits)
+    assert logits is not None
+    return logits

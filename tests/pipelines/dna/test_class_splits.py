@@ -1,0 +1,136 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.class_splits import assign_splits
+from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
+from mamba_bio_audio.pipelines.dna.labelled import Labelled, open_labelled
+
+L = 100
+
+
+def split(path, **options) -> Labelled:
+    config = DnaClassesConfig(path=path, **options)
+    labelled = open_labelled(config)
+    assign_splits(labelled, config, L)
+    return labelled
+
+
+def test_header_tags(write_fasta, random_dna) -> None:
+    paths = [
+        write_fasta(f"{name}.fa", {"a split=train": random_dna(500), "b split=val": random_dna(300)})
+        for name in ("x", "y")
+    ]
+    labelled = split(paths)
+    assert [(r.record, r.split) for r in labelled.regions] == [("a", "train"), ("b", "valid")] * 2
+    assert labelled.origin == "split= in the FASTA headers"
+    other = write_fasta("z.fa", {"a": random_dna(500)})
+    with pytest.raises(InputError, match=r"z.fa: record 'a' has no split= in its header"):
+        split([*paths, other])
+
+
+def test_blocks_keep_a_guard_of_one_window(write_fasta, random_dna) -> None:
+    paths = [write_fasta(f"{name}.fa", {"r": random_dna(40_000, seed)}) for seed, name in enumerate(("x", "y"))]
+    labelled = split(paths, block_bases=2000)
+    again = split(paths, block_bases=2000)
+    assert labelled.regions == again.regions
+    assert split(paths, block_bases=2000, split_seed=1).regions != labelled.regions
+    for label in (0, 1):
+        regions = [r for r in labelled.regions if r.label == label]
+        shares = Counter()
+        for region in regions:
+            shares[region.split] += len(region) / 40_000
+        assert set(shares) == {"train", "valid", "test"}
+        assert 0.03 < shares["valid"] < 0.15
+        assert 0.03 < shares["test"] < 0.15
+        for before, after in zip(regions, regions[1:], strict=False):
+            gap = after.start - before.end
+            assert gap >= L if before.split != after.split else gap >= 0
+
+
+def test_groups_stay_together(write_fasta, random_dna, tmp_path: Path) -> None:
+    records = {f"locus{i}": random_dna(300, i) for i in range(30)}
+    paths = [write_fasta("x.fa", records), write_fasta("y.fa", records)]
+    labelled = split(paths, groups="record")
+    where: dict[str, set] = {}
+    for region in labelled.regions:
+        where.setdefault(region.record, set()).add(region.split)
+        assert region.locus == region.record
+    assert all(len(found) == 1 for found in where.values())
+    assert {found for (found,) in where.values()} == {"train", "valid", "test"}
+
+
+def test_homologue_in_training_is_refused(write_fasta, random_dna, tmp_path: Path) -> None:
+    x = write_fasta("x.fa", {"chr5 split=train": random_dna(300), "chr17 split=test": random_dna(300)})
+    y = write_fasta("y.fa", {"chr4 split=test": random_dna(300), "chr19 split=train": random_dna(300)})
+    groups = tmp_path / "groups.tsv"
+    table = "class\trecord\tgroup\nx\tchr5\t5+17\nx\tchr17\t5+17\ny\tchr4\t4\ny\tchr19\t19\n"
+    groups.write_text(table)
+    with pytest.raises(InputError, match=r"group '5\+17' is in several splits: chr5 of x in train; chr17 of x in test"):
+        split([x, y], groups=str(groups))
+    groups.write_text(table.replace("chr17\t5+17", "chr17\t17"))
+    assert {r.locus for r in split([x, y], groups=str(groups)).regions} == {"5+17", "17", "4", "19"}
+    groups.write_text("class\trecord\tgroup\nx\tchr5\t1\n")
+    with pytest.raises(InputError, match="no group for record 'chr17' of class 'x'"):
+        split([x, y], groups=str(groups))
+
+
+def test_intervals_by_class_and_by_file(write_fasta, random_dna, tmp_path: Path) -> None:
+    x, y = (write_fasta(f"{name}/g.fa", {"r": random_dna(900)}) for name in ("x", "y"))
+    table = tmp_path / "splits.tsv"
+    lines = ["class\trecord\tstart0\tend\tsplit"]
+    lines += [f"{name}\tr\t{low}\t{high}\t{part}" for name in "xy" for low, high, part in
+              ((0, 400, "train"), (500, 700, "val"), (700, 900, "test"))]
+    table.write_text("\n".join(lines) + "\n")
+    labelled = split({"x": x, "y": y}, intervals=str(table))
+    assert [(r.label, r.start, r.end, r.split) for r in labelled.regions] == [
+        (label, *span) for label in (0, 1) for span in ((0, 400, "train"), (500, 700, "valid"), (700, 900, "test"))
+    ]
+    assert len({r.locus for r in labelled.regions}) == 6
+    table.write_text("r\t0\t400\ttrain\n")
+    with pytest.raises(InputError, match="line 1: record 'r' is in several classes: add a column class"):
+        split({"x": x, "y": y}, intervals=str(table))
+    table.write_text("record\tclass\tstart0\tend\tsplit\nr\tx\t0\t901\ttrain\n")
+    with pytest.raises(InputError, match=r"line 2: \[0, 901\) is not inside 'r' of 900 bases"):
+        split({"x": x, "y": y}, intervals=str(table))
+    table.write_text("record\tclass\tstart0\tend\tsplit\nr\tx\t0\t400\ttrain\n")
+    with pytest.raises(InputError, match="train split has nothing of class 'y'"):
+        split({"x": x, "y": y}, intervals=str(table))
+
+
+def test_examples_without_a_split(tmp_path: Path, random_dna) -> None:
+    from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+
+    codec = DnaTokenizer()
+    lines = ["sequence\tlabel"]
+    for i in range(300):
+        sequence = random_dna(30, i)
+        lines.append(f"{sequence}\t{'ab'[i % 2]}")
+        if i < 50:
+            # The same sequence from the other strand must not end up in another split.
+            lines.append(f"{codec.decode(codec.reverse_complement(codec.encode(sequence)))}\t{'ab'[i % 2]}")
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    labelled = split(str(tmp_path / "t.tsv"))
+    counts = Counter(region.split for region in labelled.regions)
+    assert abs(counts["test"] - 35) <= 2
+    assert abs(counts["valid"] - 32) <= 2
+    for i in range(50):
+        assert labelled.regions[2 * i].split == labelled.regions[2 * i + 1].split
+    from mamba_bio_audio.pipelines.dna.class_splits import shared_sequences
+
+    assert not any(shared_sequences(labelled).values())
+
+
+def test_validation_is_taken_from_training_only(tmp_path: Path, random_dna) -> None:
+    lines = ["sequence\tlabel\tsplit"]
+    lines += [f"{random_dna(30, i)}\t{'ab'[i % 2]}\t{'test' if i >= 100 else 'train'}" for i in range(120)]
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    labelled = split(str(tmp_path / "t.tsv"))
+    assert Counter(region.split for region in labelled.regions) == {"train": 90, "valid": 10, "test": 20}
+    assert all(region.split == "test" for region in labelled.regions if int(region.record.split()[1]) >= 102)
+    lines[5] = lines[5].replace("\ttrain", "\t")
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="'line 6' names no split and others do"):
+        split(str(tmp_path / "t.tsv"))

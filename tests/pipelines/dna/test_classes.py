@@ -1,0 +1,180 @@
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler
+from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule, class_batch
+from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
+from mamba_bio_audio.pipelines.stream import Stretch
+
+L = 64
+
+
+def module(path, *, length: int = L, batch_size: int = 6, seed: int = 0, **options) -> DnaClassesDataModule:
+    where = {name: options.pop(name) for name in ("start_sample", "rank", "world_size") if name in options}
+    config = DnaClassesConfig(path=path, **options)
+    return DnaClassesDataModule(config, length=length, batch_size=batch_size, seed=seed, **where)
+
+
+def batches(data: DnaClassesDataModule, count: int) -> list[dict[str, torch.Tensor]]:
+    return list(itertools.islice(data.train_dataloader(), count))
+
+
+def stacked(found: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    return torch.cat([torch.cat([batch["tokens"], batch["targets"]], 1) for batch in found])
+
+
+@pytest.fixture
+def paths(write_fasta, random_dna) -> list[str]:
+    """Two classes of three records each, of the same names; class y is made of A and C only."""
+    made = []
+    for seed, (name, letters) in enumerate((("x", "ACGT"), ("y", "AC"))):
+        records = {}
+        for number, (size, part) in enumerate(((4000, "train"), (500, "train"), (1000, "val"), (1000, "test"))):
+            records[f"r{number} split={part}"] = random_dna(size, 10 * seed + number, letters)
+        made.append(write_fasta(f"{name}.fa", records))
+    return made
+
+
+def test_batch() -> None:
+    batch = class_batch([(np.array([7, 8, 9], np.uint8), 1), (np.array([10], np.uint8), 0)], 4)
+    assert batch["tokens"].tolist() == [[7, 8, 9, 4], [10, 4, 4, 4]]
+    assert batch["targets"].tolist() == [[-100, -100, 1, -100], [0, -100, -100, -100]]
+
+
+def test_windows_have_one_length_and_the_right_class(paths) -> None:
+    data = module(paths, reverse_complement=False)
+    found = stacked(batches(data, 40))
+    labels = found[:, -1]
+    assert found.shape == (240, 2 * L)
+    assert set(labels.tolist()) == {0, 1}
+    assert 90 < (labels == 0).sum() < 150  # classes are uniform, whatever their size
+    only_ac = ((found[:, :L] == 7) | (found[:, :L] == 8)).all(1)
+    assert torch.equal(only_ac.long(), labels)
+
+
+def test_windows_lie_in_the_training_split(paths) -> None:
+    data = module(paths)
+    data.setup()
+    sampler = data.stream().source
+    assert isinstance(sampler, WindowSampler)
+    seen = [sampler.window(i)[0] for i in range(300)]
+    assert {window.region.record for window in seen} == {"r0", "r1"}
+    assert all(0 <= w.start and w.end <= w.region.end and w.end - w.start == L for w in seen)
+
+
+def test_contigs_by_length_or_uniform(paths) -> None:
+    for contigs, expected in (("length", 437 / (437 + 3937)), ("uniform", 0.5)):
+        data = module(paths, contigs=contigs)
+        data.setup()
+        names = Counter(data.stream().source.window(i)[0].region.record for i in range(1000))
+        assert abs(names["r1"] / 1000 - expected) < 0.05
+
+
+def test_matched_windows_are_the_same_place_of_every_class(paths) -> None:
+    data = module(paths, matched=True)
+    data.setup()
+    stream = data.stream()
+    windows = [stream.source.window(i)[0] for i in range(40)]
+    for x, y in zip(windows[::2], windows[1::2], strict=True):
+        assert (x.region.label, y.region.label) == (0, 1)
+        assert (x.region.record, x.start) == (y.region.record, y.start)
+    # Both from the same strand: of class y, A and C forwards and G and T on the other strand.
+    found = [stream.example(i) for i in range(40)]
+    reverse = [set(ids.tolist()) <= {9, 10} for ids, label in found if label == 1]
+    assert any(reverse)
+    assert not all(reverse)
+
+
+def test_reverse_complement(paths) -> None:
+    plain, both = module(paths, reverse_complement=False), module(paths)
+    plain.setup(), both.setup()
+    codec = plain.codec
+    turned = 0
+    for i in range(60):
+        (forward, _), (ids, _) = plain.stream().example(i), both.stream().example(i)
+        turned += not np.array_equal(forward, ids)
+        assert np.array_equal(forward, ids) or np.array_equal(codec.reverse_complement(forward), ids)
+    assert 15 < turned < 45
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_same_batches_whatever_workers_ranks_and_resume(paths, workers) -> None:
+    whole = stacked(batches(module(paths), 6))
+    assert torch.equal(stacked(batches(module(paths, num_workers=workers), 6)), whole)
+    assert torch.equal(stacked(batches(module(paths, start_sample=12), 4)), whole[12:])
+    ranks = [stacked(batches(module(paths, batch_size=3, rank=r, world_size=2), 6)) for r in (0, 1)]
+    together = torch.stack(ranks, 1).flatten(0, 1)
+    assert torch.equal(together, whole)
+    assert not torch.equal(stacked(batches(module(paths, seed=1), 6)), whole)
+
+
+def test_length_stages(paths) -> None:
+    data = module(paths)
+    data.stretches = [Stretch(16, 24, 0, 0, 2), Stretch(L, 6, 1)]
+    found = batches(data, 3)
+    assert [tuple(batch["tokens"].shape) for batch in found] == [(24, 16), (24, 16), (6, L)]
+
+
+def test_evaluation_windows_are_fixed_and_apart(paths) -> None:
+    data = module(paths, evaluation_windows=10)
+    windows = data.evaluation_windows("test")
+    assert windows == module(paths, evaluation_windows=10, seed=5).evaluation_windows("test")
+    assert windows != module(paths, evaluation_windows=10, split_seed=5).evaluation_windows("test")
+    assert Counter(window.region.label for window in windows) == {0: 10, 1: 10}
+    assert {window.region.record for window in windows} == {"r3"}
+    for label in (0, 1):
+        starts = [window.start for window in windows if window.region.label == label]
+        assert all(after - before >= L for before, after in zip(starts, starts[1:], strict=False))
+    # 1000 bases hold 15 windows of 64: no window is drawn twice to reach a number.
+    assert len(module(paths, evaluation_windows=500).evaluation_windows("test")) == 30
+    dataset = data.evaluation_dataset("test", max_tokens=4 * L)
+    assert [int(item["targets"][-1]) for item in dataset] == [0, 0, 1, 1]
+
+
+def test_unknown_bases_are_not_drawn(write_fasta, random_dna) -> None:
+    gap = random_dna(600, 1) + "N" * 5000 + random_dna(600, 2)
+    records = {f"{split} split={split}": gap for split in ("train", "val", "test")}
+    found = [write_fasta(f"{name}.fa", records) for name in ("x", "y")]
+    data = module(found, max_unknown=0.0)
+    assert not (stacked(batches(data, 10))[:, :L] == 11).any()
+    windows = data.evaluation_windows("test")
+    assert 10 < len(windows) < 40
+    assert not any((data.labelled.fetch(w.region, w.start, w.end) == 11).any() for w in windows)
+
+
+def test_too_long_a_window(paths) -> None:
+    with pytest.raises(InputError, match=r"class 'x' has no training stretch of 5,000 bases, the longest is 4,000"):
+        batches(module(paths, length=5000), 1)
+    with pytest.raises(InputError, match=r"the test split has no window of 2,000 bases for class 'x'"):
+        module(paths, length=2000).evaluation_dataset("test")
+
+
+def test_examples_keep_their_length_and_come_once_an_epoch(tmp_path: Path, random_dna) -> None:
+    lines = ["sequence\tlabel\tsplit"]
+    sizes = [20 + i for i in range(12)]
+    lines += [f"{random_dna(size, size)}\t{'ab'[i % 2]}\ttrain" for i, size in enumerate(sizes)]
+    lines += [f"{random_dna(30, 100 + i)}\t{'ab'[i % 2]}\t{('val', 'test')[i // 2]}" for i in range(4)]
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    data = module(str(tmp_path / "t.tsv"))
+    found = torch.cat([batch["tokens"] for batch in batches(data, 2)])
+    assert sorted((found != 4).sum(1).tolist()) == sizes
+    summary = data.summary()
+    assert summary["sampling"] == "examples"
+    assert summary["splits"]["test"]["evaluation_windows"] == 2
+    with pytest.raises(InputError, match="has 31 bases, more than train.length 30; set train.length=31"):
+        module(str(tmp_path / "t.tsv"), length=30).setup()
+
+
+def test_shared_sequences_are_reported(tmp_path: Path, random_dna) -> None:
+    lines = ["sequence\tlabel\tsplit", "ACGTT\ta\ttrain", "AACGT\ta\ttest", "GGGGG\tb\ttrain", "TTTTT\tb\ttest"]
+    lines += ["ACC\ta\tvalid", "GTT\tb\tvalid"]
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    data = module(str(tmp_path / "t.tsv"))
+    assert data.summary()["shared_sequences"] == {"train/valid": 0, "train/test": 1, "valid/test": 0}
+    assert any(name == "in two splits" for name, _ in data.summary_rows())

@@ -113,6 +113,14 @@ def selective_scan(
         InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
     """
     _check_scan(u, dt, A, B, C, D, z, dt_bias, h0, reset)
+    if _tracing(backend):
+        from mamba_bio_audio import torch_ops
+
+        with torch.autocast(u.device.type, enabled=False):
+            out, state = torch_ops.selective_scan(
+                u, dt, A, B, C, D, z, dt_bias, h0, reset, dt_softplus, exact_zoh, precise
+            )
+        return (out, state) if return_state else out
 
     def cannot() -> str | None:
         from mamba_bio_audio.kernels.selective_scan import triton_op
@@ -198,6 +206,11 @@ def causal_conv1d(
     _check(where, bias, "bias", (channels,), x)
     _check(where, tail, "tail", (batch, width - 1, channels), x)
     _check_reset(where, reset, (batch, length), x)
+    if _tracing(backend):
+        from mamba_bio_audio import torch_ops
+
+        out = torch_ops.causal_conv1d(x, weight, bias, tail, reset, activation == "silu")
+        return (out, next_tail(x, tail, width, reset)) if return_tail else out
 
     def cannot() -> str | None:
         from mamba_bio_audio.kernels import causal_conv1d_triton
@@ -247,6 +260,11 @@ def rms_norm(
     _check("rms_norm", x, "x", x.shape, x)
     _check("rms_norm", weight, "weight", x.shape[-1:], x)
     _check("rms_norm", residual, "residual", x.shape, x)
+    if _tracing(backend):
+        from mamba_bio_audio import torch_ops
+
+        y, *streams = torch_ops.rms_norm(x, weight, residual, eps)
+        return (y, streams[0]) if streams else y
 
     def cannot() -> str | None:
         from mamba_bio_audio.kernels import rms_norm_triton
@@ -282,7 +300,6 @@ def linear_cross_entropy(
     Raises:
         InputError: Shapes, dtypes, devices or targets that do not fit, or an unknown or unavailable backend.
     """
-    choice = _choose("linear_cross_entropy", backend, x, lambda: "this operation has no kernel yet", announce=False)
     where = "linear_cross_entropy"
     if x.ndim < 1 or x.shape[-1] < 1:
         raise InputError(f"{where}: x must be (..., D), not {_shape(x)}")
@@ -296,6 +313,12 @@ def linear_cross_entropy(
         raise InputError(f"{where}: targets must be integers, not {targets.dtype}")
     if targets.device != x.device:
         raise InputError(f"{where}: targets are on {targets.device}, x is on {x.device}")
+    if _tracing(backend):
+        from mamba_bio_audio import torch_ops
+
+        with torch.autocast(x.device.type, enabled=False):
+            return torch_ops.linear_cross_entropy(x, weight, targets, ignore_index)
+    choice = _choose(where, backend, x, lambda: "this operation has no kernel yet", announce=False)
     if targets.device.type == "cpu":
         wrong = ((targets < 0) | (targets >= weight.shape[0])) & (targets != ignore_index)
         if wrong.any():
@@ -320,7 +343,8 @@ def mixer_runs_fused(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
         x: input of the layer (B, L, M).
         weights: as in `mamba_mixer`.
     """
-    if x.device.type != "cuda" or no_triton(x.device) is not None:
+    # A compiled graph keeps only inputs of operations anyway, and sees more of a layer made of them.
+    if torch.compiler.is_compiling() or x.device.type != "cuda" or no_triton(x.device) is not None:
         return False
     from mamba_bio_audio.kernels.mamba_mixer import MixerWeights, unsupported_reason
 
@@ -367,6 +391,11 @@ def mamba_mixer(
             precise=precise,
             dtype=dtype,
         )
+
+
+def _tracing(backend: str) -> bool:
+    """Whether torch.compile or torch.export is looking, for which the operators of `torch_ops` are there."""
+    return backend == "auto" and torch.compiler.is_compiling()
 
 
 def _choose(

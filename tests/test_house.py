@@ -23,7 +23,7 @@ ARROWS = [
     {"training", "inference", "evaluation"},
     {"pipelines", "models"},
     {"layers"},
-    {"ops"},
+    {"ops", "torch_ops"},
     {"kernels"},
     {"errors", "files"},
 ]

@@ -1,0 +1,128 @@
+"""The operators behind torch.compile and torch.export: schema, fakes, gradients, and whole layers and models."""
+
+import pytest
+import torch
+
+from mamba_bio_audio import ops, torch_ops
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.layers.mamba import MambaLayer
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+
+B, L, D, N = 2, 5, 4, 3
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return request.param
+
+
+def normal(*shape, device="cpu"):
+    return torch.randn(*shape, device=device).requires_grad_()
+
+
+def scan_arguments(device, *, complex_modes=False, optional=True):
+    states = (N, 2) if complex_modes else (N,)
+    A = -torch.rand(D, *states, device=device) - 0.1
+    required = (normal(B, L, D, device=device), normal(B, L, D, device=device), A.requires_grad_())
+    required += (normal(B, L, *states, device=device), normal(B, L, *states, device=device))
+    reset = torch.zeros(B, L, dtype=torch.bool, device=device)
+    reset[:, 2] = True
+    rest = (normal(D, device=device), normal(B, L, D, device=device), normal(D, device=device))
+    rest += (normal(B, D, *states, device=device), reset)
+    return (*required, *(rest if optional else (None,) * 5), True, False, False)
+
+
+@pytest.mark.parametrize("options", [{}, {"optional": False}, {"complex_modes": True}])
+def test_scan_operator(device, options):
+    torch.library.opcheck(torch_ops.selective_scan, scan_arguments(device, **options))
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_convolution_operator(device, optional):
+    tail = normal(B, 3, D, device=device) if optional else None
+    bias = normal(D, device=device) if optional else None
+    arguments = (normal(B, L, D, device=device), normal(D, 4, device=device), bias, tail, None, True)
+    torch.library.opcheck(torch_ops.causal_conv1d, arguments)
+
+
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_norm_operator(device, with_residual):
+    residual = normal(B, L, D, device=device) if with_residual else None
+    arguments = (normal(B, L, D, device=device), normal(D, device=device), residual, 1e-5)
+    torch.library.opcheck(torch_ops.rms_norm, arguments)
+
+
+def test_loss_operator(device):
+    targets = torch.randint(8, (B, L), device=device)
+    arguments = (normal(B, L, D, device=device), normal(8, D, device=device), targets, -100)
+    torch.library.opcheck(torch_ops.linear_cross_entropy, arguments)
+
+
+def test_operator_gradients_are_those_of_the_operation():
+    *tensors, softplus, zoh, precise = scan_arguments("cpu")
+    leaves = [t for t in tensors if t.is_floating_point()]
+
+    def gradients(out, state):
+        return torch.autograd.grad(out.square().sum() + state.sin().sum(), leaves)
+
+    found = gradients(*torch_ops.selective_scan(*tensors, softplus, zoh, precise))
+    u, dt, A, b, c, d, z, bias, h0, reset = tensors
+    expected = gradients(*ops.selective_scan(u, dt, A, b, c, d, z, bias, h0=h0, reset=reset, return_state=True))
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("selective", [True, False])
+def test_layer_compiles_whole(device, selective):
+    """`aot_eager` traces forward and backward as `inductor` does, without a C++ compiler at work in CI."""
+    layer = MambaLayer(8, SsmConfig(complex=not selective, selective=selective, d_state=N)).to(device)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(B, L, 8, device=device)
+    with torch.no_grad():
+        _, state = layer(x)
+    results = []
+    for run in (layer, compiled):
+        leaf = x.clone().requires_grad_()
+        y, after = run(leaf, state)
+        loss = y.square().sum() + after.ssm.sum() + after.tail.sum()
+        results.append([y, *after, *torch.autograd.grad(loss, [leaf, *layer.parameters()])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_layer_exports(device):
+    layer = MambaLayer(8, SsmConfig(complex=False, selective=True, d_state=N)).to(device)
+    x = torch.randn(B, L, 8, device=device)
+    exported = torch.export.export(layer, (x,))
+    torch.testing.assert_close(exported.module()(x)[0], layer(x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_language_model_compiles_whole(device):
+    model = build_model(ModelConfig(d_model=8, num_layers=2, vocab_size=12), seed=0).to(device)
+    tokens = torch.randint(7, 11, (B, L), device=device)
+
+    def loss(run):
+        out = run(tokens, targets=tokens, logits="none")
+        (g,) = torch.autograd.grad(out.loss_sum, model.embedding.weight)
+        return out.loss_sum.detach(), g
+
+    expected = loss(model)
+    for a, b in zip(loss(torch.compile(model, fullgraph=True, backend="aot_eager")), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_inductor_under_autocast():
+    model = build_model(ModelConfig(d_model=64, num_layers=2, vocab_size=12), seed=0).cuda()
+    tokens = torch.randint(7, 11, (2, 300), device="cuda")
+    losses = []
+    for run in (model, torch.compile(model, fullgraph=True)):
+        with torch.autocast("cuda", torch.bfloat16):
+            losses.append(run(tokens, targets=tokens, logits="none").loss_sum)
+        losses[-1].backward()
+    torch.testing.assert_close(losses[0], losses[1], rtol=5e-3, atol=0)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mamba_bio_audio.cli import prepare_apes
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption
 
 app = typer.Typer(help="Check, index and split data.", no_args_is_help=True)
@@ -54,3 +55,6 @@ def genome(
         return
     print(table(prepared.rows))
     print(f"next: mba pretrain dna/tiny --set data.path={out}")
+
+
+app.command("apes")(prepare_apes.apes)

@@ -14,13 +14,16 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import IO, cast
 
+import numpy as np
 from Bio.SeqIO.QualityIO import FastqGeneralIterator
 
 from mamba_bio_audio.errors import InputError
 
 STDIN = "-"
+LINE_BASES = 80
+_PIECE_LINES = 1 << 14
 _LETTERS = bytes([*range(65, 91), *range(97, 123), *b"-*."])
 _OTHER_FORMATS = ((b"BZh", "bzip2"), (b"PK\x03\x04", "zip"), (b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstd"))
 
@@ -74,6 +77,18 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{name}: after record {done:,}: not sound FASTQ ({error}).") from error
+
+
+def write_record(handle: IO[bytes], record: Record) -> None:
+    """Append a record as FASTA, 80 letters a line."""
+    handle.write(b">" + record.header.encode() + b"\n")
+    whole = len(record.sequence) // LINE_BASES * LINE_BASES
+    codes = np.frombuffer(record.sequence, dtype=np.uint8)[:whole].reshape(-1, LINE_BASES)
+    for at in range(0, len(codes), _PIECE_LINES):
+        lines = codes[at : at + _PIECE_LINES]
+        handle.write(np.concatenate([lines, np.full((len(lines), 1), 10, np.uint8)], axis=1).tobytes())
+    if whole < len(record.sequence):
+        handle.write(record.sequence[whole:] + b"\n")
 
 
 @contextmanager

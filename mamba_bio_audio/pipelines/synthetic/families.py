@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from Bio.bgzf import BgzfWriter
@@ -29,11 +29,10 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path, write_json, write_text
-from mamba_bio_audio.pipelines.dna.records import Record, read_records
+from mamba_bio_audio.pipelines.dna.records import Record, read_records, write_record
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 WORD = 24  # No family shares a word of so many bases with the sequence or with another family.
-LINE_BASES = 80
 MAX_DRAWS = 20
 _ACGT = np.frombuffer(b"ACGT", dtype=np.uint8)
 _BASE = np.full(256, 4, dtype=np.uint8)  # Letter -> 0..3, 4 for all others.
@@ -171,7 +170,7 @@ def plant_files(
                     divergence=divergence,
                     both_strands=both_strands,
                 )
-                handle.write(fasta_text(planted))
+                write_record(cast(IO[bytes], handle), planted)
                 count, length = count + len(copies), length + len(record.sequence)
                 for copy in copies:
                     place = f"{target.name}\t{copy.record}\t{copy.start}\t{copy.start + bases}"
@@ -202,12 +201,6 @@ def plant_files(
     write_text(out / "copies.tsv", "\n".join(rows) + "\n")
     write_json(out / "manifest.json", manifest)
     return manifest
-
-
-def fasta_text(record: Record) -> bytes:
-    """A record as FASTA with lines of 80 letters."""
-    lines = (record.sequence[at : at + LINE_BASES] for at in range(0, len(record.sequence), LINE_BASES))
-    return b"\n".join([b">" + record.header.encode(), *lines]) + b"\n"
 
 
 def _words(codes: NDArray[np.uint8]) -> NDArray[np.uint64]:

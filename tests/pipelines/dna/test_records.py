@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna.records import Record, read_records
+from mamba_bio_audio.pipelines.dna.records import Record, read_records, write_record
 
 FASTA = b">one first record\nACGT\nacgn\n\n>two\r\nGG GG\r\n>empty\n>four\nA"
 EXPECTED = [
@@ -76,3 +76,13 @@ def test_folder_and_missing_file(tmp_path):
 def test_foreign_letters_are_found():
     assert Record("x", b"ACGTNRyk-*.").foreign_letter() is None
     assert Record("x", b"AC1T").foreign_letter() == (3, "1")
+
+
+@pytest.mark.parametrize("length", [0, 1, 79, 80, 81, 160, 80 * (1 << 14) + 7])
+def test_written_records_read_back(tmp_path, length):
+    record = Record("a split=test", b"ACGTN" * (length // 5) + b"A" * (length % 5))
+    with open(tmp_path / "x.fa", "wb") as handle:
+        write_record(handle, record)
+        write_record(handle, record)
+    assert list(read_records(tmp_path / "x.fa")) == [record, record]
+    assert max(map(len, (tmp_path / "x.fa").read_bytes().splitlines())) <= 80

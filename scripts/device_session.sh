@@ -3,7 +3,7 @@
 set -uo pipefail
 source scripts/device_env.sh
 mba doctor 2>&1 | tee "$OUT/doctor.txt"
-timeout "${BENCH_SECONDS:-150}" python3 benchmarks/bench_train.py --out "$OUT/train.csv" --seconds 2 --only "${CASES:-0,2,3,6,7,8}" 2>&1 | tee "$OUT/bench.txt"
+mba bench train --seconds 2 --out "$OUT/train.csv" 2>&1 | tee "$OUT/bench.txt"
 timeout "${TRAIN_SECONDS:-180}" python3 -c 'from mamba_bio_audio.cli.main import run; run()' pretrain dna/hg38-1.4m \
   --set data.path=.device/human --set data.num_workers=8 --set data.reverse_complement=true \
   --set train.tokens_per_step=65536 --set train.lr="${LR:-4e-3}" --set train.steps="${STEPS:-1500}" \

@@ -8,6 +8,7 @@ import traceback
 import typer
 
 from mamba_bio_audio.cli import (
+    bench,
     configs,
     demo,
     doctor,
@@ -33,6 +34,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
 app.command("export")(export.export)
 app.command("configs")(configs.configs)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 

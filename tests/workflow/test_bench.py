@@ -1,0 +1,60 @@
+"""The benchmark command: pairs, checks before timing, provenance."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.workflow import bench
+
+
+def test_interleaved_takes_turns():
+    seen = []
+    timing = bench.interleaved(lambda: seen.append("ours"), lambda: seen.append("peer"), "cpu", pairs=4)
+    assert seen[4:] == ["ours", "peer"] * 4
+    assert len(timing.ours) == len(timing.peer) == 4
+
+
+def test_kernels_and_provenance(tmp_path, monkeypatch):
+    monkeypatch.setitem(bench.KERNEL_SHAPES, "cpu", [(1, 70, 32)])
+    rows = bench.bench("kernels", tmp_path / "new" / "k.csv", device="cpu", seconds=0.01)
+    with (tmp_path / "new" / "k.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [(r["benchmark"], r["mode"]) for r in written] == [
+        ("selective_scan", "forward"),
+        ("selective_scan", "backward"),
+        ("causal_conv1d", "forward"),
+        ("causal_conv1d", "backward"),
+    ]
+    assert len(rows) == 4
+    for row in written:
+        assert row["torch"] == torch.__version__
+        assert row["started"]
+        assert float(row["ms_p50"]) > 0
+        assert row["ratio"] == ""  # there is no peer on a CPU
+
+
+def test_a_wrong_operation_is_not_timed(monkeypatch):
+    monkeypatch.setitem(bench.KERNEL_SHAPES, "cpu", [(1, 70, 32)])
+    right = bench.ops.selective_scan
+    monkeypatch.setattr(bench.ops, "selective_scan", lambda *a, **k: right(*a, **k) * 1.01)
+    with pytest.raises(RuntimeError, match="selective_scan: wrong by 1"):
+        next(bench.kernels("cpu"))
+
+
+def test_train_and_sample(monkeypatch):
+    (row,) = bench.train("cpu", seconds=0.01, shapes=[(1, 8, 2, 16, 8)])
+    assert row["shape"] == "1x8, (2, 16), streamed by 8"
+    assert math.isclose(float(row["mtokens_per_s"]), 32 / float(row["ms_p50"]) / 1e3, rel_tol=0.01)
+    monkeypatch.setitem(bench.SAMPLE_SHAPES, "cpu", [(1, 8, 2)])
+    (row,) = bench.sample("cpu", length=4, seconds=0.01)
+    assert float(row["tokens_per_s"]) > 0
+
+
+def test_what_it_refuses(tmp_path):
+    with pytest.raises(InputError, match="kernels, train, sample"):
+        bench.bench("nothing", tmp_path / "x.csv", device="cpu")
+    with pytest.raises(InputError, match="is a folder"):
+        bench.bench("train", tmp_path, device="cpu")

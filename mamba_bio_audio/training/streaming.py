@@ -16,6 +16,7 @@ scalers and DistributedDataParallel see one ordinary gradient per parameter and 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.training.parallel import Relay
 
 
 def streamed_loss(
@@ -37,6 +39,7 @@ def streamed_loss(
     reset: Tensor | None = None,
     offload: bool = False,
     truncate: bool = False,
+    relay: Relay | None = None,
 ) -> tuple[Tensor, Tensor, Any]:
     """Loss of a long span, differentiable in the model's parameters, chunk by chunk.
 
@@ -50,9 +53,12 @@ def streamed_loss(
         reset: bool (B, L), a new sequence starts there.
         offload: keep the states between chunks in host memory.
         truncate: leave out the gradient through the states. Not exact: truncated backpropagation through time.
+        relay: cut every chunk into spans of at most `chunk` positions over the ranks that share the sequence; all of
+            them call with the same tokens, each gets the loss and the gradients of its own spans.
 
     Returns:
-        loss_sum (scalar, nats, fp32 or fp64), count (scalar int64) and the state at the end, without gradient.
+        loss_sum (scalar, nats, fp32 or fp64), count (scalar int64) and the state at the end, without gradient; with
+        `relay` at the end of this rank's last span.
 
     Raises:
         InputError: the model has a layer whose state grows with the length or that has none.
@@ -66,6 +72,13 @@ def streamed_loss(
     if chunk < 1:
         raise InputError(f"train.stream_chunk is {chunk}; choose 1 or more")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if relay is not None and (state is not None or truncate):
+        raise InputError("train.sequence_parallel begins every sequence from nothing, with exact gradients")
+    length = tokens.shape[1]
+    if relay is None:
+        spans = [(low, min(low + chunk, length)) for low in range(0, length, chunk)]
+    else:
+        spans = relay.spans(length, chunk)
     size = rows or len(tokens)
     groups = [slice(low, low + size) for low in range(0, len(tokens), size)]
     calls = [
@@ -73,10 +86,11 @@ def streamed_loss(
             model,
             tokens[group],
             targets[group],
-            chunk,
+            spans,
             state if len(groups) == 1 else _rows(state, group),
             None if reset is None else reset[group],
             offload,
+            relay,
         )
         for group in groups
     ]
@@ -84,6 +98,8 @@ def streamed_loss(
         loss_sum, count = _run(calls, keep=False)
     else:
         loss_sum, count = _Streamed.apply(calls, truncate, *parameters)  # type: ignore[no-untyped-call]
+    if relay is not None:
+        relay.flush()
     return loss_sum, count, _joined([call.final_state for call in calls])
 
 
@@ -112,14 +128,18 @@ class _Call:
         model: nn.Module,
         tokens: Tensor,
         targets: Tensor,
-        chunk: int,
+        spans: list[tuple[int, int]],
         state: Any,
         reset: Tensor | None,
         offload: bool,
+        relay: Relay | None,
     ) -> None:
         self.model, self.tokens, self.targets, self.reset = model, tokens, targets, reset
-        self.spans = [(low, min(low + chunk, tokens.shape[1])) for low in range(0, tokens.shape[1], chunk)]
+        self.spans = spans
         self.offload = offload
+        self.relay = relay
+        # States come from other ranks, layer by layer, instead of from the chunk before.
+        self.visits = [] if relay is None else [relay.open(i, len(spans), offload) for i in range(len(spans))]
         self.start = state
         self.starts: list[list[Any]] = []  # leaves of the state before each chunk; none before the first of a sequence
         self.structure: Any = None
@@ -130,6 +150,10 @@ class _Call:
         device = tokens.device.type
         # Backward runs outside of the caller's autocast; what is computed again must be the same.
         self.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+    def at(self, number: int) -> AbstractContextManager[None]:
+        """Within it the model runs, forward or backward, on a chunk."""
+        return nullcontext() if self.relay is None else self.relay.at(self.visits[number])
 
     def chunk(self, number: int, state: Any) -> Any:
         """Model output of one chunk."""
@@ -149,16 +173,18 @@ class _Call:
                 self.starts.append(self._put(state))
                 if self.draws:
                     self.random.append(_generators(self.tokens.device))
-            if graph and number == len(self.spans) - 1:
-                out, wanted = self.differentiable_chunk(number)
-                self.last = out, wanted
-            else:
-                with torch.no_grad():
-                    out = self.chunk(number, state)
-            state = out.state
+            with self.at(number):
+                if graph and number == len(self.spans) - 1:
+                    out, wanted = self.differentiable_chunk(number)
+                    self.last = out, wanted
+                else:
+                    with torch.no_grad():
+                        out = self.chunk(number, state)
+            if self.relay is None:
+                state = out.state
             losses.append(out.loss_sum.detach())
             counts.append(out.count)
-        leaves, structure = tree_flatten(state)
+        leaves, structure = tree_flatten(out.state)
         self.final_state = tree_unflatten([x.detach() if isinstance(x, Tensor) else x for x in leaves], structure)
         return torch.stack(losses).sum(), torch.stack(counts).sum()
 
@@ -166,7 +192,11 @@ class _Call:
         """Output of one chunk with its graph, and the leaves of the state before it that gather gradients."""
         with torch.enable_grad():
             state, wanted = self._take(number)
-            return self.chunk(number, state), wanted
+            out = self.chunk(number, state)
+            if self.relay is not None:
+                anchor = self.visits[number].anchor
+                wanted = [] if anchor is None else [anchor]
+            return out, wanted
 
     def again(self, number: int) -> tuple[Any, list[Tensor]]:
         """`differentiable_chunk` with the numbers that pass 1 drew; the generators are left as they are."""
@@ -226,9 +256,13 @@ class _Streamed(torch.autograd.Function):
         for call in reversed(ctx.calls):
             g_state: list[Tensor] = []  # gradient of the state after the chunk at hand
             for number in reversed(range(len(call.spans))):
-                out, wanted = call.last or call.again(number)
-                call.last = None
-                found = _gradients(out, g_loss, g_state, [*parameters, *wanted])
+                with call.at(number):
+                    out, wanted = call.last or call.again(number)
+                    call.last = None
+                    if call.relay is not None:
+                        # What comes after adds its gradient on the way back, layer by layer.
+                        g_state = [torch.zeros_like(leaf) for leaf in _ends(out)]
+                    found = _gradients(out, g_loss, g_state, [*parameters, *wanted])
                 del out
                 totals.add(found[: len(parameters)])
                 g_state = [
@@ -237,7 +271,9 @@ class _Streamed(torch.autograd.Function):
                 ]
                 if ctx.truncate:
                     g_state = []
-            call.starts, call.random = [], []
+            call.starts, call.random, call.visits = [], [], []
+            if call.relay is not None:
+                call.relay.flush()
         return None, None, *totals.gradients()
 
 
@@ -245,13 +281,16 @@ def _gradients(out: Any, g_loss: Tensor, g_state: list[Tensor], inputs: list[Ten
     """Back from the loss of a chunk and from the state after it."""
     outputs, weights = [out.loss_sum], [g_loss]
     if g_state:
-        ends = [leaf for leaf in tree_flatten(out.state)[0] if _differentiable(leaf)]
-        outputs += ends
-        weights += [g for _, g in zip(ends, g_state, strict=True)]
+        outputs += _ends(out)
+        weights += g_state
     pairs = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
     if not pairs:
         return (None,) * len(inputs)
     return torch.autograd.grad([o for o, _ in pairs], inputs, [w for _, w in pairs], allow_unused=True)
+
+
+def _ends(out: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(out.state)[0] if _differentiable(leaf)]
 
 
 class _Totals:

@@ -1,0 +1,261 @@
+"""One sequence over several devices, exactly: each layer hands its state on as soon as it is done.
+
+A chunk of a sequence is cut into one span per rank. Rank r runs layer l on its span from the state in which rank r - 1
+left that layer, which is all that has to cross: the last inputs of the convolution and the SSM state, some tens of
+kilobytes. The gradient of that state comes back the same way. Ranks work at the same time, each one layer behind the
+one before:
+
+    time      1    2    3    4   ..
+    rank 0   l1   l2   l3   l4   ..        n layers on P ranks take n + P - 1 layer times forward, as many backward;
+    rank 1        l1   l2   l3   ..        nothing is computed twice, and the sums are those of one process
+    rank 2             l1   l2   ..
+
+With `train.stream_chunk` the last rank hands the state at the end of a chunk to the first rank's next chunk, so ranks
+wait only at the very beginning and end, not at every chunk.
+
+Messages of one layer are one buffer of bytes. Two process groups keep the two kinds of links (to the next rank; from
+the last to the first) apart: on one communicator, which works in order, each could wait for the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from mamba_bio_audio.errors import InputError
+
+
+def process_rank() -> int:
+    """Number of this process among those that train together, also before they know each other.
+
+    torchrun sets RANK, SLURM sets SLURM_PROCID, and Lightning's own launcher sets LOCAL_RANK and NODE_RANK.
+    """
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+class Link(NamedTuple):
+    """Where states come from or go to."""
+
+    peer: int  # global rank
+    group: Any
+
+
+class Visit:
+    """One chunk of some rows on this rank: where its states come from and go to, and what came and went.
+
+    Attributes:
+        anchor: scalar in the graph of what was received; its gradient must be asked for, or nothing is sent back.
+    """
+
+    def __init__(self, source: Link | None, target: Link | None, offload: bool) -> None:
+        self.source, self.target, self.offload = source, target, offload
+        self.starts: dict[int, list[Tensor]] = {}
+        self.sent: set[int] = set()
+        self.anchor: Tensor | None = None
+
+
+class Relay:
+    """Hooks on a model's layers that pass states from rank to rank while a visit is open, and do nothing otherwise.
+
+    Args:
+        model: whose whole state is that of its layers.
+        ranks: global ranks that share a sequence, in order.
+        groups: process groups of these ranks for the links to the next rank and from the last to the first.
+    """
+
+    def __init__(self, model: nn.Module, ranks: list[int], groups: tuple[Any, Any]) -> None:
+        self.ranks = ranks
+        self.size = len(ranks)
+        self.rank = ranks.index(dist.get_rank())
+        self.groups = groups
+        self.visit: Visit | None = None
+        self.pending: list[tuple[Any, Tensor]] = []
+        self.layers = _stateful_layers(model)
+        for number, layer in enumerate(self.layers):
+            layer.register_forward_pre_hook(self._before(number), with_kwargs=True)
+            layer.register_forward_hook(self._after(number))
+        self._meet()
+
+    def spans(self, length: int, chunk: int) -> list[tuple[int, int]]:
+        """This rank's span of each chunk; together they are the sequence, about `chunk` positions or less."""
+        if length < self.size:
+            raise InputError(f"train.sequence_parallel is {self.size}, but a sequence has {length} positions")
+        parts = min(-(-length // (chunk * self.size)) * self.size, length // self.size * self.size)
+        edges = [length * i // parts for i in range(parts + 1)]
+        return [(edges[i], edges[i + 1]) for i in range(self.rank, parts, self.size)]
+
+    def open(self, number: int, chunks: int, offload: bool) -> Visit:
+        """The visit of chunk `number` of `chunks`."""
+        within, around = self.groups
+        source = target = None
+        if self.rank > 0:
+            source = Link(self.ranks[self.rank - 1], within)
+        elif number > 0:
+            source = Link(self.ranks[-1], around)
+        if self.rank < self.size - 1:
+            target = Link(self.ranks[self.rank + 1], within)
+        elif number < chunks - 1:
+            target = Link(self.ranks[0], around)
+        return Visit(source, target, offload)
+
+    @contextmanager
+    def at(self, visit: Visit) -> Iterator[None]:
+        """Run the model, or go back through it, at this place of the sequence."""
+        self.visit = visit
+        try:
+            yield
+        finally:
+            self.visit = None
+
+    def flush(self) -> None:
+        """Wait until all that was sent has left."""
+        for work, _ in self.pending:
+            work.wait()
+        self.pending.clear()
+
+    def send(self, link: Link, tensors: list[Tensor]) -> None:
+        """Send without waiting."""
+        buffer = torch.cat([t.detach().contiguous().reshape(-1).view(torch.uint8) for t in tensors])
+        work = dist.isend(buffer, link.peer, group=link.group)
+        # The buffer must live until it has left.
+        self.pending.append((work, buffer))
+
+    def receive(self, link: Link, like: list[Tensor]) -> list[Tensor]:
+        """Tensors of the shapes and dtypes of `like`."""
+        sizes = [t.numel() * t.element_size() for t in like]
+        buffer = torch.empty(sum(sizes), dtype=torch.uint8, device=like[0].device)
+        dist.recv(buffer, link.peer, group=link.group)
+        parts = buffer.split(sizes)
+        # Each in memory of its own, aligned for its dtype.
+        return [part.clone().view(t.dtype).view(t.shape) for part, t in zip(parts, like, strict=True)]
+
+    def _before(self, number: int) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            visit = self.visit
+            if visit is None or visit.source is None:
+                return None
+            x = args[0]
+            narrow = torch.is_autocast_enabled(x.device.type)
+            dtype = torch.get_autocast_dtype(x.device.type) if narrow else x.dtype
+            like, structure = tree_flatten(layer.init_state(len(x), x.device, dtype))  # type: ignore[operator]
+            if not all(isinstance(leaf, Tensor) for leaf in like):
+                return None
+            if number not in visit.starts:
+                found = self.receive(visit.source, like)
+                visit.starts[number] = [t.cpu() for t in found] if visit.offload else found
+            start = [t.to(x.device) for t in visit.starts[number]]
+            if torch.is_grad_enabled():
+                if visit.anchor is None:
+                    visit.anchor = torch.zeros((), device=x.device, requires_grad=True)
+                start = list(_Received.apply(self, visit.source, visit.anchor, *start))  # type: ignore[no-untyped-call]
+            kwargs.pop("state", None)
+            return (x, tree_unflatten(start, structure)), kwargs
+
+        return hook
+
+    def _after(self, number: int) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> Any:
+            visit = self.visit
+            if visit is None or visit.target is None:
+                return None
+            y, state = output
+            leaves, structure = tree_flatten(state)
+            if not all(isinstance(leaf, Tensor) for leaf in leaves):
+                return None
+            if number not in visit.sent:
+                visit.sent.add(number)
+                self.send(visit.target, leaves)
+            if torch.is_grad_enabled():
+                leaves = list(_Sent.apply(self, visit.target, *leaves))  # type: ignore[no-untyped-call]
+            return y, tree_unflatten(leaves, structure)
+
+        return hook
+
+    def _meet(self) -> None:
+        """Make every link once, in the order of the ranks: backends connect at the first message and wait there."""
+        # A parameter shows the device; nothing else is known of it here.
+        first = next(p for layer in self.layers for p in layer.parameters())
+        token = [torch.zeros(1, device=first.device)]
+        within, around = self.groups
+        if self.rank > 0:
+            self.receive(Link(self.ranks[self.rank - 1], within), token)
+        if self.rank < self.size - 1:
+            self.send(Link(self.ranks[self.rank + 1], within), token)
+        if self.rank == self.size - 1:
+            self.send(Link(self.ranks[0], around), token)
+        if self.rank == 0:
+            self.receive(Link(self.ranks[-1], around), token)
+        self.flush()
+
+
+class _Received(torch.autograd.Function):
+    """Identity; its backward sends the gradients to where the values came from."""
+
+    @staticmethod
+    def forward(ctx: Any, relay: Relay, link: Link, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.relay, ctx.link = relay, link
+        return tuple(t.clone() for t in tensors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        ctx.relay.send(ctx.link, list(gradients))
+        return None, None, gradients[0].new_zeros((), dtype=torch.float32), *(None for _ in gradients)
+
+
+class _Sent(torch.autograd.Function):
+    """Identity; its backward receives the gradients from where the values went."""
+
+    @staticmethod
+    def forward(ctx: Any, relay: Relay, link: Link, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.relay, ctx.link = relay, link
+        return tuple(t.clone() for t in tensors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        found = ctx.relay.receive(ctx.link, list(gradients))
+        return None, None, *(a + b for a, b in zip(found, gradients, strict=True))
+
+
+def _stateful_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that carry a state, in the order in which the model runs them.
+
+    Raises:
+        InputError: some of the model's state is not that of a layer.
+    """
+    stateful = [m for m in model.modules() if hasattr(m, "init_state") and hasattr(m, "streaming")]
+    layers = [m for m in stateful if not any(child in stateful for child in m.modules() if child is not m)]
+
+    def leaves(module: Any) -> int:
+        return len(tree_flatten(module.init_state(1))[0])
+
+    if getattr(model, "streaming", "none") != "constant" or leaves(model) != sum(map(leaves, layers)):
+        raise InputError(
+            f"train.sequence_parallel passes the states of layers from rank to rank; {type(model).__name__} keeps a "
+            f"state of its own besides, or one that grows: set train.sequence_parallel=1"
+        )
+    return layers
+
+
+def make_relay(model: nn.Module, size: int) -> Relay | None:
+    """The relay of this process; None where a sequence is on one device. All processes must call it together."""
+    if size == 1:
+        return None
+    for first in range(0, dist.get_world_size(), size):
+        ranks = list(range(first, first + size))
+        # Every process takes part in making every group.
+        groups = dist.new_group(ranks), dist.new_group(ranks)
+        if dist.get_rank() in ranks:
+            mine = ranks, groups
+    return Relay(model, *mine)

@@ -1,0 +1,142 @@
+"""A sequence over several processes gives the loss and the gradients of one process (gloo on the CPU)."""
+
+import itertools
+import socket
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.unet import UNetModel
+from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.training.parallel import Relay, make_relay, process_rank
+from mamba_bio_audio.training.streaming import streamed_loss
+
+LENGTH = 49
+
+
+def language_model(mixer: str = "mamba"):
+    built = build_model(
+        ModelConfig(d_model=12, num_layers=3, vocab_size=12, mixer=mixer, ssm=SsmConfig(d_state=4)), seed=0
+    )
+    torch.nn.init.normal_(built.embedding.weight, generator=torch.Generator().manual_seed(0))
+    return built.double()
+
+
+def classifier(pool: str):
+    torch.manual_seed(0)
+    return Classifier(language_model(), HeadConfig(pool=pool, classes=("a", "b", "c"))).double()
+
+
+def batch(classes: bool):
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(12, (3, LENGTH + 1), generator=generator)
+    targets = tokens[:, 1:].clone()
+    targets[0, 5:20] = -100
+    if classes:
+        targets[:] = -100
+        targets[torch.arange(3), torch.tensor([48, 20, 47])] = torch.tensor([0, 2, 1])
+    return tokens[:, :-1], targets
+
+
+CASES = {
+    "one span each": (language_model, {"chunk": 100}),
+    "chunks, rows apart": (language_model, {"chunk": 7, "rows": 2}),
+    "single positions": (language_model, {"chunk": 1}),
+    "offloaded": (language_model, {"chunk": 10, "offload": True}),
+    "recomputed": (language_model, {"chunk": 10, "recompute": "layer"}),
+    "packed": (language_model, {"chunk": 10, "reset": True}),
+    "complex": (lambda: language_model("mamba-complex"), {"chunk": 10}),
+    "classifier, mean": (lambda: classifier("mean"), {"chunk": 10}),
+    "classifier, last": (lambda: classifier("last"), {"chunk": 100}),
+}
+
+
+def results(case: str, relay_size: int = 1):
+    """Loss, count and gradients of one process; its own share of them when several share the sequence."""
+    make, options = CASES[case]
+    options = dict(options)
+    model = make()
+    model.recompute = options.pop("recompute", "none")
+    tokens, targets = batch("classifier" in case)
+    reset = None
+    if options.pop("reset", False):
+        reset = torch.zeros_like(tokens, dtype=torch.bool)
+        reset[0, 16] = reset[1, 24] = reset[2, 25] = True
+    if relay_size == 1:
+        out = model(tokens, targets=targets, reset=reset, logits="none")
+        loss, count = out.loss_sum, out.count
+    else:
+        relay = make_relay(model, relay_size)
+        with torch.no_grad():
+            first, _, _ = streamed_loss(model, tokens, targets, reset=reset, relay=relay, **options)
+        loss, count, _ = streamed_loss(model, tokens, targets, reset=reset, relay=relay, **options)
+        assert torch.equal(first, loss.detach())
+        assert not relay.pending
+    loss.backward()
+    # A head without a target on this rank gives zeros or nothing.
+    found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    return loss.detach(), count, found
+
+
+def work(rank: int, size: int, port: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    for case in CASES:
+        loss, count, gradients = results(case, size)
+        for value in (loss, count, *gradients.values()):
+            dist.all_reduce(value)
+        expected_loss, expected_count, expected = results(case)
+        assert count == expected_count, case
+        assert torch.allclose(loss, expected_loss, rtol=1e-10), case
+        for name, value in expected.items():
+            error = (gradients[name] - value).norm() / value.norm()
+            assert error <= 1e-10, f"{case}, {name}: {error:.1e}"
+    with pytest.raises(InputError, match="keeps a state of its own"):
+        make_relay(UNetModel(UNetConfig(d_model=4, num_layers=1, vocab_size=8, pools=[2])), size)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_equals_one_process(size):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, (size, port), nprocs=size)
+
+
+def test_spans_of_all_ranks_are_the_sequence():
+    for size, length, chunk in itertools.product((2, 3), (3, 48, 49, 50), (1, 7, 100)):
+        found = []
+        for rank in range(size):
+            relay = object.__new__(Relay)
+            relay.rank, relay.size = rank, size
+            found.append(relay.spans(length, chunk))
+        assert len({len(spans) for spans in found}) == 1
+        joined = [span for spans in zip(*found, strict=True) for span in spans]
+        assert joined[0][0] == 0
+        assert joined[-1][1] == length
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(joined))
+        assert all(1 <= high - low <= chunk + 1 for low, high in joined)
+        with pytest.raises(InputError, match="sequence has 1 positions"):
+            relay.spans(1, 4)
+
+
+def test_rank_of_a_process(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    assert process_rank() == 0
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert process_rank() == 1
+    monkeypatch.setenv("RANK", "5")
+    assert process_rank() == 5

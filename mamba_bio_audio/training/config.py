@@ -63,8 +63,12 @@ class TrainConfig(BaseModel):
         description="NOT EXACT: truncated backpropagation through time; the state is carried from chunk to chunk of "
         "this many positions, its gradient is dropped",
     )
-    devices: Literal[1] = Field(1, description="devices; one until training on several is tested")
-    strategy: Literal["auto"] = Field("auto", description="Lightning strategy")
+    devices: int = Field(1, ge=1, description="devices per node; several train together, one process each")
+    nodes: int = Field(1, ge=1, description="machines, started by torchrun or SLURM")
+    sequence_parallel: int = Field(
+        1, ge=1, description="devices that share each sequence, exactly; the others train on other sequences"
+    )
+    strategy: Literal["auto", "ddp"] = Field("auto", description="Lightning strategy; auto is ddp on several devices")
     validate_every: int = Field(100, ge=1, description="steps between validations")
     validation_tokens: int | None = Field(
         None, ge=1, description="positions per validation, evenly spread; null is the whole split"
@@ -74,11 +78,19 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
-        if self.tokens_per_step % (self.length * self.devices):
-            unit = self.length * self.devices
+        if self.devices * self.nodes % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel ({self.sequence_parallel}) must divide the {self.devices * self.nodes} devices "
+                f"(devices x nodes)"
+            )
+        if self.sequence_parallel > 1 and self.truncate_chunk is not None:
+            raise ValueError("sequence_parallel is exact and truncate_chunk is not; set truncate_chunk=null")
+        if self.tokens_per_step % (self.length * self.data_parallel):
+            unit = self.length * self.data_parallel
             below = max(unit, self.tokens_per_step // unit * unit)
             raise ValueError(
-                f"tokens_per_step ({self.tokens_per_step:,}) must be a multiple of length x devices ({unit:,}), "
+                f"tokens_per_step ({self.tokens_per_step:,}) must be a multiple of length x devices that train on "
+                f"different sequences ({self.length:,} x {self.data_parallel}), "
                 f"for example {below:,}"
             )
         lengths = [stage.length for stage in self.length_warmup]
@@ -96,7 +108,7 @@ class TrainConfig(BaseModel):
             raise ValueError("stream_chunk is exact and truncate_chunk is not; set one of them to null")
         if self.stream_offload and self.stream_chunk is None and self.truncate_chunk is None:
             raise ValueError("stream_offload needs stream_chunk: without chunks there is no state to keep")
-        sequences = self.sequences_per_step // self.devices
+        sequences = self.sequences_per_step // self.data_parallel
         if self.micro_batch is not None and sequences % self.micro_batch:
             divisors = [d for d in range(1, sequences + 1) if sequences % d == 0]
             near = sorted(divisors, key=lambda d: abs(d - self.micro_batch))[:4]  # type: ignore[operator]
@@ -105,6 +117,15 @@ class TrainConfig(BaseModel):
                 f"near values: {', '.join(map(str, sorted(near)))}"
             )
         return self
+
+    @property
+    def data_parallel(self) -> int:
+        """Groups of devices that train on different sequences."""
+        return self.devices * self.nodes // self.sequence_parallel
+
+    def accumulate(self, device: str) -> int:
+        """Micro-batches per optimiser step."""
+        return self.sequences_per_step // (self.micro_batch_for(device) * self.data_parallel)
 
     @property
     def chunk(self) -> int | None:
@@ -126,6 +147,6 @@ class TrainConfig(BaseModel):
         """
         if self.micro_batch is not None:
             return self.micro_batch
-        sequences = self.sequences_per_step // self.devices
-        most = max(1, (2**14 if device == "cpu" else 2**18) // self.length)
+        sequences = self.sequences_per_step // self.data_parallel
+        most = max(1, (2**14 if device == "cpu" else 2**18) * self.sequence_parallel // self.length)
         return max(d for d in range(1, min(most, sequences) + 1) if sequences % d == 0)

@@ -20,6 +20,7 @@ from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage
 from mamba_bio_audio.training.module import LanguageModelModule
+from mamba_bio_audio.training.parallel import process_rank
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.training.steps import AtomicCheckpointIO, Steps
@@ -109,12 +110,12 @@ def fit(
     Raises:
         NonFiniteLoss: when the loss is no longer a number.
     """
-    micro_batch = config.micro_batch_for(device)
-    accumulate = config.sequences_per_step // (micro_batch * config.devices)
+    accumulate = config.accumulate(device)
     model.recompute = config.recompute
     module = LanguageModelModule(model, config)
-    progress = Progress(config, quiet, unit)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    progress = Progress(config, quiet or process_rank() > 0, unit)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with StopSignal() as stop, warnings.catch_warnings():
         # Few workers and an endless loader are what we want here; Lightning warns of both.
         warnings.filterwarnings("ignore", module="lightning")
@@ -122,7 +123,8 @@ def fit(
         trainer = L.Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=config.devices,
-            strategy=config.strategy,
+            num_nodes=config.nodes,
+            strategy="ddp" if config.devices * config.nodes > 1 else "auto",
             precision="bf16-mixed" if resolve_precision(config.precision, device) == "bf16" else "32-true",
             # `Steps` ends the training and validates, so that both can be interrupted and resumed exactly.
             max_steps=-1,
@@ -136,7 +138,8 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        data.rank, data.world_size = trainer.global_rank, trainer.world_size
+        # Ranks that share a sequence read the same ones.
+        data.rank, data.world_size = trainer.global_rank // config.sequence_parallel, config.data_parallel
         valid = data.evaluation_dataloader("valid", max_tokens=config.validation_tokens)
         steps = Steps(config, accumulate, out, valid, stop, progress, stages)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]

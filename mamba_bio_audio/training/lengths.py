@@ -72,7 +72,7 @@ def stretches(stages: Sequence[Stage], train: TrainConfig, step: int, device: st
         device: "cpu" or "cuda"; decides the micro-batch where the configuration leaves it open.
     """
     micro_batch = train.micro_batch_for(device)
-    accumulate = train.sequences_per_step // (micro_batch * train.devices)
+    accumulate = train.accumulate(device)
     parts = []
     for number, stage in enumerate(stages):
         last = number == len(stages) - 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mamba_bio_audio.models.output import ModelOutput
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.optim import build_optimizer
+from mamba_bio_audio.training.parallel import Relay, make_relay
 from mamba_bio_audio.training.schedule import learning_rate
 from mamba_bio_audio.training.streaming import streamed_loss
 
@@ -33,6 +34,7 @@ class LanguageModelModule(L.LightningModule):
         self.model = model
         self.train_config = config
         self.grad_norm = torch.tensor(math.nan)
+        self.relay: Relay | None = None
         self.reset_train_sums()
 
     def reset_train_sums(self) -> None:
@@ -40,19 +42,32 @@ class LanguageModelModule(L.LightningModule):
         self.train_nats = torch.zeros((), dtype=torch.float64)
         self.train_count = torch.zeros((), dtype=torch.int64)
 
+    def train_sums(self) -> Tensor:
+        """Loss and count since `reset_train_sums` of this rank, (2,) fp64."""
+        nats = self.train_nats.to(self.device)
+        return torch.stack([nats, self.train_count.to(nats)])
+
+    def on_fit_start(self) -> None:
+        """Connect the ranks that share a sequence."""
+        self.relay = make_relay(self.model, self.train_config.sequence_parallel)
+
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Summed nats and number of scored positions of a batch."""
         config, chunk = self.train_config, self.train_config.chunk
         rows, length = batch["tokens"].shape
-        if chunk is not None and rows * length > chunk:
+        parts = config.sequence_parallel
+        if parts > 1:
+            chunk = chunk or -(-length // parts)
+        if chunk is not None and (rows * length > chunk or parts > 1):
             loss_sum, count, _ = streamed_loss(
                 self.model,
                 batch["tokens"],
                 batch["targets"],
                 chunk=chunk,
-                rows=max(1, self._sequences * chunk // min(length, chunk)),
+                rows=max(1, self._sequences * chunk * parts // min(length, chunk * parts)),
                 offload=config.stream_offload,
                 truncate=config.truncate_chunk is not None,
+                relay=self.relay,
             )
             return loss_sum, count
         out: ModelOutput = self.model(batch["tokens"], targets=batch["targets"], logits="none")
@@ -70,6 +85,8 @@ class LanguageModelModule(L.LightningModule):
         loss_sum, count = self.loss(batch)
         self.train_nats = self.train_nats.to(loss_sum.device) + loss_sum.detach().double()
         self.train_count = self.train_count.to(count.device) + count
+        # The mean over ranks of the gradients counts a sequence once for every rank that it is spread over.
+        loss_sum = loss_sum * self.train_config.sequence_parallel
         return loss_sum / batch["targets"].numel()
 
     def configure_gradient_clipping(

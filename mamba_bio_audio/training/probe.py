@@ -45,7 +45,7 @@ def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str) -> P
     tokens = _tokens(train, device)
     (n1, m1, _), (n2, m2, seconds) = points[0], points[-1]
     memory = m2 if n2 == tokens else m2 + max(0.0, (m2 - m1) / (n2 - n1)) * (tokens - n2)
-    per_device = train.tokens_per_step / train.devices
+    per_device = train.tokens_per_step / (train.devices * train.nodes)
     return Probe(int(memory), seconds / n2 * per_device)
 
 
@@ -64,7 +64,7 @@ def choose_chunk(model: ModelConfig | UNetConfig, train: TrainConfig, device: st
     ]
     each = max(1.0, (used[1] - used[0]) / (large - small))
     longest = large + (_memory_limit(device) - used[1]) / each
-    if longest >= train.length:
+    if longest * train.sequence_parallel >= train.length:
         return None
     return max(small, 1 << int(max(1.0, longest)).bit_length() - 1)
 
@@ -120,7 +120,8 @@ def _tokens(train: TrainConfig, device: str) -> int:
 
 
 def _longest(train: TrainConfig) -> int:
-    return train.length if train.chunk is None else min(train.length, 2 * train.chunk)
+    own = -(-train.length // train.sequence_parallel)
+    return own if train.chunk is None else min(own, 2 * train.chunk)
 
 
 def _peak(device: str) -> int:

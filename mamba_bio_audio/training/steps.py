@@ -77,6 +77,8 @@ class Steps(L.Callback):
         # The row of a step that waits for its validation.
         self.row: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
+        # Training loss and count since the last row, over all ranks, for the checkpoint.
+        self._sums = torch.zeros(2, dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
         """Best validation, the waiting row, and the training loss since the last row."""
@@ -84,14 +86,15 @@ class Steps(L.Callback):
             "best": self.best,
             "best_step": self.best_step,
             "row": dict(self.row),
-            "nats": self._module.train_nats.cpu(),
-            "count": self._module.train_count.cpu(),
+            "nats": self._sums[0].cpu(),
+            "count": self._sums[1].round().long().cpu(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there; taken up when training starts."""
         self.best, self.best_step, self.row = state_dict["best"], state_dict["best_step"], dict(state_dict["row"])
         self._restored = state_dict
+        self._sums = torch.stack([state_dict["nats"], state_dict["count"].double()])
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remember the module whose sums are saved."""
@@ -102,7 +105,8 @@ class Steps(L.Callback):
         """Continue the files, and make up for a validation that was interrupted."""
         self.stop.install()
         module = self._module
-        if self._restored:
+        # The sums are those of all ranks; one of them goes on with them.
+        if self._restored and trainer.is_global_zero:
             module.train_nats, module.train_count = self._restored["nats"], self._restored["count"]
         if trainer.is_global_zero:
             metrics.start(self.out / "metrics.csv", trainer.global_step - bool(self.row))
@@ -123,9 +127,11 @@ class Steps(L.Callback):
         validate = step % config.validate_every == 0 or step == config.steps
         log = validate or step % config.log_every == 0
         save = validate or step % config.checkpoint_every == 0 or stopped
-        nats = self._train_nats(step) if log or save or self.progress.due() else None
+        due = self.progress.due()
+        # Only what all ranks do at the same step may be summed over them; what is shown in between is this rank's.
+        nats = self._train_nats(trainer, step, everywhere=log or save) if log or save or due else None
         length = length_at(self.stages, step)
-        self.progress.step(step, nats if self.progress.due() else None, length if len(self.stages) > 1 else None)
+        self.progress.step(step, nats if due else None, length if len(self.stages) > 1 else None)
         if log:
             module.reset_train_sums()
             self.row = {
@@ -139,22 +145,33 @@ class Steps(L.Callback):
             if not validate:
                 self._write(trainer)
         if save:
+            self._add_up(trainer, module)
             self._save(trainer, "last")
         if validate and not stopped:
             self._validate(trainer, module)
         trainer.should_stop = stopped or bool(self.row) or step == config.steps
 
-    def _train_nats(self, step: int) -> float:
-        """Mean training loss since the last row; checked, since something will be written."""
+    def _train_nats(self, trainer: L.Trainer, step: int, everywhere: bool) -> float:
+        """Mean training loss since the last row, of all ranks or of this one; checked, since it will be shown."""
         module = self._module
-        nats = (module.train_nats / module.train_count.clamp(min=1)).item()
+        sums = self._add_up(trainer, module) if everywhere else module.train_sums()
+        nats = (sums[0] / sums[1].clamp(min=1)).item()
         norm = float(module.grad_norm)
-        if not (math.isfinite(nats) and math.isfinite(norm)):
+        # A rank that ended alone would leave the others waiting; they all see it together soon.
+        if not (math.isfinite(nats) and math.isfinite(norm)) and (everywhere or trainer.world_size == 1):
             raise NonFiniteLoss(
                 f"at step {step} the training loss is {nats:g} and the norm of its gradient {norm:g}; "
                 f"lower train.lr and start again"
             )
         return nats
+
+    def _add_up(self, trainer: L.Trainer, module: LanguageModelModule) -> torch.Tensor:
+        """The sums of all ranks, also kept for the checkpoint; all ranks must be here."""
+        sums = module.train_sums()
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
+        self._sums = sums
+        return sums
 
     @staticmethod
     def _rate(trainer: L.Trainer, step: int) -> float:

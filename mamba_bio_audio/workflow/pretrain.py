@@ -20,6 +20,7 @@ from mamba_bio_audio.files import write_json, write_text
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
 from mamba_bio_audio.training.lengths import length_stages, stretches
+from mamba_bio_audio.training.parallel import process_rank
 from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.workflow.data import DataModule, check_same_data, data_rows, open_data
 from mamba_bio_audio.workflow.environment import environment
@@ -53,6 +54,13 @@ def resolve_chunk(config: RunConfig, device: str, before: RunConfig | None = Non
     return config.model_copy(update={"train": config.train.model_copy(update={"stream_chunk": chunk})})
 
 
+def check_devices(config: RunConfig, device: str) -> None:
+    """As many GPUs as the configuration asks for must be here."""
+    wanted = config.train.devices
+    if device == "cuda" and wanted > torch.cuda.device_count():
+        raise InputError(f"train.devices is {wanted}, but torch sees {torch.cuda.device_count()} CUDA devices")
+
+
 def pretrain(
     config: RunConfig,
     run: Path,
@@ -79,11 +87,14 @@ def pretrain(
         NonFiniteLoss: the training diverged.
     """
     train = config.train
+    check_devices(config, device)
     run = run.resolve()
     step = 0
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file; choose another --out")
-    occupied = run.exists() and any(run.iterdir())
+    # Of several processes the first one makes the folder, perhaps before the others look at it.
+    main = process_rank() == 0
+    occupied = run.exists() and any(run.iterdir()) and (main or resume)
     if resume and force:
         raise InputError("--resume continues a run and --force replaces it; give one of them")
     if resume and not occupied:
@@ -101,7 +112,7 @@ def pretrain(
             step, validation_due = last_position(run)
             if step >= train.steps and not validation_due:
                 raise InputError(f"{run}: already complete at step {step:,} of {train.steps:,}")
-        else:
+        elif main:
             print(f"{run}: no checkpoint yet, starting from the beginning", file=sys.stderr)
 
     # Whatever can be wrong with the data or the model comes before the folder is touched.
@@ -117,14 +128,15 @@ def pretrain(
     if resume and before:
         check_same_data(before.get("data", {}), described, run)
     model = build_model(config.model, seed=config.seed)
-    if not quiet:
+    if main and not quiet:
         print(table(data_rows(config.data.kind, described)), file=sys.stderr)
-    if occupied and not resume:
-        shutil.rmtree(run)
-    run.mkdir(parents=True, exist_ok=True)
-    for left in (*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*.tmp")):
-        left.unlink()
-    write_text(run / "config.yaml", to_yaml(config))
+    if main:
+        if occupied and not resume:
+            shutil.rmtree(run)
+        run.mkdir(parents=True, exist_ok=True)
+        for left in (*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*.tmp")):
+            left.unlink()
+        write_text(run / "config.yaml", to_yaml(config))
     session = environment(device) | {"command": list(arguments), "from_step": step}
     manifest: dict[str, Any] = session | {
         "seed": config.seed,
@@ -133,7 +145,8 @@ def pretrain(
         "data": described,
         "length_stages": [stage.describe() for stage in stages],
     }
-    write_json(run / "manifest.json", manifest)
+    if main:
+        write_json(run / "manifest.json", manifest)
 
     result = fit(
         model,
@@ -159,7 +172,8 @@ def pretrain(
         "tokens_per_second": result.tokens_per_second,
         "stopped_by": None if result.signal is None else signal.Signals(result.signal).name,
     }
-    write_json(run / "manifest.json", manifest | {"result": summary})
+    if main:
+        write_json(run / "manifest.json", manifest | {"result": summary})
     return summary
 
 
@@ -188,7 +202,7 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
         "parameters": parameters,
         "tokens_per_step": train.tokens_per_step,
         "micro_batch": micro,
-        "accumulate": train.sequences_per_step // (micro * train.devices),
+        "accumulate": train.accumulate(device),
         "tokens": train.tokens_per_step * train.steps,
         "length_stages": [stage.describe() for stage in stages],
         "stream_chunk_chosen": chosen,
@@ -212,10 +226,7 @@ def describe_dry_run(result: dict[str, Any]) -> str:
         (
             "tokens per step",
             f"{result['tokens_per_step']:,} = {result['accumulate']} x micro-batch of {result['micro_batch']} "
-            f"x length {result['config']['train']['length']:,}"
-            + (
-                f" x {result['config']['train']['devices']} devices" if result["config"]["train"]["devices"] > 1 else ""
-            ),
+            f"x length {result['config']['train']['length']:,}" + _devices_text(result["config"]["train"]),
         ),
         ("tokens in all", f"{result['tokens']:,}"),
         *(
@@ -236,6 +247,13 @@ def describe_dry_run(result: dict[str, Any]) -> str:
     ]
     text = OmegaConf.to_yaml(OmegaConf.create(result["config"]))
     return f"{text}\n{table(data_rows(result['config']['data']['kind'], data))}\n{table(rows)}\n"
+
+
+def _devices_text(train: dict[str, Any]) -> str:
+    devices, parts = train["devices"] * train["nodes"], train["sequence_parallel"]
+    if devices == 1:
+        return ""
+    return f" x {devices} devices" if parts == 1 else f" x {devices // parts} groups of {parts} devices"
 
 
 def _chunk_text(train: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def work(rank: int, size: int, port: int) -> None:
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
-    for case in CASES:
+    for case in CASES if size == 2 else ["chunks, rows apart"]:
         loss, count, gradients = results(case, size)
         for value in (loss, count, *gradients.values()):
             dist.all_reduce(value)

@@ -64,8 +64,16 @@ def test_tokens_per_step_must_fit_length_and_devices():
         config(tokens_per_step=1000)
     with pytest.raises(ValidationError, match="must divide the 16 sequences"):
         config(micro_batch=5)
-    with pytest.raises(ValidationError, match="devices"):
-        config(devices=2)
+    with pytest.raises(ValidationError, match=r"multiple of length x devices .* sequences \(64 x 3\)"):
+        config(devices=3)
+    with pytest.raises(ValidationError, match=r"sequence_parallel \(3\) must divide the 4 devices"):
+        config(devices=2, nodes=2, sequence_parallel=3)
+    with pytest.raises(ValidationError, match="sequence_parallel is exact"):
+        config(devices=2, sequence_parallel=2, truncate_chunk=8)
+    # 16 sequences: 4 groups of 2 devices have 4 each.
+    shared = config(devices=4, nodes=2, sequence_parallel=2, micro_batch=2)
+    assert shared.data_parallel == 4
+    assert shared.accumulate("cpu") == 2
 
 
 def test_chunks_are_exact_or_truncated():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
 # Streams of random numbers that share a seed.
-ORDER_STREAM, STRAND_STREAM = 1, 2
+ORDER_STREAM, STRAND_STREAM, PLACE_STREAM = 1, 2, 3
 
 
 class Stretch(NamedTuple):

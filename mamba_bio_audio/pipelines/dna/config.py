@@ -4,6 +4,9 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Policy = Literal["tile", "random", "head", "grow-both", "grow-ends", "grow-right"]
+SharedBases = Literal["drop", "trim", "error", "allow"]
+
 
 class DnaDataConfig(BaseModel):
     """Which genome, how it is split, and how it is read."""
@@ -50,8 +53,22 @@ class DnaDataConfig(BaseModel):
     reverse_complement: bool = Field(
         default=False, description="Read every training window from the opposite strand with probability 0.5."
     )
-    shared_bases: Literal["error", "allow"] = Field(
-        default="error", description="What to do when the splits of data.intervals have bases in common."
+    windows: Policy = Field(
+        default="tile",
+        description="How training intervals are cut into windows of train.length, L: tile end to end | random: the "
+        "tiles, each read moved by up to L/2 inside its interval | head: the first of each interval | grow-both: "
+        "intervals shorter than L grow to both sides (HyenaDNA's rule), of longer ones the head | grow-ends: shorter "
+        "ones give two windows, from their start and up to their end (the Mamba paper's rule), longer ones are tiled "
+        "| grow-right: intervals grow to the right to data.grow_to and are tiled (Caduceus' rule).",
+    )
+    grow_to: int = Field(
+        default=1 << 20, ge=2, description="Bases that grow-right grows an interval to; train.length must divide it."
+    )
+    shared_bases: SharedBases = Field(
+        default="drop",
+        description="What to do with training windows that hold bases of validation or test, counted after growth: "
+        "drop them | trim them to their longest piece without | error | allow. Bases that train and validation "
+        "intervals themselves share with a later split are taken from them under drop and trim.",
     )
     num_workers: int = Field(default=0, ge=0, le=256, description="Processes that read data beside the main one.")
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.dna.coverage import subtract
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import (
     SPLITS,
@@ -22,6 +23,7 @@ from mamba_bio_audio.pipelines.dna.intervals import (
     shared_bases,
     split_blocks,
 )
+from mamba_bio_audio.pipelines.dna.policies import TrainingWindows, training_windows
 from mamba_bio_audio.pipelines.dna.sources import locate
 from mamba_bio_audio.pipelines.dna.statistics import composition, describe
 from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer, N
@@ -30,9 +32,9 @@ from mamba_bio_audio.pipelines.dna.windows import (
     Windows,
     evaluation_windows,
     evenly_spaced,
-    training_windows,
 )
 from mamba_bio_audio.pipelines.stream import (
+    PLACE_STREAM,
     STRAND_STREAM,
     StagedStream,
     Stretch,
@@ -45,13 +47,24 @@ IGNORED = -100
 
 
 class DnaStream(TrainingStream):
-    """Training windows of a genome; the strand of sample i depends on (seed, stage, i) alone."""
+    """Training windows of a genome; strand and place of sample i depend on (seed, stage, i) alone.
 
-    def __init__(self, windows: Windows, genome: Genome, *, reverse_complement: bool, **stream: int) -> None:
+    Args:
+        windows: of the training split.
+        genome: that they lie in.
+        reverse_complement: read a window from the opposite strand with probability 0.5.
+        max_unknown: a window that would be moved to where more than this share of its bases is unknown stays.
+        stream: of `TrainingStream`.
+    """
+
+    def __init__(
+        self, windows: Windows, genome: Genome, *, reverse_complement: bool, max_unknown: float = 1.0, **stream: int
+    ) -> None:
         super().__init__(windows, **stream)
         self.windows = windows
         self.genome = genome
         self.reverse_complement = reverse_complement
+        self.max_unknown = max_unknown
 
     def is_reversed(self, sample: int) -> bool:
         """Is sample number i read from the opposite strand?"""
@@ -60,9 +73,23 @@ class DnaStream(TrainingStream):
         bits = np.random.Philox(key=[self.seed, STRAND_STREAM], counter=[sample, self.stage, 0, 0])
         return bool(bits.random_raw() & 1)
 
+    def span_of(self, sample: int) -> Span:
+        """Where sample number i is read: its window, moved at random where the window policy lets it."""
+        index = self.window_index(sample)
+        span = self.windows[index]
+        if self.windows.back is None or self.windows.ahead is None:
+            return span
+        bits = np.random.Philox(key=[self.seed, PLACE_STREAM], counter=[sample, self.stage, 0, 0])
+        back, ahead = int(self.windows.back[index]), int(self.windows.ahead[index])
+        shift = int(np.random.Generator(bits).integers(-back, ahead, endpoint=True))
+        moved = Span(span.record, span.start + shift, span.end + shift)
+        size = span.end - span.start
+        unknown = int(self.genome.count_unknown(*moved))
+        return moved if unknown <= self.max_unknown * size and size - unknown >= 2 else span
+
     def tokens_of(self, sample: int) -> NDArray[np.uint8]:
         """Token ids of sample number i, (2 .. L + 1,)."""
-        ids = self.genome.fetch(*self.windows[self.window_index(sample)])
+        ids = self.genome.fetch(*self.span_of(sample))
         return self.genome.codec.reverse_complement(ids) if self.is_reversed(sample) else ids
 
     def read(self, samples: range) -> dict[str, torch.Tensor]:
@@ -105,15 +132,16 @@ class DnaDataModule(LightningDataModule):
 
     Attributes:
         codec: the tokeniser.
-        genome, intervals, windows: set by `setup()`.
+        genome, intervals: set by `setup()`; under `data.shared_bases` drop and trim, intervals of train and valid
+            without the bases of a later split.
+        laid_out: the training windows with the count of those left out, set by `setup()`.
         stretches: lengths to train at one after another, from where training goes on; empty is `length` throughout,
             from `start_sample` on.
-        skipped_windows: training windows left out because of unknown bases.
     """
 
     genome: Genome
     intervals: list[Interval]
-    windows: Windows
+    laid_out: TrainingWindows
 
     def __init__(
         self,
@@ -143,7 +171,6 @@ class DnaDataModule(LightningDataModule):
         self.world_size = world_size
         self.index_beside = index_beside
         self.codec = DnaTokenizer()
-        self.skipped_windows = 0
         self.split_source = ""
         self.shared: dict[str, int] = {}
         self.stretches: Sequence[Stretch] = ()
@@ -168,6 +195,8 @@ class DnaDataModule(LightningDataModule):
                 block_bases=config.block_bases,
             )
             self.split_source = f"blocks chosen by split_seed {config.split_seed}"
+        # Windows are laid out in the intervals as given; everything else sees them without shared bases.
+        self._given = self.intervals
         self.shared = shared_bases(self.intervals)
         if any(self.shared.values()) and config.shared_bases == "error":
             counts = ", ".join(
@@ -175,30 +204,48 @@ class DnaDataModule(LightningDataModule):
             )
             raise InputError(
                 f"{source.intervals}: the splits have bases in common: {counts}. A model would be tested on "
-                "what it was trained "
-                "on. Correct the intervals, or accept it with data.shared_bases=allow."
+                "what it was trained on. Correct the intervals, or choose data.shared_bases: drop, trim or allow."
             )
-        self.windows, self.skipped_windows = self._training_windows(self.length)
+        if any(self.shared.values()) and config.shared_bases in ("drop", "trim"):
+            own = {split: self._of(split) for split in SPLITS}
+            own["valid"] = subtract(own["valid"], own["test"])
+            own["train"] = subtract(own["train"], [*own["valid"], *own["test"]])
+            self.intervals = [interval for split in SPLITS for interval in own[split]]
+        self.laid_out = self._training_windows(self.length)
+        self.shared |= self.laid_out.shared_bases
         self._ready = True
 
-    def _training_windows(self, length: int) -> tuple[Windows, int]:
-        return training_windows(self._of("train"), self.genome, length, self.config.max_unknown)
+    def _training_windows(self, length: int) -> TrainingWindows:
+        return training_windows(
+            self._given,
+            self.genome,
+            length,
+            policy=self.config.windows,
+            grow_to=self.config.grow_to,
+            shared=self.config.shared_bases,
+            max_unknown=self.config.max_unknown,
+        )
+
+    @property
+    def windows(self) -> Windows:
+        """Windows of the training split at `length`."""
+        return self.laid_out.windows
 
     def training_windows(self, length: int) -> Windows:
         """Windows of the training split at some length."""
         self.setup()
-        return self.windows if length == self.length else self._training_windows(length)[0]
+        return self.windows if length == self.length else self._training_windows(length).windows
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """Endless batches of int64 tokens (B, L) and targets (B, L), -100 on padding and unknown bases."""
         self.setup()
         if not len(self.windows):
             raise InputError(
-                f"data.path: no window to train on: {self.bases('train'):,} bases in the training split, "
-                f"{self.skipped_windows:,} "
-                f"windows skipped because more than {self.config.max_unknown:.0%} of their bases are not A, "
-                "C, G or T. "
-                "Check the file and the splits, or raise data.max_unknown."
+                f"data.path: no window to train on: {self.bases('train'):,} bases in the training split give "
+                f"{self.laid_out.laid_out:,} windows; {self.laid_out.too_unknown:,} skipped because more than "
+                f"{self.config.max_unknown:.0%} of their bases are not A, C, G or T (data.max_unknown), "
+                f"{self.laid_out.dropped:,} because they hold bases of other splits (data.shared_bases). "
+                "Check the file and the splits."
             )
         stretches = self.stretches or [Stretch(self.length, self.batch_size, start_sample=self.start_sample)]
         streams = [(self._stream(stretch), stretch.batches) for stretch in stretches]
@@ -211,6 +258,7 @@ class DnaDataModule(LightningDataModule):
             batch_size=stretch.batch_size,
             seed=self.seed,
             reverse_complement=self.config.reverse_complement,
+            max_unknown=self.config.max_unknown,
             start_sample=stretch.start_sample,
             rank=self.rank,
             world_size=self.world_size,
@@ -291,7 +339,14 @@ class DnaDataModule(LightningDataModule):
             "shared_bases": self.shared,
             "length": self.length,
             "training_windows": len(self.windows),
-            "skipped_windows": self.skipped_windows,
+            "window_policy": self.config.windows,
+            "laid_out_windows": self.laid_out.laid_out,
+            "clean_windows": self.laid_out.clean,
+            "slid_windows": self.laid_out.slid,
+            "shared_policy": self.config.shared_bases,
+            "dropped_windows": self.laid_out.dropped,
+            "trimmed_windows": self.laid_out.trimmed,
+            "skipped_windows": self.laid_out.too_unknown,
             "max_unknown": self.config.max_unknown,
             "reverse_complement": self.config.reverse_complement,
             "composition": composition(self.genome, self.evaluation_spans("train")),

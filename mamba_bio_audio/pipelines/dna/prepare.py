@@ -126,12 +126,37 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     for split in SPLITS:
         counts = summary["splits"][split]
         rows.append((split, f"{counts['bases']:,} bases in {counts['intervals']:,} intervals"))
-    shared = sum(summary["shared_bases"].values())
-    rows.append(("bases in two splits", f"{shared:,}"))
     if "training_windows" in summary:
-        skipped = f", {summary['skipped_windows']:,} skipped (unknown bases)"
-        rows.append(("training windows", f"{summary['training_windows']:,} of {summary['length']:,}{skipped}"))
+        rows += _window_rows(summary)
+    else:
+        rows.append(("bases in two splits", _pairs(summary["shared_bases"])))
     return rows
+
+
+def _window_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the policy laid out, what of it holds bases of other splits, and what is read."""
+    length, laid_out, clean = summary["length"], summary["laid_out_windows"], summary["clean_windows"]
+    slid = f", {summary['slid_windows']:,} moved inside their record" if summary["slid_windows"] else ""
+    rows = [
+        ("windows", f"{laid_out:,} of {length:,} bases an epoch under {summary['window_policy']}{slid}"),
+        ("bases in two splits", _pairs(summary["shared_bases"])),
+    ]
+    if laid_out != clean:
+        fate = {
+            "allow": "all are read (data.shared_bases=allow)",
+            "drop": f"{summary['dropped_windows']:,} dropped",
+            "trim": f"{summary['trimmed_windows']:,} trimmed, {summary['dropped_windows']:,} dropped",
+        }[summary["shared_policy"]]
+        rows.append(("windows without them", f"{clean:,} of {laid_out:,}; of the others {fate}"))
+    skipped = f", {summary['skipped_windows']:,} skipped (unknown bases)"
+    rows.append(("training windows", f"{summary['training_windows']:,}{skipped}"))
+    return rows
+
+
+def _pairs(shared: dict[str, int]) -> str:
+    """Shared bases per pair of splits; 0 where there are none."""
+    named = ", ".join(f"{count:,} {pair}" for pair, count in shared.items() if count)
+    return named or "0"
 
 
 def _manifest(

@@ -1,4 +1,4 @@
-"""Tiling of intervals into windows of one length.
+"""Windows of one length, and the tiling of spans into them.
 
 A window is a span of at most L + 1 bases: L inputs and, one place later, L targets. An interval [s, e) is cut
 at s, s + L, s + 2L, ..., and neighbouring windows share one base, the last target of one and the first input
@@ -26,6 +26,8 @@ class Windows:
         start: int64 (n,), 0-based.
         size: int32 (n,), bases in the window, 2 to L + 1.
         length: L.
+        back, ahead: int32 (n,), bases by which a window may be moved to the left and to the right when it is read;
+            None: it stays.
     """
 
     records: tuple[str, ...]
@@ -33,6 +35,8 @@ class Windows:
     start: NDArray[np.int64]
     size: NDArray[np.int32]
     length: int
+    back: NDArray[np.int32] | None = None
+    ahead: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -43,7 +47,8 @@ class Windows:
 
     def select(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> "Windows":
         """The windows at these positions, or where the mask is true."""
-        return Windows(self.records, self.record[keep], self.start[keep], self.size[keep], self.length)
+        back, ahead = (None if room is None else room[keep] for room in (self.back, self.ahead))
+        return Windows(self.records, self.record[keep], self.start[keep], self.size[keep], self.length, back, ahead)
 
     @property
     def targets(self) -> int:
@@ -90,31 +95,6 @@ def tile(spans: Iterable[Interval | Span], length: int) -> Windows:
     start = np.repeat(begin, counts) + within * length
     size = np.minimum(length + 1, np.repeat(end, counts) - start).astype(np.int32)
     return Windows(tuple(names), np.repeat(code, counts), start, size, length)
-
-
-def count_unknown(windows: Windows, genome: Genome) -> NDArray[np.int64]:
-    """Unknown bases in each window."""
-    unknown = np.zeros(len(windows), dtype=np.int64)
-    present, inverse = np.unique(windows.record, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    edges = np.searchsorted(inverse[order], np.arange(len(present) + 1))
-    for at, record in enumerate(present.tolist()):
-        name = windows.records[record]
-        if genome.statistics(name).unknown:
-            rows = order[edges[at] : edges[at + 1]]
-            unknown[rows] = genome.count_unknown(name, windows.start[rows], windows.start[rows] + windows.size[rows])
-    return unknown
-
-
-def training_windows(
-    intervals: Iterable[Interval], genome: Genome, length: int, max_unknown: float
-) -> tuple[Windows, int]:
-    """Windows to train on, and how many were left out for more than `max_unknown` unknown bases."""
-    windows = tile(intervals, length)
-    unknown = count_unknown(windows, genome)
-    # Two known bases: one target at least on either strand, whatever the limit.
-    kept = windows.select((unknown <= max_unknown * windows.size) & (windows.size - unknown >= 2))
-    return kept, len(windows) - len(kept)
 
 
 def evaluation_windows(intervals: Iterable[Interval], genome: Genome, length: int) -> EvaluationWindows:

@@ -9,6 +9,7 @@ import torch
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule, DnaStream, pad_and_shift
+from mamba_bio_audio.pipelines.dna.prepare import summary_rows
 
 L = 32
 
@@ -25,6 +26,13 @@ def batches(data: DnaDataModule, count: int) -> list[dict[str, torch.Tensor]]:
 
 def rows(found: list[dict[str, torch.Tensor]]) -> list[list[int]]:
     return torch.cat([batch["tokens"] for batch in found]).tolist()
+
+
+def stream_of(data: DnaDataModule) -> DnaStream:
+    """The one stream of a training without length stages."""
+    stream = data.train_dataloader().dataset.streams[0][0]
+    assert isinstance(stream, DnaStream)
+    return stream
 
 
 @pytest.fixture
@@ -64,12 +72,11 @@ def data_windows(data: DnaDataModule):
 def test_each_epoch_is_another_permutation(path: str) -> None:
     data = module(path)
     count = len(data_windows(data))
-    stream = data.train_dataloader().dataset
-    assert isinstance(stream, DnaStream)
+    stream = stream_of(data)
     epochs = [[stream.window_index(epoch * count + k) for k in range(count)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    other = module(path, seed=1).train_dataloader().dataset
+    other = stream_of(module(path, seed=1))
     assert [other.window_index(k) for k in range(count)] != epochs[0]
 
 
@@ -107,8 +114,8 @@ def test_ranks_share_the_stream(path: str) -> None:
 
 
 def test_reverse_complement_depends_on_seed_and_sample_only(path: str) -> None:
-    forward = module(path).train_dataloader().dataset
-    both = module(path, reverse_complement=True).train_dataloader().dataset
+    forward = stream_of(module(path))
+    both = stream_of(module(path, reverse_complement=True))
     coins = [both.is_reversed(sample) for sample in range(2000)]
     assert 900 < sum(coins) < 1100
     assert coins == [both.is_reversed(sample) for sample in range(2000)]
@@ -141,7 +148,7 @@ def test_genome_smaller_than_one_window(size: int, write_fasta, random_dna) -> N
 
 def test_nothing_to_train_on(write_fasta) -> None:
     data = module(write_fasta("g.fa", {"r": "N" * 500 + "RYRY" * 100}), valid_fraction=0, test_fraction=0)
-    with pytest.raises(InputError, match=r"no window to train on: 900 bases.*29 windows skipped"):
+    with pytest.raises(InputError, match=r"no window to train on: 900 bases.*29 windows; 29 skipped"):
         data.train_dataloader()
 
 
@@ -176,12 +183,72 @@ def test_evaluation_max_tokens(path: str) -> None:
     assert len(data.evaluation_dataset("train", max_tokens=10**9)) == len(data.evaluation_dataset("train"))
 
 
-def test_shared_bases_are_an_error_unless_allowed(path: str, tmp_path: Path) -> None:
+def test_what_becomes_of_shared_bases(path: str, tmp_path: Path) -> None:
     (tmp_path / "x.bed").write_text("a 0 1000 train\na 900 2000 valid\na 1900 3000 test\n")
-    with pytest.raises(InputError, match=r"100 between train and valid, 100 between valid and test.*allow"):
-        module(path, intervals=str(tmp_path / "x.bed")).setup()
-    data = module(path, intervals=str(tmp_path / "x.bed"), shared_bases="allow")
-    assert data.summary()["shared_bases"] == {"train/valid": 100, "train/test": 0, "valid/test": 100}
+    intervals = str(tmp_path / "x.bed")
+    with pytest.raises(InputError, match=r"100 between train and valid, 100 between valid and test.*drop, trim or allow"):
+        module(path, intervals=intervals, shared_bases="error").setup()
+    shared = {"train/valid": 100, "train/test": 0, "valid/test": 100}
+    allowed = module(path, intervals=intervals, shared_bases="allow")
+    summary = allowed.summary()
+    assert summary["shared_bases"] == shared
+    # 32 tiles, of which the four from 896 on hold bases of validation.
+    assert (summary["training_windows"], summary["clean_windows"]) == (32, 28)
+    assert summary["splits"]["valid"]["bases"] == 1100
+    for policy, windows, trimmed in (("drop", 28, 0), ("trim", 29, 1)):
+        data = module(path, intervals=intervals, shared_bases=policy)
+        summary = data.summary()
+        assert summary["shared_bases"] == shared
+        assert (summary["training_windows"], summary["trimmed_windows"]) == (windows, trimmed)
+        assert summary["dropped_windows"] == 32 - windows
+        assert [summary["splits"][split]["bases"] for split in ("train", "valid", "test")] == [900, 1000, 1100]
+        read = [data.windows[index] for index in range(len(data.windows))]
+        assert max(span.end for span in read) == (897 if policy == "drop" else 900)
+    rows = dict(summary_rows(summary))
+    assert rows["bases in two splits"] == "100 train/valid, 100 valid/test"
+    assert rows["windows without them"] == "28 of 32; of the others 1 trimmed, 3 dropped"
+
+
+def test_grown_windows_are_counted_after_growth(path: str, tmp_path: Path) -> None:
+    (tmp_path / "x.bed").write_text("a 100 120 train\na 200 230 train\na 130 150 test\na 1000 1100 valid\n")
+    data = module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends", shared_bases="allow")
+    read = [data.windows[index][1:] for index in range(len(data_windows(data)))]
+    assert read == [(100, 133), (87, 120), (200, 233), (197, 230)]
+    assert data.summary()["shared_bases"] == {"train/test": 3, "train/valid": 0, "valid/test": 0}
+    # As warm-up stages see it: longer intervals are tiled.
+    assert [size for size in data.training_windows(16).size] == [17, 4, 17, 14]
+    clean = module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends")
+    assert [clean.windows[index][1:] for index in range(len(data_windows(clean)))] == read[1:]
+    with pytest.raises(InputError, match=r"windows of 32 bases under data.windows=grow-ends.*3 of test"):
+        module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends", shared_bases="error").setup()
+
+
+def test_random_windows_move_inside_their_interval(path: str, tmp_path: Path) -> None:
+    (tmp_path / "x.bed").write_text("a 100 400 train\na 390 420 test\nb 10 40 train\nb 500 1000 valid\n")
+    options = {"intervals": str(tmp_path / "x.bed"), "windows": "random"}
+    data = module(path, **options)
+    stream = stream_of(data)
+    count = len(data.windows)
+    spans = [stream.span_of(sample) for sample in range(300 * count)]
+    assert all((span.record, span.start, span.end) == ("b", 10, 40) for span in spans if span.record == "b")
+    inside = [span for span in spans if span.record == "a"]
+    assert all(100 <= span.start and span.end <= 390 and span.end - span.start == L + 1 for span in inside)
+    # Every start that can be is found but those near to the test split, whose windows stay where they are.
+    assert {span.start for span in inside} >= set(range(100, 330))
+    again = stream_of(module(path, **options, start_sample=7))
+    assert [again.span_of(sample) for sample in range(50)] == spans[:50]
+    other = stream_of(module(path, **options, seed=1))
+    assert [other.span_of(sample) for sample in range(50)] != spans[:50]
+    whole, rest = rows(batches(module(path, **options), 9)), module(path, **options, start_sample=8)
+    assert rows(batches(rest, 7)) == whole[8:]
+
+
+def test_a_random_window_never_moves_into_unknown_bases(write_fasta, random_dna) -> None:
+    text = random_dna(100) + "N" * 200 + random_dna(100)
+    options = {"valid_fraction": 0, "test_fraction": 0, "windows": "random"}
+    stream = stream_of(module(write_fasta("g.fa", {"a": text}), **options))
+    for sample in range(300):
+        assert stream.tokens_of(sample).tolist().count(11) <= 3
 
 
 def test_intervals_file_in_the_folder_is_used(write_fasta, random_dna, tmp_path: Path) -> None:

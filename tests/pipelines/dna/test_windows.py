@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import Interval, Span
+from mamba_bio_audio.pipelines.dna.policies import count_unknown
 from mamba_bio_audio.pipelines.dna.windows import (
     Windows,
-    count_unknown,
     evaluation_windows,
     evenly_spaced,
     tile,
-    training_windows,
 )
 
 SIZES = {"a": 60, "b": 25}
@@ -86,19 +85,6 @@ def test_evaluation_scores_each_known_base_of_the_union_once(genome: Genome, len
         ]
 
     check()
-
-
-def test_training_windows_skip_unknown(write_fasta) -> None:
-    genome = Genome(write_fasta("g.fa", {"a": "ACGTACGTAC" * 2 + "ACGTACGTNN" + "N" * 10 + "ACGTRCGTAC"}))
-    intervals = [Interval("a", 0, 50, "train")]
-    kept, skipped = training_windows(intervals, genome, 9, 0.1)
-    # Windows at 0, 9, 18, 27, 36, 45 have 0, 0, 0, 9, 5, 0 unknown bases of 10, of 5 in the last.
-    assert [kept[i].start for i in range(len(kept))] == [0, 9, 18, 45]
-    assert skipped == 2
-    everything, skipped = training_windows(intervals, genome, 9, 1.0)
-    # Only the window with a single known base is of no use.
-    assert len(everything) + skipped == 6
-    assert all(everything[i].end - everything[i].start >= 2 for i in range(len(everything)))
 
 
 @given(st.integers(0, 500), st.integers(1, 600))

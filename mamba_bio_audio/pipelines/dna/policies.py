@@ -1,0 +1,207 @@
+"""Which windows of the training intervals are read: the rules of published pipelines, by name.
+
+For an interval [s, e) and windows of L inputs (and one base more, the last target):
+
+| policy       | e - s >= L                   | e - s < L                                    | is the rule of |
+|--------------|------------------------------|----------------------------------------------|----------------|
+| `tile`       | s, s + L, s + 2L, ...        | the interval, padded                         |                |
+| `random`     | as `tile`, each read moved by up to L / 2 inside the interval   | the same  |                |
+| `head`       | the one at s                 | the interval, padded                         |                |
+| `grow-both`  | the one at s                 | one, grown equally to both sides             | HyenaDNA       |
+| `grow-ends`  | as `tile`                    | two: one begins at s, one ends at e          | Mamba, E.3.1   |
+| `grow-right` | [s, s + 2^20) tiled; longer intervals as `tile`             | the same      | Caduceus       |
+
+A window that reaches over an end of its record slides inside; only a record shorter than L + 1 gives a shorter
+window. Grown windows can reach bases of validation and test: these are counted after growth, and
+`data.shared_bases` says what happens to the windows that hold some.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.config import Policy, SharedBases
+from mamba_bio_audio.pipelines.dna.coverage import Coverage, rows_by_record, union_of
+from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Interval, Span
+from mamba_bio_audio.pipelines.dna.windows import Windows, tile
+
+GROW_TO = 1 << 20
+
+
+@dataclass(frozen=True)
+class TrainingWindows:
+    """Windows to train on, and what became of the others.
+
+    Attributes:
+        windows: these are read.
+        laid_out: windows of the policy, before anything was left out.
+        slid: windows moved back inside their record.
+        shared_bases: bases that the laid-out windows share with each other split, {"train/valid": ..., "train/test": ...}.
+        shared_windows: laid-out windows that hold such bases.
+        dropped: of these, left out.
+        trimmed: of these, shortened to their longest piece that no other split holds.
+        too_unknown: left out for too many bases other than A, C, G, T.
+    """
+
+    windows: Windows
+    laid_out: int
+    slid: int
+    shared_bases: dict[str, int]
+    shared_windows: int
+    dropped: int
+    trimmed: int
+    too_unknown: int
+
+    @property
+    def clean(self) -> int:
+        """Laid-out windows without a base of another split."""
+        return self.laid_out - self.shared_windows
+
+
+def training_windows(
+    intervals: Sequence[Interval],
+    genome: Genome,
+    length: int,
+    *,
+    policy: Policy = "tile",
+    grow_to: int = GROW_TO,
+    shared: SharedBases = "drop",
+    max_unknown: float = 1.0,
+) -> TrainingWindows:
+    """Windows to train on.
+
+    Args:
+        intervals: of all splits; those of train are laid out, the others kept out.
+        genome: that they lie in.
+        length: L.
+        policy: see above.
+        grow_to: width that `grow-right` grows an interval to.
+        shared: what becomes of windows that hold bases of validation or test: `drop` them, `trim` them to their
+            longest piece without, raise an `error`, or `allow` them.
+        max_unknown: largest share of a window that may be other than A, C, G, T.
+
+    Raises:
+        InputError: shared bases under `error`; a length that does not divide `grow_to`.
+    """
+    own = {split: [interval for interval in intervals if interval.split == split] for split in SPLITS}
+    windows, slid = lay_out(own["train"], genome.records, length, policy, grow_to)
+    laid_out = len(windows)
+    covered = union_of(windows)
+    counts = {f"train/{split}": Coverage(own[split]).shared(covered) for split in SPLITS[1:]}
+    held_out = Coverage([*own["valid"], *own["test"]])
+    touched = held_out.in_windows(windows) > 0 if any(counts.values()) else np.zeros(laid_out, dtype=bool)
+    shared_windows = int(touched.sum())
+    dropped = trimmed = 0
+    if shared_windows and shared == "error":
+        named = ", ".join(f"{count:,} of {pair[6:]}" for pair, count in counts.items() if count)
+        raise InputError(
+            f"data.intervals: training windows of {length:,} bases under data.windows={policy} hold bases of other "
+            f"splits ({named}). A model would be tested on what it was trained on. Correct the intervals, or choose "
+            "data.shared_bases: drop, trim or allow."
+        )
+    if windows.back is not None and windows.ahead is not None and shared != "allow" and held_out:
+        # A window with held-out bases within its reach stays where it is.
+        near = held_out.in_windows(windows, back=windows.back, ahead=windows.ahead) > 0
+        windows.back[near] = windows.ahead[near] = 0
+    if shared_windows and shared == "trim":
+        cut = held_out.longest_free(windows.select(touched), genome.records)
+        windows.start[touched], windows.size[touched] = cut.start, cut.size
+        trimmed = int((cut.size >= 2).sum())
+        dropped = shared_windows - trimmed
+        windows = windows.select(windows.size >= 2)
+    elif shared_windows and shared == "drop":
+        dropped = shared_windows
+        windows = windows.select(~touched)
+    unknown = count_unknown(windows, genome)
+    # Two known bases: one target at least on either strand, whatever the limit.
+    known = (unknown <= max_unknown * windows.size) & (windows.size - unknown >= 2)
+    kept = windows.select(known)
+    return TrainingWindows(
+        kept,
+        laid_out,
+        slid,
+        counts,
+        shared_windows,
+        dropped,
+        trimmed,
+        int((~known).sum()),
+    )
+
+
+def lay_out(
+    intervals: Iterable[Interval],
+    records: Mapping[str, int],
+    length: int,
+    policy: Policy = "tile",
+    grow_to: int = GROW_TO,
+) -> tuple[Windows, int]:
+    """Windows of intervals under a policy, and how many of them had to slide inside their record.
+
+    Args:
+        intervals: to be laid out, each by itself, in this order.
+        records: length of every record.
+        length: L.
+        policy: see above.
+        grow_to: width that `grow-right` grows an interval to; L must divide it.
+    """
+    if policy == "grow-right" and grow_to % length:
+        raise InputError(
+            f"data.windows=grow-right cuts {grow_to:,} bases into equal windows, and {length:,} does not divide it. "
+            "Choose another train.length or data.grow_to."
+        )
+    spans: list[Span] = []
+    for interval in intervals:
+        record, start, end = interval.record, interval.start, interval.end
+        missing = length + 1 - (end - start)
+        grows = end - start < length
+        if policy == "grow-right" and end - start < grow_to:
+            spans.append(Span(record, start, start + grow_to))
+        elif policy == "grow-ends" and grows:
+            spans += [Span(record, start, end + missing), Span(record, start - missing, end)]
+        elif policy == "grow-both" and grows:
+            spans.append(Span(record, start - missing // 2, end + missing - missing // 2))
+        elif policy in ("head", "grow-both"):
+            spans.append(Span(record, start, min(end, start + length + 1)))
+        else:
+            spans.append(Span(record, start, end))
+    if policy == "random":
+        return _with_room(spans, length), 0
+    return _slide(tile(spans, length), records)
+
+
+def _slide(windows: Windows, records: Mapping[str, int]) -> tuple[Windows, int]:
+    """Windows moved inside their records, and how many were."""
+    ends = np.array([records[record] for record in windows.records], dtype=np.int64)
+    end = ends[windows.record] if len(windows) else np.zeros(0, dtype=np.int64)
+    size = np.minimum(windows.size, end).astype(np.int32)
+    start = np.clip(windows.start, 0, end - size)
+    slid = int(((start != windows.start) | (size != windows.size)).sum())
+    return Windows(windows.records, windows.record, start, size, windows.length), slid
+
+
+def _with_room(spans: Sequence[Span], length: int) -> Windows:
+    """Tiles that may be moved by up to half a window inside their span; the last one is whole where that can be."""
+    windows = tile(spans, length)
+    counts = [-(-(span.end - span.start - 1) // length) for span in spans]
+    begin = np.repeat(np.array([span.start for span in spans], dtype=np.int64), counts)
+    end = np.repeat(np.array([span.end for span in spans], dtype=np.int64), counts)
+    start = np.maximum(begin, np.minimum(windows.start, end - (length + 1)))
+    size = np.minimum(length + 1, end - start)
+    back = np.minimum(start - begin, length // 2).astype(np.int32)
+    ahead = np.minimum(end - start - size, length // 2).astype(np.int32)
+    return Windows(windows.records, windows.record, start, size.astype(np.int32), length, back, ahead)
+
+
+def count_unknown(windows: Windows, genome: Genome) -> NDArray[np.int64]:
+    """Bases other than A, C, G, T in each window."""
+    unknown = np.zeros(len(windows), dtype=np.int64)
+    for record, rows in rows_by_record(windows):
+        if genome.statistics(record).unknown:
+            unknown[rows] = genome.count_unknown(
+                record, windows.start[rows], windows.start[rows] + windows.size[rows]
+            )
+    return unknown

@@ -26,6 +26,10 @@ def genome(
     intervals: Annotated[
         Path | None, typer.Option(help="BED (record, start, end, split) or TSV with the splits.")
     ] = None,
+    contigs: Annotated[
+        list[str] | None,
+        typer.Option(help="primary (default), all, or a name or region like chr1:1-1,000,000; repeat for several."),
+    ] = None,
     valid_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of validation blocks.")] = 0.05,
     test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of test blocks.")] = 0.05,
     block_bases: Annotated[int | None, typer.Option(min=2, help="Length of the blocks that are split.")] = None,
@@ -43,6 +47,7 @@ def genome(
         [str(path) for path in fasta],
         out,
         intervals=intervals,
+        contigs=contigs[0] if contigs and len(contigs) == 1 else contigs or "primary",
         valid_fraction=valid_fraction,
         test_fraction=test_fraction,
         block_bases=block_bases,

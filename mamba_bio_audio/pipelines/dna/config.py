@@ -24,10 +24,16 @@ class DnaDataConfig(BaseModel):
     )
     intervals: str | None = Field(
         default=None,
-        description="Splits: 4-column BED (record, start, end, split), or TSV with the header file, record, "
+        description="Splits: BED (record, start, end, split; or record:start-end, split), or TSV with the header file, record, "
         "start0, end, split. "
         "null: `intervals.tsv` in the folder of data.path if there is one, else blocks of the genome chosen "
         "by split_seed.",
+    )
+    contigs: str | list[str] = Field(
+        default="primary",
+        description="What of the genome is used: primary (chromosomes, and all records of an assembly without any: no "
+        "alternative loci, patches, unplaced scaffolds, decoys), all, or names and regions like chr1 or "
+        "chr1:1,001-2,000 (from 1, end included). Names may be aliases: chr1, 1, NC_000001.11, CM000663.2.",
     )
     valid_fraction: float = Field(
         default=0.05, ge=0, lt=1, description="Share of validation when there are no intervals."

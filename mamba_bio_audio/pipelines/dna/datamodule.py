@@ -18,6 +18,7 @@ from mamba_bio_audio.pipelines.dna.intervals import (
     SPLITS,
     Interval,
     Span,
+    chosen_spans,
     merge,
     read_intervals,
     shared_bases,
@@ -25,7 +26,7 @@ from mamba_bio_audio.pipelines.dna.intervals import (
 )
 from mamba_bio_audio.pipelines.dna.policies import TrainingWindows, training_windows
 from mamba_bio_audio.pipelines.dna.sources import locate
-from mamba_bio_audio.pipelines.dna.statistics import composition, describe
+from mamba_bio_audio.pipelines.dna.statistics import composition, describe, describe_contigs
 from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer, N
 from mamba_bio_audio.pipelines.dna.windows import (
     EvaluationWindows,
@@ -184,8 +185,13 @@ class DnaDataModule(LightningDataModule):
         config = self.config
         source = locate(config.path, config.intervals)
         self.genome = source.open(index_beside=self.index_beside)
+        self._contigs: str | list[str] = config.contigs
+        if source.manifest is not None and config.contigs == "primary":
+            # What was let in when the folder was prepared.
+            self._contigs = source.manifest.get("contigs", {}).get("policy", "primary")
+        self.contigs = chosen_spans(self.genome, self._contigs)
         if source.intervals:
-            self.intervals = read_intervals(source.intervals, self.genome)
+            self.intervals = read_intervals(source.intervals, self.genome, self.contigs)
             self.split_source = f"{source.intervals} ({source.intervals_origin})"
         else:
             self.intervals = split_blocks(
@@ -193,6 +199,7 @@ class DnaDataModule(LightningDataModule):
                 seed=config.split_seed,
                 fractions={"valid": config.valid_fraction, "test": config.test_fraction},
                 block_bases=config.block_bases,
+                spans=self.contigs,
             )
             self.split_source = f"blocks chosen by split_seed {config.split_seed}"
         # Windows are laid out in the intervals as given; everything else sees them without shared bases.
@@ -333,6 +340,7 @@ class DnaDataModule(LightningDataModule):
             }
         return {
             **describe(self.genome),
+            **describe_contigs(self.genome, self._contigs, self.contigs),
             "split_source": self.split_source,
             "splits": splits,
             "splits_sha256": self.splits_fingerprint(),

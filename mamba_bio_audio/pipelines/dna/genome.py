@@ -23,6 +23,7 @@ import pyfaidx
 from numpy.typing import ArrayLike, NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.contigs import ACCESSIONS, same_sequence
 from mamba_bio_audio.pipelines.dna.fasta_index import IndexFiles, load_index
 from mamba_bio_audio.pipelines.dna.fasta_scan import COUNT_NAMES, FastaIndex
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
@@ -104,6 +105,8 @@ class Genome:
         self._unknown_before = [
             np.concatenate([[0], np.cumsum(files.index.run_ends - files.index.run_starts)]) for files in self._files
         ]
+        # What `resolve` found under another name: alias -> record.
+        self.aliases: dict[str, str] = {}
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,29 +166,36 @@ class Genome:
         """The record that a user means.
 
         Args:
-            name: `genome:record`, or a record name that only one file has. A name is always taken literally:
-                records may be called `chr3:42000000-44000000`.
+            name: `genome:record`, or a record name that only one file has. It is first taken literally, because records
+                may be called `chr3:42000000-44000000`; then as an alias (`chr1`, `1`, `NC_000001.11`, `CM000663.2`).
             file: name of the FASTA file (or its genome name), to choose between files with equal record
                 names.
         """
-        if file is not None:
-            number = self._file_number(file)
-            key = f"{self.genomes[number]}:{name}" if len(self.paths) > 1 else name
-            if key in self.records:
-                return key
-            raise InputError(f"{self.paths[number]}: no record {name!r}.{self._hint(name, [number])}")
-        if name in self.records:
+        prefix, colon, rest = name.partition(":")
+        if file is None and name not in self.records and colon and prefix in self.genomes:
+            file, name = prefix, rest
+        numbers = range(len(self.paths)) if file is None else [self._file_number(file)]
+        keys = [(f"{self.genomes[number]}:" if len(self.paths) > 1 else "", number) for number in numbers]
+        if file is None and name in self.records:
             return name
-        found = [f"{genome}:{name}" for genome in self.genomes if f"{genome}:{name}" in self.records]
+        found = [key + name for key, _ in keys if key + name in self.records]
+        if not found:
+            found = [
+                key + record
+                for key, number in keys
+                for record in self._files[number].index.names
+                if same_sequence(name, record)
+            ]
+            if len(found) == 1:
+                self.aliases[name] = found[0]
         if len(found) == 1:
-            # With one file, its own `genome:` before a record is understood as well.
             return found[0]
-        if len(self.paths) == 1 and name.startswith(f"{self.genomes[0]}:") and name.split(":", 1)[1] in self.records:
-            return name.split(":", 1)[1]
         if found:
-            raise InputError(f"record {name!r} is in several files; write one of {_some(found)}.")
-        where = self.paths[0] if len(self.paths) == 1 else f"the {len(self.paths)} FASTA files"
-        raise InputError(f"no record {name!r} in {where}.{self._hint(name, range(len(self.paths)))}")
+            raise InputError(
+                f"record {name!r} is in several files or under several names; write one of {_some(found)}."
+            )
+        where = self.paths[numbers[0]] if len(numbers) == 1 else f"the {len(self.paths)} FASTA files"
+        raise InputError(f"no record {name!r} in {where}.{self._hint(name, numbers)}")
 
     def genome_of(self, record: str) -> int:
         """Position in `genomes` and `paths` of the file that holds a record."""
@@ -290,14 +300,11 @@ class Genome:
         raise InputError(f"no FASTA file {file!r} among those given: {_some(names)}.")
 
     def _hint(self, name: str, numbers: Iterable[int]) -> str:
-        """What the user may have meant: chr1 for 1, chrM for MT, another case, or a close spelling."""
+        """What the user may have meant: a close spelling, or what there is; accessions of another assembly are named."""
         known = [record for number in numbers for record in self._files[number].index.names]
-        bare = name[3:] if name.lower().startswith("chr") else name
-        bare = {"mt": "M", "m": "M"}.get(bare.lower(), bare)
-        aliases = {bare.lower(), f"chr{bare}".lower(), *({"mt", "chrmt"} if bare == "M" else ())}
-        found = [record for record in known if record.lower() in aliases]
-        if found:
-            return f" Did you mean {_some(found)}? Chromosome names must be those of the FASTA file."
+        if name in ACCESSIONS:
+            assembly, chromosome = ACCESSIONS[name]
+            return f" It is chromosome {chromosome} of {assembly}; the file has {_some(known)}. Another assembly?"
         close = difflib.get_close_matches(name, known[:10_000], n=3)
         return f" Did you mean {_some(close)}?" if close else f" It has {_some(known)}."
 

@@ -4,6 +4,7 @@ Intervals come from a file (4-column BED, or TSV with the header file, record, s
 one, from cutting any genome into contiguous blocks. Coordinates are 0-based half-open.
 """
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.contigs import parse_region, primary
 from mamba_bio_audio.pipelines.dna.genome import Genome
 
 SPLITS = ("train", "valid", "test")
@@ -57,13 +59,66 @@ class Interval:
         return f"{self.record}:[{self.start:,}, {self.end:,}) {self.split}"
 
 
-def read_intervals(path: str | os.PathLike[str], genome: Genome) -> list[Interval]:
+def region(text: str, genome: Genome) -> Span:
+    """The span that a user writes as `record` or `record:start-end`, 1-based with the end included.
+
+    A record that is called just so goes first: names may look like regions.
+    """
+    with contextlib.suppress(InputError):
+        record = genome.resolve(text)
+        return Span(record, 0, genome.records[record])
+    name, start, end = parse_region(text)
+    record = genome.resolve(name)
+    if start is None or end is None:
+        return Span(record, 0, genome.records[record])
+    if not 1 <= start <= end <= genome.records[record]:
+        raise InputError(
+            f"region {text!r} is not inside {record!r}, which has {genome.records[record]:,} bases. Regions are "
+            "record:start-end, counted from 1 with the end included."
+        )
+    return Span(record, start - 1, end)
+
+
+def chosen_spans(genome: Genome, contigs: str | Sequence[str]) -> list[Span]:
+    """What `data.contigs` lets in: `primary` or `all` records, or names and regions; spans apart from each other."""
+    if contigs == "all":
+        return [Span(record, 0, length) for record, length in genome.records.items()]
+    if contigs == "primary":
+        by_file: dict[int, list[str]] = {}
+        for record in genome.records:
+            by_file.setdefault(genome.genome_of(record), []).append(record)
+        return [
+            Span(record, 0, genome.records[record])
+            for records in by_file.values()
+            for kept in [set(primary(genome.bare_name(record) for record in records))]
+            for record in records
+            if genome.bare_name(record) in kept
+        ]
+    try:
+        return merge(region(text, genome) for text in ([contigs] if isinstance(contigs, str) else contigs))
+    except InputError as error:
+        raise InputError(f"data.contigs: {error}") from error
+
+
+def read_intervals(
+    path: str | os.PathLike[str], genome: Genome, inside: Iterable[Span] | None = None
+) -> list[Interval]:
     """Intervals of a BED or TSV file, in its order, checked against the genome.
 
-    BED: record, start, end, split, no header. TSV: a header line naming record, start0, end, split and,
-        optionally, file, in
-    any order. Split names: train, valid (or val), test. The file may be gzip-compressed.
+    BED: record, start, end, split, no header; or record or region, split. TSV: a header line naming record, start0,
+    end, split and, optionally, file, in any order. Split names: train, valid (or val), test. The file may be
+    gzip-compressed.
+
+    Args:
+        path: of the file.
+        genome: that the intervals lie in.
+        inside: spans of `data.contigs`; an interval elsewhere is an error.
     """
+    allowed: dict[str, list[Span]] | None = None
+    if inside is not None:
+        allowed = {}
+        for span in inside:
+            allowed.setdefault(span.record, []).append(span)
     path = str(path)
     intervals: list[Interval] = []
     columns: dict[str, int] | None = None
@@ -78,10 +133,15 @@ def read_intervals(path: str | os.PathLike[str], genome: Genome) -> list[Interva
                 columns, width = _header(fields, where), len(fields)
                 continue
             columns = {"record": 0, "start0": 1, "end": 2, "split": 3}
+        if len(fields) == 2 and width == 4 and "file" not in columns:
+            try:
+                fields = [*map(str, region(fields[0], genome)), fields[1]]
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from error
         if len(fields) != width:
             raise InputError(
-                f"{where}: {len(fields)} columns instead of {width}. BED needs record, start, end, split; "
-                "TSV needs a first "
+                f"{where}: {len(fields)} columns instead of {width}. BED needs record, start, end, split (or "
+                "record:start-end, split); TSV needs a first "
                 f"line naming {', '.join(TSV_COLUMNS)}."
             )
         record, file = fields[columns["record"]], fields[columns["file"]] if "file" in columns else None
@@ -108,6 +168,11 @@ def read_intervals(path: str | os.PathLike[str], genome: Genome) -> list[Interva
             raise InputError(
                 f"{where}: end {end:,} lies beyond {name!r}, which has {genome.records[name]:,} bases. "
                 "Are the intervals of another assembly?"
+            )
+        if allowed is not None and not any(s.start <= start and end <= s.end for s in allowed.get(name, [])):
+            raise InputError(
+                f"{where}: {name!r} [{start:,}, {end:,}) is not in data.contigs, which keeps {_listed(allowed)}. Add it "
+                "there, or set data.contigs=all."
             )
         intervals.append(Interval(name, start, end, split))
     if not intervals:
@@ -158,7 +223,12 @@ def shared_bases(intervals: Sequence[Interval]) -> dict[str, int]:
 
 
 def split_blocks(
-    genome: Genome, *, seed: int, fractions: Mapping[str, float], block_bases: int | None = None
+    genome: Genome,
+    *,
+    seed: int,
+    fractions: Mapping[str, float],
+    block_bases: int | None = None,
+    spans: Iterable[Span] | None = None,
 ) -> list[Interval]:
     """Split any genome into contiguous blocks, each given to one split at random.
 
@@ -172,18 +242,19 @@ def split_blocks(
         fractions: share of "valid" and of "test" in the known bases, each 0 to below 1; the rest is "train".
         block_bases: length of a block; None: 131,072, or less for a small file so that each split gets its
             share.
+        spans: what of the genome is split, as `chosen_spans` gives it; None: all of it.
     """
     wanted = {split: fractions.get(split, 0.0) for split in ("valid", "test")}
     intervals: list[Interval] = []
-    by_file: dict[int, list[str]] = {}
-    for record in genome.records:
-        by_file.setdefault(genome.genome_of(record), []).append(record)
-    for records in by_file.values():
-        intervals += _split_file(genome, records, seed, wanted, block_bases)
+    by_file: dict[int, list[Span]] = {}
+    for span in chosen_spans(genome, "all") if spans is None else spans:
+        by_file.setdefault(genome.genome_of(span.record), []).append(span)
+    for own in by_file.values():
+        intervals += _split_file(genome, own, seed, wanted, block_bases)
     present = {interval.split for interval in intervals}
     missing = [split for split in SPLITS if split not in present and (split == "train" or wanted[split] > 0)]
     if missing:
-        total = sum(genome.records.values())
+        total = _bases(span for own in by_file.values() for span in own)
         needed = f" with data.block_bases={block_bases:,}" if block_bases else ""
         raise InputError(
             f"{genome.paths[0] if len(genome.paths) == 1 else f'{len(genome.paths)} FASTA files'}: "
@@ -194,9 +265,9 @@ def split_blocks(
 
 
 def _split_file(
-    genome: Genome, records: list[str], seed: int, wanted: Mapping[str, float], block_bases: int | None
+    genome: Genome, spans: list[Span], seed: int, wanted: Mapping[str, float], block_bases: int | None
 ) -> list[Interval]:
-    total = sum(genome.records[record] for record in records)
+    total = _bases(spans)
     if block_bases is None:
         smallest = min((fraction for fraction in wanted.values() if fraction > 0), default=1.0)
         share = max(2, int(total * smallest))
@@ -206,10 +277,11 @@ def _split_file(
     blocks: list[tuple[str, int, int]] = []
     known: list[int] = []
     identity = hashlib.sha256()
-    for record in records:
-        length = genome.records[record]
-        identity.update(f"{genome.bare_name(record)}\t{length}\n".encode())
-        edges = np.linspace(0, length, max(1, round(length / block_bases)) + 1).astype(np.int64)
+    for record, first, last in spans:
+        length = last - first
+        place = f"{length}" if length == genome.records[record] else f"{first}\t{last}"
+        identity.update(f"{genome.bare_name(record)}\t{place}\n".encode())
+        edges = first + np.linspace(0, length, max(1, round(length / block_bases)) + 1).astype(np.int64)
         lengths = edges[1:] - edges[:-1]
         known += (lengths - genome.count_unknown(record, edges[:-1], edges[1:])).tolist()
         blocks += [(record, start, end) for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
@@ -229,7 +301,7 @@ def _split_file(
                 taken += known[usable.pop(0)]
     merged: list[Interval] = []
     for at, (record, start, end) in enumerate(blocks):
-        if merged and merged[-1].record == record and merged[-1].split == chosen[at]:
+        if merged and merged[-1].record == record and merged[-1].end == start and merged[-1].split == chosen[at]:
             merged[-1] = Interval(record, merged[-1].start, end, chosen[at])
         else:
             merged.append(Interval(record, start, end, chosen[at]))
@@ -260,6 +332,11 @@ def _integer(text: str, name: str, where: str) -> int:
     if not re.fullmatch(r"[+-]?\d+", text, flags=re.ASCII):
         raise InputError(f"{where}: {name} is {text!r}, not a whole number.")
     return int(text)
+
+
+def _listed(records: Iterable[str], limit: int = 8) -> str:
+    names = list(records)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 def _bases(spans: Iterable[Span]) -> int:

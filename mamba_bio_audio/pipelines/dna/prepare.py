@@ -15,6 +15,7 @@ from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import (
     SPLITS,
     Interval,
+    chosen_spans,
     merge,
     read_intervals,
     shared_bases,
@@ -22,7 +23,7 @@ from mamba_bio_audio.pipelines.dna.intervals import (
     write_intervals,
 )
 from mamba_bio_audio.pipelines.dna.sources import INTERVALS_NAME, MANIFEST_NAME, PREPARED_KIND
-from mamba_bio_audio.pipelines.dna.statistics import describe
+from mamba_bio_audio.pipelines.dna.statistics import describe, describe_contigs
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def prepare_genome(
     out: str | os.PathLike[str],
     *,
     intervals: str | os.PathLike[str] | None = None,
+    contigs: str | list[str] = "primary",
     valid_fraction: float = 0.05,
     test_fraction: float = 0.05,
     block_bases: int | None = None,
@@ -62,6 +64,7 @@ def prepare_genome(
         out: folder to make; holding other files already, it is only written to with `force`.
         intervals: BED or TSV with the splits; None splits into blocks, as `data.*` of the same names
             describe.
+        contigs: what of the genome is used, as `data.contigs`.
         allow_shared_bases: accept intervals of different splits that overlap.
         force: replace what an earlier run left in `out`.
 
@@ -85,8 +88,9 @@ def prepare_genome(
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
         raise InputError(f"the split settings are wrong: {problems}.") from None
     genome = Genome(paths)
+    spans = chosen_spans(genome, contigs)
     if intervals is not None:
-        chosen = read_intervals(intervals, genome)
+        chosen = read_intervals(intervals, genome, spans)
         split_source = os.path.abspath(intervals)
     else:
         chosen = split_blocks(
@@ -94,6 +98,7 @@ def prepare_genome(
             seed=settings.split_seed,
             fractions={"valid": settings.valid_fraction, "test": settings.test_fraction},
             block_bases=settings.block_bases,
+            spans=spans,
         )
         split_source = f"blocks chosen by split_seed {settings.split_seed}"
     shared = shared_bases(chosen)
@@ -104,7 +109,7 @@ def prepare_genome(
             "was trained on. "
             "Correct the intervals, or accept it explicitly."
         )
-    manifest = _manifest(genome, chosen, folder, split_source, shared)
+    manifest = _manifest(genome, chosen, folder, split_source, shared) | describe_contigs(genome, contigs, spans)
     folder.mkdir(parents=True, exist_ok=True)
     # The manifest makes the folder a prepared one, so it goes first on the way out and last on the way in.
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -119,10 +124,18 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("files", f"{len(summary['files']):,}"),
         ("records", f"{summary['records']:,}"),
         ("bases", f"{summary['bases']:,}"),
-        ("not A, C, G, T", f"{summary['unknown_percent']:.3f} %"),
+        ("contigs", _contigs(summary["contigs"])),
+        (
+            "not A, C, G, T",
+            f"{summary['unknown_percent']:.3f} % (N {summary['n_percent']:.3f} %, other letters "
+            f"{summary['other_letters_percent']:.5f} %): read as N, never scored",
+        ),
         ("lower case (masked)", f"{summary['lower_case_percent']:.2f} %"),
         ("split by", summary["split_source"]),
     ]
+    if summary["aliases"]:
+        named = [f"{alias} is {record}" for alias, record in summary["aliases"].items()]
+        rows.append(("names by alias", _listed(named)))
     for split in SPLITS:
         counts = summary["splits"][split]
         rows.append((split, f"{counts['bases']:,} bases in {counts['intervals']:,} intervals"))
@@ -151,6 +164,18 @@ def _window_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     skipped = f", {summary['skipped_windows']:,} skipped (unknown bases)"
     rows.append(("training windows", f"{summary['training_windows']:,}{skipped}"))
     return rows
+
+
+def _contigs(contigs: dict[str, Any]) -> str:
+    """What is used and what is not, by name."""
+    used, left_out = contigs["used"], contigs["left_out"]
+    policy = contigs["policy"] if isinstance(contigs["policy"], str) else "as listed"
+    text = f"{len(used):,} ({policy}): {_listed(used, 30)}"
+    return text + (f"; left out {len(left_out):,}: {_listed(left_out)}" if left_out else "")
+
+
+def _listed(names: list[str], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
 def _pairs(shared: dict[str, int]) -> str:

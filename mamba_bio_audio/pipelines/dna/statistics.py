@@ -13,10 +13,11 @@ _PIECE_BASES = 1 << 22
 
 def describe(genome: Genome) -> dict[str, Any]:
     """Files, sizes and shares of a genome, ready for JSON."""
-    totals = dict.fromkeys(("bases", "unknown", "lower"), 0)
+    totals = dict.fromkeys(("bases", "unknown", "N", "lower"), 0)
     for statistics in genome.scan().values():
         totals["bases"] += statistics.length
         totals["unknown"] += statistics.unknown
+        totals["N"] += statistics.counts["N"]
         totals["lower"] += statistics.counts["lower"]
     return {
         "files": [
@@ -27,7 +28,24 @@ def describe(genome: Genome) -> dict[str, Any]:
         "records": len(genome.records),
         "bases": totals["bases"],
         "unknown_percent": 100 * totals["unknown"] / totals["bases"],
+        "n_percent": 100 * totals["N"] / totals["bases"],
+        "other_letters_percent": 100 * (totals["unknown"] - totals["N"]) / totals["bases"],
         "lower_case_percent": 100 * totals["lower"] / totals["bases"],
+    }
+
+
+def describe_contigs(genome: Genome, contigs: str | list[str], spans: list[Span]) -> dict[str, Any]:
+    """What `data.contigs` let in and what it left out, and names found under an alias, ready for JSON."""
+    used = dict.fromkeys(span.record for span in spans)
+    whole = all(span.end - span.start == genome.records[span.record] for span in spans)
+    return {
+        "contigs": {
+            "policy": contigs,
+            "used": list(used) if whole else [f"{s.record}:{s.start + 1}-{s.end}" for s in spans],
+            "bases": sum(span.end - span.start for span in spans),
+            "left_out": [record for record in genome.records if record not in used],
+        },
+        "aliases": dict(genome.aliases),
     }
 
 

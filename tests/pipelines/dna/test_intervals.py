@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import (
-    SPLITS,
     Interval,
+    SPLITS,
     Span,
+    chosen_spans,
     merge,
     read_intervals,
+    region,
     shared_bases,
     split_blocks,
     write_intervals,
@@ -58,6 +60,49 @@ def test_read_bed(genome: Genome, tmp_path: Path) -> None:
     assert read_intervals(tmp_path / "x.bed.gz", genome) == expected
 
 
+def test_regions_and_whole_records(genome: Genome, tmp_path: Path) -> None:
+    """1-based with the end included, as browsers write them; a record that is called like a region goes first."""
+    (tmp_path / "x.bed").write_text("1:1-10 train\nchr1:11-1\ttest\nchr1:1,1-2 valid\n")
+    with pytest.raises(InputError, match="line 2: region 'chr1:11-1'"):
+        read_intervals(tmp_path / "x.bed", genome)
+    (tmp_path / "x.bed").write_text("1:1-10 train\nchr1:11-11\ttest\nchr3:42-44 valid\nCM000663.1\ttrain\n")
+    assert read_intervals(tmp_path / "x.bed", genome) == [
+        Interval("chr1", 0, 10, "train"),
+        Interval("chr1", 10, 11, "test"),
+        Interval("chr3:42-44", 0, 20, "valid"),
+        Interval("chr1", 0, 100, "train"),
+    ]
+    assert region("chr1:100-100", genome) == Span("chr1", 99, 100)
+    assert genome.codec.decode(genome.fetch(*region("g:chr1:2-4", genome))) == "CGT"
+
+
+def test_intervals_outside_the_contigs(genome: Genome, tmp_path: Path) -> None:
+    path = tmp_path / "x.bed"
+    path.write_text("chr1 0 10 train\nchr1 40 60 test\n")
+    inside = chosen_spans(genome, ["chr1:1-50", "chr3:42-44"])
+    assert inside == [Span("chr1", 0, 50), Span("chr3:42-44", 0, 20)]
+    with pytest.raises(InputError, match=r"line 2: 'chr1' \[40, 60\) is not in data.contigs, which keeps chr1, chr3:42"):
+        read_intervals(path, genome, inside)
+    assert len(read_intervals(path, genome, chosen_spans(genome, "all"))) == 2
+    with pytest.raises(InputError, match="data.contigs: no record 'chr9'"):
+        chosen_spans(genome, ["chr9"])
+
+
+def test_blocks_of_chosen_contigs(write_fasta, random_dna) -> None:
+    records = {"chr1": random_dna(20_000), "chr1_KI270706v1_random": random_dna(9000, 1), "chrM": random_dna(3000, 2)}
+    genome = Genome(write_fasta("g.fa", records))
+    whole = split_blocks(genome, seed=0, fractions=FRACTIONS)
+    assert {interval.record for interval in whole} == set(records)
+    spans = chosen_spans(genome, "primary")
+    assert [span.record for span in spans] == ["chr1", "chrM"]
+    some = split_blocks(genome, seed=0, fractions=FRACTIONS, spans=spans)
+    assert {interval.record for interval in some} == {"chr1", "chrM"}
+    parts = [Span("chr1", 100, 9000), Span("chr1", 9500, 15_000)]
+    inside = split_blocks(genome, seed=0, fractions=FRACTIONS, spans=parts)
+    assert merge(inside) == parts
+    assert {interval.split for interval in inside} == set(SPLITS)
+
+
 def test_read_tsv_and_write_it_back(write_fasta, tmp_path: Path) -> None:
     genome = Genome([write_fasta("a.fa", {"r": "ACGTACGT"}), write_fasta("b.fa.gz", {"r": "ACGT"})])
     path = tmp_path / "i.tsv"
@@ -72,7 +117,11 @@ def test_read_tsv_and_write_it_back(write_fasta, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1\t0\t10\ttrain", "no record '1' .*Did you mean 'chr1'"),
+        ("2\t0\t10\ttrain", "no record '2' in "),
+        ("chr1:0-10\ttrain", "region 'chr1:0-10' is not inside 'chr1', which has 100 bases"),
+        ("chr1:10-101\ttrain", "region 'chr1:10-101' is not inside"),
+        ("chr1:20-10\ttrain", "region 'chr1:20-10' is not inside"),
+        ("chr3:42-45\ttrain", "no record 'chr3'"),
         ("chr1\t0\t101\ttrain", "end 101 lies beyond 'chr1', which has 100 bases"),
         ("chr1\t10\t10\ttrain", "start 10 is not before end 10"),
         ("chr1\t-1\t10\ttrain", "start -1 is negative"),

@@ -1,0 +1,89 @@
+"""Names of chromosomes: aliases, primary contigs, and regions.
+
+`chr1`, `1`, `NC_000001.11` and `CM000663.2` are one sequence. Names are compared through the tables here, never by
+guessing from lengths. Accessions carry the version of the assembly: one of GRCh37 never stands for GRCh38's. Plain
+names (`chr1`, `1`, `chrM`, `MT`) stand for each other in any assembly. (UCSC's hg19 calls another mitochondrion chrM
+than GRCh37's MT: NC_001807.4.)
+
+Regions are written `record:start-end`, 1-based with the end included, as genome browsers do; inside the library spans
+are 0-based half-open.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+HUMAN = (*(str(number) for number in range(1, 23)), "X", "Y")
+# Versions of NC_000001 ... NC_000024 by assembly (NCBI assembly reports GCF_000001405.25, GCF_000001405.40).
+_GRCH37 = (10, 11, 11, 11, 9, 11, 13, 10, 11, 10, 9, 11, 10, 8, 9, 9, 10, 9, 9, 10, 8, 10, 10, 9)
+_GRCH38 = (11, 12, 12, 12, 10, 12, 14, 11, 12, 11, 10, 12, 11, 9, 10, 10, 11, 10, 10, 11, 9, 11, 11, 10)
+# GenBank numbers of T2T-CHM13v2.0 run down from chromosome 1; Y came later.
+_CHM13 = (*(f"CP{68277 - index:06}.2" for index in range(23)), "CP086569.2")
+
+
+
+def _accessions() -> dict[str, tuple[str, str]]:
+    table = {"NC_012920.1": ("rCRS", "M"), "J01415.2": ("rCRS", "M"), "CP068254.1": ("CHM13", "M")}
+    for index, name in enumerate(HUMAN):
+        for assembly, version, genbank in (("GRCh37", _GRCH37[index], 1), ("GRCh38", _GRCH38[index], 2)):
+            table[f"NC_{index + 1:06}.{version}"] = table[f"CM{663 + index:06}.{genbank}"] = (assembly, name)
+        table[f"NC_{60925 + index:06}.1"] = table[_CHM13[index]] = ("CHM13", name)
+    return table
+
+
+# Accession -> assembly and plain name of the chromosome.
+ACCESSIONS = _accessions()
+
+# Parts of an assembly beside its chromosomes: alternative loci, patches, unplaced and unlocalised scaffolds, decoys, viruses.
+_SECONDARY = re.compile(
+    r".*(_alt|_fix|_hap\d+|_random|_decoy|_PATCH)|(chr)?Un_.+|hs3[78]d\d.*|HLA-.+|chrEBV|NC_007605(\.\d+)?|(NT|NW)_\d+(\.\d+)?|"
+    r"(GL|KI|KN|KQ|KV|KZ|ML|JH|MU)\d{6}(\.\d+)?|HSCHR.+|CHR_.+",
+    re.IGNORECASE,
+)
+_CHROMOSOME = re.compile(
+    r"(chr)?(\d{1,3}[ABLR]?|[WXYZM]|MT|[IVX]+)|(NC|AC)_\d{6}\.\d+|(CM|CP)\d{6}\.\d+|chromosome.*", re.IGNORECASE
+)
+_REGION = re.compile(r"(.+):(\d{1,3}(?:,\d{3})+|\d+)-(\d{1,3}(?:,\d{3})+|\d+)", re.ASCII)
+
+
+class Region(NamedTuple):
+    """`record:start-end` as written: 1-based, end included; None where only the record is given."""
+
+    record: str
+    start: int | None
+    end: int | None
+
+
+def parse_region(text: str) -> Region:
+    """Split `chr1:1,001-2,000` into its parts; any other text is a record's name."""
+    match = _REGION.fullmatch(text)
+    if match is None:
+        return Region(text, None, None)
+    start, end = (int(number.replace(",", "")) for number in match.groups()[1:])
+    return Region(match[1], start, end)
+
+
+def same_sequence(first: str, second: str) -> bool:
+    """Do two names mean one chromosome by the tables?"""
+    (assembly, name), (other_assembly, other_name) = _identity(first), _identity(second)
+    return name == other_name and (not assembly or not other_assembly or assembly == other_assembly)
+
+
+def primary(names: Iterable[str]) -> list[str]:
+    """Chromosomes and what cannot be told from them by name.
+
+    Alternative loci, patches, unplaced scaffolds, decoys and viruses are left out where the names show chromosomes
+    beside them; an assembly of scaffolds only is kept whole.
+    """
+    names = list(names)
+    if not any(_CHROMOSOME.fullmatch(name) for name in names):
+        return names
+    return [name for name in names if not _SECONDARY.fullmatch(name)]
+
+
+def _identity(name: str) -> tuple[str, str]:
+    """Assembly, empty where the name does not tell, and plain name of the chromosome."""
+    if name in ACCESSIONS:
+        return ACCESSIONS[name]
+    bare = name[3:] if name[:3].lower() == "chr" and len(name) > 3 else name
+    return "", "M" if bare in ("MT", "M") else bare

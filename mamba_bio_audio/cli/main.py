@@ -14,6 +14,7 @@ from mamba_bio_audio.cli import (
     doctor,
     evaluate,
     export,
+    predict,
     prepare,
     pretrain,
     sample,
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(prepare.app, name="prepare")
 app.command("pretrain")(pretrain.pretrain)
+app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
 app.command("export")(export.export)

@@ -1,0 +1,75 @@
+"""`mba predict`: class probabilities of sequences."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mamba_bio_audio.cli.options import (
+    DebugOption,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    WhichOption,
+    counter,
+    resolve_device,
+)
+from mamba_bio_audio.errors import InputError
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run of mba classify, or an export of one.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="FASTA or FASTQ, also gzip; - is standard input.")],
+    out: Annotated[Path | None, typer.Option("--out", help="TSV file; default standard output.")] = None,
+    mode: Annotated[
+        Literal["windows", "stream"], typer.Option(help="Average windows, or read each record once with the state carried.")
+    ] = "windows",
+    length: Annotated[int | None, typer.Option(min=1, help="Of the windows; default the training length.")] = None,
+    strand: Annotated[Literal["both", "forward", "reverse"], typer.Option(help="Both strands are averaged.")] = "both",
+    max_unknown: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Windows with a larger share of N are left out; default as trained.")
+    ] = None,
+    chunk: Annotated[int, typer.Option(min=1, help="Bases read at once; does not change results.")] = 1 << 16,
+    which: WhichOption = "best",
+    device: DeviceOption = "auto",
+    quiet: QuietOption = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Class probabilities of every record, in input order; a record that cannot be scored gets a row with the reason."""
+    if out is not None and out.is_dir():
+        raise InputError(f"{out} is a folder; give a file")
+    if out is not None and out.exists() and not force:
+        raise InputError(f"{out} exists; choose another --out, or replace it with --force")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}")
+    if as_json and out is None:
+        raise InputError("--json prints the summary on standard output, where the rows go too; give --out a file")
+    resolved = resolve_device(device)
+
+    from mamba_bio_audio.files import to_json
+    from mamba_bio_audio.workflow.predict import describe_predictions, predict_files
+
+    with counter("predicting", "records", quiet) as progress:
+        summary = predict_files(
+            run,
+            files,
+            out,
+            which=which,
+            device=resolved,
+            mode=mode,
+            length=length,
+            strand=strand,
+            max_unknown=max_unknown,
+            chunk=chunk,
+            progress=progress,
+        )
+    if as_json:
+        print(to_json(summary))
+    elif not quiet:
+        print(describe_predictions(summary), file=sys.stderr if out is None else sys.stdout)

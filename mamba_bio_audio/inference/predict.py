@@ -1,0 +1,199 @@
+"""Class probabilities of whole records of any length, in the order they come.
+
+    windows   a record is cut into windows of the training length; the mean of their probabilities is the record's
+    stream    a record is read once from its first symbol to its last with the state carried, whatever its length
+
+Windows ask the model only for what it was trained on, and are the default. Their mean, not their product: windows of
+one record are not independent evidence, and a product would be far too sure. Streaming lets signals that are further
+apart than a training window meet, and goes beyond the lengths that the model has seen: trust it as far as an evaluation
+at that length carries.
+
+Each strand is cut from its own first base, the last window ends with the strand, and the two strands' means are
+averaged. So the windows of a record's strands are those of its reverse complement's, exchanged: p(x) = p(rc x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference.classify import Strand, classify
+
+Mode = Literal["windows", "stream"]
+Ids = NDArray[Any]
+# Records are collected until there are this many batches of work, so that pieces of like length meet.
+BATCHES_AHEAD, RECORDS_AHEAD = 16, 4096
+# Token ids of one batch, 8 bytes each, when records longer than the batch are streamed.
+MAX_IDS = 1 << 26
+
+
+class Prediction(NamedTuple):
+    """What came of one record.
+
+    Attributes:
+        probabilities: (K,), sum 1; None where the record could not be scored.
+        length: symbols of the record.
+        used: known symbols that some window read.
+        windows: that were averaged, of all strands.
+        reason: why there are no probabilities; else empty.
+    """
+
+    probabilities: NDArray[np.float64] | None
+    length: int
+    used: int
+    windows: int
+    reason: str
+
+
+@dataclass
+class _Record:
+    ids: Ids
+    known: NDArray[np.bool_]
+    # Per strand: windows, and the sum of their probabilities.
+    windows: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    sums: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+def predict(
+    model: Any,
+    records: Iterable[Ids | str],
+    *,
+    pad_id: int,
+    length: int,
+    known: Callable[[Ids], NDArray[np.bool_]],
+    reverse: Callable[[Ids], Ids] | None = None,
+    mode: Mode = "windows",
+    strand: Strand = "both",
+    max_unknown: float = 0.1,
+    device: str = "cpu",
+    narrow: bool = False,
+    chunk: int = 1 << 16,
+    batch_symbols: int = 1 << 14,
+) -> Iterator[Prediction]:
+    """Predict records one after another; nothing is dropped, and each result is that of the record alone.
+
+    Args:
+        model: classifier in eval mode on `device`.
+        records: token ids (L,) each, or a text that says why a record has none.
+        pad_id: fills batches on the right.
+        length: of the windows.
+        known: ids -> which of them are known symbols (A, C, G, T).
+        reverse: ids -> ids of the opposite strand; needed unless strand is "forward".
+        mode: see the module.
+        strand: "both" averages; for sequence whose strand has a meaning, one of them.
+        max_unknown: windows with a larger share of unknown symbols are left out, as in training.
+        device: "cpu" or "cuda".
+        narrow: bf16 autocast.
+        chunk: longest stretch that is read at once.
+        batch_symbols: symbols read at once; does not change results.
+
+    Raises:
+        InputError: streaming with a model that cannot carry a state.
+    """
+    if mode == "stream" and model.streaming == "none":
+        raise InputError("this model has layers that cannot carry a state; use --mode windows")
+    if strand != "forward" and reverse is None:
+        raise InputError(f"--strand {strand}: this kind of data has one strand; use --strand forward")
+    strands = ("forward", "reverse") if strand == "both" else (strand,)
+    step = None if model.streaming == "none" else chunk
+
+    def finish(waiting: Sequence[_Record]) -> Iterator[Prediction]:
+        for name in strands:
+            pieces = [(record, low, high) for record in waiting for low, high in record.windows.get(name, ())]
+            pieces.sort(key=lambda piece: piece[2] - piece[1])
+            for batch in _batches(pieces, batch_symbols, step):
+                read = reverse if name == "reverse" else None
+                rows = [_window(record.ids, low, high, read) for record, low, high in batch]
+                found = classify(model, rows, pad_id=pad_id, device=device, narrow=narrow, chunk=step)
+                for (record, _, _), row in zip(batch, found, strict=True):
+                    record.sums[name] = record.sums.get(name, 0.0) + row
+        yield from map(_result, waiting)
+
+    waiting: list[_Record] = []
+    symbols = 0
+    for item in records:
+        record = _prepare(item, known, strands, length if mode == "windows" else None, max_unknown)
+        waiting.append(record)
+        symbols += len(record.ids)
+        if symbols >= BATCHES_AHEAD * batch_symbols or len(waiting) >= RECORDS_AHEAD:
+            yield from finish(waiting)
+            waiting, symbols = [], 0
+    yield from finish(waiting)
+
+
+def _prepare(
+    item: Ids | str,
+    known: Callable[[Ids], NDArray[np.bool_]],
+    strands: Sequence[str],
+    length: int | None,
+    max_unknown: float,
+) -> _Record:
+    if isinstance(item, str):
+        return _Record(np.zeros(0, np.uint8), np.zeros(0, bool), reason=item)
+    record = _Record(item, known(item))
+    if not len(item):
+        record.reason = "empty"
+    elif not record.known.any():
+        record.reason = "no known symbol (A, C, G, T) in it"
+    else:
+        before = np.concatenate([[0], np.cumsum(~record.known)])
+        size = len(item)
+        for name in strands:
+            kept = []
+            for low, high in tile(size, length or size):
+                # Windows are counted on their own strand.
+                a, b = (low, high) if name == "forward" else (size - high, size - low)
+                unknown = before[b] - before[a]
+                if unknown <= max_unknown * (b - a) and unknown < b - a:
+                    kept.append((low, high))
+            record.windows[name] = kept
+        if not any(record.windows.values()):
+            what = "every window has" if length else "it has"
+            record.reason = f"{what} more than {max_unknown:.0%} unknown symbols"
+    return record
+
+
+def tile(size: int, length: int) -> list[tuple[int, int]]:
+    """Windows that cover `size` symbols: side by side, the last one moved back to end with them."""
+    if size <= length:
+        return [(0, size)]
+    starts = [*range(0, size - length, length), size - length]
+    return [(start, start + length) for start in starts]
+
+
+def _window(ids: Ids, low: int, high: int, reverse: Callable[[Ids], Ids] | None) -> Ids:
+    return ids[low:high] if reverse is None else reverse(ids[len(ids) - high : len(ids) - low])
+
+
+def _batches(
+    pieces: Sequence[tuple[_Record, int, int]], batch_symbols: int, chunk: int | None
+) -> Iterator[Sequence[tuple[_Record, int, int]]]:
+    """Neighbours of a list sorted by length, as many as fit."""
+    first = 0
+    for at in range(1, len(pieces) + 1):
+        rows = at + 1 - first
+        longest = pieces[at][2] - pieces[at][1] if at < len(pieces) else 0
+        full = rows * min(longest, chunk or longest) > batch_symbols or rows * longest > MAX_IDS
+        if at == len(pieces) or full:
+            yield pieces[first:at]
+            first = at
+
+
+def _result(record: _Record) -> Prediction:
+    if record.reason:
+        return Prediction(None, len(record.ids), 0, 0, record.reason)
+    means = [record.sums[name] / len(found) for name, found in record.windows.items() if found]
+    covered = np.zeros(len(record.ids), dtype=bool)
+    for name, found in record.windows.items():
+        side = covered if name == "forward" else covered[::-1]
+        for low, high in found:
+            side[low:high] = True
+    windows = sum(map(len, record.windows.values()))
+    used = int((covered & record.known).sum())
+    return Prediction(np.sum(means, axis=0) / len(means), len(record.ids), used, windows, "")

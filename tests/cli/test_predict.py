@@ -1,0 +1,152 @@
+"""`mba predict`: files of every kind to one table, nothing dropped, errors that leave what is done."""
+
+import csv
+import gzip
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mamba_bio_audio import checkpoint
+from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.config import load_config
+from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+
+LABELS = ("gorilla", "human")
+
+
+def mba(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        command([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(autouse=True)
+def model(monkeypatch) -> Classifier:
+    """A classifier with random weights, trained at 64 bases."""
+    settings = ["data.path=demo", "train.length=64", "model.d_model=8", "model.num_layers=1", "train.tokens_per_step=512"]
+    config = load_config("dna/tiny", settings)
+    torch.manual_seed(0)
+    backbone = IsotropicModel(config.model.model_copy(update={"vocab_size": DnaTokenizer.vocab_size}))
+    made = Classifier(backbone, HeadConfig(pool="mean", classes=LABELS)).eval()
+    torch.nn.init.normal_(made.head.weight, std=2.0)
+    made.config, made.codec = config, DnaTokenizer()
+    monkeypatch.setattr(checkpoint, "load", lambda run, which="best": made)
+    return made
+
+
+def dna(length: int, seed: int = 0) -> str:
+    return np.random.default_rng(seed).choice(np.frombuffer(b"ACGT", np.uint8), length).tobytes().decode()
+
+
+def table(path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_fasta_fastq_and_gzip_give_one_row_per_record_in_order(tmp_path, capsys):
+    sequences = [dna(n, n) for n in (10, 64, 300)]
+    (tmp_path / "a.fa").write_text("".join(f">s{i} x\n{s.lower()}\n" for i, s in enumerate(sequences)))
+    fastq = "".join(f"@r{i}\n{s}\n+\n{'I' * len(s)}\n" for i, s in enumerate(sequences))
+    (tmp_path / "b.fq.gz").write_bytes(gzip.compress(fastq.encode()))
+    out = tmp_path / "p.tsv"
+    assert mba("predict", "run", tmp_path / "a.fa", tmp_path / "b.fq.gz", "--out", out) == 0
+    assert "6 records, 748 bases used" in capsys.readouterr().out
+    rows = table(out)
+    assert list(rows[0]) == [
+        "file", "record", "length", "bases_used", "windows", "predicted", "p_gorilla", "p_human", "note",
+    ]  # fmt: skip
+    assert [row["record"] for row in rows] == ["s0", "s1", "s2", "r0", "r1", "r2"]
+    assert [row["file"] for row in rows] == [str(tmp_path / "a.fa")] * 3 + [str(tmp_path / "b.fq.gz")] * 3
+    assert [row["length"] for row in rows] == ["10", "64", "300"] * 2
+    # Case and format say nothing.
+    for a, b in zip(rows[:3], rows[3:], strict=True):
+        assert a | {"file": "", "record": ""} == b | {"file": "", "record": ""}
+    for row in rows:
+        p = [float(row["p_gorilla"]), float(row["p_human"])]
+        assert sum(p) == pytest.approx(1, abs=1e-5)
+        assert row["predicted"] == LABELS[int(np.argmax(p))]
+    assert mba("predict", "run", tmp_path / "a.fa", "--out", out) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_records_that_cannot_be_scored_have_a_row_with_the_reason(tmp_path, capsys):
+    (tmp_path / "a.fa").write_text(f">good\n{dna(50)}\n>empty\n>n\nNNNN\n>rna\nACGUU\n>odd\nAC1T\n>\n{dna(9)}\n")
+    out = tmp_path / "p.tsv"
+    assert mba("predict", "run", tmp_path / "a.fa", "--out", out, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["records"], sum(summary["predicted"].values())) == (6, 2)
+    rows = table(out)
+    assert [row["record"] for row in rows] == ["good", "empty", "n", "rna", "odd", ""]
+    notes = [row["note"] for row in rows]
+    assert (notes[0], notes[1], notes[5]) == ("", "empty", "")
+    assert "no known symbol" in notes[2]
+    assert "write T for U" in notes[3]
+    assert notes[4] == "'1' at position 3 is no base"
+    assert [row["predicted"] == "" for row in rows] == [False, True, True, True, True, False]
+
+
+def test_standard_input_to_standard_output(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(f">x\n{dna(100)}\n".encode()))))
+    assert mba("predict", "run", "-") == 0
+    found = capsys.readouterr()
+    (row,) = csv.DictReader(io.StringIO(found.out), delimiter="\t")
+    assert (row["file"], row["record"], row["length"]) == ("-", "x", "100")
+    assert "1 record, 100 bases" in found.err
+
+
+def test_strands_and_modes_reach_the_model(tmp_path):
+    codec = DnaTokenizer()
+    sequence = dna(500)
+    (tmp_path / "a.fa").write_text(f">x\n{sequence}\n")
+    (tmp_path / "rc.fa").write_text(f">x\n{codec.decode(codec.reverse_complement(codec.encode(sequence)))}\n")
+
+    def run(file: str, *options: str) -> dict[str, str]:
+        assert mba("predict", "run", tmp_path / file, "--out", tmp_path / "p.tsv", "--force", *options) == 0
+        return table(tmp_path / "p.tsv")[0] | {"file": ""}
+
+    for mode in ("windows", "stream"):
+        assert run("a.fa", "--mode", mode) == run("rc.fa", "--mode", mode)
+        forward = run("a.fa", "--mode", mode, "--strand", "forward")
+        assert forward == run("rc.fa", "--mode", mode, "--strand", "reverse")
+        assert forward["p_human"] != run("a.fa", "--mode", mode, "--strand", "reverse")["p_human"]
+    assert run("a.fa")["windows"] == "16"
+    assert run("a.fa", "--length", "250")["windows"] == "4"
+    assert run("a.fa", "--mode", "stream", "--chunk", "64")["windows"] == "2"
+
+
+def test_damage_leaves_the_rows_before_it(tmp_path, capsys):
+    text = "".join(f"@r{i}\n{dna(64, i)}\n+\n{'I' * 64}\n" for i in range(6000))
+    (tmp_path / "a.fq").write_text(text[:-40])
+    out = tmp_path / "p.tsv"
+    assert mba("predict", "run", tmp_path / "a.fq", "--out", out) == 2
+    error = capsys.readouterr().err
+    assert "after record 5,999" in error
+    assert "p.tsv.partial" in error
+    assert not out.exists()
+    rows = table(tmp_path / "p.tsv.partial")
+    assert [row["record"] for row in rows] == [f"r{i}" for i in range(len(rows))]
+    assert len(rows) >= 4000
+
+
+def test_what_cannot_be_is_refused(tmp_path, capsys, model):
+    (tmp_path / "a.fa").write_text(">x\nACGT\n")
+    for arguments, message in (
+        ([tmp_path / "none.fa"], "no such file"),
+        ([tmp_path], "folder"),
+        (["-", "-"], "given twice"),
+        ([tmp_path / "a.fa", "--json"], "--out"),
+        ([tmp_path / "a.fa", "--out", tmp_path], "is a folder"),
+        ([tmp_path / "a.fa", "--out", tmp_path / "no" / "p.tsv"], "there is no folder"),
+    ):
+        assert mba("predict", "run", *arguments) == 2
+        assert message in capsys.readouterr().err
+    model.labels = None
+    assert mba("predict", "run", tmp_path / "a.fa") == 2
+    assert "needs a run of mba classify" in capsys.readouterr().err

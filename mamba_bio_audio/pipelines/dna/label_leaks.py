@@ -20,6 +20,9 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
+from mamba_bio_audio.pipelines.dna.labelled import Labelled
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+
 MAX_SEQUENCES = 20_000
 FOLDS = 5
 MARGIN = 0.1  # Above chance by this much and by three standard errors: predictive.
@@ -67,7 +70,7 @@ def label_leaks(
     *,
     lengths: ArrayLike,
     unknown: ArrayLike,
-    lower: ArrayLike,
+    lower: ArrayLike | None,
     names: Sequence[str],
     length_seen: bool,
     seed: int = 0,
@@ -78,7 +81,7 @@ def label_leaks(
         classes: (n,) class numbers.
         lengths: (n,) bases.
         unknown: (n,) share of bases other than A, C, G, T.
-        lower: (n,) share of lower-case letters.
+        lower: (n,) share of lower-case letters; None where it is not known.
         names: (n,) record names; only their pattern counts, all digits alike.
         length_seen: whole sequences are examples; False where windows of one length are drawn from them.
         seed: of the folds, and of the choice among more than 20,000 sequences.
@@ -87,9 +90,10 @@ def label_leaks(
     features = {
         "record length": (np.asarray(lengths, dtype=np.float64), length_seen),
         "share of N": (np.asarray(unknown, dtype=np.float64), True),
-        "share of lower case": (np.asarray(lower, dtype=np.float64), False),
         "pattern of record names": (_pattern_codes(names), False),
     }
+    if lower is not None:
+        features["share of lower case"] = (np.asarray(lower, dtype=np.float64), False)
     for name, (values, _) in features.items():
         if values.shape != y.shape:
             raise ValueError(f"{name}: {values.shape} values for {y.shape} classes")
@@ -105,6 +109,38 @@ def label_leaks(
             accuracy = chance if (values == values[0]).all() else _predict(values, y, int(counts.min()), seed)
         found.append(LabelLeak(name, seen, accuracy, chance, len(y)))
     return found
+
+
+def leaks_of(labelled: Labelled) -> list[LabelLeak]:
+    """`label_leaks` of labelled data: of its examples, or of the records that windows are drawn from."""
+    regions = labelled.regions
+    if not labelled.examples:
+        regions = list({(r.label, r.source, r.record): r for r in regions}.values())
+    codec = DnaTokenizer()
+    lengths, unknown, lower, names = [], [], [], []
+    for region in regions:
+        if labelled.genomes:
+            genome = labelled.genomes[region.source]
+            statistics = genome.statistics(region.record)
+            start, end = (region.start, region.end) if labelled.examples else (0, statistics.length)
+            lengths.append(end - start)
+            unknown.append(int(genome.count_unknown(region.record, start, end)) / (end - start))
+            lower.append(statistics.counts["lower"] / statistics.length)
+            names.append(genome.bare_name(region.record))
+        else:
+            ids = labelled.sequences[region.record]
+            lengths.append(len(ids))
+            unknown.append(codec.count_unknown(ids) / len(ids))
+            # The folder of GenomicBenchmarks is the class.
+            names.append(region.record.rsplit("/", 1)[-1])
+    return label_leaks(
+        [region.label for region in regions],
+        lengths=lengths,
+        unknown=unknown,
+        lower=lower or None,
+        names=names,
+        length_seen=labelled.examples,
+    )
 
 
 def leak_rows(leaks: Sequence[LabelLeak]) -> list[tuple[str, str]]:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from mamba_bio_audio.pipelines.dna.label_leaks import label_leaks, leak_rows
+from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
+from mamba_bio_audio.pipelines.dna.label_leaks import label_leaks, leak_rows, leaks_of
+from mamba_bio_audio.pipelines.dna.labelled import open_labelled
 from mamba_bio_audio.pipelines.dna.records import read_records
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
@@ -78,3 +80,19 @@ def test_the_shared_apes_have_no_trivial_leak(shared_dna):
             names.append(record.name)
     leaks = label_leaks(y, lengths=lengths, unknown=unknown, lower=lower, names=names, length_seen=True)
     assert not any(leak.predictive for leak in leaks), [leak.text for leak in leaks]
+
+
+def test_labelled_files_are_tried(tmp_path, write_fasta, random_dna):
+    """Two species, one soft-masked and with gaps; the same as a table of examples of different lengths."""
+    for species, change in (("a", str), ("b", lambda text: text[:100].lower() + "N" * 50 + text[150:])):
+        records = {f"chr{i}": change(random_dna(300 + i, i)) for i in range(20)}
+        write_fasta(f"{species}/genome.fa", records)
+    found = {leak.feature: leak for leak in leaks_of(open_labelled(DnaClassesConfig(path=str(tmp_path))))}
+    telling = {name for name, leak in found.items() if leak.predictive}
+    assert telling == {"share of N", "share of lower case"}
+    rows = [f"{random_dna(50 + 10 * (i % 2), i)}\t{'xy'[i % 2]}" for i in range(40)]
+    (tmp_path / "t.tsv").write_text("sequence\tlabel\n" + "\n".join(rows) + "\n")
+    found = {leak.feature: leak for leak in leaks_of(open_labelled(DnaClassesConfig(path=str(tmp_path / "t.tsv"))))}
+    assert {name for name, leak in found.items() if leak.predictive} == {"record length"}
+    assert found["record length"].seen
+    assert "share of lower case" not in found

@@ -24,8 +24,12 @@ from mamba_bio_audio.pipelines.dna.assemblies import (
     group_of,
     read_report,
 )
+from mamba_bio_audio.pipelines.dna.class_splits import assign_splits
+from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.homology import check_homology, hold_out, homologous_groups
+from mamba_bio_audio.pipelines.dna.label_leaks import leaks_of
+from mamba_bio_audio.pipelines.dna.labelled import open_labelled
 from mamba_bio_audio.pipelines.dna.records import read_records
 
 COLUMNS = (
@@ -361,3 +365,18 @@ def test_wrong_reports_are_named(tmp_path, text, fault):
     path.write_text(text)
     with pytest.raises(InputError, match=fault):
         read_report(path)
+
+
+def test_the_prepared_folder_is_labelled_data_with_its_splits(t2t, tmp_path):
+    prepare_species(tmp_path / "out", source=t2t)
+    config = DnaClassesConfig(path=str(tmp_path / "out"), groups=str(tmp_path / "out" / "groups.tsv"))
+    labelled = open_labelled(config)
+    assert labelled.classes == tuple(sorted(APES))
+    assign_splits(labelled, config, 64)
+    assert labelled.origin == "split= in the FASTA headers"
+    by_name = {(labelled.classes[r.label], r.record): r for r in labelled.regions}
+    assert (by_name["gorilla", "chr19"].split, by_name["gorilla", "chr19"].locus) == ("test", "5+17")
+    assert {r.split for r in labelled.regions} == {"train", "valid", "test"}
+    # Case and names are gone as marks.
+    telling = {leak.feature for leak in leaks_of(labelled) if leak.predictive}
+    assert not telling & {"share of lower case", "pattern of record names"}

@@ -81,6 +81,8 @@ def predict_files(
     if max_unknown is None:
         max_unknown = getattr(config.data, "max_unknown", 0.1)
     model.to(device)
+    is_known = np.zeros(256, dtype=bool)
+    is_known[list(codec.base_ids)] = True
     items: deque[Item] = deque()
 
     def symbols() -> Iterator[NDArray[np.uint8] | str]:
@@ -94,7 +96,7 @@ def predict_files(
         symbols(),
         pad_id=codec.pad_id,
         length=length or config.train.length,
-        known=lambda ids: np.isin(ids, codec.base_ids),
+        known=lambda ids: is_known[ids],
         reverse=codec.reverse_complement,
         mode=mode,
         strand=strand,

@@ -319,8 +319,9 @@ def forward_constants(D=2048):
 def backward_constants(D=2048):
     return {
         "D": D, "N": 16, "NP": 16, "BD": 16, "UNROLL": 4, "SEG": 16, "ROWS": 16, "U_ROW": D, "DT_ROW": D,
-        "Z_ROW": 2 * D, "G_ROW": D, "VEC": 2, "M": 1, "HAS_SKIP": True, "HAS_Z": True, "HAS_BIAS": True,
-        "SOFTPLUS": True, "HAS_RESET": False, "HAS_R": False, "WRITE_DH0": False, "PRECISE": False,
+        "Z_ROW": 2 * D, "G_ROW": D, "DZ_ROW": D, "VEC": 2, "M": 1, "HAS_SKIP": True, "HAS_Z": True, "HAS_BIAS": True,
+        "SOFTPLUS": True, "HAS_RESET": False, "HAS_R": False, "WRITE_DH0": False, "WRITE_OUT": False, "PRECISE": False,
+        "TOUCH": True,
     }  # fmt: skip
 
 

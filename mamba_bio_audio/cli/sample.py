@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,14 +34,21 @@ def sample(
     which: WhichOption = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples made at a time; does not change them.")] = 16,
     device: DeviceOption = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sampling into --out.")] = False,
     quiet: QuietOption = False,
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Sample DNA as FASTA: recurrent, in constant memory, only A, C, G and T."""
+    """Sample DNA as FASTA: recurrent, in constant memory, only A, C, G and T; streamed to disk and resumable."""
+    if resume and force:
+        raise InputError("--resume continues a sampling and --force replaces it; give one of them")
     if out is not None and out.is_dir():
         raise InputError(f"{out} is a folder; give a file")
-    if out is not None and out.exists() and not force:
+    part = None if out is None else out.with_name(f"{out.name}.part")
+    if out is not None and part is not None and resume and out.exists() and not part.exists():
+        print(f"{out}: already complete")
+        return
+    if out is not None and out.exists() and not (force or resume):
         raise InputError(f"{out} exists; choose another --out, or replace it with --force")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}")
@@ -60,8 +68,14 @@ def sample(
             "top_p": top_p,
             "seed": seed,
             "batch_size": batch_size,
+            "resume": resume,
+            "force": force,
             "progress": progress,
         }
-        workflow.sample(run, out, **settings)
+        stopped_by = workflow.sample(run, out, **settings)
+    if stopped_by:
+        again = f"; continue with the same command and --resume (so far: {part})" if out is not None else ""
+        print(f"stopped by {stopped_by}{again}", file=sys.stderr)
+        raise typer.Exit(130)
     if out is not None:
         print(f"{out}: {num_samples:,} samples of {length:,} bases")

@@ -37,12 +37,14 @@ class Block(NamedTuple):
             the allowed symbols, before temperature, top-k and top-p; for a first symbol without prompt log p
             in `initial`. It answers how likely the model holds its own sample; a low temperature raises it
             without making the sample more natural.
+        state: the model's, after these symbols but the last, which it has not read; for `generate_blocks`.
     """
 
     row: int
     position: int
     tokens: Tensor
     log_likelihood: Tensor
+    state: Any = None
 
 
 def generate(
@@ -124,15 +126,18 @@ def generate_blocks(
     batch_size: int | None = None,
     first_row: int = 0,
     first_position: int = 0,
+    state: Any = None,
 ) -> Iterator[Block]:
     """Sample as `generate` does, in blocks: rows of a batch from first to last symbol, then the next batch.
 
-    To go on with an interrupted sample pass what is there (with its prompt) as `prompt`, the number of
-    symbols still wanted as `length`, and where it stopped as `first_position`.
+    To go on behind a block of one batch pass its last symbols (R, 1) as `prompt`, its `state`, the number of
+    symbols still wanted as `length`, and where it ended as `first_position`; the result is the same to the last bit.
+    Without a state the prompt must be everything so far, and the result agrees to rounding.
 
     Args:
         first_row: index of the first row, for the random draws and in the blocks.
         first_position: index of the first new symbol, likewise.
+        state: of the model before `prompt`; for one batch. None is the start of a sequence.
 
     Returns:
         Iterator over `Block`. Options are checked at once, before the first block is asked for.
@@ -151,6 +156,8 @@ def generate_blocks(
     prefix = _check_prompt(model, prompt, num_samples)
     if prefix is None and first_position:
         raise InputError("first_position needs the symbols before it as prompt")
+    if state is not None and (prefix is None or (batch_size or num_samples) < num_samples):
+        raise InputError("a state is that of one batch before its prompt; pass both, and no smaller batch_size")
 
     def blocks() -> Iterator[Block]:
         most = batch_size or num_samples
@@ -159,7 +166,7 @@ def generate_blocks(
             start = prefix
             if prefix is not None:
                 start = prefix[low : low + rows] if len(prefix) > 1 else prefix.expand(rows, -1)
-            yield from _batch(model, choice, start, rows, length, seed, first_row + low, first_position)
+            yield from _batch(model, choice, start, rows, length, seed, first_row + low, first_position, state)
 
     return blocks()
 
@@ -173,13 +180,13 @@ def _batch(
     seed: int,
     first_row: int,
     first_position: int,
+    state: Any,
 ) -> Iterator[Block]:
     """Sample `rows` rows from the first to the last symbol."""
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     choice = choice.to(device)
     last = None if prefix is None else prefix.to(device)
-    state = None
     for low in range(0, length, _BLOCK):
         size = min(_BLOCK, length - low)
         numbers = uniforms(seed, range(first_row, first_row + rows), first_position + low, size)
@@ -210,7 +217,7 @@ def _batch(
                 f"the model gives NaN or infinite logits within positions {first_position + low} to "
                 f"{first_position + low + size - 1}; its weights or its precision are broken"
             )
-        yield Block(first_row, first_position + low, tokens.clone(), log_likelihood.clone())
+        yield Block(first_row, first_position + low, tokens.clone(), log_likelihood.clone(), state)
 
 
 class _Choice(NamedTuple):

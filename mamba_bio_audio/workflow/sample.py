@@ -1,18 +1,26 @@
-"""New sequences as FASTA."""
+"""New sequences as FASTA: streamed to disk, resumable, in constant memory."""
 
 from __future__ import annotations
 
+import hashlib
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import IO, Any
 
-import numpy as np
+from torch import nn
 
 from mamba_bio_audio import checkpoint
 from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.generate import generate_blocks
+from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.inference.row_files import RowFiles
+from mamba_bio_audio.training.signals import StopSignal
+
+_LINE_BASES = 80
 
 
 def sample(
@@ -29,18 +37,25 @@ def sample(
     top_p: float | None = None,
     seed: int = 0,
     batch_size: int = 16,
+    resume: bool = False,
+    force: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> str | None:
     """Sample DNA from a run as FASTA, new bases only.
 
-    Without a prompt the first base is drawn from the composition of the training split in the manifest, and the
-    header says so. Everything is checked before `out` is opened; each record is written when it is whole, so an
-    interrupt leaves whole records.
+    Without a prompt the first base is drawn from the composition of the training split in the manifest, and the header
+    says so. The bases stream into the folder `OUT.part`, from which an interrupted or killed sampling goes on; `out`
+    appears whole.
 
     Args:
-        out: FASTA file, replaced where it exists; None is standard output.
+        out: FASTA file, replaced where it exists; None is standard output, which cannot be resumed.
         batch_size: records made at a time; does not change the result.
+        resume: go on with what is in `OUT.part`, with the same settings; from the beginning where there is none.
+        force: discard an unfinished sampling.
         progress: called with (bases done, bases in all).
+
+    Returns:
+        Name of the signal that stopped it, None at the end.
     """
     model = checkpoint.load(run, which).to(device)
     if model.codec is None:
@@ -59,42 +74,72 @@ def sample(
         shares = composition or dict.fromkeys("ACGT", 0.25)
         origin = "training composition" if composition else "uniform, no composition in the manifest"
         start = f"first_base=drawn from {origin} " + " ".join(f"{b}:{p:.4f}" for b, p in shares.items())
-    settings = f"seed={seed} temperature={temperature:g}" + "".join(
-        f" {name}={value}" for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None
-    )
-    blocks = generate_blocks(
-        model,
-        length=length,
-        num_samples=num_samples,
-        prompt=prompt,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        initial=initial,
-        batch_size=batch_size,
-    )
-    rows: list[list[np.ndarray]] = []
-    nats: list[float] = []
-    done = 0
-    with nullcontext(sys.stdout) if out is None else out.open("w", encoding="ascii") as stream:
-        for block in blocks:
-            if block.position == 0:
-                rows = [[] for _ in block.tokens]
-                nats = [0.0] * len(rows)
-            for i, tokens in enumerate(block.tokens.numpy()):
-                rows[i].append(tokens)
-                nats[i] += float(block.log_likelihood[i].sum())
-            done += block.tokens.numel()
-            if progress is not None:
-                progress(done, num_samples * length)
-            if block.position + block.tokens.shape[1] < length:
-                continue
-            for i, pieces in enumerate(rows):
-                sequence = model.codec.decode(np.concatenate(pieces))
-                stream.write(
-                    f">sample_{block.row + i} length={length} {settings} {start} "
-                    f"log_likelihood={nats[i]:.6g} model={run}\n"
-                )
-                stream.writelines(sequence[at : at + 80] + "\n" for at in range(0, length, 80))
+    draws: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "initial": initial,
+    }
+    settings = draws | {
+        "length": length,
+        "num_samples": num_samples,
+        "batch_size": batch_size,
+        "prompt": prompt,
+        "weights": weights_hash(model),
+        "device": device,
+    }
+    if resume and out is None:
+        raise InputError("--resume needs --out: what went to standard output cannot be continued")
+    with StopSignal() as stop, nullcontext() if out is not None else tempfile.TemporaryDirectory() as folder:
+        place = unfinished(out) if out is not None else Path(str(folder)) / "rows"
+        rows = RowFiles(place, settings, encode=lambda tokens: model.codec.decode(tokens).encode())
+        rows.begin(resume=resume, force=force)
+        log_likelihood = rows.sample(
+            model,
+            length=length,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            prompt=prompt,
+            progress=progress,
+            stop=lambda: stop.number is not None,
+            **draws,
+        )
+        if log_likelihood is None:
+            assert stop.number is not None
+            return signal.Signals(stop.number).name
+        options = f"seed={seed} temperature={temperature:g}" + "".join(
+            f" {name}={value}" for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None
+        )
+        with nullcontext() if out is None else atomic_path(out) as temporary, _open(temporary) as stream:
+            for row, nats in enumerate(log_likelihood):
+                stream.write(f">sample_{row} length={length} {options} {start} log_likelihood={nats:.6g} model={run}\n")
+                stream.writelines(_lines(rows.path(row)))
             stream.flush()
+        rows.remove()
+    return None
+
+
+def unfinished(out: Path) -> Path:
+    """Folder in which the samples of `out` grow until they are whole."""
+    return out.with_name(f"{out.name}.part")
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names and values of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _open(path: Path | None) -> AbstractContextManager[IO[str]]:
+    return nullcontext(sys.stdout) if path is None else path.open("w", encoding="ascii")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """A row's bases as FASTA lines."""
+    with path.open(encoding="ascii") as file:
+        while piece := file.read(_LINE_BASES):
+            yield piece + "\n"

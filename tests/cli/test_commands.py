@@ -134,6 +134,40 @@ def test_sample_writes_fasta_of_bases_only(trained, tmp_path, capsys):
     assert "'X' at position 3" in capsys.readouterr().err
 
 
+def test_sample_stopped_by_a_signal_resumes_to_the_same_file(trained, tmp_path, capsys, monkeypatch):
+    from mamba_bio_audio.inference import generate
+    from mamba_bio_audio.inference.row_files import RowFiles
+
+    monkeypatch.setattr(generate, "_BLOCK", 32)
+    arguments = ("sample", trained, "--length", "100", "--num-samples", "2", "--quiet", "--device", "cpu")
+    assert mba_command(*arguments, "--out", tmp_path / "whole.fa") == 0
+    write = RowFiles._write
+
+    def interrupt(file, data):
+        write(file, data)
+        monkeypatch.setattr(RowFiles, "_write", staticmethod(write))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RowFiles, "_write", staticmethod(interrupt))
+    out = tmp_path / "s.fa"
+    capsys.readouterr()
+    assert mba_command(*arguments, "--out", out) == 130
+    assert f"--resume (so far: {out}.part)" in capsys.readouterr().err
+    assert not out.exists()
+    assert len((tmp_path / "s.fa.part" / "row-00001.txt").read_text()) == 32
+    assert mba_command(*arguments, "--out", out) == 2
+    assert "unfinished sampling" in capsys.readouterr().err
+    assert mba_command(*arguments, "--seed", "3", "--out", out, "--resume") == 2
+    assert "seed 0 -> 3" in capsys.readouterr().err
+    assert mba_command(*arguments, "--out", out, "--resume") == 0
+    assert out.read_text() == (tmp_path / "whole.fa").read_text()
+    assert not (tmp_path / "s.fa.part").exists()
+    assert mba_command(*arguments, "--out", out, "--resume") == 0
+    assert "already complete" in capsys.readouterr().out
+    assert mba_command(*arguments, "--resume") == 2
+    assert "--out" in capsys.readouterr().err
+
+
 def test_load_and_generate_from_python(trained):
     model = mba.load(trained)
     assert isinstance(model.codec, DnaTokenizer)

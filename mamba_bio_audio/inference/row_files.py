@@ -1,0 +1,236 @@
+"""Sampling streamed to disk: constant memory at any length, and an end that is the same however often it was stopped.
+
+A folder holds one file per row, growing block by block, and every so often the model's state:
+
+    settings.json             what is being sampled; a continuation must ask for the same
+    row-00000.SUFFIX          the symbols of row 0 so far, in whatever bytes the domain writes
+    state.pt                  where all rows of the batch stood, replaced atomically
+
+Killed at any moment, the rows keep what was written. A continuation cuts them back to the last state, restores it bit
+for bit and goes on, so that every later draw and every later symbol is that of the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import atomic_path, write_json
+from mamba_bio_audio.inference.generate import Block, generate_blocks
+
+_SAVE_EVERY_S = 10.0
+
+
+class Position(NamedTuple):
+    """Where a sampling stands: rows before `row` are whole, the batch from `row` on has `position` symbols each."""
+
+    row: int
+    position: int
+    log_likelihood: tuple[float, ...]  # of every row begun so far, summed over its symbols
+
+
+class RowFiles:
+    """The files of one sampling.
+
+    Args:
+        folder: of the row files; made by `begin`.
+        settings: everything that decides the symbols, JSON-able.
+        encode: tokens (n,) of a row to the bytes that its file receives.
+        symbol_bytes: bytes per symbol that `encode` gives.
+        suffix: of the row files, without a dot.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        *,
+        encode: Callable[[NDArray[Any]], bytes],
+        symbol_bytes: int = 1,
+        suffix: str = "txt",
+    ) -> None:
+        self.folder = folder
+        # As they come back from JSON, to be comparable.
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.encode = encode
+        self.symbol_bytes = symbol_bytes
+        self.suffix = suffix
+
+    def path(self, row: int) -> Path:
+        """File of a row."""
+        return self.folder / f"row-{row:05d}.{self.suffix}"
+
+    def begin(self, *, resume: bool = False, force: bool = False) -> None:
+        """Make the folder, or check that what is in it can be continued.
+
+        Raises:
+            InputError: an unfinished sampling is there and neither continuing nor replacing it was asked for, or it has
+                other settings.
+        """
+        there = self.folder.exists()
+        if there and not self.folder.is_dir():
+            raise InputError(f"{self.folder} is in the way; remove it")
+        if there and force:
+            shutil.rmtree(self.folder)
+        elif there and not resume:
+            raise InputError(
+                f"{self.folder}: an unfinished sampling; continue it with --resume, or replace it with --force"
+            )
+        elif there:
+            before = self._settings_before()
+            different = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
+            if before and different:
+                changes = ", ".join(f"{key} {before.get(key)} -> {self.settings.get(key)}" for key in different)
+                raise InputError(
+                    f"{self.folder}: the unfinished sampling has other settings ({changes}); give the same ones to "
+                    "--resume, or start again with --force"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "settings.json", self.settings)
+
+    def _settings_before(self) -> dict[str, Any]:
+        path = self.folder / "settings.json"
+        if not path.exists():
+            return {}
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(value, dict):
+                raise ValueError("no JSON object")
+            return value
+        except ValueError as error:
+            raise InputError(f"{path}: damaged ({error}); start again with --force") from None
+
+    def sample(
+        self,
+        model: nn.Module,
+        *,
+        length: int,
+        num_samples: int,
+        batch_size: int,
+        prompt: Sequence[int] | NDArray[Any] | Tensor | str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        **options: Any,
+    ) -> tuple[float, ...] | None:
+        """Sample every row to its end, from wherever the folder stands.
+
+        Args:
+            length: symbols per row, without the prompt.
+            num_samples: rows.
+            batch_size: rows at a time.
+            prompt: as of `generate`; the rows' own prompts are (num_samples, P).
+            progress: called with (symbols done, symbols in all).
+            stop: asked after every block; True saves and ends.
+            options: of `generate_blocks`: temperature, top_k, top_p, seed, allowed, initial.
+
+        Returns:
+            Log-likelihood of every row, as summed from its blocks; None when stopped before the end.
+        """
+        at, last, state = self._restore(model)
+        sums = list(at.log_likelihood)
+        for low in range(at.row, num_samples, batch_size):
+            rows = min(batch_size, num_samples - low)
+            position = at.position if low == at.row else 0
+            sums = sums[: low + rows] if position else [*sums[:low], *[0.0] * rows]
+            if position == length:
+                continue
+            start: Any = prompt
+            if position:
+                start = last
+            elif prompt is not None and not isinstance(prompt, str) and np.ndim(prompt) == 2 and len(prompt) > 1:
+                start = prompt[low : low + rows]
+            blocks = generate_blocks(
+                model,
+                length=length - position,
+                num_samples=rows,
+                prompt=start,
+                first_row=low,
+                first_position=position,
+                state=state if position else None,
+                **options,
+            )
+            self._cut(low, rows, position)
+            files = [self.path(low + i).open("ab") for i in range(rows)]
+            try:
+                saved = time.monotonic()
+                for block in blocks:
+                    for i, tokens in enumerate(block.tokens.numpy()):
+                        self._write(files[i], self.encode(tokens))
+                        sums[low + i] += float(block.log_likelihood[i].sum())
+                    position = block.position + block.tokens.shape[1]
+                    if progress is not None:
+                        progress(low * length + rows * position, num_samples * length)
+                    stopped = stop() and not (position == length and low + rows == num_samples)
+                    if stopped or position == length or time.monotonic() - saved >= _SAVE_EVERY_S:
+                        for file in files:
+                            os.fsync(file.fileno())
+                        self._save(Position(low, position, tuple(sums)), block, position == length)
+                        saved = time.monotonic()
+                    if stopped:
+                        return None
+            finally:
+                for file in files:
+                    file.close()
+        return tuple(sums)
+
+    @staticmethod
+    def _write(file: BinaryIO, data: bytes) -> None:
+        try:
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            reason = f"{error.strerror}; what was sampled is kept: make room and continue with --resume"
+            raise OSError(error.errno, reason, file.name) from None
+
+    def remove(self) -> None:
+        """Delete the folder, once the rows have been brought to their final place."""
+        shutil.rmtree(self.folder)
+
+    def _save(self, at: Position, block: Block, whole: bool) -> None:
+        leaves = None
+        if not whole:
+            leaves, _ = tree_flatten(block.state)
+            leaves = [leaf.cpu().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        values = {"position": list(at[:2]), "log_likelihood": list(at.log_likelihood), "leaves": leaves}
+        with atomic_path(self.folder / "state.pt") as temporary:
+            torch.save(values | {"last": block.tokens[:, -1:].clone()}, temporary)
+
+    def _restore(self, model: nn.Module) -> tuple[Position, Tensor | None, Any]:
+        """The last saved position, its last symbols, and the model's state there."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return Position(0, 0, ()), None, None
+        parameter = next(model.parameters())
+        try:
+            values = torch.load(path, map_location=parameter.device, weights_only=True)
+            row, position = values["position"]
+            sums, last, leaves = values["log_likelihood"], values["last"], values["leaves"]
+            state = None
+            if leaves is not None:
+                _, structure = tree_flatten(model.init_state(len(last), parameter.device))  # type: ignore[operator]
+                state = tree_unflatten(leaves, structure)
+        except Exception as error:
+            raise InputError(f"{path}: damaged ({type(error).__name__}); start again with --force") from None
+        return Position(int(row), int(position), tuple(sums)), last.long(), state
+
+    def _cut(self, low: int, rows: int, position: int) -> None:
+        """Bring the rows of a batch back to `position` symbols; what was written after the last state is made again."""
+        for row in range(low, low + rows):
+            path = self.path(row)
+            size = path.stat().st_size if path.exists() else 0
+            if size < position * self.symbol_bytes:
+                raise InputError(f"{path}: shorter than the saved state says; start again with --force")
+            if size:
+                os.truncate(path, position * self.symbol_bytes)

@@ -1,0 +1,246 @@
+"""Sampling into row files: the same end however often it was stopped, killed, or out of disk."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference import generate as generate_module
+from mamba_bio_audio.inference import row_files as module
+from mamba_bio_audio.inference.generate import generate, generate_blocks
+from mamba_bio_audio.inference.row_files import RowFiles
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+
+ALLOWED = (7, 8, 9, 10)
+LENGTH = 160
+BLOCK = 64
+SETUP = f"""
+import torch
+from pathlib import Path
+from mamba_bio_audio.inference import generate, row_files
+from mamba_bio_audio.inference.row_files import RowFiles
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+torch.set_num_threads(1)
+model = build_model(ModelConfig(d_model=16, num_layers=2, ssm=SsmConfig(d_state=4), vocab_size=12), seed=0).eval()
+row_files._SAVE_EVERY_S = 0.0
+generate._BLOCK = {BLOCK}
+files = RowFiles(Path(OUT), {{"seed": 4}}, encode=lambda tokens: tokens.tobytes())
+files.begin(resume=True)
+files.sample(model, length={LENGTH}, num_samples=3, batch_size=2, allowed={ALLOWED}, seed=4)
+"""
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    monkeypatch.setattr(generate_module, "_BLOCK", BLOCK)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.set_num_threads(1)
+    config = ModelConfig(d_model=16, num_layers=2, ssm=SsmConfig(d_state=4), vocab_size=12)
+    return build_model(config, seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    return generate(model, length=LENGTH, num_samples=3, batch_size=2, allowed=ALLOWED, seed=4).numpy().astype(np.uint8)
+
+
+def row_files(folder: Path, **settings) -> RowFiles:
+    return RowFiles(folder, {"seed": 4} | settings, encode=lambda tokens: tokens.tobytes())
+
+
+def sample(files: RowFiles, model, **options):
+    return files.sample(
+        model, **({"length": LENGTH, "num_samples": 3, "batch_size": 2, "allowed": ALLOWED, "seed": 4} | options)
+    )
+
+
+def rows(files: RowFiles) -> list[bytes]:
+    return [files.path(row).read_bytes() for row in range(3)]
+
+
+def test_rows_equal_generate(model, whole, tmp_path):
+    files = row_files(tmp_path / "p")
+    files.begin()
+    calls = []
+    sums = sample(files, model, progress=lambda done, total: calls.append((done, total)))
+    assert rows(files) == [row.tobytes() for row in whole]
+    blocks = list(generate_blocks(model, length=LENGTH, num_samples=3, batch_size=2, allowed=ALLOWED, seed=4))
+    expected = [sum(float(b.log_likelihood[r - b.row].sum()) for b in blocks if b.row <= r < b.row + 2) for r in (0, 1)]
+    assert sums[:2] == pytest.approx(expected, rel=1e-12)
+    assert calls[-1] == (3 * LENGTH, 3 * LENGTH)
+    files.remove()
+    assert not (tmp_path / "p").exists()
+
+
+def test_rows_stopped_and_resumed_are_identical(model, whole, tmp_path):
+    """Stopped after every single block, the log-likelihoods are the same numbers too."""
+    once = row_files(tmp_path / "once")
+    once.begin()
+    expected = sample(once, model)
+    files = row_files(tmp_path / "often")
+    files.begin()
+    stops = 0
+    while (sums := sample(files, model, stop=lambda: True)) is None:
+        stops += 1
+        files = row_files(tmp_path / "often")
+        files.begin(resume=True)
+    assert stops == 5
+    assert rows(files) == [row.tobytes() for row in whole]
+    assert sums == expected
+
+
+def test_rows_state_is_exact_where_a_prompt_would_round(model, whole):
+    """Continuing from the state gives the very same numbers, which prefilling what is there does not promise."""
+    first, *rest = generate_blocks(model, length=LENGTH, num_samples=2, allowed=ALLOWED, seed=4)
+    again = list(
+        generate_blocks(
+            model,
+            length=LENGTH - BLOCK,
+            num_samples=2,
+            allowed=ALLOWED,
+            seed=4,
+            prompt=first.tokens[:, -1:],
+            state=first.state,
+            first_position=BLOCK,
+        )
+    )
+    for a, b in zip(rest, again, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+        assert torch.equal(a.log_likelihood, b.log_likelihood)
+    with pytest.raises(InputError, match="one batch"):
+        generate_blocks(model, length=3, num_samples=2, batch_size=1, prompt=[7], state=first.state)
+    with pytest.raises(InputError, match="one batch"):
+        generate_blocks(model, length=3, num_samples=2, state=first.state)
+
+
+def test_rows_killed_keep_what_was_written_and_resume(whole, tmp_path):
+    """kill -9 at moments of chance, again and again."""
+    folder = tmp_path / "p"
+    code = SETUP.replace("OUT", repr(str(folder)))
+    rng = np.random.default_rng(0)
+    kills = 0
+    seen = 0
+    for _ in range(40):
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+        row = folder / "row-00000.txt"
+        deadline = time.monotonic() + 60
+        while process.poll() is None and not (row.exists() and row.stat().st_size > seen):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.05)
+        if kills < 3 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            seen = row.stat().st_size
+            assert seen >= BLOCK
+            # Kept, and right as far as it goes.
+            assert whole[0].tobytes().startswith(row.read_bytes())
+            seen = min(seen, LENGTH - 1)
+            continue
+        assert process.wait() == 0, process.stderr.read()
+        break
+    assert kills
+    assert [(folder / f"row-{row:05d}.txt").read_bytes() for row in range(3)] == [row.tobytes() for row in whole]
+
+
+def test_rows_written_after_the_last_state_are_made_again(model, whole, tmp_path):
+    files = row_files(tmp_path / "p")
+    files.begin()
+    assert sample(files, model, stop=lambda: True) is None
+    with files.path(0).open("ab") as file:
+        file.write(b"half a block")
+    files.begin(resume=True)
+    sample(files, model)
+    assert rows(files) == [row.tobytes() for row in whole]
+
+
+def test_rows_on_a_full_disk(model, whole, tmp_path, monkeypatch):
+    files = row_files(tmp_path / "p")
+    files.begin()
+    written = 0
+    path_open = Path.open
+
+    def full_open(self, mode="r", *arguments, **options):
+        file = path_open(self, mode, *arguments, **options)
+        if mode != "ab":
+            return file
+
+        class Limited:
+            name = str(self)
+
+            def write(_, data):
+                nonlocal written
+                written += len(data)
+                if written > 150:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return file.write(data)
+
+            flush, fileno, close = file.flush, file.fileno, file.close
+
+        return Limited()
+
+    monkeypatch.setattr(Path, "open", full_open)
+    monkeypatch.setattr(module, "_SAVE_EVERY_S", 0.0)
+    with pytest.raises(OSError, match=r"No space left on device; what was sampled is kept: make room.*--resume"):
+        sample(files, model)
+    monkeypatch.undo()
+    assert files.path(0).stat().st_size == BLOCK
+    files.begin(resume=True)
+    sample(files, model)
+    assert rows(files) == [row.tobytes() for row in whole]
+
+
+def test_rows_refuse_what_does_not_fit(model, tmp_path):
+    files = row_files(tmp_path / "p")
+    files.begin()
+    assert sample(files, model, stop=lambda: True) is None
+    with pytest.raises(InputError, match=r"unfinished sampling.*--resume.*--force"):
+        files.begin()
+    with pytest.raises(InputError, match=r"other settings .seed 4 -> 5"):
+        row_files(tmp_path / "p", seed=5).begin(resume=True)
+    (tmp_path / "p" / "state.pt").write_bytes(b"not a state")
+    files.begin(resume=True)
+    with pytest.raises(InputError, match=r"state.pt: damaged .*--force"):
+        sample(files, model)
+    (tmp_path / "p" / "settings.json").write_text("{")
+    with pytest.raises(InputError, match=r"settings.json: damaged"):
+        files.begin(resume=True)
+    files.begin(force=True)
+    assert not (tmp_path / "p" / "state.pt").exists()
+    assert sample(files, model, stop=lambda: True) is None
+    files.path(1).write_bytes(b"short")
+    with pytest.raises(InputError, match=r"row-00001.txt: shorter"):
+        sample(files, model)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="in the way"):
+        row_files(tmp_path / "file").begin()
+
+
+def test_rows_own_prompts(model, tmp_path):
+    prompts = torch.tensor([[7, 8], [9, 9], [10, 7]])
+    expected = generate(model, length=30, num_samples=3, prompt=prompts, allowed=ALLOWED, seed=4)
+    files = row_files(tmp_path / "p")
+    files.begin()
+    sample(files, model, length=30, prompt=prompts)
+    assert rows(files) == [bytes(row.tolist()) for row in expected]
+    # A single symbol without a prompt needs no call of the model, and so has no state.
+    files.begin(force=True)
+    assert sample(files, model, length=1, stop=lambda: True) is None
+    sample(files, model, length=1)
+    assert [len(row) for row in rows(files)] == [1] * 3

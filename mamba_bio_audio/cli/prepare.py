@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mamba_bio_audio.cli import prepare_apes
+from mamba_bio_audio.cli import prepare_apes, prepare_hg38
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption
 
 app = typer.Typer(help="Check, index and split data.", no_args_is_help=True)
@@ -63,3 +63,4 @@ def genome(
 
 
 app.command("apes")(prepare_apes.apes)
+app.command("hg38")(prepare_hg38.hg38)

@@ -1,0 +1,57 @@
+"""Ordinary gzip to BGZF: the same text in blocks that can be read at random positions (SAM specification, section 4.1)."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from Bio.bgzf import BgzfWriter
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import atomic_path
+
+_CHUNK_BYTES = 1 << 22
+
+
+def is_ordinary_gzip(path: Path) -> bool:
+    """Whether a file is gzip, but not BGZF; by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(18)
+    return head[:2] == b"\x1f\x8b" and not (len(head) == 18 and head[3] & 4 and head[12:14] == b"BC")
+
+
+def recompress(source: Path, target: Path, progress: Callable[[int, int | None], None] | None = None) -> None:
+    """Write the text of a gzip file as BGZF, atomically.
+
+    Args:
+        source: gzip of either kind; every checksum in it is verified on the way.
+        target: file to make, ending in .gz.
+        progress: called with (compressed bytes read, compressed bytes in all).
+
+    Raises:
+        InputError: `source` is cut off or damaged.
+    """
+    total = os.path.getsize(source)
+    with atomic_path(target) as temporary, source.open("rb") as raw:
+        # Into a file object of ours, whose end and errors are seen.
+        with temporary.open("wb") as out, gzip.open(raw, "rb") as text:
+            writer = BgzfWriter(fileobj=out)
+            try:
+                while data := text.read(_CHUNK_BYTES):
+                    writer.write(data)
+                    if progress is not None:
+                        progress(raw.tell(), total)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise InputError(f"{source}: damaged gzip ({error}); download it again") from None
+            writer.flush()
+            # `close` would close `out` too; the empty block marks the end.
+            out.write(_END)
+            out.flush()
+            os.fsync(out.fileno())
+
+
+# The empty block that ends every BGZF file.
+_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")

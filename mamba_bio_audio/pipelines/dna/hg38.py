@@ -1,0 +1,244 @@
+"""The human reference and the published split of the pretraining experiments: `mba prepare hg38`.
+
+34,021 training, 2,213 validation and 1,937 test intervals of 131,072 bases (Basenji2, Kelley 2020; Enformer, Avsec et al.
+2021), as HyenaDNA, the Mamba paper (section E.3.1) and Caduceus use them. Training intervals overlap one another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mamba_bio_audio.errors import InputError, NetworkError
+from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
+from mamba_bio_audio.pipelines.dna.prepare import PreparedGenome, prepare_genome, summary_rows
+from mamba_bio_audio.pipelines.dna.sources import MANIFEST_NAME
+from mamba_bio_audio.pipelines.download import Downloaded, download, verify
+
+INTERVAL_BASES = 131_072
+COUNTS: Mapping[str, int] = {"train": 34_021, "valid": 2_213, "test": 1_937}
+FASTA_NAME = "hg38.fa.gz"
+BED_NAME = "human-sequences.bed"
+_ORIGIN_NAME = "hg38.fa.gz.source.json"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A published file.
+
+    Attributes:
+        name: also what `--from` and `--url` look for; `also` are names it goes by elsewhere.
+        urls: tried in this order.
+        hashes: published ones.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+
+
+_BUCKET = "https://storage.googleapis.com/basenji_barnyard2"
+SOURCES: Mapping[str, tuple[RemoteFile, RemoteFile]] = {
+    "basenji": (
+        RemoteFile(
+            "hg38.ml.fa.gz",
+            (f"{_BUCKET}/hg38.ml.fa.gz", "https://storage.googleapis.com/seqnn-share/helper/dependencies/hg38.ml.fa.gz"),
+            also=("hg38.ml.fa",),
+        ),
+        RemoteFile("sequences_human.bed", (f"{_BUCKET}/sequences_human.bed",), also=(BED_NAME,)),
+    ),
+    "ucsc": (
+        RemoteFile(
+            "hg38.fa.gz",
+            ("https://hgdownload.soe.ucsc.edu/goldenPath/hg38/bigZips/hg38.fa.gz",),
+            {"md5": "1c9dcaddfa41027f17cd8f7a82c7293b"},
+            also=("hg38.fa",),
+        ),
+        RemoteFile(
+            "human_intervals.tsv",
+            ("https://huggingface.co/datasets/Genentech/enformer-data/resolve/main/human_intervals.tsv",),
+        ),
+    ),
+}
+_HEADER = {"chrom": "record", "chr": "record", "chromosome": "record", "record": "record", "seqnames": "record"}
+_HEADER |= {"start": "start", "start0": "start", "chromstart": "start", "end": "end", "chromend": "end"}
+_HEADER |= {"split": "split", "fold": "split", "subset": "split"}
+
+
+def prepare_hg38(
+    out: Path,
+    *,
+    source: str = "basenji",
+    at_hand: Path | None = None,
+    url: str | None = None,
+    downloads: Path | None = None,
+    counts: Mapping[str, int] = COUNTS,
+    interval_bases: int = INTERVAL_BASES,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> PreparedGenome:
+    """Fetch or take hg38 and its published split, check both, and write a folder for `data.path`.
+
+    Started again after an interruption it goes on: downloads resume, a recompressed FASTA is kept.
+
+    Args:
+        out: folder to make; receives the FASTA as BGZF where what came is ordinary gzip.
+        source: key of `SOURCES`.
+        at_hand: folder that holds the two files, by their published names; nothing is downloaded.
+        url: address of a folder that holds them, instead of the published ones.
+        downloads: folder for what is fetched; None is `<out>.downloads`.
+        counts: intervals that each split must have.
+        interval_bases: length that every interval must have.
+        force: replace what an earlier call left in `out`.
+        say: told what happens.
+        progress: called with (bytes done, bytes in all or None).
+
+    Raises:
+        InputError: files that are not the published ones, or `out` in use.
+        NetworkError: a download failed.
+    """
+    out = out.expanduser().absolute()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file. Give --out a folder.")
+    # The FASTA, its indexes and the BED are those of an earlier call that did not come to its end.
+    names = [entry.name for entry in out.iterdir()] if out.exists() else []
+    if not force and any(not name.startswith((".", FASTA_NAME, BED_NAME)) for name in names):
+        raise InputError(f"{out}: is not empty. Choose another folder with --out, or replace it with --force.")
+    folder = downloads or out.with_name(f"{out.name}.downloads")
+    fasta, intervals = (_obtain(file, folder, at_hand, url, say, progress) for file in SOURCES[source])
+
+    rows = read_published(Path(intervals.path), interval_bases)
+    check_published(rows, intervals.path, counts, interval_bases)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / BED_NAME, "".join(f"{c}\t{start}\t{end}\t{split}\n" for c, start, end, split in rows))
+    path = Path(fasta.path)
+    if is_ordinary_gzip(path):
+        path = _as_bgzf(fasta, out, say, progress)
+
+    say("reading the FASTA once: index, counts, checksum")
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    # The published split is what it is; what the splits share is counted and shown.
+    prepared = prepare_genome([path], out, intervals=out / BED_NAME, allow_shared_bases=True, force=True)
+    lower = prepared.manifest["lower_case_percent"]
+    manifest = prepared.manifest | {
+        "published": {"source": source, "intervals": dict(counts), "interval_bases": interval_bases},
+        "sources": [fasta._asdict(), intervals._asdict()],
+        "soft_masked": lower > 0,
+    }
+    write_json(out / MANIFEST_NAME, manifest)
+    text = f"yes, {lower:.2f} % lower case" if lower > 0 else "no, all upper case"
+    shown = [*summary_rows(manifest), ("soft-masked", f"{text}; tokens do not depend on case")]
+    return PreparedGenome(prepared.folder, manifest, shown)
+
+
+def _obtain(
+    file: RemoteFile,
+    folder: Path,
+    at_hand: Path | None,
+    url: str | None,
+    say: Callable[[str], None],
+    progress: Callable[[int, int | None], None] | None,
+) -> Downloaded:
+    """The file from `at_hand`, from below `url`, or from the first published address that works; verified."""
+    if at_hand is not None:
+        names = (file.name, *file.also)
+        found = next((at_hand / name for name in names if (at_hand / name).is_file()), None)
+        if found is None:
+            raise InputError(f"{at_hand}: holds no {' or '.join(names)}; put it there, or leave out --from to download it")
+        # A hash is that of the published file, not of its unpacked text.
+        return verify(found, hashes=file.hashes if found.name == file.name else None)
+    addresses = file.urls if url is None else (f"{url.rstrip('/')}/{file.name}",)
+    for address in addresses:
+        say(f"{address} -> {folder / file.name}")
+        try:
+            return download(address, folder / file.name, hashes=file.hashes, progress=progress)
+        except (InputError, NetworkError) as error:
+            if address == addresses[-1]:
+                raise
+            say(f"{error}\ntrying the mirror")
+    raise AssertionError("a published file has an address")
+
+
+def _as_bgzf(
+    fasta: Downloaded, out: Path, say: Callable[[str], None], progress: Callable[[int, int | None], None] | None
+) -> Path:
+    """The FASTA recompressed into `out`, unless an earlier call did so from the same file."""
+    target, note = out / FASTA_NAME, out / _ORIGIN_NAME
+    known: Any = None
+    with suppress(OSError, ValueError):
+        known = json.loads(note.read_text(encoding="utf-8"))
+    if not (target.is_file() and isinstance(known, dict) and known.get("sha256") == fasta.sha256):
+        say(f"{fasta.path}: ordinary gzip, recompressing to {target}")
+        note.unlink(missing_ok=True)
+        recompress(Path(fasta.path), target, progress)
+        write_json(note, fasta._asdict())
+    return target
+
+
+def read_published(path: Path, interval_bases: int = INTERVAL_BASES) -> list[tuple[str, int, int, str]]:
+    """Intervals of a published file: (record, start, end, split), 0-based half-open.
+
+    BED without a header, or a table with one. Enformer's table holds the intervals widened by a quarter of their length
+    on either side; they are brought back.
+
+    Raises:
+        InputError: naming file and line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    columns: dict[str, int] | None = None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number:,}"
+        fields = [field.strip() for field in line.split("\t")]
+        if columns is None:
+            names = [_HEADER.get(field.lower().lstrip("#")) for field in fields]
+            if "start" in names:
+                columns = {name: names.index(name) for name in ("record", "start", "end", "split") if name in names}
+                if len(columns) < 4:
+                    raise InputError(f"{where}: the header {fields} does not name chromosome, start, end and split")
+                continue
+            columns = {"record": 0, "start": 1, "end": 2, "split": 3}
+        if len(fields) <= max(columns.values()):
+            raise InputError(f"{where}: {len(fields)} columns; chromosome, start, end and split are needed")
+        start, end = fields[columns["start"]], fields[columns["end"]]
+        if not (start.isdecimal() and end.isdecimal()):
+            raise InputError(f"{where}: {start!r} to {end!r} are not whole numbers of bases")
+        low, high = int(start), int(end)
+        if high - low == interval_bases + interval_bases // 2:
+            low, high = low + interval_bases // 4, high - interval_bases // 4
+        if high - low != interval_bases:
+            raise InputError(f"{where}: {high - low:,} bases instead of {interval_bases:,}; not the published split")
+        split = fields[columns["split"]]
+        rows.append((fields[columns["record"]], low, high, "valid" if split in ("val", "validation") else split))
+    return rows
+
+
+def check_published(
+    rows: Sequence[tuple[str, int, int, str]], path: str, counts: Mapping[str, int], interval_bases: int
+) -> None:
+    """Every split must have its published number of intervals.
+
+    Raises:
+        InputError: it has not.
+    """
+    found = Counter(row[3] for row in rows)
+    wrong = [f"{found[split]:,} {split} instead of {counts.get(split, 0):,}" for split in sorted({*found, *counts})
+             if found[split] != counts.get(split, 0)]
+    if wrong:
+        raise InputError(
+            f"{path}: {', '.join(wrong)} intervals of {interval_bases:,} bases; not the published split. Fetch it again, or "
+            "use it as it is with mba prepare genome --intervals"
+        )

@@ -129,7 +129,9 @@ def test_prepare_hg38(source, masked, how, miniature, files, web, tmp_path):
     assert {split: row["intervals"] for split, row in manifest["splits"].items()} == SPLITS
     assert manifest["soft_masked"] is masked
     shown = dict(prepared.rows)["soft-masked"]
-    assert shown.startswith("yes, 5") if masked else shown.startswith("no")
+    bases = "".join(line for line in genome_text().splitlines() if not line.startswith(">"))
+    percent = 100 * sum(map(str.islower, bases)) / len(bases)
+    assert shown.startswith(f"yes, {percent:.2f} % lower case" if masked else "no, all upper case")
     fasta = tmp_path / "hg38" / "hg38.fa.gz"
     assert not is_ordinary_gzip(fasta)
     assert gzip.decompress(fasta.read_bytes()) == gzip.decompress((files / SOURCES[source][0].name).read_bytes())

@@ -85,6 +85,9 @@ def _self_test(device: str) -> list[dict[str, Any]]:
         "selective_scan complex": lambda backend: ops.selective_scan(
             u, dt, A_complex, b_complex, c_complex, skip, z=z, backend=backend
         ),
+        "selective_scan time-invariant": lambda backend: ops.selective_scan(
+            u, skip, A_complex, A_complex, A_complex, skip, z=z, exact_zoh=True, backend=backend
+        ),
         "causal_conv1d": lambda backend: ops.causal_conv1d(u, weight, skip, backend=backend),
         "rms_norm": lambda backend: ops.rms_norm(u, skip, residual=z, backend=backend)[0],
         "linear_cross_entropy": lambda backend: ops.linear_cross_entropy(u, head, targets, backend=backend)[0],

@@ -123,16 +123,19 @@ def selective_scan(
         return (out, state) if return_state else out
 
     def cannot() -> str | None:
-        from mamba_bio_audio.kernels.selective_scan import triton_op
+        from mamba_bio_audio.kernels.selective_scan import general_op
 
-        return triton_op.unsupported_reason(u, dt, A, B, C, exact_zoh=exact_zoh)
+        return general_op.unsupported_reason(u, dt, A, B, C)
 
     choice = _choose("selective_scan", backend, u, cannot)
     run: Callable[..., tuple[Tensor, Tensor]]
     if choice == "triton":
-        from mamba_bio_audio.kernels.selective_scan.triton_op import selective_scan_triton
+        from mamba_bio_audio.kernels.selective_scan.general_op import selective_scan_general
+        from mamba_bio_audio.kernels.selective_scan.triton_op import selective_scan_triton, supports
 
-        run = partial(selective_scan_triton, return_state=True)  # type: ignore[assignment]
+        # Real and selective has kernels of its own, faster ones.
+        real_selective = supports(u, dt, A, B, C, exact_zoh=exact_zoh)
+        run = partial(selective_scan_triton, return_state=True) if real_selective else selective_scan_general  # type: ignore[assignment]
     else:
         run = selective_scan_ref if choice == "reference" else selective_scan_blocked
     autocast = torch.is_autocast_enabled(u.device.type)
@@ -449,7 +452,7 @@ def live_backend(device: str) -> str:
     if device != "cuda":
         return "torch"
     reason = no_triton(torch.device("cuda", torch.cuda.current_device()))
-    return f"torch ({reason})" if reason else "triton (scan: real and selective; convolution, norm), torch for the rest"
+    return f"torch ({reason})" if reason else "triton (scan, convolution, norm), torch for the rest"
 
 
 def _shape(t: Tensor) -> str:

@@ -1,0 +1,352 @@
+"""The general Triton scans (complex, time-invariant, exact hold) against the fp64 oracle, interpreted and on a GPU.
+
+The interpreter must be switched on before Triton is imported, so this file runs itself once more in a process with
+TRITON_INTERPRET=1; there the tests of class TestInterpreted run, here the rest.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from mamba_bio_audio import ops  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.general_op import (  # noqa: E402
+    kind_of,
+    make_general_plan,
+    selective_scan_general,
+    unsupported_reason,
+)
+from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref  # noqa: E402
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+# range(runtime integer) fails in the interpreter of Triton below 3.7 with NumPy 2.4 and later.
+INTERPRETER_WORKS = TRITON_VERSION >= (3, 7) or np.lib.NumpyVersion(np.__version__) < "2.4.0"
+
+# Relative L2 error of fp32 results against fp64. Measured in the interpreter: below 1e-6.
+FP32_ERROR = 1e-5
+# Error of bf16 results over that of the fp64 oracle stored as bf16.
+BF16_ERROR_RATIO = 1.5
+
+OPTIONAL = ("D", "z", "dt_bias", "h0", "reset")
+FACTORS = {
+    "complex": (True, False),
+    "lti_dt": (False, True),
+    "lti_B": (False, True),
+    "lti_C": (False, True),
+    "exact_zoh": (False, True),
+    "precise": (False, True),
+    "dt_softplus": (True, False),
+    "gate": (True, False),
+    "h0": (True, False),
+    "reset": (True, False),
+    "chunks": (1, 2, 3),
+    "length": (19, 11, 1, 3),
+    "channels": (5, 18, 1),
+    "states": (4, 5, 16, 1),
+}
+
+
+def pairwise(factors):
+    """Cases in which any two values of any two factors meet at least once, each the best of a few greedy choices."""
+    names = list(factors)
+    left = {
+        ((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
+    }  # fmt: skip
+    cases = []
+    while left:
+        (a, x), (b, y) = min(left, key=repr)
+        case = {a: x, b: y}
+        for name in names:
+            if name not in case:
+                case[name] = max(
+                    factors[name],
+                    key=lambda v: sum(
+                        ((k, w), (name, v)) in left or ((name, v), (k, w)) in left for k, w in case.items()
+                    ),
+                )
+        left -= {((p, case[p]), (q, case[q])) for p, q in itertools.combinations(names, 2)}
+        cases.append(case)
+    return cases
+
+
+def make_inputs(
+    batch, length, channels, states, *, complex=True, lti_dt=False, lti_B=False, lti_C=False, dtype=torch.float32,
+    leave_out=(), device="cpu", memory=3.0,
+):  # fmt: skip
+    """Inputs of selective_scan; `memory` is about how many steps a state lasts."""
+    generator = torch.Generator().manual_seed(length * channels + states)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    parts = (2,) if complex else ()
+    A = -torch.rand(channels, states, generator=generator) - 1.0 / memory
+    inputs = {
+        "u": normal(batch, length, channels).to(dtype),
+        "dt": normal(channels) if lti_dt else normal(batch, length, channels).to(dtype),
+        "A": torch.stack([A, 4 * normal(channels, states)], dim=-1) if complex else A,
+        "B": normal(channels, states, *parts) if lti_B else normal(batch, length, states, *parts),
+        "C": normal(channels, states, *parts) if lti_C else normal(batch, length, states, *parts),
+        "D": normal(channels),
+        "z": normal(batch, length, channels).to(dtype),
+        "dt_bias": normal(channels) * 0.3 - 1.0,
+        "h0": normal(batch, channels, states, *parts),
+        "reset": torch.rand(batch, length, generator=generator) < 0.1,
+    }
+    return {k: v.to(device) for k, v in inputs.items() if k not in leave_out}
+
+
+def results(function, inputs, *, as_double=False, **options):
+    """Output, last state and all gradients, by name."""
+    reset = inputs.get("reset")
+    leaves = {k: v.double() if as_double else v for k, v in inputs.items() if k != "reset"}
+    leaves = {k: v.clone().requires_grad_() for k, v in leaves.items()}
+    out, h = function(**leaves, reset=reset, **options)
+    generator = torch.Generator().manual_seed(1)
+    g_out = torch.randn(out.shape, generator=generator).to(out.device).to(inputs["u"].dtype)
+    g_h = torch.randn(h.shape, generator=generator).to(out.device)
+    loss = (out.double() * g_out.double()).sum() + (h.double() * g_h.double()).sum()
+    grads = torch.autograd.grad(loss, list(leaves.values()))
+    return {"out": out.detach(), "h": h.detach(), **{f"d{k}": g for k, g in zip(leaves, grads, strict=True)}}
+
+
+def errors(found, expected):
+    return {k: ((found[k].double() - e).norm() / e.norm().clamp_min(1e-30)).item() for k, e in expected.items()}
+
+
+def plan_for(inputs, exact_zoh=False, **changes):
+    batch, length, channels = inputs["u"].shape
+    kind = kind_of(*(inputs[k] for k in ("dt", "A", "B", "C")), exact_zoh)
+    return make_general_plan(batch, length, channels, inputs["A"].shape[1], kind, inputs["u"].device, **changes)
+
+
+def stored(t, like):
+    """fp64 results as the kernels store them: the interpreter cuts bf16 off where a GPU rounds."""
+    if INTERPRETING and like.dtype == torch.bfloat16:
+        return (t.float().view(torch.int32) & -65536).view(torch.float32)
+    return t.to(like.dtype)
+
+
+def check(inputs, *, twice=True, **options):
+    """Compares with the fp64 oracle, and two runs bit for bit."""
+    plan = options.pop("plan", None) or plan_for(inputs, options.get("exact_zoh", False))
+    found = results(selective_scan_general, inputs, plan=plan, **options)
+    exact = results(selective_scan_ref, inputs, as_double=True, **options)
+    off = errors(found, exact)
+    rounded = errors({k: stored(v, found[k]) for k, v in exact.items()}, exact)
+    assert all(off[k] <= BF16_ERROR_RATIO * rounded[k] + FP32_ERROR for k in off), (off, rounded)
+    if twice:
+        again = results(selective_scan_general, inputs, plan=plan, **options)
+        assert all(torch.equal(found[k], again[k]) for k in found), "two runs differ"
+
+
+def check_case(case, device="cpu"):
+    leave_out = [n for n, there in (("z", case["gate"]), ("h0", case["h0"]), ("reset", case["reset"])) if not there]
+    if not case["dt_softplus"]:
+        leave_out.append("dt_bias")
+    if not case["gate"]:
+        leave_out.append("D")
+    kind = {k: case[k] for k in ("complex", "lti_dt", "lti_B", "lti_C")}
+    sizes = {k: case[k] for k in ("length", "channels", "states")}
+    inputs = make_inputs(1 if device == "cpu" else 2, **sizes, **kind, leave_out=leave_out, device=device)
+    if not case["dt_softplus"]:
+        inputs["dt"] = inputs["dt"].abs()
+    # Segments of 8 steps, so that short sequences have several, and several chunks.
+    plan = plan_for(inputs, case["exact_zoh"], chunks=case["chunks"], segment=8, rows=8)
+    check(
+        inputs, plan=plan, twice=device != "cpu", exact_zoh=case["exact_zoh"], precise=case["precise"],
+        dt_softplus=case["dt_softplus"],
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
+@pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
+@pytest.mark.slow
+def test_interpreted():
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    env.pop("PYTEST_XDIST_WORKER", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
+class TestInterpreted:
+    @pytest.mark.parametrize("case", pairwise(FACTORS), ids=lambda case: "-".join(map(str, case.values())))
+    def test_pairwise(self, case):
+        check_case(case)
+
+    @pytest.mark.parametrize("lti", [False, True])
+    def test_bf16(self, lti):
+        check(make_inputs(1, 18, 16, 8, dtype=torch.bfloat16, lti_dt=lti, lti_B=lti))
+
+    def test_two_rows_and_the_default_plan(self):
+        check(make_inputs(2, 17, 5, 16, lti_C=True), twice=False)
+
+    @pytest.mark.parametrize("complex", [False, True])
+    def test_many_states(self, complex):
+        check(make_inputs(1, 3, 3, 130, complex=complex, lti_B=True), twice=False)
+
+    def test_angles_of_many_turns(self):
+        """Hundreds of turns a step lose no more to rounding than the oracle in fp32 does."""
+        inputs = make_inputs(1, 9, 3, 4, leave_out=("dt_bias",))
+        inputs["A"][..., 1] = torch.linspace(-900, 900, 12).view(3, 4)
+        inputs["dt"] = inputs["dt"].abs()
+        exact = results(selective_scan_ref, inputs, as_double=True, dt_softplus=False)
+        found, rounded = (
+            errors(results(f, inputs, dt_softplus=False), exact) for f in (selective_scan_general, selective_scan_ref)
+        )
+        assert all(found[k] <= 3 * rounded[k] + FP32_ERROR for k in found), (found, rounded)
+
+    def test_exact_hold_near_and_far_from_its_series(self):
+        """Decays on both sides of |dt A| = 0.5, and A = 0."""
+        inputs = make_inputs(1, 9, 3, 4, leave_out=("dt_bias",))
+        inputs["A"] = inputs["A"] * torch.tensor([0.0, 0.01, 0.1, 3.0])[None, :, None]
+        check({**inputs, "dt": inputs["dt"].abs()}, exact_zoh=True, dt_softplus=False)
+
+    @pytest.mark.parametrize("complex", [False, True])
+    def test_time_invariant_equals_constant(self, complex):
+        fixed = make_inputs(1, 18, 5, 4, complex=complex, lti_dt=True, lti_B=True, lti_C=True)
+        varying = {**fixed, "dt": fixed["dt"].expand(1, 18, 5)}
+        for name in "BC":  # equal for all channels, as selective maps are
+            fixed[name] = fixed[name][:1].expand(5, *fixed[name].shape[1:])
+            varying[name] = fixed[name][0].expand(1, 18, *fixed[name].shape[1:])
+        found, expected = (results(selective_scan_general, x) for x in (fixed, varying))
+        torch.testing.assert_close(found["out"], expected["out"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found["ddt"], expected["ddt"].sum((0, 1)), rtol=1e-4, atol=1e-4)
+        for name in ("dB", "dC"):
+            torch.testing.assert_close(found[name].sum(0), expected[name].sum((0, 1)), rtol=1e-4, atol=1e-4)
+
+    def test_state_carries_over(self):
+        """A span in two pieces equals the span, and so do gradients that flow through the state between them."""
+        inputs = make_inputs(1, 21, 5, 4, lti_C=True)
+
+        def pieces(h0, **x):
+            h, outs = h0, []
+            for part in (slice(0, 9), slice(9, 21)):
+                piece = {k: v[:, part] if k in ("u", "dt", "B", "z", "reset") else v for k, v in x.items()}
+                out, h = selective_scan_general(**piece, h0=h)
+                outs.append(out)
+            return torch.cat(outs, dim=1), h
+
+        found, expected = results(pieces, inputs), results(selective_scan_general, inputs)
+        assert max(errors(found, expected).values()) < FP32_ERROR
+
+    def test_reset_equals_separate_sequences(self):
+        inputs = make_inputs(1, 19, 5, 4, leave_out=("h0", "reset"))
+        reset = torch.zeros(1, 19, dtype=torch.bool)
+        reset[0, 7] = True
+        packed, _ = selective_scan_general(**inputs, reset=reset)
+        fixed = {k: inputs[k] for k in ("A", "D", "dt_bias")}
+        for part in (slice(0, 7), slice(7, 19)):
+            alone, _ = selective_scan_general(
+                **{k: v[:, part] for k, v in inputs.items() if k not in fixed}, **fixed
+            )  # fmt: skip
+            torch.testing.assert_close(packed[:, part], alone, rtol=1e-5, atol=1e-5)
+
+    def test_rows_of_a_larger_tensor(self):
+        inputs = make_inputs(1, 9, 8, 4)
+        u, z = torch.cat([inputs["u"], inputs["z"]], dim=-1).chunk(2, dim=-1)
+        found, _ = selective_scan_general(**{**inputs, "u": u, "z": z})
+        assert torch.equal(found, selective_scan_general(**inputs)[0])
+
+    def test_huge_dt_is_finite(self):
+        inputs = make_inputs(1, 9, 5, 4)
+        found = results(selective_scan_general, {**inputs, "dt": inputs["dt"] * 1000})
+        assert all(torch.isfinite(t).all() for t in found.values())
+
+    def test_it_is_the_triton_backend(self):
+        inputs = make_inputs(1, 5, 3, 2, lti_dt=True)
+        out, h = ops.selective_scan(**inputs, return_state=True, backend="triton")
+        expected = selective_scan_general(**inputs)
+        assert torch.equal(out, expected[0]) and torch.equal(h, expected[1])
+
+    def test_second_derivative_names_the_way_out(self):
+        inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
+        u = inputs["u"].requires_grad_()
+        (grad,) = torch.autograd.grad(selective_scan_general(**inputs)[0].sum(), u, create_graph=True)
+        with pytest.raises(RuntimeError, match='backend="reference"'):
+            grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"A": torch.zeros(2, 300, 2)}, "states"),
+        ({"u": torch.zeros(1, 3, 2, dtype=torch.float64)}, "float64 activations"),
+        ({"B": torch.zeros(1, 3, 4, 2, dtype=torch.float64)}, "float64 parameters"),
+    ],
+)
+def test_what_it_refuses(changed, reason):
+    inputs = {k: v for k, v in make_inputs(1, 3, 2, 4).items() if k in ("u", "dt", "A", "B", "C")} | changed
+    assert reason in (unsupported_reason(**inputs) or "")
+    with pytest.raises(NotImplementedError, match=reason):
+        selective_scan_general(**inputs)
+
+
+KINDS = list(itertools.product((True, False), repeat=4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestGpu:
+    @pytest.mark.parametrize("case", pairwise(FACTORS), ids=lambda case: "-".join(map(str, case.values())))
+    def test_pairwise(self, case):
+        check_case(case, device="cuda")
+
+    @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "".join("01"[k] for k in kind))
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize(("length", "channels", "states", "chunks"), [(257, 96, 16, 4), (64, 33, 5, 1)])
+    def test_every_kind(self, length, channels, states, chunks, dtype, kind):
+        complex, lti_dt, lti_B, lti_C = kind
+        inputs = make_inputs(
+            2, length, channels, states, complex=complex, lti_dt=lti_dt, lti_B=lti_B, lti_C=lti_C, dtype=dtype,
+            device="cuda", memory=30.0,
+        )  # fmt: skip
+        check(inputs, plan=plan_for(inputs, chunks=chunks))
+
+    @pytest.mark.parametrize("exact_zoh", [False, True])
+    @pytest.mark.parametrize("complex", [False, True])
+    @pytest.mark.parametrize(("channels", "states"), [(256, 16), (40, 64), (24, 200)])
+    def test_sizes(self, channels, states, complex, exact_zoh):
+        inputs = make_inputs(2, 65, channels, states, complex=complex, lti_C=True, device="cuda", memory=30.0)
+        check(inputs, exact_zoh=exact_zoh)
+
+    @pytest.mark.parametrize("complex", [False, True])
+    def test_long_memory(self, complex):
+        """An impulse after 2 x 10^5 steps of constant dt, memory 10^5, precise: decay and phase as computed in fp64."""
+        length, dt = 200_000, 1e-3
+        A = torch.tensor([[-0.01, 0.3]], device="cuda").view(1, 1, 2) if complex else torch.tensor([[-0.01]], device="cuda")
+        u = torch.zeros(1, length, 1, device="cuda")
+        u[0, 0] = 1.0
+        ones = torch.ones(1, 1, *A.shape[2:], device="cuda")
+        step = torch.full((1, length, 1), dt, device="cuda")
+        _, h = selective_scan_general(u, step, A, ones, ones, dt_softplus=False, precise=True)
+        rate = torch.view_as_complex(A.double().cpu()) if complex else A.double().cpu()
+        start = torch.complex(torch.tensor(1.0), torch.tensor(1.0)) if complex else torch.tensor(1.0)
+        expected = torch.exp(rate * step[0, 0, 0].double().item() * (length - 1)) * step[0, 0, 0].item() * start
+        found = torch.view_as_complex(h.double().cpu()) if complex else h.double().cpu()
+        assert ((found - expected).abs() / expected.abs()).max() < 1e-3
+
+    def test_beyond_2_to_31_elements(self):
+        """The last rows of 4.2 M steps by 512 channels equal a short scan from the state before them."""
+        length, channels, tail = 4_194_304 + 7, 512, 40
+        u = torch.randn(1, length, channels, device="cuda", dtype=torch.bfloat16)
+        short = make_inputs(1, 8, channels, 4, lti_B=True, lti_C=True, device="cuda")
+        rest = {k: short[k] for k in ("A", "B", "C", "D")}
+        whole, _ = selective_scan_general(u, u, **rest)
+        cut = length - tail
+        _, h = selective_scan_general(u[:, cut - 2000 : cut], u[:, cut - 2000 : cut], **rest)
+        end, _ = selective_scan_general(u[:, cut:], u[:, cut:], h0=h, **rest)
+        torch.testing.assert_close(whole[:, cut:], end, rtol=2e-2, atol=2e-2)

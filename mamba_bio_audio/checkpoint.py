@@ -30,8 +30,10 @@ from mamba_bio_audio import __version__
 from mamba_bio_audio.config import RunConfig, model_config, validate
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path, write_json, write_text
-from mamba_bio_audio.models.build import LanguageModel, build_model
+from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
@@ -39,7 +41,11 @@ from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.training.fit import load_checkpoint
 
 # Kind of data -> codec from the data section.
-CODECS: dict[str, Callable[[Any], Any]] = {"dna": lambda data: DnaTokenizer(), "audio": AudioCodec.of}
+CODECS: dict[str, Callable[[Any], Any]] = {
+    "dna": lambda data: DnaTokenizer(),
+    "dna-classes": lambda data: DnaTokenizer(),
+    "audio": AudioCodec.of,
+}
 Which = Literal["best", "last", "ema"]
 
 
@@ -49,8 +55,36 @@ class _Source(NamedTuple):
     config: RunConfig | ModelConfig | UNetConfig
     manifest: dict[str, Any]
 
+    @property
+    def head(self) -> HeadConfig | None:
+        return self.config.head if isinstance(self.config, RunConfig) else None
 
-def load(path: str | Path, which: Which = "best") -> LanguageModel:
+
+def load_language_model(path: str | Path, which: Which = "best") -> LanguageModel:
+    """As `load`, for what needs next-symbol predictions.
+
+    Raises:
+        InputError: also when it is a classifier.
+    """
+    model = load(path, which)
+    if isinstance(model, Classifier):
+        raise InputError(f"{path}: a classifier of {', '.join(model.labels)}; this command needs a language model")
+    return model
+
+
+def load_classifier(path: str | Path, which: Which = "best") -> Classifier:
+    """As `load`, for what needs class probabilities.
+
+    Raises:
+        InputError: also when it is a language model.
+    """
+    model = load(path, which)
+    if not isinstance(model, Classifier):
+        raise InputError(f"{path}: a language model; this command needs a classifier, from mba classify")
+    return model
+
+
+def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
     """Load a model for use.
 
     Args:
@@ -58,8 +92,9 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel:
         which: "best" by validation or "last", for run folders; "ema" where the run kept an average.
 
     Returns:
-        The model on the CPU in fp32 and eval mode, with `.config` (`RunConfig`, or `ModelConfig` for foreign weights),
-        `.codec` (symbols to ids and back; None for foreign weights) and `.manifest` (what the run wrote of itself).
+        A language model, or a classifier with `.labels`, on the CPU in fp32 and eval mode, with `.config` (`RunConfig`,
+        or `ModelConfig` for foreign weights), `.codec` (symbols to ids and back; None for foreign weights) and
+        `.manifest` (what the run wrote of itself).
 
     Raises:
         InputError: nothing loadable there, or weights that do not fit.
@@ -84,7 +119,7 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel:
             f"{path}: neither a run (config.yaml) nor an exported model (config.json); "
             f"give the folder that mba pretrain or mba export wrote"
         )
-    model = build_model(source.model)
+    model = build(source.model, source.head)
     try:
         missing, unexpected = model.load_state_dict(source.tensors, strict=False)
     except RuntimeError as error:
@@ -92,7 +127,7 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel:
             f"{path}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
         ) from None
     if getattr(source.model, "tie_embeddings", False):
-        missing = [name for name in missing if name != "lm_head.weight"]
+        missing = [name for name in missing if name.removeprefix("backbone.") != "lm_head.weight"]
     if missing or unexpected:
         raise InputError(
             f"{path}: weights do not fit the configuration; missing {sorted(missing)[:4]}, "
@@ -182,6 +217,8 @@ def _from_folder(path: Path) -> _Source:
         if ours.get("config") is None:
             return _Source(tensors, described, described, {})
         config = validate(ours["config"], str(path / "config.json"))
+        if config.head is not None:
+            tensors = _read_tensors(weights)
         return _Source(tensors, described, config, ours.get("manifest", {}))
     model_type = description.get("model_type", "mamba")
     if model_type != "mamba":
@@ -256,7 +293,7 @@ def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
     return isinstance(config, ModelConfig) and ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
 
 
-def export(model: LanguageModel, out: Path) -> None:
+def export(model: LanguageModel | Classifier, out: Path) -> None:
     """Write `model.safetensors`, `config.json` and a model card.
 
     The folder opens with `transformers.MambaForCausalLM.from_pretrained` where the model is one of its own (real,
@@ -266,7 +303,8 @@ def export(model: LanguageModel, out: Path) -> None:
         raise InputError(f"{out} is a run folder; export to another --out")
     out.mkdir(parents=True, exist_ok=True)
     config = model.model_config
-    padded, d_model = model.embedding.weight.shape
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    padded, d_model = backbone.embedding.weight.shape
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     if isinstance(model, IsotropicModel):
         head = tensors.pop("lm_head.weight")
@@ -318,7 +356,7 @@ def export(model: LanguageModel, out: Path) -> None:
     write_text(out / "README.md", model_card(model))
 
 
-def model_card(model: LanguageModel) -> str:
+def model_card(model: LanguageModel | Classifier) -> str:
     """What the model is, what it was trained on and how to open it, in Markdown."""
     config = model.model_config
     ssm = config.ssm
@@ -346,7 +384,7 @@ def model_card(model: LanguageModel) -> str:
             f"peak rate {train.lr:g}, seed {model.config.seed}.",
         ]
         if result.get("valid_nats") is not None:
-            unit, step = result.get("unit", "base"), result["best_step"]
+            unit, step = result.get("per", result.get("unit", "base")), result["best_step"]
             lines.append(f"Best validation: {result['valid_nats']:.4f} nats per {unit} at step {step:,}.")
         lines.append("")
     lines += [
@@ -358,7 +396,9 @@ def model_card(model: LanguageModel) -> str:
         "```",
         "",
     ]
-    if opens_in_transformers(config):
+    if isinstance(model, Classifier):
+        lines += ["## Classes", "", f"{', '.join(model.labels)}, in the order of the outputs.", ""]
+    elif opens_in_transformers(config):
         lines += [
             "```python",
             "from transformers import MambaForCausalLM",

@@ -22,19 +22,21 @@ from yaml import YAMLError
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
+from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.training.config import TrainConfig
 
 # Sections that come in kinds: the key that names the kind, and the kind where it is left out.
 KINDS = {"data": ("kind", "dna"), "model": ("backbone", "isotropic")}
-DataConfig = typing.Annotated[DnaDataConfig | AudioDataConfig, Field(discriminator="kind")]
+DataConfig = typing.Annotated[DnaDataConfig | AudioDataConfig | DnaClassesConfig, Field(discriminator="kind")]
 AnyModelConfig = typing.Annotated[ModelConfig | UNetConfig, Field(discriminator="backbone")]
 
 
 class RunConfig(BaseModel):
-    """Everything that defines a pretraining run."""
+    """Everything that defines a run: pretraining, or with a head classification."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,6 +47,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="initialisation, data order and augmentation")
     data: DataConfig
     model: AnyModelConfig
+    head: HeadConfig | None = Field(None, description="of a classifier; only with data of labelled sequences")
     train: TrainConfig
 
     @model_validator(mode="before")
@@ -53,6 +56,15 @@ class RunConfig(BaseModel):
         if not isinstance(values, dict):
             return values
         return {name: _with_kind(name, section) for name, section in values.items()}
+
+    @model_validator(mode="after")
+    def _head_for_labels(self) -> RunConfig:
+        labelled = self.data.kind.endswith("-classes")
+        if labelled and self.head is None:
+            raise ValueError(f"head: missing; data.kind {self.data.kind} is for classifiers: add a section head")
+        if self.head is not None and not labelled:
+            raise ValueError(f"head: is for labelled data, and data.kind {self.data.kind} has no labels; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _whole_frames(self) -> RunConfig:
@@ -220,11 +232,19 @@ def _missing_files(data: Any) -> list[str]:
             f"data.path: missing; allowed: {section.model_fields['path'].description} Set it with --set data.path=..."
         )
     packaged = getattr(section, "packaged", ())
-    for key, value in (("path", path), ("intervals", data.get("intervals"))):
-        for name in value if isinstance(value, list) else [value]:
+    keys = [key for key in ("path", "intervals", "labels", "groups") if key in section.model_fields]
+    for key, value in ((key, data.get(key)) for key in keys):
+        for name in _flat(value):
             if isinstance(name, str) and name not in packaged and not Path(name).expanduser().exists():
                 problems.append(f"data.{key}: {name}: no such file or folder")
     return problems
+
+
+def _flat(value: Any) -> list[Any]:
+    """A value, or the values in lists and mappings of them."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [item for part in value for item in _flat(part)] if isinstance(value, list) else [value]
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -342,6 +362,8 @@ def _type_text(annotation: Any) -> str:
         return " | ".join(_type_text(argument) for argument in arguments)
     if origin in (list, tuple):
         return f"list of {_type_text(arguments[0])}"
+    if origin is dict:
+        return f"mapping of names to {_type_text(arguments[1])}"
     if annotation is type(None):
         return "null"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

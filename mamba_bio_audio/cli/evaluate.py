@@ -35,14 +35,19 @@ def evaluate(
     ] = None,
     blocks: Annotated[int, typer.Option(min=1, help="With --context: blocks of target bases.")] = 256,
     out: Annotated[Path | None, typer.Option(help="With --context: folder for tables and picture; default RUN.")] = None,
-    baselines: Annotated[bool, typer.Option(help="Fit Markov baselines of orders 0 to 12.")] = True,
+    baselines: Annotated[
+        bool, typer.Option(help="Fit Markov baselines of orders 0 to 12; for a classifier, on k-mers.")
+    ] = True,
+    strand: Annotated[
+        Literal["both", "forward", "reverse"], typer.Option(help="Strands that a classifier reads; both averages.")
+    ] = "both",
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Score each base of a split once: nats, bits and perplexity, beside Markov baselines on the same bases."""
+    """Score each base of a split once, beside Markov baselines; or a classifier's accuracy, beside one on k-mers."""
     resolved = resolve_device(device)
 
     from mamba_bio_audio.workflow import evaluate as workflow
@@ -76,9 +81,17 @@ def evaluate(
             device=resolved,
             baselines=baselines,
             length=length,
+            strand=strand,
             overrides=overrides or [],
             progress=progress,
         )
+    if result.get("task") == "classification":
+        from mamba_bio_audio.workflow.evaluate_classes import describe, write_evaluation
+
+        own = not overrides and length is None and which == "best" and (run / "config.yaml").exists()
+        result = write_evaluation(run, result) if own else {k: v for k, v in result.items() if k != "predictions"}
+        print(to_json(result) if as_json else describe(result))
+        return
     own = baselines and not overrides and length is None and which == "best"
     if own and (run / "config.yaml").exists():
         write_json(run / f"evaluate-{split}.json", result)

@@ -25,6 +25,6 @@ def export(
         raise InputError(f"{out} is not empty; choose another --out, or --force to replace its files")
     model = checkpoint.load(run, which)
     checkpoint.export(model, out)
-    opens = checkpoint.opens_in_transformers(model.model_config)
+    opens = not hasattr(model, "labels") and checkpoint.opens_in_transformers(model.model_config)
     how = "transformers.MambaForCausalLM and mba.load" if opens else "mba.load"
     print(f"{out}: {model.num_parameters():,} parameters, opens with {how}")

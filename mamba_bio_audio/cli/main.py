@@ -9,6 +9,7 @@ import typer
 
 from mamba_bio_audio.cli import (
     bench,
+    classify,
     configs,
     demo,
     doctor,
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(prepare.app, name="prepare")
 app.command("pretrain")(pretrain.pretrain)
+app.command("classify")(classify.classify)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)

@@ -18,6 +18,7 @@ from mamba_bio_audio.cli.options import (
     SetOption,
     resolve_device,
 )
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import to_json
 
 
@@ -40,6 +41,8 @@ def pretrain(
     from mamba_bio_audio.config import load_config
 
     config = load_config(recipe, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
+    if config.head is not None:
+        raise InputError(f"recipe {recipe} has a head: train it with mba classify")
     run = out or Path("runs") / str(config.name)
     resolved_device = resolve_device(device)
 

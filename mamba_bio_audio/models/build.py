@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
@@ -23,3 +25,25 @@ def build_model(config: ModelConfig | UNetConfig, *, seed: int | None = None) ->
         if seed is not None:
             torch.manual_seed(seed)
         return UNetModel(config) if isinstance(config, UNetConfig) else IsotropicModel(config)
+
+
+def build_classifier(config: ModelConfig | UNetConfig, head: HeadConfig, *, seed: int | None = None) -> Classifier:
+    """Build a freshly initialised classifier, as `build_model`; the backbone is that of the same seed.
+
+    Args:
+        config: of the backbone, with `vocab_size` set.
+        head: with `classes` set.
+        seed: of the initialisation.
+    """
+    backbone = build_model(config, seed=seed)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return Classifier(backbone, head)
+
+
+def build(
+    config: ModelConfig | UNetConfig, head: HeadConfig | None = None, *, seed: int | None = None
+) -> LanguageModel | Classifier:
+    """A language model, or with a head a classifier."""
+    return build_model(config, seed=seed) if head is None else build_classifier(config, head, seed=seed)

@@ -112,9 +112,11 @@ class Classifier(nn.Module):
     Attributes:
         backbone: a model of the common contract with `hidden`.
         labels: class names in the order of the outputs.
+        scores_rows: a batch has one target a row, not one a position.
         config, codec, manifest: set by `checkpoint.load`.
     """
 
+    scores_rows = True
     config: Any = None
     codec: Any = None
     manifest: Mapping[str, Any] = {}
@@ -131,6 +133,9 @@ class Classifier(nn.Module):
         self.head = nn.Linear(width, len(self.labels))
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        if backbone.lm_head.weight is not backbone.embedding.weight:
+            # Kept with the backbone, but nothing here uses it.
+            backbone.lm_head.requires_grad_(False)
         if config.freeze:
             for parameter in backbone.parameters():
                 parameter.requires_grad_(False)

@@ -42,6 +42,9 @@ class TrainConfig(BaseModel):
         None, ge=1, description="sequences of full length per device and forward pass; null chooses by device"
     )
     lr: float = Field(gt=0, description="peak learning rate of AdamW")
+    lr_head: float | None = Field(
+        None, gt=0, description="peak learning rate of a classifier's head; null is lr, as for the backbone"
+    )
     lr_min: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps with linearly rising rate")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW betas")
@@ -72,6 +75,9 @@ class TrainConfig(BaseModel):
     validate_every: int = Field(100, ge=1, description="steps between validations")
     validation_tokens: int | None = Field(
         None, ge=1, description="positions per validation, evenly spread; null is the whole split"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="validations in a row without a better loss that end the training; null never does"
     )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between rows of metrics")

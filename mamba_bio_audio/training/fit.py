@@ -15,7 +15,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import LanguageModel
+from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage
@@ -34,6 +36,7 @@ class FitResult(NamedTuple):
     best_nats: float
     tokens_per_second: float
     signal: int | None  # that stopped it, or None
+    exhausted: bool = False  # `train.patience` ended it before `train.steps`
 
 
 def resolve_precision(precision: str, device: str) -> str:
@@ -48,6 +51,7 @@ class Position(NamedTuple):
 
     step: int
     validation_due: bool  # the validation of that step is still to come
+    stale: int  # validations since the best one
 
 
 def last_position(run: Path) -> Position:
@@ -59,7 +63,8 @@ def last_position(run: Path) -> Position:
     path = run / "checkpoints" / "last.ckpt"
     checkpoint = load_checkpoint(path)
     try:
-        return Position(int(checkpoint["global_step"]), bool(checkpoint["callbacks"]["Steps"]["row"]))
+        steps = checkpoint["callbacks"]["Steps"]
+        return Position(int(checkpoint["global_step"]), bool(steps["row"]), int(steps.get("stale", 0)))
     except (KeyError, TypeError):
         raise InputError(f"{path}: not a checkpoint of this program; start again with --force") from None
 
@@ -82,8 +87,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def fit(
-    model: LanguageModel,
-    data: DnaDataModule | AudioDataModule,
+    model: LanguageModel | Classifier,
+    data: DnaDataModule | AudioDataModule | DnaClassesDataModule,
     config: TrainConfig,
     *,
     out: Path,
@@ -146,11 +151,12 @@ def fit(
         last = out / "checkpoints" / "last.ckpt" if resume else None
         trainer.fit(module, data.train_dataloader(), ckpt_path=last, weights_only=False)
         progress.end()
-    complete = trainer.global_step >= config.steps and not steps.row
+    complete = (trainer.global_step >= config.steps or steps.exhausted) and not steps.row
     return FitResult(
         step=trainer.global_step,
         best_step=steps.best_step,
         best_nats=steps.best,
         tokens_per_second=progress.tokens_per_second,
         signal=None if complete else stop.number,
+        exhausted=steps.exhausted,
     )

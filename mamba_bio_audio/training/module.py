@@ -1,4 +1,4 @@
-"""Lightning module of next-symbol prediction."""
+"""Lightning module of whatever gives a summed loss: next-symbol prediction and classification."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mamba_bio_audio.training.streaming import streamed_loss
 
 
 class LanguageModelModule(L.LightningModule):
-    """Trains `model(tokens, targets=...)`: the summed loss over the positions of the batch.
+    """Trains `model(tokens, targets=...)`: the summed loss over the positions of the batch, or a classifier's rows.
 
-    Every scored position weighs the same, whichever micro-batch or device it is in; where nothing is masked this is the
-    mean loss per position.
+    Everything scored weighs the same, whichever micro-batch or device it is in; where nothing is masked this is the
+    mean loss per position or row.
 
     Attributes:
         train_nats, train_count: loss sum (fp64, nats) and scored positions since `reset_train_sums`.
@@ -87,7 +87,8 @@ class LanguageModelModule(L.LightningModule):
         self.train_count = self.train_count.to(count.device) + count
         # The mean over ranks of the gradients counts a sequence once for every rank that it is spread over.
         loss_sum = loss_sum * self.train_config.sequence_parallel
-        return loss_sum / batch["targets"].numel()
+        targets = batch["targets"]
+        return loss_sum / (len(targets) if getattr(self.model, "scores_rows", False) else targets.numel())
 
     def configure_gradient_clipping(
         self,

@@ -31,5 +31,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW at the peak rate; the schedule scales it."""
-    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=config.betas, fused=True)
+    """AdamW at the peak rates, `lr` and for the head of a classifier `lr_head`; the schedule scales both alike."""
+    groups = parameter_groups(model, config.weight_decay)
+    head = getattr(model, "head", None)
+    if config.lr_head is not None and isinstance(head, nn.Module):
+        own = {id(parameter) for parameter in head.parameters()}
+        groups = [
+            group | {"params": [p for p in group["params"] if (id(p) in own) == of_head], "lr": rate}
+            for of_head, rate in ((False, config.lr), (True, config.lr_head))
+            for group in groups
+        ]
+    # A frozen backbone leaves groups without parameters.
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

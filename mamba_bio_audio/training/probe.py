@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.build import build
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.fit import resolve_precision
@@ -34,14 +35,14 @@ class Probe(NamedTuple):
     seconds_per_step: float  # optimiser step, without data loading and validation
 
 
-def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str) -> Probe:
+def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str, head: HeadConfig | None = None) -> Probe:
     """Measure two sizes (one where the micro-batch itself is small enough) and extend to the micro-batch."""
     if device == "cuda":
-        points = _measure(model, train, device)
+        points = _measure(model, train, device, head)
     else:
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
-            points = pool.apply(_measure, (model, train, device))
+            points = pool.apply(_measure, (model, train, device, head))
     tokens = _tokens(train, device)
     (n1, m1, _), (n2, m2, seconds) = points[0], points[-1]
     memory = m2 if n2 == tokens else m2 + max(0.0, (m2 - m1) / (n2 - n1)) * (tokens - n2)
@@ -49,7 +50,9 @@ def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str) -> P
     return Probe(int(memory), seconds / n2 * per_device)
 
 
-def choose_chunk(model: ModelConfig | UNetConfig, train: TrainConfig, device: str) -> int | None:
+def choose_chunk(
+    model: ModelConfig | UNetConfig, train: TrainConfig, device: str, head: HeadConfig | None = None
+) -> int | None:
     """The largest power of two of positions per chunk that leaves a third of the device's memory free.
 
     Two small chunks are measured and extended linearly. None, no streaming, where whole sequences fit.
@@ -60,7 +63,8 @@ def choose_chunk(model: ModelConfig | UNetConfig, train: TrainConfig, device: st
     """
     small, large = (1 << 10, 1 << 11) if device == "cpu" else (1 << 14, 1 << 15)
     used = [
-        probe(model, train.model_copy(update={"stream_chunk": size}), device).memory_bytes for size in (small, large)
+        probe(model, train.model_copy(update={"stream_chunk": size}), device, head).memory_bytes
+        for size in (small, large)
     ]
     each = max(1.0, (used[1] - used[0]) / (large - small))
     longest = large + (_memory_limit(device) - used[1]) / each
@@ -75,7 +79,9 @@ def _memory_limit(device: str) -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
-def _measure(model_config: ModelConfig | UNetConfig, train: TrainConfig, device: str) -> list[tuple[int, int, float]]:
+def _measure(
+    model_config: ModelConfig | UNetConfig, train: TrainConfig, device: str, head: HeadConfig | None
+) -> list[tuple[int, int, float]]:
     """(tokens, peak bytes, seconds per forward and backward) of one or two sizes, the smaller first."""
     if device == "cpu":
         # What a training process has loaded besides the model.
@@ -84,7 +90,7 @@ def _measure(model_config: ModelConfig | UNetConfig, train: TrainConfig, device:
     else:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    model = build_model(model_config, seed=0).to(device)
+    model = build(model_config, head, seed=0).to(device)
     model.recompute = train.recompute
     optimizer = build_optimizer(model, train)
     bf16 = resolve_precision(train.precision, device) == "bf16"
@@ -97,12 +103,16 @@ def _measure(model_config: ModelConfig | UNetConfig, train: TrainConfig, device:
         length = min(longest, target)
         batch = max(1, target // length)
         ids = torch.randint(7, 11, (batch, length), device=device)
+        targets = ids
+        if head is not None:
+            targets = torch.full_like(ids, -100)
+            targets[:, -1] = 0
         seconds = 0.0
         # The first round at a size pays for allocation and warm-up.
         for _ in range(2):
             start = time.perf_counter()
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                loss_sum, _, _ = streamed_loss(model, ids, ids, chunk=train.chunk or length)
+                loss_sum, _, _ = streamed_loss(model, ids, targets, chunk=train.chunk or length)
             (loss_sum / ids.numel()).backward()
             if device == "cuda":
                 torch.cuda.synchronize()

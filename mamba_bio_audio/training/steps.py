@@ -74,6 +74,8 @@ class Steps(L.Callback):
         self.progress = progress
         self.best = math.inf
         self.best_step = 0
+        # Validations since the best one.
+        self.stale = 0
         # The row of a step that waits for its validation.
         self.row: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
@@ -85,6 +87,7 @@ class Steps(L.Callback):
         return {
             "best": self.best,
             "best_step": self.best_step,
+            "stale": self.stale,
             "row": dict(self.row),
             "nats": self._sums[0].cpu(),
             "count": self._sums[1].round().long().cpu(),
@@ -93,6 +96,7 @@ class Steps(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there; taken up when training starts."""
         self.best, self.best_step, self.row = state_dict["best"], state_dict["best_step"], dict(state_dict["row"])
+        self.stale = state_dict.get("stale", 0)
         self._restored = state_dict
         self._sums = torch.stack([state_dict["nats"], state_dict["count"].double()])
 
@@ -114,7 +118,7 @@ class Steps(L.Callback):
             self._validate(trainer, module)
         self.progress.start()
         # A row that still waits means that its validation was interrupted.
-        trainer.should_stop = bool(self.row) or trainer.global_step >= self.config.steps
+        trainer.should_stop = bool(self.row) or trainer.global_step >= self.config.steps or self.exhausted
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -149,7 +153,12 @@ class Steps(L.Callback):
             self._save(trainer, "last")
         if validate and not stopped:
             self._validate(trainer, module)
-        trainer.should_stop = stopped or bool(self.row) or step == config.steps
+        trainer.should_stop = stopped or bool(self.row) or step == config.steps or self.exhausted
+
+    @property
+    def exhausted(self) -> bool:
+        """As many validations in a row as `train.patience` allows were no better than the best."""
+        return self.config.patience is not None and self.stale >= self.config.patience
 
     def _train_nats(self, trainer: L.Trainer, step: int, everywhere: bool) -> float:
         """Mean training loss since the last row, of all ranks or of this one; checked, since it will be shown."""
@@ -192,9 +201,9 @@ class Steps(L.Callback):
         self._write(trainer)
         self.progress.validation(step, nats)
         improved = nats < self.best
+        self.stale = 0 if improved else self.stale + 1
         if improved:
             self.best, self.best_step = nats, step
-        if improved:
             # Before `last`, which says that this validation is done.
             self._save(trainer, "best")
             if trainer.is_global_zero:

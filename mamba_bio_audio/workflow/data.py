@@ -10,10 +10,13 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import summary_rows as audio_rows
+from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
+from mamba_bio_audio.pipelines.dna.classes import summary_rows as class_rows
+from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.prepare import summary_rows as dna_rows
 
-DataModule = DnaDataModule | AudioDataModule
+DataModule = DnaDataModule | AudioDataModule | DnaClassesDataModule
 
 
 def open_data(
@@ -37,12 +40,16 @@ def open_data(
     length, batch_size = length or train.length, batch_size or train.micro_batch_for(device)
     if isinstance(config.data, AudioDataConfig):
         return AudioDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
+    if isinstance(config.data, DnaClassesConfig):
+        return DnaClassesDataModule(
+            config.data, length=length, batch_size=batch_size, seed=config.seed, index_beside=index_beside
+        )
     return DnaDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed, index_beside=index_beside)
 
 
 def data_rows(kind: str, described: dict[str, Any]) -> list[tuple[str, str]]:
     """A data module's `summary()` as (what, value) lines for people."""
-    return audio_rows(described) if kind == "audio" else dna_rows(described)
+    return {"audio": audio_rows, "dna-classes": class_rows}.get(kind, dna_rows)(described)
 
 
 def check_same_data(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:

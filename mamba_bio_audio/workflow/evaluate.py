@@ -13,11 +13,15 @@ from mamba_bio_audio.config import RunConfig, override, validate
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.likelihood import Likelihood, evaluate_likelihood, perplexity
 from mamba_bio_audio.evaluation.markov import MarkovTable, markov_table
+from mamba_bio_audio.inference.classify import Strand
+from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Span
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.workflow.data import DataModule, check_same_data, open_data
+from mamba_bio_audio.workflow.evaluate_classes import evaluate_classes
 
 
 def evaluate(
@@ -28,12 +32,14 @@ def evaluate(
     device: str = "cpu",
     baselines: bool = True,
     length: int | None = None,
+    strand: Strand = "both",
     overrides: Sequence[str] = (),
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Likelihood of a split under a run's model, beside Markov baselines on the same positions (JSON-able).
 
-    Each base of the union of the split's intervals is scored once; everything before it in its window is context.
+    Each base of the union of the split's intervals is scored once; everything before it in its window is context. A
+    classifier is scored on the fixed windows of the split instead, beside a k-mer baseline (`evaluate_classes`).
 
     Args:
         run: run folder or an export of one.
@@ -43,11 +49,28 @@ def evaluate(
         baselines: also fit Markov models of orders 0 to 12 on the training split, order chosen on validation;
             for each genome file too where it holds all three splits.
         length: window; None is the training length.
+        strand: which strands a classifier reads.
         overrides: `data.*=...` and `train.precision=...`, to evaluate on other data than the run's own.
         progress: called with (batches done, batches in all).
     """
     model, config, data, described = open_run(run, split, which, device, length, overrides)
     length = data.length
+    if isinstance(model, Classifier):
+        assert isinstance(data, DnaClassesDataModule)
+        found = evaluate_classes(
+            model,
+            data,
+            split=split,
+            device=device,
+            narrow=resolve_precision(config.train.precision, device) == "bf16",
+            chunk=config.train.chunk,
+            strand=strand,
+            baselines=baselines,
+            progress=progress,
+        )
+        source = {key: described[key] for key in ("files", "split_source")}
+        return {"run": str(run), "which": which, "overrides": list(overrides)} | source | found
+    assert not isinstance(data, DnaClassesDataModule)
     spans: dict[str, list[Span]] = {}
     if isinstance(data, DnaDataModule):
         spans = {name: data.evaluation_spans(name) for name in SPLITS}

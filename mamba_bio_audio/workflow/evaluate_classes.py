@@ -42,8 +42,8 @@ def evaluate_classes(
     strand: Strand = "both",
     baselines: bool = True,
     progress: Callable[[int, int | None], None] | None = None,
-) -> tuple[dict[str, Any], str]:
-    """Scores on the fixed windows of a split (JSON-able), and every prediction as the text of a TSV.
+) -> dict[str, Any]:
+    """Scores on the fixed windows of a split (JSON-able), with every prediction as the text of a TSV.
 
     Args:
         model: classifier in eval mode.
@@ -83,27 +83,28 @@ def evaluate_classes(
     probabilities = np.concatenate(found)
     loci = [window.region.locus for window in dataset.windows]
     result: dict[str, Any] = {
+        "task": "classification",
         "split": split,
         "length": data.length,
         "strand": strand,
         "bases": sum(map(len, rows)),
         "model": _scores(probabilities, targets, data.classes, loci),
     }
-    fitted = None
     if baselines:
         fitted = kmer_baseline(data)
         bar = fitted.probabilities(rows)
         result["kmers"] = fitted.to_dict() | _scores(bar, targets, data.classes, loci)
         result["gain"] = _gain(probabilities, bar, targets, data.classes, loci)
-    return result, _predictions(dataset, probabilities, data.classes)
+    return result | {"predictions": _predictions(dataset, probabilities, data.classes)}
 
 
 def kmer_baseline(data: DnaClassesDataModule) -> KmerBaseline:
     """Fitted on the first sequences of the training stream, chosen on the validation windows."""
     stream = data.stream()
-    count = max(50 * len(data.classes), min(BASELINE_SEQUENCES, BASELINE_BASES // data.length))
+    there = len(data.training_windows(data.length))
+    count = max(50 * len(data.classes), min(BASELINE_SEQUENCES, BASELINE_BASES // data.length, 20 * there))
     if data.labelled.examples:
-        count = min(count, len(data.training_windows(data.length)))
+        count = min(count, there)
     examples = [stream.example(sample) for sample in range(count)]
     valid, valid_labels = sequences(data.evaluation_dataset("valid"))
     labels = np.array([label for _, label in examples], dtype=np.int64)
@@ -170,13 +171,15 @@ def _predictions(dataset: ClassDataset, p: NDArray[np.float64], classes: tuple[s
     return text.getvalue()
 
 
-def write_evaluation(run: Path, result: dict[str, Any], predictions: str) -> dict[str, Any]:
+def write_evaluation(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     """Put an evaluation into the run folder: JSON, picture, predictions. Each evaluation of a split is counted.
 
     Returns:
-        The result with `evaluations`: when this split was evaluated, this time included.
+        The result without its predictions and with `evaluations`: when this split was evaluated, now included.
     """
     split = result["split"]
+    predictions = result["predictions"]
+    result = {key: value for key, value in result.items() if key != "predictions"}
     path = run / f"evaluate-{split}.json"
     before: list[str] = []
     if path.exists():

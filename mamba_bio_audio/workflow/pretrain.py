@@ -1,4 +1,4 @@
-"""Pretraining, and the dry run that says what it would take."""
+"""Training, of language models and of classifiers, and the dry run that says what it would take."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from mamba_bio_audio.config import RunConfig, to_yaml
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import write_json, write_text
-from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.build import LanguageModel, build
+from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
 from mamba_bio_audio.training.lengths import length_stages, stretches
 from mamba_bio_audio.training.parallel import process_rank
@@ -43,14 +45,49 @@ def resolve(config: RunConfig, data: DataModule) -> RunConfig:
         raise InputError(
             f"model.vocab_size is {config.model.vocab_size}, but the data has {vocab} symbols; leave it null"
         )
-    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocab})})
+    update: dict[str, Any] = {"model": config.model.model_copy(update={"vocab_size": vocab})}
+    if config.head is not None:
+        assert isinstance(data, DnaClassesDataModule)
+        if config.head.classes not in (None, data.classes):
+            raise InputError(
+                f"head.classes is {', '.join(config.head.classes or ())}, but the data has {', '.join(data.classes)}; "
+                f"leave it null, or set data.classes"
+            )
+        update["head"] = config.head.model_copy(update={"classes": data.classes})
+    return config.model_copy(update=update)
+
+
+def begin(config: RunConfig) -> LanguageModel | Classifier:
+    """The model as training begins: random weights, and those of `head.pretrained` where it is set.
+
+    Raises:
+        InputError: the pretrained model is of another shape.
+    """
+    model = build(config.model, config.head, seed=config.seed)
+    if config.head is None or config.head.pretrained is None:
+        return model
+    assert isinstance(model, Classifier)
+    source = checkpoint.load(config.head.pretrained)
+    given = source.backbone if isinstance(source, Classifier) else source
+    wanted, found = config.model.model_dump(mode="json"), given.model_config.model_dump(mode="json")
+    different = [
+        f"model.{key} is {wanted[key]}, not {found.get(key)}" for key in wanted if wanted[key] != found.get(key)
+    ]
+    if different:
+        raise InputError(
+            f"head.pretrained: {config.head.pretrained} is another model: {'; '.join(different)}; set model.* likewise"
+        )
+    model.backbone.load_state_dict(given.state_dict())
+    if isinstance(source, Classifier) and source.labels == model.labels and source.pool.kind == model.pool.kind:
+        model.head.load_state_dict(source.head.state_dict())
+    return model
 
 
 def resolve_chunk(config: RunConfig, device: str, before: RunConfig | None = None) -> RunConfig:
     """Choose `train.stream_chunk` where it is "auto": as the resumed run did, or by measuring."""
     if config.train.stream_chunk != "auto":
         return config
-    chunk = before.train.stream_chunk if before else choose_chunk(config.model, config.train, device)
+    chunk = before.train.stream_chunk if before else choose_chunk(config.model, config.train, device, config.head)
     return config.model_copy(update={"train": config.train.model_copy(update={"stream_chunk": chunk})})
 
 
@@ -109,9 +146,11 @@ def pretrain(
         config = resolve_chunk(config, device, old)
         _check_same(config, old, run)
         if (run / "checkpoints" / "last.ckpt").exists():
-            step, validation_due = last_position(run)
+            step, validation_due, stale = last_position(run)
             if step >= train.steps and not validation_due:
                 raise InputError(f"{run}: already complete at step {step:,} of {train.steps:,}")
+            if train.patience is not None and stale >= train.patience:
+                raise InputError(f"{run}: already complete, ended by train.patience at step {step:,}")
         elif main:
             print(f"{run}: no checkpoint yet, starting from the beginning", file=sys.stderr)
 
@@ -127,7 +166,8 @@ def pretrain(
     described = data.summary()
     if resume and before:
         check_same_data(before.get("data", {}), described, run)
-    model = build_model(config.model, seed=config.seed)
+    # A resumed run has its weights in its checkpoint, and the pretrained run need not be there any more.
+    model = build(config.model, config.head, seed=config.seed) if step else begin(config)
     if main and not quiet:
         print(table(data_rows(config.data.kind, described)), file=sys.stderr)
     if main:
@@ -169,6 +209,8 @@ def pretrain(
         "valid_bits": None if best is None else best / math.log(2),
         "valid_perplexity": None if best is None else perplexity(best),
         "unit": data.codec.unit,
+        "per": data.codec.unit if config.head is None else "sequence",
+        "ended_by_patience": result.exhausted,
         "tokens_per_second": result.tokens_per_second,
         "stopped_by": None if result.signal is None else signal.Signals(result.signal).name,
     }
@@ -191,9 +233,9 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
     chosen = train.stream_chunk == "auto"
     config = resolve_chunk(resolve(config, data), device)
     train = config.train
-    estimate = probe(config.model, train, device)
+    estimate = probe(config.model, train, device, config.head)
     with torch.device("meta"):
-        parameters = build_model(config.model).num_parameters()
+        parameters = build(config.model, config.head).num_parameters()
     micro = train.micro_batch_for(device)
     return {
         "config": config.model_dump(mode="json"),
@@ -278,6 +320,8 @@ def _check_same(new: RunConfig, old: RunConfig, run: Path) -> None:
     before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
     # The first run resolved this from the data.
     after["model.vocab_size"] = before["model.vocab_size"]
+    if "head.classes" in before and after.get("head.classes") is None:
+        after["head.classes"] = before["head.classes"]
     changed = [key for key in before if before[key] != after.get(key) and key not in OBSERVING]
     if changed:
         lines = [f"  {key}: was {before[key]}, now {after.get(key)}" for key in changed]

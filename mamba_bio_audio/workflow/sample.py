@@ -57,7 +57,7 @@ def sample(
     Returns:
         Name of the signal that stopped it, None at the end.
     """
-    model = checkpoint.load(run, which).to(device)
+    model = checkpoint.load_language_model(run, which).to(device)
     if model.codec is None:
         raise InputError(f"{run}: weights without a codec cannot be sampled as DNA; use mba.generate")
     if model.codec.name != "dna":

@@ -296,27 +296,28 @@ class DnaClassesDataModule(LightningDataModule):
             "reverse_complement": self.config.reverse_complement,
         }
 
-    def summary_rows(self) -> list[tuple[str, str]]:
-        """The summary for people."""
-        summary = self.summary()
-        rows = [
-            ("classes", f"{len(self.classes)}: {', '.join(self.classes)}"),
-            ("splits", summary["split_source"]),
-        ]
-        for split, row in summary["splits"].items():
-            what = "sequences" if self.labelled.examples else f"windows of {self.length:,}"
-            rows.append(
-                (
-                    split,
-                    f"{row['bases']:,} bases in {row['regions']:,} regions; evaluated on {row['evaluation_windows']:,} "
-                    f"{what} of {row['evaluation_loci']:,} loci",
-                )
+
+def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
+    """A summary as (what, value) lines for people."""
+    rows = [
+        ("classes", f"{len(described['classes'])}: {', '.join(described['classes'])}"),
+        ("splits", described["split_source"]),
+    ]
+    examples = described["sampling"] == "examples"
+    for split, row in described["splits"].items():
+        what = "sequences" if examples else f"windows of {described['length']:,}"
+        rows.append(
+            (
+                split,
+                f"{row['bases']:,} bases in {row['regions']:,} regions; evaluated on {row['evaluation_windows']:,} "
+                f"{what} of {row['evaluation_loci']:,} loci",
             )
-        shared = {pair: count for pair, count in summary["shared_sequences"].items() if count}
-        if shared:
-            listed = ", ".join(f"{count:,} of {pair}" for pair, count in shared.items())
-            rows.append(("in two splits", f"{listed} sequences are the same: scores on them say nothing"))
-        return rows
+        )
+    shared = {pair: count for pair, count in described["shared_sequences"].items() if count}
+    if shared:
+        listed = ", ".join(f"{count:,} of {pair}" for pair, count in shared.items())
+        rows.append(("in two splits", f"{listed} sequences are the same: scores on them say nothing"))
+    return rows
 
 
 def class_batch(rows: Sequence[tuple[NDArray[np.uint8], int]], length: int) -> dict[str, torch.Tensor]:

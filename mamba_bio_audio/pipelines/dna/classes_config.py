@@ -1,6 +1,6 @@
 """Settings of labelled DNA; free of torch."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -9,6 +9,8 @@ class DnaClassesConfig(BaseModel):
     """Which labelled sequence, how it is split, and how windows are drawn from it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    packaged: ClassVar[tuple[str, ...]] = ("record",)  # what a file key may name that is no file
 
     kind: Literal["dna-classes"] = Field(default="dna-classes", description="Kind of data.")
     path: str | list[str] | dict[str, str | list[str]] | None = Field(

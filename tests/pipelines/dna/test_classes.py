@@ -8,7 +8,7 @@ import torch
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler
-from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule, class_batch
+from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule, class_batch, summary_rows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.stream import Stretch
 
@@ -177,4 +177,4 @@ def test_shared_sequences_are_reported(tmp_path: Path, random_dna) -> None:
     (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
     data = module(str(tmp_path / "t.tsv"))
     assert data.summary()["shared_sequences"] == {"train/valid": 0, "train/test": 1, "valid/test": 0}
-    assert any(name == "in two splits" for name, _ in data.summary_rows())
+    assert any(name == "in two splits" for name, _ in summary_rows(data.summary()))

@@ -232,7 +232,7 @@ def _missing_files(data: Any) -> list[str]:
             f"data.path: missing; allowed: {section.model_fields['path'].description} Set it with --set data.path=..."
         )
     packaged = getattr(section, "packaged", ())
-    keys = [key for key in ("path", "intervals", "labels", "groups") if key in section.model_fields]
+    keys = [key for key in ("path", "intervals", "labels", "groups", "regions") if key in section.model_fields]
     for key, value in ((key, data.get(key)) for key in keys):
         for name in _flat(value):
             if isinstance(name, str) and name not in packaged and not Path(name).expanduser().exists():

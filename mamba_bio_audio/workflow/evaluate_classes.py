@@ -88,12 +88,12 @@ def evaluate_classes(
         "length": data.length,
         "strand": strand,
         "bases": sum(map(len, rows)),
-        "model": _scores(probabilities, targets, data.classes, loci),
+        "model": _scores(probabilities, targets, data.classes, loci, data.strata(split)),
     }
     if baselines:
         fitted = kmer_baseline(data)
         bar = fitted.probabilities(rows)
-        result["kmers"] = fitted.to_dict() | _scores(bar, targets, data.classes, loci)
+        result["kmers"] = fitted.to_dict() | _scores(bar, targets, data.classes, loci, data.strata(split))
         result["gain"] = _gain(probabilities, bar, targets, data.classes, loci)
     return result | {"predictions": _predictions(dataset, probabilities, data.classes)}
 
@@ -117,9 +117,15 @@ def sequences(dataset: ClassDataset) -> tuple[list[NDArray[np.uint8]], NDArray[n
     return rows, np.array([window.region.label for window in dataset.windows], dtype=np.int64)
 
 
-def _scores(p: NDArray[np.float64], y: NDArray[np.int64], classes: tuple[str, ...], loci: list[str]) -> dict[str, Any]:
+def _scores(
+    p: NDArray[np.float64],
+    y: NDArray[np.int64],
+    classes: tuple[str, ...],
+    loci: list[str],
+    strata: dict[str, NDArray[np.bool_]],
+) -> dict[str, Any]:
     """The report, and how well each two classes are told apart when it can only be one of them."""
-    report = classification_report(p, y, classes, groups=loci)
+    report = classification_report(p, y, classes, groups=loci, strata=strata)
     pairs = {}
     if len(classes) > 2:
         for a, b in combinations(range(len(classes)), 2):

@@ -32,14 +32,15 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
     Raises:
         InputError: a homologous group lies in two splits, or the splits are incomplete.
     """
-    if config.groups is not None:
-        groups = _read_groups(labelled, config.groups)
+    table = config.groups or prepared_file(config, "groups.tsv")
+    if table is not None:
+        groups = _read_groups(labelled, table)
         labelled.regions = [replace(region, locus=groups(region)) for region in labelled.regions]
     if not labelled.genomes or labelled.examples:
-        labelled.origin = _split_examples(labelled, config)
+        labelled.origin = _split_examples(labelled, config, table is not None)
     else:
-        labelled.origin = _split_genomes(labelled, config, length)
-    if config.groups is not None:
+        labelled.origin = _split_genomes(labelled, config, length, table is not None)
+    if table is not None:
         _refuse_shared(labelled)
     for split in SPLITS:
         present = {region.label for region in labelled.regions if region.split == split}
@@ -52,7 +53,15 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
             )
 
 
-def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int) -> str:
+def prepared_file(config: DnaClassesConfig, name: str) -> str | None:
+    """A table that `mba prepare apes` left in the folder of `data.path`, where there is one."""
+    if not isinstance(config.path, str):
+        return None
+    path = Path(config.path).expanduser() / name
+    return str(path) if path.is_file() else None
+
+
+def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, grouped: bool) -> str:
     """Splits of whole records of FASTA per class."""
     if config.intervals is not None and config.split in ("auto", "intervals"):
         labelled.regions = _cut(labelled, _read_intervals(config.intervals, labelled))
@@ -70,7 +79,7 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int) ->
             replace(region, split=_tag(tags, labelled.genomes[region.source], region)) for region in labelled.regions
         ]
         return "split= in the FASTA headers"
-    if config.groups is not None and config.split != "blocks":
+    if grouped and config.split != "blocks":
         labelled.regions = _draw_groups(labelled.regions, config, len)
         return f"groups drawn by split_seed {config.split_seed}"
     fractions = {"valid": config.valid_fraction * (1 - config.test_fraction), "test": config.test_fraction}
@@ -97,7 +106,7 @@ def _tag(tags: dict[tuple[int, str], str], genome: Genome, region: Region) -> st
     return split
 
 
-def _split_examples(labelled: Labelled, config: DnaClassesConfig) -> str:
+def _split_examples(labelled: Labelled, config: DnaClassesConfig, grouped: bool) -> str:
     """Splits that rows name; what they leave open is drawn by seed, equal sequences together."""
     named = [region.split for region in labelled.regions]
     if any(named) and not all(named):
@@ -106,7 +115,7 @@ def _split_examples(labelled: Labelled, config: DnaClassesConfig) -> str:
     codec = DnaTokenizer()
 
     def key(region: Region) -> str:
-        if config.groups is not None:
+        if grouped:
             return region.locus
         ids = labelled.fetch(region, region.start, region.end)
         return min(ids.tobytes(), codec.reverse_complement(ids).tobytes()).hex()

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, shared_sequences
+from mamba_bio_audio.pipelines.dna.class_regions import shares_inside
+from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_file, shared_sequences
 from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow, WindowSampler, evaluation_windows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.intervals import SPLITS
@@ -225,6 +226,14 @@ class DnaClassesDataModule(LightningDataModule):
                     max_unknown=self.config.max_unknown,
                 )
         return self._windows[split]
+
+    def strata(self, split: str) -> dict[str, NDArray[np.bool_]]:
+        """Masks over the sequences of a split: mostly inside and mostly outside `data.regions`; none without."""
+        table = self.config.regions or prepared_file(self.config, "regions.tsv")
+        if table is None:
+            return {}
+        inside = shares_inside(self.labelled, self.evaluation_windows(split), table) > 0.5
+        return {"inside regions": inside, "outside regions": ~inside}
 
     def evaluation_dataset(self, split: str, max_tokens: int | None = None) -> ClassDataset:
         """Sequences of a split, always the same; `max_tokens` keeps evenly spaced ones."""

@@ -58,7 +58,12 @@ class DnaClassesConfig(BaseModel):
     groups: str | None = Field(
         default=None,
         description="Homologous groups, of which no two splits may share one: TSV with the header class, record, group; "
-        "or `record`: records of one name are one group.",
+        "or `record`: records of one name are one group; null takes groups.tsv of a folder by mba prepare apes.",
+    )
+    regions: str | None = Field(
+        default=None,
+        description="Satellites or other regions, inside and outside of which accuracy is told apart: TSV with the header "
+        "class, record, start0, end; null takes regions.tsv of a folder by mba prepare apes.",
     )
     valid_fraction: float = Field(
         default=0.1, ge=0, lt=1, description="Share of validation, of what is not test, where no split says so."

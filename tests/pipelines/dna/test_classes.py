@@ -178,3 +178,27 @@ def test_shared_sequences_are_reported(tmp_path: Path, random_dna) -> None:
     data = module(str(tmp_path / "t.tsv"))
     assert data.summary()["shared_sequences"] == {"train/valid": 0, "train/test": 1, "valid/test": 0}
     assert any(name == "in two splits" for name, _ in summary_rows(data.summary()))
+
+
+def test_a_prepared_folder_brings_its_groups_and_regions(write_fasta, random_dna, tmp_path: Path) -> None:
+    for seed, name in enumerate("xy"):
+        records = {
+            f"chr{i} split={part}": random_dna(1000, 10 * seed + i)
+            for i, part in ((1, "train"), (2, "val"), (3, "test"))
+        }
+        write_fasta(f"data/{name}/chromosomes.fa", records)
+    folder = tmp_path / "data"
+    groups = "class\trecord\tgroup\n" + "".join(f"{c}\tchr{i}\t{i}\n" for c in "xy" for i in (1, 2, 3))
+    (folder / "groups.tsv").write_text(groups)
+    (folder / "regions.tsv").write_text("class\trecord\tstart0\tend\nx\tchr3\t0\t300\nx\tchr3\t200\t500\n")
+    data = module(str(folder))
+    data.setup()
+    assert {region.locus for region in data.labelled.regions} == {"1", "2", "3"}
+    masks = data.strata("test")
+    for window, inside in zip(data.evaluation_windows("test"), masks["inside regions"], strict=True):
+        assert inside == (window.region.label == 0 and window.start + L / 2 < 500)
+    assert np.array_equal(masks["outside regions"], ~masks["inside regions"])
+    assert masks["inside regions"].any()
+    (folder / "groups.tsv").write_text(groups.replace("x\tchr3\t3", "x\tchr3\t1"))
+    with pytest.raises(InputError, match="homologous group '1' is in several splits"):
+        module(str(folder)).setup()

@@ -89,7 +89,7 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
 
     Args:
         path: run folder, export, Hugging Face Mamba folder, mamba_ssm folder, or a state dict file.
-        which: "best" by validation or "last", for run folders; "ema" where the run kept an average.
+        which: "best" by validation (of the average where the run kept one), "last", or "ema", the last average.
 
     Returns:
         A language model, or a classifier with `.labels`, on the CPU in fp32 and eval mode, with `.config` (`RunConfig`,
@@ -141,6 +141,13 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
     return model
 
 
+def describe_which(config: Any, which: Which) -> str:
+    """Which weights these are, in words."""
+    if which == "best" and isinstance(config, RunConfig) and config.train.ema is not None:
+        return "best moving average"
+    return {"best": "best", "last": "last step", "ema": "last moving average"}[which]
+
+
 def read_manifest(run: Path) -> dict[str, Any]:
     """A run's `manifest.json`, or an empty dict."""
     path = run / "manifest.json"
@@ -185,7 +192,7 @@ def read_config(run: Path) -> RunConfig:
 
 def _from_run(path: Path, which: Which) -> _Source:
     config = read_config(path)
-    if which == "ema":
+    if which == "ema" and config.train.ema is None:
         raise InputError(f"{path}: this run kept no moving average of its weights; use best or last")
     if which == "best":
         weights = path / "model.safetensors"
@@ -196,7 +203,9 @@ def _from_run(path: Path, which: Which) -> _Source:
         checkpoint = path / "checkpoints" / "last.ckpt"
         if not checkpoint.exists():
             raise InputError(f"{path}: no checkpoints/last.ckpt")
-        state = load_checkpoint(checkpoint)["state_dict"]
+        saved = load_checkpoint(checkpoint)
+        # With an average Lightning puts it into `state_dict`, and the weights of the step beside it.
+        state = saved["state_dict"] if which == "ema" else saved.get("current_model_state", saved["state_dict"])
         tensors = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     return _Source(tensors, config.model, config, read_manifest(path))
 

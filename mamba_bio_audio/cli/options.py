@@ -22,7 +22,9 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Result as JSON on standard output.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-WhichOption = Annotated[Literal["best", "last"], typer.Option(help="Weights: best by validation, or last.")]
+WhichOption = Annotated[
+    Literal["best", "last", "ema"], typer.Option(help="Weights: best by validation, last, or last moving average.")
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, export, or Hugging Face Mamba folder.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mamba_bio_audio.cli import prepare_apes, prepare_hg38
+from mamba_bio_audio.cli import prepare_apes, prepare_audio, prepare_hg38
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption
 
 app = typer.Typer(help="Check, index and split data.", no_args_is_help=True)
@@ -64,3 +64,6 @@ def genome(
 
 app.command("apes")(prepare_apes.apes)
 app.command("hg38")(prepare_hg38.hg38)
+app.command("audio")(prepare_audio.audio)
+app.command("sc09")(prepare_audio.sc09)
+app.command("youtubemix")(prepare_audio.youtubemix)

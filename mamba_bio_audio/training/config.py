@@ -50,6 +50,13 @@ class TrainConfig(BaseModel):
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW betas")
     weight_decay: float = Field(0.1, ge=0, description="on matrices only, never on norms, biases, embeddings, A, D")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null does not clip")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, updated every step; it is what is validated and kept as "
+        "the best; null keeps none",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 on the CPU")
     recompute: Literal["none", "layer"] = Field(
         "none", description="layer: keep only layer inputs for backward, run each layer twice"

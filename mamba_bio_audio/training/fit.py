@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mamba_bio_audio.errors import InputError
@@ -101,7 +102,7 @@ def fit(
     """Train `model` on `data` into the run folder `out`.
 
     Args:
-        model: on the CPU; left with the weights of the last step.
+        model: on the CPU; left with the weights of the last step, or their average with `ema`.
         data: gives endless training batches, beginning where the run is to go on, and validation batches.
             Its rank and world size are set here.
         config: of the optimisation.
@@ -146,7 +147,11 @@ def fit(
         # Ranks that share a sequence read the same ones.
         data.rank, data.world_size = trainer.global_rank // config.sequence_parallel, config.data_parallel
         valid = data.evaluation_dataloader("valid", max_tokens=config.validation_tokens)
-        steps = Steps(config, accumulate, out, valid, stop, progress, stages)
+        average = None if config.ema is None else EMAWeightAveraging(decay=config.ema)
+        if average is not None:
+            # Before `Steps`, which validates what has been averaged.
+            trainer.callbacks.append(average)  # type: ignore[attr-defined]
+        steps = Steps(config, accumulate, out, valid, stop, progress, stages, average)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
         last = out / "checkpoints" / "last.ckpt" if resume else None
         trainer.fit(module, data.train_dataloader(), ckpt_path=last, weights_only=False)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors.torch import save_file
 from torch import nn
@@ -53,6 +55,7 @@ class Steps(L.Callback):
         stop: set by signals.
         progress: what the user sees.
         stages: of the length warm-up, the last one at full length.
+        average: keeps a moving average of the weights, which is then what is validated and kept as the best.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class Steps(L.Callback):
         stop: StopSignal,
         progress: Progress,
         stages: Sequence[Stage],
+        average: WeightAveraging | None = None,
     ) -> None:
+        self.average = average
         self.config = config
         self.stages = stages
         self.accumulate = accumulate
@@ -191,7 +196,8 @@ class Steps(L.Callback):
     def _validate(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
         """Validate, complete the waiting row, keep the best weights; or leave the row waiting when stopped."""
         step = trainer.global_step
-        nats = self._validation_nats(trainer, module)
+        with self._averaged(trainer, module):
+            nats = self._validation_nats(trainer, module)
         if nats is None:
             return
         if not math.isfinite(nats):
@@ -207,9 +213,21 @@ class Steps(L.Callback):
             # Before `last`, which says that this validation is done.
             self._save(trainer, "best")
             if trainer.is_global_zero:
-                with atomic_path(self.out / "model.safetensors") as temporary:
+                with self._averaged(trainer, module), atomic_path(self.out / "model.safetensors") as temporary:
                     save_weights(module.model, temporary)
         self._save(trainer, "last")
+
+    @contextmanager
+    def _averaged(self, trainer: L.Trainer, module: LanguageModelModule) -> Iterator[None]:
+        """The module holds the average of its weights meanwhile, where one is kept."""
+        if self.average is None:
+            yield
+            return
+        self.average.on_validation_epoch_start(trainer, module)
+        try:
+            yield
+        finally:
+            self.average.on_validation_epoch_end(trainer, module)
 
     def _validation_nats(self, trainer: L.Trainer, module: LanguageModelModule) -> float | None:
         """Mean nats per scored position over all ranks; None when a signal came before the end."""

@@ -89,6 +89,7 @@ def evaluate(
     result: dict[str, Any] = {
         "run": str(run),
         "which": which,
+        "weights": checkpoint.describe_which(config, which),
         "split": split,
         "length": length,
         "overrides": list(overrides),
@@ -179,7 +180,7 @@ def describe_evaluation(result: dict[str, Any]) -> str:
         return (
             f"{result['split']} split: {result['scored']:,} samples of {result['quantizer']} at "
             f"{result['sample_rate_hz']:,} Hz scored once, windows of {result['length']:,}\n\n"
-            f"{'':<28}{'nats':>9}{'bits':>9}{'perplexity':>12}\n" + _row(f"model ({result['which']})", model)
+            f"{'':<28}{'nats':>9}{'bits':>9}{'perplexity':>12}\n" + _row(f"model ({result['weights']})", model)
         )
     lines = [
         f"{result['split']} split: {result['scored']:,} of {result['bases']:,} bases scored "
@@ -187,7 +188,7 @@ def describe_evaluation(result: dict[str, Any]) -> str:
         f"windows of {result['length']:,} (a window's first base has one base of context, Markov models always all)",
         "",
         f"{'':<28}{'nats':>9}{'bits':>9}{'perplexity':>12}",
-        _row(f"model ({result['which']})", result["model"]),
+        _row(f"model ({result['weights']})", result["model"]),
     ]
     markov = result.get("markov")
     if markov:

@@ -1,0 +1,364 @@
+"""Folders of audio that are ready for training: checked to the last sample, at one rate, split.
+
+A prepared folder holds the recordings, `intervals.tsv` (file, split, start0, end) and `manifest.json`; it is given as
+`data.path`. Everything is made in a folder beside it and appears whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+
+from mamba_bio_audio import __version__
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.pipelines.audio.files import (
+    FORMATS,
+    AudioFile,
+    content_hash,
+    list_files,
+    natural_key,
+    open_file,
+    probe,
+)
+from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, SPLITS, Span, split_by_share
+
+Progress = Callable[[int, int | None], None]
+_BLOCK = 1 << 20
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
+
+
+class SpeechCommands(NamedTuple):
+    """A release of Speech Commands (Warden 2018): where it lies, its bytes, and the digits that it must hold."""
+
+    url: str
+    size_bytes: int
+    sha256: str
+    clips: dict[str, int]  # per split
+
+
+SPEECH_COMMANDS = {
+    "v0.02": SpeechCommands(
+        "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
+        2_428_923_189,
+        "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+        {"train": 31_158, "valid": 3_643, "test": 4_107},
+    ),
+    "v0.01": SpeechCommands(
+        "http://download.tensorflow.org/data/speech_commands_v0.01.tar.gz",
+        1_489_096_277,
+        "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
+        {"train": 18_620, "valid": 2_494, "test": 2_552},
+    ),
+}
+
+
+def prepare_audio(
+    paths: Sequence[str],
+    out: Path,
+    *,
+    rate_hz: int = 16_000,
+    piece_s: float | None = None,
+    valid_fraction: float = 0.06,
+    test_fraction: float = 0.06,
+    bad_files: str = "error",
+    force: bool = False,
+    source: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Decode recordings completely and write them as mono 16-bit FLAC at one rate, with splits and manifest.
+
+    Args:
+        paths: audio files, or folders of them.
+        out: folder to make.
+        rate_hz: of what is written.
+        piece_s: cut each recording into consecutive pieces of so many seconds; None keeps them whole.
+        valid_fraction, test_fraction: of the files, the last ones in natural order; with too few files, of each file's end.
+        bad_files: "error" names every file that cannot be used and stops, "exclude" leaves them out and lists them.
+        force: replace what an earlier preparation left in `out`.
+        source: written into the manifest.
+        progress: called with (recordings done, recordings in all).
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: naming every bad file and what is wrong with it, or a folder that is in use.
+    """
+    if valid_fraction + test_fraction >= 1:
+        raise InputError("the shares of validation and test leave nothing to train on; choose less")
+    found = list_files(list(paths))
+    bad: dict[str, str] = {}
+    names: list[str] = []
+    sizes: list[int] = []
+    clipped = 0
+    with _new_folder(out, force) as folder:
+        for done, (path, name) in enumerate(found, start=1):
+            try:
+                # Everything is decoded before anything is written: what only the last sample tells is known by then.
+                file = probe(path)
+                total = file.num_samples(rate_hz)
+                piece = total if piece_s is None else max(2, round(piece_s * rate_hz))
+                starts = range(0, total, piece)
+                for number, start in enumerate(starts):
+                    size = min(piece, total - start)
+                    if size < 2:
+                        continue
+                    ending = f".{number:0{len(str(len(starts)))}d}" if piece_s is not None else ""
+                    names.append(f"{Path(name).with_suffix('')}{ending}.flac")
+                    sizes.append(size)
+                    clipped += _write_flac(file, Span(0, start, start + size), folder / names[-1], rate_hz)
+            except InputError as error:
+                bad[name] = str(error)
+            if progress is not None:
+                progress(done, len(found))
+        _report_bad(bad, len(found), bad_files)
+        order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
+        names, sizes = [names[i] for i in order], [sizes[i] for i in order]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"two recordings would both be {twice}; rename one of them")
+        spans, made = split_by_share(sizes, valid_fraction, test_fraction)
+        rows = [(names[span.file], split, span.start, span.stop) for split in SPLITS for span in spans[split]]
+        return _finish(folder, out, rows, made, bad, rate_hz, (source or {}) | {"clipped_samples": clipped})
+
+
+def prepare_sc09(
+    source: Path,
+    out: Path,
+    *,
+    version: str = "v0.02",
+    bad_files: str = "error",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Take the ten spoken digits out of Speech Commands, with its official lists, and count them.
+
+    Args:
+        source: the archive (.tar.gz), or a folder with what is in it.
+        out: folder to make; the clips are kept byte for byte.
+        version: of Speech Commands, which decides the counts.
+        bad_files: "error" or "exclude"; the counts are those before an exclusion.
+        force: replace what an earlier preparation left in `out`.
+        progress: called with (clips done, clips in all).
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: a list is missing or names a clip that is not there, or the counts are not those of the version.
+    """
+    release = SPEECH_COMMANDS[version]
+    with _new_folder(out, force) as folder:
+        lists = _copy_digits(source, folder)
+        clips = {f"{word}/{path.name}" for word in DIGITS for path in (folder / word).glob("*.wav")}
+        split_of: dict[str, str] = {}
+        for split, listed in lists.items():
+            own = [line for line in listed.split() if line.split("/")[0] in DIGITS]
+            missing = [name for name in own if name not in clips]
+            if missing:
+                raise InputError(f"{source}: {_LISTS[split]} names {missing[0]}, which is not there; use the whole release")
+            split_of |= dict.fromkeys(own, split)
+        counts = {split: 0 for split in SPLITS}
+        for name in clips:
+            counts[split_of.get(name, "train")] += 1
+        if counts != release.clips:
+            raise InputError(
+                f"{source}: not the digits of Speech Commands {version}: found "
+                + ", ".join(f"{counts[split]:,} {split} (expected {release.clips[split]:,})" for split in SPLITS)
+                + "; use the whole archive, or give its --version"
+            )
+        bad: dict[str, str] = {}
+        rows = []
+        # By digit, not by the alphabet: the order of the labels.
+        ordered = sorted(clips, key=lambda name: (DIGITS.index(name.split("/")[0]), natural_key(name)))
+        for done, name in enumerate(ordered, start=1):
+            try:
+                file = probe(str(folder / name))
+                if file.native_rate_hz != 16_000 or file.channels != 1:
+                    raise InputError(f"{folder / name}: {file.native_rate_hz} Hz, {file.channels} channels; not SC09")
+                rows.append((name, split_of.get(name, "train"), 0, file.frames))
+            except InputError as error:
+                bad[name] = str(error).replace(str(folder), str(source))
+                (folder / name).unlink()
+            if progress is not None:
+                progress(done, len(ordered))
+        _report_bad(bad, len(ordered), bad_files)
+        made = f"official lists of Speech Commands {version}"
+        return _finish(folder, out, rows, made, bad, 16_000, {"speech_commands": version, "source": str(source)})
+
+
+def prepare_youtubemix(
+    source: Path, out: Path, *, bad_files: str = "error", force: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """YouTubeMix as SaShiMi uses it: one-minute clips at 16 kHz, 88 % train, 6 % valid, 6 % test in numeric order.
+
+    Args:
+        source: `youtubemix.zip`, a folder of its clips, or one long recording, which is cut into minutes.
+        out: folder to make.
+        bad_files: "error" or "exclude".
+        force: replace what an earlier preparation left in `out`.
+        progress: called with (recordings done, recordings in all).
+
+    Returns:
+        The manifest. 241 clips make 212, 14 and 15.
+    """
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
+    note = {"source": str(source)}
+    options: dict[str, Any] = {"bad_files": bad_files, "force": force, "source": note, "progress": progress}
+    if source.is_file() and source.suffix.lower() in FORMATS:
+        return prepare_audio([str(source)], out, piece_s=60.0, **options)
+    if source.is_dir():
+        return prepare_audio([str(source)], out, **options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        try:
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(folder)
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{source}: neither an audio file nor a zip archive ({error})") from None
+        return prepare_audio([folder], out, **options)
+
+
+def manifest_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """A prepared folder's manifest as (what, value) lines for people."""
+    rows = [("recordings", f"{manifest['recordings']:,} at {manifest['sample_rate_hz']:,} Hz")]
+    rows += [
+        (split, f"{counts['files']:,} recordings, {counts['seconds']:,.1f} s")
+        for split, counts in manifest["splits"].items()
+    ]
+    rows.append(("split by", manifest["split_source"]))
+    if manifest.get("clipped_samples"):
+        rows.append(("samples clipped", f"{manifest['clipped_samples']:,} beyond full scale after resampling"))
+    rows += [("excluded", reason) for reason in manifest["excluded_files"].values()]
+    return rows
+
+
+@contextmanager
+def _new_folder(out: Path, force: bool) -> Iterator[Path]:
+    """A folder that becomes `out` when the block ends well."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose another --out")
+    occupied = out.exists() and any(out.iterdir())
+    if occupied and not force:
+        raise InputError(f"{out} is not empty; choose another --out, or --force to replace an earlier preparation")
+    if occupied and not (out / "manifest.json").exists():
+        raise InputError(f"{out} is not a prepared folder (no manifest.json), so --force will not replace it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    folder.mkdir()
+    try:
+        yield folder
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_flac(file: AudioFile, span: Span, path: Path, rate_hz: int) -> int:
+    """Write a span as mono 16-bit FLAC, block by block; the number of samples that were clipped."""
+    clipped = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with soundfile.SoundFile(path, "w", rate_hz, 1, "PCM_16", format="FLAC") as target:
+        for start in range(span.start, span.stop, _BLOCK):
+            audio = file.read(start, min(start + _BLOCK, span.stop), rate_hz)
+            clipped += int((np.abs(audio) > 1).sum())
+            target.write(np.clip(audio, -1, 1))
+    return clipped
+
+
+def _copy_digits(source: Path, folder: Path) -> dict[str, str]:
+    """Copy the digits' clips; the official lists, by split."""
+
+    def wanted(name: str) -> bool:
+        parts = name.removeprefix("./").split("/")
+        return len(parts) == 2 and parts[0] in DIGITS and parts[1].endswith(".wav") and not parts[1].startswith(".")
+
+    lists: dict[str, str] = {}
+    for word in DIGITS:
+        (folder / word).mkdir()
+    if source.is_dir():
+        for path in source.glob("*/*.wav"):
+            name = path.relative_to(source).as_posix()
+            if wanted(name):
+                shutil.copyfile(path, folder / name)
+        lists = {split: (source / name).read_text() for split, name in _LISTS.items() if (source / name).is_file()}
+    elif source.is_file():
+        try:
+            with tarfile.open(source) as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./")
+                    split = next((split for split, listed in _LISTS.items() if listed == name), None)
+                    stream = archive.extractfile(member) if member.isfile() and (split or wanted(name)) else None
+                    if stream is None:
+                        continue
+                    if split:
+                        lists[split] = stream.read().decode()
+                    else:
+                        (folder / name).write_bytes(stream.read())
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise InputError(f"{source}: not a readable tar archive ({error}); download it again") from None
+    else:
+        raise InputError(f"{source}: no such file or folder")
+    for split, name in _LISTS.items():
+        if split not in lists:
+            raise InputError(f"{source}: {name} is missing; the official split needs it, use the whole release")
+    return lists
+
+
+def _report_bad(bad: dict[str, str], total: int, bad_files: str) -> None:
+    if bad and (bad_files == "error" or len(bad) == total):
+        shown = [*bad.values()][:20]
+        more = [f"... and {len(bad) - len(shown)} more"] if len(bad) > len(shown) else []
+        raise InputError(
+            f"{len(bad):,} of {total:,} files cannot be used:\n  "
+            + "\n  ".join([*shown, *more])
+            + "\nReplace them, or leave them out with --bad-files exclude."
+        )
+
+
+def _finish(
+    folder: Path,
+    out: Path,
+    rows: Sequence[tuple[str, str, int, int]],
+    split_source: str,
+    bad: dict[str, str],
+    rate_hz: int,
+    more: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the list of splits and the manifest."""
+    text = "".join(f"{name}\t{split}\t{start}\t{stop}\n" for name, split, start, stop in rows)
+    write_text(folder / INTERVALS_NAME, "file\tsplit\tstart0\tend\n" + text)
+    files = [open_file(path, name) for path, name in list_files(str(folder))]
+    (described,) = content_hash(str(folder), files)
+    manifest: dict[str, Any] = {
+        "mamba_bio_audio": __version__,
+        **more,
+        "recordings": len(files),
+        "sample_rate_hz": rate_hz,
+        "sha256": described["sha256"],
+        "split_source": split_source,
+        "splits": {
+            split: {
+                "files": len({name for name, own, _, _ in rows if own == split}),
+                "seconds": round(sum(stop - start for _, own, start, stop in rows if own == split) / rate_hz, 3),
+            }
+            for split in SPLITS
+        },
+        "excluded_files": bad,
+    }
+    write_json(folder / "manifest.json", manifest)
+    return manifest

@@ -1,0 +1,153 @@
+"""Prepared folders of audio: bad files named, official lists and counts, pieces, rates."""
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.audio import prepare
+from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
+from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.audio.prepare import prepare_audio, prepare_sc09, prepare_youtubemix
+
+
+def tone(path: Path, samples: int = 800, rate: int = 16_000, channels: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    audio = 0.5 * np.sin(2 * np.pi * 440 * np.arange(samples) / rate)
+    soundfile.write(path, np.repeat(audio[:, None], channels, 1), rate)
+
+
+def opened(folder: Path) -> AudioDataModule:
+    data = AudioDataModule(AudioDataConfig(path=str(folder)), length=400, batch_size=1, seed=0)
+    data.setup()
+    return data
+
+
+def test_any_rate_and_channels_become_mono_flac(tmp_path: Path) -> None:
+    tone(tmp_path / "in" / "a" / "x.wav", 4410, 44_100, 2)
+    tone(tmp_path / "in" / "b.flac", 1600)
+    tone(tmp_path / "in" / "c.ogg", 1600)
+    manifest = prepare_audio([str(tmp_path / "in")], tmp_path / "out", valid_fraction=0.33, test_fraction=0.33)
+    written = soundfile.info(tmp_path / "out" / "a" / "x.flac")
+    assert (written.samplerate, written.channels, written.frames) == (16_000, 1, 1600)
+    assert [manifest["splits"][split]["files"] for split in ("train", "valid", "test")] == [1, 1, 1]
+    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    data = opened(tmp_path / "out")
+    assert data.samples("train") == data.samples("test") == 1600
+    assert data.split_source == str(tmp_path / "out" / "intervals.tsv")
+    with pytest.raises(InputError, match="not empty"):
+        prepare_audio([str(tmp_path / "in")], tmp_path / "out")
+    prepare_audio([str(tmp_path / "in")], tmp_path / "out", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_bad_files_are_named_to_the_last_sample(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    tone(folder / "good.wav")
+    (folder / "zero.wav").write_bytes(b"")
+    tone(folder / "one.wav", 1)
+    (folder / "cut.wav").write_bytes((folder / "good.wav").read_bytes()[:900])
+    (folder / "wrong.flac").write_bytes((folder / "good.wav").read_bytes())
+    nan = np.zeros(700, np.float32)
+    nan[650] = np.nan
+    soundfile.write(folder / "nan.wav", nan, 16_000, "FLOAT")
+    with pytest.raises(InputError) as error:
+        prepare_audio([str(folder)], tmp_path / "out")
+    text = str(error.value)
+    assert "5 of 6 files" in text
+    for name, reason in (
+        ("zero.wav", "zero length"),
+        ("one.wav", "one sample"),
+        ("cut.wav", "truncated"),
+        ("wrong.flac", "wrong extension"),
+        ("nan.wav", "NaN or infinite sample at 650"),
+    ):
+        assert any(name in line and reason in line for line in text.splitlines()), name
+    assert not (tmp_path / "out").exists()
+    manifest = prepare_audio([str(folder)], tmp_path / "out", bad_files="exclude")
+    assert sorted(manifest["excluded_files"]) == ["cut.wav", "nan.wav", "one.wav", "wrong.flac", "zero.wav"]
+    assert [path.name for path in (tmp_path / "out").glob("*.flac")] == ["good.flac"]
+
+
+@pytest.fixture
+def release(tmp_path: Path, monkeypatch) -> Path:
+    """A tiny Speech Commands: three clips of each digit by three speakers, and another word."""
+    folder = tmp_path / "release"
+    for word in (*prepare.DIGITS, "bed"):
+        for speaker in ("0a", "1b", "2c"):
+            tone(folder / word / f"{speaker}_nohash_0.wav")
+    (folder / "validation_list.txt").write_text("".join(f"{word}/1b_nohash_0.wav\n" for word in (*prepare.DIGITS, "bed")))
+    (folder / "testing_list.txt").write_text("".join(f"{word}/2c_nohash_0.wav\n" for word in prepare.DIGITS))
+    counts = prepare.SPEECH_COMMANDS["v0.02"]._replace(clips={"train": 10, "valid": 10, "test": 10})
+    monkeypatch.setitem(prepare.SPEECH_COMMANDS, "v0.02", counts)
+    return folder
+
+
+def test_sc09_from_folder_and_archive(release: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "speech.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for path in sorted(release.rglob("*.*")):
+            tar.add(path, f"./{path.relative_to(release)}")
+    manifests = [prepare_sc09(source, tmp_path / name) for source, name in ((release, "a"), (archive, "b"))]
+    assert manifests[0]["sha256"] == manifests[1]["sha256"]
+    assert [counts["files"] for counts in manifests[0]["splits"].values()] == [10, 10, 10]
+    assert not (tmp_path / "a" / "bed").exists()
+    rows = (tmp_path / "a" / "intervals.tsv").read_text().splitlines()
+    # Labels in the order of the digits, not of the alphabet.
+    assert rows[1] == "zero/0a_nohash_0.wav\ttrain\t0\t800"
+    assert rows[4].startswith("one/")
+    assert opened(tmp_path / "a").samples("valid") == 8000
+
+
+def test_sc09_counts_and_lists_are_checked(release: Path, tmp_path: Path) -> None:
+    clip = (release / "two" / "0a_nohash_0.wav").read_bytes()
+    (release / "two" / "0a_nohash_0.wav").unlink()
+    with pytest.raises(InputError, match=r"found 9 train \(expected 10\)"):
+        prepare_sc09(release, tmp_path / "out")
+    (release / "two" / "0a_nohash_0.wav").write_bytes(clip[:-300])
+    with pytest.raises(InputError, match=r"0a_nohash_0\.wav: truncated"):
+        prepare_sc09(release, tmp_path / "out")
+    assert list(prepare_sc09(release, tmp_path / "out", bad_files="exclude")["excluded_files"]) == [
+        "two/0a_nohash_0.wav"
+    ]
+    (release / "two" / "1b_nohash_0.wav").unlink()
+    with pytest.raises(InputError, match="which is not there"):
+        prepare_sc09(release, tmp_path / "other")
+    (release / "testing_list.txt").unlink()
+    with pytest.raises(InputError, match=r"testing_list\.txt is missing"):
+        prepare_sc09(release, tmp_path / "other")
+
+
+def test_youtubemix_from_zip_folder_and_one_recording(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    for number in range(50):
+        tone(folder / f"{number}.wav", 100)
+    archive = tmp_path / "youtubemix.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in folder.iterdir():
+            target.write(path, path.name)
+    for source in (folder, archive):
+        manifest = prepare_youtubemix(source, tmp_path / source.stem / "out")
+        assert [counts["files"] for counts in manifest["splits"].values()] == [44, 3, 3]
+    rows = (tmp_path / "clips" / "out" / "intervals.tsv").read_text().splitlines()
+    # Numeric order: the last are 47, 48 and 49.
+    assert [row.split("\t")[0] for row in rows[-3:]] == ["47.flac", "48.flac", "49.flac"]
+    rate = 16_000
+    tone(tmp_path / "long.flac", 150 * rate)
+    manifest = prepare_youtubemix(tmp_path / "long.flac", tmp_path / "minutes")
+    sizes = [soundfile.info(path).frames / rate for path in sorted((tmp_path / "minutes").glob("*.flac"))]
+    assert sizes == [60, 60, 30]
+    (tmp_path / "no.zip").write_bytes(io.BytesIO(b"no").getvalue())
+    with pytest.raises(InputError, match="neither an audio file nor a zip"):
+        prepare_youtubemix(tmp_path / "no.zip", tmp_path / "no")
+
+
+def test_counts_of_the_releases_add_up() -> None:
+    totals = {version: sum(release.clips.values()) for version, release in prepare.SPEECH_COMMANDS.items()}
+    assert totals == {"v0.02": 38_908, "v0.01": 23_666}

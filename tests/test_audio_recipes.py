@@ -1,0 +1,61 @@
+"""Audio recipes against the paper: sections 4.4 and E.4, parameter counts to within what is explained."""
+
+import pytest
+import torch
+
+from mamba_bio_audio.config import RunConfig, load_config, recipe_names
+from mamba_bio_audio.models.build import build_model
+
+SWEEP = {958464: 1, 479232: 2, 239616: 4, 120832: 8, 61440: 16, 30720: 32, 16384: 64, 8192: 128}
+
+
+def load(name: str, tmp_path) -> RunConfig:
+    return load_config(f"audio/{name}", [f"data.path={tmp_path}"])
+
+
+def parameters(config: RunConfig) -> int:
+    model = config.model.model_copy(update={"vocab_size": 256})
+    with torch.device("meta"):
+        return build_model(model).num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "blocks"),
+    [("sc09-small-paper", 6.1e6, 40), ("sc09-large-paper", 24.3e6, 75), ("youtubemix-8192-paper", 3.5e6, 15)],
+)
+def test_published_sizes(name, published, blocks, tmp_path):
+    config = load(name, tmp_path)
+    assert sum(stage.num_layers for stage in config.model.stages) == blocks
+    # 2 to 3 % above for SC09, unexplained; 7 % for YouTubeMix, whose complex states the paper does not count.
+    assert published < parameters(config) < 1.08 * published
+
+
+def test_sc09_follows_the_paper(tmp_path):
+    for name in ("sc09-small-paper", "sc09-large-paper"):
+        config = load(name, tmp_path)
+        assert [(stage.ssm.complex, stage.ssm.selective) for stage in config.model.stages] == [(False, True)] * 5
+        train = config.train
+        assert (train.length, train.sequences_per_step, train.steps, train.clip) == (16_000, 16, 200_000, 0.1)
+        assert (train.lr, train.betas, train.weight_decay, train.warmup) == (2e-3, (0.9, 0.95), 0.1, 0.1)
+        assert (train.ema, config.data.variant, config.data.pad_target) == (None, "sashimi", "mask")
+
+
+def test_youtubemix_sweep_follows_the_paper(tmp_path):
+    for length, batch in SWEEP.items():
+        config = load(f"youtubemix-{length}-paper", tmp_path)
+        assert [(stage.ssm.complex, stage.ssm.selective) for stage in config.model.stages] == [(True, True)] * 5
+        train = config.train
+        assert (train.length, train.sequences_per_step, train.steps) == (length, batch, 200_000)
+        assert length % 2048 == 0
+        assert (train.lr, train.ema) == (2e-3, None)
+        ours = load(f"youtubemix-{length}-lti", tmp_path)
+        assert [(stage.ssm.complex, stage.ssm.selective) for stage in ours.model.stages] == [(True, False)] * 5
+        assert (ours.train.length, ours.data.variant) == (length, "standard")
+
+
+def test_recipes_say_whose_they_are():
+    for name in recipe_names():
+        if name.endswith("-lti"):
+            assert f"{load_config(name, ['data.path=.']).description}".startswith("ours")
+        if name.endswith("-paper"):
+            assert "as published" in load_config(name, ["data.path=."]).description

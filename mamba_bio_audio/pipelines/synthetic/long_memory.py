@@ -1,0 +1,89 @@
+"""Two tasks that only a memory of the whole window solves, at any length, with fresh data for every batch.
+
+    needle:  .. marker of the class ..   random bases                                      -> class at the last position
+    copy:    N X   random bases   N X    -> each base of the second X, which is drawn anew for every row
+
+Needle: one of C fixed markers of 64 bases lies anywhere in the first tenth of the window; nothing else tells the class, so
+accuracy is 1 / C without a memory of nine tenths of the window. Copy: the K bases after the first N come again after the
+second; without memory their loss is log 4.
+
+Rows depend on (seed, batch, row) alone. Tokens are those of the DNA codec: A, C, G, T are 7 to 10, N is 11.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mamba_bio_audio.errors import InputError
+
+_A, _N = 7, 11
+IGNORED = -100
+# Streams of random numbers that share a seed.
+_MARKERS, _NEEDLE, _COPY = 1, 2, 3
+
+
+def _random(seed: int, stream: int, batch: int, row: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, batch, row]))
+
+
+def _bases(random: np.random.Generator, count: int) -> NDArray[np.int64]:
+    return random.integers(_A, _A + 4, count)
+
+
+@dataclass(frozen=True)
+class NeedleTask:
+    """Class by a marker in the first tenth of the window."""
+
+    classes: int = 4
+    marker_bases: int = 64
+    seed: int = 0
+
+    def markers(self) -> NDArray[np.int64]:
+        """(classes, marker_bases) token ids, the same for every window."""
+        return np.stack([_bases(_random(self.seed, _MARKERS, 0, i), self.marker_bases) for i in range(self.classes)])
+
+    def batch(self, number: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Tokens and targets (rows, length); the class is the target of the last position, all others are not scored."""
+        if length < self.marker_bases:
+            raise InputError(f"a window of {length} bases holds no marker of {self.marker_bases}")
+        markers = self.markers()
+        tokens = np.empty((rows, length), np.int64)
+        targets = np.full((rows, length), IGNORED, np.int64)
+        for row in range(rows):
+            random = _random(self.seed, _NEEDLE, number, row)
+            label = int(random.integers(self.classes))
+            # In windows shorter than ten markers it lies at the very beginning.
+            start = int(random.integers(max(0, length // 10 - self.marker_bases) + 1))
+            tokens[row] = _bases(random, length)
+            tokens[row, start : start + self.marker_bases] = markers[label]
+            targets[row, -1] = label
+        return torch.from_numpy(tokens), torch.from_numpy(targets)
+
+
+@dataclass(frozen=True)
+class CopyTask:
+    """The same bases again after a filler."""
+
+    copied_bases: int = 16
+    seed: int = 0
+
+    def batch(self, number: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Tokens and targets (rows, length); scored are the bases of the second X."""
+        size = self.copied_bases
+        if length < 2 * size + 1:
+            raise InputError(f"a window of {length} positions is too short for two copies of {size} bases")
+        tokens = np.empty((rows, length), np.int64)
+        targets = np.full((rows, length), IGNORED, np.int64)
+        for row in range(rows):
+            random = _random(self.seed, _COPY, number, row)
+            copied = _bases(random, size)
+            filler = _bases(random, length - 2 * size - 1)
+            symbols = np.concatenate([[_N], copied, filler, [_N], copied])
+            tokens[row] = symbols[:-1]
+            targets[row, -size:] = symbols[-size:]
+        return torch.from_numpy(tokens), torch.from_numpy(targets)

@@ -1,0 +1,48 @@
+"""The tasks hold exactly what they claim, the same whatever is drawn beside."""
+
+import numpy as np
+import pytest
+import torch
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.synthetic.long_memory import CopyTask, NeedleTask
+
+
+@pytest.mark.parametrize("length", [64, 700, 5000])
+def test_the_marker_of_the_class_lies_in_the_first_tenth(length):
+    task = NeedleTask()
+    tokens, targets = task.batch(3, 40, length)
+    assert tokens.shape == targets.shape == (40, length)
+    assert set(tokens.unique().tolist()) == {7, 8, 9, 10}
+    assert (targets[:, :-1] == -100).all()
+    markers = task.markers()
+    assert len({marker.tobytes() for marker in markers}) == 4
+    starts = set()
+    for row, label in zip(tokens.numpy(), targets[:, -1].tolist(), strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(row, 64)
+        found = np.argwhere((windows[:, None] == markers[None]).all(2))
+        assert found[:, 1].tolist() == [label]
+        starts.add(int(found[0, 0]))
+        assert found[0, 0] + 64 <= max(64, length // 10)
+    assert set(targets[:, -1].tolist()) == {0, 1, 2, 3}
+    assert len(starts) > 10 or length < 1000
+
+
+def test_the_second_copy_is_the_first():
+    tokens, targets = CopyTask().batch(0, 5, 200)
+    assert (tokens[:, 0] == 11).all()
+    assert (tokens[:, -16] == 11).all()
+    assert torch.equal(tokens[:, 1:17], targets[:, -16:])
+    assert torch.equal(tokens[:, -15:], targets[:, -16:-1])
+    assert (targets[:, :-16] == -100).all()
+    assert len({tuple(row.tolist()) for row in targets[:, -16:]}) == 5
+
+
+@pytest.mark.parametrize("task", [NeedleTask(), CopyTask()], ids=["needle", "copy"])
+def test_rows_depend_on_seed_batch_and_row_only(task):
+    few, many = task.batch(7, 2, 300), task.batch(7, 5, 300)
+    assert torch.equal(few[0], many[0][:2])
+    assert not torch.equal(few[0], task.batch(8, 2, 300)[0])
+    assert not torch.equal(few[0], type(task)(seed=1).batch(7, 2, 300)[0])
+    with pytest.raises(InputError):
+        task.batch(0, 1, 20)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mamba_bio_audio.config import merge_recipe
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
@@ -20,13 +21,7 @@ def config(*stages: dict, **changes) -> TrainConfig:
 
 def test_the_papers_sweep():
     """2 epochs at every power of two from 2^10, 2^24 positions a step, 34,021 segments of 2^17 (paper, E.3.3)."""
-    train = TrainConfig(
-        steps=20_000,
-        length=2**20,
-        tokens_per_step=2**24,
-        lr=8e-3,
-        length_warmup=[{"length": 2**power, "epochs": 2} for power in range(10, 20)],
-    )
+    train = TrainConfig.model_validate(merge_recipe("dna/hg38-1.4m-len1m-paper")["train"])
 
     def windows(length: int) -> int:
         return 34_021 * 2**17 // length if length <= 2**17 else 2 * 34_021
@@ -40,6 +35,20 @@ def test_the_papers_sweep():
     assert stages[0].sequences_per_step == 16_384
     assert stages[-1].sequences_per_step == 16
     assert stages[-1].describe()["epochs"] == pytest.approx(2, rel=0.12)
+
+
+@pytest.mark.parametrize("size", ["1.4m", "7m"])
+def test_recipes_of_the_papers_lengths(size):
+    for name, power in {"1k": 10, "4k": 12, "16k": 14, "64k": 16, "256k": 18, "1m": 20}.items():
+        recipe = merge_recipe(f"dna/hg38-{size}-len{name}-paper")
+        assert (
+            recipe["model"]
+            == {"1.4m": {"d_model": 128, "num_layers": 12}, "7m": {"d_model": 256, "num_layers": 16}}[size]
+        )
+        assert recipe["data"]["windows"] == "grow-ends"
+        train = TrainConfig.model_validate(recipe["train"])
+        assert (train.length, train.tokens_per_step, train.steps, train.lr) == (2**power, 2**24, 20_000, 8e-3)
+        assert [(stage.length, stage.epochs) for stage in train.length_warmup] == [(2**k, 2) for k in range(10, power)]
 
 
 def test_length_of_a_step():

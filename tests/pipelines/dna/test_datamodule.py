@@ -286,3 +286,17 @@ def test_wrong_settings(tmp_path: Path) -> None:
         module("x", rank=2, world_size=2)
     with pytest.raises(ValueError, match="below 1"):
         DnaDataConfig(valid_fraction=0.6, test_fraction=0.6)
+
+
+def test_evaluation_batches_carry_no_common_padding(write_fasta, random_dna) -> None:
+    """What is left is scored as in whole windows."""
+    path = write_fasta("g.fa", {"a": random_dna(700, 0), "b": random_dna(300, 1)})
+    data = module(path, length=2048, batch_size=1, valid_fraction=0.4, test_fraction=0.2, block_bases=100)
+    whole = data.evaluation_dataset("valid")
+    for index, batch in enumerate(data.evaluation_dataloader("valid")):
+        kept = batch["tokens"].shape[1]
+        assert kept % 256 == 0
+        assert kept < 2048
+        assert torch.equal(batch["tokens"][0], whole[index]["tokens"][:kept])
+        assert torch.equal(batch["targets"][0], whole[index]["targets"][:kept])
+        assert (whole[index]["targets"][kept:] == -100).all()

@@ -1,15 +1,12 @@
-"""The Triton selective scan against the fp64 oracle, in Triton's interpreter and on a GPU, and its machine code.
+"""The Triton selective scan against the fp64 oracle, in Triton's interpreter and on a GPU.
 
 The interpreter must be switched on before Triton is imported, so this file runs itself once more in a process with
 TRITON_INTERPRET=1; there the tests of class TestInterpreted run, here the rest.
 """
 
 import os
-import re
 import subprocess
 import sys
-import tempfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -257,107 +254,3 @@ class TestGpu:
         )  # fmt: skip
         end = selective_scan_triton(u[:, cut:], u[:, cut:], B=B[:, cut:], C=C[:, cut:], h0=h, **rest)
         torch.testing.assert_close(whole[:, cut:], end, rtol=2e-2, atol=2e-2)
-
-
-def compile_for(kernel, constants, num_warps, arch):
-    """Compiles without a GPU, pointers and batch strides divisible by 16 as in a training step."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    activations = {"u_p", "dt_p", "z_p", "out_p", "x_p", "g_p", "du_p", "ddt_p", "dz_p"}
-    signature, attributes = {}, {}
-    for i, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-            continue
-        if name in activations:
-            signature[name] = "*bf16"
-        elif name in ("sink_p", "zeros_p"):
-            signature[name] = "*i32"
-        elif name == "reset_p":
-            signature[name] = "*u8"
-        else:
-            signature[name] = "*fp32" if name.endswith("_p") else "i32"
-        if name.endswith(("_p", "_batch")):
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    values = {(kernel.arg_names.index(k),): v for k, v in constants.items()}
-    source = ASTSource(kernel, signature, values, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
-
-
-def machine_code(compiled):
-    """(registers, bytes of local memory, [Counter of instructions of every loop])."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(compiled.asm["cubin"])
-        text = subprocess.run([tools / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
-        usage = subprocess.run(
-            [tools / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True
-        ).stdout
-    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
-    names, labels, loops = [], {}, []
-    for line in text.splitlines():
-        if label := re.match(r"^\s*(\.L[\w.]*):", line):
-            labels[label[1]] = len(names)
-        elif found := re.match(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(.*)", line):
-            names.append(found[1])
-            target = re.search(r"(\.L[\w.]+)", found[2]) if found[1] == "BRA" else None
-            if target and labels.get(target[1], len(names)) < len(names) - 1:
-                loops.append(Counter(names[labels[target[1]] :]))
-    return registers, stack, loops
-
-
-def forward_constants(D=2048):
-    return {
-        "D": D, "N": 16, "NP": 16, "BD": 128, "UNROLL": 4, "SEG": 16, "U_ROW": D, "DT_ROW": D, "Z_ROW": 2 * D,
-        "VEC": 1, "HAS_SKIP": True, "HAS_Z": True, "HAS_BIAS": True, "SOFTPLUS": True, "HAS_H0": False,
-        "HAS_RESET": False, "WRITE_LAST": True, "WRITE_STATES": True, "PRECISE": False, "GROUP": 8, "FAR": 32,
-    }  # fmt: skip
-
-
-def backward_constants(D=2048):
-    return {
-        "D": D, "N": 16, "NP": 16, "BD": 16, "UNROLL": 4, "SEG": 16, "ROWS": 16, "U_ROW": D, "DT_ROW": D,
-        "Z_ROW": 2 * D, "G_ROW": D, "DZ_ROW": D, "VEC": 2, "M": 1, "HAS_SKIP": True, "HAS_Z": True, "HAS_BIAS": True,
-        "SOFTPLUS": True, "HAS_RESET": False, "HAS_R": False, "WRITE_DH0": False, "WRITE_OUT": False, "PRECISE": False,
-        "TOUCH": True,
-    }  # fmt: skip
-
-
-@pytest.mark.skipif(INTERPRETING, reason="compiles for a GPU")
-class TestMachineCode:
-    """A changed layout costs three times the time without any other sign; counting instructions shows it."""
-
-    def test_forward_on_hopper(self):
-        from mamba_bio_audio.kernels.selective_scan.triton_fwd import scan_fwd_kernel
-
-        registers, local, loops = machine_code(compile_for(scan_fwd_kernel, forward_constants(), 4, 90))
-        loop = max(loops, key=lambda c: c["MUFU"])
-        # One trip: 4 steps of 16 states for each of 32 channels, so 64 elements of a state per lane.
-        assert local == 0
-        assert registers <= 255
-        assert loop["SHFL"] == loop["BAR"] == 0
-        assert loop["MUFU"] <= 80  # 16 exponentials, 2 for softplus, 2 for the gate
-        assert loop.total() / 64 <= 11
-
-    def test_backward_on_hopper(self):
-        from mamba_bio_audio.kernels.selective_scan.triton_bwd import scan_bwd_kernel
-
-        registers, local, loops = machine_code(compile_for(scan_bwd_kernel, backward_constants(), 1, 90))
-        sweep = max((c for c in loops if c["MUFU"] < 64), key=lambda c: c["SHFL"])
-        # One trip: 4 steps of a 16 x 16 tile in one warp, so 32 elements per lane.
-        assert local == 0
-        assert registers <= 255
-        assert sweep["BAR"] <= 2
-        assert sweep["SHFL"] <= 176
-        assert sweep.total() / 32 <= 34
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("arch", [80, 86, 89, 100, 120])
-    def test_compiles_elsewhere(self, arch):
-        from mamba_bio_audio.kernels.selective_scan.triton_bwd import scan_bwd_kernel
-        from mamba_bio_audio.kernels.selective_scan.triton_fwd import scan_fwd_kernel
-
-        assert compile_for(scan_fwd_kernel, forward_constants(), 4, arch).asm["cubin"]
-        assert compile_for(scan_bwd_kernel, backward_constants(), 1, arch).asm["cubin"]

@@ -45,6 +45,7 @@ from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
     as_int,
     prefetch_rows,
     sigmoid,
+    touch_rows,
     touch_span,
     use_touched,
 )
@@ -123,6 +124,7 @@ def general_bwd_kernel(
     COMPLEX: tl.constexpr, DT_LTI: tl.constexpr, B_LTI: tl.constexpr, C_LTI: tl.constexpr, EXACT: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_RESET: tl.constexpr, HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, PRECISE: tl.constexpr,
+    TOUCH: tl.constexpr,
 ):  # fmt: skip
     """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, PARTS, N, D), the adjoint at its end.
 
@@ -262,16 +264,30 @@ def general_bwd_kernel(
             tl.store(at + 2 * PLANE, gy)
         tl.debug_barrier()
 
-        # The next segment (the one before this) from DRAM to L2, this one's B and C to L1. The scratch needs no such
-        # help: stores keep its lines in L1.
+        # Earlier segments from DRAM to L2, the next one (the one before this) from L2 to L1, this one's B and C to L1.
+        # The scratch needs no such help: stores keep its lines in L1.
         soon = tl.maximum(first - SEG, 0)
-        prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D)
-        prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D)
+        later = soon
+        if TOUCH:
+            later = tl.maximum(first - 2 * SEG, 0)
+        prefetch_rows(u_rows, later, count, SEG, U_ROW, first_d, BD, D)
+        prefetch_rows(g_rows, later, count, SEG, G_ROW, first_d, BD, D)
         if not DT_LTI:
-            prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D)
+            prefetch_rows(dt_rows, later, count, SEG, DT_ROW, first_d, BD, D)
         if HAS_Z:
-            prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D)
-        prefetch_rows(states_p + soon // SEG * STATE, 0, PARTS * N, PARTS * NP, D, first_d, BD, D)
+            prefetch_rows(z_rows, later, count, SEG, Z_ROW, first_d, BD, D)
+        prefetch_rows(states_p + later // SEG * STATE, 0, PARTS * N, PARTS * NP, D, first_d, BD, D)
+        touched = ()
+        if TOUCH:
+            touched = (
+                touch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D),
+                touch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D),
+                touch_rows(states_p + soon // SEG * STATE, 0, PARTS * N, PARTS * NP, D, first_d, BD, D),
+            )
+            if not DT_LTI:
+                touched = touched + (touch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D),)
+            if HAS_Z:
+                touched = touched + (touch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D),)
         if not B_LTI:
             touched_B = touch_span(B_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * PARTS * NP)
         if not C_LTI:
@@ -393,6 +409,8 @@ def general_bwd_kernel(
                 store_rows(dC_rows + (base + i * UNROLL) * BC_ROW, n, dCs, N, EVEN_N, UNROLL * PARTS)
             if not B_LTI:
                 store_rows(dB_rows + (base + i * UNROLL) * BC_ROW, n, dBs, N, EVEN_N, UNROLL * PARTS)
+        for k in tl.static_range(len(touched)):
+            use_touched(sink_p, as_int(touched[k]))
         tl.debug_barrier()
 
         for i in range(tl.cdiv(size, ROWS)):

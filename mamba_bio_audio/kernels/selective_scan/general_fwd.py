@@ -228,19 +228,14 @@ def general_fwd_kernel(
                 u_rows, dt_rows, z_rows, B_rows, C_rows, soon, steps, first_d,
                 GROUP, U_ROW, DT_ROW, Z_ROW, BC_ROW, SPAN, BD, D, HAS_Z, DT_LTI, B_LTI, C_LTI,
             )  # fmt: skip
-        # All loads of a block before its stores: the compiler moves no load across a store.
-        inputs = ()
-        for j in tl.static_range(UNROLL):
-            inputs = inputs + (
-                load_inputs(
-                    u_p + j * U_ROW, dt_p + j * DT_ROW, z_p + j * Z_ROW, B_p + j * BC_ROW, C_p + j * BC_ROW,
-                    reset_p + j, n, mask_d, mask_n, fixed_B, fixed_C,
-                    N, EVEN_D, EVEN_N, HAS_Z, HAS_RESET, COMPLEX, DT_LTI, B_LTI, C_LTI,
-                ),
-            )  # fmt: skip
+        # No store before the block's last load: the compiler moves no load across a store.
         ys = ()
         for j in tl.static_range(UNROLL):
-            u, dt, z, Br, Bi, Cr, Ci, keep = inputs[j]
+            u, dt, z, Br, Bi, Cr, Ci, keep = load_inputs(
+                u_p + j * U_ROW, dt_p + j * DT_ROW, z_p + j * Z_ROW, B_p + j * BC_ROW, C_p + j * BC_ROW,
+                reset_p + j, n, mask_d, mask_n, fixed_B, fixed_C,
+                N, EVEN_D, EVEN_N, HAS_Z, HAS_RESET, COMPLEX, DT_LTI, B_LTI, C_LTI,
+            )  # fmt: skip
             hr, hi, y = general_step(
                 hr, hi, Ar, Ai, fixed_dt, fixed_a, fixed_P, bias, skip, u, dt, z, Br, Bi, Cr, Ci, keep,
                 SOFTPLUS, HAS_Z, HAS_RESET, PRECISE, EXACT, COMPLEX, DT_LTI,

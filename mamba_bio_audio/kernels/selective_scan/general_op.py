@@ -83,7 +83,7 @@ def make_general_plan(
     if padded * parts <= 32:
         wide = channels >= 128
         fields |= {"fwd_block": 128 if wide else 32, "fwd_warps": 4 if wide else 1}
-        fields |= {"fwd_unroll": 4 // parts, "state_unroll": 4}
+        fields |= {"fwd_unroll": 4 if padded <= 16 else 2, "state_unroll": 4}
     else:
         # One warp with at most 16 pairs or 32 real states of a channel in a lane, the rest of them in other lanes.
         fields |= {"fwd_block": 1024 // (padded * parts), "fwd_warps": 1, "fwd_unroll": 2, "state_unroll": 2}
@@ -283,7 +283,7 @@ def _backward(
             D=channels, N=states, NP=padded_states(states), BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment,
             ROWS=plan.rows, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, VEC=plan.bwd_vec,
             B_LTI=kind.B_lti, C_LTI=kind.C_lti, HAS_SKIP=call.skip is not None, HAS_R=r_in is not None,
-            WRITE_DH0=need_h0, **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
+            WRITE_DH0=need_h0, TOUCH=plan.bwd_touch, **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
         )  # fmt: skip
 
     def total(partial: Tensor | None) -> Tensor | None:

@@ -1,0 +1,139 @@
+"""The machine code of the scan kernels, compiled without a GPU.
+
+A changed layout costs three times the time without any other sign; counting instructions shows it. The limits are what
+Triton 3.6.0 and 3.8.0 reach, whichever is worse, and one percent. Loops are counted over their whole body, also what
+runs in some trips only.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from mamba_bio_audio.kernels.selective_scan.general_bwd import general_bwd_kernel  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.general_fwd import general_fwd_kernel  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.triton_bwd import scan_bwd_kernel  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.triton_fwd import scan_fwd_kernel  # noqa: E402
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles for a GPU")
+
+# Each family of targets compiles every kernel, each target two of them.
+ELSEWHERE = {
+    80: ("forward", "complex backward"),
+    86: ("backward", "complex forward"),
+    89: ("forward", "complex backward"),
+    100: ("backward", "complex forward"),
+    120: ("forward", "complex backward"),
+}
+D = 2048
+
+SELECTIVE_COMPLEX = {"COMPLEX": True, "DT_LTI": False, "B_LTI": False, "C_LTI": False, "EXACT": False}
+BOTH = {
+    "D": D, "N": 16, "NP": 16, "SEG": 16, "U_ROW": D, "DT_ROW": D, "Z_ROW": 2 * D, "HAS_SKIP": True, "HAS_Z": True,
+    "HAS_BIAS": True, "SOFTPLUS": True, "HAS_RESET": False, "PRECISE": False,
+}  # fmt: skip
+FORWARD = {**BOTH, "BD": 128, "UNROLL": 4, "HAS_H0": False, "WRITE_STATES": True, "GROUP": 8, "FAR": 32}
+BACKWARD = {**BOTH, "BD": 16, "ROWS": 16, "G_ROW": D, "HAS_R": False, "WRITE_DH0": False, "TOUCH": True}
+# Kernel, constants, warps.
+KERNELS = {
+    "forward": (scan_fwd_kernel, {**FORWARD, "VEC": 1, "WRITE_LAST": True}, 4),
+    "backward": (scan_bwd_kernel, {**BACKWARD, "DZ_ROW": D, "WRITE_OUT": False, "UNROLL": 4, "VEC": 2, "M": 1}, 1),
+    "complex forward": (general_fwd_kernel, {**FORWARD, **SELECTIVE_COMPLEX}, 4),
+    "complex backward": (general_bwd_kernel, {**BACKWARD, **SELECTIVE_COMPLEX, "UNROLL": 2, "VEC": 4}, 1),
+}
+
+
+def compile_for(name, arch):
+    """Compiles bf16 activations, pointers and batch strides divisible by 16 as in a training step; skips where the
+    assembler that comes with Triton does not know the target."""
+    kernel, constants, num_warps = KERNELS[name]
+    activations = {"u_p", "dt_p", "z_p", "out_p", "x_p", "g_p", "du_p", "ddt_p", "dz_p"}
+    signature, attributes = {}, {}
+    for i, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+            continue
+        if argument in activations:
+            signature[argument] = "*bf16"
+        elif argument in ("sink_p", "zeros_p"):
+            signature[argument] = "*i32"
+        elif argument == "reset_p":
+            signature[argument] = "*u8"
+        else:
+            signature[argument] = "*fp32" if argument.endswith("_p") else "i32"
+        if argument.endswith(("_p", "_batch")):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    values = {(kernel.arg_names.index(k),): v for k, v in constants.items()}
+    source = ASTSource(kernel, signature, values, attributes)
+    try:
+        return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
+    except Exception as error:
+        if "is not defined for option 'gpu-name'" in str(error):
+            pytest.skip(f"this Triton's ptxas does not know sm_{arch}")
+        raise
+
+
+def machine_code(compiled):
+    """(registers, bytes of local memory, [Counter of instructions of every loop])."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        text = subprocess.run([tools / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
+    names, labels, loops = [], {}, []
+    for line in text.splitlines():
+        if label := re.match(r"^\s*(\.L[\w.]*):", line):
+            labels[label[1]] = len(names)
+        elif found := re.match(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)(.*)", line):
+            names.append(found[1])
+            target = re.search(r"(\.L[\w.]+)", found[2]) if found[1] == "BRA" else None
+            if target and labels.get(target[1], len(names)) < len(names) - 1:
+                loops.append(Counter(names[labels[target[1]] :]))
+    return registers, stack, loops
+
+
+# Registers, instructions per element of the state and lane, shuffles and barriers of the loop with the most of them.
+# A trip is 4 steps of 16 states for one channel a lane, 64 elements (forward), or steps of a 16 x 16 tile in one warp.
+LIMITS = {
+    "forward": {"elements": 64, "issue": 10.9, "SHFL": 0, "BAR": 0, "MUFU": 80},
+    "backward": {"elements": 32, "issue": 32.3, "SHFL": 168, "BAR": 2, "MUFU": 40},
+    "complex forward": {"elements": 64, "issue": 24.9, "SHFL": 0, "BAR": 0, "MUFU": 208},
+    "complex backward": {"elements": 16, "issue": 61.5, "SHFL": 104, "BAR": 8, "MUFU": 48},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERNELS)
+def test_machine_code_on_hopper(name):
+    limits = dict(LIMITS[name])
+    registers, local, loops = machine_code(compile_for(name, 90))
+    assert registers <= 255
+    assert local == 0, "spills"
+    # The loop over segments encloses the backward sweep and has twice its exponentials.
+    inner = [loop for loop in loops if loop["MUFU"] <= limits["MUFU"]]
+    loop = max(inner, key=lambda c: c["MUFU"] * 1000 + c["SHFL"])
+    elements = limits.pop("elements")
+    assert loop.total() / elements <= limits.pop("issue")
+    assert loop["LDL"] == loop["STL"] == 0
+    for instruction, limit in limits.items():
+        assert loop[instruction] <= limit, instruction
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ELSEWHERE)
+def test_compiles_elsewhere(arch):
+    for name in ELSEWHERE[arch]:
+        assert compile_for(name, arch).asm["cubin"]

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio import checkpoint
 from mamba_bio_audio.checkpoint import Which
-from mamba_bio_audio.config import RunConfig
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.inference.predict import Mode, Prediction, predict
@@ -71,10 +70,8 @@ def predict_files(
     for file in files:
         if str(file) != "-" and not os.path.exists(file):
             raise InputError(f"{file}: there is no such file")
-    model: Any = checkpoint.load(run, which)
-    labels = getattr(model, "labels", None)
-    if labels is None or not isinstance(model.config, RunConfig):
-        raise InputError(f"{run}: a language model without classes; mba predict needs a run of mba classify")
+    model = checkpoint.load_classifier(run, which)
+    labels = model.labels
     if not isinstance(model.codec, DnaTokenizer):
         raise InputError(f"{run}: a classifier of {model.config.data.kind}; mba predict reads DNA")
     codec, config = model.codec, model.config

@@ -208,3 +208,47 @@ def test_patience_ends_a_training_that_no_longer_improves(folder, tmp_path, caps
     assert int(rows[-1]["step"]) - int(rows[losses.index(min(losses))]["step"]) == 2
     assert mba_command(*run, "--resume") == 2
     assert "already complete, ended by train.patience" in capsys.readouterr().err
+
+
+def test_predict_agrees_with_evaluate(trained, folder, tmp_path, capsys):
+    """The windows of the test split, written as FASTA, get the probabilities that the evaluation wrote."""
+    assert mba_command("evaluate", trained, "--device", "cpu") == 0
+    with (trained / "predictions-test.tsv").open(newline="") as file:
+        evaluated = list(csv.DictReader(file, delimiter="\t"))
+    records = {}
+    for name in ("up", "down"):
+        lines = (folder / "data" / name / "g.fa").read_text().splitlines()
+        records |= {(name, line[1]): text for line, text in zip(lines[::2], lines[1::2], strict=True)}
+    rows = [(records[row["class"], row["record"]], row) for row in evaluated]
+    fasta = "".join(f">w{i}\n{text[int(r['start0']) : int(r['end'])]}\n" for i, (text, r) in enumerate(rows))
+    (tmp_path / "w.fa").write_text(fasta)
+    out = tmp_path / "p.tsv"
+    capsys.readouterr()
+    assert mba_command("predict", trained, tmp_path / "w.fa", "--out", out, "--device", "cpu") == 0
+    with out.open(newline="") as file:
+        predicted = list(csv.DictReader(file, delimiter="\t"))
+    assert len(predicted) == len(evaluated) == 40
+    for a, b in zip(evaluated, predicted, strict=True):
+        assert a["predicted"] == b["predicted"]
+        assert float(a["p_up"]) == pytest.approx(float(b["p_up"]), abs=1e-5)
+
+
+def test_training_says_whether_trivial_features_tell_the_class(trained, folder, tmp_path, capsys):
+    found = json.loads((trained / "manifest.json").read_text())["data"]["label_leaks"]
+    assert {leak["feature"]: leak["predictive"] for leak in found} == {
+        "record length": False,
+        "share of N": False,
+        "share of lower case": False,
+        "pattern of record names": False,
+    }
+    # One class has gaps.
+    for name, gap in (("up", "N" * 40), ("down", "ACGT" * 10)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        text = (folder / "data" / name / "g.fa").read_text().splitlines()
+        text = [line if line[0] == ">" else line[:1000] + gap + line[1040:] for line in text]
+        (tmp_path / "data" / name / "g.fa").write_text("\n".join(text) + "\n")
+    settings = ["--set", f"data.path={tmp_path / 'data'}", "--dry-run", "--device", "cpu"]
+    assert mba_command("classify", folder / "r.yaml", *settings) == 0
+    text = capsys.readouterr().out
+    assert "LABEL LEAK" in text
+    assert "share of N alone: 100%" in text

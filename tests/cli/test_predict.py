@@ -135,7 +135,7 @@ def test_damage_leaves_the_rows_before_it(tmp_path, capsys):
     assert len(rows) >= 4000
 
 
-def test_what_cannot_be_is_refused(tmp_path, capsys, model):
+def test_what_cannot_be_is_refused(tmp_path, capsys, model, monkeypatch):
     (tmp_path / "a.fa").write_text(">x\nACGT\n")
     for arguments, message in (
         ([tmp_path / "none.fa"], "no such file"),
@@ -147,6 +147,6 @@ def test_what_cannot_be_is_refused(tmp_path, capsys, model):
     ):
         assert mba("predict", "run", *arguments) == 2
         assert message in capsys.readouterr().err
-    model.labels = None
+    monkeypatch.setattr(checkpoint, "load", lambda run, which="best": model.backbone)
     assert mba("predict", "run", tmp_path / "a.fa") == 2
-    assert "needs a run of mba classify" in capsys.readouterr().err
+    assert "needs a classifier" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_f
 from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow, WindowSampler, evaluation_windows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.intervals import SPLITS
+from mamba_bio_audio.pipelines.dna.label_leaks import leak_rows, leaks_of
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region, open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer
 from mamba_bio_audio.pipelines.dna.windows import evenly_spaced
@@ -300,6 +301,7 @@ class DnaClassesDataModule(LightningDataModule):
                 f"{r.source}\t{r.record}\t{r.start}\t{r.end}\t{r.split}\t{r.label}" for r in labelled.regions
             ),
             "shared_sequences": shared_sequences(labelled) if labelled.examples else {},
+            "label_leaks": [leak.to_dict() for leak in leaks_of(labelled)],
             "length": self.length,
             "training_windows": len(self.training_windows(self.length)),
             "reverse_complement": self.config.reverse_complement,
@@ -326,7 +328,7 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
     if shared:
         listed = ", ".join(f"{count:,} of {pair}" for pair, count in shared.items())
         rows.append(("in two splits", f"{listed} sequences are the same: scores on them say nothing"))
-    return rows
+    return rows + leak_rows(described["label_leaks"])
 
 
 def class_batch(rows: Sequence[tuple[NDArray[np.uint8], int]], length: int) -> dict[str, torch.Tensor]:

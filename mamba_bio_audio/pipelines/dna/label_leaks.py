@@ -11,11 +11,13 @@ be visible: assembly quality, masking, trimming.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
@@ -25,7 +27,8 @@ from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 MAX_SEQUENCES = 20_000
 FOLDS = 5
-MARGIN = 0.1  # Above chance by this much and by three standard errors: predictive.
+MARGIN = 0.1
+LUCK = 0.005  # Probability of as many right guesses.
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,14 @@ class LabelLeak:
     count: int
 
     @property
+    def above_chance(self) -> bool:
+        """Whether the accuracy lies clearly above chance, by luck or not."""
+        return self.accuracy is not None and self.accuracy > self.chance + MARGIN
+
+    @property
     def predictive(self) -> bool:
-        """Whether the class follows from the feature beyond chance."""
-        error = (self.chance * (1 - self.chance) / max(1, self.count)) ** 0.5
-        return self.accuracy is not None and self.accuracy > self.chance + max(MARGIN, 3 * error)
+        """Whether the class follows from the feature: above chance, and not by luck."""
+        return self.above_chance and binom.sf(round(self.count * self.accuracy) - 1, self.count, self.chance) < LUCK  # type: ignore
 
     @property
     def text(self) -> str:
@@ -59,10 +66,14 @@ class LabelLeak:
             return f"{self.feature}: cannot be tried, a class has one sequence only"
         found = f"{self.feature} alone: {self.accuracy:.0%} (chance {self.chance:.0%})"
         if not self.predictive:
-            return f"{found}, tells nothing"
+            return f"{found}: {'too few sequences to tell' if self.above_chance else 'tells nothing'}"
         if self.seen:
-            return f"{found}: LEAK, the model sees it and may learn it instead of the sequence"
+            return f"{found}: the model sees it and may learn it instead of the sequence"
         return f"{found}: the model does not see it, but the classes come from different sources"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"above_chance": self.above_chance, "predictive": bool(self.predictive), "text": self.text}
 
 
 def label_leaks(
@@ -143,12 +154,12 @@ def leaks_of(labelled: Labelled) -> list[LabelLeak]:
     )
 
 
-def leak_rows(leaks: Sequence[LabelLeak]) -> list[tuple[str, str]]:
-    """Lines for a summary: every predictive feature, or one line that there is none."""
-    telling = [leak for leak in leaks if leak.predictive]
-    untried = [leak.text for leak in leaks if leak.accuracy is None]
+def leak_rows(leaks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Lines for a summary, of `LabelLeak.to_dict`s: every predictive feature, or one line that there is none."""
+    telling = [leak for leak in leaks if leak["predictive"]]
+    untried = [leak["text"] for leak in leaks if leak["accuracy"] is None or leak["above_chance"]]
     if telling:
-        return [("label leak" if leak.seen else "label note", leak.text) for leak in telling]
+        return [("LABEL LEAK" if leak["seen"] else "label note", leak["text"]) for leak in telling]
     if untried:
         return [("label leaks", untried[0])]
     return [("label leaks", "none: length, case, N and names do not tell the class")]

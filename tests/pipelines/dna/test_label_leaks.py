@@ -28,7 +28,7 @@ def clean(**changes):
 def test_nothing_is_found_where_nothing_is():
     leaks = clean()
     assert not any(leak.predictive for leak in leaks), [leak.text for leak in leaks]
-    assert leak_rows(leaks) == [("label leaks", "none: length, case, N and names do not tell the class")]
+    assert leak_rows([leak.to_dict() for leak in leaks]) == [("label leaks", "none: length, case, N and names do not tell the class")]
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_nothing_is_found_where_nothing_is():
 def test_each_leak_is_found_and_named(change, feature, seen):
     found = [leak for leak in clean(**change) if leak.predictive]
     assert [(leak.feature, leak.seen) for leak in found] == [(feature, seen)]
-    assert ("LEAK" in found[0].text) == seen
-    assert leak_rows(found)[0][0] == ("label leak" if seen else "label note")
+    assert ("may learn it" in found[0].text) == seen
+    assert leak_rows([leak.to_dict() for leak in found])[0][0] == ("LABEL LEAK" if seen else "label note")
 
 
 def test_the_length_of_records_is_no_leak_where_windows_of_one_length_are_drawn():
@@ -59,7 +59,14 @@ def test_the_length_of_records_is_no_leak_where_windows_of_one_length_are_drawn(
 def test_one_record_per_class_cannot_be_tried():
     leaks = label_leaks([0, 1], lengths=[5, 9], unknown=[0, 0], lower=[0, 0], names=["a", "b"], length_seen=False)
     assert all(leak.accuracy is None for leak in leaks)
-    assert "cannot be tried" in leak_rows(leaks)[0][1]
+    assert "cannot be tried" in leak_rows([leak.to_dict() for leak in leaks])[0][1]
+
+
+def test_a_few_sequences_are_too_few():
+    few = {"unknown": [0.0] * 4, "lower": [0, 0, 1, 1], "names": list("aaaa"), "length_seen": False}
+    leaks = label_leaks([0, 0, 1, 1], lengths=[5, 5, 5, 5], **few)
+    assert not any(leak.predictive for leak in leaks)
+    assert "too few sequences" in leak_rows([leak.to_dict() for leak in leaks])[0][1]
 
 
 def test_tokens_never_depend_on_case():

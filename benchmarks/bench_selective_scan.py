@@ -1,9 +1,11 @@
-"""Times the Triton selective scan on one GPU, checks it first against the fp64 oracle, writes CSV.
+"""Times the Triton selective scans on one GPU, checks them first against the fp64 oracle, writes CSV.
 
-    python benchmarks/bench_selective_scan.py --out DIR [--sweep] [--profile] [--only S2,S3]
+    python benchmarks/bench_selective_scan.py --out DIR [--sweep] [--profile] [--only S2,C2,C1]
 
-Peer: mamba_ssm 2.3.2.post1, its CUDA selective scan, measured on an H100 80GB HBM3 on 2026-11-21 with PyTorch 2.11.0
-(medians of triton.testing.do_bench, bf16, N = 16, with z, D, delta bias and softplus); it is not run here.
+Peer: mamba_ssm's CUDA selective scan. Where it is installed it runs in the same process, ours and the peer in turn, and
+the ratio is the median of the ratios within pairs; its results must agree with ours on a small case first. Elsewhere
+the ratio is to its medians of 2026-11-21 (2.3.2.post1, H100 80GB HBM3, PyTorch 2.11.0; bf16, N = 16, with z, D, delta
+bias and softplus), and the CSV says "recorded".
 """
 
 import argparse
@@ -11,9 +13,12 @@ import csv
 import datetime
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +28,25 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mamba_bio_audio.kernels.selective_scan.general_op import kind_of, make_general_plan, selective_scan_general
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
 from mamba_bio_audio.kernels.selective_scan.triton_op import Plan, make_plan, selective_scan_triton
+from mamba_bio_audio.workflow.bench import has_peer, interleaved
 
-# name: (B, L, D), peer forward ms, peer backward ms
-SHAPES: dict[str, tuple[tuple[int, int, int], float, float]] = {
-    "S2": ((8, 8192, 2048), 2.698, 9.718),
-    "S3": ((32, 1024, 512), 0.292, 1.230),
-    "S1": ((1, 1_048_576, 512), 11.839, 60.365),
-    "M1": ((8, 2048, 1536), 0.451, 1.855),
-    "M2": ((1, 131_072, 512), 1.487, 7.362),
-    "M3": ((2, 16_384, 256), 0.193, 0.948),
+# name: kind, (B, L, D), recorded forward and backward ms of the peer
+SHAPES: dict[str, tuple[str, tuple[int, int, int], float, float]] = {
+    "S2": ("real", (8, 8192, 2048), 2.698, 9.718),
+    "S3": ("real", (32, 1024, 512), 0.292, 1.230),
+    "S1": ("real", (1, 1_048_576, 512), 11.839, 60.365),
+    "M1": ("real", (8, 2048, 1536), 0.451, 1.855),
+    "M2": ("real", (1, 131_072, 512), 1.487, 7.362),
+    "M3": ("real", (2, 16_384, 256), 0.193, 0.948),
+    "C2": ("complex", (8, 8192, 2048), 6.022, 22.560),
+    "C1": ("complex", (1, 131_072, 512), 4.334, 11.391),
+    "C3": ("complex", (16, 16_384, 128), 1.722, 5.897),
+    "L2": ("complex-lti", (8, 8192, 2048), float("nan"), float("nan")),
+    "L3": ("complex-lti", (16, 16_384, 128), float("nan"), float("nan")),
+    "R2": ("real-lti", (8, 8192, 2048), float("nan"), float("nan")),
 }
 STATES = 16
 
@@ -50,7 +63,24 @@ BWD_VARIANTS: list[dict[str, Any]] = [
     {"bwd_tiles": 2},
     {"bwd_unroll": 2},
 ]
+GENERAL_FWD_VARIANTS: list[dict[str, Any]] = [
+    {"fwd_unroll": 2},
+    {"group": 16},
+    {"far": 0},
+    {"fwd_block": 32, "fwd_warps": 1},
+]
+GENERAL_BWD_VARIANTS: list[dict[str, Any]] = [
+    {"bwd_vec": 2},
+    {"bwd_unroll": 1},
+    {"bwd_unroll": 4},
+    {"bwd_touch": False},
+    {"segment": 32},
+    {"bwd_block": 8, "bwd_unroll": 4, "bwd_vec": 2},
+    {"bwd_block": 32, "bwd_unroll": 1},
+]
 CHUNKS = {
+    "C1": [33, 66, 132],
+    "C3": [4, 8, 16],
     "S1": [33, 66, 132, 264],
     "M2": [33, 66, 132],
     "M3": [16, 33, 64],
@@ -60,53 +90,119 @@ CHUNKS = {
 }
 
 
-def inputs(batch: int, length: int, channels: int, states: int, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
+def inputs(
+    kind: str, batch: int, length: int, channels: int, states: int, dtype: torch.dtype, seed: int = 0
+) -> dict[str, Tensor]:
+    """Inputs of `selective_scan` as at the start of training; kind is "real" or "complex", with or without "-lti"."""
     g = torch.Generator("cuda").manual_seed(seed)
 
     def r(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, device="cuda")
 
+    is_complex, lti = kind.startswith("complex"), kind.endswith("-lti")
+    parts = (2,) if is_complex else ()
     rates = torch.arange(1, states + 1, device="cuda").float().expand(channels, states)
+    if is_complex:
+        rates = torch.stack([torch.full_like(rates, 0.5), -torch.pi * (rates - 1)], dim=-1)
     return {
         "u": r(batch, length, channels).to(dtype),
-        "dt": (r(batch, length, channels) * 0.5).to(dtype),
+        "dt": r(channels) * 0.5 if lti else (r(batch, length, channels) * 0.5).to(dtype),
         "A": -rates.contiguous(),
-        "B": r(batch, length, states).to(dtype),
-        "C": r(batch, length, states).to(dtype),
+        "B": r(channels, states, *parts) if lti else r(batch, length, states, *parts).to(dtype),
+        "C": r(channels, states, *parts) if lti else r(batch, length, states, *parts).to(dtype),
         "D": r(channels),
         "z": r(batch, length, channels).to(dtype),
         "dt_bias": r(channels) * 0.5 - 4.0,
     }
 
 
+def default_plan(x: dict[str, Tensor], **changes: Any) -> Plan:
+    batch, length, channels = x["u"].shape
+    states, device = x["A"].shape[1], x["u"].device
+    kind = kind_of(x["dt"], x["A"], x["B"], x["C"], False)
+    if not (kind.complex or kind.dt_lti or kind.B_lti or kind.C_lti):
+        return make_plan(batch, length, channels, states, device, **changes)
+    return make_general_plan(batch, length, channels, states, kind, device, **changes)
+
+
+def scan_and_state(plan: Plan | None = None, **x: Any) -> tuple[Tensor, Tensor]:
+    """Real selective scans by their own kernels, the others by the general ones."""
+    if x["A"].ndim == 2 and x["dt"].ndim == 3:
+        return selective_scan_triton(**x, plan=plan, return_state=True)  # type: ignore[return-value]
+    return selective_scan_general(**x, plan=plan)
+
+
+def peer_inputs(x: dict[str, Tensor]) -> dict[str, Any]:
+    """The same numbers as mamba_ssm takes them: (B, D, L); complex maps (B, N, 2 L) with the parts side by side."""
+    rows = ("u", "dt", "z")
+    found: dict[str, Any] = {
+        k: v.transpose(1, 2).contiguous() if k in rows and v.ndim == 3 else v for k, v in x.items()
+    }
+    if x["dt"].ndim == 1:
+        found["dt"] = x["dt"].to(x["u"].dtype)[None, :, None].expand_as(found["u"]).contiguous()
+    is_complex = x["A"].ndim == 3
+    if is_complex:
+        found["A"] = torch.view_as_complex(x["A"])
+    for name in "BC":
+        if x[name].ndim == x["A"].ndim:
+            found[name] = torch.view_as_complex(x[name].float()) if is_complex else x[name].float()
+        else:
+            found[name] = x[name].transpose(1, 2).flatten(2).contiguous()
+    return found
+
+
+def peer_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor) -> Tensor:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    return selective_scan_fn(u, dt, A, B, C, D, z=z, delta_bias=dt_bias, delta_softplus=True)
+
+
+def check_peer(kind: str) -> None:
+    """Raises where the peer and ours differ on a small case: then one of them was called wrongly."""
+    x = inputs(kind, 2, 300, 64, STATES, torch.bfloat16)
+    ours, _ = scan_and_state(**x)
+    peer = peer_scan(**peer_inputs(x)).transpose(1, 2)
+    error = ((ours.double() - peer.double()).norm() / peer.double().norm()).item()
+    print(f"peer {kind}: differs by {error:.1e}", flush=True)
+    if not error < 2e-2:
+        raise RuntimeError(f"{kind}: ours and mamba_ssm differ by {error:.1e}")
+
+
 def check(quick: bool = False) -> list[str]:
     """Relative L2 errors of output, state and gradients against the fp64 oracle; returns the cases that fail."""
     failed = []
-    cases = [
-        ((2, 300, 96), 16, torch.float32, {}, {}),
-        ((2, 300, 96), 16, torch.bfloat16, {}, {}),
-        ((1, 517, 40), 16, torch.float32, {"chunks": 4}, {}),
-        ((1, 517, 128), 16, torch.float32, {"chunks": 4}, {"reset": True}),
-        ((2, 130, 64), 16, torch.float32, {}, {"precise": True}),
-        ((2, 65, 50), 5, torch.float32, {}, {}),
-        ((1, 65, 33), 64, torch.float32, {}, {}),
-        ((1, 65, 16), 256, torch.float32, {}, {}),
+    cases: list[tuple[str, tuple[int, int, int], int, torch.dtype, dict[str, Any], dict[str, Any]]] = [
+        ("real", (2, 300, 96), 16, torch.float32, {}, {}),
+        ("real", (2, 300, 96), 16, torch.bfloat16, {}, {}),
+        ("real", (1, 517, 40), 16, torch.float32, {"chunks": 4}, {}),
+        ("real", (1, 517, 128), 16, torch.float32, {"chunks": 4}, {"reset": True}),
+        ("real", (2, 130, 64), 16, torch.float32, {}, {"precise": True}),
+        ("real", (2, 65, 50), 5, torch.float32, {}, {}),
+        ("real", (1, 65, 33), 64, torch.float32, {}, {}),
+        ("real", (1, 65, 16), 256, torch.float32, {}, {}),
+        ("complex", (1, 517, 128), 16, torch.float32, {"chunks": 4}, {"reset": True}),
+        ("complex", (2, 300, 96), 16, torch.bfloat16, {}, {}),
+        ("complex", (2, 130, 64), 16, torch.float32, {}, {"precise": True}),
+        ("complex", (1, 65, 16), 256, torch.float32, {}, {}),
+        ("complex-lti", (2, 300, 96), 16, torch.float32, {"chunks": 4}, {}),
+        ("complex-lti", (2, 300, 96), 16, torch.bfloat16, {}, {"reset": True}),
+        ("real-lti", (1, 517, 40), 16, torch.bfloat16, {"chunks": 4}, {}),
     ]
-    for (batch, length, channels), states, dtype, plan_changes, flags in cases[2:3] if quick else cases:
-        x = inputs(batch, length, channels, states, dtype)
-        x["h0"] = torch.randn(batch, channels, states, device="cuda")
+    for kind, (batch, length, channels), states, dtype, plan_changes, flags in cases[8:9] if quick else cases:
+        x = inputs(kind, batch, length, channels, states, dtype)
+        x["h0"] = torch.randn(batch, *x["A"].shape, device="cuda")
         reset = torch.rand(batch, length, device="cuda") < 0.05 if flags.get("reset") else None
         precise = flags.get("precise", False)
-        plan = make_plan(batch, length, channels, states, x["u"].device, **plan_changes)
+        plan = default_plan(x, **plan_changes)
         g_out = torch.randn(batch, length, channels, device="cuda").to(dtype)
-        g_h = torch.randn(batch, channels, states, device="cuda")
+        g_h = torch.randn_like(x["h0"])
         found = []
-        for kind in ("triton", "again", "fp64", "rounded"):
+        for run in ("triton", "again", "fp64", "rounded"):
             leaf: dict[str, Any] = {
-                k: (v.double() if kind == "fp64" else v).clone().requires_grad_() for k, v in x.items()
+                k: (v.double() if run == "fp64" else v).clone().requires_grad_() for k, v in x.items()
             }
-            if kind in ("triton", "again"):
-                out = selective_scan_triton(**leaf, reset=reset, precise=precise, return_state=True, plan=plan)
+            if run in ("triton", "again"):
+                out = scan_and_state(**leaf, reset=reset, precise=precise, plan=plan)
             else:
                 out = selective_scan_ref(**leaf, reset=reset, precise=precise)
             loss = (out[0].double() * g_out.double()).sum() + (out[1].double() * g_h.double()).sum()
@@ -120,43 +216,30 @@ def check(quick: bool = False) -> list[str]:
         worst = max(errors, key=lambda n: errors[n] / (1.5 * oracle[n] + 1e-5))
         good = same and errors[worst] <= 1.5 * oracle[worst] + 1e-5
         print(
-            f"check {(batch, length, channels, states)} {dtype} {plan_changes} {flags}: {'ok' if good else 'FAILED'}; "
+            f"check {kind} {(batch, length, channels, states)} {dtype} {plan_changes} {flags}: "
+            f"{'ok' if good else 'FAILED'}; "
             f"worst {worst} {errors[worst]:.2e} (rounded oracle {oracle[worst]:.2e}); "
             f"largest {max(errors.values()):.2e}; two runs {'equal' if same else 'DIFFER'}",
             flush=True,
         )
         if not good:
-            failed.append(str((batch, length, channels, states, dtype, plan_changes, flags)))
+            failed.append(str((kind, batch, length, channels, states, dtype, plan_changes, flags)))
             print("   ", {k: f"{v:.1e}/{oracle[k]:.1e}" for k, v in errors.items()})
     return failed
 
 
-def scan(x: dict[str, Any], plan: Plan | None = None) -> Tensor:
-    out = selective_scan_triton(**x, plan=plan)
-    assert isinstance(out, Tensor)
-    return out
-
-
-def timings(x: dict[str, Tensor], plan: Plan, *, forward: bool, backward: bool) -> tuple[float, float]:
+def calls(run: Callable[..., Tensor], x: dict[str, Any], mode: str) -> Callable[[], object]:
+    """What is timed: the forward with everything that backward needs, or the backward alone."""
     leaf = {k: v.detach().requires_grad_() for k, v in x.items()}
+    if mode == "forward":
+        return lambda: run(**leaf)
+    out = run(**leaf)
+    g = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, list(leaf.values()), g, retain_graph=True)
 
-    def run() -> Tensor:
-        return scan(leaf, plan)
 
-    fwd = bwd = float("nan")
-    if forward:
-        fwd = triton.testing.do_bench(run, warmup=30, rep=100, return_mode="median")
-    if backward:
-        out = run()
-        g = torch.randn_like(out)
-        leaves = list(leaf.values())
-        bwd = triton.testing.do_bench(
-            lambda: torch.autograd.grad(out, leaves, g, retain_graph=True),
-            warmup=30,
-            rep=150,
-            return_mode="median",
-        )
-    return fwd, bwd
+def scan(plan: Plan | None = None, **x: Any) -> Tensor:
+    return scan_and_state(plan, **x)[0]
 
 
 def main() -> None:
@@ -178,52 +261,67 @@ def main() -> None:
     start = time.time()
     if args.once:
         for name in args.only.split(","):
-            x = inputs(*SHAPES[name][0], STATES, torch.bfloat16)
+            kind, shape, _, _ = SHAPES[name]
+            x = inputs(kind, *shape, STATES, torch.bfloat16)
             leaf = {k: v.detach().requires_grad_() for k, v in x.items()}
-            out = scan(leaf)
+            out = scan(**leaf)
             torch.autograd.grad(out, list(leaf.values()), torch.randn_like(out))
             torch.cuda.synchronize()
         return
-    print(gpu, torch.__version__, triton.__version__, commit)
+    peer_here = has_peer("cuda")
+    print(gpu, torch.__version__, triton.__version__, commit, "peer in this process" if peer_here else "peer recorded")
     failed = check(args.quick)
     print(f"checks: {len(failed)} failed, {time.time() - start:.0f} s", flush=True)
+    names = args.only.split(",") if args.only else list(SHAPES)
+    if peer_here:
+        for kind in dict.fromkeys(SHAPES[name][0] for name in names):
+            check_peer(kind)
 
-    rows = []
+    rows: list[dict[str, Any]] = []
 
-    def note(name: str, mode: str, variant: dict[str, Any], ms: float) -> None:
-        (batch, length, channels), peer_f, peer_b = SHAPES[name]
-        peer = peer_f if mode == "forward" else peer_b
+    def note(name: str, mode: str, variant: dict[str, Any], ms: float, peer: float, ratio: float) -> None:
+        kind, (batch, length, channels), _, _ = SHAPES[name]
         rows.append(
             {
-                "op": "selective_scan", "implementation": "triton", "mode": mode, "dtype": "bfloat16", "shape": name,
-                "B": batch, "L": length, "D": channels, "N": STATES, "variant": str(variant), "median_ms": f"{ms:.4f}",
-                "mamba_ssm_ms": peer, "ratio": f"{peer / ms:.3f}", "correct": not failed, "gpu": gpu,
+                "op": "selective_scan", "implementation": "triton", "kind": kind, "mode": mode, "dtype": "bfloat16",
+                "shape": name, "B": batch, "L": length, "D": channels, "N": STATES, "variant": str(variant),
+                "median_ms": f"{ms:.4f}", "mamba_ssm_ms": f"{peer:.4f}", "ratio": f"{ratio:.3f}",
+                "peer": "same process" if peer_here and not variant else "recorded", "correct": not failed, "gpu": gpu,
                 "torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(),
                 "commit": commit, "date": datetime.date.today().isoformat(),
             }
         )  # fmt: skip
-        print(f"{name} {mode:8} {ms:8.3f} ms  {peer / ms:5.2f}x  {variant}", flush=True)
+        print(f"{name} {kind:11} {mode:8} {ms:8.3f} ms  peer {peer:8.3f}  {ratio:5.2f}x  {variant}", flush=True)
 
-    names = args.only.split(",") if args.only else list(SHAPES)
     for name in names:
-        (batch, length, channels), _, _ = SHAPES[name]
-        x = inputs(batch, length, channels, STATES, torch.bfloat16)
+        kind, shape, *recorded = SHAPES[name]
+        x = inputs(kind, *shape, STATES, torch.bfloat16)
         jobs: list[tuple[str, dict[str, Any]]] = [("forward", {}), ("backward", {})]
         if args.sweep:
-            jobs += [("forward", v) for v in FWD_VARIANTS[1:]] + [("backward", v) for v in BWD_VARIANTS[1:]]
+            forward, backward = (
+                (FWD_VARIANTS[1:], BWD_VARIANTS[1:]) if kind == "real" else (GENERAL_FWD_VARIANTS, GENERAL_BWD_VARIANTS)
+            )
+            jobs += [("forward", v) for v in forward] + [("backward", v) for v in backward]
             jobs += [("forward", {"chunks": k}) for k in CHUNKS.get(name, [])]
             jobs += [("backward", {"bwd_chunks": k}) for k in CHUNKS.get(name, [])]
         for mode, variant in jobs:
             try:
-                plan = make_plan(batch, length, channels, STATES, x["u"].device, **variant)
-                fwd, bwd = timings(x, plan, forward=mode == "forward", backward=mode == "backward")
-                note(name, mode, variant, fwd if mode == "forward" else bwd)
+                ours = calls(partial(scan, default_plan(x, **variant)), x, mode)
+                if peer_here and not variant:
+                    timing = interleaved(ours, calls(peer_scan, peer_inputs(x), mode), "cuda")
+                    assert timing.peer is not None
+                    ratio = statistics.median(p / o for o, p in zip(timing.ours, timing.peer, strict=True))
+                    note(name, mode, variant, statistics.median(timing.ours), statistics.median(timing.peer), ratio)
+                else:
+                    ms = triton.testing.do_bench(ours, warmup=30, rep=100, return_mode="median")
+                    peer = recorded[mode == "backward"]
+                    note(name, mode, variant, ms, peer, peer / ms)
             except (RuntimeError, triton.runtime.errors.OutOfResources) as error:
                 print(f"{name} {mode} {variant}: {str(error)[:200]}", flush=True)
         if args.profile:
             leaf = {k: v.detach().requires_grad_() for k, v in x.items()}
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
-                out = scan(leaf)
+                out = scan(**leaf)
                 torch.autograd.grad(out, list(leaf.values()), torch.ones_like(out))
                 torch.cuda.synchronize()
             events = [e for e in prof.key_averages() if e.device_time_total > 0]

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -38,11 +39,14 @@ def test_readme_commands_run_as_written(tmp_path, monkeypatch, capsys):
     record = text[1:].split()[0]
     rows = (("train", 0, 150_000), ("valid", 150_000, 170_000), ("test", 170_000, 200_000))
     Path("splits.bed").write_text("".join(f"{record}\t{a}\t{b}\t{split}\n" for split, a, b in rows))
+    Path("species").mkdir()
+    for name in ("e_coli", "human", "fruit_fly"):
+        shutil.copy(packaged.with_name(f"{name}.fa.gz"), "species")
     found = commands()
-    assert len(found) >= 9
+    assert len(found) >= 12
     for arguments in found:
         with pytest.raises(SystemExit) as stop:
-            command([*arguments, *(SHORTER if arguments[0] == "pretrain" else [])])
+            command([*arguments, *(SHORTER if arguments[0] in ("pretrain", "classify") else [])])
         assert not stop.value.code, (arguments, capsys.readouterr().err)
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
@@ -69,7 +73,7 @@ def test_the_paper_recipes_follow_the_paper():
     shapes = {
         name: (config.model.num_layers, config.model.d_model)
         for name in recipe_names()
-        if name.startswith("dna/hg38-")
+        if re.fullmatch(r"dna/hg38-[\d.]+[km]", name)
         for config in [load_config(name, ["data.path=demo"])]
     }
     assert sorted(shapes.values()) == [(8, 64), (10, 96), (12, 128), (14, 192), (16, 256), (20, 384), (24, 512)]

@@ -60,7 +60,8 @@ def make(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> list[dict[str, Any]]:
     """Stages of doubling length; one row per stage."""
-    length = 256
+    # The needle's marker alone, without anything after it, comes first.
+    length = 64
     rows: list[dict[str, Any]] = []
     steps_in_all = arguments.steps * (int(math.log2(arguments.train_length // length)) + 1)
     config = TrainConfig(
@@ -83,13 +84,18 @@ def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> 
             mean.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if step % 50 == 0:
-                recent = [*recent[-3:], score(model, task, 256, length, device, arguments, batch)["accuracy"]]
+            if step % 25 == 0:
+                recent = [*recent[-3:], score(model, task, 128, length, device, arguments, batch)["accuracy"]]
                 # Solved is four tests in a row.
                 if len(recent) == 4 and min(recent) >= 0.99:
                     break
         rows.append(
-            {"length": length, "steps": step, "loss": float(mean), "accuracy": recent[-1] if recent else math.nan}
+            {
+                "length": length,
+                "steps": step,
+                "loss": float(mean.detach()),
+                "accuracy": recent[-1] if recent else math.nan,
+            }
         )
         print(f"trained at {length:,}: {rows[-1]} in {time.perf_counter() - started:.0f} s", flush=True)
         length *= 2

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mamba_bio_audio"
 
 # Left to right as in docs/architecture.md; an import may point to its own level or to the right.
 ARROWS = [
-    {"cli"},
+    {"__main__", "cli"},
     {"workflow", "diagnose"},
     {"config", "checkpoint"},
     {"training", "inference", "evaluation"},

@@ -21,7 +21,7 @@ def _group() -> None:
 
 @app.command("genome")
 def genome(
-    fasta: Annotated[list[Path], typer.Argument(help="FASTA files, plain or BGZF, or folders of them.")],
+    fasta: Annotated[list[Path], typer.Argument(help="FASTA (plain, BGZF, gzip) or 2bit files, or folders of them.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to make; give it as data.path.")],
     intervals: Annotated[
         Path | None, typer.Option(help="BED (record, start, end, split) or TSV with the splits.")
@@ -54,6 +54,7 @@ def genome(
         split_seed=seed,
         allow_shared_bases=allow_shared_bases,
         force=force,
+        note=lambda text: typer.echo(text, err=True),
     )
     if as_json:
         print(to_json(prepared.manifest))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate, get_worker_info
 
 # Streams of random numbers that share a seed.
-ORDER_STREAM, STRAND_STREAM, PLACE_STREAM = 1, 2, 3
+ORDER_STREAM, STRAND_STREAM, PLACE_STREAM, CASE_STREAM = 1, 2, 3, 4
 
 
 class Stretch(NamedTuple):
@@ -71,10 +71,18 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
         """Which window is sample number i."""
         epoch, position = divmod(sample, self._windows)
         if epoch != self._epoch:
-            bits = np.random.Philox(key=[self.seed, ORDER_STREAM], counter=[0, self.stage, 0, epoch])
-            self._order = np.random.Generator(bits).permutation(np.arange(self._windows, dtype=np.int32))
+            self._order = self.order(epoch)
             self._epoch = epoch
         return int(self._order[position])
+
+    def order(self, epoch: int) -> NDArray[np.int32]:
+        """Windows of an epoch in their order: every one once."""
+        return self.permutation(np.arange(self._windows, dtype=np.int32), epoch)
+
+    def permutation(self, values: NDArray[np.int32], epoch: int, group: int = 0) -> NDArray[np.int32]:
+        """The seeded permutation of an epoch; groups have permutations of their own."""
+        bits = np.random.Philox(key=[self.seed, ORDER_STREAM], counter=[0, self.stage, group, epoch])
+        return np.random.Generator(bits).permutation(values)
 
     def batch(self, number: int) -> dict[str, torch.Tensor]:
         """Batch `number` of this rank."""

@@ -1,5 +1,6 @@
 """Settings of the DNA data; free of torch."""
 
+import math
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,7 +19,7 @@ class DnaDataConfig(BaseModel):
     kind: Literal["dna"] = Field(default="dna", description="Kind of data.")
     path: str | list[str] | None = Field(
         default=None,
-        description="FASTA file (plain or BGZF), a list of them, a folder of them, a folder made by "
+        description="FASTA file (plain or BGZF) or 2bit file, a list of them, a folder of them, a folder made by "
         "`mba prepare genome`, "
         "or `demo` for the five packaged genome slices.",
     )
@@ -56,6 +57,25 @@ class DnaDataConfig(BaseModel):
         le=1,
         description="Training windows with a larger share of bases other than A, C, G, T are skipped.",
     )
+    case: Literal["upper", "weight", "drop"] = Field(
+        default="upper",
+        description="What lower case (soft-masked repeats) means in training; tokens never depend on it. upper: nothing | "
+        "weight: such bases are scored with the weight data.lower_weight | drop: windows with a larger share of it than "
+        "data.max_lower are skipped.",
+    )
+    lower_weight: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Weight of lower-case bases in the loss under data.case=weight: each is scored with this "
+        "probability, drawn anew at every visit, so that the gradient is that of the weighted loss on average.",
+    )
+    max_lower: float = Field(default=0.5, ge=0, le=1, description="Limit of data.case=drop.")
+    weights: dict[str, float] | None = Field(
+        default=None,
+        description="Share of each genome (FASTA file name without suffixes) among the training windows, in any unit; "
+        "genomes not named get none. null: every window of every genome once an epoch.",
+    )
     reverse_complement: bool = Field(
         default=False, description="Read every training window from the opposite strand with probability 0.5."
     )
@@ -82,4 +102,8 @@ class DnaDataConfig(BaseModel):
     def _something_to_train_on(self) -> "DnaDataConfig":
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("valid_fraction + test_fraction must stay below 1")
+        if self.weights is not None:
+            values = self.weights.values()
+            if not all(0 <= weight < math.inf for weight in values) or not sum(values) > 0:
+                raise ValueError("weights are numbers from 0 up, one of them above 0")
         return self

@@ -1,6 +1,7 @@
 """Batches of DNA for training, windows for evaluation, and the numbers that describe a data set."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from mamba_bio_audio.pipelines.dna.windows import (
     evenly_spaced,
 )
 from mamba_bio_audio.pipelines.stream import (
+    CASE_STREAM,
     PLACE_STREAM,
     STRAND_STREAM,
     StagedStream,
@@ -48,28 +50,45 @@ IGNORED = -100
 
 
 class DnaStream(TrainingStream):
-    """Training windows of a genome; strand and place of sample i depend on (seed, stage, i) alone.
+    """Training windows of a genome; strand, place and scored repeats of sample i depend on (seed, stage, i) alone.
 
     Args:
         windows: of the training split.
         genome: that they lie in.
-        reverse_complement: read a window from the opposite strand with probability 0.5.
-        max_unknown: a window that would be moved to where more than this share of its bases is unknown stays.
+        config: how they are read.
         stream: of `TrainingStream`.
     """
 
-    def __init__(
-        self, windows: Windows, genome: Genome, *, reverse_complement: bool, max_unknown: float = 1.0, **stream: int
-    ) -> None:
+    def __init__(self, windows: Windows, genome: Genome, config: DnaDataConfig, **stream: int) -> None:
         super().__init__(windows, **stream)
         self.windows = windows
         self.genome = genome
-        self.reverse_complement = reverse_complement
-        self.max_unknown = max_unknown
+        self.config = config
+        # Under weights: per genome its windows and how many of them an epoch takes.
+        self._shares: list[tuple[NDArray[np.int32], int]] = []
+        if config.weights is not None:
+            groups = np.array([genome.genome_of(record) for record in windows.records], dtype=np.int32)
+            members = [np.flatnonzero(groups[windows.record] == at).astype(np.int32) for at in range(len(genome.genomes))]
+            quotas = apportion(len(windows), [config.weights.get(name, 0.0) for name in genome.genomes])
+            self._shares = list(zip(members, quotas, strict=True))
+
+    def order(self, epoch: int) -> NDArray[np.int32]:
+        """Windows of an epoch in their order; under weights each genome gives its share, going round its own windows."""
+        if not self._shares:
+            return super().order(epoch)
+        taken = []
+        for number, (own, quota) in enumerate(self._shares, start=1):
+            at = epoch * quota
+            while at < (epoch + 1) * quota:
+                round_, first = divmod(at, len(own))
+                last = min(len(own), first + (epoch + 1) * quota - at)
+                taken.append(self.permutation(own, round_, number)[first:last])
+                at += last - first
+        return self.permutation(np.concatenate(taken), epoch)
 
     def is_reversed(self, sample: int) -> bool:
         """Is sample number i read from the opposite strand?"""
-        if not self.reverse_complement:
+        if not self.config.reverse_complement:
             return False
         bits = np.random.Philox(key=[self.seed, STRAND_STREAM], counter=[sample, self.stage, 0, 0])
         return bool(bits.random_raw() & 1)
@@ -86,16 +105,32 @@ class DnaStream(TrainingStream):
         moved = Span(span.record, span.start + shift, span.end + shift)
         size = span.end - span.start
         unknown = int(self.genome.count_unknown(*moved))
-        return moved if unknown <= self.max_unknown * size and size - unknown >= 2 else span
+        if unknown > self.config.max_unknown * size or size - unknown < 2:
+            return span
+        if self.config.case == "drop" and int(self.genome.count_lower(*moved)) > self.config.max_lower * size:
+            return span
+        return moved
 
     def tokens_of(self, sample: int) -> NDArray[np.uint8]:
         """Token ids of sample number i, (2 .. L + 1,)."""
         ids = self.genome.fetch(*self.span_of(sample))
         return self.genome.codec.reverse_complement(ids) if self.is_reversed(sample) else ids
 
+    def unscored(self, sample: int) -> NDArray[np.bool_]:
+        """Which bases of sample number i are not scored this time, because they are in lower case; (2 .. L + 1,)."""
+        lower = self.genome.lower_case(*self.span_of(sample))
+        bits = np.random.Philox(key=[self.seed, CASE_STREAM], counter=[sample, self.stage, 0, 0])
+        lower &= np.random.Generator(bits).random(len(lower)) >= self.config.lower_weight
+        return lower[::-1] if self.is_reversed(sample) else lower
+
     def read(self, samples: range) -> dict[str, torch.Tensor]:
         """Tokens and targets, (B, L)."""
-        return pad_and_shift([self.tokens_of(sample) for sample in samples], self.windows.length)
+        batch = pad_and_shift([self.tokens_of(sample) for sample in samples], self.windows.length)
+        if self.config.case == "weight":
+            for row, sample in zip(batch["targets"], samples, strict=True):
+                unscored = torch.from_numpy(self.unscored(sample)[1:].copy())
+                row[: len(unscored)][unscored] = IGNORED
+        return batch
 
 
 class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
@@ -218,6 +253,13 @@ class DnaDataModule(LightningDataModule):
             own["valid"] = subtract(own["valid"], own["test"])
             own["train"] = subtract(own["train"], [*own["valid"], *own["test"]])
             self.intervals = [interval for split in SPLITS for interval in own[split]]
+        if config.weights is not None:
+            unknown_names = [name for name in config.weights if name not in self.genome.genomes]
+            if unknown_names:
+                raise InputError(
+                    f"data.weights: no genome {', '.join(map(repr, unknown_names))}; there are "
+                    f"{', '.join(self.genome.genomes)} (file names without FASTA suffixes)."
+                )
         self.laid_out = self._training_windows(self.length)
         self.shared |= self.laid_out.shared_bases
         self._ready = True
@@ -231,6 +273,7 @@ class DnaDataModule(LightningDataModule):
             grow_to=self.config.grow_to,
             shared=self.config.shared_bases,
             max_unknown=self.config.max_unknown,
+            max_lower=self.config.max_lower if self.config.case == "drop" else 1.0,
         )
 
     @property
@@ -259,18 +302,30 @@ class DnaDataModule(LightningDataModule):
         return loader(StagedStream(streams), None, self.config.num_workers)
 
     def _stream(self, stretch: Stretch) -> DnaStream:
+        windows = self.training_windows(stretch.length)
+        per_genome = self._per_genome(windows)
+        for name, weight in (self.config.weights or {}).items():
+            if weight > 0 and not per_genome[name]:
+                raise InputError(
+                    f"data.weights: {name} has no training window of {stretch.length:,} bases; give it the weight 0."
+                )
         return DnaStream(
-            self.training_windows(stretch.length),
+            windows,
             self.genome,
+            self.config,
             batch_size=stretch.batch_size,
             seed=self.seed,
-            reverse_complement=self.config.reverse_complement,
-            max_unknown=self.config.max_unknown,
             start_sample=stretch.start_sample,
             rank=self.rank,
             world_size=self.world_size,
             stage=stretch.stage,
         )
+
+    def _per_genome(self, windows: Windows) -> dict[str, int]:
+        """Training windows of each genome."""
+        groups = np.array([self.genome.genome_of(record) for record in windows.records], dtype=np.int64)
+        counts = np.bincount(groups[windows.record], minlength=len(self.genome.genomes)).tolist() if len(windows) else []
+        return dict(zip(self.genome.genomes, counts or [0] * len(self.genome.genomes), strict=True))
 
     def evaluation_windows(self, split: str) -> EvaluationWindows:
         """Windows that score each base of a split's union once, with the counts of what is not scored."""
@@ -355,6 +410,12 @@ class DnaDataModule(LightningDataModule):
             "dropped_windows": self.laid_out.dropped,
             "trimmed_windows": self.laid_out.trimmed,
             "skipped_windows": self.laid_out.too_unknown,
+            "lower_windows": self.laid_out.too_lower,
+            "windows_per_genome": self._per_genome(self.windows),
+            "weights": self.config.weights,
+            "case": self.config.case,
+            "lower_weight": self.config.lower_weight if self.config.case == "weight" else None,
+            "max_lower": self.config.max_lower if self.config.case == "drop" else None,
             "max_unknown": self.config.max_unknown,
             "reverse_complement": self.config.reverse_complement,
             "composition": composition(self.genome, self.evaluation_spans("train")),
@@ -362,6 +423,16 @@ class DnaDataModule(LightningDataModule):
 
     def _of(self, split: str) -> list[Interval]:
         return [interval for interval in self.intervals if interval.split == split]
+
+
+def apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole shares of `total` in the ratio of the weights, by largest remainder."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    shares = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda at: shares[at] - exact[at])
+    for at in by_remainder[: total - sum(shares)]:
+        shares[at] += 1
+    return shares
 
 
 def pad_and_shift(rows: list[NDArray[np.uint8]], length: int) -> dict[str, torch.Tensor]:

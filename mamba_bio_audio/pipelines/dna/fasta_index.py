@@ -1,4 +1,4 @@
-"""Indexes of FASTA files, kept on disk.
+"""Indexes of FASTA and 2bit files, kept on disk.
 
 What `fasta_scan` finds is kept as `NAME.fai`, `NAME.gzi` and `NAME.mba.npz` beside the FASTA where that folder
 may be written to, else in the user's cache (`$MAMBA_BIO_AUDIO_CACHE`, `$XDG_CACHE_HOME/mamba_bio_audio` or
@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,19 @@ from filelock import FileLock
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path, write_text
-from mamba_bio_audio.pipelines.dna.fasta_scan import FastaIndex, build_index, file_key
+from mamba_bio_audio.pipelines.dna.fasta_scan import FastaIndex, Runs, file_key, index_fasta
+from mamba_bio_audio.pipelines.dna.twobit import SIGNATURES, index_twobit
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CACHE_VARIABLE = "MAMBA_BIO_AUDIO_CACHE"
 
 
 @dataclass(frozen=True)
 class IndexFiles:
-    """An index with the places of its `.fai` and `.gzi` files on disk."""
+    """An index with the places of its files on disk; a 2bit file has no `.fai`."""
 
     index: FastaIndex
+    store_path: str
     fai_path: str
     gzi_path: str | None
 
@@ -69,6 +71,26 @@ def load_index(path: str | os.PathLike[str], *, index_beside: bool = True) -> In
         f"{path}: no place to keep its index ({'; '.join(failures)}). Set {CACHE_VARIABLE} to a folder that "
         "can be written to."
     )
+
+
+def build_index(path: str) -> FastaIndex:
+    """Read a FASTA or 2bit file once, check it, and return its index and statistics; nothing is written."""
+    file_key(path)
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(18)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}). Check it and its permissions.") from error
+    return index_twobit(path) if head[:4] in SIGNATURES else index_fasta(path)
+
+
+def lower_runs(files: IndexFiles) -> Runs:
+    """Stretches of lower-case letters of every record, read from disk."""
+    try:
+        with open(files.store_path, "rb") as handle, np.load(handle, allow_pickle=False) as data:
+            return Runs(data["lower_offsets"], data["lower_starts"], data["lower_ends"])
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, struct.error, zipfile.BadZipFile) as error:
+        raise InputError(f"{files.store_path}: the index is gone or damaged ({error}). Run again.") from error
 
 
 def cache_folder() -> Path:
@@ -137,11 +159,11 @@ def _read(path: str, key: tuple[int, int], folder: Path) -> IndexFiles | None:
                 size_bytes=key[0],
                 mtime_ns=key[1],
                 sha256=str(data["sha256"]),
-                compressed=bool(data["compressed"]),
+                kind=str(data["kind"]),  # type: ignore[arg-type]
                 names=tuple(names.split("\n")),
                 **{name: data[name] for name in ("fai", "gzi", "counts", "run_offsets", "run_starts", "run_ends")},
             )
-        if fai.read_text(encoding="utf-8") != index.fai_text:
+        if index.kind != "2bit" and fai.read_text(encoding="utf-8") != index.fai_text:
             return None
         if index.compressed and gzi.read_bytes() != index.gzi_bytes:
             return None
@@ -157,13 +179,16 @@ def _read(path: str, key: tuple[int, int], folder: Path) -> IndexFiles | None:
         NotImplementedError,
     ):
         return None
-    return IndexFiles(index, str(fai), str(gzi) if index.compressed else None)
+    return IndexFiles(index, str(store), str(fai), str(gzi) if index.compressed else None)
 
 
 def _write(index: FastaIndex, folder: Path) -> IndexFiles:
     folder.mkdir(parents=True, exist_ok=True)
     store, fai, gzi = _names(index.path, folder)
-    write_text(fai, index.fai_text)
+    if index.kind != "2bit":
+        write_text(fai, index.fai_text)
+    lower = index.lower
+    assert lower is not None
     if index.compressed:
         with atomic_path(gzi) as temporary:
             temporary.write_bytes(index.gzi_bytes)
@@ -175,7 +200,7 @@ def _write(index: FastaIndex, folder: Path) -> IndexFiles:
             size_bytes=index.size_bytes,
             mtime_ns=index.mtime_ns,
             sha256=index.sha256,
-            compressed=index.compressed,
+            kind=index.kind,
             names=np.frombuffer("\n".join(index.names).encode(), dtype=np.uint8),
             fai=index.fai,
             gzi=index.gzi,
@@ -183,5 +208,9 @@ def _write(index: FastaIndex, folder: Path) -> IndexFiles:
             run_offsets=index.run_offsets,
             run_starts=index.run_starts,
             run_ends=index.run_ends,
+            lower_offsets=lower.offsets,
+            lower_starts=lower.starts,
+            lower_ends=lower.ends,
         )
-    return IndexFiles(index, str(fai), str(gzi) if index.compressed else None)
+    # Lower case is read when it is asked for: in a soft-masked human genome it is as long as all the rest.
+    return IndexFiles(replace(index, lower=None), str(store), str(fai), str(gzi) if index.compressed else None)

@@ -8,15 +8,16 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 
+Kind = Literal["plain", "bgzf", "2bit"]
 CHUNK_BYTES = 1 << 23
 COUNT_NAMES = ("A", "C", "G", "T", "N", "other", "lower")
 
@@ -26,12 +27,22 @@ _IS_ALLOWED = np.zeros(256, dtype=bool)
 _IS_ALLOWED[[*range(65, 91), *range(97, 123), *b"-*."]] = True
 _IS_UNKNOWN = np.ones(256, dtype=bool)
 _IS_UNKNOWN[list(b"ACGTacgt")] = False
+_IS_LOWER = np.zeros(256, dtype=bool)
+_IS_LOWER[97:123] = True
 _LINE_ENDS = b"\r\n"
+
+
+class Runs(NamedTuple):
+    """Stretches of bases within records: those of record r are offsets[r]:offsets[r + 1]; sorted, apart from each other."""
+
+    offsets: NDArray[np.int64]  # (R + 1,)
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class FastaIndex:
-    """What one pass over a FASTA file found; R records, K BGZF blocks, M runs of unknown bases.
+    """What one pass over a FASTA or 2bit file found; R records, K BGZF blocks, M runs of unknown bases.
 
     Coordinates are 0-based half-open bases within the record.
     """
@@ -40,14 +51,21 @@ class FastaIndex:
     size_bytes: int
     mtime_ns: int
     sha256: str
-    compressed: bool
+    kind: Kind
     names: tuple[str, ...]
-    fai: NDArray[np.int64]  # (R, 4): length, offset of the first base, bases per line, bytes per line
+    # (R, 4): length, offset of the first base, bases per line, bytes per line; the last two are 0 for 2bit.
+    fai: NDArray[np.int64]
     gzi: NDArray[np.int64]  # (K, 2): compressed and uncompressed start of every block; empty for plain text
     counts: NDArray[np.int64]  # (R, 7): COUNT_NAMES; `lower` counts letters of either kind written in lower case
     run_offsets: NDArray[np.int64]  # (R + 1,): runs of record r are run_offsets[r]:run_offsets[r + 1]
     run_starts: NDArray[np.int64]  # (M,)
     run_ends: NDArray[np.int64]  # (M,)
+    lower: Runs | None = None  # lower-case letters; None where they were left on disk
+
+    @property
+    def compressed(self) -> bool:
+        """Is it BGZF?"""
+        return self.kind == "bgzf"
 
     @property
     def fai_text(self) -> str:
@@ -74,9 +92,11 @@ class _Record:
     counts: list[int] = field(default_factory=list)
     run_starts: list[NDArray[np.int64]] = field(default_factory=list)
     run_ends: list[NDArray[np.int64]] = field(default_factory=list)
+    lower_starts: list[NDArray[np.int64]] = field(default_factory=list)
+    lower_ends: list[NDArray[np.int64]] = field(default_factory=list)
 
 
-def build_index(path: str) -> FastaIndex:
+def index_fasta(path: str) -> FastaIndex:
     """Read a FASTA file once, check it, and return its index and statistics; nothing is written."""
     key = file_key(path)
     digest = hashlib.sha256()
@@ -84,7 +104,15 @@ def build_index(path: str) -> FastaIndex:
     blocks: list[tuple[int, int]] = []
     try:
         with open(path, "rb") as handle:
-            compressed = _sniff(path, handle.read(18))
+            kind = sniff(path, handle.read(18))
+            if kind == "gzip":
+                raise InputError(
+                    f"{path}: compressed with ordinary gzip, which cannot be read at random positions. "
+                    f"`mba prepare genome {os.path.basename(path)} --out DIR` recompresses it into DIR; or run "
+                    f"`gunzip -c {os.path.basename(path)} | bgzip > NEW.fa.gz` (bgzip comes with samtools/htslib), or "
+                    "unpack it."
+                )
+            compressed = kind == "bgzf"
             handle.seek(0)
             pieces: list[bytes] = []
             waiting_bytes = text_bytes = 0
@@ -105,7 +133,7 @@ def build_index(path: str) -> FastaIndex:
     records = parser.finish()
     if file_key(path) != key:
         raise InputError(f"{path}: changed while it was being read. Wait until it is completely written and run again.")
-    return _assemble(path, key, digest.hexdigest(), compressed, blocks if compressed else [], records)
+    return _assemble(path, key, digest.hexdigest(), kind, blocks if compressed else [], records)
 
 
 def file_key(path: str) -> tuple[int, int]:
@@ -117,22 +145,17 @@ def file_key(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _sniff(path: str, head: bytes) -> bool:
-    """Is the file BGZF (True) or plain text (False)? By content; a misleading name is an error."""
+def sniff(path: str, head: bytes) -> Kind | Literal["gzip"]:
+    """Kind of a file by its first 18 bytes; a misleading name is an error."""
     named_gz = path.lower().endswith((".gz", ".bgz"))
     if not head:
         raise InputError(f"{path}: the file is empty. Give a FASTA file.")
     if head[:2] == b"\x1f\x8b":
         if not (len(head) >= 18 and head[3] & 4 and head[12:14] == b"BC"):
-            raise InputError(
-                f"{path}: compressed with ordinary gzip, which cannot be read at random positions. "
-                "Recompress it with "
-                f"`gunzip -c {os.path.basename(path)} | bgzip > NEW.fa.gz` (bgzip comes with "
-                "samtools/htslib), or unpack it."
-            )
+            return "gzip"
         if not named_gz:
             raise InputError(f"{path}: the file is BGZF-compressed but its name does not end in .gz. Rename it.")
-        return True
+        return "bgzf"
     for magic, kind in (
         (b"BZh", "bzip2"),
         (b"PK\x03\x04", "zip"),
@@ -142,14 +165,14 @@ def _sniff(path: str, head: bytes) -> bool:
         if head.startswith(magic):
             raise InputError(f"{path}: compressed with {kind}. Unpack it, or recompress it with bgzip.")
     if head[:4] in (b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43"):
-        raise InputError(f"{path}: a 2bit file. Convert it with `twoBitToFa {os.path.basename(path)} NEW.fa`.")
+        return "2bit"
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{path}: the text is UTF-16. Save it as plain ASCII or UTF-8.")
     if named_gz:
         raise InputError(
             f"{path}: the name ends in .gz but the file is not compressed. Rename it, or compress it with bgzip."
         )
-    return False
+    return "plain"
 
 
 def _plain_blocks(handle: BinaryIO, digest: "hashlib._Hash") -> Iterator[tuple[int, bytes]]:
@@ -352,12 +375,16 @@ class _Parser:
                     f"{line_number + (begin + at) // max(record.line_bases, 1):,}). Remove it."
                 )
             self.letters += letters
-            if letters[_IS_UNKNOWN].any():
-                mask = np.zeros(len(codes) + 2, dtype=np.int8)
-                mask[1:-1] = _IS_UNKNOWN[codes]
-                edges = np.flatnonzero(np.diff(mask)) + record.length
-                record.run_starts.append(edges[0::2])
-                record.run_ends.append(edges[1::2])
+            for table, starts, ends in (
+                (_IS_UNKNOWN, record.run_starts, record.run_ends),
+                (_IS_LOWER, record.lower_starts, record.lower_ends),
+            ):
+                if letters[table].any():
+                    mask = np.zeros(len(codes) + 2, dtype=np.int8)
+                    mask[1:-1] = table[codes]
+                    edges = np.flatnonzero(np.diff(mask)) + record.length
+                    starts.append(edges[0::2])
+                    ends.append(edges[1::2])
             record.length += len(codes)
 
 
@@ -365,30 +392,44 @@ def _assemble(
     path: str,
     key: tuple[int, int],
     sha256: str,
-    compressed: bool,
+    kind: Kind,
     blocks: list[tuple[int, int]],
     records: list[_Record],
 ) -> FastaIndex:
-    starts, ends, offsets = [], [], [0]
-    for record in records:
-        begin = np.concatenate([np.zeros(0, np.int64), *record.run_starts])
-        end = np.concatenate([np.zeros(0, np.int64), *record.run_ends])
-        # Runs that touch were one run, cut by the pieces of reading.
-        joined = begin[1:] == end[:-1]
-        starts.append(begin[np.concatenate([np.ones(min(1, len(begin)), bool), ~joined])])
-        ends.append(end[np.concatenate([~joined, np.ones(min(1, len(end)), bool)])])
-        offsets.append(offsets[-1] + len(starts[-1]))
+    unknown = join_runs([_joined(record.run_starts, record.run_ends) for record in records])
     return FastaIndex(
         path=path,
         size_bytes=key[0],
         mtime_ns=key[1],
         sha256=sha256,
-        compressed=compressed,
+        kind=kind,
         names=tuple(record.name for record in records),
         fai=np.array([(r.length, r.offset, r.line_bases, r.line_bytes) for r in records], dtype=np.int64),
         gzi=np.array(blocks, dtype=np.int64).reshape(-1, 2),
         counts=np.array([record.counts for record in records], dtype=np.int64),
-        run_offsets=np.array(offsets, dtype=np.int64),
-        run_starts=np.concatenate(starts),
-        run_ends=np.concatenate(ends),
+        run_offsets=unknown.offsets,
+        run_starts=unknown.starts,
+        run_ends=unknown.ends,
+        lower=join_runs([_joined(record.lower_starts, record.lower_ends) for record in records]),
+    )
+
+
+def _joined(
+    starts: list[NDArray[np.int64]], ends: list[NDArray[np.int64]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Runs of one record; those that touch were one run, cut by the pieces of reading."""
+    begin = np.concatenate([np.zeros(0, np.int64), *starts])
+    end = np.concatenate([np.zeros(0, np.int64), *ends])
+    joined = begin[1:] == end[:-1]
+    some = np.ones(min(1, len(begin)), bool)
+    return begin[np.concatenate([some, ~joined])], end[np.concatenate([~joined, some])]
+
+
+def join_runs(per_record: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Runs:
+    """Runs of all records in one."""
+    nothing = np.zeros(0, np.int64)
+    return Runs(
+        np.cumsum([0, *(len(starts) for starts, _ in per_record)], dtype=np.int64),
+        np.concatenate([nothing, *(starts for starts, _ in per_record)]),
+        np.concatenate([nothing, *(ends for _, ends in per_record)]),
     )

@@ -1,4 +1,4 @@
-"""Random access to one genome or several, from plain and BGZF FASTA files.
+"""Random access to one genome or several, from plain and BGZF FASTA and 2bit files.
 
 pyfaidx seeks and reads on one file handle, and a forked process shares its parent's offset: readers that fork
 with an open handle return wrong sequence without an error (pyfaidx issues 92 and 211). Here every process and
@@ -24,11 +24,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.contigs import ACCESSIONS, same_sequence
-from mamba_bio_audio.pipelines.dna.fasta_index import IndexFiles, load_index
-from mamba_bio_audio.pipelines.dna.fasta_scan import COUNT_NAMES, FastaIndex
-from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.dna.fasta_index import IndexFiles, load_index, lower_runs
+from mamba_bio_audio.pipelines.dna.fasta_scan import COUNT_NAMES, FastaIndex, Runs
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
+from mamba_bio_audio.pipelines.dna.twobit import TwoBitFile
 
-FASTA_SUFFIXES = (".fa", ".fasta", ".fna")
+FASTA_SUFFIXES = (".fa", ".fasta", ".fna", ".2bit")
 MAX_OPEN_FILES = 64
 # BgzfReader joins blocks by repeated concatenation, so a long read goes in pieces.
 PIECE_BASES = 1 << 20
@@ -72,8 +73,8 @@ class Genome:
     then on. An object may be sent to other processes by fork or by pickling; no file handle travels.
 
     Args:
-        paths: one FASTA file, several, or folders, of which every file named *.fa, *.fasta or *.fna (.gz,
-            .bgz) is taken.
+        paths: one FASTA or 2bit file, several, or folders, of which every file named *.fa, *.fasta, *.fna (.gz,
+            .bgz) or *.2bit is taken.
         index_beside: put index files beside the FASTA where that is possible; else they go to the user's
             cache.
     """
@@ -107,6 +108,8 @@ class Genome:
         ]
         # What `resolve` found under another name: alias -> record.
         self.aliases: dict[str, str] = {}
+        self._lower_runs: dict[int, Runs] = {}
+        self._lower_before: dict[int, NDArray[np.int64]] = {}
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,26 +127,57 @@ class Genome:
 
     def fetch(self, record: str, start: int, end: int) -> NDArray[np.uint8]:
         """Token ids of the bases [start, end) of a record, shape (end - start,)."""
-        pieces = [self.codec.encode(text) for text in self._texts(record, start, end)]
+        number, row = self._check(record, start, end)
+        if self._files[number].index.kind == "2bit":
+            return self._twobit(number, row, start, end)
+        pieces = [self.codec.encode(text) for text in self._texts(number, row, start, end)]
         return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.uint8), *pieces])
 
     def lower_case(self, record: str, start: int, end: int) -> NDArray[np.bool_]:
         """Which of the bases [start, end) are written in lower case: repeats, in a soft-masked genome."""
-        letters = np.frombuffer("".join(self._texts(record, start, end)).encode("ascii"), dtype=np.uint8)
-        return (letters >= ord("a")) & (letters <= ord("z"))
+        number, row = self._check(record, start, end)
+        return _inside(self._lower(number), row, start, end)
 
-    def _texts(self, record: str, start: int, end: int) -> Iterator[str]:
-        """The letters of [start, end) as in the file, in pieces."""
+    def count_lower(self, record: str, start: ArrayLike, end: ArrayLike) -> NDArray[np.int64]:
+        """Exact number of lower-case bases in [start, end); also for arrays of spans."""
         number, row = self._locate(record)
-        length = self.records[record]
+        return _count_in_runs(self._lower(number), self._lower_before[number], row, start, end)
+
+    def _lower(self, number: int) -> Runs:
+        """Lower-case stretches of a file, read from its index when first asked for."""
+        if number not in self._lower_runs:
+            runs = lower_runs(self._files[number])
+            self._lower_before[number] = np.concatenate([[0], np.cumsum(runs.ends - runs.starts)])
+            self._lower_runs[number] = runs
+        return self._lower_runs[number]
+
+    def _check(self, record: str, start: int, end: int) -> tuple[int, int]:
+        """File number and row of a record that has the bases [start, end)."""
+        number, row = self._locate(record)
+        length = int(self._files[number].index.fai[row, 0])
         if not 0 <= start <= end <= length:
             raise InputError(
                 f"{self.paths[number]}: record {record!r} has {length:,} bases; [{start:,}, {end:,}) "
-                "(0-based, end excluded) "
-                "is not inside it."
+                "(0-based, end excluded) is not inside it."
             )
-        name = self._files[number].index.names[row]
+        return number, row
+
+    def _twobit(self, number: int, row: int, start: int, end: int) -> NDArray[np.uint8]:
+        index = self._files[number].index
         handle = self._handle(number)
+        assert isinstance(handle, TwoBitFile)
+        try:
+            ids = handle.ids(int(index.fai[row, 1]), start, end)
+        except OSError as error:
+            raise InputError(f"{self.paths[number]}: cannot be read ({error}). Check the disk.") from error
+        unknown = Runs(index.run_offsets, index.run_starts, index.run_ends)
+        return np.where(_inside(unknown, row, start, end), np.uint8(N), ids) if end > start else ids
+
+    def _texts(self, number: int, row: int, start: int, end: int) -> Iterator[str]:
+        """The letters of [start, end) as in a FASTA file, in pieces."""
+        record = name = self._files[number].index.names[row]
+        handle = self._handle(number)
+        assert isinstance(handle, pyfaidx.Faidx)
         for begin in range(start, end, PIECE_BASES):
             stop = min(begin + PIECE_BASES, end)
             try:
@@ -220,17 +254,9 @@ class Genome:
     def count_unknown(self, record: str, start: ArrayLike, end: ArrayLike) -> NDArray[np.int64]:
         """Exact number of bases other than A, C, G, T in [start, end); also for arrays of spans."""
         number, row = self._locate(record)
-        index, totals = self._files[number].index, self._unknown_before[number]
-        first, last = int(index.run_offsets[row]), int(index.run_offsets[row + 1])
-        starts, ends = index.run_starts[first:last], index.run_ends[first:last]
-
-        def before(position: NDArray[np.int64]) -> NDArray[np.int64]:
-            runs = np.searchsorted(starts, position)
-            # The run that begins last before the position may reach beyond it.
-            beyond = np.maximum(ends[runs - 1] - position, 0) if len(ends) else 0
-            return totals[first + runs] - totals[first] - np.where(runs > 0, beyond, 0)
-
-        return before(np.asarray(end, dtype=np.int64)) - before(np.asarray(start, dtype=np.int64))
+        index = self._files[number].index
+        runs = Runs(index.run_offsets, index.run_starts, index.run_ends)
+        return _count_in_runs(runs, self._unknown_before[number], row, start, end)
 
     def fingerprint(self) -> list[FileFingerprint]:
         """Name, size and SHA-256 of every file."""
@@ -249,13 +275,13 @@ class Genome:
         number, row = self._locate(record)
         return self._files[number].index, row
 
-    def _handle(self, number: int) -> pyfaidx.Faidx:
+    def _handle(self, number: int) -> pyfaidx.Faidx | TwoBitFile:
         """This process's and thread's own handle on a file."""
         local = self._local
         if getattr(local, "pid", None) != os.getpid():
             local.pid = os.getpid()
             local.handles = OrderedDict()
-        handles: OrderedDict[int, pyfaidx.Faidx] = local.handles
+        handles: OrderedDict[int, pyfaidx.Faidx | TwoBitFile] = local.handles
         if number in handles:
             handles.move_to_end(number)
             return handles[number]
@@ -264,12 +290,14 @@ class Genome:
         handles[number] = self._open(number)
         return handles[number]
 
-    def _open(self, number: int) -> pyfaidx.Faidx:
+    def _open(self, number: int) -> pyfaidx.Faidx | TwoBitFile:
         path, files = self.paths[number], self._files[number]
         try:
             status = os.stat(path)
             if (status.st_size, status.st_mtime_ns) != (files.index.size_bytes, files.index.mtime_ns):
                 raise InputError(f"{path}: the file changed since it was indexed. Run again.")
+            if files.index.kind == "2bit":
+                return TwoBitFile(path)
             with warnings.catch_warnings():
                 # Never let a worker rebuild an index; ours is checked by size and time of the FASTA, not by
                 # its own age.
@@ -309,6 +337,34 @@ class Genome:
         return f" Did you mean {_some(close)}?" if close else f" It has {_some(known)}."
 
 
+def _inside(runs: Runs, row: int, start: int, end: int) -> NDArray[np.bool_]:
+    """Which of the bases [start, end) of a record lie in its runs."""
+    first, last = int(runs.offsets[row]), int(runs.offsets[row + 1])
+    # Runs are sorted and apart, so those that touch the span are neighbours.
+    first += int(np.searchsorted(runs.ends[first:last], start, side="right"))
+    edges = np.zeros(end - start + 1, dtype=np.int8)
+    last = first + int(np.searchsorted(runs.starts[first:last], end))
+    edges[np.maximum(runs.starts[first:last] - start, 0)] = 1
+    edges[np.minimum(runs.ends[first:last], end) - start] = -1
+    return np.cumsum(edges[:-1], dtype=np.int8).astype(bool)
+
+
+def _count_in_runs(
+    runs: Runs, totals: NDArray[np.int64], row: int, start: ArrayLike, end: ArrayLike
+) -> NDArray[np.int64]:
+    """Bases of [start, end) in a record's runs; `totals` are the bases in all runs before number i."""
+    first, last = int(runs.offsets[row]), int(runs.offsets[row + 1])
+    starts, ends = runs.starts[first:last], runs.ends[first:last]
+
+    def before(position: NDArray[np.int64]) -> NDArray[np.int64]:
+        found = np.searchsorted(starts, position)
+        # The run that begins last before the position may reach beyond it.
+        beyond = np.maximum(ends[found - 1] - position, 0) if len(ends) else 0
+        return totals[first + found] - totals[first] - np.where(found > 0, beyond, 0)
+
+    return before(np.asarray(end, dtype=np.int64)) - before(np.asarray(start, dtype=np.int64))
+
+
 class _Block(pyfaidx.BgzfBlock):
     """A block that bisection also passes by when the position is its very first byte.
 
@@ -335,7 +391,7 @@ def find_fasta_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[
                 str(child.absolute()) for child in path.iterdir() if child.is_file() and _is_fasta_name(child.name)
             )
             if not inside:
-                raise InputError(f"{path}: no FASTA file in this folder (*.fa, *.fasta, *.fna, each also with .gz).")
+                raise InputError(f"{path}: no FASTA file in this folder (*.fa, *.fasta, *.fna, each also with .gz, or *.2bit).")
             found += inside
         elif path.is_file():
             found.append(str(path.absolute()))

@@ -45,6 +45,7 @@ class TrainingWindows:
         dropped: of these, left out.
         trimmed: of these, shortened to their longest piece that no other split holds.
         too_unknown: left out for too many bases other than A, C, G, T.
+        too_lower: left out for too many lower-case bases.
     """
 
     windows: Windows
@@ -55,6 +56,7 @@ class TrainingWindows:
     dropped: int
     trimmed: int
     too_unknown: int
+    too_lower: int
 
     @property
     def clean(self) -> int:
@@ -71,6 +73,7 @@ def training_windows(
     grow_to: int = GROW_TO,
     shared: SharedBases = "drop",
     max_unknown: float = 1.0,
+    max_lower: float = 1.0,
 ) -> TrainingWindows:
     """Windows to train on.
 
@@ -82,7 +85,7 @@ def training_windows(
         grow_to: width that `grow-right` grows an interval to.
         shared: what becomes of windows that hold bases of validation or test: `drop` them, `trim` them to their
             longest piece without, raise an `error`, or `allow` them.
-        max_unknown: largest share of a window that may be other than A, C, G, T.
+        max_unknown, max_lower: largest shares of a window that may be other than A, C, G, T, or in lower case.
 
     Raises:
         InputError: shared bases under `error`; a length that does not divide `grow_to`.
@@ -120,6 +123,10 @@ def training_windows(
     # Two known bases: one target at least on either strand, whatever the limit.
     known = (unknown <= max_unknown * windows.size) & (windows.size - unknown >= 2)
     kept = windows.select(known)
+    upper = np.ones(len(kept), dtype=bool)
+    if max_lower < 1:
+        upper = count_lower(kept, genome) <= max_lower * kept.size
+        kept = kept.select(upper)
     return TrainingWindows(
         kept,
         laid_out,
@@ -129,6 +136,7 @@ def training_windows(
         dropped,
         trimmed,
         int((~known).sum()),
+        int((~upper).sum()),
     )
 
 
@@ -205,3 +213,12 @@ def count_unknown(windows: Windows, genome: Genome) -> NDArray[np.int64]:
                 record, windows.start[rows], windows.start[rows] + windows.size[rows]
             )
     return unknown
+
+
+def count_lower(windows: Windows, genome: Genome) -> NDArray[np.int64]:
+    """Lower-case bases in each window."""
+    lower = np.zeros(len(windows), dtype=np.int64)
+    for record, rows in rows_by_record(windows):
+        if genome.statistics(record).counts["lower"]:
+            lower[rows] = genome.count_lower(record, windows.start[rows], windows.start[rows] + windows.size[rows])
+    return lower

@@ -1,7 +1,8 @@
 """From FASTA files to a folder that `data.path` accepts: `mba prepare genome`."""
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import write_json, write_text
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.genome import Genome, find_fasta_files
 from mamba_bio_audio.pipelines.dna.intervals import (
     SPLITS,
     Interval,
@@ -22,6 +23,7 @@ from mamba_bio_audio.pipelines.dna.intervals import (
     split_blocks,
     write_intervals,
 )
+from mamba_bio_audio.pipelines.dna.recompress import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.sources import INTERVALS_NAME, MANIFEST_NAME, PREPARED_KIND
 from mamba_bio_audio.pipelines.dna.statistics import describe, describe_contigs
 
@@ -53,20 +55,22 @@ def prepare_genome(
     split_seed: int = 0,
     allow_shared_bases: bool = False,
     force: bool = False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> PreparedGenome:
     """Check, index, count and split FASTA files; write intervals.tsv and manifest.json to a folder.
 
     The sequence is not copied: the manifest keeps the paths (relative and absolute) and checksums of the
-    FASTA files.
+    FASTA files. Only ordinary gzip, which cannot be read at random positions, is recompressed into the folder.
 
     Args:
-        paths: FASTA files, plain or BGZF, or folders of them.
+        paths: FASTA (plain, BGZF or gzip) or 2bit files, or folders of them.
         out: folder to make; holding other files already, it is only written to with `force`.
         intervals: BED or TSV with the splits; None splits into blocks, as `data.*` of the same names
             describe.
         contigs: what of the genome is used, as `data.contigs`.
         allow_shared_bases: accept intervals of different splits that overlap.
         force: replace what an earlier run left in `out`.
+        note: called with a line on what takes long.
 
     Raises:
         InputError: bad FASTA, bad intervals, splits that share bases, or `out` in use.
@@ -87,6 +91,45 @@ def prepare_genome(
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
         raise InputError(f"the split settings are wrong: {problems}.") from None
+    found = find_fasta_files(paths)
+    packed = [path for path in found if is_ordinary_gzip(path)]
+    was_there = folder.is_dir()
+    work = folder / f".recompressed.{os.getpid()}.tmp"
+    try:
+        moved = {}
+        for path in packed:
+            work.mkdir(parents=True, exist_ok=True)
+            note(f"{path}: ordinary gzip, recompressing to BGZF in {folder}")
+            moved[path] = str(work / os.path.basename(path))
+            recompress(path, Path(moved[path]))
+        readable = [moved.get(path, path) for path in found]
+        manifest, text = _examine(readable, folder, intervals, contigs, settings, allow_shared_bases)
+        for path, file in zip(found, manifest["files"], strict=True):
+            if path in moved:
+                file |= {"recompressed_from": path, "path": str(folder / file["name"]), "relative_path": file["name"]}
+        folder.mkdir(parents=True, exist_ok=True)
+        # The manifest makes the folder a prepared one, so it goes first on the way out and last on the way in.
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        for left in sorted(work.iterdir()) if work.is_dir() else []:
+            os.replace(left, folder / left.name)
+        write_text(folder / INTERVALS_NAME, text)
+        write_json(folder / MANIFEST_NAME, manifest)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if not was_there and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return PreparedGenome(folder, manifest, summary_rows(manifest))
+
+
+def _examine(
+    paths: list[str],
+    folder: Path,
+    intervals: str | os.PathLike[str] | None,
+    contigs: str | list[str],
+    settings: DnaDataConfig,
+    allow_shared_bases: bool,
+) -> tuple[dict[str, Any], str]:
+    """Manifest and text of the intervals file of a genome; nothing is written but indexes."""
     genome = Genome(paths)
     spans = chosen_spans(genome, contigs)
     if intervals is not None:
@@ -110,18 +153,18 @@ def prepare_genome(
             "Correct the intervals, or accept it explicitly."
         )
     manifest = _manifest(genome, chosen, folder, split_source, shared) | describe_contigs(genome, contigs, spans)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The manifest makes the folder a prepared one, so it goes first on the way out and last on the way in.
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    write_text(folder / INTERVALS_NAME, write_intervals(chosen, genome))
-    write_json(folder / MANIFEST_NAME, manifest)
-    return PreparedGenome(folder, manifest, summary_rows(manifest))
+    return manifest, write_intervals(chosen, genome)
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """A prepared folder's manifest, or `DnaDataModule.summary()`, as lines for people: (what, value)."""
     rows = [
         ("files", f"{len(summary['files']):,}"),
+        *(
+            ("recompressed", f"{file['recompressed_from']} to {file['path']}")
+            for file in summary["files"]
+            if "recompressed_from" in file
+        ),
         ("records", f"{summary['records']:,}"),
         ("bases", f"{summary['bases']:,}"),
         ("contigs", _contigs(summary["contigs"])),
@@ -162,7 +205,15 @@ def _window_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         }[summary["shared_policy"]]
         rows.append(("windows without them", f"{clean:,} of {laid_out:,}; of the others {fate}"))
     skipped = f", {summary['skipped_windows']:,} skipped (unknown bases)"
+    if summary["case"] == "drop":
+        skipped += f", {summary['lower_windows']:,} skipped (more than {summary['max_lower']:.0%} lower case)"
+    if summary["case"] == "weight":
+        skipped += f"; lower case weighs {summary['lower_weight']:g}"
     rows.append(("training windows", f"{summary['training_windows']:,}{skipped}"))
+    if summary["weights"] is not None:
+        total = sum(summary["weights"].values())
+        shares = [f"{name} {weight / total:.1%}" for name, weight in summary["weights"].items()]
+        rows.append(("shares by weight", _listed(shares)))
     return rows
 
 

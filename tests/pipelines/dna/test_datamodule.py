@@ -1,5 +1,6 @@
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule, DnaStream, pad_and_shift
+from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule, DnaStream, apportion, pad_and_shift
 from mamba_bio_audio.pipelines.dna.prepare import summary_rows
 
 L = 32
@@ -249,6 +250,85 @@ def test_a_random_window_never_moves_into_unknown_bases(write_fasta, random_dna)
     stream = stream_of(module(write_fasta("g.fa", {"a": text}), **options))
     for sample in range(300):
         assert stream.tokens_of(sample).tolist().count(11) <= 3
+
+
+@pytest.fixture
+def two_genomes(write_fasta, random_dna, tmp_path: Path) -> str:
+    for name, size, seed in (("big", 6000, 0), ("small", 900, 1)):
+        write_fasta(f"two/{name}.fa", {"r": random_dna(size, seed)})
+    return str(tmp_path / "two")
+
+
+def test_genomes_are_weighted(two_genomes: str) -> None:
+    options = {"weights": {"big": 1, "small": 3}, "valid_fraction": 0, "test_fraction": 0}
+    data = module(two_genomes, **options)
+    count = len(data_windows(data))
+    own = data.summary()["windows_per_genome"]
+    assert own == {"big": 188, "small": 29}
+    stream = stream_of(data)
+    taken = [[stream.window_index(epoch * count + k) for k in range(count)] for epoch in range(8)]
+    genome_of = [data.genome.genome_of(data.windows[index].record) for index in range(count)]
+    assert [sum(genome_of[index] for index in epoch) for epoch in taken] == [163] * 8
+    for epoch in taken:
+        first_half = [genome_of[index] for index in epoch[: count // 2]]
+        assert 0.5 < sum(first_half) / len(first_half) < 1
+    # Each genome is gone round evenly: no window of it is read twice more often than another.
+    for genome, size in ((0, 188), (1, 29)):
+        visits = Counter(index for epoch in taken for index in epoch if genome_of[index] == genome)
+        assert len(visits) == size
+        assert max(visits.values()) - min(visits.values()) <= 1
+    assert taken[0] != taken[1]
+    whole = rows(batches(data, 70))
+    assert rows(batches(module(two_genomes, **options, start_sample=61 * 4), 9)) == whole[61 * 4 :]
+    assert dict(summary_rows(data.summary()))["shares by weight"] == "big 25.0%, small 75.0%"
+
+
+def test_weights_name_genomes(two_genomes: str) -> None:
+    only = module(two_genomes, weights={"small": 2}, valid_fraction=0, test_fraction=0)
+    stream = stream_of(only)
+    read = {only.windows[stream.window_index(k)].record for k in range(2 * len(only.windows))}
+    assert read == {"small:r"}
+    with pytest.raises(InputError, match="data.weights: no genome 'tiny'; there are big, small"):
+        module(two_genomes, weights={"tiny": 1}).setup()
+    with pytest.raises(ValueError, match="one of them above 0"):
+        DnaDataConfig(weights={"big": 0})
+    assert apportion(10, [1, 1, 1]) == [4, 3, 3]
+    assert apportion(7, [0, 2, 5]) == [0, 2, 5]
+
+
+def test_case_policies(write_fasta, random_dna) -> None:
+    text = random_dna(320) + random_dna(320, 1).lower() + random_dna(160, 2) + random_dna(160, 3).lower()
+    path = write_fasta("g.fa", {"r": text})
+    options = {"valid_fraction": 0, "test_fraction": 0}
+    plain = module(path, **options)
+    assert plain.summary()["case"] == "upper"
+    # Tokens never depend on case, and under `upper` neither does what is scored.
+    upper = module(write_fasta("u.fa", {"r": text.upper()}), **options)
+    assert rows(batches(plain, 20)) == rows(batches(upper, 20))
+    dropping = module(path, case="drop", max_lower=0.5, **options)
+    summary = dropping.summary()
+    assert (summary["training_windows"], summary["lower_windows"]) == (15, 15)
+    for index in range(len(dropping.windows)):
+        assert dropping.genome.lower_case(*dropping.windows[index]).mean() <= 0.5
+    assert "15 skipped (more than 50% lower case)" in dict(summary_rows(summary))["training windows"]
+    for weight in (0.0, 0.25, 1.0):
+        data = module(path, case="weight", lower_weight=weight, reverse_complement=True, **options)
+        stream = stream_of(data)
+        scored = {True: 0, False: 0}
+        seen = {True: 0, False: 0}
+        for sample in range(600):
+            row = stream.read(range(sample, sample + 1))
+            lower = data.genome.lower_case(*stream.span_of(sample))
+            lower = (lower[::-1] if stream.is_reversed(sample) else lower)[1:]
+            for case in (True, False):
+                seen[case] += int((lower == case).sum())
+                scored[case] += int(((row["targets"][0, : len(lower)] != -100).numpy() & (lower == case)).sum())
+        assert scored[False] == seen[False]
+        assert scored[True] / seen[True] == pytest.approx(weight, abs=0.02)
+    assert rows(batches(data, 20)) == rows(batches(module(path, reverse_complement=True, **options), 20))
+    again = stream_of(module(path, case="weight", lower_weight=0.25, **options))
+    targets = stream_of(module(path, case="weight", lower_weight=0.25, **options)).read(range(30))["targets"]
+    assert torch.equal(again.read(range(30))["targets"], targets)
 
 
 def test_intervals_file_in_the_folder_is_used(write_fasta, random_dna, tmp_path: Path) -> None:

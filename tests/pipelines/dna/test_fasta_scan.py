@@ -9,7 +9,7 @@ from Bio.bgzf import BgzfWriter
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna import fasta_scan
-from mamba_bio_audio.pipelines.dna.fasta_scan import build_index
+from mamba_bio_audio.pipelines.dna.fasta_index import build_index
 
 
 def bgzf(text: bytes, path: Path) -> bytes:
@@ -39,10 +39,10 @@ MALFORMED = {
     "not utf-8 name": (b">\xff\nACGT\n", "line 1: the header is not UTF-8"),
     "utf-16": (">a\nACGT\n".encode("utf-16"), "UTF-16"),
     "protein": (b">p\nMKVLAAGIVGLPNLELFQERFIL\n", "protein"),
-    "gzip": (gzip.compress(b">a\nACGT\n"), r"ordinary gzip.*bgzip"),
+    "gzip": (gzip.compress(b">a\nACGT\n"), r"ordinary gzip.*`mba prepare genome x.fa.gz --out DIR` recompresses it.*bgzip"),
     "bzip2": (b"BZh91AY", "bzip2"),
     "zip": (b"PK\x03\x04rest", "zip"),
-    "2bit": (b"\x43\x27\x41\x1a\0\0\0\0", "twoBitToFa"),
+    "2bit": (b"\x43\x27\x41\x1a\0\0\0\0", "cut off at byte 8"),
 }
 
 
@@ -134,6 +134,7 @@ def test_index_equals_that_of_pyfaidx(
     assert index.counts.tolist() == [[3, 3, 3, 3, 6, 3, 4], [1, 0, 0, 0, 0, 0, 0], [2, 2, 2, 2, 0, 0, 0]]
     assert index.run_offsets.tolist() == [0, 1, 1, 1]
     assert (index.run_starts.tolist(), index.run_ends.tolist()) == ([12], [21])
+    assert [values.tolist() for values in index.lower] == [[0, 1, 1, 1], [8], [12]]
 
 
 def test_very_long_single_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

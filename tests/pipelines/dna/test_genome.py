@@ -49,7 +49,7 @@ def test_genome_name() -> None:
     assert [genome_name(f"/x/{name}") for name in names] == ["a", "a.b", "a", "a.txt", ".fa"]
 
 
-@pytest.mark.parametrize("name", ["x.fa", "x.fa.gz"])
+@pytest.mark.parametrize("name", ["x.fa", "x.fa.gz", "x.2bit"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_fetch_every_span_of_a_small_record(name: str, newline: str, write_fasta, random_dna) -> None:
     first, second = random_dna(41, 1, "ACGTNacgtR"), random_dna(20, 2)

@@ -13,17 +13,19 @@ import pytest
 from numpy.typing import NDArray
 
 from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.recompress import recompress
 
 WORKERS = 8
-WINDOWS_PER_WORKER = 2500
-LENGTH = 1025
+WINDOWS_PER_WORKER = 12_500
+SPREAD = 250  # windows near one place, so that a compressed file is not unpacked for each of them
+LENGTH = 257
 
 Span = tuple[str, int, int]
 Reader = Callable[[Genome, list[list[Span]], Path], list[list[NDArray[np.uint8]]]]
 
 
 def truth_of(path: str) -> dict[str, NDArray[np.uint8]]:
-    """Token ids by record, read line by line and letter by letter."""
+    """Token ids by record of a FASTA file, read line by line and letter by letter."""
     contents = Path(path).read_bytes()
     lines: dict[str, list[str]] = {}
     for line in (gzip.decompress(contents) if path.endswith(".gz") else contents).decode().splitlines():
@@ -62,30 +64,78 @@ def read_spawned(genome: Genome, jobs: list[list[Span]], folder: Path) -> list[l
     """Children get the genome by pickling, and do without torch."""
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
         spans = [span for job in jobs for span in job]
-        found = pool.starmap(genome.fetch, spans, chunksize=WINDOWS_PER_WORKER // 4)
+        found = pool.starmap(genome.fetch, spans, chunksize=len(jobs[0]) // 4)
         assert not any(pool.map(eval, ["'torch' in __import__('sys').modules"] * WORKERS, chunksize=1))
     return [found[at : at + len(jobs[0])] for at in range(0, len(found), len(jobs[0]))]
 
 
+def write_twobit(path: Path, records: dict[str, str]) -> str:
+    """A 2bit file without the letter-by-letter loop of the fixture, which a test compares it with."""
+    names = list(records)
+    place = 16 + sum(5 + len(name) for name in names)
+    directory, data = b"", b""
+    codes = np.zeros(256, dtype=np.uint8)
+    codes[list(b"TCAGtcag")] = [0, 1, 2, 3] * 2
+    for name in names:
+        text = np.frombuffer(records[name].encode(), dtype=np.uint8)
+        directory += bytes([len(name)]) + name.encode() + np.array([place + len(data)], "<u4").tobytes()
+        data += np.array([len(text)], "<u4").tobytes()
+        for flags in (text == ord("N"), text >= ord("a")):
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+            data += np.concatenate([[len(edges) // 2], edges[::2], np.diff(edges)[::2]]).astype("<u4").tobytes()
+        bases = np.concatenate([codes[text], np.zeros(-len(text) % 4, np.uint8)]).reshape(-1, 4)
+        data += bytes(4) + (bases @ np.array([64, 16, 4, 1], np.uint8)).astype(np.uint8).tobytes()
+    path.write_bytes(np.array([0x1A412743, 0, len(names), 0], "<u4").tobytes() + directory + data)
+    return str(path)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("read", [read_forked, read_spawned])
-@pytest.mark.parametrize("name", ["x.fa", "x.fa.gz"])
-def test_eight_workers_read_the_truth(read: Reader, name: str, write_fasta, random_dna, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("read", "windows"), [(read_forked, WINDOWS_PER_WORKER), (read_spawned, 1000)])
+def test_eight_workers_read_the_truth(read: Reader, windows: int, write_fasta, random_dna, tmp_path: Path) -> None:
+    """100,000 windows through eight forked workers, from every input format in turn."""
     # More BGZF blocks than the reader keeps in memory.
-    letters = "ACGTACGTacgtACGTN"
-    records = {"a": random_dna(7_000_000, 1, letters), "b": random_dna(1_000_003, 2, letters)}
-    path = write_fasta(name, records, width=61)
-    truth = truth_of(path)
+    records = {
+        name: "".join(
+            (random_dna(1000, at + size).lower() if at % 3 else random_dna(980, at + size) + "N" * 20)
+            for at in range(size)
+        )
+        for name, size in (("a", 7000), ("b", 1000))
+    }
+    plain = write_fasta("plain.fa", records, width=61)
+    # Ordinary gzip, as `mba prepare genome` makes it readable.
+    (tmp_path / "ordinary.fa.gz").write_bytes(gzip.compress(Path(plain).read_bytes(), 1))
+    recompress(tmp_path / "ordinary.fa.gz", tmp_path / "gzip.fa.gz")
+    genome = Genome(
+        [
+            plain,
+            write_fasta("bgzf.fa.gz", records, width=80),
+            tmp_path / "gzip.fa.gz",
+            write_twobit(tmp_path / "packed.2bit", records),
+        ]
+    )
+    truth = truth_of(plain)
     rng = np.random.default_rng(0)
     jobs: list[list[Span]] = []
     for _ in range(WORKERS):
-        names = rng.choice(["a", "b"], WINDOWS_PER_WORKER).tolist()
-        starts = [int(rng.integers(0, len(truth[record]) - LENGTH)) for record in names]
-        jobs.append([(record, start, start + LENGTH) for record, start in zip(names, starts, strict=True)])
-    results = read(Genome(path), jobs, tmp_path)
+        job: list[Span] = []
+        for number in range(windows // SPREAD):
+            record = str(rng.choice(["a", "b"]))
+            last = len(truth[record]) - LENGTH
+            place = int(rng.integers(0, last))
+            name = f"{genome.genomes[number % 4]}:{record}"
+            starts = np.minimum(place + rng.integers(0, 100_000, SPREAD), last).tolist()
+            job += [(name, start, start + LENGTH) for start in starts]
+        jobs.append(job)
+    results = read(genome, jobs, tmp_path)
     compared = 0
     for job, found in zip(jobs, results, strict=True):
         for (record, start, end), ids in zip(job, found, strict=True):
-            assert np.array_equal(ids, truth[record][start:end]), (record, start, end)
+            assert np.array_equal(ids, truth[record[-1]][start:end]), (record, start, end)
             compared += 1
-    assert compared == WORKERS * WINDOWS_PER_WORKER
+    assert compared == WORKERS * windows
+
+
+def test_two_writers_of_2bit_agree(write_fasta, random_dna, tmp_path: Path) -> None:
+    records = {"a": random_dna(1003, 1, "ACGTacgtN"), "bb": "N" + random_dna(50, 2)}
+    slow = Path(write_fasta("slow.2bit", records)).read_bytes()
+    assert Path(write_twobit(tmp_path / "fast.2bit", records)).read_bytes() == slow

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.prepare import prepare_genome, summary_rows
 
 
@@ -80,6 +82,63 @@ def test_leaking_intervals_are_refused(write_fasta, random_dna, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
     prepared = prepare_genome(path, tmp_path / "out", intervals=tmp_path / "x.bed", allow_shared_bases=True)
     assert prepared.manifest["shared_bases"]["train/test"] == 1000
+
+
+def test_ordinary_gzip_is_recompressed(write_fasta, random_dna, tmp_path: Path) -> None:
+    records = {"r": random_dna(200_000, 3, "ACGTacgtN"), "s": random_dna(70_000, 4)}
+    plain = write_fasta("plain/a.fa", records)
+    packed = tmp_path / "in" / "a.fa.gz"
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    notes: list[str] = []
+    with pytest.raises(InputError, match=r"ordinary gzip.*`mba prepare genome a.fa.gz --out DIR` recompresses it"):
+        Genome(packed)
+    prepared = prepare_genome(packed.parent, tmp_path / "out", note=notes.append)
+    assert notes == [f"{packed}: ordinary gzip, recompressing to BGZF in {tmp_path / 'out'}"]
+    assert {"a.fa.gz", "intervals.tsv", "manifest.json"} <= set(os.listdir(tmp_path / "out"))
+    assert not [name for name in os.listdir(tmp_path / "out") if name.endswith(".tmp")]
+    assert dict(prepared.rows)["recompressed"] == f"{packed} to {tmp_path / 'out' / 'a.fa.gz'}"
+    data, truth = module(tmp_path / "out"), Genome(plain)
+    assert data.genome.records == truth.records
+    for record, length in truth.records.items():
+        assert (data.genome.fetch(record, 0, length) == truth.fetch(record, 0, length)).all()
+        assert (data.genome.lower_case(record, 0, length) == truth.lower_case(record, 0, length)).all()
+    assert gzip.decompress((tmp_path / "out" / "a.fa.gz").read_bytes()) == Path(plain).read_bytes()
+    assert os.listdir(packed.parent) == ["a.fa.gz"]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "no text"])
+def test_bad_gzip_leaves_nothing(kind: str, tmp_path: Path) -> None:
+    contents = gzip.compress(b">a\nACGT\n" * 99)[:-9] if kind == "truncated" else gzip.compress(os.urandom(1 << 17))
+    (tmp_path / "a.fa.gz").write_bytes(contents)
+    with pytest.raises(InputError, match=r"a\.fa\.gz: (the gzip file is truncated or damaged|.*before the first header|.*no text)"):
+        prepare_genome(tmp_path / "a.fa.gz", tmp_path / "out")
+    assert os.listdir(tmp_path) == ["a.fa.gz"]
+
+
+def test_a_failed_preparation_keeps_the_old_one(write_fasta, random_dna, tmp_path: Path) -> None:
+    good = tmp_path / "a.fa.gz"
+    good.write_bytes(gzip.compress(f">r\n{random_dna(9000)}\n".encode()))
+    prepare_genome(good, tmp_path / "out")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in os.listdir(tmp_path / "out")}
+    good.write_bytes(gzip.compress(b">r\nACGT\n>r\nACGT\n"))
+    with pytest.raises(InputError, match="record 'r' was already there"):
+        prepare_genome(good, tmp_path / "out", force=True)
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in os.listdir(tmp_path / "out")} == before
+
+
+def test_contigs_of_a_prepared_folder(write_fasta, random_dna, tmp_path: Path) -> None:
+    records = {"chr1": random_dna(9000), "chr1_alt": random_dna(3000, 1), "chr2": random_dna(5000, 2)}
+    path = write_fasta("a.fa", records)
+    prepared = prepare_genome(path, tmp_path / "primary")
+    assert dict(prepared.rows)["contigs"] == "2 (primary): chr1, chr2; left out 1: chr1_alt"
+    listed = prepare_genome(path, tmp_path / "listed", contigs=["1:1-8,000", "chr1_alt"])
+    assert dict(listed.rows)["contigs"] == "2 (as listed): chr1:1-8000, chr1_alt:1-3000; left out 1: chr2"
+    assert dict(listed.rows)["names by alias"] == "1 is chr1"
+    # The training keeps to what was prepared.
+    data = module(tmp_path / "listed")
+    assert sum(data.bases(split) for split in ("train", "valid", "test")) == 11_000
+    assert data.summary()["contigs"] == listed.manifest["contigs"]
 
 
 def test_bad_settings(write_fasta, random_dna, tmp_path: Path) -> None:

@@ -31,7 +31,10 @@ def _gradients(
         [g for _, g in pairs],
         allow_unused=True,
     )
-    return [torch.zeros_like(t) if g is None else g.clone() for t, g in zip(wanted, found, strict=True)]  # type: ignore[arg-type]
+    return [
+        torch.zeros_like(t) if g is None else g.clone(memory_format=torch.contiguous_format)
+        for t, g in zip(wanted, found, strict=True)
+    ]  # type: ignore[arg-type]
 
 
 def _differentiable(t: Tensor | None) -> bool:

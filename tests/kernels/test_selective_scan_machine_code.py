@@ -42,13 +42,13 @@ BOTH = {
     "HAS_BIAS": True, "SOFTPLUS": True, "HAS_RESET": False, "PRECISE": False,
 }  # fmt: skip
 FORWARD = {**BOTH, "BD": 128, "UNROLL": 4, "HAS_H0": False, "WRITE_STATES": True, "GROUP": 8, "FAR": 32}
-BACKWARD = {**BOTH, "BD": 16, "ROWS": 16, "G_ROW": D, "HAS_R": False, "WRITE_DH0": False, "TOUCH": True}
+BACKWARD = {**BOTH, "BD": 16, "ROWS": 16, "G_ROW": D, "HAS_R": False, "WRITE_DH0": False}
 # Kernel, constants, warps.
 KERNELS = {
     "forward": (scan_fwd_kernel, {**FORWARD, "VEC": 1, "WRITE_LAST": True}, 4),
     "backward": (scan_bwd_kernel, {**BACKWARD, "DZ_ROW": D, "WRITE_OUT": False, "UNROLL": 4, "VEC": 2, "M": 1}, 1),
     "complex forward": (general_fwd_kernel, {**FORWARD, **SELECTIVE_COMPLEX}, 4),
-    "complex backward": (general_bwd_kernel, {**BACKWARD, **SELECTIVE_COMPLEX, "UNROLL": 2, "VEC": 4}, 1),
+    "complex backward": (general_bwd_kernel, {**BACKWARD, **SELECTIVE_COMPLEX, "UNROLL": 2, "VEC": 4, "TOUCH": True}, 1),
 }
 
 

@@ -283,7 +283,7 @@ def _backward(
             D=channels, N=states, NP=padded_states(states), BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment,
             ROWS=plan.rows, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, VEC=plan.bwd_vec,
             B_LTI=kind.B_lti, C_LTI=kind.C_lti, HAS_SKIP=call.skip is not None, HAS_R=r_in is not None,
-            WRITE_DH0=need_h0, TOUCH=plan.bwd_touch, **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
+            WRITE_DH0=need_h0, TOUCH=True, **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
         )  # fmt: skip
 
     def total(partial: Tensor | None) -> Tensor | None:

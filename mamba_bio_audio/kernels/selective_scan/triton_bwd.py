@@ -40,7 +40,6 @@ from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
     prefetch_rows,
     sigmoid,
     softplus,
-    touch_rows,
     touch_span,
     use_touched,
 )
@@ -136,7 +135,7 @@ def scan_bwd_kernel(
     DZ_ROW: tl.constexpr, VEC: tl.constexpr, M: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_RESET: tl.constexpr, HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, WRITE_OUT: tl.constexpr,
-    PRECISE: tl.constexpr, TOUCH: tl.constexpr,
+    PRECISE: tl.constexpr,
 ):  # fmt: skip
     """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, N, D), the adjoint at its end.
 
@@ -249,28 +248,17 @@ def scan_bwd_kernel(
             tl.store(at + 2 * PLANE, gy)
         tl.debug_barrier()
 
-        # Earlier segments from DRAM to L2, the next one (the one before this) from L2 to L1, this one's B and C to L1.
-        # The scratch needs no such help: stores keep its lines in L1.
+        # The next segment (the one before this) from DRAM to L2, this one's B and C to L1. The scratch needs no such
+        # help: stores keep its lines in L1.
         soon = tl.maximum(first - SEG, 0)
-        later = soon
-        if TOUCH:
-            later = tl.maximum(first - 2 * SEG, 0)
-        prefetch_rows(u_rows, later, count, SEG, U_ROW, first_d, WIDTH, D)
-        prefetch_rows(dt_rows, later, count, SEG, DT_ROW, first_d, WIDTH, D)
-        prefetch_rows(g_rows, later, count, SEG, G_ROW, first_d, WIDTH, D)
+        prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, WIDTH, D)
+        prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, WIDTH, D)
+        prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, WIDTH, D)
         if HAS_Z:
-            prefetch_rows(z_rows, later, count, SEG, Z_ROW, first_d, WIDTH, D)
-        prefetch_rows(states_p + later // SEG * (N * D), 0, N, NP, D, first_d, WIDTH, D)
+            prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, WIDTH, D)
+        prefetch_rows(states_p + soon // SEG * (N * D), 0, N, NP, D, first_d, WIDTH, D)
         touched_B = touch_span(B_rows, base * N, count.to(tl.int64) * N, SEG * NP)
         touched_C = touch_span(C_rows, base * N, count.to(tl.int64) * N, SEG * NP)
-        if TOUCH:
-            touched_u = touch_rows(u_rows, soon, count, SEG, U_ROW, first_d, WIDTH, D)
-            touched_dt = touch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, WIDTH, D)
-            touched_g = touch_rows(g_rows, soon, count, SEG, G_ROW, first_d, WIDTH, D)
-            touched_z = touched_g
-            if HAS_Z:
-                touched_z = touch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, WIDTH, D)
-            touched_h = touch_rows(states_p + soon // SEG * (N * D), 0, N, NP, D, first_d, WIDTH, D)
 
         for m in tl.static_range(M):
             tl.store(kept_p + m * TILE, h[m])
@@ -361,12 +349,6 @@ def scan_bwd_kernel(
                         tl.store(at + 2 * PLANE, ys[j * M + m])
             store_rows(dC_p + (base + i * UNROLL) * N, n, dCs, N, EVEN_N, UNROLL)
             store_rows(dB_p + (base + i * UNROLL) * N, n, dBs, N, EVEN_N, UNROLL)
-        if TOUCH:
-            use_touched(sink_p, as_int(touched_u))
-            use_touched(sink_p, as_int(touched_dt))
-            use_touched(sink_p, as_int(touched_g))
-            use_touched(sink_p, as_int(touched_z))
-            use_touched(sink_p, as_int(touched_h))
         tl.debug_barrier()
 
         for i in range(tl.cdiv(size, ROWS)):

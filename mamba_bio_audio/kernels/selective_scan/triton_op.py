@@ -79,7 +79,6 @@ class Plan:
     bwd_vec: int
     far: int
     bwd_unroll: int = 4
-    bwd_touch: bool = True
     group: int = 8
     segment: int = 16
     rows: int = 16
@@ -341,7 +340,7 @@ def scan_backward(
             D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment, ROWS=plan.rows,
             U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, DZ_ROW=dz_row, VEC=plan.bwd_vec, M=plan.bwd_tiles,
             HAS_SKIP=call.skip is not None, HAS_R=r_in is not None, WRITE_DH0=need_h0, WRITE_OUT=out is not None,
-            **call.flags(), TOUCH=plan.bwd_touch, num_warps=1, maxnreg=plan.bwd_registers,
+            **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
         )  # fmt: skip
 
     def total(partial: Tensor | None) -> Tensor | None:

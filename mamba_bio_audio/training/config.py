@@ -38,6 +38,11 @@ class TrainConfig(BaseModel):
         description="shorter lengths to train at first, each for some epochs or steps, at the same positions per "
         "step and on the same schedule of the rate; steps counts them in",
     )
+    length_warmup_keeps: Literal["positions", "sequences"] = Field(
+        "positions",
+        description="what stays the same per step during the length warm-up: positions, or the number of sequences, as "
+        "in the paper's fine-tuning of classifiers, whose loss has one term per sequence",
+    )
     micro_batch: int | None = Field(
         None, ge=1, description="sequences of full length per device and forward pass; null chooses by device"
     )

@@ -1,7 +1,8 @@
 """Length warm-up: shorter sequences first, at constant positions per step (Gu & Dao 2023, section E.3.3).
 
 A step of any stage covers the same number of positions, and so does a micro-batch: sequences half as long come twice
-as many at a time. Memory, accumulation and the schedule of the rate are those of a training at one length.
+as many at a time. Memory, accumulation and the schedule of the rate are those of a training at one length. With
+`length_warmup_keeps: sequences` the number of sequences stays the same instead, and shorter stages cost less.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def length_stages(train: TrainConfig, count_windows: Callable[[int], int]) -> li
     stages: list[Stage] = []
     step = 0
     for stage in train.length_warmup:
-        windows, sequences = count_windows(stage.length), train.tokens_per_step // stage.length
+        windows, sequences = count_windows(stage.length), train.sequences_per_step
+        if train.length_warmup_keeps == "positions":
+            sequences = train.tokens_per_step // stage.length
         if not windows:
             raise InputError(f"train.length_warmup: no training window of length {stage.length:,}")
         steps = stage.steps or math.ceil(stage.epochs * windows / sequences)  # type: ignore[operator]
@@ -65,6 +68,13 @@ def length_at(stages: Sequence[Stage], step: int) -> int:
     return next(stage.length for stage in stages if step <= stage.stop)
 
 
+def positions_until(stages: Sequence[Stage], step: int) -> int:
+    """Positions of the first `step` optimiser steps."""
+    return sum(
+        max(0, min(step, stage.stop) - stage.start) * stage.sequences_per_step * stage.length for stage in stages
+    )
+
+
 def stretches(stages: Sequence[Stage], train: TrainConfig, step: int, device: str) -> list[Stretch]:
     """What the data still has to give after `step` optimiser steps.
 
@@ -82,7 +92,8 @@ def stretches(stages: Sequence[Stage], train: TrainConfig, step: int, device: st
         parts.append(
             Stretch(
                 stage.length,
-                micro_batch * train.length // stage.length,
+                # A micro-batch is the same share of every step.
+                micro_batch * stage.sequences_per_step // train.sequences_per_step,
                 number,
                 done * stage.sequences_per_step,
                 None if last else (stage.stop - stage.start - done) * accumulate,

@@ -41,7 +41,8 @@ class Progress:
         now = time.perf_counter()
         self.seconds += now - self._since
         self._since = now
-        self.tokens += self.config.tokens_per_step
+        shorter = length is not None and self.config.length_warmup_keeps == "sequences"
+        self.tokens += self.config.sequences_per_step * length if shorter else self.config.tokens_per_step  # type: ignore
         if train_nats is not None:
             left = (self.config.steps - step) * self.config.tokens_per_step / self.tokens_per_second
             self._printed = now

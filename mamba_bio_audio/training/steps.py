@@ -24,7 +24,7 @@ from torch import nn
 from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.training import metrics
 from mamba_bio_audio.training.config import TrainConfig
-from mamba_bio_audio.training.lengths import Stage, length_at
+from mamba_bio_audio.training.lengths import Stage, length_at, positions_until
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.signals import StopSignal
@@ -145,7 +145,7 @@ class Steps(L.Callback):
             module.reset_train_sums()
             self.row = {
                 "step": step,
-                "tokens": step * config.tokens_per_step,
+                "tokens": positions_until(self.stages, step),
                 "length": length,
                 "lr": f"{self._rate(trainer, step):.6g}",
                 "grad_norm": f"{float(module.grad_norm):.6g}",

@@ -21,7 +21,7 @@ from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
-from mamba_bio_audio.training.lengths import length_stages, stretches
+from mamba_bio_audio.training.lengths import length_stages, positions_until, stretches
 from mamba_bio_audio.training.parallel import process_rank
 from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.workflow.data import DataModule, check_same_data, data_rows, open_data
@@ -245,7 +245,7 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
         "tokens_per_step": train.tokens_per_step,
         "micro_batch": micro,
         "accumulate": train.accumulate(device),
-        "tokens": train.tokens_per_step * train.steps,
+        "tokens": positions_until(stages, train.steps),
         "length_stages": [stage.describe() for stage in stages],
         "stream_chunk_chosen": chosen,
         "memory_bytes": estimate.memory_bytes,

@@ -6,12 +6,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mamba_bio_audio.config import merge_recipe
+from mamba_bio_audio.config import load_config, merge_recipe
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.training.config import TrainConfig
-from mamba_bio_audio.training.lengths import length_at, length_stages, stretches
+from mamba_bio_audio.training.lengths import length_at, length_stages, positions_until, stretches
 
 
 def config(*stages: dict, **changes) -> TrainConfig:
@@ -126,3 +126,18 @@ def test_data_continue_anywhere_whatever_the_workers(workers, tmp_path):
     for step in (0, 3, 4) if workers else range(7):
         found = batches(step, workers, 16 - 2 * step)
         assert all(torch.equal(a, b) for a, b in zip(found, whole[2 * step :], strict=True))
+
+
+def test_the_papers_fine_tuning_keeps_the_sequences():
+    """64 sequences at every length, an epoch of 1,024 steps at each power of two from 2^14 (paper, E.3.4)."""
+    train = load_config("dna/apes-paper", ["data.path=."]).train
+    stages = length_stages(train, lambda length: 1000)
+    assert [stage.length for stage in stages] == [2**power for power in range(14, 21)]
+    assert [stage.stop - stage.start for stage in stages] == [1024] * 6 + [4096]
+    assert {stage.sequences_per_step for stage in stages} == {64}
+    # Derived in the facts sheet: 343 billion positions.
+    assert positions_until(stages, train.steps) == pytest.approx(343e9, rel=0.01)
+    assert positions_until(stages, 1030) == 64 * (1024 * 2**14 + 6 * 2**15)
+    parts = stretches(stages, train, 1030, "cuda")
+    assert parts[0] == (2**15, 1, 1, 6 * 64, 1018 * 64)
+    assert parts[-1] == (2**20, 1, 6, 0, None)

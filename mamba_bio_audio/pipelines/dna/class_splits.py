@@ -16,7 +16,7 @@ import numpy as np
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import SPLIT_ALIASES, SPLITS, Interval, split_blocks
+from mamba_bio_audio.pipelines.dna.intervals import SPLIT_ALIASES, SPLITS, Interval, shared_bases, split_blocks
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region, header_tag, numbered_lines
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
@@ -64,7 +64,18 @@ def prepared_file(config: DnaClassesConfig, name: str) -> str | None:
 def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, grouped: bool) -> str:
     """Splits of whole records of FASTA per class."""
     if config.intervals is not None and config.split in ("auto", "intervals"):
-        labelled.regions = _cut(labelled, _read_intervals(config.intervals, labelled))
+        intervals = _read_intervals(config.intervals, labelled)
+        if config.shared_bases == "error":
+            for source, name in enumerate(labelled.classes):
+                shared = shared_bases([interval for at, interval in intervals if at == source])
+                pair = next((pair for pair, count in shared.items() if count), None)
+                if pair is not None:
+                    raise InputError(
+                        f"{config.intervals}: {shared[pair]:,} bases of class {name!r} are in two splits, {pair}. A model "
+                        f"would be tested on what it was trained on. Correct the intervals, or accept it with "
+                        f"data.shared_bases=allow"
+                    )
+        labelled.regions = _cut(labelled, intervals)
         return config.intervals
     tags = {}
     if config.split in ("auto", "header"):

@@ -89,6 +89,11 @@ def test_intervals_by_class_and_by_file(write_fasta, random_dna, tmp_path: Path)
         (label, *span) for label in (0, 1) for span in ((0, 400, "train"), (500, 700, "valid"), (700, 900, "test"))
     ]
     assert len({r.locus for r in labelled.regions}) == 6
+    shared = "\n".join(lines).replace("500", "300") + "\n"
+    table.write_text(shared)
+    with pytest.raises(InputError, match="100 bases of class 'x' are in two splits, train/valid"):
+        split({"x": x, "y": y}, intervals=str(table))
+    assert len(split({"x": x, "y": y}, intervals=str(table), shared_bases="allow").regions) == 6
     table.write_text("r\t0\t400\ttrain\n")
     with pytest.raises(InputError, match="line 1: record 'r' is in several classes: add a column class"):
         split({"x": x, "y": y}, intervals=str(table))

@@ -1,0 +1,487 @@
+"""The classification runs of docs/results/species.md, in one process so that kernels are compiled once.
+
+    bash scripts/species_runs.sh STEP...          steps: see STEPS below; each appends to $OUT/species.json
+
+$DATA has the layout of ../shared/data (dna/, apes/). Trained runs lie in $RUNS (default /tmp/species). With TOY=1 every
+training is a few steps on the CPU: that the script runs, not what comes of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mamba_bio_audio.config import load_config
+from mamba_bio_audio.evaluation.classification import bootstrap_mean  # noqa: F401  (fails early where scikit-learn is missing)
+from mamba_bio_audio.pipelines.synthetic.families import ceiling, plant_files
+from mamba_bio_audio.workflow.classify import classify
+from mamba_bio_audio.workflow.environment import environment
+from mamba_bio_audio.workflow.evaluate import evaluate
+from mamba_bio_audio.workflow.pretrain import pretrain
+
+OUT, DATA = Path(os.environ.get("OUT", "runs/species-results")), Path(os.environ.get("DATA", "../shared/data"))
+RUNS = Path(os.environ.get("RUNS", "/tmp/species"))
+TOY = bool(os.environ.get("TOY"))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HUMAN = next((path for path in (DATA / "dna/human", Path(".device/human")) if path.is_dir()), DATA / "dna/human")
+APES = ("chimpanzee", "gorilla", "human", "orangutan")
+LENGTHS = {"1k": 1 << 10, "4k": 1 << 12, "16k": 1 << 14, "64k": 1 << 16}
+TOY_SETTINGS = [
+    "model.d_model=16",
+    "model.num_layers=1",
+    "train.steps=3",
+    "train.validate_every=3",
+    "data.num_workers=0",
+]
+
+
+def easy_paths() -> str:
+    """`data.path` of the easy set."""
+    other = DATA / "dna/other_species"
+    paths = {
+        "ecoli": [other / "escherichia_coli_536.NC_008253.fa.gz"],
+        "fly": [other / "drosophila_melanogaster.chr2R_2000001-7000000.fa.gz"],
+        "human": [HUMAN / f"hg19.chr{name}.fa.gz" for name in ("3_42000000-44000000", "4_103000000-105000000")],
+        "mouse": [other / "mouse.GRCm38_fragments.fa.gz"],
+        "plasmodium": [other / "plasmodium_falciparum.MAL4_MAL12.fa.gz"],
+    }
+    return "data.path={" + ", ".join(f"{name}: [{', '.join(map(str, found))}]" for name, found in paths.items()) + "}"
+
+
+def train(step: str, name: str, recipe: str, *overrides: str, device: str = DEVICE) -> Path:
+    """Train a classifier or a language model; the result is recorded."""
+    run = RUNS / name
+    settings = [*overrides]
+    if TOY:
+        settings += TOY_SETTINGS
+        settings += ["train.length_warmup=[]"] if not recipe.startswith("dna/tiny") else []
+        shrink = load_config(recipe, [*overrides, "data.path=."])
+        length = min(shrink.train.length, 1 << 20 if recipe == "dna/species-1m" else 2048)
+        sequences = 1 if length > 2048 else 4
+        settings += [f"train.length={length}", f"train.tokens_per_step={sequences * length}", "train.micro_batch=1"]
+        settings += ["data.evaluation_windows=4"] if shrink.head is not None else ["train.validation_tokens=4096"]
+    config = load_config(recipe, settings)
+    start = time.perf_counter()
+    run_training = pretrain if config.head is None else classify
+    summary = run_training(config, run, device=device, force=run.exists(), quiet=False)
+    record(
+        step,
+        name,
+        {"kind": "training", "recipe": recipe, "overrides": settings, "device": device}
+        | {"seconds": time.perf_counter() - start, "summary": summary},
+    )
+    with (run / "metrics.csv").open() as rows, (OUT / "species_metrics.csv").open("a") as file:
+        for number, line in enumerate(rows):
+            if number or file.tell() == 0:
+                file.write(("run," if not number else f"{name},") + line)
+    free()
+    return run
+
+
+def score(
+    step: str,
+    run: Path,
+    split: str = "test",
+    *overrides: str,
+    length: int | None = None,
+    baselines: bool = False,
+    device: str = DEVICE,
+) -> dict[str, Any]:
+    """Evaluate a classifier; the result is recorded."""
+    start = time.perf_counter()
+    result = evaluate(
+        run, split=split, device=device, baselines=baselines and not TOY, length=length, overrides=overrides
+    )
+    result.pop("predictions")
+    row = {"kind": "evaluation", "seconds": time.perf_counter() - start, "result": result}
+    record(step, run.name, row)
+    own = result["model"]["accuracy"]
+    bar = f"   k-mers {result['kmers']['accuracy']['value']:.4f}" if "kmers" in result else ""
+    print(
+        f"== {run.name} {split} L={result['length']:,} n={result['model']['count']} accuracy {own['value']:.4f} "
+        f"({own['low']:.4f} to {own['high']:.4f}, {own['groups']} loci){bar}",
+        flush=True,
+    )
+    free()
+    return result
+
+
+def record(step: str, name: str, row: dict[str, Any]) -> None:
+    """Append to species.json, which is whole after every row."""
+    path = OUT / "species.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    rows.append({"step": step, "run": name} | row | environment(DEVICE))
+    path.write_text(json.dumps(rows, indent=1, default=str))
+
+
+def free() -> None:
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+
+
+def sweep() -> None:
+    """Rates of the two small-data recipes, on validation: species.json, and a table for benchmarks/results/."""
+    for recipe, rates, more in (
+        ("dna/species-tiny", (1e-3, 2e-3, 4e-3, 8e-3), ()),
+        ("dna/species", (5e-4, 1e-3, 2e-3, 4e-3), ("train.steps=1500",)),
+    ):
+        for rate in rates:
+            name = f"sweep-{recipe.split('/')[1]}-{rate:g}"
+            run = train("sweep", name, recipe, easy_paths(), f"train.lr={rate}", "train.patience=null", *more)
+            summary = json.loads((run / "manifest.json").read_text())["result"]
+            path = OUT / "lr_sweep_species.csv"
+            new = not path.exists()
+            with path.open("a", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                if new:
+                    writer.writerow(["recipe", "lr", "steps", "best_step", "valid_nats", "device", "torch", "commit"])
+                where = environment(DEVICE)
+                values = [recipe, rate, summary["steps"], summary["best_step"], summary["valid_nats"]]
+                writer.writerow([*values, where["device"], where["torch"], where["commit"]])
+
+
+def easy() -> None:
+    """(a) Five species at 1 kb beside k-mers."""
+    run = train("easy", "easy", "dna/species", easy_paths())
+    score("easy", run, "valid")
+    score("easy", run, baselines=True)
+    # The picture and every prediction come with the command.
+    mba("evaluate", run, "--no-baselines", "--split", "test", "--quiet")
+    for name in ("confusion-test.png", "predictions-test.tsv"):
+        (OUT / f"easy-{name}").write_bytes((run / name).read_bytes())
+
+
+def easy_pretrained() -> None:
+    """(a) The same, beginning with a language model of the same training blocks."""
+    from mamba_bio_audio.workflow.data import open_data
+
+    config = load_config("dna/species", [easy_paths()])
+    data = open_data(config, DEVICE)
+    data.setup()
+    labelled = data.labelled
+    lines = ["file\trecord\tstart0\tend\tsplit"]
+    for region in labelled.regions:
+        genome = labelled.genomes[region.source]
+        path = genome.paths[genome.genome_of(region.record)]
+        lines.append(
+            f"{Path(path).name}\t{genome.bare_name(region.record)}\t{region.start}\t{region.end}\t{region.split}"
+        )
+    table = RUNS / "easy-lm.tsv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text("\n".join(lines) + "\n")
+    paths = [path for genome in labelled.genomes for path in genome.paths]
+    lm = train(
+        "easy-pretrained",
+        "easy-lm",
+        "dna/hg38-1.4m",
+        f"data.path=[{', '.join(paths)}]",
+        f"data.intervals={table}",
+        "data.reverse_complement=true",
+        "data.num_workers=4",
+        "model.num_layers=6",
+        "train.length=1024",
+        "train.tokens_per_step=65536",
+        "train.lr=4e-3",
+        "train.steps=2500",
+        "train.validate_every=250",
+        "train.validation_tokens=1000000",
+        "train.checkpoint_every=500",
+    )
+    run = train(
+        "easy-pretrained",
+        "easy-pretrained",
+        "dna/species",
+        easy_paths(),
+        f"head.pretrained={lm}",
+        "train.steps=3000",
+        "train.lr=1e-3",
+        "train.lr_head=4e-3",
+    )
+    score("easy-pretrained", run, "valid")
+    score("easy-pretrained", run, baselines=True)
+
+
+def planted() -> Path:
+    """FASTA of the positive control."""
+    folder = RUNS / "planted"
+    if not (folder / "manifest.json").exists():
+        plant_files({name: DATA / "apes" / name / "chr22_epo.fa.gz" for name in APES}, folder, force=True)
+    return folder
+
+
+def control() -> None:
+    """(b) Positive control at 2^14, the same weights at shorter windows, and on from there at 2^16."""
+    folder = planted()
+    run = train("control", "control-16k", "dna/apes-16k", f"data.path={folder}")
+    for length in (1 << 10, 1 << 12):
+        score("control", run, length=None if TOY else length)
+    score("control", run)
+    run = train(
+        "control",
+        "control-64k",
+        "dna/apes-64k",
+        f"data.path={folder}",
+        f"head.pretrained={run}",
+        "train.lr=5e-4",
+        "train.length_warmup=[]",
+        "train.steps=60",
+    )
+    score("control", run)
+    score("control", run, "valid")
+    for name, length in LENGTHS.items():
+        print(f"ceiling {name}: {ceiling(length):.4f}, 90 % of the gap: {0.25 + 0.9 * (ceiling(length) - 0.25):.4f}")
+
+
+def apes() -> None:
+    """(b) The real task on unseen loci, from scratch and pretrained, and on training loci."""
+    folder, lm_folder = DATA / "apes", RUNS / "apes-lm-data"
+    lm_folder.mkdir(parents=True, exist_ok=True)
+    lines = ["file\trecord\tstart0\tend\tsplit"]
+    for name in APES:
+        source = (folder / name / "chr22_epo.fa.gz").absolute()
+        link = lm_folder / f"{name}.fa.gz"
+        link.unlink(missing_ok=True)
+        link.symlink_to(source)
+        length, header = 0, ""
+        with gzip.open(source, "rt") as file:
+            for line in [*file, ">"]:
+                if line.startswith(">"):
+                    if header:
+                        split = header.split("split=")[1].split()[0]
+                        lines.append(f"{name}.fa.gz\t{header.split()[0]}\t0\t{length}\t{split}")
+                    length, header = 0, line[1:].strip()
+                else:
+                    length += len(line.strip())
+    (lm_folder / "intervals.tsv").write_text("\n".join(lines) + "\n")
+    lm = train(
+        "apes",
+        "apes-lm",
+        "dna/hg38-1.4m",
+        f"data.path={lm_folder}",
+        "data.reverse_complement=true",
+        "data.num_workers=4",
+        "model.num_layers=6",
+        "train.length=4096",
+        "train.tokens_per_step=131072",
+        "train.lr=4e-3",
+        "train.steps=1500",
+        "train.validate_every=250",
+        "train.validation_tokens=1000000",
+        "train.checkpoint_every=500",
+    )
+    for name in LENGTHS:
+        for kind, more in (
+            ("scratch", ()),
+            ("pretrained", (f"head.pretrained={lm}", "train.lr=5e-4", "train.lr_head=2e-3")),
+        ):
+            short = (
+                ("train.steps=100",)
+                if name == "64k"
+                else ("train.steps=300",)
+                if name != "16k"
+                else ("train.steps=450",)
+            )
+            run = train("apes", f"apes-{name}-{kind}", f"dna/apes-{name}", f"data.path={folder}", *short, *more)
+            score("apes", run)
+            score("apes", run, "train")
+
+
+def leak() -> None:
+    """(b) What a leak would look like: few loci, trained until they are known by heart, then asked about again."""
+    folder = DATA / "apes"
+    lines = ["class\trecord\tstart0\tend\tsplit"]
+    for name in APES:
+        taken: dict[str, int] = {"train": 0, "val": 0, "test": 0}
+        length, header, rows = 0, "", []
+        with gzip.open(folder / name / "chr22_epo.fa.gz", "rt") as file:
+            for line in [*file, ">"]:
+                if line.startswith(">"):
+                    if header:
+                        rows.append((header.split()[0], length, header.split("split=")[1].split()[0]))
+                    length, header = 0, line[1:].strip()
+                else:
+                    length += len(line.strip())
+        for record_name, size, split in rows:
+            taken[split] += 1
+            if split != "train" or taken[split] <= 6:
+                lines.append(f"{name}\t{record_name}\t0\t{size}\t{split}")
+    table = RUNS / "leak.tsv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text("\n".join(lines) + "\n")
+    run = train(
+        "leak",
+        "leak-4k",
+        "dna/apes-4k",
+        f"data.path={folder}",
+        f"data.intervals={table}",
+        "train.steps=1500",
+        "train.patience=null",
+        "train.weight_decay=0",
+        "train.validate_every=500",
+    )
+    # The weights of the last step: the best by validation would be the first.
+    for split in ("train", "test"):
+        result = evaluate(run, split=split, which="last", device=DEVICE, baselines=False)
+        result.pop("predictions")
+        record("leak", f"leak-4k-{split}", {"kind": "evaluation", "result": result})
+        own = result["model"]["accuracy"]
+        print(
+            f"== leak {split}: {own['value']:.4f} ({own['low']:.4f} to {own['high']:.4f}) n={result['model']['count']}"
+        )
+
+
+def megabase() -> None:
+    """(c) Windows of 2^20 bases through training, evaluation and prediction."""
+    other = DATA / "dna/other_species"
+    x = {
+        name: HUMAN / f"hg19.chrX_{name}.fa.gz"
+        for name in ("10788675-37098256", "37148257-49242997", "2118239-7623882")
+    }
+    fly, coli = "drosophila_melanogaster.chr2R_2000001-7000000", "escherichia_coli_536.NC_008253"
+    falciparum = "plasmodium_falciparum.MAL4_MAL12"
+    paths = {
+        "ecoli": [other / f"{coli}.fa.gz"],
+        "fly": [other / f"{fly}.fa.gz"],
+        "human": list(x.values()),
+        "plasmodium": [other / f"{falciparum}.fa.gz"],
+    }
+    first = {path: list(lengths(path).items()) for found in paths.values() for path in found}
+    rows = []
+    for split, path in zip(("train", "valid", "test"), x.values(), strict=True):
+        rows += [("human", record_name, 0, size, split) for record_name, size in first[path]]
+    for name, cut in (
+        ("fly", (2_100_000, 2_101_100, 3_150_000, 3_151_100)),
+        ("ecoli", (2_097_200, 2_098_200, 3_146_900, 3_147_900)),
+    ):
+        record_name, size = first[paths[name][0]][0]
+        rows += [
+            (name, record_name, 0, cut[0], "train"),
+            (name, record_name, cut[1], cut[2], "valid"),
+            (name, record_name, cut[3], size, "test"),
+        ]
+    # Two chromosomes only: one trains, the other tests, and validation, on which nothing is chosen here, is training
+    # sequence.
+    (short, short_size), (long, long_size) = sorted(first[paths["plasmodium"][0]], key=lambda item: item[1])
+    rows += [
+        ("plasmodium", long, 0, long_size, "train"),
+        ("plasmodium", long, 0, long_size, "valid"),
+        ("plasmodium", short, 0, short_size, "test"),
+    ]
+    table = RUNS / "megabase.tsv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text(
+        "\n".join("\t".join(map(str, row)) for row in [("class", "record", "start0", "end", "split"), *rows]) + "\n"
+    )
+    where = "data.path={" + ", ".join(f"{name}: [{', '.join(map(str, found))}]" for name, found in paths.items()) + "}"
+    run = train("megabase", "megabase", "dna/species-1m", where, f"data.intervals={table}", "data.shared_bases=allow")
+    if DEVICE == "cuda":
+        print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+    score("megabase", run)
+    start = time.perf_counter()
+    files = [x["2118239-7623882"], other / f"{falciparum}.fa.gz", other / "phage_lambda.NC_001416.fa.gz"]
+    for mode in ("windows", "stream"):
+        mba("predict", run, *files, "--mode", mode, "--out", OUT / f"megabase-{mode}.tsv", "--force", "--quiet")
+    record("megabase", "megabase", {"kind": "prediction", "seconds": time.perf_counter() - start})
+
+
+def lengths(path: Path) -> dict[str, int]:
+    """Bases of every record."""
+    found: dict[str, int] = {}
+    with gzip.open(path, "rt") as file:
+        for line in file:
+            if line.startswith(">"):
+                name = line[1:].split()[0]
+                found[name] = 0
+            else:
+                found[name] += len(line.strip())
+    return found
+
+
+def mitochondria() -> None:
+    """(d) mtDNA of all five apes, a test of the plumbing: blocks of the same 16.5 kb train and test."""
+    run = train(
+        "mitochondria",
+        "mitochondria",
+        "dna/species-tiny",
+        f"data.path={DATA / 'apes'}",
+        "data.files=mitochondrion*",
+        "train.length=256",
+        "train.tokens_per_step=16384",
+        "train.steps=400",
+        "data.block_bases=1500",
+        "data.evaluation_windows=50",
+        "train.patience=null",
+    )
+    for split in ("test", "train"):
+        score("mitochondria", run, split)
+
+
+def tiny() -> None:
+    """(a) `mba classify dna/species-tiny` on two CPU cores, timed."""
+    run, start = RUNS / "tiny", time.perf_counter()
+    more = ("--set", "train.steps=3") if TOY else ()
+    environment_ = os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    cores = ("taskset", "-c", "0,1")
+    mba(
+        "classify",
+        "dna/species-tiny",
+        "--set",
+        easy_paths(),
+        "--out",
+        run,
+        "--device",
+        "cpu",
+        "--force",
+        "--json",
+        *more,
+        before=cores,
+        env=environment_,
+    )
+    seconds = time.perf_counter() - start
+    record("tiny", "tiny", {"kind": "training", "device": "cpu, 2 threads", "seconds": seconds})
+    score("tiny", run, baselines=True, device="cpu")
+    print(f"== tiny: {seconds:.0f} s")
+
+
+def mba(*arguments: Any, before: tuple[str, ...] = (), env: Any = None) -> None:
+    """The command in a process of its own."""
+    code = "from mamba_bio_audio.cli.main import run; run()"
+    subprocess.run([*before, sys.executable, "-c", code, *map(str, arguments)], check=True, env=env)
+
+
+STEPS = {
+    "sweep": sweep,
+    "easy": easy,
+    "easy-pretrained": easy_pretrained,
+    "control": control,
+    "apes": apes,
+    "leak": leak,
+    "megabase": megabase,
+    "mitochondria": mitochondria,
+    "tiny": tiny,
+}
+
+
+if __name__ == "__main__":
+    wrong = [name for name in sys.argv[1:] if name not in STEPS]
+    if wrong or len(sys.argv) < 2:
+        sys.exit(f"steps: {', '.join(STEPS)}")
+    OUT.mkdir(parents=True, exist_ok=True)
+    for step in sys.argv[1:]:
+        begun = time.perf_counter()
+        try:
+            STEPS[step]()
+        except Exception as error:  # one step's failure must not cost the others their machine
+            print(f"== {step} FAILED: {type(error).__name__}: {error}", flush=True)
+        print(f"== {step}: {time.perf_counter() - begun:.0f} s", flush=True)

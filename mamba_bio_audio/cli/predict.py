@@ -36,6 +36,7 @@ def predict(
     chunk: Annotated[int, typer.Option(min=1, help="Bases read at once; does not change results.")] = 1 << 16,
     which: WhichOption = "best",
     device: DeviceOption = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with OUT.part.")] = False,
     quiet: QuietOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -44,7 +45,12 @@ def predict(
     """Class probabilities of every record, in input order; a record that cannot be scored gets a row with the reason."""
     if out is not None and out.is_dir():
         raise InputError(f"{out} is a folder; give a file")
-    if out is not None and out.exists() and not force:
+    if resume and force:
+        raise InputError("--resume continues a prediction and --force replaces it; give one of them")
+    if out is not None and resume and out.exists() and not out.with_name(f"{out.name}.part").exists():
+        print(f"{out}: already complete")
+        return
+    if out is not None and out.exists() and not (force or resume):
         raise InputError(f"{out} exists; choose another --out, or replace it with --force")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}")
@@ -67,9 +73,13 @@ def predict(
             strand=strand,
             max_unknown=max_unknown,
             chunk=chunk,
+            resume=resume,
+            force=force,
             progress=progress,
         )
     if as_json:
         print(to_json(summary))
     elif not quiet:
         print(describe_predictions(summary), file=sys.stderr if out is None else sys.stdout)
+    if summary["stopped_by"]:
+        raise typer.Exit(130)

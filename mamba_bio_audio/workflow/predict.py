@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -16,11 +18,14 @@ from numpy.typing import NDArray
 from mamba_bio_audio import checkpoint
 from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import write_json
 from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.inference.predict import Mode, Prediction, predict
 from mamba_bio_audio.pipelines.dna.records import read_records
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.training.fit import resolve_precision
+from mamba_bio_audio.training.signals import StopSignal
+from mamba_bio_audio.workflow.sample import weights_hash
 
 
 class Item(NamedTuple):
@@ -44,18 +49,20 @@ def predict_files(
     strand: Strand = "both",
     max_unknown: float | None = None,
     chunk: int = 1 << 16,
+    resume: bool = False,
+    force: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Write one row per record, in the order of files and records, and return a summary.
 
     Columns: file, record, length, bases_used, windows, predicted, one p_<class> per class, note. A record that cannot
-    be scored has empty probabilities and the reason in `note`. While it runs, rows stand in `<out>.partial`; an
-    interrupt or a damaged file leaves them there.
+    be scored has empty probabilities and the reason in `note`. Rows stand in `OUT.part` until all are there; a signal,
+    a kill or a damaged file leaves them, and `resume` goes on behind them.
 
     Args:
         run: classifier's run folder or export.
         files: FASTA or FASTQ, any gzip; `-` is standard input.
-        out: TSV file; None is standard output.
+        out: TSV file; None is standard output, which cannot be resumed.
         which: weights of a run folder.
         device: "cpu" or "cuda".
         mode: "windows" or "stream", see `inference/predict.py`.
@@ -63,74 +70,79 @@ def predict_files(
         strand: both, forward or reverse.
         max_unknown: share of unknown bases above which a window is left out; None is that of the training.
         chunk: positions read at once.
+        resume: go on with `OUT.part`, of the same settings and records.
+        force: discard `OUT.part`.
         progress: called with (records done, None).
+
+    Returns:
+        `stopped_by` is the name of the signal that ended it early, else None.
     """
     if [str(file) for file in files].count("-") > 1:
         raise InputError("standard input (-) was given twice; it can be read once")
     for file in files:
         if str(file) != "-" and not os.path.exists(file):
             raise InputError(f"{file}: there is no such file")
+    if resume and out is None:
+        raise InputError("--resume needs --out: what went to standard output cannot be continued")
     model = checkpoint.load_classifier(run, which)
     labels = model.labels
     if not isinstance(model.codec, DnaTokenizer):
         raise InputError(f"{run}: a classifier of {model.config.data.kind}; mba predict reads DNA")
     codec, config = model.codec, model.config
-    if max_unknown is None:
-        max_unknown = getattr(config.data, "max_unknown", 0.1)
+    settings: dict[str, Any] = {
+        "weights": weights_hash(model),
+        "mode": mode,
+        "length": length or config.train.length,
+        "strand": strand,
+        "max_unknown": getattr(config.data, "max_unknown", 0.1) if max_unknown is None else max_unknown,
+        "files": [str(file) for file in files],
+    }
     model.to(device)
     is_known = np.zeros(256, dtype=bool)
     is_known[list(codec.base_ids)] = True
     items: deque[Item] = deque()
+    header = [*COLUMNS, *(f"p_{label}" for label in labels), "note"]
+    with StopSignal() as stop, _Table(out, header, settings, resume, force) as table:
 
-    def symbols() -> Iterator[NDArray[np.uint8] | str]:
-        # Kept until its prediction comes, which is in the same order.
-        for item in _read(files, codec):
-            items.append(item._replace(symbols=""))
-            yield item.symbols
+        def symbols() -> Iterator[NDArray[np.uint8] | str]:
+            # Kept until its prediction comes, which is in the same order.
+            for item in table.unfinished(_read(files, codec)):
+                items.append(item._replace(symbols=""))
+                yield item.symbols
 
-    found = predict(
-        model,
-        symbols(),
-        pad_id=codec.pad_id,
-        length=length or config.train.length,
-        known=lambda ids: is_known[ids],
-        reverse=codec.reverse_complement,
-        mode=mode,
-        strand=strand,
-        max_unknown=max_unknown,
-        device=device,
-        narrow=resolve_precision(config.train.precision, device) == "bf16",
-        chunk=chunk,
-        batch_symbols=1 << (14 if device == "cpu" else 18),
-    )
-    predicted, reasons = Counter[str](), Counter[str]()
-    done = bases = 0
-    with _rows(out) as stream:
-        stream.write("\t".join([*COLUMNS, *(f"p_{label}" for label in labels), "note"]) + "\n")
+        found = predict(
+            model,
+            symbols(),
+            pad_id=codec.pad_id,
+            length=settings["length"],
+            known=lambda ids: is_known[ids],
+            reverse=codec.reverse_complement,
+            mode=mode,
+            strand=strand,
+            max_unknown=settings["max_unknown"],
+            device=device,
+            narrow=resolve_precision(config.train.precision, device) == "bf16",
+            chunk=chunk,
+            batch_symbols=1 << (14 if device == "cpu" else 18),
+        )
         for prediction in found:
-            item = items.popleft()
-            stream.write(_row(item, prediction, labels) + "\n")
-            done, bases = done + 1, bases + prediction.used
-            if prediction.probabilities is None:
-                reasons[prediction.reason] += 1
-            else:
-                predicted[labels[int(prediction.probabilities.argmax())]] += 1
-            if not items:
-                stream.flush()
+            table.add(_row(items.popleft(), prediction, labels))
             if progress is not None:
-                progress(done, None)
-    return {
+                progress(table.rows, None)
+            if not items:
+                table.flush()
+                if stop.number is not None:
+                    break
+        table.complete = stop.number is None
+    return settings | {
         "run": str(run),
         "which": which,
-        "files": [str(file) for file in files],
-        "mode": mode,
-        "length": length or config.train.length,
         "trained_length": config.train.length,
-        "strand": strand,
-        "records": done,
-        "bases_used": bases,
-        "predicted": {label: predicted[label] for label in labels},
-        "not_scored": dict(reasons),
+        "records": table.rows,
+        "bases_used": table.bases,
+        "predicted": {label: table.predicted[label] for label in labels},
+        "not_scored": dict(table.reasons),
+        "stopped_by": None if stop.number is None else signal.Signals(stop.number).name,
     }
 
 
@@ -163,26 +175,110 @@ def _read(files: Iterable[str], codec: DnaTokenizer) -> Iterator[Item]:
             yield Item(str(file), record.name, len(record.sequence), symbols)
 
 
-def _row(item: Item, prediction: Prediction, labels: Sequence[str]) -> str:
+def _row(item: Item, prediction: Prediction, labels: Sequence[str]) -> list[str]:
     values = [item.file, item.name, str(item.length), str(prediction.used), str(prediction.windows)]
     p = prediction.probabilities
     if p is None:
-        return "\t".join([*values, "", *("" for _ in labels), prediction.reason])
-    return "\t".join([*values, labels[int(p.argmax())], *(f"{value:.6g}" for value in p), ""])
+        return [*values, "", *("" for _ in labels), prediction.reason]
+    return [*values, labels[int(p.argmax())], *(f"{value:.6g}" for value in p), ""]
 
 
-@contextmanager
-def _rows(out: Path | None) -> Iterator[IO[str]]:
-    """Standard output, or a file that gets its name when it is complete."""
-    if out is None:
-        yield sys.stdout
-        return
-    partial = out.with_name(f"{out.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
+class _Table(AbstractContextManager["_Table"]):
+    """Rows that go to standard output, or to `OUT.part`, which becomes `OUT` when `complete`.
+
+    Attributes:
+        rows, bases, predicted, reasons: counts over all rows, those of an earlier run too.
+        complete: set when nothing is left to add.
+    """
+
+    def __init__(
+        self, out: Path | None, header: Sequence[str], settings: dict[str, Any], resume: bool, force: bool
+    ) -> None:
+        self.out, self.complete = out, False
+        self.rows = self.bases = 0
+        self.predicted, self.reasons = Counter[str](), Counter[str]()
+        self._before: list[tuple[str, str, str]] = []
+        self._stream: IO[str] = sys.stdout
+        if out is None:
+            self._write(header)
+            return
+        self.part, self.note = unfinished(out), out.with_name(f"{out.name}.part.json")
+        if self.part.exists() and not (resume or force):
+            raise InputError(f"{self.part}: an unfinished prediction; go on with --resume, or discard it with --force")
+        if self.part.exists() and resume:
+            self._recover(header, settings)
+            self._stream = self.part.open("a", encoding="utf-8")
+        else:
+            write_json(self.note, settings)
+            self._stream = self.part.open("w", encoding="utf-8")
+            self._write(header)
+
+    def add(self, row: list[str]) -> None:
+        """Append a row and count it."""
+        self._write(row)
+        self._count(row)
+
+    def flush(self) -> None:
+        """Let others see the rows so far."""
+        self._stream.flush()
+
+    def unfinished(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items behind those that an earlier run wrote, which must be the same ones."""
+        for number, item in enumerate(items):
+            if number >= len(self._before):
+                yield item
+            elif self._before[number] != (item.file, item.name, str(item.length)):
+                raise InputError(
+                    f"{self.part}: its row {number + 1:,} is of {self._before[number][1]!r}, the record there is "
+                    f"{item.name!r}; the files changed. Start anew with --force"
+                )
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.out is None:
+            return
+        self._stream.close()
+        if kind is None and self.complete:
+            os.replace(self.part, self.out)
+            self.note.unlink(missing_ok=True)
+        else:
+            print(f"mba: {self.rows:,} rows are in {self.part}; --resume goes on behind them", file=sys.stderr)
+
+    def _write(self, row: Sequence[str]) -> None:
+        self._stream.write("\t".join(row) + "\n")
+
+    def _count(self, row: Sequence[str]) -> None:
+        self.rows += 1
+        self.bases += int(row[COLUMNS.index("bases_used")])
+        predicted = row[COLUMNS.index("predicted")]
+        if predicted:
+            self.predicted[predicted] += 1
+        else:
+            self.reasons[row[-1]] += 1
+
+    def _recover(self, header: Sequence[str], settings: dict[str, Any]) -> None:
+        """Count the whole rows of an earlier run; a row cut short by a kill is cut off."""
         try:
-            yield stream
-        except BaseException:
-            stream.flush()
-            print(f"mba: the rows so far are in {partial}", file=sys.stderr)
-            raise
-    os.replace(partial, out)
+            before = json.loads(self.note.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.note}: cannot be read ({error}); start anew with --force") from None
+        different = [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]
+        if different:
+            raise InputError(
+                f"{self.part}: was made with another {different[0]} ({before.get(different[0])}); use the same "
+                "settings, or start anew with --force"
+            )
+        data = self.part.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        lines = whole.decode("utf-8").splitlines()
+        if not lines or lines[0].split("\t") != list(header):
+            raise InputError(f"{self.part}: not an unfinished prediction; start anew with --force")
+        os.truncate(self.part, len(whole))
+        for line in lines[1:]:
+            row = line.split("\t")
+            self._count(row)
+            self._before.append((row[0], row[1], row[2]))
+
+
+def unfinished(out: Path) -> Path:
+    """Where the rows of `out` stand until they are complete."""
+    return out.with_name(f"{out.name}.part")

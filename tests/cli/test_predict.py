@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import os
+import signal
 import sys
 
 import numpy as np
@@ -121,18 +123,77 @@ def test_strands_and_modes_reach_the_model(tmp_path):
     assert run("a.fa", "--mode", "stream", "--chunk", "64")["windows"] == "2"
 
 
-def test_damage_leaves_the_rows_before_it(tmp_path, capsys):
-    text = "".join(f"@r{i}\n{dna(64, i)}\n+\n{'I' * 64}\n" for i in range(6000))
-    (tmp_path / "a.fq").write_text(text[:-40])
-    out = tmp_path / "p.tsv"
-    assert mba("predict", "run", tmp_path / "a.fq", "--out", out) == 2
+@pytest.fixture
+def reads(tmp_path):
+    """6,000 reads, of which the first block holds some 4,000."""
+    path = tmp_path / "a.fq"
+    path.write_text("".join(f"@r{i}\n{dna(64, i)}\n+\n{'I' * 64}\n" for i in range(6000)))
+    return path
+
+
+def test_damage_leaves_the_rows_before_it_and_resume_goes_on(tmp_path, capsys, reads):
+    whole = reads.read_text()
+    out, part = tmp_path / "p.tsv", tmp_path / "p.tsv.part"
+    reads.write_text(whole[:-40])
+    assert mba("predict", "run", reads, "--out", out, "--strand", "forward") == 2
     error = capsys.readouterr().err
     assert "after record 5,999" in error
-    assert "p.tsv.partial" in error
+    assert "p.tsv.part" in error
     assert not out.exists()
-    rows = table(tmp_path / "p.tsv.partial")
+    rows = table(part)
     assert [row["record"] for row in rows] == [f"r{i}" for i in range(len(rows))]
-    assert len(rows) >= 4000
+    assert 4000 <= len(rows) < 6000
+    # A kill may cut a row short.
+    part.write_text(part.read_text() + "a.fq\tr59")
+    reads.write_text(whole)
+    assert mba("predict", "run", reads, "--out", out, "--strand", "forward") == 2
+    assert "--resume" in capsys.readouterr().err
+    assert mba("predict", "run", reads, "--out", out, "--resume") == 2
+    assert "another strand" in capsys.readouterr().err
+    assert mba("predict", "run", reads, "--out", out, "--strand", "forward", "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["records"] == 6000
+    assert mba("predict", "run", reads, "--out", out, "--resume") == 0
+    assert "already complete" in capsys.readouterr().out
+    assert mba("predict", "run", reads, "--out", out, "--resume", "--force") == 2
+    assert not part.exists()
+    assert not (tmp_path / "p.tsv.part.json").exists()
+    resumed = out.read_bytes()
+    assert mba("predict", "run", reads, "--out", out, "--strand", "forward", "--force") == 0
+    again = table(out)
+    out.write_bytes(resumed)
+    for a, b in zip(table(out), again, strict=True):
+        assert (a["record"], a["predicted"]) == (b["record"], b["predicted"])
+        assert float(a["p_human"]) == pytest.approx(float(b["p_human"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_exits_with_130(tmp_path, capsys, monkeypatch, reads, number):
+    from mamba_bio_audio.inference import predict as module
+
+    real = module.classify
+    calls = 0
+
+    def signalled(*arguments, **settings):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), number)
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(module, "classify", signalled)
+    out = tmp_path / "p.tsv"
+    assert mba("predict", "run", reads, "--out", out, "--strand", "forward") == 130
+    assert "--resume" in capsys.readouterr().err
+    done = len(table(tmp_path / "p.tsv.part"))
+    assert 0 < done < 6000
+    # The records that were done must still be those.
+    text = reads.read_text()
+    reads.write_text(text.replace("@r7\n", "@other\n", 1))
+    assert mba("predict", "run", reads, "--out", out, "--strand", "forward", "--resume") == 2
+    assert "the files changed" in capsys.readouterr().err
+    reads.write_text(text)
+    assert mba("predict", "run", reads, "--out", out, "--strand", "forward", "--resume") == 0
+    assert [row["record"] for row in table(out)] == [f"r{i}" for i in range(6000)]
 
 
 def test_what_cannot_be_is_refused(tmp_path, capsys, model, monkeypatch):

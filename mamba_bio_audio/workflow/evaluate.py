@@ -11,6 +11,7 @@ from mamba_bio_audio import checkpoint
 from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.config import RunConfig, override, validate
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation.audio_yardsticks import yardsticks
 from mamba_bio_audio.evaluation.likelihood import Likelihood, evaluate_likelihood, perplexity
 from mamba_bio_audio.evaluation.markov import MarkovTable, markov_table
 from mamba_bio_audio.inference.classify import Strand
@@ -99,7 +100,17 @@ def evaluate(
         "model": _scores(likelihood),
     }
     if isinstance(data, AudioDataModule):
-        return result | {"quantizer": data.codec.description, "sample_rate_hz": data.codec.sample_rate_hz}
+        result |= {"quantizer": data.codec.description, "sample_rate_hz": data.codec.sample_rate_hz}
+        names = data.group_names
+        if len(names) > 1:
+            result["recordings"] = {
+                names[int(group)]: {"model": _scores(score)} | {"scored": score.count}
+                for group, score in likelihood.groups.items()
+            }
+        if baselines:
+            result["yardsticks"], count = yardsticks(data, split)
+            assert count == likelihood.count
+        return result
     windows = data.evaluation_windows(split)
     genomes = data.genome.genomes
     result |= {
@@ -176,12 +187,7 @@ def _markov(fitted: MarkovTable) -> dict[str, Any]:
 def describe_evaluation(result: dict[str, Any]) -> str:
     """The evaluation for people."""
     if "quantizer" in result:
-        model = result["model"]
-        return (
-            f"{result['split']} split: {result['scored']:,} samples of {result['quantizer']} at "
-            f"{result['sample_rate_hz']:,} Hz scored once, windows of {result['length']:,}\n\n"
-            f"{'':<28}{'nats':>9}{'bits':>9}{'perplexity':>12}\n" + _row(f"model ({result['weights']})", model)
-        )
+        return _describe_audio(result)
     lines = [
         f"{result['split']} split: {result['scored']:,} of {result['bases']:,} bases scored "
         f"({result['unknown']:,} unknown, {result['first_of_record']:,} first of their record), "
@@ -208,6 +214,25 @@ def describe_evaluation(result: dict[str, Any]) -> str:
             columns = [own["orders"][1], own["orders"][3], own["best"]] if own else []
             cells = "".join(f"{column['perplexity']:>10.4f}" for column in columns)
             lines.append(f"{name:<40}{row['model']['perplexity']:>9.4f}{cells}")
+    return "\n".join(lines)
+
+
+def _describe_audio(result: dict[str, Any]) -> str:
+    rows = {f"model ({result['weights']})": result["model"]["bits"], **result.get("yardsticks", {})}
+    lines = [
+        f"{result['split']} split: {result['scored']:,} samples at {result['sample_rate_hz']:,} Hz scored once, "
+        f"windows of {result['length']:,} (each begins without context; the yardsticks' do not)",
+        "",
+        f"{'bits per sample':<28}{result['quantizer']}",
+        *(f"{name:<28}{bits:>9.4f}" for name, bits in rows.items()),
+    ]
+    best = min(result.get("yardsticks", {}).items(), key=lambda row: row[1], default=None)
+    if best is not None:
+        gain = best[1] - result["model"]["bits"]
+        verdict = "." if gain > 0 else ": it has learnt less than that."
+        lines += ["", f"The model is {abs(gain):.4f} bits {'below' if gain > 0 else 'above'} {best[0]}{verdict}"]
+    if "recordings" in result:
+        lines += ["", *(f"{name:<40}{row['model']['bits']:>9.4f}" for name, row in result["recordings"].items())]
     return "\n".join(lines)
 
 

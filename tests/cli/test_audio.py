@@ -103,8 +103,12 @@ def test_evaluate_names_the_quantiser(trained, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["quantizer"] == "mu-law 8 bit standard"
     assert result["scored"] == 1018 + 1019
+    assert list(result["yardsticks"]) == ["unigram", "order 1", "order 2", "LPC-32"]
+    assert result["yardsticks"]["LPC-32"] < result["yardsticks"]["unigram"]
     assert mba_command("evaluate", trained, "--quiet", "--device", "cpu") == 0
-    assert "mu-law 8 bit standard" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "bits per sample             mu-law 8 bit standard" in text
+    assert "above LPC-32: it has learnt less than that." in text
 
 
 def test_load_and_export(trained, tmp_path):

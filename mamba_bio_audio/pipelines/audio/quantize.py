@@ -42,6 +42,7 @@ class AudioCodec:
         sample_ids: ids that may be sampled, all of them.
         sample_rate_hz: of the audio.
         description: what a likelihood must name beside itself.
+        edges: smallest sample of level 1, 2, ..., Q - 1; in `sashimi` of the scaled range.
     """
 
     name = "audio"
@@ -69,7 +70,7 @@ class AudioCodec:
         self.sample_ids = tuple(range(self.vocab_size))
         self.description = f"{quantizer} {bits} bit {variant}"
         self._dtype = np.dtype(np.uint8 if bits == 8 else np.int16)
-        self._edges = self._lower_edges()
+        self.edges = self._lower_edges()
         self._values = self._decoded()
 
     @classmethod
@@ -98,7 +99,7 @@ class AudioCodec:
         elif scale is not None:
             raise ValueError("only the variant sashimi has a scale")
         # Edges instead of logarithms: the same on every machine, wherever a sample lies in its array.
-        return np.searchsorted(self._edges, samples, side="right").astype(self._dtype)
+        return np.searchsorted(self.edges, samples, side="right").astype(self._dtype)
 
     def decode(self, ids: ArrayLike) -> NDArray[np.float32]:
         """Audio of levels, float32 in [-1, 1], the shape of `ids`; `sashimi` audio keeps its scaled range."""
@@ -108,6 +109,11 @@ class AudioCodec:
         if values.size and (values.min() < 0 or values.max() >= self.vocab_size):
             raise ValueError(f"levels lie in 0..{self.vocab_size - 1}, found {values.min()}..{values.max()}")
         return self._values[values]
+
+    def centres(self) -> NDArray[np.float64]:
+        """Middle of each level's range of samples, (Q,)."""
+        edges = np.concatenate([[-1.0], self.edges, [1.0]])
+        return (edges[:-1] + edges[1:]) / 2
 
     def _lower_edges(self) -> NDArray[np.float64]:
         """Smallest sample of level 1, 2, ..., Q - 1."""

@@ -1,0 +1,177 @@
+"""What a model of audio has to beat: tables of levels, and adaptive linear prediction.
+
+    unigram, order k    p_k(x | w) = (c(w x) + a p_{k-1}(x | w')) / (c(w) + a),  counts of the training split
+    LPC                 p(level) = (1 - e) [Phi((upper - m) / s) - Phi((lower - m) / s)] + e / Q
+
+with w the k levels before (the zero level before the first), w' the same without the oldest, a chosen on validation. In
+LPC m is the prediction from the 32 samples before by coefficients of the 2,048 samples before the current block of 256
+(autocorrelation method, Levinson's recursion; Makhoul 1975), s the running scale of the error (half-life 32 samples),
+Phi the normal distribution, and the integral goes over the level's own range of samples. Everything adapts backwards:
+nothing that is scored has been seen.
+
+What they answer: the tables, how much the levels' own statistics tell; LPC, how much a short resonant filter tells that
+knows nothing of music or speech. A model above LPC has learnt less than a filter. Bits compare under one quantiser only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.audio.splits import Span
+from mamba_bio_audio.pipelines.audio.windows import tile
+
+Levels = NDArray[np.uint8 | np.int16]
+_PIECE = 1 << 22
+_ORDER, _WINDOW, _BLOCK, _HALF_LIFE = 32, 2048, 256, 32
+_SMALLEST_SCALE, _ESCAPE = 1e-5, 1e-3
+_SMOOTHING = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0)
+# The smoothing, one number, is chosen on about this many samples of validation.
+_CHOICE_SAMPLES = 1 << 19
+# The largest table of counts: order 2 at 8 bits, order 1 at 12.
+_MAX_TABLE = 1 << 24
+
+
+def yardsticks(data: AudioDataModule, split: str) -> tuple[dict[str, float], int]:
+    """Bits per sample of each yardstick on a split, best last, and how many samples they are over.
+
+    Args:
+        data: set up; its training and validation splits are not empty.
+        split: train, valid or test.
+    """
+    tables = LevelTables(data.codec)
+    for levels in runs(data, "train"):
+        tables.count(levels)
+    tables.choose(runs(data, "valid"))
+    nats = np.zeros(tables.max_order + 1)
+    lpc, count = 0.0, 0
+    for levels in runs(data, split):
+        nats += tables.nats(levels).sum(1)
+        lpc += float(linear_prediction_bits(levels, data.codec).sum())
+        count += len(levels)
+    bits = nats / np.log(2) / count
+    names = ["unigram", *(f"order {order}" for order in range(1, tables.max_order + 1))]
+    return dict(zip(names, bits.tolist(), strict=True)) | {f"LPC-{_ORDER}": lpc / count}, count
+
+
+def runs(data: AudioDataModule, split: str) -> Iterator[Levels]:
+    """Levels of a split in stretches as long as they come; in the variant `sashimi`, which scales them, by window."""
+    spans: Iterable[Span] = data.evaluation_spans(split)
+    length = data.length if data.codec.variant == "sashimi" else _PIECE
+    windows = tile(spans, length)
+    for number in range(len(windows)):
+        yield data.recordings.ids(windows[number])
+
+
+class LevelTables:
+    """Counts of a level after the levels before it.
+
+    Attributes:
+        max_order: longest context whose table stays small, 2 at 8 bits, 1 above.
+        smoothing: a.
+    """
+
+    def __init__(self, codec: AudioCodec) -> None:
+        self.size = codec.vocab_size
+        self.zero_level = codec.zero_level
+        self.max_order = 2 if self.size**3 <= _MAX_TABLE else 1
+        self.smoothing = _SMOOTHING[0]
+        self.counts = [np.zeros(self.size ** (order + 1), np.int64) for order in range(self.max_order + 1)]
+        self._contexts = list(self.counts)
+        self._waiting: list[NDArray[np.int64]] = []
+
+    def count(self, levels: Levels) -> None:
+        """Add a recording."""
+        self._waiting.append(self._words(levels))
+        if sum(map(len, self._waiting)) >= _PIECE:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        words = np.concatenate(self._waiting)
+        self._waiting = []
+        for counts in self.counts:
+            counts += np.bincount(words % len(counts), minlength=len(counts))
+        self._contexts = [counts.reshape(-1, self.size).sum(1) for counts in self.counts]
+
+    def choose(self, recordings: Iterable[Levels]) -> None:
+        """Take the smoothing that is best for the highest order."""
+        pieces, total = [], 0
+        for levels in recordings:
+            pieces.append(levels[: _CHOICE_SAMPLES - total])
+            total += len(pieces[-1])
+            if total >= _CHOICE_SAMPLES:
+                break
+        scores = {}
+        for smoothing in _SMOOTHING:
+            self.smoothing = smoothing
+            scores[smoothing] = sum(float(self.nats(levels)[-1].sum()) for levels in pieces)
+        self.smoothing = min(scores, key=scores.__getitem__)
+
+    def nats(self, levels: Levels) -> NDArray[np.float64]:
+        """Negative log-likelihood (orders, n) of a recording under every order."""
+        self._flush()
+        words = self._words(levels)
+        p = np.full(len(words), 1 / self.size)
+        out = []
+        for counts, contexts in zip(self.counts, self._contexts, strict=True):
+            word = words % len(counts)
+            p = (counts[word] + self.smoothing * p) / (contexts[word // self.size] + self.smoothing)
+            out.append(-np.log(p))
+        return np.stack(out)
+
+    def _words(self, levels: Levels) -> NDArray[np.int64]:
+        """Each level with those before it, as one number, itself lowest."""
+        past = np.concatenate([np.full(self.max_order, self.zero_level), levels.astype(np.int64)])
+        words = np.zeros(len(levels), np.int64)
+        for back in range(self.max_order, -1, -1):
+            words = words * self.size + past[self.max_order - back : len(past) - back]
+        return words
+
+
+def linear_prediction_bits(levels: Levels, codec: AudioCodec) -> NDArray[np.float64]:
+    """Bits (n,) of each level of a recording under adaptive linear prediction of order 32."""
+    from scipy.signal import lfilter
+    from scipy.special import ndtr
+
+    count = len(levels)
+    audio = codec.centres()[levels]
+    blocks = -(-count // _BLOCK)
+    before = np.concatenate([np.zeros(_WINDOW), audio, np.zeros(blocks * _BLOCK - count)])
+    # The rising half of a Hann window: what is nearest counts most.
+    taper = np.hanning(2 * _WINDOW + 1)[1 : _WINDOW + 1]
+    frames = np.lib.stride_tricks.sliding_window_view(before, _WINDOW)[: blocks * _BLOCK : _BLOCK]
+    filters = np.concatenate([_coefficients(frames[low : low + 256] * taper) for low in range(0, blocks, 256)])
+    past = np.lib.stride_tricks.sliding_window_view(before[_WINDOW - _ORDER :], _ORDER)[: blocks * _BLOCK, ::-1]
+    predicted = np.einsum("bto,bo->bt", past.reshape(blocks, _BLOCK, _ORDER), filters).reshape(-1)[:count]
+
+    decay = 0.5 ** (1 / _HALF_LIFE)
+    start = 0.1
+    error = np.abs(audio - predicted)
+    scale = lfilter([1 - decay], [1, -decay], error, zi=[start * decay])[0]
+    # 1.25 times the mean absolute error is the standard deviation of a normal distribution.
+    scale = 1.2533 * np.concatenate([[start], scale[:-1]]) + _SMALLEST_SCALE
+    edges = np.concatenate([[-np.inf], codec.edges, [np.inf]])
+    p = ndtr((edges[levels.astype(np.int64) + 1] - predicted) / scale) - ndtr((edges[levels] - predicted) / scale)
+    return -np.log2((1 - _ESCAPE) * p + _ESCAPE / codec.vocab_size)
+
+
+def _coefficients(frames: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Prediction filters (b, order) of frames (b, n): autocorrelation, Levinson's recursion."""
+    spectrum = np.fft.rfft(frames, 2 * frames.shape[1])
+    r = np.fft.irfft(np.abs(spectrum) ** 2)[:, : _ORDER + 1]
+    # White noise 40 dB below, and a little always: silence predicts silence.
+    r[:, 0] = r[:, 0] * 1.0001 + 1e-7 * frames.shape[1]
+    a = np.zeros((len(frames), _ORDER))
+    error = r[:, 0].copy()
+    for order in range(_ORDER):
+        reflection = (r[:, order + 1] - (a[:, :order] * r[:, order:0:-1]).sum(1)) / error
+        a[:, :order] -= reflection[:, None] * a[:, :order][:, ::-1]
+        a[:, order] = reflection
+        error *= 1 - reflection**2
+    return a

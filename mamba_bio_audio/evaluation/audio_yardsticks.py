@@ -10,7 +10,7 @@ Phi the normal distribution, and the integral goes over the level's own range of
 nothing that is scored has been seen.
 
 What they answer: the tables, how much the levels' own statistics tell; LPC, how much a short resonant filter tells that
-knows nothing of music or speech. A model above LPC has learnt less than a filter. Bits of two quantisers do not compare.
+knows nothing of music or speech. Bits of two quantisers do not compare.
 """
 
 from __future__ import annotations

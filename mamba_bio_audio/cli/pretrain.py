@@ -80,6 +80,6 @@ def _text(summary: dict[str, Any]) -> str:
     speed = summary["tokens_per_second"]
     lines.append(("" if math.isnan(speed) else f"{speed:,.0f} {summary['unit']}s/s; ") + f"run folder {summary['run']}")
     if not summary["stopped_by"]:
-        sample = f"   mba sample {summary['run']} --length 1000" if summary["unit"] == "base" else ""
-        lines.append(f"next: mba evaluate {summary['run']}{sample}")
+        length = "1000" if summary["unit"] == "base" else "16000 --out sample.wav"
+        lines.append(f"next: mba evaluate {summary['run']}   mba sample {summary['run']} --length {length}")
     return "\n".join(lines)

@@ -23,13 +23,13 @@ from mamba_bio_audio.errors import InputError
 
 def sample(
     run: RunArgument,
-    length: Annotated[int, typer.Option(min=1, help="Bases per sample, without the prompt.")],
+    length: Annotated[int, typer.Option(min=1, help="Bases or audio samples each, without the prompt.")],
     num_samples: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
-    out: Annotated[Path | None, typer.Option("--out", help="FASTA file; default standard output.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Sequence that comes before.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="FASTA file (default standard output); audio: FILE.wav, FILE.flac, or a folder.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What comes before: bases, or an audio file.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="Divides the logits; 0 takes the likeliest.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k likeliest bases.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest bases up to this sum.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k likeliest symbols.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest symbols up to this sum.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     which: WhichOption = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples made at a time; does not change them.")] = 16,
@@ -39,11 +39,11 @@ def sample(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Sample DNA as FASTA: recurrent, in constant memory, only A, C, G and T; streamed to disk and resumable."""
+    """Sample DNA as FASTA, audio as WAV or FLAC: recurrent, in constant memory, streamed to disk and resumable."""
     if resume and force:
         raise InputError("--resume continues a sampling and --force replaces it; give one of them")
-    if out is not None and out.is_dir():
-        raise InputError(f"{out} is a folder; give a file")
+    if out is not None and out.is_dir() and not (out / "samples.json").exists():
+        raise InputError(f"{out} is a folder; give a file, or for several samples of audio a folder that is not there yet")
     part = None if out is None else out.with_name(f"{out.name}.part")
     if out is not None and part is not None and resume and out.exists() and not part.exists():
         print(f"{out}: already complete")
@@ -56,7 +56,7 @@ def sample(
 
     from mamba_bio_audio.workflow import sample as workflow
 
-    with counter("sampling", "bases", quiet) as progress:
+    with counter("sampling", "symbols", quiet) as progress:
         settings: dict[str, Any] = {
             "length": length,
             "num_samples": num_samples,
@@ -78,4 +78,17 @@ def sample(
         print(f"stopped by {stopped_by}{again}", file=sys.stderr)
         raise typer.Exit(130)
     if out is not None:
-        print(f"{out}: {num_samples:,} samples of {length:,} bases")
+        print(f"{out}: {num_samples:,} samples of {length:,} {_what(out)}")
+
+
+def _what(out: Path) -> str:
+    """What was written: bases, or audio with its duration and the rate of its making."""
+    import json
+
+    notes = [path for path in (out / "samples.json", out.with_name(f"{out.name}.json")) if path.is_file()]
+    if not notes:
+        return "bases"
+    note = json.loads(notes[0].read_text(encoding="utf-8"))
+    rate = note["samples_per_second"]
+    speed = "" if rate is None else f"; {rate:,.0f} samples/s, {rate / note['sample_rate_hz']:.3g} times real time"
+    return f"samples ({note['which']} weights, {note['quantizer']}){speed}"

@@ -166,7 +166,7 @@ def _coefficients(frames: NDArray[np.float64]) -> NDArray[np.float64]:
     spectrum = np.fft.rfft(frames, 2 * frames.shape[1])
     r = np.fft.irfft(np.abs(spectrum) ** 2)[:, : _ORDER + 1]
     # White noise 40 dB below, and a little always: silence predicts silence.
-    r[:, 0] = r[:, 0] * 1.0001 + 1e-7 * frames.shape[1]
+    r[:, 0] = r[:, 0] * 1.0001 + 1e-10 * frames.shape[1]
     a = np.zeros((len(frames), _ORDER))
     error = r[:, 0].copy()
     for order in range(_ORDER):

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference.decoding import FixedSteps, prefill, steps, stretch
 
 _BLOCK = 1024
 
@@ -60,6 +62,7 @@ def generate(
     allowed: Sequence[int] | None = None,
     initial: Sequence[float] | None = None,
     batch_size: int | None = None,
+    cuda_graph: bool = True,
     on_tokens: Callable[[Block], None] | None = None,
 ) -> Tensor:
     """Sample sequences from a language model.
@@ -72,7 +75,7 @@ def generate(
         length: symbols to sample, without the prompt; 0 or more.
         num_samples: rows.
         prompt: symbols that come before, (P,) for all rows or (num_samples, P), or text if the model has a
-            codec.
+            codec. A model whose codec has a `start_id` (audio: the zero level) reads that first by itself.
         temperature: divides the logits; 0 takes the likeliest symbol (of equals the first in `allowed`).
         top_k: keep the k likeliest symbols (of equals the first in `allowed`); None keeps all.
         top_p: keep the likeliest symbols up to and with the one that brings their sum to p, in (0, 1];
@@ -82,6 +85,7 @@ def generate(
         initial: probabilities over `allowed` of the first symbol where there is no prompt, taken as they are
             whatever temperature, top_k and top_p; None is uniform.
         batch_size: rows at a time; None is all.
+        cuda_graph: on a GPU run the steps of models with a constant state as CUDA graphs; False launches them singly.
         on_tokens: called with each block of up to 1024 new symbols per row as it is made.
 
     Returns:
@@ -99,6 +103,7 @@ def generate(
         allowed=allowed,
         initial=initial,
         batch_size=batch_size,
+        cuda_graph=cuda_graph,
     )
     out: Tensor | None = None
     for block in blocks:
@@ -127,6 +132,7 @@ def generate_blocks(
     first_row: int = 0,
     first_position: int = 0,
     state: Any = None,
+    cuda_graph: bool = True,
 ) -> Iterator[Block]:
     """Sample as `generate` does, in blocks: rows of a batch from first to last symbol, then the next batch.
 
@@ -138,6 +144,7 @@ def generate_blocks(
         first_row: index of the first row, for the random draws and in the blocks.
         first_position: index of the first new symbol, likewise.
         state: of the model before `prompt`; for one batch. None is the start of a sequence.
+        cuda_graph: as of `generate`.
 
     Returns:
         Iterator over `Block`. Options are checked at once, before the first block is asked for.
@@ -154,6 +161,10 @@ def generate_blocks(
     if getattr(model, "streaming", "constant") == "none":
         raise InputError("this model cannot carry a state from symbol to symbol, so it cannot sample")
     prefix = _check_prompt(model, prompt, num_samples)
+    start_id = getattr(getattr(model, "codec", None), "start_id", None)
+    if start_id is not None and state is None:
+        first = torch.full((1 if prefix is None else len(prefix), 1), start_id)
+        prefix = first if prefix is None else torch.cat([first, prefix], 1)
     if prefix is None and first_position:
         raise InputError("first_position needs the symbols before it as prompt")
     if state is not None and (prefix is None or (batch_size or num_samples) < num_samples):
@@ -166,7 +177,9 @@ def generate_blocks(
             start = prefix
             if prefix is not None:
                 start = prefix[low : low + rows] if len(prefix) > 1 else prefix.expand(rows, -1)
-            yield from _batch(model, choice, start, rows, length, seed, first_row + low, first_position, state)
+            yield from _batch(
+                model, choice, start, rows, length, seed, first_row + low, first_position, state, cuda_graph
+            )
 
     return blocks()
 
@@ -181,14 +194,19 @@ def _batch(
     first_row: int,
     first_position: int,
     state: Any,
+    cuda_graph: bool,
 ) -> Iterator[Block]:
     """Sample `rows` rows from the first to the last symbol."""
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     choice = choice.to(device)
     last = None if prefix is None else prefix.to(device)
-    for low in range(0, length, _BLOCK):
-        size = min(_BLOCK, length - low)
+    count = stretch(model)
+    most = -(-_BLOCK // count) * count
+    fixed: FixedSteps | None = None
+    graphs = cuda_graph and device.type == "cuda" and getattr(model, "streaming", "none") == "constant"
+    for low in range(0, length, most):
+        size = min(most, length - low)
         numbers = uniforms(seed, range(first_row, first_row + rows), first_position + low, size)
         # One row of `draws` per step, contiguous.
         draws = torch.from_numpy(numbers.T.copy()).to(device)
@@ -198,18 +216,34 @@ def _batch(
         model.eval()
         try:
             with torch.inference_mode():
-                for step in range(size):
-                    if last is None:
-                        symbol, score = choice.first(draws[step])
-                    else:
-                        output = model(last, state, logits="last")
-                        state = output.state
-                        symbol, score = choice.next(output.logits[:, -1], draws[step])
-                    last = symbol[:, None]
-                    symbols.append(symbol)
-                    scores.append(score)
-                tokens = torch.stack(symbols, 1).to("cpu", choice.storage)
-                log_likelihood = torch.stack(scores, 1).cpu()
+                if last is None:
+                    symbol, score = choice.first(draws[0])
+                    symbols.append(symbol[None])
+                    scores.append(score[None])
+                    last, draws = symbol[:, None], draws[1:]
+                elif last.shape[1] > 1:
+                    state = prefill(model, last[:, :-1], state)
+                    last = last[:, -1:]
+                while graphs and len(draws) >= count:
+                    if fixed is None:
+                        before = model.init_state(rows, device, parameter.dtype) if state is None else state  # type: ignore
+                        fixed = FixedSteps(model, choice.next, last, before, count)
+                    found = fixed(draws[:count])
+                    symbols.append(found[0])
+                    scores.append(found[1])
+                    draws = draws[count:]
+                if fixed is not None:
+                    # Of its own: the next replay writes into the tensors in place.
+                    last = fixed.last.clone()
+                    state = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, fixed.state)
+                if len(draws):
+                    found_symbols, found_scores, state = steps(model, choice.next, last, state, draws)
+                    symbols.append(found_symbols)
+                    scores.append(found_scores)
+                    last = found_symbols[-1][:, None]
+                    fixed = None
+                tokens = torch.cat(symbols).T.to("cpu", choice.storage)
+                log_likelihood = torch.cat(scores).T.cpu()
         finally:
             model.train(was_training)
         if not torch.isfinite(log_likelihood).all():

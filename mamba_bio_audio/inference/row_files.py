@@ -50,6 +50,8 @@ class RowFiles:
         encode: tokens (n,) of a row to the bytes that its file receives.
         symbol_bytes: bytes per symbol that `encode` gives.
         suffix: of the row files, without a dot.
+        header: from the number of symbols in a row to the bytes that its file begins with, always as many; kept true
+            block by block, so that a killed run leaves files that others can read.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class RowFiles:
         encode: Callable[[NDArray[Any]], bytes],
         symbol_bytes: int = 1,
         suffix: str = "txt",
+        header: Callable[[int], bytes] = lambda symbols: b"",
     ) -> None:
+        self.header = header
         self.folder = folder
         # As they come back from JSON, to be comparable.
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
@@ -162,12 +166,12 @@ class RowFiles:
                 **options,
             )
             self._cut(low, rows, position)
-            files = [self.path(low + i).open("ab") for i in range(rows)]
+            files = [self.path(low + i).open("r+b") for i in range(rows)]
             try:
                 saved = time.monotonic()
                 for block in blocks:
                     for i, tokens in enumerate(block.tokens.numpy()):
-                        self._write(files[i], self.encode(tokens))
+                        self._write(files[i], self.encode(tokens), block.position + len(tokens))
                         sums[low + i] += float(block.log_likelihood[i].sum())
                     position = block.position + block.tokens.shape[1]
                     if progress is not None:
@@ -185,11 +189,17 @@ class RowFiles:
                     file.close()
         return tuple(sums)
 
-    @staticmethod
-    def _write(file: BinaryIO, data: bytes) -> None:
+    def _write(self, file: BinaryIO, data: bytes, symbols: int) -> None:
+        """Append a block; the header follows what is there."""
         try:
+            file.seek(0, os.SEEK_END)
             file.write(data)
             file.flush()
+            header = self.header(symbols)
+            if header:
+                file.seek(0)
+                file.write(header)
+                file.flush()
         except OSError as error:
             reason = f"{error.strerror}; what was sampled is kept: make room and continue with --resume"
             raise OSError(error.errno, reason, file.name) from None
@@ -230,7 +240,10 @@ class RowFiles:
         for row in range(low, low + rows):
             path = self.path(row)
             size = path.stat().st_size if path.exists() else 0
-            if size < position * self.symbol_bytes:
+            header = self.header(position)
+            kept = len(header) + position * self.symbol_bytes
+            if position and size < kept:
                 raise InputError(f"{path}: shorter than the saved state says; start again with --force")
-            if size:
-                os.truncate(path, position * self.symbol_bytes)
+            with path.open("r+b" if size else "wb") as file:
+                file.write(header)
+                file.truncate(kept)

@@ -1,4 +1,4 @@
-"""New sequences as FASTA: streamed to disk, resumable, in constant memory."""
+"""New sequences, DNA as FASTA: streamed to disk, resumable, in constant memory."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.training.signals import StopSignal
+from mamba_bio_audio.workflow.sample_audio import sample_audio
 
 _LINE_BASES = 80
 
@@ -41,14 +42,15 @@ def sample(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> str | None:
-    """Sample DNA from a run as FASTA, new bases only.
+    """Sample from a run, new symbols only: DNA as FASTA, audio as WAV or FLAC (`workflow.sample_audio`).
 
     Without a prompt the first base is drawn from the composition of the training split in the manifest, and the header
     says so. The bases stream into the folder `OUT.part`, from which an interrupted or killed sampling goes on; `out`
     appears whole.
 
     Args:
-        out: FASTA file, replaced where it exists; None is standard output, which cannot be resumed.
+        out: FASTA file, replaced where it exists; None is standard output, which cannot be resumed. Audio: see there.
+        prompt: bases, or an audio file.
         batch_size: records made at a time; does not change the result.
         resume: go on with what is in `OUT.part`, with the same settings; from the beginning where there is none.
         force: discard an unfinished sampling.
@@ -60,8 +62,26 @@ def sample(
     model = checkpoint.load_language_model(run, which).to(device)
     if model.codec is None:
         raise InputError(f"{run}: weights without a codec cannot be sampled as DNA; use mba.generate")
-    if model.codec.name != "dna":
-        raise InputError(f"{run}: a model of audio; mba sample writes DNA, use mba.generate for its levels")
+    draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    if model.codec.name == "audio":
+        if out is None:
+            raise InputError("audio is not written to standard output; give --out FILE.wav, FILE.flac or a folder")
+        return sample_audio(
+            model,
+            run,
+            out,
+            which=which,
+            weights=weights_hash(model),
+            length=length,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            prompt=prompt,
+            draws=draws,
+            device=device,
+            resume=resume,
+            force=force,
+            progress=progress,
+        )
     if prompt is not None:
         unknown = next((i for i, letter in enumerate(prompt) if letter not in "ACGTNacgtn"), None)
         if unknown is not None or not prompt:
@@ -74,13 +94,7 @@ def sample(
         shares = composition or dict.fromkeys("ACGT", 0.25)
         origin = "training composition" if composition else "uniform, no composition in the manifest"
         start = f"first_base=drawn from {origin} " + " ".join(f"{b}:{p:.4f}" for b, p in shares.items())
-    draws: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "initial": initial,
-    }
+    draws["initial"] = initial
     settings = draws | {
         "length": length,
         "num_samples": num_samples,

@@ -122,3 +122,100 @@ def test_load_and_export(trained, tmp_path):
     again = mba.load(out)
     assert again.codec.description == model.codec.description
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def sampling(run: Path, out: Path, *more: object) -> list[object]:
+    return ["sample", run, "--length", 150, "--out", out, "--seed", 4, "--quiet", "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def whole(trained, tmp_path_factory) -> Path:
+    """Three samples without interruption."""
+    out = tmp_path_factory.mktemp("samples") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mamba_bio_audio.inference.generate._BLOCK", 64)
+        assert mba_command(*sampling(trained, out, "--num-samples", 3)) == 0
+    return out
+
+
+def test_a_folder_of_samples_with_an_index(whole, trained, tmp_path, capsys):
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == ["index.tsv", *(f"sample-{row:05d}.flac" for row in range(3)), "samples.json"]
+    with (whole / "index.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    nats = [float(row["log_likelihood_nats"]) for row in rows]
+    assert nats == sorted(nats)
+    note = json.loads((whole / "samples.json").read_text())
+    assert note["quantizer"] == "mu-law 8 bit standard"
+    assert note["log_likelihood"] == pytest.approx([nats[[int(r["row"]) for r in rows].index(i)] for i in range(3)])
+    # The likelihood is the model's own, at temperature 1, of the levels in the file.
+    model = mba.load(trained)
+    audio, rate = soundfile.read(whole / "sample-00001.flac")
+    levels = torch.from_numpy(model.codec.encode(audio).astype(np.int64))
+    tokens = torch.cat([torch.tensor([128]), levels[:-1]])
+    loss = model(tokens[None], targets=levels[None]).loss_sum
+    assert rate == 16_000
+    assert note["log_likelihood"][1] == pytest.approx(-float(loss.detach()), rel=1e-5)
+    capsys.readouterr()
+    assert mba_command(*sampling(trained, whole, "--num-samples", 3)) == 2
+    assert mba_command(*sampling(trained, tmp_path / "x.wav", "--num-samples", 3)) == 2
+    assert "give a folder for 3" in capsys.readouterr().err
+    assert mba_command("sample", trained, "--length", 9, "--quiet", "--device", "cpu") == 2
+    assert "give --out" in capsys.readouterr().err
+
+
+def test_one_file_and_the_batch_size_change_nothing(whole, trained, tmp_path):
+    expected = soundfile.read(whole / "sample-00000.flac")[0]
+    for name in ("one.wav", "one.flac"):
+        assert mba_command(*sampling(trained, tmp_path / name)) == 0
+        np.testing.assert_array_equal(soundfile.read(tmp_path / name)[0], expected)
+        assert json.loads((tmp_path / f"{name}.json").read_text())["log_likelihood"] < 0
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_killed_sampling_plays_and_resumes_to_the_same_end(whole, trained, tmp_path, monkeypatch, blocks):
+    """Killed after some blocks, before anything is saved of the last one."""
+    from mamba_bio_audio.inference.row_files import RowFiles
+
+    out = tmp_path / "again"
+    seen = 0
+    write = RowFiles._write
+
+    def killed(self, *arguments):
+        nonlocal seen
+        write(self, *arguments)
+        seen += 1
+        if seen == 3 * blocks:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mamba_bio_audio.inference.generate._BLOCK", 64)
+        patch.setattr("mamba_bio_audio.inference.row_files._SAVE_EVERY_S", 0.0)
+        patch.setattr(RowFiles, "_write", killed)
+        assert mba_command(*sampling(trained, out, "--num-samples", 3)) == 130
+    # Playable to the block that was written.
+    partial = soundfile.read(tmp_path / "again.part" / "row-00002.wav")[0]
+    assert len(partial) == 64 * blocks
+    np.testing.assert_array_equal(partial, soundfile.read(whole / "sample-00002.flac")[0][: len(partial)])
+    assert mba_command(*sampling(trained, out, "--num-samples", 3)) == 2
+    assert mba_command(*sampling(trained, out, "--num-samples", 3, "--resume")) == 0
+    assert not (tmp_path / "again.part").exists()
+    for path in whole.iterdir():
+        if path.name != "samples.json":
+            assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+
+
+def test_a_prompt_of_any_rate_is_continued(trained, tmp_path, capsys):
+    time = np.arange(4410) / 44_100
+    stereo = np.stack([np.sin(2 * np.pi * 300 * time), np.zeros(4410)], 1)
+    soundfile.write(tmp_path / "clip.ogg", 0.5 * stereo, 44_100)
+    out = tmp_path / "next.wav"
+    assert mba_command(*sampling(trained, out, "--prompt", tmp_path / "clip.ogg")) == 0
+    note = json.loads((tmp_path / "next.wav.json").read_text())
+    assert note["prompt_samples"] == 1600
+    assert len(soundfile.read(out)[0]) == 150
+    assert mba_command(*sampling(trained, tmp_path / "free.wav")) == 0
+    assert out.read_bytes() != (tmp_path / "free.wav").read_bytes()
+    (tmp_path / "bad.wav").write_bytes(b"")
+    assert mba_command(*sampling(trained, tmp_path / "x.wav", "--prompt", tmp_path / "bad.wav")) == 2
+    assert "zero length" in capsys.readouterr().err

@@ -87,10 +87,10 @@ def test_every_sample_of_a_split_counts_once(variant, tmp_path) -> None:
 
 @pytest.mark.skipif(not PIANO.exists(), reason="no shared data")
 def test_piano_validation_recordings() -> None:
-    """3.036 bits; another predictor of this order was reported at about 3.35, so this bar is the higher one."""
+    """3.001 bits; another predictor of this order was reported at about 3.35, so this bar is the higher one."""
     total, count = 0.0, 0
     for name in ("scarlatti_k525", "bach_bwv858_prelude"):
         audio, _ = soundfile.read(PIANO / f"{name}.flac")
         found = linear_prediction_bits(CODEC.encode(audio), CODEC)
         total, count = total + found.sum(), count + len(found)
-    assert total / count == pytest.approx(3.036, abs=0.01)
+    assert total / count == pytest.approx(3.001, abs=0.01)

@@ -195,7 +195,7 @@ def test_generate_rows_with_own_prompts() -> None:
 def test_generate_prefill_once_then_single_steps() -> None:
     model = Chain()
     generate(model, length=5, num_samples=2, prompt=[1, 2, 3, 4])
-    assert [shape for shape, _ in model.calls] == [(2, 4)] + [(2, 1)] * 4
+    assert [shape for shape, _ in model.calls] == [(2, 3)] + [(2, 1)] * 5
 
 
 def test_generate_prefill_equals_steps() -> None:

@@ -178,7 +178,7 @@ def test_rows_on_a_full_disk(model, whole, tmp_path, monkeypatch):
 
     def full_open(self, mode="r", *arguments, **options):
         file = path_open(self, mode, *arguments, **options)
-        if mode != "ab":
+        if mode != "r+b":
             return file
 
         class Limited:
@@ -191,7 +191,7 @@ def test_rows_on_a_full_disk(model, whole, tmp_path, monkeypatch):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 return file.write(data)
 
-            flush, fileno, close = file.flush, file.fileno, file.close
+            flush, fileno, close, seek = file.flush, file.fileno, file.close, file.seek
 
         return Limited()
 

@@ -38,7 +38,7 @@ class AudioCodec:
 
     Attributes:
         vocab_size: levels, Q.
-        zero_level: Q / 2, what inputs begin with and are padded with; in `standard` the level of silence.
+        zero_level, start_id: Q / 2, what inputs begin with and are padded with; in `standard` the level of silence.
         sample_ids: ids that may be sampled, all of them.
         sample_rate_hz: of the audio.
         description: what a likelihood must name beside itself.
@@ -66,7 +66,7 @@ class AudioCodec:
         self.variant = variant
         self.sample_rate_hz = sample_rate_hz
         self.vocab_size = 2**bits
-        self.zero_level = self.vocab_size // 2
+        self.zero_level = self.start_id = self.vocab_size // 2
         self.sample_ids = tuple(range(self.vocab_size))
         self.description = f"{quantizer} {bits} bit {variant}"
         self._dtype = np.dtype(np.uint8 if bits == 8 else np.int16)

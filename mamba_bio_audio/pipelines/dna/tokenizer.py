@@ -32,6 +32,7 @@ class DnaTokenizer:
 
     name = "dna"
     unit = "base"
+    start_id = None
     vocab = TOKENS
     vocab_size = len(TOKENS)
     pad_id = PAD

@@ -1,0 +1,43 @@
+"""The header of a WAV file that is still growing.
+
+PCM, 16 bit, mono (IBM & Microsoft, Multimedia Programming Interface and Data Specifications 1.0, 1991). Written anew
+after every block, so that a file whose writer was killed plays to its last block.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+HEADER_BYTES = 44
+SAMPLE_BYTES = 2
+# The sizes in the header have 32 bits.
+MAX_SAMPLES = (2**32 - 1 - HEADER_BYTES) // SAMPLE_BYTES
+
+
+def header(samples: int, rate_hz: int) -> bytes:
+    """The first 44 bytes of a file with so many samples."""
+    data = samples * SAMPLE_BYTES
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        HEADER_BYTES - 8 + data,
+        b"WAVE",
+        b"fmt ",
+        16,
+        1,
+        1,
+        rate_hz,
+        rate_hz * SAMPLE_BYTES,
+        SAMPLE_BYTES,
+        8 * SAMPLE_BYTES,
+        b"data",
+        data,
+    )
+
+
+def pcm(audio: NDArray[np.floating]) -> bytes:
+    """Samples in [-1, 1] as little-endian 16-bit integers; what is beyond is clipped."""
+    return np.clip(np.rint(np.asarray(audio, np.float64) * 32767), -32768, 32767).astype("<i2").tobytes()

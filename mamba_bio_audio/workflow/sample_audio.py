@@ -1,0 +1,220 @@
+"""New recordings: WAV files that grow block by block and play at any time, FLAC at the end, an index by likelihood."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from mamba_bio_audio.checkpoint import Which, describe_which
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import atomic_path, write_json, write_text
+from mamba_bio_audio.inference import wav
+from mamba_bio_audio.inference.row_files import RowFiles
+from mamba_bio_audio.pipelines.audio.files import open_file
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.training.signals import StopSignal
+from mamba_bio_audio.workflow.environment import environment
+
+_BLOCK = 1 << 20
+
+
+class Prompt(NamedTuple):
+    """A recording that samples continue."""
+
+    path: str
+    levels: NDArray[np.uint8 | np.int16]
+    scale: tuple[float, float]  # minimum and maximum of its samples, by which `sashimi` scales
+
+
+def read_prompt(path: str, codec: AudioCodec, gain: float = 1.0) -> Prompt:
+    """Any audio file as levels, mono, at the model's rate."""
+    file = open_file(path)
+    samples = file.num_samples(codec.sample_rate_hz)
+    # The whole file: `sashimi` needs its range, and the model reads all of it.
+    audio = np.concatenate(
+        [file.read(start, min(start + _BLOCK, samples), codec.sample_rate_hz) for start in range(0, samples, _BLOCK)]
+    ) * np.float32(gain)
+    scale = (float(audio.min()), float(audio.max()))
+    return Prompt(path, codec.encode(audio), scale)
+
+
+def sample_audio(
+    model: Any,
+    run: Path,
+    out: Path,
+    *,
+    which: Which,
+    weights: str,
+    length: int,
+    num_samples: int,
+    batch_size: int,
+    prompt: str | None,
+    draws: dict[str, Any],
+    device: str,
+    resume: bool,
+    force: bool,
+    cuda_graph: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> str | None:
+    """Sample recordings, the continuation only where there is a prompt.
+
+    Args:
+        model: of audio, on its device.
+        out: one sample: a .wav or .flac file, with OUT.json beside it. Otherwise a folder: FLAC files by row,
+            `index.tsv` in rising order of log-likelihood, `samples.json`. Until it is whole all lies in OUT.part.
+        weights: hash of the model's weights.
+        length: samples per recording, without the prompt.
+        prompt: audio file that comes before.
+        draws: temperature, top_k, top_p, seed.
+        cuda_graph: as of `inference.generate`.
+
+    Returns:
+        Name of the signal that stopped it, None at the end.
+
+    Raises:
+        InputError: a bad prompt or --out, before anything is sampled.
+    """
+    codec: AudioCodec = model.codec
+    single = out.suffix.lower() in (".wav", ".flac")
+    if single and num_samples > 1:
+        raise InputError(f"{out}: one file holds one sample; give a folder for {num_samples:,}")
+    if not single and out.suffix.lower() in (".mp3", ".ogg"):
+        raise InputError(f"{out}: samples are written as .wav or .flac")
+    if length > wav.MAX_SAMPLES:
+        raise InputError(f"--length {length:,}: a WAV file holds up to {wav.MAX_SAMPLES:,} samples")
+    given = None
+    if prompt is not None:
+        gain = model.config.data.gain
+        given = read_prompt(prompt, codec, gain)
+    low, high = (-1.0, 1.0) if given is None or codec.variant == "standard" else given.scale
+
+    def encode(levels: NDArray[Any]) -> bytes:
+        audio = codec.decode(levels).astype(np.float64)
+        # `sashimi` levels lie in the range of the item; a prompt says which that is.
+        return wav.pcm(audio if (low, high) == (-1.0, 1.0) else (audio + 1) / 2 * (high - low) + low)
+
+    settings: dict[str, Any] = draws | {
+        "length": length,
+        "num_samples": num_samples,
+        "batch_size": batch_size,
+        "prompt": prompt,
+        "prompt_samples": 0 if given is None else len(given.levels),
+        "weights": weights,
+        "device": device,
+    }
+    rate = Rate()
+    rows = RowFiles(
+        out.with_name(f"{out.name}.part"),
+        settings,
+        encode=encode,
+        symbol_bytes=wav.SAMPLE_BYTES,
+        suffix="wav",
+        header=lambda samples: wav.header(samples, codec.sample_rate_hz),
+    )
+    with StopSignal() as stop:
+        rows.begin(resume=resume, force=force)
+
+        def report(done: int, total: int) -> None:
+            rate.count(done)
+            if progress is not None:
+                progress(done, total)
+
+        nats = rows.sample(
+            model,
+            length=length,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            prompt=None if given is None else given.levels.astype(np.int64),
+            progress=report,
+            stop=lambda: stop.number is not None,
+            cuda_graph=cuda_graph,
+            **draws,
+        )
+    if nats is None:
+        assert stop.number is not None
+        return signal.Signals(stop.number).name
+    described: dict[str, Any] = settings | {
+        "run": str(run),
+        "which": describe_which(model.config, which),
+        "quantizer": codec.description,
+        "sample_rate_hz": codec.sample_rate_hz,
+        "scale": [low, high],
+        "samples_per_second": rate.per_second,
+        "environment": environment(device),
+    }
+    if single:
+        _finish(rows.path(0), out)
+        write_json(out.with_name(f"{out.name}.json"), described | {"log_likelihood": nats[0]})
+    else:
+        _finish_folder(rows, out, nats, length, described, force)
+    rows.remove()
+    return None
+
+
+class Rate:
+    """Samples per second after the first block, in which everything warms up."""
+
+    def __init__(self) -> None:
+        self.first: tuple[int, float] | None = None
+        self.last: tuple[int, float] | None = None
+
+    def count(self, done: int) -> None:
+        """So many samples are there now, over all rows."""
+        self.last = (done, time.perf_counter())
+        self.first = self.first or self.last
+
+    @property
+    def per_second(self) -> float | None:
+        """Over all rows; None where there was only one block."""
+        if self.first is None or self.last is None or self.last[0] == self.first[0]:
+            return None
+        return (self.last[0] - self.first[0]) / (self.last[1] - self.first[1])
+
+
+def index_text(nats: Sequence[float], length: int, names: Sequence[str]) -> str:
+    """The table of samples, the least likely first, as published protocols sort them."""
+    lines = ["rank\tfile\trow\tlog_likelihood_nats\tbits_per_sample"]
+    for rank, row in enumerate(sorted(range(len(nats)), key=lambda row: (nats[row], row))):
+        bits = -nats[row] / math.log(2) / length
+        lines.append(f"{rank}\t{names[row]}\t{row}\t{nats[row]:.9g}\t{bits:.6g}")
+    return "\n".join(lines) + "\n"
+
+
+def _finish_folder(
+    rows: RowFiles, out: Path, nats: Sequence[float], length: int, described: dict[str, Any], force: bool
+) -> None:
+    whole = rows.folder / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    whole.mkdir()
+    names = [f"sample-{row:05d}.flac" for row in range(len(nats))]
+    for row, name in enumerate(names):
+        _finish(rows.path(row), whole / name)
+    write_text(whole / "index.tsv", index_text(nats, length, names))
+    write_json(whole / "samples.json", described | {"log_likelihood": list(nats)})
+    if out.exists() and force:
+        shutil.rmtree(out)
+    os.replace(whole, out)
+
+
+def _finish(source: Path, target: Path) -> None:
+    """A finished WAV to where it belongs, as WAV or, block by block, as FLAC."""
+    with atomic_path(target) as temporary:
+        if target.suffix.lower() == ".wav":
+            shutil.copyfile(source, temporary)
+            return
+        with (
+            soundfile.SoundFile(source) as read,
+            soundfile.SoundFile(temporary, "w", read.samplerate, 1, "PCM_16", format="FLAC") as write,
+        ):
+            for block in read.blocks(_BLOCK, dtype="int16"):
+                write.write(block)

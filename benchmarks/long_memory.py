@@ -4,10 +4,10 @@
     python benchmarks/long_memory.py copy --out benchmarks/results/copy
     python benchmarks/long_memory.py probe RUN FASTA --out benchmarks/results/copy_probe
 
-`needle` and `copy` double the length whenever the task is solved (or the steps of a stage are spent), up to
---train-length, then score lengths up to --test-length with the state carried in chunks. `probe` takes a trained DNA
-model, lays real sequence X, filler, X again, and reports the loss of the second X against that of the first at every
-length of the filler.
+`needle` and `copy` train at lengths from 64 up to a longest one that doubles whenever the task is solved (or the
+steps of a stage are spent), up to --train-length, then score lengths up to --test-length with the state carried in
+chunks. `probe` takes a trained DNA model, lays real sequence X, filler, X again, and reports the loss of the second
+X against that of the first at every length of the filler.
 Each writes OUT.csv and OUT.png.
 """
 
@@ -17,6 +17,7 @@ import argparse
 import csv
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> 
         steps=steps_in_all, length=length, tokens_per_step=length, lr=arguments.lr, weight_decay=arguments.weight_decay
     )
     optimizer = build_optimizer(model, config)
+    training = replace(task, within=1.0) if isinstance(task, NeedleTask) else task
+    random = np.random.default_rng(arguments.seed)
     batch = 0
     while length <= arguments.train_length:
         started, recent = time.perf_counter(), []
@@ -75,10 +78,12 @@ def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> 
         for step in range(1, arguments.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = arguments.lr * min(1.0, (batch + 1) / 200)
-            tokens, targets = (t.to(device) for t in task.batch(batch, size, length))
+            # Between 64 and the stage's length, so that no length and no distance is special.
+            short = int(64 * 2 ** (random.random() * math.log2(length / 64)))
+            tokens, targets = (t.to(device) for t in training.batch(batch, max(size, arguments.tokens // short), short))
             batch += 1
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and arguments.bf16):
-                loss, count, _ = streamed_loss(model, tokens, targets, chunk=length)
+                loss, count, _ = streamed_loss(model, tokens, targets, chunk=short)
             mean = loss / count
             optimizer.zero_grad()
             mean.backward()

@@ -46,7 +46,7 @@ def pretrain(
     run = out or Path("runs") / str(config.name)
     resolved_device = resolve_device(device)
 
-    from mamba_bio_audio.training.parallel import process_rank
+    from mamba_bio_audio.training.parallel import is_main_process
     from mamba_bio_audio.workflow import pretrain as workflow
 
     if dry_run:
@@ -59,7 +59,7 @@ def pretrain(
     summary = workflow.pretrain(
         config, run, device=resolved_device, resume=resume, force=force, quiet=quiet, arguments=sys.argv[1:]
     )
-    if process_rank() == 0:
+    if is_main_process():
         print(to_json(summary) if as_json else _text(summary))
     if summary["stopped_by"]:
         raise typer.Exit(130)

@@ -23,7 +23,7 @@ from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage
 from mamba_bio_audio.training.module import LanguageModelModule
-from mamba_bio_audio.training.parallel import process_rank
+from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.training.steps import AtomicCheckpointIO, Steps
@@ -119,7 +119,7 @@ def fit(
     accumulate = config.accumulate(device)
     model.recompute = config.recompute
     module = LanguageModelModule(model, config)
-    progress = Progress(config, quiet or process_rank() > 0, unit)
+    progress = Progress(config, quiet or not is_main_process(), unit)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with StopSignal() as stop, warnings.catch_warnings():

@@ -32,15 +32,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from mamba_bio_audio.errors import InputError
 
 
-def process_rank() -> int:
-    """Number of this process among those that train together, also before they know each other.
+def is_main_process() -> bool:
+    """Whether this is the first of the processes that train together, also before they know each other.
 
     torchrun sets RANK, SLURM sets SLURM_PROCID, and Lightning's own launcher sets LOCAL_RANK and NODE_RANK.
     """
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 class Link(NamedTuple):

@@ -22,7 +22,7 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
 from mamba_bio_audio.training.lengths import length_stages, positions_until, stretches
-from mamba_bio_audio.training.parallel import process_rank
+from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.workflow.data import DataModule, check_same_data, data_rows, open_data
 from mamba_bio_audio.workflow.environment import environment
@@ -130,7 +130,7 @@ def pretrain(
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file; choose another --out")
     # Of several processes the first one makes the folder, perhaps before the others look at it.
-    main = process_rank() == 0
+    main = is_main_process()
     occupied = run.exists() and any(run.iterdir()) and (main or resume)
     if resume and force:
         raise InputError("--resume continues a run and --force replaces it; give one of them")

@@ -17,7 +17,7 @@ from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
-from mamba_bio_audio.training.parallel import Relay, make_relay, process_rank
+from mamba_bio_audio.training.parallel import Relay, is_main_process, make_relay
 from mamba_bio_audio.training.streaming import streamed_loss
 
 LENGTH = 49
@@ -132,11 +132,12 @@ def test_spans_of_all_ranks_are_the_sequence():
             relay.spans(1, 4)
 
 
-def test_rank_of_a_process(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    assert process_rank() == 0
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert process_rank() == 1
-    monkeypatch.setenv("RANK", "5")
-    assert process_rank() == 5
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_only_one_process_is_the_main_one(name, monkeypatch):
+    for other in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(other, raising=False)
+    assert is_main_process()
+    monkeypatch.setenv(name, "0")
+    assert is_main_process()
+    monkeypatch.setenv(name, "1")
+    assert not is_main_process()

@@ -37,11 +37,17 @@ def _bases(random: np.random.Generator, count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class NeedleTask:
-    """Class by a marker in the first tenth of the window."""
+    """Class by a marker in the first part of the window.
+
+    Attributes:
+        within: share of the window, from its beginning, that the marker lies in. Training takes 1, anywhere: at one place and
+            one length a model learns to read a clock instead.
+    """
 
     classes: int = 4
     marker_bases: int = 64
     seed: int = 0
+    within: float = 0.1
 
     def markers(self) -> NDArray[np.int64]:
         """(classes, marker_bases) token ids, the same for every window."""
@@ -57,8 +63,8 @@ class NeedleTask:
         for row in range(rows):
             random = _random(self.seed, _NEEDLE, number, row)
             label = int(random.integers(self.classes))
-            # In windows shorter than ten markers it lies at the very beginning.
-            start = int(random.integers(max(0, length // 10 - self.marker_bases) + 1))
+            # In windows too short for that it lies at the very beginning.
+            start = int(random.integers(max(0, int(length * self.within) - self.marker_bases) + 1))
             tokens[row] = _bases(random, length)
             tokens[row, start : start + self.marker_bases] = markers[label]
             targets[row, -1] = label

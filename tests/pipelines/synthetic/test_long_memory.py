@@ -28,6 +28,18 @@ def test_the_marker_of_the_class_lies_in_the_first_tenth(length):
     assert len(starts) > 10 or length < 1000
 
 
+def test_in_training_the_marker_lies_anywhere():
+    task = NeedleTask(within=1.0)
+    assert (task.markers() == NeedleTask().markers()).all()
+    tokens, targets = task.batch(0, 60, 300)
+    starts = []
+    for row, label in zip(tokens.numpy(), targets[:, -1].tolist(), strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(row, 64)
+        starts.append(int(np.argwhere((windows == task.markers()[label]).all(1))[0, 0]))
+    assert min(starts) < 60
+    assert max(starts) > 180
+
+
 def test_the_second_copy_is_the_first():
     tokens, targets = CopyTask().batch(0, 5, 200)
     assert (tokens[:, 0] == 11).all()

@@ -64,7 +64,7 @@ def train(step: str, name: str, recipe: str, *overrides: str, device: str = DEVI
     settings = [*overrides]
     if TOY:
         settings += TOY_SETTINGS
-        settings += ["train.length_warmup=[]"] if not recipe.startswith("dna/tiny") else []
+        settings += ["train.length_warmup=[]"]
         shrink = load_config(recipe, [*overrides, "data.path=."])
         length = min(shrink.train.length, 1 << 20 if recipe == "dna/species-1m" else 2048)
         sequences = 1 if length > 2048 else 4
@@ -132,23 +132,40 @@ def free() -> None:
 
 def sweep() -> None:
     """Rates of the two small-data recipes, on validation: species.json, and a table for benchmarks/results/."""
-    for recipe, rates, more in (
-        ("dna/species-tiny", (1e-3, 2e-3, 4e-3, 8e-3), ()),
-        ("dna/species", (5e-4, 1e-3, 2e-3, 4e-3), ("train.steps=1500",)),
+    warm = "train.length_warmup=[{length: 256, steps: 300}]"
+    for recipe, rate, more in (
+        ("dna/species-tiny", 2e-3, ()),
+        ("dna/species-tiny", 4e-3, ()),
+        ("dna/species-tiny", 8e-3, ()),
+        ("dna/species-tiny", 4e-3, (warm,)),
+        ("dna/species", 1e-3, ("train.steps=1200",)),
+        ("dna/species", 2e-3, ("train.steps=1200",)),
+        ("dna/species", 4e-3, ("train.steps=1200",)),
     ):
-        for rate in rates:
-            name = f"sweep-{recipe.split('/')[1]}-{rate:g}"
-            run = train("sweep", name, recipe, easy_paths(), f"train.lr={rate}", "train.patience=null", *more)
-            summary = json.loads((run / "manifest.json").read_text())["result"]
-            path = OUT / "lr_sweep_species.csv"
-            new = not path.exists()
-            with path.open("a", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                if new:
-                    writer.writerow(["recipe", "lr", "steps", "best_step", "valid_nats", "device", "torch", "commit"])
-                where = environment(DEVICE)
-                values = [recipe, rate, summary["steps"], summary["best_step"], summary["valid_nats"]]
-                writer.writerow([*values, where["device"], where["torch"], where["commit"]])
+        name = f"sweep-{recipe.split('/')[1]}-{rate:g}" + ("-warm" if warm in more else "")
+        own = (easy_paths(), f"train.lr={rate}", "train.patience=null", "data.evaluation_windows=500")
+        run = train("sweep", name, recipe, *own, "train.validation_tokens=null", *more)
+        summary = json.loads((run / "manifest.json").read_text())["result"]
+        path = OUT / "lr_sweep_species.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if new:
+                head = [
+                    "recipe",
+                    "lr",
+                    "length_warmup",
+                    "steps",
+                    "best_step",
+                    "valid_nats",
+                    "device",
+                    "torch",
+                    "commit",
+                ]
+                writer.writerow(head)
+            where = environment(DEVICE)
+            values = [recipe, rate, "300 steps at 256" if warm in more else "", summary["steps"], summary["best_step"]]
+            writer.writerow([*values, summary["valid_nats"], where["device"], where["torch"], where["commit"]])
 
 
 def easy() -> None:

@@ -313,7 +313,8 @@ def _convert(
     reported = {name for row in item.report.rows for name in row.names} if item.report is not None else None
     chromosomes: dict[str, dict[str, Any]] = {}
     totals = {"bases": 0, "unknown": 0, "lower": 0, "left_out_records": 0, "left_out_bases": 0}
-    with atomic_path(target) as temporary, BgzfWriter(str(temporary), "wb") as handle:
+    # Level 3 is four times as fast on bases as the default of 6, and 4 % larger.
+    with atomic_path(target) as temporary, BgzfWriter(str(temporary), "wb", compresslevel=3) as handle:
         for path in item.files:
             for record in read_records(path):
                 chromosome = item.chromosomes.get(record.name)

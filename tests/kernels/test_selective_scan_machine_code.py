@@ -111,7 +111,7 @@ LIMITS = {
     "forward": {"elements": 64, "issue": 10.9, "SHFL": 0, "BAR": 0, "MUFU": 80},
     "backward": {"elements": 32, "issue": 32.3, "SHFL": 168, "BAR": 2, "MUFU": 40},
     "complex forward": {"elements": 64, "issue": 24.9, "SHFL": 0, "BAR": 0, "MUFU": 208},
-    "complex backward": {"elements": 16, "issue": 61.5, "SHFL": 104, "BAR": 8, "MUFU": 48},
+    "complex backward": {"elements": 16, "issue": 54.1, "SHFL": 32, "BAR": 3, "MUFU": 48},
 }
 
 

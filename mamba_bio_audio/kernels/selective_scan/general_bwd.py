@@ -15,8 +15,10 @@ EXACT, b_t = P u_t B_t with P = (exp(dt_t A) - 1) / A, Q = dP/dA, q_t = conj(B_t
     dB_t = sum_d conj(P) u_t g_t                    du_t = sum_n Re(conj(P B_t) g_t) + D gy_t
     dA  += dt_t w_t + conj(Q) q_t                   ddt_t = sum_n Re(conj(A) w_t + conj(a_t) q_t)
 
-One program is one warp that owns one tile [NP, BD]; the four passes over a segment, the scratch and the layout are those of
-`triton_bwd`. Gradients of a time-invariant B and C are sums over time of tiles and stay in registers, as dA does; those of
+One program is one warp that owns one tile [NP, BD]; the four passes over a segment are those of `triton_bwd`. With BD = 16
+and VEC = 4 a lane holds 2 states x 4 channels. Sums over n do not go through shuffles: every lane writes what it has, 4
+channels at once, and reads the other lanes' parts back from L1, 16 bytes at a time; that is a third of the instructions.
+Gradients of a time-invariant B and C are sums over time of tiles and stay in registers, as dA does; those of
 selective ones leave as one partial row per channel block. All partial sums are added in a fixed order afterwards.
 """
 
@@ -91,6 +93,15 @@ def store_kept(p, hr, hi, TILE: tl.constexpr, COMPLEX: tl.constexpr):
 
 
 @triton.jit
+def partial_sum(x, PN: tl.constexpr):
+    """Sums over the states of one lane: [NP, BD] to [PN, BD]."""
+    if x.shape[0] == PN:
+        return x
+    else:
+        return tl.sum(tl.reshape(x, [x.shape[0] // PN, PN, x.shape[1]]), axis=0)
+
+
+@triton.jit
 def load_sweep_inputs(
     row_p, B_p, C_p, reset_p, row, size, n, mask_n, B, C,
     PLANE: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, EVEN_N: tl.constexpr, HAS_RESET: tl.constexpr,
@@ -144,7 +155,8 @@ def general_bwd_kernel(
     PLANE: tl.constexpr = SEG * BD
     TILE: tl.constexpr = NP * BD
     KEPT: tl.constexpr = PER_SEG * PARTS * TILE
-    SCRATCH: tl.constexpr = KEPT + 4 * PLANE
+    PN: tl.constexpr = min(NP, 32 * VEC // BD)
+    SCRATCH: tl.constexpr = KEPT + 7 * PLANE + 4 * UNROLL * PN * BD
     SUM_DT: tl.constexpr = HAS_BIAS or DT_LTI
     ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
     pid = tl.program_id(0)
@@ -177,6 +189,12 @@ def general_bwd_kernel(
     scratch_p += pid.to(tl.int64) * SCRATCH
     kept_p = scratch_p + (n[:, None] * BD + lane_d[None, :] + zero * VEC)  # [NP, BD]
     row_p = scratch_p + KEPT + lane_d + zero * VEC  # [BD]
+    sums_p = scratch_p + KEPT + 3 * PLANE
+    # Parts of the sums over n: UNROLL steps of four rows (one unused), PN parts of each.
+    part_p = scratch_p + KEPT + 7 * PLANE + (tl.arange(0, PN)[:, None] * BD + lane_d[None, :] + zero * VEC)
+    four = tl.arange(0, 4 * UNROLL)
+    parts_p = scratch_p + KEPT + 7 * PLANE + (four[:, None] * (PN * BD) + lane_d[None, :] + zero * 4)
+    four_p = sums_p + (four[:, None] * BD + lane_d[None, :] + zero * 4)
     # Wide tiles are [1, ROWS, BD]: with the shape of a state tile the compiler would give both one layout.
     wide_t = tl.arange(0, ROWS)[None, :, None]
     wide_d = (first_d + tl.arange(0, BD))[None, None, :]
@@ -276,13 +294,13 @@ def general_bwd_kernel(
             prefetch_rows(dt_rows, later, count, SEG, DT_ROW, first_d, BD, D)
         if HAS_Z:
             prefetch_rows(z_rows, later, count, SEG, Z_ROW, first_d, BD, D)
-        prefetch_rows(states_p + later // SEG * STATE, 0, PARTS * N, PARTS * NP, D, first_d, BD, D)
+        prefetch_rows(states_p + (later // SEG).to(tl.int64) * STATE, 0, PARTS * N, PARTS * NP, D, first_d, BD, D)
         touched = ()
         if TOUCH:
             touched = (
                 touch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D),
                 touch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D),
-                touch_rows(states_p + soon // SEG * STATE, 0, PARTS * N, PARTS * NP, D, first_d, BD, D),
+                touch_rows(states_p + (soon // SEG).to(tl.int64) * STATE, 0, PARTS * N, PARTS * NP, D, first_d, BD, D),
             )
             if not DT_LTI:
                 touched = touched + (touch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D),)
@@ -343,7 +361,7 @@ def general_bwd_kernel(
                     y = hr * Cr
                     if COMPLEX:
                         y -= hi * Ci
-                    ys = ys + (tl.sum(y, axis=0),)
+                    ys = ys + (partial_sum(y, PN),)
                 if C_LTI:
                     dCr += hr * gy[None, :]
                     if COMPLEX:
@@ -384,8 +402,8 @@ def general_bwd_kernel(
                     if COMPLEX:
                         dAi += ti
                     gr, gi = conj_product(Pr, Pi, gr, gi, COMPLEX)
-                sums_gB = sums_gB + (tl.sum(real_product(Br, Bi, gr, gi, COMPLEX), axis=0),)
-                sums_wA = sums_wA + (tl.sum(wA, axis=0),)
+                sums_gB = (partial_sum(real_product(Br, Bi, gr, gi, COMPLEX), PN),) + sums_gB
+                sums_wA = (partial_sum(wA, PN),) + sums_wA
                 if B_LTI:
                     dBr += gr * x[None, :]
                     if COMPLEX:
@@ -399,12 +417,17 @@ def general_bwd_kernel(
                     rr = rr * keep
                     if COMPLEX:
                         ri = ri * keep
+            tl.debug_barrier()
             for j in tl.static_range(UNROLL):
-                at = row_p + (i * UNROLL + j) * BD
-                tl.store(at + PLANE, sums_gB[UNROLL - 1 - j])
-                tl.store(at + 3 * PLANE, sums_wA[UNROLL - 1 - j])
+                tl.store(part_p + (4 * j) * (PN * BD), sums_gB[j])
+                tl.store(part_p + (4 * j + 1) * (PN * BD), sums_wA[j])
                 if HAS_Z:
-                    tl.store(at + 2 * PLANE, ys[j])
+                    tl.store(part_p + (4 * j + 2) * (PN * BD), ys[j])
+            tl.debug_barrier()
+            rows = tl.load(parts_p)
+            for k in tl.static_range(1, PN):
+                rows += tl.load(parts_p + k * BD)
+            tl.store(four_p + i * (UNROLL * 4 * BD), rows)
             if not C_LTI:
                 store_rows(dC_rows + (base + i * UNROLL) * BC_ROW, n, dCs, N, EVEN_N, UNROLL * PARTS)
             if not B_LTI:
@@ -418,8 +441,9 @@ def general_bwd_kernel(
             live = (t < size) & wide_mask
             to = t * D + wide_d + zero * WIDE_VEC
             at = plane_p + i * (ROWS * BD)
-            sum_gB = tl.load(at + PLANE)
-            sum_wA = tl.load(at + 3 * PLANE)
+            sums_at = sums_p + t * (4 * BD) + tl.arange(0, BD)[None, None, :] + zero * WIDE_VEC
+            sum_gB = tl.load(sums_at)
+            sum_wA = tl.load(sums_at + BD)
             u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
             du = sum_gB
             ddt = sum_wA
@@ -435,7 +459,7 @@ def general_bwd_kernel(
             if HAS_Z:
                 z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
                 s = sigmoid(z)
-                y = tl.load(at + 2 * PLANE)
+                y = tl.load(sums_at + 2 * BD)
                 if COMPLEX:
                     y = 2.0 * y
                 y += skip * u

@@ -87,13 +87,12 @@ def make_general_plan(
     else:
         # One warp with at most 16 pairs or 32 real states of a channel in a lane, the rest of them in other lanes.
         fields |= {"fwd_block": 1024 // (padded * parts), "fwd_warps": 1, "fwd_unroll": 2, "state_unroll": 2}
-    # 256 elements of a tile in one warp: 4 states x 2 channels in each lane of a 16 x 16 tile, or 2 x 4 where the four
-    # sums over channels (real and imaginary part of dB and dC) outweigh the three over states.
-    sums_over_channels = parts * (2 - kind.B_lti - kind.C_lti)
-    fields |= {"bwd_block": min(max(256 // padded, 4 // parts), 32), "bwd_tiles": 1}
-    fields |= {"bwd_vec": 4 if sums_over_channels == 4 else 2}
+    # 256 elements of a tile in one warp: 2 states x 4 channels in each lane of a 16 x 16 tile.
+    fields |= {"bwd_block": min(max(256 // padded, 4 // parts), 32), "bwd_tiles": 1, "bwd_vec": 4}
     # A block of steps holds its factors in registers; with a fixed dt no step may lie past the end.
     unroll = 1 if kind.exact else 4 // parts
+    if kind.exact:  # as many instructions as several steps without
+        fields |= {"fwd_unroll": 1, "state_unroll": 1}
     while kind.dt_lti and length % unroll:
         unroll //= 2
     fields["bwd_unroll"] = unroll
@@ -264,10 +263,9 @@ def _backward(
     dskip = empty(batch * chunks, channels) if call.skip is not None else None
     dbias = empty(batch * chunks, channels) if call.bias is not None or kind.dt_lti else None
     dh0 = empty(batch, parts, states, channels) if need_h0 else None
-    scratch = empty(
-        programs,
-        segment // plan.bwd_unroll * parts * padded_states(states) * plan.bwd_block + 4 * segment * plan.bwd_block,
-    )
+    padded, width = padded_states(states), plan.bwd_block
+    partial_rows = 4 * plan.bwd_unroll * min(padded, 32 * plan.bwd_vec // width)
+    scratch = empty(programs, (segment // plan.bwd_unroll * parts * padded + 7 * segment + partial_rows) * width)
     with _on(device):
         r_in = g_last
         if chunks > 1:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mamba_bio_audio.cli.demo_audio import demo_audio
 from mamba_bio_audio.cli.options import DebugOption, DeviceOption, QuietOption, SetOption, counter, resolve_device
 from mamba_bio_audio.errors import InputError
 
@@ -16,16 +17,25 @@ RECIPE = "dna/demo"
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Run folder; an earlier demo in it is replaced.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Run folder, default runs/demo or runs/demo-audio; an earlier demo is replaced."),
+    ] = None,
+    audio: Annotated[bool, typer.Option("--audio", help="Synthetic melodies instead of genomes.")] = False,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Pretrain, evaluate and sample on five packaged genome slices; offline, two to three minutes on two cores."""
+    """Pretrain, evaluate and sample on five packaged genome slices; offline, two to three minutes on two cores.
+
+    With --audio: the same on synthetic melodies, ending in a playable file and a spectrogram.
+    """
     resolved = resolve_device(device)
+    if audio:
+        demo_audio(out or Path("runs/demo-audio"), overrides or [], resolved, quiet)
+        return
+    out = out or Path("runs/demo")
     start = time.perf_counter()
 
     from mamba_bio_audio.checkpoint import read_manifest

@@ -28,3 +28,24 @@ def test_demo_learns_and_leaves_everything(tmp_path, capsys):
         command(arguments)
     assert stop.value.code == 2
     assert (out / "curve.png").exists()
+
+
+@pytest.mark.slow
+def test_audio_demo_leaves_a_playable_file_and_a_spectrogram(tmp_path, capsys):
+    import soundfile
+
+    out = tmp_path / "demo"
+    shorter = ["train.steps=4", "train.tokens_per_step=4096", "train.validate_every=4", "model.d_model=8"]
+    sets = [part for key in shorter for part in ("--set", key)]
+    arguments = ["demo", "--audio", "--out", str(out), "--quiet", "--device", "cpu", *sets]
+    with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:
+        # Two seconds of a tenth of the rate.
+        patch.setattr("mamba_bio_audio.cli.demo_audio._RATE_HZ", 1000)
+        command(arguments)
+    captured = capsys.readouterr()
+    assert not stop.value.code, captured.err
+    assert soundfile.info(out / "sample.wav").frames == 2000
+    assert (out / "spectrogram.png").read_bytes().startswith(b"\x89PNG")
+    assert "synthetic" in captured.out
+    assert "LPC-32" in captured.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "demo-synthetic-tones"]

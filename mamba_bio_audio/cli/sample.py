@@ -35,6 +35,7 @@ def sample(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples made at a time; does not change them.")] = 16,
     device: DeviceOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sampling into --out.")] = False,
+    report: Annotated[bool, typer.Option(help="Of DNA: measured beside the training data, into OUT.report.json.")] = True,
     quiet: QuietOption = False,
     force: ForceOption = False,
     debug: DebugOption = False,
@@ -78,7 +79,22 @@ def sample(
         print(f"stopped by {stopped_by}{again}", file=sys.stderr)
         raise typer.Exit(130)
     if out is not None:
-        print(f"{out}: {num_samples:,} samples of {length:,} {_what(out)}")
+        what = _what(out)
+        print(f"{out}: {num_samples:,} samples of {length:,} {what}")
+        if report and what == "bases":
+            _report(run, out, quiet)
+
+
+def _report(run: Path, out: Path, quiet: bool) -> None:
+    """Measure DNA samples beside the training data."""
+    from mamba_bio_audio.evaluation.samples import describe_samples
+    from mamba_bio_audio.workflow.sample_report import report_on_samples
+
+    with counter("comparing", "bases", quiet) as progress:
+        result = report_on_samples(run, out, progress=progress)
+    print(describe_samples(result))
+    if result["note"]:
+        print(f"not compared with the training data: {result['note']}", file=sys.stderr)
 
 
 def _what(out: Path) -> str:

@@ -50,27 +50,42 @@ def kmer_frequencies(rows: Rows, k: int) -> NDArray[np.float32]:
     >>> kmer_frequencies([np.array([7, 7, 10], dtype=np.uint8)], 1).tolist()  # AAT: A and T are one, C and G another
     [[1.0, 0.0]]
     """
+    column = canonical_columns(k)
+    shares = np.zeros((len(rows), int(column.max()) + 1), dtype=np.float32)
+    for share, ids in zip(shares, rows, strict=True):
+        found = count_kmers(ids, k, column)
+        share[:] = found / max(1, found.sum())
+    return shares
+
+
+def canonical_columns(k: int) -> NDArray[np.int64]:
+    """Number of every word's canonical k-mer (4^k,), base-4 digits A 0 to T 3; a word and its complement share one."""
     words = np.arange(4**k)
     reverse, rest = np.zeros_like(words), words.copy()
     for _ in range(k):
         reverse = reverse * 4 + (3 - rest % 4)
         rest //= 4
     kept = words[words <= reverse]
-    column = np.searchsorted(kept, np.minimum(words, reverse))
-    shares = np.zeros((len(rows), len(kept)), dtype=np.float32)
-    for share, ids in zip(shares, rows, strict=True):
-        known = (ids >= A) & (ids <= T)
-        base = np.where(known, ids - A, 0).astype(np.int32)
-        count = len(ids) - k + 1
-        if count < 1:
-            continue
-        word, whole = np.zeros(count, dtype=np.int32), np.ones(count, dtype=bool)
-        for at in range(k):
-            word = word * 4 + base[at : at + count]
-            whole &= known[at : at + count]
-        found = np.bincount(column[word[whole]], minlength=len(kept))
-        share[:] = found / max(1, found.sum())
-    return shares
+    return np.searchsorted(kept, np.minimum(words, reverse))
+
+
+def count_kmers(ids: NDArray[np.uint8], k: int, column: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each canonical k-mer occurs in token ids; those with an unknown base are left out.
+
+    Args:
+        column: of `canonical_columns`.
+    """
+    size = int(column.max()) + 1
+    known = (ids >= A) & (ids <= T)
+    base = np.where(known, ids - A, 0).astype(np.int32)
+    count = len(ids) - k + 1
+    if count < 1:
+        return np.zeros(size, dtype=np.int64)
+    word, whole = np.zeros(count, dtype=np.int32), np.ones(count, dtype=bool)
+    for at in range(k):
+        word = word * 4 + base[at : at + count]
+        whole &= known[at : at + count]
+    return np.bincount(column[word[whole]], minlength=size)
 
 
 def fit_kmers(

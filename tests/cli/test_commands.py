@@ -134,6 +134,32 @@ def test_sample_writes_fasta_of_bases_only(trained, tmp_path, capsys):
     assert "'X' at position 3" in capsys.readouterr().err
 
 
+def test_sample_report_beside_the_training_data(trained, fasta, tmp_path, capsys):
+    out = tmp_path / "s.fa"
+    arguments = ("sample", trained, "--length", "700", "--num-samples", "2", "--quiet", "--device", "cpu", "--out", out)
+    assert mba_command(*arguments) == 0
+    text = capsys.readouterr().out
+    assert "along the sequence" in text
+    assert "Divergence and matches are to " in text
+    result = json.loads((tmp_path / "s.fa.report.json").read_text())
+    assert (result["samples"], result["bases"], result["note"]) == (2, 1400, None)
+    assert result["valid"]["bases"] == 1400
+    assert 0 < result["own"]["divergence"] < 1
+    assert result["match"]["bases"] == result["own"]["longest_match"] >= 6
+    # Where the genome is no longer the one it was trained on, the samples stand alone.
+    original = fasta.read_text()
+    try:
+        fasta.write_text(original.replace("A", "T", 1))
+        assert mba_command(*arguments, "--force") == 0
+        assert "not the file" in capsys.readouterr().err
+        assert "train" not in json.loads((tmp_path / "s.fa.report.json").read_text())
+    finally:
+        fasta.write_text(original)
+    (tmp_path / "s.fa.report.json").unlink()
+    assert mba_command(*arguments, "--force", "--no-report") == 0
+    assert not (tmp_path / "s.fa.report.json").exists()
+
+
 def test_sample_stopped_by_a_signal_resumes_to_the_same_file(trained, tmp_path, capsys, monkeypatch):
     from mamba_bio_audio.inference import generate
     from mamba_bio_audio.inference.row_files import RowFiles

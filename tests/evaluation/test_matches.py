@@ -1,0 +1,87 @@
+"""Longest exact matches against a brute-force search."""
+
+import numpy as np
+import pytest
+
+from mamba_bio_audio.evaluation import matches as module
+from mamba_bio_audio.evaluation.matches import Query, longest_matches
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+
+CODEC = DnaTokenizer()
+
+
+class Genome:
+    def __init__(self, **records: str) -> None:
+        self.records = {name: CODEC.encode(text) for name, text in records.items()}
+
+    def fetch(self, record: str, start: int, end: int) -> np.ndarray:
+        return self.records[record][start:end]
+
+    def spans(self) -> list[tuple[str, int, int]]:
+        return [(name, 0, len(ids)) for name, ids in self.records.items()]
+
+
+def text(rng: np.random.Generator, length: int) -> str:
+    return "".join(rng.choice(list("ACGT"), length))
+
+
+def complement(sequence: str) -> str:
+    return sequence[::-1].translate(str.maketrans("ACGT", "TGCA"))
+
+
+def brute(sequence: str, start: int, end: int, texts: list[str]) -> int:
+    """The slow way: grow every word while it is somewhere on either strand; N matches nothing."""
+    longest = 0
+    both = [*texts, *map(complement, texts)]
+    for at in range(start, end):
+        while at + longest < len(sequence):
+            word = sequence[at : at + longest + 1]
+            if "N" in word or not any(word in one for one in both):
+                break
+            longest += 1
+    return longest
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_longest_matches_equal_brute_force(seed, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK_BASES", 97)
+    rng = np.random.default_rng(seed)
+    genome = Genome(a=text(rng, 700), b=text(rng, 300) + "N" * 5 + text(rng, 200))
+    whole = CODEC.decode(genome.records["a"])
+    sequences = [text(rng, 120), text(rng, 50) + whole[200:331] + text(rng, 60), "ACGTN" * 8, "A"]
+    if seed % 2:
+        sequences[1] = complement(sequences[1])
+    queries = [Query(i, low, min(low + 40, len(s))) for i, s in enumerate(sequences) for low in range(0, len(s), 40)]
+    lengths, match = longest_matches([CODEC.encode(s) for s in sequences], queries, genome, genome.spans())
+    texts = [CODEC.decode(ids) for ids in genome.records.values()]
+    assert lengths == [brute(sequences[q.sequence], q.start, q.end, texts) for q in queries]
+    assert match.bases == max(lengths) >= 131
+    assert match.record == "a"
+    read = CODEC.decode(genome.records["a"])[match.start : match.start + match.bases]
+    own = sequences[1][match.position : match.position + match.bases]
+    assert match.sequence == 1
+    assert own == (read if match.strand == "+" else complement(read))
+    assert match.strand == ("-" if seed % 2 else "+")
+
+
+def test_longest_matches_read_the_spans_only():
+    rng = np.random.default_rng(9)
+    genome = Genome(a=text(rng, 1000))
+    sample = [genome.records["a"][400:500].copy()]
+    query = [Query(0, 0, 100)]
+    assert longest_matches(sample, query, genome, [("a", 0, 1000)])[0] == [100]
+    # Two spans that do not touch: the match breaks at the gap.
+    assert longest_matches(sample, query, genome, [("a", 0, 440), ("a", 441, 1000)])[0] == [59]
+    assert longest_matches(sample, query, genome, [("a", 0, 440), ("a", 440, 1000)])[0] == [100]
+    assert longest_matches(sample, query, genome, [])[0] == [0]
+    assert longest_matches([], [], genome, [("a", 0, 1000)])[1].bases == 0
+
+
+def test_longest_matches_of_repeats():
+    """Runs and tandem repeats: the words of a period have one hash, whatever the length."""
+    genome = Genome(a="A" * 300 + "ACG" * 200)
+    sample = [CODEC.encode("A" * 250 + "T" + "CGA" * 150)]
+    lengths, match = longest_matches(sample, [Query(0, 0, 251), Query(0, 251, 701)], genome, genome.spans())
+    assert lengths[1] == 450
+    assert lengths[0] >= 250
+    assert match.bases == 450

@@ -46,6 +46,7 @@ def classify(
     run = out or Path("runs") / str(config.name)
     resolved_device = resolve_device(device)
 
+    from mamba_bio_audio.training.parallel import is_main_process
     from mamba_bio_audio.workflow import classify as workflow
     from mamba_bio_audio.workflow import pretrain
 
@@ -56,7 +57,8 @@ def classify(
     summary = workflow.classify(
         config, run, device=resolved_device, resume=resume, force=force, quiet=quiet, arguments=sys.argv[1:]
     )
-    print(to_json(summary) if as_json else _text(summary))
+    if is_main_process():
+        print(to_json(summary) if as_json else _text(summary))
     if summary["stopped_by"]:
         raise typer.Exit(130)
 

@@ -8,6 +8,8 @@ from torch.utils._pytree import tree_map
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.training.streaming import streamed_loss
 
 LENGTH = 49
@@ -216,6 +218,20 @@ def test_a_target_at_the_last_position_only():
     """As classifiers have it: chunks without any target pass the gradient of the state through."""
     model, tokens, targets = make()
     targets[:, :-1] = -100
+    expected = gradients(model, model(tokens, targets=targets, logits="none").loss_sum)
+    loss, count, _ = streamed_loss(model, tokens, targets, chunk=10)
+    assert count == 2
+    assert_same(gradients(model, loss), expected, 1e-10)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "last"])
+def test_classifiers(pool):
+    """The label stands at the last real position of each row, padding follows."""
+    model, tokens, targets = make()
+    torch.manual_seed(0)
+    model = Classifier(model, HeadConfig(pool=pool, classes=("a", "b", "c"))).double()
+    targets = torch.full_like(targets, -100)
+    targets[0, 48], targets[1, 33] = 2, 0
     expected = gradients(model, model(tokens, targets=targets, logits="none").loss_sum)
     loss, count, _ = streamed_loss(model, tokens, targets, chunk=10)
     assert count == 2

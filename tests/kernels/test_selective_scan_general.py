@@ -32,6 +32,8 @@ INTERPRETER_WORKS = TRITON_VERSION >= (3, 7) or np.lib.NumpyVersion(np.__version
 
 # Relative L2 error of fp32 results against fp64. Measured in the interpreter: below 1e-6.
 FP32_ERROR = 1e-5
+# The same of fp32 results from bf16 inputs, for which softplus may err by 5e-5 and sine and cosine by 2^-20.5 a step.
+FAST_ERROR = 5e-5
 # Error of bf16 results over that of the fp64 oracle stored as bf16.
 BF16_ERROR_RATIO = 1.5
 
@@ -142,7 +144,8 @@ def check(inputs, *, twice=True, **options):
     exact = results(selective_scan_ref, inputs, as_double=True, **options)
     off = errors(found, exact)
     rounded = errors({k: stored(v, found[k]) for k, v in exact.items()}, exact)
-    assert all(off[k] <= BF16_ERROR_RATIO * rounded[k] + FP32_ERROR for k in off), (off, rounded)
+    allowed = FP32_ERROR if inputs["u"].dtype == torch.float32 else FAST_ERROR
+    assert all(off[k] <= BF16_ERROR_RATIO * rounded[k] + allowed for k in off), (off, rounded)
     if twice:
         again = results(selective_scan_general, inputs, plan=plan, **options)
         assert all(torch.equal(found[k], again[k]) for k in found), "two runs differ"

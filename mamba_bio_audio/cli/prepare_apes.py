@@ -72,7 +72,7 @@ def apes(
         )
     print(to_json(manifest) if as_json else table(summary_rows(manifest)))
     if not as_json:
-        print(f"next: train on it with data.kind=dna-classes data.path={out} data.groups={out / 'groups.tsv'}")
+        print(f"next: mba classify dna/species --set data.path={out}")
 
 
 def _numbers(text: str) -> list[str]:

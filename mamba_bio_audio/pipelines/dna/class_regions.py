@@ -42,14 +42,20 @@ def shares_inside(labelled: Labelled, windows: Sequence[ClassWindow], path: str)
         spans[row["class"], row["record"]].append((int(start), int(end)))
     merged = {key: _merge(found) for key, found in spans.items()}
     shares = np.zeros(len(windows))
+    known = False
     for i, window in enumerate(windows):
         region = window.region
         bare = labelled.genomes[region.source].bare_name(region.record) if labelled.genomes else region.record
-        inside = sum(
-            max(0, min(end, window.end) - max(start, window.start))
-            for start, end in merged.get((labelled.classes[region.label], bare), ())
-        )
+        key = (labelled.classes[region.label], bare)
+        known = known or key in merged
+        inside = sum(max(0, min(end, window.end) - max(start, window.start)) for start, end in merged.get(key, ()))
         shares[i] = inside / (window.end - window.start)
+    if windows and not known:
+        name, record = next(iter(merged), ("none", "none"))
+        raise InputError(
+            f"{path}: no window lies on a record of the table (its first is {record!r} of class {name!r}, the data has "
+            f"{key[1]!r} of {key[0]!r}); classes and records must have the names of the data"
+        )
     return shares
 
 

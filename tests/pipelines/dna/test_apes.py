@@ -294,7 +294,7 @@ def test_command_line_any_species_and_regions(server, tmp_path, capsys):
     assert not stop.value.code
     text = capsys.readouterr().out
     assert "chimpanzee" in text
-    assert "data.groups=" in text
+    assert "next: mba classify dna/species" in text
     assert (tmp_path / "out" / "regions.tsv").read_text().splitlines() == [
         "class\trecord\tstart0\tend",
         "human\tchr1\t10\t60",
@@ -369,7 +369,7 @@ def test_wrong_reports_are_named(tmp_path, text, fault):
 
 def test_the_prepared_folder_is_labelled_data_with_its_splits(t2t, tmp_path):
     prepare_species(tmp_path / "out", source=t2t)
-    config = DnaClassesConfig(path=str(tmp_path / "out"), groups=str(tmp_path / "out" / "groups.tsv"))
+    config = DnaClassesConfig(path=str(tmp_path / "out"))
     labelled = open_labelled(config)
     assert labelled.classes == tuple(sorted(APES))
     assign_splits(labelled, config, 64)

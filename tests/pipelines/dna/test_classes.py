@@ -199,6 +199,11 @@ def test_a_prepared_folder_brings_its_groups_and_regions(write_fasta, random_dna
         assert inside == (window.region.label == 0 and window.start + L / 2 < 500)
     assert np.array_equal(masks["outside regions"], ~masks["inside regions"])
     assert masks["inside regions"].any()
+    (tmp_path / "other.tsv").write_text("class\trecord\tstart0\tend\nhuman\tNC_000001.11\t0\t300\n")
+    with pytest.raises(InputError, match="must have the names of the data"):
+        data = module(str(folder), regions=str(tmp_path / "other.tsv"))
+        data.setup()
+        data.strata("test")
     (folder / "groups.tsv").write_text(groups.replace("x\tchr3\t3", "x\tchr3\t1"))
     with pytest.raises(InputError, match="homologous group '1' is in several splits"):
         module(str(folder)).setup()

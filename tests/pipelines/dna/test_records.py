@@ -5,6 +5,8 @@ import io
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.records import Record, read_records, write_record
@@ -86,3 +88,25 @@ def test_written_records_read_back(tmp_path, length):
         write_record(handle, record)
     assert list(read_records(tmp_path / "x.fa")) == [record, record]
     assert max(map(len, (tmp_path / "x.fa").read_bytes().splitlines())) <= 80
+
+
+def damaged(base: bytes):
+    """A sound file with bytes of it replaced, cut off, or anything at all."""
+
+    def change(draw: tuple[int, int, bytes]) -> bytes:
+        start, size, piece = draw
+        return base[: start % (len(base) + 1)] + piece + base[start % (len(base) + 1) + size :]
+
+    return st.one_of(st.binary(max_size=60), st.tuples(st.integers(0, 10_000), st.integers(0, 40), st.binary(max_size=8)).map(change))
+
+
+@given(st.one_of(*(damaged(base) for base in (FASTA, FASTQ, gzip.compress(FASTA), gzip.compress(FASTQ)))))
+def test_any_bytes_give_records_or_an_input_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzzed"
+    path.write_bytes(content)
+    try:
+        for record in read_records(path):
+            record.foreign_letter()
+            assert b"\n" not in record.sequence
+    except InputError:
+        pass

@@ -35,6 +35,9 @@ def genome(
     block_bases: Annotated[int | None, typer.Option(min=2, help="Length of the blocks that are split.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of blocks.")] = 0,
     allow_shared_bases: Annotated[bool, typer.Option(help="Accept splits with bases in common.")] = False,
+    allow_duplicates: Annotated[
+        bool, typer.Option("--allow-duplicates", help="Accept that over a fifth of a held-out split is in train too.")
+    ] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -53,6 +56,7 @@ def genome(
         block_bases=block_bases,
         split_seed=seed,
         allow_shared_bases=allow_shared_bases,
+        allow_duplicates=allow_duplicates,
         force=force,
         note=lambda text: typer.echo(text, err=True),
     )

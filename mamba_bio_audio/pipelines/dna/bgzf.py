@@ -13,7 +13,8 @@ from Bio.bgzf import BgzfWriter
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
 
-_CHUNK_BYTES = 1 << 22
+# Small, because BgzfWriter copies all it holds for every block of 65,536 bytes.
+_CHUNK_BYTES = 1 << 19
 
 
 def is_ordinary_gzip(path: Path) -> bool:
@@ -45,7 +46,10 @@ def recompress(source: Path, target: Path, progress: Callable[[int, int | None],
                     if progress is not None:
                         progress(raw.tell(), total)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise InputError(f"{source}: damaged gzip ({error}); download it again") from None
+                raise InputError(f"{source}: damaged gzip ({error}); the file is truncated or damaged, fetch it again") from None
+            except RuntimeError:
+                # A block that deflate makes longer: nothing written in a few letters.
+                raise InputError(f"{source}: there is no text in it; give a FASTA file") from None
             writer.flush()
             # `close` would close `out` too; the empty block marks the end.
             out.write(_END)

@@ -126,7 +126,9 @@ def prepare_hg38(
     say("reading the FASTA once: index, counts, checksum")
     (out / MANIFEST_NAME).unlink(missing_ok=True)
     # The published split is what it is; what the splits share is counted and shown.
-    prepared = prepare_genome([path], out, intervals=out / BED_NAME, allow_shared_bases=True, force=True)
+    prepared = prepare_genome(
+        [path], out, intervals=out / BED_NAME, allow_shared_bases=True, allow_duplicates=True, force=True, note=say
+    )
     lower = prepared.manifest["lower_case_percent"]
     manifest = prepared.manifest | {
         "published": {"source": source, "intervals": dict(counts), "interval_bases": interval_bases},

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, describe_duplicates, find_duplicates
 from mamba_bio_audio.pipelines.dna.genome import Genome, find_fasta_files
 from mamba_bio_audio.pipelines.dna.intervals import (
     SPLITS,
@@ -23,9 +25,11 @@ from mamba_bio_audio.pipelines.dna.intervals import (
     split_blocks,
     write_intervals,
 )
-from mamba_bio_audio.pipelines.dna.recompress import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.sources import INTERVALS_NAME, MANIFEST_NAME, PREPARED_KIND
 from mamba_bio_audio.pipelines.dna.statistics import describe, describe_contigs
+
+# From here on the comparison of splits takes long enough to be announced.
+MANY_BASES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def prepare_genome(
     block_bases: int | None = None,
     split_seed: int = 0,
     allow_shared_bases: bool = False,
+    allow_duplicates: bool = False,
     force: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> PreparedGenome:
@@ -69,6 +74,7 @@ def prepare_genome(
             describe.
         contigs: what of the genome is used, as `data.contigs`.
         allow_shared_bases: accept intervals of different splits that overlap.
+        allow_duplicates: accept validation or test of which more than a fifth stands in train as well.
         force: replace what an earlier run left in `out`.
         note: called with a line on what takes long.
 
@@ -92,7 +98,7 @@ def prepare_genome(
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
         raise InputError(f"the split settings are wrong: {problems}.") from None
     found = find_fasta_files(paths)
-    packed = [path for path in found if is_ordinary_gzip(path)]
+    packed = [path for path in found if is_ordinary_gzip(Path(path))]
     was_there = folder.is_dir()
     work = folder / f".recompressed.{os.getpid()}.tmp"
     try:
@@ -101,9 +107,11 @@ def prepare_genome(
             work.mkdir(parents=True, exist_ok=True)
             note(f"{path}: ordinary gzip, recompressing to BGZF in {folder}")
             moved[path] = str(work / os.path.basename(path))
-            recompress(path, Path(moved[path]))
+            recompress(Path(path), Path(moved[path]))
         readable = [moved.get(path, path) for path in found]
-        manifest, text = _examine(readable, folder, intervals, contigs, settings, allow_shared_bases)
+        manifest, text = _examine(
+            readable, folder, intervals, contigs, settings, allow_shared_bases, allow_duplicates, note
+        )
         for path, file in zip(found, manifest["files"], strict=True):
             if path in moved:
                 file |= {"recompressed_from": path, "path": str(folder / file["name"]), "relative_path": file["name"]}
@@ -128,6 +136,8 @@ def _examine(
     contigs: str | list[str],
     settings: DnaDataConfig,
     allow_shared_bases: bool,
+    allow_duplicates: bool,
+    note: Callable[[str], None],
 ) -> tuple[dict[str, Any], str]:
     """Manifest and text of the intervals file of a genome; nothing is written but indexes."""
     genome = Genome(paths)
@@ -150,9 +160,21 @@ def _examine(
         raise InputError(
             f"{split_source}: splits have bases in common ({counts}). A model would be tested on what it "
             "was trained on. "
-            "Correct the intervals, or accept it explicitly."
+            "Correct the intervals, or accept it with --allow-shared-bases."
+        )
+    if sum(len(interval) for interval in chosen) > MANY_BASES:
+        note(f"comparing {WORD}-mers of the splits")
+    duplicates = find_duplicates(genome, chosen)
+    if duplicates.excessive and not allow_duplicates:
+        listed = "\n".join(f"  {what}: {value}".replace("  : ", "    ") for what, value in describe_duplicates(duplicates.to_dict()))
+        raise InputError(
+            f"{split_source}: more than {LIMIT:.0%} of a held-out split, or of a record in it, stands in train as well "
+            f"(haplotypes, alternative loci, duplications):\n{listed}\nA model would be tested on what it was trained on. "
+            "Put such records into one split with --intervals, leave them out with --contigs, or accept it with "
+            "--allow-duplicates."
         )
     manifest = _manifest(genome, chosen, folder, split_source, shared) | describe_contigs(genome, contigs, spans)
+    manifest["duplicates"] = duplicates.to_dict()
     return manifest, write_intervals(chosen, genome)
 
 
@@ -186,6 +208,8 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows += _window_rows(summary)
     else:
         rows.append(("bases in two splits", _pairs(summary["shared_bases"])))
+        if "duplicates" in summary:
+            rows += describe_duplicates(summary["duplicates"])
     return rows
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.recompress import recompress
+from mamba_bio_audio.pipelines.dna.bgzf import recompress
 
 WORKERS = 8
 WINDOWS_PER_WORKER = 12_500

@@ -1,0 +1,125 @@
+"""Sample scores against closed forms on constructed cases."""
+
+import numpy as np
+import pytest
+
+from mamba_bio_audio.evaluation import audio_metrics as metrics
+from mamba_bio_audio.evaluation.audio_metrics import Judged
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("n", [20, 64, 300])
+def test_identical_sets_have_no_distance(n) -> None:
+    """Also with fewer clips (20) than features (100)."""
+    features = RNG.standard_normal((n, 100)) @ RNG.standard_normal((100, 100))
+    scale = (features**2).sum(1).mean()
+    assert abs(metrics.frechet_distance(features, features[::-1])) < 1e-6
+    assert abs(metrics.frechet_distance(features, features)) / scale < 1e-9
+
+
+def test_frechet_distance_of_shifted_and_scaled_sets() -> None:
+    features = RNG.standard_normal((500, 7))
+    shift = np.arange(7.0)
+    assert metrics.frechet_distance(features, features + shift) == pytest.approx((shift**2).sum())
+    # Equal means, covariances S and 9 S: Tr(S + 9 S - 2 * 3 S) = 4 Tr S.
+    centred = features - features.mean(0)
+    assert metrics.frechet_distance(centred, 3 * centred) == pytest.approx(4 * np.cov(centred.T).trace())
+
+
+def test_frechet_distance_of_general_covariances() -> None:
+    from scipy.linalg import sqrtm
+
+    a = RNG.standard_normal((200, 5)) @ RNG.standard_normal((5, 5))
+    b = RNG.standard_normal((150, 5)) @ RNG.standard_normal((5, 5)) + 1
+    s, t = np.cov(a.T), np.cov(b.T)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + (s + t - 2 * sqrtm(s @ t).real).trace()
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def certain(counts: list[int]) -> np.ndarray:
+    """Clips whose class is certain, so many of each."""
+    return np.repeat(np.eye(len(counts)), counts, axis=0)
+
+
+def test_scores_of_certain_classes() -> None:
+    p = certain([300] * 10)
+    assert metrics.inception_score_pooled(p) == pytest.approx(10)
+    assert metrics.inception_score(p) == pytest.approx(10, rel=0.02)
+    # Nine of ten pairs differ, and a wrong class costs ln 10^12.
+    assert metrics.modified_inception_score_exact(p) == pytest.approx(np.exp(0.9 * 12 * np.log(10)), rel=1e-6)
+    assert metrics.am_score(p, p) == pytest.approx(0, abs=1e-9)
+    # One class only: nothing to tell apart; the wrong shares cost their divergence.
+    one = certain([300] + [0] * 9)
+    assert metrics.inception_score_pooled(one) == pytest.approx(1)
+    assert metrics.modified_inception_score_exact(one) == pytest.approx(1)
+    expected = 0.1 * np.log(0.1) + 0.9 * np.log(0.1 / 1e-12)
+    assert metrics.am_score(p, one) == pytest.approx(expected, rel=1e-6)
+
+
+def test_scores_of_no_opinion() -> None:
+    p = np.full((100, 10), 0.1)
+    assert metrics.inception_score(p) == pytest.approx(1)
+    assert metrics.modified_inception_score(p) == pytest.approx(1)
+    assert metrics.am_score(p, p) == pytest.approx(np.log(10))
+
+
+def test_pairs_estimate_the_exact_value_and_am_agrees_with_is() -> None:
+    p = RNG.dirichlet(np.full(10, 0.3), 3000)
+    p = 0.9 * p + 0.01
+    exact = metrics.modified_inception_score_exact(p)
+    assert metrics.modified_inception_score(p, pairs=200_000) == pytest.approx(exact, rel=0.05)
+    brute = np.mean([(a * np.log(a / p[:200])).sum(1).mean() for a in p[:200]])
+    assert metrics.modified_inception_score_exact(p[:200]) == pytest.approx(np.exp(brute))
+    entropy = -(p * np.log(p)).sum(1).mean()
+    assert metrics.am_score(p, p) == pytest.approx(entropy)
+    # Balanced classes: IS = exp(ln 10 - AM).
+    assert metrics.inception_score(p) == pytest.approx(np.exp(np.log(10) - entropy), rel=0.02)
+
+
+def test_differing_bins() -> None:
+    train = RNG.standard_normal((2000, 3))
+    same = RNG.standard_normal((2000, 3))
+    assert metrics.differing_bins(train, same) < 0.2
+    assert metrics.differing_bins(train, np.zeros((2000, 3))) > 0.9
+    assert metrics.differing_bins(train, train) == 0
+
+
+def test_intervals_hold_the_estimate_and_narrow_with_n() -> None:
+    def judged(n: int) -> Judged:
+        return Judged(RNG.standard_normal((n, 4)), RNG.dirichlet(np.full(10, 0.3), n))
+
+    train, widths = judged(2000), []
+    for n in (100, 1600):
+        generated = judged(n)
+        found = metrics.intervals(train, generated, resamples=60)
+        estimates = metrics.scores(train, generated)
+        for name, (low, high) in found.items():
+            if name != "FID":
+                assert low < estimates[name] < high, name
+        widths.append(found["AM"][1] - found["AM"][0])
+    assert widths[1] < widths[0] / 2
+
+
+def test_threshold_and_recognised_share() -> None:
+    confidence = np.linspace(0.1, 0.9, 101)
+    p = np.stack([confidence, 1 - confidence], 1)
+    noise = p[:51]  # all at 0.5 or above by the other class
+    threshold = metrics.confidence_threshold([noise, p[40:60]])
+    assert metrics.recognised(noise, threshold) <= 0.05
+    assert metrics.recognised(p[95:], threshold) == pytest.approx((p[95:].max(1) > threshold).mean())
+
+
+def test_copies_have_no_distance_to_training() -> None:
+    train = RNG.standard_normal((50, 6))
+    assert metrics.nearest_distances(train[:5], train) == pytest.approx(np.zeros(5))
+    assert metrics.nearest_distances(train[:1] + 3.0, train)[0] > 1
+
+
+def test_the_published_selection() -> None:
+    log_likelihood = RNG.standard_normal(10_240)
+    chosen = metrics.paper_selection(log_likelihood)
+    assert len(chosen) == len(set(chosen.tolist())) == 2816
+    kept = log_likelihood[chosen]
+    assert kept.min() > np.quantile(log_likelihood, 0.37)
+    assert kept.max() < np.quantile(log_likelihood, 0.97)

@@ -45,6 +45,7 @@ CODECS: dict[str, Callable[[Any], Any]] = {
     "dna": lambda data: DnaTokenizer(),
     "dna-classes": lambda data: DnaTokenizer(),
     "audio": AudioCodec.of,
+    "audio-classes": AudioCodec.of,
 }
 Which = Literal["best", "last", "ema"]
 

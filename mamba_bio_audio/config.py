@@ -24,6 +24,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
@@ -31,7 +32,9 @@ from mamba_bio_audio.training.config import TrainConfig
 
 # Sections that come in kinds: the key that names the kind, and the kind where it is left out.
 KINDS = {"data": ("kind", "dna"), "model": ("backbone", "isotropic")}
-DataConfig = typing.Annotated[DnaDataConfig | AudioDataConfig | DnaClassesConfig, Field(discriminator="kind")]
+DataConfig = typing.Annotated[
+    DnaDataConfig | AudioDataConfig | DnaClassesConfig | AudioClassesConfig, Field(discriminator="kind")
+]
 AnyModelConfig = typing.Annotated[ModelConfig | UNetConfig, Field(discriminator="backbone")]
 
 

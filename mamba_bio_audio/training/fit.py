@@ -89,7 +89,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def fit(
     model: LanguageModel | Classifier,
-    data: DnaDataModule | AudioDataModule | DnaClassesDataModule,
+    data: DnaDataModule | AudioDataModule | DnaClassesDataModule,  # those of labelled recordings are audio too
     config: TrainConfig,
     *,
     out: Path,

@@ -7,6 +7,8 @@ from typing import Any
 
 from mamba_bio_audio.config import RunConfig
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
+from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import summary_rows as audio_rows
@@ -38,6 +40,8 @@ def open_data(
     """
     train = config.train
     length, batch_size = length or train.length, batch_size or train.micro_batch_for(device)
+    if isinstance(config.data, AudioClassesConfig):
+        return AudioClassesDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
     if isinstance(config.data, AudioDataConfig):
         return AudioDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
     if isinstance(config.data, DnaClassesConfig):
@@ -49,7 +53,7 @@ def open_data(
 
 def data_rows(kind: str, described: dict[str, Any]) -> list[tuple[str, str]]:
     """A data module's `summary()` as (what, value) lines for people."""
-    return {"audio": audio_rows, "dna-classes": class_rows}.get(kind, dna_rows)(described)
+    return {"audio": audio_rows, "audio-classes": audio_rows, "dna-classes": class_rows}.get(kind, dna_rows)(described)
 
 
 def check_same_data(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:

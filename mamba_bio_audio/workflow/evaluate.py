@@ -16,6 +16,7 @@ from mamba_bio_audio.evaluation.likelihood import Likelihood, evaluate_likelihoo
 from mamba_bio_audio.evaluation.markov import MarkovTable, markov_table
 from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
@@ -57,7 +58,7 @@ def evaluate(
     model, config, data, described = open_run(run, split, which, device, length, overrides)
     length = data.length
     if isinstance(model, Classifier):
-        assert isinstance(data, DnaClassesDataModule)
+        assert isinstance(data, DnaClassesDataModule | AudioClassesDataModule)
         found = evaluate_classes(
             model,
             data,

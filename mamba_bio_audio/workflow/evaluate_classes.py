@@ -24,8 +24,8 @@ from mamba_bio_audio.evaluation.figures import confusion_picture
 from mamba_bio_audio.evaluation.kmers import KmerBaseline, fit_kmers
 from mamba_bio_audio.files import write_json, write_text
 from mamba_bio_audio.inference.classify import Strand, classify
+from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import ClassDataset, DnaClassesDataModule
-from mamba_bio_audio.pipelines.dna.tokenizer import PAD
 
 # Training sequences of the k-mer baseline: at most this many, and at most this many bases.
 BASELINE_SEQUENCES, BASELINE_BASES = 20_000, 1 << 26
@@ -33,7 +33,7 @@ BASELINE_SEQUENCES, BASELINE_BASES = 20_000, 1 << 26
 
 def evaluate_classes(
     model: Any,
-    data: DnaClassesDataModule,
+    data: DnaClassesDataModule | AudioClassesDataModule,
     *,
     split: str,
     device: str,
@@ -52,14 +52,16 @@ def evaluate_classes(
         device: "cpu" or "cuda".
         narrow: bf16 autocast.
         chunk: positions per pass.
-        strand: which strands are read.
-        baselines: also fit logistic regression on k-mers of training sequences.
+        strand: which strands are read; recordings have one.
+        baselines: also fit logistic regression on k-mers of training sequences (DNA).
         progress: called with (sequences done, sequences in all).
     """
     if tuple(model.labels) != data.classes:
         raise InputError(
             f"the model tells {', '.join(model.labels)} apart, the data has {', '.join(data.classes)}; set data.classes"
         )
+    reverse = getattr(data.codec, "reverse_complement", None)
+    strand = strand if reverse is not None else "forward"
     dataset = data.evaluation_dataset(split)
     model.to(device)
     rows, targets = sequences(dataset)
@@ -70,8 +72,8 @@ def evaluate_classes(
             classify(
                 model,
                 rows[low : low + per_batch],
-                pad_id=PAD,
-                reverse=data.codec.reverse_complement,
+                pad_id=data.pad_id,
+                reverse=reverse,
                 strand=strand,
                 device=device,
                 narrow=narrow,
@@ -86,11 +88,12 @@ def evaluate_classes(
         "task": "classification",
         "split": split,
         "length": data.length,
+        "unit": data.codec.unit,
         "strand": strand,
-        "bases": sum(map(len, rows)),
+        "positions": sum(map(len, rows)),
         "model": _scores(probabilities, targets, data.classes, loci, data.strata(split)),
     }
-    if baselines:
+    if baselines and isinstance(data, DnaClassesDataModule):
         fitted = kmer_baseline(data)
         bar = fitted.probabilities(rows)
         result["kmers"] = fitted.to_dict() | _scores(bar, targets, data.classes, loci, data.strata(split))
@@ -203,7 +206,8 @@ def write_evaluation(run: Path, result: dict[str, Any]) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     """The evaluation for people."""
     lines = [
-        f"{result['split']} split, sequences of up to {result['length']:,} bases, strand: {result['strand']}",
+        f"{result['split']} split, sequences of up to {result['length']:,} {result['unit']}s"
+        + (f", strand: {result['strand']}" if result["unit"] == "base" else ""),
         "",
         describe_classification(result["model"]),
     ]

@@ -19,6 +19,7 @@ from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import write_json, write_text
 from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
 from mamba_bio_audio.training.lengths import length_stages, positions_until, stretches
@@ -47,7 +48,7 @@ def resolve(config: RunConfig, data: DataModule) -> RunConfig:
         )
     update: dict[str, Any] = {"model": config.model.model_copy(update={"vocab_size": vocab})}
     if config.head is not None:
-        assert isinstance(data, DnaClassesDataModule)
+        assert isinstance(data, DnaClassesDataModule | AudioClassesDataModule)
         if config.head.classes not in (None, data.classes):
             raise InputError(
                 f"head.classes is {', '.join(config.head.classes or ())}, but the data has {', '.join(data.classes)}; "

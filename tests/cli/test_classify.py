@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import mamba_bio_audio as mba
@@ -252,3 +253,27 @@ def test_training_says_whether_trivial_features_tell_the_class(trained, folder, 
     text = capsys.readouterr().out
     assert "LABEL LEAK" in text
     assert "share of N alone: 100%" in text
+
+
+def test_recordings(tmp_path, capsys):
+    """Two pitches, a folder each, with the same head and commands."""
+    rng = np.random.default_rng(0)
+    for name, hertz in (("zero", 400), ("one", 1500)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(20):
+            wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(150 + rng.integers(50)) / 8000)
+            soundfile.write(tmp_path / "data" / name / f"{i}.wav", wave, 8000, subtype="PCM_16")
+    settings = ["data.classes=[zero, one]", "train.length=256", "train.tokens_per_step=2048", "train.steps=20"]
+    settings += ["model.d_model=8", "data.valid_fraction=0.2", "data.test_fraction=0.2", "train.validate_every=10"]
+    settings += ["train.lr=2e-2", "train.ema=null", "data.pad_target=mask", f"data.path={tmp_path / 'data'}"]
+    pairs = [part for key in settings for part in ("--set", key)]
+    run = tmp_path / "run"
+    assert mba_command("classify", "audio/digit-classes", *pairs, "--out", run, "--device", "cpu", "--quiet") == 0
+    capsys.readouterr()
+    assert mba_command("evaluate", run, "--device", "cpu", "--json", "--quiet") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"]["labels"] == ["zero", "one"]
+    assert result["model"]["accuracy"]["value"] == 1.0
+    assert (result["strand"], result["unit"]) == ("forward", "sample")
+    assert "kmers" not in result
+    assert mba.load(run).labels == ("zero", "one")

@@ -47,15 +47,17 @@ class ClassStream(TrainingStream):
         labelled: reads the bases.
         length: longest sequence, the width of the batch.
         reverse_complement: read from the opposite strand with probability 0.5.
+        pad_id: what shorter rows are filled with.
     """
 
     def __init__(
         self,
         source: WindowSampler | list[Region],
-        labelled: Labelled,
+        labelled: Any,
         *,
         length: int,
         reverse_complement: bool,
+        pad_id: int = PAD,
         **stream: int,
     ) -> None:
         super().__init__(source, **stream)
@@ -63,6 +65,7 @@ class ClassStream(TrainingStream):
         self.labelled = labelled
         self.length = length
         self.reverse_complement = reverse_complement
+        self.pad_id = pad_id
         self.codec = DnaTokenizer()
 
     def example(self, sample: int) -> tuple[NDArray[np.uint8], int]:
@@ -82,7 +85,7 @@ class ClassStream(TrainingStream):
 
     def read(self, samples: range) -> dict[str, torch.Tensor]:
         """Tokens and targets, (B, L)."""
-        return class_batch([self.example(sample) for sample in samples], self.length)
+        return class_batch([self.example(sample) for sample in samples], self.length, self.pad_id)
 
 
 class ClassDataset(Dataset[dict[str, torch.Tensor]]):
@@ -92,8 +95,9 @@ class ClassDataset(Dataset[dict[str, torch.Tensor]]):
         windows: what they are, in order.
     """
 
-    def __init__(self, labelled: Labelled, windows: Sequence[ClassWindow], length: int) -> None:
+    def __init__(self, labelled: Any, windows: Sequence[ClassWindow], length: int, pad_id: int = PAD) -> None:
         self.labelled = labelled
+        self.pad_id = pad_id
         self.windows = list(windows)
         self.length = length
 
@@ -103,7 +107,8 @@ class ClassDataset(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         window = self.windows[index]
         ids = self.labelled.fetch(window.region, window.start, window.end)
-        return {name: rows[0] for name, rows in class_batch([(ids, window.region.label)], self.length).items()}
+        batch = class_batch([(ids, window.region.label)], self.length, self.pad_id)
+        return {name: rows[0] for name, rows in batch.items()}
 
 
 class DnaClassesDataModule(LightningDataModule):
@@ -116,6 +121,7 @@ class DnaClassesDataModule(LightningDataModule):
     """
 
     labelled: Labelled
+    pad_id = PAD
 
     def __init__(
         self,
@@ -331,9 +337,11 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + leak_rows(described["label_leaks"])
 
 
-def class_batch(rows: Sequence[tuple[NDArray[np.uint8], int]], length: int) -> dict[str, torch.Tensor]:
+def class_batch(
+    rows: Sequence[tuple[NDArray[np.uint8], int]], length: int, pad_id: int = PAD
+) -> dict[str, torch.Tensor]:
     """Tokens and targets, int64 (B, L), of (ids, class) rows of up to L ids, padded on the right."""
-    tokens = np.full((len(rows), length), PAD, dtype=np.int64)
+    tokens = np.full((len(rows), length), pad_id, dtype=np.int64)
     targets = np.full((len(rows), length), IGNORED, dtype=np.int64)
     for i, (ids, label) in enumerate(rows):
         tokens[i, : len(ids)] = ids

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -208,7 +208,24 @@ def _from_run(path: Path, which: Which) -> _Source:
         # With an average Lightning puts it into `state_dict`, and the weights of the step beside it.
         state = saved["state_dict"] if which == "ema" else saved.get("current_model_state", saved["state_dict"])
         tensors = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    return _Source(tensors, config.model, config, read_manifest(path))
+    return _Source(tensors, config.model, config, read_manifest(path) | {"evaluations": _evaluations(path)})
+
+
+def _evaluations(run: Path) -> dict[str, Any]:
+    """The figures of `evaluate-SPLIT.json`, without their tables."""
+    found = {}
+    for path in sorted(run.glob("evaluate-*.json")):
+        result = _read_json(path)
+        model, markov = result.get("model"), result.get("markov")
+        if not isinstance(model, dict):
+            raise InputError(f"{path}: not an evaluation of this program; remove it")
+        own = {name: value for name, value in model.items() if isinstance(value, int | float)}
+        if isinstance(model.get("accuracy"), dict):
+            own["accuracy"] = model["accuracy"].get("value")
+        found[path.stem.removeprefix("evaluate-")] = {"length": result.get("length"), "model": own} | (
+            {f"Markov order {markov['chosen_order']}": markov["best"]} if markov else {}
+        )
+    return found
 
 
 def _from_folder(path: Path) -> _Source:
@@ -382,21 +399,7 @@ def model_card(model: LanguageModel | Classifier) -> str:
         "",
     ]
     if isinstance(model.config, RunConfig):
-        train = model.config.train
-        data = model.manifest.get("data", {})
-        names = ", ".join(str(file.get("name", file)) for file in data.get("files", [])) or "not recorded"
-        result = model.manifest.get("result", {})
-        lines += [
-            "## Training",
-            "",
-            f"Files: {names}.",
-            f"{train.steps:,} steps of {train.tokens_per_step:,} positions at length {train.length:,}, "
-            f"peak rate {train.lr:g}, seed {model.config.seed}.",
-        ]
-        if result.get("valid_nats") is not None:
-            unit, step = result.get("per", result.get("unit", "base")), result["best_step"]
-            lines.append(f"Best validation: {result['valid_nats']:.4f} nats per {unit} at step {step:,}.")
-        lines.append("")
+        lines += [*_card_of_training(model.config, model.manifest), *_card_of_limits(model)]
     lines += [
         "## Use",
         "",
@@ -422,3 +425,65 @@ def model_card(model: LanguageModel | Classifier) -> str:
         ids = ", ".join(f"{symbol} {i}" for i, symbol in enumerate(model.codec.vocab))
         lines += ["## Symbols", "", f"{ids}.", ""]
     return "\n".join(lines)
+
+
+def _card_of_training(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
+    train = config.train
+    data, result = manifest.get("data", {}), manifest.get("result", {})
+    unit = result.get("per", result.get("unit", "base"))
+    lines = ["## Data", ""]
+    files = data.get("files", [])
+    lines += [f"- {file['name']}, SHA-256 `{file['sha256']}`" for file in files[:20]]
+    lines += [f"- and {len(files) - 20:,} more, listed in config.json"] if len(files) > 20 else []
+    if config.data.kind == "dna" and "bases" in data:
+        lines += [
+            "",
+            f"{data['bases']:,} bases in {data.get('records', 0):,} records, {data['unknown_percent']:.3f} % not A, C, "
+            f"G or T, {data['lower_case_percent']:.2f} % lower case (tokens do not depend on case). Split by "
+            f"{data.get('split_source', 'an unknown rule')}:",
+            "",
+        ]
+        for split, counts in data.get("splits", {}).items():
+            lines.append(f"- {split}: {counts['bases']:,} bases in {counts['intervals']:,} intervals")
+    lines += [
+        "",
+        "No licence is stated here: whoever publishes these weights chooses one that the licences of the data allow.",
+        "",
+        "## Training",
+        "",
+        f"{train.steps:,} steps of {train.tokens_per_step:,} positions at length {train.length:,}, "
+        f"peak rate {train.lr:g}, betas {train.betas[0]:g} and {train.betas[1]:g}, decay {train.weight_decay:g}, "
+        f"seed {config.seed}.",
+    ]
+    made = [f"{name} {manifest[name]}" for name in ("torch", "device", "precision", "commit") if manifest.get(name)]
+    if made:
+        lines.append(f"Made with {', '.join(made)}.")
+    lines += ["", "## Results", ""]
+    if result.get("valid_nats") is not None:
+        lines.append(f"Best validation: {result['valid_nats']:.4f} nats per {unit} at step {result['best_step']:,}.")
+    for split, found in manifest.get("evaluations", {}).items():
+        for name, scores in found.items():
+            if isinstance(scores, dict):
+                figures = ", ".join(f"{key} {value:.4f}" for key, value in scores.items() if value is not None)
+                lines.append(f"- {split} split, windows of {found['length']:,}, {name}: {figures}")
+    if not manifest.get("evaluations"):
+        lines.append("Not evaluated on held-out data beside baselines yet (`mba evaluate`).")
+    return [*lines, ""]
+
+
+def _card_of_limits(model: LanguageModel | Classifier) -> list[str]:
+    length = model.config.train.length
+    lines = [
+        "## Limits",
+        "",
+        f"- Trained on sequences of {length:,} positions; what it does with longer context was not trained.",
+        "- It knows the distribution of its training data only; figures on other data have to be measured.",
+    ]
+    if isinstance(model.codec, DnaTokenizer):
+        strands = "both strands" if getattr(model.config.data, "reverse_complement", False) else "the strand as written"
+        lines.append(f"- It has read {strands}; it is causal, so a base is judged from what stands before it alone.")
+        lines.append("- A likelihood is no measure of function or of harm; it is not a medical device.")
+        lines.append("- Samples can repeat training sequence: `mba sample` reports the longest exact match.")
+    elif not isinstance(model, Classifier):
+        lines.append("- Samples can repeat training recordings; the rights in those are not touched by these weights.")
+    return [*lines, ""]

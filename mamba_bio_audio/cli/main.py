@@ -18,6 +18,7 @@ from mamba_bio_audio.cli import (
     predict,
     prepare,
     pretrain,
+    report,
     sample,
 )
 from mamba_bio_audio.errors import InputError, NetworkError
@@ -36,6 +37,7 @@ app.command("classify")(classify.classify)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("configs")(configs.configs)
 app.command("bench")(bench.bench)

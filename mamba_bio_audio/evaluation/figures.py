@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -169,3 +170,54 @@ def context_curves(evaluation: dict[str, Any], out: Path) -> None:
         axes.legend(fontsize=7)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
+
+
+def learning_curves(metrics: Path) -> bytes:
+    """Loss with validation, learning rate and gradient norm against steps, from `metrics.csv`, as a PNG."""
+    from matplotlib.figure import Figure
+
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    loss, rate, norm = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+    loss.plot(steps, [float(row["train_nats"]) for row in rows], color="tab:blue", alpha=0.4, label="training")
+    valid = [(int(row["step"]), float(row["valid_nats"])) for row in rows if row["valid_nats"]]
+    loss.plot([step for step, _ in valid], [nats for _, nats in valid], "o-", color="tab:blue", label="validation")
+    loss.set(xlabel="step", ylabel="nats per position")
+    loss.legend(fontsize=8)
+    rate.plot(steps, [float(row["lr"]) for row in rows], color="tab:green")
+    rate.set(xlabel="step", ylabel="learning rate")
+    norm.plot(steps, [float(row["grad_norm"]) for row in rows], color="tab:orange", linewidth=0.8)
+    norm.set(xlabel="step", ylabel="gradient norm", yscale="log")
+    return _png(figure)
+
+
+def kmer_spectra(report: dict[str, Any]) -> bytes:
+    """Shares of 6-mers in samples, and in as much validation sequence, against those in training sequence, as a PNG.
+
+    Args:
+        report: of `evaluation.samples.sample_report`, with spectra.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    spectra = {name: np.array(counts) / max(1, sum(counts)) for name, counts in report["spectra"].items()}
+    shown = [(name, title) for name, title in (("own", "samples"), ("valid", "validation")) if name in spectra]
+    figure = Figure(figsize=(5.2 * len(shown), 4.6), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        both = (spectra[name] > 0) & (spectra["train"] > 0)
+        axes.loglog(spectra["train"][both], spectra[name][both], ".", markersize=3, alpha=0.5)
+        ends = [spectra["train"][both].min(), spectra["train"][both].max()] if both.any() else [1e-4, 1e-3]
+        axes.loglog(ends, ends, color="black", linewidth=0.8)
+        divergence = report["own" if name == "own" else "valid"]["divergence"]
+        axes.set(
+            xlabel="share of each 6-mer, training", ylabel=f"share, {title}", title=f"divergence {divergence:.4f} bits"
+        )
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()

@@ -82,6 +82,7 @@ def sample_report(
     result["train"]["of"] = sum(end - start for _, start, end in merge_spans(train))
     own = spectrum_of(samples)
     result["own"]["divergence"] = divergence(own, spectrum)
+    result["spectra"] = {"own": own.tolist(), "train": spectrum.tolist()}
     for i, part in enumerate(along):
         pieces = [samples[q.sequence][q.start : q.end] for q in queries[i::bins]]
         part["divergence"] = divergence(spectrum_of(pieces), spectrum)

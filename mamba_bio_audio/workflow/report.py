@@ -1,0 +1,175 @@
+"""One self-contained page about a run: `mba report`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from mamba_bio_audio import __version__, checkpoint
+from mamba_bio_audio.config import RunConfig, to_yaml
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation.figures import kmer_spectra, learning_curves
+from mamba_bio_audio.evaluation.samples import describe_samples
+from mamba_bio_audio.files import write_text
+from mamba_bio_audio.workflow.data import data_rows
+from mamba_bio_audio.workflow.evaluate import describe_evaluation
+from mamba_bio_audio.workflow.evaluate_classes import describe as describe_classes
+from mamba_bio_audio.workflow.sample_report import report_on_samples, report_path
+
+SAMPLES_NAME = "samples.fa"
+
+
+@dataclass
+class Image:
+    """A picture in the page."""
+
+    alt: str
+    data: str  # base64 of a PNG
+
+
+@dataclass
+class Section:
+    """A part of the page; what is empty is not shown."""
+
+    title: str
+    text: str = ""
+    rows: Sequence[tuple[str, str]] = ()
+    pre: str = ""
+    images: list[Image] = field(default_factory=list)
+
+
+def report(
+    run: Path,
+    out: Path,
+    *,
+    samples: Path | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> list[str]:
+    """Write a page with what was trained on what, curves, baselines, samples and provenance.
+
+    Args:
+        run: run folder.
+        out: HTML file, replaced where it exists.
+        samples: FASTA of samples; None takes `samples.fa` of the run folder if it is there. Measured, unless its report
+            is there already.
+        progress: called with (bases read, None) while samples are measured.
+
+    Returns:
+        Titles of the page's sections.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    config, manifest = checkpoint.read_config(run), checkpoint.read_manifest(run)
+    sections = [_training(config, manifest), _data(config, manifest), _curves(run), *_evaluations(run)]
+    if samples is None and (run / SAMPLES_NAME).exists():
+        samples = run / SAMPLES_NAME
+    if samples is not None:
+        sections.append(_samples(run, samples, progress))
+    elif config.data.kind == "dna":
+        sections.append(Section("Samples", f"None yet: mba sample {run} --length 1000 --out {run / SAMPLES_NAME}"))
+    sections += [_provenance(manifest), Section("Configuration", pre=to_yaml(config))]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = environment.from_string((files("mamba_bio_audio.workflow") / "report.html").read_text(encoding="utf-8"))
+    page = template.render(
+        title=config.name or run.name, lead=config.description, sections=sections, version=__version__
+    )
+    write_text(out, page)
+    return [section.title for section in sections]
+
+
+def _training(config: RunConfig, manifest: dict[str, Any]) -> Section:
+    train, model = config.train, config.model
+    result = manifest.get("result", {})
+    done = result.get("step")
+    rows = [
+        ("model", f"{model.mixer}, {model.num_layers} layers x {model.d_model}"),
+        ("length", f"{train.length:,}"),
+        ("steps", f"{train.steps:,} of {train.tokens_per_step:,} positions: {train.steps * train.tokens_per_step:,}"),
+        ("done", "the run has not come to an end" if done is None else f"{done:,} steps"),
+        ("rate", f"{train.lr:g}, {train.warmup:.0%} warm-up, cosine to {min(train.lr, train.lr_min):g}"),
+        ("AdamW", f"betas {train.betas[0]:g} and {train.betas[1]:g}, decay {train.weight_decay:g}, clip {train.clip}"),
+        ("seed", f"{config.seed}"),
+    ]
+    for stage in manifest.get("length_stages", [])[:-1]:
+        rows.append((f"at length {stage['length']:,}", f"steps {stage['start'] + 1:,} to {stage['stop']:,}"))
+    if result.get("valid_nats") is not None:
+        nats = result["valid_nats"]
+        rows.append(
+            ("best validation", f"{nats:.4f} nats, {nats / math.log(2):.4f} bits, step {result['best_step']:,}")
+        )
+    return Section("What was trained", rows=rows)
+
+
+def _data(config: RunConfig, manifest: dict[str, Any]) -> Section:
+    described = manifest.get("data")
+    if not described:
+        return Section("On what", "The manifest does not say.")
+    rows = [*data_rows(config.data.kind, described)]
+    rows += [(file["name"], f"SHA-256 {file['sha256']}") for file in described["files"][:40]]
+    more = len(described["files"]) - 40
+    return Section("On what", rows=[*rows, *([("and", f"{more:,} more files")] if more > 0 else [])])
+
+
+def _curves(run: Path) -> Section:
+    metrics = run / "metrics.csv"
+    if not metrics.exists():
+        return Section("Curves", "No step has been logged yet.")
+    return Section("Curves", images=[_image("loss, rate and gradient norm against steps", learning_curves(metrics))])
+
+
+def _evaluations(run: Path) -> list[Section]:
+    sections = []
+    for path in sorted(run.glob("evaluate-*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            text = describe_classes(result) if result.get("task") == "classification" else describe_evaluation(result)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(
+                f"{path}: not an evaluation of this program; remove it, or run mba evaluate again"
+            ) from None
+        sections.append(Section(f"Evaluation beside baselines: {path.stem.removeprefix('evaluate-')}", pre=text))
+    pictures = [_image(path.stem, path.read_bytes()) for path in sorted(run.glob("*.png"))]
+    if not sections:
+        sections.append(Section("Evaluation beside baselines", f"Not evaluated yet: mba evaluate {run}"))
+    sections[-1].images += pictures
+    return sections
+
+
+def _samples(run: Path, samples: Path, progress: Callable[[int, int | None], None] | None) -> Section:
+    path = report_path(samples)
+    measured: Any = None
+    if path.exists() and path.stat().st_mtime_ns >= samples.stat().st_mtime_ns:
+        try:
+            measured = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}); remove it") from None
+    if not isinstance(measured, dict) or "own" not in measured:
+        measured = report_on_samples(run, samples, progress=progress)
+    section = Section("Samples", f"{samples}", pre=describe_samples(measured))
+    if measured.get("note"):
+        section.text += f". Not compared with the training data: {measured['note']}"
+    if "spectra" in measured:
+        section.images.append(
+            _image("6-mer spectra of samples and validation beside the genome's", kmer_spectra(measured))
+        )
+    return section
+
+
+def _provenance(manifest: dict[str, Any]) -> Section:
+    names = ("mamba_bio_audio", "commit", "python", "torch", "numpy", "platform", "device", "precision", "started")
+    rows = [(name, f"{manifest[name]}") for name in names if manifest.get(name) is not None]
+    sessions = manifest.get("sessions", [])
+    for session in sessions:
+        command = " ".join(session.get("command", []))
+        rows.append((f"from step {session.get('from_step', 0):,}", f"{session.get('started', '')}  mba {command}"))
+    return Section("Provenance", rows=rows)
+
+
+def _image(alt: str, png: bytes) -> Image:
+    return Image(alt, base64.b64encode(png).decode("ascii"))

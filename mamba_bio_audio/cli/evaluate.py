@@ -17,6 +17,7 @@ from mamba_bio_audio.cli.options import (
     SetOption,
     WhichOption,
     counter,
+    counters,
     resolve_device,
 )
 
@@ -41,6 +42,20 @@ def evaluate(
     strand: Annotated[
         Literal["both", "forward", "reverse"], typer.Option(help="Strands that a classifier reads; both averages.")
     ] = "both",
+    metrics: Annotated[
+        Literal["likelihood", "sc09"],
+        typer.Option(help="sc09: generate spoken digits and have a judge score them (FID, IS, mIS, AM, NDB)."),
+    ] = "likelihood",
+    num_samples: Annotated[
+        int | None, typer.Option(min=4, help="With sc09: clips; default 2048, 10240 for the paper's protocol.")
+    ] = None,
+    protocol: Annotated[
+        Literal["plain", "paper"], typer.Option(help="With sc09: all samples, or the published selection.")
+    ] = "plain",
+    judge: Annotated[
+        Literal["small", "resnext"] | None, typer.Option(help="With sc09: default resnext on a GPU, small on a CPU.")
+    ] = None,
+    judge_epochs: Annotated[int | None, typer.Option(min=1, help="With sc09: of the judge's training.")] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
@@ -53,6 +68,23 @@ def evaluate(
     from mamba_bio_audio.workflow import evaluate as workflow
     from mamba_bio_audio.files import to_json, write_json
 
+    if metrics == "sc09":
+        from mamba_bio_audio.workflow import sc09
+
+        with counters(quiet) as steps:
+            result = sc09.evaluate_sc09(
+                run,
+                which=which,
+                device=resolved,
+                kind=judge,
+                epochs=judge_epochs,
+                protocol=protocol,
+                num_samples=num_samples,
+                overrides=overrides or [],
+                progress=steps,
+            )
+        print(to_json(result) if as_json else sc09.describe_sc09(result))
+        return
     if context is not None:
         from mamba_bio_audio.workflow import context as at_length
 

@@ -193,6 +193,7 @@ def train_judge(
     optimizer = torch.optim.SGD(judge.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
     generator = np.random.default_rng(config.seed)
+    noise = noise or [pink_noise(2 * CLIP_SAMPLES, generator) for _ in range(64)]
     weights = 1 / np.bincount(labels)[labels]
     weights /= weights.sum()
     best, kept, rows = -1.0, {}, []
@@ -225,7 +226,7 @@ def train_judge(
     return judge.eval(), rows
 
 
-def augment(clips: Tensor, generator: np.random.Generator, noise: Sequence[NDArray[np.float32]] = ()) -> Tensor:
+def augment(clips: Tensor, generator: np.random.Generator, noise: Sequence[NDArray[np.float32]]) -> Tensor:
     """Gain 0.7 to 1.1, speed and pitch by up to 20 %, and noise up to 45 %, each with probability one half per clip."""
     count, size = clips.shape
     device = clips.device
@@ -241,15 +242,12 @@ def augment(clips: Tensor, generator: np.random.Generator, noise: Sequence[NDArr
     between = at - low
     faster = clips.gather(1, low) * (1 - between) + clips.gather(1, low + 1) * between
     clips = torch.where(inside, faster, 0.0) * draw(0.7, 1.1, 1.0)
-    if noise:
-        pieces = []
-        for number in generator.integers(0, len(noise), count):
-            recording = noise[number]
-            start = int(generator.integers(0, max(1, len(recording) - size)))
-            pieces.append(one_second(recording[start:], size))
-        background = np.stack(pieces)
-    else:
-        background = np.stack([pink_noise(size, generator) for _ in range(count)])
+    pieces = []
+    for number in generator.integers(0, len(noise), count):
+        recording = noise[number]
+        start = int(generator.integers(0, max(1, len(recording) - size)))
+        pieces.append(one_second(recording[start:], size))
+    background = np.stack(pieces)
     share = draw(0.0, 0.45, 0.0)
     return (1 - share) * clips + share * torch.from_numpy(background).to(device)
 

@@ -1,0 +1,329 @@
+"""Spoken digits judged: samples of a run beside training and test clips, noise, silence and the published rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from mamba_bio_audio import checkpoint
+from mamba_bio_audio.checkpoint import Which
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation import audio_metrics as metrics
+from mamba_bio_audio.evaluation.audio_figures import spectrograms
+from mamba_bio_audio.evaluation.audio_metrics import Judged
+from mamba_bio_audio.evaluation.judge import (
+    CLIP_SAMPLES,
+    RATE_HZ,
+    SMALL,
+    Judge,
+    JudgeConfig,
+    Kind,
+    accuracy,
+    impostors,
+    judge_clips,
+    one_second,
+    train_judge,
+)
+from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
+from mamba_bio_audio.files import atomic_path, write_json
+from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.audio.prepare import DIGITS, SPEECH_COMMANDS
+from mamba_bio_audio.pipelines.audio.splits import Span
+from mamba_bio_audio.pipelines.dna.fasta_index import cache_folder
+from mamba_bio_audio.training.fit import resolve_precision
+from mamba_bio_audio.workflow.environment import environment
+from mamba_bio_audio.workflow.evaluate import open_run
+from mamba_bio_audio.workflow.sample import weights_hash
+from mamba_bio_audio.workflow.sample_audio import sample_audio
+
+Protocol = Literal["plain", "paper"]
+Clips = NDArray[np.float32]
+SAMPLES = {"plain": 2048, "paper": 10_240}
+# Gu & Dao 2023, table 4: NLL in bits, FID, IS, mIS, AM.
+PUBLISHED = {
+    "SampleRNN 35.0M": (2.042, 8.96, 1.71, 3.02, 1.76),
+    "WaveNet 4.2M": (1.925, 5.08, 2.27, 5.80, 1.47),
+    "SaShiMi 5.8M": (1.873, 1.99, 5.13, 42.57, 0.74),
+    "WaveGAN 19.1M": (None, 2.03, 4.90, 36.10, 0.80),
+    "DiffWave + SaShiMi 23.0M": (None, 1.42, 5.94, 69.17, 0.59),
+    "Mamba 6.1M": (1.852, 0.94, 6.26, 88.54, 0.52),
+    "Mamba 24.3M": (1.860, 0.67, 7.33, 144.9, 0.36),
+    "train": (None, 0.00, 8.56, 292.5, 0.16),
+    "test": (None, 0.02, 8.33, 257.6, 0.19),
+}
+
+
+def evaluate_sc09(
+    run: Path,
+    *,
+    which: Which = "best",
+    device: str = "cpu",
+    kind: Kind | None = None,
+    epochs: int | None = None,
+    protocol: Protocol = "plain",
+    num_samples: int | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    resamples: int = 100,
+    overrides: Sequence[str] = (),
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> dict[str, Any]:
+    """Every score of a run's samples, with sanity rows, intervals and what makes them comparable (JSON-able).
+
+    Args:
+        run: a language model of audio, trained on clips in folders named zero to nine.
+        which: weights of a run folder.
+        device: "cpu" or "cuda".
+        kind: judge; None is resnext on a GPU and small on a CPU.
+        epochs: of the judge's training; None is the published number, or 20 for the small one.
+        protocol: "plain" scores every sample; "paper" sorts by log-likelihood and drops what the published rows drop.
+        num_samples: generated clips; None is 2,048, and 10,240 for "paper".
+        batch_size: clips generated at a time.
+        seed: of samples and scores.
+        resamples: of the bootstrap.
+        overrides: `data.*=...`, as of `evaluate`.
+        progress: called with (what, done, in all).
+
+    Returns:
+        The scores; also written to RUN/sc09/metrics.json beside the generated clips and a picture of the first ones.
+    """
+
+    def tell(what: str) -> Callable[[int, int | None], None]:
+        return lambda done, total: progress(what, done, total) if progress is not None else None
+
+    model, config, data, described = open_run(run, "test", which, device, None, overrides)
+    if not isinstance(data, AudioDataModule):
+        raise InputError(f"{run}: --metrics sc09 judges spoken digits, and this run is not of audio")
+    if config.data.sample_rate_hz != RATE_HZ:  # type: ignore[union-attr]
+        raise InputError(f"{run}: the judge hears {RATE_HZ:,} Hz, and this run is at another rate")
+    clips, labels = {}, {}
+    for split in ("train", "valid", "test"):
+        clips[split], labels[split] = labelled_clips(data, split)
+    judge_config = JudgeConfig() if (kind or ("resnext" if device == "cuda" else "small")) == "resnext" else SMALL
+    if epochs is not None:
+        judge_config = judge_config._replace(epochs=epochs)
+    judge, judged_by = load_judge(clips, labels, described, judge_config, device, tell("training the judge"))
+
+    bits = evaluate_likelihood(
+        model,
+        data.evaluation_dataloader("test"),
+        device,
+        resolve_precision(config.train.precision, device),
+        tell("scoring test clips"),
+    ).nats_per_base / math.log(2)
+    folder = run / "sc09"
+    made, log_likelihood = _generated(
+        model, run, folder, which, device, num_samples or SAMPLES[protocol], batch_size, seed, tell("sampling")
+    )
+    chosen = np.arange(len(made))
+    if protocol == "paper":
+        chosen = metrics.paper_selection(log_likelihood, seed)
+
+    train = judge_clips(judge, clips["train"])
+    test = judge_clips(judge, clips["test"])
+    generated = judge_clips(judge, made[chosen])
+    false = {name: judge_clips(judge, made_up) for name, made_up in impostors(clips["test"], seed).items()}
+    silence = judge_clips(judge, np.stack([one_second(np.zeros(0))] * 64))
+    one_class = train.take(np.flatnonzero(labels["train"] == labels["train"].min()))
+    rows: dict[str, Judged] = {
+        "generated": generated,
+        "train": train,
+        "test": test,
+        **false,
+        "silence": silence,
+        "one class": one_class,
+    }
+    table = {name: {"n": len(row.features)} | metrics.scores(train, row, seed) for name, row in rows.items()}
+    n = min(len(generated.features), len(test.features))
+    threshold = metrics.confidence_threshold([row.probabilities for row in false.values()])
+    shares = {name: metrics.recognised(row.probabilities, threshold) for name, row in rows.items()}
+    result: dict[str, Any] = {
+        "run": str(run),
+        "which": checkpoint.describe_which(config, which),
+        "protocol": protocol,
+        "generated": len(made),
+        "scored": len(chosen),
+        "seed": seed,
+        "judge": judged_by,
+        "quantizer": data.codec.description,
+        "test_bits": bits,
+        "rows": table,
+        "intervals": metrics.intervals(train, generated, resamples=resamples, seed=seed),
+        "FID_at_equal_n": {
+            "n": n,
+            "generated": metrics.frechet_distance(train.features, generated.features[:n]),
+            "test": metrics.frechet_distance(train.features, test.features[:n]),
+        },
+        "recognised": {"threshold": threshold, "shares": shares},
+        "nearest_training_clip": {
+            "generated_median": float(np.median(metrics.nearest_distances(generated.features, train.features))),
+            "test_median": float(np.median(metrics.nearest_distances(test.features, train.features))),
+        },
+        "files": described["files"],
+        "split_source": described["split_source"],
+        "comparable": False,
+        "not_comparable_because": _differences(described, data),
+        "environment": environment(device),
+    }
+    write_json(folder / "metrics.json", result)
+    first = [(f"sample {row}", made[row]) for row in range(min(4, len(made)))]
+    spectrograms([("a test clip", clips["test"][0]), *first], RATE_HZ, folder / "first-samples.png")
+    return result
+
+
+def labelled_clips(data: AudioDataModule, split: str) -> tuple[Clips, NDArray[np.int64]]:
+    """The clips of a split as (n, 16000), and which digit each is, by the name of its folder."""
+    clips, labels = [], []
+    for span in data.evaluation_spans(split):
+        name = data.recordings.files[span.file].name
+        word = name.split("/")[-2] if "/" in name else ""
+        if word not in DIGITS:
+            raise InputError(f"{name}: --metrics sc09 needs clips in folders named {', '.join(DIGITS)}")
+        stop = min(span.stop, span.start + CLIP_SAMPLES)
+        clips.append(one_second(data.recordings.audio(Span(span.file, span.start, stop))))
+        labels.append(DIGITS.index(word))
+    if not clips:
+        raise InputError(f"the {split} split has no clip; the judge needs train, valid and test")
+    return np.stack(clips), np.array(labels, np.int64)
+
+
+def load_judge(
+    clips: dict[str, Clips],
+    labels: dict[str, NDArray[np.int64]],
+    described: dict[str, Any],
+    config: JudgeConfig,
+    device: str,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> tuple[Judge, dict[str, Any]]:
+    """The judge of a data set from the user's cache, or trained now and kept there; and how well it does."""
+    recipe = {
+        "data": [file["sha256"] for file in described["files"]],
+        "splits": described["splits_sha256"],
+        **config._asdict(),
+    }
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / "judges" / key
+    classes = int(labels["train"].max()) + 1
+    judge = Judge(config.kind, classes)
+    if (folder / "judge.json").exists():
+        judge.load_state_dict(load_file(folder / "judge.safetensors"), strict=False)
+        judge = judge.to(device).eval()
+        return judge, json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+    judge, history = train_judge(
+        clips["train"], labels["train"], clips["valid"], labels["valid"], config, device=device, progress=progress
+    )
+    note = recipe | {
+        "parameters": judge.num_parameters(),
+        "accuracy": {split: accuracy(judge, clips[split], labels[split]) for split in clips},
+        "clips": {split: len(rows) for split, rows in clips.items()},
+        "history": history,
+        "cached": str(folder),
+        "environment": environment(device),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "judge.safetensors") as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in judge.state_dict().items()}, temporary)
+    # Last: its presence says that the weights are whole.
+    write_json(folder / "judge.json", note)
+    return judge, note
+
+
+def _generated(
+    model: Any,
+    run: Path,
+    folder: Path,
+    which: Which,
+    device: str,
+    count: int,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int, int | None], None],
+) -> tuple[Clips, NDArray[np.float64]]:
+    """Clips (n, 16000) of one second and their log-likelihoods; sampled into RUN/sc09 once, and continued there."""
+    weights = weights_hash(model)
+    out = folder / f"samples-{weights[:8]}-{count}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not out.exists():
+        stopped = sample_audio(
+            model.to(device),
+            run,
+            out,
+            which=which,
+            weights=weights,
+            length=CLIP_SAMPLES,
+            num_samples=count,
+            batch_size=min(batch_size, count),
+            prompt=None,
+            draws={"temperature": 1.0, "top_k": None, "top_p": None, "seed": seed},
+            device=device,
+            resume=out.with_name(f"{out.name}.part").exists(),
+            force=False,
+            progress=progress,
+        )
+        if stopped:
+            raise KeyboardInterrupt
+    note = json.loads((out / "samples.json").read_text(encoding="utf-8"))
+    names = [f"sample-{row:05d}.flac" for row in range(count)]
+    clips = np.stack([one_second(soundfile.read(out / name, dtype="float32")[0]) for name in names])
+    return clips, np.array(note["log_likelihood"])
+
+
+def _differences(described: dict[str, Any], data: AudioDataModule) -> list[str]:
+    """Why the scores are not those of the published table."""
+    reasons = ["the judge was trained here, not the published one"]
+    counts = {split: described["splits"][split]["files"] for split in ("train", "valid", "test")}
+    if counts not in [release.clips for release in SPEECH_COMMANDS.values()]:
+        reasons.append(
+            f"the clips are not SC09: {counts['train']:,} train, {counts['valid']:,} valid, {counts['test']:,} test"
+        )
+    if data.codec.variant != "sashimi":
+        reasons.append(f"the bits are those of {data.codec.description}, the published ones of sashimi")
+    return reasons
+
+
+def describe_sc09(result: dict[str, Any]) -> str:
+    """The scores for people."""
+    right = result["judge"]["accuracy"]
+    columns = ("FID", "IS", "mIS", "AM", "NDB")
+    lines = [
+        f"{result['scored']:,} of {result['generated']:,} samples, protocol {result['protocol']}, {result['which']} "
+        f"weights; test {result['test_bits']:.4f} bits per sample ({result['quantizer']})",
+        f"judge: {result['judge']['kind']}, {right['valid']:.1%} right on validation, {right['test']:.1%} on test "
+        f"clips ({result['split_source']})",
+        "",
+        f"{'':<28}{'n':>8}" + "".join(f"{name:>10}" for name in columns) + f"{'recognised':>12}",
+    ]
+    for name, row in result["rows"].items():
+        share = result["recognised"]["shares"][name]
+        lines.append(f"{name:<28}{row['n']:>8,}" + "".join(f"{row[c]:>10.4g}" for c in columns) + f"{share:>12.1%}")
+    spans = result["intervals"]
+    shown = ", ".join(f"{name} {spans[name][0]:.4g} to {spans[name][1]:.4g}" for name in columns if name in spans)
+    equal, near = result["FID_at_equal_n"], result["nearest_training_clip"]
+    lines += [
+        "",
+        f"generated, 95 % intervals: {shown}",
+        f"FID at n = {equal['n']:,}: generated {equal['generated']:.4g}, test {equal['test']:.4g}",
+        f"median distance to the nearest training clip: generated {near['generated_median']:.4g}, "
+        f"test {near['test_median']:.4g} (far smaller: copies)",
+        f"recognised: surer than {result['recognised']['threshold']:.3f}, which at most 5 % of noise, reversed and "
+        "shuffled clips are",
+        "",
+        "published (Gu & Dao 2023, table 4), not comparable: " + "; ".join(result["not_comparable_because"]),
+        f"{'':<28}{'bits':>8}" + "".join(f"{name:>10}" for name in columns[:4]),
+    ]
+    for name, values in PUBLISHED.items():
+        cells = "".join(
+            "-".rjust(8 if i == 0 else 10) if v is None else f"{v:>{8 if i == 0 else 10}.4g}"
+            for i, v in enumerate(values)
+        )
+        lines.append(f"{name:<28}{cells}")
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""The whole judgement on ten classes of sound, with shortened clips and a short training of the small judge."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mamba_bio_audio.config import load_config
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.audio.prepare import DIGITS
+from mamba_bio_audio.workflow import sc09
+from mamba_bio_audio.workflow.pretrain import pretrain
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    rng = np.random.default_rng(0)
+    rows = ["file\tsplit"]
+    for label, word in enumerate(DIGITS):
+        (folder / word).mkdir()
+        for number, split in enumerate(("train", "train", "train", "valid", "test", "test")):
+            audio = 0.4 * np.sin(np.arange(600) * (0.05 + 0.1 * label)) + 0.02 * rng.standard_normal(600)
+            soundfile.write(folder / word / f"{number}.wav", audio, 16_000)
+            rows.append(f"{word}/{number}.wav\t{split}")
+    (folder / "intervals.tsv").write_text("\n".join(rows) + "\n")
+    out = tmp_path_factory.mktemp("runs") / "run"
+    keys = ["model.d_model=8", "train.steps=2", "train.length=256", "train.tokens_per_step=512"]
+    pretrain(load_config("audio/tiny", [f"data.path={folder}", *keys]), out, device="cpu", quiet=True)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def short(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setattr(sc09, "CLIP_SAMPLES", 160)
+    monkeypatch.setenv("MAMBA_BIO_AUDIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def judged(run: Path, **more) -> dict:
+    return sc09.evaluate_sc09(run, epochs=2, num_samples=40, resamples=5, **more)
+
+
+def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
+    told = set()
+    result = judged(run, progress=lambda what, done, total: told.add(what))
+    assert told == {"training the judge", "scoring test clips", "sampling"}
+    assert list(result["rows"]) == [
+        "generated",
+        "train",
+        "test",
+        "noise",
+        "reversed",
+        "shuffled",
+        "silence",
+        "one class",
+    ]
+    assert result["rows"]["train"]["FID"] == pytest.approx(0, abs=1e-6)
+    assert result["rows"]["train"]["NDB"] == 0
+    assert result["rows"]["silence"]["IS_pooled"] == pytest.approx(1)
+    assert result["judge"]["clips"] == {"train": 30, "valid": 10, "test": 20}
+    assert not result["comparable"]
+    assert "not SC09: 30 train" in " ".join(result["not_comparable_because"])
+    for name in ("noise", "reversed", "shuffled"):
+        assert result["recognised"]["shares"][name] <= 0.05
+    assert json.loads((run / "sc09" / "metrics.json").read_text())["rows"]["test"]["n"] == 20
+    assert (run / "sc09" / "first-samples.png").exists()
+    text = sc09.describe_sc09(result)
+    assert "Mamba 24.3M" in text
+    assert "not comparable" in text
+
+    # Neither the judge nor the samples are made twice.
+    monkeypatch.setattr(sc09, "train_judge", None)
+    monkeypatch.setattr(sc09, "sample_audio", None)
+    again = judged(run)
+    assert again["rows"] == result["rows"]
+    paper = judged(run, protocol="paper")
+    assert (paper["generated"], paper["scored"]) == (40, 11)
+
+
+def test_other_runs_are_refused(run, tmp_path) -> None:
+    folder = tmp_path / "words"
+    for split in ("train", "valid", "test"):
+        (folder / "bed").mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / "bed" / f"{split}.wav", np.zeros(300), 16_000)
+    rows = "".join(f"bed/{split}.wav\t{split}\n" for split in ("train", "valid", "test"))
+    (folder / "intervals.tsv").write_text("file\tsplit\n" + rows)
+    with pytest.raises(InputError, match="folders named zero"):
+        judged(run, overrides=[f"data.path={folder}"])

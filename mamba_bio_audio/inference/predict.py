@@ -71,6 +71,8 @@ def predict(
     mode: Mode = "windows",
     strand: Strand = "both",
     max_unknown: float = 0.1,
+    start_id: int | None = None,
+    fill_to: int = 0,
     device: str = "cpu",
     narrow: bool = False,
     chunk: int = 1 << 16,
@@ -82,12 +84,14 @@ def predict(
         model: classifier in eval mode on `device`.
         records: token ids (L,) each, or a text that says why a record has none.
         pad_id: fills batches on the right.
-        length: of the windows.
+        length: of the windows, the start symbol included.
         known: ids -> which of them are known symbols (A, C, G, T).
         reverse: ids -> ids of the opposite strand; needed unless strand is "forward".
         mode: see the module.
         strand: "both" averages; for sequence whose strand has a meaning, one of them.
         max_unknown: windows with a larger share of unknown symbols are left out, as in training.
+        start_id: stands before every window; None where inputs begin with their first symbol.
+        fill_to: shorter windows are filled up with `pad_id` as a signal, as clips of one length are with silence.
         device: "cpu" or "cuda".
         narrow: bf16 autocast.
         chunk: longest stretch that is read at once.
@@ -103,22 +107,28 @@ def predict(
     strands = ("forward", "reverse") if strand == "both" else (strand,)
     step = None if model.streaming == "none" else chunk
 
+    def begun(row: Ids) -> Ids:
+        start = [] if start_id is None else [start_id]
+        fill = max(0, fill_to - len(start) - len(row))
+        return np.concatenate([start, row, np.full(fill, pad_id)]).astype(row.dtype) if start or fill else row
+
     def finish(waiting: Sequence[_Record]) -> Iterator[Prediction]:
         for name in strands:
             pieces = [(record, low, high) for record in waiting for low, high in record.windows.get(name, ())]
             pieces.sort(key=lambda piece: piece[2] - piece[1])
             for batch in _batches(pieces, batch_symbols, step):
                 read = reverse if name == "reverse" else None
-                rows = [_window(record.ids, low, high, read) for record, low, high in batch]
+                rows = [begun(_window(record.ids, low, high, read)) for record, low, high in batch]
                 found = classify(model, rows, pad_id=pad_id, device=device, narrow=narrow, chunk=step)
                 for (record, _, _), row in zip(batch, found, strict=True):
                     record.sums[name] = record.sums.get(name, 0.0) + row
         yield from map(_result, waiting)
 
+    content = max(1, length - (start_id is not None)) if mode == "windows" else None
     waiting: list[_Record] = []
     symbols = 0
     for item in records:
-        record = _prepare(item, known, strands, length if mode == "windows" else None, max_unknown)
+        record = _prepare(item, known, strands, content, max_unknown)
         waiting.append(record)
         symbols += len(record.ids)
         if symbols >= BATCHES_AHEAD * batch_symbols or len(waiting) >= RECORDS_AHEAD:

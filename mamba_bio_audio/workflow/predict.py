@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +21,10 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import write_json
 from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.inference.predict import Mode, Prediction, predict
-from mamba_bio_audio.pipelines.dna.records import read_records
-from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.training.signals import StopSignal
+from mamba_bio_audio.workflow.predict_sources import Item, open_source
 from mamba_bio_audio.workflow.sample import weights_hash
-
-
-class Item(NamedTuple):
-    """One record of a file: its symbols, or why it has none."""
-
-    file: str
-    name: str
-    length: int
-    symbols: NDArray[np.uint8] | str
 
 
 def predict_files(
@@ -46,7 +36,7 @@ def predict_files(
     device: str = "cpu",
     mode: Mode = "windows",
     length: int | None = None,
-    strand: Strand = "both",
+    strand: Strand | None = None,
     max_unknown: float | None = None,
     chunk: int = 1 << 16,
     resume: bool = False,
@@ -61,13 +51,13 @@ def predict_files(
 
     Args:
         run: classifier's run folder or export.
-        files: FASTA or FASTQ, any gzip; `-` is standard input.
+        files: FASTA or FASTQ, any gzip, `-` is standard input; or recordings, for a classifier of those.
         out: TSV file; None is standard output, which cannot be resumed.
         which: weights of a run folder.
         device: "cpu" or "cuda".
         mode: "windows" or "stream", see `inference/predict.py`.
         length: of the windows; None is the training length.
-        strand: both, forward or reverse.
+        strand: both, forward or reverse; None is both for DNA.
         max_unknown: share of unknown bases above which a window is left out; None is that of the training.
         chunk: positions read at once.
         resume: go on with `OUT.part`, of the same settings and records.
@@ -86,9 +76,11 @@ def predict_files(
         raise InputError("--resume needs --out: what went to standard output cannot be continued")
     model = checkpoint.load_classifier(run, which)
     labels = model.labels
-    if not isinstance(model.codec, DnaTokenizer):
-        raise InputError(f"{run}: a classifier of {model.config.data.kind}; mba predict reads DNA")
-    codec, config = model.codec, model.config
+    config = model.config
+    source = open_source(model.codec, config)
+    strand = strand or source.strands[0]
+    if strand not in source.strands:
+        raise InputError(f"--strand {strand}: recordings have no strands; leave it out")
     settings: dict[str, Any] = {
         "weights": weights_hash(model),
         "mode": mode,
@@ -98,25 +90,25 @@ def predict_files(
         "files": [str(file) for file in files],
     }
     model.to(device)
-    is_known = np.zeros(256, dtype=bool)
-    is_known[list(codec.base_ids)] = True
     items: deque[Item] = deque()
-    header = [*COLUMNS, *(f"p_{label}" for label in labels), "note"]
+    header = [*COLUMNS[:3], f"{source.unit}s_used", *COLUMNS[4:], *(f"p_{label}" for label in labels), "note"]
     with StopSignal() as stop, _Table(out, header, settings, resume, force) as table:
 
         def symbols() -> Iterator[NDArray[np.uint8] | str]:
             # Kept until its prediction comes, which is in the same order.
-            for item in table.unfinished(_read(files, codec)):
+            for item in table.unfinished(source.items(files)):
                 items.append(item._replace(symbols=""))
                 yield item.symbols
 
         found = predict(
             model,
             symbols(),
-            pad_id=codec.pad_id,
+            pad_id=source.pad_id,
             length=settings["length"],
-            known=lambda ids: is_known[ids],
-            reverse=codec.reverse_complement,
+            known=source.known,
+            reverse=source.reverse,
+            start_id=source.start_id,
+            fill_to=source.fill_to,
             mode=mode,
             strand=strand,
             max_unknown=settings["max_unknown"],
@@ -139,40 +131,33 @@ def predict_files(
         "which": which,
         "trained_length": config.train.length,
         "records": table.rows,
-        "bases_used": table.bases,
+        "used": table.used,
+        "unit": source.unit,
         "predicted": {label: table.predicted[label] for label in labels},
         "not_scored": dict(table.reasons),
         "stopped_by": None if stop.number is None else signal.Signals(stop.number).name,
     }
 
 
-COLUMNS = ("file", "record", "length", "bases_used", "windows", "predicted")
+# `used` is called by its unit: bases_used, samples_used.
+COLUMNS = ("file", "record", "length", "used", "windows", "predicted")
 
 
 def describe_predictions(summary: dict[str, Any]) -> str:
     """The summary for people."""
     counts = ", ".join(f"{label} {count:,}" for label, count in summary["predicted"].items() if count)
     records = f"{summary['records']:,} record{'s' if summary['records'] != 1 else ''}"
-    lines = [f"{records}, {summary['bases_used']:,} bases used: {counts or 'none scored'}"]
+    lines = [f"{records}, {summary['used']:,} {summary['unit']}s used: {counts or 'none scored'}"]
     if summary["mode"] == "windows" and summary["length"] != summary["trained_length"]:
-        lines.append(f"windows of {summary['length']:,} bases; the model was trained at {summary['trained_length']:,}")
+        lines.append(
+            f"windows of {summary['length']:,} {summary['unit']}s; the model was trained at "
+            f"{summary['trained_length']:,}"
+        )
     missing = sum(summary["not_scored"].values())
     if missing:
         reasons = "; ".join(f"{count:,} x {reason}" for reason, count in list(summary["not_scored"].items())[:5])
         lines.append(f"{missing:,} not scored: {reasons}")
     return "\n".join(lines)
-
-
-def _read(files: Iterable[str], codec: DnaTokenizer) -> Iterator[Item]:
-    for file in files:
-        for record in read_records(file):
-            foreign, upper = record.foreign_letter(), record.sequence.upper()
-            symbols: NDArray[np.uint8] | str = codec.encode(record.sequence)
-            if foreign is not None:
-                symbols = f"{foreign[1]!r} at position {foreign[0]:,} is no base"
-            elif b"U" in upper and b"T" not in upper:
-                symbols = "RNA (U): write T for U"
-            yield Item(str(file), record.name, len(record.sequence), symbols)
 
 
 def _row(item: Item, prediction: Prediction, labels: Sequence[str]) -> list[str]:
@@ -187,7 +172,7 @@ class _Table(AbstractContextManager["_Table"]):
     """Rows that go to standard output, or to `OUT.part`, which becomes `OUT` when `complete`.
 
     Attributes:
-        rows, bases, predicted, reasons: counts over all rows, those of an earlier run too.
+        rows, used, predicted, reasons: counts over all rows, those of an earlier run too.
         complete: set when nothing is left to add.
     """
 
@@ -195,7 +180,7 @@ class _Table(AbstractContextManager["_Table"]):
         self, out: Path | None, header: Sequence[str], settings: dict[str, Any], resume: bool, force: bool
     ) -> None:
         self.out, self.complete = out, False
-        self.rows = self.bases = 0
+        self.rows = self.used = 0
         self.predicted, self.reasons = Counter[str](), Counter[str]()
         self._before: list[tuple[str, str, str]] = []
         self._stream: IO[str] = sys.stdout
@@ -248,7 +233,7 @@ class _Table(AbstractContextManager["_Table"]):
 
     def _count(self, row: Sequence[str]) -> None:
         self.rows += 1
-        self.bases += int(row[COLUMNS.index("bases_used")])
+        self.used += int(row[3])
         predicted = row[COLUMNS.index("predicted")]
         if predicted:
             self.predicted[predicted] += 1

@@ -10,14 +10,17 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from mamba_bio_audio import checkpoint
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.config import load_config
+from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 LABELS = ("gorilla", "human")
@@ -211,3 +214,49 @@ def test_what_cannot_be_is_refused(tmp_path, capsys, model, monkeypatch):
     monkeypatch.setattr(checkpoint, "load", lambda run, which="best": model.backbone)
     assert mba("predict", "run", tmp_path / "a.fa") == 2
     assert "needs a classifier" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pad_target", ["mask", "silence"])
+def test_recordings_of_any_rate_and_length(tmp_path, capsys, monkeypatch, pad_target):
+    settings = ["data.path=.", "train.length=64", "train.tokens_per_step=512", f"data.pad_target={pad_target}"]
+    config = load_config("audio/tiny", [*settings, "data.sample_rate_hz=8000"])
+    codec = AudioCodec.of(config.data)
+    torch.manual_seed(0)
+    backbone = IsotropicModel(ModelConfig(d_model=8, num_layers=1, vocab_size=codec.vocab_size))
+    made = Classifier(backbone, HeadConfig(pool="mean", classes=("one", "two"))).eval()
+    torch.nn.init.normal_(made.head.weight, std=2.0)
+    made.config, made.codec = config, codec
+    monkeypatch.setattr(checkpoint, "load", lambda run, which="best": made)
+
+    def expected(levels: np.ndarray) -> float:
+        row = np.concatenate([[codec.zero_level], levels.astype(np.int64)])
+        if pad_target == "silence":
+            row = np.pad(row, (0, max(0, 64 - len(row))), constant_values=codec.zero_level)
+        with torch.no_grad():
+            return float(made(torch.from_numpy(row)[None], logits="last").logits[0, 0].softmax(-1)[1])
+
+    folder = tmp_path / "clips"
+    (folder / "sub").mkdir(parents=True)
+    sound = np.sin(np.arange(150) / 5).astype(np.float32) * 0.5
+    soundfile.write(folder / "a.wav", sound[:40], 8000, subtype="FLOAT")
+    soundfile.write(folder / "b.flac", sound[:80], 16_000)
+    soundfile.write(folder / "sub" / "c.wav", sound, 8000, subtype="FLOAT")
+    (folder / "d.wav").write_bytes(b"RIFF nothing")
+    out = tmp_path / "p.tsv"
+    assert mba("predict", "run", folder, "--out", out) == 0
+    assert "4 records" in capsys.readouterr().out
+    rows = {row["record"]: row for row in table(out)}
+    assert list(rows) == ["a.wav", "b.flac", "d.wav", "sub/c.wav"]
+    assert "not readable as WAV" in rows["d.wav"]["note"]
+    assert [(rows[n]["length"], rows[n]["samples_used"], rows[n]["windows"]) for n in ("a.wav", "b.flac", "sub/c.wav")] == [
+        ("40", "40", "1"),
+        ("40", "40", "1"),
+        ("150", "150", "3"),
+    ]
+    levels = codec.encode(sound)
+    assert float(rows["a.wav"]["p_two"]) == pytest.approx(expected(levels[:40]), abs=1e-5)
+    # Windows of 63 samples behind the zero level, the last one moved back.
+    windows = [expected(levels[start : start + 63]) for start in (0, 63, 87)]
+    assert float(rows["sub/c.wav"]["p_two"]) == pytest.approx(np.mean(windows), abs=1e-5)
+    assert mba("predict", "run", folder, "--strand", "both") == 2
+    assert "no strands" in capsys.readouterr().err

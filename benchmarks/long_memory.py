@@ -47,8 +47,9 @@ def make(arguments: argparse.Namespace) -> tuple[Any, Any]:
         d_model=arguments.d_model,
         num_layers=arguments.num_layers,
         vocab_size=12,
-        # Decays within rounding of 1 must keep their value for memories beyond 1e5 steps.
-        ssm=SsmConfig(precise=True),
+        # Decays within rounding of 1 must keep their value for memories beyond 1e5 steps, and some channels begin with
+        # memories as long as the test: the initial delta is log-uniform from 1e-7 instead of from 1e-3.
+        ssm=SsmConfig(precise=True, dt_min=arguments.dt_min, dt_floor=arguments.dt_min),
     )
     torch.manual_seed(arguments.seed)
     model = build_model(config, seed=arguments.seed)
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument("--copied", type=int, default=512, help="probe: bases of X")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.0)
+    parser.add_argument("--dt-min", type=float, default=1e-7, help="smallest initial delta")
     parser.add_argument("--d-model", type=int, default=64)
     parser.add_argument("--num-layers", type=int, default=4)
     parser.add_argument(

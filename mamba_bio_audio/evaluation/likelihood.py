@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.training.streaming import streamed_loss
 
 
 def perplexity(nats: float) -> float:
@@ -91,7 +92,9 @@ def evaluate_likelihood(
         progress: called after each batch with (batches done, batches in all or None).
 
     Returns:
-        Sums in fp64. Within one forward pass the loss is summed in fp32 by the model.
+        Sums in fp64. Within one forward pass the loss is summed in fp32 by the model. Windows longer than 2^14
+        positions (2^18 on CUDA) go through in pieces with the state carried, where the model has a constant one: any
+        length fits.
     """
     device = torch.device(device)
     if precision not in ("auto", "fp32", "bf16"):
@@ -111,9 +114,9 @@ def evaluate_likelihood(
                 tokens, targets = batch["tokens"], batch["targets"]
                 for name, rows in _rows_by_group(batch.get("group"), len(tokens)):
                     with torch.autocast(device.type, torch.bfloat16) if narrow else nullcontext():
-                        out = model(tokens[rows].to(device), targets=targets[rows].to(device), logits="none")
-                    nats[name] = nats.get(name, 0.0) + float(out.loss_sum)
-                    counts[name] = counts.get(name, 0) + int(out.count)
+                        loss, count = _loss(model, tokens[rows].to(device), targets[rows].to(device))
+                    nats[name] = nats.get(name, 0.0) + float(loss)
+                    counts[name] = counts.get(name, 0) + int(count)
                 if progress is not None:
                     progress(done, total)
     finally:
@@ -122,6 +125,17 @@ def evaluate_likelihood(
         raise InputError("the data has no symbol to score; check that the split has intervals longer than one symbol")
     groups = {name: Likelihood(nats[name], counts[name]) for name in counts if name is not None}
     return Likelihood(math.fsum(nats.values()), sum(counts.values()), groups)
+
+
+def _loss(model: nn.Module, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed nats and count; long windows in pieces with the state carried, where the model has a constant one."""
+    rows, length = tokens.shape
+    most = 1 << (14 if tokens.device.type == "cpu" else 18)
+    if rows * length > most and getattr(model, "streaming", None) == "constant":
+        loss, count, _ = streamed_loss(model, tokens, targets, chunk=max(1, most // rows))
+        return loss, count
+    out = model(tokens, targets=targets, logits="none")
+    return out.loss_sum, out.count
 
 
 def _rows_by_group(groups: Sequence[Any] | Tensor | None, rows: int) -> list[tuple[str | None, slice | list[int]]]:

@@ -83,7 +83,8 @@ def evaluate_context(
                 progress(done, batches)
         nats[context] = np.concatenate(found)
 
-    budget = max(contexts[-1], blocks * size * 16)
+    # A fifth of what the matched part costs, or the whole split where that is less.
+    budget = max(1, blocks // 4) * contexts[-1]
     windows_at_once = max(1, positions // contexts[-1])
     by_position = position_sums(
         model,

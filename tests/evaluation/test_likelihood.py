@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.likelihood import Likelihood, evaluate_likelihood
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
 
 
 class Output(NamedTuple):
@@ -170,3 +172,21 @@ def test_likelihood_units() -> None:
     assert as_dict["count"] == 10
     assert as_dict["groups"]["g"]["nats_per_base"] == 0.5
     assert math.isnan(Likelihood(0.0, 0).perplexity)
+
+
+def test_long_windows_go_through_in_pieces(monkeypatch) -> None:
+    model = build_model(ModelConfig(d_model=8, num_layers=2, vocab_size=12), seed=0).double()
+    longest = []
+    model.register_forward_pre_hook(lambda module, inputs: longest.append(inputs[0].numel()))
+    generator = torch.Generator().manual_seed(0)
+    symbols = torch.randint(7, 11, (2, 20_001), generator=generator)
+    targets = symbols[:, 1:].clone()
+    targets[0, 11:500] = -100
+    with torch.no_grad():
+        whole = model(symbols[:, :-1], targets=targets, logits="none")
+    longest.clear()
+    found = evaluate_likelihood(model, [{"tokens": symbols[:, :-1], "targets": targets}])
+    assert found.count == int(whole.count)
+    assert found.nats == pytest.approx(float(whole.loss_sum), rel=1e-9)
+    assert max(longest) <= 2**14
+    assert len(longest) == 3

@@ -12,6 +12,7 @@ Legend: B batch, L length, D channels, K classes.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -82,6 +83,38 @@ class Pool(nn.Module):
             value, count = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
         end = PoolState(value[:, -1], count[:, -1])
         return (value / count[..., None].to(value.dtype) if self.kind == "mean" else value), end
+
+    def upto(self, x: Tensor, last: Tensor, state: PoolState | None = None) -> tuple[Tensor, PoolState | None]:
+        """What `forward` gives at one position of each row, by sums instead of scans: a scan over a long row is slow.
+
+        Args:
+            x: (B, L, D).
+            last: (B,) the position.
+            state: as of `forward`.
+
+        Returns:
+            (B, D), and the state at the end of the span.
+        """
+        if self.kind == "last":
+            return x[torch.arange(len(x), device=x.device), last], None
+        if state is None:
+            state = self.init_state(len(x), x.device, x.dtype)
+            assert state is not None
+        wide = x if x.dtype == torch.float64 else x.float()
+        inside = torch.arange(x.shape[1], device=x.device) <= last[:, None]  # (B, L)
+        end = state.positions + x.shape[1]
+        if self.kind == "mean":
+            # Autocast would take the product in half precision.
+            with torch.autocast(x.device.type, enabled=False):
+                part = (inside.to(wide.dtype)[:, None] @ wide)[:, 0]
+            count = (state.positions + last + 1)[:, None].to(wide.dtype)
+            return (part + state.value) / count, PoolState(wide.sum(1) + state.value, end)
+        part, whole = wide.masked_fill(~inside[..., None], -math.inf).amax(1), wide.amax(1)
+        empty = (state.positions == 0)[:, None]
+        return (
+            torch.where(empty, part, torch.maximum(part, state.value)),
+            PoolState(torch.where(empty, whole, torch.maximum(whole, state.value)), end),
+        )
 
     def _run(self, x: Tensor, before: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Running sum or maximum (B, L, D) and positions so far (B, L), fp64."""
@@ -180,14 +213,25 @@ class Classifier(nn.Module):
             tokens: (B, L) integer symbols.
             state: from the span before; None means the start of a sequence.
             reset: bool (B, L), a new sequence starts at these positions.
-            targets: (B, L) the row's class at its last real position, -100 elsewhere.
+            targets: (B, L) the row's class at its last real position, -100 elsewhere: one a row at most, except with
+                `reset` or logits="all".
             logits: which positions' logits to return; "last" is the prediction for the span as a whole.
         """
         before, pooled_before = (None, None) if state is None else state
         hidden, after = self.backbone.hidden(tokens, before, reset=reset)
-        pooled, pooled_after = self.pool(hidden, pooled_before, reset=reset)
-        if logits == "last" and targets is None:
-            pooled = pooled[:, -1:]
+        if reset is None and logits != "all" and (targets is None or logits == "none"):
+            # One position of each row is wanted.
+            scored = torch.zeros_like(tokens, dtype=torch.bool) if targets is None else targets != -100
+            last = torch.full_like(tokens[:, 0], tokens.shape[1] - 1) if targets is None else scored.long().argmax(1)
+            pooled, pooled_after = self.pool.upto(hidden, last, pooled_before)
+            pooled = pooled[:, None]
+            if targets is not None:
+                several = (scored.sum(1) > 1).any()
+                targets = targets.gather(1, last[:, None])
+                # Loud, and without waiting for the device.
+                pooled = torch.where(several, torch.nan, pooled)
+        else:
+            pooled, pooled_after = self.pool(hidden, pooled_before, reset=reset)
         # The head is small and the loss is read off single positions: fp32 even under autocast.
         with torch.autocast(tokens.device.type, enabled=False):
             weight, bias = self.head.weight, self.head.bias

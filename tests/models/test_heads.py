@@ -90,3 +90,25 @@ def test_long_rows_keep_counting() -> None:
 def test_a_classifier_needs_classes() -> None:
     with pytest.raises(ValueError, match="classes"):
         Classifier(build_model(ModelConfig(d_model=8, num_layers=1, vocab_size=12)), HeadConfig())
+
+
+@pytest.mark.parametrize("kind", ["mean", "max", "last"])
+def test_one_position_equals_the_scan(kind) -> None:
+    pool, generator = Pool(kind, 5), torch.Generator().manual_seed(0)
+    before = pool(torch.randn(3, 7, 5, generator=generator, dtype=torch.float64) - 1)[1]
+    x = torch.randn(3, 20, 5, generator=generator, dtype=torch.float64) - 1
+    last = torch.tensor([0, 11, 19])
+    for state in (None, before):
+        scanned, end = pool(x, state)
+        value, after = pool.upto(x, last, state)
+        assert torch.allclose(value, scanned[torch.arange(3), last], rtol=1e-12)
+        if end is not None:
+            assert torch.allclose(after.value, end.value, rtol=1e-12)
+            assert torch.equal(after.positions, end.positions)
+
+
+def test_two_targets_in_a_row_are_noticed() -> None:
+    tokens, targets = batch()
+    targets[0, 3] = 1
+    assert torch.isnan(classifier()(tokens, targets=targets, logits="none").loss_sum)
+    assert torch.isfinite(classifier()(tokens, targets=targets, logits="all").loss_sum)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +15,38 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on failure it is removed."""
+    """Yield a temporary path beside `path`; on success it replaces `path`, on failure it is removed.
+
+    Raises:
+        OSError: the disk is full, whatever library met it; the message names `path`, which is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        # Libraries that write through a temporary file of their own leave it readable by the owner only.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        with name_full_disk(path):
+            yield temporary
+            # Libraries that write through a temporary file of their own leave it readable by the owner only.
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def name_full_disk(path: Path) -> Iterator[None]:
+    """Turn what libraries raise on a full disk into one `OSError` that names `path` and the remedy."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        # safetensors says it in words only; torch.save's writer (inline_container) does not say it at all.
+        if not full and not re.search(r"No space left|inline_container\.cc", str(error)):
+            raise
+        if isinstance(error, OSError) and error.filename == str(path):
+            raise
+        reason = "no space left on the disk; what was there before is kept. Make room and run the command again"
+        raise OSError(errno.ENOSPC, reason, str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mamba_bio_audio.evaluation.likelihood import perplexity
-from mamba_bio_audio.files import write_text
+from mamba_bio_audio.files import name_full_disk, write_text
 
 FIELDS = ("step", "tokens", "length", "lr", "grad_norm", "train_nats", "valid_nats", "valid_bits", "valid_perplexity")
 
@@ -33,7 +33,7 @@ def start(path: Path, step: int) -> None:
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add one row."""
-    with path.open("a", newline="") as file:
+    with name_full_disk(path), path.open("a", newline="") as file:
         csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
 
 

@@ -1,6 +1,7 @@
 """The commands from prepare to export, in one process; interrupts and kills in real ones."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -441,6 +442,50 @@ LONG = (
     "train.lr=0.05",
     "train.validation_tokens=null",
 )
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "weights", "row"])
+def test_a_full_disk_ends_a_run_that_resumes_to_the_same_result(what, trained, fasta, tmp_path, capsys, monkeypatch):
+    """The fourth write of its kind fails in the middle: what was there is intact, one error names the file."""
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+    from mamba_bio_audio.training import metrics as rows
+    from mamba_bio_audio.training import steps
+
+    out = tmp_path / "run"
+    arguments = ("pretrain", "dna/tiny", *overrides(fasta), "--out", out, "--quiet", "--device", "cpu")
+    calls = 0
+
+    def failing(write, path_of, at):
+        def call(*values, **options):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                with open(path_of(values), "ab") as file:
+                    file.write(b"7,35")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(*values, **options)
+
+        return call
+
+    owner, name, path_of, at, file = {
+        "checkpoint": (TorchCheckpointIO, "save_checkpoint", lambda values: values[2], 4, "checkpoints/last.ckpt"),
+        "weights": (steps, "save_weights", lambda values: values[1], 2, "model.safetensors"),
+        "row": (rows, "append", lambda values: values[0], 7, "metrics.csv"),
+    }[what]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing(getattr(owner, name), path_of, at))
+        assert mba_command(*arguments) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "no space left on the disk" in error or "No space left on device" in error
+    if what != "row":
+        assert str(out / file) in error
+    assert not list(out.rglob(".*.tmp"))
+    assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["global_step"] >= 4
+    assert mba.load(out).num_parameters() > 0
+    assert mba_command(*arguments, "--resume") == 0
+    assert_same_run(out, trained)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -16,7 +16,9 @@ intervals stay true. All families have the same composition, as near as their le
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +59,41 @@ def ceiling(length: int, *, classes: int = 4, spacing: float = 20_000) -> float:
     [0.29, 0.39, 0.67, 0.97]
     """
     return 1 - (1 - 1 / classes) * math.exp(-length / spacing)
+
+
+def ceiling_of_windows(predictions: str, copies: Path, *, at_least: int = 150) -> dict[str, Any]:
+    """What the copies in these very windows allow, beside what was reached: few loci stray from the formula.
+
+    Args:
+        predictions: text of the TSV that `mba evaluate` writes: class, record, start0, end, predicted, p_<class> each.
+        copies: `copies.tsv` of the control.
+        at_least: bases of a copy that must lie in a window to count.
+
+    Returns:
+        `windows`, `with_copy` (share), `ceiling`, and the accuracy `accuracy_with_copy`, `accuracy_without`.
+    """
+    places: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for row in csv.DictReader(io.StringIO(copies.read_text(encoding="utf-8")), delimiter="\t"):
+        places.setdefault((row["class"], row["record"]), []).append((int(row["start0"]), int(row["end"])))
+    rows = list(csv.DictReader(io.StringIO(predictions), delimiter="\t"))
+    if not rows:
+        raise InputError("no prediction; give the table that mba evaluate writes")
+    inside, right = [], []
+    for row in rows:
+        start, end = int(row["start0"]), int(row["end"])
+        found = places.get((row["class"], row["record"].rsplit(":", 1)[-1]), [])
+        inside.append(any(min(end, high) - max(start, low) >= at_least for low, high in found))
+        right.append(row["class"] == row["predicted"])
+    classes = sum(name.startswith("p_") for name in rows[0])
+    mask, correct = np.array(inside), np.array(right)
+    share = float(mask.mean())
+    return {
+        "windows": len(rows),
+        "with_copy": share,
+        "ceiling": share + (1 - share) / classes,
+        "accuracy_with_copy": float(correct[mask].mean()) if mask.any() else None,
+        "accuracy_without": float(correct[~mask].mean()) if not mask.all() else None,
+    }
 
 
 def draw_families(

@@ -12,7 +12,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.records import Record, read_records
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.synthetic import families as module
-from mamba_bio_audio.pipelines.synthetic.families import ceiling, draw_families, plant, plant_files
+from mamba_bio_audio.pipelines.synthetic.families import ceiling, ceiling_of_windows, draw_families, plant, plant_files
 
 ROOT = Path(__file__).parents[3]
 
@@ -115,3 +115,25 @@ def test_script_keeps_headers_and_writes_a_manifest(tmp_path):
     assert "--force" in again.stderr
     with pytest.raises(InputError, match="empty folder"):
         plant_files({"a": tmp_path / "human" / "x.fa"}, out)
+
+
+def test_the_ceiling_of_given_windows(tmp_path):
+    copies = tmp_path / "copies.tsv"
+    copies.write_text("class\tfile\trecord\tstart0\tend\tstrand\tidentity\na\tx.fa\tr1\t100\t400\t+\t0.9\n")
+    header = "class\trecord\tstart0\tend\tlocus\tpredicted\tp_a\tp_b\n"
+    rows = [
+        ("a", "r1", 0, 1000, "a"),  # the whole copy
+        ("a", "r1", 0, 250, "b"),  # half of it
+        ("a", "r1", 0, 249, "b"),  # less
+        ("b", "r1", 0, 1000, "b"),  # another class
+    ]
+    text = header + "".join(f"{c}\t{r}\t{s}\t{e}\tl\t{p}\t0.5\t0.5\n" for c, r, s, e, p in rows)
+    assert ceiling_of_windows(text, copies) == {
+        "windows": 4,
+        "with_copy": 0.5,
+        "ceiling": 0.75,
+        "accuracy_with_copy": 0.5,
+        "accuracy_without": 0.5,
+    }
+    with pytest.raises(InputError, match="no prediction"):
+        ceiling_of_windows(header, copies)

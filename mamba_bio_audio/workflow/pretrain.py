@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import sys
@@ -93,8 +94,14 @@ def resolve_chunk(config: RunConfig, device: str, before: RunConfig | None = Non
 
 
 def check_devices(config: RunConfig, device: str) -> None:
-    """As many GPUs as the configuration asks for must be here."""
+    """As many GPUs as the configuration asks for must be here, and as many processes as torchrun started."""
     wanted = config.train.devices
+    started = os.environ.get("WORLD_SIZE", "")
+    if started.isdigit() and int(started) != wanted * config.train.nodes:
+        raise InputError(
+            f"{started} processes were started, but train.devices x train.nodes is {wanted} x {config.train.nodes}; set "
+            f"them to what was started"
+        )
     if device == "cuda" and wanted > torch.cuda.device_count():
         raise InputError(f"train.devices is {wanted}, but torch sees {torch.cuda.device_count()} CUDA devices")
 

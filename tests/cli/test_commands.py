@@ -533,6 +533,14 @@ def test_stopping_inside_a_validation_and_at_the_last_step(long_whole, fasta, tm
     assert_same_run(tmp_path / "run", long_whole)
 
 
+def test_as_many_processes_as_devices(fasta, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    settings = overrides(fasta, "train.devices=2")
+    assert mba_command("pretrain", "dna/tiny", *settings, "--out", tmp_path / "run", "--device", "cpu") == 2
+    assert "4 processes were started, but train.devices x train.nodes is 2 x 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_length_warm_up_resumes_inside_a_stage(fasta, tmp_path, monkeypatch, capsys):
     """Stopped in the first stage and at its end, continued with other workers: the uninterrupted run, bit for bit."""
     from mamba_bio_audio.training.steps import Steps

@@ -73,7 +73,8 @@ def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> 
     training = replace(task, within=1.0) if isinstance(task, NeedleTask) else task
     random = np.random.default_rng(arguments.seed)
     batch = 0
-    while length <= arguments.train_length:
+    begun = time.perf_counter()
+    while length <= arguments.train_length and time.perf_counter() - begun < arguments.seconds:
         started, recent = time.perf_counter(), []
         size = max(4, arguments.tokens // length)
         for step in range(1, arguments.steps + 1):
@@ -93,7 +94,7 @@ def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> 
             if step % 25 == 0:
                 recent = [*recent[-3:], score(model, task, 128, length, device, arguments, batch)["accuracy"]]
                 # Solved is four tests in a row.
-                if len(recent) == 4 and min(recent) >= 0.99:
+                if (len(recent) == 4 and min(recent) >= 0.99) or time.perf_counter() - begun > arguments.seconds:
                     break
         rows.append(
             {
@@ -140,7 +141,7 @@ def run_task(arguments: argparse.Namespace, device: str) -> list[dict[str, Any]]
     """Train, then one row per tested length."""
     model, task = make(arguments)
     model.to(device)
-    train(model, task, arguments, device)
+    reached = train(model, task, arguments, device)[-1]["length"]
     if arguments.weights:
         torch.save(model.state_dict(), arguments.weights)
     rows = []
@@ -148,7 +149,7 @@ def run_task(arguments: argparse.Namespace, device: str) -> list[dict[str, Any]]
     while length <= arguments.test_length:
         started = time.perf_counter()
         result = score(model, task, arguments.rows, length, device, arguments, 1)
-        rows.append({"task": arguments.task, "length": length, "trained_length": arguments.train_length} | result)
+        rows.append({"task": arguments.task, "length": length, "trained_length": reached} | result)
         print(f"tested at {length:,}: {result} in {time.perf_counter() - started:.0f} s", flush=True)
         length *= 4
     return rows
@@ -216,6 +217,9 @@ def main() -> None:
     parser.add_argument("--train-length", type=int, default=1 << 14)
     parser.add_argument("--test-length", type=int, default=1 << 20)
     parser.add_argument("--steps", type=int, default=4000, help="most steps per stage")
+    parser.add_argument(
+        "--seconds", type=float, default=400, help="training ends after this; what was reached is tested"
+    )
     parser.add_argument("--tokens", type=int, default=1 << 17, help="positions per step")
     parser.add_argument("--positions", type=int, default=1 << 18, help="positions put through at a time when testing")
     parser.add_argument("--rows", type=int, default=200, help="test windows per length")

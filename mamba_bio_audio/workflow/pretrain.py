@@ -99,8 +99,8 @@ def check_devices(config: RunConfig, device: str) -> None:
     started = os.environ.get("WORLD_SIZE", "")
     if started.isdigit() and int(started) != wanted * config.train.nodes:
         raise InputError(
-            f"{started} processes were started, but train.devices x train.nodes is {wanted} x {config.train.nodes}; set "
-            f"them to what was started"
+            f"{started} processes were started, but train.devices x train.nodes is {wanted} x {config.train.nodes}; "
+            f"set them to what was started"
         )
     if device == "cuda" and wanted > torch.cuda.device_count():
         raise InputError(f"train.devices is {wanted}, but torch sees {torch.cuda.device_count()} CUDA devices")

@@ -399,8 +399,17 @@ def _check_prompt(
         codec = getattr(model, "codec", None)
         if codec is None:
             raise InputError("this model has no codec to read a text prompt; pass token ids")
+        if prompt and hasattr(codec, "check_prompt"):
+            codec.check_prompt(prompt)
         prompt = codec.encode(prompt)
-    ids = torch.as_tensor(prompt if isinstance(prompt, Tensor) else np.asarray(prompt))
+    if not isinstance(prompt, Tensor):
+        try:
+            prompt = np.asarray(prompt)
+        except ValueError as error:
+            raise InputError(f"the prompt's rows are of different lengths ({error})") from None
+        if prompt.size and prompt.dtype.kind not in "iuf":
+            raise InputError(f"the prompt is an array of {prompt.dtype}; pass integer ids, or text")
+    ids = torch.as_tensor(prompt if isinstance(prompt, Tensor) or prompt.size else np.zeros(0, np.int64))
     if not ids.numel():
         return None
     if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.ndim not in (1, 2):

@@ -83,10 +83,7 @@ def sample(
             progress=progress,
         )
     if prompt is not None:
-        unknown = next((i for i, letter in enumerate(prompt) if letter not in "ACGTNacgtn"), None)
-        if unknown is not None or not prompt:
-            where = "is empty" if not prompt else f"has {prompt[unknown]!r} at position {unknown}"  # type: ignore
-            raise InputError(f"--prompt {where}; write it in A, C, G, T and N")
+        model.codec.check_prompt(prompt)
     initial, start = None, f"prompt={prompt}"
     if prompt is None:
         composition = model.manifest.get("data", {}).get("composition")

@@ -132,7 +132,7 @@ def test_sample_writes_fasta_of_bases_only(trained, tmp_path, capsys):
     bases = [line for line in greedy.splitlines() if not line.startswith(">")]
     assert bases == [line for line in capsys.readouterr().out.splitlines() if not line.startswith(">")]
     assert mba_command(*arguments, "--prompt", "ACGX") == 2
-    assert "'X' at position 3" in capsys.readouterr().err
+    assert "'X' at position 4" in capsys.readouterr().err
 
 
 def test_sample_report_beside_the_training_data(trained, fasta, tmp_path, capsys):

@@ -43,7 +43,7 @@ _SECONDARY = re.compile(
 _CHROMOSOME = re.compile(
     r"(chr)?(\d{1,3}[ABLR]?|[WXYZM]|MT|[IVX]+)|(NC|AC)_\d{6}\.\d+|(CM|CP)\d{6}\.\d+|chromosome.*", re.IGNORECASE
 )
-_REGION = re.compile(r"(.+):(\d{1,3}(?:,\d{3})+|\d+)-(\d{1,3}(?:,\d{3})+|\d+)", re.ASCII)
+_REGION = re.compile(r"(.+):(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})-(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})", re.ASCII)
 
 
 class Region(NamedTuple):

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import os
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -128,6 +129,8 @@ def read_intervals(
         where = f"{path}: line {number:,}"
         fields = line.split("\t") if "\t" in line else line.split()
         fields = [field.strip() for field in fields]
+        if fields[0] in ("track", "browser") and fields[0] not in genome.records:
+            continue
         if columns is None:
             if "start0" in fields or "record" in fields:
                 columns, width = _header(fields, where), len(fields)
@@ -309,15 +312,16 @@ def _split_file(
 
 
 def _numbered_lines(path: str) -> Iterable[tuple[int, str]]:
-    """Lines with their numbers from 1, without blank lines, comments and browser lines."""
+    """Lines with their numbers from 1, without blank lines and comments."""
     try:
         with open(path, "rb") as handle:
             data = handle.read()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as an intervals file ({error}). Check data.intervals.") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip() and not re.match(r"#|track\b|browser\b", line):
+    # Not str.splitlines, which also ends lines at characters that no editor shows as an end.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip() and not line.startswith("#"):
             yield number, line
 
 
@@ -329,7 +333,7 @@ def _header(fields: list[str], where: str) -> dict[str, int]:
 
 
 def _integer(text: str, name: str, where: str) -> int:
-    if not re.fullmatch(r"[+-]?\d+", text, flags=re.ASCII):
+    if not re.fullmatch(r"[+-]?\d{1,18}", text, flags=re.ASCII):
         raise InputError(f"{where}: {name} is {text!r}, not a whole number.")
     return int(text)
 

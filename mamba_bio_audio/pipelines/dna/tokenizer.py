@@ -9,6 +9,8 @@ rather than a thymine.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mamba_bio_audio.errors import InputError
+
 TOKENS = ("[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", "A", "C", "G", "T", "N")
 PAD, A, C, G, T, N = 4, 7, 8, 9, 10, 11
 
@@ -56,6 +58,17 @@ class DnaTokenizer:
         if sequence.dtype != np.uint8:
             raise ValueError(f"encode() reads ASCII codes of dtype uint8, not {sequence.dtype}; pass text or bytes")
         return _ENCODE[sequence]
+
+    def check_prompt(self, text: str) -> None:
+        """Refuse a prompt that is not written in A, C, G, T and N, in either case.
+
+        Raises:
+            InputError: naming the first other character and its position, from 1.
+        """
+        at = next((i for i, letter in enumerate(text) if letter not in "ACGTNacgtn"), None)
+        if at is not None or not text:
+            where = f"has {text[at]!r} at position {at + 1:,}" if at is not None else "is empty"
+            raise InputError(f"the prompt {where}; write it in A, C, G, T and N")
 
     def decode(self, ids: ArrayLike) -> str:
         """Text of a one-dimensional sequence of ids: A, C, G, T, and N for every other token."""

@@ -1,0 +1,488 @@
+"""Every parser of what users write, on 10,000 hostile inputs: one clear error or the truth, no traceback, no misread.
+
+What is accepted is compared with a second, simpler reader. The inputs are the same in every run; FUZZ_SEED=1 draws
+others.
+"""
+
+import os
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from mamba_bio_audio.config import load_config
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference.generate import generate
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.intervals import Interval, read_intervals
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+
+INPUTS = {"fasta": 2700, "twobit": 1800, "intervals": 4200, "config": 600, "prompt": 700}
+
+
+def fuzz(parser: str) -> Callable[[Any], Any]:
+    """So many inputs, from a fixed seed unless FUZZ_SEED is set."""
+
+    def wrap(test: Any) -> Any:
+        chosen = os.environ.get("FUZZ_SEED")
+        test = settings(
+            max_examples=INPUTS[parser],
+            deadline=None,
+            database=None,
+            derandomize=chosen is None,
+            suppress_health_check=list(HealthCheck),
+        )(test)
+        return test if chosen is None else seed(int(chosen))(test)
+
+    return wrap
+
+
+def named(error: InputError, *places: str) -> None:
+    """The message says where."""
+    assert any(place in str(error) for place in places), str(error)
+
+
+def test_ten_thousand_inputs() -> None:
+    assert sum(INPUTS.values()) == 10_000
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch) -> Any:
+    # In memory where that is possible: three files are written for every FASTA.
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        monkeypatch.setenv("MAMBA_BIO_AUDIO_CACHE", folder)
+        yield Path(folder)
+
+
+LINES = [
+    *(
+        b">a",
+        b">b some words",
+        b">chr1:5-9",
+        b">",
+        b"> ",
+        b">\xff",
+        b">a\tx",
+        b"ACGTACGT",
+        b"ACGTACGT",
+        b"acgtnnNN",
+        b"AC",
+    ),
+    *(
+        b"RYKM-*.U",
+        b"",
+        b" ",
+        b"ACGT ACG",
+        b"1",
+        b"A\x00CGTACG",
+        b"A\rCGTACG",
+        b";old comment",
+        b"MKVLPEFIL",
+        b"\xc3\xa9",
+    ),
+]
+fasta_bytes = st.builds(
+    lambda lines, newline, tail, front: front + newline.join(lines) + tail,
+    st.lists(st.sampled_from(LINES), max_size=9),
+    st.sampled_from([b"\n", b"\n", b"\r\n", b"\r"]),
+    st.sampled_from([b"", b"\n", b"\n\n", b"\r\n", b"\x1f\x8b"]),
+    st.sampled_from([b"", b"", b"", b">first\n", b"\n", b"\xef\xbb\xbf"]),
+)
+
+
+def wrapped(texts: list[str], width: int, newline: bytes, edits: list[tuple[int, bytes]]) -> bytes:
+    """Well-formed records, then a byte here and there replaced."""
+    rows = []
+    for number, text in enumerate(texts):
+        rows.append(b">r%d" % number)
+        rows += [text[at : at + width].encode() for at in range(0, len(text), width)]
+    data = newline.join(rows) + newline
+    for at, value in edits:
+        at %= len(data)
+        data = data[:at] + value + data[at + 1 :]
+    return data
+
+
+well_formed = st.builds(
+    wrapped,
+    st.lists(st.text("ACGTacgtNRn", min_size=1, max_size=30), min_size=1, max_size=3),
+    st.integers(1, 12),
+    st.sampled_from([b"\n", b"\r\n"]),
+    st.lists(
+        st.tuples(st.integers(0, 120), st.sampled_from([b"", b"\n", b">", b"A", b"x", b" ", b"\r", b"AC"])), max_size=1
+    ),
+)
+fasta_bytes = fasta_bytes | well_formed | well_formed | st.binary(max_size=40)
+
+
+def simple_fasta(data: bytes) -> dict[str, str]:
+    """Records of well-formed FASTA, upper case, all but A, C, G, T as N."""
+    records: dict[str, str] = {}
+    for line in data.decode().split("\n"):
+        line = line.rstrip("\r")
+        if not line:
+            continue
+        if line.startswith(">"):
+            name = line[1:].split()[0]
+            assert name not in records
+            records[name] = ""
+        else:
+            records[name] += "".join(letter if letter in "ACGT" else "N" for letter in line.upper())
+    return records
+
+
+@pytest.mark.slow
+def test_fasta(cache: Path) -> None:
+    accepted = []
+    path = cache / "x.fa"
+
+    @fuzz("fasta")
+    @given(fasta_bytes)
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        os.utime(path, ns=(len(accepted), hash(data) % 2**60))
+        try:
+            genome = Genome(path)
+            found = {name: genome.codec.decode(genome.fetch(name, 0, size)) for name, size in genome.records.items()}
+        except InputError as error:
+            named(error, str(path))
+            return
+        assert found == simple_fasta(data)
+        accepted.append(data)
+
+    check()
+    assert len(accepted) > 100
+
+
+RECORDS = {"a": "ACNNacgtTGCA", "chr1": "NNACGTACGTACGTAC", "b": "g"}
+
+
+def simple_twobit(data: bytes) -> dict[str, tuple[str, list[int]]]:
+    """Bases and lower-case positions of every record, word by word."""
+    order = "<" if data[:4] == struct.pack("<I", 0x1A412743) else ">"
+    _, version, count, _ = struct.unpack(order + "4I", data[:16])
+    at, records = 16, {}
+    for _ in range(count):
+        name = data[at + 1 : at + 1 + data[at]].decode()
+        at += 1 + data[at]
+        (place,) = struct.unpack(order + ("Q" if version else "I"), data[at : at + (8 if version else 4)])
+        at += 8 if version else 4
+        (length,) = struct.unpack(order + "I", data[place : place + 4])
+        place += 4
+        marked = []
+        for _ in range(2):
+            (blocks,) = struct.unpack(order + "I", data[place : place + 4])
+            words = struct.unpack(f"{order}{2 * blocks}I", data[place + 4 : place + 4 + 8 * blocks])
+            runs = zip(words[:blocks], words[blocks:], strict=True)
+            marked.append({base for start, size in runs for base in range(start, start + size)})
+            place += 4 + 8 * blocks
+        place += 4
+        letters = ["TCAG"[data[place + base // 4] >> (6 - 2 * (base % 4)) & 3] for base in range(length)]
+        text = "".join("N" if base in marked[0] else letter for base, letter in enumerate(letters))
+        records[name] = (text, sorted(marked[1]))
+    return records
+
+
+def packed(records: dict[str, str], order: str, version: int) -> bytes:
+    """A 2bit file of a few short records."""
+    directory, data = b"", b""
+    start = 16 + sum(1 + len(name) + (8 if version else 4) for name in records)
+    for name, text in records.items():
+        place = struct.pack(order + ("Q" if version else "I"), start + len(data))
+        directory += bytes([len(name)]) + name.encode() + place
+        data += struct.pack(order + "I", len(text))
+        for letters in ("Nn", "acgtn"):
+            at = [base for base, letter in enumerate(text) if letter in letters]
+            data += struct.pack(f"{order}{1 + 2 * len(at)}I", len(at), *at, *[1] * len(at))
+        codes = ["TCAG".find(letter) if letter in "TCAG" else 0 for letter in text.upper()] + [0] * (-len(text) % 4)
+        data += bytes(4) + bytes(
+            sum(c << 6 - 2 * i for i, c in enumerate(codes[b : b + 4])) for b in range(0, len(codes), 4)
+        )
+    return struct.pack(order + "4I", 0x1A412743, version, len(records), 0) + directory + data
+
+
+@pytest.mark.slow
+def test_twobit(cache: Path) -> None:
+    accepted = []
+    path = cache / "x.2bit"
+    edits = st.lists(
+        st.tuples(st.integers(0, 200), st.sampled_from([0, 1, 2, 3, 4, 7, 16, 60, 97, 127, 128, 255])), max_size=2
+    )
+
+    @fuzz("twobit")
+    @given(st.sampled_from("<>"), st.integers(0, 1), edits, st.integers(0, 400))
+    def check(order: str, version: int, edits: list[tuple[int, int]], size: int) -> None:
+        data = bytearray(packed(RECORDS, order, version))
+        for at, value in edits:
+            data[at % len(data)] = value
+        if size < 100:
+            data = data[:size]
+        path.write_bytes(data)
+        os.utime(path, ns=(len(accepted), hash(bytes(data)) % 2**60))
+        try:
+            genome = Genome(path)
+            found = {}
+            for name, length in genome.records.items():
+                lower = genome.lower_case(name, 0, length).nonzero()[0].tolist()
+                found[name] = (genome.codec.decode(genome.fetch(name, 0, length)), lower)
+        except InputError as error:
+            named(error, str(path))
+            return
+        assert found == simple_twobit(bytes(data))
+        accepted.append(data)
+
+    check()
+    assert len(accepted) > 100
+
+
+FIELDS = [
+    "a",
+    "chr1",
+    "1",
+    "track",
+    "chr1:3-8",
+    "chr1:9-3",
+    "a:1-1",
+    "0",
+    "1",
+    "5",
+    "10",
+    "16",
+    "17",
+    "-1",
+    "+2",
+    "1e3",
+    "٣",
+    "9" * 5000,
+]
+FIELDS += ["train", "valid", "val", "TEST", "test", "holdout", "", " ", "#", "x\x0cy", "\ufeffa", "\u2028"]
+bed_line = st.builds(
+    lambda record, start, end, split, separator: separator.join([record, start, end, split]),
+    st.sampled_from(["a", "chr1", "1", "b", "track", "#a", "zz"]),
+    st.sampled_from(["0", "1", "5", "16", "+2", "-1"]),
+    st.sampled_from(["1", "6", "12", "16", "17"]),
+    st.sampled_from(["train", "val", "test", "TRAIN", "other"]),
+    st.sampled_from(["\t", "\t", " ", "  "]),
+)
+odd_line = st.lists(st.sampled_from(FIELDS), max_size=6).flatmap(
+    lambda fields: st.sampled_from(["\t", " "]).map(lambda s: s.join(fields))
+)
+region_line = st.builds(
+    lambda region, split: f"{region} {split}",
+    st.sampled_from(["a", "chr1:3-8", "1:1-16", "b:1-1", "chr1:0-3", "a:1-13"]),
+    st.sampled_from(["train", "test"]),
+)
+header = st.sampled_from(
+    ["record\tstart0\tend\tsplit", "split\trecord\tend\tstart0", "file\trecord\tstart0\tend\tsplit", "record\tstart0"]
+)
+
+
+def simple_intervals(text: str, sizes: dict[str, int]) -> list[Interval]:
+    """BED, regions, or a table, of what is known to be right."""
+    names = {"1": "chr1"}
+    splits = {"val": "valid", "validation": "valid"}
+    columns = None
+    rows = []
+    for line in text.removeprefix("\ufeff").split("\n"):
+        fields = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
+        if not line.strip() or line.startswith("#") or fields[0] in ("track", "browser"):
+            continue
+        if columns is None and ("record" in fields or "start0" in fields):
+            columns = fields
+            continue
+        columns = columns or ["record", "start0", "end", "split"]
+        if len(fields) == 2:
+            record, _, place = fields[0].partition(":")
+            record = names.get(record, record)
+            start, end = (int(part) for part in place.split("-")) if place else (1, sizes[record])
+            fields = [record, str(start - 1), str(end), fields[1]]
+        row = dict(zip(columns, fields, strict=True))
+        split = row["split"].lower()
+        record = names.get(row["record"], row["record"])
+        rows.append(Interval(record, int(row["start0"]), int(row["end"]), splits.get(split, split)))
+    assert all(row.end <= sizes[row.record] for row in rows)
+    return rows
+
+
+@pytest.mark.slow
+def test_intervals(cache: Path) -> None:
+    (cache / "g.fa").write_text("".join(f">{name}\n{text}\n" for name, text in RECORDS.items()))
+    genome = Genome(cache / "g.fa")
+    path = cache / "x.bed"
+    accepted = []
+    lines = st.lists(bed_line | region_line | bed_line | odd_line, max_size=4)
+
+    @fuzz("intervals")
+    @given(
+        st.none() | st.none() | header,
+        lines,
+        st.sampled_from(["\n", "\n", "\r\n", "\r"]),
+        st.sampled_from(["", "\n", "\x00"]),
+    )
+    def check(first: str | None, lines: list[str], newline: str, tail: str) -> None:
+        text = newline.join([*([first] if first else []), *lines]) + tail
+        path.write_bytes(text.encode())
+        try:
+            found = read_intervals(path, genome)
+        except InputError as error:
+            named(error, str(path))
+            return
+        assert found == simple_intervals(text, genome.records)
+        accepted.append(text)
+
+    check()
+    assert len(accepted) > 100
+
+
+PAIRS = [
+    "seed: 3",
+    "seed: -1",
+    "seed: '7'",
+    "seed: 1e3",
+    "seed: [1]",
+    "name: x",
+    "name: a/b",
+    "description: hello",
+    "extends: dna/tiny",
+    "extends: nowhere",
+]
+PAIRS += [
+    "extends: {a: 1}",
+    "data: {path: demo}",
+    "data: {path: demo, windows: head}",
+    "data: {path: [demo]}",
+    "data: {kind: rna, path: demo}",
+    "data: 5",
+]
+PAIRS += [
+    "model: {d_model: 8, num_layers: 1}",
+    "model: {d_model: ${seed}}",
+    "model: {d_modle: 8}",
+    "model: null",
+    "train: {steps: 5}",
+]
+PAIRS += [
+    "train: {steps: 5, lr: 1e-3}",
+    "train: {steps: 0}",
+    "train: {steps: 1.5}",
+    "train: {lr: .nan}",
+    "train: !!python/object:os.system {}",
+]
+PAIRS += [
+    "&a b: *a",
+    "? x",
+    "\t- y",
+    "%",
+    "seed: ${oc.env:HOME}",
+    "seed: ${",
+    "- 1",
+    "'",
+    "data: {path: \x00}",
+    "1: 2",
+    "null: 3",
+    "...",
+]
+OVERRIDES = [
+    "seed=4",
+    "seed=x",
+    "seed",
+    "=3",
+    "train.steps=7",
+    "train.steps.x=1",
+    "data.path=demo",
+    "data.path=/nowhere",
+    "a.b=c",
+    "seed=${x}",
+    "seed=[",
+    "seed={a: 1}",
+]
+OVERRIDES += ["train.betas=[0.9,0.95]", "train.betas=[0.9]", "..=1", "data[0]=1", "model.d_model=16"]
+
+
+@pytest.mark.slow
+def test_config(cache: Path) -> None:
+    accepted = []
+    path = cache / "r.yaml"
+    good = st.sampled_from([["extends: dna/tiny", "data: {path: demo}"], ["extends: dna/demo"], ["extends: dna/demo"]])
+    pairs = st.lists(st.sampled_from(PAIRS), max_size=3)
+
+    @fuzz("config")
+    @given(good | good | st.just([]), pairs, st.lists(st.sampled_from(OVERRIDES), max_size=2))
+    def check(first: list[str], rest: list[str], overrides: list[str]) -> None:
+        path.write_bytes("\n".join([*first, *rest]).encode())
+        try:
+            config = load_config(str(path), overrides)
+        except InputError as error:
+            named(error, str(path), "--set", "recipe")
+            return
+        # What was accepted is what a plain YAML reader finds, the last override winning.
+        plain = yaml.safe_load(path.read_text()) or {}
+        given = dict(text.split("=", 1) for text in overrides)
+        assert config.seed == int(float(given.get("seed", plain.get("seed", 0))))
+        steps = given.get("train.steps", (plain.get("train") or {}).get("steps"))
+        assert steps is None or config.train.steps == int(steps)
+        assert config.data.path in ("demo", ["demo"])
+        assert config.model.d_model == int(given.get("model.d_model", (plain.get("model") or {}).get("d_model", 64)))
+        accepted.append(plain)
+
+    check()
+    assert len(accepted) > 20
+
+
+@pytest.mark.slow
+def test_prompts() -> None:
+    config = ModelConfig(d_model=8, num_layers=1, ssm=SsmConfig(d_state=2), vocab_size=12)
+    model = build_model(config, seed=0).eval()
+    model.codec = DnaTokenizer()
+    accepted = []
+    texts = (
+        st.text(st.sampled_from("ACGTNacgtn"), max_size=8)
+        | st.text("ACGTUR \n>-é\x00", max_size=6)
+        | st.text(max_size=4)
+    )
+    ids = st.lists(st.integers(-1, 13) | st.integers(7, 10) | st.sampled_from([2**40, 0]), max_size=6)
+    wrong = st.sampled_from(
+        [
+            [[7], [8]],
+            [[]],
+            [1.5],
+            [[[7]]],
+            [True],
+            [None],
+            ["A"],
+            [[7], [7, 8]],
+            [2**70],
+            torch.zeros(2),
+            torch.tensor(7),
+        ]
+    )
+
+    @fuzz("prompt")
+    @given(texts | ids | ids.map(torch.tensor) | wrong)
+    def check(prompt: Any) -> None:
+        try:
+            found = generate(model, length=1, prompt=prompt, seed=1)
+        except InputError as error:
+            named(error, "prompt")
+            return
+        assert found.shape == (1, 1)
+        assert set(found.flatten().tolist()) <= {7, 8, 9, 10}
+        if isinstance(prompt, str):
+            assert set(prompt) <= set("ACGTNacgtn")
+            values = [{"A": 7, "C": 8, "G": 9, "T": 10, "N": 11}[letter] for letter in prompt.upper()]
+            assert generate(model, length=1, prompt=values or None, seed=1).tolist() == found.tolist()
+        accepted.append(prompt)
+
+    check()
+    assert len(accepted) > 100

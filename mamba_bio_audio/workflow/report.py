@@ -20,6 +20,7 @@ from mamba_bio_audio.files import write_text
 from mamba_bio_audio.workflow.data import data_rows
 from mamba_bio_audio.workflow.evaluate import describe_evaluation
 from mamba_bio_audio.workflow.evaluate_classes import describe as describe_classes
+from mamba_bio_audio.workflow.report_audio import Clip, clips_of, find_samples, judged_text
 from mamba_bio_audio.workflow.sample_report import report_on_samples, report_path
 
 SAMPLES_NAME = "samples.fa"
@@ -42,6 +43,7 @@ class Section:
     rows: Sequence[tuple[str, str]] = ()
     pre: str = ""
     images: list[Image] = field(default_factory=list)
+    clips: list[Clip] = field(default_factory=list)
 
 
 def report(
@@ -57,7 +59,7 @@ def report(
         run: run folder.
         out: HTML file, replaced where it exists.
         samples: FASTA of samples; None takes `samples.fa` of the run folder if it is there. Measured, unless its report
-            is there already.
+            is there already. For audio a folder or file that `mba sample` wrote.
         progress: called with (bases read, None) while samples are measured.
 
     Returns:
@@ -67,7 +69,10 @@ def report(
 
     config, manifest = checkpoint.read_config(run), checkpoint.read_manifest(run)
     sections = [_training(config, manifest), _data(config, manifest), _curves(run), *_evaluations(run)]
-    if samples is None and (run / SAMPLES_NAME).exists():
+    if config.data.kind == "audio":
+        sections += _audio(run, samples or find_samples(run))
+        samples = None
+    elif samples is None and (run / SAMPLES_NAME).exists():
         samples = run / SAMPLES_NAME
     if samples is not None:
         sections.append(_samples(run, samples, progress))
@@ -159,6 +164,15 @@ def _samples(run: Path, samples: Path, progress: Callable[[int, int | None], Non
             _image("6-mer spectra of samples and validation beside the genome's", kmer_spectra(measured))
         )
     return section
+
+
+def _audio(run: Path, samples: Path | None) -> list[Section]:
+    judged = judged_text(run)
+    sections = [] if judged is None else [Section("Samples judged", pre=judged)]
+    if samples is None:
+        return [*sections, Section("Samples", f"None yet: mba sample {run} --length 80000 --out {run / 'sample.wav'}")]
+    text, clips = clips_of(samples)
+    return [*sections, Section("Samples", f"{samples}. {text}", clips=clips)]
 
 
 def _provenance(manifest: dict[str, Any]) -> Section:

@@ -219,3 +219,15 @@ def test_a_prompt_of_any_rate_is_continued(trained, tmp_path, capsys):
     (tmp_path / "bad.wav").write_bytes(b"")
     assert mba_command(*sampling(trained, tmp_path / "x.wav", "--prompt", tmp_path / "bad.wav")) == 2
     assert "zero length" in capsys.readouterr().err
+
+
+def test_the_report_plays_samples(whole, trained, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert mba_command("report", trained, "--samples", whole, "--out", page, "--quiet") == 0
+    html = page.read_text()
+    assert html.count("<audio controls") == 3
+    assert html.count("data:audio/flac;base64,") == 3
+    assert "best weights, mu-law 8 bit standard" in html
+    assert "src=\"http" not in html
+    assert mba_command("report", trained, "--out", tmp_path / "none.html", "--quiet") == 0
+    assert "None yet: mba sample" in (tmp_path / "none.html").read_text()

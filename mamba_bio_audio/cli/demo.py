@@ -82,5 +82,6 @@ def demo(
         "  mba prepare genome YOUR.fa --out data/yours        any FASTA, plain or BGZF\n"
         "  mba pretrain dna/tiny --set data.path=data/yours   minutes on a CPU\n"
         "  mba configs                                        the paper's seven sizes\n"
-        f"  mba sample {out} --length 1000 --prompt ACGTACGT"
+        f"  mba sample {out} --length 1000 --prompt ACGTACGT\n"
+        f"  mba report {out}    one page about this run"
     )

@@ -16,9 +16,10 @@ parallel) # two GPUs: gradients of NCCL against one GPU, speed at 2^20, then the
     cp "/tmp/run_parallel_$parts/metrics.csv" "$OUT/metrics_parallel_$parts.csv"
   done ;;
 needle) # class by a marker 9/10 of the window back: trained up to 2^14, tested up to 2^20
-  timeout 580 python3 benchmarks/long_memory.py needle --out "$OUT/needle" --weights "$OUT/needle.pt" ;;
+  timeout 590 python3 benchmarks/long_memory.py needle --num-layers 6 --d-model 128 --tokens 262144 --rows 128 \
+    --out "$OUT/needle" --weights "$OUT/needle.pt" ;;
 copy) # 16 bases again after up to 2^18 others, trained up to 2^14
-  timeout 580 python3 benchmarks/long_memory.py copy --out "$OUT/copy" --test-length 1048576 ;;
+  timeout 590 python3 benchmarks/long_memory.py copy --rows 64 --out "$OUT/copy" ;;
 chrx) # chrX at 2^20 with length warm-up; call again to continue, then evaluated by context
   mkdir -p /tmp/chrx
   ln -sf "$PWD"/.device/human/hg19.chrX_* /tmp/chrx/

@@ -165,6 +165,9 @@ def run_probe(arguments: argparse.Namespace, device: str) -> list[dict[str, Any]
     random = np.random.default_rng(arguments.seed)
     rows = []
     for filler in (0, 1 << 8, 1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18):
+        if filler + size + 1000 > length:
+            print(f"{record} is too short for a filler of {filler:,}")
+            break
         sums = np.zeros(2)
         for _ in range(arguments.rows):
             at, other = (int(random.integers(0, length - max(filler, size) - 300)) for _ in range(2))

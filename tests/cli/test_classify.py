@@ -277,3 +277,14 @@ def test_recordings(tmp_path, capsys):
     assert (result["strand"], result["unit"]) == ("forward", "sample")
     assert "kmers" not in result
     assert mba.load(run).labels == ("zero", "one")
+    # mba predict reads the clips of the test split, and gives what the evaluation gave.
+    with (run / "predictions-test.tsv").open(newline="") as file:
+        evaluated = list(csv.DictReader(file, delimiter="\t"))
+    clips = [tmp_path / "data" / row["record"] for row in evaluated]
+    assert mba_command("predict", run, *clips, "--out", tmp_path / "p.tsv", "--device", "cpu") == 0
+    with (tmp_path / "p.tsv").open(newline="") as file:
+        predicted = list(csv.DictReader(file, delimiter="\t"))
+    assert len(predicted) == len(evaluated) == 8
+    for a, b in zip(evaluated, predicted, strict=True):
+        assert float(a["p_one"]) == pytest.approx(float(b["p_one"]), abs=1e-5)
+        assert (b["length"], b["samples_used"]) == (str(int(a["end"]) - int(a["start0"])), b["length"])

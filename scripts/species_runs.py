@@ -22,11 +22,13 @@ from typing import Any
 import torch
 
 from mamba_bio_audio.config import load_config
-from mamba_bio_audio.evaluation.classification import bootstrap_mean  # noqa: F401  (fails early where scikit-learn is missing)
+from mamba_bio_audio.evaluation.classification import bootstrap_mean
 from mamba_bio_audio.pipelines.synthetic.families import ceiling, ceiling_of_windows, plant_files
 from mamba_bio_audio.workflow.classify import classify
+from mamba_bio_audio.workflow.data import open_data
 from mamba_bio_audio.workflow.environment import environment
 from mamba_bio_audio.workflow.evaluate import evaluate
+from mamba_bio_audio.workflow.evaluate_classes import kmer_baseline, sequences
 from mamba_bio_audio.workflow.pretrain import pretrain
 
 OUT, DATA = Path(os.environ.get("OUT", "runs/species-results")), Path(os.environ.get("DATA", "../shared/data"))
@@ -185,8 +187,6 @@ def easy() -> None:
 
 def easy_pretrained() -> None:
     """(a) The same, beginning with a language model of the same training blocks."""
-    from mamba_bio_audio.workflow.data import open_data
-
     config = load_config("dna/species", [easy_paths()])
     data = open_data(config, DEVICE)
     data.setup()
@@ -317,6 +317,28 @@ def apes() -> None:
             run = train("apes", f"apes-{name}-{kind}", f"dna/apes-{name}", f"data.path={folder}", *short, *more)
             score("apes", run)
             score("apes", run, "train")
+
+
+def kmers() -> None:
+    """(b) The k-mer bar alone on the apes and on the control, which needs no GPU."""
+    for folder in (DATA / "apes", planted()):
+        for name in LENGTHS:
+            config = load_config(f"dna/apes-{name}", [f"data.path={folder}", "data.num_workers=0"])
+            data = open_data(config, "cpu")
+            data.setup()
+            fitted = kmer_baseline(data)
+            dataset = data.evaluation_dataset("test")
+            rows, targets = sequences(dataset)
+            right = (fitted.probabilities(rows).argmax(1) == targets).astype(float)
+            own = bootstrap_mean(right, [window.region.locus for window in dataset.windows])
+            record(
+                "kmers", f"{folder.name}-{name}", fitted.to_dict() | {"accuracy": own.to_dict(), "count": len(right)}
+            )
+            print(
+                f"== k-mers {folder.name} {name}: k={fitted.k}, {fitted.trained_on} windows, accuracy {own.value:.4f} "
+                f"({own.low:.4f} to {own.high:.4f}) n={len(right)}",
+                flush=True,
+            )
 
 
 def leak() -> None:
@@ -488,6 +510,7 @@ STEPS = {
     "easy-pretrained": easy_pretrained,
     "control": control,
     "apes": apes,
+    "kmers": kmers,
     "leak": leak,
     "megabase": megabase,
     "mitochondria": mitochondria,

@@ -21,6 +21,7 @@ from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Span
+from mamba_bio_audio.pipelines.stream import loader
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.workflow.data import DataModule, check_same_data, open_data
 from mamba_bio_audio.workflow.evaluate_classes import evaluate_classes
@@ -114,6 +115,16 @@ def evaluate(
         return result
     windows = data.evaluation_windows(split)
     genomes = data.genome.genomes
+    # Published window rules let training read bases of other splits; both figures are given then.
+    unread = data.unread_dataset(split, config.train.length) if split != "train" else None
+    if unread is not None:
+        clean = evaluate_likelihood(
+            model,
+            loader(unread, data.batch_size, config.data.num_workers),
+            device,
+            resolve_precision(config.train.precision, device),
+        )
+        result["unread"] = {"model": _scores(clean), "scored": clean.count}
     result |= {
         "bases": windows.bases,
         "unknown": windows.unknown,
@@ -197,6 +208,9 @@ def describe_evaluation(result: dict[str, Any]) -> str:
         f"{'':<28}{'nats':>9}{'bits':>9}{'perplexity':>12}",
         _row(f"model ({result['weights']})", result["model"]),
     ]
+    if "unread" in result:
+        lines.append(_row("  where training never read", result["unread"]["model"]))
+        lines.append(f"  ({result['unread']['scored']:,} of the bases; training windows hold the others)")
     markov = result.get("markov")
     if markov:
         for order, row in enumerate(markov["orders"]):

@@ -15,8 +15,9 @@ class Coverage:
     """A union of spans: how much of any span it holds, and which pieces of a window it leaves free."""
 
     def __init__(self, spans: Iterable[Interval | Span]) -> None:
+        self.spans = merge(spans)
         by_record: dict[str, list[Span]] = {}
-        for span in merge(spans):
+        for span in self.spans:
             by_record.setdefault(span.record, []).append(span)
         # Per record: sorted starts and ends, apart from each other, and the bases in all spans before number i.
         self._runs: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.coverage import subtract
+from mamba_bio_audio.pipelines.dna.coverage import Coverage, subtract, union_of
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import (
     SPLITS,
@@ -363,6 +363,19 @@ class DnaDataModule(LightningDataModule):
         return loader(
             share(dataset, self.rank, self.world_size), batch_size or self.batch_size, self.config.num_workers
         )
+
+    def unread_dataset(self, split: str, train_length: int) -> EvaluationDataset | None:
+        """The bases of a split that no training window of `train_length` holds, each scored once.
+
+        None where there is nothing to tell apart: no training window holds any base of the split, or some holds each.
+        """
+        read = Coverage(union_of(self.training_windows(train_length)))
+        own = self._of(split)
+        if not read.shared(own):
+            return None
+        left = subtract(own, read.spans)
+        windows = evaluation_windows(left, self.genome, self.length).windows
+        return EvaluationDataset(windows, self.genome) if len(windows) else None
 
     def evaluation_spans(self, split: str) -> list[Span]:
         """The union of a split's intervals as (record, start, end)."""

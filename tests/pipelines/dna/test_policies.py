@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import Interval
@@ -168,3 +169,19 @@ def test_a_human_genome_at_every_length_stays_quick(tmp_path: Path) -> None:
     """Laying out 34,021 intervals and counting what they share takes bounded memory: columns of 16 bytes a window."""
     found, _ = lay_out(human_intervals(), RECORDS, 1024, "grow-ends")
     assert found.record.nbytes + found.start.nbytes + found.size.nbytes <= 16 * len(found)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "policy", "windows"),
+    [
+        ("dna/hg38-1.4m-paper", "grow-ends", 34_021 * 128),
+        ("dna/hg38-1.4m-len1m-paper", "grow-ends", 2 * 34_021),
+        ("dna/hg38-1.4m-hyenadna", "grow-both", 34_021),
+        ("dna/hg38-caduceus-1k", "grow-right", 34_021 * 1024),
+    ],
+)
+def test_recipes_read_the_published_windows(recipe: str, policy: str, windows: int, tmp_path: Path) -> None:
+    config = load_config(recipe, [f"data.path={tmp_path}"])
+    assert (config.data.windows, config.data.shared_bases) == (policy, "allow")
+    per_interval, _ = lay_out(human_intervals()[:10], RECORDS, config.train.length, config.data.windows)
+    assert len(per_interval) * 34_021 == windows * 10

@@ -395,7 +395,7 @@ class DnaDataModule(LightningDataModule):
     def summary(self) -> dict[str, Any]:
         """The data set in numbers, ready for JSON."""
         self.setup()
-        splits: dict[str, dict[str, int]] = {}
+        splits: dict[str, dict[str, int | str]] = {}
         for split in SPLITS:
             evaluation = self.evaluation_windows(split)
             splits[split] = {
@@ -405,6 +405,7 @@ class DnaDataModule(LightningDataModule):
                 "unknown_bases": evaluation.unknown,
                 "first_of_record_bases": evaluation.first_of_record,
                 "evaluation_windows": len(evaluation.windows),
+                "evaluation_windows_sha256": evaluation.windows.fingerprint(),
             }
         return {
             **describe(self.genome),

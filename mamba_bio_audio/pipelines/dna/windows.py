@@ -6,6 +6,7 @@ of the next. So every base of the interval but its first is a target exactly onc
 interval may be shorter; it is padded later.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -49,6 +50,13 @@ class Windows:
         """The windows at these positions, or where the mask is true."""
         back, ahead = (None if room is None else room[keep] for room in (self.back, self.ahead))
         return Windows(self.records, self.record[keep], self.start[keep], self.size[keep], self.length, back, ahead)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the windows in their order."""
+        digest = hashlib.sha256("\n".join(self.records).encode())
+        for column in (self.record, self.start, self.size):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
 
     @property
     def targets(self) -> int:

@@ -174,6 +174,17 @@ def test_evaluation_counts_and_groups(write_fasta, random_dna, tmp_path: Path) -
         data.evaluation_dataset("dev")
 
 
+def test_evaluation_windows_are_on_record(path: str) -> None:
+    """The manifest's fingerprint of a split's windows is that of every other data module's, and of no other windows."""
+
+    def recorded(**options) -> str:
+        return module(path, **options).summary()["splits"]["valid"]["evaluation_windows_sha256"]
+
+    assert recorded() == recorded(seed=5, windows="random", reverse_complement=True)
+    assert recorded() != recorded(split_seed=1)
+    assert recorded() != recorded(length=L + 1)
+
+
 def test_evaluation_max_tokens(path: str) -> None:
     data = module(path)
     few = data.evaluation_dataset("train", max_tokens=10 * L)

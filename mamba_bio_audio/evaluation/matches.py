@@ -23,6 +23,7 @@ from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 _CHUNK_BASES = 1 << 20
 _FIRST_LENGTH = 16
 _FILTER_BITS = 24
+_GROUP_BASES = 1 << 23
 _BASES = (7, 8, 9, 10)
 
 _draws = np.random.Philox(key=np.array([0x6D617463, 0x68657321], np.uint64)).random_raw(5) | np.uint64(1)
@@ -72,6 +73,15 @@ def longest_matches(
         progress: called with (bases read, None) over all passes.
     """
     pieces = merge_spans(spans)
+    if len(queries) > 1 and sum(query.end - query.start for query in queries) > _GROUP_BASES:
+        # The words of a group are held in memory, about 50 bytes for each.
+        half = len(queries) // 2
+        split = (half if locate is None else min(half, locate), None if locate is None else max(0, locate - half))
+        first, second = (
+            longest_matches(sequences, part, genome, pieces, locate=among, progress=progress)
+            for part, among in zip((queries[:half], queries[half:]), split, strict=True)
+        )
+        return first[0] + second[0], max(first[1], second[1], key=lambda match: match.bases)
     longest_piece = max((end - start for _, start, end in pieces), default=0)
     # A query's match is at least `low` and less than `high`.
     low = np.zeros(len(queries), np.int64)

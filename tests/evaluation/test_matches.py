@@ -42,9 +42,11 @@ def brute(sequence: str, start: int, end: int, texts: list[str]) -> int:
     return longest
 
 
+@pytest.mark.parametrize("group", [2**23, 60])
 @pytest.mark.parametrize("seed", range(4))
-def test_longest_matches_equal_brute_force(seed, monkeypatch):
+def test_longest_matches_equal_brute_force(seed, group, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_BASES", 97)
+    monkeypatch.setattr(module, "_GROUP_BASES", group)
     rng = np.random.default_rng(seed)
     genome = Genome(a=text(rng, 700), b=text(rng, 300) + "N" * 5 + text(rng, 200))
     whole = CODEC.decode(genome.records["a"])
@@ -85,3 +87,16 @@ def test_longest_matches_of_repeats():
     assert lengths[1] == 450
     assert lengths[0] >= 250
     assert match.bases == 450
+
+
+@pytest.mark.parametrize("group", [2**23, 60])
+def test_longest_match_is_located_among_the_first_queries(group, monkeypatch):
+    monkeypatch.setattr(module, "_GROUP_BASES", group)
+    genome = Genome(a=text(np.random.default_rng(5), 900))
+    sequences = [genome.records["a"][start : start + size].copy() for start, size in ((10, 40), (100, 30), (300, 90))]
+    queries = [Query(i, 0, len(sequence)) for i, sequence in enumerate(sequences)]
+    for locate, start in ((None, 300), (3, 300), (2, 10), (1, 10)):
+        lengths, match = longest_matches(sequences, queries, genome, genome.spans(), locate=locate)
+        assert lengths == [40, 30, 90]
+        assert match.start == start
+    assert longest_matches(sequences, queries, genome, genome.spans(), locate=0)[1].bases == 0

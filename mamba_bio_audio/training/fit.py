@@ -20,6 +20,7 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.stream import stop_workers
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage
 from mamba_bio_audio.training.module import LanguageModelModule
@@ -154,7 +155,12 @@ def fit(
         steps = Steps(config, accumulate, out, valid, stop, progress, stages, average)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
         last = out / "checkpoints" / "last.ckpt" if resume else None
-        trainer.fit(module, data.train_dataloader(), ckpt_path=last, weights_only=False)
+        batches = data.train_dataloader()
+        try:
+            trainer.fit(module, batches, ckpt_path=last, weights_only=False)
+        finally:
+            stop_workers(batches)
+            stop_workers(valid)
         progress.end()
     complete = (trainer.global_step >= config.steps or steps.exhausted) and not steps.row
     return FitResult(

@@ -40,6 +40,11 @@ class DnaDataConfig(BaseModel):
         default=0.05, ge=0, lt=1, description="Share of validation when there are no intervals."
     )
     test_fraction: float = Field(default=0.05, ge=0, lt=1, description="Share of test when there are no intervals.")
+    split_by: Literal["blocks", "records"] = Field(
+        default="blocks",
+        description="What is given to one split as a whole when there are no intervals: blocks of block_bases, or whole "
+        "records (chromosomes), a stricter test.",
+    )
     block_bases: int | None = Field(
         default=None,
         ge=2,

@@ -83,11 +83,11 @@ class Coverage:
 
 def rows_by_record(windows: Windows) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Each record with the positions of its windows."""
-    present, inverse = np.unique(windows.record, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    edges = np.searchsorted(inverse[order], np.arange(len(present) + 1))
-    for at, record in enumerate(present.tolist()):
-        yield windows.records[record], order[edges[at] : edges[at + 1]]
+    # Windows of a record mostly stand together, and a stable sort of what is nearly sorted is quick.
+    order = np.argsort(windows.record, kind="stable")
+    edges = np.searchsorted(windows.record[order], np.arange(len(windows.records) + 1))
+    for at in np.flatnonzero(np.diff(edges)).tolist():
+        yield windows.records[at], order[edges[at] : edges[at + 1]]
 
 
 def union_of(windows: Windows) -> list[Span]:

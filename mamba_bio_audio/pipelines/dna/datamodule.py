@@ -235,8 +235,9 @@ class DnaDataModule(LightningDataModule):
                 fractions={"valid": config.valid_fraction, "test": config.test_fraction},
                 block_bases=config.block_bases,
                 spans=self.contigs,
+                whole=config.split_by == "records",
             )
-            self.split_source = f"blocks chosen by split_seed {config.split_seed}"
+            self.split_source = f"{config.split_by} chosen by split_seed {config.split_seed}"
         # Windows are laid out in the intervals as given; everything else sees them without shared bases.
         self._given = self.intervals
         self.shared = shared_bases(self.intervals)

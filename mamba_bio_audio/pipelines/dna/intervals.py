@@ -232,6 +232,7 @@ def split_blocks(
     fractions: Mapping[str, float],
     block_bases: int | None = None,
     spans: Iterable[Span] | None = None,
+    whole: bool = False,
 ) -> list[Interval]:
     """Split any genome into contiguous blocks, each given to one split at random.
 
@@ -246,6 +247,7 @@ def split_blocks(
         block_bases: length of a block; None: 131,072, or less for a small file so that each split gets its
             share.
         spans: what of the genome is split, as `chosen_spans` gives it; None: all of it.
+        whole: give every span to one split as a whole instead of cutting it into blocks.
     """
     wanted = {split: fractions.get(split, 0.0) for split in ("valid", "test")}
     intervals: list[Interval] = []
@@ -253,12 +255,12 @@ def split_blocks(
     for span in chosen_spans(genome, "all") if spans is None else spans:
         by_file.setdefault(genome.genome_of(span.record), []).append(span)
     for own in by_file.values():
-        intervals += _split_file(genome, own, seed, wanted, block_bases)
+        intervals += _split_file(genome, own, seed, wanted, block_bases, whole)
     present = {interval.split for interval in intervals}
     missing = [split for split in SPLITS if split not in present and (split == "train" or wanted[split] > 0)]
     if missing:
         total = _bases(span for own in by_file.values() for span in own)
-        needed = f" with data.block_bases={block_bases:,}" if block_bases else ""
+        needed = f" with data.block_bases={block_bases:,}" if block_bases else " by whole records" if whole else ""
         raise InputError(
             f"{genome.paths[0] if len(genome.paths) == 1 else f'{len(genome.paths)} FASTA files'}: "
             f"{total:,} bases are too few "
@@ -268,7 +270,7 @@ def split_blocks(
 
 
 def _split_file(
-    genome: Genome, spans: list[Span], seed: int, wanted: Mapping[str, float], block_bases: int | None
+    genome: Genome, spans: list[Span], seed: int, wanted: Mapping[str, float], block_bases: int | None, whole: bool
 ) -> list[Interval]:
     total = _bases(spans)
     if block_bases is None:
@@ -284,7 +286,8 @@ def _split_file(
         length = last - first
         place = f"{length}" if length == genome.records[record] else f"{first}\t{last}"
         identity.update(f"{genome.bare_name(record)}\t{place}\n".encode())
-        edges = first + np.linspace(0, length, max(1, round(length / block_bases)) + 1).astype(np.int64)
+        pieces = 1 if whole else max(1, round(length / block_bases))
+        edges = first + np.linspace(0, length, pieces + 1).astype(np.int64)
         lengths = edges[1:] - edges[:-1]
         known += (lengths - genome.count_unknown(record, edges[:-1], edges[1:])).tolist()
         blocks += [(record, start, end) for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]

@@ -55,6 +55,7 @@ def prepare_genome(
     contigs: str | list[str] = "primary",
     valid_fraction: float = 0.05,
     test_fraction: float = 0.05,
+    split_by: str = "blocks",
     block_bases: int | None = None,
     split_seed: int = 0,
     allow_shared_bases: bool = False,
@@ -91,6 +92,7 @@ def prepare_genome(
         settings = DnaDataConfig(
             valid_fraction=valid_fraction,
             test_fraction=test_fraction,
+            split_by=split_by,  # type: ignore[arg-type]
             block_bases=block_bases,
             split_seed=split_seed,
         )
@@ -152,8 +154,9 @@ def _examine(
             fractions={"valid": settings.valid_fraction, "test": settings.test_fraction},
             block_bases=settings.block_bases,
             spans=spans,
+            whole=settings.split_by == "records",
         )
-        split_source = f"blocks chosen by split_seed {settings.split_seed}"
+        split_source = f"{settings.split_by} chosen by split_seed {settings.split_seed}"
     shared = shared_bases(chosen)
     if any(shared.values()) and not allow_shared_bases:
         counts = ", ".join(f"{pair} {count:,}" for pair, count in shared.items() if count)
@@ -203,7 +206,8 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("names by alias", _listed(named)))
     for split in SPLITS:
         counts = summary["splits"][split]
-        rows.append((split, f"{counts['bases']:,} bases in {counts['intervals']:,} intervals"))
+        unknown = 100 * counts["unknown_bases"] / max(counts["bases"], 1)
+        rows.append((split, f"{counts['bases']:,} bases in {counts['intervals']:,} intervals, {unknown:.2f} % N"))
     if "training_windows" in summary:
         rows += _window_rows(summary)
     else:

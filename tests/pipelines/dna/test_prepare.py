@@ -143,6 +143,22 @@ def test_contigs_of_a_prepared_folder(write_fasta, random_dna, tmp_path: Path) -
     assert data.summary()["contigs"] == listed.manifest["contigs"]
 
 
+def test_whole_chromosomes_are_held_out(write_fasta, random_dna, tmp_path: Path) -> None:
+    path = write_fasta("a.fa", {f"chr{n}": random_dna(1000 * n, n) for n in range(1, 13)})
+    prepared = prepare_genome(path, tmp_path / "out", split_by="records", valid_fraction=0.1, test_fraction=0.1)
+    rows = [line.split("\t") for line in (tmp_path / "out" / "intervals.tsv").read_text().splitlines()[1:]]
+    assert [(row[1], row[2], row[3]) for row in rows] == [(f"chr{n}", "0", str(1000 * n)) for n in range(1, 13)]
+    assert {row[4] for row in rows} == {"train", "valid", "test"}
+    assert prepared.manifest["split_source"] == "records chosen by split_seed 0"
+    data = DnaDataModule(DnaDataConfig(path=path, split_by="records", valid_fraction=0.1, test_fraction=0.1), length=64, batch_size=2, seed=0)
+    data.setup()
+    assert [(i.record, i.split) for i in data.intervals] == [(row[1], row[4]) for row in rows]
+    with pytest.raises(InputError, match="by whole records; nothing is left for"):
+        prepare_genome(write_fasta("b.fa", {"one": random_dna(9000)}), tmp_path / "b", split_by="records")
+    with pytest.raises(InputError, match="split_by"):
+        prepare_genome(path, tmp_path / "c", split_by="genes")
+
+
 def test_bad_settings(write_fasta, random_dna, tmp_path: Path) -> None:
     path = write_fasta("a.fa", {"r": random_dna(9000)})
     with pytest.raises(InputError, match="valid_fraction"):

@@ -54,18 +54,26 @@ class Pool(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, state: PoolState | None = None, *, reset: Tensor | None = None
+        self,
+        x: Tensor,
+        state: PoolState | None = None,
+        *,
+        reset: Tensor | None = None,
+        last: Tensor | None = None,
     ) -> tuple[Tensor, PoolState | None]:
-        """Pooled values at every position.
+        """Pooled values at every position, or with `last` at one position of each row (`upto`).
 
         Args:
             x: (B, L, D).
             state: at the end of what came before; None means nothing came before.
             reset: bool (B, L), pooling begins anew at these positions.
+            last: (B,) the one position that is wanted; without `reset`.
 
         Returns:
-            (B, L, D), fp32 or fp64 except for "last", which gives `x`; and the state at the end.
+            (B, L, D) or (B, D), fp32 or fp64 except for "last", which gives `x`; and the state at the end.
         """
+        if last is not None:
+            return self.upto(x, last, state)
         if self.kind == "last":
             return x, None
         if state is None:
@@ -223,7 +231,8 @@ class Classifier(nn.Module):
             # One position of each row is wanted.
             scored = torch.zeros_like(tokens, dtype=torch.bool) if targets is None else targets != -100
             last = torch.full_like(tokens[:, 0], tokens.shape[1] - 1) if targets is None else scored.long().argmax(1)
-            pooled, pooled_after = self.pool.upto(hidden, last, pooled_before)
+            # Through the module's call: states pass from rank to rank by hooks on it (training/parallel.py).
+            pooled, pooled_after = self.pool(hidden, pooled_before, last=last)
             pooled = pooled[:, None]
             if targets is not None:
                 several = (scored.sum(1) > 1).any()

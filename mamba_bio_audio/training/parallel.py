@@ -58,6 +58,7 @@ class Visit:
         self.source, self.target, self.offload = source, target, offload
         self.starts: dict[int, list[Tensor]] = {}
         self.sent: set[int] = set()
+        self.ran: set[int] = set()
         self.anchor: Tensor | None = None
 
 
@@ -104,6 +105,13 @@ class Relay:
         elif number < chunks - 1:
             target = Link(self.ranks[0], around)
         return Visit(source, target, offload)
+
+    def check(self, visit: Visit) -> None:
+        """Every layer must have run through its hooks, or its state was not handed on."""
+        missing = set(range(len(self.layers))) - visit.ran
+        if missing:
+            kind = type(self.layers[min(missing)]).__name__
+            raise RuntimeError(f"a {kind} was not called as a module, so its state did not pass from rank to rank")
 
     @contextmanager
     def at(self, visit: Visit) -> Iterator[None]:
@@ -163,6 +171,8 @@ class Relay:
     def _after(self, number: int) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Any]) -> Any:
             visit = self.visit
+            if visit is not None:
+                visit.ran.add(number)
             if visit is None or visit.target is None:
                 return None
             y, state = output

@@ -161,9 +161,12 @@ class _Call:
         device, dtype, enabled = self.autocast
         reset = None if self.reset is None else self.reset[:, low:high]
         with torch.autocast(device, dtype, enabled=enabled, cache_enabled=False):
-            return self.model(
+            out = self.model(
                 self.tokens[:, low:high], state, reset=reset, targets=self.targets[:, low:high], logits="none"
             )
+        if self.relay is not None:
+            self.relay.check(self.visits[number])
+        return out
 
     def run(self, keep: bool, graph: bool) -> tuple[Tensor, Tensor]:
         """Pass 1: loss and count; `keep` what backward will need, the last chunk's graph too."""

@@ -363,7 +363,7 @@ def test_stream_chunk_auto_is_resolved_and_kept(fasta, tmp_path, capsys, monkeyp
     settings = overrides(fasta, "train.stream_chunk=auto", "train.length=4096", "train.tokens_per_step=4096")
     settings += ["--set", "train.micro_batch=1", "--set", "train.steps=2"]
     # 100 bytes a position; the dry run itself measures as ever.
-    monkeypatch.setattr(probe, "probe", lambda model, train, device: probe.Probe(100 * train.stream_chunk, 1.0))
+    monkeypatch.setattr(probe, "probe", lambda model, train, *_: probe.Probe(100 * train.stream_chunk, 1.0))
     monkeypatch.setattr(probe, "_memory_limit", lambda device: 100 * 3000)
     assert mba_command("pretrain", "dna/tiny", *settings, "--device", "cpu", "--dry-run") == 0
     text = capsys.readouterr().out

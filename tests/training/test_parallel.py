@@ -17,7 +17,7 @@ from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
-from mamba_bio_audio.training.parallel import Relay, is_main_process, make_relay
+from mamba_bio_audio.training.parallel import Relay, Visit, is_main_process, make_relay
 from mamba_bio_audio.training.streaming import streamed_loss
 
 LENGTH = 49
@@ -56,6 +56,7 @@ CASES = {
     "packed": (language_model, {"chunk": 10, "reset": True}),
     "complex": (lambda: language_model("mamba-complex"), {"chunk": 10}),
     "classifier, mean": (lambda: classifier("mean"), {"chunk": 10}),
+    "classifier, max": (lambda: classifier("max"), {"chunk": 10}),
     "classifier, last": (lambda: classifier("last"), {"chunk": 100}),
 }
 
@@ -113,6 +114,17 @@ def test_equals_one_process(size):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(work, (size, port), nprocs=size)
+
+
+def test_a_layer_that_is_not_called_is_noticed():
+    relay = object.__new__(Relay)
+    relay.layers = list(language_model().layers)
+    visit = Visit(None, None, False)
+    visit.ran = {0, 2}
+    with pytest.raises(RuntimeError, match="a Block was not called as a module"):
+        relay.check(visit)
+    visit.ran.add(1)
+    relay.check(visit)
 
 
 def test_spans_of_all_ranks_are_the_sequence():

@@ -70,6 +70,12 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _audible(self) -> RunConfig:
+        if self.train.listen and self.data.kind != "audio":
+            raise ValueError(f"train.listen is of data.kind audio, not {self.data.kind}; leave it 0")
+        return self
+
+    @model_validator(mode="after")
     def _whole_frames(self) -> RunConfig:
         if not isinstance(self.model, UNetConfig):
             return self

@@ -108,6 +108,7 @@ class FixedSteps:
             if isinstance(leaf, Tensor):
                 leaf.copy_(before)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads, such as a loader's that pins memory, go on meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._advance()
         self.graph = graph

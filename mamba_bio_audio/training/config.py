@@ -55,6 +55,9 @@ class TrainConfig(BaseModel):
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW betas")
     weight_decay: float = Field(0.1, ge=0, description="on matrices only, never on norms, biases, embeddings, A, D")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null does not clip")
+    listen: int = Field(
+        0, ge=0, description="audio: clips of length (at most 1 s) generated at every validation, into TensorBoard"
+    )
     ema: float | None = Field(
         None,
         gt=0,

@@ -18,11 +18,13 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import LanguageModel
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.stream import stop_workers
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage
+from mamba_bio_audio.training.listening import Listener
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.progress import Progress
@@ -152,7 +154,10 @@ def fit(
         if average is not None:
             # Before `Steps`, which validates what has been averaged.
             trainer.callbacks.append(average)  # type: ignore[attr-defined]
-        steps = Steps(config, accumulate, out, valid, stop, progress, stages, average)
+        listener = None
+        if config.listen and isinstance(data.codec, AudioCodec):
+            listener = Listener(data.codec, config.listen, config.length)
+        steps = Steps(config, accumulate, out, valid, stop, progress, stages, average, listener)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
         last = out / "checkpoints" / "last.ckpt" if resume else None
         batches = data.train_dataloader()

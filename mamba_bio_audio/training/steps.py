@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors.torch import save_file
 from torch import nn
@@ -25,6 +26,7 @@ from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.training import metrics
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage, length_at, positions_until
+from mamba_bio_audio.training.listening import Listener
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.signals import StopSignal
@@ -56,6 +58,7 @@ class Steps(L.Callback):
         progress: what the user sees.
         stages: of the length warm-up, the last one at full length.
         average: keeps a moving average of the weights, which is then what is validated and kept as the best.
+        listener: generates audio after every validation.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class Steps(L.Callback):
         progress: Progress,
         stages: Sequence[Stage],
         average: WeightAveraging | None = None,
+        listener: Listener | None = None,
     ) -> None:
+        self.listener = listener
         self.average = average
         self.config = config
         self.stages = stages
@@ -205,6 +210,9 @@ class Steps(L.Callback):
             raise NonFiniteLoss(f"at step {step} the validation loss is {nats:g}; lower train.lr and start again")
         self.row |= metrics.validation_fields(nats)
         self._write(trainer)
+        if self.listener is not None and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
+            with self._averaged(trainer, module):
+                self.listener(module.model, trainer.logger.experiment, step)
         self.progress.validation(step, nats)
         improved = nats < self.best
         self.stale = 0 if improved else self.stale + 1

@@ -71,7 +71,7 @@ def evaluate_sc09(
     epochs: int | None = None,
     protocol: Protocol = "plain",
     num_samples: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = 512,
     seed: int = 0,
     resamples: int = 100,
     overrides: Sequence[str] = (),

@@ -19,7 +19,7 @@ pretrain() { # seconds, recipe, name, more
 }
 case ${1:?which run} in
   digits)
-    pretrain "${SECONDS_MAX:-500}" digits digits --set data.path=.device/digits --set train.steps="${STEPS:-2500}"
+    pretrain "${SECONDS_MAX:-500}" digits digits --set data.path=.device/digits --set train.steps="${STEPS:-1500}"
     mba_for 90 evaluate "$RUN/digits" --quiet 2>&1 | tee "$OUT/digits-evaluate.txt"
     keep "$RUN/digits" digits ;;
   judge) # after digits, on the same warm machine
@@ -28,14 +28,14 @@ case ${1:?which run} in
     for row in 0 1 2 3 4 5 6 7; do cp "$RUN"/digits/sc09/samples-*/sample-0000$row.flac "$OUT/sc09/"; done
     cp "$RUN"/digits/sc09/samples-*/index.tsv "$OUT/sc09/" ;;
   piano)
-    pretrain "${SECONDS_MAX:-440}" piano piano --set data.path=.device/piano --set train.steps="${STEPS:-1500}"
+    pretrain "${SECONDS_MAX:-440}" piano piano --set data.path=.device/piano --set train.steps="${STEPS:-1000}"
     mba_for 90 evaluate "$RUN/piano" --quiet 2>&1 | tee "$OUT/piano-evaluate.txt"
     mba_for 60 sample "$RUN/piano" --length 80000 --num-samples 4 --out "$RUN/piano-samples" --force --quiet 2>&1 | tee "$OUT/piano-sample.txt"
     keep "$RUN/piano" piano; cp -r "$RUN/piano-samples" "$OUT/" ;;
   lengths) # equal steps and samples per step; every length scores all test samples once
     for length in ${LENGTHS:-8192 32768 131072}; do
       pretrain "${SECONDS_MAX:-170}" piano "piano-$length" --set data.path=.device/piano --set train.length="$length" \
-        --set train.tokens_per_step=524288 --set train.steps="${STEPS:-400}" --set train.validate_every=100
+        --set train.tokens_per_step=262144 --set train.steps="${STEPS:-400}" --set train.validate_every=100
       mba_for 60 evaluate "$RUN/piano-$length" --no-baselines --quiet 2>&1 | tee "$OUT/piano-$length-evaluate.txt"
     done ;;
   train) timeout 580 python3 benchmarks/bench_audio.py train --out "$OUT/train_audio.csv" 2>&1 | tee "$OUT/train_audio.txt" ;;

@@ -1,0 +1,78 @@
+"""`mba prepare audio`, `sc09` and `youtubemix` as commands."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.pipelines import download
+from mamba_bio_audio.pipelines.audio import prepare
+
+
+def mba_command(*arguments: object) -> int:
+    """Run the command in this process; its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        command([str(argument) for argument in arguments])
+    code = stop.value.code
+    return 0 if code is None else int(code)
+
+
+@pytest.fixture
+def speech(tmp_path: Path, monkeypatch) -> Path:
+    """An archive like Speech Commands with one clip per digit and split, and the release's counts made to fit."""
+    folder = tmp_path / "speech"
+    for word in prepare.DIGITS:
+        (folder / word).mkdir(parents=True)
+        for speaker in ("a", "b", "c"):
+            soundfile.write(folder / word / f"{speaker}_nohash_0.wav", np.full(400, 0.1), 16_000)
+    (folder / "validation_list.txt").write_text("".join(f"{word}/b_nohash_0.wav\n" for word in prepare.DIGITS))
+    (folder / "testing_list.txt").write_text("".join(f"{word}/c_nohash_0.wav\n" for word in prepare.DIGITS))
+    archive = tmp_path / "speech.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, ".")
+    release = prepare.SPEECH_COMMANDS["v0.02"]._replace(clips={"train": 10, "valid": 10, "test": 10})
+    monkeypatch.setitem(prepare.SPEECH_COMMANDS, "v0.02", release)
+    return archive
+
+
+def test_sc09_from_a_file_and_by_download(speech, tmp_path, monkeypatch, capsys) -> None:
+    assert mba_command("prepare", "sc09", "--from", speech, "--out", tmp_path / "a", "--json", "--quiet") == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["speech_commands"] == "v0.02"
+    asked = {}
+
+    def fetched(url, path, *, size, hashes, progress):
+        asked.update(url=url, size=size, hashes=hashes)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(speech.read_bytes())
+
+    monkeypatch.setattr(download, "download", fetched)
+    assert mba_command("prepare", "sc09", "--out", tmp_path / "down" / "b", "--quiet") == 0
+    assert asked["url"].endswith("speech_commands_v0.02.tar.gz")
+    assert asked["size"] == 2_428_923_189
+    assert len(asked["hashes"]["sha256"]) == 64
+    assert "next: mba pretrain audio/sc09-small" in capsys.readouterr().out
+    assert mba_command("prepare", "sc09", "--from", speech, "--url", "http://x", "--out", tmp_path / "c") == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_audio_and_youtubemix(tmp_path, capsys) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(20):
+        soundfile.write(folder / f"{number}.wav", np.full(500, 0.1), 8000)
+    (folder / "bad.wav").write_bytes(b"RIFF")
+    assert mba_command("prepare", "audio", folder, "--out", tmp_path / "a", "--quiet") == 2
+    assert "bad.wav" in capsys.readouterr().err
+    arguments = ("--out", tmp_path / "a", "--bad-files", "exclude", "--rate", 16_000, "--quiet")
+    assert mba_command("prepare", "audio", folder, *arguments) == 0
+    text = capsys.readouterr().out
+    assert "20 at 16,000 Hz" in text
+    assert "bad.wav" in text
+    (folder / "bad.wav").unlink()
+    assert mba_command("prepare", "youtubemix", "--from", folder, "--out", tmp_path / "y", "--quiet") == 0
+    assert "17 recordings" in capsys.readouterr().out

@@ -96,78 +96,81 @@ def am_score(train: Array, generated: Array) -> float:
     return float(_kl(_clamp(train).mean(0)[None], p.mean(0))[0] - (p * np.log(p)).sum(1).mean())
 
 
-def differing_bins(
-    train: NDArray[np.floating], generated: NDArray[np.floating], bins: int = 50, seed: int = 0
-) -> float:
-    """NDB: share of the training features' K-means bins that hold another share of the generated, in [0, 1]."""
-    from scipy.special import ndtri
-    from sklearn.cluster import KMeans
+class Reference:
+    """The training clips, with what every comparison needs of them computed once.
 
-    bins = min(bins, len(train))
-    clusters = KMeans(bins, n_init=3, random_state=seed).fit(np.asarray(train, np.float64))
-    counts = [
-        np.bincount(clusters.predict(np.asarray(features, np.float64)), minlength=bins)
-        for features in (train, generated)
-    ]
-    n, m = len(train), len(generated)
-    pooled = (counts[0] + counts[1]) / (n + m)
-    error = np.sqrt(np.maximum(pooled * (1 - pooled), _SMALLEST) * (1 / n + 1 / m))
-    z = np.abs(counts[0] / n - counts[1] / m) / error
-    return float((z > ndtri(0.975)).mean())
-
-
-def scores(train: Judged, generated: Judged, seed: int = 0) -> dict[str, float]:
-    """Every score of a set of clips against the training clips."""
-    p = generated.probabilities
-    return {
-        "FID": frechet_distance(train.features, generated.features),
-        "IS": inception_score(p, seed),
-        "IS_pooled": inception_score_pooled(p),
-        "mIS": modified_inception_score(p, seed),
-        "mIS_exact": modified_inception_score_exact(p),
-        "AM": am_score(train.probabilities, p),
-        "NDB": differing_bins(train.features, generated.features, seed=seed),
-    }
-
-
-def intervals(
-    train: Judged,
-    generated: Judged,
-    *,
-    resamples: int = 100,
-    fid_resamples: int = 20,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """Basic bootstrap intervals over the generated clips (Davison & Hinkley 1997, section 5.2).
-
-    The basic interval is turned around the estimate, which takes back the bias of scores that resampling with its
-    repeated clips shifts, above all FID's. NDB has none: its bins are fixed by one K-means.
+    Args:
+        train: features and probabilities of all training clips.
+        seed: of K-means, halves and pairs.
+        bins: of NDB.
     """
-    found: dict[str, list[float]] = {}
-    measures: dict[str, tuple[Callable[[Judged], float], int]] = {
-        "IS": (lambda g: inception_score(g.probabilities, seed), resamples),
-        "IS_pooled": (lambda g: inception_score_pooled(g.probabilities), resamples),
-        "mIS": (lambda g: modified_inception_score(g.probabilities, seed), resamples),
-        "mIS_exact": (lambda g: modified_inception_score_exact(g.probabilities), resamples),
-        "AM": (lambda g: am_score(train.probabilities, g.probabilities), resamples),
-    }
-    mean, root = _moments(train.features)
-    measures["FID"] = (lambda g: _frechet(mean, root, *_moments(g.features)), fid_resamples)
-    estimates = {name: measure(generated) for name, (measure, _) in measures.items()}
-    for name, (measure, count) in measures.items():
-        generator = np.random.default_rng(seed)
-        for _ in range(count):
-            index = generator.integers(0, len(generated.features), len(generated.features))
-            found.setdefault(name, []).append(measure(generated.take(index)))
-    tail = (1 - level) / 2
-    return {
-        name: (
-            2 * estimates[name] - float(np.quantile(values, 1 - tail)),
-            2 * estimates[name] - float(np.quantile(values, tail)),
-        )
-        for name, values in found.items()
-    }
+
+    def __init__(self, train: Judged, seed: int = 0, bins: int = 50) -> None:
+        from sklearn.cluster import KMeans
+
+        self.train = train
+        self.seed = seed
+        self.mean, self.root = _moments(train.features)
+        self.clusters = KMeans(min(bins, len(train.features)), n_init=3, random_state=seed)
+        self.clusters.fit(np.asarray(train.features, np.float64))
+        self.counts = self._counts(train.features)
+
+    def _counts(self, features: NDArray[np.floating]) -> NDArray[np.int64]:
+        found = self.clusters.predict(np.asarray(features, np.float64))
+        return np.bincount(found, minlength=self.clusters.n_clusters)
+
+    def frechet_distance(self, features: NDArray[np.floating]) -> float:
+        """FID of a set of features."""
+        return _frechet(self.mean, self.root, *_moments(features))
+
+    def differing_bins(self, features: NDArray[np.floating]) -> float:
+        """NDB: share of the training features' K-means bins that hold another share of these, in [0, 1]."""
+        from scipy.special import ndtri
+
+        n, m, counts = len(self.train.features), len(features), self._counts(features)
+        pooled = (self.counts + counts) / (n + m)
+        error = np.sqrt(np.maximum(pooled * (1 - pooled), _SMALLEST) * (1 / n + 1 / m))
+        z = np.abs(self.counts / n - counts / m) / error
+        return float((z > ndtri(0.975)).mean())
+
+    def scores(self, generated: Judged) -> dict[str, float]:
+        """Every score of a set of clips."""
+        p = generated.probabilities
+        return {
+            "FID": self.frechet_distance(generated.features),
+            "IS": inception_score(p, self.seed),
+            "IS_pooled": inception_score_pooled(p),
+            "mIS": modified_inception_score(p, self.seed),
+            "mIS_exact": modified_inception_score_exact(p),
+            "AM": am_score(self.train.probabilities, p),
+            "NDB": self.differing_bins(generated.features),
+        }
+
+    def intervals(
+        self, generated: Judged, *, resamples: int = 100, fid_resamples: int = 20, level: float = 0.95
+    ) -> dict[str, tuple[float, float]]:
+        """Basic bootstrap intervals over the generated clips (Davison & Hinkley 1997, section 5.2).
+
+        The basic interval is turned around the estimate, which takes back the bias of scores that resampling with its
+        repeated clips shifts, above all FID's. NDB has none: its bins are fixed by one K-means.
+        """
+        measures: dict[str, tuple[Callable[[Judged], float], int]] = {
+            "IS": (lambda g: inception_score(g.probabilities, self.seed), resamples),
+            "IS_pooled": (lambda g: inception_score_pooled(g.probabilities), resamples),
+            "mIS": (lambda g: modified_inception_score(g.probabilities, self.seed), resamples),
+            "mIS_exact": (lambda g: modified_inception_score_exact(g.probabilities), resamples),
+            "AM": (lambda g: am_score(self.train.probabilities, g.probabilities), resamples),
+            "FID": (lambda g: self.frechet_distance(g.features), min(resamples, fid_resamples)),
+        }
+        tail, found = (1 - level) / 2, {}
+        for name, (measure, count) in measures.items():
+            generator = np.random.default_rng(self.seed)
+            size = len(generated.features)
+            values = [measure(generated.take(generator.integers(0, size, size))) for _ in range(count)]
+            estimate = measure(generated)
+            low, high = (float(np.quantile(values, share)) for share in (tail, 1 - tail))
+            found[name] = (2 * estimate - high, 2 * estimate - low)
+        return found
 
 
 def confidence_threshold(impostors: list[Array], share: float = 0.05) -> float:

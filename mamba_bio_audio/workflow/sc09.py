@@ -142,7 +142,8 @@ def evaluate_sc09(
         "silence": silence,
         "one class": one_class,
     }
-    table = {name: {"n": len(row.features)} | metrics.scores(train, row, seed) for name, row in rows.items()}
+    reference = metrics.Reference(train, seed)
+    table = {name: {"n": len(row.features)} | reference.scores(row) for name, row in rows.items()}
     n = min(len(generated.features), len(test.features))
     threshold = metrics.confidence_threshold([row.probabilities for row in false.values()])
     shares = {name: metrics.recognised(row.probabilities, threshold) for name, row in rows.items()}
@@ -157,11 +158,11 @@ def evaluate_sc09(
         "quantizer": data.codec.description,
         "test_bits": bits,
         "rows": table,
-        "intervals": metrics.intervals(train, generated, resamples=resamples, seed=seed),
+        "intervals": reference.intervals(generated, resamples=resamples),
         "FID_at_equal_n": {
             "n": n,
-            "generated": metrics.frechet_distance(train.features, generated.features[:n]),
-            "test": metrics.frechet_distance(train.features, test.features[:n]),
+            "generated": reference.frechet_distance(generated.features[:n]),
+            "test": reference.frechet_distance(test.features[:n]),
         },
         "recognised": {"threshold": threshold, "shares": shares},
         "nearest_training_clip": {

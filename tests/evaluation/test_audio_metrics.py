@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.evaluation import audio_metrics as metrics
-from mamba_bio_audio.evaluation.audio_metrics import Judged
+from mamba_bio_audio.evaluation.audio_metrics import Judged, Reference
 
 RNG = np.random.default_rng(0)
 
@@ -79,21 +79,22 @@ def test_pairs_estimate_the_exact_value_and_am_agrees_with_is() -> None:
 
 def test_differing_bins() -> None:
     train = RNG.standard_normal((2000, 3))
-    same = RNG.standard_normal((2000, 3))
-    assert metrics.differing_bins(train, same) < 0.2
-    assert metrics.differing_bins(train, np.zeros((2000, 3))) > 0.9
-    assert metrics.differing_bins(train, train) == 0
+    reference = Reference(Judged(train, np.full((2000, 10), 0.1)))
+    assert reference.differing_bins(RNG.standard_normal((2000, 3))) < 0.2
+    assert reference.differing_bins(np.zeros((2000, 3))) > 0.9
+    assert reference.differing_bins(train) == 0
 
 
 def test_intervals_hold_the_estimate_and_narrow_with_n() -> None:
     def judged(n: int) -> Judged:
         return Judged(RNG.standard_normal((n, 4)), RNG.dirichlet(np.full(10, 0.3), n))
 
-    train, widths = judged(2000), []
+    reference, widths = Reference(judged(2000)), []
     for n in (100, 1600):
         generated = judged(n)
-        found = metrics.intervals(train, generated, resamples=60)
-        estimates = metrics.scores(train, generated)
+        found = reference.intervals(generated, resamples=60)
+        estimates = reference.scores(generated)
+        assert estimates["FID"] == metrics.frechet_distance(reference.train.features, generated.features)
         for name, (low, high) in found.items():
             if name != "FID":
                 assert low < estimates[name] < high, name

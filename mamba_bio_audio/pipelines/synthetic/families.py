@@ -61,13 +61,14 @@ def ceiling(length: int, *, classes: int = 4, spacing: float = 20_000) -> float:
     return 1 - (1 - 1 / classes) * math.exp(-length / spacing)
 
 
-def ceiling_of_windows(predictions: str, copies: Path, *, at_least: int = 150) -> dict[str, Any]:
+def ceiling_of_windows(predictions: str, copies: Path, *, at_least: int = 1) -> dict[str, Any]:
     """What the copies in these very windows allow, beside what was reached: few loci stray from the formula.
 
     Args:
         predictions: text of the TSV that `mba evaluate` writes: class, record, start0, end, predicted, p_<class> each.
         copies: `copies.tsv` of the control.
-        at_least: bases of a copy that must lie in a window to count.
+        at_least: bases of a copy that must lie in a window to count; with 1 the ceiling is one that cannot be passed but
+            by luck, with more it is nearer to what can be recognised.
 
     Returns:
         `windows`, `with_copy` (share), `ceiling`, and the accuracy `accuracy_with_copy`, `accuracy_without`.

@@ -128,12 +128,13 @@ def test_the_ceiling_of_given_windows(tmp_path):
         ("b", "r1", 0, 1000, "b"),  # another class
     ]
     text = header + "".join(f"{c}\t{r}\t{s}\t{e}\tl\t{p}\t0.5\t0.5\n" for c, r, s, e, p in rows)
-    assert ceiling_of_windows(text, copies) == {
+    assert ceiling_of_windows(text, copies, at_least=150) == {
         "windows": 4,
         "with_copy": 0.5,
         "ceiling": 0.75,
         "accuracy_with_copy": 0.5,
         "accuracy_without": 0.5,
     }
+    assert ceiling_of_windows(text, copies)["ceiling"] == 0.875
     with pytest.raises(InputError, match="no prediction"):
         ceiling_of_windows(header, copies)

@@ -211,10 +211,15 @@ def _from_run(path: Path, which: Which) -> _Source:
     return _Source(tensors, config.model, config, read_manifest(path) | {"evaluations": _evaluations(path)})
 
 
+def evaluation_files(run: Path) -> list[Path]:
+    """`evaluate-SPLIT.json` of a run; not what `mba evaluate --context` leaves beside them."""
+    return sorted(path for path in run.glob("evaluate-*.json") if not path.name.startswith("evaluate-context-"))
+
+
 def _evaluations(run: Path) -> dict[str, Any]:
     """The figures of `evaluate-SPLIT.json`, without their tables."""
     found = {}
-    for path in sorted(run.glob("evaluate-*.json")):
+    for path in evaluation_files(run):
         result = _read_json(path)
         model, markov = result.get("model"), result.get("markov")
         if not isinstance(model, dict):

@@ -17,6 +17,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.figures import kmer_spectra, learning_curves
 from mamba_bio_audio.evaluation.samples import describe_samples
 from mamba_bio_audio.files import write_text
+from mamba_bio_audio.workflow.context import describe_context
 from mamba_bio_audio.workflow.data import data_rows
 from mamba_bio_audio.workflow.evaluate import describe_evaluation
 from mamba_bio_audio.workflow.evaluate_classes import describe as describe_classes
@@ -130,10 +131,16 @@ def _curves(run: Path) -> Section:
 
 def _evaluations(run: Path) -> list[Section]:
     sections = []
-    for path in sorted(run.glob("evaluate-*.json")):
+    contexts = sorted(run.glob("evaluate-context-*.json"))
+    for path in [*checkpoint.evaluation_files(run), *contexts]:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            text = describe_classes(result) if result.get("task") == "classification" else describe_evaluation(result)
+            if path in contexts:
+                text = describe_context(result)
+            elif result.get("task") == "classification":
+                text = describe_classes(result)
+            else:
+                text = describe_evaluation(result)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(
                 f"{path}: not an evaluation of this program; remove it, or run mba evaluate again"

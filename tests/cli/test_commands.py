@@ -680,6 +680,14 @@ def test_evaluate_the_same_bases_under_every_context(trained, tmp_path, capsys):
         assert len(list(csv.DictReader(file))) == len(result["matched"])
     assert mba_command(*arguments) == 0
     assert "the same " in capsys.readouterr().out
+    # Beside the run, where it goes without --out, it hinders nothing that reads the run.
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert mba_command("evaluate", run, "--context", "16,64", "--blocks", "8", "--device", "cpu", "--quiet") == 0
+    assert (run / "evaluate-context-test.json").exists()
+    assert mba_command("export", run, "--out", tmp_path / "export") == 0
+    assert mba_command("report", run, "--quiet") == 0
+    assert "bases in 8 blocks under every context" in (run / "report.html").read_text()
     assert mba_command("evaluate", trained, "--context", "64,10000000", "--out", out) == 2
     assert "the longest possible context is" in capsys.readouterr().err
     assert mba_command("evaluate", trained, "--context", "64,1k", "--out", out) == 2

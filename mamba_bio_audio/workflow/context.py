@@ -51,11 +51,10 @@ def evaluate_context(
         progress: called with (batches done, batches in all).
     """
     contexts = check_contexts(contexts)
-    model, config, data, _ = open_run(run, split, which, device, contexts[-1], overrides)
+    model, config, data, _ = open_run(run, split, which, device, contexts[-1], overrides, kind="dna")
     if getattr(model, "streaming", "none") != "constant":
         raise InputError(f"--context needs a model with a constant state; this one's is {model.streaming!r}")
-    if not isinstance(data, DnaDataModule):
-        raise InputError("--context scores bases of a genome; for audio use --length")
+    assert isinstance(data, DnaDataModule)
     genome = data.genome
     size = max(1, contexts[0] // 4)
     spans = data.evaluation_spans(split)

@@ -148,14 +148,26 @@ def evaluate(
 
 
 def open_run(
-    run: Path, split: str, which: Which, device: str, length: int | None, overrides: Sequence[str]
+    run: Path,
+    split: str,
+    which: Which,
+    device: str,
+    length: int | None,
+    overrides: Sequence[str],
+    *,
+    kind: str | None = None,
 ) -> tuple[Any, RunConfig, DataModule, dict[str, Any]]:
-    """Model, configuration, data in windows of `length` (None: as trained) and their summary, all checked."""
+    """Model, configuration, data in windows of `length` (None: as trained) and their summary, all checked.
+
+    With `kind` the run must be of that kind of data.
+    """
     if split not in SPLITS:
         raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
     model = checkpoint.load(run, which)
     if not isinstance(model.config, RunConfig):
         raise InputError(f"{run}: weights without a run configuration; mba evaluate needs a run or an export of one")
+    if kind is not None and model.config.data.kind != kind:
+        raise InputError(f"{run} is a run of kind {model.config.data.kind}, and this needs one of kind {kind}")
     for text in overrides:
         if not text.startswith(("data.", "train.precision=")):
             raise InputError(

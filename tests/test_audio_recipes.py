@@ -54,7 +54,7 @@ def test_youtubemix_sweep_follows_the_paper(tmp_path):
 
 
 def test_recipes_say_whose_they_are():
-    for name in recipe_names():
+    for name in (name for name in recipe_names() if name.startswith("audio/")):
         if name.endswith("-lti"):
             assert f"{load_config(name, ['data.path=.']).description}".startswith("ours")
         if name.endswith("-paper"):

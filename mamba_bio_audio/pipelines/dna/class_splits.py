@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
@@ -36,12 +38,17 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
     if table is not None:
         groups = _read_groups(labelled, table)
         labelled.regions = [replace(region, locus=groups(region)) for region in labelled.regions]
-    if not labelled.genomes or labelled.examples:
-        labelled.origin = _split_examples(labelled, config, table is not None)
+    # Rows of a table or a BED are parts that name their own splits; blocks and intervals cut whole records.
+    rows = config.labels is not None or not labelled.genomes
+    _refuse_unused(config, rows, labelled.examples)
+    if rows:
+        labelled.origin = _split_wholes(labelled, config)
     else:
         labelled.origin = _split_genomes(labelled, config, length, table is not None)
     if table is not None:
         _refuse_shared(labelled)
+    elif config.labels is not None and config.shared_bases == "error":
+        _refuse_overlaps(labelled, config.labels)
     for split in SPLITS:
         present = {region.label for region in labelled.regions if region.split == split}
         wanted = split == "train" or bool(present)
@@ -59,6 +66,17 @@ def prepared_file(config: DnaClassesConfig, name: str) -> str | None:
         return None
     path = Path(config.path).expanduser() / name
     return str(path) if path.is_file() else None
+
+
+def _refuse_unused(config: DnaClassesConfig, rows: bool, examples: bool) -> None:
+    """A setting that this source cannot follow must not be passed over in silence."""
+    if rows and (config.intervals is not None or config.split in ("intervals", "header", "blocks")):
+        what = "data.intervals" if config.intervals is not None else f"data.split={config.split}"
+        raise InputError(f"{what} goes with FASTA per class; a table or a BED names splits in its own column split")
+    if examples and config.split == "blocks":
+        raise InputError("data.split=blocks cuts records and data.sampling=examples keeps them whole; choose one")
+    if examples and config.matched:
+        raise InputError("data.matched goes with data.sampling=windows; examples are taken whole")
 
 
 def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, grouped: bool) -> str:
@@ -90,6 +108,8 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, gr
             replace(region, split=_tag(tags, labelled.genomes[region.source], region)) for region in labelled.regions
         ]
         return "split= in the FASTA headers"
+    if labelled.examples:
+        return _split_wholes(labelled, config)
     if grouped and config.split != "blocks":
         labelled.regions = _draw_groups(labelled.regions, config, len)
         return f"groups drawn by split_seed {config.split_seed}"
@@ -117,19 +137,15 @@ def _tag(tags: dict[tuple[int, str], str], genome: Genome, region: Region) -> st
     return split
 
 
-def _split_examples(labelled: Labelled, config: DnaClassesConfig, grouped: bool) -> str:
-    """Splits that rows name; what they leave open is drawn by seed, equal sequences together."""
+def _split_wholes(labelled: Labelled, config: DnaClassesConfig) -> str:
+    """Splits that rows name; what they leave open is drawn by seed, equal and overlapping sequences together."""
     named = [region.split for region in labelled.regions]
     if any(named) and not all(named):
         first = labelled.regions[named.index(None)]
         raise InputError(f"data.path: {first.record!r} names no split and others do; give all of them one, or none")
-    codec = DnaTokenizer()
 
-    def key(region: Region) -> str:
-        if grouped:
-            return region.locus
-        ids = labelled.fetch(region, region.start, region.end)
-        return min(ids.tobytes(), codec.reverse_complement(ids).tobytes()).hex()
+    def weight(region: Region) -> int:
+        return 1 if labelled.examples else len(region)
 
     if all(named):
         if "valid" in named or config.valid_fraction == 0:
@@ -137,21 +153,39 @@ def _split_examples(labelled: Labelled, config: DnaClassesConfig, grouped: bool)
         train = [region for region in labelled.regions if region.split == "train"]
         rest = [region for region in labelled.regions if region.split != "train"]
         own = config.model_copy(update={"test_fraction": 0.0})
-        labelled.regions = [*_draw_groups(train, own, lambda region: 1, key), *rest]
+        labelled.regions = [*_draw_groups(train, own, weight, _related(labelled, train)), *rest]
         return f"the data; {config.valid_fraction:.0%} of its training part is validation, by split_seed {config.split_seed}"
-    labelled.regions = _draw_groups(labelled.regions, config, lambda region: 1, key)
+    labelled.regions = _draw_groups(labelled.regions, config, weight, _related(labelled, labelled.regions))
     return f"drawn by split_seed {config.split_seed}"
+
+
+def _related(labelled: Labelled, regions: Sequence[Region]) -> list[str]:
+    """A key per region; regions of one locus, or of the same sequence on either strand, share it."""
+    codec = DnaTokenizer()
+    sequences = []
+    for region in regions:
+        ids = labelled.fetch(region, region.start, region.end)
+        sequences.append(min(ids.tobytes(), codec.reverse_complement(ids).tobytes()).hex())
+    nodes = {name: at for at, name in enumerate(dict.fromkeys([*sequences, *(f"locus {r.locus}" for r in regions)]))}
+    edges = [(nodes[key], nodes[f"locus {region.locus}"]) for key, region in zip(sequences, regions, strict=True)]
+    rows, columns = np.array(edges).T
+    shape = (len(nodes), len(nodes))
+    _, component = connected_components(coo_array((np.ones(len(edges)), (rows, columns)), shape=shape), directed=False)
+    smallest: dict[int, str] = {}
+    for key in sorted(sequences, reverse=True):
+        smallest[int(component[nodes[key]])] = key
+    return [smallest[int(component[nodes[key]])] for key in sequences]
 
 
 def _draw_groups(
     regions: Sequence[Region],
     config: DnaClassesConfig,
     weight: Callable[[Region], int],
-    key: Callable[[Region], str] = lambda region: region.locus,
+    keys: Sequence[str] | None = None,
 ) -> list[Region]:
     """Whole groups to test, then to validation, until each has its share; the rest trains."""
     weights: dict[str, int] = defaultdict(int)
-    keys = [key(region) for region in regions]
+    keys = [region.locus for region in regions] if keys is None else keys
     for name, region in zip(keys, regions, strict=True):
         weights[name] += weight(region)
     names = sorted(weights)
@@ -287,6 +321,19 @@ def _refuse_shared(labelled: Labelled) -> None:
             raise InputError(
                 f"the homologous group {group!r} is in several splits: {where}. A model would be tested on the "
                 f"homologue of what it was trained on; put whole groups into one split"
+            )
+
+
+def _refuse_overlaps(labelled: Labelled, path: str) -> None:
+    """Lines of a BED that share bases must not be in two splits."""
+    first: dict[str, Region] = {}
+    for region in labelled.regions:
+        other = first.setdefault(region.locus, region)
+        if other.split != region.split:
+            raise InputError(
+                f"{path}: the overlapping regions {region.locus} are in two splits, {other.split} and {region.split}. A "
+                f"model would be tested on what it was trained on. Correct the splits, or accept it with "
+                f"data.shared_bases=allow"
             )
 
 

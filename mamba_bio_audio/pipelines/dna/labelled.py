@@ -249,13 +249,28 @@ def _from_bed(path: str, genome: Genome) -> Labelled:
     if not rows:
         raise InputError(f"{path}: no region in it; expected lines of record, start, end, label")
     classes = tuple(sorted({label for label, *_ in rows}))
+    loci = _overlapping([(record, start, end) for _, record, start, end, _ in rows])
     regions = [
-        Region(classes.index(label), 0, record, start, end, split, f"{record}:{start}-{end}")
+        Region(classes.index(label), 0, record, start, end, split, loci[record, start])
         for label, record, start, end, split in rows
     ]
     text = Path(path).expanduser().read_bytes()
     own = FileFingerprint(os.path.basename(path), path, len(text), hashlib.sha256(text).hexdigest())
     return Labelled(classes, regions, [genome], {}, True, [*genome.fingerprint(), own])
+
+
+def _overlapping(spans: list[tuple[str, int, int]]) -> dict[tuple[str, int], str]:
+    """(record, start) of each span -> its locus: spans that share bases, directly or through others, are one."""
+    loci: dict[tuple[str, int], str] = {}
+    members: list[tuple[str, int]] = []
+    record, low, high = "", 0, 0
+    for name, start, end in [*sorted(spans), ("", 0, 0)]:
+        if members and (name != record or start >= high):
+            loci |= dict.fromkeys(members, f"{record}:{low}-{high}")
+            members = []
+        record, low, high = name, start if not members else low, end if not members else max(high, end)
+        members.append((name, start))
+    return loci
 
 
 def _class_files(

@@ -139,3 +139,59 @@ def test_validation_is_taken_from_training_only(tmp_path: Path, random_dna) -> N
     (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match="'line 6' names no split and others do"):
         split(str(tmp_path / "t.tsv"))
+
+
+def test_a_bed_keeps_its_labels_and_splits_where_windows_are_drawn(write_fasta, random_dna, tmp_path: Path) -> None:
+    path = write_fasta("g.fa", {f"r{i}": random_dna(900, i) for i in range(4)})
+    bed = tmp_path / "g.bed"
+    spans = [("r0", 0, 200), ("r0", 250, 450), ("r1", 0, 300), ("r2", 0, 300)]
+    splits = ("train", "train", "valid", "test")
+    lines = [(*span, "a", name) for span, name in zip(spans, splits, strict=True)]
+    lines += [("r0", 500, 800, "b", "train"), ("r1", 400, 600, "b", "valid"), ("r3", 0, 300, "b", "test")]
+    bed.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
+    labelled = split(path, labels=str(bed), sampling="windows")
+    found = [(r.record, r.start, r.end, labelled.classes[r.label], r.split) for r in labelled.regions]
+    assert found == lines
+    assert labelled.origin == "the data"
+
+
+def test_overlapping_regions_stay_together(write_fasta, random_dna, tmp_path: Path) -> None:
+    path = write_fasta("g.fa", {"r": random_dna(20_000)})
+    bed = tmp_path / "g.bed"
+    # Triples that overlap in a chain, the first and the third do not.
+    starts = [1000 * i + step for i in range(20) for step in (0, 150, 300)]
+    bed.write_text("".join(f"r\t{at}\t{at + 200}\t{'ab'[i % 2]}\n" for i, at in enumerate(starts)))
+    labelled = split(path, labels=str(bed), valid_fraction=0.3, test_fraction=0.3)
+    assert {r.split for r in labelled.regions} == {"train", "valid", "test"}
+    for i in range(20):
+        triple = [r for r in labelled.regions if r.start // 1000 == i]
+        assert len({r.split for r in triple}) == 1
+        assert {r.locus for r in triple} == {f"r:{1000 * i}-{1000 * i + 500}"}
+    bed.write_text("r\t0\t200\ta\ttrain\nr\t300\t500\tb\ttrain\nr\t199\t250\ta\ttest\nr\t700\t800\tb\ttest\n")
+    with pytest.raises(InputError, match=r"the overlapping regions r:0-250 are in two splits, train and test"):
+        split(path, labels=str(bed), valid_fraction=0)
+    assert split(path, labels=str(bed), valid_fraction=0, shared_bases="allow").origin == "the data"
+
+
+def test_header_tags_hold_for_examples_too(write_fasta, random_dna) -> None:
+    splits = ["train"] * 3 + ["valid", "test"]
+    paths = [
+        write_fasta(f"{name}.fa", {f"{name}{i} split={s}": random_dna(90, i) for i, s in enumerate(splits)})
+        for name in ("x", "y")
+    ]
+    assert [r.split for r in split(paths, sampling="examples").regions] == splits * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"intervals": "i.tsv"}, "data.intervals goes with FASTA"),
+        ({"split": "header"}, "data.split=header goes with FASTA"),
+        ({"matched": True}, "data.matched goes with data.sampling=windows"),
+    ],
+)
+def test_settings_that_the_source_cannot_follow(tmp_path: Path, random_dna, options, message: str) -> None:
+    table = tmp_path / "t.tsv"
+    table.write_text("sequence\tlabel\n" + "".join(f"{random_dna(50, i)}\t{'ab'[i % 2]}\n" for i in range(40)))
+    with pytest.raises(InputError, match=message):
+        split(str(table), **options)

@@ -5,7 +5,7 @@
 What it answers: which share of unseen sequences gets the right class, and how far that number could be from
 the truth. Windows of one locus resemble each other, also across species, so windows are no independent
 draws: whole groups (loci, contigs, speakers) are resampled, and an interval over single windows would be too
-narrow. It misleads when the classes can be told apart by an accident of the data (`pipelines/dna/leaks.py`)
+narrow. It misleads when the classes can be told apart by an accident of the data (`pipelines/dna/label_leaks.py`)
 or when groups of the test set have relatives in the training set.
 """
 

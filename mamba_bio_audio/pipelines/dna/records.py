@@ -60,13 +60,14 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
         InputError: not such a file, cut off or damaged; with the number of the record.
     """
     name = "standard input" if str(path) == STDIN else str(path)
-    done = 0
+    done, kind = 0, "text"
     try:
         with _open(str(path), name) as handle:
             first = _first_character(handle)
             if first not in (b">", b"@"):
                 what = "empty" if not first else f"begins with {first.decode('latin-1')!r}"
                 raise InputError(f"{name}: {what}; FASTA begins with `>`, FASTQ with `@`.")
+            kind = "FASTA" if first == b">" else "FASTQ"
             for record in _fasta(handle) if first == b">" else _fastq(handle):
                 done += 1
                 yield record
@@ -76,7 +77,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{name}: after record {done:,}: not sound FASTQ ({error}).") from error
+        raise InputError(f"{name}: after record {done:,}: not sound {kind} ({error}).") from error
 
 
 def write_record(handle: IO[bytes], record: Record) -> None:
@@ -129,6 +130,8 @@ def _fasta(handle: io.BufferedReader) -> Iterator[Record]:
             if header is not None:
                 yield Record(header, b"".join(lines))
             header, lines = line[1:].strip().decode("utf-8", "replace"), []
+            if "\r" in header:
+                raise ValueError("its lines end with a carriage return alone; convert it, for example with tr '\\r' '\\n'")
         else:
             # Blanks inside a line are no letters; some programs write blocks of ten.
             lines.append(line.translate(None, b" \t\r\n\v\f"))

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mamba_bio_audio.errors import InputError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -47,6 +49,17 @@ def name_full_disk(path: Path) -> Iterator[None]:
             raise
         reason = "no space left on the disk; what was there before is kept. Make room and run the command again"
         raise OSError(errno.ENOSPC, reason, str(path)) from error
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an output folder where a file is in the place of it or of a folder above it.
+
+    Raises:
+        InputError: there is one.
+    """
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{place} is a file; choose another --out")
 
 
 def write_text(path: Path, text: str) -> None:

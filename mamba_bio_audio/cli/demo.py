@@ -41,14 +41,13 @@ def demo(
     from mamba_bio_audio.checkpoint import read_manifest
     from mamba_bio_audio.config import load_config
     from mamba_bio_audio.evaluation.figures import training_curve
-    from mamba_bio_audio.files import write_json
+    from mamba_bio_audio.files import check_folder, write_json
     from mamba_bio_audio.workflow.evaluate import describe_evaluation, evaluate
     from mamba_bio_audio.workflow.pretrain import pretrain
     from mamba_bio_audio.workflow.sample import sample
 
     config = load_config(RECIPE, overrides or [])
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; choose another --out")
+    check_folder(out)
     earlier = out.exists() and any(out.iterdir())
     if earlier and read_manifest(out).get("command") != ["demo"]:
         raise InputError(f"{out} holds something other than an earlier demo; choose another --out")

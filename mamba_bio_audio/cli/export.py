@@ -9,6 +9,7 @@ import typer
 
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, RunArgument, WhichOption
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import check_folder
 
 
 def export(
@@ -21,6 +22,7 @@ def export(
     """Write safetensors, config.json and a model card; Hugging Face opens the folder where the model is one of its own."""
     from mamba_bio_audio import checkpoint
 
+    check_folder(out)
     if out.exists() and any(out.iterdir()) and not force:
         raise InputError(f"{out} is not empty; choose another --out, or --force to replace its files")
     model = checkpoint.load(run, which)

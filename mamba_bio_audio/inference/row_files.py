@@ -86,6 +86,11 @@ class RowFiles:
         there = self.folder.exists()
         if there and not self.folder.is_dir():
             raise InputError(f"{self.folder} is in the way; remove it")
+        if there and not (self.folder / "settings.json").exists() and any(self.folder.glob("[!.]*")):
+            # It will be deleted at the end.
+            raise InputError(
+                f"{self.folder}: a folder of something else is in the way; move it, or choose another --out"
+            )
         if there and force:
             shutil.rmtree(self.folder)
         elif there and not resume:
@@ -155,16 +160,22 @@ class RowFiles:
                 start = last
             elif prompt is not None and not isinstance(prompt, str) and np.ndim(prompt) == 2 and len(prompt) > 1:
                 start = prompt[low : low + rows]
-            blocks = generate_blocks(
-                model,
-                length=length - position,
-                num_samples=rows,
-                prompt=start,
-                first_row=low,
-                first_position=position,
-                state=state if position else None,
-                **options,
-            )
+            try:
+                blocks = generate_blocks(
+                    model,
+                    length=length - position,
+                    num_samples=rows,
+                    prompt=start,
+                    first_row=low,
+                    first_position=position,
+                    state=state if position else None,
+                    **options,
+                )
+            except InputError:
+                if not self.path(0).exists():
+                    # Refused options leave nothing to continue.
+                    self.remove()
+                raise
             self._cut(low, rows, position)
             files = [self.path(low + i).open("r+b") for i in range(rows)]
             try:

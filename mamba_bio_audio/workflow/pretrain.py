@@ -17,7 +17,7 @@ from mamba_bio_audio import checkpoint
 from mamba_bio_audio.config import RunConfig, to_yaml
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.likelihood import perplexity
-from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.files import check_folder, write_json, write_text
 from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
@@ -135,8 +135,7 @@ def pretrain(
     check_devices(config, device)
     run = run.resolve()
     step = 0
-    if run.exists() and not run.is_dir():
-        raise InputError(f"{run} is a file; choose another --out")
+    check_folder(run)
     # Of several processes the first one makes the folder, perhaps before the others look at it.
     main = is_main_process()
     occupied = run.exists() and any(run.iterdir()) and (main or resume)

@@ -118,6 +118,11 @@ def test_output_that_is_a_file(fasta: Path, tmp_path: Path, capsys: pytest.Captu
     for flags in ([], ["--force"]):
         assert mba("pretrain", "dna/tiny", *sets(*SMALL, f"data.path={fasta}"), "--out", tmp_path / "out", *flags) == 2
         assert "is a file" in capsys.readouterr().err
+    # Nor is there a folder below a file.
+    assert mba("prepare", "genome", fasta, "--out", tmp_path / "out" / "x") == 2
+    assert mba("pretrain", "dna/tiny", *sets(*SMALL, f"data.path={fasta}"), "--out", tmp_path / "out" / "x") == 2
+    assert mba("export", tmp_path, "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.count(f"{tmp_path / 'out'} is a file") == 3
     assert (tmp_path / "out").read_text() == "precious"
 
 

@@ -232,6 +232,23 @@ def test_rows_refuse_what_does_not_fit(model, tmp_path):
         row_files(tmp_path / "file").begin()
 
 
+def test_rows_leave_the_folders_of_others_alone(model, tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "mine.txt").write_text("precious")
+    for asked in ({"resume": True}, {"force": True}, {}):
+        with pytest.raises(InputError):
+            row_files(tmp_path / "p").begin(**asked)
+    assert (tmp_path / "p" / "mine.txt").read_text() == "precious"
+
+
+def test_rows_of_refused_options_leave_nothing(model, tmp_path):
+    files = row_files(tmp_path / "p")
+    files.begin()
+    with pytest.raises(InputError, match="top_p"):
+        sample(files, model, top_p=0.0)
+    files.begin()
+
+
 def test_rows_own_prompts(model, tmp_path):
     prompts = torch.tensor([[7, 8], [9, 9], [10, 7]])
     expected = generate(model, length=30, num_samples=3, prompt=prompts, allowed=ALLOWED, seed=4)

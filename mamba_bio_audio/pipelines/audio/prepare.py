@@ -21,7 +21,7 @@ import soundfile
 
 from mamba_bio_audio import __version__
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.files import check_folder, write_json, write_text
 from mamba_bio_audio.pipelines.audio.files import (
     FORMATS,
     AudioFile,
@@ -249,8 +249,7 @@ def manifest_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 @contextmanager
 def _new_folder(out: Path, force: bool) -> Iterator[Path]:
     """A folder that becomes `out` when the block ends well."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; choose another --out")
+    check_folder(out)
     occupied = out.exists() and any(out.iterdir())
     if occupied and not force:
         raise InputError(f"{out} is not empty; choose another --out, or --force to replace an earlier preparation")

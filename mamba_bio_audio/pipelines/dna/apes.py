@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 from Bio.bgzf import BgzfWriter
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import atomic_path, write_json, write_text
+from mamba_bio_audio.files import atomic_path, check_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.assemblies import (
     APES,
     NCBI,
@@ -125,7 +125,8 @@ def prepare_species(
         InputError: refused settings, wrong files; NetworkError: a download failed.
     """
     manifest_path = out / "manifest.json"
-    if out.exists() and (not out.is_dir() or manifest_path.exists()) and not force:
+    check_folder(out)
+    if manifest_path.exists() and not force:
         raise InputError(f"{out}: is there already. Choose another --out, or replace it with --force.")
     if split == "numbers":
         raise InputError(numbers_refused())

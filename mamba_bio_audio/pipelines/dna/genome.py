@@ -85,14 +85,7 @@ class Genome:
         self.codec = DnaTokenizer()
         self.paths = find_fasta_files(paths)
         self.genomes = [genome_name(path) for path in self.paths]
-        for index, name in enumerate(self.genomes):
-            if name in self.genomes[:index]:
-                other = self.paths[self.genomes.index(name)]
-                raise InputError(
-                    f"{self.paths[index]}: has the genome name {name!r}, as has {other}. Records are named "
-                    "`genome:record`: "
-                    "rename one of the files, or give only one of them."
-                )
+        check_genome_names(self.paths)
         self._files: list[IndexFiles] = [load_index(path, index_beside=index_beside) for path in self.paths]
         self.records: dict[str, int] = {}
         # Record name -> (file number, row in that file's index).
@@ -391,7 +384,9 @@ def find_fasta_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[
                 str(child.absolute()) for child in path.iterdir() if child.is_file() and _is_fasta_name(child.name)
             )
             if not inside:
-                raise InputError(f"{path}: no FASTA file in this folder (*.fa, *.fasta, *.fna, each also with .gz, or *.2bit).")
+                raise InputError(
+                    f"{path}: no FASTA file in this folder (*.fa, *.fasta, *.fna, each also with .gz, or *.2bit)."
+                )
             found += inside
         elif path.is_file():
             found.append(str(path.absolute()))
@@ -405,6 +400,19 @@ def find_fasta_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[
         if file in found[:index]:
             raise InputError(f"{file}: given twice.")
     return found
+
+
+def check_genome_names(paths: Sequence[str]) -> None:
+    """Refuse FASTA files of which two give their genomes one name."""
+    there: dict[str, str] = {}
+    for path in paths:
+        name = genome_name(path)
+        if name in there:
+            raise InputError(
+                f"{path}: has the genome name {name!r}, as has {there[name]}. Records are named `genome:record`: "
+                "rename one of the files, or give only one of them."
+            )
+        there[name] = path
 
 
 def genome_name(path: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mamba_bio_audio.errors import InputError, NetworkError
-from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.files import check_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.prepare import PreparedGenome, prepare_genome, summary_rows
 from mamba_bio_audio.pipelines.dna.sources import MANIFEST_NAME
@@ -106,8 +106,7 @@ def prepare_hg38(
         NetworkError: a download failed.
     """
     out = out.expanduser().absolute()
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file. Give --out a folder.")
+    check_folder(out)
     # The FASTA, its indexes and the BED are those of an earlier call that did not come to its end.
     names = [entry.name for entry in out.iterdir()] if out.exists() else []
     if not force and any(not name.startswith((".", FASTA_NAME, BED_NAME)) for name in names):

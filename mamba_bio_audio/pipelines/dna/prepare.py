@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.files import check_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, describe_duplicates, find_duplicates
-from mamba_bio_audio.pipelines.dna.genome import Genome, find_fasta_files
+from mamba_bio_audio.pipelines.dna.genome import Genome, check_genome_names, find_fasta_files
 from mamba_bio_audio.pipelines.dna.intervals import (
     SPLITS,
     Interval,
@@ -83,8 +83,7 @@ def prepare_genome(
         InputError: bad FASTA, bad intervals, splits that share bases, or `out` in use.
     """
     folder = Path(out).expanduser().absolute()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file. Give --out a folder.")
+    check_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise InputError(f"{folder}: is not empty. Choose another folder with --out, or replace it with --force.")
     # Bounds are those of the run configuration.
@@ -100,15 +99,19 @@ def prepare_genome(
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
         raise InputError(f"the split settings are wrong: {problems}.") from None
     found = find_fasta_files(paths)
+    check_genome_names(found)
     packed = [path for path in found if is_ordinary_gzip(Path(path))]
     was_there = folder.is_dir()
     work = folder / f".recompressed.{os.getpid()}.tmp"
     try:
-        moved = {}
+        moved: dict[str, str] = {}
         for path in packed:
             work.mkdir(parents=True, exist_ok=True)
             note(f"{path}: ordinary gzip, recompressing to BGZF in {folder}")
-            moved[path] = str(work / os.path.basename(path))
+            # Readers know BGZF by its name.
+            name = os.path.basename(path)
+            name += "" if name.lower().endswith((".gz", ".bgz")) else ".gz"
+            moved[path] = str(work / name)
             recompress(Path(path), Path(moved[path]))
         readable = [moved.get(path, path) for path in found]
         manifest, text = _examine(
@@ -169,7 +172,9 @@ def _examine(
         note(f"comparing {WORD}-mers of the splits")
     duplicates = find_duplicates(genome, chosen)
     if duplicates.excessive and not allow_duplicates:
-        listed = "\n".join(f"  {what}: {value}".replace("  : ", "    ") for what, value in describe_duplicates(duplicates.to_dict()))
+        listed = "\n".join(
+            f"  {what}: {value}".replace("  : ", "    ") for what, value in describe_duplicates(duplicates.to_dict())
+        )
         raise InputError(
             f"{split_source}: more than {LIMIT:.0%} of a held-out split, or of a record in it, stands in train as well "
             f"(haplotypes, alternative loci, duplications):\n{listed}\nA model would be tested on what it was trained on. "

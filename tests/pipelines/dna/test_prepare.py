@@ -109,6 +109,19 @@ def test_ordinary_gzip_is_recompressed(write_fasta, random_dna, tmp_path: Path) 
     assert os.listdir(packed.parent) == ["a.fa.gz"]
 
 
+def test_ordinary_gzip_is_recompressed_whatever_its_name(write_fasta, random_dna, tmp_path: Path) -> None:
+    text = Path(write_fasta("plain/a.fa", {"r": random_dna(9000)})).read_bytes()
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.fa").write_bytes(gzip.compress(text))
+    prepare_genome(tmp_path / "one" / "a.fa", tmp_path / "out")
+    assert module(tmp_path / "out").genome.records == {"r": 9000}
+    both = [tmp_path / "one", tmp_path / "two"]
+    with pytest.raises(InputError, match=rf"{both[1]}/a.fa: has the genome name 'a', as has {both[0]}/a.fa"):
+        prepare_genome(both, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("kind", ["truncated", "no text"])
 def test_bad_gzip_leaves_nothing(kind: str, tmp_path: Path) -> None:
     contents = gzip.compress(b">a\nACGT\n" * 99)[:-9] if kind == "truncated" else gzip.compress(os.urandom(1 << 17))
@@ -150,7 +163,12 @@ def test_whole_chromosomes_are_held_out(write_fasta, random_dna, tmp_path: Path)
     assert [(row[1], row[2], row[3]) for row in rows] == [(f"chr{n}", "0", str(1000 * n)) for n in range(1, 13)]
     assert {row[4] for row in rows} == {"train", "valid", "test"}
     assert prepared.manifest["split_source"] == "records chosen by split_seed 0"
-    data = DnaDataModule(DnaDataConfig(path=path, split_by="records", valid_fraction=0.1, test_fraction=0.1), length=64, batch_size=2, seed=0)
+    data = DnaDataModule(
+        DnaDataConfig(path=path, split_by="records", valid_fraction=0.1, test_fraction=0.1),
+        length=64,
+        batch_size=2,
+        seed=0,
+    )
     data.setup()
     assert [(i.record, i.split) for i in data.intervals] == [(row[1], row[4]) for row in rows]
     with pytest.raises(InputError, match="by whole records; nothing is left for"):

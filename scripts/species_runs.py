@@ -138,7 +138,7 @@ def free() -> None:
 
 def sweep() -> None:
     """Rates of the two small-data recipes, on validation: species.json, and a table for benchmarks/results/."""
-    warm = "train.length_warmup=[{length: 256, steps: 300}]"
+    warm = "train.length_warmup=[]"
     for recipe, rate, more in (
         ("dna/species-tiny", 2e-3, ()),
         ("dna/species-tiny", 4e-3, ()),
@@ -148,7 +148,7 @@ def sweep() -> None:
         ("dna/species", 2e-3, ("train.steps=1200",)),
         ("dna/species", 4e-3, ("train.steps=1200",)),
     ):
-        name = f"sweep-{recipe.split('/')[1]}-{rate:g}" + ("-warm" if warm in more else "")
+        name = f"sweep-{recipe.split('/')[1]}-{rate:g}" + ("-1k" if warm in more else "")
         own = (easy_paths(), f"train.lr={rate}", "train.patience=null", "data.evaluation_windows=500")
         run = train("sweep", name, recipe, *own, "train.validation_tokens=null", *more)
         summary = json.loads((run / "manifest.json").read_text())["result"]
@@ -170,7 +170,13 @@ def sweep() -> None:
                 ]
                 writer.writerow(head)
             where = environment(DEVICE)
-            values = [recipe, rate, "300 steps at 256" if warm in more else "", summary["steps"], summary["best_step"]]
+            values = [
+                recipe,
+                rate,
+                "none" if warm in more else "as in the recipe",
+                summary["steps"],
+                summary["best_step"],
+            ]
             writer.writerow([*values, summary["valid_nats"], where["device"], where["torch"], where["commit"]])
 
 
@@ -461,6 +467,7 @@ def mitochondria() -> None:
         f"data.path={DATA / 'apes'}",
         "data.files=mitochondrion*",
         "train.length=256",
+        "train.length_warmup=[]",
         "train.tokens_per_step=16384",
         "train.steps=400",
         "data.block_bases=1500",

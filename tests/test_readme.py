@@ -15,7 +15,13 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SHORTER = [
     part
-    for key in ("train.steps=4", "train.validate_every=2", "train.validation_tokens=4096", "train.tokens_per_step=1024")
+    for key in (
+        "train.steps=4",
+        "train.length_warmup=[]",
+        "train.validate_every=2",
+        "train.validation_tokens=4096",
+        "train.tokens_per_step=1024",
+    )
     for part in ("--set", key)
 ]
 

@@ -25,7 +25,10 @@ def sample(
     run: RunArgument,
     length: Annotated[int, typer.Option(min=1, help="Bases or audio samples each, without the prompt.")],
     num_samples: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
-    out: Annotated[Path | None, typer.Option("--out", help="FASTA file (default standard output); audio: FILE.wav, FILE.flac, or a folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="FASTA file (default standard output); audio: FILE.wav, FILE.flac, or a folder."),
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="What comes before: bases, or an audio file.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="Divides the logits; 0 takes the likeliest.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Keep the k likeliest symbols.")] = None,
@@ -35,7 +38,9 @@ def sample(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples made at a time; does not change them.")] = 16,
     device: DeviceOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sampling into --out.")] = False,
-    report: Annotated[bool, typer.Option(help="Of DNA: measured beside the training data, into OUT.report.json.")] = True,
+    report: Annotated[
+        bool, typer.Option(help="Of DNA: measured beside the training data, into OUT.report.json.")
+    ] = True,
     quiet: QuietOption = False,
     force: ForceOption = False,
     debug: DebugOption = False,
@@ -44,9 +49,14 @@ def sample(
     if resume and force:
         raise InputError("--resume continues a sampling and --force replaces it; give one of them")
     if out is not None and out.is_dir() and not (out / "samples.json").exists():
-        raise InputError(f"{out} is a folder; give a file, or for several samples of audio a folder that is not there yet")
+        raise InputError(
+            f"{out} is a folder; give a file, or for several samples of audio a folder that is not there yet"
+        )
     part = None if out is None else out.with_name(f"{out.name}.part")
     if out is not None and part is not None and resume and out.exists() and not part.exists():
+        from mamba_bio_audio.workflow.sample import check_complete
+
+        check_complete(out, length=length, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
         print(f"{out}: already complete")
         return
     if out is not None and out.exists() and not (force or resume):

@@ -119,16 +119,39 @@ def sample(
         if log_likelihood is None:
             assert stop.number is not None
             return signal.Signals(stop.number).name
-        options = f"seed={seed} temperature={temperature:g}" + "".join(
-            f" {name}={value}" for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None
-        )
+        options = _options(length, seed, temperature, top_k, top_p)
         with nullcontext() if out is None else atomic_path(out) as temporary, _open(temporary) as stream:
             for row, nats in enumerate(log_likelihood):
-                stream.write(f">sample_{row} length={length} {options} {start} log_likelihood={nats:.6g} model={run}\n")
+                stream.write(f">sample_{row} {options} {start} log_likelihood={nats:.6g} model={run}\n")
                 stream.writelines(_lines(rows.path(row)))
             stream.flush()
         rows.remove()
     return None
+
+
+def check_complete(
+    out: Path, *, length: int, seed: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    """Refuse to call a FASTA complete whose header says that it was sampled with other options.
+
+    Raises:
+        InputError: it does.
+    """
+    if not out.is_file():
+        return
+    with out.open("rb") as file:
+        header = file.readline(4096).decode("utf-8", "replace")
+    asked = _options(length, seed, temperature, top_k, top_p)
+    if header.startswith(">sample_0 length=") and not header.startswith(f">sample_0 {asked} "):
+        made = header.removeprefix(">sample_0 ").split(" prompt=")[0].split(" first_base=")[0]
+        raise InputError(f"{out}: complete, but sampled with {made}, not {asked}; choose another --out, or --force")
+
+
+def _options(length: int, seed: int, temperature: float, top_k: int | None, top_p: float | None) -> str:
+    """What a header says of the draws."""
+    return f"length={length} seed={seed} temperature={temperature:g}" + "".join(
+        f" {name}={value}" for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None
+    )
 
 
 def unfinished(out: Path) -> Path:

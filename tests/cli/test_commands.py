@@ -170,12 +170,12 @@ def test_sample_stopped_by_a_signal_resumes_to_the_same_file(trained, tmp_path, 
     assert mba_command(*arguments, "--out", tmp_path / "whole.fa") == 0
     write = RowFiles._write
 
-    def interrupt(file, data):
-        write(file, data)
-        monkeypatch.setattr(RowFiles, "_write", staticmethod(write))
+    def interrupt(self, *arguments):
+        write(self, *arguments)
+        monkeypatch.setattr(RowFiles, "_write", write)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(RowFiles, "_write", staticmethod(interrupt))
+    monkeypatch.setattr(RowFiles, "_write", interrupt)
     out = tmp_path / "s.fa"
     capsys.readouterr()
     assert mba_command(*arguments, "--out", out) == 130
@@ -191,6 +191,8 @@ def test_sample_stopped_by_a_signal_resumes_to_the_same_file(trained, tmp_path, 
     assert not (tmp_path / "s.fa.part").exists()
     assert mba_command(*arguments, "--out", out, "--resume") == 0
     assert "already complete" in capsys.readouterr().out
+    assert mba_command(*arguments, "--seed", "3", "--out", out, "--resume") == 2
+    assert "sampled with length=100 seed=0 temperature=1, not length=100 seed=3" in capsys.readouterr().err
     assert mba_command(*arguments, "--resume") == 2
     assert "--out" in capsys.readouterr().err
 

@@ -261,10 +261,11 @@ def split_blocks(
     if missing:
         total = _bases(span for own in by_file.values() for span in own)
         needed = f" with data.block_bases={block_bases:,}" if block_bases else " by whole records" if whole else ""
+        remedy = "data.split_by=blocks" if whole else "a smaller data.block_bases"
         raise InputError(
             f"{genome.paths[0] if len(genome.paths) == 1 else f'{len(genome.paths)} FASTA files'}: "
             f"{total:,} bases are too few "
-            f"to split{needed}; nothing is left for {', '.join(missing)}. Give data.intervals or a smaller data.block_bases."
+            f"to split{needed}; nothing is left for {', '.join(missing)}. Give data.intervals or {remedy}."
         )
     return intervals
 

@@ -55,8 +55,9 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
         lacking = [name for i, name in enumerate(labelled.classes) if i not in present]
         if wanted and lacking:
             raise InputError(
-                f"the {split} split has nothing of class {lacking[0]!r} (splits from {labelled.origin}); correct the "
-                f"splits, or choose data.classes"
+                f"the {split} split has nothing of class {lacking[0]!r} (splits: {labelled.origin}); "
+                + ("set another data.split_seed, name" if "split_seed" in labelled.origin else "correct")
+                + " the splits in the data, or choose data.classes"
             )
 
 

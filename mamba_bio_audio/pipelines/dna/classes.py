@@ -248,10 +248,15 @@ class DnaClassesDataModule(LightningDataModule):
         present = {window.region.label for window in windows}
         lacking = [name for i, name in enumerate(self.labelled.classes) if i not in present]
         if lacking:
-            longest = max((len(r) for r in self.labelled.regions if r.split == split), default=0)
+            own = [len(region) for region in self.labelled.regions if region.split == split]
+            if not own:
+                raise InputError(
+                    f"the {split} split is empty (splits: {self.labelled.origin}); give more data, or larger "
+                    f"data.valid_fraction and data.test_fraction, or name the splits in the data"
+                )
             raise InputError(
                 f"the {split} split has no window of {self.length:,} bases for class {lacking[0]!r} (longest stretch of "
-                f"the split: {longest:,}; splits from {self.labelled.origin})"
+                f"the split: {max(own):,}; splits: {self.labelled.origin})"
             )
         if max_tokens is not None:
             kept = evenly_spaced(len(windows), max(1, max_tokens // self.length))

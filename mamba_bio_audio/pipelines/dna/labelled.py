@@ -169,7 +169,11 @@ def _from_layout(folder: Path) -> Labelled:
     for split_folder in sorted(child for child in folder.iterdir() if child.is_dir()):
         split = _split(split_folder.name, str(split_folder))
         for class_folder in sorted(child for child in split_folder.iterdir() if child.is_dir()):
-            texts = sorted(class_folder.glob("*.txt"), key=lambda file: (len(file.name), file.name))
+            texts = sorted(class_folder.iterdir(), key=lambda file: (len(file.name), file.name))
+            texts = [file for file in texts if not file.name.startswith(".")]
+            strange = next((file for file in texts if file.suffix != ".txt"), None)
+            if strange is not None:
+                raise InputError(f"{strange}: not a sequence; expected {LAYOUT}. Move it out of the folder")
             for file in texts:
                 sequence = "".join(line for _, line in numbered_lines(file))
                 _check_sequence(sequence, str(file))

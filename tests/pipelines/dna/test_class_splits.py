@@ -5,6 +5,7 @@ import pytest
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.class_splits import assign_splits
+from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, open_labelled
 
@@ -180,6 +181,17 @@ def test_header_tags_hold_for_examples_too(write_fasta, random_dna) -> None:
         for name in ("x", "y")
     ]
     assert [r.split for r in split(paths, sampling="examples").regions] == splits * 2
+
+
+def test_few_examples_are_told_what_helps(tmp_path: Path, random_dna) -> None:
+    table = tmp_path / "t.tsv"
+    table.write_text("sequence\tlabel\n" + "".join(f"{random_dna(50, i)}\t{'ab'[i % 2]}\n" for i in range(8)))
+    with pytest.raises(InputError, match=r"nothing of class '[ab]' \(splits: drawn .*\); set another data.split_seed"):
+        split(str(table))
+    table.write_text(f"sequence\tlabel\n{random_dna(50, 0)}\ta\n{random_dna(50, 1)}\tb\n")
+    data = DnaClassesDataModule(DnaClassesConfig(path=str(table)), length=50, batch_size=1, seed=0)
+    with pytest.raises(InputError, match=r"the valid split is empty .*larger data.valid_fraction"):
+        data.evaluation_dataset("valid")
 
 
 @pytest.mark.parametrize(

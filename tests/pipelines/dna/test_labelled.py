@@ -85,6 +85,9 @@ def test_genomic_benchmarks_layout(tmp_path: Path) -> None:
         ("worm", "train", "CCC"),
         ("worm", "train", "AAA"),
     ]
+    (tmp_path / "train" / "worm" / "11.fa").write_text(">x\nACGT\n")
+    with pytest.raises(InputError, match=r"worm/11.fa: not a sequence; expected train"):
+        read(str(tmp_path))
 
 
 def test_folder_of_fasta_per_class(write_fasta, tmp_path: Path) -> None:

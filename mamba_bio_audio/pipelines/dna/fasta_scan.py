@@ -219,7 +219,7 @@ class _Parser:
         self.seen: dict[str, int] = {}
         # Of the record being read, and of amino-acid letters in the whole file.
         self.letters = np.zeros(256, dtype=np.int64)
-        self.protein_letters = 0
+        self.protein_letters = self.uracils = 0
         self.lines = 0
         self.offset = 0
 
@@ -241,6 +241,10 @@ class _Parser:
         if self.protein_letters > 0.02 * sum(record.length for record in self.records):
             raise InputError(
                 f"{self.path}: its letters are those of a protein, not of DNA. Give a nucleotide FASTA file."
+            )
+        if self.uracils > 0.1 * sum(record.length for record in self.records):
+            raise InputError(
+                f"{self.path}: its letters are those of RNA. Write T for U, as `seqkit seq --rna2dna` does."
             )
         return self.records
 
@@ -303,6 +307,7 @@ class _Parser:
         counts = [int(letters[ord(letter)] + letters[ord(letter.lower())]) for letter in "ACGTN"]
         record.counts = [*counts, record.length - sum(counts), int(letters[ord("a") : ord("z") + 1].sum())]
         self.protein_letters += int(letters[_PROTEIN_ONLY].sum())
+        self.uracils += int(letters[ord("U")] + letters[ord("u")])
         letters[:] = 0
 
     def _sequence(

@@ -92,7 +92,15 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}). Run `mba prepare genome` again.") from error
-    return manifest if isinstance(manifest, dict) and manifest.get("kind") == PREPARED_KIND else None
+    if not isinstance(manifest, dict) or manifest.get("kind") != PREPARED_KIND:
+        return None
+    files = manifest.get("files")
+    whole = isinstance(files, list) and all(
+        isinstance(file, dict) and {"path", "relative_path", "sha256"} <= file.keys() for file in files
+    )
+    if not whole:
+        raise InputError(f"{path}: does not name its FASTA files. Run `mba prepare genome` again.")
+    return manifest
 
 
 def _prepared_files(manifest_path: Path, manifest: dict[str, Any]) -> list[str]:

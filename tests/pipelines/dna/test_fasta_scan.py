@@ -38,8 +38,12 @@ MALFORMED = {
     "space": (b">a\nACG \nACGT\n", "position 4"),
     "not utf-8 name": (b">\xff\nACGT\n", "line 1: the header is not UTF-8"),
     "utf-16": (">a\nACGT\n".encode("utf-16"), "UTF-16"),
+    "RNA": (b">r\nACGUUGCAACGU\n", "those of RNA.*T for U"),
     "protein": (b">p\nMKVLAAGIVGLPNLELFQERFIL\n", "protein"),
-    "gzip": (gzip.compress(b">a\nACGT\n"), r"ordinary gzip.*`mba prepare genome x.fa.gz --out DIR` recompresses it.*bgzip"),
+    "gzip": (
+        gzip.compress(b">a\nACGT\n"),
+        r"ordinary gzip.*`mba prepare genome x.fa.gz --out DIR` recompresses it.*bgzip",
+    ),
     "bzip2": (b"BZh91AY", "bzip2"),
     "zip": (b"PK\x03\x04rest", "zip"),
     "2bit": (b"\x43\x27\x41\x1a\0\0\0\0", "cut off at byte 8"),

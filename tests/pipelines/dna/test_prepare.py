@@ -13,6 +13,7 @@ from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.prepare import prepare_genome, summary_rows
+from mamba_bio_audio.pipelines.dna.sources import PREPARED_KIND
 
 
 def module(folder: Path) -> DnaDataModule:
@@ -190,6 +191,10 @@ def test_data_path_of_a_foreign_manifest(write_fasta, random_dna, tmp_path: Path
     (tmp_path / "f" / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest\.json: cannot be read as JSON"):
         module(tmp_path / "f")
+    for text in (f'{{"kind": "{PREPARED_KIND}"}}', f'{{"kind": "{PREPARED_KIND}", "files": [{{"path": "a"}}]}}'):
+        (tmp_path / "f" / "manifest.json").write_text(text)
+        with pytest.raises(InputError, match=r"manifest\.json: does not name its FASTA files"):
+            module(tmp_path / "f")
 
 
 def test_preparing_needs_no_torch() -> None:

@@ -381,7 +381,7 @@ def find_fasta_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[
         path = Path(item).expanduser()
         if path.is_dir():
             inside = sorted(
-                str(child.absolute()) for child in path.iterdir() if child.is_file() and _is_fasta_name(child.name)
+                str(child.absolute()) for child in path.iterdir() if child.is_file() and is_fasta_name(child.name)
             )
             if not inside:
                 raise InputError(
@@ -426,7 +426,7 @@ def genome_name(path: str) -> str:
     return name
 
 
-def _is_fasta_name(name: str) -> bool:
+def is_fasta_name(name: str) -> bool:
     name = name.lower().removesuffix(".gz").removesuffix(".bgz")
     return not name.startswith(".") and name.endswith(FASTA_SUFFIXES)
 

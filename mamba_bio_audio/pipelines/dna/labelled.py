@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
-from mamba_bio_audio.pipelines.dna.genome import FileFingerprint, Genome, find_fasta_files, genome_name
+from mamba_bio_audio.pipelines.dna.genome import FileFingerprint, Genome, find_fasta_files, genome_name, is_fasta_name
 from mamba_bio_audio.pipelines.dna.intervals import SPLIT_ALIASES, SPLITS
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
@@ -138,7 +138,10 @@ def _choose_classes(labelled: Labelled, wanted: list[str] | None) -> Labelled:
 
 def _from_table(path: Path) -> Labelled:
     """TSV or CSV with a header line naming sequence, label and, optionally, split and id."""
-    lines = list(numbered_lines(path))
+    # After the header a line that begins with # is a row: a label may.
+    lines = list(numbered_lines(path, comments=False))
+    while lines and lines[0][1].startswith("#"):
+        del lines[0]
     if not lines:
         raise InputError(f"{path}: empty; the first line names the columns sequence, label and, optionally, split, id")
     delimiter = "\t" if "\t" in lines[0][1] else ","
@@ -149,6 +152,9 @@ def _from_table(path: Path) -> Labelled:
             f"{path}: line {lines[0][0]:,}: the header lacks {', '.join(missing)}; it must name sequence, label and, "
             f"optionally, split and id, in any order"
         )
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}: line {lines[0][0]:,}: two columns are called {twice!r}; rename one of them")
     rows = []
     for number, line in lines[1:]:
         where = f"{path}: line {number:,}"
@@ -175,7 +181,7 @@ def _from_layout(folder: Path) -> Labelled:
             if strange is not None:
                 raise InputError(f"{strange}: not a sequence; expected {LAYOUT}. Move it out of the folder")
             for file in texts:
-                sequence = "".join(line for _, line in numbered_lines(file))
+                sequence = "".join(line for _, line in numbered_lines(file, comments=False))
                 _check_sequence(sequence, str(file))
                 rows.append((class_folder.name, split, f"{split_folder.name}/{class_folder.name}/{file.stem}", sequence))
             files += texts
@@ -301,6 +307,12 @@ def _class_files(
         folder = Path(path).expanduser()
         children = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
         if children:
+            loose = sorted(file.name for file in folder.iterdir() if file.is_file() and is_fasta_name(file.name))
+            if loose:
+                raise InputError(
+                    f"{folder}: {loose[0]} lies beside the folders of the classes and would belong to none; move it into "
+                    f"one, or name the classes: data.path={{a: ..., b: ...}}"
+                )
             used = [child for child in children if (child.name in wanted if wanted else any(child.iterdir()))]
             return {child.name: below(str(child)) for child in used}
     files = [file for one in ([path] if isinstance(path, str) else path) for file in below(one)]
@@ -340,13 +352,13 @@ def _check_sequence(sequence: str, where: str) -> None:
         raise InputError(f"{where}: {wrong[0]!r} at position {wrong.start() + 1:,} of the sequence is not a base")
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, also gzip-compressed, with their numbers from 1; blank lines and comments are left out."""
+def numbered_lines(path: Path, comments: bool = True) -> Iterator[tuple[int, str]]:
+    """Lines of a text file, also gzip-compressed, with their numbers from 1, without blank lines; `comments`: without #."""
     opener: Callable[..., object] = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline=None) as file:  # type: ignore[attr-defined]
             for number, line in enumerate(file, start=1):
-                if line.strip() and not line.startswith("#"):
+                if line.strip() and not (comments and line.startswith("#")):
                     yield number, line.rstrip("\r\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None

@@ -53,6 +53,8 @@ def test_compressed_table_without_splits(tmp_path: Path) -> None:
         ("sequence\tlabel\nACGT\ta\n\tb\n", "line 3: empty sequence"),
         ("sequence\tlabel\tsplit\nACGT\ta\tholdout\n", "line 2: unknown split 'holdout'"),
         ("sequence\tlabel\nACGT\n", "line 2: 1 columns instead of 2"),
+        ("sequence\tlabel\nACGT\ta\n# a note\nACGT\tb\n", "line 3: 1 columns instead of 2"),
+        ("sequence\tlabel\tlabel\nACGT\ta\tb\n", "line 1: two columns are called 'label'"),
         ("sequence\tlabel\nACGT\t\n", "line 2: no label"),
         ("sequence\tlabel\tid\nA\ta\tx\nA\tb\tx\n", "two sequences are called 'x'"),
         ("sequence\tlabel\nACGT\ta\n", "one class only"),
@@ -63,6 +65,18 @@ def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "t.tsv").write_text(text)
     with pytest.raises(InputError, match=message):
         read(str(tmp_path / "t.tsv"))
+
+
+def test_a_label_may_begin_like_a_comment(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("# from a colleague\nlabel\tsequence\n#1\tACGT\n#2\tAC\n")
+    assert rows(read(str(tmp_path / "t.tsv"))) == [("#1", None, "ACGT"), ("#2", None, "AC")]
+
+
+def test_fasta_beside_the_folders_of_classes_is_refused(write_fasta, tmp_path: Path) -> None:
+    for name in ("data/a/x.fa", "data/b/x.fa", "data/c.fa"):
+        write_fasta(name, {"r": "ACGT"})
+    with pytest.raises(InputError, match=r"c.fa lies beside the folders of the classes"):
+        read(str(tmp_path / "data"))
 
 
 def test_genomic_benchmarks_layout(tmp_path: Path) -> None:

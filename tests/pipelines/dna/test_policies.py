@@ -183,5 +183,7 @@ def test_a_human_genome_at_every_length_stays_quick(tmp_path: Path) -> None:
 def test_recipes_read_the_published_windows(recipe: str, policy: str, windows: int, tmp_path: Path) -> None:
     config = load_config(recipe, [f"data.path={tmp_path}"])
     assert (config.data.windows, config.data.shared_bases) == (policy, "allow")
+    # The published codes read windows whatever their share of N; the paper does not say.
+    assert config.data.max_unknown == (0.1 if recipe.endswith("-paper") else 1)
     per_interval, _ = lay_out(human_intervals()[:10], RECORDS, config.train.length, config.data.windows)
     assert len(per_interval) * 34_021 == windows * 10

@@ -208,7 +208,7 @@ def _from_run(path: Path, which: Which) -> _Source:
         # With an average Lightning puts it into `state_dict`, and the weights of the step beside it.
         state = saved["state_dict"] if which == "ema" else saved.get("current_model_state", saved["state_dict"])
         tensors = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    return _Source(tensors, config.model, config, read_manifest(path) | {"evaluations": _evaluations(path)})
+    return _Source(tensors, config.model, config, read_manifest(path))
 
 
 def evaluation_files(run: Path) -> list[Path]:
@@ -216,7 +216,7 @@ def evaluation_files(run: Path) -> list[Path]:
     return sorted(path for path in run.glob("evaluate-*.json") if not path.name.startswith("evaluate-context-"))
 
 
-def _evaluations(run: Path) -> dict[str, Any]:
+def read_evaluations(run: Path) -> dict[str, Any]:
     """The figures of `evaluate-SPLIT.json`, without their tables."""
     found = {}
     for path in evaluation_files(run):
@@ -325,12 +325,16 @@ def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
     return isinstance(config, ModelConfig) and ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
 
 
-def export(model: LanguageModel | Classifier, out: Path) -> None:
+def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping[str, Any] | None = None) -> None:
     """Write `model.safetensors`, `config.json` and a model card.
 
     The folder opens with `transformers.MambaForCausalLM.from_pretrained` where the model is one of its own (real,
     selective, Euler), and with `load` always.
+
+    `evaluations` are those of `read_evaluations`, for the card.
     """
+    if evaluations:
+        model.manifest = {**model.manifest, "evaluations": dict(evaluations)}
     if (out / "config.yaml").exists():
         raise InputError(f"{out} is a run folder; export to another --out")
     out.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def export(
     if out.exists() and any(out.iterdir()) and not force:
         raise InputError(f"{out} is not empty; choose another --out, or --force to replace its files")
     model = checkpoint.load(run, which)
-    checkpoint.export(model, out)
+    checkpoint.export(model, out, evaluations=checkpoint.read_evaluations(run))
     opens = not hasattr(model, "labels") and checkpoint.opens_in_transformers(model.model_config)
     how = "transformers.MambaForCausalLM and mba.load" if opens else "mba.load"
     print(f"{out}: {model.num_parameters():,} parameters, opens with {how}")

@@ -158,3 +158,8 @@ def test_export_card_says_data_metrics_and_limits(run, tmp_path):
         "licence",
     ):
         assert text in card, text
+    # What stands beside the weights may spoil a card, not the model.
+    (run / "evaluate-x.json").write_text("{}")
+    assert mamba_bio_audio.load(run).num_parameters() > 0
+    assert mba("export", run, "--out", tmp_path / "again") == 2
+    assert not (tmp_path / "again").exists()

@@ -114,8 +114,13 @@ def prepare_hg38(
     folder = downloads or out.with_name(f"{out.name}.downloads")
     fasta, intervals = (_obtain(file, folder, at_hand, url, say, progress) for file in SOURCES[source])
 
-    rows = read_published(Path(intervals.path), interval_bases)
-    check_published(rows, intervals.path, counts, interval_bases)
+    try:
+        rows = read_published(Path(intervals.path), interval_bases)
+        check_published(rows, intervals.path, counts, interval_bases)
+    except InputError as error:
+        # No hash is published, so a network's log-in page arrives like the file itself and would be taken again.
+        again = "" if at_hand else f"; remove {intervals.path} to fetch it again"
+        raise InputError(f"{error}{again}") from None
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / BED_NAME, "".join(f"{c}\t{start}\t{end}\t{split}\n" for c, start, end, split in rows))
     path = Path(fasta.path)

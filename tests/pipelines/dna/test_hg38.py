@@ -190,6 +190,13 @@ def test_prepare_hg38_takes_the_mirror(miniature, web, tmp_path, monkeypatch):
     assert any("HTTP 404" in text for text in said)
 
 
+def test_prepare_hg38_says_how_to_get_rid_of_a_page_that_is_no_table(miniature, files, web, tmp_path):
+    """A network's log-in page comes with status 200, and the table has no published hash."""
+    (files / "sequences_human.bed").write_text("<html>please log in</html>\n")
+    with pytest.raises(InputError, match=r"1 columns.*; remove .*sequences_human.bed to fetch it again"):
+        miniature(tmp_path / "hg38", url=web.url)
+
+
 def test_prepare_hg38_refuses_what_was_not_published(miniature, files, tmp_path):
     out = tmp_path / "hg38"
     bed = files / "sequences_human.bed"

@@ -1,9 +1,6 @@
 """The Triton normalisation against the oracle, in Triton's interpreter (a process of its own) and on a GPU."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,14 +52,8 @@ def check(
 
 @pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
 @pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
-def test_interpreted():
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
-    env.pop("PYTEST_XDIST_WORKER", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+def test_interpreted(run_interpreted):
+    run_interpreted()
 
 
 @pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")

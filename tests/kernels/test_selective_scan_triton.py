@@ -5,9 +5,6 @@ TRITON_INTERPRET=1; there the tests of class TestInterpreted run, here the rest.
 """
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,14 +98,8 @@ def plan_for(inputs, **changes):
 
 @pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
 @pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
-def test_interpreted():
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
-    env.pop("PYTEST_XDIST_WORKER", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+def test_interpreted(run_interpreted):
+    run_interpreted()
 
 
 @pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")

@@ -33,6 +33,8 @@ from mamba_bio_audio.workflow.environment import environment
 Row = dict[str, Any]
 PAIRS = 30
 STATES = 16
+# One flushes the L2. The others keep the GPU busy (0.1 ms each) while the host launches the call that is timed.
+FLUSHES = 8
 # (B, L, D) of the operations, and (layers, width, batch, length, chunk) of the training steps.
 KERNEL_SHAPES = {
     "cuda": [(8, 8192, 2048), (32, 1024, 512), (1, 2**20, 512), (1, 131_072, 512), (2, 16_384, 256)],
@@ -72,9 +74,17 @@ def interleaved(
     pairs: int = PAIRS,
     seconds: float = 3,
 ) -> Timing:
-    """Times `pairs` pairs, fewer where they take longer than `seconds` but at least three; each with the L2 flushed."""
+    """Times `pairs` pairs, fewer where they would take longer than `seconds` but at least three.
+
+    On a GPU the calls are queued one behind the other, each after flushes of the L2, and waited for once at the end:
+    what is measured is the GPU's time and not the host's for launching a short call, as by `triton.testing.do_bench`.
+    """
     calls = [ours] if peer is None else [ours, peer]
-    flush = torch.empty(2**26, dtype=torch.int32, device=device) if device == "cuda" else None
+    times = _queued(calls, pairs, seconds) if device == "cuda" else _one_by_one(calls, pairs, seconds)
+    return Timing(times[0], times[1] if peer is not None else None)
+
+
+def _one_by_one(calls: list[Callable[[], object]], pairs: int, seconds: float) -> list[list[float]]:
     for call in calls:
         for _ in range(2):
             call()
@@ -82,23 +92,37 @@ def interleaved(
     start = time.perf_counter()
     while len(times[0]) < pairs and (time.perf_counter() - start < seconds or len(times[0]) < 3):
         for call, found in zip(calls, times, strict=True):
-            if flush is not None:
-                flush.zero_()
-            found.append(_milliseconds(call, device))
-    return Timing(times[0], times[1] if peer is not None else None)
+            began = time.perf_counter()
+            call()
+            found.append(1e3 * (time.perf_counter() - began))
+    return times
 
 
-def _milliseconds(call: Callable[[], object], device: str) -> float:
-    if device != "cuda":
-        start = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - start)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end)
+def _queued(calls: list[Callable[[], object]], pairs: int, seconds: float) -> list[list[float]]:
+    scratch = torch.empty(2**26, dtype=torch.int32, device="cuda")
+
+    def turn() -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
+        marks = []
+        for call in calls:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            for _ in range(FLUSHES):
+                scratch.zero_()
+            begin.record()
+            call()
+            end.record()
+            marks.append((begin, end))
+        return marks
+
+    turn()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    turn()
+    torch.cuda.synchronize()
+    took = time.perf_counter() - start
+    # Nothing is kept but events: what a call returns is free for the next one, which runs behind it on the same stream.
+    queue = [turn() for _ in range(max(3, min(pairs, int(seconds / took))))]
+    torch.cuda.synchronize()
+    return [[begin.elapsed_time(end) for begin, end in marks] for marks in zip(*queue, strict=True)]
 
 
 def _row(device: str, what: str, mode: str, shape: str, dtype: str, timing: Timing, **more: Any) -> Row:

@@ -2,6 +2,9 @@
 
 import csv
 import math
+import time
+from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,6 +18,43 @@ def test_interleaved_takes_turns():
     timing = bench.interleaved(lambda: seen.append("ours"), lambda: seen.append("peer"), "cpu", pairs=4)
     assert seen[4:] == ["ours", "peer"] * 4
     assert len(timing.ours) == len(timing.peer) == 4
+
+
+class FakeEvent:
+    """A CUDA event that notes when it is recorded; the clock is the number of notes."""
+
+    log: ClassVar[list[str]] = []
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = len(self.log)
+        self.log.append("event")
+
+    def elapsed_time(self, end):
+        return float(end.at - self.at)
+
+
+def test_interleaved_on_a_gpu_waits_once(monkeypatch):
+    log = FakeEvent.log
+    log.clear()
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, dtype, device: empty(1, dtype=dtype))
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
+    ours, peer = (partial(log.append, name) for name in ("ours", "peer"))
+    timing = bench.interleaved(ours, peer, "cuda", pairs=5)
+    pair = ["event", "ours", "event", "event", "peer", "event"]
+    # A warm-up, an estimate, and then all pairs without waiting in between.
+    assert log == [*pair, "wait", *pair, "wait", *pair * 5, "wait"]
+    assert timing == bench.Timing([2.0] * 5, [2.0] * 5)
+
+    # A pair of a second each: three, the least, instead of 30 in two seconds.
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert len(bench.interleaved(ours, None, "cuda", seconds=2).ours) == 3
+    assert len(bench.interleaved(ours, None, "cuda", seconds=7).ours) == 7
 
 
 def test_kernels_and_provenance(tmp_path, monkeypatch):

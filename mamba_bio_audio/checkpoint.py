@@ -47,7 +47,7 @@ CODECS: dict[str, Callable[[Any], Any]] = {
     "audio": AudioCodec.of,
     "audio-classes": AudioCodec.of,
 }
-Which = Literal["best", "last", "ema"]
+Which = Literal["best", "last", "ema", "best-samples"]
 
 
 class _Source(NamedTuple):
@@ -90,7 +90,8 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
 
     Args:
         path: run folder, export, Hugging Face Mamba folder, mamba_ssm folder, or a state dict file.
-        which: "best" by validation (of the average where the run kept one), "last", or "ema", the last average.
+        which: "best" by validation (of the average where the run kept one), "last", "ema", the last average, or
+            "best-samples", those whose generated audio came closest to recordings (`train.listen`).
 
     Returns:
         A language model, or a classifier with `.labels`, on the CPU in fp32 and eval mode, with `.config` (`RunConfig`,
@@ -146,7 +147,8 @@ def describe_which(config: Any, which: Which) -> str:
     """Which weights these are, in words."""
     if which == "best" and isinstance(config, RunConfig) and config.train.ema is not None:
         return "best moving average"
-    return {"best": "best", "last": "last step", "ema": "last moving average"}[which]
+    names: dict[str, str] = {"last": "last step", "ema": "last moving average", "best-samples": "best by samples"}
+    return names.get(which, which)
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -195,8 +197,12 @@ def _from_run(path: Path, which: Which) -> _Source:
     config = read_config(path)
     if which == "ema" and config.train.ema is None:
         raise InputError(f"{path}: this run kept no moving average of its weights; use best or last")
-    if which == "best":
-        weights = path / "model.safetensors"
+    if which == "best-samples" and not (path / "best_samples.safetensors").exists():
+        raise InputError(
+            f"{path}: no best_samples.safetensors, as runs of audio with train.listen keep; use best or last"
+        )
+    if which in ("best", "best-samples"):
+        weights = path / ("model.safetensors" if which == "best" else "best_samples.safetensors")
         if not weights.exists():
             raise InputError(f"{path}: no model.safetensors yet, the run has not been validated; use --which last")
         tensors = _read_tensors(weights)

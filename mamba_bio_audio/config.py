@@ -79,6 +79,13 @@ class RunConfig(BaseModel):
     def _whole_frames(self) -> RunConfig:
         if not isinstance(self.model, UNetConfig):
             return self
+        chunked = {"stream_chunk": None, "truncate_chunk": None, "sequence_parallel": 1}
+        for key, off in chunked.items():
+            if self.model.growing and getattr(self.train, key) != off:
+                raise ValueError(
+                    f"train.{key}: needs layers with a constant state, and the transformer at the centre keeps all that "
+                    f"it read; set train.{key}={'null' if off is None else off}, or another mixer there"
+                )
         period = self.model.period
         lengths = {"length": self.train.length, "stream_chunk": self.train.chunk}
         lengths |= {f"length_warmup.{i}.length": stage.length for i, stage in enumerate(self.train.length_warmup)}

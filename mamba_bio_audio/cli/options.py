@@ -23,7 +23,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Result as JSON on stan
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 WhichOption = Annotated[
-    Literal["best", "last", "ema"], typer.Option(help="Weights: best by validation, last, or last moving average.")
+    Literal["best", "last", "ema", "best-samples"],
+    typer.Option(help="Weights: best by validation, last, last moving average, or of audio best by generated samples."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, export, or Hugging Face Mamba folder.")]
 

@@ -77,6 +77,8 @@ def _text(summary: dict[str, Any]) -> str:
             f"best validation at step {summary['best_step']:,}: {summary['valid_nats']:.4f} nats, "
             f"{summary['valid_bits']:.4f} bits per {summary['unit']}, perplexity {summary['valid_perplexity']:.4f}"
         )
+    if summary["best_samples_step"]:
+        lines.append(f"samples closest to recordings at step {summary['best_samples_step']:,}: --which best-samples")
     speed = summary["tokens_per_second"]
     lines.append(("" if math.isnan(speed) else f"{speed:,.0f} {summary['unit']}s/s; ") + f"run folder {summary['run']}")
     if not summary["stopped_by"]:

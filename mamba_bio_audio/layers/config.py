@@ -1,4 +1,4 @@
-"""Configuration of the state space layer (torch-free)."""
+"""Configuration of the layers (torch-free)."""
 
 from __future__ import annotations
 
@@ -32,3 +32,12 @@ class SsmConfig(BaseModel):
     dt_floor: float = Field(1e-4, gt=0, description="clamp of the initial step size")
     conv_bias: bool = Field(True, description="bias of the convolution")
     proj_bias: bool = Field(False, description="biases of the input and output projections")
+
+
+class AttentionConfig(BaseModel):
+    """A transformer block: causal attention with rotary positions, then an MLP."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    heads: int = Field(4, ge=1, description="attention heads; the width is a multiple of twice their number")
+    mlp_expand: int = Field(1, ge=1, description="inner channels of the MLP per model channel")

@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.layers.attention import AttentionLayer, MlpLayer
 from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.isotropic import Block
@@ -108,7 +109,7 @@ class UNetModel(nn.Module):
         self.recompute: Literal["none", "layer"] = "none"
         padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         tiers = len(config.pools)
-        total = sum(cast(int, stage.num_layers) for stage in config.stages)
+        total = sum(cast(int, stage.num_layers) * (2 if stage.attention else 1) for stage in config.stages)
 
         def stage(number: int, tier: int) -> nn.ModuleList:
             return _blocks(config.stages[number], config.widths[tier], config.norm_eps, total)
@@ -322,10 +323,16 @@ class UNetModel(nn.Module):
 
 
 def _blocks(stage: StageConfig, width: int, eps: float, total: int) -> nn.ModuleList:
-    """The blocks of a stage of a network with `total` of them."""
-    return nn.ModuleList(
-        Block(RMSNorm(width, eps), MambaLayer(width, stage.ssm, total)) for _ in range(cast(int, stage.num_layers))
-    )
+    """The blocks of a stage of a network with `total` residuals; a transformer block has two of them."""
+    blocks = []
+    for _ in range(cast(int, stage.num_layers)):
+        if stage.attention is None:
+            mixers: list[nn.Module] = [MambaLayer(width, stage.ssm, total)]
+        else:
+            attention = stage.attention
+            mixers = [AttentionLayer(width, attention, total), MlpLayer(width, attention.mlp_expand, total)]
+        blocks += [Block(RMSNorm(width, eps), mixer) for mixer in mixers]
+    return nn.ModuleList(blocks)
 
 
 def _add(x: Tensor, residual: Tensor | None) -> Tensor:

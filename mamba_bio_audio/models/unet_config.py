@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.layers.config import AttentionConfig, SsmConfig
 from mamba_bio_audio.models.config import MIXERS
 
 
@@ -16,13 +16,16 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real"] | None = Field(
-        None, description="preset of ssm.complex and ssm.selective; null takes model.mixer"
+    mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real", "transformer"] | None = Field(
+        None,
+        description="preset of ssm.complex and ssm.selective, or transformer (attention and MLP; at the centre only, "
+        "the state grows); null takes model.mixer",
     )
     num_layers: int | None = Field(None, ge=1, description="blocks; null takes model.num_layers")
     ssm: SsmConfig = Field(
         default_factory=lambda: SsmConfig(), description="state space layer; keys left out are those of model.ssm"
     )
+    attention: AttentionConfig | None = Field(None, description="of mixer transformer; null is the default there")
 
 
 class UNetConfig(BaseModel):
@@ -62,6 +65,11 @@ class UNetConfig(BaseModel):
         return (2 if self.down_blocks else 1) * len(self.pools) + 1
 
     @property
+    def centre(self) -> int:
+        """Number of the coarsest stage."""
+        return self.num_stages - 1 - len(self.pools)
+
+    @property
     def period(self) -> int:
         """Product of the pools: samples per frame of the centre."""
         return math.prod(self.pools)
@@ -70,6 +78,11 @@ class UNetConfig(BaseModel):
     def widths(self) -> tuple[int, ...]:
         """Channels of each tier, from the finest to the centre."""
         return tuple(self.d_model * self.expand**tier for tier in range(len(self.pools) + 1))
+
+    @property
+    def growing(self) -> bool:
+        """Whether the state grows with the length: attention keeps everything that it read."""
+        return any(stage.mixer == "transformer" for stage in self.stages)
 
     @model_validator(mode="after")
     def _consistent(self) -> UNetConfig:
@@ -86,6 +99,19 @@ class UNetConfig(BaseModel):
                 f"stages {counts} blocks: a stage on the way up has as many as the one of its width on the way down, "
                 "because each block adds the input of its mirror image"
             )
+        for number, stage in enumerate(self.stages):
+            if stage.attention is not None and stage.mixer != "transformer":
+                raise ValueError(f"stages.{number}.attention: is of mixer transformer, and this stage has another")
+            if stage.mixer == "transformer" and number != self.centre:
+                raise ValueError(
+                    f"stages.{number}.mixer: transformer may stand at the centre only, stage {self.centre}: the finer "
+                    f"stages are too long for attention"
+                )
+            if stage.attention is not None and self.widths[-1] % (2 * stage.attention.heads):
+                raise ValueError(
+                    f"stages.{number}.attention.heads: {stage.attention.heads} heads need a width that is a multiple "
+                    f"of {2 * stage.attention.heads}, and the centre's is {self.widths[-1]}"
+                )
         return self
 
     def model_post_init(self, context: Any, /) -> None:
@@ -105,13 +131,14 @@ class UNetConfig(BaseModel):
                 # The nearer name wins over the farther details: this stage's mixer over the model's complex, selective.
                 base = base.model_copy(update={"complex": None, "selective": None})
             mixer = stage.mixer or self.mixer
-            resolved.append(
-                StageConfig(
-                    mixer=mixer,
-                    num_layers=stage.num_layers or self.num_layers,
-                    ssm=_with_preset(base.model_copy(update=given), mixer),
-                )
-            )
+            num_layers = stage.num_layers or self.num_layers
+            if mixer == "transformer":
+                attention = stage.attention or AttentionConfig()  # type: ignore[call-arg]
+                resolved.append(StageConfig(mixer=mixer, num_layers=num_layers, ssm=stage.ssm, attention=attention))
+                continue
+            ssm = _with_preset(base.model_copy(update=given), mixer)
+            # Kept where it is wrong, so that the check can say so.
+            resolved.append(StageConfig(mixer=mixer, num_layers=num_layers, ssm=ssm, attention=stage.attention))
         return tuple(resolved)
 
 

@@ -56,7 +56,10 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.1, ge=0, description="on matrices only, never on norms, biases, embeddings, A, D")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null does not clip")
     listen: int = Field(
-        0, ge=0, description="audio: clips of length (at most 1 s) generated at every validation, into TensorBoard"
+        0,
+        ge=0,
+        description="audio: clips of length (at most 1 s) generated at every validation, into TensorBoard; their distance "
+        "from validation clips chooses the weights best-samples",
     )
     ema: float | None = Field(
         None,

@@ -41,6 +41,7 @@ class FitResult(NamedTuple):
     tokens_per_second: float
     signal: int | None  # that stopped it, or None
     exhausted: bool = False  # `train.patience` ended it before `train.steps`
+    best_samples_step: int = 0  # 0 where no audio was generated
 
 
 def resolve_precision(precision: str, device: str) -> str:
@@ -109,7 +110,8 @@ def fit(
         data: gives endless training batches, beginning where the run is to go on, and validation batches.
             Its rank and world size are set here.
         config: of the optimisation.
-        out: run folder; receives `metrics.csv`, `checkpoints/`, `model.safetensors` and TensorBoard logs.
+        out: run folder; receives `metrics.csv`, `checkpoints/`, `model.safetensors`, with `listen` also
+            `best_samples.safetensors`, and TensorBoard logs.
         device: "cpu" or "cuda".
         stages: of the length warm-up, the last one at full length.
         resume: continue from `checkpoints/last.ckpt`.
@@ -156,7 +158,7 @@ def fit(
             trainer.callbacks.append(average)  # type: ignore[attr-defined]
         listener = None
         if config.listen and isinstance(data.codec, AudioCodec):
-            listener = Listener(data.codec, config.listen, config.length)
+            listener = Listener(data.codec, config.listen, config.length, data.evaluation_dataset("valid"))
         steps = Steps(config, accumulate, out, valid, stop, progress, stages, average, listener)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
         last = out / "checkpoints" / "last.ckpt" if resume else None
@@ -175,4 +177,5 @@ def fit(
         tokens_per_second=progress.tokens_per_second,
         signal=None if complete else stop.number,
         exhausted=steps.exhausted,
+        best_samples_step=steps.best_samples_step,
     )

@@ -1,19 +1,25 @@
-"""What a model of audio sounds like while it is trained: clips and spectrograms in TensorBoard."""
+"""What a model of audio sounds like while it is trained: clips in TensorBoard, and their distance from recordings."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from mamba_bio_audio.evaluation.audio_figures import spectrograms
+from mamba_bio_audio.evaluation.audio_frames import frame_distance, frames
 from mamba_bio_audio.inference.generate import generate
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 
 _LONGEST_S = 1.0
+_RECORDED = 64
+_SHOWN = 4
 
 
 class Listener:
@@ -23,23 +29,24 @@ class Listener:
         codec: of the data.
         clips: how many.
         length: samples each, at most 1 s.
+        recorded: examples of the validation split, at least one; up to 64 of them, evenly spread, are compared with.
     """
 
-    def __init__(self, codec: AudioCodec, clips: int, length: int) -> None:
+    def __init__(self, codec: AudioCodec, clips: int, length: int, recorded: Sequence[dict[str, torch.Tensor]]) -> None:
         self.codec = codec
         self.clips = clips
         self.length = min(length, round(_LONGEST_S * codec.sample_rate_hz))
+        self.recorded = recorded
+        self._frames: NDArray[np.float64] | None = None
 
-    def __call__(self, model: nn.Module, writer: Any, step: int) -> None:
-        """Write the clips and their pictures under the step's number.
+    def __call__(self, model: nn.Module, writer: Any, step: int) -> float:
+        """Generate the clips and say how far they are from the recordings (`evaluation.audio_frames`).
 
         Args:
             model: language model, left in the mode it was in.
-            writer: TensorBoard's SummaryWriter.
+            writer: TensorBoard's SummaryWriter, which receives the first clips and their pictures; None writes nothing.
             step: of the training.
         """
-        from matplotlib.image import imread
-
         # The model has no codec while it is trained: begin with the zero level here.
         tokens = generate(
             model,
@@ -49,10 +56,31 @@ class Listener:
             allowed=self.codec.sample_ids,
         )
         rate = self.codec.sample_rate_hz
-        clips = [(f"step {step:,}, clip {row}", self.codec.decode(ids.numpy())) for row, ids in enumerate(tokens)]
-        for row, (_, audio) in enumerate(clips):
+        clips = [self.codec.decode(ids.numpy()) for ids in tokens]
+        distance = frame_distance(frames(clips, rate), self._recorded_frames())
+        if writer is not None:
+            self._write(clips[:_SHOWN], writer, step)
+        return distance
+
+    def _recorded_frames(self) -> NDArray[np.float64]:
+        """Frames of the beginnings of validation windows; made once."""
+        if self._frames is None:
+            count = len(self.recorded)
+            clips = []
+            for index in sorted({i * count // _RECORDED for i in range(_RECORDED)}):
+                levels = self.recorded[index]["targets"][: self.length]
+                clips.append(self.codec.decode(levels[levels >= 0].numpy()))
+            self._frames = frames([clip for clip in clips if len(clip)], self.codec.sample_rate_hz)
+        return self._frames
+
+    def _write(self, clips: list[NDArray[np.float32]], writer: Any, step: int) -> None:
+        from matplotlib.image import imread
+
+        rate = self.codec.sample_rate_hz
+        for row, audio in enumerate(clips):
             writer.add_audio(f"clip_{row}", torch.from_numpy(audio)[None], step, sample_rate=rate)
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / "clips.png"
-            spectrograms(clips, rate, picture)
+            named = [(f"step {step:,}, clip {row}", audio) for row, audio in enumerate(clips)]
+            spectrograms(named, rate, picture)
             writer.add_image("spectrograms", imread(picture)[..., :3], step, dataformats="HWC")

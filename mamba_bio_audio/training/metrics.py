@@ -14,7 +14,18 @@ from typing import Any
 from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import name_full_disk, write_text
 
-FIELDS = ("step", "tokens", "length", "lr", "grad_norm", "train_nats", "valid_nats", "valid_bits", "valid_perplexity")
+FIELDS = (
+    "step",
+    "tokens",
+    "length",
+    "lr",
+    "grad_norm",
+    "train_nats",
+    "valid_nats",
+    "valid_bits",
+    "valid_perplexity",
+    "sample_distance",  # where audio is generated at validations
+)
 
 
 def start(path: Path, step: int) -> None:

@@ -56,11 +56,12 @@ class Progress:
         """Whether the next `step` should be given the loss to print."""
         return not self.quiet and time.perf_counter() - self._printed > (0.5 if self._live else 10.0)
 
-    def validation(self, step: int, nats: float) -> None:
-        """Print a validation."""
+    def validation(self, step: int, nats: float, distance: float | None = None) -> None:
+        """Print a validation, and how far generated audio is from recordings."""
+        heard = "" if distance is None else f"sample distance {distance:.3f}  "
         self._line(
             f"step {step:,}/{self.config.steps:,}  valid {nats:.4f} nats  {nats / math.log(2):.4f} bits  "
-            f"perplexity {perplexity(nats):.4f}  {self._speed()}",
+            f"perplexity {perplexity(nats):.4f}  {heard}{self._speed()}",
             final=True,
         )
         self.start()

@@ -58,7 +58,7 @@ class Steps(L.Callback):
         progress: what the user sees.
         stages: of the length warm-up, the last one at full length.
         average: keeps a moving average of the weights, which is then what is validated and kept as the best.
-        listener: generates audio after every validation.
+        listener: generates audio after every validation; the weights with the best are kept too.
     """
 
     def __init__(
@@ -86,6 +86,9 @@ class Steps(L.Callback):
         self.best_step = 0
         # Validations since the best one.
         self.stale = 0
+        # By the distance of generated audio from recordings.
+        self.best_samples = math.inf
+        self.best_samples_step = 0
         # The row of a step that waits for its validation.
         self.row: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
@@ -98,6 +101,8 @@ class Steps(L.Callback):
             "best": self.best,
             "best_step": self.best_step,
             "stale": self.stale,
+            "best_samples": self.best_samples,
+            "best_samples_step": self.best_samples_step,
             "row": dict(self.row),
             "nats": self._sums[0].cpu(),
             "count": self._sums[1].round().long().cpu(),
@@ -107,6 +112,8 @@ class Steps(L.Callback):
         """Go on from there; taken up when training starts."""
         self.best, self.best_step, self.row = state_dict["best"], state_dict["best_step"], dict(state_dict["row"])
         self.stale = state_dict.get("stale", 0)
+        self.best_samples = state_dict.get("best_samples", math.inf)
+        self.best_samples_step = state_dict.get("best_samples_step", 0)
         self._restored = state_dict
         self._sums = torch.stack([state_dict["nats"], state_dict["count"].double()])
 
@@ -209,21 +216,35 @@ class Steps(L.Callback):
             # The last update itself destroyed the weights; neither they nor this row may be kept.
             raise NonFiniteLoss(f"at step {step} the validation loss is {nats:g}; lower train.lr and start again")
         self.row |= metrics.validation_fields(nats)
+        distance = self._listen(trainer, module, step)
+        if distance is not None:
+            self.row["sample_distance"] = f"{distance:.6g}"
         self._write(trainer)
-        if self.listener is not None and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            with self._averaged(trainer, module):
-                self.listener(module.model, trainer.logger.experiment, step)
-        self.progress.validation(step, nats)
+        self.progress.validation(step, nats, distance)
+        if distance is not None and distance < self.best_samples:
+            self.best_samples, self.best_samples_step = distance, step
+            self._save_weights(trainer, module, "best_samples.safetensors")
         improved = nats < self.best
         self.stale = 0 if improved else self.stale + 1
         if improved:
             self.best, self.best_step = nats, step
             # Before `last`, which says that this validation is done.
             self._save(trainer, "best")
-            if trainer.is_global_zero:
-                with self._averaged(trainer, module), atomic_path(self.out / "model.safetensors") as temporary:
-                    save_weights(module.model, temporary)
+            self._save_weights(trainer, module, "model.safetensors")
         self._save(trainer, "last")
+
+    def _listen(self, trainer: L.Trainer, module: LanguageModelModule, step: int) -> float | None:
+        """How far generated audio is from recordings; None where none is generated, also on all but the first rank."""
+        if self.listener is None or not trainer.is_global_zero:
+            return None
+        writer = trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
+        with self._averaged(trainer, module):
+            return self.listener(module.model, writer, step)
+
+    def _save_weights(self, trainer: L.Trainer, module: LanguageModelModule, name: str) -> None:
+        if trainer.is_global_zero:
+            with self._averaged(trainer, module), atomic_path(self.out / name) as temporary:
+                save_weights(module.model, temporary)
 
     @contextmanager
     def _averaged(self, trainer: L.Trainer, module: LanguageModelModule) -> Iterator[None]:

@@ -217,6 +217,7 @@ def pretrain(
         "valid_perplexity": None if best is None else perplexity(best),
         "unit": data.codec.unit,
         "per": data.codec.unit if config.head is None else "sequence",
+        "best_samples_step": result.best_samples_step or None,
         "ended_by_patience": result.exhausted,
         "tokens_per_second": result.tokens_per_second,
         "stopped_by": None if result.signal is None else signal.Signals(result.signal).name,

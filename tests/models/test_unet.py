@@ -10,13 +10,14 @@ from pydantic import ValidationError
 from torch import nn
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.generate import generate
+from mamba_bio_audio.inference.generate import generate, generate_blocks
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training.optim import parameter_groups
 from mamba_bio_audio.training.streaming import streamed_loss
 
 VOCAB = 16
+TRANSFORMER = [{}, {}, {"mixer": "transformer", "attention": {"heads": 2}}, {}, {}]
 
 
 def make(dtype=torch.float64, recompute="none", **changes) -> UNetModel:
@@ -127,7 +128,15 @@ def test_is_the_network_described(pools, down_blocks):
 @pytest.mark.parametrize("pool", [2, 3, 4])
 def test_prefill_of_every_length_then_steps(pool):
     """Prompts of 1 to 3 p^2 samples in one call, then single steps to the end."""
-    model, period = make(pools=(pool, pool), num_layers=1), pool * pool
+    check_prefill(make(pools=(pool, pool), num_layers=1), pool)
+
+
+def test_prefill_with_attention_at_the_centre():
+    check_prefill(make(pools=(2, 2), num_layers=1, stages=TRANSFORMER), 2)
+
+
+def check_prefill(model, pool):
+    period = pool * pool
     tokens = symbols(4 * period, 1)
     with torch.no_grad():
         whole = model(tokens)
@@ -448,3 +457,58 @@ def test_config_mistakes_are_named(changes, message):
 def test_config_is_free_of_torch():
     code = "import sys, mamba_bio_audio.models.unet_config; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_attention_at_the_centre_grows_and_is_the_paper_s_budget():
+    """Two residuals a block, 4 D^2 and 2 D^2 parameters (table 5); the state grows by one frame a period."""
+    stages = [{}, {}, {"mixer": "transformer"}, {}, {}]
+    config = UNetConfig(d_model=64, num_layers=8, pools=(4, 4), vocab_size=256, stages=stages)
+    assert config.growing
+    assert config.stages[2].attention.heads == 4
+    assert UNetConfig.model_validate(config.model_dump(mode="json")) == config
+    with torch.device("meta"):
+        model = UNetModel(config)
+    assert sum(p.numel() for block in model.centre for p in block.mixer.parameters()) == 8 * 6 * 256**2
+    small = make(pools=(2, 3), stages=TRANSFORMER)
+    assert small.streaming == "growing"
+    with torch.no_grad():
+        for length in (5, 6, 17, 18):
+            assert small(symbols(length)).state.centre[0].keys.shape[1] == length // 6
+
+
+def test_attention_refuses_streaming():
+    with pytest.raises(InputError, match="'growing'.*stream_chunk=null"):
+        streamed_loss(make(stages=TRANSFORMER), symbols(12), symbols(12), chunk=6)
+
+
+def test_attention_samples_and_resumes_bit_for_bit():
+    model = make(torch.float32, pools=(2, 2), stages=TRANSFORMER)
+    whole = generate(model, length=70, num_samples=2, prompt=[3], seed=4, allowed=range(VOCAB))
+    first = list(generate_blocks(model, length=30, num_samples=2, prompt=[3], seed=4, allowed=range(VOCAB)))[-1]
+    rest = generate_blocks(
+        model,
+        length=40,
+        num_samples=2,
+        prompt=first.tokens[:, -1:].long(),
+        seed=4,
+        allowed=range(VOCAB),
+        first_position=30,
+        state=first.state,
+    )
+    assert torch.equal(torch.cat([first.tokens, *(block.tokens for block in rest)], 1).long(), whole)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"mixer": "transformer"}, {}, {}, {}, {}], "centre only, stage 2"),
+        (
+            [{}, {}, {"mixer": "transformer", "attention": {"heads": 3}}, {}, {}],
+            "multiple of 6, and the centre's is 32",
+        ),
+        ([{}, {}, {"attention": {}}, {}, {}], "is of mixer transformer"),
+    ],
+)
+def test_attention_where_it_cannot_be(stages, message):
+    with pytest.raises(ValidationError, match=message):
+        UNetConfig(d_model=8, num_layers=1, pools=(2, 2), vocab_size=VOCAB, stages=stages)

@@ -1,0 +1,151 @@
+"""Causal self-attention with rotary positions, and the MLP that follows it in a transformer block.
+
+    y_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s,   s <= t;   q and k turned by angles t w_i (Su et al. 2021)
+
+Positions enter only as differences t - s, so a sequence that begins in the middle of a span reads the same as one that
+begins with it. The state is every key and value so far: it grows with the length, which is why models with such a layer
+are not streamed in training and generate in memory that grows.
+
+Legend: B batch, L positions of the span, D channels, T positions so far with the span, H heads, d channels per head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_bio_audio.layers.config import AttentionConfig
+
+_LONGEST_PERIOD = 10_000.0
+
+
+class AttentionState(NamedTuple):
+    """Everything read so far, in the activation dtype; zero before a row's last reset."""
+
+    keys: Tensor  # (B, T, H, d), turned by their positions
+    values: Tensor  # (B, T, H, d)
+    seen: Tensor  # (B, T): 1 in the sequence that the row is in, 0 before it
+
+
+class AttentionLayer(nn.Module):
+    """Multi-head attention to the position itself and all before it.
+
+    Args:
+        d_model: channels D of input and output.
+        config: heads; each has an even number of channels.
+        num_layers: residuals of the network; scales `out_proj` at initialisation by 1/sqrt(num_layers).
+    """
+
+    streaming = "growing"
+
+    def __init__(self, d_model: int, config: AttentionConfig, num_layers: int = 1) -> None:
+        super().__init__()
+        if d_model % (2 * config.heads):
+            raise ValueError(f"{config.heads} heads need a multiple of {2 * config.heads} channels, not {d_model}")
+        self.d_model = d_model
+        self.heads = config.heads
+        self.in_proj = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+        with torch.no_grad():
+            self.out_proj.weight.div_(math.sqrt(num_layers))
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> AttentionState:
+        """Nothing read yet; `dtype` is the activation dtype."""
+        none = torch.zeros(batch, 0, self.heads, self.d_model // self.heads, device=device, dtype=dtype)
+        return AttentionState(none, none.clone(), none.new_zeros(batch, 0))
+
+    def forward(
+        self, x: Tensor, state: AttentionState | None = None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, AttentionState]:
+        """Apply the layer to a span.
+
+        Args:
+            x: (B, L, D), any L >= 1.
+            state: from the span before; None means the start.
+            reset: bool (B, L), nothing before these positions is read from there on.
+
+        Returns:
+            y (B, L, D) and the state at the end of the span.
+        """
+        length, past = x.shape[1], 0 if state is None else state.keys.shape[1]
+        queries, keys, values = self.in_proj(x).unflatten(2, (3, self.heads, -1)).unbind(2)  # (B, L, H, d) each
+        cos, sin = self._angles(past, length, x)
+        queries, keys = (_turn(part, cos, sin) for part in (queries, keys))
+        seen = keys.new_ones(keys.shape[:2])
+        if state is not None and past:
+            keys = torch.cat([state.keys.to(keys.dtype), keys], 1)
+            values = torch.cat([state.values.to(values.dtype), values], 1)
+            seen = torch.cat([state.seen.to(seen.dtype), seen], 1)
+        mask = None
+        if past or reset is not None:
+            at = torch.arange(past + length, device=x.device)
+            mask = (at <= at[past:, None]) & (seen > 0)[:, None]  # (B, L, T)
+        if reset is not None:
+            number = reset.cumsum(1)  # of the sequence in the row; 0 is the one that came before the span
+            owner = F.pad(number, (past, 0))
+            mask = mask & (owner[:, None] == number[:, :, None])
+            seen = seen * (owner == number[:, -1:])
+            state = AttentionState(*(part * seen[:, :, None, None] for part in (keys, values)), seen)
+        else:
+            state = AttentionState(keys, values, seen)
+        y = F.scaled_dot_product_attention(
+            *(part.transpose(1, 2) for part in (queries, keys, values)),
+            attn_mask=None if mask is None else mask[:, None],
+            is_causal=mask is None,
+        )
+        return self.out_proj(y.transpose(1, 2).flatten(2)), state
+
+    def _angles(self, start: int, length: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (L, 1, d / 2) of position times frequency."""
+        half = self.d_model // self.heads // 2
+        # In fp64: far from the start an fp32 angle is off by more than what the layer may err.
+        rates = _LONGEST_PERIOD ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
+        angles = (torch.arange(start, start + length, device=x.device, dtype=torch.float64)[:, None] * rates)[:, None]
+        wide = x.dtype if x.dtype == torch.float64 else torch.float32
+        return angles.cos().to(wide), angles.sin().to(wide)
+
+    def extra_repr(self) -> str:
+        return f"d_model={self.d_model}, heads={self.heads}"
+
+
+class MlpLayer(nn.Module):
+    """`y = W2 gelu(W1 x)` at each position; the state is empty.
+
+    Args:
+        d_model: channels D of input and output.
+        expand: inner channels per model channel.
+        num_layers: as of `AttentionLayer`.
+    """
+
+    streaming = "constant"
+
+    def __init__(self, d_model: int, expand: int, num_layers: int = 1) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(d_model, expand * d_model, bias=False)
+        self.out_proj = nn.Linear(expand * d_model, d_model, bias=False)
+        with torch.no_grad():
+            self.out_proj.weight.div_(math.sqrt(num_layers))
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> tuple[()]:
+        """Nothing to remember."""
+        return ()
+
+    def forward(
+        self, x: Tensor, state: tuple[()] | None = None, *, reset: Tensor | None = None
+    ) -> tuple[Tensor, tuple[()]]:
+        """Apply the layer to a span (B, L, D); state and resets change nothing."""
+        return self.out_proj(F.gelu(self.in_proj(x))), ()
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Pairs of channels (i, i + d / 2) of x (B, L, H, d) turned by their angles; in the dtype of x."""
+    a, b = x.to(cos.dtype).chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)

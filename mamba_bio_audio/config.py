@@ -83,8 +83,8 @@ class RunConfig(BaseModel):
         for key, off in chunked.items():
             if self.model.growing and getattr(self.train, key) != off:
                 raise ValueError(
-                    f"train.{key}: needs layers with a constant state, and the transformer at the centre keeps all that "
-                    f"it read; set train.{key}={'null' if off is None else off}, or another mixer there"
+                    f"train.{key}: needs layers with a constant state, and the transformer at the centre keeps all "
+                    f"that it read; set train.{key}={'null' if off is None else off}, or another mixer there"
                 )
         period = self.model.period
         lengths = {"length": self.train.length, "stream_chunk": self.train.chunk}

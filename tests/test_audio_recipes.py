@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mamba_bio_audio.config import RunConfig, load_config, recipe_names
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build_model
 
 SWEEP = {958464: 1, 479232: 2, 239616: 4, 120832: 8, 61440: 16, 30720: 32, 16384: 64, 8192: 128}
@@ -51,6 +52,12 @@ def test_youtubemix_sweep_follows_the_paper(tmp_path):
         ours = load(f"youtubemix-{length}-lti", tmp_path)
         assert [(stage.ssm.complex, stage.ssm.selective) for stage in ours.model.stages] == [(True, False)] * 5
         assert (ours.train.length, ours.data.variant) == (length, "standard")
+
+
+@pytest.mark.parametrize("setting", ["stream_chunk=4000", "truncate_chunk=4000", "stream_chunk=auto"])
+def test_attention_is_not_streamed(setting, tmp_path):
+    with pytest.raises(InputError, match=rf"{setting.split('=')[0]}: needs layers with a constant state.*=null"):
+        load_config("audio/sc09-small-attention", [f"data.path={tmp_path}", f"train.{setting}"])
 
 
 def test_recipes_say_whose_they_are():

@@ -58,8 +58,8 @@ class TrainConfig(BaseModel):
     listen: int = Field(
         0,
         ge=0,
-        description="audio: clips of length (at most 1 s) generated at every validation, into TensorBoard; their distance "
-        "from validation clips chooses the weights best-samples",
+        description="audio: clips of length (at most 1 s) generated at every validation, into TensorBoard; their "
+        "distance from validation clips chooses the weights best-samples",
     )
     ema: float | None = Field(
         None,

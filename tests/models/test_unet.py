@@ -477,7 +477,7 @@ def test_attention_at_the_centre_grows_and_is_the_paper_s_budget():
 
 
 def test_attention_refuses_streaming():
-    with pytest.raises(InputError, match="'growing'.*stream_chunk=null"):
+    with pytest.raises(InputError, match=r"'growing'.*stream_chunk=null"):
         streamed_loss(make(stages=TRANSFORMER), symbols(12), symbols(12), chunk=6)
 
 

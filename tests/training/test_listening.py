@@ -70,7 +70,7 @@ def test_weights_best_by_samples_are_kept(noise, tmp_path, scripted) -> None:
     assert not torch.equal(kept, mba.load(tmp_path / "run", "ema").embedding.weight)
     short = tmp_path / "short"
     train(noise, short, 0)
-    with pytest.raises(InputError, match="no best_samples.safetensors.*train.listen"):
+    with pytest.raises(InputError, match=r"no best_samples.safetensors.*train.listen"):
         mba.load(short, "best-samples")
 
 

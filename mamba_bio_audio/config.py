@@ -87,7 +87,9 @@ class RunConfig(BaseModel):
                     f"that it read; set train.{key}={'null' if off is None else off}, or another mixer there"
                 )
         period = self.model.period
-        lengths = {"length": self.train.length, "stream_chunk": self.train.chunk}
+        # "auto" is chosen when the training begins, as such a multiple.
+        chunk = None if self.train.stream_chunk == "auto" else self.train.chunk
+        lengths = {"length": self.train.length, "stream_chunk": chunk}
         lengths |= {f"length_warmup.{i}.length": stage.length for i, stage in enumerate(self.train.length_warmup)}
         for key, length in lengths.items():
             if length is not None and length % period:

@@ -6,6 +6,8 @@ import torch
 from mamba_bio_audio.config import RunConfig, load_config, recipe_names
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.training import probe as training_probe
+from mamba_bio_audio.training.probe import Probe
 
 SWEEP = {958464: 1, 479232: 2, 239616: 4, 120832: 8, 61440: 16, 30720: 32, 16384: 64, 8192: 128}
 
@@ -58,6 +60,14 @@ def test_youtubemix_sweep_follows_the_paper(tmp_path):
 def test_attention_is_not_streamed(setting, tmp_path):
     with pytest.raises(InputError, match=rf"{setting.split('=')[0]}: needs layers with a constant state.*=null"):
         load_config("audio/sc09-small-attention", [f"data.path={tmp_path}", f"train.{setting}"])
+
+
+def test_chunks_of_a_unet_are_chosen_too(tmp_path, monkeypatch):
+    sets = [f"data.path={tmp_path}", "train.stream_chunk=auto", "train.length=12000", "train.tokens_per_step=12000"]
+    config = load_config("audio/tiny", [*sets, "model.pools=[10,10]"])
+    monkeypatch.setattr(training_probe, "probe", lambda model, train, *_: Probe(train.stream_chunk * 1000, 1.0))
+    monkeypatch.setattr(training_probe, "_memory_limit", lambda device: 5_000_000)
+    assert training_probe.choose_chunk(config.model, config.train, "cpu") == 4000
 
 
 def test_recipes_say_whose_they_are():

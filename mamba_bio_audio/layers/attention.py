@@ -82,6 +82,7 @@ class AttentionLayer(nn.Module):
             keys = torch.cat([state.keys.to(keys.dtype), keys], 1)
             values = torch.cat([state.values.to(values.dtype), values], 1)
             seen = torch.cat([state.seen.to(seen.dtype), seen], 1)
+        q, k, v = (part.transpose(1, 2) for part in (queries, keys, values))
         mask = None
         if past or reset is not None:
             at = torch.arange(past + length, device=x.device)
@@ -89,17 +90,14 @@ class AttentionLayer(nn.Module):
         if reset is not None:
             number = reset.cumsum(1)  # of the sequence in the row; 0 is the one that came before the span
             owner = F.pad(number, (past, 0))
+            assert mask is not None
             mask = mask & (owner[:, None] == number[:, :, None])
             seen = seen * (owner == number[:, -1:])
-            state = AttentionState(*(part * seen[:, :, None, None] for part in (keys, values)), seen)
-        else:
-            state = AttentionState(keys, values, seen)
+            keys, values = keys * seen[:, :, None, None], values * seen[:, :, None, None]
         y = F.scaled_dot_product_attention(
-            *(part.transpose(1, 2) for part in (queries, keys, values)),
-            attn_mask=None if mask is None else mask[:, None],
-            is_causal=mask is None,
+            q, k, v, attn_mask=None if mask is None else mask[:, None], is_causal=mask is None
         )
-        return self.out_proj(y.transpose(1, 2).flatten(2)), state
+        return self.out_proj(y.transpose(1, 2).flatten(2)), AttentionState(keys, values, seen)
 
     def _angles(self, start: int, length: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine (L, 1, d / 2) of position times frequency."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +21,14 @@ _RECORDED = 64
 _SHOWN = 4
 
 
+class Examples(Protocol):
+    """Examples of a split by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, torch.Tensor]: ...
+
+
 class Listener:
     """Generates the same few clips, by their random numbers, at every validation.
 
@@ -32,7 +39,7 @@ class Listener:
         recorded: examples of the validation split, at least one; up to 64 of them, evenly spread, are compared with.
     """
 
-    def __init__(self, codec: AudioCodec, clips: int, length: int, recorded: Sequence[dict[str, torch.Tensor]]) -> None:
+    def __init__(self, codec: AudioCodec, clips: int, length: int, recorded: Examples) -> None:
         self.codec = codec
         self.clips = clips
         self.length = min(length, round(_LONGEST_S * codec.sample_rate_hz))

@@ -55,6 +55,8 @@ def choose_chunk(
 ) -> int | None:
     """The largest power of two of positions per chunk that leaves a third of the device's memory free.
 
+    A U-Net's is cut to a multiple of the product of its pools.
+
     Two small chunks are measured and extended linearly. None, no streaming, where whole sequences fit.
 
     Args:
@@ -70,7 +72,8 @@ def choose_chunk(
     longest = large + (_memory_limit(device) - used[1]) / each
     if longest * train.sequence_parallel >= train.length:
         return None
-    return max(small, 1 << int(max(1.0, longest)).bit_length() - 1)
+    period = getattr(model, "period", 1)
+    return max(small, 1 << int(max(1.0, longest)).bit_length() - 1) // period * period or period
 
 
 def _memory_limit(device: str) -> float:

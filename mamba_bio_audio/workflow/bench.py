@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio import ops
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.inference.generate import generate
 from mamba_bio_audio.kernels.causal_conv1d import causal_conv1d_ref
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
@@ -35,6 +36,7 @@ PAIRS = 30
 STATES = 16
 # One flushes the L2. The others keep the GPU busy (0.1 ms each) while the host launches the call that is timed.
 FLUSHES = 8
+OUT_OF_MEMORY = "out of memory"
 # (B, L, D) of the operations, and (layers, width, batch, length, chunk) of the training steps.
 KERNEL_SHAPES = {
     "cuda": [(8, 8192, 2048), (32, 1024, 512), (1, 2**20, 512), (1, 131_072, 512), (2, 16_384, 256)],
@@ -187,7 +189,8 @@ def conv_inputs(batch: int, length: int, channels: int, dtype: torch.dtype, devi
     }
 
 
-def _peer_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor) -> Tensor:
+def peer_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor) -> Tensor:
+    """mamba_ssm's CUDA scan on the inputs of ours, in its layout."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     return selective_scan_fn(u, dt, A, B, C, D, z=z, delta_bias=dt_bias, delta_softplus=True)
@@ -200,7 +203,7 @@ def _peer_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return causal_conv1d_fn(x.transpose(1, 2), weight, bias, activation="silu").transpose(1, 2)
 
 
-def _peer_layout(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def peer_layout(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """mamba_ssm's own layout: (B, D, L), contiguous."""
     swapped = ("u", "dt", "B", "C", "z")
     return {k: v.transpose(1, 2).contiguous() if k in swapped else v for k, v in inputs.items()}
@@ -226,7 +229,7 @@ def kernels(
     for batch, length, channels in shapes or KERNEL_SHAPES[device]:
         shape = f"({batch}, {length}, {channels})"
         for name, make, ours, oracle, peer, layout in (
-            ("selective_scan", scan_inputs, ops.selective_scan, selective_scan_ref, _peer_scan, _peer_layout),
+            ("selective_scan", scan_inputs, ops.selective_scan, selective_scan_ref, peer_scan, peer_layout),
             ("causal_conv1d", conv_inputs, ops.causal_conv1d, causal_conv1d_ref, _peer_conv, dict),
         ):
             inputs = make(batch, length, channels, dtype, device)
@@ -234,13 +237,15 @@ def kernels(
             given: list[tuple[Any, dict[str, Tensor]]] = [(ours, inputs)]
             if peer_there:
                 given.append((peer, layout(inputs)))
-            for mode, prepare in (("forward", _forward), ("backward", _backward)):
+            for mode, prepare in (("forward", forward_call), ("backward", _backward)):
                 calls = [prepare(run, values) for run, values in given]
                 timing = interleaved(calls[0], calls[1] if peer_there else None, device, seconds=seconds)
                 yield _row(device, name, mode, shape, str(dtype).removeprefix("torch."), timing)
 
 
-def _forward(run: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Callable[[], object]:
+def forward_call(run: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Callable[[], object]:
+    """`run` on the inputs, keeping nothing for backward."""
+
     def call() -> Tensor:
         with torch.no_grad():
             return run(**inputs)
@@ -266,63 +271,100 @@ def train(
         model = build_model(ModelConfig(d_model=width, num_layers=layers, vocab_size=12), seed=0).to(device)
         tokens = torch.randint(7, 11, (batch, length), device=device)
         name = f"{layers}x{width}, ({batch}, {length})" + (f", streamed by {chunk}" if chunk else "")
-        ours = partial(_step, model, tokens, chunk or length, device)
-        peer = _peer_step(layers, width, tokens) if has_peer(device) and not chunk else None
-        memory = [_peak(call, device) if call else None for call in (ours, peer)]
         dtype = "bfloat16" if device == "cuda" else "float32"
+        timing, memory = beside(
+            partial(training_step, model, tokens, chunk or length),
+            partial(_peer_step, layers, width, tokens) if has_peer(device) and not chunk else None,
+            device,
+            seconds=seconds,
+        )
         more: Row = {"parameters": sum(p.numel() for p in model.parameters())}
-        if memory[0] is None:
-            timing = Timing([math.nan], None)
-        else:
-            timing = interleaved(ours, peer if memory[1] is not None else None, device, seconds=seconds)
         more["mtokens_per_s"] = f"{batch * length / statistics.median(timing.ours) / 1e3:.4g}"
-        for key, bytes_ in zip(("peak_gib", "peer_peak_gib"), memory, strict=True):
-            more[key] = "" if bytes_ is None else f"{bytes_ / 2**30:.2f}"
-        if peer is not None and memory[1] is None:
-            more["peer_peak_gib"] = "out of memory"
-        yield _row(device, "train", "step", name, dtype, timing, **more)
-        del model, tokens, ours, peer
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        yield _row(device, "train", "step", name, dtype, timing, **more | memory)
 
 
-def _step(model: nn.Module, tokens: Tensor, chunk: int, device: str) -> None:
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        loss_sum, _, _ = streamed_loss(model, tokens, tokens.roll(-1, 1), chunk=chunk)
-    (loss_sum / tokens.numel()).backward()
-    model.zero_grad(set_to_none=True)
+def beside(
+    ours: Callable[[], object],
+    make_peer: Callable[[], Callable[[], object]] | None,
+    device: str,
+    *,
+    pairs: int = PAIRS,
+    seconds: float = 3,
+) -> tuple[Timing, Row]:
+    """Times and peak GiB of a step and of a peer's.
+
+    The peer is made after ours was measured, so that neither peak has the other's weights in it. A step that needs too
+    much memory is not timed: its peak reads "out of memory", its time is NaN.
+    """
+    memory: Row = {"peak_gib": _gib(peak(ours, device)), "peer_peak_gib": ""}
+    peer = None
+    if make_peer is not None:
+        held = torch.cuda.memory_allocated() if device == "cuda" else 0
+        peer = make_peer()
+        memory["peer_peak_gib"] = _gib(peak(peer, device, without=held))
+        if memory["peer_peak_gib"] == OUT_OF_MEMORY:
+            peer = None
+    if memory["peak_gib"] == OUT_OF_MEMORY:
+        return Timing([math.nan], None), memory
+    return interleaved(ours, peer, device, pairs=pairs, seconds=seconds), memory
+
+
+def training_step(model: nn.Module, tokens: Tensor, chunk: int) -> None:
+    """Forward, loss and backward of one of our models, in chunks; on a GPU in bf16 autocast."""
+    device = tokens.device.type
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss_sum, _, _ = streamed_loss(model, tokens, tokens.roll(-1, 1), chunk=chunk)
+        (loss_sum / tokens.numel()).backward()
+    finally:
+        model.zero_grad(set_to_none=True)
+
+
+def logits_step(model: nn.Module, tokens: Tensor) -> None:
+    """Forward, loss and backward of a model that only gives logits, whole; on a GPU in bf16 autocast."""
+    device = tokens.device.type
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = model(tokens).logits
+        nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.roll(-1, 1).flatten()).backward()
+    finally:
+        model.zero_grad(set_to_none=True)
 
 
 def _peer_step(layers: int, width: int, tokens: Tensor) -> Callable[[], object]:
+    return partial(logits_step, peer_model(layers, width), tokens)
+
+
+def peer_model(layers: int, width: int, **ssm: Any) -> nn.Module:
+    """mamba_ssm's language model with a vocabulary of 16, on the GPU; `ssm` chooses its layer."""
+    # Not from the package's first file, which imports every model that it has.
     from mamba_ssm.models.config_mamba import MambaConfig
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
-    model = MambaLMHeadModel(MambaConfig(d_model=width, n_layer=layers, vocab_size=16)).cuda()
-    targets = tokens.roll(-1, 1).flatten()
-
-    def step() -> None:
-        with torch.autocast("cuda", torch.bfloat16):
-            logits = model(tokens).logits
-        nn.functional.cross_entropy(logits.float().flatten(0, 1), targets).backward()
-        model.zero_grad(set_to_none=True)
-
-    return step
+    return MambaLMHeadModel(MambaConfig(d_model=width, n_layer=layers, vocab_size=16, ssm_cfg=ssm)).cuda()
 
 
-def _peak(call: Callable[[], object], device: str) -> int | None:
-    """Peak bytes of one call beyond what is allocated before it plus that; None out of memory, 0 on a CPU."""
+def peak(call: Callable[[], object], device: str, *, without: int = 0) -> int | None:
+    """Peak bytes allocated in the second of two calls, less `without`; None out of memory, 0 on a CPU."""
     if device != "cuda":
         return 0
+    torch.cuda.empty_cache()
     try:
         call()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         call()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() - without
     except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
+        pass
+    # Only here are the frames of the failed call gone, and what they held.
+    torch.cuda.empty_cache()
+    return None
+
+
+def _gib(amount: int | None) -> str:
+    return OUT_OF_MEMORY if amount is None else f"{amount / 2**30:.2f}"
 
 
 # Generation
@@ -358,10 +400,15 @@ def bench(
     rows: list[Row] = []
     for row in BENCHMARKS[what](device, seconds=seconds):
         rows.append(row)
-        with out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(k for r in rows for k in r)), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(out, rows)
         if progress is not None:
             progress(row)
     return rows
+
+
+def write_rows(out: Path, rows: Sequence[Row]) -> None:
+    """Write the CSV file `out`, with a column for every key of any row."""
+    with atomic_path(out) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(k for r in rows for k in r)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -93,6 +93,32 @@ def test_train_and_sample(monkeypatch):
     assert float(row["tokens_per_s"]) > 0
 
 
+def test_beside_makes_the_peer_second_and_leaves_out_who_needs_too_much_memory(monkeypatch):
+    made = []
+
+    def make_peer():
+        made.append("peer")
+        return lambda: made.append("call")
+
+    def none_in_memory(call, device, without=0):
+        return None if made else 2**30
+
+    timing, memory = bench.beside(lambda: None, make_peer, "cpu", pairs=3)
+    assert made == ["peer", *["call"] * 5]
+    assert len(timing.peer) == 3
+    assert memory == {"peak_gib": "0.00", "peer_peak_gib": "0.00"}
+
+    made.clear()
+    monkeypatch.setattr(bench, "peak", none_in_memory)
+    timing, memory = bench.beside(lambda: None, make_peer, "cpu", pairs=3)
+    assert made == ["peer"]
+    assert timing.peer is None
+    assert memory == {"peak_gib": "1.00", "peer_peak_gib": "out of memory"}
+    timing, memory = bench.beside(lambda: None, None, "cpu", pairs=3)
+    assert math.isnan(timing.ours[0])
+    assert memory == {"peak_gib": "out of memory", "peer_peak_gib": ""}
+
+
 def test_what_it_refuses(tmp_path):
     with pytest.raises(InputError, match="kernels, train, sample"):
         bench.bench("nothing", tmp_path / "x.csv", device="cpu")

@@ -63,7 +63,6 @@ FWD_VARIANTS: list[dict[str, Any]] = [
 BWD_VARIANTS: list[dict[str, Any]] = [
     {},
     {"segment": 32},
-    {"bwd_tiles": 2},
     {"bwd_unroll": 2},
 ]
 GENERAL_FWD_VARIANTS: list[dict[str, Any]] = [

@@ -46,7 +46,7 @@ BACKWARD = {**BOTH, "BD": 16, "ROWS": 16, "G_ROW": D, "HAS_R": False, "WRITE_DH0
 # Kernel, constants, warps.
 KERNELS = {
     "forward": (scan_fwd_kernel, {**FORWARD, "VEC": 1, "WRITE_LAST": True}, 4),
-    "backward": (scan_bwd_kernel, {**BACKWARD, "DZ_ROW": D, "WRITE_OUT": False, "UNROLL": 4, "VEC": 2, "M": 1}, 1),
+    "backward": (scan_bwd_kernel, {**BACKWARD, "DZ_ROW": D, "WRITE_OUT": False, "UNROLL": 4, "VEC": 4, "WARP_SUMS": True}, 1),
     "complex forward": (general_fwd_kernel, {**FORWARD, **SELECTIVE_COMPLEX}, 4),
     "complex backward": (general_bwd_kernel, {**BACKWARD, **SELECTIVE_COMPLEX, "UNROLL": 2, "VEC": 4, "TOUCH": True}, 1),
 }
@@ -109,7 +109,7 @@ def machine_code(compiled):
 # A trip is 4 steps of 16 states for one channel a lane, 64 elements (forward), or steps of a 16 x 16 tile in one warp.
 LIMITS = {
     "forward": {"elements": 64, "issue": 10.9, "SHFL": 0, "BAR": 0, "MUFU": 80},
-    "backward": {"elements": 32, "issue": 32.3, "SHFL": 168, "BAR": 2, "MUFU": 40},
+    "backward": {"elements": 32, "issue": 20.6, "SHFL": 28, "BAR": 0, "MUFU": 40},
     "complex forward": {"elements": 64, "issue": 24.9, "SHFL": 0, "BAR": 0, "MUFU": 208},
     "complex backward": {"elements": 16, "issue": 54.1, "SHFL": 32, "BAR": 3, "MUFU": 48},
 }

@@ -130,7 +130,7 @@ class TestInterpreted:
         check(inputs, plan=plan_for(inputs, **changes))
 
     @pytest.mark.parametrize(
-        "changes", [{"bwd_tiles": 2}, {"bwd_unroll": 2}, {"bwd_unroll": 1}, {"fwd_block": 64, "fwd_warps": 2}]
+        "changes", [{"bwd_unroll": 2}, {"bwd_unroll": 1}, {"fwd_block": 64, "fwd_warps": 2}]
     )
     def test_plans(self, changes):
         inputs = make_inputs(1, 21, 18, 8)

@@ -88,7 +88,7 @@ def make_general_plan(
         # One warp with at most 16 pairs or 32 real states of a channel in a lane, the rest of them in other lanes.
         fields |= {"fwd_block": 1024 // (padded * parts), "fwd_warps": 1, "fwd_unroll": 2, "state_unroll": 2}
     # 256 elements of a tile in one warp: 2 states x 4 channels in each lane of a 16 x 16 tile.
-    fields |= {"bwd_block": min(max(256 // padded, 4 // parts), 32), "bwd_tiles": 1, "bwd_vec": 4}
+    fields |= {"bwd_block": min(max(256 // padded, 4 // parts), 32), "bwd_vec": 4}
     # A block of steps holds its factors in registers; with a fixed dt no step may lie past the end.
     unroll = 1 if kind.exact else 4 // parts
     if kind.exact:  # as many instructions as several steps without

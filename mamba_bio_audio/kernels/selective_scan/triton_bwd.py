@@ -10,13 +10,13 @@ With gy_t = dL/dy_t and r the adjoint that comes back from later steps (r = dL/d
     du_t    = dt_t * sum_n g_t * B_t + D * gy_t
     dA     += w_t * dt_t                     dz_t = dout_t * y_t * silu'(z_t)
 
-Letters and layouts as in `triton_fwd`. One program is one warp that owns M tiles [NP, BD] side by side. With BD = 16
-and VEC = 2 a lane holds 4 states x 2 channels of a 16 x 16 tile: sums over n take two shuffles, sums over d three. All
-vectors [BD], [NP] then have fewer elements than the warp has lanes; such loads the compiler puts straight into the
-layout where they are used, larger ones go through shared memory.
+Letters as in `triton_fwd`. One program is one warp that owns a tile [BD, NP]. With BD = NP = 16 and VEC = 4 a lane holds
+2 channels x 4 states, and WARP_SUMS has the sums over n and d done by `warp_sums`; tiles of other sizes, and the
+interpreter, use Triton's own. All vectors [BD], [NP] then have fewer elements than the warp has lanes; such loads the
+compiler puts straight into the layout where they are used, larger ones go through shared memory.
 
 Per segment of SEG steps, last segment first, in a scratch that stays in L1:
- 1. tiles [ROWS, M * BD]: dt after softplus, dt * u and gy in fp32, every element computed by one lane;
+ 1. tiles [ROWS, BD]: dt after softplus, dt * u and gy in fp32, every element computed by one lane;
  2. states forward from the one saved by the forward pass, kept every UNROLL steps;
  3. sweep backwards: UNROLL steps again in registers, then their adjoints; the three sums over n go to the scratch;
  4. tiles again: du, ddt, dz, and the sums over time for D and dt_bias.
@@ -43,6 +43,7 @@ from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
     touch_span,
     use_touched,
 )
+from mamba_bio_audio.kernels.selective_scan.warp_sums import store_channel_sums, store_state_sums
 
 
 @triton.jit
@@ -70,27 +71,14 @@ def load_wide(p, offsets, live):
 
 
 @triton.jit
-def load_planes(row_p, row, PLANE: tl.constexpr, WIDTH: tl.constexpr, BD: tl.constexpr, M: tl.constexpr):
-    """dt, dt * u and gy of one step from the scratch, each a tuple of M vectors [BD]."""
-    dt = ()
-    dtu = ()
-    gy = ()
-    for m in tl.static_range(M):
-        at = row_p + row * WIDTH + m * BD
-        dt = dt + (tl.load(at),)
-        dtu = dtu + (tl.load(at + PLANE),)
-        gy = gy + (tl.load(at + 2 * PLANE),)
-    return dt, dtu, gy
-
-
-@triton.jit
 def load_sweep_step(
     row_p, B_p, C_p, reset_p, row, size, mask_n,
-    PLANE: tl.constexpr, WIDTH: tl.constexpr, BD: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    EVEN_N: tl.constexpr, HAS_RESET: tl.constexpr,
+    PLANE: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, EVEN_N: tl.constexpr, HAS_RESET: tl.constexpr,
 ):  # fmt: skip
     """All inputs of one step. Past the end dt and gy are 0 in the scratch, so any finite B and C will do."""
-    dt, dtu, gy = load_planes(row_p, row, PLANE, WIDTH, BD, M)
+    dt = tl.load(row_p + row * BD)
+    dtu = tl.load(row_p + row * BD + PLANE)
+    gy = tl.load(row_p + row * BD + 2 * PLANE)
     t = tl.minimum(row, size - 1)
     B = load_vec(B_p + t * N, mask_n, EVEN_N)
     C = load_vec(C_p + t * N, mask_n, EVEN_N)
@@ -132,25 +120,25 @@ def scan_bwd_kernel(
     L, T, K, u_batch, dt_batch, z_batch, g_batch, dz_batch, zero,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     ROWS: tl.constexpr, U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, G_ROW: tl.constexpr,
-    DZ_ROW: tl.constexpr, VEC: tl.constexpr, M: tl.constexpr,
+    DZ_ROW: tl.constexpr, VEC: tl.constexpr, WARP_SUMS: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_RESET: tl.constexpr, HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, WRITE_OUT: tl.constexpr,
     PRECISE: tl.constexpr,
 ):  # fmt: skip
-    """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, N, D), the adjoint at its end.
+    """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, D, N), the adjoint at its end.
 
-    Writes du, ddt, dz and, with WRITE_OUT, the gated output once more (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, N); dA (B * K, N, D); dskip, dbias (B * K, D);
-    dh0 (B, N, D). states (B, cdiv(L, SEG), N, D) holds the state before every SEG-th step.
+    Writes du, ddt, dz and, with WRITE_OUT, the gated output once more (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, N); dA (B * K, D, N); dskip, dbias (B * K, D);
+    dh0 (B, D, N). states (B, cdiv(L, SEG), N, D) holds the state before every SEG-th step.
     """
-    WIDTH: tl.constexpr = BD * M
     WIDE_VEC: tl.constexpr = 4
     EVEN_N: tl.constexpr = N == NP
-    BLOCKS: tl.constexpr = (D + WIDTH - 1) // WIDTH
+    BLOCKS: tl.constexpr = (D + BD - 1) // BD
     PER_SEG: tl.constexpr = SEG // UNROLL
-    PLANE: tl.constexpr = SEG * WIDTH
+    PLANE: tl.constexpr = SEG * BD
     TILE: tl.constexpr = NP * BD
-    SCRATCH: tl.constexpr = PER_SEG * M * TILE + 4 * PLANE
+    SCRATCH: tl.constexpr = PER_SEG * TILE + 4 * PLANE
     ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
+    SPLIT: tl.constexpr = u_p.dtype.element_ty != tl.bfloat16
     pid = tl.program_id(0)
     block = pid % BLOCKS
     chunk = (pid // BLOCKS) % K
@@ -163,7 +151,7 @@ def scan_bwd_kernel(
     count = (tl.minimum(begin + T, L) - begin).to(tl.int32)
     segments = tl.cdiv(L, SEG)
 
-    first_d = block * WIDTH
+    first_d = block * BD
     u_rows = u_p + batch * u_batch + begin * U_ROW
     dt_rows = dt_p + batch * dt_batch + begin * DT_ROW
     z_rows = z_p + batch * z_batch + begin * Z_ROW
@@ -180,39 +168,37 @@ def scan_bwd_kernel(
     states_p += (batch * segments + begin // SEG) * (N * D)
 
     scratch_p += pid.to(tl.int64) * SCRATCH
-    kept_p = scratch_p + (n[:, None] * BD + lane_d[None, :] + zero * VEC)  # [NP, BD]
-    row_p = scratch_p + PER_SEG * M * TILE + lane_d + zero * VEC  # [BD]
-    planes_p = scratch_p + PER_SEG * M * TILE
-    # Wide tiles are [1, ROWS, WIDTH]: with the shape of a state tile the compiler would give both one layout.
+    kept_p = scratch_p + (lane_d[:, None] * NP + n[None, :] + zero * VEC)  # [BD, NP]
+    row_p = scratch_p + PER_SEG * TILE + lane_d + zero * VEC  # [BD]
+    planes_p = scratch_p + PER_SEG * TILE
+    # Wide tiles are [1, ROWS, BD]: with the shape of a state tile the compiler would give both one layout.
     wide_t = tl.arange(0, ROWS)[None, :, None]
-    wide_d = (block * WIDTH + tl.arange(0, WIDTH))[None, None, :]
+    wide_d = (block * BD + tl.arange(0, BD))[None, None, :]
     wide_mask = wide_d < D
-    plane_p = planes_p + wide_t * WIDTH + tl.arange(0, WIDTH)[None, None, :] + zero * WIDE_VEC
+    plane_p = planes_p + wide_t * BD + tl.arange(0, BD)[None, None, :] + zero * WIDE_VEC
 
-    dskip = tl.zeros([1, WIDTH], tl.float32)
-    dbias = tl.zeros([1, WIDTH], tl.float32)
-    bias = tl.zeros([1, 1, WIDTH], tl.float32)
+    dskip = tl.zeros([1, BD], tl.float32)
+    dbias = tl.zeros([1, BD], tl.float32)
+    bias = tl.zeros([1, 1, BD], tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_p + wide_d, mask=wide_mask, other=0.0)
-    skip = tl.zeros([1, 1, WIDTH], tl.float32)
+    skip = tl.zeros([1, 1, BD], tl.float32)
     if HAS_SKIP:
         skip = tl.load(skip_p + wide_d, mask=wide_mask, other=0.0)
-    # Per sub-tile of BD channels: offsets [NP, BD], decay rates, adjoint, sum of dA.
-    tiles = ()
-    masks = ()
-    A2 = ()
-    r = ()
-    dA = ()
-    for m in tl.static_range(M):
-        sub_d = block * WIDTH + m * BD + lane_d
-        tiles = tiles + (n[:, None] * D + sub_d[None, :] + zero * VEC,)
-        masks = masks + (mask_n[:, None] & (sub_d < D)[None, :],)
-        A2 = A2 + (tl.load(A_p + tiles[m], mask=masks[m], other=0.0) * LOG2E,)
-        dA = dA + (tl.zeros([NP, BD], tl.float32),)
-        if HAS_R:
-            r = r + (tl.load(r_in_p + (batch * K + chunk) * (N * D) + tiles[m], mask=masks[m], other=0.0),)
-        else:
-            r = r + (tl.zeros([NP, BD], tl.float32),)
+    tile = n[None, :] * D + (first_d + lane_d)[:, None] + zero * VEC
+    mask = mask_n[None, :] & (first_d + lane_d < D)[:, None]
+    # A, dA and the adjoints have the states adjacent: read the other way, they would give the loop another layout.
+    rows = (first_d + lane_d)[:, None] * N + n[None, :] + zero * VEC
+    A2 = tl.load(A_p + rows, mask=mask, other=0.0) * LOG2E
+    dA = tl.zeros([BD, NP], tl.float32)
+    r = tl.zeros([BD, NP], tl.float32)
+    if HAS_R:
+        r = tl.load(r_in_p + (batch * K + chunk) * (N * D) + rows, mask=mask, other=0.0)
+    if WARP_SUMS:
+        index = lane_d[:, None] * NP + n[None, :]
+        # Where the sums of a lane go, see `warp_sums`: gB, y and wA to planes 1 to 3, dB and dC of two steps.
+        sums_at = (tl.minimum(n // 4, 2) + 1)[None, :] * PLANE + lane_d[:, None]
+        pair_at = (lane_d % 2 * N + lane_d // 4 * 2 + lane_d // 2 % 2)[:, None] + n[None, :]
 
     count_segments = tl.cdiv(count, SEG)
     for back in range(count_segments):
@@ -225,9 +211,7 @@ def scan_bwd_kernel(
         C_seg = C_rows + base * N + n
         reset_seg = reset_p + base
 
-        h = ()
-        for m in tl.static_range(M):
-            h = h + (tl.load(states_p + segment.to(tl.int64) * (N * D) + tiles[m], mask=masks[m], other=0.0),)
+        h = tl.load(states_p + segment.to(tl.int64) * (N * D) + tile, mask=mask, other=0.0)
 
         tl.debug_barrier()
         for i in range(tl.cdiv(size, ROWS)):
@@ -242,7 +226,7 @@ def scan_bwd_kernel(
             if SOFTPLUS:
                 dt = softplus(dt, ACCURATE)
             dt = tl.where(live, dt, 0.0)  # steps past the end leave the state as it is
-            at = plane_p + i * (ROWS * WIDTH)
+            at = plane_p + i * (ROWS * BD)
             tl.store(at, dt)
             tl.store(at + PLANE, dt * u)
             tl.store(at + 2 * PLANE, gy)
@@ -251,34 +235,27 @@ def scan_bwd_kernel(
         # The next segment (the one before this) from DRAM to L2, this one's B and C to L1. The scratch needs no such
         # help: stores keep its lines in L1.
         soon = tl.maximum(first - SEG, 0)
-        prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, WIDTH, D)
-        prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, WIDTH, D)
-        prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, WIDTH, D)
+        prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D)
+        prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D)
+        prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D)
         if HAS_Z:
-            prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, WIDTH, D)
-        prefetch_rows(states_p + soon // SEG * (N * D), 0, N, NP, D, first_d, WIDTH, D)
+            prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D)
+        prefetch_rows(states_p + soon // SEG * (N * D), 0, N, NP, D, first_d, BD, D)
         touched_B = touch_span(B_rows, base * N, count.to(tl.int64) * N, SEG * NP)
         touched_C = touch_span(C_rows, base * N, count.to(tl.int64) * N, SEG * NP)
 
-        for m in tl.static_range(M):
-            tl.store(kept_p + m * TILE, h[m])
+        tl.store(kept_p, h)
         for i in range(blocks - 1):
             for j in tl.static_range(UNROLL):
                 row = i * UNROLL + j
-                dt, dtu, gy = load_planes(row_p, row, PLANE, WIDTH, BD, M)
+                dt = tl.load(row_p + row * BD)
+                dtu = tl.load(row_p + row * BD + PLANE)
                 B = load_vec(B_seg + row * N, mask_n, EVEN_N)
                 if HAS_RESET:
-                    keep = tl.where(tl.load(reset_seg + row) != 0, 0.0, 1.0)
-                after = ()
-                for m in tl.static_range(M):
-                    before = h[m]
-                    if HAS_RESET:
-                        before = before * keep
-                    a = change_of_state(dt[m][None, :] * A2[m], PRECISE)
-                    after = after + (apply_change(a, before, PRECISE) + dtu[m][None, :] * B[:, None],)
-                h = after
-            for m in tl.static_range(M):
-                tl.store(kept_p + ((i + 1) * M + m) * TILE, h[m])
+                    h = h * tl.where(tl.load(reset_seg + row) != 0, 0.0, 1.0)
+                a = change_of_state(dt[:, None] * A2, PRECISE)
+                h = apply_change(a, h, PRECISE) + dtu[:, None] * B[None, :]
+            tl.store(kept_p + (i + 1) * TILE, h)
         use_touched(sink_p, as_int(touched_B) + as_int(touched_C))
         tl.debug_barrier()
 
@@ -286,76 +263,70 @@ def scan_bwd_kernel(
             # All loads of a block, then all its arithmetic, then all its stores: the compiler moves no load across
             # a store, so anything else waits for memory at every step.
             i = blocks - 1 - i_back
-            h = ()
-            for m in tl.static_range(M):
-                h = h + (tl.load(kept_p + (i * M + m) * TILE),)
+            h = tl.load(kept_p + i * TILE)
             steps = ()
             for j in tl.static_range(UNROLL):
                 steps = steps + (
                     load_sweep_step(
                         row_p, B_seg, C_seg, reset_seg, i * UNROLL + j, size, mask_n,
-                        PLANE, WIDTH, BD, M, N, EVEN_N, HAS_RESET,
+                        PLANE, BD, N, EVEN_N, HAS_RESET,
                     ),
                 )  # fmt: skip
             befores = ()
             factors = ()
-            dCs = ()
-            ys = ()
+            afters = ()
             for j in tl.static_range(UNROLL):
                 dt, dtu, gy, B, C, keep = steps[j]
-                after = ()
-                dC = tl.zeros([NP, BD], tl.float32)
-                for m in tl.static_range(M):
-                    before = h[m]
-                    if HAS_RESET:
-                        before = before * keep
-                    a = change_of_state(dt[m][None, :] * A2[m], PRECISE)
-                    befores = befores + (before,)
-                    factors = factors + (a,)
-                    after = after + (apply_change(a, before, PRECISE) + dtu[m][None, :] * B[:, None],)
-                    dC += after[m] * gy[m][None, :]
-                    if HAS_Z:
-                        ys = ys + (tl.sum(after[m] * C[:, None], axis=0),)
-                h = after
-                dCs = dCs + (tl.sum(dC, axis=1),)
-            dBs = ()
-            sums_gB = ()
-            sums_wA = ()
+                if HAS_RESET:
+                    h = h * keep
+                a = change_of_state(dt[:, None] * A2, PRECISE)
+                befores = befores + (h,)
+                factors = factors + (a,)
+                h = apply_change(a, h, PRECISE) + dtu[:, None] * B[None, :]
+                afters = afters + (h,)
+            gs = ()
+            wAs = ()
             for j in tl.static_range(UNROLL - 1, -1, -1):
                 dt, dtu, gy, B, C, keep = steps[j]
-                r_next = ()
-                dA_next = ()
-                dB = tl.zeros([NP, BD], tl.float32)
-                for m in tl.static_range(M):
-                    g = C[:, None] * gy[m][None, :] + r[m]
-                    dB += g * dtu[m][None, :]
-                    ag = apply_change(factors[j * M + m], g, PRECISE)
-                    w = ag * befores[j * M + m]
-                    dA_next = dA_next + (dA[m] + w * dt[m][None, :],)
-                    sums_gB = sums_gB + (tl.sum(g * B[:, None], axis=0),)
-                    sums_wA = sums_wA + (tl.sum(w * A2[m], axis=0),)
-                    if HAS_RESET:
-                        ag = ag * keep
-                    r_next = r_next + (ag,)
-                r = r_next
-                dA = dA_next
-                dBs = (tl.sum(dB, axis=1),) + dBs
-            for j in tl.static_range(UNROLL):
-                for m in tl.static_range(M):
-                    at = row_p + (i * UNROLL + j) * WIDTH + m * BD
-                    tl.store(at + PLANE, sums_gB[(UNROLL - 1 - j) * M + m])
-                    tl.store(at + 3 * PLANE, sums_wA[(UNROLL - 1 - j) * M + m])
+                g = C[None, :] * gy[:, None] + r
+                r = apply_change(factors[j], g, PRECISE)
+                w = r * befores[j]
+                dA += w * dt[:, None]
+                if HAS_RESET:
+                    r = r * keep
+                gs = (g,) + gs
+                wAs = (w * A2,) + wAs
+            if WARP_SUMS:
+                for j in tl.static_range(UNROLL):
+                    dt, dtu, gy, B, C, keep = steps[j]
+                    to = planes_p + (i * UNROLL + j) * BD + sums_at
+                    store_state_sums(afters[j], C, gs[j], B, wAs[j], index, to.to(tl.int64), SPLIT)
+                for j in tl.static_range(0, UNROLL, 2):
+                    to = (base + i * UNROLL + j) * N + pair_at
+                    x, y = steps[j], steps[j + 1]
+                    store_channel_sums(afters[j], x[2], afters[j + 1], y[2], index, (dC_p + to).to(tl.int64))
+                    store_channel_sums(gs[j], x[1], gs[j + 1], y[1], index, (dB_p + to).to(tl.int64))
+            else:
+                dBs = ()
+                dCs = ()
+                for j in tl.static_range(UNROLL):
+                    dt, dtu, gy, B, C, keep = steps[j]
+                    at = row_p + (i * UNROLL + j) * BD
+                    tl.store(at + PLANE, tl.sum(gs[j] * B[None, :], axis=1))
+                    tl.store(at + 3 * PLANE, tl.sum(wAs[j], axis=1))
                     if HAS_Z:
-                        tl.store(at + 2 * PLANE, ys[j * M + m])
-            store_rows(dC_p + (base + i * UNROLL) * N, n, dCs, N, EVEN_N, UNROLL)
-            store_rows(dB_p + (base + i * UNROLL) * N, n, dBs, N, EVEN_N, UNROLL)
+                        tl.store(at + 2 * PLANE, tl.sum(afters[j] * C[None, :], axis=1))
+                    dBs = dBs + (tl.sum(gs[j] * dtu[:, None], axis=0),)
+                    dCs = dCs + (tl.sum(afters[j] * gy[:, None], axis=0),)
+                store_rows(dC_p + (base + i * UNROLL) * N, n, dCs, N, EVEN_N, UNROLL)
+                store_rows(dB_p + (base + i * UNROLL) * N, n, dBs, N, EVEN_N, UNROLL)
         tl.debug_barrier()
 
         for i in range(tl.cdiv(size, ROWS)):
             t = i * ROWS + wide_t
             live = (t < size) & wide_mask
             to = t * D + wide_d + zero * WIDE_VEC
-            at = plane_p + i * (ROWS * WIDTH)
+            at = plane_p + i * (ROWS * BD)
             dt = tl.load(at)
             sum_gB = tl.load(at + PLANE)
             sum_wA = tl.load(at + 3 * PLANE) * LN2
@@ -384,12 +355,11 @@ def scan_bwd_kernel(
             if HAS_BIAS:
                 dbias += tl.sum(ddt, axis=1)
 
-    for m in tl.static_range(M):
-        tl.store(dA_p + (batch * K + chunk) * (N * D) + tiles[m], dA[m], mask=masks[m])
-        if WRITE_DH0:
-            if chunk == 0:
-                tl.store(dh0_p + batch * (N * D) + tiles[m], r[m], mask=masks[m])
-    last_d = block * WIDTH + tl.arange(0, WIDTH)[None, :]
+    tl.store(dA_p + (batch * K + chunk) * (N * D) + rows, dA, mask=mask)
+    if WRITE_DH0:
+        if chunk == 0:
+            tl.store(dh0_p + batch * (N * D) + rows, r, mask=mask)
+    last_d = block * BD + tl.arange(0, BD)[None, :]
     if HAS_SKIP:
         tl.store(dskip_p + (batch * K + chunk) * D + last_d, dskip, mask=last_d < D)
     if HAS_BIAS:

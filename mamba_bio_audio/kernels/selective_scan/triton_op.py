@@ -75,9 +75,9 @@ class Plan:
     bwd_chunks: int
     bwd_chunk_steps: int
     bwd_block: int
-    bwd_tiles: int
     bwd_vec: int
     far: int
+    warp_sums: bool = False
     bwd_unroll: int = 4
     group: int = 8
     segment: int = 16
@@ -126,9 +126,11 @@ def make_plan(
     else:
         # One warp with at most 32 states of a channel in a lane, the rest of them in other lanes.
         fields |= {"fwd_block": 1024 // padded, "fwd_warps": 1, "fwd_unroll": 2, "state_unroll": 2}
-    # 256 elements of a tile in one warp: 4 states x 2 channels in each lane of a 16 x 16 tile.
-    fields |= {"bwd_block": min(max(256 // padded, 4), 32), "bwd_tiles": 1, "bwd_vec": 2}
-    fields |= {k: v for k, v in changes.items() if k in ("bwd_block", "bwd_tiles")}
+    # 256 elements of a tile in one warp: 2 channels x 4 states in each lane of a 16 x 16 tile.
+    fields |= {"bwd_block": changes.get("bwd_block", min(max(256 // padded, 4), 32)), "bwd_vec": min(4, padded)}
+    fields["warp_sums"] = (
+        device.type == "cuda" and states == fields["bwd_block"] == 16 and changes.get("bwd_unroll", 4) % 2 == 0
+    )
     warps = batch * triton.cdiv(channels, min(fields["fwd_block"], 32))
 
     def split(wanted: int | None, warps: int) -> tuple[int, int]:
@@ -140,7 +142,7 @@ def make_plan(
     fields["chunks"], fields["chunk_steps"] = split(chunks, warps)
     fields["bwd_chunks"], fields["bwd_chunk_steps"] = split(
         bwd_chunks if bwd_chunks is not None else chunks,
-        batch * triton.cdiv(channels, fields["bwd_block"] * fields["bwd_tiles"]),
+        batch * triton.cdiv(channels, fields["bwd_block"]),
     )
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
     fields["far"] = 32 if fields["chunks"] == 1 else 0
@@ -302,7 +304,7 @@ def scan_backward(
     plan, padded = call.plan, padded_states(states)
     device = call.u.device
     chunks, segment = plan.bwd_chunks, plan.segment
-    width = plan.bwd_block * plan.bwd_tiles
+    width = plan.bwd_block
     blocks = triton.cdiv(channels, width)
     segments = triton.cdiv(length, segment)
     programs = batch * chunks * blocks
@@ -320,25 +322,28 @@ def scan_backward(
         dz = torch.empty(batch, length, channels, dtype=z.dtype, device=device)
     dz_row, dz_batch = (0, 0) if dz is None else (dz.stride(1), dz.stride(0))
     dB, dC = (empty(batch, blocks, segments * segment, states) for _ in range(2))
-    dA = empty(batch * chunks, states, channels)
+    dA = empty(batch * chunks, channels, states)
     dskip = empty(batch * chunks, channels) if call.skip is not None else None
     dbias = empty(batch * chunks, channels) if call.bias is not None else None
-    dh0 = empty(batch, states, channels) if need_h0 else None
+    dh0 = empty(batch, channels, states) if need_h0 else None
     per_program = segment // plan.bwd_unroll * padded * width + 4 * segment * width
     scratch = empty(programs, per_program)
     with _on(device):
         r_in = g_last
         if chunks > 1:
             r_in = _chunk_starts(call, g_out, g_last, chunks, plan.bwd_chunk_steps, reverse=True)
+        if r_in is not None:
+            r_in = r_in.transpose(-1, -2).contiguous()
+        A = call.A.t().contiguous()
         scan_bwd_kernel[(programs,)](
-            u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
-            call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
-            g_out, states_saved, r_in if r_in is not None else call.A,
+            u, dt, A, call.B, call.C, call.skip if call.skip is not None else A, z,
+            call.bias if call.bias is not None else A, call.reset if call.reset is not None else A,
+            g_out, states_saved, r_in if r_in is not None else A,
             du, ddt, dz if dz is not None else du, out if out is not None else du, dB, dC, dA, dskip if dskip is not None else dA,
             dbias if dbias is not None else dA, dh0 if dh0 is not None else dA, scratch, _sink(device),
             length, plan.bwd_chunk_steps, chunks, u_batch, dt_batch, z_batch, g_batch, dz_batch, 0,
             D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment, ROWS=plan.rows,
-            U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, DZ_ROW=dz_row, VEC=plan.bwd_vec, M=plan.bwd_tiles,
+            U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, DZ_ROW=dz_row, VEC=plan.bwd_vec, WARP_SUMS=plan.warp_sums,
             HAS_SKIP=call.skip is not None, HAS_R=r_in is not None, WRITE_DH0=need_h0, WRITE_OUT=out is not None,
             **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
         )  # fmt: skip
@@ -349,13 +354,13 @@ def scan_backward(
     return Gradients(
         u=du,
         dt=ddt,
-        A=dA.sum(0).t(),
+        A=dA.sum(0),
         B=(dB.sum(1) if blocks > 1 else dB[:, 0])[:, :length],
         C=(dC.sum(1) if blocks > 1 else dC[:, 0])[:, :length],
         skip=total(dskip),
         z=dz,
         bias=total(dbias),
-        h0=dh0,
+        h0=None if dh0 is None else dh0.transpose(1, 2),
     )
 
 

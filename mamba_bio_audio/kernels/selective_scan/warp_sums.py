@@ -1,0 +1,212 @@
+"""Sums of 16 x 16 tiles in one warp: over the states on the tensor cores, over the channels by a halving exchange.
+
+Triton's own sums cost two to three shuffles per value; here one matrix instruction of 16 x 8 x 8 adds 8 states of 16
+channels, and an exchange in which every lane gives away half of its values adds 4 values of 8 lanes in 4 shuffles
+instead of 12. Written as inline PTX, which works on the registers of a lane: the tile [16 channels, 16 states] must lie
+so that lane 4 g + t holds channels g and g + 8, states 4 t to 4 t + 3, which is how Triton lays out what it loads and
+stores 4 states at a time. Both functions compare the tile of indices that they are given with the lane and write NaN
+where the layout is another one.
+
+PTX ISA 9.7.14, mma.sync m16n8k8 with .tf32: the operand holds a's rows in lanes / 4, what is summed in lanes % 4.
+"""
+
+# Triton code, not Python.
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+
+def _names(first, count):
+    return [f"${first + i}" for i in range(count)]
+
+
+def _product(out, a, b):
+    """PTX: out[0] (row g) and out[2] (row g + 8) += sum over the 16 states of a * b; a has 8 registers, b 4."""
+    lines = []
+    for half in (0, 2):
+        left = f"{{{a[half]}, {a[half + 4]}, {a[half + 1]}, {a[half + 5]}}}"
+        total = f"{{{', '.join(out)}}}"
+        lines.append(
+            f"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {total}, {left}, {{{b[half]}, {b[half + 1]}}}, {total};"
+        )
+    return lines
+
+
+_LAYOUT = [
+    "mov.u32 lane, %laneid;",
+    "shl.b32 want, lane, 2;",  # 16 g + 4 t, the index of the first register
+    "and.b32 t, lane, 3;",
+]
+
+
+def _check(index):
+    """PTX: predicate `bad` where the first or the last of the 8 registers is not what the lane should hold."""
+    return [
+        f"setp.ne.s32 bad, {index[0]}, want;",
+        "add.s32 want, want, 131;",
+        f"setp.ne.or.s32 bad, {index[7]}, want, bad;",
+    ]
+
+
+def _states_asm(split):
+    """PTX of `store_state_sums`; with `split` three products of halves instead of one of rounded values."""
+    operands = {"h": 8, "C": 8, "g": 8, "B": 8, "w": 8, "index": 8, "at": 8}
+    at, first = {}, 8
+    for name, count in operands.items():
+        at[name] = _names(first, count)
+        first += count
+    lines = [
+        "{",
+        ".reg .pred bad, second, third;",
+        ".reg .b32 lane, want, t, one;",
+        ".reg .b32 x<8>, low<8>, high<8>, v<4>, vlow<4>;",
+        ".reg .f32 s<12>, difference, upper, lower;",
+        *_LAYOUT,
+        *_check(at["index"]),
+        *(f"mov.f32 s{i}, 0f00000000;" for i in range(12)),
+        "mov.b32 one, 0f3F800000;",
+    ]
+
+    def halves(source, high, low):
+        """The 19 bits that the tensor cores read, and what is left."""
+        return [
+            f"mov.b32 {high}, {source};",
+            f"and.b32 {high}, {high}, 0xffffe000;",
+            f"mov.b32 upper, {high};",
+            f"sub.f32 difference, {source}, upper;",
+            f"mov.b32 {low}, difference;",
+        ]
+
+    for first_sum, tile, vector in ((0, "h", "C"), (4, "g", "B"), (8, "w", None)):
+        out = [f"s{first_sum + i}" for i in range(4)]
+        if split:
+            for i in range(8):
+                lines += halves(at[tile][i], f"high{i}", f"low{i}")
+        else:
+            lines += [f"mov.b32 high{i}, {at[tile][i]};" for i in range(8)]
+        high, low = ([f"{name}{i}" for i in range(8)] for name in ("high", "low"))
+        if vector is None:
+            v, vlow = ["one"] * 4, None
+        elif split:
+            for i in range(4):
+                lines += halves(at[vector][i], f"v{i}", f"vlow{i}")
+            v, vlow = ([f"{name}{i}" for i in range(4)] for name in ("v", "vlow"))
+        else:
+            lines += [f"mov.b32 v{i}, {at[vector][i]};" for i in range(4)]
+            v, vlow = [f"v{i}" for i in range(4)], None
+        lines += _product(out, high, v)
+        if split:
+            lines += _product(out, low, v)
+        if vlow is not None:
+            lines += _product(out, high, vlow)
+    lines += [
+        # Lane t of 4 stores the t-th of the three sums, lane 3 the third once more.
+        "setp.eq.u32 second, t, 1;",
+        "setp.ge.u32 third, t, 2;",
+    ]
+    for i, name in ((0, "upper"), (2, "lower")):
+        lines += [
+            f"selp.f32 {name}, s{i}, s{4 + i}, second;",
+            f"selp.f32 {name}, s{8 + i}, {name}, third;",
+            f"selp.f32 {name}, 0f7FC00000, {name}, bad;",
+        ]
+    lines += [
+        f"st.global.f32 [{at['at'][0]}], upper;",
+        f"st.global.f32 [{at['at'][0]}+32], lower;",
+        *(f"mov.b32 ${i}, 0;" for i in range(8)),
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def _channels_asm():
+    """PTX of `store_channel_sums`."""
+    operands = {"x0": 8, "v0": 8, "x1": 8, "v1": 8, "index": 8, "at": 8}
+    at, first = {}, 8
+    for name, count in operands.items():
+        at[name] = _names(first, count)
+        first += count
+    lines = [
+        "{",
+        ".reg .pred bad, p16, p8, p4;",
+        ".reg .b32 lane, want, t, bit;",
+        ".reg .f32 a<4>, b<4>, keep, give, come;",
+        *_LAYOUT,
+        *_check(at["index"]),
+    ]
+    for mask in (16, 8, 4):
+        lines += [f"and.b32 bit, lane, {mask};", f"setp.ne.u32 p{mask}, bit, 0;"]
+
+    def exchange(low, high, mask):
+        """low becomes low or high of this lane plus the same of the lane whose bit differs."""
+        return [
+            f"selp.f32 keep, {high}, {low}, p{mask};",
+            f"selp.f32 give, {low}, {high}, p{mask};",
+            f"shfl.sync.bfly.b32 come, give, {mask}, 31, 0xffffffff;",
+            f"add.f32 {low}, keep, come;",
+        ]
+
+    for s, x, v in (("a", at["x0"], at["v0"]), ("b", at["x1"], at["v1"])):
+        lines += [f"mul.f32 {s}{i}, {x[i]}, {v[0]};" for i in range(4)]
+        lines += [f"fma.rn.f32 {s}{i}, {x[i + 4]}, {v[4]}, {s}{i};" for i in range(4)]
+    for s in "ab":
+        lines += exchange(f"{s}0", f"{s}2", 16) + exchange(f"{s}1", f"{s}3", 16)
+    for s in "ab":
+        lines += exchange(f"{s}0", f"{s}1", 8)
+    lines += [
+        *exchange("a0", "b0", 4),
+        "selp.f32 a0, 0f7FC00000, a0, bad;",
+        f"st.global.f32 [{at['at'][0]}], a0;",
+        *(f"mov.b32 ${i}, 0;" for i in range(8)),
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def _constraints(*kinds):
+    return ",".join(["=r"] * 8 + [kind for kind in kinds for _ in range(8)])
+
+
+STATES = tl.constexpr(_states_asm(False))
+STATES_SPLIT = tl.constexpr(_states_asm(True))
+STATES_CONSTRAINTS = tl.constexpr(_constraints("f", "f", "f", "f", "f", "r", "l"))
+CHANNELS = tl.constexpr(_channels_asm())
+CHANNELS_CONSTRAINTS = tl.constexpr(_constraints("f", "f", "f", "f", "r", "l"))
+
+
+@triton.jit
+def store_state_sums(h, C, g, B, w, index, at, SPLIT: tl.constexpr):
+    """Stores sum_n g B, sum_n h C and sum_n w of every channel.
+
+    Args:
+        h, g, w: [16 channels, 16 states] fp32. C, B: [16 states] fp32.
+        index: [16, 16] int32, 16 channel + state. at: [16, 16] addresses as int64; those of channel c < 8 and states 0, 4
+            and 8 are where the three sums of c go (12 equals 8), those of c + 8 lie 8 elements behind.
+        SPLIT: fp32 accuracy; otherwise h, C, g, B and w count with 11 significant bits.
+    """
+    if SPLIT:
+        tl.inline_asm_elementwise(
+            STATES_SPLIT, STATES_CONSTRAINTS, [h, C[None, :], g, B[None, :], w, index, at],
+            dtype=tl.int32, is_pure=False, pack=8,
+        )  # fmt: skip
+    else:
+        tl.inline_asm_elementwise(
+            STATES, STATES_CONSTRAINTS, [h, C[None, :], g, B[None, :], w, index, at],
+            dtype=tl.int32, is_pure=False, pack=8,
+        )  # fmt: skip
+
+
+@triton.jit
+def store_channel_sums(x0, v0, x1, v1, index, at):
+    """Stores sum_d x v [16 states] of two steps.
+
+    Args:
+        x0, x1: [16 channels, 16 states] fp32 of the two steps. v0, v1: [16 channels].
+        index: as above. at: [16, 16] addresses as int64; that of channel c < 8 and state 4 t is where the sum of state
+            4 t + 2 (c >> 2) + (c >> 1 & 1) of step c & 1 goes.
+    """
+    tl.inline_asm_elementwise(
+        CHANNELS, CHANNELS_CONSTRAINTS, [x0, v0[:, None], x1, v1[:, None], index, at],
+        dtype=tl.int32, is_pure=False, pack=8,
+    )  # fmt: skip

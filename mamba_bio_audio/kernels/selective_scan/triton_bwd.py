@@ -244,7 +244,10 @@ def scan_bwd_kernel(
         touched_B = touch_span(B_rows, base * N, count.to(tl.int64) * N, SEG * NP)
         touched_C = touch_span(C_rows, base * N, count.to(tl.int64) * N, SEG * NP)
 
+        # Read back, so that the loop runs in the layout of kept_p; in the one of states_p it would convert every step.
         tl.store(kept_p, h)
+        tl.debug_barrier()
+        h = tl.load(kept_p)
         for i in range(blocks - 1):
             for j in tl.static_range(UNROLL):
                 row = i * UNROLL + j

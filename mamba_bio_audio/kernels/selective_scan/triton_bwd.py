@@ -177,8 +177,8 @@ def scan_bwd_kernel(
     wide_mask = wide_d < D
     plane_p = planes_p + wide_t * BD + tl.arange(0, BD)[None, None, :] + zero * WIDE_VEC
 
-    dskip = tl.zeros([1, BD], tl.float32)
-    dbias = tl.zeros([1, BD], tl.float32)
+    dskip = tl.zeros([1, ROWS, BD], tl.float32)
+    dbias = tl.zeros([1, ROWS, BD], tl.float32)
     bias = tl.zeros([1, 1, BD], tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_p + wide_d, mask=wide_mask, other=0.0)
@@ -354,9 +354,9 @@ def scan_bwd_kernel(
             tl.store(du_p + base * D + to, du.to(du_p.dtype.element_ty), mask=live)
             tl.store(ddt_p + base * D + to, ddt.to(ddt_p.dtype.element_ty), mask=live)
             if HAS_SKIP:
-                dskip += tl.sum(gy * u, axis=1)
+                dskip += gy * u
             if HAS_BIAS:
-                dbias += tl.sum(ddt, axis=1)
+                dbias += ddt
 
     tl.store(dA_p + (batch * K + chunk) * (N * D) + rows, dA, mask=mask)
     if WRITE_DH0:
@@ -364,6 +364,6 @@ def scan_bwd_kernel(
             tl.store(dh0_p + batch * (N * D) + rows, r, mask=mask)
     last_d = block * BD + tl.arange(0, BD)[None, :]
     if HAS_SKIP:
-        tl.store(dskip_p + (batch * K + chunk) * D + last_d, dskip, mask=last_d < D)
+        tl.store(dskip_p + (batch * K + chunk) * D + last_d, tl.sum(dskip, axis=1), mask=last_d < D)
     if HAS_BIAS:
-        tl.store(dbias_p + (batch * K + chunk) * D + last_d, dbias, mask=last_d < D)
+        tl.store(dbias_p + (batch * K + chunk) * D + last_d, tl.sum(dbias, axis=1), mask=last_d < D)

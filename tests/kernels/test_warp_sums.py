@@ -1,0 +1,143 @@
+"""The inline PTX of `warp_sums`, run by a small interpreter of 32 lanes: CI has no GPU.
+
+Registers are uint32 arrays of 32 lanes. Layout of the operands of mma.m16n8k8: PTX ISA, section 9.7.14.
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+from mamba_bio_audio.kernels.selective_scan import warp_sums  # noqa: E402
+
+LANE = np.arange(32)
+GROUP, PART = LANE // 4, LANE % 4
+
+
+def as_float(bits):
+    return bits.astype(np.uint32).view(np.float32)
+
+
+def as_bits(values):
+    return np.asarray(values, np.float32).view(np.uint32)
+
+
+def product(out, a, b):
+    """d = a b + c of m16n8k8 with operands cut to 19 bits."""
+    cut = [as_float(x & np.uint32(0xFFFFE000)).astype(np.float64) for x in (*a, *b)]
+    left, right = np.zeros((16, 8)), np.zeros((8, 8))
+    for register, (row, column) in enumerate(((0, 0), (8, 0), (0, 4), (8, 4))):
+        left[GROUP + row, PART + column] = cut[register]
+    for register in range(2):
+        right[PART + 4 * register, GROUP] = cut[4 + register]
+    total = left @ right
+    for register, (row, column) in enumerate(((0, 0), (0, 1), (8, 0), (8, 1))):
+        out[register] = as_bits(as_float(out[register]) + total[GROUP + row, 2 * PART + column])
+    return out
+
+
+def run(text, operands):
+    """Runs the asm with `operands`, registers of all operands in order; returns {address: float} of its stores."""
+    registers = {f"${i}": value for i, value in enumerate(operands)}
+    stored = {}
+
+    def value(name):
+        if name == "%laneid":
+            return LANE.astype(np.uint32)
+        if name.startswith("0f"):
+            return np.full(32, int(name[2:], 16), np.uint32)
+        if re.fullmatch(r"0x[0-9a-f]+|\d+", name):
+            return np.full(32, int(name, 0), np.uint32)
+        return registers[name]
+
+    for line in text.splitlines():
+        if line.startswith((".reg", "{", "}")):
+            continue
+        name, rest = line.rstrip(";").split(None, 1)
+        groups = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", rest)
+        if name.startswith("mma"):
+            c, a, b = ([n.strip() for n in g.strip("{}").split(",")] for g in groups[:3])
+            done = product([value(n) for n in c], [value(n) for n in a], [value(n) for n in b])
+            registers |= dict(zip(c, done, strict=True))
+            continue
+        if name.startswith("st.global"):
+            place, _, offset = groups[0].strip("[]").partition("+")
+            for at, x in zip(value(place) + int(offset or 0), as_float(value(groups[1])), strict=True):
+                assert stored.setdefault(int(at), x) == x or np.isnan(x)
+            continue
+        to, sources = groups[0], [value(n) for n in groups[1:]]
+        kind = name.split(".")[0]
+        if kind == "mov":
+            found = sources[0]
+        elif kind == "shl":
+            found = sources[0] << sources[1]
+        elif kind == "and":
+            found = sources[0] & sources[1]
+        elif name == "add.s32":
+            found = sources[0] + sources[1]
+        elif kind == "setp":
+            found = {"ne": np.not_equal, "eq": np.equal, "ge": np.greater_equal}[name.split(".")[1]](*sources[:2])
+            found = found | sources[2] if ".or." in name else found
+        elif kind == "selp":
+            found = np.where(sources[2], sources[0], sources[1])
+        elif kind == "shfl":
+            found = sources[0][LANE ^ int(sources[1][0])]
+        else:
+            floats = [as_float(s) for s in sources]
+            found = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b}.get(
+                kind, lambda a, b, c: a * b + c
+            )(*floats)
+            found = as_bits(found)
+        registers[to] = found
+    return stored
+
+
+def tile(values):
+    """The 8 registers of every lane of a [16 channels, 16 states] tile."""
+    return [values[GROUP + 8 * (i // 4), 4 * PART + i % 4] for i in range(8)]
+
+
+def operands(tiles, wrong_layout=False):
+    index = np.arange(256).reshape(16, 16).astype(np.uint32)
+    if wrong_layout:
+        index = index.T.copy()
+    return [np.zeros(32, np.uint32)] * 8 + [r for t in tiles for r in tile(as_bits(t))] + tile(index)
+
+
+@pytest.mark.parametrize(("split", "tolerance"), [(False, 2**-9), (True, 2**-19)])
+def test_sums_over_states(split, tolerance) -> None:
+    random = np.random.default_rng(0)
+    h, g, w = random.standard_normal((3, 16, 16)).astype(np.float32)
+    B, C = random.standard_normal((2, 16)).astype(np.float32)
+    every = np.ones((16, 1), np.float32)
+    at = (1000 * np.minimum(np.arange(16) // 4, 2)[None, :] + 4 * np.arange(16)[:, None]).astype(np.uint32)
+    text = (warp_sums.STATES_SPLIT if split else warp_sums.STATES).value
+    stored = run(text, operands((h, every * C, g, every * B, w)) + tile(at))
+    for start, expected in ((0, g @ B), (1000, h @ C), (2000, w.sum(1))):
+        found = [stored.pop(start + 4 * d) for d in range(16)]
+        np.testing.assert_allclose(found, expected, atol=tolerance * 8)
+    assert not stored
+
+
+def test_sums_over_channels() -> None:
+    random = np.random.default_rng(0)
+    x0, x1 = random.standard_normal((2, 16, 16)).astype(np.float32)
+    v0, v1 = random.standard_normal((2, 16)).astype(np.float32)
+    every, d, n = np.ones((1, 16), np.float32), np.arange(16), np.arange(16)
+    at = 4 * ((d % 2 * 16 + d // 4 * 2 + d // 2 % 2)[:, None] + n[None, :]).astype(np.uint32)
+    text = warp_sums.CHANNELS.value
+    stored = run(text, operands((x0, v0[:, None] * every, x1, v1[:, None] * every)) + tile(at))
+    np.testing.assert_allclose([stored[4 * i] for i in range(16)], v0 @ x0, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([stored[64 + 4 * i] for i in range(16)], v1 @ x1, rtol=1e-5, atol=1e-5)
+    assert len(stored) == 32
+
+
+def test_another_layout_gives_nan() -> None:
+    tiles = np.ones((5, 16, 16), np.float32)
+    at = np.arange(0, 1024, 4).reshape(16, 16).astype(np.uint32)
+    for text, count in ((warp_sums.STATES, 5), (warp_sums.CHANNELS, 4)):
+        stored = run(text.value, operands(tiles[:count], wrong_layout=True) + tile(at))
+        # Lane 0 holds index 0 in either; its last register tells.
+        assert stored and all(np.isnan(x) for x in stored.values())

@@ -291,7 +291,8 @@ def _piece_backward(
     piece = _make_piece(x, tail, reset, w, settings, projected)
     dxz = torch.empty_like(piece.xz)
     out = torch.empty_like(piece.u)
-    g = scan_backward(piece.scan, states, g_y @ w.out_proj, g_h, need_h0, dz=dxz[..., inner:], out=out)
+    narrow = projected.dtype == torch.bfloat16
+    g = scan_backward(piece.scan, states, g_y @ w.out_proj, g_h, need_h0, dz=dxz[..., inner:], out=out, narrow=narrow)
     d_projected = torch.cat([(g.dt @ w.dt_proj).to(x.dtype), g.B.to(x.dtype), g.C.to(x.dtype)], dim=-1)
     sums.add(
         out_proj=_product(g_y, out),

@@ -109,7 +109,7 @@ def machine_code(compiled):
 # A trip is 4 steps of 16 states for one channel a lane, 64 elements (forward), or steps of a 16 x 16 tile in one warp.
 LIMITS = {
     "forward": {"elements": 64, "issue": 10.9, "SHFL": 0, "BAR": 0, "MUFU": 80},
-    "backward": {"elements": 32, "issue": 20.6, "SHFL": 28, "BAR": 0, "MUFU": 40},
+    "backward": {"elements": 32, "issue": 22.7, "SHFL": 28, "BAR": 0, "MUFU": 40},
     "complex forward": {"elements": 64, "issue": 24.9, "SHFL": 0, "BAR": 0, "MUFU": 208},
     "complex backward": {"elements": 16, "issue": 54.1, "SHFL": 32, "BAR": 3, "MUFU": 48},
 }

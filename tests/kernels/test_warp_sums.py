@@ -40,7 +40,7 @@ def product(out, a, b):
 
 def run(text, operands):
     """Runs the asm with `operands`, registers of all operands in order; returns {address: float} of its stores."""
-    registers = {f"${i}": value for i, value in enumerate(operands)}
+    registers = {f"${i}": value.astype(np.uint32) for i, value in enumerate(operands)}
     stored = {}
 
     def value(name):
@@ -80,6 +80,8 @@ def run(text, operands):
         elif kind == "setp":
             found = {"ne": np.not_equal, "eq": np.equal, "ge": np.greater_equal}[name.split(".")[1]](*sources[:2])
             found = found | sources[2] if ".or." in name else found
+        elif kind == "cvt":  # to bf16, kept in the upper half
+            found = (sources[0] + 0x7FFF + (sources[0] >> 16 & 1)) & np.uint32(0xFFFF0000)
         elif kind == "selp":
             found = np.where(sources[2], sources[0], sources[1])
         elif kind == "shfl":
@@ -121,16 +123,18 @@ def test_sums_over_states(split, tolerance) -> None:
     assert not stored
 
 
-def test_sums_over_channels() -> None:
+@pytest.mark.parametrize("narrow", [False, True])
+def test_sums_over_channels(narrow) -> None:
     random = np.random.default_rng(0)
     x0, x1 = random.standard_normal((2, 16, 16)).astype(np.float32)
     v0, v1 = random.standard_normal((2, 16)).astype(np.float32)
     every, d, n = np.ones((1, 16), np.float32), np.arange(16), np.arange(16)
     at = 4 * ((d % 2 * 16 + d // 4 * 2 + d // 2 % 2)[:, None] + n[None, :]).astype(np.uint32)
-    text = warp_sums.CHANNELS.value
+    text = (warp_sums.CHANNELS_NARROW if narrow else warp_sums.CHANNELS).value
+    tolerance = 2**-8 if narrow else 1e-5
     stored = run(text, operands((x0, v0[:, None] * every, x1, v1[:, None] * every)) + tile(at))
-    np.testing.assert_allclose([stored[4 * i] for i in range(16)], v0 @ x0, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose([stored[64 + 4 * i] for i in range(16)], v1 @ x1, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([stored[4 * i] for i in range(16)], v0 @ x0, rtol=tolerance, atol=1e-5)
+    np.testing.assert_allclose([stored[64 + 4 * i] for i in range(16)], v1 @ x1, rtol=tolerance, atol=1e-5)
     assert len(stored) == 32
 
 

@@ -127,7 +127,7 @@ def scan_bwd_kernel(
 ):  # fmt: skip
     """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, D, N), the adjoint at its end.
 
-    Writes du, ddt, dz and, with WRITE_OUT, the gated output once more (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, N); dA (B * K, D, N); dskip, dbias (B * K, D);
+    Writes du, ddt, dz and, with WRITE_OUT, the gated output once more (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, N), with WARP_SUMS fp32 or bf16; dA (B * K, D, N); dskip, dbias (B * K, D);
     dh0 (B, D, N). states (B, cdiv(L, SEG), N, D) holds the state before every SEG-th step.
     """
     WIDE_VEC: tl.constexpr = 4
@@ -139,6 +139,7 @@ def scan_bwd_kernel(
     SCRATCH: tl.constexpr = PER_SEG * TILE + 4 * PLANE
     ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
     SPLIT: tl.constexpr = u_p.dtype.element_ty != tl.bfloat16
+    NARROW: tl.constexpr = dB_p.dtype.element_ty == tl.bfloat16
     pid = tl.program_id(0)
     block = pid % BLOCKS
     chunk = (pid // BLOCKS) % K
@@ -307,8 +308,8 @@ def scan_bwd_kernel(
                 for j in tl.static_range(0, UNROLL, 2):
                     to = (base + i * UNROLL + j) * N + pair_at
                     x, y = steps[j], steps[j + 1]
-                    store_channel_sums(afters[j], x[2], afters[j + 1], y[2], index, (dC_p + to).to(tl.int64))
-                    store_channel_sums(gs[j], x[1], gs[j + 1], y[1], index, (dB_p + to).to(tl.int64))
+                    store_channel_sums(afters[j], x[2], afters[j + 1], y[2], index, (dC_p + to).to(tl.int64), NARROW)
+                    store_channel_sums(gs[j], x[1], gs[j + 1], y[1], index, (dB_p + to).to(tl.int64), NARROW)
             else:
                 dBs = ()
                 dCs = ()

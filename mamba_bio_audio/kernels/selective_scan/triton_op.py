@@ -293,12 +293,14 @@ def scan_backward(
     *,
     dz: Tensor | None = None,
     out: Tensor | None = None,
+    narrow: bool = False,
 ) -> Gradients:
     """All gradients from g_out (B, L, D) and g_last (B, N, D).
 
     Args:
         dz: where to write the gate's gradient, any row stride; allocated by default.
         out: where to write the gated output (B, L, D) once more, contiguous; needs a gate.
+        narrow: the gradients of B and C, returned in fp32, need be right to bf16 only.
     """
     batch, length, channels, states = call.sizes
     plan, padded = call.plan, padded_states(states)
@@ -321,7 +323,11 @@ def scan_backward(
     if dz is None and call.z is not None:
         dz = torch.empty(batch, length, channels, dtype=z.dtype, device=device)
     dz_row, dz_batch = (0, 0) if dz is None else (dz.stride(1), dz.stride(0))
-    dB, dC = (empty(batch, blocks, segments * segment, states) for _ in range(2))
+    # Partial sums that end in bf16 may travel in bf16: half of the traffic, and their errors average out.
+    partial = torch.bfloat16 if narrow and plan.warp_sums else torch.float32
+    dB, dC = (
+        torch.empty(batch, blocks, segments * segment, states, dtype=partial, device=device) for _ in range(2)
+    )
     dA = empty(batch * chunks, channels, states)
     dskip = empty(batch * chunks, channels) if call.skip is not None else None
     dbias = empty(batch * chunks, channels) if call.bias is not None else None
@@ -355,12 +361,12 @@ def scan_backward(
         u=du,
         dt=ddt,
         A=dA.sum(0),
-        B=(dB.sum(1) if blocks > 1 else dB[:, 0])[:, :length],
-        C=(dC.sum(1) if blocks > 1 else dC[:, 0])[:, :length],
+        B=dB.sum(1, dtype=torch.float32)[:, :length],
+        C=dC.sum(1, dtype=torch.float32)[:, :length],
         skip=total(dskip),
         z=dz,
         bias=total(dbias),
-        h0=None if dh0 is None else dh0.transpose(1, 2),
+        h0=None if dh0 is None else dh0.transpose(1, 2).contiguous(),
     )
 
 
@@ -419,8 +425,9 @@ class _SelectiveScan(torch.autograd.Function):
             g_out = torch.zeros_like(u)
         if g_last is not None:
             g_last = g_last.float().transpose(1, 2).contiguous()
-        g = scan_backward(call, states, g_out, g_last, need_h0)
         A_dtype, B_dtype, C_dtype, D_dtype, bias_dtype, h0_dtype = ctx.dtypes
+        narrow = B_dtype == C_dtype == torch.bfloat16
+        g = scan_backward(call, states, g_out, g_last, need_h0, narrow=narrow)
         found = (
             g.u,
             g.dt,

@@ -85,6 +85,8 @@ def _states_asm(split):
                 lines += halves(at[tile][i], f"high{i}", f"low{i}")
         else:
             lines += [f"mov.b32 high{i}, {at[tile][i]};" for i in range(8)]
+            if tile != "h":  # round half up instead of cutting: no bias in what is summed over time, dt_bias
+                lines += [f"add.s32 high{i}, high{i}, 0x1000;" for i in range(8)]
         high, low = ([f"{name}{i}" for i in range(8)] for name in ("high", "low"))
         if vector is None:
             v, vlow = ["one"] * 4, None
@@ -120,8 +122,8 @@ def _states_asm(split):
     return "\n".join(lines)
 
 
-def _channels_asm():
-    """PTX of `store_channel_sums`."""
+def _channels_asm(narrow):
+    """PTX of `store_channel_sums`, to bf16 or fp32."""
     operands = {"x0": 8, "v0": 8, "x1": 8, "v1": 8, "index": 8, "at": 8}
     at, first = {}, 8
     for name, count in operands.items():
@@ -132,6 +134,7 @@ def _channels_asm():
         ".reg .pred bad, p16, p8, p4;",
         ".reg .b32 lane, want, t, bit;",
         ".reg .f32 a<4>, b<4>, keep, give, come;",
+        ".reg .b16 narrow;",
         *_LAYOUT,
         *_check(at["index"]),
     ]
@@ -154,10 +157,13 @@ def _channels_asm():
         lines += exchange(f"{s}0", f"{s}2", 16) + exchange(f"{s}1", f"{s}3", 16)
     for s in "ab":
         lines += exchange(f"{s}0", f"{s}1", 8)
+    store = [f"st.global.f32 [{at['at'][0]}], a0;"]
+    if narrow:
+        store = ["cvt.rn.bf16.f32 narrow, a0;", f"st.global.b16 [{at['at'][0]}], narrow;"]
     lines += [
         *exchange("a0", "b0", 4),
         "selp.f32 a0, 0f7FC00000, a0, bad;",
-        f"st.global.f32 [{at['at'][0]}], a0;",
+        *store,
         *(f"mov.b32 ${i}, 0;" for i in range(8)),
         "}",
     ]
@@ -171,7 +177,8 @@ def _constraints(*kinds):
 STATES = tl.constexpr(_states_asm(False))
 STATES_SPLIT = tl.constexpr(_states_asm(True))
 STATES_CONSTRAINTS = tl.constexpr(_constraints("f", "f", "f", "f", "f", "r", "l"))
-CHANNELS = tl.constexpr(_channels_asm())
+CHANNELS = tl.constexpr(_channels_asm(False))
+CHANNELS_NARROW = tl.constexpr(_channels_asm(True))
 CHANNELS_CONSTRAINTS = tl.constexpr(_constraints("f", "f", "f", "f", "r", "l"))
 
 
@@ -183,7 +190,7 @@ def store_state_sums(h, C, g, B, w, index, at, SPLIT: tl.constexpr):
         h, g, w: [16 channels, 16 states] fp32. C, B: [16 states] fp32.
         index: [16, 16] int32, 16 channel + state. at: [16, 16] addresses as int64; those of channel c < 8 and states 0, 4
             and 8 are where the three sums of c go (12 equals 8), those of c + 8 lie 8 elements behind.
-        SPLIT: fp32 accuracy; otherwise h, C, g, B and w count with 11 significant bits.
+        SPLIT: fp32 accuracy; otherwise h, C, g, B and w count with 11 significant bits, g and w rounded, the others cut.
     """
     if SPLIT:
         tl.inline_asm_elementwise(
@@ -198,15 +205,22 @@ def store_state_sums(h, C, g, B, w, index, at, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def store_channel_sums(x0, v0, x1, v1, index, at):
+def store_channel_sums(x0, v0, x1, v1, index, at, NARROW: tl.constexpr):
     """Stores sum_d x v [16 states] of two steps.
 
     Args:
         x0, x1: [16 channels, 16 states] fp32 of the two steps. v0, v1: [16 channels].
         index: as above. at: [16, 16] addresses as int64; that of channel c < 8 and state 4 t is where the sum of state
             4 t + 2 (c >> 2) + (c >> 1 & 1) of step c & 1 goes.
+        NARROW: stored as bf16, otherwise as fp32.
     """
-    tl.inline_asm_elementwise(
-        CHANNELS, CHANNELS_CONSTRAINTS, [x0, v0[:, None], x1, v1[:, None], index, at],
-        dtype=tl.int32, is_pure=False, pack=8,
-    )  # fmt: skip
+    if NARROW:
+        tl.inline_asm_elementwise(
+            CHANNELS_NARROW, CHANNELS_CONSTRAINTS, [x0, v0[:, None], x1, v1[:, None], index, at],
+            dtype=tl.int32, is_pure=False, pack=8,
+        )  # fmt: skip
+    else:
+        tl.inline_asm_elementwise(
+            CHANNELS, CHANNELS_CONSTRAINTS, [x0, v0[:, None], x1, v1[:, None], index, at],
+            dtype=tl.int32, is_pure=False, pack=8,
+        )  # fmt: skip

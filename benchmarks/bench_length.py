@@ -1,10 +1,12 @@
-"""Peak memory and speed of one exact training step against length, streamed and whole, on one GPU.
+"""Peak memory and speed of one exact training step against length, streamed and whole, beside mamba_ssm, on one GPU.
 
     python benchmarks/bench_length.py --out benchmarks/results/length_h100.csv
     python benchmarks/bench_length.py --plot benchmarks/results/length_h100.csv
 
-A step is loss and gradients of one sequence (short ones: as many as make 2^17 positions), bf16 autocast, fp32 weights.
-Lengths that run out of memory are rows of their own. At 2^20 the gradients of both ways are compared where both fit.
+A step is forward, loss and backward of one sequence (short ones: as many as make 2^17 positions), bf16 autocast, fp32
+weights, in one process with one model on the GPU at a time. Where memory runs out, a row says so, and lengths above it
+are not tried. At 2^20 the gradients of a small model, streamed, are compared with those of the whole sequence. What is
+asked about most comes first; rows that do not begin within `--seconds` are named at the end.
 """
 
 from __future__ import annotations
@@ -12,68 +14,164 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
-import math
 import time
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.training.streaming import streamed_loss
+from mamba_bio_audio.workflow.bench import (
+    OUT_OF_MEMORY,
+    has_peer,
+    logits_step,
+    peer_model,
+    training_step,
+    write_rows,
+)
 from mamba_bio_audio.workflow.environment import environment
 
-MODELS = {"16x256": (16, 256), "24x512": (24, 512), "12x128": (12, 128)}
+# layers, width, and the chunk at which streaming was fastest on an H100
+MODELS = {"16x256": (16, 256, 1 << 17), "24x512": (24, 512, 1 << 16), "4x64 fp32": (4, 64, 1 << 17)}
+Case = tuple[str, str, int]  # model, mode, log2 of the length
 
 
-def step(model: torch.nn.Module, ids: torch.Tensor, chunk: int) -> None:
-    """One forward and backward; gradients in `.grad`."""
-    model.zero_grad(set_to_none=True)
-    with torch.autocast("cuda", torch.bfloat16):
-        loss, _, _ = streamed_loss(model, ids[:, :-1], ids[:, 1:], chunk=chunk)
-    (loss / ids.numel()).backward()
+def _cases(model: str, mode: str, *powers: int) -> list[Case]:
+    return [(model, mode, power) for power in powers]
 
 
-def measure(model: torch.nn.Module, length: int, chunk: int, rounds: int) -> dict[str, Any]:
-    """Median seconds and peak memory; seconds NaN when memory runs out."""
-    rows = max(1, (1 << 17) // length)
-    ids = torch.randint(7, 11, (rows, length + 1), device="cuda")
+PLAN: tuple[Case, ...] = (
+    *_cases("16x256", "streamed", 20, 22, 24),
+    *_cases("16x256", "whole", 17),
+    *_cases("16x256", "mamba_ssm", 17, 20),
+    *_cases("24x512", "streamed", 20),
+    *_cases("4x64 fp32", "compare", 20),
+    *_cases("16x256", "whole", 10, 12, 14, 16, 18, 20, 22, 24),
+    *_cases("16x256", "streamed", 18),
+    *_cases("16x256", "mamba_ssm", 10, 12, 14, 16, 18, 22, 24),
+    *_cases("24x512", "whole", 14, 16, 17, 18, 20),
+    *_cases("24x512", "streamed", 17, 18),
+)
+
+
+@lru_cache(maxsize=1)
+def network(name: str, peer: bool, device: str) -> nn.Module:
+    """One model on the device, the only one there: with the next it goes."""
+    layers, width, _ = MODELS[name]
+    if peer:
+        return peer_model(layers, width)
+    return build_model(ModelConfig(d_model=width, num_layers=layers, vocab_size=12), seed=0).to(device)
+
+
+def batch(length: int, device: str) -> Tensor:
+    """Random bases: one sequence, or as many short ones as make 2^17 positions."""
+    return torch.randint(7, 11, (max(1, (1 << 17) // length), length), device=device)
+
+
+def measure(
+    call: Callable[[], object], positions: int, device: str, *, warm: bool = True, seconds: float = 4
+) -> dict[str, Any]:
+    """Median seconds of a step, peak memory and speed: three rounds, fewer once they took `seconds`.
+
+    Args:
+        call: the step; what it needs is on the device, and nothing else is.
+        positions: that it goes through.
+        warm: run once before.
+    """
     gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    times: list[float] = []
+    gpu = device == "cuda"
+    if gpu:
+        torch.cuda.empty_cache()
     try:
-        step(model, ids, chunk)
-        torch.cuda.synchronize()
-        times = []
-        for _ in range(rounds):
-            started = time.perf_counter()
-            step(model, ids, chunk)
+        if warm:
+            call()
+        if gpu:
             torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        while len(times) < 3 and sum(times) < seconds:
+            started = time.perf_counter()
+            call()
+            if gpu:
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - started)
-        seconds = sorted(times)[len(times) // 2]
     except torch.OutOfMemoryError:
-        seconds = math.nan
-    model.zero_grad(set_to_none=True)
+        return {"seconds": "", "tokens_per_second": "", "peak_gib": "", "note": OUT_OF_MEMORY}
+    middle = sorted(times)[len(times) // 2]
+    peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else 0.0
     return {
-        "length": length,
-        "rows": rows,
-        "seconds": seconds,
-        "tokens_per_second": rows * length / seconds,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "seconds": f"{middle:.4g}",
+        "tokens_per_second": f"{positions / middle:.4g}",
+        "peak_gib": f"{peak:.2f}",
+        "note": "",
     }
 
 
-def compare(model: torch.nn.Module, length: int, chunk: int) -> float:
-    """Largest relative difference of a parameter's gradient, fp32 weights and activations."""
-    ids = torch.randint(7, 11, (1, length + 1), device="cuda")
+def compare(model: nn.Module, tokens: Tensor, chunk: int) -> float:
+    """Largest relative difference of a parameter's gradient, streamed from whole; fp32 weights and activations."""
     found = []
-    for size in (length, chunk):
-        model.zero_grad(set_to_none=True)
-        loss, _, _ = streamed_loss(model, ids[:, :-1], ids[:, 1:], chunk=size)
-        (loss / length).backward()
+    for size in (tokens.shape[1], chunk):
+        loss, _, _ = streamed_loss(model, tokens, tokens.roll(-1, 1), chunk=size)
+        (loss / tokens.numel()).backward()
         found.append([p.grad.clone() for p in model.parameters()])
+        model.zero_grad(set_to_none=True)
     return max(float((a - b).norm() / a.norm()) for a, b in zip(*found, strict=True))
+
+
+def run(plan: Iterable[Case], out: Path, device: str, seconds: float) -> list[dict[str, Any]]:
+    """Measure, write after every row, draw."""
+    where, started = environment(device), time.perf_counter()
+    fixed = {name: where[name] for name in ("device", "torch", "commit", "started")}
+    rows: list[dict[str, Any]] = []
+    full: dict[tuple[str, str], int] = {}  # shortest length that did not fit
+    late: list[Case] = []
+    for name, mode, power in plan:
+        if mode == "mamba_ssm" and not has_peer(device):
+            continue
+        if time.perf_counter() - started > seconds:
+            late.append((name, mode, power))
+            continue
+        length, chunk = 1 << power, MODELS[name][2]
+        row: dict[str, Any] = {"model": name, "mode": mode, "chunk": "", "length": length, "rows": "", "difference": ""}
+        if power > full.get((name, mode), power):
+            row["note"] = f"{OUT_OF_MEMORY}: not tried, 2^{full[name, mode]} did not fit"
+        else:
+            model, tokens = network(name, mode == "mamba_ssm", device), batch(length, device)
+            row["rows"] = len(tokens)
+            if mode in ("streamed", "compare"):
+                row["chunk"] = chunk
+            if mode == "compare":
+                row["difference"] = f"{compare(model, tokens, chunk):.2e}"
+            else:
+                size = chunk if mode == "streamed" else length
+                step = partial(training_step, model, tokens, size)
+                if mode == "mamba_ssm":
+                    step = partial(logits_step, model, tokens)
+                # The longest take many seconds, and everything in them has run at a shorter length.
+                row |= measure(step, tokens.numel(), device, warm=power < 22)
+                if row["note"] == OUT_OF_MEMORY:
+                    full[name, mode] = min(power, full.get((name, mode), power))
+                del step
+            del model, tokens
+        rows.append(row | fixed)
+        print(row, f"at {time.perf_counter() - started:.0f} s", flush=True)
+        write_rows(out, rows)
+    if late:
+        print("not begun in time:", ", ".join(f"{name} {mode} 2^{power}" for name, mode, power in late))
+    if any(row.get("seconds") for row in rows):
+        plot(out)
+    for name in MODELS:
+        own = [row for row in rows if row["model"] == name and row.get("seconds")]
+        speed = {(row["mode"], row["length"]): float(row["tokens_per_second"]) for row in own}
+        streamed, whole = speed.get(("streamed", 1 << 20)), speed.get(("whole", 1 << 17))
+        if streamed and whole:
+            print(f"{name}: streamed at 2^20 runs at {streamed / whole:.3f} of the speed of whole steps at 2^17")
+    return rows
 
 
 def plot(path: Path) -> None:
@@ -81,69 +179,40 @@ def plot(path: Path) -> None:
     from matplotlib.figure import Figure
 
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["mode"] != "compare" and row["seconds"] != "nan"]
+        rows = [row for row in csv.DictReader(file) if row["mode"] != "compare"]
     figure = Figure(figsize=(11, 4), layout="constrained")
     memory, speed = figure.subplots(1, 2)
-    for key in dict.fromkeys((row["model"], row["mode"]) for row in rows):
-        own = [row for row in rows if (row["model"], row["mode"]) == key]
-        style = "o-" if key[1] == "streamed" else "s--"
+    styles = {"whole": "s--", "streamed": "o-", "mamba_ssm": "^:"}
+    for model, mode in dict.fromkeys((row["model"], row["mode"]) for row in rows):
+        own = sorted((r for r in rows if (r["model"], r["mode"]) == (model, mode)), key=lambda r: int(r["length"]))
+        failed = [int(row["length"]) for row in own if row["note"]]
+        label = f"{model} {mode}" + (f" (out of memory at 2^{failed[0].bit_length() - 1})" if failed else "")
+        own = [row for row in own if row["seconds"]]
         x = [int(row["length"]) for row in own]
-        memory.plot(x, [float(row["peak_gib"]) for row in own], style, label=" ".join(key))
-        speed.plot(x, [float(row["tokens_per_second"]) for row in own], style, label=" ".join(key))
-    memory.set(xscale="log", yscale="log", xlabel="length", ylabel="peak GiB")
-    speed.set(xscale="log", yscale="log", xlabel="length", ylabel="tokens per second")
+        memory.plot(x, [float(row["peak_gib"]) for row in own], styles[mode], label=label)
+        speed.plot(x, [float(row["tokens_per_second"]) for row in own], styles[mode], label=label)
+    memory.set_xscale("log", base=2)
+    memory.set(yscale="log", xlabel="length", ylabel="peak GiB")
+    speed.set_xscale("log", base=2)
+    speed.set(xlabel="length", ylabel="tokens per second", ylim=(0, None))
     memory.legend(fontsize=7)
+    figure.suptitle(f"One training step, {rows[0]['device']}", fontsize=9)
     figure.savefig(path.with_suffix(".png"), dpi=130)
 
 
 def main() -> None:
-    """Parse, measure, write after every row."""
+    """Parse, measure or draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path, help="only draw this CSV")
-    parser.add_argument("--models", default="16x256,24x512")
-    parser.add_argument("--chunk", type=int, default=1 << 16)
-    parser.add_argument("--longest", type=int, default=24, help="power of two")
-    parser.add_argument("--seconds", type=float, default=500, help="stop beginning new rows after this")
+    parser.add_argument("--seconds", type=float, default=150, help="begin no row after this")
     arguments = parser.parse_args()
     if arguments.plot:
         plot(arguments.plot)
-        return
-    where, started = environment("cuda"), time.perf_counter()
-    fixed = {name: where[name] for name in ("device", "torch", "commit", "started")}
-    rows: list[dict[str, Any]] = []
-
-    def add(row: dict[str, Any]) -> None:
-        rows.append(row | fixed)
-        print(row, flush=True)
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    for name in arguments.models.split(","):
-        layers, width = MODELS[name]
-        model = build_model(ModelConfig(d_model=width, num_layers=layers, vocab_size=12), seed=0).cuda()
-        full = False
-        # 2^17 is what the unstreamed step is compared at.
-        for power in sorted({17, *range(10, arguments.longest + 1, 2)}):
-            length = 1 << power
-            for mode in ("whole", "streamed"):
-                late = time.perf_counter() - started > arguments.seconds
-                if late or (mode == "whole" and full) or (mode == "streamed" and length <= arguments.chunk):
-                    continue
-                chunk = length if mode == "whole" else arguments.chunk
-                result = measure(model, length, chunk, rounds=3 if power <= 20 else 1)
-                full = full or (mode == "whole" and math.isnan(result["seconds"]))
-                add({"model": name, "mode": mode, "chunk": chunk} | result | {"difference": ""})
-        del model
-    small = build_model(ModelConfig(d_model=64, num_layers=4, vocab_size=12), seed=0).cuda()
-    difference = compare(small, 1 << 20, arguments.chunk)
-    add(
-        {"model": "4x64 fp32", "mode": "compare", "chunk": arguments.chunk, "length": 1 << 20, "rows": 1}
-        | {"seconds": "", "tokens_per_second": "", "peak_gib": "", "difference": difference}
-    )
-    plot(arguments.out)
+    elif arguments.out:
+        run(PLAN, arguments.out, "cuda", arguments.seconds)
+    else:
+        parser.error("give --out FILE.csv or --plot FILE.csv")
 
 
 if __name__ == "__main__":

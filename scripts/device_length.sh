@@ -3,9 +3,8 @@
 set -uo pipefail
 source scripts/device_env.sh
 case "${1:?part}" in
-length) # one GPU: peak memory and speed from 2^10 to 2^24, gradients streamed against whole at 2^20
-  python3 benchmarks/bench_length.py --chunk 65536 --seconds 260 --out "$OUT/length.csv"
-  python3 benchmarks/bench_length.py --chunk 131072 --seconds 200 --out "$OUT/length_131072.csv" ;;
+length) # one GPU: peak memory and speed from 2^10 to 2^24 beside mamba_ssm, gradients streamed against whole at 2^20
+  python3 benchmarks/bench_length.py --seconds 150 --out "$OUT/length.csv" ;;
 parallel) # two GPUs: gradients of NCCL against one GPU, speed at 2^20, then the command itself on both
   python3 -m torch.distributed.run --nproc-per-node 2 benchmarks/bench_parallel.py --out "$OUT/sequence_parallel.csv"
   for parts in 1 2; do

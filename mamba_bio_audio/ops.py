@@ -16,8 +16,8 @@ import importlib.util
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import Literal, overload
 
@@ -37,12 +37,15 @@ __all__ = [
     "live_backend",
     "mamba_mixer",
     "mixer_runs_fused",
+    "plain_torch",
     "rms_norm",
     "selective_scan",
 ]
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 MAX_CONV_WIDTH = 8
+# Whether "auto" leaves Triton alone. For the process, not the thread: backward passes run in threads of autograd's.
+_plain = False
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -347,7 +350,7 @@ def mixer_runs_fused(x: Tensor, weights: Sequence[Tensor | None]) -> bool:
         weights: as in `mamba_mixer`.
     """
     # A compiled graph keeps only inputs of operations anyway, and sees more of a layer made of them.
-    if torch.compiler.is_compiling() or x.device.type != "cuda" or no_triton(x.device) is not None:
+    if torch.compiler.is_compiling() or _plain or x.device.type != "cuda" or no_triton(x.device) is not None:
         return False
     from mamba_bio_audio.kernels.mamba_mixer import MixerWeights, unsupported_reason
 
@@ -414,16 +417,29 @@ def _choose(
         raise InputError(f"{where}: unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     if backend in ("torch", "reference"):
         return backend  # type: ignore[return-value]
-    if backend == "auto" and x.device.type != "cuda":
+    if backend == "auto" and (_plain or x.device.type != "cuda"):
         return "torch"
-    reason = no_triton(x.device) or cannot()
+    of_device = no_triton(x.device)
+    reason = of_device or cannot()
     if reason is None:
         return "triton"
     if backend == "triton":
         raise InputError(f'{where}: backend "triton" cannot run this call: {reason}; use "auto" or "torch"')
     if announce:
-        _say_once(f"{where} runs on the plain PyTorch path: {reason}")
+        # What is true of the device is said once, not once for each operation.
+        _say_once(f"{'everything' if of_device else where} runs on the plain PyTorch path: {reason}")
     return "torch"
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Within it "auto" is the plain PyTorch path on every device, for comparisons with the Triton kernels."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 @cache
@@ -451,8 +467,8 @@ def live_backend(device: str) -> str:
     """What "auto" stands for on "cpu" or "cuda", in words."""
     if device != "cuda":
         return "torch"
-    reason = no_triton(torch.device("cuda", torch.cuda.current_device()))
-    return f"torch ({reason})" if reason else "triton (scan, convolution, norm), torch for the rest"
+    reason = "asked for" if _plain else no_triton(torch.device("cuda", torch.cuda.current_device()))
+    return f"torch ({reason})" if reason else "triton (mixer, scan, convolution, norm), torch for the rest"
 
 
 def _shape(t: Tensor) -> str:

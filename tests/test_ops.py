@@ -1,8 +1,11 @@
 """The door into the kernels: validation, choice of backend, return values."""
 
+import warnings
+
 import pytest
 import torch
 
+from mamba_bio_audio import ops
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.ops import causal_conv1d, linear_cross_entropy, rms_norm, selective_scan
 
@@ -120,3 +123,51 @@ def test_everything_in_mixed_dtypes_gets_gradients_in_its_own():
     inputs = {name: t.requires_grad_() for name, t in inputs.items()}
     selective_scan(**inputs).float().sum().backward()
     assert all(t.grad.dtype == t.dtype for t in inputs.values())
+
+
+class _OnGpu:
+    """Stands for a tensor on a GPU where only its device is asked for."""
+
+    device = torch.device("cuda", 0)
+
+
+def test_a_fallback_is_said_once_for_the_device_and_once_for_each_call_that_cannot(monkeypatch):
+    ops._say_once.cache_clear()
+    monkeypatch.setattr(ops, "no_triton", lambda device: "there is no C compiler")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        chosen = [ops._choose(name, "auto", _OnGpu(), lambda: None) for name in ("selective_scan", "rms_norm") * 2]
+    assert chosen == ["torch"] * 4
+    assert [str(w.message) for w in said] == ["everything runs on the plain PyTorch path: there is no C compiler"]
+    monkeypatch.setattr(ops, "no_triton", lambda device: None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert ops._choose("selective_scan", "auto", _OnGpu(), lambda: "float64 inputs") == "torch"
+    assert [str(w.message) for w in said] == ["selective_scan runs on the plain PyTorch path: float64 inputs"]
+    assert ops._choose("rms_norm", "auto", _OnGpu(), lambda: None) == "triton"
+
+
+def test_plain_torch_asks_for_the_path_without_kernels(monkeypatch):
+    monkeypatch.setattr(ops, "no_triton", lambda device: None)
+    with ops.plain_torch():
+        assert ops._choose("selective_scan", "auto", _OnGpu(), lambda: None) == "torch"
+        assert ops._choose("selective_scan", "triton", _OnGpu(), lambda: None) == "triton"
+        assert not ops.mixer_runs_fused(_OnGpu(), ())
+    assert ops._choose("selective_scan", "auto", _OnGpu(), lambda: None) == "triton"
+
+
+@pytest.mark.parametrize("op", ["selective_scan", "causal_conv1d", "rms_norm", "linear_cross_entropy"])
+def test_a_second_derivative_is_refused_with_what_to_do(op):
+    x = torch.randn(B, L, D, requires_grad=True)
+    out = {
+        "selective_scan": lambda: selective_scan(**{**scan_inputs(), "u": x}),
+        "causal_conv1d": lambda: causal_conv1d(x, torch.randn(D, 4)),
+        "rms_norm": lambda: rms_norm(x, torch.ones(D)),
+        "linear_cross_entropy": lambda: linear_cross_entropy(x, torch.randn(5, D), torch.zeros(B, L, dtype=torch.long))[
+            0
+        ],
+    }[op]()
+    (g,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=f'{op}: this backend has no second derivative; .* backend="reference"'):
+        g.square().sum().backward()

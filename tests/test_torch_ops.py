@@ -1,5 +1,7 @@
 """The operators behind torch.compile and torch.export: schema, fakes, gradients, and whole layers and models."""
 
+import io
+
 import pytest
 import torch
 
@@ -94,11 +96,29 @@ def test_layer_compiles_whole(device, selective):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_layer_exports(device):
+def test_layer_exports_for_any_length_and_through_a_file(device):
     layer = MambaLayer(8, SsmConfig(complex=False, selective=True, d_state=N)).to(device)
-    x = torch.randn(B, L, 8, device=device)
-    exported = torch.export.export(layer, (x,))
-    torch.testing.assert_close(exported.module()(x)[0], layer(x)[0], rtol=1e-5, atol=1e-5)
+    lengths = {1: torch.export.Dim("length", min=3, max=4096)}
+    exported = torch.export.export(layer, (torch.randn(B, L, 8, device=device),), dynamic_shapes=(lengths,))
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    for length in (3, L, 70):
+        x = torch.randn(B, length, 8, device=device)
+        for found, expected in zip(loaded.module()(x)[1], layer(x)[1], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(loaded.module()(x)[0], layer(x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_language_model_exports_through_a_file(device):
+    model = build_model(ModelConfig(d_model=8, num_layers=2, vocab_size=12), seed=0).to(device).eval()
+    tokens = torch.randint(7, 11, (B, L), device=device)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (tokens,)), file)
+    file.seek(0)
+    found = torch.export.load(file).module()(tokens)
+    torch.testing.assert_close(found.logits, model(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_language_model_compiles_whole(device):

@@ -27,8 +27,8 @@ def refuse_second_order(op: str, grads: tuple[Tensor | None, ...]) -> tuple[Tens
     if not torch.is_grad_enabled():
         return grads
     message = (
-        f'{op}: this backend has no second derivative; call it with backend="reference" '
-        "where gradients of gradients are needed"
+        f"{op}: this backend has no second derivative; where gradients of gradients are needed, build the layer of the "
+        f'operations in mamba_bio_audio.ops with backend="reference"'
     )
     anchor = torch.empty(0, requires_grad=True)
     kept = [g for g in grads if g is not None]

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.ops import causal_conv1d, mamba_mixer, mixer_runs_fused, selective_scan
@@ -29,6 +30,10 @@ class MambaState(NamedTuple):
 
     tail: Tensor  # (B, W-1, E), last inputs of the convolution, in its input's dtype
     ssm: Tensor  # (B, E, N) or (B, E, N, 2), fp32, or fp64 for fp64 models
+
+
+# torch.export.save writes structures by name.
+_register_namedtuple(MambaState, serialized_type_name="mamba_bio_audio.MambaState")
 
 
 class MambaLayer(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 
 class ModelOutput(NamedTuple):
@@ -18,3 +19,7 @@ class ModelOutput(NamedTuple):
     # Scalar int64, number of scored targets; None without targets. Nobody counts values in an output.
     count: Tensor | None  # type: ignore[assignment]
     state: Any  # at the end of the span, to be passed on
+
+
+# torch.export.save writes structures by name.
+_register_namedtuple(ModelOutput, serialized_type_name="mamba_bio_audio.ModelOutput")

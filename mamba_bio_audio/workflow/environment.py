@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mamba_bio_audio import __version__
+from mamba_bio_audio import __version__, ops
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -26,6 +26,42 @@ def environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def precision_settings(device: str, precision: str) -> dict[str, Any]:
+    """What decides how a training rounds and whether it repeats to the bit, as torch is set now.
+
+    Args:
+        device: "cpu" or "cuda".
+        precision: "fp32" or "bf16", of the activations.
+    """
+    backends: Any = torch.backends
+    return {
+        "autocast": "bfloat16" if precision == "bf16" else None,
+        "parameters": "float32",
+        "kernels": ops.live_backend(device),
+        "tf32_matmul": _is_tf32(backends.cuda.matmul),
+        "tf32_cudnn": _is_tf32(backends.cudnn.conv),
+        "float32_matmul_precision": _float32_matmul_precision(),
+        "bf16_reduced_precision_reduction": backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_deterministic": backends.cudnn.deterministic,
+        "cudnn_benchmark": backends.cudnn.benchmark,
+    }
+
+
+def _is_tf32(of: Any) -> bool:
+    # "none" stands for the setting above. The older flags raise where both interfaces were used; this one does not.
+    everywhere: Any = torch.backends
+    return bool((of if of.fp32_precision != "none" else everywhere).fp32_precision == "tf32")
+
+
+def _float32_matmul_precision() -> str | None:
+    """highest, high or medium; None where settings of the newer interface contradict each other in the older one."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def _commit() -> str | None:

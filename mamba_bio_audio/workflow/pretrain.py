@@ -27,7 +27,7 @@ from mamba_bio_audio.training.lengths import length_stages, positions_until, str
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.workflow.data import DataModule, check_same_data, data_rows, open_data
-from mamba_bio_audio.workflow.environment import environment
+from mamba_bio_audio.workflow.environment import environment, precision_settings
 
 # Keys that a resumed run may change: they alter what is observed, not what is computed.
 OBSERVING = {
@@ -184,10 +184,15 @@ def pretrain(
         for left in (*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*.tmp")):
             left.unlink()
         write_text(run / "config.yaml", to_yaml(config))
-    session = environment(device) | {"command": list(arguments), "from_step": step}
+    precision = resolve_precision(train.precision, device)
+    session = environment(device) | {
+        "command": list(arguments),
+        "from_step": step,
+        "precision_settings": precision_settings(device, precision),
+    }
     manifest: dict[str, Any] = session | {
         "seed": config.seed,
-        "precision": resolve_precision(train.precision, device),
+        "precision": precision,
         "sessions": [*before.get("sessions", []), session],
         "data": described,
         "length_stages": [stage.describe() for stage in stages],

@@ -81,6 +81,10 @@ def test_a_run_folder_holds_what_was_promised(trained, fasta):
     assert manifest["data"]["files"][0]["name"] == "toy.fa"
     assert len(manifest["data"]["files"][0]["sha256"]) == 64
     assert manifest["torch"] == torch.__version__
+    settings = manifest["precision_settings"]
+    assert (manifest["precision"], settings["autocast"], settings["kernels"]) == ("fp32", None, "torch")
+    assert settings["tf32_matmul"] is False
+    assert settings == manifest["sessions"][0]["precision_settings"]
     assert manifest["result"]["step"] == 12
     rows = metrics(trained)
     assert [int(row["step"]) for row in rows] == list(range(1, 13))

@@ -211,11 +211,19 @@ def test_torch_equals_reference_on_anything(batch, length, channels, states, is_
 
 def test_torch_walks_groups_and_segments(monkeypatch):
     """Small limits, so that rows fall into several groups and time into several segments."""
-    monkeypatch.setattr(blocked, "_BLOCK_NUMBERS", 8 * 15)
-    monkeypatch.setattr(blocked, "_BLOCK_STEPS", (8, 8))
-    monkeypatch.setattr(blocked, "_SEGMENT_NUMBERS", 5 * 16)
+    sizes = blocked._Sizes(fewest=8, most=8, numbers=8 * 15, segment=5 * 16, joins=3)
+    monkeypatch.setattr(blocked, "_CPU_SIZES", sizes)
     for is_complex in (False, True):
         inputs = make_inputs(batch=3, length=53, is_complex=is_complex)
+        assert_close(run(inputs, "torch"), run(inputs, "reference"), TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("length", [256, 300])
+def test_torch_in_the_blocks_of_a_gpu(monkeypatch, length):
+    """Few large blocks with a deep tree, all rows together."""
+    monkeypatch.setattr(blocked, "_CPU_SIZES", blocked._GPU_SIZES)
+    for is_complex in (False, True):
+        inputs = make_inputs(batch=3, length=length, is_complex=is_complex, extras=("D", "z", "dt_bias", "h0"))
         assert_close(run(inputs, "torch"), run(inputs, "reference"), TOLERANCE[torch.float64])
 
 

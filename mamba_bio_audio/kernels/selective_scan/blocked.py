@@ -35,11 +35,20 @@ from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
 
-_BLOCK_STEPS = (16, 64)  # fewest and most; powers of two
-_BLOCK_NUMBERS = 1 << 18  # numbers in one (T, b, N, D) buffer, where the fewest steps and one row allow it
-_JOINS = 3  # levels of the tree
+
+class _Sizes(NamedTuple):
+    """Blocks keep a processor's cache; on other devices they are as large as memory makes sensible, for few launches."""
+
+    fewest: int  # steps of a block; powers of two
+    most: int
+    numbers: int  # in one (T, b, N, D) buffer, where the fewest steps and one row allow it
+    segment: int  # numbers in one (S, b, D) buffer at most
+    joins: int  # levels of the tree
+
+
+_CPU_SIZES = _Sizes(fewest=16, most=64, numbers=1 << 18, segment=1 << 18, joins=3)
+_GPU_SIZES = _Sizes(fewest=16, most=256, numbers=1 << 26, segment=1 << 26, joins=7)
 _LOG2_E = 1.4426950408889634
-_SEGMENT_NUMBERS = 1 << 18  # numbers in one (S, b, D) buffer at most
 _SERIES_BELOW = 0.5
 _SERIES_TERMS = 16
 
@@ -215,12 +224,12 @@ class _Problem:
         self.dt_bias = None if dt_bias is None else dt_bias.to(self.dtype)
         self.h0 = None if h0 is None else self._number(h0).transpose(1, 2)  # (B, N, D)
 
-        fewest, most = _BLOCK_STEPS
-        fitting = _BLOCK_NUMBERS // (self.states * self.channels)
-        self.T = min(self.length, most, max(fewest, 1 << max(fitting, 1).bit_length() - 1))
-        self.group = max(1, min(self.rows, _BLOCK_NUMBERS // (self.T * self.states * self.channels)))
+        sizes = self.sizes = _CPU_SIZES if u.device.type == "cpu" else _GPU_SIZES
+        fitting = sizes.numbers // (self.states * self.channels)
+        self.T = min(self.length, sizes.most, max(sizes.fewest, 1 << max(fitting, 1).bit_length() - 1))
+        self.group = max(1, min(self.rows, sizes.numbers // (self.T * self.states * self.channels)))
         per_step = self.group * self.channels
-        self.S = min(self.length, max(1, _SEGMENT_NUMBERS // (per_step * self.T)) * self.T)
+        self.S = min(self.length, max(1, sizes.segment // (per_step * self.T)) * self.T)
 
     def _number(self, t: Tensor) -> Tensor:
         t = t.to(self.dtype)
@@ -281,11 +290,11 @@ class _Problem:
 class _Tree:
     """The linear recurrence over the slots of one block, H[s+1] += a[s] H[s] or G[s] += a[s] G[s+1]."""
 
-    def __init__(self, decay: Tensor, steps: int) -> None:
-        """decay (steps, b, N, D), or (1, 1, N, D) where it is the same at every step."""
+    def __init__(self, decay: Tensor, steps: int, joins: int) -> None:
+        """decay (steps, b, N, D), or (1, 1, N, D) where it is the same at every step; at most `joins` levels."""
         self.steps, self.fixed = steps, decay.shape[0] == 1 and steps > 1
         self.levels = [decay]
-        while len(self.levels) <= _JOINS and steps % 2 == 0 and steps > 2:
+        while len(self.levels) <= joins and steps % 2 == 0 and steps > 2:
             steps //= 2
             self.levels.append(torch.empty_like(decay if self.fixed else decay[:steps]))
         if self.fixed:
@@ -352,7 +361,7 @@ class _Buffers:
         else:
             self.a = p.empty(*shape)
             self.a_steps = self.a.unbind(0)
-        self.tree = _Tree(self.a, p.T)
+        self.tree = _Tree(self.a, p.T, p.sizes.joins)
         self.sweep = self.tree.bind(self.h, reverse=False)
 
 

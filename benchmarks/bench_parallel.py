@@ -3,13 +3,15 @@
     torchrun --nproc-per-node 2 benchmarks/bench_parallel.py --out benchmarks/results/sequence_parallel.csv
 
 The one-GPU figure is measured by rank 0 in the same process while the others wait. Exits with 1 where gradients differ
-by more than 1e-4 of their norm (fp32, NCCL).
+by more than 1e-4 of their norm (fp32). NCCL on GPUs; without one gloo, to try the script. Rows are written as they
+come, and none is begun after --seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import sys
 import time
@@ -19,17 +21,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mamba_bio_audio.files import write_text
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.training.parallel import Relay, make_relay
 from mamba_bio_audio.training.streaming import streamed_loss
 from mamba_bio_audio.workflow.environment import environment
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def step(model: torch.nn.Module, ids: torch.Tensor, chunk: int, relay: Relay | None, narrow: bool) -> torch.Tensor:
     """Loss of this rank's spans; gradients in `.grad`, summed over the ranks."""
     model.zero_grad(set_to_none=True)
-    with torch.autocast("cuda", torch.bfloat16, enabled=narrow):
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=narrow and DEVICE == "cuda"):
         loss, _, _ = streamed_loss(model, ids[:, :-1], ids[:, 1:], chunk=chunk, relay=relay)
     (loss / ids.numel()).backward()
     if relay is not None:
@@ -41,25 +46,40 @@ def step(model: torch.nn.Module, ids: torch.Tensor, chunk: int, relay: Relay | N
 def seconds(model: torch.nn.Module, ids: torch.Tensor, chunk: int, relay: Relay | None) -> tuple[float, float]:
     """Median time of a step and peak GiB."""
     step(model, ids, chunk, relay, True)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
+    _synchronize()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     times = []
     for _ in range(3):
         started = time.perf_counter()
         step(model, ids, chunk, relay, True)
-        torch.cuda.synchronize()
+        _synchronize()
         times.append(time.perf_counter() - started)
-    return sorted(times)[1], torch.cuda.max_memory_allocated() / 2**30
+    return sorted(times)[1], torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0.0
+
+
+def _synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def largest_difference(chunk: int, length: int) -> float:
     """Of any parameter's gradient from that of one GPU, relative to its norm; fp32."""
-    model = build_model(ModelConfig(d_model=64, num_layers=4, vocab_size=12), seed=0).cuda()
-    ids = torch.randint(7, 11, (2, length + 1), generator=torch.Generator().manual_seed(0)).cuda()
+    model = build_model(ModelConfig(d_model=64, num_layers=4, vocab_size=12), seed=0).to(DEVICE)
+    ids = torch.randint(7, 11, (2, length + 1), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     step(model, ids, length, None, False)
     expected = [p.grad.clone() for p in model.parameters()]
     step(model, ids, chunk, make_relay(model, dist.get_world_size()), False)
     return max(float((p.grad - e).norm() / e.norm()) for p, e in zip(model.parameters(), expected, strict=True))
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    """All rows so far."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out, text.getvalue())
 
 
 def main() -> None:
@@ -67,9 +87,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--length", type=int, default=1 << 20)
+    parser.add_argument(
+        "--models", default="16x256:131072,16x256:262144,24x512:131072", help="layers x width : chunk per GPU"
+    )
+    parser.add_argument("--seconds", type=float, default=600, help="no row is begun after this")
     arguments = parser.parse_args()
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl", device_id=torch.device("cuda", int(os.environ["LOCAL_RANK"])))
+    begun = time.perf_counter()
+    if DEVICE == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl", device_id=torch.device("cuda", int(os.environ["LOCAL_RANK"])))
+    else:
+        dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     worst = max(largest_difference(chunk, 20_011) for chunk in (20_011, 4096))
     if rank == 0:
@@ -77,35 +105,39 @@ def main() -> None:
     if worst > 1e-4:
         sys.exit(1)
     rows: list[dict[str, Any]] = []
-    for name, layers, width in (("16x256", 16, 256), ("24x512", 24, 512)):
-        for chunk in (1 << 15, 1 << 17, 1 << 18):
-            model = build_model(ModelConfig(d_model=width, num_layers=layers, vocab_size=12), seed=0).cuda()
-            ids = torch.randint(7, 11, (1, arguments.length + 1), generator=torch.Generator().manual_seed(0)).cuda()
-            one, memory = seconds(model, ids, chunk, None) if rank == 0 else (0.0, 0.0)
-            dist.barrier()
-            together, shared_memory = seconds(model, ids, chunk, make_relay(model, size))
-            row = {
-                "model": name,
-                "length": arguments.length,
-                "chunk_per_gpu": chunk,
-                "gpus": size,
-                "one_gpu_tokens_per_second": arguments.length / one if rank == 0 else 0.0,
-                "tokens_per_second": arguments.length / together,
-                "speedup": one / together,
-                "one_gpu_peak_gib": memory,
-                "peak_gib": shared_memory,
-                "gradient_difference": worst,
-            }
-            rows.append(row | {k: environment("cuda")[k] for k in ("device", "torch", "commit", "started")})
+    for shape in arguments.models.split(","):
+        layers, width, chunk = map(int, shape.replace(":", "x").split("x"))
+        # All ranks go by the clock of the first.
+        over = torch.tensor(float(time.perf_counter() - begun > arguments.seconds), device=DEVICE)
+        dist.broadcast(over, 0)
+        if over:
             if rank == 0:
-                print(row, flush=True)
-            del model
+                print(f"no time left for {shape}", flush=True)
+            continue
+        model = build_model(ModelConfig(d_model=width, num_layers=layers, vocab_size=12), seed=0).to(DEVICE)
+        ids = torch.randint(7, 11, (1, arguments.length + 1), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+        one, memory = seconds(model, ids, chunk, None) if rank == 0 else (0.0, 0.0)
+        dist.barrier()
+        together, shared_memory = seconds(model, ids, chunk, make_relay(model, size))
+        row = {
+            "model": f"{layers}x{width}",
+            "length": arguments.length,
+            "chunk_per_gpu": chunk,
+            "gpus": size,
+            "one_gpu_tokens_per_second": arguments.length / one if rank == 0 else 0.0,
+            "tokens_per_second": arguments.length / together,
+            "speedup": one / together,
+            "one_gpu_peak_gib": memory,
+            "peak_gib": shared_memory,
+            "gradient_difference": worst,
+        }
+        rows.append(row | {k: environment(DEVICE)[k] for k in ("device", "torch", "commit", "started")})
+        if rank == 0:
+            print(row, flush=True)
+            write(rows, arguments.out)
+        del model
+        if DEVICE == "cuda":
             torch.cuda.empty_cache()
-    if rank == 0:
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -4,28 +4,34 @@
     python benchmarks/long_memory.py copy --out benchmarks/results/copy
     python benchmarks/long_memory.py probe RUN FASTA --out benchmarks/results/copy_probe
 
-`needle` and `copy` train at lengths from 64 up to a longest one that doubles whenever the task is solved (or the
-steps of a stage are spent), up to --train-length, then score lengths up to --test-length with the state carried in
-chunks. `probe` takes a trained DNA model, lays real sequence X, filler, X again, and reports the loss of the second
-X against that of the first at every length of the filler.
-Each writes OUT.csv and OUT.png.
+`needle` and `copy` train at lengths from 64 up to a longest one that doubles whenever the task is solved, up to
+--train-length; then they score lengths up to --test-length, the state carried in chunks. Everything ends within
+--seconds, and what was tested until then is written. The needle is learned among decoys (see NeedleTask) and tested
+without: in random filler, and for comparison in filler that holds no 6 bases of any marker in a row. There only
+forgetting counts, in the other also false hits. `probe` takes a trained DNA model, lays real sequence X, filler, X
+again, and reports the loss of the second X against that of the first at every length of the filler.
+Each writes OUT.csv, after every row, and OUT.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio import checkpoint
 from mamba_bio_audio.evaluation.context import target_nats
+from mamba_bio_audio.files import write_text
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
@@ -35,10 +41,34 @@ from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.synthetic.long_memory import CopyTask, NeedleTask
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.optim import build_optimizer
-from mamba_bio_audio.training.streaming import streamed_loss
+from mamba_bio_audio.workflow.environment import environment
 
 # Batches of test data are numbered from here, so that none was trained on.
 TEST = 1 << 40
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Training batches of one stage, drawn by data workers: thousands of short rows cost more than the GPU's step."""
+
+    def __init__(self, task: Any, first: int, longest: int, arguments: argparse.Namespace) -> None:
+        self.task, self.first, self.longest = task, first, longest
+        self.positions, self.decoys, self.seed = arguments.tokens, arguments.decoys, arguments.seed
+
+    def __len__(self) -> int:
+        # More than any stage takes.
+        return 1 << 20
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        number = self.first + index
+        random = np.random.default_rng([self.seed, number])
+        # Between 64 and the stage's length, more often long than short, so that no length and no distance is special.
+        length = int(64 * (self.longest / 64) ** (random.random() ** 0.5))
+        task = self.task
+        if isinstance(task, NeedleTask):
+            # A quarter of the batches is like the test.
+            share = self.decoys * random.random() if random.random() < 0.75 else 0.0
+            task = replace(task, within=1.0, decoys=share)
+        return cast(tuple[Tensor, Tensor], task.batch(number, max(4, self.positions // length), length))
 
 
 def make(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -60,117 +90,143 @@ def make(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return Classifier(model, head), task
 
 
-def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> list[dict[str, Any]]:
-    """Stages of doubling length; one row per stage."""
-    # The needle's marker alone, without anything after it, comes first.
-    length = 64
-    rows: list[dict[str, Any]] = []
-    steps_in_all = arguments.steps * (int(math.log2(arguments.train_length // length)) + 1)
+def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> dict[str, Any]:
+    """Stages of doubling length for the training's share of the time; the longest takes what is left."""
     config = TrainConfig(
-        steps=steps_in_all, length=length, tokens_per_step=length, lr=arguments.lr, weight_decay=arguments.weight_decay
+        steps=1, length=1, tokens_per_step=1, lr=arguments.lr, weight_decay=arguments.weight_decay, warmup=0.0
     )
     optimizer = build_optimizer(model, config)
-    training = replace(task, within=1.0) if isinstance(task, NeedleTask) else task
-    random = np.random.default_rng(arguments.seed)
-    batch = 0
+    seconds = arguments.seconds * arguments.train_share
     begun = time.perf_counter()
-    while length <= arguments.train_length and time.perf_counter() - begun < arguments.seconds:
-        started, recent = time.perf_counter(), []
-        size = max(4, arguments.tokens // length)
-        for step in range(1, arguments.steps + 1):
+    # The marker, or X, with next to nothing else comes first.
+    length, number, loss = 64, 0, math.nan
+    while True:
+        started, steps, average = time.perf_counter(), 0, None
+        loader = DataLoader(
+            Batches(task, number, length, arguments), batch_size=None, num_workers=arguments.num_workers
+        )
+        for tokens, targets in loader:
+            elapsed = (time.perf_counter() - begun) / seconds
             for group in optimizer.param_groups:
-                group["lr"] = arguments.lr * min(1.0, (batch + 1) / 200)
-            # Between 64 and the stage's length, so that no length and no distance is special.
-            short = int(64 * 2 ** (random.random() * math.log2(length / 64)))
-            tokens, targets = (t.to(device) for t in training.batch(batch, max(size, arguments.tokens // short), short))
-            batch += 1
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and arguments.bf16):
-                loss, count, _ = streamed_loss(model, tokens, targets, chunk=short)
-            mean = loss / count
+                # Linear to zero in the last third.
+                group["lr"] = arguments.lr * min(1.0, (number + 1) / 200, max(0.0, 3 * (1 - elapsed)))
             optimizer.zero_grad()
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and arguments.bf16):
+                out = model(tokens.to(device), targets=targets.to(device), logits="none")
+            mean = out.loss_sum / out.count
             mean.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if step % 25 == 0:
-                recent = [*recent[-3:], score(model, task, 128, length, device, arguments, batch)["accuracy"]]
-                # Solved is four tests in a row.
-                if (len(recent) == 4 and min(recent) >= 0.99) or time.perf_counter() - begun > arguments.seconds:
+            number, steps = number + 1, steps + 1
+            value = mean.detach()
+            average = value if average is None else average.lerp(value, 0.03)
+            if elapsed >= 1:
+                break
+            if steps % 25 == 0 and length < arguments.train_length:
+                spent = (time.perf_counter() - started) / seconds
+                # A stage that is not solved in a quarter of the time gives way.
+                if steps >= 50 and (float(average) < arguments.solved or spent > 0.25):
                     break
-        rows.append(
-            {
-                "length": length,
-                "steps": step,
-                "loss": float(mean.detach()),
-                "accuracy": recent[-1] if recent else math.nan,
-            }
+        loss = float(average) if average is not None else math.nan
+        print(
+            f"trained at {length:,}: {steps:,} steps in {time.perf_counter() - started:.0f} s, loss {loss:.4f}",
+            flush=True,
         )
-        print(f"trained at {length:,}: {rows[-1]} in {time.perf_counter() - started:.0f} s", flush=True)
+        if elapsed >= 1 or length >= arguments.train_length:
+            break
         length *= 2
-    return rows
+    return {"trained_length": length, "training_loss": loss, "steps": number}
 
 
 @torch.inference_mode()
 def score(
-    model: Any, task: Any, rows: int, length: int, device: str, arguments: argparse.Namespace, number: int = 0
+    model: Any, task: Any, rows: int, length: int, device: str, arguments: argparse.Namespace, ends: float
 ) -> dict[str, float]:
-    """Accuracy and nats on fresh rows, chunk by chunk with the state carried."""
+    """Accuracy and nats on fresh rows, chunk by chunk with the state carried; fewer rows where the time is over."""
     model.eval()
-    hits, nats, count = 0, 0.0, 0
+    hits, nats, count, seen = 0, 0.0, 0, 0
     at_once = max(1, min(rows, arguments.positions // length))
-    for low in range(0, rows, at_once):
-        tokens, targets = task.batch(TEST + number * rows + low, min(at_once, rows - low), length)
+    while seen < rows and (seen == 0 or time.perf_counter() < ends):
+        tokens, targets = task.batch(TEST + seen, min(at_once, rows - seen), length)
         state, step = None, max(1, arguments.positions // len(tokens))
         for start in range(0, length, step):
             part = slice(start, start + step)
-            expected = targets[:, part].to(device)
-            scored = expected != -100
+            scored = targets[:, part] != -100
             last = bool(scored.any())
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and arguments.bf16):
                 out = model(tokens[:, part].to(device), state, logits="all" if last else "none")
             state = out.state
             if last:
-                logits = out.logits[scored].float()
-                hits += int((logits.argmax(1) == expected[scored]).sum())
-                nats += float(torch.nn.functional.cross_entropy(logits, expected[scored], reduction="sum"))
-                count += int(scored.sum())
-    model.train()
-    return {"accuracy": hits / count, "nats": nats / count, "count": count}
+                expected = targets[:, part][scored].to(device)
+                logits = out.logits[scored.to(device)].float()
+                hits += int((logits.argmax(1) == expected).sum())
+                nats += float(torch.nn.functional.cross_entropy(logits, expected, reduction="sum"))
+                count += len(expected)
+        seen += len(tokens)
+    return {"windows": seen, "scored": count, "accuracy": hits / count, "nats": nats / count}
 
 
-def run_task(arguments: argparse.Namespace, device: str) -> list[dict[str, Any]]:
+def run_task(arguments: argparse.Namespace, device: str) -> None:
     """Train, then one row per tested length."""
+    begun = time.perf_counter()
     model, task = make(arguments)
     model.to(device)
-    reached = train(model, task, arguments, device)[-1]["length"]
+    trained = train(model, task, arguments, device)
     if arguments.weights:
         torch.save(model.state_dict(), arguments.weights)
-    rows = []
+    about = trained | {
+        "model": f"{arguments.num_layers}x{arguments.d_model}",
+        "tokens_per_step": arguments.tokens,
+        "decoys": arguments.decoys if arguments.task == "needle" else 0.0,
+        "seed": arguments.seed,
+    }
+    about |= {k: environment(device)[k] for k in ("device", "torch", "commit", "started")}
+    tasks = {"random": (task, arguments.rows)}
+    if isinstance(task, NeedleTask):
+        tasks["no 6 of a marker"] = (replace(task, without=6), max(1, arguments.rows // 4))
+    rows: list[dict[str, Any]] = []
     length = 256
     while length <= arguments.test_length:
-        started = time.perf_counter()
-        result = score(model, task, arguments.rows, length, device, arguments, 1)
-        rows.append({"task": arguments.task, "length": length, "trained_length": reached} | result)
-        print(f"tested at {length:,}: {result} in {time.perf_counter() - started:.0f} s", flush=True)
+        for filler, (variant, windows) in tasks.items():
+            started = time.perf_counter()
+            if rows and started > begun + arguments.seconds:
+                print(f"no time left to test at {length:,} with filler {filler}", flush=True)
+                continue
+            result = score(model, variant, windows, length, device, arguments, begun + arguments.seconds)
+            rows.append({"task": arguments.task, "length": length, "filler": filler} | result | about)
+            write(rows, arguments.out)
+            print(f"tested at {length:,}, {filler}: {result} in {time.perf_counter() - started:.0f} s", flush=True)
         length *= 4
-    return rows
+    picture(rows, arguments.out.with_suffix(".png"))
 
 
-def run_probe(arguments: argparse.Namespace, device: str) -> list[dict[str, Any]]:
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    """All rows so far."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(out.with_suffix(".csv"), text.getvalue())
+
+
+def run_probe(arguments: argparse.Namespace, device: str) -> None:
     """Nats per base of the first and of the second X, by length of the filler."""
+    ends = time.perf_counter() + arguments.seconds
     model = checkpoint.load(arguments.run)
     model.to(device).eval()
     genome = Genome(arguments.fasta)
     record = max(genome.records, key=lambda name: genome.records[name])
-    size, length = arguments.copied, genome.records[record]
+    size, length, first_base = arguments.copied, genome.records[record], arguments.first_base
     random = np.random.default_rng(arguments.seed)
     rows = []
     for filler in (0, 1 << 8, 1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18):
-        if filler + size + 1000 > length:
+        if filler + size + 1000 > length - first_base:
             print(f"{record} is too short for a filler of {filler:,}")
             break
-        sums = np.zeros(2)
-        for _ in range(arguments.rows):
-            at, other = (int(random.integers(0, length - max(filler, size) - 300)) for _ in range(2))
+        sums, done = np.zeros(2), 0
+        while done < arguments.rows and (done == 0 or time.perf_counter() < ends):
+            done += 1
+            at, other = (int(random.integers(first_base, length - max(filler, size) - 300)) for _ in range(2))
             x, between = genome.fetch(record, at, at + size), genome.fetch(record, other, other + filler + 256)
             # 256 bases of other sequence before either X: neither stands at the beginning of a sequence.
             first = np.concatenate([between[:256], x]).astype(np.int64)
@@ -181,12 +237,20 @@ def run_probe(arguments: argparse.Namespace, device: str) -> list[dict[str, Any]
                     model, window, size, positions=arguments.positions, device=device, narrow=device == "cuda"
                 )
                 sums[i] += nats[0][(x >= 7) & (x <= 10)].mean()
-        first_nats, second_nats = sums / arguments.rows
+        first_nats, second_nats = sums / done
         rows.append(
-            {"task": "probe", "filler": filler, "copied": size, "first_nats": first_nats, "second_nats": second_nats}
+            {
+                "task": "probe",
+                "filler": filler,
+                "copied": size,
+                "pairs": done,
+                "first_nats": float(first_nats),
+                "second_nats": float(second_nats),
+            }
         )
+        write(rows, arguments.out)
         print(rows[-1], flush=True)
-    return rows
+    picture(rows, arguments.out.with_suffix(".png"))
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
@@ -203,7 +267,10 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set(xscale="log", xlabel="bases between", ylabel="nats per base")
         axes.legend()
     else:
-        axes.plot([row["length"] for row in rows], [row["accuracy"] for row in rows], "o-")
+        for filler in dict.fromkeys(row["filler"] for row in rows):
+            chosen = [row for row in rows if row["filler"] == filler]
+            axes.plot([row["length"] for row in chosen], [row["accuracy"] for row in chosen], "o-", label=filler)
+        axes.legend(title="filler")
         axes.axvline(rows[0]["trained_length"], color="grey", linestyle=":")
         axes.set(xscale="log", xlabel=f"length (trained up to {rows[0]['trained_length']:,})", ylabel="accuracy")
         axes.set_ylim(0, 1.02)
@@ -219,18 +286,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="without suffix")
     parser.add_argument("--train-length", type=int, default=1 << 14)
     parser.add_argument("--test-length", type=int, default=1 << 20)
-    parser.add_argument("--steps", type=int, default=4000, help="most steps per stage")
     parser.add_argument(
-        "--seconds", type=float, default=400, help="training ends after this; what was reached is tested"
+        "--seconds", type=float, default=400, help="of everything; what was reached is tested and written"
     )
-    parser.add_argument("--tokens", type=int, default=1 << 17, help="positions per step")
+    parser.add_argument("--train-share", type=float, default=0.75, help="of the seconds")
+    parser.add_argument("--solved", type=float, default=0.15, help="mean loss that ends a stage")
+    parser.add_argument(
+        "--decoys", type=float, default=0.5, help="needle: largest share of near hits in training filler"
+    )
+    parser.add_argument("--num-workers", type=int, default=4 if torch.cuda.is_available() else 0)
+    parser.add_argument("--tokens", type=int, default=1 << 16, help="positions per step")
     parser.add_argument("--positions", type=int, default=1 << 18, help="positions put through at a time when testing")
-    parser.add_argument("--rows", type=int, default=200, help="test windows per length")
+    parser.add_argument("--rows", type=int, default=64, help="test windows per length")
     parser.add_argument("--copied", type=int, default=512, help="probe: bases of X")
+    parser.add_argument("--first-base", type=int, default=0, help="probe: take sequence from here to the record's end")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.0)
     parser.add_argument("--dt-min", type=float, default=1e-7, help="smallest initial delta")
-    parser.add_argument("--d-model", type=int, default=64)
+    parser.add_argument("--d-model", type=int, default=128)
     parser.add_argument("--num-layers", type=int, default=4)
     parser.add_argument(
         "--bf16", action="store_true", help="autocast; fp32 by default, as memory over 1e6 steps is the question"
@@ -241,13 +314,8 @@ def main() -> None:
     if arguments.task == "probe" and not (arguments.run and arguments.fasta):
         parser.error("probe needs RUN and FASTA")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = run_probe(arguments, device) if arguments.task == "probe" else run_task(arguments, device)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    picture(rows, arguments.out.with_suffix(".png"))
+    (run_probe if arguments.task == "probe" else run_task)(arguments, device)
 
 
 if __name__ == "__main__":

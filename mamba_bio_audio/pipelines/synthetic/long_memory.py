@@ -42,12 +42,19 @@ class NeedleTask:
     Attributes:
         within: share of the window, from its beginning, that the marker lies in. Training takes 1, anywhere: at one place and
             one length a model learns to read a clock instead.
+        decoys: share of the filler, about, that is near hits: pieces of 6 to 24 bases of any marker, and whole markers of which
+            50 to 75 % of the bases are drawn anew. Random filler of 2^20 bases holds 12 to 14 bases of some marker in a row,
+            which windows of 2^14 do not: with decoys a short window has as many near hits as a long one. For training.
+        without: the filler holds nowhere this many bases in a row of any marker; 0 lets chance decide. To tell false hits from
+            forgetting.
     """
 
     classes: int = 4
     marker_bases: int = 64
     seed: int = 0
     within: float = 0.1
+    decoys: float = 0.0
+    without: int = 0
 
     def markers(self) -> NDArray[np.int64]:
         """(classes, marker_bases) token ids, the same for every window."""
@@ -66,9 +73,47 @@ class NeedleTask:
             # In windows too short for that it lies at the very beginning.
             start = int(random.integers(max(0, int(length * self.within) - self.marker_bases) + 1))
             tokens[row] = _bases(random, length)
+            if self.decoys:
+                self._add_decoys(random, tokens[row], markers)
+            if self.without:
+                self._remove_hits(random, tokens[row], markers)
             tokens[row, start : start + self.marker_bases] = markers[label]
             targets[row, -1] = label
         return torch.from_numpy(tokens), torch.from_numpy(targets)
+
+    def _add_decoys(self, random: np.random.Generator, filler: NDArray[np.int64], markers: NDArray[np.int64]) -> None:
+        """Alternately a gap and a decoy, all pieces at once."""
+        bases, length = self.marker_bases, len(filler)
+        count = 2 + length // 7
+        whole = random.random(count) < 0.15
+        sizes = np.where(whole, bases, random.integers(6, 25, count))
+        # Decoys are 22 bases long on average.
+        gaps = random.geometric(1 / (1 + 22 * (1 - self.decoys) / self.decoys), count)
+        starts = np.cumsum(gaps + sizes) - sizes
+        kept = starts + sizes <= length
+        starts, sizes, whole = starts[kept], sizes[kept], whole[kept]
+        count = len(sizes)
+        labels = random.integers(self.classes, size=count)
+        offsets = random.integers(0, bases - sizes + 1)
+        redrawn = np.where(whole, random.uniform(0.5, 0.75, count), 0.0)
+        inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        places = np.repeat(starts, sizes) + inside
+        decoy = markers[np.repeat(labels, sizes), np.repeat(offsets, sizes) + inside]
+        filler[places] = np.where(random.random(len(places)) < np.repeat(redrawn, sizes), filler[places], decoy)
+
+    def _remove_hits(self, random: np.random.Generator, filler: NDArray[np.int64], markers: NDArray[np.int64]) -> None:
+        """One base of every hit is drawn anew until there is none."""
+        size, powers = self.without, 4 ** np.arange(self.without)
+        view = np.lib.stride_tricks.sliding_window_view
+        if len(filler) < size:
+            return
+        hits = np.unique((view(markers, size, axis=1) - _A) @ powers)
+        if len(hits) > 4**size // 2:
+            raise InputError(
+                f"too few words of {size} bases are in no marker to fill a window with; ask for more bases"
+            )
+        while len(found := np.flatnonzero(np.isin((view(filler, size) - _A) @ powers, hits))):
+            filler[found + random.integers(0, size, len(found))] = _bases(random, len(found))
 
 
 @dataclass(frozen=True)

@@ -58,3 +58,35 @@ def test_rows_depend_on_seed_batch_and_row_only(task):
     assert not torch.equal(few[0], type(task)(seed=1).batch(7, 2, 300)[0])
     with pytest.raises(InputError):
         task.batch(0, 1, 20)
+
+
+def test_decoys_are_near_hits_and_never_whole():
+    plain, decoyed = NeedleTask(within=1.0), NeedleTask(within=1.0, decoys=0.5)
+    words = np.lib.stride_tricks.sliding_window_view(plain.markers(), 12, axis=1).reshape(-1, 12) @ 4 ** np.arange(12)
+
+    def hits(task):
+        tokens, targets = task.batch(0, 8, 4096)
+        view = np.lib.stride_tricks.sliding_window_view(tokens.numpy(), 64, axis=1)
+        whole = (view[:, :, None] == task.markers()).all(3)
+        # The marker of the class and no other, once.
+        assert whole.any(1).argmax(1).tolist() == targets[:, -1].tolist()
+        assert (whole.sum((1, 2)) == 1).all()
+        short = np.lib.stride_tricks.sliding_window_view(tokens.numpy(), 12, axis=1) @ 4 ** np.arange(12)
+        return np.isin(short, words).sum(1)
+
+    assert (hits(plain) < 60).all()
+    assert (hits(decoyed) > 300).all()
+    # As large a share as asked for, about.
+    different = plain.batch(0, 8, 1 << 14)[0] != decoyed.batch(0, 8, 1 << 14)[0]
+    assert 0.3 < float(different.float().mean()) / 0.75 < 0.6
+
+
+def test_filler_without_any_piece_of_a_marker():
+    task = NeedleTask(without=6)
+    words = np.lib.stride_tricks.sliding_window_view(task.markers(), 6, axis=1).reshape(-1, 6) @ 4 ** np.arange(6)
+    for row in task.batch(0, 4, 4096)[0].numpy():
+        view = np.lib.stride_tricks.sliding_window_view(row, 6)
+        # The marker's own 59, and at its edges by chance.
+        assert 59 <= np.isin(view @ 4 ** np.arange(6), words).sum() <= 63
+    with pytest.raises(InputError, match="more bases"):
+        NeedleTask(without=3, classes=20).batch(0, 1, 100)

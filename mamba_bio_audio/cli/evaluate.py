@@ -43,8 +43,11 @@ def evaluate(
         Literal["both", "forward", "reverse"], typer.Option(help="Strands that a classifier reads; both averages.")
     ] = "both",
     metrics: Annotated[
-        Literal["likelihood", "sc09"],
-        typer.Option(help="sc09: generate spoken digits and have a judge score them (FID, IS, mIS, AM, NDB)."),
+        Literal["likelihood", "sc09", "sc09-judge"],
+        typer.Option(
+            help="sc09: generate spoken digits and have a judge score them (FID, IS, mIS, AM, NDB). sc09-judge: only train "
+            "that judge, or show the one kept."
+        ),
     ] = "likelihood",
     num_samples: Annotated[
         int | None, typer.Option(min=4, help="With sc09: clips; default 2048, 10240 for the paper's protocol.")
@@ -55,7 +58,7 @@ def evaluate(
     judge: Annotated[
         Literal["small", "resnext"] | None, typer.Option(help="With sc09: default resnext on a GPU, small on a CPU.")
     ] = None,
-    judge_epochs: Annotated[int | None, typer.Option(min=1, help="With sc09: of the judge's training.")] = None,
+    judge_epochs: Annotated[int | None, typer.Option(min=1, help="With sc09 and sc09-judge: of the judge's training.")] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
@@ -68,6 +71,15 @@ def evaluate(
     from mamba_bio_audio.workflow import evaluate as workflow
     from mamba_bio_audio.files import to_json, write_json
 
+    if metrics == "sc09-judge":
+        from mamba_bio_audio.workflow import sc09
+
+        with counters(quiet) as steps:
+            note = sc09.prepare_judge(
+                run, device=resolved, kind=judge, epochs=judge_epochs, overrides=overrides or [], progress=steps
+            )
+        print(to_json(note) if as_json else sc09.describe_judge(note))
+        return
     if metrics == "sc09":
         from mamba_bio_audio.workflow import sc09
 

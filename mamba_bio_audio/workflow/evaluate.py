@@ -168,12 +168,7 @@ def open_run(
         raise InputError(f"{run}: weights without a run configuration; mba evaluate needs a run or an export of one")
     if kind is not None and model.config.data.kind != kind:
         raise InputError(f"{run} is a run of kind {model.config.data.kind}, and this needs one of kind {kind}")
-    for text in overrides:
-        if not text.startswith(("data.", "train.precision=")):
-            raise InputError(
-                f"--set {text}: evaluation takes data.* and train.precision; the model is as it was trained"
-            )
-    config = validate(override(model.config.model_dump(mode="json"), overrides), str(run), check_files=True)
+    config = override_data(model.config, overrides, run)
     length = length or config.train.length
     batch = max(1, (2**14 if device == "cpu" else 2**18) // length)
     data = open_data(config, device, length=length, batch_size=batch)
@@ -182,6 +177,16 @@ def open_run(
     if not overrides and model.manifest:
         check_same_data(model.manifest.get("data", {}), described, run)
     return model, config, data, described
+
+
+def override_data(config: RunConfig, overrides: Sequence[str], run: Path) -> RunConfig:
+    """A run's configuration with other data, or another precision."""
+    for text in overrides:
+        if not text.startswith(("data.", "train.precision=")):
+            raise InputError(
+                f"--set {text}: evaluation takes data.* and train.precision; the model is as it was trained"
+            )
+    return validate(override(config.model_dump(mode="json"), overrides), str(run), check_files=True)
 
 
 def _of_genome(data: DnaDataModule, name: str, spans: Sequence[Span]) -> list[Span]:

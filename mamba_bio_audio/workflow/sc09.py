@@ -35,13 +35,15 @@ from mamba_bio_audio.evaluation.judge import (
 )
 from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
 from mamba_bio_audio.files import atomic_path, write_json
+from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS, SPEECH_COMMANDS
 from mamba_bio_audio.pipelines.audio.splits import Span
 from mamba_bio_audio.pipelines.dna.fasta_index import cache_folder
 from mamba_bio_audio.training.fit import resolve_precision
+from mamba_bio_audio.workflow.data import DataModule, open_data
 from mamba_bio_audio.workflow.environment import environment
-from mamba_bio_audio.workflow.evaluate import open_run
+from mamba_bio_audio.workflow.evaluate import open_run, override_data
 from mamba_bio_audio.workflow.sample import weights_hash
 from mamba_bio_audio.workflow.sample_audio import sample_audio
 
@@ -71,7 +73,7 @@ def evaluate_sc09(
     epochs: int | None = None,
     protocol: Protocol = "plain",
     num_samples: int | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     seed: int = 0,
     resamples: int = 100,
     overrides: Sequence[str] = (),
@@ -87,7 +89,8 @@ def evaluate_sc09(
         epochs: of the judge's training; None is the published number, or 20 for the small one.
         protocol: "plain" scores every sample; "paper" sorts by log-likelihood and drops what the published rows drop.
         num_samples: generated clips; None is 2,048, and 10,240 for "paper".
-        batch_size: clips generated at a time.
+        batch_size: clips generated at a time; None is 2,048 on a GPU, where a step costs hardly more for many clips,
+            and 512 on a CPU.
         seed: of samples and scores.
         resamples: of the bootstrap.
         overrides: `data.*=...`, as of `evaluate`.
@@ -101,16 +104,8 @@ def evaluate_sc09(
         return lambda done, total: progress(what, done, total) if progress is not None else None
 
     model, config, data, described = open_run(run, "test", which, device, None, overrides)
-    if not isinstance(data, AudioDataModule):
-        raise InputError(f"{run}: --metrics sc09 judges spoken digits, and this run is not of audio")
-    if config.data.sample_rate_hz != RATE_HZ:  # type: ignore[union-attr]
-        raise InputError(f"{run}: the judge hears {RATE_HZ:,} Hz, and this run is at another rate")
-    clips, labels = {}, {}
-    for split in ("train", "valid", "test"):
-        clips[split], labels[split] = labelled_clips(data, split)
-    judge_config = JudgeConfig() if (kind or ("resnext" if device == "cuda" else "small")) == "resnext" else SMALL
-    if epochs is not None:
-        judge_config = judge_config._replace(epochs=epochs)
+    data, clips, labels = _digits(run, data)
+    judge_config = _judge_config(kind, epochs, device)
     judge, judged_by = load_judge(clips, labels, described, judge_config, device, tell("training the judge"))
 
     bits = evaluate_likelihood(
@@ -122,7 +117,15 @@ def evaluate_sc09(
     ).nats_per_base / math.log(2)
     folder = run / "sc09"
     made, log_likelihood = _generated(
-        model, run, folder, which, device, num_samples or SAMPLES[protocol], batch_size, seed, tell("sampling")
+        model,
+        run,
+        folder,
+        which,
+        device,
+        num_samples or SAMPLES[protocol],
+        batch_size or (2048 if device == "cuda" else 512),
+        seed,
+        tell("sampling"),
     )
     chosen = np.arange(len(made))
     if protocol == "paper":
@@ -179,6 +182,61 @@ def evaluate_sc09(
     first = [(f"sample {row}", made[row]) for row in range(min(4, len(made)))]
     spectrograms([("a test clip", clips["test"][0]), *first], RATE_HZ, folder / "first-samples.png")
     return result
+
+
+def prepare_judge(
+    run: Path,
+    *,
+    device: str = "cpu",
+    kind: Kind | None = None,
+    epochs: int | None = None,
+    overrides: Sequence[str] = (),
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> dict[str, Any]:
+    """The judge of a run's recordings alone, trained now or earlier; the run need have no weights yet (JSON-able).
+
+    Args:
+        run: folder of a run, as soon as it has a `config.yaml`.
+        device, kind, epochs, overrides, progress: as of `evaluate_sc09`, which then finds this judge.
+    """
+    config = override_data(checkpoint.read_config(run), overrides, run)
+    data = open_data(config, device)
+    data.setup()
+    data, clips, labels = _digits(run, data)
+
+    def tell(done: int, total: int | None) -> None:
+        if progress is not None:
+            progress("training the judge", done, total)
+
+    return load_judge(clips, labels, data.summary(), _judge_config(kind, epochs, device), device, tell)[1]
+
+
+def describe_judge(note: dict[str, Any]) -> str:
+    """The judge for people."""
+    right = ", ".join(f"{split} {share:.1%} of {note['clips'][split]:,}" for split, share in note["accuracy"].items())
+    return (
+        f"judge: {note['kind']}, {note['parameters']:,} parameters, {note['epochs']} epochs; clips right: {right}\n"
+        f"kept in {note['cached']}"
+    )
+
+
+def _digits(run: Path, data: DataModule) -> tuple[AudioDataModule, dict[str, Clips], dict[str, NDArray[np.int64]]]:
+    """Clips and labels of every split, where the run is of spoken digits."""
+    if not isinstance(data, AudioDataModule) or isinstance(data, AudioClassesDataModule):
+        raise InputError(f"{run}: --metrics sc09 judges generated digits, and this run is no language model of audio")
+    if data.codec.sample_rate_hz != RATE_HZ:
+        raise InputError(f"{run}: the judge hears {RATE_HZ:,} Hz, and this run is at another rate")
+    found = {split: labelled_clips(data, split) for split in ("train", "valid", "test")}
+    return (
+        data,
+        {split: clips for split, (clips, _) in found.items()},
+        {split: labels for split, (_, labels) in found.items()},
+    )
+
+
+def _judge_config(kind: Kind | None, epochs: int | None, device: str) -> JudgeConfig:
+    config = JudgeConfig() if (kind or ("resnext" if device == "cuda" else "small")) == "resnext" else SMALL
+    return config if epochs is None else config._replace(epochs=epochs)
 
 
 def labelled_clips(data: AudioDataModule, split: str) -> tuple[Clips, NDArray[np.int64]]:

@@ -268,7 +268,7 @@ def test_recordings(tmp_path, capsys):
     settings += ["train.lr=2e-2", "train.ema=null", "data.pad_target=mask", f"data.path={tmp_path / 'data'}"]
     pairs = [part for key in settings for part in ("--set", key)]
     run = tmp_path / "run"
-    assert mba_command("classify", "audio/digit-classes", *pairs, "--out", run, "--device", "cpu", "--quiet") == 0
+    assert mba_command("classify", "audio/sc09-tiny", *pairs, "--out", run, "--device", "cpu", "--quiet") == 0
     capsys.readouterr()
     assert mba_command("evaluate", run, "--device", "cpu", "--json", "--quiet") == 0
     result = json.loads(capsys.readouterr().out)

@@ -88,3 +88,17 @@ def test_other_runs_are_refused(run, tmp_path) -> None:
     (folder / "intervals.tsv").write_text("file\tsplit\n" + rows)
     with pytest.raises(InputError, match="folders named zero"):
         judged(run, overrides=[f"data.path={folder}"])
+
+
+def test_the_judge_can_be_trained_before_the_run_has_weights(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MAMBA_BIO_AUDIO_CACHE", str(tmp_path / "cache"))
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    note = sc09.prepare_judge(begun, epochs=2)
+    assert note["clips"] == {"train": 30, "valid": 10, "test": 20}
+    text = sc09.describe_judge(note)
+    assert "judge: small" in text
+    assert "test " in text
+    monkeypatch.setattr(sc09, "train_judge", None)
+    assert judged(run)["judge"] == note

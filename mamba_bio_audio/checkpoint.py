@@ -147,7 +147,7 @@ def describe_which(config: Any, which: Which) -> str:
     """Which weights these are, in words."""
     if which == "best" and isinstance(config, RunConfig) and config.train.ema is not None:
         return "best moving average"
-    names: dict[str, str] = {"last": "last step", "ema": "last moving average", "best-samples": "best by samples"}
+    names: dict[str, str] = {"last": "last step", "ema": "last moving average", "best-samples": "best-by-samples"}
     return names.get(which, which)
 
 

@@ -70,6 +70,13 @@ def test_chunks_of_a_unet_are_chosen_too(tmp_path, monkeypatch):
     assert training_probe.choose_chunk(config.model, config.train, "cpu") == 4000
 
 
+def test_attention_has_a_dry_run(tmp_path):
+    sets = ["model.num_layers=1", "model.d_model=8", "train.length=64", "train.tokens_per_step=64"]
+    config = load_config("audio/sc09-small-attention", [f"data.path={tmp_path}", *sets])
+    model = config.model.model_copy(update={"vocab_size": 256})
+    assert [tokens for tokens, _, _ in training_probe._measure(model, config.train, "cpu", None)] == [64]
+
+
 def test_recipes_say_whose_they_are():
     for name in (name for name in recipe_names() if name.startswith("audio/")):
         if name.endswith("-lti"):

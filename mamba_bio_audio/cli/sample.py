@@ -90,7 +90,8 @@ def sample(
         raise typer.Exit(130)
     if out is not None:
         what = _what(out)
-        print(f"{out}: {num_samples:,} samples of {length:,} {what}")
+        made = "sample" if what == "bases" else "clip"
+        print(f"{out}: {num_samples:,} {made}{'s' * (num_samples != 1)} of {length:,} {what}")
         if report and what == "bases":
             _report(run, out, quiet)
 

@@ -115,7 +115,10 @@ def _measure(
         for _ in range(2):
             start = time.perf_counter()
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                loss_sum, _, _ = streamed_loss(model, ids, targets, chunk=train.chunk or length)
+                if train.chunk is None:
+                    loss_sum = model(ids, targets=targets, logits="none").loss_sum
+                else:
+                    loss_sum, _, _ = streamed_loss(model, ids, targets, chunk=train.chunk)
             (loss_sum / ids.numel()).backward()
             if device == "cuda":
                 torch.cuda.synchronize()

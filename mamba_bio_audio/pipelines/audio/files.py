@@ -91,21 +91,23 @@ class AudioFile:
                     file.seek(low)
                     found = file.read(high - low, dtype="float32", always_2d=True)
             except (soundfile.SoundFileError, OSError) as error:
-                raise InputError(f"{self.path}: cannot be decoded at sample {low} ({error}). {_REPLACE}") from error
+                raise InputError(f"{self.path}: cannot be decoded at sample {low} ({error}). {_CHECK}") from error
             if len(found) < high - low:
                 raise InputError(
                     f"{self.path}: truncated: the header promises {self.frames} samples, decoding ends at "
-                    f"{low + len(found)}. {_REPLACE}"
+                    f"{low + len(found)}. {_CHECK}"
                 )
             mono = found[:, 0] if found.shape[1] == 1 else found.mean(1, dtype=np.float32)
             if not np.isfinite(mono).all():
                 position = low + int(np.flatnonzero(~np.isfinite(mono))[0])
-                raise InputError(f"{self.path}: NaN or infinite sample at {position}. {_REPLACE}")
+                raise InputError(f"{self.path}: NaN or infinite sample at {position}. {_CHECK}")
             out[low - start : high - start] = mono
         return out
 
 
-_REPLACE = "Replace the file, or leave it out with data.bad_files=exclude or by the list of splits."
+_REPLACE = "Replace the file, or leave it out."
+# What only decoding tells; opening a data set does not decode it.
+_CHECK = "Replace the file, or leave it out; mba prepare audio finds all such files."
 
 
 @lru_cache(maxsize=8)

@@ -115,7 +115,7 @@ after() { # name: everything that comes after the training
       mba_for 60 report report "$RUN/piano" --quiet
       pack piano model.safetensors samples ;;
     piano-*) # every length scores the same test samples, each once
-      mba_for 90 "$1-evaluate" evaluate "$RUN/$1" --no-baselines --quiet
+      mba_for 90 "$1-evaluate" evaluate "$RUN/$1" --quiet
       pack "$1" ;;
   esac
   say "$1: done"

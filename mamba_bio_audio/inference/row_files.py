@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,18 @@ from mamba_bio_audio.files import atomic_path, write_json
 from mamba_bio_audio.inference.generate import Block, generate_blocks
 
 _SAVE_EVERY_S = 10.0
+# Open files of the process besides those of the rows.
+_OTHER_FILES = 128
+
+
+def open_files_allowed(rows: int) -> int:
+    """How many of `rows` files this process may keep open, its own limit raised as far as the machine's allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = rows + _OTHER_FILES
+    if resource.RLIM_INFINITY not in (soft, hard) and soft < min(wanted, hard):
+        soft = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return rows if soft == resource.RLIM_INFINITY else min(rows, max(1, soft - _OTHER_FILES))
 
 
 class Position(NamedTuple):
@@ -146,7 +159,19 @@ class RowFiles:
 
         Returns:
             Log-likelihood of every row, as summed from its blocks; None when stopped before the end.
+
+        Raises:
+            InputError: refused options, or more rows at a time than files may be open.
         """
+        together = min(batch_size, num_samples)
+        if (allowed := open_files_allowed(together)) < together:
+            if not self.path(0).exists():
+                # As after other refused options: nothing to continue.
+                self.remove()
+            raise InputError(
+                f"{together:,} samples at a time are as many open files, and this machine allows {allowed:,} (ulimit "
+                f"-n); choose --batch-size {allowed} or less"
+            )
         at, last, state = self._restore(model)
         sums = list(at.log_likelihood)
         for low in range(at.row, num_samples, batch_size):

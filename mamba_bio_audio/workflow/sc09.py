@@ -35,6 +35,7 @@ from mamba_bio_audio.evaluation.judge import (
 )
 from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
 from mamba_bio_audio.files import atomic_path, write_json
+from mamba_bio_audio.inference.row_files import open_files_allowed
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS, SPEECH_COMMANDS
@@ -89,8 +90,8 @@ def evaluate_sc09(
         epochs: of the judge's training; None is the published number, or 20 for the small one.
         protocol: "plain" scores every sample; "paper" sorts by log-likelihood and drops what the published rows drop.
         num_samples: generated clips; None is 2,048, and 10,240 for "paper".
-        batch_size: clips generated at a time; None is 2,048 on a GPU, where a step costs hardly more for many clips,
-            and 512 on a CPU.
+        batch_size: clips generated at a time; None is 1,024 on a GPU, where a step costs hardly more for many clips,
+            and 512 on a CPU; fewer where the machine allows fewer open files.
         seed: of samples and scores.
         resamples: of the bootstrap.
         overrides: `data.*=...`, as of `evaluate`.
@@ -123,7 +124,7 @@ def evaluate_sc09(
         which,
         device,
         num_samples or SAMPLES[protocol],
-        batch_size or (2048 if device == "cuda" else 512),
+        batch_size or open_files_allowed(1024 if device == "cuda" else 512),
         seed,
         tell("sampling"),
     )

@@ -261,3 +261,21 @@ def test_rows_own_prompts(model, tmp_path):
     assert sample(files, model, length=1, stop=lambda: True) is None
     sample(files, model, length=1)
     assert [len(row) for row in rows(files)] == [1] * 3
+
+
+def test_rows_are_no_more_than_files_may_be_open(model, tmp_path, monkeypatch):
+    limits = [(256, 4096)]
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(module.resource, "setrlimit", lambda _, new: limits.append(new))
+    assert module.open_files_allowed(100) == 100
+    assert limits == [(256, 4096)]
+    assert module.open_files_allowed(1000) == 1000
+    assert limits[-1] == (1128, 4096)
+    assert module.open_files_allowed(10_000) == 3968
+    assert limits[-1] == (4096, 4096)
+    limits.append((130, 130))
+    files = row_files(tmp_path / "rows")
+    files.begin()
+    with pytest.raises(InputError, match=r"allows 2 .ulimit -n.; choose --batch-size 2 or less"):
+        sample(files, model, batch_size=3)
+    assert not files.folder.exists()

@@ -5,8 +5,9 @@
     python benchmarks/long_memory.py probe RUN FASTA --out benchmarks/results/copy_probe
 
 `needle` and `copy` train at lengths from 64 up to a longest one that doubles whenever the task is solved, up to
---train-length; then they score lengths up to --test-length, the state carried in chunks. Everything ends within
---seconds, and what was tested until then is written. The needle is learned among decoys (see NeedleTask) and tested
+--train-length; then they score lengths up to --test-length, the state carried in chunks. After that they train on at up
+to --further-length, and score again. Everything ends within --seconds, and what was tested until then is written.
+The needle is learned among decoys (see NeedleTask) and tested
 without: in random filler, and for comparison in filler that holds no 6 bases of any marker in a row. There only
 forgetting counts, in the other also false hits. `probe` takes a trained DNA model, lays real sequence X, filler, X
 again, and reports the loss of the second X against that of the first at every length of the filler.
@@ -41,6 +42,7 @@ from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.synthetic.long_memory import CopyTask, NeedleTask
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.optim import build_optimizer
+from mamba_bio_audio.training.streaming import streamed_loss
 from mamba_bio_audio.workflow.environment import environment
 
 # Batches of test data are numbered from here, so that none was trained on.
@@ -90,16 +92,22 @@ def make(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return Classifier(model, head), task
 
 
-def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> dict[str, Any]:
-    """Stages of doubling length for the training's share of the time; the longest takes what is left."""
-    config = TrainConfig(
-        steps=1, length=1, tokens_per_step=1, lr=arguments.lr, weight_decay=arguments.weight_decay, warmup=0.0
-    )
-    optimizer = build_optimizer(model, config)
-    seconds = arguments.seconds * arguments.train_share
+def train(
+    model: Any,
+    optimizer: Any,
+    task: Any,
+    lengths: tuple[int, int],
+    until: float,
+    arguments: argparse.Namespace,
+    device: str,
+) -> dict[str, Any]:
+    """Stages of doubling length, from the first of `lengths`; the last takes what is left of the time."""
     begun = time.perf_counter()
-    # The marker, or X, with next to nothing else comes first.
-    length, number, loss = 64, 0, math.nan
+    seconds = max(1.0, until - begun)
+    length, longest = lengths
+    # Batches of the phases differ: each counts from its first length.
+    number, loss = length << 20, math.nan
+    first = number
     while True:
         started, steps, average = time.perf_counter(), 0, None
         loader = DataLoader(
@@ -109,11 +117,14 @@ def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> 
             elapsed = (time.perf_counter() - begun) / seconds
             for group in optimizer.param_groups:
                 # Linear to zero in the last third.
-                group["lr"] = arguments.lr * min(1.0, (number + 1) / 200, max(0.0, 3 * (1 - elapsed)))
+                group["lr"] = arguments.lr * min(1.0, (number - first + 1) / 200, max(0.0, 3 * (1 - elapsed)))
             optimizer.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and arguments.bf16):
-                out = model(tokens.to(device), targets=targets.to(device), logits="none")
-            mean = out.loss_sum / out.count
+                # In one piece below 2^20 positions, in chunks with exact gradients above.
+                loss_sum, count, _ = streamed_loss(
+                    model, tokens.to(device), targets.to(device), chunk=(1 << 20) // len(tokens)
+                )
+            mean = loss_sum / count
             mean.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -122,20 +133,20 @@ def train(model: Any, task: Any, arguments: argparse.Namespace, device: str) -> 
             average = value if average is None else average.lerp(value, 0.03)
             if elapsed >= 1:
                 break
-            if steps % 25 == 0 and length < arguments.train_length:
+            if steps % 25 == 0 and length < longest:
                 spent = (time.perf_counter() - started) / seconds
                 # A stage that is not solved in a quarter of the time gives way.
-                if steps >= 50 and (float(average) < arguments.solved or spent > 0.25):
+                if float(average) < arguments.solved or spent > 0.25:
                     break
         loss = float(average) if average is not None else math.nan
         print(
             f"trained at {length:,}: {steps:,} steps in {time.perf_counter() - started:.0f} s, loss {loss:.4f}",
             flush=True,
         )
-        if elapsed >= 1 or length >= arguments.train_length:
+        if elapsed >= 1 or length >= longest:
             break
         length *= 2
-    return {"trained_length": length, "training_loss": loss, "steps": number}
+    return {"trained_length": length, "training_loss": loss, "steps": number - first}
 
 
 @torch.inference_mode()
@@ -167,37 +178,60 @@ def score(
 
 
 def run_task(arguments: argparse.Namespace, device: str) -> None:
-    """Train, then one row per tested length."""
+    """Train and test; then train at longer lengths and test again."""
     begun = time.perf_counter()
     model, task = make(arguments)
     model.to(device)
-    trained = train(model, task, arguments, device)
-    if arguments.weights:
-        torch.save(model.state_dict(), arguments.weights)
-    about = trained | {
+    config = TrainConfig(steps=1, length=1, tokens_per_step=1, lr=arguments.lr, weight_decay=arguments.weight_decay)
+    optimizer = build_optimizer(model, config)
+    about = {
         "model": f"{arguments.num_layers}x{arguments.d_model}",
         "tokens_per_step": arguments.tokens,
         "decoys": arguments.decoys if arguments.task == "needle" else 0.0,
         "seed": arguments.seed,
     }
     about |= {k: environment(device)[k] for k in ("device", "torch", "commit", "started")}
+    # The marker, or X, with next to nothing else comes first.
+    phases = [
+        ((64, arguments.train_length), 0.5, 0.625),
+        ((arguments.train_length * 2, arguments.further_length), 0.875, 1.0),
+    ]
+    if arguments.further_length <= arguments.train_length:
+        phases = [((64, arguments.train_length), 0.75, 1.0)]
+    rows: list[dict[str, Any]] = []
+    for lengths, trained_until, tested_until in phases:
+        trained = train(model, optimizer, task, lengths, begun + arguments.seconds * trained_until, arguments, device)
+        if arguments.weights:
+            torch.save(model.state_dict(), arguments.weights)
+        test(model, task, rows, trained | about, begun + arguments.seconds * tested_until, arguments, device)
+    picture(rows, arguments.out.with_suffix(".png"))
+
+
+def test(
+    model: Any,
+    task: Any,
+    rows: list[dict[str, Any]],
+    about: dict[str, Any],
+    until: float,
+    arguments: argparse.Namespace,
+    device: str,
+) -> None:
+    """One row more per tested length and filler, each written at once."""
     tasks = {"random": (task, arguments.rows)}
     if isinstance(task, NeedleTask):
         tasks["no 6 of a marker"] = (replace(task, without=6), max(1, arguments.rows // 4))
-    rows: list[dict[str, Any]] = []
-    length = 256
-    while length <= arguments.test_length:
-        for filler, (variant, windows) in tasks.items():
+    for filler, (variant, windows) in tasks.items():
+        length = 256
+        while length <= arguments.test_length:
             started = time.perf_counter()
-            if rows and started > begun + arguments.seconds:
+            if rows and started > until:
                 print(f"no time left to test at {length:,} with filler {filler}", flush=True)
-                continue
-            result = score(model, variant, windows, length, device, arguments, begun + arguments.seconds)
+                break
+            result = score(model, variant, windows, length, device, arguments, until)
             rows.append({"task": arguments.task, "length": length, "filler": filler} | result | about)
             write(rows, arguments.out)
             print(f"tested at {length:,}, {filler}: {result} in {time.perf_counter() - started:.0f} s", flush=True)
-        length *= 4
-    picture(rows, arguments.out.with_suffix(".png"))
+            length *= 4
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
@@ -267,12 +301,16 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set(xscale="log", xlabel="bases between", ylabel="nats per base")
         axes.legend()
     else:
-        for filler in dict.fromkeys(row["filler"] for row in rows):
-            chosen = [row for row in rows if row["filler"] == filler]
-            axes.plot([row["length"] for row in chosen], [row["accuracy"] for row in chosen], "o-", label=filler)
-        axes.legend(title="filler")
-        axes.axvline(rows[0]["trained_length"], color="grey", linestyle=":")
-        axes.set(xscale="log", xlabel=f"length (trained up to {rows[0]['trained_length']:,})", ylabel="accuracy")
+        for filler, trained in dict.fromkeys((row["filler"], row["trained_length"]) for row in rows):
+            chosen = [row for row in rows if (row["filler"], row["trained_length"]) == (filler, trained)]
+            axes.plot(
+                [row["length"] for row in chosen],
+                [row["accuracy"] for row in chosen],
+                "o-" if filler == "random" else "x--",
+                label=f"{filler}, {trained:,}",
+            )
+        axes.legend(title="filler, trained up to")
+        axes.set(xscale="log", xlabel="length", ylabel="accuracy")
         axes.set_ylim(0, 1.02)
     figure.savefig(path, dpi=130)
 
@@ -289,7 +327,12 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=400, help="of everything; what was reached is tested and written"
     )
-    parser.add_argument("--train-share", type=float, default=0.75, help="of the seconds")
+    parser.add_argument(
+        "--further-length",
+        type=int,
+        default=1 << 18,
+        help="train on up to this length after the first test, and test again",
+    )
     parser.add_argument("--solved", type=float, default=0.15, help="mean loss that ends a stage")
     parser.add_argument(
         "--decoys", type=float, default=0.5, help="needle: largest share of near hits in training filler"

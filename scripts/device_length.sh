@@ -42,7 +42,7 @@ chrx() {
     --set data.path="$work/chrx_data" --set data.num_workers=4 --out "$run" ${CHRX_ARGS:-}
   echo "training ended with $? at $((SECONDS - begun)) s"
   cp "$run"/{metrics.csv,config.yaml,manifest.json,model.safetensors} "$work/chrx/" && pack_chrx
-  timeout -s INT -k 5 "$(left $((LIMIT / 8)))" python3 -m mamba_bio_audio evaluate "$run" --split test --blocks "${BLOCKS:-96}" \
+  timeout -s INT -k 5 "$(left $((LIMIT / 8)))" python3 -m mamba_bio_audio evaluate "$run" --split test --blocks "${BLOCKS:-64}" \
     --context "${CONTEXT:-1024,4096,16384,65536,262144,1048576}" --out "$work/chrx"
   echo "evaluation ended with $? at $((SECONDS - begun)) s"
   pack_chrx
@@ -57,7 +57,7 @@ case "$part" in
 length) # one GPU: peak memory and speed from 2^10 to 2^24 beside mamba_ssm, gradients streamed against whole at 2^20
   python3 benchmarks/bench_length.py --seconds 150 --out "$OUT/length.csv" ;;
 parallel) # two GPUs: gradients of NCCL against one GPU, speed at 2^20, then the command itself with a sequence on both
-  python3 -m torch.distributed.run --nproc-per-node 2 benchmarks/bench_parallel.py --seconds $((LIMIT / 3)) \
+  timeout -k 5 $((LIMIT * 2 / 3)) python3 -m torch.distributed.run --nproc-per-node 2 benchmarks/bench_parallel.py --seconds $((LIMIT / 3)) \
     --out "$OUT/sequence_parallel.csv" ${PARALLEL_ARGS:-} 2>&1 | tee "$OUT/parallel.txt"
   for parts in 2 1; do
     [ "$(left)" -gt 20 ] || { echo "no time left for sequence_parallel=$parts" | tee -a "$OUT/parallel.txt"; continue; }

@@ -26,7 +26,7 @@ from mamba_bio_audio.config import load_config
 from mamba_bio_audio.inference.generate import generate_blocks
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.workflow.bench import beside, has_peer, training_step, write_rows
+from mamba_bio_audio.workflow.bench import beside, has_peer, peer_version, training_step, write_rows
 from mamba_bio_audio.workflow.environment import environment
 
 # recipe, mixer or None for the recipe's own, batch, length, chunk; what matters most first, for runs that end early
@@ -106,11 +106,13 @@ def train(cases: Iterable[tuple[str, str | None, int, int, int | None]], device:
             "pairs": len(timing.ours),
             "ms": f"{ours:.4g}",
             "msamples_per_s": f"{batch * length / ours / 1e3:.4g}",
+            "peer": "",
             "peer_ms": "",
             "peer_over_ours": "",
         }
         if timing.peer is not None:
             ratios = [peer / own for own, peer in zip(timing.ours, timing.peer, strict=True)]
+            row["peer"] = peer_version()
             row["peer_ms"] = f"{statistics.median(timing.peer):.4g}"
             row["peer_over_ours"] = f"{statistics.median(ratios):.3f}"
         yield row | memory
@@ -147,7 +149,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=500, help="begin no row after this")
     arguments = parser.parse_args()
     started, place = time.perf_counter(), environment("cuda")
-    provenance = {key: place[key] for key in ("device", "torch", "commit", "started")}
+    provenance = {key: place[key] for key in ("device", "torch", "triton", "commit", "started")}
     rows = []
     for row in train(TRAIN, "cuda", arguments.pairs) if arguments.what == "train" else sample():
         rows.append(row | provenance)

@@ -47,6 +47,7 @@ from mamba_bio_audio.workflow.bench import (
     peer_layout,
     peer_model,
     peer_scan,
+    peer_version,
     scan_inputs,
     training_step,
     write_rows,
@@ -210,7 +211,7 @@ def time_operation(call: Call, positions: int, device: str) -> dict[str, Any]:
 def run(part: str, out: Path, device: str, seconds: float, only: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Measure every curve from the shortest length up, write after every row, draw."""
     where, started = environment(device), time.perf_counter()
-    fixed = {name: where[name] for name in ("device", "torch", "commit", "started")}
+    fixed = {name: where[name] for name in ("device", "torch", "triton", "commit", "started")}
     curves = model_curves(device) if part == "models" else operation_curves(device)
     rows: list[dict[str, Any]] = []
     late: list[str] = []
@@ -224,6 +225,8 @@ def run(part: str, out: Path, device: str, seconds: float, only: Iterable[str] =
                 break
             positions = max(1 << 17, length) if part == "models" else length
             row: dict[str, Any] = {"part": part, "curve": name, "length": length, "positions": positions}
+            if curve.peer:
+                row["peer"] = peer_version()
             # Of the last length, by positions and, where a sequence costs more than its length, by length.
             if before and before[2] * positions / before[1] * (length / before[0]) ** (curve.growth - 1) > LONGEST_S:
                 row["note"] = f"not run: would take more than {LONGEST_S:.0f} s"

@@ -31,6 +31,7 @@ from mamba_bio_audio.workflow.bench import (
     has_peer,
     logits_step,
     peer_model,
+    peer_version,
     training_step,
     write_rows,
 )
@@ -126,7 +127,7 @@ def compare(model: nn.Module, tokens: Tensor, chunk: int) -> float:
 def run(plan: Iterable[Case], out: Path, device: str, seconds: float) -> list[dict[str, Any]]:
     """Measure, write after every row, draw."""
     where, started = environment(device), time.perf_counter()
-    fixed = {name: where[name] for name in ("device", "torch", "commit", "started")}
+    fixed = {name: where[name] for name in ("device", "torch", "triton", "commit", "started")}
     rows: list[dict[str, Any]] = []
     full: dict[tuple[str, str], int] = {}  # shortest length that did not fit
     late: list[Case] = []
@@ -138,6 +139,8 @@ def run(plan: Iterable[Case], out: Path, device: str, seconds: float) -> list[di
             continue
         length, chunk = 1 << power, MODELS[name][2]
         row: dict[str, Any] = {"model": name, "mode": mode, "chunk": "", "length": length, "rows": "", "difference": ""}
+        if mode == "mamba_ssm":
+            row["peer"] = peer_version()
         if power > full.get((name, mode), power):
             row["note"] = f"{OUT_OF_MEMORY}: not tried, 2^{full[name, mode]} did not fit"
         else:

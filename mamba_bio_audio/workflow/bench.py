@@ -68,6 +68,13 @@ def has_peer(device: str) -> bool:
     return device == "cuda" and all(importlib.util.find_spec(n) for n in ("mamba_ssm", "selective_scan_cuda"))
 
 
+def peer_version() -> str:
+    """What the peer's figures are of."""
+    import mamba_ssm
+
+    return f"mamba_ssm {mamba_ssm.__version__}"
+
+
 def interleaved(
     ours: Callable[[], object],
     peer: Callable[[], object] | None,
@@ -138,6 +145,7 @@ def _row(device: str, what: str, mode: str, shape: str, dtype: str, timing: Timi
         "ms_p20": f"{low:.4g}",
         "ms_p50": f"{middle:.4g}",
         "ms_p80": f"{high:.4g}",
+        "peer": "",
         "peer_ms_p50": "",
         "ratio": "",
         "ratio_q1": "",
@@ -146,7 +154,7 @@ def _row(device: str, what: str, mode: str, shape: str, dtype: str, timing: Timi
     if timing.peer is not None:
         ratios = [peer / ours for ours, peer in zip(timing.ours, timing.peer, strict=True)]
         q1, q2, q3 = statistics.quantiles(ratios, n=4)
-        row |= {"peer_ms_p50": f"{_percentiles(timing.peer)[1]:.4g}"}
+        row |= {"peer": peer_version(), "peer_ms_p50": f"{_percentiles(timing.peer)[1]:.4g}"}
         row |= {"ratio": f"{q2:.3f}", "ratio_q1": f"{q1:.3f}", "ratio_q3": f"{q3:.3f}"}
     return row | more | environment(device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
@@ -21,6 +22,7 @@ def environment(device: str) -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        "triton": _installed("triton"),
         "numpy": np.__version__,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
@@ -61,6 +63,13 @@ def _float32_matmul_precision() -> str | None:
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
+        return None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return None
 
 

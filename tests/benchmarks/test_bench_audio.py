@@ -41,6 +41,7 @@ def test_training_rows(script, mamba_ssm, monkeypatch):
     real, paper, streamed = bench.train(cases, "cpu", 3)
     assert float(real["ms"]) > 0
     assert float(real["peer_over_ours"]) > 0
+    assert real["peer"] == "mamba_ssm 0.0"
     # mamba_ssm's layer has no complex parameters, and no state to stream with.
     assert paper["peer_ms"] == streamed["peer_ms"] == ""
     assert streamed["chunk"] == 256

@@ -2,8 +2,10 @@
 
 import csv
 import math
+import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -71,6 +73,7 @@ def test_kernels_and_provenance(tmp_path, monkeypatch):
     assert len(rows) == 4
     for row in written:
         assert row["torch"] == torch.__version__
+        assert "triton" in row
         assert row["started"]
         assert float(row["ms_p50"]) > 0
         assert row["ratio"] == ""  # there is no peer on a CPU
@@ -117,6 +120,12 @@ def test_beside_makes_the_peer_second_and_leaves_out_who_needs_too_much_memory(m
     timing, memory = bench.beside(lambda: None, None, "cpu", pairs=3)
     assert math.isnan(timing.ours[0])
     assert memory == {"peak_gib": "out of memory", "peer_peak_gib": ""}
+
+
+def test_a_row_beside_a_peer(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mamba_ssm", SimpleNamespace(__version__="2.3"))
+    row = bench._row("cpu", "scan", "forward", "(1, 2, 3)", "float32", bench.Timing([1, 2, 3.0], [3, 4, 12.0]))
+    assert (row["peer"], row["peer_ms_p50"], row["ratio"]) == ("mamba_ssm 2.3", "4", "3.000")
 
 
 def test_what_it_refuses(tmp_path):

@@ -1,0 +1,49 @@
+"""Markov models of orders 0 to 12 on validation and test: no GPU needed, so apart from the evaluation of a run.
+
+    python benchmarks/markov_baselines.py --data ../shared/data/dna/human --out benchmarks/results/markov_human.csv
+
+Fitted on the training split, the order chosen on validation; the scored bases are those of `mba evaluate` at --length.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mamba_bio_audio.evaluation.likelihood import perplexity
+from mamba_bio_audio.evaluation.markov import markov_table
+from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.workflow.environment import environment
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="data.path.")],
+    out: Annotated[Path, typer.Option(help="CSV.")],
+    length: int = 1024,
+) -> None:
+    module = DnaDataModule(DnaDataConfig(path=str(data)), length=length, batch_size=1, seed=0)
+    module.setup()
+    spans = {split: module.evaluation_spans(split) for split in ("train", "valid", "test")}
+    where = environment("cpu")
+    rows = []
+    for split in ("valid", "test"):
+        fitted = markov_table(module.genome, spans["train"], spans["valid"], spans[split])
+        for order, nats in enumerate(map(float, fitted.test.nats_per_base)):
+            row = {"split": split, "order": order, "chosen": order == fitted.order, "scored": fitted.test.count}
+            row |= {"nats": f"{nats:.6f}", "bits": f"{nats / math.log(2):.6f}", "perplexity": f"{perplexity(nats):.5f}"}
+            row["splits_sha256"] = module.splits_fingerprint()
+            rows.append(row | {key: where[key] for key in ("device", "commit", "started")})
+    with atomic_path(out) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import LanguageModel
@@ -30,6 +31,22 @@ from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.training.steps import AtomicCheckpointIO, Steps
+
+
+class MovingAverage(WeightAveraging):
+    """Lightning's average after every step, as one kernel for all weights and without waiting for the device.
+
+    Its own exponential callback launches four kernels per tensor and reads a counter from the device, every step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make the average; its counter stays on the host."""
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
 
 class FitResult(NamedTuple):
@@ -152,7 +169,7 @@ def fit(
         # Ranks that share a sequence read the same ones.
         data.rank, data.world_size = trainer.global_rank // config.sequence_parallel, config.data_parallel
         valid = data.evaluation_dataloader("valid", max_tokens=config.validation_tokens)
-        average = None if config.ema is None else EMAWeightAveraging(decay=config.ema)
+        average = None if config.ema is None else MovingAverage(config.ema)
         if average is not None:
             # Before `Steps`, which validates what has been averaged.
             trainer.callbacks.append(average)  # type: ignore[attr-defined]

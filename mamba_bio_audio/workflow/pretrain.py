@@ -175,8 +175,12 @@ def pretrain(
         check_same_data(before.get("data", {}), described, run)
     # A resumed run has its weights in its checkpoint, and the pretrained run need not be there any more.
     model = build(config.model, config.head, seed=config.seed) if step else begin(config)
+    precision = resolve_precision(train.precision, device)
+    settings = precision_settings(device, precision)
+    machine = environment(device)
     if main and not quiet:
-        print(table(data_rows(config.data.kind, described)), file=sys.stderr)
+        kernels = ("device", f"{machine['device']}, {precision}, kernels: {settings['kernels']}")
+        print(table([kernels, *data_rows(config.data.kind, described)]), file=sys.stderr)
     if main:
         if occupied and not resume:
             shutil.rmtree(run)
@@ -184,12 +188,7 @@ def pretrain(
         for left in (*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*.tmp")):
             left.unlink()
         write_text(run / "config.yaml", to_yaml(config))
-    precision = resolve_precision(train.precision, device)
-    session = environment(device) | {
-        "command": list(arguments),
-        "from_step": step,
-        "precision_settings": precision_settings(device, precision),
-    }
+    session = machine | {"command": list(arguments), "from_step": step, "precision_settings": settings}
     manifest: dict[str, Any] = session | {
         "seed": config.seed,
         "precision": precision,

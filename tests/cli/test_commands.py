@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,12 @@ def test_a_run_folder_holds_what_was_promised(trained, fasta):
     # Warm-up over the first of 12 steps, then cosine down to the floor.
     assert float(rows[0]["lr"]) == pytest.approx(4e-3)
     assert float(rows[-1]["lr"]) == pytest.approx(1e-5)
+
+
+def test_pretraining_begins_by_naming_the_device_and_the_kernels(fasta, tmp_path, capsys):
+    few = ("train.steps=1", "train.validate_every=1", "train.validation_tokens=64")
+    assert mba_command("pretrain", "dna/tiny", *overrides(fasta, *few), "--out", tmp_path / "r", "--device", "cpu") == 0
+    assert re.search(r"(?m)^device +cpu, \d+ threads, fp32, kernels: torch$", capsys.readouterr().err)
 
 
 def test_evaluate_beside_baselines(trained, capsys):

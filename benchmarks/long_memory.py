@@ -7,10 +7,10 @@
 `needle` and `copy` train at lengths from 64 up to a longest one that doubles whenever the task is solved, up to
 --train-length; then they score lengths up to --test-length, the state carried in chunks. After that they train on at up
 to --further-length, and score again. Everything ends within --seconds, and what was tested until then is written.
-The needle is learned among decoys (see NeedleTask) and tested
-without: in random filler, and for comparison in filler that holds no 6 bases of any marker in a row. There only
-forgetting counts, in the other also false hits. `probe` takes a trained DNA model, lays real sequence X, filler, X
-again, and reports the loss of the second X against that of the first at every length of the filler.
+The needle is learned among decoys (see NeedleTask) and tested without: in random filler, and for comparison in filler
+that holds no 6 bases of any marker in a row. There only forgetting counts, in the other also false hits. `probe` takes
+a trained DNA model, lays real sequence X, filler, X again, and reports the loss of the second X against that of the
+first at every length of the filler.
 Each writes OUT.csv, after every row, and OUT.png.
 """
 
@@ -23,7 +23,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -49,11 +49,19 @@ from mamba_bio_audio.workflow.environment import environment
 TEST = 1 << 40
 
 
+class Stage(NamedTuple):
+    """What is trained at a time: windows from `shortest` to `longest` positions."""
+
+    task: Any
+    shortest: int
+    longest: int
+
+
 class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Training batches of one stage, drawn by data workers: thousands of short rows cost more than the GPU's step."""
 
-    def __init__(self, task: Any, first: int, longest: int, arguments: argparse.Namespace) -> None:
-        self.task, self.first, self.longest = task, first, longest
+    def __init__(self, stage: Stage, first: int, arguments: argparse.Namespace) -> None:
+        self.stage, self.first = stage, first
         self.positions, self.decoys, self.seed = arguments.tokens, arguments.decoys, arguments.seed
 
     def __len__(self) -> int:
@@ -63,14 +71,14 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         number = self.first + index
         random = np.random.default_rng([self.seed, number])
-        # Between 64 and the stage's length, more often long than short, so that no length and no distance is special.
-        length = int(64 * (self.longest / 64) ** (random.random() ** 0.5))
-        task = self.task
+        # More often long than short, so that no length and no distance is special.
+        task, shortest, longest = self.stage
+        length = int(shortest * (longest / shortest) ** (random.random() ** 0.5))
         if isinstance(task, NeedleTask):
             # A quarter of the batches is like the test.
             share = self.decoys * random.random() if random.random() < 0.75 else 0.0
             task = replace(task, within=1.0, decoys=share)
-        return cast(tuple[Tensor, Tensor], task.batch(number, max(4, self.positions // length), length))
+        return cast(tuple[Tensor, Tensor], task.batch(number, min(1024, max(4, self.positions // length)), length))
 
 
 def make(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -92,27 +100,36 @@ def make(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return Classifier(model, head), task
 
 
+def stages(task: Any, after: int, up_to: int) -> list[Stage]:
+    """Doubling lengths above `after`; from nothing, the marker or X with next to nothing else comes first."""
+    found = []
+    if after == 0 and isinstance(task, CopyTask):
+        # Two bases at first: sixteen at once stay at chance for long.
+        sizes = range(2, task.copied_bases + 1, 2)
+        found = [Stage(replace(task, copied_bases=size), 2 * size + 1, 3 * size + 4) for size in sizes]
+    length = after * 2 or 64
+    while length <= up_to:
+        found.append(Stage(task, 64, length))
+        length *= 2
+    return found
+
+
 def train(
     model: Any,
     optimizer: Any,
-    task: Any,
-    lengths: tuple[int, int],
+    todo: list[Stage],
+    number: int,
     until: float,
     arguments: argparse.Namespace,
     device: str,
 ) -> dict[str, Any]:
-    """Stages of doubling length, from the first of `lengths`; the last takes what is left of the time."""
+    """Stage after stage, each until it is solved, batches numbered from `number`; the last takes the time left."""
     begun = time.perf_counter()
     seconds = max(1.0, until - begun)
-    length, longest = lengths
-    # Batches of the phases differ: each counts from its first length.
-    number, loss = length << 20, math.nan
     first = number
-    while True:
+    for stage in todo:
         started, steps, average = time.perf_counter(), 0, None
-        loader = DataLoader(
-            Batches(task, number, length, arguments), batch_size=None, num_workers=arguments.num_workers
-        )
+        loader = DataLoader(Batches(stage, number, arguments), batch_size=None, num_workers=arguments.num_workers)
         for tokens, targets in loader:
             elapsed = (time.perf_counter() - begun) / seconds
             for group in optimizer.param_groups:
@@ -133,20 +150,19 @@ def train(
             average = value if average is None else average.lerp(value, 0.03)
             if elapsed >= 1:
                 break
-            if steps % 25 == 0 and length < longest:
+            if steps % 25 == 0 and stage is not todo[-1]:
                 spent = (time.perf_counter() - started) / seconds
                 # A stage that is not solved in a quarter of the time gives way.
                 if float(average) < arguments.solved or spent > 0.25:
                     break
         loss = float(average) if average is not None else math.nan
         print(
-            f"trained at {length:,}: {steps:,} steps in {time.perf_counter() - started:.0f} s, loss {loss:.4f}",
+            f"trained {arguments.task}, {stage.shortest:,} to {stage.longest:,}: {steps:,} steps in {time.perf_counter() - started:.0f} s, loss {loss:.4f}",
             flush=True,
         )
-        if elapsed >= 1 or length >= longest:
+        if elapsed >= 1:
             break
-        length *= 2
-    return {"trained_length": length, "training_loss": loss, "steps": number - first}
+    return {"trained_length": stage.longest, "training_loss": loss, "steps": number - first}
 
 
 @torch.inference_mode()
@@ -191,16 +207,14 @@ def run_task(arguments: argparse.Namespace, device: str) -> None:
         "seed": arguments.seed,
     }
     about |= {k: environment(device)[k] for k in ("device", "torch", "commit", "started")}
-    # The marker, or X, with next to nothing else comes first.
-    phases = [
-        ((64, arguments.train_length), 0.5, 0.625),
-        ((arguments.train_length * 2, arguments.further_length), 0.875, 1.0),
-    ]
-    if arguments.further_length <= arguments.train_length:
-        phases = [((64, arguments.train_length), 0.75, 1.0)]
+    # Stages, and the shares of the time at which training and testing end.
+    phases = [(stages(task, 0, arguments.train_length), 0.75, 1.0)]
+    if further := stages(task, arguments.train_length, arguments.further_length):
+        phases = [(phases[0][0], 0.5, 0.625), (further, 0.875, 1.0)]
     rows: list[dict[str, Any]] = []
-    for lengths, trained_until, tested_until in phases:
-        trained = train(model, optimizer, task, lengths, begun + arguments.seconds * trained_until, arguments, device)
+    for phase, (todo, trained_until, tested_until) in enumerate(phases):
+        ends = begun + arguments.seconds * trained_until
+        trained = train(model, optimizer, todo, phase << 32, ends, arguments, device)
         if arguments.weights:
             torch.save(model.state_dict(), arguments.weights)
         test(model, task, rows, trained | about, begun + arguments.seconds * tested_until, arguments, device)
@@ -330,7 +344,7 @@ def main() -> None:
     parser.add_argument(
         "--further-length",
         type=int,
-        default=1 << 18,
+        default=1 << 19,
         help="train on up to this length after the first test, and test again",
     )
     parser.add_argument("--solved", type=float, default=0.15, help="mean loss that ends a stage")

@@ -157,7 +157,8 @@ def train(
                     break
         loss = float(average) if average is not None else math.nan
         print(
-            f"trained {arguments.task}, {stage.shortest:,} to {stage.longest:,}: {steps:,} steps in {time.perf_counter() - started:.0f} s, loss {loss:.4f}",
+            f"trained from {stage.shortest:,} to {stage.longest:,}: {steps:,} steps in "
+            f"{time.perf_counter() - started:.0f} s, loss {loss:.4f}",
             flush=True,
         )
         if elapsed >= 1:

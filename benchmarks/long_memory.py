@@ -23,7 +23,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,7 +78,9 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
             # A quarter of the batches is like the test.
             share = self.decoys * random.random() if random.random() < 0.75 else 0.0
             task = replace(task, within=1.0, decoys=share)
-        return cast(tuple[Tensor, Tensor], task.batch(number, min(1024, max(4, self.positions // length)), length))
+        tokens, targets = task.batch(number, min(1024, max(4, self.positions // length)), length)
+        # A quarter of the shared memory, which can be small in a container.
+        return tokens.short(), targets.short()
 
 
 def make(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -139,7 +141,7 @@ def train(
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and arguments.bf16):
                 # In one piece below 2^20 positions, in chunks with exact gradients above.
                 loss_sum, count, _ = streamed_loss(
-                    model, tokens.to(device), targets.to(device), chunk=(1 << 20) // len(tokens)
+                    model, tokens.to(device).long(), targets.to(device).long(), chunk=(1 << 20) // len(tokens)
                 )
             mean = loss_sum / count
             mean.backward()

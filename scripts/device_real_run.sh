@@ -10,6 +10,7 @@ settings=(--set data.path="$data" --set data.reverse_complement=true --set data.
   --set train.tokens_per_step="$tokens" --set train.checkpoint_every=2000 ${MORE:-})
 log() { echo "[$SECONDS s] $*" | tee -a "$OUT/real_run.txt"; }
 bare() { python3 benchmarks/sustained.py bare --out "$OUT/bare.csv" --batch $((tokens / 1024)) --device "$device" ${BARE:-} 2>&1 | tee -a "$OUT/real_run.txt"; }
+pack() { tar -C "$run" --exclude checkpoints -czf "$OUT/real_run.tgz" .; }
 
 # Index of the FASTA files and compiled kernels, once for all that follows.
 python3 -c "from mamba_bio_audio.pipelines.dna.genome import Genome; Genome('$data')" &
@@ -35,6 +36,7 @@ timeout -s TERM -k 20 $((${RUN_SECONDS:-240} * 5 / 4 + 40)) python3 -c 'from mam
   "${settings[@]}" --set data.num_workers=8 --set train.lr="$LR" --set train.steps="$steps" \
   --set train.validate_every=$((steps / 8 + 1)) --set train.log_every=25 --out "$run" --device "$device" 2>&1 | tee -a "$OUT/real_run.txt"
 wall=$(python3 -c "import time; print(time.time() - $begin)")
+pack # should the call end before the rest
 log "bare step again and evaluation"
 bare
 for split in valid test; do
@@ -43,6 +45,5 @@ done
 wait
 cat "$sweep"/{valid,test}.txt | tee -a "$OUT/real_run.txt"
 python3 benchmarks/sustained.py report "$run" "$OUT/bare.csv" --wall "$wall" --out "$OUT/sustained.json" 2>&1 | tee -a "$OUT/real_run.txt"
-rm -rf "$run/checkpoints"
-tar -C "$run" -czf "$OUT/real_run.tgz" .
+pack
 log done

@@ -64,7 +64,7 @@ steps_of() { # name: steps that fit into the time, or those given
   # The slowest of the lengths decides for all of them. Start, validations, and the clips that digits generate, come off.
   rate=$(for name in "${names[@]}"; do cat "$RUN/trial/$name.rate" 2>/dev/null; done | sort -g | head -1)
   awk -v rate="${rate:-0}" -v left="$((SECONDS_MAX - ($([ "$1" = digits ] && echo 75 || echo 35))))" \
-    'BEGIN { steps = int(rate * left * 0.92 / 10) * 10; print (steps > 0 ? steps : 1000) }'
+    'BEGIN { steps = int(rate * left * 0.9 / 10) * 10; print (steps > 0 ? steps : 1000) }'
 }
 train() { # name
   local arguments steps again=()

@@ -23,7 +23,7 @@ from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.inference.predict import Mode, Prediction, predict
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.training.signals import StopSignal
-from mamba_bio_audio.workflow.predict_sources import Item, open_source
+from mamba_bio_audio.workflow.predict_sources import Item, clips, open_source
 from mamba_bio_audio.workflow.sample import weights_hash
 
 
@@ -50,7 +50,8 @@ def predict_files(
     a kill or a damaged file leaves them, and `resume` goes on behind them.
 
     Args:
-        run: classifier's run folder or export.
+        run: classifier's run folder or export, or the folder of a judge of digits, which `mba evaluate --metrics
+            sc09-judge` names.
         files: FASTA or FASTQ, any gzip, `-` is standard input; or recordings, for a classifier of those.
         out: TSV file; None is standard output, which cannot be resumed.
         which: weights of a run folder.
@@ -74,6 +75,13 @@ def predict_files(
             raise InputError(f"{file}: there is no such file")
     if resume and out is None:
         raise InputError("--resume needs --out: what went to standard output cannot be continued")
+    if (run / "judge.json").exists():
+        if (which, mode, length, strand, max_unknown) != ("best", "windows", None, None, None):
+            raise InputError(
+                f"{run}: a judge of digits hears the first second of each file; leave out --which, --mode, --length, "
+                f"--strand and --max-unknown"
+            )
+        return _ask_judge(run, files, out, device, resume, force, progress)
     model = checkpoint.load_classifier(run, which)
     labels = model.labels
     config = model.config
@@ -133,6 +141,49 @@ def predict_files(
         "records": table.rows,
         "used": table.used,
         "unit": source.unit,
+        "predicted": {label: table.predicted[label] for label in labels},
+        "not_scored": dict(table.reasons),
+        "stopped_by": None if stop.number is None else signal.Signals(stop.number).name,
+    }
+
+
+def _ask_judge(
+    folder: Path,
+    files: Sequence[str],
+    out: Path | None,
+    device: str,
+    resume: bool,
+    force: bool,
+    progress: Callable[[int, int | None], None] | None,
+) -> dict[str, Any]:
+    """`predict_files` by the judge of generated digits: the first second of each recording."""
+    from mamba_bio_audio.evaluation.judge import CLIP_SAMPLES, RATE_HZ, judge_clips, one_second
+    from mamba_bio_audio.pipelines.audio.prepare import DIGITS
+    from mamba_bio_audio.workflow.sc09 import open_judge
+
+    judge, _ = open_judge(folder, device)
+    labels = DIGITS[: judge.head.out_features]
+    settings = {"weights": weights_hash(judge), "mode": "judge", "files": [str(file) for file in files]}
+    header = [*COLUMNS[:3], "samples_used", *COLUMNS[4:], *(f"p_{label}" for label in labels), "note"]
+    with StopSignal() as stop, _Table(out, header, settings, resume, force) as table:
+        for item in table.unfinished(clips(files, RATE_HZ, CLIP_SAMPLES)):
+            if isinstance(item.symbols, str):
+                found = Prediction(None, item.length, 0, 0, item.symbols)
+            else:
+                p = judge_clips(judge, one_second(item.symbols)[None]).probabilities[0]
+                found = Prediction(p, item.length, len(item.symbols), 1, "")
+            table.add(_row(item, found, labels))
+            table.flush()
+            if progress is not None:
+                progress(table.rows, None)
+            if stop.number is not None:
+                break
+        table.complete = stop.number is None
+    return settings | {
+        "run": str(folder),
+        "records": table.rows,
+        "used": table.used,
+        "unit": "sample",
         "predicted": {label: table.predicted[label] for label in labels},
         "not_scored": dict(table.reasons),
         "stopped_by": None if stop.number is None else signal.Signals(stop.number).name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.records import read_records
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+
+if TYPE_CHECKING:
+    from mamba_bio_audio.pipelines.audio.files import AudioFile
 
 Ids = NDArray[Any]
 
@@ -94,21 +97,34 @@ def _sequences(files: Iterable[str], codec: DnaTokenizer) -> Iterator[Item]:
 
 
 def _recordings(files: Iterable[str], codec: AudioCodec, data: AudioDataConfig) -> Iterator[Item]:
-    """One record per recording; folders stand for those below them. A file that cannot be read gives the reason."""
+    """One record per recording, as levels."""
     from mamba_bio_audio.pipelines.audio.datamodule import Recordings
-    from mamba_bio_audio.pipelines.audio.files import list_files, open_file
     from mamba_bio_audio.pipelines.audio.splits import Span
+
+    def levels(file: AudioFile, size: int) -> Ids:
+        if data.max_duration_s is not None:
+            size = min(size, round(data.max_duration_s * codec.sample_rate_hz))
+        return Recordings([file], codec, data.gain).ids(Span(0, 0, size))
+
+    return _read_recordings(files, codec.sample_rate_hz, levels)
+
+
+def clips(files: Iterable[str], rate_hz: int, samples: int) -> Iterator[Item]:
+    """One record per recording, as its first samples in [-1, 1]."""
+    return _read_recordings(files, rate_hz, lambda file, size: file.read(0, min(size, samples), rate_hz))
+
+
+def _read_recordings(files: Iterable[str], rate_hz: int, read: Callable[[AudioFile, int], Ids]) -> Iterator[Item]:
+    """What `read` gives of each recording; folders stand for those below them. An unreadable file gives the reason."""
+    from mamba_bio_audio.pipelines.audio.files import list_files, open_file
 
     for given in files:
         for path, name in list_files(given) if os.path.isdir(given) else [(str(given), os.path.basename(given))]:
             size = 0
             try:
                 recording = open_file(path, name)
-                size = recording.num_samples(codec.sample_rate_hz)
-                kept = size
-                if data.max_duration_s is not None:
-                    kept = min(size, round(data.max_duration_s * codec.sample_rate_hz))
-                symbols: Ids | str = Recordings([recording], codec, data.gain).ids(Span(0, 0, kept))
+                size = recording.num_samples(rate_hz)
+                symbols: Ids | str = read(recording, size)
             except InputError as error:
                 # One line, and no tab: it is a cell of a table.
                 symbols = " ".join(str(error).split())

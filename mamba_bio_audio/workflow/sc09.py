@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mamba_bio_audio import checkpoint
@@ -217,7 +218,7 @@ def describe_judge(note: dict[str, Any]) -> str:
     right = ", ".join(f"{split} {share:.1%} of {note['clips'][split]:,}" for split, share in note["accuracy"].items())
     return (
         f"judge: {note['kind']}, {note['parameters']:,} parameters, {note['epochs']} epochs; clips right: {right}\n"
-        f"kept in {note['cached']}"
+        f"kept in {note['cached']}; mba predict {note['cached']} FILE... asks it"
     )
 
 
@@ -272,12 +273,8 @@ def load_judge(
     }
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "judges" / key
-    classes = int(labels["train"].max()) + 1
-    judge = Judge(config.kind, classes)
     if (folder / "judge.json").exists():
-        judge.load_state_dict(load_file(folder / "judge.safetensors"), strict=False)
-        judge = judge.to(device).eval()
-        return judge, json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+        return open_judge(folder, device)
     judge, history = train_judge(
         clips["train"], labels["train"], clips["valid"], labels["valid"], config, device=device, progress=progress
     )
@@ -295,6 +292,25 @@ def load_judge(
     # Last: its presence says that the weights are whole.
     write_json(folder / "judge.json", note)
     return judge, note
+
+
+def open_judge(folder: Path, device: str = "cpu") -> tuple[Judge, dict[str, Any]]:
+    """A judge that `load_judge` kept, and what it wrote of it.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        note = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "judge.safetensors")
+        judge = Judge(note["kind"], len(weights["head.bias"]))
+        # The filters of the spectrum are computed, and may be called otherwise by another torchaudio.
+        left = judge.load_state_dict(weights, strict=False)
+        if any(not name.startswith("spectrum.") for name in (*left.missing_keys, *left.unexpected_keys)):
+            raise ValueError(f"missing {left.missing_keys[:3]}, unexpected {left.unexpected_keys[:3]}")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: a damaged judge ({error}); delete the folder, and it is trained anew") from None
+    return judge.to(device).eval(), note
 
 
 def _generated(

@@ -1,6 +1,8 @@
 """The whole judgement on ten classes of sound, with shortened clips and a short training of the small judge."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,10 @@ import soundfile
 
 from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation.judge import judge_clips, one_second
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
 from mamba_bio_audio.workflow import sc09
+from mamba_bio_audio.workflow.predict import describe_predictions, predict_files
 from mamba_bio_audio.workflow.pretrain import pretrain
 
 
@@ -102,3 +106,34 @@ def test_the_judge_can_be_trained_before_the_run_has_weights(run, tmp_path, monk
     assert "test " in text
     monkeypatch.setattr(sc09, "train_judge", None)
     assert judged(run)["judge"] == note
+
+
+def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
+    note = sc09.prepare_judge(run, epochs=2)
+    folder = Path(note["cached"])
+    assert f"mba predict {folder} FILE..." in sc09.describe_judge(note)
+    audio = 0.4 * np.sin(np.arange(44_100 * 2) * 0.1)
+    soundfile.write(tmp_path / "long.flac", audio, 44_100)
+    soundfile.write(tmp_path / "short.wav", audio[:500], 16_000)
+    (tmp_path / "torn.wav").write_bytes(b"RIFF")
+    out = tmp_path / "p.tsv"
+    files = [str(tmp_path / name) for name in ("long.flac", "torn.wav", "short.wav")]
+    summary = predict_files(folder, files, out)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [(row["length"], row["samples_used"]) for row in rows] == [("32000", "16000"), ("0", "0"), ("500", "500")]
+    judge, _ = sc09.open_judge(folder)
+    expected = judge_clips(judge, one_second(soundfile.read(files[2], dtype="float32")[0])[None]).probabilities[0]
+    assert [float(rows[2][f"p_{word}"]) for word in DIGITS] == pytest.approx(expected, rel=1e-5)
+    assert rows[0]["predicted"] in DIGITS
+    assert (rows[1]["predicted"], rows[1]["p_zero"]) == ("", "")
+    assert "torn.wav" in rows[1]["note"]
+    assert summary["records"] == 3
+    assert "1 not scored" in describe_predictions(summary)
+    with pytest.raises(InputError, match="hears the first second of each file; leave out"):
+        predict_files(folder, files, tmp_path / "q.tsv", length=100)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / "judge.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"a damaged judge .*delete the folder"):
+        predict_files(damaged, files, tmp_path / "q.tsv")

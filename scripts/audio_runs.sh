@@ -8,7 +8,8 @@
 #   SECONDS_MAX  of training (300), its start and validations included; a run that is not done by then is saved as it stands
 #   RATE         most seconds of a trial before, in which all run together until their speed is known, from which the steps
 #                follow (90); 0 takes STEPS_digits, STEPS_piano and STEPS_lengths (the lengths train for equal steps and samples)
-# For a rehearsal: LOCAL=1 takes the Python at hand, EXTRA are more --set keys, JUDGE options of the judge, SAMPLES clips.
+#   JUDGE        options of the judge (--judge-epochs 40; the published one has 70)
+# For a rehearsal: LOCAL=1 takes the Python at hand, EXTRA are more --set keys, SAMPLES clips.
 set -uo pipefail
 started=$SECONDS
 [ -n "${LOCAL:-}" ] || source scripts/device_env.sh
@@ -16,6 +17,7 @@ RUN=${RUN:-/tmp/runs}
 LOGS=$RUN/logs
 mkdir -p "$RUN/data" "$LOGS" "$OUT"
 export MAMBA_BIO_AUDIO_CACHE="$RUN/cache"
+: "${JUDGE=--judge-epochs 40}"
 say() { echo "[$((SECONDS - started)) s] $*" | tee -a "$LOGS/all.txt"; }
 mba_for() { # seconds, log, arguments; SIGTERM, because what runs in the background of a script never sees SIGINT
   timeout -s TERM -k 60 "$1" python3 -c 'from mamba_bio_audio.cli.main import run; run()' "${@:3}" >>"$LOGS/$2.txt" 2>&1
@@ -89,7 +91,7 @@ judge() { # as soon as there is a run of digits, also one without weights
   for _ in {1..120}; do
     for run in "$RUN/digits" "$RUN/trial/digits"; do
       [ -f "$run/config.yaml" ] || continue
-      mba_for $((SECONDS_MAX + RATE + 60)) judge evaluate "$run" --metrics sc09-judge --quiet ${JUDGE:-}
+      mba_for $((SECONDS_MAX + RATE + 60)) judge evaluate "$run" --metrics sc09-judge --quiet $JUDGE
       say "judge: $(grep '^judge' "$LOGS/judge.txt" | tail -1)"
       return
     done
@@ -103,7 +105,7 @@ after() { # name: everything that comes after the training
       mba_for 60 digits-evaluate evaluate "$RUN/digits" --split valid --quiet
       pack digits model.safetensors
       while [ -n "${judge_process:-}" ] && kill -0 "$judge_process" 2>/dev/null; do sleep 1; done
-      mba_for "${METRICS_SECONDS:-180}" metrics evaluate "$RUN/digits" --metrics sc09 --num-samples "${SAMPLES:-2048}" --quiet ${JUDGE:-}
+      mba_for "${METRICS_SECONDS:-180}" metrics evaluate "$RUN/digits" --metrics sc09 --num-samples "${SAMPLES:-2048}" --quiet $JUDGE
       mkdir -p "$RUN/digits/clips" && cp "$RUN"/digits/sc09/samples-*/{sample-0000[0-9].flac,index.tsv} "$RUN/digits/clips/"
       mba_for 60 report report "$RUN/digits" --quiet
       pack digits model.safetensors clips sc09/metrics.json sc09/first-samples.png tensorboard ;;

@@ -290,9 +290,12 @@ def _piece_backward(
     inner, rank, width = w.out_proj.shape[1], w.dt_proj.shape[1], w.conv.shape[0]
     piece = _make_piece(x, tail, reset, w, settings, projected)
     dxz = torch.empty_like(piece.xz)
-    out = torch.empty_like(piece.u)
+    # In the place of its gradient, as the gradient of dt in the place of dt.
+    out = g_y @ w.out_proj
     narrow = projected.dtype == torch.bfloat16
-    g = scan_backward(piece.scan, states, g_y @ w.out_proj, g_h, need_h0, dz=dxz[..., inner:], out=out, narrow=narrow)
+    g = scan_backward(
+        piece.scan, states, out, g_h, need_h0, dz=dxz[..., inner:], out=out, ddt=piece.scan.dt, narrow=narrow
+    )
     d_projected = torch.cat([(g.dt @ w.dt_proj).to(x.dtype), g.B.to(x.dtype), g.C.to(x.dtype)], dim=-1)
     sums.add(
         out_proj=_product(g_y, out),

@@ -293,13 +293,15 @@ def scan_backward(
     *,
     dz: Tensor | None = None,
     out: Tensor | None = None,
+    ddt: Tensor | None = None,
     narrow: bool = False,
 ) -> Gradients:
     """All gradients from g_out (B, L, D) and g_last (B, N, D).
 
     Args:
         dz: where to write the gate's gradient, any row stride; allocated by default.
-        out: where to write the gated output (B, L, D) once more, contiguous; needs a gate.
+        out: where to write the gated output (B, L, D) once more, contiguous; needs a gate. May be g_out itself, and
+            `ddt`, the gradient of dt, may be dt: the kernel's lane that writes an element has read it before, and no other does.
         narrow: the gradients of B and C, returned in fp32, need be right to bf16 only.
     """
     batch, length, channels, states = call.sizes
@@ -319,7 +321,8 @@ def scan_backward(
     z, z_row, z_batch = _rows(call.z) if call.z is not None else (u, u_row, u_batch)
     g_out, g_row, g_batch = _rows(g_out)
     du = torch.empty(batch, length, channels, dtype=u.dtype, device=device)
-    ddt = torch.empty(batch, length, channels, dtype=dt.dtype, device=device)
+    if ddt is None:
+        ddt = torch.empty(batch, length, channels, dtype=dt.dtype, device=device)
     if dz is None and call.z is not None:
         dz = torch.empty(batch, length, channels, dtype=z.dtype, device=device)
     dz_row, dz_batch = (0, 0) if dz is None else (dz.stride(1), dz.stride(0))

@@ -69,7 +69,9 @@ steps_of() { # name: steps that fit into the time, or those given
     'BEGIN { steps = int(rate * left * 0.9 / 10) * 10; print (steps > 0 ? steps : 1000) }'
 }
 train() { # name
-  local arguments steps again=()
+  local arguments steps again=() validations=5
+  # A validation of digits generates clips, which takes as long as many steps.
+  [ "$1" = digits ] && validations=2
   mapfile -t arguments < <(recipe "$1")
   steps=$(steps_of "$1")
   if [ -f "$RUN/$1/config.yaml" ]; then
@@ -78,7 +80,7 @@ train() { # name
   fi
   say "$1: $steps steps"
   mba_for "$SECONDS_MAX" "$1" pretrain "${arguments[@]}" --out "$RUN/$1" "${again[@]}" --set train.steps="$steps" \
-    --set train.validate_every=$(((steps + 1) / 2)) --set train.checkpoint_every=$(((steps + 3) / 4))
+    --set train.validate_every=$(((steps + validations - 1) / validations)) --set train.checkpoint_every=$(((steps + 3) / 4))
   say "$1: trained, $(tail -2 "$LOGS/$1.txt" | head -1)"
 }
 pack() { # name, what else

@@ -9,7 +9,6 @@ bias and softplus), and the CSV says "recorded".
 """
 
 import argparse
-import csv
 import datetime
 import os
 import platform
@@ -31,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mamba_bio_audio.kernels.selective_scan.general_op import kind_of, make_general_plan, selective_scan_general
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
 from mamba_bio_audio.kernels.selective_scan.triton_op import Plan, make_plan, selective_scan_triton
-from mamba_bio_audio.workflow.bench import has_peer, interleaved
+from mamba_bio_audio.workflow.bench import has_peer, interleaved, write_rows
 
 # name: kind, (B, L, D), recorded forward and backward ms of the peer
 SHAPES: dict[str, tuple[str, tuple[int, int, int], float, float]] = {
@@ -41,6 +40,10 @@ SHAPES: dict[str, tuple[str, tuple[int, int, int], float, float]] = {
     "M1": ("real", (8, 2048, 1536), 0.451, 1.855),
     "M2": ("real", (1, 131_072, 512), 1.487, 7.362),
     "M3": ("real", (2, 16_384, 256), 0.193, 0.948),
+    # The finest tiers of audio U-Nets: few channels, so few programs.
+    "U1": ("real", (64, 8192, 128), float("nan"), float("nan")),
+    "U2": ("real", (16, 16_000, 128), float("nan"), float("nan")),
+    "U3": ("real", (64, 2048, 256), float("nan"), float("nan")),
     "C2": ("complex", (8, 8192, 2048), 6.022, 22.560),
     "C1": ("complex", (1, 131_072, 512), 4.334, 11.391),
     "C3": ("complex", (16, 16_384, 128), 1.722, 5.897),
@@ -87,6 +90,9 @@ CHUNKS = {
     "S1": [33, 66, 132, 264],
     "M2": [33, 66, 132],
     "M3": [16, 33, 64],
+    "U1": [1, 2, 3, 4, 8],
+    "U2": [1, 4, 8, 16, 32],
+    "U3": [1, 2, 4],
     "S2": [2, 4],
     "S3": [2, 4],
     "M1": [2],
@@ -286,6 +292,8 @@ def main() -> None:
             check_peer(kind)
 
     rows: list[dict[str, Any]] = []
+    path = Path(args.out) / f"selective_scan-{gpu.replace(' ', '_')}-torch{torch.__version__.split('+')[0]}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
 
     def note(name: str, mode: str, variant: dict[str, Any], ms: float, peer: float, ratio: float) -> None:
         kind, (batch, length, channels), _, _ = SHAPES[name]
@@ -299,6 +307,7 @@ def main() -> None:
                 "commit": commit, "date": datetime.date.today().isoformat(),
             }
         )  # fmt: skip
+        write_rows(path, rows)
         print(f"{name} {kind:11} {mode:8} {ms:8.3f} ms  peer {peer:8.3f}  {ratio:5.2f}x  {variant}", flush=True)
 
     for name in names:
@@ -339,13 +348,6 @@ def main() -> None:
         del x
         torch.cuda.empty_cache()
 
-    folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"selective_scan-{gpu.replace(' ', '_')}-torch{torch.__version__.split('+')[0]}.csv"
-    with path.open("w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
     print(f"{path} {len(rows)} rows, {time.time() - start:.0f} s")
     if failed:
         sys.exit(f"wrong results: {failed}")

@@ -75,11 +75,9 @@ GENERAL_FWD_VARIANTS: list[dict[str, Any]] = [
     {"fwd_block": 32, "fwd_warps": 1},
 ]
 GENERAL_BWD_VARIANTS: list[dict[str, Any]] = [
-    {"bwd_vec": 2},
     {"bwd_unroll": 1},
     {"bwd_unroll": 2},
     {"bwd_unroll": 4},
-    {"bwd_touch": False},
     {"segment": 32},
     {"bwd_block": 8, "bwd_unroll": 4},
     {"bwd_block": 32, "bwd_unroll": 1},

@@ -4,8 +4,11 @@ The interpreter must be switched on before Triton is imported, so this file runs
 TRITON_INTERPRET=1; there the tests of class TestInterpreted run, here the rest.
 """
 
+import ctypes
 import itertools
 import os
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 from mamba_bio_audio import ops  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan import general_bwd, warp_sums  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.general_op import (  # noqa: E402
     kind_of,
     make_general_plan,
@@ -21,6 +25,10 @@ from mamba_bio_audio.kernels.selective_scan.general_op import (  # noqa: E402
     unsupported_reason,
 )
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref  # noqa: E402
+
+# Test files are not packages.
+_LANES = runpy.run_path(str(Path(__file__).with_name("test_warp_sums.py")))
+operands, run, tile = (_LANES[name] for name in ("operands", "run", "tile"))
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -127,6 +135,33 @@ def plan_for(inputs, exact_zoh=False, **changes):
     return make_general_plan(batch, length, channels, inputs["A"].shape[1], kind, inputs["u"].device, **changes)
 
 
+def interpret_warp(text, tiles, at, narrow=False):
+    """Runs inline PTX on Triton tensors of the interpreter; `at` are addresses."""
+    values = [np.ascontiguousarray(np.broadcast_to(t.handle.data, (16, 16)), np.float32) for t in tiles]
+    places = np.arange(256, dtype=np.uint32).reshape(16, 16)
+    addresses = at.handle.data.reshape(256)
+    for place, value in run(text, operands(values) + tile(places)).items():
+        if narrow:
+            ctypes.c_uint16.from_address(int(addresses[place])).value = int(value.view(np.uint32)) >> 16
+        else:
+            ctypes.c_float.from_address(int(addresses[place])).value = value
+
+
+def interpreted_product_sums(
+    gr, gi, Br, Bi, wr, wi, Ar, Ai, hr, hi, Cr, Ci, index, at, gate, rough, complex
+):  # fmt: skip
+    gate, rough, complex = (bool(getattr(x, "value", x)) for x in (gate, rough, complex))
+    pairs = [(gr, Br, gi, Bi), (wr, Ar, wi, Ai)] + [(hr, Cr, hi, Ci)] * gate
+    text = getattr(warp_sums, "PRODUCTS" + "_PAIRS" * complex + "_GATE" * gate + "_ROUGH" * (rough and gate)).value
+    interpret_warp(text, [t for pair in pairs for t in pair[: 4 if complex else 2]], at)
+
+
+def interpreted_channel_sums(x0, v0, x1, v1, index, at, narrow):
+    narrow = bool(getattr(narrow, "value", narrow))
+    text = (warp_sums.CHANNELS_NARROW if narrow else warp_sums.CHANNELS).value
+    interpret_warp(text, [x0, v0[:, None], x1, v1[:, None]], at, narrow)
+
+
 def stored(t, like):
     """fp64 results as the kernels store them: the interpreter cuts bf16 off where a GPU rounds."""
     if INTERPRETING and like.dtype == torch.bfloat16:
@@ -187,6 +222,34 @@ class TestInterpreted:
 
     def test_two_rows_and_the_default_plan(self):
         check(make_inputs(2, 17, 5, 16, lti_C=True), twice=False)
+
+    @pytest.mark.parametrize(
+        ("complex", "dtype", "changes"),
+        [
+            (True, torch.bfloat16, {}),
+            (True, torch.float32, {"exact_zoh": True}),
+            (True, torch.bfloat16, {"lti_C": True, "gate": False}),
+            (False, torch.float32, {}),
+            (False, torch.bfloat16, {"lti_dt": True, "lti_B": True}),
+        ],
+    )
+    def test_sums_of_one_warp(self, monkeypatch, complex, dtype, changes):
+        """The PTX of `warp_sums` in its interpreter, at the places the kernel gives: a ragged end, channels, chunks."""
+        monkeypatch.setattr(general_bwd, "store_product_sums", interpreted_product_sums)
+        monkeypatch.setattr(general_bwd, "store_channel_sums", interpreted_channel_sums)
+        lti = {k: v for k, v in changes.items() if k.startswith("lti")}
+        gate = changes.get("gate", True)
+        inputs = make_inputs(1, 10, 18, 16, complex=complex, dtype=dtype, leave_out=() if gate else ("z",), **lti)
+        exact_zoh = changes.get("exact_zoh", False)
+        plan = plan_for(inputs, exact_zoh, chunks=2, segment=8, rows=8, warp_sums=True)
+        check(inputs, plan=plan, twice=False, exact_zoh=exact_zoh)
+
+    def test_narrow_sums_of_one_warp(self, monkeypatch):
+        monkeypatch.setattr(general_bwd, "store_product_sums", interpreted_product_sums)
+        monkeypatch.setattr(general_bwd, "store_channel_sums", interpreted_channel_sums)
+        inputs = make_inputs(1, 9, 18, 16, dtype=torch.bfloat16)
+        inputs |= {k: inputs[k].bfloat16() for k in "BC"}
+        check(inputs, plan=plan_for(inputs, warp_sums=True), twice=False)
 
     @pytest.mark.parametrize("complex", [False, True])
     def test_many_states(self, complex):

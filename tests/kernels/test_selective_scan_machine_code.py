@@ -48,7 +48,7 @@ KERNELS = {
     "forward": (scan_fwd_kernel, {**FORWARD, "VEC": 1, "WRITE_LAST": True}, 4),
     "backward": (scan_bwd_kernel, {**BACKWARD, "DZ_ROW": D, "WRITE_OUT": False, "UNROLL": 4, "VEC": 4, "WARP_SUMS": True}, 1),
     "complex forward": (general_fwd_kernel, {**FORWARD, **SELECTIVE_COMPLEX}, 4),
-    "complex backward": (general_bwd_kernel, {**BACKWARD, **SELECTIVE_COMPLEX, "UNROLL": 2, "VEC": 4, "TOUCH": True}, 1),
+    "complex backward": (general_bwd_kernel, {**BACKWARD, **SELECTIVE_COMPLEX, "UNROLL": 2, "VEC": 4, "WARP_SUMS": True}, 1),
 }
 
 
@@ -111,7 +111,7 @@ LIMITS = {
     "forward": {"elements": 64, "issue": 10.9, "SHFL": 0, "BAR": 0, "MUFU": 80},
     "backward": {"elements": 32, "issue": 22.7, "SHFL": 28, "BAR": 0, "MUFU": 40},
     "complex forward": {"elements": 64, "issue": 24.9, "SHFL": 0, "BAR": 0, "MUFU": 208},
-    "complex backward": {"elements": 16, "issue": 54.1, "SHFL": 32, "BAR": 3, "MUFU": 48},
+    "complex backward": {"elements": 16, "issue": 52.9, "SHFL": 34, "BAR": 0, "MUFU": 48},
 }
 
 

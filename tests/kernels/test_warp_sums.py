@@ -84,6 +84,8 @@ def run(text, operands):
             found = (sources[0] + 0x7FFF + (sources[0] >> 16 & 1)) & np.uint32(0xFFFF0000)
         elif kind == "selp":
             found = np.where(sources[2], sources[0], sources[1])
+        elif kind == "neg":
+            found = sources[0] ^ np.uint32(0x80000000)
         elif kind == "shfl":
             found = sources[0][LANE ^ int(sources[1][0])]
         else:
@@ -123,6 +125,27 @@ def test_sums_over_states(split, tolerance) -> None:
     assert not stored
 
 
+@pytest.mark.parametrize(("gate", "rough"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_product_sums_over_states(pairs, gate, rough) -> None:
+    random = np.random.default_rng(0)
+    parts = 1 + pairs
+    g, w, A, h = random.standard_normal((4, parts, 16, 16)).astype(np.float32)
+    B, C = np.broadcast_to(random.standard_normal((2, parts, 1, 16)), (2, parts, 16, 16)).astype(np.float32)
+    d, n = np.arange(16)[:, None], np.arange(16)[None, :]
+    plane = np.where(n % 4 == 0, 1000 * (n // 4 % 2), 2000)
+    at = (plane + 4 * (d + n // 8 * 8)).astype(np.uint32)
+    products = [(g, B), (w, A)] + [(h, C)] * gate
+    text = getattr(warp_sums, "PRODUCTS" + "_PAIRS" * pairs + "_GATE" * gate + "_ROUGH" * rough).value
+    stored = run(text, operands([x[k] for x_y in products for k in range(parts) for x in x_y]) + tile(at))
+    sign = np.array([1, -1])[:parts, None, None]
+    for start, (x, y) in zip((0, 1000, 2000), products, strict=False):
+        expected = (x * y * (sign if start == 2000 else 1)).sum((0, 2))
+        atol = 2**-6 if rough and start == 2000 else 1e-5
+        np.testing.assert_allclose([stored.pop(start + 4 * c) for c in range(16)], expected, rtol=1e-5, atol=atol)
+    assert not stored
+
+
 @pytest.mark.parametrize("narrow", [False, True])
 def test_sums_over_channels(narrow) -> None:
     random = np.random.default_rng(0)
@@ -139,9 +162,9 @@ def test_sums_over_channels(narrow) -> None:
 
 
 def test_another_layout_gives_nan() -> None:
-    tiles = np.ones((5, 16, 16), np.float32)
+    tiles = np.ones((6, 16, 16), np.float32)
     at = np.arange(0, 1024, 4).reshape(16, 16).astype(np.uint32)
-    for text, count in ((warp_sums.STATES, 5), (warp_sums.CHANNELS, 4)):
+    for text, count in ((warp_sums.STATES, 5), (warp_sums.CHANNELS, 4), (warp_sums.PRODUCTS_GATE, 6)):
         stored = run(text.value, operands(tiles[:count], wrong_layout=True) + tile(at))
         # Lane 0 holds index 0 in either; its last register tells.
         assert stored and all(np.isnan(x) for x in stored.values())

@@ -15,11 +15,10 @@ EXACT, b_t = P u_t B_t with P = (exp(dt_t A) - 1) / A, Q = dP/dA, q_t = conj(B_t
     dB_t = sum_d conj(P) u_t g_t                    du_t = sum_n Re(conj(P B_t) g_t) + D gy_t
     dA  += dt_t w_t + conj(Q) q_t                   ddt_t = sum_n Re(conj(A) w_t + conj(a_t) q_t)
 
-One program is one warp that owns one tile [NP, BD]; the four passes over a segment are those of `triton_bwd`. With BD = 16
-and VEC = 4 a lane holds 2 states x 4 channels. Sums over n do not go through shuffles: every lane writes what it has, 4
-channels at once, and reads the other lanes' parts back from L1, 16 bytes at a time; that is a third of the instructions.
-Gradients of a time-invariant B and C are sums over time of tiles and stay in registers, as dA does; those of
-selective ones leave as one partial row per channel block. All partial sums are added in a fixed order afterwards.
+One program is one warp that owns one tile [BD, NP]; the four passes over a segment, and why the tile lies so, are those of
+`triton_bwd`. WARP_SUMS has the sums over n and d done by `warp_sums`. Gradients of a time-invariant B and C are sums over
+time of tiles and stay in registers, as dA does; those of selective ones leave as one partial row per channel block. All
+partial sums are added in a fixed order afterwards.
 """
 
 # Triton code, not Python: tuples grow in unrolled loops, and `if` on a constexpr must stand alone.
@@ -47,10 +46,10 @@ from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
     as_int,
     prefetch_rows,
     sigmoid,
-    touch_rows,
     touch_span,
     use_touched,
 )
+from mamba_bio_audio.kernels.selective_scan.warp_sums import channel_places, store_channel_sums, store_product_sums
 
 
 @triton.jit
@@ -58,13 +57,13 @@ def factors_of(
     dt, Ar, Ai, fixed, ACCURATE: tl.constexpr, PRECISE: tl.constexpr, EXACT: tl.constexpr, COMPLEX: tl.constexpr,
     DT_LTI: tl.constexpr,
 ):  # fmt: skip
-    """(a, P, Q) of one step as three pairs; without EXACT P and Q repeat a."""
+    """(a, P, Q) of one step as three pairs; without EXACT P and Q repeat a. dt [BD]."""
     if DT_LTI:
         return fixed
     else:
-        ar, ai = decay(dt, Ar, Ai, ACCURATE, PRECISE, COMPLEX)
+        ar, ai = decay(dt[:, None], Ar, Ai, ACCURATE, PRECISE, COMPLEX)
         if EXACT:
-            return (ar, ai) + hold(dt, Ar, Ai, ar, ai, PRECISE, COMPLEX)
+            return (ar, ai) + hold(dt[:, None], Ar, Ai, ar, ai, PRECISE, COMPLEX)
         else:
             return ar, ai, ar, ai, ar, ai
 
@@ -74,14 +73,14 @@ def recomputed_step(
     hr, hi, factors, x, Br, Bi, keep,
     HAS_RESET: tl.constexpr, PRECISE: tl.constexpr, EXACT: tl.constexpr, COMPLEX: tl.constexpr,
 ):  # fmt: skip
-    """(h_(t-1) after a reset, h_t) from h_(t-1), each a pair of tiles; x is dt u, or u with EXACT."""
+    """(h_(t-1) after a reset, h_t) from h_(t-1), each a pair of tiles; x [BD] is dt u, or u with EXACT."""
     if HAS_RESET:
         hr = hr * keep
         if COMPLEX:
             hi = hi * keep
     if EXACT:
         Br, Bi = product(factors[2], factors[3], Br, Bi, COMPLEX)
-    nr, ni = advance(hr, hi, factors[0], factors[1], x, Br, Bi, PRECISE, COMPLEX)
+    nr, ni = advance(hr, hi, factors[0], factors[1], x[:, None], Br, Bi, PRECISE, COMPLEX)
     return hr, hi, nr, ni
 
 
@@ -93,12 +92,39 @@ def store_kept(p, hr, hi, TILE: tl.constexpr, COMPLEX: tl.constexpr):
 
 
 @triton.jit
-def partial_sum(x, PN: tl.constexpr):
-    """Sums over the states of one lane: [NP, BD] to [PN, BD]."""
-    if x.shape[0] == PN:
-        return x
+def load_kept(p, TILE: tl.constexpr, COMPLEX: tl.constexpr):
+    hr = tl.load(p)
+    hi = hr
+    if COMPLEX:
+        hi = tl.load(p + TILE)
+    return hr, hi
+
+
+@triton.jit
+def store_map_gradient(
+    p, n, index, at, xs, vs, SIGN: tl.constexpr,
+    N: tl.constexpr, EVEN_N: tl.constexpr, UNROLL: tl.constexpr, COMPLEX: tl.constexpr, WARP_SUMS: tl.constexpr,
+):  # fmt: skip
+    """Writes the block's rows of dB or dC at p, (UNROLL, PARTS, N): sums over d of x v, SIGN times that for the second part.
+
+    xs: UNROLL pairs of tiles. vs: UNROLL vectors [BD]. at: `channel_places`.
+    """
+    NARROW: tl.constexpr = p.dtype.element_ty == tl.bfloat16
+    if WARP_SUMS and COMPLEX:
+        for j in tl.static_range(UNROLL):
+            to = (p + j * (2 * N) + at).to(tl.int64)
+            store_channel_sums(xs[j][0], vs[j], xs[j][1], SIGN * vs[j], index, to, NARROW)
+    elif WARP_SUMS and UNROLL % 2 == 0:
+        for j in tl.static_range(0, UNROLL, 2):
+            to = (p + j * N + at).to(tl.int64)
+            store_channel_sums(xs[j][0], vs[j], xs[j + 1][0], vs[j + 1], index, to, NARROW)
     else:
-        return tl.sum(tl.reshape(x, [x.shape[0] // PN, PN, x.shape[1]]), axis=0)
+        rows = ()
+        for j in tl.static_range(UNROLL):
+            rows = rows + (tl.sum(xs[j][0] * vs[j][:, None], axis=0),)
+            if COMPLEX:
+                rows = rows + (SIGN * tl.sum(xs[j][1] * vs[j][:, None], axis=0),)
+        store_rows(p, n, rows, N, EVEN_N, (UNROLL * 2 if COMPLEX else UNROLL))
 
 
 @triton.jit
@@ -115,9 +141,9 @@ def load_sweep_inputs(
     gy = tl.load(at + 2 * PLANE)
     t = tl.minimum(row, size - 1)
     if not B_LTI:
-        B = load_parts(B_p + t * ROW, n, mask_n, N, EVEN_N, COMPLEX)
+        B = load_parts(B_p + t * ROW, n, mask_n, N, EVEN_N, COMPLEX, 0)
     if not C_LTI:
-        C = load_parts(C_p + t * ROW, n, mask_n, N, EVEN_N, COMPLEX)
+        C = load_parts(C_p + t * ROW, n, mask_n, N, EVEN_N, COMPLEX, 0)
     keep = load_keep(reset_p + t, HAS_RESET)
     if HAS_RESET:
         keep = tl.where(row < size, keep, 1.0)
@@ -131,16 +157,16 @@ def general_bwd_kernel(
     L, T, K, u_batch, dt_batch, z_batch, g_batch, zero,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     ROWS: tl.constexpr, U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, G_ROW: tl.constexpr,
-    VEC: tl.constexpr,
+    VEC: tl.constexpr, WARP_SUMS: tl.constexpr,
     COMPLEX: tl.constexpr, DT_LTI: tl.constexpr, B_LTI: tl.constexpr, C_LTI: tl.constexpr, EXACT: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_RESET: tl.constexpr, HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, PRECISE: tl.constexpr,
-    TOUCH: tl.constexpr,
 ):  # fmt: skip
-    """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, PARTS, N, D), the adjoint at its end.
+    """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, PARTS, D, N), the adjoint at its end.
 
-    Writes du, ddt, dz (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, PARTS, N), or (B * K, PARTS, N, D) where they are
-    time-invariant; dA (B * K, PARTS, N, D); dskip, dbias (B * K, D); dh0 (B, PARTS, N, D). With a time-invariant dt its
+    A and time-invariant B, C are (PARTS, D, N). Writes du, ddt, dz (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, PARTS,
+    N), with WARP_SUMS fp32 or bf16, or (B * K, PARTS, D, N) where they are time-invariant; dA (B * K, PARTS, D, N); dskip,
+    dbias (B * K, D); dh0 (B, PARTS, D, N). states (B, cdiv(L, SEG), PARTS, N, D). With a time-invariant dt its
     gradient is that of the bias, written to dbias whatever HAS_BIAS says, and UNROLL must divide L: a does not become 1
     past the end as it does where dt is 0.
     """
@@ -155,8 +181,9 @@ def general_bwd_kernel(
     PLANE: tl.constexpr = SEG * BD
     TILE: tl.constexpr = NP * BD
     KEPT: tl.constexpr = PER_SEG * PARTS * TILE
-    PN: tl.constexpr = min(NP, 32 * VEC // BD)
-    SCRATCH: tl.constexpr = KEPT + 7 * PLANE + 4 * UNROLL * PN * BD
+    SCRATCH: tl.constexpr = KEPT + 4 * PLANE
+    # y is for dz alone.
+    ROUGH: tl.constexpr = z_p.dtype.element_ty == tl.bfloat16 and not C_LTI
     SUM_DT: tl.constexpr = HAS_BIAS or DT_LTI
     ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
     pid = tl.program_id(0)
@@ -187,22 +214,16 @@ def general_bwd_kernel(
     states_p += (batch * segments + begin // SEG) * STATE
 
     scratch_p += pid.to(tl.int64) * SCRATCH
-    kept_p = scratch_p + (n[:, None] * BD + lane_d[None, :] + zero * VEC)  # [NP, BD]
+    kept_p = scratch_p + (lane_d[:, None] * NP + n[None, :] + zero * VEC)  # [BD, NP]
     row_p = scratch_p + KEPT + lane_d + zero * VEC  # [BD]
-    sums_p = scratch_p + KEPT + 3 * PLANE
-    # Parts of the sums over n: UNROLL steps of four rows (one unused), PN parts of each.
-    part_p = scratch_p + KEPT + 7 * PLANE + (tl.arange(0, PN)[:, None] * BD + lane_d[None, :] + zero * VEC)
-    four = tl.arange(0, 4 * UNROLL)
-    parts_p = scratch_p + KEPT + 7 * PLANE + (four[:, None] * (PN * BD) + lane_d[None, :] + zero * 4)
-    four_p = sums_p + (four[:, None] * BD + lane_d[None, :] + zero * 4)
     # Wide tiles are [1, ROWS, BD]: with the shape of a state tile the compiler would give both one layout.
     wide_t = tl.arange(0, ROWS)[None, :, None]
     wide_d = (first_d + tl.arange(0, BD))[None, None, :]
     wide_mask = wide_d < D
     plane_p = scratch_p + KEPT + wide_t * BD + tl.arange(0, BD)[None, None, :] + zero * WIDE_VEC
 
-    dskip = tl.zeros([1, BD], tl.float32)
-    dbias = tl.zeros([1, BD], tl.float32)
+    dskip = tl.zeros([1, ROWS, BD], tl.float32)
+    dbias = tl.zeros([1, ROWS, BD], tl.float32)
     bias = tl.zeros([1, 1, BD], tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_p + wide_d, mask=wide_mask, other=0.0)
@@ -216,14 +237,16 @@ def general_bwd_kernel(
         fixed_dt = step_size(fixed_raw, 0.0, SOFTPLUS, True)
 
     d = first_d + lane_d
-    tile = n[:, None] * D + d[None, :] + zero * VEC
-    mask = mask_n[:, None] & (d < D)[None, :]
-    Ar, Ai = load_tiles(A_p, tile, mask, STATE_PLANE, COMPLEX)
-    nothing = tl.zeros([NP, BD], tl.float32)
+    tile = n[None, :] * D + d[:, None] + zero * VEC
+    mask = mask_n[None, :] & (d < D)[:, None]
+    # Everything but the states has them adjacent: read the other way, it would give the loops another layout.
+    rows = d[:, None] * N + n[None, :] + zero * VEC
+    Ar, Ai = load_tiles(A_p, rows, mask, STATE_PLANE, COMPLEX)
+    nothing = tl.zeros([BD, NP], tl.float32)
     rr = nothing
     ri = nothing
     if HAS_R:
-        rr, ri = load_tiles(r_in_p + (batch * K + chunk) * STATE, tile, mask, STATE_PLANE, COMPLEX)
+        rr, ri = load_tiles(r_in_p + (batch * K + chunk) * STATE, rows, mask, STATE_PLANE, COMPLEX)
     dAr = nothing
     dAi = nothing
     dBr = nothing
@@ -240,10 +263,20 @@ def general_bwd_kernel(
         fixed = factors_of(one_dt, Ar, Ai, fixed, True, PRECISE, EXACT, COMPLEX, False)
     fixed_B = (nothing, nothing)
     if B_LTI:
-        fixed_B = load_tiles(B_p, tile, mask, STATE_PLANE, COMPLEX)
+        fixed_B = load_tiles(B_p, rows, mask, STATE_PLANE, COMPLEX)
     fixed_C = (nothing, nothing)
     if C_LTI:
-        fixed_C = load_tiles(C_p, tile, mask, STATE_PLANE, COMPLEX)
+        fixed_C = load_tiles(C_p, rows, mask, STATE_PLANE, COMPLEX)
+
+    if WARP_SUMS:
+        index = lane_d[:, None] * NP + n[None, :]
+        # Where the sums of a lane go, see `warp_sums`: gB, y and wA to planes 1 to 3.
+        plane = tl.where(n % 4 == 0, 1 + n // 4 % 2 * 2, 2)
+        sums_at = (plane * PLANE + n // 8 * 8)[None, :] + lane_d[:, None]
+        pair_at = channel_places(lane_d, n, N)
+    else:
+        index = nothing
+        pair_at = nothing
 
     count_segments = tl.cdiv(count, SEG)
     for back in range(count_segments):
@@ -282,36 +315,25 @@ def general_bwd_kernel(
             tl.store(at + 2 * PLANE, gy)
         tl.debug_barrier()
 
-        # Earlier segments from DRAM to L2, the next one (the one before this) from L2 to L1, this one's B and C to L1.
-        # The scratch needs no such help: stores keep its lines in L1.
+        # The next segment (the one before this) from DRAM to L2, this one's B and C to L1. The scratch needs no such help:
+        # stores keep its lines in L1.
         soon = tl.maximum(first - SEG, 0)
-        later = soon
-        if TOUCH:
-            later = tl.maximum(first - 2 * SEG, 0)
-        prefetch_rows(u_rows, later, count, SEG, U_ROW, first_d, BD, D)
-        prefetch_rows(g_rows, later, count, SEG, G_ROW, first_d, BD, D)
+        prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D)
+        prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D)
         if not DT_LTI:
-            prefetch_rows(dt_rows, later, count, SEG, DT_ROW, first_d, BD, D)
+            prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D)
         if HAS_Z:
-            prefetch_rows(z_rows, later, count, SEG, Z_ROW, first_d, BD, D)
-        prefetch_rows(states_p + (later // SEG).to(tl.int64) * STATE, 0, PARTS * N, PARTS * NP, D, first_d, BD, D)
-        touched = ()
-        if TOUCH:
-            touched = (
-                touch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D),
-                touch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D),
-                touch_rows(states_p + (soon // SEG).to(tl.int64) * STATE, 0, PARTS * N, PARTS * NP, D, first_d, BD, D),
-            )
-            if not DT_LTI:
-                touched = touched + (touch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D),)
-            if HAS_Z:
-                touched = touched + (touch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D),)
+            prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D)
+        prefetch_rows(states_p + (soon // SEG).to(tl.int64) * STATE, 0, PARTS * N, PARTS * NP, D, first_d, BD, D)
         if not B_LTI:
             touched_B = touch_span(B_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * PARTS * NP)
         if not C_LTI:
             touched_C = touch_span(C_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * PARTS * NP)
 
+        # Read back, so that the loop runs in the layout of kept_p; in the one of states_p it would convert every step.
         store_kept(kept_p, hr, hi, TILE, COMPLEX)
+        tl.debug_barrier()
+        hr, hi = load_kept(kept_p, TILE, COMPLEX)
         for i in range(blocks - 1):
             for j in tl.static_range(UNROLL):
                 row = i * UNROLL + j
@@ -334,10 +356,7 @@ def general_bwd_kernel(
             # All loads of a block, then all its arithmetic, then all its stores: the compiler moves no load across
             # a store, so anything else waits for memory at every step.
             i = blocks - 1 - i_back
-            hr = tl.load(kept_p + i * (PARTS * TILE))
-            hi = hr
-            if COMPLEX:
-                hi = tl.load(kept_p + i * (PARTS * TILE) + TILE)
+            hr, hi = load_kept(kept_p + i * (PARTS * TILE), TILE, COMPLEX)
             steps = ()
             for j in tl.static_range(UNROLL):
                 steps = steps + (
@@ -347,9 +366,10 @@ def general_bwd_kernel(
                     ),
                 )  # fmt: skip
             befores = ()
+            afters = ()
             factors = ()
-            dCs = ()
-            ys = ()
+            gys = ()
+            xs = ()
             for j in tl.static_range(UNROLL):
                 dt, x, gy, Br, Bi, Cr, Ci, keep = steps[j]
                 factors = factors + (factors_of(dt, Ar, Ai, fixed, ACCURATE, PRECISE, EXACT, COMPLEX, DT_LTI),)
@@ -357,83 +377,81 @@ def general_bwd_kernel(
                     hr, hi, factors[j], x, Br, Bi, keep, HAS_RESET, PRECISE, EXACT, COMPLEX
                 )
                 befores = befores + ((br, bi),)
-                if HAS_Z:
-                    y = hr * Cr
-                    if COMPLEX:
-                        y -= hi * Ci
-                    ys = ys + (partial_sum(y, PN),)
+                afters = afters + ((hr, hi),)
+                gys = gys + (gy,)
+                xs = xs + (x,)
                 if C_LTI:
-                    dCr += hr * gy[None, :]
+                    dCr += hr * gy[:, None]
                     if COMPLEX:
-                        dCi -= hi * gy[None, :]
-                else:
-                    dCs = dCs + (tl.sum(hr * gy[None, :], axis=1),)
-                    if COMPLEX:
-                        dCs = dCs + (-tl.sum(hi * gy[None, :], axis=1),)
-            dBs = ()
-            sums_gB = ()
-            sums_wA = ()
+                        dCi -= hi * gy[:, None]
+            gs = ()
             for j in tl.static_range(UNROLL - 1, -1, -1):
                 dt, x, gy, Br, Bi, Cr, Ci, keep = steps[j]
                 ar, ai, Pr, Pi, Qr, Qi = factors[j]
-                gr = Cr * gy[None, :] + rr
+                gr = Cr * gy[:, None] + rr
                 gi = gr
                 if COMPLEX:
-                    gi = ri - Ci * gy[None, :]
+                    gi = ri - Ci * gy[:, None]
                 rr, ri = conj_product(ar, ai, gr, gi, COMPLEX)
                 if PRECISE:
                     rr += gr
                     if COMPLEX:
                         ri += gi
                 wr, wi = conj_product(befores[j][0], befores[j][1], rr, ri, COMPLEX)
-                wA = real_product(Ar, Ai, wr, wi, COMPLEX)
-                dAr += wr * dt[None, :]
+                dAr += wr * dt[:, None]
                 if COMPLEX:
-                    dAi += wi * dt[None, :]
+                    dAi += wi * dt[:, None]
+                wAr = Ar  # sum_n Re(conj(A) w), as products that the sum multiplies out
+                wAi = Ai
                 if EXACT:
                     qr, qi = conj_product(Br, Bi, gr, gi, COMPLEX)
-                    qr = qr * x[None, :]
-                    qi = qi * x[None, :]
-                    wA += real_product(ar, ai, qr, qi, COMPLEX)
+                    qr = qr * x[:, None]
+                    qi = qi * x[:, None]
+                    wr = real_product(Ar, Ai, wr, wi, COMPLEX)
+                    wi = real_product(ar, ai, qr, qi, COMPLEX)
                     if PRECISE:
-                        wA += qr
+                        wi += qr
+                    if not COMPLEX:
+                        wr += wi
+                    wAr = nothing + 1.0
+                    wAi = wAr
                     tr, ti = conj_product(Qr, Qi, qr, qi, COMPLEX)
                     dAr += tr
                     if COMPLEX:
                         dAi += ti
                     gr, gi = conj_product(Pr, Pi, gr, gi, COMPLEX)
-                sums_gB = (partial_sum(real_product(Br, Bi, gr, gi, COMPLEX), PN),) + sums_gB
-                sums_wA = (partial_sum(wA, PN),) + sums_wA
-                if B_LTI:
-                    dBr += gr * x[None, :]
-                    if COMPLEX:
-                        dBi += gi * x[None, :]
+                gs = ((gr, gi),) + gs
+                at = row_p + (i * UNROLL + j) * BD
+                if WARP_SUMS:
+                    to = scratch_p + KEPT + (i * UNROLL + j) * BD + sums_at
+                    store_product_sums(
+                        gr, gi, Br, Bi, wr, wi, wAr, wAi, afters[j][0], afters[j][1], Cr, Ci,
+                        index, to.to(tl.int64), HAS_Z, ROUGH, COMPLEX,
+                    )  # fmt: skip
                 else:
+                    tl.store(at + PLANE, tl.sum(real_product(Br, Bi, gr, gi, COMPLEX), axis=1))
+                    tl.store(at + 3 * PLANE, tl.sum(real_product(wAr, wAi, wr, wi, COMPLEX), axis=1))
+                    if HAS_Z:
+                        y, _ = product(Cr, Ci, afters[j][0], afters[j][1], COMPLEX)
+                        tl.store(at + 2 * PLANE, tl.sum(y, axis=1))
+                if B_LTI:
+                    dBr += gr * x[:, None]
                     if COMPLEX:
-                        dBs = (tl.sum(gr * x[None, :], axis=1), tl.sum(gi * x[None, :], axis=1)) + dBs
-                    else:
-                        dBs = (tl.sum(gr * x[None, :], axis=1),) + dBs
+                        dBi += gi * x[:, None]
                 if HAS_RESET:
                     rr = rr * keep
                     if COMPLEX:
                         ri = ri * keep
-            tl.debug_barrier()
-            for j in tl.static_range(UNROLL):
-                tl.store(part_p + (4 * j) * (PN * BD), sums_gB[j])
-                tl.store(part_p + (4 * j + 1) * (PN * BD), sums_wA[j])
-                if HAS_Z:
-                    tl.store(part_p + (4 * j + 2) * (PN * BD), ys[j])
-            tl.debug_barrier()
-            rows = tl.load(parts_p)
-            for k in tl.static_range(1, PN):
-                rows += tl.load(parts_p + k * BD)
-            tl.store(four_p + i * (UNROLL * 4 * BD), rows)
             if not C_LTI:
-                store_rows(dC_rows + (base + i * UNROLL) * BC_ROW, n, dCs, N, EVEN_N, UNROLL * PARTS)
+                store_map_gradient(
+                    dC_rows + (base + i * UNROLL) * BC_ROW, n, index, pair_at, afters, gys, -1.0,
+                    N, EVEN_N, UNROLL, COMPLEX, WARP_SUMS,
+                )  # fmt: skip
             if not B_LTI:
-                store_rows(dB_rows + (base + i * UNROLL) * BC_ROW, n, dBs, N, EVEN_N, UNROLL * PARTS)
-        for k in tl.static_range(len(touched)):
-            use_touched(sink_p, as_int(touched[k]))
+                store_map_gradient(
+                    dB_rows + (base + i * UNROLL) * BC_ROW, n, index, pair_at, gs, xs, 1.0,
+                    N, EVEN_N, UNROLL, COMPLEX, WARP_SUMS,
+                )  # fmt: skip
         tl.debug_barrier()
 
         for i in range(tl.cdiv(size, ROWS)):
@@ -441,9 +459,8 @@ def general_bwd_kernel(
             live = (t < size) & wide_mask
             to = t * D + wide_d + zero * WIDE_VEC
             at = plane_p + i * (ROWS * BD)
-            sums_at = sums_p + t * (4 * BD) + tl.arange(0, BD)[None, None, :] + zero * WIDE_VEC
-            sum_gB = tl.load(sums_at)
-            sum_wA = tl.load(sums_at + BD)
+            sum_gB = tl.load(at + PLANE)
+            sum_wA = tl.load(at + 3 * PLANE)
             u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
             du = sum_gB
             ddt = sum_wA
@@ -459,7 +476,7 @@ def general_bwd_kernel(
             if HAS_Z:
                 z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
                 s = sigmoid(z)
-                y = tl.load(sums_at + 2 * BD)
+                y = tl.load(at + 2 * PLANE)
                 if COMPLEX:
                     y = 2.0 * y
                 y += skip * u
@@ -471,24 +488,24 @@ def general_bwd_kernel(
             if not DT_LTI:
                 tl.store(ddt_p + base * D + to, ddt.to(ddt_p.dtype.element_ty), mask=live)
             if HAS_SKIP:
-                dskip += tl.sum(gy * u, axis=1)
+                dskip += gy * u
             if SUM_DT:
-                dbias += tl.sum(ddt, axis=1)
+                dbias += ddt
 
     part = (batch * K + chunk) * STATE
-    store_tiles(dA_p + part, tile, mask, dAr, dAi, STATE_PLANE, COMPLEX)
+    store_tiles(dA_p + part, rows, mask, dAr, dAi, STATE_PLANE, COMPLEX)
     if B_LTI:
-        store_tiles(dB_p + part, tile, mask, dBr, dBi, STATE_PLANE, COMPLEX)
+        store_tiles(dB_p + part, rows, mask, dBr, dBi, STATE_PLANE, COMPLEX)
     if C_LTI:
-        store_tiles(dC_p + part, tile, mask, dCr, dCi, STATE_PLANE, COMPLEX)
+        store_tiles(dC_p + part, rows, mask, dCr, dCi, STATE_PLANE, COMPLEX)
     if WRITE_DH0:
         if chunk == 0:
-            store_tiles(dh0_p + batch * STATE, tile, mask, rr, ri, STATE_PLANE, COMPLEX)
+            store_tiles(dh0_p + batch * STATE, rows, mask, rr, ri, STATE_PLANE, COMPLEX)
     last_d = first_d + tl.arange(0, BD)[None, :]
     if HAS_SKIP:
-        tl.store(dskip_p + (batch * K + chunk) * D + last_d, dskip, mask=last_d < D)
+        tl.store(dskip_p + (batch * K + chunk) * D + last_d, tl.sum(dskip, axis=1), mask=last_d < D)
     if SUM_DT:
         if DT_LTI:
             if SOFTPLUS:
-                dbias = dbias * tl.sum(sigmoid(fixed_raw), axis=1)
-        tl.store(dbias_p + (batch * K + chunk) * D + last_d, dbias, mask=last_d < D)
+                dbias = dbias * sigmoid(fixed_raw)
+        tl.store(dbias_p + (batch * K + chunk) * D + last_d, tl.sum(dbias, axis=1), mask=last_d < D)

@@ -60,7 +60,7 @@ def half_step(
     size = fixed_dt
     if not DT_LTI:
         size = step_size(dt, bias, SOFTPLUS, ACCURATE)
-        ar, ai = decay(size, Ar, Ai, ACCURATE, PRECISE, COMPLEX)
+        ar, ai = decay(size[None, :], Ar, Ai, ACCURATE, PRECISE, COMPLEX)
     if REVERSE:
         if HAS_Z:
             z = z.to(tl.float32)
@@ -78,7 +78,7 @@ def half_step(
             if COMPLEX:
                 hi += gi
     else:
-        x, Vr, Vi = drive(x, size, Ar, Ai, ar, ai, fixed_P, Vr, Vi, EXACT, DT_LTI, PRECISE, COMPLEX)
+        x, Vr, Vi = drive(x[None, :], size[None, :], Ar, Ai, ar, ai, fixed_P, Vr, Vi, EXACT, DT_LTI, PRECISE, COMPLEX)
         if HAS_RESET:
             hr = hr * keep
             if COMPLEX:
@@ -144,9 +144,9 @@ def general_chunk_kernel(
     fixed_P = (hr, hi)
     if DT_LTI:
         fixed_dt = step_size(tl.load(dt_p + d, mask=mask_d, other=0.0), bias, SOFTPLUS, True)
-        fixed_a = decay(fixed_dt, Ar, Ai, True, PRECISE, COMPLEX)
+        fixed_a = decay(fixed_dt[None, :], Ar, Ai, True, PRECISE, COMPLEX)
         if EXACT:
-            Pr, Pi, _, _ = hold(fixed_dt, Ar, Ai, fixed_a[0], fixed_a[1], PRECISE, COMPLEX)
+            Pr, Pi, _, _ = hold(fixed_dt[None, :], Ar, Ai, fixed_a[0], fixed_a[1], PRECISE, COMPLEX)
             fixed_P = (Pr, Pi)
     fixed_V = (hr, hi)
     if V_LTI:

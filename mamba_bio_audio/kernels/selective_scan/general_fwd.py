@@ -56,8 +56,8 @@ def general_step(
     size = fixed_dt
     if not DT_LTI:
         size = step_size(dt, bias, SOFTPLUS, ACCURATE)
-        ar, ai = decay(size, Ar, Ai, ACCURATE, PRECISE, COMPLEX)
-    x, Br, Bi = drive(u, size, Ar, Ai, ar, ai, fixed_P, Br, Bi, EXACT, DT_LTI, PRECISE, COMPLEX)
+        ar, ai = decay(size[None, :], Ar, Ai, ACCURATE, PRECISE, COMPLEX)
+    x, Br, Bi = drive(u[None, :], size[None, :], Ar, Ai, ar, ai, fixed_P, Br, Bi, EXACT, DT_LTI, PRECISE, COMPLEX)
     if HAS_RESET:
         hr = hr * keep
         if COMPLEX:
@@ -168,9 +168,9 @@ def general_fwd_kernel(
     fixed_P = (hr, hi)
     if DT_LTI:
         fixed_dt = step_size(tl.load(dt_p + d, mask=mask_d, other=0.0), bias, SOFTPLUS, True)
-        fixed_a = decay(fixed_dt, Ar, Ai, True, PRECISE, COMPLEX)
+        fixed_a = decay(fixed_dt[None, :], Ar, Ai, True, PRECISE, COMPLEX)
         if EXACT:
-            Pr, Pi, _, _ = hold(fixed_dt, Ar, Ai, fixed_a[0], fixed_a[1], PRECISE, COMPLEX)
+            Pr, Pi, _, _ = hold(fixed_dt[None, :], Ar, Ai, fixed_a[0], fixed_a[1], PRECISE, COMPLEX)
             fixed_P = (Pr, Pi)
     fixed_B = (hr, hi)
     if B_LTI:

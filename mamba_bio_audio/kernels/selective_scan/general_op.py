@@ -87,10 +87,11 @@ def make_general_plan(
     else:
         # One warp with at most 16 pairs or 32 real states of a channel in a lane, the rest of them in other lanes.
         fields |= {"fwd_block": 1024 // (padded * parts), "fwd_warps": 1, "fwd_unroll": 2, "state_unroll": 2}
-    # 256 elements of a tile in one warp: 2 states x 4 channels in each lane of a 16 x 16 tile.
-    fields |= {"bwd_block": min(max(256 // padded, 4 // parts), 32), "bwd_vec": 4}
+    # 256 elements of a tile in one warp: 2 channels x 4 states in each lane of a 16 x 16 tile.
+    fields |= {"bwd_block": min(max(256 // padded, 4 // parts), 32), "bwd_vec": min(4, padded)}
+    fields["warp_sums"] = device.type == "cuda" and states == changes.get("bwd_block", fields["bwd_block"]) == 16
     # A block of steps holds its factors in registers; with a fixed dt no step may lie past the end.
-    unroll = 1 if kind.exact else 4 // parts
+    unroll = (2 if kind.exact else 4) // parts
     if kind.exact:  # as many instructions as several steps without
         fields |= {"fwd_unroll": 1, "state_unroll": 1}
     while kind.dt_lti and length % unroll:
@@ -160,7 +161,11 @@ def _planes(t: Tensor, is_complex: bool) -> Tensor:
 
 def _from_planes(t: Tensor, is_complex: bool) -> Tensor:
     """(..., PARTS, N, D) as (..., D, N[, 2])."""
-    t = t.transpose(-1, -2)
+    return _from_parts(t.transpose(-1, -2), is_complex)
+
+
+def _from_parts(t: Tensor, is_complex: bool) -> Tensor:
+    """(..., PARTS, D, N) as (..., D, N[, 2])."""
     return t.movedim(-3, -1) if is_complex else t.squeeze(-3)
 
 
@@ -234,9 +239,12 @@ def _forward(call: _Call, h0: Tensor | None, write_states: bool) -> tuple[Tensor
 
 
 def _backward(
-    call: _Call, states_saved: Tensor, g_out: Tensor, g_last: Tensor | None, need_h0: bool
+    call: _Call, states_saved: Tensor, g_out: Tensor, g_last: Tensor | None, need_h0: bool, narrow: tuple[bool, bool]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of u, dt, A, B, C, D, z, dt_bias and h0 in public shapes, from g_out (B, L, D) and g_last in planes."""
+    """Gradients of u, dt, A, B, C, D, z, dt_bias and h0 in public shapes, from g_out (B, L, D) and g_last in planes.
+
+    narrow: the gradient of B, that of C need be right to bf16 only.
+    """
     batch, length, channels, parts, states = call.sizes
     plan, kind, device = call.plan, call.kind, call.u.device
     chunks, segment = plan.bwd_chunks, plan.segment
@@ -246,10 +254,17 @@ def _backward(
     def empty(*shape: int) -> Tensor:
         return torch.empty(*shape, dtype=torch.float32, device=device)
 
-    def partial_map(fixed: bool) -> Tensor:
+    def partial_map(fixed: bool, narrow: bool) -> Tensor:
         if fixed:
-            return empty(batch * chunks, parts, states, channels)
-        return empty(batch, blocks, triton.cdiv(length, segment) * segment, parts, states)
+            return empty(batch * chunks, parts, channels, states)
+        # Partial sums that end in bf16 may travel in bf16: half of the traffic, and their errors average out.
+        dtype = torch.bfloat16 if narrow and plan.warp_sums else torch.float32
+        rows = triton.cdiv(length, segment) * segment
+        return torch.empty(batch, blocks, rows, parts, states, dtype=dtype, device=device)
+
+    def turned(t: Tensor) -> Tensor:
+        """(..., N, D) as the kernel reads what it keeps in registers, (..., D, N)."""
+        return t.transpose(-1, -2).contiguous()
 
     u, u_row, u_batch = _rows(call.u)
     dt, dt_row, dt_batch = call.step_rows()
@@ -258,30 +273,32 @@ def _backward(
     du = torch.empty(batch, length, channels, dtype=u.dtype, device=device)
     ddt = None if kind.dt_lti else torch.empty(batch, length, channels, dtype=dt.dtype, device=device)
     dz = torch.empty(batch, length, channels, dtype=z.dtype, device=device) if call.z is not None else None
-    dB, dC = partial_map(kind.B_lti), partial_map(kind.C_lti)
-    dA = empty(batch * chunks, parts, states, channels)
+    dB, dC = partial_map(kind.B_lti, narrow[0]), partial_map(kind.C_lti, narrow[1])
+    dA = empty(batch * chunks, parts, channels, states)
     dskip = empty(batch * chunks, channels) if call.skip is not None else None
     dbias = empty(batch * chunks, channels) if call.bias is not None or kind.dt_lti else None
-    dh0 = empty(batch, parts, states, channels) if need_h0 else None
-    padded, width = padded_states(states), plan.bwd_block
-    partial_rows = 4 * plan.bwd_unroll * min(padded, 32 * plan.bwd_vec // width)
-    scratch = empty(programs, (segment // plan.bwd_unroll * parts * padded + 7 * segment + partial_rows) * width)
+    dh0 = empty(batch, parts, channels, states) if need_h0 else None
+    padded = padded_states(states)
+    scratch = empty(programs, (segment // plan.bwd_unroll * parts * padded + 4 * segment) * plan.bwd_block)
     with _on(device):
         r_in = g_last
         if chunks > 1:
             r_in = _chunk_starts(call, g_out, g_last, chunks, plan.bwd_chunk_steps, reverse=True)
+        A = turned(call.A)
         general_bwd_kernel[(programs,)](
-            u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
-            call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
-            g_out, states_saved, r_in if r_in is not None else call.A,
+            u, dt, A, turned(call.B) if kind.B_lti else call.B, turned(call.C) if kind.C_lti else call.C,
+            call.skip if call.skip is not None else A, z,
+            call.bias if call.bias is not None else A, call.reset if call.reset is not None else A,
+            g_out, states_saved, turned(r_in) if r_in is not None else A,
             du, ddt if ddt is not None else du, dz if dz is not None else du, dB, dC, dA,
             dskip if dskip is not None else dA, dbias if dbias is not None else dA, dh0 if dh0 is not None else dA,
             scratch, _sink(device),
             length, plan.bwd_chunk_steps, chunks, u_batch, dt_batch, z_batch, g_batch, 0,
-            D=channels, N=states, NP=padded_states(states), BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment,
+            D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment,
             ROWS=plan.rows, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, VEC=plan.bwd_vec,
+            WARP_SUMS=plan.warp_sums,
             B_LTI=kind.B_lti, C_LTI=kind.C_lti, HAS_SKIP=call.skip is not None, HAS_R=r_in is not None,
-            WRITE_DH0=need_h0, TOUCH=True, **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
+            WRITE_DH0=need_h0, **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
         )  # fmt: skip
 
     def total(partial: Tensor | None) -> Tensor | None:
@@ -289,21 +306,21 @@ def _backward(
 
     def public_map(partial: Tensor, fixed: bool) -> Tensor:
         if fixed:
-            return _from_planes(partial.sum(0), kind.complex)
-        rows = (partial.sum(1) if blocks > 1 else partial[:, 0])[:, :length]
+            return _from_parts(partial.sum(0), kind.complex)
+        rows = partial.sum(1, dtype=torch.float32)[:, :length]
         return rows.transpose(-1, -2) if kind.complex else rows.squeeze(2)
 
     step = total(dbias)
     return (
         du,
         step if kind.dt_lti else ddt,
-        _from_planes(dA.sum(0), kind.complex),
+        _from_parts(dA.sum(0), kind.complex),
         public_map(dB, kind.B_lti),
         public_map(dC, kind.C_lti),
         total(dskip),
         dz,
         step if call.bias is not None else None,
-        None if dh0 is None else _from_planes(dh0, kind.complex),
+        None if dh0 is None else _from_parts(dh0, kind.complex),
     )
 
 
@@ -356,7 +373,8 @@ class _GeneralScan(torch.autograd.Function):
             g_out = torch.zeros_like(call.u)
         if g_last is not None:
             g_last = _planes(g_last, call.kind.complex)
-        found = _backward(call, states, g_out, g_last, ctx.needs_input_grad[-1])
+        narrow = (ctx.dtypes[3] == torch.bfloat16, ctx.dtypes[4] == torch.bfloat16)
+        found = _backward(call, states, g_out, g_last, ctx.needs_input_grad[-1], narrow)
         cast = tuple(
             None if g is None or not need else g.to(dtype)
             for g, dtype, need in zip(found, ctx.dtypes, ctx.needs_input_grad[5:], strict=True)

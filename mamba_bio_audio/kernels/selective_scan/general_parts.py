@@ -94,14 +94,14 @@ def turn(x):
 
 @triton.jit
 def decay(dt, Ar, Ai, ACCURATE: tl.constexpr, PRECISE: tl.constexpr, COMPLEX: tl.constexpr):
-    """exp(dt A), or exp(dt A) - 1 when PRECISE, as a pair of tiles; dt [BD], A [NP, BD].
+    """exp(dt A), or exp(dt A) - 1 when PRECISE, as a pair of tiles; dt and A broadcast to a tile.
 
     The hardware's sine and cosine err by up to 2^-20.5 within a turn, too much for fp32 inputs (ACCURATE).
     """
-    x2 = (dt * LOG2E)[None, :] * Ar
+    x2 = (dt * LOG2E) * Ar
     size = tl.exp2(x2)
     if COMPLEX:
-        angle = dt[None, :] * Ai
+        angle = dt * Ai
         if ACCURATE or PRECISE:
             cos_1, sin = turn(angle)
             if PRECISE:
@@ -123,7 +123,6 @@ def hold(dt, Ar, Ai, ar, ai, PRECISE: tl.constexpr, COMPLEX: tl.constexpr):
     With x = dt A: P = dt f(x), Q = dt^2 f'(x), f(x) = (exp(x) - 1) / x and f'(x) = (exp(x) - f(x)) / x, as series where
     these cancel.
     """
-    dt = dt[None, :]
     xr = dt * Ar
     xi = dt * Ai
     growth = ar
@@ -157,8 +156,7 @@ def hold(dt, Ar, Ai, ar, ai, PRECISE: tl.constexpr, COMPLEX: tl.constexpr):
 
 @triton.jit
 def advance(hr, hi, ar, ai, x, Br, Bi, PRECISE: tl.constexpr, COMPLEX: tl.constexpr):
-    """a h + x B as a pair of tiles [NP, BD]; x [BD], B broadcasts to a tile. PRECISE: a is a - 1, and h + (...)."""
-    x = x[None, :]
+    """a h + x B as a pair of tiles; x and B broadcast to a tile. PRECISE: a is a - 1, and h + (...)."""
     if COMPLEX:
         nr = x * Br + ar * hr - ai * hi
         ni = x * Bi + ar * hi + ai * hr
@@ -173,18 +171,18 @@ def advance(hr, hi, ar, ai, x, Br, Bi, PRECISE: tl.constexpr, COMPLEX: tl.conste
 
 
 @triton.jit
-def load_parts(p, n, mask_n, N: tl.constexpr, EVEN_N: tl.constexpr, COMPLEX: tl.constexpr):
-    """One step's B or C as a pair [NP, 1]."""
-    re = load_vec(p + n, mask_n, EVEN_N)[:, None]
+def load_parts(p, n, mask_n, N: tl.constexpr, EVEN_N: tl.constexpr, COMPLEX: tl.constexpr, AXIS: tl.constexpr = 1):
+    """One step's B or C as a pair [NP, 1], or [1, NP] with AXIS = 0."""
+    re = tl.expand_dims(load_vec(p + n, mask_n, EVEN_N), AXIS)
     im = re
     if COMPLEX:
-        im = load_vec(p + N + n, mask_n, EVEN_N)[:, None]
+        im = tl.expand_dims(load_vec(p + N + n, mask_n, EVEN_N), AXIS)
     return re, im
 
 
 @triton.jit
 def load_tiles(p, tile, mask, PLANE: tl.constexpr, COMPLEX: tl.constexpr):
-    """A pair of fp32 tiles [NP, BD] from planes of PLANE elements."""
+    """A pair of fp32 tiles from planes of PLANE elements."""
     re = tl.load(p + tile, mask=mask, other=0.0)
     im = re
     if COMPLEX:
@@ -243,7 +241,7 @@ def drive(
     u, dt, Ar, Ai, ar, ai, fixed_P, Br, Bi,
     EXACT: tl.constexpr, DT_LTI: tl.constexpr, PRECISE: tl.constexpr, COMPLEX: tl.constexpr,
 ):  # fmt: skip
-    """(x [BD], B) whose product is b_t: (dt u, B), or with EXACT (u, P B)."""
+    """(x, B) whose product is b_t: (dt u, B), or with EXACT (u, P B); u and dt broadcast to a tile."""
     if EXACT:
         Pr = fixed_P[0]
         Pi = fixed_P[1]

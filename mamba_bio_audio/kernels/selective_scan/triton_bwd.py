@@ -43,7 +43,7 @@ from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
     touch_span,
     use_touched,
 )
-from mamba_bio_audio.kernels.selective_scan.warp_sums import store_channel_sums, store_state_sums
+from mamba_bio_audio.kernels.selective_scan.warp_sums import channel_places, store_channel_sums, store_state_sums
 
 
 @triton.jit
@@ -199,7 +199,7 @@ def scan_bwd_kernel(
         index = lane_d[:, None] * NP + n[None, :]
         # Where the sums of a lane go, see `warp_sums`: gB, y and wA to planes 1 to 3, dB and dC of two steps.
         sums_at = (tl.minimum(n // 4, 2) + 1)[None, :] * PLANE + lane_d[:, None]
-        pair_at = (lane_d % 2 * N + lane_d // 4 * 2 + lane_d // 2 % 2)[:, None] + n[None, :]
+        pair_at = channel_places(lane_d, n, N)
 
     count_segments = tl.cdiv(count, SEG)
     for back in range(count_segments):

@@ -4,7 +4,7 @@ Triton's own sums cost two to three shuffles per value; here one matrix instruct
 channels, and an exchange in which every lane gives away half of its values adds 4 values of 8 lanes in 4 shuffles
 instead of 12. Written as inline PTX, which works on the registers of a lane: the tile [16 channels, 16 states] must lie
 so that lane 4 g + t holds channels g and g + 8, states 4 t to 4 t + 3, which is how Triton lays out what it loads and
-stores 4 states at a time. Both functions compare the tile of indices that they are given with the lane and write NaN
+stores 4 states at a time. All functions compare the tile of indices that they are given with the lane and write NaN
 where the layout is another one.
 
 PTX ISA 9.7.14, mma.sync m16n8k8 with .tf32: the operand holds a's rows in lanes / 4, what is summed in lanes % 4.
@@ -122,6 +122,67 @@ def _states_asm(split):
     return "\n".join(lines)
 
 
+def _exchange(low, high, mask):
+    """PTX: low becomes low or high of this lane plus the same of the lane whose bit differs; p{mask} is set where it is 1."""
+    return [
+        f"selp.f32 keep, {high}, {low}, p{mask};",
+        f"selp.f32 give, {low}, {high}, p{mask};",
+        f"shfl.sync.bfly.b32 come, give, {mask}, 31, 0xffffffff;",
+        f"add.f32 {low}, keep, come;",
+    ]
+
+
+def _bits(*masks):
+    """PTX: p{mask} for each bit of the lane's number."""
+    return [line for m in masks for line in (f"and.b32 bit, lane, {m};", f"setp.ne.u32 p{m}, bit, 0;")]
+
+
+def _products_asm(parts, gate, rough=False):
+    """PTX of `store_product_sums` of real (1 part) or complex (2) products, with y or without, exact or rough."""
+    names = [f"{name}{k}" for pair in ("gB", "wA", "hC")[: 3 if gate else 2] for k in range(parts) for name in pair]
+    at = {name: _names(8 * i, 8) for i, name in enumerate((*names, "index", "at"), 1)}
+    sums = "gwh" if gate and not rough else "gw"
+    lines = [
+        "{",
+        ".reg .pred bad, p2, p1;",
+        ".reg .b32 lane, want, t, bit;",
+        ".reg .f32 g<2>, w<2>, h<2>, keep, give, come, minus, s<8>;",
+        ".reg .b32 x<8>, v<4>;",
+        *_LAYOUT,
+        *_check(at["index"]),
+        *_bits(2, 1),
+    ]
+    for half in range(2):
+        for k in range(parts):
+            for i in range(4 * half, 4 * half + 4):
+                for s, factor in zip(sums, "BAC", strict=False):
+                    x, y = at[f"{s}{k}"][i], at[f"{factor}{k}"][i]
+                    if s == "h" and k == 1:  # Re(C h)
+                        lines.append(f"neg.f32 minus, {y};")
+                        y = "minus"
+                    first = k == 0 and i == 4 * half
+                    lines.append(f"mul.f32 {s}{half}, {x}, {y};" if first else f"fma.rn.f32 {s}{half}, {x}, {y}, {s}{half};")
+    for s in sums:
+        lines += _exchange(f"{s}0", f"{s}1", 2)
+    lines += [*_exchange("g0", "w0", 1), "selp.f32 g0, 0f7FC00000, g0, bad;", f"st.global.f32 [{at['at'][0]}], g0;"]
+    if rough:
+        lines += [f"mov.f32 s{i}, 0f00000000;" for i in range(8)]
+        for k in range(parts):
+            lines += [f"mov.b32 x{i}, {at[f'h{k}'][i]};" for i in range(8)]
+            lines += [f"mov.b32 v{i}, {at[f'C{k}'][i]};" for i in range(4)]
+            x, v = ([f"{name}{i}" for i in range(count)] for name, count in (("x", 8), ("v", 4)))
+            lines += _product([f"s{4 * k + i}" for i in range(4)], x, v)
+        lines += ["sub.f32 s0, s0, s4;", "sub.f32 s2, s2, s6;", "selp.f32 h0, s2, s0, p2;"]
+    elif gate:
+        lines += ["shfl.sync.bfly.b32 come, h0, 1, 31, 0xffffffff;", "add.f32 h0, h0, come;"]
+    if gate:
+        lines += [
+            "selp.f32 h0, 0f7FC00000, h0, bad;",
+            f"st.global.f32 [{at['at'][1]}], h0;",
+        ]
+    return "\n".join([*lines, *(f"mov.b32 ${i}, 0;" for i in range(8)), "}"])
+
+
 def _channels_asm(narrow):
     """PTX of `store_channel_sums`, to bf16 or fp32."""
     operands = {"x0": 8, "v0": 8, "x1": 8, "v1": 8, "index": 8, "at": 8}
@@ -137,31 +198,20 @@ def _channels_asm(narrow):
         ".reg .b16 narrow;",
         *_LAYOUT,
         *_check(at["index"]),
+        *_bits(16, 8, 4),
     ]
-    for mask in (16, 8, 4):
-        lines += [f"and.b32 bit, lane, {mask};", f"setp.ne.u32 p{mask}, bit, 0;"]
-
-    def exchange(low, high, mask):
-        """low becomes low or high of this lane plus the same of the lane whose bit differs."""
-        return [
-            f"selp.f32 keep, {high}, {low}, p{mask};",
-            f"selp.f32 give, {low}, {high}, p{mask};",
-            f"shfl.sync.bfly.b32 come, give, {mask}, 31, 0xffffffff;",
-            f"add.f32 {low}, keep, come;",
-        ]
-
     for s, x, v in (("a", at["x0"], at["v0"]), ("b", at["x1"], at["v1"])):
         lines += [f"mul.f32 {s}{i}, {x[i]}, {v[0]};" for i in range(4)]
         lines += [f"fma.rn.f32 {s}{i}, {x[i + 4]}, {v[4]}, {s}{i};" for i in range(4)]
     for s in "ab":
-        lines += exchange(f"{s}0", f"{s}2", 16) + exchange(f"{s}1", f"{s}3", 16)
+        lines += _exchange(f"{s}0", f"{s}2", 16) + _exchange(f"{s}1", f"{s}3", 16)
     for s in "ab":
-        lines += exchange(f"{s}0", f"{s}1", 8)
+        lines += _exchange(f"{s}0", f"{s}1", 8)
     store = [f"st.global.f32 [{at['at'][0]}], a0;"]
     if narrow:
         store = ["cvt.rn.bf16.f32 narrow, a0;", f"st.global.b16 [{at['at'][0]}], narrow;"]
     lines += [
-        *exchange("a0", "b0", 4),
+        *_exchange("a0", "b0", 4),
         "selp.f32 a0, 0f7FC00000, a0, bad;",
         *store,
         *(f"mov.b32 ${i}, 0;" for i in range(8)),
@@ -177,6 +227,16 @@ def _constraints(*kinds):
 STATES = tl.constexpr(_states_asm(False))
 STATES_SPLIT = tl.constexpr(_states_asm(True))
 STATES_CONSTRAINTS = tl.constexpr(_constraints("f", "f", "f", "f", "f", "r", "l"))
+PRODUCTS = tl.constexpr(_products_asm(1, False))
+PRODUCTS_CONSTRAINTS = tl.constexpr(_constraints(*"ffff", "r", "l"))
+PRODUCTS_GATE = tl.constexpr(_products_asm(1, True))
+PRODUCTS_GATE_CONSTRAINTS = tl.constexpr(_constraints(*"ffffff", "r", "l"))
+PRODUCTS_GATE_ROUGH = tl.constexpr(_products_asm(1, True, True))
+PRODUCTS_PAIRS = tl.constexpr(_products_asm(2, False))
+PRODUCTS_PAIRS_CONSTRAINTS = tl.constexpr(_constraints(*"ffffffff", "r", "l"))
+PRODUCTS_PAIRS_GATE = tl.constexpr(_products_asm(2, True))
+PRODUCTS_PAIRS_GATE_ROUGH = tl.constexpr(_products_asm(2, True, True))
+PRODUCTS_PAIRS_GATE_CONSTRAINTS = tl.constexpr(_constraints(*"ffffffffffff", "r", "l"))
 CHANNELS = tl.constexpr(_channels_asm(False))
 CHANNELS_NARROW = tl.constexpr(_channels_asm(True))
 CHANNELS_CONSTRAINTS = tl.constexpr(_constraints("f", "f", "f", "f", "r", "l"))
@@ -205,11 +265,55 @@ def store_state_sums(h, C, g, B, w, index, at, SPLIT: tl.constexpr):
 
 
 @triton.jit
+def store_product_sums(
+    gr, gi, Br, Bi, wr, wi, Ar, Ai, hr, hi, Cr, Ci, index, at,
+    GATE: tl.constexpr, ROUGH: tl.constexpr, COMPLEX: tl.constexpr,
+):  # fmt: skip
+    """Stores sum_n Re(conj(B) g), sum_n Re(conj(A) w) and, with GATE, sum_n Re(C h) of every channel, in fp32 throughout.
+
+    For pairs cheaper than the tensor cores, which want every operand rounded or split.
+
+    Args:
+        gr to Ci: fp32 pairs of what broadcasts to a tile [16 channels, 16 states]; the second of each counts if COMPLEX.
+        index: [16, 16] int32, 16 channel + state. at: [16, 16] addresses as int64; with state = 4 t + i, that of channel c
+            < 8 is where for channel c + 8 (t >> 1) the first sum goes (i = 0, t even), the second (i = 0, t odd), the third
+            (i = 1).
+        ROUGH: C is the same for all channels, and h and C count with 11 significant bits, the others cut: on the tensor cores.
+    """
+    if COMPLEX:
+        if GATE:
+            tl.inline_asm_elementwise(
+                PRODUCTS_PAIRS_GATE_ROUGH if ROUGH else PRODUCTS_PAIRS_GATE, PRODUCTS_PAIRS_GATE_CONSTRAINTS,
+                [gr, Br, gi, Bi, wr, Ar, wi, Ai, hr, Cr, hi, Ci, index, at], dtype=tl.int32, is_pure=False, pack=8,
+            )  # fmt: skip
+        else:
+            tl.inline_asm_elementwise(
+                PRODUCTS_PAIRS, PRODUCTS_PAIRS_CONSTRAINTS, [gr, Br, gi, Bi, wr, Ar, wi, Ai, index, at],
+                dtype=tl.int32, is_pure=False, pack=8,
+            )  # fmt: skip
+    elif GATE:
+        tl.inline_asm_elementwise(
+            PRODUCTS_GATE_ROUGH if ROUGH else PRODUCTS_GATE, PRODUCTS_GATE_CONSTRAINTS, [gr, Br, wr, Ar, hr, Cr, index, at],
+            dtype=tl.int32, is_pure=False, pack=8,
+        )  # fmt: skip
+    else:
+        tl.inline_asm_elementwise(
+            PRODUCTS, PRODUCTS_CONSTRAINTS, [gr, Br, wr, Ar, index, at], dtype=tl.int32, is_pure=False, pack=8
+        )  # fmt: skip
+
+
+@triton.jit
+def channel_places(lane_d, n, N: tl.constexpr):
+    """Offsets for `store_channel_sums` into two rows of N states, those of step 0 and of step 1."""
+    return (lane_d % 2 * N + lane_d // 4 * 2 + lane_d // 2 % 2)[:, None] + n[None, :]
+
+
+@triton.jit
 def store_channel_sums(x0, v0, x1, v1, index, at, NARROW: tl.constexpr):
     """Stores sum_d x v [16 states] of two steps.
 
     Args:
-        x0, x1: [16 channels, 16 states] fp32 of the two steps. v0, v1: [16 channels].
+        x0, x1: [16 channels, 16 states] fp32 of the two steps, or of any two rows that lie one behind the other. v0, v1: [16 channels].
         index: as above. at: [16, 16] addresses as int64; that of channel c < 8 and state 4 t is where the sum of state
             4 t + 2 (c >> 2) + (c >> 1 & 1) of step c & 1 goes.
         NARROW: stored as bf16, otherwise as fp32.

@@ -34,11 +34,13 @@ from mamba_bio_audio.kernels.selective_scan.general_parts import (
     decay,
     hold,
     load_keep,
+    load_kept,
     load_parts,
     load_tiles,
     product,
     real_product,
     step_size,
+    store_kept,
     store_tiles,
 )
 from mamba_bio_audio.kernels.selective_scan.triton_bwd import load_wide, store_rows
@@ -82,22 +84,6 @@ def recomputed_step(
         Br, Bi = product(factors[2], factors[3], Br, Bi, COMPLEX)
     nr, ni = advance(hr, hi, factors[0], factors[1], x[:, None], Br, Bi, PRECISE, COMPLEX)
     return hr, hi, nr, ni
-
-
-@triton.jit
-def store_kept(p, hr, hi, TILE: tl.constexpr, COMPLEX: tl.constexpr):
-    tl.store(p, hr)
-    if COMPLEX:
-        tl.store(p + TILE, hi)
-
-
-@triton.jit
-def load_kept(p, TILE: tl.constexpr, COMPLEX: tl.constexpr):
-    hr = tl.load(p)
-    hi = hr
-    if COMPLEX:
-        hi = tl.load(p + TILE)
-    return hr, hi
 
 
 @triton.jit

@@ -198,6 +198,22 @@ def store_tiles(p, tile, mask, re, im, PLANE: tl.constexpr, COMPLEX: tl.constexp
 
 
 @triton.jit
+def store_kept(p, hr, hi, TILE: tl.constexpr, COMPLEX: tl.constexpr):
+    tl.store(p, hr)
+    if COMPLEX:
+        tl.store(p + TILE, hi)
+
+
+@triton.jit
+def load_kept(p, TILE: tl.constexpr, COMPLEX: tl.constexpr):
+    hr = tl.load(p)
+    hi = hr
+    if COMPLEX:
+        hi = tl.load(p + TILE)
+    return hr, hi
+
+
+@triton.jit
 def load_keep(reset_p, HAS_RESET: tl.constexpr):
     """0 where the state restarts, else 1."""
     if HAS_RESET:

@@ -86,6 +86,11 @@ class RunConfig(BaseModel):
                     f"train.{key}: needs layers with a constant state, and the transformer at the centre keeps all "
                     f"that it read; set train.{key}={'null' if off is None else off}, or another mixer there"
                 )
+        if self.model.pools and self.train.sequence_parallel > 1:
+            raise ValueError(
+                "train.sequence_parallel: passes the states of layers from device to device, and a U-Net's pools have "
+                "states of their own; set train.sequence_parallel=1, its sequences stream with train.stream_chunk"
+            )
         period = self.model.period
         # "auto" is chosen when the training begins, as such a multiple.
         chunk = None if self.train.stream_chunk == "auto" else self.train.chunk

@@ -48,10 +48,11 @@ def test_a_saved_audio_configuration_is_read_again(tmp_path):
         ("data=3", "data: must be a section with keys, not a value; its keys: kind, path"),
         ("train.length=1000", "train.length: 1,000 is not a multiple of 16, the product of model.pools [4, 4]; near"),
         ("train.stream_chunk=24", "train.stream_chunk: 24 is not a multiple of 16"),
+        ("train.sequence_parallel=2", "train.sequence_parallel: passes the states of layers from device to device"),
     ],
 )
 def test_mistakes_are_one_line_per_key(override, expected, tmp_path):
-    more = ["train.tokens_per_step=8000"] if "length" in override else []
+    more = ["train.tokens_per_step=8000"] if "length" in override else ["train.devices=2"]
     found = mistakes("audio/tiny", f"data.path={tmp_path}", override, *more)
     assert len(found) == 1
     assert found[0].startswith(expected)

@@ -48,7 +48,12 @@ class LanguageModelModule(L.LightningModule):
         return torch.stack([nats, self.train_count.to(nats)])
 
     def on_fit_start(self) -> None:
-        """Connect the ranks that share a sequence."""
+        """Agree on the chunk that the first process chose (`auto`), and connect the ranks that share a sequence."""
+        if self.trainer.world_size > 1:
+            keys = ("stream_chunk", "stream_offload")
+            chosen = [getattr(self.train_config, key) for key in keys]
+            chosen = self.trainer.strategy.broadcast(chosen)
+            self.train_config = self.train_config.model_copy(update=dict(zip(keys, chosen, strict=True)))
         self.relay = make_relay(self.model, self.train_config.sequence_parallel)
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

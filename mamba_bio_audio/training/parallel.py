@@ -51,7 +51,8 @@ class Visit:
     """One chunk of some rows on this rank: where its states come from and go to, and what came and went.
 
     Attributes:
-        anchor: scalar in the graph of what was received; its gradient must be asked for, or nothing is sent back.
+        anchor: scalar in the graph of what was received and sent; its gradient must be asked for, or nothing is sent or
+            received on the way back, as below a frozen layer.
     """
 
     def __init__(self, source: Link | None, target: Link | None, offload: bool) -> None:
@@ -60,6 +61,12 @@ class Visit:
         self.sent: set[int] = set()
         self.ran: set[int] = set()
         self.anchor: Tensor | None = None
+
+    def anchored(self, device: torch.device) -> Tensor:
+        """The anchor, made when first needed."""
+        if self.anchor is None:
+            self.anchor = torch.zeros((), device=device, requires_grad=True)
+        return self.anchor
 
 
 class Relay:
@@ -160,9 +167,8 @@ class Relay:
                 visit.starts[number] = [t.cpu() for t in found] if visit.offload else found
             start = [t.to(x.device) for t in visit.starts[number]]
             if torch.is_grad_enabled():
-                if visit.anchor is None:
-                    visit.anchor = torch.zeros((), device=x.device, requires_grad=True)
-                start = list(_Received.apply(self, visit.source, visit.anchor, *start))  # type: ignore[no-untyped-call]
+                anchor = visit.anchored(x.device)
+                start = list(_Received.apply(self, visit.source, anchor, *start))  # type: ignore[no-untyped-call]
             kwargs.pop("state", None)
             return (x, tree_unflatten(start, structure)), kwargs
 
@@ -183,7 +189,8 @@ class Relay:
                 visit.sent.add(number)
                 self.send(visit.target, leaves)
             if torch.is_grad_enabled():
-                leaves = list(_Sent.apply(self, visit.target, *leaves))  # type: ignore[no-untyped-call]
+                anchor = visit.anchored(y.device)
+                leaves = list(_Sent.apply(self, visit.target, anchor, *leaves))  # type: ignore[no-untyped-call]
             return y, tree_unflatten(leaves, structure)
 
         return hook
@@ -224,7 +231,7 @@ class _Sent(torch.autograd.Function):
     """Identity; its backward receives the gradients from where the values went."""
 
     @staticmethod
-    def forward(ctx: Any, relay: Relay, link: Link, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, relay: Relay, link: Link, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.relay, ctx.link = relay, link
         return tuple(t.clone() for t in tensors)
 
@@ -232,7 +239,8 @@ class _Sent(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         found = ctx.relay.receive(ctx.link, list(gradients))
-        return None, None, *(a + b for a, b in zip(found, gradients, strict=True))
+        zero = gradients[0].new_zeros((), dtype=torch.float32)
+        return None, None, zero, *(a + b for a, b in zip(found, gradients, strict=True))
 
 
 def _stateful_layers(model: nn.Module) -> list[nn.Module]:

@@ -86,11 +86,19 @@ def begin(config: RunConfig) -> LanguageModel | Classifier:
 
 
 def resolve_chunk(config: RunConfig, device: str, before: RunConfig | None = None) -> RunConfig:
-    """Choose `train.stream_chunk` where it is "auto": as the resumed run did, or by measuring."""
+    """Choose `train.stream_chunk` where it is "auto": as the resumed run did, or by measuring.
+
+    Of several processes the first one measures; the others take its choice when they have met (training/module.py).
+    """
     if config.train.stream_chunk != "auto":
         return config
-    chunk = before.train.stream_chunk if before else choose_chunk(config.model, config.train, device, config.head)
-    return config.model_copy(update={"train": config.train.model_copy(update={"stream_chunk": chunk})})
+    if before:
+        chunk = before.train.stream_chunk
+    else:
+        chunk = choose_chunk(config.model, config.train, device, config.head) if is_main_process() else None
+    # Without chunks there are no states between them.
+    update = {"stream_chunk": chunk, "stream_offload": config.train.stream_offload and chunk is not None}
+    return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
 def check_devices(config: RunConfig, device: str) -> None:

@@ -374,7 +374,7 @@ def test_stream_chunk_auto_is_resolved_and_kept(fasta, tmp_path, capsys, monkeyp
     from mamba_bio_audio.training import probe
 
     settings = overrides(fasta, "train.stream_chunk=auto", "train.length=4096", "train.tokens_per_step=4096")
-    settings += ["--set", "train.micro_batch=1", "--set", "train.steps=2"]
+    settings += ["--set", "train.micro_batch=1", "--set", "train.steps=2", "--set", "train.stream_offload=true"]
     # 100 bytes a position; the dry run itself measures as ever.
     monkeypatch.setattr(probe, "probe", lambda model, train, *_: probe.Probe(100 * train.stream_chunk, 1.0))
     monkeypatch.setattr(probe, "_memory_limit", lambda device: 100 * 3000)
@@ -385,7 +385,10 @@ def test_stream_chunk_auto_is_resolved_and_kept(fasta, tmp_path, capsys, monkeyp
     out = tmp_path / "run"
     monkeypatch.setattr(probe, "_memory_limit", lambda device: 2**50)
     assert mba_command("pretrain", "dna/tiny", *settings, "--out", out, "--quiet", "--device", "cpu") == 0
-    assert "stream_chunk: null" in (out / "config.yaml").read_text()
+    kept = (out / "config.yaml").read_text()
+    assert "stream_chunk: null" in kept
+    # There are no states to keep; with true the run could not be read again.
+    assert "stream_offload: false" in kept
     assert mba_command("pretrain", "dna/tiny", *settings, "--out", out, "--resume", "--quiet", "--device", "cpu") == 2
     assert "already complete" in capsys.readouterr().err
 
@@ -598,8 +601,15 @@ def test_length_warm_up_resumes_inside_a_stage(fasta, tmp_path, monkeypatch, cap
 def test_two_processes_share_each_sequence(trained, fasta, tmp_path, monkeypatch):
     """Streamed, stopped in the middle and resumed: the training of one process."""
     out, script = tmp_path / "run", tmp_path / "mba.py"
-    script.write_text("from mamba_bio_audio.cli.main import run\nrun()\n")
-    settings = overrides(fasta, "train.devices=2", "train.sequence_parallel=2", "train.stream_chunk=12")
+    # What the second process would measure does not count: chunks must be the same for both.
+    script.write_text(
+        "import os\n"
+        "from mamba_bio_audio.cli.main import run\n"
+        "from mamba_bio_audio.workflow import pretrain\n"
+        "pretrain.choose_chunk = lambda *_: 7 if os.environ.get('LOCAL_RANK', '0') == '1' else 12\n"
+        "run()\n"
+    )
+    settings = overrides(fasta, "train.devices=2", "train.sequence_parallel=2", "train.stream_chunk=auto")
     arguments = [sys.executable, script, "pretrain", "dna/tiny", *settings, "--out", out, "--quiet", "--device", "cpu"]
     process = subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -609,6 +619,7 @@ def test_two_processes_share_each_sequence(trained, fasta, tmp_path, monkeypatch
     output, error = process.communicate(timeout=120)
     assert process.returncode == 130, output + error
     assert output.count("stopped by SIGTERM") == 1
+    assert "stream_chunk: 12" in (out / "config.yaml").read_text()
     done = subprocess.run([*arguments, "--resume"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     rows = metrics(out)

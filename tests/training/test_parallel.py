@@ -36,6 +36,18 @@ def classifier(pool: str):
     return Classifier(language_model(), HeadConfig(pool=pool, classes=("a", "b", "c"))).double()
 
 
+def frozen_below():
+    built = language_model()
+    for frozen in (built.embedding, built.layers[0], built.lm_head):
+        frozen.requires_grad_(False)
+    return built
+
+
+def frozen_classifier():
+    torch.manual_seed(0)
+    return Classifier(language_model(), HeadConfig(pool="mean", classes=("a", "b", "c"), freeze=True)).double()
+
+
 def batch(classes: bool):
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(12, (3, LENGTH + 1), generator=generator)
@@ -58,6 +70,10 @@ CASES = {
     "classifier, mean": (lambda: classifier("mean"), {"chunk": 10}),
     "classifier, max": (lambda: classifier("max"), {"chunk": 10}),
     "classifier, last": (lambda: classifier("last"), {"chunk": 100}),
+    "classifier, packed": (lambda: classifier("mean"), {"chunk": 10, "reset": True}),
+    # Nothing on the first rank's first span needs a gradient, and the messages of the second must be taken all the same.
+    "classifier, frozen": (frozen_classifier, {"chunk": 10}),
+    "frozen below": (frozen_below, {"chunk": 10}),
 }
 
 
@@ -84,7 +100,8 @@ def results(case: str, relay_size: int = 1):
         assert not relay.pending
     loss.backward()
     # A head without a target on this rank gives zeros or nothing.
-    found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    learnt = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in learnt}
     return loss.detach(), count, found
 
 

@@ -255,6 +255,8 @@ class _Streamed(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g_loss: Tensor, _: Any) -> Any:
         parameters = ctx.saved_tensors
+        if not all(call.starts for call in ctx.calls):
+            raise RuntimeError("a streamed loss goes back once, its states are gone then; compute the loss again")
         totals = _Totals(parameters)
         for call in reversed(ctx.calls):
             g_state: list[Tensor] = []  # gradient of the state after the chunk at hand

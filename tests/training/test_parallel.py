@@ -71,7 +71,7 @@ CASES = {
     "classifier, max": (lambda: classifier("max"), {"chunk": 10}),
     "classifier, last": (lambda: classifier("last"), {"chunk": 100}),
     "classifier, packed": (lambda: classifier("mean"), {"chunk": 10, "reset": True}),
-    # Nothing on the first rank's first span needs a gradient, and the messages of the second must be taken all the same.
+    # Nothing on the first rank's first span needs a gradient, and yet it must take those that it is sent.
     "classifier, frozen": (frozen_classifier, {"chunk": 10}),
     "frozen below": (frozen_below, {"chunk": 10}),
 }

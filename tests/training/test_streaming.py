@@ -141,6 +141,14 @@ def test_changing_parameters_before_backward_is_an_error():
         loss.backward()
 
 
+def test_going_back_twice_is_an_error():
+    model, tokens, targets = make()
+    loss, _, _ = streamed_loss(model, tokens, targets, chunk=9)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="goes back once"):
+        loss.backward()
+
+
 def test_models_that_cannot_stream_say_so():
     model, tokens, targets = make()
     with pytest.raises(InputError, match="choose 1 or more"):

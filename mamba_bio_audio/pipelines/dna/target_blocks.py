@@ -36,6 +36,6 @@ def target_blocks(spans: Sequence[Span], genome: Genome, *, size: int, context: 
             f"no block of {size:,} bases of the split has {context:,} bases before it in its record; the longest "
             f"possible context is {longest:,}"
             if longest
-            else f"the split has no stretch of {size:,} bases"
+            else f"the split has no stretch of {size:,} bases, a quarter of the shortest context; give a shorter one too"
         )
     return [blocks[i] for i in evenly_spaced(len(blocks), count)]

@@ -107,6 +107,12 @@ class TrainConfig(BaseModel):
                 f"sequence_parallel ({self.sequence_parallel}) must divide the {self.devices * self.nodes} devices "
                 f"(devices x nodes)"
             )
+        shortest = min([self.length, *(stage.length for stage in self.length_warmup)])
+        if shortest < self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel ({self.sequence_parallel}) devices cannot share {shortest} positions; "
+                f"choose longer sequences in length, length_warmup"
+            )
         if self.sequence_parallel > 1 and self.truncate_chunk is not None:
             raise ValueError("sequence_parallel is exact and truncate_chunk is not; set truncate_chunk=null")
         if self.tokens_per_step % (self.length * self.data_parallel):

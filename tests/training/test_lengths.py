@@ -96,6 +96,11 @@ def test_impossible_stages_are_refused(stages, message):
         config(*stages)
 
 
+def test_sequences_shorter_than_the_devices_that_share_them_are_refused():
+    with pytest.raises(ValidationError, match="cannot share 1 positions"):
+        config({"length": 1, "steps": 1}, devices=2, sequence_parallel=2)
+
+
 def test_epochs_that_take_every_step_are_refused():
     with pytest.raises(InputError, match=r"takes 25 steps \(25 at 16\) of train.steps 20.*raise train.steps to more"):
         length_stages(config({"length": 16, "epochs": 1}), lambda length: 800)

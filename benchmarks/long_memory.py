@@ -7,10 +7,11 @@
 `needle` and `copy` train at lengths from 64 up to a longest one that doubles whenever the task is solved, up to
 --train-length; then they score lengths up to --test-length, the state carried in chunks. After that they train on at up
 to --further-length, and score again. Everything ends within --seconds, and what was tested until then is written.
-The needle is learned among decoys (see NeedleTask) and tested without: in random filler, and for comparison in filler
-that holds no 6 bases of any marker in a row. There only forgetting counts, in the other also false hits. `probe` takes
-a trained DNA model, lays real sequence X, filler, X again, and reports the loss of the second X against that of the
-first at every length of the filler.
+The needle is trained at every position after the marker (NeedleTask.dense) with smoothed labels, and tested at the last
+position only: in random filler, and for comparison in filler that holds no 6 bases of any marker in a row. There only
+forgetting counts, in the other also false hits. OUT_kept.csv tells the two apart in the states and in the outputs (see
+`kept`). `probe` takes a trained DNA model, lays real sequence X, filler, X again, and reports the loss of the second X
+against that of the first at every length of the filler.
 Each writes OUT.csv, after every row, and OUT.png.
 """
 
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -42,11 +44,14 @@ from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.synthetic.long_memory import CopyTask, NeedleTask
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.optim import build_optimizer
-from mamba_bio_audio.training.streaming import streamed_loss
 from mamba_bio_audio.workflow.environment import environment
 
 # Batches of test data are numbered from here, so that none was trained on.
 TEST = 1 << 40
+# Positions of a step at the longest lengths.
+MOST = 1 << 20
+# Stages from this length on hold near hits.
+DECOYS_FROM = 512
 
 
 class Stage(NamedTuple):
@@ -75,10 +80,13 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         task, shortest, longest = self.stage
         length = int(shortest * (longest / shortest) ** (random.random() ** 0.5))
         if isinstance(task, NeedleTask):
-            # A quarter of the batches is like the test.
-            share = self.decoys * random.random() if random.random() < 0.75 else 0.0
-            task = replace(task, within=1.0, decoys=share)
-        tokens, targets = task.batch(number, min(1024, max(4, self.positions // length)), length)
+            # Half of the batches has the filler of the test. Near hits do not help to find the marker at all.
+            share = self.decoys * random.random() if longest >= DECOYS_FROM and random.random() < 0.5 else 0.0
+            # More often early than late: long distances are what is hard.
+            task = replace(task, within=random.random(), decoys=share, dense=True)
+        # Four windows, as long as they fit in a GPU's memory.
+        rows = max(1, min(4, MOST // length), min(1024, self.positions // length))
+        tokens, targets = task.batch(number, rows, length)
         # A quarter of the shared memory, which can be small in a container.
         return tokens.short(), targets.short()
 
@@ -109,9 +117,11 @@ def stages(task: Any, after: int, up_to: int) -> list[Stage]:
         # Two bases at first: sixteen at once stay at chance for long.
         sizes = range(2, task.copied_bases + 1, 2)
         found = [Stage(replace(task, copied_bases=size), 2 * size + 1, 3 * size + 4) for size in sizes]
-    length = after * 2 or 64
+    # A window that is scored densely holds the short distances too.
+    dense = isinstance(task, NeedleTask)
+    length = after * 2 or (128 if dense else 64)
     while length <= up_to:
-        found.append(Stage(task, 64, length))
+        found.append(Stage(task, max(64, length // 4) if dense else 64, length))
         length *= 2
     return found
 
@@ -135,20 +145,17 @@ def train(
         for tokens, targets in loader:
             elapsed = (time.perf_counter() - begun) / seconds
             for group in optimizer.param_groups:
-                # Linear to zero in the last third.
-                group["lr"] = arguments.lr * min(1.0, (number - first + 1) / 200, max(0.0, 3 * (1 - elapsed)))
+                # Linear to zero in the second half.
+                group["lr"] = arguments.lr * min(1.0, (number - first + 1) / 200, max(0.0, 2 * (1 - elapsed)))
             optimizer.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and arguments.bf16):
-                # In one piece below 2^20 positions, in chunks with exact gradients above.
-                loss_sum, count, _ = streamed_loss(
-                    model, tokens.to(device).long(), targets.to(device).long(), chunk=(1 << 20) // len(tokens)
-                )
-            mean = loss_sum / count
-            mean.backward()
+                logits = model(tokens.to(device).long()).logits
+            logits, expected = logits.float().flatten(0, 1), targets.to(device).long().flatten()
+            F.cross_entropy(logits, expected, label_smoothing=arguments.smoothing).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             number, steps = number + 1, steps + 1
-            value = mean.detach()
+            value = F.cross_entropy(logits.detach(), expected)
             average = value if average is None else average.lerp(value, 0.03)
             if elapsed >= 1:
                 break
@@ -166,6 +173,58 @@ def train(
         if elapsed >= 1:
             break
     return {"trained_length": stage.longest, "training_loss": loss, "steps": number - first}
+
+
+@torch.inference_mode()
+def kept(
+    model: Any, task: NeedleTask, device: str, arguments: argparse.Namespace, until: float
+) -> list[dict[str, Any]]:
+    """What is left of the class after so much random filler, and what the filler itself has left behind.
+
+    All markers are followed by the same 8 fillers, so that what differs between rows of one filler is the class and
+    what differs between rows of one marker is the filler. One row per distance:
+        signal, noise: root mean square, in the centred logits, of the classes' means around their mean, and of single
+            windows around their class's mean. drift: length of the mean of all, the same for every class.
+        layer0_kept, ...: projection of the class differences of a layer's state on those 64 bases after the marker, 1
+            there. layer0_noise: deviation by filler over class difference at 64 bases, both weighted by the latter's
+            square: in the states that held the class.
+    """
+    model.eval()
+    fillers, classes = 8, task.classes
+    random = np.random.default_rng([arguments.seed, TEST])
+    out = model(torch.from_numpy(task.markers()).repeat_interleave(fillers, 0).to(device), logits="last")
+    rows: list[dict[str, Any]] = []
+    firsts: list[Tensor] = []
+    passed, distance = 0, 64
+    while distance <= arguments.test_length and (passed == 0 or time.perf_counter() < until):
+        while passed < distance:
+            size = min(distance - passed, max(1, arguments.positions // (classes * fillers)))
+            part = torch.from_numpy(random.integers(7, 11, (fillers, size))).repeat(classes, 1)
+            out = model(part.to(device), out.state, logits="last")
+            passed += size
+        logits = out.logits[:, 0].double().unflatten(0, (classes, fillers))
+        logits = logits - logits.mean(-1, keepdim=True)
+        means = logits.mean(1)
+        row = {"distance": distance, "fillers": fillers}
+        for name, values in (
+            ("signal", means - means.mean(0)),
+            ("noise", logits - means[:, None]),
+            ("drift", means.mean(0)),
+        ):
+            row[name] = float(values.square().sum(-1).mean().sqrt())
+        for i, layer in enumerate(out.state[0]):
+            state = layer.ssm.double().unflatten(0, (classes, fillers)).flatten(2)
+            apart = state - state.mean(0)
+            if len(firsts) == i:
+                firsts.append(apart)
+            weight = firsts[i].square().mean((0, 1))
+            deviation = (state - state.mean(1, keepdim=True)).square().mean((0, 1))
+            row[f"layer{i}_kept"] = float((apart * firsts[i]).sum() / firsts[i].square().sum())
+            row[f"layer{i}_noise"] = float(((weight * deviation).sum() / weight.square().sum()).sqrt())
+        rows.append(row)
+        print("kept:", ", ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
+        distance *= 4
+    return rows
 
 
 @torch.inference_mode()
@@ -207,6 +266,7 @@ def run_task(arguments: argparse.Namespace, device: str) -> None:
         "model": f"{arguments.num_layers}x{arguments.d_model}",
         "tokens_per_step": arguments.tokens,
         "decoys": arguments.decoys if arguments.task == "needle" else 0.0,
+        "smoothing": arguments.smoothing,
         "seed": arguments.seed,
     }
     about |= {k: environment(device)[k] for k in ("device", "torch", "commit", "started")}
@@ -215,12 +275,17 @@ def run_task(arguments: argparse.Namespace, device: str) -> None:
     if further := stages(task, arguments.train_length, arguments.further_length):
         phases = [(phases[0][0], 0.5, 0.625), (further, 0.875, 1.0)]
     rows: list[dict[str, Any]] = []
+    remains: list[dict[str, Any]] = []
     for phase, (todo, trained_until, tested_until) in enumerate(phases):
         ends = begun + arguments.seconds * trained_until
         trained = train(model, optimizer, todo, phase << 32, ends, arguments, device)
         if arguments.weights:
             torch.save(model.state_dict(), arguments.weights)
-        test(model, task, rows, trained | about, begun + arguments.seconds * tested_until, arguments, device)
+        tested_by = begun + arguments.seconds * tested_until
+        if isinstance(task, NeedleTask):
+            remains += [trained | row | about for row in kept(model, task, device, arguments, tested_by)]
+            write(remains, arguments.out.with_name(arguments.out.name + "_kept"))
+        test(model, task, rows, trained | about, tested_by, arguments, device)
     picture(rows, arguments.out.with_suffix(".png"))
 
 
@@ -350,9 +415,17 @@ def main() -> None:
         default=1 << 19,
         help="train on up to this length after the first test, and test again",
     )
-    parser.add_argument("--solved", type=float, default=0.15, help="mean loss that ends a stage")
     parser.add_argument(
-        "--decoys", type=float, default=0.5, help="needle: largest share of near hits in training filler"
+        "--solved", type=float, default=0.25, help="mean loss that ends a stage; smoothing alone leaves 0.08 to 0.1"
+    )
+    parser.add_argument(
+        "--decoys", type=float, default=0.3, help="needle: largest share of near hits in training filler"
+    )
+    parser.add_argument(
+        "--smoothing",
+        type=float,
+        default=0.1,
+        help="of training labels: the output shall stay at one finite value, so that every drift costs",
     )
     parser.add_argument("--num-workers", type=int, default=4 if torch.cuda.is_available() else 0)
     parser.add_argument("--tokens", type=int, default=1 << 16, help="positions per step")

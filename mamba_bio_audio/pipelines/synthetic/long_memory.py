@@ -47,6 +47,8 @@ class NeedleTask:
             which windows of 2^14 do not: with decoys a short window has as many near hits as a long one. For training.
         without: the filler holds nowhere this many bases in a row of any marker; 0 lets chance decide. To tell false hits from
             forgetting.
+        dense: the class is the target of every position from the marker's last base on, so that one window trains every
+            distance that fits in it. For training: one label a window is too little to go by.
     """
 
     classes: int = 4
@@ -55,13 +57,16 @@ class NeedleTask:
     within: float = 0.1
     decoys: float = 0.0
     without: int = 0
+    dense: bool = False
 
     def markers(self) -> NDArray[np.int64]:
         """(classes, marker_bases) token ids, the same for every window."""
         return np.stack([_bases(_random(self.seed, _MARKERS, 0, i), self.marker_bases) for i in range(self.classes)])
 
     def batch(self, number: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """Tokens and targets (rows, length); the class is the target of the last position, all others are not scored."""
+        """Tokens and targets (rows, length); the class is the target of the last position, or with `dense` of all from the
+        marker's last base on. Others are not scored.
+        """
         if length < self.marker_bases:
             raise InputError(f"a window of {length} bases holds no marker of {self.marker_bases}")
         markers = self.markers()
@@ -69,7 +74,8 @@ class NeedleTask:
         targets = np.full((rows, length), IGNORED, np.int64)
         for row in range(rows):
             random = _random(self.seed, _NEEDLE, number, row)
-            label = int(random.integers(self.classes))
+            # In turn: with a few windows a step, chance would favour a class in most steps.
+            label = (number + row) % self.classes
             # In windows too short for that it lies at the very beginning.
             start = int(random.integers(max(0, int(length * self.within) - self.marker_bases) + 1))
             tokens[row] = _bases(random, length)
@@ -78,7 +84,8 @@ class NeedleTask:
             if self.without:
                 self._remove_hits(random, tokens[row], markers)
             tokens[row, start : start + self.marker_bases] = markers[label]
-            targets[row, -1] = label
+            scored_from = start + self.marker_bases - 1 if self.dense else length - 1
+            targets[row, scored_from:] = label
         return torch.from_numpy(tokens), torch.from_numpy(targets)
 
     def _add_decoys(self, random: np.random.Generator, filler: NDArray[np.int64], markers: NDArray[np.int64]) -> None:

@@ -40,6 +40,18 @@ def test_in_training_the_marker_lies_anywhere():
     assert max(starts) > 180
 
 
+def test_dense_targets_begin_with_the_last_base_of_the_marker():
+    task = NeedleTask(within=1.0, dense=True)
+    tokens, targets = task.batch(0, 30, 300)
+    plain_tokens, plain = NeedleTask(within=1.0).batch(0, 30, 300)
+    assert torch.equal(tokens, plain_tokens)
+    for row, scored, label in zip(tokens.numpy(), targets, plain[:, -1].tolist(), strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(row, 64)
+        end = int(np.argwhere((windows == task.markers()[label]).all(1))[0, 0]) + 63
+        assert (scored[:end] == -100).all()
+        assert (scored[end:] == label).all()
+
+
 def test_the_second_copy_is_the_first():
     tokens, targets = CopyTask().batch(0, 5, 200)
     assert (tokens[:, 0] == 11).all()

@@ -51,7 +51,7 @@ def likelihoods(runs: dict[str, dict[str, Any]]) -> list[str]:
         if name.startswith("piano") and found is not None:
             gain = found["yardsticks"]["LPC-32"] - found["model"]["bits"]
             lines.append(bar(f"{name}: {gain:+.4f} bits below LPC-32 on test", gain > 0))
-    lengths = [run for name, run in runs.items() if name.startswith("piano-") and "evaluate-test" in run]
+    lengths = [run for name, run in runs.items() if name[6:].isdigit() and "evaluate-test" in run]
     if len(lengths) > 1:
         same = {(run["manifest"]["result"]["step"], run["evaluate-test"]["scored"]) for run in lengths}
         lines.append(

@@ -4,7 +4,7 @@
 #   bash scripts/audio_runs.sh keep         only unpacks the data that travelled to $RUN, for a later call on the warm machine
 #   bash scripts/audio_runs.sh train | sample | tests                 benchmarks and tests on the GPU
 # Data: audio_kit.sh makes .device/digits.tgz and .device/piano; both and .device/wheels fit into one call.
-#   PARTS        of digits judge piano piano-8192 piano-32768 piano-131072 (all of them)
+#   PARTS        of digits judge piano piano-8192 piano-32768 piano-131072 (all of them); piano-mamba is piano with other blocks
 #   SECONDS_MAX  of training (300), its start and validations included; a run that is not done by then is saved as it stands
 #   RATE         most seconds of a trial before, in which all run together until their speed is known, from which the steps
 #                follow (90); 0 takes STEPS_digits, STEPS_piano and STEPS_lengths (the lengths train for equal steps and samples)
@@ -39,7 +39,8 @@ recipe() { # name: the arguments that make the run
   for key in data.num_workers="${WORKERS:-2}" train.listen=0 ${EXTRA:-}; do sets+=(--set "$key"); done
   case $1 in
     digits) sets+=(--set train.listen="${LISTEN:-8}") ;;
-    piano-*) sets+=(--set train.length="${1#piano-}") ;;
+    piano-[0-9]*) sets+=(--set train.length="${1#piano-}") ;;
+    piano-*) sets+=(--set model.mixer="${1#piano-}") ;;
   esac
   printf '%s\n' "${sets[@]}"
 }
@@ -61,7 +62,7 @@ trial() { # name: steps a second while everything runs, from the last two of the
 }
 steps_of() { # name: steps that fit into the time, or those given
   local given=STEPS_${1%%-*} rate names=("$1")
-  [[ $1 == piano-* ]] && given=STEPS_lengths && mapfile -t names < <(tr ' ' '\n' <<<"$PARTS" | grep '^piano-')
+  [[ $1 == piano-[0-9]* ]] && given=STEPS_lengths && mapfile -t names < <(tr ' ' '\n' <<<"$PARTS" | grep '^piano-[0-9]')
   [ -z "${!given:-}" ] || { echo "${!given}"; return; }
   # The slowest of the lengths decides for all of them. Start, validations, and the clips that digits generate, come off.
   rate=$(for name in "${names[@]}"; do cat "$RUN/trial/$name.rate" 2>/dev/null; done | sort -g | head -1)

@@ -145,19 +145,22 @@ def _self_test(device: str) -> list[dict[str, Any]]:
     weights = [draw(2 * D, D // 2), None, draw(D, 4), draw(D), draw(rank + 2 * N, D), draw(D, rank), draw(D)]
     weights += [torch.log(-A), skip, draw(D // 2, D), None]
     weights = [None if w is None else w / max(1, w.shape[-1]) ** 0.5 if w.ndim > 1 else w for w in weights]
-    if ops.mixer_runs_fused(x, weights):
-        cases["mamba_mixer"] = lambda backend: _mixer(u[..., : D // 2] + x, weights, backend)
+    cases["mamba_mixer"] = lambda backend: _mixer(u[..., : D // 2] + x, weights, backend)
     tests = []
     for name, call in cases.items():
         inputs = [u.requires_grad_(), z.requires_grad_()]
         results = []
         failure = None
         try:
+            if name == "mamba_mixer" and not ops.mixer_runs_fused(x, weights):
+                continue
             for backend in ("auto", "reference"):
                 y = call(backend)
                 grads = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
                 results.append([y.detach(), *[g for g in grads if g is not None]])
-            error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True))
+            # By torch, whose maximum of a NaN and a number is NaN.
+            off = [(a - b).abs().max() / b.abs().max() for a, b in zip(*results, strict=True)]
+            error = float(torch.stack(off).max())
         except Exception as problem:  # whatever a broken installation raises is what is to be reported
             error, failure = math.nan, f"{type(problem).__name__}: {str(problem).strip() or 'no message'}"
         passed = failure is None and error <= TOLERANCE

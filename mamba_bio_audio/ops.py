@@ -128,6 +128,9 @@ def selective_scan(
     def cannot() -> str | None:
         from mamba_bio_audio.kernels.selective_scan import general_op
 
+        # The state is fp64 where any input is, and the kernels have none.
+        if any(t is not None and t.dtype == torch.float64 for t in (D, z, dt_bias, h0)):
+            return "float64 D, z, dt_bias or h0"
         return general_op.unsupported_reason(u, dt, A, B, C)
 
     choice = _choose("selective_scan", backend, u, cannot)
@@ -382,15 +385,25 @@ def mamba_mixer(
 
     Returns:
         y (B, L, M), the tail after the span, and the state after it (B, E, N) in fp32.
+
+    Raises:
+        InputError: x, tail, h0 or reset of a wrong shape, dtype or device.
     """
     from mamba_bio_audio.kernels.mamba_mixer import MixerWeights, mamba_mixer_triton
 
-    _check_reset("mamba_mixer", reset, (x.shape[0], x.shape[1]), x)
+    where, w = "mamba_mixer", MixerWeights(*weights)  # type: ignore[arg-type]
+    if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != w.in_proj.shape[1]:
+        raise InputError(f"{where}: x must be (B, L, M={w.in_proj.shape[1]}) with L >= 1, not {_shape(x)}")
+    # The kernels read what they are told is there.
+    (inner, width), batch = w.conv.shape, x.shape[0]
+    _check(where, tail, "tail", (batch, width - 1, inner), x)
+    _check(where, h0, "h0", (batch, *w.A_log.shape), x)
+    _check_reset(where, reset, (batch, x.shape[1]), x)
     dtype = _activation_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         return mamba_mixer_triton(
             x,
-            MixerWeights(*weights),  # type: ignore[arg-type]
+            w,
             tail=tail,
             h0=h0,
             reset=reset,
@@ -451,6 +464,8 @@ def no_triton(device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return f"tensors are on {device.type}"
+    if torch.version.hip is not None:
+        return "the kernels are written for NVIDIA GPUs"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     if not (os.environ.get("CC") or any(shutil.which(name) for name in ("gcc", "clang"))):

@@ -47,6 +47,30 @@ def test_a_wrong_and_a_broken_kernel_are_named(monkeypatch):
     assert "kernels on cpu: torch" in text
 
 
+def test_gradients_that_are_not_numbers_are_wrong(monkeypatch):
+    conv = ops.causal_conv1d
+
+    def nan_gradient(*arguments, backend="auto", **options):
+        out = conv(*arguments, backend=backend, **options)
+        if backend == "auto":
+            out.register_hook(lambda g: g * float("nan"))
+        return out
+
+    monkeypatch.setattr(diagnose.ops, "causal_conv1d", nan_gradient)
+    (test,) = [test for test in diagnose._self_test("cpu") if test["operation"] == "causal_conv1d"]
+    assert not test["passed"]
+
+
+def test_a_triton_that_does_not_load_is_reported(monkeypatch):
+    def broken(x, weights):
+        raise ImportError("libtriton.so: cannot open shared object file")
+
+    monkeypatch.setattr(diagnose.ops, "mixer_runs_fused", broken)
+    tests = {test["operation"]: test for test in diagnose._self_test("cpu")}
+    assert "libtriton.so" in tests["mamba_mixer"]["failure"]
+    assert tests["selective_scan"]["passed"]
+
+
 def test_the_mixer_of_the_self_test_is_the_layer():
     """What the fused mixer is compared with on a GPU equals the layer's own operations."""
     from mamba_bio_audio.layers.config import SsmConfig

@@ -148,6 +148,50 @@ def test_a_fallback_is_said_once_for_the_device_and_once_for_each_call_that_cann
     assert ops._choose("rms_norm", "auto", _OnGpu(), lambda: None) == "triton"
 
 
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_an_empty_batch_gives_an_empty_result(backend):
+    u = torch.zeros(0, L, D)
+    B_or_C = torch.zeros(0, L, N)
+    out, state = selective_scan(u, u, -torch.ones(D, N), B_or_C, B_or_C, return_state=True, backend=backend)
+    assert (out.shape, state.shape) == ((0, L, D), (0, D, N))
+    assert causal_conv1d(u, torch.zeros(D, 4), backend=backend).shape == u.shape
+    assert rms_norm(u, torch.ones(D), backend=backend).shape == u.shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"x": torch.zeros(B, L, D + 1)}, r"x must be \(B, L, M=4\)"),
+        ({"x": torch.zeros(B, 0, D)}, r"L >= 1"),
+        ({"tail": torch.zeros(B + 1, 3, 8)}, r"tail must be \(2, 3, 8\), not \(3, 3, 8\)"),
+        ({"h0": torch.zeros(1, 8, 3)}, r"h0 must be \(2, 8, 3\), not \(1, 8, 3\)"),
+        ({"h0": torch.zeros(B, 8, 3, device="meta")}, "h0 is on meta"),
+        ({"reset": torch.zeros(B, L + 1, dtype=torch.bool)}, "reset must be bool"),
+    ],
+)
+def test_the_mixer_refuses_a_state_that_its_kernels_would_read_beyond(changes, shown):
+    pytest.importorskip("triton")
+    shapes = ((16, D), None, (8, 4), (8,), (1 + 2 * N, 8), (8, 1), (8,), (8, N), (8,), (D, 8), None)
+    weights = [None if shape is None else torch.zeros(shape) for shape in shapes]
+    with pytest.raises(InputError, match=shown):
+        ops.mamba_mixer(**{"x": torch.zeros(B, L, D), "weights": weights, **changes})
+
+
+@pytest.mark.parametrize("name", ["D", "z", "dt_bias", "h0"])
+def test_triton_refuses_any_fp64_input_of_a_scan(monkeypatch, name):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(ops, "no_triton", lambda device: None)
+    shape = {"D": (D,), "z": (B, L, D), "dt_bias": (D,), "h0": (B, D, N)}[name]
+    with pytest.raises(InputError, match="float64"):
+        selective_scan(**scan_inputs(), **{name: torch.zeros(shape, dtype=torch.float64)}, backend="triton")
+
+
+def test_the_kernels_are_not_for_amd(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "NVIDIA" in ops.no_triton.__wrapped__(torch.device("cuda", 0))
+
+
 def test_plain_torch_asks_for_the_path_without_kernels(monkeypatch):
     monkeypatch.setattr(ops, "no_triton", lambda device: None)
     with ops.plain_torch():

@@ -106,7 +106,7 @@ class _Conv:
         batch, length, channels = x.shape
         # Blocks keep a CPU's cache; elsewhere they only cost launches.
         numbers = _BLOCK_NUMBERS if x.device.type == "cpu" else _BLOCK_NUMBERS_GPU
-        self.block = max(self.width, numbers // (batch * channels), 1)
+        self.block = max(self.width, numbers // max(batch * channels, 1), 1)
         self.starts = range(0, length, self.block)
 
     def inputs(self, start: int, stop: int) -> Tensor:

@@ -225,11 +225,6 @@ def unsupported_reason(x: Tensor, weight: Tensor) -> str | None:
     return None
 
 
-def supports(x: Tensor, weight: Tensor) -> bool:
-    """True where `causal_conv1d_triton` can run this call."""
-    return unsupported_reason(x, weight) is None
-
-
 def _rows(t: Tensor) -> tuple[Tensor, int, int]:
     if t.stride(2) != 1 and t.shape[2] > 1:
         t = t.contiguous()

@@ -137,7 +137,7 @@ def _make_piece(
 
 
 def _spans(batch: int, length: int, settings: _Settings) -> list[tuple[int, int]]:
-    steps = max(settings.piece // batch // settings.segment, 1) * settings.segment
+    steps = max(settings.piece // max(batch, 1) // settings.segment, 1) * settings.segment
     return [(low, min(low + steps, length)) for low in range(0, length, steps)]
 
 

@@ -89,11 +89,6 @@ def unsupported_reason(x: Tensor, weight: Tensor, residual: Tensor | None) -> st
     return None
 
 
-def supports(x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
-    """True where `rms_norm_triton` can run this call."""
-    return unsupported_reason(x, weight, residual) is None
-
-
 def _tile(channels: int) -> tuple[int, int, int]:
     """(BLOCK, ROWS, warps)."""
     block = max(triton.next_power_of_2(channels), 16)

@@ -9,7 +9,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 from mamba_bio_audio.kernels.causal_conv1d import causal_conv1d_ref  # noqa: E402
-from mamba_bio_audio.kernels.causal_conv1d_triton import causal_conv1d_triton, supports  # noqa: E402
+from mamba_bio_audio.kernels.causal_conv1d_triton import causal_conv1d_triton, unsupported_reason  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -100,9 +100,8 @@ class TestInterpreted:
 
 
 def test_what_it_refuses():
-    assert supports(torch.zeros(1, 2, 3), torch.zeros(3, 4))
-    assert not supports(torch.zeros(1, 2, 3), torch.zeros(3, 9))
-    assert not supports(torch.zeros(1, 2, 3, dtype=torch.float64), torch.zeros(3, 4))
+    assert unsupported_reason(torch.zeros(1, 2, 3), torch.zeros(3, 4)) is None
+    assert "float64" in unsupported_reason(torch.zeros(1, 2, 3, dtype=torch.float64), torch.zeros(3, 4))
     with pytest.raises(NotImplementedError, match="width 9"):
         causal_conv1d_triton(torch.zeros(1, 2, 3), torch.zeros(3, 9))
 

@@ -13,7 +13,11 @@ import torch
 triton = pytest.importorskip("triton")
 
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.triton_op import _chunk_starts as chunk_starts  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.triton_op import _rows as contiguous_rows  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.triton_op import (  # noqa: E402
+    MAX_ROW_STRIDE,
+    ScanCall,
     make_plan,
     selective_scan_triton,
     supports,
@@ -155,6 +159,36 @@ class TestInterpreted:
         u, z = torch.cat([inputs["u"], inputs["z"]], dim=-1).chunk(2, dim=-1)
         found = selective_scan_triton(**{**inputs, "u": u, "z": z})
         assert torch.equal(found, selective_scan_triton(**inputs))
+
+    def test_rows_more_than_2_to_31_elements_apart(self):
+        """Of 2^32 elements, of which the system gives only the touched pages."""
+        inputs = make_inputs(1, 160, 3, 2, leave_out=("h0", "z", "reset"))
+        inputs["A"] *= 1e-3  # what enters at the far end must not decay away
+        rows = torch.empty(160, MAX_ROW_STRIDE, dtype=torch.bfloat16)
+        far, near = dict(inputs), dict(inputs)
+        for i, name in enumerate(("u", "dt")):
+            near[name] = inputs[name].bfloat16()
+            far[name] = rows[None, :, 8 * i : 8 * i + 3].copy_(near[name])
+        plan = plan_for(inputs, chunks=2, bwd_chunks=2)
+        starts = []
+        for x in (far, near):
+            call = ScanCall(
+                u=x["u"], dt=x["dt"], z=None, A=x["A"].t().contiguous(), B=x["B"], C=x["C"], skip=x["D"],
+                bias=x["dt_bias"], reset=None, softplus=True, precise=False, plan=plan,
+            )  # fmt: skip
+            starts.append(chunk_starts(call, x["u"], None, 2, plan.bwd_chunk_steps, reverse=True))
+        assert torch.equal(*starts)
+
+    def test_rows_too_far_apart_are_copied(self):
+        rows = torch.empty(2, MAX_ROW_STRIDE + 1, dtype=torch.bfloat16)[None, :, :3]
+        assert contiguous_rows(rows)[0].is_contiguous()
+
+    def test_empty_batch(self):
+        inputs = make_inputs(1, 9, 5, 4)
+        inputs = {k: v[:0] if v.ndim == 3 or k == "reset" else v for k, v in inputs.items()}
+        found = results(selective_scan_triton, inputs, return_state=True)
+        assert found["out"].shape == (0, 9, 5)
+        assert not found["dA"].any()
 
     def test_state_carries_over(self):
         """A span in two pieces equals the span."""

@@ -66,7 +66,7 @@ def apply_change(a, h, PRECISE: tl.constexpr):
 
 @triton.jit
 def load_wide(p, offsets, live):
-    """A tile in fp32, 0 where not live. Offsets stay 32 bits wide: they span one segment."""
+    """A tile in fp32, 0 where not live. Offsets stay 32 bits wide: they span one segment of rows less than 2^25 apart."""
     return tl.load(p + offsets, mask=live, other=0.0).to(tl.float32)
 
 
@@ -138,7 +138,8 @@ def scan_bwd_kernel(
     TILE: tl.constexpr = NP * BD
     SCRATCH: tl.constexpr = PER_SEG * TILE + 4 * PLANE
     ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
-    SPLIT: tl.constexpr = u_p.dtype.element_ty != tl.bfloat16
+    # du or ddt leaves in more than bf16: the sums behind them keep fp32 accuracy.
+    SPLIT: tl.constexpr = (u_p.dtype.element_ty != tl.bfloat16) | (dt_p.dtype.element_ty != tl.bfloat16)
     NARROW: tl.constexpr = dB_p.dtype.element_ty == tl.bfloat16
     pid = tl.program_id(0)
     block = pid % BLOCKS
@@ -241,7 +242,7 @@ def scan_bwd_kernel(
         prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D)
         if HAS_Z:
             prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D)
-        prefetch_rows(states_p + soon // SEG * (N * D), 0, N, NP, D, first_d, BD, D)
+        prefetch_rows(states_p + (soon // SEG).to(tl.int64) * (N * D), 0, N, NP, D, first_d, BD, D)
         touched_B = touch_span(B_rows, base * N, count.to(tl.int64) * N, SEG * NP)
         touched_C = touch_span(C_rows, base * N, count.to(tl.int64) * N, SEG * NP)
 

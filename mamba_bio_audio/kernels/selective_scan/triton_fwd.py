@@ -421,9 +421,10 @@ def chunk_state_kernel(
         row = tl.where(full > 0, j, 0)
         if REVERSE:
             row = count - 1 - row
+        t = row.to(tl.int64)
         slots = slots + (
             load_half_step(
-                x_p + row * X_ROW, dt_p + row * DT_ROW, z_p + row * Z_ROW, V_p + row * N, reset_p + row,
+                x_p + t * X_ROW, dt_p + t * DT_ROW, z_p + t * Z_ROW, V_p + t * N, reset_p + t,
                 mask_d, mask_n, EVEN_D, EVEN_N, HAS_Z, HAS_RESET,
             ),
         )  # fmt: skip

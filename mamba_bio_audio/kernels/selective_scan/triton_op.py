@@ -6,7 +6,6 @@ The recurrence and the kernels are in `triton_fwd` and `triton_bwd`; shapes are 
 """
 
 import contextlib
-import os
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -24,6 +23,7 @@ from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
 )
 
 MAX_STATES = 256
+MAX_ROW_STRIDE = 1 << 25
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 # Below this many warps (channels / 32 times batch) one pass leaves too many of the schedulers idle, and two passes
 # over chunks that fill the machine are faster. It is 0.53 warps per scheduler, kernels-design.md section 4.
@@ -95,7 +95,7 @@ def _schedulers(device: torch.device) -> int:
 
 def _split(length: int, warps: int, schedulers: int, per_scheduler: int, segment: int) -> tuple[int, int]:
     """(chunks, steps per chunk): one chunk where `warps` fill the machine, else per_scheduler warps on each."""
-    chunks = 1
+    chunks, warps = 1, max(warps, 1)  # an empty batch has none
     if warps < _SPLIT_BELOW * schedulers:
         chunks = min(triton.cdiv(per_scheduler * schedulers, warps), triton.cdiv(length, _MIN_CHUNK_STEPS))
     steps = triton.cdiv(triton.cdiv(length, chunks), segment) * segment
@@ -154,8 +154,11 @@ def padded_states(states: int) -> int:
 
 
 def _rows(t: Tensor) -> tuple[Tensor, int, int]:
-    """(t, row stride, batch stride) of a (B, L, D) tensor whose channels are adjacent, copied where they are not."""
-    if t.stride(2) != 1 and t.shape[2] > 1:
+    """(t, row stride, batch stride) of a (B, L, D) tensor whose channels are adjacent, copied where they are not.
+
+    Also copied where rows lie so far apart that 32 bits do not span the 32 of a segment.
+    """
+    if (t.stride(2) != 1 and t.shape[2] > 1) or t.stride(1) > MAX_ROW_STRIDE:
         t = t.contiguous()
     return t, t.stride(1), t.stride(0)
 
@@ -483,8 +486,3 @@ def selective_scan_triton(
         plan = make_plan(batch, length, channels, A.shape[-1], u.device)
     out, last = _SelectiveScan.apply(u, dt, A, B, C, D, z, dt_bias, h0, reset, dt_softplus, precise, plan)
     return (out, last) if return_state else out
-
-
-def interpreting() -> bool:
-    """True in a process that was started with TRITON_INTERPRET=1, where the kernels run on the CPU, slowly."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -1,4 +1,4 @@
-"""Gradients that cannot be differentiated again, with an error that says what to use instead."""
+"""Gradients that cannot be differentiated again, with an error that says what to use instead; what is kept for them."""
 
 from typing import Any
 
@@ -17,6 +17,11 @@ class _Refuse(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor | None) -> Any:
         raise RuntimeError(ctx.message)
+
+
+def will_differentiate(*tensors: Tensor | None) -> bool:
+    """Whether autograd records a call on these; within it, `needs_input_grad` is true under `torch.no_grad` as well."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def refuse_second_order(op: str, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

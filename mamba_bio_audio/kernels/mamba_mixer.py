@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mamba_bio_audio.kernels.causal_conv1d import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.causal_conv1d_triton import conv_backward, conv_forward
-from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.selective_scan.triton_op import MAX_STATES, ScanCall, make_plan, scan_backward, scan_forward
 
 # Positions (B times steps) that are computed again at once.
@@ -65,6 +65,7 @@ class _Settings(NamedTuple):
     precise: bool
     piece: int  # positions
     segment: int
+    train: bool  # whether a backward may follow
 
 
 class _Cast(NamedTuple):
@@ -161,7 +162,6 @@ class _MixerFn(torch.autograd.Function):
         *weights: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         w = _cast(MixerWeights(*weights), settings.dtype)  # type: ignore[arg-type]
-        train = any(ctx.needs_input_grad)
         ctx.x_dtype = x.dtype
         x = x.to(settings.dtype)
         batch, length, _ = x.shape
@@ -175,16 +175,17 @@ class _MixerFn(torch.autograd.Function):
         for low, high in spans:
             cut = None if flags is None else flags[:, low:high].contiguous()
             piece = _make_piece(x[:, low:high], start, cut, w, settings)
-            out, h, states = scan_forward(piece.scan, h, train)
+            out, h, states = scan_forward(piece.scan, h, settings.train)
             ys.append(F.linear(out, w.out_proj, w.out_bias))
             del out
-            kept += [piece.projected, states, start]
+            if settings.train:
+                kept += [piece.projected, states, start]
             start = next_tail(
                 piece.xz[..., :inner], start, width, None if reset is None else reset[:, low:high]
             )
         assert h is not None
         assert start is not None
-        if train:
+        if settings.train:
             ctx.save_for_backward(x, reset, *kept, *w, *weights)
             ctx.settings, ctx.pieces = settings, len(spans)
             ctx.dtypes = tuple(None if t is None else t.dtype for t in (tail, h0))
@@ -354,5 +355,6 @@ def mamba_mixer_triton(
     Returns:
         y (B, L, M) in `dtype`, the tail after the span in `dtype` and the state after it (B, E, N) in fp32.
     """
-    settings = _Settings(dtype, precise, piece, segment or default_segment(x.shape[1]))
+    train = will_differentiate(x, tail, h0, *weights)
+    settings = _Settings(dtype, precise, piece, segment or default_segment(x.shape[1]), train)
     return _MixerFn.apply(settings, x, tail, h0, reset, *weights)

@@ -12,6 +12,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from mamba_bio_audio.kernels.selective_scan import triton_op  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.triton_op import _chunk_starts as chunk_starts  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.triton_op import _rows as contiguous_rows  # noqa: E402
@@ -19,6 +20,7 @@ from mamba_bio_audio.kernels.selective_scan.triton_op import (  # noqa: E402
     MAX_ROW_STRIDE,
     ScanCall,
     make_plan,
+    scan_forward,
     selective_scan_triton,
     supports,
     unsupported_reason,
@@ -219,6 +221,23 @@ class TestInterpreted:
         found = results(selective_scan_triton, make_inputs(1, 9, 5, 4), h_weight=False, return_state=True)
         exact = results(selective_scan_ref, make_inputs(1, 9, 5, 4), h_weight=False, as_double=True)
         assert max(errors(found, exact).values()) < FP32_ERROR
+
+    def test_states_are_saved_only_where_a_backward_may_follow(self, monkeypatch):
+        written = []
+
+        def forward(call, h0, write_states):
+            written.append(write_states)
+            return scan_forward(call, h0, write_states)
+
+        monkeypatch.setattr(triton_op, "scan_forward", forward)
+        inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
+        selective_scan_triton(**inputs)
+        inputs["A"].requires_grad_()
+        with torch.no_grad():
+            selective_scan_triton(**inputs)
+        selective_scan_triton(**inputs).sum().backward()
+        assert written == [False, False, True]
+        assert inputs["A"].grad is not None
 
     def test_second_derivative_names_the_way_out(self):
         inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)

@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.selective_scan.triton_bwd import scan_bwd_kernel
 from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
     carry_kernel,
@@ -393,6 +393,7 @@ class _SelectiveScan(torch.autograd.Function):
         softplus: bool,
         precise: bool,
         plan: Plan,
+        train: bool,
     ) -> tuple[Tensor, Tensor]:
         call = ScanCall(
             u=u,
@@ -409,7 +410,6 @@ class _SelectiveScan(torch.autograd.Function):
             plan=plan,
         )
         start = None if h0 is None else h0.detach().float().transpose(1, 2).contiguous()
-        train = any(ctx.needs_input_grad)
         out, last, states = scan_forward(call, start, train)
         if train:
             ctx.save_for_backward(
@@ -445,7 +445,7 @@ class _SelectiveScan(torch.autograd.Function):
             None if g.bias is None else g.bias.to(bias_dtype),
             None if g.h0 is None else g.h0.transpose(1, 2).to(h0_dtype),
         )
-        return (*refuse_second_order("selective_scan", found), None, None, None, None)
+        return (*refuse_second_order("selective_scan", found), None, None, None, None, None)
 
 
 def selective_scan_triton(
@@ -484,5 +484,6 @@ def selective_scan_triton(
     if plan is None:
         batch, length, channels = u.shape
         plan = make_plan(batch, length, channels, A.shape[-1], u.device)
-    out, last = _SelectiveScan.apply(u, dt, A, B, C, D, z, dt_bias, h0, reset, dt_softplus, precise, plan)
+    train = will_differentiate(u, dt, A, B, C, D, z, dt_bias, h0)
+    out, last = _SelectiveScan.apply(u, dt, A, B, C, D, z, dt_bias, h0, reset, dt_softplus, precise, plan, train)
     return (out, last) if return_state else out

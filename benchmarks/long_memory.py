@@ -82,8 +82,9 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         if isinstance(task, NeedleTask):
             # Half of the batches has the filler of the test. Near hits do not help to find the marker at all.
             share = self.decoys * random.random() if longest >= DECOYS_FROM and random.random() < 0.5 else 0.0
-            # More often early than late: long distances are what is hard.
-            task = replace(task, within=random.random(), decoys=share, dense=True)
+            # Long distances in half of the batches, much before the marker in the other half.
+            within = random.random() if random.random() < 0.5 else 1.0
+            task = replace(task, within=within, decoys=share, dense=True)
         # Four windows, as long as they fit in a GPU's memory.
         rows = max(1, min(4, MOST // length), min(1024, self.positions // length))
         tokens, targets = task.batch(number, rows, length)
@@ -99,7 +100,7 @@ def make(arguments: argparse.Namespace) -> tuple[Any, Any]:
         vocab_size=12,
         # Decays within rounding of 1 must keep their value for memories beyond 1e5 steps, and some channels begin with
         # memories as long as the test: the initial delta is log-uniform from 1e-7 instead of from 1e-3.
-        ssm=SsmConfig(precise=True, dt_min=arguments.dt_min, dt_floor=arguments.dt_min),
+        ssm=SsmConfig(d_state=arguments.d_state, precise=True, dt_min=arguments.dt_min, dt_floor=arguments.dt_min),
     )
     torch.manual_seed(arguments.seed)
     model = build_model(config, seed=arguments.seed)
@@ -177,12 +178,13 @@ def train(
 
 @torch.inference_mode()
 def kept(
-    model: Any, task: NeedleTask, device: str, arguments: argparse.Namespace, until: float
+    model: Any, task: NeedleTask, before: int, device: str, arguments: argparse.Namespace, until: float
 ) -> list[dict[str, Any]]:
     """What is left of the class after so much random filler, and what the filler itself has left behind.
 
-    All markers are followed by the same 8 fillers, so that what differs between rows of one filler is the class and
-    what differs between rows of one marker is the filler. One row per distance:
+    All markers stand between the same 4 fillers, `before` bases and up to the longest distance after them, so that what
+    differs between rows of one filler is the class and what differs between rows of one marker is the filler. One row
+    per distance:
         signal, noise: root mean square, in the centred logits, of the classes' means around their mean, and of single
             windows around their class's mean. drift: length of the mean of all, the same for every class.
         layer0_kept, ...: projection of the class differences of a layer's state on those 64 bases after the marker, 1
@@ -190,22 +192,29 @@ def kept(
             square: in the states that held the class.
     """
     model.eval()
-    fillers, classes = 8, task.classes
+    fillers, classes = 4, task.classes
     random = np.random.default_rng([arguments.seed, TEST])
-    out = model(torch.from_numpy(task.markers()).repeat_interleave(fillers, 0).to(device), logits="last")
+    chunk = max(1, arguments.positions // (classes * fillers))
+
+    def run(count: int, state: Any) -> Any:
+        for start in range(0, count, chunk):
+            part = random.integers(7, 11, (fillers, min(chunk, count - start)))
+            out = model(torch.from_numpy(part).repeat(classes, 1).to(device), state, logits="last")
+            state = out.state
+        return out
+
+    state = run(before, None).state if before else None
+    out = model(torch.from_numpy(task.markers()).repeat_interleave(fillers, 0).to(device), state, logits="last")
     rows: list[dict[str, Any]] = []
     firsts: list[Tensor] = []
     passed, distance = 0, 64
     while distance <= arguments.test_length and (passed == 0 or time.perf_counter() < until):
-        while passed < distance:
-            size = min(distance - passed, max(1, arguments.positions // (classes * fillers)))
-            part = torch.from_numpy(random.integers(7, 11, (fillers, size))).repeat(classes, 1)
-            out = model(part.to(device), out.state, logits="last")
-            passed += size
+        out = run(distance - passed, out.state)
+        passed = distance
         logits = out.logits[:, 0].double().unflatten(0, (classes, fillers))
         logits = logits - logits.mean(-1, keepdim=True)
         means = logits.mean(1)
-        row = {"distance": distance, "fillers": fillers}
+        row = {"before": before, "distance": distance, "fillers": fillers}
         for name, values in (
             ("signal", means - means.mean(0)),
             ("noise", logits - means[:, None]),
@@ -264,6 +273,7 @@ def run_task(arguments: argparse.Namespace, device: str) -> None:
     optimizer = build_optimizer(model, config)
     about = {
         "model": f"{arguments.num_layers}x{arguments.d_model}",
+        "d_state": arguments.d_state,
         "tokens_per_step": arguments.tokens,
         "decoys": arguments.decoys if arguments.task == "needle" else 0.0,
         "smoothing": arguments.smoothing,
@@ -273,7 +283,7 @@ def run_task(arguments: argparse.Namespace, device: str) -> None:
     # Stages, and the shares of the time at which training and testing end.
     phases = [(stages(task, 0, arguments.train_length), 0.75, 1.0)]
     if further := stages(task, arguments.train_length, arguments.further_length):
-        phases = [(phases[0][0], 0.5, 0.625), (further, 0.875, 1.0)]
+        phases = [(phases[0][0], 0.48, 0.625), (further, 0.855, 1.0)]
     rows: list[dict[str, Any]] = []
     remains: list[dict[str, Any]] = []
     for phase, (todo, trained_until, tested_until) in enumerate(phases):
@@ -283,7 +293,9 @@ def run_task(arguments: argparse.Namespace, device: str) -> None:
             torch.save(model.state_dict(), arguments.weights)
         tested_by = begun + arguments.seconds * tested_until
         if isinstance(task, NeedleTask):
-            remains += [trained | row | about for row in kept(model, task, device, arguments, tested_by)]
+            # Up to a tenth of the window comes before the marker in the test.
+            for before in (0, arguments.test_length // 10):
+                remains += [trained | row | about for row in kept(model, task, before, device, arguments, tested_by)]
             write(remains, arguments.out.with_name(arguments.out.name + "_kept"))
         test(model, task, rows, trained | about, tested_by, arguments, device)
     picture(rows, arguments.out.with_suffix(".png"))
@@ -438,6 +450,7 @@ def main() -> None:
     parser.add_argument("--dt-min", type=float, default=1e-7, help="smallest initial delta")
     parser.add_argument("--d-model", type=int, default=128)
     parser.add_argument("--num-layers", type=int, default=4)
+    parser.add_argument("--d-state", type=int, default=16, help="states per channel")
     parser.add_argument(
         "--bf16", action="store_true", help="autocast; fp32 by default, as memory over 1e6 steps is the question"
     )

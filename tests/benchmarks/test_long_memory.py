@@ -38,7 +38,7 @@ class Fading:
 @pytest.mark.parametrize("leak", [0.0, 0.3])
 def test_kept_tells_forgetting_from_what_filler_leaves_behind(script, leak):
     arguments = argparse.Namespace(seed=0, test_length=1024, positions=1 << 20)
-    rows = script("long_memory").kept(Fading(leak), NeedleTask(), "cpu", arguments, time.perf_counter() + 60)
+    rows = script("long_memory").kept(Fading(leak), NeedleTask(), 0, "cpu", arguments, time.perf_counter() + 60)
     assert [row["distance"] for row in rows] == [64, 256, 1024]
     for row in rows:
         remaining = 0.5 ** (row["distance"] / 64)
@@ -85,5 +85,10 @@ def test_a_tiny_run_writes_all_it_measured(script, tmp_path, monkeypatch, task):
     if task == "needle":
         with (tmp_path / "needle_kept.csv").open() as file:
             remains = list(csv.DictReader(file))
-        assert {row["distance"] for row in remains} == {"64", "256"}
+        assert [(row["before"], row["distance"]) for row in remains[:4]] == [
+            ("0", "64"),
+            ("0", "256"),
+            ("25", "64"),
+            ("25", "256"),
+        ]
         assert float(remains[0]["layer1_kept"]) == 1

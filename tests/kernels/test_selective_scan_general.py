@@ -17,7 +17,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 from mamba_bio_audio import ops  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan import general_bwd, warp_sums  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan import general_bwd, general_op, warp_sums  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.general_op import (  # noqa: E402
     kind_of,
     make_general_plan,
@@ -328,6 +328,21 @@ class TestInterpreted:
         out, h = ops.selective_scan(**inputs, return_state=True, backend="triton")
         expected = selective_scan_general(**inputs)
         assert torch.equal(out, expected[0]) and torch.equal(h, expected[1])
+
+    def test_states_are_saved_only_where_a_backward_may_follow(self, monkeypatch):
+        written, forward = [], general_op._forward
+
+        def watched(call, h0, write_states):
+            written.append(write_states)
+            return forward(call, h0, write_states)
+
+        monkeypatch.setattr(general_op, "_forward", watched)
+        inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
+        inputs["A"].requires_grad_()
+        with torch.no_grad():
+            selective_scan_general(**inputs)
+        selective_scan_general(**inputs)
+        assert written == [False, True]
 
     def test_second_derivative_names_the_way_out(self):
         inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.selective_scan.general_bwd import general_bwd_kernel
 from mamba_bio_audio.kernels.selective_scan.general_chunks import general_chunk_kernel, pair_carry_kernel
 from mamba_bio_audio.kernels.selective_scan.general_fwd import general_fwd_kernel
@@ -333,6 +333,7 @@ class _GeneralScan(torch.autograd.Function):
         precise: bool,
         kind: Kind,
         plan: Plan,
+        train: bool,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         u, dt, A, B, C, D, z, dt_bias, h0 = tensors
@@ -353,7 +354,6 @@ class _GeneralScan(torch.autograd.Function):
             plan=plan,
         )
         start = None if h0 is None else _planes(h0, kind.complex)
-        train = any(ctx.needs_input_grad)
         out, last, states = _forward(call, start, train)
         if train:
             ctx.save_for_backward(
@@ -377,9 +377,9 @@ class _GeneralScan(torch.autograd.Function):
         found = _backward(call, states, g_out, g_last, ctx.needs_input_grad[-1], narrow)
         cast = tuple(
             None if g is None or not need else g.to(dtype)
-            for g, dtype, need in zip(found, ctx.dtypes, ctx.needs_input_grad[5:], strict=True)
+            for g, dtype, need in zip(found, ctx.dtypes, ctx.needs_input_grad[6:], strict=True)
         )
-        return None, None, None, None, None, *refuse_second_order("selective_scan", cast)
+        return None, None, None, None, None, None, *refuse_second_order("selective_scan", cast)
 
 
 def selective_scan_general(
@@ -421,4 +421,5 @@ def selective_scan_general(
     if plan is None:
         batch, length, channels = u.shape
         plan = make_general_plan(batch, length, channels, A.shape[1], kind, u.device)
-    return _GeneralScan.apply(reset, dt_softplus, precise, kind, plan, u, dt, A, B, C, D, z, dt_bias, h0)
+    tensors = (u, dt, A, B, C, D, z, dt_bias, h0)
+    return _GeneralScan.apply(reset, dt_softplus, precise, kind, plan, will_differentiate(*tensors), *tensors)

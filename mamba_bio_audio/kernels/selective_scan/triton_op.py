@@ -2,7 +2,8 @@
 
 The recurrence and the kernels are in `triton_fwd` and `triton_bwd`; shapes are those of
 `mamba_bio_audio.ops.selective_scan`. Saved for backward: the inputs and the fp32 state before every SEG-th step,
-4 N / SEG bytes per (b, t, d). Nothing of size (B, L, D, N) exists at any time.
+4 N / SEG bytes per (b, t, d). Backward itself holds the partial sums of dB and dC, 8 N / bwd_block bytes per (b, t, d)
+(half of that where they end in bf16): 8 for N = 16, but 128 for N = 64 and 512 for N = 256, where a program owns 4 channels.
 """
 
 import contextlib

@@ -13,9 +13,7 @@ from mamba_bio_audio.files import to_json
 
 def bench(
     what: Annotated[Literal["kernels", "train", "sample"], typer.Argument(help="What to time.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="CSV to write; default bench-<what>-<device>.csv.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="CSV to write; default bench-<what>-<device>.csv.")] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each row.")] = 3.0,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,

@@ -42,7 +42,9 @@ def classify(
 
     config = load_config(recipe, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
     if config.head is None:
-        raise InputError(f"recipe {recipe} has no head: train a language model with mba pretrain, or add a section head")
+        raise InputError(
+            f"recipe {recipe} has no head: train a language model with mba pretrain, or add a section head"
+        )
     run = out or Path("runs") / str(config.name)
     resolved_device = resolve_device(device)
 

@@ -35,7 +35,9 @@ def evaluate(
         ),
     ] = None,
     blocks: Annotated[int, typer.Option(min=1, help="With --context: blocks of target bases.")] = 256,
-    out: Annotated[Path | None, typer.Option(help="With --context: folder for tables and picture; default RUN.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --context: folder for tables and picture; default RUN.")
+    ] = None,
     baselines: Annotated[
         bool, typer.Option(help="Fit Markov baselines of orders 0 to 12; for a classifier, on k-mers.")
     ] = True,
@@ -58,7 +60,9 @@ def evaluate(
     judge: Annotated[
         Literal["small", "resnext"] | None, typer.Option(help="With sc09: default resnext on a GPU, small on a CPU.")
     ] = None,
-    judge_epochs: Annotated[int | None, typer.Option(min=1, help="With sc09 and sc09-judge: of the judge's training.")] = None,
+    judge_epochs: Annotated[
+        int | None, typer.Option(min=1, help="With sc09 and sc09-judge: of the judge's training.")
+    ] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
@@ -68,8 +72,8 @@ def evaluate(
     """Score each base of a split once, beside Markov baselines; or a classifier's accuracy, beside one on k-mers."""
     resolved = resolve_device(device)
 
-    from mamba_bio_audio.workflow import evaluate as workflow
     from mamba_bio_audio.files import to_json, write_json
+    from mamba_bio_audio.workflow import evaluate as workflow
 
     if metrics == "sc09-judge":
         from mamba_bio_audio.workflow import sc09

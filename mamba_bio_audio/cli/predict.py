@@ -23,17 +23,22 @@ from mamba_bio_audio.errors import InputError
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run of mba classify, or an export of one.")],
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="FASTA or FASTQ, also gzip, - is standard input; or recordings.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="FASTA or FASTQ, also gzip, - is standard input; or recordings."),
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="TSV file; default standard output.")] = None,
     mode: Annotated[
-        Literal["windows", "stream"], typer.Option(help="Average windows, or read each record once with the state carried.")
+        Literal["windows", "stream"],
+        typer.Option(help="Average windows, or read each record once with the state carried."),
     ] = "windows",
     length: Annotated[int | None, typer.Option(min=1, help="Of the windows; default the training length.")] = None,
     strand: Annotated[
         Literal["both", "forward", "reverse"] | None, typer.Option(help="Default for DNA: the mean of both.")
     ] = None,
     max_unknown: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Windows with a larger share of N are left out; default as trained.")
+        float | None,
+        typer.Option(min=0, max=1, help="Windows with a larger share of N are left out; default as trained."),
     ] = None,
     chunk: Annotated[int, typer.Option(min=1, help="Symbols read at once; does not change results.")] = 1 << 16,
     which: WhichOption = "best",

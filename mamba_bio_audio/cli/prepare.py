@@ -9,9 +9,9 @@ import typer
 
 from mamba_bio_audio.cli import prepare_apes, prepare_audio, prepare_hg38
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption
+from mamba_bio_audio.files import to_json
 
 app = typer.Typer(help="Check, index and split data.", no_args_is_help=True)
-from mamba_bio_audio.files import to_json
 
 
 @app.callback()

@@ -73,9 +73,7 @@ def sc09(
         # Beside the folder, so that an interrupted download goes on and another preparation needs none.
         archive = out.parent / release.url.rsplit("/", 1)[-1]
         with counter("downloading", "bytes", quiet) as progress:
-            download(
-                address, archive, size=release.size_bytes, hashes={"sha256": release.sha256}, progress=progress
-            )
+            download(address, archive, size=release.size_bytes, hashes={"sha256": release.sha256}, progress=progress)
         source = archive
     elif url is not None:
         raise InputError("--from uses a file at hand and --url downloads one; give one of them")

@@ -14,7 +14,10 @@ from mamba_bio_audio.errors import InputError
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     samples: Annotated[
-        Path | None, typer.Option(help="FASTA (default RUN/samples.fa) or, for audio, a file or folder that mba sample wrote.", exists=True)
+        Path | None,
+        typer.Option(
+            help="FASTA (default RUN/samples.fa) or, for audio, a file or folder that mba sample wrote.", exists=True
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="HTML file; default RUN/report.html.")] = None,
     quiet: QuietOption = False,

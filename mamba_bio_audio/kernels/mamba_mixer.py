@@ -21,7 +21,13 @@ from torch import Tensor
 from mamba_bio_audio.kernels.causal_conv1d import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.causal_conv1d_triton import conv_backward, conv_forward
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
-from mamba_bio_audio.kernels.selective_scan.triton_op import MAX_STATES, ScanCall, make_plan, scan_backward, scan_forward
+from mamba_bio_audio.kernels.selective_scan.triton_op import (
+    MAX_STATES,
+    ScanCall,
+    make_plan,
+    scan_backward,
+    scan_forward,
+)
 
 # Positions (B times steps) that are computed again at once.
 PIECE = 1 << 18
@@ -180,9 +186,7 @@ class _MixerFn(torch.autograd.Function):
             del out
             if settings.train:
                 kept += [piece.projected, states, start]
-            start = next_tail(
-                piece.xz[..., :inner], start, width, None if reset is None else reset[:, low:high]
-            )
+            start = next_tail(piece.xz[..., :inner], start, width, None if reset is None else reset[:, low:high])
         assert h is not None
         assert start is not None
         if settings.train:

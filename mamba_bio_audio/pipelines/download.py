@@ -4,8 +4,8 @@
 
 Bytes arrive in `.NAME.part` beside the target, with a small `.NAME.part.json` that says what they are. An interrupted or
 killed download goes on from there, within one call and from call to call, where the server confirms (`If-Range`,
-RFC 9110 section 13.1.5) that its file is still the same one. The target appears by a rename, after its size, the published hashes and, for
-gzip, every checksum inside have been found right.
+RFC 9110 section 13.1.5) that its file is still the same one. The target appears by a rename, after its size, the
+published hashes and, for gzip, every checksum inside have been found right.
 """
 
 from __future__ import annotations

@@ -228,6 +228,6 @@ def test_the_report_plays_samples(whole, trained, tmp_path, capsys):
     assert html.count("<audio controls") == 3
     assert html.count("data:audio/flac;base64,") == 3
     assert "best weights, mu-law 8 bit standard" in html
-    assert "src=\"http" not in html
+    assert 'src="http' not in html
     assert mba_command("report", trained, "--out", tmp_path / "none.html", "--quiet") == 0
     assert "None yet: mba sample" in (tmp_path / "none.html").read_text()

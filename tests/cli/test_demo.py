@@ -38,7 +38,7 @@ def test_audio_demo_leaves_a_playable_file_and_a_spectrogram(tmp_path, capsys):
     shorter = ["train.steps=4", "train.tokens_per_step=4096", "train.validate_every=4", "model.d_model=8"]
     sets = [part for key in shorter for part in ("--set", key)]
     arguments = ["demo", "--audio", "--out", str(out), "--quiet", "--device", "cpu", *sets]
-    with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:
+    with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:  # noqa: PT012
         # Two seconds of a tenth of the rate.
         patch.setattr("mamba_bio_audio.cli.demo_audio._RATE_HZ", 1000)
         command(arguments)

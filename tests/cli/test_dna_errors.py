@@ -196,7 +196,11 @@ def test_checkpoint_of_another_architecture(grown: Path, tmp_path: Path, capsys:
     assert "d_model: 8" in config
     (run / "config.yaml").write_text(config.replace("d_model: 8", "d_model: 16"))
     before = snapshot(run)
-    for arguments in (["evaluate", run], ["sample", run, "--length", "5", "--num-samples", "1"], ["export", run, "--out", tmp_path / "x"]):
+    for arguments in (
+        ["evaluate", run],
+        ["sample", run, "--length", "5", "--num-samples", "1"],
+        ["export", run, "--out", tmp_path / "x"],
+    ):
         assert mba(*arguments) == 2
         error = capsys.readouterr().err
         assert str(run) in error

@@ -35,7 +35,13 @@ def mba(*arguments: object) -> int:
 @pytest.fixture(autouse=True)
 def model(monkeypatch) -> Classifier:
     """A classifier with random weights, trained at 64 bases."""
-    settings = ["data.path=demo", "train.length=64", "model.d_model=8", "model.num_layers=1", "train.tokens_per_step=512"]
+    settings = [
+        "data.path=demo",
+        "train.length=64",
+        "model.d_model=8",
+        "model.num_layers=1",
+        "train.tokens_per_step=512",
+    ]
     config = load_config("dna/tiny", settings)
     torch.manual_seed(0)
     backbone = IsotropicModel(config.model.model_copy(update={"vocab_size": DnaTokenizer.vocab_size}))
@@ -248,7 +254,9 @@ def test_recordings_of_any_rate_and_length(tmp_path, capsys, monkeypatch, pad_ta
     rows = {row["record"]: row for row in table(out)}
     assert list(rows) == ["a.wav", "b.flac", "d.wav", "sub/c.wav"]
     assert "not readable as WAV" in rows["d.wav"]["note"]
-    assert [(rows[n]["length"], rows[n]["samples_used"], rows[n]["windows"]) for n in ("a.wav", "b.flac", "sub/c.wav")] == [
+    assert [
+        (rows[n]["length"], rows[n]["samples_used"], rows[n]["windows"]) for n in ("a.wav", "b.flac", "sub/c.wav")
+    ] == [
         ("40", "40", "1"),
         ("40", "40", "1"),
         ("150", "150", "3"),

@@ -327,7 +327,8 @@ class TestInterpreted:
         inputs = make_inputs(1, 5, 3, 2, lti_dt=True)
         out, h = ops.selective_scan(**inputs, return_state=True, backend="triton")
         expected = selective_scan_general(**inputs)
-        assert torch.equal(out, expected[0]) and torch.equal(h, expected[1])
+        assert torch.equal(out, expected[0])
+        assert torch.equal(h, expected[1])
 
     def test_states_are_saved_only_where_a_backward_may_follow(self, monkeypatch):
         written, forward = [], general_op._forward
@@ -399,7 +400,11 @@ class TestGpu:
     def test_long_memory(self, complex):
         """An impulse after 2 x 10^5 steps of constant dt, memory 10^5, precise: decay and phase as computed in fp64."""
         length, dt = 200_000, 1e-3
-        A = torch.tensor([[-0.01, 0.3]], device="cuda").view(1, 1, 2) if complex else torch.tensor([[-0.01]], device="cuda")
+        A = (
+            torch.tensor([[-0.01, 0.3]], device="cuda").view(1, 1, 2)
+            if complex
+            else torch.tensor([[-0.01]], device="cuda")
+        )
         u = torch.zeros(1, length, 1, device="cuda")
         u[0, 0] = 1.0
         ones = torch.ones(1, 1, *A.shape[2:], device="cuda")

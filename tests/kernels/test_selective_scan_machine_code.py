@@ -46,9 +46,17 @@ BACKWARD = {**BOTH, "BD": 16, "ROWS": 16, "G_ROW": D, "HAS_R": False, "WRITE_DH0
 # Kernel, constants, warps.
 KERNELS = {
     "forward": (scan_fwd_kernel, {**FORWARD, "VEC": 1, "WRITE_LAST": True}, 4),
-    "backward": (scan_bwd_kernel, {**BACKWARD, "DZ_ROW": D, "WRITE_OUT": False, "UNROLL": 4, "VEC": 4, "WARP_SUMS": True}, 1),
+    "backward": (
+        scan_bwd_kernel,
+        {**BACKWARD, "DZ_ROW": D, "WRITE_OUT": False, "UNROLL": 4, "VEC": 4, "WARP_SUMS": True},
+        1,
+    ),
     "complex forward": (general_fwd_kernel, {**FORWARD, **SELECTIVE_COMPLEX}, 4),
-    "complex backward": (general_bwd_kernel, {**BACKWARD, **SELECTIVE_COMPLEX, "UNROLL": 2, "VEC": 4, "WARP_SUMS": True}, 1),
+    "complex backward": (
+        general_bwd_kernel,
+        {**BACKWARD, **SELECTIVE_COMPLEX, "UNROLL": 2, "VEC": 4, "WARP_SUMS": True},
+        1,
+    ),
 }
 
 

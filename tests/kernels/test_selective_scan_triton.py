@@ -14,8 +14,6 @@ triton = pytest.importorskip("triton")
 
 from mamba_bio_audio.kernels.selective_scan import triton_op  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.triton_op import _chunk_starts as chunk_starts  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.triton_op import _rows as contiguous_rows  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.triton_op import (  # noqa: E402
     MAX_ROW_STRIDE,
     ScanCall,
@@ -25,6 +23,8 @@ from mamba_bio_audio.kernels.selective_scan.triton_op import (  # noqa: E402
     supports,
     unsupported_reason,
 )
+from mamba_bio_audio.kernels.selective_scan.triton_op import _chunk_starts as chunk_starts  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.triton_op import _rows as contiguous_rows  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -137,9 +137,7 @@ class TestInterpreted:
         inputs = make_inputs(1, 67, 5, 4)
         check(inputs, plan=plan_for(inputs, **changes))
 
-    @pytest.mark.parametrize(
-        "changes", [{"bwd_unroll": 2}, {"bwd_unroll": 1}, {"fwd_block": 64, "fwd_warps": 2}]
-    )
+    @pytest.mark.parametrize("changes", [{"bwd_unroll": 2}, {"bwd_unroll": 1}, {"fwd_block": 64, "fwd_warps": 2}])
     def test_plans(self, changes):
         inputs = make_inputs(1, 21, 18, 8)
         check(inputs, plan=plan_for(inputs, **changes))

@@ -328,9 +328,7 @@ def general_bwd_kernel(
                     PLANE, BD, N, EVEN_N, HAS_RESET, COMPLEX, B_LTI, True,
                 )  # fmt: skip
                 factors = factors_of(dt, Ar, Ai, fixed, ACCURATE, PRECISE, EXACT, COMPLEX, DT_LTI)
-                _, _, hr, hi = recomputed_step(
-                    hr, hi, factors, x, Br, Bi, keep, HAS_RESET, PRECISE, EXACT, COMPLEX
-                )
+                _, _, hr, hi = recomputed_step(hr, hi, factors, x, Br, Bi, keep, HAS_RESET, PRECISE, EXACT, COMPLEX)
             store_kept(kept_p + (i + 1) * (PARTS * TILE), hr, hi, TILE, COMPLEX)
         if not B_LTI:
             use_touched(sink_p, as_int(touched_B))

@@ -6,7 +6,7 @@ links complex chunks as `triton_fwd.carry_kernel` links real ones. Letters and l
 
 # Triton code, not Python: tuples grow in unrolled loops, and `if` on a constexpr must stand alone.
 # mypy: ignore-errors
-# ruff: noqa: RUF005, SIM102
+# ruff: noqa: RUF005
 
 import triton
 import triton.language as tl

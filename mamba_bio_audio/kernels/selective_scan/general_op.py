@@ -337,7 +337,11 @@ class _GeneralScan(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         u, dt, A, B, C, D, z, dt_bias, h0 = tensors
-        assert u is not None and dt is not None and A is not None and B is not None and C is not None
+        assert u is not None
+        assert dt is not None
+        assert A is not None
+        assert B is not None
+        assert C is not None
         call = _Call(
             u=u,
             dt=dt.detach().float().contiguous() if kind.dt_lti else dt,

@@ -7,7 +7,6 @@ ones (PARTS, N, D). Letters as in `triton_fwd`.
 
 # Triton code, not Python: `if` on a constexpr must stand alone.
 # mypy: ignore-errors
-# ruff: noqa: RUF005
 
 import os
 

@@ -127,7 +127,8 @@ def scan_bwd_kernel(
 ):  # fmt: skip
     """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, D, N), the adjoint at its end.
 
-    Writes du, ddt, dz and, with WRITE_OUT, the gated output once more (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, N), with WARP_SUMS fp32 or bf16; dA (B * K, D, N); dskip, dbias (B * K, D);
+    Writes du, ddt, dz and, with WRITE_OUT, the gated output once more (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, N),
+    with WARP_SUMS fp32 or bf16; dA (B * K, D, N); dskip, dbias (B * K, D);
     dh0 (B, D, N). states (B, cdiv(L, SEG), N, D) holds the state before every SEG-th step.
     """
     WIDE_VEC: tl.constexpr = 4

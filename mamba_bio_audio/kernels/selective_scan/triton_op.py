@@ -305,7 +305,7 @@ def scan_backward(
     Args:
         dz: where to write the gate's gradient, any row stride; allocated by default.
         out: where to write the gated output (B, L, D) once more, contiguous; needs a gate. May be g_out itself, and
-            `ddt`, the gradient of dt, may be dt: the kernel's lane that writes an element has read it before, and no other does.
+            `ddt`, the gradient of dt, may be dt: the lane that writes an element has read it before, and no other does.
         narrow: the gradients of B and C, returned in fp32, need be right to bf16 only.
     """
     batch, length, channels, states = call.sizes
@@ -332,9 +332,7 @@ def scan_backward(
     dz_row, dz_batch = (0, 0) if dz is None else (dz.stride(1), dz.stride(0))
     # Partial sums that end in bf16 may travel in bf16: half of the traffic, and their errors average out.
     partial = torch.bfloat16 if narrow and plan.warp_sums else torch.float32
-    dB, dC = (
-        torch.empty(batch, blocks, segments * segment, states, dtype=partial, device=device) for _ in range(2)
-    )
+    dB, dC = (torch.empty(batch, blocks, segments * segment, states, dtype=partial, device=device) for _ in range(2))
     dA = empty(batch * chunks, channels, states)
     dskip = empty(batch * chunks, channels) if call.skip is not None else None
     dbias = empty(batch * chunks, channels) if call.bias is not None else None
@@ -352,8 +350,9 @@ def scan_backward(
             u, dt, A, call.B, call.C, call.skip if call.skip is not None else A, z,
             call.bias if call.bias is not None else A, call.reset if call.reset is not None else A,
             g_out, states_saved, r_in if r_in is not None else A,
-            du, ddt, dz if dz is not None else du, out if out is not None else du, dB, dC, dA, dskip if dskip is not None else dA,
-            dbias if dbias is not None else dA, dh0 if dh0 is not None else dA, scratch, _sink(device),
+            du, ddt, dz if dz is not None else du, out if out is not None else du, dB, dC, dA,
+            dskip if dskip is not None else dA, dbias if dbias is not None else dA,
+            dh0 if dh0 is not None else dA, scratch, _sink(device),
             length, plan.bwd_chunk_steps, chunks, u_batch, dt_batch, z_batch, g_batch, dz_batch, 0,
             D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment, ROWS=plan.rows,
             U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, DZ_ROW=dz_row, VEC=plan.bwd_vec, WARP_SUMS=plan.warp_sums,

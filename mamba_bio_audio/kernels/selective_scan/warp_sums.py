@@ -161,7 +161,9 @@ def _products_asm(parts, gate, rough=False):
                         lines.append(f"neg.f32 minus, {y};")
                         y = "minus"
                     first = k == 0 and i == 4 * half
-                    lines.append(f"mul.f32 {s}{half}, {x}, {y};" if first else f"fma.rn.f32 {s}{half}, {x}, {y}, {s}{half};")
+                    lines.append(
+                        f"mul.f32 {s}{half}, {x}, {y};" if first else f"fma.rn.f32 {s}{half}, {x}, {y}, {s}{half};"
+                    )
     for s in sums:
         lines += _exchange(f"{s}0", f"{s}1", 2)
     lines += [*_exchange("g0", "w0", 1), "selp.f32 g0, 0f7FC00000, g0, bad;", f"st.global.f32 [{at['at'][0]}], g0;"]
@@ -313,7 +315,8 @@ def store_channel_sums(x0, v0, x1, v1, index, at, NARROW: tl.constexpr):
     """Stores sum_d x v [16 states] of two steps.
 
     Args:
-        x0, x1: [16 channels, 16 states] fp32 of the two steps, or of any two rows that lie one behind the other. v0, v1: [16 channels].
+        x0, x1: [16 channels, 16 states] fp32 of the two steps, or of any two rows that lie one behind the
+            other. v0, v1: [16 channels].
         index: as above. at: [16, 16] addresses as int64; that of channel c < 8 and state 4 t is where the sum of state
             4 t + 2 (c >> 2) + (c >> 1 & 1) of step c & 1 goes.
         NARROW: stored as bf16, otherwise as fp32.

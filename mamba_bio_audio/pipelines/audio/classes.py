@@ -7,7 +7,6 @@ Splits are those of `pipelines/audio/splits.py`: a list of files, else the last 
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from typing import Any
 
@@ -89,8 +88,15 @@ class AudioClassesDataModule(AudioDataModule):
                     self.spans[split] += [Span(own[span.file], span.start, span.stop) for span in spans]
                 self.split_source = f"{how}, class by class"
         regions = [
-            Region(classes.index(names[span.file]), span.file, files[span.file].name, span.start, span.stop, split,
-                   files[span.file].name)
+            Region(
+                classes.index(names[span.file]),
+                span.file,
+                files[span.file].name,
+                span.start,
+                span.stop,
+                split,
+                files[span.file].name,
+            )
             for split in SPLITS
             for span in self.spans[split]
             if names[span.file] in classes
@@ -105,7 +111,9 @@ class AudioClassesDataModule(AudioDataModule):
 
     def _size(self, number: int) -> int:
         config, size = self.config, self.recordings.files[number].num_samples(self.config.sample_rate_hz)
-        return size if config.max_duration_s is None else min(size, round(config.max_duration_s * config.sample_rate_hz))
+        return (
+            size if config.max_duration_s is None else min(size, round(config.max_duration_s * config.sample_rate_hz))
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -158,7 +166,9 @@ class AudioClassesDataModule(AudioDataModule):
         own = sorted((r for r in self.labelled.regions if r.split == split), key=lambda r: r.label)
         lacking = set(range(len(self.classes))) - {region.label for region in own}
         if lacking:
-            raise InputError(f"the {split} split has no clip of class {self.classes[min(lacking)]!r} ({self.split_source})")
+            raise InputError(
+                f"the {split} split has no clip of class {self.classes[min(lacking)]!r} ({self.split_source})"
+            )
         if max_tokens is not None:
             step = max(1, -(-len(own) * self.length // max_tokens))
             own = own[::step]

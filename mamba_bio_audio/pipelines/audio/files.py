@@ -179,9 +179,7 @@ def content_hash(paths: str | Sequence[str], files: Sequence[AudioFile]) -> list
             with open(file.path, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").digest()
             whole.update(file.name.encode() + b"\0" + digest)
-        entries.append(
-            {"name": root.name, "path": str(root), "recordings": len(own), "sha256": whole.hexdigest()}
-        )
+        entries.append({"name": root.name, "path": str(root), "recordings": len(own), "sha256": whole.hexdigest()})
     return entries
 
 

@@ -168,7 +168,9 @@ def prepare_sc09(
             own = [line for line in listed.split() if line.split("/")[0] in DIGITS]
             missing = [name for name in own if name not in clips]
             if missing:
-                raise InputError(f"{source}: {_LISTS[split]} names {missing[0]}, which is not there; use the whole release")
+                raise InputError(
+                    f"{source}: {_LISTS[split]} names {missing[0]}, which is not there; use the whole release"
+                )
             split_of |= dict.fromkeys(own, split)
         counts = {split: 0 for split in SPLITS}
         for name in clips:

@@ -153,7 +153,9 @@ def prepare_species(
     for name in names:
         lacking = [s for s in SPLITS if s not in {splits[key] for key in splits if key[0] == name}]
         if lacking:
-            raise InputError(f"{name}: no chromosome is left for {lacking[0]}; choose other groups with --valid, --test.")
+            raise InputError(
+                f"{name}: no chromosome is left for {lacking[0]}; choose other groups with --valid, --test."
+            )
     _drop_others(out, names, force)
     manifest_path.unlink(missing_ok=True)
     converted = {item.species: _convert(item, out, splits, by_chromosome, say) for item in sources}
@@ -303,7 +305,9 @@ def _convert(
     folder = out / item.species
     target, done = folder / FASTA_NAME, folder / DONE_NAME
     own = {c: (splits[item.species, c], groups[item.species, c]) for c in dict.fromkeys(item.chromosomes.values())}
-    key = json.loads(json.dumps({"sources": [one["sha256"] for one in item.origin], "assembly": item.label, "chromosomes": own}))
+    key = json.loads(
+        json.dumps({"sources": [one["sha256"] for one in item.origin], "assembly": item.label, "chromosomes": own})
+    )
     if target.is_file() and done.is_file():
         before = json.loads(done.read_text(encoding="utf-8"))
         if before.get("key") == key and before["result"]["sha256"] == _sha256(target):

@@ -36,7 +36,7 @@ def recompress(source: Path, target: Path, progress: Callable[[int, int | None],
         InputError: `source` is cut off or damaged.
     """
     total = os.path.getsize(source)
-    with atomic_path(target) as temporary, source.open("rb") as raw:
+    with atomic_path(target) as temporary, source.open("rb") as raw:  # noqa: SIM117
         # Into a file object of ours, whose end and errors are seen.
         with temporary.open("wb") as out, gzip.open(raw, "rb") as text:
             writer = BgzfWriter(fileobj=out)
@@ -46,7 +46,9 @@ def recompress(source: Path, target: Path, progress: Callable[[int, int | None],
                     if progress is not None:
                         progress(raw.tell(), total)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise InputError(f"{source}: damaged gzip ({error}); the file is truncated or damaged, fetch it again") from None
+                raise InputError(
+                    f"{source}: damaged gzip ({error}); the file is truncated or damaged, fetch it again"
+                ) from None
             except RuntimeError:
                 # A block that deflate makes longer: nothing written in a few letters.
                 raise InputError(f"{source}: there is no text in it; give a FASTA file") from None

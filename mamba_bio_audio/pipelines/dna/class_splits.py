@@ -121,7 +121,8 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, gr
             (source, interval)
             for source, genome in enumerate(labelled.genomes)
             for interval in _guarded(
-                split_blocks(genome, seed=config.split_seed, fractions=fractions, block_bases=config.block_bases), length
+                split_blocks(genome, seed=config.split_seed, fractions=fractions, block_bases=config.block_bases),
+                length,
             )
         ],
     )
@@ -261,8 +262,10 @@ def _find(labelled: Labelled, row: dict[str, str], where: str) -> tuple[int, str
         except InputError:
             continue
     if len(found) != 1:
-        known = "; ".join(f"{labelled.classes[source]}: {next(iter(genome.records))}, ..." for source, genome in
-                          enumerate(labelled.genomes))
+        known = "; ".join(
+            f"{labelled.classes[source]}: {next(iter(genome.records))}, ..."
+            for source, genome in enumerate(labelled.genomes)
+        )
         problem = "is in several classes: add a column class" if found else f"is in none of the files ({known})"
         raise InputError(f"{where}: record {row['record']!r} {problem}")
     return found[0]

@@ -85,7 +85,8 @@ class DnaClassesConfig(BaseModel):
         default=True, description="Read every training sequence from the opposite strand with probability 0.5."
     )
     shared_bases: Literal["error", "allow"] = Field(
-        default="error", description="What to do when the splits of data.intervals, or of data.labels, have bases in common."
+        default="error",
+        description="What to do when the splits of data.intervals, or of data.labels, have bases in common.",
     )
     num_workers: int = Field(default=0, ge=0, le=256, description="Processes that read data beside the main one.")
 

@@ -21,7 +21,6 @@ _GRCH38 = (11, 12, 12, 12, 10, 12, 14, 11, 12, 11, 10, 12, 11, 9, 10, 10, 11, 10
 _CHM13 = (*(f"CP{68277 - index:06}.2" for index in range(23)), "CP086569.2")
 
 
-
 def _accessions() -> dict[str, tuple[str, str]]:
     table = {"NC_012920.1": ("rCRS", "M"), "J01415.2": ("rCRS", "M"), "CP068254.1": ("CHM13", "M")}
     for index, name in enumerate(HUMAN):

@@ -99,9 +99,7 @@ def union_of(windows: Windows) -> list[Span]:
         reach = np.maximum.accumulate(start + windows.size[order])
         first = np.concatenate([[0], np.flatnonzero(start[1:] > reach[:-1]) + 1])
         last = np.append(first[1:], len(order)) - 1
-        spans += [
-            Span(record, a, b) for a, b in zip(start[first].tolist(), reach[last].tolist(), strict=True)
-        ]
+        spans += [Span(record, a, b) for a, b in zip(start[first].tolist(), reach[last].tolist(), strict=True)]
     return spans
 
 

@@ -68,7 +68,9 @@ class DnaStream(TrainingStream):
         self._shares: list[tuple[NDArray[np.int32], int]] = []
         if config.weights is not None:
             groups = np.array([genome.genome_of(record) for record in windows.records], dtype=np.int32)
-            members = [np.flatnonzero(groups[windows.record] == at).astype(np.int32) for at in range(len(genome.genomes))]
+            members = [
+                np.flatnonzero(groups[windows.record] == at).astype(np.int32) for at in range(len(genome.genomes))
+            ]
             quotas = apportion(len(windows), [config.weights.get(name, 0.0) for name in genome.genomes])
             self._shares = list(zip(members, quotas, strict=True))
 
@@ -325,7 +327,9 @@ class DnaDataModule(LightningDataModule):
     def _per_genome(self, windows: Windows) -> dict[str, int]:
         """Training windows of each genome."""
         groups = np.array([self.genome.genome_of(record) for record in windows.records], dtype=np.int64)
-        counts = np.bincount(groups[windows.record], minlength=len(self.genome.genomes)).tolist() if len(windows) else []
+        counts = (
+            np.bincount(groups[windows.record], minlength=len(self.genome.genomes)).tolist() if len(windows) else []
+        )
         return dict(zip(self.genome.genomes, counts or [0] * len(self.genome.genomes), strict=True))
 
     def evaluation_windows(self, split: str) -> EvaluationWindows:

@@ -66,9 +66,7 @@ class Duplicates:
         return {"word": WORD, "limit": LIMIT, **asdict(self)}
 
 
-def find_duplicates(
-    genome: Genome, intervals: Sequence[Interval], *, sampled_words: int = SAMPLED_WORDS
-) -> Duplicates:
+def find_duplicates(genome: Genome, intervals: Sequence[Interval], *, sampled_words: int = SAMPLED_WORDS) -> Duplicates:
     """Compare validation and test with train.
 
     Args:

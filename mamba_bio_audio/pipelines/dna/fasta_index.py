@@ -80,7 +80,9 @@ def build_index(path: str) -> FastaIndex:
         with open(path, "rb") as handle:
             head = handle.read(18)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}). Check it and its permissions.") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}). Check it and its permissions."
+        ) from error
     return index_twobit(path) if head[:4] in SIGNATURES else index_fasta(path)
 
 

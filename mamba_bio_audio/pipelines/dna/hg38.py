@@ -49,7 +49,10 @@ SOURCES: Mapping[str, tuple[RemoteFile, RemoteFile]] = {
     "basenji": (
         RemoteFile(
             "hg38.ml.fa.gz",
-            (f"{_BUCKET}/hg38.ml.fa.gz", "https://storage.googleapis.com/seqnn-share/helper/dependencies/hg38.ml.fa.gz"),
+            (
+                f"{_BUCKET}/hg38.ml.fa.gz",
+                "https://storage.googleapis.com/seqnn-share/helper/dependencies/hg38.ml.fa.gz",
+            ),
             also=("hg38.ml.fa",),
         ),
         RemoteFile("sequences_human.bed", (f"{_BUCKET}/sequences_human.bed",), also=(BED_NAME,)),
@@ -158,7 +161,9 @@ def _obtain(
         names = (file.name, *file.also)
         found = next((at_hand / name for name in names if (at_hand / name).is_file()), None)
         if found is None:
-            raise InputError(f"{at_hand}: holds no {' or '.join(names)}; put it there, or leave out --from to download it")
+            raise InputError(
+                f"{at_hand}: holds no {' or '.join(names)}; put it there, or leave out --from to download it"
+            )
         # A hash is that of the published file, not of its unpacked text.
         return verify(found, hashes=file.hashes if found.name == file.name else None)
     addresses = file.urls if url is None else (f"{url.rstrip('/')}/{file.name}",)
@@ -241,8 +246,11 @@ def check_published(
         InputError: it has not.
     """
     found = Counter(row[3] for row in rows)
-    wrong = [f"{found[split]:,} {split} instead of {counts.get(split, 0):,}" for split in sorted({*found, *counts})
-             if found[split] != counts.get(split, 0)]
+    wrong = [
+        f"{found[split]:,} {split} instead of {counts.get(split, 0):,}"
+        for split in sorted({*found, *counts})
+        if found[split] != counts.get(split, 0)
+    ]
     if wrong:
         raise InputError(
             f"{path}: {', '.join(wrong)} intervals of {interval_bases:,} bases; not the published split. Fetch it again, or "

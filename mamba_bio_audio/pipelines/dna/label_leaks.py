@@ -73,7 +73,11 @@ class LabelLeak:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"above_chance": self.above_chance, "predictive": bool(self.predictive), "text": self.text}
+        return asdict(self) | {
+            "above_chance": self.above_chance,
+            "predictive": bool(self.predictive),
+            "text": self.text,
+        }
 
 
 def label_leaks(

@@ -183,7 +183,9 @@ def _from_layout(folder: Path) -> Labelled:
             for file in texts:
                 sequence = "".join(line for _, line in numbered_lines(file, comments=False))
                 _check_sequence(sequence, str(file))
-                rows.append((class_folder.name, split, f"{split_folder.name}/{class_folder.name}/{file.stem}", sequence))
+                rows.append(
+                    (class_folder.name, split, f"{split_folder.name}/{class_folder.name}/{file.stem}", sequence)
+                )
             files += texts
     if not rows:
         raise InputError(f"{folder}: no sequence in it; expected {LAYOUT}")
@@ -242,7 +244,9 @@ def _from_bed(path: str, genome: Genome) -> Labelled:
         if not rows and len(fields) > 1 and fields[1].lower() in ("start", "start0", "chromstart"):
             continue
         if len(fields) not in (4, 5):
-            raise InputError(f"{where}: {len(fields)} columns; expected record, start, end, label and, optionally, split")
+            raise InputError(
+                f"{where}: {len(fields)} columns; expected record, start, end, label and, optionally, split"
+            )
         if not all(re.fullmatch(r"\d+", text, re.ASCII) for text in fields[1:3]):
             raise InputError(f"{where}: start and end must be whole numbers, not {fields[1]!r} and {fields[2]!r}")
         try:
@@ -319,7 +323,9 @@ def _class_files(
     names = [genome_name(file) for file in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"data.path: two files would be class {twice!r}; name the classes: data.path={{a: ..., b: ...}}")
+        raise InputError(
+            f"data.path: two files would be class {twice!r}; name the classes: data.path={{a: ..., b: ...}}"
+        )
     return {name: [file] for name, file in zip(names, files, strict=True)}
 
 

@@ -209,9 +209,7 @@ def count_unknown(windows: Windows, genome: Genome) -> NDArray[np.int64]:
     unknown = np.zeros(len(windows), dtype=np.int64)
     for record, rows in rows_by_record(windows):
         if genome.statistics(record).unknown:
-            unknown[rows] = genome.count_unknown(
-                record, windows.start[rows], windows.start[rows] + windows.size[rows]
-            )
+            unknown[rows] = genome.count_unknown(record, windows.start[rows], windows.start[rows] + windows.size[rows])
     return unknown
 
 

@@ -97,7 +97,7 @@ def _open(path: str, name: str) -> Iterator[io.BufferedReader]:
     """The text of a file, unpacked; standard input is left open."""
     if path != STDIN and os.path.isdir(path):
         raise InputError(f"{path}: is a folder. Give FASTA or FASTQ files.")
-    raw = cast(io.BufferedReader, sys.stdin.buffer) if path == STDIN else open(path, "rb")
+    raw = cast(io.BufferedReader, sys.stdin.buffer) if path == STDIN else open(path, "rb")  # noqa: SIM115
     try:
         head = raw.peek(4)[:4]
         for magic, kind in _OTHER_FORMATS:
@@ -131,7 +131,9 @@ def _fasta(handle: io.BufferedReader) -> Iterator[Record]:
                 yield Record(header, b"".join(lines))
             header, lines = line[1:].strip().decode("utf-8", "replace"), []
             if "\r" in header:
-                raise ValueError("its lines end with a carriage return alone; convert it, for example with tr '\\r' '\\n'")
+                raise ValueError(
+                    "its lines end with a carriage return alone; convert it, for example with tr '\\r' '\\n'"
+                )
         else:
             # Blanks inside a line are no letters; some programs write blocks of ten.
             lines.append(line.translate(None, b" \t\r\n\v\f"))

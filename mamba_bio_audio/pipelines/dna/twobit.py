@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna.fasta_scan import CHUNK_BYTES, FastaIndex, Runs, file_key, join_runs
+from mamba_bio_audio.pipelines.dna.fasta_scan import CHUNK_BYTES, FastaIndex, file_key, join_runs
 from mamba_bio_audio.pipelines.dna.tokenizer import A, C, G, T
 
 SIGNATURES = {b"\x43\x27\x41\x1a": "<", b"\x1a\x41\x27\x43": ">"}
@@ -70,7 +70,9 @@ def index_twobit(path: str) -> FastaIndex:
         finally:
             file.close()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}). Check it and its permissions.") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}). Check it and its permissions."
+        ) from error
     if file_key(path) != key:
         raise InputError(f"{path}: changed while it was being read. Wait until it is completely written and run again.")
     unknown = join_runs([record.unknown for record in records])

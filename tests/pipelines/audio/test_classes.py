@@ -52,7 +52,10 @@ def test_a_clip_is_read_from_the_zero_level_to_its_end(folder) -> None:
     data = module(folder)
     dataset = data.evaluation_dataset("test")
     assert [window.region.record for window in dataset.windows] == [
-        "zero/zero_8.wav", "zero/zero_9.wav", "one/one_8.wav", "one/one_9.wav"
+        "zero/zero_8.wav",
+        "zero/zero_9.wav",
+        "one/one_8.wav",
+        "one/one_9.wav",
     ]
     tokens, targets = dataset[3]["tokens"], dataset[3]["targets"]
     assert tokens.shape == targets.shape == (L,)
@@ -77,10 +80,16 @@ def test_training_batches(folder) -> None:
 
 def test_a_listed_split_wins(folder, tmp_path) -> None:
     table = tmp_path / "splits.tsv"
-    lines = [f"{d}/{d}_{i}.wav\t{'test' if i < 5 else 'train' if i < 9 else 'valid'}" for d in ("zero", "one") for i in range(10)]
+    lines = [
+        f"{d}/{d}_{i}.wav\t{'test' if i < 5 else 'train' if i < 9 else 'valid'}"
+        for d in ("zero", "one")
+        for i in range(10)
+    ]
     table.write_text("file\tsplit\n" + "\n".join(lines) + "\n")
     data = module(folder, intervals=str(table))
-    assert {r.record for r in data.training_windows(L)} == {f"{d}/{d}_{i}.wav" for d in ("zero", "one") for i in range(5, 9)}
+    assert {r.record for r in data.training_windows(L)} == {
+        f"{d}/{d}_{i}.wav" for d in ("zero", "one") for i in range(5, 9)
+    }
 
 
 def test_mistakes(folder) -> None:

@@ -82,7 +82,9 @@ def release(tmp_path: Path, monkeypatch) -> Path:
     for word in (*prepare.DIGITS, "bed"):
         for speaker in ("0a", "1b", "2c"):
             tone(folder / word / f"{speaker}_nohash_0.wav")
-    (folder / "validation_list.txt").write_text("".join(f"{word}/1b_nohash_0.wav\n" for word in (*prepare.DIGITS, "bed")))
+    (folder / "validation_list.txt").write_text(
+        "".join(f"{word}/1b_nohash_0.wav\n" for word in (*prepare.DIGITS, "bed"))
+    )
     (folder / "testing_list.txt").write_text("".join(f"{word}/2c_nohash_0.wav\n" for word in prepare.DIGITS))
     counts = prepare.SPEECH_COMMANDS["v0.02"]._replace(clips={"train": 10, "valid": 10, "test": 10})
     monkeypatch.setitem(prepare.SPEECH_COMMANDS, "v0.02", counts)

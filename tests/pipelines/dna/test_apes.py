@@ -46,7 +46,9 @@ def dna(name: str, length: int) -> str:
 def miniature(assembly: Assembly, folder: Path, tags: bool = True) -> None:
     """All chromosomes of an assembly in a few hundred bases each, with NCBI's report, a mitochondrion and a scaffold."""
     folder.mkdir(parents=True)
-    homologues = {c: h for c, h in (assembly.homologues or {}).items() if c not in ("2A", "2B") or "older" in str(assembly)}
+    homologues = {
+        c: h for c, h in (assembly.homologues or {}).items() if c not in ("2A", "2B") or "older" in str(assembly)
+    }
     if assembly.species == "human" or "older" not in assembly.generations:
         homologues = {c: h for c, h in homologues.items() if c not in ("2A", "2B")}
     elif "2A" in homologues:
@@ -60,11 +62,13 @@ def miniature(assembly: Assembly, folder: Path, tags: bool = True) -> None:
         if name == "1":
             sequence = sequence[:50].lower() + "N" * 10 + sequence[60:]
         accession = f"CM{number:06d}.1"
-        tag = f"chr{name}_pat_hsa{homologues[name]}" if tags and name in homologues and "t2t" in assembly.generations else name
-        genbank, ref = (accession, "na") if not refseq else ("na", f"NC_{number:06d}.2")
-        rows.append(
-            f"{tag}\t{role}\t{molecule}\t{location}\t{genbank}\t=\t{ref}\tPrimary\t{len(sequence)}\tchr{name}"
+        tag = (
+            f"chr{name}_pat_hsa{homologues[name]}"
+            if tags and name in homologues and "t2t" in assembly.generations
+            else name
         )
+        genbank, ref = (accession, "na") if not refseq else ("na", f"NC_{number:06d}.2")
+        rows.append(f"{tag}\t{role}\t{molecule}\t{location}\t{genbank}\t=\t{ref}\tPrimary\t{len(sequence)}\tchr{name}")
         fasta.append(f">{ref if refseq else accession} Some species chromosome {name}\n{sequence}\n")
     key = "RefSeq" if refseq else "GenBank"
     head = f"# Assembly name:  {assembly.name}\r\n# {key} assembly accession: {assembly.accession}\r\n# {COLUMNS}\r\n"
@@ -150,7 +154,12 @@ def test_from_folders(t2t, tmp_path):
     # Gorilla's 4 and 19 hold parts of human 5 and 17, and all four are held out together.
     for row in (gorilla["chr4"], gorilla["chr19"], human["chr5"], human["chr17"]):
         assert (row["group"], row["split"]) == ("5+17", "test")
-    assert gorilla["chr5"] == {"species": "gorilla", "split": "train", "group": "6", "source": gorilla["chr5"]["source"]}
+    assert gorilla["chr5"] == {
+        "species": "gorilla",
+        "split": "train",
+        "group": "6",
+        "source": gorilla["chr5"]["source"],
+    }
     assert (headers(out, "orangutan")["chr13"]["group"], headers(out, "bonobo")["chr11"]["group"]) == ("9", "9")
     assert "chrMT" not in human
     assert len(human) == 24

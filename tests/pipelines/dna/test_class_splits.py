@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_blocks_keep_a_guard_of_one_window(write_fasta, random_dna) -> None:
         assert set(shares) == {"train", "valid", "test"}
         assert 0.03 < shares["valid"] < 0.15
         assert 0.03 < shares["test"] < 0.15
-        for before, after in zip(regions, regions[1:], strict=False):
+        for before, after in pairwise(regions):
             gap = after.start - before.end
             assert gap >= L if before.split != after.split else gap >= 0
 
@@ -82,8 +83,11 @@ def test_intervals_by_class_and_by_file(write_fasta, random_dna, tmp_path: Path)
     x, y = (write_fasta(f"{name}/g.fa", {"r": random_dna(900)}) for name in ("x", "y"))
     table = tmp_path / "splits.tsv"
     lines = ["class\trecord\tstart0\tend\tsplit"]
-    lines += [f"{name}\tr\t{low}\t{high}\t{part}" for name in "xy" for low, high, part in
-              ((0, 400, "train"), (500, 700, "val"), (700, 900, "test"))]
+    lines += [
+        f"{name}\tr\t{low}\t{high}\t{part}"
+        for name in "xy"
+        for low, high, part in ((0, 400, "train"), (500, 700, "val"), (700, 900, "test"))
+    ]
     table.write_text("\n".join(lines) + "\n")
     labelled = split({"x": x, "y": y}, intervals=str(table))
     assert [(r.label, r.start, r.end, r.split) for r in labelled.regions] == [

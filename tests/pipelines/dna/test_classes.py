@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_windows_lie_in_the_training_split(paths) -> None:
     assert isinstance(sampler, WindowSampler)
     seen = [sampler.window(i)[0] for i in range(300)]
     assert {window.region.record for window in seen} == {"r0", "r1"}
-    assert all(0 <= w.start and w.end <= w.region.end and w.end - w.start == L for w in seen)
+    assert all(w.start >= 0 and w.end <= w.region.end and w.end - w.start == L for w in seen)
 
 
 def test_contigs_by_length_or_uniform(paths) -> None:
@@ -130,7 +131,7 @@ def test_evaluation_windows_are_fixed_and_apart(paths) -> None:
     assert {window.region.record for window in windows} == {"r3"}
     for label in (0, 1):
         starts = [window.start for window in windows if window.region.label == label]
-        assert all(after - before >= L for before, after in zip(starts, starts[1:], strict=False))
+        assert all(after - before >= L for before, after in pairwise(starts))
     # 1000 bases hold 15 windows of 64: no window is drawn twice to reach a number.
     assert len(module(paths, evaluation_windows=500).evaluation_windows("test")) == 30
     dataset = data.evaluation_dataset("test", max_tokens=4 * L)
@@ -200,8 +201,8 @@ def test_a_prepared_folder_brings_its_groups_and_regions(write_fasta, random_dna
     assert np.array_equal(masks["outside regions"], ~masks["inside regions"])
     assert masks["inside regions"].any()
     (tmp_path / "other.tsv").write_text("class\trecord\tstart0\tend\nhuman\tNC_000001.11\t0\t300\n")
-    with pytest.raises(InputError, match="must have the names of the data"):
-        data = module(str(folder), regions=str(tmp_path / "other.tsv"))
+    data = module(str(folder), regions=str(tmp_path / "other.tsv"))
+    with pytest.raises(InputError, match="must have the names of the data"):  # noqa: PT012
         data.setup()
         data.strata("test")
     (folder / "groups.tsv").write_text(groups.replace("x\tchr3\t3", "x\tchr3\t1"))

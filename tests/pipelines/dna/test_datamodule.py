@@ -198,7 +198,9 @@ def test_evaluation_max_tokens(path: str) -> None:
 def test_what_becomes_of_shared_bases(path: str, tmp_path: Path) -> None:
     (tmp_path / "x.bed").write_text("a 0 1000 train\na 900 2000 valid\na 1900 3000 test\n")
     intervals = str(tmp_path / "x.bed")
-    with pytest.raises(InputError, match=r"100 between train and valid, 100 between valid and test.*drop, trim or allow"):
+    with pytest.raises(
+        InputError, match=r"100 between train and valid, 100 between valid and test.*drop, trim or allow"
+    ):
         module(path, intervals=intervals, shared_bases="error").setup()
     shared = {"train/valid": 100, "train/test": 0, "valid/test": 100}
     allowed = module(path, intervals=intervals, shared_bases="allow")
@@ -244,7 +246,7 @@ def test_random_windows_move_inside_their_interval(path: str, tmp_path: Path) ->
     spans = [stream.span_of(sample) for sample in range(300 * count)]
     assert all((span.record, span.start, span.end) == ("b", 10, 40) for span in spans if span.record == "b")
     inside = [span for span in spans if span.record == "a"]
-    assert all(100 <= span.start and span.end <= 390 and span.end - span.start == L + 1 for span in inside)
+    assert all(span.start >= 100 and span.end <= 390 and span.end - span.start == L + 1 for span in inside)
     # Every start that can be is found but those near to the test split, whose windows stay where they are.
     assert {span.start for span in inside} >= set(range(100, 330))
     again = stream_of(module(path, **options, start_sample=7))

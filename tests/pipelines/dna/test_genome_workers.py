@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.bgzf import recompress
+from mamba_bio_audio.pipelines.dna.genome import Genome
 
 WORKERS = 8
 WINDOWS_PER_WORKER = 12_500

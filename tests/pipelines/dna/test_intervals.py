@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import (
-    Interval,
     SPLITS,
+    Interval,
     Span,
     chosen_spans,
     merge,
@@ -81,7 +81,9 @@ def test_intervals_outside_the_contigs(genome: Genome, tmp_path: Path) -> None:
     path.write_text("chr1 0 10 train\nchr1 40 60 test\n")
     inside = chosen_spans(genome, ["chr1:1-50", "chr3:42-44"])
     assert inside == [Span("chr1", 0, 50), Span("chr3:42-44", 0, 20)]
-    with pytest.raises(InputError, match=r"line 2: 'chr1' \[40, 60\) is not in data.contigs, which keeps chr1, chr3:42"):
+    with pytest.raises(
+        InputError, match=r"line 2: 'chr1' \[40, 60\) is not in data.contigs, which keeps chr1, chr3:42"
+    ):
         read_intervals(path, genome, inside)
     assert len(read_intervals(path, genome, chosen_spans(genome, "all"))) == 2
     with pytest.raises(InputError, match="data.contigs: no record 'chr9'"):

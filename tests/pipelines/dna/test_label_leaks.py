@@ -28,7 +28,9 @@ def clean(**changes):
 def test_nothing_is_found_where_nothing_is():
     leaks = clean()
     assert not any(leak.predictive for leak in leaks), [leak.text for leak in leaks]
-    assert leak_rows([leak.to_dict() for leak in leaks]) == [("label leaks", "none: length, case, N and names do not tell the class")]
+    assert leak_rows([leak.to_dict() for leak in leaks]) == [
+        ("label leaks", "none: length, case, N and names do not tell the class")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -122,18 +122,22 @@ def test_unknown_windows_are_skipped(genome: Genome) -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 38), st.integers(1, 12), st.sampled_from(["train", "valid", "test"])), max_size=6),
+    st.lists(
+        st.tuples(st.integers(0, 38), st.integers(1, 12), st.sampled_from(["train", "valid", "test"])), max_size=6
+    ),
     st.sampled_from(["tile", "random", "head", "grow-both", "grow-ends", "grow-right"]),
 )
 def test_nothing_of_another_split_is_read(rows, policy) -> None:
     """Under drop and trim; and the counts are those of sets of bases."""
     intervals = [Interval("r", start, min(start + size, 40), split) for start, size, split in rows]
-    bases = {split: {b for i in intervals if i.split == split for b in range(i.start, i.end)} for split in
-             ("train", "valid", "test")}
+    bases = {
+        split: {b for i in intervals if i.split == split for b in range(i.start, i.end)}
+        for split in ("train", "valid", "test")
+    }
     held = bases["valid"] | bases["test"]
 
     class Known:
-        records = {"r": 40}
+        records = {"r": 40}  # noqa: RUF012
 
         @staticmethod
         def statistics(record):

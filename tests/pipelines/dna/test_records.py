@@ -98,10 +98,14 @@ def damaged(base: bytes):
         start, size, piece = draw
         return base[: start % (len(base) + 1)] + piece + base[start % (len(base) + 1) + size :]
 
-    return st.one_of(st.binary(max_size=60), st.tuples(st.integers(0, 10_000), st.integers(0, 40), st.binary(max_size=8)).map(change))
+    return st.one_of(
+        st.binary(max_size=60), st.tuples(st.integers(0, 10_000), st.integers(0, 40), st.binary(max_size=8)).map(change)
+    )
 
 
-@given(st.one_of(*(damaged(base) for base in (FASTA, FASTQ, gzip.compress(FASTA, mtime=0), gzip.compress(FASTQ, mtime=0)))))
+@given(
+    st.one_of(*(damaged(base) for base in (FASTA, FASTQ, gzip.compress(FASTA, mtime=0), gzip.compress(FASTQ, mtime=0))))
+)
 def test_any_bytes_give_records_or_an_input_error(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzzed"
     path.write_bytes(content)

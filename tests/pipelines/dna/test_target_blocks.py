@@ -10,7 +10,9 @@ from mamba_bio_audio.pipelines.dna.target_blocks import target_blocks
 
 @pytest.fixture
 def genome(write_fasta, random_dna) -> Genome:
-    return Genome(write_fasta("g.fa", {"a": random_dna(200, 0) + "N" * 50 + random_dna(250, 1), "b": random_dna(90, 2)}))
+    return Genome(
+        write_fasta("g.fa", {"a": random_dna(200, 0) + "N" * 50 + random_dna(250, 1), "b": random_dna(90, 2)})
+    )
 
 
 def test_every_block_has_its_context(genome) -> None:

@@ -41,7 +41,9 @@ def test_every_span_equals_the_fasta(
                 assert fasta.lower_case(record, start, end).tolist() == lower
                 assert int(packed.count_lower(record, start, end)) == sum(lower)
                 assert int(fasta.count_lower(record, start, end)) == sum(lower)
-                assert int(packed.count_unknown(record, start, end)) == sum(a not in "ACGTacgt" for a in text[start:end])
+                assert int(packed.count_unknown(record, start, end)) == sum(
+                    a not in "ACGTacgt" for a in text[start:end]
+                )
 
 
 def test_letters_below_n_are_not_counted(write_twobit, tmp_path: Path) -> None:

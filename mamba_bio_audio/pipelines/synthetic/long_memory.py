@@ -40,8 +40,8 @@ class NeedleTask:
     """Class by a marker in the first part of the window.
 
     Attributes:
-        within: share of the window, from its beginning, that the marker lies in. Training draws it for every batch: at one place and
-            one length a model learns to read a clock instead.
+        within: share of the window, from its beginning, that the marker lies in. Training draws it for every batch: at one
+            place and one length a model learns to read a clock instead.
         decoys: share of the filler, about, that is near hits: pieces of 6 to 24 bases of any marker, and whole markers of which
             50 to 75 % of the bases are drawn anew. Random filler of 2^20 bases holds 12 to 14 bases of some marker in a row,
             which windows of 2^14 do not: with decoys a short window has as many near hits as a long one. For training.

@@ -220,6 +220,10 @@ class TestInterpreted:
     def test_bf16(self, lti):
         check(make_inputs(1, 18, 16, 8, dtype=torch.bfloat16, lti_dt=lti, lti_B=lti))
 
+    @pytest.mark.parametrize("lti", [False, True])
+    def test_many_states_go_by_groups_of_channels(self, lti):
+        check(make_inputs(2, 9, 5, 32, lti_C=lti), twice=False)
+
     def test_two_rows_and_the_default_plan(self):
         check(make_inputs(2, 17, 5, 16, lti_C=True), twice=False)
 

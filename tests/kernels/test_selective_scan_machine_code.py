@@ -42,7 +42,7 @@ BOTH = {
     "HAS_BIAS": True, "SOFTPLUS": True, "HAS_RESET": False, "PRECISE": False,
 }  # fmt: skip
 FORWARD = {**BOTH, "BD": 128, "UNROLL": 4, "HAS_H0": False, "WRITE_STATES": True, "GROUP": 8, "FAR": 32}
-BACKWARD = {**BOTH, "BD": 16, "ROWS": 16, "G_ROW": D, "HAS_R": False, "WRITE_DH0": False}
+BACKWARD = {**BOTH, "BD": 16, "GROUP": D // 16, "ROWS": 16, "G_ROW": D, "HAS_R": False, "WRITE_DH0": False}
 # Kernel, constants, warps.
 KERNELS = {
     "forward": (scan_fwd_kernel, {**FORWARD, "VEC": 1, "WRITE_LAST": True}, 4),

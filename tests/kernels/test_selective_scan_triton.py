@@ -17,6 +17,7 @@ from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref  # noq
 from mamba_bio_audio.kernels.selective_scan.triton_op import (  # noqa: E402
     MAX_ROW_STRIDE,
     ScanCall,
+    blocks_at_once,
     make_plan,
     scan_forward,
     selective_scan_triton,
@@ -141,6 +142,13 @@ class TestInterpreted:
     def test_plans(self, changes):
         inputs = make_inputs(1, 21, 18, 8)
         check(inputs, plan=plan_for(inputs, **changes))
+
+    def test_many_states_go_by_groups_of_channels(self):
+        """Five launches of a block of channels, or two of which the last has fewer blocks."""
+        assert [blocks_at_once(18, blocks, n) for blocks, n in ((5, 64), (5, 8), (2, 16))] == [1, 4, 2]
+        check(make_inputs(2, 19, 18, 64), plan=plan_for(make_inputs(2, 19, 18, 64), chunks=2))
+        inputs = make_inputs(2, 19, 18, 8)
+        check(inputs, plan=plan_for(inputs, bwd_block=4))
 
     @pytest.mark.parametrize("chunks", [1, 2])
     def test_precise(self, chunks):

@@ -136,11 +136,12 @@ def load_sweep_inputs(
     return dt, x, gy, B[0], B[1], C[0], C[1], keep
 
 
-@triton.jit(do_not_specialize=["L", "T", "K", "zero"])
+@triton.jit(do_not_specialize=["L", "T", "K", "first_block", "zero"])
 def general_bwd_kernel(
     u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, reset_p, g_p, states_p, r_in_p,
     du_p, ddt_p, dz_p, dB_p, dC_p, dA_p, dskip_p, dbias_p, dh0_p, scratch_p, sink_p,
-    L, T, K, u_batch, dt_batch, z_batch, g_batch, zero,
+    L, T, K, first_block, u_batch, dt_batch, z_batch, g_batch, zero,
+    GROUP: tl.constexpr,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     ROWS: tl.constexpr, U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, G_ROW: tl.constexpr,
     VEC: tl.constexpr, WARP_SUMS: tl.constexpr,
@@ -150,7 +151,7 @@ def general_bwd_kernel(
 ):  # fmt: skip
     """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, PARTS, D, N), the adjoint at its end.
 
-    A and time-invariant B, C are (PARTS, D, N). Writes du, ddt, dz (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, PARTS,
+    A and time-invariant B, C are (PARTS, D, N). Writes du, ddt, dz (B, L, D); dB, dC (B, GROUP, cdiv(L, SEG) * SEG, PARTS,
     N), with WARP_SUMS fp32 or bf16, or (B * K, PARTS, D, N) where they are time-invariant; dA (B * K, PARTS, D, N); dskip,
     dbias (B * K, D); dh0 (B, PARTS, D, N). states (B, cdiv(L, SEG), PARTS, N, D). With a time-invariant dt its
     gradient is that of the bias, written to dbias whatever HAS_BIAS says, and UNROLL must divide L: a does not become 1
@@ -162,7 +163,6 @@ def general_bwd_kernel(
     BC_ROW: tl.constexpr = PARTS * N
     WIDE_VEC: tl.constexpr = 4
     EVEN_N: tl.constexpr = N == NP
-    BLOCKS: tl.constexpr = (D + BD - 1) // BD
     PER_SEG: tl.constexpr = SEG // UNROLL
     PLANE: tl.constexpr = SEG * BD
     TILE: tl.constexpr = NP * BD
@@ -173,9 +173,10 @@ def general_bwd_kernel(
     SUM_DT: tl.constexpr = HAS_BIAS or DT_LTI
     ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
     pid = tl.program_id(0)
-    block = pid % BLOCKS
-    chunk = (pid // BLOCKS) % K
-    batch = (pid // BLOCKS // K).to(tl.int64)
+    # A launch has the GROUP blocks of channels from `first_block` on.
+    block = first_block + pid % GROUP
+    chunk = (pid // GROUP) % K
+    batch = (pid // GROUP // K).to(tl.int64)
     n = tl.arange(0, NP)
     lane_d = tl.arange(0, BD)
     mask_n = n < N
@@ -194,8 +195,8 @@ def general_bwd_kernel(
     du_p += (batch * L + begin) * D
     ddt_p += (batch * L + begin) * D
     dz_p += (batch * L + begin) * D
-    dB_rows = dB_p + ((batch * BLOCKS + block) * segments * SEG + begin) * BC_ROW
-    dC_rows = dC_p + ((batch * BLOCKS + block) * segments * SEG + begin) * BC_ROW
+    dB_rows = dB_p + ((batch * GROUP + pid % GROUP) * segments * SEG + begin) * BC_ROW
+    dC_rows = dC_p + ((batch * GROUP + pid % GROUP) * segments * SEG + begin) * BC_ROW
     reset_p += batch * L + begin
     states_p += (batch * segments + begin // SEG) * STATE
 

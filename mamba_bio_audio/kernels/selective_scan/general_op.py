@@ -21,6 +21,7 @@ from mamba_bio_audio.kernels.selective_scan.triton_fwd import carry_kernel
 from mamba_bio_audio.kernels.selective_scan.triton_op import (
     _ACTIVATIONS,
     MAX_STATES,
+    PartialMap,
     Plan,
     _fp32,
     _on,
@@ -29,6 +30,7 @@ from mamba_bio_audio.kernels.selective_scan.triton_op import (
     _sink,
     _split,
     _zeros,
+    blocks_at_once,
     padded_states,
 )
 
@@ -249,18 +251,16 @@ def _backward(
     plan, kind, device = call.plan, call.kind, call.u.device
     chunks, segment = plan.bwd_chunks, plan.segment
     blocks = triton.cdiv(channels, plan.bwd_block)
-    programs = batch * chunks * blocks
+    group = blocks_at_once(channels, blocks, parts * states)
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(*shape, dtype=torch.float32, device=device)
 
-    def partial_map(fixed: bool, narrow: bool) -> Tensor:
-        if fixed:
-            return empty(batch * chunks, parts, channels, states)
+    def partial_map(narrow: bool) -> PartialMap:
         # Partial sums that end in bf16 may travel in bf16: half of the traffic, and their errors average out.
         dtype = torch.bfloat16 if narrow and plan.warp_sums else torch.float32
         rows = triton.cdiv(length, segment) * segment
-        return torch.empty(batch, blocks, rows, parts, states, dtype=dtype, device=device)
+        return PartialMap(batch, group, (rows, parts, states), dtype, device)
 
     def turned(t: Tensor) -> Tensor:
         """(..., N, D) as the kernel reads what it keeps in registers, (..., D, N)."""
@@ -273,41 +273,52 @@ def _backward(
     du = torch.empty(batch, length, channels, dtype=u.dtype, device=device)
     ddt = None if kind.dt_lti else torch.empty(batch, length, channels, dtype=dt.dtype, device=device)
     dz = torch.empty(batch, length, channels, dtype=z.dtype, device=device) if call.z is not None else None
-    dB, dC = partial_map(kind.B_lti, narrow[0]), partial_map(kind.C_lti, narrow[1])
+    dB, dC = (
+        empty(batch * chunks, parts, channels, states) if fixed else partial_map(small)
+        for fixed, small in zip((kind.B_lti, kind.C_lti), narrow, strict=True)
+    )
     dA = empty(batch * chunks, parts, channels, states)
     dskip = empty(batch * chunks, channels) if call.skip is not None else None
     dbias = empty(batch * chunks, channels) if call.bias is not None or kind.dt_lti else None
     dh0 = empty(batch, parts, channels, states) if need_h0 else None
     padded = padded_states(states)
-    scratch = empty(programs, (segment // plan.bwd_unroll * parts * padded + 4 * segment) * plan.bwd_block)
+    scratch = empty(
+        batch * chunks * group, (segment // plan.bwd_unroll * parts * padded + 4 * segment) * plan.bwd_block
+    )
     with _on(device):
         r_in = g_last
         if chunks > 1:
             r_in = _chunk_starts(call, g_out, g_last, chunks, plan.bwd_chunk_steps, reverse=True)
         A = turned(call.A)
-        general_bwd_kernel[(programs,)](
-            u, dt, A, turned(call.B) if kind.B_lti else call.B, turned(call.C) if kind.C_lti else call.C,
-            call.skip if call.skip is not None else A, z,
-            call.bias if call.bias is not None else A, call.reset if call.reset is not None else A,
-            g_out, states_saved, turned(r_in) if r_in is not None else A,
-            du, ddt if ddt is not None else du, dz if dz is not None else du, dB, dC, dA,
-            dskip if dskip is not None else dA, dbias if dbias is not None else dA, dh0 if dh0 is not None else dA,
-            scratch, _sink(device),
-            length, plan.bwd_chunk_steps, chunks, u_batch, dt_batch, z_batch, g_batch, 0,
-            D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment,
-            ROWS=plan.rows, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, VEC=plan.bwd_vec,
-            WARP_SUMS=plan.warp_sums,
-            B_LTI=kind.B_lti, C_LTI=kind.C_lti, HAS_SKIP=call.skip is not None, HAS_R=r_in is not None,
-            WRITE_DH0=need_h0, **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
-        )  # fmt: skip
+        for first in range(0, blocks, group):
+            size = min(group, blocks - first)
+            maps = [m.of(size) if isinstance(m, PartialMap) else m for m in (dB, dC)]
+            general_bwd_kernel[(batch * chunks * size,)](
+                u, dt, A, turned(call.B) if kind.B_lti else call.B, turned(call.C) if kind.C_lti else call.C,
+                call.skip if call.skip is not None else A, z,
+                call.bias if call.bias is not None else A, call.reset if call.reset is not None else A,
+                g_out, states_saved, turned(r_in) if r_in is not None else A,
+                du, ddt if ddt is not None else du, dz if dz is not None else du, *maps, dA,
+                dskip if dskip is not None else dA, dbias if dbias is not None else dA, dh0 if dh0 is not None else dA,
+                scratch, _sink(device),
+                length, plan.bwd_chunk_steps, chunks, first, u_batch, dt_batch, z_batch, g_batch, 0,
+                GROUP=size, D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment,
+                ROWS=plan.rows, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, VEC=plan.bwd_vec,
+                WARP_SUMS=plan.warp_sums,
+                B_LTI=kind.B_lti, C_LTI=kind.C_lti, HAS_SKIP=call.skip is not None, HAS_R=r_in is not None,
+                WRITE_DH0=need_h0, **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
+            )  # fmt: skip
+            for m in (dB, dC):
+                if isinstance(m, PartialMap):
+                    m.add(size)
 
     def total(partial: Tensor | None) -> Tensor | None:
         return None if partial is None else partial.sum(0)
 
-    def public_map(partial: Tensor, fixed: bool) -> Tensor:
-        if fixed:
+    def public_map(partial: Tensor | PartialMap) -> Tensor:
+        if not isinstance(partial, PartialMap):
             return _from_parts(partial.sum(0), kind.complex)
-        rows = partial.sum(1, dtype=torch.float32)[:, :length]
+        rows = partial.total[:, :length]
         return rows.transpose(-1, -2) if kind.complex else rows.squeeze(2)
 
     step = total(dbias)
@@ -315,8 +326,8 @@ def _backward(
         du,
         step if kind.dt_lti else ddt,
         _from_parts(dA.sum(0), kind.complex),
-        public_map(dB, kind.B_lti),
-        public_map(dC, kind.C_lti),
+        public_map(dB),
+        public_map(dC),
         total(dskip),
         dz,
         step if call.bias is not None else None,

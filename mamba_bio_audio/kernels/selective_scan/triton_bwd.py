@@ -113,11 +113,12 @@ def store_rows(p, n, rows, N: tl.constexpr, EVEN_N: tl.constexpr, UNROLL: tl.con
             tl.store(p + n + j * N, rows[j], mask=n < N)
 
 
-@triton.jit(do_not_specialize=["L", "T", "K", "zero"])
+@triton.jit(do_not_specialize=["L", "T", "K", "first_block", "zero"])
 def scan_bwd_kernel(
     u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, reset_p, g_p, states_p, r_in_p,
     du_p, ddt_p, dz_p, out_p, dB_p, dC_p, dA_p, dskip_p, dbias_p, dh0_p, scratch_p, sink_p,
-    L, T, K, u_batch, dt_batch, z_batch, g_batch, dz_batch, zero,
+    L, T, K, first_block, u_batch, dt_batch, z_batch, g_batch, dz_batch, zero,
+    GROUP: tl.constexpr,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     ROWS: tl.constexpr, U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, G_ROW: tl.constexpr,
     DZ_ROW: tl.constexpr, VEC: tl.constexpr, WARP_SUMS: tl.constexpr,
@@ -127,13 +128,12 @@ def scan_bwd_kernel(
 ):  # fmt: skip
     """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, D, N), the adjoint at its end.
 
-    Writes du, ddt, dz and, with WRITE_OUT, the gated output once more (B, L, D); dB, dC (B, BLOCKS, cdiv(L, SEG) * SEG, N),
+    Writes du, ddt, dz and, with WRITE_OUT, the gated output once more (B, L, D); dB, dC (B, GROUP, cdiv(L, SEG) * SEG, N),
     with WARP_SUMS fp32 or bf16; dA (B * K, D, N); dskip, dbias (B * K, D);
     dh0 (B, D, N). states (B, cdiv(L, SEG), N, D) holds the state before every SEG-th step.
     """
     WIDE_VEC: tl.constexpr = 4
     EVEN_N: tl.constexpr = N == NP
-    BLOCKS: tl.constexpr = (D + BD - 1) // BD
     PER_SEG: tl.constexpr = SEG // UNROLL
     PLANE: tl.constexpr = SEG * BD
     TILE: tl.constexpr = NP * BD
@@ -143,9 +143,10 @@ def scan_bwd_kernel(
     SPLIT: tl.constexpr = (u_p.dtype.element_ty != tl.bfloat16) | (dt_p.dtype.element_ty != tl.bfloat16)
     NARROW: tl.constexpr = dB_p.dtype.element_ty == tl.bfloat16
     pid = tl.program_id(0)
-    block = pid % BLOCKS
-    chunk = (pid // BLOCKS) % K
-    batch = (pid // BLOCKS // K).to(tl.int64)
+    # A launch has the GROUP blocks of channels from `first_block` on.
+    block = first_block + pid % GROUP
+    chunk = (pid // GROUP) % K
+    batch = (pid // GROUP // K).to(tl.int64)
     n = tl.arange(0, NP)
     lane_d = tl.arange(0, BD)
     mask_n = n < N
@@ -165,8 +166,8 @@ def scan_bwd_kernel(
     ddt_p += (batch * L + begin) * D
     dz_p += batch * dz_batch + begin * DZ_ROW
     out_p += (batch * L + begin) * D
-    dB_p += ((batch * BLOCKS + block) * segments * SEG + begin) * N
-    dC_p += ((batch * BLOCKS + block) * segments * SEG + begin) * N
+    dB_p += ((batch * GROUP + pid % GROUP) * segments * SEG + begin) * N
+    dC_p += ((batch * GROUP + pid % GROUP) * segments * SEG + begin) * N
     reset_p += batch * L + begin
     states_p += (batch * segments + begin // SEG) * (N * D)
 

@@ -2,8 +2,8 @@
 
 The recurrence and the kernels are in `triton_fwd` and `triton_bwd`; shapes are those of
 `mamba_bio_audio.ops.selective_scan`. Saved for backward: the inputs and the fp32 state before every SEG-th step,
-4 N / SEG bytes per (b, t, d). Backward itself holds the partial sums of dB and dC, 8 N / bwd_block bytes per (b, t, d)
-(half of that where they end in bf16): 8 for N = 16, but 128 for N = 64 and 512 for N = 256, where a program owns 4 channels.
+4 N / SEG bytes per (b, t, d). Backward itself holds the partial sums of dB and dC of one launch, at most 16 bytes per
+(b, t, d): 8 for N = 16, or 4 where they end in bf16; with many states it launches once per group of channels.
 """
 
 import contextlib
@@ -30,6 +30,9 @@ _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 # over chunks that fill the machine are faster. It is 0.53 warps per scheduler, kernels-design.md section 4.
 _SPLIT_BELOW = 0.53
 _MIN_CHUNK_STEPS = 256
+# The partial sums of dB and dC of one launch of a backward kernel, bytes per (b, t, d): 8 for 16 real states. With many
+# states fewer blocks of channels go through at a time.
+_PARTIAL_BYTES = 16
 
 
 def unsupported_reason(
@@ -275,6 +278,33 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
     return out, last, saved
 
 
+def blocks_at_once(channels: int, blocks: int, states: int) -> int:
+    """How many blocks of channels one launch of a backward kernel has; `states` counts both parts of complex ones."""
+    return min(max(_PARTIAL_BYTES * channels // (8 * states), 1), blocks)
+
+
+class PartialMap:
+    """Sums over channels of a (B, L, ...) map: a row per block of channels from each launch, added up in order."""
+
+    total: Tensor  # (B, *shape) fp32
+
+    def __init__(
+        self, batch: int, group: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.shape = shape
+        self.parts = torch.empty(batch * group, *shape, dtype=dtype, device=device)
+        self.batch = batch
+
+    def of(self, size: int) -> Tensor:
+        """(B, size, *shape), what a launch of `size` blocks writes."""
+        return self.parts[: self.batch * size].view(self.batch, size, *self.shape)
+
+    def add(self, size: int) -> None:
+        """After a launch of `size` blocks."""
+        found = self.of(size).sum(1, dtype=torch.float32)
+        self.total = self.total + found if hasattr(self, "total") else found
+
+
 @dataclass
 class Gradients:
     u: Tensor
@@ -315,7 +345,7 @@ def scan_backward(
     width = plan.bwd_block
     blocks = triton.cdiv(channels, width)
     segments = triton.cdiv(length, segment)
-    programs = batch * chunks * blocks
+    group = blocks_at_once(channels, blocks, states)
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(*shape, dtype=torch.float32, device=device)
@@ -332,13 +362,14 @@ def scan_backward(
     dz_row, dz_batch = (0, 0) if dz is None else (dz.stride(1), dz.stride(0))
     # Partial sums that end in bf16 may travel in bf16: half of the traffic, and their errors average out.
     partial = torch.bfloat16 if narrow and plan.warp_sums else torch.float32
-    dB, dC = (torch.empty(batch, blocks, segments * segment, states, dtype=partial, device=device) for _ in range(2))
+    maps = (PartialMap(batch, group, (segments * segment, states), partial, device) for _ in range(2))
+    dB, dC = maps
     dA = empty(batch * chunks, channels, states)
     dskip = empty(batch * chunks, channels) if call.skip is not None else None
     dbias = empty(batch * chunks, channels) if call.bias is not None else None
     dh0 = empty(batch, channels, states) if need_h0 else None
     per_program = segment // plan.bwd_unroll * padded * width + 4 * segment * width
-    scratch = empty(programs, per_program)
+    scratch = empty(batch * chunks * group, per_program)
     with _on(device):
         r_in = g_last
         if chunks > 1:
@@ -346,19 +377,24 @@ def scan_backward(
         if r_in is not None:
             r_in = r_in.transpose(-1, -2).contiguous()
         A = call.A.t().contiguous()
-        scan_bwd_kernel[(programs,)](
-            u, dt, A, call.B, call.C, call.skip if call.skip is not None else A, z,
-            call.bias if call.bias is not None else A, call.reset if call.reset is not None else A,
-            g_out, states_saved, r_in if r_in is not None else A,
-            du, ddt, dz if dz is not None else du, out if out is not None else du, dB, dC, dA,
-            dskip if dskip is not None else dA, dbias if dbias is not None else dA,
-            dh0 if dh0 is not None else dA, scratch, _sink(device),
-            length, plan.bwd_chunk_steps, chunks, u_batch, dt_batch, z_batch, g_batch, dz_batch, 0,
-            D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment, ROWS=plan.rows,
-            U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, DZ_ROW=dz_row, VEC=plan.bwd_vec, WARP_SUMS=plan.warp_sums,
-            HAS_SKIP=call.skip is not None, HAS_R=r_in is not None, WRITE_DH0=need_h0, WRITE_OUT=out is not None,
-            **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
-        )  # fmt: skip
+        for first in range(0, blocks, group):
+            size = min(group, blocks - first)
+            scan_bwd_kernel[(batch * chunks * size,)](
+                u, dt, A, call.B, call.C, call.skip if call.skip is not None else A, z,
+                call.bias if call.bias is not None else A, call.reset if call.reset is not None else A,
+                g_out, states_saved, r_in if r_in is not None else A,
+                du, ddt, dz if dz is not None else du, out if out is not None else du, dB.of(size), dC.of(size), dA,
+                dskip if dskip is not None else dA, dbias if dbias is not None else dA,
+                dh0 if dh0 is not None else dA, scratch, _sink(device),
+                length, plan.bwd_chunk_steps, chunks, first, u_batch, dt_batch, z_batch, g_batch, dz_batch, 0,
+                GROUP=size, D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment,
+                ROWS=plan.rows,
+                U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, DZ_ROW=dz_row, VEC=plan.bwd_vec, WARP_SUMS=plan.warp_sums,
+                HAS_SKIP=call.skip is not None, HAS_R=r_in is not None, WRITE_DH0=need_h0, WRITE_OUT=out is not None,
+                **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
+            )  # fmt: skip
+            dB.add(size)
+            dC.add(size)
 
     def total(partial: Tensor | None) -> Tensor | None:
         return None if partial is None else partial.sum(0)
@@ -367,8 +403,8 @@ def scan_backward(
         u=du,
         dt=ddt,
         A=dA.sum(0),
-        B=dB.sum(1, dtype=torch.float32)[:, :length],
-        C=dC.sum(1, dtype=torch.float32)[:, :length],
+        B=dB.total[:, :length],
+        C=dC.total[:, :length],
         skip=total(dskip),
         z=dz,
         bias=total(dbias),

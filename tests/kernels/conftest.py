@@ -9,6 +9,23 @@ import pytest
 
 
 @pytest.fixture
+def states_written(monkeypatch):
+    """`states_written(module)` lists, call by call, whether the module's forward scan wrote the states for backward."""
+
+    def record(module) -> list[bool]:
+        scan_forward, written = module.scan_forward, []
+
+        def forward(call, h0, write_states):
+            written.append(write_states)
+            return scan_forward(call, h0, write_states)
+
+        monkeypatch.setattr(module, "scan_forward", forward)
+        return written
+
+    return record
+
+
+@pytest.fixture
 def run_interpreted(request):
     """Runs the test's own file once more in a process in which Triton interprets, and requires that it passes."""
 

@@ -19,7 +19,6 @@ from mamba_bio_audio.kernels.selective_scan.triton_op import (  # noqa: E402
     ScanCall,
     blocks_at_once,
     make_plan,
-    scan_forward,
     selective_scan_triton,
     supports,
     unsupported_reason,
@@ -228,14 +227,8 @@ class TestInterpreted:
         exact = results(selective_scan_ref, make_inputs(1, 9, 5, 4), h_weight=False, as_double=True)
         assert max(errors(found, exact).values()) < FP32_ERROR
 
-    def test_states_are_saved_only_where_a_backward_may_follow(self, monkeypatch):
-        written = []
-
-        def forward(call, h0, write_states):
-            written.append(write_states)
-            return scan_forward(call, h0, write_states)
-
-        monkeypatch.setattr(triton_op, "scan_forward", forward)
+    def test_states_are_saved_only_where_a_backward_may_follow(self, states_written):
+        written = states_written(triton_op)
         inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
         selective_scan_triton(**inputs)
         inputs["A"].requires_grad_()

@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 
 
-def _names(first, count):
-    return [f"${first + i}" for i in range(count)]
+def _operands(*names):
+    """The 8 registers of each tile that goes in, behind the 8 of the one that comes out."""
+    return {name: [f"${8 * i + j}" for j in range(8)] for i, name in enumerate(names, 1)}
 
 
 def _product(out, a, b):
@@ -51,16 +52,12 @@ def _check(index):
 
 def _states_asm(split):
     """PTX of `store_state_sums`; with `split` three products of halves instead of one of rounded values."""
-    operands = {"h": 8, "C": 8, "g": 8, "B": 8, "w": 8, "index": 8, "at": 8}
-    at, first = {}, 8
-    for name, count in operands.items():
-        at[name] = _names(first, count)
-        first += count
+    at = _operands("h", "C", "g", "B", "w", "index", "at")
     lines = [
         "{",
         ".reg .pred bad, second, third;",
         ".reg .b32 lane, want, t, one;",
-        ".reg .b32 x<8>, low<8>, high<8>, v<4>, vlow<4>;",
+        ".reg .b32 low<8>, high<8>, v<4>, vlow<4>;",
         ".reg .f32 s<12>, difference, upper, lower;",
         *_LAYOUT,
         *_check(at["index"]),
@@ -140,7 +137,7 @@ def _bits(*masks):
 def _products_asm(parts, gate, rough=False):
     """PTX of `store_product_sums` of real (1 part) or complex (2) products, with y or without, exact or rough."""
     names = [f"{name}{k}" for pair in ("gB", "wA", "hC")[: 3 if gate else 2] for k in range(parts) for name in pair]
-    at = {name: _names(8 * i, 8) for i, name in enumerate((*names, "index", "at"), 1)}
+    at = _operands(*names, "index", "at")
     sums = "gwh" if gate and not rough else "gw"
     lines = [
         "{",
@@ -187,11 +184,7 @@ def _products_asm(parts, gate, rough=False):
 
 def _channels_asm(narrow):
     """PTX of `store_channel_sums`, to bf16 or fp32."""
-    operands = {"x0": 8, "v0": 8, "x1": 8, "v1": 8, "index": 8, "at": 8}
-    at, first = {}, 8
-    for name, count in operands.items():
-        at[name] = _names(first, count)
-        first += count
+    at = _operands("x0", "v0", "x1", "v1", "index", "at")
     lines = [
         "{",
         ".reg .pred bad, p16, p8, p4;",

@@ -29,8 +29,9 @@ from mamba_bio_audio.kernels.selective_scan.triton_op import (
     scan_forward,
 )
 
-# Positions (B times steps) that are computed again at once.
-PIECE = 1 << 18
+# Positions (B times steps) that are computed again at once, and how many inner channels of them where those are few.
+_PIECE = 1 << 18
+_PIECE_ELEMENTS = 1 << 26
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -341,7 +342,7 @@ def mamba_mixer_triton(
     reset: Tensor | None = None,
     precise: bool = False,
     dtype: torch.dtype,
-    piece: int = PIECE,
+    piece: int | None = None,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the mixer on a span.
@@ -353,12 +354,14 @@ def mamba_mixer_triton(
         reset: bool (B, L), the state is cleared before these positions.
         precise: as in `selective_scan`.
         dtype: of the activations.
-        piece: positions that backward computes again at once, a bound on memory beyond what is kept.
+        piece: positions that backward computes again at once, a bound on memory beyond what is kept; by default 2^18,
+            more where the inner width is below 256.
         segment: steps between kept states, a power of two; `default_segment` chooses.
 
     Returns:
         y (B, L, M) in `dtype`, the tail after the span in `dtype` and the state after it (B, E, N) in fp32.
     """
     train = will_differentiate(x, tail, h0, *weights)
+    piece = piece or max(_PIECE, _PIECE_ELEMENTS // weights.out_proj.shape[1])
     settings = _Settings(dtype, precise, piece, segment or default_segment(x.shape[1]), train)
     return _MixerFn.apply(settings, x, tail, h0, reset, *weights)

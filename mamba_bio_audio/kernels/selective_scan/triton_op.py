@@ -26,9 +26,11 @@ from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
 MAX_STATES = 256
 MAX_ROW_STRIDE = 1 << 25
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
-# Below this many warps (channels / 32 times batch) one pass leaves too many of the schedulers idle, and two passes
-# over chunks that fill the machine are faster. It is 0.53 warps per scheduler, kernels-design.md section 4.
+# Below this many warps per scheduler one pass leaves too much of the machine idle, and two passes over chunks that fill
+# it are faster. Forward: kernels-design.md section 4. Backward: two warps a scheduler hide each other's latency, and
+# chunks cost it a tenth (benchmarks/results/selective_scan_backward_plans_h100.csv).
 _SPLIT_BELOW = 0.53
+_SPLIT_BACKWARD_BELOW = 1.5
 _MIN_CHUNK_STEPS = 256
 # The partial sums of dB and dC of one launch of a backward kernel, bytes per (b, t, d): 8 for 16 real states. With many
 # states fewer blocks of channels go through at a time.
@@ -97,10 +99,12 @@ def _schedulers(device: torch.device) -> int:
     return 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _split(length: int, warps: int, schedulers: int, per_scheduler: int, segment: int) -> tuple[int, int]:
-    """(chunks, steps per chunk): one chunk where `warps` fill the machine, else per_scheduler warps on each."""
+def _split(
+    length: int, warps: int, schedulers: int, per_scheduler: int, segment: int, below: float = _SPLIT_BELOW
+) -> tuple[int, int]:
+    """(chunks, steps per chunk): one chunk from `below` warps a scheduler on, else per_scheduler warps on each."""
     chunks, warps = 1, max(warps, 1)  # an empty batch has none
-    if warps < _SPLIT_BELOW * schedulers:
+    if warps < below * schedulers:
         chunks = min(triton.cdiv(per_scheduler * schedulers, warps), triton.cdiv(length, _MIN_CHUNK_STEPS))
     steps = triton.cdiv(triton.cdiv(length, chunks), segment) * segment
     return triton.cdiv(length, steps), steps
@@ -137,16 +141,17 @@ def make_plan(
     )
     warps = batch * triton.cdiv(channels, min(fields["fwd_block"], 32))
 
-    def split(wanted: int | None, warps: int) -> tuple[int, int]:
+    def split(wanted: int | None, warps: int, below: float) -> tuple[int, int]:
         if wanted is None:
-            return _split(length, warps, schedulers, 8, segment)
+            return _split(length, warps, schedulers, 8, segment, below)
         steps = triton.cdiv(triton.cdiv(length, wanted), segment) * segment
         return triton.cdiv(length, steps), steps
 
-    fields["chunks"], fields["chunk_steps"] = split(chunks, warps)
+    fields["chunks"], fields["chunk_steps"] = split(chunks, warps, _SPLIT_BELOW)
     fields["bwd_chunks"], fields["bwd_chunk_steps"] = split(
         bwd_chunks if bwd_chunks is not None else chunks,
         batch * triton.cdiv(channels, fields["bwd_block"]),
+        _SPLIT_BACKWARD_BELOW if fields["warp_sums"] else _SPLIT_BELOW,
     )
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
     fields["far"] = 32 if fields["chunks"] == 1 else 0

@@ -47,7 +47,7 @@ class _Sizes(NamedTuple):
 
 
 _CPU_SIZES = _Sizes(fewest=16, most=64, numbers=1 << 18, segment=1 << 18, joins=3)
-_GPU_SIZES = _Sizes(fewest=16, most=256, numbers=1 << 26, segment=1 << 26, joins=7)
+_GPU_SIZES = _Sizes(fewest=16, most=1024, numbers=1 << 26, segment=1 << 26, joins=9)
 _LOG2_E = 1.4426950408889634
 _SERIES_BELOW = 0.5
 _SERIES_TERMS = 16

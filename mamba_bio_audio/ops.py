@@ -327,7 +327,14 @@ def linear_cross_entropy(
 
         with torch.autocast(x.device.type, enabled=False):
             return torch_ops.linear_cross_entropy(x, weight, targets, ignore_index)
-    choice = _choose(where, backend, x, lambda: "this operation has no kernel yet", announce=False)
+
+    def cannot() -> str | None:
+        from mamba_bio_audio.kernels import linear_cross_entropy_triton
+
+        return linear_cross_entropy_triton.unsupported_reason(x, weight)
+
+    # A large vocabulary is no reason for a notice: there the products bind and the torch path is as good.
+    choice = _choose(where, backend, x, cannot, announce=False)
     if targets.device.type == "cpu":
         wrong = ((targets < 0) | (targets >= weight.shape[0])) & (targets != ignore_index)
         if wrong.any():
@@ -336,6 +343,8 @@ def linear_cross_entropy(
                 f"and is not ignore_index={ignore_index}"
             )
     run = linear_cross_entropy_ref if choice == "reference" else linear_cross_entropy_torch
+    if choice == "triton":
+        from mamba_bio_audio.kernels.linear_cross_entropy_triton import linear_cross_entropy_triton as run
     with torch.autocast(x.device.type, enabled=False):
         return run(x, weight, targets, ignore_index)
 
@@ -483,7 +492,7 @@ def live_backend(device: str) -> str:
     if device != "cuda":
         return "torch"
     reason = "asked for" if _plain else no_triton(torch.device("cuda", torch.cuda.current_device()))
-    return f"torch ({reason})" if reason else "triton (mixer, scan, convolution, norm), torch for the rest"
+    return f"torch ({reason})" if reason else "triton (mixer, scan, convolution, norm, loss), torch for the rest"
 
 
 def _shape(t: Tensor) -> str:

@@ -7,15 +7,17 @@ are made together, in fp32 (fp64 for fp64 inputs), blocks in a fixed order: resu
 run.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 
 _BLOCK_LOGITS = 1 << 20  # logits held at a time
+_BLOCK_LOGITS_CUDA = 1 << 24  # the same on a GPU, which the host must keep busy
 
 
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -33,11 +35,17 @@ def linear_cross_entropy_ref(x: Tensor, weight: Tensor, targets: Tensor, ignore_
 
 def linear_cross_entropy_torch(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Returns (summed loss, number of scored targets)."""
-    need = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if need:
-        return _LossFn.apply(x, weight, targets, ignore_index)
+    return apply_loss(_blocks, x, weight, targets, ignore_index)
+
+
+def apply_loss(
+    compute: Callable[..., Any], x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Loss and count by `compute`, which makes the gradients together with them and has the signature of `_blocks`."""
+    if will_differentiate(x, weight):
+        return _LossFn.apply(compute, x, weight, targets, ignore_index)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        loss, count, _, _ = _blocks(x, weight, targets, ignore_index, False, False)
+        loss, count, _, _ = compute(x, weight, targets, ignore_index, False, False)
     return loss, count
 
 
@@ -52,7 +60,7 @@ def _blocks(
     loss = torch.zeros((), dtype=dtype, device=x.device)
     g_x = torch.empty(rows.shape, dtype=x.dtype, device=x.device) if need_x else None
     g_weight = torch.zeros_like(wide) if need_weight else None
-    step = max(1, _BLOCK_LOGITS // vocabulary)
+    step = max(1, (_BLOCK_LOGITS_CUDA if x.is_cuda else _BLOCK_LOGITS) // vocabulary)
     for start in range(0, rows.shape[0], step):
         block = slice(start, start + step)
         values = rows[block].to(dtype)
@@ -74,10 +82,12 @@ def _blocks(
 
 class _LossFn(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-        need_x, need_weight = ctx.needs_input_grad[:2]
+    def forward(
+        ctx: Any, compute: Callable[..., Any], x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int
+    ) -> tuple[Tensor, Tensor]:
+        need_x, need_weight = ctx.needs_input_grad[1:3]
         with torch.autocast(x.device.type, enabled=False):
-            loss, count, g_x, g_weight = _blocks(x, weight, targets, ignore_index, need_x, need_weight)
+            loss, count, g_x, g_weight = compute(x, weight, targets, ignore_index, need_x, need_weight)
         ctx.save_for_backward(g_x, g_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(count)
@@ -90,4 +100,4 @@ class _LossFn(torch.autograd.Function):
             # New tensors: the saved ones must survive a second backward.
             g_x = None if g_x is None else (g_x * g_loss).to(g_x.dtype)
             g_weight = None if g_weight is None else (g_weight * g_loss).to(ctx.weight_dtype)
-        return *refuse_second_order("linear_cross_entropy", (g_x, g_weight)), None, None
+        return None, *refuse_second_order("linear_cross_entropy", (g_x, g_weight)), None, None

@@ -15,7 +15,6 @@ and are added in a fixed order: deterministic, no atomics.
 # Triton code: tuples grow in unrolled loops, and `if` on a constexpr must stand alone.
 # ruff: noqa: RUF005
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+from mamba_bio_audio.kernels.launch import cdiv, on
 
 MAX_WIDTH = 8
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
@@ -117,12 +117,12 @@ def conv_fwd_kernel(
 
 @triton.jit(do_not_specialize=["L", "CHUNKS"])
 def conv_bwd_kernel(
-    x_p, w_p, bias_p, tail_p, reset_p, g_p, dx_p, dw_p, dbias_p, dtail_p, L, CHUNKS, x_batch, g_batch, dx_batch,
+    x_p, w_p, bias_p, tail_p, reset_p, g_p, dx_p, sums_p, dtail_p, L, CHUNKS, x_batch, g_batch, dx_batch,
     D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, UNROLL: tl.constexpr, X_ROW: tl.constexpr,
     G_ROW: tl.constexpr, DX_ROW: tl.constexpr,
     SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_TAIL: tl.constexpr, HAS_RESET: tl.constexpr,
 ):  # fmt: skip
-    """Writes dx (B, L, D), dtail (B, W - 1, D), and per program dw (B * CHUNKS, W, D) and dbias (B * CHUNKS, D)."""
+    """Writes dx (B, L, D), dtail (B, W - 1, D), and sums per program (B * CHUNKS, W + 1, D): dweight, then dbias."""
     BLOCKS: tl.constexpr = (D + BD - 1) // BD
     pid = tl.program_id(0)
     d = (pid % BLOCKS) * BD + tl.arange(0, BD)
@@ -211,9 +211,8 @@ def conv_bwd_kernel(
             past = past[1:] + (x,)
             keeps = keeps[1:] + (keep,)
     for k in tl.static_range(W):
-        tl.store(dw_p + (part * W + k) * D + d, dws[k], mask=mask)
-    if HAS_BIAS:
-        tl.store(dbias_p + part * D + d, dbias, mask=mask)
+        tl.store(sums_p + (part * (W + 1) + k) * D + d, dws[k], mask=mask)
+    tl.store(sums_p + (part * (W + 1) + W) * D + d, dbias, mask=mask)
 
 
 def unsupported_reason(x: Tensor, weight: Tensor) -> str | None:
@@ -231,10 +230,6 @@ def _rows(t: Tensor) -> tuple[Tensor, int, int]:
     return t, t.stride(1), t.stride(0)
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def _block(channels: int) -> int:
     return min(max(triton.next_power_of_2(channels), 32), 128)
 
@@ -246,9 +241,9 @@ def conv_forward(
     batch, length, channels = x.shape
     out = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
     x, row, stride = _rows(x)
-    block, chunks = _block(channels), triton.cdiv(length, _ROWS)
-    with _on(x.device):
-        conv_fwd_kernel[(batch * chunks * triton.cdiv(channels, block),)](
+    block, chunks = _block(channels), cdiv(length, _ROWS)
+    with on(x.device):
+        conv_fwd_kernel[(batch * chunks * cdiv(channels, block),)](
             x, weight, bias if bias is not None else weight, tail if tail is not None else weight,
             reset if reset is not None else weight, out, length, chunks, stride,
             D=channels, W=weight.shape[0], BD=block, ROWS=_ROWS, UNROLL=_UNROLL, X_ROW=row,
@@ -284,20 +279,20 @@ def conv_backward(
         dx = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
     x, x_row, x_stride = _rows(x)
     g, g_row, g_stride = _rows(g)
-    block, chunks = _block(channels), triton.cdiv(length, _ROWS)
-    dw = torch.empty(batch * chunks, width, channels, dtype=torch.float32, device=x.device)
-    dbias = None if bias is None else torch.empty(batch * chunks, channels, dtype=torch.float32, device=x.device)
+    block, chunks = _block(channels), cdiv(length, _ROWS)
+    sums = torch.empty(batch * chunks, width + 1, channels, dtype=torch.float32, device=x.device)
     dtail = None if tail is None else torch.empty_like(tail)
-    with _on(x.device):
-        conv_bwd_kernel[(batch * chunks * triton.cdiv(channels, block),)](
+    with on(x.device):
+        conv_bwd_kernel[(batch * chunks * cdiv(channels, block),)](
             x, weight, bias if bias is not None else weight, tail if tail is not None else weight,
-            reset if reset is not None else weight, g, dx, dw, dbias if dbias is not None else weight,
+            reset if reset is not None else weight, g, dx, sums,
             dtail if dtail is not None else weight, length, chunks, x_stride, g_stride, dx.stride(0),
             D=channels, W=width, BD=block, ROWS=_ROWS, UNROLL=_UNROLL, X_ROW=x_row, G_ROW=g_row, DX_ROW=dx.stride(1),
             SILU=silu, HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_RESET=reset is not None,
             num_warps=1,
         )  # fmt: skip
-    return Gradients(dx, dw.sum(0), None if dbias is None else dbias.sum(0), dtail)
+    total = sums.sum(0)
+    return Gradients(dx, total[:width], None if bias is None else total[width], dtail)
 
 
 class _ConvFn(torch.autograd.Function):

@@ -16,7 +16,6 @@ other dtypes are multiplied in fp32 as three TF32 products.
 # Triton code: tuples grow in unrolled loops, and `if` on a constexpr must stand alone.
 # ruff: noqa: RUF005
 
-import contextlib
 import os
 from typing import Any
 
@@ -26,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mamba_bio_audio.kernels.launch import cdiv, on
 from mamba_bio_audio.kernels.linear_cross_entropy import apply_loss
 
 MAX_CLASSES = 512
@@ -218,8 +218,8 @@ def plan(classes: int, columns: int, dtype: torch.dtype) -> dict[str, Any]:
     # With one block of classes Triton 3.6 fails on tiles of 64 rows for sm_100.
     rows = 64 if parts and classes > vb else 32
     return {
-        "V": classes, "VB": vb, "BLOCKS": triton.cdiv(classes, vb), "K": columns, "BK": bk,
-        "CHUNKS": triton.cdiv(columns, bk), "ROWS": rows, "PARTS": parts,
+        "V": classes, "VB": vb, "BLOCKS": cdiv(classes, vb), "K": columns, "BK": bk,
+        "CHUNKS": cdiv(columns, bk), "ROWS": rows, "PARTS": parts,
     }  # fmt: skip
 
 
@@ -244,13 +244,13 @@ def _launch(
         high = w.bfloat16()
         w = torch.stack([high, (w - high).bfloat16()])
     count = labels.numel()
-    tiles = triton.cdiv(count, c["ROWS"])
+    tiles = cdiv(count, c["ROWS"])
     g_x = torch.empty_like(rows) if need_x else None
     lse, loss = (torch.empty(n, dtype=torch.float32, device=x.device) for n in (count, tiles))
     scored = torch.empty(tiles, dtype=torch.int32, device=x.device)
     g_weight = None
     on_gpu = x.device.type == "cuda"
-    with torch.cuda.device(x.device) if on_gpu else contextlib.nullcontext():
+    with on(x.device):
         if tiles:
             loss_kernel[(tiles,)](
                 rows, w, labels, rows if g_x is None else g_x, lse, loss, scored, count, ignore_index,
@@ -258,7 +258,7 @@ def _launch(
             )  # fmt: skip
         if need_weight:
             processors = torch.cuda.get_device_properties(x.device).multi_processor_count if on_gpu else 1
-            shares = min(tiles, triton.cdiv(4 * processors, c["BLOCKS"]))
+            shares = min(tiles, cdiv(4 * processors, c["BLOCKS"]))
             sums = torch.empty(shares, classes, columns, dtype=torch.float32, device=x.device)
             if tiles:
                 dweight_kernel[(shares * c["BLOCKS"],)](

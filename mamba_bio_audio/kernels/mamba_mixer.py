@@ -298,11 +298,13 @@ def _piece_backward(
     dxz = torch.empty_like(piece.xz)
     # In the place of its gradient, as the gradient of dt in the place of dt.
     out = g_y @ w.out_proj
+    d_projected = torch.empty_like(projected)
+    d_rank, dBC = d_projected[..., :rank], d_projected[..., rank:]
     narrow = projected.dtype == torch.bfloat16
     g = scan_backward(
-        piece.scan, states, out, g_h, need_h0, dz=dxz[..., inner:], out=out, ddt=piece.scan.dt, narrow=narrow
+        piece.scan, states, out, g_h, need_h0, dz=dxz[..., inner:], out=out, ddt=piece.scan.dt, dBC=dBC, narrow=narrow
     )
-    d_projected = torch.cat([(g.dt @ w.dt_proj).to(x.dtype), g.B.to(x.dtype), g.C.to(x.dtype)], dim=-1)
+    torch.mm(g.dt.view(-1, inner), w.dt_proj, out=d_rank.view(-1, rank))
     sums.add(
         out_proj=_product(g_y, out),
         out_bias=None if w.out_bias is None else g_y.float().sum((0, 1)),

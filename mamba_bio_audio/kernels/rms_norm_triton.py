@@ -12,7 +12,6 @@ partial sum for the weight; they are added in a fixed order.
 
 # mypy: disable-error-code="no-untyped-def, assignment, var-annotated"
 # Triton code: `if` on a constexpr must stand alone.
-import contextlib
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+from mamba_bio_audio.kernels.launch import cdiv, on
 
 MAX_CHANNELS = 16384
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
@@ -96,10 +96,6 @@ def _tile(channels: int) -> tuple[int, int, int]:
     return block, rows, min(max(block * rows // 512, 1), 8)
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 class _NormFn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -114,8 +110,8 @@ class _NormFn(torch.autograd.Function):
         count = rows.numel() // channels
         scale = torch.empty(count, dtype=torch.float32, device=x.device)
         block, tile, warps = _tile(channels)
-        with _on(x.device):
-            norm_fwd_kernel[(triton.cdiv(count, tile),)](
+        with on(x.device):
+            norm_fwd_kernel[(cdiv(count, tile),)](
                 rows, added if added is not None else rows, w, y, stream, scale, count, eps,
                 D=channels, BLOCK=block, ROWS=tile, HAS_RESIDUAL=added is not None, WRITE_STREAM=not own_stream,
                 num_warps=warps,
@@ -136,9 +132,9 @@ class _NormFn(torch.autograd.Function):
         own = residual_dtype is not None and x_dtype != torch.float32
         dr = torch.empty_like(stream) if own else dx
         block, tile, warps = _tile(channels)
-        programs = min(triton.cdiv(count, tile), _BACKWARD_PROGRAMS)
+        programs = min(cdiv(count, tile), _BACKWARD_PROGRAMS)
         dweight = torch.empty(programs, channels, dtype=torch.float32, device=w.device)
-        with _on(w.device):
+        with on(w.device):
             norm_bwd_kernel[(programs,)](
                 stream, w, scale, g, g_stream if g_stream is not None else g, dx, dr, dweight, count,
                 D=channels, BLOCK=block, ROWS=tile, HAS_G_STREAM=g_stream is not None, WRITE_STREAM=own,

@@ -307,18 +307,21 @@ class _Totals:
 
     def add(self, found: tuple[Tensor | None, ...]) -> None:
         """One chunk's gradients."""
-        sums, summands = [], []
+        first, sums, summands = {}, [], []
         for i, gradient in enumerate(found):
             if gradient is None:
                 continue
             gradient = gradient if gradient.dtype.itemsize >= 4 else gradient.float()
             total = self.sums[i]
             if total is None:
-                # Two parameters may be given the same storage, or a view.
-                self.sums[i] = gradient.clone()
+                first[i] = gradient
             else:
                 sums.append(total)
                 summands.append(gradient)
+        if first:
+            # Copies: two parameters may be given the same storage, or a view.
+            for i, copy in zip(first, torch._foreach_mul(list(first.values()), 1), strict=True):
+                self.sums[i] = copy
         if sums:
             torch._foreach_add_(sums, summands)
 

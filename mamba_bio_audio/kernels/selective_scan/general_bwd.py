@@ -110,7 +110,7 @@ def store_map_gradient(
             rows = rows + (tl.sum(xs[j][0] * vs[j][:, None], axis=0),)
             if COMPLEX:
                 rows = rows + (SIGN * tl.sum(xs[j][1] * vs[j][:, None], axis=0),)
-        store_rows(p, n, rows, N, EVEN_N, (UNROLL * 2 if COMPLEX else UNROLL))
+        store_rows(p, n, rows, N, N, EVEN_N, (UNROLL * 2 if COMPLEX else UNROLL))
 
 
 @triton.jit

@@ -10,10 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
+from mamba_bio_audio.kernels.launch import cdiv, on
 from mamba_bio_audio.kernels.selective_scan.general_bwd import general_bwd_kernel
 from mamba_bio_audio.kernels.selective_scan.general_chunks import general_chunk_kernel, pair_carry_kernel
 from mamba_bio_audio.kernels.selective_scan.general_fwd import general_fwd_kernel
@@ -24,7 +24,6 @@ from mamba_bio_audio.kernels.selective_scan.triton_op import (
     PartialMap,
     Plan,
     _fp32,
-    _on,
     _rows,
     _schedulers,
     _sink,
@@ -103,13 +102,13 @@ def make_general_plan(
     def split(wanted: int | None, warps: int) -> tuple[int, int]:
         if wanted is None:
             return _split(length, warps, schedulers, 8, segment)
-        steps = triton.cdiv(triton.cdiv(length, wanted), segment) * segment
-        return triton.cdiv(length, steps), steps
+        steps = cdiv(cdiv(length, wanted), segment) * segment
+        return cdiv(length, steps), steps
 
-    warps = batch * triton.cdiv(channels, min(fields["fwd_block"], 32))
+    warps = batch * cdiv(channels, min(fields["fwd_block"], 32))
     fields["chunks"], fields["chunk_steps"] = split(chunks, warps)
     fields["bwd_chunks"], fields["bwd_chunk_steps"] = split(
-        bwd_chunks if bwd_chunks is not None else chunks, batch * triton.cdiv(channels, fields["bwd_block"])
+        bwd_chunks if bwd_chunks is not None else chunks, batch * cdiv(channels, fields["bwd_block"])
     )
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
     fields["far"] = 32 if fields["chunks"] == 1 else 0
@@ -189,7 +188,7 @@ def _chunk_starts(call: _Call, x: Tensor, first: Tensor | None, chunks: int, ste
     x, x_row, x_batch = _rows(x)
     dt, dt_row, dt_batch = call.step_rows()
     z, z_row, z_batch = _rows(call.z) if call.z is not None and reverse else (x, x_row, x_batch)
-    grid = (batch * (chunks - 1) * triton.cdiv(channels, plan.fwd_block),)
+    grid = (batch * (chunks - 1) * cdiv(channels, plan.fwd_block),)
     flags = call.flags()
     flags["HAS_Z"] = flags["HAS_Z"] and reverse
     general_chunk_kernel[grid](
@@ -202,7 +201,7 @@ def _chunk_starts(call: _Call, x: Tensor, first: Tensor | None, chunks: int, ste
     )  # fmt: skip
     block = 128
     carry = pair_carry_kernel if call.kind.complex else carry_kernel
-    carry[(batch * triton.cdiv(states * channels, block),)](
+    carry[(batch * cdiv(states * channels, block),)](
         end, sum_dt, call.A, first if first is not None else end, start, chunks,
         D=channels, N=states, BLOCK=block, UNROLL=16, HAS_FIRST=first is not None, REVERSE=reverse, num_warps=4,
     )  # fmt: skip
@@ -217,15 +216,15 @@ def _forward(call: _Call, h0: Tensor | None, write_states: bool) -> tuple[Tensor
     last = torch.empty(batch, parts, states, channels, dtype=torch.float32, device=device)
     saved = None
     if write_states:
-        segments = triton.cdiv(length, plan.segment)
+        segments = cdiv(length, plan.segment)
         saved = torch.empty(batch, segments, parts, states, channels, dtype=torch.float32, device=device)
     u, u_row, u_batch = _rows(call.u)
     dt, dt_row, dt_batch = call.step_rows()
     z, z_row, z_batch = _rows(call.z) if call.z is not None else (u, u_row, u_batch)
-    with _on(device):
+    with on(device):
         if plan.chunks > 1:
             h0 = _chunk_starts(call, u, h0, plan.chunks, plan.chunk_steps, reverse=False)
-        grid = (batch * plan.chunks * triton.cdiv(channels, plan.fwd_block),)
+        grid = (batch * plan.chunks * cdiv(channels, plan.fwd_block),)
         general_fwd_kernel[grid](
             u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
             call.bias if call.bias is not None else call.A, h0 if h0 is not None else call.A,
@@ -250,7 +249,7 @@ def _backward(
     batch, length, channels, parts, states = call.sizes
     plan, kind, device = call.plan, call.kind, call.u.device
     chunks, segment = plan.bwd_chunks, plan.segment
-    blocks = triton.cdiv(channels, plan.bwd_block)
+    blocks = cdiv(channels, plan.bwd_block)
     group = blocks_at_once(channels, blocks, parts * states)
 
     def empty(*shape: int) -> Tensor:
@@ -259,7 +258,7 @@ def _backward(
     def partial_map(narrow: bool) -> PartialMap:
         # Partial sums that end in bf16 may travel in bf16: half of the traffic, and their errors average out.
         dtype = torch.bfloat16 if narrow and plan.warp_sums else torch.float32
-        rows = triton.cdiv(length, segment) * segment
+        rows = cdiv(length, segment) * segment
         return PartialMap(batch, group, (rows, parts, states), dtype, device)
 
     def turned(t: Tensor) -> Tensor:
@@ -285,7 +284,7 @@ def _backward(
     scratch = empty(
         batch * chunks * group, (segment // plan.bwd_unroll * parts * padded + 4 * segment) * plan.bwd_block
     )
-    with _on(device):
+    with on(device):
         r_in = g_last
         if chunks > 1:
             r_in = _chunk_starts(call, g_out, g_last, chunks, plan.bwd_chunk_steps, reverse=True)

@@ -89,13 +89,13 @@ def load_sweep_step(
 
 
 @triton.jit
-def store_rows(p, n, rows, N: tl.constexpr, EVEN_N: tl.constexpr, UNROLL: tl.constexpr):
-    """Writes UNROLL vectors [NP] of consecutive steps at once: one layout conversion instead of UNROLL."""
+def store_rows(p, n, rows, N: tl.constexpr, ROW: tl.constexpr, EVEN_N: tl.constexpr, UNROLL: tl.constexpr):
+    """Writes UNROLL vectors [NP] of consecutive steps, ROW apart, at once: one layout conversion instead of UNROLL."""
     if UNROLL == 4:
         both = tl.join(tl.join(rows[0], rows[1]), tl.join(rows[2], rows[3]))  # [NP, low bit, high bit of the step]
         two = tl.arange(0, 2)
         step = two[None, :, None] + 2 * two[None, None, :]
-        at = p + n[:, None, None] + step * N
+        at = p + n[:, None, None] + step * ROW
         if EVEN_N:
             tl.store(at, both)
         else:
@@ -103,20 +103,20 @@ def store_rows(p, n, rows, N: tl.constexpr, EVEN_N: tl.constexpr, UNROLL: tl.con
     elif UNROLL == 2:
         both = tl.join(rows[0], rows[1])  # [NP, step]
         step = tl.arange(0, 2)[None, :]
-        at = p + n[:, None] + step * N
+        at = p + n[:, None] + step * ROW
         if EVEN_N:
             tl.store(at, both)
         else:
             tl.store(at, both, mask=(n < N)[:, None] & (step >= 0))
     else:
         for j in tl.static_range(UNROLL):
-            tl.store(p + n + j * N, rows[j], mask=n < N)
+            tl.store(p + n + j * ROW, rows[j], mask=n < N)
 
 
 @triton.jit(do_not_specialize=["L", "T", "K", "first_block", "zero"])
 def scan_bwd_kernel(
     u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, reset_p, g_p, states_p, r_in_p,
-    du_p, ddt_p, dz_p, out_p, dB_p, dC_p, dA_p, dskip_p, dbias_p, dh0_p, scratch_p, sink_p,
+    du_p, ddt_p, dz_p, out_p, dB_p, dC_p, dparameters_p, dh0_p, scratch_p, sink_p,
     L, T, K, first_block, u_batch, dt_batch, z_batch, g_batch, dz_batch, zero,
     GROUP: tl.constexpr,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
@@ -142,6 +142,7 @@ def scan_bwd_kernel(
     # du or ddt leaves in more than bf16: the sums behind them keep fp32 accuracy.
     SPLIT: tl.constexpr = (u_p.dtype.element_ty != tl.bfloat16) | (dt_p.dtype.element_ty != tl.bfloat16)
     NARROW: tl.constexpr = dB_p.dtype.element_ty == tl.bfloat16
+    SUMS_ROW: tl.constexpr = 2 * N  # dB and dC of a step lie side by side
     pid = tl.program_id(0)
     # A launch has the GROUP blocks of channels from `first_block` on.
     block = first_block + pid % GROUP
@@ -166,8 +167,8 @@ def scan_bwd_kernel(
     ddt_p += (batch * L + begin) * D
     dz_p += batch * dz_batch + begin * DZ_ROW
     out_p += (batch * L + begin) * D
-    dB_p += ((batch * GROUP + pid % GROUP) * segments * SEG + begin) * N
-    dC_p += ((batch * GROUP + pid % GROUP) * segments * SEG + begin) * N
+    dB_p += ((batch * GROUP + pid % GROUP) * segments * SEG + begin) * SUMS_ROW
+    dC_p += ((batch * GROUP + pid % GROUP) * segments * SEG + begin) * SUMS_ROW
     reset_p += batch * L + begin
     states_p += (batch * segments + begin // SEG) * (N * D)
 
@@ -202,7 +203,7 @@ def scan_bwd_kernel(
         index = lane_d[:, None] * NP + n[None, :]
         # Where the sums of a lane go, see `warp_sums`: gB, y and wA to planes 1 to 3, dB and dC of two steps.
         sums_at = (tl.minimum(n // 4, 2) + 1)[None, :] * PLANE + lane_d[:, None]
-        pair_at = channel_places(lane_d, n, N)
+        pair_at = channel_places(lane_d, n, SUMS_ROW)
 
     count_segments = tl.cdiv(count, SEG)
     for back in range(count_segments):
@@ -309,7 +310,7 @@ def scan_bwd_kernel(
                     to = planes_p + (i * UNROLL + j) * BD + sums_at
                     store_state_sums(afters[j], C, gs[j], B, wAs[j], index, to.to(tl.int64), SPLIT)
                 for j in tl.static_range(0, UNROLL, 2):
-                    to = (base + i * UNROLL + j) * N + pair_at
+                    to = (base + i * UNROLL + j) * SUMS_ROW + pair_at
                     x, y = steps[j], steps[j + 1]
                     store_channel_sums(afters[j], x[2], afters[j + 1], y[2], index, (dC_p + to).to(tl.int64), NARROW)
                     store_channel_sums(gs[j], x[1], gs[j + 1], y[1], index, (dB_p + to).to(tl.int64), NARROW)
@@ -325,8 +326,8 @@ def scan_bwd_kernel(
                         tl.store(at + 2 * PLANE, tl.sum(afters[j] * C[None, :], axis=1))
                     dBs = dBs + (tl.sum(gs[j] * dtu[:, None], axis=0),)
                     dCs = dCs + (tl.sum(afters[j] * gy[:, None], axis=0),)
-                store_rows(dC_p + (base + i * UNROLL) * N, n, dCs, N, EVEN_N, UNROLL)
-                store_rows(dB_p + (base + i * UNROLL) * N, n, dBs, N, EVEN_N, UNROLL)
+                store_rows(dC_p + (base + i * UNROLL) * SUMS_ROW, n, dCs, N, SUMS_ROW, EVEN_N, UNROLL)
+                store_rows(dB_p + (base + i * UNROLL) * SUMS_ROW, n, dBs, N, SUMS_ROW, EVEN_N, UNROLL)
         tl.debug_barrier()
 
         for i in range(tl.cdiv(size, ROWS)):
@@ -362,12 +363,14 @@ def scan_bwd_kernel(
             if HAS_BIAS:
                 dbias += ddt
 
-    tl.store(dA_p + (batch * K + chunk) * (N * D) + rows, dA, mask=mask)
+    # dA (D, N), dD (D), dbias (D) of this batch and chunk, one behind the other.
+    dparameters_p += (batch * K + chunk) * ((N + 2) * D)
+    tl.store(dparameters_p + rows, dA, mask=mask)
     if WRITE_DH0:
         if chunk == 0:
             tl.store(dh0_p + batch * (N * D) + rows, r, mask=mask)
     last_d = block * BD + tl.arange(0, BD)[None, :]
     if HAS_SKIP:
-        tl.store(dskip_p + (batch * K + chunk) * D + last_d, tl.sum(dskip, axis=1), mask=last_d < D)
+        tl.store(dparameters_p + N * D + last_d, tl.sum(dskip, axis=1), mask=last_d < D)
     if HAS_BIAS:
-        tl.store(dbias_p + (batch * K + chunk) * D + last_d, tl.sum(dbias, axis=1), mask=last_d < D)
+        tl.store(dparameters_p + (N + 1) * D + last_d, tl.sum(dbias, axis=1), mask=last_d < D)

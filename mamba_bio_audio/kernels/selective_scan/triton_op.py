@@ -6,7 +6,6 @@ The recurrence and the kernels are in `triton_fwd` and `triton_bwd`; shapes are 
 (b, t, d): 8 for N = 16, or 4 where they end in bf16; with many states it launches once per group of channels.
 """
 
-import contextlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -16,6 +15,7 @@ import triton
 from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
+from mamba_bio_audio.kernels.launch import cdiv, on
 from mamba_bio_audio.kernels.selective_scan.triton_bwd import scan_bwd_kernel
 from mamba_bio_audio.kernels.selective_scan.triton_fwd import (
     carry_kernel,
@@ -102,12 +102,13 @@ def _schedulers(device: torch.device) -> int:
 def _split(
     length: int, warps: int, schedulers: int, per_scheduler: int, segment: int, below: float = _SPLIT_BELOW
 ) -> tuple[int, int]:
-    """(chunks, steps per chunk): one chunk from `below` warps a scheduler on, else per_scheduler warps on each."""
+    """(chunks, steps per chunk): one chunk from `below` warps a scheduler on, else at most per_scheduler on each."""
     chunks, warps = 1, max(warps, 1)  # an empty batch has none
     if warps < below * schedulers:
-        chunks = min(triton.cdiv(per_scheduler * schedulers, warps), triton.cdiv(length, _MIN_CHUNK_STEPS))
-    steps = triton.cdiv(triton.cdiv(length, chunks), segment) * segment
-    return triton.cdiv(length, steps), steps
+        # One warp more than a scheduler can take in whole rounds would make the rest of the machine wait for it.
+        chunks = min(per_scheduler * schedulers // warps, cdiv(length, _MIN_CHUNK_STEPS))
+    steps = cdiv(cdiv(length, chunks), segment) * segment
+    return cdiv(length, steps), steps
 
 
 @lru_cache(maxsize=1024)
@@ -139,18 +140,18 @@ def make_plan(
     fields["warp_sums"] = (
         device.type == "cuda" and states == fields["bwd_block"] == 16 and changes.get("bwd_unroll", 4) % 2 == 0
     )
-    warps = batch * triton.cdiv(channels, min(fields["fwd_block"], 32))
+    warps = batch * cdiv(channels, min(fields["fwd_block"], 32))
 
     def split(wanted: int | None, warps: int, below: float) -> tuple[int, int]:
         if wanted is None:
             return _split(length, warps, schedulers, 8, segment, below)
-        steps = triton.cdiv(triton.cdiv(length, wanted), segment) * segment
-        return triton.cdiv(length, steps), steps
+        steps = cdiv(cdiv(length, wanted), segment) * segment
+        return cdiv(length, steps), steps
 
     fields["chunks"], fields["chunk_steps"] = split(chunks, warps, _SPLIT_BELOW)
     fields["bwd_chunks"], fields["bwd_chunk_steps"] = split(
         bwd_chunks if bwd_chunks is not None else chunks,
-        batch * triton.cdiv(channels, fields["bwd_block"]),
+        batch * cdiv(channels, fields["bwd_block"]),
         _SPLIT_BACKWARD_BELOW if fields["warp_sums"] else _SPLIT_BELOW,
     )
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
@@ -181,10 +182,6 @@ def _sink(device: torch.device) -> Tensor:
 @cache
 def _zeros(device: torch.device) -> Tensor:
     return torch.zeros(1024, dtype=torch.int32, device=device)
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _fp32(t: Tensor | None) -> Tensor | None:
@@ -232,7 +229,7 @@ def _chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, 
     x, x_row, x_batch = _rows(x)
     dt, dt_row, dt_batch = _rows(call.dt)
     z, z_row, z_batch = _rows(call.z) if call.z is not None and reverse else (x, x_row, x_batch)
-    grid = (batch * (chunks - 1) * triton.cdiv(channels, plan.fwd_block),)
+    grid = (batch * (chunks - 1) * cdiv(channels, plan.fwd_block),)
     flags = call.flags()
     flags["HAS_Z"] = flags["HAS_Z"] and reverse
     chunk_state_kernel[grid](
@@ -244,7 +241,7 @@ def _chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, 
         num_warps=plan.fwd_warps,
     )  # fmt: skip
     block = 128
-    carry_kernel[(batch * triton.cdiv(states * channels, block),)](
+    carry_kernel[(batch * cdiv(states * channels, block),)](
         end, sum_dt, call.A, first if first is not None else end, start, chunks,
         D=channels, N=states, BLOCK=block, UNROLL=16, HAS_FIRST=first is not None, REVERSE=reverse, num_warps=4,
     )  # fmt: skip
@@ -260,15 +257,15 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
     last = torch.empty(batch, states, channels, dtype=torch.float32, device=device)
     saved = None
     if write_states:
-        segments = triton.cdiv(length, plan.segment)
+        segments = cdiv(length, plan.segment)
         saved = torch.empty(batch, segments, states, channels, dtype=torch.float32, device=device)
     u, u_row, u_batch = _rows(call.u)
     dt, dt_row, dt_batch = _rows(call.dt)
     z, z_row, z_batch = _rows(call.z) if call.z is not None else (u, u_row, u_batch)
-    with _on(device):
+    with on(device):
         if plan.chunks > 1:
             h0 = _chunk_starts(call, u, h0, plan.chunks, plan.chunk_steps, reverse=False)
-        grid = (batch * plan.chunks * triton.cdiv(channels, plan.fwd_block),)
+        grid = (batch * plan.chunks * cdiv(channels, plan.fwd_block),)
         scan_fwd_kernel[grid](
             u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
             call.bias if call.bias is not None else call.A, h0 if h0 is not None else call.A,
@@ -333,6 +330,7 @@ def scan_backward(
     dz: Tensor | None = None,
     out: Tensor | None = None,
     ddt: Tensor | None = None,
+    dBC: Tensor | None = None,
     narrow: bool = False,
 ) -> Gradients:
     """All gradients from g_out (B, L, D) and g_last (B, N, D).
@@ -341,15 +339,16 @@ def scan_backward(
         dz: where to write the gate's gradient, any row stride; allocated by default.
         out: where to write the gated output (B, L, D) once more, contiguous; needs a gate. May be g_out itself, and
             `ddt`, the gradient of dt, may be dt: the lane that writes an element has read it before, and no other does.
-        narrow: the gradients of B and C, returned in fp32, need be right to bf16 only.
+        dBC: where to write the gradients of B and C side by side (B, L, 2 N), any row stride; fp32 by default.
+        narrow: the gradients of B and C need be right to bf16 only.
     """
     batch, length, channels, states = call.sizes
     plan, padded = call.plan, padded_states(states)
     device = call.u.device
     chunks, segment = plan.bwd_chunks, plan.segment
     width = plan.bwd_block
-    blocks = triton.cdiv(channels, width)
-    segments = triton.cdiv(length, segment)
+    blocks = cdiv(channels, width)
+    segments = cdiv(length, segment)
     group = blocks_at_once(channels, blocks, states)
 
     def empty(*shape: int) -> Tensor:
@@ -367,15 +366,13 @@ def scan_backward(
     dz_row, dz_batch = (0, 0) if dz is None else (dz.stride(1), dz.stride(0))
     # Partial sums that end in bf16 may travel in bf16: half of the traffic, and their errors average out.
     partial = torch.bfloat16 if narrow and plan.warp_sums else torch.float32
-    maps = (PartialMap(batch, group, (segments * segment, states), partial, device) for _ in range(2))
-    dB, dC = maps
-    dA = empty(batch * chunks, channels, states)
-    dskip = empty(batch * chunks, channels) if call.skip is not None else None
-    dbias = empty(batch * chunks, channels) if call.bias is not None else None
+    sums = PartialMap(batch, group, (segments * segment, 2 * states), partial, device)
+    at_once = dBC is not None and dBC.dtype == partial and group == blocks
+    dparameters = empty(batch * chunks, (states + 2) * channels)
     dh0 = empty(batch, channels, states) if need_h0 else None
     per_program = segment // plan.bwd_unroll * padded * width + 4 * segment * width
     scratch = empty(batch * chunks * group, per_program)
-    with _on(device):
+    with on(device):
         r_in = g_last
         if chunks > 1:
             r_in = _chunk_starts(call, g_out, g_last, chunks, plan.bwd_chunk_steps, reverse=True)
@@ -384,13 +381,13 @@ def scan_backward(
         A = call.A.t().contiguous()
         for first in range(0, blocks, group):
             size = min(group, blocks - first)
+            dB, dC = sums.of(size).split(states, dim=-1)
             scan_bwd_kernel[(batch * chunks * size,)](
                 u, dt, A, call.B, call.C, call.skip if call.skip is not None else A, z,
                 call.bias if call.bias is not None else A, call.reset if call.reset is not None else A,
                 g_out, states_saved, r_in if r_in is not None else A,
-                du, ddt, dz if dz is not None else du, out if out is not None else du, dB.of(size), dC.of(size), dA,
-                dskip if dskip is not None else dA, dbias if dbias is not None else dA,
-                dh0 if dh0 is not None else dA, scratch, _sink(device),
+                du, ddt, dz if dz is not None else du, out if out is not None else du, dB, dC, dparameters,
+                dh0 if dh0 is not None else dparameters, scratch, _sink(device),
                 length, plan.bwd_chunk_steps, chunks, first, u_batch, dt_batch, z_batch, g_batch, dz_batch, 0,
                 GROUP=size, D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment,
                 ROWS=plan.rows,
@@ -398,21 +395,26 @@ def scan_backward(
                 HAS_SKIP=call.skip is not None, HAS_R=r_in is not None, WRITE_DH0=need_h0, WRITE_OUT=out is not None,
                 **call.flags(), num_warps=1, maxnreg=plan.bwd_registers,
             )  # fmt: skip
-            dB.add(size)
-            dC.add(size)
+            if at_once:
+                torch.sum(sums.of(size)[:, :, :length], 1, out=dBC)
+            else:
+                sums.add(size)
 
-    def total(partial: Tensor | None) -> Tensor | None:
-        return None if partial is None else partial.sum(0)
+    if dBC is None:
+        dBC = sums.total[:, :length]
+    elif not at_once:
+        dBC.copy_(sums.total[:, :length])
 
+    dA, dskip, dbias = dparameters.sum(0).split([states * channels, channels, channels])
     return Gradients(
         u=du,
         dt=ddt,
-        A=dA.sum(0),
-        B=dB.total[:, :length],
-        C=dC.total[:, :length],
-        skip=total(dskip),
+        A=dA.view(channels, states),
+        B=dBC[..., :states],
+        C=dBC[..., states:],
+        skip=None if call.skip is None else dskip,
         z=dz,
-        bias=total(dbias),
+        bias=None if call.bias is None else dbias,
         h0=None if dh0 is None else dh0.transpose(1, 2).contiguous(),
     )
 

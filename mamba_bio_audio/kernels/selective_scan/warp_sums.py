@@ -298,9 +298,9 @@ def store_product_sums(
 
 
 @triton.jit
-def channel_places(lane_d, n, N: tl.constexpr):
-    """Offsets for `store_channel_sums` into two rows of N states, those of step 0 and of step 1."""
-    return (lane_d % 2 * N + lane_d // 4 * 2 + lane_d // 2 % 2)[:, None] + n[None, :]
+def channel_places(lane_d, n, ROW: tl.constexpr):
+    """Offsets for `store_channel_sums` into the states of step 0 and, ROW further on, of step 1."""
+    return (lane_d % 2 * ROW + lane_d // 4 * 2 + lane_d // 2 % 2)[:, None] + n[None, :]
 
 
 @triton.jit

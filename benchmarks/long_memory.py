@@ -127,6 +127,20 @@ def stages(task: Any, after: int, up_to: int) -> list[Stage]:
     return found
 
 
+def before_marker(task: Any, targets: Tensor) -> Tensor:
+    """Positions (B, L) of a needle's window before its marker begins, where nothing can be known; none of other tasks."""
+    if not isinstance(task, NeedleTask):
+        return torch.zeros_like(targets, dtype=torch.bool)
+    first = (targets != -100).int().argmax(1, keepdim=True) - task.marker_bases + 1
+    return torch.arange(targets.shape[1]) < first
+
+
+def leaning(logits: Tensor, where: Tensor) -> Tensor:
+    """Mean divergence of the class probabilities (P, K) from equal ones at the positions that `where` (P) marks, in nats."""
+    away = -logits.log_softmax(-1).mean(-1) - math.log(logits.shape[-1])
+    return (away * where).sum() / where.sum().clamp(min=1)
+
+
 def train(
     model: Any,
     optimizer: Any,
@@ -151,8 +165,10 @@ def train(
             optimizer.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" and arguments.bf16):
                 logits = model(tokens.to(device).long()).logits
+            quiet = before_marker(stage.task, targets).to(device)
             logits, expected = logits.float().flatten(0, 1), targets.to(device).long().flatten()
-            F.cross_entropy(logits, expected, label_smoothing=arguments.smoothing).backward()
+            loss = F.cross_entropy(logits, expected, label_smoothing=arguments.smoothing)
+            (loss + leaning(logits, quiet.flatten())).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             number, steps = number + 1, steps + 1

@@ -8,7 +8,7 @@
 #   SECONDS_MAX  of training (300), its start and validations included; a run that is not done by then is saved as it stands
 #   RATE         most seconds of a trial before, in which all run together until their speed is known, from which the steps
 #                follow (90); 0 takes STEPS_digits, STEPS_piano and STEPS_lengths (the lengths train for equal steps and samples)
-#   JUDGE        options of the judge (--judge-epochs 40; the published one has 70)
+#   JUDGE        options of judge and recogniser (--judge-epochs 40; the published judge has 70)
 # For a rehearsal: LOCAL=1 takes the Python at hand, EXTRA are more --set keys, SAMPLES clips.
 set -uo pipefail
 started=$SECONDS

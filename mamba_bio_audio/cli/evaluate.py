@@ -48,7 +48,7 @@ def evaluate(
         Literal["likelihood", "sc09", "sc09-judge"],
         typer.Option(
             help="sc09: generate spoken digits and have a judge score them (FID, IS, mIS, AM, NDB). sc09-judge: only train "
-            "that judge, or show the one kept."
+            "that judge and the recogniser, or show those kept."
         ),
     ] = "likelihood",
     num_samples: Annotated[
@@ -61,7 +61,7 @@ def evaluate(
         Literal["small", "resnext"] | None, typer.Option(help="With sc09: default resnext on a GPU, small on a CPU.")
     ] = None,
     judge_epochs: Annotated[
-        int | None, typer.Option(min=1, help="With sc09 and sc09-judge: of the judge's training.")
+        int | None, typer.Option(min=1, help="With sc09 and sc09-judge: of the training of judge and recogniser.")
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
@@ -79,10 +79,10 @@ def evaluate(
         from mamba_bio_audio.workflow import sc09
 
         with counters(quiet) as steps:
-            note = sc09.prepare_judge(
+            notes = sc09.prepare_judge(
                 run, device=resolved, kind=judge, epochs=judge_epochs, overrides=overrides or [], progress=steps
             )
-        print(to_json(note) if as_json else sc09.describe_judge(note))
+        print(to_json(notes) if as_json else sc09.describe_judge(notes))
         return
     if metrics == "sc09":
         from mamba_bio_audio.workflow import sc09

@@ -173,13 +173,13 @@ class Reference:
         return found
 
 
-def confidence_threshold(impostors: list[Array], share: float = 0.05) -> float:
-    """The confidence that at most `share` of each set of impostors (noise, reversed, shuffled clips) exceeds."""
-    return max(float(np.quantile(p.max(1), 1 - share, method="higher")) for p in impostors)
+def confidence_limit(impostors: Array, share: float = 0.05) -> float:
+    """The confidence that at most `share` of a set of impostors exceeds; their probabilities (n, classes)."""
+    return float(np.quantile(impostors.max(1), 1 - share, method="higher"))
 
 
 def recognised(p: Array, threshold: float) -> float:
-    """Share of clips whose class the judge is surer of than `threshold`."""
+    """Share of clips whose likeliest class has a probability above `threshold`; p may leave out a class of none."""
     return float((p.max(1) > threshold).mean())
 
 

@@ -8,6 +8,10 @@
 A clip is 16,000 samples, cut or padded with silence, seen as 32 mel bands x 32 frames: power in dB below its own
 loudest point, down to -80. Scores from another judge, also another training of the same network, do not compare with
 published ones; its own accuracy on clips it never saw says how far it can be trusted.
+
+A judge must name a digit for anything, and is often as sure of garbage as of speech. Whether a clip is a digit at all
+is therefore asked of a second network, the recogniser: the same, with one class more, "no digit", which it learns from
+impostors made anew for every batch (`false_clips`).
 """
 
 from __future__ import annotations
@@ -169,6 +173,7 @@ def train_judge(
     valid_labels: NDArray[np.int64],
     config: JudgeConfig,
     *,
+    no_digit: bool = False,
     device: str = "cpu",
     noise: Sequence[NDArray[np.float32]] = (),
     progress: Callable[[int, int | None], None] | None = None,
@@ -179,6 +184,8 @@ def train_judge(
         clips, labels: (n, 16000) and (n,).
         valid_clips, valid_labels: decide the rate, and which epoch's weights are kept.
         config: of the training.
+        no_digit: train a recogniser: one class more, the last, of impostors, which are half of every batch and as many
+            as the validation clips beside them.
         device: "cpu" or "cuda".
         noise: recordings of background noise to mix in; without any, pink noise.
         progress: called with (epochs done, epochs in all).
@@ -186,9 +193,14 @@ def train_judge(
     Returns:
         The judge of the best epoch in eval mode, and one row per epoch.
     """
+    classes = int(labels.max()) + 1
+    if no_digit:
+        false = false_clips(valid_clips, np.random.default_rng(config.seed))
+        valid_clips = np.concatenate([valid_clips, false])
+        valid_labels = np.concatenate([valid_labels, np.full(len(false), classes)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        judge = Judge(config.kind, int(labels.max()) + 1)
+        judge = Judge(config.kind, classes + no_digit)
     judge = judge.to(device)
     optimizer = torch.optim.SGD(judge.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
@@ -203,8 +215,11 @@ def train_judge(
         order = generator.choice(len(clips), (batches, min(config.batch_size, len(clips))), p=weights)
         losses = []
         for index in order:
-            x = torch.from_numpy(clips[index]).to(device)
-            y = torch.from_numpy(labels[index]).to(device)
+            heard, named = clips[index], labels[index]
+            if no_digit:
+                half = len(index) // 2
+                heard[half:], named[half:] = false_clips(heard[half:], generator), classes
+            x, y = torch.from_numpy(heard).to(device), torch.from_numpy(named).to(device)
             if config.augment:
                 x = augment(x, generator, noise)
             pictures = judge.spectrum(x)
@@ -273,10 +288,103 @@ def pink_noise(size: int, generator: np.random.Generator) -> NDArray[np.float32]
 
 
 def impostors(clips: NDArray[np.float32], seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Clips that are no digits: noise as loud as the clips, the clips reversed, and their 50 ms pieces shuffled."""
+    """Clips that are no digits, four of each clip.
+
+    noise           white, as loud as the clip
+    reversed        the clip backwards
+    shuffled        its 50 ms pieces in random order
+    shaped noise    noise with its spectrum and, over 50 ms, its loudness
+    """
     generator = np.random.default_rng(seed)
     loud = clips.std(1, keepdims=True)
     noise = (generator.standard_normal(clips.shape) * loud).astype(np.float32)
     pieces = clips.reshape(len(clips), 20, -1)
     shuffled = np.stack([row[generator.permutation(20)] for row in pieces]).reshape(clips.shape)
-    return {"noise": np.clip(noise, -1, 1), "reversed": clips[:, ::-1].copy(), "shuffled": shuffled}
+    return {
+        "noise": np.clip(noise, -1, 1),
+        "reversed": clips[:, ::-1].copy(),
+        "shuffled": shuffled,
+        "shaped noise": np.stack([_shaped(clip, clip.shape[0] // 20, generator) for clip in clips]),
+    }
+
+
+def false_clips(clips: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+    """One impostor of each clip, of the kinds of `impostors` but more various, for a recogniser to learn from.
+
+    Half of them leave the silence around the sound where it is, so that no place of silence tells them apart; pieces
+    are 20 to 100 ms and faded into each other over up to 5 ms, so that no click does.
+    """
+    made = clips.copy()
+    for row, clip in enumerate(clips):
+        part = slice(*_sounding(clip)) if generator.random() < 0.5 else slice(None)
+        sound = clip[part]
+        match generator.integers(4):
+            case 0:
+                false = np.clip(generator.standard_normal(len(sound)) * sound.std(), -1, 1)
+            case 1:
+                false = sound[::-1]
+            case 2:
+                size, fade = generator.uniform((0.02, 0), (0.1, 0.005)) * RATE_HZ
+                false = _shuffled(sound, int(size), int(fade), generator)
+            case _:
+                false = _shaped(sound, int(generator.uniform(0.01, 0.1) * RATE_HZ), generator)
+        made[row, part] = false
+    return made
+
+
+def joined_halves(clips: NDArray[np.float32], labels: NDArray[np.int64], seed: int = 0) -> NDArray[np.float32]:
+    """The first half of the sound of each clip and, faded in over 5 ms, the second of a clip of another class.
+
+    Half of it is right, so this is no impostor: what a model reaches whose sounds are right and whose words are not.
+    """
+    generator = np.random.default_rng(seed)
+    made, fade = np.zeros_like(clips), RATE_HZ // 200
+    for row, label in enumerate(labels):
+        others = np.flatnonzero(labels != label)
+        pair = clips[row], clips[generator.choice(others) if len(others) else row]
+        (start, stop), (low, high) = (_sounding(clip) for clip in pair)
+        first, second = pair[0][: (start + stop) // 2].copy(), pair[1][(low + high) // 2 : high].copy()
+        overlap = min(fade, len(first), len(second))
+        ramp = np.arange(1, overlap + 1, dtype=np.float32) / (overlap + 1)
+        first[len(first) - overlap :] *= 1 - ramp
+        second[:overlap] *= ramp
+        at = len(first) - overlap
+        end = min(at + len(second), clips.shape[1])
+        made[row, : len(first)] = first
+        made[row, at:end] += second[: end - at]
+    return made
+
+
+def _sounding(clip: NDArray[np.float32]) -> tuple[int, int]:
+    """First and one past the last sample above 2 % of the peak; the whole clip where there is none."""
+    loud = np.flatnonzero(np.abs(clip) > 0.02 * np.abs(clip).max())
+    return (int(loud[0]), int(loud[-1]) + 1) if len(loud) else (0, len(clip))
+
+
+def _shuffled(sound: NDArray[np.float32], size: int, fade: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Pieces of `size` samples, four or more, in random order, each faded into the one before; then silence."""
+    size = max(1, min(size, len(sound) // 4))
+    cuts = [0, *range(int(generator.integers(1, size + 1)), len(sound), size), len(sound)]
+    out, at = np.zeros_like(sound), 0
+    for number in generator.permutation(len(cuts) - 1):
+        piece = sound[cuts[number] : cuts[number + 1]].copy()
+        overlap = min(fade, len(piece), at)
+        ramp = np.arange(1, overlap + 1, dtype=np.float32) / (overlap + 1)
+        piece[:overlap] *= ramp
+        out[at - overlap : at] *= 1 - ramp
+        out[at - overlap : at - overlap + len(piece)] += piece
+        at += len(piece) - overlap
+    return out
+
+
+def _shaped(sound: NDArray[np.float32], width: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Noise with the spectrum of a sound and, over `width` samples, its loudness."""
+    from scipy.ndimage import uniform_filter1d
+
+    def loudness(x: NDArray[np.floating]) -> NDArray[np.float64]:
+        power = uniform_filter1d(np.square(x, dtype=np.float64), min(width, len(x)), mode="constant")
+        return np.sqrt(np.maximum(power, 1e-12))
+
+    spectrum = np.fft.rfft(sound)
+    noise = np.fft.irfft(np.abs(spectrum) * np.exp(2j * np.pi * generator.random(len(spectrum))), len(sound))
+    return np.clip(noise / loudness(noise) * loudness(sound), -1, 1).astype(np.float32)

@@ -50,7 +50,7 @@ def predict_files(
     a kill or a damaged file leaves them, and `resume` goes on behind them.
 
     Args:
-        run: classifier's run folder or export, or the folder of a judge of digits, which `mba evaluate --metrics
+        run: classifier's run folder or export, or the folder of a judge or recogniser of digits, which `mba evaluate --metrics
             sc09-judge` names.
         files: FASTA or FASTQ, any gzip, `-` is standard input; or recordings, for a classifier of those.
         out: TSV file; None is standard output, which cannot be resumed.
@@ -156,13 +156,14 @@ def _ask_judge(
     force: bool,
     progress: Callable[[int, int | None], None] | None,
 ) -> dict[str, Any]:
-    """`predict_files` by the judge of generated digits: the first second of each recording."""
+    """`predict_files` by the judge or recogniser of generated digits: the first second of each recording."""
     from mamba_bio_audio.evaluation.judge import CLIP_SAMPLES, RATE_HZ, judge_clips, one_second
     from mamba_bio_audio.pipelines.audio.prepare import DIGITS
     from mamba_bio_audio.workflow.sc09 import open_judge
 
     judge, _ = open_judge(folder, device)
-    labels = DIGITS[: judge.head.out_features]
+    # A recogniser's last class is none of them.
+    labels = [*DIGITS, "none"][: judge.head.out_features]
     settings = {"weights": weights_hash(judge), "mode": "judge", "files": [str(file) for file in files]}
     header = [*COLUMNS[:3], "samples_used", *COLUMNS[4:], *(f"p_{label}" for label in labels), "note"]
     with StopSignal() as stop, _Table(out, header, settings, resume, force) as table:

@@ -20,7 +20,6 @@ from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation import audio_metrics as metrics
 from mamba_bio_audio.evaluation.audio_figures import spectrograms
-from mamba_bio_audio.evaluation.audio_metrics import Judged
 from mamba_bio_audio.evaluation.judge import (
     CLIP_SAMPLES,
     RATE_HZ,
@@ -30,6 +29,7 @@ from mamba_bio_audio.evaluation.judge import (
     Kind,
     accuracy,
     impostors,
+    joined_halves,
     judge_clips,
     one_second,
     train_judge,
@@ -51,6 +51,10 @@ from mamba_bio_audio.workflow.sample_audio import sample_audio
 
 Protocol = Literal["plain", "paper"]
 Clips = NDArray[np.float32]
+# Version of the impostors that a recogniser learns from (`false_clips`): another one is trained anew.
+_FALSE_CLIPS = 1
+# Of a recognised clip: one digit is likelier than all else.
+_LEAST_CONFIDENCE = 0.5
 SAMPLES = {"plain": 2048, "paper": 10_240}
 # Gu & Dao 2023, table 4: NLL in bits, FID, IS, mIS, AM.
 PUBLISHED = {
@@ -88,7 +92,8 @@ def evaluate_sc09(
         which: weights of a run folder.
         device: "cpu" or "cuda".
         kind: judge; None is resnext on a GPU and small on a CPU.
-        epochs: of the judge's training; None is the published number, or 20 for the small one.
+        epochs: of the training of judge and recogniser; None is the published number, or 20 for the small judge, and
+            twice that for the recogniser.
         protocol: "plain" scores every sample; "paper" sorts by log-likelihood and drops what the published rows drop.
         num_samples: generated clips; None is 2,048, and 10,240 for "paper".
         batch_size: clips generated at a time; None is 1,024 on a GPU, where a step costs hardly more for many clips,
@@ -107,8 +112,12 @@ def evaluate_sc09(
 
     model, config, data, described = open_run(run, "test", which, device, None, overrides)
     data, clips, labels = _digits(run, data)
-    judge_config = _judge_config(kind, epochs, device)
-    judge, judged_by = load_judge(clips, labels, described, judge_config, device, tell("training the judge"))
+    settings = _judge_config(kind, epochs, device)
+    judge, judged_by = load_judge(clips, labels, described, settings, device, tell("training the judge"))
+    settings = _judge_config(kind, epochs, device, no_digit=True)
+    recogniser, recognised_by = load_judge(
+        clips, labels, described, settings, device, tell("training the recogniser"), no_digit=True
+    )
 
     bits = evaluate_likelihood(
         model,
@@ -133,25 +142,25 @@ def evaluate_sc09(
     if protocol == "paper":
         chosen = metrics.paper_selection(log_likelihood, seed)
 
-    train = judge_clips(judge, clips["train"])
-    test = judge_clips(judge, clips["test"])
-    generated = judge_clips(judge, made[chosen])
-    false = {name: judge_clips(judge, made_up) for name, made_up in impostors(clips["test"], seed).items()}
-    silence = judge_clips(judge, np.stack([one_second(np.zeros(0))] * 64))
-    one_class = train.take(np.flatnonzero(labels["train"] == labels["train"].min()))
-    rows: dict[str, Judged] = {
-        "generated": generated,
-        "train": train,
-        "test": test,
+    false = impostors(clips["test"], seed)
+    sets = {
+        "generated": made[chosen],
+        "train": clips["train"],
+        "test": clips["test"],
         **false,
-        "silence": silence,
-        "one class": one_class,
+        "joined halves": joined_halves(clips["test"], labels["test"], seed),
+        "silence": np.stack([one_second(np.zeros(0))] * 64),
+        "one class": clips["train"][labels["train"] == labels["train"].min()],
     }
+    rows = {name: judge_clips(judge, heard) for name, heard in sets.items()}
+    generated, train, test = rows["generated"], rows["train"], rows["test"]
+    # Of the digits: the recogniser's last class is none.
+    digit = {name: judge_clips(recogniser, heard).probabilities[:, :-1] for name, heard in sets.items()}
+    limits = {name: metrics.confidence_limit(digit[name]) for name in false}
+    threshold = max(_LEAST_CONFIDENCE, *limits.values())
     reference = metrics.Reference(train, seed)
     table = {name: {"n": len(row.features)} | reference.scores(row) for name, row in rows.items()}
     n = min(len(generated.features), len(test.features))
-    threshold = metrics.confidence_threshold([row.probabilities for row in false.values()])
-    shares = {name: metrics.recognised(row.probabilities, threshold) for name, row in rows.items()}
     result: dict[str, Any] = {
         "run": str(run),
         "which": checkpoint.describe_which(config, which),
@@ -166,10 +175,19 @@ def evaluate_sc09(
         "intervals": reference.intervals(generated, resamples=resamples),
         "FID_at_equal_n": {
             "n": n,
-            "generated": reference.frechet_distance(generated.features[:n]),
-            "test": reference.frechet_distance(test.features[:n]),
+            "generated": reference.frechet_distance(_any(generated.features, n, seed)),
+            "test": reference.frechet_distance(_any(test.features, n, seed)),
         },
-        "recognised": {"threshold": threshold, "shares": shares},
+        "recognised": {
+            "recogniser": recognised_by,
+            "limits": limits,
+            "threshold": threshold,
+            "shares": {name: metrics.recognised(p, threshold) for name, p in digit.items()},
+            "judge_agrees": {
+                name: _agreement(digit[name], rows[name].probabilities, threshold)
+                for name in ("generated", "train", "test")
+            },
+        },
         "nearest_training_clip": {
             "generated_median": float(np.median(metrics.nearest_distances(generated.features, train.features))),
             "test_median": float(np.median(metrics.nearest_distances(test.features, train.features))),
@@ -186,6 +204,17 @@ def evaluate_sc09(
     return result
 
 
+def _any(features: NDArray[np.floating], n: int, seed: int) -> NDArray[np.floating]:
+    """Some n of them: the first are those of a few digits, or the unlikeliest."""
+    return features[np.random.default_rng(seed).permutation(len(features))[:n]]
+
+
+def _agreement(digit: metrics.Array, judged: metrics.Array, threshold: float) -> float | None:
+    """Share of the recognised clips of which the judge names the same digit; None where none is recognised."""
+    sure = digit.max(1) > threshold
+    return float((digit.argmax(1) == judged.argmax(1))[sure].mean()) if sure.any() else None
+
+
 def prepare_judge(
     run: Path,
     *,
@@ -195,31 +224,49 @@ def prepare_judge(
     overrides: Sequence[str] = (),
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> dict[str, Any]:
-    """The judge of a run's recordings alone, trained now or earlier; the run need have no weights yet (JSON-able).
+    """Judge and recogniser of a run's recordings alone, trained now or earlier; the run need have no weights (JSON-able).
 
     Args:
         run: folder of a run, as soon as it has a `config.yaml`.
-        device, kind, epochs, overrides, progress: as of `evaluate_sc09`, which then finds this judge.
+        device, kind, epochs, overrides, progress: as of `evaluate_sc09`, which then finds both.
+
+    Returns:
+        What is kept of the `judge` and of the `recogniser`.
     """
     config = override_data(checkpoint.read_config(run), overrides, run)
     data = open_data(config, device)
     data.setup()
     data, clips, labels = _digits(run, data)
 
-    def tell(done: int, total: int | None) -> None:
-        if progress is not None:
-            progress("training the judge", done, total)
+    def load(name: str) -> dict[str, Any]:
+        def tell(done: int, total: int | None) -> None:
+            if progress is not None:
+                progress(f"training the {name}", done, total)
 
-    return load_judge(clips, labels, data.summary(), _judge_config(kind, epochs, device), device, tell)[1]
+        no_digit = name == "recogniser"
+        settings = _judge_config(kind, epochs, device, no_digit)
+        return load_judge(clips, labels, data.summary(), settings, device, tell, no_digit=no_digit)[1]
+
+    return {name: load(name) for name in ("judge", "recogniser")}
 
 
-def describe_judge(note: dict[str, Any]) -> str:
-    """The judge for people."""
-    right = ", ".join(f"{split} {share:.1%} of {note['clips'][split]:,}" for split, share in note["accuracy"].items())
-    return (
-        f"judge: {note['kind']}, {note['parameters']:,} parameters, {note['epochs']} epochs; clips right: {right}\n"
-        f"kept in {note['cached']}; mba predict {note['cached']} FILE... asks it"
-    )
+def describe_judge(notes: dict[str, Any]) -> str:
+    """Judge and recogniser for people."""
+    lines = []
+    for name, note in notes.items():
+        right = ", ".join(
+            f"{split} {share:.1%} of {note['clips'][split]:,}" for split, share in note["accuracy"].items()
+        )
+        lines += [
+            f"{name}: {note['kind']}, {note['parameters']:,} parameters, {note['epochs']} epochs; clips right: {right}",
+            *([f"{name}: called no digit: {_shares(note['refused'])} of test clips"] if "refused" in note else []),
+            f"{name}: kept in {note['cached']}; mba predict {note['cached']} FILE... asks it",
+        ]
+    return "\n".join(lines)
+
+
+def _shares(values: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} -" if share is None else f"{name} {share:.1%}" for name, share in values.items())
 
 
 def _digits(run: Path, data: DataModule) -> tuple[AudioDataModule, dict[str, Clips], dict[str, NDArray[np.int64]]]:
@@ -236,9 +283,10 @@ def _digits(run: Path, data: DataModule) -> tuple[AudioDataModule, dict[str, Cli
     )
 
 
-def _judge_config(kind: Kind | None, epochs: int | None, device: str) -> JudgeConfig:
+def _judge_config(kind: Kind | None, epochs: int | None, device: str, no_digit: bool = False) -> JudgeConfig:
     config = JudgeConfig() if (kind or ("resnext" if device == "cuda" else "small")) == "resnext" else SMALL
-    return config if epochs is None else config._replace(epochs=epochs)
+    # Half of what a recogniser hears are impostors.
+    return config._replace(epochs=epochs or config.epochs * (2 if no_digit else 1))
 
 
 def labelled_clips(data: AudioDataModule, split: str) -> tuple[Clips, NDArray[np.int64]]:
@@ -264,24 +312,38 @@ def load_judge(
     config: JudgeConfig,
     device: str,
     progress: Callable[[int, int | None], None] | None = None,
+    *,
+    no_digit: bool = False,
 ) -> tuple[Judge, dict[str, Any]]:
-    """The judge of a data set from the user's cache, or trained now and kept there; and how well it does."""
+    """The judge of a data set from the user's cache, or trained now and kept there; and how well it does.
+
+    With `no_digit` the recogniser, and also the share of impostors of test clips, by kind, that it refuses.
+    """
     recipe = {
         "data": [file["sha256"] for file in described["files"]],
         "splits": described["splits_sha256"],
         **config._asdict(),
+        **({"false_clips": _FALSE_CLIPS} if no_digit else {}),
     }
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "judges" / key
     if (folder / "judge.json").exists():
         return open_judge(folder, device)
     judge, history = train_judge(
-        clips["train"], labels["train"], clips["valid"], labels["valid"], config, device=device, progress=progress
+        clips["train"],
+        labels["train"],
+        clips["valid"],
+        labels["valid"],
+        config,
+        no_digit=no_digit,
+        device=device,
+        progress=progress,
     )
     note = recipe | {
         "parameters": judge.num_parameters(),
         "accuracy": {split: accuracy(judge, clips[split], labels[split]) for split in clips},
         "clips": {split: len(rows) for split, rows in clips.items()},
+        **({"refused": _refusals(judge, clips["test"])} if no_digit else {}),
         "history": history,
         "cached": str(folder),
         "environment": environment(device),
@@ -292,6 +354,12 @@ def load_judge(
     # Last: its presence says that the weights are whole.
     write_json(folder / "judge.json", note)
     return judge, note
+
+
+def _refusals(recogniser: Judge, clips: Clips) -> dict[str, float]:
+    """Shares of impostors of some clips whose likeliest class is the last, no digit."""
+    last = recogniser.head.out_features - 1
+    return {name: accuracy(recogniser, made, np.full(len(made), last)) for name, made in impostors(clips).items()}
 
 
 def open_judge(folder: Path, device: str = "cpu") -> tuple[Judge, dict[str, Any]]:
@@ -384,14 +452,19 @@ def describe_sc09(result: dict[str, Any]) -> str:
     spans = result["intervals"]
     shown = ", ".join(f"{name} {spans[name][0]:.4g} to {spans[name][1]:.4g}" for name in columns if name in spans)
     equal, near = result["FID_at_equal_n"], result["nearest_training_clip"]
+    recognised = result["recognised"]
+    recogniser = recognised["recogniser"]
     lines += [
         "",
         f"generated, 95 % intervals: {shown}",
         f"FID at n = {equal['n']:,}: generated {equal['generated']:.4g}, test {equal['test']:.4g}",
         f"median distance to the nearest training clip: generated {near['generated_median']:.4g}, "
         f"test {near['test_median']:.4g} (far smaller: copies)",
-        f"recognised: surer than {result['recognised']['threshold']:.3f}, which at most 5 % of noise, reversed and "
-        "shuffled clips are",
+        f"recognised: one digit above {recognised['threshold']:.3f}, at least one half and so that at most 5 % of each "
+        f"kind of impostors of test clips pass ({', '.join(recognised['limits'])})",
+        f"of these the judge names the same digit for {_shares(recognised['judge_agrees'])}",
+        f"recogniser: the judge's network with a class of no digit, {recogniser['accuracy']['valid']:.1%} right on "
+        f"validation, {recogniser['accuracy']['test']:.1%} on test clips; refused {_shares(recogniser['refused'])}",
         "",
         "published (Gu & Dao 2023, table 4), not comparable: " + "; ".join(result["not_comparable_because"]),
         f"{'':<28}{'bits':>8}" + "".join(f"{name:>10}" for name in columns[:4]),

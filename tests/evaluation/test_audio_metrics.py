@@ -106,7 +106,7 @@ def test_threshold_and_recognised_share() -> None:
     confidence = np.linspace(0.1, 0.9, 101)
     p = np.stack([confidence, 1 - confidence], 1)
     noise = p[:51]  # all at 0.5 or above by the other class
-    threshold = metrics.confidence_threshold([noise, p[40:60]])
+    threshold = metrics.confidence_limit(noise)
     assert metrics.recognised(noise, threshold) <= 0.05
     assert metrics.recognised(p[95:], threshold) == pytest.approx((p[95:].max(1) > threshold).mean())
 

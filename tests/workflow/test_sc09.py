@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from mamba_bio_audio.checkpoint import read_config
 from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.judge import judge_clips, one_second
+from mamba_bio_audio.evaluation.audio_metrics import confidence_limit
+from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
 from mamba_bio_audio.workflow import sc09
 from mamba_bio_audio.workflow.predict import describe_predictions, predict_files
@@ -42,6 +44,12 @@ def short(tmp_path_factory, monkeypatch) -> None:
     monkeypatch.setenv("MAMBA_BIO_AUDIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+def clips_of(run: Path, split: str) -> list[Path]:
+    folder = Path(read_config(run).data.path)
+    rows = csv.DictReader((folder / "intervals.tsv").open(newline=""), delimiter="\t")
+    return [folder / row["file"] for row in rows if row["split"] == split]
+
+
 def judged(run: Path, **more) -> dict:
     return sc09.evaluate_sc09(run, epochs=2, num_samples=40, resamples=5, **more)
 
@@ -49,7 +57,7 @@ def judged(run: Path, **more) -> dict:
 def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
     told = set()
     result = judged(run, progress=lambda what, done, total: told.add(what))
-    assert told == {"training the judge", "scoring test clips", "sampling"}
+    assert told == {"training the judge", "training the recogniser", "scoring test clips", "sampling"}
     assert list(result["rows"]) == [
         "generated",
         "train",
@@ -57,6 +65,8 @@ def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
         "noise",
         "reversed",
         "shuffled",
+        "shaped noise",
+        "joined halves",
         "silence",
         "one class",
     ]
@@ -66,8 +76,28 @@ def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
     assert result["judge"]["clips"] == {"train": 30, "valid": 10, "test": 20}
     assert not result["comparable"]
     assert "not SC09: 30 train" in " ".join(result["not_comparable_because"])
-    for name in ("noise", "reversed", "shuffled"):
-        assert result["recognised"]["shares"][name] <= 0.05
+    recognised = result["recognised"]
+    assert list(recognised["limits"]) == ["noise", "reversed", "shuffled", "shaped noise"]
+    assert recognised["threshold"] == max(0.5, *recognised["limits"].values())
+    for name in recognised["limits"]:
+        assert recognised["shares"][name] <= 0.05
+    assert list(recognised["shares"]) == list(result["rows"])
+    # The recogniser is another network than the judge, of one class more, and says how often it refuses.
+    recogniser, note = sc09.open_judge(Path(recognised["recogniser"]["cached"]))
+    assert recogniser.head.out_features == 11
+    assert recognised["recogniser"]["cached"] != result["judge"]["cached"]
+    assert note["accuracy"].keys() == {"train", "valid", "test"}
+    assert list(note["refused"]) == list(recognised["limits"])
+    assert "refused" not in result["judge"]
+    # Of the digits only, not of its last class.
+    heard = [soundfile.read(file, dtype="float32")[0][: sc09.CLIP_SAMPLES] for file in clips_of(run, "test")]
+    test = np.stack([one_second(audio) for audio in heard])
+    p = {
+        name: judge_clips(recogniser, x).probabilities[:, :10] for name, x in (impostors(test) | {"test": test}).items()
+    }
+    assert recognised["limits"]["reversed"] == pytest.approx(confidence_limit(p["reversed"]))
+    assert recognised["shares"]["test"] == (p["test"].max(1) > recognised["threshold"]).mean()
+    assert set(recognised["judge_agrees"]) == {"generated", "train", "test"}
     assert json.loads((run / "sc09" / "metrics.json").read_text())["rows"]["test"]["n"] == 20
     assert (run / "sc09" / "first-samples.png").exists()
     text = sc09.describe_sc09(result)
@@ -99,19 +129,22 @@ def test_the_judge_can_be_trained_before_the_run_has_weights(run, tmp_path, monk
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
-    note = sc09.prepare_judge(begun, epochs=2)
-    assert note["clips"] == {"train": 30, "valid": 10, "test": 20}
-    text = sc09.describe_judge(note)
+    notes = sc09.prepare_judge(begun, epochs=2)
+    for note in notes.values():
+        assert note["clips"] == {"train": 30, "valid": 10, "test": 20}
+    text = sc09.describe_judge(notes)
     assert "judge: small" in text
+    assert "recogniser: called no digit: " in text
     assert "test " in text
     monkeypatch.setattr(sc09, "train_judge", None)
-    assert judged(run)["judge"] == note
+    result = judged(run)
+    assert (result["judge"], result["recognised"]["recogniser"]) == (notes["judge"], notes["recogniser"])
 
 
 def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
-    note = sc09.prepare_judge(run, epochs=2)
-    folder = Path(note["cached"])
-    assert f"mba predict {folder} FILE..." in sc09.describe_judge(note)
+    notes = sc09.prepare_judge(run, epochs=2)
+    folder = Path(notes["judge"]["cached"])
+    assert f"mba predict {folder} FILE..." in sc09.describe_judge(notes)
     audio = 0.4 * np.sin(np.arange(44_100 * 2) * 0.1)
     soundfile.write(tmp_path / "long.flac", audio, 44_100)
     soundfile.write(tmp_path / "short.wav", audio[:500], 16_000)
@@ -130,6 +163,10 @@ def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
     assert "torn.wav" in rows[1]["note"]
     assert summary["records"] == 3
     assert "1 not scored" in describe_predictions(summary)
+    predict_files(Path(notes["recogniser"]["cached"]), files, tmp_path / "r.tsv")
+    with (tmp_path / "r.tsv").open(newline="") as file:
+        row = next(csv.DictReader(file, delimiter="\t"))
+    assert sum(float(row[f"p_{word}"]) for word in (*DIGITS, "none")) == pytest.approx(1, abs=1e-4)
     with pytest.raises(InputError, match="hears the first second of each file; leave out"):
         predict_files(folder, files, tmp_path / "q.tsv", length=100)
     damaged = tmp_path / "damaged"

@@ -148,7 +148,7 @@ def _self_test(device: str) -> list[dict[str, Any]]:
     cases["mamba_mixer"] = lambda backend: _mixer(u[..., : D // 2] + x, weights, backend)
     tests = []
     for name, call in cases.items():
-        inputs = [u.requires_grad_(), z.requires_grad_()]
+        inputs = [u.requires_grad_(), z.requires_grad_(), head.requires_grad_()]
         results = []
         failure = None
         try:

@@ -5,8 +5,9 @@
 
 A training step is forward, loss and backward in bf16 autocast. The peer is our U-Net with every mixer replaced by
 mamba_ssm's `Mamba` (its fused CUDA path), real parameters only; pools, norms and loss are ours on both sides, calls
-alternate within a process. Decoding is fp32, timed per block of 1,024 steps after the first block, in which the graph
-is captured. The file is written after every row.
+alternate within a process. With --graph ours, where it is not streamed, is recorded as a CUDA graph. Decoding is fp32,
+timed per block of 1,024 steps after the first block, in which the graph is captured. The file is written after every
+row.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mamba_bio_audio.config import load_config
 from mamba_bio_audio.inference.generate import generate_blocks
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.workflow.bench import beside, has_peer, peer_version, training_step, write_rows
+from mamba_bio_audio.workflow.bench import beside, graphed_step, has_peer, peer_version, training_step, write_rows
 from mamba_bio_audio.workflow.environment import environment
 
 # recipe, mixer or None for the recipe's own, batch, length, chunk; what matters most first, for runs that end early
@@ -78,7 +79,9 @@ def peer_of(model: nn.Module) -> nn.Module:
     return model
 
 
-def train(cases: Iterable[tuple[str, str | None, int, int, int | None]], device: str, pairs: int) -> Iterator[dict]:
+def train(
+    cases: Iterable[tuple[str, str | None, int, int, int | None]], device: str, pairs: int, graph: bool = False
+) -> Iterator[dict]:
     """Rows of training steps."""
     for recipe, mixer, batch, length, chunk in cases:
         model = network(recipe, mixer).to(device)
@@ -88,8 +91,11 @@ def train(cases: Iterable[tuple[str, str | None, int, int, int | None]], device:
         def make_peer(recipe=recipe, mixer=mixer, tokens=tokens) -> partial[None]:
             return partial(training_step, peer_of(network(recipe, mixer)).to(device), tokens, tokens.shape[1])
 
+        recorded = graph and chunk is None
         timing, memory = beside(
-            partial(training_step, model, tokens, chunk or length),
+            partial(graphed_step(model), tokens)
+            if recorded
+            else partial(training_step, model, tokens, chunk or length),
             make_peer if real and chunk is None and has_peer(device) else None,
             device,
             pairs=pairs,
@@ -102,6 +108,7 @@ def train(cases: Iterable[tuple[str, str | None, int, int, int | None]], device:
             "batch": batch,
             "length": length,
             "chunk": chunk or "",
+            "graph": recorded,
             "parameters": model.num_parameters(),
             "pairs": len(timing.ours),
             "ms": f"{ours:.4g}",
@@ -147,11 +154,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=500, help="begin no row after this")
+    parser.add_argument("--graph", action="store_true", help="train: record our steps (train.cuda_graph)")
     arguments = parser.parse_args()
     started, place = time.perf_counter(), environment("cuda")
     provenance = {key: place[key] for key in ("device", "torch", "triton", "commit", "started")}
     rows = []
-    for row in train(TRAIN, "cuda", arguments.pairs) if arguments.what == "train" else sample():
+    for row in train(TRAIN, "cuda", arguments.pairs, arguments.graph) if arguments.what == "train" else sample():
         rows.append(row | provenance)
         print(row, flush=True)
         write_rows(arguments.out, rows)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.models.output import ModelOutput
 from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.graphed import GraphedLoss
 from mamba_bio_audio.training.optim import build_optimizer
 from mamba_bio_audio.training.parallel import Relay, make_relay
 from mamba_bio_audio.training.schedule import learning_rate
@@ -75,10 +76,18 @@ class LanguageModelModule(L.LightningModule):
                 relay=self.relay,
             )
             return loss_sum, count
+        if config.cuda_graph and self.device.type == "cuda" and torch.is_grad_enabled():
+            found = self._graphed(batch["tokens"], batch["targets"])
+            if found is not None:
+                return found
         out: ModelOutput = self.model(batch["tokens"], targets=batch["targets"], logits="none")
         assert out.loss_sum is not None
         assert out.count is not None
         return out.loss_sum, out.count
+
+    @cached_property
+    def _graphed(self) -> GraphedLoss:
+        return GraphedLoss(self.model)
 
     @cached_property
     def _sequences(self) -> int:

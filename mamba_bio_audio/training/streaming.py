@@ -103,6 +103,11 @@ def streamed_loss(
     return loss_sum, count, _joined([call.final_state for call in calls])
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a layer draws at random in training."""
+    return any(isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules())
+
+
 def _rows(state: Any, group: slice) -> Any:
     return tree_map(lambda leaf: leaf[group] if isinstance(leaf, Tensor) else leaf, state)
 
@@ -145,7 +150,7 @@ class _Call:
         self.structure: Any = None
         self.final_state: Any = None
         self.last: tuple[Any, list[Tensor]] | None = None  # output of the last chunk, with its graph
-        self.draws = model.training and any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())
+        self.draws = model.training and has_dropout(model)
         self.random: list[Any] = []  # state of the generators before each chunk
         device = tokens.device.type
         # Backward runs outside of the caller's autocast; what is computed again must be the same.

@@ -28,6 +28,7 @@ from mamba_bio_audio.kernels.causal_conv1d import causal_conv1d_ref
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.training.graphed import GraphedLoss
 from mamba_bio_audio.training.streaming import streamed_loss
 from mamba_bio_audio.workflow.environment import environment
 
@@ -326,6 +327,23 @@ def training_step(model: nn.Module, tokens: Tensor, chunk: int) -> None:
         (loss_sum / tokens.numel()).backward()
     finally:
         model.zero_grad(set_to_none=True)
+
+
+def graphed_step(model: nn.Module) -> Callable[[Tensor], None]:
+    """The same of a model, whole, recorded as a CUDA graph (`train.cuda_graph`); its argument is the tokens."""
+    loss_of = GraphedLoss(model)
+
+    def step(tokens: Tensor) -> None:
+        targets = tokens.roll(-1, 1)
+        try:
+            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
+                found = loss_of(tokens, targets)
+                loss_sum = model(tokens, targets=targets, logits="none").loss_sum if found is None else found[0]
+            (loss_sum / tokens.numel()).backward()
+        finally:
+            model.zero_grad(set_to_none=True)
+
+    return step
 
 
 def logits_step(model: nn.Module, tokens: Tensor) -> None:

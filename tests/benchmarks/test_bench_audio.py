@@ -45,6 +45,10 @@ def test_training_rows(script, mamba_ssm, monkeypatch):
     # mamba_ssm's layer has no complex parameters, and no state to stream with.
     assert paper["peer_ms"] == streamed["peer_ms"] == ""
     assert streamed["chunk"] == 256
+    real, _, streamed = bench.train(cases, "cpu", 3, graph=True)
+    assert real["graph"]
+    assert not streamed["graph"]
+    assert float(real["peer_over_ours"]) > 0
 
 
 def test_the_rows_of_the_acceptance_come_first(script):

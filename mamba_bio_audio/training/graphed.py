@@ -1,0 +1,105 @@
+"""Forward and backward of training steps of one shape, recorded once as a CUDA graph.
+
+A step of a small model is a thousand short kernels, and the host may need longer to launch them than the GPU to run
+them. A graph launches them all at once. Loss and gradients lie at fixed addresses; one autograd function over the
+parameters gives them out, so accumulation, clipping, hooks and DistributedDataParallel see one ordinary gradient per
+parameter and step, as from `streaming`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.training.streaming import has_dropout
+
+
+class GraphedLoss:
+    """Summed loss and count of `model(tokens, targets=..., logits="none")`, differentiable in its parameters.
+
+    One shape at a time: the second batch in a row of the same shape is recorded, and as long as the shape stays, later
+    ones are replayed. On a CPU the recorded function runs again instead.
+
+    Raises:
+        InputError: the model draws at random, which a graph would repeat.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if has_dropout(model):
+            raise InputError("train.cuda_graph cannot record a model with dropout: set it to false")
+        self.model = model
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.key: Any = None
+        self.replay: Callable[[], None] | None = None
+        self.number = 0  # of the replay that the fixed addresses hold
+
+    def __call__(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(loss_sum, count) as of the model, or None for the first batch of a shape, which the caller runs itself."""
+        kind = tokens.device.type
+        self.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        # What moved a parameter would leave the graph with its old address.
+        addresses = tuple(parameter.data_ptr() for parameter in self.parameters)
+        key = (tokens.shape, tokens.dtype, targets.shape, targets.dtype, tokens.device, self.autocast, addresses)
+        if key != self.key:
+            self.key, self.replay = key, None
+            return None
+        if self.replay is None:
+            self.tokens, self.targets = tokens.clone(), targets.clone()
+            self.replay = self._record()
+        self.tokens.copy_(tokens)
+        self.targets.copy_(targets)
+        return _Replayed.apply(self, *self.parameters)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _run(self) -> None:
+        device, dtype, enabled = self.autocast
+        with torch.enable_grad():
+            # A cast that autocast keeps would be kept from one replay to the next.
+            with torch.autocast(device, dtype, enabled=enabled, cache_enabled=False):
+                out = self.model(self.tokens, targets=self.targets, logits="none")
+            gradients = torch.autograd.grad(out.loss_sum, self.parameters, allow_unused=True)
+        self.loss_sum, self.count, self.gradients = out.loss_sum.detach(), out.count, gradients
+
+    def _record(self) -> Callable[[], None]:
+        if not self.tokens.is_cuda:
+            return self._run
+        device = self.tokens.device
+        # Libraries take their memory in the first run on a stream, which must not be part of the graph.
+        beside = torch.cuda.Stream(device)
+        beside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(beside):
+            self._run()
+        torch.cuda.current_stream(device).wait_stream(beside)
+        del self.loss_sum, self.count, self.gradients
+        # The graph has memory of its own.
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as a loader's that pins memory, go on meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._run()
+        return graph.replay
+
+
+class _Replayed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: GraphedLoss, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        assert step.replay is not None
+        step.replay()
+        step.number += 1
+        ctx.step, ctx.number = step, step.number
+        count = step.count.clone()
+        ctx.mark_non_differentiable(count)
+        return step.loss_sum.clone(), count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g_loss: Tensor, _: Any) -> Any:
+        step: GraphedLoss = ctx.step
+        if step.number != ctx.number:
+            raise RuntimeError("the gradients of a recorded step are gone once the next one ran; go back before it")
+        there = [gradient for gradient in step.gradients if gradient is not None]
+        scaled = iter(torch._foreach_mul(there, g_loss))
+        return None, *(None if gradient is None else next(scaled) for gradient in step.gradients)

@@ -58,19 +58,19 @@ length) # one GPU: peak memory and speed from 2^10 to 2^24 beside mamba_ssm, gra
   python3 benchmarks/bench_length.py --seconds 150 --out "$OUT/length.csv" ;;
 parallel) # two GPUs: gradients of NCCL against one GPU, speed at 2^20, then the command itself with a sequence on both
   # The first time their kernels take a minute or two to compile: run it once before, beside other work. Output goes to a file, and
-  # workers are ended by name: they outlive a killed torchrun and would hold a pipe open.
+  # workers, which outlive a killed torchrun and would hold a pipe open, are ended by the path they alone write to.
   torchrun() { timeout -s INT -k 10 "$1" python3 -m torch.distributed.run --standalone --nproc-per-node 2 "${@:2}" >>"$log" 2>&1; }
   log=$OUT/parallel.txt
   torchrun $((LIMIT * 2 / 3)) benchmarks/bench_parallel.py --seconds $((LIMIT / 3)) \
     --out "$OUT/sequence_parallel.csv" ${PARALLEL_ARGS:-}
-  pkill -9 -f bench_parallel.py
+  pkill -9 -f -- "--out $OUT/sequence_parallel.csv"
   for parts in 2 1; do
     [ "$(left)" -gt 20 ] || { echo "no time left for sequence_parallel=$parts" >>"$log"; continue; }
     torchrun "$(left 10)" -m mamba_bio_audio pretrain dna/hg38-1.4m \
       --quiet --set data.path="$human" --set train.devices=2 --set train.sequence_parallel=$parts --set train.length=65536 \
       --set train.tokens_per_step=262144 --set train.stream_chunk=16384 --set train.steps=20 --set train.validate_every=10 \
       --set train.validation_tokens=1000000 --set train.lr=2e-3 --out "$work/parallel_$parts" --force ${RUN_ARGS:-}
-    pkill -9 -f 'mamba_bio_audio pretrain dna/hg38-1.4m'
+    pkill -9 -f -- "--out $work/parallel_$parts"
     cp "$work/parallel_$parts/metrics.csv" "$OUT/metrics_parallel_$parts.csv"
   done
   grep -v '^frame\|TCPStore' "$log" | tail -n 40 ;;

@@ -17,6 +17,7 @@ from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
 from mamba_bio_audio.workflow import sc09
 from mamba_bio_audio.workflow.predict import describe_predictions, predict_files
+from mamba_bio_audio.workflow.report_audio import judged_text
 from mamba_bio_audio.workflow.pretrain import pretrain
 
 
@@ -139,6 +140,14 @@ def test_the_judge_can_be_trained_before_the_run_has_weights(run, tmp_path, monk
     monkeypatch.setattr(sc09, "train_judge", None)
     result = judged(run)
     assert (result["judge"], result["recognised"]["recogniser"]) == (notes["judge"], notes["recogniser"])
+
+
+def test_scores_of_before_the_recogniser_name_the_way_out(tmp_path) -> None:
+    (tmp_path / "sc09").mkdir()
+    before = {"judge": {}, "recognised": {"threshold": 0.99, "shares": {}}}
+    (tmp_path / "sc09" / "metrics.json").write_text(json.dumps(before))
+    with pytest.raises(InputError, match="not written by this version; evaluate with --metrics sc09 again"):
+        judged_text(tmp_path)
 
 
 def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:

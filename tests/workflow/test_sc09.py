@@ -17,8 +17,8 @@ from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
 from mamba_bio_audio.workflow import sc09
 from mamba_bio_audio.workflow.predict import describe_predictions, predict_files
-from mamba_bio_audio.workflow.report_audio import judged_text
 from mamba_bio_audio.workflow.pretrain import pretrain
+from mamba_bio_audio.workflow.report_audio import judged_text
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,9 @@ def judged_text(run: Path) -> str | None:
     try:
         return describe_sc09(_note(path))
     except (KeyError, TypeError):
-        raise InputError(f"{path}: not written by this version; evaluate with --metrics sc09 again, or remove it") from None
+        raise InputError(
+            f"{path}: not written by this version; evaluate with --metrics sc09 again, or remove it"
+        ) from None
 
 
 def _note(path: Path) -> dict[str, Any]:

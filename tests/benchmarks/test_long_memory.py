@@ -37,18 +37,19 @@ class Fading:
 
 def test_positions_before_a_marker_ask_for_equal_probabilities(script):
     """The marker's own bases and what follows are not among them, and equal logits cost nothing."""
+    bench = script("long_memory")
     task = NeedleTask(seed=0, dense=True, within=1.0)
     tokens, targets = task.batch(3, 4, 300)
-    quiet = script.before_marker(task, targets)
+    quiet = bench.before_marker(task, targets)
     markers = torch.from_numpy(task.markers())
     for row in range(4):
         start = int(quiet[row].sum())
         assert quiet[row, :start].all()
         assert torch.equal(tokens[row, start : start + 64], markers[targets[row, -1]])
-    assert not script.before_marker(CopyTask(seed=0), targets).any()
-    assert script.leaning(torch.full((8, 4), 3.0), torch.ones(8, dtype=torch.bool)) == pytest.approx(0.0, abs=1e-6)
-    assert script.leaning(torch.eye(4) * 3, torch.tensor([True, False, False, False])) > 0.5
-    assert script.leaning(torch.eye(4), torch.zeros(4, dtype=torch.bool)) == 0
+    assert not bench.before_marker(CopyTask(seed=0), targets).any()
+    assert bench.leaning(torch.full((8, 4), 3.0), torch.ones(8, dtype=torch.bool)) == pytest.approx(0.0, abs=1e-6)
+    assert bench.leaning(torch.eye(4) * 3, torch.tensor([True, False, False, False])) > 0.5
+    assert bench.leaning(torch.eye(4), torch.zeros(4, dtype=torch.bool)) == 0
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.3])

@@ -3,7 +3,6 @@
 import copy
 import os
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,8 +14,6 @@ from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
 from mamba_bio_audio.layers.mamba import MambaLayer, MambaState  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-INTERPRETER_WORKS = TRITON_VERSION >= (3, 7) or np.lib.NumpyVersion(np.__version__) < "2.4.0"
 
 FP32_ERROR = 1e-5  # relative L2, values and gradients, against fp64
 # Error of bf16 over that of the composed layer in bf16 on the same inputs.
@@ -89,8 +86,6 @@ def check(layer, batch, length, *, state=True, reset=True, **options):
     return found
 
 
-@pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
-@pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
 def test_interpreted(run_interpreted):
     run_interpreted()
 

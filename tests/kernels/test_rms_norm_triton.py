@@ -2,7 +2,6 @@
 
 import os
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,8 +11,6 @@ from mamba_bio_audio.kernels.rms_norm import rms_norm_ref  # noqa: E402
 from mamba_bio_audio.kernels.rms_norm_triton import rms_norm_triton, unsupported_reason  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-INTERPRETER_WORKS = TRITON_VERSION >= (3, 7) or np.lib.NumpyVersion(np.__version__) < "2.4.0"
 
 FP32_ERROR = 1e-5  # relative L2
 BF16_ERROR_RATIO = 1.5  # error over that of the oracle in fp32 on the same inputs
@@ -50,8 +47,6 @@ def check(
     assert found[0][1].dtype == torch.float32
 
 
-@pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
-@pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
 def test_interpreted(run_interpreted):
     run_interpreted()
 

@@ -31,9 +31,6 @@ _LANES = runpy.run_path(str(Path(__file__).with_name("test_warp_sums.py")))
 operands, run, tile = (_LANES[name] for name in ("operands", "run", "tile"))
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-# range(runtime integer) fails in the interpreter of Triton below 3.7 with NumPy 2.4 and later.
-INTERPRETER_WORKS = TRITON_VERSION >= (3, 7) or np.lib.NumpyVersion(np.__version__) < "2.4.0"
 
 # Relative L2 error of fp32 results against fp64. Measured in the interpreter: below 1e-6.
 FP32_ERROR = 1e-5
@@ -202,8 +199,6 @@ def check_case(case, device="cpu"):
     )  # fmt: skip
 
 
-@pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
-@pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
 @pytest.mark.slow
 def test_interpreted(run_interpreted):
     run_interpreted()

@@ -6,7 +6,6 @@ TRITON_INTERPRET=1; there the tests of class TestInterpreted run, here the rest.
 
 import os
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,9 +26,6 @@ from mamba_bio_audio.kernels.selective_scan.triton_op import _chunk_starts as ch
 from mamba_bio_audio.kernels.selective_scan.triton_op import _rows as contiguous_rows  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-# range(runtime integer) fails in the interpreter of Triton below 3.7 with NumPy 2.4 and later.
-INTERPRETER_WORKS = TRITON_VERSION >= (3, 7) or np.lib.NumpyVersion(np.__version__) < "2.4.0"
 
 # Relative L2 error of fp32 results. Ours measured 6e-7 here and 3e-6 on an H100, whose ex2 and lg2 are approximate.
 FP32_ERROR = 1e-5
@@ -107,8 +103,6 @@ def plan_for(inputs, **changes):
     return make_plan(batch, length, channels, inputs["A"].shape[1], inputs["u"].device, **changes)
 
 
-@pytest.mark.skipif(INTERPRETING, reason="this is the outer process")
-@pytest.mark.skipif(not INTERPRETER_WORKS, reason="Triton's interpreter below 3.7 needs numpy < 2.4")
 def test_interpreted(run_interpreted):
     run_interpreted()
 

@@ -9,7 +9,8 @@ there. Long spans are worked off in pieces, first to last and last to first, wit
 that what is computed again never exists for the whole span at once. The products of matrices are torch's; convolution
 and scan are the Triton kernels of this package, and everything is deterministic if the products are.
 
-Letters: B batch, L length, M model channels, E inner channels, N states, R delta rank, W convolution width.
+Letters: B batch, L length, M model channels, E inner channels, N states, R delta rank, P the same with padding,
+W convolution width.
 """
 
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from mamba_bio_audio.kernels.selective_scan.triton_op import (
 # Positions (B times steps) that are computed again at once, and how many inner channels of them where those are few.
 _PIECE = 1 << 18
 _PIECE_ELEMENTS = 1 << 26
+# Columns of x_proj(u) are a multiple of this.
+_ALIGNED = 8
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -82,8 +85,8 @@ class _Cast(NamedTuple):
     in_bias: Tensor | None
     conv: Tensor  # (W, E) fp32
     conv_bias: Tensor | None  # fp32
-    x_proj: Tensor
-    dt_proj: Tensor
+    x_proj: Tensor  # (P + 2 N, E), P >= R rows of delta, those beyond R zero
+    dt_proj: Tensor  # (E, P), likewise
     dt_bias: Tensor  # fp32
     A: Tensor  # (N, E) fp32, negative
     D: Tensor  # fp32
@@ -93,13 +96,20 @@ class _Cast(NamedTuple):
 
 def _cast(weights: MixerWeights, dtype: torch.dtype) -> _Cast:
     w = weights
+    rank = w.dt_proj.shape[1]
+    # Rows of 16 bytes: without them the products of matrices take kernels that are half as fast.
+    padding = -w.x_proj.shape[0] % _ALIGNED
+    x_proj, dt_proj = w.x_proj.to(dtype), w.dt_proj.to(dtype)
+    if padding:
+        x_proj = torch.cat([x_proj[:rank], x_proj.new_zeros(padding, x_proj.shape[1]), x_proj[rank:]])
+        dt_proj = F.pad(dt_proj, (0, padding))
     return _Cast(
         in_proj=w.in_proj.to(dtype),
         in_bias=None if w.in_bias is None else w.in_bias.to(dtype),
         conv=w.conv.float().t().contiguous(),
         conv_bias=None if w.conv_bias is None else w.conv_bias.float(),
-        x_proj=w.x_proj.to(dtype),
-        dt_proj=w.dt_proj.to(dtype),
+        x_proj=x_proj,
+        dt_proj=dt_proj,
         dt_bias=w.dt_bias.float(),
         A=torch.exp(w.A_log.float().t().contiguous()).neg_(),
         D=w.D.float(),
@@ -113,7 +123,7 @@ class _Piece(NamedTuple):
 
     xz: Tensor  # (B, T, 2 E)
     u: Tensor  # (B, T, E)
-    projected: Tensor  # x_proj(u) (B, T, R + 2 N)
+    projected: Tensor  # x_proj(u) (B, T, P + 2 N)
     scan: ScanCall
 
 
@@ -127,13 +137,16 @@ def _make_piece(
     u = conv_forward(xz[..., :inner], w.conv, w.conv_bias, tail, reset, True)
     if projected is None:
         projected = F.linear(u, w.x_proj)
+    # In fp32, each apart from the other, by one copy.
+    BC = projected.new_empty(2, batch, length, states, dtype=torch.float32)
+    BC.copy_(projected[..., rank:].unflatten(-1, (2, states)).permute(2, 0, 1, 3))
     call = ScanCall(
         u=u,
         dt=F.linear(projected[..., :rank], w.dt_proj),
         z=xz[..., inner:],
         A=w.A,
-        B=projected[..., rank : rank + states].float().contiguous(),
-        C=projected[..., rank + states :].float().contiguous(),
+        B=BC[0],
+        C=BC[1],
         skip=w.D,
         bias=w.dt_bias,
         reset=reset,
@@ -240,6 +253,10 @@ def _backward(ctx: Any, g_y: Tensor | None, g_tail: Tensor | None, g_h: Tensor |
             need_h0=not first or need_h0,
         )
     total = sums.total
+    rank, padded = weights.dt_proj.shape[1], w.dt_proj.shape[1]
+    x_proj = total["x_proj"]
+    if padded > rank:
+        x_proj = torch.cat([x_proj[:rank], x_proj[padded:]])
     return (
         dx.to(ctx.x_dtype),
         None if not need_tail or g_tail is None else g_tail.to(ctx.dtypes[0]),
@@ -249,8 +266,8 @@ def _backward(ctx: Any, g_y: Tensor | None, g_tail: Tensor | None, g_h: Tensor |
         None if weights.in_bias is None else total["in_bias"].to(weights.in_bias.dtype),
         total["conv"].t().to(weights.conv.dtype),
         None if weights.conv_bias is None else total["conv_bias"].to(weights.conv_bias.dtype),
-        total["x_proj"].to(weights.x_proj.dtype),
-        total["dt_proj"].to(weights.dt_proj.dtype),
+        x_proj.to(weights.x_proj.dtype),
+        total["dt_proj"][:, :rank].to(weights.dt_proj.dtype),
         total["dt_bias"].to(weights.dt_bias.dtype),
         # A = -exp(A_log), so dA/dA_log = A.
         (total["A"] * w.A.t()).to(weights.A_log.dtype),

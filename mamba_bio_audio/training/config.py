@@ -84,10 +84,11 @@ class TrainConfig(BaseModel):
         description="NOT EXACT: truncated backpropagation through time; the state is carried from chunk to chunk of "
         "this many positions, its gradient is dropped",
     )
-    cuda_graph: bool = Field(
-        False,
-        description="experimental: on a GPU record a step's forward and backward once and replay it, for small models, "
-        "whose steps take the host longer to launch than the GPU to run; holds the memory of a step all the time",
+    cuda_graph: bool | Literal["auto"] = Field(
+        "auto",
+        description="on a GPU record a step's forward and backward once and replay it: the host takes longer to launch "
+        "steps of small models than the GPU to run them; auto records whole steps on one device that have no dropout "
+        "and took at most 40 % of its memory, because the graph keeps that memory beside what validation takes",
     )
     devices: int = Field(1, ge=1, description="devices per node; several train together, one process each")
     nodes: int = Field(1, ge=1, description="machines, started by torchrun or SLURM")
@@ -141,9 +142,9 @@ class TrainConfig(BaseModel):
             )
         if self.truncate_chunk is not None and self.stream_chunk is not None:
             raise ValueError("stream_chunk is exact and truncate_chunk is not; set one of them to null")
-        if self.cuda_graph and (self.stream_chunk or self.truncate_chunk or self.sequence_parallel > 1):
+        if self.cuda_graph is True and (self.stream_chunk or self.truncate_chunk or self.sequence_parallel > 1):
             raise ValueError(
-                "cuda_graph records whole steps on one device: set it to false, or stream_chunk and truncate_chunk to "
+                "cuda_graph records whole steps on one device: set it to auto or false, or stream_chunk and truncate_chunk to "
                 "null and sequence_parallel to 1"
             )
         if self.stream_offload and self.stream_chunk is None and self.truncate_chunk is None:

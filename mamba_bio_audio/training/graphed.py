@@ -21,46 +21,66 @@ from mamba_bio_audio.training.streaming import has_dropout
 class GraphedLoss:
     """Summed loss and count of `model(tokens, targets=..., logits="none")`, differentiable in its parameters.
 
-    One shape at a time: the second batch in a row of the same shape is recorded, and as long as the shape stays, later
-    ones are replayed. On a CPU the recorded function runs again instead.
+    One shape at a time: the first batch of a shape runs as without a graph, the second is recorded, and as long as the
+    shape stays, it and later ones are replayed. On a CPU the recorded function runs again instead.
+
+    Args:
+        most_memory: no recording where the steps so far took more than this share of the GPU's memory, since the graph
+            keeps a step's memory to itself, beside what validation and optimiser take.
 
     Raises:
         InputError: the model draws at random, which a graph would repeat.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, most_memory: float = 1.0) -> None:
         if has_dropout(model):
             raise InputError("train.cuda_graph cannot record a model with dropout: set it to false")
         self.model = model
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.most_memory = most_memory
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.key: Any = None
         self.replay: Callable[[], None] | None = None
-        self.number = 0  # of the replay that the fixed addresses hold
+        self.loss_sum: Tensor | None = None
+        self.count: Tensor | None = None
+        self.gradients: tuple[Tensor | None, ...] | None = None
+        self.number = 0  # of calls: the fixed addresses hold the last one's
 
-    def __call__(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(loss_sum, count) as of the model, or None for the first batch of a shape, which the caller runs itself."""
+    def __call__(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss_sum, count) as of the model."""
         kind = tokens.device.type
         self.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         # What moved a parameter would leave the graph with its old address.
-        addresses = tuple(parameter.data_ptr() for parameter in self.parameters)
+        addresses = tuple(parameter.data_ptr() for parameter in self.parameters.values())
         key = (tokens.shape, tokens.dtype, targets.shape, targets.dtype, tokens.device, self.autocast, addresses)
-        if key != self.key:
-            self.key, self.replay = key, None
-            return None
+        if key != self.key or (self.replay is None and self._too_large(tokens.device)):
+            self.key, self.replay, self.number = key, None, self.number + 1
+            self.loss_sum = self.count = self.gradients = None
+            out = self.model(tokens, targets=targets, logits="none")
+            return out.loss_sum, out.count
         if self.replay is None:
             self.tokens, self.targets = tokens.clone(), targets.clone()
             self.replay = self._record()
         self.tokens.copy_(tokens)
         self.targets.copy_(targets)
-        return _Replayed.apply(self, *self.parameters)  # type: ignore[no-untyped-call, no-any-return]
+        return _Replayed.apply(self, *self.parameters.values())  # type: ignore[no-untyped-call, no-any-return]
+
+    def _too_large(self, device: torch.device) -> bool:
+        if self.most_memory >= 1 or device.type != "cuda":
+            return False
+        total = torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.max_memory_allocated(device) > self.most_memory * total
 
     def _run(self) -> None:
         device, dtype, enabled = self.autocast
+        # Aliases, because autograd waits for the stream on which a parameter was last used before it gives it a
+        # gradient, and a stream that records must wait for no other.
+        weights = {name: parameter.detach().requires_grad_() for name, parameter in self.parameters.items()}
         with torch.enable_grad():
             # A cast that autocast keeps would be kept from one replay to the next.
             with torch.autocast(device, dtype, enabled=enabled, cache_enabled=False):
-                out = self.model(self.tokens, targets=self.targets, logits="none")
-            gradients = torch.autograd.grad(out.loss_sum, self.parameters, allow_unused=True)
+                given = {"targets": self.targets, "logits": "none"}
+                out = torch.func.functional_call(self.model, weights, (self.tokens,), given)
+            gradients = torch.autograd.grad(out.loss_sum, list(weights.values()), allow_unused=True)
         self.loss_sum, self.count, self.gradients = out.loss_sum.detach(), out.count, gradients
 
     def _record(self) -> Callable[[], None]:
@@ -73,7 +93,7 @@ class GraphedLoss:
         with torch.cuda.stream(beside):
             self._run()
         torch.cuda.current_stream(device).wait_stream(beside)
-        del self.loss_sum, self.count, self.gradients
+        self.loss_sum = self.count = self.gradients = None
         # The graph has memory of its own.
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
@@ -88,6 +108,8 @@ class _Replayed(torch.autograd.Function):
     def forward(ctx: Any, step: GraphedLoss, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         assert step.replay is not None
         step.replay()
+        assert step.loss_sum is not None
+        assert step.count is not None
         step.number += 1
         ctx.step, ctx.number = step, step.number
         count = step.count.clone()
@@ -100,6 +122,7 @@ class _Replayed(torch.autograd.Function):
         step: GraphedLoss = ctx.step
         if step.number != ctx.number:
             raise RuntimeError("the gradients of a recorded step are gone once the next one ran; go back before it")
+        assert step.gradients is not None
         there = [gradient for gradient in step.gradients if gradient is not None]
         scaled = iter(torch._foreach_mul(there, g_loss))
         return None, *(None if gradient is None else next(scaled) for gradient in step.gradients)

@@ -16,7 +16,7 @@ from mamba_bio_audio.training.graphed import GraphedLoss
 from mamba_bio_audio.training.optim import build_optimizer
 from mamba_bio_audio.training.parallel import Relay, make_relay
 from mamba_bio_audio.training.schedule import learning_rate
-from mamba_bio_audio.training.streaming import streamed_loss
+from mamba_bio_audio.training.streaming import has_dropout, streamed_loss
 
 
 class LanguageModelModule(L.LightningModule):
@@ -76,17 +76,24 @@ class LanguageModelModule(L.LightningModule):
                 relay=self.relay,
             )
             return loss_sum, count
-        if config.cuda_graph and self.device.type == "cuda" and torch.is_grad_enabled():
-            found = self._graphed(batch["tokens"], batch["targets"])
-            if found is not None:
-                return found
+        if self._graphed is not None and torch.is_grad_enabled():
+            return self._graphed(batch["tokens"], batch["targets"])
         out: ModelOutput = self.model(batch["tokens"], targets=batch["targets"], logits="none")
         assert out.loss_sum is not None
         assert out.count is not None
         return out.loss_sum, out.count
 
     @cached_property
-    def _graphed(self) -> GraphedLoss:
+    def _graphed(self) -> GraphedLoss | None:
+        """What records steps, where they are recorded."""
+        config = self.train_config
+        if self.device.type != "cuda" or not config.cuda_graph:
+            return None
+        if config.cuda_graph == "auto":
+            whole = config.chunk is None and config.devices * config.nodes == 1
+            if not whole or has_dropout(self.model):
+                return None
+            return GraphedLoss(self.model, most_memory=0.4)
         return GraphedLoss(self.model)
 
     @cached_property

@@ -337,8 +337,7 @@ def graphed_step(model: nn.Module) -> Callable[[Tensor], None]:
         targets = tokens.roll(-1, 1)
         try:
             with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
-                found = loss_of(tokens, targets)
-                loss_sum = model(tokens, targets=targets, logits="none").loss_sum if found is None else found[0]
+                loss_sum, _ = loss_of(tokens, targets)
             (loss_sum / tokens.numel()).backward()
         finally:
             model.zero_grad(set_to_none=True)

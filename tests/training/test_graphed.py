@@ -6,19 +6,32 @@ from torch import nn
 
 from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.build import build
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.graphed import GraphedLoss
+from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.optim import build_optimizer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def make(device):
+ATTENTION = [{}, {"mixer": "transformer", "attention": {"heads": 2}}, {}]
+MODELS = {
+    "language": ModelConfig(d_model=16, num_layers=2, vocab_size=12),
+    "complex": ModelConfig(d_model=16, num_layers=2, vocab_size=12, mixer="mamba-complex"),
+    "unet": UNetConfig(d_model=16, num_layers=1, pools=(2,), vocab_size=12, stages=ATTENTION),
+    "classifier": ModelConfig(d_model=16, num_layers=2, vocab_size=12),
+}
+
+
+def make(device, kind="language"):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    return build_model(ModelConfig(d_model=16, num_layers=2, vocab_size=12), seed=0).to(device)
+    head = HeadConfig(pool="mean", classes=tuple("abcdefghijkl")) if kind == "classifier" else None
+    return build(MODELS[kind], head, seed=0).to(device)
 
 
 def batches(count, device, length=40):
@@ -32,7 +45,10 @@ def train(model, loss_of, data):
     optimizer = build_optimizer(model, config)
     losses = []
     for number, tokens in enumerate(data):
-        loss, count = loss_of(tokens, tokens.roll(-1, 1))
+        targets = tokens.roll(-1, 1)
+        if getattr(model, "scores_rows", False):
+            targets[:, :-1] = -100
+        loss, count = loss_of(tokens, targets)
         (loss / count / 2).backward()
         losses.append(loss.detach())
         if number % 2:
@@ -42,9 +58,10 @@ def train(model, loss_of, data):
     return torch.stack(losses), [p.detach().clone() for p in model.parameters()]
 
 
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_trains_as_without(device):
-    plain, graphed = make(device), make(device)
+def test_trains_as_without(device, kind):
+    plain, graphed = make(device, kind), make(device, kind)
     data = [*batches(6, device), *batches(4, device, length=24), *batches(2, device)]
 
     def plainly(model, tokens, targets):
@@ -55,8 +72,8 @@ def test_trains_as_without(device):
 
     def recorded(tokens, targets):
         found = step(tokens, targets)
-        replayed.append(found is not None)
-        return plainly(graphed, tokens, targets) if found is None else found
+        replayed.append(step.replay is not None)
+        return found
 
     expected = train(plain, lambda tokens, targets: plainly(plain, tokens, targets), data)
     losses, weights = train(graphed, recorded, data)
@@ -74,7 +91,8 @@ def test_parameters_that_moved_are_recorded_again(device):
     for _ in range(2):
         found = step(tokens, targets)
     model.lm_head.weight.data = model.lm_head.weight.data * 2
-    assert step(tokens, targets) is None
+    step(tokens, targets)
+    assert step.replay is None
     expected = model(tokens, targets=targets, logits="none")
     again = step(tokens, targets)
     assert again[0] != found[0]
@@ -110,3 +128,36 @@ def test_what_it_refuses():
     GraphedLoss(nn.Sequential(nn.Dropout(0.0)))
     with pytest.raises(InputError, match="cuda_graph records whole steps"):
         load_config("dna/tiny", ["data.path=.", "train.cuda_graph=true", "train.stream_chunk=64"])
+
+
+def test_what_auto_records():
+    def recorded(model=None, kind="cuda", **changes):
+        keys = {"steps": 9, "length": 64, "tokens_per_step": 256, "lr": 1e-2} | changes
+        module = LanguageModelModule(model or make("cpu"), TrainConfig(**keys))
+        module._device = torch.device(kind, 0)
+        return module._graphed
+
+    assert recorded().most_memory < 1
+    assert recorded(cuda_graph=True).most_memory == 1
+    assert recorded(kind="cpu") is None
+    for changes in ({"cuda_graph": False}, {"stream_chunk": 16}, {"truncate_chunk": 16}, {"devices": 2}):
+        assert recorded(**changes) is None
+    assert recorded(nn.Sequential(nn.Dropout(0.1))) is None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_module_records_what_takes_little_memory(device):
+    model = make(device)
+    module = LanguageModelModule(model, config := TrainConfig(steps=9, length=40, tokens_per_step=120, lr=1e-2))
+    assert config.cuda_graph == "auto"
+    for tokens in batches(3, device):
+        module.training_step({"tokens": tokens, "targets": tokens}, 0).backward()
+    if device == "cpu":
+        assert module._graphed is None
+        return
+    assert module._graphed.replay is not None
+    # The key holds on, the memory does not allow it.
+    module._graphed.replay, module._graphed.most_memory = None, 0.0
+    loss, _ = module._graphed(tokens, tokens)
+    assert module._graphed.replay is None
+    assert loss > 0

@@ -5,7 +5,7 @@
 
 A training step is forward, loss and backward in bf16 autocast. The peer is our U-Net with every mixer replaced by
 mamba_ssm's `Mamba` (its fused CUDA path), real parameters only; pools, norms and loss are ours on both sides, calls
-alternate within a process. With --graph ours, where it is not streamed, is recorded as a CUDA graph. Decoding is fp32,
+alternate within a process. With --graph steps that are not streamed, ours and the peer's, are recorded as CUDA graphs. Decoding is fp32,
 timed per block of 1,024 steps after the first block, in which the graph is captured. The file is written after every
 row.
 """
@@ -88,10 +88,14 @@ def train(
         real = all(not stage.ssm.complex for stage in model.model_config.stages)
         tokens = torch.randint(0, 256, (batch, length), device=device)
 
-        def make_peer(recipe=recipe, mixer=mixer, tokens=tokens) -> partial[None]:
-            return partial(training_step, peer_of(network(recipe, mixer)).to(device), tokens, tokens.shape[1])
-
         recorded = graph and chunk is None
+
+        def make_peer(recipe=recipe, mixer=mixer, tokens=tokens, recorded=recorded) -> partial[None]:
+            peer = peer_of(network(recipe, mixer)).to(device)
+            if recorded:
+                return partial(graphed_step(peer), tokens)
+            return partial(training_step, peer, tokens, tokens.shape[1])
+
         timing, memory = beside(
             partial(graphed_step(model), tokens)
             if recorded
@@ -154,7 +158,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=500, help="begin no row after this")
-    parser.add_argument("--graph", action="store_true", help="train: record our steps (train.cuda_graph)")
+    parser.add_argument("--graph", action="store_true", help="train: record steps (train.cuda_graph)")
     arguments = parser.parse_args()
     started, place = time.perf_counter(), environment("cuda")
     provenance = {key: place[key] for key in ("device", "torch", "triton", "commit", "started")}

@@ -32,8 +32,8 @@ def bare(
     layers: int = 12,
     width: int = 128,
 ) -> None:
-    """Time the step as `mba bench train` does, at the run's micro-batch."""
-    (row,) = bench.train(device, seconds=seconds, shapes=[(layers, width, batch, LENGTH, None)])
+    """Time the step as `mba bench train` does, at the run's micro-batch, recorded on a GPU as the run's are."""
+    (row,) = bench.train(device, seconds=seconds, shapes=[(layers, width, batch, LENGTH, None)], graph=True)
     new = not out.exists()
     with out.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")

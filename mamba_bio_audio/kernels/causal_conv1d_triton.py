@@ -28,6 +28,10 @@ from mamba_bio_audio.kernels.launch import cdiv, on
 MAX_WIDTH = 8
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 _ROWS = 64
+# Of a program of backward, which goes W - 1 steps past its rows: the more the better, as long as so many programs are
+# left (benchmarks/results/conv_backward_rows_h100.txt).
+_BACKWARD_ROWS = (256, 128, 64)
+_BACKWARD_PROGRAMS = 2048
 _UNROLL = 4
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -279,7 +283,12 @@ def conv_backward(
         dx = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
     x, x_row, x_stride = _rows(x)
     g, g_row, g_stride = _rows(g)
-    block, chunks = _block(channels), cdiv(length, _ROWS)
+    block = _block(channels)
+    rows = next(
+        (r for r in _BACKWARD_ROWS if batch * cdiv(length, r) * cdiv(channels, block) >= _BACKWARD_PROGRAMS),
+        _BACKWARD_ROWS[-1],
+    )
+    chunks = cdiv(length, rows)
     sums = torch.empty(batch * chunks, width + 1, channels, dtype=torch.float32, device=x.device)
     dtail = None if tail is None else torch.empty_like(tail)
     with on(x.device):
@@ -287,7 +296,7 @@ def conv_backward(
             x, weight, bias if bias is not None else weight, tail if tail is not None else weight,
             reset if reset is not None else weight, g, dx, sums,
             dtail if dtail is not None else weight, length, chunks, x_stride, g_stride, dx.stride(0),
-            D=channels, W=width, BD=block, ROWS=_ROWS, UNROLL=_UNROLL, X_ROW=x_row, G_ROW=g_row, DX_ROW=dx.stride(1),
+            D=channels, W=width, BD=block, ROWS=rows, UNROLL=_UNROLL, X_ROW=x_row, G_ROW=g_row, DX_ROW=dx.stride(1),
             SILU=silu, HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_RESET=reset is not None,
             num_warps=1,
         )  # fmt: skip

@@ -273,16 +273,25 @@ def _backward(run: Callable[..., Tensor], inputs: dict[str, Tensor]) -> Callable
 
 
 def train(
-    device: str, *, seconds: float = 3.0, shapes: Sequence[tuple[int, int, int, int, int | None]] | None = None
+    device: str,
+    *,
+    seconds: float = 3.0,
+    shapes: Sequence[tuple[int, int, int, int, int | None]] | None = None,
+    graph: bool = False,
 ) -> Iterator[Row]:
-    """Forward, loss and backward of the DNA language model, bf16 autocast on a GPU; time, positions/s, peak memory."""
+    """Forward, loss and backward of the DNA language model, bf16 autocast on a GPU; time, positions/s, peak memory.
+
+    With `graph` our whole steps are recorded, as by `train.cuda_graph`.
+    """
     for layers, width, batch, length, chunk in shapes or TRAIN_SHAPES[device]:
         model = build_model(ModelConfig(d_model=width, num_layers=layers, vocab_size=12), seed=0).to(device)
         tokens = torch.randint(7, 11, (batch, length), device=device)
         name = f"{layers}x{width}, ({batch}, {length})" + (f", streamed by {chunk}" if chunk else "")
         dtype = "bfloat16" if device == "cuda" else "float32"
+        recorded = graph and chunk is None
+        step = partial(graphed_step(model), tokens) if recorded else partial(training_step, model, tokens, chunk or length)
         timing, memory = beside(
-            partial(training_step, model, tokens, chunk or length),
+            step,
             partial(_peer_step, layers, width, tokens) if has_peer(device) and not chunk else None,
             device,
             seconds=seconds,

@@ -80,7 +80,8 @@ def test_trains_as_without(device, kind):
     # The first batch of every stretch of one shape is not.
     assert replayed == [False, *[True] * 5, False, *[True] * 3, False, True]
     torch.testing.assert_close(losses, expected[0])
-    torch.testing.assert_close(weights, expected[1])
+    # Steps of the optimiser do not know how small a gradient was.
+    torch.testing.assert_close(weights, expected[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -148,7 +149,7 @@ def test_what_auto_records():
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_module_records_what_takes_little_memory(device):
     model = make(device)
-    module = LanguageModelModule(model, config := TrainConfig(steps=9, length=40, tokens_per_step=120, lr=1e-2))
+    module = LanguageModelModule(model, config := TrainConfig(steps=9, length=40, tokens_per_step=120, lr=1e-2)).to(device)
     assert config.cuda_graph == "auto"
     for tokens in batches(3, device):
         module.training_step({"tokens": tokens, "targets": tokens}, 0).backward()

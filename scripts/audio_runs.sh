@@ -8,6 +8,7 @@
 #   SECONDS_MAX  of training (300), its start and validations included; a run that is not done by then is saved as it stands
 #   RATE         most seconds of a trial before, in which all run together until their speed is known, from which the steps
 #                follow (90); 0 takes STEPS_digits, STEPS_piano and STEPS_lengths (the lengths train for equal steps and samples)
+#   JUDGE_GPU    the judge trains on another one of the machine's GPUs
 #   JUDGE        options of judge and recogniser (--judge-epochs 40; the published judge has 70)
 # For a rehearsal: LOCAL=1 takes the Python at hand, EXTRA are more --set keys, SAMPLES clips.
 set -uo pipefail
@@ -135,7 +136,7 @@ case ${1:?which run} in
     unpack
     rm -rf "$RUN/trial" && mkdir -p "$RUN/trial"
     judge_process=
-    if [[ " $PARTS " == *" judge "* ]]; then judge & judge_process=$!; fi
+    if [[ " $PARTS " == *" judge "* ]]; then CUDA_VISIBLE_DEVICES=${JUDGE_GPU:-${CUDA_VISIBLE_DEVICES-0}} judge & judge_process=$!; fi
     if [ "$RATE" != 0 ]; then
       processes=()
       for name in $trainings; do trial "$name" & processes+=($!); done

@@ -22,6 +22,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.causal_conv1d import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.causal_conv1d_triton import conv_backward, conv_forward
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
+from mamba_bio_audio.kernels.selective_scan.apart import apart
 from mamba_bio_audio.kernels.selective_scan.triton_op import (
     MAX_STATES,
     ScanCall,
@@ -137,16 +138,14 @@ def _make_piece(
     u = conv_forward(xz[..., :inner], w.conv, w.conv_bias, tail, reset, True)
     if projected is None:
         projected = F.linear(u, w.x_proj)
-    # In fp32, each apart from the other, by one copy.
-    BC = projected.new_empty(2, batch, length, states, dtype=torch.float32)
-    BC.copy_(projected[..., rank:].unflatten(-1, (2, states)).permute(2, 0, 1, 3))
+    B, C = apart(projected, states)
     call = ScanCall(
         u=u,
         dt=F.linear(projected[..., :rank], w.dt_proj),
         z=xz[..., inner:],
         A=w.A,
-        B=BC[0],
-        C=BC[1],
+        B=B,
+        C=C,
         skip=w.D,
         bias=w.dt_bias,
         reset=reset,
@@ -332,8 +331,9 @@ def _piece_backward(
         x_proj=_product(d_projected, piece.u),
     )
     del out
-    du = torch.addmm(g.u.view(-1, inner), d_projected.view(-1, d_projected.shape[-1]), w.x_proj).view_as(g.u)
-    conv = conv_backward(piece.xz[..., :inner], w.conv, w.conv_bias, tail, reset, True, du, dx=dxz[..., :inner])
+    # In place: otherwise g.u is copied first.
+    g.u.view(-1, inner).addmm_(d_projected.view(-1, d_projected.shape[-1]), w.x_proj)
+    conv = conv_backward(piece.xz[..., :inner], w.conv, w.conv_bias, tail, reset, True, g.u, dx=dxz[..., :inner])
     d_tail = conv.tail
     if g_tail is not None:
         kept = kept_in_tail(None if reset is None else reset.view(torch.bool), width, length)

@@ -14,7 +14,9 @@ With `train.stream_chunk` the last rank hands the state at the end of a chunk to
 wait only at the very beginning and end, not at every chunk.
 
 Messages of one layer are one buffer of bytes. Two process groups keep the two kinds of links (to the next rank; from
-the last to the first) apart: on one communicator, which works in order, each could wait for the other.
+the last to the first) apart: on one communicator, which works in order, each could wait for the other. What goes round
+is asked for a whole chunk before it is needed, as soon as this rank has done the layer: NCCL holds a few messages that
+nobody has asked for, then its sends wait on the GPU, and with them whatever shares their queue there.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -47,16 +50,30 @@ class Link(NamedTuple):
     group: Any
 
 
+class Message(NamedTuple):
+    """What was asked for: tensors like those of `like`, one after the other."""
+
+    work: Any
+    buffer: Tensor
+    like: list[Tensor]
+
+
 class Visit:
     """One chunk of some rows on this rank: where its states come from and go to, and what came and went.
 
     Attributes:
+        before, after: visits of the chunks before and after on this rank, where what they get goes round, from the last
+            rank to the first: `states` and `gradients` hold what was asked for ahead of its time, by layer.
         anchor: scalar in the graph of what was received and sent; its gradient must be asked for, or nothing is sent or
             received on the way back, as below a frozen layer.
     """
 
     def __init__(self, source: Link | None, target: Link | None, offload: bool) -> None:
         self.source, self.target, self.offload = source, target, offload
+        self.before: Visit | None = None
+        self.after: Visit | None = None
+        self.states: dict[int, Message] = {}
+        self.gradients: dict[int, Message] = {}
         self.starts: dict[int, list[Tensor]] = {}
         self.sent: set[int] = set()
         self.ran: set[int] = set()
@@ -99,19 +116,29 @@ class Relay:
         edges = [length * i // parts for i in range(parts + 1)]
         return [(edges[i], edges[i + 1]) for i in range(self.rank, parts, self.size)]
 
-    def open(self, number: int, chunks: int, offload: bool) -> Visit:
-        """The visit of chunk `number` of `chunks`."""
+    def visits(self, chunks: int, offload: bool) -> list[Visit]:
+        """The visits of all chunks of some rows, in order."""
         within, around = self.groups
-        source = target = None
-        if self.rank > 0:
-            source = Link(self.ranks[self.rank - 1], within)
-        elif number > 0:
-            source = Link(self.ranks[-1], around)
-        if self.rank < self.size - 1:
-            target = Link(self.ranks[self.rank + 1], within)
-        elif number < chunks - 1:
-            target = Link(self.ranks[0], around)
-        return Visit(source, target, offload)
+        first, last = self.rank == 0, self.rank == self.size - 1
+        visits: list[Visit] = []
+        for number in range(chunks):
+            source = target = None
+            if not first:
+                source = Link(self.ranks[self.rank - 1], within)
+            elif number > 0:
+                source = Link(self.ranks[-1], around)
+            if not last:
+                target = Link(self.ranks[self.rank + 1], within)
+            elif number < chunks - 1:
+                target = Link(self.ranks[0], around)
+            visits.append(Visit(source, target, offload))
+        for earlier, later in pairwise(visits):
+            # States go round to the first rank, their gradients to the last.
+            if first:
+                earlier.after = later
+            if last:
+                later.before = earlier
+        return visits
 
     def check(self, visit: Visit) -> None:
         """Every layer must have run through its hooks, or its state was not handed on."""
@@ -142,14 +169,18 @@ class Relay:
         # The buffer must live until it has left.
         self.pending.append((work, buffer))
 
-    def receive(self, link: Link, like: list[Tensor]) -> list[Tensor]:
-        """Tensors of the shapes and dtypes of `like`."""
-        sizes = [t.numel() * t.element_size() for t in like]
-        buffer = torch.empty(sum(sizes), dtype=torch.uint8, device=like[0].device)
-        dist.recv(buffer, link.peer, group=link.group)
-        parts = buffer.split(sizes)
+    def ask(self, link: Link, like: list[Tensor]) -> Message:
+        """Ask for tensors of the shapes and dtypes of `like`, without waiting."""
+        size = sum(t.numel() * t.element_size() for t in like)
+        buffer = torch.empty(size, dtype=torch.uint8, device=like[0].device)
+        return Message(dist.irecv(buffer, link.peer, group=link.group), buffer, [t.detach() for t in like])
+
+    def receive(self, message: Message) -> list[Tensor]:
+        """What was asked for."""
+        message.work.wait()
+        parts = message.buffer.split([t.numel() * t.element_size() for t in message.like])
         # Each in memory of its own, aligned for its dtype.
-        return [part.clone().view(t.dtype).view(t.shape) for part, t in zip(parts, like, strict=True)]
+        return [part.clone().view(t.dtype).view(t.shape) for part, t in zip(parts, message.like, strict=True)]
 
     def _before(self, number: int) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -163,12 +194,13 @@ class Relay:
             if not all(isinstance(leaf, Tensor) for leaf in like):
                 return None
             if number not in visit.starts:
-                found = self.receive(visit.source, like)
+                asked = visit.states.pop(number) if number in visit.states else self.ask(visit.source, like)
+                found = self.receive(asked)
                 visit.starts[number] = [t.cpu() for t in found] if visit.offload else found
             start = [t.to(x.device) for t in visit.starts[number]]
             if torch.is_grad_enabled():
                 anchor = visit.anchored(x.device)
-                start = list(_Received.apply(self, visit.source, anchor, *start))  # type: ignore[no-untyped-call]
+                start = list(_Received.apply(self, visit, number, anchor, *start))  # type: ignore[no-untyped-call]
             kwargs.pop("state", None)
             return (x, tree_unflatten(start, structure)), kwargs
 
@@ -188,9 +220,12 @@ class Relay:
             if number not in visit.sent:
                 visit.sent.add(number)
                 self.send(visit.target, leaves)
+                if visit.after is not None:
+                    assert visit.after.source is not None
+                    visit.after.states[number] = self.ask(visit.after.source, leaves)
             if torch.is_grad_enabled():
                 anchor = visit.anchored(y.device)
-                leaves = list(_Sent.apply(self, visit.target, anchor, *leaves))  # type: ignore[no-untyped-call]
+                leaves = list(_Sent.apply(self, visit, number, anchor, *leaves))  # type: ignore[no-untyped-call]
             return y, tree_unflatten(leaves, structure)
 
         return hook
@@ -202,13 +237,13 @@ class Relay:
         token = [torch.zeros(1, device=first.device)]
         within, around = self.groups
         if self.rank > 0:
-            self.receive(Link(self.ranks[self.rank - 1], within), token)
+            self.receive(self.ask(Link(self.ranks[self.rank - 1], within), token))
         if self.rank < self.size - 1:
             self.send(Link(self.ranks[self.rank + 1], within), token)
         if self.rank == self.size - 1:
             self.send(Link(self.ranks[0], around), token)
         if self.rank == 0:
-            self.receive(Link(self.ranks[-1], around), token)
+            self.receive(self.ask(Link(self.ranks[-1], around), token))
         self.flush()
 
 
@@ -216,31 +251,37 @@ class _Received(torch.autograd.Function):
     """Identity; its backward sends the gradients to where the values came from."""
 
     @staticmethod
-    def forward(ctx: Any, relay: Relay, link: Link, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.relay, ctx.link = relay, link
+    def forward(ctx: Any, relay: Relay, visit: Visit, number: int, anchor: Tensor, *tensors: Tensor) -> Any:
+        ctx.relay, ctx.visit, ctx.number = relay, visit, number
         return tuple(t.clone() for t in tensors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        ctx.relay.send(ctx.link, list(gradients))
-        return None, None, gradients[0].new_zeros((), dtype=torch.float32), *(None for _ in gradients)
+        relay, visit = ctx.relay, ctx.visit
+        relay.send(visit.source, list(gradients))
+        if visit.before is not None:
+            visit.before.gradients[ctx.number] = relay.ask(visit.before.target, list(gradients))
+        return None, None, None, gradients[0].new_zeros((), dtype=torch.float32), *(None for _ in gradients)
 
 
 class _Sent(torch.autograd.Function):
     """Identity; its backward receives the gradients from where the values went."""
 
     @staticmethod
-    def forward(ctx: Any, relay: Relay, link: Link, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.relay, ctx.link = relay, link
+    def forward(ctx: Any, relay: Relay, visit: Visit, number: int, anchor: Tensor, *tensors: Tensor) -> Any:
+        ctx.relay, ctx.visit, ctx.number = relay, visit, number
         return tuple(t.clone() for t in tensors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        found = ctx.relay.receive(ctx.link, list(gradients))
+        relay, visit = ctx.relay, ctx.visit
+        ahead = ctx.number in visit.gradients
+        asked = visit.gradients.pop(ctx.number) if ahead else relay.ask(visit.target, list(gradients))
+        found = relay.receive(asked)
         zero = gradients[0].new_zeros((), dtype=torch.float32)
-        return None, None, zero, *(a + b for a, b in zip(found, gradients, strict=True))
+        return None, None, None, zero, *(a + b for a, b in zip(found, gradients, strict=True))
 
 
 def _stateful_layers(model: nn.Module) -> list[nn.Module]:

@@ -144,7 +144,7 @@ class _Call:
         self.offload = offload
         self.relay = relay
         # States come from other ranks, layer by layer, instead of from the chunk before.
-        self.visits = [] if relay is None else [relay.open(i, len(spans), offload) for i in range(len(spans))]
+        self.visits = [] if relay is None else relay.visits(len(spans), offload)
         self.start = state
         self.starts: list[list[Any]] = []  # leaves of the state before each chunk; none before the first of a sequence
         self.structure: Any = None

@@ -289,7 +289,9 @@ def train(
         name = f"{layers}x{width}, ({batch}, {length})" + (f", streamed by {chunk}" if chunk else "")
         dtype = "bfloat16" if device == "cuda" else "float32"
         recorded = graph and chunk is None
-        step = partial(graphed_step(model), tokens) if recorded else partial(training_step, model, tokens, chunk or length)
+        step = (
+            partial(graphed_step(model), tokens) if recorded else partial(training_step, model, tokens, chunk or length)
+        )
         timing, memory = beside(
             step,
             partial(_peer_step, layers, width, tokens) if has_peer(device) and not chunk else None,

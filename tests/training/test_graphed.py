@@ -149,7 +149,9 @@ def test_what_auto_records():
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_module_records_what_takes_little_memory(device):
     model = make(device)
-    module = LanguageModelModule(model, config := TrainConfig(steps=9, length=40, tokens_per_step=120, lr=1e-2)).to(device)
+    module = LanguageModelModule(model, config := TrainConfig(steps=9, length=40, tokens_per_step=120, lr=1e-2)).to(
+        device
+    )
     assert config.cuda_graph == "auto"
     for tokens in batches(3, device):
         module.training_step({"tokens": tokens, "targets": tokens}, 0).backward()

@@ -49,16 +49,17 @@ trial() { # name: steps a second while everything runs, from the last two of the
   local arguments process log="$LOGS/trial-$1.txt"
   mapfile -t arguments < <(recipe "$1")
   timeout -s TERM -k 30 "$RATE" python3 -c 'from mamba_bio_audio.cli.main import run; run()' pretrain "${arguments[@]}" \
-    --out "$RUN/trial/$1" --force --set train.steps=1000000 --set train.listen=0 >"$log" 2>&1 &
+    --out "$RUN/trial/$1" --force --set train.steps=1000000 --set train.validate_every=1000000 --set train.listen=0 >"$log" 2>&1 &
   process=$!
   while kill -0 $process 2>/dev/null && [ ! -e "$RUN/trial/enough" ]; do
     sleep 1
-    [ "$(grep -c '^step ' "$log")" -ge 3 ] && touch "$RUN/trial/$1.enough"
+    [ "$(grep -c '^step .* train ' "$log")" -ge 3 ] && touch "$RUN/trial/$1.enough"
     [ "$(ls "$RUN"/trial/*.enough 2>/dev/null | wc -l)" = "$(wc -w <<<"$trainings")" ] && touch "$RUN/trial/enough"
   done
   kill -TERM $process 2>/dev/null
   wait $process
-  grep -o '^step [0-9,]*' "$log" | tr -d 'step ,' | tail -2 |
+  # Not the lines of validations, which come a step before others.
+  grep '^step .* train ' "$log" | grep -o '^step [0-9,]*' | tr -d 'step ,' | tail -2 |
     awk 'NR == 1 { first = $1 } { last = $1 } END { print (NR > 1 ? (last - first) / 10.3 : 0) }' >"$RUN/trial/$1.rate"
 }
 steps_of() { # name: steps that fit into the time, or those given

@@ -20,6 +20,7 @@ from mamba_bio_audio.kernels.selective_scan.general_fwd import general_fwd_kerne
 from mamba_bio_audio.kernels.selective_scan.triton_fwd import carry_kernel
 from mamba_bio_audio.kernels.selective_scan.triton_op import (
     _ACTIVATIONS,
+    _PER_SCHEDULER,
     MAX_STATES,
     PartialMap,
     Plan,
@@ -101,7 +102,7 @@ def make_general_plan(
 
     def split(wanted: int | None, warps: int) -> tuple[int, int]:
         if wanted is None:
-            return _split(length, warps, schedulers, 8, segment)
+            return _split(length, warps, schedulers, _PER_SCHEDULER, segment)
         steps = cdiv(cdiv(length, wanted), segment) * segment
         return cdiv(length, steps), steps
 

@@ -32,6 +32,10 @@ _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 _SPLIT_BELOW = 0.53
 _SPLIT_BACKWARD_BELOW = 1.5
 _MIN_CHUNK_STEPS = 256
+# Warps on a scheduler of a sequence in chunks. In backward more of them than fit at once still pay, as the last of them
+# then leave less of the machine idle (benchmarks/results/selective_scan_chunks_h200.txt).
+_PER_SCHEDULER = 8
+_PER_SCHEDULER_BACKWARD = 16
 # The partial sums of dB and dC of one launch of a backward kernel, bytes per (b, t, d): 8 for 16 real states. With many
 # states fewer blocks of channels go through at a time.
 _PARTIAL_BYTES = 16
@@ -142,17 +146,18 @@ def make_plan(
     )
     warps = batch * cdiv(channels, min(fields["fwd_block"], 32))
 
-    def split(wanted: int | None, warps: int, below: float) -> tuple[int, int]:
+    def split(wanted: int | None, warps: int, below: float, per_scheduler: int) -> tuple[int, int]:
         if wanted is None:
-            return _split(length, warps, schedulers, 8, segment, below)
+            return _split(length, warps, schedulers, per_scheduler, segment, below)
         steps = cdiv(cdiv(length, wanted), segment) * segment
         return cdiv(length, steps), steps
 
-    fields["chunks"], fields["chunk_steps"] = split(chunks, warps, _SPLIT_BELOW)
+    fields["chunks"], fields["chunk_steps"] = split(chunks, warps, _SPLIT_BELOW, _PER_SCHEDULER)
     fields["bwd_chunks"], fields["bwd_chunk_steps"] = split(
         bwd_chunks if bwd_chunks is not None else chunks,
         batch * cdiv(channels, fields["bwd_block"]),
         _SPLIT_BACKWARD_BELOW if fields["warp_sums"] else _SPLIT_BELOW,
+        _PER_SCHEDULER_BACKWARD,
     )
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
     fields["far"] = 32 if fields["chunks"] == 1 else 0

@@ -1,8 +1,13 @@
 """A sequence over several processes gives the loss and the gradients of one process (gloo on the CPU)."""
 
 import itertools
+import queue
 import socket
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +22,7 @@ from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.training import parallel
 from mamba_bio_audio.training.parallel import Relay, Visit, is_main_process, make_relay
 from mamba_bio_audio.training.streaming import streamed_loss
 
@@ -131,6 +137,56 @@ def test_equals_one_process(size):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(work, (size, port), nprocs=size)
+
+
+class Rendezvous:
+    """Messages between threads where sending and asking both wait for the other side: the least that a backend can do.
+
+    NCCL is like this once the few messages that it holds are there, and its ranks then do one thing after the other.
+    """
+
+    def __init__(self) -> None:
+        self.links = defaultdict(queue.Queue)
+        self.own = threading.local()
+
+    def get_rank(self):
+        return self.own.rank
+
+    def isend(self, buffer, peer, group):
+        taken = threading.Event()
+        self.links[group, self.own.rank, peer].put((buffer.clone(), taken))
+        assert taken.wait(20), f"rank {self.own.rank} waits for rank {peer} to ask"
+        return SimpleNamespace(wait=lambda: None)
+
+    def irecv(self, buffer, peer, group):
+        found, taken = self.links[group, peer, self.own.rank].get(timeout=20)
+        buffer.copy_(found)
+        taken.set()
+        return SimpleNamespace(wait=lambda: None)
+
+
+@pytest.mark.parametrize(("size", "rows"), [(2, 3), (3, 2)])
+def test_no_rank_waits_for_one_that_waits(size, rows, monkeypatch):
+    links = Rendezvous()
+    monkeypatch.setattr(parallel, "dist", links)
+    tokens, targets = batch(False)
+    models = [language_model() for _ in range(size)]  # here: threads share the random generator
+
+    def share(rank: int):
+        links.own.rank, model = rank, models[rank]
+        relay = Relay(model, list(range(size)), ("within", "around"))
+        loss, _, _ = streamed_loss(model, tokens, targets, chunk=4, rows=rows, relay=relay)
+        loss.backward()
+        return loss.detach(), [p.grad for p in model.parameters()]
+
+    with ThreadPoolExecutor(size) as threads:
+        shares = list(threads.map(share, range(size)))
+    model = language_model()
+    expected = model(tokens, targets=targets, logits="none").loss_sum
+    expected.backward()
+    torch.testing.assert_close(sum(loss for loss, _ in shares), expected.detach())
+    for i, parameter in enumerate(model.parameters()):
+        torch.testing.assert_close(sum(gradients[i] for _, gradients in shares), parameter.grad)
 
 
 def test_a_layer_that_is_not_called_is_noticed():

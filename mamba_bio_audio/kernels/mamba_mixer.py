@@ -375,12 +375,15 @@ def mamba_mixer_triton(
         dtype: of the activations.
         piece: positions that backward computes again at once, a bound on memory beyond what is kept; by default 2^18,
             more where the inner width is below 256.
-        segment: steps between kept states, a power of two; `default_segment` chooses.
+        segment: steps between kept states, a power of two from 4 on; `default_segment` chooses.
 
     Returns:
         y (B, L, M) in `dtype`, the tail after the span in `dtype` and the state after it (B, E, N) in fp32.
     """
     train = will_differentiate(x, tail, h0, *weights)
     piece = piece or max(_PIECE, _PIECE_ELEMENTS // weights.out_proj.shape[1])
-    settings = _Settings(dtype, precise, piece, segment or default_segment(x.shape[1]), train)
+    segment = segment or default_segment(x.shape[1])
+    if segment < 4 or segment & (segment - 1):
+        raise ValueError(f"segment is {segment}; it must be a power of two from 4 on")
+    settings = _Settings(dtype, precise, piece, segment, train)
     return _MixerFn.apply(settings, x, tail, h0, reset, *weights)

@@ -183,6 +183,7 @@ def fit(
         try:
             trainer.fit(module, batches, ckpt_path=last, weights_only=False)
         finally:
+            module.forget_recorded()
             stop_workers(batches)
             stop_workers(valid)
         progress.end()

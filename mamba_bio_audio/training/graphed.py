@@ -8,6 +8,7 @@ parameter and step, as from `streaming`.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +22,12 @@ from mamba_bio_audio.training.streaming import has_dropout
 class GraphedLoss:
     """Summed loss and count of `model(tokens, targets=..., logits="none")`, differentiable in its parameters.
 
-    One shape at a time: the first batch of a shape runs as without a graph, the second is recorded, and as long as the
-    shape stays, it and later ones are replayed. On a CPU the recorded function runs again instead.
+    One shape at a time: the first batch of a shape is run as it is, the second is recorded, and as long as the shape
+    stays, it and later ones are replayed. All three, and a CPU, where nothing is recorded, round alike.
 
     Args:
-        most_memory: no recording where the steps so far took more than this share of the GPU's memory, since the graph
-            keeps a step's memory to itself, beside what validation and optimiser take.
+        most_memory: no recording where the steps so far took more than this share of the GPU's memory, or more than is
+            free there now: the graph keeps a step's memory to itself, beside what validation and optimiser take.
 
     Raises:
         InputError: the model draws at random, which a graph would repeat.
@@ -39,7 +40,7 @@ class GraphedLoss:
         self.most_memory = most_memory
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.key: Any = None
-        self.replay: Callable[[], None] | None = None
+        self.recorded: Callable[[], None] | None = None
         self.loss_sum: Tensor | None = None
         self.count: Tensor | None = None
         self.gradients: tuple[Tensor | None, ...] | None = None
@@ -49,28 +50,34 @@ class GraphedLoss:
         """(loss_sum, count) as of the model."""
         kind = tokens.device.type
         self.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        # What moved a parameter would leave the graph with its old address.
-        addresses = tuple(parameter.data_ptr() for parameter in self.parameters.values())
+        # What moved a weight would leave the graph with its old address.
+        addresses = tuple(t.data_ptr() for t in (*self.model.parameters(), *self.model.buffers()))
         key = (tokens.shape, tokens.dtype, targets.shape, targets.dtype, tokens.device, self.autocast, addresses)
-        if key != self.key or (self.replay is None and self._too_large(tokens.device)):
-            self.key, self.replay, self.number = key, None, self.number + 1
+        if key != self.key:
+            # The memory of the graph before goes with it.
+            self.key, self.recorded = key, None
             self.loss_sum = self.count = self.gradients = None
-            out = self.model(tokens, targets=targets, logits="none")
-            return out.loss_sum, out.count
-        if self.replay is None:
+            self.tokens, self.targets = tokens, targets
+        elif self.recorded is None and self._fits(tokens.device):
             self.tokens, self.targets = tokens.clone(), targets.clone()
-            self.replay = self._record()
-        self.tokens.copy_(tokens)
-        self.targets.copy_(targets)
-        return _Replayed.apply(self, *self.parameters.values())  # type: ignore[no-untyped-call, no-any-return]
+            self.recorded = self._record()
+        elif self.recorded is None:
+            self.tokens, self.targets = tokens, targets
+        else:
+            self.tokens.copy_(tokens)
+            self.targets.copy_(targets)
+        return _Step.apply(self, *self.parameters.values())  # type: ignore[no-untyped-call, no-any-return]
 
-    def _too_large(self, device: torch.device) -> bool:
+    def _fits(self, device: torch.device) -> bool:
         if self.most_memory >= 1 or device.type != "cuda":
-            return False
-        total = torch.cuda.get_device_properties(device).total_memory
-        return torch.cuda.max_memory_allocated(device) > self.most_memory * total
+            return True
+        taken, most = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - taken
+        return most <= self.most_memory * total and 1.1 * (most - taken) <= free
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Loss and gradients of what `tokens` and `targets` hold."""
         device, dtype, enabled = self.autocast
         # Aliases, because autograd waits for the stream on which a parameter was last used before it gives it a
         # gradient, and a stream that records must wait for no other.
@@ -80,34 +87,40 @@ class GraphedLoss:
             with torch.autocast(device, dtype, enabled=enabled, cache_enabled=False):
                 given = {"targets": self.targets, "logits": "none"}
                 out = torch.func.functional_call(self.model, weights, (self.tokens,), given)
-            gradients = torch.autograd.grad(out.loss_sum, list(weights.values()), allow_unused=True)
+            with torch.autocast(device, enabled=False):
+                gradients = torch.autograd.grad(out.loss_sum, list(weights.values()), allow_unused=True)
         self.loss_sum, self.count, self.gradients = out.loss_sum.detach(), out.count, gradients
 
     def _record(self) -> Callable[[], None]:
         if not self.tokens.is_cuda:
-            return self._run
+            return self.run
         device = self.tokens.device
         # Libraries take their memory in the first run on a stream, which must not be part of the graph.
         beside = torch.cuda.Stream(device)
         beside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(beside):
-            self._run()
+            self.run()
         torch.cuda.current_stream(device).wait_stream(beside)
         self.loss_sum = self.count = self.gradients = None
+        # A graph that is destroyed while another one is recorded would spoil it.
+        gc.collect()
         # The graph has memory of its own.
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as a loader's that pins memory, go on meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._run()
+        gc.disable()
+        try:
+            # Other threads, such as a loader's that pins memory, go on meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.run()
+        finally:
+            gc.enable()
         return graph.replay
 
 
-class _Replayed(torch.autograd.Function):
+class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, step: GraphedLoss, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        assert step.replay is not None
-        step.replay()
+        (step.recorded or step.run)()
         assert step.loss_sum is not None
         assert step.count is not None
         step.number += 1

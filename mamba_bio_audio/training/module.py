@@ -96,6 +96,10 @@ class LanguageModelModule(L.LightningModule):
             return GraphedLoss(self.model, most_memory=0.4)
         return GraphedLoss(self.model)
 
+    def forget_recorded(self) -> None:
+        """Give back what a recorded step holds."""
+        self.__dict__.pop("_graphed", None)
+
     @cached_property
     def _sequences(self) -> int:
         """Sequences of full length put through at once; shorter ones as many as take no more memory."""

@@ -29,12 +29,13 @@ from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.workflow.data import DataModule, check_same_data, data_rows, open_data
 from mamba_bio_audio.workflow.environment import environment, precision_settings
 
-# Keys that a resumed run may change: they alter what is observed, not what is computed.
+# Keys that a resumed run may change: they alter what is observed or how fast it is, not what is computed.
 OBSERVING = {
     "description",
     "name",
     "data.num_workers",
     "train.checkpoint_every",
+    "train.cuda_graph",
     "train.log_every",
     "train.validate_every",
 }

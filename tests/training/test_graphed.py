@@ -1,5 +1,7 @@
 """Recorded training steps: on a CPU the recorded function runs again, on a GPU the graph is replayed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.graphed import GraphedLoss
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.optim import build_optimizer
+from mamba_bio_audio.workflow.pretrain import _check_same
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -72,7 +75,7 @@ def test_trains_as_without(device, kind):
 
     def recorded(tokens, targets):
         found = step(tokens, targets)
-        replayed.append(step.replay is not None)
+        replayed.append(step.recorded is not None)
         return found
 
     expected = train(plain, lambda tokens, targets: plainly(plain, tokens, targets), data)
@@ -93,12 +96,61 @@ def test_parameters_that_moved_are_recorded_again(device):
         found = step(tokens, targets)
     model.lm_head.weight.data = model.lm_head.weight.data * 2
     step(tokens, targets)
-    assert step.replay is None
+    assert step.recorded is None
     expected = model(tokens, targets=targets, logits="none")
     again = step(tokens, targets)
     assert again[0] != found[0]
     torch.testing.assert_close(again[0], expected.loss_sum)
     assert again[1] == expected.count
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("device", DEVICES)
+def test_first_batches_round_as_recorded_ones(device, kind):
+    """Or a run that is resumed, whose first batch is not recorded, would go its own way."""
+    model = make(device, kind)
+    tokens, *_ = batches(1, device)
+    targets = tokens.roll(-1, 1)
+    if kind == "classifier":
+        targets[:, :-1] = -100
+    step = GraphedLoss(model)
+
+    def gradients():
+        with torch.autocast(device, torch.bfloat16):
+            loss, _ = step(tokens, targets)
+            loss = loss / 120
+        return torch.autograd.grad(loss, list(step.parameters.values()), allow_unused=True)
+
+    first, again, replayed = gradients(), gradients(), gradients()
+    for a, b, c in zip(first, again, replayed, strict=True):
+        assert a is b is c is None or (torch.equal(a, b) and torch.equal(b, c))
+
+
+def test_gradients_are_taken_outside_of_autocast():
+    """As everywhere else: the head multiplies in fp32 on purpose."""
+    model = make("cpu", "classifier")
+    tokens, *_ = batches(1, "cpu")
+    targets = tokens.clone()
+    targets[:, :-1] = -100
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(tokens, targets=targets, logits="none").loss_sum
+        loss, _ = GraphedLoss(model)(tokens, targets)
+    weight = model.head.weight
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, weight), torch.autograd.grad(expected, weight), rtol=1e-6, atol=1e-7
+    )
+
+
+def test_frozen_weights_that_moved_are_noticed():
+    model = make("cpu", "classifier")
+    frozen = model.backbone.embedding.weight.requires_grad_(False)
+    step, (tokens, *_) = GraphedLoss(model), batches(1, "cpu")
+    for _ in range(2):
+        step(tokens, tokens)
+    assert step.recorded is not None
+    frozen.data = frozen.data * 2
+    step(tokens, tokens)
+    assert step.recorded is None
 
 
 def test_frozen_and_unused_parameters_get_no_gradient():
@@ -158,9 +210,17 @@ def test_the_module_records_what_takes_little_memory(device):
     if device == "cpu":
         assert module._graphed is None
         return
-    assert module._graphed.replay is not None
+    assert module._graphed.recorded is not None
     # The key holds on, the memory does not allow it.
-    module._graphed.replay, module._graphed.most_memory = None, 0.0
+    module._graphed.recorded, module._graphed.most_memory = None, 0.0
     loss, _ = module._graphed(tokens, tokens)
-    assert module._graphed.replay is None
+    assert module._graphed.recorded is None
     assert loss > 0
+    module.forget_recorded()
+    assert "_graphed" not in module.__dict__
+
+
+def test_runs_from_before_it_was_the_default_go_on():
+    now = load_config("dna/tiny", ["data.path=.", "model.vocab_size=12"])
+    before = load_config("dna/tiny", ["data.path=.", "model.vocab_size=12", "train.cuda_graph=false"])
+    _check_same(now, before, Path("run"))

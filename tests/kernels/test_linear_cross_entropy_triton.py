@@ -1,22 +1,15 @@
 """The Triton head and loss against the oracle, in Triton's interpreter (a process of its own) and on a GPU."""
 
 import os
-import re
-import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
-from mamba_bio_audio.kernels import linear_cross_entropy_triton as module  # noqa: E402
-from mamba_bio_audio.kernels.linear_cross_entropy import linear_cross_entropy_ref  # noqa: E402
-from mamba_bio_audio.kernels.linear_cross_entropy_triton import linear_cross_entropy_triton  # noqa: E402
+from mamba_bio_audio.kernels import linear_cross_entropy_triton as module
+from mamba_bio_audio.kernels.linear_cross_entropy import linear_cross_entropy_ref
+from mamba_bio_audio.kernels.linear_cross_entropy_triton import linear_cross_entropy_triton
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -119,37 +112,13 @@ def test_what_it_refuses():
 @pytest.mark.skipif(INTERPRETING, reason="compiles for a GPU")
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120])
 @pytest.mark.parametrize(("columns", "classes"), [(72, 256), (128, 256), (128, 16), (512, 16), (128, 64)])
-def test_compiles(columns, classes, arch):
+def test_compiles(columns, classes, arch, compile_for, machine_code):
     constants = {**module.plan(classes, columns, torch.bfloat16), "WRITE_DX": True}
     pointers = {"x_p": "*bf16", "dx_p": "*bf16", "weight_p": "*bf16", "targets_p": "*i64", "count_p": "*i32"}
     for kernel in (module.loss_kernel, module.dweight_kernel):
-        names = kernel.arg_names
-        signature = {
-            n: "constexpr" if n in constants else pointers.get(n, "*fp32" if n.endswith("_p") else "i32") for n in names
-        }
-        values = {(i,): constants[n] for i, n in enumerate(names) if n in constants}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith("_p")}
-        source = ASTSource(kernel, signature, values, aligned)
-        try:
-            compiled = triton.compile(
-                source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 4, "num_stages": 1}
-            )
-        except Exception as error:
-            if "is not defined for option 'gpu-name'" in str(error):
-                pytest.skip(f"this Triton's ptxas does not know sm_{arch}")
-            raise
+        compiled = compile_for(kernel, constants, arch, pointers, num_warps=4, num_stages=1)
         assert compiled.metadata.shared <= 99 << 10
-        assert arch != 90 or local_memory(compiled) == 0, "spills"
-
-
-def local_memory(compiled) -> int:
-    """Bytes of a thread's stack, from the machine code."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"STACK:(\d+)", usage)[1])
+        assert arch != 90 or machine_code(compiled).stack == 0, "spills"
 
 
 @pytest.mark.gpu

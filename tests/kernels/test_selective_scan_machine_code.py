@@ -7,22 +7,16 @@ runs in some trips only.
 
 import os
 import re
-import subprocess
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
-from mamba_bio_audio.kernels.selective_scan.general_bwd import general_bwd_kernel  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.general_fwd import general_fwd_kernel  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.triton_bwd import scan_bwd_kernel  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.triton_fwd import scan_fwd_kernel  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.general_bwd import general_bwd_kernel
+from mamba_bio_audio.kernels.selective_scan.general_fwd import general_fwd_kernel
+from mamba_bio_audio.kernels.selective_scan.triton_bwd import scan_bwd_kernel
+from mamba_bio_audio.kernels.selective_scan.triton_fwd import scan_fwd_kernel
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles for a GPU")
 
@@ -60,47 +54,21 @@ KERNELS = {
 }
 
 
-def compile_for(name, arch):
-    """Compiles bf16 activations, pointers and batch strides divisible by 16 as in a training step; skips where the
-    assembler that comes with Triton does not know the target."""
-    kernel, constants, num_warps = KERNELS[name]
-    activations = {"u_p", "dt_p", "z_p", "out_p", "x_p", "g_p", "du_p", "ddt_p", "dz_p"}
-    signature, attributes = {}, {}
-    for i, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument] = "constexpr"
-            continue
-        if argument in activations:
-            signature[argument] = "*bf16"
-        elif argument in ("sink_p", "zeros_p"):
-            signature[argument] = "*i32"
-        elif argument == "reset_p":
-            signature[argument] = "*u8"
-        else:
-            signature[argument] = "*fp32" if argument.endswith("_p") else "i32"
-        if argument.endswith(("_p", "_batch")):
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    values = {(kernel.arg_names.index(k),): v for k, v in constants.items()}
-    source = ASTSource(kernel, signature, values, attributes)
-    try:
-        return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
-    except Exception as error:
-        if "is not defined for option 'gpu-name'" in str(error):
-            pytest.skip(f"this Triton's ptxas does not know sm_{arch}")
-        raise
+POINTERS = dict.fromkeys(("u_p", "dt_p", "z_p", "out_p", "x_p", "g_p", "du_p", "ddt_p", "dz_p"), "*bf16")
+POINTERS |= {"sink_p": "*i32", "zeros_p": "*i32", "reset_p": "*u8"}
 
 
-def machine_code(compiled):
-    """(registers, bytes of local memory, [Counter of instructions of every loop])."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(compiled.asm["cubin"])
-        text = subprocess.run([tools / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
-        usage = subprocess.run(
-            [tools / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True
-        ).stdout
-    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
+@pytest.fixture
+def compiled(compile_for):
+    def run(name, arch):
+        kernel, constants, num_warps = KERNELS[name]
+        return compile_for(kernel, constants, arch, POINTERS, num_warps=num_warps)
+
+    return run
+
+
+def loops_of(text):
+    """Counters of the instructions of every loop."""
     names, labels, loops = [], {}, []
     for line in text.splitlines():
         if label := re.match(r"^\s*(\.L[\w.]*):", line):
@@ -110,7 +78,7 @@ def machine_code(compiled):
             target = re.search(r"(\.L[\w.]+)", found[2]) if found[1] == "BRA" else None
             if target and labels.get(target[1], len(names)) < len(names) - 1:
                 loops.append(Counter(names[labels[target[1]] :]))
-    return registers, stack, loops
+    return loops
 
 
 # Registers, instructions per element of the state and lane, shuffles and barriers of the loop with the most of them.
@@ -125,11 +93,12 @@ LIMITS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
-def test_machine_code_on_hopper(name):
+def test_machine_code_on_hopper(name, compiled, machine_code):
     limits = dict(LIMITS[name])
-    registers, local, loops = machine_code(compile_for(name, 90))
+    registers, stack, text = machine_code(compiled(name, 90))
     assert registers <= 255
-    assert local == 0, "spills"
+    assert stack == 0, "spills"
+    loops = loops_of(text)
     # The loop over segments encloses the backward sweep and has twice its exponentials.
     inner = [loop for loop in loops if loop["MUFU"] <= limits["MUFU"]]
     loop = max(inner, key=lambda c: c["MUFU"] * 1000 + c["SHFL"])
@@ -142,6 +111,6 @@ def test_machine_code_on_hopper(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ELSEWHERE)
-def test_compiles_elsewhere(arch):
+def test_compiles_elsewhere(arch, compiled):
     for name in ELSEWHERE[arch]:
-        assert compile_for(name, arch).asm["cubin"]
+        assert compiled(name, arch).asm["cubin"]

@@ -59,8 +59,8 @@ def run_interpreted(request):
 def compile_for():
     """Compiles a Triton kernel for a GPU that is not there; skips where Triton's assembler does not know it.
 
-    Arguments: kernel, its constants (others are left out), architecture, types of pointers that are not fp32, then options such as num_warps.
-    Pointers and batch strides are divisible by 16, as in a training step.
+    Arguments: kernel, its constants (others are left out), architecture, types of pointers that are not fp32, then
+    options such as num_warps. Pointers and batch strides are divisible by 16, as in a training step.
     """
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget

@@ -168,13 +168,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="train: rows of RECIPE or of RECIPE:LENGTH, several with commas")
     parser.add_argument("--graph", action="store_true", help="train: record steps (train.cuda_graph)")
     arguments = parser.parse_args()
-    started, place = time.perf_counter(), environment("cuda")
-    provenance = {key: place[key] for key in ("device", "torch", "triton", "commit", "started")}
-    rows = []
     wanted = set(arguments.only.split(",")) - {""}
     cases = [case for case in TRAIN if not wanted or wanted & {case[0], f"{case[0]}:{case[3]}"}]
     if not cases:
         parser.error(f"--only {arguments.only}: choose of {', '.join(sorted({f'{c[0]}:{c[3]}' for c in TRAIN}))}")
+    started, place = time.perf_counter(), environment("cuda")
+    provenance = {key: place[key] for key in ("device", "torch", "triton", "commit", "started")}
+    rows = []
     for row in train(cases, "cuda", arguments.pairs, arguments.graph) if arguments.what == "train" else sample():
         rows.append(row | provenance)
         print(row, flush=True)

@@ -142,10 +142,10 @@ class TrainConfig(BaseModel):
             )
         if self.truncate_chunk is not None and self.stream_chunk is not None:
             raise ValueError("stream_chunk is exact and truncate_chunk is not; set one of them to null")
-        if self.cuda_graph is True and (self.stream_chunk or self.truncate_chunk or self.sequence_parallel > 1):
+        if self.cuda_graph is True and (self.stream_chunk or self.truncate_chunk or self.devices * self.nodes > 1):
             raise ValueError(
-                "cuda_graph records whole steps on one device: set it to auto or false, or stream_chunk and truncate_chunk to "
-                "null and sequence_parallel to 1"
+                "cuda_graph records whole steps on one device: set it to auto or false, or stream_chunk and truncate_chunk "
+                "to null, devices and nodes to 1"
             )
         if self.stream_offload and self.stream_chunk is None and self.truncate_chunk is None:
             raise ValueError("stream_offload needs stream_chunk: without chunks there is no state to keep")

@@ -179,8 +179,9 @@ def test_what_it_refuses():
     with pytest.raises(InputError, match="dropout"):
         GraphedLoss(nn.Sequential(nn.Dropout(0.1)))
     GraphedLoss(nn.Sequential(nn.Dropout(0.0)))
-    with pytest.raises(InputError, match="cuda_graph records whole steps"):
-        load_config("dna/tiny", ["data.path=.", "train.cuda_graph=true", "train.stream_chunk=64"])
+    for other in ("train.stream_chunk=64", "train.devices=2"):
+        with pytest.raises(InputError, match="cuda_graph records whole steps"):
+            load_config("dna/tiny", ["data.path=.", "train.cuda_graph=true", other])
 
 
 def test_what_auto_records():

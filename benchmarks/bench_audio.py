@@ -15,8 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from mamba_bio_audio.config import load_config
 from mamba_bio_audio.inference.generate import generate_blocks
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.workflow.bench import beside, graphed_step, has_peer, peer_version, training_step, write_rows
+from mamba_bio_audio.workflow.bench import beside, has_peer, peer_version, step_of, write_rows
 from mamba_bio_audio.workflow.environment import environment
 
 # recipe, mixer or None for the recipe's own, batch, length, chunk; what matters most first, for runs that end early
@@ -89,18 +88,11 @@ def train(
         real = all(not stage.ssm.complex for stage in model.model_config.stages)
         tokens = torch.randint(0, 256, (batch, length), device=device)
 
-        recorded = graph and chunk is None
-
-        def make_peer(recipe=recipe, mixer=mixer, tokens=tokens, recorded=recorded) -> partial[None]:
-            peer = peer_of(network(recipe, mixer)).to(device)
-            if recorded:
-                return partial(graphed_step(peer), tokens)
-            return partial(training_step, peer, tokens, tokens.shape[1])
+        def make_peer(recipe=recipe, mixer=mixer, tokens=tokens) -> Callable[[], None]:
+            return step_of(peer_of(network(recipe, mixer)).to(device), tokens, graph=graph)
 
         timing, memory = beside(
-            partial(graphed_step(model), tokens)
-            if recorded
-            else partial(training_step, model, tokens, chunk or length),
+            step_of(model, tokens, chunk, graph=graph),
             make_peer if real and chunk is None and has_peer(device) else None,
             device,
             pairs=pairs,
@@ -113,7 +105,7 @@ def train(
             "batch": batch,
             "length": length,
             "chunk": chunk or "",
-            "graph": recorded,
+            "graph": graph and chunk is None,
             "parameters": model.num_parameters(),
             "pairs": len(timing.ours),
             "ms": f"{ours:.4g}",
@@ -140,14 +132,16 @@ def sample() -> Iterator[dict]:
             torch.cuda.synchronize()
             at.append(time.perf_counter())
         rate = batch * 1024 * 4 / (at[-1] - at[0])
+
         # Singly launched steps take the host's time, the same for every one: a few hundred are enough.
-        took = []
-        for length in (16, EAGER_STEPS):
+        def launch_singly(length: int, model=model, batch=batch) -> float:
             started = time.perf_counter()
             list(generate_blocks(model, length=length, num_samples=batch, seed=0, cuda_graph=False))
             torch.cuda.synchronize()
-            took.append(time.perf_counter() - started)
-        eager = batch * EAGER_STEPS / took[1]
+            return time.perf_counter() - started
+
+        launch_singly(16)
+        eager = batch * EAGER_STEPS / launch_singly(EAGER_STEPS)
         yield {
             "case": recipe,
             "batch": batch,

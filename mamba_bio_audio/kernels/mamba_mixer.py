@@ -22,7 +22,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.causal_conv1d import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.causal_conv1d_triton import conv_backward, conv_forward
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
-from mamba_bio_audio.kernels.selective_scan.apart import apart
+from mamba_bio_audio.kernels.selective_scan.split_bc import split_bc
 from mamba_bio_audio.kernels.selective_scan.triton_op import (
     MAX_STATES,
     ScanCall,
@@ -138,7 +138,7 @@ def _make_piece(
     u = conv_forward(xz[..., :inner], w.conv, w.conv_bias, tail, reset, True)
     if projected is None:
         projected = F.linear(u, w.x_proj)
-    B, C = apart(projected, states)
+    B, C = split_bc(projected, states)
     call = ScanCall(
         u=u,
         dt=F.linear(projected[..., :rank], w.dt_proj),

@@ -142,7 +142,7 @@ class TrainConfig(BaseModel):
             )
         if self.truncate_chunk is not None and self.stream_chunk is not None:
             raise ValueError("stream_chunk is exact and truncate_chunk is not; set one of them to null")
-        if self.cuda_graph is True and (self.stream_chunk or self.truncate_chunk or self.devices * self.nodes > 1):
+        if self.cuda_graph is True and not self.whole_steps_on_one_device:
             raise ValueError(
                 "cuda_graph records whole steps on one device: set it to auto or false, or stream_chunk and truncate_chunk "
                 "to null, devices and nodes to 1"
@@ -158,6 +158,11 @@ class TrainConfig(BaseModel):
                 f"near values: {', '.join(map(str, sorted(near)))}"
             )
         return self
+
+    @property
+    def whole_steps_on_one_device(self) -> bool:
+        """What `cuda_graph` can record."""
+        return self.stream_chunk is None and self.truncate_chunk is None and self.devices * self.nodes == 1
 
     @property
     def data_parallel(self) -> int:

@@ -57,11 +57,10 @@ class GraphedLoss:
             # The memory of the graph before goes with it.
             self.key, self.recorded = key, None
             self.loss_sum = self.count = self.gradients = None
-            self.tokens, self.targets = tokens, targets
         elif self.recorded is None and self._fits(tokens.device):
             self.tokens, self.targets = tokens.clone(), targets.clone()
             self.recorded = self._record()
-        elif self.recorded is None:
+        if self.recorded is None:
             self.tokens, self.targets = tokens, targets
         else:
             self.tokens.copy_(tokens)

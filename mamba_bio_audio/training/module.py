@@ -90,8 +90,7 @@ class LanguageModelModule(L.LightningModule):
         if self.device.type != "cuda" or not config.cuda_graph:
             return None
         if config.cuda_graph == "auto":
-            whole = config.chunk is None and config.devices * config.nodes == 1
-            if not whole or has_dropout(self.model):
+            if not config.whole_steps_on_one_device or has_dropout(self.model):
                 return None
             return GraphedLoss(self.model, most_memory=0.4)
         return GraphedLoss(self.model)

@@ -51,11 +51,10 @@ class Link(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What was asked for: tensors like those of `like`, one after the other."""
+    """What was asked for and may still be on its way: tensors, one after the other."""
 
     work: Any
     buffer: Tensor
-    like: list[Tensor]
 
 
 class Visit:
@@ -171,16 +170,16 @@ class Relay:
 
     def ask(self, link: Link, like: list[Tensor]) -> Message:
         """Ask for tensors of the shapes and dtypes of `like`, without waiting."""
-        size = sum(t.numel() * t.element_size() for t in like)
-        buffer = torch.empty(size, dtype=torch.uint8, device=like[0].device)
-        return Message(dist.irecv(buffer, link.peer, group=link.group), buffer, [t.detach() for t in like])
+        buffer = torch.empty(sum(_sizes(like)), dtype=torch.uint8, device=like[0].device)
+        return Message(dist.irecv(buffer, link.peer, group=link.group), buffer)
 
-    def receive(self, message: Message) -> list[Tensor]:
-        """What was asked for."""
+    def receive(self, link: Link, like: list[Tensor], asked: Message | None = None) -> list[Tensor]:
+        """Tensors of the shapes and dtypes of `like`; `asked` where they were asked for ahead."""
+        message = asked or self.ask(link, like)
         message.work.wait()
-        parts = message.buffer.split([t.numel() * t.element_size() for t in message.like])
+        parts = message.buffer.split(_sizes(like))
         # Each in memory of its own, aligned for its dtype.
-        return [part.clone().view(t.dtype).view(t.shape) for part, t in zip(parts, message.like, strict=True)]
+        return [part.clone().view(t.dtype).view(t.shape) for part, t in zip(parts, like, strict=True)]
 
     def _before(self, number: int) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -194,8 +193,7 @@ class Relay:
             if not all(isinstance(leaf, Tensor) for leaf in like):
                 return None
             if number not in visit.starts:
-                asked = visit.states.pop(number) if number in visit.states else self.ask(visit.source, like)
-                found = self.receive(asked)
+                found = self.receive(visit.source, like, visit.states.pop(number, None))
                 visit.starts[number] = [t.cpu() for t in found] if visit.offload else found
             start = [t.to(x.device) for t in visit.starts[number]]
             if torch.is_grad_enabled():
@@ -237,14 +235,18 @@ class Relay:
         token = [torch.zeros(1, device=first.device)]
         within, around = self.groups
         if self.rank > 0:
-            self.receive(self.ask(Link(self.ranks[self.rank - 1], within), token))
+            self.receive(Link(self.ranks[self.rank - 1], within), token)
         if self.rank < self.size - 1:
             self.send(Link(self.ranks[self.rank + 1], within), token)
         if self.rank == self.size - 1:
             self.send(Link(self.ranks[0], around), token)
         if self.rank == 0:
-            self.receive(self.ask(Link(self.ranks[-1], around), token))
+            self.receive(Link(self.ranks[-1], around), token)
         self.flush()
+
+
+def _sizes(tensors: list[Tensor]) -> list[int]:
+    return [t.numel() * t.element_size() for t in tensors]
 
 
 class _Received(torch.autograd.Function):
@@ -277,9 +279,7 @@ class _Sent(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         relay, visit = ctx.relay, ctx.visit
-        ahead = ctx.number in visit.gradients
-        asked = visit.gradients.pop(ctx.number) if ahead else relay.ask(visit.target, list(gradients))
-        found = relay.receive(asked)
+        found = relay.receive(visit.target, list(gradients), visit.gradients.pop(ctx.number, None))
         zero = gradients[0].new_zeros((), dtype=torch.float32)
         return None, None, None, zero, *(a + b for a, b in zip(found, gradients, strict=True))
 

@@ -288,12 +288,8 @@ def train(
         tokens = torch.randint(7, 11, (batch, length), device=device)
         name = f"{layers}x{width}, ({batch}, {length})" + (f", streamed by {chunk}" if chunk else "")
         dtype = "bfloat16" if device == "cuda" else "float32"
-        recorded = graph and chunk is None
-        step = (
-            partial(graphed_step(model), tokens) if recorded else partial(training_step, model, tokens, chunk or length)
-        )
         timing, memory = beside(
-            step,
+            step_of(model, tokens, chunk, graph=graph),
             partial(_peer_step, layers, width, tokens) if has_peer(device) and not chunk else None,
             device,
             seconds=seconds,
@@ -338,6 +334,13 @@ def training_step(model: nn.Module, tokens: Tensor, chunk: int) -> None:
         (loss_sum / tokens.numel()).backward()
     finally:
         model.zero_grad(set_to_none=True)
+
+
+def step_of(model: nn.Module, tokens: Tensor, chunk: int | None = None, *, graph: bool = False) -> Callable[[], None]:
+    """A training step, streamed by `chunk` or whole; with `graph` a whole one is recorded."""
+    if graph and chunk is None:
+        return partial(graphed_step(model), tokens)
+    return partial(training_step, model, tokens, chunk or tokens.shape[1])
 
 
 def graphed_step(model: nn.Module) -> Callable[[Tensor], None]:

@@ -8,11 +8,11 @@ pytest.importorskip("triton")
 
 from mamba_bio_audio.kernels import causal_conv1d_triton as conv
 from mamba_bio_audio.kernels import rms_norm_triton as norm
-from mamba_bio_audio.kernels.selective_scan.apart import apart_kernel
 from mamba_bio_audio.kernels.selective_scan.general_chunks import (
     general_chunk_kernel,
     pair_carry_kernel,
 )
+from mamba_bio_audio.kernels.selective_scan.split_bc import split_bc_kernel
 from mamba_bio_audio.kernels.selective_scan.triton_fwd import carry_kernel, chunk_state_kernel
 
 pytestmark = [
@@ -44,7 +44,7 @@ KERNELS = {
     "carry": (carry_kernel, CARRY, 4, 74),
     "complex chunk states": (general_chunk_kernel, CHUNK | COMPLEX, 4, 170),
     "complex carry": (pair_carry_kernel, CARRY, 4, 98),
-    "apart": (apart_kernel, {"ROW": 40, "N": 16, "NP": 16, "ROWS": 128}, 4, 34),
+    "B and C": (split_bc_kernel, {"ROW": 40, "N": 16, "NP": 16, "ROWS": 128}, 4, 34),
 }  # fmt: skip
 
 

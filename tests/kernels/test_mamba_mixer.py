@@ -139,6 +139,14 @@ def test_what_it_refuses():
     assert unsupported_reason(torch.float32, many) is None
 
 
+@pytest.mark.parametrize("segment", [1, 2, 12])
+def test_segments_that_kernels_cannot_unroll(segment):
+    layer = make_layer()
+    inputs, _ = make_inputs(layer, 1, 5)
+    with pytest.raises(ValueError, match="power of two from 4 on"):
+        fused(layer, **inputs, dtype=torch.float32, segment=segment)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestGpu:

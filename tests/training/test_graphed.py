@@ -83,8 +83,9 @@ def test_trains_as_without(device, kind):
     # The first batch of every stretch of one shape is not.
     assert replayed == [False, *[True] * 5, False, *[True] * 3, False, True]
     torch.testing.assert_close(losses, expected[0])
-    # Steps of the optimiser do not know how small a gradient was.
-    torch.testing.assert_close(weights, expected[1], rtol=1e-4, atol=1e-4)
+    # One weight of the U-Net has a gradient near zero, and the optimiser's steps do not know how small one was.
+    close = {"rtol": 1e-4, "atol": 1e-4} if kind == "unet" else {}
+    torch.testing.assert_close(weights, expected[1], **close)
 
 
 @pytest.mark.parametrize("device", DEVICES)

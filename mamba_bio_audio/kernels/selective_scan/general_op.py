@@ -20,7 +20,6 @@ from mamba_bio_audio.kernels.selective_scan.general_fwd import general_fwd_kerne
 from mamba_bio_audio.kernels.selective_scan.triton_fwd import carry_kernel
 from mamba_bio_audio.kernels.selective_scan.triton_op import (
     _ACTIVATIONS,
-    _PER_SCHEDULER,
     MAX_STATES,
     PartialMap,
     Plan,
@@ -100,16 +99,14 @@ def make_general_plan(
         unroll //= 2
     fields["bwd_unroll"] = unroll
 
-    def split(wanted: int | None, warps: int) -> tuple[int, int]:
-        if wanted is None:
-            return _split(length, warps, schedulers, _PER_SCHEDULER, segment)
-        steps = cdiv(cdiv(length, wanted), segment) * segment
-        return cdiv(length, steps), steps
-
     warps = batch * cdiv(channels, min(fields["fwd_block"], 32))
-    fields["chunks"], fields["chunk_steps"] = split(chunks, warps)
-    fields["bwd_chunks"], fields["bwd_chunk_steps"] = split(
-        bwd_chunks if bwd_chunks is not None else chunks, batch * cdiv(channels, fields["bwd_block"])
+    fields["chunks"], fields["chunk_steps"] = _split(chunks, length, warps, schedulers, segment)
+    fields["bwd_chunks"], fields["bwd_chunk_steps"] = _split(
+        bwd_chunks if bwd_chunks is not None else chunks,
+        length,
+        batch * cdiv(channels, fields["bwd_block"]),
+        schedulers,
+        segment,
     )
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
     fields["far"] = 32 if fields["chunks"] == 1 else 0

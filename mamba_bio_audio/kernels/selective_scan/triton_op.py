@@ -104,11 +104,20 @@ def _schedulers(device: torch.device) -> int:
 
 
 def _split(
-    length: int, warps: int, schedulers: int, per_scheduler: int, segment: int, below: float = _SPLIT_BELOW
+    wanted: int | None,
+    length: int,
+    warps: int,
+    schedulers: int,
+    segment: int,
+    per_scheduler: int = _PER_SCHEDULER,
+    below: float = _SPLIT_BELOW,
 ) -> tuple[int, int]:
-    """(chunks, steps per chunk): one chunk from `below` warps a scheduler on, else at most per_scheduler on each."""
-    chunks, warps = 1, max(warps, 1)  # an empty batch has none
-    if warps < below * schedulers:
+    """(chunks, steps per chunk): about as many chunks as wanted.
+
+    Where None are, one chunk from `below` warps a scheduler on, else at most per_scheduler on each.
+    """
+    chunks, warps = 1 if wanted is None else wanted, max(warps, 1)  # an empty batch has none
+    if wanted is None and warps < below * schedulers:
         # One warp more than a scheduler can take in whole rounds would make the rest of the machine wait for it.
         chunks = min(per_scheduler * schedulers // warps, cdiv(length, _MIN_CHUNK_STEPS))
     steps = cdiv(cdiv(length, chunks), segment) * segment
@@ -146,18 +155,15 @@ def make_plan(
     )
     warps = batch * cdiv(channels, min(fields["fwd_block"], 32))
 
-    def split(wanted: int | None, warps: int, below: float, per_scheduler: int) -> tuple[int, int]:
-        if wanted is None:
-            return _split(length, warps, schedulers, per_scheduler, segment, below)
-        steps = cdiv(cdiv(length, wanted), segment) * segment
-        return cdiv(length, steps), steps
-
-    fields["chunks"], fields["chunk_steps"] = split(chunks, warps, _SPLIT_BELOW, _PER_SCHEDULER)
-    fields["bwd_chunks"], fields["bwd_chunk_steps"] = split(
+    fields["chunks"], fields["chunk_steps"] = _split(chunks, length, warps, schedulers, segment)
+    fields["bwd_chunks"], fields["bwd_chunk_steps"] = _split(
         bwd_chunks if bwd_chunks is not None else chunks,
+        length,
         batch * cdiv(channels, fields["bwd_block"]),
-        _SPLIT_BACKWARD_BELOW if fields["warp_sums"] else _SPLIT_BELOW,
+        schedulers,
+        segment,
         _PER_SCHEDULER_BACKWARD,
+        _SPLIT_BACKWARD_BELOW if fields["warp_sums"] else _SPLIT_BELOW,
     )
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
     fields["far"] = 32 if fields["chunks"] == 1 else 0

@@ -13,7 +13,7 @@ _ELEMENTS = 2048  # of a program's tile
 
 
 @triton.jit
-def apart_kernel(
+def split_bc_kernel(
     p, B_p, C_p, rows, ROW: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     """Rows of 2 N values, ROW apart, into two arrays of rows of N."""
@@ -24,7 +24,7 @@ def apart_kernel(
     tl.store(C_p + row * N + n, tl.load(p + row * ROW + N + n, mask=mask).to(tl.float32), mask=mask)
 
 
-def apart(projected: Tensor, states: int) -> tuple[Tensor, Tensor]:
+def split_bc(projected: Tensor, states: int) -> tuple[Tensor, Tensor]:
     """The last 2 N columns of (B, L, P), contiguous, as two (B, L, N) in fp32."""
     batch, length, columns = projected.shape
     B, C = torch.empty(2, batch, length, states, dtype=torch.float32, device=projected.device)
@@ -32,7 +32,7 @@ def apart(projected: Tensor, states: int) -> tuple[Tensor, Tensor]:
     rows = max(_ELEMENTS // padded, 1)
     if batch * length:
         with on(projected.device):
-            apart_kernel[(cdiv(batch * length, rows),)](
+            split_bc_kernel[(cdiv(batch * length, rows),)](
                 projected[..., columns - 2 * states :], B, C, batch * length,
                 ROW=columns, N=states, NP=padded, ROWS=rows, num_warps=4,
             )  # fmt: skip

@@ -444,11 +444,11 @@ def describe_sc09(result: dict[str, Any]) -> str:
         f"judge: {result['judge']['kind']}, {right['valid']:.1%} right on validation, {right['test']:.1%} on test "
         f"clips ({result['split_source']})",
         "",
-        f"{'':<28}{'n':>8}" + "".join(f"{name:>10}" for name in columns) + f"{'recognised':>12}",
+        f"{'':<28}{'n':>8}" + "".join(f"{name:>11}" for name in columns) + f"{'recognised':>12}",
     ]
     for name, row in result["rows"].items():
         share = result["recognised"]["shares"][name]
-        lines.append(f"{name:<28}{row['n']:>8,}" + "".join(f"{row[c]:>10.4g}" for c in columns) + f"{share:>12.1%}")
+        lines.append(f"{name:<28}{row['n']:>8,}" + "".join(f"{row[c]:>11.4g}" for c in columns) + f"{share:>12.1%}")
     spans = result["intervals"]
     shown = ", ".join(f"{name} {spans[name][0]:.4g} to {spans[name][1]:.4g}" for name in columns if name in spans)
     equal, near = result["FID_at_equal_n"], result["nearest_training_clip"]

@@ -91,7 +91,8 @@ class AudioFile:
                     file.seek(low)
                     found = file.read(high - low, dtype="float32", always_2d=True)
             except (soundfile.SoundFileError, OSError) as error:
-                raise InputError(f"{self.path}: cannot be decoded at sample {low} ({error}). {_CHECK}") from error
+                position = _decodes_until(self.path, low, high)
+                raise InputError(f"{self.path}: cannot be decoded at sample {position} ({error}). {_CHECK}") from error
             if len(found) < high - low:
                 raise InputError(
                     f"{self.path}: truncated: the header promises {self.frames} samples, decoding ends at "
@@ -117,7 +118,7 @@ def _resampler(native_rate_hz: int, rate_hz: int, path: str = "") -> Any:
     if (native_rate_hz // common) * (rate_hz // common) > _MAX_KERNEL:
         raise InputError(
             f"{path}: {native_rate_hz} Hz to {rate_hz} Hz has no short period (greatest common divisor {common}); "
-            f"resample it to a usual rate first, or choose data.sample_rate_hz={native_rate_hz}"
+            f"resample it to a usual rate first, or ask for {native_rate_hz} Hz"
         )
     import torch
     from torchaudio.transforms import Resample
@@ -135,17 +136,14 @@ def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
     """(path, name) of the recordings behind `data.path`, in natural order of their names.
 
     Raises:
-        InputError: a path is missing, a folder has no recording, two files have one name.
+        InputError: a path is missing, a folder has no recording, two files have one name, a name is not UTF-8, a link
+            leads back to a folder above it.
     """
     found: list[tuple[str, str]] = []
     for given in [paths] if isinstance(paths, str) else paths:
         path = Path(os.path.expanduser(given))
         if path.is_dir():
-            inside = [
-                entry
-                for entry in path.rglob("*")
-                if entry.suffix.lower() in FORMATS and entry.is_file() and not entry.name.startswith(".")
-            ]
+            inside = _recordings_below(path)
             if not inside:
                 raise InputError(f"data.path: {given}: no {', '.join(FORMATS)} file in this folder or below it.")
             found += [(str(entry), entry.relative_to(path).as_posix()) for entry in inside]
@@ -153,11 +151,30 @@ def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
             found.append((str(path), path.name))
         else:
             raise InputError(f"data.path: {given}: no such file or folder.")
+    for entry, _ in found:
+        readable = os.fsencode(entry).decode("utf-8", "backslashreplace")
+        if readable != entry:
+            raise InputError(f"data.path: {readable}: the name is not UTF-8; rename the file.")
     found.sort(key=lambda entry: natural_key(entry[1]))
     for (path_a, name), (path_b, other) in itertools.pairwise(found):
         if name == other:
             raise InputError(f"data.path: {path_a} and {path_b} have the same name; give their common folder instead.")
     return found
+
+
+def _recordings_below(folder: Path) -> list[Path]:
+    """Files by their suffix, also behind links; links to nothing too, so that they are named as bad files."""
+    inside = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            link = Path(place, name)
+            if link.is_symlink() and Path(place).resolve().is_relative_to(link.resolve()):
+                raise InputError(f"data.path: {link}: this link leads back to a folder above it; remove it.")
+        inside += [
+            Path(place, name) for name in names if Path(name).suffix.lower() in FORMATS and not name.startswith(".")
+        ]
+    return inside
 
 
 def content_hash(paths: str | Sequence[str], files: Sequence[AudioFile]) -> list[dict[str, Any]]:
@@ -249,18 +266,47 @@ def probe(path: str) -> AudioFile:
     return file
 
 
+# Writers to a pipe leave 0 as a size, or the largest number that is signed or unsigned.
+_UNKNOWN = 0x7FFFFFF0
+
+
 def _missing_bytes(path: str, size: int) -> int:
-    """Bytes that a RIFF header promises and the file does not have; libsndfile reads such files silently."""
+    """Bytes that the header of a WAV promises and the file does not have; libsndfile reads such files silently."""
     with open(path, "rb") as file:
-        head = file.read(8)
-    if head[:4] != b"RIFF":
-        return 0
-    promised = int.from_bytes(head[4:8], "little")
-    # Writers to a pipe leave 0, or the largest number that is signed or unsigned.
-    if promised == 0 or promised >= 0x7FFFFFF0:
+        head = file.read(12)
+        if head[:4] not in (b"RIFF", b"RF64"):
+            return 0
+        promised, long_data = int.from_bytes(head[4:8], "little"), 0
+        at = 12
+        while len(chunk := file.read(8)) == 8:
+            length = int.from_bytes(chunk[4:], "little")
+            if chunk[:4] == b"ds64":  # EBU Tech 3306: the sizes that 32 bits do not hold
+                sizes = file.read(16)
+                promised, long_data = int.from_bytes(sizes[:8], "little"), int.from_bytes(sizes[8:], "little")
+            elif chunk[:4] == b"data":
+                length = long_data or (length if length < _UNKNOWN else 0)
+                if at + 8 + length > size:
+                    return at + 8 + length - size
+                break
+            at += 8 + length + length % 2
+            file.seek(at)
+    if promised == 0 or (head[:4] == b"RIFF" and promised >= _UNKNOWN):
         return 0
     # One byte may be the padding of an odd last chunk.
     return max(0, promised + 8 - size - 1)
+
+
+def _decodes_until(path: str, start: int, stop: int) -> int:
+    """The first sample from `start` on that cannot be decoded, to a few thousand samples."""
+    position = start
+    try:
+        with soundfile.SoundFile(path) as file:
+            file.seek(start)
+            while position < stop:
+                position += len(file.read(min(4096, stop - position), dtype="float32"))
+    except (soundfile.SoundFileError, OSError):
+        pass
+    return position
 
 
 def _ogg_ends(path: str, size: int) -> bool:

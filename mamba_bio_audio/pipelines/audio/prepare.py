@@ -6,11 +6,14 @@ A prepared folder holds the recordings, `intervals.tsv` (file, split, start0, en
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +78,7 @@ def prepare_audio(
     bad_files: str = "error",
     force: bool = False,
     source: dict[str, Any] | None = None,
+    called: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Decode recordings completely and write them as mono 16-bit FLAC at one rate, with splits and manifest.
@@ -88,6 +92,7 @@ def prepare_audio(
         bad_files: "error" names every file that cannot be used and stops, "exclude" leaves them out and lists them.
         force: replace what an earlier preparation left in `out`.
         source: written into the manifest.
+        called: what the manifest calls the folder `paths[0]`, where that is a temporary one.
         progress: called with (recordings done, recordings in all).
 
     Returns:
@@ -98,6 +103,11 @@ def prepare_audio(
     """
     if valid_fraction + test_fraction >= 1:
         raise InputError("the shares of validation and test leave nothing to train on; choose less")
+    if piece_s is not None and not (math.isfinite(piece_s) and piece_s > 0):
+        raise InputError(f"pieces of {piece_s} s: give a positive number of seconds")
+    for given in paths:
+        if out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
+            raise InputError(f"{out} lies in {given}, whose recordings it would join; choose an --out outside it")
     found = list_files(list(paths))
     bad: dict[str, str] = {}
     names: list[str] = []
@@ -105,22 +115,23 @@ def prepare_audio(
     clipped = 0
     with _new_folder(out, force) as folder:
         for done, (path, name) in enumerate(found, start=1):
+            own: list[str] = []
             try:
+                if any(mark in name for mark in "\t\r\n"):
+                    raise InputError(f"{path!r}: a tab or a line end in the name; rename the file")
                 # Everything is decoded before anything is written: what only the last sample tells is known by then.
                 file = probe(path)
-                total = file.num_samples(rate_hz)
-                piece = total if piece_s is None else max(2, round(piece_s * rate_hz))
-                starts = range(0, total, piece)
-                for number, start in enumerate(starts):
-                    size = min(piece, total - start)
-                    if size < 2:
-                        continue
-                    ending = f".{number:0{len(str(len(starts)))}d}" if piece_s is not None else ""
-                    names.append(f"{Path(name).with_suffix('')}{ending}.flac")
-                    sizes.append(size)
-                    clipped += _write_flac(file, Span(0, start, start + size), folder / names[-1], rate_hz)
+                edges = _edges(file, rate_hz, piece_s)
+                for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+                    ending = f".{number:0{len(str(len(edges) - 1))}d}" if piece_s is not None else ""
+                    own.append(f"{Path(name).with_suffix('')}{ending}.flac")
+                    clipped += _write_flac(file, Span(0, start, stop), folder / own[-1], rate_hz)
+                names += own
+                sizes += [stop - start for start, stop in itertools.pairwise(edges)]
             except InputError as error:
-                bad[name] = str(error)
+                bad[name] = str(error) if called is None else str(error).replace(paths[0], called)
+                for written in own:
+                    (folder / written).unlink(missing_ok=True)
             if progress is not None:
                 progress(done, len(found))
         _report_bad(bad, len(found), bad_files)
@@ -132,6 +143,17 @@ def prepare_audio(
         spans, made = split_by_share(sizes, valid_fraction, test_fraction)
         rows = [(names[span.file], split, span.start, span.stop) for split in SPLITS for span in spans[split]]
         return _finish(folder, out, rows, made, bad, rate_hz, (source or {}) | {"clipped_samples": clipped})
+
+
+def _edges(file: AudioFile, rate_hz: int, piece_s: float | None) -> list[int]:
+    """Where a recording is cut; a last single sample stays with the piece before it."""
+    total = file.num_samples(rate_hz)
+    if total < 2:
+        raise InputError(f"{file.path}: holds one sample at {rate_hz} Hz. Replace the file, or leave it out.")
+    edges = [*range(0, total, total if piece_s is None else max(2, round(piece_s * rate_hz))), total]
+    if len(edges) > 2 and edges[-1] - edges[-2] < 2:
+        del edges[-2]
+    return edges
 
 
 def prepare_sc09(
@@ -230,8 +252,13 @@ def prepare_youtubemix(
             with zipfile.ZipFile(source) as archive:
                 archive.extractall(folder)
         except zipfile.BadZipFile as error:
-            raise InputError(f"{source}: neither an audio file nor a zip archive ({error})") from None
-        return prepare_audio([folder], out, **options)
+            raise InputError(f"{source}: neither an audio file nor a whole zip archive ({error})") from None
+        except (zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, or packed in an unknown way
+            raise InputError(f"{source}: cannot be unpacked ({error}); download it again") from None
+        try:
+            return prepare_audio([folder], out, **options, called=str(source))
+        except InputError as error:
+            raise InputError(str(error).replace(folder, str(source))) from None
 
 
 def manifest_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
@@ -257,9 +284,11 @@ def _new_folder(out: Path, force: bool) -> Iterator[Path]:
         raise InputError(f"{out} is not empty; choose another --out, or --force to replace an earlier preparation")
     if occupied and not (out / "manifest.json").exists():
         raise InputError(f"{out} is not a prepared folder (no manifest.json), so --force will not replace it")
-    out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    folder.mkdir()
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made ({error.strerror}); choose another --out") from None
     try:
         yield folder
         if out.exists():
@@ -288,6 +317,12 @@ def _copy_digits(source: Path, folder: Path) -> dict[str, str]:
         parts = name.removeprefix("./").split("/")
         return len(parts) == 2 and parts[0] in DIGITS and parts[1].endswith(".wav") and not parts[1].startswith(".")
 
+    def decoded(data: bytes, name: str) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{source}: {name} is not UTF-8 text; use the whole release") from None
+
     lists: dict[str, str] = {}
     for word in DIGITS:
         (folder / word).mkdir()
@@ -296,7 +331,11 @@ def _copy_digits(source: Path, folder: Path) -> dict[str, str]:
             name = path.relative_to(source).as_posix()
             if wanted(name):
                 shutil.copyfile(path, folder / name)
-        lists = {split: (source / name).read_text() for split, name in _LISTS.items() if (source / name).is_file()}
+        lists = {
+            split: decoded((source / name).read_bytes(), name)
+            for split, name in _LISTS.items()
+            if (source / name).is_file()
+        }
     elif source.is_file():
         try:
             with tarfile.open(source) as archive:
@@ -307,10 +346,13 @@ def _copy_digits(source: Path, folder: Path) -> dict[str, str]:
                     if stream is None:
                         continue
                     if split:
-                        lists[split] = stream.read().decode()
+                        lists[split] = decoded(stream.read(), name)
                     else:
                         (folder / name).write_bytes(stream.read())
-        except (tarfile.TarError, EOFError, OSError) as error:
+                # A damaged header ends the members early; reading on finds the wrong checksum.
+                while archive.fileobj is not None and archive.fileobj.read(_BLOCK):
+                    pass
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise InputError(f"{source}: not a readable tar archive ({error}); download it again") from None
     else:
         raise InputError(f"{source}: no such file or folder")

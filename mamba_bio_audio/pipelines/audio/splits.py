@@ -6,6 +6,7 @@ import csv
 import itertools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from mamba_bio_audio.errors import InputError
@@ -63,34 +64,43 @@ def read_splits(path: str, files: Sequence[AudioFile], sizes: Sequence[int]) -> 
     for number, file in enumerate(files):
         last.setdefault(os.path.basename(file.name), []).append(number)
     spans: dict[str, list[Span]] = {split: [] for split in SPLITS}
-    with open(path, encoding="utf-8", newline="") as stream:
-        rows = csv.DictReader(stream, delimiter="\t")
-        if not set(_COLUMNS) <= set(rows.fieldnames or ()):
-            raise InputError(f"{path}: the first line must name the columns file and split, separated by tabs.")
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            name, split = row["file"] or "", {"val": "valid"}.get(row["split"] or "", row["split"] or "")
-            if split not in SPLITS:
-                raise InputError(f"{where}: split is one of {', '.join(SPLITS)}, not {split!r}.")
-            alike = [names[name]] if name in names else last.get(name, [])
-            if len(alike) != 1:
-                text = "is not in data.path" if not alike else f"could be {len(alike)} files; give its folder too"
-                raise InputError(f"{where}: {name} {text}.")
-            size = sizes[alike[0]]
-            try:
-                start, stop = int(row.get("start0") or 0), int(row.get("end") or size)
-            except ValueError:
-                raise InputError(f"{where}: start0 and end are whole numbers of samples.") from None
-            if not 0 <= start < stop <= size:
-                raise InputError(f"{where}: samples {start} to {stop} do not lie in {name}, which has {size}.")
-            spans[split].append(Span(alike[0], start, stop))
+    # Quotes belong to names.
+    rows = csv.DictReader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
+    if not set(_COLUMNS) <= set(rows.fieldnames or ()):
+        raise InputError(f"{path}: the first line must name the columns file and split, separated by tabs.")
+    for row in rows:
+        where = f"{path}, line {rows.line_num}"
+        name, split = row["file"] or "", {"val": "valid"}.get(row["split"] or "", row["split"] or "")
+        if split not in SPLITS:
+            raise InputError(f"{where}: split is one of {', '.join(SPLITS)}, not {split!r}.")
+        alike = [names[name]] if name in names else last.get(name, [])
+        if len(alike) != 1:
+            text = "is not in data.path" if not alike else f"could be {len(alike)} files; give its folder too"
+            raise InputError(f"{where}: {name} {text}.")
+        size = sizes[alike[0]]
+        try:
+            start, stop = int(row.get("start0") or 0), int(row.get("end") or size)
+        except ValueError:
+            raise InputError(f"{where}: start0 and end are whole numbers of samples.") from None
+        if not 0 <= start < stop <= size:
+            raise InputError(f"{where}: samples {start} to {stop} do not lie in {name}, which has {size}.")
+        spans[split].append(Span(alike[0], start, stop))
     _refuse_overlaps(path, spans, files)
     return spans
 
 
+def _lines(path: str) -> list[str]:
+    data = Path(path).read_bytes()
+    try:
+        return data.decode("utf-8-sig").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 text; save the list as UTF-8.") from None
+
+
 def has_split_columns(path: str) -> bool:
     """Is this a list of splits of recordings?"""
-    with open(path, encoding="utf-8", errors="replace") as stream:
+    with open(path, encoding="utf-8-sig", errors="replace") as stream:
         return set(_COLUMNS) <= set(stream.readline().rstrip("\r\n").split("\t"))
 
 

@@ -1,4 +1,6 @@
 import itertools
+import os
+import re
 import struct
 from pathlib import Path
 
@@ -89,7 +91,7 @@ def test_reading_beyond_the_end_is_a_mistake(write_audio):
 
 def test_rates_without_a_common_period_are_refused(write_audio):
     file = open_file(write_audio("a.wav", 100, 44_101))
-    with pytest.raises(InputError, match=r"a\.wav: 44101 Hz to 16000 Hz.*data\.sample_rate_hz=44101"):
+    with pytest.raises(InputError, match=r"a\.wav: 44101 Hz to 16000 Hz.*ask for 44101 Hz"):
         file.read(0, 10, 16_000)
 
 
@@ -170,6 +172,48 @@ def test_riff_sizes_of_pipes_and_odd_chunks_are_no_truncation(write_audio, tmp_p
     path.write_bytes(content[:4] + struct.pack("<I", len(content) - 8 + 2) + content[8:])
     with pytest.raises(InputError, match="truncated: 1 bytes"):
         open_file(str(path))
+
+
+def test_torn_wavs_are_found_whatever_their_header(write_audio, tmp_path):
+    path = Path(write_audio("a.wav", 1000))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="truncated: 1 bytes"):
+        open_file(str(path))
+    path = Path(write_audio("long.wav", 1000, format="RF64"))
+    open_file(str(path))
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="truncated: 1000 bytes"):
+        open_file(str(path))
+
+
+def test_where_decoding_fails_is_told(write_audio):
+    path = write_audio("cut.flac", 200_000)
+    damage(path, "flac")
+    with pytest.raises(InputError, match=r"at sample|ends at") as caught:
+        probe(path)
+    (position,) = re.findall(r"(?:at sample|ends at) (\d+)", str(caught.value))
+    assert 90_000 < int(position) < 150_000
+
+
+def test_links_are_followed_and_broken_ones_are_bad_files(write_audio, tmp_path):
+    write_audio("outside/z.wav", 100)
+    write_audio("d/a.wav", 100)
+    write_audio("d/.hidden/b.wav", 100)
+    (tmp_path / "d" / "link").symlink_to(tmp_path / "outside")
+    assert [name for _, name in list_files(str(tmp_path / "d"))] == ["a.wav", "link/z.wav"]
+    (tmp_path / "d" / "broken.wav").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"broken\.wav: no such file"):
+        open_files(list_files(str(tmp_path / "d")))
+    (tmp_path / "d" / "loop").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="loop: this link leads back"):
+        list_files(str(tmp_path / "d"))
+
+
+def test_names_that_are_no_text_are_refused(write_audio, tmp_path):
+    write_audio("d/a.wav", 100)
+    os.rename(tmp_path / "d" / "a.wav", os.path.join(os.fsencode(tmp_path), b"d", b"bad\xff.wav"))
+    with pytest.raises(InputError, match=r"bad\\xff\.wav: the name is not UTF-8"):
+        list_files(str(tmp_path / "d"))
 
 
 def test_all_bad_files_are_named_together_or_left_out(write_audio, tmp_path):

@@ -135,9 +135,9 @@ def test_youtubemix_from_zip_folder_and_one_recording(tmp_path: Path) -> None:
         for path in folder.iterdir():
             target.write(path, path.name)
     for source in (folder, archive):
-        manifest = prepare_youtubemix(source, tmp_path / source.stem / "out")
+        manifest = prepare_youtubemix(source, tmp_path / f"out-{source.stem}")
         assert [counts["files"] for counts in manifest["splits"].values()] == [44, 3, 3]
-    rows = (tmp_path / "clips" / "out" / "intervals.tsv").read_text().splitlines()
+    rows = (tmp_path / "out-clips" / "intervals.tsv").read_text().splitlines()
     # Numeric order: the last are 47, 48 and 49.
     assert [row.split("\t")[0] for row in rows[-3:]] == ["47.flac", "48.flac", "49.flac"]
     rate = 16_000
@@ -146,10 +146,65 @@ def test_youtubemix_from_zip_folder_and_one_recording(tmp_path: Path) -> None:
     sizes = [soundfile.info(path).frames / rate for path in sorted((tmp_path / "minutes").glob("*.flac"))]
     assert sizes == [60, 60, 30]
     (tmp_path / "no.zip").write_bytes(io.BytesIO(b"no").getvalue())
-    with pytest.raises(InputError, match="neither an audio file nor a zip"):
+    with pytest.raises(InputError, match="neither an audio file nor a whole zip"):
         prepare_youtubemix(tmp_path / "no.zip", tmp_path / "no")
 
 
 def test_counts_of_the_releases_add_up() -> None:
     totals = {version: sum(release.clips.values()) for version, release in prepare.SPEECH_COMMANDS.items()}
     assert totals == {"v0.02": 38_908, "v0.01": 23_666}
+
+
+def test_no_sample_is_lost_between_pieces(tmp_path: Path) -> None:
+    tone(tmp_path / "in" / "a.wav", 32_001)
+    prepare_audio([str(tmp_path / "in")], tmp_path / "out", piece_s=1.0)
+    assert [soundfile.info(path).frames for path in sorted((tmp_path / "out").glob("*.flac"))] == [16_000, 16_001]
+    with pytest.raises(InputError, match="pieces of inf s"):
+        prepare_audio([str(tmp_path / "in")], tmp_path / "other", piece_s=float("inf"))
+
+
+def test_what_fails_while_it_is_written_is_excluded_too(tmp_path: Path) -> None:
+    for name, rate in (("a", 16_000), ("b", 44_101), ("c", 16_000)):
+        tone(tmp_path / "in" / f"{name}.wav", 800, rate)
+    tone(tmp_path / "in" / "two.wav", 2, 48_000)
+    tone(tmp_path / "in" / "d\te.wav")
+    manifest = prepare_audio([str(tmp_path / "in")], tmp_path / "out", bad_files="exclude")
+    assert sorted(manifest["excluded_files"]) == ["b.wav", "d\te.wav", "two.wav"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.flac")) == ["a.flac", "c.flac"]
+
+
+def test_out_inside_of_what_is_read_is_refused(tmp_path: Path) -> None:
+    tone(tmp_path / "in" / "a.wav")
+    with pytest.raises(InputError, match="choose an --out outside it"):
+        prepare_audio([str(tmp_path / "in")], tmp_path / "in" / "prepared")
+
+
+def test_damaged_archives_are_named(release: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 20_000)
+    soundfile.write(tmp_path / "nan.wav", noise, 16_000)
+    archive = tmp_path / "clips.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
+        target.write(tmp_path / "nan.wav", "nan.wav")
+    content = bytearray(archive.read_bytes())
+    content[1000:1600] = bytes(byte ^ 255 for byte in content[1000:1600])
+    archive.write_bytes(content)
+    with pytest.raises(InputError, match=r"clips\.zip: .*(unpacked|zip archive)"):
+        prepare_youtubemix(archive, tmp_path / "out")
+    with zipfile.ZipFile(archive, "w") as target:
+        target.writestr("zero.wav", b"")
+    with pytest.raises(InputError, match=r"clips\.zip/zero\.wav: zero length"):
+        prepare_youtubemix(archive, tmp_path / "out")
+    soundfile.write(release / "one" / "0a_nohash_0.wav", noise, 16_000)
+    speech = tmp_path / "speech.tar.gz"
+    with tarfile.open(speech, "w:gz") as tar:
+        tar.add(release / "one", "one")
+        for name in ("validation_list.txt", "testing_list.txt"):
+            tar.add(release / name, name)
+    content = bytearray(speech.read_bytes())
+    content[5000:5300] = bytes(byte ^ 255 for byte in content[5000:5300])
+    speech.write_bytes(content)
+    with pytest.raises(InputError, match="download it again"):
+        prepare_sc09(speech, tmp_path / "out")
+    (release / "testing_list.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"testing_list\.txt is not UTF-8"):
+        prepare_sc09(release, tmp_path / "out")

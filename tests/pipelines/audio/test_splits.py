@@ -56,6 +56,16 @@ def test_list_of_splits(tmp_path: Path):
     }
 
 
+def test_byte_order_marks_and_quotes_in_names(tmp_path: Path):
+    path = tmp_path / "intervals.tsv"
+    path.write_text('file\tsplit\n"q" x.wav\ttrain\n', encoding="utf-8-sig")
+    assert has_split_columns(str(path))
+    assert read_splits(str(path), [file_named('"q" x.wav')], [10])["train"] == [Span(0, 0, 10)]
+    path.write_bytes(b"file\tsplit\na\xff.wav\ttrain\n")
+    with pytest.raises(InputError, match="line 2: not UTF-8"):
+        read_splits(str(path), [file_named("a.wav")], [10])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

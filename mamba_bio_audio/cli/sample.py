@@ -53,12 +53,7 @@ def sample(
             f"{out} is a folder; give a file, or for several samples of audio a folder that is not there yet"
         )
     part = None if out is None else out.with_name(f"{out.name}.part")
-    if out is not None and part is not None and resume and out.exists() and not part.exists():
-        from mamba_bio_audio.workflow.sample import check_complete
-
-        check_complete(out, length=length, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
-        print(f"{out}: already complete")
-        return
+    complete = out is not None and part is not None and resume and out.exists() and not part.exists()
     if out is not None and out.exists() and not (force or resume):
         raise InputError(f"{out} exists; choose another --out, or replace it with --force")
     if out is not None and not out.parent.is_dir():
@@ -88,6 +83,9 @@ def sample(
         again = f"; continue with the same command and --resume (so far: {part})" if out is not None else ""
         print(f"stopped by {stopped_by}{again}", file=sys.stderr)
         raise typer.Exit(130)
+    if complete:
+        print(f"{out}: already complete")
+        return
     if out is not None:
         what = _what(out)
         made = "sample" if what == "bases" else "clip"

@@ -52,7 +52,8 @@ def sample(
         out: FASTA file, replaced where it exists; None is standard output, which cannot be resumed. Audio: see there.
         prompt: bases, or an audio file.
         batch_size: records made at a time; does not change the result.
-        resume: go on with what is in `OUT.part`, with the same settings; from the beginning where there is none.
+        resume: go on with what is in `OUT.part`, with the same settings; from the beginning where there is none. An
+            `out` that is complete stays, and is refused where it was sampled with other options.
         force: discard an unfinished sampling.
         progress: called with (bases done, bases in all).
 
@@ -82,6 +83,9 @@ def sample(
             force=force,
             progress=progress,
         )
+    if resume and out is not None and out.exists() and not unfinished(out).exists():
+        check_complete(out, length=length, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
+        return None
     if prompt is not None:
         model.codec.check_prompt(prompt)
     initial, start = None, f"prompt={prompt}"

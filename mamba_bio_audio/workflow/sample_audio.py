@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -26,6 +29,12 @@ from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.workflow.environment import environment
 
 _BLOCK = 1 << 20
+_WRITTEN = (".wav", ".flac")
+# Meant as files of audio, not as folders.
+_NOT_WRITTEN = (".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".aifc", ".au", ".caf")
+_OURS = re.compile(r"sample-\d{5,}\.(wav|flac)|index\.tsv|samples\.json")
+# Of the settings, those that decide nothing once all is written.
+_HOW = ("batch_size", "device")
 
 
 class Prompt(NamedTuple):
@@ -72,6 +81,7 @@ def sample_audio(
         model: of audio, on its device.
         out: one sample: a .wav or .flac file, with OUT.json beside it. Otherwise a folder: FLAC files by row,
             `index.tsv` in rising order of log-likelihood, `samples.json`. Until it is whole all lies in OUT.part.
+            With `resume`, one that is whole is only compared with what is asked for.
         weights: hash of the model's weights.
         length: samples per recording, without the prompt.
         prompt: audio file that comes before.
@@ -82,14 +92,16 @@ def sample_audio(
         Name of the signal that stopped it, None at the end.
 
     Raises:
-        InputError: a bad prompt or --out, before anything is sampled.
+        InputError: a bad prompt or --out, or a whole one made otherwise, before anything is sampled.
     """
     codec: AudioCodec = model.codec
-    single = out.suffix.lower() in (".wav", ".flac")
+    single = out.suffix.lower() in _WRITTEN
     if single and num_samples > 1:
         raise InputError(f"{out}: one file holds one sample; give a folder for {num_samples:,}")
-    if not single and out.suffix.lower() in (".mp3", ".ogg"):
+    if out.suffix.lower() in _NOT_WRITTEN:
         raise InputError(f"{out}: samples are written as .wav or .flac")
+    if not single and out.is_file():
+        raise InputError(f"{out} is a file, and no .wav or .flac; give one of these, or a folder")
     if length > wav.MAX_SAMPLES:
         raise InputError(f"--length {length:,}: a WAV file holds up to {wav.MAX_SAMPLES:,} samples")
     given = None
@@ -109,6 +121,7 @@ def sample_audio(
         "batch_size": batch_size,
         "prompt": prompt,
         "prompt_samples": 0 if given is None else len(given.levels),
+        "prompt_sha256": None if given is None else _prompt_hash(given.levels, (low, high)),
         "weights": weights,
         "device": device,
     }
@@ -121,6 +134,15 @@ def sample_audio(
         suffix="wav",
         header=lambda samples: wav.header(samples, codec.sample_rate_hz),
     )
+    note = out.with_name(f"{out.name}.json") if single else out / "samples.json"
+    begun = rows.folder.exists()
+    if resume and out.exists() and not begun:
+        _check_made(out, note, rows.settings)
+        return None
+    if single and note.exists() and not (force or (resume and begun)):
+        raise InputError(f"{note} exists, and would be replaced; choose another --out, or replace it with --force")
+    if not single and (force or resume):
+        _check_ours(out)
     with StopSignal() as stop:
         rows.begin(resume=resume, force=force)
 
@@ -154,11 +176,50 @@ def sample_audio(
     }
     if single:
         _finish(rows.path(0), out)
-        write_json(out.with_name(f"{out.name}.json"), described | {"log_likelihood": nats[0]})
+        write_json(note, described | {"log_likelihood": nats[0]})
     else:
-        _finish_folder(rows, out, nats, length, described, force)
+        # Resumed, it may be a forced one, or one that ended just before its parts were removed.
+        _finish_folder(rows, out, nats, length, described, force or resume)
     rows.remove()
     return None
+
+
+def _prompt_hash(levels: NDArray[np.uint8 | np.int16], scale: tuple[float, float]) -> str:
+    """SHA-256 of a prompt as the model reads it, and of the range that its levels lie in."""
+    return hashlib.sha256(levels.tobytes() + np.array(scale).tobytes()).hexdigest()
+
+
+def _check_made(out: Path, note: Path, settings: dict[str, Any]) -> None:
+    """Refuse to call samples complete that were made with other settings than these, as far as `note` records them.
+
+    Raises:
+        InputError: they were, or nothing says how.
+    """
+    remedy = "choose another --out, or replace it with --force"
+    if not note.is_file():
+        raise InputError(f"{out}: complete, but without {note}, which says how it was sampled; {remedy}")
+    try:
+        made = json.loads(note.read_text(encoding="utf-8"))
+        if not isinstance(made, dict) or not made.keys() & settings.keys():
+            raise ValueError("no settings of samples")
+    except ValueError as error:
+        raise InputError(f"{note}: damaged ({error}); {remedy}") from None
+    different = [key for key in settings if key in made and key not in _HOW and made[key] != settings[key]]
+    if different:
+        changes = ", ".join(f"{key} {made[key]}, not {settings[key]}" for key in different)
+        raise InputError(f"{out}: complete, but sampled with {changes}; {remedy}")
+
+
+def _check_ours(out: Path) -> None:
+    """Refuse to replace a folder that holds anything but samples.
+
+    Raises:
+        InputError: it does.
+    """
+    foreign = sorted(path.name for path in out.iterdir() if not _OURS.fullmatch(path.name)) if out.is_dir() else []
+    if foreign:
+        more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
+        raise InputError(f"{out}: holds {foreign[0]}{more}, which would be deleted; move it, or choose another --out")
 
 
 class Rate:
@@ -191,7 +252,7 @@ def index_text(nats: Sequence[float], length: int, names: Sequence[str]) -> str:
 
 
 def _finish_folder(
-    rows: RowFiles, out: Path, nats: Sequence[float], length: int, described: dict[str, Any], force: bool
+    rows: RowFiles, out: Path, nats: Sequence[float], length: int, described: dict[str, Any], replace: bool
 ) -> None:
     whole = rows.folder / "whole"
     shutil.rmtree(whole, ignore_errors=True)
@@ -201,7 +262,9 @@ def _finish_folder(
         _finish(rows.path(row), whole / name)
     write_text(whole / "index.tsv", index_text(nats, length, names))
     write_json(whole / "samples.json", described | {"log_likelihood": list(nats)})
-    if out.exists() and force:
+    if out.exists() and replace:
+        # Once more: sampling may have taken long.
+        _check_ours(out)
         shutil.rmtree(out)
     os.replace(whole, out)
 

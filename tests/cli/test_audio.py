@@ -109,6 +109,14 @@ def test_evaluate_names_the_quantiser(trained, capsys):
     text = capsys.readouterr().out
     assert "bits per sample             mu-law 8 bit standard" in text
     assert "above LPC-32: it has learnt less than that." in text
+    assert "not counted" not in text
+
+
+def test_evaluate_says_which_yardstick_is_left_out(trained, monkeypatch, capsys):
+    monkeypatch.setattr("mamba_bio_audio.evaluation.audio_yardsticks._MAX_TABLE", 1 << 20)
+    assert mba_command("evaluate", trained, "--quiet", "--device", "cpu") == 0
+    text = capsys.readouterr().out
+    assert "order 2: not counted above 8 bits, its table would have 16,777,216 entries\n" in text
 
 
 def test_load_and_export(trained, tmp_path):
@@ -219,6 +227,39 @@ def test_a_prompt_of_any_rate_is_continued(trained, tmp_path, capsys):
     (tmp_path / "bad.wav").write_bytes(b"")
     assert mba_command(*sampling(trained, tmp_path / "x.wav", "--prompt", tmp_path / "bad.wav")) == 2
     assert "zero length" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["one.wav", "one.flac", "folder"])
+def test_resume_of_whole_samples_compares_the_options(trained, tmp_path, capsys, name):
+    out = tmp_path / name
+    note = out / "samples.json" if name == "folder" else tmp_path / f"{name}.json"
+    assert mba_command(*sampling(trained, out)) == 0
+    before = note.read_bytes()
+    assert mba_command(*sampling(trained, out, "--resume", "--batch-size", 3)) == 0
+    assert "already complete" in capsys.readouterr().out
+    for option, value, message in (
+        ("--length", 151, "length 150, not 151"),
+        ("--seed", 3, "seed 4, not 3"),
+        ("--temperature", 0.5, "temperature 1.0, not 0.5"),
+        ("--top-k", 2, "top_k None, not 2"),
+        ("--top-p", 0.5, "top_p None, not 0.5"),
+    ):
+        assert mba_command(*sampling(trained, out, "--resume", option, value)) == 2
+        assert f"complete, but sampled with {message}" in capsys.readouterr().err
+    assert note.read_bytes() == before
+    if name == "folder":
+        assert mba_command(*sampling(trained, out, "--resume", "--num-samples", 2)) == 2
+        assert "num_samples 1, not 2" in capsys.readouterr().err
+        return
+    note.write_text(json.dumps(json.loads(before) | {"weights": "others"}))
+    assert mba_command(*sampling(trained, out, "--resume")) == 2
+    assert "sampled with weights others, not " in capsys.readouterr().err
+    note.write_text("{}")
+    assert mba_command(*sampling(trained, out, "--resume")) == 2
+    assert "damaged" in capsys.readouterr().err
+    note.unlink()
+    assert mba_command(*sampling(trained, out, "--resume")) == 2
+    assert "which says how it was sampled; choose another --out" in capsys.readouterr().err
 
 
 def test_the_report_plays_samples(whole, trained, tmp_path, capsys):

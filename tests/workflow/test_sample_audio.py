@@ -1,5 +1,6 @@
 """Samples of audio below the command: the range of a prompt, the index, the rate."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,15 +8,16 @@ import pytest
 import soundfile
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.workflow.sample_audio import Rate, index_text, read_prompt, sample_audio
 
 
-def sampled(tmp_path, variant: str, **more):
-    """Forty samples behind a prompt that lies between 0.1 and 0.3."""
-    soundfile.write(tmp_path / "clip.wav", np.linspace(0.1, 0.3, 500), 16_000, subtype="FLOAT")
+def sampled(tmp_path, variant: str, name: str = "out.wav", top: float = 0.3, **more):
+    """Forty samples behind a prompt that lies between 0.1 and `top`."""
+    soundfile.write(tmp_path / "clip.wav", np.linspace(0.1, top, 500), 16_000, subtype="FLOAT")
     model = build_model(UNetConfig(d_model=8, num_layers=1, pools=(2,), vocab_size=256), seed=0).eval()
     model.codec = AudioCodec(variant=variant)
     model.config = SimpleNamespace(data=SimpleNamespace(gain=1.0))
@@ -31,8 +33,9 @@ def sampled(tmp_path, variant: str, **more):
         "resume": False,
         "force": True,
     }
-    assert sample_audio(model, tmp_path, tmp_path / "out.wav", **options | more) is None
-    return soundfile.read(tmp_path / "out.wav")[0]
+    assert sample_audio(model, tmp_path, tmp_path / name, **options | more) is None
+    if (tmp_path / name).is_file():
+        return soundfile.read(tmp_path / name)[0]
 
 
 def test_a_prompt_says_what_range_sashimi_levels_lie_in(tmp_path) -> None:
@@ -57,6 +60,71 @@ def test_prompts_are_read_at_the_models_rate_and_gain(tmp_path) -> None:
 def test_what_cannot_be_written_is_refused(tmp_path, more, message) -> None:
     with pytest.raises(InputError, match=message):
         sampled(tmp_path, "standard", **more)
+
+
+@pytest.mark.parametrize("name", ["x.mp3", "x.aiff", "x.AIF", "x.au", "x.m4a", "x.aac", "x.wma", "x.opus"])
+def test_formats_that_are_not_written_are_no_folders(tmp_path, name) -> None:
+    with pytest.raises(InputError, match=r"written as \.wav or \.flac"):
+        sampled(tmp_path, "standard", name)
+    assert not (tmp_path / name).exists()
+
+
+@contextmanager
+def killed_after_a_block(monkeypatch):
+    write = RowFiles._write
+
+    def killed(self, *arguments):
+        write(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RowFiles, "_write", killed)
+        yield
+
+
+@pytest.mark.parametrize("variant", ["standard", "sashimi"])
+def test_resume_refuses_a_prompt_that_has_changed(tmp_path, monkeypatch, variant) -> None:
+    """Under the same name, of the same length; levels of `sashimi` stay the same at another volume."""
+    with killed_after_a_block(monkeypatch):
+        sampled(tmp_path, variant)
+    again = {"resume": True, "force": False}
+    with pytest.raises(InputError, match=r"other settings \(prompt_sha256 "):
+        sampled(tmp_path, variant, top=0.5, **again)
+    sampled(tmp_path, variant, **again)
+    with pytest.raises(InputError, match="complete, but sampled with prompt_sha256 "):
+        sampled(tmp_path, variant, top=0.5, **again)
+
+
+def test_a_foreign_note_beside_the_file_is_kept(tmp_path) -> None:
+    note = tmp_path / "out.wav.json"
+    note.write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"out\.wav\.json exists"):
+            sampled(tmp_path, "standard", force=False, resume=resume)
+    assert note.read_text() == "mine"
+    sampled(tmp_path, "standard", force=True)
+    assert "log_likelihood" in note.read_text()
+
+
+def test_force_keeps_foreign_files_in_a_folder(tmp_path) -> None:
+    sampled(tmp_path, "standard", "many", num_samples=2)
+    sampled(tmp_path, "standard", "many", num_samples=1)
+    assert len(list((tmp_path / "many").glob("*.flac"))) == 1
+    (tmp_path / "many" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds thesis\.txt, which would be deleted"):
+        sampled(tmp_path, "standard", "many")
+    assert (tmp_path / "many" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_forced_folder_that_was_killed_is_resumed(tmp_path, monkeypatch) -> None:
+    sampled(tmp_path, "standard", "many", num_samples=2)
+    with killed_after_a_block(monkeypatch):
+        sampled(tmp_path, "standard", "many", num_samples=3)
+    sampled(tmp_path, "standard", "many", num_samples=3, resume=True, force=False)
+    assert len(list((tmp_path / "many").glob("*.flac"))) == 3
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        sampled(tmp_path, "standard", "file")
 
 
 def test_index_is_in_rising_order() -> None:

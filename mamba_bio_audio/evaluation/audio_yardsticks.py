@@ -58,6 +58,14 @@ def yardsticks(data: AudioDataModule, split: str) -> tuple[dict[str, float], int
     return dict(zip(names, bits.tolist(), strict=True)) | {f"LPC-{_ORDER}": lpc / count}, count
 
 
+def left_out(codec: AudioCodec) -> str | None:
+    """Why `yardsticks` has no order 2, where it has none."""
+    size = codec.vocab_size**3
+    if size <= _MAX_TABLE:
+        return None
+    return f"order 2: not counted above 8 bits, its table would have {size:,} entries"
+
+
 def runs(data: AudioDataModule, split: str) -> Iterator[Levels]:
     """Levels of a split in stretches as long as they come; in the variant `sashimi`, which scales them, by window."""
     spans: Iterable[Span] = data.evaluation_spans(split)

@@ -11,7 +11,7 @@ from mamba_bio_audio import checkpoint
 from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.config import RunConfig, override, validate
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.audio_yardsticks import yardsticks
+from mamba_bio_audio.evaluation.audio_yardsticks import left_out, yardsticks
 from mamba_bio_audio.evaluation.likelihood import Likelihood, evaluate_likelihood, perplexity
 from mamba_bio_audio.evaluation.markov import MarkovTable, markov_table
 from mamba_bio_audio.inference.classify import Strand
@@ -112,6 +112,8 @@ def evaluate(
         if baselines:
             result["yardsticks"], count = yardsticks(data, split)
             assert count == likelihood.count
+            if reason := left_out(data.codec):
+                result["yardsticks_left_out"] = reason
         return result
     windows = data.evaluation_windows(split)
     genomes = data.genome.genomes
@@ -258,6 +260,8 @@ def _describe_audio(result: dict[str, Any]) -> str:
         f"{'bits per sample':<28}{result['quantizer']}",
         *(f"{name:<28}{bits:>9.4f}" for name, bits in rows.items()),
     ]
+    if "yardsticks_left_out" in result:
+        lines.append(result["yardsticks_left_out"])
     best = min(result.get("yardsticks", {}).items(), key=lambda row: row[1], default=None)
     if best is not None:
         gain = best[1] - result["model"]["bits"]

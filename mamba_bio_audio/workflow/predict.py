@@ -46,7 +46,8 @@ def predict_files(
     """Write one row per record, in the order of files and records, and return a summary.
 
     Columns: file, record, length, bases_used, windows, predicted, one p_<class> per class, note. A record that cannot
-    be scored has empty probabilities and the reason in `note`. Rows stand in `OUT.part` until all are there; a signal,
+    be scored has empty probabilities and the reason in `note`. Tabs, line ends and bytes that are no UTF-8 are written as
+    backslash escapes. Rows stand in `OUT.part` until all are there; a signal,
     a kill or a damaged file leaves them, and `resume` goes on behind them.
 
     Args:
@@ -212,11 +213,21 @@ def describe_predictions(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _cell(text: str) -> str:
+    """Text on one line of UTF-8: names of files may hold tabs, line ends and bytes that are no UTF-8."""
+    text = text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _names(item: Item) -> tuple[str, str]:
+    return _cell(item.file), _cell(item.name)
+
+
 def _row(item: Item, prediction: Prediction, labels: Sequence[str]) -> list[str]:
-    values = [item.file, item.name, str(item.length), str(prediction.used), str(prediction.windows)]
+    values = [*_names(item), str(item.length), str(prediction.used), str(prediction.windows)]
     p = prediction.probabilities
     if p is None:
-        return [*values, "", *("" for _ in labels), prediction.reason]
+        return [*values, "", *("" for _ in labels), _cell(prediction.reason)]
     return [*values, labels[int(p.argmax())], *(f"{value:.6g}" for value in p), ""]
 
 
@@ -264,7 +275,7 @@ class _Table(AbstractContextManager["_Table"]):
         for number, item in enumerate(items):
             if number >= len(self._before):
                 yield item
-            elif self._before[number] != (item.file, item.name, str(item.length)):
+            elif self._before[number] != (*_names(item), str(item.length)):
                 raise InputError(
                     f"{self.part}: its row {number + 1:,} is of {self._before[number][1]!r}, the record there is "
                     f"{item.name!r}; the files changed. Start anew with --force"
@@ -306,7 +317,7 @@ class _Table(AbstractContextManager["_Table"]):
             )
         data = self.part.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8").splitlines()
+        lines = whole.decode("utf-8").split("\n")[:-1]
         if not lines or lines[0].split("\t") != list(header):
             raise InputError(f"{self.part}: not an unfinished prediction; start anew with --force")
         os.truncate(self.part, len(whole))

@@ -56,6 +56,8 @@ _FALSE_CLIPS = 1
 # Of a recognised clip: one digit is likelier than all else.
 _LEAST_CONFIDENCE = 0.5
 SAMPLES = {"plain": 2048, "paper": 10_240}
+# A covariance, and halves of IS, need two clips; `paper_selection` leaves them of this many.
+_FEWEST = {"plain": 2, "paper": 8}
 # Gu & Dao 2023, table 4: NLL in bits, FID, IS, mIS, AM.
 PUBLISHED = {
     "SampleRNN 35.0M": (2.042, 8.96, 1.71, 3.02, 1.76),
@@ -110,6 +112,13 @@ def evaluate_sc09(
     def tell(what: str) -> Callable[[int, int | None], None]:
         return lambda done, total: progress(what, done, total) if progress is not None else None
 
+    count = num_samples or SAMPLES[protocol]
+    if count < _FEWEST[protocol]:
+        left = len(metrics.paper_selection(np.zeros(count))) if protocol == "paper" else count
+        raise InputError(
+            f"--num-samples {count}: protocol {protocol} leaves {left} of these to score, and the scores need at least "
+            f"2; give --num-samples {_FEWEST[protocol]} or more"
+        )
     model, config, data, described = open_run(run, "test", which, device, None, overrides)
     data, clips, labels = _digits(run, data)
     settings = _judge_config(kind, epochs, device)
@@ -133,7 +142,7 @@ def evaluate_sc09(
         folder,
         which,
         device,
-        num_samples or SAMPLES[protocol],
+        count,
         batch_size or open_files_allowed(1024 if device == "cuda" else 512),
         seed,
         tell("sampling"),
@@ -415,10 +424,17 @@ def _generated(
         )
         if stopped:
             raise KeyboardInterrupt
-    note = json.loads((out / "samples.json").read_text(encoding="utf-8"))
-    names = [f"sample-{row:05d}.flac" for row in range(count)]
-    clips = np.stack([one_second(soundfile.read(out / name, dtype="float32")[0]) for name in names])
-    return clips, np.array(note["log_likelihood"])
+    file, clips = out / "samples.json", []
+    try:
+        log_likelihood = np.array(json.loads(file.read_text(encoding="utf-8"))["log_likelihood"])
+        for row in range(count):
+            file = out / f"sample-{row:05d}.flac"
+            clips.append(one_second(soundfile.read(file, dtype="float32")[0]))
+    except (OSError, ValueError, KeyError, soundfile.SoundFileError) as error:
+        raise InputError(
+            f"{file}: missing or damaged ({error}); delete the folder {out}, and its clips are made again"
+        ) from None
+    return np.stack(clips), log_likelihood
 
 
 def _differences(described: dict[str, Any], data: AudioDataModule) -> list[str]:

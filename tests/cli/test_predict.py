@@ -268,3 +268,22 @@ def test_recordings_of_any_rate_and_length(tmp_path, capsys, monkeypatch, pad_ta
     assert float(rows["sub/c.wav"]["p_two"]) == pytest.approx(np.mean(windows), abs=1e-5)
     assert mba("predict", "run", folder, "--strand", "both") == 2
     assert "no strands" in capsys.readouterr().err
+
+
+def test_any_name_of_a_file_is_one_cell_and_can_be_resumed(tmp_path, capsys):
+    names = ["d\te.fa", "f\ng\r\x0b.fa", os.fsdecode(b"bad\xff.fa"), "h\u2028i.fa"]
+    for name in names:
+        (tmp_path / name).write_text(f">x\n{dna(50)}\n")
+    files, out = [tmp_path / name for name in names], tmp_path / "p.tsv"
+    assert mba("predict", "run", *files, "--out", out) == 0
+    written = [row["file"].removeprefix(f"{tmp_path}/") for row in table(out)]
+    assert written == ["d\\te.fa", "f\\ng\\r\x0b.fa", "bad\\udcff.fa", "h\u2028i.fa"]
+    whole = out.read_bytes()
+    files[3].rename(tmp_path / "away")
+    files[3].mkdir()
+    out.unlink()
+    assert mba("predict", "run", *files, "--out", out) != 0
+    files[3].rmdir()
+    (tmp_path / "away").rename(files[3])
+    assert mba("predict", "run", *files, "--out", out, "--resume") == 0
+    assert out.read_bytes() == whole

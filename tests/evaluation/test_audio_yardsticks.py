@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mamba_bio_audio.evaluation.audio_yardsticks import LevelTables, linear_prediction_bits, yardsticks
+from mamba_bio_audio.evaluation.audio_yardsticks import LevelTables, left_out, linear_prediction_bits, yardsticks
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
@@ -45,6 +45,12 @@ def test_tables_are_distributions_and_short_at_high_depth() -> None:
         total += np.exp(-tables.nats(np.array([3, 3, level], np.uint8))[:, -1])
     np.testing.assert_allclose(total, 1, rtol=1e-12)
     assert LevelTables(AudioCodec(bits=12)).max_order == 1
+
+
+def test_the_table_says_why_order_2_is_left_out() -> None:
+    assert left_out(CODEC) is None
+    reason = left_out(AudioCodec(bits=10))
+    assert reason == "order 2: not counted above 8 bits, its table would have 1,073,741,824 entries"
 
 
 def test_linear_prediction_is_a_distribution_and_looks_only_back() -> None:

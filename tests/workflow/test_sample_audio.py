@@ -77,7 +77,7 @@ def killed_after_a_block(monkeypatch):
         write(self, *arguments)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(RowFiles, "_write", killed)
         yield
 
@@ -85,7 +85,7 @@ def killed_after_a_block(monkeypatch):
 @pytest.mark.parametrize("variant", ["standard", "sashimi"])
 def test_resume_refuses_a_prompt_that_has_changed(tmp_path, monkeypatch, variant) -> None:
     """Under the same name, of the same length; levels of `sashimi` stay the same at another volume."""
-    with killed_after_a_block(monkeypatch):
+    with killed_after_a_block(monkeypatch), pytest.raises(KeyboardInterrupt):
         sampled(tmp_path, variant)
     again = {"resume": True, "force": False}
     with pytest.raises(InputError, match=r"other settings \(prompt_sha256 "):
@@ -118,7 +118,7 @@ def test_force_keeps_foreign_files_in_a_folder(tmp_path) -> None:
 
 def test_a_forced_folder_that_was_killed_is_resumed(tmp_path, monkeypatch) -> None:
     sampled(tmp_path, "standard", "many", num_samples=2)
-    with killed_after_a_block(monkeypatch):
+    with killed_after_a_block(monkeypatch), pytest.raises(KeyboardInterrupt):
         sampled(tmp_path, "standard", "many", num_samples=3)
     sampled(tmp_path, "standard", "many", num_samples=3, resume=True, force=False)
     assert len(list((tmp_path / "many").glob("*.flac"))) == 3

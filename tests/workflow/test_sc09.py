@@ -12,7 +12,7 @@ import soundfile
 from mamba_bio_audio.checkpoint import read_config
 from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.audio_metrics import confidence_limit
+from mamba_bio_audio.evaluation.audio_metrics import confidence_limit, paper_selection
 from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
 from mamba_bio_audio.workflow import sc09
@@ -112,6 +112,35 @@ def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
     assert again["rows"] == result["rows"]
     paper = judged(run, protocol="paper")
     assert (paper["generated"], paper["scored"]) == (40, 11)
+
+
+@pytest.mark.parametrize(("protocol", "few", "left"), [("paper", 4, 1), ("paper", 7, 1), ("plain", 1, 1)])
+def test_too_few_samples_to_score_are_refused(run, protocol, few, left) -> None:
+    fewest = sc09._FEWEST[protocol]
+    with pytest.raises(InputError, match=rf"protocol {protocol} leaves {left} .*--num-samples {fewest} or more"):
+        sc09.evaluate_sc09(run, num_samples=few, protocol=protocol)
+
+
+def test_the_fewest_samples_are_scored(run) -> None:
+    for protocol, fewest in sc09._FEWEST.items():
+        found = sc09.evaluate_sc09(run, epochs=2, num_samples=fewest, resamples=5, protocol=protocol)
+        assert found["scored"] == 2
+        assert np.isfinite(list(found["rows"]["generated"].values())).all()
+    assert min(len(paper_selection(np.zeros(n))) for n in range(sc09._FEWEST["paper"], 99)) == 2
+
+
+@pytest.mark.parametrize("name", ["sample-00001.flac", "samples.json"])
+def test_a_lost_clip_names_the_way_out(run, name) -> None:
+    def again() -> dict:
+        return sc09.evaluate_sc09(run, epochs=2, num_samples=3, resamples=5)
+
+    again()
+    (folder,) = (run / "sc09").glob("samples-*-3-0")
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=rf"{name}: missing or damaged .*delete the folder {folder}, and"):
+        again()
+    shutil.rmtree(folder)
+    assert again()["scored"] == 3
 
 
 def test_other_runs_are_refused(run, tmp_path) -> None:

@@ -7,6 +7,7 @@ Splits are those of `pipelines/audio/splits.py`: a list of files, else the last 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -68,7 +69,8 @@ class AudioClassesDataModule(AudioDataModule):
             return
         super().setup(stage)
         files = self.recordings.files
-        names = [file.path.replace("\\", "/").split("/")[-2] for file in files]
+        # Absolute: `t0.wav` and `../t0.wav` name no folder.
+        names = [os.path.basename(os.path.dirname(os.path.abspath(file.path))) for file in files]
         classes = tuple(self.config.classes or sorted(set(names)))
         unknown = [name for name in classes if name not in names]
         if unknown:

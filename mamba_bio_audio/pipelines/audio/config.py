@@ -18,8 +18,9 @@ class AudioDataConfig(BaseModel):
     intervals: str | None = Field(
         default=None,
         description="Splits: TSV with the header file, split, and optionally start0, end in samples at sample_rate_hz. "
-        "null: `intervals.tsv` in the folder of data.path if it has these columns, else the last files in natural "
-        "order, or with fewer than three files the last part of each.",
+        "null: `intervals.tsv` in the folder of data.path if it has these columns, else whole files in natural order, "
+        "the last for test and those before them for validation, or the last parts of every file where the files are "
+        "too few to give each wanted split one.",
     )
     valid_fraction: float = Field(
         default=0.06, ge=0, lt=1, description="Share of validation when there are no intervals."
@@ -35,9 +36,12 @@ class AudioDataConfig(BaseModel):
         description="standard: fixed range [-1, 1]; sashimi: each window scaled to its own range, only to compare "
         "likelihoods with papers.",
     )
-    gain: float = Field(default=1.0, gt=0, description="Every recording is multiplied by this, then clipped.")
+    gain: float = Field(default=1.0, gt=0, le=1e6, description="Every recording is multiplied by this, then clipped.")
     max_duration_s: float | None = Field(
-        default=None, gt=0, description="Only the beginning of each file, for clips of one length; null: all of it."
+        default=None,
+        gt=0,
+        le=1e9,
+        description="Only the beginning of each file, for clips of one length; null: all of it.",
     )
     drop_short: bool = Field(
         default=False, description="Leave windows shorter than train.length out of training instead of padding them."

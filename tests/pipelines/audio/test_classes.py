@@ -37,6 +37,13 @@ def test_classes_in_the_order_asked_for(folder) -> None:
         module(folder, classes=["one", "two"]).setup()
 
 
+@pytest.mark.parametrize("path", [".", "zero_0.wav", "../zero/zero_0.wav"])
+def test_relative_files_without_a_folder_are_of_the_class_of_theirs(folder, monkeypatch, path) -> None:
+    monkeypatch.chdir(folder / "zero")
+    with pytest.raises(InputError, match=r"data\.path: one class only, zero; .* each a folder of recordings"):
+        module(path, classes=None).setup()
+
+
 def test_every_class_is_in_every_split(folder) -> None:
     summary = module(folder).summary()
     counts = {split: row["classes"] for split, row in summary["splits"].items()}

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule, pad_and_shift
+from mamba_bio_audio.pipelines.audio.splits import split_by_share
 
 L = 64
 SHARED = Path("/work/shared/data")
@@ -228,6 +229,21 @@ def test_config_refuses_depths_that_cannot_be_trained() -> None:
     with pytest.raises(ValidationError, match="stay below 1"):
         AudioDataConfig(valid_fraction=0.5, test_fraction=0.5)
     assert AudioDataConfig.model_validate(AudioDataConfig(bits=10).model_dump(mode="json")).bits == 10
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e39])
+@pytest.mark.parametrize("field", ["gain", "max_duration_s"])
+def test_config_refuses_numbers_without_bound(field, value) -> None:
+    with pytest.raises(ValidationError, match=field):
+        AudioDataConfig(**{field: value})
+
+
+def test_description_of_intervals_is_what_split_by_share_does() -> None:
+    """Three files, and yet cut: 6 % of three is none."""
+    assert split_by_share([100] * 3, 0.06, 0.06)[1] == "the last parts of each of 3 files"
+    assert split_by_share([100] * 17, 0.06, 0.06)[1] == "whole files in natural order"
+    text = AudioDataConfig.model_fields["intervals"].description or ""
+    assert "the last parts of every file where the files are too few to give each wanted split one" in text
 
 
 def test_imports_are_light() -> None:

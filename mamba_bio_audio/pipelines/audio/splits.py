@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import os
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def read_splits(path: str, files: Sequence[AudioFile], sizes: Sequence[int]) -> 
         last.setdefault(os.path.basename(file.name), []).append(number)
     spans: dict[str, list[Span]] = {split: [] for split in SPLITS}
     # Quotes belong to names.
-    rows = csv.DictReader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
+    rows = csv.DictReader(_text(path), delimiter="\t", quoting=csv.QUOTE_NONE)
     if not set(_COLUMNS) <= set(rows.fieldnames or ()):
         raise InputError(f"{path}: the first line must name the columns file and split, separated by tabs.")
     for row in rows:
@@ -89,10 +90,11 @@ def read_splits(path: str, files: Sequence[AudioFile], sizes: Sequence[int]) -> 
     return spans
 
 
-def _lines(path: str) -> list[str]:
+def _text(path: str) -> io.StringIO:
     data = Path(path).read_bytes()
     try:
-        return data.decode("utf-8-sig").splitlines(keepends=True)
+        # Not `splitlines`, which ends lines at U+2028 and form feeds too.
+        return io.StringIO(data.decode("utf-8-sig"), newline="")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {line}: not UTF-8 text; save the list as UTF-8.") from None

@@ -61,6 +61,8 @@ def test_byte_order_marks_and_quotes_in_names(tmp_path: Path):
     path.write_text('file\tsplit\n"q" x.wav\ttrain\n', encoding="utf-8-sig")
     assert has_split_columns(str(path))
     assert read_splits(str(path), [file_named('"q" x.wav')], [10])["train"] == [Span(0, 0, 10)]
+    path.write_text("file\tsplit\na\u2028b.wav\ttrain\n", encoding="utf-8")
+    assert read_splits(str(path), [file_named("a\u2028b.wav")], [10])["train"] == [Span(0, 0, 10)]
     path.write_bytes(b"file\tsplit\na\xff.wav\ttrain\n")
     with pytest.raises(InputError, match="line 2: not UTF-8"):
         read_splits(str(path), [file_named("a.wav")], [10])

@@ -27,10 +27,10 @@ from mamba_bio_audio.kernels.selective_scan.triton_op import (
     _rows,
     _schedulers,
     _sink,
-    _split,
     _zeros,
     blocks_at_once,
     padded_states,
+    split_fields,
 )
 
 
@@ -99,17 +99,7 @@ def make_general_plan(
         unroll //= 2
     fields["bwd_unroll"] = unroll
 
-    warps = batch * cdiv(channels, min(fields["fwd_block"], 32))
-    fields["chunks"], fields["chunk_steps"] = _split(chunks, length, warps, schedulers, segment)
-    fields["bwd_chunks"], fields["bwd_chunk_steps"] = _split(
-        bwd_chunks if bwd_chunks is not None else chunks,
-        length,
-        batch * cdiv(channels, fields["bwd_block"]),
-        schedulers,
-        segment,
-    )
-    # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
-    fields["far"] = 32 if fields["chunks"] == 1 else 0
+    fields |= split_fields(fields, (batch, length, channels), schedulers, segment, chunks, bwd_chunks)
     return Plan(**(fields | changes))
 
 

@@ -124,6 +124,28 @@ def _split(
     return cdiv(length, steps), steps
 
 
+def split_fields(
+    fields: dict[str, Any],
+    shape: tuple[int, int, int],
+    schedulers: int,
+    segment: int,
+    chunks: int | None,
+    bwd_chunks: int | None,
+    bwd_per_scheduler: int = _PER_SCHEDULER,
+    bwd_below: float = _SPLIT_BELOW,
+) -> dict[str, int]:
+    """Fields of a plan that say how its blocks of channels share the sequence; `shape` is (B, L, D)."""
+    batch, length, channels = shape
+    warps = batch * cdiv(channels, min(fields["fwd_block"], 32))
+    bwd_warps = batch * cdiv(channels, fields["bwd_block"])
+    bwd_wanted = bwd_chunks if bwd_chunks is not None else chunks
+    number, steps = _split(chunks, length, warps, schedulers, segment)
+    bwd_number, bwd_steps = _split(bwd_wanted, length, bwd_warps, schedulers, segment, bwd_per_scheduler, bwd_below)
+    # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
+    far = 32 if number == 1 else 0
+    return {"chunks": number, "chunk_steps": steps, "bwd_chunks": bwd_number, "bwd_chunk_steps": bwd_steps, "far": far}
+
+
 @lru_cache(maxsize=1024)
 def make_plan(
     batch: int,
@@ -153,20 +175,16 @@ def make_plan(
     fields["warp_sums"] = (
         device.type == "cuda" and states == fields["bwd_block"] == 16 and changes.get("bwd_unroll", 4) % 2 == 0
     )
-    warps = batch * cdiv(channels, min(fields["fwd_block"], 32))
-
-    fields["chunks"], fields["chunk_steps"] = _split(chunks, length, warps, schedulers, segment)
-    fields["bwd_chunks"], fields["bwd_chunk_steps"] = _split(
-        bwd_chunks if bwd_chunks is not None else chunks,
-        length,
-        batch * cdiv(channels, fields["bwd_block"]),
+    fields |= split_fields(
+        fields,
+        (batch, length, channels),
         schedulers,
         segment,
+        chunks,
+        bwd_chunks,
         _PER_SCHEDULER_BACKWARD,
         _SPLIT_BACKWARD_BELOW if fields["warp_sums"] else _SPLIT_BELOW,
     )
-    # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
-    fields["far"] = 32 if fields["chunks"] == 1 else 0
     return Plan(**(fields | changes))
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import mamba_bio_audio as mba
-from mamba_bio_audio.checkpoint import export
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.export import export
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 

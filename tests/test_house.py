@@ -19,7 +19,7 @@ PACKAGE = ROOT / "mamba_bio_audio"
 ARROWS = [
     {"__main__", "cli"},
     {"workflow", "diagnose"},
-    {"config", "checkpoint"},
+    {"config", "checkpoint", "export", "foreign"},
     {"training", "inference", "evaluation"},
     {"pipelines", "models"},
     {"layers"},

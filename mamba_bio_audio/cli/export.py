@@ -21,12 +21,13 @@ def export(
 ) -> None:
     """Write safetensors, config.json and a model card; Hugging Face opens the folder where the model is one of its own."""
     from mamba_bio_audio import checkpoint
+    from mamba_bio_audio import export as exports
 
     check_folder(out)
     if out.exists() and any(out.iterdir()) and not force:
         raise InputError(f"{out} is not empty; choose another --out, or --force to replace its files")
     model = checkpoint.load(run, which)
-    checkpoint.export(model, out, evaluations=checkpoint.read_evaluations(run))
-    opens = not hasattr(model, "labels") and checkpoint.opens_in_transformers(model.model_config)
+    exports.export(model, out, evaluations=checkpoint.read_evaluations(run))
+    opens = not hasattr(model, "labels") and exports.opens_in_transformers(model.model_config)
     how = "transformers.MambaForCausalLM and mba.load" if opens else "mba.load"
     print(f"{out}: {model.num_parameters():,} parameters, opens with {how}")

@@ -161,7 +161,7 @@ def hugging_face():
 @pytest.mark.parametrize("tied", [True, False])
 def test_equals_hugging_face_in_both_directions(hugging_face, length, tied, tmp_path):
     import mamba_bio_audio as mba
-    from mamba_bio_audio.checkpoint import export
+    from mamba_bio_audio.export import export
 
     theirs = hugging_face
     if not tied:

@@ -136,6 +136,7 @@ def test_export_card_says_data_metrics_and_limits(run, tmp_path):
     """The model card, from a run's configuration and manifest."""
     import mamba_bio_audio
     from mamba_bio_audio import checkpoint
+    from mamba_bio_audio.export import model_card
     from mamba_bio_audio.models.build import build_model
     from mamba_bio_audio.training.steps import save_weights
 
@@ -144,7 +145,7 @@ def test_export_card_says_data_metrics_and_limits(run, tmp_path):
     assert mba("export", run, "--out", tmp_path / "hub") == 0
     card = (tmp_path / "hub" / "README.md").read_text()
     # An export keeps what it needs to be exported again.
-    assert checkpoint.model_card(mamba_bio_audio.load(tmp_path / "hub")) == card
+    assert model_card(mamba_bio_audio.load(tmp_path / "hub")) == card
     front = OmegaConf.create(card.split("---")[1])
     assert front.library_name == "mamba-bio-audio"
     # Whoever publishes the weights chooses the licence; the card must not invent one.

@@ -1,0 +1,179 @@
+"""Nested Python values with tensors in them, in one safetensors file: what checkpoints and saved states are made of.
+
+The tensors are those of the file; its metadata holds, under `tree`, one JSON text that says where each belongs:
+
+| value | in JSON |
+|---|---|
+| None, bool, int, str, finite float | itself |
+| dict with string keys | an object |
+| list, tuple | `["list", ...]`, `["tuple", ...]` |
+| dict with any other key | `["dict", [key, value], ...]` |
+| infinity, not a number | `["float", "inf"]`, `"-inf"`, `"nan"` |
+| tensor | `["tensor", name in the file]` |
+
+Reading such a file builds these and nothing else, whatever is in it: no class is looked up and no code is run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import atomic_path
+
+# Characters of the tree: a hundred thousand tensors take less, and a hostile one cannot fill the memory.
+MOST_TEXT = 2**24
+_DEEPEST = 100
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Write `tree` to `path`, whole or not at all.
+
+    Args:
+        path: of the file; it is replaced where it exists.
+        tree: None, bool, int, float, str, tensor, or a dict, list or tuple of these, nested up to 100 deep. The keys
+            of a dict may be None, bool, int, float or str. A tensor that occurs twice is stored once. Devices, strides
+            and `requires_grad` are not kept.
+
+    Raises:
+        TypeError: something else is in the tree; the message says where.
+        OSError: it cannot be written, the disk being full for example; what was there before is kept.
+    """
+    writer = _Writer()
+    text = json.dumps(writer.encode(tree, ()), allow_nan=False, separators=(",", ":"))
+    if len(text) > MOST_TEXT:
+        raise TypeError(f"the tree takes {len(text):,} characters beside its tensors, {MOST_TEXT:,} is the most")
+    with atomic_path(path) as temporary:
+        save_file(writer.tensors, temporary, metadata={"format": "pt", "tree": text})
+
+
+def load_tree(path: Path, *, remedy: str = "restore the file") -> Any:
+    """What `save_tree` wrote, with the tensors on the CPU in memory of their own.
+
+    Args:
+        path: of the file.
+        remedy: for messages, what to do when the file cannot be used.
+
+    Raises:
+        InputError: it is not there, damaged, cut short, or not such a file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("tree")
+            if text is None:
+                raise ValueError("it was not written by this program: it does not say where its tensors belong")
+            if len(text) > MOST_TEXT:
+                raise ValueError(f"it describes {len(text):,} characters of values, {MOST_TEXT:,} is the most")
+            described = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+            # Copies: a view would keep the file mapped, and with it on the disk after it has been replaced.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        used: set[str] = set()
+        tree = _decode(described, tensors, used, 0)
+        if len(used) != len(tensors):
+            raise ValueError(f"it holds {len(tensors) - len(used):,} tensors that it has no place for")
+        return tree
+    except (SafetensorError, RecursionError, ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path}: damaged ({reason}); {remedy}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+
+
+class _Writer:
+    """Takes the tensors out of a tree."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._storages: set[int] = set()
+
+    def encode(self, value: Any, place: tuple[Any, ...]) -> Any:
+        kind = type(value)
+        if len(place) > _DEEPEST:
+            raise TypeError(f"more than {_DEEPEST} levels of nesting at {_words(place)[:200]}")
+        if value is None or kind in (bool, int, str):
+            return value
+        if kind is float:
+            return value if math.isfinite(value) else ["float", str(value)]
+        if isinstance(value, Tensor):
+            return ["tensor", self._name(value, place)]
+        if kind in (list, tuple):
+            return [kind.__name__, *(self.encode(item, (*place, i)) for i, item in enumerate(value))]
+        # Also the ordered and default dicts that torch and Lightning use.
+        if isinstance(value, dict):
+            if all(type(key) is str for key in value):
+                return {key: self.encode(item, (*place, key)) for key, item in value.items()}
+            for key in value:
+                if not (key is None or type(key) in (bool, int, float, str)):
+                    raise TypeError(f"a key of type {type(key).__name__} at {_words(place)} cannot be saved")
+            pairs = ([self.encode(key, place), self.encode(item, (*place, key))] for key, item in value.items())
+            return ["dict", *pairs]
+        raise TypeError(f"a value of type {kind.__name__} at {_words(place)} cannot be saved")
+
+    def _name(self, tensor: Tensor, place: tuple[Any, ...]) -> str:
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise TypeError(f"a sparse or quantised tensor at {_words(place)} cannot be saved")
+        own = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if own not in self._names:
+            plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            # Parts of one tensor are stored each for themselves.
+            storage = plain.untyped_storage().data_ptr()
+            if storage and storage in self._storages:
+                plain = plain.clone()
+            self._storages.add(plain.untyped_storage().data_ptr())
+            # The number makes it unique; the rest is for people.
+            name = f"{len(self.tensors)} {_words(place)}".encode("ascii", "backslashreplace").decode()
+            self._names[own] = name
+            self.tensors[name] = plain
+        return self._names[own]
+
+
+def _words(place: tuple[Any, ...]) -> str:
+    return "/".join(map(str, place)) or "the top"
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice in it")
+    return found
+
+
+def _decode(value: Any, tensors: dict[str, Tensor], used: set[str], depth: int) -> Any:
+    if depth > _DEEPEST:
+        raise ValueError(f"more than {_DEEPEST} levels of nesting")
+    if isinstance(value, dict):
+        return {key: _decode(item, tensors, used, depth + 1) for key, item in value.items()}
+    if not isinstance(value, list):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("a number is too large for JSON")
+        return value
+    kind, *items = value
+    if kind in ("list", "tuple"):
+        parts = [_decode(item, tensors, used, depth + 1) for item in items]
+        return parts if kind == "list" else tuple(parts)
+    if kind == "dict":
+        pairs = [(_decode(key, {}, used, depth), _decode(item, tensors, used, depth + 1)) for key, item in items]
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key occurs twice in it")
+        return found
+    (item,) = items
+    if kind == "float" and item in ("inf", "-inf", "nan"):
+        return float(item)
+    if kind == "tensor":
+        used.add(item)
+        return tensors[item]
+    raise ValueError(f"{kind!r} is no kind of value")

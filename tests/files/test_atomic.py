@@ -97,7 +97,7 @@ def test_really_full_disk(tmp_path):
         ["unshare", "-Urm", "sh", "-c", script, sys.executable, REAL],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parent.parent.parent,
     )
     assert done.stdout.split("\n")[:-1] == [
         f"{name} kept" for name in ("text", "safetensors", "torch", "checkpoint")

@@ -73,6 +73,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, to_json(value) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, not JSON, or nested too deeply to be anything that this program wrote.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def to_json(value: Any) -> str:
     """Indented JSON; numbers that JSON does not have (infinite, not a number) become null."""
     return json.dumps(_finite(value), indent=2, allow_nan=False)

@@ -1,0 +1,41 @@
+"""Everything that touches the disk on a user's behalf: whole or absent, locked while it grows, never somebody else's.
+
+| file | what |
+|---|---|
+| `atomic.py` | one file that appears whole or not at all |
+| `locks.py` | one writer at a time, with the owner's name for the others |
+| `folders.py` | markers: which command made a folder, and replacing only what that command made |
+| `unfinished.py` | `OUT.part`: outputs that grow, and continue with equal settings |
+"""
+
+from mamba_bio_audio.files.atomic import (
+    atomic_path,
+    check_folder,
+    name_full_disk,
+    read_json,
+    to_json,
+    write_json,
+    write_text,
+)
+from mamba_bio_audio.files.folders import Maker, check_outside, mark, new_folder, replacing
+from mamba_bio_audio.files.locks import locked
+from mamba_bio_audio.files.unfinished import begin_unfinished, discard_unfinished, unfinished
+
+__all__ = [
+    "Maker",
+    "atomic_path",
+    "begin_unfinished",
+    "check_folder",
+    "check_outside",
+    "discard_unfinished",
+    "locked",
+    "mark",
+    "name_full_disk",
+    "new_folder",
+    "read_json",
+    "replacing",
+    "to_json",
+    "unfinished",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,231 @@
+"""Folders that a command makes, and may therefore replace.
+
+A marker (`.mba.json`) in the folder names the command and the files it made there. `--force` replaces a folder only if
+the same command made it and nothing else has been put there since; never one that holds an input of the command or the
+current directory. The old folder is moved aside (`.NAME.mba-old`) and deleted once the new one stands.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files.atomic import check_folder, read_json, write_json
+from mamba_bio_audio.files.locks import locked
+
+MARKER = ".mba.json"
+_PROGRAM = "mamba-bio-audio"
+
+
+class Maker(NamedTuple):
+    """A command that makes folders.
+
+    Attributes:
+        command: as a user types it, for example "prepare audio".
+        patterns: shell patterns, relative to the folder, of what it and its followers write there over time (`*` also
+            matches `/`). Empty where the marker lists the files themselves, because the folder is complete when it appears.
+    """
+
+    command: str
+    patterns: tuple[str, ...] = ()
+
+
+def mark(folder: Path, maker: Maker, files: Sequence[str] = ()) -> None:
+    """Write the marker: `maker` made this folder, and `files` (relative paths) in it."""
+    write_json(folder / MARKER, {"program": _PROGRAM, "command": maker.command, "files": sorted(files)})
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """The marker of a folder; None where there is none of this program, or only a link to one."""
+    path = folder / MARKER
+    if path.is_symlink():
+        return None
+    try:
+        marker = read_json(path)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(marker, dict) or marker.get("program") != _PROGRAM or not isinstance(marker.get("files"), list):
+        return None
+    return marker
+
+
+def check_outside(out: Path, inputs: Iterable[Path | str]) -> None:
+    """Refuse an output that is, or holds, an input of the command or the current directory.
+
+    Raises:
+        InputError: it does.
+    """
+    place = Path(os.path.realpath(out))
+    here = Path(os.path.realpath(Path.cwd()))
+    if place == here or place in here.parents:
+        raise InputError(f"{out}: the current directory lies in it, so it is not replaced; choose another --out")
+    for given in inputs:
+        source = Path(os.path.realpath(given))
+        if source == place or place in source.parents:
+            raise InputError(f"{out}: holds {given}, an input of this command; choose another --out")
+
+
+def check_replaceable(out: Path, maker: Maker) -> None:
+    """Refuse to replace a folder unless `maker` made all that is in it.
+
+    Raises:
+        InputError: it has no marker, that of another command, or holds anything else.
+    """
+    marker = read_marker(out)
+    if marker is None:
+        raise InputError(
+            f"{out}: not marked as made by mba {maker.command} ({MARKER} is missing), so --force does not replace it; "
+            "choose another --out, or move the folder away yourself"
+        )
+    if marker.get("command") != maker.command:
+        raise InputError(
+            f"{out}: made by mba {marker.get('command')}, so --force of mba {maker.command} does not replace it; choose "
+            "another --out"
+        )
+    foreign = foreign_files(out, maker, marker["files"])
+    if foreign:
+        more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
+        raise InputError(
+            f"{out}: holds {foreign[0]}{more}, not made by mba {maker.command}; --force would delete it. Move it away, or "
+            "choose another --out"
+        )
+
+
+def foreign_files(folder: Path, maker: Maker, files: Iterable[str]) -> list[str]:
+    """What lies in a folder and was not made by `maker`, as sorted relative paths."""
+    own = {MARKER, *files}
+    found = []
+    for base, folders, names in os.walk(folder):
+        # A link to a folder is listed as a folder, and not entered.
+        links = [name for name in folders if os.path.islink(os.path.join(base, name))]
+        for name in [*names, *links]:
+            relative = os.path.relpath(os.path.join(base, name), folder).replace(os.sep, "/")
+            temporary = name.startswith(".") and name.endswith(".tmp")
+            if not (relative in own or temporary or any(fnmatchcase(relative, pattern) for pattern in maker.patterns)):
+                found.append(relative)
+    return sorted(found)
+
+
+def _work(out: Path) -> Path:
+    return out.with_name(f".{out.name}.mba-new")
+
+
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.mba-old")
+
+
+def is_occupied(out: Path) -> bool:
+    """Whether there is anything in the folder `out`."""
+    return out.is_dir() and any(out.iterdir())
+
+
+def check_out(out: Path, maker: Maker, inputs: Iterable[Path | str], *, force: bool) -> bool:
+    """Whether `out` holds an earlier result that may be replaced; False where it is new or empty.
+
+    Raises:
+        InputError: it is in use for something else, or `force` was not given.
+    """
+    check_folder(out)
+    check_outside(out, inputs)
+    if not is_occupied(out):
+        if os.path.ismount(out):
+            raise InputError(f"{out}: a mount point cannot be replaced; give --out a folder inside it")
+        return False
+    if not force:
+        raise InputError(f"{out} is not empty; choose another --out, or replace an earlier result with --force")
+    check_replaceable(out, maker)
+    return True
+
+
+@contextmanager
+def new_folder(out: Path, maker: Maker, *, inputs: Iterable[Path | str] = (), force: bool = False) -> Iterator[Path]:
+    """A folder that becomes `out` when the block ends well, whole; on any other end nothing is left of it.
+
+    Left over from a process that was killed, it is removed by the next call.
+
+    Args:
+        out: must be new or empty, or with `force` made by the same command.
+        maker: the command; its patterns are not needed, since all files are listed in the marker.
+        inputs: files and folders that the command reads.
+
+    Raises:
+        InputError: `out` is in use for something else, or another process is writing it.
+    """
+    out = Path(os.path.realpath(out))
+    inputs = [*inputs]
+    check_out(out, maker, inputs, force=force)
+    with locked(out):
+        restore(out)
+        occupied = check_out(out, maker, inputs, force=force)
+        work = _work(out)
+        _remove_ours(work)
+        work.mkdir()
+        try:
+            # At once, so that what a killed process leaves is known as ours.
+            mark(work, maker)
+            yield work
+            mark(work, maker, [file.relative_to(work).as_posix() for file in work.rglob("*") if not file.is_dir()])
+            if occupied:
+                # Preparing may have taken long: nothing that came in the meantime is deleted.
+                check_replaceable(out, maker)
+                os.rename(out, _old(out))
+            elif out.exists():
+                out.rmdir()
+            os.rename(work, out)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            if not out.exists() and _old(out).exists():
+                os.rename(_old(out), out)
+            raise
+        _remove_ours(_old(out))
+
+
+@contextmanager
+def replacing(out: Path, stands: Callable[[Path], bool]) -> Iterator[None]:
+    """Make a folder anew in place, over a long time: the old one is kept aside until the new one `stands`.
+
+    The caller holds the lock and has asked `check_out`. When the block ends, however it does, the folder aside is deleted if
+    the new one stands, and put back otherwise. After a kill the next `restore` decides.
+
+    Args:
+        stands: whether a folder is worth more than the one before it, for example holds weights.
+    """
+    if is_occupied(out):
+        _remove_ours(_old(out))
+        os.rename(out, _old(out))
+    try:
+        yield
+    finally:
+        restore(out, stands)
+
+
+def restore(out: Path, stands: Callable[[Path], bool] = lambda folder: True) -> None:
+    """Settle what an earlier replacement of `out` left aside: delete it if `out` stands, put it back otherwise."""
+    old = _old(out)
+    if not old.is_dir():
+        return
+    if out.is_dir() and stands(out):
+        _remove_ours(old)
+        return
+    if out.is_dir():
+        if is_occupied(out) and read_marker(out) is None:
+            raise InputError(f"{old}: an earlier --force was interrupted; move one of {out.name} and {old.name} away")
+        shutil.rmtree(out)
+    os.rename(old, out)
+
+
+def _remove_ours(folder: Path) -> None:
+    """Delete a folder that this module left; one without a marker is only deleted if it is empty."""
+    if not folder.is_dir() or folder.is_symlink():
+        if folder.exists() or folder.is_symlink():
+            raise InputError(f"{folder}: in the way, and not made by this program; move it away")
+        return
+    if is_occupied(folder) and read_marker(folder) is None:
+        raise InputError(f"{folder}: in the way, and not made by this program; move it away")
+    shutil.rmtree(folder)

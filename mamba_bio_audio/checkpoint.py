@@ -16,13 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from torch import Tensor
-from yaml import YAMLError
 
-from mamba_bio_audio.config import RunConfig, model_config, validate
+from mamba_bio_audio.config import RunConfig, model_config, read_values, validate
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.foreign import infer_config, read_json, read_tensors, rename
 from mamba_bio_audio.models.build import LanguageModel, build
@@ -169,12 +166,10 @@ def read_config(run: Path) -> RunConfig:
     if not path.exists():
         raise InputError(f"{run}: not a run folder, it has no config.yaml")
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not a configuration: {error}; restore the file") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must be a mapping of keys; restore the file")
-    return validate({str(k): v for k, v in values.items()}, str(path))
+    return validate(read_values(text, str(path)), str(path))
 
 
 def _from_run(path: Path, which: Which) -> _Source:

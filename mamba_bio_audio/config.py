@@ -2,11 +2,17 @@
 
 A recipe is a YAML file, by name from the package (`dna/tiny`) or by path. `extends: NAME` takes another recipe as the
 base. `--set a.b=c` is merged last, then everything is validated once and every mistake is reported together.
+
+An unquoted word means what the type of its field says: text stays as it was written (`no`, `010`, `1e5`, `${HOME}`, a
+`#` on the command line), numbers become numbers, and `null` is null where the field can be null. Nothing is ever
+inserted: no environment variable, no other key.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -15,10 +21,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from yaml import YAMLError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.config import ModelConfig
@@ -28,6 +31,7 @@ from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.plain_yaml import Plain, dump, parse
 from mamba_bio_audio.training.config import TrainConfig
 
 # Sections that come in kinds: the key that names the kind, and the kind where it is left out.
@@ -35,6 +39,8 @@ KINDS = {"data": ("kind", "dna"), "model": ("backbone", "isotropic")}
 DataConfig = typing.Annotated[
     DnaDataConfig | AudioDataConfig | DnaClassesConfig | AudioClassesConfig, Field(discriminator="kind")
 ]
+# What an unquoted word may be for a switch, as in YAML 1.1.
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 AnyModelConfig = typing.Annotated[ModelConfig | UNetConfig, Field(discriminator="backbone")]
 
 
@@ -44,14 +50,22 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: str = Field("", description="one line for `mba configs`")
-    name: str | None = Field(
-        None, pattern=r"^[\w.-]+$", description="run folder under runs/; null takes the recipe's name"
-    )
+    name: str | None = Field(None, description="run folder under runs/; null takes the recipe's name")
     seed: int = Field(0, ge=0, lt=2**63, description="initialisation, data order and augmentation")
     data: DataConfig
     model: AnyModelConfig
     head: HeadConfig | None = Field(None, description="of a classifier; only with data of labelled sequences")
     train: TrainConfig
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"\w[\w.-]{0,99}", name):
+            raise ValueError(
+                "becomes a folder under runs/: a letter, digit or _, then letters, digits, _, - and dots, at most 100 in "
+                "all; for a folder elsewhere give --out"
+            )
+        return name
 
     @model_validator(mode="before")
     @classmethod
@@ -160,50 +174,176 @@ def recipe_text(recipe: str) -> str:
     return packaged.read_text(encoding="utf-8")
 
 
-def merge_recipe(recipe: str, overrides: Sequence[str] = (), _seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Recipe, its bases and `a.b=c` overrides as one plain dict, not yet validated."""
-    if recipe in _seen:
-        raise InputError(f"recipe {recipe} extends itself through {' -> '.join(_seen)}")
-    try:
-        merged = OmegaConf.create(recipe_text(recipe))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"recipe {recipe} is not valid YAML: {error}") from None
-    if not isinstance(merged, DictConfig):
+def merge_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Recipe, its bases and `a.b=c` overrides as one plain dict, not yet validated.
+
+    Raises:
+        InputError: no such recipe, or it is not plain YAML, or an override cannot be placed.
+    """
+    values = _based(recipe, ())
+    _apply(values, overrides)
+    return _typed(values, RunConfig)
+
+
+def _based(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """A recipe over its bases, its words not yet typed."""
+    if recipe in seen:
+        raise InputError(f"recipe {recipe} extends itself through {' -> '.join(seen)}")
+    values = parse(recipe_text(recipe), f"recipe {recipe}")
+    if not isinstance(values, dict):
         raise InputError(f"recipe {recipe} must be a mapping of keys")
-    base = merged.pop("extends", None)
-    if base is not None:
-        base = str(base)
-        if base.endswith((".yaml", ".yml")):
-            base = str(Path(recipe).parent / base)
-        merged = OmegaConf.merge(merge_recipe(base, (), (*_seen, recipe)), merged)  # type: ignore[assignment]
-    _apply(merged, overrides)
-    try:
-        plain = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(f"recipe {recipe}: {error}") from None
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    base = values.pop("extends", None)
+    if base is None or getattr(base, "null", False):
+        return values
+    base = str(base)
+    if base.endswith((".yaml", ".yml")):
+        base = str(Path(recipe).parent / base)
+    return _merged(_based(base, (*seen, recipe)), values)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key; anything else in `over` replaces what `base` has."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def read_values(text: str, source: str) -> dict[str, Any]:
+    """The YAML of a whole configuration as a plain dict, not yet validated; `source` is named in errors.
+
+    Raises:
+        InputError: it is not plain YAML, or no mapping.
+    """
+    values = parse(text, source)
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: must be a mapping of keys; restore the file")
+    return _typed(values, RunConfig)
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of plain values with `a.b=c` overrides applied."""
-    merged = OmegaConf.create(values)
-    _apply(merged, overrides)
-    plain = OmegaConf.to_container(merged)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    values = copy.deepcopy(values)
+    _apply(values, overrides)
+    return _typed(values, RunConfig)
 
 
-def _apply(merged: DictConfig, overrides: Sequence[str]) -> None:
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or not key.strip():
-            raise InputError(f"--set {override}: write it as key=value, for example --set train.lr=1e-3")
+def _apply(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        keys = key.strip().split(".")
+        if not separator or not all(keys):
+            raise InputError(f"--set {text}: write it as key=value, for example --set train.lr=1e-3")
+        place: Any = values
+        for number, name in enumerate(keys):
+            last = number == len(keys) - 1
+            if isinstance(place, list):
+                if not name.isdecimal() or int(name) >= len(place):
+                    raise InputError(
+                        f"--set {text}: {'.'.join(keys[:number])} is a list of {len(place)}, and {name} is none of its "
+                        f"numbers from 0; set the whole list, [a, b]"
+                    )
+                at: Any = int(name)
+                now = place[at]
+            else:
+                at, now = name, place.get(name)
+            if isinstance(now, Plain) and _bracketed(now) and not last:
+                now = place[at] = parse(now, f"--set {'.'.join(keys[: number + 1])}")
+            if last:
+                given = Plain(value, null=value == "null", argument=True)
+                # A mapping over a mapping changes the keys that it names.
+                whole = isinstance(now, dict) and value.strip().startswith("{")
+                place[at] = _merged(now, _collection(given, f"--set {text}", dict)) if whole else given
+            elif isinstance(now, dict | list):
+                place = now
+            elif now is None or getattr(now, "null", False):
+                place[at] = place = {}
+            else:
+                raise InputError(
+                    f"--set {text}: {'.'.join(keys[: number + 1])} is {str(now)!r}, not a section with keys"
+                )
+
+
+def _bracketed(word: Plain) -> bool:
+    """Whether a value of the command line is written as a list or mapping."""
+    text = word.strip()
+    # On a line of its own `#` would begin a comment, which drops what was written.
+    one_line = len(text.splitlines()) == 1
+    return word.argument and one_line and (text[:1], text[-1:]) in (("[", "]"), ("{", "}"))
+
+
+def _collection(word: Plain, source: str, kind: type) -> Any:
+    value = parse(word, source)
+    if not isinstance(value, kind):
+        raise InputError(f"{source}: write a list as [a, b] and a mapping as {{a: 1, b: 2}}")
+    return value
+
+
+def _typed(value: Any, annotation: Any) -> Any:
+    """Unquoted words as what the field is: text, number, switch, null. What does not fit stays text, for validation.
+
+    Args:
+        value: as `parse` gives it, with `Plain` words, or already typed.
+        annotation: of the field, or a section.
+    """
+    members = _members(annotation)
+    if isinstance(value, Plain):
+        takes = {typing.get_origin(member) or member for member in members}
+        if _bracketed(value) and (takes & {list, tuple, dict} or any(map(_section, members))):
+            return _typed(parse(value, f"--set ...={value}"), annotation)
+        return _word(value, members)
+    if isinstance(value, list):
+        item = next((_item(member) for member in members if _item(member)), Any)
+        return [_typed(part, item) for part in value]
+    if isinstance(value, dict):
+        sections = [member for member in members if _section(member)]
+        if len(sections) > 1:
+            key, default = next((pair for pair in KINDS.values() if pair[0] in sections[0].model_fields), ("", ""))
+            sections = [found] if (found := _member(annotation, str(value.get(key, default)))) else []
+        if sections:
+            fields = sections[0].model_fields
+            return {key: _typed(part, fields[key].annotation if key in fields else Any) for key, part in value.items()}
+        entry = next((typing.get_args(member)[1] for member in members if typing.get_origin(member) is dict), Any)
+        return {str(key): _typed(part, entry) for key, part in value.items()}
+    return value
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The alternatives of a type."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [member for part in typing.get_args(annotation) for member in _members(part)]
+    return [annotation]
+
+
+def _word(word: Plain, members: Sequence[Any]) -> Any:
+    """One unquoted word for a field of these alternatives."""
+    if word.null and (type(None) in members or not word):
+        return None
+    names = {
+        name for member in members if typing.get_origin(member) is typing.Literal for name in typing.get_args(member)
+    }
+    text = str(word)
+    if text in names or str in members:
+        return text
+    if bool in members and text.lower() in _SWITCHES:
+        return _SWITCHES[text.lower()]
+    if len(text) <= 40 and (int in members or float in members):
         try:
-            # As in a YAML file: numbers, lists, null; the dotted path makes the mapping.
-            OmegaConf.update(merged, key.strip(), OmegaConf.create(f"value: {value}").value, force_add=True)
-        except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-            raise InputError(f"--set {override}: {error}") from None
+            number = float(text)
+        except ValueError:
+            return text
+        if float in members:
+            return number
+        if re.fullmatch(r"[+-]?\d+", text):
+            return int(text)
+        # 1e5 steps are 100,000.
+        if abs(number) < 2**53 and number.is_integer():
+            return int(number)
+    return text
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -218,7 +358,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     merged = merge_recipe(recipe, overrides)
     if merged.get("name") is None:
-        merged["name"] = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe.replace("/", "-")
+        stem = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+        merged["name"] = re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:100] or "run"
     return validate(merged, recipe, check_files=True)
 
 
@@ -251,6 +392,7 @@ def _missing_files(data: Any) -> list[str]:
     problems = []
     path = data.get("path")
     if not path:
+        data = data | {"path": None}
         problems.append(
             f"data.path: missing; allowed: {section.model_fields['path'].description} Set it with --set data.path=..."
         )
@@ -258,9 +400,19 @@ def _missing_files(data: Any) -> list[str]:
     keys = [key for key in ("path", "intervals", "labels", "groups", "regions") if key in section.model_fields]
     for key, value in ((key, data.get(key)) for key in keys):
         for name in _flat(value):
-            if isinstance(name, str) and name not in packaged and not Path(name).expanduser().exists():
-                problems.append(f"data.{key}: {name}: no such file or folder")
+            if isinstance(name, str) and name not in packaged and not (name and _there(name)):
+                hint = "; ${...} is taken as it is written, nothing is inserted" if "${" in name else ""
+                shown = name if 0 < len(name) <= 1000 else _short(name)
+                problems.append(f"data.{key}: {shown}: no such file or folder{hint}")
     return problems
+
+
+def _there(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        # Too long for a name, a zero byte, or the home of nobody.
+        return False
 
 
 def _flat(value: Any) -> list[Any]:
@@ -272,7 +424,7 @@ def _flat(value: Any) -> list[Any]:
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    return dump(config.model_dump(mode="json"))
 
 
 class _Place(typing.NamedTuple):
@@ -360,8 +512,13 @@ def _describe(problem: Any) -> str:
         # Between sections; the message names the keys.
         return message
     given = problem.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
+    shown = f" (got {_short(given)})" if isinstance(given, str | int | float | bool | type(None)) else ""
     return f"{path}: {message}{shown}" + (f"; {allowed}" if allowed else "")
+
+
+def _short(given: Any) -> str:
+    text = given if isinstance(given, str) else str(given)
+    return repr(given) if len(text) <= 200 else f"{text[:100]!r}... of {len(text):,} characters"
 
 
 def _bounds(rules: Iterable[Any]) -> list[str]:

@@ -16,13 +16,12 @@ def configs(
     debug: DebugOption = False,
 ) -> None:
     """List the recipes, or show one."""
-    from omegaconf import OmegaConf
-
     from mamba_bio_audio.config import merge_recipe, recipe_names
+    from mamba_bio_audio.plain_yaml import dump
 
     if recipe is not None:
         merged = merge_recipe(recipe)
-        print(to_json(merged) if as_json else OmegaConf.to_yaml(OmegaConf.create(merged)), end="")
+        print(to_json(merged) if as_json else dump(merged), end="")
         return
     rows = {name: merge_recipe(name).get("description", "") for name in recipe_names()}
     if as_json:

@@ -20,7 +20,7 @@ MIXERS: dict[str, tuple[bool, bool]] = {
 class ModelConfig(BaseModel):
     """A language model over a small alphabet."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backbone: Literal["isotropic"] = Field("isotropic", description="arrangement of the layers")
     mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real"] = Field(

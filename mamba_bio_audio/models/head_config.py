@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class HeadConfig(BaseModel):
     """What turns a backbone into a classifier, and how its weights begin."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     pool: Literal["mean", "max", "last"] = Field(
         "mean",

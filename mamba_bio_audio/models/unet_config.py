@@ -14,7 +14,7 @@ from mamba_bio_audio.models.config import MIXERS
 class StageConfig(BaseModel):
     """The blocks of one stage; what is null is taken from the model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real", "transformer"] | None = Field(
         None,
@@ -35,7 +35,7 @@ class UNetConfig(BaseModel):
     to fine; without `down_blocks` the centre is the first.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backbone: Literal["unet"] = Field("unet", description="arrangement of the layers")
     mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real"] = Field(

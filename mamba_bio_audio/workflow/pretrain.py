@@ -22,6 +22,7 @@ from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
+from mamba_bio_audio.plain_yaml import dump
 from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
 from mamba_bio_audio.training.lengths import length_stages, positions_until, stretches
 from mamba_bio_audio.training.parallel import is_main_process
@@ -278,8 +279,6 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
 
 def describe_dry_run(result: dict[str, Any]) -> str:
     """The dry run for people."""
-    from omegaconf import OmegaConf
-
     from mamba_bio_audio.training.progress import duration
 
     data = result["data"]
@@ -308,7 +307,7 @@ def describe_dry_run(result: dict[str, Any]) -> str:
             f"without validation",
         ),
     ]
-    text = OmegaConf.to_yaml(OmegaConf.create(result["config"]))
+    text = dump(result["config"])
     return f"{text}\n{table(data_rows(result['config']['data']['kind'], data))}\n{table(rows)}\n"
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 class AudioDataConfig(BaseModel):
     """Which recordings, how they are split, read and quantised."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["audio"] = Field(default="audio", description="Kind of data.")
     path: str | list[str] | None = Field(

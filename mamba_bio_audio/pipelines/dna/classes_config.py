@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class DnaClassesConfig(BaseModel):
     """Which labelled sequence, how it is split, and how windows are drawn from it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     packaged: ClassVar[tuple[str, ...]] = ("record",)  # what a file key may name that is no file
 

@@ -12,7 +12,7 @@ SharedBases = Literal["drop", "trim", "error", "allow"]
 class DnaDataConfig(BaseModel):
     """Which genome, how it is split, and how it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     packaged: ClassVar[tuple[str, ...]] = ("demo",)  # what data.path may name that is no file
 

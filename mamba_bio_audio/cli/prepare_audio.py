@@ -16,6 +16,9 @@ BadFilesOption = Annotated[
     Literal["error", "exclude"], typer.Option(help="Files that cannot be used: stop, or leave out and list them.")
 ]
 FromOption = Annotated[Path | None, typer.Option("--from", help="Use this archive, folder or file instead.")]
+MaxUnpackedOption = Annotated[
+    float, typer.Option(min=0, help="Refuse an archive that unpacks to more than this many gigabytes.")
+]
 
 
 def audio(
@@ -57,6 +60,7 @@ def sc09(
     version: Annotated[Literal["v0.02", "v0.01"], typer.Option(help="Of Speech Commands.")] = "v0.02",
     url: Annotated[str | None, typer.Option(help="Download the archive from here.")] = None,
     bad_files: BadFilesOption = "error",
+    max_unpacked_gb: MaxUnpackedOption = 64.0,
     force: ForceOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -78,7 +82,15 @@ def sc09(
     elif url is not None:
         raise InputError("--from uses a file at hand and --url downloads one; give one of them")
     with counter("checking", "clips", quiet) as progress:
-        manifest = prepare_sc09(source, out, version=version, bad_files=bad_files, force=force, progress=progress)
+        manifest = prepare_sc09(
+            source,
+            out,
+            version=version,
+            bad_files=bad_files,
+            force=force,
+            max_unpacked_bytes=int(max_unpacked_gb * 1e9),
+            progress=progress,
+        )
     _show(manifest, out, "audio/sc09-small", as_json)
 
 
@@ -86,6 +98,7 @@ def youtubemix(
     out: OutOption,
     source: Annotated[Path, typer.Option("--from", help="youtubemix.zip, its folder, or the one long recording.")],
     bad_files: BadFilesOption = "error",
+    max_unpacked_gb: MaxUnpackedOption = 64.0,
     force: ForceOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -96,7 +109,14 @@ def youtubemix(
     from mamba_bio_audio.pipelines.audio.prepare import prepare_youtubemix
 
     with counter("preparing", "recordings", quiet) as progress:
-        manifest = prepare_youtubemix(source, out, bad_files=bad_files, force=force, progress=progress)
+        manifest = prepare_youtubemix(
+            source,
+            out,
+            bad_files=bad_files,
+            force=force,
+            max_unpacked_bytes=int(max_unpacked_gb * 1e9),
+            progress=progress,
+        )
     _show(manifest, out, "audio/youtubemix-8192-paper", as_json)
 
 

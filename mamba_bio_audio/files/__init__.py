@@ -17,7 +17,7 @@ from mamba_bio_audio.files.atomic import (
     write_json,
     write_text,
 )
-from mamba_bio_audio.files.folders import Maker, check_outside, mark, new_folder, replacing
+from mamba_bio_audio.files.folders import Maker, check_outside, growing_folder, mark, new_folder, replacing
 from mamba_bio_audio.files.locks import locked
 from mamba_bio_audio.files.unfinished import begin_unfinished, discard_unfinished, unfinished
 
@@ -28,6 +28,7 @@ __all__ = [
     "check_folder",
     "check_outside",
     "discard_unfinished",
+    "growing_folder",
     "locked",
     "mark",
     "name_full_disk",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,6 +203,52 @@ def replacing(out: Path, stands: Callable[[Path], bool]) -> Iterator[None]:
         yield
     finally:
         restore(out, stands)
+
+
+@contextmanager
+def growing_folder(
+    out: Path, maker: Maker, whole: str, *, inputs: Iterable[Path | str] = (), force: bool = False
+) -> Iterator[Path]:
+    """A folder that is made in place over a long time, and continued by the same command after a kill.
+
+    Args:
+        maker: the command, with the patterns of all that it makes.
+        whole: file that is written last; a folder that holds it is complete.
+        inputs: files and folders that the command reads.
+        force: make a complete folder anew; the old one is deleted when the new one is complete.
+
+    Raises:
+        InputError: `out` is complete, in use for something else, or being written by another process.
+    """
+    out = Path(os.path.realpath(out))
+    inputs = [*inputs]
+
+    def stands(folder: Path) -> bool:
+        return (folder / whole).exists()
+
+    def occupied() -> bool:
+        check_folder(out)
+        check_outside(out, inputs)
+        if not is_occupied(out):
+            return False
+        if not force and (stands(out) or read_marker(out) is None):
+            raise InputError(f"{out} is not empty; choose another --out, or replace an earlier result with --force")
+        check_replaceable(out, maker)
+        return True
+
+    occupied()
+    with locked(out):
+        restore(out, stands)
+        anew = occupied() and force
+        with replacing(out, stands) if anew else nullcontext():
+            out.mkdir(exist_ok=True)
+            try:
+                mark(out, maker)
+                yield out
+            finally:
+                # Refused before anything was made.
+                if [path.name for path in out.iterdir()] == [MARKER]:
+                    shutil.rmtree(out)
 
 
 def restore(out: Path, stands: Callable[[Path], bool] = lambda folder: True) -> None:

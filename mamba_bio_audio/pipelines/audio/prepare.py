@@ -10,12 +10,8 @@ import itertools
 import math
 import os
 import shutil
-import tarfile
-import tempfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +20,8 @@ import soundfile
 
 from mamba_bio_audio import __version__
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import check_folder, write_json, write_text
+from mamba_bio_audio.files import Maker, new_folder, write_json, write_text
+from mamba_bio_audio.pipelines.archives import MAX_UNPACKED_BYTES, tar_members, unpack_zip
 from mamba_bio_audio.pipelines.audio.files import (
     FORMATS,
     AudioFile,
@@ -37,8 +34,11 @@ from mamba_bio_audio.pipelines.audio.files import (
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, SPLITS, Span, split_by_share
 
 Progress = Callable[[int, int | None], None]
+MAKER = Maker("prepare audio")
 _BLOCK = 1 << 20
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# A clip of a second has 32 kB, a list of splits 400 kB.
+_MAX_MEMBER_BYTES = 64 << 20
 _LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 
 
@@ -77,8 +77,6 @@ def prepare_audio(
     test_fraction: float = 0.06,
     bad_files: str = "error",
     force: bool = False,
-    source: dict[str, Any] | None = None,
-    called: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Decode recordings completely and write them as mono 16-bit FLAC at one rate, with splits and manifest.
@@ -91,8 +89,6 @@ def prepare_audio(
         valid_fraction, test_fraction: of the files, the last ones in natural order; with too few files, of each file's end.
         bad_files: "error" names every file that cannot be used and stops, "exclude" leaves them out and lists them.
         force: replace what an earlier preparation left in `out`.
-        source: written into the manifest.
-        called: what the manifest calls the folder `paths[0]`, where that is a temporary one.
         progress: called with (recordings done, recordings in all).
 
     Returns:
@@ -108,41 +104,72 @@ def prepare_audio(
     for given in paths:
         if out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
             raise InputError(f"{out} lies in {given}, whose recordings it would join; choose an --out outside it")
+    with new_folder(out, MAKER, inputs=paths, force=force) as folder:
+        return _write_recordings(
+            paths,
+            folder,
+            rate_hz=rate_hz,
+            piece_s=piece_s,
+            fractions=(valid_fraction, test_fraction),
+            bad_files=bad_files,
+            progress=progress,
+        )
+
+
+def _write_recordings(
+    paths: Sequence[str],
+    folder: Path,
+    *,
+    rate_hz: int = 16_000,
+    piece_s: float | None = None,
+    fractions: tuple[float, float] = (0.06, 0.06),
+    bad_files: str = "error",
+    source: dict[str, Any] | None = None,
+    called: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`prepare_audio` into `folder`.
+
+    Args:
+        source: written into the manifest.
+        called: what the manifest calls the folder `paths[0]`, where that lies in `folder` and is removed.
+    """
     found = list_files(list(paths))
     bad: dict[str, str] = {}
     names: list[str] = []
     sizes: list[int] = []
     clipped = 0
-    with _new_folder(out, force) as folder:
-        for done, (path, name) in enumerate(found, start=1):
-            own: list[str] = []
-            try:
-                if any(mark in name for mark in "\t\r\n"):
-                    raise InputError(f"{path!r}: a tab or a line end in the name; rename the file")
-                # Everything is decoded before anything is written: what only the last sample tells is known by then.
-                file = probe(path)
-                edges = _edges(file, rate_hz, piece_s)
-                for number, (start, stop) in enumerate(itertools.pairwise(edges)):
-                    ending = f".{number:0{len(str(len(edges) - 1))}d}" if piece_s is not None else ""
-                    own.append(f"{Path(name).with_suffix('')}{ending}.flac")
-                    clipped += _write_flac(file, Span(0, start, stop), folder / own[-1], rate_hz)
-                names += own
-                sizes += [stop - start for start, stop in itertools.pairwise(edges)]
-            except InputError as error:
-                bad[name] = str(error) if called is None else str(error).replace(paths[0], called)
-                for written in own:
-                    (folder / written).unlink(missing_ok=True)
-            if progress is not None:
-                progress(done, len(found))
-        _report_bad(bad, len(found), bad_files)
-        order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
-        names, sizes = [names[i] for i in order], [sizes[i] for i in order]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"two recordings would both be {twice}; rename one of them")
-        spans, made = split_by_share(sizes, valid_fraction, test_fraction)
-        rows = [(names[span.file], split, span.start, span.stop) for split in SPLITS for span in spans[split]]
-        return _finish(folder, out, rows, made, bad, rate_hz, (source or {}) | {"clipped_samples": clipped})
+    for done, (path, name) in enumerate(found, start=1):
+        own: list[str] = []
+        try:
+            if any(mark in name for mark in "\t\r\n"):
+                raise InputError(f"{path!r}: a tab or a line end in the name; rename the file")
+            # Everything is decoded before anything is written: what only the last sample tells is known by then.
+            file = probe(path)
+            edges = _edges(file, rate_hz, piece_s)
+            for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+                ending = f".{number:0{len(str(len(edges) - 1))}d}" if piece_s is not None else ""
+                own.append(f"{Path(name).with_suffix('')}{ending}.flac")
+                clipped += _write_flac(file, Span(0, start, stop), folder / own[-1], rate_hz)
+            names += own
+            sizes += [stop - start for start, stop in itertools.pairwise(edges)]
+        except InputError as error:
+            bad[name] = str(error) if called is None else str(error).replace(paths[0], called)
+            for written in own:
+                (folder / written).unlink(missing_ok=True)
+        if progress is not None:
+            progress(done, len(found))
+    _report_bad(bad, len(found), bad_files)
+    order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
+    names, sizes = [names[i] for i in order], [sizes[i] for i in order]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two recordings would both be {twice}; rename one of them")
+    if called is not None:
+        shutil.rmtree(paths[0])
+    spans, made = split_by_share(sizes, *fractions)
+    rows = [(names[span.file], split, span.start, span.stop) for split in SPLITS for span in spans[split]]
+    return _finish(folder, rows, made, bad, rate_hz, (source or {}) | {"clipped_samples": clipped})
 
 
 def _edges(file: AudioFile, rate_hz: int, piece_s: float | None) -> list[int]:
@@ -163,6 +190,7 @@ def prepare_sc09(
     version: str = "v0.02",
     bad_files: str = "error",
     force: bool = False,
+    max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Take the ten spoken digits out of Speech Commands, with its official lists, and count them.
@@ -173,6 +201,7 @@ def prepare_sc09(
         version: of Speech Commands, which decides the counts.
         bad_files: "error" or "exclude"; the counts are those before an exclusion.
         force: replace what an earlier preparation left in `out`.
+        max_unpacked_bytes: an archive that unpacks to more is refused.
         progress: called with (clips done, clips in all).
 
     Returns:
@@ -182,8 +211,8 @@ def prepare_sc09(
         InputError: a list is missing or names a clip that is not there, or the counts are not those of the version.
     """
     release = SPEECH_COMMANDS[version]
-    with _new_folder(out, force) as folder:
-        lists = _copy_digits(source, folder)
+    with new_folder(out, Maker("prepare sc09"), inputs=[source], force=force) as folder:
+        lists = _copy_digits(source, folder, max_unpacked_bytes)
         clips = {f"{word}/{path.name}" for word in DIGITS for path in (folder / word).glob("*.wav")}
         split_of: dict[str, str] = {}
         for split, listed in lists.items():
@@ -220,11 +249,17 @@ def prepare_sc09(
                 progress(done, len(ordered))
         _report_bad(bad, len(ordered), bad_files)
         made = f"official lists of Speech Commands {version}"
-        return _finish(folder, out, rows, made, bad, 16_000, {"speech_commands": version, "source": str(source)})
+        return _finish(folder, rows, made, bad, 16_000, {"speech_commands": version, "source": str(source)})
 
 
 def prepare_youtubemix(
-    source: Path, out: Path, *, bad_files: str = "error", force: bool = False, progress: Progress | None = None
+    source: Path,
+    out: Path,
+    *,
+    bad_files: str = "error",
+    force: bool = False,
+    max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """YouTubeMix as SaShiMi uses it: one-minute clips at 16 kHz, 88 % train, 6 % valid, 6 % test in numeric order.
 
@@ -233,6 +268,7 @@ def prepare_youtubemix(
         out: folder to make.
         bad_files: "error" or "exclude".
         force: replace what an earlier preparation left in `out`.
+        max_unpacked_bytes: an archive that unpacks to more is refused.
         progress: called with (recordings done, recordings in all).
 
     Returns:
@@ -240,25 +276,21 @@ def prepare_youtubemix(
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
-    note = {"source": str(source)}
-    options: dict[str, Any] = {"bad_files": bad_files, "force": force, "source": note, "progress": progress}
-    if source.is_file() and source.suffix.lower() in FORMATS:
-        return prepare_audio([str(source)], out, piece_s=60.0, **options)
-    if source.is_dir():
-        return prepare_audio([str(source)], out, **options)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+    with new_folder(out, Maker("prepare youtubemix"), inputs=[source], force=force) as folder:
+        options: dict[str, Any] = {"bad_files": bad_files, "source": {"source": str(source)}, "progress": progress}
+        if source.is_file() and source.suffix.lower() in FORMATS:
+            return _write_recordings([str(source)], folder, piece_s=60.0, **options)
+        if source.is_dir():
+            return _write_recordings([str(source)], folder, **options)
+        if not zipfile.is_zipfile(source):
+            raise InputError(f"{source}: neither an audio file nor a whole zip archive; download it again")
+        unpacked = folder / ".unpacked"
+        unpacked.mkdir()
         try:
-            with zipfile.ZipFile(source) as archive:
-                archive.extractall(folder)
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{source}: neither an audio file nor a whole zip archive ({error})") from None
-        except (zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted, or packed in an unknown way
-            raise InputError(f"{source}: cannot be unpacked ({error}); download it again") from None
-        try:
-            return prepare_audio([folder], out, **options, called=str(source))
+            unpack_zip(source, unpacked, max_unpacked_bytes)
+            return _write_recordings([str(unpacked)], folder, called=str(source), **options)
         except InputError as error:
-            raise InputError(str(error).replace(folder, str(source))) from None
+            raise InputError(str(error).replace(str(unpacked), str(source))) from None
 
 
 def manifest_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
@@ -275,29 +307,6 @@ def manifest_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-@contextmanager
-def _new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A folder that becomes `out` when the block ends well."""
-    check_folder(out)
-    occupied = out.exists() and any(out.iterdir())
-    if occupied and not force:
-        raise InputError(f"{out} is not empty; choose another --out, or --force to replace an earlier preparation")
-    if occupied and not (out / "manifest.json").exists():
-        raise InputError(f"{out} is not a prepared folder (no manifest.json), so --force will not replace it")
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be made ({error.strerror}); choose another --out") from None
-    try:
-        yield folder
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write_flac(file: AudioFile, span: Span, path: Path, rate_hz: int) -> int:
     """Write a span as mono 16-bit FLAC, block by block; the number of samples that were clipped."""
     clipped = 0
@@ -310,7 +319,7 @@ def _write_flac(file: AudioFile, span: Span, path: Path, rate_hz: int) -> int:
     return clipped
 
 
-def _copy_digits(source: Path, folder: Path) -> dict[str, str]:
+def _copy_digits(source: Path, folder: Path, max_unpacked_bytes: int) -> dict[str, str]:
     """Copy the digits' clips; the official lists, by split."""
 
     def wanted(name: str) -> bool:
@@ -337,23 +346,16 @@ def _copy_digits(source: Path, folder: Path) -> dict[str, str]:
             if (source / name).is_file()
         }
     elif source.is_file():
-        try:
-            with tarfile.open(source) as archive:
-                for member in archive:
-                    name = member.name.removeprefix("./")
-                    split = next((split for split, listed in _LISTS.items() if listed == name), None)
-                    stream = archive.extractfile(member) if member.isfile() and (split or wanted(name)) else None
-                    if stream is None:
-                        continue
-                    if split:
-                        lists[split] = decoded(stream.read(), name)
-                    else:
-                        (folder / name).write_bytes(stream.read())
-                # A damaged header ends the members early; reading on finds the wrong checksum.
-                while archive.fileobj is not None and archive.fileobj.read(_BLOCK):
-                    pass
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise InputError(f"{source}: not a readable tar archive ({error}); download it again") from None
+        for name, size, stream in tar_members(source, max_unpacked_bytes):
+            split = next((split for split, listed in _LISTS.items() if listed == name), None)
+            if not (split or wanted(name)):
+                continue
+            if size > _MAX_MEMBER_BYTES:
+                raise InputError(f"{source}: {name} has {size:,} bytes; not Speech Commands, download it again")
+            if split:
+                lists[split] = decoded(stream.read(), name)
+            else:
+                (folder / name).write_bytes(stream.read())
     else:
         raise InputError(f"{source}: no such file or folder")
     for split, name in _LISTS.items():
@@ -375,7 +377,6 @@ def _report_bad(bad: dict[str, str], total: int, bad_files: str) -> None:
 
 def _finish(
     folder: Path,
-    out: Path,
     rows: Sequence[tuple[str, str, int, int]],
     split_source: str,
     bad: dict[str, str],

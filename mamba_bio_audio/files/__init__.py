@@ -5,6 +5,7 @@
 | `atomic.py` | one file that appears whole or not at all |
 | `locks.py` | one writer at a time, with the owner's name for the others |
 | `folders.py` | markers: which command made a folder, and replacing only what that command made |
+| `tensors.py` | nested values with tensors in them, in one file, without pickle (imports torch; not imported here) |
 | `unfinished.py` | `OUT.part`: outputs that grow, and continue with equal settings |
 """
 

@@ -11,13 +11,15 @@ The tensors are those of the file; its metadata holds, under `tree`, one JSON te
 | infinity, not a number | `["float", "inf"]`, `"-inf"`, `"nan"` |
 | tensor | `["tensor", name in the file]` |
 
-Reading such a file builds these and nothing else, whatever is in it: no class is looked up and no code is run.
+A check sum of all of it stands beside, under `crc32`: damage that leaves a readable file is told all the same.
+Reading such a file builds these values and nothing else, whatever is in it: no class is looked up and no code is run.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,9 @@ def save_tree(path: Path, tree: Any) -> None:
     text = json.dumps(writer.encode(tree, ()), allow_nan=False, separators=(",", ":"))
     if len(text) > MOST_TEXT:
         raise TypeError(f"the tree takes {len(text):,} characters beside its tensors, {MOST_TEXT:,} is the most")
+    metadata = {"format": "pt", "tree": text, "crc32": _check_sum(text, writer.tensors)}
     with atomic_path(path) as temporary:
-        save_file(writer.tensors, temporary, metadata={"format": "pt", "tree": text})
+        save_file(writer.tensors, temporary, metadata=metadata)
 
 
 def load_tree(path: Path, *, remedy: str = "restore the file") -> Any:
@@ -67,7 +70,8 @@ def load_tree(path: Path, *, remedy: str = "restore the file") -> Any:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("tree")
+            metadata = file.metadata() or {}
+            text = metadata.get("tree")
             if text is None:
                 raise ValueError("it was not written by this program: it does not say where its tensors belong")
             if len(text) > MOST_TEXT:
@@ -75,6 +79,8 @@ def load_tree(path: Path, *, remedy: str = "restore the file") -> Any:
             described = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
             # Copies: a view would keep the file mapped, and with it on the disk after it has been replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        if metadata.get("crc32") != _check_sum(text, tensors):
+            raise ValueError("its check sum is another")
         used: set[str] = set()
         tree = _decode(described, tensors, used, 0)
         if len(used) != len(tensors):
@@ -134,6 +140,17 @@ class _Writer:
             self._names[own] = name
             self.tensors[name] = plain
         return self._names[own]
+
+
+def _check_sum(text: str, tensors: dict[str, Tensor]) -> str:
+    """CRC-32 over the tree and the names, kinds and bytes of all tensors, as text."""
+    value = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        if tensor.numel():
+            value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, value)
+    return str(value)
 
 
 def _words(place: tuple[Any, ...]) -> str:

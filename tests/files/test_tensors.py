@@ -1,5 +1,6 @@
 """Trees of values and tensors come back exactly, and damaged or hostile files end in one message."""
 
+import contextlib
 import json
 import math
 import struct
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.tensors import load_tree, save_tree
+from mamba_bio_audio.files.tensors import _check_sum, load_tree, save_tree
 
 
 def same(a: Any, b: Any) -> bool:
@@ -36,10 +38,14 @@ def same(a: Any, b: Any) -> bool:
     return a == b
 
 
-def crafted(path: Path, tree: Any, tensors: dict[str, Any] | None = None, data: bytes = b"", **more: str) -> Path:
-    """A safetensors file written by hand."""
-    text = tree if isinstance(tree, str) else json.dumps(tree)
-    header = json.dumps({"__metadata__": {"tree": text, **more}, **(tensors or {})}).encode()
+def crafted(path: Path, text: str, tensors: dict[str, Any] | None = None, data: bytes = b"") -> Path:
+    """A file written by hand, with the check sum that it should have."""
+    loaded = {}
+    with contextlib.suppress(Exception):
+        plain = json.dumps(tensors).encode()
+        loaded = load(struct.pack("<Q", len(plain)) + plain + data)
+    metadata = {"tree": text, "crc32": _check_sum(text, loaded)}
+    header = json.dumps({"__metadata__": metadata, **(tensors or {})}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
     return path
 
@@ -194,6 +200,9 @@ def test_hostile_files_end_in_one_message(tmp_path, name):
     path = crafted(tmp_path / "t.safetensors", *HOSTILE[name])
     with pytest.raises(InputError, match=r"t\.safetensors: damaged \(.+\); start again"):
         load_tree(path, remedy="start again")
+    with pytest.raises(InputError) as found:
+        load_tree(path)
+    assert "check sum" not in str(found.value)
 
 
 def test_files_that_are_something_else(tmp_path):
@@ -228,8 +237,24 @@ def test_a_file_cut_short_anywhere_is_told(tmp_path):
             load_tree(path)
 
 
+def test_no_changed_byte_is_taken_for_the_truth(tmp_path):
+    path, tree = tmp_path / "t", {"a": torch.arange(5), "b": [1.5, torch.ones(3)], "lr": 0.001}
+    save_tree(path, tree)
+    data = path.read_bytes()
+    told = 0
+    for at in range(len(data)):
+        for flip in (1, 0x20, 0x80):
+            path.write_bytes(data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :])
+            try:
+                assert same(load_tree(path), tree), at
+            except InputError:
+                told += 1
+    # The value of "format" and white space mean nothing.
+    assert told > 3 * len(data) - 60
+
+
 def test_a_description_too_long_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("mamba_bio_audio.tensors.MOST_TEXT", 100)
+    monkeypatch.setattr("mamba_bio_audio.files.tensors.MOST_TEXT", 100)
     with pytest.raises(InputError, match="101 characters"):
         load_tree(crafted(tmp_path / "t", " " * 100 + "1"))
     with pytest.raises(TypeError, match="characters beside its tensors"):

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import IO, Any, cast
 from Bio.bgzf import BgzfWriter
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import atomic_path, check_folder, write_json, write_text
+from mamba_bio_audio.files import Maker, atomic_path, growing_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.assemblies import (
     APES,
     NCBI,
@@ -52,6 +51,8 @@ from mamba_bio_audio.pipelines.download import download
 KIND = "mamba-bio-audio prepared species"
 FASTA_NAME = "chromosomes.fa.gz"
 DONE_NAME = ".chromosomes.json"
+MANIFEST_NAME = "manifest.json"
+MAKER = Maker("prepare apes", (MANIFEST_NAME, "groups.tsv", "regions.tsv", f"*/{FASTA_NAME}*", f"*/{DONE_NAME}"))
 # HyenaDNA's held-out numbers, as human chromosomes; their homologous groups are what is held out here.
 VALID, TEST = ("1", "3", "12", "13"), ("5", "7", "9", "10", "11")
 
@@ -124,56 +125,57 @@ def prepare_species(
     Raises:
         InputError: refused settings, wrong files; NetworkError: a download failed.
     """
-    manifest_path = out / "manifest.json"
-    check_folder(out)
-    if manifest_path.exists() and not force:
-        raise InputError(f"{out}: is there already. Choose another --out, or replace it with --force.")
     if split == "numbers":
         raise InputError(numbers_refused())
-    if source is not None:
-        sources = _from_folder(source, species)
-    else:
-        folder = downloads or out.with_name(f"{out.name}.downloads")
-        wanted = [find_assembly(name, generation) for name in species or APES]
-        sources = [_fetch(assembly, folder, url, say, progress) for assembly in wanted]
-    names = [item.species for item in sources]
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise InputError(f"{', '.join(names) or 'no species'}: classification needs two or more different species.")
-    _check_generation(sources, mix_generations)
-    for item in sources:
-        item.chromosomes = _name_chromosomes(item)
-    homologues = {
-        (item.species, chromosome): ((item.assembly and item.assembly.homologues) or {}).get(chromosome)
-        for item in sources
-        for chromosome in dict.fromkeys(item.chromosomes.values())
-    }
-    by_chromosome = homologous_groups(homologues, groups, accept_unknown=unknown_homology)
-    splits = hold_out(by_chromosome, valid, test) if split == "homology" else read_splits(Path(split), by_chromosome)
-    check_homology(splits, by_chromosome)
-    for name in names:
-        lacking = [s for s in SPLITS if s not in {splits[key] for key in splits if key[0] == name}]
-        if lacking:
-            raise InputError(
-                f"{name}: no chromosome is left for {lacking[0]}; choose other groups with --valid, --test."
-            )
-    _drop_others(out, names, force)
-    manifest_path.unlink(missing_ok=True)
-    converted = {item.species: _convert(item, out, splits, by_chromosome, say) for item in sources}
-    rows = [f"{name}\tchr{chromosome}\t{group}" for (name, chromosome), group in by_chromosome.items()]
-    write_text(out / "groups.tsv", "class\trecord\tgroup\n" + "\n".join(rows) + "\n")
-    if regions:
-        write_text(out / "regions.tsv", _regions(sources, regions))
-    manifest = {
-        "kind": KIND,
-        "format": 1,
-        "split_by": split,
-        "held_out_groups": {s: sorted({by_chromosome[k] for k in splits if splits[k] == s}) for s in SPLITS},
-        "unknown_homology": unknown_homology,
-        "mixed_generations": mix_generations,
-        "species": converted,
-    }
-    write_json(manifest_path, manifest)
-    return manifest
+    folder = downloads or out.with_name(f"{out.name}.downloads")
+    given: list[Path] = [path for path in (source, downloads, groups, *(regions or {}).values()) if path is not None]
+    if split != "homology":
+        given.append(Path(split))
+    with growing_folder(out, MAKER, MANIFEST_NAME, inputs=given, force=force) as out:
+        if source is not None:
+            sources = _from_folder(source, species)
+        else:
+            wanted = [find_assembly(name, generation) for name in species or APES]
+            sources = [_fetch(assembly, folder, url, say, progress) for assembly in wanted]
+        names = [item.species for item in sources]
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise InputError(f"{', '.join(names) or 'no species'}: classification needs two or more different species.")
+        _check_generation(sources, mix_generations)
+        for item in sources:
+            item.chromosomes = _name_chromosomes(item)
+        homologues = {
+            (item.species, chromosome): ((item.assembly and item.assembly.homologues) or {}).get(chromosome)
+            for item in sources
+            for chromosome in dict.fromkeys(item.chromosomes.values())
+        }
+        by_chromosome = homologous_groups(homologues, groups, accept_unknown=unknown_homology)
+        splits = (
+            hold_out(by_chromosome, valid, test) if split == "homology" else read_splits(Path(split), by_chromosome)
+        )
+        check_homology(splits, by_chromosome)
+        for name in names:
+            lacking = [s for s in SPLITS if s not in {splits[key] for key in splits if key[0] == name}]
+            if lacking:
+                raise InputError(
+                    f"{name}: no chromosome is left for {lacking[0]}; choose other groups with --valid, --test."
+                )
+        _refuse_others(out, names)
+        converted = {item.species: _convert(item, out, splits, by_chromosome, say) for item in sources}
+        rows = [f"{name}\tchr{chromosome}\t{group}" for (name, chromosome), group in by_chromosome.items()]
+        write_text(out / "groups.tsv", "class\trecord\tgroup\n" + "\n".join(rows) + "\n")
+        if regions:
+            write_text(out / "regions.tsv", _regions(sources, regions))
+        manifest = {
+            "kind": KIND,
+            "format": 1,
+            "split_by": split,
+            "held_out_groups": {s: sorted({by_chromosome[k] for k in splits if splits[k] == s}) for s in SPLITS},
+            "unknown_homology": unknown_homology,
+            "mixed_generations": mix_generations,
+            "species": converted,
+        }
+        write_json(out / MANIFEST_NAME, manifest)
+        return manifest
 
 
 def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -192,13 +194,11 @@ def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _drop_others(out: Path, names: Sequence[str], force: bool) -> None:
-    """Species of an earlier run with other settings would become classes of this one."""
+def _refuse_others(out: Path, names: Sequence[str]) -> None:
+    """Species of an unfinished run with other settings would become classes of this one."""
     for done in sorted(out.glob(f"*/{DONE_NAME}")):
         if done.parent.name not in names:
-            if not force:
-                raise InputError(f"{done.parent}: an earlier run left this species. Remove it with --force.")
-            shutil.rmtree(done.parent)
+            raise InputError(f"{done.parent}: an unfinished run left this species; start anew with --force.")
 
 
 def _fetch(

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mamba_bio_audio.errors import InputError, NetworkError
-from mamba_bio_audio.files import check_folder, write_json, write_text
+from mamba_bio_audio.files import Maker, growing_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
-from mamba_bio_audio.pipelines.dna.prepare import PreparedGenome, prepare_genome, summary_rows
-from mamba_bio_audio.pipelines.dna.sources import MANIFEST_NAME
+from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.dna.prepare import PreparedGenome, summary_rows, write_prepared
+from mamba_bio_audio.pipelines.dna.sources import INTERVALS_NAME, MANIFEST_NAME
 from mamba_bio_audio.pipelines.download import Downloaded, download, verify
 
 INTERVAL_BASES = 131_072
@@ -26,6 +27,7 @@ COUNTS: Mapping[str, int] = {"train": 34_021, "valid": 2_213, "test": 1_937}
 FASTA_NAME = "hg38.fa.gz"
 BED_NAME = "human-sequences.bed"
 _ORIGIN_NAME = "hg38.fa.gz.source.json"
+MAKER = Maker("prepare hg38", (f"{FASTA_NAME}*", BED_NAME, INTERVALS_NAME, MANIFEST_NAME))
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,22 @@ def prepare_hg38(
         InputError: files that are not the published ones, or `out` in use.
         NetworkError: a download failed.
     """
-    out = out.expanduser().absolute()
-    check_folder(out)
-    # The FASTA, its indexes and the BED are those of an earlier call that did not come to its end.
-    names = [entry.name for entry in out.iterdir()] if out.exists() else []
-    if not force and any(not name.startswith((".", FASTA_NAME, BED_NAME)) for name in names):
-        raise InputError(f"{out}: is not empty. Choose another folder with --out, or replace it with --force.")
+    given = [path for path in (at_hand, downloads) if path is not None]
+    with growing_folder(out.expanduser(), MAKER, MANIFEST_NAME, inputs=given, force=force) as folder:
+        return _prepare(folder, source, at_hand, url, downloads, counts, interval_bases, say, progress)
+
+
+def _prepare(
+    out: Path,
+    source: str,
+    at_hand: Path | None,
+    url: str | None,
+    downloads: Path | None,
+    counts: Mapping[str, int],
+    interval_bases: int,
+    say: Callable[[str], None],
+    progress: Callable[[int, int | None], None] | None,
+) -> PreparedGenome:
     folder = downloads or out.with_name(f"{out.name}.downloads")
     fasta, intervals = (_obtain(file, folder, at_hand, url, say, progress) for file in SOURCES[source])
 
@@ -124,20 +136,26 @@ def prepare_hg38(
         # No hash is published, so a network's log-in page arrives like the file itself and would be taken again.
         again = "" if at_hand else f"; remove {intervals.path} to fetch it again"
         raise InputError(f"{error}{again}") from None
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / BED_NAME, "".join(f"{c}\t{start}\t{end}\t{split}\n" for c, start, end, split in rows))
     path = Path(fasta.path)
     if is_ordinary_gzip(path):
         path = _as_bgzf(fasta, out, say, progress)
 
     say("reading the FASTA once: index, counts, checksum")
-    (out / MANIFEST_NAME).unlink(missing_ok=True)
     # The published split is what it is; what the splits share is counted and shown.
-    prepared = prepare_genome(
-        [path], out, intervals=out / BED_NAME, allow_shared_bases=True, allow_duplicates=True, force=True, note=say
+    manifest = write_prepared(
+        [str(path)],
+        out,
+        out,
+        settings=DnaDataConfig(),
+        intervals=out / BED_NAME,
+        contigs="primary",
+        allow_shared_bases=True,
+        allow_duplicates=True,
+        note=say,
     )
-    lower = prepared.manifest["lower_case_percent"]
-    manifest = prepared.manifest | {
+    lower = manifest["lower_case_percent"]
+    manifest |= {
         "published": {"source": source, "intervals": dict(counts), "interval_bases": interval_bases},
         "sources": [fasta._asdict(), intervals._asdict()],
         "soft_masked": lower > 0,
@@ -145,7 +163,7 @@ def prepare_hg38(
     write_json(out / MANIFEST_NAME, manifest)
     text = f"yes, {lower:.2f} % lower case" if lower > 0 else "no, all upper case"
     shown = [*summary_rows(manifest), ("soft-masked", f"{text}; tokens do not depend on case")]
-    return PreparedGenome(prepared.folder, manifest, shown)
+    return PreparedGenome(out, manifest, shown)
 
 
 def _obtain(

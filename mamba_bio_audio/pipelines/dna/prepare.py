@@ -1,7 +1,6 @@
 """From FASTA files to a folder that `data.path` accepts: `mba prepare genome`."""
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import check_folder, write_json, write_text
+from mamba_bio_audio.files import Maker, new_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, describe_duplicates, find_duplicates
@@ -28,6 +27,7 @@ from mamba_bio_audio.pipelines.dna.intervals import (
 from mamba_bio_audio.pipelines.dna.sources import INTERVALS_NAME, MANIFEST_NAME, PREPARED_KIND
 from mamba_bio_audio.pipelines.dna.statistics import describe, describe_contigs
 
+MAKER = Maker("prepare genome")
 # From here on the comparison of splits takes long enough to be announced.
 MANY_BASES = 100_000_000
 
@@ -70,7 +70,7 @@ def prepare_genome(
 
     Args:
         paths: FASTA (plain, BGZF or gzip) or 2bit files, or folders of them.
-        out: folder to make; holding other files already, it is only written to with `force`.
+        out: folder to make; new, empty, or with `force` an earlier result of this function.
         intervals: BED or TSV with the splits; None splits into blocks, as `data.*` of the same names
             describe.
         contigs: what of the genome is used, as `data.contigs`.
@@ -82,10 +82,6 @@ def prepare_genome(
     Raises:
         InputError: bad FASTA, bad intervals, splits that share bases, or `out` in use.
     """
-    folder = Path(out).expanduser().absolute()
-    check_folder(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise InputError(f"{folder}: is not empty. Choose another folder with --out, or replace it with --force.")
     # Bounds are those of the run configuration.
     try:
         settings = DnaDataConfig(
@@ -100,38 +96,58 @@ def prepare_genome(
         raise InputError(f"the split settings are wrong: {problems}.") from None
     found = find_fasta_files(paths)
     check_genome_names(found)
-    packed = [path for path in found if is_ordinary_gzip(Path(path))]
-    was_there = folder.is_dir()
-    work = folder / f".recompressed.{os.getpid()}.tmp"
-    try:
-        moved: dict[str, str] = {}
-        for path in packed:
-            work.mkdir(parents=True, exist_ok=True)
-            note(f"{path}: ordinary gzip, recompressing to BGZF in {folder}")
-            # Readers know BGZF by its name.
-            name = os.path.basename(path)
-            name += "" if name.lower().endswith((".gz", ".bgz")) else ".gz"
-            moved[path] = str(work / name)
-            recompress(Path(path), Path(moved[path]))
-        readable = [moved.get(path, path) for path in found]
-        manifest, text = _examine(
-            readable, folder, intervals, contigs, settings, allow_shared_bases, allow_duplicates, note
+    folder = Path(os.path.realpath(Path(out).expanduser()))
+    given = [paths] if isinstance(paths, str | os.PathLike) else paths
+    inputs = [*map(str, given), *found, *([] if intervals is None else [str(intervals)])]
+    with new_folder(folder, MAKER, inputs=inputs, force=force) as work:
+        manifest = write_prepared(
+            found,
+            work,
+            folder,
+            settings=settings,
+            intervals=intervals,
+            contigs=contigs,
+            allow_shared_bases=allow_shared_bases,
+            allow_duplicates=allow_duplicates,
+            note=note,
         )
-        for path, file in zip(found, manifest["files"], strict=True):
-            if path in moved:
-                file |= {"recompressed_from": path, "path": str(folder / file["name"]), "relative_path": file["name"]}
-        folder.mkdir(parents=True, exist_ok=True)
-        # The manifest makes the folder a prepared one, so it goes first on the way out and last on the way in.
-        (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        for left in sorted(work.iterdir()) if work.is_dir() else []:
-            os.replace(left, folder / left.name)
-        write_text(folder / INTERVALS_NAME, text)
-        write_json(folder / MANIFEST_NAME, manifest)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        if not was_there and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
     return PreparedGenome(folder, manifest, summary_rows(manifest))
+
+
+def write_prepared(
+    found: Sequence[str],
+    work: Path,
+    folder: Path,
+    *,
+    settings: DnaDataConfig,
+    intervals: str | os.PathLike[str] | None,
+    contigs: str | list[str],
+    allow_shared_bases: bool,
+    allow_duplicates: bool,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """`prepare_genome` of files into `work`, which will be `folder`; returns the manifest."""
+    moved: dict[str, str] = {}
+    for path in found:
+        if not is_ordinary_gzip(Path(path)):
+            continue
+        note(f"{path}: ordinary gzip, recompressing to BGZF in {folder}")
+        # Readers know BGZF by its name.
+        name = os.path.basename(path)
+        name += "" if name.lower().endswith((".gz", ".bgz")) else ".gz"
+        moved[path] = str(work / name)
+        recompress(Path(path), Path(moved[path]))
+    readable = [moved.get(path, path) for path in found]
+    manifest, text = _examine(
+        readable, folder, intervals, contigs, settings, allow_shared_bases, allow_duplicates, note
+    )
+    for path, file in zip(found, manifest["files"], strict=True):
+        if path in moved:
+            file |= {"recompressed_from": path, "path": str(folder / file["name"]), "relative_path": file["name"]}
+    write_text(work / INTERVALS_NAME, text)
+    # Last: it makes the folder a prepared one.
+    write_json(work / MANIFEST_NAME, manifest)
+    return manifest
 
 
 def _examine(

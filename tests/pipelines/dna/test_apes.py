@@ -315,7 +315,7 @@ def test_command_line_any_species_and_regions(server, tmp_path, capsys):
     assert "refused" in capsys.readouterr().err
     # What an earlier run left would become a class.
     (tmp_path / "out" / "manifest.json").unlink()
-    with pytest.raises(InputError, match="earlier run left this species"):
+    with pytest.raises(InputError, match="unfinished run left this species"):
         prepare_species(tmp_path / "out", ["human", "gorilla"], url=address)
     prepare_species(tmp_path / "out", ["human", "gorilla"], url=address, force=True)
     assert not (tmp_path / "out" / "chimpanzee").exists()

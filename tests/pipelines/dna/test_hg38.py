@@ -163,7 +163,7 @@ def test_prepare_hg38_goes_on_after_interruptions(miniature, web, tmp_path, monk
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "prepare_genome", stop)
+    monkeypatch.setattr(module, "write_prepared", stop)
     with pytest.raises(KeyboardInterrupt):
         miniature(out, url=web.url)
     # The genome was whole already and is not fetched again.
@@ -174,7 +174,13 @@ def test_prepare_hg38_goes_on_after_interruptions(miniature, web, tmp_path, monk
     assert (out / "manifest.json").exists()
     with pytest.raises(InputError, match="--force"):
         miniature(out, url=web.url)
+    # Made anew as a whole; the old one stands until then.
+    with pytest.raises(KeyboardInterrupt):
+        miniature(out, url=web.url, force=True)
+    assert (out / "manifest.json").exists()
+    monkeypatch.undo()
     miniature(out, url=web.url, force=True)
+    assert sorted(path.name for path in tmp_path.glob("*hg38*")) == ["hg38", "hg38.downloads"]
 
 
 def test_prepare_hg38_takes_the_mirror(miniature, web, tmp_path, monkeypatch):

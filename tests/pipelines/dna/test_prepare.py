@@ -28,7 +28,7 @@ def test_prepared_folder_works_as_data_path(write_fasta, random_dna, tmp_path: P
         write_fasta("in/b.fa.gz", {"r": random_dna(5000, 1)}),
     ]
     prepared = prepare_genome(paths, tmp_path / "out")
-    assert sorted(os.listdir(tmp_path / "out")) == ["intervals.tsv", "manifest.json"]
+    assert sorted(os.listdir(tmp_path / "out")) == [".mba.json", "intervals.tsv", "manifest.json"]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == prepared.manifest
     assert dict(prepared.rows)["bases"] == "14,000"
     assert dict(prepared.rows)["bases in two splits"] == "0"

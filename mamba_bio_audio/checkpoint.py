@@ -3,8 +3,7 @@
 | folder or file | recognised by |
 |---|---|
 | our run | `config.yaml` |
-| our export, Hugging Face `MambaForCausalLM` | `config.json` and safetensors |
-| mamba_ssm folder | `config.json` with `d_model`, and `pytorch_model.bin` |
+| our export, Hugging Face `MambaForCausalLM`, mamba_ssm | `config.json`; weights whole or in shards |
 | bare state dict of either | `.pt`, `.bin`, `.pth` or `.safetensors` file |
 
 `foreign.py` reads what others wrote; `export.py` writes what `load` and Hugging Face read.
@@ -16,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from mamba_bio_audio.config import RunConfig, model_config, read_values, validate
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.foreign import infer_config, read_json, read_tensors, rename
+from mamba_bio_audio.foreign import infer_config, read_folder, read_json, read_tensors, rename, some
 from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
@@ -99,7 +99,7 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
         raise InputError(f"{path}: no such run, folder or file")
     if path.is_file():
         tensors = rename(read_tensors(path), path)
-        inferred = infer_config(tensors, path, {})
+        inferred = infer_config(tensors, path, None)
         source = _Source(tensors, inferred, inferred, {})
     elif (path / "config.yaml").exists():
         source = _from_run(path, which)
@@ -112,26 +112,45 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
             f"{path}: neither a run (config.yaml) nor an exported model (config.json); "
             f"give the folder that mba pretrain or mba export wrote"
         )
+    _check_fit(source, path)
     model = build(source.model, source.head)
-    try:
-        missing, unexpected = model.load_state_dict(source.tensors, strict=False)
-    except RuntimeError as error:
-        raise InputError(
-            f"{path}: weights do not fit the configuration: {str(error).splitlines()[-1].strip()}"
-        ) from None
-    if getattr(source.model, "tie_embeddings", False):
-        missing = [name for name in missing if name.removeprefix("backbone.") != "lm_head.weight"]
-    if missing or unexpected:
-        raise InputError(
-            f"{path}: weights do not fit the configuration; missing {sorted(missing)[:4]}, "
-            f"unexpected {sorted(unexpected)[:4]}"
-        )
+    model.load_state_dict(source.tensors, strict=False)
     model.eval()
     model.config = source.config
     run = source.config
     model.codec = CODECS[run.data.kind](run.data) if isinstance(run, RunConfig) else None
     model.manifest = source.manifest
     return model
+
+
+def _check_fit(source: _Source, path: Path) -> None:
+    """Names and shapes of the tensors, before the memory for a model of that configuration is asked for."""
+    model = source.model
+    layers = sum(stage.num_layers or 0 for stage in model.stages) if isinstance(model, UNetConfig) else model.num_layers
+    if layers > len(source.tensors):
+        raise InputError(
+            f"{path}: weights do not fit the configuration: {layers:,} layers, but {len(source.tensors):,} tensors"
+        )
+    try:
+        with torch.device("meta"):
+            described = build(model, source.head)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: its configuration is of no model that can be built: {error}") from None
+    wanted = {name: tensor.shape for name, tensor in described.state_dict().items()}
+    missing = wanted.keys() - source.tensors.keys()
+    if getattr(model, "tie_embeddings", False):
+        missing = {name for name in missing if name.removeprefix("backbone.") != "lm_head.weight"}
+    unexpected = source.tensors.keys() - wanted.keys()
+    other = [
+        f"{name} has shape {tuple(source.tensors[name].shape)}, not {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in source.tensors and source.tensors[name].shape != shape
+    ]
+    if missing or unexpected or other:
+        raise InputError(
+            f"{path}: weights do not fit the configuration; missing {some(missing)}; unexpected {some(unexpected)}"
+            + (f"; {some(other)}" if other else "")
+        )
 
 
 def describe_which(config: Any, which: Which) -> str:
@@ -147,8 +166,11 @@ def read_manifest(run: Path) -> dict[str, Any]:
     path = run / "manifest.json"
     if not path.exists():
         return {}
-    manifest = read_json(path)
-    data = manifest.get("data", {})
+    return _checked_manifest(read_json(path), path)
+
+
+def _checked_manifest(manifest: Any, place: Path) -> dict[str, Any]:
+    data = manifest.get("data", {}) if isinstance(manifest, dict) else None
     files = data.get("files", []) if isinstance(data, dict) else None
     sound = (
         isinstance(files, list)
@@ -156,7 +178,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
         and isinstance(manifest.get("sessions", []), list)
     )
     if not sound:
-        raise InputError(f"{path}: not a manifest of this program; restore the file")
+        raise InputError(f"{place}: not a manifest of this program; restore the file")
     return manifest
 
 
@@ -220,25 +242,31 @@ def read_evaluations(run: Path) -> dict[str, Any]:
 
 def _from_folder(path: Path) -> _Source:
     description = read_json(path / "config.json")
-    candidates = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
-    weights = next((candidate for candidate in candidates if candidate.exists()), None)
-    if weights is None:
-        raise InputError(f"{path}: has config.json but neither model.safetensors nor pytorch_model.bin")
-    tensors = rename(read_tensors(weights), weights)
+    found, weights = read_folder(path)
     ours = description.get("mamba_bio_audio")
-    if ours is not None:
-        try:
-            described = model_config(ours["model"])
-        except (ValidationError, KeyError, TypeError) as error:
-            raise InputError(f"{path / 'config.json'}: damaged mamba_bio_audio section: {error}") from None
-        if ours.get("config") is None:
-            return _Source(tensors, described, described, {})
-        config = validate(ours["config"], str(path / "config.json"))
-        if config.head is not None:
-            tensors = read_tensors(weights)
-        return _Source(tensors, described, config, ours.get("manifest", {}))
-    model_type = description.get("model_type", "mamba")
-    if model_type != "mamba":
-        raise InputError(f"{path}: model_type {model_type!r} is not supported; Mamba-1 language models are")
-    inferred = infer_config(tensors, weights, description)
-    return _Source(tensors, inferred, inferred, {})
+    if ours is None:
+        tensors = rename(found, weights)
+        inferred = infer_config(tensors, weights, description)
+        return _Source(tensors, inferred, inferred, {})
+    try:
+        described = model_config(ours["model"])
+    except (ValidationError, KeyError, TypeError) as error:
+        raise InputError(f"{path / 'config.json'}: damaged mamba_bio_audio section: {error}") from None
+    config = None if ours.get("config") is None else validate(ours["config"], str(path / "config.json"))
+    tensors = found if config is not None and config.head is not None else rename(found, weights)
+    if description.get("model_type") == "mamba":
+        _check_same_function(infer_config(tensors, weights, description), described, path / "config.json")
+    return _Source(
+        tensors, described, config or described, _checked_manifest(ours.get("manifest", {}), path / "config.json")
+    )
+
+
+def _check_same_function(theirs: ModelConfig, ours: ModelConfig | UNetConfig, place: Path) -> None:
+    """An export says twice what it is: for transformers, and in its own section."""
+    for key in ("norm_eps", "tie_embeddings"):
+        said, section = getattr(theirs, key), getattr(ours, key, None)
+        if said != section:
+            raise InputError(
+                f"{place}: contradicts itself: {key} is {said} by its keys for transformers and {section} in its section "
+                f"mamba_bio_audio; export the model again, or correct the file"
+            )

@@ -1,14 +1,30 @@
-"""Weights that Hugging Face's transformers and mamba_ssm wrote, under our names and with our configuration."""
+"""Mamba language models that Hugging Face's transformers and mamba_ssm wrote, under our names and configuration.
+
+The tensors say how large the model is, `config.json` what it computes. Every key of it belongs to one of five kinds:
+
+| kind | keys | what happens |
+|---|---|---|
+| honoured | epsilon of the norms, tied head, `vocab_size` | taken over |
+| measured | width, layers, states, convolution, biases, ranks | must say what the tensors say |
+| fixed | activation, kind of norm, kind of layer, own code, quantisation | must be what our layer computes |
+| harmless | initialisation, choice of kernel, fine-tuning, generation, bookkeeping | may say anything |
+| unknown | any other | refused by name, because it may change the function |
+
+Nothing is unpickled but tensors. A bare state dict does not say its epsilon; 1e-5 is assumed, as by both libraries.
+"""
 
 from __future__ import annotations
 
 import json
-import pickle
+import math
 import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,74 +32,391 @@ from torch import Tensor
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.config import ModelConfig
 
+# In the order in which transformers looks for them.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+DEFAULT_EPSILON = 1e-5
+
+# Keys of config.json; those of mamba_ssm's `ssm_cfg` as `ssm_cfg.KEY`.
+EPSILON = ("layer_norm_epsilon", "norm_epsilon")
+TIED = ("tie_word_embeddings", "tie_embeddings")
+VOCABULARY = ("vocab_size", "pad_vocab_size_multiple")
+# Key -> what it counts, one of the keys of `_measure`.
+MEASURED = {
+    "hidden_size": "width",
+    "d_model": "width",
+    "num_hidden_layers": "layers",
+    "n_layer": "layers",
+    "state_size": "states per channel",
+    "ssm_cfg.d_state": "states per channel",
+    "conv_kernel": "taps of the convolution",
+    "ssm_cfg.d_conv": "taps of the convolution",
+    "intermediate_size": "inner channels",
+    "d_inner": "inner channels",
+    "expand": "inner channels per channel",
+    "ssm_cfg.expand": "inner channels per channel",
+    "time_step_rank": "rank of delta",
+    "ssm_cfg.dt_rank": "rank of delta",
+    "use_bias": "bias of the projections",
+    "ssm_cfg.bias": "bias of the projections",
+    "use_conv_bias": "bias of the convolution",
+    "ssm_cfg.conv_bias": "bias of the convolution",
+}
+# Key -> values under which our layer computes the same.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("mamba",),
+    "hidden_act": ("silu", "swish"),
+    "rms_norm": (True,),
+    "d_intermediate": (0,),
+    "attn_layer_idx": ([], None),
+    "ssm_cfg.layer": ("Mamba1",),
+    "auto_map": ({}, None),
+    "quantization_config": ({}, None),
+    "per_layer_config": ({}, None),
+    "pruned_heads": ({}, None),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+# Key -> values that a list may hold.
+FIXED_LISTS = {
+    "architectures": ("MambaForCausalLM", "MambaModel", "MambaLMHeadModel"),
+    "layer_types": ("linear_attention", "mamba"),
+}
+# Why they are -> keys.
+_HARMLESS = {
+    "initialisation": "initializer_range initializer_cfg rescale_prenorm_residual time_step_scale time_step_min "
+    "time_step_max time_step_init_scheme time_step_floor ssm_cfg.dt_min ssm_cfg.dt_max ssm_cfg.dt_init "
+    "ssm_cfg.dt_scale ssm_cfg.dt_init_floor",
+    "rounding and speed; weights and residual stream are fp32 here": "residual_in_fp32 dtype torch_dtype use_bfloat16 "
+    "fused_add_norm use_mambapy use_associative_scan use_cache ssm_cfg.use_fast_path attn_implementation attn_cfg "
+    "chunk_size_feed_forward torchscript gradient_checkpointing",
+    "what comes back beside the logits": "return_dict output_hidden_states output_attentions tie_last_hidden_states",
+    "fine-tuning and bookkeeping": "transformers_version name_or_path id2label label2id num_labels problem_type "
+    "finetuning_task task_specific_params tokenizer_class prefix is_decoder tie_encoder_decoder "
+    "cross_attention_hidden_size tf_legacy_loss mamba_bio_audio bos_token_id eos_token_id pad_token_id sep_token_id "
+    "decoder_start_token_id",
+    "generation, which transformers once kept here": "max_length min_length max_new_tokens do_sample early_stopping "
+    "num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty "
+    "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores "
+    "return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens "
+    "exponential_decay_length_penalty begin_suppress_tokens epsilon_cutoff eta_cutoff encoder_repetition_penalty "
+    "num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind "
+    "target_lookbehind",
+}
+HARMLESS = frozenset(key for keys in _HARMLESS.values() for key in keys.split())
+
+_LAYER = re.compile(r"layers\.([0-9]{1,9})\.")
+# What wraps a model in a state dict: Lightning's module, DDP, torch.compile, the language model around its backbone.
+_WRAPPERS = re.compile(r"^(?:(?:model|module|_orig_mod|backbone)\.)+")
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    """Tensors of an exported folder under the names in its files, and the file that was read (of shards their index).
+
+    Raises:
+        InputError: no weights there, unreadable ones, or shards that are not what their index says.
+    """
+    for name in WEIGHTS:
+        path = folder / name
+        if path.is_file():
+            return (_read_shards(path) if name.endswith(".index.json") else read_tensors(path)), path
+    raise InputError(
+        f"{folder}: has config.json but neither model.safetensors nor pytorch_model.bin, whole or in shards with their "
+        f".index.json"
+    )
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
+        raise InputError(f"{index}: has no weight_map of tensor names to files; restore the file")
+    suffix = ".safetensors" if index.name == "model.safetensors.index.json" else ".bin"
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
+        if re.search(r"[/\\]", shard) or not shard.endswith(suffix):
+            raise InputError(
+                f"{index}: names the file {shard!r}; shards are {suffix} files of the same folder, and no other is read"
+            )
+        listed = {name for name, place in places.items() if place == shard}
+        path = index.parent / shard
+        if not path.is_file():
+            raise InputError(f"{path}: this shard is missing; it holds {some(listed)}; copy it here")
+        held = read_tensors(path)
+        if held.keys() != listed:
+            raise InputError(
+                f"{path}: disagrees with {index.name}; missing {some(listed - held.keys())}, "
+                f"unexpected {some(held.keys() - listed)}; copy index and shards from the same place"
+            )
+        tensors |= held
+    return tensors
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}; restore the file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object; restore the file")
     return value
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A state dict, never unpickled beyond tensors."""
-    try:
-        if path.suffix == ".safetensors":
+    """Tensors of a safetensors file or of what `torch.save` wrote, on the CPU.
+
+    Raises:
+        InputError: the file is damaged, holds anything but tensors, or unpacks to more than its own size.
+    """
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as weights: {error}") from None
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read as weights: {error}") from None
+    loaded = _unpickle(path)
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise InputError(f"{path}: not a state dict of tensors")
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: holds a {type(loaded).__name__}, not a state dict of tensors")
+    for name, tensor in loaded.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise InputError(
+                f"{path}: not a state dict of tensors: {str(name)[:60]!r} is a {type(tensor).__name__}; save the "
+                f"model's state_dict() by itself"
+            )
+        sound = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not sound or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise InputError(f"{path}: {name} is not a plain dense tensor; save it as one")
     return loaded
 
 
-def rename(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Hugging Face and mamba_ssm names to ours, in fp32."""
-    renamed = {}
+def _unpickle(path: Path) -> Any:
+    """What `torch.save` wrote, if it is tensors in plain containers; no other object is ever made."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+            # torch.save does not compress.
+            if unpacked > path.stat().st_size:
+                raise InputError(
+                    f"{path}: unpacks to {unpacked:,} bytes, more than its own size; torch.save writes no such file"
+                )
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (InputError, MemoryError):
+        raise
+    # A damaged pickle can raise nearly anything; torch's own text for a refused one advises to run it.
+    except Exception as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise InputError(
+                f"{path}: cannot be read as weights: it holds other objects than tensors, and these are never opened "
+                f"because that could run code; have the state dict saved as safetensors"
+            ) from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path}: cannot be read as weights: {reason}") from None
+
+
+def rename(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Hugging Face and mamba_ssm names to ours, with or without `model.` and other wrappers, in fp32.
+
+    Raises:
+        InputError: two tensors have one name then, or one is not of floating point numbers.
+    """
+    renamed: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
     for name, tensor in tensors.items():
-        ours = re.sub(r"^(model\.)?(backbone\.)?", "", name)
-        ours = ours.replace("embeddings.weight", "embedding.weight")
-        renamed[ours] = tensor.float()
+        ours = _WRAPPERS.sub("", name)
+        ours = "embedding.weight" if ours == "embeddings.weight" else ours
+        if ours in renamed:
+            raise InputError(f"{path}: {origin[ours]} and {name} are both {ours}; keep one of them")
+        if not tensor.is_floating_point():
+            raise InputError(
+                f"{path}: {name} is {tensor.dtype}; quantised weights are not supported, give them in fp32"
+            )
+        renamed[ours], origin[ours] = tensor.detach().float(), name
     if "embedding.weight" not in renamed:
         raise InputError(f"{path}: no embedding among {len(tensors)} tensors; not a Mamba language model")
     return renamed
 
 
-def infer_config(tensors: dict[str, Tensor], path: Path, description: dict[str, Any]) -> ModelConfig:
-    """Shapes say everything but the norm's epsilon."""
+def infer_config(tensors: Mapping[str, Tensor], path: Path, description: Mapping[str, Any] | None) -> ModelConfig:
+    """Configuration of foreign weights.
+
+    Args:
+        tensors: under our names, from `rename`.
+        path: where they are from, for messages.
+        description: what `config.json` beside them holds; None for a bare state dict.
+
+    Raises:
+        InputError: not a Mamba-1 language model, or one that our layer does not compute, naming every key.
+    """
+    # Otherwise the shapes below are those of another kind of model, or missing.
+    kind = "mamba" if description is None else description.get("model_type", "mamba")
+    if kind != "mamba":
+        raise InputError(f"{path.parent}: model_type {_show(kind)} is not supported; Mamba-1 language models are")
+    sizes = _measure(tensors, path)
+    head = tensors.get("lm_head.weight")
+    same = head is None or torch.equal(head, tensors["embedding.weight"])
+    epsilon, tied, vocab, multiple = DEFAULT_EPSILON, same, tensors["embedding.weight"].shape[0], 1
+    if description is not None:
+        place = path.with_name("config.json")
+        flat = _flatten(description, place)
+        problems = _problems(flat, sizes)
+        epsilon = _agreed(flat, EPSILON, DEFAULT_EPSILON, _epsilon_problem, problems)
+        tied = _agreed(flat, TIED, True, _tied_problem, problems)
+        multiple = 1 if _of_transformers(flat) else flat.get("pad_vocab_size_multiple", 8)
+        rows, vocab = vocab, flat.get("vocab_size", vocab)
+        if not (_is_count(vocab) and _is_count(multiple) and -(-vocab // multiple) * multiple == rows):
+            padded = "" if multiple == 1 else f", padded to a multiple of {_show(multiple)}"
+            problems.append(f"vocab_size is {_show(vocab)}{padded}, but the embedding has {rows:,} rows")
+        if tied is False and head is None:
+            problems.append("the head is not tied to the embedding, but there is no lm_head.weight")
+        if tied is True and not same:
+            problems.append(
+                "the head is tied to the embedding, but lm_head.weight is another; set tie_word_embeddings (in "
+                "mamba_ssm's files tie_embeddings) to false if that is meant, or remove the tensor"
+            )
+        if problems:
+            count = len(problems)
+            raise InputError(
+                f"{place}: {count} key{'s' if count > 1 else ''} not honoured\n"
+                + "\n".join(f"  {problem}" for problem in problems)
+            )
+    try:
+        return ModelConfig.model_validate(
+            {
+                "d_model": sizes["width"],
+                "num_layers": sizes["layers"],
+                "vocab_size": vocab,
+                "vocab_multiple": multiple,
+                "norm_eps": epsilon,
+                "tie_embeddings": tied,
+                "ssm": {
+                    "d_state": sizes["states per channel"],
+                    "d_conv": sizes["taps of the convolution"],
+                    "expand": sizes["inner channels per channel"],
+                    "dt_rank": sizes["rank of delta"],
+                    "conv_bias": sizes["bias of the convolution"],
+                    "proj_bias": sizes["bias of the projections"],
+                },
+            }
+        )
+    except ValidationError as error:
+        text = "; ".join(f"{'.'.join(map(str, p['loc']))} is {p['input']}: {p['msg']}" for p in error.errors())
+        raise InputError(f"{path}: a Mamba model of a shape that is not supported: {text}") from None
+
+
+def _measure(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """What the tensors of layer 0 and the names of the others say."""
     first = "layers.0.mixer."
     try:
-        vocab, d_model = tensors["embedding.weight"].shape
-        d_inner, d_state = tensors[first + "A_log"].shape
-        dt_rank = tensors[first + "dt_proj.weight"].shape[1]
-        d_conv = tensors[first + "conv1d.weight"].shape[2]
-    except (KeyError, ValueError, IndexError):
+        _, width = tensors["embedding.weight"].shape
+        inner, states = tensors[first + "A_log"].shape
+        _, rank = tensors[first + "dt_proj.weight"].shape
+        _, _, taps = tensors[first + "conv1d.weight"].shape
+    except (KeyError, ValueError):
         raise InputError(f"{path}: not a Mamba-1 language model (Mamba-2 and others are not supported)") from None
-    if "norm_f.bias" in tensors:
+    if any(re.fullmatch(r"norm_f\.bias|layers\.[0-9]+\.norm\.bias", name) for name in tensors):
         raise InputError(f"{path}: this model has LayerNorms; RMSNorm is supported")
-    head = tensors.get("lm_head.weight")
-    layers = {int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
-    return ModelConfig.model_validate(
-        {
-            "d_model": d_model,
-            "num_layers": len(layers),
-            "vocab_size": vocab,
-            "vocab_multiple": 1,
-            "norm_eps": description.get("layer_norm_epsilon", 1e-5),
-            "tie_embeddings": head is None or torch.equal(head, tensors["embedding.weight"]),
-            "ssm": {
-                "d_state": d_state,
-                "d_conv": d_conv,
-                "expand": d_inner // d_model,
-                "dt_rank": dt_rank,
-                "conv_bias": first + "conv1d.bias" in tensors,
-                "proj_bias": first + "in_proj.bias" in tensors,
-            },
-        }
-    )
+    layers = {int(match[1]) for name in tensors if (match := _LAYER.match(name))}
+    if len(layers) != max(layers) + 1:
+        gap = next(i for i in range(len(layers)) if i not in layers)
+        raise InputError(f"{path}: has tensors of layer {max(layers):,}, but none of layer {gap:,}")
+    if not width or inner % width:
+        raise InputError(
+            f"{path}: {inner:,} inner channels are not a multiple of the width {width:,}; that is not supported"
+        )
+    return {
+        "width": width,
+        "layers": len(layers),
+        "states per channel": states,
+        "taps of the convolution": taps,
+        "inner channels": inner,
+        "inner channels per channel": inner // width,
+        "rank of delta": rank,
+        "bias of the projections": first + "in_proj.bias" in tensors,
+        "bias of the convolution": first + "conv1d.bias" in tensors,
+    }
+
+
+def _flatten(description: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    ssm = description.get("ssm_cfg")
+    if not isinstance(ssm, dict | None):
+        raise InputError(f"{place}: ssm_cfg is {_show(ssm)}; it must be an object")
+    flat = {key: value for key, value in description.items() if key != "ssm_cfg"}
+    return flat | {f"ssm_cfg.{key}": value for key, value in (ssm or {}).items()}
+
+
+def _of_transformers(flat: Mapping[str, Any]) -> bool:
+    return "hidden_size" in flat or "model_type" in flat
+
+
+def _problems(flat: Mapping[str, Any], sizes: Mapping[str, Any]) -> list[str]:
+    """What is said of measured and fixed keys that does not hold, and keys that nothing is known of."""
+    problems = []
+    for key, value in flat.items():
+        if key in MEASURED:
+            # transformers takes the inner width by itself where it is given.
+            if key == "expand" and "intermediate_size" in flat:
+                continue
+            found = sizes[MEASURED[key]]
+            if value == "auto" and MEASURED[key] == "rank of delta":
+                value = math.ceil(sizes["width"] / 16)
+            # JSON's true is not the number 1.
+            if value != found or isinstance(value, bool) != isinstance(found, bool):
+                problems.append(f"{key} is {_show(value)}, but the weights have {_show(found)} ({MEASURED[key]})")
+        elif key in FIXED:
+            if not any(value == allowed and type(value) is type(allowed) for allowed in FIXED[key]):
+                wanted = " or ".join(_show(allowed) for allowed in FIXED[key] if allowed is not None)
+                problems.append(f"{key} is {_show(value)}; supported: {wanted}")
+        elif key in FIXED_LISTS:
+            if value is not None and not (isinstance(value, list) and all(v in FIXED_LISTS[key] for v in value)):
+                problems.append(f"{key} is {_show(value)}; supported: {', '.join(FIXED_LISTS[key])}")
+        elif key not in (*EPSILON, *TIED, *VOCABULARY) and key not in HARMLESS and not key.startswith("_"):
+            problems.append(
+                f"{key} is {_show(value)}; this key is unknown and may change what the model computes: remove it if it "
+                f"does not"
+            )
+    return problems
+
+
+def _agreed(flat: Mapping[str, Any], keys: tuple[str, ...], default: Any, wrong: Any, problems: list[str]) -> Any:
+    """The value of a key that has two names; what is wrong with it is added to `problems`."""
+    given = {key: flat[key] for key in keys if key in flat}
+    mistakes = [f"{key} is {_show(value)}; {text}" for key, value in given.items() if (text := wrong(value))]
+    if not mistakes and len(set(given.values())) > 1:
+        mistakes = [" but ".join(f"{key} is {_show(value)}" for key, value in given.items())]
+    problems += mistakes
+    return next(iter(given.values()), default) if not mistakes else default
+
+
+def _epsilon_problem(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "" if number and 0 < value <= 1e30 else "it must be a number above zero"
+
+
+def _tied_problem(value: Any) -> str:
+    return "" if isinstance(value, bool) else "it must be true or false"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _show(value: Any) -> str:
+    """A JSON value on one short line."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def some(names: Any) -> str:
+    """The first of many names."""
+    ordered = sorted(names)
+    if not ordered:
+        return "nothing"
+    return ", ".join(ordered[:4]) + (f" and {len(ordered) - 4:,} more" if len(ordered) > 4 else "")

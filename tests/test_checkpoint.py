@@ -80,5 +80,5 @@ def test_what_cannot_be_loaded_says_why(model, tmp_path):
         mba.load(tmp_path / "mamba2.pt")
     layer_missing = {k: v for k, v in mamba_ssm_names(model).items() if "layers.1.mixer.D" not in k}
     torch.save(layer_missing, tmp_path / "missing.pt")
-    with pytest.raises(InputError, match=r"missing \['layers.1.mixer.D'\]"):
+    with pytest.raises(InputError, match="missing layers.1.mixer.D; unexpected nothing"):
         mba.load(tmp_path / "missing.pt")

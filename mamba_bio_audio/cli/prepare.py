@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.cli import prepare_apes, prepare_audio, prepare_hg38
-from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption
+from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, counter
 from mamba_bio_audio.files import to_json
 
 app = typer.Typer(help="Check, index and split data.", no_args_is_help=True)
@@ -30,6 +30,13 @@ def genome(
         list[str] | None,
         typer.Option(help="primary (default), all, or a name or region like chr1:1-1,000,000; repeat for several."),
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|REGEX", help="Records to leave out: a name, or what matches whole names; repeatable."
+        ),
+    ] = None,
+    min_length: Annotated[int, typer.Option(min=0, help="Leave out records of fewer bases.")] = 0,
     valid_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of validation blocks.")] = 0.05,
     test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of test blocks.")] = 0.05,
     split_by: Annotated[str, typer.Option(help="blocks, or records to hold out whole chromosomes.")] = "blocks",
@@ -37,7 +44,11 @@ def genome(
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of blocks.")] = 0,
     allow_shared_bases: Annotated[bool, typer.Option(help="Accept splits with bases in common.")] = False,
     allow_duplicates: Annotated[
-        bool, typer.Option("--allow-duplicates", help="Accept that over a fifth of a held-out split is in train too.")
+        bool,
+        typer.Option(
+            "--allow-duplicates",
+            help="Accept that over a fifth of a held-out split is in train too, and leave no small record out for it.",
+        ),
     ] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -47,21 +58,25 @@ def genome(
     from mamba_bio_audio.pipelines.dna.prepare import prepare_genome
     from mamba_bio_audio.workflow.pretrain import table
 
-    prepared = prepare_genome(
-        [str(path) for path in fasta],
-        out,
-        intervals=intervals,
-        contigs=contigs[0] if contigs and len(contigs) == 1 else contigs or "primary",
-        valid_fraction=valid_fraction,
-        test_fraction=test_fraction,
-        split_by=split_by,
-        block_bases=block_bases,
-        split_seed=seed,
-        allow_shared_bases=allow_shared_bases,
-        allow_duplicates=allow_duplicates,
-        force=force,
-        note=lambda text: typer.echo(text, err=True),
-    )
+    with counter("comparing splits", "bases", as_json) as progress:
+        prepared = prepare_genome(
+            [str(path) for path in fasta],
+            out,
+            intervals=intervals,
+            contigs=contigs[0] if contigs and len(contigs) == 1 else contigs or "primary",
+            exclude=exclude or [],
+            min_length=min_length,
+            valid_fraction=valid_fraction,
+            test_fraction=test_fraction,
+            split_by=split_by,
+            block_bases=block_bases,
+            split_seed=seed,
+            allow_shared_bases=allow_shared_bases,
+            allow_duplicates=allow_duplicates,
+            force=force,
+            note=lambda text: typer.echo(text, err=True),
+            progress=progress,
+        )
     if as_json:
         print(to_json(prepared.manifest))
         return

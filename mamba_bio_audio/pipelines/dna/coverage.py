@@ -1,5 +1,6 @@
 """Bases that a union of spans holds, counted in many windows at once by bisection."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -108,12 +109,15 @@ def subtract(intervals: Iterable[Interval], taken: Iterable[Interval | Span]) ->
     by_record: dict[str, list[Span]] = {}
     for span in merge(taken):
         by_record.setdefault(span.record, []).append(span)
+    ends = {record: [span.end for span in spans] for record, spans in by_record.items()}
     left: list[Interval] = []
     for interval in intervals:
         start = interval.start
-        for span in by_record.get(interval.record, []):
-            if span.end <= start or span.start >= interval.end:
-                continue
+        spans = by_record.get(interval.record, [])
+        for at in range(bisect_right(ends[interval.record], start) if spans else 0, len(spans)):
+            span = spans[at]
+            if span.start >= interval.end:
+                break
             if span.start > start:
                 left.append(Interval(interval.record, start, span.start, interval.split))
             start = span.end

@@ -24,6 +24,7 @@ from mamba_bio_audio.pipelines.dna.intervals import (
     read_intervals,
     shared_bases,
     split_blocks,
+    without_records,
 )
 from mamba_bio_audio.pipelines.dna.policies import TrainingWindows, training_windows
 from mamba_bio_audio.pipelines.dna.sources import locate
@@ -223,10 +224,17 @@ class DnaDataModule(LightningDataModule):
         source = locate(config.path, config.intervals)
         self.genome = source.open(index_beside=self.index_beside)
         self._contigs: str | list[str] = config.contigs
+        prepared = {}
         if source.manifest is not None and config.contigs == "primary":
             # What was let in when the folder was prepared.
-            self._contigs = source.manifest.get("contigs", {}).get("policy", "primary")
-        self.contigs = chosen_spans(self.genome, self._contigs)
+            prepared = source.manifest.get("contigs", {})
+            self._contigs = prepared.get("policy", "primary")
+        self.contigs = without_records(
+            self.genome,
+            chosen_spans(self.genome, self._contigs),
+            prepared.get("exclude", []),
+            prepared.get("min_length", 0),
+        )
         if source.intervals:
             self.intervals = read_intervals(source.intervals, self.genome, self.contigs)
             self.split_source = f"{source.intervals} ({source.intervals_origin})"

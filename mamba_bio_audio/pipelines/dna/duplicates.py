@@ -3,12 +3,16 @@
 Splits without a base in common can still hold the same sequence twice. Here 31-mers, taken as the smaller of a word and its
 reverse complement, are compared: the share of a split's words that are in train. Longer identical stretches share all
 their words; 1 % of divergence still leaves 73 % of them. What it misses: old repeats and homologues that differ in every
-31 bases. In a genome the words are sampled by their hash, equal words alike, so that the memory is bounded and the share
-stays unbiased.
+31 bases.
+
+Each record counts a word once, however often it holds it, so that a run of A or an array of satellites weighs what it
+tells and not what it measures. In a genome the words are sampled by their hash (the finaliser of splitmix64: Steele, Lea
+& Flood 2014, "Fast splittable pseudorandom number generators"), equal words alike: the share stays unbiased, and memory
+and time do not depend on how often anything is repeated.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,27 +21,46 @@ from numpy.typing import NDArray
 from mamba_bio_audio.pipelines.dna.coverage import subtract
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Interval, Span, merge
-from mamba_bio_audio.pipelines.dna.tokenizer import A, T
+from mamba_bio_audio.pipelines.dna.tokenizer import PAD, A, T
 
 WORD = 31
 LIMIT = 0.2
+# A record's part of a split counts as small up to this share of all bases compared.
+SMALL = 0.01
 SAMPLED_WORDS = 4_000_000
-# Fewer sampled words than this say nothing of a pair of records.
-MIN_PAIR_WORDS = 100
-WORST_PAIRS = 5
+# Fewer sampled words than this say nothing of a record.
+MIN_RECORD_WORDS = 100
+SHOWN_RECORDS, SHOWN_LEFT_OUT = 5, 20
 # The arrays of a piece stay in the cache of a core.
 _PIECE_BASES = 1 << 17
-_MIX = np.uint64(0x9E3779B97F4A7C15)
+# To name the record of train that holds most of another: so many words are looked up, and those held by more records than
+# that are repeats and name none.
+_NAMING_WORDS, _NAMING_OWNERS = 4096, 64
+# Not zero, so that the word of A alone (code 0) is hashed like any other.
+_SEED = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
-class DuplicatePair:
-    """A record of a held-out split and a record of train that holds much of it."""
+class DuplicateRecord:
+    """A record's part of a split of which more than the limit stands on the other side of the fence around train.
+
+    Attributes:
+        split: whose part it is.
+        record: of the part.
+        bases: of the part.
+        share: of the part's 31-mers, those in train, or for a part of train those in validation and test.
+        other_split: where the record is that holds most of it.
+        other_record: that record; None where repeats hide it.
+        other_share: share of the part's 31-mers in that record.
+    """
 
     split: str
     record: str
-    train_record: str
+    bases: int
     share: float
+    other_split: str
+    other_record: str | None
+    other_share: float
 
 
 @dataclass(frozen=True)
@@ -45,72 +68,151 @@ class Duplicates:
     """How much of each held-out split stands in train.
 
     Attributes:
-        shares: per held-out split the share of its sampled 31-mers that are in train; None without any.
-        words: sampled 31-mers per split.
+        shares: per held-out split the share of its sampled 31-mers that are in train; None without any. Without the
+            records left out.
+        words: sampled 31-mers per split, each once per record.
         every: one word in so many was taken.
-        pairs: the worst pairs of records above the limit, the largest share first.
+        records: held-out ones above the limit, the most bases first.
+        left_out: those that were left out of their split, and are in the numbers above no more.
     """
 
     shares: dict[str, float | None]
     words: dict[str, int]
     every: int
-    pairs: list[DuplicatePair]
+    records: list[DuplicateRecord] = field(default_factory=list)
+    left_out: list[DuplicateRecord] = field(default_factory=list)
 
     @property
     def excessive(self) -> bool:
-        """Is a split, or a record of it, in train by more than the limit?"""
-        return bool(self.pairs) or any(share is not None and share > LIMIT for share in self.shares.values())
+        """Is a split, or a record that was not left out, in train by more than the limit?"""
+        return bool(self.records) or any(share is not None and share > LIMIT for share in self.shares.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
         return {"word": WORD, "limit": LIMIT, **asdict(self)}
 
 
-def find_duplicates(genome: Genome, intervals: Sequence[Interval], *, sampled_words: int = SAMPLED_WORDS) -> Duplicates:
+def find_duplicates(
+    genome: Genome,
+    intervals: Sequence[Interval],
+    *,
+    leave_out: bool = False,
+    sampled_words: int = SAMPLED_WORDS,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Duplicates:
     """Compare validation and test with train.
 
     Args:
         genome: that the intervals lie in.
         intervals: of all splits.
-        sampled_words: words of the training split to keep at most, about; 24 bytes each while they are sorted.
+        leave_out: take small records that repeat the other side out of their split (`without` then gives the intervals):
+            the smaller one of a scaffold and what it repeats, of equals the one held out. Small is at most a hundredth
+            of all bases; where they are together more than a fifth of a split, none is taken out of it.
+        sampled_words: words to keep, about, and at most twice as many; 12 bytes each, some 40 while they are sorted.
+        progress: called with (bases read, bases in all).
     """
-    own_intervals = {split: [i for i in intervals if i.split == split] for split in SPLITS}
+    own = {split: [i for i in intervals if i.split == split] for split in SPLITS}
     # Bases that both splits hold by their coordinates are counted elsewhere.
-    spans = {split: merge(subtract(own_intervals[split], own_intervals["train"])) for split in SPLITS[1:]}
-    spans["train"] = merge(own_intervals["train"])
-    bases = sum(span.end - span.start for span in spans["train"])
-    every = max(1, -(-bases // sampled_words))
-    records = {name: number for number, name in enumerate(dict.fromkeys(s.record for s in spans["train"]))}
-    names = list(records)
-    words, owners = _collect(genome, spans["train"], records, every)
-    shares: dict[str, float | None] = {}
-    counts = {"train": len(words)}
-    pairs: list[DuplicatePair] = []
-    # Every (word, record) once, by word.
-    order = np.lexsort((owners, words))
-    words, owners = words[order], owners[order]
-    fresh = np.ones(len(words), dtype=bool)
-    fresh[1:] = (words[1:] != words[:-1]) | (owners[1:] != owners[:-1])
-    words, owners = words[fresh], owners[fresh]
-    for split in SPLITS[1:]:
-        own = {name: number for number, name in enumerate(dict.fromkeys(s.record for s in spans[split]))}
-        found, held_by = _collect(genome, spans[split], own, every)
-        counts[split] = len(found)
-        first = np.searchsorted(words, found, side="left")
-        number = np.searchsorted(words, found, side="right") - first
-        shares[split] = float((number > 0).mean()) if len(found) else None
-        for at, record in enumerate(own):
-            mine = held_by == at
-            total = int(mine.sum())
-            if total < MIN_PAIR_WORDS:
-                continue
-            shared = np.zeros(len(names), dtype=np.int64)
-            for rows in _pieces(number[mine], first[mine]):
-                shared += np.bincount(owners[rows], minlength=len(names))
-            for other in np.flatnonzero(shared > LIMIT * total).tolist():
-                pairs.append(DuplicatePair(split, record, names[other], int(shared[other]) / total))
-    pairs.sort(key=lambda pair: (-pair.share, pair.record, pair.train_record))
-    return Duplicates(shares, counts, every, pairs)
+    spans = {"train": merge(own["train"])}
+    spans |= {split: merge(subtract(own[split], own["train"])) for split in SPLITS[1:]}
+    parts = [(split, record, bases) for split in SPLITS for record, bases in _lengths(spans[split]).items()]
+    table = _Table(parts, *_collect(genome, spans, parts, sampled_words, progress))
+    gone = np.zeros(len(parts), dtype=bool)
+    if leave_out:
+        # What repeats something larger first, so that a scaffold in train goes, and not the chromosome that it repeats.
+        gone = table.affordable(gone, table.above(gone, larger=True))
+        gone = table.affordable(gone, table.above(gone) & table.held_out)
+    left = table.describe(np.flatnonzero(gone), np.zeros(len(parts), dtype=bool))
+    records = table.describe(np.flatnonzero(table.above(gone) & table.held_out), gone)
+    shared = table.hits(gone)
+    shares, words = dict[str, float | None](), dict[str, int]()
+    for split in SPLITS:
+        kept = (table.split == SPLITS.index(split)) & ~gone
+        words[split] = int(table.total[kept].sum())
+        if split != "train":
+            shares[split] = float(shared[kept].sum() / words[split]) if words[split] else None
+    return Duplicates(shares, words, table.every, records, left)
+
+
+class _Table:
+    """Every (word, part) of the sample once, by word, and within a word train's parts first.
+
+    Attributes:
+        size, split, held_out, total: bases, number of the split, whether it is not train, and sampled words of every part.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[str, str, int]], words: NDArray[np.uint64], owners: NDArray[np.int32], every: int
+    ) -> None:
+        self.parts, self.owners, self.every = parts, owners, every
+        self.size = np.array([bases for _, _, bases in parts], dtype=np.int64)
+        self.split = np.array([SPLITS.index(split) for split, _, _ in parts], dtype=np.int64)
+        self.held_out = self.split > 0
+        self.total = np.bincount(owners, minlength=len(parts))
+        fresh = np.ones(len(words), dtype=bool)
+        fresh[1:] = words[1:] != words[:-1]
+        # Number of the word of every row, and its first row; its rows from `middle` on are held out.
+        self.group, self.first = np.cumsum(fresh) - 1, np.flatnonzero(fresh)
+        self.end = np.append(self.first[1:], len(words))
+        self.middle = self.first + np.bincount(self.group, ~self.held_out[owners], len(self.first)).astype(np.int64)
+
+    def hits(self, gone: NDArray[np.bool_], *, larger: bool = False) -> NDArray[np.int64]:
+        """Words of every part that stand on the other side, in parts that are not gone; (parts,).
+
+        With `larger` only in parts larger than it, for held-out parts also in such of its size.
+        """
+        held = self.held_out[self.owners]
+        size = np.where(gone, 0, self.size)[self.owners]
+        if not len(size):
+            return np.zeros(len(self.parts), dtype=np.int64)
+        # Bases of the largest part on the other side that has the word, 0 without any.
+        of_train = np.maximum.reduceat(np.where(held, 0, size), self.first)[self.group]
+        of_others = np.maximum.reduceat(np.where(held, size, 0), self.first)[self.group]
+        least = self.size[self.owners] if larger else np.ones_like(size)
+        found = np.where(held, of_train >= least, of_others >= least + larger)
+        return np.bincount(self.owners, found, len(self.parts)).astype(np.int64)
+
+    def above(self, gone: NDArray[np.bool_], *, larger: bool = False) -> NDArray[np.bool_]:
+        """Parts of which more than the limit stands on the other side; (parts,)."""
+        enough = (self.total >= MIN_RECORD_WORDS) & ~gone
+        return enough & (self.hits(gone, larger=larger) > LIMIT * self.total)
+
+    def affordable(self, gone: NDArray[np.bool_], more: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """`gone` and those of `more` that are small, for each split all or, where they are too much of it, none."""
+        wanted = gone | (more & (self.size <= SMALL * self.size.sum()))
+        for split in range(len(SPLITS)):
+            own = self.split == split
+            if self.size[own & wanted].sum() > LIMIT * self.size[own].sum():
+                wanted[own] = gone[own]
+        return wanted
+
+    def describe(self, parts: NDArray[np.int64], gone: NDArray[np.bool_]) -> list[DuplicateRecord]:
+        """Parts with the one on the other side that holds most of each, the most bases first."""
+        rows = np.flatnonzero(np.isin(self.owners, parts))
+        rows = rows[np.argsort(self.owners[rows], kind="stable")]
+        edges = np.searchsorted(self.owners[rows], parts), np.searchsorted(self.owners[rows], parts, side="right")
+        shared, found = self.hits(gone), []
+        for part, begin, end in zip(parts.tolist(), *(edge.tolist() for edge in edges), strict=True):
+            taken = self.group[rows[begin : end : -(-(end - begin) // _NAMING_WORDS)]]
+            held = self.held_out[part]
+            first, last = (self.first, self.middle) if held else (self.middle, self.end)
+            number = last[taken] - first[taken]
+            telling = taken[(number > 0) & (number <= _NAMING_OWNERS)]
+            number = last[telling] - first[telling]
+            at = np.repeat(first[telling] - np.cumsum(number) + number, number) + np.arange(number.sum())
+            holders, counts = np.unique(self.owners[at][~gone[self.owners[at]]], return_counts=True)
+            other: tuple[str, str | None, float] = ("train" if held else "valid and test", None, 0.0)
+            if len(holders):
+                best = int(counts.argmax())
+                other = (*self.parts[int(holders[best])][:2], float(counts[best] / len(taken)))
+            found.append(DuplicateRecord(*self.parts[part], float(shared[part] / self.total[part]), *other))
+        return sorted(found, key=lambda row: (-row.bases, row.split, row.record))
+
+
+def without(intervals: Sequence[Interval], left_out: Sequence[DuplicateRecord]) -> list[Interval]:
+    """Intervals without the parts of splits that were left out."""
+    gone = {(row.split, row.record) for row in left_out}
+    return [interval for interval in intervals if (interval.split, interval.record) not in gone]
 
 
 def describe_duplicates(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -120,18 +222,36 @@ def describe_duplicates(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     for split, share in found["shares"].items():
         text = "nothing to compare" if share is None else f"{share:.1%} of its {WORD}-mers{sampled}"
         rows.append((f"{split} found in train", text))
-    for pair in found["pairs"][:WORST_PAIRS]:
-        rows.append(("", f"{pair['split']} {pair['record']}: {pair['share']:.0%} in train {pair['train_record']}"))
-    if len(found["pairs"]) > WORST_PAIRS:
-        rows.append(("", f"and {len(found['pairs']) - WORST_PAIRS:,} more pairs of records above {LIMIT:.0%}"))
+    # Manifests of older versions name pairs and leave nothing out.
+    rows += [("", _listed(row)) for row in found.get("records", [])[:SHOWN_RECORDS]]
+    if len(found.get("records", [])) > SHOWN_RECORDS:
+        rows.append(("", f"and {len(found['records']) - SHOWN_RECORDS:,} more records above {LIMIT:.0%}"))
+    left = found.get("left_out", [])
+    if left:
+        bases = sum(row["bases"] for row in left)
+        rows.append(("left out", f"{bases:,} bases of {len(left):,} small records that repeat another split"))
+        rows += [("", _listed(row)) for row in left[:SHOWN_LEFT_OUT]]
+        if len(left) > SHOWN_LEFT_OUT:
+            rows.append(("", f"and {len(left) - SHOWN_LEFT_OUT:,} more, all in manifest.json"))
     return rows
+
+
+def _listed(row: Mapping[str, Any]) -> str:
+    """A record above the limit on one line."""
+    most = "" if row["other_record"] is None else f", {row['other_share']:.0%} in {row['other_record']}"
+    return f"{row['split']} {row['record']}: {row['share']:.0%} of {row['bases']:,} bases in {row['other_split']}{most}"
 
 
 def sampled_words(ids: NDArray[np.uint8], every: int) -> NDArray[np.uint64]:
     """Canonical 31-mers of token ids, (n,), those with an unknown base left out, one in `every` by hash."""
+    return _sample(ids, every)[0]
+
+
+def _sample(ids: NDArray[np.uint8], every: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """`sampled_words` and where they begin."""
     count = len(ids) - WORD + 1
     if count < 1:
-        return np.zeros(0, dtype=np.uint64)
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
     known = (ids >= A) & (ids <= T)
     codes = np.where(known, ids - np.uint8(A), 0).astype(np.uint64)
     forward = _words(codes)
@@ -139,13 +259,26 @@ def sampled_words(ids: NDArray[np.uint8], every: int) -> NDArray[np.uint64]:
     backward = _words(np.uint64(3) - codes[::-1])[::-1]
     canonical = np.minimum(forward, backward)
     bad = np.concatenate([[0], np.cumsum(~known, dtype=np.int64)])
-    taken = bad[WORD:] == bad[:-WORD]
-    if every > 1:
-        hashed = canonical * _MIX
-        hashed ^= hashed >> np.uint64(32)
-        hashed *= _MIX
-        taken &= hashed < np.uint64((1 << 64) // every)
-    return canonical[taken]
+    at = np.flatnonzero((bad[WORD:] == bad[:-WORD]) & _taken(canonical, every))
+    return canonical[at], at
+
+
+def _taken(words: NDArray[np.uint64], every: int) -> NDArray[np.bool_]:
+    """Which words belong to the sample; what a larger multiple of `every` takes is among them."""
+    if every == 1:
+        return np.ones(len(words), dtype=bool)
+    return _hash(words) < np.uint64((1 << 64) // every)
+
+
+def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Finaliser of splitmix64: each bit of the word changes about half of the bits."""
+    x = words + _SEED
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def _words(codes: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -163,26 +296,97 @@ def _words(codes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return words
 
 
-def _collect(
-    genome: Genome, spans: Iterable[Span], records: Mapping[str, int], every: int
-) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    """Sampled words of spans, with repetitions, and the number of the record of each."""
-    words, owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int32)]
+def _lengths(spans: Sequence[Span]) -> dict[str, int]:
+    """Bases of each record, in order of appearance."""
+    lengths: dict[str, int] = {}
     for span in spans:
-        for start in range(span.start, span.end, _PIECE_BASES):
-            # Pieces overlap by a word less one base, so that every word is met once.
-            found = sampled_words(
-                genome.fetch(span.record, start, min(start + _PIECE_BASES + WORD - 1, span.end)), every
-            )
-            words.append(found)
-            owners.append(np.full(len(found), records[span.record], dtype=np.int32))
-    return np.concatenate(words), np.concatenate(owners)
+        lengths[span.record] = lengths.get(span.record, 0) + span.end - span.start
+    return lengths
 
 
-def _pieces(number: NDArray[np.int64], first: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Positions first .. first + number - 1 of every row, some millions at a time."""
-    ends = np.cumsum(number)
-    for begin in range(0, int(ends[-1]) if len(ends) else 0, 1 << 22):
-        at = np.arange(begin, min(begin + (1 << 22), int(ends[-1])))
-        row = np.searchsorted(ends, at, side="right")
-        yield first[row] + at - (ends[row] - number[row])
+def _collect(
+    genome: Genome,
+    spans: Mapping[str, Sequence[Span]],
+    parts: Sequence[tuple[str, str, int]],
+    wanted: int,
+    progress: Callable[[int, int | None], None] | None,
+) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
+    """Every (word, part) of the sample once, sorted, and the size of the sample: one word in so many.
+
+    The sample is halved whenever more than 2 x `wanted` rows would have to be kept.
+    """
+    sizes = {split: sum(span.end - span.start for span in own) for split, own in spans.items()}
+    every = max(1, -(-sum(sizes.values()) // wanted))
+    words, owners = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int32)
+    new: list[tuple[NDArray[np.uint64], NDArray[np.int32]]] = []
+    waiting = done = 0
+    for ids, owner, bases in _batches(genome, spans, parts):
+        found, at = _sample(ids, every)
+        # Each once here already: a sampled word may be a megabase of one repeat.
+        new.append(_unique(found, owner[at]))
+        waiting += len(new[-1][0])
+        done += bases
+        if waiting > max(wanted // 4, len(words)):
+            words, owners, every = _thinned(*_joined(words, owners, new), every, 2 * wanted)
+            new, waiting = [], 0
+        if progress is not None:
+            progress(done, sum(sizes.values()))
+    words, owners, every = _thinned(*_joined(words, owners, new), every, 2 * wanted)
+    return words, owners, every
+
+
+def _batches(
+    genome: Genome, spans: Mapping[str, Sequence[Span]], parts: Sequence[tuple[str, str, int]]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int32], int]]:
+    """Token ids with the number of the part at each, some pieces of spans at a time, and how many new bases they are.
+
+    Pieces of one span overlap by a word less one base, so that every word is met once; between spans stands an unknown base.
+    """
+    numbers = {part[:2]: number for number, part in enumerate(parts)}
+    gap = np.full(1, PAD, dtype=np.uint8)
+    ids: list[NDArray[np.uint8]] = []
+    owners: list[int] = []
+    bases = size = 0
+    for split, own in spans.items():
+        for span in own:
+            number = numbers[split, span.record]
+            for start in range(span.start, span.end, _PIECE_BASES):
+                stop = min(start + _PIECE_BASES, span.end)
+                piece = genome.fetch(span.record, start, min(stop + WORD - 1, span.end))
+                ids += [piece, gap]
+                owners += [number, number]
+                bases += stop - start
+                size += len(piece)
+                if size >= _PIECE_BASES:
+                    yield np.concatenate(ids), np.repeat(np.array(owners, np.int32), list(map(len, ids))), bases
+                    ids, owners, bases, size = [], [], 0, 0
+    if ids:
+        yield np.concatenate(ids), np.repeat(np.array(owners, np.int32), list(map(len, ids))), bases
+
+
+def _unique(words: NDArray[np.uint64], owners: NDArray[np.int32]) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+    """Every (word, owner) once, sorted."""
+    order = np.lexsort((owners, words))
+    words, owners = words[order], owners[order]
+    fresh = np.ones(len(words), dtype=bool)
+    fresh[1:] = (words[1:] != words[:-1]) | (owners[1:] != owners[:-1])
+    return words[fresh], owners[fresh]
+
+
+def _joined(
+    words: NDArray[np.uint64], owners: NDArray[np.int32], new: list[tuple[NDArray[np.uint64], NDArray[np.int32]]]
+) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+    return _unique(
+        np.concatenate([words, *(pair[0] for pair in new)]), np.concatenate([owners, *(pair[1] for pair in new)])
+    )
+
+
+def _thinned(
+    words: NDArray[np.uint64], owners: NDArray[np.int32], every: int, most: int
+) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
+    """The sample, halved until it has at most `most` rows."""
+    while len(words) > most:
+        every *= 2
+        kept = _taken(words, every)
+        words, owners = words[kept], owners[kept]
+    return words, owners, every

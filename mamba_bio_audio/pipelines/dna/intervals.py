@@ -101,6 +101,47 @@ def chosen_spans(genome: Genome, contigs: str | Sequence[str]) -> list[Span]:
         raise InputError(f"data.contigs: {error}") from error
 
 
+def without_records(
+    genome: Genome, spans: Sequence[Span], exclude: Sequence[str] = (), min_length: int = 0
+) -> list[Span]:
+    """Spans of the records that are neither excluded nor short.
+
+    Args:
+        genome: that the spans lie in.
+        spans: of `chosen_spans`.
+        exclude: names of records, or regular expressions that match whole names; a record's literal name goes first.
+        min_length: records of fewer bases go.
+
+    Raises:
+        InputError: an expression is none or matches nothing, or no record is left.
+    """
+    named: set[str] = set()
+    records = dict.fromkeys(span.record for span in spans)
+    for text in exclude:
+        found = [record for record in genome.records if text in (record, genome.bare_name(record))]
+        if not found:
+            try:
+                pattern = re.compile(text)
+            except re.error as error:
+                raise InputError(
+                    f"--exclude {text}: neither a record's name nor a regular expression ({error})."
+                ) from None
+            found = [r for r in genome.records if pattern.fullmatch(r) or pattern.fullmatch(genome.bare_name(r))]
+        if not found:
+            raise InputError(
+                f"--exclude {text}: matches no record; there are {_listed(records)}. An expression must match the whole "
+                "name: for names that begin with scaffold write 'scaffold.*'."
+            )
+        named.update(found)
+    kept = [span for span in spans if span.record not in named and genome.records[span.record] >= min_length]
+    if not kept:
+        raise InputError(
+            f"no record is left of {len(records):,} after --exclude and --min-length; the longest has "
+            f"{max((genome.records[record] for record in records), default=0):,} bases."
+        )
+    return kept
+
+
 def read_intervals(
     path: str | os.PathLike[str], genome: Genome, inside: Iterable[Span] | None = None
 ) -> list[Interval]:

@@ -12,7 +12,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, new_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, describe_duplicates, find_duplicates
+from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, describe_duplicates, find_duplicates, without
 from mamba_bio_audio.pipelines.dna.genome import Genome, check_genome_names, find_fasta_files
 from mamba_bio_audio.pipelines.dna.intervals import (
     SPLITS,
@@ -22,6 +22,7 @@ from mamba_bio_audio.pipelines.dna.intervals import (
     read_intervals,
     shared_bases,
     split_blocks,
+    without_records,
     write_intervals,
 )
 from mamba_bio_audio.pipelines.dna.sources import INTERVALS_NAME, MANIFEST_NAME, PREPARED_KIND
@@ -53,6 +54,8 @@ def prepare_genome(
     *,
     intervals: str | os.PathLike[str] | None = None,
     contigs: str | list[str] = "primary",
+    exclude: Sequence[str] = (),
+    min_length: int = 0,
     valid_fraction: float = 0.05,
     test_fraction: float = 0.05,
     split_by: str = "blocks",
@@ -62,6 +65,7 @@ def prepare_genome(
     allow_duplicates: bool = False,
     force: bool = False,
     note: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> PreparedGenome:
     """Check, index, count and split FASTA files; write intervals.tsv and manifest.json to a folder.
 
@@ -74,10 +78,14 @@ def prepare_genome(
         intervals: BED or TSV with the splits; None splits into blocks, as `data.*` of the same names
             describe.
         contigs: what of the genome is used, as `data.contigs`.
+        exclude: records that are not: names, or regular expressions that match whole names.
+        min_length: records of fewer bases are not used either.
         allow_shared_bases: accept intervals of different splits that overlap.
-        allow_duplicates: accept validation or test of which more than a fifth stands in train as well.
+        allow_duplicates: accept validation or test of which more than a fifth stands in train as well, and leave no record
+            out for it. Otherwise small records that repeat another split are left out, and named.
         force: replace what an earlier run left in `out`.
         note: called with a line on what takes long.
+        progress: of the comparison of splits, called with (bases read, bases in all).
 
     Raises:
         InputError: bad FASTA, bad intervals, splits that share bases, or `out` in use.
@@ -107,9 +115,12 @@ def prepare_genome(
             settings=settings,
             intervals=intervals,
             contigs=contigs,
+            exclude=exclude,
+            min_length=min_length,
             allow_shared_bases=allow_shared_bases,
             allow_duplicates=allow_duplicates,
             note=note,
+            progress=progress,
         )
     return PreparedGenome(folder, manifest, summary_rows(manifest))
 
@@ -125,6 +136,9 @@ def write_prepared(
     allow_shared_bases: bool,
     allow_duplicates: bool,
     note: Callable[[str], None],
+    exclude: Sequence[str] = (),
+    min_length: int = 0,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """`prepare_genome` of files into `work`, which will be `folder`; returns the manifest."""
     moved: dict[str, str] = {}
@@ -139,7 +153,17 @@ def write_prepared(
         recompress(Path(path), Path(moved[path]))
     readable = [moved.get(path, path) for path in found]
     manifest, text = _examine(
-        readable, folder, intervals, contigs, settings, allow_shared_bases, allow_duplicates, note
+        readable,
+        folder,
+        intervals,
+        contigs,
+        exclude,
+        min_length,
+        settings,
+        allow_shared_bases,
+        allow_duplicates,
+        note,
+        progress,
     )
     for path, file in zip(found, manifest["files"], strict=True):
         if path in moved:
@@ -155,16 +179,23 @@ def _examine(
     folder: Path,
     intervals: str | os.PathLike[str] | None,
     contigs: str | list[str],
+    exclude: Sequence[str],
+    min_length: int,
     settings: DnaDataConfig,
     allow_shared_bases: bool,
     allow_duplicates: bool,
     note: Callable[[str], None],
+    progress: Callable[[int, int | None], None] | None,
 ) -> tuple[dict[str, Any], str]:
     """Manifest and text of the intervals file of a genome; nothing is written but indexes."""
     genome = Genome(paths)
-    spans = chosen_spans(genome, contigs)
+    let_in = chosen_spans(genome, contigs)
+    spans = without_records(genome, let_in, exclude, min_length)
     if intervals is not None:
-        chosen = read_intervals(intervals, genome, spans)
+        kept = {span.record for span in spans}
+        chosen = [interval for interval in read_intervals(intervals, genome, let_in) if interval.record in kept]
+        if not chosen:
+            raise InputError(f"{intervals}: no interval is left after --exclude and --min-length.")
         split_source = os.path.abspath(intervals)
     else:
         chosen = split_blocks(
@@ -186,18 +217,21 @@ def _examine(
         )
     if sum(len(interval) for interval in chosen) > MANY_BASES:
         note(f"comparing {WORD}-mers of the splits")
-    duplicates = find_duplicates(genome, chosen)
+    duplicates = find_duplicates(genome, chosen, leave_out=not allow_duplicates, progress=progress)
     if duplicates.excessive and not allow_duplicates:
         listed = "\n".join(
             f"  {what}: {value}".replace("  : ", "    ") for what, value in describe_duplicates(duplicates.to_dict())
         )
         raise InputError(
-            f"{split_source}: more than {LIMIT:.0%} of a held-out split, or of a record in it, stands in train as well "
-            f"(haplotypes, alternative loci, duplications):\n{listed}\nA model would be tested on what it was trained on. "
-            "Put such records into one split with --intervals, leave them out with --contigs, or accept it with "
-            "--allow-duplicates."
+            f"{split_source}: more than {LIMIT:.0%} of a held-out split, or of a record too large to be left out of it, "
+            f"stands in train as well (haplotypes, alternative loci, duplications):\n{listed}\nA model would be tested on "
+            "what it was trained on. Put such records into one split with --intervals, leave them out with --exclude NAME, "
+            "--min-length or --contigs, or accept it with --allow-duplicates."
         )
+    chosen = without(chosen, duplicates.left_out)
     manifest = _manifest(genome, chosen, folder, split_source, shared) | describe_contigs(genome, contigs, spans)
+    if exclude or min_length:
+        manifest["contigs"] |= {"exclude": list(exclude), "min_length": min_length}
     manifest["duplicates"] = duplicates.to_dict()
     return manifest, write_intervals(chosen, genome)
 

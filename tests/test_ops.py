@@ -1,12 +1,15 @@
 """The door into the kernels: validation, choice of backend, return values."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mamba_bio_audio import ops
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.ops import causal_conv1d, linear_cross_entropy, rms_norm, selective_scan
 
 B, L, D, N = 2, 6, 4, 3
@@ -215,3 +218,35 @@ def test_a_second_derivative_is_refused_with_what_to_do(op):
     (g,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=f'{op}: this backend has no second derivative; .* backend="reference"'):
         g.square().sum().backward()
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
+def test_gpus_that_run_the_kernels(monkeypatch, capability):
+    """From the A100 on; an H100 on the plain path would be ten times slower and say so once, in a warning."""
+    device = gpu(monkeypatch, capability)
+    assert ops.no_triton.__wrapped__(device) is None
+    monkeypatch.setattr(ops, "no_triton", ops.no_triton.__wrapped__)
+    x = SimpleNamespace(device=device, dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ops._choose("rms_norm", "auto", x, lambda: None) == "triton"
+    weights = MambaLayer(8, SsmConfig(complex=False, selective=True))._weights()
+    assert ops.mixer_runs_fused(x, weights)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert ops.live_backend("cuda").startswith("triton")
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (6, 1)])
+def test_gpus_that_do_not(monkeypatch, capability):
+    device = gpu(monkeypatch, capability)
+    assert "older than compute capability 8.0" in ops.no_triton.__wrapped__(device)
+
+
+def gpu(monkeypatch, capability):
+    """A device of that compute capability, as far as anyone asks."""
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("CC", "gcc")
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    return torch.device("cuda", 0)

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 
 from mamba_bio_audio.inference import generate as module
 from mamba_bio_audio.inference.decoding import FixedSteps, prefill, stretch
 from mamba_bio_audio.inference.generate import generate, generate_blocks
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.output import ModelOutput
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 
@@ -38,6 +40,7 @@ def test_fixed_steps_equal_the_loop(unet, prompt) -> None:
     assert fixed.last.flatten().tolist() == tokens[:, -1].tolist()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", ["unet", "isotropic"])
 def test_graphs_equal_single_launches(unet, kind) -> None:
@@ -80,3 +83,44 @@ def test_long_prompts_go_through_in_pieces(unet, monkeypatch) -> None:
     whole = generate(unet, length=20, prompt=prompt, seed=2)
     monkeypatch.setattr("mamba_bio_audio.inference.decoding._PREFILL", 7)
     assert torch.equal(generate(unet, length=20, prompt=prompt, seed=2), whole)
+
+
+class Counting(nn.Module):
+    """Its state counts what it was given."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = log
+
+    def forward(self, last, state, logits):
+        self.log.append("step")
+        return ModelOutput(torch.zeros(len(last), 1, 4), None, None, state + last.as_subclass(torch.Tensor).float())
+
+
+def test_graphs_are_recorded_after_two_stretches_beside_from_where_the_model_stands(recorded_cuda, on_gpu):
+    """Compiling and the libraries' first calls happen before the graph, and neither they nor it move the state."""
+    log = recorded_cuda.log
+
+    def choose(logits, draws):
+        return torch.full((2,), 3), torch.zeros(2)
+
+    class Watched(FixedSteps):
+        def _capture(self):
+            here = (self.last, *self.leaves)
+            recorded_cuda.at_capture = lambda: found.extend(t.as_subclass(torch.Tensor).clone() for t in here)
+            super()._capture()
+
+    last, state, found = torch.tensor([[1], [2]]).as_subclass(on_gpu), torch.tensor([[5.0], [7.0]]), []
+    fixed = Watched(Counting(log), choose, last, state, 3)
+    stretch_of = ["step"] * 3
+    assert log == [
+        "beside waits for main", "on beside", *stretch_of, *stretch_of, "off beside", "main waits for beside",
+        "graph, thread_local, collection", *stretch_of, "end of graph",
+    ]  # fmt: skip
+    for now, before in zip(found, (last, state), strict=True):
+        assert torch.equal(now, before.as_subclass(torch.Tensor))
+    log.clear()
+    draws = torch.rand(3, 2, dtype=torch.float64)
+    fixed(draws)
+    assert log == ["replay"]
+    assert torch.equal(fixed.draws, draws)

@@ -7,6 +7,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from mamba_bio_audio.kernels import causal_conv1d_triton as module  # noqa: E402
 from mamba_bio_audio.kernels.causal_conv1d import causal_conv1d_ref  # noqa: E402
 from mamba_bio_audio.kernels.causal_conv1d_triton import causal_conv1d_triton, unsupported_reason  # noqa: E402
 
@@ -72,6 +73,16 @@ class TestInterpreted:
     @pytest.mark.parametrize("width", [2, 3, 8])
     def test_widths(self, width):
         check(make_inputs(2, 67, 33, width))
+
+    @pytest.mark.parametrize(("length", "channels"), [(130, 130), (70, 260)])
+    def test_several_blocks_of_channels_and_steps(self, length, channels):
+        """Two and three blocks of 128 channels, three and two of 64 steps, two rows of the batch."""
+        check(make_inputs(2, length, channels, 4))
+
+    def test_long_pieces_of_backward(self, monkeypatch):
+        """Where enough programs are left, backward takes 256 steps each: two pieces of two blocks of channels."""
+        monkeypatch.setattr(module, "_BACKWARD_PROGRAMS", 4)
+        check(make_inputs(1, 270, 130, 4))
 
     @pytest.mark.parametrize("leave_out", [("bias", "tail", "reset"), ("tail",), ("reset",), ("bias",)])
     @pytest.mark.parametrize("activation", ["silu", None])

@@ -10,6 +10,7 @@ triton = pytest.importorskip("triton")
 
 from mamba_bio_audio.kernels import mamba_mixer  # noqa: E402
 from mamba_bio_audio.kernels.mamba_mixer import MixerWeights, mamba_mixer_triton, unsupported_reason  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.split_bc import split_bc  # noqa: E402
 from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
 from mamba_bio_audio.layers.mamba import MambaLayer, MambaState  # noqa: E402
 
@@ -108,6 +109,18 @@ class TestInterpreted:
         check(make_layer(proj_bias=True, d_conv=3), 1, 7)
         check(make_layer(conv_bias=False, dt_rank=3), 1, 7)
 
+    def test_several_blocks_of_channels(self):
+        """132 inner channels: two blocks of each kernel, forward in two pieces of two segments."""
+        check(make_layer(66, 2, expand=2), 2, 15, piece=16, segment=4)
+
+    @pytest.mark.parametrize("states", [1, 5, 16])
+    def test_b_and_c_of_a_projection(self, states):
+        """More rows than one program has, from a projection that is wider than they are."""
+        projected = torch.randn(2, 1100, 7 + 2 * states, generator=torch.Generator().manual_seed(0)).bfloat16()
+        found = split_bc(projected, states)
+        for part, expected in zip(found, projected[..., 7:].float().split(states, dim=-1), strict=True):
+            assert torch.equal(part, expected)
+
     def test_precise(self):
         check(make_layer(), 1, 7, precise=True)
 
@@ -137,6 +150,39 @@ def test_what_it_refuses():
     assert "float64" in unsupported_reason(torch.float64, weights)
     many = MixerWeights(*make_layer(states=256)._weights())
     assert unsupported_reason(torch.float32, many) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rank", range(1, 10))
+def test_rows_of_16_bytes(rank, dtype):
+    """Zero rows between delta and B, zero columns to meet them: no matrix product reads rows that 16 bytes do not divide."""
+    layer = make_layer(width=8, states=3, dt_rank=rank)
+    given = MixerWeights(*layer._weights())
+    cast = mamba_mixer._cast(given, dtype)
+    rows, padded = cast.x_proj.shape[0], cast.dt_proj.shape[1]
+    assert rows * dtype.itemsize % 16 == 0
+    assert rows - padded == 2 * 3
+    assert torch.equal(cast.x_proj[:rank], given.x_proj[:rank].to(dtype))
+    assert torch.equal(cast.x_proj[padded:], given.x_proj[rank:].to(dtype))
+    assert not cast.x_proj[rank:padded].any()
+    assert torch.equal(cast.dt_proj[:, :rank], given.dt_proj.to(dtype))
+    assert not cast.dt_proj[:, rank:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_gradients_of_weights_are_products_in_fp32(monkeypatch, on_gpu, dtype):
+    """Of narrow operands too: a sum over positions that is rounded to bf16 would be off by 2^-9."""
+
+    def product(a, b, out_dtype=None):
+        return (a.as_subclass(torch.Tensor).float() @ b.as_subclass(torch.Tensor).float()).to(out_dtype or a.dtype)
+
+    monkeypatch.setattr(torch, "mm", product)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, 300, n, generator=generator).to(dtype) for n in (5, 7))
+    found = mamba_mixer._product(a.as_subclass(on_gpu), b.as_subclass(on_gpu))
+    exact = torch.einsum("blp,blq->pq", a.double(), b.double())
+    assert found.dtype == torch.float32
+    assert (found.as_subclass(torch.Tensor).double() - exact).norm() <= 1e-6 * exact.norm()
 
 
 @pytest.mark.parametrize("segment", [1, 2, 12])

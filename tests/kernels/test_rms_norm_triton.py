@@ -7,6 +7,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from mamba_bio_audio.kernels import rms_norm_triton as module  # noqa: E402
 from mamba_bio_audio.kernels.rms_norm import rms_norm_ref  # noqa: E402
 from mamba_bio_audio.kernels.rms_norm_triton import rms_norm_triton, unsupported_reason  # noqa: E402
 
@@ -61,6 +62,12 @@ class TestInterpreted:
     @pytest.mark.parametrize("residual", [True, False])
     def test_bf16(self, residual):
         check((2, 9, 33), residual=residual, dtype=torch.bfloat16)
+
+    @pytest.mark.parametrize("programs", [1, 2])
+    def test_programs_with_several_tiles(self, monkeypatch, programs):
+        """Three tiles of 128 rows for one program of backward, or two and one for two of them."""
+        monkeypatch.setattr(module, "_BACKWARD_PROGRAMS", programs)
+        check((300, 16))
 
     def test_stream_unused(self):
         check((5, 8), use_stream=False)

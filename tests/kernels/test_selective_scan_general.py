@@ -219,6 +219,14 @@ class TestInterpreted:
     def test_many_states_go_by_groups_of_channels(self, lti):
         check(make_inputs(2, 9, 5, 32, lti_C=lti), twice=False)
 
+    @pytest.mark.parametrize(("complex", "channels"), [(True, 130), (False, 260)])
+    def test_several_blocks_of_channels(self, complex, channels):
+        """Blocks of 128 channels in forward, chunk states and carries, in two chunks of two rows."""
+        inputs = make_inputs(2, 14, channels, 2, complex=complex, lti_C=not complex)
+        plan = plan_for(inputs, chunks=2, segment=8, rows=8)
+        assert plan.fwd_block == 128
+        check(inputs, plan=plan, twice=False)
+
     def test_two_rows_and_the_default_plan(self):
         check(make_inputs(2, 17, 5, 16, lti_C=True), twice=False)
 

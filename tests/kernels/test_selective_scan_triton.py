@@ -11,8 +11,11 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+import triton.language as tl  # noqa: E402
+
 from mamba_bio_audio.kernels.selective_scan import triton_op  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref  # noqa: E402
+from mamba_bio_audio.kernels.selective_scan.triton_fwd import softplus  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.triton_op import (  # noqa: E402
     MAX_ROW_STRIDE,
     ScanCall,
@@ -103,6 +106,13 @@ def plan_for(inputs, **changes):
     return make_plan(batch, length, channels, inputs["A"].shape[1], inputs["u"].device, **changes)
 
 
+@triton.jit
+def softplus_kernel(x_p, out_p, count, ACCURATE: tl.constexpr, SIZE: tl.constexpr):
+    i = tl.arange(0, SIZE)
+    x = tl.load(x_p + i, mask=i < count, other=0.0)
+    tl.store(out_p + i, softplus(x, ACCURATE), mask=i < count)
+
+
 def test_interpreted(run_interpreted):
     run_interpreted()
 
@@ -117,6 +127,24 @@ class TestInterpreted:
     @pytest.mark.parametrize(("channels", "states"), [(1, 1), (5, 16), (33, 5), (16, 64), (3, 130)])
     def test_channels_and_states(self, channels, states):
         check(make_inputs(1, 19, channels, states))
+
+    @pytest.mark.parametrize(("batch", "channels", "chunks"), [(2, 130, 1), (1, 260, 2)])
+    def test_several_blocks_of_channels(self, batch, channels, chunks):
+        """Blocks of 128 channels in forward, chunk states and carries, and three segments."""
+        inputs = make_inputs(batch, 18, channels, 2)
+        plan = plan_for(inputs, chunks=chunks, segment=8, rows=8)
+        assert plan.fwd_block == 128
+        check(inputs, plan=plan)
+
+    @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+    def test_softplus_from_end_to_end(self):
+        """As accurate as `softplus` says, also from 6 to 20, where x alone is off by up to 2.5e-3."""
+        x = torch.cat([torch.linspace(-30, 30, 1201), torch.tensor([-80.0, 100.0, 1e4])])
+        exact = torch.nn.functional.softplus(x.double(), threshold=1e9)
+        for accurate, error in ((True, 3e-6), (False, 5e-5)):
+            found = torch.empty_like(x)
+            softplus_kernel[(1,)](x, found, len(x), ACCURATE=accurate, SIZE=2048)
+            assert ((found.double() - exact).abs() <= error * exact).all()
 
     def test_two_rows(self):
         check(make_inputs(2, 18, 20, 16))

@@ -1,5 +1,6 @@
 """Recorded training steps: on a CPU the recorded function runs again, on a GPU the graph is replayed."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.output import ModelOutput
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.graphed import GraphedLoss
@@ -125,6 +127,45 @@ def test_first_batches_round_as_recorded_ones(device, kind):
     first, again, replayed = gradients(), gradients(), gradients()
     for a, b, c in zip(first, again, replayed, strict=True):
         assert a is b is c is None or (torch.equal(a, b) and torch.equal(b, c))
+
+
+class Linear(nn.Module):
+    """The smallest model; tells when it runs, and whether autocast would keep what it casts."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+        self.log = log
+
+    def forward(self, tokens, targets, logits):
+        self.log.append(f"run, cache {'on' if torch.is_autocast_cache_enabled() else 'off'}")
+        loss = (self.weight * tokens.as_subclass(torch.Tensor)).sum()
+        return ModelOutput(None, loss, torch.tensor(tokens.numel()), None)
+
+
+def test_a_step_runs_once_beside_before_it_is_recorded(recorded_cuda, on_gpu):
+    """Libraries take their memory in the first run on a stream; what that run left is given back before the graph begins."""
+    log = recorded_cuda.log
+    step = GraphedLoss(Linear(log))
+    recorded_cuda.at_capture = lambda: log.append(f"holds {step.loss_sum}, {step.gradients}")
+    tokens = torch.arange(6).view(2, 3).as_subclass(on_gpu)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert step(tokens, tokens)[0] == 30
+        assert log == ["run, cache off"]
+        log.clear()
+        step(tokens, tokens)
+        assert log == [
+            "beside waits for main", "on beside", "run, cache off", "off beside", "main waits for beside", "empty cache",
+            "graph, thread_local, no collection", "holds None, None", "run, cache off", "end of graph", "replay",
+        ]  # fmt: skip
+        assert gc.isenabled()
+        log.clear()
+        loss, count = step(tokens + 1, tokens)
+    assert log == ["replay"]
+    assert torch.equal(step.tokens, tokens + 1), "a replay reads what is in place"
+    assert count == 6
+    loss.backward()
+    assert step.model.weight.grad == 15
 
 
 def test_gradients_are_taken_outside_of_autocast():

@@ -1,6 +1,7 @@
 """Schedule, parameter groups and configuration of training."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -9,9 +10,12 @@ from torch import nn
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.optim import parameter_groups
 from mamba_bio_audio.training.progress import duration
 from mamba_bio_audio.training.schedule import learning_rate
+from mamba_bio_audio.training.signals import StopSignal
+from mamba_bio_audio.training.steps import Steps
 
 
 def config(**changes) -> TrainConfig:
@@ -97,6 +101,66 @@ def test_micro_batch_suits_the_device():
     # 15 sequences: the largest divisor that is not above 2^14 / 2^12 = 4.
     assert config(tokens_per_step=15 * 4096, length=4096).micro_batch_for("cpu") == 3
     assert config(micro_batch=4).micro_batch_for("cuda") == 4
+
+
+def test_devices_that_share_sequences_take_as_many_more_at_once():
+    """Each holds a part of every sequence, so that P devices have room for P times as many."""
+    alone = config(tokens_per_step=2**20, length=4096, devices=4)
+    shared = config(tokens_per_step=2**20, length=4096, devices=4, sequence_parallel=2)
+    assert (alone.micro_batch_for("cpu"), shared.micro_batch_for("cpu")) == (4, 8)
+    assert (alone.accumulate("cpu"), shared.accumulate("cpu")) == (16, 16)
+    # Never more than a group has in a step, here four of sixteen.
+    assert config(tokens_per_step=16 * 4096, length=4096, devices=4).micro_batch_for("cuda") == 4
+    # One sequence that fills two devices.
+    assert config(tokens_per_step=2**20, length=2**19, devices=2, sequence_parallel=2).micro_batch_for("cuda") == 1
+
+
+def scheduled(**changes):
+    """A trainer's worth of what `Steps` reads, and the optimiser that it belongs to."""
+    module = LanguageModelModule(nn.Linear(2, 2), config(**changes))
+    found = module.configure_optimizers()
+    trainer = SimpleNamespace(lr_scheduler_configs=[SimpleNamespace(**found["lr_scheduler"])])
+    return trainer, found["optimizer"], found["lr_scheduler"]["scheduler"]
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
+def test_the_logged_rate_is_that_of_the_step(warmup):
+    """In the warm-up, at the peak and along the cosine: what the optimiser used, not what it will use next."""
+    trainer, optimizer, scheduler = scheduled(steps=20, warmup=warmup)
+    used = []
+    for step in range(1, 21):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+        assert Steps._rate(trainer, step) == pytest.approx(used[-1], rel=1e-12)
+        expected = learning_rate(step - 1, steps=20, lr=1e-3, lr_min=1e-5, warmup=warmup)
+        assert used[-1] == pytest.approx(expected, rel=1e-12)
+    assert len(set(used)) >= 19
+
+
+def steps(tmp_path, **changes):
+    return Steps(config(**changes), 1, tmp_path, [], StopSignal(), SimpleNamespace(start=lambda: None), [])
+
+
+def test_patience_goes_on_where_it_was(tmp_path):
+    """A run stopped after two of three bad validations ends after one more, and one that was over does not start again."""
+    before = steps(tmp_path, patience=3)
+    before.best, before.best_step, before.stale = 1.25, 4, 2
+    saved = before.state_dict()
+    resumed = steps(tmp_path, patience=3)
+    resumed.load_state_dict(saved)
+    assert (resumed.best, resumed.best_step, resumed.stale) == (1.25, 4, 2)
+    module = SimpleNamespace(train_nats=None, train_count=None)
+    trainer = SimpleNamespace(is_global_zero=False, global_step=6, should_stop=None)
+    resumed._module, resumed.stop = module, SimpleNamespace(install=lambda: None)
+    resumed.on_train_start(trainer, module)
+    assert trainer.should_stop is False
+    resumed.stale += 1
+    over = steps(tmp_path, patience=3)
+    over.load_state_dict(resumed.state_dict())
+    over._module, over.stop = module, SimpleNamespace(install=lambda: None)
+    over.on_train_start(trainer, module)
+    assert trainer.should_stop is True
 
 
 def test_duration():

@@ -1,0 +1,86 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+
+class OnGpu(torch.Tensor):
+    """A tensor of the CPU that says it lies on a GPU."""
+
+    is_cuda = True
+
+
+class RecordedCuda:
+    """Stands in for streams and graphs of `torch.cuda` and writes down what is asked of them, in order.
+
+    Nothing is recorded: within `torch.cuda.graph` everything runs as usual.
+
+    Attributes:
+        log: what happened; tests add to it what happens between.
+        at_capture: called when a graph begins, to look at what it would find.
+    """
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.at_capture: Any = lambda: None
+
+    def stream(self, name: str) -> Any:
+        cuda = self
+
+        class Stream:
+            def wait_stream(self, other: Any) -> None:
+                cuda.log.append(f"{name} waits for {other}")
+
+            def __str__(self) -> str:
+                return name
+
+        return Stream()
+
+    @contextlib.contextmanager
+    def on(self, stream: Any) -> Iterator[None]:
+        self.log.append(f"on {stream}")
+        yield
+        self.log.append(f"off {stream}")
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, capture_error_mode: str) -> Iterator[None]:
+        self.log.append(f"graph, {capture_error_mode}, {'' if gc.isenabled() else 'no '}collection")
+        self.at_capture()
+        yield
+        self.log.append("end of graph")
+
+    def new_graph(self) -> Any:
+        cuda = self
+
+        class Graph:
+            def replay(self) -> None:
+                cuda.log.append("replay")
+
+        return Graph()
+
+
+@pytest.fixture
+def recorded_cuda(monkeypatch: pytest.MonkeyPatch) -> RecordedCuda:
+    """`torch.cuda` writes down what is asked of streams and graphs; `tensor.as_subclass(on_gpu)` makes the code ask."""
+    cuda = RecordedCuda()
+    main = cuda.stream("main")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: cuda.stream("beside"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", cuda.on)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", cuda.new_graph)
+    monkeypatch.setattr(torch.cuda, "graph", cuda.graph)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: cuda.log.append("empty cache"))
+    return cuda
+
+
+@pytest.fixture
+def on_gpu() -> type[torch.Tensor]:
+    """A class for `tensor.as_subclass`: what is on the CPU says it is on a GPU."""
+    return OnGpu

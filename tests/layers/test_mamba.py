@@ -1,0 +1,36 @@
+"""Initial values of the Mamba layer."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.layers.mamba import MambaLayer
+
+
+def steps_of(**changes):
+    """Initial step sizes of 4,096 channels, in fp64."""
+    torch.manual_seed(0)
+    layer = MambaLayer(2048, SsmConfig(**({"complex": False, "selective": True, "d_state": 1} | changes)))
+    bias = layer.dt_proj.bias if layer.selective_dt else layer.dt
+    return F.softplus(bias.detach().double())
+
+
+@pytest.mark.parametrize("selective", [True, False])
+def test_step_sizes_are_log_uniform(selective):
+    """Between dt_min and dt_max: the paper's 0.001 and 0.1 (section 3.6)."""
+    step = steps_of(selective=selective)
+    assert 0.001 * (1 - 1e-3) <= step.min() < 0.00103
+    assert 0.097 < step.max() <= 0.1 * (1 + 1e-3)
+    logs = ((step.log() - math.log(0.001)) / math.log(100)).sort().values
+    assert (logs - torch.linspace(0, 1, len(logs))).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("selective", [True, False])
+def test_no_step_is_below_the_floor(selective):
+    """Half of the channels of a log-uniform draw from 1e-6 to 1e-2 lie below 1e-4, and are raised to it."""
+    step = steps_of(selective=selective, dt_min=1e-6, dt_max=1e-2, dt_floor=1e-4)
+    assert step.min() >= 1e-4 * (1 - 1e-3)
+    assert 0.45 < (step < 1e-4 * (1 + 1e-3)).double().mean() < 0.55

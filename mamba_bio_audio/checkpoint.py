@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mamba_bio_audio.config import RunConfig, model_config, read_values, validate
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import inside
 from mamba_bio_audio.foreign import infer_config, read_folder, read_json, read_tensors, rename, some
 from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.config import ModelConfig
@@ -163,7 +164,7 @@ def describe_which(config: Any, which: Which) -> str:
 
 def read_manifest(run: Path) -> dict[str, Any]:
     """A run's `manifest.json`, or an empty dict."""
-    path = run / "manifest.json"
+    path = inside(run, "manifest.json")
     if not path.exists():
         return {}
     return _checked_manifest(read_json(path), path)
@@ -184,7 +185,7 @@ def _checked_manifest(manifest: Any, place: Path) -> dict[str, Any]:
 
 def read_config(run: Path) -> RunConfig:
     """A run's resolved configuration."""
-    path = run / "config.yaml"
+    path = inside(run, "config.yaml")
     if not path.exists():
         raise InputError(f"{run}: not a run folder, it has no config.yaml")
     try:
@@ -220,7 +221,8 @@ def _from_run(path: Path, which: Which) -> _Source:
 
 def evaluation_files(run: Path) -> list[Path]:
     """`evaluate-SPLIT.json` of a run; not what `mba evaluate --context` leaves beside them."""
-    return sorted(path for path in run.glob("evaluate-*.json") if not path.name.startswith("evaluate-context-"))
+    names = (path.name for path in run.glob("evaluate-*.json"))
+    return [inside(run, name) for name in sorted(names) if not name.startswith("evaluate-context-")]
 
 
 def read_evaluations(run: Path) -> dict[str, Any]:

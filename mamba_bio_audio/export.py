@@ -19,6 +19,7 @@ from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.text import printable
 
 
 def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
@@ -135,7 +136,8 @@ def model_card(model: LanguageModel | Classifier) -> str:
     elif model.codec is not None:
         ids = ", ".join(f"{symbol} {i}" for i, symbol in enumerate(model.codec.vocab))
         lines += ["## Symbols", "", f"{ids}.", ""]
-    return "\n".join(lines)
+    # A name of a file or a class with a line end in it stays on its line.
+    return "\n".join(printable(line) for line in lines)
 
 
 def _card_of_training(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:

@@ -27,8 +27,8 @@ def bench(
 
     file = out or Path(f"bench-{what}-{resolved}.csv")
     show = not (quiet or as_json)
-    rows = run(what, file, device=resolved, seconds=seconds, progress=(lambda row: print(_line(row))) if show else None)
-    print(to_json(rows) if as_json else f"written: {file}")
+    rows = run(what, file, device=resolved, seconds=seconds, progress=(lambda row: show(_line(row))) if show else None)
+    show(to_json(rows) if as_json else f"written: {file}")
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from mamba_bio_audio.cli.options import (
 )
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.text import show
 
 
 def classify(
@@ -54,13 +55,13 @@ def classify(
 
     if dry_run:
         result = pretrain.dry_run(config, device=resolved_device)
-        print(to_json(result) if as_json else pretrain.describe_dry_run(result), end="\n" if as_json else "")
+        show(to_json(result) if as_json else pretrain.describe_dry_run(result), end="\n" if as_json else "")
         return
     summary = workflow.classify(
         config, run, device=resolved_device, resume=resume, force=force, quiet=quiet, arguments=sys.argv[1:]
     )
     if is_main_process():
-        print(to_json(summary) if as_json else _text(summary))
+        show(to_json(summary) if as_json else _text(summary))
     if summary["stopped_by"]:
         raise typer.Exit(130)
 

@@ -8,6 +8,7 @@ import typer
 
 from mamba_bio_audio.cli.options import DebugOption, JsonOption
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.text import show
 
 
 def configs(
@@ -21,12 +22,12 @@ def configs(
 
     if recipe is not None:
         merged = merge_recipe(recipe)
-        print(to_json(merged) if as_json else dump(merged), end="")
+        show(to_json(merged) if as_json else dump(merged), end="")
         return
     rows = {name: merge_recipe(name).get("description", "") for name in recipe_names()}
     if as_json:
-        print(to_json(rows))
+        show(to_json(rows))
         return
     width = max(map(len, rows))
     for name, description in rows.items():
-        print(f"{name:<{width}}  {description}")
+        show(f"{name:<{width}}  {description}")

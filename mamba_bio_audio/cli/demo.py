@@ -12,6 +12,7 @@ import typer
 from mamba_bio_audio.cli.demo_audio import demo_audio
 from mamba_bio_audio.cli.options import DebugOption, DeviceOption, QuietOption, SetOption, counter, resolve_device
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.text import show
 
 RECIPE = "dna/demo"
 
@@ -53,7 +54,7 @@ def demo(
         raise InputError(f"{out} holds something other than an earlier demo; choose another --out")
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        show(text, file=sys.stderr, flush=True)
 
     say("1/4  pretraining on five packaged genome slices")
     summary = pretrain(config, out, device=resolved, force=earlier, quiet=quiet, arguments=["demo"])
@@ -63,20 +64,20 @@ def demo(
     say("2/4  evaluating held-out blocks beside Markov baselines")
     with counter("evaluating", "batches", quiet) as progress:
         result = evaluate(out, device=resolved, progress=progress)
-    write_json(out / "evaluate-test.json", result)
-    print(describe_evaluation(result))
+    write_json(out / "evaluate-test.json", result | {"pictures": ["curve.png"]})
+    show(describe_evaluation(result))
     say("3/4  sampling three sequences of 600 bases")
     with counter("sampling", "bases", quiet) as progress:
         sample(out, out / "samples.fa", length=600, num_samples=3, device=resolved, progress=progress)
-    print(f"\nsamples ({out / 'samples.fa'}), the first 60 bases of each:")
+    show(f"\nsamples ({out / 'samples.fa'}), the first 60 bases of each:")
     records = (out / "samples.fa").read_text().split(">")[1:]
     for record in records:
         header, first = record.splitlines()[:2]
-        print(f"  {header.split()[0]}  {first[:60]}")
+        show(f"  {header.split()[0]}  {first[:60]}")
     say("4/4  drawing the curves")
     training_curve(out, result, out / "curve.png")
-    print(f"\npicture: {out / 'curve.png'}    finished in {time.perf_counter() - start:.0f} s")
-    print(
+    show(f"\npicture: {out / 'curve.png'}    finished in {time.perf_counter() - start:.0f} s")
+    show(
         "\nTry next:\n"
         "  mba prepare genome YOUR.fa --out data/yours        any FASTA, plain or BGZF\n"
         "  mba pretrain dna/tiny --set data.path=data/yours   minutes on a CPU\n"

@@ -11,6 +11,7 @@ import typer
 
 from mamba_bio_audio.cli.options import counter
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.text import show
 
 RECIPE = "audio/tiny"
 _RATE_HZ = 8000
@@ -38,7 +39,7 @@ def demo_audio(out: Path, overrides: Sequence[str], device: str, quiet: bool) ->
     data = out.with_name(f"{out.name}-synthetic-tones")
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        show(text, file=sys.stderr, flush=True)
 
     say(f"1/4  writing synthetic melodies to {data}, and pretraining on them")
     write_melodies(data, rate_hz=_RATE_HZ)
@@ -50,8 +51,8 @@ def demo_audio(out: Path, overrides: Sequence[str], device: str, quiet: bool) ->
     say("2/4  evaluating held-out melodies beside yardsticks")
     with counter("evaluating", "batches", quiet) as progress:
         result = evaluate(out, device=device, progress=progress)
-    write_json(out / "evaluate-test.json", result)
-    print(describe_evaluation(result))
+    write_json(out / "evaluate-test.json", result | {"pictures": ["spectrogram.png"]})
+    show(describe_evaluation(result))
     say("3/4  sampling two seconds, one sample at a time")
     made = out / "sample.wav"
     with counter("sampling", "samples", quiet) as progress:
@@ -63,9 +64,9 @@ def demo_audio(out: Path, overrides: Sequence[str], device: str, quiet: bool) ->
     real, _ = soundfile.read(sorted(data.glob("*.wav"))[-1], frames=len(audio))
     picture = out / "spectrogram.png"
     spectrograms([("synthetic melody, held out", real), ("sampled by the model", audio)], rate, picture)
-    print(f"\nlisten: {made}    look: {picture}    finished in {time.perf_counter() - start:.0f} s")
-    print("The training data are synthetic tones: this shows that everything works, not what a model of music can do.")
-    print(
+    show(f"\nlisten: {made}    look: {picture}    finished in {time.perf_counter() - start:.0f} s")
+    show("The training data are synthetic tones: this shows that everything works, not what a model of music can do.")
+    show(
         "\nTry next:\n"
         "  mba prepare audio RECORDINGS --out data/yours        any WAV, FLAC, OGG or MP3 files\n"
         "  mba pretrain audio/tiny --set data.path=data/yours   minutes on a CPU\n"

@@ -8,6 +8,7 @@ import typer
 
 from mamba_bio_audio.cli.options import DebugOption, JsonOption
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.text import show
 
 
 def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
@@ -15,6 +16,6 @@ def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     from mamba_bio_audio import diagnose
 
     result: dict[str, Any] = diagnose.diagnose()
-    print(to_json(result) if as_json else diagnose.describe(result))
+    show(to_json(result) if as_json else diagnose.describe(result))
     if not all(test["passed"] for test in result["self_test"]):
         raise typer.Exit(1)

@@ -20,6 +20,7 @@ from mamba_bio_audio.cli.options import (
     counters,
     resolve_device,
 )
+from mamba_bio_audio.text import show
 
 
 def evaluate(
@@ -82,7 +83,7 @@ def evaluate(
             notes = sc09.prepare_judge(
                 run, device=resolved, kind=judge, epochs=judge_epochs, overrides=overrides or [], progress=steps
             )
-        print(to_json(notes) if as_json else sc09.describe_judge(notes))
+        show(to_json(notes) if as_json else sc09.describe_judge(notes))
         return
     if metrics == "sc09":
         from mamba_bio_audio.workflow import sc09
@@ -99,7 +100,7 @@ def evaluate(
                 overrides=overrides or [],
                 progress=steps,
             )
-        print(to_json(result) if as_json else sc09.describe_sc09(result))
+        show(to_json(result) if as_json else sc09.describe_sc09(result))
         return
     if context is not None:
         from mamba_bio_audio.workflow import context as at_length
@@ -117,9 +118,9 @@ def evaluate(
                 progress=progress,
             )
         paths = at_length.write_context(result, out or run)
-        print(to_json(result) if as_json else at_length.describe_context(result))
+        show(to_json(result) if as_json else at_length.describe_context(result))
         if not quiet and not as_json:
-            print("\nwritten: " + ", ".join(str(path) for path in paths))
+            show("\nwritten: " + ", ".join(str(path) for path in paths))
         return
     with counter("evaluating", "batches", quiet) as progress:
         result = workflow.evaluate(
@@ -138,14 +139,14 @@ def evaluate(
 
         own = not overrides and length is None and which == "best" and (run / "config.yaml").exists()
         result = write_evaluation(run, result) if own else {k: v for k, v in result.items() if k != "predictions"}
-        print(to_json(result) if as_json else describe(result))
+        show(to_json(result) if as_json else describe(result))
         return
     own = baselines and not overrides and length is None and which == "best"
     if own and (run / "config.yaml").exists():
         write_json(run / f"evaluate-{split}.json", result)
     if not math.isfinite(result["model"]["nats"]):
         raise RuntimeError(f"the model's likelihood is {result['model']['nats']}; its weights are not usable")
-    print(to_json(result) if as_json else workflow.describe_evaluation(result))
+    show(to_json(result) if as_json else workflow.describe_evaluation(result))
 
 
 def _numbers(text: str) -> list[int]:

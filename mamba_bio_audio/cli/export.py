@@ -10,6 +10,7 @@ import typer
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, RunArgument, WhichOption
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import check_folder
+from mamba_bio_audio.text import show
 
 
 def export(
@@ -30,4 +31,4 @@ def export(
     exports.export(model, out, evaluations=checkpoint.read_evaluations(run))
     opens = not hasattr(model, "labels") and exports.opens_in_transformers(model.model_config)
     how = "transformers.MambaForCausalLM and mba.load" if opens else "mba.load"
-    print(f"{out}: {model.num_parameters():,} parameters, opens with {how}")
+    show(f"{out}: {model.num_parameters():,} parameters, opens with {how}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 
@@ -22,6 +23,7 @@ from mamba_bio_audio.cli import (
     sample,
 )
 from mamba_bio_audio.errors import InputError, NetworkError
+from mamba_bio_audio.text import show
 
 app = typer.Typer(
     help="Long-context Mamba foundation models for genomes.",
@@ -48,6 +50,10 @@ def run(arguments: list[str] | None = None) -> None:
     """Entry point of `mba`; turns exceptions into messages and exit codes."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    # What the terminal's encoding does not have is written out, instead of ending a command that has done its work.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="mba")
     except InputError as error:
@@ -55,7 +61,7 @@ def run(arguments: list[str] | None = None) -> None:
     except NetworkError as error:
         _fail(error, 1, debug)
     except KeyboardInterrupt:
-        print("mba: interrupted", file=sys.stderr)
+        show("mba: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
@@ -71,5 +77,5 @@ def _fail(error: Exception, code: int, debug: bool) -> None:
     if isinstance(error, OSError) and error.filename is not None and str(error.filename) not in str(error):
         name = f"{error.filename}: {name}"
     hint = "" if debug or explained else "\n(--debug shows where)"
-    print(f"mba: {name}{error}{hint}", file=sys.stderr)
+    show(f"mba: {name}{error}{hint}", file=sys.stderr)
     sys.exit(code)

@@ -19,6 +19,7 @@ from mamba_bio_audio.cli.options import (
     resolve_device,
 )
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.text import show
 
 
 def predict(
@@ -55,7 +56,7 @@ def predict(
     if resume and force:
         raise InputError("--resume continues a prediction and --force replaces it; give one of them")
     if out is not None and resume and out.exists() and not out.with_name(f"{out.name}.part").exists():
-        print(f"{out}: already complete")
+        show(f"{out}: already complete")
         return
     if out is not None and out.exists() and not (force or resume):
         raise InputError(f"{out} exists; choose another --out, or replace it with --force")
@@ -85,8 +86,8 @@ def predict(
             progress=progress,
         )
     if as_json:
-        print(to_json(summary))
+        show(to_json(summary))
     elif not quiet:
-        print(describe_predictions(summary), file=sys.stderr if out is None else sys.stdout)
+        show(describe_predictions(summary), file=sys.stderr if out is None else sys.stdout)
     if summary["stopped_by"]:
         raise typer.Exit(130)

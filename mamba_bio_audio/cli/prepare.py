@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from mamba_bio_audio.cli import prepare_apes, prepare_audio, prepare_hg38
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, counter
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.text import show
 
 app = typer.Typer(help="Check, index and split data.", no_args_is_help=True)
 
@@ -74,14 +76,14 @@ def genome(
             allow_shared_bases=allow_shared_bases,
             allow_duplicates=allow_duplicates,
             force=force,
-            note=lambda text: typer.echo(text, err=True),
+            note=lambda text: show(text, file=sys.stderr),
             progress=progress,
         )
     if as_json:
-        print(to_json(prepared.manifest))
+        show(to_json(prepared.manifest))
         return
-    print(table(prepared.rows))
-    print(f"next: mba pretrain dna/tiny --set data.path={out}")
+    show(table(prepared.rows))
+    show(f"next: mba pretrain dna/tiny --set data.path={out}")
 
 
 app.command("apes")(prepare_apes.apes)

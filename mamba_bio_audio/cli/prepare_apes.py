@@ -10,6 +10,7 @@ import typer
 
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, QuietOption, counter
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.text import show
 
 
 def apes(
@@ -67,12 +68,12 @@ def apes(
             mix_generations=mix_generations,
             unknown_homology=unknown_homology,
             force=force,
-            say=(lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr)),
+            say=(lambda text: None) if quiet else (lambda text: show(text, file=sys.stderr)),
             progress=progress,
         )
-    print(to_json(manifest) if as_json else table(summary_rows(manifest)))
+    show(to_json(manifest) if as_json else table(summary_rows(manifest)))
     if not as_json:
-        print(f"next: mba classify dna/species --set data.path={out}")
+        show(f"next: mba classify dna/species --set data.path={out}")
 
 
 def _numbers(text: str) -> list[str]:

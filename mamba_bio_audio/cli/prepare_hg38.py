@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, QuietOption, counter
+from mamba_bio_audio.text import show
 
 
 def hg38(
@@ -40,11 +41,11 @@ def hg38(
             url=url,
             downloads=downloads,
             force=force,
-            say=(lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr)),
+            say=(lambda text: None) if quiet else (lambda text: show(text, file=sys.stderr)),
             progress=progress,
         )
     if as_json:
-        print(to_json(prepared.manifest))
+        show(to_json(prepared.manifest))
         return
-    print(table(prepared.rows))
-    print(f"next: mba pretrain dna/hg38-1.4m-paper --set data.path={out}")
+    show(table(prepared.rows))
+    show(f"next: mba pretrain dna/hg38-1.4m-paper --set data.path={out}")

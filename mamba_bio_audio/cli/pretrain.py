@@ -20,6 +20,7 @@ from mamba_bio_audio.cli.options import (
 )
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.text import show
 
 
 def pretrain(
@@ -52,15 +53,15 @@ def pretrain(
     if dry_run:
         result = workflow.dry_run(config, device=resolved_device)
         if as_json:
-            print(to_json(result))
+            show(to_json(result))
         else:
-            print(workflow.describe_dry_run(result), end="")
+            show(workflow.describe_dry_run(result), end="")
         return
     summary = workflow.pretrain(
         config, run, device=resolved_device, resume=resume, force=force, quiet=quiet, arguments=sys.argv[1:]
     )
     if is_main_process():
-        print(to_json(summary) if as_json else _text(summary))
+        show(to_json(summary) if as_json else _text(summary))
     if summary["stopped_by"]:
         raise typer.Exit(130)
 

@@ -9,6 +9,7 @@ import typer
 
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, QuietOption, counter
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.text import show
 
 
 def report(
@@ -35,4 +36,4 @@ def report(
     page = out or run / "report.html"
     with counter("comparing", "bases", quiet) as progress:
         sections = workflow.report(run, page, samples=samples, progress=progress)
-    print(f"{page}: {', '.join(sections)}")
+    show(f"{page}: {', '.join(sections)}")

@@ -19,6 +19,7 @@ from mamba_bio_audio.cli.options import (
     resolve_device,
 )
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.text import show
 
 
 def sample(
@@ -81,15 +82,15 @@ def sample(
         stopped_by = workflow.sample(run, out, **settings)
     if stopped_by:
         again = f"; continue with the same command and --resume (so far: {part})" if out is not None else ""
-        print(f"stopped by {stopped_by}{again}", file=sys.stderr)
+        show(f"stopped by {stopped_by}{again}", file=sys.stderr)
         raise typer.Exit(130)
     if complete:
-        print(f"{out}: already complete")
+        show(f"{out}: already complete")
         return
     if out is not None:
         what = _what(out)
         made = "sample" if what == "bases" else "clip"
-        print(f"{out}: {num_samples:,} {made}{'s' * (num_samples != 1)} of {length:,} {what}")
+        show(f"{out}: {num_samples:,} {made}{'s' * (num_samples != 1)} of {length:,} {what}")
         if report and what == "bases":
             _report(run, out, quiet)
 
@@ -101,9 +102,9 @@ def _report(run: Path, out: Path, quiet: bool) -> None:
 
     with counter("comparing", "bases", quiet) as progress:
         result = report_on_samples(run, out, progress=progress)
-    print(describe_samples(result))
+    show(describe_samples(result))
     if result["note"]:
-        print(f"not compared with the training data: {result['note']}", file=sys.stderr)
+        show(f"not compared with the training data: {result['note']}", file=sys.stderr)
 
 
 def _what(out: Path) -> str:

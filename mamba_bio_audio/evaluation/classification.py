@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from mamba_bio_audio.text import printable
+
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 BINS = 15
@@ -191,13 +193,14 @@ def describe_classification(report: Mapping[str, Any]) -> str:
         f"calibration error {report['calibration']['ece']:.3f}",
         "",
     ]
-    width = max(5, *(len(label) for label in report["labels"])) + 2
+    labels = [printable(label) for label in report["labels"]]
+    width = max(5, *map(len, labels)) + 2
     lines.append(f"{'class':<{width}}{'count':>8}{'predicted':>11}{'precision':>11}{'recall':>9}{'F1':>8}")
     for label, row in report["classes"].items():
         scores = f"{row['precision']:>11.3f}{row['recall']:>9.3f}{row['f1']:>8.3f}"
-        lines.append(f"{label:<{width}}{row['count']:>8,}{row['predicted']:>11,}{scores}")
-    lines += ["", f"{'true, predicted as':<{max(width, 20)}}" + "".join(f"{name:>14.13}" for name in report["labels"])]
-    for label, row in zip(report["labels"], report["confusion"], strict=True):
+        lines.append(f"{printable(label):<{width}}{row['count']:>8,}{row['predicted']:>11,}{scores}")
+    lines += ["", f"{'true, predicted as':<{max(width, 20)}}" + "".join(f"{name:>14.13}" for name in labels)]
+    for label, row in zip(labels, report["confusion"], strict=True):
         lines.append(f"{label:<{max(width, 20)}}" + "".join(f"{value:>14,}" for value in row))
     if report["strata"]:
         lines.append("")

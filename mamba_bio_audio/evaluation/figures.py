@@ -172,8 +172,13 @@ def context_curves(evaluation: dict[str, Any], out: Path) -> None:
         figure.savefig(temporary, dpi=130, format="png")
 
 
-def learning_curves(metrics: Path) -> bytes:
-    """Loss with validation, learning rate and gradient norm against steps, from `metrics.csv`, as a PNG."""
+def learning_curves(metrics: Path, per: str) -> bytes:
+    """Loss with validation, learning rate and gradient norm against steps, from `metrics.csv`, as a PNG.
+
+    Args:
+        metrics: `metrics.csv` of a run.
+        per: what the loss is per: base, sample, or for a classifier sequence.
+    """
     from matplotlib.figure import Figure
 
     with metrics.open(newline="") as file:
@@ -184,7 +189,7 @@ def learning_curves(metrics: Path) -> bytes:
     loss.plot(steps, [float(row["train_nats"]) for row in rows], color="tab:blue", alpha=0.4, label="training")
     valid = [(int(row["step"]), float(row["valid_nats"])) for row in rows if row["valid_nats"]]
     loss.plot([step for step, _ in valid], [nats for _, nats in valid], "o-", color="tab:blue", label="validation")
-    loss.set(xlabel="step", ylabel="nats per position")
+    loss.set(xlabel="step", ylabel=f"nats per {per}")
     loss.legend(fontsize=8)
     rate.plot(steps, [float(row["lr"]) for row in rows], color="tab:green")
     rate.set(xlabel="step", ylabel="learning rate")

@@ -4,6 +4,7 @@
 |---|---|
 | `atomic.py` | one file that appears whole or not at all |
 | `locks.py` | one writer at a time, with the owner's name for the others |
+| `inside.py` | files of a folder that no link leads out of |
 | `folders.py` | markers: which command made a folder, and replacing only what that command made |
 | `tensors.py` | nested values with tensors in them, in one file, without pickle (imports torch; not imported here) |
 | `unfinished.py` | `OUT.part`: outputs that grow, and continue with equal settings |
@@ -19,6 +20,7 @@ from mamba_bio_audio.files.atomic import (
     write_text,
 )
 from mamba_bio_audio.files.folders import Maker, check_outside, growing_folder, mark, new_folder, replacing
+from mamba_bio_audio.files.inside import inside
 from mamba_bio_audio.files.locks import locked
 from mamba_bio_audio.files.unfinished import begin_unfinished, discard_unfinished, unfinished
 
@@ -30,6 +32,7 @@ __all__ = [
     "check_outside",
     "discard_unfinished",
     "growing_folder",
+    "inside",
     "locked",
     "mark",
     "name_full_disk",

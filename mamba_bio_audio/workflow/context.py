@@ -19,6 +19,7 @@ from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import write_json, write_text
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.target_blocks import target_blocks
+from mamba_bio_audio.text import cell
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.workflow.evaluate import open_run
 
@@ -134,7 +135,7 @@ def write_context(result: dict[str, Any], folder: Path) -> list[Path]:
     stem = f"evaluate-context-{result['split']}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}{suffix}" for suffix in (".json", ".csv", "-position.csv", ".png")]
-    write_json(paths[0], result)
+    write_json(paths[0], result | {"pictures": [paths[3].name]})
     write_text(paths[1], _csv(result["matched"]))
     write_text(paths[2], _csv(result["by_position"]))
     context_curves(result, paths[3])
@@ -145,7 +146,9 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {key: cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows
+    )
     return text.getvalue()
 
 

@@ -26,6 +26,7 @@ from mamba_bio_audio.files import write_json, write_text
 from mamba_bio_audio.inference.classify import Strand, classify
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import ClassDataset, DnaClassesDataModule
+from mamba_bio_audio.text import cell
 
 # Training sequences of the k-mer baseline: at most this many, and at most this many bases.
 BASELINE_SEQUENCES, BASELINE_BASES = 20_000, 1 << 26
@@ -169,14 +170,15 @@ def _gain(
 def _predictions(dataset: ClassDataset, p: NDArray[np.float64], classes: tuple[str, ...]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow(["class", "record", "start0", "end", "locus", "predicted", *(f"p_{name}" for name in classes)])
+    writer.writerow(
+        ["class", "record", "start0", "end", "locus", "predicted", *(cell(f"p_{name}") for name in classes)]
+    )
     for window, row in zip(dataset.windows, p, strict=True):
         region = window.region
         values = [f"{value:.6f}" for value in row]
         predicted = classes[int(row.argmax())]
-        writer.writerow(
-            [classes[region.label], region.record, window.start, window.end, region.locus, predicted, *values]
-        )
+        names = [cell(name) for name in (classes[region.label], region.record, region.locus, predicted)]
+        writer.writerow([*names[:2], window.start, window.end, *names[2:], *values])
     return text.getvalue()
 
 
@@ -197,9 +199,11 @@ def write_evaluation(run: Path, result: dict[str, Any]) -> dict[str, Any]:
         except (ValueError, AttributeError):
             raise InputError(f"{path}: damaged; delete it to evaluate again") from None
     result = result | {"evaluations": [*before, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")]}
+    picture = run / f"confusion-{split}.png"
+    result |= {"pictures": [picture.name]}
     write_json(path, result)
     write_text(run / f"predictions-{split}.tsv", predictions)
-    confusion_picture(result["model"], run / f"confusion-{split}.png")
+    confusion_picture(result["model"], picture)
     return result
 
 

@@ -21,6 +21,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import write_json
 from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.inference.predict import Mode, Prediction, predict
+from mamba_bio_audio.text import cell
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.workflow.predict_sources import Item, clips, open_source
@@ -84,7 +85,7 @@ def predict_files(
             )
         return _ask_judge(run, files, out, device, resume, force, progress)
     model = checkpoint.load_classifier(run, which)
-    labels = model.labels
+    labels = [cell(label) for label in model.labels]
     config = model.config
     source = open_source(model.codec, config)
     strand = strand or source.strands[0]
@@ -213,21 +214,15 @@ def describe_predictions(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    """Text on one line of UTF-8: names of files may hold tabs, line ends and bytes that are no UTF-8."""
-    text = text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _names(item: Item) -> tuple[str, str]:
-    return _cell(item.file), _cell(item.name)
+    return cell(item.file), cell(item.name)
 
 
 def _row(item: Item, prediction: Prediction, labels: Sequence[str]) -> list[str]:
     values = [*_names(item), str(item.length), str(prediction.used), str(prediction.windows)]
     p = prediction.probabilities
     if p is None:
-        return [*values, "", *("" for _ in labels), _cell(prediction.reason)]
+        return [*values, "", *("" for _ in labels), cell(prediction.reason)]
     return [*values, labels[int(p.argmax())], *(f"{value:.6g}" for value in p), ""]
 
 

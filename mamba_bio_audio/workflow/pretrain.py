@@ -23,6 +23,7 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.plain_yaml import dump
+from mamba_bio_audio.text import printable
 from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
 from mamba_bio_audio.training.lengths import length_stages, positions_until, stretches
 from mamba_bio_audio.training.parallel import is_main_process
@@ -324,9 +325,10 @@ def _chunk_text(train: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """(what, value) rows in two columns."""
-    width = max(len(what) for what, _ in rows)
-    return "\n".join(f"{what:<{width}}  {value}" for what, value in rows)
+    """(what, value) rows in two columns, whatever the names in them hold."""
+    shown = [(printable(what), printable(value)) for what, value in rows]
+    width = max(len(what) for what, _ in shown)
+    return "\n".join(f"{what:<{width}}  {value}" for what, value in shown)
 
 
 def _check_same(new: RunConfig, old: RunConfig, run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from mamba_bio_audio.config import RunConfig, to_yaml
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.figures import kmer_spectra, learning_curves
 from mamba_bio_audio.evaluation.samples import describe_samples
-from mamba_bio_audio.files import write_text
+from mamba_bio_audio.files import inside, write_text
+from mamba_bio_audio.text import printable
 from mamba_bio_audio.workflow.context import describe_context
 from mamba_bio_audio.workflow.data import data_rows
 from mamba_bio_audio.workflow.evaluate import describe_evaluation
@@ -69,18 +71,18 @@ def report(
     from jinja2 import Environment, StrictUndefined
 
     config, manifest = checkpoint.read_config(run), checkpoint.read_manifest(run)
-    sections = [_training(config, manifest), _data(config, manifest), _curves(run), *_evaluations(run)]
+    sections = [_training(config, manifest), _data(config, manifest), _curves(run, _per(config)), *_evaluations(run)]
     if config.data.kind == "audio":
         sections += _audio(run, samples or find_samples(run))
         samples = None
-    elif samples is None and (run / SAMPLES_NAME).exists():
+    elif samples is None and inside(run, SAMPLES_NAME).exists():
         samples = run / SAMPLES_NAME
     if samples is not None:
         sections.append(_samples(run, samples, progress))
     elif config.data.kind == "dna":
         sections.append(Section("Samples", f"None yet: mba sample {run} --length 1000 --out {run / SAMPLES_NAME}"))
     sections += [_provenance(manifest), Section("Configuration", pre=to_yaml(config))]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
     template = environment.from_string((files("mamba_bio_audio.workflow") / "report.html").read_text(encoding="utf-8"))
     page = template.render(
         title=config.name or run.name, lead=config.description, sections=sections, version=__version__
@@ -122,16 +124,21 @@ def _data(config: RunConfig, manifest: dict[str, Any]) -> Section:
     return Section("On what", rows=[*rows, *([("and", f"{more:,} more files")] if more > 0 else [])])
 
 
-def _curves(run: Path) -> Section:
-    metrics = run / "metrics.csv"
+def _curves(run: Path, per: str) -> Section:
+    metrics = inside(run, "metrics.csv")
     if not metrics.exists():
         return Section("Curves", "No step has been logged yet.")
-    return Section("Curves", images=[_image("loss, rate and gradient norm against steps", learning_curves(metrics))])
+    try:
+        png = learning_curves(metrics, per)
+    except (ValueError, KeyError, TypeError, csv.Error):
+        raise InputError(f"{metrics}: not the metrics of a run; restore the file, or move it away") from None
+    return Section("Curves", images=[_image("loss, rate and gradient norm against steps", png)])
 
 
 def _evaluations(run: Path) -> list[Section]:
     sections = []
-    contexts = sorted(run.glob("evaluate-context-*.json"))
+    contexts = [inside(run, path.name) for path in sorted(run.glob("evaluate-context-*.json"))]
+    pictures: list[Image] = []
     for path in [*checkpoint.evaluation_files(run), *contexts]:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
@@ -141,12 +148,13 @@ def _evaluations(run: Path) -> list[Section]:
                 text = describe_classes(result)
             else:
                 text = describe_evaluation(result)
+            named = [str(name) for name in result.get("pictures", [])]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(
                 f"{path}: not an evaluation of this program; remove it, or run mba evaluate again"
             ) from None
         sections.append(Section(f"Evaluation beside baselines: {path.stem.removeprefix('evaluate-')}", pre=text))
-    pictures = [_image(path.stem, path.read_bytes()) for path in sorted(run.glob("*.png"))]
+        pictures += [_image(Path(name).stem, _picture(run, name)) for name in named if (run / name).exists()]
     if not sections:
         sections.append(Section("Evaluation beside baselines", f"Not evaluated yet: mba evaluate {run}"))
     sections[-1].images += pictures
@@ -154,7 +162,7 @@ def _evaluations(run: Path) -> list[Section]:
 
 
 def _samples(run: Path, samples: Path, progress: Callable[[int, int | None], None] | None) -> Section:
-    path = report_path(samples)
+    path = inside(samples.parent, report_path(samples).name)
     measured: Any = None
     if path.exists() and path.stat().st_mtime_ns >= samples.stat().st_mtime_ns:
         try:
@@ -190,6 +198,28 @@ def _provenance(manifest: dict[str, Any]) -> Section:
         command = " ".join(session.get("command", []))
         rows.append((f"from step {session.get('from_step', 0):,}", f"{session.get('started', '')}  mba {command}"))
     return Section("Provenance", rows=rows)
+
+
+def _picture(run: Path, name: str) -> bytes:
+    """A PNG that an evaluation in the run folder says it drew, and nothing else that may lie there by that name."""
+    path = inside(run, name)
+    if path.is_symlink():
+        raise InputError(f"{path}: a link, which no evaluation makes; it is not put into the page. Remove it")
+    png = path.read_bytes()
+    if not png.startswith(b"\x89PNG\r\n\x1a\n") or png[12:16] != b"IHDR":
+        raise InputError(f"{path}: not a PNG; it is not put into the page. Remove it, or run mba evaluate again")
+    return png
+
+
+def _per(config: RunConfig) -> str:
+    """What a loss is per."""
+    if config.head is not None:
+        return "sequence"
+    return "sample" if config.data.kind.startswith("audio") else "base"
+
+
+def _shown(value: Any) -> Any:
+    return printable(value, lines=True) if isinstance(value, str) else value
 
 
 def _image(alt: str, png: bytes) -> Image:

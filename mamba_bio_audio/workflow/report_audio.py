@@ -14,6 +14,7 @@ import soundfile
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.audio_figures import spectrograms
+from mamba_bio_audio.files import inside
 from mamba_bio_audio.workflow.sc09 import describe_sc09
 
 SHOWN = 6
@@ -32,6 +33,7 @@ def find_samples(run: Path) -> Path | None:
     """Where a run folder keeps samples: a folder or file that `mba sample` wrote, or the clips that the judge heard."""
     for place in (run / "samples", run / "sample.flac", run / "sample.wav", *sorted(run.glob("sc09/samples-*"))):
         if place.is_file() or (place / "samples.json").exists():
+            inside(run, place.relative_to(run) / ("samples.json" if place.is_dir() else ""))
             return place
     return None
 
@@ -46,16 +48,19 @@ def clips_of(samples: Path) -> tuple[str, list[Clip]]:
         InputError: neither of them.
     """
     if samples.is_dir():
-        note = _note(samples / "samples.json")
-        with (samples / "index.tsv").open(newline="", encoding="utf-8") as file:
+        note = _note(inside(samples, "samples.json"))
+        with inside(samples, "index.tsv").open(newline="", encoding="utf-8") as file:
             rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: int(row["row"]))
         named = [
-            (f"{row['file']}: {row['bits_per_sample']} bits per sample, rank {row['rank']}", samples / row["file"])
+            (
+                f"{row['file']}: {row['bits_per_sample']} bits per sample, rank {row['rank']}",
+                inside(samples, row["file"]),
+            )
             for row in rows[:SHOWN]
         ]
         text = f"The first {len(named)} of {len(rows):,} by number, not chosen"
     else:
-        beside = samples.with_name(f"{samples.name}.json")
+        beside = inside(samples.parent, f"{samples.name}.json")
         note = _note(beside) if beside.exists() else {}
         named, text = [(samples.name, samples)], "One sample"
     if note:
@@ -68,7 +73,7 @@ def clips_of(samples: Path) -> tuple[str, list[Clip]]:
 
 def judged_text(run: Path) -> str | None:
     """The judge's scores as `mba evaluate --metrics sc09` prints them; None where there are none."""
-    path = run / "sc09" / "metrics.json"
+    path = inside(run, "sc09/metrics.json")
     if not path.exists():
         return None
     try:

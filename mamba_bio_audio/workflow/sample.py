@@ -18,6 +18,7 @@ from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.inference.row_files import RowFiles
+from mamba_bio_audio.text import printable
 from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.workflow.sample_audio import sample_audio
 
@@ -126,7 +127,7 @@ def sample(
         options = _options(length, seed, temperature, top_k, top_p)
         with nullcontext() if out is None else atomic_path(out) as temporary, _open(temporary) as stream:
             for row, nats in enumerate(log_likelihood):
-                stream.write(f">sample_{row} {options} {start} log_likelihood={nats:.6g} model={run}\n")
+                stream.write(f">sample_{row} {options} {start} log_likelihood={nats:.6g} model={printable(run)}\n")
                 stream.writelines(_lines(rows.path(row)))
             stream.flush()
         rows.remove()
@@ -173,7 +174,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def _open(path: Path | None) -> AbstractContextManager[IO[str]]:
-    return nullcontext(sys.stdout) if path is None else path.open("w", encoding="ascii")
+    return nullcontext(sys.stdout) if path is None else path.open("w", encoding="utf-8")
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -164,3 +164,155 @@ def test_export_card_says_data_metrics_and_limits(run, tmp_path):
     assert mamba_bio_audio.load(run).num_parameters() > 0
     assert mba("export", run, "--out", tmp_path / "again") == 2
     assert not (tmp_path / "again").exists()
+
+
+SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
+
+
+def page_of(run: Path) -> str:
+    assert mba("report", run, "--quiet") == 0
+    return (run / "report.html").read_text()
+
+
+def pictures(page: str) -> int:
+    return page.count("data:image/png;base64,")
+
+
+def test_pictures_are_those_that_an_evaluation_drew(run, capsys):
+    png = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(20)
+    (run / "own.png").write_bytes(png)
+    (run / "foreign.png").write_bytes(png)
+    before = pictures(page_of(run))
+    (run / "evaluate-test.json").write_text(json.dumps(evaluation() | {"pictures": ["own.png", "gone.png"]}))
+    page = page_of(run)
+    assert pictures(page) == before + 1
+    assert 'alt="own"' in page
+    # What only bears such a name is not put into the page.
+    secret = run.parent / "id_rsa"
+    secret.write_text(SECRET)
+    for make, message in [
+        (lambda path: path.symlink_to(secret), "leads out of"),
+        (lambda path: path.symlink_to(run / "foreign.png"), "a link"),
+        (lambda path: path.write_text(SECRET), "not a PNG"),
+        (lambda path: path.mkdir(), "not a file"),
+    ]:
+        own = run / "own.png"
+        own.rmdir() if own.is_dir() else own.unlink()
+        make(own)
+        (run / "report.html").unlink(missing_ok=True)
+        capsys.readouterr()
+        assert mba("report", run, "--quiet") == 2
+        assert message in capsys.readouterr().err
+        assert not (run / "report.html").exists()
+    for name in ("../id_rsa", str(secret)):
+        (run / "evaluate-test.json").write_text(json.dumps(evaluation() | {"pictures": [name]}))
+        assert mba("report", run, "--quiet") == 2
+        assert "leads out of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        "manifest.json",
+        "metrics.csv",
+        "evaluate-test.json",
+        "evaluate-context-test.json",
+        "samples.fa",
+        "samples.fa.report.json",
+    ],
+)
+def test_nothing_that_a_link_leads_to_elsewhere_is_read(run, name, capsys):
+    genome = (run.parent / "toy.fa").read_text().splitlines()[1]
+    (run / "samples.fa").write_text(f">sample_0\n{genome[:500]}\n")
+    elsewhere = run.parent / "elsewhere"
+    path = run / name
+    if path.exists():
+        path.rename(elsewhere)
+    else:
+        elsewhere.write_text(json.dumps({"own": {}, "pictures": []}))
+    path.symlink_to(elsewhere)
+    assert mba("report", run, "--quiet") == 2
+    assert f"{path}: leads out of" in capsys.readouterr().err
+    assert not (run / "report.html").exists()
+    if name in ("config.yaml", "manifest.json", "evaluate-test.json"):
+        from mamba_bio_audio.models.build import build_model
+        from mamba_bio_audio.models.config import ModelConfig
+        from mamba_bio_audio.training.steps import save_weights
+
+        save_weights(build_model(ModelConfig(d_model=64, num_layers=4, vocab_size=12)), run / "model.safetensors")
+        assert mba("export", run, "--out", run.parent / "hub") == 2
+        assert "leads out of" in capsys.readouterr().err
+        assert not (run.parent / "hub").exists()
+
+
+def test_sounds_are_those_of_the_samples_folder(tmp_path):
+    import soundfile
+
+    from mamba_bio_audio.errors import InputError
+    from mamba_bio_audio.workflow.report_audio import clips_of
+
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    soundfile.write(tmp_path / "private.wav", np.zeros(800), 8000)
+    (samples / "samples.json").write_text("{}")
+    header = "rank\tfile\trow\tlog_likelihood_nats\tbits_per_sample\n"
+    for name in ("../private.wav", str(tmp_path / "private.wav"), "link.wav"):
+        (samples / "index.tsv").write_text(f"{header}1\t{name}\t0\t-1\t1\n")
+        (samples / "link.wav").unlink(missing_ok=True)
+        (samples / "link.wav").symlink_to(tmp_path / "private.wav")
+        with pytest.raises(InputError, match="leads out of"):
+            clips_of(samples)
+
+
+def test_names_are_written_out_in_the_page(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["data"]["files"][0]["name"] = "a\x1b[31m\u202e.fa\udcff"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    page = page_of(run)
+    assert r"a\x1b[31m\u202e.fa\xff" in page
+    assert "\x1b" not in page
+
+
+def test_damaged_metrics_are_one_error(run, capsys):
+    for text in ("step,train_nats\n1,x\n", "a,b\n1,2\n", "step\n\x00\n"):
+        (run / "metrics.csv").write_text(text)
+        assert mba("report", run, "--quiet") == 2
+        assert "not the metrics of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "per"), [("dna/tiny", "base"), ("audio/tiny", "sample"), ("dna/apes-1k", "sequence")]
+)
+def test_curves_say_what_a_loss_is_per(recipe, per, run, tmp_path, monkeypatch):
+    from mamba_bio_audio.workflow import report as workflow
+
+    asked = []
+    monkeypatch.setattr(workflow, "learning_curves", lambda metrics, per: asked.append(per) or b"")
+    kind = {"dna/apes-1k": [f"data.path={tmp_path}"]}.get(recipe, [f"data.path={tmp_path}"])
+    config = load_config(recipe, [*kind, "data.groups=null"] if "apes" in recipe else kind)
+    workflow._curves(run, workflow._per(config))
+    assert asked == [per]
+
+
+@pytest.mark.parametrize("name", ["josé", "two\nlines", "red\x1b[31m", "日本"])
+def test_samples_and_exports_of_runs_with_any_name(run, name, tmp_path, capsys):
+    """One header line, whatever the folder is called."""
+    from mamba_bio_audio import checkpoint
+    from mamba_bio_audio.models.build import build_model
+    from mamba_bio_audio.pipelines.dna.records import read_records
+    from mamba_bio_audio.training.steps import save_weights
+    from mamba_bio_audio.workflow.sample import sample
+
+    place = run.rename(tmp_path / name)
+    save_weights(build_model(checkpoint.read_config(place).model, seed=0), place / "model.safetensors")
+    out = place / f"{name}.fa"
+    sample(place, out, length=10, num_samples=2)
+    assert [len(record.sequence) for record in read_records(out)] == [10, 10]
+    text = out.read_text(encoding="utf-8")
+    assert text.count("\n") == 4
+    assert "\x1b" not in text
+    assert mba("sample", place, "--length", 10, "--quiet") == 0
+    assert capsys.readouterr().out.split("\n")[1] == text.split("\n")[1]
+    assert mba("export", place, "--out", tmp_path / "hub") == 0
+    assert "\x1b" not in capsys.readouterr().out

@@ -9,6 +9,7 @@ import typer
 
 from mamba_bio_audio.cli.options import DebugOption, DeviceOption, JsonOption, QuietOption, resolve_device
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.text import show
 
 
 def bench(

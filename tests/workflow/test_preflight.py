@@ -17,7 +17,7 @@ def config(*overrides: str, recipe: str = "dna/tiny"):
 def test_the_least_is_below_what_a_tiny_training_takes_and_grows_with_each_setting():
     small = least_memory(config(), "cpu")
     assert 1 << 20 < small < 1 << 28
-    for more in ("model.num_layers=8", "model.d_model=128", "train.length=1024", "train.ema=0.99"):
+    for more in ("model.num_layers=8", "model.d_model=128", "train.tokens_per_step=32768", "train.ema=0.99"):
         assert least_memory(config(more), "cpu") > small, more
     assert least_memory(config("train.stream_chunk=64"), "cpu") < small
     assert least_memory(config("train.precision=bf16"), "cpu") < small

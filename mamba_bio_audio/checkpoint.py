@@ -30,7 +30,7 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
-from mamba_bio_audio.training.fit import load_checkpoint
+from mamba_bio_audio.training.checkpoints import check_finite, last_checkpoint, load_checkpoint
 
 # Kind of data -> codec from the data section.
 CODECS: dict[str, Callable[[Any], Any]] = {
@@ -99,6 +99,10 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
     if not path.exists():
         raise InputError(f"{path}: no such run, folder or file")
     if path.is_file():
+        if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").exists():
+            raise InputError(
+                f"{path}: the checkpoint of a run; give the run folder {path.parent.parent}, with which=last"
+            )
         tensors = rename(read_tensors(path), path)
         inferred = infer_config(tensors, path, None)
         source = _Source(tensors, inferred, inferred, {})
@@ -114,6 +118,7 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
             f"give the folder that mba pretrain or mba export wrote"
         )
     _check_fit(source, path)
+    check_finite(source.tensors, path)
     model = build(source.model, source.head)
     model.load_state_dict(source.tensors, strict=False)
     model.eval()
@@ -209,13 +214,14 @@ def _from_run(path: Path, which: Which) -> _Source:
             raise InputError(f"{path}: no model.safetensors yet, the run has not been validated; use --which last")
         tensors = read_tensors(weights)
     else:
-        checkpoint = path / "checkpoints" / "last.ckpt"
-        if not checkpoint.exists():
-            raise InputError(f"{path}: no checkpoints/last.ckpt")
-        saved = load_checkpoint(checkpoint)
-        # With an average Lightning puts it into `state_dict`, and the weights of the step beside it.
-        state = saved["state_dict"] if which == "ema" else saved.get("current_model_state", saved["state_dict"])
-        tensors = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+        last = last_checkpoint(path)
+        if last is None:
+            raise InputError(f"{path}: no checkpoints/last.safetensors; the run has not taken a step that was saved")
+        saved = load_checkpoint(last)
+        wanted = saved.average if which == "ema" else saved.weights
+        if wanted is None:
+            raise InputError(f"{last}: holds no moving average of the weights; use best or last")
+        tensors = wanted
     return _Source(tensors, config.model, config, read_manifest(path))
 
 

@@ -1,6 +1,7 @@
 """Nested Python values with tensors in them, in one safetensors file: what checkpoints and saved states are made of.
 
-The tensors are those of the file; its metadata holds, under `tree`, one JSON text that says where each belongs:
+The tensors are those of the file. Its metadata holds one text, under `tree`: a check sum of everything in hexadecimal, so
+that damage is told even where the file still opens, a space, and JSON that says where each tensor belongs:
 
 | value | in JSON |
 |---|---|
@@ -11,7 +12,6 @@ The tensors are those of the file; its metadata holds, under `tree`, one JSON te
 | infinity, not a number | `["float", "inf"]`, `"-inf"`, `"nan"` |
 | tensor | `["tensor", name in the file]` |
 
-A check sum of all of it stands beside, under `crc32`: damage that leaves a readable file is told all the same.
 Reading such a file builds these values and nothing else, whatever is in it: no class is looked up and no code is run.
 """
 
@@ -53,7 +53,8 @@ def save_tree(path: Path, tree: Any) -> None:
     text = json.dumps(writer.encode(tree, ()), allow_nan=False, separators=(",", ":"))
     if len(text) > MOST_TEXT:
         raise TypeError(f"the tree takes {len(text):,} characters beside its tensors, {MOST_TEXT:,} is the most")
-    metadata = {"format": "pt", "tree": text, "crc32": _check_sum(text, writer.tensors)}
+    # One entry only: several would stand in another order every time, and equal trees would make unequal files.
+    metadata = {"tree": f"{_check_sum(text, writer.tensors)} {text}"}
     with atomic_path(path) as temporary:
         save_file(writer.tensors, temporary, metadata=metadata)
 
@@ -70,16 +71,16 @@ def load_tree(path: Path, *, remedy: str = "restore the file") -> Any:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            text = metadata.get("tree")
-            if text is None:
+            entry = (file.metadata() or {}).get("tree")
+            if entry is None:
                 raise ValueError("it was not written by this program: it does not say where its tensors belong")
+            check_sum, _, text = entry.partition(" ")
             if len(text) > MOST_TEXT:
                 raise ValueError(f"it describes {len(text):,} characters of values, {MOST_TEXT:,} is the most")
             described = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
             # Copies: a view would keep the file mapped, and with it on the disk after it has been replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        if metadata.get("crc32") != _check_sum(text, tensors):
+        if check_sum != _check_sum(text, tensors):
             raise ValueError("its check sum is another")
         used: set[str] = set()
         tree = _decode(described, tensors, used, 0)
@@ -143,14 +144,14 @@ class _Writer:
 
 
 def _check_sum(text: str, tensors: dict[str, Tensor]) -> str:
-    """CRC-32 over the tree and the names, kinds and bytes of all tensors, as text."""
+    """CRC-32 over the tree and the names, kinds and bytes of all tensors, 8 hexadecimal digits."""
     value = zlib.crc32(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
         if tensor.numel():
             value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, value)
-    return str(value)
+    return f"{value:08x}"
 
 
 def _words(place: tuple[Any, ...]) -> str:

@@ -143,6 +143,8 @@ def loader(dataset: Any, batch_size: int | None, workers: int) -> DataLoader[dic
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_the_main_process,
+        # Its own, though nothing here draws from it: a loader would take a number from torch's for every iterator.
+        generator=torch.Generator(),
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -15,7 +14,6 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import LanguageModel
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
@@ -23,6 +21,8 @@ from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.stream import stop_workers
+from mamba_bio_audio.training.checkpoint_io import TreeCheckpointIO
+from mamba_bio_audio.training.checkpoints import last_checkpoint
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage
 from mamba_bio_audio.training.listening import Listener
@@ -30,7 +30,7 @@ from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.signals import StopSignal
-from mamba_bio_audio.training.steps import AtomicCheckpointIO, Steps
+from mamba_bio_audio.training.steps import Steps
 
 
 class MovingAverage(WeightAveraging):
@@ -68,46 +68,6 @@ def resolve_precision(precision: str, device: str) -> str:
     return precision
 
 
-class Position(NamedTuple):
-    """Where a run's last checkpoint stands."""
-
-    step: int
-    validation_due: bool  # the validation of that step is still to come
-    stale: int  # validations since the best one
-
-
-def last_position(run: Path) -> Position:
-    """Read `checkpoints/last.ckpt`.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    path = run / "checkpoints" / "last.ckpt"
-    checkpoint = load_checkpoint(path)
-    try:
-        steps = checkpoint["callbacks"]["Steps"]
-        return Position(int(checkpoint["global_step"]), bool(steps["row"]), int(steps.get("stale", 0)))
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: not a checkpoint of this program; start again with --force") from None
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint written by our own trainer, with weights, optimiser and loop state.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-        if not {"state_dict", "global_step", "callbacks", "pytorch-lightning_version"} <= set(checkpoint):
-            raise KeyError("not a checkpoint of this program")
-        return checkpoint
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: damaged ({error}); the best weights are in model.safetensors, or start again with --force"
-        ) from None
-
-
 def fit(
     model: LanguageModel | Classifier,
     data: DnaDataModule | AudioDataModule | DnaClassesDataModule,  # those of labelled recordings are audio too
@@ -131,7 +91,7 @@ def fit(
             `best_samples.safetensors`, and TensorBoard logs.
         device: "cpu" or "cuda".
         stages: of the length warm-up, the last one at full length.
-        resume: continue from `checkpoints/last.ckpt`.
+        resume: continue from `checkpoints/last.safetensors`.
         quiet: no progress on standard error.
         unit: what a position is called in messages.
 
@@ -159,7 +119,9 @@ def fit(
             limit_val_batches=0,
             accumulate_grad_batches=accumulate,
             gradient_clip_val=config.clip,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[TreeCheckpointIO(model, config.ema is not None)],
+            # Where Lightning looks for checkpoints that SLURM's signals made; elsewhere it might find somebody else's.
+            default_root_dir=out,
             logger=TensorBoardLogger(out, name=None, version="tensorboard", default_hp_metric=False),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -178,10 +140,12 @@ def fit(
             listener = Listener(data.codec, config.listen, config.length, data.evaluation_dataset("valid"))
         steps = Steps(config, accumulate, out, valid, stop, progress, stages, average, listener)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
-        last = out / "checkpoints" / "last.ckpt" if resume else None
+        last = last_checkpoint(out) if resume else None
         batches = data.train_dataloader()
+        # Whatever draws from torch's own generators; a resumed run goes on with those of its checkpoint.
+        torch.manual_seed(data.seed + trainer.global_rank)
         try:
-            trainer.fit(module, batches, ckpt_path=last, weights_only=False)
+            trainer.fit(module, batches, ckpt_path=last, weights_only=True)
         finally:
             module.forget_recorded()
             stop_workers(batches)

@@ -28,8 +28,12 @@ FIELDS = (
 )
 
 
-def start(path: Path, step: int) -> None:
-    """Begin the file, or drop the rows after the step that training continues from."""
+def start(path: Path, step: int) -> dict[str, str]:
+    """Begin the file, or drop the rows after the step that training continues from.
+
+    Returns:
+        The last row kept, or an empty dict.
+    """
     rows = []
     if step and path.exists():
         with path.open(newline="") as file:
@@ -40,6 +44,7 @@ def start(path: Path, step: int) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+    return rows[-1] if rows else {}
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.graphed import GraphedLoss
 from mamba_bio_audio.training.optim import build_optimizer
 from mamba_bio_audio.training.parallel import Relay, make_relay
-from mamba_bio_audio.training.schedule import learning_rate
+from mamba_bio_audio.training.schedule import rate_after
 from mamba_bio_audio.training.streaming import has_dropout, streamed_loss
 
 
@@ -129,9 +129,5 @@ class LanguageModelModule(L.LightningModule):
         config = self.train_config
         optimizer = build_optimizer(self.model, config)
 
-        def scale(step: int) -> float:
-            rate = learning_rate(step, steps=config.steps, lr=config.lr, lr_min=config.lr_min, warmup=config.warmup)
-            return rate / config.lr
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_after(config, step) / config.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

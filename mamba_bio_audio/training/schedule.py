@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+from torch.optim.lr_scheduler import LambdaLR
+
+from mamba_bio_audio.training.config import TrainConfig
+
 
 def learning_rate(step: int, *, steps: int, lr: float, lr_min: float, warmup: float) -> float:
     """Rate of optimiser step `step` (0-based) of `steps`.
@@ -17,3 +21,17 @@ def learning_rate(step: int, *, steps: int, lr: float, lr_min: float, warmup: fl
     progress = min(1.0, (step - warmup_steps) / max(1, steps - 1 - warmup_steps))
     floor = min(lr_min, lr)
     return floor + 0.5 * (lr - floor) * (1 + math.cos(math.pi * progress))
+
+
+def rate_after(train: TrainConfig, step: int) -> float:
+    """Rate of the step that follows `step` steps."""
+    return learning_rate(step, steps=train.steps, lr=train.lr, lr_min=train.lr_min, warmup=train.warmup)
+
+
+def move_to(schedule: LambdaLR, step: int) -> None:
+    """Put a schedule and its optimiser where they are after `step` optimiser steps."""
+    schedule.last_epoch = step
+    rates = [base * scale(step) for base, scale in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = list(rates)

@@ -8,7 +8,6 @@ resumes to the same rows, the same best weights and the same end as an uninterru
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,28 +17,20 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors.torch import save_file
 from torch import nn
 
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.training import metrics
+from mamba_bio_audio.training.checkpoints import check_optimizer, not_finite
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage, length_at, positions_until
 from mamba_bio_audio.training.listening import Listener
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.progress import Progress
+from mamba_bio_audio.training.schedule import move_to
 from mamba_bio_audio.training.signals import StopSignal
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints appear whole or not at all, also when the process is killed while writing."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        """Write beside `path`, then rename."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(Path(path)) as temporary:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
 
 
 class NonFiniteLoss(RuntimeError):
@@ -106,16 +97,16 @@ class Steps(L.Callback):
             "row": dict(self.row),
             "nats": self._sums[0].cpu(),
             "count": self._sums[1].round().long().cpu(),
+            "random": self._random_states(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there; taken up when training starts."""
+        """Go on from there, as `TreeCheckpointIO` gives it; taken up when training starts."""
         self.best, self.best_step, self.row = state_dict["best"], state_dict["best_step"], dict(state_dict["row"])
-        self.stale = state_dict.get("stale", 0)
-        self.best_samples = state_dict.get("best_samples", math.inf)
-        self.best_samples_step = state_dict.get("best_samples_step", 0)
+        self.stale = state_dict["stale"]
+        self.best_samples, self.best_samples_step = state_dict["best_samples"], state_dict["best_samples_step"]
         self._restored = state_dict
-        self._sums = torch.stack([state_dict["nats"], state_dict["count"].double()])
+        self._sums = torch.stack([state_dict["nats"].double(), state_dict["count"].double()])
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remember the module whose sums are saved."""
@@ -126,16 +117,59 @@ class Steps(L.Callback):
         """Continue the files, and make up for a validation that was interrupted."""
         self.stop.install()
         module = self._module
-        # The sums are those of all ranks; one of them goes on with them.
-        if self._restored and trainer.is_global_zero:
-            module.train_nats, module.train_count = self._restored["nats"], self._restored["count"]
+        if self._restored:
+            self._restore(trainer, module)
+        step = trainer.global_step
         if trainer.is_global_zero:
-            metrics.start(self.out / "metrics.csv", trainer.global_step - bool(self.row))
+            table = self.out / "metrics.csv"
+            last = metrics.start(table, step - bool(self.row))
+            if self._restored and step == self.config.steps and not self.row and not _validated(last, step):
+                # `train.steps` was lowered to where the run stands: its last step is validated after all.
+                self.row = {
+                    "step": step,
+                    "tokens": positions_until(self.stages, step),
+                    "length": length_at(self.stages, step),
+                }
+                if last.get("step") == str(step):
+                    self.row |= {name: value for name, value in last.items() if value} | {"step": step}
+                    metrics.start(table, step - 1)
+        self.row = trainer.strategy.broadcast(self.row)
         if self.row:
             self._validate(trainer, module)
         self.progress.start()
         # A row that still waits means that its validation was interrupted.
         trainer.should_stop = bool(self.row) or trainer.global_step >= self.config.steps or self.exhausted
+
+    def _restore(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
+        """Go on after a checkpoint's step, with the optimiser as it was and everything else as it is now configured."""
+        restored, step = self._restored, self._restored["step"]
+        optimizer = trainer.optimizers[0]
+        schedule: Any = trainer.lr_scheduler_configs[0].scheduler
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        check_optimizer(restored["optimizer"], parameters, self._path("last"))
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": restored["optimizer"], "param_groups": groups})
+        move_to(schedule, step)
+        # Lightning counts micro-batches from 0 again; only the number of the step goes on.
+        trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
+        if not trainer.is_global_zero:
+            return
+        # These are of all ranks or of the first one, which goes on with them.
+        module.train_nats, module.train_count = restored["nats"].double(), restored["count"].long()
+        try:
+            torch.set_rng_state(restored["random"]["cpu"])
+            if module.device.type == "cuda" and "cuda" in restored["random"]:
+                torch.cuda.set_rng_state(restored["random"]["cuda"], module.device)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise InputError(
+                f"{self._path('last')}: its random states cannot be used ({error}); start again with --force"
+            ) from None
+
+    def _random_states(self) -> dict[str, torch.Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self._module.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._module.device)
+        return states
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -202,8 +236,8 @@ class Steps(L.Callback):
     @staticmethod
     def _rate(trainer: L.Trainer, step: int) -> float:
         # The scheduler itself has already moved on to the next step.
-        scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
-        return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step - 1)
+        schedule: Any = trainer.lr_scheduler_configs[0].scheduler
+        return schedule.base_lrs[0] * schedule.lr_lambdas[0](step - 1)
 
     def _validate(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
         """Validate, complete the waiting row, keep the best weights; or leave the row waiting when stopped."""
@@ -284,7 +318,19 @@ class Steps(L.Callback):
                 trainer.logger.log_metrics(values, step=row["step"])
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
-        trainer.save_checkpoint(self.out / "checkpoints" / f"{name}.ckpt")
+        wrong = not_finite(dict(self._module.model.named_parameters()))
+        if wrong is not None:
+            # The last update itself destroyed the weights; what is on disk is from before.
+            step = trainer.global_step
+            raise NonFiniteLoss(f"at step {step} {wrong} is no longer a number; lower train.lr and start again")
+        trainer.save_checkpoint(self._path(name))
+
+    def _path(self, name: str) -> Path:
+        return self.out / "checkpoints" / f"{name}.safetensors"
+
+
+def _validated(row: dict[str, str], step: int) -> bool:
+    return row.get("step") == str(step) and bool(row.get("valid_nats"))
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

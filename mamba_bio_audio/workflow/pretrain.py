@@ -24,13 +24,14 @@ from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.plain_yaml import dump
 from mamba_bio_audio.text import printable
-from mamba_bio_audio.training.fit import fit, last_position, resolve_precision
+from mamba_bio_audio.training.checkpoints import last_checkpoint, last_position
+from mamba_bio_audio.training.fit import fit, resolve_precision
 from mamba_bio_audio.training.lengths import length_stages, positions_until, stretches
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.probe import choose_chunk, probe
+from mamba_bio_audio.training.schedule import rate_after
 from mamba_bio_audio.workflow.data import DataModule, check_same_data, data_rows, open_data
 from mamba_bio_audio.workflow.environment import environment, precision_settings
-from mamba_bio_audio.workflow.preflight import check_fits
 
 # Keys that a resumed run may change: they alter what is observed or how fast it is, not what is computed.
 OBSERVING = {
@@ -41,6 +42,17 @@ OBSERVING = {
     "train.cuda_graph",
     "train.log_every",
     "train.validate_every",
+}
+
+# Keys that it may change too, which is said and kept in the manifest: what is computed differs by rounding alone.
+ROUNDING = {
+    "train.devices",
+    "train.micro_batch",
+    "train.nodes",
+    "train.recompute",
+    "train.sequence_parallel",
+    "train.stream_chunk",
+    "train.stream_offload",
 }
 
 
@@ -145,7 +157,6 @@ def pretrain(
     """
     train = config.train
     check_devices(config, device)
-    check_fits(config, device)
     run = run.resolve()
     step = 0
     check_folder(run)
@@ -161,16 +172,24 @@ def pretrain(
     if occupied and force and not (run / "config.yaml").exists():
         raise InputError(f"{run} is not a run folder (no config.yaml), so --force will not delete it")
     before = checkpoint.read_manifest(run) if resume else {}
+    changed: dict[str, Any] = {}
     if resume:
         old = checkpoint.read_config(run)
         config = resolve_chunk(config, device, old)
-        _check_same(config, old, run)
-        if (run / "checkpoints" / "last.ckpt").exists():
+        changed = _changes(config, old, run)
+        if last_checkpoint(run):
             step, validation_due, stale = last_position(run)
-            if step >= train.steps and not validation_due:
+            if step > train.steps:
+                raise InputError(
+                    f"{run}: train.steps is {train.steps:,}, but {step:,} steps are done; set it to {step} or more"
+                )
+            if step == train.steps and not validation_due and "train.steps" not in changed:
                 raise InputError(f"{run}: already complete at step {step:,} of {train.steps:,}")
             if train.patience is not None and stale >= train.patience:
                 raise InputError(f"{run}: already complete, ended by train.patience at step {step:,}")
+            if "train.steps" in changed:
+                was, now = (f"{rate_after(kept, step):.4g}" for kept in (old.train, train))
+                changed["rate"] = {"was": was, "now": now}
         elif main:
             print(f"{run}: no checkpoint yet, starting from the beginning", file=sys.stderr)
 
@@ -189,6 +208,11 @@ def pretrain(
     # A resumed run has its weights in its checkpoint, and the pretrained run need not be there any more.
     model = build(config.model, config.head, seed=config.seed) if step else begin(config)
     precision = resolve_precision(train.precision, device)
+    if before.get("precision") not in (None, precision):
+        raise InputError(
+            f"{run}: was trained in {before['precision']}, but train.precision={train.precision} means {precision} on "
+            f"{device}; continue it on the --device that it was started on"
+        )
     settings = precision_settings(device, precision)
     machine = environment(device)
     if main and not quiet:
@@ -202,6 +226,10 @@ def pretrain(
             left.unlink()
         write_text(run / "config.yaml", to_yaml(config))
     session = machine | {"command": list(arguments), "from_step": step, "precision_settings": settings}
+    if changed:
+        session["changed"] = changed
+        if main:
+            print(_describe_changes(changed, step), file=sys.stderr)
     manifest: dict[str, Any] = session | {
         "seed": config.seed,
         "precision": precision,
@@ -249,8 +277,6 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
 
     Writes nothing but, where a FASTA has no index yet, one into the user's cache.
     """
-    check_devices(config, device)
-    check_fits(config, device)
     train = config.train
     data = open_data(config, device, index_beside=False)
     data.setup("fit")
@@ -335,8 +361,12 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{what:<{width}}  {value}" for what, value in shown)
 
 
-def _check_same(new: RunConfig, old: RunConfig, run: Path) -> None:
-    """A resumed run must compute what the first part did."""
+def _changes(new: RunConfig, old: RunConfig, run: Path) -> dict[str, dict[str, Any]]:
+    """What a resumed run changes beyond what is observed, as key -> `was` and `now`.
+
+    Raises:
+        InputError: something that would change what is computed by more than rounding.
+    """
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
@@ -348,10 +378,20 @@ def _check_same(new: RunConfig, old: RunConfig, run: Path) -> None:
     after["model.vocab_size"] = before["model.vocab_size"]
     if "head.classes" in before and after.get("head.classes") is None:
         after["head.classes"] = before["head.classes"]
-    changed = [key for key in before if before[key] != after.get(key) and key not in OBSERVING]
-    if changed:
-        lines = [f"  {key}: was {before[key]}, now {after.get(key)}" for key in changed]
+    keys = [key for key in before if before[key] != after.get(key) and key not in OBSERVING]
+    refused = [key for key in keys if key not in ROUNDING and key != "train.steps"]
+    if refused:
+        lines = [f"  {key}: was {before[key]}, now {after.get(key)}" for key in refused]
         raise InputError(
             f"{run}: --resume with another configuration; use the same, or start a new run with --out\n"
             + "\n".join(lines)
         )
+    return {key: {"was": before[key], "now": after[key]} for key in keys}
+
+
+def _describe_changes(changed: dict[str, dict[str, Any]], step: int) -> str:
+    return "\n".join(
+        f"from step {step + 1:,} on: {key} {values['now']}, was {values['was']}"
+        + ("" if key in ("train.steps", "rate") else " (the same training but for rounding)")
+        for key, values in changed.items()
+    )

@@ -19,6 +19,7 @@ import torch
 import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.training.checkpoints import last_position, load_checkpoint
 
 SETTINGS = [
     "model.d_model=16",
@@ -75,7 +76,7 @@ def metrics(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_folder_holds_what_was_promised(trained, fasta):
-    for name in ("config.yaml", "model.safetensors", "metrics.csv", "manifest.json", "checkpoints/last.ckpt"):
+    for name in ("config.yaml", "model.safetensors", "metrics.csv", "manifest.json", "checkpoints/last.safetensors"):
         assert (trained / name).exists(), name
     assert list((trained / "tensorboard").glob("events*"))
     manifest = json.loads((trained / "manifest.json").read_text())
@@ -115,44 +116,6 @@ def test_evaluate_beside_baselines(trained, capsys):
     assert result["markov"]["orders"][1]["nats"] == pytest.approx(floor, abs=0.05)
     assert mba_command("evaluate", trained, "--split", "valid", "--no-baselines", "--quiet", "--device", "cpu") == 0
     assert "valid split" in capsys.readouterr().out
-
-
-def test_evaluate_a_part_of_the_split(trained, capsys):
-    """--max-bases: whole windows, spread over the split, the same for the baselines and every time; and it is said."""
-    before = sorted(path.name for path in trained.iterdir())
-    arguments = ("evaluate", trained, "--length", "64", "--quiet", "--device", "cpu")
-    assert mba_command(*arguments, "--json") == 0
-    whole = json.loads(capsys.readouterr().out)
-    assert "part" not in whole
-    found = []
-    for _ in range(2):
-        assert mba_command(*arguments, "--max-bases", "700", "--json") == 0
-        found.append(json.loads(capsys.readouterr().out))
-    part = found[0]
-    assert part == found[1]
-    assert part["part"] == {
-        "max_bases": 700,
-        "windows": 10,
-        "of_windows": -(-(whole["bases"] - whole["first_of_record"]) // 64),
-        "of_bases": whole["bases"],
-    }
-    assert part["scored"] + part["unknown"] == part["bases"] <= 640
-    assert part["markov"]["count"] == part["scored"]
-    assert part["markov"]["chosen_order"] == whole["markov"]["chosen_order"]
-    assert part["model"]["nats"] == pytest.approx(whole["model"]["nats"], rel=0.1)
-    assert mba_command(*arguments, "--max-bases", "700") == 0
-    assert "A part of the split, evenly spread (--max-bases 700): 10 of" in capsys.readouterr().out
-    # More than there is: the whole split, and nothing to say.
-    assert mba_command(*arguments, "--max-bases", "1000000000", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == whole
-    for wrong, message in (
-        (("--max-bases", "63"), "less than one window of 64 bases"),
-        (("--max-bases", "700", "--context", "16,64"), "--context has --blocks instead"),
-    ):
-        assert mba_command(*arguments, *wrong) == 2
-        assert message in capsys.readouterr().err
-    # Neither is what the run folder keeps as its evaluation.
-    assert sorted(path.name for path in trained.iterdir()) == before
 
 
 def test_sample_writes_fasta_of_bases_only(trained, tmp_path, capsys):
@@ -469,13 +432,12 @@ def wait_for_step(out: Path, process: subprocess.Popen, step: int) -> None:
 
 
 def assert_same_run(run: Path, whole: Path) -> None:
-    """Rows, last and best weights, and what is kept of both."""
+    """Rows, best weights, and the last checkpoint with optimiser, random states and all."""
     assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert sorted(os.listdir(run / "checkpoints")) == sorted(os.listdir(whole / "checkpoints"))
-    expected = mba.load(whole, which="last").state_dict()
-    for name, tensor in mba.load(run, which="last").state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
+    last = [(folder / "checkpoints" / "last.safetensors").read_bytes() for folder in (run, whole)]
+    assert last[0] == last[1]
     results = [json.loads((folder / "manifest.json").read_text())["result"] for folder in (run, whole)]
     assert results[0]["best_step"] == results[1]["best_step"]
 
@@ -501,8 +463,7 @@ LONG = (
 @pytest.mark.parametrize("what", ["checkpoint", "weights", "row"])
 def test_a_full_disk_ends_a_run_that_resumes_to_the_same_result(what, trained, fasta, tmp_path, capsys, monkeypatch):
     """The fourth write of its kind fails in the middle: what was there is intact, one error names the file."""
-    from lightning.pytorch.plugins.io import TorchCheckpointIO
-
+    from mamba_bio_audio.files import tensors
     from mamba_bio_audio.training import metrics as rows
     from mamba_bio_audio.training import steps
 
@@ -523,7 +484,7 @@ def test_a_full_disk_ends_a_run_that_resumes_to_the_same_result(what, trained, f
         return call
 
     owner, name, path_of, at, file = {
-        "checkpoint": (TorchCheckpointIO, "save_checkpoint", lambda values: values[2], 4, "checkpoints/last.ckpt"),
+        "checkpoint": (tensors, "save_file", lambda values: values[1], 4, "checkpoints/last.safetensors"),
         "weights": (steps, "save_weights", lambda values: values[1], 2, "model.safetensors"),
         "row": (rows, "append", lambda values: values[0], 7, "metrics.csv"),
     }[what]
@@ -536,7 +497,7 @@ def test_a_full_disk_ends_a_run_that_resumes_to_the_same_result(what, trained, f
     if what != "row":
         assert str(out / file) in error
     assert not list(out.rglob(".*.tmp"))
-    assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)["global_step"] >= 4
+    assert last_position(out).step >= 4
     assert mba.load(out).num_parameters() > 0
     assert mba_command(*arguments, "--resume") == 0
     assert_same_run(out, trained)
@@ -557,7 +518,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(number, rows, workers, lo
     if number != signal.SIGKILL:
         assert process.returncode == 130, output + error
         assert f"stopped by {number.name} after step " in output
-        assert (out / "checkpoints" / "last.ckpt").exists()
+        assert (out / "checkpoints" / "last.safetensors").exists()
         assert "Traceback" not in error
     arguments = [*overrides(fasta, *settings), "--out", out, "--resume", "--quiet", "--device", "cpu"]
     assert mba_command("pretrain", "dna/tiny", *arguments) == 0
@@ -686,10 +647,9 @@ def test_a_diverged_run_stops_and_keeps_what_was_good(fasta, tmp_path, capsys):
     arguments = ["pretrain", "dna/tiny", *overrides(fasta, *settings), "--out", tmp_path / "run", "--quiet"]
     assert mba_command(*arguments, "--device", "cpu") == 1
     assert "lower train.lr" in capsys.readouterr().err
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last = tmp_path / "run" / "checkpoints" / "last.safetensors"
     if last.exists():
-        state = torch.load(last, weights_only=False)["state_dict"]
-        assert all(torch.isfinite(tensor).all() for tensor in state.values())
+        assert all(torch.isfinite(tensor).all() for tensor in load_checkpoint(last).weights.values())
 
 
 def test_force_keeps_the_old_run_until_the_new_one_can_start(trained, fasta, tmp_path, capsys):
@@ -718,7 +678,7 @@ def test_changed_data_are_noticed(fasta, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["overrides"] == [f"data.path={mine}"]
     assert not (run / "evaluate-test.json").exists()
     assert mba_command("evaluate", run, "--set", "model.d_model=3") == 2
-    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
+    (run / "checkpoints" / "last.safetensors").write_bytes(b"")
     assert mba_command(*arguments, "--resume") == 2
     assert "damaged" in capsys.readouterr().err
 

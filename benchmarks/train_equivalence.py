@@ -30,8 +30,9 @@ from mamba_bio_audio import checkpoint, ops
 from mamba_bio_audio.config import load_config
 from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
 from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.text import table
 from mamba_bio_audio.workflow.data import open_data
-from mamba_bio_audio.workflow.pretrain import pretrain, table
+from mamba_bio_audio.workflow.pretrain import pretrain
 
 LIMIT_NATS = 0.003
 LENGTH = 1024

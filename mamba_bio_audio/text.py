@@ -8,6 +8,7 @@ table a formula that a spreadsheet would compute. `printable` and `cell` are the
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from typing import TextIO
 
 # Control characters, invisible marks of format and direction, lone surrogates, line and paragraph separators.
@@ -53,6 +54,13 @@ def cell(text: object) -> str:
     except ValueError:
         return f"'{shown}"
     return shown
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """(what, value) rows in two columns, whatever the names in them hold."""
+    shown = [(printable(what), printable(value)) for what, value in rows]
+    width = max(len(what) for what, _ in shown)
+    return "\n".join(f"{what:<{width}}  {value}" for what, value in shown)
 
 
 def show(text: object, *, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:

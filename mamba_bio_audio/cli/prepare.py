@@ -11,7 +11,7 @@ import typer
 from mamba_bio_audio.cli import prepare_apes, prepare_audio, prepare_hg38
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, counter
 from mamba_bio_audio.files import to_json
-from mamba_bio_audio.text import show
+from mamba_bio_audio.text import show, table
 
 app = typer.Typer(help="Check, index and split data.", no_args_is_help=True)
 
@@ -58,7 +58,6 @@ def genome(
 ) -> None:
     """Index any genome, count its bases, split it, check the splits for shared bases, write a manifest."""
     from mamba_bio_audio.pipelines.dna.prepare import prepare_genome
-    from mamba_bio_audio.workflow.pretrain import table
 
     with counter("comparing splits", "bases", as_json) as progress:
         prepared = prepare_genome(

@@ -10,7 +10,7 @@ import typer
 
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, QuietOption, counter
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.text import show
+from mamba_bio_audio.text import show, table
 
 
 def apes(
@@ -44,7 +44,6 @@ def apes(
     """Fetch or take assemblies of several species and split them by homologous chromosomes. Resumes when run again."""
     from mamba_bio_audio.files import to_json
     from mamba_bio_audio.pipelines.dna.apes import prepare_species, summary_rows
-    from mamba_bio_audio.workflow.pretrain import table
 
     beds = {}
     for text in regions or []:

@@ -10,7 +10,7 @@ import typer
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, QuietOption, counter
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import to_json
-from mamba_bio_audio.text import show
+from mamba_bio_audio.text import show, table
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to make; give it as data.path.")]
 BadFilesOption = Annotated[
@@ -126,7 +126,6 @@ def _show(manifest: dict[str, Any], out: Path, recipe: str, as_json: bool) -> No
         show(to_json(manifest))
         return
     from mamba_bio_audio.pipelines.audio.prepare import manifest_rows
-    from mamba_bio_audio.workflow.pretrain import table
 
     show(table(manifest_rows(manifest)))
     show(f"next: mba pretrain {recipe} --set data.path={out}")

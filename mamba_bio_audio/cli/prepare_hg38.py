@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, QuietOption, counter
-from mamba_bio_audio.text import show
+from mamba_bio_audio.text import show, table
 
 
 def hg38(
@@ -31,7 +31,6 @@ def hg38(
     """Fetch or take hg38 and the 34,021 / 2,213 / 1,937 published intervals. Resumes when run again."""
     from mamba_bio_audio.files import to_json
     from mamba_bio_audio.pipelines.dna.hg38 import prepare_hg38
-    from mamba_bio_audio.workflow.pretrain import table
 
     with counter("preparing", "bytes", quiet) as progress:
         prepared = prepare_hg38(

@@ -23,7 +23,7 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.plain_yaml import dump
-from mamba_bio_audio.text import printable
+from mamba_bio_audio.text import table
 from mamba_bio_audio.training.checkpoints import last_checkpoint, last_position
 from mamba_bio_audio.training.fit import fit, resolve_precision
 from mamba_bio_audio.training.lengths import length_stages, positions_until, stretches
@@ -352,13 +352,6 @@ def _devices_text(train: dict[str, Any]) -> str:
 def _chunk_text(train: dict[str, Any]) -> str:
     chunk = train["stream_chunk"]
     return "none needed: whole sequences fit" if chunk is None else f"{chunk:,}, the largest that fits"
-
-
-def table(rows: Sequence[tuple[str, str]]) -> str:
-    """(what, value) rows in two columns, whatever the names in them hold."""
-    shown = [(printable(what), printable(value)) for what, value in rows]
-    width = max(len(what) for what, _ in shown)
-    return "\n".join(f"{what:<{width}}  {value}" for what, value in shown)
 
 
 def _changes(new: RunConfig, old: RunConfig, run: Path) -> dict[str, dict[str, Any]]:

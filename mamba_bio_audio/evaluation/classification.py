@@ -11,13 +11,14 @@ or when groups of the test set have relatives in the training set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from mamba_bio_audio.text import printable
@@ -25,6 +26,8 @@ from mamba_bio_audio.text import printable
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 BINS = 15
+# Up to so many classes tables show every class, every two of them and all that is confused; beyond, what is worst.
+SHOWN_CLASSES = 20
 
 
 class Interval(NamedTuple):
@@ -74,12 +77,15 @@ def bootstrap_mean(
     mean = float(values.mean())
     if count < 2:
         return Interval(mean, float("nan"), float("nan"), count)
+    # Groups of one size and one sum are exchangeable, so it is enough to draw how many of each kind come: with right and
+    # wrong there are a handful of kinds, however many groups.
+    (sums, sizes), alike = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
     random = np.random.default_rng(seed)
     means = np.empty(resamples)
-    # How often each group is drawn, some draws at a time: (draws, groups) of a large test set would be gigabytes.
-    step = max(1, (1 << 22) // count)
+    # Some draws at a time: (draws, kinds) could be gigabytes.
+    step = max(1, (1 << 22) // len(alike))
     for at in range(0, resamples, step):
-        draws = random.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - at))
+        draws = random.multinomial(count, alike / count, size=min(step, resamples - at))
         means[at : at + step] = (draws @ sums) / (draws @ sizes)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean, float(low), float(high), count)
@@ -134,7 +140,7 @@ def classification_report(
         "chance": float(support.max() / len(y)),
         "accuracy": bootstrap_mean(right, groups, resamples=resamples, seed=seed).to_dict(),
         "macro_f1": float(np.nanmean(f1)),
-        "nats": float(log_loss(y, p / p.sum(1, keepdims=True), labels=numbers)),
+        "nats": _nats(p, y),
         "classes": {
             label: {
                 "count": int(support[i]),
@@ -159,6 +165,31 @@ def classification_report(
             row["accuracy"] = bootstrap_mean(right[inside], own, resamples=resamples, seed=seed).to_dict()
         report["strata"][name] = row
     return report
+
+
+def most_confused(confusion: ArrayLike, limit: int) -> list[tuple[int, int]]:
+    """Pairs of classes (a, b), a < b: all that have a sequence, or the `limit` most confused, those first.
+
+    Args:
+        confusion: (C, C) counts, rows true, columns predicted.
+        limit: of pairs.
+    """
+    counts = np.asarray(confusion)
+    a, b = np.triu_indices(len(counts), 1)
+    there = counts.sum(1) > 0
+    some = there[a] | there[b]
+    a, b = a[some], b[some]
+    if len(a) > limit:
+        order = np.argsort(-(counts[a, b] + counts[b, a]), kind="stable")[:limit]
+        a, b = a[order], b[order]
+    return list(zip(a.tolist(), b.tolist(), strict=True))
+
+
+def _nats(p: NDArray[np.float64], y: NDArray[np.int64]) -> float:
+    """Mean of -log p of the true class; the certain mistake counts as one of the smallest step from 1."""
+    least = float(np.finfo(np.float64).eps)
+    own = p[np.arange(len(y)), y] / p.sum(1)
+    return float(-np.log(np.clip(own, least, 1 - least)).mean())
 
 
 def _calibration(p: NDArray[Any], y: NDArray[Any], right: NDArray[Any], bins: int) -> dict[str, Any]:
@@ -194,20 +225,44 @@ def describe_classification(report: Mapping[str, Any]) -> str:
         "",
     ]
     labels = [printable(label) for label in report["labels"]]
-    width = max(5, *map(len, labels)) + 2
+    width = max(18, *map(len, labels)) + 2
+    rows = list(zip(labels, report["classes"].values(), strict=True))
+    many = len(rows) > SHOWN_CLASSES
+    if many:
+        rows = sorted(rows, key=lambda row: math.inf if _undefined(row[1]["f1"]) else row[1]["f1"])[:SHOWN_CLASSES]
+        lines.append(f"of {len(labels):,} classes those with the lowest F1 (the JSON has all):")
     lines.append(f"{'class':<{width}}{'count':>8}{'predicted':>11}{'precision':>11}{'recall':>9}{'F1':>8}")
-    for label, row in report["classes"].items():
-        scores = f"{row['precision']:>11.3f}{row['recall']:>9.3f}{row['f1']:>8.3f}"
-        lines.append(f"{printable(label):<{width}}{row['count']:>8,}{row['predicted']:>11,}{scores}")
-    lines += ["", f"{'true, predicted as':<{max(width, 20)}}" + "".join(f"{name:>14.13}" for name in labels)]
-    for label, row in zip(labels, report["confusion"], strict=True):
-        lines.append(f"{label:<{max(width, 20)}}" + "".join(f"{value:>14,}" for value in row))
+    for label, row in rows:
+        scores = f"{_score(row['precision']):>11}{_score(row['recall']):>9}{_score(row['f1']):>8}"
+        lines.append(f"{label:<{width}}{row['count']:>8,}{row['predicted']:>11,}{scores}")
+    lines.append("")
+    if many:
+        counts = np.array(report["confusion"])
+        np.fill_diagonal(counts, 0)
+        worst = np.argsort(-counts, axis=None, kind="stable")[:SHOWN_CLASSES]
+        lines.append(f"{'true, confused most':<{width}}{'predicted as':<{width}}{'count':>8}")
+        for a, b in zip(*(place.tolist() for place in np.unravel_index(worst, counts.shape)), strict=True):
+            if counts[a, b]:
+                lines.append(f"{labels[a]:<{width}}{labels[b]:<{width}}{counts[a, b]:>8,}")
+    else:
+        lines.append(f"{'true, predicted as':<{width}}" + "".join(f"{name:>14.13}" for name in labels))
+        for label, row in zip(labels, report["confusion"], strict=True):
+            lines.append(f"{label:<{width}}" + "".join(f"{value:>14,}" for value in row))
     if report["strata"]:
         lines.append("")
     for name, row in report["strata"].items():
         text = "none" if row["accuracy"] is None else _with_interval(row["accuracy"])
         lines.append(f"accuracy {name}: {text} ({row['count']:,} sequences)")
     return "\n".join(lines)
+
+
+def _undefined(value: float | None) -> bool:
+    """JSON has null where a score is not defined, a report NaN."""
+    return value is None or math.isnan(value)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:

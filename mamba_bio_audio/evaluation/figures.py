@@ -98,8 +98,10 @@ def confusion_picture(report: Mapping[str, Any], out: Path) -> None:
             for j, value in enumerate(row):
                 color = "white" if shares[i][j] > 0.5 else "black"
                 matrix.text(j, i, f"{shares[i][j]:.0%}\n{value:,}", ha="center", va="center", color=color, fontsize=8)
-    matrix.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    matrix.set_yticks(range(len(labels)), labels)
+    # More names than fit would lie on one another; every so many is named.
+    named = range(0, len(labels), -(-len(labels) // 50))
+    matrix.set_xticks(named, [labels[at] for at in named], rotation=45, ha="right")
+    matrix.set_yticks(named, [labels[at] for at in named])
     accuracy = report["accuracy"]
     matrix.set(xlabel="predicted", ylabel="true", title=f"accuracy {accuracy['value']:.1%}, n = {report['count']:,}")
     figure.colorbar(picture, ax=matrix, label="share of the true class", shrink=0.7)

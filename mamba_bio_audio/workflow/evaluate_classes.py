@@ -7,7 +7,6 @@ import datetime
 import io
 import json
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.classification import (
+    SHOWN_CLASSES,
     bootstrap_mean,
     classification_report,
     describe_classification,
+    most_confused,
 )
 from mamba_bio_audio.evaluation.figures import confusion_picture
 from mamba_bio_audio.evaluation.kmers import KmerBaseline, fit_kmers
@@ -30,6 +31,12 @@ from mamba_bio_audio.text import cell
 
 # Training sequences of the k-mer baseline: at most this many, and at most this many bases.
 BASELINE_SEQUENCES, BASELINE_BASES = 20_000, 1 << 26
+# Classes are told apart two by two for all pairs of SHOWN_CLASSES classes, or as many pairs of more.
+MAX_PAIRS = SHOWN_CLASSES * (SHOWN_CLASSES - 1) // 2
+# Sequences of either class of a pair.
+Rows = dict[tuple[int, int], NDArray[np.int64]]
+# The table of predictions has a column for each of up to so many classes.
+MAX_COLUMNS = 100
 
 
 def evaluate_classes(
@@ -85,6 +92,12 @@ def evaluate_classes(
             progress(min(len(rows), low + per_batch), len(rows))
     probabilities = np.concatenate(found)
     loci = [window.region.locus for window in dataset.windows]
+    names = [window.region.locus for window in dataset.windows]
+    # Numbers, because names are compared once here and not for every pair of classes.
+    loci = np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1)
+    report = classification_report(probabilities, targets, data.classes, groups=loci, strata=data.strata(split))
+    pairs = most_confused(report["confusion"], MAX_PAIRS) if len(data.classes) > 2 else []
+    rows_of = {pair: np.flatnonzero(np.isin(targets, pair)) for pair in pairs}
     result: dict[str, Any] = {
         "task": "classification",
         "split": split,
@@ -92,13 +105,17 @@ def evaluate_classes(
         "unit": data.codec.unit,
         "strand": strand,
         "positions": sum(map(len, rows)),
-        "model": _scores(probabilities, targets, data.classes, loci, data.strata(split)),
+        "model": report | {"pairs": _pairs(probabilities, targets, data.classes, loci, rows_of)},
     }
+    if len(data.classes) > SHOWN_CLASSES:
+        result["pairs_of"] = len(data.classes) * (len(data.classes) - 1) // 2
     if baselines and isinstance(data, DnaClassesDataModule):
         fitted = kmer_baseline(data)
         bar = fitted.probabilities(rows)
-        result["kmers"] = fitted.to_dict() | _scores(bar, targets, data.classes, loci, data.strata(split))
-        result["gain"] = _gain(probabilities, bar, targets, data.classes, loci)
+        scores = classification_report(bar, targets, data.classes, groups=loci, strata=data.strata(split))
+        scores["pairs"] = _pairs(bar, targets, data.classes, loci, rows_of)
+        result["kmers"] = fitted.to_dict() | scores
+        result["gain"] = _gain(probabilities, bar, targets, data.classes, loci, rows_of)
     return result | {"predictions": _predictions(dataset, probabilities, data.classes)}
 
 
@@ -121,24 +138,22 @@ def sequences(dataset: ClassDataset) -> tuple[list[NDArray[np.uint8]], NDArray[n
     return rows, np.array([window.region.label for window in dataset.windows], dtype=np.int64)
 
 
-def _scores(
+def _pairs(
     p: NDArray[np.float64],
     y: NDArray[np.int64],
     classes: tuple[str, ...],
-    loci: list[str],
-    strata: dict[str, NDArray[np.bool_]],
+    loci: NDArray[np.int64],
+    rows_of: Rows,
 ) -> dict[str, Any]:
-    """The report, and how well each two classes are told apart when it can only be one of them."""
-    report = classification_report(p, y, classes, groups=loci, strata=strata)
-    pairs = {}
-    if len(classes) > 2:
-        for a, b in combinations(range(len(classes)), 2):
-            inside = (y == a) | (y == b)
-            if inside.any():
-                own = np.asarray(loci)[inside]
-                name = f"{classes[a]} against {classes[b]}"
-                pairs[name] = bootstrap_mean(_right(p, y, (a, b))[inside], own).to_dict()
-    return report | {"pairs": pairs}
+    """How well each two classes are told apart when it can only be one of them."""
+    return {
+        _against(classes, pair): bootstrap_mean(_right(p[rows], y[rows], pair), loci[rows]).to_dict()
+        for pair, rows in rows_of.items()
+    }
+
+
+def _against(classes: tuple[str, ...], pair: tuple[int, int]) -> str:
+    return f"{classes[pair[0]]} against {classes[pair[1]]}"
 
 
 def _right(p: NDArray[np.float64], y: NDArray[np.int64], among: tuple[int, ...]) -> NDArray[np.float64]:
@@ -151,32 +166,29 @@ def _gain(
     bar: NDArray[np.float64],
     y: NDArray[np.int64],
     classes: tuple[str, ...],
-    loci: list[str],
+    loci: NDArray[np.int64],
+    rows_of: Rows,
 ) -> dict[str, Any]:
     """Accuracy of the model minus that of the baseline on the same sequences, overall and for each two classes."""
-    everything = tuple(range(len(classes)))
-    gain = {"all": bootstrap_mean(_right(model, y, everything) - _right(bar, y, everything), loci).to_dict()}
-    if len(classes) > 2:
-        for a, b in combinations(everything, 2):
-            inside = (y == a) | (y == b)
-            if inside.any():
-                difference = _right(model, y, (a, b)) - _right(bar, y, (a, b))
-                gain[f"{classes[a]} against {classes[b]}"] = bootstrap_mean(
-                    difference[inside], np.asarray(loci)[inside]
-                ).to_dict()
+    difference = (model.argmax(1) == y).astype(np.float64) - (bar.argmax(1) == y)
+    gain = {"all": bootstrap_mean(difference, loci).to_dict()}
+    for pair, rows in rows_of.items():
+        difference = _right(model[rows], y[rows], pair) - _right(bar[rows], y[rows], pair)
+        gain[_against(classes, pair)] = bootstrap_mean(difference, loci[rows]).to_dict()
     return gain
 
 
 def _predictions(dataset: ClassDataset, p: NDArray[np.float64], classes: tuple[str, ...]) -> str:
+    """A table with a row for every sequence; of more than MAX_COLUMNS classes only the predicted and the true one's p."""
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow(
-        ["class", "record", "start0", "end", "locus", "predicted", *(cell(f"p_{name}") for name in classes)]
-    )
+    many = len(classes) > MAX_COLUMNS
+    columns = ["p_predicted", "p_class"] if many else [cell(f"p_{name}") for name in classes]
+    writer.writerow(["class", "record", "start0", "end", "locus", "predicted", *columns])
     for window, row in zip(dataset.windows, p, strict=True):
         region = window.region
-        values = [f"{value:.6f}" for value in row]
         predicted = classes[int(row.argmax())]
+        values = [f"{value:.6f}" for value in ([row.max(), row[region.label]] if many else row)]
         names = [cell(name) for name in (classes[region.label], region.record, region.locus, predicted)]
         writer.writerow([*names[:2], window.start, window.end, *names[2:], *values])
     return text.getvalue()
@@ -228,12 +240,13 @@ def describe(result: dict[str, Any]) -> str:
         rows |= {name: (row, kmers["pairs"][name]) for name, row in result["model"]["pairs"].items()}
         for name, (own, bar) in rows.items():
             gain = result["gain"][name]
-            lines.append(
-                f"{name:<34}{own['value']:>9.1%}{bar['value']:>9.1%}   {gain['value']:+.1%} "
-                f"({gain['low']:+.1%} to {gain['high']:+.1%})"
-            )
+            bounds = "" if gain["groups"] < 2 else f" ({gain['low']:+.1%} to {gain['high']:+.1%})"
+            lines.append(f"{name:<34}{own['value']:>9.1%}{bar['value']:>9.1%}   {gain['value']:+.1%}{bounds}")
+        if "pairs_of" in result:
+            pairs = len(result["model"]["pairs"])
+            lines.append(f"(the {pairs:,} pairs that the model confuses most, of {result['pairs_of']:,})")
         gain = result["gain"]["all"]
-        verdict = "clears" if gain["low"] > 0 else "does not clear"
+        verdict = "clears" if gain["groups"] > 1 and gain["low"] > 0 else "does not clear"
         lines += ["", f"The model {verdict} the k-mer bar beyond the interval."]
     count = len(result.get("evaluations", []))
     if count > 1 and result["split"] == "test":
@@ -245,4 +258,4 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    return f"{row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+    return f"{row['value']:.1%}" + ("" if row["groups"] < 2 else f" ({row['low']:.1%} to {row['high']:.1%})")

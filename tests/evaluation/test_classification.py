@@ -6,7 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from mamba_bio_audio.evaluation.classification import bootstrap_mean, classification_report, describe_classification
+from mamba_bio_audio.evaluation.classification import (
+    bootstrap_mean,
+    classification_report,
+    describe_classification,
+    most_confused,
+)
 from mamba_bio_audio.evaluation.figures import confusion_picture
 from mamba_bio_audio.files import to_json
 
@@ -77,6 +82,105 @@ def test_groups_of_different_size_weigh_by_their_sequences():
     assert found.value == pytest.approx(0.9)
     # The draws are (big, big), (big, small), (small, small).
     assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_a_class_predicted_but_absent_counts_zero_in_macro_f1():
+    """It was a mistake each time; only a class that neither occurs nor is predicted has no F1."""
+    report = classification_report(certain([0, 0, 2, 1]), [0, 0, 1, 1], LABELS)
+    assert report["classes"]["mouse"] | {"recall": None} == {
+        "count": 0,
+        "predicted": 1,
+        "precision": 0.0,
+        "recall": None,
+        "f1": 0.0,
+    }
+    assert report["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_intervals_of_strata_are_over_loci():
+    """Of a stratum's ten windows in two loci there are two draws to resample, not ten."""
+    right = [0] * 5 + [1] * 5 + [1] * 10
+    groups = ["a"] * 5 + ["b"] * 5 + [f"c{at}" for at in range(10)]
+    inside = np.arange(20) < 10
+    report = classification_report(certain(right), [0] * 20, LABELS, groups=groups, strata={"inside": inside})
+    accuracy = report["strata"]["inside"]["accuracy"]
+    assert accuracy["groups"] == 2
+    # The draws are (a, a), (a, b), (b, b).
+    assert (accuracy["value"], accuracy["low"], accuracy["high"]) == (0.5, 0.0, 1.0)
+
+
+def test_intervals_draw_kinds_of_groups(monkeypatch):
+    """Groups of one size and one sum are drawn as one kind: the distribution is that of drawing each."""
+    random = np.random.default_rng(5)
+    sizes = random.integers(1, 4, 300)
+    groups = np.repeat(np.arange(300), sizes)
+    values = (random.random(len(groups)) < 0.3).astype(float)
+    sums = np.bincount(groups, values)
+    means = [sums[at].sum() / sizes[at].sum() for at in random.integers(0, 300, (4000, 300))]
+    drawn = []
+    generator = np.random.default_rng
+
+    class Watched:
+        def __init__(self, seed):
+            self.own = generator(seed)
+
+        def multinomial(self, count, shares, size):
+            drawn.append(len(shares))
+            return self.own.multinomial(count, shares, size)
+
+    monkeypatch.setattr(np.random, "default_rng", Watched)
+    found = bootstrap_mean(values, groups, resamples=4000)
+    # Sizes 1 to 3 with 0 up to as many right.
+    assert drawn == [9]
+    assert found.groups == 300
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
+
+
+def test_the_most_confused_pairs():
+    confusion = [[5, 2, 0, 1], [3, 5, 0, 0], [0, 0, 0, 0], [0, 4, 0, 5]]
+    assert most_confused(confusion, 6) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert most_confused(confusion, 3) == [(0, 1), (1, 3), (0, 3)]
+    empty = [[5, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 5]]
+    # Two classes without a sequence are no pair.
+    assert (1, 2) not in most_confused(empty, 6)
+
+
+def test_tables_of_many_classes_show_the_worst():
+    count = 500
+    targets = np.repeat(np.arange(count), 4)
+    chosen = targets.copy()
+    chosen[4 * 123 : 4 * 123 + 3] = 321
+    chosen[0] = 1
+    p = np.full((len(targets), count), 0.5 / (count - 1))
+    p[np.arange(len(targets)), chosen] = 0.5
+    report = classification_report(p, targets, [f"class{at}" for at in range(count)])
+    text = describe_classification(report)
+    lines = text.splitlines()
+    assert len(lines) < 60
+    assert max(map(len, lines)) < 120
+    assert "of 500 classes those with the lowest F1" in text
+    shown = [
+        line.split()[0] for line in lines[lines.index(next(x for x in lines if x.startswith("class "))) + 1 :][:20]
+    ]
+    assert shown[:4] == ["class123", "class321", "class0", "class1"]
+    pairs = [line.split() for line in lines if line.endswith((" 3", " 1")) and line.startswith("class")]
+    assert pairs == [["class123", "class321", "3"], ["class0", "class1", "1"]]
+    assert len(report["confusion"]) == count
+
+
+def test_a_report_read_back_from_json_is_described():
+    """Undefined scores are null there."""
+    report = classification_report(certain([0, 0, 1]), [0, 1, 1], LABELS)
+    text = describe_classification(json.loads(to_json(report)))
+    assert text == describe_classification(report)
+    assert next(line.split() for line in text.splitlines() if line.startswith("mouse")) == [
+        "mouse",
+        "0",
+        "0",
+        "-",
+        "-",
+        "-",
+    ]
 
 
 def test_strata_have_their_own_accuracy():

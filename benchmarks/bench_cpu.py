@@ -1,4 +1,4 @@
-"""Training step and forward pass on a CPU beside Hugging Face's pure-PyTorch Mamba and mambapy, same weights.
+"""Training step and forward pass on a CPU beside mambapy and Hugging Face's Mamba with its fast path, same weights.
 
     python benchmarks/bench_cpu.py --out benchmarks/results/cpu.csv
 
@@ -46,7 +46,10 @@ class Mambapy(nn.Module):
 
 def hugging_face() -> nn.Module:
     from transformers import MambaConfig, MambaForCausalLM
+    from transformers.utils.import_utils import is_mambapy_available
 
+    # Without it transformers steps through the sequence in Python, which is no peer.
+    assert is_mambapy_available(), "pip install mambapy: transformers' faster path needs it"
     config = MambaConfig(
         vocab_size=VOCAB,
         hidden_size=D_MODEL,
@@ -55,6 +58,7 @@ def hugging_face() -> nn.Module:
         eos_token_id=None,
         pad_token_id=None,
         use_cache=False,
+        use_mambapy=True,
     )
     return MambaForCausalLM(config)
 

@@ -16,6 +16,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -341,8 +342,8 @@ def _word(word: Plain, members: Sequence[Any]) -> Any:
         if re.fullmatch(r"[+-]?\d+", text):
             return int(text)
         # 1e5 steps are 100,000.
-        if abs(number) < 2**53 and number.is_integer():
-            return int(number)
+        if abs(number) < 1e30 and number.is_integer() and Decimal(text) == int(Decimal(text)):
+            return int(Decimal(text))
     return text
 
 

@@ -19,16 +19,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import sklearn
 import torch
 
 from mamba_bio_audio.config import load_config
 from mamba_bio_audio.evaluation.classification import bootstrap_mean
+from mamba_bio_audio.evaluation.kmers import fit_kmers
 from mamba_bio_audio.pipelines.synthetic.families import ceiling, ceiling_of_windows, plant_files
 from mamba_bio_audio.workflow.classify import classify
 from mamba_bio_audio.workflow.data import open_data
 from mamba_bio_audio.workflow.environment import environment
 from mamba_bio_audio.workflow.evaluate import evaluate
-from mamba_bio_audio.workflow.evaluate_classes import kmer_baseline, sequences
+from mamba_bio_audio.workflow.evaluate_classes import kmer_baseline, sequences, training_sequences
 from mamba_bio_audio.workflow.pretrain import pretrain
 
 OUT, DATA = Path(os.environ.get("OUT", "runs/species-results")), Path(os.environ.get("DATA", "../shared/data"))
@@ -347,6 +350,51 @@ def kmers() -> None:
             )
 
 
+def bar() -> None:
+    """(a) The k-mer bar alone, on the CPU: every k at several numbers of training windows, with the test accuracy of each.
+
+    $OUT/species_kmers.csv; `chosen` marks the least validation loss at a number of windows, which `mba evaluate` would take.
+    """
+    path, rows = OUT / "species_kmers.csv", []
+    for recipe, counts in (("dna/species", (10_000, 20_000, 40_000, 60_000)), ("dna/species-tiny", (40_000,))):
+        data = open_data(load_config(recipe, [easy_paths(), "data.num_workers=0"]), "cpu")
+        data.setup()
+        valid, valid_labels = sequences(data.evaluation_dataset("valid"))
+        dataset = data.evaluation_dataset("test")
+        test, targets = sequences(dataset)
+        loci = [window.region.locus for window in dataset.windows]
+        pair = [data.classes.index("human"), data.classes.index("mouse")]
+        hard = (targets == pair[0]) | (targets == pair[1])
+        for count in counts if not TOY else (100,):
+            train, labels = training_sequences(data, count)
+            own = []
+            for k in range(3, 11) if not TOY else (2, 3):
+                start = time.process_time()
+                fitted = fit_kmers(train, labels, valid, valid_labels, len(data.classes), sizes=(k,))
+                p = fitted.probabilities(test)
+                accuracy = bootstrap_mean((p.argmax(1) == targets).astype(float), loci)
+                right = np.asarray(pair)[p[hard][:, pair].argmax(1)] == targets[hard]
+                best = min(fitted.table, key=lambda row: row["valid_nats"])
+                own.append(
+                    {"recipe": recipe, "windows": len(train), "k": k, "strength": fitted.strength}
+                    | {"valid_nats": f"{best['valid_nats']:.4f}", "valid_accuracy": f"{best['valid_accuracy']:.4f}"}
+                    | {"test_accuracy": f"{accuracy.value:.4f}", "low": f"{accuracy.low:.4f}"}
+                    | {"high": f"{accuracy.high:.4f}", "human_mouse": f"{right.mean():.4f}"}
+                    | {"test_windows": len(targets), "loci": accuracy.groups}
+                    | {"at_edge": "penalty" if any("penalty" in edge for edge in fitted.edges) else ""}
+                    | {"cpu_seconds": f"{time.process_time() - start:.0f}"}
+                    | {"threads": os.environ.get("OMP_NUM_THREADS", ""), "scikit_learn": sklearn.__version__}
+                    | environment("cpu")
+                )
+                print({key: own[-1][key] for key in list(own[-1])[:10]}, flush=True)
+            least = min(float(row["valid_nats"]) for row in own)
+            rows += [row | {"chosen": "yes" if float(row["valid_nats"]) == least else ""} for row in own]
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+
+
 def leak() -> None:
     """(b) What a leak would look like: few loci, trained until they are known by heart, then asked about again."""
     folder = DATA / "apes"
@@ -518,6 +566,7 @@ STEPS = {
     "control": control,
     "apes": apes,
     "kmers": kmers,
+    "bar": bar,
     "leak": leak,
     "megabase": megabase,
     "mitochondria": mitochondria,

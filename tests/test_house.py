@@ -25,7 +25,7 @@ ARROWS = [
     {"layers"},
     {"ops", "torch_ops"},
     {"kernels"},
-    {"errors", "files", "plain_yaml", "text"},
+    {"errors", "files", "machine", "plain_yaml", "text"},
 ]
 LEVEL = {name: level for level, names in enumerate(ARROWS) for name in names}
 

@@ -9,6 +9,7 @@ import typer
 
 from mamba_bio_audio.cli.options import DebugOption, DeviceOption, JsonOption, QuietOption, resolve_device
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.text import show
 
 
 def bench(
@@ -26,8 +27,8 @@ def bench(
     from mamba_bio_audio.workflow.bench import bench as run
 
     file = out or Path(f"bench-{what}-{resolved}.csv")
-    show = not (quiet or as_json)
-    rows = run(what, file, device=resolved, seconds=seconds, progress=(lambda row: show(_line(row))) if show else None)
+    progress = None if quiet or as_json else lambda row: show(_line(row))
+    rows = run(what, file, device=resolved, seconds=seconds, progress=progress)
     show(to_json(rows) if as_json else f"written: {file}")
 
 

@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.cli.demo_audio import demo_audio
-from mamba_bio_audio.cli.options import DebugOption, DeviceOption, QuietOption, SetOption, counter, resolve_device
+from mamba_bio_audio.cli.options import (
+    DebugOption,
+    DeviceOption,
+    QuietOption,
+    SetOption,
+    counter,
+    counters,
+    resolve_device,
+)
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.text import show
 
@@ -62,8 +70,8 @@ def demo(
         say(f"stopped by {summary['stopped_by']}; saved in {out}")
         raise typer.Exit(130)
     say("2/4  evaluating held-out blocks beside Markov baselines")
-    with counter("evaluating", "batches", quiet) as progress:
-        result = evaluate(out, device=resolved, progress=progress)
+    with counters(quiet) as steps:
+        result = evaluate(out, device=resolved, progress=steps)
     write_json(out / "evaluate-test.json", result | {"pictures": ["curve.png"]})
     show(describe_evaluation(result))
     say("3/4  sampling three sequences of 600 bases")

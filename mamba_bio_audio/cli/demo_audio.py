@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from mamba_bio_audio.cli.options import counter
+from mamba_bio_audio.cli.options import counter, counters
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.text import show
 
@@ -49,8 +49,8 @@ def demo_audio(out: Path, overrides: Sequence[str], device: str, quiet: bool) ->
         say(f"stopped by {summary['stopped_by']}; saved in {out}")
         raise typer.Exit(130)
     say("2/4  evaluating held-out melodies beside yardsticks")
-    with counter("evaluating", "batches", quiet) as progress:
-        result = evaluate(out, device=device, progress=progress)
+    with counters(quiet) as steps:
+        result = evaluate(out, device=device, progress=steps)
     write_json(out / "evaluate-test.json", result | {"pictures": ["spectrogram.png"]})
     show(describe_evaluation(result))
     say("3/4  sampling two seconds, one sample at a time")

@@ -20,6 +20,7 @@ from mamba_bio_audio.cli.options import (
     counters,
     resolve_device,
 )
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.text import show
 
 
@@ -64,6 +65,12 @@ def evaluate(
     judge_epochs: Annotated[
         int | None, typer.Option(min=1, help="With sc09 and sc09-judge: of the training of judge and recogniser.")
     ] = None,
+    max_bases: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Score at most so many bases of DNA, in windows evenly spread over the split; said so."
+        ),
+    ] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     quiet: QuietOption = False,
@@ -76,6 +83,8 @@ def evaluate(
     from mamba_bio_audio.files import to_json, write_json
     from mamba_bio_audio.workflow import evaluate as workflow
 
+    if max_bases is not None and (metrics != "likelihood" or context is not None):
+        raise InputError("--max-bases goes with the likelihood of whole windows; --context has --blocks instead")
     if metrics == "sc09-judge":
         from mamba_bio_audio.workflow import sc09
 
@@ -122,7 +131,7 @@ def evaluate(
         if not quiet and not as_json:
             show("\nwritten: " + ", ".join(str(path) for path in paths))
         return
-    with counter("evaluating", "batches", quiet) as progress:
+    with counters(quiet) as steps:
         result = workflow.evaluate(
             run,
             split=split,
@@ -132,7 +141,8 @@ def evaluate(
             length=length,
             strand=strand,
             overrides=overrides or [],
-            progress=progress,
+            max_bases=max_bases,
+            progress=steps,
         )
     if result.get("task") == "classification":
         from mamba_bio_audio.workflow.evaluate_classes import describe, write_evaluation
@@ -141,7 +151,7 @@ def evaluate(
         result = write_evaluation(run, result) if own else {k: v for k, v in result.items() if k != "predictions"}
         show(to_json(result) if as_json else describe(result))
         return
-    own = baselines and not overrides and length is None and which == "best"
+    own = baselines and not overrides and length is None and max_bases is None and which == "best"
     if own and (run / "config.yaml").exists():
         write_json(run / f"evaluate-{split}.json", result)
     if not math.isfinite(result["model"]["nats"]):
@@ -151,8 +161,6 @@ def evaluate(
 
 def _numbers(text: str) -> list[int]:
     """Whole numbers from `1024,16384`."""
-    from mamba_bio_audio.errors import InputError
-
     try:
         return [int(part.replace("_", "")) for part in text.split(",")]
     except ValueError:

@@ -1,17 +1,19 @@
 """The bar for a deep classifier: logistic regression on k-mer frequencies.
 
-    x = frequencies of the k-mers of a sequence, a k-mer and its reverse complement counted together, standardised;
+    x = frequencies of the k-mers of a sequence, a k-mer and its reverse complement counted together, scaled to variance 1;
     p = softmax(W x + b), W with an L2 penalty
 
-What it answers: how much of the task is composition, without order beyond k bases. k from 3 to 6 and the strength of
-the penalty are chosen on validation, so the bar is not too low. A network that does not clear it has learnt nothing
-that a table of short words does not know.
+What it answers: how much of the task is composition, without order beyond k bases. The bar is tuned as the network is, on
+validation loss: k from 1 to 8, and on until two longer words in a row do no better, and for each k the penalty moves along a
+logarithmic grid until both its neighbours are worse. Where a choice ends at the edge of what was tried, or the budget leaves
+word lengths out, the result says so. A network that does not clear the bar has learnt nothing that a table of short words
+does not know.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +22,17 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.tokenizer import A, T
 
-SIZES = (3, 4, 5, 6)
-# Inverse penalties; features are standardised.
-STRENGTHS = (0.001, 0.01, 0.1)
+# Word lengths; from the second on, the search ends where two in a row have done no better.
+SIZES, ALWAYS_TRIED = tuple(range(1, 11)), 8
+# Inverse penalties are 10 ** (step / 2); the search starts in the middle and moves a step at a time.
+FIRST_STEP, LAST_STEP, START_STEP = -14, 6, -6
+# Up to this k counts are dense; longer words fill so little of a table that only those found are kept.
+DENSE_K = 6
+# Products of a feature and a weight in one pass over the training sequences, above which a k is left out: about a second
+# on one core. Dense tables are about eight times as fast a product.
+MOST_WORK, DENSE_GAIN = 1 << 29, 8
+# A step that gains less than this many nats on validation ends a search.
+LEAST_GAIN = 1e-4
 Rows = Sequence[NDArray[np.uint8]]
 
 
@@ -30,32 +40,55 @@ class KmerBaseline(NamedTuple):
     """The chosen model and what it was chosen from."""
 
     k: int
-    strength: float
+    strength: float  # inverse of the L2 penalty, sklearn's C
     trained_on: int  # sequences
-    table: list[dict[str, Any]]  # k, strength, validation accuracy of every candidate
+    table: list[dict[str, Any]]  # k, strength, validation loss and accuracy of every candidate
     model: Any
+    edges: list[str]  # choices at the edge of the grid, in words
+    left_out: list[int]  # word lengths that the budget did not allow
 
     def probabilities(self, rows: Rows) -> NDArray[np.float64]:
         """Class probabilities (n, K) of token id sequences."""
-        return np.asarray(self.model.predict_proba(kmer_frequencies(rows, self.k)))
+        return np.asarray(self.model.predict_proba(kmer_frequencies(rows, self.k)), dtype=np.float64)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
-        return {"k": self.k, "strength": self.strength, "trained_on": self.trained_on, "candidates": self.table}
+        return {
+            "k": self.k,
+            "strength": self.strength,
+            "trained_on": self.trained_on,
+            "candidates": self.table,
+            "edges": self.edges,
+            "left_out": self.left_out,
+        }
 
 
-def kmer_frequencies(rows: Rows, k: int) -> NDArray[np.float32]:
-    """Shares of the canonical k-mers, (n, (4^k + palindromes) / 2); k-mers with an unknown base are left out.
+def kmer_frequencies(rows: Rows, k: int) -> Any:
+    """Shares of the canonical k-mers, (n, (4^k + palindromes) / 2), float32; k-mers with an unknown base are left out.
+
+    A NumPy array up to k = 6, a SciPy CSR matrix above.
 
     >>> kmer_frequencies([np.array([7, 7, 10], dtype=np.uint8)], 1).tolist()  # AAT: A and T are one, C and G another
     [[1.0, 0.0]]
     """
     column = canonical_columns(k)
-    shares = np.zeros((len(rows), int(column.max()) + 1), dtype=np.float32)
-    for share, ids in zip(shares, rows, strict=True):
-        found = count_kmers(ids, k, column)
-        share[:] = found / max(1, found.sum())
-    return shares
+    if k <= DENSE_K:
+        shares = np.zeros((len(rows), int(column.max()) + 1), dtype=np.float32)
+        for share, ids in zip(shares, rows, strict=True):
+            found = count_kmers(ids, k, column)
+            share[:] = found / max(1, found.sum())
+        return shares
+    from scipy.sparse import csr_matrix
+
+    values: list[NDArray[np.float32]] = []
+    columns: list[NDArray[np.int32]] = []
+    ends = [0]
+    for ids in rows:
+        words, counts = np.unique(column[_words(ids, k)], return_counts=True)
+        values.append((counts / max(1, counts.sum())).astype(np.float32))
+        columns.append(words.astype(np.int32))
+        ends.append(ends[-1] + len(words))
+    return csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=(len(rows), int(column.max()) + 1))
 
 
 def canonical_columns(k: int) -> NDArray[np.int64]:
@@ -75,17 +108,19 @@ def count_kmers(ids: NDArray[np.uint8], k: int, column: NDArray[np.int64]) -> ND
     Args:
         column: of `canonical_columns`.
     """
-    size = int(column.max()) + 1
+    return np.bincount(column[_words(ids, k)], minlength=int(column.max()) + 1)
+
+
+def _words(ids: NDArray[np.uint8], k: int) -> NDArray[np.int32]:
+    """Base-4 numbers of the k-mers without an unknown base, in order."""
     known = (ids >= A) & (ids <= T)
     base = np.where(known, ids - A, 0).astype(np.int32)
-    count = len(ids) - k + 1
-    if count < 1:
-        return np.zeros(size, dtype=np.int64)
+    count = max(0, len(ids) - k + 1)
     word, whole = np.zeros(count, dtype=np.int32), np.ones(count, dtype=bool)
     for at in range(k):
         word = word * 4 + base[at : at + count]
         whole &= known[at : at + count]
-    return np.bincount(column[word[whole]], minlength=size)
+    return word[whole]
 
 
 def fit_kmers(
@@ -96,32 +131,109 @@ def fit_kmers(
     classes: int,
     *,
     sizes: Sequence[int] = SIZES,
+    most_work: int = MOST_WORK,
 ) -> KmerBaseline:
-    """Fit every candidate on `train` and choose the most accurate on `valid`, among equals the smaller k.
+    """Fit on `train` for each k and penalty, and choose the least loss on `valid`.
+
+    Args:
+        sizes: word lengths, ascending.
+        most_work: products of one pass over `train` above which a k is left out, the first of `sizes` never.
 
     Raises:
         InputError: a class has no training sequence.
     """
+    missing = set(range(classes)) - set(train_labels.tolist())
+    if missing:
+        raise InputError(f"the k-mer baseline found no training sequence of class number {min(missing)}")
+    longest = max(map(len, train))
+    sizes = [k for k in sizes if k <= longest] or list(sizes[:1])
+    allowed = [k for k in sizes if k == sizes[0] or _work(train, k, classes) <= most_work]
+    table: list[dict[str, Any]] = []
+    best, chosen, step, worse = np.inf, None, START_STEP, 0
+    left_out = [k for k in sizes if k not in allowed]
+    tried = []
+    for k in allowed:
+        known, unseen = kmer_frequencies(train, k), kmer_frequencies(valid, k)
+        candidate = _fit_size(known, train_labels, unseen, valid_labels, k, step)
+        table += candidate.table
+        step = candidate.step
+        tried.append(k)
+        worse = worse + 1 if candidate.loss > best - LEAST_GAIN else 0
+        if candidate.loss < best:
+            best, chosen = candidate.loss, (k, candidate)
+        if worse >= 2 and k >= ALWAYS_TRIED:
+            left_out = []
+            break
+    assert chosen is not None
+    k, candidate = chosen
+    edges = []
+    if k == tried[-1] and k < longest:
+        edges.append(f"k = {k} is the largest tried")
+    if candidate.step in (FIRST_STEP, LAST_STEP):
+        edges.append(f"the penalty 1/{_strength(candidate.step):g} is the last tried")
+    return KmerBaseline(k, _strength(candidate.step), len(train), table, candidate.model, edges, left_out)
+
+
+class _Fitted(NamedTuple):
+    step: int
+    loss: float
+    model: Any
+    table: list[dict[str, Any]]
+
+
+def _fit_size(
+    known: Any, labels: NDArray[np.int64], unseen: Any, valid_labels: NDArray[np.int64], k: int, start: int
+) -> _Fitted:
+    """The best penalty for one k: from `start` along the grid, first to weaker ones, until the loss rises."""
+    import copy
+
+    from scipy.sparse import issparse
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    missing = set(range(classes)) - set(train_labels.tolist())
-    if missing:
-        raise InputError(f"the k-mer baseline found no training sequence of class number {min(missing)}")
-    table, best, chosen = [], -1.0, None
-    for k in sizes:
-        known, unseen = kmer_frequencies(train, k), kmer_frequencies(valid, k)
-        for strength in STRENGTHS:
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
-            with warnings.catch_warnings():
-                # Stopping early only adds to the penalty, and validation chooses.
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                model.fit(known, train_labels)
-            accuracy = float((model.predict(unseen) == valid_labels).mean())
-            table.append({"k": k, "strength": strength, "valid_accuracy": accuracy})
-            if accuracy > best:
-                best, chosen = accuracy, (k, strength, model)
-    assert chosen is not None
-    return KmerBaseline(chosen[0], chosen[1], len(train), table, chosen[2])
+    # A sparse table cannot be centred; the unpenalised intercepts make up for it, so that the model is the same.
+    scaler = StandardScaler(with_mean=not issparse(known))
+    known, unseen = scaler.fit_transform(known), scaler.transform(unseen)
+    regression = LogisticRegression(max_iter=300, tol=1e-5, warm_start=True)
+    table: list[dict[str, Any]] = []
+
+    def fit(step: int) -> _Fitted:
+        regression.C = _strength(step)
+        with warnings.catch_warnings():
+            # Stopping early only adds to the penalty, and validation chooses.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            regression.fit(known, labels)
+        p = np.asarray(regression.predict_proba(unseen), dtype=np.float64)
+        own = p[np.arange(len(p)), valid_labels]
+        loss = float(-np.log(np.maximum(own, 1e-12)).mean())
+        right = float((p.argmax(1) == valid_labels).mean())
+        table.append({"k": k, "strength": regression.C, "valid_nats": loss, "valid_accuracy": right})
+        return _Fitted(step, loss, make_pipeline(scaler, copy.deepcopy(regression)), table)
+
+    best = first = fit(start)
+    best = _climb(fit, best, 1)
+    return best if best is not first else _climb(fit, first, -1)
+
+
+def _climb(fit: Callable[[int], _Fitted], best: _Fitted, by: int) -> _Fitted:
+    while FIRST_STEP <= best.step + by <= LAST_STEP:
+        following = fit(best.step + by)
+        gain = best.loss - following.loss
+        best = following if gain > 0 else best
+        if gain < LEAST_GAIN:
+            break
+    return best
+
+
+def _strength(step: int) -> float:
+    return float(f"{10 ** (step / 2):.3g}")
+
+
+def _work(rows: Rows, k: int, classes: int) -> float:
+    """Products of one pass over all rows."""
+    columns = (4**k + (2**k if k % 2 == 0 else 0)) // 2
+    if k <= DENSE_K:
+        return len(rows) * columns * classes / DENSE_GAIN
+    return sum(min(len(ids), columns) for ids in rows) * classes

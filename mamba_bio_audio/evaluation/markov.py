@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,11 @@ Span = tuple[str, int, int]
 Progress = Callable[[int, int], None]
 
 _FIRST_BASE_ID = 7  # A, C, G, T are 7..10 in the HyenaDNA and Caduceus vocabulary
+_UNKNOWN_ID = 11
 _CHUNK_BASES = 1 << 21
+# A table of all words of a length is kept where it has at most so many cells for a training base; longer words are kept as
+# the list of those that occur, so that time and memory follow the bases and not 4^13.
+_CELLS_PER_BASE = 128
 SMOOTHING_GRID: tuple[float, ...] = tuple(2.0**power for power in range(17))
 # The smoothing, one number, is chosen on about this many validation bases, evenly spread.
 _CHOICE_BASES = 1 << 19
@@ -109,6 +113,27 @@ class MarkovScore:
         return np.exp(self.nats_per_base)
 
 
+class SparseCounts(NamedTuple):
+    """Counts of one order, of the contexts that occur."""
+
+    contexts: NDArray[np.int32]  # (m,), sorted
+    rows: NDArray[np.int64]  # (m, 4)
+
+    @classmethod
+    def of(cls, words: NDArray[np.int32], counts: NDArray[np.int64]) -> SparseCounts:
+        """From different words and how often each occurs."""
+        contexts, row = np.unique(words >> 2, return_inverse=True)
+        rows = np.bincount(row.reshape(-1) * 4 + (words & 3), counts, 4 * len(contexts)).astype(np.int64)
+        return cls(contexts, rows.reshape(-1, 4))
+
+    def take(self, contexts: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Rows (n, 4) of contexts (n,), zeros for those that do not occur."""
+        if not len(self.contexts):
+            return np.zeros((len(contexts), 4), np.int64)
+        at = np.minimum(np.searchsorted(self.contexts, contexts), len(self.contexts) - 1)
+        return np.where((self.contexts[at] == contexts)[:, None], self.rows[at], 0)
+
+
 class MarkovBaseline:
     """Counts of all orders up to `max_order`, and the smoothing chosen so far.
 
@@ -117,16 +142,18 @@ class MarkovBaseline:
     >>> baseline.score(genome, test_spans).perplexity[order]          # doctest: +SKIP
 
     Attributes:
-        counts: per order k an array (4^k, 4): context, next base. int32 for the highest order, else int64.
+        counts: per order k an array (4^k, 4): context, next base; or where that is far more than there are bases,
+            `SparseCounts`.
         smoothing: the weight a, 64 until `choose`.
         order: the chosen order, None until `choose`.
     """
 
-    def __init__(self, counts: Sequence[NDArray[Any]]) -> None:
+    def __init__(self, counts: Sequence[NDArray[Any] | SparseCounts]) -> None:
         self.counts = list(counts)
         self.max_order = len(self.counts) - 1
         self.smoothing = 64.0
         self.order: int | None = None
+        self.chosen_by: MarkovScore | None = None
 
     @classmethod
     def fit(
@@ -144,7 +171,8 @@ class MarkovBaseline:
         Args:
             genome: reader of token ids.
             spans: (record, start, end), 0-based half-open; overlaps count once.
-            max_order: highest order, 0 to 12; memory is 4^(max_order+1) x 6 bytes (0.4 GB for 12).
+            max_order: highest order, 0 to 12; memory is at most 4^(max_order+1) x 6 bytes (0.4 GB
+                for 12), and far less for few bases.
             progress: called with (bases done, bases in all).
         """
         if not 0 <= max_order <= 12:
@@ -152,60 +180,88 @@ class MarkovBaseline:
         longest = max_order + 1
         pieces = merge_spans(spans)
         total = sum(end - start for _, start, end in pieces)
-        top = np.zeros(4**longest, np.int32)
-        one = np.int32(1)
+        cells = max(1 << 12, _CELLS_PER_BASE * total)
+        top = np.zeros(4**longest, np.int32) if 4**longest <= cells else None
+        # Where there is no table of the longest words: all of them.
+        longest_words: list[NDArray[np.int32]] = []
         # The words at the start of a run, by length: with nothing known before them they are in no longer
         # word, so the marginals of the highest order miss them.
         at_run_start: list[list[NDArray[np.int32]]] = [[] for _ in range(longest)]
         done = 0
-        for record, start, end in pieces:
-            for low in range(start, end, _CHUNK_BASES):
-                high = min(low + _CHUNK_BASES, end)
-                context = max(low - max_order, start)
-                # One base more than needed, to see whether a run ends at the last one.
-                tokens = genome.fetch(record, context, min(high + 1, end))
-                words, depth = _words(tokens, longest)
-                here = slice(low - context, high - context)
-                after = np.zeros(high - low, np.int32)
-                after[: len(depth) - (here.start + 1)] = depth[here.start + 1 :][: high - low]
-                words, depth = words[here], depth[here]
-                full = words[depth == longest]
-                np.add.at(top, full, one)
-                np.add.at(top, _reverse_complement_words(full, longest), one)
-                for length in range(1, longest):
-                    at_run_start[length].append(words[depth == length])
-                # Where a run ends here, one begins on the other strand.
-                last = (depth > 0) & (after == 0)
-                for length in range(1, longest):
-                    tails = words[last & (depth >= length)]
-                    at_run_start[length].append(_reverse_complement_words(tails, length))
-                done += high - low
-                if progress is not None:
-                    progress(done, total)
-        counts: list[NDArray[Any]] = [top.reshape(-1, 4)]
-        for length in range(max_order, 0, -1):
-            # Summing over the first base leaves the count of the word wherever something stands before it.
-            words_count = counts[0].reshape(4, -1).sum(0, dtype=np.int64)
-            starts = np.concatenate(at_run_start[length] or [np.zeros(0, np.int32)])
-            np.add.at(words_count, starts, 1)
-            counts.insert(0, words_count.reshape(-1, 4))
+        # One base more than needed, to see whether a run ends at the last one.
+        for tokens, here, spans_here in _batches(genome, pieces, back=max_order, inside=True, ahead=1):
+            words, depth = _words(tokens, longest)
+            after = np.append(depth[1:], 0)[here]
+            words, depth = words[here], depth[here]
+            full = words[depth == longest]
+            for strand in (full, _reverse_complement_words(full, longest)):
+                if top is None:
+                    longest_words.append(strand)
+                else:
+                    np.add.at(top, strand, np.int32(1))
+            for length in range(1, longest):
+                at_run_start[length].append(words[depth == length])
+            # Where a run ends here, one begins on the other strand.
+            last = (depth > 0) & (after == 0)
+            words, depth = words[last], depth[last]
+            for length in range(1, longest):
+                at_run_start[length].append(_reverse_complement_words(words[depth >= length], length))
+            done += sum(high - low for _, low, high in spans_here)
+            if progress is not None:
+                progress(done, total)
+        counts: list[NDArray[Any] | SparseCounts] = []
+        words, number = np.unique(np.concatenate(longest_words or [np.zeros(0, np.int32)]), return_counts=True)
+        table = top
+        for length in range(longest, 0, -1):
+            starts = np.concatenate(at_run_start[length] or [np.zeros(0, np.int32)]) if length < longest else words[:0]
+            if table is not None and length < longest:
+                # Summing over the first base leaves the count of the word wherever something stands before it.
+                table = table.reshape(4, -1).sum(0, dtype=np.int64)
+                np.add.at(table, starts, 1)
+            elif table is None:
+                # The same from the words that occur: without their first base, and those at the start of a run.
+                shorter = np.concatenate([words & ((1 << (2 * length)) - 1), starts])
+                words, same = np.unique(shorter, return_inverse=True)
+                number = np.concatenate([number, np.ones(len(starts), np.int64)])
+                number = np.bincount(same.reshape(-1), number, len(words)).astype(np.int64)
+                if 4**length <= cells:
+                    table = np.zeros(4**length, np.int64)
+                    table[words] = number
+            counts.insert(0, SparseCounts.of(words, number) if table is None else table.reshape(-1, 4))
         return cls(counts)
 
-    def choose(self, genome: GenomeLike, spans: Iterable[Span], *, grid: Sequence[float] = SMOOTHING_GRID) -> int:
+    def choose(
+        self,
+        genome: GenomeLike,
+        spans: Iterable[Span],
+        *,
+        grid: Sequence[float] = SMOOTHING_GRID,
+        progress: Progress | None = None,
+    ) -> int:
         """Choose the smoothing and the order on validation spans.
 
         The smoothing is the value of `grid` whose best order is best, on about 2^19 of the bases, evenly
         spread; the order is then decided on all of them.
 
+        Args:
+            genome: reader of token ids.
+            spans: (record, start, end) of the validation split.
+            grid: values of the smoothing to try.
+            progress: called with (bases done, bases in all); each is read twice.
+
         Returns:
-            The order of least negative log-likelihood, the lowest one of equals; also kept in `self.order`.
+            The order of least negative log-likelihood, the lowest one of equals; also kept in `self.order`, and what it
+            was chosen by in `self.chosen_by`.
         """
         spans = merge_spans(spans)
-        step = max(1, sum(end - start for _, start, end in spans) // _CHOICE_BASES)
+        total = sum(end - start for _, start, end in spans)
+        step = max(1, total // _CHOICE_BASES)
+        first = None if progress is None else lambda done, _: progress(done, 2 * total)
+        second = None if progress is None else lambda done, _: progress(total + done, 2 * total)
         weights = np.asarray(grid, np.float64)[:, None]
         nats = np.zeros((len(grid), self.max_order + 1))
         count = 0
-        for words, depth, _, _ in self._scored(genome, spans):
+        for words, depth in self._scored(genome, spans, first):
             words, depth = words[::step], depth[::step]
             for order, p in enumerate(self._probabilities(words, depth, weights)):
                 nats[:, order] -= np.log(p).sum(1)
@@ -216,19 +272,20 @@ class MarkovBaseline:
                 "add validation intervals"
             )
         self.smoothing = float(grid[int(np.argmin(nats.min(1)))])
-        self.order = int(np.argmin(self.score(genome, spans).nats))
+        self.chosen_by = self.score(genome, spans, progress=second)
+        self.order = int(np.argmin(self.chosen_by.nats))
         return self.order
 
-    def score(self, genome: GenomeLike, spans: Iterable[Span]) -> MarkovScore:
+    def score(self, genome: GenomeLike, spans: Iterable[Span], *, progress: Progress | None = None) -> MarkovScore:
         """Negative log-likelihood of every order, summed over the scored bases of the union of `spans`.
 
         Scored are the known bases but for the first of a record, as for the network. Contexts are the true
         left neighbours in the record, also outside the spans; where fewer than k known ones stand before a
-        base, order k falls back to those.
+        base, order k falls back to those. `progress` is called with (bases done, bases in all).
         """
         nats = np.zeros(self.max_order + 1)
         count = 0
-        for words, depth, _, _ in self._scored(genome, spans):
+        for words, depth in self._scored(genome, spans, progress):
             for order, p in enumerate(self._probabilities(words, depth, self.smoothing)):
                 nats[order] -= np.log(p).sum()
             count += len(words)
@@ -238,9 +295,13 @@ class MarkovBaseline:
         self, genome: GenomeLike, spans: Iterable[Span], order: int
     ) -> Iterator[tuple[str, int, NDArray[np.float64]]]:
         """Per-base nats in pieces: record, start, array with NaN where a base is not scored."""
-        for words, depth, (record, start, end), scored in self._scored(genome, spans):
+        batches = _batches(genome, merge_spans(spans), back=self.max_order, join=False)
+        for tokens, here, [(record, start, end)] in batches:
+            words, depth = _words(tokens, self.max_order + 1)
+            words, depth = words[len(tokens) - (end - start) :], depth[len(tokens) - (end - start) :]
+            scored = (depth > 0) & here[len(tokens) - (end - start) :]
             nats = np.full(end - start, np.nan)
-            *_, p = self._probabilities(words, depth, self.smoothing, order)
+            *_, p = self._probabilities(words[scored], depth[scored], self.smoothing, order)
             nats[scored] = -np.log(p)
             yield record, start, nats
 
@@ -255,7 +316,8 @@ class MarkovBaseline:
     def _lookup(self, words: NDArray[np.int32], order: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Counts of the words and of their contexts at one order, (n,) each."""
         word = words & ((1 << (2 * (order + 1))) - 1)
-        rows = np.take(self.counts[order], word >> 2, axis=0)
+        counts = self.counts[order]
+        rows = counts.take(word >> 2) if isinstance(counts, SparseCounts) else np.take(counts, word >> 2, axis=0)
         return np.take_along_axis(rows, (word & 3)[:, None], axis=1)[:, 0], rows.sum(1)
 
     def _probabilities(
@@ -283,19 +345,67 @@ class MarkovBaseline:
             yield p
 
     def _scored(
-        self, genome: GenomeLike, spans: Iterable[Span]
-    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], Span, NDArray[np.bool_]]]:
-        """Words and depths of the scored bases, chunk by chunk, with the chunk's span and mask."""
-        for record, start, end in merge_spans(spans):
-            for low in range(start, end, _CHUNK_BASES):
-                high = min(low + _CHUNK_BASES, end)
-                context = max(low - self.max_order, 0)
-                words, depth = _words(genome.fetch(record, context, high), self.max_order + 1)
-                words, depth = words[low - context :], depth[low - context :]
-                scored = depth > 0
-                if low == 0:
-                    scored[0] = False
-                yield words[scored], depth[scored], (record, low, high), scored
+        self, genome: GenomeLike, spans: Iterable[Span], progress: Progress | None
+    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+        """Words and depths of the scored bases, batch by batch."""
+        spans, done = merge_spans(spans), 0
+        total = sum(end - start for _, start, end in spans)
+        for tokens, here, spans_here in _batches(genome, spans, back=self.max_order):
+            words, depth = _words(tokens, self.max_order + 1)
+            scored = here & (depth > 0)
+            yield words[scored], depth[scored]
+            done += sum(high - low for _, low, high in spans_here)
+            if progress is not None:
+                progress(done, total)
+
+
+def _batches(
+    genome: GenomeLike,
+    spans: Iterable[Span],
+    *,
+    back: int,
+    inside: bool = False,
+    ahead: int = 0,
+    join: bool = True,
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_], list[Span]]]:
+    """Token ids of spans in pieces, with their contexts; small spans go together, an unknown base between them.
+
+    Args:
+        genome: reader of token ids.
+        spans: apart from each other.
+        back: bases of context before a piece.
+        inside: no base outside the spans is read, and the first of a record counts; without, it is no target.
+        ahead: bases behind a piece, inside its span.
+        join: whether spans may go together.
+
+    Yields:
+        tokens (n,), which of them are the pieces' own (n,), and the pieces.
+    """
+    tokens: list[NDArray[np.uint8]] = []
+    own: list[NDArray[np.bool_]] = []
+    pieces: list[Span] = []
+    gap, size = np.full(1, _UNKNOWN_ID, np.uint8), 0
+    for record, start, end in spans:
+        for low in range(start, end, _CHUNK_BASES):
+            high = min(low + _CHUNK_BASES, end)
+            context = max(low - back, start if inside else 0)
+            here = genome.fetch(record, context, min(high + ahead, end))
+            mask = np.zeros(len(here), dtype=bool)
+            mask[low - context : high - context] = True
+            if low == 0 and not inside:
+                mask[0] = False
+            if tokens:
+                tokens.append(gap)
+                own.append(np.zeros(1, dtype=bool))
+            tokens.append(here)
+            own.append(mask)
+            pieces.append((record, low, high))
+            size += len(here)
+            if size >= _CHUNK_BASES or not join:
+                yield np.concatenate(tokens), np.concatenate(own), pieces
+                tokens, own, pieces, size = [], [], [], 0
+    if tokens:
+        yield np.concatenate(tokens), np.concatenate(own), pieces
 
 
 @dataclass(frozen=True)
@@ -345,14 +455,21 @@ def markov_table(
 ) -> MarkovTable:
     """Fit on `train`, choose smoothing and order on `valid`, score `test`; spans as in `MarkovBaseline.fit`.
 
-    For one genome of several pass only its spans.
+    For one genome of several pass only its spans. `progress` is called with (bases done, bases in all); those of
+    validation are read twice.
     """
-    valid = list(valid)
-    baseline = MarkovBaseline.fit(genome, train, max_order, progress=progress)
-    order = baseline.choose(genome, valid)
+    train, valid, test = (merge_spans(spans) for spans in (train, valid, test))
+    fitted, chosen, scored = (sum(end - start for _, start, end in spans) for spans in (train, valid, test))
+
+    def part(before: int) -> Progress | None:
+        return None if progress is None else lambda done, _: progress(before + done, fitted + 2 * chosen + scored)
+
+    baseline = MarkovBaseline.fit(genome, train, max_order, progress=part(0))
+    order = baseline.choose(genome, valid, progress=part(fitted))
+    assert baseline.chosen_by is not None
     return MarkovTable(
         order,
         baseline.smoothing,
-        baseline.score(genome, valid),
-        baseline.score(genome, test),
+        baseline.chosen_by,
+        baseline.score(genome, test, progress=part(fitted + 2 * chosen)),
     )

@@ -14,8 +14,8 @@ class SsmConfig(BaseModel):
 
     d_state: int = Field(16, ge=1, le=256, description="states per channel; complex modes when complex")
     d_conv: int = Field(4, ge=2, le=8, description="width of the causal depthwise convolution")
-    expand: int = Field(2, ge=1, description="inner channels per model channel")
-    dt_rank: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    expand: int = Field(2, ge=1, le=1024, description="inner channels per model channel")
+    dt_rank: Annotated[int, Field(ge=1, le=1 << 20)] | Literal["auto"] = Field(
         "auto", description="rank of the delta projection; auto is ceil(d_model / 16)"
     )
     complex: bool | None = Field(None, description="complex modes; null takes it from model.mixer")
@@ -39,5 +39,7 @@ class AttentionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    heads: int = Field(4, ge=1, description="attention heads; the width is a multiple of twice their number")
-    mlp_expand: int = Field(1, ge=1, description="inner channels of the MLP per model channel")
+    heads: int = Field(
+        4, ge=1, le=1 << 20, description="attention heads; the width is a multiple of twice their number"
+    )
+    mlp_expand: int = Field(1, ge=1, le=1024, description="inner channels of the MLP per model channel")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from mamba_bio_audio.machine import available_memory, check_memory
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.models.size import count_parameters, size_text
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 
@@ -20,7 +22,16 @@ def build_model(config: ModelConfig | UNetConfig, *, seed: int | None = None) ->
     Args:
         config: with `vocab_size` set.
         seed: of the initialisation; the global generator is left as it was. None draws from the global generator.
+
+    Raises:
+        InputError: the weights alone are more than the machine's memory.
     """
+    if torch.get_default_device().type != "meta":
+        parameters = count_parameters(config)
+        remedy = "lower model.d_model, model.num_layers or model.ssm"
+        check_memory(
+            4 * parameters, f"a model of {size_text(parameters)} parameters", remedy, available=available_memory()
+        )
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

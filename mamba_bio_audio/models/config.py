@@ -26,11 +26,11 @@ class ModelConfig(BaseModel):
     mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real"] = Field(
         "mamba", description="preset of ssm.complex and ssm.selective"
     )
-    d_model: int = Field(ge=1, description="width of the residual stream")
-    num_layers: int = Field(ge=1, description="Mamba layers (the paper's DNA 'blocks' are two layers each)")
+    d_model: int = Field(ge=1, le=1 << 20, description="width of the residual stream")
+    num_layers: int = Field(ge=1, le=10_000, description="Mamba layers (the paper's DNA 'blocks' are two layers each)")
     ssm: SsmConfig = Field(default_factory=lambda: SsmConfig(), description="state space layer")
-    vocab_size: int | None = Field(None, ge=2, description="symbols; null takes it from the data's codec")
-    vocab_multiple: int = Field(8, ge=1, description="the embedding is padded to a multiple of this")
+    vocab_size: int | None = Field(None, ge=2, le=1 << 24, description="symbols; null takes it from the data's codec")
+    vocab_multiple: int = Field(8, ge=1, le=1 << 20, description="the embedding is padded to a multiple of this")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the RMS norms")
     tie_embeddings: bool = Field(True, description="the head shares the embedding's weights")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,7 +21,7 @@ class StageConfig(BaseModel):
         description="preset of ssm.complex and ssm.selective, or transformer (attention and MLP; at the centre only, "
         "the state grows); null takes model.mixer",
     )
-    num_layers: int | None = Field(None, ge=1, description="blocks; null takes model.num_layers")
+    num_layers: int | None = Field(None, ge=1, le=10_000, description="blocks; null takes model.num_layers")
     ssm: SsmConfig = Field(
         default_factory=lambda: SsmConfig(), description="state space layer; keys left out are those of model.ssm"
     )
@@ -41,12 +41,12 @@ class UNetConfig(BaseModel):
     mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real"] = Field(
         "mamba", description="preset of ssm.complex and ssm.selective for every stage that names none"
     )
-    d_model: int = Field(ge=1, description="width of the finest stages")
-    num_layers: int = Field(ge=1, description="blocks per stage")
-    pools: tuple[int, ...] = Field(
-        (4, 4), min_length=1, description="frames that each pool joins, from the finest; each 2 or more"
+    d_model: int = Field(ge=1, le=1 << 20, description="width of the finest stages")
+    num_layers: int = Field(ge=1, le=10_000, description="blocks per stage")
+    pools: tuple[Annotated[int, Field(le=1 << 16)], ...] = Field(
+        (4, 4), min_length=1, max_length=16, description="frames that each pool joins, from the finest; each 2 or more"
     )
-    expand: int = Field(2, ge=1, description="a pool multiplies the width by this")
+    expand: int = Field(2, ge=1, le=1024, description="a pool multiplies the width by this")
     down_blocks: bool = Field(
         True,
         description="blocks before each pool too (the paper's U-Net); false is SaShiMi, which has only pools there",
@@ -55,8 +55,8 @@ class UNetConfig(BaseModel):
     stages: tuple[StageConfig, ...] = Field(
         (), description="settings of single stages; none or one entry per stage, and saved with everything filled in"
     )
-    vocab_size: int | None = Field(None, ge=2, description="symbols; null takes it from the data's codec")
-    vocab_multiple: int = Field(8, ge=1, description="embedding and head are padded to a multiple of this")
+    vocab_size: int | None = Field(None, ge=2, le=1 << 24, description="symbols; null takes it from the data's codec")
+    vocab_multiple: int = Field(8, ge=1, le=1 << 20, description="embedding and head are padded to a multiple of this")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the RMS norms")
 
     @property

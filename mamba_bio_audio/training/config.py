@@ -16,7 +16,7 @@ class LengthStage(BaseModel):
 
     length: int = Field(ge=1, description="positions per sequence; a divisor of train.length")
     epochs: float | None = Field(None, gt=0, description="passes through the training windows of this length")
-    steps: int | None = Field(None, ge=1, description="optimiser steps")
+    steps: int | None = Field(None, ge=1, le=10**12, description="optimiser steps")
 
     @model_validator(mode="after")
     def _one_duration(self) -> LengthStage:
@@ -30,9 +30,9 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    steps: int = Field(ge=1, description="optimiser steps")
-    length: int = Field(ge=1, description="positions per sequence")
-    tokens_per_step: int = Field(ge=1, description="positions per optimiser step, over all devices")
+    steps: int = Field(ge=1, le=10**12, description="optimiser steps")
+    length: int = Field(ge=1, le=10**12, description="positions per sequence")
+    tokens_per_step: int = Field(ge=1, le=10**15, description="positions per optimiser step, over all devices")
     length_warmup: tuple[LengthStage, ...] = Field(
         (),
         description="shorter lengths to train at first, each for some epochs or steps, at the same positions per "
@@ -151,7 +151,9 @@ class TrainConfig(BaseModel):
             raise ValueError("stream_offload needs stream_chunk: without chunks there is no state to keep")
         sequences = self.sequences_per_step // self.data_parallel
         if self.micro_batch is not None and sequences % self.micro_batch:
-            divisors = [d for d in range(1, sequences + 1) if sequences % d == 0]
+            # Looked for around what was asked, not among all numbers: there may be as many sequences as positions.
+            around = range(max(1, self.micro_batch - 100_000), min(sequences, self.micro_batch + 100_000) + 1)
+            divisors = [1, *(d for d in around if sequences % d == 0 and d > 1)]
             near = sorted(divisors, key=lambda d: abs(d - self.micro_batch))[:4]  # type: ignore[operator]
             raise ValueError(
                 f"micro_batch ({self.micro_batch}) must divide the {sequences} sequences per device and step; "

@@ -20,7 +20,7 @@ from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
-from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Span
+from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Span, merge
 from mamba_bio_audio.pipelines.stream import loader
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.workflow.data import DataModule, check_same_data, open_data
@@ -37,7 +37,8 @@ def evaluate(
     length: int | None = None,
     strand: Strand = "both",
     overrides: Sequence[str] = (),
-    progress: Callable[[int, int | None], None] | None = None,
+    max_bases: int | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Likelihood of a split under a run's model, beside Markov baselines on the same positions (JSON-able).
 
@@ -54,10 +55,22 @@ def evaluate(
         length: window; None is the training length.
         strand: which strands a classifier reads.
         overrides: `data.*=...` and `train.precision=...`, to evaluate on other data than the run's own.
-        progress: called with (batches done, batches in all).
+        max_bases: of DNA, score no more than so many bases: whole windows, evenly spread over the split and the same every
+            time, for the model and for the baselines. The result says so under `part`.
+        progress: called with (what, done, in all), for example ("batches", 3, 10).
     """
     model, config, data, described = open_run(run, split, which, device, length, overrides)
     length = data.length
+    if max_bases is not None and (isinstance(model, Classifier) or not isinstance(data, DnaDataModule)):
+        raise InputError("--max-bases is for language models of DNA; this run scores something else: leave it out")
+    if max_bases is not None and max_bases < length:
+        raise InputError(
+            f"--max-bases {max_bases:,} is less than one window of {length:,} bases; give more, or a shorter --length"
+        )
+
+    def told(what: str) -> Callable[[int, int | None], None] | None:
+        return None if progress is None else lambda done, total: progress(what, done, total)
+
     if isinstance(model, Classifier):
         assert isinstance(data, DnaClassesDataModule | AudioClassesDataModule)
         found = evaluate_classes(
@@ -69,7 +82,7 @@ def evaluate(
             chunk=config.train.chunk,
             strand=strand,
             baselines=baselines,
-            progress=progress,
+            progress=told("sequences"),
         )
         source = {key: described[key] for key in ("files", "split_source")}
         return {"run": str(run), "which": which, "overrides": list(overrides)} | source | found
@@ -84,10 +97,10 @@ def evaluate(
         )
     likelihood = evaluate_likelihood(
         model,
-        data.evaluation_dataloader(split),
+        data.evaluation_dataloader(split, max_tokens=max_bases),
         device,
         resolve_precision(config.train.precision, device),
-        progress,
+        told("batches"),
     )
     result: dict[str, Any] = {
         "run": str(run),
@@ -117,20 +130,32 @@ def evaluate(
         return result
     windows = data.evaluation_windows(split)
     genomes = data.genome.genomes
+    counts = {"bases": windows.bases, "unknown": windows.unknown, "first_of_record": windows.first_of_record}
+    dataset = data.evaluation_dataset(split, max_bases)
+    part: list[Span] | None = None
+    if len(dataset) < len(windows.windows):
+        # What the windows score: all but their first base, which is context.
+        part = merge(Span(span.record, span.start + 1, span.end) for span in dataset.windows)
+        bases = sum(span.end - span.start for span in part)
+        counts = {"bases": bases, "unknown": bases - likelihood.count, "first_of_record": 0}
+        result["part"] = {
+            "max_bases": max_bases,
+            "windows": len(dataset),
+            "of_windows": len(windows.windows),
+            "of_bases": windows.bases,
+        }
     # Published window rules let training read bases of other splits; both figures are given then.
-    unread = data.unread_dataset(split, config.train.length) if split != "train" else None
+    unread = data.unread_dataset(split, config.train.length, part) if split != "train" else None
     if unread is not None:
         clean = evaluate_likelihood(
             model,
             loader(unread, data.batch_size, config.data.num_workers),
             device,
             resolve_precision(config.train.precision, device),
+            told("batches of what training never read"),
         )
         result["unread"] = {"model": _scores(clean), "scored": clean.count}
-    result |= {
-        "bases": windows.bases,
-        "unknown": windows.unknown,
-        "first_of_record": windows.first_of_record,
+    result |= counts | {
         "genomes": {
             genomes[int(group)]: {"model": _scores(score)} | {"scored": score.count}
             for group, score in likelihood.groups.items()
@@ -139,13 +164,22 @@ def evaluate(
         else {},
     }
     if baselines:
-        result["markov"] = _markov(markov_table(data.genome, spans["train"], spans["valid"], spans[split]))
+        scored = spans[split] if part is None else part
+        fitted = markov_table(
+            data.genome, spans["train"], spans["valid"], scored, progress=told("Markov baselines, bases")
+        )
+        result["markov"] = _markov(fitted)
         assert result["markov"]["count"] == likelihood.count
-        for name, row in result["genomes"].items():
-            own = {key: _of_genome(data, name, value) for key, value in spans.items()}
+        by_genome = {
+            key: _by_genome(data, value) for key, value in (spans | {"scored": scored}).items() if result["genomes"]
+        }
+        for done, (name, row) in enumerate(result["genomes"].items(), start=1):
+            own = {key: found.get(name, []) for key, found in by_genome.items()}
             if all(own.values()):
-                row["markov"] = _markov(markov_table(data.genome, own["train"], own["valid"], own[split]))
+                row["markov"] = _markov(markov_table(data.genome, own["train"], own["valid"], own["scored"]))
                 assert row["markov"]["count"] == row["scored"]
+            if progress is not None:
+                progress("Markov baselines, genomes", done, len(result["genomes"]))
     return result
 
 
@@ -191,9 +225,12 @@ def override_data(config: RunConfig, overrides: Sequence[str], run: Path) -> Run
     return validate(override(config.model_dump(mode="json"), overrides), str(run), check_files=True)
 
 
-def _of_genome(data: DnaDataModule, name: str, spans: Sequence[Span]) -> list[Span]:
-    number = data.genome.genomes.index(name)
-    return [span for span in spans if data.genome.genome_of(span.record) == number]
+def _by_genome(data: DnaDataModule, spans: Sequence[Span]) -> dict[str, list[Span]]:
+    """Spans of each genome file."""
+    found: dict[str, list[Span]] = {}
+    for span in spans:
+        found.setdefault(data.genome.genomes[data.genome.genome_of(span.record)], []).append(span)
+    return found
 
 
 def _scores(likelihood: Likelihood) -> dict[str, float]:
@@ -223,6 +260,7 @@ def describe_evaluation(result: dict[str, Any]) -> str:
         f"{result['split']} split: {result['scored']:,} of {result['bases']:,} bases scored "
         f"({result['unknown']:,} unknown, {result['first_of_record']:,} first of their record), "
         f"windows of {result['length']:,} (a window's first base has one base of context, Markov models always all)",
+        *_part(result),
         "",
         f"{'':<28}{'nats':>9}{'bits':>9}{'perplexity':>12}",
         _row(f"model ({result['weights']})", result["model"]),
@@ -249,6 +287,17 @@ def describe_evaluation(result: dict[str, Any]) -> str:
             cells = "".join(f"{column['perplexity']:>10.4f}" for column in columns)
             lines.append(f"{name:<40}{row['model']['perplexity']:>9.4f}{cells}")
     return "\n".join(lines)
+
+
+def _part(result: dict[str, Any]) -> list[str]:
+    """A line on what was left unscored because of `max_bases`."""
+    if "part" not in result:
+        return []
+    part = result["part"]
+    return [
+        f"A part of the split, evenly spread (--max-bases {part['max_bases']:,}): {part['windows']:,} of "
+        f"{part['of_windows']:,} windows, {result['bases']:,} of {part['of_bases']:,} bases; baselines on the same bases"
+    ]
 
 
 def _describe_audio(result: dict[str, Any]) -> str:

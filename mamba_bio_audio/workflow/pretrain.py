@@ -32,6 +32,7 @@ from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.training.schedule import rate_after
 from mamba_bio_audio.workflow.data import DataModule, check_same_data, data_rows, open_data
 from mamba_bio_audio.workflow.environment import environment, precision_settings
+from mamba_bio_audio.workflow.preflight import check_fits
 
 # Keys that a resumed run may change: they alter what is observed or how fast it is, not what is computed.
 OBSERVING = {
@@ -157,6 +158,7 @@ def pretrain(
     """
     train = config.train
     check_devices(config, device)
+    check_fits(config, device)
     run = run.resolve()
     step = 0
     check_folder(run)
@@ -277,6 +279,8 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
 
     Writes nothing but, where a FASTA has no index yet, one into the user's cache.
     """
+    check_devices(config, device)
+    check_fits(config, device)
     train = config.train
     data = open_data(config, device, index_beside=False)
     data.setup("fit")

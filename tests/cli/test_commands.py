@@ -118,6 +118,44 @@ def test_evaluate_beside_baselines(trained, capsys):
     assert "valid split" in capsys.readouterr().out
 
 
+def test_evaluate_a_part_of_the_split(trained, capsys):
+    """--max-bases: whole windows, spread over the split, the same for the baselines and every time; and it is said."""
+    before = sorted(path.name for path in trained.iterdir())
+    arguments = ("evaluate", trained, "--length", "64", "--quiet", "--device", "cpu")
+    assert mba_command(*arguments, "--json") == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert "part" not in whole
+    found = []
+    for _ in range(2):
+        assert mba_command(*arguments, "--max-bases", "700", "--json") == 0
+        found.append(json.loads(capsys.readouterr().out))
+    part = found[0]
+    assert part == found[1]
+    assert part["part"] == {
+        "max_bases": 700,
+        "windows": 10,
+        "of_windows": -(-(whole["bases"] - whole["first_of_record"]) // 64),
+        "of_bases": whole["bases"],
+    }
+    assert part["scored"] + part["unknown"] == part["bases"] <= 640
+    assert part["markov"]["count"] == part["scored"]
+    assert part["markov"]["chosen_order"] == whole["markov"]["chosen_order"]
+    assert part["model"]["nats"] == pytest.approx(whole["model"]["nats"], rel=0.1)
+    assert mba_command(*arguments, "--max-bases", "700") == 0
+    assert "A part of the split, evenly spread (--max-bases 700): 10 of" in capsys.readouterr().out
+    # More than there is: the whole split, and nothing to say.
+    assert mba_command(*arguments, "--max-bases", "1000000000", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == whole
+    for wrong, message in (
+        (("--max-bases", "63"), "less than one window of 64 bases"),
+        (("--max-bases", "700", "--context", "16,64"), "--context has --blocks instead"),
+    ):
+        assert mba_command(*arguments, *wrong) == 2
+        assert message in capsys.readouterr().err
+    # Neither is what the run folder keeps as its evaluation.
+    assert sorted(path.name for path in trained.iterdir()) == before
+
+
 def test_sample_writes_fasta_of_bases_only(trained, tmp_path, capsys):
     out = tmp_path / "s.fa"
     arguments = ("sample", trained, "--length", "150", "--num-samples", "3", "--quiet", "--device", "cpu")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation import kmers
 from mamba_bio_audio.evaluation.kmers import fit_kmers, kmer_frequencies
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
@@ -35,25 +36,63 @@ def test_short_and_unknown_sequences() -> None:
     assert not found.any()
 
 
-def test_baseline_learns_and_chooses_on_validation() -> None:
+def test_sparse_frequencies_equal_dense_ones(monkeypatch) -> None:
+    rows = [CODEC.encode(text) for text in ("ACGTTGCANNACCGATTACA", "AC", "NNNNN", "TTTTTTTTT")]
+    dense = kmer_frequencies(rows, 3)
+    monkeypatch.setattr(kmers, "DENSE_K", 2)
+    sparse = kmer_frequencies(rows, 3)
+    assert sparse.shape == dense.shape
+    assert np.array_equal(sparse.toarray(), dense)
+
+
+def draw(random: np.random.Generator, count: int, weights: list[float], length: int = 200) -> list[np.ndarray]:
+    return [random.choice([7, 8, 9, 10], length, p=weights).astype(np.uint8) for _ in range(count)]
+
+
+def test_baseline_learns_and_chooses_on_validation_loss() -> None:
     random = np.random.default_rng(0)
-
-    def draw(count: int, weights: list[float]) -> list[np.ndarray]:
-        return [random.choice([7, 8, 9, 10], 200, p=weights).astype(np.uint8) for _ in range(count)]
-
-    rows = draw(120, [0.3, 0.2, 0.2, 0.3]) + draw(120, [0.2, 0.3, 0.3, 0.2])
+    rows = draw(random, 120, [0.28, 0.22, 0.22, 0.28]) + draw(random, 120, [0.22, 0.28, 0.28, 0.22])
     labels = np.repeat([0, 1], 120)
     order = random.permutation(240)
     train, valid = order[:160], order[160:]
-    fitted = fit_kmers(
-        [rows[i] for i in train], labels[train], [rows[i] for i in valid], labels[valid], 2, sizes=(3, 4)
-    )
-    assert len(fitted.table) == 6
-    best = max(row["valid_accuracy"] for row in fitted.table)
-    assert best > 0.9
-    assert {"k": fitted.k, "strength": fitted.strength, "valid_accuracy": best} in fitted.table
+    fitted = fit_kmers([rows[i] for i in train], labels[train], [rows[i] for i in valid], labels[valid], 2)
+    best = min(fitted.table, key=lambda row: row["valid_nats"])
+    assert (best["k"], best["strength"]) == (fitted.k, fitted.strength)
+    assert best["valid_accuracy"] > 0.9
+    # Composition is all there is, so single bases decide it, and the search ends with the words that are always tried.
+    assert {row["k"] for row in fitted.table} == {*range(1, 9)}
+    assert (fitted.k, fitted.left_out, fitted.edges) == (1, [], [])
     p = fitted.probabilities([rows[0], CODEC.reverse_complement(rows[0])])
     assert p.shape == (2, 2)
     assert np.allclose(p[0], p[1])
     with pytest.raises(InputError, match="class number 2"):
         fit_kmers(rows, labels, rows, labels, 3, sizes=(3,))
+
+
+def test_words_of_eight_are_found_where_no_shorter_one_tells() -> None:
+    """Both classes hold the same flanks around one core of six bases, and only what stands left and right at once differs."""
+    random = np.random.default_rng(1)
+    pairs = [("ATGCCAGTAT", "CTGCCAGTCT"), ("ATGCCAGTCT", "CTGCCAGTAT")]
+    rows, labels = draw(random, 400, [0.25] * 4, 60), np.arange(400) % 2
+    for row, label in zip(rows, labels, strict=True):
+        for at, word in zip((5, 40), random.permutation(pairs[label]), strict=True):
+            row[at : at + 10] = CODEC.encode(str(word))
+    fitted = fit_kmers(rows[:300], labels[:300], rows[300:], labels[300:], 2, sizes=range(6, 11))
+    assert fitted.k >= 8
+    assert min(row["valid_nats"] for row in fitted.table if row["k"] < 8) > 0.6
+    assert (fitted.probabilities(rows[300:]).argmax(1) == labels[300:]).mean() > 0.95
+
+
+def test_edges_of_the_grid_and_words_left_out_are_told(monkeypatch) -> None:
+    random = np.random.default_rng(1)
+    rows = draw(random, 60, [0.4, 0.1, 0.1, 0.4]) + draw(random, 60, [0.1, 0.4, 0.4, 0.1])
+    labels = np.repeat([0, 1], 60)
+    half = slice(None, None, 2)
+    fitted = fit_kmers(rows, labels, rows[half], labels[half], 2, sizes=(1, 4), most_work=60)
+    assert fitted.left_out == [4]
+    assert fitted.edges[0] == "k = 1 is the largest tried"
+    # Without an end to the gain, the weakest penalty is the best.
+    monkeypatch.setattr(kmers, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(kmers, "LAST_STEP", kmers.START_STEP + 1)
+    fitted = fit_kmers(rows, labels, rows[half], labels[half], 2, sizes=(1,))
+    assert fitted.edges[1] == "the penalty 1/0.00316 is the last tried"

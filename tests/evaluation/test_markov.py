@@ -10,7 +10,7 @@ import pytest
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation import markov
-from mamba_bio_audio.evaluation.markov import MarkovBaseline, markov_table, merge_spans
+from mamba_bio_audio.evaluation.markov import MarkovBaseline, SparseCounts, markov_table, merge_spans
 
 COMPLEMENT = str.maketrans("ACGTN", "TGCAN")
 IDS = {"A": 7, "C": 8, "G": 9, "T": 10, "N": 11}
@@ -170,7 +170,7 @@ def test_highest_order_twelve() -> None:
     genome = FakeGenome(r=text + text)
     baseline = MarkovBaseline.fit(genome, [("r", 0, 60)], max_order=12)
     counts = brute_counts([text], 13)
-    assert baseline.counts[12].sum() == 2 * (60 - 12)
+    assert baseline.counts[12].rows.sum() == 2 * (60 - 12)
     score = baseline.score(genome, [("r", 80, 120)])
     nats = [-math.log(brute_probability(counts, text[i - 12 : i], text[i], baseline.smoothing)) for i in range(20, 60)]
     assert score.nats[12] == pytest.approx(sum(nats), rel=1e-12)
@@ -257,13 +257,56 @@ def test_markov_table_test_split_changes_nothing() -> None:
     assert row["valid_perplexity"] == min(r["valid_perplexity"] for r in as_dict["orders"])
 
 
-def test_progress_reaches_total() -> None:
+@pytest.mark.parametrize("unknown", [0.0, 0.1])
+def test_counts_of_few_bases_are_sparse_and_the_same(monkeypatch: pytest.MonkeyPatch, unknown: float) -> None:
+    """Cells follow the bases, not 4^13, and every score is that of whole tables."""
+    genome = FakeGenome(a=random_text(1, 3000, unknown), b=random_text(2, 700, unknown), c="A", d="N")
+    train = [("a", 20, 1000), ("a", 1200, 2000), ("b", 0, 7), ("b", 100, 130), ("c", 0, 1), ("d", 0, 1)]
+    valid, test = [("a", 2000, 2500)], [("a", 2500, 3000), ("b", 200, 700), ("c", 0, 1)]
+    sparse = markov_table(genome, train, valid, test, max_order=8)
+    few = MarkovBaseline.fit(genome, train, max_order=12)
+    cells = [counts.rows.size if isinstance(counts, SparseCounts) else counts.size for counts in few.counts]
+    assert sum(cells) < 300 * sum(end - start for _, start, end in train)
+    assert isinstance(few.counts[12], SparseCounts)
+    monkeypatch.setattr(markov, "_CELLS_PER_BASE", 1 << 20)
+    dense = markov_table(genome, train, valid, test, max_order=8)
+    assert not any(isinstance(counts, SparseCounts) for counts in MarkovBaseline.fit(genome, train, max_order=8).counts)
+    assert (sparse.order, sparse.smoothing) == (dense.order, dense.smoothing)
+    assert np.array_equal(sparse.test.nats, dense.test.nats)
+    assert np.array_equal(sparse.valid.nats, dense.valid.nats)
+    # Below the longest table every length is sparse: none may lose a word.
+    monkeypatch.setattr(markov, "_CELLS_PER_BASE", 0)
+    lists = MarkovBaseline.fit(genome, train, max_order=8)
+    assert [isinstance(counts, SparseCounts) for counts in lists.counts] == [False] * 6 + [True] * 3
+    for counts, whole in zip(lists.counts, brute_tables(genome, train, 8), strict=True):
+        table = np.zeros_like(whole)
+        if isinstance(counts, SparseCounts):
+            table[counts.contexts] = counts.rows
+        else:
+            table[:] = counts
+        assert np.array_equal(table, whole)
+
+
+def brute_tables(genome: FakeGenome, spans: list[tuple[str, int, int]], max_order: int) -> list[np.ndarray]:
+    counts = brute_counts([genome.text[record][start:end] for record, start, end in spans], max_order + 1)
+    tables = [np.zeros((4**order, 4), np.int64) for order in range(max_order + 1)]
+    for word, number in counts.items():
+        context, base = word[:-1], word[-1]
+        at = int("".join(str("ACGT".index(x)) for x in context) or "0", 4)
+        tables[len(context)][at, "ACGT".index(base)] = number
+    return tables
+
+
+@pytest.mark.parametrize("chunk", [40, 1 << 21])
+def test_progress_goes_on_within_records(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Over fitting, choosing (validation is read twice) and scoring, in pieces of a long record."""
+    monkeypatch.setattr(markov, "_CHUNK_BASES", chunk)
+    genome = FakeGenome(r=random_text(13, 1000))
     seen: list[tuple[int, int]] = []
-    genome = FakeGenome(r=random_text(13, 100))
-    MarkovBaseline.fit(
-        genome,
-        [("r", 0, 40), ("r", 50, 70)],
-        max_order=1,
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    assert seen == [(40, 60), (60, 60)]
+    spans = [("r", 0, 400)], [("r", 400, 500), ("r", 600, 620)], [("r", 800, 1000)]
+    markov_table(genome, *spans, max_order=2, progress=lambda done, total: seen.append((done, total)))
+    total = 400 + 2 * 120 + 200
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert {total for _, total in seen} == {total}
+    assert len(seen) == (4 if chunk > 40 else 10 + 2 * 3 + 5)

@@ -377,13 +377,15 @@ class DnaDataModule(LightningDataModule):
             share(dataset, self.rank, self.world_size), batch_size or self.batch_size, self.config.num_workers
         )
 
-    def unread_dataset(self, split: str, train_length: int) -> EvaluationDataset | None:
-        """The bases of a split that no training window of `train_length` holds, each scored once.
+    def unread_dataset(
+        self, split: str, train_length: int, part: Sequence[Span] | None = None
+    ) -> EvaluationDataset | None:
+        """The bases of a split, or of a part of it, that no training window of `train_length` holds, each scored once.
 
         None where there is nothing to tell apart: no training window holds any base of the split, or some holds each.
         """
         read = Coverage(union_of(self.training_windows(train_length)))
-        own = self._of(split)
+        own = self._of(split) if part is None else [Interval(*span, split) for span in part]
         if not read.shared(own):
             return None
         left = subtract(own, read.spans)

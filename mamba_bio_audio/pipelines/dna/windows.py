@@ -7,7 +7,7 @@ interval may be shorter; it is padded later.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,9 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.start)
+
+    def __iter__(self) -> Iterator[Span]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Span:
         start = int(self.start[index])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import traceback
+import warnings
 
 import typer
 
@@ -23,7 +25,7 @@ from mamba_bio_audio.cli import (
     sample,
 )
 from mamba_bio_audio.errors import InputError, NetworkError
-from mamba_bio_audio.text import show
+from mamba_bio_audio.text import printable, show
 
 app = typer.Typer(
     help="Long-context Mamba foundation models for genomes.",
@@ -54,6 +56,7 @@ def run(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _warning
     try:
         app(arguments, prog_name="mba")
     except InputError as error:
@@ -67,6 +70,15 @@ def run(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except Exception as error:
         _fail(error, 1, debug)
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Warnings of this package as one line for people, those of others as Python writes them."""
+    if f"{os.sep}mamba_bio_audio{os.sep}" in filename:
+        return printable(f"mba: {message}", lines=True) + "\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _fail(error: Exception, code: int, debug: bool) -> None:

@@ -59,16 +59,17 @@ def _last_logits(
     """Logits (n, K) at each row's last real position."""
     lengths = torch.tensor([len(row) for row in rows])
     longest = int(lengths.max())
-    tokens = np.full((len(rows), longest), pad_id, dtype=np.int64)
-    for line, row in zip(tokens, rows, strict=True):
-        line[: len(row)] = row
-    ids, last = torch.from_numpy(tokens), (lengths - 1).to(device)
+    last = (lengths - 1).to(device)
     state, logits = None, None
     step = chunk or longest
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
         for low in range(0, longest, step):
-            # Moved piece by piece: a megabase of int64 for a batch is larger than the rest.
-            piece = ids[:, low : low + step].to(device)
+            # Piece by piece: as int64 a chromosome would take eight times its memory.
+            tokens = np.full((len(rows), min(step, longest - low)), pad_id, dtype=np.int64)
+            for line, row in zip(tokens, rows, strict=True):
+                part = row[low : low + step]
+                line[: len(part)] = part
+            piece = torch.from_numpy(tokens).to(device)
             ends = (lengths > low) & (lengths <= low + step)
             # Rows of one length end together, and one position's logits are quicker than all.
             together = bool((lengths == low + piece.shape[1]).all())

@@ -30,6 +30,7 @@ Ids = NDArray[Any]
 BATCHES_AHEAD, RECORDS_AHEAD = 16, 4096
 # Token ids of one batch, 8 bytes each, when records longer than the batch are streamed.
 MAX_IDS = 1 << 26
+PIECE = 1 << 20
 
 
 class Prediction(NamedTuple):
@@ -53,7 +54,6 @@ class Prediction(NamedTuple):
 @dataclass
 class _Record:
     ids: Ids
-    known: NDArray[np.bool_]
     # Per strand: windows, and the sum of their probabilities.
     windows: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     sums: dict[str, Any] = field(default_factory=dict)
@@ -122,7 +122,7 @@ def predict(
                 found = classify(model, rows, pad_id=pad_id, device=device, narrow=narrow, chunk=step)
                 for (record, _, _), row in zip(batch, found, strict=True):
                     record.sums[name] = record.sums.get(name, 0.0) + row
-        yield from map(_result, waiting)
+        yield from (_result(record, known) for record in waiting)
 
     content = max(1, length - (start_id is not None)) if mode == "windows" else None
     waiting: list[_Record] = []
@@ -145,21 +145,19 @@ def _prepare(
     max_unknown: float,
 ) -> _Record:
     if isinstance(item, str):
-        return _Record(np.zeros(0, np.uint8), np.zeros(0, bool), reason=item)
-    record = _Record(item, known(item))
-    if not len(item):
+        return _Record(np.zeros(0, np.uint8), reason=item)
+    record, size = _Record(item), len(item)
+    if not size:
         record.reason = "empty"
-    elif not record.known.any():
+    elif not _count(known, item, 0, size):
         record.reason = "no known symbol (A, C, G, T) in it"
     else:
-        before = np.concatenate([[0], np.cumsum(~record.known)])
-        size = len(item)
         for name in strands:
             kept = []
             for low, high in tile(size, length or size):
                 # Windows are counted on their own strand.
                 a, b = (low, high) if name == "forward" else (size - high, size - low)
-                unknown = before[b] - before[a]
+                unknown = b - a - _count(known, item, a, b)
                 if unknown <= max_unknown * (b - a) and unknown < b - a:
                     kept.append((low, high))
             record.windows[name] = kept
@@ -167,6 +165,12 @@ def _prepare(
             what = "every window has" if length else "it has"
             record.reason = f"{what} more than {max_unknown:.0%} unknown symbols"
     return record
+
+
+def _count(known: Callable[[Ids], NDArray[np.bool_]], ids: Ids, low: int, high: int) -> int:
+    """Known symbols among [low, high), a piece at a time: marks of a whole chromosome would outweigh its ids."""
+    pieces = range(low, high, PIECE)
+    return sum(int(np.count_nonzero(known(ids[at : min(at + PIECE, high)]))) for at in pieces)
 
 
 def tile(size: int, length: int) -> list[tuple[int, int]]:
@@ -195,15 +199,19 @@ def _batches(
             first = at
 
 
-def _result(record: _Record) -> Prediction:
+def _result(record: _Record, known: Callable[[Ids], NDArray[np.bool_]]) -> Prediction:
     if record.reason:
         return Prediction(None, len(record.ids), 0, 0, record.reason)
     means = [record.sums[name] / len(found) for name, found in record.windows.items() if found]
-    covered = np.zeros(len(record.ids), dtype=bool)
-    for name, found in record.windows.items():
-        side = covered if name == "forward" else covered[::-1]
-        for low, high in found:
-            side[low:high] = True
-    windows = sum(map(len, record.windows.values()))
-    used = int((covered & record.known).sum())
+    size = len(record.ids)
+    spans = [
+        (low, high) if name == "forward" else (size - high, size - low)
+        for name, found in record.windows.items()
+        for low, high in found
+    ]
+    used = reached = 0
+    for low, high in sorted(spans):
+        used += _count(known, record.ids, max(low, reached), high)
+        reached = max(reached, high)
+    windows = len(spans)
     return Prediction(np.sum(means, axis=0) / len(means), len(record.ids), used, windows, "")

@@ -27,7 +27,6 @@ def open_data(
     *,
     length: int | None = None,
     batch_size: int | None = None,
-    index_beside: bool = True,
 ) -> DataModule:
     """The data module of a run; not yet set up.
 
@@ -36,7 +35,6 @@ def open_data(
         device: "cpu" or "cuda".
         length: of the windows; None is the training length.
         batch_size: windows per batch; None is the training's micro-batch on `device`.
-        index_beside: put a missing FASTA index beside the file where that is possible.
     """
     train = config.train
     length, batch_size = length or train.length, batch_size or train.micro_batch_for(device)
@@ -45,10 +43,8 @@ def open_data(
     if isinstance(config.data, AudioDataConfig):
         return AudioDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
     if isinstance(config.data, DnaClassesConfig):
-        return DnaClassesDataModule(
-            config.data, length=length, batch_size=batch_size, seed=config.seed, index_beside=index_beside
-        )
-    return DnaDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed, index_beside=index_beside)
+        return DnaClassesDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
+    return DnaDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
 
 
 def data_rows(kind: str, described: dict[str, Any]) -> list[tuple[str, str]]:

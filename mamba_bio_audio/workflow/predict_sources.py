@@ -87,13 +87,17 @@ def open_source(codec: Any, config: RunConfig) -> Source:
 def _sequences(files: Iterable[str], codec: DnaTokenizer) -> Iterator[Item]:
     for file in files:
         for record in read_records(file):
-            foreign, upper = record.foreign_letter(), record.sequence.upper()
-            symbols: Ids | str = codec.encode(record.sequence)
-            if foreign is not None:
+            symbols: Ids | str
+            if foreign := record.foreign_letter():
                 symbols = f"{foreign[1]!r} at position {foreign[0]:,} is no base"
-            elif b"U" in upper and b"T" not in upper:
+            elif record.is_rna():
                 symbols = "RNA (U): write T for U"
-            yield Item(str(file), record.name, len(record.sequence), symbols)
+            else:
+                symbols = codec.encode(record.sequence)
+            item = Item(str(file), record.name, len(record.sequence), symbols)
+            # A chromosome is held once, as ids, while it is predicted.
+            del record, symbols
+            yield item
 
 
 def _recordings(files: Iterable[str], codec: AudioCodec, data: AudioDataConfig) -> Iterator[Item]:

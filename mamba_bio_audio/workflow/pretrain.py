@@ -282,7 +282,7 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
     check_devices(config, device)
     check_fits(config, device)
     train = config.train
-    data = open_data(config, device, index_beside=False)
+    data = open_data(config, device)
     data.setup("fit")
     data.train_dataloader()
     data.evaluation_dataset("valid")

@@ -8,13 +8,14 @@ translocation t(5;17). Splits go by homologous group (`apes.py`).
 
 from __future__ import annotations
 
-import gzip
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.unpacked import read_packed
 
 NCBI = "https://ftp.ncbi.nlm.nih.gov/genomes/all"
 GENERATIONS = ("t2t", "older", "hyenadna")
@@ -174,9 +175,8 @@ def read_report(path: str | Path) -> AssemblyReport:
         InputError: it is not one; with file and line.
     """
     try:
-        data = Path(path).read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        text = read_packed(path).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as an assembly report ({error})") from None
     facts: dict[str, str] = {}
     columns: list[str] = []

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from Bio.bgzf import BgzfWriter
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.pipelines.unpacked import Unpacked, Unpacking
 
 # Small, because BgzfWriter copies all it holds for every block of 65,536 bytes.
 _CHUNK_BYTES = 1 << 19
@@ -33,30 +35,53 @@ def recompress(source: Path, target: Path, progress: Callable[[int, int | None],
         progress: called with (compressed bytes read, compressed bytes in all).
 
     Raises:
-        InputError: `source` is cut off or damaged.
+        InputError: `source` is cut off or damaged, or unpacks to far more than a FASTA file holds.
     """
+    with writing(target) as write, reading(source, progress) as read:
+        while data := read(_CHUNK_BYTES):
+            write(data)
+
+
+@contextmanager
+def reading(
+    source: Path, progress: Callable[[int, int | None], None] | None = None
+) -> Iterator[Callable[[int], bytes]]:
+    """A function that gives the next so many bytes of text of a plain or gzip file; checks of gzip included."""
     total = os.path.getsize(source)
-    with atomic_path(target) as temporary, source.open("rb") as raw:  # noqa: SIM117
-        # Into a file object of ours, whose end and errors are seen.
-        with temporary.open("wb") as out, gzip.open(raw, "rb") as text:
-            writer = BgzfWriter(fileobj=out)
+    with source.open("rb") as raw:
+        packed = raw.peek(2)[:2] == b"\x1f\x8b"
+        text = Unpacking(raw, Unpacked(source, total)) if packed else raw
+
+        def read(count: int) -> bytes:
             try:
-                while data := text.read(_CHUNK_BYTES):
-                    writer.write(data)
-                    if progress is not None:
-                        progress(raw.tell(), total)
+                data = text.read(count)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise InputError(
                     f"{source}: damaged gzip ({error}); the file is truncated or damaged, fetch it again"
                 ) from None
-            except RuntimeError:
-                # A block that deflate makes longer: nothing written in a few letters.
-                raise InputError(f"{source}: there is no text in it; give a FASTA file") from None
+            if progress is not None:
+                progress(raw.tell(), total)
+            return data
+
+        yield read
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Callable[[bytes], None]]:
+    """A function that appends text to a BGZF file, which appears when all of it is there."""
+    with atomic_path(target) as temporary, temporary.open("wb") as out:
+        # Into a file object of ours, whose end and errors are seen.
+        writer = BgzfWriter(fileobj=out)
+        try:
+            yield writer.write
             writer.flush()
-            # `close` would close `out` too; the empty block marks the end.
-            out.write(_END)
-            out.flush()
-            os.fsync(out.fileno())
+        except RuntimeError:
+            # A block that deflate makes longer: nothing written in a few letters.
+            raise InputError(f"{target}: there is no text in it; give a FASTA file") from None
+        # `close` would close `out` too; the empty block marks the end.
+        out.write(_END)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 # The empty block that ends every BGZF file.

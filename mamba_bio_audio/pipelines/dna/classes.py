@@ -133,7 +133,6 @@ class DnaClassesDataModule(LightningDataModule):
         start_sample: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        index_beside: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
@@ -143,7 +142,6 @@ class DnaClassesDataModule(LightningDataModule):
         self.start_sample = start_sample
         self.rank = rank
         self.world_size = world_size
-        self.index_beside = index_beside
         self.codec = DnaTokenizer()
         self.stretches: Sequence[Stretch] = ()
         self._windows: dict[str, list[ClassWindow]] = {}
@@ -153,7 +151,7 @@ class DnaClassesDataModule(LightningDataModule):
         """Read or index the files, choose the splits, read genomes of moderate size, before workers start."""
         if self._ready:
             return
-        self.labelled = open_labelled(self.config, index_beside=self.index_beside)
+        self.labelled = open_labelled(self.config)
         assign_splits(self.labelled, self.config, self.length)
         if self.labelled.examples:
             longest = max(self.labelled.regions, key=len)

@@ -167,7 +167,6 @@ class DnaDataModule(LightningDataModule):
         start_sample: training samples already consumed, over all ranks; a resumed run continues with the
             next.
         rank, world_size: this process among those that train together.
-        index_beside: put a missing index beside the FASTA where that is possible, else into the user's cache.
 
     Attributes:
         codec: the tokeniser.
@@ -192,7 +191,6 @@ class DnaDataModule(LightningDataModule):
         start_sample: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        index_beside: bool = True,
     ) -> None:
         super().__init__()
         if length < 1 or batch_size < 1 or not 0 <= rank < world_size or start_sample < 0 or not 0 <= seed < 2**63:
@@ -208,7 +206,6 @@ class DnaDataModule(LightningDataModule):
         self.start_sample = start_sample
         self.rank = rank
         self.world_size = world_size
-        self.index_beside = index_beside
         self.codec = DnaTokenizer()
         self.split_source = ""
         self.shared: dict[str, int] = {}
@@ -222,7 +219,7 @@ class DnaDataModule(LightningDataModule):
             return
         config = self.config
         source = locate(config.path, config.intervals)
-        self.genome = source.open(index_beside=self.index_beside)
+        self.genome = source.open()
         self._contigs: str | list[str] = config.contigs
         prepared = {}
         if source.manifest is not None and config.contigs == "primary":

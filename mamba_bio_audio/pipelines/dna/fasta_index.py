@@ -1,218 +1,442 @@
-"""Indexes of FASTA and 2bit files, kept on disk.
+"""Indexes of FASTA and 2bit files, kept in a cache that is the user's own.
 
-What `fasta_scan` finds is kept as `NAME.fai`, `NAME.gzi` and `NAME.mba.npz` beside the FASTA where that folder
-may be written to, else in the user's cache (`$MAMBA_BIO_AUDIO_CACHE`, `$XDG_CACHE_HOME/mamba_bio_audio` or
-`~/.cache/mamba_bio_audio`; setting the first also keeps indexes out of the data folders). Files appear whole
-or not at all, and a changed FASTA is read anew.
+What `fasta_scan` and `twobit` find is kept in one file per genome in the user's cache (`cache_folder`), a folder that no
+other user may enter. Nothing is written beside the data, and an index found there (`.fai`, `.gzi`, `.mba.npz`) is never
+read: whoever made it, it cannot change a count, a checksum or a base. Where no such folder can be had, indexes live in
+memory and are built again by the next command.
+
+An index is taken from the cache only if its file belongs to this user and is whole, its numbers fit each other, and the
+genome is the file that it was made from: of the same size, time of last change and sampled blocks. A genome whose status
+changed since (it was moved, or linked, or its times were set by hand) is hashed in whole and must give the same SHA-256.
 """
 
 import contextlib
 import hashlib
+import json
 import os
-import struct
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import atomic_path, write_text
-from mamba_bio_audio.pipelines.dna.fasta_scan import FastaIndex, Runs, file_key, index_fasta
+from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.pipelines.dna.fasta_scan import CHUNK_BYTES, COUNT_NAMES, FastaIndex, Runs, file_key, index_fasta
 from mamba_bio_audio.pipelines.dna.twobit import SIGNATURES, index_twobit
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 4
 CACHE_VARIABLE = "MAMBA_BIO_AUDIO_CACHE"
+# Blocks of the genome that are compared whenever its index is opened: the first, the last, and some between them.
+SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
+Progress = Callable[[int, int | None], None]
+_LARGEST = 1 << 48
+# Bytes of index for a byte of genome: a run can begin at every other base, and a byte of BGZF hold a thousand bases.
+_MOST_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
-class IndexFiles:
-    """An index with the places of its files on disk; a 2bit file has no `.fai`."""
+class StoredIndex:
+    """An index, and its file in the cache; None where it is in memory only."""
 
     index: FastaIndex
-    store_path: str
-    fai_path: str
-    gzi_path: str | None
+    store: Path | None
 
 
-def load_index(path: str | os.PathLike[str], *, index_beside: bool = True) -> IndexFiles:
-    """The index of a FASTA file, from disk when it is there and still true, else built and stored.
+class _State(NamedTuple):
+    """What tells one state of a genome file from another."""
 
-    Concurrent processes wait for the first and then read what it wrote.
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    sample: str  # SHA-256 of the sampled blocks
+
+
+class _RefusedError(Exception):
+    """A cached index that must not be used, and why."""
+
+
+def load_index(path: str | os.PathLike[str], *, progress: Progress | None = None) -> StoredIndex:
+    """The index of a FASTA or 2bit file, from the cache when it is there and true, else built and kept there.
+
+    Concurrent processes wait for the first and then read what it wrote. An index that is refused (another user's,
+    damaged, of other contents) is built anew, with a warning.
 
     Args:
-        path: plain or BGZF FASTA file.
-        index_beside: may index files be put beside the FASTA? Never done in folders without write permission.
+        path: plain or BGZF FASTA, or 2bit file.
+        progress: called with (bytes read, bytes in all) while an index is built.
+
+    Raises:
+        InputError: the file cannot be read or is not sound.
     """
     path = os.path.abspath(path)
-    key = file_key(path)
-    folders = _index_folders(path, index_beside)
-    # One that is there already is read from beside the FASTA in any case.
-    readable = [*folders, Path(os.path.dirname(path))]
-    for folder in readable:
-        if (found := _read(path, key, folder)) is not None:
+    state = _state(path)
+    try:
+        store = _store(path)
+    except _RefusedError as error:
+        warnings.warn(
+            f"{error}: the index of {path} is kept in memory only. Set {CACHE_VARIABLE} to a folder of your own to keep it.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return StoredIndex(build_index(path, progress), None)
+    if (found := _cached(store, path, state)) is not None:
+        return found
+    with _lock(store):
+        if (found := _cached(store, path, state)) is not None:
             return found
-    with _lock(path):
-        for folder in readable:
-            if (found := _read(path, key, folder)) is not None:
-                return found
-        index = build_index(path)
-        failures = []
-        for folder in folders:
-            try:
-                return _write(index, folder)
-            except OSError as error:
-                failures.append(f"{folder}: {error.strerror}")
-    raise InputError(
-        f"{path}: no place to keep its index ({'; '.join(failures)}). Set {CACHE_VARIABLE} to a folder that "
-        "can be written to."
-    )
+        if store.exists() and (reason := _why_not(store, path, state)):
+            warnings.warn(f"{store}: {reason}; the index of {path} is built anew.", RuntimeWarning, stacklevel=2)
+        index = build_index(path, progress)
+        if _state(path) != state:
+            raise InputError(
+                f"{path}: changed while it was being read. Wait until it is completely written and run again."
+            )
+        try:
+            return _write(store, index, state)
+        except OSError as error:
+            warnings.warn(
+                f"{store}: cannot be written ({error.strerror or error}): the index of {path} is kept in memory only.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return StoredIndex(index, None)
 
 
-def build_index(path: str) -> FastaIndex:
+def build_index(path: str, progress: Progress | None = None) -> FastaIndex:
     """Read a FASTA or 2bit file once, check it, and return its index and statistics; nothing is written."""
     file_key(path)
     try:
         with open(path, "rb") as handle:
             head = handle.read(18)
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror or error}). Check it and its permissions."
-        ) from error
-    return index_twobit(path) if head[:4] in SIGNATURES else index_fasta(path)
+        raise _unreadable(path, error) from error
+    return index_twobit(path, progress) if head[:4] in SIGNATURES else index_fasta(path, progress)
 
 
-def lower_runs(files: IndexFiles) -> Runs:
-    """Stretches of lower-case letters of every record, read from disk."""
+def lower_runs(stored: StoredIndex) -> Runs:
+    """Stretches of lower-case letters of every record, read from the cache where they were left there."""
+    if stored.index.lower is not None:
+        return stored.index.lower
+    assert stored.store is not None
     try:
-        with open(files.store_path, "rb") as handle, np.load(handle, allow_pickle=False) as data:
-            return Runs(data["lower_offsets"], data["lower_starts"], data["lower_ends"])
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, struct.error, zipfile.BadZipFile) as error:
-        raise InputError(f"{files.store_path}: the index is gone or damaged ({error}). Run again.") from error
+        _, index = _read(stored.store, stored.index.path)
+        if index.sha256 != stored.index.sha256:
+            raise _RefusedError("it is of another file by now")
+    except (_RefusedError, OSError) as error:
+        raise InputError(f"{stored.store}: the index is gone or damaged ({error}). Run again.") from error
+    assert index.lower is not None
+    return index.lower
+
+
+def move_index(path: str | os.PathLike[str], target: str | os.PathLike[str] | None) -> None:
+    """Let the cached index of a file that was moved follow it to its new place; None: the file is gone, and so is its index."""
+    try:
+        store = _store(os.path.abspath(path))
+        if target is None:
+            store.unlink(missing_ok=True)
+        elif store.exists():
+            os.replace(store, _store(os.path.abspath(target)))
+        store.with_suffix(".lock").unlink(missing_ok=True)
+    except (_RefusedError, OSError):
+        # It is built again when it is needed.
+        return
 
 
 def cache_folder() -> Path:
-    """Folder for indexes and other files that can be made again."""
-    if configured := os.environ.get(CACHE_VARIABLE):
-        return Path(configured).expanduser().absolute()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser().absolute() / "mamba_bio_audio"
-    return Path("~/.cache/mamba_bio_audio").expanduser().absolute()
+    """Folder for indexes and other files that can be made again.
 
+    `$MAMBA_BIO_AUDIO_CACHE`; else `mamba_bio_audio` in `$XDG_CACHE_HOME`, or in the place that the system has for caches:
+    `~/.cache`, on macOS `~/Library/Caches`, on Windows `%LOCALAPPDATA%`.
 
-def _index_folders(path: str, index_beside: bool) -> list[Path]:
-    """Where the index of a file may lie, the preferred place first."""
-    folder, name = os.path.split(path)
-    digest = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:16]
-    places = [base / "genomes" / f"{digest}-{name}" for base in (cache_folder(), _temporary_cache())]
-    # The permission bits count for root as well, so that a data folder marked read-only stays untouched.
-    writable = os.access(folder, os.W_OK) and os.stat(folder).st_mode & 0o222
-    if index_beside and writable and not os.environ.get(CACHE_VARIABLE):
-        return [Path(folder), *places]
-    return places
-
-
-def _temporary_cache() -> Path:
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    return Path(tempfile.gettempdir()) / f"mamba_bio_audio-{user}"
+    Raises:
+        InputError: this user has no home folder, and none of the variables is set.
+    """
+    configured = os.environ.get(CACHE_VARIABLE)
+    base = configured or os.environ.get("XDG_CACHE_HOME")
+    if not base and sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+    if not base:
+        base = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    expanded = os.path.expanduser(base)
+    if expanded.startswith("~"):
+        raise InputError(f"{base}: there is no home folder. Set {CACHE_VARIABLE} to a folder for the index cache.")
+    return Path(os.path.abspath(expanded), *([] if configured else ["mamba_bio_audio"]))
 
 
 @contextlib.contextmanager
-def _lock(path: str) -> Iterator[None]:
-    """Let one process at a time build the index of a file; without a place for the lock file, go ahead."""
-    name = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:16] + ".lock"
-    for base in (cache_folder(), _temporary_cache()):
-        lock = FileLock(base / "locks" / name)
-        try:
-            (base / "locks").mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError:
-            continue
-        try:
-            yield
-        finally:
-            lock.release()
-        return
-    yield
-
-
-def _names(path: str, folder: Path) -> tuple[Path, Path, Path]:
-    name = os.path.basename(path)
-    return folder / f"{name}.mba.npz", folder / f"{name}.fai", folder / f"{name}.gzi"
-
-
-def _read(path: str, key: tuple[int, int], folder: Path) -> IndexFiles | None:
-    """The index kept in a folder, or None when it is missing, damaged, or of another state of the file."""
-    store, fai, gzi = _names(path, folder)
+def _lock(store: Path) -> Iterator[None]:
+    """Let one process at a time build an index; where the file system has no locks, go ahead."""
+    lock = FileLock(store.with_suffix(".lock"))
     try:
-        with store.open("rb") as handle, np.load(handle, allow_pickle=False) as data:
-            if (int(data["format"]), int(data["size_bytes"]), int(data["mtime_ns"])) != (
-                FORMAT_VERSION,
-                *key,
-            ):
-                return None
-            names = data["names"].tobytes().decode()
-            index = FastaIndex(
-                path=path,
-                size_bytes=key[0],
-                mtime_ns=key[1],
-                sha256=str(data["sha256"]),
-                kind=str(data["kind"]),  # type: ignore[arg-type]
-                names=tuple(names.split("\n")),
-                **{name: data[name] for name in ("fai", "gzi", "counts", "run_offsets", "run_starts", "run_ends")},
-            )
-        if index.kind != "2bit" and fai.read_text(encoding="utf-8") != index.fai_text:
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unreadable(path: str, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be read ({error.strerror or error}). Check it and its permissions.")
+
+
+def _state(path: str) -> _State:
+    size, mtime_ns = file_key(path)
+    digest = hashlib.sha256()
+    try:
+        ctime_ns = os.stat(path).st_ctime_ns
+        with open(path, "rb", buffering=0) as handle:
+            last = max(size - BLOCK_BYTES, 0)
+            for place in sorted({number * last // (SAMPLED_BLOCKS - 1) for number in range(SAMPLED_BLOCKS)}):
+                handle.seek(place)
+                digest.update(handle.read(BLOCK_BYTES))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _State(size, mtime_ns, ctime_ns, digest.hexdigest())
+
+
+def _store(path: str) -> Path:
+    """Where the index of a file is kept; the folder is made, and is this user's alone.
+
+    Raises:
+        _RefusedError: there is no such folder to be had.
+    """
+    try:
+        folder = cache_folder() / "indexes"
+    except InputError as error:
+        raise _RefusedError(str(error)) from error
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise _RefusedError(f"{folder}: {error.strerror or error}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise _RefusedError(f"{folder}: not a folder, or a link")
+    if problem := _foreign(status):
+        raise _RefusedError(f"{folder}: {problem}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _RefusedError(f"{folder}: cannot be written to")
+    if hasattr(os, "geteuid") and status.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder / f"{hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]}.index"
+
+
+def _foreign(status: os.stat_result) -> str:
+    """Why something in the cache may be another user's work; empty if it cannot."""
+    if not hasattr(os, "geteuid"):
+        return ""
+    if status.st_uid != os.geteuid():
+        return "belongs to another user"
+    return "may be written to by other users" if status.st_mode & 0o022 else ""
+
+
+def _cached(store: Path, path: str, state: _State) -> StoredIndex | None:
+    """The index in the cache if it may be used and is of this state of the file."""
+    try:
+        kept, index = _read(store, path)
+    except (_RefusedError, OSError):
+        return None
+    if (kept.size_bytes, kept.mtime_ns, kept.sample) != (state.size_bytes, state.mtime_ns, state.sample):
+        return None
+    if kept.ctime_ns != state.ctime_ns:
+        if _sha256(path) != index.sha256:
             return None
-        if index.compressed and gzi.read_bytes() != index.gzi_bytes:
-            return None
-    # A damaged store can fail in as many ways as a zip of arrays can; each means: build it again.
+        try:
+            return _write(store, index, state)
+        except OSError:
+            return StoredIndex(index, None)
+    # Lower case is read when it is asked for: in a soft-masked human genome it is as long as all the rest.
+    return StoredIndex(replace(index, lower=None), store)
+
+
+def _why_not(store: Path, path: str, state: _State) -> str:
+    """Why an index in the cache is not used, where that is no matter of course."""
+    try:
+        kept, _ = _read(store, path)
+    except _RefusedError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    if (kept.size_bytes, kept.mtime_ns) == (state.size_bytes, state.mtime_ns):
+        return "the file has other contents than its size and time say"
+    return ""
+
+
+def _read(store: Path, path: str) -> tuple[_State, FastaIndex]:
+    """What is kept in a file of the cache, complete, and the state of the genome that it is of.
+
+    Raises:
+        OSError: there is no such file.
+        _RefusedError: it is another user's, damaged, or does not fit itself.
+    """
+    data = _own_bytes(store, (1 << 26) + _MOST_BYTES * os.path.getsize(path))
+    digest, payload = data[:32], data[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise _RefusedError("damaged")
+    try:
+        arrays = load(payload)
+        about = json.loads(arrays["about"].tobytes())
+        if about["format"] != FORMAT_VERSION:
+            raise _RefusedError("of another version of this program")
+        state = _State(*(about[name] for name in _State._fields))
+        names, titles = (tuple(arrays[name].tobytes().decode().split("\n")) for name in ("names", "titles"))
+        index = FastaIndex(
+            path=path,
+            size_bytes=state.size_bytes,
+            mtime_ns=state.mtime_ns,
+            sha256=about["sha256"],
+            kind=about["kind"],
+            names=names,
+            titles=titles,
+            **{name: _integers(arrays[name]) for name in _ARRAYS},
+            lower=Runs(*(_integers(arrays[f"lower_{name}"]) for name in ("offsets", "starts", "ends"))),
+        )
+        _check(index, state)
+    # What a hostile file can set off in a parser of tensors, of JSON and of text.
     except (
-        OSError,
+        SafetensorError,
         ValueError,
         KeyError,
-        EOFError,
-        zlib.error,
-        struct.error,
-        zipfile.BadZipFile,
-        NotImplementedError,
-    ):
-        return None
-    return IndexFiles(index, str(store), str(fai), str(gzi) if index.compressed else None)
+        TypeError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise _RefusedError(f"damaged ({type(error).__name__})") from error
+    except MemoryError as error:
+        raise _RefusedError("larger than the memory") from error
+    return state, index
 
 
-def _write(index: FastaIndex, folder: Path) -> IndexFiles:
-    folder.mkdir(parents=True, exist_ok=True)
-    store, fai, gzi = _names(index.path, folder)
-    if index.kind != "2bit":
-        write_text(fai, index.fai_text)
-    lower = index.lower
-    assert lower is not None
-    if index.compressed:
-        with atomic_path(gzi) as temporary:
-            temporary.write_bytes(index.gzi_bytes)
-    # Last, because its presence says that the others are complete.
-    with atomic_path(store) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            format=FORMAT_VERSION,
-            size_bytes=index.size_bytes,
-            mtime_ns=index.mtime_ns,
-            sha256=index.sha256,
-            kind=index.kind,
-            names=np.frombuffer("\n".join(index.names).encode(), dtype=np.uint8),
-            fai=index.fai,
-            gzi=index.gzi,
-            counts=index.counts,
-            run_offsets=index.run_offsets,
-            run_starts=index.run_starts,
-            run_ends=index.run_ends,
-            lower_offsets=lower.offsets,
-            lower_starts=lower.starts,
-            lower_ends=lower.ends,
-        )
-    # Lower case is read when it is asked for: in a soft-masked human genome it is as long as all the rest.
-    return IndexFiles(replace(index, lower=None), str(store), str(fai), str(gzi) if index.compressed else None)
+_ARRAYS = ("fai", "gzi", "counts", "run_offsets", "run_starts", "run_ends")
+
+
+def _own_bytes(store: Path, most_bytes: int) -> bytes:
+    """Contents of a file of the cache: a plain file of this user's, not a link, not writable by others, of sane size."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(store, flags)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _RefusedError("a link" if store.is_symlink() else error.strerror or str(error)) from error
+    with os.fdopen(descriptor, "rb") as handle:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise _RefusedError("not a plain file")
+        if problem := _foreign(status):
+            raise _RefusedError(problem)
+        if status.st_size > most_bytes:
+            raise _RefusedError(f"{status.st_size:,} bytes, more than an index of this file can have")
+        try:
+            return handle.read()
+        except MemoryError as error:
+            raise _RefusedError("larger than the memory") from error
+
+
+def _integers(values: NDArray[Any]) -> NDArray[np.int64]:
+    if values.dtype not in (np.int64, np.uint32):
+        raise ValueError("numbers of another kind")
+    return values.astype(np.int64)
+
+
+def _check(index: FastaIndex, state: _State) -> None:
+    """Do the numbers of an index fit each other and the file?
+
+    Raises:
+        ValueError: they do not.
+    """
+    records = len(index.names)
+    shapes = [index.fai.shape == (records, 4), index.counts.shape == (records, len(COUNT_NAMES))]
+    shapes += [index.gzi.ndim == 2, index.gzi.shape[-1] == 2, len(index.titles) == records, len(index.sha256) == 64]
+    assert index.lower is not None
+    runs = (Runs(index.run_offsets, index.run_starts, index.run_ends), index.lower)
+    _require(
+        *shapes,
+        index.kind in ("plain", "bgzf", "2bit"),
+        len(set(index.names)) == records,
+        all(name and name.split() == [name] for name in index.names),
+        *(array.size == 0 or (array.min() >= 0 and array.max() < _LARGEST) for array in (index.fai, index.gzi)),
+        *(array.size == 0 or (array.min() >= 0 and array.max() < _LARGEST) for run in runs for array in run),
+        index.counts.size == 0 or (index.counts.min() >= 0 and index.counts.max() < _LARGEST),
+        all(isinstance(value, int) for value in state[:3]) and isinstance(state.sample, str),
+    )
+    length, offset, line_bases, line_bytes = index.fai.T
+    counts = dict(zip(COUNT_NAMES, index.counts.T, strict=True))
+    unknown = counts["N"] + counts["other"]
+    known = counts["A"] + counts["C"] + counts["G"] + counts["T"]
+    _require((length > 0).all(), (known + unknown == length).all(), (counts["lower"] <= length).all())
+    if index.kind == "2bit":
+        end, size = offset + -(-length // 4), state.size_bytes
+        _require(not index.gzi.size, not line_bases.any(), not line_bytes.any())
+    else:
+        _require((line_bases > 0).all(), (line_bytes > line_bases).all(), (line_bytes <= line_bases + 2).all())
+        end = offset + (length - 1) // line_bases * line_bytes + (length - 1) % line_bases + 1
+        size = state.size_bytes
+        _require((offset[1:] > end[:-1]).all(), (index.kind == "bgzf") == bool(len(index.gzi)))
+    if index.kind == "bgzf":
+        size = int(index.gzi[-1, 1]) + (1 << 16)
+        _require(not index.gzi[0, 1], (np.diff(index.gzi, axis=0) > 0).all(), index.gzi[-1, 0] < state.size_bytes)
+    _require((end <= size).all())
+    for (offsets, starts, ends), total in zip(runs, (unknown, counts["lower"]), strict=True):
+        _require(offsets.shape == (records + 1,), starts.ndim == 1, starts.shape == ends.shape)
+        _require(offsets[0] == 0, (np.diff(offsets) >= 0).all(), offsets[-1] == len(starts), (starts < ends).all())
+        owner = np.repeat(np.arange(records), np.diff(offsets))
+        apart = (starts[1:] > ends[:-1]) | (owner[1:] != owner[:-1])
+        _require(apart.all(), (ends <= length[owner]).all())
+        _require((np.bincount(owner, weights=ends - starts, minlength=records) == total).all())
+
+
+def _require(*facts: Any) -> None:
+    if not all(facts):
+        raise ValueError("its numbers do not fit each other")
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as handle:
+            while data := handle.read(CHUNK_BYTES):
+                digest.update(data)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def _write(store: Path, index: FastaIndex, state: _State) -> StoredIndex:
+    assert index.lower is not None
+    about = {"format": FORMAT_VERSION, **state._asdict(), "sha256": index.sha256, "kind": index.kind}
+    texts = {
+        "about": json.dumps(about),
+        "names": "\n".join(index.names),
+        "titles": "\n".join(index.titles),
+    }
+    arrays: dict[str, NDArray[Any]] = {name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()}
+    arrays |= {name: _narrow(getattr(index, name)) for name in _ARRAYS}
+    arrays |= {f"lower_{name}": _narrow(values) for name, values in index.lower._asdict().items()}
+    payload = save(arrays)
+    with atomic_path(store) as temporary:
+        temporary.touch(mode=0o600)
+        with temporary.open("wb") as stream:
+            stream.write(hashlib.sha256(payload).digest())
+            stream.write(payload)
+    store.chmod(0o600)
+    return StoredIndex(replace(index, lower=None), store)
+
+
+def _narrow(values: NDArray[np.int64]) -> NDArray[Any]:
+    """The same numbers in 32 bits where they fit: half the size on disk."""
+    return values.astype(np.uint32) if values.size and values.max() < 1 << 32 else values

@@ -1,14 +1,15 @@
 """One streaming pass over a FASTA file: its index, its statistics and its checksum.
 
 The pass reads plain or BGZF text once, validates every line, and yields the rows of the standard `.fai` and
-`.gzi` indexes (which pyfaidx reads), letter counts, runs of unknown bases and the SHA-256 of the file.
+`.gzi` indexes, letter counts, runs of unknown bases and the SHA-256 of the file. It holds some chunks of text at a
+time, however long a line is: a chromosome in one line is legal.
 """
 
 import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -16,9 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.unpacked import Unpacked
 
 Kind = Literal["plain", "bgzf", "2bit"]
 CHUNK_BYTES = 1 << 23
+# No header is longer; a file of other kind may have no line ends at all.
+MAX_HEADER_BYTES = 1 << 20
+BLANKS = b" \t\v\f"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COUNT_NAMES = ("A", "C", "G", "T", "N", "other", "lower")
 
 # Letters that stand for amino acids only; a file rich in them is a protein FASTA.
@@ -30,6 +36,14 @@ _IS_UNKNOWN[list(b"ACGTacgt")] = False
 _IS_LOWER = np.zeros(256, dtype=bool)
 _IS_LOWER[97:123] = True
 _LINE_ENDS = b"\r\n"
+
+
+class UnevenFastaError(InputError):
+    """FASTA that cannot be read at random positions as it is, and that `mba prepare genome` repairs into a copy."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        name = os.path.basename(path)
+        super().__init__(f"{path}: {problem} `mba prepare genome {name} --out DIR` writes a repaired copy into DIR.")
 
 
 class Runs(NamedTuple):
@@ -60,6 +74,7 @@ class FastaIndex:
     run_offsets: NDArray[np.int64]  # (R + 1,): runs of record r are run_offsets[r]:run_offsets[r + 1]
     run_starts: NDArray[np.int64]  # (M,)
     run_ends: NDArray[np.int64]  # (M,)
+    titles: tuple[str, ...]  # what follows the names in the headers; empty for 2bit
     lower: Runs | None = None  # lower-case letters; None where they were left on disk
 
     @property
@@ -67,21 +82,11 @@ class FastaIndex:
         """Is it BGZF?"""
         return self.kind == "bgzf"
 
-    @property
-    def fai_text(self) -> str:
-        """The index in the format of `samtools faidx`."""
-        rows = self.fai.tolist()
-        return "".join(f"{name}\t{a}\t{b}\t{c}\t{d}\n" for name, (a, b, c, d) in zip(self.names, rows, strict=True))
-
-    @property
-    def gzi_bytes(self) -> bytes:
-        """The index in the format of `bgzip --index`, which leaves out the block at 0."""
-        return struct.pack("<Q", len(self.gzi) - 1) + self.gzi[1:].astype("<u8").tobytes()
-
 
 @dataclass
 class _Record:
     name: str
+    title: str
     line_number: int
     offset: int
     length: int = 0
@@ -96,8 +101,17 @@ class _Record:
     lower_ends: list[NDArray[np.int64]] = field(default_factory=list)
 
 
-def index_fasta(path: str) -> FastaIndex:
-    """Read a FASTA file once, check it, and return its index and statistics; nothing is written."""
+def index_fasta(path: str, progress: Callable[[int, int | None], None] | None = None) -> FastaIndex:
+    """Read a FASTA file once, check it, and return its index and statistics; nothing is written.
+
+    Args:
+        path: plain or BGZF FASTA.
+        progress: called with (bytes read, bytes in all).
+
+    Raises:
+        UnevenFastaError: a copy that `mba prepare genome` repairs can be read.
+        InputError: the file is no sound FASTA.
+    """
     key = file_key(path)
     digest = hashlib.sha256()
     parser = _Parser(path)
@@ -116,16 +130,23 @@ def index_fasta(path: str) -> FastaIndex:
             handle.seek(0)
             pieces: list[bytes] = []
             waiting_bytes = text_bytes = 0
+            unpacked = Unpacked(path, key[0])
             for start, data in _bgzf_blocks(handle, path, digest) if compressed else _plain_blocks(handle, digest):
                 if data:
                     blocks.append((start, text_bytes))
                 text_bytes += len(data)
                 waiting_bytes += len(data)
                 pieces.append(data)
+                if compressed:
+                    unpacked.check(text_bytes)
                 if waiting_bytes >= CHUNK_BYTES:
                     parser.feed(b"".join(pieces))
                     pieces, waiting_bytes = [], 0
+                    if progress is not None:
+                        progress(handle.tell(), key[0])
             parser.feed(b"".join(pieces))
+            if progress is not None:
+                progress(key[0], key[0])
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror or error}). Check the path and its permissions."
@@ -215,7 +236,10 @@ class _Parser:
     def __init__(self, path: str) -> None:
         self.path = path
         self.records: list[_Record] = []
+        # The line that the text read so far ends in: its parts, or what was counted of it once it is long.
         self.pending: list[bytes] = []
+        self.pending_bytes = 0
+        self.open: _OpenLine | None = None
         self.seen: dict[str, int] = {}
         # Of the record being read, and of amino-acid letters in the whole file.
         self.letters = np.zeros(256, dtype=np.int64)
@@ -224,17 +248,35 @@ class _Parser:
         self.offset = 0
 
     def feed(self, text: bytes) -> None:
+        """Take the next piece of text, cut anywhere."""
+        if self.open is not None:
+            end = text.find(b"\n")
+            self._part(self.open, text if end < 0 else text[:end])
+            if end < 0:
+                return
+            self._end(self.open)
+            text = text[end + 1 :]
         cut = text.rfind(b"\n") + 1
-        if not cut:
-            self.pending.append(text)
-            return
-        self._lines(b"".join([*self.pending, text[:cut]]))
-        self.pending = [text[cut:]] if cut < len(text) else []
+        if cut:
+            self._lines(b"".join([*self.pending, text[:cut]]))
+            self.pending, self.pending_bytes = [], 0
+        if cut < len(text):
+            self.pending.append(text[cut:])
+            self.pending_bytes += len(text) - cut
+        if self.pending_bytes > MAX_HEADER_BYTES:
+            line = b"".join(self.pending)
+            self.pending, self.pending_bytes = [], 0
+            if line.startswith(b">"):
+                self._header(line, 0, self.lines + 1)
+            self.open = _OpenLine(self.lines + 1)
+            self._part(self.open, line)
 
     def finish(self) -> list[_Record]:
         last = b"".join(self.pending)
         if last:
             self._lines(last)
+        if self.open is not None:
+            self._end(self.open)
         if not self.records:
             raise InputError(f"{self.path}: no FASTA record in it. Records begin with a line `>name`.")
         self._close(self.records[-1])
@@ -273,36 +315,58 @@ class _Parser:
         self.lines += len(starts)
         self.offset += len(text)
 
+    def _part(self, line: "_OpenLine", text: bytes) -> None:
+        """Count a part of a line of sequence; none of it is kept."""
+        record = self._owner(text, line.number)
+        line.size += len(text)
+        if line.returned and text:
+            raise self._returns_inside(record, line.number)
+        line.returned |= text.endswith(b"\r")
+        bases = text.removesuffix(b"\r")
+        if b"\r" in bases:
+            raise self._returns_inside(record, line.number)
+        line.bases += len(bases)
+        self._count(record, bases, line.number, line.bases)
+
+    def _end(self, line: "_OpenLine") -> None:
+        """A long line is complete."""
+        record = self.records[-1]
+        self._layout(record, np.array([line.bases]), np.array([line.size + 1]), line.number)
+        self.lines += 1
+        self.offset += line.size + 1
+        self.open = None
+
+    def _owner(self, text: bytes, line_number: int) -> _Record:
+        """The record that letters belong to."""
+        if self.records:
+            return self.records[-1]
+        if text.startswith(BYTE_ORDER_MARK):
+            raise UnevenFastaError(self.path, "begins with a byte-order mark, as some editors write it.")
+        if text.lstrip(BLANKS).startswith(b">"):
+            raise UnevenFastaError(self.path, f"line {line_number:,}: blanks before `>`.")
+        raise InputError(
+            f"{self.path}: line {line_number:,}: {text[:20]!r} stands before the first header. This is not FASTA: records "
+            "begin with a line `>name`."
+        )
+
+    def _returns_inside(self, record: _Record, line_number: int) -> InputError:
+        return UnevenFastaError(
+            self.path, f"record {record.name!r}: carriage returns inside lines from line {line_number:,} on."
+        )
+
     def _header(self, line: bytes, offset: int, line_number: int) -> None:
         if self.records:
             self._close(self.records[-1])
         where = f"{self.path}: line {line_number:,}"
         if b"\r" in line[:-1]:
-            raise InputError(
-                f"{where}: bare carriage returns (old Macintosh line ends). Convert with `tr '\\r' '\\n'`."
-            )
-        try:
-            words = line[1:].decode("utf-8").split()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: the header is not UTF-8 text. Rename the record in plain ASCII.") from error
-        if not words:
-            raise InputError(f"{where}: a header `>` without a name. Give the record a name.")
-        name = words[0]
-        if name in self.seen:
-            raise InputError(
-                f"{where}: record {name!r} was already there at line {self.seen[name]:,}. Names must be "
-                "unique in a file: "
-                "rename or remove one of them."
-            )
+            raise UnevenFastaError(self.path, f"line {line_number:,}: bare carriage returns (old Macintosh line ends).")
+        name, title = header_name(line, where, self.seen)
         self.seen[name] = line_number
-        self.records.append(_Record(name, line_number, offset))
+        self.records.append(_Record(name, title, line_number, offset))
 
     def _close(self, record: _Record) -> None:
         if not record.length:
-            raise InputError(
-                f"{self.path}: record {record.name!r} at line {record.line_number:,} is empty. Remove it, "
-                "or fetch the file again."
-            )
+            raise UnevenFastaError(self.path, f"record {record.name!r} at line {record.line_number:,} is empty.")
         letters = self.letters
         counts = [int(letters[ord(letter)] + letters[ord(letter.lower())]) for letter in "ACGTN"]
         record.counts = [*counts, record.length - sum(counts), int(letters[ord("a") : ord("z") + 1].sum())]
@@ -324,24 +388,37 @@ class _Parser:
         bases -= (bases > 0) & (codes[ends - 1] == 13)
         line_bytes = ends - starts + 1
         filled = np.flatnonzero(bases)
-        if not self.records:
-            if filled.size:
-                snippet = text[starts[filled[0]] : ends[filled[0]]][:20]
-                raise InputError(
-                    f"{self.path}: line {line_number + int(filled[0]):,}: {snippet!r} stands before the "
-                    "first header. "
-                    "This is not FASTA: records begin with a line `>name`."
-                )
+        if not self.records and not filled.size:
             return
-        record = self.records[-1]
-        where = f"{self.path}: record {record.name!r}"
-        ragged = "All lines of a record but its last must have one length. Rewrap it, as `seqkit seq -w 80` does."
+        first = int(filled[0]) if filled.size else 0
+        record = self._owner(text[starts[first] : ends[first]], line_number + first)
+        self._layout(record, bases, line_bytes, line_number)
+        if filled.size:
+            sequence = text[starts[0] : ends[-1]].translate(None, _LINE_ENDS)
+            if len(sequence) != int(bases.sum()):
+                raise self._returns_inside(record, line_number)
+            self._count(record, sequence, line_number, record.line_bases)
+
+    def _layout(
+        self, record: _Record, bases: NDArray[np.int64], line_bytes: NDArray[np.int64], line_number: int
+    ) -> None:
+        """Check that the lines of a record have one length, the last one excepted.
+
+        Args:
+            record: that they belong to.
+            bases: letters of each line.
+            line_bytes: its length with its end.
+            line_number: of the first of them.
+        """
+        filled = np.flatnonzero(bases)
+        where = f"record {record.name!r}"
+        ragged = "All lines of a record but its last must have one length."
         follows = "line {:,} follows line {:,}, which is blank or of another length."
         if filled.size and not record.line_bases and filled[0] and record.short_line is None:
             record.short_line = line_number
         if filled.size and record.short_line is not None:
             at = line_number + int(filled[0])
-            raise InputError(f"{where}: {follows.format(at, record.short_line)} {ragged}")
+            raise UnevenFastaError(self.path, f"{where}: {follows.format(at, record.short_line)} {ragged}")
         if filled.size and not record.line_bases:
             record.line_bases = int(bases[0])
             # A single line without newline at the end of the file; no second line will need the difference.
@@ -356,29 +433,26 @@ class _Parser:
             later = filled[filled > first_odd]
             if later.size:
                 at = line_number + int(later[0])
-                raise InputError(f"{where}: {follows.format(at, record.short_line)} {ragged}")
+                raise UnevenFastaError(self.path, f"{where}: {follows.format(at, record.short_line)} {ragged}")
             if bases[first_odd] > record.line_bases:
-                raise InputError(f"{where}: line {record.short_line:,} is longer than the lines before it. {ragged}")
-        if filled.size:
-            sequence = text[starts[0] : ends[-1]].translate(None, _LINE_ENDS)
-            if len(sequence) != int(bases.sum()):
-                raise InputError(f"{where}: carriage returns inside lines from line {line_number:,} on. Remove them.")
-            self._count(record, sequence, line_number)
+                longer = f"line {record.short_line:,} is longer than the lines before it."
+                raise UnevenFastaError(self.path, f"{where}: {longer} {ragged}")
 
-    def _count(self, record: _Record, sequence: bytes, line_number: int) -> None:
+    def _count(self, record: _Record, sequence: bytes, line_number: int, line_bases: int) -> None:
+        """Count letters that begin in line `line_number`, in lines of `line_bases`."""
         for begin in range(0, len(sequence), CHUNK_BYTES):
             codes = np.frombuffer(sequence, dtype=np.uint8)[begin : begin + CHUNK_BYTES]
             letters = np.bincount(codes, minlength=256)
             wrong = np.flatnonzero((letters > 0) & ~_IS_ALLOWED)
             if wrong.size:
                 at = int(np.flatnonzero(~_IS_ALLOWED[codes])[0])
-                position = record.length + at + 1
-                raise InputError(
-                    f"{self.path}: record {record.name!r}, position {position:,} (counted from 1): "
-                    f"{chr(codes[at])!r} is no "
-                    "sequence letter (near line "
-                    f"{line_number + (begin + at) // max(record.line_bases, 1):,}). Remove it."
+                problem = (
+                    f"record {record.name!r}, position {record.length + at + 1:,} (counted from 1): {chr(codes[at])!r} is "
+                    f"no sequence letter (near line {line_number + (begin + at) // line_bases:,})."
                 )
+                if codes[at] in BLANKS:
+                    raise UnevenFastaError(self.path, problem)
+                raise InputError(f"{self.path}: {problem} Remove it.")
             self.letters += letters
             for table, starts, ends in (
                 (_IS_UNKNOWN, record.run_starts, record.run_ends),
@@ -391,6 +465,44 @@ class _Parser:
                     starts.append(edges[0::2])
                     ends.append(edges[1::2])
             record.length += len(codes)
+
+
+@dataclass
+class _OpenLine:
+    """A long line of sequence, as far as it has been read."""
+
+    number: int
+    size: int = 0  # bytes, without the line end
+    bases: int = 0
+    returned: bool = False  # does what was read end with a carriage return?
+
+
+def header_name(line: bytes, where: str, seen: Mapping[str, int]) -> tuple[str, str]:
+    """Name and title of a record from its header line.
+
+    Args:
+        line: with its `>`.
+        where: file and line, for messages.
+        seen: names that were there before, with their line numbers.
+
+    Raises:
+        InputError: no name, one that is there already, other text than UTF-8, or more than a header has.
+    """
+    if len(line) > MAX_HEADER_BYTES:
+        raise InputError(f"{where}: a header of more than {MAX_HEADER_BYTES:,} bytes. Are its line ends lost?")
+    try:
+        words = line[1:].decode("utf-8").split(maxsplit=1)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: the header is not UTF-8 text. Rename the record in plain ASCII.") from error
+    if not words:
+        raise InputError(f"{where}: a header `>` without a name. Give the record a name.")
+    name = words[0]
+    if name in seen:
+        raise InputError(
+            f"{where}: record {name!r} was already there at line {seen[name]:,}. Names must be unique in a file: rename "
+            "or remove one of them."
+        )
+    return name, words[1].strip() if len(words) > 1 else ""
 
 
 def _assemble(
@@ -409,6 +521,7 @@ def _assemble(
         sha256=sha256,
         kind=kind,
         names=tuple(record.name for record in records),
+        titles=tuple(record.title for record in records),
         fai=np.array([(r.length, r.offset, r.line_bases, r.line_bytes) for r in records], dtype=np.int64),
         gzi=np.array(blocks, dtype=np.int64).reshape(-1, 2),
         counts=np.array([record.counts for record in records], dtype=np.int64),

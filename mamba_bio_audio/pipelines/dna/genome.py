@@ -13,8 +13,9 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.contigs import ACCESSIONS, same_sequence
-from mamba_bio_audio.pipelines.dna.fasta_index import IndexFiles, load_index, lower_runs
+from mamba_bio_audio.pipelines.dna.fasta_index import StoredIndex, load_index, lower_runs
 from mamba_bio_audio.pipelines.dna.fasta_scan import COUNT_NAMES, FastaIndex, Runs
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
 from mamba_bio_audio.pipelines.dna.twobit import TwoBitFile
@@ -70,23 +71,26 @@ class Genome:
     """Reader of FASTA files: names, lengths, statistics, and token ids of any span.
 
     Building one reads each file completely the first time (index, statistics, checksum) and is quick from
-    then on. An object may be sent to other processes by fork or by pickling; no file handle travels.
+    then on; nothing is written beside the files. An object may be sent to other processes by fork or by pickling; no file
+    handle travels.
 
     Args:
         paths: one FASTA or 2bit file, several, or folders, of which every file named *.fa, *.fasta, *.fna (.gz,
             .bgz) or *.2bit is taken.
-        index_beside: put index files beside the FASTA where that is possible; else they go to the user's
-            cache.
+        progress: called with (what, bytes read, bytes in all) while an index is built.
     """
 
     def __init__(
-        self, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, index_beside: bool = True
+        self,
+        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        progress: Callable[[str, int, int | None], None] | None = None,
     ) -> None:
         self.codec = DnaTokenizer()
         self.paths = find_fasta_files(paths)
         self.genomes = [genome_name(path) for path in self.paths]
         check_genome_names(self.paths)
-        self._files: list[IndexFiles] = [load_index(path, index_beside=index_beside) for path in self.paths]
+        self._files: list[StoredIndex] = [load_index(path, progress=of_file(progress, path)) for path in self.paths]
         self.records: dict[str, int] = {}
         # Record name -> (file number, row in that file's index).
         self._rows: dict[str, tuple[int, int]] = {}
@@ -233,6 +237,11 @@ class Genome:
         number, row = self._locate(record)
         return self._files[number].index.names[row]
 
+    def title(self, record: str) -> str:
+        """What follows the name in a record's header; empty for 2bit."""
+        number, row = self._locate(record)
+        return self._files[number].index.titles[row]
+
     def scan(self) -> dict[str, RecordStatistics]:
         """Letter counts and unknown stretches of every record, from the stored index."""
         return {name: self.statistics(name) for name in self.records}
@@ -292,23 +301,11 @@ class Genome:
             if files.index.kind == "2bit":
                 return TwoBitFile(path)
             with warnings.catch_warnings():
-                # Never let a worker rebuild an index; ours is checked by size and time of the FASTA, not by
-                # its own age.
+                # An index that somebody put beside the FASTA is not read, so its age does not matter.
                 warnings.filterwarnings("ignore", message=".*older than FASTA file", category=RuntimeWarning)
-                handle = pyfaidx.Faidx(
-                    path,
-                    indexname=files.fai_path,
-                    gzi_indexname=files.gzi_path,
-                    rebuild=False,
-                    build_index=False,
-                )
+                return _Reader(path, files.index)
         except OSError as error:
-            raise InputError(
-                f"{path}: cannot be opened ({error}). Check the file and its index {files.fai_path}."
-            ) from error
-        if files.index.compressed:
-            handle.gzi_index = [_Block(start, None, text, None) for start, text in files.index.gzi.tolist()]
-        return handle
+            raise InputError(f"{path}: cannot be opened ({error}). Check the file.") from error
 
     def _file_number(self, file: str) -> int:
         names = [os.path.basename(path) for path in self.paths]
@@ -358,6 +355,29 @@ def _count_in_runs(
     return before(np.asarray(end, dtype=np.int64)) - before(np.asarray(start, dtype=np.int64))
 
 
+class _Reader(pyfaidx.Faidx):
+    """pyfaidx's reader with an index from memory: it neither reads nor writes index files."""
+
+    def __init__(self, path: str, index: FastaIndex) -> None:
+        self._given = index
+        super().__init__(path, rebuild=False, build_index=False)
+
+    def read_fai(self) -> None:
+        for name, (length, offset, bases, size) in zip(self._given.names, self._given.fai.tolist(), strict=True):
+            end = offset + length + -(-length // bases) * (size - bases)
+            self.index[name] = pyfaidx.IndexRecord(length, offset, bases, size, end, None)
+
+    def read_gzi(self) -> None:
+        self.gzi_index = [_Block(start, None, text, None) for start, text in self._given.gzi.tolist()]
+
+    build_gzi = read_gzi
+
+    def build_index(self) -> None:
+        """There is one."""
+
+    write_gzi = write_fai = build_index
+
+
 class _Block(pyfaidx.BgzfBlock):
     """A block that bisection also passes by when the position is its very first byte.
 
@@ -369,6 +389,13 @@ class _Block(pyfaidx.BgzfBlock):
 
     def __lt__(self, other: Any) -> bool:
         return bool(self.ustart <= other)
+
+
+def of_file(
+    progress: Callable[[str, int, int | None], None] | None, path: str
+) -> Callable[[int, int | None], None] | None:
+    """Progress of the index of one file, told to a callback of a job in parts."""
+    return None if progress is None else partial(progress, f"indexing {os.path.basename(path)}")
 
 
 def find_fasta_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:

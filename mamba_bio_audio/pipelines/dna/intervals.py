@@ -5,7 +5,6 @@ one, from cutting any genome into contiguous blocks. Coordinates are 0-based hal
 """
 
 import contextlib
-import gzip
 import hashlib
 import os
 import re
@@ -19,6 +18,7 @@ import numpy as np
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.contigs import parse_region, primary
 from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.unpacked import read_packed
 
 SPLITS = ("train", "valid", "test")
 SPLIT_ALIASES = {"val": "valid", "validation": "valid"}
@@ -359,9 +359,7 @@ def _split_file(
 def _numbered_lines(path: str) -> Iterable[tuple[int, str]]:
     """Lines with their numbers from 1, without blank lines and comments."""
     try:
-        with open(path, "rb") as handle:
-            data = handle.read()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+        text = read_packed(path).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as an intervals file ({error}). Check data.intervals.") from error
     # Not str.splitlines, which also ends lines at characters that no editor shows as an end.

@@ -91,7 +91,7 @@ class Labelled:
         return self.genomes[region.source].fetch(region.record, start, end) if held is None else held[start:end]
 
 
-def open_labelled(config: DnaClassesConfig, *, index_beside: bool = True) -> Labelled:
+def open_labelled(config: DnaClassesConfig) -> Labelled:
     """Find out what kind of source `data.path` is, and read it.
 
     Raises:
@@ -106,13 +106,13 @@ def open_labelled(config: DnaClassesConfig, *, index_beside: bool = True) -> Lab
     if config.labels is not None:
         if isinstance(path, Mapping):
             raise InputError("data.labels goes with one FASTA in data.path, not with a mapping of classes")
-        labelled = _from_bed(config.labels, Genome(path, index_beside=index_beside))
+        labelled = _from_bed(config.labels, Genome(path))
     elif isinstance(path, str) and not os.path.isdir(os.path.expanduser(path)) and not _is_fasta(path):
         labelled = _from_table(Path(path).expanduser())
     elif isinstance(path, str) and _is_layout(folder := Path(path).expanduser()):
         labelled = _from_layout(folder)
     else:
-        labelled = _from_fasta(_class_files(path, config.files, config.classes), index_beside)
+        labelled = _from_fasta(_class_files(path, config.files, config.classes))
     labelled = _choose_classes(labelled, config.classes)
     if config.sampling != "auto":
         labelled.examples = config.sampling == "examples"
@@ -217,10 +217,10 @@ def _in_memory(rows: list[tuple[str, str | None, str, str]], files: list[Path], 
     )
 
 
-def _from_fasta(by_class: Mapping[str, list[str]], index_beside: bool) -> Labelled:
+def _from_fasta(by_class: Mapping[str, list[str]]) -> Labelled:
     """Whole records of FASTA files per class; splits come later or from `split=` in the headers."""
     classes = tuple(sorted(by_class))
-    genomes = [Genome(by_class[name], index_beside=index_beside) for name in classes]
+    genomes = [Genome(by_class[name]) for name in classes]
     regions = [
         Region(label, label, record, 0, length, None, f"{classes[label]}/{record}")
         for label, genome in enumerate(genomes)

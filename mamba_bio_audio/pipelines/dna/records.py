@@ -1,12 +1,11 @@
 """Records of a FASTA or FASTQ file in their order, read once from front to back.
 
 For sequence that is read as a whole: prediction, conversion. Any gzip (BGZF too) and standard input work, which
-random access (`genome.py`) cannot offer. One record is in memory at a time.
+random access (`genome.py`) cannot offer. One record is in memory at a time, once, however its lines are wrapped.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import sys
@@ -20,10 +19,13 @@ import numpy as np
 from Bio.SeqIO.QualityIO import FastqGeneralIterator
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.fasta_scan import MAX_HEADER_BYTES
+from mamba_bio_audio.pipelines.unpacked import Unpacked, Unpacking
 
 STDIN = "-"
 LINE_BASES = 80
 _PIECE_LINES = 1 << 14
+_PIECE_BYTES = 1 << 20
 _LETTERS = bytes([*range(65, 91), *range(97, 123), *b"-*."])
 _OTHER_FORMATS = ((b"BZh", "bzip2"), (b"PK\x03\x04", "zip"), (b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstd"))
 
@@ -47,20 +49,34 @@ class Record:
 
     def foreign_letter(self) -> tuple[int, str] | None:
         """Position, from 1, and the first character that is no sequence letter at all."""
-        if not self.sequence.translate(None, _LETTERS):
-            return None
-        at = next(i for i, code in enumerate(self.sequence) if code not in _LETTERS)
-        return at + 1, chr(self.sequence[at])
+        # In pieces, because the check of a whole chromosome would take as much memory again.
+        for begin in range(0, len(self.sequence), _PIECE_BYTES):
+            piece = self.sequence[begin : begin + _PIECE_BYTES]
+            if piece.translate(None, _LETTERS):
+                at = next(i for i, code in enumerate(piece) if code not in _LETTERS)
+                return begin + at + 1, chr(piece[at])
+        return None
+
+    def is_rna(self) -> bool:
+        """Is there U and no T, in either case?"""
+        return any(u in self.sequence for u in (b"U", b"u")) and not any(t in self.sequence for t in (b"T", b"t"))
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
     """Records of a FASTA or FASTQ file, recognised by content, plain or gzip; `-` is standard input.
 
     Raises:
-        InputError: not such a file, cut off or damaged; with the number of the record.
+        InputError: not such a file, cut off or damaged; with the number of the record. Or it unpacks to far more than
+            such a file holds (see `pipelines/unpacked.py`).
     """
     name = "standard input" if str(path) == STDIN else str(path)
     done, kind = 0, "text"
+
+    def counted(record: Record) -> Record:
+        nonlocal done
+        done += 1
+        return record
+
     try:
         with _open(str(path), name) as handle:
             first = _first_character(handle)
@@ -68,9 +84,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
                 what = "empty" if not first else f"begins with {first.decode('latin-1')!r}"
                 raise InputError(f"{name}: {what}; FASTA begins with `>`, FASTQ with `@`.")
             kind = "FASTA" if first == b">" else "FASTQ"
-            for record in _fasta(handle) if first == b">" else _fastq(handle):
-                done += 1
-                yield record
+            yield from map(counted, _fasta(handle) if first == b">" else _fastq(handle))
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{name}: after record {done:,}: cannot be read ({reason}). Check the file.") from error
@@ -84,12 +98,16 @@ def write_record(handle: IO[bytes], record: Record) -> None:
     """Append a record as FASTA, 80 letters a line."""
     handle.write(b">" + record.header.encode() + b"\n")
     whole = len(record.sequence) // LINE_BASES * LINE_BASES
-    codes = np.frombuffer(record.sequence, dtype=np.uint8)[:whole].reshape(-1, LINE_BASES)
-    for at in range(0, len(codes), _PIECE_LINES):
-        lines = codes[at : at + _PIECE_LINES]
-        handle.write(np.concatenate([lines, np.full((len(lines), 1), 10, np.uint8)], axis=1).tobytes())
+    for at in range(0, whole, LINE_BASES * _PIECE_LINES):
+        handle.write(wrapped(record.sequence[at : min(at + LINE_BASES * _PIECE_LINES, whole)]))
     if whole < len(record.sequence):
         handle.write(record.sequence[whole:] + b"\n")
+
+
+def wrapped(sequence: bytes) -> bytes:
+    """Letters, a multiple of 80, as lines of 80."""
+    lines = np.frombuffer(sequence, dtype=np.uint8).reshape(-1, LINE_BASES)
+    return np.concatenate([lines, np.full((len(lines), 1), 10, np.uint8)], axis=1).tobytes()
 
 
 @contextmanager
@@ -104,7 +122,8 @@ def _open(path: str, name: str) -> Iterator[io.BufferedReader]:
             if head.startswith(magic):
                 raise InputError(f"{name}: compressed with {kind}. Unpack it, or compress it with gzip.")
         if head[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=raw) as packed:
+            size = None if path == STDIN else os.path.getsize(path)
+            with Unpacking(raw, Unpacked(name, size)) as packed:
                 yield io.BufferedReader(cast(io.RawIOBase, packed), 1 << 20)
         else:
             yield raw
@@ -124,21 +143,31 @@ def _first_character(handle: io.BufferedReader) -> bytes:
 
 def _fasta(handle: io.BufferedReader) -> Iterator[Record]:
     header: str | None = None
-    lines: list[bytes] = []
-    for line in handle:
-        if line.startswith(b">"):
+    # In a list, so that nothing here holds a record that is in use elsewhere.
+    letters = [io.BytesIO()]
+    begins = True  # does a line begin here? Long ones come in pieces
+    while piece := handle.readline(_PIECE_BYTES):
+        if begins and piece.startswith(b">"):
             if header is not None:
-                yield Record(header, b"".join(lines))
-            header, lines = line[1:].strip().decode("utf-8", "replace"), []
-            if "\r" in header:
+                yield Record(header, letters.pop().getvalue())
+                letters.append(io.BytesIO())
+            while (
+                not piece.endswith(b"\n") and len(piece) <= MAX_HEADER_BYTES and (more := handle.readline(_PIECE_BYTES))
+            ):
+                piece += more
+            if b"\r" in piece.strip():
                 raise ValueError(
                     "its lines end with a carriage return alone; convert it, for example with tr '\\r' '\\n'"
                 )
+            if len(piece) > MAX_HEADER_BYTES:
+                raise ValueError(f"a header of more than {MAX_HEADER_BYTES:,} bytes; are its line ends lost?")
+            header = piece[1:].strip().decode("utf-8", "replace")
         else:
             # Blanks inside a line are no letters; some programs write blocks of ten.
-            lines.append(line.translate(None, b" \t\r\n\v\f"))
+            letters[0].write(piece.translate(None, b" \t\r\n\v\f"))
+        begins = piece.endswith(b"\n")
     if header is not None:
-        yield Record(header, b"".join(lines))
+        yield Record(header, letters.pop().getvalue())
 
 
 def _fastq(handle: io.BufferedReader) -> Iterator[Record]:

@@ -25,19 +25,17 @@ class Source:
         paths: FASTA files, or folders of them.
         intervals: path of the intervals file, or None for blocks.
         intervals_origin: "data.intervals", "found in data.path" or "blocks".
-        packaged: the files came with the package; nothing is written beside them.
         manifest: contents of a prepared folder's manifest.
     """
 
     paths: list[str]
     intervals: str | None
     intervals_origin: str
-    packaged: bool = False
     manifest: dict[str, Any] | None = None
 
-    def open(self, *, index_beside: bool = True) -> Genome:
+    def open(self) -> Genome:
         """The reader, checked against the prepared folder's manifest where there is one."""
-        genome = Genome(self.paths, index_beside=index_beside and not self.packaged)
+        genome = Genome(self.paths)
         if self.manifest is not None:
             for listed, found in zip(self.manifest["files"], genome.fingerprint(), strict=True):
                 if listed["sha256"] != found.sha256:
@@ -66,7 +64,7 @@ def locate(path: str | Sequence[str] | None, intervals: str | None = None) -> So
     given = os.path.expanduser(intervals) if intervals is not None else None
     paths = [path] if isinstance(path, str) else list(path)
     if paths == [DEMO]:
-        return Source([demo_folder()], given, "data.intervals" if given else "blocks", packaged=True)
+        return Source([demo_folder()], given, "data.intervals" if given else "blocks")
     if len(paths) == 1 and os.path.isdir(folder := os.path.expanduser(paths[0])):
         inside = os.path.join(folder, INTERVALS_NAME)
         found = inside if os.path.isfile(inside) else None

@@ -8,6 +8,7 @@ byte from the highest bits down, T 0, C 1, A 2, G 3. Either byte order.
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -55,18 +56,21 @@ class TwoBitFile:
         return _IDS[np.frombuffer(data, dtype=np.uint8)].reshape(-1)[start - 4 * first : end - 4 * first]
 
 
-def index_twobit(path: str) -> FastaIndex:
-    """Check a 2bit file and return its index, letter counts and checksum, as `build_index` does for FASTA."""
+def index_twobit(path: str, progress: Callable[[int, int | None], None] | None = None) -> FastaIndex:
+    """Check a 2bit file and return its index, letter counts and checksum, as `index_fasta` does for FASTA."""
     key = file_key(path)
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as handle:
             while data := handle.read(CHUNK_BYTES):
                 digest.update(data)
+            # The bases are read a second time, to be counted.
             records = _directory(handle, path, key[0])
         file = TwoBitFile(path)
         try:
-            counts = [_count(file, record) for record in records]
+            counts = []
+            for record in records:
+                counts.append(_count(file, record, key[0], progress))
         finally:
             file.close()
     except OSError as error:
@@ -83,6 +87,7 @@ def index_twobit(path: str) -> FastaIndex:
         sha256=digest.hexdigest(),
         kind="2bit",
         names=tuple(record.name for record in records),
+        titles=("",) * len(records),
         fai=np.array([(record.length, record.packed, 0, 0) for record in records], dtype=np.int64),
         gzi=np.zeros((0, 2), dtype=np.int64),
         counts=np.array(counts, dtype=np.int64),
@@ -120,7 +125,16 @@ def _directory(handle: BinaryIO, path: str, size_bytes: int) -> list[_Record]:
         if name in places:
             raise InputError(f"{path}: record {name!r} is in the file twice. Names must be unique in a file.")
         places[name] = place
-    return [_record(handle, path, name, place, order, size_bytes) for name, place in places.items()]
+    records, begin = [], at
+    for name, place in sorted(places.items(), key=lambda item: item[1]):
+        # Records of one stretch of the file could unpack to any size.
+        if place < begin:
+            raise InputError(f"{path}: record {name!r} begins inside of what lies before it. {_REMEDY}")
+        record = _record(handle, path, name, place, order, size_bytes)
+        begin = record.packed + -(-record.length // 4)
+        records.append(record)
+    by_name = {record.name: record for record in records}
+    return [by_name[name] for name in places]
 
 
 def _record(handle: BinaryIO, path: str, name: str, place: int, order: str, size_bytes: int) -> _Record:
@@ -132,7 +146,8 @@ def _record(handle: BinaryIO, path: str, name: str, place: int, order: str, size
     found = []
     for what in ("N", "lower case"):
         (blocks,) = _words(handle, at, 1, order, where)
-        if blocks * 8 > size_bytes:
+        # Every run holds a base at least.
+        if blocks * 8 > size_bytes or blocks > length:
             raise InputError(f"{where}: {blocks:,} runs of {what}. {_REMEDY}")
         values = np.frombuffer(_read(handle, at + 4, blocks * 8, where), dtype=f"{order}u4").astype(np.int64)
         starts, ends = values[:blocks], values[:blocks] + values[blocks:]
@@ -149,7 +164,9 @@ def _record(handle: BinaryIO, path: str, name: str, place: int, order: str, size
     return _Record(name, length, packed, found[0], found[1])
 
 
-def _count(file: TwoBitFile, record: _Record) -> list[int]:
+def _count(
+    file: TwoBitFile, record: _Record, size_bytes: int, progress: Callable[[int, int | None], None] | None
+) -> list[int]:
     """A, C, G, T, N, other letters, and lower case, of a record."""
     totals = np.zeros(256, dtype=np.int64)
     starts, ends = record.unknown
@@ -160,6 +177,8 @@ def _count(file: TwoBitFile, record: _Record) -> list[int]:
         for run in range(int(np.searchsorted(ends, begin, side="right")), int(np.searchsorted(starts, stop))):
             piece = ids[max(int(starts[run]) - begin, 0) : int(ends[run]) - begin]
             totals -= np.bincount(piece, minlength=256)
+        if progress is not None:
+            progress(record.packed + stop // 4, size_bytes)
     unknown, lower = (int((e - s).sum()) for s, e in (record.unknown, record.lower))
     return [*(int(totals[base]) for base in (A, C, G, T)), unknown, 0, lower]
 

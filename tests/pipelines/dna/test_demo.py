@@ -49,7 +49,7 @@ def test_notice_names_every_slice() -> None:
 
 
 def test_demo_equals_its_source(shared_dna: Path) -> None:
-    demo = Genome(demo_folder(), index_beside=False)
+    demo = Genome(demo_folder())
     human = Genome(shared_dna / "human" / "hg19.chr3_42000000-44000000.fa.gz")
     falciparum = Genome(shared_dna / "other_species" / "plasmodium_falciparum.MAL4_MAL12.fa.gz")
     record = "chr3:42000000-44000000"

@@ -1,0 +1,114 @@
+"""How much a compressed file may unpack to.
+
+A few megabytes of gzip can hold terabytes of one letter. Whoever unpacks a file here counts what comes out, and stops
+with a message when that is more than any real data set: more than a terabyte (the largest genomes have 0.16), or more
+than 1 GB and 200 times the packed size (DNA packs four- to fivefold). `$MAMBA_BIO_AUDIO_MAX_UNPACKED_GB` sets another
+limit, in gigabytes, instead of both.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import IO, cast
+
+from mamba_bio_audio.errors import InputError
+
+VARIABLE = "MAMBA_BIO_AUDIO_MAX_UNPACKED_GB"
+GB = 10**9
+MAX_BYTES, FREE_BYTES, MAX_RATIO = 1000 * GB, GB, 200
+# A table or a list that is held in memory as a whole.
+MAX_TABLE_BYTES = 4 * GB
+_PIECE_BYTES = 1 << 20
+
+
+class Unpacked:
+    """Counts what one compressed file unpacks to.
+
+    Args:
+        path: of the file, for messages.
+        packed_bytes: its size; None where it cannot be known (standard input): the ratio is not looked at.
+        most_bytes: a smaller limit than that of the module, for what is held in memory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], packed_bytes: int | None, most_bytes: int | None = None) -> None:
+        self.path = str(path)
+        chosen = _chosen()
+        ratio = math.inf if packed_bytes is None else max(FREE_BYTES, MAX_RATIO * packed_bytes)
+        self.limit = chosen if chosen is not None else min(MAX_BYTES, most_bytes or MAX_BYTES, ratio)
+
+    def check(self, total_bytes: int) -> None:
+        """Refuse a file of which so many bytes have come out.
+
+        Raises:
+            InputError: they are too many.
+        """
+        if total_bytes > self.limit:
+            raise InputError(
+                f"{self.path}: unpacks to more than {self.limit / GB:,.6g} GB, far more than such a file holds. Check "
+                f"where it comes from; if it is sound, allow more with {VARIABLE}=GIGABYTES."
+            )
+
+
+class Unpacking(gzip.GzipFile):
+    """A gzip stream of which no more comes out than is allowed.
+
+    Args:
+        packed: the compressed file; left open.
+        unpacked: what is allowed.
+    """
+
+    def __init__(self, packed: IO[bytes], unpacked: Unpacked) -> None:
+        super().__init__(fileobj=packed)
+        self._unpacked = unpacked
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self._unpacked.check(self.tell())
+        return data
+
+
+@contextmanager
+def open_packed(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A plain or gzip file, recognised by content, as bytes; for tables and lists.
+
+    Raises:
+        InputError: while it is read, if it unpacks to more than a table holds.
+        OSError, EOFError, zlib.error: it cannot be read, or is damaged.
+    """
+    with open(path, "rb") as handle:
+        if handle.peek(2)[:2] == b"\x1f\x8b":
+            limit = Unpacked(path, os.path.getsize(path), MAX_TABLE_BYTES)
+            with Unpacking(handle, limit) as stream:
+                yield io.BufferedReader(cast(io.RawIOBase, stream), _PIECE_BYTES)
+        else:
+            yield handle
+
+
+def read_packed(path: str | os.PathLike[str]) -> bytes:
+    """Contents of a file, unpacked if it is gzip, for tables and lists that are held in memory.
+
+    Raises:
+        InputError: it unpacks to more than a table holds.
+        OSError, EOFError, zlib.error: it cannot be read, or is damaged.
+    """
+    with open_packed(path) as handle:
+        return b"".join(iter(partial(handle.read, _PIECE_BYTES), b""))
+
+
+def _chosen() -> int | None:
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return None
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 < gigabytes < math.inf:
+        raise InputError(f"{VARIABLE}={text}: give a number of gigabytes above 0.")
+    return round(gigabytes * GB)

@@ -1,13 +1,18 @@
-"""Every parser of what users write, on 10,000 hostile inputs: one clear error or the truth, no traceback, no misread.
+"""Every reader of what users give, on hostile inputs: one clear error or the truth, no traceback, no misread.
 
-What is accepted is compared with a second, simpler reader. The inputs are the same in every run; FUZZ_SEED=1 draws
-others.
+What is accepted is compared with a second, simpler reader. Each sees 500 inputs in `make test`, and 10,000 with
+
+    pytest -m fuzz tests/test_fuzz.py
+
+The inputs are the same in every run; FUZZ_SEED=1 draws others.
 """
 
 import os
+import pickle
 import struct
 import tempfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from hypothesis import strategies as st
 
 from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files.tensors import load_tree, save_tree
 from mamba_bio_audio.inference.generate import generate
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
@@ -26,17 +32,19 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import Interval, read_intervals
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.training.checkpoints import check_fits, check_optimizer, load_checkpoint
 
-INPUTS = {"fasta": 2700, "twobit": 1800, "intervals": 4200, "config": 600, "prompt": 700}
+# Every fuzzer takes this many inputs.
+sizes = pytest.mark.parametrize("inputs", [500, pytest.param(10_000, marks=[pytest.mark.fuzz, pytest.mark.slow])])
 
 
-def fuzz(parser: str) -> Callable[[Any], Any]:
+def fuzz(inputs: int) -> Callable[[Any], Any]:
     """So many inputs, from a fixed seed unless FUZZ_SEED is set."""
 
     def wrap(test: Any) -> Any:
         chosen = os.environ.get("FUZZ_SEED")
         test = settings(
-            max_examples=INPUTS[parser],
+            max_examples=inputs,
             deadline=None,
             database=None,
             derandomize=chosen is None,
@@ -50,10 +58,6 @@ def fuzz(parser: str) -> Callable[[Any], Any]:
 def named(error: InputError, *places: str) -> None:
     """The message says where."""
     assert any(place in str(error) for place in places), str(error)
-
-
-def test_ten_thousand_inputs() -> None:
-    assert sum(INPUTS.values()) == 10_000
 
 
 @pytest.fixture(autouse=True)
@@ -142,12 +146,12 @@ def simple_fasta(data: bytes) -> dict[str, str]:
     return records
 
 
-@pytest.mark.slow
-def test_fasta(cache: Path) -> None:
+@sizes
+def test_fasta(cache: Path, inputs: int) -> None:
     accepted = []
     path = cache / "x.fa"
 
-    @fuzz("fasta")
+    @fuzz(inputs)
     @given(fasta_bytes)
     def check(data: bytes) -> None:
         path.write_bytes(data)
@@ -162,7 +166,7 @@ def test_fasta(cache: Path) -> None:
         accepted.append(data)
 
     check()
-    assert len(accepted) > 100
+    assert len(accepted) > inputs / 40
 
 
 RECORDS = {"a": "ACNNacgtTGCA", "chr1": "NNACGTACGTACGTAC", "b": "g"}
@@ -212,15 +216,15 @@ def packed(records: dict[str, str], order: str, version: int) -> bytes:
     return struct.pack(order + "4I", 0x1A412743, version, len(records), 0) + directory + data
 
 
-@pytest.mark.slow
-def test_twobit(cache: Path) -> None:
+@sizes
+def test_twobit(cache: Path, inputs: int) -> None:
     accepted = []
     path = cache / "x.2bit"
     edits = st.lists(
         st.tuples(st.integers(0, 200), st.sampled_from([0, 1, 2, 3, 4, 7, 16, 60, 97, 127, 128, 255])), max_size=2
     )
 
-    @fuzz("twobit")
+    @fuzz(inputs)
     @given(st.sampled_from("<>"), st.integers(0, 1), edits, st.integers(0, 400))
     def check(order: str, version: int, edits: list[tuple[int, int]], size: int) -> None:
         data = bytearray(packed(RECORDS, order, version))
@@ -243,7 +247,7 @@ def test_twobit(cache: Path) -> None:
         accepted.append(data)
 
     check()
-    assert len(accepted) > 100
+    assert len(accepted) > inputs / 40
 
 
 FIELDS = [
@@ -315,15 +319,15 @@ def simple_intervals(text: str, sizes: dict[str, int]) -> list[Interval]:
     return rows
 
 
-@pytest.mark.slow
-def test_intervals(cache: Path) -> None:
+@sizes
+def test_intervals(cache: Path, inputs: int) -> None:
     (cache / "g.fa").write_text("".join(f">{name}\n{text}\n" for name, text in RECORDS.items()))
     genome = Genome(cache / "g.fa")
     path = cache / "x.bed"
     accepted = []
     lines = st.lists(bed_line | region_line | bed_line | odd_line, max_size=4)
 
-    @fuzz("intervals")
+    @fuzz(inputs)
     @given(
         st.none() | st.none() | header,
         lines,
@@ -342,7 +346,7 @@ def test_intervals(cache: Path) -> None:
         accepted.append(text)
 
     check()
-    assert len(accepted) > 100
+    assert len(accepted) > inputs / 40
 
 
 PAIRS = [
@@ -410,14 +414,14 @@ OVERRIDES = [
 OVERRIDES += ["train.betas=[0.9,0.95]", "train.betas=[0.9]", "..=1", "data[0]=1", "model.d_model=16"]
 
 
-@pytest.mark.slow
-def test_config(cache: Path) -> None:
+@sizes
+def test_config(cache: Path, inputs: int) -> None:
     accepted = []
     path = cache / "r.yaml"
     good = st.sampled_from([["extends: dna/tiny", "data: {path: demo}"], ["extends: dna/demo"], ["extends: dna/demo"]])
     pairs = st.lists(st.sampled_from(PAIRS), max_size=3)
 
-    @fuzz("config")
+    @fuzz(inputs)
     @given(good | good | st.just([]), pairs, st.lists(st.sampled_from(OVERRIDES), max_size=2))
     def check(first: list[str], rest: list[str], overrides: list[str]) -> None:
         path.write_bytes("\n".join([*first, *rest]).encode())
@@ -437,11 +441,11 @@ def test_config(cache: Path) -> None:
         accepted.append(plain)
 
     check()
-    assert len(accepted) > 20
+    assert len(accepted) > inputs / 40
 
 
-@pytest.mark.slow
-def test_prompts() -> None:
+@sizes
+def test_prompts(inputs: int) -> None:
     config = ModelConfig(d_model=8, num_layers=1, ssm=SsmConfig(d_state=2), vocab_size=12)
     model = build_model(config, seed=0).eval()
     model.codec = DnaTokenizer()
@@ -468,7 +472,7 @@ def test_prompts() -> None:
         ]
     )
 
-    @fuzz("prompt")
+    @fuzz(inputs)
     @given(texts | ids | ids.map(torch.tensor) | wrong)
     def check(prompt: Any) -> None:
         try:
@@ -485,4 +489,178 @@ def test_prompts() -> None:
         accepted.append(prompt)
 
     check()
-    assert len(accepted) > 100
+    assert len(accepted) > inputs / 40
+
+
+CHECKPOINTED = ModelConfig(d_model=4, num_layers=1, ssm=SsmConfig(d_state=2), vocab_size=12)
+
+
+def small_checkpoint(model: torch.nn.Module) -> dict[str, Any]:
+    """As a training with a moving average writes it."""
+    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    moments = {
+        number: {"step": torch.tensor(3.0), "exp_avg": torch.zeros_like(own), "exp_avg_sq": torch.ones_like(own)}
+        for number, own in enumerate(islice(model.parameters(), 2))
+    }
+    return {
+        "step": 3,
+        "weights": weights,
+        "average": {name: tensor + 1 for name, tensor in weights.items()},
+        "averaged": 3,
+        "optimizer": moments,
+        "random": {"cpu": torch.arange(8, dtype=torch.uint8)},
+        "steps": {
+            "best": float("inf"),
+            "best_step": 0,
+            "stale": 0,
+            "best_samples": float("inf"),
+            "best_samples_step": 0,
+            "row": {"step": 3, "lr": "0.001"},
+            "nats": torch.tensor(1.5, dtype=torch.float64),
+            "count": torch.tensor(64),
+        },
+    }
+
+
+class Planted:
+    """Leaves a folder behind where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """The same values and types, with tensors and in containers; what is not a number equals itself."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+@sizes
+def test_checkpoint_bytes(cache: Path, inputs: int) -> None:
+    """Bytes changed, lost, put in or appended: the checkpoint as it was, or one error; nothing planted is run."""
+    model = build_model(CHECKPOINTED, seed=0)
+    path = cache / "last.safetensors"
+    save_tree(path, small_checkpoint(model))
+    whole = path.read_bytes()
+    truth = load_checkpoint(path).model_dump()
+    (size,) = struct.unpack("<Q", whole[:8])
+    planted = pickle.dumps(Planted(cache / "owned"))
+    pieces = [
+        b"\0",
+        b"{",
+        b"}",
+        b'"',
+        b"[",
+        b"]",
+        b",",
+        b"1",
+        b"-",
+        b"9" * 30,
+        b"F64",
+        b"I8",
+        b"NaN",
+        b"\xff",
+        b"[" * 999,
+    ]
+    edits = st.lists(
+        st.tuples(
+            st.integers(0, 7) | st.integers(8, size + 7) | st.integers(8, size + 7) | st.integers(size, len(whole) - 1),
+            st.sampled_from(["set", "set", "add", "cut"]),
+            st.sampled_from([*pieces, planted]) | st.binary(min_size=1, max_size=2),
+        ),
+        max_size=2,
+    )
+    tails = st.sampled_from([None, None, None, "cut", b"\0", planted])
+    accepted = []
+
+    @fuzz(inputs)
+    @given(edits, tails, st.integers(0, len(whole)), st.booleans())
+    def check(edits: list[tuple[int, str, bytes]], tail: str | bytes | None, end: int, announced: bool) -> None:
+        data = bytearray(whole)
+        for at, how, value in edits:
+            data[at : at + (0 if how == "add" else len(value))] = b"" if how == "cut" else value
+        if announced and len(data) > 8:
+            # The length of the header follows what was put in or cut out.
+            data[:8] = struct.pack("<Q", max(0, size + len(data) - len(whole)))
+        data = data[:end] if tail == "cut" else data + (tail if isinstance(tail, bytes) else b"")
+        path.write_bytes(data)
+        try:
+            found = load_checkpoint(path)
+        except InputError as error:
+            named(error, str(path))
+            return
+        assert equal(found.model_dump(), truth)
+        accepted.append(data)
+
+    check()
+    assert not (cache / "owned").exists()
+    assert len(accepted) > inputs / 100
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from([torch.ones(4), torch.tensor(2), torch.zeros(0, 3), torch.ones(1, dtype=torch.bfloat16)])
+    | st.sampled_from([torch.tensor(float("nan")), torch.tensor([1, 2], dtype=torch.uint8), 2**70]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=2).map(tuple)
+        | st.dictionaries(st.sampled_from(["step", "row", "x", "norm_f.weight", 0, 1, -1, None]), inner, max_size=3)
+    ),
+    max_leaves=2,
+)
+
+
+@sizes
+def test_checkpoint_values(cache: Path, inputs: int) -> None:
+    """Well-formed files of something else: accepted only where it is what a training of this model could go on from."""
+    model = build_model(CHECKPOINTED, seed=0)
+    path = cache / "last.safetensors"
+    accepted = []
+
+    @fuzz(inputs)
+    @given(
+        st.lists(
+            st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.sampled_from("=-+"), values), max_size=2
+        )
+    )
+    def check(changes: list[tuple[list[int], str, Any]]) -> None:
+        tree: Any = small_checkpoint(model)
+        for turns, how, value in changes:
+            node = tree
+            for turn in turns:
+                if not isinstance(node, dict) or not node:
+                    break
+                parent, key = node, list(node)[turn % len(node)]
+                node = node[key]
+            if how == "-":
+                parent.pop(key)
+            else:
+                parent[key if how == "=" else "more"] = value
+        save_tree(path, tree)
+        assert equal(load_tree(path), tree)
+        try:
+            found = load_checkpoint(path)
+            check_fits(found, model, averaged=True, path=path)
+            check_optimizer(found.optimizer, list(model.parameters()), path)
+        except InputError as error:
+            named(error, str(path))
+            return
+        model.load_state_dict(found.weights)
+        model.load_state_dict(small_checkpoint(model)["weights"])
+        assert {"step", "weights", "average", "averaged", "optimizer", "random", "steps"} == set(tree)
+        accepted.append(tree)
+
+    check()
+    assert len(accepted) > inputs / 100

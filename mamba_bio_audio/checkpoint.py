@@ -232,7 +232,7 @@ def evaluation_files(run: Path) -> list[Path]:
 
 
 def read_evaluations(run: Path) -> dict[str, Any]:
-    """The figures of `evaluate-SPLIT.json`, without their tables."""
+    """The figures of `evaluate-SPLIT.json`, without their tables, and which weights they are of."""
     found = {}
     for path in evaluation_files(run):
         result = read_json(path)
@@ -242,7 +242,8 @@ def read_evaluations(run: Path) -> dict[str, Any]:
         own = {name: value for name, value in model.items() if isinstance(value, int | float)}
         if isinstance(model.get("accuracy"), dict):
             own["accuracy"] = model["accuracy"].get("value")
-        found[path.stem.removeprefix("evaluate-")] = {"length": result.get("length"), "model": own} | (
+        scores = {"length": result.get("length"), "weights_sha256": result.get("weights_sha256"), "model": own}
+        found[path.stem.removeprefix("evaluate-")] = scores | (
             {f"Markov order {markov['chosen_order']}": markov["best"]} if markov else {}
         )
     return found

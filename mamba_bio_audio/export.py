@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 
@@ -17,6 +17,7 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.text import printable
@@ -28,13 +29,19 @@ def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
     return isinstance(config, ModelConfig) and ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
 
 
-def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping[str, Any] | None = None) -> None:
-    """Write `model.safetensors`, `config.json` and a model card.
+def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping[str, Any] | None = None) -> list[str]:
+    """Write `model.safetensors`, `config.json`, a model card, and of DNA models a tokenizer.
 
     The folder opens with `transformers.MambaForCausalLM.from_pretrained` where the model is one of its own (real,
-    selective, Euler), and with `load` always.
+    selective, Euler), and with `load` always; `transformers.AutoTokenizer` then encodes as `DnaTokenizer` does, and
+    `generate` emits what `mba.generate` may.
 
-    `evaluations` are those of `read_evaluations`, for the card.
+    Args:
+        out: folder; files of an earlier export in it are replaced.
+        evaluations: those of `read_evaluations`, for the card.
+
+    Returns:
+        What the card cannot vouch for, for people: scores of other weights, which it leaves out, and of unknown ones.
     """
     if evaluations:
         model.manifest = {**model.manifest, "evaluations": dict(evaluations)}
@@ -92,7 +99,85 @@ def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping
         "manifest": dict(model.manifest),
     }
     write_json(out / "config.json", description)
+    if isinstance(model, IsotropicModel) and opens_in_transformers(config):
+        write_json(out / "generation_config.json", _generation(model, padded))
+    if isinstance(model.codec, DnaTokenizer):
+        _write_tokenizer(model.codec, out)
     write_text(out / "README.md", model_card(model))
+    return scores_of_other_weights(model)
+
+
+def _generation(model: IsotropicModel, padded: int) -> dict[str, Any]:
+    """Keeps `generate` of transformers to the ids that `mba.generate` samples; rows of the embedding are no symbols."""
+    allowed = range(model.model_config.vocab_size or padded) if model.codec is None else model.codec.sample_ids
+    suppressed = sorted(set(range(padded)) - set(allowed))
+    return {"suppress_tokens": suppressed or None, "pad_token_id": getattr(model.codec, "pad_id", None)}
+
+
+def _write_tokenizer(codec: DnaTokenizer, out: Path) -> None:
+    """Files of `tokenizers` and transformers that encode and decode as the codec does: one id per character."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocabulary = {token: i for i, token in enumerate(codec.vocab)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=codec.vocab[codec.unknown_id]))
+    bases = [codec.vocab[i] for i in codec.base_ids]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(base.lower(), base) for base in bases])
+    # Every character by itself, line ends too.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex(r"\[[A-Z]+\]"), "N"), decoders.Fuse()])
+    write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    pad = {"pad_token": codec.vocab[codec.pad_id]}
+    write_json(out / "special_tokens_map.json", pad)
+    write_json(
+        out / "tokenizer_config.json",
+        # A text that happens to hold "[PAD]" is letters like any other.
+        pad
+        | {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
+            "padding_side": "right",
+        },
+    )
+
+
+class _Score(NamedTuple):
+    """Something that a manifest says of how good the model is."""
+
+    name: str
+    weights: str | None  # their hash; None where an earlier version wrote it
+    figures: list[str]
+
+
+def _scores(manifest: Mapping[str, Any]) -> list[_Score]:
+    scores = []
+    result = manifest.get("result", {})
+    if result.get("valid_nats") is not None:
+        unit = result.get("per", result.get("unit", "base"))
+        figure = f"{result['valid_nats']:.4f} nats per {unit} at step {result['best_step']:,}"
+        scores.append(_Score("best validation", result.get("weights_sha256"), [figure]))
+    for split, found in manifest.get("evaluations", {}).items():
+        figures = [
+            f"windows of {found['length']:,}, {name}: "
+            + ", ".join(f"{key} {value:.4f}" for key, value in row.items() if value is not None)
+            for name, row in found.items()
+            if isinstance(row, dict)
+        ]
+        scores.append(_Score(f"{split} split", found.get("weights_sha256"), figures))
+    return scores
+
+
+def scores_of_other_weights(model: LanguageModel | Classifier) -> list[str]:
+    """Scores in the manifest that are not known to be of the model's weights, each with what the card does about it."""
+    weights, notes = weights_hash(model), []
+    for score in _scores(model.manifest):
+        if score.weights is None:
+            notes.append(
+                f"{score.name}: an earlier version wrote these scores, and which weights they are of is unknown"
+            )
+        elif score.weights != weights:
+            notes.append(f"{score.name}: these scores are of other weights; the model card leaves them out")
+    return notes
 
 
 def model_card(model: LanguageModel | Classifier) -> str:
@@ -111,7 +196,7 @@ def model_card(model: LanguageModel | Classifier) -> str:
         "",
     ]
     if isinstance(model.config, RunConfig):
-        lines += [*_card_of_training(model.config, model.manifest), *_card_of_limits(model)]
+        lines += [*_card_of_training(model.config, model.manifest, weights_hash(model)), *_card_of_limits(model)]
     lines += [
         "## Use",
         "",
@@ -132,18 +217,32 @@ def model_card(model: LanguageModel | Classifier) -> str:
             "",
         ]
     if isinstance(model.codec, AudioCodec):
-        lines += ["## Symbols", "", f"{model.codec.description}, {model.codec.sample_rate_hz:,} Hz.", ""]
+        codec = model.codec
+        lines += [
+            "## Symbols",
+            "",
+            f"The ids 0 to {codec.vocab_size - 1:,} are levels of the amplitude of one sample, lowest to highest: "
+            f"{codec.description}, one channel at {codec.sample_rate_hz:,} Hz. A sequence begins with {codec.start_id:,}. "
+            "There is no tokenizer: `model.codec.encode` makes levels of float32 samples in [-1, 1], and "
+            "`model.codec.decode` samples of levels.",
+            "",
+        ]
     elif model.codec is not None:
         ids = ", ".join(f"{symbol} {i}" for i, symbol in enumerate(model.codec.vocab))
-        lines += ["## Symbols", "", f"{ids}.", ""]
+        lines += [
+            "## Symbols",
+            "",
+            f"{ids}. One id per base in either case; every other letter is N. Nothing is added at the ends. "
+            '`transformers.AutoTokenizer.from_pretrained("FOLDER")` encodes alike.',
+            "",
+        ]
     # A name of a file or a class with a line end in it stays on its line.
     return "\n".join(printable(line) for line in lines)
 
 
-def _card_of_training(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
+def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: str) -> list[str]:
     train = config.train
-    data, result = manifest.get("data", {}), manifest.get("result", {})
-    unit = result.get("per", result.get("unit", "base"))
+    data = manifest.get("data", {})
     lines = ["## Data", ""]
     files = data.get("files", [])
     lines += [f"- {file['name']}, SHA-256 `{file['sha256']}`" for file in files[:20]]
@@ -172,13 +271,12 @@ def _card_of_training(config: RunConfig, manifest: Mapping[str, Any]) -> list[st
     if made:
         lines.append(f"Made with {', '.join(made)}.")
     lines += ["", "## Results", ""]
-    if result.get("valid_nats") is not None:
-        lines.append(f"Best validation: {result['valid_nats']:.4f} nats per {unit} at step {result['best_step']:,}.")
-    for split, found in manifest.get("evaluations", {}).items():
-        for name, scores in found.items():
-            if isinstance(scores, dict):
-                figures = ", ".join(f"{key} {value:.4f}" for key, value in scores.items() if value is not None)
-                lines.append(f"- {split} split, windows of {found['length']:,}, {name}: {figures}")
+    for score in _scores(manifest):
+        if score.weights in (None, weights):
+            doubt = "" if score.weights else " (which weights these scores are of is not recorded)"
+            lines += [f"- {score.name}, {figure}{doubt}" for figure in score.figures]
+        else:
+            lines.append(f"- {score.name}: left out, because the scores are of other weights than these")
     if not manifest.get("evaluations"):
         lines.append("Not evaluated on held-out data beside baselines yet (`mba evaluate`).")
     return [*lines, ""]

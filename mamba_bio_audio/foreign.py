@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mamba_bio_audio import files
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.config import ModelConfig
 
@@ -158,8 +159,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = files.read_json(path)
+    except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}; restore the file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,10 @@ import typer
 
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, RunArgument, WhichOption
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import check_folder
+from mamba_bio_audio.files import Maker, new_folder
 from mamba_bio_audio.text import show
+
+MAKER = Maker("export")
 
 
 def export(
@@ -20,15 +23,17 @@ def export(
     force: ForceOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write safetensors, config.json and a model card; Hugging Face opens the folder where the model is one of its own."""
+    """Write safetensors, config.json, a model card and, for DNA, a tokenizer; transformers opens what it knows."""
     from mamba_bio_audio import checkpoint
     from mamba_bio_audio import export as exports
 
-    check_folder(out)
-    if out.exists() and any(out.iterdir()) and not force:
-        raise InputError(f"{out} is not empty; choose another --out, or --force to replace its files")
-    model = checkpoint.load(run, which)
-    exports.export(model, out, evaluations=checkpoint.read_evaluations(run))
+    if (out / "config.yaml").exists():
+        raise InputError(f"{out} is a run folder; export to another --out")
+    with new_folder(out, MAKER, inputs=[run], force=force) as folder:
+        model = checkpoint.load(run, which)
+        notes = exports.export(model, folder, evaluations=checkpoint.read_evaluations(run))
+    for note in notes:
+        show(note, file=sys.stderr)
     opens = not hasattr(model, "labels") and exports.opens_in_transformers(model.model_config)
     how = "transformers.MambaForCausalLM and mba.load" if opens else "mba.load"
     show(f"{out}: {model.num_parameters():,} parameters, opens with {how}")

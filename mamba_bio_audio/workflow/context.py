@@ -17,6 +17,7 @@ from mamba_bio_audio.evaluation.context import check_contexts, position_sums, st
 from mamba_bio_audio.evaluation.figures import context_curves
 from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.target_blocks import target_blocks
 from mamba_bio_audio.text import cell
@@ -97,6 +98,7 @@ def evaluate_context(
     return {
         "run": str(run),
         "which": which,
+        "weights_sha256": weights_hash(model),
         "split": split,
         "contexts": contexts,
         "block_bases": size,

@@ -16,6 +16,7 @@ from mamba_bio_audio.evaluation.likelihood import Likelihood, evaluate_likelihoo
 from mamba_bio_audio.evaluation.markov import MarkovTable, markov_table
 from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
@@ -85,7 +86,8 @@ def evaluate(
             progress=told("sequences"),
         )
         source = {key: described[key] for key in ("files", "split_source")}
-        return {"run": str(run), "which": which, "overrides": list(overrides)} | source | found
+        asked = {"run": str(run), "which": which, "weights_sha256": weights_hash(model), "overrides": list(overrides)}
+        return asked | source | found
     assert not isinstance(data, DnaClassesDataModule)
     spans: dict[str, list[Span]] = {}
     if isinstance(data, DnaDataModule):
@@ -106,6 +108,7 @@ def evaluate(
         "run": str(run),
         "which": which,
         "weights": checkpoint.describe_which(config, which),
+        "weights_sha256": weights_hash(model),
         "split": split,
         "length": length,
         "overrides": list(overrides),

@@ -21,11 +21,11 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import write_json
 from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.inference.predict import Mode, Prediction, predict
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.text import cell
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.workflow.predict_sources import Item, clips, open_source
-from mamba_bio_audio.workflow.sample import weights_hash
 
 
 def predict_files(

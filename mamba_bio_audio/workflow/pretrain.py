@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from mamba_bio_audio import checkpoint
 from mamba_bio_audio.config import RunConfig, to_yaml
@@ -20,6 +21,7 @@ from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import check_folder, write_json, write_text
 from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.plain_yaml import dump
@@ -254,12 +256,14 @@ def pretrain(
         unit=f"{data.codec.unit}s",
     )
     best = result.best_nats if math.isfinite(result.best_nats) else None
+    weights = None if best is None or not main else weights_hash(load_file(run / "model.safetensors"))
     summary = {
         "run": str(run),
         "step": result.step,
         "steps": train.steps,
         "best_step": result.best_step,
         "valid_nats": best,
+        "weights_sha256": weights,
         "valid_bits": None if best is None else best / math.log(2),
         "valid_perplexity": None if best is None else perplexity(best),
         "unit": data.codec.unit,

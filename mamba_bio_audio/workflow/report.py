@@ -10,20 +10,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mamba_bio_audio import __version__, checkpoint
+from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.config import RunConfig, to_yaml
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.figures import kmer_spectra, learning_curves
 from mamba_bio_audio.evaluation.samples import describe_samples
 from mamba_bio_audio.files import inside, write_text
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.text import printable
 from mamba_bio_audio.workflow.context import describe_context
 from mamba_bio_audio.workflow.data import data_rows
 from mamba_bio_audio.workflow.evaluate import describe_evaluation
 from mamba_bio_audio.workflow.evaluate_classes import describe as describe_classes
-from mamba_bio_audio.workflow.report_audio import Clip, clips_of, find_samples, judged_text
+from mamba_bio_audio.workflow.report_audio import Clip, clips_of, find_samples, judged_samples
 from mamba_bio_audio.workflow.sample_report import report_on_samples, report_path
 
 SAMPLES_NAME = "samples.fa"
@@ -71,9 +73,15 @@ def report(
     from jinja2 import Environment, StrictUndefined
 
     config, manifest = checkpoint.read_config(run), checkpoint.read_manifest(run)
-    sections = [_training(config, manifest), _data(config, manifest), _curves(run, _per(config)), *_evaluations(run)]
+    weights = _Weights(run, config)
+    sections = [
+        _training(config, manifest, weights),
+        _data(config, manifest),
+        _curves(run, _per(config)),
+        *_evaluations(run, weights),
+    ]
     if config.data.kind == "audio":
-        sections += _audio(run, samples or find_samples(run))
+        sections += _audio(run, samples or find_samples(run), weights)
         samples = None
     elif samples is None and inside(run, SAMPLES_NAME).exists():
         samples = run / SAMPLES_NAME
@@ -91,7 +99,39 @@ def report(
     return [section.title for section in sections]
 
 
-def _training(config: RunConfig, manifest: dict[str, Any]) -> Section:
+class _Weights:
+    """Whether scores are of the weights that the run holds now; a resumed run has others."""
+
+    def __init__(self, run: Path, config: RunConfig) -> None:
+        self.run, self.config = run, config
+        self._hashes: dict[Which, str | None] = {}
+
+    def remark(self, scores: dict[str, Any], which: Which = "best") -> tuple[str, bool]:
+        """What to say of scores (of `which` weights, where they do not say so themselves), and whether to show them."""
+        recorded = scores.get("weights_sha256")
+        if recorded is None:
+            return "An earlier version wrote these scores; which weights they are of is unknown.", True
+        present = self._present(scores.get("which", which))
+        if present is None:
+            return "The weights that these scores are of cannot be read any more.", True
+        if recorded != present:
+            return f"Scores of other weights than the run holds now, left out: mba evaluate {self.run}", False
+        return "", True
+
+    def _present(self, which: str) -> str | None:
+        # Judged samples give the weights in words.
+        name = next((w for w in get_args(Which) if which in (w, checkpoint.describe_which(self.config, w))), None)
+        if name is None:
+            return None
+        if name not in self._hashes:
+            try:
+                self._hashes[name] = weights_hash(checkpoint.load(self.run, name))
+            except InputError:
+                self._hashes[name] = None
+        return self._hashes[name]
+
+
+def _training(config: RunConfig, manifest: dict[str, Any], weights: _Weights) -> Section:
     train, model = config.train, config.model
     result = manifest.get("result", {})
     done = result.get("step")
@@ -108,9 +148,9 @@ def _training(config: RunConfig, manifest: dict[str, Any]) -> Section:
         rows.append((f"at length {stage['length']:,}", f"steps {stage['start'] + 1:,} to {stage['stop']:,}"))
     if result.get("valid_nats") is not None:
         nats = result["valid_nats"]
-        rows.append(
-            ("best validation", f"{nats:.4f} nats, {nats / math.log(2):.4f} bits, step {result['best_step']:,}")
-        )
+        remark, shown = weights.remark(result)
+        text = f"{nats:.4f} nats, {nats / math.log(2):.4f} bits, step {result['best_step']:,}" if shown else ""
+        rows.append(("best validation", f"{text} {remark}".strip()))
     return Section("What was trained", rows=rows)
 
 
@@ -135,7 +175,7 @@ def _curves(run: Path, per: str) -> Section:
     return Section("Curves", images=[_image("loss, rate and gradient norm against steps", png)])
 
 
-def _evaluations(run: Path) -> list[Section]:
+def _evaluations(run: Path, weights: _Weights) -> list[Section]:
     sections = []
     contexts = [inside(run, path.name) for path in sorted(run.glob("evaluate-context-*.json"))]
     pictures: list[Image] = []
@@ -153,8 +193,11 @@ def _evaluations(run: Path) -> list[Section]:
             raise InputError(
                 f"{path}: not an evaluation of this program; remove it, or run mba evaluate again"
             ) from None
-        sections.append(Section(f"Evaluation beside baselines: {path.stem.removeprefix('evaluate-')}", pre=text))
-        pictures += [_image(Path(name).stem, _picture(run, name)) for name in named if (run / name).exists()]
+        name = path.stem.removeprefix("evaluate-")
+        remark, shown = weights.remark(result)
+        sections.append(Section(f"Evaluation beside baselines: {name}", remark, pre=text if shown else ""))
+        if shown:
+            pictures += [_image(Path(name).stem, _picture(run, name)) for name in named if (run / name).exists()]
     if not sections:
         sections.append(Section("Evaluation beside baselines", f"Not evaluated yet: mba evaluate {run}"))
     sections[-1].images += pictures
@@ -181,9 +224,12 @@ def _samples(run: Path, samples: Path, progress: Callable[[int, int | None], Non
     return section
 
 
-def _audio(run: Path, samples: Path | None) -> list[Section]:
-    judged = judged_text(run)
-    sections = [] if judged is None else [Section("Samples judged", pre=judged)]
+def _audio(run: Path, samples: Path | None, weights: _Weights) -> list[Section]:
+    sections = []
+    if (judged := judged_samples(run)) is not None:
+        scores, text = judged
+        remark, shown = weights.remark(scores)
+        sections.append(Section("Samples judged", remark, pre=text if shown else ""))
     if samples is None:
         return [*sections, Section("Samples", f"None yet: mba sample {run} --length 80000 --out {run / 'sample.wav'}")]
     text, clips = clips_of(samples)

@@ -71,13 +71,14 @@ def clips_of(samples: Path) -> tuple[str, list[Clip]]:
     return text + ".", [_clip(title, path) for title, path in named]
 
 
-def judged_text(run: Path) -> str | None:
-    """The judge's scores as `mba evaluate --metrics sc09` prints them; None where there are none."""
+def judged_samples(run: Path) -> tuple[dict[str, Any], str] | None:
+    """The judge's scores, and as `mba evaluate --metrics sc09` prints them; None where there are none."""
     path = inside(run, "sc09/metrics.json")
     if not path.exists():
         return None
     try:
-        return describe_sc09(_note(path))
+        scores = _note(path)
+        return scores, describe_sc09(scores)
     except (KeyError, TypeError):
         raise InputError(
             f"{path}: not written by this version; evaluate with --metrics sc09 again, or remove it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import sys
 import tempfile
@@ -11,13 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-from torch import nn
-
 from mamba_bio_audio import checkpoint
 from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.inference.row_files import RowFiles
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.text import printable
 from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.workflow.sample_audio import sample_audio
@@ -162,15 +160,6 @@ def _options(length: int, seed: int, temperature: float, top_k: int | None, top_
 def unfinished(out: Path) -> Path:
     """Folder in which the samples of `out` grow until they are whole."""
     return out.with_name(f"{out.name}.part")
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names and values of a model's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _open(path: Path | None) -> AbstractContextManager[IO[str]]:

@@ -37,6 +37,7 @@ from mamba_bio_audio.evaluation.judge import (
 from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
 from mamba_bio_audio.files import atomic_path, write_json
 from mamba_bio_audio.inference.row_files import open_files_allowed
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS, SPEECH_COMMANDS
@@ -46,7 +47,6 @@ from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.workflow.data import DataModule, open_data
 from mamba_bio_audio.workflow.environment import environment
 from mamba_bio_audio.workflow.evaluate import open_run, override_data
-from mamba_bio_audio.workflow.sample import weights_hash
 from mamba_bio_audio.workflow.sample_audio import sample_audio
 
 Protocol = Literal["plain", "paper"]
@@ -173,6 +173,7 @@ def evaluate_sc09(
     result: dict[str, Any] = {
         "run": str(run),
         "which": checkpoint.describe_which(config, which),
+        "weights_sha256": weights_hash(model),
         "protocol": protocol,
         "generated": len(made),
         "scored": len(chosen),

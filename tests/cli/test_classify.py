@@ -15,6 +15,7 @@ import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.inference.classify import classify
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.workflow.pretrain import describe_dry_run
 
 RECIPE = """\
@@ -83,6 +84,7 @@ def test_train_and_evaluate(trained, capsys):
     assert result["kmers"]["accuracy"]["value"] > 0.9
     assert {row["k"] for row in result["kmers"]["candidates"]} >= {*range(1, 9)}
     assert len(result["evaluations"]) == 1
+    assert result["weights_sha256"] == manifest["result"]["weights_sha256"] == weights_hash(mba.load(trained))
     assert (trained / "confusion-test.png").read_bytes().startswith(b"\x89PNG")
     with (trained / "predictions-test.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.training.checkpoints import last_position, load_checkpoint
 
@@ -111,6 +113,8 @@ def test_evaluate_beside_baselines(trained, capsys):
     assert result["markov"]["count"] == result["scored"]
     assert len(result["markov"]["orders"]) == 13
     assert result["model"]["perplexity"] == pytest.approx(2 ** result["model"]["bits"])
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert result["weights_sha256"] == manifest["result"]["weights_sha256"] == weights_hash(mba.load(trained))
     # The truth: 0.8 to the next base and 0.05 to each of the four.
     floor = -(0.85 * np.log(0.85) + 0.15 * np.log(0.05))
     assert result["markov"]["orders"][1]["nats"] == pytest.approx(floor, abs=0.05)
@@ -278,6 +282,33 @@ def test_export_opens_in_hugging_face_and_here(trained, tmp_path, capsys):
     assert "toy.fa" in card
     assert mba_command("export", trained, "--out", tmp_path / "hub") == 2
     assert mba_command("evaluate", tmp_path / "hub", "--no-baselines", "--quiet", "--device", "cpu") == 0
+
+
+def test_export_replaces_its_own_folder_only_and_names_scores_of_other_weights(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    out = tmp_path / "new" / "hub"
+    assert mba_command("evaluate", run, "--quiet", "--device", "cpu") == 0
+    assert mba_command("export", run, "--out", out) == 0
+    first = capsys.readouterr()
+    assert "other weights" not in first.err
+    assert "perplexity" in (out / "README.md").read_text()
+    assert {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"} <= set(os.listdir(out))
+    # The scores are those of the best weights; these are others, as after training has gone on.
+    weights = load_file(run / "model.safetensors")
+    weights["norm_f.weight"] *= 1.01
+    save_file(weights, run / "model.safetensors")
+    (out / "tokenizer.json").unlink()
+    assert mba_command("export", run, "--out", out) == 2
+    assert not (out / "tokenizer.json").exists()
+    assert mba_command("export", run, "--out", out, "--force") == 0
+    assert capsys.readouterr().err.count("these scores are of other weights") >= 2
+    assert "perplexity" not in (out / "README.md").read_text()
+    assert (out / "tokenizer.json").exists()
+    (out / "thesis.txt").write_text("mine")
+    assert mba_command("export", run, "--out", out, "--force") == 2
+    assert (out / "thesis.txt").read_text() == "mine"
+    assert mba_command("export", run, "--out", tmp_path, "--force") == 2
 
 
 def test_prepare_then_pretrain(fasta, tmp_path, capsys):
@@ -735,6 +766,7 @@ def test_evaluate_the_same_bases_under_every_context(trained, tmp_path, capsys):
     names = ["evaluate-context-test-position.csv", "evaluate-context-test.csv"]
     names += ["evaluate-context-test.json", "evaluate-context-test.png"]
     assert sorted(path.name for path in out.iterdir()) == names
+    assert result["weights_sha256"] == weights_hash(mba.load(trained))
     assert json.loads((out / "evaluate-context-test.json").read_text()) == result
     with (out / "evaluate-context-test.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(result["matched"])

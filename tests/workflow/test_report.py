@@ -316,3 +316,45 @@ def test_samples_and_exports_of_runs_with_any_name(run, name, tmp_path, capsys):
     assert capsys.readouterr().out.split("\n")[1] == text.split("\n")[1]
     assert mba("export", place, "--out", tmp_path / "hub") == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_report_leaves_out_scores_of_other_weights(run, capsys):
+    from mamba_bio_audio import checkpoint
+    from mamba_bio_audio.models.build import build_model
+    from mamba_bio_audio.models.weights import weights_hash
+    from mamba_bio_audio.training.steps import save_weights
+
+    first, second = (build_model(checkpoint.read_config(run).model, seed=seed) for seed in (0, 1))
+    (run / "evaluate-test.json").write_text(
+        json.dumps(evaluation() | {"which": "best", "weights_sha256": weights_hash(first)})
+    )
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["result"]["weights_sha256"] = weights_hash(first)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+    def page() -> str:
+        assert mba("report", run, "--quiet", "--force") == 0
+        return (run / "report.html").read_text()
+
+    assert page().count("cannot be read any more") == 2
+    save_weights(first, run / "model.safetensors")
+    shown = page()
+    assert "Markov order 2" in shown
+    assert "1.3000 nats" in shown
+    assert "weights than" not in shown
+    save_weights(second, run / "model.safetensors")
+    resumed = page()
+    assert resumed.count("Scores of other weights than the run holds now, left out") == 2
+    assert "Markov order 2" not in resumed
+    assert "1.3000 nats" not in resumed
+    assert mba("export", run, "--out", run.parent / "hub") == 0
+    assert capsys.readouterr().err.count("these scores are of other weights; the model card leaves them out") == 2
+    assert "3.6693" not in (run.parent / "hub" / "README.md").read_text()
+
+
+def test_report_of_scores_without_a_hash_says_so(run):
+    (run / "evaluate-test.json").write_text(json.dumps(evaluation()))
+    assert mba("report", run, "--quiet") == 0
+    page = (run / "report.html").read_text()
+    assert page.count("which weights they are of is unknown") == 2
+    assert "Markov order 2" in page

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from mamba_bio_audio.checkpoint import read_config
+from mamba_bio_audio.checkpoint import load, read_config
 from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.audio_metrics import confidence_limit, paper_selection
 from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
+from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
 from mamba_bio_audio.workflow import sc09
 from mamba_bio_audio.workflow.predict import describe_predictions, predict_files
 from mamba_bio_audio.workflow.pretrain import pretrain
-from mamba_bio_audio.workflow.report_audio import judged_text
+from mamba_bio_audio.workflow.report_audio import judged_samples
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,9 @@ def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
     assert recognised["limits"]["reversed"] == pytest.approx(confidence_limit(p["reversed"]))
     assert recognised["shares"]["test"] == (p["test"].max(1) > recognised["threshold"]).mean()
     assert set(recognised["judge_agrees"]) == {"generated", "train", "test"}
-    assert json.loads((run / "sc09" / "metrics.json").read_text())["rows"]["test"]["n"] == 20
+    written = json.loads((run / "sc09" / "metrics.json").read_text())
+    assert written["rows"]["test"]["n"] == 20
+    assert written["weights_sha256"] == weights_hash(load(run))
     assert (run / "sc09" / "first-samples.png").exists()
     text = sc09.describe_sc09(result)
     assert "Mamba 24.3M" in text
@@ -176,7 +179,7 @@ def test_scores_of_before_the_recogniser_name_the_way_out(tmp_path) -> None:
     before = {"judge": {}, "recognised": {"threshold": 0.99, "shares": {}}}
     (tmp_path / "sc09" / "metrics.json").write_text(json.dumps(before))
     with pytest.raises(InputError, match="not written by this version; evaluate with --metrics sc09 again"):
-        judged_text(tmp_path)
+        judged_samples(tmp_path)
 
 
 def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:

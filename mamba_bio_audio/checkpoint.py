@@ -22,7 +22,7 @@ from torch import Tensor
 from mamba_bio_audio.config import RunConfig, model_config, read_values, validate
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import inside
-from mamba_bio_audio.foreign import infer_config, read_folder, read_json, read_tensors, rename, some
+from mamba_bio_audio.foreign import infer_config, mistakes, read_folder, read_json, read_tensors, rename, some
 from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
@@ -260,7 +260,8 @@ def _from_folder(path: Path) -> _Source:
     try:
         described = model_config(ours["model"])
     except (ValidationError, KeyError, TypeError) as error:
-        raise InputError(f"{path / 'config.json'}: damaged mamba_bio_audio section: {error}") from None
+        reason = mistakes(error) if isinstance(error, ValidationError) else "it describes no model"
+        raise InputError(f"{path / 'config.json'}: damaged mamba_bio_audio section: {reason}") from None
     config = None if ours.get("config") is None else validate(ours["config"], str(path / "config.json"))
     tensors = found if config is not None and config.head is not None else rename(found, weights)
     if description.get("model_type") == "mamba":

@@ -308,8 +308,15 @@ def infer_config(tensors: Mapping[str, Tensor], path: Path, description: Mapping
             }
         )
     except ValidationError as error:
-        text = "; ".join(f"{'.'.join(map(str, p['loc']))} is {p['input']}: {p['msg']}" for p in error.errors())
-        raise InputError(f"{path}: a Mamba model of a shape that is not supported: {text}") from None
+        raise InputError(f"{path}: a Mamba model of a shape that is not supported: {mistakes(error)}") from None
+
+
+def mistakes(error: ValidationError) -> str:
+    """What a configuration class refused, on one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc']))} is {str(problem['input'])[:60]}: {problem['msg']}"
+        for problem in error.errors()
+    )
 
 
 def _measure(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from mamba_bio_audio.evaluation.kmers import KmerBaseline, fit_kmers
 from mamba_bio_audio.files import write_json, write_text
 from mamba_bio_audio.inference.classify import Strand, classify
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
-from mamba_bio_audio.pipelines.dna.classes import ClassDataset, DnaClassesDataModule
+from mamba_bio_audio.pipelines.dna.classes import ClassDataset, DnaClassesDataModule, conflict_text
 from mamba_bio_audio.text import cell
 
 # Training sequences of the k-mer baseline: at most this many, and at most this many bases (0.5 GiB of counts), which takes
@@ -110,6 +110,8 @@ def evaluate_classes(
     }
     if len(data.classes) > SHOWN_CLASSES:
         result["pairs_of"] = len(data.classes) * (len(data.classes) - 1) // 2
+    if isinstance(data, DnaClassesDataModule):
+        result["label_conflicts"] = data.label_conflicts()
     if baselines and isinstance(data, DnaClassesDataModule):
         fitted = kmer_baseline(data)
         bar = fitted.probabilities(rows)
@@ -235,6 +237,8 @@ def describe(result: dict[str, Any]) -> str:
         "",
         describe_classification(result["model"]),
     ]
+    if text := conflict_text(result.get("label_conflicts", {}), result["split"]):
+        lines += ["", text]
     if "kmers" in result:
         kmers = result["kmers"]
         lines += [

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.class_rows import numbered_lines
 from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow
-from mamba_bio_audio.pipelines.dna.labelled import Labelled, numbered_lines
+from mamba_bio_audio.pipelines.dna.labelled import Labelled
 
 COLUMNS = ("class", "record", "start0", "end")
 

@@ -10,17 +10,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from typing import Any
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.class_draws import draw_groups
+from mamba_bio_audio.pipelines.dna.class_duplicates import between_splits, identities, near_duplicates, related
+from mamba_bio_audio.pipelines.dna.class_rows import numbered_lines
+from mamba_bio_audio.pipelines.dna.class_tags import splits_of, tags_of
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
-from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import SPLIT_ALIASES, SPLITS, Interval, shared_bases, split_blocks
-from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region, header_tag, numbered_lines
-from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.dna.duplicates import LIMIT
+from mamba_bio_audio.pipelines.dna.intervals import Interval, Span, shared_bases, split_blocks
+from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region
+from mamba_bio_audio.pipelines.split_names import SPLITS, split_meanings
 
 
 def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> None:
@@ -32,16 +33,17 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
         length: of a window, the guard between blocks of different splits.
 
     Raises:
-        InputError: a homologous group lies in two splits, or the splits are incomplete.
+        InputError: a homologous group lies in two splits, too much of one split stands in another, or the splits are
+            incomplete.
     """
     table = config.groups or prepared_file(config, "groups.tsv")
     if table is not None:
         groups = _read_groups(labelled, table)
         labelled.regions = [replace(region, locus=groups(region)) for region in labelled.regions]
-    # Rows of a table or a BED are parts that name their own splits; blocks and intervals cut whole records.
-    rows = config.labels is not None or not labelled.genomes
-    _refuse_unused(config, rows, labelled.examples)
-    if rows:
+    # Rows of a table or a BED, and files named after splits, are parts that are never cut; others are whole records.
+    parts = config.labels is not None or not labelled.genomes or any(region.split for region in labelled.regions)
+    _refuse_unused(config, parts, labelled.examples)
+    if parts:
         labelled.origin = _split_wholes(labelled, config)
     else:
         labelled.origin = _split_genomes(labelled, config, length, table is not None)
@@ -56,8 +58,47 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
         if wanted and lacking:
             raise InputError(
                 f"the {split} split has nothing of class {lacking[0]!r} (splits: {labelled.origin}); "
-                + ("set another data.split_seed, name" if "split_seed" in labelled.origin else "correct")
-                + " the splits in the data, or choose data.classes"
+                + _remedy(labelled, lacking[0])
+            )
+    if labelled.examples:
+        _compare(labelled)
+        labelled.between = between_splits(labelled)
+        if config.shared_bases == "error":
+            _refuse_duplicates(labelled)
+
+
+def _compare(labelled: Labelled) -> None:
+    """Find equal and nearly equal regions, once."""
+    if not labelled.identity:
+        labelled.identity = identities(labelled)
+        labelled.near = near_duplicates(labelled)
+
+
+def _remedy(labelled: Labelled, name: str) -> str:
+    """What to do about a split without a class."""
+    if "split_seed" not in labelled.origin:
+        return "correct the splits in the data, or choose data.classes"
+    if labelled.origin.startswith("blocks"):
+        return "set another data.split_seed or smaller data.block_bases, name the splits, or choose data.classes"
+    label = labelled.classes.index(name)
+    loci = len({region.locus for region in labelled.regions if region.label == label})
+    return (
+        f"every class needs an unrelated example or record for each split, and {name!r} has {loci:,} in all, some perhaps "
+        f"related. Give more, set data.test_fraction=0, name the splits in the data, or choose data.classes"
+    )
+
+
+def _refuse_duplicates(labelled: Labelled) -> None:
+    """A held-out split may not stand in train by more than a genome's may."""
+    for pair in ("train/valid", "train/test"):
+        row = labelled.between[pair]
+        split = pair.partition("/")[2]
+        if row["equal"] + row["near"] > LIMIT * row["of"]:
+            raise InputError(
+                f"of {row['of']:,} examples of {split}, {row['equal']:,} stand in train as they are and {row['near']:,} "
+                f"nearly ({row['example'][0]!r} and {row['example'][1]!r}), more than {LIMIT:.0%} (splits: "
+                f"{labelled.origin}). A model would be tested on what it was trained on. Correct the splits, have them "
+                f"drawn with data.split=draw, or accept it with data.shared_bases=allow"
             )
 
 
@@ -69,11 +110,14 @@ def prepared_file(config: DnaClassesConfig, name: str) -> str | None:
     return str(path) if path.is_file() else None
 
 
-def _refuse_unused(config: DnaClassesConfig, rows: bool, examples: bool) -> None:
+def _refuse_unused(config: DnaClassesConfig, parts: bool, examples: bool) -> None:
     """A setting that this source cannot follow must not be passed over in silence."""
-    if rows and (config.intervals is not None or config.split in ("intervals", "header", "blocks")):
+    if parts and (config.intervals is not None or config.split in ("intervals", "header", "blocks")):
         what = "data.intervals" if config.intervals is not None else f"data.split={config.split}"
-        raise InputError(f"{what} goes with FASTA per class; a table or a BED names splits in its own column split")
+        raise InputError(
+            f"{what} goes with FASTA per class; tables, BED and files called after splits name them themselves, or leave "
+            f"them to data.split=draw"
+        )
     if examples and config.split == "blocks":
         raise InputError("data.split=blocks cuts records and data.sampling=examples keeps them whole; choose one")
     if examples and config.matched:
@@ -85,7 +129,7 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, gr
     if config.intervals is not None and config.split in ("auto", "intervals"):
         intervals = _read_intervals(config.intervals, labelled)
         if config.shared_bases == "error":
-            for source, name in enumerate(labelled.classes):
+            for source, name in _class_of_source(labelled).items():
                 shared = shared_bases([interval for at, interval in intervals if at == source])
                 pair = next((pair for pair, count in shared.items() if count), None)
                 if pair is not None:
@@ -94,25 +138,22 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, gr
                         f"would be tested on what it was trained on. Correct the intervals, or accept it with "
                         f"data.shared_bases=allow"
                     )
-        labelled.regions = _cut(labelled, intervals)
+        labelled.regions = _cut(labelled, intervals, grouped)
         return config.intervals
-    tags = {}
     if config.split in ("auto", "header"):
-        tags = {
-            (source, name): _known_split(value, f"{path}: record {name!r}")
-            for source, genome in enumerate(labelled.genomes)
-            for path in genome.paths
-            for name, value in header_tag(path, "split").items()
-        }
-    if config.split == "header" or tags:
-        labelled.regions = [
-            replace(region, split=_tag(tags, labelled.genomes[region.source], region)) for region in labelled.regions
-        ]
-        return "split= in the FASTA headers"
+        splits = _header_splits(labelled)
+        if any(splits):
+            labelled.regions = [replace(r, split=split) for r, split in zip(labelled.regions, splits, strict=True)]
+            return "split= in the FASTA headers"
+        if config.split == "header":
+            raise InputError(
+                "data.split=header: no FASTA header names a split; write split=train, valid or test into each"
+            )
     if labelled.examples:
         return _split_wholes(labelled, config)
     if grouped and config.split != "blocks":
-        labelled.regions = _draw_groups(labelled.regions, config, len)
+        keys = [region.locus for region in labelled.regions]
+        labelled.regions = _draw(labelled.regions, keys, config, labelled.examples)
         return f"groups drawn by split_seed {config.split_seed}"
     fractions = {"valid": config.valid_fraction * (1 - config.test_fraction), "test": config.test_fraction}
     labelled.regions = _cut(
@@ -125,93 +166,99 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, gr
                 length,
             )
         ],
+        grouped,
     )
     return f"blocks drawn by split_seed {config.split_seed}, a guard of {length:,} bases between splits"
 
 
-def _tag(tags: dict[tuple[int, str], str], genome: Genome, region: Region) -> str:
-    split = tags.get((region.source, genome.bare_name(region.record)))
-    if split is None:
-        raise InputError(
-            f"{genome.paths[genome.genome_of(region.record)]}: record {region.record!r} has no split= in its header; "
-            f"add it to every record, or set data.split=blocks"
-        )
-    return split
+def _header_splits(labelled: Labelled) -> list[str | None]:
+    """The split of each region by the header of its record."""
+    headers = {
+        (source, record): header
+        for source, genome in enumerate(labelled.genomes)
+        for record, header in genome.headers()
+    }
+
+    def said(region: Region) -> tuple[str, dict[str, str]]:
+        genome = labelled.genomes[region.source]
+        where = f"{genome.paths[genome.genome_of(region.record)]}: record {region.record!r}"
+        return where, tags_of(headers.get((region.source, region.record), ""))
+
+    return splits_of(map(said, labelled.regions), "FASTA headers")
 
 
 def _split_wholes(labelled: Labelled, config: DnaClassesConfig) -> str:
-    """Splits that rows name; what they leave open is drawn by seed, equal and overlapping sequences together."""
-    named = [region.split for region in labelled.regions]
-    if any(named) and not all(named):
-        first = labelled.regions[named.index(None)]
-        raise InputError(f"data.path: {first.record!r} names no split and others do; give all of them one, or none")
-
-    def weight(region: Region) -> int:
-        return 1 if labelled.examples else len(region)
-
-    if all(named):
-        if "valid" in named or config.valid_fraction == 0:
+    """Splits that the data name; what they leave open is drawn by seed, related sequences together."""
+    if any(region.split for region in labelled.regions):
+        if config.valid_fraction == 0 or any(region.split == "valid" for region in labelled.regions):
             return "the data"
         train = [region for region in labelled.regions if region.split == "train"]
         rest = [region for region in labelled.regions if region.split != "train"]
         own = config.model_copy(update={"test_fraction": 0.0})
-        labelled.regions = [*_draw_groups(train, own, weight, _related(labelled, train)), *rest]
+        labelled.regions = [*_draw_related(labelled, train, own), *rest]
         return f"the data; {config.valid_fraction:.0%} of its training part is validation, by split_seed {config.split_seed}"
-    labelled.regions = _draw_groups(labelled.regions, config, weight, _related(labelled, labelled.regions))
+    labelled.regions = _draw_related(labelled, labelled.regions, config)
     return f"drawn by split_seed {config.split_seed}"
 
 
-def _related(labelled: Labelled, regions: Sequence[Region]) -> list[str]:
-    """A key per region; regions of one locus, or of the same sequence on either strand, share it."""
-    codec = DnaTokenizer()
-    sequences = []
-    for region in regions:
-        ids = labelled.fetch(region, region.start, region.end)
-        sequences.append(min(ids.tobytes(), codec.reverse_complement(ids).tobytes()).hex())
-    nodes = {name: at for at, name in enumerate(dict.fromkeys([*sequences, *(f"locus {r.locus}" for r in regions)]))}
-    edges = [(nodes[key], nodes[f"locus {region.locus}"]) for key, region in zip(sequences, regions, strict=True)]
-    rows, columns = np.array(edges).T
-    shape = (len(nodes), len(nodes))
-    _, component = connected_components(coo_array((np.ones(len(edges)), (rows, columns)), shape=shape), directed=False)
-    smallest: dict[int, str] = {}
-    for key in sorted(sequences, reverse=True):
-        smallest[int(component[nodes[key]])] = key
-    return [smallest[int(component[nodes[key]])] for key in sequences]
+def _draw_related(labelled: Labelled, regions: Sequence[Region], config: DnaClassesConfig) -> list[Region]:
+    """Splits that keep equal, overlapping and nearly equal sequences together; the latter not under shared_bases=allow."""
+    if not labelled.examples and config.labels is None and labelled.genomes:
+        # Whole genomes in files called after splits are not compared.
+        return _draw(regions, [region.locus for region in regions], config, labelled.examples)
+    _compare(labelled)
+    keys = related(regions, labelled.identity)
+    drawn = _draw(regions, keys, config, labelled.examples)
+    if config.shared_bases == "allow":
+        return drawn
+    # A draw that separates no near-duplicates stands.
+    near = related(regions, labelled.identity, labelled.near)
+    first: dict[int, str | None] = {}
+    if all(first.setdefault(key, region.split) == region.split for key, region in zip(near, drawn, strict=True)):
+        return drawn
+    _refuse_few_groups(labelled, regions, keys, near, 1 + (config.valid_fraction > 0) + (config.test_fraction > 0))
+    return _draw(regions, near, config, labelled.examples)
 
 
-def _draw_groups(
-    regions: Sequence[Region],
-    config: DnaClassesConfig,
-    weight: Callable[[Region], int],
-    keys: Sequence[str] | None = None,
-) -> list[Region]:
+def _refuse_few_groups(
+    labelled: Labelled, regions: Sequence[Region], keys: Sequence[int], near: Sequence[int], splits: int
+) -> None:
+    """Near-duplicates may chain a class into so few groups that no draw can split it."""
+    apart: dict[int, set[int]] = defaultdict(set)
+    together: dict[int, set[int]] = defaultdict(set)
+    for key, group, region in zip(keys, near, regions, strict=True):
+        apart[region.label].add(key)
+        together[region.label].add(group)
+    for label, groups in sorted(together.items()):
+        if len(groups) < splits <= len(apart[label]):
+            raise InputError(
+                f"{len(apart[label]):,} different sequences of class {labelled.classes[label]!r} are near-duplicates of each "
+                f"other in {len(groups):,} group{'s' * (len(groups) > 1)}, and {splits} splits need one each. Give more, name "
+                f"the splits in the data, or let near-duplicates be separated with data.shared_bases=allow"
+            )
+
+
+def _draw(regions: Sequence[Region], keys: Sequence[Any], config: DnaClassesConfig, examples: bool) -> list[Region]:
     """Whole groups to test, then to validation, until each has its share; the rest trains."""
-    weights: dict[str, int] = defaultdict(int)
-    keys = [region.locus for region in regions] if keys is None else keys
-    for name, region in zip(keys, regions, strict=True):
-        weights[name] += weight(region)
-    names = sorted(weights)
-    order = np.random.Generator(np.random.Philox(key=[config.split_seed, 0])).permutation(len(names))
-    total, taken, split_of = sum(weights.values()), 0, {}
-    test = config.test_fraction * total
-    valid = test + config.valid_fraction * (total - test)
-    for at in order.tolist():
-        # A group goes where its middle falls.
-        middle = taken + weights[names[at]] / 2
-        split_of[names[at]] = "test" if middle < test else "valid" if middle < valid else "train"
-        taken += weights[names[at]]
-    return [replace(region, split=split_of[name]) for name, region in zip(keys, regions, strict=True)]
+    splits = draw_groups(
+        keys,
+        [region.label for region in regions],
+        [1 if examples else len(region) for region in regions],
+        test=config.test_fraction,
+        valid=config.valid_fraction,
+        seed=config.split_seed,
+    )
+    return [replace(region, split=split) for region, split in zip(regions, splits, strict=True)]
 
 
-def _cut(labelled: Labelled, intervals: Iterable[tuple[int, Interval]]) -> list[Region]:
-    """Regions as (source, interval) pairs say."""
+def _cut(labelled: Labelled, intervals: Iterable[tuple[int, Interval]], grouped: bool) -> list[Region]:
+    """Regions as (source, interval) pairs say; each a locus of its own unless records have groups."""
     whole = {(region.source, region.record): region for region in labelled.regions}
     cut = []
     for source, interval in intervals:
         region = whole.get((source, interval.record))
         if region is None:
             continue
-        grouped = region.locus != f"{labelled.classes[region.label]}/{region.record}"
         locus = region.locus if grouped else f"{region.locus}:{interval.start}-{interval.end}"
         cut.append(replace(region, start=interval.start, end=interval.end, split=interval.split, locus=locus))
     return cut
@@ -220,7 +267,8 @@ def _cut(labelled: Labelled, intervals: Iterable[tuple[int, Interval]]) -> list[
 def _read_intervals(path: str, labelled: Labelled) -> list[tuple[int, Interval]]:
     """(source, interval) of each line: TSV naming record, start0, end, split and, where needed, class or file; or BED."""
     columns = {"record": 0, "start0": 1, "end": 2, "split": 3}
-    found: list[tuple[int, Interval]] = []
+    found: list[tuple[int, Span, str]] = []
+    words: dict[str, str] = {}
     for number, line in numbered_lines(Path(path).expanduser()):
         where = f"{path}: line {number:,}"
         fields = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
@@ -242,17 +290,25 @@ def _read_intervals(path: str, labelled: Labelled) -> list[tuple[int, Interval]]
                 f"{where}: [{start:,}, {end:,}) is not inside {record!r} of {length:,} bases; starts count from 0 and "
                 f"the end is excluded"
             )
-        found.append((source, Interval(record, start, end, _known_split(row["split"], where))))
+        words.setdefault(row["split"], where)
+        found.append((source, Span(record, start, end), row["split"]))
     if not found:
         raise InputError(f"{path}: no interval in it")
-    return found
+    meant = split_meanings(words)
+    return [(source, Interval(*span, meant[word])) for source, span, word in found]
+
+
+def _class_of_source(labelled: Labelled) -> dict[int, str]:
+    """Sources are in the order of the alphabet, classes in that of data.classes."""
+    return {region.source: labelled.classes[region.label] for region in labelled.regions}
 
 
 def _find(labelled: Labelled, row: dict[str, str], where: str) -> tuple[int, str]:
     """Source and record of a line."""
     found = []
+    class_of = _class_of_source(labelled)
     for source, genome in enumerate(labelled.genomes):
-        if row.get("class") not in (None, labelled.classes[source]):
+        if row.get("class") not in (None, class_of[source]):
             continue
         names = {name: path for path in genome.paths for name in (os.path.basename(path), path)}
         if "file" in row and os.path.basename(row["file"]) not in names:
@@ -263,8 +319,7 @@ def _find(labelled: Labelled, row: dict[str, str], where: str) -> tuple[int, str
             continue
     if len(found) != 1:
         known = "; ".join(
-            f"{labelled.classes[source]}: {next(iter(genome.records))}, ..."
-            for source, genome in enumerate(labelled.genomes)
+            f"{class_of[source]}: {next(iter(genome.records))}, ..." for source, genome in enumerate(labelled.genomes)
         )
         problem = "is in several classes: add a column class" if found else f"is in none of the files ({known})"
         raise InputError(f"{where}: record {row['record']!r} {problem}")
@@ -339,25 +394,3 @@ def _refuse_overlaps(labelled: Labelled, path: str) -> None:
                 f"model would be tested on what it was trained on. Correct the splits, or accept it with "
                 f"data.shared_bases=allow"
             )
-
-
-def _known_split(text: str, where: str) -> str:
-    split = SPLIT_ALIASES.get(text.lower(), text.lower())
-    if split not in SPLITS:
-        raise InputError(f"{where}: unknown split {text!r}; allowed: {', '.join(SPLITS)} (val means valid)")
-    return split
-
-
-def shared_sequences(labelled: Labelled) -> dict[str, int]:
-    """Examples of one split that stand, on either strand, in another too: {"train/valid": 0, ...}."""
-    codec = DnaTokenizer()
-    found: dict[str, list[bytes]] = {split: [] for split in SPLITS}
-    for region in labelled.regions:
-        ids = labelled.fetch(region, region.start, region.end)
-        found[str(region.split)].append(min(ids.tobytes(), codec.reverse_complement(ids).tobytes()))
-    shared = {}
-    for i, first in enumerate(SPLITS):
-        known = set(found[first])
-        for second in SPLITS[i + 1 :]:
-            shared[f"{first}/{second}"] = sum(sequence in known for sequence in found[second])
-    return shared

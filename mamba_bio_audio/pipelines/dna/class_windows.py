@@ -153,15 +153,18 @@ def evaluation_windows(
     """
     codec = DnaTokenizer()
     chosen: list[ClassWindow] = []
+    by_class: list[list[Region]] = [[] for _ in labelled.classes]
+    for region in labelled.regions:
+        if region.split == split and len(region) >= length:
+            by_class[region.label].append(region)
     for label in range(len(labelled.classes)):
         key = int.from_bytes(split.encode()[:4], "big")
         bits = np.random.Philox(key=[seed, EVALUATION_STREAM], counter=[label, key, 0, 0])
         random = np.random.Generator(bits)
         tiles = []
-        for region in labelled.regions:
-            if region.label == label and region.split == split and len(region) >= length:
-                first = region.start + int(random.integers(0, len(region) % length + 1))
-                tiles += [ClassWindow(region, at, at + length) for at in range(first, region.end - length + 1, length)]
+        for region in by_class[label]:
+            first = region.start + int(random.integers(0, len(region) % length + 1))
+            tiles += [ClassWindow(region, at, at + length) for at in range(first, region.end - length + 1, length)]
         kept = []
         for at in random.permutation(len(tiles)).tolist():
             window = tiles[at]

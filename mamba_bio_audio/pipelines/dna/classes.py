@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.class_duplicates import label_conflicts
 from mamba_bio_audio.pipelines.dna.class_regions import shares_inside
-from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_file, shared_sequences
+from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_file
 from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow, WindowSampler, evaluation_windows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.intervals import SPLITS
 from mamba_bio_audio.pipelines.dna.label_leaks import leak_rows, leaks_of
-from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region, open_labelled
+from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region, leave_out_unknown, open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer
 from mamba_bio_audio.pipelines.dna.windows import evenly_spaced
 from mamba_bio_audio.pipelines.stream import (
@@ -145,6 +146,7 @@ class DnaClassesDataModule(LightningDataModule):
         self.codec = DnaTokenizer()
         self.stretches: Sequence[Stretch] = ()
         self._windows: dict[str, list[ClassWindow]] = {}
+        self._conflicts: dict[str, Any] | None = None
         self._ready = False
 
     def setup(self, stage: str | None = None) -> None:
@@ -152,6 +154,8 @@ class DnaClassesDataModule(LightningDataModule):
         if self._ready:
             return
         self.labelled = open_labelled(self.config)
+        if self.labelled.examples:
+            leave_out_unknown(self.labelled, self.config.max_unknown)
         assign_splits(self.labelled, self.config, self.length)
         if self.labelled.examples:
             longest = max(self.labelled.regions, key=len)
@@ -240,6 +244,13 @@ class DnaClassesDataModule(LightningDataModule):
         inside = shares_inside(self.labelled, self.evaluation_windows(split), table) > 0.5
         return {"inside regions": inside, "outside regions": ~inside}
 
+    def label_conflicts(self) -> dict[str, Any]:
+        """Equal examples under several labels (`class_duplicates.label_conflicts`); {} for windows."""
+        self.setup()
+        if self._conflicts is None:
+            self._conflicts = label_conflicts(self.labelled) if self.labelled.examples else {}
+        return self._conflicts
+
     def evaluation_dataset(self, split: str, max_tokens: int | None = None) -> ClassDataset:
         """Sequences of a split, always the same; `max_tokens` keeps evenly spaced ones."""
         windows = self.evaluation_windows(split)
@@ -309,7 +320,11 @@ class DnaClassesDataModule(LightningDataModule):
             "splits_sha256": fingerprint(
                 f"{r.source}\t{r.record}\t{r.start}\t{r.end}\t{r.split}\t{r.label}" for r in labelled.regions
             ),
-            "shared_sequences": shared_sequences(labelled) if labelled.examples else {},
+            "left_out": {"regions": len(labelled.left_out), "names": [r.record for r in labelled.left_out[:5]]},
+            "max_unknown": self.config.max_unknown,
+            "shared_sequences": {pair: row["equal"] for pair, row in labelled.between.items()},
+            "near_sequences": {pair: row["near"] for pair, row in labelled.between.items()},
+            "label_conflicts": self.label_conflicts(),
             "label_leaks": [leak.to_dict() for leak in leaks_of(labelled)],
             "length": self.length,
             "training_windows": len(self.training_windows(self.length)),
@@ -333,11 +348,38 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{what} of {row['evaluation_loci']:,} loci",
             )
         )
-    shared = {pair: count for pair, count in described["shared_sequences"].items() if count}
-    if shared:
-        listed = ", ".join(f"{count:,} of {pair}" for pair, count in shared.items())
-        rows.append(("in two splits", f"{listed} sequences are the same: scores on them say nothing"))
+    if left_out := described["left_out"]["regions"]:
+        names = ", ".join(described["left_out"]["names"]) + (
+            ", ..." if left_out > len(described["left_out"]["names"]) else ""
+        )
+        rows.append(
+            (
+                "left out",
+                f"{left_out:,} with more than {described['max_unknown']:.0%} bases other than A, C, G, T: {names}",
+            )
+        )
+    for key, how in (("shared_sequences", "the same"), ("near_sequences", "nearly the same")):
+        shared = {pair: count for pair, count in described[key].items() if count}
+        if shared:
+            listed = ", ".join(f"{count:,} of {pair}" for pair, count in shared.items())
+            rows.append(("in two splits", f"{listed} sequences are {how}: scores on them say nothing"))
+    if text := conflict_text(described["label_conflicts"], "all"):
+        rows.append(("two labels", text))
     return rows + leak_rows(described["label_leaks"])
+
+
+def conflict_text(conflicts: Mapping[str, Any], split: str) -> str | None:
+    """`label_conflicts` for people, with the ceiling of a split; None without conflicts there."""
+    ceiling = conflicts.get("ceiling", {}).get(split)
+    if ceiling is None or ceiling == 1:
+        return None
+    name, label, other, other_label = conflicts["example"]
+    count = conflicts["sequences"]
+    return (
+        f"{count:,} sequence{'s stand' if count > 1 else ' stands'} under several labels, on one strand or the other, in "
+        f"{conflicts['regions']:,} examples ({name}: {label}, {other}: {other_label}): accuracy on "
+        f"{'all examples' if split == 'all' else split} cannot exceed {100 * ceiling:.2f} %"
+    )
 
 
 def class_batch(

@@ -15,10 +15,11 @@ class DnaClassesConfig(BaseModel):
     kind: Literal["dna-classes"] = Field(default="dna-classes", description="Kind of data.")
     path: str | list[str] | dict[str, str | list[str]] | None = Field(
         default=None,
-        description="A table (TSV or CSV with the columns sequence, label and, optionally, split and id); FASTA files, or "
-        "a folder of them, one class each; a folder with one folder of FASTA per class; a mapping from class to "
-        "FASTA files or folders; a folder train|test / class / id.txt (GenomicBenchmarks); or, with data.labels, "
-        "the FASTA that it refers to.",
+        description="A table (TSV or CSV with the columns sequence, label and, optionally, split and id); a folder of tables "
+        "train.tsv, dev.tsv, test.tsv (GUE) or of train.fna, test.fna with headers >name|label (Nucleotide Transformer); FASTA "
+        "files, or a folder of them, one class each; a folder with one folder of FASTA per class; either of these in folders "
+        "train, valid, test; a mapping from class to FASTA files or folders; a folder train|test / class / id.txt "
+        "(GenomicBenchmarks); or, with data.labels, the FASTA that it refers to.",
     )
     labels: str | None = Field(
         default=None,
@@ -45,11 +46,11 @@ class DnaClassesConfig(BaseModel):
         description="Successive training windows are the same locus in every class in turn; records of one name are "
         "one locus.",
     )
-    split: Literal["auto", "intervals", "header", "groups", "blocks"] = Field(
+    split: Literal["auto", "intervals", "header", "groups", "blocks", "draw"] = Field(
         default="auto",
         description="Where splits of FASTA come from: data.intervals, the tag split= in FASTA headers, groups drawn by "
         "split_seed, or contiguous blocks drawn by split_seed with a guard of one window between splits; auto: the "
-        "first of these that there is.",
+        "first of these that there is. draw: by split_seed, whatever headers, columns, files and folders say.",
     )
     intervals: str | None = Field(
         default=None,
@@ -79,14 +80,19 @@ class DnaClassesConfig(BaseModel):
         default=500, ge=1, description="Windows per class of validation and of test, at most; they do not overlap."
     )
     max_unknown: float = Field(
-        default=0.1, ge=0, le=1, description="Windows with a larger share of bases other than A, C, G, T are not drawn."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Windows with a larger share of bases other than A, C, G, T are not drawn, examples with more left out.",
     )
     reverse_complement: bool = Field(
         default=True, description="Read every training sequence from the opposite strand with probability 0.5."
     )
     shared_bases: Literal["error", "allow"] = Field(
         default="error",
-        description="What to do when the splits of data.intervals, or of data.labels, have bases in common.",
+        description="What to do when the splits of data.intervals, or of data.labels, have bases in common, and when more than "
+        "a fifth of the examples of validation or test stand in train, as they are or nearly. Under allow, draws keep equal "
+        "and overlapping examples together but may separate near-duplicates.",
     )
     num_workers: int = Field(default=0, ge=0, le=256, description="Processes that read data beside the main one.")
 

@@ -28,7 +28,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COUNT_NAMES = ("A", "C", "G", "T", "N", "other", "lower")
 
 # Letters that stand for amino acids only; a file rich in them is a protein FASTA.
-_PROTEIN_ONLY = np.frombuffer(b"EFIJLOPQZefijlopqz", dtype=np.uint8)
+PROTEIN_ONLY = np.frombuffer(b"EFIJLOPQZefijlopqz", dtype=np.uint8)
 _IS_ALLOWED = np.zeros(256, dtype=bool)
 _IS_ALLOWED[[*range(65, 91), *range(97, 123), *b"-*."]] = True
 _IS_UNKNOWN = np.ones(256, dtype=bool)
@@ -99,6 +99,21 @@ class _Record:
     run_ends: list[NDArray[np.int64]] = field(default_factory=list)
     lower_starts: list[NDArray[np.int64]] = field(default_factory=list)
     lower_ends: list[NDArray[np.int64]] = field(default_factory=list)
+
+
+def refuse_protein_and_rna(where: str, protein_letters: int, uracils: int, letters: int) -> None:
+    """Refuse sequence that is no DNA, by its letters.
+
+    Args:
+        where: file, and class where there is one.
+        protein_letters: how many letters stand for amino acids only (`PROTEIN_ONLY`).
+        uracils: how many are U.
+        letters: how many there are in all.
+    """
+    if protein_letters > 0.02 * letters:
+        raise InputError(f"{where}: its letters are those of a protein, not of DNA. Give nucleotide sequence.")
+    if uracils > 0.1 * letters:
+        raise InputError(f"{where}: its letters are those of RNA. Write T for U, as `seqkit seq --rna2dna` does.")
 
 
 def index_fasta(path: str, progress: Callable[[int, int | None], None] | None = None) -> FastaIndex:
@@ -280,14 +295,9 @@ class _Parser:
         if not self.records:
             raise InputError(f"{self.path}: no FASTA record in it. Records begin with a line `>name`.")
         self._close(self.records[-1])
-        if self.protein_letters > 0.02 * sum(record.length for record in self.records):
-            raise InputError(
-                f"{self.path}: its letters are those of a protein, not of DNA. Give a nucleotide FASTA file."
-            )
-        if self.uracils > 0.1 * sum(record.length for record in self.records):
-            raise InputError(
-                f"{self.path}: its letters are those of RNA. Write T for U, as `seqkit seq --rna2dna` does."
-            )
+        refuse_protein_and_rna(
+            self.path, self.protein_letters, self.uracils, sum(record.length for record in self.records)
+        )
         return self.records
 
     def _lines(self, text: bytes) -> None:
@@ -370,7 +380,7 @@ class _Parser:
         letters = self.letters
         counts = [int(letters[ord(letter)] + letters[ord(letter.lower())]) for letter in "ACGTN"]
         record.counts = [*counts, record.length - sum(counts), int(letters[ord("a") : ord("z") + 1].sum())]
-        self.protein_letters += int(letters[_PROTEIN_ONLY].sum())
+        self.protein_letters += int(letters[PROTEIN_ONLY].sum())
         self.uracils += int(letters[ord("U")] + letters[ord("u")])
         letters[:] = 0
 

@@ -18,10 +18,9 @@ import numpy as np
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.contigs import parse_region, primary
 from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.split_names import SPLIT_ALIASES, SPLITS
 from mamba_bio_audio.pipelines.unpacked import read_packed
 
-SPLITS = ("train", "valid", "test")
-SPLIT_ALIASES = {"val": "valid", "validation": "valid"}
 TSV_COLUMNS = ("file", "record", "start0", "end", "split")
 MAX_BLOCK_BASES = 1 << 17
 MIN_BLOCK_BASES = 1 << 12

@@ -6,28 +6,41 @@ names are sorted before they are numbered, so that a number never depends on the
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.class_rows import (
+    LAYOUT,
+    Row,
+    check_alphabet,
+    has_header_labels,
+    is_table_name,
+    numbered_lines,
+    read_labelled_fasta,
+    read_split_files,
+    read_table,
+    read_text_folders,
+    split_word_of,
+    visible_folders,
+)
+from mamba_bio_audio.pipelines.dna.class_tags import splits_of
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.genome import FileFingerprint, Genome, find_fasta_files, genome_name, is_fasta_name
-from mamba_bio_audio.pipelines.dna.intervals import SPLIT_ALIASES, SPLITS
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.split_names import is_split_word, refuse_split_names
 
 # Genomes up to this size are held in memory, one byte a base; larger ones are read window by window.
 MEMORY_BASES = 1 << 30
-LAYOUT = "train|test / class / id.txt"
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,8 @@ class Labelled:
         sequences: record -> ids (L,), for sources without a genome.
         examples: each region is one example; else windows are drawn from them.
         origin: where the splits come from, in words; empty until they are there.
+        left_out: regions with too many unknown bases; see `leave_out_unknown`.
+        identity, near, between: what `class_duplicates` found of equal and nearly equal regions; empty until asked for.
     """
 
     classes: tuple[str, ...]
@@ -73,6 +88,10 @@ class Labelled:
     examples: bool
     files: list[FileFingerprint]
     origin: str = ""
+    left_out: list[Region] = field(default_factory=list)
+    identity: dict[tuple[int, str, int, int], int] = field(default_factory=dict)
+    near: list[tuple[int, int]] = field(default_factory=list)
+    between: dict[str, dict[str, Any]] = field(default_factory=dict)
     _memory: dict[tuple[int, str], NDArray[np.uint8]] = field(default_factory=dict)
 
     def load(self) -> None:
@@ -103,20 +122,46 @@ def open_labelled(config: DnaClassesConfig) -> Labelled:
             "data.path is not set: give a table, FASTA files, or a folder with a folder per class. "
             "For example --set data.path=folder"
         )
+    use_splits = config.split != "draw"
     if config.labels is not None:
         if isinstance(path, Mapping):
             raise InputError("data.labels goes with one FASTA in data.path, not with a mapping of classes")
-        labelled = _from_bed(config.labels, Genome(path))
-    elif isinstance(path, str) and not os.path.isdir(os.path.expanduser(path)) and not _is_fasta(path):
-        labelled = _from_table(Path(path).expanduser())
-    elif isinstance(path, str) and _is_layout(folder := Path(path).expanduser()):
-        labelled = _from_layout(folder)
+        labelled = _from_bed(config.labels, Genome(path), use_splits)
     else:
-        labelled = _from_fasta(_class_files(path, config.files, config.classes))
+        rows = None if isinstance(path, Mapping) else _rows(path, config.files)
+        if rows is not None:
+            labelled = _in_memory(*rows, use_splits)
+        else:
+            labelled = _from_fasta(_sources(path, config.files, config.classes), use_splits)
     labelled = _choose_classes(labelled, config.classes)
     if config.sampling != "auto":
         labelled.examples = config.sampling == "examples"
     return labelled
+
+
+def leave_out_unknown(labelled: Labelled, max_unknown: float) -> None:
+    """Take examples with a larger share of bases other than A, C, G, T out, as windows with more are not drawn.
+
+    Raises:
+        InputError: a class has no other example.
+    """
+    codec = DnaTokenizer()
+    kept = []
+    for region in labelled.regions:
+        if labelled.genomes:
+            unknown = int(labelled.genomes[region.source].count_unknown(region.record, region.start, region.end))
+        else:
+            unknown = codec.count_unknown(labelled.fetch(region, region.start, region.end))
+        (kept if unknown <= max_unknown * len(region) else labelled.left_out).append(region)
+    present = {region.label for region in kept}
+    for label, name in enumerate(labelled.classes):
+        if label not in present:
+            raise InputError(
+                f"class {name!r}: every example has more than {max_unknown:.0%} bases other than A, C, G, T (the first is "
+                f"{next(r.record for r in labelled.left_out if r.label == label)!r}); raise data.max_unknown, or choose "
+                f"data.classes"
+            )
+    labelled.regions = kept
 
 
 def _choose_classes(labelled: Labelled, wanted: list[str] | None) -> Labelled:
@@ -136,108 +181,115 @@ def _choose_classes(labelled: Labelled, wanted: list[str] | None) -> Labelled:
     return labelled
 
 
-def _from_table(path: Path) -> Labelled:
-    """TSV or CSV with a header line naming sequence, label and, optionally, split and id."""
-    # After the header a line that begins with # is a row: a label may.
-    lines = list(numbered_lines(path, comments=False))
-    while lines and lines[0][1].startswith("#"):
-        del lines[0]
-    if not lines:
-        raise InputError(f"{path}: empty; the first line names the columns sequence, label and, optionally, split, id")
-    delimiter = "\t" if "\t" in lines[0][1] else ","
-    header = [name.strip().lower() for name in next(csv.reader([lines[0][1]], delimiter=delimiter))]
-    missing = [name for name in ("sequence", "label") if name not in header]
-    if missing:
+def _rows(path: str | list[str], pattern: str) -> tuple[list[Row], list[Path], str] | None:
+    """Sequences that stand one by one, their files, and what to call those; None for FASTA per class."""
+    given = [Path(one).expanduser() for one in ([path] if isinstance(path, str) else path)]
+    if len(given) == 1 and given[0].is_dir():
+        folder = given[0]
+        if _has_text_folders(folder):
+            return *read_text_folders(folder), str(folder)
+        files = _split_files(folder, pattern)
+        return None if files is None else (read_split_files(files), files, str(folder))
+    if len(given) > 1 and all(split_word_of(one) for one in given):
+        return read_split_files(given), given, str(given[0].parent)
+    tables = [one for one in given if is_table_name(one.name)]
+    if len(given) > 1 and tables:
         raise InputError(
-            f"{path}: line {lines[0][0]:,}: the header lacks {', '.join(missing)}; it must name sequence, label and, "
-            f"optionally, split and id, in any order"
+            f"data.path: {tables[0]}: several tables must be one split each, called train, dev or test; rename them, or "
+            f"give one table with a column split"
         )
-    twice = next((name for name in header if name and header.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"{path}: line {lines[0][0]:,}: two columns are called {twice!r}; rename one of them")
-    rows = []
-    for number, line in lines[1:]:
-        where = f"{path}: line {number:,}"
-        values = next(csv.reader([line], delimiter=delimiter))
-        if len(values) != len(header):
-            raise InputError(f"{where}: {len(values)} columns instead of {len(header)}")
-        row = dict(zip(header, (value.strip() for value in values), strict=True))
-        rows.append((row["label"], _split(row.get("split"), where), row.get("id") or f"line {number}", row["sequence"]))
-        _check_sequence(row["sequence"], where)
-        if not row["label"]:
-            raise InputError(f"{where}: no label")
-    return _in_memory(rows, [path], str(path))
+    if tables:
+        return read_table(given[0]), given, str(given[0])
+    if len(given) == 1 and given[0].is_file() and given[0].suffix != ".2bit" and has_header_labels(given[0]):
+        return read_labelled_fasta(given[0]), given, str(given[0])
+    return None
 
 
-def _from_layout(folder: Path) -> Labelled:
-    """GenomicBenchmarks: train|test / class / id.txt, one sequence a file."""
-    rows, files = [], []
-    for split_folder in sorted(child for child in folder.iterdir() if child.is_dir()):
-        split = _split(split_folder.name, str(split_folder))
-        for class_folder in sorted(child for child in split_folder.iterdir() if child.is_dir()):
-            texts = sorted(class_folder.iterdir(), key=lambda file: (len(file.name), file.name))
-            texts = [file for file in texts if not file.name.startswith(".")]
-            strange = next((file for file in texts if file.suffix != ".txt"), None)
-            if strange is not None:
-                raise InputError(f"{strange}: not a sequence; expected {LAYOUT}. Move it out of the folder")
-            for file in texts:
-                sequence = "".join(line for _, line in numbered_lines(file, comments=False))
-                _check_sequence(sequence, str(file))
-                rows.append(
-                    (class_folder.name, split, f"{split_folder.name}/{class_folder.name}/{file.stem}", sequence)
-                )
-            files += texts
-    if not rows:
-        raise InputError(f"{folder}: no sequence in it; expected {LAYOUT}")
-    return _in_memory(rows, files, str(folder))
+def _has_text_folders(folder: Path) -> bool:
+    """Whether the folders in a folder are splits, all of them, with text files below them or no FASTA."""
+    children = visible_folders(folder)
+    if not children or not all(is_split_word(child.name) for child in children):
+        return False
+    texts = any(file.suffix == ".txt" for child in children for file in child.glob("*/*"))
+    return texts or not any(is_fasta_name(file.name) for child in children for file in child.rglob("*"))
 
 
-def _in_memory(rows: list[tuple[str, str | None, str, str]], files: list[Path], where: str) -> Labelled:
+def _split_files(folder: Path, pattern: str) -> list[Path] | None:
+    """train.tsv, dev.tsv, test.tsv or train.fna, test.fna of a folder; None where there are none."""
+    if visible_folders(folder):
+        return None
+    files = sorted(file for file in folder.iterdir() if file.is_file() and fnmatch(file.name, pattern))
+    called = [file for file in files if split_word_of(file) is not None]
+    # Notes and lists may lie beside FASTA.
+    tables = not any(is_fasta_name(file.name) for file in called)
+    alike = [file for file in files if (is_table_name(file.name) if tables else is_fasta_name(file.name))]
+    others = [file for file in alike if file not in called and not file.name.lower().endswith((".txt", ".txt.gz"))]
+    if called and others:
+        raise InputError(
+            f"{folder}: {called[0].name} is called after a split and {others[0].name} is not; move one of them out of the "
+            f"folder, or choose with data.files"
+        )
+    if others and tables and not any(is_fasta_name(file.name) for file in files):
+        raise InputError(
+            f"{folder}: no FASTA in it; give the table itself, data.path={others[0]}, or call tables train.tsv, dev.tsv, "
+            f"test.tsv"
+        )
+    return called or None
+
+
+def _in_memory(rows: list[Row], files: list[Path], where: str, use_splits: bool) -> Labelled:
+    check_alphabet(rows, where)
+    said: Iterable[tuple[str, Mapping[str, str]]] = ((row.where, row.tags) for row in rows)
+    splits = splits_of(said, "sequences") if use_splits else [None] * len(rows)
     codec = DnaTokenizer()
-    classes = tuple(sorted({label for label, *_ in rows}))
+    classes = _sorted_classes((row.label for row in rows), where)
     number = {name: i for i, name in enumerate(classes)}
     sequences: dict[str, NDArray[np.uint8]] = {}
     regions = []
-    for label, split, name, text in rows:
-        if name in sequences:
-            raise InputError(f"{where}: two sequences are called {name!r}; ids must differ")
-        sequences[name] = codec.encode(text)
-        regions.append(Region(number[label], 0, name, 0, len(text), split, name))
     digest = hashlib.sha256()
-    for label, split, name, text in rows:
-        digest.update(f"{label}\t{split}\t{name}\t{text}\n".encode())
+    for row, split in zip(rows, splits, strict=True):
+        sequences[row.name] = codec.encode(row.sequence)
+        regions.append(Region(number[row.label], 0, row.name, 0, len(row.sequence), split, row.name))
+        digest.update(f"{row.label}\t{split}\t{row.name}\t{row.sequence}\n".encode())
     size = sum(file.stat().st_size for file in files)
-    return Labelled(
-        classes,
-        regions,
-        [],
-        sequences,
-        True,
-        [FileFingerprint(os.path.basename(where), where, size, digest.hexdigest())],
-    )
+    fingerprint = FileFingerprint(os.path.basename(where), where, size, digest.hexdigest())
+    return Labelled(classes, regions, [], sequences, True, [fingerprint])
 
 
-def _from_fasta(by_class: Mapping[str, list[str]]) -> Labelled:
-    """Whole records of FASTA files per class; splits come later or from `split=` in the headers."""
-    classes = tuple(sorted(by_class))
-    genomes = [Genome(by_class[name]) for name in classes]
-    regions = [
-        Region(label, label, record, 0, length, None, f"{classes[label]}/{record}")
-        for label, genome in enumerate(genomes)
-        for record, length in genome.records.items()
-        if length
-    ]
-    files = [
-        replace(file, name=f"{name}/{file.name}")
-        for name, genome in zip(classes, genomes, strict=True)
-        for file in genome.fingerprint()
-    ]
+def _sorted_classes(labels: Iterable[str], where: str) -> tuple[str, ...]:
+    """Class names of a column; splits in the place of labels are refused."""
+    classes = tuple(sorted(set(labels)))
+    if classes and all(is_split_word(name) for name in classes):
+        raise InputError(f"{where}: the labels are {_some(classes)}, which are splits; give every sequence its class")
+    return classes
+
+
+def _from_fasta(sources: list[tuple[str, str | None, list[str]]], use_splits: bool) -> Labelled:
+    """Whole records of FASTA files per class.
+
+    Args:
+        sources: (class, word for a split, files); without a word splits come later, or from the headers.
+    """
+    classes = tuple(sorted({name for name, _, _ in sources}))
+    genomes = [Genome(files) for _, _, files in sources]
+    said = [(files[0], {} if word is None else {"file or folder": word}) for _, word, files in sources]
+    splits = splits_of(said, "files") if use_splits else [None] * len(sources)
+    regions, files = [], []
+    for source, ((name, word, _), genome, split) in enumerate(zip(sources, genomes, splits, strict=True)):
+        place = name if word is None else f"{name}/{word}"
+        regions += [
+            Region(classes.index(name), source, record, 0, length, split, f"{place}/{record}")
+            for record, length in genome.records.items()
+            if length
+        ]
+        files += [replace(file, name=f"{place}/{file.name}") for file in genome.fingerprint()]
     return Labelled(classes, regions, genomes, {}, False, files)
 
 
-def _from_bed(path: str, genome: Genome) -> Labelled:
+def _from_bed(path: str, genome: Genome, use_splits: bool) -> Labelled:
     """Record, start, end, label and, optionally, split; 0-based half-open; a line of names may stand first."""
-    rows: list[tuple[str, str, int, int, str | None]] = []
+    rows: list[tuple[str, str, int, int]] = []
+    said: list[tuple[str, Mapping[str, str]]] = []
     for number, line in numbered_lines(Path(path).expanduser()):
         where = f"{path}: line {number:,}"
         fields = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
@@ -247,7 +299,7 @@ def _from_bed(path: str, genome: Genome) -> Labelled:
             raise InputError(
                 f"{where}: {len(fields)} columns; expected record, start, end, label and, optionally, split"
             )
-        if not all(re.fullmatch(r"\d+", text, re.ASCII) for text in fields[1:3]):
+        if not all(re.fullmatch(r"\d{1,18}", text, re.ASCII) for text in fields[1:3]):
             raise InputError(f"{where}: start and end must be whole numbers, not {fields[1]!r} and {fields[2]!r}")
         try:
             record = genome.resolve(fields[0])
@@ -259,14 +311,19 @@ def _from_bed(path: str, genome: Genome) -> Labelled:
                 f"{where}: [{start:,}, {end:,}) is not inside {record!r} of {genome.records[record]:,} bases; starts "
                 f"count from 0 and the end is excluded"
             )
-        rows.append((fields[3], record, start, end, _split(fields[4] if len(fields) == 5 else None, where)))
+        if not fields[3]:
+            raise InputError(f"{where}: no label")
+        rows.append((fields[3], record, start, end))
+        said.append((where, {"split": fields[4]} if len(fields) == 5 else {}))
     if not rows:
         raise InputError(f"{path}: no region in it; expected lines of record, start, end, label")
-    classes = tuple(sorted({label for label, *_ in rows}))
-    loci = _overlapping([(record, start, end) for _, record, start, end, _ in rows])
+    splits = splits_of(said, "regions") if use_splits else [None] * len(rows)
+    classes = _sorted_classes((label for label, *_ in rows), path)
+    numbers = {name: i for i, name in enumerate(classes)}
+    loci = _overlapping([(record, start, end) for _, record, start, end in rows])
     regions = [
-        Region(classes.index(label), 0, record, start, end, split, loci[record, start])
-        for label, record, start, end, split in rows
+        Region(numbers[label], 0, record, start, end, split, loci[record, start])
+        for (label, record, start, end), split in zip(rows, splits, strict=True)
     ]
     text = Path(path).expanduser().read_bytes()
     own = FileFingerprint(os.path.basename(path), path, len(text), hashlib.sha256(text).hexdigest())
@@ -285,6 +342,44 @@ def _overlapping(spans: list[tuple[str, int, int]]) -> dict[tuple[str, int], str
         record, low, high = name, start if not members else low, end if not members else max(high, end)
         members.append((name, start))
     return loci
+
+
+def _sources(
+    path: str | list[str] | Mapping[str, str | list[str]], pattern: str, wanted: list[str] | None
+) -> list[tuple[str, str | None, list[str]]]:
+    """(class, word for a split, FASTA files) of each class, or of each class and split where folders or files name splits."""
+    remedy = (
+        f"Accepted with splits: {LAYOUT}; folders train and test with a FASTA or a folder per class; a folder per class "
+        f"with train.fa and test.fa; train.fna and test.fna with headers >name|label; train.tsv, dev.tsv, test.tsv"
+    )
+    if isinstance(path, str) and (folder := Path(path).expanduser()).is_dir():
+        children = [child for child in visible_folders(folder) if any(child.iterdir())]
+        if children and all(is_split_word(child.name) for child in children):
+            return [
+                (name, child.name, files)
+                for child in children
+                for name, files in _class_files(str(child), pattern, wanted).items()
+            ]
+    by_class = _class_files(path, pattern, wanted)
+    refuse_split_names(by_class, "data.path", remedy)
+    words = {file: split_word_of(Path(file)) for files in by_class.values() for file in files}
+    if not any(words.values()):
+        return [(name, None, files) for name, files in sorted(by_class.items())]
+    labelled = next((file for file, word in words.items() if word and has_header_labels(Path(file))), None)
+    if labelled is not None:
+        raise InputError(
+            f"data.path: {labelled} has its classes in its headers (>name|label), so that the folders are data sets, not "
+            f"classes; give one of them, data.path={os.path.dirname(labelled)}"
+        )
+    silent = next((file for file, word in words.items() if word is None), None)
+    if silent is not None:
+        named = next(file for file, word in words.items() if word)
+        raise InputError(f"data.path: {named} is called after a split and {silent} is not. {remedy}")
+    return [
+        (name, word, [file for file in files if words[file] == word])
+        for name, files in sorted(by_class.items())
+        for word in dict.fromkeys(words[file] for file in files)
+    ]
 
 
 def _class_files(
@@ -309,7 +404,7 @@ def _class_files(
         }
     if isinstance(path, str):
         folder = Path(path).expanduser()
-        children = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+        children = visible_folders(folder) if folder.is_dir() else []
         if children:
             loose = sorted(file.name for file in folder.iterdir() if file.is_file() and is_fasta_name(file.name))
             if loose:
@@ -329,65 +424,5 @@ def _class_files(
     return {name: [file] for name, file in zip(names, files, strict=True)}
 
 
-def _is_layout(folder: Path) -> bool:
-    """Whether a folder has splits as its folders, with classes below them."""
-    if not folder.is_dir():
-        return False
-    names = {child.name for child in folder.iterdir() if child.is_dir()}
-    return bool(names) and all(SPLIT_ALIASES.get(name, name) in SPLITS for name in names)
-
-
-def _is_fasta(path: str) -> bool:
-    return not re.search(r"\.(tsv|csv|txt|tab)(\.gz)?$", path.lower())
-
-
-def _split(text: str | None, where: str) -> str | None:
-    if not text:
-        return None
-    split = SPLIT_ALIASES.get(text.lower(), text.lower())
-    if split not in SPLITS:
-        raise InputError(f"{where}: unknown split {text!r}; allowed: {', '.join(SPLITS)} (val means valid)")
-    return split
-
-
-def _check_sequence(sequence: str, where: str) -> None:
-    if not sequence:
-        raise InputError(f"{where}: empty sequence")
-    wrong = re.search(r"[^A-Za-z]", sequence)
-    if wrong:
-        raise InputError(f"{where}: {wrong[0]!r} at position {wrong.start() + 1:,} of the sequence is not a base")
-
-
-def numbered_lines(path: Path, comments: bool = True) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, also gzip-compressed, with their numbers from 1, without blank lines; `comments`: without #."""
-    opener: Callable[..., object] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline=None) as file:  # type: ignore[attr-defined]
-            for number, line in enumerate(file, start=1):
-                if line.strip() and not (comments and line.startswith("#")):
-                    yield number, line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-
-
-def header_tag(path: str, tag: str) -> dict[str, str]:
-    """`tag=value` of every FASTA header that has it, by record name; empty when the file's first header has none."""
-    values: dict[str, str] = {}
-    opener: Callable[..., object] = gzip.open if path.endswith((".gz", ".bgz")) else open
-    with opener(path, "rb") as file:  # type: ignore[attr-defined]
-        for line in file:
-            if line[:1] != b">":
-                if not values:
-                    break
-                continue
-            words = line[1:].decode("utf-8", "replace").split()
-            found = [word.partition("=")[2] for word in words[1:] if word.startswith(f"{tag}=")]
-            if found:
-                values[words[0]] = found[0]
-            elif not values:
-                break
-    return values
-
-
-def _some(names: tuple[str, ...]) -> str:
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -9,6 +9,7 @@ from mamba_bio_audio.pipelines.dna.class_splits import assign_splits
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, open_labelled
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 L = 100
 
@@ -29,8 +30,67 @@ def test_header_tags(write_fasta, random_dna) -> None:
     assert [(r.record, r.split) for r in labelled.regions] == [("a", "train"), ("b", "valid")] * 2
     assert labelled.origin == "split= in the FASTA headers"
     other = write_fasta("z.fa", {"a": random_dna(500)})
-    with pytest.raises(InputError, match=r"z.fa: record 'a' has no split= in its header"):
+    message = r"4 of 5 FASTA headers name a split \(.*x.fa: record 'a': train\) and 1 do not \(.*z.fa: record 'a'\); .*data.split=draw"
+    with pytest.raises(InputError, match=message):
         split([*paths, other])
+    assert split([*paths, other], split="draw", block_bases=100).origin.startswith("blocks drawn by split_seed 0")
+
+
+def test_a_first_header_without_a_tag_hides_no_others(write_fasta, random_dna) -> None:
+    names = {"scaffold": "", **{f"chr{i}": f" split={s}" for i, s in enumerate(["train"] * 3 + ["valid", "test"])}}
+    records = {name + tag: random_dna(300, i) for i, (name, tag) in enumerate(names.items())}
+    paths = [write_fasta(f"{name}.fa", records) for name in ("x", "y")]
+    with pytest.raises(InputError, match=r"10 of 12 FASTA headers name a split .* 2 do not \(.*x.fa: record 'scaffold'\)"):
+        split(paths)
+    for tagless in ("x.fa.gz", "y.fa.gz"):
+        write_fasta(tagless, {name.replace("scaffold", "chr9 split=train"): text for name, text in records.items()})
+    labelled = split([path + ".gz" for path in paths])
+    assert [r.split for r in labelled.regions] == ["train"] * 4 + ["valid", "test"] + ["train"] * 4 + ["valid", "test"]
+
+
+@pytest.mark.parametrize(
+    "tag", ["Split=TRAIN", "SPLIT:train", "set=train", "subset=Train", "fold=train", "partition=train", "split = train"]
+)
+def test_other_spellings_of_the_tag(write_fasta, random_dna, tag: str) -> None:
+    paths = []
+    for name in ("x", "y"):
+        records = {f"a {tag}": random_dna(300), f"b {tag.replace('rain', 'est').replace('RAIN', 'EST')}": random_dna(300)}
+        records |= {f"c {tag.replace('train', 'dev').replace('Train', 'Dev').replace('TRAIN', 'DEV')}": random_dna(300)}
+        paths.append(write_fasta(f"{name}.fa", records))
+    assert [(r.record, r.split) for r in split(paths).regions] == [("a", "train"), ("b", "test"), ("c", "valid")] * 2
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (("split=train", "split=holdout"), "record 'b': unknown split 'holdout'; allowed: train, valid, test"),
+        (("fold=1", "fold=2"), "record 'a': fold=1 names no split"),
+        (("set=train", "set=7"), "record 'b': set=7 names no split"),
+        (("split=train set=test", "split=test"), "record 'a': split=train and set=test contradict each other"),
+        (("split=val", "split=dev"), "record 'b': split 'dev', and 'val' at .*record 'a': it is not clear"),
+        (("split=train", "split=eval"), "record 'b': split 'eval' could mean validation or test"),
+    ],
+)
+def test_tags_that_are_not_understood(write_fasta, random_dna, tags, message: str) -> None:
+    records = {f"{name} {tag}": random_dna(300) for name, tag in zip("ab", tags, strict=True)}
+    with pytest.raises(InputError, match=message):
+        split([write_fasta(f"{name}.fa", records) for name in ("x", "y")])
+
+
+def test_other_words_in_headers_are_no_tags(write_fasta, random_dna) -> None:
+    header = "r dataset:old offset=3 from a set: of many, unfold=train"
+    paths = [write_fasta(f"{name}.fa", {header: random_dna(40_000, i)}) for i, name in enumerate("xy")]
+    assert split(paths, block_bases=2000).origin.startswith("blocks drawn")
+    # Beside split= a fold of a cross-validation is no split.
+    tags = [f"{name} split={name} fold={i}" for i, name in enumerate(("train", "valid", "test"))]
+    paths = [write_fasta(f"{name}.fa", {tag: random_dna(300) for tag in tags}) for name in "xy"]
+    assert [r.split for r in split(paths).regions] == ["train", "valid", "test"] * 2
+
+
+def test_split_header_without_tags(write_fasta, random_dna) -> None:
+    paths = [write_fasta(f"{name}.fa", {"r": random_dna(500)}) for name in "xy"]
+    with pytest.raises(InputError, match="data.split=header: no FASTA header names a split"):
+        split(paths, split="header")
 
 
 def test_blocks_keep_a_guard_of_one_window(write_fasta, random_dna) -> None:
@@ -102,6 +162,11 @@ def test_intervals_by_class_and_by_file(write_fasta, random_dna, tmp_path: Path)
     table.write_text("r\t0\t400\ttrain\n")
     with pytest.raises(InputError, match="line 1: record 'r' is in several classes: add a column class"):
         split({"x": x, "y": y}, intervals=str(table))
+    # The order of data.classes is that of their numbers; the files are told apart by the class.
+    table.write_text("\n".join(lines).replace("x\tr\t500", "x\tr\t450") + "\n")
+    turned = split({"x": x, "y": y}, intervals=str(table), classes=["y", "x"])
+    found = {turned.classes[r.label]: r.start for r in turned.regions if r.split == "valid"}
+    assert found == {"x": 450, "y": 500}
     table.write_text("record\tclass\tstart0\tend\tsplit\nr\tx\t0\t901\ttrain\n")
     with pytest.raises(InputError, match=r"line 2: \[0, 901\) is not inside 'r' of 900 bases"):
         split({"x": x, "y": y}, intervals=str(table))
@@ -111,8 +176,6 @@ def test_intervals_by_class_and_by_file(write_fasta, random_dna, tmp_path: Path)
 
 
 def test_examples_without_a_split(tmp_path: Path, random_dna) -> None:
-    from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
-
     codec = DnaTokenizer()
     lines = ["sequence\tlabel"]
     for i in range(300):
@@ -128,9 +191,7 @@ def test_examples_without_a_split(tmp_path: Path, random_dna) -> None:
     assert abs(counts["valid"] - 32) <= 2
     for i in range(50):
         assert labelled.regions[2 * i].split == labelled.regions[2 * i + 1].split
-    from mamba_bio_audio.pipelines.dna.class_splits import shared_sequences
-
-    assert not any(shared_sequences(labelled).values())
+    assert all(row["equal"] == row["near"] == 0 for row in labelled.between.values())
 
 
 def test_validation_is_taken_from_training_only(tmp_path: Path, random_dna) -> None:
@@ -142,7 +203,7 @@ def test_validation_is_taken_from_training_only(tmp_path: Path, random_dna) -> N
     assert all(region.split == "test" for region in labelled.regions if int(region.record.split()[1]) >= 102)
     lines[5] = lines[5].replace("\ttrain", "\t")
     (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match="'line 6' names no split and others do"):
+    with pytest.raises(InputError, match=r"119 of 120 sequences name a split \(.*line 2: train\) and 1 do not \(.*line 6\)"):
         split(str(tmp_path / "t.tsv"))
 
 
@@ -189,9 +250,11 @@ def test_header_tags_hold_for_examples_too(write_fasta, random_dna) -> None:
 
 def test_few_examples_are_told_what_helps(tmp_path: Path, random_dna) -> None:
     table = tmp_path / "t.tsv"
-    table.write_text("sequence\tlabel\n" + "".join(f"{random_dna(50, i)}\t{'ab'[i % 2]}\n" for i in range(8)))
-    with pytest.raises(InputError, match=r"nothing of class '[ab]' \(splits: drawn .*\); set another data.split_seed"):
+    table.write_text("sequence\tlabel\n" + "".join(f"{random_dna(50, i)}\t{'abbbbb'[i % 6]}\n" for i in range(12)))
+    message = r"nothing of class 'a' \(splits: drawn .*\); every class needs .* 'a' has 2 in all.*data.test_fraction=0"
+    with pytest.raises(InputError, match=message):
         split(str(table))
+    assert {r.split for r in split(str(table), test_fraction=0).regions} == {"train", "valid"}
     table.write_text(f"sequence\tlabel\n{random_dna(50, 0)}\ta\n{random_dna(50, 1)}\tb\n")
     data = DnaClassesDataModule(DnaClassesConfig(path=str(table)), length=50, batch_size=1, seed=0)
     with pytest.raises(InputError, match=r"the valid split is empty .*larger data.valid_fraction"):
@@ -201,7 +264,7 @@ def test_few_examples_are_told_what_helps(tmp_path: Path, random_dna) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"intervals": "i.tsv"}, "data.intervals goes with FASTA"),
+        ({"intervals": "i.tsv"}, "data.intervals goes with FASTA per class; tables, BED"),
         ({"split": "header"}, "data.split=header goes with FASTA"),
         ({"matched": True}, "data.matched goes with data.sampling=windows"),
     ],
@@ -211,3 +274,89 @@ def test_settings_that_the_source_cannot_follow(tmp_path: Path, random_dna, opti
     table.write_text("sequence\tlabel\n" + "".join(f"{random_dna(50, i)}\t{'ab'[i % 2]}\n" for i in range(40)))
     with pytest.raises(InputError, match=message):
         split(str(table), **options)
+
+
+def write_table(path: Path, rows) -> str:
+    path.write_text("sequence\tlabel\n" + "".join(f"{sequence}\t{label}\n" for sequence, label in rows))
+    return str(path)
+
+
+def test_drawn_splits_have_every_class(tmp_path: Path, random_dna) -> None:
+    rows = [(random_dna(40, 20 * c + i), f"c{c}") for c in range(10) for i in range(20)]
+    path = write_table(tmp_path / "t.tsv", rows)
+    found = [split(path, split_seed=seed) for seed in range(20)]
+    for labelled in found:
+        for label in range(10):
+            own = Counter(r.split for r in labelled.regions if r.label == label)
+            assert own == {"train": 16, "valid": 2, "test": 2}
+    assert split(path, split_seed=3).regions == found[3].regions
+    assert found[3].regions != found[4].regions
+    few = write_table(tmp_path / "few.tsv", [(random_dna(40, i), "abc"[i % 3]) for i in range(9)])
+    for seed in range(20):
+        assert len({(r.label, r.split) for r in split(few, split_seed=seed).regions}) == 9
+
+
+def test_complete_draws_of_a_seed_stay_what_they_were(tmp_path: Path, random_dna) -> None:
+    path = write_table(tmp_path / "t.tsv", [(random_dna(40, i), "ab"[i % 2]) for i in range(40)])
+    found = {(r.record.removeprefix("line "), r.split) for r in split(path, split_seed=1).regions if r.split != "train"}
+    # As drawn before draws were stratified.
+    test, valid = {(n, "test") for n in ("11", "29", "34", "37")}, {(n, "valid") for n in ("9", "28", "30", "31")}
+    assert found == test | valid
+
+
+def mutated(sequence: str, at: int) -> str:
+    return sequence[:at] + "ACGT"[("ACGT".index(sequence[at]) + 1) % 4] + sequence[at + 1 :]
+
+
+@pytest.mark.parametrize("size", [40, 70, 101, 300])
+def test_draws_do_not_separate_near_duplicates(tmp_path: Path, random_dna, size: int) -> None:
+    codec = DnaTokenizer()
+    rows, family = [], []
+    for i in range(60):
+        text = random_dna(size + 6, i)
+        turned = codec.decode(codec.reverse_complement(codec.encode(mutated(text[:size], 2 * size // 5))))
+        for one in (text[:size], mutated(text[:size], size // 2), text[5 : size + 5], turned):
+            rows.append((one, "ab"[i % 2]))
+            family.append(i)
+    path = write_table(tmp_path / "t.tsv", rows)
+    for seed in range(3):
+        regions = split(path, split_seed=seed).regions
+        for i in range(60):
+            assert len({r.split for r, own in zip(regions, family, strict=True) if own == i}) == 1
+        assert Counter(r.split for r in regions)["test"] in range(16, 33)
+    apart = split(path, shared_bases="allow")
+    assert sum(row["near"] for row in apart.between.values()) > 20
+
+
+def test_near_duplicates_in_given_splits(tmp_path: Path, random_dna) -> None:
+    rows = [(random_dna(101, i), "ab"[i % 2], "train") for i in range(40)]
+    held_out = [(random_dna(101, 100 + i), "ab"[i % 2]) for i in range(20)]
+    for i in range(3):
+        held_out[i] = (mutated(rows[i][0], 50), held_out[i][1])
+    held_out[3] = (rows[3][0], held_out[3][1])
+    rows += [(*row, ("test", "valid")[i >= 10]) for i, row in enumerate(held_out)]
+    path = tmp_path / "t.tsv"
+    text = "sequence\tlabel\tsplit\n" + "".join("\t".join(row) + "\n" for row in rows)
+    path.write_text(text)
+    message = r"of 10 examples of test, 1 stand in train as they are and 3 nearly \('line 4\d' and 'line \d+'\), more than 20%"
+    with pytest.raises(InputError, match=message):
+        split(str(path))
+    assert split(str(path), shared_bases="allow").between["train/test"] | {"example": 0} == {
+        "equal": 1,
+        "near": 3,
+        "of": 10,
+        "example": 0,
+    }
+    assert split(str(path), split="draw").between["train/test"]["near"] == 0
+    path.write_text(text.replace(held_out[1][0], random_dna(101, 200)).replace(held_out[2][0], random_dna(101, 201)))
+    labelled = split(str(path))
+    assert (labelled.between["train/test"]["equal"], labelled.between["train/test"]["near"]) == (1, 1)
+
+
+def test_near_duplicates_that_leave_no_choice(tmp_path: Path, random_dna) -> None:
+    long = random_dna(3000)
+    rows = [(long[10 * i : 10 * i + 100], "a") for i in range(50)] + [(random_dna(100, i), "b") for i in range(50)]
+    path = write_table(tmp_path / "t.tsv", rows)
+    with pytest.raises(InputError, match=r"50 different sequences of class 'a' are near-duplicates .* in 1 group, and 3 splits"):
+        split(path)
+    assert split(path, shared_bases="allow").origin == "drawn by split_seed 0"

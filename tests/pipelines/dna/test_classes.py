@@ -11,6 +11,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule, class_batch, summary_rows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.stream import Stretch
 
 L = 64
@@ -176,7 +177,7 @@ def test_shared_sequences_are_reported(tmp_path: Path, random_dna) -> None:
     lines = ["sequence\tlabel\tsplit", "ACGTT\ta\ttrain", "AACGT\ta\ttest", "GGGGG\tb\ttrain", "TTTTT\tb\ttest"]
     lines += ["ACC\ta\tvalid", "GTT\tb\tvalid"]
     (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
-    data = module(str(tmp_path / "t.tsv"))
+    data = module(str(tmp_path / "t.tsv"), shared_bases="allow")
     assert data.summary()["shared_sequences"] == {"train/valid": 0, "train/test": 1, "valid/test": 0}
     assert any(name == "in two splits" for name, _ in summary_rows(data.summary()))
 
@@ -208,3 +209,52 @@ def test_a_prepared_folder_brings_its_groups_and_regions(write_fasta, random_dna
     (folder / "groups.tsv").write_text(groups.replace("x\tchr3\t3", "x\tchr3\t1"))
     with pytest.raises(InputError, match="homologous group '1' is in several splits"):
         module(str(folder)).setup()
+
+
+def test_examples_obey_max_unknown(write_fasta, tmp_path: Path, random_dna) -> None:
+    """In tables and in BED alike: what has more unknown bases than windows may have is left out, counted and said."""
+    gaps = {"x1": "N" * 5, "y2": "N" * 4, "z3": "R" * 6}
+    texts = {f"{name}{i}": random_dna(40, 10 * i) for i in range(12) for name in "xyz"}
+    texts |= {name: texts[name][: -len(gap)] + gap for name, gap in gaps.items()}
+    (tmp_path / "t.tsv").write_text(
+        "id\tsequence\tlabel\n" + "".join(f"{name}\t{text}\t{name[0]}\n" for name, text in texts.items())
+    )
+    fasta = write_fasta("g.fa", texts)
+    (tmp_path / "g.bed").write_text("".join(f"{name}\t0\t40\t{name[0]}\n" for name in texts))
+    for options in ({"path": str(tmp_path / "t.tsv")}, {"path": fasta, "labels": str(tmp_path / "g.bed")}):
+        data = module(**options, shared_bases="allow")
+        summary = data.summary()
+        assert summary["left_out"] == {"regions": 2, "names": ["x1", "z3"]}
+        assert sum(row["regions"] for row in summary["splits"].values()) == 34
+        assert ("left out", "2 with more than 10% bases other than A, C, G, T: x1, z3") in summary_rows(summary)
+        assert module(**options, shared_bases="allow", max_unknown=0.15).summary()["left_out"]["regions"] == 0
+        assert module(**options, shared_bases="allow", max_unknown=0.0).summary()["left_out"]["regions"] == 3
+    (tmp_path / "t.tsv").write_text("sequence\tlabel\nACGT\ta\nNNNN\tb\n")
+    with pytest.raises(InputError, match=r"class 'b': every example has more than 10% bases .*'line 3'\); raise data.max"):
+        module(str(tmp_path / "t.tsv")).setup()
+
+
+def test_one_sequence_under_two_labels(tmp_path: Path, random_dna) -> None:
+    codec = DnaTokenizer()
+    lines = ["sequence\tlabel\tsplit"]
+    lines += [f"{random_dna(40, i)}\t{'ab'[i % 2]}\t{s}" for i, s in enumerate(["train"] * 16 + ["test"] * 4)]
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    options = {"valid_fraction": 0, "shared_bases": "allow"}
+    data = module(str(tmp_path / "t.tsv"), **options)
+    assert data.summary()["label_conflicts"]["ceiling"] == {"all": 1, "train": 1, "valid": None, "test": 1}
+    assert not [row for row in summary_rows(data.summary()) if row[0] == "two labels"]
+    for i, label, split in ((0, "b", "train"), (1, "a", "train"), (1, "b", "train"), (17, "a", "test")):
+        text = random_dna(40, i)
+        if i == 17:
+            text = codec.decode(codec.reverse_complement(codec.encode(text)))
+        lines.append(f"{text}\t{label}\t{split}")
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    data = module(str(tmp_path / "t.tsv"), **options)
+    found = data.label_conflicts()
+    assert (found["sequences"], found["regions"]) == (3, 7)
+    assert found["example"] == ["line 2", "a", "line 22", "b"]
+    # Of sequence 0 one of two, of 1 two of three, of 17 one of two can be right.
+    assert found["ceiling"] == {"all": 21 / 24, "train": 17 / 19, "valid": None, "test": 4 / 5}
+    (text,) = [value for name, value in summary_rows(data.summary()) if name == "two labels"]
+    assert text.startswith("3 sequences stand under several labels, on one strand or the other, in 7 examples (line 2: a, ")
+    assert text.endswith("accuracy on all examples cannot exceed 87.50 %")

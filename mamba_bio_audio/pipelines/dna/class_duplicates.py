@@ -1,0 +1,192 @@
+"""Examples that tell on each other: one sequence under two labels, and sequence of one split that stands in another.
+
+Equal sequences, on either strand, are found as a whole. Nearly equal ones are found by the 31-mers that `duplicates.py`
+compares genomes by, short ones by 15-mers too: two examples are near-duplicates if they share more than a fifth of the
+words of the one that has fewer. A changed base or a shift by a few leaves more than that from 36 bases on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, sampled_words
+from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region
+from mamba_bio_audio.pipelines.dna.tokenizer import A, DnaTokenizer, T
+from mamba_bio_audio.pipelines.split_names import SPLITS
+
+# Words to keep at most, about; some 50 bytes each while they are sorted and paired.
+MAX_WORDS = 1 << 23
+# One changed base may leave no 31-mer of an example below 62 bases; below this length 15-mers are compared too.
+SHORT, SHORT_WORD = 100, 15
+# Words of more examples than this link neighbours and the first one only, so that repeats do not make it quadratic.
+FULL_PAIRS = 8
+
+
+def identities(labelled: Labelled) -> dict[tuple[int, str, int, int], int]:
+    """Number of each region's sequence: equal ones, on either strand, have one number; numbers rise with the sequence."""
+    codec = DnaTokenizer()
+    canonical: dict[tuple[int, str, int, int], bytes] = {}
+    for region in labelled.regions:
+        ids = labelled.fetch(region, region.start, region.end)
+        canonical[place(region)] = min(ids.tobytes(), codec.reverse_complement(ids).tobytes())
+    rank = {sequence: number for number, sequence in enumerate(sorted(set(canonical.values())))}
+    return {where: rank[sequence] for where, sequence in canonical.items()}
+
+
+def place(region: Region) -> tuple[int, str, int, int]:
+    """Where a region lies."""
+    return region.source, region.record, region.start, region.end
+
+
+def joined(edges: Sequence[tuple[Hashable, Hashable]]) -> dict[Hashable, int]:
+    """Component of every node of some edges."""
+    nodes = {name: at for at, name in enumerate(dict.fromkeys(end for edge in edges for end in edge))}
+    rows = np.array([nodes[first] for first, _ in edges], dtype=np.int64)
+    columns = np.array([nodes[second] for _, second in edges], dtype=np.int64)
+    graph = coo_array((np.ones(len(edges)), (rows, columns)), shape=(len(nodes), len(nodes)))
+    _, component = connected_components(graph, directed=False)
+    return {name: int(component[at]) for name, at in nodes.items()}
+
+
+def related(regions: Sequence[Region], identity: Mapping[Any, int], near: Sequence[tuple[int, int]] = ()) -> list[int]:
+    """A key per region, the smallest number of a sequence among its relatives.
+
+    Regions of one sequence or one locus are related, and those of sequences that are `near` (pairs of their numbers).
+    """
+    own = [identity[place(region)] for region in regions]
+    edges: list[tuple[Hashable, Hashable]] = [(key, f"locus {r.locus}") for key, r in zip(own, regions, strict=True)]
+    present = set(own)
+    edges += [(first, second) for first, second in near if first in present and second in present]
+    component = joined(edges)
+    smallest: dict[int, int] = {}
+    for key in sorted(present, reverse=True):
+        smallest[component[key]] = key
+    return [smallest[component[key]] for key in own]
+
+
+def near_duplicates(labelled: Labelled) -> list[tuple[int, int]]:
+    """Pairs of sequences, by their numbers, that are near-duplicates of each other; `labelled.identity` must be there."""
+    first = {labelled.identity[place(region)]: region for region in reversed(labelled.regions)}
+    every = max(1, -(-sum(len(region) for region in first.values()) // MAX_WORDS))
+    found: list[tuple[int, int]] = []
+    for numbers, words_of in (
+        (sorted(first), lambda ids: sampled_words(ids, every)),
+        (sorted(number for number, region in first.items() if len(region) < SHORT), _short_words),
+    ):
+        words, owners = _words((labelled.fetch(r, r.start, r.end) for r in (first[n] for n in numbers)), words_of)
+        totals = np.bincount(owners, minlength=len(numbers))
+        pairs, counts = _count_pairs(words, owners, len(numbers))
+        left, right = pairs // max(1, len(numbers)), pairs % max(1, len(numbers))
+        near = counts > LIMIT * np.minimum(totals[left], totals[right])
+        found += [(numbers[a], numbers[b]) for a, b in zip(left[near].tolist(), right[near].tolist(), strict=True)]
+    return found
+
+
+def _short_words(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Canonical 15-mers of token ids, those with an unknown base left out."""
+    if len(ids) < SHORT_WORD:
+        return np.zeros(0, dtype=np.uint64)
+    codes = sliding_window_view(ids.astype(np.int64) - A, SHORT_WORD)
+    powers = 4 ** np.arange(SHORT_WORD)
+    known = ((codes >= 0) & (codes <= T - A)).all(1)
+    # The complement of code c is 3 - c, and the opposite strand is read from the end.
+    return np.minimum(codes @ powers[::-1], (3 - codes) @ powers)[known].astype(np.uint64)
+
+
+def _words(
+    sequences: Iterable[NDArray[np.uint8]], words_of: Callable[[NDArray[np.uint8]], NDArray[np.uint64]]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Every word of every sequence once, sorted by word and then by sequence; and the sequence's position."""
+    found = [np.unique(words_of(ids)) for ids in sequences]
+    owners = np.repeat(np.arange(len(found)), [len(words) for words in found])
+    words = np.concatenate([np.zeros(0, dtype=np.uint64), *found])
+    # Stable, so that the owners of a word stay in order.
+    order = np.argsort(words, kind="stable")
+    return words[order], owners[order]
+
+
+def _count_pairs(
+    words: NDArray[np.uint64], owners: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs a * count + b of owners a < b that have a word in common, and how many words they have."""
+    if not len(words):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    starts = np.flatnonzero(np.concatenate([[True], words[1:] != words[:-1]]))
+    sizes = np.diff(np.append(starts, len(words)))
+    run = np.repeat(np.arange(len(starts)), sizes)
+    long = (sizes > FULL_PAIRS)[run]
+    found: list[NDArray[np.int64]] = []
+    for step in range(1, FULL_PAIRS):
+        near = np.flatnonzero((run[step:] == run[:-step]) & (~long[step:] | (step == 1)))
+        found.append(owners[near] * count + owners[near + step])
+    first = starts[run]
+    far = np.flatnonzero(long & (np.arange(len(words)) - first > 1))
+    found.append(owners[first[far]] * count + owners[far])
+    return np.unique(np.concatenate(found), return_counts=True)  # type: ignore[return-value]
+
+
+def between_splits(labelled: Labelled) -> dict[str, dict[str, Any]]:
+    """Regions of a later split that stand in an earlier one, for each two splits, ready for JSON.
+
+    Returns:
+        {"train/valid": {"equal": count, "near": count, "of": regions of valid, "example": names of two}, ...}; those that
+        are equal to one are not counted as near to another.
+    """
+    members: dict[str, dict[int, list[Region]]] = {split: defaultdict(list) for split in SPLITS}
+    for region in labelled.regions:
+        members[str(region.split)][labelled.identity[place(region)]].append(region)
+    partners: dict[int, list[int]] = defaultdict(list)
+    for a, b in labelled.near:
+        partners[a].append(b)
+        partners[b].append(a)
+    found: dict[str, dict[str, Any]] = {}
+    for i, first in enumerate(SPLITS):
+        known = members[first]
+        for second in SPLITS[i + 1 :]:
+            row = {"equal": 0, "near": 0, "of": sum(map(len, members[second].values())), "example": None}
+            for number, regions in members[second].items():
+                other = number if number in known else next((n for n in partners[number] if n in known), None)
+                if other is not None:
+                    row["equal" if other == number else "near"] += len(regions)
+                    row["example"] = row["example"] or [regions[0].record, known[other][0].record]
+            found[f"{first}/{second}"] = row
+    return found
+
+
+def label_conflicts(labelled: Labelled) -> dict[str, Any]:
+    """Equal sequences under several labels, and how often a classifier can be right at most, ready for JSON.
+
+    Returns:
+        sequences: different ones under several labels; regions: all that have them; example: [name, class, name, class] of
+        two; ceiling: highest possible accuracy by split (None for an empty one) and for "all".
+    """
+    counts: dict[str, dict[int, Counter[int]]] = {split: defaultdict(Counter) for split in ("all", *SPLITS)}
+    first: dict[int, Region] = {}
+    example = None
+    for region in labelled.regions:
+        number = labelled.identity[place(region)]
+        other = first.setdefault(number, region)
+        if example is None and other.label != region.label:
+            example = [part for r in (other, region) for part in (r.record, labelled.classes[r.label])]
+        for split in {"all", region.split} & counts.keys():
+            counts[str(split)][number][region.label] += 1
+    torn = [labels for labels in counts["all"].values() if len(labels) > 1]
+    ceiling = {}
+    for split, by_sequence in counts.items():
+        total = sum(labels.total() for labels in by_sequence.values())
+        best = sum(max(labels.values()) for labels in by_sequence.values())
+        ceiling[split] = best / total if total else None
+    return {
+        "sequences": len(torn),
+        "regions": sum(labels.total() for labels in torn),
+        "example": example,
+        "ceiling": ceiling,
+    }

@@ -1,0 +1,226 @@
+"""Labelled sequences one by one: rows of a table, records of a FASTA with `>name|label`, files of GenomicBenchmarks.
+
+sequence <tab> label <tab> split <tab> id          a table, TSV or CSV, whose first line names the columns
+train.tsv  dev.tsv  test.tsv                       a table per split (GUE)
+train.fna  test.fna       >name|label              a FASTA per split (Nucleotide Transformer)
+train|test / class / id.txt                        a sequence per file (GenomicBenchmarks)
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.class_tags import SPLIT_KEYS, tags_of
+from mamba_bio_audio.pipelines.dna.fasta_scan import PROTEIN_ONLY, refuse_protein_and_rna
+from mamba_bio_audio.pipelines.dna.genome import genome_name, is_fasta_name
+from mamba_bio_audio.pipelines.dna.records import read_records
+from mamba_bio_audio.pipelines.split_names import is_split_word
+
+LAYOUT = "train|test / class / id.txt"
+_TABLE = re.compile(r"\.(tsv|csv|txt|tab)(\.gz)?$", re.IGNORECASE)
+# A field may be as long as a chromosome; the line is in memory already.
+_FIELD_LIMIT = 2**31 - 1
+
+
+class Row(NamedTuple):
+    """One labelled sequence.
+
+    Attributes:
+        tags: what names its split, as `class_tags.splits_of` reads it.
+        name: what it is called, unlike all others.
+        where: file and line, for messages.
+    """
+
+    label: str
+    tags: Mapping[str, str]
+    name: str
+    sequence: str
+    where: str
+
+
+def is_table_name(name: str) -> bool:
+    """Whether a file is a table by its name."""
+    return _TABLE.search(name) is not None
+
+
+def split_word_of(path: Path) -> str | None:
+    """The split that a data file is called after (train.tsv.gz, dev.csv, test.fna); None for any other file."""
+    if is_fasta_name(path.name):
+        stem = genome_name(path.name)
+    elif is_table_name(path.name):
+        stem = _TABLE.sub("", path.name)
+    else:
+        return None
+    return stem if is_split_word(stem) else None
+
+
+def read_split_files(paths: Sequence[Path]) -> list[Row]:
+    """Rows of files that are called after splits: tables, or FASTA with `>name|label`."""
+    rows: list[Row] = []
+    files: dict[str, Path] = {}
+    for path in paths:
+        word = split_word_of(path)
+        assert word is not None
+        other = files.setdefault(word.lower(), path)
+        if other is not path:
+            raise InputError(f"{path}: {other.name} beside it is the {word} split too; keep one of them (data.files)")
+        found = read_table(path) if is_table_name(path.name) else read_labelled_fasta(path)
+        rows += [row._replace(tags={"file name": word, **row.tags}, name=f"{word}/{row.name}") for row in found]
+    return rows
+
+
+def read_table(path: Path) -> list[Row]:
+    """TSV or CSV with a header line naming sequence, label and, optionally, split and id."""
+    # After the header a line that begins with # is a row: a label may.
+    lines = numbered_lines(path, comments=False)
+    first = next(((number, line) for number, line in lines if not line.startswith("#")), None)
+    if first is None:
+        raise InputError(f"{path}: empty; the first line names the columns sequence, label and, optionally, split, id")
+    csv.field_size_limit(_FIELD_LIMIT)
+    delimiter = "\t" if "\t" in first[1] else ","
+    header = [name.strip().lower() for name in _fields(first[1], delimiter, f"{path}: line {first[0]:,}")]
+    missing = [name for name in ("sequence", "label") if name not in header]
+    if missing:
+        raise InputError(
+            f"{path}: line {first[0]:,}: the header lacks {', '.join(missing)}; it must name sequence, label and, "
+            f"optionally, split and id, in any order"
+        )
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}: line {first[0]:,}: two columns are called {twice!r}; rename one of them")
+    keys = [key for key in SPLIT_KEYS if key in header]
+    rows: list[Row] = []
+    lines_of: dict[str, int] = {}
+    for number, line in lines:
+        where = f"{path}: line {number:,}"
+        values = _fields(line, delimiter, where)
+        if len(values) != len(header):
+            raise InputError(f"{where}: {len(values)} columns instead of {len(header)}")
+        row = dict(zip(header, (value.strip() for value in values), strict=True))
+        _check_sequence(row["sequence"], where)
+        if not row["label"]:
+            raise InputError(f"{where}: no label")
+        name = row.get("id") or f"line {number}"
+        if name in lines_of:
+            raise InputError(
+                f"{where}: two sequences are called {name!r}, the other in line {lines_of[name]:,}; ids must differ"
+            )
+        lines_of[name] = number
+        rows.append(Row(row["label"], {key: row[key] for key in keys}, name, row["sequence"], where))
+    return rows
+
+
+def _fields(line: str, delimiter: str, where: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter))
+    except csv.Error as error:
+        raise InputError(f"{where}: cannot be read as a row ({error})") from None
+
+
+def header_label(header: str) -> str | None:
+    """The class in a header `name|label` of the Nucleotide Transformer's data; None where there is none."""
+    name, bar, label = header.split(maxsplit=1)[0].rpartition("|") if header.strip() else ("", "", "")
+    return label if bar and name and label else None
+
+
+def has_header_labels(path: Path) -> bool:
+    """Whether every record of a FASTA file is called `name|label`, with labels that come again."""
+    labels = Counter[str]()
+    for record in read_records(path):
+        label = header_label(record.header)
+        if label is None:
+            return False
+        labels[label] += 1
+    return 1 < len(labels) < labels.total()
+
+
+def read_labelled_fasta(path: Path) -> list[Row]:
+    """FASTA whose headers are `name|label`."""
+    rows: list[Row] = []
+    seen: set[str] = set()
+    for number, record in enumerate(read_records(path), start=1):
+        label = header_label(record.header)
+        if label is None:
+            raise InputError(
+                f"{path}: record {number:,}: the header {record.header[:60]!r} names no class. A file called after a split "
+                f"needs headers like >name|label; or give a folder per split with a FASTA per class, "
+                f"{split_word_of(path) or 'train'}/human.fa"
+            )
+        name = record.name.rpartition("|")[0]
+        where = f"{path}: record {name!r}"
+        sequence = record.sequence.decode("latin-1")
+        _check_sequence(sequence, where)
+        # Names repeat where one place of a genome was taken for several classes.
+        name = name if name not in seen else f"{name} (record {number})"
+        rows.append(Row(label, tags_of(record.header), name, sequence, where))
+        seen.add(name)
+    return rows
+
+
+def read_text_folders(folder: Path) -> tuple[list[Row], list[Path]]:
+    """GenomicBenchmarks: train|test / class / id.txt, one sequence a file."""
+    rows: list[Row] = []
+    files: list[Path] = []
+    for split_folder in visible_folders(folder):
+        for class_folder in visible_folders(split_folder):
+            texts = sorted(class_folder.iterdir(), key=lambda file: (len(file.name), file.name))
+            texts = [file for file in texts if not file.name.startswith(".")]
+            strange = next((file for file in texts if file.suffix != ".txt"), None)
+            if strange is not None:
+                raise InputError(f"{strange}: not a sequence; expected {LAYOUT}. Move it out of the folder")
+            for file in texts:
+                sequence = "".join(line for _, line in numbered_lines(file, comments=False))
+                _check_sequence(sequence, str(file))
+                name = f"{split_folder.name}/{class_folder.name}/{file.stem}"
+                rows.append(Row(class_folder.name, {"folder": split_folder.name}, name, sequence, str(file)))
+            files += texts
+    if not rows:
+        raise InputError(f"{folder}: no sequence in it; expected {LAYOUT}")
+    return rows, files
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    """Folders in a folder, by name, without hidden ones."""
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def check_alphabet(rows: Sequence[Row], where: str) -> None:
+    """Refuse proteins and RNA, class by class: a class of RNA among DNA would be told by its U alone."""
+    letters: dict[str, np.ndarray] = {}
+    for row in rows:
+        counts = letters.setdefault(row.label, np.zeros(128, dtype=np.int64))
+        counts += np.bincount(np.frombuffer(row.sequence.encode(), dtype=np.uint8), minlength=128)
+    for label, counts in letters.items():
+        uracils = int(counts[ord("U")] + counts[ord("u")])
+        refuse_protein_and_rna(f"{where}: class {label!r}", int(counts[PROTEIN_ONLY].sum()), uracils, int(counts.sum()))
+
+
+def _check_sequence(sequence: str, where: str) -> None:
+    if not sequence:
+        raise InputError(f"{where}: empty sequence")
+    if not (sequence.isascii() and sequence.isalpha()):
+        wrong = re.search(r"[^A-Za-z]", sequence)
+        assert wrong is not None
+        raise InputError(f"{where}: {wrong[0]!r} at position {wrong.start() + 1:,} of the sequence is not a base")
+
+
+def numbered_lines(path: Path, comments: bool = True) -> Iterator[tuple[int, str]]:
+    """Lines of a text file, also gzip-compressed, with their numbers from 1, without blank lines; `comments`: without #."""
+    opener: Callable[..., object] = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline=None) as file:  # type: ignore[attr-defined]
+            for number, line in enumerate(file, start=1):
+                if line.strip() and not (comments and line.startswith("#")):
+                    yield number, line.rstrip("\r\n")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None

@@ -257,6 +257,26 @@ def test_training_says_whether_trivial_features_tell_the_class(trained, folder, 
     assert "share of N alone: 100%" in text
 
 
+def test_sequences_under_two_labels_bound_the_accuracy(folder, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("ACGT"), 40)) for _ in range(40)]
+    rows = [(text, "ab"[i % 2], ("train", "test", "valid", "train")[i // 10]) for i, text in enumerate(texts)]
+    # Of the eleven test sequences two are one, under two labels.
+    rows.append((texts[10], "b", "test"))
+    table = "sequence\tlabel\tsplit\n" + "".join("\t".join(row) + "\n" for row in rows)
+    (tmp_path / "t.tsv").write_text(table)
+    settings = ["--set", f"data.path={tmp_path / 't.tsv'}", "--device", "cpu", "--out", tmp_path / "run"]
+    assert mba_command("classify", folder / "r.yaml", *settings, "--dry-run") == 0
+    said = "1 sequence stands under several labels, on one strand or the other, in 2 examples (line 12: a, line 42: b)"
+    assert f"{said}: accuracy on all examples cannot exceed 97.56 %" in capsys.readouterr().out
+    assert mba_command("classify", folder / "r.yaml", *settings, "--set", "train.steps=1") == 0
+    assert f"{said}: accuracy on all examples cannot exceed 97.56 %" in capsys.readouterr().err
+    kept = json.loads((tmp_path / "run" / "manifest.json").read_text())["data"]["label_conflicts"]
+    assert kept["ceiling"]["test"] == pytest.approx(10 / 11)
+    assert mba_command("evaluate", tmp_path / "run", "--no-baselines", "--device", "cpu") == 0
+    assert f"{said}: accuracy on test cannot exceed 90.91 %" in capsys.readouterr().out
+
+
 def test_recordings(tmp_path, capsys):
     """Two pitches, a folder each, with the same head and commands."""
     rng = np.random.default_rng(0)

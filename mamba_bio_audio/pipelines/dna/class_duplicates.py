@@ -151,13 +151,17 @@ def between_splits(labelled: Labelled) -> dict[str, dict[str, Any]]:
     for i, first in enumerate(SPLITS):
         known = members[first]
         for second in SPLITS[i + 1 :]:
-            row = {"equal": 0, "near": 0, "of": sum(map(len, members[second].values())), "example": None}
+            equal = near = 0
+            example = None
             for number, regions in members[second].items():
                 other = number if number in known else next((n for n in partners[number] if n in known), None)
-                if other is not None:
-                    row["equal" if other == number else "near"] += len(regions)
-                    row["example"] = row["example"] or [regions[0].record, known[other][0].record]
-            found[f"{first}/{second}"] = row
+                if other is None:
+                    continue
+                equal += len(regions) if other == number else 0
+                near += len(regions) if other != number else 0
+                example = example or [regions[0].record, known[other][0].record]
+            of = sum(map(len, members[second].values()))
+            found[f"{first}/{second}"] = {"equal": equal, "near": near, "of": of, "example": example}
     return found
 
 

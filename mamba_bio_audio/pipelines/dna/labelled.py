@@ -146,7 +146,7 @@ def leave_out_unknown(labelled: Labelled, max_unknown: float) -> None:
         InputError: a class has no other example.
     """
     codec = DnaTokenizer()
-    kept = []
+    kept: list[Region] = []
     for region in labelled.regions:
         if labelled.genomes:
             unknown = int(labelled.genomes[region.source].count_unknown(region.record, region.start, region.end))

@@ -8,18 +8,17 @@ words of the one that has fewer. A changed base or a shift by a few leaves more 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, sampled_words
+from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, words_and_starts
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region
-from mamba_bio_audio.pipelines.dna.tokenizer import A, DnaTokenizer, T
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
 from mamba_bio_audio.pipelines.split_names import SPLITS
 
 # Words to keep at most, about; some 50 bytes each while they are sorted and paired.
@@ -28,6 +27,8 @@ MAX_WORDS = 1 << 23
 SHORT, SHORT_WORD = 100, 15
 # Words of more examples than this link neighbours and the first one only, so that repeats do not make it quadratic.
 FULL_PAIRS = 8
+# Regions are read together up to so many bases, whose arrays stay in the cache of a core.
+PIECE_BASES = 1 << 17
 
 
 def identities(labelled: Labelled) -> dict[tuple[int, str, int, int], int]:
@@ -76,12 +77,10 @@ def near_duplicates(labelled: Labelled) -> list[tuple[int, int]]:
     """Pairs of sequences, by their numbers, that are near-duplicates of each other; `labelled.identity` must be there."""
     first = {labelled.identity[place(region)]: region for region in reversed(labelled.regions)}
     every = max(1, -(-sum(len(region) for region in first.values()) // MAX_WORDS))
+    short = sorted(number for number, region in first.items() if len(region) < SHORT)
     found: list[tuple[int, int]] = []
-    for numbers, words_of in (
-        (sorted(first), lambda ids: sampled_words(ids, every)),
-        (sorted(number for number, region in first.items() if len(region) < SHORT), _short_words),
-    ):
-        words, owners = _words((labelled.fetch(r, r.start, r.end) for r in (first[n] for n in numbers)), words_of)
+    for numbers, size, one_in in ((sorted(first), WORD, every), (short, SHORT_WORD, 1)):
+        words, owners = _words(labelled, [first[number] for number in numbers], size, one_in)
         totals = np.bincount(owners, minlength=len(numbers))
         pairs, counts = _count_pairs(words, owners, len(numbers))
         left, right = pairs // max(1, len(numbers)), pairs % max(1, len(numbers))
@@ -90,27 +89,33 @@ def near_duplicates(labelled: Labelled) -> list[tuple[int, int]]:
     return found
 
 
-def _short_words(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Canonical 15-mers of token ids, those with an unknown base left out."""
-    if len(ids) < SHORT_WORD:
-        return np.zeros(0, dtype=np.uint64)
-    codes = sliding_window_view(ids.astype(np.int64) - A, SHORT_WORD)
-    powers = 4 ** np.arange(SHORT_WORD)
-    known = ((codes >= 0) & (codes <= T - A)).all(1)
-    # The complement of code c is 3 - c, and the opposite strand is read from the end.
-    return np.minimum(codes @ powers[::-1], (3 - codes) @ powers)[known].astype(np.uint64)
-
-
 def _words(
-    sequences: Iterable[NDArray[np.uint8]], words_of: Callable[[NDArray[np.uint8]], NDArray[np.uint64]]
+    labelled: Labelled, regions: Sequence[Region], size: int, every: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Every word of every sequence once, sorted by word and then by sequence; and the sequence's position."""
-    found = [np.unique(words_of(ids)) for ids in sequences]
-    owners = np.repeat(np.arange(len(found)), [len(words) for words in found])
-    words = np.concatenate([np.zeros(0, dtype=np.uint64), *found])
+    """Every word of every region once, sorted by word and then by region; and the region's position."""
+    words, owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+    gap = np.full(1, N, dtype=np.uint8)
+    pieces: list[NDArray[np.uint8]] = []
+    starts: list[int] = []
+    first = length = 0
+    for number, region in enumerate(regions):
+        ids = labelled.fetch(region, region.start, region.end)
+        # Between two regions lies an unknown base, so that no word reaches over.
+        pieces += [ids, gap]
+        starts.append(length)
+        length += len(ids) + 1
+        if length > PIECE_BASES or number == len(regions) - 1:
+            found, at = words_and_starts(np.concatenate(pieces), every, size)
+            words.append(found)
+            owners.append(first + np.searchsorted(starts, at, side="right") - 1)
+            pieces, starts, first, length = [], [], number + 1, 0
+    word, owner = np.concatenate(words), np.concatenate(owners)
     # Stable, so that the owners of a word stay in order.
-    order = np.argsort(words, kind="stable")
-    return words[order], owners[order]
+    order = np.argsort(word, kind="stable")
+    word, owner = word[order], owner[order]
+    fresh = np.ones(len(word), dtype=bool)
+    fresh[1:] = (word[1:] != word[:-1]) | (owner[1:] != owner[:-1])
+    return word[fresh], owner[fresh]
 
 
 def _count_pairs(

@@ -244,22 +244,24 @@ def _listed(row: Mapping[str, Any]) -> str:
 
 def sampled_words(ids: NDArray[np.uint8], every: int) -> NDArray[np.uint64]:
     """Canonical 31-mers of token ids, (n,), those with an unknown base left out, one in `every` by hash."""
-    return _sample(ids, every)[0]
+    return words_and_starts(ids, every)[0]
 
 
-def _sample(ids: NDArray[np.uint8], every: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """`sampled_words` and where they begin."""
-    count = len(ids) - WORD + 1
+def words_and_starts(
+    ids: NDArray[np.uint8], every: int, size: int = WORD
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """`sampled_words`, of another size too (31 at most), and where they begin."""
+    count = len(ids) - size + 1
     if count < 1:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
     known = (ids >= A) & (ids <= T)
     codes = np.where(known, ids - np.uint8(A), 0).astype(np.uint64)
-    forward = _words(codes)
+    forward = _words(codes, size)
     # The complement of code c is 3 - c; the opposite strand is read from the end.
-    backward = _words(np.uint64(3) - codes[::-1])[::-1]
+    backward = _words(np.uint64(3) - codes[::-1], size)[::-1]
     canonical = np.minimum(forward, backward)
     bad = np.concatenate([[0], np.cumsum(~known, dtype=np.int64)])
-    at = np.flatnonzero((bad[WORD:] == bad[:-WORD]) & _taken(canonical, every))
+    at = np.flatnonzero((bad[size:] == bad[:-size]) & _taken(canonical, every))
     return canonical[at], at
 
 
@@ -281,18 +283,19 @@ def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x
 
 
-def _words(codes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Codes of the 31 bases from every position on, two bits each, put together from pieces of 16, 8, 4, 2 and 1."""
-    pieces, size = {1: codes}, 1
-    while size < 16:
-        shorter = pieces[size]
-        pieces[2 * size] = shorter[:-size] << np.uint64(2 * size) | shorter[size:]
-        size *= 2
-    count = len(codes) - WORD + 1
+def _words(codes: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
+    """Codes of the `size` bases from every position on, two bits each, put together from pieces of 16, 8, 4, 2 and 1."""
+    pieces, longest = {1: codes}, 1
+    while 2 * longest <= size:
+        shorter = pieces[longest]
+        pieces[2 * longest] = shorter[:-longest] << np.uint64(2 * longest) | shorter[longest:]
+        longest *= 2
+    count = len(codes) - size + 1
     words, at = np.zeros(count, dtype=np.uint64), 0
-    for size in (16, 8, 4, 2, 1):
-        words = words << np.uint64(2 * size) | pieces[size][at : at + count]
-        at += size
+    for piece in sorted(pieces, reverse=True):
+        if size & piece:
+            words = words << np.uint64(2 * piece) | pieces[piece][at : at + count]
+            at += piece
     return words
 
 
@@ -321,7 +324,7 @@ def _collect(
     new: list[tuple[NDArray[np.uint64], NDArray[np.int32]]] = []
     waiting = done = 0
     for ids, owner, bases in _batches(genome, spans, parts):
-        found, at = _sample(ids, every)
+        found, at = words_and_starts(ids, every)
         # Each once here already: a sampled word may be a megabase of one repeat.
         new.append(_unique(found, owner[at]))
         waiting += len(new[-1][0])

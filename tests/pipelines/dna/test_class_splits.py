@@ -30,7 +30,7 @@ def test_header_tags(write_fasta, random_dna) -> None:
     assert [(r.record, r.split) for r in labelled.regions] == [("a", "train"), ("b", "valid")] * 2
     assert labelled.origin == "split= in the FASTA headers"
     other = write_fasta("z.fa", {"a": random_dna(500)})
-    message = r"4 of 5 FASTA headers name a split \(.*x.fa: record 'a': train\) and 1 do not \(.*z.fa: record 'a'\); .*data.split=draw"
+    message = r"4 of 5 FASTA headers name a split \(.*record 'a': train\) and 1 do not \(.*z.fa: record 'a'\); .*split=draw"
     with pytest.raises(InputError, match=message):
         split([*paths, other])
     assert split([*paths, other], split="draw", block_bases=100).origin.startswith("blocks drawn by split_seed 0")
@@ -40,7 +40,9 @@ def test_a_first_header_without_a_tag_hides_no_others(write_fasta, random_dna) -
     names = {"scaffold": "", **{f"chr{i}": f" split={s}" for i, s in enumerate(["train"] * 3 + ["valid", "test"])}}
     records = {name + tag: random_dna(300, i) for i, (name, tag) in enumerate(names.items())}
     paths = [write_fasta(f"{name}.fa", records) for name in ("x", "y")]
-    with pytest.raises(InputError, match=r"10 of 12 FASTA headers name a split .* 2 do not \(.*x.fa: record 'scaffold'\)"):
+    with pytest.raises(
+        InputError, match=r"10 of 12 FASTA headers name a split .* 2 do not \(.*x.fa: record 'scaffold'\)"
+    ):
         split(paths)
     for tagless in ("x.fa.gz", "y.fa.gz"):
         write_fasta(tagless, {name.replace("scaffold", "chr9 split=train"): text for name, text in records.items()})
@@ -54,7 +56,10 @@ def test_a_first_header_without_a_tag_hides_no_others(write_fasta, random_dna) -
 def test_other_spellings_of_the_tag(write_fasta, random_dna, tag: str) -> None:
     paths = []
     for name in ("x", "y"):
-        records = {f"a {tag}": random_dna(300), f"b {tag.replace('rain', 'est').replace('RAIN', 'EST')}": random_dna(300)}
+        records = {
+            f"a {tag}": random_dna(300),
+            f"b {tag.replace('rain', 'est').replace('RAIN', 'EST')}": random_dna(300),
+        }
         records |= {f"c {tag.replace('train', 'dev').replace('Train', 'Dev').replace('TRAIN', 'DEV')}": random_dna(300)}
         paths.append(write_fasta(f"{name}.fa", records))
     assert [(r.record, r.split) for r in split(paths).regions] == [("a", "train"), ("b", "test"), ("c", "valid")] * 2
@@ -203,7 +208,9 @@ def test_validation_is_taken_from_training_only(tmp_path: Path, random_dna) -> N
     assert all(region.split == "test" for region in labelled.regions if int(region.record.split()[1]) >= 102)
     lines[5] = lines[5].replace("\ttrain", "\t")
     (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match=r"119 of 120 sequences name a split \(.*line 2: train\) and 1 do not \(.*line 6\)"):
+    with pytest.raises(
+        InputError, match=r"119 of 120 sequences name a split \(.*line 2: train\) and 1 do not \(.*line 6\)"
+    ):
         split(str(tmp_path / "t.tsv"))
 
 
@@ -357,6 +364,8 @@ def test_near_duplicates_that_leave_no_choice(tmp_path: Path, random_dna) -> Non
     long = random_dna(3000)
     rows = [(long[10 * i : 10 * i + 100], "a") for i in range(50)] + [(random_dna(100, i), "b") for i in range(50)]
     path = write_table(tmp_path / "t.tsv", rows)
-    with pytest.raises(InputError, match=r"50 different sequences of class 'a' are near-duplicates .* in 1 group, and 3 splits"):
+    with pytest.raises(
+        InputError, match=r"50 different sequences of class 'a' are near-duplicates .* in 1 group, and 3"
+    ):
         split(path)
     assert split(path, shared_bases="allow").origin == "drawn by split_seed 0"

@@ -230,7 +230,9 @@ def test_examples_obey_max_unknown(write_fasta, tmp_path: Path, random_dna) -> N
         assert module(**options, shared_bases="allow", max_unknown=0.15).summary()["left_out"]["regions"] == 0
         assert module(**options, shared_bases="allow", max_unknown=0.0).summary()["left_out"]["regions"] == 3
     (tmp_path / "t.tsv").write_text("sequence\tlabel\nACGT\ta\nNNNN\tb\n")
-    with pytest.raises(InputError, match=r"class 'b': every example has more than 10% bases .*'line 3'\); raise data.max"):
+    with pytest.raises(
+        InputError, match=r"class 'b': every example has more than 10% bases .*'line 3'\); raise data.max"
+    ):
         module(str(tmp_path / "t.tsv")).setup()
 
 
@@ -256,5 +258,7 @@ def test_one_sequence_under_two_labels(tmp_path: Path, random_dna) -> None:
     # Of sequence 0 one of two, of 1 two of three, of 17 one of two can be right.
     assert found["ceiling"] == {"all": 21 / 24, "train": 17 / 19, "valid": None, "test": 4 / 5}
     (text,) = [value for name, value in summary_rows(data.summary()) if name == "two labels"]
-    assert text.startswith("3 sequences stand under several labels, on one strand or the other, in 7 examples (line 2: a, ")
+    assert text.startswith(
+        "3 sequences stand under several labels, on one strand or the other, in 7 examples (line 2: a, "
+    )
     assert text.endswith("accuracy on all examples cannot exceed 87.50 %")

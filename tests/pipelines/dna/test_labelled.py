@@ -207,7 +207,9 @@ def test_nucleotide_transformer_folder(write_fasta, tmp_path: Path) -> None:
     # A folder of such folders is several data sets, not a class each.
     write(tmp_path / "tasks/b/train.fna", ">a|0\nACGT\n>b|1\nACGT\n>c|1\nACGT\n")
     write(tmp_path / "tasks/c/train.fna", ">a|0\nACGT\n>b|1\nACGT\n>c|1\nACGT\n")
-    with pytest.raises(InputError, match=r"b/train.fna has its classes in its headers .* give one of them, data.path=.*/b"):
+    with pytest.raises(
+        InputError, match=r"b/train.fna has its classes in its headers .* give one of them, data.path=.*/b"
+    ):
         read(str(tmp_path / "tasks"))
     write_fasta("plain/train.fa", {"r": "ACGT"})
     write_fasta("plain/test.fa", {"r": "ACGA"})

@@ -9,11 +9,11 @@ train|test / class / id.txt                        a sequence per file (GenomicB
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from mamba_bio_audio.pipelines.dna.fasta_scan import PROTEIN_ONLY, refuse_protei
 from mamba_bio_audio.pipelines.dna.genome import genome_name, is_fasta_name
 from mamba_bio_audio.pipelines.dna.records import read_records
 from mamba_bio_audio.pipelines.split_names import is_split_word
+from mamba_bio_audio.pipelines.unpacked import open_packed
 
 LAYOUT = "train|test / class / id.txt"
 _TABLE = re.compile(r"\.(tsv|csv|txt|tab)(\.gz)?$", re.IGNORECASE)
@@ -216,9 +217,8 @@ def _check_sequence(sequence: str, where: str) -> None:
 
 def numbered_lines(path: Path, comments: bool = True) -> Iterator[tuple[int, str]]:
     """Lines of a text file, also gzip-compressed, with their numbers from 1, without blank lines; `comments`: without #."""
-    opener: Callable[..., object] = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline=None) as file:  # type: ignore[attr-defined]
+        with open_packed(path) as handle, io.TextIOWrapper(handle, encoding="utf-8-sig", newline=None) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip() and not (comments and line.startswith("#")):
                     yield number, line.rstrip("\r\n")

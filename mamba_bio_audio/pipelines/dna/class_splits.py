@@ -173,16 +173,11 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, gr
 
 def _header_splits(labelled: Labelled) -> list[str | None]:
     """The split of each region by the header of its record."""
-    headers = {
-        (source, record): header
-        for source, genome in enumerate(labelled.genomes)
-        for record, header in genome.headers()
-    }
 
     def said(region: Region) -> tuple[str, dict[str, str]]:
         genome = labelled.genomes[region.source]
         where = f"{genome.paths[genome.genome_of(region.record)]}: record {region.record!r}"
-        return where, tags_of(headers.get((region.source, region.record), ""))
+        return where, tags_of(f"{genome.bare_name(region.record)} {genome.title(region.record)}")
 
     return splits_of(map(said, labelled.regions), "FASTA headers")
 

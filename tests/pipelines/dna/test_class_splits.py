@@ -30,7 +30,9 @@ def test_header_tags(write_fasta, random_dna) -> None:
     assert [(r.record, r.split) for r in labelled.regions] == [("a", "train"), ("b", "valid")] * 2
     assert labelled.origin == "split= in the FASTA headers"
     other = write_fasta("z.fa", {"a": random_dna(500)})
-    message = r"4 of 5 FASTA headers name a split \(.*record 'a': train\) and 1 do not \(.*z.fa: record 'a'\); .*split=draw"
+    message = (
+        r"4 of 5 FASTA headers name a split \(.*record 'a': train\) and 1 do not \(.*z.fa: record 'a'\); .*split=draw"
+    )
     with pytest.raises(InputError, match=message):
         split([*paths, other])
     assert split([*paths, other], split="draw", block_bases=100).origin.startswith("blocks drawn by split_seed 0")

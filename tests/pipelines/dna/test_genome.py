@@ -216,17 +216,3 @@ def test_lower_case_is_told_apart(write_fasta) -> None:
     assert genome.lower_case("a", 0, 12).tolist() == [False, False, True, True, True, False] * 2
     assert genome.lower_case("a", 10, 14).tolist() == [True, False, False, False]
     assert genome.lower_case("b", 2, 2).tolist() == []
-
-
-@pytest.mark.parametrize("name", ["x.fa", "x.fa.gz"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_headers(write_fasta, random_dna, name: str, newline: str) -> None:
-    sizes = {"a": 1, "b split=train": 60, "c": 61, "d": 200_000, "e": 59, "f": 65_280}
-    records = {header: random_dna(size, size) for header, size in sizes.items()}
-    genome = Genome(write_fasta(name, records, newline=newline))
-    assert list(genome.headers()) == [(header.split()[0], f"{header} a description") for header in records]
-
-
-def test_headers_of_several_files(write_fasta, write_twobit) -> None:
-    paths = [write_fasta("x.fa", {"a": "ACGT"}), write_twobit("y.2bit", {"a": "ACGT"}), write_fasta("z.fa", {"b": "A"})]
-    assert list(Genome(paths).headers()) == [("x:a", "a a description"), ("z:b", "b a description")]

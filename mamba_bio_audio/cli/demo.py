@@ -19,7 +19,6 @@ from mamba_bio_audio.cli.options import (
     counters,
     resolve_device,
 )
-from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.text import show
 
 RECIPE = "dna/demo"
@@ -47,25 +46,22 @@ def demo(
     out = out or Path("runs/demo")
     start = time.perf_counter()
 
-    from mamba_bio_audio.checkpoint import read_manifest
     from mamba_bio_audio.config import load_config
     from mamba_bio_audio.evaluation.figures import training_curve
-    from mamba_bio_audio.files import check_folder, write_json
+    from mamba_bio_audio.files import check_out, write_json
     from mamba_bio_audio.workflow.evaluate import describe_evaluation, evaluate
-    from mamba_bio_audio.workflow.pretrain import pretrain
+    from mamba_bio_audio.workflow.pretrain import pretrain, run_maker
     from mamba_bio_audio.workflow.sample import sample
 
     config = load_config(RECIPE, overrides or [])
-    check_folder(out)
-    earlier = out.exists() and any(out.iterdir())
-    if earlier and read_manifest(out).get("command") != ["demo"]:
-        raise InputError(f"{out} holds something other than an earlier demo; choose another --out")
+    # An earlier demo is replaced, and nothing else.
+    check_out(out, run_maker("demo"), [], force=True)
 
     def say(text: str) -> None:
         show(text, file=sys.stderr, flush=True)
 
     say("1/4  pretraining on five packaged genome slices")
-    summary = pretrain(config, out, device=resolved, force=earlier, quiet=quiet, arguments=["demo"])
+    summary = pretrain(config, out, device=resolved, force=True, quiet=quiet, arguments=["demo"], command="demo")
     if summary["stopped_by"]:
         say(f"stopped by {summary['stopped_by']}; saved in {out}")
         raise typer.Exit(130)

@@ -10,7 +10,6 @@ from pathlib import Path
 import typer
 
 from mamba_bio_audio.cli.options import counter, counters
-from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.text import show
 
 RECIPE = "audio/tiny"
@@ -23,28 +22,28 @@ def demo_audio(out: Path, overrides: Sequence[str], device: str, quiet: bool) ->
 
     import soundfile
 
-    from mamba_bio_audio.checkpoint import read_manifest
     from mamba_bio_audio.config import load_config
     from mamba_bio_audio.evaluation.audio_figures import spectrograms
-    from mamba_bio_audio.files import check_folder, write_json
+    from mamba_bio_audio.files import Maker, check_out, new_folder, write_json
     from mamba_bio_audio.pipelines.synthetic.tones import write_melodies
     from mamba_bio_audio.workflow.evaluate import describe_evaluation, evaluate
-    from mamba_bio_audio.workflow.pretrain import pretrain
+    from mamba_bio_audio.workflow.pretrain import pretrain, run_maker
     from mamba_bio_audio.workflow.sample import sample
 
-    check_folder(out)
-    earlier = out.exists() and any(out.iterdir())
-    if earlier and read_manifest(out).get("command") != ["demo", "--audio"]:
-        raise InputError(f"{out} holds something other than an earlier audio demo; choose another --out")
+    # An earlier demo is replaced, and nothing else.
+    check_out(out, run_maker("demo"), [], force=True)
     data = out.with_name(f"{out.name}-synthetic-tones")
 
     def say(text: str) -> None:
         show(text, file=sys.stderr, flush=True)
 
     say(f"1/4  writing synthetic melodies to {data}, and pretraining on them")
-    write_melodies(data, rate_hz=_RATE_HZ)
+    with new_folder(data, Maker("demo --audio"), force=True) as folder:
+        write_melodies(folder, rate_hz=_RATE_HZ)
     config = load_config(RECIPE, [f"data.path={data}", f"data.sample_rate_hz={_RATE_HZ}", *overrides])
-    summary = pretrain(config, out, device=device, force=earlier, quiet=quiet, arguments=["demo", "--audio"])
+    summary = pretrain(
+        config, out, device=device, force=True, quiet=quiet, arguments=["demo", "--audio"], command="demo"
+    )
     if summary["stopped_by"]:
         say(f"stopped by {summary['stopped_by']}; saved in {out}")
         raise typer.Exit(130)

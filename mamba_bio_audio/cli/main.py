@@ -24,7 +24,8 @@ from mamba_bio_audio.cli import (
     report,
     sample,
 )
-from mamba_bio_audio.errors import InputError, NetworkError
+from mamba_bio_audio.errors import InputError, NetworkError, explain
+from mamba_bio_audio.signals import Interrupted, interrupt_on_signals
 from mamba_bio_audio.text import printable, show
 
 app = typer.Typer(
@@ -49,7 +50,7 @@ app.command("doctor")(doctor.doctor)
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Entry point of `mba`; turns exceptions into messages and exit codes."""
+    """Entry point of `mba`; turns exceptions and signals into messages and exit codes."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     # What the terminal's encoding does not have is written out, instead of ending a command that has done its work.
@@ -58,16 +59,15 @@ def run(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _warning
     try:
-        app(arguments, prog_name="mba")
+        with interrupt_on_signals():
+            app(arguments, prog_name="mba")
+    except Interrupted as stopped:
+        show(f"mba: stopped by {stopped}", file=sys.stderr)
+        sys.exit(130)
     except InputError as error:
         _fail(error, 2, debug)
     except NetworkError as error:
         _fail(error, 1, debug)
-    except KeyboardInterrupt:
-        show("mba: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
     except Exception as error:
         _fail(error, 1, debug)
 
@@ -84,10 +84,14 @@ def _warning(
 def _fail(error: Exception, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    explained = isinstance(error, InputError | NetworkError)
-    name = "" if explained else f"{type(error).__name__}: "
-    if isinstance(error, OSError) and error.filename is not None and str(error.filename) not in str(error):
-        name = f"{error.filename}: {name}"
-    hint = "" if debug or explained else "\n(--debug shows where)"
-    show(f"mba: {name}{error}{hint}", file=sys.stderr)
+    if isinstance(error, InputError | NetworkError):
+        text = str(error)
+    elif (explained := explain(error)) is not None:
+        text, code = explained
+    else:
+        name = type(error).__name__
+        if isinstance(error, OSError) and error.filename is not None and str(error.filename) not in str(error):
+            name = f"{error.filename}: {name}"
+        text = f"{name}: {error}" + ("" if debug else "\n(--debug shows where)")
+    show(f"mba: {text}", file=sys.stderr)
     sys.exit(code)

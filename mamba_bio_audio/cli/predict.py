@@ -19,6 +19,7 @@ from mamba_bio_audio.cli.options import (
     resolve_device,
 )
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import unfinished
 from mamba_bio_audio.text import show
 
 
@@ -44,7 +45,7 @@ def predict(
     chunk: Annotated[int, typer.Option(min=1, help="Symbols read at once; does not change results.")] = 1 << 16,
     which: WhichOption = "best",
     device: DeviceOption = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with OUT.part.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue what is in OUT.part.")] = False,
     quiet: QuietOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -55,7 +56,7 @@ def predict(
         raise InputError(f"{out} is a folder; give a file")
     if resume and force:
         raise InputError("--resume continues a prediction and --force replaces it; give one of them")
-    if out is not None and resume and out.exists() and not out.with_name(f"{out.name}.part").exists():
+    if out is not None and resume and out.exists() and not unfinished(out).exists():
         show(f"{out}: already complete")
         return
     if out is not None and out.exists() and not (force or resume):

@@ -19,6 +19,7 @@ from mamba_bio_audio.cli.options import (
     resolve_device,
 )
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import unfinished
 from mamba_bio_audio.text import show
 
 
@@ -53,7 +54,7 @@ def sample(
         raise InputError(
             f"{out} is a folder; give a file, or for several samples of audio a folder that is not there yet"
         )
-    part = None if out is None else out.with_name(f"{out.name}.part")
+    part = None if out is None else unfinished(out)
     complete = out is not None and part is not None and resume and out.exists() and not part.exists()
     if out is not None and out.exists() and not (force or resume):
         raise InputError(f"{out} exists; choose another --out, or replace it with --force")

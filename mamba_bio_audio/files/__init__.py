@@ -19,7 +19,20 @@ from mamba_bio_audio.files.atomic import (
     write_json,
     write_text,
 )
-from mamba_bio_audio.files.folders import Maker, check_outside, growing_folder, mark, new_folder, replacing
+from mamba_bio_audio.files.folders import (
+    Maker,
+    begins_with,
+    check_file,
+    check_out,
+    check_outside,
+    growing_folder,
+    is_occupied,
+    mark,
+    new_folder,
+    put_in_place,
+    replacing,
+    restore,
+)
 from mamba_bio_audio.files.inside import inside
 from mamba_bio_audio.files.locks import locked
 from mamba_bio_audio.files.unfinished import begin_unfinished, discard_unfinished, unfinished
@@ -28,17 +41,23 @@ __all__ = [
     "Maker",
     "atomic_path",
     "begin_unfinished",
+    "begins_with",
+    "check_file",
     "check_folder",
+    "check_out",
     "check_outside",
     "discard_unfinished",
     "growing_folder",
     "inside",
+    "is_occupied",
     "locked",
     "mark",
     "name_full_disk",
     "new_folder",
+    "put_in_place",
     "read_json",
     "replacing",
+    "restore",
     "to_json",
     "unfinished",
     "write_json",

@@ -162,7 +162,7 @@ def new_folder(out: Path, maker: Maker, *, inputs: Iterable[Path | str] = (), fo
     check_out(out, maker, inputs, force=force)
     with locked(out):
         restore(out)
-        occupied = check_out(out, maker, inputs, force=force)
+        check_out(out, maker, inputs, force=force)
         work = _work(out)
         _remove_ours(work)
         work.mkdir()
@@ -171,19 +171,74 @@ def new_folder(out: Path, maker: Maker, *, inputs: Iterable[Path | str] = (), fo
             mark(work, maker)
             yield work
             mark(work, maker, [file.relative_to(work).as_posix() for file in work.rglob("*") if not file.is_dir()])
-            if occupied:
-                # Preparing may have taken long: nothing that came in the meantime is deleted.
-                check_replaceable(out, maker)
-                os.rename(out, _old(out))
-            elif out.exists():
-                out.rmdir()
-            os.rename(work, out)
+            put_in_place(work, out, maker)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
-            if not out.exists() and _old(out).exists():
-                os.rename(_old(out), out)
             raise
+
+
+def put_in_place(work: Path, out: Path, maker: Maker) -> None:
+    """Rename the finished folder `work` to `out`; an earlier result there is deleted once that is done.
+
+    Raises:
+        InputError: `out` holds anything that `maker` did not make, also if it came while `work` was being made.
+    """
+    if is_occupied(out):
+        check_replaceable(out, maker)
         _remove_ours(_old(out))
+        os.rename(out, _old(out))
+    elif out.exists():
+        out.rmdir()
+    try:
+        os.rename(work, out)
+    except BaseException:
+        if _old(out).exists():
+            os.rename(_old(out), out)
+        raise
+    _remove_ours(_old(out))
+
+
+def check_file(
+    out: Path, command: str, ours: Callable[[Path], bool], inputs: Iterable[Path | str] = (), *, force: bool
+) -> None:
+    """Refuse an output file that is in use for something else.
+
+    Args:
+        command: that makes the file, as a user types it.
+        ours: whether an existing file was made by that command, by its contents.
+        inputs: files and folders that the command reads.
+        force: an earlier result may be replaced.
+
+    Raises:
+        InputError: it is a folder, an input, there already, or not made by this command.
+    """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give a file")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; make it, or choose another --out")
+    place = os.path.realpath(out)
+    for given in inputs:
+        if os.path.realpath(given) == place:
+            raise InputError(f"{out}: an input of this command; choose another --out")
+    if not out.exists():
+        return
+    if not force:
+        raise InputError(f"{out} exists; choose another --out, or replace it with --force")
+    if not out.is_file() or not ours(out):
+        raise InputError(
+            f"{out}: not made by mba {command}, so --force does not replace it; choose another --out, or move the file away"
+        )
+
+
+def begins_with(*starts: str) -> Callable[[Path], bool]:
+    """Whether a file begins with one of some texts, and so is an earlier result; or is empty, and so no loss."""
+
+    def ours(path: Path) -> bool:
+        with path.open("rb") as file:
+            head = file.read(max(map(len, starts)))
+        return not head or any(head.startswith(start.encode()) for start in starts)
+
+    return ours
 
 
 @contextmanager

@@ -37,6 +37,8 @@ def locked(out: Path) -> Iterator[None]:
     lock = FileLock(path)
     while True:
         try:
+            # The library takes a folder that it may not write to for a lock that is held.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
             lock.acquire(timeout=0)
         except Timeout:
             raise InputError(f"{out}: in use by {_owner(note)}; wait until it ends, or stop it") from None

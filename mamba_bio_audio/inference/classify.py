@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -16,6 +16,10 @@ from mamba_bio_audio.errors import InputError
 Strand = Literal["both", "forward", "reverse"]
 
 
+class Stopped(Exception):
+    """The caller asked for an early end; there is no result."""
+
+
 def classify(
     model: Any,
     rows: Sequence[NDArray[Any]],
@@ -26,6 +30,7 @@ def classify(
     device: str = "cpu",
     narrow: bool = False,
     chunk: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float64]:
     """Class probabilities (n, K) of sequences of any lengths, put through as one batch.
 
@@ -38,6 +43,10 @@ def classify(
         device: "cpu" or "cuda".
         narrow: bf16 autocast.
         chunk: positions per pass, state carried, for constant memory at any length; None is one pass.
+        stop: asked before every pass.
+
+    Raises:
+        Stopped: `stop` said so.
     """
     if not rows or not all(len(row) for row in rows):
         raise InputError("a sequence to classify needs one base or more")
@@ -48,13 +57,19 @@ def classify(
         readings.append([reverse(row) for row in rows])
     total: NDArray[np.float64] = np.zeros(())
     for reading in readings:
-        logits = _last_logits(model, reading, pad_id, device, narrow, chunk)
+        logits = _last_logits(model, reading, pad_id, device, narrow, chunk, stop)
         total = total + logits.double().softmax(-1).cpu().numpy()
     return total / len(readings)
 
 
 def _last_logits(
-    model: Any, rows: Sequence[NDArray[Any]], pad_id: int, device: str, narrow: bool, chunk: int | None
+    model: Any,
+    rows: Sequence[NDArray[Any]],
+    pad_id: int,
+    device: str,
+    narrow: bool,
+    chunk: int | None,
+    stop: Callable[[], bool],
 ) -> Tensor:
     """Logits (n, K) at each row's last real position."""
     lengths = torch.tensor([len(row) for row in rows])
@@ -64,6 +79,8 @@ def _last_logits(
     step = chunk or longest
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
         for low in range(0, longest, step):
+            if stop():
+                raise Stopped
             # Piece by piece: as int64 a chromosome would take eight times its memory.
             tokens = np.full((len(rows), min(step, longest - low)), pad_id, dtype=np.int64)
             for line, row in zip(tokens, rows, strict=True):

@@ -14,7 +14,9 @@ averaged. So the windows of a record's strands are those of its reverse compleme
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.classify import Strand, classify
+from mamba_bio_audio.inference.classify import Stopped, Strand, classify
 
 Mode = Literal["windows", "stream"]
 Ids = NDArray[Any]
@@ -58,6 +60,7 @@ class _Record:
     windows: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     sums: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    left: int = 0  # windows that are still to be read
 
 
 def predict(
@@ -77,6 +80,7 @@ def predict(
     narrow: bool = False,
     chunk: int = 1 << 16,
     batch_symbols: int = 1 << 14,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Prediction]:
     """Predict records one after another; nothing is dropped, and each result is that of the record alone.
 
@@ -96,6 +100,7 @@ def predict(
         narrow: bf16 autocast.
         chunk: longest stretch that is read at once.
         batch_symbols: symbols read at once; does not change results.
+        stop: asked before every pass of the model; True ends the iteration, without the records that are not finished.
 
     Raises:
         InputError: streaming with a model that cannot carry a state.
@@ -113,28 +118,42 @@ def predict(
         return np.concatenate([start, row, np.full(fill, pad_id)]).astype(row.dtype) if start or fill else row
 
     def finish(waiting: Sequence[_Record]) -> Iterator[Prediction]:
+        try:
+            read_all(waiting)
+        except Stopped:
+            # In their order: what comes after an unfinished record is made again.
+            yield from (_result(r, known) for r in itertools.takewhile(lambda record: not record.left, waiting))
+            raise
+        yield from (_result(record, known) for record in waiting)
+
+    def read_all(waiting: Sequence[_Record]) -> None:
+        for record in waiting:
+            record.left = sum(map(len, record.windows.values()))
         for name in strands:
             pieces = [(record, low, high) for record in waiting for low, high in record.windows.get(name, ())]
             pieces.sort(key=lambda piece: piece[2] - piece[1])
             for batch in _batches(pieces, batch_symbols, step):
                 read = reverse if name == "reverse" else None
                 rows = [begun(_window(record.ids, low, high, read)) for record, low, high in batch]
-                found = classify(model, rows, pad_id=pad_id, device=device, narrow=narrow, chunk=step)
+                found = classify(model, rows, pad_id=pad_id, device=device, narrow=narrow, chunk=step, stop=stop)
                 for (record, _, _), row in zip(batch, found, strict=True):
                     record.sums[name] = record.sums.get(name, 0.0) + row
-        yield from (_result(record, known) for record in waiting)
+                    record.left -= 1
 
     content = max(1, length - (start_id is not None)) if mode == "windows" else None
     waiting: list[_Record] = []
     symbols = 0
-    for item in records:
-        record = _prepare(item, known, strands, content, max_unknown)
-        waiting.append(record)
-        symbols += len(record.ids)
-        if symbols >= BATCHES_AHEAD * batch_symbols or len(waiting) >= RECORDS_AHEAD:
-            yield from finish(waiting)
-            waiting, symbols = [], 0
-    yield from finish(waiting)
+    with suppress(Stopped):
+        for item in records:
+            record = _prepare(item, known, strands, content, max_unknown)
+            waiting.append(record)
+            symbols += len(record.ids)
+            if symbols >= BATCHES_AHEAD * batch_symbols or len(waiting) >= RECORDS_AHEAD:
+                yield from finish(waiting)
+                waiting, symbols = [], 0
+            if stop():
+                return
+        yield from finish(waiting)
 
 
 def _prepare(

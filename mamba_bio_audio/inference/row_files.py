@@ -4,7 +4,7 @@ A folder holds one file per row, growing block by block, and every so often the 
 
     settings.json             what is being sampled; a continuation must ask for the same
     row-00000.SUFFIX          the symbols of row 0 so far, in whatever bytes the domain writes
-    state.pt                  where all rows of the batch stood, replaced atomically
+    state.safetensors         where all rows of the batch stood, replaced atomically
 
 Killed at any moment, the rows keep what was written. A continuation cuts them back to the last state, restores it bit
 for bit and goes on, so that every later draw and every later symbol is that of the uninterrupted run.
@@ -15,22 +15,23 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import atomic_path, write_json
+from mamba_bio_audio.files import Maker, begin_unfinished, discard_unfinished
+from mamba_bio_audio.files.tensors import load_tree, save_tree
 from mamba_bio_audio.inference.generate import Block, generate_blocks
 
+STATE_NAME = "state.safetensors"
+MAKER = Maker("sample", ("settings.json", "row-*", STATE_NAME, "whole/*"))
 _SAVE_EVERY_S = 10.0
 # Open files of the process besides those of the rows.
 _OTHER_FILES = 128
@@ -96,43 +97,7 @@ class RowFiles:
             InputError: an unfinished sampling is there and neither continuing nor replacing it was asked for, or it has
                 other settings.
         """
-        there = self.folder.exists()
-        if there and not self.folder.is_dir():
-            raise InputError(f"{self.folder} is in the way; remove it")
-        if there and not (self.folder / "settings.json").exists() and any(self.folder.glob("[!.]*")):
-            # It will be deleted at the end.
-            raise InputError(
-                f"{self.folder}: a folder of something else is in the way; move it, or choose another --out"
-            )
-        if there and force:
-            shutil.rmtree(self.folder)
-        elif there and not resume:
-            raise InputError(
-                f"{self.folder}: an unfinished sampling; continue it with --resume, or replace it with --force"
-            )
-        elif there:
-            before = self._settings_before()
-            different = [key for key in {**before, **self.settings} if before.get(key) != self.settings.get(key)]
-            if before and different:
-                changes = ", ".join(f"{key} {before.get(key)} -> {self.settings.get(key)}" for key in different)
-                raise InputError(
-                    f"{self.folder}: the unfinished sampling has other settings ({changes}); give the same ones to "
-                    "--resume, or start again with --force"
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "settings.json", self.settings)
-
-    def _settings_before(self) -> dict[str, Any]:
-        path = self.folder / "settings.json"
-        if not path.exists():
-            return {}
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(value, dict):
-                raise ValueError("no JSON object")
-            return value
-        except ValueError as error:
-            raise InputError(f"{path}: damaged ({error}); start again with --force") from None
+        begin_unfinished(self.folder, MAKER, self.settings, resume=resume, force=force)
 
     def sample(
         self,
@@ -242,7 +207,7 @@ class RowFiles:
 
     def remove(self) -> None:
         """Delete the folder, once the rows have been brought to their final place."""
-        shutil.rmtree(self.folder)
+        discard_unfinished(self.folder)
 
     def _save(self, at: Position, block: Block, whole: bool) -> None:
         leaves = None
@@ -250,26 +215,26 @@ class RowFiles:
             leaves, _ = tree_flatten(block.state)
             leaves = [leaf.cpu().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         values = {"position": list(at[:2]), "log_likelihood": list(at.log_likelihood), "leaves": leaves}
-        with atomic_path(self.folder / "state.pt") as temporary:
-            torch.save(values | {"last": block.tokens[:, -1:].clone()}, temporary)
+        save_tree(self.folder / STATE_NAME, values | {"last": block.tokens[:, -1:].clone()})
 
     def _restore(self, model: nn.Module) -> tuple[Position, Tensor | None, Any]:
         """The last saved position, its last symbols, and the model's state there."""
-        path = self.folder / "state.pt"
+        path = self.folder / STATE_NAME
         if not path.exists():
             return Position(0, 0, ()), None, None
-        parameter = next(model.parameters())
+        device = next(model.parameters()).device
+        values = load_tree(path, remedy="start again with --force")
         try:
-            values = torch.load(path, map_location=parameter.device, weights_only=True)
             row, position = values["position"]
-            sums, last, leaves = values["log_likelihood"], values["last"], values["leaves"]
+            sums, last, leaves = values["log_likelihood"], values["last"].to(device), values["leaves"]
             state = None
             if leaves is not None:
-                _, structure = tree_flatten(model.init_state(len(last), parameter.device))  # type: ignore[operator]
+                _, structure = tree_flatten(model.init_state(len(last), device))  # type: ignore[operator]
+                leaves = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
                 state = tree_unflatten(leaves, structure)
-        except Exception as error:
+            return Position(int(row), int(position), tuple(sums)), last.long(), state
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InputError(f"{path}: damaged ({type(error).__name__}); start again with --force") from None
-        return Position(int(row), int(position), tuple(sums)), last.long(), state
 
     def _cut(self, low: int, rows: int, position: int) -> None:
         """Bring the rows of a batch back to `position` symbols; what was written after the last state is made again."""

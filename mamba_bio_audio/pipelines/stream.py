@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate, get_worker_info
 
+from mamba_bio_audio.signals import STOPPING
+
 # Streams of random numbers that share a seed.
 ORDER_STREAM, STRAND_STREAM, PLACE_STREAM, CASE_STREAM = 1, 2, 3, 4
 
@@ -170,9 +172,11 @@ def stop_workers(loader: DataLoader[Any]) -> None:
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; the main process saves first and then ends its workers.
+    """Stopping signals reach the whole process group; the main process saves first and then ends its workers.
 
     Should it fail to, they end themselves two minutes after a SIGTERM, so that nothing waits for them for ever.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(120))
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(120))

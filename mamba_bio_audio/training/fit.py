@@ -21,6 +21,7 @@ from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.stream import stop_workers
+from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training.checkpoint_io import TreeCheckpointIO
 from mamba_bio_audio.training.checkpoints import last_checkpoint
 from mamba_bio_audio.training.config import TrainConfig
@@ -29,7 +30,6 @@ from mamba_bio_audio.training.listening import Listener
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.progress import Progress
-from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.training.steps import Steps
 
 

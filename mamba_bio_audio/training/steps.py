@@ -22,6 +22,7 @@ from torch import nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training import metrics
 from mamba_bio_audio.training.checkpoints import check_optimizer, not_finite
 from mamba_bio_audio.training.config import TrainConfig
@@ -30,7 +31,6 @@ from mamba_bio_audio.training.listening import Listener
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.schedule import move_to
-from mamba_bio_audio.training.signals import StopSignal
 
 
 class NonFiniteLoss(RuntimeError):

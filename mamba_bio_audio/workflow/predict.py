@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,13 +17,21 @@ from numpy.typing import NDArray
 from mamba_bio_audio import checkpoint
 from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import write_json
+from mamba_bio_audio.files import (
+    Maker,
+    begin_unfinished,
+    begins_with,
+    check_file,
+    discard_unfinished,
+    locked,
+    unfinished,
+)
 from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.inference.predict import Mode, Prediction, predict
 from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.text import cell
 from mamba_bio_audio.training.fit import resolve_precision
-from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.workflow.predict_sources import Item, clips, open_source
 
 
@@ -49,7 +56,7 @@ def predict_files(
     Columns: file, record, length, bases_used, windows, predicted, one p_<class> per class, note. A record that cannot
     be scored has empty probabilities and the reason in `note`. Tabs, line ends and bytes that are no UTF-8 are written as
     backslash escapes. Rows stand in `OUT.part` until all are there; a signal,
-    a kill or a damaged file leaves them, and `resume` goes on behind them.
+    a kill or a damaged file leaves them, and `resume` continues after them.
 
     Args:
         run: classifier's run folder or export, or the folder of a judge or recogniser of digits, which `mba evaluate --metrics
@@ -75,6 +82,8 @@ def predict_files(
     for file in files:
         if str(file) != "-" and not os.path.exists(file):
             raise InputError(f"{file}: there is no such file")
+    if out is not None:
+        check_file(out, "predict", begins_with("\t".join(COLUMNS[:3])), [run, *files], force=force or resume)
     if resume and out is None:
         raise InputError("--resume needs --out: what went to standard output cannot be continued")
     if (run / "judge.json").exists():
@@ -102,7 +111,11 @@ def predict_files(
     model.to(device)
     items: deque[Item] = deque()
     header = [*COLUMNS[:3], f"{source.unit}s_used", *COLUMNS[4:], *(f"p_{label}" for label in labels), "note"]
-    with StopSignal() as stop, _Table(out, header, settings, resume, force) as table:
+    with (
+        locked(out) if out else nullcontext(),
+        StopSignal() as stop,
+        _Table(out, header, settings, resume, force) as table,
+    ):
 
         def symbols() -> Iterator[NDArray[np.uint8] | str]:
             # Kept until its prediction comes, which is in the same order.
@@ -126,6 +139,7 @@ def predict_files(
             narrow=resolve_precision(config.train.precision, device) == "bf16",
             chunk=chunk,
             batch_symbols=1 << (14 if device == "cpu" else 18),
+            stop=lambda: stop.number is not None,
         )
         for prediction in found:
             table.add(_row(items.popleft(), prediction, labels))
@@ -133,8 +147,6 @@ def predict_files(
                 progress(table.rows, None)
             if not items:
                 table.flush()
-                if stop.number is not None:
-                    break
         table.complete = stop.number is None
     return settings | {
         "run": str(run),
@@ -168,7 +180,11 @@ def _ask_judge(
     labels = [*DIGITS, "none"][: judge.head.out_features]
     settings = {"weights": weights_hash(judge), "mode": "judge", "files": [str(file) for file in files]}
     header = [*COLUMNS[:3], "samples_used", *COLUMNS[4:], *(f"p_{label}" for label in labels), "note"]
-    with StopSignal() as stop, _Table(out, header, settings, resume, force) as table:
+    with (
+        locked(out) if out else nullcontext(),
+        StopSignal() as stop,
+        _Table(out, header, settings, resume, force) as table,
+    ):
         for item in table.unfinished(clips(files, RATE_HZ, CLIP_SAMPLES)):
             if isinstance(item.symbols, str):
                 found = Prediction(None, item.length, 0, 0, item.symbols)
@@ -194,6 +210,8 @@ def _ask_judge(
 
 
 # `used` is called by its unit: bases_used, samples_used.
+ROWS_NAME = "rows.tsv"
+MAKER = Maker("predict", ("settings.json", ROWS_NAME))
 COLUMNS = ("file", "record", "length", "used", "windows", "predicted")
 
 
@@ -245,14 +263,13 @@ class _Table(AbstractContextManager["_Table"]):
         if out is None:
             self._write(header)
             return
-        self.part, self.note = unfinished(out), out.with_name(f"{out.name}.part.json")
-        if self.part.exists() and not (resume or force):
-            raise InputError(f"{self.part}: an unfinished prediction; go on with --resume, or discard it with --force")
-        if self.part.exists() and resume:
-            self._recover(header, settings)
+        self.folder = unfinished(out)
+        self.part = self.folder / ROWS_NAME
+        begun = begin_unfinished(self.folder, MAKER, settings, resume=resume, force=force)
+        if begun and self.part.exists():
+            self._recover(header)
             self._stream = self.part.open("a", encoding="utf-8")
         else:
-            write_json(self.note, settings)
             self._stream = self.part.open("w", encoding="utf-8")
             self._write(header)
 
@@ -282,9 +299,9 @@ class _Table(AbstractContextManager["_Table"]):
         self._stream.close()
         if kind is None and self.complete:
             os.replace(self.part, self.out)
-            self.note.unlink(missing_ok=True)
+            discard_unfinished(self.folder)
         else:
-            print(f"mba: {self.rows:,} rows are in {self.part}; --resume goes on behind them", file=sys.stderr)
+            print(f"mba: {self.rows:,} rows are in {self.part}; use --resume to continue", file=sys.stderr)
 
     def _write(self, row: Sequence[str]) -> None:
         self._stream.write("\t".join(row) + "\n")
@@ -298,30 +315,19 @@ class _Table(AbstractContextManager["_Table"]):
         else:
             self.reasons[row[-1]] += 1
 
-    def _recover(self, header: Sequence[str], settings: dict[str, Any]) -> None:
+    def _recover(self, header: Sequence[str]) -> None:
         """Count the whole rows of an earlier run; a row cut short by a kill is cut off."""
-        try:
-            before = json.loads(self.note.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.note}: cannot be read ({error}); start anew with --force") from None
-        different = [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]
-        if different:
-            raise InputError(
-                f"{self.part}: was made with another {different[0]} ({before.get(different[0])}); use the same "
-                "settings, or start anew with --force"
-            )
         data = self.part.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8").split("\n")[:-1]
-        if not lines or lines[0].split("\t") != list(header):
+        lines = whole.decode("utf-8").split("\n")[:-1] or ["\t".join(header)]
+        if not whole:
+            # Killed while the header was written.
+            whole = (lines[0] + "\n").encode()
+            self.part.write_bytes(whole)
+        if lines[0].split("\t") != list(header):
             raise InputError(f"{self.part}: not an unfinished prediction; start anew with --force")
         os.truncate(self.part, len(whole))
         for line in lines[1:]:
             row = line.split("\t")
             self._count(row)
             self._before.append((row[0], row[1], row[2]))
-
-
-def unfinished(out: Path) -> Path:
-    """Where the rows of `out` stand until they are complete."""
-    return out.with_name(f"{out.name}.part")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,18 @@ from mamba_bio_audio import checkpoint
 from mamba_bio_audio.config import RunConfig, to_yaml
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.likelihood import perplexity
-from mamba_bio_audio.files import check_folder, write_json, write_text
+from mamba_bio_audio.files import (
+    Maker,
+    check_folder,
+    check_out,
+    is_occupied,
+    locked,
+    mark,
+    replacing,
+    restore,
+    write_json,
+    write_text,
+)
 from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.weights import weights_hash
@@ -57,6 +68,47 @@ ROUNDING = {
     "train.stream_chunk",
     "train.stream_offload",
 }
+
+# What a run and the commands that read it write into its folder.
+RUN_FILES = (
+    "config.yaml",
+    "manifest.json",
+    "metrics.csv",
+    "*.safetensors",
+    "checkpoints/*",
+    "tensorboard/*",
+    "evaluate*",
+    "report.html",
+    "curve.png",
+    "spectrogram.png",
+    "samples.fa",
+    "samples.fa.report.json",
+    "sample.wav",
+    "sample.wav.json",
+)
+
+
+def run_maker(command: str) -> Maker:
+    """The command that makes a run folder: pretrain, classify, or demo."""
+    return Maker(command, RUN_FILES)
+
+
+def stands(run: Path) -> bool:
+    """Whether a run holds weights, and so is worth more than the run that it replaces."""
+    return (run / "model.safetensors").exists() or any((run / "checkpoints").glob("last.*"))
+
+
+def input_paths(config: RunConfig) -> list[str]:
+    """Files and folders that a configuration names; what they hold is never replaced."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from texts(item)
+
+    return [text for text in texts(config.model_dump(mode="json")) if os.path.exists(os.path.expanduser(text))]
 
 
 def resolve(config: RunConfig, data: DataModule) -> RunConfig:
@@ -142,6 +194,7 @@ def pretrain(
     force: bool = False,
     quiet: bool = False,
     arguments: Sequence[str] = (),
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Train into the run folder `run` and return a summary (JSON-able).
 
@@ -150,31 +203,54 @@ def pretrain(
         run: folder; must be new or empty unless `resume` or `force`.
         device: "cpu" or "cuda".
         resume: continue from the last checkpoint; without one, start from the beginning.
-        force: delete what an earlier run left in the folder.
+        force: replace a run of the same command; it is deleted once the new one has weights.
         quiet: no progress.
         arguments: of the command, for the manifest.
+        command: which makes the folder and may replace it; None is pretrain, or classify where there is a head.
 
     Raises:
         InputError: the folder is in use, or the resumed run had another configuration.
         NonFiniteLoss: the training diverged.
     """
-    train = config.train
     check_devices(config, device)
     check_fits(config, device)
     run = run.resolve()
-    step = 0
     check_folder(run)
-    # Of several processes the first one makes the folder, perhaps before the others look at it.
-    main = is_main_process()
-    occupied = run.exists() and any(run.iterdir()) and (main or resume)
     if resume and force:
         raise InputError("--resume continues a run and --force replaces it; give one of them")
+    with ExitStack() as held:
+        # Of several processes the first one writes.
+        if is_main_process():
+            held.enter_context(locked(run))
+        return _pretrain(config, run, device, resume, force, quiet, arguments, command, held)
+
+
+def _pretrain(
+    config: RunConfig,
+    run: Path,
+    device: str,
+    resume: bool,
+    force: bool,
+    quiet: bool,
+    arguments: Sequence[str],
+    command: str | None,
+    held: ExitStack,
+) -> dict[str, Any]:
+    """`pretrain` under the run's lock; `held` ends with the training."""
+    train = config.train
+    step = 0
+    # Of several processes the first one makes the folder, perhaps before the others look at it.
+    main = is_main_process()
+    maker = run_maker(command or ("pretrain" if config.head is None else "classify"))
+    if main:
+        restore(run, stands)
+    occupied = is_occupied(run) and (main or resume)
     if resume and not occupied:
         raise InputError(f"{run}: nothing to resume; leave out --resume to start the run")
     if occupied and not resume and not force:
         raise InputError(f"{run} is not empty; continue it with --resume, replace it with --force, or choose --out")
-    if occupied and force and not (run / "config.yaml").exists():
-        raise InputError(f"{run} is not a run folder (no config.yaml), so --force will not delete it")
+    if main and not resume:
+        check_out(run, maker, input_paths(config), force=force)
     before = checkpoint.read_manifest(run) if resume else {}
     changed: dict[str, Any] = {}
     if resume:
@@ -224,8 +300,9 @@ def pretrain(
         print(table([kernels, *data_rows(config.data.kind, described)]), file=sys.stderr)
     if main:
         if occupied and not resume:
-            shutil.rmtree(run)
+            held.enter_context(replacing(run, stands))
         run.mkdir(parents=True, exist_ok=True)
+        mark(run, maker)
         for left in (*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*.tmp")):
             left.unlink()
         write_text(run / "config.yaml", to_yaml(config))

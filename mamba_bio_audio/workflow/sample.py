@@ -5,19 +5,20 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 from mamba_bio_audio import checkpoint
 from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.files import atomic_path, begins_with, check_file, locked, unfinished
+from mamba_bio_audio.inference.generate import generate_blocks
 from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.text import printable
-from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.workflow.sample_audio import sample_audio
 
 _LINE_BASES = 80
@@ -48,7 +49,8 @@ def sample(
     appears whole.
 
     Args:
-        out: FASTA file, replaced where it exists; None is standard output, which cannot be resumed. Audio: see there.
+        out: FASTA file, replaced where it exists; None is standard output, which cannot be resumed and gets each record as
+            it is drawn. Audio: see there.
         prompt: bases, or an audio file.
         batch_size: records made at a time; does not change the result.
         resume: go on with what is in `OUT.part`, with the same settings; from the beginning where there is none. An
@@ -59,6 +61,11 @@ def sample(
     Returns:
         Name of the signal that stopped it, None at the end.
     """
+    part = None if out is None else unfinished(out)
+    complete = out is not None and resume and out.exists() and part is not None and not part.exists()
+    audio_file = out is not None and out.suffix.lower() in (".wav", ".flac")
+    if out is not None and not out.is_dir() and not audio_file and not complete:
+        check_file(out, "sample", begins_with(">sample_0 "), [run], force=force or resume)
     model = checkpoint.load_language_model(run, which).to(device)
     if model.codec is None:
         raise InputError(f"{run}: weights without a codec cannot be sampled as DNA; use mba.generate")
@@ -82,7 +89,8 @@ def sample(
             force=force,
             progress=progress,
         )
-    if resume and out is not None and out.exists() and not unfinished(out).exists():
+    if complete:
+        assert out is not None
         check_complete(out, length=length, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
         return None
     if prompt is not None:
@@ -105,31 +113,71 @@ def sample(
     }
     if resume and out is None:
         raise InputError("--resume needs --out: what went to standard output cannot be continued")
-    with StopSignal() as stop, nullcontext() if out is not None else tempfile.TemporaryDirectory() as folder:
-        place = unfinished(out) if out is not None else Path(str(folder)) / "rows"
-        rows = RowFiles(place, settings, encode=lambda tokens: model.codec.decode(tokens).encode())
+    options = {"length": length, "num_samples": num_samples, "batch_size": batch_size, "prompt": prompt} | draws
+    header = f"{_options(length, seed, temperature, top_k, top_p)} {start}"
+    if out is None:
+        return _stream(model, run, header, options, progress)
+    with locked(out), StopSignal() as stop:
+        rows = RowFiles(unfinished(out), settings, encode=lambda tokens: model.codec.decode(tokens).encode())
         rows.begin(resume=resume, force=force)
-        log_likelihood = rows.sample(
-            model,
-            length=length,
-            num_samples=num_samples,
-            batch_size=batch_size,
-            prompt=prompt,
-            progress=progress,
-            stop=lambda: stop.number is not None,
-            **draws,
-        )
+        log_likelihood = rows.sample(model, progress=progress, stop=lambda: stop.number is not None, **options)
         if log_likelihood is None:
             assert stop.number is not None
             return signal.Signals(stop.number).name
-        options = _options(length, seed, temperature, top_k, top_p)
-        with nullcontext() if out is None else atomic_path(out) as temporary, _open(temporary) as stream:
+        with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
             for row, nats in enumerate(log_likelihood):
-                stream.write(f">sample_{row} {options} {start} log_likelihood={nats:.6g} model={printable(run)}\n")
-                stream.writelines(_lines(rows.path(row)))
-            stream.flush()
+                stream.write(_header(row, f"{header} log_likelihood={nats:.6g}", run))
+                with rows.path(row).open(encoding="ascii") as bases:
+                    _write_lines(stream, iter(lambda: bases.read(_LINE_BASES * 1024), ""))
         rows.remove()
     return None
+
+
+def _stream(
+    model: Any, run: Path, header: str, options: dict[str, Any], progress: Callable[[int, int], None] | None
+) -> str | None:
+    """Sample to standard output, the first row of each batch as it is drawn; the others wait in unnamed files.
+
+    The headers give no log-likelihood, which is known at the end of a row only.
+    """
+    length, num_samples, batch_size = options["length"], options["num_samples"], options["batch_size"]
+    with ExitStack() as held, StopSignal() as stop:
+        waiting: list[IO[bytes]] = []
+        column = 0
+
+        def flush_waiting(first: int) -> None:
+            for row, file in enumerate(waiting, start=first):
+                file.seek(0)
+                sys.stdout.write(_header(row, header, run))
+                _write_lines(sys.stdout, (data.decode() for data in iter(lambda: file.read(1 << 16), b"")))  # noqa: B023
+                file.close()
+            waiting.clear()
+
+        for block in generate_blocks(model, **options):
+            rows = min(batch_size, num_samples - block.row)
+            if block.position == 0:
+                sys.stdout.write(_header(block.row, header, run))
+                waiting += [held.enter_context(tempfile.TemporaryFile()) for _ in range(rows - 1)]
+                column = 0
+            first, *others = (model.codec.decode(tokens) for tokens in block.tokens.numpy())
+            column = _write_lines(sys.stdout, [first], column)
+            for file, text in zip(waiting, others, strict=True):
+                file.write(text.encode())
+            done = block.position + block.tokens.shape[1]
+            if progress is not None:
+                progress(block.row * length + rows * done, num_samples * length)
+            if done == length:
+                if column:
+                    sys.stdout.write("\n")
+                flush_waiting(block.row + 1)
+            sys.stdout.flush()
+            if stop.number is not None:
+                return signal.Signals(stop.number).name
+    return None
+
+
+def _header(row: int, options: str, run: Path) -> str:
+    return f">sample_{row} {options} model={printable(run)}\n"
 
 
 def check_complete(
@@ -157,17 +205,26 @@ def _options(length: int, seed: int, temperature: float, top_k: int | None, top_
     )
 
 
-def unfinished(out: Path) -> Path:
-    """Folder in which the samples of `out` grow until they are whole."""
-    return out.with_name(f"{out.name}.part")
+def _write_lines(stream: IO[str], pieces: Iterable[str], column: int | None = None) -> int:
+    """Write bases as lines of 80.
 
+    Args:
+        column: where the last piece ended, whose line goes on; None begins a record that ends with these pieces.
 
-def _open(path: Path | None) -> AbstractContextManager[IO[str]]:
-    return nullcontext(sys.stdout) if path is None else path.open("w", encoding="utf-8")
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """A row's bases as FASTA lines."""
-    with path.open(encoding="ascii") as file:
-        while piece := file.read(_LINE_BASES):
-            yield piece + "\n"
+    Returns:
+        The column at which the last line ended; 0 after a line end.
+    """
+    at = column or 0
+    for piece in pieces:
+        start = 0
+        while start < len(piece):
+            part = piece[start : start + _LINE_BASES - at]
+            stream.write(part)
+            start, at = start + len(part), at + len(part)
+            if at == _LINE_BASES:
+                stream.write("\n")
+                at = 0
+    if column is None and at:
+        stream.write("\n")
+        at = 0
+    return at

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import re
 import shutil
 import signal
 import time
@@ -20,19 +17,30 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.checkpoint import Which, describe_which
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import atomic_path, write_json, write_text
+from mamba_bio_audio.files import (
+    Maker,
+    atomic_path,
+    check_out,
+    locked,
+    mark,
+    put_in_place,
+    read_json,
+    unfinished,
+    write_json,
+    write_text,
+)
 from mamba_bio_audio.inference import wav
 from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.pipelines.audio.files import open_file
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.training.signals import StopSignal
+from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.workflow.environment import environment
 
 _BLOCK = 1 << 20
 _WRITTEN = (".wav", ".flac")
 # Meant as files of audio, not as folders.
 _NOT_WRITTEN = (".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".aifc", ".au", ".caf")
-_OURS = re.compile(r"sample-\d{5,}\.(wav|flac)|index\.tsv|samples\.json")
+MAKER = Maker("sample", ("sample-*.wav", "sample-*.flac", "index.tsv", "samples.json"))
 # Of the settings, those that decide nothing once all is written.
 _HOW = ("batch_size", "device")
 
@@ -127,7 +135,7 @@ def sample_audio(
     }
     rate = Rate()
     rows = RowFiles(
-        out.with_name(f"{out.name}.part"),
+        unfinished(out),
         settings,
         encode=encode,
         symbol_bytes=wav.SAMPLE_BYTES,
@@ -141,9 +149,8 @@ def sample_audio(
         return None
     if single and note.exists() and not (force or (resume and begun)):
         raise InputError(f"{note} exists, and would be replaced; choose another --out, or replace it with --force")
-    if not single and (force or resume):
-        _check_ours(out)
-    with StopSignal() as stop:
+    with locked(out), StopSignal() as stop:
+        _check_target(out, note, [run] if prompt is None else [run, prompt], single, resume and begun)
         rows.begin(resume=resume, force=force)
 
         def report(done: int, total: int) -> None:
@@ -162,26 +169,49 @@ def sample_audio(
             cuda_graph=cuda_graph,
             **draws,
         )
-    if nats is None:
-        assert stop.number is not None
-        return signal.Signals(stop.number).name
-    described: dict[str, Any] = settings | {
-        "run": str(run),
-        "which": describe_which(model.config, which),
-        "quantizer": codec.description,
-        "sample_rate_hz": codec.sample_rate_hz,
-        "scale": [low, high],
-        "samples_per_second": rate.per_second,
-        "environment": environment(device),
-    }
-    if single:
-        _finish(rows.path(0), out)
-        write_json(note, described | {"log_likelihood": nats[0]})
-    else:
-        # Resumed, it may be a forced one, or one that ended just before its parts were removed.
-        _finish_folder(rows, out, nats, length, described, force or resume)
-    rows.remove()
+        if nats is None:
+            assert stop.number is not None
+            return signal.Signals(stop.number).name
+        described: dict[str, Any] = settings | {
+            "run": str(run),
+            "which": describe_which(model.config, which),
+            "quantizer": codec.description,
+            "sample_rate_hz": codec.sample_rate_hz,
+            "scale": [low, high],
+            "samples_per_second": rate.per_second,
+            "environment": environment(device),
+        }
+        if single:
+            _finish(rows.path(0), out)
+            write_json(note, described | {"log_likelihood": nats[0]})
+        else:
+            _finish_folder(rows, out, nats, length, described)
+        rows.remove()
     return None
+
+
+def _check_target(out: Path, note: Path, inputs: Sequence[str | Path], single: bool, begun: bool) -> None:
+    """Refuse to replace anything but samples.
+
+    Raises:
+        InputError: something else is in the place of `out`, or lies in it.
+    """
+    if not single:
+        check_out(out, MAKER, inputs, force=True)
+    # Killed between the file and its note, the sampling is still there to be finished.
+    elif out.exists() and not begun and (not note.is_file() or "log_likelihood" not in _read_note(note)):
+        raise InputError(
+            f"{out}: not made by mba sample ({note.name} is missing or says nothing of samples), so it is not replaced; choose "
+            "another --out, or move the file away"
+        )
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    try:
+        value = read_json(note)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _prompt_hash(levels: NDArray[np.uint8 | np.int16], scale: tuple[float, float]) -> str:
@@ -199,7 +229,7 @@ def _check_made(out: Path, note: Path, settings: dict[str, Any]) -> None:
     if not note.is_file():
         raise InputError(f"{out}: complete, but without {note}, which says how it was sampled; {remedy}")
     try:
-        made = json.loads(note.read_text(encoding="utf-8"))
+        made = read_json(note)
         if not isinstance(made, dict) or not made.keys() & settings.keys():
             raise ValueError("no settings of samples")
     except ValueError as error:
@@ -208,18 +238,6 @@ def _check_made(out: Path, note: Path, settings: dict[str, Any]) -> None:
     if different:
         changes = ", ".join(f"{key} {made[key]}, not {settings[key]}" for key in different)
         raise InputError(f"{out}: complete, but sampled with {changes}; {remedy}")
-
-
-def _check_ours(out: Path) -> None:
-    """Refuse to replace a folder that holds anything but samples.
-
-    Raises:
-        InputError: it does.
-    """
-    foreign = sorted(path.name for path in out.iterdir() if not _OURS.fullmatch(path.name)) if out.is_dir() else []
-    if foreign:
-        more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
-        raise InputError(f"{out}: holds {foreign[0]}{more}, which would be deleted; move it, or choose another --out")
 
 
 class Rate:
@@ -251,9 +269,7 @@ def index_text(nats: Sequence[float], length: int, names: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _finish_folder(
-    rows: RowFiles, out: Path, nats: Sequence[float], length: int, described: dict[str, Any], replace: bool
-) -> None:
+def _finish_folder(rows: RowFiles, out: Path, nats: Sequence[float], length: int, described: dict[str, Any]) -> None:
     whole = rows.folder / "whole"
     shutil.rmtree(whole, ignore_errors=True)
     whole.mkdir()
@@ -262,11 +278,8 @@ def _finish_folder(
         _finish(rows.path(row), whole / name)
     write_text(whole / "index.tsv", index_text(nats, length, names))
     write_json(whole / "samples.json", described | {"log_likelihood": list(nats)})
-    if out.exists() and replace:
-        # Once more: sampling may have taken long.
-        _check_ours(out)
-        shutil.rmtree(out)
-    os.replace(whole, out)
+    mark(whole, MAKER)
+    put_in_place(whole, out, MAKER)
 
 
 def _finish(source: Path, target: Path) -> None:

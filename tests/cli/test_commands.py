@@ -419,7 +419,7 @@ def test_a_run_is_never_overwritten_by_accident(trained, fasta, tmp_path, capsys
     precious.mkdir()
     (precious / "thesis.tex").write_text("x")
     assert mba_command("pretrain", "dna/tiny", *overrides(fasta), "--out", precious, "--force") == 2
-    assert "will not delete" in capsys.readouterr().err
+    assert "not marked as made by mba pretrain" in capsys.readouterr().err
     assert (precious / "thesis.tex").exists()
 
 

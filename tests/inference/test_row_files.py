@@ -210,19 +210,19 @@ def test_rows_refuse_what_does_not_fit(model, tmp_path):
     files = row_files(tmp_path / "p")
     files.begin()
     assert sample(files, model, stop=lambda: True) is None
-    with pytest.raises(InputError, match=r"unfinished sampling.*--resume.*--force"):
+    with pytest.raises(InputError, match=r"unfinished.*--resume.*--force"):
         files.begin()
     with pytest.raises(InputError, match=r"other settings .seed 4 -> 5"):
         row_files(tmp_path / "p", seed=5).begin(resume=True)
-    (tmp_path / "p" / "state.pt").write_bytes(b"not a state")
+    (tmp_path / "p" / "state.safetensors").write_bytes(b"not a state")
     files.begin(resume=True)
-    with pytest.raises(InputError, match=r"state.pt: damaged .*--force"):
+    with pytest.raises(InputError, match=r"state.safetensors: damaged .*--force"):
         sample(files, model)
     (tmp_path / "p" / "settings.json").write_text("{")
     with pytest.raises(InputError, match=r"settings.json: damaged"):
         files.begin(resume=True)
     files.begin(force=True)
-    assert not (tmp_path / "p" / "state.pt").exists()
+    assert not (tmp_path / "p" / "state.safetensors").exists()
     assert sample(files, model, stop=lambda: True) is None
     files.path(1).write_bytes(b"short")
     with pytest.raises(InputError, match=r"row-00001.txt: shorter"):

@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from mamba_bio_audio.training.signals import StopSignal
 from pydantic import ValidationError
 from torch import nn
 
@@ -14,7 +15,6 @@ from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.optim import parameter_groups
 from mamba_bio_audio.training.progress import duration
 from mamba_bio_audio.training.schedule import learning_rate
-from mamba_bio_audio.training.signals import StopSignal
 from mamba_bio_audio.training.steps import Steps
 
 

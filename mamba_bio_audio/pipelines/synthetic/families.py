@@ -30,7 +30,7 @@ from Bio.bgzf import BgzfWriter
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import atomic_path, write_json, write_text
+from mamba_bio_audio.files import Maker, atomic_path, new_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.records import Record, read_records, write_record
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
@@ -184,10 +184,21 @@ def plant_files(
     Args:
         files: FASTA file of every class.
         out: folder to make.
-        force: write into a folder that is not empty.
+        force: replace an earlier result of this function.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise InputError(f"{out}: exists and is not an empty folder. Choose another --out, or replace it with --force.")
+    with new_folder(out, Maker("plant families"), inputs=[*files.values()], force=force) as folder:
+        return _plant_files(files, folder, bases, spacing, divergence, both_strands, seed)
+
+
+def _plant_files(
+    files: Mapping[str, Path],
+    out: Path,
+    bases: int,
+    spacing: float,
+    divergence: float,
+    both_strands: bool,
+    seed: int,
+) -> dict[str, Any]:
     names = sorted(files)
     sequences = {name: list(read_records(files[name])) for name in names}
     everything = [record.sequence for name in names for record in sequences[name]]

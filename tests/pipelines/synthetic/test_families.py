@@ -113,7 +113,7 @@ def test_script_keeps_headers_and_writes_a_manifest(tmp_path):
     again = subprocess.run([*script, *files, "--out", str(out)], capture_output=True, text=True)
     assert again.returncode
     assert "--force" in again.stderr
-    with pytest.raises(InputError, match="empty folder"):
+    with pytest.raises(InputError, match="not empty"):
         plant_files({"a": tmp_path / "human" / "x.fa"}, out)
 
 

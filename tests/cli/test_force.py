@@ -1,0 +1,250 @@
+"""What `--force` replaces, what is locked, and what a stopped command leaves: with the real commands."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.files import locked
+
+SETTINGS = {
+    "model.d_model": 8,
+    "model.num_layers": 1,
+    "train.length": 32,
+    "train.tokens_per_step": 64,
+    "train.micro_batch": 2,
+    "train.steps": 2,
+    "train.validate_every": 2,
+    "train.validation_tokens": 64,
+}
+
+
+def mba(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        command([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+def write_fasta(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bases = np.random.default_rng(0).choice(list("ACGT"), 20_000)
+    path.write_text(">one\n" + "".join(bases) + "\n")
+    return path
+
+
+def pretrain(fasta: Path, out: Path, *more: object, **settings: object) -> int:
+    values = SETTINGS | {"data.path": fasta} | settings
+    keys = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    return mba("pretrain", "dna/tiny", *keys, "--out", out, "--quiet", "--device", "cpu", *more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_fasta(tmp_path_factory.mktemp("genome") / "toy.fa")
+
+
+@pytest.fixture(scope="module")
+def made(fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "made"
+    assert pretrain(fasta, out) == 0
+    return out
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def test_own_run_is_replaced(fasta: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "model.safetensors").read_bytes()
+    assert pretrain(fasta, run, "--seed", "5", "--force") == 0
+    assert (run / "model.safetensors").read_bytes() != before
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / ".mba.json").unlink(), "not marked as made by mba pretrain"),
+        (lambda run: (run / "thesis.tex").write_text("years"), "holds thesis.tex"),
+        (lambda run: write_fasta(run / "data" / "mine.fa"), "holds data/mine.fa"),
+        (
+            lambda run: (run / ".mba.json").write_text((run / ".mba.json").read_text().replace("pretrain", "classify")),
+            "mba classify",
+        ),
+    ],
+    ids=["older or foreign", "thesis", "training data", "another command"],
+)
+def test_everything_else_is_kept(spoil, message, fasta: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil(run)
+    before = contents(run.parent)
+    assert pretrain(fasta, run, "--force") == 2
+    assert message in capsys.readouterr().err
+    assert contents(run.parent) == before
+
+
+def test_own_training_data_inside_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fasta = write_fasta(run / "checkpoints" / "mine.fa")
+    for out in (run, run.parent):
+        assert pretrain(fasta, out, "--force") == 2
+        assert "an input of this command" in capsys.readouterr().err
+    assert fasta.exists()
+
+
+def test_the_current_directory_is_kept(
+    fasta: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(run)
+    for here in (run, run / "checkpoints"):
+        monkeypatch.chdir(here)
+        assert pretrain(fasta, run, "--force") == 2
+        assert "the current directory lies in it" in capsys.readouterr().err
+    assert contents(run) == before
+
+
+def test_failed_replacement_puts_the_old_run_back(
+    fasta: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mamba_bio_audio.workflow import pretrain as workflow
+
+    def fail(*arguments: object, **options: object) -> None:
+        assert (run / "config.yaml").exists()
+        assert not (run / "model.safetensors").exists()
+        raise MemoryError
+
+    before = contents(run)
+    monkeypatch.setattr(workflow, "fit", fail)
+    assert pretrain(fasta, run, "--force") == 1
+    assert "out of memory; lower train.micro_batch" in capsys.readouterr().err
+    assert contents(run) == before
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+def test_a_run_in_training_is_neither_resumed_nor_replaced(
+    fasta: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import sys; from pathlib import Path; from mamba_bio_audio.files import locked\n"
+    code += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    before = contents(run)
+    for option in ("--resume", "--force"):
+        assert pretrain(fasta, run, option, **{"train.steps": 4}) == 2
+        assert f"in use by process {process.pid}" in capsys.readouterr().err
+    process.communicate("")
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "/tmp/x", ""])
+def test_names_are_names(name: str, fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain(fasta, tmp_path / "run", name=json.dumps(name)) == 2
+    assert "name" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def recordings(folder: Path, count: int = 3) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        soundfile.write(folder / f"{number}.wav", np.sin(np.arange(16_000) / (5 + number)).astype(np.float32), 16_000)
+    return folder
+
+
+def test_prepare_audio_replaces_only_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = recordings(tmp_path / "in"), tmp_path / "out"
+    arguments = ("prepare", "audio", source, "--out", out, "--quiet")
+    assert mba(*arguments) == 0
+    assert mba(*arguments) == 2
+    assert mba(*arguments, "--force") == 0
+    (out / "manifest.json").rename(tmp_path / "manifest.json")
+    # A run also has a manifest.json, and so has many another folder.
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (tmp_path / "manifest.json").rename(thesis / "manifest.json")
+    assert mba("prepare", "audio", source, "--out", thesis, "--quiet", "--force") == 2
+    assert "not marked as made by mba prepare audio" in capsys.readouterr().err
+    assert (thesis / "manifest.json").exists()
+    for folder in (source, tmp_path):
+        assert mba("prepare", "audio", source, "--out", folder, "--quiet", "--force") == 2
+    assert len(list(source.iterdir())) == 3
+
+
+def test_prepare_genome_never_writes_among_foreign_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fasta = write_fasta(tmp_path / "in" / "toy.fa")
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "intervals.tsv").write_text("mine")
+    for out in (thesis, fasta.parent):
+        assert mba("prepare", "genome", fasta, "--out", out, "--force") == 2
+    assert (thesis / "intervals.tsv").read_text() == "mine"
+    assert mba("prepare", "genome", fasta, "--out", tmp_path / "out") == 0
+    assert mba("prepare", "genome", fasta, "--out", tmp_path / "out", "--force") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+def test_stopped_while_preparing(number: signal.Signals, tmp_path: Path) -> None:
+    source, out = recordings(tmp_path / "in", 2), tmp_path / "out"
+    # The second recording is never finished.
+    code = (
+        "import sys, time\n"
+        "from mamba_bio_audio.cli.main import run\n"
+        "from mamba_bio_audio.pipelines.audio import prepare\n"
+        "write, calls = prepare._write_flac, []\n"
+        "def slow(*arguments):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) > 1: print('waiting', flush=True); time.sleep(100)\n"
+        "    return write(*arguments)\n"
+        "prepare._write_flac = slow\n"
+        "run(sys.argv[1:])\n"
+    )
+    arguments = ["prepare", "audio", str(source), "--out", str(out), "--quiet"]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    os.kill(process.pid, number)
+    process.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert not out.exists()
+    # "Run it again" works, and leaves nothing hidden.
+    assert mba(*arguments) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_output_that_cannot_be_written(fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.geteuid() == 0:
+        # Permissions do not bind root; /proc accepts no folders from anybody.
+        place = Path("/proc/runs")
+    else:
+        place = tmp_path / "sealed" / "run"
+        place.parent.mkdir(mode=0o500)
+    assert pretrain(fasta, place) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_two_writers_of_one_sample(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s.fa"
+    with locked(out):
+        for option in ((), ("--resume",), ("--force",)):
+            assert mba("sample", made, "--length", "10", "--out", out, "--quiet", "--device", "cpu", *option) == 2
+            assert "in use by process" in capsys.readouterr().err
+    assert not out.exists()

@@ -4,12 +4,12 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from mamba_bio_audio.training.signals import StopSignal
 from pydantic import ValidationError
 from torch import nn
 
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.optim import parameter_groups

@@ -58,7 +58,7 @@ def counter(what: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int | 
 
 @contextmanager
 def counters(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress callback (what, done, total) of a job in parts: a bar for each on a terminal, nothing otherwise."""
+    """A progress callback (what, done, total) of a job in parts: a bar for each that runs on a terminal, nothing otherwise."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -70,6 +70,7 @@ def counters(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
         def tell(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
+            # A job may have thousands of parts; only those that run are shown.
+            bar.update(tasks[what], completed=done, total=total, visible=total is None or done < total)
 
         yield tell

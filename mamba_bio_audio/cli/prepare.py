@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.cli import prepare_apes, prepare_audio, prepare_hg38
-from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, counter
+from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, counters
 from mamba_bio_audio.files import to_json
 from mamba_bio_audio.text import show, table
 
@@ -59,7 +59,7 @@ def genome(
     """Index any genome, count its bases, split it, check the splits for shared bases, write a manifest."""
     from mamba_bio_audio.pipelines.dna.prepare import prepare_genome
 
-    with counter("comparing splits", "bases", as_json) as progress:
+    with counters(as_json) as progress:
         prepared = prepare_genome(
             [str(path) for path in fasta],
             out,

@@ -43,6 +43,7 @@ class UnevenFastaError(InputError):
 
     def __init__(self, path: str, problem: str) -> None:
         name = os.path.basename(path)
+        self.problem = problem
         super().__init__(f"{path}: {problem} `mba prepare genome {name} --out DIR` writes a repaired copy into DIR.")
 
 

@@ -153,6 +153,7 @@ def _prepare(
         allow_shared_bases=True,
         allow_duplicates=True,
         note=say,
+        progress=None if progress is None else lambda what, done, total: progress(done, total),
     )
     lower = manifest["lower_case_percent"]
     manifest |= {

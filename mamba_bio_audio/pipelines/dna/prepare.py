@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from mamba_bio_audio.files import Maker, new_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, describe_duplicates, find_duplicates, without
+from mamba_bio_audio.pipelines.dna.fasta_index import load_index, move_index
+from mamba_bio_audio.pipelines.dna.fasta_repair import LISTED, repair
+from mamba_bio_audio.pipelines.dna.fasta_scan import UnevenFastaError
 from mamba_bio_audio.pipelines.dna.genome import Genome, check_genome_names, find_fasta_files
 from mamba_bio_audio.pipelines.dna.intervals import (
     SPLITS,
@@ -31,6 +35,9 @@ from mamba_bio_audio.pipelines.dna.statistics import describe, describe_contigs
 MAKER = Maker("prepare genome")
 # From here on the comparison of splits takes long enough to be announced.
 MANY_BASES = 100_000_000
+# Repairs that are shown; the manifest lists more.
+SHOWN_REPAIRS = 5
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,13 @@ def prepare_genome(
     allow_duplicates: bool = False,
     force: bool = False,
     note: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> PreparedGenome:
     """Check, index, count and split FASTA files; write intervals.tsv and manifest.json to a folder.
 
     The sequence is not copied: the manifest keeps the paths (relative and absolute) and checksums of the
-    FASTA files. Only ordinary gzip, which cannot be read at random positions, is recompressed into the folder.
+    FASTA files. Only what cannot be read at random positions is: ordinary gzip is recompressed into the folder, and files of
+    uneven layout are repaired into it (see `fasta_repair.py`), with a list of what was repaired in the manifest.
 
     Args:
         paths: FASTA (plain, BGZF or gzip) or 2bit files, or folders of them.
@@ -85,7 +93,7 @@ def prepare_genome(
             out for it. Otherwise small records that repeat another split are left out, and named.
         force: replace what an earlier run left in `out`.
         note: called with a line on what takes long.
-        progress: of the comparison of splits, called with (bases read, bases in all).
+        progress: called with (what is being done, bytes or bases done, and in all).
 
     Raises:
         InputError: bad FASTA, bad intervals, splits that share bases, or `out` in use.
@@ -122,6 +130,9 @@ def prepare_genome(
             note=note,
             progress=progress,
         )
+    for file in manifest["files"]:
+        if file["path"] == str(folder / file["name"]):
+            move_index(work / file["name"], file["path"])
     return PreparedGenome(folder, manifest, summary_rows(manifest))
 
 
@@ -138,40 +149,77 @@ def write_prepared(
     note: Callable[[str], None],
     exclude: Sequence[str] = (),
     min_length: int = 0,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`prepare_genome` of files into `work`, which will be `folder`; returns the manifest."""
-    moved: dict[str, str] = {}
-    for path in found:
-        if not is_ordinary_gzip(Path(path)):
-            continue
-        note(f"{path}: ordinary gzip, recompressing to BGZF in {folder}")
-        # Readers know BGZF by its name.
-        name = os.path.basename(path)
-        name += "" if name.lower().endswith((".gz", ".bgz")) else ".gz"
-        moved[path] = str(work / name)
-        recompress(Path(path), Path(moved[path]))
-    readable = [moved.get(path, path) for path in found]
-    manifest, text = _examine(
-        readable,
-        folder,
-        intervals,
-        contigs,
-        exclude,
-        min_length,
-        settings,
-        allow_shared_bases,
-        allow_duplicates,
-        note,
-        progress,
-    )
+    copies = {path: os.path.join(work, _packed_name(path)) for path in found}
+    copied: dict[str, dict[str, Any]] = {}
+    try:
+        for path in found:
+            if (copy := _readable(path, copies[path], folder, note, progress)) is not None:
+                copied[path] = copy
+        manifest, text = _examine(
+            [copies[path] if path in copied else path for path in found],
+            folder,
+            intervals,
+            contigs,
+            exclude,
+            min_length,
+            settings,
+            allow_shared_bases,
+            allow_duplicates,
+            note,
+            progress,
+        )
+    except BaseException as error:
+        for path, copy in copies.items():
+            move_index(copy, None)
+            # The copy is gone with the folder; what is wrong is wrong in the file as given.
+            if isinstance(error, InputError) and copy in str(error):
+                raise InputError(str(error).replace(copy, path)) from None
+        raise
     for path, file in zip(found, manifest["files"], strict=True):
-        if path in moved:
-            file |= {"recompressed_from": path, "path": str(folder / file["name"]), "relative_path": file["name"]}
+        if path in copied:
+            file |= {**copied[path], "path": str(folder / file["name"]), "relative_path": file["name"]}
     write_text(work / INTERVALS_NAME, text)
     # Last: it makes the folder a prepared one.
     write_json(work / MANIFEST_NAME, manifest)
     return manifest
+
+
+def _packed_name(path: str) -> str:
+    """Name of the copy of a file: readers know BGZF by its name."""
+    name = os.path.basename(path)
+    return name if name.lower().endswith((".gz", ".bgz")) else f"{name}.gz"
+
+
+def _readable(
+    path: str, copy: str, folder: Path, note: Callable[[str], None], progress: Progress | None
+) -> dict[str, Any] | None:
+    """Make a copy of a file that cannot be read at random positions as it is, and the index of what can.
+
+    Returns:
+        What the manifest says of the copy; None where the file itself will do.
+    """
+    name = os.path.basename(path)
+
+    def told(what: str) -> Callable[[int, int | None], None] | None:
+        return None if progress is None else partial(progress, f"{what} {name}")
+
+    known: dict[str, Any] | None = None
+    if is_ordinary_gzip(Path(path)):
+        note(f"{path}: ordinary gzip, recompressing to BGZF in {folder}")
+        recompress(Path(path), Path(copy), told("recompressing"))
+        known = {"recompressed_from": path}
+    try:
+        load_index(path if known is None else copy, progress=told("indexing"))
+    except UnevenFastaError as error:
+        problem = str(error.problem)
+        note(f"{path}: {problem} Repairing it into {folder}; the file itself stays as it is")
+        repairs = repair(Path(path), Path(copy), told("repairing"))
+        load_index(copy, progress=told("indexing"))
+        return {"repaired_from": path, "repairs": repairs.to_dict()}
+    return known
 
 
 def _examine(
@@ -185,7 +233,7 @@ def _examine(
     allow_shared_bases: bool,
     allow_duplicates: bool,
     note: Callable[[str], None],
-    progress: Callable[[int, int | None], None] | None,
+    progress: Progress | None,
 ) -> tuple[dict[str, Any], str]:
     """Manifest and text of the intervals file of a genome; nothing is written but indexes."""
     genome = Genome(paths)
@@ -217,7 +265,8 @@ def _examine(
         )
     if sum(len(interval) for interval in chosen) > MANY_BASES:
         note(f"comparing {WORD}-mers of the splits")
-    duplicates = find_duplicates(genome, chosen, leave_out=not allow_duplicates, progress=progress)
+    told = None if progress is None else partial(progress, "comparing splits")
+    duplicates = find_duplicates(genome, chosen, leave_out=not allow_duplicates, progress=told)
     if duplicates.excessive and not allow_duplicates:
         listed = "\n".join(
             f"  {what}: {value}".replace("  : ", "    ") for what, value in describe_duplicates(duplicates.to_dict())
@@ -245,6 +294,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             for file in summary["files"]
             if "recompressed_from" in file
         ),
+        *(row for file in summary["files"] if "repairs" in file for row in _repair_rows(file)),
         ("records", f"{summary['records']:,}"),
         ("bases", f"{summary['bases']:,}"),
         ("contigs", _contigs(summary["contigs"])),
@@ -269,6 +319,20 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("bases in two splits", _pairs(summary["shared_bases"])))
         if "duplicates" in summary:
             rows += describe_duplicates(summary["duplicates"])
+    return rows
+
+
+def _repair_rows(file: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was repaired in a file, kind by kind, and the first places."""
+    counts, first = file["repairs"]["counts"], file["repairs"]["first"]
+    kinds = ", ".join(f"{what} ({count:,})" for what, count in counts.items())
+    rows = [("repaired", f"{file['repaired_from']} to {file['path']}: {kinds}")]
+    for place in first[:SHOWN_REPAIRS]:
+        record = f"record {place['record']}, " if place["record"] else ""
+        rows.append(("", f"{record}line {place['line']:,}: {place['what']}"))
+    more = sum(counts.values()) - len(first[:SHOWN_REPAIRS])
+    if more:
+        rows.append(("", f"and {more:,} more; the first {LISTED} of each kind are in the manifest"))
     return rows
 
 

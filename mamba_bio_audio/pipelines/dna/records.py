@@ -26,7 +26,7 @@ STDIN = "-"
 LINE_BASES = 80
 _PIECE_LINES = 1 << 14
 _PIECE_BYTES = 1 << 20
-_LETTERS = bytes([*range(65, 91), *range(97, 123), *b"-*."])
+LETTERS = bytes([*range(65, 91), *range(97, 123), *b"-*."])
 _OTHER_FORMATS = ((b"BZh", "bzip2"), (b"PK\x03\x04", "zip"), (b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstd"))
 
 
@@ -52,8 +52,8 @@ class Record:
         # In pieces, because the check of a whole chromosome would take as much memory again.
         for begin in range(0, len(self.sequence), _PIECE_BYTES):
             piece = self.sequence[begin : begin + _PIECE_BYTES]
-            if piece.translate(None, _LETTERS):
-                at = next(i for i, code in enumerate(piece) if code not in _LETTERS)
+            if piece.translate(None, LETTERS):
+                at = next(i for i, code in enumerate(piece) if code not in LETTERS)
                 return begin + at + 1, chr(piece[at])
         return None
 

@@ -197,10 +197,24 @@ def test_data_path_of_a_foreign_manifest(write_fasta, random_dna, tmp_path: Path
             module(tmp_path / "f")
 
 
-def test_preparing_needs_no_torch() -> None:
+def test_preparing_needs_no_torch(write_fasta, random_dna, tmp_path: Path) -> None:
+    """The whole command: repair, index, splits, comparison, table."""
+    path = write_fasta("a.fa", {"r": random_dna(9000)})
+    Path(path).write_text(Path(path).read_text().replace("\n", "\n\n", 1))
     program = (
-        "import sys, mamba_bio_audio.pipelines.dna.prepare, mamba_bio_audio.pipelines.dna.config;"
-        "assert not {'torch', 'lightning'} & set(sys.modules)"
+        "import sys\n"
+        "from mamba_bio_audio.cli.main import run\n"
+        "try:\n"
+        "    run(sys.argv[1:])\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "slow = {'torch', 'torchaudio', 'triton', 'lightning', 'matplotlib', 'sklearn', 'scipy', 'transformers'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)\n"
     )
     root = Path(__file__).resolve().parents[3]
-    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": str(root)})
+    arguments = ["prepare", "genome", path, "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "line of another length" not in done.stdout
+    assert "blank line (1)" in done.stdout

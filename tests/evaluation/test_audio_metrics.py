@@ -57,6 +57,19 @@ def test_scores_of_certain_classes() -> None:
     assert metrics.am_score(p, one) == pytest.approx(expected, rel=1e-6)
 
 
+def test_halves_of_the_inception_score_are_disjoint() -> None:
+    """With a class of its own for each clip, no class of one half is in the mean of the other."""
+    p = np.eye(8)
+    assert metrics.inception_score(p) == pytest.approx(1e12)
+    # Against the formula, on the halves that the seed draws.
+    p = RNG.dirichlet(np.full(10, 0.3), 31)
+    for seed in (0, 5):
+        drawn = p[np.random.default_rng(seed).permutation(31)]
+        one, other = drawn[:15], drawn[15:].mean(0)
+        expected = np.exp((one * np.log(one / other)).sum(1).mean())
+        assert metrics.inception_score(p, seed) == pytest.approx(expected, rel=1e-6)
+
+
 def test_scores_of_no_opinion() -> None:
     p = np.full((100, 10), 0.1)
     assert metrics.inception_score(p) == pytest.approx(1)
@@ -83,6 +96,19 @@ def test_differing_bins() -> None:
     assert reference.differing_bins(RNG.standard_normal((2000, 3))) < 0.2
     assert reference.differing_bins(np.zeros((2000, 3))) > 0.9
     assert reference.differing_bins(train) == 0
+
+
+def test_differing_bins_are_those_beyond_the_97_5_percent_quantile() -> None:
+    """Two bins; shares of which the two-proportion z statistic is a little below and above 1.96."""
+    train = np.repeat([[0.0], [10.0]], 1000, axis=0)
+    reference = Reference(Judged(train, np.full((2000, 10), 0.1)), bins=2)
+    for in_first, differ in ((1061, False), (939, False), (1063, True), (937, True)):
+        pooled = (1000 + in_first) / 4000
+        z = abs(1000 - in_first) / 2000 / np.sqrt(pooled * (1 - pooled) * 2 / 2000)
+        assert 1.9 < z < 2.02
+        assert (z > 1.959964) == differ
+        generated = np.repeat([[0.0], [10.0]], [in_first, 2000 - in_first], axis=0)
+        assert reference.differing_bins(generated) == float(differ)
 
 
 def test_intervals_hold_the_estimate_and_narrow_with_n() -> None:

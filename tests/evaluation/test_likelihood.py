@@ -190,3 +190,21 @@ def test_long_windows_go_through_in_pieces(monkeypatch) -> None:
     assert found.nats == pytest.approx(float(whole.loss_sum), rel=1e-9)
     assert max(longest) <= 2**14
     assert len(longest) == 3
+
+
+@pytest.mark.parametrize(("rows", "length", "passes"), [(40, 1000, 3), (3, 8192, 2), (2, 8192, 1), (20_000, 3, 3)])
+def test_batches_of_many_positions_are_cut(rows: int, length: int, passes: int) -> None:
+    """By rows times length, and not by the length alone; the state is carried, so nothing changes."""
+    model = build_model(ModelConfig(d_model=4, num_layers=1, vocab_size=12), seed=0)
+    sizes = []
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape)))
+    generator = torch.Generator().manual_seed(0)
+    symbols = torch.randint(7, 11, (rows, length + 1), generator=generator)
+    with torch.no_grad():
+        whole = model(symbols[:, :-1], targets=symbols[:, 1:], logits="none")
+    sizes.clear()
+    found = evaluate_likelihood(model, [{"tokens": symbols[:, :-1], "targets": symbols[:, 1:]}])
+    assert found.count == rows * length
+    assert found.nats == pytest.approx(float(whole.loss_sum), rel=1e-5)
+    assert len(sizes) == passes
+    assert all(r * l <= max(2**14, rows) for r, l in sizes)

@@ -66,6 +66,47 @@ def test_longest_matches_equal_brute_force(seed, group, monkeypatch):
     assert match.strand == ("-" if seed % 2 else "+")
 
 
+@pytest.mark.parametrize("strand", ["+", "-"])
+def test_the_match_tells_strand_and_places(strand):
+    """The bases behind `position` of the sequence are those behind `start` of the record, read on the strand told."""
+    rng = np.random.default_rng(3)
+    whole = text(rng, 400)
+    piece = whole[210:260]
+    sequence = text(rng, 33) + (piece if strand == "+" else complement(piece)) + text(rng, 17)
+    genome = Genome(a=whole)
+    # The match begins inside the second query, and there is a shorter one on the other strand.
+    sequence += complement(whole[20:50]) if strand == "+" else whole[20:50]
+    queries = [Query(0, 0, 30), Query(0, 30, 60), Query(0, 60, len(sequence))]
+    lengths, match = longest_matches([CODEC.encode(sequence)], queries, genome, genome.spans())
+    assert lengths[1] == match.bases >= 50
+    assert match.strand == strand
+    own = sequence[match.position : match.position + match.bases]
+    read = whole[match.start : match.start + match.bases]
+    assert own == (read if strand == "+" else complement(read))
+    assert own != (complement(read) if strand == "+" else read)
+    assert match.start <= 210 < 260 <= match.start + match.bases
+
+
+def test_a_hash_is_believed_only_where_the_bases_are_the_same(monkeypatch):
+    """With a hash that all words share, the match is still one of the right bases on the right strand."""
+    rng = np.random.default_rng(4)
+    whole = text(rng, 300)
+    genome = Genome(a=whole)
+    honest = module._hashes
+
+    def colliding(tokens, length):
+        found, positions = honest(tokens, length)
+        return found * np.uint64(0), positions
+
+    sequence = CODEC.encode(complement(whole[100:140]))
+    monkeypatch.setattr(module, "_hashes", colliding)
+    same = module._Words([sequence], [Query(0, 0, 40)], 40)
+    value, ids = same.sorted[0], genome.records["a"]
+    found = [(at, match) for at in range(261) if (match := same.locate(value, ids[at : at + 40]))]
+    assert found == [(100, (0, 0, "-"))]
+    assert same.locate(value, sequence) == (0, 0, "+")
+
+
 def test_longest_matches_read_the_spans_only():
     rng = np.random.default_rng(9)
     genome = Genome(a=text(rng, 1000))

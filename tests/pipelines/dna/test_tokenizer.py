@@ -40,6 +40,14 @@ def test_reverse_complement(text: str) -> None:
     assert (codec.reverse_complement(codec.reverse_complement(ids)) == ids).all()
 
 
+def test_reverse_complement_of_a_batch_turns_each_row() -> None:
+    rows = ["AACGT", "TTTGN", "CCAGA"]
+    ids = np.stack([codec.encode(row) for row in rows])
+    turned = codec.reverse_complement(ids)
+    assert [codec.decode(row) for row in turned] == ["ACGTT", "NCAAA", "TCTGG"]
+    assert (codec.reverse_complement(ids[None])[0] == turned).all()
+
+
 def test_reverse_complement_keeps_special_tokens() -> None:
     assert codec.reverse_complement(np.arange(12, dtype=np.uint8)).tolist() == [
         *(11, 7, 8, 9, 10),

@@ -1,14 +1,22 @@
 """What the tests of Triton kernels share."""
 
+from __future__ import annotations
+
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+
+if os.environ.get("CI") == "true":
+    import triton  # noqa: F401  # where it is missing, CI must not skip what needs it
 
 
 @pytest.fixture
@@ -28,56 +36,193 @@ def states_written(monkeypatch):
     return record
 
 
-@pytest.fixture
-def run_interpreted(request):
-    """Runs the test's own file once more in a process in which Triton interprets, and requires that it passes.
-
-    Skips the test in that process, and where range(runtime integer) fails in the interpreter: in that of Triton below
-    3.7 with NumPy 2.4 and later.
-    """
+def cannot_interpret() -> str | None:
+    """Why Triton's interpreter cannot run here, or None; range(runtime integer) fails below Triton 3.7 with NumPy 2.4."""
     triton = pytest.importorskip("triton")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("this is the outer process")
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        pytest.skip("Triton's interpreter below 3.7 needs numpy < 2.4")
+        return "Triton's interpreter below 3.7 needs numpy < 2.4"
+    return None
+
+
+@pytest.fixture
+def run_interpreted(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Runs class TestInterpreted of the test's own file in a process in which Triton interprets; all of it must pass.
+
+    Skips where the interpreter cannot run, which on CI (`CI=true`) is an error: nothing else there runs the kernels.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("this is the outer process")
+    reason = cannot_interpret()
+    if reason is not None:
+        assert os.environ.get("CI") != "true", f"CI must interpret the kernels: {reason}"
+        pytest.skip(reason)
 
     def run() -> None:
         env = {**os.environ, "TRITON_INTERPRET": "1"}
         env.pop("PYTEST_XDIST_WORKER", None)
         file = str(request.node.path)
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", file]
+        options = ["-q", "-x", "-k", "TestInterpreted", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        command = [sys.executable, "-m", "pytest", *options, file]
         root = Path(__file__).resolve().parents[2]
         done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-        assert " passed" in done.stdout
+        summary = done.stdout.splitlines()[-1]
+        assert re.search(r"\d+ passed", summary)
+        assert "skipped" not in summary, done.stdout[-2000:]
 
     return run
 
 
 @pytest.fixture
-def compile_for():
-    """Compiles a Triton kernel for a GPU that is not there; skips where Triton's assembler does not know it.
+def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """A device that an H100 seems to be: 132 multiprocessors, compute capability 9.0. Nothing can lie on it."""
+    pytest.importorskip("triton")
+    from mamba_bio_audio.kernels.selective_scan import general_op, triton_op
 
-    Arguments: kernel, its constants (others are left out), architecture, types of pointers that are not fp32, then
-    options such as num_warps. Pointers and batch strides are divisible by 16, as in a training step.
+    properties = SimpleNamespace(multi_processor_count=132, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    caches = (triton_op._schedulers, triton_op.make_plan, general_op.make_general_plan)
+    for cached in caches:
+        cached.cache_clear()
+    yield torch.device("cuda", 0)
+    for cached in caches:
+        cached.cache_clear()
+
+
+class Launch(NamedTuple):
+    """One launch of a Triton kernel."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]  # at run time: tensors and numbers
+    constants: dict[str, Any]
+    options: dict[str, Any]  # num_warps and others
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """Every launch of a Triton kernel from now on; none runs. Works on meta tensors, so any size costs nothing."""
+    pytest.importorskip("triton")
+    from triton.runtime.jit import JITFunction
+
+    found: list[Launch] = []
+
+    def run(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **given: Any) -> None:
+        options = {name: given.pop(name) for name in list(given) if name not in self.arg_names}
+        values = dict(zip(self.arg_names, args, strict=False)) | given
+        assert values.keys() == set(self.arg_names), "arguments are missing"
+        constants = {p.name: values.pop(p.name) for p in self.params if p.is_constexpr}
+        found.append(Launch(self, grid, values, constants, options))
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    return found
+
+
+class LaunchScan:
+    """`launch_scan(kind, shape)`: the launches of a scan in training on an H100, (plan, forward, backward).
+
+    bf16, with all optional inputs but a state before the span and resets, the gate in rows of twice its width.
+    """
+
+    # complex, time-invariant, exactly held
+    kinds: ClassVar = {
+        "real selective": (False, False, False),
+        "complex selective": (True, False, False),
+        "real LTI": (False, True, False),
+        "complex LTI": (True, True, False),
+        "real, exactly held": (False, False, True),
+        "complex, exactly held": (True, False, True),
+    }
+
+    def __init__(self, device: torch.device, launches: list[Launch]) -> None:
+        self.device, self.launches = device, launches
+
+    def __call__(self, kind: str, shape: tuple[int, int, int, int]) -> tuple[Any, list[Launch], list[Launch]]:
+        """`shape` is batch, length, channels, states."""
+        from mamba_bio_audio.kernels.selective_scan import general_op, triton_op
+
+        is_complex, fixed, exact = self.kinds[kind]
+        batch, length, channels, states = shape
+        parts = (2,) if is_complex else ()
+
+        def meta(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.empty(*size, dtype=dtype, device="meta", requires_grad=True)
+
+        maps = [
+            meta(channels, states, *parts) if fixed else meta(batch, length, states, *parts, dtype=torch.bfloat16)
+            for _ in "BC"
+        ]
+        inputs = {
+            "u": meta(batch, length, channels, dtype=torch.bfloat16),
+            "dt": meta(channels) if fixed else meta(batch, length, channels, dtype=torch.bfloat16),
+            "A": meta(channels, states, *parts),
+            "B": maps[0],
+            "C": maps[1],
+            "D": meta(channels),
+            "z": meta(batch, length, 2 * channels, dtype=torch.bfloat16)[..., channels:],
+            "dt_bias": meta(channels),
+        }
+        self.launches.clear()
+        if kind == "real selective":
+            plan = triton_op.make_plan(*shape, self.device)
+            out = triton_op.selective_scan_triton(**inputs, plan=plan)
+        else:
+            which = general_op.kind_of(*(inputs[name] for name in ("dt", "A", "B", "C")), exact)
+            plan = general_op.make_general_plan(*shape, which, self.device)
+            out, _ = general_op.selective_scan_general(**inputs, exact_zoh=exact, plan=plan)
+        forward = list(self.launches)
+        torch.autograd.grad(out, list(inputs.values()), torch.empty_like(out))
+        return plan, forward, self.launches[len(forward) :]
+
+
+@pytest.fixture
+def launch_scan(hopper: torch.device, launches: list[Launch]) -> LaunchScan:
+    return LaunchScan(hopper, launches)
+
+
+TYPES = {
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int32: "*i32",
+    torch.int64: "*i64",
+}  # fmt: skip
+
+
+@pytest.fixture
+def compile_for() -> Callable[[Launch, int], Any]:
+    """Compiles what was launched for a GPU that is not there; skips where Triton's assembler does not know it.
+
+    As Triton would: pointers and numbers that 16 divides are known to be, those that are 1 are constants.
     """
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    def run(kernel, constants: dict[str, Any], arch: int, pointers: dict[str, str], **options: Any):
+    def run(launch: Launch, arch: int) -> Any:
+        kernel, constants = launch.kernel, dict(launch.constants)
         signature, attributes = {}, {}
-        for i, argument in enumerate(kernel.arg_names):
-            if argument in constants:
-                signature[argument] = "constexpr"
+        for i, parameter in enumerate(kernel.params):
+            name = parameter.name
+            value = launch.arguments.get(name)
+            if isinstance(value, int) and value == 1 and not parameter.do_not_specialize:
+                constants[name] = 1
+            if name in constants:
+                signature[name] = "constexpr"
                 continue
-            pointer = argument == "p" or argument.endswith("_p")
-            signature[argument] = pointers.get(argument, "*fp32" if pointer else "i32")
-            if pointer or argument.endswith("_batch"):
+            if isinstance(value, torch.Tensor):
+                signature[name] = TYPES[value.dtype]
+            else:
+                signature[name] = "fp32" if isinstance(value, float) else "i32" if abs(value) < 1 << 31 else "i64"
+            if isinstance(value, torch.Tensor) or (
+                isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
+            ):
                 attributes[(i,)] = [["tt.divisibility", 16]]
         values = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
         source = ASTSource(kernel, signature, values, attributes)
+        options = {name: value for name, value in launch.options.items() if value is not None}
         try:
             return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
         except Exception as error:

@@ -110,13 +110,15 @@ def test_what_it_refuses():
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETING, reason="compiles for a GPU")
-@pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("arch", [80, 90, 100])
 @pytest.mark.parametrize(("columns", "classes"), [(72, 256), (128, 256), (128, 16), (512, 16), (128, 64)])
-def test_compiles(columns, classes, arch, compile_for, machine_code):
-    constants = {**module.plan(classes, columns, torch.bfloat16), "WRITE_DX": True}
-    pointers = {"x_p": "*bf16", "dx_p": "*bf16", "weight_p": "*bf16", "targets_p": "*i64", "count_p": "*i32"}
-    for kernel in (module.loss_kernel, module.dweight_kernel):
-        compiled = compile_for(kernel, constants, arch, pointers, num_warps=4, num_stages=1)
+def test_compiles(columns, classes, arch, launches, compile_for, machine_code):
+    x, weight = (torch.empty(n, columns, dtype=torch.bfloat16, device="meta") for n in (1 << 20, classes))
+    targets = torch.empty(1 << 20, dtype=torch.long, device="meta")
+    module._launch(x, weight, targets, -100, need_x=True, need_weight=True)
+    assert [launch.name for launch in launches] == ["loss_kernel", "dweight_kernel"]
+    for launch in launches:
+        compiled = compile_for(launch, arch)
         assert compiled.metadata.shared <= 99 << 10
         assert arch != 90 or machine_code(compiled).stack == 0, "spills"
 

@@ -1,0 +1,104 @@
+"""How calls lie on the machine: every scan, of ten shapes each, as it would be launched on an H100.
+
+A plan that is off gives the right numbers several times too late, and no machine of CI has a GPU to tell. What is
+pinned in `launch_plans.json` was found by measuring (docs/log.md). After a change that was measured too, write it anew:
+
+    WRITE_LAUNCH_PLANS=1 python -m pytest tests/kernels/test_launch_plans.py
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="plans for a GPU")
+
+GOLDEN = Path(__file__).with_name("launch_plans.json")
+
+# Batch, length, channels, states: from one long sequence over many short ones to odd sizes and single steps.
+SHAPES = [
+    (1, 1 << 20, 512, 16),
+    (1, 131072, 1024, 16),
+    (4, 65536, 512, 16),
+    (8, 8192, 1536, 16),
+    (64, 1024, 2048, 16),
+    (1, 1, 256, 16),
+    (3, 5003, 33, 5),
+    (1, 16384, 512, 64),
+    (2, 4096, 256, 200),
+    (16, 2048, 768, 8),
+]
+# What decides the speed of a launch, beside grid, warps and stages.
+LAYOUT = ("BD", "BLOCK", "UNROLL", "SEG", "ROWS", "GROUP", "VEC", "FAR", "WARP_SUMS")
+
+
+def described(launch):
+    """One line: kernel, programs, layout, warps and whatever else is asked of the compiler."""
+    layout = {name: int(launch.constants[name]) for name in LAYOUT if name in launch.constants}
+    options = {name: value for name, value in launch.options.items() if value is not None}
+    fields = " ".join(f"{name}={value}" for name, value in {**layout, **options}.items())
+    return f"{launch.name}[{', '.join(map(str, launch.grid))}] {fields}"
+
+
+def record(found):
+    plan, forward, backward = found
+    return {
+        "plan": " ".join(f"{name}={value}" for name, value in dataclasses.asdict(plan).items()),
+        "forward": folded(map(described, forward)),
+        "backward": folded(map(described, backward)),
+    }
+
+
+def folded(lines):
+    """Equal launches one after another in one line."""
+    return [f"{count} x {line}" for line, count in ((k, len(list(g))) for k, g in itertools.groupby(lines))]
+
+
+def test_launch_plans(launch_scan):
+    found = {
+        kind: {"B={} L={} D={} N={}".format(*shape): record(launch_scan(kind, shape)) for shape in SHAPES}
+        for kind in launch_scan.kinds
+    }
+    if os.environ.get("WRITE_LAUNCH_PLANS") == "1":
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    for kind, cases in found.items():
+        for shape, case in cases.items():
+            assert case == golden[kind][shape], f"{kind}, {shape}"
+    assert {kind: list(cases) for kind, cases in golden.items()} == {kind: list(cases) for kind, cases in found.items()}
+    assert min(map(len, golden.values())) >= 8
+
+
+def test_launches_are_what_the_plan_says(launch_scan):
+    """A plan that nobody reads would be as good as none."""
+    for kind, shape in itertools.product(launch_scan.kinds, SHAPES):
+        plan, forward, backward = launch_scan(kind, shape)
+        batch, _, channels, _ = shape
+        blocks = -(-channels // plan.fwd_block)
+        scan, chunk_states = forward[-1], forward[:-1]
+        assert scan.grid == (batch * plan.chunks * blocks,)
+        assert scan.options == {"num_warps": plan.fwd_warps, "maxnreg": plan.fwd_registers}
+        layout = {"BD": plan.fwd_block, "UNROLL": plan.fwd_unroll, "SEG": plan.segment, "GROUP": plan.group}
+        assert layout.items() <= scan.constants.items()
+        assert scan.arguments["T"] == plan.chunk_steps
+        assert scan.arguments["K"] == plan.chunks
+        assert bool(chunk_states) == (plan.chunks > 1)
+        if chunk_states:
+            first = chunk_states[0]
+            assert first.grid == (batch * (plan.chunks - 1) * blocks,)
+            assert (first.constants["BD"], first.constants["UNROLL"]) == (plan.fwd_block, plan.state_unroll)
+            assert first.options == {"num_warps": plan.fwd_warps}
+        sweeps = [launch for launch in backward if "WARP_SUMS" in launch.constants]
+        assert sum(launch.grid[0] for launch in sweeps) == batch * plan.bwd_chunks * -(-channels // plan.bwd_block)
+        for sweep in sweeps:
+            layout = {"BD": plan.bwd_block, "UNROLL": plan.bwd_unroll, "SEG": plan.segment, "ROWS": plan.rows}
+            layout |= {"VEC": plan.bwd_vec, "WARP_SUMS": plan.warp_sums}
+            assert layout.items() <= sweep.constants.items()
+            assert sweep.arguments["T"] == plan.bwd_chunk_steps
+            assert sweep.options == {"num_warps": 1, "maxnreg": plan.bwd_registers}
+        assert len(backward) == len(sweeps) + 2 * (plan.bwd_chunks > 1)

@@ -4,9 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:-../shared/data/dna/human}
-mkdir -p .device/wheels .device/human
+mkdir -p .device/wheels
 python=${PYTHON:-.venv/bin/python}
-packages=(pydantic pydantic-core annotated-types typing-inspection omegaconf pyfaidx biopython typer shellingham tensorboard soundfile cffi pycparser pytest pluggy iniconfig)
+packages=(pydantic pydantic-core annotated-types typing-inspection pyyaml filelock pyfaidx biopython typer shellingham tensorboard soundfile cffi pycparser pytest pluggy iniconfig hypothesis sortedcontainers pytest-xdist execnet)
 names=()
 for package in "${packages[@]}"; do
   # The versions that are tested here; pip's own name normalisation finds the rest.
@@ -17,5 +17,8 @@ for glibc in 2_28 2_27 2_17 2_34; do platforms+=(--platform "manylinux_${glibc}_
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
   --implementation cp --platform manylinux2014_x86_64 --platform manylinux1_x86_64 "${platforms[@]}" \
   -d .device/wheels "${names[@]}"
-cp "$data"/hg19.* "$data"/hg38.* "$data"/intervals.tsv .device/human/
+if [ -d "$data" ]; then  # the tests do not need it
+  mkdir -p .device/human
+  cp "$data"/hg19.* "$data"/hg38.* "$data"/intervals.tsv .device/human/
+fi
 du -sh .device

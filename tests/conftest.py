@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.metadata
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+
+
+def pytest_report_header() -> str:
+    """The pair that everything here depends on most."""
+    triton = importlib.util.find_spec("triton") and importlib.metadata.version("triton")
+    return f"torch {torch.__version__}, triton {triton or 'is not installed'}"
 
 
 class OnGpu(torch.Tensor):

@@ -5,6 +5,8 @@ import zipfile
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import mamba_bio_audio as mba
@@ -241,6 +243,36 @@ def test_all_mistakes_are_told_at_once(folder):
     assert all(word in str(error.value) for word in ("hidden_act", "num_hidden_layers", "strange", "config.json"))
 
 
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+all_keys = [*foreign.MEASURED, *foreign.FIXED, *foreign.FIXED_LISTS, *sorted(foreign.HARMLESS)]
+all_keys += [*foreign.EPSILON, *foreign.TIED, *foreign.VOCABULARY, "ssm_cfg", "unheard_of"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(all_keys), json_values)
+def test_any_value_of_any_key_is_refused_or_changes_nothing(saved, key, value):
+    """Of a folder that transformers wrote; only the epsilon may be another."""
+    before = json.loads((saved / "config.json").read_text())
+    if key == "mamba_bio_audio":
+        return
+    tensors = foreign.rename(load_file(saved / "model.safetensors"), saved)
+    place = saved / "model.safetensors"
+    expected = foreign.infer_config(tensors, place, before)
+    section, _, name = key.rpartition(".")
+    changed = before | ({section: {name: value}} if section else {key: value})
+    try:
+        found = foreign.infer_config(tensors, place, changed)
+    except InputError:
+        return
+    if key in foreign.EPSILON:
+        expected = expected.model_copy(update={"norm_eps": found.norm_eps})
+    assert found == expected
+
+
 def test_table_knows_every_key_of_transformers(saved):
     transformers = pytest.importorskip("transformers")
     known = {*foreign.MEASURED, *foreign.FIXED, *foreign.FIXED_LISTS, *foreign.HARMLESS}
@@ -278,6 +310,12 @@ def test_head_beside_a_tie_must_be_the_embedding(folder):
             mba.load(folder)
     # What has no config.json says it by its tensors.
     check_logits(folder / "model.safetensors", model)
+    # Not tied, though the values are equal: they part when it is trained.
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["backbone.embeddings.weight"].clone()}, folder / "model.safetensors")
+    for value in (True, False):
+        change(folder, tie_word_embeddings=value)
+        assert mba.load(folder).model_config.tie_embeddings is value
 
 
 @pytest.mark.parametrize(("vocab", "multiple"), [(11, 8), (16, None), (13, 4)])

@@ -25,6 +25,7 @@ from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training.checkpoint_io import TreeCheckpointIO
 from mamba_bio_audio.training.checkpoints import last_checkpoint
 from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.cores import watch_cores
 from mamba_bio_audio.training.lengths import Stage
 from mamba_bio_audio.training.listening import Listener
 from mamba_bio_audio.training.module import LanguageModelModule
@@ -101,7 +102,8 @@ def fit(
     accumulate = config.accumulate(device)
     model.recompute = config.recompute
     module = LanguageModelModule(model, config)
-    progress = Progress(config, quiet or not is_main_process(), unit)
+    watch = watch_cores(torch.get_num_threads()) if device == "cpu" and is_main_process() else None
+    progress = Progress(config, quiet or not is_main_process(), unit, watch)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with StopSignal() as stop, warnings.catch_warnings():

@@ -8,18 +8,26 @@ import time
 
 from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.cores import CoreWatch
 
 
 class Progress:
     """A live line on a terminal, else a line every ten seconds; every validation gets a line of its own.
 
     Speed is counted over training steps, data loading included and validation not.
+
+    Args:
+        config: of the optimisation.
+        quiet: print nothing but warnings.
+        unit: what a position is called.
+        watch: tells when other processes slow the training down.
     """
 
-    def __init__(self, config: TrainConfig, quiet: bool, unit: str) -> None:
+    def __init__(self, config: TrainConfig, quiet: bool, unit: str, watch: CoreWatch | None = None) -> None:
         self.config = config
         self.quiet = quiet
         self.unit = unit
+        self.watch = watch
         self.seconds = 0.0
         self.tokens = 0
         self._live = sys.stderr.isatty()
@@ -39,10 +47,17 @@ class Progress:
             length: positions per sequence, where they change; None where they do not.
         """
         now = time.perf_counter()
-        self.seconds += now - self._since
+        seconds = now - self._since
+        self.seconds += seconds
         self._since = now
-        shorter = length is not None and self.config.length_warmup_keeps == "sequences"
-        self.tokens += self.config.sequences_per_step * length if shorter else self.config.tokens_per_step  # type: ignore
+        tokens = self.config.tokens_per_step
+        if length is not None and self.config.length_warmup_keeps == "sequences":
+            tokens = self.config.sequences_per_step * length
+        self.tokens += tokens
+        warning = None if self.watch is None else self.watch.step(tokens, seconds, length)
+        if warning is not None:
+            sys.stderr.write(("\r\x1b[K" if self._live and not self.quiet else "") + warning + "\n")
+            sys.stderr.flush()
         if train_nats is not None:
             left = (self.config.steps - step) * self.config.tokens_per_step / self.tokens_per_second
             self._printed = now

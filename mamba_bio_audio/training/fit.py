@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +60,7 @@ class FitResult(NamedTuple):
     signal: int | None  # that stopped it, or None
     exhausted: bool = False  # `train.patience` ended it before `train.steps`
     best_samples_step: int = 0  # 0 where no audio was generated
+    warning: str | None = None  # what was wrong with the training as a whole
 
 
 def resolve_precision(precision: str, device: str) -> str:
@@ -80,6 +81,7 @@ def fit(
     resume: bool = False,
     quiet: bool = False,
     unit: str = "tokens",
+    check_data: Callable[[], None] = lambda: None,
 ) -> FitResult:
     """Train `model` on `data` into the run folder `out`.
 
@@ -95,8 +97,10 @@ def fit(
         resume: continue from `checkpoints/last.safetensors`.
         quiet: no progress on standard error.
         unit: what a position is called in messages.
+        check_data: raises `InputError` when the data have changed; asked before every checkpoint and at the end.
 
     Raises:
+        InputError: the checkpoint cannot be used, or the data have changed.
         NonFiniteLoss: when the loss is no longer a number.
     """
     accumulate = config.accumulate(device)
@@ -140,7 +144,7 @@ def fit(
         listener = None
         if config.listen and isinstance(data.codec, AudioCodec):
             listener = Listener(data.codec, config.listen, config.length, data.evaluation_dataset("valid"))
-        steps = Steps(config, accumulate, out, valid, stop, progress, stages, average, listener)
+        steps = Steps(config, accumulate, out, valid, stop, progress, stages, average, listener, check_data)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
         last = last_checkpoint(out) if resume else None
         batches = data.train_dataloader()
@@ -162,4 +166,5 @@ def fit(
         signal=None if complete else stop.number,
         exhausted=steps.exhausted,
         best_samples_step=steps.best_samples_step,
+        warning=steps.warning,
     )

@@ -81,6 +81,11 @@ class Progress:
         )
         self.start()
 
+    def warn(self, text: str) -> None:
+        """Print what must be seen, also where progress is not."""
+        sys.stderr.write(("\r\x1b[K" if self._live and not self.quiet else "") + f"warning: {text}\n")
+        sys.stderr.flush()
+
     def end(self) -> None:
         """Leave the live line."""
         if self._live and not self.quiet:

@@ -8,7 +8,7 @@ resumes to the same rows, the same best weights and the same end as an uninterru
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class Steps(L.Callback):
         stages: of the length warm-up, the last one at full length.
         average: keeps a moving average of the weights, which is then what is validated and kept as the best.
         listener: generates audio after every validation; the weights with the best are kept too.
+        check_data: raises `InputError` when the data are no longer those that the training began with; asked before
+            anything is saved, so that what is on disk is from before.
+
+    Attributes:
+        warning: what the user should know of the training as a whole, or None.
     """
 
     def __init__(
@@ -63,7 +68,12 @@ class Steps(L.Callback):
         stages: Sequence[Stage],
         average: WeightAveraging | None = None,
         listener: Listener | None = None,
+        check_data: Callable[[], None] = lambda: None,
     ) -> None:
+        self.check_data = check_data
+        self.warning: str | None = None
+        # First of the rows in succession that are those of a dead network, and how many.
+        self._dead_since = self._dead_rows = 0
         self.listener = listener
         self.average = average
         self.config = config
@@ -197,9 +207,11 @@ class Steps(L.Callback):
                 "grad_norm": f"{float(module.grad_norm):.6g}",
                 "train_nats": f"{nats:.9g}",
             }
+            self._look_for_death(trainer, step, nats)
             if not validate:
                 self._write(trainer)
         if save:
+            self._check_data(trainer)
             self._add_up(trainer, module)
             self._save(trainer, "last")
         if validate and not stopped:
@@ -225,6 +237,40 @@ class Steps(L.Callback):
             )
         return nats
 
+    def _look_for_death(self, trainer: L.Trainer, step: int, nats: float) -> None:
+        """Warn once of a network whose loss stands at that of guessing blindly and whose gradient is zero."""
+        model: Any = self._module.model
+        labels = getattr(model, "labels", None)
+        outputs = len(labels) if labels else model.embedding.weight.shape[0]
+        blind = math.log(outputs)
+        if float(self._module.grad_norm) or abs(nats - blind) > 1e-3 * blind:
+            self._dead_rows = 0
+            return
+        self._dead_since = self._dead_since if self._dead_rows else step
+        self._dead_rows += 1
+        # A single row may be chance; two are not, and the last one is all that there will be.
+        if self.warning is None and (self._dead_rows > 1 or step == self.config.steps):
+            self.warning = (
+                f"since step {self._dead_since:,} the loss stands at {nats:.4f} nats, as if all {outputs} "
+                f"{'classes' if labels else 'symbols'} were guessed alike, and its gradient is 0: the network is dead. "
+                f"Start again with a lower train.lr (it was {self.config.lr:g}) or a longer train.warmup; if it was dead "
+                f"from the first row on, with lower model.ssm.dt_min and dt_max, or other weights in head.pretrained"
+            )
+            if trainer.is_global_zero:
+                self.progress.warn(self.warning)
+
+    def _check_data(self, trainer: L.Trainer) -> None:
+        """Ask for changed data on the first rank, and end all of them alike."""
+        problem = None
+        if trainer.is_global_zero:
+            try:
+                self.check_data()
+            except InputError as error:
+                problem = str(error)
+        problem = trainer.strategy.broadcast(problem)
+        if problem is not None:
+            raise InputError(problem)
+
     def _add_up(self, trainer: L.Trainer, module: LanguageModelModule) -> torch.Tensor:
         """The sums of all ranks, also kept for the checkpoint; all ranks must be here."""
         sums = module.train_sums()
@@ -249,6 +295,7 @@ class Steps(L.Callback):
         if not math.isfinite(nats):
             # The last update itself destroyed the weights; neither they nor this row may be kept.
             raise NonFiniteLoss(f"at step {step} the validation loss is {nats:g}; lower train.lr and start again")
+        self._check_data(trainer)
         self.row |= metrics.validation_fields(nats)
         distance = self._listen(trainer, module, step)
         if distance is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,64 @@ def check_same_data(before: dict[str, Any], now: dict[str, Any], run: Path) -> N
             )
     if before.get("splits_sha256") not in (None, now["splits_sha256"]):
         raise InputError(f"{run}: the splits are not those that it was trained on; restore {now['split_source']}")
+
+
+def data_files(data: DataModule) -> list[str]:
+    """Paths of all files that a data module reads sequences or recordings from."""
+    if isinstance(data, AudioDataModule):
+        return [file.path for file in data.recordings.files]
+    if isinstance(data, DnaClassesDataModule):
+        return [file.path for file in data.labelled.files]
+    return list(data.genome.paths)
+
+
+class DataWatch:
+    """Notices files that are changed in place while a training reads them.
+
+    Args:
+        data: set up.
+        described: its `summary()`.
+        describe: makes the summary again, from the files as they are then.
+        run: for messages.
+    """
+
+    def __init__(
+        self, data: DataModule, described: dict[str, Any], describe: Callable[[], dict[str, Any]], run: Path
+    ) -> None:
+        self._described = described
+        self._describe = describe
+        self._run = run
+        self._files = data_files(data)
+        self._seen = self._look()
+
+    def check(self) -> None:
+        """Compare sizes and times, and only where these have changed the contents.
+
+        Raises:
+            InputError: a file is gone or holds something else; the message says what is kept and how to go on.
+        """
+        now = self._look()
+        changed = [path for path, status in now.items() if status != self._seen[path]]
+        if not changed:
+            return
+        try:
+            check_same_data(self._described, self._describe(), self._run)
+        except InputError as error:
+            raise InputError(
+                f"{changed[0]}: was changed while it was trained on. The last checkpoint and the best weights are from "
+                f"before this was seen, and nothing has been saved since; restore the file and go on with --resume "
+                f"({error})"
+            ) from None
+        # Touched or copied back, with the same contents.
+        self._seen = now
+
+    def _look(self) -> dict[str, tuple[int, int] | None]:
+        return {path: _size_and_time(path) for path in self._files}
+
+
+def _size_and_time(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns

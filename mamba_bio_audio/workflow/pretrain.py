@@ -43,7 +43,7 @@ from mamba_bio_audio.training.lengths import length_stages, positions_until, str
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.training.schedule import rate_after
-from mamba_bio_audio.workflow.data import DataModule, check_same_data, data_rows, open_data
+from mamba_bio_audio.workflow.data import DataModule, DataWatch, check_same_data, data_rows, open_data
 from mamba_bio_audio.workflow.environment import environment, precision_settings
 from mamba_bio_audio.workflow.preflight import check_fits
 
@@ -321,6 +321,12 @@ def _pretrain(
     if main:
         write_json(run / "manifest.json", manifest)
 
+    def describe_again() -> dict[str, Any]:
+        again = open_data(config, device)
+        again.setup("fit")
+        return again.summary()
+
+    watch = DataWatch(data, described, describe_again, run)
     result = fit(
         model,
         data,
@@ -331,6 +337,7 @@ def _pretrain(
         resume=step > 0,
         quiet=quiet,
         unit=f"{data.codec.unit}s",
+        check_data=watch.check,
     )
     best = result.best_nats if math.isfinite(result.best_nats) else None
     weights = None if best is None or not main else weights_hash(load_file(run / "model.safetensors"))
@@ -347,6 +354,7 @@ def _pretrain(
         "per": data.codec.unit if config.head is None else "sequence",
         "best_samples_step": result.best_samples_step or None,
         "ended_by_patience": result.exhausted,
+        "warning": result.warning,
         "tokens_per_second": result.tokens_per_second,
         "stopped_by": None if result.signal is None else signal.Signals(result.signal).name,
     }

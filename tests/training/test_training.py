@@ -9,7 +9,6 @@ from torch import nn
 
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.optim import parameter_groups
@@ -138,27 +137,27 @@ def test_the_logged_rate_is_that_of_the_step(warmup):
     assert len(set(used)) >= 19
 
 
-def steps(tmp_path, **changes):
-    return Steps(config(**changes), 1, tmp_path, [], StopSignal(), SimpleNamespace(start=lambda: None), [])
-
-
-def test_patience_goes_on_where_it_was(tmp_path):
+def test_patience_goes_on_where_it_was(tmp_path, monkeypatch):
     """A run stopped after two of three bad validations ends after one more, and one that was over does not start again."""
-    before = steps(tmp_path, patience=3)
+    monkeypatch.setattr(Steps, "_restore", lambda self, trainer, module: None)  # weights and optimiser
+    module = LanguageModelModule(nn.Linear(2, 2), config(patience=3))
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer = SimpleNamespace(is_global_zero=False, global_step=6, should_stop=None, strategy=strategy)
+    quiet = SimpleNamespace(start=lambda: None, install=lambda: None)
+
+    def steps():
+        found = Steps(config(patience=3), 1, tmp_path, [], quiet, quiet, [])
+        found.setup(trainer, module, "fit")
+        return found
+
+    before, resumed, over = steps(), steps(), steps()
     before.best, before.best_step, before.stale = 1.25, 4, 2
-    saved = before.state_dict()
-    resumed = steps(tmp_path, patience=3)
-    resumed.load_state_dict(saved)
+    resumed.load_state_dict(before.state_dict())
     assert (resumed.best, resumed.best_step, resumed.stale) == (1.25, 4, 2)
-    module = SimpleNamespace(train_nats=None, train_count=None)
-    trainer = SimpleNamespace(is_global_zero=False, global_step=6, should_stop=None)
-    resumed._module, resumed.stop = module, SimpleNamespace(install=lambda: None)
     resumed.on_train_start(trainer, module)
     assert trainer.should_stop is False
     resumed.stale += 1
-    over = steps(tmp_path, patience=3)
     over.load_state_dict(resumed.state_dict())
-    over._module, over.stop = module, SimpleNamespace(install=lambda: None)
     over.on_train_start(trainer, module)
     assert trainer.should_stop is True
 

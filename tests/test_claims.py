@@ -1,0 +1,246 @@
+"""Every headline number of the README stands in a committed file, and a range spans its worst row and its best.
+
+A claim is a piece of the README with {} where numbers stand; the numbers are read from `benchmarks/results/`.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def rows(name: str, **wanted: str) -> list[dict[str, str]]:
+    """Rows of a CSV in which the named columns are as wanted; never none."""
+    with (RESULTS / name).open(newline="") as file:
+        found = [row for row in csv.DictReader(file) if all(row[key] == value for key, value in wanted.items())]
+    assert found, (name, wanted)
+    return found
+
+
+def number(name: str, field: str, **wanted: str) -> float:
+    """The one number of a CSV."""
+    (row,) = rows(name, **wanted)
+    return float(row[field])
+
+
+def from_json(name: str, *keys: str) -> float:
+    value = json.loads((RESULTS / name).read_text())
+    for key in keys:
+        value = value[key]
+    return float(value)
+
+
+def spread(values: list[float], digits: int = 2) -> tuple[str, str]:
+    return f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+
+
+def steps_beside_peer() -> dict[str, list[tuple[float, float]]]:
+    """Speed and memory of whole training steps against mamba_ssm, of every file with both in one process.
+
+    `filled` are the steps that fill the GPU, `small` the others, launched one by one; memory is nan where it is not known.
+    """
+    filled = [
+        (float(row["ratio"]), float(row["peak_gib"]) / float(row["peer_peak_gib"]))
+        for row in rows("train_h100_beside_peer.csv")
+        if row["ratio"]
+    ]
+    for name, curve, ours in (("curves_models_h200.csv", "curve", "ours"), ("length_h100.csv", "mode", "whole")):
+        table = [row for row in rows(name) if row["tokens_per_second"] and row.get("model", "16x256") == "16x256"]
+        own = {row["length"]: row for row in table if row[curve] == ours}
+        for row in table:
+            if row[curve] == "mamba_ssm":
+                speed, memory = ("tokens_per_second", "peak_gib")
+                us = own[row["length"]]
+                filled.append((float(us[speed]) / float(row[speed]), float(us[memory]) / float(row[memory])))
+    small = []
+    for row in rows("train_h200_beside_peer.csv", cuda_graphs="no"):
+        pair = float(row["ratio"]), float(row["ours_gib"]) / float(row["peer_gib"])
+        (small if row["batch"] == "16" else filled).append(pair)
+    for row in rows("train_h200_beside_peer.csv", cuda_graphs="both"):
+        if row["batch"] != "16":
+            filled.append((float(row["ratio"]), float("nan")))
+    return {"filled": filled, "small": small}
+
+
+def speed_of_steps() -> tuple[str, ...]:
+    return spread([speed for speed, _ in steps_beside_peer()["filled"]])
+
+
+def memory_of_steps() -> tuple[str, ...]:
+    return spread([memory for _, memory in steps_beside_peer()["filled"] if memory == memory])
+
+
+def small_step() -> tuple[str, ...]:
+    ((speed, memory),) = steps_beside_peer()["small"]
+    recorded = number("train_h200_beside_peer.csv", "ratio", batch="16", cuda_graphs="both")
+    return f"{speed:.2f}", f"{recorded:.2f}", f"{memory:.2f}"
+
+
+def peers_on_cpu() -> tuple[str, ...]:
+    assert {row["peer"] for row in rows("cpu.csv")} == {"mambapy", "huggingface"}
+    return spread([float(row["ratio_median"]) for row in rows("cpu.csv")])
+
+
+def column(name: str, field: str, digits: int = 2, **wanted: str) -> tuple[str, str]:
+    return spread([float(row[field]) for row in rows(name, **wanted) if row[field]], digits)
+
+
+def two_gpus() -> tuple[str, ...]:
+    """The largest difference of a loss between one GPU and two, rounded up."""
+    table = rows("pretrain_two_h200.csv")
+    one = {row["step"]: row for row in table if row["devices"] == "1"}
+    apart = [
+        abs(float(row[key]) - float(one[row["step"]][key]))
+        for row in table
+        if row["devices"] == "2"
+        for key in ("train_nats", "valid_nats")
+        if row[key]
+    ]
+    assert 3.2e-6 < max(apart) <= 3.3e-6
+    return max(one, key=int), "3.3e-6"
+
+
+def windows_of_piano() -> tuple[str, ...]:
+    bits = [from_json(f"piano_lengths_h200/{n}/evaluate-test.json", "model", "bits") for n in (8192, 32768, 131072)]
+    return spread(bits)
+
+
+def needle(seed: int) -> float:
+    return number(f"long_memory_h200/needle-seed{seed}.csv", "accuracy", length=str(2**20), filler="random")
+
+
+def both_seeds() -> tuple[str, ...]:
+    assert (needle(0), needle(1)) == (1.0, 0.5)
+    return ()
+
+
+def perplexity(split: str) -> tuple[str, ...]:
+    markov = number("markov_human.csv", "perplexity", split=split, chosen="True")
+    own = from_json(f"human_12x128_h200/likelihood-{split}.json", "model", "perplexity")
+    return f"{own:.3f}", f"{markov:.3f}"
+
+
+def real_run() -> tuple[str, ...]:
+    of_run = "human_12x128_h200/sustained.json"
+    rate = from_json(of_run, "sustained_tokens_per_second")
+    return f"{from_json(of_run, 'tokens') / 1e6:.0f}", f"{rate / 1e6:.2f}"
+
+
+def whole_and_streamed() -> tuple[str, ...]:
+    name = "train_h100_beside_peer.csv"
+    whole = {"shape": "16x256, (1, 1048576)"}
+    (row,) = rows(name, **whole)
+    assert row["peer_peak_gib"] == "out of memory"
+    streamed = {"shape": "16x256, (1, 1048576), streamed by 131072"}
+    longest = number("length_h100.csv", "peak_gib", mode="streamed", length=str(2**24))
+    return (
+        f"{number(name, 'peak_gib', **whole):.0f}",
+        f"{int(number(name, 'mtokens_per_s', **whole) * 100) / 100:.2f}",
+        f"{number(name, 'peak_gib', **streamed):.1f}",
+        f"{number(name, 'mtokens_per_s', **streamed):.2f}",
+        f"{longest:.1f}",
+    )
+
+
+def recognised() -> tuple[str, ...]:
+    shares = json.loads((RESULTS / "digits_7500_steps_h200" / "sc09-metrics.json").read_text())["recognised"]["shares"]
+    return f"{100 * shares['generated']:.1f}", f"{100 * shares['test']:.1f}"
+
+
+def species() -> tuple[str, ...]:
+    model = number("species_h100.csv", "accuracy", step="easy", kind="evaluation", split="test")
+    chosen = max(rows("species_kmers_cpu.csv", recipe="dna/species", chosen="yes"), key=lambda row: int(row["windows"]))
+    return (
+        chosen["k"],
+        f"{int(chosen['windows']):,}",
+        f"{100 * float(chosen['test_accuracy']):.1f}",
+        f"{100 * model:.1f}",
+    )
+
+
+CLAIMS: dict[str, tuple[str, Callable[[], tuple[str, ...]]]] = {
+    "human run": ("({} M bases, {} M a second)", real_run),
+    "human test": (
+        "test perplexity {} on loci that training never saw, where the best Markov model (order 12) reaches {};",
+        lambda: perplexity("test"),
+    ),
+    "human valid": ("validation {} against {}.", lambda: perplexity("valid")),
+    "speed of steps": ("training steps that fill an H100 or H200 run at {} to {} times its speed", speed_of_steps),
+    "memory of steps": ("times its speed in {} to {} of its memory", memory_of_steps),
+    "small step": ("is slower ({}, or {} with both recorded as CUDA graphs) and takes {} times its memory", small_step),
+    "audio steps": (
+        "Audio networks train at {} to {} times its speed.",
+        lambda: column("train_audio_h100.csv", "peer_over_ours"),
+    ),
+    "generation": ("Generating DNA is slower: {} to {} times.", lambda: column("sample_h200_beside_peer.csv", "ratio")),
+    "CPU": ("On a CPU: {} to {} times the pure-PyTorch paths of mambapy and transformers.", peers_on_cpu),
+    "equivalence": (
+        "agrees with plain PyTorch in fp32 to {} nats",
+        lambda: (f"{from_json('train_equivalence_h200.json', 'difference_nats'):.4f}",),
+    ),
+    "a million bases": (
+        "whole in {} GiB at {} M bases a second, or with `train.stream_chunk=131072`, exactly as well, in {} GiB at {} M; "
+        "2^24 bases in {} GiB",
+        whole_and_streamed,
+    ),
+    "needle": (
+        "one names a marker of 64 bases after 2^20 others every time, the other half of the time, where chance is a quarter",
+        both_seeds,
+    ),
+    "one sequence on two GPUs": (
+        "Two H200 share one sequence of 2^20 at {} to {} times the speed of one;",
+        lambda: column("sequence_parallel_h200.csv", "speedup"),
+    ),
+    "pretrain on two GPUs": ("`mba pretrain` on two for {} steps gives the losses of one to {} nats", two_gpus),
+    "species": ("{}-mers on {} training windows reach {} % and the network {} %", species),
+    "piano": (
+        "{} bits a sample on a recording never heard,",
+        lambda: (f"{from_json('piano_h200/evaluate-test.json', 'model', 'bits'):.2f}",),
+    ),
+    "piano windows": ("never heard, {} to {} with other window lengths;", windows_of_piano),
+    "piano bar": (
+        "linear prediction reaches {}. Of",
+        lambda: (f"{from_json('piano_h200/evaluate-test.json', 'yardsticks', 'LPC-32'):.2f}",),
+    ),
+    "digits": ("a recogniser takes {} % for digits, and {} % of an unseen speaker's", recognised),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_readme_says_what_the_files_say(name):
+    text, read = CLAIMS[name]
+    expected = text.format(*read())
+    assert expected in README, f"README.md and benchmarks/results/ differ; by the files it is: {expected}"
+
+
+def test_each_number_under_measured_belongs_to_a_claim():
+    """What is left of the section once the claims are taken out holds settings, not results."""
+    measured = README.split("## Measured")[1].split("## Where things are")[0]
+    for text, read in CLAIMS.values():
+        measured = measured.replace(text.format(*read()).strip(), " ")
+    settings = (
+        r"12 layers x 128|12 x 128|H[12]00|7 M model|2\^\d+|80 GB|42 Mb|mamba_ssm|2,000 steps|2,048|16 kHz|8 bits|fp32|"
+        r"order \d+|`[^`]*`|1 kb|6 layers|300-base"
+    )
+    left = re.findall(r"\d[\d.,^]*", re.sub(settings, " ", measured))
+    assert not left, f"numbers without a file: {left}"
+
+
+def test_documents_name_only_result_files_that_exist():
+    names = re.compile(r"`(?:benchmarks/results/)?([\w./-]+\.(?:csv|txt|json|png))`")
+    outputs = {"metrics.csv", "manifest.json", "config.yaml", "predictions-test.tsv", "regions.tsv", "copies.tsv"}
+    for path in [
+        ROOT / "README.md",
+        ROOT / "docs" / "benchmarks.md",
+        *sorted((ROOT / "docs" / "results").glob("*.md")),
+    ]:
+        for name in names.findall(path.read_text(encoding="utf-8")):
+            if name not in outputs:
+                assert (RESULTS / name.removeprefix("benchmarks/results/")).exists(), (path.name, name)

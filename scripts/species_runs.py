@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,37 @@ def control() -> None:
     score("control", run, "valid", copies=copies)
     for name, length in LENGTHS.items():
         print(f"ceiling {name}: {ceiling(length):.4f}, 90 % of the gap: {0.25 + 0.9 * (ceiling(length) - 0.25):.4f}")
+
+
+def ceilings() -> None:
+    """(b) What the planted copies in the test windows of the control allow, without a model: $OUT/planted_ceilings.csv."""
+    folder = planted()
+    names = ["class", "record", "start0", "end", "predicted", *(f"p_{name}" for name in APES)]
+    rows = []
+    for length in LENGTHS.values():
+        data = open_data(
+            load_config("dna/apes-16k", [f"data.path={folder}", "data.num_workers=0"]), "cpu", length=length
+        )
+        data.setup()
+        windows = data.evaluation_dataset("test").windows
+        lines = [
+            [data.classes[w.region.label], w.region.record, w.start, w.end, "", *("0" for _ in APES)] for w in windows
+        ]
+        table = "\n".join("\t".join(map(str, line)) for line in [names, *lines]) + "\n"
+        found = ceiling_of_windows(table, folder / "copies.tsv")
+        rows.append(
+            {"length": length, "windows": found["windows"], "loci": len({w.region.locus for w in windows})}
+            | {"with_copy": f"{found['with_copy']:.4f}", "ceiling": f"{found['ceiling']:.4f}"}
+            | {"formula": f"{ceiling(length):.4f}"}
+            | environment("cpu")
+        )
+        print(rows[-1], flush=True)
+    with (OUT / "planted_ceilings.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with (folder / "copies.tsv").open() as file:
+        print(Counter(row["class"] for row in csv.DictReader(file, delimiter="\t")))
 
 
 def apes() -> None:
@@ -564,6 +596,7 @@ STEPS = {
     "easy": easy,
     "easy-pretrained": easy_pretrained,
     "control": control,
+    "ceilings": ceilings,
     "apes": apes,
     "kmers": kmers,
     "bar": bar,

@@ -24,7 +24,8 @@ from mamba_bio_audio.pipelines.dna.tokenizer import A, T
 
 # Word lengths; from the second on, the search ends where two in a row have done no better.
 SIZES, ALWAYS_TRIED = tuple(range(1, 11)), 8
-# Inverse penalties are 10 ** (step / 2); the search starts in the middle and moves a step at a time.
+# Inverse penalties are 10 ** (step / 2). Each search starts at 0.001 and moves a step at a time: where weak penalties leave
+# hardly any gradient, a fit that goes on from the one before does not move, and would hide what a stronger one is worth.
 FIRST_STEP, LAST_STEP, START_STEP = -14, 6, -6
 # Up to this k counts are dense; longer words fill so little of a table that only those found are kept.
 DENSE_K = 6
@@ -149,14 +150,13 @@ def fit_kmers(
     sizes = [k for k in sizes if k <= longest] or list(sizes[:1])
     allowed = [k for k in sizes if k == sizes[0] or _work(train, k, classes) <= most_work]
     table: list[dict[str, Any]] = []
-    best, chosen, step, worse = np.inf, None, START_STEP, 0
+    best, chosen, worse = np.inf, None, 0
     left_out = [k for k in sizes if k not in allowed]
     tried = []
     for k in allowed:
         known, unseen = kmer_frequencies(train, k), kmer_frequencies(valid, k)
-        candidate = _fit_size(known, train_labels, unseen, valid_labels, k, step)
+        candidate = _fit_size(known, train_labels, unseen, valid_labels, k)
         table += candidate.table
-        step = candidate.step
         tried.append(k)
         worse = worse + 1 if candidate.loss > best - LEAST_GAIN else 0
         if candidate.loss < best:
@@ -181,10 +181,8 @@ class _Fitted(NamedTuple):
     table: list[dict[str, Any]]
 
 
-def _fit_size(
-    known: Any, labels: NDArray[np.int64], unseen: Any, valid_labels: NDArray[np.int64], k: int, start: int
-) -> _Fitted:
-    """The best penalty for one k: from `start` along the grid, first to weaker ones, until the loss rises."""
+def _fit_size(known: Any, labels: NDArray[np.int64], unseen: Any, valid_labels: NDArray[np.int64], k: int) -> _Fitted:
+    """The best penalty for one k: along the grid, first to weaker ones, until the loss rises."""
     import copy
 
     from scipy.sparse import issparse
@@ -212,7 +210,7 @@ def _fit_size(
         table.append({"k": k, "strength": regression.C, "valid_nats": loss, "valid_accuracy": right})
         return _Fitted(step, loss, make_pipeline(scaler, copy.deepcopy(regression)), table)
 
-    best = first = fit(start)
+    best = first = fit(START_STEP)
     best = _climb(fit, best, 1)
     return best if best is not first else _climb(fit, first, -1)
 

@@ -64,7 +64,10 @@ def evaluate(monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(subject, "classify", classify)
         fitted = SimpleNamespace(
-            probabilities=lambda rows: bar, to_dict=lambda: {"k": 4, "strength": 0.1, "trained_on": 9, "candidates": []}
+            probabilities=lambda rows: bar,
+            to_dict=lambda: (
+                {"k": 4, "strength": 0.1, "trained_on": 9, "candidates": [{"k": 4}]} | {"edges": [], "left_out": []}
+            ),
         )
         monkeypatch.setattr(subject, "kmer_baseline", lambda data: fitted)
         data = Data(targets, classes)
@@ -114,3 +117,29 @@ def test_one_locus_has_no_interval_and_is_described(evaluate):
     targets = np.array([0, 1])
     result, _ = evaluate(targets, 3, probabilities(targets, 3, {}), probabilities(targets, 3, {0: 1}))
     assert "does not clear" in subject.describe(result)
+
+
+KMERS = {
+    "k": 7,
+    "strength": 0.001,
+    "trained_on": 40_000,
+    "candidates": [{"k": k} for k in range(1, 10)],
+    "accuracy": {"value": 0.954, "low": 0.93, "high": 0.97},
+    "edges": [],
+    "left_out": [],
+}
+
+
+def test_the_bar_says_how_it_was_chosen() -> None:
+    text = subject.describe_kmers(KMERS)
+    assert text.startswith(
+        "7-mer logistic regression: 95.4% (93.0% to 97.0%); 40,000 training sequences, k from 1 to 9"
+    )
+    assert "1/0.001, chosen on validation loss" in text
+    assert "too low" not in text
+
+
+def test_the_bar_says_when_it_may_be_too_low() -> None:
+    text = subject.describe_kmers(KMERS | {"edges": ["k = 10 is the largest tried"], "left_out": [8, 9]})
+    assert "at the edge of the grid, so that the bar may be too low: k = 10 is the largest tried" in text
+    assert "left out because they would take too long, so that the bar may be too low: k = 8, 9" in text

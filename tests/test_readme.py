@@ -7,7 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import typer
 
+from mamba_bio_audio.cli.main import app
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.config import load_config, recipe_names
 
@@ -57,6 +59,39 @@ def test_readme_commands_run_as_written(tmp_path, monkeypatch, capsys):
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out.splitlines()[-1].strip("ACGT") == ""
+
+
+DOCUMENTS = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def commands_of(document: Path) -> list[list[str]]:
+    """What follows `mba` in the console blocks of a document, wherever it stands in a line."""
+    found = []
+    for block in re.findall(r"```console\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL):
+        for line in block.splitlines():
+            for part in re.split(r"[|>]", line):
+                words = shlex.split(part, comments=True)
+                for name in ("mba", "mamba_bio_audio"):
+                    if name in words:
+                        found.append(words[words.index(name) + 1 :])
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_of_the_documents_are_understood(document):
+    """They need genomes, GPUs or a network, so they are not run; every option, recipe and setting in them exists."""
+    for arguments in commands_of(document):
+        verb, rest = typer.main.get_command(app), list(arguments)
+        while hasattr(verb, "commands"):
+            verb = verb.commands[rest.pop(0)]
+        context = verb.make_context(verb.name, list(rest))
+        if arguments[0] in ("pretrain", "classify"):
+            settings = [*(context.params["overrides"] or []), "data.path=."]
+            load_config(context.params["recipe"], [text for text in settings if "head.pretrained" not in text])
+
+
+def test_there_are_commands_in_the_documents():
+    assert sum(len(commands_of(document)) for document in DOCUMENTS) >= 12
 
 
 def test_readme_names_every_make_target_and_recipe():

@@ -201,11 +201,15 @@ class _Table:
             number = last[telling] - first[telling]
             at = np.repeat(first[telling] - np.cumsum(number) + number, number) + np.arange(number.sum())
             holders, counts = np.unique(self.owners[at][~gone[self.owners[at]]], return_counts=True)
-            other: tuple[str, str | None, float] = ("train" if held else "valid and test", None, 0.0)
+            split, record, bases = self.parts[part]
+            other: str | None = None
+            other_split, share = "train" if held else "valid and test", 0.0
             if len(holders):
                 best = int(counts.argmax())
-                other = (*self.parts[int(holders[best])][:2], float(counts[best] / len(taken)))
-            found.append(DuplicateRecord(*self.parts[part], float(shared[part] / self.total[part]), *other))
+                other_split, other, _ = self.parts[int(holders[best])]
+                share = float(counts[best] / len(taken))
+            own = float(shared[part] / self.total[part])
+            found.append(DuplicateRecord(split, record, bases, own, other_split, other, share))
         return sorted(found, key=lambda row: (-row.bases, row.split, row.record))
 
 

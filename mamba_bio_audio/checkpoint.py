@@ -197,7 +197,7 @@ def read_config(run: Path) -> RunConfig:
         text = path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not a configuration: {error}; restore the file") from None
-    return validate(read_values(text, str(path)), str(path))
+    return validate(read_values(text, str(path)), str(path), saved=True)
 
 
 def _from_run(path: Path, which: Which) -> _Source:
@@ -262,7 +262,7 @@ def _from_folder(path: Path) -> _Source:
     except (ValidationError, KeyError, TypeError) as error:
         reason = mistakes(error) if isinstance(error, ValidationError) else "it describes no model"
         raise InputError(f"{path / 'config.json'}: damaged mamba_bio_audio section: {reason}") from None
-    config = None if ours.get("config") is None else validate(ours["config"], str(path / "config.json"))
+    config = None if ours.get("config") is None else validate(ours["config"], str(path / "config.json"), saved=True)
     tensors = found if config is not None and config.head is not None else rename(found, weights)
     if description.get("model_type") == "mamba":
         _check_same_function(infer_config(tensors, weights, description), described, path / "config.json")

@@ -40,6 +40,8 @@ KINDS = {"data": ("kind", "dna"), "model": ("backbone", "isotropic")}
 DataConfig = typing.Annotated[
     DnaDataConfig | AudioDataConfig | DnaClassesConfig | AudioClassesConfig, Field(discriminator="kind")
 ]
+# Keys of earlier versions, which did nothing.
+GONE = {"train.strategy"}
 # What an unquoted word may be for a switch, as in YAML 1.1.
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 AnyModelConfig = typing.Annotated[ModelConfig | UNetConfig, Field(discriminator="backbone")]
@@ -364,9 +366,26 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     return validate(merged, recipe, check_files=True)
 
 
-def validate(values: dict[str, Any], source: str, *, check_files: bool = False) -> RunConfig:
-    """Validate a merged configuration; `source` is named in the error, together with files that are missing."""
+def validate(values: dict[str, Any], source: str, *, check_files: bool = False, saved: bool = False) -> RunConfig:
+    """Validate a merged configuration.
+
+    Args:
+        values: plain.
+        source: named in errors.
+        check_files: whether files that are named and missing are mistakes.
+        saved: it is of a run or an export, where keys that are gone since may stand.
+
+    Raises:
+        InputError: listing every mistake.
+    """
     problems = []
+    if saved:
+        values = {
+            name: {key: value for key, value in section.items() if f"{name}.{key}" not in GONE}
+            if isinstance(section, dict)
+            else section
+            for name, section in values.items()
+        }
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:

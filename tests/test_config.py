@@ -238,3 +238,12 @@ def test_name_of_a_file_becomes_a_folder(tmp_path):
     recipe = tmp_path / "-my (first) recipe.yaml"
     recipe.write_text("extends: dna/tiny\ndata: {path: demo}\n")
     assert load_config(str(recipe)).name == "my-first-recipe"
+
+
+def test_keys_that_are_gone_stay_readable_in_saved_runs(tmp_path):
+    config = load_config("dna/tiny", ["data.path=demo"])
+    old = to_yaml(config).replace("  devices: 1\n", "  devices: 1\n  strategy: auto\n")
+    assert "strategy" in old
+    (tmp_path / "config.yaml").write_text(old)
+    assert read_config(tmp_path) == config
+    assert mistakes("dna/tiny", "data.path=demo", "train.strategy=ddp")[0].startswith("train.strategy: unknown key")

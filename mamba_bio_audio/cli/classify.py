@@ -54,7 +54,7 @@ def classify(
     from mamba_bio_audio.workflow import pretrain
 
     if dry_run:
-        result = pretrain.dry_run(config, device=resolved_device)
+        result = pretrain.dry_run(config, run, device=resolved_device, resume=resume, force=force)
         show(to_json(result) if as_json else pretrain.describe_dry_run(result), end="\n" if as_json else "")
         return
     summary = workflow.classify(

@@ -51,7 +51,7 @@ def pretrain(
     from mamba_bio_audio.workflow import pretrain as workflow
 
     if dry_run:
-        result = workflow.dry_run(config, device=resolved_device)
+        result = workflow.dry_run(config, run, device=resolved_device, resume=resume, force=force)
         if as_json:
             show(to_json(result))
         else:

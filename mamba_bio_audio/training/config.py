@@ -95,7 +95,6 @@ class TrainConfig(BaseModel):
     sequence_parallel: int = Field(
         1, ge=1, description="devices that share each sequence, exactly; the others train on other sequences"
     )
-    strategy: Literal["auto", "ddp"] = Field("auto", description="Lightning strategy; auto is ddp on several devices")
     validate_every: int = Field(100, ge=1, description="steps between validations")
     validation_tokens: int | None = Field(
         None, ge=1, description="positions per validation, evenly spread; null is the whole split"

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from mamba_bio_audio.config import RunConfig
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.machine import available_memory, check_memory
 from mamba_bio_audio.models.size import count_parameters, kept_per_position, size_text
 from mamba_bio_audio.training.fit import resolve_precision
+
+FIT = "lower model.d_model, model.num_layers, train.length or train.micro_batch, or set train.stream_chunk"
+
+
+def check_utf8(run: Path) -> None:
+    """Refuse a folder whose path is not UTF-8: TensorBoard and safetensors cannot write there.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        str(run).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{run}: the path is not UTF-8 (or Python does not read it as such: set PYTHONUTF8=1), and libraries that "
+            "write the run cannot use it; choose another --out"
+        ) from None
 
 
 def free_memory(device: str) -> int | None:
@@ -46,7 +66,7 @@ def check_fits(config: RunConfig, device: str) -> None:
     check_memory(
         least_memory(config, device),
         f"training {size} parameters on {train.micro_batch_for(device):,} x {train.length:,} positions at a time",
-        "lower model.d_model, model.num_layers, train.length or train.micro_batch, or set train.stream_chunk",
+        FIT,
         available=free_memory(device),
         where="the GPU" if device == "cuda" else "this machine",
     )

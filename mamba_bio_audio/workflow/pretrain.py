@@ -6,10 +6,11 @@ import math
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -30,22 +31,23 @@ from mamba_bio_audio.files import (
     write_json,
     write_text,
 )
+from mamba_bio_audio.machine import check_memory
 from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.plain_yaml import dump
-from mamba_bio_audio.text import table
+from mamba_bio_audio.text import show, table
 from mamba_bio_audio.training.checkpoints import last_checkpoint, last_position
 from mamba_bio_audio.training.fit import fit, resolve_precision
-from mamba_bio_audio.training.lengths import length_stages, positions_until, stretches
+from mamba_bio_audio.training.lengths import Stage, length_stages, positions_until, stretches
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.training.schedule import rate_after
 from mamba_bio_audio.workflow.data import DataModule, DataWatch, check_same_data, data_rows, open_data
 from mamba_bio_audio.workflow.environment import environment, precision_settings
-from mamba_bio_audio.workflow.preflight import check_fits
+from mamba_bio_audio.workflow.preflight import FIT, check_fits, check_utf8, free_memory
 
 # Keys that a resumed run may change: they alter what is observed or how fast it is, not what is computed.
 OBSERVING = {
@@ -91,6 +93,10 @@ RUN_FILES = (
 def run_maker(command: str) -> Maker:
     """The command that makes a run folder: pretrain, classify, or demo."""
     return Maker(command, RUN_FILES)
+
+
+def _maker(config: RunConfig, command: str | None) -> Maker:
+    return run_maker(command or ("pretrain" if config.head is None else "classify"))
 
 
 def stands(run: Path) -> bool:
@@ -185,65 +191,55 @@ def check_devices(config: RunConfig, device: str) -> None:
         raise InputError(f"train.devices is {wanted}, but torch sees {torch.cuda.device_count()} CUDA devices")
 
 
-def pretrain(
+class _Checked(NamedTuple):
+    """A training about to begin: nothing is wrong with it, and nothing is written."""
+
+    config: RunConfig  # resolved
+    data: DataModule
+    stages: list[Stage]
+    model: LanguageModel | Classifier
+    described: dict[str, Any]  # the data
+    precision: str
+    step: int  # to begin after
+    before: dict[str, Any]  # manifest of the run that is resumed
+    changed: dict[str, Any]  # what a resumed run does otherwise
+    occupied: bool  # the folder holds a run
+
+
+def _checked(
     config: RunConfig,
     run: Path,
-    *,
-    device: str,
-    resume: bool = False,
-    force: bool = False,
-    quiet: bool = False,
-    arguments: Sequence[str] = (),
-    command: str | None = None,
-) -> dict[str, Any]:
-    """Train into the run folder `run` and return a summary (JSON-able).
-
-    Args:
-        config: from `config.load_config`.
-        run: folder; must be new or empty unless `resume` or `force`.
-        device: "cpu" or "cuda".
-        resume: continue from the last checkpoint; without one, start from the beginning.
-        force: replace a run of the same command; it is deleted once the new one has weights.
-        quiet: no progress.
-        arguments: of the command, for the manifest.
-        command: which makes the folder and may replace it; None is pretrain, or classify where there is a head.
-
-    Raises:
-        InputError: the folder is in use, or the resumed run had another configuration.
-        NonFiniteLoss: the training diverged.
-    """
-    check_devices(config, device)
-    check_fits(config, device)
-    run = run.resolve()
-    check_folder(run)
-    if resume and force:
-        raise InputError("--resume continues a run and --force replaces it; give one of them")
-    with ExitStack() as held:
-        # Of several processes the first one writes.
-        if is_main_process():
-            held.enter_context(locked(run))
-        return _pretrain(config, run, device, resume, force, quiet, arguments, command, held)
-
-
-def _pretrain(
-    config: RunConfig,
-    run: Path,
+    maker: Maker,
     device: str,
     resume: bool,
     force: bool,
-    quiet: bool,
-    arguments: Sequence[str],
-    command: str | None,
     held: ExitStack,
-) -> dict[str, Any]:
-    """`pretrain` under the run's lock; `held` ends with the training."""
+    *,
+    settle: bool = False,
+) -> _Checked:
+    """Every check of a training, under the run's lock, which goes to `held`; the dry run makes the same ones.
+
+    Args:
+        settle: put right what an interrupted replacement of the run left.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    check_devices(config, device)
+    check_fits(config, device)
+    check_utf8(run)
+    check_folder(run)
+    if resume and force:
+        raise InputError("--resume continues a run and --force replaces it; give one of them")
+    # Of several processes the first one writes.
+    main = is_main_process()
+    if main:
+        held.enter_context(locked(run))
+        if settle:
+            restore(run, stands)
     train = config.train
     step = 0
     # Of several processes the first one makes the folder, perhaps before the others look at it.
-    main = is_main_process()
-    maker = run_maker(command or ("pretrain" if config.head is None else "classify"))
-    if main:
-        restore(run, stands)
     occupied = is_occupied(run) and (main or resume)
     if resume and not occupied:
         raise InputError(f"{run}: nothing to resume; leave out --resume to start the run")
@@ -271,7 +267,7 @@ def _pretrain(
                 was, now = (f"{rate_after(kept, step):.4g}" for kept in (old.train, train))
                 changed["rate"] = {"was": was, "now": now}
         elif main:
-            print(f"{run}: no checkpoint yet, starting from the beginning", file=sys.stderr)
+            show(f"{run}: no checkpoint yet, starting from the beginning", file=sys.stderr)
 
     # Whatever can be wrong with the data or the model comes before the folder is touched.
     data = open_data(config, device)
@@ -293,11 +289,61 @@ def _pretrain(
             f"{run}: was trained in {before['precision']}, but train.precision={train.precision} means {precision} on "
             f"{device}; continue it on the --device that it was started on"
         )
+    return _Checked(config, data, stages, model, described, precision, step, before, changed, occupied)
+
+
+def pretrain(
+    config: RunConfig,
+    run: Path,
+    *,
+    device: str,
+    resume: bool = False,
+    force: bool = False,
+    quiet: bool = False,
+    arguments: Sequence[str] = (),
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Train into the run folder `run` and return a summary (JSON-able).
+
+    Args:
+        config: from `config.load_config`.
+        run: folder; must be new or empty unless `resume` or `force`.
+        device: "cpu" or "cuda".
+        resume: continue from the last checkpoint; without one, start from the beginning.
+        force: replace a run of the same command; it is deleted once the new one has weights.
+        quiet: no progress.
+        arguments: of the command, for the manifest.
+        command: which makes the folder and may replace it; None is pretrain, or classify where there is a head.
+
+    Raises:
+        InputError: the folder is in use, or the resumed run had another configuration.
+        NonFiniteLoss: the training diverged.
+    """
+    run = run.resolve()
+    maker = _maker(config, command)
+    with ExitStack() as held:
+        checked = _checked(config, run, maker, device, resume, force, held, settle=True)
+        return _train(checked, run, maker, device, resume, quiet, arguments, held)
+
+
+def _train(
+    checked: _Checked,
+    run: Path,
+    maker: Maker,
+    device: str,
+    resume: bool,
+    quiet: bool,
+    arguments: Sequence[str],
+    held: ExitStack,
+) -> dict[str, Any]:
+    """`pretrain` after its checks, under the run's lock; `held` ends with the training."""
+    config, data, stages, model, described, precision, step, before, changed, occupied = checked
+    train, main = config.train, is_main_process()
     settings = precision_settings(device, precision)
     machine = environment(device)
     if main and not quiet:
         kernels = ("device", f"{machine['device']}, {precision}, kernels: {settings['kernels']}")
-        print(table([kernels, *data_rows(config.data.kind, described)]), file=sys.stderr)
+        show(table([kernels, *data_rows(config.data.kind, described)]), file=sys.stderr)
     if main:
         if occupied and not resume:
             held.enter_context(replacing(run, stands))
@@ -310,7 +356,7 @@ def _pretrain(
     if changed:
         session["changed"] = changed
         if main:
-            print(_describe_changes(changed, step), file=sys.stderr)
+            show(_describe_changes(changed, step), file=sys.stderr)
     manifest: dict[str, Any] = session | {
         "seed": config.seed,
         "precision": precision,
@@ -363,31 +409,45 @@ def _pretrain(
     return summary
 
 
-def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
+def dry_run(
+    config: RunConfig,
+    run: Path | None = None,
+    *,
+    device: str,
+    resume: bool = False,
+    force: bool = False,
+    command: str | None = None,
+) -> dict[str, Any]:
     """What `pretrain` would do: resolved configuration, sizes, measured estimate of memory and time.
 
-    Writes nothing but, where a FASTA has no index yet, one into the user's cache.
+    Writes nothing but, where a FASTA has no index yet, one into the user's cache. A lock stands beside the run while its
+    folder is looked at.
+
+    Args:
+        run: folder that the run would be in; None leaves its checks out.
+
+    Raises:
+        InputError: whatever `pretrain` would refuse, or more memory than there is.
     """
-    check_devices(config, device)
-    check_fits(config, device)
-    train = config.train
-    data = open_data(config, device)
-    data.setup("fit")
-    data.train_dataloader()
-    data.evaluation_dataset("valid")
-    stages = length_stages(train, lambda length: len(data.training_windows(length)))
-    chosen = train.stream_chunk == "auto"
-    config = resolve_chunk(resolve(config, data), device)
-    train = config.train
+    chosen = config.train.stream_chunk == "auto"
+    with ExitStack() as held:
+        place = Path(held.enter_context(tempfile.TemporaryDirectory())) / "run" if run is None else run.resolve()
+        checked = _checked(config, place, _maker(config, command), device, resume, force, held)
+    config, stages, train = checked.config, checked.stages, checked.config.train
     estimate = probe(config.model, train, device, config.head)
-    with torch.device("meta"):
-        parameters = build(config.model, config.head).num_parameters()
+    check_memory(
+        estimate.memory_bytes,
+        f"training on {train.micro_batch_for(device):,} x {train.length:,} positions at a time",
+        FIT,
+        available=free_memory(device),
+        where="the GPU" if device == "cuda" else "this machine",
+    )
     micro = train.micro_batch_for(device)
     return {
         "config": config.model_dump(mode="json"),
         "device": device,
-        "precision": resolve_precision(train.precision, device),
-        "parameters": parameters,
+        "precision": checked.precision,
+        "parameters": checked.model.num_parameters(),
         "tokens_per_step": train.tokens_per_step,
         "micro_batch": micro,
         "accumulate": train.accumulate(device),
@@ -397,7 +457,7 @@ def dry_run(config: RunConfig, *, device: str) -> dict[str, Any]:
         "memory_bytes": estimate.memory_bytes,
         "seconds_per_step": estimate.seconds_per_step,
         "seconds": estimate.seconds_per_step * train.steps,
-        "data": data.summary(),
+        "data": checked.described,
     }
 
 

@@ -379,7 +379,7 @@ def validate(values: dict[str, Any], source: str, *, check_files: bool = False, 
         InputError: listing every mistake.
     """
     problems = []
-    if saved:
+    if saved and isinstance(values, dict):
         values = {
             name: {key: value for key, value in section.items() if f"{name}.{key}" not in GONE}
             if isinstance(section, dict)

@@ -237,6 +237,25 @@ def test_download_without_validator_is_continued_only_where_the_whole_can_be_che
     assert ["Range" in request for request in server.requests] == [False, True, False]
 
 
+def test_a_weak_tag_promises_no_equal_bytes(server, tmp_path):
+    """RFC 9110, 13.1.5: `If-Range` compares strongly; a weak tag stays the same while bytes change."""
+    server.etag = 'W/"one"'
+    server.cuts = [100_000]
+    server.before = lambda number: setattr(server, "content", CONTENT[::-1]) if number else None
+    fetch(server, tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT[::-1]
+    assert ["Range" in request for request in server.requests] == [False, False]
+    # A date beside it is a validator; where the whole can be checked, the download goes on without either.
+    for headers, options, validator in (
+        ({"Last-Modified": "Sun, 06 Nov 1994 08:49:37 GMT"}, {}, "Sun, 06 Nov 1994 08:49:37 GMT"),
+        ({}, {"hashes": {"md5": MD5}}, None),
+    ):
+        server.content, server.before, server.headers, server.cuts = CONTENT, lambda number: None, headers, [100_000]
+        server.requests.clear()
+        fetch(server, tmp_path / f"{validator is None}.bin", **options)
+        assert [request.get("If-Range") for request in server.requests[:2]] == [None, validator]
+
+
 def test_download_of_wrong_bytes_leaves_nothing(server, tmp_path):
     server.content = b"x" + CONTENT[1:]
     with pytest.raises(NetworkError, match=f"not the published file: its md5 is .*, the published one {MD5}"):

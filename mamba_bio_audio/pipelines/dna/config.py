@@ -33,8 +33,8 @@ class DnaDataConfig(BaseModel):
     contigs: str | list[str] = Field(
         default="primary",
         description="What of the genome is used: primary (chromosomes, and all records of an assembly without any: no "
-        "alternative loci, patches, unplaced scaffolds, decoys), all, or names and regions like chr1 or "
-        "chr1:1,001-2,000 (from 1, end included). Names may be aliases: chr1, 1, NC_000001.11, CM000663.2.",
+        "alternative loci, patches, unplaced scaffolds, decoys, viruses, mitochondria, plastids), all, or names and regions "
+        "like chr1 or chr1:1,001-2,000 (from 1, end included). Names may be aliases: chr1, 1, NC_000001.11, CM000663.2.",
     )
     valid_fraction: float = Field(
         default=0.05, ge=0, lt=1, description="Share of validation when there are no intervals."

@@ -33,14 +33,41 @@ def _accessions() -> dict[str, tuple[str, str]]:
 # Accession -> assembly and plain name of the chromosome.
 ACCESSIONS = _accessions()
 
-# Parts of an assembly beside its chromosomes: alternative loci, patches, unplaced and unlocalised scaffolds, decoys, viruses.
+# Parts of an assembly beside its chromosomes, by name.
 _SECONDARY = re.compile(
-    r".*(_alt|_fix|_hap\d+|_random|_decoy|_PATCH)|(chr)?Un_.+|hs3[78]d\d.*|HLA-.+|chrEBV|NC_007605(\.\d+)?|(NT|NW)_\d+(\.\d+)?|"
-    r"(GL|KI|KN|KQ|KV|KZ|ML|JH|MU)\d{6}(\.\d+)?|HSCHR.+|CHR_.+",
+    # UCSC: alternative loci, patches, haplotypes, unlocalised and unplaced scaffolds, decoys, heterochromatin of the fly.
+    r".*_(alt|fix|hap\d*|random|decoy|unloc\w*|unplaced\w*)(_.*)?|(chr)?Un(_.+)?|chrU(extra)?|chr\w+Het|"
+    # Decoys, HLA alleles and viruses of the analysis sets.
+    r"hs3[78]d\d.*|HLA-.+|chrEBV|EBV|NC_007605(\.\d+)?|"
+    # Ensembl: patches, haplotypes. NCBI: scaffolds, and those of GenBank by the letters that it gives to them.
+    r".+_PATCH|HSCHR.+|CHR_.+|(NT|NW)_\d+(\.\d+)?|(GL|KI|KB|KE|KK|KL|KN|KQ|KV|KZ|ML|JH|MU|DS)\d{6}(\.\d+)?|"
+    # Contigs of whole-genome shotgun projects.
+    r"[A-Z]{4}\d{8,10}(\.\d+)?|[A-Z]{6}\d{9,11}(\.\d+)?|"
+    # As assemblers call them.
+    r"((un)?placed[-_]?)?((super[-_]?)?scaffold|contig|ctg|tig|unitig|node|unplaced|unlocali[sz]ed|unassigned|unanchored|unmapped)"
+    r"([-_|.]?\d.*|[-_|.].+)?",
     re.IGNORECASE,
 )
+# Mitochondria and plastids, by name: of UCSC, Ensembl, the model organisms, and the accessions of those known here.
+_ORGANELLE = re.compile(
+    r"(chr)?(M|MT|Mito|MtDNA|Pt|Pltd|C)|(dmel_)?mitochondri(on|al)(_genome)?|chloroplast|plastid|apicoplast|"
+    r"Pf3D7_(API|MIT)_v\d+|(chr_?)?(mitochondri(on|al)|chloroplast|plastid)|"
+    r"NC_(012920|001807|001643|001645|001646|005089|001665|024511|001328|001224|037304|000932|001879|001284|002333|040902)\.\d+|"
+    r"J01415\.\d+|CP068254\.\d+",
+    re.IGNORECASE,
+)
+# What a header says after the name, at NCBI and at Ensembl.
+_SECONDARY_TITLE = re.compile(
+    r"\b(unplaced|unlocali[sz]ed)\b.*\b(scaffold|contig|sequence)|\bgenomic patch\b|\balternate (locus|loci|haplotype)\b|"
+    r"\bALT_REF_LOCI|\b(NOVEL|FIX)_PATCH\b|\bdna(_rm|_sm)?:(super)?(contig|scaffold)\b|\bPATCH_(FIX|NOVEL)\b|\bHAP(LOTYPE)?$",
+    re.IGNORECASE,
+)
+_ORGANELLE_TITLE = re.compile(
+    r"\b(mitochondri(on|al (genome|dna))|chloroplast|plastid|apicoplast|kinetoplast|organelle)\b", re.IGNORECASE
+)
+_CHROMOSOME_TITLE = re.compile(r"\bchromosome[: ]", re.IGNORECASE)
 _CHROMOSOME = re.compile(
-    r"(chr)?(\d{1,3}[ABLR]?|[WXYZM]|MT|[IVX]+)|(NC|AC)_\d{6}\.\d+|(CM|CP)\d{6}\.\d+|chromosome.*", re.IGNORECASE
+    r"(chr)?(\d{1,3}[ABLR]?|[WXYZ]|[IVX]+)|(NC|AC)_\d{6}\.\d+|(CM|CP)\d{6}\.\d+|chromosome.*|SUPER_\w+", re.IGNORECASE
 )
 _REGION = re.compile(r"(.+):(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})-(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})", re.ASCII)
 
@@ -68,16 +95,29 @@ def same_sequence(first: str, second: str) -> bool:
     return name == other_name and (not assembly or not other_assembly or assembly == other_assembly)
 
 
-def primary(names: Iterable[str]) -> list[str]:
-    """Chromosomes and what cannot be told from them by name.
+def primary(names: Iterable[str], titles: Iterable[str] | None = None) -> list[str]:
+    """Chromosomes and what cannot be told from them.
 
-    Alternative loci, patches, unplaced scaffolds, decoys and viruses are left out where the names show chromosomes
-    beside them; an assembly of scaffolds only is kept whole.
+    Alternative loci, patches, unplaced and unlocalised scaffolds, decoys, viruses, mitochondria and plastids are left out
+    where there are chromosomes beside them; an assembly of scaffolds only, or a file of organelles, is kept whole. An
+    organelle that NCBI calls by an accession is told by what its header says.
+
+    Args:
+        names: of the records of one file.
+        titles: what follows the names in their headers, in the same order.
     """
     names = list(names)
-    if not any(_CHROMOSOME.fullmatch(name) for name in names):
-        return names
-    return [name for name in names if not _SECONDARY.fullmatch(name)]
+    about = dict(zip(names, titles if titles is not None else [""] * len(names), strict=True))
+    kept = [name for name in names if not _is_secondary(name, about[name])]
+    return kept if any(_CHROMOSOME.fullmatch(name) for name in kept) else names
+
+
+def _is_secondary(name: str, title: str) -> bool:
+    """Is a record by name or header no chromosome?"""
+    if _SECONDARY.fullmatch(name) or _ORGANELLE.fullmatch(name) or _SECONDARY_TITLE.search(title):
+        return True
+    # A chromosome may carry a gene that is called mitochondrial.
+    return bool(_ORGANELLE_TITLE.search(title)) and not _CHROMOSOME_TITLE.search(title)
 
 
 def _identity(name: str) -> tuple[str, str]:

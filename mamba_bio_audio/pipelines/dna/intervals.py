@@ -90,7 +90,7 @@ def chosen_spans(genome: Genome, contigs: str | Sequence[str]) -> list[Span]:
         return [
             Span(record, 0, genome.records[record])
             for records in by_file.values()
-            for kept in [set(primary(genome.bare_name(record) for record in records))]
+            for kept in [set(primary(map(genome.bare_name, records), map(genome.title, records)))]
             for record in records
             if genome.bare_name(record) in kept
         ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler
+from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler, evaluation_windows
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule, class_batch, summary_rows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
@@ -68,6 +68,23 @@ def test_windows_lie_in_the_training_split(paths) -> None:
     seen = [sampler.window(i)[0] for i in range(300)]
     assert {window.region.record for window in seen} == {"r0", "r1"}
     assert all(w.start >= 0 and w.end <= w.region.end and w.end - w.start == L for w in seen)
+
+
+def test_every_start_is_drawn_the_last_too(write_fasta, random_dna) -> None:
+    """Of a region one base longer than a window both starts are drawn, for training and for evaluation."""
+    files = []
+    for seed, name in enumerate("xy"):
+        parts = enumerate(("train", "val", "test"))
+        files.append(write_fasta(f"{name}.fa", {f"{p} split={p}": random_dna(L + 1, 10 * seed + n) for n, p in parts}))
+    data = module(files)
+    data.setup()
+    assert {data.stream().source.window(i)[0].start for i in range(100)} == {0, 1}
+    drawn = {
+        window.start
+        for seed in range(40)
+        for window in evaluation_windows(data.labelled, "test", L, per_class=5, seed=seed, max_unknown=1)
+    }
+    assert drawn == {0, 1}
 
 
 def test_contigs_by_length_or_uniform(paths) -> None:

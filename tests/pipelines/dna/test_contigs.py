@@ -54,18 +54,77 @@ def test_accessions_are_complete() -> None:
 
 
 def test_primary() -> None:
-    ucsc = [f"chr{name}" for name in (*range(1, 23), "X", "Y", "M")]
+    ucsc = [f"chr{name}" for name in (*range(1, 23), "X", "Y")]
     beside = [
+        "chrM",
         *("chr1_KI270706v1_random", "chrUn_KI270302v1", "chr19_KI270938v1_alt", "chr6_cox_hap2", "chr1_KN196472v1_fix"),
         *("chrEBV", "chrUn_KN707606v1_decoy", "HLA-A*01:01:01:01"),
     ]
     assert primary([*ucsc, *beside]) == ucsc
-    assert primary(["1", "MT", "GL000192.1", "KI270728.1", "hs37d5", "NC_007605", "HSCHR6_MHC_COX"]) == ["1", "MT"]
+    assert primary(["1", "MT", "GL000192.1", "KI270728.1", "hs37d5", "NC_007605", "HSCHR6_MHC_COX"]) == ["1"]
     assert primary(["NC_000001.11", "NT_187361.1", "NW_003315905.1"]) == ["NC_000001.11"]
     # Nothing in these names tells chromosomes from the rest.
     for names in (["NW_1.1", "NW_2.1"], ["scaffold_1", "scaffold_2"], ["NZ_CP1", "plasmid"], ["GL000192.1"]):
         assert primary(names) == names
     assert primary(["chr2R", "chrUn_1"]) == ["chr2R"]
+
+
+# Names that an assembly has, as UCSC, Ensembl, NCBI and others write them: its chromosomes, and what lies beside them.
+ASSEMBLIES = {
+    "mm39 of UCSC": (["chr1", "chr19", "chrX", "chrY"], ["chrM", "chr1_GL456210_random", "chrUn_GL456239"]),
+    "dm6 of UCSC": (
+        ["chr2L", "chr3R", "chr4", "chrX"],
+        ["chrM", "chrUn_CP007071v1", "chrY_CP007108v1_random", "chrU", "chrUextra", "chr2LHet"],
+    ),
+    "galGal6 of UCSC": (["chr1", "chrW", "chrZ"], ["chrM", "chr1_NT_467389v1_random", "chrUn_NW_020109737v1"]),
+    "hg18 of UCSC": (["chr1", "chr22"], ["chr1_random", "chr22_h2_hap1", "chr6_cox_hap1", "chrUn"]),
+    "analysis set": (["chr1"], ["chrUn_JTFH01000001v1_decoy", "chrEBV", "HLA-A*01:01:01:01", "hs38d1"]),
+    "sacCer3 of UCSC": (["chrI", "chrIV", "chrXVI"], ["chrM"]),
+    "GRCh38 of Ensembl": (["1", "X"], ["MT", "KI270728.1", "GL000008.2", "CHR_HSCHR1_1_CTG3", "CHR_HG2021_PATCH"]),
+    "rat of Ensembl": (["1", "20", "Y"], ["MT", "AABR07022993.1", "KL567906.1", "JACYVU010000493.1"]),
+    "TAIR10 of Ensembl": (["1", "5"], ["Mt", "Pt"]),
+    "Araport": (["Chr1", "Chr5"], ["ChrC", "ChrM"]),
+    "worm": (["I", "V", "X"], ["MtDNA"]),
+    "fly of FlyBase": (["2L", "X"], ["mitochondrion_genome", "Unmapped_Scaffold_8_D1580_D1567"]),
+    "yeast of Ensembl": (["I", "XVI"], ["Mito"]),
+    "GRCh38 of NCBI": (["NC_000001.11", "NC_000024.10"], ["NT_187361.1", "NW_003315905.1", "NC_012920.1"]),
+    "VGP": (["SUPER_1", "SUPER_Z"], ["SUPER_1_unloc_1", "scaffold_12", "scaffold_3_ctg1"]),
+    "of an assembler": (
+        ["chr1"],
+        ["scaffold12", "contig_7", "ctg000001", "tig00000012", "NODE_3_length_9", "Unplaced-1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("assembly", ASSEMBLIES)
+def test_primary_of_assemblies(assembly: str) -> None:
+    chromosomes, beside = ASSEMBLIES[assembly]
+    assert primary([*beside, *chromosomes]) == chromosomes
+    # Where there is nothing else, all of it is used.
+    assert primary(beside) == beside
+
+
+def test_primary_by_headers() -> None:
+    """Accessions say nothing of organelles and scaffolds; what follows them in the header does."""
+    records = {
+        "NC_003070.9": "Arabidopsis thaliana chromosome 1 sequence",
+        "NC_000087.8": "Mus musculus strain C57BL/6J chromosome Y, GRCm39 reference primary assembly C57BL/6J",
+        "NC_999998.1": "Homo sapiens chromosome 2, with the mitochondrial genome inserted",
+        "NC_999997.1": "Ficus ficta mitochondrion, complete genome",
+        "NC_999996.1": "Ficus ficta voucher 7 chloroplast, complete genome",
+        "OX000001.1": "Ficus ficta genome assembly, organelle: plastid",
+        "XX123456.1": "Mus musculus unplaced genomic scaffold, GRCm39 reference primary assembly MSCHRUN_CTG1",
+        "XX123457.1": "Homo sapiens chromosome 1 unlocalized genomic scaffold, GRCh38.p14 Primary Assembly",
+        "XX123458.1": "Homo sapiens chromosome 1 genomic patch of type FIX, GRCh38.p14 PATCHES HG1342_HG2282_PATCH",
+        "XX123459.1": "Homo sapiens chromosome 6 genomic scaffold, GRCh38.p14 alternate locus group ALT_REF_LOCI_2",
+        "odd_name": "dna:scaffold scaffold:IWGSC:odd_name:1:1000:1 REF",
+        "other": "dna_sm:chromosome chromosome:IWGSC:other:1:1000:1 REF",
+        "plasmid": "Escherichia coli plasmid F, complete sequence",
+    }
+    assert primary(records, records.values()) == ["NC_003070.9", "NC_000087.8", "NC_999998.1", "other", "plasmid"]
+    assert primary(records) == list(records)
+    organelles = ["NC_999997.1", "NC_999996.1"]
+    assert primary(organelles, [records[name] for name in organelles]) == organelles
 
 
 def test_parse_region() -> None:

@@ -96,9 +96,12 @@ def test_blocks_of_chosen_contigs(write_fasta, random_dna) -> None:
     whole = split_blocks(genome, seed=0, fractions=FRACTIONS)
     assert {interval.record for interval in whole} == set(records)
     spans = chosen_spans(genome, "primary")
-    assert [span.record for span in spans] == ["chr1", "chrM"]
+    assert [span.record for span in spans] == ["chr1"]
+    # An organelle under an accession is told by its header.
+    ncbi = Genome(write_fasta("n.fa", {"NC_1 mitochondrion, complete genome": "ACGT", "NC_000001.11": "ACGT"}))
+    assert [span.record for span in chosen_spans(ncbi, "primary")] == ["NC_000001.11"]
     some = split_blocks(genome, seed=0, fractions=FRACTIONS, spans=spans)
-    assert {interval.record for interval in some} == {"chr1", "chrM"}
+    assert {interval.record for interval in some} == {"chr1"}
     parts = [Span("chr1", 100, 9000), Span("chr1", 9500, 15_000)]
     inside = split_blocks(genome, seed=0, fractions=FRACTIONS, spans=parts)
     assert merge(inside) == parts

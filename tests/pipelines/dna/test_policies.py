@@ -191,3 +191,20 @@ def test_recipes_read_the_published_windows(recipe: str, policy: str, windows: i
     assert config.data.max_unknown == (0.1 if recipe.endswith("-paper") else 1)
     per_interval, _ = lay_out(human_intervals()[:10], RECORDS, config.train.length, config.data.windows)
     assert len(per_interval) * 34_021 == windows * 10
+
+
+def test_a_window_needs_two_known_bases(write_fasta) -> None:
+    """One known base is no target on one of the strands; two are, whatever `max_unknown` allows."""
+    genome = Genome(write_fasta("w.fa", {"a": "NANNN" + "NAANN" + "NNNNN" + "ANNNC"}))
+    intervals = [Interval("a", at, at + 5, "train") for at in (0, 5, 10, 15)]
+    found = training_windows(intervals, genome, 4)
+    assert found.windows.start.tolist() == [5, 15]
+    assert found.too_unknown == 2
+
+
+def test_limits_hold_at_equality(write_fasta) -> None:
+    genome = Genome(write_fasta("w.fa", {"a": "ACGTACGTac" + "ACGTACGtac" + "ACGTACGTNN" + "ACGTACGNNN"}))
+    intervals = [Interval("a", at, at + 10, "train") for at in (0, 10, 20, 30)]
+    found = training_windows(intervals, genome, 9, max_lower=0.2, max_unknown=0.2)
+    assert found.windows.start.tolist() == [0, 20]
+    assert (found.too_unknown, found.too_lower) == (1, 1)

@@ -105,3 +105,32 @@ def test_damaged(damage, message: str, write_twobit, tmp_path: Path) -> None:
     (tmp_path / "x.2bit").write_bytes(damage(data))
     with pytest.raises(InputError, match=message):
         build_index(str(tmp_path / "x.2bit"))
+
+
+def test_runs_that_touch_are_one(tmp_path: Path, write_twobit) -> None:
+    """Some writers cut a run in two; counts of unknown and of lower-case bases rely on runs apart from each other."""
+    sound = Path(write_twobit("x.2bit", {"a": "ACNNNNGTACNNacgt"})).read_bytes()
+    place = 16 + 6
+    words = np.array([16, 3, 2, 4, 10, 2, 2, 2, 2, 12, 14, 2, 2, 0], "<u4").tobytes()
+    (tmp_path / "y.2bit").write_bytes(sound[:place] + words + sound[-4:])
+    index = build_index(str(tmp_path / "y.2bit"))
+    assert (index.run_starts.tolist(), index.run_ends.tolist()) == ([2, 10], [6, 12])
+    assert index.lower is not None
+    assert (index.lower.starts.tolist(), index.lower.ends.tolist()) == ([12], [16])
+    one, other = Genome(tmp_path / "x.2bit"), Genome(tmp_path / "y.2bit")
+    for start in range(17):
+        for end in range(start, 17):
+            assert one.fetch("a", start, end).tolist() == other.fetch("a", start, end).tolist()
+            assert one.count_unknown("a", start, end) == other.count_unknown("a", start, end)
+            assert one.count_lower("a", start, end) == other.count_lower("a", start, end)
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+def test_the_last_packed_byte_is_needed(length: int, write_twobit, tmp_path: Path) -> None:
+    text = "ACGTTGCAC"[:length]
+    data = Path(write_twobit("x.2bit", {"a": text})).read_bytes()
+    genome = Genome(tmp_path / "x.2bit")
+    assert genome.codec.decode(genome.fetch("a", 0, length)) == text
+    (tmp_path / "x.2bit").write_bytes(data[:-1])
+    with pytest.raises(InputError, match=f"its {length} bases go beyond the end of the file"):
+        build_index(str(tmp_path / "x.2bit"))

@@ -1,10 +1,12 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mamba_bio_audio.pipelines.audio import windows as audio_windows
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import Interval, Span
 from mamba_bio_audio.pipelines.dna.policies import count_unknown
@@ -96,3 +98,25 @@ def test_evenly_spaced(count: int, wanted: int) -> None:
     if len(chosen) > 1:
         gaps = np.diff(chosen)
         assert gaps.max() - gaps.min() <= 1
+
+
+def test_evenly_spaced_is_centred() -> None:
+    """Neither the first nor the last position, but the middles of equal parts."""
+    for spaced in (evenly_spaced, audio_windows.evenly_spaced):
+        assert spaced(9, 1).tolist() == [4]
+        assert spaced(10, 2).tolist() == [2, 7]
+        assert spaced(100, 4).tolist() == [12, 37, 62, 87]
+        assert spaced(3, 3).tolist() == [0, 1, 2]
+
+
+def test_fingerprint_tells_every_column() -> None:
+    windows = Windows(("a", "b"), np.array([0, 1], np.int32), np.array([5, 7]), np.array([9, 9], np.int32), 8)
+    others = [
+        replace(windows, records=("a", "c")),
+        replace(windows, record=np.array([1, 0], np.int32)),
+        replace(windows, start=np.array([5, 6])),
+        replace(windows, size=np.array([9, 8], np.int32)),
+        windows.select(np.array([1, 0])),
+    ]
+    assert len({other.fingerprint() for other in (windows, *others)}) == 6
+    assert replace(windows).fingerprint() == windows.fingerprint()

@@ -15,7 +15,7 @@ from mamba_bio_audio.cli.options import (
     JsonOption,
     QuietOption,
     WhichOption,
-    counter,
+    counters,
     resolve_device,
 )
 from mamba_bio_audio.errors import InputError
@@ -70,7 +70,7 @@ def predict(
     from mamba_bio_audio.files import to_json
     from mamba_bio_audio.workflow.predict import describe_predictions, predict_files
 
-    with counter("predicting", "records", quiet) as progress:
+    with counters(quiet) as progress:
         summary = predict_files(
             run,
             files,

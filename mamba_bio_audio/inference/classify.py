@@ -31,6 +31,7 @@ def classify(
     narrow: bool = False,
     chunk: int | None = None,
     stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.float64]:
     """Class probabilities (n, K) of sequences of any lengths, put through as one batch.
 
@@ -44,6 +45,7 @@ def classify(
         narrow: bf16 autocast.
         chunk: positions per pass, state carried, for constant memory at any length; None is one pass.
         stop: asked before every pass.
+        progress: called after every pass with the symbols that it read, of each strand.
 
     Raises:
         Stopped: `stop` said so.
@@ -57,7 +59,7 @@ def classify(
         readings.append([reverse(row) for row in rows])
     total: NDArray[np.float64] = np.zeros(())
     for reading in readings:
-        logits = _last_logits(model, reading, pad_id, device, narrow, chunk, stop)
+        logits = _last_logits(model, reading, pad_id, device, narrow, chunk, stop, progress)
         total = total + logits.double().softmax(-1).cpu().numpy()
     return total / len(readings)
 
@@ -70,6 +72,7 @@ def _last_logits(
     narrow: bool,
     chunk: int | None,
     stop: Callable[[], bool],
+    progress: Callable[[int], None] | None,
 ) -> Tensor:
     """Logits (n, K) at each row's last real position."""
     lengths = torch.tensor([len(row) for row in rows])
@@ -99,5 +102,7 @@ def _last_logits(
                 own = out.logits[torch.arange(len(rows), device=device), at].float()
                 inside = ((last >= low) & (last < low + step))[:, None]
                 logits = torch.where(inside, own, own if logits is None else logits)
+            if progress is not None:
+                progress(int((lengths - low).clamp(0, step).sum()))
     assert logits is not None
     return logits

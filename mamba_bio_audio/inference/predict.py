@@ -81,6 +81,7 @@ def predict(
     chunk: int = 1 << 16,
     batch_symbols: int = 1 << 14,
     stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[Prediction]:
     """Predict records one after another; nothing is dropped, and each result is that of the record alone.
 
@@ -101,6 +102,8 @@ def predict(
         chunk: longest stretch that is read at once.
         batch_symbols: symbols read at once; does not change results.
         stop: asked before every pass of the model; True ends the iteration, without the records that are not finished.
+        progress: called after every pass of the model, so also within a long record, with the symbols that it read, of each
+            strand.
 
     Raises:
         InputError: streaming with a model that cannot carry a state.
@@ -135,7 +138,16 @@ def predict(
             for batch in _batches(pieces, batch_symbols, step):
                 read = reverse if name == "reverse" else None
                 rows = [begun(_window(record.ids, low, high, read)) for record, low, high in batch]
-                found = classify(model, rows, pad_id=pad_id, device=device, narrow=narrow, chunk=step, stop=stop)
+                found = classify(
+                    model,
+                    rows,
+                    pad_id=pad_id,
+                    device=device,
+                    narrow=narrow,
+                    chunk=step,
+                    stop=stop,
+                    progress=progress,
+                )
                 for (record, _, _), row in zip(batch, found, strict=True):
                     record.sums[name] = record.sums.get(name, 0.0) + row
                     record.left -= 1

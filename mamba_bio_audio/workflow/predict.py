@@ -49,7 +49,7 @@ def predict_files(
     chunk: int = 1 << 16,
     resume: bool = False,
     force: bool = False,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Write one row per record, in the order of files and records, and return a summary.
 
@@ -72,7 +72,8 @@ def predict_files(
         chunk: positions read at once.
         resume: go on with `OUT.part`, of the same settings and records.
         force: discard `OUT.part`.
-        progress: called with (records done, None).
+        progress: called with ("records", how many are done, None), and within them with ("bases read", so many of each
+            strand, None).
 
     Returns:
         `stopped_by` is the name of the signal that ended it early, else None.
@@ -123,6 +124,14 @@ def predict_files(
                 items.append(item._replace(symbols=""))
                 yield item.symbols
 
+        read = 0
+
+        def count(symbols: int) -> None:
+            nonlocal read
+            read += symbols
+            assert progress is not None
+            progress(f"{source.unit}s read", read, None)
+
         found = predict(
             model,
             symbols(),
@@ -140,11 +149,12 @@ def predict_files(
             chunk=chunk,
             batch_symbols=1 << (14 if device == "cpu" else 18),
             stop=lambda: stop.number is not None,
+            progress=None if progress is None else count,
         )
         for prediction in found:
             table.add(_row(items.popleft(), prediction, labels))
             if progress is not None:
-                progress(table.rows, None)
+                progress("records", table.rows, None)
             if not items:
                 table.flush()
         table.complete = stop.number is None
@@ -168,7 +178,7 @@ def _ask_judge(
     device: str,
     resume: bool,
     force: bool,
-    progress: Callable[[int, int | None], None] | None,
+    progress: Callable[[str, int, int | None], None] | None,
 ) -> dict[str, Any]:
     """`predict_files` by the judge or recogniser of generated digits: the first second of each recording."""
     from mamba_bio_audio.evaluation.judge import CLIP_SAMPLES, RATE_HZ, judge_clips, one_second
@@ -194,7 +204,7 @@ def _ask_judge(
             table.add(_row(item, found, labels))
             table.flush()
             if progress is not None:
-                progress(table.rows, None)
+                progress("records", table.rows, None)
             if stop.number is not None:
                 break
         table.complete = stop.number is None

@@ -51,6 +51,16 @@ def dna(length: int, seed: int = 0) -> str:
     return CODEC.decode(np.random.default_rng(seed).choice([7, 8, 9, 10], length).astype(np.uint8))
 
 
+def test_progress_goes_on_within_a_long_record():
+    for mode, passes in (("stream", 8), ("windows", 3)):
+        seen = []
+        run([dna(1000), dna(70, 1)], mode=mode, progress=seen.append, chunk=256)
+        assert len(seen) >= passes
+        assert max(seen) <= 512
+        # Each strand; windows overlap where the last one is moved back.
+        assert sum(seen) == (2 * 1070 if mode == "stream" else 2 * (16 * 64 + 2 * 64))
+
+
 def rc(sequence: str) -> str:
     return CODEC.decode(CODEC.reverse_complement(CODEC.encode(sequence)))
 

@@ -40,6 +40,15 @@ def _written(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; a path with other bytes cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def cell(text: object) -> str:
     """One cell of a TSV or CSV table for people: on one line, and never a formula.
 

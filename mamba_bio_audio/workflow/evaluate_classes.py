@@ -92,7 +92,6 @@ def evaluate_classes(
         if progress is not None:
             progress(min(len(rows), low + per_batch), len(rows))
     probabilities = np.concatenate(found)
-    loci = [window.region.locus for window in dataset.windows]
     names = [window.region.locus for window in dataset.windows]
     # Numbers, because names are compared once here and not for every pair of classes.
     loci = np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1)

@@ -30,7 +30,7 @@ from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.inference.predict import Mode, Prediction, predict
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.signals import StopSignal
-from mamba_bio_audio.text import cell
+from mamba_bio_audio.text import cell, show
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.workflow.predict_sources import Item, clips, open_source
 
@@ -311,7 +311,7 @@ class _Table(AbstractContextManager["_Table"]):
             os.replace(self.part, self.out)
             discard_unfinished(self.folder)
         else:
-            print(f"mba: {self.rows:,} rows are in {self.part}; use --resume to continue", file=sys.stderr)
+            show(f"mba: {self.rows:,} rows are in {self.part}; use --resume to continue", file=sys.stderr)
 
     def _write(self, row: Sequence[str]) -> None:
         self._stream.write("\t".join(row) + "\n")

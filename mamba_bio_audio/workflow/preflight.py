@@ -10,6 +10,7 @@ from mamba_bio_audio.config import RunConfig
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.machine import available_memory, check_memory
 from mamba_bio_audio.models.size import count_parameters, kept_per_position, size_text
+from mamba_bio_audio.text import is_utf8
 from mamba_bio_audio.training.fit import resolve_precision
 
 FIT = "lower model.d_model, model.num_layers, train.length or train.micro_batch, or set train.stream_chunk"
@@ -21,13 +22,11 @@ def check_utf8(run: Path) -> None:
     Raises:
         InputError: it is not.
     """
-    try:
-        str(run).encode()
-    except UnicodeEncodeError:
+    if not is_utf8(str(run)):
         raise InputError(
             f"{run}: the path is not UTF-8 (or Python does not read it as such: set PYTHONUTF8=1), and libraries that "
             "write the run cannot use it; choose another --out"
-        ) from None
+        )
 
 
 def free_memory(device: str) -> int | None:

@@ -272,11 +272,12 @@ def test_recordings_of_any_rate_and_length(tmp_path, capsys, monkeypatch, pad_ta
 def test_any_name_of_a_file_is_one_cell_and_can_be_resumed(tmp_path, capsys):
     names = ["d\te.fa", "f\ng\r\x0b.fa", os.fsdecode(b"bad\xff.fa"), "h\u2028i.fa"]
     for name in names:
-        (tmp_path / name).write_text(f">x\n{dna(50)}\n")
+        (tmp_path / name).write_text(f">=1+1\n{dna(50)}\n")
     files, out = [tmp_path / name for name in names], tmp_path / "p.tsv"
     assert mba("predict", "run", *files, "--out", out) == 0
     written = [row["file"].removeprefix(f"{tmp_path}/") for row in table(out)]
-    assert written == ["d\\te.fa", "f\\ng\\r\x0b.fa", "bad\\udcff.fa", "h\u2028i.fa"]
+    assert written == ["d\\te.fa", "f\\ng\\r\\x0b.fa", "bad\\xff.fa", "h\\u2028i.fa"]
+    assert [row["record"] for row in table(out)] == ["'=1+1"] * 4
     whole = out.read_bytes()
     files[3].rename(tmp_path / "away")
     files[3].mkdir()

@@ -29,6 +29,7 @@ from mamba_bio_audio.pipelines.dna.fasta_index import StoredIndex, load_index, l
 from mamba_bio_audio.pipelines.dna.fasta_scan import COUNT_NAMES, FastaIndex, Runs
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
 from mamba_bio_audio.pipelines.dna.twobit import TwoBitFile
+from mamba_bio_audio.text import is_utf8
 
 FASTA_SUFFIXES = (".fa", ".fasta", ".fna", ".2bit")
 MAX_OPEN_FILES = 64
@@ -430,10 +431,15 @@ def find_fasta_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[
 
 
 def check_genome_names(paths: Sequence[str]) -> None:
-    """Refuse FASTA files of which two give their genomes one name."""
+    """Refuse FASTA files of which two give their genomes one name, and names that no line of a table can hold."""
     there: dict[str, str] = {}
     for path in paths:
         name = genome_name(path)
+        file = os.path.basename(path)
+        if len(file.splitlines()) > 1 or "\t" in file or not is_utf8(file):
+            raise InputError(
+                f"{path}: the name of the file holds a tab, a line end or bytes that are not UTF-8; rename the file."
+            )
         if name in there:
             raise InputError(
                 f"{path}: has the genome name {name!r}, as has {there[name]}. Records are named `genome:record`: "

@@ -216,3 +216,18 @@ def test_lower_case_is_told_apart(write_fasta) -> None:
     assert genome.lower_case("a", 0, 12).tolist() == [False, False, True, True, True, False] * 2
     assert genome.lower_case("a", 10, 14).tolist() == [True, False, False, False]
     assert genome.lower_case("b", 2, 2).tolist() == []
+
+
+@pytest.mark.parametrize("name", ["tab\t.fa", "two\nlines.fa", "separator\u2028.fa", "byte\udcff.fa"])
+def test_names_that_no_table_can_hold_are_refused(name, tmp_path):
+    path = tmp_path / name
+    path.write_text(">one\nACGT\n")
+    with pytest.raises(InputError, match="rename the file"):
+        Genome([str(path)])
+
+
+@pytest.mark.parametrize("name", ["josé.fa", "red\x1b[31m.fa", "=1.fa", "a b.fa"])
+def test_other_names_are_read(name, tmp_path):
+    path = tmp_path / name
+    path.write_text(">one\nACGT\n")
+    assert list(Genome([str(path)]).records) == ["one"]

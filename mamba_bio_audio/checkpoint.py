@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.size import count_parameters, size_text
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
@@ -117,9 +117,8 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
             f"{path}: neither a run (config.yaml) nor an exported model (config.json); "
             f"give the folder that mba pretrain or mba export wrote"
         )
-    _check_fit(source, path)
+    model = _build_fitting(source, path)
     check_finite(source.tensors, path)
-    model = build(source.model, source.head)
     model.load_state_dict(source.tensors, strict=False)
     model.eval()
     model.config = source.config
@@ -129,22 +128,19 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
     return model
 
 
-def _check_fit(source: _Source, path: Path) -> None:
-    """Names and shapes of the tensors, before the memory for a model of that configuration is asked for."""
-    model = source.model
-    layers = sum(stage.num_layers or 0 for stage in model.stages) if isinstance(model, UNetConfig) else model.num_layers
-    if layers > len(source.tensors):
+def _build_fitting(source: _Source, path: Path) -> LanguageModel | Classifier:
+    """The model of the configuration, if names and shapes of its tensors are those that were read."""
+    # Before the memory for it is asked for; of a few missing tensors the names say more.
+    described, held = count_parameters(source.model, source.head), sum(t.numel() for t in source.tensors.values())
+    if described > 2 * held + 2**20:
         raise InputError(
-            f"{path}: weights do not fit the configuration: {layers:,} layers, but {len(source.tensors):,} tensors"
+            f"{path}: weights do not fit the configuration: it describes a model of {size_text(described)} parameters, and "
+            f"the weights are {held:,}"
         )
-    try:
-        with torch.device("meta"):
-            described = build(model, source.head)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: its configuration is of no model that can be built: {error}") from None
-    wanted = {name: tensor.shape for name, tensor in described.state_dict().items()}
+    model = build(source.model, source.head)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = wanted.keys() - source.tensors.keys()
-    if getattr(model, "tie_embeddings", False):
+    if getattr(source.model, "tie_embeddings", False):
         missing = {name for name in missing if name.removeprefix("backbone.") != "lm_head.weight"}
     unexpected = source.tensors.keys() - wanted.keys()
     other = [
@@ -157,6 +153,7 @@ def _check_fit(source: _Source, path: Path) -> None:
             f"{path}: weights do not fit the configuration; missing {some(missing)}; unexpected {some(unexpected)}"
             + (f"; {some(other)}" if other else "")
         )
+    return model
 
 
 def describe_which(config: Any, which: Which) -> str:

@@ -12,6 +12,9 @@ for package in "${packages[@]}"; do
   # The versions that are tested here; pip's own name normalisation finds the rest.
   version=$("$python" -c "import importlib.metadata as m; print(m.version('$package'))" 2>/dev/null) && names+=("$package==$version") || names+=("$package")
 done
+# For Triton's interpreter below 3.7, which the machine has: EXTRA="numpy==2.3.5".
+read -ra extra <<<"${EXTRA:-}"
+names+=("${extra[@]}")
 platforms=()
 for glibc in 2_28 2_27 2_17 2_34; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \

@@ -6,11 +6,28 @@ import contextlib
 import gc
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+# On a machine under load any example may take any time.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data beside this checkout, `../shared/data`, or where `MBA_SHARED_DATA` says; skips where there is none."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("MBA_SHARED_DATA") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    return folder
 
 
 def pytest_report_header() -> str:

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "gpu_record.py"
-specification = importlib.util.spec_from_file_location("gpu_record", SCRIPT)
+specification: Any = importlib.util.spec_from_file_location("gpu_record", SCRIPT)
 gpu_record = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(gpu_record)
 

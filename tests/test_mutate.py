@@ -2,11 +2,12 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-specification = importlib.util.spec_from_file_location("mutate", ROOT / "scripts" / "mutate.py")
+specification: Any = importlib.util.spec_from_file_location("mutate", ROOT / "scripts" / "mutate.py")
 mutate = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(mutate)
 

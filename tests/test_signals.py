@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -49,7 +48,7 @@ def start(how: str, path: object, before: tuple[str, ...] = ()) -> subprocess.Po
 def test_every_stopping_signal(number: signal.Signals, how: str, tmp_path) -> None:
     process = start(how, tmp_path / "what")
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == 0
     done = {"save": "saved", "clean up": "cleaned up"}[how]
     assert (tmp_path / "what").read_text() == f"{done} after {number.value}"
@@ -61,11 +60,10 @@ def test_signals_in_use() -> None:
 
 def test_nohup_is_respected(tmp_path) -> None:
     process = start("save", tmp_path / "what", ("nohup",))
+    # Had it been heeded, it would be the first of the two and the one that is named.
     process.send_signal(signal.SIGHUP)
-    time.sleep(0.2)
-    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert (tmp_path / "what").read_text() == f"saved after {signal.SIGTERM.value}"
 
 
@@ -81,7 +79,7 @@ def test_a_lost_terminal_does_not_end_the_saving(tmp_path) -> None:
     assert b"ready" in os.read(main, 1000)
     os.close(main)
     process.send_signal(signal.SIGHUP)
-    process.wait(timeout=60)
+    process.wait(timeout=600)
     assert process.returncode == 0
     assert (tmp_path / "what").read_text() == f"saved after {signal.SIGHUP.value}"
 

@@ -220,7 +220,7 @@ def test_stopped_while_preparing(number: signal.Signals, tmp_path: Path) -> None
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     os.kill(process.pid, number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     if number != signal.SIGKILL:
         assert process.returncode == 130
         assert [path.name for path in tmp_path.iterdir()] == ["in"]

@@ -22,7 +22,7 @@ def test_frames_are_levels_and_their_change() -> None:
     assert (found[:, :32] == -8).all()
     assert (found[:, 32:] == 0).all()
     loud = frames([melody(0)], RATE)
-    quiet = frames([0.1 * melody(0)], RATE)
+    quiet = frames([(0.1 * melody(0)).astype(np.float32)], RATE)
     above = loud[:, :32] > -5
     # A tenth of the amplitude is 20 dB: 2 in units of 10 dB.
     np.testing.assert_allclose((loud - quiet)[:, :32][above], 2, atol=1e-4)

@@ -140,7 +140,7 @@ def test_distribution_sums_to_one(order: int) -> None:
     baseline = MarkovBaseline.fit(genome, [("r", 0, 400)], max_order=6)
     rng = np.random.default_rng(0)
     for _ in range(50):
-        context = rng.integers(7, 12, 6)
+        context = rng.integers(7, 12, 6).tolist()
         p = baseline.distribution(context, order)
         assert (p > 0).all()
         assert p.sum() == pytest.approx(1, abs=1e-14)

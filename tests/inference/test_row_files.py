@@ -138,9 +138,7 @@ def test_rows_killed_keep_what_was_written_and_resume(whole, tmp_path):
     for _ in range(40):
         process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
         row = folder / "row-00000.txt"
-        deadline = time.monotonic() + 60
         while process.poll() is None and not (row.exists() and row.stat().st_size > seen):
-            assert time.monotonic() < deadline
             time.sleep(0.005)
         time.sleep(rng.random() * 0.05)
         if kills < 3 and process.poll() is None:

@@ -157,7 +157,7 @@ class LaunchScan:
             meta(channels, states, *parts) if fixed else meta(batch, length, states, *parts, dtype=torch.bfloat16)
             for _ in "BC"
         ]
-        inputs = {
+        inputs: dict[str, Any] = {
             "u": meta(batch, length, channels, dtype=torch.bfloat16),
             "dt": meta(channels) if fixed else meta(batch, length, channels, dtype=torch.bfloat16),
             "A": meta(channels, states, *parts),
@@ -170,9 +170,9 @@ class LaunchScan:
         self.launches.clear()
         if kind == "real selective":
             plan = triton_op.make_plan(*shape, self.device)
-            out = triton_op.selective_scan_triton(**inputs, plan=plan)
+            out: Any = triton_op.selective_scan_triton(**inputs, plan=plan)
         else:
-            which = general_op.kind_of(*(inputs[name] for name in ("dt", "A", "B", "C")), exact)
+            which = general_op.kind_of(inputs["dt"], inputs["A"], inputs["B"], inputs["C"], exact)
             plan = general_op.make_general_plan(*shape, which, self.device)
             out, _ = general_op.selective_scan_general(**inputs, exact_zoh=exact, plan=plan)
         forward = list(self.launches)
@@ -206,7 +206,7 @@ def compile_for() -> Callable[[Launch, int], Any]:
         signature, attributes = {}, {}
         for i, parameter in enumerate(kernel.params):
             name = parameter.name
-            value = launch.arguments.get(name)
+            value: Any = launch.arguments.get(name)
             if isinstance(value, int) and value == 1 and not parameter.do_not_specialize:
                 constants[name] = 1
             if name in constants:

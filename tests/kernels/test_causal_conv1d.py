@@ -73,7 +73,7 @@ def test_torch_equals_reference(length, extras, dtype):
     assert_close(run(inputs, "torch"), run(inputs, "reference"), TOLERANCE[dtype])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(1, 40),
@@ -92,7 +92,7 @@ def test_torch_equals_reference_on_anything(batch, length, channels, width, extr
     assert_close(ours, run(inputs, "reference", activation), 1e-10)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     width=st.integers(1, 8),
     cuts=st.lists(st.integers(1, 29), unique=True, max_size=4),

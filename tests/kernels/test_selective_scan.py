@@ -188,7 +188,7 @@ def test_torch_equals_reference_with_each_extra(extras, dtype):
     assert_close(run(inputs, "torch"), expected, TOLERANCE[dtype])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(1, 140),

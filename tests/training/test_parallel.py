@@ -114,7 +114,7 @@ def results(case: str, relay_size: int = 1):
 def work(rank: int, size: int, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=timedelta(seconds=600)
     )
     for case in CASES if size == 2 else ["chunks, rows apart"]:
         loss, count, gradients = results(case, size)
@@ -155,11 +155,11 @@ class Rendezvous:
     def isend(self, buffer, peer, group):
         taken = threading.Event()
         self.links[group, self.own.rank, peer].put((buffer.clone(), taken))
-        assert taken.wait(20), f"rank {self.own.rank} waits for rank {peer} to ask"
+        assert taken.wait(600), f"rank {self.own.rank} waits for rank {peer} to ask"
         return SimpleNamespace(wait=lambda: None)
 
     def irecv(self, buffer, peer, group):
-        found, taken = self.links[group, peer, self.own.rank].get(timeout=20)
+        found, taken = self.links[group, peer, self.own.rank].get(timeout=600)
         buffer.copy_(found)
         taken.set()
         return SimpleNamespace(wait=lambda: None)

@@ -33,6 +33,16 @@ def test_learning_rate_rises_linearly_then_follows_a_cosine():
     assert rates[100:] == sorted(rates[100:], reverse=True)
 
 
+def test_learning_rate_of_few_steps():
+    """Quarters of a half cosine, after a warm-up of two steps: the first step moves, the last one is at the floor."""
+    quarters = [1, 0.85355339, 0.5, 0.14644661, 0]
+    assert [learning_rate(step, steps=5, lr=1, lr_min=0, warmup=0) for step in range(5)] == pytest.approx(quarters)
+    rates = [learning_rate(step, steps=7, lr=1, lr_min=0, warmup=2 / 7) for step in range(7)]
+    assert rates == pytest.approx([0.5, *quarters[:1], *quarters[:5]])
+    assert [learning_rate(step, steps=3, lr=1, lr_min=0, warmup=1 / 3) for step in range(3)] == [1, 1, 0]
+    assert [learning_rate(step, steps=2, lr=1, lr_min=0, warmup=0.5) for step in range(2)] == [1, 1]
+
+
 def test_a_floor_above_the_peak_is_a_constant_rate():
     rates = {learning_rate(step, steps=9, lr=1e-6, lr_min=1e-5, warmup=0) for step in range(9)}
     assert rates == {1e-6}

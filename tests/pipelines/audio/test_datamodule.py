@@ -15,7 +15,6 @@ from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule, pad_and_
 from mamba_bio_audio.pipelines.audio.splits import split_by_share
 
 L = 64
-SHARED = Path("/work/shared/data")
 
 
 def module(path, *, length: int = L, batch_size: int = 4, seed: int = 0, **options) -> AudioDataModule:
@@ -256,9 +255,8 @@ def test_imports_are_light() -> None:
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.skipif(not (SHARED / "piano").is_dir(), reason="shared data not here")
-def test_shared_piano() -> None:
-    data = module(str(SHARED / "piano"), length=8192)
+def test_shared_piano(shared_data) -> None:
+    data = module(str(shared_data / "piano"), length=8192)
     assert data.summary()["splits"]["train"]["files"] == 8
     batch = batches(data, 1)[0]
     assert batch["targets"].shape == (4, 8192)
@@ -267,14 +265,13 @@ def test_shared_piano() -> None:
     assert 0.01 < abs(decoded).max() < 0.95
 
 
-@pytest.mark.skipif(not (SHARED / "sc09").is_dir(), reason="shared data not here")
-def test_shared_digits() -> None:
-    data = module(str(SHARED / "sc09" / "fsdd_8k"), length=16_000, max_duration_s=1.0)
+def test_shared_digits(shared_data) -> None:
+    data = module(str(shared_data / "sc09" / "fsdd_8k"), length=16_000, max_duration_s=1.0)
     data.setup()
     assert len(data.recordings.files) == 2500
     assert sum(len(data.evaluation_windows(split).windows) for split in ("train", "valid", "test")) == 2500
     batch = batches(data, 1)[0]
     share = (batch["targets"] != -100).float().mean()
     assert 0.1 < share < 0.9
-    same = module(str(SHARED / "sc09" / "speech_commands_16k"), length=16_000)
+    same = module(str(shared_data / "sc09" / "speech_commands_16k"), length=16_000)
     assert same.summary()["native_rates_hz"] == [16_000]

@@ -15,7 +15,6 @@ from torchaudio.functional import resample
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.files import list_files, natural_key, open_file, open_files, probe
 
-PIANO = Path("/work/shared/data/piano")
 SUFFIXES = ["wav", "flac", "ogg", "mp3"]
 
 
@@ -253,9 +252,8 @@ def test_files_are_listed_in_natural_order(write_audio, tmp_path):
         list_files([str(tmp_path / "d" / "1.wav"), str(tmp_path / "d")])
 
 
-@pytest.mark.skipif(not PIANO.is_dir(), reason="shared data not here")
-def test_shared_piano():
-    files, _ = open_files(list_files(str(PIANO)))
+def test_shared_piano(shared_data):
+    files, _ = open_files(list_files(str(shared_data / "piano")))
     assert len(files) == 10
     assert sum(file.frames for file in files) / 16_000 / 60 == pytest.approx(35.6, abs=0.1)
     piece = files[0].read(100_000, 108_000, 16_000)

@@ -87,9 +87,6 @@ def random_dna() -> Callable[..., str]:
 
 
 @pytest.fixture
-def shared_dna() -> Path:
-    """The folder of real sequence, where this checkout has it."""
-    folder = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "dna"
-    if not folder.is_dir():
-        pytest.skip("no ../shared/data/dna")
-    return folder
+def shared_dna(shared_data: Path) -> Path:
+    """The folder of real sequence."""
+    return shared_data / "dna"

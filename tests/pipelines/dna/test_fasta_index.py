@@ -87,7 +87,7 @@ def test_indexes_of_others_beside_the_file_are_not_read(
         # As versions up to 0.3 wrote and trusted them.
         np.savez(
             folder / f"{path.name}.mba.npz",
-            **fai,
+            **fai,  # type: ignore[arg-type]
             format=2,
             size_bytes=status.st_size,
             mtime_ns=status.st_mtime_ns,

@@ -1,8 +1,11 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.tokenizer import TOKENS, DnaTokenizer
 
 codec = DnaTokenizer()
@@ -57,7 +60,7 @@ def test_reverse_complement_keeps_special_tokens() -> None:
 
 @pytest.mark.parametrize("given_as", ["text", "bytes", "array"])
 def test_encode_input_kinds(given_as: str) -> None:
-    value = {"text": "ACGTU", "bytes": b"ACGTU", "array": np.frombuffer(b"ACGTU", dtype=np.uint8)}[given_as]
+    value: Any = {"text": "ACGTU", "bytes": b"ACGTU", "array": np.frombuffer(b"ACGTU", dtype=np.uint8)}[given_as]
     ids = codec.encode(value)
     assert ids.dtype == np.uint8
     assert ids.tolist() == [7, 8, 9, 10, 11]
@@ -71,3 +74,12 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="one sequence"):
         codec.decode([[7], [8]])
     assert codec.decode([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("", "is empty"), ("ACGU", "'U' at position 4"), ("-", "'-' at position 1")]
+)
+def test_prompts_are_written_in_bases(text: str, shown: str) -> None:
+    codec.check_prompt("ACGTNacgtn")
+    with pytest.raises(InputError, match=shown):
+        codec.check_prompt(text)

@@ -149,7 +149,11 @@ def _training(config: RunConfig, manifest: dict[str, Any], weights: _Weights) ->
     if result.get("valid_nats") is not None:
         nats = result["valid_nats"]
         remark, shown = weights.remark(result)
-        text = f"{nats:.4f} nats, {nats / math.log(2):.4f} bits, step {result['best_step']:,}" if shown else ""
+        text = (
+            f"{nats:.4f} nats, {nats / math.log(2):.4f} bits per {_per(config)}, step {result['best_step']:,}"
+            if shown
+            else ""
+        )
         rows.append(("best validation", f"{text} {remark}".strip()))
     return Section("What was trained", rows=rows)
 

@@ -279,3 +279,45 @@ def test_one_sequence_under_two_labels(tmp_path: Path, random_dna) -> None:
         "3 sequences stand under several labels, on one strand or the other, in 7 examples (line 2: a, "
     )
     assert text.endswith("accuracy on all examples cannot exceed 87.50 %")
+
+
+def test_windows_of_classes_are_drawn_by_seed_stage_and_sample(write_fasta, random_dna) -> None:
+    """What sample i of a stage is follows from three draws of its own: class, region, start."""
+    paths = [
+        write_fasta(f"{name}.fa", {f"r{i} split={s}": random_dna(900, i) for i, s in enumerate(("train", "val", "test"))})
+        for name in "xy"
+    ]
+    stages = [Stretch(16, 5, 0, 0, 2), Stretch(16, 5, 1, 0, 2), Stretch(L, 5, 2)]
+    data = module(paths, seed=7, reverse_complement=False)
+    data.stretches = stages
+    found = batches(data, 6)
+    seen = set()
+    for stage, (length, batch) in enumerate(((16, found[:2]), (16, found[2:4]), (L, found[4:]))):
+        for sample in range(10):
+            bits = np.random.Philox(key=[7, 3], counter=[sample, stage, 0, 0])
+            which, _, within = np.random.Generator(bits).random(3).tolist()
+            label, start = int(2 * which), int(within * (900 - length + 1))
+            expected = data.labelled.genomes[label].fetch("r0", start, start + length)
+            row = batch[sample // 5]["tokens"][sample % 5]
+            assert row.tolist() == expected.tolist()
+            assert int(batch[sample // 5]["targets"][sample % 5, -1]) == label
+            seen.add((label, start))
+    assert len(seen) > 25
+
+
+def test_examples_of_a_stage_come_in_a_permutation_of_its_own(tmp_path: Path, random_dna) -> None:
+    lines = ["sequence\tlabel\tsplit"]
+    lines += [f"{random_dna(20 + i, i)}\t{'ab'[i % 2]}\ttrain" for i in range(30)]
+    lines += [f"{random_dna(60, 100 + i)}\t{'ab'[i % 2]}\t{('val', 'test')[i // 2]}" for i in range(4)]
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    orders = []
+    for seed in (0, 1):
+        data = module(str(tmp_path / "t.tsv"), seed=seed)
+        data.stretches = [Stretch(L, 6, 0, 0, 10), Stretch(L, 6, 1)]
+        found = torch.cat([batch["tokens"] for batch in batches(data, 15)])
+        numbers = ((found != 4).sum(1) - 20).tolist()  # their lengths tell them apart
+        for low, stage, epoch in ((0, 0, 0), (30, 0, 1), (60, 1, 0)):
+            bits = np.random.Philox(key=[seed, 1], counter=[0, stage, 0, epoch])
+            orders.append(numbers[low : low + 30])
+            assert orders[-1] == np.random.Generator(bits).permutation(np.arange(30)).tolist()
+    assert len({tuple(order) for order in [*orders, list(range(30))]}) == 7

@@ -1,14 +1,17 @@
 """Batches of labelled recordings: a folder per class, each clip one example.
 
     data/zero/a.wav   data/zero/b.wav   data/one/a.wav   ...        the last folder of a file's path is its class
+    data/train/zero/a.wav   data/test/zero/b.wav   ...              folders called after splits are splits
 
-Splits are those of `pipelines/audio/splits.py`: a list of files, else the last clips of each class.
+Splits are those of a list of files (`pipelines/audio/splits.py`), of the folders, else the last clips of each class.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,11 +22,31 @@ from torch.utils.data import DataLoader
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.audio.files import AudioFile
 from mamba_bio_audio.pipelines.audio.splits import SPLITS, Span, split_by_share
+from mamba_bio_audio.pipelines.dna.class_tags import splits_of
 from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow
 from mamba_bio_audio.pipelines.dna.classes import ClassDataset, ClassStream, fingerprint
 from mamba_bio_audio.pipelines.dna.labelled import Region
+from mamba_bio_audio.pipelines.split_names import is_split_word, refuse_split_names
 from mamba_bio_audio.pipelines.stream import StagedStream, Stretch, loader, share
+
+_REMEDY = (
+    "Accepted: a folder per class; folders train, valid and test with a folder per class, or the other way round; or name "
+    "the split of every file in data.intervals"
+)
+
+
+def _class_and_tags(file: AudioFile) -> tuple[str, dict[str, str]]:
+    """The class of a recording, its last folder that is not called after a split, and the splits its folders name."""
+    folders = PurePosixPath(file.name).parent.parts
+    words = [name for name in folders if is_split_word(name)]
+    names = [name for name in folders if not is_split_word(name)]
+    if words and not names:
+        raise InputError(f"{file.path}: {words[-1]!r} is the name of a split, and no folder names a class. {_REMEDY}")
+    # Absolute: `t0.wav` and `../t0.wav` name no folder.
+    name = names[-1] if words else os.path.basename(os.path.dirname(os.path.abspath(file.path)))
+    return name, {f"folder {word}": word for word in words}
 
 
 class LabelledClips:
@@ -69,8 +92,8 @@ class AudioClassesDataModule(AudioDataModule):
             return
         super().setup(stage)
         files = self.recordings.files
-        # Absolute: `t0.wav` and `../t0.wav` name no folder.
-        names = [os.path.basename(os.path.dirname(os.path.abspath(file.path))) for file in files]
+        named = self._intervals()
+        names, said = zip(*(_class_and_tags(file) for file in files), strict=True)
         classes = tuple(self.config.classes or sorted(set(names)))
         unknown = [name for name in classes if name not in names]
         if unknown:
@@ -79,16 +102,11 @@ class AudioClassesDataModule(AudioDataModule):
             raise InputError(
                 f"data.path: one class only, {classes[0]}; a classifier needs two or more, each a folder of recordings"
             )
-        if self._intervals() is None:
-            # By class: the order of names would put whole classes into one split.
-            self.spans = {split: [] for split in SPLITS}
-            for name in classes:
-                own = [number for number, found in enumerate(names) if found == name]
-                sizes = [self._size(number) for number in own]
-                made, how = split_by_share(sizes, self.config.valid_fraction, self.config.test_fraction)
-                for split, spans in made.items():
-                    self.spans[split] += [Span(own[span.file], span.start, span.stop) for span in spans]
-                self.split_source = f"{how}, class by class"
+        refuse_split_names(classes, "data.path", _REMEDY)
+        if named is None:
+            own = [number for number, name in enumerate(names) if name in classes]
+            splits = splits_of(((files[at].path, said[at]) for at in own), "recordings", _REMEDY)
+            self._split_files({number: split for number, split in zip(own, splits, strict=True)}, names, classes)
         regions = [
             Region(
                 classes.index(names[span.file]),
@@ -110,6 +128,34 @@ class AudioClassesDataModule(AudioDataModule):
                     f"{self.length - 1:,}; set train.length={len(region) + 1} or more, or data.max_duration_s"
                 )
         self.labelled = LabelledClips(self, classes, regions)
+
+    def _split_files(self, splits: dict[int, str | None], names: Sequence[str], classes: Sequence[str]) -> None:
+        """Set `spans` and `split_source` by the folders' splits, and draw what they leave open.
+
+        Args:
+            splits: of each file number that has a class; None for all where the folders name none.
+            names: class of every file.
+            classes: that there are.
+        """
+        given = any(splits.values())
+        valid, test = self.config.valid_fraction, self.config.test_fraction
+        drawn = {None} if not given else set() if valid == 0 or "valid" in splits.values() else {"train"}
+        self.spans = {split: [] for split in SPLITS}
+        for number, split in splits.items():
+            if split is not None and split not in drawn:
+                self.spans[split].append(Span(number, 0, self._size(number)))
+        # By class: the order of names would put whole classes into one split.
+        for name in classes:
+            own = [number for number, split in splits.items() if names[number] == name and split in drawn]
+            if not own:
+                continue
+            made, how = split_by_share([self._size(number) for number in own], valid, 0 if given else test)
+            for split, spans in made.items():
+                self.spans[split] += [Span(own[span.file], span.start, span.stop) for span in spans]
+        if given:
+            self.split_source = "the folders" + (f"; {valid:.0%} of their train is validation, {how}" if drawn else "")
+        else:
+            self.split_source = f"{how}, class by class"
 
     def _size(self, number: int) -> int:
         config, size = self.config, self.recordings.files[number].num_samples(self.config.sample_rate_hz)

@@ -25,12 +25,13 @@ def tags_of(header: str) -> dict[str, str]:
     return loose | {key.lower(): value for key, value in _TIGHT.findall(header)}
 
 
-def splits_of(said: Iterable[tuple[str, Mapping[str, str]]], what: str) -> list[str | None]:
+def splits_of(said: Iterable[tuple[str, Mapping[str, str]]], what: str, remedy: str = REMEDY) -> list[str | None]:
     """The split of each record or row, all None where nothing names one.
 
     Args:
         said: (where, tags) of each; `where` is file and line, tags are key -> value, values may be empty.
         what: they are, in words.
+        remedy: what to do about what is refused.
 
     Raises:
         InputError: some name a split and others do not, or what one says is unknown, ambiguous or contradicts itself.
@@ -39,24 +40,24 @@ def splits_of(said: Iterable[tuple[str, Mapping[str, str]]], what: str) -> list[
     named: dict[str, str] = {}
     silent = None
     for where, tags in said:
-        word = _word(tags, where) if tags else None
+        word = _word(tags, where, remedy) if tags else None
         words.append(word)
         if word is not None:
             named.setdefault(word, where)
         elif silent is None:
             silent = where
-    meant = split_meanings(named, REMEDY)
+    meant = split_meanings(named, remedy)
     if named and silent is not None:
         count = sum(word is not None for word in words)
         word, where = next(iter(named.items()))
         raise InputError(
             f"{count:,} of {len(words):,} {what} name a split ({where}: {word}) and {len(words) - count:,} do not "
-            f"({silent}); {REMEDY}"
+            f"({silent}); {remedy}"
         )
     return [None if word is None else meant[word] for word in words]
 
 
-def _word(tags: Mapping[str, str], where: str) -> str | None:
+def _word(tags: Mapping[str, str], where: str, remedy: str) -> str | None:
     """The word for the split among the tags of one record or row; None where they are empty."""
     tags = {key: value for key, value in tags.items() if value}
     if not tags:
@@ -64,11 +65,11 @@ def _word(tags: Mapping[str, str], where: str) -> str | None:
     words = {key: value for key, value in tags.items() if is_split_word(value)}
     if "split" not in tags and not words:
         key, value = next(iter(tags.items()))
-        raise InputError(f"{where}: {key}={value} names no split; {REMEDY}")
+        raise InputError(f"{where}: {key}={value} names no split; {remedy}")
     key = "split" if "split" in tags else next(iter(words))
     for other, value in words.items():
         if key in words and _meaning(value) != _meaning(tags[key]):
-            raise InputError(f"{where}: {key}={tags[key]} and {other}={value} contradict each other; {REMEDY}")
+            raise InputError(f"{where}: {key}={tags[key]} and {other}={value} contradict each other; {remedy}")
     return tags[key]
 
 

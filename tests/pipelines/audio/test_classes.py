@@ -104,3 +104,59 @@ def test_mistakes(folder) -> None:
         module(folder, length=340).setup()
     with pytest.raises(InputError, match="one class only, zero"):
         module(folder / "zero", classes=None).setup()
+
+
+def moved(folder: Path, order: str) -> Path:
+    """The clips of `folder` in folders of splits: the last two of each digit are test, two before them dev."""
+    for digit in ("zero", "one"):
+        for i in range(10):
+            split = "test" if i > 7 else "dev" if i > 5 else "train"
+            new = folder.parent / "moved" / order.format(digit=digit, split=split) / f"{digit}_{i}.wav"
+            new.parent.mkdir(parents=True, exist_ok=True)
+            (folder / digit / new.name).rename(new)
+    return folder.parent / "moved"
+
+
+@pytest.mark.parametrize("order", ["{split}/{digit}", "{digit}/{split}", "all/{split}/speaker/{digit}"])
+def test_folders_of_splits_are_splits(folder, order: str) -> None:
+    data = module(moved(folder, order), classes=None)
+    assert data.classes == ("one", "zero")
+    found = {(r.record.split("/")[-1], r.split) for r in data.labelled.regions}
+    assert found == {
+        (f"{digit}_{i}.wav", "test" if i > 7 else "valid" if i > 5 else "train")
+        for digit in ("zero", "one")
+        for i in range(10)
+    }
+    assert data.summary()["split_source"] == "the folders"
+
+
+def test_validation_is_drawn_from_the_folder_train(folder) -> None:
+    data = module(moved(folder, "{split}/{digit}"), valid_fraction=0.5)
+    data.setup()
+    assert data.split_source == "the folders"
+    for path in (folder.parent / "moved" / "dev").glob("*/*.wav"):
+        path.rename(folder.parent / "moved" / "train" / path.parent.name / path.name)
+    data = module(folder.parent / "moved", valid_fraction=0.5)
+    found = {split: row["classes"] for split, row in data.summary()["splits"].items()}
+    assert found == {"train": {"zero": 4, "one": 4}, "valid": {"zero": 4, "one": 4}, "test": {"zero": 2, "one": 2}}
+    assert data.split_source.startswith("the folders; 50% of their train is validation")
+
+
+def test_splits_are_never_classes(folder, tmp_path) -> None:
+    data = moved(folder, "{split}")
+    with pytest.raises(InputError, match=r"dev/one_6.wav: 'dev' is the name of a split, and no folder names a class"):
+        module(data, classes=None).setup()
+    (tmp_path / "half").mkdir()
+    (data / "train").rename(tmp_path / "half" / "human_train")
+    (data / "test").rename(tmp_path / "half" / "human_test")
+    with pytest.raises(InputError, match="'human_test' and 'human_train' are one class in two splits"):
+        module(tmp_path / "half", classes=None).setup()
+
+
+def test_some_folders_without_a_split(folder) -> None:
+    data = moved(folder, "{split}/{digit}")
+    (data / "test" / "zero").rename(data / "zero")
+    with pytest.raises(
+        InputError, match=r"18 of 20 recordings name a split .* and 2 do not \(.*moved/zero/zero_8.wav\)"
+    ):
+        module(data).setup()

@@ -284,7 +284,9 @@ def test_one_sequence_under_two_labels(tmp_path: Path, random_dna) -> None:
 def test_windows_of_classes_are_drawn_by_seed_stage_and_sample(write_fasta, random_dna) -> None:
     """What sample i of a stage is follows from three draws of its own: class, region, start."""
     paths = [
-        write_fasta(f"{name}.fa", {f"r{i} split={s}": random_dna(900, i) for i, s in enumerate(("train", "val", "test"))})
+        write_fasta(
+            f"{name}.fa", {f"r{i} split={s}": random_dna(900, i) for i, s in enumerate(("train", "val", "test"))}
+        )
         for name in "xy"
     ]
     stages = [Stretch(16, 5, 0, 0, 2), Stretch(16, 5, 1, 0, 2), Stretch(L, 5, 2)]

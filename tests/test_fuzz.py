@@ -7,6 +7,7 @@ What is accepted is compared with a second, simpler reader. Each sees 500 inputs
 The inputs are the same in every run; FUZZ_SEED=1 draws others.
 """
 
+import gzip
 import os
 import pickle
 import struct
@@ -29,8 +30,10 @@ from mamba_bio_audio.inference.generate import generate
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import Interval, read_intervals
+from mamba_bio_audio.pipelines.dna.labelled import open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.training.checkpoints import check_fits, check_optimizer, load_checkpoint
 
@@ -664,3 +667,175 @@ def test_checkpoint_values(cache: Path, inputs: int) -> None:
 
     check()
     assert len(accepted) > inputs / 100
+
+
+SEQUENCES = [
+    "A",
+    "ACGT",
+    "acgtn",
+    "GGNRYA",
+    "TTTT",
+    "A" * 140_000,
+    "",
+    "AC-T",
+    "ACGU",
+    "UUUU",
+    "MKVLPEFIL",
+    "\u00e9",
+    "A C",
+    " AC ",
+]
+LABELS = ["a", "b", "b", "0", "1", "#x", "train", "test", " c ", "", "\u2028"]
+WORDS = ["train", "train", "valid", "val", "Dev", "test", "TEST", "eval", "holdout", "1", ""]
+COLUMNS = ["sequence", "label", "Split", "id", "fold", "note", "sequence", ""]
+CELLS = {
+    "sequence": SEQUENCES,
+    "label": LABELS,
+    "Split": WORDS,
+    "fold": WORDS,
+    "id": ["x", "y", "line 3", ""],
+    "note": ["", "z"],
+}
+
+
+@st.composite
+def labelled_tables(draw: Any) -> bytes:
+    """A table that is mostly sound: its header, its rows, its line ends, and an edit or two."""
+    columns = [
+        "sequence",
+        "label",
+        *draw(st.lists(st.sampled_from(["Split", "id", "fold", "note"]), unique=True, max_size=2)),
+    ]
+    columns = draw(st.permutations(columns))
+    if draw(st.integers(0, 9)) == 0:
+        columns = draw(st.lists(st.sampled_from(COLUMNS), max_size=4))
+    separator = draw(st.sampled_from(["\t", "\t", ","]))
+    sound = draw(st.booleans())
+    lines = [separator.join(columns)]
+    for _ in range(draw(st.integers(0, 5))):
+        cells = []
+        for column in columns:
+            choices = CELLS.get(column, [""])
+            cells.append(draw(st.sampled_from(choices[: len(choices) // 2 + 1] if sound else choices)))
+            if draw(st.integers(0, 19)) == 0:
+                cells[-1] = f'"{cells[-1]}"'
+        lines.append(separator.join(cells))
+    text = draw(st.sampled_from(["", "", "\ufeff", "# a note\n", "\n"])) + draw(
+        st.sampled_from(["\n", "\n", "\r\n", "\r"])
+    ).join(lines)
+    data = (text + draw(st.sampled_from(["", "\n", "\n\n", "\x00"]))).encode()
+    for at, value in draw(
+        st.lists(st.tuples(st.integers(0, 200), st.sampled_from([9, 10, 34, 44, 65, 255, 0])), max_size=1)
+    ):
+        if data and not sound:
+            at %= len(data)
+            data = data[:at] + bytes([value]) + data[at + 1 :]
+    if draw(st.integers(0, 9)) == 0:
+        data = gzip.compress(data, mtime=0)
+        data = data[: draw(st.sampled_from([len(data), len(data), len(data) - 5, 15, 3]))]
+    return data
+
+
+def simple_table(data: bytes) -> list[tuple[str, str, str | None]]:
+    """(label, sequence, split) of each row of a table that is known to be right."""
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.decompress(data)
+    text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    lines = [line for line in text.split("\n") if line.strip()]
+    while lines[0].startswith("#"):
+        del lines[0]
+    separator = "\t" if "\t" in lines[0] else ","
+
+    def cells(line: str) -> list[str]:
+        # Quotes only around whole cells of the fuzzer's making.
+        return [
+            cell[1:-1].strip() if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell.strip()
+            for cell in line.split(separator)
+        ]
+
+    header = [name.lower() for name in cells(lines[0])]
+    meaning = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "eval": "valid", "test": "test"}
+    found = []
+    for line in lines[1:]:
+        row = dict(zip(header, cells(line), strict=True))
+        word = row.get("split") or row.get("fold") or ""
+        found.append((row["label"], row["sequence"], meaning[word.lower()] if word else None))
+    return found
+
+
+@sizes
+def test_labelled_tables(cache: Path, inputs: int) -> None:
+    codec = DnaTokenizer()
+    accepted = []
+
+    @fuzz(inputs)
+    @given(labelled_tables())
+    def check(data: bytes) -> None:
+        path = cache / "x.tsv"
+        path.write_bytes(data)
+        try:
+            labelled = open_labelled(DnaClassesConfig(path=str(path)))
+        except InputError as error:
+            named(error, str(path), "data.path: one class only")
+            return
+        found = [
+            (labelled.classes[r.label], codec.decode(labelled.fetch(r, r.start, r.end)), r.split)
+            for r in labelled.regions
+        ]
+        if b'"' in data.replace(b'""', b"").replace(b'\t"', b"\t").replace(b'"\t', b"\t"):
+            assert len({r.split is None for r in labelled.regions}) == 1
+        else:
+            expected = simple_table(data)
+            assert found == [
+                (label, codec.decode(codec.encode(sequence)), split) for label, sequence, split in expected
+            ]
+        accepted.append(data)
+
+    check()
+    assert len(accepted) > inputs / 40
+
+
+@sizes
+def test_labelled_headers(cache: Path, inputs: int) -> None:
+    """FASTA whose headers hold a class and perhaps a split."""
+    accepted = []
+    tags = [
+        f"{key}{word}" for key in ("split=", "Split:", "set=", "fold=") for word in ("train", "dev", "test", "2", "")
+    ]
+    tags += [
+        "",
+        "",
+        "split = test",
+        "offset=3",
+        "split=train set=test",
+        "|split=train",
+        "split=\u00e9",
+        "split= ",
+        "a set: of",
+    ]
+    header = st.tuples(
+        st.sampled_from(["a", "b|1", "c|", "|", ""]), st.sampled_from(["|x", "|y", "|y", ""]), st.sampled_from(tags)
+    )
+
+    @fuzz(inputs)
+    @given(st.lists(st.tuples(header, st.sampled_from(SEQUENCES[:6] + ["ACGT"] * 6 + [""])), max_size=4), st.booleans())
+    def check(records: list[tuple[tuple[str, str, str], str]], one_tag: bool) -> None:
+        if one_tag and records:
+            records = [((name, label, records[0][0][2]), text) for (name, label, _), text in records]
+        path = cache / "x.fna"
+        path.write_text("".join(f">{name}{label} {tag}\n{text}\n" for (name, label, tag), text in records))
+        try:
+            labelled = open_labelled(DnaClassesConfig(path=str(path)))
+        except InputError as error:
+            named(error, str(path), "data.path: one class only")
+            return
+        splits = {None: None, "train": "train", "dev": "valid", "test": "test"}
+        for region, ((name, label, tag), text) in zip(labelled.regions, records, strict=True):
+            assert labelled.classes[region.label] == f"{name}{label}".rpartition("|")[2]
+            assert len(region) == len(text)
+            words = [word for word in ("train", "dev", "test") if word in tag]
+            assert region.split == splits[words[0] if words else None]
+        accepted.append(records)
+
+    check()
+    assert len(accepted) > inputs / 40

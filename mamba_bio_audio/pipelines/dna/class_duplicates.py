@@ -1,8 +1,9 @@
 """Examples that tell on each other: one sequence under two labels, and sequence of one split that stands in another.
 
 Equal sequences, on either strand, are found as a whole. Nearly equal ones are found by the 31-mers that `duplicates.py`
-compares genomes by, short ones by 15-mers too: two examples are near-duplicates if they share more than a fifth of the
-words of the one that has fewer. A changed base or a shift by a few leaves more than that from 36 bases on.
+compares genomes by: two examples are near-duplicates if they share more than a fifth of the words of the one that has
+fewer. Short examples share more than 0.3 of their 15-mers instead. Either way a changed base or a shift by a few bases is
+found from 36 bases on.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from mamba_bio_audio.pipelines.split_names import SPLITS
 
 # Words to keep at most, about; some 50 bytes each while they are sorted and paired.
 MAX_WORDS = 1 << 23
-# One changed base may leave no 31-mer of an example below 62 bases; below this length 15-mers are compared too.
-SHORT, SHORT_WORD = 100, 15
+# One changed base may leave too few 31-mers of an example below this length; there 15-mers are compared, with a limit that a
+# change in the middle of 36 bases still exceeds.
+SHORT, SHORT_WORD, SHORT_LIMIT = 69, 15, 0.3
+# What a short example is compared with.
+SHORT_PARTNER = 100
 # Words of more examples than this link neighbours and the first one only, so that repeats do not make it quadratic.
 FULL_PAIRS = 8
 # Regions are read together up to so many bases, whose arrays stay in the cache of a core.
@@ -77,14 +81,17 @@ def near_duplicates(labelled: Labelled) -> list[tuple[int, int]]:
     """Pairs of sequences, by their numbers, that are near-duplicates of each other; `labelled.identity` must be there."""
     first = {labelled.identity[place(region)]: region for region in reversed(labelled.regions)}
     every = max(1, -(-sum(len(region) for region in first.values()) // MAX_WORDS))
-    short = sorted(number for number, region in first.items() if len(region) < SHORT)
+    short = sorted(number for number, region in first.items() if len(region) < SHORT_PARTNER)
     found: list[tuple[int, int]] = []
-    for numbers, size, one_in in ((sorted(first), WORD, every), (short, SHORT_WORD, 1)):
+    for numbers, size, one_in, limit in ((sorted(first), WORD, every, LIMIT), (short, SHORT_WORD, 1, SHORT_LIMIT)):
         words, owners = _words(labelled, [first[number] for number in numbers], size, one_in)
         totals = np.bincount(owners, minlength=len(numbers))
+        lengths = np.array([len(first[number]) for number in numbers], dtype=np.int64)
         pairs, counts = _count_pairs(words, owners, len(numbers))
         left, right = pairs // max(1, len(numbers)), pairs % max(1, len(numbers))
-        near = counts > LIMIT * np.minimum(totals[left], totals[right])
+        near = counts > limit * np.minimum(totals[left], totals[right])
+        if size == SHORT_WORD:
+            near &= np.minimum(lengths[left], lengths[right]) < SHORT
         found += [(numbers[a], numbers[b]) for a, b in zip(left[near].tolist(), right[near].tolist(), strict=True)]
     return found
 

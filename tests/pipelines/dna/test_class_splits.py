@@ -317,7 +317,7 @@ def mutated(sequence: str, at: int) -> str:
     return sequence[:at] + "ACGT"[("ACGT".index(sequence[at]) + 1) % 4] + sequence[at + 1 :]
 
 
-@pytest.mark.parametrize("size", [40, 70, 101, 300])
+@pytest.mark.parametrize("size", [36, 50, 68, 69, 101, 300])
 def test_draws_do_not_separate_near_duplicates(tmp_path: Path, random_dna, size: int) -> None:
     codec = DnaTokenizer()
     rows, family = [], []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from mamba_bio_audio.pipelines.dna.classes import summary_rows as class_rows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.prepare import summary_rows as dna_rows
+from mamba_bio_audio.text import show
 
 DataModule = DnaDataModule | AudioDataModule | DnaClassesDataModule
 
@@ -29,6 +32,7 @@ def open_data(
     *,
     length: int | None = None,
     batch_size: int | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
 ) -> DataModule:
     """The data module of a run; not yet set up.
 
@@ -37,6 +41,7 @@ def open_data(
         device: "cpu" or "cuda".
         length: of the windows; None is the training length.
         batch_size: windows per batch; None is the training's micro-batch on `device`.
+        progress: called with (what, done, in all) while labelled sequences are read and compared.
     """
     train = config.train
     length, batch_size = length or train.length, batch_size or train.micro_batch_for(device)
@@ -45,8 +50,25 @@ def open_data(
     if isinstance(config.data, AudioDataConfig):
         return AudioDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
     if isinstance(config.data, DnaClassesConfig):
-        return DnaClassesDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
+        return DnaClassesDataModule(
+            config.data, length=length, batch_size=batch_size, seed=config.seed, progress=progress
+        )
     return DnaDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
+
+
+def progress_lines(quiet: bool) -> Callable[[str, int, int | None], None] | None:
+    """A progress callback that writes a line to standard error every ten seconds; None for quiet."""
+    if quiet:
+        return None
+    told = time.monotonic()
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        nonlocal told
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            show(f"{what}: {done:,}" + ("" if total is None else f" of {total:,}"), file=sys.stderr)
+
+    return tell
 
 
 def data_rows(kind: str, described: dict[str, Any]) -> list[tuple[str, str]]:

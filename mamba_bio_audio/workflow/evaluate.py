@@ -60,7 +60,7 @@ def evaluate(
             time, for the model and for the baselines. The result says so under `part`.
         progress: called with (what, done, in all), for example ("batches", 3, 10).
     """
-    model, config, data, described = open_run(run, split, which, device, length, overrides)
+    model, config, data, described = open_run(run, split, which, device, length, overrides, progress=progress)
     length = data.length
     if max_bases is not None and (isinstance(model, Classifier) or not isinstance(data, DnaDataModule)):
         raise InputError("--max-bases is for language models of DNA; this run scores something else: leave it out")
@@ -195,10 +195,11 @@ def open_run(
     overrides: Sequence[str],
     *,
     kind: str | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
 ) -> tuple[Any, RunConfig, DataModule, dict[str, Any]]:
     """Model, configuration, data in windows of `length` (None: as trained) and their summary, all checked.
 
-    With `kind` the run must be of that kind of data.
+    With `kind` the run must be of that kind of data; `progress` is that of `evaluate`.
     """
     if split not in SPLITS:
         raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
@@ -210,7 +211,7 @@ def open_run(
     config = override_data(model.config, overrides, run)
     length = length or config.train.length
     batch = max(1, (2**14 if device == "cpu" else 2**18) // length)
-    data = open_data(config, device, length=length, batch_size=batch)
+    data = open_data(config, device, length=length, batch_size=batch, progress=progress)
     data.setup()
     described = data.summary()
     if not overrides and model.manifest:

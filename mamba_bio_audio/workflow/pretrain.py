@@ -45,7 +45,7 @@ from mamba_bio_audio.training.lengths import Stage, length_stages, positions_unt
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.training.schedule import rate_after
-from mamba_bio_audio.workflow.data import DataModule, DataWatch, check_same_data, data_rows, open_data
+from mamba_bio_audio.workflow.data import DataModule, DataWatch, check_same_data, data_rows, open_data, progress_lines
 from mamba_bio_audio.workflow.environment import environment, precision_settings
 from mamba_bio_audio.workflow.preflight import FIT, check_fits, check_utf8, free_memory
 
@@ -216,11 +216,13 @@ def _checked(
     held: ExitStack,
     *,
     settle: bool = False,
+    quiet: bool = False,
 ) -> _Checked:
     """Every check of a training, under the run's lock, which goes to `held`; the dry run makes the same ones.
 
     Args:
         settle: put right what an interrupted replacement of the run left.
+        quiet: no progress.
 
     Raises:
         InputError: the first thing that is wrong.
@@ -270,7 +272,7 @@ def _checked(
             show(f"{run}: no checkpoint yet, starting from the beginning", file=sys.stderr)
 
     # Whatever can be wrong with the data or the model comes before the folder is touched.
-    data = open_data(config, device)
+    data = open_data(config, device, progress=progress_lines(quiet or not main))
     data.setup("fit")
     stages = length_stages(train, lambda length: len(data.training_windows(length)))
     data.stretches = stretches(stages, train, step, device)
@@ -322,7 +324,7 @@ def pretrain(
     run = run.resolve()
     maker = _maker(config, command)
     with ExitStack() as held:
-        checked = _checked(config, run, maker, device, resume, force, held, settle=True)
+        checked = _checked(config, run, maker, device, resume, force, held, settle=True, quiet=quiet)
         return _train(checked, run, maker, device, resume, quiet, arguments, held)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from mamba_bio_audio.pipelines.dna.class_rows import counted
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, words_and_starts
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
@@ -39,7 +40,7 @@ def identities(labelled: Labelled) -> dict[tuple[int, str, int, int], int]:
     """Number of each region's sequence: equal ones, on either strand, have one number; numbers rise with the sequence."""
     codec = DnaTokenizer()
     canonical: dict[tuple[int, str, int, int], bytes] = {}
-    for region in labelled.regions:
+    for region in counted(labelled.regions, "equal sequences", labelled.progress, len(labelled.regions)):
         ids = labelled.fetch(region, region.start, region.end)
         canonical[place(region)] = min(ids.tobytes(), codec.reverse_complement(ids).tobytes())
     rank = {sequence: number for number, sequence in enumerate(sorted(set(canonical.values())))}
@@ -105,7 +106,8 @@ def _words(
     pieces: list[NDArray[np.uint8]] = []
     starts: list[int] = []
     first = length = 0
-    for number, region in enumerate(regions):
+    told = counted(regions, f"near-duplicates by {size}-mers, sequences", labelled.progress, len(regions))
+    for number, region in enumerate(told):
         ids = labelled.fetch(region, region.start, region.end)
         # Between two regions lies an unknown base, so that no word reaches over.
         pieces += [ids, gap]

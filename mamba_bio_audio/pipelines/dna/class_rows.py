@@ -13,9 +13,9 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,19 @@ LAYOUT = "train|test / class / id.txt"
 _TABLE = re.compile(r"\.(tsv|csv|txt|tab)(\.gz)?$", re.IGNORECASE)
 # A field may be as long as a chromosome; the line is in memory already.
 _FIELD_LIMIT = 2**31 - 1
+T = TypeVar("T")
+
+
+Progress = Callable[[str, int, int | None], None]
+_STEP = 4096
+
+
+def counted(items: Iterable[T], what: str, progress: Progress | None, total: int | None = None) -> Iterator[T]:
+    """The same items; `progress` is called with (what, done, total) now and then."""
+    for done, item in enumerate(items):
+        if progress is not None and done % _STEP == 0 and done:
+            progress(what, done, total)
+        yield item
 
 
 class Row(NamedTuple):
@@ -65,7 +78,7 @@ def split_word_of(path: Path) -> str | None:
     return stem if is_split_word(stem) else None
 
 
-def read_split_files(paths: Sequence[Path]) -> list[Row]:
+def read_split_files(paths: Sequence[Path], progress: Progress | None = None) -> list[Row]:
     """Rows of files that are called after splits: tables, or FASTA with `>name|label`."""
     rows: list[Row] = []
     files: dict[str, Path] = {}
@@ -75,12 +88,12 @@ def read_split_files(paths: Sequence[Path]) -> list[Row]:
         other = files.setdefault(word.lower(), path)
         if other is not path:
             raise InputError(f"{path}: {other.name} beside it is the {word} split too; keep one of them (data.files)")
-        found = read_table(path) if is_table_name(path.name) else read_labelled_fasta(path)
+        found = read_table(path, progress) if is_table_name(path.name) else read_labelled_fasta(path, progress)
         rows += [row._replace(tags={"file name": word, **row.tags}, name=f"{word}/{row.name}") for row in found]
     return rows
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(path: Path, progress: Progress | None = None) -> list[Row]:
     """TSV or CSV with a header line naming sequence, label and, optionally, split and id."""
     # After the header a line that begins with # is a row: a label may.
     lines = numbered_lines(path, comments=False)
@@ -102,7 +115,7 @@ def read_table(path: Path) -> list[Row]:
     keys = [key for key in SPLIT_KEYS if key in header]
     rows: list[Row] = []
     lines_of: dict[str, int] = {}
-    for number, line in lines:
+    for number, line in counted(lines, f"reading {path.name}, rows", progress):
         where = f"{path}: line {number:,}"
         values = _fields(line, delimiter, where)
         if len(values) != len(header):
@@ -145,11 +158,11 @@ def has_header_labels(path: Path) -> bool:
     return 1 < len(labels) < labels.total()
 
 
-def read_labelled_fasta(path: Path) -> list[Row]:
+def read_labelled_fasta(path: Path, progress: Progress | None = None) -> list[Row]:
     """FASTA whose headers are `name|label`."""
     rows: list[Row] = []
     seen: set[str] = set()
-    for number, record in enumerate(read_records(path), start=1):
+    for number, record in enumerate(counted(read_records(path), f"reading {path.name}, records", progress), start=1):
         label = header_label(record.header)
         if label is None:
             raise InputError(

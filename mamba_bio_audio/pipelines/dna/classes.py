@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.class_duplicates import label_conflicts
 from mamba_bio_audio.pipelines.dna.class_regions import shares_inside
+from mamba_bio_audio.pipelines.dna.class_rows import Progress
 from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_file
 from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow, WindowSampler, evaluation_windows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
@@ -134,9 +135,11 @@ class DnaClassesDataModule(LightningDataModule):
         start_sample: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__()
         self.config = config
+        self.progress = progress
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
@@ -153,7 +156,7 @@ class DnaClassesDataModule(LightningDataModule):
         """Read or index the files, choose the splits, read genomes of moderate size, before workers start."""
         if self._ready:
             return
-        self.labelled = open_labelled(self.config)
+        self.labelled = open_labelled(self.config, self.progress)
         if self.labelled.examples:
             leave_out_unknown(self.labelled, self.config.max_unknown)
         assign_splits(self.labelled, self.config, self.length)
@@ -165,6 +168,8 @@ class DnaClassesDataModule(LightningDataModule):
                     f"set train.length={len(longest)} or more, or data.sampling=windows"
                 )
         self.labelled.load()
+        # It belongs to this process and goes to no worker.
+        self.labelled.progress = self.progress = None
         self._ready = True
 
     @property

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.class_rows import (
     LAYOUT,
+    Progress,
     Row,
     check_alphabet,
     has_header_labels,
@@ -78,6 +79,7 @@ class Labelled:
         examples: each region is one example; else windows are drawn from them.
         origin: where the splits come from, in words; empty until they are there.
         left_out: regions with too many unknown bases; see `leave_out_unknown`.
+        progress: called while regions are compared, as by `open_labelled`.
         identity, near, between: what `class_duplicates` found of equal and nearly equal regions; empty until asked for.
     """
 
@@ -92,6 +94,7 @@ class Labelled:
     identity: dict[tuple[int, str, int, int], int] = field(default_factory=dict)
     near: list[tuple[int, int]] = field(default_factory=list)
     between: dict[str, dict[str, Any]] = field(default_factory=dict)
+    progress: Progress | None = None
     _memory: dict[tuple[int, str], NDArray[np.uint8]] = field(default_factory=dict)
 
     def load(self) -> None:
@@ -110,8 +113,12 @@ class Labelled:
         return self.genomes[region.source].fetch(region.record, start, end) if held is None else held[start:end]
 
 
-def open_labelled(config: DnaClassesConfig) -> Labelled:
+def open_labelled(config: DnaClassesConfig, progress: Progress | None = None) -> Labelled:
     """Find out what kind of source `data.path` is, and read it.
+
+    Args:
+        config: what to read.
+        progress: called with (what, done, in all), for example ("reading t.tsv, rows", 4096, None).
 
     Raises:
         InputError: nothing usable there; the message names file, line and remedy.
@@ -128,12 +135,13 @@ def open_labelled(config: DnaClassesConfig) -> Labelled:
             raise InputError("data.labels goes with one FASTA in data.path, not with a mapping of classes")
         labelled = _from_bed(config.labels, Genome(path), use_splits)
     else:
-        rows = None if isinstance(path, Mapping) else _rows(path, config.files)
+        rows = None if isinstance(path, Mapping) else _rows(path, config.files, progress)
         if rows is not None:
             labelled = _in_memory(*rows, use_splits)
         else:
             labelled = _from_fasta(_sources(path, config.files, config.classes), use_splits)
     labelled = _choose_classes(labelled, config.classes)
+    labelled.progress = progress
     if config.sampling != "auto":
         labelled.examples = config.sampling == "examples"
     return labelled
@@ -181,7 +189,7 @@ def _choose_classes(labelled: Labelled, wanted: list[str] | None) -> Labelled:
     return labelled
 
 
-def _rows(path: str | list[str], pattern: str) -> tuple[list[Row], list[Path], str] | None:
+def _rows(path: str | list[str], pattern: str, progress: Progress | None) -> tuple[list[Row], list[Path], str] | None:
     """Sequences that stand one by one, their files, and what to call those; None for FASTA per class."""
     given = [Path(one).expanduser() for one in ([path] if isinstance(path, str) else path)]
     if len(given) == 1 and given[0].is_dir():
@@ -189,9 +197,9 @@ def _rows(path: str | list[str], pattern: str) -> tuple[list[Row], list[Path], s
         if _has_text_folders(folder):
             return *read_text_folders(folder), str(folder)
         files = _split_files(folder, pattern)
-        return None if files is None else (read_split_files(files), files, str(folder))
+        return None if files is None else (read_split_files(files, progress), files, str(folder))
     if len(given) > 1 and all(split_word_of(one) for one in given):
-        return read_split_files(given), given, str(given[0].parent)
+        return read_split_files(given, progress), given, str(given[0].parent)
     tables = [one for one in given if is_table_name(one.name)]
     if len(given) > 1 and tables:
         raise InputError(
@@ -199,9 +207,9 @@ def _rows(path: str | list[str], pattern: str) -> tuple[list[Row], list[Path], s
             f"give one table with a column split"
         )
     if tables:
-        return read_table(given[0]), given, str(given[0])
+        return read_table(given[0], progress), given, str(given[0])
     if len(given) == 1 and given[0].is_file() and given[0].suffix != ".2bit" and has_header_labels(given[0]):
-        return read_labelled_fasta(given[0]), given, str(given[0])
+        return read_labelled_fasta(given[0], progress), given, str(given[0])
     return None
 
 

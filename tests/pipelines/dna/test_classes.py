@@ -323,3 +323,20 @@ def test_examples_of_a_stage_come_in_a_permutation_of_its_own(tmp_path: Path, ra
             orders.append(numbers[low : low + 30])
             assert orders[-1] == np.random.Generator(bits).permutation(np.arange(30)).tolist()
     assert len({tuple(order) for order in [*orders, list(range(30))]}) == 7
+
+
+def test_large_tables_tell_how_far_they_are(tmp_path: Path, random_dna) -> None:
+    letters = random_dna(5100 * 40)
+    rows = [f"{letters[40 * i : 40 * i + 40]}\t{'ab'[i % 2]}" for i in range(5100)]
+    (tmp_path / "t.tsv").write_text("sequence\tlabel\n" + "\n".join(rows) + "\n")
+    told: list[tuple[str, int, int | None]] = []
+    config = DnaClassesConfig(path=str(tmp_path / "t.tsv"))
+    data = DnaClassesDataModule(config, length=L, batch_size=4, seed=0, progress=lambda *row: told.append(row))
+    data.setup()
+    assert told == [
+        ("reading t.tsv, rows", 4096, None),
+        ("equal sequences", 4096, 5100),
+        ("near-duplicates by 31-mers, sequences", 4096, 5100),
+        ("near-duplicates by 15-mers, sequences", 4096, 5100),
+    ]
+    assert data.labelled.progress is None

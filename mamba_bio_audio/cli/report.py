@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.cli.options import DebugOption, ForceOption, QuietOption, counter
-from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import check_file
 from mamba_bio_audio.text import show
 
 
@@ -26,14 +26,20 @@ def report(
     debug: DebugOption = False,
 ) -> None:
     """Write one self-contained page: what was trained on what, curves, baselines, samples, provenance."""
-    if out is not None and out.exists() and not force:
-        raise InputError(f"{out} exists; choose another --out, or replace it with --force")
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}")
+    page = out or run / "report.html"
+    if run.is_dir():
+        # The page in the run's own folder follows the run.
+        check_file(
+            page, "report", _is_report, [run, *([] if samples is None else [samples])], force=force or out is None
+        )
 
     from mamba_bio_audio.workflow import report as workflow
 
-    page = out or run / "report.html"
     with counter("comparing", "bases", quiet) as progress:
         sections = workflow.report(run, page, samples=samples, progress=progress)
     show(f"{page}: {', '.join(sections)}")
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="mba report">' in file.read(1000)

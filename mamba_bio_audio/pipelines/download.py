@@ -26,10 +26,8 @@ from email.message import Message
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from mamba_bio_audio.errors import InputError, NetworkError
-from mamba_bio_audio.files import write_json
+from mamba_bio_audio.files import locked, write_json
 
 Progress = Callable[[int, int | None], None]
 _CHUNK_BYTES = 1 << 20
@@ -79,18 +77,10 @@ def download(
     if not re.match(r"https?://[^/]", url):
         raise InputError(f"{url}: not an http or https address; use a file at hand instead (--from)")
     fetch = _Fetch(url, path, size, dict(hashes or {}), _is_gzip(path) if gzip is None else gzip, progress, timeout_s)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        with FileLock(lock, timeout=0):
-            if path.exists():
-                done = verify(path, size=size, hashes=hashes, gzip=fetch.gzip)
-            else:
-                done = fetch.run(retries, wait_s)
-            lock.unlink(missing_ok=True)
-            return done
-    except Timeout:
-        raise InputError(f"{path}: another process is downloading it; wait for that one") from None
+    with locked(path):
+        if path.exists():
+            return verify(path, size=size, hashes=hashes, gzip=fetch.gzip)
+        return fetch.run(retries, wait_s)
 
 
 def verify(

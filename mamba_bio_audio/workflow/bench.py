@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio import ops
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.files import atomic_path, begins_with, check_file
 from mamba_bio_audio.inference.generate import generate
 from mamba_bio_audio.kernels.causal_conv1d import causal_conv1d_ref
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
@@ -433,9 +433,9 @@ def bench(
     """
     if what not in BENCHMARKS:
         raise InputError(f"benchmark {what}: choose one of {', '.join(BENCHMARKS)}")
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; give the CSV file to write")
     out.parent.mkdir(parents=True, exist_ok=True)
+    # A table of an earlier call is replaced, and nothing else.
+    check_file(out, "bench", begins_with("benchmark,"), force=True)
     rows: list[Row] = []
     for row in BENCHMARKS[what](device, seconds=seconds):
         rows.append(row)

@@ -248,3 +248,19 @@ def test_two_writers_of_one_sample(made: Path, tmp_path: Path, capsys: pytest.Ca
             assert mba("sample", made, "--length", "10", "--out", out, "--quiet", "--device", "cpu", *option) == 2
             assert "in use by process" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("make", ["sample", "report"])
+def test_files_of_others_are_kept(make: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = {"sample": ("sample", made, "--length", "10", "--device", "cpu"), "report": ("report", made)}[make]
+    out = tmp_path / "thesis"
+    out.write_text("years of work")
+    assert mba(*arguments, "--out", out, "--quiet", "--force") == 2
+    assert f"not made by mba {make}" in capsys.readouterr().err
+    assert out.read_text() == "years of work"
+    out.unlink()
+    assert mba(*arguments, "--out", out, "--quiet") == 0
+    assert mba(*arguments, "--out", out, "--quiet") == 2
+    assert mba(*arguments, "--out", out, "--quiet", "--force") == 0
+    for source in (made / "config.yaml", made / "model.safetensors"):
+        assert mba(*arguments, "--out", source, "--quiet", "--force") == 2

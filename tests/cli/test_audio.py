@@ -148,7 +148,7 @@ def whole(trained, tmp_path_factory) -> Path:
 
 def test_a_folder_of_samples_with_an_index(whole, trained, tmp_path, capsys):
     names = sorted(path.name for path in whole.iterdir())
-    assert names == ["index.tsv", *(f"sample-{row:05d}.flac" for row in range(3)), "samples.json"]
+    assert names == [".mba.json", "index.tsv", *(f"sample-{row:05d}.flac" for row in range(3)), "samples.json"]
     with (whole / "index.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     nats = [float(row["log_likelihood_nats"]) for row in rows]

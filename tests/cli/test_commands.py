@@ -264,7 +264,7 @@ def test_sample_stopped_by_a_signal_resumes_to_the_same_file(trained, tmp_path, 
     assert not out.exists()
     assert len((tmp_path / "s.fa.part" / "row-00001.txt").read_text()) == 32
     assert mba_command(*arguments, "--out", out) == 2
-    assert "unfinished sampling" in capsys.readouterr().err
+    assert "s.fa.part: unfinished; continue it with --resume" in capsys.readouterr().err
     assert mba_command(*arguments, "--seed", "3", "--out", out, "--resume") == 2
     assert "seed 0 -> 3" in capsys.readouterr().err
     assert mba_command(*arguments, "--out", out, "--resume") == 0

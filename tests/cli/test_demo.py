@@ -23,10 +23,11 @@ def test_demo_learns_and_leaves_everything(tmp_path, capsys):
     malaria = result["genomes"]["p_falciparum"]
     assert malaria["model"]["perplexity"] < malaria["markov"]["orders"][1]["perplexity"]
     # A second demo replaces the first; anything else in the folder is left alone.
-    (out / "manifest.json").write_text("{}")
+    (out / "thesis.txt").write_text("years")
     with pytest.raises(SystemExit) as stop:
         command(arguments)
     assert stop.value.code == 2
+    assert "holds thesis.txt" in capsys.readouterr().err
     assert (out / "curve.png").exists()
 
 

@@ -54,7 +54,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from mamba_bio_audio.files import atomic_path, write_text
-from mamba_bio_audio.training.steps import AtomicCheckpointIO
+from mamba_bio_audio.files.tensors import save_tree
 
 folder = Path(sys.argv[1])
 large = {"w": torch.zeros(1_000_000)}
@@ -71,7 +71,7 @@ for name, save in {
     "text": lambda path: write_text(path, "x" * 2_000_000),
     "safetensors": with_path(save_file),
     "torch": with_path(torch.save),
-    "checkpoint": lambda path: AtomicCheckpointIO().save_checkpoint(large, path),
+    "checkpoint": lambda path: save_tree(path, large),
 }.items():
     path = folder / name
     path.write_text("good")

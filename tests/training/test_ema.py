@@ -62,7 +62,7 @@ def test_the_best_weights_are_the_average(run):
 
 
 def test_resume_continues_the_average(run, tmp_path, monkeypatch):
-    from mamba_bio_audio.training import signals
+    from mamba_bio_audio import signals
 
     out = tmp_path / "run"
     handle = signals.StopSignal.install

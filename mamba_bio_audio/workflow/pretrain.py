@@ -436,12 +436,14 @@ def dry_run(
         place = Path(held.enter_context(tempfile.TemporaryDirectory())) / "run" if run is None else run.resolve()
         checked = _checked(config, place, _maker(config, command), device, resume, force, held)
     config, stages, train = checked.config, checked.stages, checked.config.train
+    # Before the probe, which leaves its memory with the allocator of a GPU.
+    available = free_memory(device)
     estimate = probe(config.model, train, device, config.head)
     check_memory(
         estimate.memory_bytes,
         f"training on {train.micro_batch_for(device):,} x {train.length:,} positions at a time",
         FIT,
-        available=free_memory(device),
+        available=available,
         where="the GPU" if device == "cuda" else "this machine",
     )
     micro = train.micro_batch_for(device)

@@ -358,3 +358,25 @@ def test_report_of_scores_without_a_hash_says_so(run):
     page = (run / "report.html").read_text()
     assert page.count("which weights they are of is unknown") == 2
     assert "Markov order 2" in page
+
+
+def test_samples_found_in_a_run_are_its_own(tmp_path):
+    from mamba_bio_audio.errors import InputError
+    from mamba_bio_audio.workflow.report_audio import find_samples
+
+    run, away = tmp_path / "run", tmp_path / "away"
+    run.mkdir()
+    away.mkdir()
+    (away / "samples.json").write_text("{}")
+    (away / "private.wav").touch()
+    for name, target in (
+        ("samples", away),
+        ("sample.flac", away / "private.wav"),
+        ("sample.wav", away / "private.wav"),
+    ):
+        (run / name).symlink_to(target)
+        with pytest.raises(InputError, match="leads out of"):
+            find_samples(run)
+        (run / name).unlink()
+    (run / "sample.wav").touch()
+    assert find_samples(run) == run / "sample.wav"

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from mamba_bio_audio.errors import InputError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -32,11 +38,36 @@ def available_memory() -> int | None:
         # No limit ("max"), or no such file.
         pass
     if not found:
-        try:
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        except (AttributeError, OSError, ValueError):
-            return None
+        return total_memory()
     return max(0, min(found))
+
+
+def total_memory() -> int | None:
+    """Bytes of main memory of the machine; None where the system does not say (Windows)."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def peak_memory() -> int | None:
+    """Bytes of main memory that this process has held at most; None where the system does not say (Windows)."""
+    if resource is None:
+        return None
+    # Linux counts kilobytes, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def raise_open_files(wanted: int) -> int:
+    """How many files this process may keep open, of `wanted`; its own limit is raised as far as the machine's allows."""
+    if resource is None:
+        # What the C library of Windows allows unless it is asked for more.
+        return min(wanted, 512)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in (soft, hard) and soft < min(wanted, hard):
+        soft = min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
 
 
 def check_memory(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, begin_unfinished, discard_unfinished
 from mamba_bio_audio.files.tensors import load_tree, save_tree
 from mamba_bio_audio.inference.generate import Block, generate_blocks
+from mamba_bio_audio.machine import raise_open_files
 
 STATE_NAME = "state.safetensors"
 MAKER = Maker("sample", ("settings.json", "row-*", STATE_NAME, "whole/*"))
@@ -39,12 +39,7 @@ _OTHER_FILES = 128
 
 def open_files_allowed(rows: int) -> int:
     """How many of `rows` files this process may keep open, its own limit raised as far as the machine's allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = rows + _OTHER_FILES
-    if resource.RLIM_INFINITY not in (soft, hard) and soft < min(wanted, hard):
-        soft = min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return rows if soft == resource.RLIM_INFINITY else min(rows, max(1, soft - _OTHER_FILES))
+    return min(rows, max(1, raise_open_files(rows + _OTHER_FILES) - _OTHER_FILES))
 
 
 class Position(NamedTuple):

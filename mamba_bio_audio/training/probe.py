@@ -7,14 +7,13 @@ fresh process is used, so that its peak resident memory is that of a training pr
 from __future__ import annotations
 
 import multiprocessing
-import os
-import resource
-import sys
 import time
 from typing import NamedTuple
 
 import torch
 
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.machine import peak_memory, total_memory
 from mamba_bio_audio.models.build import build
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
@@ -31,7 +30,7 @@ _BUDGET = {"cpu": 1.5e11, "cuda": 2e13}
 class Probe(NamedTuple):
     """Estimate for the whole run."""
 
-    memory_bytes: int  # peak of the process (CPU) or of the allocator (CUDA), per device
+    memory_bytes: int | None  # peak of the process (CPU) or of the allocator (CUDA), per device; None if not told
     seconds_per_step: float  # optimiser step, without data loading and validation
 
 
@@ -45,9 +44,11 @@ def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str, head
             points = pool.apply(_measure, (model, train, device, head))
     tokens = _tokens(train, device)
     (n1, m1, _), (n2, m2, seconds) = points[0], points[-1]
-    memory = m2 if n2 == tokens else m2 + max(0.0, (m2 - m1) / (n2 - n1)) * (tokens - n2)
+    memory = None
+    if m1 is not None and m2 is not None:
+        memory = int(m2 if n2 == tokens else m2 + max(0.0, (m2 - m1) / (n2 - n1)) * (tokens - n2))
     per_device = train.tokens_per_step / (train.devices * train.nodes)
-    return Probe(int(memory), seconds / n2 * per_device)
+    return Probe(memory, seconds / n2 * per_device)
 
 
 def choose_chunk(
@@ -62,29 +63,39 @@ def choose_chunk(
     Args:
         train: with `stream_chunk` "auto".
         device: "cpu" (half of the machine's memory may be used) or "cuda" (two thirds of what is free now).
+
+    Raises:
+        InputError: the system does not tell how much memory a process has used.
     """
     small, large = (1 << 10, 1 << 11) if device == "cpu" else (1 << 14, 1 << 15)
+    limit = _memory_limit(device)
     used = [
         probe(model, train.model_copy(update={"stream_chunk": size}), device, head).memory_bytes
         for size in (small, large)
     ]
+    if limit is None or used[0] is None or used[1] is None:
+        raise InputError(
+            "train.stream_chunk=auto measures memory, which this system does not tell; set it to a number of positions, "
+            f"for example {small}, or to null"
+        )
     each = max(1.0, (used[1] - used[0]) / (large - small))
-    longest = large + (_memory_limit(device) - used[1]) / each
+    longest = large + (limit - used[1]) / each
     if longest * train.sequence_parallel >= train.length:
         return None
     period = getattr(model, "period", 1)
     return max(small, 1 << int(max(1.0, longest)).bit_length() - 1) // period * period or period
 
 
-def _memory_limit(device: str) -> float:
+def _memory_limit(device: str) -> float | None:
     if device == "cuda":
         return torch.cuda.mem_get_info()[0] * 2 / 3
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    whole = total_memory()
+    return None if whole is None else whole / 2
 
 
 def _measure(
     model_config: ModelConfig | UNetConfig, train: TrainConfig, device: str, head: HeadConfig | None
-) -> list[tuple[int, int, float]]:
+) -> list[tuple[int, int | None, float]]:
     """(tokens, peak bytes, seconds per forward and backward) of one or two sizes, the smaller first."""
     if device == "cpu":
         # What a training process has loaded besides the model.
@@ -140,8 +151,7 @@ def _longest(train: TrainConfig) -> int:
     return own if train.chunk is None else min(own, 2 * train.chunk)
 
 
-def _peak(device: str) -> int:
+def _peak(device: str) -> int | None:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    # Linux counts kilobytes, macOS bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_memory()

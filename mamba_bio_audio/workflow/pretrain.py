@@ -469,7 +469,7 @@ def describe_dry_run(result: dict[str, Any]) -> str:
     """The dry run for people."""
     from mamba_bio_audio.training.progress import duration
 
-    data = result["data"]
+    data, memory = result["data"], result["memory_bytes"]
     rows = [
         ("device", f"{result['device']}, {result['precision']}"),
         ("parameters", f"{result['parameters']:,}"),
@@ -488,7 +488,7 @@ def describe_dry_run(result: dict[str, Any]) -> str:
             for stage in result["length_stages"]
         ),
         *([("stream chunk", _chunk_text(result["config"]["train"]))] if result["stream_chunk_chosen"] else []),
-        ("memory", f"about {result['memory_bytes'] / 2**30:.2f} GiB"),
+        ("memory", "not told by this system" if memory is None else f"about {memory / 2**30:.2f} GiB"),
         (
             "time",
             f"about {result['seconds_per_step']:.3g} s a step, {duration(result['seconds'])} in all, "

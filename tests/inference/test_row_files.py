@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from mamba_bio_audio import machine
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import generate as generate_module
 from mamba_bio_audio.inference import row_files as module
@@ -263,8 +264,8 @@ def test_rows_own_prompts(model, tmp_path):
 
 def test_rows_are_no_more_than_files_may_be_open(model, tmp_path, monkeypatch):
     limits = [(256, 4096)]
-    monkeypatch.setattr(module.resource, "getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr(module.resource, "setrlimit", lambda _, new: limits.append(new))
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(machine.resource, "setrlimit", lambda _, new: limits.append(new))
     assert module.open_files_allowed(100) == 100
     assert limits == [(256, 4096)]
     assert module.open_files_allowed(1000) == 1000

@@ -32,8 +32,9 @@ def available_memory() -> int | None:
     try:
         limit, used = ((_CGROUP / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
         cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
-        # What is only cached from files is given back when it is needed.
-        found.append(int(limit) - int(used) + int(cached.get("inactive_file", 0)))
+        # What only keeps files at hand is given back when it is needed.
+        given_back = sum(int(cached.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
+        found.append(int(limit) - int(used) + given_back)
     except (OSError, ValueError):
         # No limit ("max"), or no such file.
         pass

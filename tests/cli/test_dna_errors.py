@@ -182,6 +182,12 @@ def test_published_windows_give_both_figures(grown: Path, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "where training never read" in text
     assert "(310 of the bases; training windows hold the others)" in text
+    # Of a part too: windows 0, 2, 3 and 5 of six; only the first holds bases of training windows.
+    assert mba("evaluate", grown, "--split", "test", "--json", "--max-bases", "256") == 0
+    part = json.loads(capsys.readouterr().out)
+    assert part["part"]["windows"] == 4
+    assert part["scored"] == part["bases"] == 40 + 64 + 64 + 44
+    assert part["unread"]["scored"] == part["scored"] - 30
     # Nothing to tell apart in validation.
     assert mba("evaluate", grown, "--split", "valid", "--json") == 0
     assert "unread" not in json.loads(capsys.readouterr().out)

@@ -68,7 +68,7 @@ def evaluate(
     max_bases: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Score at most so many bases of DNA, in windows evenly spread over the split; said so."
+            min=1, help="Score at most so many bases (samples of audio), in windows evenly spread over the split."
         ),
     ] = None,
     overrides: SetOption = None,

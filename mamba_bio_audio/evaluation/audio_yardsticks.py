@@ -28,6 +28,8 @@ from mamba_bio_audio.pipelines.audio.windows import tile
 Levels = NDArray[np.uint8 | np.int16]
 _PIECE = 1 << 22
 _ORDER, _WINDOW, _BLOCK, _HALF_LIFE = 32, 2048, 256, 32
+# Behind so many samples nothing is left of where the linear prediction began: its window is full, its scale has decayed.
+_CONTEXT = 2 * _WINDOW
 _SMALLEST_SCALE, _ESCAPE = 1e-5, 1e-3
 _SMOOTHING = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0)
 # The smoothing, one number, is chosen on about this many samples of validation.
@@ -36,12 +38,13 @@ _CHOICE_SAMPLES = 1 << 19
 _MAX_TABLE = 1 << 24
 
 
-def yardsticks(data: AudioDataModule, split: str) -> tuple[dict[str, float], int]:
+def yardsticks(data: AudioDataModule, split: str, part: Iterable[Span] | None = None) -> tuple[dict[str, float], int]:
     """Bits per sample of each yardstick on a split, best last, and how many samples they are over.
 
     Args:
         data: set up; its training and validation splits are not empty.
         split: train, valid or test.
+        part: windows of the split, to score these alone; what stands before them is context as it is for the whole split.
     """
     tables = LevelTables(data.codec)
     for levels in runs(data, "train"):
@@ -49,10 +52,11 @@ def yardsticks(data: AudioDataModule, split: str) -> tuple[dict[str, float], int
     tables.choose(runs(data, "valid"))
     nats = np.zeros(tables.max_order + 1)
     lpc, count = 0.0, 0
-    for levels in runs(data, split):
-        nats += tables.nats(levels).sum(1)
-        lpc += float(linear_prediction_bits(levels, data.codec).sum())
-        count += len(levels)
+    scored = ((levels, 0) for levels in runs(data, split)) if part is None else _with_context(data, split, part)
+    for levels, context in scored:
+        nats += tables.nats(levels)[:, context:].sum(1)
+        lpc += float(linear_prediction_bits(levels, data.codec)[context:].sum())
+        count += len(levels) - context
     bits = nats / np.log(2) / count
     names = ["unigram", *(f"order {order}" for order in range(1, tables.max_order + 1))]
     return dict(zip(names, bits.tolist(), strict=True)) | {f"LPC-{_ORDER}": lpc / count}, count
@@ -73,6 +77,19 @@ def runs(data: AudioDataModule, split: str) -> Iterator[Levels]:
     windows = tile(spans, length)
     for number in range(len(windows)):
         yield data.recordings.ids(windows[number])
+
+
+def _with_context(data: AudioDataModule, split: str, part: Iterable[Span]) -> Iterator[tuple[Levels, int]]:
+    """Levels of windows with those before them in their stretch, and how many these are; none in the variant `sashimi`."""
+    stretches: dict[int, list[Span]] = {}
+    for span in data.evaluation_spans(split):
+        stretches.setdefault(span.file, []).append(span)
+    for window in part:
+        own = next(span for span in stretches[window.file] if span.start <= window.start < span.stop)
+        # From where a block of the linear prediction begins, so that its blocks are those of the whole stretch.
+        back = max(0, window.start - own.start - _CONTEXT) // _BLOCK * _BLOCK
+        low = window.start if data.codec.variant == "sashimi" else own.start + back
+        yield data.recordings.ids(Span(window.file, low, window.stop)), window.start - low
 
 
 class LevelTables:

@@ -56,17 +56,20 @@ def evaluate(
         length: window; None is the training length.
         strand: which strands a classifier reads.
         overrides: `data.*=...` and `train.precision=...`, to evaluate on other data than the run's own.
-        max_bases: of DNA, score no more than so many bases: whole windows, evenly spread over the split and the same every
-            time, for the model and for the baselines. The result says so under `part`.
+        max_bases: score no more than so many bases (of audio: samples): whole windows, evenly spread over the split and the
+            same every time, for the model and for the baselines. The result says so under `part`.
         progress: called with (what, done, in all), for example ("batches", 3, 10).
     """
     model, config, data, described = open_run(run, split, which, device, length, overrides, progress=progress)
     length = data.length
-    if max_bases is not None and (isinstance(model, Classifier) or not isinstance(data, DnaDataModule)):
-        raise InputError("--max-bases is for language models of DNA; this run scores something else: leave it out")
+    if max_bases is not None and isinstance(model, Classifier):
+        raise InputError(
+            "--max-bases is for language models; a classifier's windows are set by data.evaluation_windows"
+        )
     if max_bases is not None and max_bases < length:
         raise InputError(
-            f"--max-bases {max_bases:,} is less than one window of {length:,} bases; give more, or a shorter --length"
+            f"--max-bases {max_bases:,} is less than one window of {length:,} {data.codec.unit}s; give more, or a shorter "
+            "--length"
         )
 
     def told(what: str) -> Callable[[int, int | None], None] | None:
@@ -119,6 +122,17 @@ def evaluate(
     }
     if isinstance(data, AudioDataModule):
         result |= {"quantizer": data.codec.description, "sample_rate_hz": data.codec.sample_rate_hz}
+        listened = data.evaluation_dataset(split, max_bases).windows
+        laid_out = data.evaluation_windows(split)
+        part = None
+        if len(listened) < len(laid_out.windows):
+            part = [listened[at] for at in range(len(listened))]
+            result["part"] = {
+                "max_bases": max_bases,
+                "windows": len(listened),
+                "of_windows": len(laid_out.windows),
+                "of_bases": laid_out.samples,
+            }
         names = data.group_names
         if len(names) > 1:
             result["recordings"] = {
@@ -126,7 +140,7 @@ def evaluate(
                 for group, score in likelihood.groups.items()
             }
         if baselines:
-            result["yardsticks"], count = yardsticks(data, split)
+            result["yardsticks"], count = yardsticks(data, split, part)
             assert count == likelihood.count
             if reason := left_out(data.codec):
                 result["yardsticks_left_out"] = reason
@@ -135,11 +149,11 @@ def evaluate(
     genomes = data.genome.genomes
     counts = {"bases": windows.bases, "unknown": windows.unknown, "first_of_record": windows.first_of_record}
     dataset = data.evaluation_dataset(split, max_bases)
-    part: list[Span] | None = None
+    spans_of_part: list[Span] | None = None
     if len(dataset) < len(windows.windows):
         # What the windows score: all but their first base, which is context.
-        part = merge(Span(span.record, span.start + 1, span.end) for span in dataset.windows)
-        bases = sum(span.end - span.start for span in part)
+        spans_of_part = merge(Span(span.record, span.start + 1, span.end) for span in dataset.windows)
+        bases = sum(span.end - span.start for span in spans_of_part)
         counts = {"bases": bases, "unknown": bases - likelihood.count, "first_of_record": 0}
         result["part"] = {
             "max_bases": max_bases,
@@ -148,7 +162,7 @@ def evaluate(
             "of_bases": windows.bases,
         }
     # Published window rules let training read bases of other splits; both figures are given then.
-    unread = data.unread_dataset(split, config.train.length, part) if split != "train" else None
+    unread = data.unread_dataset(split, config.train.length, spans_of_part) if split != "train" else None
     if unread is not None:
         clean = evaluate_likelihood(
             model,
@@ -167,7 +181,7 @@ def evaluate(
         else {},
     }
     if baselines:
-        scored = spans[split] if part is None else part
+        scored = spans[split] if spans_of_part is None else spans_of_part
         fitted = markov_table(
             data.genome, spans["train"], spans["valid"], scored, progress=told("Markov baselines, bases")
         )
@@ -300,7 +314,8 @@ def _part(result: dict[str, Any]) -> list[str]:
     part = result["part"]
     return [
         f"A part of the split, evenly spread (--max-bases {part['max_bases']:,}): {part['windows']:,} of "
-        f"{part['of_windows']:,} windows, {result['bases']:,} of {part['of_bases']:,} bases; baselines on the same bases"
+        f"{part['of_windows']:,} windows, {result.get('bases', result['scored']):,} of {part['of_bases']:,} "
+        + ("bases; baselines on the same bases" if "bases" in result else "samples; yardsticks on the same samples")
     ]
 
 
@@ -309,6 +324,7 @@ def _describe_audio(result: dict[str, Any]) -> str:
     lines = [
         f"{result['split']} split: {result['scored']:,} samples at {result['sample_rate_hz']:,} Hz scored once, "
         f"windows of {result['length']:,} (each begins without context; the yardsticks' do not)",
+        *_part(result),
         "",
         f"{'bits per sample':<28}{result['quantizer']}",
         *(f"{name:<28}{bits:>9.4f}" for name, bits in rows.items()),

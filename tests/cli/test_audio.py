@@ -110,6 +110,15 @@ def test_evaluate_names_the_quantiser(trained, capsys):
     assert "bits per sample             mu-law 8 bit standard" in text
     assert "above LPC-32: it has learnt less than that." in text
     assert "not counted" not in text
+    # A part, and the yardsticks on the same samples.
+    assert mba_command("evaluate", trained, "--max-bases", "1000", "--json", "--quiet", "--device", "cpu") == 0
+    part = json.loads(capsys.readouterr().out)
+    assert part["part"]["windows"] < part["part"]["of_windows"]
+    assert part["part"]["of_bases"] == 1018 + 1019
+    assert 0 < part["scored"] <= 1000
+    assert part["yardsticks"]["LPC-32"] != result["yardsticks"]["LPC-32"]
+    assert mba_command("evaluate", trained, "--max-bases", "1000", "--quiet", "--device", "cpu") == 0
+    assert "of 2,037 samples; yardsticks on the same samples" in capsys.readouterr().out
 
 
 def test_evaluate_says_which_yardstick_is_left_out(trained, monkeypatch, capsys):

@@ -88,6 +88,38 @@ def test_every_sample_of_a_split_counts_once(variant, tmp_path) -> None:
     assert all(0 < value < 9 for value in found.values())
 
 
+@pytest.mark.parametrize("variant", ["standard", "sashimi"])
+def test_windows_of_a_split_are_scored_as_in_the_whole(variant, tmp_path) -> None:
+    """With what stands before them as context, also where the linear prediction has forgotten its beginning."""
+    rng = np.random.default_rng(4)
+    for number in range(10):
+        tone = np.sin(np.arange(20_000) * (0.02 + 0.01 * number))
+        soundfile.write(tmp_path / f"{number}.wav", 0.2 * tone + 0.02 * rng.standard_normal(20_000), 16_000)
+    data = AudioDataModule(AudioDataConfig(path=str(tmp_path), variant=variant), length=300, batch_size=1, seed=0)
+    dataset = data.evaluation_dataset("test", 3000)
+    part = [dataset.windows[at] for at in range(len(dataset))]
+    assert len(part) == 10
+    assert max(window.start for window in part) > 10_000
+    found, count = yardsticks(data, "test", part)
+    assert count == sum(window.stop - window.start for window in part)
+    bits = []
+    for span in data.evaluation_spans("test"):
+        own = [window for window in part if window.file == span.file]
+        if variant == "sashimi":
+            bits += [linear_prediction_bits(data.recordings.ids(window), data.codec) for window in own]
+        else:
+            whole = linear_prediction_bits(data.recordings.ids(span), data.codec)
+            bits += [whole[window.start - span.start : window.stop - span.start] for window in own]
+    assert found["LPC-32"] == pytest.approx(np.concatenate(bits).mean(), rel=1e-9)
+    assert found["LPC-32"] != yardsticks(data, "test")[0]["LPC-32"]
+    # All windows as a part are the whole.
+    everything = data.evaluation_windows("test").windows
+    again = yardsticks(data, "test", [everything[at] for at in range(len(everything))])
+    whole = yardsticks(data, "test")
+    assert again[1] == whole[1]
+    assert again[0] == pytest.approx(whole[0], rel=1e-9)
+
+
 def test_piano_validation_recordings(shared_data) -> None:
     """3.001 bits; another predictor of this order was reported at about 3.35, so this bar is the higher one."""
     total, count = 0.0, 0

@@ -207,6 +207,7 @@ class Steps(L.Callback):
                 "grad_norm": f"{float(module.grad_norm):.6g}",
                 "train_nats": f"{nats:.9g}",
             }
+            assert nats is not None
             self._look_for_death(trainer, step, nats)
             if not validate:
                 self._write(trainer)

@@ -440,7 +440,7 @@ def dry_run(
     available = free_memory(device)
     estimate = probe(config.model, train, device, config.head)
     check_memory(
-        estimate.memory_bytes,
+        estimate.memory_bytes or 0,  # where the system does not tell
         f"training on {train.micro_batch_for(device):,} x {train.length:,} positions at a time",
         FIT,
         available=available,

@@ -736,11 +736,13 @@ def labelled_tables(draw: Any) -> bytes:
     return data
 
 
+def unpacked(data: bytes) -> bytes:
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+
 def simple_table(data: bytes) -> list[tuple[str, str, str | None]]:
     """(label, sequence, split) of each row of a table that is known to be right."""
-    if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
-    text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    text = unpacked(data).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     lines = [line for line in text.split("\n") if line.strip()]
     while lines[0].startswith("#"):
         del lines[0]
@@ -782,7 +784,7 @@ def test_labelled_tables(cache: Path, inputs: int) -> None:
             (labelled.classes[r.label], codec.decode(labelled.fetch(r, r.start, r.end)), r.split)
             for r in labelled.regions
         ]
-        if b'"' in data.replace(b'""', b"").replace(b'\t"', b"\t").replace(b'"\t', b"\t"):
+        if b'"' in unpacked(data).replace(b'""', b"").replace(b'\t"', b"\t").replace(b'"\t', b"\t"):
             assert len({r.split is None for r in labelled.regions}) == 1
         else:
             expected = simple_table(data)

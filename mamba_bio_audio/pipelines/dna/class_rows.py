@@ -31,6 +31,7 @@ LAYOUT = "train|test / class / id.txt"
 _TABLE = re.compile(r"\.(tsv|csv|txt|tab)(\.gz)?$", re.IGNORECASE)
 # A field may be as long as a chromosome; the line is in memory already.
 _FIELD_LIMIT = 2**31 - 1
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 T = TypeVar("T")
 
 
@@ -117,6 +118,9 @@ def read_table(path: Path, progress: Progress | None = None) -> list[Row]:
     lines_of: dict[str, int] = {}
     for number, line in counted(lines, f"reading {path.name}, rows", progress):
         where = f"{path}: line {number:,}"
+        control = _CONTROL.search(line)
+        if control is not None:
+            raise InputError(f"{where}: the control character U+{ord(control[0]):04X}; this is not the text of a table")
         values = _fields(line, delimiter, where)
         if len(values) != len(header):
             raise InputError(f"{where}: {len(values)} columns instead of {len(header)}")

@@ -191,6 +191,7 @@ REFUSED = [
     ("vocab_size", "11", 'vocab_size is "11"'),
     ("vocab_size", -11, "vocab_size is -11"),
     ("rms_norm", False, "rms_norm is false"),
+    ("rms_norm", 1, "rms_norm is 1"),
     ("d_intermediate", 64, "d_intermediate is 64"),
     ("attn_layer_idx", [1], r"attn_layer_idx is \[1\]"),
     ("layer_types", ["linear_attention", "full_attention"], "layer_types is"),

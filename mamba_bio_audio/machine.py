@@ -72,12 +72,12 @@ def raise_open_files(wanted: int) -> int:
 
 
 def check_memory(
-    needed: int | float, what: str, remedy: str, *, available: int | None, where: str = "this machine"
+    needed: int | float | None, what: str, remedy: str, *, available: int | None, where: str = "this machine"
 ) -> None:
     """Refuse what cannot fit, before it is tried.
 
     Args:
-        needed: bytes, at least.
+        needed: bytes, at least; None lets everything pass.
         what: needs them.
         remedy: what to change.
         available: bytes; None lets everything pass.
@@ -86,7 +86,7 @@ def check_memory(
     Raises:
         InputError: it cannot fit; with both numbers.
     """
-    if available is not None and needed > available:
+    if available is not None and needed is not None and needed > available:
         raise InputError(f"{what} takes at least {_gib(needed)}, and {where} has {_gib(available)} free; {remedy}")
 
 

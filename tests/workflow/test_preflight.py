@@ -94,6 +94,7 @@ def test_memory_of_this_machine(monkeypatch, tmp_path):
     (tmp_path / "memory.max").write_text("max")
     assert available_memory() > 1 << 20
     check_memory(10, "it", "lower it", available=None)
+    check_memory(None, "it", "lower it", available=1)
     check_memory(10, "it", "lower it", available=10)
     with pytest.raises(InputError, match="lower it"):
         check_memory(11, "it", "lower it", available=10)

@@ -8,16 +8,22 @@ The inputs are the same in every run; FUZZ_SEED=1 draws others.
 """
 
 import gzip
+import hashlib
+import io
 import os
 import pickle
 import struct
 import tempfile
+import warnings
+import wave
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from hypothesis import HealthCheck, given, seed, settings
@@ -30,7 +36,9 @@ from mamba_bio_audio.inference.generate import generate
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.pipelines.audio.files import open_file
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
+from mamba_bio_audio.pipelines.dna.fasta_index import lower_runs
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import Interval, read_intervals
 from mamba_bio_audio.pipelines.dna.labelled import open_labelled
@@ -65,7 +73,7 @@ def named(error: InputError, *places: str) -> None:
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch) -> Any:
-    # In memory where that is possible: three files are written for every FASTA.
+    # In memory where that is possible: a file is written for every FASTA.
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=base) as folder:
         monkeypatch.setenv("MAMBA_BIO_AUDIO_CACHE", folder)
@@ -841,3 +849,128 @@ def test_labelled_headers(cache: Path, inputs: int) -> None:
 
     check()
     assert len(accepted) > inputs / 40
+
+
+def told_by_index(path: Path) -> list[Any]:
+    """All that an index tells of a file."""
+    genome = Genome(path)
+    (file,) = genome._files
+    lower = [values.tolist() for values in lower_runs(file)]
+    bases = [genome.fetch(name, 0, length).tolist() for name, length in genome.records.items()]
+    scan = [(name, s.length, s.counts, s.run_starts.tolist(), s.run_ends.tolist()) for name, s in genome.scan().items()]
+    return [genome.fingerprint(), scan, lower, bases]
+
+
+@sizes
+@pytest.mark.parametrize("name", ["x.fa", "x.2bit"])
+def test_index_cache(cache: Path, inputs: int, name: str) -> None:
+    """A changed index is never believed; one whose check sum was made to fit ends in the truth or one clear error."""
+    path = cache / name
+    text = "".join(f">{record} title\n{bases}\n" for record, bases in RECORDS.items())
+    path.write_bytes(packed(RECORDS, "<", 0) if name.endswith("2bit") else text.encode())
+    truth = told_by_index(path)
+    (store,) = cache.rglob("*.index")
+    sound = store.read_bytes()
+    refused = []
+    edits = st.lists(st.tuples(st.integers(0, len(sound) - 1), st.binary(min_size=1, max_size=9)), max_size=3)
+
+    @fuzz(inputs)
+    @given(edits, st.integers(0, 2 * len(sound)), st.binary(max_size=20), st.booleans())
+    def check(edits: list[tuple[int, bytes]], size: int, tail: bytes, signed: bool) -> None:
+        data = bytearray(sound)
+        for at, value in edits:
+            data[at : at + len(value)] = value
+        data = bytearray(data[:size] + tail)
+        if signed:
+            data[:32] = hashlib.sha256(data[32:]).digest()
+        store.write_bytes(data)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", RuntimeWarning)
+            try:
+                found = told_by_index(path)
+            except InputError as error:
+                assert signed
+                named(error, str(path), str(store))
+                return
+        if not signed:
+            assert found == truth
+        if caught:
+            named(InputError(str(caught[0].message)), str(store))
+            refused.append(data)
+
+    check()
+    assert len(refused) > 100
+
+
+def recordings() -> list[tuple[str, bytes]]:
+    """Short recordings in every container, with their suffix."""
+    made = []
+    samples = np.sin(np.arange(400) / 9).astype(np.float32) * 0.5
+    for suffix, container, subtype in (
+        (".wav", "WAV", "PCM_16"),
+        (".wav", "WAV", "PCM_16"),
+        (".wav", "WAV", "PCM_24"),
+        (".wav", "WAV", "FLOAT"),
+        (".wav", "WAVEX", "PCM_16"),
+        (".wav", "RF64", "PCM_16"),
+        (".flac", "FLAC", "PCM_16"),
+        (".ogg", "OGG", "VORBIS"),
+        (".wav", "AIFF", "PCM_16"),
+    ):
+        for channels in (1, 2):
+            stream = io.BytesIO()
+            data = np.stack([samples] * channels, axis=1)
+            soundfile.write(stream, data, 8000, format=container, subtype=subtype)
+            made.append((suffix, stream.getvalue()))
+    return made
+
+
+@sizes
+def test_audio_headers(cache: Path, inputs: int) -> None:
+    sound = recordings()
+    accepted = []
+    edits = st.lists(
+        st.tuples(st.integers(0, 120), st.sampled_from([0, 1, 2, 3, 4, 8, 16, 24, 32, 64, 100, 127, 128, 254, 255])),
+        max_size=3,
+    )
+
+    @fuzz(inputs)
+    @given(st.sampled_from(sound), edits, st.integers(0, 4000))
+    def check(recording: tuple[str, bytes], edits: list[tuple[int, int]], size: int) -> None:
+        suffix, contents = recording
+        data = bytearray(contents)
+        for at, value in edits:
+            data[at % len(data)] = value
+        if size < 1000:
+            data = data[:size]
+        path = cache / f"x{suffix}"
+        path.write_bytes(data)
+        try:
+            file = open_file(str(path))
+            count = min(file.frames, 500)
+            found = file.read(0, count, file.native_rate_hz)
+            last = file.read(file.frames - 2, file.frames, file.native_rate_hz)
+        except InputError as error:
+            named(error, str(path))
+            return
+        assert file.frames >= 2
+        assert file.native_rate_hz > 0
+        assert file.channels > 0
+        assert found.shape == (count,)
+        assert last.shape == (2,)
+        assert np.isfinite(found).all()
+        accepted.append(data)
+        try:
+            with wave.open(io.BytesIO(data)) as plain:
+                facts = (plain.getnchannels(), plain.getsampwidth(), plain.getframerate())
+                raw = plain.readframes(count)
+        except (wave.Error, EOFError):
+            return
+        if facts != (file.channels, 2, file.native_rate_hz) or len(raw) != 2 * file.channels * count:
+            return
+        expected = np.frombuffer(raw, "<i2").reshape(-1, file.channels).astype(np.float32) / 32768
+        np.testing.assert_allclose(found, expected.mean(1), atol=1e-6)
+
+    check()
+    assert len(accepted) > 50

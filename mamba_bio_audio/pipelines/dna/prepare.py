@@ -172,11 +172,14 @@ def write_prepared(
             progress,
         )
     except BaseException as error:
-        for path, copy in copies.items():
-            move_index(copy, None)
-            # The copy is gone with the folder; what is wrong is wrong in the file as given.
-            if isinstance(error, InputError) and copy in str(error):
-                raise InputError(str(error).replace(copy, path)) from None
+        for place in copies.values():
+            move_index(place, None)
+        if isinstance(error, InputError):
+            # The copies are gone with the folder; what is wrong is wrong in the files as given.
+            text = str(error)
+            for path, place in copies.items():
+                text = text.replace(place, path)
+            raise InputError(text) from None
         raise
     for path, file in zip(found, manifest["files"], strict=True):
         if path in copied:

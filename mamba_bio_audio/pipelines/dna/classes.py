@@ -353,7 +353,8 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{what} of {row['evaluation_loci']:,} loci",
             )
         )
-    if left_out := described["left_out"]["regions"]:
+    # Manifests of older versions lack what follows.
+    if left_out := described.get("left_out", {}).get("regions", 0):
         names = ", ".join(described["left_out"]["names"]) + (
             ", ..." if left_out > len(described["left_out"]["names"]) else ""
         )
@@ -364,11 +365,11 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
             )
         )
     for key, how in (("shared_sequences", "the same"), ("near_sequences", "nearly the same")):
-        shared = {pair: count for pair, count in described[key].items() if count}
+        shared = {pair: count for pair, count in described.get(key, {}).items() if count}
         if shared:
             listed = ", ".join(f"{count:,} of {pair}" for pair, count in shared.items())
             rows.append(("in two splits", f"{listed} sequences are {how}: scores on them say nothing"))
-    if text := conflict_text(described["label_conflicts"], "all"):
+    if text := conflict_text(described.get("label_conflicts", {}), "all"):
         rows.append(("two labels", text))
     return rows + leak_rows(described["label_leaks"])
 

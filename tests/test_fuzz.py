@@ -974,3 +974,77 @@ def test_audio_headers(cache: Path, inputs: int) -> None:
 
     check()
     assert len(accepted) > 50
+
+
+LABELLED_WORDS = ["train", "train", "test", "val", "Dev", "holdout", "", "1"]
+labelled_line = st.builds(
+    lambda record, span, label, split, separator: separator.join([record, *span, label, *split]),
+    st.sampled_from(["a", "chr1", "1", "b", "a", "zz", "#a"]),
+    st.sampled_from(
+        [
+            ["0", "4"],
+            ["1", "6"],
+            ["5", "12"],
+            ["0", "1"],
+            ["4", "4"],
+            ["-1", "3"],
+            ["3", "17"],
+            ["٣", "4"],
+            ["1e3", "4"],
+        ]
+    ),
+    st.sampled_from(["x", "y", "y", "0", "train", ""]),
+    st.just([]) | st.sampled_from(LABELLED_WORDS).map(lambda word: [word]),
+    st.sampled_from(["\t", "\t", "\t", " "]),
+)
+
+sound_lines = st.sampled_from([["train"], ["test"], []]).flatmap(
+    lambda split: st.lists(
+        st.tuples(st.sampled_from("a1"), st.sampled_from(["0\t4", "1\t6", "5\t12"]), st.sampled_from("xxyz")).map(
+            lambda fields: "\t".join([*fields, *split])
+        ),
+        min_size=2,
+        max_size=4,
+    )
+)
+
+
+@sizes
+def test_labelled_bed(cache: Path, inputs: int) -> None:
+    (cache / "g.fa").write_text("".join(f">{name}\n{text}\n" for name, text in RECORDS.items()))
+    path = cache / "x.bed"
+    accepted = []
+    front = st.sampled_from(["", "", "chrom\tstart\tend\tlabel\n", "# note\n", "\ufeff"])
+
+    @fuzz(inputs)
+    @given(
+        front,
+        sound_lines | st.lists(labelled_line, max_size=4),
+        st.booleans(),
+        st.sampled_from(["\n", "\r\n"]),
+        st.sampled_from(["", "\n", "\x00"]),
+    )
+    def check(front: str, lines: list[str], alike: bool, newline: str, tail: str) -> None:
+        if alike:
+            # As many columns in every line as in the first.
+            lines = [line for line in lines if line.count("\t") == lines[0].count("\t")]
+        path.write_bytes((front + newline.join(lines) + tail).encode())
+        try:
+            labelled = open_labelled(DnaClassesConfig(path=str(cache / "g.fa"), labels=str(path)))
+        except InputError as error:
+            named(error, str(path), "data.path: one class only")
+            return
+        expected = []
+        for line in lines:
+            fields = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
+            if fields and not line.startswith("#"):
+                record = {"1": "chr1"}.get(fields[0], fields[0])
+                word = fields[4].lower() if len(fields) == 5 and fields[4] else None
+                split = {"val": "valid", "dev": "valid"}.get(word or "", word)
+                expected.append((record, int(fields[1]), int(fields[2]), fields[3], split))
+        found = [(r.record, r.start, r.end, labelled.classes[r.label], r.split) for r in labelled.regions]
+        assert found == expected
+        accepted.append(lines)
+
+    check()
+    assert len(accepted) > inputs / 40

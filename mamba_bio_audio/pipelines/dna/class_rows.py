@@ -118,9 +118,6 @@ def read_table(path: Path, progress: Progress | None = None) -> list[Row]:
     lines_of: dict[str, int] = {}
     for number, line in counted(lines, f"reading {path.name}, rows", progress):
         where = f"{path}: line {number:,}"
-        control = _CONTROL.search(line)
-        if control is not None:
-            raise InputError(f"{where}: the control character U+{ord(control[0]):04X}; this is not the text of a table")
         values = _fields(line, delimiter, where)
         if len(values) != len(header):
             raise InputError(f"{where}: {len(values)} columns instead of {len(header)}")
@@ -237,6 +234,11 @@ def numbered_lines(path: Path, comments: bool = True) -> Iterator[tuple[int, str
     try:
         with open_packed(path) as handle, io.TextIOWrapper(handle, encoding="utf-8-sig", newline=None) as file:
             for number, line in enumerate(file, start=1):
+                control = _CONTROL.search(line)
+                if control is not None:
+                    raise InputError(
+                        f"{path}: line {number:,}: the control character U+{ord(control[0]):04X}; such a file holds text only"
+                    )
                 if line.strip() and not (comments and line.startswith("#")):
                     yield number, line.rstrip("\r\n")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:

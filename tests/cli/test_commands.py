@@ -721,15 +721,24 @@ def test_two_processes_share_each_sequence(trained, fasta, tmp_path, monkeypatch
     assert process.returncode == 130, output + error
     assert output.count("stopped by SIGTERM") == 1
     assert "stream_chunk: 12" in (out / "config.yaml").read_text()
+    # One process goes on where two stopped.
+    alone = Path(shutil.copytree(out, tmp_path / "alone"))
+    assert mba_command("pretrain", "dna/tiny", *overrides(fasta), "--out", alone, "--resume", "--device", "cpu") == 0
+    assert json.loads((alone / "manifest.json").read_text())["sessions"][-1]["changed"].keys() == {
+        "train.devices",
+        "train.sequence_parallel",
+        "train.stream_chunk",
+    }
     done = subprocess.run([*arguments, "--resume"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    rows = metrics(out)
-    assert [row["step"] for row in rows] == [str(step) for step in range(1, 13)]
-    for a, b in zip(metrics(trained), rows, strict=True):
-        assert float(a["train_nats"]) == pytest.approx(float(b["train_nats"]), rel=1e-5)
-        assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=1e-3)
-        assert bool(a["valid_nats"]) == bool(b["valid_nats"])
-    assert float(rows[-1]["valid_nats"]) == pytest.approx(float(metrics(trained)[-1]["valid_nats"]), rel=1e-5)
+    for run in (out, alone):
+        rows = metrics(run)
+        assert [row["step"] for row in rows] == [str(step) for step in range(1, 13)]
+        for a, b in zip(metrics(trained), rows, strict=True):
+            assert float(a["train_nats"]) == pytest.approx(float(b["train_nats"]), rel=1e-5)
+            assert float(a["grad_norm"]) == pytest.approx(float(b["grad_norm"]), rel=1e-3)
+            assert bool(a["valid_nats"]) == bool(b["valid_nats"])
+        assert float(rows[-1]["valid_nats"]) == pytest.approx(float(metrics(trained)[-1]["valid_nats"]), rel=1e-5)
 
 
 def test_a_second_signal_ends_at_once(fasta, tmp_path):

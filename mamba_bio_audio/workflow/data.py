@@ -41,7 +41,7 @@ def open_data(
         device: "cpu" or "cuda".
         length: of the windows; None is the training length.
         batch_size: windows per batch; None is the training's micro-batch on `device`.
-        progress: called with (what, done, in all) while labelled sequences are read and compared.
+        progress: called with (what, done, in all) while files are indexed, and labelled sequences read and compared.
     """
     train = config.train
     length, batch_size = length or train.length, batch_size or train.micro_batch_for(device)
@@ -53,7 +53,7 @@ def open_data(
         return DnaClassesDataModule(
             config.data, length=length, batch_size=batch_size, seed=config.seed, progress=progress
         )
-    return DnaDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
+    return DnaDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed, progress=progress)
 
 
 def progress_lines(quiet: bool) -> Callable[[str, int, int | None], None] | None:

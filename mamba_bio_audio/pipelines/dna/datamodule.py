@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,6 +167,7 @@ class DnaDataModule(LightningDataModule):
         start_sample: training samples already consumed, over all ranks; a resumed run continues with the
             next.
         rank, world_size: this process among those that train together.
+        progress: called with (what, bytes read, bytes in all) while files are indexed for the first time.
 
     Attributes:
         codec: the tokeniser.
@@ -191,6 +192,7 @@ class DnaDataModule(LightningDataModule):
         start_sample: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        progress: Callable[[str, int, int | None], None] | None = None,
     ) -> None:
         super().__init__()
         if length < 1 or batch_size < 1 or not 0 <= rank < world_size or start_sample < 0 or not 0 <= seed < 2**63:
@@ -206,6 +208,7 @@ class DnaDataModule(LightningDataModule):
         self.start_sample = start_sample
         self.rank = rank
         self.world_size = world_size
+        self.progress = progress
         self.codec = DnaTokenizer()
         self.split_source = ""
         self.shared: dict[str, int] = {}
@@ -219,7 +222,9 @@ class DnaDataModule(LightningDataModule):
             return
         config = self.config
         source = locate(config.path, config.intervals)
-        self.genome = source.open()
+        self.genome = source.open(self.progress)
+        # Workers get a copy of this object, and a callback need not be copied.
+        self.progress = None
         self._contigs: str | list[str] = config.contigs
         prepared = {}
         if source.manifest is not None and config.contigs == "primary":

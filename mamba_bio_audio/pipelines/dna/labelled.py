@@ -133,13 +133,13 @@ def open_labelled(config: DnaClassesConfig, progress: Progress | None = None) ->
     if config.labels is not None:
         if isinstance(path, Mapping):
             raise InputError("data.labels goes with one FASTA in data.path, not with a mapping of classes")
-        labelled = _from_bed(config.labels, Genome(path), use_splits)
+        labelled = _from_bed(config.labels, Genome(path, progress=progress), use_splits)
     else:
         rows = None if isinstance(path, Mapping) else _rows(path, config.files, progress)
         if rows is not None:
             labelled = _in_memory(*rows, use_splits)
         else:
-            labelled = _from_fasta(_sources(path, config.files, config.classes), use_splits)
+            labelled = _from_fasta(_sources(path, config.files, config.classes), use_splits, progress)
     labelled = _choose_classes(labelled, config.classes)
     labelled.progress = progress
     if config.sampling != "auto":
@@ -272,14 +272,16 @@ def _sorted_classes(labels: Iterable[str], where: str) -> tuple[str, ...]:
     return classes
 
 
-def _from_fasta(sources: list[tuple[str, str | None, list[str]]], use_splits: bool) -> Labelled:
+def _from_fasta(
+    sources: list[tuple[str, str | None, list[str]]], use_splits: bool, progress: Progress | None
+) -> Labelled:
     """Whole records of FASTA files per class.
 
     Args:
         sources: (class, word for a split, files); without a word splits come later, or from the headers.
     """
     classes = tuple(sorted({name for name, _, _ in sources}))
-    genomes = [Genome(files) for _, _, files in sources]
+    genomes = [Genome(files, progress=progress) for _, _, files in sources]
     said = [(files[0], {} if word is None else {"file or folder": word}) for _, word, files in sources]
     splits = splits_of(said, "files") if use_splits else [None] * len(sources)
     regions, files = [], []

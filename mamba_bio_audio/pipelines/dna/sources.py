@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -33,9 +33,9 @@ class Source:
     intervals_origin: str
     manifest: dict[str, Any] | None = None
 
-    def open(self) -> Genome:
-        """The reader, checked against the prepared folder's manifest where there is one."""
-        genome = Genome(self.paths)
+    def open(self, progress: Callable[[str, int, int | None], None] | None = None) -> Genome:
+        """The reader, checked against the prepared folder's manifest where there is one; `progress` as of `Genome`."""
+        genome = Genome(self.paths, progress=progress)
         if self.manifest is not None:
             for listed, found in zip(self.manifest["files"], genome.fingerprint(), strict=True):
                 if listed["sha256"] != found.sha256:

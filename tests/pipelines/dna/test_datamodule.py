@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -393,3 +394,18 @@ def test_evaluation_batches_carry_no_common_padding(write_fasta, random_dna) -> 
         assert torch.equal(batch["tokens"][0], whole[index]["tokens"][:kept])
         assert torch.equal(batch["targets"][0], whole[index]["targets"][:kept])
         assert (whole[index]["targets"][kept:] == -100).all()
+
+
+def test_progress_of_files_that_are_indexed(path: str) -> None:
+    told: list[tuple[str, int, int | None]] = []
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        told.append((what, done, total))
+
+    config = DnaDataConfig(path=path)
+    for expected in ([("indexing g.fa", os.path.getsize(path), os.path.getsize(path))], []):
+        data = DnaDataModule(config, length=L, batch_size=4, seed=0, progress=tell)
+        data.setup()
+        assert told == expected
+        assert data.progress is None
+        told.clear()

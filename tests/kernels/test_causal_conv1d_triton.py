@@ -60,6 +60,7 @@ def check(inputs, activation="silu", ratio=BF16_ERROR_RATIO_TRUNCATED):
     return found
 
 
+@pytest.mark.slow  # interprets the kernels
 def test_interpreted(run_interpreted):
     run_interpreted()
 

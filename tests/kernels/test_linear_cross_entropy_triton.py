@@ -49,6 +49,7 @@ def check(x, weight, targets, ignore_index=-100, slack=1):
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
+@pytest.mark.slow  # interprets the kernels
 def test_interpreted(run_interpreted):
     run_interpreted()
 

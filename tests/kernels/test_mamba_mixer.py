@@ -87,6 +87,7 @@ def check(layer, batch, length, *, state=True, reset=True, **options):
     return found
 
 
+@pytest.mark.slow  # interprets the kernels
 def test_interpreted(run_interpreted):
     run_interpreted()
 

@@ -113,6 +113,7 @@ def softplus_kernel(x_p, out_p, count, ACCURATE: tl.constexpr, SIZE: tl.constexp
     tl.store(out_p + i, softplus(x, ACCURATE), mask=i < count)
 
 
+@pytest.mark.slow  # interprets the kernels
 def test_interpreted(run_interpreted):
     run_interpreted()
 

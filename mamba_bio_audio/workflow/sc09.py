@@ -43,6 +43,7 @@ from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS, SPEECH_COMMANDS
 from mamba_bio_audio.pipelines.audio.splits import Span
 from mamba_bio_audio.pipelines.dna.fasta_index import cache_folder
+from mamba_bio_audio.training.checkpoints import not_finite
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.workflow.data import DataModule, open_data
 from mamba_bio_audio.workflow.environment import environment
@@ -386,6 +387,8 @@ def open_judge(folder: Path, device: str = "cpu") -> tuple[Judge, dict[str, Any]
         left = judge.load_state_dict(weights, strict=False)
         if any(not name.startswith("spectrum.") for name in (*left.missing_keys, *left.unexpected_keys)):
             raise ValueError(f"missing {left.missing_keys[:3]}, unexpected {left.unexpected_keys[:3]}")
+        if (wrong := not_finite(weights)) is not None:
+            raise ValueError(f"{wrong} holds what is not a number")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: a damaged judge ({error}); delete the folder, and it is trained anew") from None
     return judge.to(device).eval(), note

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from safetensors.torch import load_file, save_file
 
 from mamba_bio_audio.checkpoint import load, read_config
 from mamba_bio_audio.config import load_config
@@ -212,6 +213,13 @@ def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
         predict_files(folder, files, tmp_path / "q.tsv", length=100)
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
+    tensors = load_file(damaged / "judge.safetensors")
+    tensors["head.bias"][2] = float("nan")
+    save_file(tensors, damaged / "judge.safetensors")
+    with pytest.raises(
+        InputError, match=r"a damaged judge \(head\.bias holds what is not a number\); delete the folder"
+    ):
+        predict_files(damaged, files, tmp_path / "q.tsv")
     (damaged / "judge.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match=r"a damaged judge .*delete the folder"):
         predict_files(damaged, files, tmp_path / "q.tsv")

@@ -60,6 +60,10 @@ class _State(NamedTuple):
     sample: str  # SHA-256 of the sampled blocks
 
 
+# Indexes of this process that have no place on disk, by path.
+_in_memory: dict[str, tuple[_State, FastaIndex]] = {}
+
+
 class _RefusedError(Exception):
     """A cached index that must not be used, and why."""
 
@@ -82,12 +86,17 @@ def load_index(path: str | os.PathLike[str], *, progress: Progress | None = None
     try:
         store = _store(path)
     except _RefusedError as error:
+        known, index = _in_memory.get(path, (None, None))
+        if index is not None and known == state:
+            return StoredIndex(index, None)
         warnings.warn(
             f"{error}: the index of {path} is kept in memory only. Set {CACHE_VARIABLE} to a folder of your own to keep it.",
             RuntimeWarning,
             stacklevel=2,
         )
-        return StoredIndex(build_index(path, progress), None)
+        index = build_index(path, progress)
+        _in_memory[path] = state, index
+        return StoredIndex(index, None)
     if (found := _cached(store, path, state)) is not None:
         return found
     with _lock(store):

@@ -8,6 +8,8 @@ negated, a number moved by one, a default or an argument left out, a statement d
 `--seed` alike from all files, so that a longer budget only adds some. First the tests of each file must pass as it is;
 a fault survives where they still do, and is killed where they fail or take several times as long. Printed are the score,
 killed over all, and every survivor. Survivors that change nothing that anyone could see are to be judged by a reader.
+The budget counts from the start and includes the tests of the files as they are. When it is spent, and on Ctrl-C or
+SIGTERM, the tests that still run are killed and do not count; the score of the rest is printed and written.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,12 +106,20 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 
 
 class Mutant(NamedTuple):
-    """One fault: `text` in the place of the file."""
+    """One fault: `written` in the place of bytes `begin` to `end` of the file."""
 
     file: str
     line: int
     what: str
-    text: str
+    begin: int
+    end: int
+    written: str
+
+    def of(self, source: bytes) -> bytes:
+        """The file with the fault; raises SyntaxError, never to be taken for a fault that the tests found."""
+        text = source[: self.begin] + self.written.encode() + source[self.end :]
+        compile(text, self.file, "exec")
+        return text
 
 
 class Outcome(NamedTuple):
@@ -178,10 +189,9 @@ def mutants_of(file: str, source: bytes) -> list[Mutant]:
             written = ast.unparse(new)
             if isinstance(new, ast.expr):
                 written = f"({written})"
-            text = source[:begin] + written.encode() + source[end:]
-            compile(text, file, "exec")
             before = " ".join(source[begin:end].decode().split())
-            found.append(Mutant(file, old.lineno, f"{kind}: {before[:90]} -> {written[:90]}", text.decode()))
+            what = f"{kind}: {before[:90]} -> {written[:90]}"
+            found.append(Mutant(file, old.lineno, what, begin, end, written))
     return found
 
 
@@ -201,33 +211,66 @@ def drawn(files: list[str], seed: int) -> list[Mutant]:
     return order
 
 
-def run_tests(tree: Path, tests: list[str], seconds: float) -> tuple[str, float]:
-    """(killed, timeout or survived, seconds taken)."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
-    data = os.environ.get("MBA_SHARED_DATA", str(ROOT.parent / "shared" / "data"))
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        # A fault and its mending may fall into one second, and old bytecode would then be taken for new.
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-        # Kernels that cannot be interpreted here would let every fault live: then their tests fail and do not count.
-        "CI": "true",
-        "MBA_SHARED_DATA": data,
-    }
-    start = time.monotonic()
-    # In a session of their own, so that what the tests start ends with them.
-    process = subprocess.Popen(
-        command, cwd=tree, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    try:
-        process.communicate(timeout=seconds)
-        end = "survived" if process.returncode == 0 else "killed"
-    except subprocess.TimeoutExpired:
-        end = "timeout"
-    if end == "timeout":
+class Stopped(Exception):
+    """The time is up, or someone asked for the end."""
+
+
+class Tests:
+    """Runs pytest for several threads, until `stop`."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def run(self, tree: Path, names: list[str], limit: float | None = None) -> tuple[str, float]:
+        """(killed, timeout or survived, seconds taken); raises `Stopped`."""
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *names]
+        data = os.environ.get("MBA_SHARED_DATA", str(ROOT.parent / "shared" / "data"))
+        env = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            # A fault and its mending may fall into one second, and old bytecode would then be taken for new.
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+            # Kernels that cannot be interpreted here would let every fault live: then their tests fail and do not count.
+            "CI": "true",
+            "MBA_SHARED_DATA": data,
+        }
+        start = time.monotonic()
+        with self.lock:
+            if self.stopped:
+                raise Stopped
+            # In a session of its own, so that what the tests start ends with them, and Ctrl-C does not reach it. Without
+            # pipes: whatever outlives the tests would keep them open.
+            process = subprocess.Popen(
+                command, cwd=tree, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            self.running.add(process)
+        try:
+            end = "survived" if process.wait(limit) == 0 else "killed"
+        except subprocess.TimeoutExpired:
+            end = "timeout"
+            _kill(process)
+        with self.lock:
+            self.running.remove(process)
+            # Then it was perhaps killed by `stop`, and not by the fault.
+            if self.stopped:
+                raise Stopped
+        return end, time.monotonic() - start
+
+    def stop(self) -> None:
+        """Kill what runs; nothing starts any more."""
+        with self.lock:
+            self.stopped = True
+            for process in self.running:
+                _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    return end, time.monotonic() - start
+    process.wait()
 
 
 class Trial:
@@ -237,15 +280,17 @@ class Trial:
         order: the faults.
         tests: of each file.
         jobs: copies, each with its own process.
-        seconds: budget; what is not decided by then does not count.
+        deadline: on the clock of `time.monotonic`; what is not decided by then does not count.
     """
 
-    def __init__(self, order: list[Mutant], tests: dict[str, list[str]], jobs: int, seconds: float) -> None:
+    def __init__(self, order: list[Mutant], tests: dict[str, list[str]], jobs: int, deadline: float) -> None:
         self.left: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
         for mutant in order:
             self.left.put(mutant)
-        self.tests, self.jobs = tests, jobs
-        self.deadline = time.monotonic() + seconds
+        self.names, self.jobs, self.deadline = tests, jobs, deadline
+        self.tests = Tests()
+        # A worker's error, or None: it ended, or a signal asks for the end. The one queue that a signal may put into.
+        self.ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self.outcomes: list[Outcome] = []
         self.broken: list[str] = []
         # Seconds of the tests of a file as it is; None where they fail.
@@ -253,44 +298,68 @@ class Trial:
         self.locks = {tuple(names): threading.Lock() for names in tests.values()}
 
     def run(self) -> None:
-        """Until the time or the list is at its end."""
+        """Until the time or the list is at its end, or `stop`; no process and no copy is left."""
         with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-            trees = [Path(folder, str(number)) for number in range(self.jobs)]
-            threads = [threading.Thread(target=self._work, args=(tree,)) for tree in trees]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            threads = [
+                threading.Thread(target=self._work, args=(Path(folder, str(number)),)) for number in range(self.jobs)
+            ]
+            try:
+                for thread in threads:
+                    thread.start()
+                error = self._wait(threads)
+            finally:
+                self.tests.stop()
+                for thread in threads:
+                    thread.join()
+        if error is not None:
+            raise error
+
+    def stop(self, *signal: object) -> None:
+        """Ask for the end; a handler of signals."""
+        self.deadline = 0
+        self.ends.put(None)
+
+    def _wait(self, threads: list[threading.Thread]) -> BaseException | None:
+        """Until all threads are through, one of them fails, or the deadline passes."""
+        for _ in threads:
+            try:
+                error = self.ends.get(timeout=max(0, self.deadline - time.monotonic()))
+            except queue.Empty:
+                return None
+            if error is not None or not self.deadline:
+                return error
+        return None
 
     def _work(self, tree: Path) -> None:
-        ignore = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__")
-        shutil.copytree(ROOT, tree, symlinks=True, ignore=ignore)
-        while (rest := self.deadline - time.monotonic()) > 0:
-            try:
-                mutant = self.left.get_nowait()
-            except queue.Empty:
-                return
-            usual = self._usual(tree, mutant.file, rest)
-            rest = self.deadline - time.monotonic()
-            if usual is None or rest <= 0:
-                continue
-            path, limit = tree / mutant.file, 3 * usual + 30
-            whole = path.read_bytes()
-            try:
-                path.write_text(mutant.text)
-                end, seconds = run_tests(tree, self.tests[mutant.file], min(limit, rest))
-            finally:
-                path.write_bytes(whole)
-            if end == "timeout" and seconds < limit:
-                return
-            self.outcomes.append(Outcome(mutant, end, seconds))
-            print(f"{end:8} {seconds:5.0f} s  {mutant.file}:{mutant.line}  {mutant.what}", flush=True)
+        try:
+            ignore = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__")
+            shutil.copytree(ROOT, tree, symlinks=True, ignore=ignore)
+            while True:
+                self._try(tree, self.left.get_nowait())
+        except (queue.Empty, Stopped):
+            self.ends.put(None)
+        except BaseException as error:
+            self.ends.put(error)
 
-    def _usual(self, tree: Path, file: str, rest: float) -> float | None:
-        names = tuple(self.tests[file])
+    def _try(self, tree: Path, mutant: Mutant) -> None:
+        usual = self._usual(tree, mutant.file)
+        if usual is None:
+            return
+        path = tree / mutant.file
+        whole = path.read_bytes()
+        path.write_bytes(mutant.of(whole))
+        try:
+            end, seconds = self.tests.run(tree, self.names[mutant.file], 3 * usual + 30)
+        finally:
+            path.write_bytes(whole)
+        self.outcomes.append(Outcome(mutant, end, seconds))
+        print(f"{end:8} {seconds:5.0f} s  {mutant.file}:{mutant.line}  {mutant.what}", flush=True)
+
+    def _usual(self, tree: Path, file: str) -> float | None:
+        names = tuple(self.names[file])
         with self.locks[names]:
             if names not in self.usual:
-                end, seconds = run_tests(tree, list(names), rest)
+                end, seconds = self.tests.run(tree, list(names))
                 self.usual[names] = seconds if end == "survived" else None
                 if end == "killed":
                     self.broken.append(f"the tests of {file} fail as they are: {' '.join(names)}")
@@ -317,8 +386,9 @@ def report(outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def main() -> None:
+    start = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60, help="budget of time")
+    parser.add_argument("--minutes", type=float, default=60, help="budget of time, from the start on")
     parser.add_argument(
         "--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="copies of the tree at once"
     )
@@ -337,12 +407,15 @@ def main() -> None:
         for file in files:
             print(f"{sum(m.file == file for m in order):6} {file}")
         return
-    trial = Trial(order, {file: options.tests or CRITICAL[file] for file in files}, options.jobs, 60 * options.minutes)
+    tests = {file: options.tests or CRITICAL[file] for file in files}
+    trial = Trial(order, tests, options.jobs, start + 60 * options.minutes)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, trial.stop)
     trial.run()
     found = report(trial.outcomes) | {"seed": options.seed, "possible": len(order), "broken": trial.broken}
     print(json.dumps(found, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     sys.exit(1 if trial.broken else 0)
 
 

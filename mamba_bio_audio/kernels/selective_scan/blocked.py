@@ -212,7 +212,7 @@ class _Problem:
 
         self.A = self._number(A).t().contiguous()  # (N, D)
         self.A_log2 = self.A * _LOG2_E
-        self.lti_dt, self.lti_B, self.lti_C = dt.ndim == 1, B.shape == A.shape and B.ndim == A.ndim, False
+        self.lti_dt = dt.ndim == 1
         self.lti_B = B.ndim == (3 if self.complex else 2)
         self.lti_C = C.ndim == (3 if self.complex else 2)
         self.B = self._number(B).t().contiguous() if self.lti_B else self._number(B)

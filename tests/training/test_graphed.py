@@ -168,6 +168,27 @@ def test_a_step_runs_once_beside_before_it_is_recorded(recorded_cuda, on_gpu):
     assert step.model.weight.grad == 15
 
 
+@pytest.mark.parametrize(
+    ("taken", "most", "free", "reserved", "fits"),
+    [
+        (100, 400, 331, 100, True),
+        (100, 401, 999, 100, False),  # a step took more than 40 % of 1,000
+        (100, 400, 329, 100, False),  # 1.1 x 300 would be needed beside what is there
+        (100, 400, 200, 231, True),  # what torch holds and does not use counts as free
+        (100, 400, 200, 229, False),
+    ],
+)
+def test_what_fits_the_memory(monkeypatch, taken, most, free, reserved, fits):
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: taken)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: most)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    gpu, model = torch.device("cuda", 0), nn.Linear(1, 1)
+    assert GraphedLoss(model, most_memory=0.4)._fits(gpu) is fits
+    assert GraphedLoss(model)._fits(gpu)
+    assert GraphedLoss(model, most_memory=0.4)._fits(torch.device("cpu"))
+
+
 def test_gradients_are_taken_outside_of_autocast():
     """As everywhere else: the head multiplies in fp32 on purpose."""
     model = make("cpu", "classifier")

@@ -8,6 +8,7 @@ current directory. The old folder is moved aside (`.NAME.mba-old`) and deleted o
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,8 +29,9 @@ class Maker(NamedTuple):
 
     Attributes:
         command: as a user types it, for example "prepare audio".
-        patterns: shell patterns, relative to the folder, of what it and its followers write there over time (`*` also
-            matches `/`). Empty where the marker lists the files themselves, because the folder is complete when it appears.
+        patterns: shell patterns, relative to the folder, of what it and its followers write there over time (`*` does
+            not match `/`). Empty where the marker lists the files themselves, because the folder is complete when it
+            appears.
     """
 
     command: str
@@ -58,17 +60,39 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
 def check_outside(out: Path, inputs: Iterable[Path | str]) -> None:
     """Refuse an output that is, or holds, an input of the command or the current directory.
 
+    A folder among the inputs counts with all that the links in it lead to, unless `out` itself is in that folder.
+
     Raises:
         InputError: it does.
     """
     place = Path(os.path.realpath(out))
-    here = Path(os.path.realpath(Path.cwd()))
-    if place == here or place in here.parents:
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the current directory has been deleted; change to another one") from None
+    if _lies_in(here, place):
         raise InputError(f"{out}: the current directory lies in it, so it is not replaced; choose another --out")
     for given in inputs:
-        source = Path(os.path.realpath(given))
-        if source == place or place in source.parents:
-            raise InputError(f"{out}: holds {given}, an input of this command; choose another --out")
+        around = Path(os.path.realpath(given)) in place.parents
+        for source in (given,) if around or not place.is_dir() else (given, *_links(given)):
+            if _lies_in(source, place):
+                raise InputError(f"{out}: holds {source}, an input of this command; choose another --out")
+
+
+def _lies_in(path: Path | str, folder: Path) -> bool:
+    """Whether a path is `folder`, which is real, or inside of it; also by another name, as where case does not count."""
+    real = Path(os.path.realpath(path))
+    places = (real, *real.parents)
+    if folder in places:
+        return True
+    return folder.exists() and any(place.exists() and place.samefile(folder) for place in places)
+
+
+def _links(folder: Path | str) -> Iterator[str]:
+    """The links in a folder, at any depth."""
+    for base, folders, names in os.walk(folder):
+        paths = (os.path.join(base, name) for name in (*folders, *names))
+        yield from (path for path in paths if os.path.islink(path))
 
 
 def check_replaceable(out: Path, maker: Maker) -> None:
@@ -100,14 +124,22 @@ def check_replaceable(out: Path, maker: Maker) -> None:
 def foreign_files(folder: Path, maker: Maker, files: Iterable[str]) -> list[str]:
     """What lies in a folder and was not made by `maker`, as sorted relative paths."""
     own = {MARKER, *files}
+
+    def matches(relative: str) -> bool:
+        parts = relative.split("/")
+        if re.fullmatch(r"\..+\.\d+\.tmp", parts[-1]):
+            # Of `atomic_path`.
+            return True
+        patterns = [pattern.split("/") for pattern in maker.patterns]
+        return any(len(own) == len(parts) and all(map(fnmatchcase, parts, own)) for own in patterns)
+
     found = []
     for base, folders, names in os.walk(folder):
         # A link to a folder is listed as a folder, and not entered.
         links = [name for name in folders if os.path.islink(os.path.join(base, name))]
         for name in [*names, *links]:
             relative = os.path.relpath(os.path.join(base, name), folder).replace(os.sep, "/")
-            temporary = name.startswith(".") and name.endswith(".tmp")
-            if not (relative in own or temporary or any(fnmatchcase(relative, pattern) for pattern in maker.patterns)):
+            if not (relative in own or matches(relative)):
                 found.append(relative)
     return sorted(found)
 
@@ -161,7 +193,7 @@ def new_folder(out: Path, maker: Maker, *, inputs: Iterable[Path | str] = (), fo
     inputs = [*inputs]
     check_out(out, maker, inputs, force=force)
     with locked(out):
-        restore(out)
+        restore(out, maker)
         check_out(out, maker, inputs, force=force)
         work = _work(out)
         _remove_ours(work)
@@ -185,7 +217,7 @@ def put_in_place(work: Path, out: Path, maker: Maker) -> None:
     """
     if is_occupied(out):
         check_replaceable(out, maker)
-        _remove_ours(_old(out))
+        _remove_ours(_old(out), maker)
         os.rename(out, _old(out))
     elif out.exists():
         out.rmdir()
@@ -195,7 +227,7 @@ def put_in_place(work: Path, out: Path, maker: Maker) -> None:
         if _old(out).exists():
             os.rename(_old(out), out)
         raise
-    _remove_ours(_old(out))
+    _remove_ours(_old(out), maker)
 
 
 def check_file(
@@ -242,7 +274,7 @@ def begins_with(*starts: str) -> Callable[[Path], bool]:
 
 
 @contextmanager
-def replacing(out: Path, stands: Callable[[Path], bool]) -> Iterator[None]:
+def replacing(out: Path, maker: Maker, stands: Callable[[Path], bool]) -> Iterator[None]:
     """Make a folder anew in place, over a long time: the old one is kept aside until the new one `stands`.
 
     The caller holds the lock and has asked `check_out`. When the block ends, however it does, the folder aside is deleted if
@@ -250,14 +282,18 @@ def replacing(out: Path, stands: Callable[[Path], bool]) -> Iterator[None]:
 
     Args:
         stands: whether a folder is worth more than the one before it, for example holds weights.
+
+    Raises:
+        InputError: `out` holds anything that `maker` did not make, also if it came since `check_out`.
     """
     if is_occupied(out):
-        _remove_ours(_old(out))
+        check_replaceable(out, maker)
+        _remove_ours(_old(out), maker)
         os.rename(out, _old(out))
     try:
         yield
     finally:
-        restore(out, stands)
+        restore(out, maker, stands)
 
 
 @contextmanager
@@ -293,9 +329,9 @@ def growing_folder(
 
     occupied()
     with locked(out):
-        restore(out, stands)
+        restore(out, maker, stands)
         anew = occupied() and force
-        with replacing(out, stands) if anew else nullcontext():
+        with replacing(out, maker, stands) if anew else nullcontext():
             out.mkdir(exist_ok=True)
             try:
                 mark(out, maker)
@@ -306,27 +342,37 @@ def growing_folder(
                     shutil.rmtree(out)
 
 
-def restore(out: Path, stands: Callable[[Path], bool] = lambda folder: True) -> None:
-    """Settle what an earlier replacement of `out` left aside: delete it if `out` stands, put it back otherwise."""
+def restore(out: Path, maker: Maker, stands: Callable[[Path], bool] = lambda folder: True) -> None:
+    """Settle what an earlier replacement of `out` left aside: delete it if `out` stands, put it back otherwise.
+
+    Raises:
+        InputError: what would be deleted holds anything that `maker` did not make.
+    """
     old = _old(out)
     if not old.is_dir():
         return
-    if out.is_dir() and stands(out):
-        _remove_ours(old)
+    if is_occupied(out) and stands(out):
+        _remove_ours(old, maker)
         return
     if out.is_dir():
-        if is_occupied(out) and read_marker(out) is None:
-            raise InputError(f"{old}: an earlier --force was interrupted; move one of {out.name} and {old.name} away")
+        if is_occupied(out):
+            if read_marker(out) is None:
+                raise InputError(
+                    f"{old}: an earlier --force was interrupted; move one of {out.name} and {old.name} away"
+                )
+            check_replaceable(out, maker)
         shutil.rmtree(out)
     os.rename(old, out)
 
 
-def _remove_ours(folder: Path) -> None:
-    """Delete a folder that this module left; one without a marker is only deleted if it is empty."""
+def _remove_ours(folder: Path, maker: Maker | None = None) -> None:
+    """Delete a folder that this module left, and that `maker` made where it is given; without a marker only an empty one."""
     if not folder.is_dir() or folder.is_symlink():
         if folder.exists() or folder.is_symlink():
             raise InputError(f"{folder}: in the way, and not made by this program; move it away")
         return
     if is_occupied(folder) and read_marker(folder) is None:
         raise InputError(f"{folder}: in the way, and not made by this program; move it away")
+    if maker is not None and is_occupied(folder):
+        check_replaceable(folder, maker)
     shutil.rmtree(folder)

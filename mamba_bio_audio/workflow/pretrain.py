@@ -238,7 +238,7 @@ def _checked(
     if main:
         held.enter_context(locked(run))
         if settle:
-            restore(run, stands)
+            restore(run, maker, stands)
     train = config.train
     step = 0
     # Of several processes the first one makes the folder, perhaps before the others look at it.
@@ -348,7 +348,7 @@ def _train(
         show(table([kernels, *data_rows(config.data.kind, described)]), file=sys.stderr)
     if main:
         if occupied and not resume:
-            held.enter_context(replacing(run, stands))
+            held.enter_context(replacing(run, maker, stands))
         run.mkdir(parents=True, exist_ok=True)
         mark(run, maker)
         for left in (*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*.tmp")):

@@ -12,7 +12,7 @@ from mamba_bio_audio.files import Maker, check_outside, mark, new_folder, replac
 from mamba_bio_audio.files.folders import MARKER, check_out, check_replaceable, restore
 
 PREPARE = Maker("prepare audio")
-TRAIN = Maker("pretrain", ("config.yaml", "checkpoints/*"))
+TRAIN = Maker("pretrain", ("config.yaml", "weights", "checkpoints/*"))
 
 
 def make(out: Path, text: str = "one", *, force: bool = False, maker: Maker = PREPARE) -> None:
@@ -85,9 +85,12 @@ def test_patterns_name_what_a_run_writes_over_time(tmp_path: Path) -> None:
     (run / "checkpoints" / "last.safetensors").write_text("")
     (run / ".config.yaml.123.tmp").write_text("")
     check_replaceable(run, TRAIN)
-    (run / "notes.txt").write_text("")
-    with pytest.raises(InputError, match=r"holds notes.txt"):
-        check_replaceable(run, TRAIN)
+    for own in ("notes.txt", ".notes.tmp", "checkpoints/mine/thesis.tex"):
+        (run / own).parent.mkdir(exist_ok=True)
+        (run / own).write_text("")
+        with pytest.raises(InputError, match=f"holds {own}"):
+            check_replaceable(run, TRAIN)
+        (run / own).unlink()
 
 
 def test_inputs_and_the_current_directory_are_never_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +116,36 @@ def test_inputs_are_kept_also_of_an_own_folder(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / "out" / "data" / "clip.txt").exists()
+
+
+def test_links_among_the_inputs_that_lead_into_the_output(tmp_path: Path) -> None:
+    out, recordings = tmp_path / "out", tmp_path / "in" / "deep"
+    make(out)
+    recordings.mkdir(parents=True)
+    (recordings / "clip.txt").symlink_to(out / "data" / "clip.txt")
+    with (
+        pytest.raises(InputError, match=r"in/deep/clip.txt, an input of this command"),
+        new_folder(out, PREPARE, inputs=[tmp_path / "in"], force=True),
+    ):
+        pass
+    assert (recordings / "clip.txt").read_text() == "one"
+
+
+def test_another_name_of_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on disks where case does not count, and under a second mount.
+    make(tmp_path / "out")
+    make(tmp_path / "OUT")
+    monkeypatch.setattr(Path, "samefile", lambda self, other: str(self).lower() == str(other).lower())
+    with pytest.raises(InputError, match=r"an input of this command"):
+        check_outside(tmp_path / "out", [tmp_path / "OUT" / "data"])
+
+
+def test_current_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(InputError, match=r"current directory has been deleted"):
+        check_outside(tmp_path / "out", [])
 
 
 def spoil(out: Path, file: Path, error: BaseException | None = None) -> None:
@@ -178,7 +211,7 @@ def run(out: Path, *, weights: bool) -> None:
 
 
 def replace(out: Path, weights: bool, error: type[BaseException] | None) -> None:
-    with replacing(out, stands):
+    with replacing(out, TRAIN, stands):
         run(out, weights=weights)
         if error:
             raise error
@@ -203,10 +236,41 @@ def test_killed_replacement_is_settled_later(tmp_path: Path) -> None:
         run(old, weights=True)
         (old / "config.yaml").write_text("old")
         run(out, weights=weights)
-        restore(out, stands)
+        restore(out, TRAIN, stands)
         assert (out / "config.yaml").read_text() == ("new" if weights else "old")
         assert not old.exists()
         shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_what_others_put_there_since_is_kept(weights: bool, tmp_path: Path) -> None:
+    out, old = tmp_path / "run", tmp_path / ".run.mba-old"
+    run(old, weights=True)
+    run(out, weights=weights)
+    # In whichever of the two would be deleted.
+    (old if weights else out).joinpath("thesis.tex").write_text("years")
+    before = listing(tmp_path)
+    with pytest.raises(InputError, match=r"holds thesis.tex"):
+        restore(out, TRAIN, stands)
+    assert listing(tmp_path) == before
+
+
+def test_file_added_before_the_replacement_begins_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(out, weights=True)
+    assert check_out(out, TRAIN, [], force=True)
+    (out / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match=r"holds thesis.tex"), replacing(out, TRAIN, stands):
+        pass
+    assert (out / "thesis.tex").exists()
+
+
+def test_an_empty_folder_in_the_place_of_one_put_aside(tmp_path: Path) -> None:
+    make(tmp_path / "out")
+    os.rename(tmp_path / "out", tmp_path / ".out.mba-old")
+    (tmp_path / "out").mkdir()
+    restore(tmp_path / "out", PREPARE)
+    assert (tmp_path / "out" / "data" / "clip.txt").read_text() == "one"
 
 
 def test_an_empty_folder_needs_no_force(tmp_path: Path) -> None:

@@ -195,13 +195,25 @@ def _based(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     values = parse(recipe_text(recipe), f"recipe {recipe}")
     if not isinstance(values, dict):
         raise InputError(f"recipe {recipe} must be a mapping of keys")
-    base = values.pop("extends", None)
-    if base is None or getattr(base, "null", False):
-        return values
-    base = str(base)
-    if base.endswith((".yaml", ".yml")):
-        base = str(Path(recipe).parent / base)
-    return _merged(_based(base, (*seen, recipe)), values)
+    base = _base(recipe, values.pop("extends", None))
+    return values if base is None else _merged(_based(base, (*seen, recipe)), values)
+
+
+def _base(recipe: str, extends: Any) -> str | None:
+    """Name or path of a recipe's base, as its key `extends` gives it."""
+    if extends is None or getattr(extends, "null", False):
+        return None
+    base = str(extends)
+    return str(Path(recipe).parent / base) if base.endswith((".yaml", ".yml")) else base
+
+
+def recipe_files(recipe: str | None) -> list[str]:
+    """Files of a user that a recipe is read from: itself and its bases, without those of the package."""
+    found = []
+    while recipe is not None and recipe.endswith((".yaml", ".yml")):
+        found.append(recipe)
+        recipe = _base(recipe, parse(recipe_text(recipe), f"recipe {recipe}").get("extends"))
+    return found
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -402,6 +414,19 @@ def validate(values: dict[str, Any], source: str, *, check_files: bool = False, 
     )
 
 
+# Keys of the data section that name files and folders.
+_FILE_KEYS = ("path", "intervals", "labels", "groups", "regions")
+
+
+def named_files(config: RunConfig) -> list[str]:
+    """Files and folders that a configuration names."""
+    data = config.data.model_dump()
+    packaged = getattr(config.data, "packaged", ())
+    names = [name for key in _FILE_KEYS for name in _flat(data.get(key)) if name not in packaged]
+    names.append(None if config.head is None else config.head.pretrained)
+    return [str(Path(name).expanduser()) for name in names if name is not None]
+
+
 def _missing_files(data: Any) -> list[str]:
     """What the data section names and is not there."""
     if not isinstance(data, dict):
@@ -417,7 +442,7 @@ def _missing_files(data: Any) -> list[str]:
             f"data.path: missing; allowed: {section.model_fields['path'].description} Set it with --set data.path=..."
         )
     packaged = getattr(section, "packaged", ())
-    keys = [key for key in ("path", "intervals", "labels", "groups", "regions") if key in section.model_fields]
+    keys = [key for key in _FILE_KEYS if key in section.model_fields]
     for key, value in ((key, data.get(key)) for key in keys):
         for name in _flat(value):
             if isinstance(name, str) and name not in packaged and not (name and _there(name)):

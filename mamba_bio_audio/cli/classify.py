@@ -39,13 +39,14 @@ def classify(
     debug: DebugOption = False,
 ) -> None:
     """Train a classifier of sequences, from scratch or on a pretrained model (head.pretrained=RUN)."""
-    from mamba_bio_audio.config import load_config
+    from mamba_bio_audio.config import load_config, recipe_files
 
     config = load_config(recipe, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
     if config.head is None:
         raise InputError(
             f"recipe {recipe} has no head: train a language model with mba pretrain, or add a section head"
         )
+    inputs = recipe_files(recipe)
     run = out or Path("runs") / str(config.name)
     resolved_device = resolve_device(device)
 
@@ -54,11 +55,18 @@ def classify(
     from mamba_bio_audio.workflow import pretrain
 
     if dry_run:
-        result = pretrain.dry_run(config, run, device=resolved_device, resume=resume, force=force)
+        result = pretrain.dry_run(config, run, device=resolved_device, resume=resume, force=force, inputs=inputs)
         show(to_json(result) if as_json else pretrain.describe_dry_run(result), end="\n" if as_json else "")
         return
     summary = workflow.classify(
-        config, run, device=resolved_device, resume=resume, force=force, quiet=quiet, arguments=sys.argv[1:]
+        config,
+        run,
+        device=resolved_device,
+        resume=resume,
+        force=force,
+        quiet=quiet,
+        arguments=sys.argv[1:],
+        inputs=inputs,
     )
     if is_main_process():
         show(to_json(summary) if as_json else _text(summary))

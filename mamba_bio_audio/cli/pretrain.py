@@ -39,11 +39,12 @@ def pretrain(
     debug: DebugOption = False,
 ) -> None:
     """Pretrain a language model."""
-    from mamba_bio_audio.config import load_config
+    from mamba_bio_audio.config import load_config, recipe_files
 
     config = load_config(recipe, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
     if config.head is not None:
         raise InputError(f"recipe {recipe} has a head: train it with mba classify")
+    inputs = recipe_files(recipe)
     run = out or Path("runs") / str(config.name)
     resolved_device = resolve_device(device)
 
@@ -51,14 +52,21 @@ def pretrain(
     from mamba_bio_audio.workflow import pretrain as workflow
 
     if dry_run:
-        result = workflow.dry_run(config, run, device=resolved_device, resume=resume, force=force)
+        result = workflow.dry_run(config, run, device=resolved_device, resume=resume, force=force, inputs=inputs)
         if as_json:
             show(to_json(result))
         else:
             show(workflow.describe_dry_run(result), end="")
         return
     summary = workflow.pretrain(
-        config, run, device=resolved_device, resume=resume, force=force, quiet=quiet, arguments=sys.argv[1:]
+        config,
+        run,
+        device=resolved_device,
+        resume=resume,
+        force=force,
+        quiet=quiet,
+        arguments=sys.argv[1:],
+        inputs=inputs,
     )
     if is_main_process():
         show(to_json(summary) if as_json else _text(summary))

@@ -20,6 +20,7 @@ from mamba_bio_audio.files.atomic import (
     write_text,
 )
 from mamba_bio_audio.files.folders import (
+    MARKER,
     Maker,
     begins_with,
     check_file,
@@ -38,6 +39,7 @@ from mamba_bio_audio.files.locks import locked
 from mamba_bio_audio.files.unfinished import begin_unfinished, discard_unfinished, unfinished
 
 __all__ = [
+    "MARKER",
     "Maker",
     "atomic_path",
     "begin_unfinished",

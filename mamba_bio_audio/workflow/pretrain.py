@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from mamba_bio_audio import checkpoint
-from mamba_bio_audio.config import RunConfig, to_yaml
+from mamba_bio_audio.config import RunConfig, named_files, to_yaml
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import (
@@ -48,6 +48,7 @@ from mamba_bio_audio.training.schedule import rate_after
 from mamba_bio_audio.workflow.data import DataModule, DataWatch, check_same_data, data_rows, open_data, progress_lines
 from mamba_bio_audio.workflow.environment import environment, precision_settings
 from mamba_bio_audio.workflow.preflight import FIT, check_fits, check_utf8, free_memory
+from mamba_bio_audio.workflow.sample_audio import SAMPLE_FILES
 
 # Keys that a resumed run may change: they alter what is observed or how fast it is, not what is computed.
 OBSERVING = {
@@ -76,10 +77,28 @@ RUN_FILES = (
     "config.yaml",
     "manifest.json",
     "metrics.csv",
-    "*.safetensors",
-    "checkpoints/*",
-    "tensorboard/*",
-    "evaluate*",
+    "model.safetensors",
+    "best_samples.safetensors",
+    "checkpoints/last.safetensors",
+    "checkpoints/best.safetensors",
+    "tensorboard/events.out.tfevents.*",
+    "tensorboard/hparams.yaml",
+    *(
+        f"{name.format(split)}"
+        for split in ("train", "valid", "test")
+        for name in (
+            "evaluate-{}.json",
+            "evaluate-context-{}.json",
+            "evaluate-context-{}.csv",
+            "evaluate-context-{}-position.csv",
+            "evaluate-context-{}.png",
+            "predictions-{}.tsv",
+            "confusion-{}.png",
+        )
+    ),
+    "sc09/metrics.json",
+    "sc09/first-samples.png",
+    *(f"sc09/samples-*/{name}" for name in SAMPLE_FILES),
     "report.html",
     "curve.png",
     "spectrogram.png",
@@ -102,19 +121,6 @@ def _maker(config: RunConfig, command: str | None) -> Maker:
 def stands(run: Path) -> bool:
     """Whether a run holds weights, and so is worth more than the run that it replaces."""
     return (run / "model.safetensors").exists() or any((run / "checkpoints").glob("last.*"))
-
-
-def input_paths(config: RunConfig) -> list[str]:
-    """Files and folders that a configuration names; what they hold is never replaced."""
-
-    def texts(value: Any) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict | list | tuple):
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from texts(item)
-
-    return [text for text in texts(config.model_dump(mode="json")) if os.path.exists(os.path.expanduser(text))]
 
 
 def resolve(config: RunConfig, data: DataModule) -> RunConfig:
@@ -215,6 +221,7 @@ def _checked(
     force: bool,
     held: ExitStack,
     *,
+    inputs: Sequence[str] = (),
     settle: bool = False,
     quiet: bool = False,
 ) -> _Checked:
@@ -248,7 +255,7 @@ def _checked(
     if occupied and not resume and not force:
         raise InputError(f"{run} is not empty; continue it with --resume, replace it with --force, or choose --out")
     if main and not resume:
-        check_out(run, maker, input_paths(config), force=force)
+        check_out(run, maker, [*inputs, *named_files(config)], force=force)
     before = checkpoint.read_manifest(run) if resume else {}
     changed: dict[str, Any] = {}
     if resume:
@@ -304,6 +311,7 @@ def pretrain(
     quiet: bool = False,
     arguments: Sequence[str] = (),
     command: str | None = None,
+    inputs: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train into the run folder `run` and return a summary (JSON-able).
 
@@ -316,6 +324,7 @@ def pretrain(
         quiet: no progress.
         arguments: of the command, for the manifest.
         command: which makes the folder and may replace it; None is pretrain, or classify where there is a head.
+        inputs: files that the configuration was read from, which are never replaced either.
 
     Raises:
         InputError: the folder is in use, or the resumed run had another configuration.
@@ -324,7 +333,7 @@ def pretrain(
     run = run.resolve()
     maker = _maker(config, command)
     with ExitStack() as held:
-        checked = _checked(config, run, maker, device, resume, force, held, settle=True, quiet=quiet)
+        checked = _checked(config, run, maker, device, resume, force, held, inputs=inputs, settle=True, quiet=quiet)
         return _train(checked, run, maker, device, resume, quiet, arguments, held)
 
 
@@ -419,6 +428,7 @@ def dry_run(
     resume: bool = False,
     force: bool = False,
     command: str | None = None,
+    inputs: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `pretrain` would do: resolved configuration, sizes, measured estimate of memory and time.
 
@@ -434,7 +444,7 @@ def dry_run(
     chosen = config.train.stream_chunk == "auto"
     with ExitStack() as held:
         place = Path(held.enter_context(tempfile.TemporaryDirectory())) / "run" if run is None else run.resolve()
-        checked = _checked(config, place, _maker(config, command), device, resume, force, held)
+        checked = _checked(config, place, _maker(config, command), device, resume, force, held, inputs=inputs)
     config, stages, train = checked.config, checked.stages, checked.config.train
     # Before the probe, which leaves its memory with the allocator of a GPU.
     available = free_memory(device)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mamba_bio_audio.checkpoint import Which, describe_which
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import (
+    MARKER,
     Maker,
     atomic_path,
     check_out,
@@ -40,7 +41,9 @@ _BLOCK = 1 << 20
 _WRITTEN = (".wav", ".flac")
 # Meant as files of audio, not as folders.
 _NOT_WRITTEN = (".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".aifc", ".au", ".caf")
-MAKER = Maker("sample", ("sample-*.wav", "sample-*.flac", "index.tsv", "samples.json"))
+# What lies in a folder of samples; the marker is written where they were made.
+SAMPLE_FILES = (MARKER, "sample-[0-9]*.flac", "index.tsv", "samples.json")
+MAKER = Maker("sample", SAMPLE_FILES)
 # Of the settings, those that decide nothing once all is written.
 _HOW = ("batch_size", "device")
 

@@ -13,10 +13,11 @@ import torch
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.files.folders import check_replaceable
 from mamba_bio_audio.inference.classify import classify
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.weights import weights_hash
-from mamba_bio_audio.workflow.pretrain import describe_dry_run
+from mamba_bio_audio.workflow.pretrain import describe_dry_run, run_maker
 
 RECIPE = """\
 model: {d_model: 16, num_layers: 2, ssm: {d_state: 4}}
@@ -86,6 +87,8 @@ def test_train_and_evaluate(trained, capsys):
     assert len(result["evaluations"]) == 1
     assert result["weights_sha256"] == manifest["result"]["weights_sha256"] == weights_hash(mba.load(trained))
     assert (trained / "confusion-test.png").read_bytes().startswith(b"\x89PNG")
+    # All of it is the run's own, and goes with it.
+    check_replaceable(trained, run_maker("classify"))
     with (trained / "predictions-test.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert len(rows) == 40

@@ -84,12 +84,15 @@ def test_own_run_is_replaced(fasta: Path, run: Path, capsys: pytest.CaptureFixtu
         (lambda run: (run / ".mba.json").unlink(), "not marked as made by mba pretrain"),
         (lambda run: (run / "thesis.tex").write_text("years"), "holds thesis.tex"),
         (lambda run: write_fasta(run / "data" / "mine.fa"), "holds data/mine.fa"),
+        (lambda run: (run / "checkpoints" / "notes.txt").write_text("mine"), "holds checkpoints/notes.txt"),
+        (lambda run: (run / "evaluate-notes.txt").write_text("mine"), "holds evaluate-notes.txt"),
+        (lambda run: (run / "mine.safetensors").write_text("mine"), "holds mine.safetensors"),
         (
             lambda run: (run / ".mba.json").write_text((run / ".mba.json").read_text().replace("pretrain", "classify")),
             "mba classify",
         ),
     ],
-    ids=["older or foreign", "thesis", "training data", "another command"],
+    ids=["older or foreign", "thesis", "training data", "notes", "more notes", "weights", "another command"],
 )
 def test_everything_else_is_kept(spoil, message, fasta: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil(run)
@@ -105,6 +108,32 @@ def test_own_training_data_inside_the_run(run: Path, capsys: pytest.CaptureFixtu
         assert pretrain(fasta, out, "--force") == 2
         assert "an input of this command" in capsys.readouterr().err
     assert fasta.exists()
+
+
+def test_own_recipe_inside_the_run(run: Path, fasta: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, recipe = run / "config.yaml", run.parent / "mine.yaml"
+    recipe.write_text("extends: run/config.yaml\ntrain:\n  steps: 1\n")
+    before = contents(run)
+    for given in (base, recipe):
+        assert mba("pretrain", given, "--out", run, "--quiet", "--device", "cpu", "--force") == 2
+        assert "config.yaml, an input of this command" in capsys.readouterr().err
+    assert contents(run) == before
+
+
+def test_a_value_that_is_also_the_name_of_the_run_is_no_file(
+    fasta: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    assert pretrain(fasta, Path("run"), "--force", name="run") == 0
+
+
+def test_input_in_the_home_folder(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_fasta(run / "checkpoints" / "mine.fa")
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert pretrain(Path("~/run/checkpoints/mine.fa"), run, "--force") == 2
+    assert "an input of this command" in capsys.readouterr().err
 
 
 def test_the_current_directory_is_kept(

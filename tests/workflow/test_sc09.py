@@ -15,11 +15,12 @@ from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.audio_metrics import confidence_limit, paper_selection
 from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
+from mamba_bio_audio.files.folders import check_replaceable
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
 from mamba_bio_audio.workflow import sc09
 from mamba_bio_audio.workflow.predict import describe_predictions, predict_files
-from mamba_bio_audio.workflow.pretrain import pretrain
+from mamba_bio_audio.workflow.pretrain import pretrain, run_maker
 from mamba_bio_audio.workflow.report_audio import judged_samples
 
 
@@ -105,6 +106,7 @@ def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
     assert written["rows"]["test"]["n"] == 20
     assert written["weights_sha256"] == weights_hash(load(run))
     assert (run / "sc09" / "first-samples.png").exists()
+    check_replaceable(run, run_maker("pretrain"))
     text = sc09.describe_sc09(result)
     assert "Mamba 24.3M" in text
     assert "not comparable" in text

@@ -78,6 +78,13 @@ def _leave_lost_terminal(number: int) -> None:
     os.close(nowhere)
 
 
+def _say(text: str) -> None:
+    """A message that does not end the saving where nobody reads it any more, as when Ctrl-C has ended `tee` too."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
 class StopSignal:
     """Context in which the first stopping signal is noted; Ctrl-C or SIGTERM after it end the process at once, code 130.
 
@@ -110,9 +117,7 @@ class StopSignal:
                 # Sent along with another: a closed terminal, or SLURM's notice repeated.
                 return
             # Lightning would turn an exception here into its own exit code; nothing is being asked to wait any more.
-            sys.stderr.write("\nstopped at once; --resume continues from the last checkpoint\n")
-            sys.stderr.flush()
+            _say("\nstopped at once; --resume continues from the last checkpoint")
             os._exit(130)
         self.number = number
-        sys.stderr.write("\nstopping after this step; again to stop at once\n")
-        sys.stderr.flush()
+        _say("\nstopping after this step; again to stop at once")

@@ -84,6 +84,16 @@ def test_a_lost_terminal_does_not_end_the_saving(tmp_path) -> None:
     assert (tmp_path / "what").read_text() == f"saved after {signal.SIGHUP.value}"
 
 
+def test_messages_that_nobody_reads_do_not_end_the_saving(tmp_path) -> None:
+    process = start("save", tmp_path / "what")
+    assert process.stderr is not None
+    # Ctrl-C ends a `tee` that shows the messages as well.
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(600) == 0
+    assert (tmp_path / "what").read_text() == f"saved after {signal.SIGINT.value}"
+
+
 def test_second_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)

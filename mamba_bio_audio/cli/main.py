@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 
 import typer
 
@@ -53,10 +54,7 @@ def run(arguments: list[str] | None = None) -> None:
     """Entry point of `mba`; turns exceptions and signals into messages and exit codes."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    # What the terminal's encoding does not have is written out, instead of ending a command that has done its work.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     warnings.formatwarning = _warning
     try:
         with interrupt_on_signals():
@@ -70,6 +68,37 @@ def run(arguments: list[str] | None = None) -> None:
         _fail(error, 1, debug)
     except Exception as error:
         _fail(error, 1, debug)
+
+
+class _Messages(io.TextIOWrapper):
+    """Standard error whose reader may go (a lost terminal, a `tee` that Ctrl-C ended) without ending the work."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
+def _prepare_streams() -> None:
+    # Closed by the caller (`>&-`): the next file to be opened would have the stream's number, and what libraries print
+    # would be written into it.
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    elif sys.stderr is sys.__stderr__:
+        sys.stderr = _Messages(sys.stderr.buffer, sys.stderr.encoding, line_buffering=True)
+    # What the terminal's encoding does not have is written out, instead of ending a command that has done its work.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _warning(

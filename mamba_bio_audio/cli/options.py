@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,19 @@ def resolve_device(device: Device) -> str:
     if device == "cuda" and not available:
         raise InputError("--device cuda: torch sees no CUDA device; use --device cpu, or see mba doctor")
     return "cuda" if available and device != "cpu" else "cpu"
+
+
+def standard_output(out: Path | None) -> Path | None:
+    """None for the `--out` of rows or records that go to standard output: where it is missing, or `-`.
+
+    Raises:
+        InputError: standard output is closed.
+    """
+    if out is not None and str(out) != "-":
+        return out
+    if sys.stdout is None:
+        raise InputError("standard output is closed; give --out FILE")
+    return None
 
 
 @contextmanager

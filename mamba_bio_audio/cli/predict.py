@@ -17,6 +17,7 @@ from mamba_bio_audio.cli.options import (
     WhichOption,
     counters,
     resolve_device,
+    standard_output,
 )
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import unfinished
@@ -29,7 +30,7 @@ def predict(
         list[str],
         typer.Argument(metavar="FILE...", help="FASTA or FASTQ, also gzip, - is standard input; or recordings."),
     ],
-    out: Annotated[Path | None, typer.Option("--out", help="TSV file; default standard output.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="TSV file; default, or -: standard output.")] = None,
     mode: Annotated[
         Literal["windows", "stream"],
         typer.Option(help="Average windows, or read each record once with the state carried."),
@@ -52,6 +53,7 @@ def predict(
     debug: DebugOption = False,
 ) -> None:
     """Class probabilities of every record, in input order; a record that cannot be scored gets a row with the reason."""
+    out = standard_output(out)
     if out is not None and out.is_dir():
         raise InputError(f"{out} is a folder; give a file")
     if resume and force:

@@ -17,6 +17,7 @@ from mamba_bio_audio.cli.options import (
     WhichOption,
     counter,
     resolve_device,
+    standard_output,
 )
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import unfinished
@@ -29,7 +30,9 @@ def sample(
     num_samples: Annotated[int, typer.Option(min=1, help="Samples.")] = 1,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="FASTA file (default standard output); audio: FILE.wav, FILE.flac, or a folder."),
+        typer.Option(
+            "--out", help="FASTA file (default, or -: standard output); audio: FILE.wav, FILE.flac, or a folder."
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What comes before: bases, or an audio file.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="Divides the logits; 0 takes the likeliest.")] = 1.0,
@@ -48,6 +51,7 @@ def sample(
     debug: DebugOption = False,
 ) -> None:
     """Sample DNA as FASTA, audio as WAV or FLAC: recurrent, in constant memory, streamed to disk and resumable."""
+    out = standard_output(out)
     if resume and force:
         raise InputError("--resume continues a sampling and --force replaces it; give one of them")
     if out is not None and out.is_dir() and not (out / "samples.json").exists():

@@ -72,7 +72,9 @@ def demo(
     show(describe_evaluation(result))
     say("3/4  sampling three sequences of 600 bases")
     with counter("sampling", "bases", quiet) as progress:
-        sample(out, out / "samples.fa", length=600, num_samples=3, device=resolved, progress=progress)
+        stopped = sample(out, out / "samples.fa", length=600, num_samples=3, device=resolved, progress=progress)
+    if stopped:
+        raise typer.Exit(130)
     show(f"\nsamples ({out / 'samples.fa'}), the first 60 bases of each:")
     records = (out / "samples.fa").read_text().split(">")[1:]
     for record in records:

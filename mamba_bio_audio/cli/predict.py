@@ -20,7 +20,7 @@ from mamba_bio_audio.cli.options import (
     standard_output,
 )
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import unfinished
+from mamba_bio_audio.files import check_file, unfinished
 from mamba_bio_audio.text import show
 
 
@@ -58,9 +58,6 @@ def predict(
         raise InputError(f"{out} is a folder; give a file")
     if resume and force:
         raise InputError("--resume continues a prediction and --force replaces it; give one of them")
-    if out is not None and resume and out.exists() and not unfinished(out).exists():
-        show(f"{out}: already complete")
-        return
     if out is not None and out.exists() and not (force or resume):
         raise InputError(f"{out} exists; choose another --out, or replace it with --force")
     if out is not None and not out.parent.is_dir():
@@ -70,8 +67,12 @@ def predict(
     resolved = resolve_device(device)
 
     from mamba_bio_audio.files import to_json
-    from mamba_bio_audio.workflow.predict import describe_predictions, predict_files
+    from mamba_bio_audio.workflow.predict import describe_predictions, ours, predict_files
 
+    if out is not None and resume and out.exists() and not unfinished(out).exists():
+        check_file(out, "predict", ours, force=True)
+        show(f"{out}: already complete")
+        return
     with counters(quiet) as progress:
         summary = predict_files(
             run,

@@ -67,7 +67,10 @@ def sample(
     resolved = resolve_device(device)
 
     from mamba_bio_audio.workflow import sample as workflow
+    from mamba_bio_audio.workflow.sample_report import check_report
 
+    if report and out is not None and not out.is_dir() and not complete:
+        check_report(out)
     with counter("sampling", "symbols", quiet) as progress:
         settings: dict[str, Any] = {
             "length": length,

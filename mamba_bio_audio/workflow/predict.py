@@ -84,7 +84,7 @@ def predict_files(
         if str(file) != "-" and not os.path.exists(file):
             raise InputError(f"{file}: there is no such file")
     if out is not None:
-        check_file(out, "predict", begins_with("\t".join(COLUMNS[:3])), [run, *files], force=force or resume)
+        check_file(out, "predict", ours, [run, *files], force=force or resume)
     if resume and out is None:
         raise InputError("--resume needs --out: what went to standard output cannot be continued")
     if (run / "judge.json").exists():
@@ -223,6 +223,8 @@ def _ask_judge(
 ROWS_NAME = "rows.tsv"
 MAKER = Maker("predict", ("settings.json", ROWS_NAME))
 COLUMNS = ("file", "record", "length", "used", "windows", "predicted")
+# Whether a file is a table of predictions.
+ours = begins_with("\t".join(COLUMNS[:3]))
 
 
 def describe_predictions(summary: dict[str, Any]) -> str:
@@ -308,6 +310,8 @@ class _Table(AbstractContextManager["_Table"]):
             return
         self._stream.close()
         if kind is None and self.complete:
+            # Again: hours may have gone by.
+            check_file(self.out, "predict", ours, force=True)
             os.replace(self.part, self.out)
             discard_unfinished(self.folder)
         else:

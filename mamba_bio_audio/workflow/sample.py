@@ -22,6 +22,7 @@ from mamba_bio_audio.text import printable
 from mamba_bio_audio.workflow.sample_audio import sample_audio
 
 _LINE_BASES = 80
+_OURS = begins_with(">sample_0 ")
 
 
 def sample(
@@ -65,7 +66,7 @@ def sample(
     complete = out is not None and resume and out.exists() and part is not None and not part.exists()
     audio_file = out is not None and out.suffix.lower() in (".wav", ".flac")
     if out is not None and not out.is_dir() and not audio_file and not complete:
-        check_file(out, "sample", begins_with(">sample_0 "), [run], force=force or resume)
+        check_file(out, "sample", _OURS, [run], force=force or resume)
     model = checkpoint.load_language_model(run, which).to(device)
     if model.codec is None:
         raise InputError(f"{run}: weights without a codec cannot be sampled as DNA; use mba.generate")
@@ -124,6 +125,8 @@ def sample(
         if log_likelihood is None:
             assert stop.number is not None
             return signal.Signals(stop.number).name
+        # Again: hours may have gone by.
+        check_file(out, "sample", _OURS, [run], force=True)
         with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
             for row, nats in enumerate(log_likelihood):
                 stream.write(_header(row, f"{header} log_likelihood={nats:.6g}", run))
@@ -183,17 +186,17 @@ def _header(row: int, options: str, run: Path) -> str:
 def check_complete(
     out: Path, *, length: int, seed: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
-    """Refuse to call a FASTA complete whose header says that it was sampled with other options.
+    """Refuse to call a FASTA complete whose header does not say that it was sampled with these options.
 
     Raises:
-        InputError: it does.
+        InputError: it does not.
     """
-    if not out.is_file():
-        return
     with out.open("rb") as file:
         header = file.readline(4096).decode("utf-8", "replace")
     asked = _options(length, seed, temperature, top_k, top_p)
-    if header.startswith(">sample_0 length=") and not header.startswith(f">sample_0 {asked} "):
+    if not header.startswith(">sample_0 length="):
+        raise InputError(f"{out}: not made by mba sample; choose another --out")
+    if not header.startswith(f">sample_0 {asked} "):
         made = header.removeprefix(">sample_0 ").split(" prompt=")[0].split(" first_base=")[0]
         raise InputError(f"{out}: complete, but sampled with {made}, not {asked}; choose another --out, or --force")
 

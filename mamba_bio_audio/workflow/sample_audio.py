@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 import signal
 import time
@@ -150,10 +151,11 @@ def sample_audio(
     if resume and out.exists() and not begun:
         _check_made(out, note, rows.settings)
         return None
-    if single and note.exists() and not (force or (resume and begun)):
+    if single and note.exists() and not (force or resume):
         raise InputError(f"{note} exists, and would be replaced; choose another --out, or replace it with --force")
     with locked(out), StopSignal() as stop:
-        _check_target(out, note, [run] if prompt is None else [run, prompt], single, resume and begun)
+        inputs = [run] if prompt is None else [run, prompt]
+        _check_target(out, note, inputs, single)
         rows.begin(resume=resume, force=force)
 
         def report(done: int, total: int) -> None:
@@ -184,16 +186,19 @@ def sample_audio(
             "samples_per_second": rate.per_second,
             "environment": environment(device),
         }
+        # Again: hours may have gone by.
+        _check_target(out, note, inputs, single)
         if single:
-            _finish(rows.path(0), out)
+            # First the note, by which the file is known as ours if this is killed in between.
             write_json(note, described | {"log_likelihood": nats[0]})
+            _finish(rows.path(0), out)
         else:
             _finish_folder(rows, out, nats, length, described)
         rows.remove()
     return None
 
 
-def _check_target(out: Path, note: Path, inputs: Sequence[str | Path], single: bool, begun: bool) -> None:
+def _check_target(out: Path, note: Path, inputs: Sequence[str | Path], single: bool) -> None:
     """Refuse to replace anything but samples.
 
     Raises:
@@ -201,11 +206,16 @@ def _check_target(out: Path, note: Path, inputs: Sequence[str | Path], single: b
     """
     if not single:
         check_out(out, MAKER, inputs, force=True)
-    # Killed between the file and its note, the sampling is still there to be finished.
-    elif out.exists() and not begun and (not note.is_file() or "log_likelihood" not in _read_note(note)):
+        return
+    ours = "log_likelihood" in _read_note(note)
+    if out.exists() and not ours:
         raise InputError(
             f"{out}: not made by mba sample ({note.name} is missing or says nothing of samples), so it is not replaced; choose "
             "another --out, or move the file away"
+        )
+    if os.path.lexists(note) and not ours:
+        raise InputError(
+            f"{note}: says nothing of samples, and would be replaced; choose another --out, or move the file away"
         )
 
 

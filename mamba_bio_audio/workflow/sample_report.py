@@ -10,7 +10,7 @@ from mamba_bio_audio import checkpoint
 from mamba_bio_audio.config import RunConfig
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.samples import sample_report
-from mamba_bio_audio.files import write_json
+from mamba_bio_audio.files import begins_with, check_file, write_json
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.records import read_records
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
@@ -35,6 +35,7 @@ def report_on_samples(
         reference_bases: training bases to compare with, at most; None is all.
         progress: called with (bases read, None).
     """
+    check_report(fasta)
     codec = DnaTokenizer()
     samples = [codec.encode(record.sequence) for record in read_records(fasta)]
     data, note = _data(run)
@@ -46,6 +47,15 @@ def report_on_samples(
         result |= sample_report(samples, data.genome, train, valid, reference_bases=reference_bases, progress=progress)
     write_json(report_path(fasta), result)
     return result
+
+
+def check_report(fasta: Path) -> None:
+    """Refuse to replace anything but a report where the report on a FASTA will be.
+
+    Raises:
+        InputError: something else is there.
+    """
+    check_file(report_path(fasta), "sample", begins_with('{\n  "run": '), force=True)
 
 
 def report_path(fasta: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,7 @@ from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS, SPEECH_COMMANDS
 from mamba_bio_audio.pipelines.audio.splits import Span
 from mamba_bio_audio.pipelines.dna.fasta_index import cache_folder
+from mamba_bio_audio.signals import Interrupted
 from mamba_bio_audio.training.checkpoints import not_finite
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.workflow.data import DataModule, open_data
@@ -427,7 +429,7 @@ def _generated(
             progress=progress,
         )
         if stopped:
-            raise KeyboardInterrupt
+            raise Interrupted(signal.Signals[stopped])
     file, clips = out / "samples.json", []
     try:
         log_likelihood = np.array(json.loads(file.read_text(encoding="utf-8"))["log_likelihood"])

@@ -279,6 +279,59 @@ def test_two_writers_of_one_sample(made: Path, tmp_path: Path, capsys: pytest.Ca
     assert not out.exists()
 
 
+def test_a_file_that_came_while_sampling_is_kept(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mamba_bio_audio.inference.row_files import RowFiles
+
+    out = tmp_path / "s.fa"
+    arguments = ("sample", made, "--length", "10", "--out", out, "--quiet", "--device", "cpu", "--no-report")
+    whole = RowFiles.sample
+
+    def slow(*given: object, **options: object) -> object:
+        out.write_text("years of work")
+        return whole(*given, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowFiles, "sample", slow)
+        assert mba(*arguments) == 2
+    assert "move the file away" in capsys.readouterr().err
+    assert out.read_text() == "years of work"
+    out.unlink()
+    assert mba(*arguments, "--resume") == 0
+
+
+def test_resume_does_not_call_a_foreign_file_complete(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = write_fasta(tmp_path / "mine.fa")
+    assert mba("sample", made, "--length", "10", "--out", out, "--quiet", "--device", "cpu", "--resume") == 2
+    assert "mine.fa: not made by mba sample" in capsys.readouterr().err
+    assert mba("predict", made, out, "--out", out.with_name("mine.fa"), "--quiet", "--resume") == 2
+    assert "mine.fa: not made by mba predict" in capsys.readouterr().err
+
+
+def test_a_foreign_report_is_kept(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = tmp_path / "s.fa", tmp_path / "s.fa.report.json"
+    report.write_text("years of work")
+    arguments = ("sample", made, "--length", "10", "--out", out, "--quiet", "--device", "cpu")
+    assert mba(*arguments, "--force") == 2
+    assert "s.fa.report.json: not made by mba sample" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [report.name]
+    assert mba(*arguments, "--no-report") == 0
+    assert report.read_text() == "years of work"
+
+
+def test_a_dash_is_standard_output(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mba("sample", made, "--length", "10", "--out", "-", "--quiet", "--device", "cpu") == 0
+    assert capsys.readouterr().out.startswith(">sample_0 length=10 ")
+    assert mba("predict", made, "toy.fa", "--out", "-", "--resume") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("make", ["sample", "report"])
 def test_files_of_others_are_kept(make: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {"sample": ("sample", made, "--length", "10", "--device", "cpu"), "report": ("report", made)}[make]

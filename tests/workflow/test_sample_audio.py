@@ -99,11 +99,46 @@ def test_a_foreign_note_beside_the_file_is_kept(tmp_path) -> None:
     note = tmp_path / "out.wav.json"
     note.write_text("mine")
     for resume in (False, True):
-        with pytest.raises(InputError, match=r"out\.wav\.json exists"):
+        with pytest.raises(InputError, match=r"would be replaced; choose another"):
             sampled(tmp_path, "standard", force=False, resume=resume)
+    with pytest.raises(InputError, match=r"out\.wav\.json: says nothing of samples"):
+        sampled(tmp_path, "standard", force=True)
     assert note.read_text() == "mine"
-    sampled(tmp_path, "standard", force=True)
-    assert "log_likelihood" in note.read_text()
+
+
+def finish_among_foreign_files(tmp_path, monkeypatch, name, **more) -> None:
+    sample = RowFiles.sample
+
+    def slow(self, *arguments, **options):
+        (tmp_path / name).write_text("mine")
+        return sample(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowFiles, "sample", slow)
+        sampled(tmp_path, "standard", **more)
+
+
+@pytest.mark.parametrize("name", ["out.wav", "out.wav.json"])
+def test_foreign_files_that_came_during_the_sampling_are_kept(tmp_path, monkeypatch, name) -> None:
+    with pytest.raises(InputError, match=r"move the file away"):
+        finish_among_foreign_files(tmp_path, monkeypatch, name)
+    with pytest.raises(InputError, match=r"move the file away"):
+        sampled(tmp_path, "standard", force=False, resume=True)
+    assert (tmp_path / name).read_text() == "mine"
+    # The remedy: nothing was lost.
+    (tmp_path / name).unlink()
+    assert len(sampled(tmp_path, "standard", force=False, resume=True)) == 40
+
+
+def test_killed_between_the_note_and_the_file(tmp_path, monkeypatch) -> None:
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mamba_bio_audio.workflow.sample_audio._finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sampled(tmp_path, "standard")
+    assert len(sampled(tmp_path, "standard", force=False, resume=True)) == 40
 
 
 def test_force_keeps_foreign_files_in_a_folder(tmp_path) -> None:

@@ -18,6 +18,7 @@ from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
 from mamba_bio_audio.files.folders import check_replaceable
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
+from mamba_bio_audio.signals import Interrupted
 from mamba_bio_audio.workflow import sc09
 from mamba_bio_audio.workflow.predict import describe_predictions, predict_files
 from mamba_bio_audio.workflow.pretrain import pretrain, run_maker
@@ -133,6 +134,12 @@ def test_the_fewest_samples_are_scored(run) -> None:
         assert found["scored"] == 2
         assert np.isfinite(list(found["rows"]["generated"].values())).all()
     assert min(len(paper_selection(np.zeros(n))) for n in range(sc09._FEWEST["paper"], 99)) == 2
+
+
+def test_a_stopped_sampling_ends_the_evaluation_as_stopped(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sc09, "sample_audio", lambda *given, **options: "SIGTERM")
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        sc09._generated(load(run), run, tmp_path, "best", "cpu", 1, 1, 0, lambda done, total: None)
 
 
 @pytest.mark.parametrize("name", ["sample-00001.flac", "samples.json"])

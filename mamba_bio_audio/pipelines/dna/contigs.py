@@ -39,8 +39,10 @@ _SECONDARY = re.compile(
     r".*_(alt|fix|hap\d*|random|decoy|unloc\w*|unplaced\w*)(_.*)?|(chr)?Un(_.+)?|chrU(extra)?|chr\w+Het|"
     # Decoys, HLA alleles and viruses of the analysis sets.
     r"hs3[78]d\d.*|HLA-.+|chrEBV|EBV|NC_007605(\.\d+)?|"
+    # Rice's unplaced ones; the fly's, and its ribosomal scaffold.
+    r"chrSy|2110000\d{8}|rDNA|"
     # Ensembl: patches, haplotypes. NCBI: scaffolds, and those of GenBank by the letters that it gives to them.
-    r".+_PATCH|HSCHR.+|CHR_.+|(NT|NW)_\d+(\.\d+)?|(GL|KI|KB|KE|KK|KL|KN|KQ|KV|KZ|ML|JH|MU|DS)\d{6}(\.\d+)?|"
+    r".+_PATCH|HSCHR.+|CHR_.+|(NT|NW)_\d+(\.\d+)?|(GL|KI|KB|KE|KK|KL|KN|KQ|KV|KZ|ML|JH|MU|DS|CH|GG)\d{6}(\.\d+)?|"
     # Contigs of whole-genome shotgun projects.
     r"[A-Z]{4}\d{8,10}(\.\d+)?|[A-Z]{6}\d{9,11}(\.\d+)?|"
     # As assemblers call them.
@@ -50,8 +52,8 @@ _SECONDARY = re.compile(
 )
 # Mitochondria and plastids, by name: of UCSC, Ensembl, the model organisms, and the accessions of those known here.
 _ORGANELLE = re.compile(
-    r"(chr)?(M|MT|Mito|MtDNA|Pt|Pltd|C)|(dmel_)?mitochondri(on|al)(_genome)?|chloroplast|plastid|apicoplast|"
-    r"Pf3D7_(API|MIT)_v\d+|(chr_?)?(mitochondri(on|al)|chloroplast|plastid)|"
+    r"(chr)?(M|MT|Mito|MtDNA|Pt|Pltd|C)(_(maternal|paternal|mat|pat))?|(dmel_)?mitochondri(on|al)(_genome)?|"
+    r"(chr_?)?(mitochondri(on|al?)|chloroplast|plastid|apicoplast)|[A-Za-z0-9]+_(API|MIT)(_v[\d.]+)?|"
     r"NC_(012920|001807|001643|001645|001646|005089|001665|024511|001328|001224|037304|000932|001879|001284|002333|040902)\.\d+|"
     r"J01415\.\d+|CP068254\.\d+",
     re.IGNORECASE,
@@ -63,12 +65,24 @@ _SECONDARY_TITLE = re.compile(
     re.IGNORECASE,
 )
 _ORGANELLE_TITLE = re.compile(
-    r"\b(mitochondri(on|al (genome|dna))|chloroplast|plastid|apicoplast|kinetoplast|organelle)\b", re.IGNORECASE
+    r"\b(mitochondri(on|al (genome|dna))|chloroplast|plastid|apicoplast|kinetoplast|organelle)\b|"
+    r"\bchromosome[:= ]+(MT|mitochondri\w+)\b|\b(mitochondrial|apicoplast|plastid)_chromosome\b",
+    re.IGNORECASE,
 )
-_CHROMOSOME_TITLE = re.compile(r"\bchromosome[: ]", re.IGNORECASE)
+# Of NCBI and ENA, Ensembl, SGD, and VEuPathDB.
+_CHROMOSOME_TITLE = re.compile(r"\bchromosome[:= ](?![:= ]*(MT\b|mitochondri))|\bSO=chromosome\b", re.IGNORECASE)
 _CHROMOSOME = re.compile(
-    r"(chr)?(\d{1,3}[ABLR]?|[WXYZ]|[IVX]+)|(NC|AC)_\d{6}\.\d+|(CM|CP)\d{6}\.\d+|chromosome.*|SUPER_\w+", re.IGNORECASE
+    # 1, chr2L, chrXVI, chr3B, chr1H; chr1_MATERNAL of a diploid assembly.
+    r"((chr)?_?(\d{1,3}[A-Z]?|[WXYZ]|[IVX]+)|chromosome.*|SUPER_\w+)(_(maternal|paternal|mat|pat))?|"
+    # Linkage groups; Brassica's A01; SL4.0ch01 of the tomato; Pf3D7_01_v3.
+    r"(chr)?LG_?\w{1,4}|(chr)?[A-D]\d\d|\w+(\.\d)?ch\d\d|[A-Za-z0-9]+_\d\d_v[\d.]+|"
+    # Gm01 of the soy bean, Bd1: the initials of a species.
+    r"(?-i:[A-Z][a-z]_?\d{1,2})",
+    re.IGNORECASE,
 )
+_ACCESSION = re.compile(r"(NC|AC)_\d{6}\.\d+|(CM|CP)\d{6}\.\d+")
+# A genome has no more; where there are more of them than of chromosomes, they are a collection.
+_MOST_ORGANELLES = 2
 _REGION = re.compile(r"(.+):(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})-(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})", re.ASCII)
 
 
@@ -108,16 +122,32 @@ def primary(names: Iterable[str], titles: Iterable[str] | None = None) -> list[s
     """
     names = list(names)
     about = dict(zip(names, titles if titles is not None else [""] * len(names), strict=True))
-    kept = [name for name in names if not _is_secondary(name, about[name])]
-    return kept if any(_CHROMOSOME.fullmatch(name) for name in kept) else names
+    organelles = {name for name in names if _is_organelle(name, about[name])}
+    parts = [name for name in names if not _is_secondary(name, about[name])]
+    kept = [name for name in parts if name not in organelles]
+    # An accession may be anything's.
+    told = [name for name in kept if _is_chromosome(name, about[name])]
+    if not told and not any(_ACCESSION.fullmatch(name) for name in kept):
+        return names
+    collection = not told or len(organelles) > max(_MOST_ORGANELLES, len(told))
+    return parts if collection else kept
 
 
 def _is_secondary(name: str, title: str) -> bool:
-    """Is a record by name or header no chromosome?"""
-    if _SECONDARY.fullmatch(name) or _ORGANELLE.fullmatch(name) or _SECONDARY_TITLE.search(title):
+    """Is a record by name or header a part beside the chromosomes?"""
+    return bool(_SECONDARY.fullmatch(name) or _SECONDARY_TITLE.search(title))
+
+
+def _is_organelle(name: str, title: str) -> bool:
+    if _ORGANELLE.fullmatch(name):
         return True
     # A chromosome may carry a gene that is called mitochondrial.
     return bool(_ORGANELLE_TITLE.search(title)) and not _CHROMOSOME_TITLE.search(title)
+
+
+def _is_chromosome(name: str, title: str) -> bool:
+    """Is a record a chromosome by what it is called, or by what its header says?"""
+    return name in ACCESSIONS or bool(_CHROMOSOME.fullmatch(name) or _CHROMOSOME_TITLE.search(title))
 
 
 def _identity(name: str) -> tuple[str, str]:

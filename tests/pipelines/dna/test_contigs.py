@@ -88,6 +88,17 @@ ASSEMBLIES = {
     "fly of FlyBase": (["2L", "X"], ["mitochondrion_genome", "Unmapped_Scaffold_8_D1580_D1567"]),
     "yeast of Ensembl": (["I", "XVI"], ["Mito"]),
     "GRCh38 of NCBI": (["NC_000001.11", "NC_000024.10"], ["NT_187361.1", "NW_003315905.1", "NC_012920.1"]),
+    "soy bean": (["Gm01", "Gm20"], ["scaffold_21"]),
+    "rapeseed": (["A01", "chrC09"], ["chrA01_random", "scaffold_12"]),
+    "barley": (["chr1H", "chr7H"], ["chrUn"]),
+    "rice": (["Chr1", "Chr12"], ["ChrUn", "ChrSy", "ChrC", "ChrM"]),
+    "tomato": (["SL4.0ch01", "SL4.0ch12"], ["scaffold_3"]),
+    "stickleback": (["chrI", "chrXIX"], ["scaffold_37", "chrM"]),
+    "linkage groups": (["LG1", "LG22"], ["MT", "JH556661.1"]),
+    "fly of Ensembl": (["2L", "3R", "X"], ["211000022278279", "rDNA", "mitochondrion_genome"]),
+    "malaria of PlasmoDB": (["Pf3D7_01_v3", "Pf3D7_14_v3"], ["Pf3D7_API_v3", "Pf3D7_MIT_v3"]),
+    "HG002, both haplotypes": (["chr1_MATERNAL", "chr1_PATERNAL", "chrX_MATERNAL"], ["chrM", "chrEBV"]),
+    "TAIR10 of TAIR": (["1", "5"], ["mitochondria", "chloroplast"]),
     "VGP": (["SUPER_1", "SUPER_Z"], ["SUPER_1_unloc_1", "scaffold_12", "scaffold_3_ctg1"]),
     "of an assembler": (
         ["chr1"],
@@ -125,6 +136,60 @@ def test_primary_by_headers() -> None:
     assert primary(records) == list(records)
     organelles = ["NC_999997.1", "NC_999996.1"]
     assert primary(organelles, [records[name] for name in organelles]) == organelles
+
+
+@pytest.mark.parametrize(
+    ("chromosome", "beside"),
+    [
+        (
+            "ref|NC_001133| [org=Saccharomyces cerevisiae] [strain=S288C] [moltype=genomic] [chromosome=I]",
+            "ref|NC_001224| [org=Saccharomyces cerevisiae] [moltype=genomic] [location=mitochondrion]",
+        ),
+        (
+            "OU000001.1 Ficus ficta genome assembly, chromosome: 1",
+            "CAJVQX010000012.1 Ficus ficta genome assembly, contig: SCAFFOLD_12",
+        ),
+        (
+            "OU000001.1 Ficus ficta genome assembly, chromosome: 1",
+            "OU000040.1 Ficus ficta genome assembly, chromosome: MT",
+        ),
+        (
+            "PKNH_07 | organism=Plasmodium_knowlesi_strain_H | version=2015-06-18 | SO=chromosome",
+            "PKNH_archived | organism=Plasmodium_knowlesi_strain_H | SO=apicoplast_chromosome",
+        ),
+    ],
+)
+def test_chromosomes_by_headers(chromosome: str, beside: str) -> None:
+    """Whatever a chromosome is called: where its header says what it is, scaffolds and organelles beside it go."""
+    headers = [line.partition(" ")[::2] for line in (beside, chromosome)]
+    names, titles = zip(*headers, strict=True)
+    assert primary(names, titles) == [names[1]]
+
+
+def test_collections_of_organelles_are_kept_whole() -> None:
+    """Some of their accessions are known here and some titles say nothing; neither makes the others chromosomes."""
+    accessions = ["NC_012920.1", "NC_005089.1", "NC_001643.1", "NC_002008.4", "NC_001323.1"]
+    for names in (accessions, ["NC_002333.2", "NC_002008.4", "NC_001323.1"]):
+        assert primary(names) == names
+    titles = ["Homo sapiens mitochondrion, complete genome"] * 4 + ["Gallus gallus, complete genome"]
+    assert primary(accessions, titles) == accessions
+    # Genomes of several species in one file are no such collection.
+    genomes = {
+        "NC_000001.11": "",
+        "NC_000067.7": "Mus musculus chromosome 1",
+        "NC_001133.9": "S. cerevisiae chromosome I",
+    }
+    whole = genomes | dict.fromkeys(["NC_012920.1", "NC_005089.1", "NC_001224.1"], "mitochondrion, complete genome")
+    assert primary(whole, whole.values()) == list(genomes)
+
+
+def test_drafts_are_kept_whole() -> None:
+    for names in (
+        ["NODE_1_length_9_cov_2", "p1"],
+        ["contig_1", "plasmid_A"],
+        ["NZ_ABCD01000001.1", "NZ_ABCD01000002.1"],
+    ):
+        assert primary(names) == names
 
 
 def test_parse_region() -> None:

@@ -15,6 +15,7 @@ except ImportError:  # Windows
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_STATM = Path("/proc/self/statm")
 
 
 def available_memory() -> int | None:
@@ -49,6 +50,18 @@ def total_memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def own_memory() -> int:
+    """Bytes that this process holds now and that `available_memory` therefore lacks; 0 where the system does not say.
+
+    Pages of files are not among them: the kernel gives those back when they are needed.
+    """
+    try:
+        resident, shared = map(int, _STATM.read_text(encoding="ascii").split()[1:3])
+        return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 def peak_memory() -> int | None:

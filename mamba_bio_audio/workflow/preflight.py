@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
 from mamba_bio_audio.config import RunConfig
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.machine import available_memory, check_memory
+from mamba_bio_audio.machine import available_memory, check_memory, own_memory
 from mamba_bio_audio.models.size import count_parameters, kept_per_position, size_text
 from mamba_bio_audio.text import is_utf8
 from mamba_bio_audio.training.fit import resolve_precision
@@ -30,8 +31,22 @@ def check_utf8(run: Path) -> None:
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that are free on "cpu" or "cuda"; None where the system does not say."""
-    return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else available_memory()
+    """Bytes that are free on "cpu" or "cuda"; None where the system does not say.
+
+    Of a GPU it is this process's own one where each has one, and what torch keeps at hand for later counts as free.
+    """
+    if device != "cuda":
+        return available_memory()
+    rank = os.environ.get("LOCAL_RANK", "")
+    number = int(rank) if rank.isdecimal() and int(rank) < torch.cuda.device_count() else 0
+    kept = torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
+    return int(torch.cuda.mem_get_info(number)[0]) + kept
+
+
+def memory_for_run(device: str) -> int | None:
+    """As `free_memory`, for a whole training process in the place of this one, whose own memory is then free."""
+    free = free_memory(device)
+    return free if free is None or device == "cuda" else free + own_memory()
 
 
 def least_memory(config: RunConfig, device: str) -> int:

@@ -47,7 +47,7 @@ from mamba_bio_audio.training.probe import choose_chunk, probe
 from mamba_bio_audio.training.schedule import rate_after
 from mamba_bio_audio.workflow.data import DataModule, DataWatch, check_same_data, data_rows, open_data, progress_lines
 from mamba_bio_audio.workflow.environment import environment, precision_settings
-from mamba_bio_audio.workflow.preflight import FIT, check_fits, check_utf8, free_memory
+from mamba_bio_audio.workflow.preflight import FIT, check_fits, check_utf8, memory_for_run
 from mamba_bio_audio.workflow.sample_audio import SAMPLE_FILES
 
 # Keys that a resumed run may change: they alter what is observed or how fast it is, not what is computed.
@@ -447,7 +447,7 @@ def dry_run(
         checked = _checked(config, place, _maker(config, command), device, resume, force, held, inputs=inputs)
     config, stages, train = checked.config, checked.stages, checked.config.train
     # Before the probe, which leaves its memory with the allocator of a GPU.
-    available = free_memory(device)
+    available = memory_for_run(device)
     estimate = probe(config.model, train, device, config.head)
     check_memory(
         estimate.memory_bytes or 0,  # where the system does not tell

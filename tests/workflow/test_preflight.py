@@ -9,13 +9,13 @@ from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.export import export
 from mamba_bio_audio.files import locked
-from mamba_bio_audio.machine import available_memory, check_memory
+from mamba_bio_audio.machine import available_memory, check_memory, own_memory
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.size import count_parameters
 from mamba_bio_audio.training.probe import Probe
 from mamba_bio_audio.workflow import preflight
-from mamba_bio_audio.workflow.preflight import check_fits, least_memory
+from mamba_bio_audio.workflow.preflight import check_fits, free_memory, least_memory, memory_for_run
 from mamba_bio_audio.workflow.pretrain import dry_run, pretrain
 
 
@@ -101,9 +101,32 @@ def test_memory_of_this_machine(monkeypatch, tmp_path):
 
 
 def test_a_gpu_is_asked_for_its_own_memory(monkeypatch):
-    monkeypatch.setattr(preflight.torch.cuda, "mem_get_info", lambda: (1 << 20, 1 << 30))
+    monkeypatch.setattr(preflight.torch.cuda, "mem_get_info", lambda number: (1 << 20, 1 << 30))
     with pytest.raises(InputError, match=r"the GPU has 0\.0 GiB free"):
         check_fits(config(), "cuda")
+
+
+def test_free_memory_of_a_gpu_is_that_of_the_process_s_own(monkeypatch):
+    """Fails before: every rank asked the first GPU, and what a measurement had left with torch counted as taken."""
+    monkeypatch.setattr(preflight.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(preflight.torch.cuda, "mem_get_info", lambda number: ((10, 20)[number], 100))
+    monkeypatch.setattr(preflight.torch.cuda, "memory_reserved", lambda number: (70, 5)[number])
+    monkeypatch.setattr(preflight.torch.cuda, "memory_allocated", lambda number: (1, 5)[number])
+    for rank, free in (("", 79), ("0", 79), ("1", 20), ("7", 79), ("x", 79)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert free_memory("cuda") == memory_for_run("cuda") == free, rank
+
+
+def test_a_dry_run_does_not_count_its_own_memory_twice(tmp_path, monkeypatch):
+    """Fails before: the estimate is of a whole process, and this one's memory, which the run has, counted as taken."""
+    assert 100 << 20 < own_memory() < 1 << 36
+    monkeypatch.setattr(preflight, "available_memory", lambda: 1 << 30)
+    monkeypatch.setattr("mamba_bio_audio.workflow.pretrain.probe", lambda *_: Probe((1 << 30) + (50 << 20), 0.1))
+    assert dry_run(small(tmp_path), tmp_path / "run", device="cpu")["parameters"] > 0
+    monkeypatch.setattr("mamba_bio_audio.machine._STATM", tmp_path / "nothing")
+    assert own_memory() == 0
+    with pytest.raises(InputError, match="takes at least"):
+        dry_run(small(tmp_path), tmp_path / "run", device="cpu")
 
 
 def small(tmp_path, *overrides: str, recipe: str = "dna/tiny"):

@@ -140,7 +140,6 @@ class Pool(nn.Module):
             if starts[low]:
                 before, seen = torch.zeros_like(before), torch.zeros_like(seen)
             parts.append(self._run(x[:, low:high], before, seen))
-            before, seen = parts[-1][0][:, -1], parts[-1][1][:, -1]
         return torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
 
     def extra_repr(self) -> str:

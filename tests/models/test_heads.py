@@ -5,7 +5,7 @@ from torch import nn
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
-from mamba_bio_audio.models.heads import Classifier, Pool
+from mamba_bio_audio.models.heads import Classifier, Pool, PoolState
 from mamba_bio_audio.training.streaming import streamed_loss
 
 
@@ -112,3 +112,20 @@ def test_two_targets_in_a_row_are_noticed() -> None:
     targets[0, 3] = 1
     assert torch.isnan(classifier()(tokens, targets=targets, logits="none").loss_sum)
     assert torch.isfinite(classifier()(tokens, targets=targets, logits="all").loss_sum)
+
+
+@pytest.mark.parametrize("kind", ["mean", "max"])
+def test_sequences_that_begin_within_a_row_are_pooled_alone(kind) -> None:
+    pool, generator = Pool(kind, 4), torch.Generator().manual_seed(0)
+    before = pool(torch.randn(2, 3, 4, generator=generator, dtype=torch.float64))[1]
+    x = torch.randn(2, 9, 4, generator=generator, dtype=torch.float64) - 2
+    reset = torch.zeros(2, 9, dtype=torch.bool)
+    reset[0, [2, 7]] = reset[1, 0] = True
+    found, end = pool(x, before, reset=reset)
+    first = PoolState(before.value[:1], before.positions[:1])
+    parts = [pool(x[:1, :2], first), pool(x[:1, 2:7]), pool(x[:1, 7:])]
+    alone, alone_end = pool(x[1:])
+    assert torch.allclose(found[:1], torch.cat([part[0] for part in parts], 1), rtol=1e-12)
+    assert torch.allclose(found[1:], alone, rtol=1e-12)
+    assert end.positions.tolist() == [2, 9]
+    assert torch.allclose(end.value, torch.cat([parts[2][1].value, alone_end.value]), rtol=1e-12)

@@ -67,7 +67,11 @@ CRITICAL: dict[str, list[str]] = {
     "mamba_bio_audio/training/schedule.py": ["tests/training/test_training.py"],
     "mamba_bio_audio/training/optim.py": ["tests/training/test_training.py"],
     "mamba_bio_audio/training/config.py": ["tests/training/test_training.py", "tests/training/test_lengths.py"],
-    "mamba_bio_audio/training/steps.py": ["tests/training/test_training.py", "tests/training/test_ema.py"],
+    "mamba_bio_audio/training/steps.py": [
+        "tests/training/test_training.py",
+        "tests/training/test_ema.py",
+        "tests/training/test_listening.py",
+    ],
     "mamba_bio_audio/inference/decoding.py": ["tests/inference/test_decoding.py"],
     "mamba_bio_audio/inference/generate.py": ["tests/inference/test_generate.py"],
     "mamba_bio_audio/inference/predict.py": ["tests/inference/test_predict.py"],
@@ -76,7 +80,7 @@ CRITICAL: dict[str, list[str]] = {
     "mamba_bio_audio/evaluation/markov.py": ["tests/evaluation/test_markov.py"],
     "mamba_bio_audio/evaluation/audio_metrics.py": ["tests/evaluation/test_audio_metrics.py"],
     "mamba_bio_audio/evaluation/context.py": ["tests/evaluation/test_context.py"],
-    "mamba_bio_audio/checkpoint.py": ["tests/test_checkpoint.py"],
+    "mamba_bio_audio/checkpoint.py": ["tests/test_checkpoint.py", "tests/training/test_ema.py"],
     "mamba_bio_audio/pipelines/stream.py": ["tests/pipelines/test_stream.py"],
     "mamba_bio_audio/pipelines/download.py": ["tests/pipelines/test_download.py"],
     "mamba_bio_audio/pipelines/dna/fasta_index.py": [

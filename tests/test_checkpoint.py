@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mamba_bio_audio as mba
+from mamba_bio_audio.checkpoint import read_manifest
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.export import export
 from mamba_bio_audio.models.build import build_model
@@ -82,3 +83,14 @@ def test_what_cannot_be_loaded_says_why(model, tmp_path):
     torch.save(layer_missing, tmp_path / "missing.pt")
     with pytest.raises(InputError, match="missing layers.1.mixer.D; unexpected nothing"):
         mba.load(tmp_path / "missing.pt")
+
+
+def test_a_manifest_with_name_and_hash_of_its_files_is_read(tmp_path):
+    """What else it says of a file is for people."""
+    path = tmp_path / "manifest.json"
+    for file in ({"name": "x.fa", "sha256": "0"}, {"name": "x.fa", "sha256": "0", "bytes": 1}):
+        path.write_text(json.dumps({"data": {"files": [file]}}))
+        assert read_manifest(tmp_path)["data"]["files"] == [file]
+    path.write_text(json.dumps({"data": {"files": [{"name": "x.fa"}]}}))
+    with pytest.raises(InputError, match="not a manifest of this program"):
+        read_manifest(tmp_path)

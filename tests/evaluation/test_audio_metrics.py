@@ -150,3 +150,17 @@ def test_the_published_selection() -> None:
     kept = log_likelihood[chosen]
     assert kept.min() > np.quantile(log_likelihood, 0.37)
     assert kept.max() < np.quantile(log_likelihood, 0.97)
+
+
+def test_intervals_leave_half_of_the_rest_on_either_side() -> None:
+    """The basic interval at 80 %, from the tenth and the ninetieth percentile of the resampled scores."""
+    rng = np.random.default_rng(0)
+    reference = Reference(Judged(rng.standard_normal((50, 2)), np.full((50, 10), 0.1)), bins=2)
+    generated = Judged(rng.standard_normal((40, 2)), rng.dirichlet(np.full(10, 0.3), 40))
+    low, high = reference.intervals(generated, resamples=30, fid_resamples=2, level=0.8)["IS_pooled"]
+    draws = np.random.default_rng(reference.seed)
+    values = [metrics.inception_score_pooled(generated.probabilities[draws.integers(0, 40, 40)]) for _ in range(30)]
+    estimate = metrics.inception_score_pooled(generated.probabilities)
+    assert (low, high) == pytest.approx(
+        (2 * estimate - np.quantile(values, 0.9), 2 * estimate - np.quantile(values, 0.1))
+    )

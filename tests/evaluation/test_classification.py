@@ -219,3 +219,11 @@ def test_report_is_json_and_a_picture(tmp_path):
 def test_senseless_input_is_refused(p, y, fault):
     with pytest.raises(ValueError, match=fault):
         classification_report(p, y, LABELS)
+
+
+def test_strata_are_resampled_with_the_seed_of_the_report():
+    p, classes = certain([0, 1] * 500), [0] * 1000
+    report = classification_report(p, classes, LABELS, seed=7, strata={"all": np.ones(1000, dtype=bool)})
+    assert report["strata"]["all"]["accuracy"] == report["accuracy"]
+    other = classification_report(p, classes, LABELS, seed=0)
+    assert other["accuracy"] != report["accuracy"]

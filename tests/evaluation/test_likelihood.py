@@ -208,3 +208,11 @@ def test_batches_of_many_positions_are_cut(rows: int, length: int, passes: int) 
     assert found.nats == pytest.approx(float(whole.loss_sum), rel=1e-5)
     assert len(sizes) == passes
     assert all(r * l <= max(2**14, rows) for r, l in sizes)
+
+
+def test_a_model_without_a_constant_state_takes_long_windows_whole() -> None:
+    model = Bigram()
+    tokens = torch.zeros(2, 10_000, dtype=torch.long)
+    found = evaluate_likelihood(model, [{"tokens": tokens, "targets": tokens}])
+    assert [call["rows"] for call in model.calls] == [2]
+    assert found.count == 20_000

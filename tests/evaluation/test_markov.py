@@ -229,6 +229,10 @@ def test_choose_without_validation() -> None:
             baseline.choose(genome, spans)
 
 
+def test_orders_up_to_twelve_are_fitted_where_none_is_named() -> None:
+    assert MarkovBaseline.fit(FakeGenome(r="ACGT"), [("r", 0, 4)]).max_order == 12
+
+
 def test_fit_bad_order() -> None:
     with pytest.raises(InputError, match="max_order is 13"):
         MarkovBaseline.fit(FakeGenome(r="ACGT"), [("r", 0, 4)], max_order=13)

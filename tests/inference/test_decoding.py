@@ -82,7 +82,12 @@ def test_long_prompts_go_through_in_pieces(unet, monkeypatch) -> None:
     prompt = torch.arange(100) % 250
     whole = generate(unet, length=20, prompt=prompt, seed=2)
     monkeypatch.setattr("mamba_bio_audio.inference.decoding._PREFILL", 7)
-    assert torch.equal(generate(unet, length=20, prompt=prompt, seed=2), whole)
+    shapes = []
+    with unet.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape))):
+        assert torch.equal(generate(unet, length=20, prompt=prompt, seed=2), whole)
+    pieces = [shape for shape in shapes if shape[1] > 1]
+    # Of the start and the prompt all but the last symbol, which the first step takes.
+    assert pieces == [*[(1, 7)] * 14, (1, 2)]
 
 
 class Counting(nn.Module):

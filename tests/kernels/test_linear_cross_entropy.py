@@ -124,3 +124,17 @@ def test_second_order_names_the_reference():
     (grad,) = torch.autograd.grad(linear_cross_entropy(x, weight, targets)[0], x, create_graph=True)
     with pytest.raises(RuntimeError, match='backend="reference"'):
         grad.sum().backward()
+
+
+def test_evaluation_makes_no_gradients():
+    asked = []
+
+    def compute(x, weight, targets, ignore_index, need_x, need_weight):
+        asked.append((need_x, need_weight))
+        return x.sum(), torch.tensor(targets.numel()), None, None
+
+    x, weight = torch.ones(2, 3), torch.ones(4, 3, requires_grad=True)
+    with torch.no_grad():
+        module.apply_loss(compute, x, weight, torch.zeros(2, dtype=torch.long), -100)
+    module.apply_loss(compute, x, weight, torch.zeros(2, dtype=torch.long), -100)
+    assert asked == [(False, False), (False, True)]

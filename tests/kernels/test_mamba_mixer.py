@@ -226,3 +226,21 @@ class TestGpu:
 
 def _double(v):
     return v.double() if v is not None and v.is_floating_point() else v
+
+
+def test_partial_sums_are_as_wide_as_what_they_end_in(launches, monkeypatch):
+    """Those of B and C travel in bf16 where their sum is rounded to bf16, which halves the traffic, and only there."""
+    asked = []
+
+    def record(*given, narrow=False, **options):
+        asked.append(narrow)
+        raise LookupError
+
+    monkeypatch.setattr(mamba_mixer, "scan_backward", record)
+    layer = make_layer()
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.ones(1, 5, layer.d_model, dtype=dtype, requires_grad=True)
+        y, _, _ = fused(layer, x, None, None, None, dtype)
+        with pytest.raises(LookupError):
+            y.sum().backward()
+    assert asked == [True, False]

@@ -86,3 +86,9 @@ def test_what_it_refuses():
 @pytest.mark.parametrize("shape", [(4000, 256), (3, 50, 1000), (7, 4096)])
 def test_gpu(shape, residual, dtype):
     check(shape, residual=residual, dtype=dtype, device="cuda", ratio=BF16_ERROR_RATIO)
+
+
+def test_warps_are_a_power_of_two_up_to_8():
+    found = {width: module._tile(width) for width in range(1, module.MAX_CHANNELS + 1)}
+    assert {warps for _, _, warps in found.values()} <= {1, 2, 4, 8}
+    assert all(block >= width and block * rows >= 2048 for width, (block, rows, _) in found.items())

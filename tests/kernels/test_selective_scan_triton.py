@@ -272,6 +272,17 @@ class TestInterpreted:
             grad.sum().backward()
 
 
+def test_a_call_gets_the_plan_of_its_shape(monkeypatch):
+    def refuse(*given):
+        raise LookupError(given)
+
+    monkeypatch.setattr(triton_op, "make_plan", refuse)
+    inputs = make_inputs(2, 7, 5, 3)
+    with pytest.raises(LookupError) as asked:
+        selective_scan_triton(**inputs)
+    assert asked.value.args[0] == (2, 7, 5, 3, torch.device("cpu"))
+
+
 class TestSupports:
     def test_what_it_runs(self):
         inputs = make_inputs(1, 3, 2, 4)

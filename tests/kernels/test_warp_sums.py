@@ -169,3 +169,12 @@ def test_another_layout_gives_nan() -> None:
         # Lane 0 holds index 0 in either; its last register tells.
         assert stored
         assert all(np.isnan(x) for x in stored.values())
+
+
+def test_places_of_sums_over_channels():
+    """Lane c < 8 stores state 2 (c >> 2) + (c >> 1 & 1) of step c & 1: each of four states of two steps once."""
+    states = np.arange(0, 16, 4)
+    found = warp_sums.channel_places.fn(np.arange(8), states, 100)
+    expected = [[100 * (c & 1) + n + 2 * (c >> 2) + (c >> 1 & 1) for n in states] for c in range(8)]
+    assert found.tolist() == expected
+    assert sorted(found.flatten()) == [*range(16), *range(100, 116)]

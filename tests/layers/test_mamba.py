@@ -34,3 +34,11 @@ def test_no_step_is_below_the_floor(selective):
     step = steps_of(selective=selective, dt_min=1e-6, dt_max=1e-2, dt_floor=1e-4)
     assert step.min() >= 1e-4 * (1 - 1e-3)
     assert 0.45 < (step < 1e-4 * (1 + 1e-3)).double().mean() < 0.55
+
+
+def test_weights_for_the_kernels():
+    """In the order and the shapes of `MixerWeights`: the convolution's without its axis of one input channel."""
+    layer = MambaLayer(6, SsmConfig(complex=False, selective=True, d_state=4, d_conv=3, dt_rank=2, proj_bias=True))
+    shapes = [tuple(weight.shape) for weight in layer._weights()]
+    projections = [(24, 6), (24,), (12, 3), (12,), (10, 12), (12, 2), (12,)]
+    assert shapes == [*projections, (12, 4), (12,), (6, 12), (6,)]

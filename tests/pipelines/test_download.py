@@ -292,6 +292,10 @@ def test_download_repeats_after_passing_errors_only(server, tmp_path):
     server.headers = {"Retry-After": "0"}
     fetch(server, tmp_path / "file.bin")
     assert len(server.requests) == 5
+    # RFC 9110: Request Timeout and Gateway Timeout; RFC 8470: Too Early.
+    server.codes = [408, 504, 425]
+    fetch(server, tmp_path / "a.bin")
+    assert len(server.requests) == 9
     server.codes = [503] * 9
     with pytest.raises(NetworkError, match="HTTP 503.*3 times in a row"):
         fetch(server, tmp_path / "b.bin", retries=2)

@@ -30,6 +30,8 @@ def test_without_workers_there_is_nothing_to_stop():
     batches = loader(Endless(), None, 0)
     next(iter(batches))
     stop_workers(batches)
+    # Nor before they were started.
+    stop_workers(loader(Endless(), None, 2))
 
 
 class Numbered(TrainingStream):

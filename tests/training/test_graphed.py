@@ -288,3 +288,14 @@ def test_runs_from_before_it_was_the_default_go_on():
     now = load_config("dna/tiny", ["data.path=.", "model.vocab_size=12"])
     before = load_config("dna/tiny", ["data.path=.", "model.vocab_size=12", "train.cuda_graph=false"])
     assert _changes(now, before, Path("run")) == {}
+
+
+def test_a_graph_needs_as_much_memory_again_as_a_step(monkeypatch):
+    """Free are 900 of 8,000 bytes and 100 that are reserved and not taken."""
+    step = GraphedLoss(nn.Linear(2, 2), most_memory=0.5)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1000)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1100)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (900, 8000))
+    for most, fits in ((1000, True), (1900, True), (1920, False), (4100, False)):
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device, most=most: most)
+        assert step._fits(torch.device("cuda")) is fits

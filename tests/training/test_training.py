@@ -4,14 +4,17 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 from pydantic import ValidationError
 from torch import nn
 
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.module import LanguageModelModule
-from mamba_bio_audio.training.optim import parameter_groups
+from mamba_bio_audio.training.optim import build_optimizer, parameter_groups
 from mamba_bio_audio.training.progress import duration
 from mamba_bio_audio.training.schedule import learning_rate
 from mamba_bio_audio.training.steps import Steps
@@ -176,3 +179,43 @@ def test_duration():
     assert duration(61) == "1:01"
     assert duration(3661) == "1:01:01"
     assert duration(math.nan) == "?"
+
+
+def test_the_last_rate_stays():
+    """The schedule is asked for the step after the last one too."""
+    rates = [learning_rate(step, steps=10, lr=1, lr_min=0.1, warmup=0.2) for step in range(9, 40)]
+    assert rates == pytest.approx([0.1] * 31)
+
+
+def test_the_head_of_a_classifier_has_its_own_rate():
+    backbone = build_model(ModelConfig(d_model=8, num_layers=1, vocab_size=12))
+    model = Classifier(backbone, HeadConfig(classes=("a", "b")))
+    rates = {
+        id(parameter): group["lr"]
+        for group in build_optimizer(model, config(lr_head=5e-3)).param_groups
+        for parameter in group["params"]
+    }
+    found = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    assert {name for name, rate in found.items() if rate == 5e-3} == {"head.weight", "head.bias"}
+    assert {rate for name, rate in found.items() if not name.startswith("head.")} == {1e-3}
+
+
+def test_near_divisors_are_named_once():
+    with pytest.raises(ValidationError, match=r"divide the 16 sequences per device and step; near values: 1, 2, 4, 8 "):
+        config(micro_batch=3)
+
+
+@pytest.mark.parametrize("changes", [{"stream_chunk": 16}, {"truncate_chunk": 16}, {"devices": 2}, {"nodes": 2}])
+def test_graphs_are_of_whole_steps_on_one_device(changes):
+    assert config(cuda_graph=True).cuda_graph is True
+    assert config(cuda_graph=False, **changes).cuda_graph is False
+    with pytest.raises(ValidationError, match="cuda_graph records whole steps on one device"):
+        config(cuda_graph=True, **changes)
+
+
+@pytest.mark.parametrize(("sums", "nats"), [([6.0, 4.0], 1.5), ([0.0, 0.0], 0.0)])
+def test_logged_nats_are_those_of_one_symbol(tmp_path, sums, nats):
+    """Also where a step has scored none."""
+    steps = Steps(config(), 1, tmp_path, [], None, None, [])
+    steps._module = SimpleNamespace(grad_norm=1.0, train_sums=lambda: torch.tensor(sums))
+    assert steps._train_nats(SimpleNamespace(world_size=1), 1, everywhere=False) == nats

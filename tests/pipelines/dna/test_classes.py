@@ -340,3 +340,14 @@ def test_large_tables_tell_how_far_they_are(tmp_path: Path, random_dna) -> None:
         ("near-duplicates by 15-mers, sequences", 4096, 5100),
     ]
     assert data.labelled.progress is None
+
+
+def test_records_shorter_than_a_window_change_no_evaluation_windows(write_fasta, random_dna) -> None:
+    files = []
+    for name, short in (("with", {"a split=test": random_dna(L - 1, 5)}), ("without", {})):
+        records = {"t split=train": random_dna(500, 1)} | short | {"z split=test": random_dna(2000, 2)}
+        files.append([write_fasta(f"{name}/{label}.fa", records) for label in "xy"])
+    found = [module(paths, evaluation_windows=10).evaluation_windows("test") for paths in files]
+    places = [[(window.region.record, window.start) for window in windows] for windows in found]
+    assert len(places[0]) == 20
+    assert places[0] == places[1]

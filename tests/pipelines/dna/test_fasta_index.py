@@ -119,6 +119,15 @@ def test_index_is_reused_and_rebuilt(fasta: Path, builds: list[str]) -> None:
     assert len(builds) == 2
 
 
+@pytest.mark.parametrize("bases", ["acgt", "NNNN", "nnnn", "A"])
+def test_an_index_of_one_kind_of_letter_is_kept(bases: str, fasta: Path, builds: list[str]) -> None:
+    """Counts as large as the record is long are no sign of damage."""
+    fasta.write_text(f">r\n{bases}\n")
+    load_index(fasta)
+    load_index(fasta)
+    assert len(builds) == 1
+
+
 def test_a_moved_or_touched_file_keeps_its_index(
     fasta: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

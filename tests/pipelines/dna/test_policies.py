@@ -67,6 +67,10 @@ def test_policies_by_hand() -> None:
         for interval, spans in zip((long, short), per_interval, strict=True):
             found, slid = lay_out([interval], {"r": 1000}, 10, policy, grow_to=40)
             assert ([found[at][1:] for at in range(len(found))], slid) == (spans, 0), policy
+    # An interval that is as wide already, or wider, stays as it is.
+    for width, windows in ((20, [(40, 51), (50, 60)]), (25, expected["tile"][0])):
+        found, _ = lay_out([Interval("r", 40, 40 + width, "train")], {"r": 1000}, 10, "grow-right", grow_to=20)
+        assert [found[at][1:] for at in range(len(found))] == windows
     with pytest.raises(InputError, match=r"10 does not divide it.*data.grow_to"):
         lay_out([long], {"r": 1000}, 10, "grow-right", grow_to=45)
 

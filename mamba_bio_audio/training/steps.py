@@ -239,12 +239,22 @@ class Steps(L.Callback):
         return nats
 
     def _look_for_death(self, trainer: L.Trainer, step: int, nats: float) -> None:
-        """Warn once of a network whose loss stands at that of guessing blindly and whose gradient is zero."""
+        """Warn once of a network whose answer no longer depends on what it reads, and that no gradient can change."""
         model: Any = self._module.model
         labels = getattr(model, "labels", None)
         outputs = len(labels) if labels else model.embedding.weight.shape[0]
         blind = math.log(outputs)
-        if float(self._module.grad_norm) or abs(nats - blind) > 1e-3 * blind:
+        if not float(self._module.grad_norm):
+            # Also that of a network which knows everything, but its loss is another.
+            dead = abs(nats - blind) <= 1e-3 * blind
+            found = (
+                f"the loss stands at {nats:.4f} nats, as if all {outputs} {'classes' if labels else 'symbols'} were "
+                f"guessed alike, and its gradient is 0"
+            )
+        else:
+            dead = _only_bias_learns(model)
+            found = f"nothing but the bias of the output has a gradient, whatever is read (loss {nats:.4f} nats)"
+        if not dead:
             self._dead_rows = 0
             return
         self._dead_since = self._dead_since if self._dead_rows else step
@@ -252,8 +262,7 @@ class Steps(L.Callback):
         # A single row may be chance; two are not, and the last one is all that there will be.
         if self.warning is None and (self._dead_rows > 1 or step == self.config.steps):
             self.warning = (
-                f"since step {self._dead_since:,} the loss stands at {nats:.4f} nats, as if all {outputs} "
-                f"{'classes' if labels else 'symbols'} were guessed alike, and its gradient is 0: the network is dead. "
+                f"since step {self._dead_since:,} {found}: the network is dead. "
                 f"Start again with a lower train.lr (it was {self.config.lr:g}) or a longer train.warmup; if it was dead "
                 f"from the first row on, with lower model.ssm.dt_min and dt_max, or other weights in head.pretrained"
             )
@@ -375,6 +384,17 @@ class Steps(L.Callback):
 
     def _path(self, name: str) -> Path:
         return self.out / "checkpoints" / f"{name}.safetensors"
+
+
+def _only_bias_learns(model: Any) -> bool:
+    """Whether the output's bias is all that has a gradient: what the output reads is then 0 for every input."""
+    output = getattr(model, "head", getattr(model, "lm_head", None))
+    bias = getattr(output, "bias", None)
+    if bias is None or bias.grad is None:
+        return False
+    rest = [p.grad for p in model.parameters() if p is not bias and p.grad is not None]
+    # The largest of them: squares of small numbers would vanish.
+    return bool(rest) and not float(nn.utils.get_total_norm(rest, math.inf))
 
 
 def _validated(row: dict[str, str], step: int) -> bool:

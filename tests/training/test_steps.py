@@ -1,9 +1,13 @@
 """A network that died is told, once, with what to lower."""
 
+from __future__ import annotations
+
 import json
 import math
 
+import numpy as np
 import pytest
+import torch
 
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.training.steps import Steps
@@ -47,6 +51,71 @@ def test_a_network_that_learns_is_not_called_dead(tmp_path, capsys):
     assert json.loads(output)["warning"] is None
 
 
+def test_a_dead_classifier_is_told_though_its_bias_goes_on_learning(tmp_path, capsys):
+    """Fails before: the bias of the output keeps a gradient, and the loss is not that of guessing blindly."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "valid", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for label in "xy":
+            records = [f">{split}{label}{i}\n{''.join(rng.choice(list('ACGT'), 300))}\n" for i in range(12)]
+            (tmp_path / "data" / split / f"{label}.fa").write_text("".join(records))
+    settings = TINY | {
+        "data.path": tmp_path / "data",
+        "train.length_warmup": "[]",
+        "train.ema": "null",
+        "train.warmup": 0,
+    }
+
+    def classify(name: str, *more: str) -> str:
+        keys = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        with pytest.raises(SystemExit) as ended:
+            command(
+                [
+                    "classify",
+                    "dna/species-tiny",
+                    *keys,
+                    *more,
+                    "--out",
+                    str(tmp_path / name),
+                    "--quiet",
+                    "--device",
+                    "cpu",
+                ]
+            )
+        assert not ended.value.code
+        return capsys.readouterr().err
+
+    told = classify("dead", "--set", "train.lr=10")
+    assert told.count("nothing but the bias of the output has a gradient") == 1
+    assert "the network is dead. Start again with a lower train.lr" in told
+    assert "dead" not in classify("alive").replace(str(tmp_path), "")
+
+
+def test_what_a_bias_alone_learns():
+    from torch import nn
+
+    from mamba_bio_audio.training.steps import _only_bias_learns
+
+    class Model(nn.Module):
+        def __init__(self, bias: bool) -> None:
+            super().__init__()
+            self.lm_head = nn.Linear(2, 2, bias)
+            self.body = nn.Linear(2, 2)
+
+        def learn(self, body: float, bias: float = 1.0) -> Model:
+            for parameter in self.parameters():
+                parameter.grad = torch.full_like(parameter, body)
+            if self.lm_head.bias is not None:
+                self.lm_head.bias.grad.fill_(bias)
+            return self
+
+    assert _only_bias_learns(Model(True).learn(0.0))
+    # Its square is zero in fp32.
+    assert not _only_bias_learns(Model(True).learn(1e-30))
+    assert not _only_bias_learns(Model(False).learn(0.0))
+    assert not _only_bias_learns(Model(True))
+
+
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
@@ -62,8 +131,6 @@ def test_a_network_that_learns_is_not_called_dead(tmp_path, capsys):
 @pytest.mark.parametrize("labels", [None, ("a", "b", "c")])
 def test_what_is_dead(rows, told, labels):
     from types import SimpleNamespace
-
-    import torch
 
     model = SimpleNamespace(labels=labels, embedding=SimpleNamespace(weight=torch.zeros(16, 2)))
     warnings: list[str] = []

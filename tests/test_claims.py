@@ -235,7 +235,8 @@ def test_each_number_under_measured_belongs_to_a_claim():
     for text, read in CLAIMS.values():
         measured = measured.replace(text.format(*read()).strip(), " ")
     settings = (
-        r"12 layers x 128|H[12]00|7 M model|2\^\d+|80 GB|42 Mb|mamba_ssm|2,000 steps|2,048|torch 2\.11\.0|triton 3\.6\.0|16 kHz|8 bits|fp32|"
+        r"12 layers x 128|H[12]00|7 M model|2\^\d+|80 GB|42 Mb|mamba_ssm|2,000 steps|2,048|16 kHz|"
+        r"8 bits|fp32|torch 2\.11\.0|triton 3\.6\.0|"
         r"order \d+|`[^`]*`|1 kb|6 layers x 128|300-base"
     )
     left = re.findall(r"\d[\d.,^]*", re.sub(settings, " ", measured))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -18,6 +20,24 @@ class NetworkError(RuntimeError):
 
     The message names the address, what happened, what is kept on disk, and the remedy.
     """
+
+
+@contextmanager
+def as_written(what: object, remedy: str) -> Iterator[None]:
+    """Turn what goes wrong inside, for want of a key or by a value of another type, into one error about a file.
+
+    For files that this program wrote and somebody may have changed since, where to check each value beforehand would say
+    the same twice.
+
+    Raises:
+        InputError: `what` does not hold what this program writes there.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        raise InputError(f"{what}: not as this program wrote it; {remedy}") from None
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:

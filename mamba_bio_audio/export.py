@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from mamba_bio_audio import __version__
 from mamba_bio_audio.config import RunConfig
-from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.errors import InputError, as_written
 from mamba_bio_audio.files import atomic_path, write_json, write_text
 from mamba_bio_audio.models.build import LanguageModel
 from mamba_bio_audio.models.config import ModelConfig
@@ -103,8 +103,10 @@ def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping
         write_json(out / "generation_config.json", _generation(model, padded))
     if isinstance(model.codec, DnaTokenizer):
         _write_tokenizer(model.codec, out)
-    write_text(out / "README.md", model_card(model))
-    return scores_of_other_weights(model)
+    # An export that is exported again brings its manifest in config.json.
+    with as_written("manifest.json or evaluate-*.json of the model", "restore these files, or move them away"):
+        write_text(out / "README.md", model_card(model))
+        return scores_of_other_weights(model)
 
 
 def _generation(model: IsotropicModel, padded: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from mamba_bio_audio import __version__, checkpoint
 from mamba_bio_audio.checkpoint import Which
 from mamba_bio_audio.config import RunConfig, to_yaml
-from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.errors import InputError, as_written
 from mamba_bio_audio.evaluation.figures import kmer_spectra, learning_curves
 from mamba_bio_audio.evaluation.samples import describe_samples
 from mamba_bio_audio.files import inside, write_text
@@ -74,12 +74,10 @@ def report(
 
     config, manifest = checkpoint.read_config(run), checkpoint.read_manifest(run)
     weights = _Weights(run, config)
-    sections = [
-        _training(config, manifest, weights),
-        _data(config, manifest),
-        _curves(run, _per(config)),
-        *_evaluations(run, weights),
-    ]
+    with as_written(run / "manifest.json", "restore the file, or move it away"):
+        about = [_training(config, manifest, weights), _data(config, manifest)]
+        provenance = _provenance(manifest)
+    sections = [*about, _curves(run, _per(config)), *_evaluations(run, weights)]
     if config.data.kind == "audio":
         sections += _audio(run, samples or find_samples(run), weights)
         samples = None
@@ -89,7 +87,7 @@ def report(
         sections.append(_samples(run, samples, progress))
     elif config.data.kind == "dna":
         sections.append(Section("Samples", f"None yet: mba sample {run} --length 1000 --out {run / SAMPLES_NAME}"))
-    sections += [_provenance(manifest), Section("Configuration", pre=to_yaml(config))]
+    sections += [provenance, Section("Configuration", pre=to_yaml(config))]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
     template = environment.from_string((files("mamba_bio_audio.workflow") / "report.html").read_text(encoding="utf-8"))
     page = template.render(
@@ -184,7 +182,7 @@ def _evaluations(run: Path, weights: _Weights) -> list[Section]:
     contexts = [inside(run, path.name) for path in sorted(run.glob("evaluate-context-*.json"))]
     pictures: list[Image] = []
     for path in [*checkpoint.evaluation_files(run), *contexts]:
-        try:
+        with as_written(path, "remove it, or run mba evaluate again"):
             result = json.loads(path.read_text(encoding="utf-8"))
             if path in contexts:
                 text = describe_context(result)
@@ -193,10 +191,6 @@ def _evaluations(run: Path, weights: _Weights) -> list[Section]:
             else:
                 text = describe_evaluation(result)
             named = [str(name) for name in result.get("pictures", [])]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(
-                f"{path}: not an evaluation of this program; remove it, or run mba evaluate again"
-            ) from None
         name = path.stem.removeprefix("evaluate-")
         remark, shown = weights.remark(result)
         sections.append(Section(f"Evaluation beside baselines: {name}", remark, pre=text if shown else ""))
@@ -212,19 +206,18 @@ def _samples(run: Path, samples: Path, progress: Callable[[int, int | None], Non
     path = inside(samples.parent, report_path(samples).name)
     measured: Any = None
     if path.exists() and path.stat().st_mtime_ns >= samples.stat().st_mtime_ns:
-        try:
+        with as_written(path, "remove it"):
             measured = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON ({error}); remove it") from None
     if not isinstance(measured, dict) or "own" not in measured:
         measured = report_on_samples(run, samples, progress=progress)
-    section = Section("Samples", f"{samples}", pre=describe_samples(measured))
-    if measured.get("note"):
-        section.text += f". Not compared with the training data: {measured['note']}"
-    if "spectra" in measured:
-        section.images.append(
-            _image("6-mer spectra of samples and validation beside the genome's", kmer_spectra(measured))
-        )
+    with as_written(path, "remove it"):
+        section = Section("Samples", f"{samples}", pre=describe_samples(measured))
+        if measured.get("note"):
+            section.text += f". Not compared with the training data: {measured['note']}"
+        if "spectra" in measured:
+            section.images.append(
+                _image("6-mer spectra of samples and validation beside the genome's", kmer_spectra(measured))
+            )
     return section
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import soundfile
 
-from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.errors import InputError, as_written
 from mamba_bio_audio.evaluation.audio_figures import spectrograms
 from mamba_bio_audio.files import inside
 from mamba_bio_audio.workflow.sc09 import describe_sc09
@@ -47,27 +47,28 @@ def clips_of(samples: Path) -> tuple[str, list[Clip]]:
     Raises:
         InputError: neither of them.
     """
-    if samples.is_dir():
-        note = _note(inside(samples, "samples.json"))
-        with inside(samples, "index.tsv").open(newline="", encoding="utf-8") as file:
-            rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: int(row["row"]))
-        named = [
-            (
-                f"{row['file']}: {row['bits_per_sample']} bits per sample, rank {row['rank']}",
-                inside(samples, row["file"]),
+    with as_written(samples, "sample again"):
+        if samples.is_dir():
+            note = _note(inside(samples, "samples.json"))
+            with inside(samples, "index.tsv").open(newline="", encoding="utf-8") as file:
+                rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: int(row["row"]))
+            named = [
+                (
+                    f"{row['file']}: {row['bits_per_sample']} bits per sample, rank {row['rank']}",
+                    inside(samples, row["file"]),
+                )
+                for row in rows[:SHOWN]
+            ]
+            text = f"The first {len(named)} of {len(rows):,} by number, not chosen"
+        else:
+            beside = inside(samples.parent, f"{samples.name}.json")
+            note = _note(beside) if beside.exists() else {}
+            named, text = [(samples.name, samples)], "One sample"
+        if note:
+            text += (
+                f"; {note['which']} weights, {note['quantizer']}, temperature {note['temperature']:g}, seed {note['seed']}"
+                + (f", continuing {note['prompt']}" if note["prompt"] else "")
             )
-            for row in rows[:SHOWN]
-        ]
-        text = f"The first {len(named)} of {len(rows):,} by number, not chosen"
-    else:
-        beside = inside(samples.parent, f"{samples.name}.json")
-        note = _note(beside) if beside.exists() else {}
-        named, text = [(samples.name, samples)], "One sample"
-    if note:
-        text += (
-            f"; {note['which']} weights, {note['quantizer']}, temperature {note['temperature']:g}, seed {note['seed']}"
-            + (f", continuing {note['prompt']}" if note["prompt"] else "")
-        )
     return text + ".", [_clip(title, path) for title, path in named]
 
 
@@ -76,19 +77,15 @@ def judged_samples(run: Path) -> tuple[dict[str, Any], str] | None:
     path = inside(run, "sc09/metrics.json")
     if not path.exists():
         return None
-    try:
-        scores = _note(path)
+    scores = _note(path)
+    with as_written(path, "evaluate with --metrics sc09 again, or remove it"):
         return scores, describe_sc09(scores)
-    except (KeyError, TypeError):
-        raise InputError(
-            f"{path}: not written by this version; evaluate with --metrics sc09 again, or remove it"
-        ) from None
 
 
 def _note(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); sample again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object; sample again")

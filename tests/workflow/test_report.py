@@ -9,8 +9,10 @@ import pytest
 
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.config import load_config, to_yaml
+from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.plain_yaml import parse
+from mamba_bio_audio.training.steps import save_weights
 
 
 def mba(*arguments: object) -> int:
@@ -128,8 +130,49 @@ def test_report_on_something_else_is_one_error(run, tmp_path, capsys):
     assert "not a run folder" in capsys.readouterr().err
     (run / "evaluate-test.json").write_text("{}")
     assert mba("report", run) == 2
-    assert "evaluate-test.json: not an evaluation" in capsys.readouterr().err
+    assert "evaluate-test.json: not as this program wrote it" in capsys.readouterr().err
     assert not (run / "report.html").exists()
+
+
+DAMAGED = {
+    "evaluate-valid.json": ["[" * 100_000, "[]", '{"model": {}}', '{"split": "valid", "model": {"nats": "<b>"}}'],
+    "evaluate-context-valid.json": ["[" * 100_000, "{}"],
+    "samples.fa.report.json": ["[" * 100_000, '{"own": 1}', '{"own": {}}'],
+    "manifest.json": [
+        *("[" * 100_000, '{"data": {"files": []}}', '{"result": 3}', '{"result": {"valid_nats": "x"}}'),
+        *('{"sessions": [1]}', '{"sessions": [{"command": 3}]}', '{"length_stages": [1, 2]}'),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files_of_a_run_are_one_error(name, run, capsys):
+    """Fails before: KeyError, TypeError, RecursionError and exit code 1."""
+    (run / "samples.fa").write_text(">a\nACGT\n")
+    for text in DAMAGED[name]:
+        (run / name).write_text(text)
+        assert mba("report", run, "--quiet") == 2, text[:60]
+        error = capsys.readouterr().err
+        assert name in error
+        assert error.count("\n") == 1
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("evaluate-valid.json", '{"split": "valid", "model": {"nats": 1.0}}'),
+        ("manifest.json", '{"result": 3}'),
+        ("manifest.json", '{"result": {"valid_nats": "x"}}'),
+    ],
+)
+def test_damaged_files_of_a_run_are_one_error_of_its_export(name, text, run, tmp_path, capsys):
+    config = load_config("dna/tiny", ["data.path=demo", "model.vocab_size=12"])
+    save_weights(build_model(config.model, seed=0), run / "model.safetensors")
+    (run / name).write_text(text)
+    assert mba("export", run, "--out", tmp_path / "hub") == 2
+    assert "not as this program wrote it; restore" in capsys.readouterr().err
+    assert not (tmp_path / "hub").exists()
 
 
 def test_export_card_says_data_metrics_and_limits(run, tmp_path):

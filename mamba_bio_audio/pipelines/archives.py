@@ -71,8 +71,11 @@ def tar_members(source: Path, limit_bytes: int) -> Iterator[tuple[str, int, IO[b
         closing(_Bounded(source)) as unpacked,
         tarfile.open(fileobj=cast(IO[bytes], unpacked), mode="r:") as archive,
     ):
+        total = 0
         for member in archive:
-            check_unpacked(source, member.offset_data + member.size, limit_bytes)
+            # A sparse member states more than the archive holds of it.
+            total += member.size
+            check_unpacked(source, max(total, member.offset_data + member.size), limit_bytes)
             stream = archive.extractfile(member) if member.isfile() else None
             if stream is not None:
                 yield member.name.removeprefix("./"), member.size, stream

@@ -35,6 +35,24 @@ def test_tar_over_the_limit(named: str, tmp_path: Path) -> None:
         list(tar_members(path, 1 << 20))
 
 
+def test_sparse_members_count_with_what_they_unpack_to(tmp_path: Path) -> None:
+    def member(name: str) -> bytes:
+        """A member of 9,000 zero bytes, of which the archive holds none."""
+        info = tarfile.TarInfo(name)
+        info.type = tarfile.GNUTYPE_SPARSE
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        header[483:495] = b"%011o\0" % 9000
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        return bytes(header)
+
+    source = tmp_path / "a.tar"
+    source.write_bytes(b"".join(map(member, "abc")) + bytes(10_240))
+    assert [len(stream.read()) for _, _, stream in tar_members(source, 27_000)] == [9000] * 3
+    with pytest.raises(InputError, match=r"unpacks to 27,000 bytes or more"):
+        list(tar_members(source, 26_999))
+
+
 def test_bytes_behind_the_last_member_count_too(tmp_path: Path) -> None:
     path = tar(tmp_path / "bomb.tar.gz", {"a": b""})
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(3 << 20)))

@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -182,7 +183,9 @@ class RowFiles:
                         return None
             finally:
                 for file in files:
-                    file.close()
+                    # All was flushed, but for what met a full disk, whose message is on its way.
+                    with suppress(OSError):
+                        file.close()
         return tuple(sums)
 
     def _write(self, file: BinaryIO, data: bytes, symbols: int) -> None:

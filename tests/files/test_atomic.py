@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from mamba_bio_audio.files import atomic_path, write_json, write_text
 from mamba_bio_audio.training import metrics
@@ -17,6 +18,7 @@ FULL = {
     "quota": OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
     "other file": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/tmpabc"),
     "safetensors": RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "libsndfile": soundfile.LibsndfileError(2),
     "torch": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
 }
 

@@ -20,7 +20,7 @@ import soundfile
 
 from mamba_bio_audio import __version__
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import Maker, new_folder, write_json, write_text
+from mamba_bio_audio.files import Maker, name_full_disk, new_folder, write_json, write_text
 from mamba_bio_audio.pipelines.archives import MAX_UNPACKED_BYTES, tar_members, unpack_zip
 from mamba_bio_audio.pipelines.audio.files import (
     FORMATS,
@@ -311,7 +311,7 @@ def _write_flac(file: AudioFile, span: Span, path: Path, rate_hz: int) -> int:
     """Write a span as mono 16-bit FLAC, block by block; the number of samples that were clipped."""
     clipped = 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    with soundfile.SoundFile(path, "w", rate_hz, 1, "PCM_16", format="FLAC") as target:
+    with name_full_disk(path), soundfile.SoundFile(path, "w", rate_hz, 1, "PCM_16", format="FLAC") as target:
         for start in range(span.start, span.stop, _BLOCK):
             audio = file.read(start, min(start + _BLOCK, span.stop), rate_hz)
             clipped += int((np.abs(audio) > 1).sum())

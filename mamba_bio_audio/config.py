@@ -535,6 +535,8 @@ def _describe(problem: Any) -> str:
     """One line: path, what is wrong, what is allowed."""
     place = _place(problem["loc"])
     path = place.path
+    if path in GONE:
+        return f"{path}: a key of earlier versions, which did nothing; leave it out"
     if place.unknown and problem["type"] == "extra_forbidden":
         known = list(place.annotation.model_fields)
         close = difflib.get_close_matches(path.split(".")[-1], known, 1)

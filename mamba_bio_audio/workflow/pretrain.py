@@ -360,8 +360,11 @@ def _train(
             held.enter_context(replacing(run, maker, stands))
         run.mkdir(parents=True, exist_ok=True)
         mark(run, maker)
-        for left in (*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*.tmp")):
-            left.unlink()
+        # What a killed training was writing, by the names of `atomic_path`; nothing else that may lie there.
+        for name in RUN_FILES:
+            for left in run.glob(str(Path(name).with_name(f".{Path(name).name}.*.tmp"))):
+                if left.is_file() and left.name.split(".")[-2].isdecimal():
+                    left.unlink()
         write_text(run / "config.yaml", to_yaml(config))
     session = machine | {"command": list(arguments), "from_step": step, "precision_settings": settings}
     if changed:

@@ -147,6 +147,18 @@ def test_the_current_directory_is_kept(
     assert contents(run) == before
 
 
+def test_resuming_removes_only_what_a_killed_training_was_writing(fasta: Path, run: Path) -> None:
+    """Fails before: every hidden file that ends in .tmp went, and a folder of such a name ended the command."""
+    left = [run / ".model.safetensors.123.tmp", run / "checkpoints" / ".last.safetensors.123.tmp"]
+    own = [run / ".thesis.tmp", run / "checkpoints" / ".thesis.1.tmp", run / ".manifest.json.old.tmp"]
+    for file in (*left, *own):
+        file.write_text("x")
+    (run / ".folder.tmp").mkdir()
+    assert pretrain(fasta, run, "--resume", **{"train.steps": 4}) == 0
+    assert [file for file in (*left, *own) if file.exists()] == own
+    assert (run / ".folder.tmp").is_dir()
+
+
 def test_failed_replacement_puts_the_old_run_back(
     fasta: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

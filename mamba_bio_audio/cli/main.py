@@ -93,7 +93,7 @@ def _prepare_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    elif sys.stderr is sys.__stderr__:
+    elif sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr = _Messages(sys.stderr.buffer, sys.stderr.encoding, line_buffering=True)
     # What the terminal's encoding does not have is written out, instead of ending a command that has done its work.
     for stream in (sys.stdout, sys.stderr):

@@ -154,7 +154,7 @@ def sample_audio(
     if single and note.exists() and not (force or resume):
         raise InputError(f"{note} exists, and would be replaced; choose another --out, or replace it with --force")
     with locked(out), StopSignal() as stop:
-        inputs = [run] if prompt is None else [run, prompt]
+        inputs: list[str | Path] = [run] if prompt is None else [run, prompt]
         _check_target(out, note, inputs, single)
         rows.begin(resume=resume, force=force)
 

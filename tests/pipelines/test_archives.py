@@ -62,8 +62,9 @@ def test_bytes_behind_the_last_member_count_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
 def test_header_that_would_fill_the_memory(kind: bytes, tmp_path: Path) -> None:
-    data = bytearray(gzip.decompress(tar(tmp_path / "bomb.tar.gz", {"a": bytes(200 << 20)}).read_bytes()))
-    # The type of the member, and the sum of the bytes of its header, in which the sum itself counts as spaces.
+    data = bytearray(gzip.decompress(tar(tmp_path / "bomb.tar.gz", {"a": b""}).read_bytes()))
+    # Size and type of the member, and the sum of the bytes of its header, in which the sum itself counts as spaces.
+    data[124:136] = b"%011o\0" % (200 << 20)
     data[156:157] = kind
     data[148:156] = b" " * 8
     data[148:156] = b"%06o\0 " % sum(data[:512])

@@ -4,12 +4,16 @@ Equal sequences, on either strand, are found as a whole. Nearly equal ones are f
 compares genomes by: two examples are near-duplicates if they share more than a fifth of the words of the one that has
 fewer. Short examples share more than 0.3 of their 15-mers instead. Either way a changed base or a shift by a few bases is
 found from 36 bases on.
+
+Windows are drawn anew all the time; of those that a split is evaluated on it is counted how many stand in the training
+part of their own class, by more than a fifth of their 31-mers: strains of one species, say, in blocks of their genomes.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mamba_bio_audio.pipelines.dna.class_rows import counted
+from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, words_and_starts
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
@@ -34,6 +39,10 @@ SHORT_PARTNER = 100
 FULL_PAIRS = 8
 # Regions are read together up to so many bases, whose arrays stay in the cache of a core.
 PIECE_BASES = 1 << 17
+# Windows are compared with as much training sequence as is read in about ten seconds, by so many words of a class at most,
+# unless that leaves fewer of a window.
+MAX_TRAIN_BASES = 1 << 27
+CLASS_WORDS, WINDOW_WORDS = 1 << 17, 64
 
 
 def identities(labelled: Labelled) -> dict[tuple[int, str, int, int], int]:
@@ -177,6 +186,68 @@ def between_splits(labelled: Labelled) -> dict[str, dict[str, Any]]:
             of = sum(map(len, members[second].values()))
             found[f"{first}/{second}"] = {"equal": equal, "near": near, "of": of, "example": example}
     return found
+
+
+def windows_in_train(labelled: Labelled, windows: Mapping[str, Sequence[ClassWindow]]) -> dict[str, dict[str, Any]]:
+    """Evaluation windows that stand in the training part of their own class, as `between_splits` says it of examples.
+
+    Args:
+        labelled: with splits.
+        windows: of valid and of test.
+
+    Returns:
+        {"train/valid": {"equal": 0, "near": count, "of": windows, "example": name of a record}, ...}; {} where there is more
+        training sequence than is compared.
+    """
+    train: dict[int, list[Region]] = defaultdict(list)
+    for region in labelled.regions:
+        if region.split == "train":
+            train[region.label].append(region)
+    if sum(len(region) for regions in train.values() for region in regions) > MAX_TRAIN_BASES:
+        return {}
+    found = {
+        f"train/{split}": {"equal": 0, "near": 0, "of": len(own), "example": None} for split, own in windows.items()
+    }
+    for label in sorted(train):
+        held = [(split, window) for split, own in windows.items() for window in own if window.region.label == label]
+        if not held:
+            continue
+        longest = max(window.end - window.start for _, window in held)
+        bases = sum(window.end - window.start for _, window in held)
+        every = max(1, min(bases // CLASS_WORDS, longest // WINDOW_WORDS))
+        parts = [replace(window.region, start=window.start, end=window.end) for _, window in held]
+        words, owners = _words(labelled, parts, WORD, every)
+        unique, row = np.unique(words, return_inverse=True)
+        seen = np.zeros(len(unique) + 1, dtype=bool)
+        for ids in _pieces(labelled, train[label]):
+            here, _ = words_and_starts(ids, every)
+            at = np.searchsorted(unique, here)
+            seen[at[unique[np.minimum(at, len(unique) - 1)] == here] if len(unique) else at[:0]] = True
+        total = np.bincount(owners, minlength=len(held))
+        shared = np.bincount(owners, seen[row], len(held))
+        for number in np.flatnonzero(shared > LIMIT * total).tolist():
+            split, window = held[number]
+            pair = found[f"train/{split}"]
+            pair["near"] += 1
+            pair["example"] = pair["example"] or [f"{window.region.record}:{window.start + 1:,}-{window.end:,}"]
+    return found
+
+
+def _pieces(labelled: Labelled, regions: Sequence[Region]) -> Iterator[NDArray[np.uint8]]:
+    """Token ids of regions in pieces that have every 31-mer once; small regions go together, an unknown base between."""
+    gap = np.full(1, N, dtype=np.uint8)
+    waiting: list[NDArray[np.uint8]] = []
+    size = 0
+    for region in regions:
+        for start in range(region.start, region.end, PIECE_BASES):
+            ids = labelled.fetch(region, start, min(start + PIECE_BASES + WORD - 1, region.end))
+            waiting += [ids, gap]
+            size += len(ids)
+            if size >= PIECE_BASES:
+                yield np.concatenate(waiting)
+                waiting, size = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def label_conflicts(labelled: Labelled) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mamba_bio_audio.pipelines.dna.class_duplicates import between_splits, ident
 from mamba_bio_audio.pipelines.dna.class_rows import numbered_lines
 from mamba_bio_audio.pipelines.dna.class_tags import splits_of, tags_of
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
-from mamba_bio_audio.pipelines.dna.duplicates import LIMIT
+from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD
 from mamba_bio_audio.pipelines.dna.intervals import Interval, Span, shared_bases, split_blocks
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region
 from mamba_bio_audio.pipelines.split_names import SPLITS, split_meanings
@@ -64,7 +64,7 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
         _compare(labelled)
         labelled.between = between_splits(labelled)
         if config.shared_bases == "error":
-            _refuse_duplicates(labelled)
+            refuse_duplicates(labelled)
 
 
 def _compare(labelled: Labelled) -> None:
@@ -88,17 +88,27 @@ def _remedy(labelled: Labelled, name: str) -> str:
     )
 
 
-def _refuse_duplicates(labelled: Labelled) -> None:
+def refuse_duplicates(labelled: Labelled) -> None:
     """A held-out split may not stand in train by more than a genome's may."""
     for pair in ("train/valid", "train/test"):
-        row = labelled.between[pair]
+        row = labelled.between.get(pair)
+        if row is None:
+            continue
         split = pair.partition("/")[2]
-        if row["equal"] + row["near"] > LIMIT * row["of"]:
+        if not labelled.examples and row["near"] > LIMIT * row["of"]:
+            raise InputError(
+                f"of {row['of']:,} windows that {split} is scored on, {row['near']:,} stand in the training part of their own "
+                f"class by more than {LIMIT:.0%} of their {WORD}-mers ({row['example'][0]}; splits: {labelled.origin}): "
+                f"strains or copies. A model would be tested on what it was trained on. Keep related records in one split with "
+                f"data.groups, or accept it with data.shared_bases=allow"
+            )
+        if labelled.examples and row["equal"] + row["near"] > LIMIT * row["of"]:
             raise InputError(
                 f"of {row['of']:,} examples of {split}, {row['equal']:,} stand in train as they are and {row['near']:,} "
                 f"nearly ({row['example'][0]!r} and {row['example'][1]!r}), more than {LIMIT:.0%} (splits: "
                 f"{labelled.origin}). A model would be tested on what it was trained on. Correct the splits, have them "
-                f"drawn with data.split=draw, or accept it with data.shared_bases=allow"
+                f"drawn with data.split=draw, or accept it with data.shared_bases=allow, which keeps the splits of a published "
+                f"benchmark as they are"
             )
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna.class_duplicates import label_conflicts
+from mamba_bio_audio.pipelines.dna.class_duplicates import MAX_TRAIN_BASES, label_conflicts, windows_in_train
 from mamba_bio_audio.pipelines.dna.class_regions import shares_inside
 from mamba_bio_audio.pipelines.dna.class_rows import Progress
-from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_file
+from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_file, refuse_duplicates
 from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow, WindowSampler, evaluation_windows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.intervals import SPLITS
@@ -168,6 +168,12 @@ class DnaClassesDataModule(LightningDataModule):
                     f"set train.length={len(longest)} or more, or data.sampling=windows"
                 )
         self.labelled.load()
+        if not self.labelled.examples:
+            self.labelled.between = windows_in_train(
+                self.labelled, {split: self._choose_windows(split) for split in SPLITS[1:]}
+            )
+            if self.config.shared_bases == "error":
+                refuse_duplicates(self.labelled)
         # It belongs to this process and goes to no worker.
         self.labelled.progress = self.progress = None
         self._ready = True
@@ -226,6 +232,9 @@ class DnaClassesDataModule(LightningDataModule):
         self.setup()
         if split not in SPLITS:
             raise InputError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
+        return self._choose_windows(split)
+
+    def _choose_windows(self, split: str) -> list[ClassWindow]:
         if split not in self._windows:
             if self.labelled.examples:
                 own = [region for region in self.labelled.regions if region.split == split]
@@ -368,7 +377,10 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
         shared = {pair: count for pair, count in described.get(key, {}).items() if count}
         if shared:
             listed = ", ".join(f"{count:,} of {pair}" for pair, count in shared.items())
-            rows.append(("in two splits", f"{listed} sequences are {how}: scores on them say nothing"))
+            what = "sequences" if examples else "windows"
+            rows.append(("in two splits", f"{listed} {what} are {how}: scores on them say nothing"))
+    if not examples and described.get("near_sequences") == {}:
+        rows.append(("in two splits", f"not compared: more than {MAX_TRAIN_BASES:,} bases of train"))
     if text := conflict_text(described.get("label_conflicts", {}), "all"):
         rows.append(("two labels", text))
     return rows + leak_rows(described["label_leaks"])

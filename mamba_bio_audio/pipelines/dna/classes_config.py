@@ -91,7 +91,8 @@ class DnaClassesConfig(BaseModel):
     shared_bases: Literal["error", "allow"] = Field(
         default="error",
         description="What to do when the splits of data.intervals, or of data.labels, have bases in common, and when more than "
-        "a fifth of the examples of validation or test stand in train, as they are or nearly. Under allow, draws keep equal "
+        "a fifth of the examples, or of the windows to be scored, of validation or test stand in train, as they are or nearly; "
+        "windows in that of their class. Under allow, draws keep equal "
         "and overlapping examples together but may separate near-duplicates.",
     )
     num_workers: int = Field(default=0, ge=0, le=256, description="Processes that read data beside the main one.")

@@ -160,11 +160,78 @@ def test_unknown_bases_are_not_drawn(write_fasta, random_dna) -> None:
     gap = random_dna(600, 1) + "N" * 5000 + random_dna(600, 2)
     records = {f"{split} split={split}": gap for split in ("train", "val", "test")}
     found = [write_fasta(f"{name}.fa", records) for name in ("x", "y")]
-    data = module(found, max_unknown=0.0)
+    # The splits hold the same sequence.
+    data = module(found, max_unknown=0.0, shared_bases="allow")
     assert not (stacked(batches(data, 10))[:, :L] == 11).any()
     windows = data.evaluation_windows("test")
     assert 10 < len(windows) < 40
     assert not any((data.labelled.fetch(w.region, w.start, w.end) == 11).any() for w in windows)
+
+
+def strains(random_dna, seed: int, count: int = 6) -> dict[str, str]:
+    """Genomes of 2,000 bases that differ in every hundredth base."""
+    genome = random_dna(2000, seed)
+    turned = str.maketrans("ACGT", "CATG")
+    return {
+        f"s{n}": "".join(base.translate(turned) if at % 100 == n else base for at, base in enumerate(genome))
+        for n in range(count)
+    }
+
+
+def test_windows_of_strains_stand_in_train(write_fasta, random_dna) -> None:
+    """Blocks of their genomes in different splits are the same sequence all the same."""
+    found = [write_fasta(f"{name}.fa", strains(random_dna, seed)) for seed, name in enumerate("xy")]
+    with pytest.raises(
+        InputError, match=r"of \d+ windows that valid is scored on, \d+ stand in the .* own class .*=allow"
+    ):
+        module(found, split="blocks", block_bases=400).setup()
+    data = module(found, split="blocks", block_bases=400, shared_bases="allow")
+    summary = data.summary()
+    near = summary["near_sequences"]
+    assert all(near[f"train/{split}"] > 0.5 * len(data.evaluation_windows(split)) for split in ("valid", "test"))
+    assert any("windows are nearly the same" in text for _, text in summary_rows(summary))
+    # Unrelated records of one class, and what another class has: neither tells a window's class.
+    other = {f"r{n}": random_dna(2000, 10 + n) for n in range(6)}
+    found = [write_fasta(f"{name}.fa", other) for name in "uv"]
+    assert not any(module(found, split="blocks", block_bases=400).summary()["near_sequences"].values())
+
+
+def test_windows_in_train_are_those_of_a_simple_count(write_fasta, random_dna, monkeypatch) -> None:
+    monkeypatch.setattr("mamba_bio_audio.pipelines.dna.class_duplicates.PIECE_BASES", 150)
+    complement = str.maketrans("ACGT", "TGCA")
+    text, other = random_dna(1000, 1), random_dna(1000, 2)
+    held = {
+        # Each window of 63 bases and its target has a few words, or all, of train, on either strand.
+        "a split=val": text[300:340] + random_dna(300, 3) + text[95:215].translate(complement)[::-1],
+        "b split=test": random_dna(400, 4) + text[700:780],
+    }
+    found = [
+        write_fasta("x.fa", {"t split=train": text, "short split=train": "ACGT", **held}),
+        write_fasta(
+            "y.fa", {"t split=train": other, "a split=val": random_dna(300, 5), "b split=test": random_dna(300, 6)}
+        ),
+    ]
+    data = module(found, shared_bases="allow")
+
+    def words(sequence: str) -> set[str]:
+        every = {sequence[at : at + 31] for at in range(len(sequence) - 30)}
+        return {min(word, word.translate(complement)[::-1]) for word in every}
+
+    for split in ("valid", "test"):
+        near = 0
+        for window in data.evaluation_windows(split):
+            sequence = data.codec.decode(data.labelled.fetch(window.region, window.start, window.end))
+            own = words(sequence)
+            near += len(own & words((text, other)[window.region.label])) > 0.2 * len(own)
+        assert near
+        assert data.labelled.between[f"train/{split}"]["near"] == near
+
+
+def test_more_training_sequence_than_is_compared_is_said(write_fasta, random_dna, monkeypatch) -> None:
+    monkeypatch.setattr("mamba_bio_audio.pipelines.dna.class_duplicates.MAX_TRAIN_BASES", 1000)
+    found = [write_fasta(f"{name}.fa", strains(random_dna, seed)) for seed, name in enumerate("xy")]
+    summary = module(found, split="blocks", block_bases=400).summary()
+    assert ("in two splits", "not compared: more than 134,217,728 bases of train") in summary_rows(summary)
 
 
 def test_too_long_a_window(paths) -> None:

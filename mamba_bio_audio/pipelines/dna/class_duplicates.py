@@ -6,7 +6,7 @@ fewer. Short examples share more than 0.3 of their 15-mers instead. Either way a
 found from 36 bases on.
 
 Windows are drawn anew all the time; of those that a split is evaluated on it is counted how many stand in the training
-part of their own class, by more than a fifth of their 31-mers: strains of one species, say, in blocks of their genomes.
+part of their own class, by more than half of their 31-mers: strains of one species, say, in blocks of their genomes.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ SHORT_PARTNER = 100
 FULL_PAIRS = 8
 # Regions are read together up to so many bases, whose arrays stay in the cache of a core.
 PIECE_BASES = 1 << 17
+# Many copies of a repeat have, together, a fifth of the words of a window; half of them means that its locus is there.
+WINDOW_LIMIT = 0.5
 # Windows are compared with as much training sequence as is read in about ten seconds, by so many words of a class at most,
 # unless that leaves fewer of a window.
 MAX_TRAIN_BASES = 1 << 27
@@ -205,7 +207,7 @@ def windows_in_train(labelled: Labelled, windows: Mapping[str, Sequence[ClassWin
             train[region.label].append(region)
     if sum(len(region) for regions in train.values() for region in regions) > MAX_TRAIN_BASES:
         return {}
-    found = {
+    found: dict[str, dict[str, Any]] = {
         f"train/{split}": {"equal": 0, "near": 0, "of": len(own), "example": None} for split, own in windows.items()
     }
     for label in sorted(train):
@@ -225,7 +227,7 @@ def windows_in_train(labelled: Labelled, windows: Mapping[str, Sequence[ClassWin
             seen[at[unique[np.minimum(at, len(unique) - 1)] == here] if len(unique) else at[:0]] = True
         total = np.bincount(owners, minlength=len(held))
         shared = np.bincount(owners, seen[row], len(held))
-        for number in np.flatnonzero(shared > LIMIT * total).tolist():
+        for number in np.flatnonzero(shared > WINDOW_LIMIT * total).tolist():
             split, window = held[number]
             pair = found[f"train/{split}"]
             pair["near"] += 1

@@ -98,7 +98,7 @@ def refuse_duplicates(labelled: Labelled) -> None:
         if not labelled.examples and row["near"] > LIMIT * row["of"]:
             raise InputError(
                 f"of {row['of']:,} windows that {split} is scored on, {row['near']:,} stand in the training part of their own "
-                f"class by more than {LIMIT:.0%} of their {WORD}-mers ({row['example'][0]}; splits: {labelled.origin}): "
+                f"class by more than half of their {WORD}-mers ({row['example'][0]}; splits: {labelled.origin}): "
                 f"strains or copies. A model would be tested on what it was trained on. Keep related records in one split with "
                 f"data.groups, or accept it with data.shared_bases=allow"
             )

@@ -380,7 +380,7 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
             what = "sequences" if examples else "windows"
             rows.append(("in two splits", f"{listed} {what} are {how}: scores on them say nothing"))
     if not examples and described.get("near_sequences") == {}:
-        rows.append(("in two splits", f"not compared: more than {MAX_TRAIN_BASES:,} bases of train"))
+        rows.append(("in two splits", f"not compared: train has more than {MAX_TRAIN_BASES:,} bases"))
     if text := conflict_text(described.get("label_conflicts", {}), "all"):
         rows.append(("two labels", text))
     return rows + leak_rows(described["label_leaks"])

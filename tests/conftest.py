@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,13 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+
+from mamba_bio_audio.signals import STOPPING
+
+# Started in the background of a script, or by nohup, this process ignores some of them, and so would all that the tests start.
+for _number in STOPPING:
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 # On a machine under load any example may take any time.
 settings.register_profile("without deadlines", deadline=None)

@@ -113,8 +113,8 @@ def primary(names: Iterable[str], titles: Iterable[str] | None = None) -> list[s
     """Chromosomes and what cannot be told from them.
 
     Alternative loci, patches, unplaced and unlocalised scaffolds, decoys, viruses, mitochondria and plastids are left out
-    where there are chromosomes beside them; an assembly of scaffolds only, or a file of organelles, is kept whole. An
-    organelle that NCBI calls by an accession is told by what its header says.
+    where there are chromosomes beside them, by their names or headers; an assembly of scaffolds only, or a collection of
+    organelles, is kept whole. Of accessions the headers tell which is an organelle.
 
     Args:
         names: of the records of one file.

@@ -25,6 +25,7 @@ from contextlib import suppress
 from email.message import Message
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from mamba_bio_audio.errors import InputError, NetworkError
 from mamba_bio_audio.files import locked, write_json
@@ -76,6 +77,9 @@ def download(
     """
     if not re.match(r"https?://[^/]", url):
         raise InputError(f"{url}: not an http or https address; use a file at hand instead (--from)")
+    if "@" in urlsplit(url).netloc:
+        # The address is printed and kept in manifests; it is not repeated here either.
+        raise InputError("an address with a user name or password: fetch the file yourself, and give it as --from")
     fetch = _Fetch(url, path, size, dict(hashes or {}), _is_gzip(path) if gzip is None else gzip, progress, timeout_s)
     with locked(path):
         if path.exists():

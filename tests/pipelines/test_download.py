@@ -431,3 +431,10 @@ def test_verify_a_file_at_hand(tmp_path):
         download("http://127.0.0.1:1/x", path, size=3)
     with pytest.raises(InputError, match="cannot be read"):
         verify(tmp_path / "none")
+
+
+def test_credentials_in_an_address_are_neither_used_nor_shown(tmp_path):
+    with pytest.raises(InputError, match="user name or password") as error:
+        download("https://user:secret@host/file", tmp_path / "file")
+    assert "secret" not in str(error.value)
+    assert names(tmp_path) == []

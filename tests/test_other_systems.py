@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parent.parent / "mamba_bio_audio"
 HIDE = """
 import os, signal, sys
 import torch, lightning, numpy, soundfile, matplotlib.pyplot, sklearn, scipy.stats, torchmetrics, tensorboard, filelock
-import torch.utils.tensorboard, lightning.pytorch.loggers, torch.utils.data, multiprocessing.pool, omegaconf, jinja2
+import torch.utils.tensorboard, lightning.pytorch.loggers, torch.utils.data, multiprocessing.pool, jinja2
 for name in ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "triton", "pysam"):
     sys.modules[name] = None
 for name in (

@@ -56,8 +56,7 @@ class Progress:
         self.tokens += tokens
         warning = None if self.watch is None else self.watch.step(tokens, seconds, length)
         if warning is not None:
-            sys.stderr.write(("\r\x1b[K" if self._live and not self.quiet else "") + warning + "\n")
-            sys.stderr.flush()
+            self._say(warning)
         if train_nats is not None:
             left = (self.config.steps - step) * self.config.tokens_per_step / self.tokens_per_second
             self._printed = now
@@ -83,7 +82,11 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Print what must be seen, also where progress is not."""
-        sys.stderr.write(("\r\x1b[K" if self._live and not self.quiet else "") + f"warning: {text}\n")
+        self._say(f"warning: {text}")
+
+    def _say(self, text: str) -> None:
+        """Print a line of its own, in the place of the line that progress keeps rewriting."""
+        sys.stderr.write(("\r\x1b[K" if self._live and not self.quiet else "") + text + "\n")
         sys.stderr.flush()
 
     def end(self) -> None:

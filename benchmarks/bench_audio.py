@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamba_bio_audio.config import load_config
 from mamba_bio_audio.inference.generate import generate_blocks
+from mamba_bio_audio.jobs.bench import beside, has_peer, peer_version, step_of, write_rows
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.workflow.bench import beside, has_peer, peer_version, step_of, write_rows
-from mamba_bio_audio.workflow.environment import environment
+from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.environment import environment
 
 # recipe, mixer or None for the recipe's own, batch, length, chunk; what matters most first, for runs that end early
 TRAIN: tuple[tuple[str, str | None, int, int, int | None], ...] = (

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.workflow.environment import environment
+from mamba_bio_audio.run.environment import environment
 
 D_MODEL, NUM_LAYERS, LENGTH, VOCAB = 128, 12, 1024, 16
 

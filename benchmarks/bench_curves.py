@@ -34,10 +34,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mamba_bio_audio import ops
-from mamba_bio_audio.models.build import build_model
-from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.models.output import ModelOutput
-from mamba_bio_audio.workflow.bench import (
+from mamba_bio_audio.jobs.bench import (
     OUT_OF_MEMORY,
     forward_call,
     has_peer,
@@ -51,7 +48,10 @@ from mamba_bio_audio.workflow.bench import (
     training_step,
     write_rows,
 )
-from mamba_bio_audio.workflow.environment import environment
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.output import ModelOutput
+from mamba_bio_audio.run.environment import environment
 
 LAYERS, WIDTH, CHANNELS, HEAD = 8, 256, 1024, 64
 LENGTHS = {"models": [1 << power for power in range(10, 21, 2)], "operations": [1 << power for power in range(9, 20)]}

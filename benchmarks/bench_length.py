@@ -23,10 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamba_bio_audio.models.build import build_model
-from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.training.streaming import streamed_loss
-from mamba_bio_audio.workflow.bench import (
+from mamba_bio_audio.jobs.bench import (
     OUT_OF_MEMORY,
     has_peer,
     logits_step,
@@ -35,7 +32,10 @@ from mamba_bio_audio.workflow.bench import (
     training_step,
     write_rows,
 )
-from mamba_bio_audio.workflow.environment import environment
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.training.streaming import streamed_loss
 
 # layers, width, and the chunk at which streaming was fastest on an H100
 MODELS = {"16x256": (16, 256, 1 << 17), "24x512": (24, 512, 1 << 16), "4x64 fp32": (4, 64, 1 << 17)}

@@ -24,9 +24,9 @@ import torch.distributed as dist
 from mamba_bio_audio.files import write_text
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.run.environment import environment
 from mamba_bio_audio.training.parallel import Relay, make_relay
 from mamba_bio_audio.training.streaming import streamed_loss
-from mamba_bio_audio.workflow.environment import environment
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -32,7 +32,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mamba_bio_audio import checkpoint
 from mamba_bio_audio.evaluation.context import target_nats
 from mamba_bio_audio.files import write_text
 from mamba_bio_audio.layers.config import SsmConfig
@@ -42,9 +41,10 @@ from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.synthetic.long_memory import CopyTask, NeedleTask
+from mamba_bio_audio.run import saved
+from mamba_bio_audio.run.environment import environment
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.optim import build_optimizer
-from mamba_bio_audio.workflow.environment import environment
 
 # Batches of test data are numbered from here, so that none was trained on.
 TEST = 1 << 40
@@ -356,7 +356,7 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
 def run_probe(arguments: argparse.Namespace, device: str) -> None:
     """Nats per base of the first and of the second X, by length of the filler."""
     ends = time.perf_counter() + arguments.seconds
-    model = checkpoint.load(arguments.run)
+    model = saved.load(arguments.run)
     model.to(device).eval()
     genome = Genome(arguments.fasta)
     record = max(genome.records, key=lambda name: genome.records[name])

@@ -15,9 +15,9 @@ from typing import Annotated
 
 import typer
 
-from mamba_bio_audio.config import load_config
-from mamba_bio_audio.workflow.environment import environment
-from mamba_bio_audio.workflow.pretrain import pretrain
+from mamba_bio_audio.jobs.pretrain import pretrain
+from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.environment import environment
 
 FIELDS = (
     "recipe",

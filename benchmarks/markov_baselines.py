@@ -19,7 +19,7 @@ from mamba_bio_audio.evaluation.markov import markov_table
 from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
-from mamba_bio_audio.workflow.environment import environment
+from mamba_bio_audio.run.environment import environment
 
 
 def main(

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.files import write_json
-from mamba_bio_audio.workflow import bench
+from mamba_bio_audio.jobs import bench
 
 LENGTH = 1024
 MARKOV = Path(__file__).parent / "results" / "markov_human.csv"

@@ -26,13 +26,14 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
-from mamba_bio_audio import checkpoint, ops
-from mamba_bio_audio.config import load_config
+from mamba_bio_audio import ops
 from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
 from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.jobs.pretrain import pretrain
+from mamba_bio_audio.run import saved
+from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.data import open_data
 from mamba_bio_audio.text import table
-from mamba_bio_audio.workflow.data import open_data
-from mamba_bio_audio.workflow.pretrain import pretrain
 
 LIMIT_NATS = 0.003
 LENGTH = 1024
@@ -89,7 +90,7 @@ def arm(
         if summary["stopped_by"] is None:
             # Training judged each arm by its own arithmetic; here all are judged in fp32.
             batches = open_data(config, device).evaluation_dataloader("valid", max_tokens=validation_tokens)
-            score = evaluate_likelihood(checkpoint.load(run, "last"), batches, device, "fp32")
+            score = evaluate_likelihood(saved.load(run, "last"), batches, device, "fp32")
             found |= {"valid_bases": score.count, "valid_nats_fp32": score.nats_per_base}
     write_json(run / "arm.json", found)
     print(json.dumps(found))

@@ -80,7 +80,7 @@ CRITICAL: dict[str, list[str]] = {
     "mamba_bio_audio/evaluation/markov.py": ["tests/evaluation/test_markov.py"],
     "mamba_bio_audio/evaluation/audio_metrics.py": ["tests/evaluation/test_audio_metrics.py"],
     "mamba_bio_audio/evaluation/context.py": ["tests/evaluation/test_context.py"],
-    "mamba_bio_audio/checkpoint.py": ["tests/test_checkpoint.py", "tests/training/test_ema.py"],
+    "mamba_bio_audio/run/saved.py": ["tests/run/test_saved.py", "tests/training/test_ema.py"],
     "mamba_bio_audio/pipelines/stream.py": ["tests/pipelines/test_stream.py"],
     "mamba_bio_audio/pipelines/download.py": ["tests/pipelines/test_download.py"],
     "mamba_bio_audio/pipelines/dna/fasta_index.py": [

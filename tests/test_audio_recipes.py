@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mamba_bio_audio.config import RunConfig, load_config, recipe_names
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.run.config import RunConfig, load_config, recipe_names
 from mamba_bio_audio.training import probe as training_probe
 from mamba_bio_audio.training.probe import Probe
 

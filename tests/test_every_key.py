@@ -18,9 +18,7 @@ import soundfile
 import torch
 from pydantic import BaseModel
 
-from mamba_bio_audio.config import RunConfig, load_config, to_yaml
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.export import export
 from mamba_bio_audio.layers import mamba
 from mamba_bio_audio.layers.config import AttentionConfig, SsmConfig
 from mamba_bio_audio.models.build import build, build_model
@@ -31,8 +29,10 @@ from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.run.config import RunConfig, load_config, to_yaml
+from mamba_bio_audio.run.data import open_data
+from mamba_bio_audio.run.export import export
 from mamba_bio_audio.training.config import LengthStage, TrainConfig
-from mamba_bio_audio.workflow.data import open_data
 
 SECTIONS: tuple[type[BaseModel], ...] = (
     *(RunConfig, TrainConfig, LengthStage),
@@ -251,7 +251,7 @@ def digest(*tensors: torch.Tensor) -> str:
 
 def of_model(config: RunConfig) -> Any:
     """Names, shapes and values of the parameters as training begins, and the loss of a batch."""
-    from mamba_bio_audio.workflow.pretrain import begin, resolve
+    from mamba_bio_audio.jobs.pretrain import begin, resolve
 
     data = open_data(config, "cpu")
     data.setup("fit")
@@ -290,9 +290,9 @@ def of_run(config: RunConfig) -> Any:
     """Rows, weights and files of a run, the steps saved, and how its sequences went through the model."""
     import tempfile
 
+    from mamba_bio_audio.jobs.pretrain import pretrain
     from mamba_bio_audio.training import module
     from mamba_bio_audio.training.steps import Steps
-    from mamba_bio_audio.workflow.pretrain import pretrain
 
     spied: list[Any] = []
 
@@ -434,6 +434,6 @@ def test_every_key_has_a_row():
 
 
 def _values(text: str, overrides: list[str]) -> dict[str, Any]:
-    from mamba_bio_audio.config import override, read_values
+    from mamba_bio_audio.run.config import override, read_values
 
     return override(read_values(text, "recipe"), overrides)

@@ -29,7 +29,6 @@ import yaml
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files.tensors import load_tree, save_tree
 from mamba_bio_audio.inference.generate import generate
@@ -43,6 +42,7 @@ from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import Interval, read_intervals
 from mamba_bio_audio.pipelines.dna.labelled import open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.training.checkpoints import check_fits, check_optimizer, load_checkpoint
 
 # Every fuzzer takes this many inputs.

@@ -99,7 +99,7 @@ def test_runs_that_failed_count_for_nothing(tree, counts, tmp_path):
 
 def test_which_tests_it_runs():
     files = gpu_record.gpu_test_files(ROOT)
-    assert {"tests/kernels/test_mamba_mixer.py", "tests/training/test_graphed.py", "tests/test_diagnose.py"} <= set(
+    assert {"tests/kernels/test_mamba_mixer.py", "tests/training/test_graphed.py", "tests/jobs/test_doctor.py"} <= set(
         files
     )
     file = "tests/kernels/test_rms_norm_triton.py"

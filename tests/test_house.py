@@ -19,8 +19,8 @@ PACKAGE = ROOT / "mamba_bio_audio"
 # Left to right as in docs/architecture.md; an import may point to its own level or to the right.
 ARROWS = [
     {"__main__", "cli"},
-    {"workflow", "diagnose"},
-    {"config", "checkpoint", "export", "foreign"},
+    {"jobs"},
+    {"run"},
     {"training", "inference", "evaluation"},
     {"pipelines", "models"},
     {"layers"},
@@ -155,7 +155,7 @@ def test_wheel_works_outside_the_repository(wheel, tmp_path):
     code = (
         "import mamba_bio_audio, torch\n"
         f"assert {str(site)!r} in mamba_bio_audio.__file__, mamba_bio_audio.__file__\n"
-        "from mamba_bio_audio.config import recipe_names, load_config\n"
+        "from mamba_bio_audio.run.config import recipe_names, load_config\n"
         "assert 'dna/tiny' in recipe_names()\n"
         "from mamba_bio_audio.ops import rms_norm\n"
         "rms_norm(torch.ones(1, 2, 3), torch.ones(3))\n"

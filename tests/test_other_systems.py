@@ -12,9 +12,9 @@ import pytest
 import soundfile
 import torch
 
-from mamba_bio_audio.config import load_config
 from mamba_bio_audio.pipelines.stream import stop_workers
-from mamba_bio_audio.workflow.data import open_data
+from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.data import open_data
 
 PACKAGE = Path(__file__).parent.parent / "mamba_bio_audio"
 

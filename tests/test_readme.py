@@ -11,7 +11,7 @@ import typer
 
 from mamba_bio_audio.cli.main import app
 from mamba_bio_audio.cli.main import run as command
-from mamba_bio_audio.config import load_config, recipe_names
+from mamba_bio_audio.run.config import load_config, recipe_names
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -24,7 +24,7 @@ def bench(
     """Time operations, training steps or generation, beside mamba_ssm where it is installed; CSV and a table."""
     resolved = resolve_device(device)
 
-    from mamba_bio_audio.workflow.bench import bench as run
+    from mamba_bio_audio.jobs.bench import bench as run
 
     file = out or Path(f"bench-{what}-{resolved}.csv")
     progress = None if quiet or as_json else lambda row: show(_line(row))

@@ -39,7 +39,7 @@ def classify(
     debug: DebugOption = False,
 ) -> None:
     """Train a classifier of sequences, from scratch or on a pretrained model (head.pretrained=RUN)."""
-    from mamba_bio_audio.config import load_config, recipe_files
+    from mamba_bio_audio.run.config import load_config, recipe_files
 
     config = load_config(recipe, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
     if config.head is None:
@@ -50,9 +50,9 @@ def classify(
     run = out or Path("runs") / str(config.name)
     resolved_device = resolve_device(device)
 
+    from mamba_bio_audio.jobs import classify as workflow
+    from mamba_bio_audio.jobs import pretrain
     from mamba_bio_audio.training.parallel import is_main_process
-    from mamba_bio_audio.workflow import classify as workflow
-    from mamba_bio_audio.workflow import pretrain
 
     if dry_run:
         result = pretrain.dry_run(config, run, device=resolved_device, resume=resume, force=force, inputs=inputs)

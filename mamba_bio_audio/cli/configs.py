@@ -17,8 +17,8 @@ def configs(
     debug: DebugOption = False,
 ) -> None:
     """List the recipes, or show one."""
-    from mamba_bio_audio.config import merge_recipe, recipe_names
     from mamba_bio_audio.plain_yaml import dump
+    from mamba_bio_audio.run.config import merge_recipe, recipe_names
 
     if recipe is not None:
         merged = merge_recipe(recipe)

@@ -46,12 +46,12 @@ def demo(
     out = out or Path("runs/demo")
     start = time.perf_counter()
 
-    from mamba_bio_audio.config import load_config
     from mamba_bio_audio.evaluation.figures import training_curve
     from mamba_bio_audio.files import check_out, write_json
-    from mamba_bio_audio.workflow.evaluate import describe_evaluation, evaluate
-    from mamba_bio_audio.workflow.pretrain import pretrain, run_maker
-    from mamba_bio_audio.workflow.sample import sample
+    from mamba_bio_audio.jobs.evaluate import describe_evaluation, evaluate
+    from mamba_bio_audio.jobs.pretrain import pretrain, run_maker
+    from mamba_bio_audio.jobs.sample import sample
+    from mamba_bio_audio.run.config import load_config
 
     config = load_config(RECIPE, overrides or [])
     # An earlier demo is replaced, and nothing else.

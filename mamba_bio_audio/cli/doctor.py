@@ -13,9 +13,9 @@ from mamba_bio_audio.text import show
 
 def doctor(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Versions, devices, C compiler, the live kernel path, and a numerical self-test of every operation."""
-    from mamba_bio_audio import diagnose
+    from mamba_bio_audio.jobs import doctor as job
 
-    result: dict[str, Any] = diagnose.diagnose()
-    show(to_json(result) if as_json else diagnose.describe(result))
+    result: dict[str, Any] = job.diagnose()
+    show(to_json(result) if as_json else job.describe(result))
     if not all(test["passed"] for test in result["self_test"]):
         raise typer.Exit(1)

@@ -81,12 +81,12 @@ def evaluate(
     resolved = resolve_device(device)
 
     from mamba_bio_audio.files import to_json, write_json
-    from mamba_bio_audio.workflow import evaluate as workflow
+    from mamba_bio_audio.jobs import evaluate as workflow
 
     if max_bases is not None and (metrics != "likelihood" or context is not None):
         raise InputError("--max-bases goes with the likelihood of whole windows; --context has --blocks instead")
     if metrics == "sc09-judge":
-        from mamba_bio_audio.workflow import sc09
+        from mamba_bio_audio.jobs import sc09
 
         with counters(quiet) as steps:
             notes = sc09.prepare_judge(
@@ -95,7 +95,7 @@ def evaluate(
         show(to_json(notes) if as_json else sc09.describe_judge(notes))
         return
     if metrics == "sc09":
-        from mamba_bio_audio.workflow import sc09
+        from mamba_bio_audio.jobs import sc09
 
         with counters(quiet) as steps:
             result = sc09.evaluate_sc09(
@@ -112,7 +112,7 @@ def evaluate(
         show(to_json(result) if as_json else sc09.describe_sc09(result))
         return
     if context is not None:
-        from mamba_bio_audio.workflow import context as at_length
+        from mamba_bio_audio.jobs import context as at_length
 
         contexts = _numbers(context)
         with counter("evaluating", "batches", quiet) as progress:
@@ -145,7 +145,7 @@ def evaluate(
             progress=steps,
         )
     if result.get("task") == "classification":
-        from mamba_bio_audio.workflow.evaluate_classes import describe, write_evaluation
+        from mamba_bio_audio.jobs.evaluate_classes import describe, write_evaluation
 
         own = not overrides and length is None and which == "best" and (run / "config.yaml").exists()
         result = write_evaluation(run, result) if own else {k: v for k, v in result.items() if k != "predictions"}

@@ -24,14 +24,14 @@ def export(
     debug: DebugOption = False,
 ) -> None:
     """Write safetensors, config.json, a model card and, for DNA, a tokenizer; transformers opens what it knows."""
-    from mamba_bio_audio import checkpoint
-    from mamba_bio_audio import export as exports
+    from mamba_bio_audio.run import export as exports
+    from mamba_bio_audio.run import saved
 
     if (out / "config.yaml").exists():
         raise InputError(f"{out} is a run folder; export to another --out")
     with new_folder(out, MAKER, inputs=[run], force=force) as folder:
-        model = checkpoint.load(run, which)
-        notes = exports.export(model, folder, evaluations=checkpoint.read_evaluations(run))
+        model = saved.load(run, which)
+        notes = exports.export(model, folder, evaluations=saved.read_evaluations(run))
     for note in notes:
         show(note, file=sys.stderr)
     opens = not hasattr(model, "labels") and exports.opens_in_transformers(model.model_config)

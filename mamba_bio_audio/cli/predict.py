@@ -67,7 +67,7 @@ def predict(
     resolved = resolve_device(device)
 
     from mamba_bio_audio.files import to_json
-    from mamba_bio_audio.workflow.predict import describe_predictions, ours, predict_files
+    from mamba_bio_audio.jobs.predict import describe_predictions, ours, predict_files
 
     if out is not None and resume and out.exists() and not unfinished(out).exists():
         check_file(out, "predict", ours, force=True)

@@ -39,7 +39,7 @@ def pretrain(
     debug: DebugOption = False,
 ) -> None:
     """Pretrain a language model."""
-    from mamba_bio_audio.config import load_config, recipe_files
+    from mamba_bio_audio.run.config import load_config, recipe_files
 
     config = load_config(recipe, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
     if config.head is not None:
@@ -48,8 +48,8 @@ def pretrain(
     run = out or Path("runs") / str(config.name)
     resolved_device = resolve_device(device)
 
+    from mamba_bio_audio.jobs import pretrain as workflow
     from mamba_bio_audio.training.parallel import is_main_process
-    from mamba_bio_audio.workflow import pretrain as workflow
 
     if dry_run:
         result = workflow.dry_run(config, run, device=resolved_device, resume=resume, force=force, inputs=inputs)

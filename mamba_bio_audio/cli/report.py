@@ -33,7 +33,7 @@ def report(
             page, "report", _is_report, [run, *([] if samples is None else [samples])], force=force or out is None
         )
 
-    from mamba_bio_audio.workflow import report as workflow
+    from mamba_bio_audio.jobs import report as workflow
 
     with counter("comparing", "bases", quiet) as progress:
         sections = workflow.report(run, page, samples=samples, progress=progress)

@@ -66,8 +66,8 @@ def sample(
         raise InputError(f"{out}: there is no folder {out.parent}")
     resolved = resolve_device(device)
 
-    from mamba_bio_audio.workflow import sample as workflow
-    from mamba_bio_audio.workflow.sample_report import check_report
+    from mamba_bio_audio.jobs import sample as workflow
+    from mamba_bio_audio.jobs.sample_report import check_report
 
     if report and out is not None and not out.is_dir() and not complete:
         check_report(out)
@@ -106,7 +106,7 @@ def sample(
 def _report(run: Path, out: Path, quiet: bool) -> None:
     """Measure DNA samples beside the training data."""
     from mamba_bio_audio.evaluation.samples import describe_samples
-    from mamba_bio_audio.workflow.sample_report import report_on_samples
+    from mamba_bio_audio.jobs.sample_report import report_on_samples
 
     with counter("comparing", "bases", quiet) as progress:
         result = report_on_samples(run, out, progress=progress)

@@ -18,7 +18,7 @@ def training_curve(run: Path, evaluation: dict[str, Any], out: Path) -> None:
 
     Args:
         run: folder with `metrics.csv`.
-        evaluation: of `workflow.evaluate`, with baselines.
+        evaluation: of `jobs.evaluate`, with baselines.
         out: PNG to write.
     """
     from matplotlib.figure import Figure
@@ -132,7 +132,7 @@ def context_curves(evaluation: dict[str, Any], out: Path) -> None:
     """Perplexity of the same bases against context, by stratum, and against the place in the window.
 
     Args:
-        evaluation: of `workflow.context.evaluate_context`.
+        evaluation: of `jobs.context.evaluate_context`.
         out: PNG to write.
     """
     from matplotlib.figure import Figure

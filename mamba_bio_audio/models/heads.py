@@ -153,7 +153,7 @@ class Classifier(nn.Module):
         backbone: a model of the common contract with `hidden`.
         labels: class names in the order of the outputs.
         scores_rows: a batch has one target a row, not one a position.
-        config, codec, manifest: set by `checkpoint.load`.
+        config, codec, manifest: set by `run.saved.load`.
     """
 
     scores_rows = True

@@ -43,7 +43,7 @@ class IsotropicModel(nn.Module):
 
     Attributes:
         recompute: "layer" keeps only each layer's input for backward and runs the layer again there.
-        config, codec, manifest: set by `checkpoint.load`.
+        config, codec, manifest: set by `run.saved.load`.
     """
 
     config: Any = None

@@ -94,7 +94,7 @@ class UNetModel(nn.Module):
 
     Attributes:
         recompute: "layer" keeps only each block's input for backward and runs the block again there.
-        config, codec, manifest: set by `checkpoint.load`.
+        config, codec, manifest: set by `run.saved.load`.
     """
 
     config: Any = None

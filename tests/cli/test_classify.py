@@ -15,9 +15,9 @@ import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.files.folders import check_replaceable
 from mamba_bio_audio.inference.classify import classify
+from mamba_bio_audio.jobs.pretrain import describe_dry_run, run_maker
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.weights import weights_hash
-from mamba_bio_audio.workflow.pretrain import describe_dry_run, run_maker
 
 RECIPE = """\
 model: {d_model: 16, num_layers: 2, ssm: {d_state: 4}}

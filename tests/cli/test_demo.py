@@ -55,10 +55,10 @@ def test_audio_demo_leaves_a_playable_file_and_a_spectrogram(tmp_path, capsys):
 def test_a_demo_that_is_stopped_while_it_samples_ends_so(tmp_path, monkeypatch, capsys):
     out = tmp_path / "demo"
     out.mkdir()
-    monkeypatch.setattr("mamba_bio_audio.workflow.pretrain.pretrain", lambda *given, **options: {"stopped_by": None})
-    monkeypatch.setattr("mamba_bio_audio.workflow.evaluate.evaluate", lambda *given, **options: {})
-    monkeypatch.setattr("mamba_bio_audio.workflow.evaluate.describe_evaluation", str)
-    monkeypatch.setattr("mamba_bio_audio.workflow.sample.sample", lambda *given, **options: "SIGTERM")
+    monkeypatch.setattr("mamba_bio_audio.jobs.pretrain.pretrain", lambda *given, **options: {"stopped_by": None})
+    monkeypatch.setattr("mamba_bio_audio.jobs.evaluate.evaluate", lambda *given, **options: {})
+    monkeypatch.setattr("mamba_bio_audio.jobs.evaluate.describe_evaluation", str)
+    monkeypatch.setattr("mamba_bio_audio.jobs.sample.sample", lambda *given, **options: "SIGTERM")
     with pytest.raises(SystemExit) as stop:
         command(["demo", "--out", str(out), "--quiet", "--device", "cpu"])
     assert stop.value.code == 130

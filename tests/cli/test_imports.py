@@ -69,8 +69,8 @@ def test_help_recipes_and_preparation_import_no_torch(tmp_path):
 def test_doctor_imports_no_lightning(tmp_path):
     code = (
         "import sys\n"
-        "from mamba_bio_audio import diagnose\n"
-        "diagnose._self_test = lambda device: []\n"
+        "from mamba_bio_audio.jobs import doctor\n"
+        "doctor._self_test = lambda device: []\n"
         "from mamba_bio_audio.cli.doctor import doctor\n"
         "doctor()\n"
         "assert 'lightning' not in sys.modules\n"

@@ -13,15 +13,15 @@ import pytest
 import soundfile
 import torch
 
-from mamba_bio_audio import checkpoint
 from mamba_bio_audio.cli.main import run as command
-from mamba_bio_audio.config import load_config
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.run import saved
+from mamba_bio_audio.run.config import load_config
 
 LABELS = ("gorilla", "human")
 
@@ -48,7 +48,7 @@ def model(monkeypatch) -> Classifier:
     made = Classifier(backbone, HeadConfig(pool="mean", classes=LABELS)).eval()
     torch.nn.init.normal_(made.head.weight, std=2.0)
     made.config, made.codec = config, DnaTokenizer()
-    monkeypatch.setattr(checkpoint, "load", lambda run, which="best": made)
+    monkeypatch.setattr(saved, "load", lambda run, which="best": made)
     return made
 
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_is_refused(tmp_path, capsys, model, monkeypatch):
     ):
         assert mba("predict", "run", *arguments) == 2
         assert message in capsys.readouterr().err
-    monkeypatch.setattr(checkpoint, "load", lambda run, which="best": model.backbone)
+    monkeypatch.setattr(saved, "load", lambda run, which="best": model.backbone)
     assert mba("predict", "run", tmp_path / "a.fa") == 2
     assert "needs a classifier" in capsys.readouterr().err
 
@@ -231,7 +231,7 @@ def test_recordings_of_any_rate_and_length(tmp_path, capsys, monkeypatch, pad_ta
     made = Classifier(backbone, HeadConfig(pool="mean", classes=("one", "two"))).eval()
     torch.nn.init.normal_(made.head.weight, std=2.0)
     made.config, made.codec = config, codec
-    monkeypatch.setattr(checkpoint, "load", lambda run, which="best": made)
+    monkeypatch.setattr(saved, "load", lambda run, which="best": made)
 
     def expected(levels: np.ndarray) -> float:
         row = np.concatenate([[codec.zero_level], levels.astype(np.int64)])

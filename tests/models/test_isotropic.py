@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mamba_bio_audio.config import load_config
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.run.config import load_config
 
 # Gu & Dao 2023, figure 5 left (read from the vector graphics) and the formula of one block.
 PAPER_SIZES = {
@@ -161,7 +161,7 @@ def hugging_face():
 @pytest.mark.parametrize("tied", [True, False])
 def test_equals_hugging_face_in_both_directions(hugging_face, length, tied, tmp_path):
     import mamba_bio_audio as mba
-    from mamba_bio_audio.export import export
+    from mamba_bio_audio.run.export import export
 
     theirs = hugging_face
     if not tied:

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from mamba_bio_audio.config import merge_recipe, model_config, recipe_names
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build, build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.size import count_parameters, kept_per_position
 from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.run.config import merge_recipe, model_config, recipe_names
 
 
 def built(config, head=None) -> int:

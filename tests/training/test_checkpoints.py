@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
-from mamba_bio_audio.config import RunConfig, load_config
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files.tensors import load_tree, save_tree
+from mamba_bio_audio.jobs.pretrain import pretrain
 from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.run.config import RunConfig, load_config
 from mamba_bio_audio.training.checkpoints import last_position, load_checkpoint
 from mamba_bio_audio.training.schedule import learning_rate
 from mamba_bio_audio.training.steps import NonFiniteLoss, Steps
-from mamba_bio_audio.workflow.pretrain import pretrain
 
 
 def config(steps: int = 4, **more: Any) -> RunConfig:

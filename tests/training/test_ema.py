@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import mamba_bio_audio as mba
-from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.workflow.pretrain import pretrain
+from mamba_bio_audio.jobs.pretrain import pretrain
+from mamba_bio_audio.run.config import load_config
 
 
 def config(steps: int, **more: str):

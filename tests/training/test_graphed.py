@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.jobs.pretrain import _changes
 from mamba_bio_audio.models.build import build
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.output import ModelOutput
 from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.graphed import GraphedLoss
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.optim import build_optimizer
-from mamba_bio_audio.workflow.pretrain import _changes
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mamba_bio_audio.config import load_config, merge_recipe
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.run.config import load_config, merge_recipe
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import length_at, length_stages, positions_until, stretches
 

@@ -9,12 +9,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mamba_bio_audio as mba
-from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.jobs.pretrain import pretrain
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.training import listening
 from mamba_bio_audio.training.listening import Listener
-from mamba_bio_audio.workflow.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.jobs import pretrain as workflow
 from mamba_bio_audio.training.steps import Steps
-from mamba_bio_audio.workflow import pretrain as workflow
 
 TINY = {
     "data.path": "demo",

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.cli.main import run as command
-from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError, NetworkError
 from mamba_bio_audio.pipelines.dna import hg38 as module
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.hg38 import COUNTS, INTERVAL_BASES, SOURCES, prepare_hg38, read_published
+from mamba_bio_audio.run.config import load_config
 
 BASES = 2048
 SPLITS = {"train": 5, "valid": 2, "test": 1}

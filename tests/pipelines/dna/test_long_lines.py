@@ -165,7 +165,7 @@ def test_prediction_of_a_record_of_50_million_bases(mode: str, windows: int, tmp
     imports = (
         "import torch\nfrom types import SimpleNamespace\nfrom mamba_bio_audio.inference.predict import predict\n"
         "from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer\n"
-        "from mamba_bio_audio.workflow.predict_sources import open_source\ntorch.set_num_threads(1)"
+        "from mamba_bio_audio.jobs.predict_sources import open_source\ntorch.set_num_threads(1)"
     )
     # The record, its symbols and the work of one batch; a third copy of the record does not fit.
     found = limited(PREDICT.replace("{mode!r}", repr(mode)), imports, 145 * MEGABYTE, path)

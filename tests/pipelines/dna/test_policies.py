@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mamba_bio_audio.config import load_config
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import Interval
 from mamba_bio_audio.pipelines.dna.policies import lay_out, training_windows
+from mamba_bio_audio.run.config import load_config
 
 TRAIN_INTERVALS = 34_021
 INTERVAL = 1 << 17

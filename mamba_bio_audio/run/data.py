@@ -1,0 +1,150 @@
+"""The data of a run: opened, and checked to be what the run was trained on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
+from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
+from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
+from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.audio.datamodule import summary_rows as audio_rows
+from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
+from mamba_bio_audio.pipelines.dna.classes import summary_rows as class_rows
+from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
+from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.dna.prepare import summary_rows as dna_rows
+from mamba_bio_audio.run.config import RunConfig
+from mamba_bio_audio.text import show
+
+DataModule = DnaDataModule | AudioDataModule | DnaClassesDataModule
+
+
+def open_data(
+    config: RunConfig,
+    device: str,
+    *,
+    length: int | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> DataModule:
+    """The data module of a run; not yet set up.
+
+    Args:
+        config: of the run.
+        device: "cpu" or "cuda".
+        length: of the windows; None is the training length.
+        batch_size: windows per batch; None is the training's micro-batch on `device`.
+        progress: called with (what, done, in all) while files are indexed, and labelled sequences read and compared.
+    """
+    train = config.train
+    length, batch_size = length or train.length, batch_size or train.micro_batch_for(device)
+    if isinstance(config.data, AudioClassesConfig):
+        return AudioClassesDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
+    if isinstance(config.data, AudioDataConfig):
+        return AudioDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
+    if isinstance(config.data, DnaClassesConfig):
+        return DnaClassesDataModule(
+            config.data, length=length, batch_size=batch_size, seed=config.seed, progress=progress
+        )
+    return DnaDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed, progress=progress)
+
+
+def progress_lines(quiet: bool) -> Callable[[str, int, int | None], None] | None:
+    """A progress callback that writes a line to standard error every ten seconds; None for quiet."""
+    if quiet:
+        return None
+    told = time.monotonic()
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        nonlocal told
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            show(f"{what}: {done:,}" + ("" if total is None else f" of {total:,}"), file=sys.stderr)
+
+    return tell
+
+
+def data_rows(kind: str, described: dict[str, Any]) -> list[tuple[str, str]]:
+    """A data module's `summary()` as (what, value) lines for people."""
+    return {"audio": audio_rows, "audio-classes": audio_rows, "dna-classes": class_rows}.get(kind, dna_rows)(described)
+
+
+def check_same_data(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+    """Files and splits must be those that the run was trained on."""
+    hashes = {file["name"]: file["sha256"] for file in before.get("files", [])}
+    for file in now["files"]:
+        if hashes and hashes.get(file["name"]) != file["sha256"]:
+            raise InputError(
+                f"{file['path']}: not the file that {run} was trained on (SHA-256 {file['sha256'][:12]}..., "
+                f"{hashes.get(file['name'], 'none')[:12]}... in its manifest); restore the file"
+            )
+    if before.get("splits_sha256") not in (None, now["splits_sha256"]):
+        raise InputError(f"{run}: the splits are not those that it was trained on; restore {now['split_source']}")
+
+
+def data_files(data: DataModule) -> list[str]:
+    """Paths of all files that a data module reads sequences or recordings from."""
+    if isinstance(data, AudioDataModule):
+        return [file.path for file in data.recordings.files]
+    if isinstance(data, DnaClassesDataModule):
+        return [file.path for file in data.labelled.files]
+    return list(data.genome.paths)
+
+
+class DataWatch:
+    """Notices files that are changed in place while a training reads them.
+
+    Args:
+        data: set up.
+        described: its `summary()`.
+        describe: makes the summary again, from the files as they are then.
+        run: for messages.
+    """
+
+    def __init__(
+        self, data: DataModule, described: dict[str, Any], describe: Callable[[], dict[str, Any]], run: Path
+    ) -> None:
+        self._described = described
+        self._describe = describe
+        self._run = run
+        self._files = data_files(data)
+        self._seen = self._look()
+
+    def check(self) -> None:
+        """Compare sizes and times, and only where these have changed the contents.
+
+        Raises:
+            InputError: a file is gone or holds something else; the message says what is kept and how to go on.
+        """
+        now = self._look()
+        changed = [path for path, status in now.items() if status != self._seen[path]]
+        if not changed:
+            return
+        try:
+            check_same_data(self._described, self._describe(), self._run)
+        except InputError as error:
+            raise InputError(
+                f"{changed[0]}: was changed while it was trained on. The last checkpoint and the best weights are from "
+                f"before this was seen, and nothing has been saved since; restore the file and go on with --resume "
+                f"({error})"
+            ) from None
+        # Touched or copied back, with the same contents.
+        self._seen = now
+
+    def _look(self) -> dict[str, tuple[int, int] | None]:
+        return {path: _size_and_time(path) for path in self._files}
+
+
+def _size_and_time(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,302 @@
+"""Exports: a folder that `load`, and where it can Hugging Face's transformers, opens, with a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import save_file
+
+from mamba_bio_audio import __version__
+from mamba_bio_audio.errors import InputError, as_written
+from mamba_bio_audio.files import atomic_path, write_json, write_text
+from mamba_bio_audio.models.build import LanguageModel
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.run.config import RunConfig
+from mamba_bio_audio.text import printable
+
+
+def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
+    """Whether Hugging Face's `MambaForCausalLM` computes the same function."""
+    ssm = config.ssm
+    return isinstance(config, ModelConfig) and ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
+
+
+def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping[str, Any] | None = None) -> list[str]:
+    """Write `model.safetensors`, `config.json`, a model card, and of DNA models a tokenizer.
+
+    The folder opens with `transformers.MambaForCausalLM.from_pretrained` where the model is one of its own (real,
+    selective, Euler), and with `load` always; `transformers.AutoTokenizer` then encodes as `DnaTokenizer` does, and
+    `generate` emits what `mba.generate` may.
+
+    Args:
+        out: folder; files of an earlier export in it are replaced.
+        evaluations: those of `read_evaluations`, for the card.
+
+    Returns:
+        What the card cannot vouch for, for people: scores of other weights, which it leaves out, and of unknown ones.
+    """
+    if evaluations:
+        model.manifest = {**model.manifest, "evaluations": dict(evaluations)}
+    if (out / "config.yaml").exists():
+        raise InputError(f"{out} is a run folder; export to another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    config = model.model_config
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    padded, d_model = backbone.embedding.weight.shape
+    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    if isinstance(model, IsotropicModel):
+        head = tensors.pop("lm_head.weight")
+        tensors = {
+            "backbone." + name.replace("embedding.weight", "embeddings.weight"): tensor
+            for name, tensor in tensors.items()
+        }
+        if not model.model_config.tie_embeddings:
+            tensors["lm_head.weight"] = head
+    with atomic_path(out / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    description: dict[str, Any] = {
+        "model_type": "mamba_bio_audio",
+        "vocab_size": padded,
+        "hidden_size": d_model,
+        "num_hidden_layers": config.num_layers,
+    }
+    if isinstance(model, IsotropicModel) and opens_in_transformers(config):
+        mixer: Any = model.layers[0].mixer
+        description |= {
+            "model_type": "mamba",
+            "architectures": ["MambaForCausalLM"],
+            "state_size": config.ssm.d_state,
+            "conv_kernel": config.ssm.d_conv,
+            "expand": config.ssm.expand,
+            "intermediate_size": mixer.d_inner,
+            "time_step_rank": mixer.dt_rank,
+            "layer_norm_epsilon": config.norm_eps,
+            "use_bias": config.ssm.proj_bias,
+            "use_conv_bias": config.ssm.conv_bias,
+            "hidden_act": "silu",
+            "residual_in_fp32": True,
+            # With true, transformers 5 initialises out_proj again after loading it.
+            "rescale_prenorm_residual": False,
+            "tie_word_embeddings": model.model_config.tie_embeddings,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": None,
+            "dtype": "float32",
+        }
+    run = model.config if isinstance(model.config, RunConfig) else None
+    description["mamba_bio_audio"] = {
+        "version": __version__,
+        "model": config.model_dump(mode="json"),
+        "config": None if run is None else run.model_dump(mode="json"),
+        "manifest": dict(model.manifest),
+    }
+    write_json(out / "config.json", description)
+    if isinstance(model, IsotropicModel) and opens_in_transformers(config):
+        write_json(out / "generation_config.json", _generation(model, padded))
+    if isinstance(model.codec, DnaTokenizer):
+        _write_tokenizer(model.codec, out)
+    # An export that is exported again brings its manifest in config.json.
+    with as_written("manifest.json or evaluate-*.json of the model", "restore these files, or move them away"):
+        write_text(out / "README.md", model_card(model))
+        return scores_of_other_weights(model)
+
+
+def _generation(model: IsotropicModel, padded: int) -> dict[str, Any]:
+    """Keeps `generate` of transformers to the ids that `mba.generate` samples; rows of the embedding are no symbols."""
+    allowed = range(model.model_config.vocab_size or padded) if model.codec is None else model.codec.sample_ids
+    suppressed = sorted(set(range(padded)) - set(allowed))
+    return {"suppress_tokens": suppressed or None, "pad_token_id": getattr(model.codec, "pad_id", None)}
+
+
+def _write_tokenizer(codec: DnaTokenizer, out: Path) -> None:
+    """Files of `tokenizers` and transformers that encode and decode as the codec does: one id per character."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocabulary = {token: i for i, token in enumerate(codec.vocab)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=codec.vocab[codec.unknown_id]))
+    bases = [codec.vocab[i] for i in codec.base_ids]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(base.lower(), base) for base in bases])
+    # Every character by itself, line ends too.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex(r"\[[A-Z]+\]"), "N"), decoders.Fuse()])
+    write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    pad = {"pad_token": codec.vocab[codec.pad_id]}
+    write_json(out / "special_tokens_map.json", pad)
+    write_json(
+        out / "tokenizer_config.json",
+        # A text that happens to hold "[PAD]" is letters like any other.
+        pad
+        | {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
+            "padding_side": "right",
+        },
+    )
+
+
+class _Score(NamedTuple):
+    """Something that a manifest says of how good the model is."""
+
+    name: str
+    weights: str | None  # their hash; None where an earlier version wrote it
+    figures: list[str]
+
+
+def _scores(manifest: Mapping[str, Any]) -> list[_Score]:
+    scores = []
+    result = manifest.get("result", {})
+    if result.get("valid_nats") is not None:
+        unit = result.get("per", result.get("unit", "base"))
+        figure = f"{result['valid_nats']:.4f} nats per {unit} at step {result['best_step']:,}"
+        scores.append(_Score("best validation", result.get("weights_sha256"), [figure]))
+    for split, found in manifest.get("evaluations", {}).items():
+        figures = [
+            f"windows of {found['length']:,}, {name}: "
+            + ", ".join(f"{key} {value:.4f}" for key, value in row.items() if value is not None)
+            for name, row in found.items()
+            if isinstance(row, dict)
+        ]
+        scores.append(_Score(f"{split} split", found.get("weights_sha256"), figures))
+    return scores
+
+
+def scores_of_other_weights(model: LanguageModel | Classifier) -> list[str]:
+    """Scores in the manifest that are not known to be of the model's weights, each with what the card does about it."""
+    weights, notes = weights_hash(model), []
+    for score in _scores(model.manifest):
+        if score.weights is None:
+            notes.append(
+                f"{score.name}: an earlier version wrote these scores, and which weights they are of is unknown"
+            )
+        elif score.weights != weights:
+            notes.append(f"{score.name}: these scores are of other weights; the model card leaves them out")
+    return notes
+
+
+def model_card(model: LanguageModel | Classifier) -> str:
+    """What the model is, what it was trained on and how to open it, in Markdown."""
+    config = model.model_config
+    ssm = config.ssm
+    kind = f"{'complex' if ssm.complex else 'real'}, selective {str(ssm.selective).lower()}"
+    lines = [
+        "---",
+        "library_name: mamba-bio-audio",
+        "---",
+        f"# {config.mixer}, {config.num_layers} layers {'a stage ' if isinstance(config, UNetConfig) else ''}"
+        f"x {config.d_model}, {model.num_parameters():,} parameters",
+        "",
+        f"State space: {kind}, {ssm.d_state} states per channel. Written by mamba-bio-audio {__version__}.",
+        "",
+    ]
+    if isinstance(model.config, RunConfig):
+        lines += [*_card_of_training(model.config, model.manifest, weights_hash(model)), *_card_of_limits(model)]
+    lines += [
+        "## Use",
+        "",
+        "```python",
+        "import mamba_bio_audio as mba",
+        'model = mba.load("FOLDER")',
+        "```",
+        "",
+    ]
+    if isinstance(model, Classifier):
+        lines += ["## Classes", "", f"{', '.join(model.labels)}, in the order of the outputs.", ""]
+    elif opens_in_transformers(config):
+        lines += [
+            "```python",
+            "from transformers import MambaForCausalLM",
+            'model = MambaForCausalLM.from_pretrained("FOLDER")',
+            "```",
+            "",
+        ]
+    if isinstance(model.codec, AudioCodec):
+        codec = model.codec
+        lines += [
+            "## Symbols",
+            "",
+            f"The ids 0 to {codec.vocab_size - 1:,} are levels of the amplitude of one sample, lowest to highest: "
+            f"{codec.description}, one channel at {codec.sample_rate_hz:,} Hz. A sequence begins with {codec.start_id:,}. "
+            "There is no tokenizer: `model.codec.encode` makes levels of float32 samples in [-1, 1], and "
+            "`model.codec.decode` samples of levels.",
+            "",
+        ]
+    elif model.codec is not None:
+        ids = ", ".join(f"{symbol} {i}" for i, symbol in enumerate(model.codec.vocab))
+        lines += [
+            "## Symbols",
+            "",
+            f"{ids}. One id per base in either case; every other letter is N. Nothing is added at the ends. "
+            '`transformers.AutoTokenizer.from_pretrained("FOLDER")` encodes alike.',
+            "",
+        ]
+    # A name of a file or a class with a line end in it stays on its line.
+    return "\n".join(printable(line) for line in lines)
+
+
+def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: str) -> list[str]:
+    train = config.train
+    data = manifest.get("data", {})
+    lines = ["## Data", ""]
+    files = data.get("files", [])
+    lines += [f"- {file['name']}, SHA-256 `{file['sha256']}`" for file in files[:20]]
+    lines += [f"- and {len(files) - 20:,} more, listed in config.json"] if len(files) > 20 else []
+    if config.data.kind == "dna" and "bases" in data:
+        lines += [
+            "",
+            f"{data['bases']:,} bases in {data.get('records', 0):,} records, {data['unknown_percent']:.3f} % not A, C, "
+            f"G or T, {data['lower_case_percent']:.2f} % lower case (tokens do not depend on case). Split by "
+            f"{data.get('split_source', 'an unknown rule')}:",
+            "",
+        ]
+        for split, counts in data.get("splits", {}).items():
+            lines.append(f"- {split}: {counts['bases']:,} bases in {counts['intervals']:,} intervals")
+    lines += [
+        "",
+        "No licence is stated here: whoever publishes these weights chooses one that the licences of the data allow.",
+        "",
+        "## Training",
+        "",
+        f"{train.steps:,} steps of {train.tokens_per_step:,} positions at length {train.length:,}, "
+        f"peak rate {train.lr:g}, betas {train.betas[0]:g} and {train.betas[1]:g}, decay {train.weight_decay:g}, "
+        f"seed {config.seed}.",
+    ]
+    made = [f"{name} {manifest[name]}" for name in ("torch", "device", "precision", "commit") if manifest.get(name)]
+    if made:
+        lines.append(f"Made with {', '.join(made)}.")
+    lines += ["", "## Results", ""]
+    for score in _scores(manifest):
+        if score.weights in (None, weights):
+            doubt = "" if score.weights else " (which weights these scores are of is not recorded)"
+            lines += [f"- {score.name}, {figure}{doubt}" for figure in score.figures]
+        else:
+            lines.append(f"- {score.name}: left out, because the scores are of other weights than these")
+    if not manifest.get("evaluations"):
+        lines.append("Not evaluated on held-out data beside baselines yet (`mba evaluate`).")
+    return [*lines, ""]
+
+
+def _card_of_limits(model: LanguageModel | Classifier) -> list[str]:
+    length = model.config.train.length
+    lines = [
+        "## Limits",
+        "",
+        f"- Trained on sequences of {length:,} positions; what it does with longer context was not trained.",
+        "- It knows the distribution of its training data only; figures on other data have to be measured.",
+    ]
+    if isinstance(model.codec, DnaTokenizer):
+        strands = "both strands" if getattr(model.config.data, "reverse_complement", False) else "the strand as written"
+        lines.append(f"- It has read {strands}; it is causal, so a base is judged from what stands before it alone.")
+        lines.append("- A likelihood is no measure of function or of harm; it is not a medical device.")
+        lines.append("- Samples can repeat training sequence: `mba sample` reports the longest exact match.")
+    elif not isinstance(model, Classifier):
+        lines.append("- Samples can repeat training recordings; the rights in those are not touched by these weights.")
+    return [*lines, ""]

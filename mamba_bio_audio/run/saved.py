@@ -1,0 +1,279 @@
+"""Run folders, and loading a model from whatever holds one.
+
+| folder or file | recognised by |
+|---|---|
+| our run | `config.yaml` |
+| our export, Hugging Face `MambaForCausalLM`, mamba_ssm | `config.json`; weights whole or in shards |
+| bare state dict of either | `.pt`, `.bin`, `.pth` or `.safetensors` file |
+
+`foreign.py` reads what others wrote; `export.py` writes what `load` and Hugging Face read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import inside
+from mamba_bio_audio.models.build import LanguageModel, build
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.size import count_parameters, size_text
+from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.run.config import RunConfig, model_config, read_values, validate
+from mamba_bio_audio.run.foreign import infer_config, mistakes, read_folder, read_json, read_tensors, rename, some
+from mamba_bio_audio.training.checkpoints import check_finite, last_checkpoint, load_checkpoint
+
+# Kind of data -> codec from the data section.
+CODECS: dict[str, Callable[[Any], Any]] = {
+    "dna": lambda data: DnaTokenizer(),
+    "dna-classes": lambda data: DnaTokenizer(),
+    "audio": AudioCodec.of,
+    "audio-classes": AudioCodec.of,
+}
+Which = Literal["best", "last", "ema", "best-samples"]
+
+
+class _Source(NamedTuple):
+    tensors: dict[str, Tensor]
+    model: ModelConfig | UNetConfig
+    config: RunConfig | ModelConfig | UNetConfig
+    manifest: dict[str, Any]
+
+    @property
+    def head(self) -> HeadConfig | None:
+        return self.config.head if isinstance(self.config, RunConfig) else None
+
+
+def load_language_model(path: str | Path, which: Which = "best") -> LanguageModel:
+    """As `load`, for what needs next-symbol predictions.
+
+    Raises:
+        InputError: also when it is a classifier.
+    """
+    model = load(path, which)
+    if isinstance(model, Classifier):
+        raise InputError(f"{path}: a classifier of {', '.join(model.labels)}; this command needs a language model")
+    return model
+
+
+def load_classifier(path: str | Path, which: Which = "best") -> Classifier:
+    """As `load`, for what needs class probabilities.
+
+    Raises:
+        InputError: also when it is a language model.
+    """
+    model = load(path, which)
+    if not isinstance(model, Classifier):
+        raise InputError(f"{path}: a language model; this command needs a classifier, from mba classify")
+    return model
+
+
+def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
+    """Load a model for use.
+
+    Args:
+        path: run folder, export, Hugging Face Mamba folder, mamba_ssm folder, or a state dict file.
+        which: "best" by validation (of the average where the run kept one), "last", "ema", the last average, or
+            "best-samples", those whose generated audio came closest to recordings (`train.listen`).
+
+    Returns:
+        A language model, or a classifier with `.labels`, on the CPU in fp32 and eval mode, with `.config` (`RunConfig`,
+        or `ModelConfig` for foreign weights), `.codec` (symbols to ids and back; None for foreign weights) and
+        `.manifest` (what the run wrote of itself).
+
+    Raises:
+        InputError: nothing loadable there, or weights that do not fit.
+    """
+    path = Path(path)
+    if which not in get_args(Which):
+        raise InputError(f"which is {which!r}; choose one of {', '.join(get_args(Which))}")
+    if not path.exists():
+        raise InputError(f"{path}: no such run, folder or file")
+    if path.is_file():
+        if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").exists():
+            raise InputError(
+                f"{path}: the checkpoint of a run; give the run folder {path.parent.parent}, with which=last"
+            )
+        tensors = rename(read_tensors(path), path)
+        inferred = infer_config(tensors, path, None)
+        source = _Source(tensors, inferred, inferred, {})
+    elif (path / "config.yaml").exists():
+        source = _from_run(path, which)
+    elif (path / "config.json").exists():
+        if which != "best":
+            raise InputError(f"{path}: an exported folder holds one set of weights, not {which!r}")
+        source = _from_folder(path)
+    else:
+        raise InputError(
+            f"{path}: neither a run (config.yaml) nor an exported model (config.json); "
+            f"give the folder that mba pretrain or mba export wrote"
+        )
+    model = _build_fitting(source, path)
+    check_finite(source.tensors, path)
+    model.load_state_dict(source.tensors, strict=False)
+    model.eval()
+    model.config = source.config
+    run = source.config
+    model.codec = CODECS[run.data.kind](run.data) if isinstance(run, RunConfig) else None
+    model.manifest = source.manifest
+    return model
+
+
+def _build_fitting(source: _Source, path: Path) -> LanguageModel | Classifier:
+    """The model of the configuration, if names and shapes of its tensors are those that were read."""
+    # Before the memory for it is asked for; of a few missing tensors the names say more.
+    described, held = count_parameters(source.model, source.head), sum(t.numel() for t in source.tensors.values())
+    if described > 2 * held + 2**20:
+        raise InputError(
+            f"{path}: weights do not fit the configuration: it describes a model of {size_text(described)} parameters, and "
+            f"the weights are {held:,}"
+        )
+    model = build(source.model, source.head)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    missing = wanted.keys() - source.tensors.keys()
+    if getattr(source.model, "tie_embeddings", False):
+        missing = {name for name in missing if name.removeprefix("backbone.") != "lm_head.weight"}
+    unexpected = source.tensors.keys() - wanted.keys()
+    other = [
+        f"{name} has shape {tuple(source.tensors[name].shape)}, not {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in source.tensors and source.tensors[name].shape != shape
+    ]
+    if missing or unexpected or other:
+        raise InputError(
+            f"{path}: weights do not fit the configuration; missing {some(missing)}; unexpected {some(unexpected)}"
+            + (f"; {some(other)}" if other else "")
+        )
+    return model
+
+
+def describe_which(config: Any, which: Which) -> str:
+    """Which weights these are, in words."""
+    if which == "best" and isinstance(config, RunConfig) and config.train.ema is not None:
+        return "best moving average"
+    names: dict[str, str] = {"last": "last step", "ema": "last moving average", "best-samples": "best-by-samples"}
+    return names.get(which, which)
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """A run's `manifest.json`, or an empty dict."""
+    path = inside(run, "manifest.json")
+    if not path.exists():
+        return {}
+    return _checked_manifest(read_json(path), path)
+
+
+def _checked_manifest(manifest: Any, place: Path) -> dict[str, Any]:
+    data = manifest.get("data", {}) if isinstance(manifest, dict) else None
+    files = data.get("files", []) if isinstance(data, dict) else None
+    sound = (
+        isinstance(files, list)
+        and all(isinstance(file, dict) and {"name", "sha256"} <= set(file) for file in files)
+        and isinstance(manifest.get("sessions", []), list)
+    )
+    if not sound:
+        raise InputError(f"{place}: not a manifest of this program; restore the file")
+    return manifest
+
+
+def read_config(run: Path) -> RunConfig:
+    """A run's resolved configuration."""
+    path = inside(run, "config.yaml")
+    if not path.exists():
+        raise InputError(f"{run}: not a run folder, it has no config.yaml")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: not a configuration: {error}; restore the file") from None
+    return validate(read_values(text, str(path)), str(path), saved=True)
+
+
+def _from_run(path: Path, which: Which) -> _Source:
+    config = read_config(path)
+    if which == "ema" and config.train.ema is None:
+        raise InputError(f"{path}: this run kept no moving average of its weights; use best or last")
+    if which == "best-samples" and not (path / "best_samples.safetensors").exists():
+        raise InputError(
+            f"{path}: no best_samples.safetensors, as runs of audio with train.listen keep; use best or last"
+        )
+    if which in ("best", "best-samples"):
+        weights = path / ("model.safetensors" if which == "best" else "best_samples.safetensors")
+        if not weights.exists():
+            raise InputError(f"{path}: no model.safetensors yet, the run has not been validated; use --which last")
+        tensors = read_tensors(weights)
+    else:
+        last = last_checkpoint(path)
+        if last is None:
+            raise InputError(f"{path}: no checkpoints/last.safetensors; the run has not taken a step that was saved")
+        saved = load_checkpoint(last)
+        wanted = saved.average if which == "ema" else saved.weights
+        if wanted is None:
+            raise InputError(f"{last}: holds no moving average of the weights; use best or last")
+        tensors = wanted
+    return _Source(tensors, config.model, config, read_manifest(path))
+
+
+def evaluation_files(run: Path) -> list[Path]:
+    """`evaluate-SPLIT.json` of a run; not what `mba evaluate --context` leaves beside them."""
+    names = (path.name for path in run.glob("evaluate-*.json"))
+    return [inside(run, name) for name in sorted(names) if not name.startswith("evaluate-context-")]
+
+
+def read_evaluations(run: Path) -> dict[str, Any]:
+    """The figures of `evaluate-SPLIT.json`, without their tables, and which weights they are of."""
+    found = {}
+    for path in evaluation_files(run):
+        result = read_json(path)
+        model, markov = result.get("model"), result.get("markov")
+        if not isinstance(model, dict):
+            raise InputError(f"{path}: not an evaluation of this program; remove it")
+        own = {name: value for name, value in model.items() if isinstance(value, int | float)}
+        if isinstance(model.get("accuracy"), dict):
+            own["accuracy"] = model["accuracy"].get("value")
+        scores = {"length": result.get("length"), "weights_sha256": result.get("weights_sha256"), "model": own}
+        found[path.stem.removeprefix("evaluate-")] = scores | (
+            {f"Markov order {markov['chosen_order']}": markov["best"]} if markov else {}
+        )
+    return found
+
+
+def _from_folder(path: Path) -> _Source:
+    description = read_json(path / "config.json")
+    found, weights = read_folder(path)
+    ours = description.get("mamba_bio_audio")
+    if ours is None:
+        tensors = rename(found, weights)
+        inferred = infer_config(tensors, weights, description)
+        return _Source(tensors, inferred, inferred, {})
+    try:
+        described = model_config(ours["model"])
+    except (ValidationError, KeyError, TypeError) as error:
+        reason = mistakes(error) if isinstance(error, ValidationError) else "it describes no model"
+        raise InputError(f"{path / 'config.json'}: damaged mamba_bio_audio section: {reason}") from None
+    config = None if ours.get("config") is None else validate(ours["config"], str(path / "config.json"), saved=True)
+    tensors = found if config is not None and config.head is not None else rename(found, weights)
+    if description.get("model_type") == "mamba":
+        _check_same_function(infer_config(tensors, weights, description), described, path / "config.json")
+    return _Source(
+        tensors, described, config or described, _checked_manifest(ours.get("manifest", {}), path / "config.json")
+    )
+
+
+def _check_same_function(theirs: ModelConfig, ours: ModelConfig | UNetConfig, place: Path) -> None:
+    """An export says twice what it is: for transformers, and in its own section."""
+    for key in ("norm_eps", "tie_embeddings"):
+        said, section = getattr(theirs, key), getattr(ours, key, None)
+        if said != section:
+            raise InputError(
+                f"{place}: contradicts itself: {key} is {said} by its keys for transformers and {section} in its section "
+                f"mamba_bio_audio; export the model again, or correct the file"
+            )

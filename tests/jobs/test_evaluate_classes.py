@@ -1,0 +1,148 @@
+"""Evaluation of a classifier of many classes: what is compared, written and shown does not grow with their pairs."""
+
+import csv
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mamba_bio_audio.jobs import evaluate_classes as subject
+from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
+
+LENGTH = 12
+
+
+class Data(DnaClassesDataModule):
+    """Sequences without files."""
+
+    def __init__(self, targets: np.ndarray, classes: int) -> None:
+        self.names = tuple(f"c{at}" for at in range(classes))
+        self.length = LENGTH
+        regions = [SimpleNamespace(label=int(y), record=f"r{at}", locus=f"l{at // 2}") for at, y in enumerate(targets)]
+        self.dataset = SimpleNamespace(
+            windows=[SimpleNamespace(region=region, start=0, end=LENGTH) for region in regions],
+            labelled=SimpleNamespace(fetch=lambda region, start, end: np.full(end - start, 7, np.uint8)),
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.names
+
+    pad_id = 4
+    codec = SimpleNamespace(unit="base", reverse_complement=lambda ids: ids)
+
+    def evaluation_dataset(self, split):
+        return self.dataset
+
+    def strata(self, split):
+        return {}
+
+    def label_conflicts(self):
+        return {}
+
+
+def probabilities(targets: np.ndarray, classes: int, wrong: dict[int, int]) -> np.ndarray:
+    chosen = targets.copy()
+    for row, other in wrong.items():
+        chosen[row] = other
+    p = np.full((len(targets), classes), 0.1 / (classes - 1))
+    p[np.arange(len(targets)), chosen] = 0.9
+    return p
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch):
+    """evaluate(targets, classes, model's p, k-mers' p) -> result, and how many means were resampled."""
+
+    def run(targets, classes, own, bar):
+        calls = []
+        mean = subject.bootstrap_mean
+        monkeypatch.setattr(subject, "bootstrap_mean", lambda *a, **k: calls.append(1) or mean(*a, resamples=50, **k))
+        done = [0]
+
+        def classify(model, rows, **options):
+            done[0] += len(rows)
+            return own[done[0] - len(rows) : done[0]]
+
+        monkeypatch.setattr(subject, "classify", classify)
+        fitted = SimpleNamespace(
+            probabilities=lambda rows: bar,
+            to_dict=lambda: (
+                {"k": 4, "strength": 0.1, "trained_on": 9, "candidates": [{"k": 4}]} | {"edges": [], "left_out": []}
+            ),
+        )
+        monkeypatch.setattr(subject, "kmer_baseline", lambda data: fitted)
+        data = Data(targets, classes)
+        model = SimpleNamespace(labels=data.classes, to=lambda device: None)
+        return subject.evaluate_classes(model, data, split="test", device="cpu", narrow=False), len(calls)
+
+    yield run
+    monkeypatch.undo()
+
+
+def test_pairs_of_few_classes_are_all_there(evaluate):
+    targets = np.repeat(np.arange(4), 6)
+    own, bar = probabilities(targets, 4, {0: 1, 7: 0}), probabilities(targets, 4, {0: 1, 1: 1, 18: 2})
+    result, _ = evaluate(targets, 4, own, bar)
+    names = [f"c{a} against c{b}" for a in range(4) for b in range(a + 1, 4)]
+    assert list(result["model"]["pairs"]) == list(result["kmers"]["pairs"]) == list(result["gain"])[1:] == names
+    assert "pairs_of" not in result
+    assert result["model"]["pairs"]["c0 against c1"]["value"] == pytest.approx(10 / 12)
+    assert result["kmers"]["pairs"]["c2 against c3"]["value"] == pytest.approx(11 / 12)
+    assert result["gain"]["c0 against c1"]["value"] == pytest.approx(0)
+    assert result["gain"]["all"]["value"] == pytest.approx(1 / 24)
+    header = result["predictions"].splitlines()[0].split("\t")
+    assert header[-4:] == ["p_c0", "p_c1", "p_c2", "p_c3"]
+
+
+def test_pairs_of_many_classes_are_the_most_confused(evaluate):
+    """Of 7,140 pairs of 120 classes 190 are compared, and the table says so."""
+    classes = 120
+    targets = np.repeat(np.arange(classes), 4)
+    own = probabilities(targets, classes, {4 * 50: 70, 4 * 50 + 1: 70, 4 * 3: 9})
+    result, means = evaluate(targets, classes, own, probabilities(targets, classes, {}))
+    assert list(result["model"]["pairs"])[:2] == ["c50 against c70", "c3 against c9"]
+    assert len(result["model"]["pairs"]) == len(result["kmers"]["pairs"]) == len(result["gain"]) - 1 == 190
+    assert result["pairs_of"] == 7140
+    assert means == 3 * 190 + 1
+    text = subject.describe(result)
+    assert "(the 190 pairs that the model confuses most, of 7,140)" in text
+    assert len(text) < 40_000
+    rows = list(csv.DictReader(io.StringIO(result["predictions"]), delimiter="\t"))
+    assert len(rows) == len(targets)
+    assert list(rows[200])[-3:] == ["predicted", "p_predicted", "p_class"]
+    assert (rows[200]["class"], rows[200]["predicted"], rows[200]["p_predicted"]) == ("c50", "c70", "0.900000")
+    assert float(rows[200]["p_class"]) == pytest.approx(0.1 / 119, abs=1e-6)
+
+
+def test_one_locus_has_no_interval_and_is_described(evaluate):
+    targets = np.array([0, 1])
+    result, _ = evaluate(targets, 3, probabilities(targets, 3, {}), probabilities(targets, 3, {0: 1}))
+    assert "does not clear" in subject.describe(result)
+
+
+KMERS = {
+    "k": 7,
+    "strength": 0.001,
+    "trained_on": 40_000,
+    "candidates": [{"k": k} for k in range(1, 10)],
+    "accuracy": {"value": 0.954, "low": 0.93, "high": 0.97, "groups": 73},
+    "edges": [],
+    "left_out": [],
+}
+
+
+def test_the_bar_says_how_it_was_chosen() -> None:
+    text = subject.describe_kmers(KMERS)
+    assert text.startswith(
+        "7-mer logistic regression: 95.4% (93.0% to 97.0%); 40,000 training sequences, k from 1 to 9"
+    )
+    assert "1/0.001, chosen on validation loss" in text
+    assert "too low" not in text
+
+
+def test_the_bar_says_when_it_may_be_too_low() -> None:
+    text = subject.describe_kmers(KMERS | {"edges": ["k = 10 is the largest tried"], "left_out": [8, 9]})
+    assert "at the edge of the grid, so that the bar may be too low: k = 10 is the largest tried" in text
+    assert "left out because they would take too long, so that the bar may be too low: k = 8, 9" in text

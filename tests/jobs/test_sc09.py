@@ -1,0 +1,234 @@
+"""The whole judgement on ten classes of sound, with shortened clips and a short training of the small judge."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.torch import load_file, save_file
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation.audio_metrics import confidence_limit, paper_selection
+from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
+from mamba_bio_audio.files.folders import check_replaceable
+from mamba_bio_audio.jobs import sc09
+from mamba_bio_audio.jobs.predict import describe_predictions, predict_files
+from mamba_bio_audio.jobs.pretrain import pretrain, run_maker
+from mamba_bio_audio.jobs.report_audio import judged_samples
+from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.pipelines.audio.prepare import DIGITS
+from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.saved import load, read_config
+from mamba_bio_audio.signals import Interrupted
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    rng = np.random.default_rng(0)
+    rows = ["file\tsplit"]
+    for label, word in enumerate(DIGITS):
+        (folder / word).mkdir()
+        for number, split in enumerate(("train", "train", "train", "valid", "test", "test")):
+            audio = 0.4 * np.sin(np.arange(600) * (0.05 + 0.1 * label)) + 0.02 * rng.standard_normal(600)
+            soundfile.write(folder / word / f"{number}.wav", audio, 16_000)
+            rows.append(f"{word}/{number}.wav\t{split}")
+    (folder / "intervals.tsv").write_text("\n".join(rows) + "\n")
+    out = tmp_path_factory.mktemp("runs") / "run"
+    keys = ["model.d_model=8", "train.steps=2", "train.length=256", "train.tokens_per_step=512"]
+    pretrain(load_config("audio/tiny", [f"data.path={folder}", *keys]), out, device="cpu", quiet=True)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def short(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setattr(sc09, "CLIP_SAMPLES", 160)
+    monkeypatch.setenv("MAMBA_BIO_AUDIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def clips_of(run: Path, split: str) -> list[Path]:
+    folder = Path(read_config(run).data.path)
+    rows = csv.DictReader((folder / "intervals.tsv").open(newline=""), delimiter="\t")
+    return [folder / row["file"] for row in rows if row["split"] == split]
+
+
+def judged(run: Path, **more) -> dict:
+    return sc09.evaluate_sc09(run, epochs=2, num_samples=40, resamples=5, **more)
+
+
+def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
+    told = set()
+    result = judged(run, progress=lambda what, done, total: told.add(what))
+    assert told == {"training the judge", "training the recogniser", "scoring test clips", "sampling"}
+    assert list(result["rows"]) == [
+        "generated",
+        "train",
+        "test",
+        "noise",
+        "reversed",
+        "shuffled",
+        "shaped noise",
+        "joined halves",
+        "silence",
+        "one class",
+    ]
+    assert result["rows"]["train"]["FID"] == pytest.approx(0, abs=1e-6)
+    assert result["rows"]["train"]["NDB"] == 0
+    assert result["rows"]["silence"]["IS_pooled"] == pytest.approx(1)
+    assert result["judge"]["clips"] == {"train": 30, "valid": 10, "test": 20}
+    assert not result["comparable"]
+    assert "not SC09: 30 train" in " ".join(result["not_comparable_because"])
+    recognised = result["recognised"]
+    assert list(recognised["limits"]) == ["noise", "reversed", "shuffled", "shaped noise"]
+    assert recognised["threshold"] == max(0.5, *recognised["limits"].values())
+    for name in recognised["limits"]:
+        assert recognised["shares"][name] <= 0.05
+    assert list(recognised["shares"]) == list(result["rows"])
+    # The recogniser is another network than the judge, of one class more, and says how often it refuses.
+    recogniser, note = sc09.open_judge(Path(recognised["recogniser"]["cached"]))
+    assert recogniser.head.out_features == 11
+    assert recognised["recogniser"]["cached"] != result["judge"]["cached"]
+    assert note["accuracy"].keys() == {"train", "valid", "test"}
+    assert list(note["refused"]) == list(recognised["limits"])
+    assert "refused" not in result["judge"]
+    # Of the digits only, not of its last class.
+    heard = [soundfile.read(file, dtype="float32")[0][: sc09.CLIP_SAMPLES] for file in clips_of(run, "test")]
+    test = np.stack([one_second(audio) for audio in heard])
+    p = {
+        name: judge_clips(recogniser, x).probabilities[:, :10] for name, x in (impostors(test) | {"test": test}).items()
+    }
+    assert recognised["limits"]["reversed"] == pytest.approx(confidence_limit(p["reversed"]))
+    assert recognised["shares"]["test"] == (p["test"].max(1) > recognised["threshold"]).mean()
+    assert set(recognised["judge_agrees"]) == {"generated", "train", "test"}
+    written = json.loads((run / "sc09" / "metrics.json").read_text())
+    assert written["rows"]["test"]["n"] == 20
+    assert written["weights_sha256"] == weights_hash(load(run))
+    assert (run / "sc09" / "first-samples.png").exists()
+    check_replaceable(run, run_maker("pretrain"))
+    text = sc09.describe_sc09(result)
+    assert "Mamba 24.3M" in text
+    assert "not comparable" in text
+
+    # Neither the judge nor the samples are made twice.
+    monkeypatch.setattr(sc09, "train_judge", None)
+    monkeypatch.setattr(sc09, "sample_audio", None)
+    again = judged(run)
+    assert again["rows"] == result["rows"]
+    paper = judged(run, protocol="paper")
+    assert (paper["generated"], paper["scored"]) == (40, 11)
+
+
+@pytest.mark.parametrize(("protocol", "few", "left"), [("paper", 4, 1), ("paper", 7, 1), ("plain", 1, 1)])
+def test_too_few_samples_to_score_are_refused(run, protocol, few, left) -> None:
+    fewest = sc09._FEWEST[protocol]
+    with pytest.raises(InputError, match=rf"protocol {protocol} leaves {left} .*--num-samples {fewest} or more"):
+        sc09.evaluate_sc09(run, num_samples=few, protocol=protocol)
+
+
+def test_the_fewest_samples_are_scored(run) -> None:
+    for protocol, fewest in sc09._FEWEST.items():
+        found = sc09.evaluate_sc09(run, epochs=2, num_samples=fewest, resamples=5, protocol=protocol)
+        assert found["scored"] == 2
+        assert np.isfinite(list(found["rows"]["generated"].values())).all()
+    assert min(len(paper_selection(np.zeros(n))) for n in range(sc09._FEWEST["paper"], 99)) == 2
+
+
+def test_a_stopped_sampling_ends_the_evaluation_as_stopped(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sc09, "sample_audio", lambda *given, **options: "SIGTERM")
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        sc09._generated(load(run), run, tmp_path, "best", "cpu", 1, 1, 0, lambda done, total: None)
+
+
+@pytest.mark.parametrize("name", ["sample-00001.flac", "samples.json"])
+def test_a_lost_clip_names_the_way_out(run, name) -> None:
+    def again() -> dict:
+        return sc09.evaluate_sc09(run, epochs=2, num_samples=3, resamples=5)
+
+    again()
+    (folder,) = (run / "sc09").glob("samples-*-3-0")
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=rf"{name}: missing or damaged .*delete the folder {folder}, and"):
+        again()
+    shutil.rmtree(folder)
+    assert again()["scored"] == 3
+
+
+def test_other_runs_are_refused(run, tmp_path) -> None:
+    folder = tmp_path / "words"
+    for split in ("train", "valid", "test"):
+        (folder / "bed").mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / "bed" / f"{split}.wav", np.zeros(300), 16_000)
+    rows = "".join(f"bed/{split}.wav\t{split}\n" for split in ("train", "valid", "test"))
+    (folder / "intervals.tsv").write_text("file\tsplit\n" + rows)
+    with pytest.raises(InputError, match="folders named zero"):
+        judged(run, overrides=[f"data.path={folder}"])
+
+
+def test_the_judge_can_be_trained_before_the_run_has_weights(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MAMBA_BIO_AUDIO_CACHE", str(tmp_path / "cache"))
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    notes = sc09.prepare_judge(begun, epochs=2)
+    for note in notes.values():
+        assert note["clips"] == {"train": 30, "valid": 10, "test": 20}
+    text = sc09.describe_judge(notes)
+    assert "judge: small" in text
+    assert "recogniser: called no digit: " in text
+    assert "test " in text
+    monkeypatch.setattr(sc09, "train_judge", None)
+    result = judged(run)
+    assert (result["judge"], result["recognised"]["recogniser"]) == (notes["judge"], notes["recogniser"])
+
+
+def test_scores_of_before_the_recogniser_name_the_way_out(tmp_path) -> None:
+    (tmp_path / "sc09").mkdir()
+    before = {"judge": {}, "recognised": {"threshold": 0.99, "shares": {}}}
+    (tmp_path / "sc09" / "metrics.json").write_text(json.dumps(before))
+    with pytest.raises(InputError, match="not as this program wrote it; evaluate with --metrics sc09 again"):
+        judged_samples(tmp_path)
+
+
+def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
+    notes = sc09.prepare_judge(run, epochs=2)
+    folder = Path(notes["judge"]["cached"])
+    assert f"mba predict {folder} FILE..." in sc09.describe_judge(notes)
+    audio = 0.4 * np.sin(np.arange(44_100 * 2) * 0.1)
+    soundfile.write(tmp_path / "long.flac", audio, 44_100)
+    soundfile.write(tmp_path / "short.wav", audio[:500], 16_000)
+    (tmp_path / "torn.wav").write_bytes(b"RIFF")
+    out = tmp_path / "p.tsv"
+    files = [str(tmp_path / name) for name in ("long.flac", "torn.wav", "short.wav")]
+    summary = predict_files(folder, files, out)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [(row["length"], row["samples_used"]) for row in rows] == [("32000", "16000"), ("0", "0"), ("500", "500")]
+    judge, _ = sc09.open_judge(folder)
+    expected = judge_clips(judge, one_second(soundfile.read(files[2], dtype="float32")[0])[None]).probabilities[0]
+    assert [float(rows[2][f"p_{word}"]) for word in DIGITS] == pytest.approx(expected, rel=1e-5)
+    assert rows[0]["predicted"] in DIGITS
+    assert (rows[1]["predicted"], rows[1]["p_zero"]) == ("", "")
+    assert "torn.wav" in rows[1]["note"]
+    assert summary["records"] == 3
+    assert "1 not scored" in describe_predictions(summary)
+    predict_files(Path(notes["recogniser"]["cached"]), files, tmp_path / "r.tsv")
+    with (tmp_path / "r.tsv").open(newline="") as file:
+        row = next(csv.DictReader(file, delimiter="\t"))
+    assert sum(float(row[f"p_{word}"]) for word in (*DIGITS, "none")) == pytest.approx(1, abs=1e-4)
+    with pytest.raises(InputError, match="hears the first second of each file; leave out"):
+        predict_files(folder, files, tmp_path / "q.tsv", length=100)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    tensors = load_file(damaged / "judge.safetensors")
+    tensors["head.bias"][2] = float("nan")
+    save_file(tensors, damaged / "judge.safetensors")
+    with pytest.raises(
+        InputError, match=r"a damaged judge \(head\.bias holds what is not a number\); delete the folder"
+    ):
+        predict_files(damaged, files, tmp_path / "q.tsv")
+    (damaged / "judge.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"a damaged judge .*delete the folder"):
+        predict_files(damaged, files, tmp_path / "q.tsv")

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mamba_bio_audio.cli.options import DebugOption, DeviceOption, JsonOption, QuietOption, resolve_device
+from mamba_bio_audio.cli.options import DebugOption, DeviceOption, JsonOption, QuietOption
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.jobs.common import resolve_device
 from mamba_bio_audio.text import show
 
 

@@ -10,15 +10,8 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.cli.demo_audio import demo_audio
-from mamba_bio_audio.cli.options import (
-    DebugOption,
-    DeviceOption,
-    QuietOption,
-    SetOption,
-    counter,
-    counters,
-    resolve_device,
-)
+from mamba_bio_audio.cli.options import DebugOption, DeviceOption, QuietOption, SetOption
+from mamba_bio_audio.jobs.common import counter, counters, resolve_device
 from mamba_bio_audio.text import show
 
 RECIPE = "dna/demo"

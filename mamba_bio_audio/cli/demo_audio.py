@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from mamba_bio_audio.cli.options import counter, counters
+from mamba_bio_audio.jobs.common import counter, counters
 from mamba_bio_audio.text import show
 
 RECIPE = "audio/tiny"

@@ -16,11 +16,9 @@ from mamba_bio_audio.cli.options import (
     RunArgument,
     SetOption,
     WhichOption,
-    counter,
-    counters,
-    resolve_device,
 )
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.jobs.common import counter, counters, resolve_device
 from mamba_bio_audio.text import show
 
 

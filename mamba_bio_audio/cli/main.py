@@ -8,15 +8,15 @@ import sys
 import traceback
 import warnings
 from contextlib import suppress
+from typing import Annotated
 
 import typer
 
+from mamba_bio_audio import __version__
 from mamba_bio_audio.cli import (
     bench,
     classify,
-    configs,
     demo,
-    doctor,
     evaluate,
     export,
     predict,
@@ -25,17 +25,35 @@ from mamba_bio_audio.cli import (
     report,
     sample,
 )
+from mamba_bio_audio.cli.adapter import add_commands, job_modules
 from mamba_bio_audio.errors import InputError, NetworkError, explain
 from mamba_bio_audio.signals import Interrupted, interrupt_on_signals
 from mamba_bio_audio.text import printable, show
 
 app = typer.Typer(
-    help="Long-context Mamba foundation models for genomes.",
+    help="Long-context Mamba foundation models for genomes and raw audio.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        show(f"mamba-bio-audio {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("demo")(demo.demo)
 app.add_typer(prepare.app, name="prepare")
 app.command("pretrain")(pretrain.pretrain)
@@ -45,9 +63,8 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
 app.command("report")(report.report)
 app.command("export")(export.export)
-app.command("configs")(configs.configs)
 app.command("bench")(bench.bench)
-app.command("doctor")(doctor.doctor)
+add_commands(app, job_modules())
 
 
 def run(arguments: list[str] | None = None) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-
-from mamba_bio_audio.errors import InputError
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -28,63 +23,3 @@ WhichOption = Annotated[
     typer.Option(help="Weights: best by validation, last, last moving average, or of audio best by generated samples."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, export, or Hugging Face Mamba folder.")]
-
-
-def resolve_device(device: Device) -> str:
-    """`cpu` or `cuda`.
-
-    Raises:
-        InputError: cuda was asked for and is not there.
-    """
-    import torch
-
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise InputError("--device cuda: torch sees no CUDA device; use --device cpu, or see mba doctor")
-    return "cuda" if available and device != "cpu" else "cpu"
-
-
-def standard_output(out: Path | None) -> Path | None:
-    """None for the `--out` of rows or records that go to standard output: where it is missing, or `-`.
-
-    Raises:
-        InputError: standard output is closed.
-    """
-    if out is not None and str(out) != "-":
-        return out
-    if sys.stdout is None:
-        raise InputError("standard output is closed; give --out FILE")
-    return None
-
-
-@contextmanager
-def counter(what: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress callback (done, total): a bar on a terminal, nothing otherwise."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def counters(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress callback (what, done, total) of a job in parts: a bar for each that runs on a terminal, nothing otherwise."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-
-        def tell(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            # A job may have thousands of parts; only those that run are shown.
-            bar.update(tasks[what], completed=done, total=total, visible=total is None or done < total)
-
-        yield tell

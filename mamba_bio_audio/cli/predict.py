@@ -8,19 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from mamba_bio_audio.cli.options import (
-    DebugOption,
-    DeviceOption,
-    ForceOption,
-    JsonOption,
-    QuietOption,
-    WhichOption,
-    counters,
-    resolve_device,
-    standard_output,
-)
+from mamba_bio_audio.cli.options import DebugOption, DeviceOption, ForceOption, JsonOption, QuietOption, WhichOption
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import check_file, unfinished
+from mamba_bio_audio.jobs.common import counters, resolve_device, standard_output
 from mamba_bio_audio.text import show
 
 

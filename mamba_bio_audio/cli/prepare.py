@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.cli import prepare_apes, prepare_audio, prepare_hg38
-from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, counters
+from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.jobs.common import counters
 from mamba_bio_audio.text import show, table
 
 app = typer.Typer(help="Check, index and split data.", no_args_is_help=True)

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, QuietOption, counter
+from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, QuietOption
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.jobs.common import counter
 from mamba_bio_audio.text import show, table
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to make; give it as data.path.")]

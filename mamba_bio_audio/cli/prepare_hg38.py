@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, QuietOption, counter
+from mamba_bio_audio.cli.options import DebugOption, ForceOption, JsonOption, QuietOption
+from mamba_bio_audio.jobs.common import counter
 from mamba_bio_audio.text import show, table
 
 

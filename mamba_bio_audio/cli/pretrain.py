@@ -9,17 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mamba_bio_audio.cli.options import (
-    DebugOption,
-    DeviceOption,
-    ForceOption,
-    JsonOption,
-    QuietOption,
-    SetOption,
-    resolve_device,
-)
+from mamba_bio_audio.cli.options import DebugOption, DeviceOption, ForceOption, JsonOption, QuietOption, SetOption
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.jobs.common import resolve_device
 from mamba_bio_audio.text import show
 
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mamba_bio_audio.cli.options import DebugOption, ForceOption, QuietOption, counter
+from mamba_bio_audio.cli.options import DebugOption, ForceOption, QuietOption
 from mamba_bio_audio.files import check_file
+from mamba_bio_audio.jobs.common import counter
 from mamba_bio_audio.text import show
 
 

@@ -8,19 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mamba_bio_audio.cli.options import (
-    DebugOption,
-    DeviceOption,
-    ForceOption,
-    QuietOption,
-    RunArgument,
-    WhichOption,
-    counter,
-    resolve_device,
-    standard_output,
-)
+from mamba_bio_audio.cli.options import DebugOption, DeviceOption, ForceOption, QuietOption, RunArgument, WhichOption
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import unfinished
+from mamba_bio_audio.jobs.common import counter, resolve_device, standard_output
 from mamba_bio_audio.text import show
 
 

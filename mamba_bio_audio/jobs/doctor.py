@@ -1,25 +1,11 @@
-"""What `mba doctor` reports: versions, devices, compiler, and each operation against its sequential reference."""
+"""`mba doctor`: versions, devices, C compiler, and each operation against its sequential reference."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import math
-import os
-import platform
-import shutil
-import subprocess
-import sysconfig
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from mamba_bio_audio.jobs.contract import Options, Result
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from mamba_bio_audio import __version__, ops
-
+COMMAND = "doctor"
+PANEL = "Start"
 PACKAGES = (
     "torch",
     "triton",
@@ -31,158 +17,79 @@ PACKAGES = (
     "soundfile",
     "torchaudio",
 )
-# Largest error of the self-test in fp32, relative to the largest value.
-TOLERANCE = 1e-5
 
 
-class Compiler(NamedTuple):
-    """The C compiler that Triton takes, and what is wrong with it."""
-
-    path: str | None
-    problem: str | None
+class DoctorOptions(Options):
+    """Options of `mba doctor`."""
 
 
-def diagnose() -> dict[str, Any]:
-    """Everything as plain values for JSON."""
+class SelfTest(Result):
+    """One operation on one device."""
+
+    device: str
+    operation: str
+    error: float
+    passed: bool
+    failure: str | None
+
+
+class DoctorResult(Result):
+    """What was found on this machine."""
+
+    mamba_bio_audio: str
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+    cpu_threads: int
+    cuda: list[str]
+    c_compiler: str | None
+    c_compiler_problem: str | None
+    backend: dict[str, str]
+    self_test: list[SelfTest]
+
+    def text(self) -> str:
+        """The report for people."""
+        lines = [f"mamba-bio-audio {self.mamba_bio_audio}, Python {self.python}, {self.platform}"]
+        lines += [f"  {name:<12} {version or 'not installed'}" for name, version in self.packages.items()]
+        lines.append(f"CPU threads: {self.cpu_threads}")
+        lines.append(f"CUDA devices: {', '.join(self.cuda) or 'none'}")
+        lines.append(f"C compiler: {self.c_compiler or 'none'}, {self.c_compiler_problem or 'compiles for Triton'}")
+        lines += [f"kernels on {device}: {backend}" for device, backend in self.backend.items()]
+        lines.append("self-test against the sequential reference in fp32, error relative to the largest value:")
+        for test in self.self_test:
+            found = f"{test.error:.1e}  {'ok' if test.passed else 'WRONG'}" if test.failure is None else "FAILED"
+            lines.append(f"  {test.device:<5} {test.operation:<29} {found}")
+            if test.failure is not None:
+                lines.append(f"        {test.failure}")
+        return "\n".join(lines)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if an operation is wrong or broken."""
+        return 0 if all(test.passed for test in self.self_test) else 1
+
+
+def run(options: DoctorOptions) -> DoctorResult:
+    """Show versions, devices, the C compiler and the kernels in use, and test every operation numerically."""
+    import platform
+
+    import torch
+
+    from mamba_bio_audio import __version__, ops
+    from mamba_bio_audio.run.environment import installed
+    from mamba_bio_audio.run.self_test import c_compiler, self_test
+
     compiler = c_compiler()
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    return {
-        "mamba_bio_audio": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "cpu_threads": torch.get_num_threads(),
-        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "c_compiler": compiler.path,
-        "c_compiler_problem": compiler.problem,
-        "backend": {device: ops.live_backend(device) for device in devices},
-        "self_test": [test for device in devices for test in _self_test(device)],
-    }
-
-
-def describe(result: dict[str, Any]) -> str:
-    """The report for people."""
-    lines = [f"mamba-bio-audio {result['mamba_bio_audio']}, Python {result['python']}, {result['platform']}"]
-    lines += [f"  {name:<12} {version or 'not installed'}" for name, version in result["packages"].items()]
-    lines.append(f"CPU threads: {result['cpu_threads']}")
-    lines.append(f"CUDA devices: {', '.join(result['cuda']) or 'none'}")
-    problem = result["c_compiler_problem"]
-    lines.append(f"C compiler: {result['c_compiler'] or 'none'}, {problem or 'compiles for Triton'}")
-    for device, backend in result["backend"].items():
-        lines.append(f"kernels on {device}: {backend}")
-    lines.append("self-test against the sequential reference, fp32, error of the largest value:")
-    for test in result["self_test"]:
-        found = f"{test['error']:.1e}  {'ok' if test['passed'] else 'WRONG'}" if test["failure"] is None else "FAILED"
-        lines.append(f"  {test['device']:<5} {test['operation']:<29} {found}")
-        if test["failure"] is not None:
-            lines.append(f"        {test['failure']}")
-    return "\n".join(lines)
-
-
-def c_compiler() -> Compiler:
-    """Compile what Triton compiles on first use: a shared library with Python's headers, by the compiler it chooses."""
-    path = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    if path is None:
-        return Compiler(None, "Triton needs one on a GPU: install gcc or clang, or set CC")
-    scheme = sysconfig.get_default_scheme()
-    headers = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "probe.c")
-        source.write_text("#include <Python.h>\nint probe(void) { return PY_MAJOR_VERSION; }\n")
-        command = [path, str(source), "-shared", "-fPIC", f"-I{headers}", "-o", str(Path(folder, "probe.so"))]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return Compiler(path, f"but it does not run ({error}); Triton needs it on a GPU")
-    if not run.returncode:
-        return Compiler(path, None)
-    if not Path(headers, "Python.h").exists():
-        return Compiler(path, f"but there is no {headers}/Python.h: install Python's headers (python3-dev)")
-    complaint = next(iter(run.stderr.strip().splitlines()), f"exit code {run.returncode}")
-    return Compiler(path, f"but it cannot compile for Triton: {complaint}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _self_test(device: str) -> list[dict[str, Any]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
-
-    B, L, D, N = 2, 77, 24, 16
-    u, dt, z, b, c = draw(B, L, D), draw(B, L, D), draw(B, L, D), draw(B, L, N), draw(B, L, N)
-    A = -torch.rand(D, N, generator=generator).to(device) * N
-    A_complex = torch.stack([-torch.full((D, N), 0.5, device=device), draw(D, N)], -1)
-    b_complex, c_complex, skip = draw(B, L, N, 2), draw(B, L, N, 2), draw(D)
-    targets = torch.randint(16, (B, L), generator=generator).to(device)
-    weight, head, h0 = draw(D, 4), draw(16, D), draw(B, D, N)
-    reset = torch.zeros(B, L, dtype=torch.bool, device=device)
-    reset[0, L // 2] = True
-    cases: dict[str, Callable[[Any], Tensor]] = {
-        "selective_scan": lambda backend: ops.selective_scan(u, dt, A, b, c, skip, z=z, backend=backend),
-        "selective_scan complex": lambda backend: ops.selective_scan(
-            u, dt, A_complex, b_complex, c_complex, skip, z=z, backend=backend
-        ),
-        "selective_scan time-invariant": lambda backend: ops.selective_scan(
-            u, skip, A_complex, A_complex, A_complex, skip, z=z, exact_zoh=True, backend=backend
-        ),
-        "causal_conv1d": lambda backend: ops.causal_conv1d(u, weight, skip, backend=backend),
-        "selective_scan with state": lambda backend: _sum_of_parts(
-            *ops.selective_scan(
-                u, dt, A, b, c, skip, z=z, dt_bias=skip, h0=h0, reset=reset, return_state=True, backend=backend
-            )
-        ),
-        "rms_norm": lambda backend: ops.rms_norm(u, skip, residual=z, backend=backend)[0],
-        "linear_cross_entropy": lambda backend: ops.linear_cross_entropy(u, head, targets, backend=backend)[0],
-    }
-    x, rank = draw(B, L, D // 2), 2
-    weights = [draw(2 * D, D // 2), None, draw(D, 4), draw(D), draw(rank + 2 * N, D), draw(D, rank), draw(D)]
-    weights += [torch.log(-A), skip, draw(D // 2, D), None]
-    weights = [None if w is None else w / max(1, w.shape[-1]) ** 0.5 if w.ndim > 1 else w for w in weights]
-    cases["mamba_mixer"] = lambda backend: _mixer(u[..., : D // 2] + x, weights, backend)
-    tests = []
-    for name, call in cases.items():
-        inputs = [u.requires_grad_(), z.requires_grad_(), head.requires_grad_()]
-        results = []
-        failure = None
-        try:
-            if name == "mamba_mixer" and not ops.mixer_runs_fused(x, weights):
-                continue
-            for backend in ("auto", "reference"):
-                y = call(backend)
-                grads = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
-                results.append([y.detach(), *[g for g in grads if g is not None]])
-            # By torch, whose maximum of a NaN and a number is NaN.
-            off = [(a - b).abs().max() / b.abs().max() for a, b in zip(*results, strict=True)]
-            error = float(torch.stack(off).max())
-        except Exception as problem:  # whatever a broken installation raises is what is to be reported
-            error, failure = math.nan, f"{type(problem).__name__}: {str(problem).strip() or 'no message'}"
-        passed = failure is None and error <= TOLERANCE
-        tests.append({"device": device, "operation": name, "error": error, "passed": passed, "failure": failure})
-    return tests
-
-
-def _sum_of_parts(out: Tensor, state: Tensor) -> Tensor:
-    """One tensor that depends on the output and on the state (B, D, N)."""
-    return out + state.sum(-1).unsqueeze(1)
-
-
-def _mixer(x: Tensor, weights: Sequence[Any], backend: str) -> Tensor:
-    """A layer's y: fused, or of the operations one after another with `backend` reference."""
-    if backend == "auto":
-        return ops.mamba_mixer(x, weights)[0]
-    in_proj, _, conv, conv_bias, x_proj, dt_proj, dt_bias, A_log, skip, out_proj, _ = weights
-    u, z = F.linear(x, in_proj).chunk(2, dim=-1)
-    u = ops.causal_conv1d(u, conv, conv_bias, backend=backend)
-    rank, states = dt_proj.shape[1], A_log.shape[1]
-    dt, b, c = F.linear(u, x_proj).split([rank, states, states], dim=-1)
-    y = ops.selective_scan(
-        u, F.linear(dt, dt_proj), -torch.exp(A_log), b, c, skip, z=z, dt_bias=dt_bias, backend=backend
+    return DoctorResult(
+        mamba_bio_audio=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: installed(name) for name in PACKAGES},
+        cpu_threads=torch.get_num_threads(),
+        cuda=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        c_compiler=compiler.path,
+        c_compiler_problem=compiler.problem,
+        backend={device: ops.live_backend(device) for device in devices},
+        self_test=[SelfTest(**test) for device in devices for test in self_test(device)],
     )
-    return F.linear(y, out_proj)

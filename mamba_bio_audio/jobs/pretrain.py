@@ -36,10 +36,11 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
+from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.plain_yaml import dump
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import RunConfig, named_files, to_yaml
-from mamba_bio_audio.run.data import DataModule, DataWatch, check_same_data, data_rows, open_data, progress_lines
+from mamba_bio_audio.run.data import DataModule, DataWatch, check_same_data, open_data, progress_lines
 from mamba_bio_audio.run.environment import environment, precision_settings
 from mamba_bio_audio.run.preflight import FIT, check_fits, check_utf8, memory_for_run
 from mamba_bio_audio.text import show, table
@@ -354,7 +355,7 @@ def _train(
     machine = environment(device)
     if main and not quiet:
         kernels = ("device", f"{machine['device']}, {precision}, kernels: {settings['kernels']}")
-        show(table([kernels, *data_rows(config.data.kind, described)]), file=sys.stderr)
+        show(table([kernels, *domain_of(config.data.kind).describe(described)]), file=sys.stderr)
     if main:
         if occupied and not resume:
             held.enter_context(replacing(run, maker, stands))
@@ -509,7 +510,7 @@ def describe_dry_run(result: dict[str, Any]) -> str:
         ),
     ]
     text = dump(result["config"])
-    return f"{text}\n{table(data_rows(result['config']['data']['kind'], data))}\n{table(rows)}\n"
+    return f"{text}\n{table(domain_of(result['config']['data']['kind']).describe(data))}\n{table(rows)}\n"
 
 
 def _devices_text(train: dict[str, Any]) -> str:

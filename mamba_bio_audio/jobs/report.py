@@ -23,9 +23,9 @@ from mamba_bio_audio.jobs.evaluate_classes import describe as describe_classes
 from mamba_bio_audio.jobs.report_audio import Clip, clips_of, find_samples, judged_samples
 from mamba_bio_audio.jobs.sample_report import report_on_samples, report_path
 from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import RunConfig, to_yaml
-from mamba_bio_audio.run.data import data_rows
 from mamba_bio_audio.run.saved import Which
 from mamba_bio_audio.text import printable
 
@@ -161,7 +161,7 @@ def _data(config: RunConfig, manifest: dict[str, Any]) -> Section:
     described = manifest.get("data")
     if not described:
         return Section("On what", "The manifest does not say.")
-    rows = [*data_rows(config.data.kind, described)]
+    rows = [*domain_of(config.data.kind).describe(described)]
     rows += [(file["name"], f"SHA-256 {file['sha256']}") for file in described["files"][:40]]
     more = len(described["files"]) - 40
     return Section("On what", rows=[*rows, *([("and", f"{more:,} more files")] if more > 0 else [])])
@@ -259,7 +259,7 @@ def _per(config: RunConfig) -> str:
     """What a loss is per."""
     if config.head is not None:
         return "sequence"
-    return "sample" if config.data.kind.startswith("audio") else "base"
+    return domain_of(config.data.kind).unit
 
 
 def _shown(value: Any) -> Any:

@@ -28,18 +28,20 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
-from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
-from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
-from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
-from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.contract import DataSection
+from mamba_bio_audio.pipelines.domains import domains
 from mamba_bio_audio.plain_yaml import Plain, dump, parse
 from mamba_bio_audio.training.config import TrainConfig
 
 # Sections that come in kinds: the key that names the kind, and the kind where it is left out.
 KINDS = {"data": ("kind", "dna"), "model": ("backbone", "isotropic")}
-DataConfig = typing.Annotated[
-    DnaDataConfig | AudioDataConfig | DnaClassesConfig | AudioClassesConfig, Field(discriminator="kind")
-]
+if typing.TYPE_CHECKING:
+    DataConfig = DataSection
+else:
+    DataConfig = typing.Annotated[
+        typing.Union[tuple(kind for domain in domains() for kind in domain.kinds.values())],  # noqa: UP007
+        Field(discriminator="kind"),
+    ]
 # Keys of earlier versions, which did nothing.
 GONE = {"train.strategy"}
 # What an unquoted word may be for a switch, as in YAML 1.1.
@@ -79,7 +81,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _head_for_labels(self) -> RunConfig:
-        labelled = self.data.kind.endswith("-classes")
+        labelled = self.data.labelled
         if labelled and self.head is None:
             raise ValueError(f"head: missing; data.kind {self.data.kind} is for classifiers: add a section head")
         if self.head is not None and not labelled:

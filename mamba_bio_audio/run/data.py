@@ -10,16 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
-from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
-from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
-from mamba_bio_audio.pipelines.audio.datamodule import summary_rows as audio_rows
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
-from mamba_bio_audio.pipelines.dna.classes import summary_rows as class_rows
-from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
-from mamba_bio_audio.pipelines.dna.prepare import summary_rows as dna_rows
+from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.run.config import RunConfig
 from mamba_bio_audio.text import show
 
@@ -44,16 +38,14 @@ def open_data(
         progress: called with (what, done, in all) while files are indexed, and labelled sequences read and compared.
     """
     train = config.train
-    length, batch_size = length or train.length, batch_size or train.micro_batch_for(device)
-    if isinstance(config.data, AudioClassesConfig):
-        return AudioClassesDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
-    if isinstance(config.data, AudioDataConfig):
-        return AudioDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed)
-    if isinstance(config.data, DnaClassesConfig):
-        return DnaClassesDataModule(
-            config.data, length=length, batch_size=batch_size, seed=config.seed, progress=progress
-        )
-    return DnaDataModule(config.data, length=length, batch_size=batch_size, seed=config.seed, progress=progress)
+    module: DataModule = domain_of(config.data.kind).open(
+        config.data,
+        length=length or train.length,
+        batch_size=batch_size or train.micro_batch_for(device),
+        seed=config.seed,
+        progress=progress,
+    )
+    return module
 
 
 def progress_lines(quiet: bool) -> Callable[[str, int, int | None], None] | None:
@@ -69,11 +61,6 @@ def progress_lines(quiet: bool) -> Callable[[str, int, int | None], None] | None
             show(f"{what}: {done:,}" + ("" if total is None else f" of {total:,}"), file=sys.stderr)
 
     return tell
-
-
-def data_rows(kind: str, described: dict[str, Any]) -> list[tuple[str, str]]:
-    """A data module's `summary()` as (what, value) lines for people."""
-    return {"audio": audio_rows, "audio-classes": audio_rows, "dna-classes": class_rows}.get(kind, dna_rows)(described)
 
 
 def check_same_data(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:

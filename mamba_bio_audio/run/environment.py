@@ -22,7 +22,7 @@ def environment(device: str) -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "triton": _installed("triton"),
+        "triton": installed("triton"),
         "numpy": np.__version__,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
@@ -66,7 +66,8 @@ def _float32_matmul_precision() -> str | None:
         return None
 
 
-def _installed(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """Version of an installed package; None where there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -26,19 +25,11 @@ from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.size import count_parameters, size_text
 from mamba_bio_audio.models.unet_config import UNetConfig
-from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.run.config import RunConfig, model_config, read_values, validate
 from mamba_bio_audio.run.foreign import infer_config, mistakes, read_folder, read_json, read_tensors, rename, some
 from mamba_bio_audio.training.checkpoints import check_finite, last_checkpoint, load_checkpoint
 
-# Kind of data -> codec from the data section.
-CODECS: dict[str, Callable[[Any], Any]] = {
-    "dna": lambda data: DnaTokenizer(),
-    "dna-classes": lambda data: DnaTokenizer(),
-    "audio": AudioCodec.of,
-    "audio-classes": AudioCodec.of,
-}
 Which = Literal["best", "last", "ema", "best-samples"]
 
 
@@ -123,7 +114,7 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
     model.eval()
     model.config = source.config
     run = source.config
-    model.codec = CODECS[run.data.kind](run.data) if isinstance(run, RunConfig) else None
+    model.codec = domain_of(run.data.kind).codec(run.data) if isinstance(run, RunConfig) else None
     model.manifest = source.manifest
     return model
 

@@ -69,10 +69,10 @@ def test_help_recipes_and_preparation_import_no_torch(tmp_path):
 def test_doctor_imports_no_lightning(tmp_path):
     code = (
         "import sys\n"
+        "from mamba_bio_audio.run import self_test\n"
+        "self_test.self_test = lambda device: []\n"
         "from mamba_bio_audio.jobs import doctor\n"
-        "doctor._self_test = lambda device: []\n"
-        "from mamba_bio_audio.cli.doctor import doctor\n"
-        "doctor()\n"
+        "doctor.run(doctor.DoctorOptions())\n"
         "assert 'lightning' not in sys.modules\n"
     )
     check(code, tmp_path)

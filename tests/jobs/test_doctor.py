@@ -7,23 +7,24 @@ import torch
 
 from mamba_bio_audio import ops
 from mamba_bio_audio.jobs import doctor
+from mamba_bio_audio.run import self_test as subject
 
 
 def test_compiler_is_the_one_that_triton_takes_and_is_tried(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", str(tmp_path / "nowhere"))
-    found = doctor.c_compiler()
+    found = subject.c_compiler()
     assert found.path == str(tmp_path / "nowhere")
     assert "does not run" in found.problem
     script = tmp_path / "cc"
     script.write_text("#!/bin/sh\necho 'cc: no licence' >&2\nexit 3\n")
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
-    assert "cc: no licence" in doctor.c_compiler().problem
-    monkeypatch.setattr(doctor.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
-    assert "python3-dev" in doctor.c_compiler().problem
+    assert "cc: no licence" in subject.c_compiler().problem
+    monkeypatch.setattr(subject.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    assert "python3-dev" in subject.c_compiler().problem
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.c_compiler() == (None, "Triton needs one on a GPU: install gcc or clang, or set CC")
+    assert subject.c_compiler() == (None, "Triton needs one on a GPU: install gcc or clang, or set CC")
 
 
 def test_a_wrong_and_a_broken_kernel_are_named(monkeypatch):
@@ -37,12 +38,12 @@ def test_a_wrong_and_a_broken_kernel_are_named(monkeypatch):
     def wrong(*arguments, backend="auto", **options):
         return conv(*arguments, backend=backend, **options) * (1.001 if backend == "auto" else 1)
 
-    monkeypatch.setattr(doctor.ops, "causal_conv1d", wrong)
-    monkeypatch.setattr(doctor.ops, "rms_norm", broken)
-    result = doctor.diagnose()
-    passed = {test["operation"]: test["passed"] for test in result["self_test"] if test["device"] == "cpu"}
+    monkeypatch.setattr(subject.ops, "causal_conv1d", wrong)
+    monkeypatch.setattr(subject.ops, "rms_norm", broken)
+    result = doctor.run(doctor.DoctorOptions())
+    passed = {test.operation: test.passed for test in result.self_test if test.device == "cpu"}
     assert [name for name, good in passed.items() if not good] == ["causal_conv1d", "rms_norm"]
-    text = doctor.describe(result)
+    text = result.text()
     assert "WRONG" in text
     assert "CalledProcessError: Command '['gcc']' returned non-zero exit status 1." in text
     assert "kernels on cpu: torch" in text
@@ -57,8 +58,8 @@ def test_gradients_that_are_not_numbers_are_wrong(monkeypatch):
             out.register_hook(lambda g: g * float("nan"))
         return out
 
-    monkeypatch.setattr(doctor.ops, "causal_conv1d", nan_gradient)
-    (test,) = [test for test in doctor._self_test("cpu") if test["operation"] == "causal_conv1d"]
+    monkeypatch.setattr(subject.ops, "causal_conv1d", nan_gradient)
+    (test,) = [test for test in subject.self_test("cpu") if test["operation"] == "causal_conv1d"]
     assert not test["passed"]
 
 
@@ -66,8 +67,8 @@ def test_a_triton_that_does_not_load_is_reported(monkeypatch):
     def broken(x, weights):
         raise ImportError("libtriton.so: cannot open shared object file")
 
-    monkeypatch.setattr(doctor.ops, "mixer_runs_fused", broken)
-    tests = {test["operation"]: test for test in doctor._self_test("cpu")}
+    monkeypatch.setattr(subject.ops, "mixer_runs_fused", broken)
+    tests = {test["operation"]: test for test in subject.self_test("cpu")}
     assert "libtriton.so" in tests["mamba_mixer"]["failure"]
     assert tests["selective_scan"]["passed"]
 
@@ -80,13 +81,13 @@ def test_the_mixer_of_the_self_test_is_the_layer():
     layer = MambaLayer(12, SsmConfig(complex=False, selective=True))
     x = torch.randn(2, 9, 12)
     with torch.no_grad():
-        found = doctor._mixer(x, layer._weights(), "reference")
+        found = subject._mixer(x, layer._weights(), "reference")
         torch.testing.assert_close(found, layer(x)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_doctor_tests_the_fused_mixer_on_a_gpu():
-    tests = doctor.diagnose()["self_test"]
-    assert "mamba_mixer" in {test["operation"] for test in tests if test["device"] == "cuda"}
-    assert all(test["passed"] for test in tests)
+    tests = doctor.run(doctor.DoctorOptions()).self_test
+    assert "mamba_mixer" in {test.operation for test in tests if test.device == "cuda"}
+    assert all(test.passed for test in tests)

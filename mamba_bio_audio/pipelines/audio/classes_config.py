@@ -1,6 +1,6 @@
 """Settings of labelled recordings; free of torch."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 class AudioClassesConfig(AudioDataConfig):
     """Which labelled recordings, how they are split, read and quantised: the class of a clip is its folder."""
 
+    labelled: ClassVar[bool] = True
     kind: Literal["audio-classes"] = Field(default="audio-classes", description="Kind of data.")  # type: ignore[assignment]
     classes: list[str] | None = Field(
         default=None,

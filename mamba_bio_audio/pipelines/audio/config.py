@@ -2,15 +2,15 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from mamba_bio_audio.pipelines.contract import DataSection
 
 
-class AudioDataConfig(BaseModel):
+class AudioDataConfig(DataSection):
     """Which recordings, how they are split, read and quantised."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    kind: Literal["audio"] = Field(default="audio", description="Kind of data.")
+    kind: Literal["audio"] = Field(default="audio", description="Kind of data.")  # type: ignore[assignment]
     path: str | list[str] | None = Field(
         default=None,
         description="WAV, FLAC, OGG or MP3 file, a list of them, or a folder with them, searched with its subfolders.",

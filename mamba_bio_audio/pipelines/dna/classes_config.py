@@ -2,17 +2,18 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mamba_bio_audio.pipelines.contract import DataSection
 
 
-class DnaClassesConfig(BaseModel):
+class DnaClassesConfig(DataSection):
     """Which labelled sequence, how it is split, and how windows are drawn from it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     packaged: ClassVar[tuple[str, ...]] = ("record",)  # what a file key may name that is no file
 
-    kind: Literal["dna-classes"] = Field(default="dna-classes", description="Kind of data.")
+    labelled: ClassVar[bool] = True
+    kind: Literal["dna-classes"] = Field(default="dna-classes", description="Kind of data.")  # type: ignore[assignment]
     path: str | list[str] | dict[str, str | list[str]] | None = Field(
         default=None,
         description="A table (TSV or CSV with the columns sequence, label and, optionally, split and id); a folder of tables "

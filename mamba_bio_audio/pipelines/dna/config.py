@@ -3,20 +3,20 @@
 import math
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mamba_bio_audio.pipelines.contract import DataSection
 
 Policy = Literal["tile", "random", "head", "grow-both", "grow-ends", "grow-right"]
 SharedBases = Literal["drop", "trim", "error", "allow"]
 
 
-class DnaDataConfig(BaseModel):
+class DnaDataConfig(DataSection):
     """Which genome, how it is split, and how it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     packaged: ClassVar[tuple[str, ...]] = ("demo",)  # what data.path may name that is no file
 
-    kind: Literal["dna"] = Field(default="dna", description="Kind of data.")
+    kind: Literal["dna"] = Field(default="dna", description="Kind of data.")  # type: ignore[assignment]
     path: str | list[str] | None = Field(
         default=None,
         description="FASTA file (plain or BGZF) or 2bit file, a list of them, a folder of them, a folder made by "

@@ -1,0 +1,141 @@
+"""Commands from jobs: each field of a job's options becomes an argument or option of its command."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+from annotated_types import Ge, Le
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from mamba_bio_audio import jobs
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import to_json
+from mamba_bio_audio.jobs.contract import GROUPS, PANELS, Cli, Options, Result
+from mamba_bio_audio.text import show
+
+# Not yet jobs by the contract; each goes from here when it becomes one.
+_NOT_YET = {
+    "bench",
+    "classify",
+    "context",
+    "evaluate",
+    "evaluate_classes",
+    "predict",
+    "predict_sources",
+    "pretrain",
+    "report",
+    "report_audio",
+    "sample",
+    "sample_audio",
+    "sample_report",
+    "sc09",
+}
+_COMMON = {
+    "as_json": (bool, typer.Option("--json", help="Print the result as JSON.")),
+    "debug": (bool, typer.Option("--debug", help="Show the traceback of an error.")),
+}
+
+
+def job_modules() -> Iterator[ModuleType]:
+    """Every file of `jobs/` that is a command, in the order in which `mba --help` lists them."""
+    names = [found.name for found in pkgutil.iter_modules(jobs.__path__) if found.name not in _NOT_YET]
+    found = [importlib.import_module(f"{jobs.__name__}.{name}") for name in names]
+    commands = [module for module in found if hasattr(module, "COMMAND")]
+    yield from sorted(commands, key=lambda module: (PANELS.index(module.PANEL), module.COMMAND))
+
+
+def command(job: ModuleType) -> Callable[..., None]:
+    """A function whose signature Typer turns into the command of a job."""
+    options_type: type[Options] = get_type_hints(job.run)["options"]
+
+    def call(**given: Any) -> None:
+        as_json = given.pop("as_json")
+        given.pop("debug")
+        result: Result = job.run(options_from(options_type, given))
+        if text := to_json(result.to_json()) if as_json else result.text():
+            show(text)
+        if notes := result.notes():
+            show(notes, file=sys.stderr)
+        if result.exit_code:
+            raise typer.Exit(result.exit_code)
+
+    hints = {name: _annotation(name, field) for name, field in options_type.model_fields.items()}
+    hints |= {name: Annotated[of, how] for name, (of, how) in _COMMON.items()}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in options_type.model_fields.items()}
+    required = {name for name, field in options_type.model_fields.items() if field.is_required()}
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if name in required else _plain(defaults.get(name, False)),
+                annotation=hint,
+            )
+            for name, hint in hints.items()
+        ]
+    )
+    call.__annotations__ = hints
+    call.__doc__ = job.run.__doc__
+    return call
+
+
+def add_commands(app: typer.Typer, modules: Iterable[ModuleType]) -> None:
+    """Add a command for each job; one of two words belongs to a group, whose help is `GROUPS`."""
+    groups: dict[str, typer.Typer] = {}
+    for job in modules:
+        *group, verb = job.COMMAND.split()
+        place = app
+        if group:
+            name = group[0]
+            if name not in groups:
+                groups[name] = typer.Typer(no_args_is_help=True, help=GROUPS[name])
+                app.add_typer(groups[name], name=name, rich_help_panel=job.PANEL)
+            place = groups[name]
+        place.command(verb, rich_help_panel=None if group else job.PANEL)(command(job))
+
+
+def options_from(options: type[Options], given: dict[str, Any]) -> Options:
+    """Options from what the command line gave.
+
+    Raises:
+        InputError: a bound or a rule between options is broken; the message names the option.
+    """
+    try:
+        return options(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            where = "--" + str(problem["loc"][0]).replace("_", "-") + ": " if problem["loc"] else ""
+            lines.append(where + problem["msg"].removeprefix("Value error, "))
+        raise InputError("\n".join(lines)) from None
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _annotation(name: str, field: FieldInfo) -> Any:
+    """A field as what Typer reads: type, bounds, spelling, help."""
+    cli = next((of for of in field.metadata if isinstance(of, Cli)), Cli())
+    how: dict[str, Any] = {"help": field.description, "metavar": cli.metavar}
+    for bound in field.metadata:
+        if isinstance(bound, Ge):
+            how["min"] = bound.ge
+        elif isinstance(bound, Le):
+            how["max"] = bound.le
+    kind: Any = field.annotation
+    if get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]
+    if cli.argument:
+        return Annotated[kind, typer.Argument(**how)]
+    # Without a spelling Typer makes --name and --no-name of a switch: right for one that is on by default.
+    named = [cli.flag or "--" + name.replace("_", "-")] if kind is not bool or field.default is False else []
+    return Annotated[kind, typer.Option(*named, **how)]

@@ -1,0 +1,70 @@
+"""What a domain and its corpora are; nothing above `pipelines/` asks which domain it deals with.
+
+A domain (DNA, audio) says how symbols of its kind are read, written and judged. A corpus is an opened data set: symbols
+in splits, with labels or without. One data module (`pipelines/data.py`) makes batches of any corpus.
+
+Laws: each symbol of a split is scored once; sample i depends on (seed, stage, i) alone; workers and ranks change nothing;
+a short read is an error; decode(encode(x)) = x.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+# Called with (what, done, in all) while something long goes on.
+Progress = Callable[[str, int, int | None], None]
+
+
+class DataSection(BaseModel):
+    """The `data` section of a configuration; each `data.kind` has a subclass.
+
+    Attributes:
+        labelled: for classifiers.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    labelled: ClassVar[bool] = False
+    kind: str
+    if TYPE_CHECKING:  # of every kind, each with its own description
+        path: Any
+        intervals: str | None
+        num_workers: int
+
+
+class Domain(ABC):
+    """One kind of sequence data. The module that defines it imports no torch; methods import what they need.
+
+    Attributes:
+        name: of the domain.
+        unit: of lengths, singular: "base", "sample".
+        kinds: the classes of the `data` section by their `data.kind`; a class with `labelled = True` is for classifiers.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    kinds: ClassVar[Mapping[str, type[DataSection]]]
+
+    @abstractmethod
+    def codec(self, config: Any) -> Any:
+        """The codec (`encode`, `decode`, `vocab_size`, `pad_id`, `unit`) of a data section."""
+
+    @abstractmethod
+    def open(self, config: Any, *, length: int, batch_size: int, seed: int, progress: Progress | None = None) -> Any:
+        """The data module of a data section; not yet set up.
+
+        Args:
+            config: of one of `kinds`.
+            length: of training windows, in symbols.
+            batch_size: windows per batch and rank.
+            seed: of order and augmentation.
+            progress: called while files are indexed, read and compared.
+        """
+
+    @abstractmethod
+    def describe(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """A data module's `summary()` as (what, value) lines for people."""

@@ -1,0 +1,41 @@
+"""DNA as a domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mamba_bio_audio.pipelines.contract import DataSection, Domain, Progress
+from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
+from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+
+
+class Dna(Domain):
+    """Bases of genomes, and labelled stretches of them."""
+
+    name = "dna"
+    unit = "base"
+    kinds: ClassVar[Mapping[str, type[DataSection]]] = {"dna": DnaDataConfig, "dna-classes": DnaClassesConfig}
+
+    def codec(self, config: Any) -> Any:
+        """The tokeniser."""
+        from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+
+        return DnaTokenizer()
+
+    def open(self, config: Any, *, length: int, batch_size: int, seed: int, progress: Progress | None = None) -> Any:
+        """A genome, or labelled DNA."""
+        from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
+        from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+
+        module = DnaClassesDataModule if config.labelled else DnaDataModule
+        return module(config, length=length, batch_size=batch_size, seed=seed, progress=progress)
+
+    def describe(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Lines for people; labelled data have classes."""
+        from mamba_bio_audio.pipelines.dna import classes, prepare
+
+        return (classes.summary_rows if "classes" in summary else prepare.summary_rows)(dict(summary))
+
+
+DOMAIN = Dna()

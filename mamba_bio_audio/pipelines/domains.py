@@ -1,0 +1,24 @@
+"""The domains there are. A new one is a folder in `pipelines/` and a line here."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mamba_bio_audio.pipelines.contract import Domain
+
+# Modules, importable without torch, whose `DOMAIN` is one.
+MODULES = ["mamba_bio_audio.pipelines.dna.domain", "mamba_bio_audio.pipelines.audio.domain"]
+
+
+@cache
+def domains() -> tuple[Domain, ...]:
+    """Every domain, in the order of `MODULES`."""
+    return tuple(import_module(name).DOMAIN for name in MODULES)
+
+
+def domain_of(kind: str) -> Domain:
+    """The domain that a `data.kind` belongs to."""
+    return next(domain for domain in domains() if kind in domain.kinds)

@@ -1,7 +1,8 @@
 """What a domain and its corpora are; nothing above `pipelines/` asks which domain it deals with.
 
 A domain (DNA, audio) says how symbols of its kind are read, written and judged. A corpus is an opened data set: symbols
-in splits, with labels or without. One data module (`pipelines/data.py`) makes batches of any corpus.
+in splits, with labels or without. One data module (`pipelines/data.py`) makes batches of any corpus. What is special to one
+kind of data (a genome, recordings, classes) is reached through `data.corpus`.
 
 Laws: each symbol of a split is scored once; sample i depends on (seed, stage, i) alone; workers and ranks change nothing;
 a short read is an error; decode(encode(x)) = x.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -152,6 +152,11 @@ class AudioDataModule(LightningDataModule):
         self.stretches: Sequence[Stretch] = ()
         self._evaluation: dict[str, EvaluationWindows] = {}
         self._ready = False
+
+    @property
+    def corpus(self) -> Self:
+        """What is read; batching will part from it."""
+        return self
 
     def setup(self, stage: str | None = None) -> None:
         """Read the files' headers, read or make the splits, lay out the training windows, before workers start."""

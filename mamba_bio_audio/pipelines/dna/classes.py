@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -151,6 +151,11 @@ class DnaClassesDataModule(LightningDataModule):
         self._windows: dict[str, list[ClassWindow]] = {}
         self._conflicts: dict[str, Any] | None = None
         self._ready = False
+
+    @property
+    def corpus(self) -> Self:
+        """What is read; batching will part from it."""
+        return self
 
     def setup(self, stage: str | None = None) -> None:
         """Read or index the files, choose the splits, read genomes of moderate size, before workers start."""

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -215,6 +215,11 @@ class DnaDataModule(LightningDataModule):
         self.stretches: Sequence[Stretch] = ()
         self._evaluation: dict[str, EvaluationWindows] = {}
         self._ready = False
+
+    @property
+    def corpus(self) -> Self:
+        """What is read; batching will part from it."""
+        return self
 
     def setup(self, stage: str | None = None) -> None:
         """Index the files, read or make the splits, lay out the training windows, before workers start."""

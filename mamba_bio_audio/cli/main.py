@@ -18,7 +18,6 @@ from mamba_bio_audio.cli import (
     classify,
     demo,
     evaluate,
-    export,
     predict,
     prepare,
     pretrain,
@@ -62,7 +61,6 @@ app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
 app.command("report")(report.report)
-app.command("export")(export.export)
 app.command("bench")(bench.bench)
 add_commands(app, job_modules())
 

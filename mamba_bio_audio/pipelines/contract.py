@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -69,3 +70,25 @@ class Domain(ABC):
     @abstractmethod
     def describe(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         """A data module's `summary()` as (what, value) lines for people."""
+
+    # What an export says of a model and writes beside it.
+
+    def card_symbols(self, codec: Any) -> str:
+        """A paragraph of the model card: what the ids of a codec mean."""
+        return f"The ids 0 to {codec.vocab_size - 1:,} of the codec {codec.name}."
+
+    def card_data(self, summary: Mapping[str, Any]) -> list[str]:
+        """Lines of the model card about a data module's `summary()`, besides its files."""
+        return []
+
+    def card_limits(self, config: Any, *, classifier: bool) -> list[str]:
+        """What to know before a model of this domain is used, a sentence or two each.
+
+        Args:
+            config: the data section that it was trained on.
+            classifier: the model gives classes, not sequences.
+        """
+        return []
+
+    def write_tokenizer(self, codec: Any, folder: Path) -> None:  # noqa: B027
+        """Write into an export what other programs need to encode as the codec does; nothing where there is no such thing."""

@@ -22,3 +22,8 @@ def domains() -> tuple[Domain, ...]:
 def domain_of(kind: str) -> Domain:
     """The domain that a `data.kind` belongs to."""
     return next(domain for domain in domains() if kind in domain.kinds)
+
+
+def domain_named(name: str) -> Domain:
+    """The domain of this name, which is also that of its codec."""
+    return next(domain for domain in domains() if domain.name == name)

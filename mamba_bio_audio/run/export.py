@@ -17,8 +17,7 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.models.weights import weights_hash
-from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.domains import domain_named, domain_of
 from mamba_bio_audio.run.config import RunConfig
 from mamba_bio_audio.text import printable
 
@@ -30,7 +29,7 @@ def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
 
 
 def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping[str, Any] | None = None) -> list[str]:
-    """Write `model.safetensors`, `config.json`, a model card, and of DNA models a tokenizer.
+    """Write `model.safetensors`, `config.json`, a model card and, where the domain has one, a tokenizer.
 
     The folder opens with `transformers.MambaForCausalLM.from_pretrained` where the model is one of its own (real,
     selective, Euler), and with `load` always; `transformers.AutoTokenizer` then encodes as `DnaTokenizer` does, and
@@ -101,8 +100,8 @@ def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping
     write_json(out / "config.json", description)
     if isinstance(model, IsotropicModel) and opens_in_transformers(config):
         write_json(out / "generation_config.json", _generation(model, padded))
-    if isinstance(model.codec, DnaTokenizer):
-        _write_tokenizer(model.codec, out)
+    if model.codec is not None:
+        domain_named(model.codec.name).write_tokenizer(model.codec, out)
     # An export that is exported again brings its manifest in config.json.
     with as_written("manifest.json or evaluate-*.json of the model", "restore these files, or move them away"):
         write_text(out / "README.md", model_card(model))
@@ -114,33 +113,6 @@ def _generation(model: IsotropicModel, padded: int) -> dict[str, Any]:
     allowed = range(model.model_config.vocab_size or padded) if model.codec is None else model.codec.sample_ids
     suppressed = sorted(set(range(padded)) - set(allowed))
     return {"suppress_tokens": suppressed or None, "pad_token_id": getattr(model.codec, "pad_id", None)}
-
-
-def _write_tokenizer(codec: DnaTokenizer, out: Path) -> None:
-    """Files of `tokenizers` and transformers that encode and decode as the codec does: one id per character."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    vocabulary = {token: i for i, token in enumerate(codec.vocab)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=codec.vocab[codec.unknown_id]))
-    bases = [codec.vocab[i] for i in codec.base_ids]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(base.lower(), base) for base in bases])
-    # Every character by itself, line ends too.
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex(r"\[[A-Z]+\]"), "N"), decoders.Fuse()])
-    write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
-    pad = {"pad_token": codec.vocab[codec.pad_id]}
-    write_json(out / "special_tokens_map.json", pad)
-    write_json(
-        out / "tokenizer_config.json",
-        # A text that happens to hold "[PAD]" is letters like any other.
-        pad
-        | {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "split_special_tokens": True,
-            "clean_up_tokenization_spaces": False,
-            "padding_side": "right",
-        },
-    )
 
 
 class _Score(NamedTuple):
@@ -218,26 +190,8 @@ def model_card(model: LanguageModel | Classifier) -> str:
             "```",
             "",
         ]
-    if isinstance(model.codec, AudioCodec):
-        codec = model.codec
-        lines += [
-            "## Symbols",
-            "",
-            f"The ids 0 to {codec.vocab_size - 1:,} are levels of the amplitude of one sample, lowest to highest: "
-            f"{codec.description}, one channel at {codec.sample_rate_hz:,} Hz. A sequence begins with {codec.start_id:,}. "
-            "There is no tokenizer: `model.codec.encode` makes levels of float32 samples in [-1, 1], and "
-            "`model.codec.decode` samples of levels.",
-            "",
-        ]
-    elif model.codec is not None:
-        ids = ", ".join(f"{symbol} {i}" for i, symbol in enumerate(model.codec.vocab))
-        lines += [
-            "## Symbols",
-            "",
-            f"{ids}. One id per base in either case; every other letter is N. Nothing is added at the ends. "
-            '`transformers.AutoTokenizer.from_pretrained("FOLDER")` encodes alike.',
-            "",
-        ]
+    if model.codec is not None:
+        lines += ["## Symbols", "", domain_named(model.codec.name).card_symbols(model.codec), ""]
     # A name of a file or a class with a line end in it stays on its line.
     return "\n".join(printable(line) for line in lines)
 
@@ -249,16 +203,8 @@ def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: s
     files = data.get("files", [])
     lines += [f"- {file['name']}, SHA-256 `{file['sha256']}`" for file in files[:20]]
     lines += [f"- and {len(files) - 20:,} more, listed in config.json"] if len(files) > 20 else []
-    if config.data.kind == "dna" and "bases" in data:
-        lines += [
-            "",
-            f"{data['bases']:,} bases in {data.get('records', 0):,} records, {data['unknown_percent']:.3f} % not A, C, "
-            f"G or T, {data['lower_case_percent']:.2f} % lower case (tokens do not depend on case). Split by "
-            f"{data.get('split_source', 'an unknown rule')}:",
-            "",
-        ]
-        for split, counts in data.get("splits", {}).items():
-            lines.append(f"- {split}: {counts['bases']:,} bases in {counts['intervals']:,} intervals")
+    if found := domain_of(config.data.kind).card_data(data):
+        lines += ["", *found]
     lines += [
         "",
         "No licence is stated here: whoever publishes these weights chooses one that the licences of the data allow.",
@@ -292,11 +238,7 @@ def _card_of_limits(model: LanguageModel | Classifier) -> list[str]:
         f"- Trained on sequences of {length:,} positions; what it does with longer context was not trained.",
         "- It knows the distribution of its training data only; figures on other data have to be measured.",
     ]
-    if isinstance(model.codec, DnaTokenizer):
-        strands = "both strands" if getattr(model.config.data, "reverse_complement", False) else "the strand as written"
-        lines.append(f"- It has read {strands}; it is causal, so a base is judged from what stands before it alone.")
-        lines.append("- A likelihood is no measure of function or of harm; it is not a medical device.")
-        lines.append("- Samples can repeat training sequence: `mba sample` reports the longest exact match.")
-    elif not isinstance(model, Classifier):
-        lines.append("- Samples can repeat training recordings; the rights in those are not touched by these weights.")
+    config = model.config
+    limits = domain_of(config.data.kind).card_limits(config.data, classifier=isinstance(model, Classifier))
+    lines += [f"- {limit}" for limit in limits]
     return [*lines, ""]

@@ -37,5 +37,22 @@ class Audio(Domain):
 
         return summary_rows(dict(summary))
 
+    def card_symbols(self, codec: Any) -> str:
+        """The levels."""
+        return (
+            f"The ids 0 to {codec.vocab_size - 1:,} are levels of the amplitude of one sample, lowest to highest: "
+            f"{codec.description}, one channel at {codec.sample_rate_hz:,} Hz. A sequence begins with {codec.start_id:,}. "
+            "There is no tokenizer: `model.codec.encode` turns float32 samples in [-1, 1] into levels, and "
+            "`model.codec.decode` levels into samples."
+        )
+
+    def card_limits(self, config: Any, *, classifier: bool) -> list[str]:
+        """Rights in the recordings."""
+        if classifier:
+            return []
+        return [
+            "Samples can repeat training recordings; the rights in those recordings are not affected by these weights."
+        ]
+
 
 DOMAIN = Audio()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mamba_bio_audio.pipelines.contract import DataSection, Domain, Progress
@@ -36,6 +37,30 @@ class Dna(Domain):
         from mamba_bio_audio.pipelines.dna import classes, prepare
 
         return (classes.summary_rows if "classes" in summary else prepare.summary_rows)(dict(summary))
+
+    def card_symbols(self, codec: Any) -> str:
+        """The vocabulary."""
+        from mamba_bio_audio.pipelines.dna import card
+
+        return card.symbols(codec)
+
+    def card_data(self, summary: Mapping[str, Any]) -> list[str]:
+        """Bases and splits of a genome."""
+        from mamba_bio_audio.pipelines.dna import card
+
+        return card.data(summary)
+
+    def card_limits(self, config: Any, *, classifier: bool) -> list[str]:
+        """Strands, causality, what a likelihood is not."""
+        from mamba_bio_audio.pipelines.dna import card
+
+        return card.limits(config)
+
+    def write_tokenizer(self, codec: Any, folder: Path) -> None:
+        """Write the tokenizer of `transformers.AutoTokenizer`."""
+        from mamba_bio_audio.pipelines.dna import card
+
+        card.write_tokenizer(codec, folder)
 
 
 DOMAIN = Dna()

@@ -15,10 +15,10 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.evaluation.likelihood import perplexity
-from mamba_bio_audio.evaluation.markov import markov_table
 from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.dna.markov import markov_table
 from mamba_bio_audio.run.environment import environment
 
 

@@ -25,11 +25,11 @@ import sklearn
 import torch
 
 from mamba_bio_audio.evaluation.classification import bootstrap_mean
-from mamba_bio_audio.evaluation.kmers import fit_kmers
 from mamba_bio_audio.jobs.classify import classify
 from mamba_bio_audio.jobs.evaluate import evaluate
 from mamba_bio_audio.jobs.evaluate_classes import kmer_baseline, sequences, training_sequences
 from mamba_bio_audio.jobs.pretrain import pretrain
+from mamba_bio_audio.pipelines.dna.kmers import fit_kmers
 from mamba_bio_audio.pipelines.synthetic.families import ceiling, ceiling_of_windows, plant_files
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.data import open_data

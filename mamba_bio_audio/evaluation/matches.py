@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mamba_bio_audio.evaluation.markov import GenomeLike, Span, merge_spans
+from mamba_bio_audio.pipelines.dna.markov import GenomeLike, Span, merge_spans
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 _CHUNK_BASES = 1 << 20

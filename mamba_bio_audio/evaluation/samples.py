@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.kmers import canonical_columns, count_kmers
-from mamba_bio_audio.evaluation.markov import GenomeLike, Span, merge_spans
 from mamba_bio_audio.evaluation.matches import Query, longest_matches
+from mamba_bio_audio.pipelines.dna.kmers import canonical_columns, count_kmers
+from mamba_bio_audio.pipelines.dna.markov import GenomeLike, Span, merge_spans
 
 K = 6
 _DUST_BASES = 64

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.audio_yardsticks import left_out, yardsticks
 from mamba_bio_audio.evaluation.likelihood import Likelihood, evaluate_likelihood, perplexity
-from mamba_bio_audio.evaluation.markov import MarkovTable, markov_table
 from mamba_bio_audio.inference.classify import Strand
 from mamba_bio_audio.jobs.evaluate_classes import evaluate_classes
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.audio.yardsticks import left_out, yardsticks
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Span, merge
+from mamba_bio_audio.pipelines.dna.markov import MarkovTable, markov_table
 from mamba_bio_audio.pipelines.stream import loader
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import RunConfig, override, validate

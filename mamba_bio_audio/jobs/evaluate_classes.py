@@ -22,11 +22,11 @@ from mamba_bio_audio.evaluation.classification import (
     most_confused,
 )
 from mamba_bio_audio.evaluation.figures import confusion_picture
-from mamba_bio_audio.evaluation.kmers import KmerBaseline, fit_kmers
 from mamba_bio_audio.files import write_json, write_text
 from mamba_bio_audio.inference.classify import Strand, classify
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import ClassDataset, DnaClassesDataModule, conflict_text
+from mamba_bio_audio.pipelines.dna.kmers import KmerBaseline, fit_kmers
 from mamba_bio_audio.text import cell
 
 # Training sequences of the k-mer baseline: at most this many, and at most this many bases (0.5 GiB of counts), which takes

@@ -122,7 +122,7 @@ def test_evaluate_names_the_quantiser(trained, capsys):
 
 
 def test_evaluate_says_which_yardstick_is_left_out(trained, monkeypatch, capsys):
-    monkeypatch.setattr("mamba_bio_audio.evaluation.audio_yardsticks._MAX_TABLE", 1 << 20)
+    monkeypatch.setattr("mamba_bio_audio.pipelines.audio.yardsticks._MAX_TABLE", 1 << 20)
     assert mba_command("evaluate", trained, "--quiet", "--device", "cpu") == 0
     text = capsys.readouterr().out
     assert "order 2: not counted above 8 bits, its table would have 16,777,216 entries\n" in text

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
-from mamba_bio_audio.evaluation.markov import MarkovBaseline, markov_table
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.dna.markov import MarkovBaseline, markov_table
 
 
 class FirstOrder(nn.Module):

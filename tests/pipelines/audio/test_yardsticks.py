@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from mamba_bio_audio.evaluation.audio_yardsticks import LevelTables, left_out, linear_prediction_bits, yardsticks
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.audio.yardsticks import LevelTables, left_out, linear_prediction_bits, yardsticks
 
 CODEC = AudioCodec()
 

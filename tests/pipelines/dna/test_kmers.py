@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation import kmers
-from mamba_bio_audio.evaluation.kmers import fit_kmers, kmer_frequencies
+from mamba_bio_audio.pipelines.dna import kmers
+from mamba_bio_audio.pipelines.dna.kmers import fit_kmers, kmer_frequencies
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 CODEC = DnaTokenizer()

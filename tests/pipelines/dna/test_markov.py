@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation import markov
-from mamba_bio_audio.evaluation.markov import MarkovBaseline, SparseCounts, markov_table, merge_spans
+from mamba_bio_audio.pipelines.dna import markov
+from mamba_bio_audio.pipelines.dna.markov import MarkovBaseline, SparseCounts, markov_table, merge_spans
 
 COMPLEMENT = str.maketrans("ACGTN", "TGCAN")
 IDS = {"A": 7, "C": 8, "G": 9, "T": 10, "N": 11}

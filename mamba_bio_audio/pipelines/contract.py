@@ -26,11 +26,15 @@ class DataSection(BaseModel):
 
     Attributes:
         labelled: for classifiers.
+        audible: whether samples of a model can be listened to during training (`train.listen`).
+        packaged: words that a key for files accepts besides file names, such as one for packaged data.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     labelled: ClassVar[bool] = False
+    audible: ClassVar[bool] = False
+    packaged: ClassVar[tuple[str, ...]] = ()
     kind: str
     if TYPE_CHECKING:  # of every kind, each with its own description
         path: Any
@@ -44,11 +48,13 @@ class Domain(ABC):
     Attributes:
         name: of the domain.
         unit: of lengths, singular: "base", "sample".
+        first_sample: options of `mba sample` to suggest after a training.
         kinds: the classes of the `data` section by their `data.kind`; a class with `labelled = True` is for classifiers.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str]
+    first_sample: ClassVar[str]
     kinds: ClassVar[Mapping[str, type[DataSection]]]
 
     @abstractmethod

@@ -34,7 +34,7 @@ from mamba_bio_audio.plain_yaml import Plain, dump, parse
 from mamba_bio_audio.training.config import TrainConfig
 
 # Sections that come in kinds: the key that names the kind, and the kind where it is left out.
-KINDS = {"data": ("kind", "dna"), "model": ("backbone", "isotropic")}
+KINDS = {"data": ("kind", next(iter(domains()[0].kinds))), "model": ("backbone", "isotropic")}
 if typing.TYPE_CHECKING:
     DataConfig = DataSection
 else:
@@ -90,8 +90,11 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _audible(self) -> RunConfig:
-        if self.train.listen and self.data.kind != "audio":
-            raise ValueError(f"train.listen is of data.kind audio, not {self.data.kind}; leave it 0")
+        if self.train.listen and not self.data.audible:
+            kinds = [name for domain in domains() for name, section in domain.kinds.items() if section.audible]
+            raise ValueError(
+                f"train.listen requires data.kind={' or '.join(kinds)} (got {self.data.kind}); set it to 0"
+            )
         return self
 
     @model_validator(mode="after")
@@ -423,8 +426,7 @@ _FILE_KEYS = ("path", "intervals", "labels", "groups", "regions")
 def named_files(config: RunConfig) -> list[str]:
     """Files and folders that a configuration names."""
     data = config.data.model_dump()
-    packaged = getattr(config.data, "packaged", ())
-    names = [name for key in _FILE_KEYS for name in _flat(data.get(key)) if name not in packaged]
+    names = [name for key in _FILE_KEYS for name in _flat(data.get(key)) if name not in config.data.packaged]
     names.append(None if config.head is None else config.head.pretrained)
     return [str(Path(name).expanduser()) for name in names if name is not None]
 
@@ -433,7 +435,7 @@ def _missing_files(data: Any) -> list[str]:
     """What the data section names and is not there."""
     if not isinstance(data, dict):
         return []
-    section = _member(DataConfig, str(data.get("kind", "dna")))
+    section: Any = _member(DataConfig, str(data.get("kind", KINDS["data"][1])))
     if section is None:
         return []
     problems = []
@@ -443,11 +445,10 @@ def _missing_files(data: Any) -> list[str]:
         problems.append(
             f"data.path: missing; allowed: {section.model_fields['path'].description} Set it with --set data.path=..."
         )
-    packaged = getattr(section, "packaged", ())
     keys = [key for key in _FILE_KEYS if key in section.model_fields]
     for key, value in ((key, data.get(key)) for key in keys):
         for name in _flat(value):
-            if isinstance(name, str) and name not in packaged and not (name and _there(name)):
+            if isinstance(name, str) and name not in section.packaged and not (name and _there(name)):
                 hint = "; ${...} is taken as it is written, nothing is inserted" if "${" in name else ""
                 shown = name if 0 < len(name) <= 1000 else _short(name)
                 problems.append(f"data.{key}: {shown}: no such file or folder{hint}")

@@ -17,7 +17,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from mamba_bio_audio.models.build import LanguageModel
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
-from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.stream import stop_workers
@@ -142,7 +141,7 @@ def fit(
             # Before `Steps`, which validates what has been averaged.
             trainer.callbacks.append(average)  # type: ignore[attr-defined]
         listener = None
-        if config.listen and isinstance(data.codec, AudioCodec):
+        if config.listen:
             listener = Listener(data.codec, config.listen, config.length, data.evaluation_dataset("valid"))
         steps = Steps(config, accumulate, out, valid, stop, progress, stages, average, listener, check_data)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]

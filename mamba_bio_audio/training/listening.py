@@ -1,4 +1,4 @@
-"""What a model of audio sounds like while it is trained: clips in TensorBoard, and their distance from recordings."""
+"""What a model of audio sounds like during training: clips in TensorBoard, and their distance from recordings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import nn
 from mamba_bio_audio.evaluation.audio_figures import spectrograms
 from mamba_bio_audio.evaluation.audio_frames import frame_distance, frames
 from mamba_bio_audio.inference.generate import generate
-from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 
 _LONGEST_S = 1.0
 _RECORDED = 64
@@ -30,16 +29,17 @@ class Examples(Protocol):
 
 
 class Listener:
-    """Generates the same few clips, by their random numbers, at every validation.
+    """Generates a few clips at every validation, each time from the same random numbers.
 
     Args:
-        codec: of the data.
+        codec: of audio: `decode`, `start_id`, `sample_ids`, `sample_rate_hz`.
         clips: how many.
-        length: samples each, at most 1 s.
-        recorded: examples of the validation split, at least one; up to 64 of them, evenly spread, are compared with.
+        length: samples per clip; more than 1 s is cut to 1 s.
+        recorded: examples of the validation split, at least one; the clips are compared with up to 64 of them, evenly
+            spread.
     """
 
-    def __init__(self, codec: AudioCodec, clips: int, length: int, recorded: Examples) -> None:
+    def __init__(self, codec: Any, clips: int, length: int, recorded: Examples) -> None:
         self.codec = codec
         self.clips = clips
         self.length = min(length, round(_LONGEST_S * codec.sample_rate_hz))
@@ -47,14 +47,14 @@ class Listener:
         self._frames: NDArray[np.float64] | None = None
 
     def __call__(self, model: nn.Module, writer: Any, step: int) -> float:
-        """Generate the clips and say how far they are from the recordings (`evaluation.audio_frames`).
+        """Generate the clips and return their distance from the recordings (`evaluation.audio_frames`).
 
         Args:
-            model: language model, left in the mode it was in.
-            writer: TensorBoard's SummaryWriter, which receives the first clips and their pictures; None writes nothing.
-            step: of the training.
+            model: language model; stays in the mode it was in.
+            writer: TensorBoard's SummaryWriter, for the first clips and their spectrograms; None writes nothing.
+            step: training step, for TensorBoard.
         """
-        # The model has no codec while it is trained: begin with the zero level here.
+        # A model in training has no codec, so the zero level that samples begin with is given here.
         tokens = generate(
             model,
             length=self.length,
@@ -70,7 +70,7 @@ class Listener:
         return distance
 
     def _recorded_frames(self) -> NDArray[np.float64]:
-        """Frames of the beginnings of validation windows; made once."""
+        """Frames of the beginnings of validation windows; computed once."""
         if self._frames is None:
             count = len(self.recorded)
             clips = []

@@ -109,5 +109,5 @@ def test_recorded_clips_end_where_the_recording_ends(noise) -> None:
 
 
 def test_only_audio_is_listened_to() -> None:
-    with pytest.raises(InputError, match=r"train\.listen is of data\.kind audio, not dna"):
+    with pytest.raises(InputError, match=r"train\.listen requires data\.kind=audio \(got dna\); set it to 0"):
         load_config("dna/tiny", ["data.path=demo", "train.listen=1"])

@@ -11,6 +11,7 @@ class AudioClassesConfig(AudioDataConfig):
     """Which labelled recordings, how they are split, read and quantised: the class of a clip is its folder."""
 
     labelled: ClassVar[bool] = True
+    audible: ClassVar[bool] = False
     kind: Literal["audio-classes"] = Field(default="audio-classes", description="Kind of data.")  # type: ignore[assignment]
     classes: list[str] | None = Field(
         default=None,

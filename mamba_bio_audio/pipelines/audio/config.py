@@ -1,6 +1,6 @@
 """Settings of the audio data; free of torch."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from mamba_bio_audio.pipelines.contract import DataSection
 class AudioDataConfig(DataSection):
     """Which recordings, how they are split, read and quantised."""
 
+    audible: ClassVar[bool] = True
     kind: Literal["audio"] = Field(default="audio", description="Kind of data.")  # type: ignore[assignment]
     path: str | list[str] | None = Field(
         default=None,

@@ -15,6 +15,7 @@ class Audio(Domain):
 
     name = "audio"
     unit = "sample"
+    first_sample = "--length 16000 --out sample.wav"
     kinds: ClassVar[Mapping[str, type[DataSection]]] = {"audio": AudioDataConfig, "audio-classes": AudioClassesConfig}
 
     def codec(self, config: Any) -> Any:

@@ -10,7 +10,7 @@ from mamba_bio_audio.pipelines.contract import DataSection
 class DnaClassesConfig(DataSection):
     """Which labelled sequence, how it is split, and how windows are drawn from it."""
 
-    packaged: ClassVar[tuple[str, ...]] = ("record",)  # what a file key may name that is no file
+    packaged: ClassVar[tuple[str, ...]] = ("record",)
 
     labelled: ClassVar[bool] = True
     kind: Literal["dna-classes"] = Field(default="dna-classes", description="Kind of data.")  # type: ignore[assignment]

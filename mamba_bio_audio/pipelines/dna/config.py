@@ -14,7 +14,7 @@ SharedBases = Literal["drop", "trim", "error", "allow"]
 class DnaDataConfig(DataSection):
     """Which genome, how it is split, and how it is read."""
 
-    packaged: ClassVar[tuple[str, ...]] = ("demo",)  # what data.path may name that is no file
+    packaged: ClassVar[tuple[str, ...]] = ("demo",)
 
     kind: Literal["dna"] = Field(default="dna", description="Kind of data.")  # type: ignore[assignment]
     path: str | list[str] | None = Field(

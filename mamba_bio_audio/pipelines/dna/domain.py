@@ -16,6 +16,7 @@ class Dna(Domain):
 
     name = "dna"
     unit = "base"
+    first_sample = "--length 1000"
     kinds: ClassVar[Mapping[str, type[DataSection]]] = {"dna": DnaDataConfig, "dna-classes": DnaClassesConfig}
 
     def codec(self, config: Any) -> Any:

@@ -50,7 +50,7 @@ from mamba_bio_audio.jobs.bench import (
 )
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.models.output import ModelOutput
+from mamba_bio_audio.models.contract import ModelOutput
 from mamba_bio_audio.run.environment import environment
 
 LAYERS, WIDTH, CHANNELS, HEAD = 8, 256, 1024, 64

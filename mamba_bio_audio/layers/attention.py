@@ -1,10 +1,10 @@
 """Causal self-attention with rotary positions, and the MLP that follows it in a transformer block.
 
-    y_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s,   s <= t;   q and k turned by angles t w_i (Su et al. 2021)
+    y_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s,   s <= t;   q and k rotated by angles t w_i (Su et al. 2021)
 
-Positions enter only as differences t - s, so a sequence that begins in the middle of a span reads the same as one that
-begins with it. The state is every key and value so far: it grows with the length, which is why models with such a layer
-are not streamed in training and generate in memory that grows.
+Positions enter only as differences t - s, so a sequence that starts in the middle of a span gives the same output as one
+that starts with it. The state holds every key and value so far and grows with the length. Models with such a layer are
+therefore not streamed in training, and their memory grows during generation.
 
 Legend: B batch, L positions of the span, D channels, T positions so far with the span, H heads, d channels per head.
 """
@@ -24,28 +24,31 @@ _LONGEST_PERIOD = 10_000.0
 
 
 class AttentionState(NamedTuple):
-    """Everything read so far, in the activation dtype; zero before a row's last reset."""
+    """Keys and values of all positions so far, in the activation dtype; zero before a row's last reset."""
 
-    keys: Tensor  # (B, T, H, d), turned by their positions
+    keys: Tensor  # (B, T, H, d), rotated by their positions
     values: Tensor  # (B, T, H, d)
-    seen: Tensor  # (B, T): 1 in the sequence that the row is in, 0 before it
+    seen: Tensor  # (B, T): 1 within the row's current sequence, 0 before it
 
 
 class AttentionLayer(nn.Module):
-    """Multi-head attention to the position itself and all before it.
+    """Multi-head attention to each position itself and all earlier ones.
 
     Args:
         d_model: channels D of input and output.
         config: heads; each has an even number of channels.
-        num_layers: residuals of the network; scales `out_proj` at initialisation by 1/sqrt(num_layers).
+        num_layers: residual branches of the network; `out_proj` is initialised scaled by 1/sqrt(num_layers).
     """
 
     streaming = "growing"
+    resets = True
 
     def __init__(self, d_model: int, config: AttentionConfig, num_layers: int = 1) -> None:
         super().__init__()
         if d_model % (2 * config.heads):
-            raise ValueError(f"{config.heads} heads need a multiple of {2 * config.heads} channels, not {d_model}")
+            raise ValueError(
+                f"d_model ({d_model}) must be a multiple of {2 * config.heads}, twice the number of attention heads"
+            )
         self.d_model = d_model
         self.heads = config.heads
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=False)
@@ -56,7 +59,7 @@ class AttentionLayer(nn.Module):
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> AttentionState:
-        """Nothing read yet; `dtype` is the activation dtype."""
+        """Empty state, T = 0; `dtype` is the activation dtype."""
         none = torch.zeros(batch, 0, self.heads, self.d_model // self.heads, device=device, dtype=dtype)
         return AttentionState(none, none.clone(), none.new_zeros(batch, 0))
 
@@ -67,8 +70,8 @@ class AttentionLayer(nn.Module):
 
         Args:
             x: (B, L, D), any L >= 1.
-            state: from the span before; None means the start.
-            reset: bool (B, L), nothing before these positions is read from there on.
+            state: state at the end of the preceding span; None at the start.
+            reset: bool (B, L), from these positions on nothing earlier is attended to.
 
         Returns:
             y (B, L, D) and the state at the end of the span.
@@ -88,7 +91,7 @@ class AttentionLayer(nn.Module):
             at = torch.arange(past + length, device=x.device)
             mask = (at <= at[past:, None]) & (seen > 0)[:, None]  # (B, L, T)
         if reset is not None:
-            number = reset.cumsum(1)  # of the sequence in the row; 0 is the one that came before the span
+            number = reset.cumsum(1)  # index of the sequence in the row; 0 is the one that precedes the span
             owner = F.pad(number, (past, 0))
             assert mask is not None
             mask = mask & (owner[:, None] == number[:, :, None])
@@ -102,7 +105,7 @@ class AttentionLayer(nn.Module):
     def _angles(self, start: int, length: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine (L, 1, d / 2) of position times frequency."""
         half = self.d_model // self.heads // 2
-        # In fp64: far from the start an fp32 angle is off by more than what the layer may err.
+        # In fp64: far from the start, the error of an fp32 angle exceeds the layer's tolerance.
         rates = _LONGEST_PERIOD ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
         angles = (torch.arange(start, start + length, device=x.device, dtype=torch.float64)[:, None] * rates)[:, None]
         wide = x.dtype if x.dtype == torch.float64 else torch.float32
@@ -118,10 +121,11 @@ class MlpLayer(nn.Module):
     Args:
         d_model: channels D of input and output.
         expand: inner channels per model channel.
-        num_layers: as of `AttentionLayer`.
+        num_layers: as for `AttentionLayer`.
     """
 
     streaming = "constant"
+    resets = True
 
     def __init__(self, d_model: int, expand: int, num_layers: int = 1) -> None:
         super().__init__()
@@ -133,7 +137,7 @@ class MlpLayer(nn.Module):
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> tuple[()]:
-        """Nothing to remember."""
+        """Empty: the layer has no memory."""
         return ()
 
     def forward(
@@ -144,6 +148,6 @@ class MlpLayer(nn.Module):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Pairs of channels (i, i + d / 2) of x (B, L, H, d) turned by their angles; in the dtype of x."""
+    """Rotate pairs of channels (i, i + d / 2) of x (B, L, H, d) by their angles; returns the dtype of x."""
     a, b = x.to(cos.dtype).chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)

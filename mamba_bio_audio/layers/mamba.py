@@ -7,7 +7,7 @@
     output = out_proj(y * silu(z))
 
 Legend: B batch, L length, D model channels, E = expand * D inner channels, N states, W convolution width, R delta rank.
-Parameter names are those of mamba_ssm and Hugging Face, so that weights move without a table.
+Parameters have the names that mamba_ssm and Hugging Face use, so weights transfer without a mapping.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from mamba_bio_audio.ops import causal_conv1d, mamba_mixer, mixer_runs_fused, se
 
 
 class MambaState(NamedTuple):
-    """What a layer remembers of everything before a position."""
+    """State of a Mamba layer: its entire memory of earlier positions."""
 
-    tail: Tensor  # (B, W-1, E), last inputs of the convolution, in its input's dtype
+    tail: Tensor  # (B, W-1, E), the last inputs of the convolution, in their dtype
     ssm: Tensor  # (B, E, N) or (B, E, N, 2), fp32, or fp64 for fp64 models
 
 
-# torch.export.save writes structures by name.
+# torch.export.save refers to structures by name.
 _register_namedtuple(MambaState, serialized_type_name="mamba_bio_audio.MambaState")
 
 
@@ -43,11 +43,12 @@ class MambaLayer(nn.Module):
         d_model: channels D of input and output.
         config: shape and parameterisation; `complex` and `selective` must not be None
             (`models.config.ModelConfig` fills them in from the mixer's name).
-        num_layers: layers of the network, each with one residual; scales `out_proj` at initialisation by
+        num_layers: layers of the network, each with one residual branch; `out_proj` is initialised scaled by
             1/sqrt(num_layers).
     """
 
     streaming = "constant"
+    resets = True
 
     def __init__(self, d_model: int, config: SsmConfig, num_layers: int = 1) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class MambaLayer(nn.Module):
         self._bc_size = math.prod(state_shape)
 
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=config.proj_bias)
-        # Holds weight (E, 1, W) and bias under the names of other implementations; `forward` never calls it.
+        # Holds weight (E, 1, W) and bias under the names that other implementations use; `forward` never calls it.
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, config.d_conv, groups=self.d_inner, bias=config.conv_bias)
         projected = self.dt_rank * self.selective_dt + 2 * self._bc_size * self.selective_bc
         if projected:
@@ -127,7 +128,7 @@ class MambaLayer(nn.Module):
         return parameters
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MambaLayer:
-        # The recurrence is sensitive to rounding of these: `model.to(torch.bfloat16)` moves but never narrows them.
+        # The recurrence is sensitive to rounding here: `model.to(torch.bfloat16)` moves these but never narrows them.
         before = [parameter.data for parameter in self._fp32_parameters()]
         super()._apply(fn, recurse)
         for parameter, data in zip(self._fp32_parameters(), before, strict=True):
@@ -136,7 +137,7 @@ class MambaLayer(nn.Module):
         return self
 
     def A(self) -> Tensor:
-        """A (E, N), negative; complex: (E, N, 2)."""
+        """A, (E, N) and negative, or (E, N, 2) for complex modes."""
         A = -torch.exp(self.A_log)
         return torch.stack([A, self.A_imag], dim=-1) if self.config.complex else A
 
@@ -157,7 +158,7 @@ class MambaLayer(nn.Module):
 
         Args:
             x: (B, L, D), any L >= 1.
-            state: state at the end of what came before; None means zeros.
+            state: state at the end of the preceding span; None means zeros.
             reset: bool (B, L), the state is zeroed before these positions.
 
         Returns:
@@ -194,11 +195,11 @@ class MambaLayer(nn.Module):
 
     @property
     def _plain(self) -> bool:
-        """The published layer: real, selective, first-order hold."""
+        """Whether this is the published layer: real, selective, first-order hold."""
         return not self.config.complex and self.config.selective is True and not self.config.exact_zoh
 
     def _weights(self) -> tuple[Tensor | None, ...]:
-        """In the order of `ops.mamba_mixer`."""
+        """The layer's weights in the order that `ops.mamba_mixer` takes."""
         return (
             self.in_proj.weight,
             self.in_proj.bias,

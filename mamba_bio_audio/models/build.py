@@ -1,4 +1,4 @@
-"""From configuration to model."""
+"""Builds a model from its configuration."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def build_model(config: ModelConfig | UNetConfig, *, seed: int | None = None) ->
 
     Args:
         config: with `vocab_size` set.
-        seed: of the initialisation; the global generator is left as it was. None draws from the global generator.
+        seed: random seed for the initialisation; the global generator is left as it was. None uses the global generator.
 
     Raises:
-        InputError: the weights alone are more than the machine's memory.
+        InputError: the weights alone exceed the machine's free memory.
     """
     if torch.get_default_device().type != "meta":
         parameters = count_parameters(config)
@@ -39,12 +39,12 @@ def build_model(config: ModelConfig | UNetConfig, *, seed: int | None = None) ->
 
 
 def build_classifier(config: ModelConfig | UNetConfig, head: HeadConfig, *, seed: int | None = None) -> Classifier:
-    """Build a freshly initialised classifier, as `build_model`; the backbone is that of the same seed.
+    """Build a freshly initialised classifier; its backbone equals `build_model(config, seed=seed)`.
 
     Args:
-        config: of the backbone, with `vocab_size` set.
-        head: with `classes` set.
-        seed: of the initialisation.
+        config: configuration of the backbone, with `vocab_size` set.
+        head: configuration of the head, with `classes` set.
+        seed: as for `build_model`.
     """
     backbone = build_model(config, seed=seed)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -56,5 +56,5 @@ def build_classifier(config: ModelConfig | UNetConfig, head: HeadConfig, *, seed
 def build(
     config: ModelConfig | UNetConfig, head: HeadConfig | None = None, *, seed: int | None = None
 ) -> LanguageModel | Classifier:
-    """A language model, or with a head a classifier."""
+    """Build a language model, or with `head` a classifier."""
     return build_model(config, seed=seed) if head is None else build_classifier(config, head, seed=seed)

@@ -8,24 +8,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class HeadConfig(BaseModel):
-    """What turns a backbone into a classifier, and how its weights begin."""
+    """Classification head on a backbone, and where the initial weights come from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     pool: Literal["mean", "max", "last"] = Field(
         "mean",
-        description="what the head reads of the hidden states: mean over all positions so far, largest value of each "
-        "channel so far, or the last position (the paper's great apes)",
+        description="how the head pools the hidden states: mean over all positions so far, largest value of each "
+        "channel so far, or the last position alone (the paper's great-apes task)",
     )
     classes: tuple[str, ...] | None = Field(
-        None, min_length=2, description="class names in the order of the outputs; null takes them from the data"
+        None, min_length=2, description="class names in output order; null takes them from the data"
     )
     pretrained: str | None = Field(
         None,
-        description="run or export whose backbone the training begins with; of a classifier of the same classes the "
-        "head too; null begins from random weights",
+        description="run or export that supplies the initial backbone, and the head too if it is a classifier with the "
+        "same classes; null starts from random weights",
     )
-    freeze: bool = Field(False, description="train the head alone")
+    freeze: bool = Field(False, description="freeze the backbone and train only the head")
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the target spread over all classes, in training only"
+        0.0, ge=0, lt=1, description="share of the target spread evenly over all classes, in training only"
     )

@@ -1,10 +1,10 @@
-"""Classification head on a backbone, with a state as small as the backbone's own.
+"""Classifier: a pooled linear head on a backbone, with a state as small as the backbone's own.
 
     p_t = pool(h_0 .. h_t);  logits_t = W p_t + b          h: normalised last hidden states of the backbone
 
-The prediction at t is that for the sequence that ends there, so a classifier obeys the four laws as a language model
-does: its target is the label at the last real position of a row and -100 elsewhere, padding on the right is never seen,
-and chunks with the state carried (`train.stream_chunk`, prediction of long records) equal the whole.
+The prediction at t is the one for the sequence that ends there, so a classifier obeys the same four laws as a language
+model. Its target is the label at the last real position of a row and -100 elsewhere; padding on the right is never seen;
+chunks with the state carried (`train.stream_chunk`, prediction of long records) give the same result as the whole.
 
 Legend: B batch, L length, D channels, K classes.
 """
@@ -13,28 +13,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.head_config import HeadConfig
-from mamba_bio_audio.models.output import ModelOutput
 
 
 class PoolState(NamedTuple):
-    """What pooling remembers of everything before a position."""
+    """State of a pool: its entire memory of earlier positions."""
 
     value: Tensor  # (B, D) sum or largest value so far, fp32 (fp64 for fp64 inputs)
-    positions: Tensor  # (B,) positions so far, fp64, which counts without gaps to 2^53
+    positions: Tensor  # (B,) number of positions so far, in fp64: exact up to 2^53
 
 
 class Pool(nn.Module):
     """Running mean, maximum or last value of (B, L, D) along L."""
 
     streaming = "constant"
+    resets = True
 
     def __init__(self, kind: Literal["mean", "max", "last"], width: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Pool(nn.Module):
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> PoolState | None:
-        """The state before the first position; "last" needs none."""
+        """State before the first position; None for "last", which needs none."""
         if self.kind == "last":
             return None
         wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -61,16 +61,16 @@ class Pool(nn.Module):
         reset: Tensor | None = None,
         last: Tensor | None = None,
     ) -> tuple[Tensor, PoolState | None]:
-        """Pooled values at every position, or with `last` at one position of each row (`upto`).
+        """Pool up to every position, or with `last` up to one position of each row (`upto`).
 
         Args:
             x: (B, L, D).
-            state: at the end of what came before; None means nothing came before.
-            reset: bool (B, L), pooling begins anew at these positions.
-            last: (B,) the one position that is wanted; without `reset`.
+            state: state at the end of the preceding span; None at the start.
+            reset: bool (B, L), pooling starts afresh at these positions.
+            last: (B,) the only position wanted in each row; cannot be combined with `reset`.
 
         Returns:
-            (B, L, D) or (B, D), fp32 or fp64 except for "last", which gives `x`; and the state at the end.
+            (B, L, D) or (B, D), in fp32 or fp64 except for "last", which returns `x`; and the state at the end.
         """
         if last is not None:
             return self.upto(x, last, state)
@@ -79,7 +79,7 @@ class Pool(nn.Module):
         if state is None:
             state = self.init_state(len(x), x.device, x.dtype)
             assert state is not None
-        # Many small summands: never in less than fp32.
+        # A sum of many small terms: never in less than fp32.
         wide = x if x.dtype == torch.float64 else x.float()
         if reset is None:
             value, count = self._run(wide, state.value, state.positions)
@@ -93,12 +93,12 @@ class Pool(nn.Module):
         return (value / count[..., None].to(value.dtype) if self.kind == "mean" else value), end
 
     def upto(self, x: Tensor, last: Tensor, state: PoolState | None = None) -> tuple[Tensor, PoolState | None]:
-        """What `forward` gives at one position of each row, by sums instead of scans: a scan over a long row is slow.
+        """Pool up to one position of each row, with sums instead of scans, which are slow over a long row.
 
         Args:
             x: (B, L, D).
-            last: (B,) the position.
-            state: as of `forward`.
+            last: (B,) the position in each row.
+            state: as for `forward`.
 
         Returns:
             (B, D), and the state at the end of the span.
@@ -112,7 +112,7 @@ class Pool(nn.Module):
         inside = torch.arange(x.shape[1], device=x.device) <= last[:, None]  # (B, L)
         end = state.positions + x.shape[1]
         if self.kind == "mean":
-            # Autocast would take the product in half precision.
+            # Autocast would compute the product in half precision.
             with torch.autocast(x.device.type, enabled=False):
                 part = (inside.to(wide.dtype)[:, None] @ wide)[:, 0]
             count = (state.positions + last + 1)[:, None].to(wide.dtype)
@@ -125,7 +125,7 @@ class Pool(nn.Module):
         )
 
     def _run(self, x: Tensor, before: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Running sum or maximum (B, L, D) and positions so far (B, L), fp64."""
+        """Running sum or maximum (B, L, D), and the number of positions so far (B, L) in fp64."""
         count = seen[:, None] + torch.arange(1, x.shape[1] + 1, device=x.device, dtype=torch.float64)
         if self.kind == "mean":
             return x.cumsum(1) + before[:, None], count
@@ -133,7 +133,7 @@ class Pool(nn.Module):
         return torch.where((seen == 0)[:, None, None], largest, torch.maximum(largest, before[:, None])), count
 
     def _run_row(self, x: Tensor, before: Tensor, seen: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """`_run` on one row (1, L, D) in which new sequences begin where `starts` (L,) is true."""
+        """`_run` on one row (1, L, D) in which new sequences start where `starts` (L,) is true."""
         edges = sorted({0, *starts.nonzero()[:, 0].tolist(), x.shape[1]})
         parts = []
         for low, high in itertools.pairwise(edges):
@@ -146,20 +146,16 @@ class Pool(nn.Module):
         return self.kind
 
 
-class Classifier(nn.Module):
-    """A backbone with a pooled linear head; `logits` of its output are (B, L, K), or (B, 1, K) for the last position.
+class Classifier(SequenceModel):
+    """A backbone with a pooled linear head; its logits are (B, L, K), or (B, 1, K) for the last position.
 
     Attributes:
-        backbone: a model of the common contract with `hidden`.
-        labels: class names in the order of the outputs.
-        scores_rows: a batch has one target a row, not one a position.
-        config, codec, manifest: set by `run.saved.load`.
+        backbone: a model that follows the common contract, including `hidden`.
+        labels: class names in output order.
+        scores_rows: True: a batch has one target per row, not one per position.
     """
 
     scores_rows = True
-    config: Any = None
-    codec: Any = None
-    manifest: Mapping[str, Any] = {}
 
     def __init__(self, backbone: Any, config: HeadConfig) -> None:
         super().__init__()
@@ -174,7 +170,7 @@ class Classifier(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         if backbone.lm_head.weight is not backbone.embedding.weight:
-            # Kept with the backbone, but nothing here uses it.
+            # Kept with the backbone, but unused here.
             backbone.lm_head.requires_grad_(False)
         if config.freeze:
             for parameter in backbone.parameters():
@@ -187,22 +183,17 @@ class Classifier(nn.Module):
 
     @property
     def recompute(self) -> str:
-        """As of the backbone."""
+        """The backbone's setting."""
         return str(self.backbone.recompute)
 
     @recompute.setter
     def recompute(self, value: str) -> None:
         self.backbone.recompute = value
 
-    @property
-    def streaming(self) -> str:
-        """Size of the state against L: the pool's is constant, so the backbone decides."""
-        return str(self.backbone.streaming)
-
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> tuple[Any, Any]:
-        """State of the backbone and of the pool; `dtype` is the activation dtype."""
+        """Zero state of backbone and pool; `dtype` is the activation dtype."""
         return self.backbone.init_state(batch, device, dtype), self.pool.init_state(batch, device, dtype)
 
     def forward(
@@ -214,33 +205,33 @@ class Classifier(nn.Module):
         targets: Tensor | None = None,
         logits: Literal["all", "last", "none"] = "all",
     ) -> ModelOutput:
-        """Run a span of symbols.
+        """Run the classifier on a span of symbols.
 
         Args:
             tokens: (B, L) integer symbols.
-            state: from the span before; None means the start of a sequence.
+            state: state at the end of the preceding span; None at the start of a sequence.
             reset: bool (B, L), a new sequence starts at these positions.
-            targets: (B, L) the row's class at its last real position, -100 elsewhere: one a row at most, except with
+            targets: (B, L) the row's class at its last real position, -100 elsewhere; at most one per row, except with
                 `reset` or logits="all".
-            logits: which positions' logits to return; "last" is the prediction for the span as a whole.
+            logits: positions whose logits to return; "last" gives the prediction for the whole span.
         """
         before, pooled_before = (None, None) if state is None else state
         hidden, after = self.backbone.hidden(tokens, before, reset=reset)
         if reset is None and logits != "all" and (targets is None or logits == "none"):
-            # One position of each row is wanted.
+            # Only one position of each row is wanted.
             scored = torch.zeros_like(tokens, dtype=torch.bool) if targets is None else targets != -100
             last = torch.full_like(tokens[:, 0], tokens.shape[1] - 1) if targets is None else scored.long().argmax(1)
-            # Through the module's call: states pass from rank to rank by hooks on it (training/parallel.py).
+            # Called as a module: its hooks pass the states from rank to rank (training/parallel.py).
             pooled, pooled_after = self.pool(hidden, pooled_before, last=last)
             pooled = pooled[:, None]
             if targets is not None:
                 several = (scored.sum(1) > 1).any()
                 targets = targets.gather(1, last[:, None])
-                # Loud, and without waiting for the device.
+                # NaN reveals the mistake without waiting for the device.
                 pooled = torch.where(several, torch.nan, pooled)
         else:
             pooled, pooled_after = self.pool(hidden, pooled_before, reset=reset)
-        # The head is small and the loss is read off single positions: fp32 even under autocast.
+        # The head is small and the loss comes from single positions: fp32 even under autocast.
         with torch.autocast(tokens.device.type, enabled=False):
             weight, bias = self.head.weight, self.head.bias
             scores = F.linear(pooled.to(weight.dtype), weight, bias)
@@ -255,7 +246,3 @@ class Classifier(nn.Module):
                 count = (targets != -100).sum()
         out = {"none": None, "last": scores[:, -1:], "all": scores}[logits]
         return ModelOutput(out, loss_sum, count, (after, pooled_after))
-
-    def num_parameters(self) -> int:
-        """All parameters, frozen ones too."""
-        return sum(p.numel() for p in self.parameters())

@@ -1,4 +1,4 @@
-"""Language model of equal layers with a residual stream (paper section 3.4; mamba_ssm `mixer_seq_simple.py`).
+"""Language model: identical layers on a residual stream (paper section 3.4; mamba_ssm `mixer_seq_simple.py`).
 
     r = embedding(tokens);  for each layer: r = r + mixer(norm(r));  logits = head(norm(r))
 
@@ -7,22 +7,20 @@ Legend: B batch, L length, D channels, V padded vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.models.output import ModelOutput
+from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.ops import linear_cross_entropy
 
 
 class Block(nn.Module):
-    """Pre-norm residual block; the residual stream travels beside the last mixer's output, so the add is fused."""
+    """Pre-norm residual block; the residual stream is passed beside the last mixer's output, to fuse the addition."""
 
     def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
         super().__init__()
@@ -32,50 +30,38 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor | None, state: Any, reset: Tensor | None
     ) -> tuple[Tensor, Tensor, Any]:
-        """`x` (B, L, D) is the previous mixer's output, `residual` the stream before it was added."""
+        """Run the block; `x` (B, L, D) is the previous mixer's output, `residual` the stream before it is added."""
         y, residual = self.norm(x, residual)
         y, state = self.mixer(y, state, reset=reset)
         return y, residual, state
 
 
-class IsotropicModel(nn.Module):
+class IsotropicModel(SequenceModel):
     """Causal language model over `vocab_size` symbols; obeys the four laws of `docs/architecture.md`.
 
     Attributes:
         recompute: "layer" keeps only each layer's input for backward and runs the layer again there.
-        config, codec, manifest: set by `run.saved.load`.
     """
-
-    config: Any = None
-    codec: Any = None
-    manifest: Mapping[str, Any] = {}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if config.vocab_size is None:
             raise ValueError("ModelConfig.vocab_size must be set to build a model")
         self.model_config = config
+        mixer = config.mixer_config
         padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         self.recompute: Literal["none", "layer"] = "none"
         self.embedding = nn.Embedding(padded, config.d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.layers = nn.ModuleList(
-            Block(
-                RMSNorm(config.d_model, config.norm_eps),
-                MambaLayer(config.d_model, config.ssm, config.num_layers),
-            )
+            Block(RMSNorm(config.d_model, config.norm_eps), layer)
             for _ in range(config.num_layers)
+            for layer in mixer.layers(config.d_model, config.num_layers * mixer.residuals)
         )
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = nn.Linear(config.d_model, padded, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embedding.weight
-
-    @property
-    def streaming(self) -> str:
-        """Size of the state against L: the weakest promise of any layer."""
-        kinds = {block.mixer.streaming for block in self.layers}  # type: ignore[union-attr]
-        return next(kind for kind in ("none", "growing", "constant") if kind in kinds)
 
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
@@ -92,14 +78,14 @@ class IsotropicModel(nn.Module):
         targets: Tensor | None = None,
         logits: Literal["all", "last", "none"] = "all",
     ) -> ModelOutput:
-        """Run a span of symbols.
+        """Run the model on a span of symbols.
 
         Args:
             tokens: (B, L) integer symbols.
-            state: from the span before; None means the start of a sequence.
+            state: state at the end of the preceding span; None at the start of a sequence.
             reset: bool (B, L), a new sequence starts at these positions.
-            targets: (B, L) the symbol after each position, -100 where nothing is scored.
-            logits: which positions' logits to return.
+            targets: (B, L) the symbol that follows each position, -100 where nothing is scored.
+            logits: positions whose logits to return.
         """
         hidden, state = self.hidden(tokens, state, reset=reset)
         loss_sum = count = None
@@ -113,7 +99,7 @@ class IsotropicModel(nn.Module):
     def hidden(
         self, tokens: Tensor, state: tuple[Any, ...] | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """Normalised last hidden states (B, L, D), what heads and embeddings read, and the state."""
+        """Normalised final hidden states (B, L, D), the input of heads and embeddings, and the state."""
         states = (None,) * len(self.layers) if state is None else state
         x, residual = self.embedding(tokens), None
         new_states = []
@@ -128,7 +114,3 @@ class IsotropicModel(nn.Module):
             new_states.append(layer_state)
         y, _ = self.norm_f(x, residual)
         return y, tuple(new_states)
-
-    def num_parameters(self) -> int:
-        """Trainable parameters, the tied head counted once."""
-        return sum(p.numel() for p in self.parameters())

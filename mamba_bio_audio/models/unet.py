@@ -1,19 +1,19 @@
 """Multi-scale audio model: a U-Net of causal layers (paper section 4.4, appendix E.4; SaShiMi, Goel et al. 2022).
 
     s = down_i(s)                     blocks of tier i, at width D_i = D * expand^i
-    c = DownPool(s): Linear(p frames of D_i joined -> D_(i+1));   c = tier i+1 (c)
+    c = DownPool(s): Linear(p joined frames of D_i -> D_(i+1));   c = tier i+1 (c)
     s = s + UpPool(c): Linear(D_(i+1) -> p frames of D_i), one coarse frame later
     s = up_i(s);  every block also adds the input of its mirror image on the way down
 
-The centre adds its input to its output. Fine sample t in coarse frame k = t // p reads coarse frame k - 1 and earlier:
-the shift by one frame is what keeps the model causal, because frame k holds samples after t.
+The centre adds its input to its output. Fine sample t in coarse frame k = t // p depends on coarse frame k - 1 and
+earlier: the shift by one frame keeps the model causal, because frame k contains samples after t.
 
-A span may have any length and begin anywhere. With t0 samples before it and r = t0 mod p, a pool sees
+A span may have any length and start anywhere. With t0 samples before it and r = t0 mod p, a pool sees
 
     frames = (remainder of r frames, span): n = (r + L) // p coarse frames complete now, the rest waits
-    outputs = (queue of frame k - 1, UpPool of the n new coarse frames), read from position r on for L positions
+    outputs = (queue of frame k - 1, UpPool of the n new coarse frames), of which positions r to r + L - 1 are read
 
-so a call of length 1 runs the coarse tiers only when it completes a coarse frame.
+so a call of length 1 runs the coarser tiers only when it completes a coarse frame.
 
 Legend: B batch, L positions of a tier, D its channels, H = expand * D of the next tier, p pool, n complete coarse
 frames, r position in the current coarse frame.
@@ -21,7 +21,6 @@ frames, r position in the current coarse frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -31,25 +30,23 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.layers.attention import AttentionLayer, MlpLayer
-from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.layers.norm import RMSNorm
+from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.isotropic import Block
-from mamba_bio_audio.models.output import ModelOutput
 from mamba_bio_audio.models.unet_config import StageConfig, UNetConfig
 from mamba_bio_audio.ops import linear_cross_entropy
 
-# The head's bias joins its weight as columns of this many, so that the loss needs no second path.
+# The head's bias is appended to its weight as this many columns, so that the loss needs no second path.
 _BIAS_COLUMNS = 8
 
 
 class TierState(NamedTuple):
-    """What one tier and its pool to the next remember; the same shapes at every position."""
+    """State of one tier and of its pool to the next; its shapes are the same at every position."""
 
     down: tuple[Any, ...]  # state of each block on the way down
     up: tuple[Any, ...]  # state of each block on the way up
-    remainder: Tensor  # (B, p - 1, D): the r frames of the current coarse frame, then zeros
-    queue: Tensor  # (B, p, D): what the last complete coarse frame gives to the current one
+    remainder: Tensor  # (B, p - 1, D): the first r frames of the current coarse frame, then zeros
+    queue: Tensor  # (B, p, D): contribution of the last complete coarse frame to the current one
 
 
 class UNetState(NamedTuple):
@@ -73,7 +70,7 @@ class DownPool(nn.Module):
 
 
 class UpPool(nn.Module):
-    """Opens each frame into p: (B, n, H) -> (B, n, p, D). The shift that makes it causal is `UNetModel._tier`'s."""
+    """Expands each frame into p: (B, n, H) -> (B, n, p, D). `UNetModel._tier` applies the shift that makes it causal."""
 
     def __init__(self, width: int, wider: int, pool: int) -> None:
         super().__init__()
@@ -84,22 +81,17 @@ class UpPool(nn.Module):
         return self.linear(x).unflatten(2, (self.pool, -1))
 
 
-class UNetModel(nn.Module):
+class UNetModel(SequenceModel):
     """Causal model of audio samples at several rates; obeys the four laws of `docs/architecture.md`.
 
-    `reset` marks the first sample of a new sequence. All rows share the phase of the pools, so a new sequence may begin
-    only where a frame of the centre begins: at positions where the samples before it, those of earlier spans included,
-    are a multiple of the product of the pools. Other positions raise `InputError`. To start all rows anew anywhere,
-    begin a call with `state=None`.
+    `reset` marks the first sample of a new sequence. All rows share the phase of the pools, so a new sequence may start
+    only where a frame of the centre starts: at positions preceded by a multiple of the product of the pools, counting
+    the samples of earlier spans. Other positions raise `InputError`. To restart all rows at any position, call with
+    `state=None`.
 
     Attributes:
         recompute: "layer" keeps only each block's input for backward and runs the block again there.
-        config, codec, manifest: set by `run.saved.load`.
     """
-
-    config: Any = None
-    codec: Any = None
-    manifest: Mapping[str, Any] = {}
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -109,7 +101,7 @@ class UNetModel(nn.Module):
         self.recompute: Literal["none", "layer"] = "none"
         padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         tiers = len(config.pools)
-        total = sum(cast(int, stage.num_layers) * (2 if stage.attention else 1) for stage in config.stages)
+        total = sum(cast(int, stage.num_layers) * stage.mixer_config.residuals for stage in config.stages)
 
         def stage(number: int, tier: int) -> nn.ModuleList:
             return _blocks(config.stages[number], config.widths[tier], config.norm_eps, total)
@@ -130,16 +122,10 @@ class UNetModel(nn.Module):
         self.lm_head = nn.Linear(config.d_model, padded)
         nn.init.zeros_(self.lm_head.bias)
 
-    @property
-    def streaming(self) -> str:
-        """Size of the state against L: the weakest promise of any block."""
-        kinds = {block.mixer.streaming for block in self.modules() if isinstance(block, Block)}
-        return next(kind for kind in ("none", "growing", "constant") if kind in kinds)
-
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> UNetState:
-        """Zero state, also of the pools; `dtype` is the activation dtype."""
+        """Zero state of all blocks and pools; `dtype` is the activation dtype."""
 
         def zero(blocks: Any) -> tuple[Any, ...]:
             return tuple(block.mixer.init_state(batch, device, dtype) for block in blocks)
@@ -163,14 +149,14 @@ class UNetModel(nn.Module):
         targets: Tensor | None = None,
         logits: Literal["all", "last", "none"] = "all",
     ) -> ModelOutput:
-        """Run a span of samples of any length, from any position.
+        """Run the model on a span of samples of any length, from any position.
 
         Args:
             tokens: (B, L) integer symbols.
-            state: from the span before; None means the start of a sequence.
-            reset: bool (B, L), a new sequence starts at these positions; see the class for which may be set.
-            targets: (B, L) the symbol after each position, -100 where nothing is scored.
-            logits: which positions' logits to return.
+            state: state at the end of the preceding span; None at the start of a sequence.
+            reset: bool (B, L), a new sequence starts at these positions; the class says which ones are allowed.
+            targets: (B, L) the symbol that follows each position, -100 where nothing is scored.
+            logits: positions whose logits to return.
         """
         hidden, state = self.hidden(tokens, state, reset=reset)
         loss_sum = count = None
@@ -187,7 +173,7 @@ class UNetModel(nn.Module):
     def hidden(
         self, tokens: Tensor, state: UNetState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, UNetState]:
-        """Normalised last hidden states (B, L, D), what heads and embeddings read, and the state."""
+        """Normalised final hidden states (B, L, D), the input of heads and embeddings, and the state."""
         x = self.embedding(tokens)
         if state is None:
             device = x.device
@@ -200,10 +186,6 @@ class UNetModel(nn.Module):
         x, residual, tiers, centre = self._tier(0, x, state.phase, state.tiers, state.centre, reset)
         y, _ = self.norm_f(x, residual)
         return y, UNetState(tiers, centre, (state.phase + tokens.shape[1]) % self.model_config.period)
-
-    def num_parameters(self) -> int:
-        """Trainable parameters."""
-        return sum(p.numel() for p in self.parameters())
 
     def _tier(
         self,
@@ -218,7 +200,7 @@ class UNetModel(nn.Module):
 
         Args:
             x: (B, L, D) input of the tier.
-            phase: frames of this tier before the span, modulo what its coarser pools make.
+            phase: frames of this tier before the span, modulo the product of the coarser pools.
             tiers, centre: states of this tier and the coarser ones.
             reset: bool (B, L) in frames of this tier.
 
@@ -257,14 +239,14 @@ class UNetModel(nn.Module):
             outputs = torch.cat([outputs.to(opened.dtype), opened], 1)  # (B, complete + 1, p, D)
         if starts is not None:
             outputs = outputs.masked_fill(starts[:, :, None, None], 0)
-            # This coarse frame is not complete: the coarser tiers learn of its reset now.
+            # This coarse frame is incomplete, so its reset must reach the coarser tiers now.
             coarser, centre = _zero_rows((coarser, centre), starts[:, complete])
         x = outputs.flatten(1, 2)[:, r : r + length]
 
         skip = stream
         x, residual, up_inputs, up = self._blocks(self.up[tier], x, skip, own.up, reset, inputs)
         if not self.model_config.down_blocks:
-            # SaShiMi: the sum of up-pool and skip once more after the blocks.
+            # SaShiMi adds the sum of up-pool and skip once more after the blocks.
             residual = residual + up_inputs[0]
         return x, residual, (TierState(down, up, remainder, outputs[:, -1]), *coarser), centre
 
@@ -281,7 +263,7 @@ class UNetModel(nn.Module):
 
         Args:
             x, residual: the stream into the stage is their sum.
-            mirrors: inputs of the blocks of the mirrored stage, added to the outputs of these, last to first.
+            mirrors: inputs of the mirrored stage's blocks, added to the outputs of these from last to first.
 
         Returns:
             The last block's output, the stream to add it to, each block's input, and the new states.
@@ -305,7 +287,7 @@ class UNetModel(nn.Module):
     def _check_reset(self, reset: Tensor, tokens: Tensor, phase: int) -> None:
         if reset.shape != tokens.shape or reset.dtype != torch.bool:
             raise InputError(
-                f"reset must be bool (B, L) = {tuple(tokens.shape)}, not {reset.dtype} {tuple(reset.shape)}"
+                f"reset must be bool of shape (B, L) = {tuple(tokens.shape)}, not {reset.dtype} {tuple(reset.shape)}"
             )
         period = self.model_config.period
         allowed = torch.arange(phase, phase + tokens.shape[1], device=reset.device) % period == 0
@@ -313,9 +295,9 @@ class UNetModel(nn.Module):
         if len(wrong):
             row, position = wrong[0].tolist()
             raise InputError(
-                f"reset in row {row} at position {position}: the pools {list(self.model_config.pools)} let a sequence "
-                f"begin only after a multiple of {period} samples, here at position {-phase % period} and every "
-                f"{period} after it; pad the sequences to such a multiple, or give each a row of its own"
+                f"reset in row {row} at position {position}: with pools {list(self.model_config.pools)} a sequence may "
+                f"start only after a multiple of {period} samples, here at position {-phase % period} and every "
+                f"{period} after it; pad the sequences to such a multiple, or give each its own row"
             )
 
     def extra_repr(self) -> str:
@@ -323,26 +305,23 @@ class UNetModel(nn.Module):
 
 
 def _blocks(stage: StageConfig, width: int, eps: float, total: int) -> nn.ModuleList:
-    """The blocks of a stage of a network with `total` residuals; a transformer block has two of them."""
-    blocks = []
-    for _ in range(cast(int, stage.num_layers)):
-        if stage.attention is None:
-            mixers: list[nn.Module] = [MambaLayer(width, stage.ssm, total)]
-        else:
-            attention = stage.attention
-            mixers = [AttentionLayer(width, attention, total), MlpLayer(width, attention.mlp_expand, total)]
-        blocks += [Block(RMSNorm(width, eps), mixer) for mixer in mixers]
+    """The blocks of a stage in a network with `total` residual branches; a transformer block has two."""
+    blocks = [
+        Block(RMSNorm(width, eps), layer)
+        for _ in range(cast(int, stage.num_layers))
+        for layer in stage.mixer_config.layers(width, total)
+    ]
     return nn.ModuleList(blocks)
 
 
 def _add(x: Tensor, residual: Tensor | None) -> Tensor:
-    """The stream x + residual, in fp32 (fp64 for fp64 inputs) as the norms keep it."""
+    """The stream x + residual in fp32 (fp64 for fp64 inputs), as the norms keep it."""
     wide = x if x.dtype == torch.float64 else x.float()
     return wide if residual is None else wide + residual
 
 
 def _zero_rows(state: Any, rows: Tensor) -> Any:
-    """A state with the rows (B,) of its tensors set to zero; the batch is their first axis."""
+    """A copy of a state with the given rows, a mask (B,), of its tensors zeroed; the batch is their first axis."""
 
     def zero(leaf: Any) -> Any:
         return leaf.masked_fill(rows.view(-1, *[1] * (leaf.ndim - 1)), 0) if isinstance(leaf, Tensor) else leaf

@@ -8,54 +8,63 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mamba_bio_audio.layers.config import AttentionConfig, SsmConfig
-from mamba_bio_audio.models.config import MIXERS
+from mamba_bio_audio.layers.contract import MixerConfig
+from mamba_bio_audio.models.config import with_preset
 
 
 class StageConfig(BaseModel):
-    """The blocks of one stage; what is null is taken from the model."""
+    """The blocks of one stage; null values follow the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real", "transformer"] | None = Field(
         None,
-        description="preset of ssm.complex and ssm.selective, or transformer (attention and MLP; at the centre only, "
-        "the state grows); null takes model.mixer",
+        description="kind of layer, which sets ssm.complex and ssm.selective where those are null, or transformer "
+        "(attention and MLP; only at the centre; its state grows with the length); null follows model.mixer",
     )
-    num_layers: int | None = Field(None, ge=1, le=10_000, description="blocks; null takes model.num_layers")
+    num_layers: int | None = Field(None, ge=1, le=10_000, description="blocks; null follows model.num_layers")
     ssm: SsmConfig = Field(
-        default_factory=lambda: SsmConfig(), description="state space layer; keys left out are those of model.ssm"
+        default_factory=lambda: SsmConfig(), description="state space layer; keys left out follow model.ssm"
     )
-    attention: AttentionConfig | None = Field(None, description="of mixer transformer; null is the default there")
+    attention: AttentionConfig | None = Field(
+        None, description="attention and MLP of a transformer stage; null takes their defaults"
+    )
+
+    @property
+    def mixer_config(self) -> MixerConfig:
+        """Settings of the blocks' mixer."""
+        return self.ssm if self.attention is None else self.attention
 
 
 class UNetConfig(BaseModel):
-    """A U-Net over samples (paper section 4.4 and appendix E.4; SaShiMi, Goel et al. 2022).
+    """Shape of a U-Net over samples (paper section 4.4 and appendix E.4; SaShiMi, Goel et al. 2022).
 
-    Stages are numbered in the order in which a sample passes them: down from fine to coarse, the centre, up from coarse
-    to fine; without `down_blocks` the centre is the first.
+    Stages are numbered in the order in which a sample passes through them: down from fine to coarse, the centre, up from
+    coarse to fine; without `down_blocks` the centre comes first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backbone: Literal["unet"] = Field("unet", description="arrangement of the layers")
     mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real"] = Field(
-        "mamba", description="preset of ssm.complex and ssm.selective for every stage that names none"
+        "mamba",
+        description="kind of layer of every stage that names none; sets ssm.complex and ssm.selective where null",
     )
     d_model: int = Field(ge=1, le=1 << 20, description="width of the finest stages")
     num_layers: int = Field(ge=1, le=10_000, description="blocks per stage")
     pools: tuple[Annotated[int, Field(le=1 << 16)], ...] = Field(
-        (4, 4), min_length=1, max_length=16, description="frames that each pool joins, from the finest; each 2 or more"
+        (4, 4), min_length=1, max_length=16, description="frames joined by each pool, finest first; each at least 2"
     )
-    expand: int = Field(2, ge=1, le=1024, description="a pool multiplies the width by this")
+    expand: int = Field(2, ge=1, le=1024, description="factor by which each pool widens the channels")
     down_blocks: bool = Field(
         True,
-        description="blocks before each pool too (the paper's U-Net); false is SaShiMi, which has only pools there",
+        description="also put blocks before each pool (the paper's U-Net); false is SaShiMi, with only pools there",
     )
     ssm: SsmConfig = Field(default_factory=lambda: SsmConfig(), description="state space layer of every stage")
     stages: tuple[StageConfig, ...] = Field(
-        (), description="settings of single stages; none or one entry per stage, and saved with everything filled in"
+        (), description="settings of individual stages: none, or one entry per stage; saved with everything filled in"
     )
-    vocab_size: int | None = Field(None, ge=2, le=1 << 24, description="symbols; null takes it from the data's codec")
+    vocab_size: int | None = Field(None, ge=2, le=1 << 24, description="symbols; null: as many as the data have")
     vocab_multiple: int = Field(8, ge=1, le=1 << 20, description="embedding and head are padded to a multiple of this")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the RMS norms")
 
@@ -66,7 +75,7 @@ class UNetConfig(BaseModel):
 
     @property
     def centre(self) -> int:
-        """Number of the coarsest stage."""
+        """Index of the coarsest stage."""
         return self.num_stages - 1 - len(self.pools)
 
     @property
@@ -81,13 +90,13 @@ class UNetConfig(BaseModel):
 
     @property
     def growing(self) -> bool:
-        """Whether the state grows with the length: attention keeps everything that it read."""
+        """Whether the state grows with the length: attention keeps every key and value."""
         return any(stage.mixer == "transformer" for stage in self.stages)
 
     @model_validator(mode="after")
     def _consistent(self) -> UNetConfig:
         if any(pool < 2 for pool in self.pools):
-            raise ValueError(f"pools join 2 frames or more each, not {list(self.pools)}")
+            raise ValueError(f"each pool must join at least 2 frames, not {list(self.pools)}")
         if self.stages and len(self.stages) != self.num_stages:
             raise ValueError(
                 f"stages has {len(self.stages)} entries, but {len(self.pools)} pools "
@@ -96,39 +105,40 @@ class UNetConfig(BaseModel):
         counts = [stage.num_layers for stage in self._resolved()]
         if self.down_blocks and counts != counts[::-1]:
             raise ValueError(
-                f"stages {counts} blocks: a stage on the way up has as many as the one of its width on the way down, "
-                "because each block adds the input of its mirror image"
+                f"stages have {counts} blocks: a stage on the way up needs as many as the stage of the same width on the "
+                "way down, because each block adds the input of its mirror image"
             )
         for number, stage in enumerate(self.stages):
             if stage.attention is not None and stage.mixer != "transformer":
-                raise ValueError(f"stages.{number}.attention: is of mixer transformer, and this stage has another")
+                raise ValueError(f"stages.{number}.attention requires mixer=transformer (got {stage.mixer})")
             if stage.mixer == "transformer" and number != self.centre:
                 raise ValueError(
-                    f"stages.{number}.mixer: transformer may stand at the centre only, stage {self.centre}: the finer "
+                    f"stages.{number}.mixer: transformer is allowed only at the centre, stage {self.centre}; the finer "
                     f"stages are too long for attention"
                 )
             if stage.attention is not None and self.widths[-1] % (2 * stage.attention.heads):
                 raise ValueError(
-                    f"stages.{number}.attention.heads: {stage.attention.heads} heads need a width that is a multiple "
-                    f"of {2 * stage.attention.heads}, and the centre's is {self.widths[-1]}"
+                    f"stages.{number}.attention.heads: {stage.attention.heads} heads require a width that is a multiple "
+                    f"of {2 * stage.attention.heads}, and the centre has {self.widths[-1]}"
                 )
         return self
 
     def model_post_init(self, context: Any, /) -> None:
-        """Fill in what the names imply, so that a saved configuration says everything."""
+        """Fill in what the names imply, so that a saved configuration is complete."""
         if len(self.stages) in (0, self.num_stages):
-            # Frozen after validation; this is still part of it. The stages first: they tell what was given.
+            # The model is frozen after validation, of which this is still part. The stages come first, because
+            # resolving them needs model.ssm as it was given.
             object.__setattr__(self, "stages", self._resolved())
-        object.__setattr__(self, "ssm", _with_preset(self.ssm, self.mixer))
+        object.__setattr__(self, "ssm", with_preset(self.ssm, self.mixer))
 
     def _resolved(self) -> tuple[StageConfig, ...]:
-        """Every stage with nothing left out."""
+        """Every stage with all values filled in."""
         resolved = []
         for stage in self.stages or (StageConfig(),) * self.num_stages:  # type: ignore[call-arg]
             given = {name: getattr(stage.ssm, name) for name in stage.ssm.model_fields_set}
             base = self.ssm
             if stage.mixer is not None:
-                # The nearer name wins over the farther details: this stage's mixer over the model's complex, selective.
+                # The stage's own mixer takes precedence over the model's complex and selective.
                 base = base.model_copy(update={"complex": None, "selective": None})
             mixer = stage.mixer or self.mixer
             num_layers = stage.num_layers or self.num_layers
@@ -136,17 +146,7 @@ class UNetConfig(BaseModel):
                 attention = stage.attention or AttentionConfig()  # type: ignore[call-arg]
                 resolved.append(StageConfig(mixer=mixer, num_layers=num_layers, ssm=stage.ssm, attention=attention))
                 continue
-            ssm = _with_preset(base.model_copy(update=given), mixer)
-            # Kept where it is wrong, so that the check can say so.
+            ssm = with_preset(base.model_copy(update=given), mixer)
+            # Attention is kept where it does not belong, so that the check can report it.
             resolved.append(StageConfig(mixer=mixer, num_layers=num_layers, ssm=ssm, attention=stage.attention))
         return tuple(resolved)
-
-
-def _with_preset(ssm: SsmConfig, mixer: str) -> SsmConfig:
-    is_complex, selective = MIXERS[mixer]
-    update: dict[str, Any] = {}
-    if ssm.complex is None:
-        update["complex"] = is_complex
-    if ssm.selective is None:
-        update["selective"] = selective
-    return ssm.model_copy(update=update) if update else ssm

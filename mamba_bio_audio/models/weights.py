@@ -1,4 +1,4 @@
-"""Which weights these are."""
+"""A hash that identifies weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 
 def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values, in the order of the names.
+    """SHA-256 of names, types, shapes and values, in order of name.
 
-    The same for a model and for the tensors of the file that it was saved to: a tied tensor counts once, under its first
-    name.
+    A model and the tensors of the file it was saved to have the same hash: a tied tensor counts once, under its first name.
     """
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()

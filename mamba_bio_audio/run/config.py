@@ -99,15 +99,15 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _whole_frames(self) -> RunConfig:
-        if not isinstance(self.model, UNetConfig):
-            return self
         chunked = {"stream_chunk": None, "truncate_chunk": None, "sequence_parallel": 1}
         for key, off in chunked.items():
             if self.model.growing and getattr(self.train, key) != off:
                 raise ValueError(
-                    f"train.{key}: needs layers with a constant state, and the transformer at the centre keeps all "
-                    f"that it read; set train.{key}={'null' if off is None else off}, or another mixer there"
+                    f"train.{key}: requires layers with a constant state, and the state of a transformer grows with what "
+                    f"it has read; set train.{key}={'null' if off is None else off}, or use another mixer"
                 )
+        if not isinstance(self.model, UNetConfig):
+            return self
         if self.model.pools and self.train.sequence_parallel > 1:
             raise ValueError(
                 "train.sequence_parallel: passes the states of layers from device to device, and a U-Net's pools have "

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from mamba_bio_audio.models.output import ModelOutput
+from mamba_bio_audio.models.contract import ModelOutput
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.graphed import GraphedLoss
 from mamba_bio_audio.training.optim import build_optimizer

@@ -9,7 +9,7 @@ from mamba_bio_audio.inference.decoding import FixedSteps, prefill, stretch
 from mamba_bio_audio.inference.generate import generate, generate_blocks
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.models.output import ModelOutput
+from mamba_bio_audio.models.contract import ModelOutput
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 

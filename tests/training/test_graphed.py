@@ -11,8 +11,8 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.pretrain import _changes
 from mamba_bio_audio.models.build import build
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.contract import ModelOutput
 from mamba_bio_audio.models.head_config import HeadConfig
-from mamba_bio_audio.models.output import ModelOutput
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.training.config import TrainConfig

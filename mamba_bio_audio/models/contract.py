@@ -1,0 +1,90 @@
+"""What a model of sequences is: causal layers under one head, with the state of all of them.
+
+    model(tokens, state=None, *, reset=None, targets=None, logits="all"|"last"|"none") -> ModelOutput
+    model.hidden(tokens, state=None, *, reset=None) -> (hidden, state)
+    model.init_state(batch, device, dtype) -> state
+
+A model obeys the laws of its layers (`layers/contract.py`). Decoding is a faster path for the same mathematics, never a
+second model. Training in chunks (`train.stream_chunk`), memory that does not grow with the length, and sequences of a
+million symbols are for models whose layers all have a constant state; asking otherwise is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
+
+
+class ModelOutput(NamedTuple):
+    """Result of one forward call.
+
+    The loss is a sum, so that chunks, micro-batches and ranks add up exactly; divide by `count` for the mean.
+    """
+
+    logits: Tensor | None  # (B, L, V), (B, 1, V) with logits="last", None with logits="none"
+    loss_sum: Tensor | None  # scalar, nats, fp32; None without targets
+    # Scalar int64, number of scored targets; None without targets. It shadows tuple.count, which nobody calls here.
+    count: Tensor | None  # type: ignore[assignment]
+    state: Any  # state at the end of the span, for the next call
+
+
+# torch.export.save refers to structures by name.
+_register_namedtuple(ModelOutput, serialized_type_name="mamba_bio_audio.ModelOutput")
+
+
+class SequenceModel(nn.Module):
+    """Base of every model.
+
+    Attributes:
+        config, codec, manifest: of the run that the weights are from; set by `run.saved.load`.
+    """
+
+    config: Any = None
+    codec: Any = None
+    manifest: Mapping[str, Any] = {}
+
+    @property
+    def streaming(self) -> str:
+        """How the state grows with L: the weakest guarantee of any layer, "none" before "growing" before "constant"."""
+        kinds = {layer.streaming for layer in self.modules() if layer is not self and hasattr(layer, "streaming")}
+        return next(kind for kind in ("none", "growing", "constant") if kind in kinds)
+
+    def init_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> Any:
+        """The state before the first symbol; `dtype` is the activation dtype."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: Any = None,
+        *,
+        reset: Tensor | None = None,
+        targets: Tensor | None = None,
+        logits: Literal["all", "last", "none"] = "all",
+    ) -> ModelOutput:
+        """Run the model on a span of symbols.
+
+        The loss is computed here, so that it passes through `DistributedDataParallel`, and without all logits in memory.
+
+        Args:
+            tokens: (B, L) integer symbols.
+            state: state at the end of the preceding span; None at the start of a sequence.
+            reset: bool (B, L), a new sequence starts at these positions.
+            targets: (B, L) what is predicted at each position, -100 where nothing is scored.
+            logits: positions whose logits to return.
+        """
+        raise NotImplementedError
+
+    def hidden(self, tokens: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Normalised final hidden states (B, L, D), the input of heads and embeddings, and the state."""
+        raise NotImplementedError
+
+    def num_parameters(self) -> int:
+        """Number of parameters, frozen ones included; a tied head counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,157 @@
+"""The registry of mixers: a new one is one file."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from mamba_bio_audio import layers
+from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.layers import contract
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.size import count_parameters
+
+ROOT = Path(__file__).parents[2]
+TOY = '''
+"""An exponential moving average: h_t = a h_(t-1) + (1 - a) x_t."""
+import torch
+from pydantic import Field
+from torch import nn
+from mamba_bio_audio.layers.contract import MixerConfig, mixer
+
+
+@mixer("toy")
+class ToyConfig(MixerConfig):
+    decay: float = Field(0.9, gt=0, lt=1, description="share of the past that is kept")
+
+    def layers(self, width, residuals):
+        return [ToyLayer(width, self.decay)]
+
+    def num_parameters(self, width):
+        return width
+
+
+class ToyLayer(nn.Module):
+    streaming = "constant"
+    resets = RESETS
+
+    def __init__(self, width, decay):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+        self.decay = decay
+
+    def init_state(self, batch, device=None, dtype=torch.float32):
+        return torch.zeros(batch, len(self.scale), device=device, dtype=dtype)
+
+    def forward(self, x, state=None, *, reset=None):
+        if reset is not None and not self.resets:
+            raise ValueError("ToyLayer cannot start a sequence inside a span: reset")
+        state = self.init_state(len(x), x.device, x.dtype) if state is None else state
+        rows = []
+        for t in range(x.shape[1]):
+            if reset is not None:
+                state = torch.where(reset[:, t, None], torch.zeros_like(state), state)
+            state = self.decay * state + (1 - self.decay) * x[:, t]
+            rows.append(state)
+        return torch.stack(rows, 1) * self.scale, state
+'''
+
+
+@pytest.fixture(params=[True, False], ids=["resets", "cannot-reset"])
+def toy(request, tmp_path, monkeypatch):
+    """A mixer called toy in a file of its own, gone after the test."""
+    (tmp_path / "toy_mixer.py").write_text(TOY.replace("RESETS", str(request.param)))
+    monkeypatch.setattr(layers, "__path__", [*layers.__path__, str(tmp_path)])
+    before = dict(contract._REGISTRY)
+    yield request.param
+    contract._REGISTRY.clear()
+    contract._REGISTRY.update(before)
+    sys.modules.pop("mamba_bio_audio.layers.toy_mixer", None)
+
+
+def laws():
+    """`tests/test_laws.py` as a module, its subjects made anew."""
+    spec = importlib.util.spec_from_file_location("laws_again", ROOT / "tests" / "test_laws.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["laws_again"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_new_mixer_is_one_file_and_obeys_the_laws(toy):
+    module = laws()
+    found = {name: subject for name, subject in module.SUBJECTS.items() if "toy" in name}
+    assert set(found) == {"toy-layer-0", "isotropic-toy"}
+    for subject in found.values():
+        for packed in (False, True):
+            module.test_split(subject, torch.float64, (17, 24), packed)
+        module.test_step(subject, torch.float64)
+        module.test_causal(subject, torch.float64)
+        module.test_independent_rows(subject, torch.float64)
+        module.test_packed_equals_separate(subject, torch.float64)
+        module.test_size_of_the_state(subject)
+    config = ModelConfig(mixer="toy", options={"decay": "0.5"}, d_model=8, num_layers=2, vocab_size=16)
+    assert config.options == {"decay": 0.5}
+    model = build_model(config)
+    assert model.layers[1].mixer.decay == 0.5
+    assert count_parameters(config) == model.num_parameters()
+    assert ModelConfig(**config.model_dump()) == config
+
+
+TRAINING = [
+    "model.mixer=toy",
+    "model.options.decay=0.5",
+    "model.d_model=16",
+    "model.num_layers=2",
+    "train.length=64",
+    "train.tokens_per_step=512",
+    "train.micro_batch=4",
+    "train.steps=4",
+    "train.stream_chunk=16",
+    "train.validation_tokens=512",
+]
+
+
+def test_a_model_of_a_new_mixer_is_trained_and_sampled(toy, tmp_path, capsys):
+    fasta, run = tmp_path / "toy.fa", tmp_path / "run"
+    fasta.write_text(">a\n" + "ACGTTGCA" * 2_500 + "\n")
+    settings = [part for key in (*TRAINING, f"data.path={fasta}") for part in ("--set", key)]
+    for arguments in (
+        ["pretrain", "dna/tiny", *settings, "--out", run, "--device", "cpu"],
+        ["evaluate", run, "--no-baselines", "--device", "cpu"],
+        ["sample", run, "--length", "50", "--out", tmp_path / "s.fa", "--no-report", "--device", "cpu"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            command([str(argument) for argument in arguments])
+        assert not stop.value.code, capsys.readouterr().err
+    assert "decay: 0.5" in (run / "config.yaml").read_text()
+
+
+def test_mistakes_in_mixers_and_their_options():
+    def message(**settings):
+        with pytest.raises(ValidationError) as found:
+            ModelConfig(d_model=16, num_layers=1, vocab_size=8, **settings)
+        return str(found.value)
+
+    assert "there is no 'mmba'; allowed: mamba | mamba-complex | s4d | s4d-real | transformer" in message(mixer="mmba")
+    assert "model.options are for other mixers; set model.ssm.* for mamba" in message(options={"heads": 2})
+    assert "model.options.head: Extra inputs are not permitted; keys of transformer: heads, mlp_expand" in message(
+        mixer="transformer", options={"head": 2}
+    )
+    assert "set model.options.* for transformer" in message(mixer="transformer", ssm={"d_state": 4})
+    with pytest.raises(ValueError, match="two mixers are named 'mamba'"):
+        contract.mixer("mamba")(contract.MixerConfig)
+
+
+def test_isotropic_transformer_is_counted_and_grows():
+    config = ModelConfig(mixer="transformer", options={"heads": 2}, d_model=16, num_layers=2, vocab_size=8)
+    model = build_model(config)
+    assert config.options == {"heads": 2, "mlp_expand": 1}
+    assert len(model.layers) == 4
+    assert count_parameters(config) == model.num_parameters()
+    assert config.growing
+    assert model.streaming == "growing"

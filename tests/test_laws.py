@@ -5,13 +5,14 @@ A new mixer joins by being registered, variants of settings by one line in SUBJE
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.layers.config import SsmConfig
-from mamba_bio_audio.layers.contract import find_mixer, mixers
+from mamba_bio_audio.layers.contract import MixerConfig, find_mixer, mixers
 from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
@@ -55,15 +56,18 @@ def layer(**ssm) -> Subject:
     )
 
 
+def one_layer(config: MixerConfig, at: int) -> nn.Module:
+    return config.layers(WIDTH, 3 * config.residuals)[at]
+
+
 def registered_layers() -> dict[str, Subject]:
     """Each layer of a block of each mixer, with its default settings."""
     found = {}
     for name, (of, preset) in mixers().items():
         config = of(**preset)
         for at in range(config.residuals):
-            found[f"{name}-layer-{at}"] = Subject(
-                lambda config=config, at=at: config.layers(WIDTH, 3 * config.residuals)[at], call_layer, layer().inputs
-            )
+            make = partial(one_layer, config, at)
+            found[f"{name}-layer-{at}"] = Subject(make, call_layer, layer().inputs)
     return found
 
 

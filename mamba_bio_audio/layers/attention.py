@@ -12,13 +12,15 @@ Legend: B batch, L positions of the span, D channels, T positions so far with th
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_bio_audio.layers.config import AttentionConfig
+if TYPE_CHECKING:
+    from mamba_bio_audio.layers.config import AttentionConfig
+
 
 _LONGEST_PERIOD = 10_000.0
 

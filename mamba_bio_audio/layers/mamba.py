@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
-from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.ops import causal_conv1d, mamba_mixer, mixer_runs_fused, selective_scan
+
+if TYPE_CHECKING:
+    from mamba_bio_audio.layers.config import SsmConfig
 
 
 class MambaState(NamedTuple):

@@ -28,8 +28,6 @@ _NOT_YET = {
     "context",
     "evaluate",
     "evaluate_classes",
-    "predict",
-    "predict_sources",
     "pretrain",
     "report",
     "report_audio",
@@ -59,7 +57,10 @@ def command(job: ModuleType) -> Callable[..., None]:
     def call(**given: Any) -> None:
         as_json = given.pop("as_json")
         given.pop("debug")
-        result: Result = job.run(options_from(options_type, given))
+        options = options_from(options_type, given)
+        if as_json:
+            options.check_json()
+        result: Result = job.run(options)
         if text := to_json(result.to_json()) if as_json else result.text():
             show(text)
         if notes := result.notes():

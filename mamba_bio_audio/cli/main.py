@@ -18,7 +18,6 @@ from mamba_bio_audio.cli import (
     classify,
     demo,
     evaluate,
-    predict,
     prepare,
     pretrain,
     report,
@@ -57,7 +56,6 @@ app.command("demo")(demo.demo)
 app.add_typer(prepare.app, name="prepare")
 app.command("pretrain")(pretrain.pretrain)
 app.command("classify")(classify.classify)
-app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
 app.command("report")(report.report)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
-
-Strand = Literal["both", "forward", "reverse"]
+from mamba_bio_audio.pipelines.contract import Strand
 
 
 class Stopped(Exception):
     """The caller asked for an early end; there is no result."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How sequences go through a model.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        narrow: bf16 autocast.
+        chunk: positions per pass, with the state carried, for constant memory at any length; None is one pass.
+        stop: asked before every pass; True raises `Stopped`.
+        progress: called after every pass with the number of symbols that it read, on each strand.
+    """
+
+    device: str = "cpu"
+    narrow: bool = False
+    chunk: int | None = None
+    stop: Callable[[], bool] = lambda: False
+    progress: Callable[[int], None] | None = None
 
 
 def classify(
@@ -27,31 +46,23 @@ def classify(
     pad_id: int,
     reverse: Any = None,
     strand: Strand = "forward",
-    device: str = "cpu",
-    narrow: bool = False,
-    chunk: int | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], None] | None = None,
+    passes: Passes = Passes(),
 ) -> NDArray[np.float64]:
     """Class probabilities (n, K) of sequences of any lengths, put through as one batch.
 
     Args:
-        model: a classifier in eval mode, on `device`.
+        model: a classifier in eval mode, on the device of `passes`.
         rows: token ids, (L,) each; padded on the right together, which changes no row's result.
         pad_id: what to pad with.
         reverse: ids -> ids of the opposite strand, needed unless strand is "forward".
         strand: "both" averages both strands' probabilities, so a sequence and its reverse complement get the same.
-        device: "cpu" or "cuda".
-        narrow: bf16 autocast.
-        chunk: positions per pass, state carried, for constant memory at any length; None is one pass.
-        stop: asked before every pass.
-        progress: called after every pass with the symbols that it read, of each strand.
+        passes: how the batch goes through the model.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `passes.stop` said so.
     """
     if not rows or not all(len(row) for row in rows):
-        raise InputError("a sequence to classify needs one base or more")
+        raise InputError("a sequence to classify needs at least one symbol")
     readings = []
     if strand != "reverse":
         readings.append(rows)
@@ -59,30 +70,22 @@ def classify(
         readings.append([reverse(row) for row in rows])
     total: NDArray[np.float64] = np.zeros(())
     for reading in readings:
-        logits = _last_logits(model, reading, pad_id, device, narrow, chunk, stop, progress)
+        logits = _last_logits(model, reading, pad_id, passes)
         total = total + logits.double().softmax(-1).cpu().numpy()
     return total / len(readings)
 
 
-def _last_logits(
-    model: Any,
-    rows: Sequence[NDArray[Any]],
-    pad_id: int,
-    device: str,
-    narrow: bool,
-    chunk: int | None,
-    stop: Callable[[], bool],
-    progress: Callable[[int], None] | None,
-) -> Tensor:
+def _last_logits(model: Any, rows: Sequence[NDArray[Any]], pad_id: int, passes: Passes) -> Tensor:
     """Logits (n, K) at each row's last real position."""
+    device = passes.device
     lengths = torch.tensor([len(row) for row in rows])
     longest = int(lengths.max())
     last = (lengths - 1).to(device)
     state, logits = None, None
-    step = chunk or longest
-    with torch.inference_mode(), torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
+    step = passes.chunk or longest
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16) if passes.narrow else nullcontext():
         for low in range(0, longest, step):
-            if stop():
+            if passes.stop():
                 raise Stopped
             # Piece by piece: as int64 a chromosome would take eight times its memory.
             tokens = np.full((len(rows), min(step, longest - low)), pad_id, dtype=np.int64)
@@ -102,7 +105,7 @@ def _last_logits(
                 own = out.logits[torch.arange(len(rows), device=device), at].float()
                 inside = ((last >= low) & (last < low + step))[:, None]
                 logits = torch.where(inside, own, own if logits is None else logits)
-            if progress is not None:
-                progress(int((lengths - low).clamp(0, step).sum()))
+            if passes.progress is not None:
+                passes.progress(int((lengths - low).clamp(0, step).sum()))
     assert logits is not None
     return logits

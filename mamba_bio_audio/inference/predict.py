@@ -17,17 +17,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.classify import Stopped, Strand, classify
+from mamba_bio_audio.inference.classify import Passes, Stopped, classify
+from mamba_bio_audio.pipelines.contract import Ids, Strand, Symbols
 
 Mode = Literal["windows", "stream"]
-Ids = NDArray[Any]
 # Records are collected until there are this many batches of work, so that pieces of like length meet.
 BATCHES_AHEAD, RECORDS_AHEAD = 16, 4096
 # Token ids of one batch, 8 bytes each, when records longer than the batch are streamed.
@@ -35,14 +35,33 @@ MAX_IDS = 1 << 26
 PIECE = 1 << 20
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How records are read.
+
+    Attributes:
+        length: of the windows, the start symbol included.
+        mode: see the module.
+        strand: "both" averages; for sequence whose strand has a meaning, one of them.
+        max_unknown: windows with a larger share of unknown symbols are left out, as in training.
+        batch_symbols: symbols read at once; does not change results.
+    """
+
+    length: int
+    mode: Mode = "windows"
+    strand: Strand = "both"
+    max_unknown: float = 0.1
+    batch_symbols: int = 1 << 14
+
+
 class Prediction(NamedTuple):
-    """What came of one record.
+    """The result for one record.
 
     Attributes:
         probabilities: (K,), sum 1; None where the record could not be scored.
         length: symbols of the record.
         used: known symbols that some window read.
-        windows: that were averaged, of all strands.
+        windows: number of windows averaged, over all strands.
         reason: why there are no probabilities; else empty.
     """
 
@@ -66,59 +85,36 @@ class _Record:
 def predict(
     model: Any,
     records: Iterable[Ids | str],
-    *,
-    pad_id: int,
-    length: int,
-    known: Callable[[Ids], NDArray[np.bool_]],
-    reverse: Callable[[Ids], Ids] | None = None,
-    mode: Mode = "windows",
-    strand: Strand = "both",
-    max_unknown: float = 0.1,
-    start_id: int | None = None,
-    fill_to: int = 0,
-    device: str = "cpu",
-    narrow: bool = False,
-    chunk: int = 1 << 16,
-    batch_symbols: int = 1 << 14,
-    stop: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], None] | None = None,
+    symbols: Symbols,
+    reading: Reading,
+    passes: Passes = Passes(chunk=1 << 16),
 ) -> Iterator[Prediction]:
     """Predict records one after another; nothing is dropped, and each result is that of the record alone.
 
     Args:
-        model: classifier in eval mode on `device`.
+        model: classifier in eval mode, on the device of `passes`.
         records: token ids (L,) each, or a text that says why a record has none.
-        pad_id: fills batches on the right.
-        length: of the windows, the start symbol included.
-        known: ids -> which of them are known symbols (A, C, G, T).
-        reverse: ids -> ids of the opposite strand; needed unless strand is "forward".
-        mode: see the module.
-        strand: "both" averages; for sequence whose strand has a meaning, one of them.
-        max_unknown: windows with a larger share of unknown symbols are left out, as in training.
-        start_id: stands before every window; None where inputs begin with their first symbol.
-        fill_to: shorter windows are filled up with `pad_id` as a signal, as clips of one length are with silence.
-        device: "cpu" or "cuda".
-        narrow: bf16 autocast.
-        chunk: longest stretch that is read at once.
-        batch_symbols: symbols read at once; does not change results.
-        stop: asked before every pass of the model; True ends the iteration, without the records that are not finished.
-        progress: called after every pass of the model, so also within a long record, with the symbols that it read, of each
-            strand.
+        symbols: what the ids mean.
+        reading: windows, strands and batches.
+        passes: how batches go through the model. When `passes.stop` says so, the iteration ends without the records that
+            are not finished; `passes.progress` is also called within a long record.
 
     Raises:
         InputError: streaming with a model that cannot carry a state.
     """
-    if mode == "stream" and model.streaming == "none":
+    known, reverse, start_id, strand = symbols.known, symbols.reverse, symbols.start_id, reading.strand
+    if reading.mode == "stream" and model.streaming == "none":
         raise InputError("this model has layers that cannot carry a state; use --mode windows")
     if strand != "forward" and reverse is None:
         raise InputError(f"--strand {strand}: this kind of data has one strand; use --strand forward")
     strands = ("forward", "reverse") if strand == "both" else (strand,)
-    step = None if model.streaming == "none" else chunk
+    if model.streaming == "none":
+        passes = replace(passes, chunk=None)
 
     def begun(row: Ids) -> Ids:
         start = [] if start_id is None else [start_id]
-        fill = max(0, fill_to - len(start) - len(row))
-        return np.concatenate([start, row, np.full(fill, pad_id)]).astype(row.dtype) if start or fill else row
+        fill = max(0, symbols.fill_to - len(start) - len(row))
+        return np.concatenate([start, row, np.full(fill, symbols.pad_id)]).astype(row.dtype) if start or fill else row
 
     def finish(waiting: Sequence[_Record]) -> Iterator[Prediction]:
         try:
@@ -135,35 +131,26 @@ def predict(
         for name in strands:
             pieces = [(record, low, high) for record in waiting for low, high in record.windows.get(name, ())]
             pieces.sort(key=lambda piece: piece[2] - piece[1])
-            for batch in _batches(pieces, batch_symbols, step):
-                read = reverse if name == "reverse" else None
-                rows = [begun(_window(record.ids, low, high, read)) for record, low, high in batch]
-                found = classify(
-                    model,
-                    rows,
-                    pad_id=pad_id,
-                    device=device,
-                    narrow=narrow,
-                    chunk=step,
-                    stop=stop,
-                    progress=progress,
-                )
+            for batch in _batches(pieces, reading.batch_symbols, passes.chunk):
+                turn = reverse if name == "reverse" else None
+                rows = [begun(_window(record.ids, low, high, turn)) for record, low, high in batch]
+                found = classify(model, rows, pad_id=symbols.pad_id, passes=passes)
                 for (record, _, _), row in zip(batch, found, strict=True):
                     record.sums[name] = record.sums.get(name, 0.0) + row
                     record.left -= 1
 
-    content = max(1, length - (start_id is not None)) if mode == "windows" else None
+    content = max(1, reading.length - (start_id is not None)) if reading.mode == "windows" else None
     waiting: list[_Record] = []
-    symbols = 0
+    collected = 0
     with suppress(Stopped):
         for item in records:
-            record = _prepare(item, known, strands, content, max_unknown)
+            record = _prepare(item, known, strands, content, reading.max_unknown)
             waiting.append(record)
-            symbols += len(record.ids)
-            if symbols >= BATCHES_AHEAD * batch_symbols or len(waiting) >= RECORDS_AHEAD:
+            collected += len(record.ids)
+            if collected >= BATCHES_AHEAD * reading.batch_symbols or len(waiting) >= RECORDS_AHEAD:
                 yield from finish(waiting)
-                waiting, symbols = [], 0
-            if stop():
+                waiting, collected = [], 0
+            if passes.stop():
                 return
         yield from finish(waiting)
 

@@ -50,6 +50,13 @@ class Options(BaseModel):
 
     quiet: bool = Field(False, description="Show no progress.")
 
+    def check_json(self) -> None:
+        """Refuse --json where standard output is taken, as by records that are written there.
+
+        Raises:
+            InputError: it is.
+        """
+
 
 class Result(BaseModel):
     """Result of a job, JSON-able."""

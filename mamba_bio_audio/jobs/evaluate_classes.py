@@ -23,7 +23,7 @@ from mamba_bio_audio.evaluation.classification import (
 )
 from mamba_bio_audio.evaluation.figures import confusion_picture
 from mamba_bio_audio.files import write_json, write_text
-from mamba_bio_audio.inference.classify import Strand, classify
+from mamba_bio_audio.inference.classify import Passes, Strand, classify
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes import ClassDataset, DnaClassesDataModule, conflict_text
 from mamba_bio_audio.pipelines.dna.kmers import KmerBaseline, fit_kmers
@@ -84,9 +84,7 @@ def evaluate_classes(
                 pad_id=data.pad_id,
                 reverse=reverse,
                 strand=strand,
-                device=device,
-                narrow=narrow,
-                chunk=chunk,
+                passes=Passes(device=device, narrow=narrow, chunk=chunk),
             )
         )
         if progress is not None:

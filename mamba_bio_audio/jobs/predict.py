@@ -1,347 +1,279 @@
-"""Class probabilities of the records of files, as a table."""
+"""`mba predict`: class probabilities of the records of files, as a table."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import (
-    Maker,
-    begin_unfinished,
-    begins_with,
-    check_file,
-    discard_unfinished,
-    locked,
-    unfinished,
-)
-from mamba_bio_audio.inference.classify import Strand
-from mamba_bio_audio.inference.predict import Mode, Prediction, predict
-from mamba_bio_audio.jobs.predict_sources import Item, clips, open_source
-from mamba_bio_audio.models.weights import weights_hash
-from mamba_bio_audio.run import saved
-from mamba_bio_audio.run.saved import Which
-from mamba_bio_audio.signals import StopSignal
-from mamba_bio_audio.text import cell, show
-from mamba_bio_audio.training.fit import resolve_precision
+from mamba_bio_audio.jobs.contract import Cli, Device, Force, Options, Result, Resume, Which
+
+if TYPE_CHECKING:
+    from mamba_bio_audio.inference.prediction_table import PredictionTable
+    from mamba_bio_audio.pipelines.contract import Ids, Item
+
+COMMAND = "predict"
+PANEL = "Use"
+Progress = Callable[[str, int, int | None], None]
 
 
-def predict_files(
-    run: Path,
-    files: Sequence[str],
-    out: Path | None,
-    *,
-    which: Which = "best",
-    device: str = "cpu",
-    mode: Mode = "windows",
-    length: int | None = None,
-    strand: Strand | None = None,
-    max_unknown: float | None = None,
-    chunk: int = 1 << 16,
-    resume: bool = False,
-    force: bool = False,
-    progress: Callable[[str, int, int | None], None] | None = None,
-) -> dict[str, Any]:
-    """Write one row per record, in the order of files and records, and return a summary.
+class PredictOptions(Options):
+    """Options of `mba predict`.
 
-    Columns: file, record, length, bases_used, windows, predicted, one p_<class> per class, note. A record that cannot
-    be scored has empty probabilities and the reason in `note`. Tabs, line ends and bytes that are no UTF-8 are written as
-    backslash escapes. Rows stand in `OUT.part` until all are there; a signal,
-    a kill or a damaged file leaves them, and `resume` continues after them.
-
-    Args:
-        run: classifier's run folder or export, or the folder of a judge or recogniser of digits, which `mba evaluate --metrics
-            sc09-judge` names.
-        files: FASTA or FASTQ, any gzip, `-` is standard input; or recordings, for a classifier of those.
-        out: TSV file; None is standard output, which cannot be resumed.
-        which: weights of a run folder.
-        device: "cpu" or "cuda".
-        mode: "windows" or "stream", see `inference/predict.py`.
-        length: of the windows; None is the training length.
-        strand: both, forward or reverse; None is both for DNA.
-        max_unknown: share of unknown bases above which a window is left out; None is that of the training.
-        chunk: positions read at once.
-        resume: go on with `OUT.part`, of the same settings and records.
-        force: discard `OUT.part`.
-        progress: called with ("records", how many are done, None), and within them with ("bases read", so many of each
-            strand, None).
-
-    Returns:
-        `stopped_by` is the name of the signal that ended it early, else None.
+    Attributes:
+        run: also the folder of a judge or recogniser of digits, which `mba evaluate --metrics sc09-judge` names.
     """
-    if [str(file) for file in files].count("-") > 1:
-        raise InputError("standard input (-) was given twice; it can be read once")
-    for file in files:
-        if str(file) != "-" and not os.path.exists(file):
+
+    run: Annotated[Path, Cli(argument=True, metavar="RUN")] = Field(
+        description="Run of mba classify, or an export of one."
+    )
+    files: Annotated[tuple[str, ...], Cli(argument=True, metavar="FILE...")] = Field(
+        description="FASTA or FASTQ, plain or gzip (- is standard input), or recordings."
+    )
+    out: Path | None = Field(None, description="TSV file; default, or -: standard output.")
+    mode: Literal["windows", "stream"] = Field(
+        "windows",
+        description="windows averages windows of the training length; stream reads each record once, with the state carried.",
+    )
+    length: int | None = Field(None, ge=1, description="Length of the windows; default: the training length.")
+    strand: Literal["both", "forward", "reverse"] | None = Field(
+        None, description="Strands to read; default for DNA: the mean of both."
+    )
+    max_unknown: float | None = Field(
+        None, ge=0, le=1, description="Skip windows with a larger share of N; default: as in training."
+    )
+    chunk: int = Field(1 << 16, ge=1, description="Symbols read at once; does not change results.")
+    which: Which = "best"
+    device: Device = "auto"
+    resume: Resume = False
+    force: Force = False
+
+    @model_validator(mode="after")
+    def _check(self) -> PredictOptions:
+        if self.resume and self.force:
+            raise ValueError("--resume continues a prediction and --force replaces it; give one of them")
+        return self
+
+    def check_json(self) -> None:
+        """Rows and summary cannot both go to standard output."""
+        if self.out is None or str(self.out) == "-":
+            raise InputError("--json prints the summary on standard output, where the rows go too; give --out FILE")
+
+
+class PredictResult(Result):
+    """Summary of a table of predictions; a judge of digits has no length, strand or weights to choose.
+
+    Attributes:
+        used: known symbols that some window read.
+        predicted: records by class.
+        not_scored: records without probabilities, by the reason.
+        stopped_by: name of the signal that ended it early.
+        already_complete: a table that was complete before; nothing was done.
+    """
+
+    weights: str | None = None
+    mode: str | None = None
+    length: int | None = None
+    strand: str | None = None
+    max_unknown: float | None = None
+    files: list[str] = Field(default_factory=list)
+    run: str | None = None
+    which: str | None = None
+    trained_length: int | None = None
+    records: int = 0
+    used: int = 0
+    unit: str | None = None
+    predicted: dict[str, int] = Field(default_factory=dict)
+    not_scored: dict[str, int] = Field(default_factory=dict)
+    stopped_by: str | None = None
+    already_complete: str | None = None
+    shown_on: Literal["standard output", "standard error", "nothing"] = Field("standard output", exclude=True)
+
+    def text(self) -> str:
+        """The summary, unless rows went to standard output."""
+        return self.summary() if self.shown_on == "standard output" else ""
+
+    def notes(self) -> str:
+        """The summary, where rows went to standard output."""
+        return self.summary() if self.shown_on == "standard error" else ""
+
+    def summary(self) -> str:
+        """Counts and what was left out."""
+        if self.already_complete:
+            return f"{self.already_complete}: already complete"
+        counts = ", ".join(f"{label} {count:,}" for label, count in self.predicted.items() if count)
+        records = f"{self.records:,} record{'s' if self.records != 1 else ''}"
+        lines = [f"{records}, {self.used:,} {self.unit}s used: {counts or 'none scored'}"]
+        if self.mode == "windows" and self.length != self.trained_length:
+            lines.append(
+                f"windows of {self.length:,} {self.unit}s; the model was trained at {self.trained_length:,} {self.unit}s"
+            )
+        if missing := sum(self.not_scored.values()):
+            reasons = "; ".join(f"{count:,} x {reason}" for reason, count in list(self.not_scored.items())[:5])
+            lines.append(f"{missing:,} not scored: {reasons}")
+        return "\n".join(lines)
+
+    @property
+    def exit_code(self) -> int:
+        """130 after a signal."""
+        return 130 if self.stopped_by else 0
+
+
+def run(options: PredictOptions) -> PredictResult:
+    """Write class probabilities of every record, in input order; a record that cannot be scored gets a row with the reason."""
+    from mamba_bio_audio.files import check_file, unfinished
+    from mamba_bio_audio.inference.prediction_table import ours
+    from mamba_bio_audio.jobs.common import counters, resolve_device, standard_output
+
+    out = standard_output(options.out)
+    if options.files.count("-") > 1:
+        raise InputError("standard input (-) was given twice; it can be read only once")
+    for file in options.files:
+        if file != "-" and not os.path.exists(file):
             raise InputError(f"{file}: there is no such file")
     if out is not None:
-        check_file(out, "predict", ours, [run, *files], force=force or resume)
-    if resume and out is None:
+        inputs = [options.run, *options.files]
+        check_file(out, "predict", ours, inputs, force=options.force or options.resume)
+        if options.resume and out.exists() and not unfinished(out).exists():
+            return PredictResult(already_complete=str(out))
+    elif options.resume:
         raise InputError("--resume needs --out: what went to standard output cannot be continued")
-    if (run / "judge.json").exists():
-        if (which, mode, length, strand, max_unknown) != ("best", "windows", None, None, None):
-            raise InputError(
-                f"{run}: a judge of digits hears the first second of each file; leave out --which, --mode, --length, "
-                f"--strand and --max-unknown"
-            )
-        return _ask_judge(run, files, out, device, resume, force, progress)
-    model = saved.load_classifier(run, which)
-    labels = [cell(label) for label in model.labels]
+    device = resolve_device(options.device)
+    with counters(options.quiet) as progress:
+        ask = _ask_judge if (options.run / "judge.json").exists() else _ask_classifier
+        found = ask(options, out, device, progress)
+    shown_on = "nothing" if options.quiet else "standard error" if out is None else "standard output"
+    return PredictResult(**found, shown_on=shown_on)
+
+
+def _ask_classifier(options: PredictOptions, out: Path | None, device: str, progress: Progress) -> dict[str, Any]:
+    """Write the rows; returns what the result says."""
+    from mamba_bio_audio.files import locked
+    from mamba_bio_audio.inference.classify import Passes
+    from mamba_bio_audio.inference.predict import Reading, predict
+    from mamba_bio_audio.inference.prediction_table import PredictionTable
+    from mamba_bio_audio.models.weights import weights_hash
+    from mamba_bio_audio.pipelines.domains import domain_of
+    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.signals import StopSignal
+    from mamba_bio_audio.training.fit import resolve_precision
+
+    model = saved.load_classifier(options.run, options.which)
     config = model.config
-    source = open_source(model.codec, config)
-    strand = strand or source.strands[0]
-    if strand not in source.strands:
-        raise InputError(f"--strand {strand}: recordings have no strands; leave it out")
+    domain = domain_of(config.data.kind)
+    symbols = domain.symbols(config.data, config.train.length)
+    strand = options.strand or symbols.strands[0]
+    if strand not in symbols.strands:
+        raise InputError(f"--strand {strand}: {domain.name} has no strands; leave it out")
+    trained = getattr(config.data, "max_unknown", 0.1)
+    reading = Reading(
+        length=options.length or config.train.length,
+        mode=options.mode,
+        strand=strand,
+        max_unknown=trained if options.max_unknown is None else options.max_unknown,
+        batch_symbols=1 << (14 if device == "cpu" else 18),
+    )
     settings: dict[str, Any] = {
         "weights": weights_hash(model),
-        "mode": mode,
-        "length": length or config.train.length,
+        "mode": reading.mode,
+        "length": reading.length,
         "strand": strand,
-        "max_unknown": getattr(config.data, "max_unknown", 0.1) if max_unknown is None else max_unknown,
-        "files": [str(file) for file in files],
+        "max_unknown": reading.max_unknown,
+        "files": list(options.files),
     }
     model.to(device)
     items: deque[Item] = deque()
-    header = [*COLUMNS[:3], f"{source.unit}s_used", *COLUMNS[4:], *(f"p_{label}" for label in labels), "note"]
+    read = 0
+
+    def count(symbols_read: int) -> None:
+        nonlocal read
+        read += symbols_read
+        progress(f"{symbols.unit}s read", read, None)
+
     with (
         locked(out) if out else nullcontext(),
         StopSignal() as stop,
-        _Table(out, header, settings, resume, force) as table,
+        PredictionTable(out, symbols.unit, model.labels, settings, resume=options.resume, force=options.force) as table,
     ):
 
-        def symbols() -> Iterator[NDArray[np.uint8] | str]:
+        def ids() -> Iterator[Ids | str]:
             # Kept until its prediction comes, which is in the same order.
-            for item in table.unfinished(source.items(files)):
+            for item in table.unfinished(domain.records(options.files, config.data)):
                 items.append(item._replace(symbols=""))
                 yield item.symbols
 
-        read = 0
-
-        def count(symbols: int) -> None:
-            nonlocal read
-            read += symbols
-            assert progress is not None
-            progress(f"{source.unit}s read", read, None)
-
-        found = predict(
-            model,
-            symbols(),
-            pad_id=source.pad_id,
-            length=settings["length"],
-            known=source.known,
-            reverse=source.reverse,
-            start_id=source.start_id,
-            fill_to=source.fill_to,
-            mode=mode,
-            strand=strand,
-            max_unknown=settings["max_unknown"],
+        passes = Passes(
             device=device,
             narrow=resolve_precision(config.train.precision, device) == "bf16",
-            chunk=chunk,
-            batch_symbols=1 << (14 if device == "cpu" else 18),
+            chunk=options.chunk,
             stop=lambda: stop.number is not None,
-            progress=None if progress is None else count,
+            progress=count,
         )
-        for prediction in found:
-            table.add(_row(items.popleft(), prediction, labels))
-            if progress is not None:
-                progress("records", table.rows, None)
+        for prediction in predict(model, ids(), symbols, reading, passes):
+            table.add(items.popleft(), prediction)
+            progress("records", table.rows, None)
             if not items:
                 table.flush()
         table.complete = stop.number is None
-    return settings | {
-        "run": str(run),
-        "which": which,
-        "trained_length": config.train.length,
-        "records": table.rows,
-        "used": table.used,
-        "unit": source.unit,
-        "predicted": {label: table.predicted[label] for label in labels},
-        "not_scored": dict(table.reasons),
-        "stopped_by": None if stop.number is None else signal.Signals(stop.number).name,
-    }
+    more = {"run": str(options.run), "which": options.which, "trained_length": config.train.length}
+    return settings | more | _counts(table, symbols.unit, stop.number)
 
 
-def _ask_judge(
-    folder: Path,
-    files: Sequence[str],
-    out: Path | None,
-    device: str,
-    resume: bool,
-    force: bool,
-    progress: Callable[[str, int, int | None], None] | None,
-) -> dict[str, Any]:
-    """`predict_files` by the judge or recogniser of generated digits: the first second of each recording."""
+def _ask_judge(options: PredictOptions, out: Path | None, device: str, progress: Progress) -> dict[str, Any]:
+    """The same by the judge or recogniser of generated digits, which hears the first second of each recording."""
     from mamba_bio_audio.evaluation.judge import CLIP_SAMPLES, RATE_HZ, judge_clips, one_second
+    from mamba_bio_audio.files import locked
+    from mamba_bio_audio.inference.predict import Prediction
+    from mamba_bio_audio.inference.prediction_table import PredictionTable
     from mamba_bio_audio.jobs.sc09 import open_judge
+    from mamba_bio_audio.models.weights import weights_hash
     from mamba_bio_audio.pipelines.audio.prepare import DIGITS
+    from mamba_bio_audio.pipelines.audio.records import clips
+    from mamba_bio_audio.signals import StopSignal
 
-    judge, _ = open_judge(folder, device)
+    chosen = (options.which, options.mode, options.length, options.strand, options.max_unknown)
+    if chosen != ("best", "windows", None, None, None):
+        raise InputError(
+            f"{options.run}: a judge of digits hears the first second of each file; leave out --which, --mode, --length, "
+            "--strand and --max-unknown"
+        )
+    judge, _ = open_judge(options.run, device)
     # A recogniser's last class is none of them.
     labels = [*DIGITS, "none"][: judge.head.out_features]
-    settings = {"weights": weights_hash(judge), "mode": "judge", "files": [str(file) for file in files]}
-    header = [*COLUMNS[:3], "samples_used", *COLUMNS[4:], *(f"p_{label}" for label in labels), "note"]
+    settings = {"weights": weights_hash(judge), "mode": "judge", "files": list(options.files)}
     with (
         locked(out) if out else nullcontext(),
         StopSignal() as stop,
-        _Table(out, header, settings, resume, force) as table,
+        PredictionTable(out, "sample", labels, settings, resume=options.resume, force=options.force) as table,
     ):
-        for item in table.unfinished(clips(files, RATE_HZ, CLIP_SAMPLES)):
+        for item in table.unfinished(clips(options.files, RATE_HZ, CLIP_SAMPLES)):
             if isinstance(item.symbols, str):
                 found = Prediction(None, item.length, 0, 0, item.symbols)
             else:
                 p = judge_clips(judge, one_second(item.symbols)[None]).probabilities[0]
                 found = Prediction(p, item.length, len(item.symbols), 1, "")
-            table.add(_row(item, found, labels))
+            table.add(item, found)
             table.flush()
-            if progress is not None:
-                progress("records", table.rows, None)
+            progress("records", table.rows, None)
             if stop.number is not None:
                 break
         table.complete = stop.number is None
-    return settings | {
-        "run": str(folder),
+    return settings | {"run": str(options.run)} | _counts(table, "sample", stop.number)
+
+
+def _counts(table: PredictionTable, unit: str, stopped: int | None) -> dict[str, Any]:
+    return {
         "records": table.rows,
         "used": table.used,
-        "unit": "sample",
-        "predicted": {label: table.predicted[label] for label in labels},
+        "unit": unit,
+        "predicted": {label: table.predicted[label] for label in table.labels},
         "not_scored": dict(table.reasons),
-        "stopped_by": None if stop.number is None else signal.Signals(stop.number).name,
+        "stopped_by": None if stopped is None else signal.Signals(stopped).name,
     }
-
-
-# `used` is called by its unit: bases_used, samples_used.
-ROWS_NAME = "rows.tsv"
-MAKER = Maker("predict", ("settings.json", ROWS_NAME))
-COLUMNS = ("file", "record", "length", "used", "windows", "predicted")
-# Whether a file is a table of predictions.
-ours = begins_with("\t".join(COLUMNS[:3]))
-
-
-def describe_predictions(summary: dict[str, Any]) -> str:
-    """The summary for people."""
-    counts = ", ".join(f"{label} {count:,}" for label, count in summary["predicted"].items() if count)
-    records = f"{summary['records']:,} record{'s' if summary['records'] != 1 else ''}"
-    lines = [f"{records}, {summary['used']:,} {summary['unit']}s used: {counts or 'none scored'}"]
-    if summary["mode"] == "windows" and summary["length"] != summary["trained_length"]:
-        lines.append(
-            f"windows of {summary['length']:,} {summary['unit']}s; the model was trained at "
-            f"{summary['trained_length']:,}"
-        )
-    missing = sum(summary["not_scored"].values())
-    if missing:
-        reasons = "; ".join(f"{count:,} x {reason}" for reason, count in list(summary["not_scored"].items())[:5])
-        lines.append(f"{missing:,} not scored: {reasons}")
-    return "\n".join(lines)
-
-
-def _names(item: Item) -> tuple[str, str]:
-    return cell(item.file), cell(item.name)
-
-
-def _row(item: Item, prediction: Prediction, labels: Sequence[str]) -> list[str]:
-    values = [*_names(item), str(item.length), str(prediction.used), str(prediction.windows)]
-    p = prediction.probabilities
-    if p is None:
-        return [*values, "", *("" for _ in labels), cell(prediction.reason)]
-    return [*values, labels[int(p.argmax())], *(f"{value:.6g}" for value in p), ""]
-
-
-class _Table(AbstractContextManager["_Table"]):
-    """Rows that go to standard output, or to `OUT.part`, which becomes `OUT` when `complete`.
-
-    Attributes:
-        rows, used, predicted, reasons: counts over all rows, those of an earlier run too.
-        complete: set when nothing is left to add.
-    """
-
-    def __init__(
-        self, out: Path | None, header: Sequence[str], settings: dict[str, Any], resume: bool, force: bool
-    ) -> None:
-        self.out, self.complete = out, False
-        self.rows = self.used = 0
-        self.predicted, self.reasons = Counter[str](), Counter[str]()
-        self._before: list[tuple[str, str, str]] = []
-        self._stream: IO[str] = sys.stdout
-        if out is None:
-            self._write(header)
-            return
-        self.folder = unfinished(out)
-        self.part = self.folder / ROWS_NAME
-        begun = begin_unfinished(self.folder, MAKER, settings, resume=resume, force=force)
-        if begun and self.part.exists():
-            self._recover(header)
-            self._stream = self.part.open("a", encoding="utf-8")
-        else:
-            self._stream = self.part.open("w", encoding="utf-8")
-            self._write(header)
-
-    def add(self, row: list[str]) -> None:
-        """Append a row and count it."""
-        self._write(row)
-        self._count(row)
-
-    def flush(self) -> None:
-        """Let others see the rows so far."""
-        self._stream.flush()
-
-    def unfinished(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items behind those that an earlier run wrote, which must be the same ones."""
-        for number, item in enumerate(items):
-            if number >= len(self._before):
-                yield item
-            elif self._before[number] != (*_names(item), str(item.length)):
-                raise InputError(
-                    f"{self.part}: its row {number + 1:,} is of {self._before[number][1]!r}, the record there is "
-                    f"{item.name!r}; the files changed. Start anew with --force"
-                )
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.out is None:
-            return
-        self._stream.close()
-        if kind is None and self.complete:
-            # Again: hours may have gone by.
-            check_file(self.out, "predict", ours, force=True)
-            os.replace(self.part, self.out)
-            discard_unfinished(self.folder)
-        else:
-            show(f"mba: {self.rows:,} rows are in {self.part}; use --resume to continue", file=sys.stderr)
-
-    def _write(self, row: Sequence[str]) -> None:
-        self._stream.write("\t".join(row) + "\n")
-
-    def _count(self, row: Sequence[str]) -> None:
-        self.rows += 1
-        self.used += int(row[3])
-        predicted = row[COLUMNS.index("predicted")]
-        if predicted:
-            self.predicted[predicted] += 1
-        else:
-            self.reasons[row[-1]] += 1
-
-    def _recover(self, header: Sequence[str]) -> None:
-        """Count the whole rows of an earlier run; a row cut short by a kill is cut off."""
-        data = self.part.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8").split("\n")[:-1] or ["\t".join(header)]
-        if not whole:
-            # Killed while the header was written.
-            whole = (lines[0] + "\n").encode()
-            self.part.write_bytes(whole)
-        if lines[0].split("\t") != list(header):
-            raise InputError(f"{self.part}: not an unfinished prediction; start anew with --force")
-        os.truncate(self.part, len(whole))
-        for line in lines[1:]:
-            row = line.split("\t")
-            self._count(row)
-            self._before.append((row[0], row[1], row[2]))

@@ -11,14 +11,22 @@ a short read is an error; decode(encode(x)) = x.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+
+from mamba_bio_audio.errors import InputError
 
 # Called with (what, done, in all) while something long goes on.
 Progress = Callable[[str, int, int | None], None]
+
+Ids = NDArray[Any]
+Strand = Literal["both", "forward", "reverse"]
 
 
 class DataSection(BaseModel):
@@ -40,6 +48,45 @@ class DataSection(BaseModel):
         path: Any
         intervals: str | None
         num_workers: int
+
+
+class Item(NamedTuple):
+    """One record of a file.
+
+    Attributes:
+        file: as the user named it.
+        name: of the record.
+        length: in symbols.
+        symbols: token ids (L,), or why the record has none.
+    """
+
+    file: str
+    name: str
+    length: int
+    symbols: Ids | str
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """What a classifier needs to know of the ids that it reads.
+
+    Attributes:
+        unit: of lengths, singular.
+        pad_id: fills batches on the right.
+        known: ids -> which of them are known symbols (A, C, G, T).
+        strands: that can be read, the default first.
+        reverse: ids -> ids of the opposite strand; None where there is only one.
+        start_id: precedes every window; None where inputs begin with their first symbol.
+        fill_to: shorter windows are filled to this length with `pad_id` as a signal, as clips of one length are with silence.
+    """
+
+    unit: str
+    pad_id: int
+    known: Callable[[Ids], NDArray[np.bool_]] = lambda ids: np.ones(len(ids), dtype=bool)
+    strands: tuple[Strand, ...] = ("forward",)
+    reverse: Callable[[Ids], Ids] | None = None
+    start_id: int | None = None
+    fill_to: int = 0
 
 
 class Domain(ABC):
@@ -76,6 +123,30 @@ class Domain(ABC):
     @abstractmethod
     def describe(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         """A data module's `summary()` as (what, value) lines for people."""
+
+    # Records of files, which are predicted.
+
+    def records(self, files: Iterable[str], config: Any) -> Iterator[Item]:
+        """Records of files in order, whole, as the codec of a data section reads them.
+
+        Args:
+            files: paths; what a domain reads besides (`-` for standard input, folders) it says itself.
+            config: the data section that the model was trained on.
+
+        Raises:
+            InputError: a file cannot be read as a whole. Where only a record cannot, its item gives the reason.
+        """
+        raise InputError(f"mba predict reads no files of {self.name}")
+
+    def symbols(self, config: Any, length: int) -> Symbols:
+        """What is known of the ids in `records`.
+
+        Args:
+            config: the data section that the model was trained on.
+            length: of its training windows.
+        """
+        codec = self.codec(config)
+        return Symbols(unit=self.unit, pad_id=codec.pad_id, start_id=getattr(codec, "start_id", None))
 
     # What an export says of a model and writes beside it.
 

@@ -198,7 +198,7 @@ def test_a_signal_saves_and_exits_with_130(tmp_path, capsys, monkeypatch, reads,
     text = reads.read_text()
     reads.write_text(text.replace("@r7\n", "@other\n", 1))
     assert mba("predict", "run", reads, "--out", out, "--strand", "forward", "--resume") == 2
-    assert "the files changed" in capsys.readouterr().err
+    assert "the files have changed" in capsys.readouterr().err
     reads.write_text(text)
     assert mba("predict", "run", reads, "--out", out, "--strand", "forward", "--resume") == 0
     assert [row["record"] for row in table(out)] == [f"r{i}" for i in range(6000)]

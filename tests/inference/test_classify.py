@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.classify import classify
+from mamba_bio_audio.inference.classify import Passes, classify
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
@@ -43,7 +43,7 @@ def test_batches_of_any_lengths_equal_single_records(model) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 32, 33, 500])
 def test_chunks_equal_one_pass(model, chunk) -> None:
-    assert np.allclose(run(model, rows(), chunk=chunk), run(model, rows()), atol=1e-12)
+    assert np.allclose(run(model, rows(), passes=Passes(chunk=chunk)), run(model, rows()), atol=1e-12)
 
 
 def test_both_strands(model) -> None:
@@ -57,5 +57,5 @@ def test_both_strands(model) -> None:
 
 
 def test_nothing_to_classify(model) -> None:
-    with pytest.raises(InputError, match="one base or more"):
+    with pytest.raises(InputError, match="at least one symbol"):
         run(model, [np.zeros(0, np.uint8)])

@@ -1,15 +1,19 @@
 """Prediction of records: lengths, strands, order, batches, unknown bases, streams of a million bases."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.predict import predict, tile
+from mamba_bio_audio.inference.classify import Passes
+from mamba_bio_audio.inference.predict import Reading, predict, tile
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.pipelines.contract import Symbols
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 CODEC = DnaTokenizer()
@@ -34,17 +38,14 @@ def known(ids):
     return (ids >= 7) & (ids <= 10)
 
 
-def run(records, model=MODEL, **changes):
-    settings = {
-        "pad_id": CODEC.pad_id,
-        "length": 64,
-        "known": known,
-        "reverse": CODEC.reverse_complement,
-        "chunk": 256,
-        "batch_symbols": 512,
-    }
+SYMBOLS = Symbols("base", CODEC.pad_id, known, ("both", "forward", "reverse"), CODEC.reverse_complement)
+
+
+def run(records, model=MODEL, *, chunk=256, progress=None, reverse=CODEC.reverse_complement, **reading):
     ids = [CODEC.encode(item) if not item.startswith("!") else item[1:] for item in records]
-    return list(predict(model, ids, **settings | changes))
+    symbols = replace(SYMBOLS, reverse=reverse)
+    how = Reading(**{"length": 64, "batch_symbols": 512} | reading)
+    return list(predict(model, ids, symbols, how, Passes(chunk=chunk, progress=progress)))
 
 
 def dna(length: int, seed: int = 0) -> str:
@@ -164,9 +165,7 @@ def test_records_come_lazily_and_in_bounded_number():
             taken += 1
             yield CODEC.encode(dna(64))
 
-    stream = predict(
-        MODEL, endless(), pad_id=4, length=64, known=known, reverse=CODEC.reverse_complement, batch_symbols=512
-    )
+    stream = predict(MODEL, endless(), SYMBOLS, Reading(length=64, batch_symbols=512))
     assert next(stream).length == 64
     assert taken <= 200
 

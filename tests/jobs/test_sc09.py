@@ -14,8 +14,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.audio_metrics import confidence_limit, paper_selection
 from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
 from mamba_bio_audio.files.folders import check_replaceable
-from mamba_bio_audio.jobs import sc09
-from mamba_bio_audio.jobs.predict import describe_predictions, predict_files
+from mamba_bio_audio.jobs import predict, sc09
 from mamba_bio_audio.jobs.pretrain import pretrain, run_maker
 from mamba_bio_audio.jobs.report_audio import judged_samples
 from mamba_bio_audio.models.weights import weights_hash
@@ -202,7 +201,7 @@ def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
     (tmp_path / "torn.wav").write_bytes(b"RIFF")
     out = tmp_path / "p.tsv"
     files = [str(tmp_path / name) for name in ("long.flac", "torn.wav", "short.wav")]
-    summary = predict_files(folder, files, out)
+    summary = predict.run(predict.PredictOptions(run=folder, files=files, out=out, device="cpu"))
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [(row["length"], row["samples_used"]) for row in rows] == [("32000", "16000"), ("0", "0"), ("500", "500")]
@@ -212,14 +211,14 @@ def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
     assert rows[0]["predicted"] in DIGITS
     assert (rows[1]["predicted"], rows[1]["p_zero"]) == ("", "")
     assert "torn.wav" in rows[1]["note"]
-    assert summary["records"] == 3
-    assert "1 not scored" in describe_predictions(summary)
-    predict_files(Path(notes["recogniser"]["cached"]), files, tmp_path / "r.tsv")
+    assert summary.records == 3
+    assert "1 not scored" in summary.text()
+    predict.run(predict.PredictOptions(run=notes["recogniser"]["cached"], files=files, out=tmp_path / "r.tsv"))
     with (tmp_path / "r.tsv").open(newline="") as file:
         row = next(csv.DictReader(file, delimiter="\t"))
     assert sum(float(row[f"p_{word}"]) for word in (*DIGITS, "none")) == pytest.approx(1, abs=1e-4)
     with pytest.raises(InputError, match="hears the first second of each file; leave out"):
-        predict_files(folder, files, tmp_path / "q.tsv", length=100)
+        predict.run(predict.PredictOptions(run=folder, files=files, out=tmp_path / "q.tsv", length=100))
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
     tensors = load_file(damaged / "judge.safetensors")
@@ -228,7 +227,7 @@ def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
     with pytest.raises(
         InputError, match=r"a damaged judge \(head\.bias holds what is not a number\); delete the folder"
     ):
-        predict_files(damaged, files, tmp_path / "q.tsv")
+        predict.run(predict.PredictOptions(run=damaged, files=files, out=tmp_path / "q.tsv"))
     (damaged / "judge.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match=r"a damaged judge .*delete the folder"):
-        predict_files(damaged, files, tmp_path / "q.tsv")
+        predict.run(predict.PredictOptions(run=damaged, files=files, out=tmp_path / "q.tsv"))

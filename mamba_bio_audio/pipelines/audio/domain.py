@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
-from mamba_bio_audio.pipelines.contract import DataSection, Domain, Progress
+from mamba_bio_audio.pipelines.contract import DataSection, Domain, Item, Progress, Symbols
 
 
 class Audio(Domain):
@@ -37,6 +37,22 @@ class Audio(Domain):
         from mamba_bio_audio.pipelines.audio.datamodule import summary_rows
 
         return summary_rows(dict(summary))
+
+    def records(self, files: Iterable[str], config: Any) -> Iterator[Item]:
+        """Recordings; folders stand for those below them."""
+        from mamba_bio_audio.pipelines.audio.records import items
+
+        return items(files, config)
+
+    def symbols(self, config: Any, length: int) -> Symbols:
+        """Levels, all of them known; clips of one length are filled with silence."""
+        codec = self.codec(config)
+        return Symbols(
+            unit=self.unit,
+            pad_id=codec.zero_level,
+            start_id=codec.start_id,
+            fill_to=length if config.pad_target == "silence" else 0,
+        )
 
     def card_symbols(self, codec: Any) -> str:
         """The levels."""

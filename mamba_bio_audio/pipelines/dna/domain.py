@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mamba_bio_audio.pipelines.contract import DataSection, Domain, Progress
+from mamba_bio_audio.pipelines.contract import DataSection, Domain, Item, Progress, Symbols
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 
@@ -38,6 +38,27 @@ class Dna(Domain):
         from mamba_bio_audio.pipelines.dna import classes, prepare
 
         return (classes.summary_rows if "classes" in summary else prepare.summary_rows)(dict(summary))
+
+    def records(self, files: Iterable[str], config: Any) -> Iterator[Item]:
+        """Records of FASTA and FASTQ, plain or gzip; `-` is standard input."""
+        from mamba_bio_audio.pipelines.dna.records import items
+
+        return items(files)
+
+    def symbols(self, config: Any, length: int) -> Symbols:
+        """Both strands, A, C, G and T."""
+        import numpy as np
+
+        codec = self.codec(config)
+        known = np.zeros(256, dtype=bool)
+        known[list(codec.base_ids)] = True
+        return Symbols(
+            unit=self.unit,
+            pad_id=codec.pad_id,
+            known=lambda ids: known[ids],
+            strands=("both", "forward", "reverse"),
+            reverse=codec.reverse_complement,
+        )
 
     def card_symbols(self, codec: Any) -> str:
         """The vocabulary."""

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, cast
@@ -19,7 +19,9 @@ import numpy as np
 from Bio.SeqIO.QualityIO import FastqGeneralIterator
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.contract import Ids, Item
 from mamba_bio_audio.pipelines.dna.fasta_scan import MAX_HEADER_BYTES
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.unpacked import Unpacked, Unpacking
 
 STDIN = "-"
@@ -92,6 +94,24 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{name}: after record {done:,}: not sound {kind} ({error}).") from error
+
+
+def items(files: Iterable[str]) -> Iterator[Item]:
+    """Records of FASTA and FASTQ files as token ids; one that is no DNA gives the reason."""
+    codec = DnaTokenizer()
+    for file in files:
+        for record in read_records(file):
+            symbols: Ids | str
+            if foreign := record.foreign_letter():
+                symbols = f"{foreign[1]!r} at position {foreign[0]:,} is no base"
+            elif record.is_rna():
+                symbols = "RNA (U): write T for U"
+            else:
+                symbols = codec.encode(record.sequence)
+            item = Item(str(file), record.name, len(record.sequence), symbols)
+            # A chromosome is held once, as ids, while it is predicted.
+            del record, symbols
+            yield item
 
 
 def write_record(handle: IO[bytes], record: Record) -> None:

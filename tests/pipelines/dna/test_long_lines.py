@@ -147,10 +147,9 @@ class Model:
         share = (tokens == 7).float().mean(1)
         return SimpleNamespace(state=None, logits=torch.stack([share, 1 - share], 1)[:, None])
 
-source = open_source(DnaTokenizer(), None)
-items = (item.symbols for item in source.items([path]))
-(found,) = predict(Model(), items, pad_id=source.pad_id, length=65_536, known=source.known, reverse=source.reverse,
-                   mode={mode!r}, batch_symbols=1 << 20)
+items = (item.symbols for item in DOMAIN.records([path], None))
+reading = Reading(length=65_536, mode={mode!r}, batch_symbols=1 << 20)
+(found,) = predict(Model(), items, DOMAIN.symbols(None, 65_536), reading)
 print(found.length, found.used, found.windows)
 """
 
@@ -163,9 +162,9 @@ def test_prediction_of_a_record_of_50_million_bases(mode: str, windows: int, tmp
     path = tmp_path / "x.fa"
     long_line(path, PIECE, megabases=50)
     imports = (
-        "import torch\nfrom types import SimpleNamespace\nfrom mamba_bio_audio.inference.predict import predict\n"
-        "from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer\n"
-        "from mamba_bio_audio.jobs.predict_sources import open_source\ntorch.set_num_threads(1)"
+        "import torch\nfrom types import SimpleNamespace\n"
+        "from mamba_bio_audio.inference.predict import Reading, predict\n"
+        "from mamba_bio_audio.pipelines.dna.domain import DOMAIN\ntorch.set_num_threads(1)"
     )
     # The record, its symbols and the work of one batch; a third copy of the record does not fit.
     found = limited(PREDICT.replace("{mode!r}", repr(mode)), imports, 145 * MEGABYTE, path)
@@ -176,7 +175,8 @@ def test_used_bases_are_the_union_of_both_strands_windows() -> None:
     torch = pytest.importorskip("torch")
     from types import SimpleNamespace
 
-    from mamba_bio_audio.inference.predict import predict
+    from mamba_bio_audio.inference.predict import Reading, predict
+    from mamba_bio_audio.pipelines.contract import Symbols
 
     class Model:
         streaming = "constant"
@@ -186,13 +186,6 @@ def test_used_bases_are_the_union_of_both_strands_windows() -> None:
 
     # Windows of 4: forward [0, 4) [4, 8) [6, 10), reverse [6, 10) [2, 6) [0, 4); the unknown ones are left out.
     ids = np.array([7, 8, 11, 11, 11, 7, 8, 9, 10, 11], dtype=np.uint8)
-    (found,) = predict(
-        Model(),
-        [ids],
-        pad_id=4,
-        length=4,
-        known=lambda ids: (ids >= 7) & (ids <= 10),
-        reverse=lambda ids: ids[::-1],
-        max_unknown=0.5,
-    )
+    symbols = Symbols("base", 4, known=lambda ids: (ids >= 7) & (ids <= 10), reverse=lambda ids: ids[::-1])
+    (found,) = predict(Model(), [ids], symbols, Reading(length=4, max_unknown=0.5))
     assert (found.windows, found.used) == (5, 6)

@@ -1,0 +1,145 @@
+"""The table of predictions: a row per record, in order; unfinished in `OUT.part`, from which it continues."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, Any
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import Maker, begin_unfinished, begins_with, check_file, discard_unfinished, unfinished
+from mamba_bio_audio.inference.predict import Prediction
+from mamba_bio_audio.pipelines.contract import Item
+from mamba_bio_audio.text import cell, show
+
+ROWS_NAME = "rows.tsv"
+MAKER = Maker("predict", ("settings.json", ROWS_NAME))
+# `used` is called by its unit: bases_used, samples_used.
+COLUMNS = ("file", "record", "length", "used", "windows", "predicted")
+# Whether a file is a table of predictions.
+ours = begins_with("\t".join(COLUMNS[:3]))
+
+
+class PredictionTable(AbstractContextManager["PredictionTable"]):
+    """Rows that go to standard output, or to `OUT.part`, which becomes `OUT` when `complete`.
+
+    Columns: file, record, length, bases_used (by the unit), windows, predicted, one p_<class> per class, note. A record that
+    cannot be scored has empty probabilities and the reason in `note`. Tabs, line ends and bytes that are not UTF-8 are
+    written as backslash escapes.
+
+    Args:
+        out: None is standard output. The caller holds its lock.
+        unit: of lengths.
+        labels: of the classes.
+        settings: everything that decides the rows; equal ones may be resumed.
+        resume, force: continue or discard what is in `OUT.part`.
+
+    Attributes:
+        rows, used, predicted, reasons: counts over all rows, including those of an earlier run.
+        complete: set when nothing is left to add.
+    """
+
+    def __init__(
+        self,
+        out: Path | None,
+        unit: str,
+        labels: Sequence[str],
+        settings: dict[str, Any],
+        *,
+        resume: bool,
+        force: bool,
+    ) -> None:
+        self.out, self.complete = out, False
+        self.labels = [cell(label) for label in labels]
+        header = [*COLUMNS[:3], f"{unit}s_used", *COLUMNS[4:], *(f"p_{label}" for label in self.labels), "note"]
+        self.rows = self.used = 0
+        self.predicted, self.reasons = Counter[str](), Counter[str]()
+        self._before: list[tuple[str, str, str]] = []
+        self._stream: IO[str] = sys.stdout
+        if out is None:
+            self._write(header)
+            return
+        self.folder = unfinished(out)
+        self.part = self.folder / ROWS_NAME
+        begun = begin_unfinished(self.folder, MAKER, settings, resume=resume, force=force)
+        if begun and self.part.exists():
+            self._recover(header)
+            self._stream = self.part.open("a", encoding="utf-8")
+        else:
+            self._stream = self.part.open("w", encoding="utf-8")
+            self._write(header)
+
+    def add(self, item: Item, prediction: Prediction) -> None:
+        """Append the row of a record, and count it."""
+        row = [*_names(item), str(item.length), str(prediction.used), str(prediction.windows)]
+        p = prediction.probabilities
+        if p is None:
+            row += ["", *("" for _ in self.labels), cell(prediction.reason)]
+        else:
+            row += [self.labels[int(p.argmax())], *(f"{value:.6g}" for value in p), ""]
+        self._write(row)
+        self._count(row)
+
+    def flush(self) -> None:
+        """Make the rows so far visible to others."""
+        self._stream.flush()
+
+    def unfinished(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items after those that an earlier run wrote, which must be the same ones."""
+        for number, item in enumerate(items):
+            if number >= len(self._before):
+                yield item
+            elif self._before[number] != (*_names(item), str(item.length)):
+                raise InputError(
+                    f"{self.part}: its row {number + 1:,} is for {self._before[number][1]!r}, but that record is now "
+                    f"{item.name!r}; the files have changed. Start again with --force"
+                )
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.out is None:
+            return
+        self._stream.close()
+        if kind is None and self.complete:
+            # Again: hours may have gone by.
+            check_file(self.out, "predict", ours, force=True)
+            os.replace(self.part, self.out)
+            discard_unfinished(self.folder)
+        else:
+            show(f"mba: {self.rows:,} rows are in {self.part}; use --resume to continue", file=sys.stderr)
+
+    def _write(self, row: Sequence[str]) -> None:
+        self._stream.write("\t".join(row) + "\n")
+
+    def _count(self, row: Sequence[str]) -> None:
+        self.rows += 1
+        self.used += int(row[3])
+        predicted = row[COLUMNS.index("predicted")]
+        if predicted:
+            self.predicted[predicted] += 1
+        else:
+            self.reasons[row[-1]] += 1
+
+    def _recover(self, header: Sequence[str]) -> None:
+        """Count the whole rows of an earlier run; a row cut short by a kill is cut off."""
+        data = self.part.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        lines = whole.decode("utf-8").split("\n")[:-1] or ["\t".join(header)]
+        if not whole:
+            # Killed while the header was written.
+            whole = (lines[0] + "\n").encode()
+            self.part.write_bytes(whole)
+        if lines[0].split("\t") != list(header):
+            raise InputError(f"{self.part}: not an unfinished prediction; start again with --force")
+        os.truncate(self.part, len(whole))
+        for line in lines[1:]:
+            row = line.split("\t")
+            self._count(row)
+            self._before.append((row[0], row[1], row[2]))
+
+
+def _names(item: Item) -> tuple[str, str]:
+    return cell(item.file), cell(item.name)

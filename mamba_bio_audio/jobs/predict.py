@@ -139,7 +139,7 @@ def run(options: PredictOptions) -> PredictResult:
         if file != "-" and not os.path.exists(file):
             raise InputError(f"{file}: there is no such file")
     if out is not None:
-        inputs = [options.run, *options.files]
+        inputs: list[Path | str] = [options.run, *options.files]
         check_file(out, "predict", ours, inputs, force=options.force or options.resume)
         if options.resume and out.exists() and not unfinished(out).exists():
             return PredictResult(already_complete=str(out))

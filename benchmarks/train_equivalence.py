@@ -73,7 +73,7 @@ def arm(
         "train.checkpoint_every": steps,
         "train.log_every": max(1, steps // 100),
     }
-    config = load_config("dna/hg38-1.4m", [*(f"{key}={value}" for key, value in settings.items()), *overrides])
+    config = load_config("dna/hg38@1.4m", [*(f"{key}={value}" for key, value in settings.items()), *overrides])
     run = out / f"{kernels}-seed{seed}"
     alarm = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
     alarm.daemon = True

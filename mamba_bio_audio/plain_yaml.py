@@ -3,7 +3,7 @@
 YAML guesses types (`no` is false, `010` is 8, `1e5` is text) and can do far more than a configuration should: tags name
 Python objects, an alias repeated ten times at each of nine levels makes a billion entries, a key given twice silently
 wins. Here every unquoted word stays the text that was written, as `Plain`; what it means is decided by the type of the
-field that it is for (`config.py`). Tags, anchors, aliases and repeated keys are refused.
+field that it is for (`run/words.py`). Tags, anchors, aliases and repeated keys are refused.
 """
 
 from __future__ import annotations

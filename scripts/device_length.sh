@@ -66,7 +66,7 @@ parallel) # two GPUs: gradients of NCCL against one GPU, speed at 2^20, then the
   pkill -9 -f -- "--out $OUT/sequence_parallel.csv"
   for parts in 2 1; do
     [ "$(left)" -gt 20 ] || { echo "no time left for sequence_parallel=$parts" >>"$log"; continue; }
-    torchrun "$(left 10)" -m mamba_bio_audio pretrain dna/hg38-1.4m \
+    torchrun "$(left 10)" -m mamba_bio_audio pretrain dna/hg38@1.4m \
       --quiet --set data.path="$human" --set train.devices=2 --set train.sequence_parallel=$parts --set train.length=65536 \
       --set train.tokens_per_step=262144 --set train.stream_chunk=16384 --set train.steps=20 --set train.validate_every=10 \
       --set train.validation_tokens=1000000 --set train.lr=2e-3 --out "$work/parallel_$parts" --force ${RUN_ARGS:-}

@@ -19,7 +19,7 @@ wait
 if [ -z "${LR:-}" ]; then
   log sweep
   for rate in ${RATES:-2e-3 4e-3 8e-3 1.6e-2}; do
-    timeout -k 5 "${SWEEP_LIMIT:-150}" python3 benchmarks/lr_sweep.py dna/hg38-1.4m --lr "$rate" --out "$sweep/$rate.csv" --device "$device" \
+    timeout -k 5 "${SWEEP_LIMIT:-150}" python3 benchmarks/lr_sweep.py dna/hg38@1.4m --lr "$rate" --out "$sweep/$rate.csv" --device "$device" \
       "${settings[@]}" --set data.num_workers=3 --set train.steps="${SWEEP_STEPS:-350}" \
       --set train.validate_every="${SWEEP_STEPS:-350}" >"$sweep/$rate.log" 2>&1 &
   done
@@ -32,7 +32,7 @@ steps=${STEPS:-$(python3 benchmarks/sustained.py steps "$OUT/bare.csv" --seconds
 steps=${steps:-4000}
 log "pretrain, rate $LR, $steps steps"
 begin=$(date +%s.%N)
-timeout -s TERM -k 20 $((${RUN_SECONDS:-240} * 5 / 4 + 40)) python3 -c 'from mamba_bio_audio.cli.main import run; run()' pretrain dna/hg38-1.4m \
+timeout -s TERM -k 20 $((${RUN_SECONDS:-240} * 5 / 4 + 40)) python3 -c 'from mamba_bio_audio.cli.main import run; run()' pretrain dna/hg38@1.4m \
   "${settings[@]}" --set data.num_workers=8 --set train.lr="$LR" --set train.steps="$steps" \
   --set train.validate_every=$((steps / 8 + 1)) --set train.log_every=25 --out "$run" --device "$device" 2>&1 | tee -a "$OUT/real_run.txt"
 wall=$(python3 -c "import time; print(time.time() - $begin)")

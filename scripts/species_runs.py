@@ -72,7 +72,7 @@ def train(step: str, name: str, recipe: str, *overrides: str, device: str = DEVI
         settings += TOY_SETTINGS
         settings += ["train.length_warmup=[]"]
         shrink = load_config(recipe, [*overrides, "data.path=."])
-        length = min(shrink.train.length, 1 << 20 if recipe == "dna/species-1m" else 2048)
+        length = min(shrink.train.length, 1 << 20 if recipe == "dna/species@1m" else 2048)
         sequences = 1 if length > 2048 else 4
         settings += [f"train.length={length}", f"train.tokens_per_step={sequences * length}", "train.micro_batch=1"]
         settings += ["data.evaluation_windows=4"] if shrink.head is not None else ["train.validation_tokens=4096"]
@@ -144,10 +144,10 @@ def sweep() -> None:
     """Rates of the two small-data recipes, on validation: species.json, and a table for benchmarks/results/."""
     warm = "train.length_warmup=[]"
     for recipe, rate, more in (
-        ("dna/species-tiny", 2e-3, ()),
-        ("dna/species-tiny", 4e-3, ()),
-        ("dna/species-tiny", 8e-3, ()),
-        ("dna/species-tiny", 4e-3, (warm,)),
+        ("dna/species@tiny", 2e-3, ()),
+        ("dna/species@tiny", 4e-3, ()),
+        ("dna/species@tiny", 8e-3, ()),
+        ("dna/species@tiny", 4e-3, (warm,)),
         ("dna/species", 1e-3, ("train.steps=1200",)),
         ("dna/species", 2e-3, ("train.steps=1200",)),
         ("dna/species", 4e-3, ("train.steps=1200",)),
@@ -215,7 +215,7 @@ def easy_pretrained() -> None:
     lm = train(
         "easy-pretrained",
         "easy-lm",
-        "dna/hg38-1.4m",
+        "dna/hg38@1.4m",
         f"data.path=[{', '.join(paths)}]",
         f"data.intervals={table}",
         "data.reverse_complement=true",
@@ -255,14 +255,14 @@ def control() -> None:
     """(b) Positive control at 2^14, the same weights at shorter windows, and on from there at 2^16."""
     folder = planted()
     copies = folder / "copies.tsv"
-    run = train("control", "control-16k", "dna/apes-16k", f"data.path={folder}")
+    run = train("control", "control-16k", "dna/apes@16k", f"data.path={folder}")
     for length in (1 << 10, 1 << 12):
         score("control", run, length=None if TOY else length, copies=copies)
     score("control", run, copies=copies)
     run = train(
         "control",
         "control-64k",
-        "dna/apes-64k",
+        "dna/apes@64k",
         f"data.path={folder}",
         f"head.pretrained={run}",
         "train.lr=5e-4",
@@ -282,7 +282,7 @@ def ceilings() -> None:
     rows = []
     for length in LENGTHS.values():
         data = open_data(
-            load_config("dna/apes-16k", [f"data.path={folder}", "data.num_workers=0"]), "cpu", length=length
+            load_config("dna/apes@16k", [f"data.path={folder}", "data.num_workers=0"]), "cpu", length=length
         )
         data.setup()
         windows = data.evaluation_dataset("test").windows
@@ -330,7 +330,7 @@ def apes() -> None:
     lm = train(
         "apes",
         "apes-lm",
-        "dna/hg38-1.4m",
+        "dna/hg38@1.4m",
         f"data.path={lm_folder}",
         "data.reverse_complement=true",
         "data.num_workers=4",
@@ -355,7 +355,7 @@ def apes() -> None:
                 if name != "16k"
                 else ("train.steps=450",)
             )
-            run = train("apes", f"apes-{name}-{kind}", f"dna/apes-{name}", f"data.path={folder}", *short, *more)
+            run = train("apes", f"apes-{name}-{kind}", f"dna/apes@{name}", f"data.path={folder}", *short, *more)
             score("apes", run)
             score("apes", run, "train")
 
@@ -364,7 +364,7 @@ def kmers() -> None:
     """(b) The k-mer bar alone on the apes and on the control, which needs no GPU."""
     for folder in (DATA / "apes", planted()):
         for name in LENGTHS:
-            config = load_config(f"dna/apes-{name}", [f"data.path={folder}", "data.num_workers=0"])
+            config = load_config(f"dna/apes@{name}", [f"data.path={folder}", "data.num_workers=0"])
             data = open_data(config, "cpu")
             data.setup()
             fitted = kmer_baseline(data)
@@ -388,7 +388,7 @@ def bar() -> None:
     $OUT/species_kmers.csv; `chosen` marks the least validation loss at a number of windows, which `mba evaluate` would take.
     """
     path, rows = OUT / "species_kmers.csv", []
-    for recipe, counts in (("dna/species", (10_000, 20_000, 40_000, 60_000)), ("dna/species-tiny", (40_000,))):
+    for recipe, counts in (("dna/species", (10_000, 20_000, 40_000, 60_000)), ("dna/species@tiny", (40_000,))):
         data = open_data(load_config(recipe, [easy_paths(), "data.num_workers=0"]), "cpu")
         data.setup()
         valid, valid_labels = sequences(data.evaluation_dataset("valid"))
@@ -452,7 +452,7 @@ def leak() -> None:
     run = train(
         "leak",
         "leak-4k",
-        "dna/apes-4k",
+        "dna/apes@4k",
         f"data.path={folder}",
         f"data.intervals={table}",
         "train.steps=1500",
@@ -514,7 +514,7 @@ def megabase() -> None:
         "\n".join("\t".join(map(str, row)) for row in [("class", "record", "start0", "end", "split"), *rows]) + "\n"
     )
     where = "data.path={" + ", ".join(f"{name}: [{', '.join(map(str, found))}]" for name, found in paths.items()) + "}"
-    run = train("megabase", "megabase", "dna/species-1m", where, f"data.intervals={table}", "data.shared_bases=allow")
+    run = train("megabase", "megabase", "dna/species@1m", where, f"data.intervals={table}", "data.shared_bases=allow")
     if DEVICE == "cuda":
         print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
     score("megabase", run)
@@ -543,7 +543,7 @@ def mitochondria() -> None:
     run = train(
         "mitochondria",
         "mitochondria",
-        "dna/species-tiny",
+        "dna/species@tiny",
         f"data.path={DATA / 'apes'}",
         "data.files=mitochondrion*",
         "train.length=256",
@@ -559,14 +559,14 @@ def mitochondria() -> None:
 
 
 def tiny() -> None:
-    """(a) `mba classify dna/species-tiny` on two CPU cores, timed."""
+    """(a) `mba classify dna/species@tiny` on two CPU cores, timed."""
     run, start = RUNS / "tiny", time.perf_counter()
     more = ("--set", "train.steps=3") if TOY else ()
     environment_ = os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
     cores = ("taskset", "-c", "0,1")
     mba(
         "classify",
-        "dna/species-tiny",
+        "dna/species@tiny",
         "--set",
         easy_paths(),
         "--out",

@@ -5,7 +5,8 @@ import torch
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build_model
-from mamba_bio_audio.run.config import RunConfig, load_config, recipe_names
+from mamba_bio_audio.run.config import RunConfig, load_config
+from mamba_bio_audio.run.recipes import recipe_names, variants_of
 from mamba_bio_audio.training import probe as training_probe
 from mamba_bio_audio.training.probe import Probe
 
@@ -24,7 +25,7 @@ def parameters(config: RunConfig) -> int:
 
 @pytest.mark.parametrize(
     ("name", "published", "blocks"),
-    [("sc09-small-paper", 6.1e6, 40), ("sc09-large-paper", 24.3e6, 75), ("youtubemix-8192-paper", 3.5e6, 15)],
+    [("sc09@small-paper", 6.1e6, 40), ("sc09@large-paper", 24.3e6, 75), ("youtubemix@8192-paper", 3.5e6, 15)],
 )
 def test_published_sizes(name, published, blocks, tmp_path):
     config = load(name, tmp_path)
@@ -34,7 +35,7 @@ def test_published_sizes(name, published, blocks, tmp_path):
 
 
 def test_sc09_follows_the_paper(tmp_path):
-    for name in ("sc09-small-paper", "sc09-large-paper"):
+    for name in ("sc09@small-paper", "sc09@large-paper"):
         config = load(name, tmp_path)
         assert [(stage.ssm.complex, stage.ssm.selective) for stage in config.model.stages] == [(False, True)] * 5
         train = config.train
@@ -45,13 +46,13 @@ def test_sc09_follows_the_paper(tmp_path):
 
 def test_youtubemix_sweep_follows_the_paper(tmp_path):
     for length, batch in SWEEP.items():
-        config = load(f"youtubemix-{length}-paper", tmp_path)
+        config = load(f"youtubemix@{length}-paper", tmp_path)
         assert [(stage.ssm.complex, stage.ssm.selective) for stage in config.model.stages] == [(True, True)] * 5
         train = config.train
         assert (train.length, train.sequences_per_step, train.steps) == (length, batch, 200_000)
         assert length % 2048 == 0
         assert (train.lr, train.ema) == (2e-3, None)
-        ours = load(f"youtubemix-{length}-lti", tmp_path)
+        ours = load(f"youtubemix@{length}-lti", tmp_path)
         assert [(stage.ssm.complex, stage.ssm.selective) for stage in ours.model.stages] == [(True, False)] * 5
         assert (ours.train.length, ours.data.variant) == (length, "standard")
 
@@ -59,7 +60,7 @@ def test_youtubemix_sweep_follows_the_paper(tmp_path):
 @pytest.mark.parametrize("setting", ["stream_chunk=4000", "truncate_chunk=4000", "stream_chunk=auto"])
 def test_attention_is_not_streamed(setting, tmp_path):
     with pytest.raises(InputError, match=rf"{setting.split('=')[0]}: requires layers with a constant state.*=null"):
-        load_config("audio/sc09-small-attention", [f"data.path={tmp_path}", f"train.{setting}"])
+        load_config("audio/sc09@small-attention", [f"data.path={tmp_path}", f"train.{setting}"])
 
 
 def test_chunks_of_a_unet_are_chosen_too(tmp_path, monkeypatch):
@@ -72,14 +73,19 @@ def test_chunks_of_a_unet_are_chosen_too(tmp_path, monkeypatch):
 
 def test_attention_has_a_dry_run(tmp_path):
     sets = ["model.num_layers=1", "model.d_model=8", "train.length=64", "train.tokens_per_step=64"]
-    config = load_config("audio/sc09-small-attention", [f"data.path={tmp_path}", *sets])
+    config = load_config("audio/sc09@small-attention", [f"data.path={tmp_path}", *sets])
     model = config.model.model_copy(update={"vocab_size": 256})
     assert [tokens for tokens, _, _ in training_probe._measure(model, config.train, "cpu", None)] == [64]
 
 
-def test_recipes_say_whose_they_are():
-    for name in (name for name in recipe_names() if name.startswith("audio/")):
-        if name.endswith("-lti"):
-            assert f"{load_config(name, ['data.path=.']).description}".startswith("ours")
-        if name.endswith("-paper"):
-            assert "as published" in load_config(name, ["data.path=."]).description
+def test_variants_say_whose_they_are():
+    found = {
+        variant: description
+        for name in recipe_names()
+        if name.startswith("audio/")
+        for variant, description in variants_of(name).items()
+        if not variant.isdecimal() and variant not in ("small", "large")
+    }
+    assert found.keys() == {"paper", "lti", "attention"}
+    for variant, description in found.items():
+        assert "as published" in description if variant == "paper" else description.startswith("ours"), variant

@@ -155,7 +155,8 @@ def test_wheel_works_outside_the_repository(wheel, tmp_path):
     code = (
         "import mamba_bio_audio, torch\n"
         f"assert {str(site)!r} in mamba_bio_audio.__file__, mamba_bio_audio.__file__\n"
-        "from mamba_bio_audio.run.config import recipe_names, load_config\n"
+        "from mamba_bio_audio.run.config import load_config\n"
+        "from mamba_bio_audio.run.recipes import recipe_names\n"
         "assert 'dna/tiny' in recipe_names()\n"
         "from mamba_bio_audio.ops import rms_norm\n"
         "rms_norm(torch.ones(1, 2, 3), torch.ones(3))\n"

@@ -107,7 +107,7 @@ def kinds(folder: Path) -> dict[str, tuple[str, list[str]]]:
     classes = f"data.path={{x: {folder / 'x.fa'}, y: {folder / 'y.fa'}}}"
     return {
         "dna": ("dna/tiny", [f"data.path={folder / 'x.fa'}"]),
-        "classes": ("dna/species-tiny", [classes, "data.block_bases=500", "train.length_warmup=[]"]),
+        "classes": ("dna/species@tiny", [classes, "data.block_bases=500", "train.length_warmup=[]"]),
         "audio": ("audio/tiny", [f"data.path={folder}"]),
     }
 

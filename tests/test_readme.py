@@ -11,7 +11,8 @@ import typer
 
 from mamba_bio_audio.cli.main import app
 from mamba_bio_audio.cli.main import run as command
-from mamba_bio_audio.run.config import load_config, recipe_names
+from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.recipes import recipe_names, variants_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -99,10 +100,14 @@ def test_readme_names_every_make_target_and_recipe():
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert f"\n{target}:" in makefile
     for name in recipe_names():
-        assert name in README or name.startswith(("dna/hg38-", "audio/youtubemix-")), name
+        assert f"`{name}`" in README, name
+        for variant in variants_of(name):
+            assert f"`@{variant}`" in README or variant.isdecimal() or name == "dna/hg38", f"{name}@{variant}"
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize(
+    "name", [name + variant for name in recipe_names() for variant in ("", *(f"@{part}" for part in variants_of(name)))]
+)
 def test_every_recipe_loads(name, tmp_path):
     config = load_config(name, [f"data.path={tmp_path}"])
     assert config.description
@@ -113,8 +118,8 @@ def test_the_paper_recipes_follow_the_paper():
     """Gu & Dao 2023, section E.3.2; docs/architecture.md keeps to the published numbers."""
     shapes = {
         name: (config.model.num_layers, config.model.d_model)
-        for name in recipe_names()
-        if re.fullmatch(r"dna/hg38-[\d.]+[km]", name)
+        for name in (f"dna/hg38@{variant}" for variant in variants_of("dna/hg38"))
+        if re.fullmatch(r"dna/hg38@[\d.]+[km]", name)
         for config in [load_config(name, ["data.path=demo"])]
     }
     assert sorted(shapes.values()) == [(8, 64), (10, 96), (12, 128), (14, 192), (16, 256), (20, 384), (24, 512)]

@@ -1,4 +1,4 @@
-"""Every `*-paper` recipe, dry-run on stand-in data, is what the paper states; each has a row in docs/reproduction.md.
+"""Every recipe of the paper, dry-run on stand-in data, is what the paper states; each has a row in docs/reproduction.md.
 
 The stand-in for hg38 has the real number of intervals of the real length, so that windows, epochs and stages come out
 as they will on the real genome; only the bases are random, and the intervals overlap far more.
@@ -6,6 +6,7 @@ as they will on the real genome; only the bases are random, and the intervals ov
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,22 @@ import pytest
 import yaml
 
 from mamba_bio_audio.cli.main import run as command
-from mamba_bio_audio.run.config import merge_recipe, recipe_names
+from mamba_bio_audio.run.config import merge_recipe
+from mamba_bio_audio.run.recipes import variants_of
 from mamba_bio_audio.training.probe import Probe
 
 ROOT = Path(__file__).parent.parent
 FACTS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docs" / "paper_results.yaml").read_text())
 DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text()
-RECIPES = [name for name in recipe_names() if name.endswith("-paper")]
+HG38, YOUTUBEMIX = variants_of("dna/hg38"), variants_of("audio/youtubemix")
+RECIPES = [
+    *(f"dna/hg38@{size}-paper" for size in HG38 if re.fullmatch(r"[\d.]+[km]", size)),
+    *(f"dna/hg38@{size}-{length}-paper" for size in ("1.4m", "7m") for length in HG38 if length.startswith("len")),
+    *(f"audio/youtubemix@{length}-paper" for length in YOUTUBEMIX if length.isdecimal()),
+    "audio/sc09@small-paper",
+    "audio/sc09@large-paper",
+    "dna/apes-paper",
+]
 SEGMENTS, SEGMENT_BASES = 34_021, 2**17
 
 
@@ -78,6 +88,7 @@ def dry_run(name: str, overrides: list[str], capsys: pytest.CaptureFixture[str])
 
 def test_there_are_paper_recipes_and_each_has_its_entry_and_row():
     assert set(FACTS) <= set(RECIPES)
+    assert len(RECIPES) == 30
     for name in RECIPES:
         assert name in FACTS, f"{name}: add what the paper states of it to docs/paper_results.yaml"
         rows = [line for line in DOCUMENT.splitlines() if line.startswith(f"| `{name}`")]
@@ -143,12 +154,12 @@ def test_paper_recipe_runs_dry_on_packaged_data(capsys, monkeypatch):
     """What docs/reproduction.md tells to try without the genome."""
     assert "--set data.path=demo --dry-run" in DOCUMENT
     monkeypatch.setattr("mamba_bio_audio.jobs.pretrain.probe", lambda *arguments: Probe(0, 0.0))
-    assert dry_run("dna/hg38-1.4m-paper", ["data.path=demo"], capsys)["parameters"] == 1_401_472
+    assert dry_run("dna/hg38@1.4m-paper", ["data.path=demo"], capsys)["parameters"] == 1_401_472
 
 
 def test_paper_recipes_differ_from_ours_only_in_the_windows():
     for name in RECIPES:
-        if name.startswith("dna/hg38-") and "-len" not in name:
+        if name.startswith("dna/hg38@") and "-len" not in name:
             ours, paper = merge_recipe(name.removesuffix("-paper")), merge_recipe(name)
             assert paper["data"] == ours["data"] | {"windows": "grow-ends", "shared_bases": "allow"}
             assert paper["model"] == ours["model"]

@@ -32,7 +32,8 @@ def classify(
     debug: DebugOption = False,
 ) -> None:
     """Train a classifier of sequences, from scratch or on a pretrained model (head.pretrained=RUN)."""
-    from mamba_bio_audio.run.config import load_config, recipe_files
+    from mamba_bio_audio.run.config import load_config
+    from mamba_bio_audio.run.recipes import recipe_files
 
     config = load_config(recipe, [*(overrides or []), *([] if seed is None else [f"seed={seed}"])])
     if config.head is None:

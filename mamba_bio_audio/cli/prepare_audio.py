@@ -93,7 +93,7 @@ def sc09(
             max_unpacked_bytes=int(max_unpacked_gb * 1e9),
             progress=progress,
         )
-    _show(manifest, out, "audio/sc09-small", as_json)
+    _show(manifest, out, "audio/sc09@small", as_json)
 
 
 def youtubemix(
@@ -119,7 +119,7 @@ def youtubemix(
             max_unpacked_bytes=int(max_unpacked_gb * 1e9),
             progress=progress,
         )
-    _show(manifest, out, "audio/youtubemix-8192-paper", as_json)
+    _show(manifest, out, "audio/youtubemix@8192-paper", as_json)
 
 
 def _show(manifest: dict[str, Any], out: Path, recipe: str, as_json: bool) -> None:

@@ -48,4 +48,4 @@ def hg38(
         show(to_json(prepared.manifest))
         return
     show(table(prepared.rows))
-    show(f"next: mba pretrain dna/hg38-1.4m-paper --set data.path={out}")
+    show(f"next: mba pretrain dna/hg38@1.4m-paper --set data.path={out}")

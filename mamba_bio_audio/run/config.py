@@ -1,11 +1,7 @@
-"""The run configuration: recipes, overrides, validation (torch-free).
+"""The configuration of a run: its sections, validation, and what a mistake in it is called (torch-free).
 
-A recipe is a YAML file, by name from the package (`dna/tiny`) or by path. `extends: NAME` takes another recipe as the
-base. `--set a.b=c` is merged last, then everything is validated once and every mistake is reported together.
-
-An unquoted word means what the type of its field says: text stays as it was written (`no`, `010`, `1e5`, `${HOME}`, a
-`#` on the command line), numbers become numbers, and `null` is null where the field can be null. Nothing is ever
-inserted: no environment variable, no other key.
+It comes from a recipe (`recipes.py`) or from a saved run; `--set a.b=c` is merged last, then everything is validated
+once and every mistake is reported together.
 """
 
 from __future__ import annotations
@@ -16,9 +12,6 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +23,11 @@ from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.contract import DataSection
 from mamba_bio_audio.pipelines.domains import domains
-from mamba_bio_audio.plain_yaml import Plain, dump, parse
+from mamba_bio_audio.plain_yaml import dump, parse
+from mamba_bio_audio.run.recipes import apply_overrides, locate, recipe_values
+from mamba_bio_audio.run.words import KINDS, item_of, member_of, section_of, typed
 from mamba_bio_audio.training.config import TrainConfig
 
-# Sections that come in kinds: the key that names the kind, and the kind where it is left out.
-KINDS = {"data": ("kind", next(iter(domains()[0].kinds))), "model": ("backbone", "isotropic")}
 if typing.TYPE_CHECKING:
     DataConfig = DataSection
 else:
@@ -44,8 +37,6 @@ else:
     ]
 # Keys of earlier versions, which did nothing.
 GONE = {"train.strategy"}
-# What an unquoted word may be for a switch, as in YAML 1.1.
-_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 AnyModelConfig = typing.Annotated[ModelConfig | UNetConfig, Field(discriminator="backbone")]
 
 
@@ -146,88 +137,15 @@ def model_config(values: Any) -> ModelConfig | UNetConfig:
     return adapter.validate_python(_with_kind("model", values))
 
 
-def recipe_names() -> list[str]:
-    """Names of the packaged recipes, sorted; files that begin with an underscore are only bases."""
-
-    def walk(folder: Traversable, prefix: str) -> Iterable[str]:
-        for entry in folder.iterdir():
-            if entry.is_dir():
-                yield from walk(entry, f"{prefix}{entry.name}/")
-            elif entry.name.endswith(".yaml") and not entry.name.startswith("_"):
-                yield prefix + entry.name.removesuffix(".yaml")
-
-    return sorted(walk(files("mamba_bio_audio") / "configs", ""))
-
-
-def recipe_text(recipe: str) -> str:
-    """The YAML of a recipe, by packaged name or by path.
-
-    Raises:
-        InputError: there is no such recipe.
-    """
-    path = Path(recipe)
-    if recipe.endswith((".yaml", ".yml")):
-        if not path.is_file():
-            raise InputError(f"recipe {recipe}: no such file")
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"recipe {recipe} is not UTF-8 text: {error}") from None
-    packaged = files("mamba_bio_audio") / "configs" / f"{recipe}.yaml"
-    if not packaged.is_file():
-        names = recipe_names()
-        close = difflib.get_close_matches(recipe, names, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(f"recipe {recipe}: {hint}packaged recipes: {', '.join(names)}; or give a .yaml file")
-    return packaged.read_text(encoding="utf-8")
-
-
 def merge_recipe(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Recipe, its bases and `a.b=c` overrides as one plain dict, not yet validated.
+    """Recipe, its variants and bases, and `a.b=c` overrides as one plain dict, not yet validated.
 
     Raises:
-        InputError: no such recipe, or it is not plain YAML, or an override cannot be placed.
+        InputError: no such recipe or variant, or it is not plain YAML, or an override cannot be placed.
     """
-    values = _based(recipe, ())
-    _apply(values, overrides)
-    return _typed(values, RunConfig)
-
-
-def _based(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """A recipe over its bases, its words not yet typed."""
-    if recipe in seen:
-        raise InputError(f"recipe {recipe} extends itself through {' -> '.join(seen)}")
-    values = parse(recipe_text(recipe), f"recipe {recipe}")
-    if not isinstance(values, dict):
-        raise InputError(f"recipe {recipe} must be a mapping of keys")
-    base = _base(recipe, values.pop("extends", None))
-    return values if base is None else _merged(_based(base, (*seen, recipe)), values)
-
-
-def _base(recipe: str, extends: Any) -> str | None:
-    """Name or path of a recipe's base, as its key `extends` gives it."""
-    if extends is None or getattr(extends, "null", False):
-        return None
-    base = str(extends)
-    return str(Path(recipe).parent / base) if base.endswith((".yaml", ".yml")) else base
-
-
-def recipe_files(recipe: str | None) -> list[str]:
-    """Files of a user that a recipe is read from: itself and its bases, without those of the package."""
-    found = []
-    while recipe is not None and recipe.endswith((".yaml", ".yml")):
-        found.append(recipe)
-        recipe = _base(recipe, parse(recipe_text(recipe), f"recipe {recipe}").get("extends"))
-    return found
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key; anything else in `over` replaces what `base` has."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+    values = recipe_values(recipe)
+    apply_overrides(values, overrides)
+    return typed(values, RunConfig)
 
 
 def read_values(text: str, source: str) -> dict[str, Any]:
@@ -239,138 +157,21 @@ def read_values(text: str, source: str) -> dict[str, Any]:
     values = parse(text, source)
     if not isinstance(values, dict):
         raise InputError(f"{source}: must be a mapping of keys; restore the file")
-    return _typed(values, RunConfig)
+    return typed(values, RunConfig)
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of plain values with `a.b=c` overrides applied."""
     values = copy.deepcopy(values)
-    _apply(values, overrides)
-    return _typed(values, RunConfig)
-
-
-def _apply(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    for text in overrides:
-        key, separator, value = text.partition("=")
-        keys = key.strip().split(".")
-        if not separator or not all(keys):
-            raise InputError(f"--set {text}: write it as key=value, for example --set train.lr=1e-3")
-        place: Any = values
-        for number, name in enumerate(keys):
-            last = number == len(keys) - 1
-            if isinstance(place, list):
-                if not name.isdecimal() or int(name) >= len(place):
-                    raise InputError(
-                        f"--set {text}: {'.'.join(keys[:number])} is a list of {len(place)}, and {name} is none of its "
-                        f"numbers from 0; set the whole list, [a, b]"
-                    )
-                at: Any = int(name)
-                now = place[at]
-            else:
-                at, now = name, place.get(name)
-            if isinstance(now, Plain) and _bracketed(now) and not last:
-                now = place[at] = parse(now, f"--set {'.'.join(keys[: number + 1])}")
-            if last:
-                given = Plain(value, null=value == "null", argument=True)
-                # A mapping over a mapping changes the keys that it names.
-                whole = isinstance(now, dict) and value.strip().startswith("{")
-                place[at] = _merged(now, _collection(given, f"--set {text}", dict)) if whole else given
-            elif isinstance(now, dict | list):
-                place = now
-            elif now is None or getattr(now, "null", False):
-                place[at] = place = {}
-            else:
-                raise InputError(
-                    f"--set {text}: {'.'.join(keys[: number + 1])} is {str(now)!r}, not a section with keys"
-                )
-
-
-def _bracketed(word: Plain) -> bool:
-    """Whether a value of the command line is written as a list or mapping."""
-    text = word.strip()
-    # On a line of its own `#` would begin a comment, which drops what was written.
-    one_line = len(text.splitlines()) == 1
-    return word.argument and one_line and (text[:1], text[-1:]) in (("[", "]"), ("{", "}"))
-
-
-def _collection(word: Plain, source: str, kind: type) -> Any:
-    value = parse(word, source)
-    if not isinstance(value, kind):
-        raise InputError(f"{source}: write a list as [a, b] and a mapping as {{a: 1, b: 2}}")
-    return value
-
-
-def _typed(value: Any, annotation: Any) -> Any:
-    """Unquoted words as what the field is: text, number, switch, null. What does not fit stays text, for validation.
-
-    Args:
-        value: as `parse` gives it, with `Plain` words, or already typed.
-        annotation: of the field, or a section.
-    """
-    members = _members(annotation)
-    if isinstance(value, Plain):
-        takes = {typing.get_origin(member) or member for member in members}
-        if _bracketed(value) and (takes & {list, tuple, dict} or any(map(_section, members))):
-            return _typed(parse(value, f"--set ...={value}"), annotation)
-        return _word(value, members)
-    if isinstance(value, list):
-        item = next((_item(member) for member in members if _item(member)), Any)
-        return [_typed(part, item) for part in value]
-    if isinstance(value, dict):
-        sections = [member for member in members if _section(member)]
-        if len(sections) > 1:
-            key, default = next((pair for pair in KINDS.values() if pair[0] in sections[0].model_fields), ("", ""))
-            sections = [found] if (found := _member(annotation, str(value.get(key, default)))) else []
-        if sections:
-            fields = sections[0].model_fields
-            return {key: _typed(part, fields[key].annotation if key in fields else Any) for key, part in value.items()}
-        entry = next((typing.get_args(member)[1] for member in members if typing.get_origin(member) is dict), Any)
-        return {str(key): _typed(part, entry) for key, part in value.items()}
-    return value
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The alternatives of a type."""
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _members(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        return [member for part in typing.get_args(annotation) for member in _members(part)]
-    return [annotation]
-
-
-def _word(word: Plain, members: Sequence[Any]) -> Any:
-    """One unquoted word for a field of these alternatives."""
-    if word.null and (type(None) in members or not word):
-        return None
-    names = {
-        name for member in members if typing.get_origin(member) is typing.Literal for name in typing.get_args(member)
-    }
-    text = str(word)
-    if text in names or str in members:
-        return text
-    if bool in members and text.lower() in _SWITCHES:
-        return _SWITCHES[text.lower()]
-    if len(text) <= 40 and (int in members or float in members):
-        try:
-            number = float(text)
-        except ValueError:
-            return text
-        if float in members:
-            return number
-        if re.fullmatch(r"[+-]?\d+", text):
-            return int(text)
-        # 1e5 steps are 100,000.
-        if abs(number) < 1e30 and number.is_integer() and Decimal(text) == int(Decimal(text)):
-            return int(Decimal(text))
-    return text
+    apply_overrides(values, overrides)
+    return typed(values, RunConfig)
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Load, merge and validate.
 
     Args:
-        recipe: packaged name, or path of a YAML file (also of a run's `config.yaml`).
+        recipe: packaged name, or path of a YAML file (also of a run's `config.yaml`); `@` and variants may follow.
         overrides: `a.b=c` texts, values as in YAML.
 
     Raises:
@@ -378,8 +179,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     merged = merge_recipe(recipe, overrides)
     if merged.get("name") is None:
-        stem = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
-        merged["name"] = re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:100] or "run"
+        merged["name"] = locate(recipe).folder_name
     return validate(merged, recipe, check_files=True)
 
 
@@ -435,7 +235,7 @@ def _missing_files(data: Any) -> list[str]:
     """What the data section names and is not there."""
     if not isinstance(data, dict):
         return []
-    section: Any = _member(DataConfig, str(data.get("kind", KINDS["data"][1])))
+    section: Any = member_of(DataConfig, str(data.get("kind", KINDS["data"][1])))
     if section is None:
         return []
     problems = []
@@ -490,47 +290,26 @@ def _place(location: Sequence[Any]) -> _Place:
     annotation: Any = RunConfig
     rules: Sequence[Any] = ()
     for part in location:
-        section = _section(annotation)
+        section = section_of(annotation)
         if section is not None:
             keys.append(str(part))
             field = section.model_fields.get(str(part))
             if field is None:
                 return _Place(".".join(keys), section, (), unknown=True)
             annotation, rules = field.annotation, field.metadata
-        elif _member(annotation, str(part)) is not None:
+        elif member_of(annotation, str(part)) is not None:
             # The kind of a section, which is not a part of the path.
-            annotation = _member(annotation, str(part))
-        elif isinstance(part, int) and _section(_item(annotation)) is not None:
+            annotation = member_of(annotation, str(part))
+        elif isinstance(part, int) and section_of(item_of(annotation)) is not None:
             keys.append(str(part))
-            annotation = _item(annotation)
+            annotation = item_of(annotation)
         else:
             break
     return _Place(".".join(keys), annotation, rules, unknown=False)
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-def _member(annotation: Any, kind: str) -> type[BaseModel] | None:
-    """The section of this kind among those that an annotation allows."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-    for member in typing.get_args(annotation):
-        section = _section(member)
-        for key, _ in KINDS.values():
-            if section and key in section.model_fields and section.model_fields[key].default == kind:
-                return section
-    return None
-
-
-def _item(annotation: Any) -> Any:
-    """What a list is of."""
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) in (list, tuple) else None
-
-
 def _keys(annotation: Any, kind: str) -> list[str]:
-    section = _section(annotation) or _section(_item(annotation)) or _member(annotation, kind)
+    section = section_of(annotation) or section_of(item_of(annotation)) or member_of(annotation, kind)
     return list(section.model_fields) if section else []
 
 

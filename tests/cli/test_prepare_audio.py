@@ -55,7 +55,7 @@ def test_sc09_from_a_file_and_by_download(speech, tmp_path, monkeypatch, capsys)
     assert asked["url"].endswith("speech_commands_v0.02.tar.gz")
     assert asked["size"] == 2_428_923_189
     assert len(asked["hashes"]["sha256"]) == 64
-    assert "next: mba pretrain audio/sc09-small" in capsys.readouterr().out
+    assert "next: mba pretrain audio/sc09@small" in capsys.readouterr().out
     assert mba_command("prepare", "sc09", "--from", speech, "--url", "http://x", "--out", tmp_path / "c") == 2
     assert "give one of them" in capsys.readouterr().err
 

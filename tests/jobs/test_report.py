@@ -325,14 +325,14 @@ def test_damaged_metrics_are_one_error(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "per"), [("dna/tiny", "base"), ("audio/tiny", "sample"), ("dna/apes-1k", "sequence")]
+    ("recipe", "per"), [("dna/tiny", "base"), ("audio/tiny", "sample"), ("dna/apes@1k", "sequence")]
 )
 def test_curves_say_what_a_loss_is_per(recipe, per, run, tmp_path, monkeypatch):
     from mamba_bio_audio.jobs import report as workflow
 
     asked = []
     monkeypatch.setattr(workflow, "learning_curves", lambda metrics, per: asked.append(per) or b"")
-    kind = {"dna/apes-1k": [f"data.path={tmp_path}"]}.get(recipe, [f"data.path={tmp_path}"])
+    kind = {"dna/apes@1k": [f"data.path={tmp_path}"]}.get(recipe, [f"data.path={tmp_path}"])
     config = load_config(recipe, [*kind, "data.groups=null"] if "apes" in recipe else kind)
     workflow._curves(run, workflow._per(config))
     assert asked == [per]

@@ -28,7 +28,7 @@ def small(**changes) -> ModelConfig:
 
 @pytest.mark.parametrize(("name", "parameters"), PAPER_SIZES.items())
 def test_parameter_counts_are_the_published_ones(name, parameters, tmp_path):
-    config = load_config(f"dna/hg38-{name}", [f"data.path={tmp_path}"]).model
+    config = load_config(f"dna/hg38@{name}", [f"data.path={tmp_path}"]).model
     with torch.device("meta"):
         model = build_model(config.model_copy(update={"vocab_size": 12}))
     assert model.num_parameters() == parameters

@@ -9,7 +9,8 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.size import count_parameters, kept_per_position
 from mamba_bio_audio.models.unet_config import UNetConfig
-from mamba_bio_audio.run.config import merge_recipe, model_config, recipe_names
+from mamba_bio_audio.run.config import merge_recipe, model_config
+from mamba_bio_audio.run.recipes import recipe_names, variants_of
 
 
 def built(config, head=None) -> int:
@@ -54,7 +55,9 @@ def test_unet(more):
 
 def test_packaged_recipes():
     seen = set()
-    for name in recipe_names():
+    names = recipe_names()
+    names += [f"{name}@{variant}" for name in names for variant in variants_of(name)]
+    for name in names:
         values = merge_recipe(name)["model"] | {"vocab_size": 256 if name.startswith("audio") else 12}
         # Its width and its state decide; layers only repeat.
         config = model_config(values | {"num_layers": min(2, values["num_layers"])})

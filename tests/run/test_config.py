@@ -155,7 +155,7 @@ def test_mappings_and_lists_of_sections(tmp_path):
     for name in ("010.fa", "no.fa"):
         (tmp_path / name).touch()
     path = f"data.path={{no: {tmp_path / 'no.fa'}, 010: [{tmp_path / '010.fa'}]}}"
-    found = value_of(path, "data.groups=null", "data.files=*", recipe="dna/apes-1k")
+    found = value_of(path, "data.groups=null", "data.files=*", recipe="dna/apes@1k")
     assert found == {"no": str(tmp_path / "no.fa"), "010": [str(tmp_path / "010.fa")]}
     stages = ["train.length_warmup=[{length: 128, steps: 1e1}]", "train.length_warmup.0.steps=20", "data.path=demo"]
     assert [stage.steps for stage in load_config("dna/tiny", stages).train.length_warmup] == [20]
@@ -196,7 +196,7 @@ def test_values_that_fit_nowhere_are_mistakes(override, message):
 def test_list_on_several_lines_is_no_list():
     """A `#` in it would begin a comment."""
     with pytest.raises(InputError, match=r"data\.classes"):
-        load_config("dna/apes-1k", ["data.path=demo", "data.classes=[a #b\n, c]"])
+        load_config("dna/apes@1k", ["data.path=demo", "data.classes=[a #b\n, c]"])
 
 
 def test_recipes_insert_nothing_and_run_nothing(tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def classes(folder: Path) -> tuple[str, dict[str, Any], Path]:
         "data.evaluation_windows": 4,
     }
     settings |= {"model.num_layers": 1, "train.length_warmup": "[]", "train.ema": "null"}
-    return "dna/species-tiny", settings, file
+    return "dna/species@tiny", settings, file
 
 
 def audio(folder: Path) -> tuple[str, dict[str, Any], Path]:

@@ -21,7 +21,7 @@ def config(*stages: dict, **changes) -> TrainConfig:
 
 def test_the_papers_sweep():
     """2 epochs at every power of two from 2^10, 2^24 positions a step, 34,021 segments of 2^17 (paper, E.3.3)."""
-    train = TrainConfig.model_validate(merge_recipe("dna/hg38-1.4m-len1m-paper")["train"])
+    train = TrainConfig.model_validate(merge_recipe("dna/hg38@1.4m-len1m-paper")["train"])
 
     def windows(length: int) -> int:
         return 34_021 * 2**17 // length if length <= 2**17 else 2 * 34_021
@@ -40,7 +40,7 @@ def test_the_papers_sweep():
 @pytest.mark.parametrize("size", ["1.4m", "7m"])
 def test_recipes_of_the_papers_lengths(size):
     for name, power in {"1k": 10, "4k": 12, "16k": 14, "64k": 16, "256k": 18, "1m": 20}.items():
-        recipe = merge_recipe(f"dna/hg38-{size}-len{name}-paper")
+        recipe = merge_recipe(f"dna/hg38@{size}-len{name}-paper")
         assert (
             recipe["model"]
             == {"1.4m": {"d_model": 128, "num_layers": 12}, "7m": {"d_model": 256, "num_layers": 16}}[size]

@@ -73,7 +73,7 @@ def test_a_dead_classifier_is_told_though_its_bias_goes_on_learning(tmp_path, ca
             command(
                 [
                     "classify",
-                    "dna/species-tiny",
+                    "dna/species@tiny",
                     *keys,
                     *more,
                     "--out",

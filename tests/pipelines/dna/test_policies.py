@@ -182,10 +182,10 @@ def test_a_human_genome_at_every_length_stays_quick(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "policy", "windows"),
     [
-        ("dna/hg38-1.4m-paper", "grow-ends", 34_021 * 128),
-        ("dna/hg38-1.4m-len1m-paper", "grow-ends", 2 * 34_021),
-        ("dna/hg38-1.4m-hyenadna", "grow-both", 34_021),
-        ("dna/hg38-caduceus-1k", "grow-right", 34_021 * 1024),
+        ("dna/hg38@1.4m-paper", "grow-ends", 34_021 * 128),
+        ("dna/hg38@1.4m-len1m-paper", "grow-ends", 2 * 34_021),
+        ("dna/hg38@1.4m-hyenadna", "grow-both", 34_021),
+        ("dna/hg38-caduceus@1k", "grow-right", 34_021 * 1024),
     ],
 )
 def test_recipes_read_the_published_windows(recipe: str, policy: str, windows: int, tmp_path: Path) -> None:

@@ -68,10 +68,11 @@ def command(job: ModuleType) -> Callable[..., None]:
         if result.exit_code:
             raise typer.Exit(result.exit_code)
 
-    hints = {name: _annotation(name, field) for name, field in options_type.model_fields.items()}
+    fields = _in_order_of_help(options_type)
+    hints = {name: _annotation(name, field) for name, field in fields.items()}
     hints |= {name: Annotated[of, how] for name, (of, how) in _COMMON.items()}
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in options_type.model_fields.items()}
-    required = {name for name, field in options_type.model_fields.items() if field.is_required()}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    required = {name for name, field in fields.items() if field.is_required()}
     call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(
@@ -114,7 +115,7 @@ def options_from(options: type[Options], given: dict[str, Any]) -> Options:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            where = "--" + str(problem["loc"][0]).replace("_", "-") + ": " if problem["loc"] else ""
+            where = f"{_spelling(str(problem['loc'][0]), options)}: " if problem["loc"] else ""
             lines.append(where + problem["msg"].removeprefix("Value error, "))
         raise InputError("\n".join(lines)) from None
 
@@ -123,9 +124,28 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _in_order_of_help(options: type[Options]) -> dict[str, FieldInfo]:
+    """Fields as `--help` lists them: what is required first, what every command has last."""
+    fields = options.model_fields
+    last = list(Options.model_fields)
+    return dict(sorted(fields.items(), key=lambda of: (not of[1].is_required(), of[0] in last, of[0] == "force")))
+
+
+def _cli(field: FieldInfo) -> Cli:
+    return next((of for of in field.metadata if isinstance(of, Cli)), Cli())
+
+
+def _spelling(name: str, options: type[Options]) -> str:
+    """A field as the user writes it: `--option`, or the name of an argument."""
+    cli = _cli(options.model_fields[name]) if name in options.model_fields else Cli()
+    if cli.argument:
+        return cli.metavar or name.upper()
+    return cli.flag or "--" + name.replace("_", "-")
+
+
 def _annotation(name: str, field: FieldInfo) -> Any:
     """A field as what Typer reads: type, bounds, spelling, help."""
-    cli = next((of for of in field.metadata if isinstance(of, Cli)), Cli())
+    cli = _cli(field)
     how: dict[str, Any] = {"help": field.description, "metavar": cli.metavar}
     for bound in field.metadata:
         if isinstance(bound, Ge):
@@ -136,6 +156,7 @@ def _annotation(name: str, field: FieldInfo) -> Any:
     if get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]]  # type: ignore[misc]
     if cli.argument:
+        how["metavar"] = cli.metavar or name.upper()
         return Annotated[kind, typer.Argument(**how)]
     # Without a spelling Typer makes --name and --no-name of a switch: right for one that is on by default.
     named = [cli.flag or "--" + name.replace("_", "-")] if kind is not bool or field.default is False else []

@@ -18,7 +18,6 @@ from mamba_bio_audio.cli import (
     classify,
     demo,
     evaluate,
-    prepare,
     pretrain,
     report,
     sample,
@@ -53,7 +52,6 @@ def _common(
 
 
 app.command("demo")(demo.demo)
-app.add_typer(prepare.app, name="prepare")
 app.command("pretrain")(pretrain.pretrain)
 app.command("classify")(classify.classify)
 app.command("evaluate")(evaluate.evaluate)

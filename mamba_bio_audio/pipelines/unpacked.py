@@ -1,9 +1,9 @@
 """How much a compressed file may unpack to.
 
-A few megabytes of gzip can hold terabytes of one letter. Whoever unpacks a file here counts what comes out, and stops
-with a message when that is more than any real data set: more than a terabyte (the largest genomes have 0.16), or more
-than 1 GB and 200 times the packed size (DNA packs four- to fivefold). `$MAMBA_BIO_AUDIO_MAX_UNPACKED_GB` sets another
-limit, in gigabytes, instead of both.
+A few megabytes of gzip can hold terabytes of one letter. Whatever unpacks a file here counts the bytes that come out, and
+stops with a message when they are more than any real data set has: more than a terabyte (the largest genomes have 0.16),
+or more than 1 GB and 200 times the packed size (DNA packs four- to fivefold). `$MAMBA_BIO_AUDIO_MAX_UNPACKED_GB`, or
+`--max-unpacked-gb` of a command, sets another limit in gigabytes instead of both.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Unpacked:
         if total_bytes > self.limit:
             raise InputError(
                 f"{self.path}: unpacks to more than {self.limit / GB:,.6g} GB, far more than such a file holds. Check "
-                f"where it comes from; if it is sound, allow more with {VARIABLE}=GIGABYTES."
+                f"where it comes from; if it is sound, allow more with --max-unpacked-gb of mba prepare, or with "
+                f"{VARIABLE}=GIGABYTES."
             )
 
 
@@ -99,6 +100,21 @@ def read_packed(path: str | os.PathLike[str]) -> bytes:
     """
     with open_packed(path) as handle:
         return b"".join(iter(partial(handle.read, _PIECE_BYTES), b""))
+
+
+@contextmanager
+def unpacking_at_most(gigabytes: float | None) -> Iterator[None]:
+    """Set the limit for a block of code, also for processes started in it; None changes nothing."""
+    before = os.environ.get(VARIABLE)
+    if gigabytes is not None:
+        os.environ[VARIABLE] = repr(gigabytes)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[VARIABLE] = before
+        else:
+            os.environ.pop(VARIABLE, None)
 
 
 def _chosen() -> int | None:

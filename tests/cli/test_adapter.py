@@ -10,6 +10,7 @@ import typer
 from pydantic import Field, model_validator
 
 from mamba_bio_audio.cli import adapter, main
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.contract import Cli, Options, Overrides, Result
 
 TOY = '''
@@ -59,7 +60,7 @@ def test_a_file_in_jobs_is_a_command(tmp_path, monkeypatch, capsys):
     for arguments, code, out, error in (
         (["greet", "you", "--times", "2"], 0, "hello you hello you\n", ""),
         (["greet", "you", "--times", "4"], 2, "", "--times"),
-        (["greet"], 2, "", "name"),
+        (["greet"], 2, "", "NAME"),
         (["--help"], 0, "Greet somebody.", ""),
         (["greet", "--help"], 0, "How often.", ""),
     ):
@@ -168,6 +169,23 @@ def test_every_command_has_the_common_options():
         assert {"quiet", "as_json", "debug"} <= names, job
         fields = adapter.get_type_hints(job.run)["options"].model_fields
         assert all(field.description for field in fields.values()), job.COMMAND
+
+
+def test_help_lists_what_is_required_first_and_what_all_have_last():
+    job = next(job for job in adapter.job_modules() if job.COMMAND == "prepare genome")
+    names = list(adapter.command(job).__annotations__)
+    assert names[:2] == ["out", "fasta"]
+    assert names[-4:] == ["force", "quiet", "as_json", "debug"]
+
+
+def test_errors_name_a_field_as_it_is_typed():
+    class Odd(Options):
+        at_hand: Annotated[int, Cli(flag="--from")] = Field(1, ge=1)
+        name: Annotated[str, Cli(argument=True)] = Field("x", min_length=1)
+
+    for given, spelling in (({"at_hand": 0}, "--from: "), ({"name": ""}, "NAME: ")):
+        with pytest.raises(InputError, match=f"^{spelling}"):
+            adapter.options_from(Odd, given)
 
 
 def test_version(capsys):

@@ -7,11 +7,10 @@ A prepared folder holds the recordings, `intervals.tsv` (file, split, start0, en
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +30,10 @@ from mamba_bio_audio.pipelines.audio.files import (
     open_file,
     probe,
 )
+from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings, BadFiles
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, SPLITS, Span, split_by_share
+from mamba_bio_audio.pipelines.reporter import Reporter
 
-Progress = Callable[[int, int | None], None]
 MAKER = Maker("prepare audio")
 _BLOCK = 1 << 20
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -70,26 +70,21 @@ SPEECH_COMMANDS = {
 def prepare_audio(
     paths: Sequence[str],
     out: Path,
+    settings: AudioSettings | None = None,
     *,
-    rate_hz: int = 16_000,
-    piece_s: float | None = None,
-    valid_fraction: float = 0.06,
-    test_fraction: float = 0.06,
-    bad_files: str = "error",
     force: bool = False,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Decode recordings completely and write them as mono 16-bit FLAC at one rate, with splits and manifest.
+
+    Validation and test are the last files in natural order or, with too few files, the end of each file.
 
     Args:
         paths: audio files, or folders of them.
         out: folder to make.
-        rate_hz: of what is written.
-        piece_s: cut each recording into consecutive pieces of so many seconds; None keeps them whole.
-        valid_fraction, test_fraction: of the files, the last ones in natural order; with too few files, of each file's end.
-        bad_files: "error" names every file that cannot be used and stops, "exclude" leaves them out and lists them.
+        settings: rate, pieces, splits, and what becomes of unusable files; None for the defaults.
         force: replace what an earlier preparation left in `out`.
-        progress: called with (recordings done, recordings in all).
+        reporter: receives progress in recordings.
 
     Returns:
         The manifest.
@@ -97,42 +92,27 @@ def prepare_audio(
     Raises:
         InputError: naming every bad file and what is wrong with it, or a folder that is in use.
     """
-    if valid_fraction + test_fraction >= 1:
-        raise InputError("the shares of validation and test leave nothing to train on; choose less")
-    if piece_s is not None and not (math.isfinite(piece_s) and piece_s > 0):
-        raise InputError(f"pieces of {piece_s} s: give a positive number of seconds")
     for given in paths:
         if out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
             raise InputError(f"{out} lies in {given}, whose recordings it would join; choose an --out outside it")
     with new_folder(out, MAKER, inputs=paths, force=force) as folder:
-        return _write_recordings(
-            paths,
-            folder,
-            rate_hz=rate_hz,
-            piece_s=piece_s,
-            fractions=(valid_fraction, test_fraction),
-            bad_files=bad_files,
-            progress=progress,
-        )
+        return _write_recordings(paths, folder, settings or AudioSettings(), reporter or Reporter())
 
 
 def _write_recordings(
     paths: Sequence[str],
     folder: Path,
+    settings: AudioSettings,
+    reporter: Reporter,
     *,
-    rate_hz: int = 16_000,
-    piece_s: float | None = None,
-    fractions: tuple[float, float] = (0.06, 0.06),
-    bad_files: str = "error",
-    source: dict[str, Any] | None = None,
-    called: str | None = None,
-    progress: Progress | None = None,
+    source: Path | None = None,
+    temporary: bool = False,
 ) -> dict[str, Any]:
     """`prepare_audio` into `folder`.
 
     Args:
-        source: written into the manifest.
-        called: what the manifest calls the folder `paths[0]`, where that lies in `folder` and is removed.
+        source: what was given, for the manifest; None where that is `paths`.
+        temporary: `paths[0]` is a folder in `folder` that holds the unpacked `source`; it is removed, and errors name `source`.
     """
     found = list_files(list(paths))
     bad: dict[str, str] = {}
@@ -144,40 +124,40 @@ def _write_recordings(
         try:
             if any(mark in name for mark in "\t\r\n"):
                 raise InputError(f"{path!r}: a tab or a line end in the name; rename the file")
-            # Everything is decoded before anything is written: what only the last sample tells is known by then.
+            # Everything is decoded before anything is written: a fault in the last sample is known by then.
             file = probe(path)
-            edges = _edges(file, rate_hz, piece_s)
+            edges = _edges(file, settings.rate, settings.piece_seconds)
             for number, (start, stop) in enumerate(itertools.pairwise(edges)):
-                ending = f".{number:0{len(str(len(edges) - 1))}d}" if piece_s is not None else ""
+                ending = f".{number:0{len(str(len(edges) - 1))}d}" if settings.piece_seconds is not None else ""
                 own.append(f"{Path(name).with_suffix('')}{ending}.flac")
-                clipped += _write_flac(file, Span(0, start, stop), folder / own[-1], rate_hz)
+                clipped += _write_flac(file, Span(0, start, stop), folder / own[-1], settings.rate)
             names += own
             sizes += [stop - start for start, stop in itertools.pairwise(edges)]
         except InputError as error:
-            bad[name] = str(error) if called is None else str(error).replace(paths[0], called)
+            bad[name] = str(error).replace(paths[0], str(source)) if temporary else str(error)
             for written in own:
                 (folder / written).unlink(missing_ok=True)
-        if progress is not None:
-            progress(done, len(found))
-    _report_bad(bad, len(found), bad_files)
+        reporter.progress("preparing recordings", done, len(found))
+    _report_bad(bad, len(found), settings.bad_files)
     order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
     names, sizes = [names[i] for i in order], [sizes[i] for i in order]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two recordings would both be {twice}; rename one of them")
-    if called is not None:
+    if temporary:
         shutil.rmtree(paths[0])
-    spans, made = split_by_share(sizes, *fractions)
+    spans, made = split_by_share(sizes, settings.valid_fraction, settings.test_fraction)
     rows = [(names[span.file], split, span.start, span.stop) for split in SPLITS for span in spans[split]]
-    return _finish(folder, rows, made, bad, rate_hz, (source or {}) | {"clipped_samples": clipped})
+    more: dict[str, Any] = ({} if source is None else {"source": str(source)}) | {"clipped_samples": clipped}
+    return _finish(folder, rows, made, bad, settings.rate, more)
 
 
-def _edges(file: AudioFile, rate_hz: int, piece_s: float | None) -> list[int]:
+def _edges(file: AudioFile, rate_hz: int, piece_seconds: float | None) -> list[int]:
     """Where a recording is cut; a last single sample stays with the piece before it."""
     total = file.num_samples(rate_hz)
     if total < 2:
         raise InputError(f"{file.path}: holds one sample at {rate_hz} Hz. Replace the file, or leave it out.")
-    edges = [*range(0, total, total if piece_s is None else max(2, round(piece_s * rate_hz))), total]
+    edges = [*range(0, total, total if piece_seconds is None else max(2, round(piece_seconds * rate_hz))), total]
     if len(edges) > 2 and edges[-1] - edges[-2] < 2:
         del edges[-2]
     return edges
@@ -188,10 +168,10 @@ def prepare_sc09(
     out: Path,
     *,
     version: str = "v0.02",
-    bad_files: str = "error",
+    bad_files: BadFiles = "error",
     force: bool = False,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Take the ten spoken digits out of Speech Commands, with its official lists, and count them.
 
@@ -202,7 +182,7 @@ def prepare_sc09(
         bad_files: "error" or "exclude"; the counts are those before an exclusion.
         force: replace what an earlier preparation left in `out`.
         max_unpacked_bytes: an archive that unpacks to more is refused.
-        progress: called with (clips done, clips in all).
+        reporter: receives progress in clips.
 
     Returns:
         The manifest.
@@ -210,7 +190,7 @@ def prepare_sc09(
     Raises:
         InputError: a list is missing or names a clip that is not there, or the counts are not those of the version.
     """
-    release = SPEECH_COMMANDS[version]
+    release, reporter = SPEECH_COMMANDS[version], reporter or Reporter()
     with new_folder(out, Maker("prepare sc09"), inputs=[source], force=force) as folder:
         lists = _copy_digits(source, folder, max_unpacked_bytes)
         clips = {f"{word}/{path.name}" for word in DIGITS for path in (folder / word).glob("*.wav")}
@@ -220,7 +200,7 @@ def prepare_sc09(
             missing = [name for name in own if name not in clips]
             if missing:
                 raise InputError(
-                    f"{source}: {_LISTS[split]} names {missing[0]}, which is not there; use the whole release"
+                    f"{source}: {_LISTS[split]} names {missing[0]}, which is missing; use the whole release"
                 )
             split_of |= dict.fromkeys(own, split)
         counts = {split: 0 for split in SPLITS}
@@ -245,8 +225,7 @@ def prepare_sc09(
             except InputError as error:
                 bad[name] = str(error).replace(str(folder), str(source))
                 (folder / name).unlink()
-            if progress is not None:
-                progress(done, len(ordered))
+            reporter.progress("checking clips", done, len(ordered))
         _report_bad(bad, len(ordered), bad_files)
         made = f"official lists of Speech Commands {version}"
         return _finish(folder, rows, made, bad, 16_000, {"speech_commands": version, "source": str(source)})
@@ -256,10 +235,10 @@ def prepare_youtubemix(
     source: Path,
     out: Path,
     *,
-    bad_files: str = "error",
+    bad_files: BadFiles = "error",
     force: bool = False,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """YouTubeMix as SaShiMi uses it: one-minute clips at 16 kHz, 88 % train, 6 % valid, 6 % test in numeric order.
 
@@ -269,26 +248,26 @@ def prepare_youtubemix(
         bad_files: "error" or "exclude".
         force: replace what an earlier preparation left in `out`.
         max_unpacked_bytes: an archive that unpacks to more is refused.
-        progress: called with (recordings done, recordings in all).
+        reporter: receives progress in recordings.
 
     Returns:
         The manifest. 241 clips make 212, 14 and 15.
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
+    one_recording = source.is_file() and source.suffix.lower() in FORMATS
+    settings = AudioSettings(bad_files=bad_files, piece_seconds=60.0 if one_recording else None)
+    reporter = reporter or Reporter()
     with new_folder(out, Maker("prepare youtubemix"), inputs=[source], force=force) as folder:
-        options: dict[str, Any] = {"bad_files": bad_files, "source": {"source": str(source)}, "progress": progress}
-        if source.is_file() and source.suffix.lower() in FORMATS:
-            return _write_recordings([str(source)], folder, piece_s=60.0, **options)
-        if source.is_dir():
-            return _write_recordings([str(source)], folder, **options)
+        if one_recording or source.is_dir():
+            return _write_recordings([str(source)], folder, settings, reporter, source=source)
         if not zipfile.is_zipfile(source):
             raise InputError(f"{source}: neither an audio file nor a whole zip archive; download it again")
         unpacked = folder / ".unpacked"
         unpacked.mkdir()
         try:
             unpack_zip(source, unpacked, max_unpacked_bytes)
-            return _write_recordings([str(unpacked)], folder, called=str(source), **options)
+            return _write_recordings([str(unpacked)], folder, settings, reporter, source=source, temporary=True)
         except InputError as error:
             raise InputError(str(error).replace(str(unpacked), str(source))) from None
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 from Bio.bgzf import BgzfWriter
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import Maker, atomic_path, growing_folder, write_json, write_text
+from mamba_bio_audio.files import Maker, atomic_path, growing_folder, read_json, write_json, write_text
 from mamba_bio_audio.pipelines.dna.assemblies import (
     APES,
     NCBI,
@@ -45,16 +45,16 @@ from mamba_bio_audio.pipelines.dna.homology import (
     read_splits,
 )
 from mamba_bio_audio.pipelines.dna.intervals import SPLITS
+from mamba_bio_audio.pipelines.dna.prepare_settings import SpeciesSettings, chromosomes
 from mamba_bio_audio.pipelines.dna.records import Record, read_records, write_record
 from mamba_bio_audio.pipelines.download import download
+from mamba_bio_audio.pipelines.reporter import Reporter
 
 KIND = "mamba-bio-audio prepared species"
 FASTA_NAME = "chromosomes.fa.gz"
 DONE_NAME = ".chromosomes.json"
 MANIFEST_NAME = "manifest.json"
 MAKER = Maker("prepare apes", (MANIFEST_NAME, "groups.tsv", "regions.tsv", f"*/{FASTA_NAME}*", f"*/{DONE_NAME}"))
-# HyenaDNA's held-out numbers, as human chromosomes; their homologous groups are what is held out here.
-VALID, TEST = ("1", "3", "12", "13"), ("5", "7", "9", "10", "11")
 
 
 @dataclass
@@ -85,62 +85,49 @@ class SpeciesSource:
 
 def prepare_species(
     out: Path,
-    species: Sequence[str] = (),
+    settings: SpeciesSettings | None = None,
     *,
-    generation: str = "t2t",
     source: Path | None = None,
     url: str | None = None,
     downloads: Path | None = None,
-    split: str = "homology",
-    valid: Sequence[str] = VALID,
-    test: Sequence[str] = TEST,
-    groups: Path | None = None,
-    regions: Mapping[str, Path] | None = None,
-    mix_generations: bool = False,
-    unknown_homology: bool = False,
     force: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int | None], None] | None = None,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Fetch or take assemblies, name their chromosomes, split by homologous group; returns the manifest.
 
-    A run that was interrupted goes on when started again: downloads resume, finished species are kept.
+    Run again after an interruption it continues: downloads resume, finished species are kept.
 
     Args:
         out: folder to make; give it as `data.path`.
-        species: names of the table, or NAME=ACCESSION_ASSEMBLY; none: the five apes, or every folder of `source`.
-        generation: set of assemblies that is downloaded.
+        settings: species, assemblies and splits; None for the defaults. The split "numbers" is refused: see the module.
         source: folder with one folder per species, of FASTA and, where there is one, `*_assembly_report.txt`; nothing
             is downloaded then.
         url: another address than NCBI's for the tree of assemblies.
-        downloads: folder for what is fetched; None is `<out>.downloads`.
-        split: "homology", or a TSV naming class, record, split. "numbers" is refused: see the module.
-        valid, test: human chromosomes whose homologous groups are held out.
-        groups: TSV naming class, record, group, for species that the table of homologues lacks.
-        regions: BED of each species; `evaluate` then tells accuracy inside and outside them.
-        mix_generations: accept assemblies of different generations.
-        unknown_homology: accept species without known homologues; their chromosomes are held out by number.
+        downloads: folder for downloaded files; None is `<out>.downloads`.
         force: replace what an earlier run with other settings left.
+        reporter: receives notes, and progress in bytes.
 
     Raises:
         InputError: refused settings, wrong files; NetworkError: a download failed.
     """
+    settings, reporter = settings or SpeciesSettings(), reporter or Reporter()
+    split, groups, regions = settings.split, settings.groups, settings.beds()
     if split == "numbers":
         raise InputError(numbers_refused())
     folder = downloads or out.with_name(f"{out.name}.downloads")
-    given: list[Path] = [path for path in (source, downloads, groups, *(regions or {}).values()) if path is not None]
+    given: list[Path] = [path for path in (source, downloads, groups, *regions.values()) if path is not None]
     if split != "homology":
         given.append(Path(split))
     with growing_folder(out, MAKER, MANIFEST_NAME, inputs=given, force=force) as out:
         if source is not None:
-            sources = _from_folder(source, species)
+            sources = _from_folder(source, settings.species)
         else:
-            wanted = [find_assembly(name, generation) for name in species or APES]
-            sources = [_fetch(assembly, folder, url, say, progress) for assembly in wanted]
+            wanted = [find_assembly(name, settings.generation) for name in settings.species or APES]
+            sources = [_fetch(assembly, folder, url, reporter) for assembly in wanted]
         names = [item.species for item in sources]
         if len(names) < 2 or len(set(names)) < len(names):
             raise InputError(f"{', '.join(names) or 'no species'}: classification needs two or more different species.")
-        _check_generation(sources, mix_generations)
+        _check_generation(sources, settings.mix_generations)
         for item in sources:
             item.chromosomes = _name_chromosomes(item)
         homologues = {
@@ -148,9 +135,11 @@ def prepare_species(
             for item in sources
             for chromosome in dict.fromkeys(item.chromosomes.values())
         }
-        by_chromosome = homologous_groups(homologues, groups, accept_unknown=unknown_homology)
+        by_chromosome = homologous_groups(homologues, groups, accept_unknown=settings.unknown_homology)
         splits = (
-            hold_out(by_chromosome, valid, test) if split == "homology" else read_splits(Path(split), by_chromosome)
+            hold_out(by_chromosome, chromosomes(settings.valid), chromosomes(settings.test))
+            if split == "homology"
+            else read_splits(Path(split), by_chromosome)
         )
         check_homology(splits, by_chromosome)
         for name in names:
@@ -160,7 +149,7 @@ def prepare_species(
                     f"{name}: no chromosome is left for {lacking[0]}; choose other groups with --valid, --test."
                 )
         _refuse_others(out, names)
-        converted = {item.species: _convert(item, out, splits, by_chromosome, say) for item in sources}
+        converted = {item.species: _convert(item, out, splits, by_chromosome, reporter) for item in sources}
         rows = [f"{name}\tchr{chromosome}\t{group}" for (name, chromosome), group in by_chromosome.items()]
         write_text(out / "groups.tsv", "class\trecord\tgroup\n" + "\n".join(rows) + "\n")
         if regions:
@@ -170,8 +159,8 @@ def prepare_species(
             "format": 1,
             "split_by": split,
             "held_out_groups": {s: sorted({by_chromosome[k] for k in splits if splits[k] == s}) for s in SPLITS},
-            "unknown_homology": unknown_homology,
-            "mixed_generations": mix_generations,
+            "unknown_homology": settings.unknown_homology,
+            "mixed_generations": settings.mix_generations,
             "species": converted,
         }
         write_json(out / MANIFEST_NAME, manifest)
@@ -201,15 +190,9 @@ def _refuse_others(out: Path, names: Sequence[str]) -> None:
             raise InputError(f"{done.parent}: an unfinished run left this species; start anew with --force.")
 
 
-def _fetch(
-    assembly: Assembly,
-    folder: Path,
-    url: str | None,
-    say: Callable[[str], None],
-    progress: Callable[[int, int | None], None] | None,
-) -> SpeciesSource:
+def _fetch(assembly: Assembly, folder: Path, url: str | None, reporter: Reporter) -> SpeciesSource:
     base, own = url or NCBI, folder / assembly.stem
-    say(f"{assembly.species}: {assembly.url('', base)}")
+    reporter.note(f"{assembly.species}: {assembly.url('', base)}")
     published: dict[str, str] = {}
     try:
         sums = download(assembly.url("md5checksums.txt", base), own / "md5checksums.txt")
@@ -220,11 +203,12 @@ def _fetch(
         # Mirrors often lack the list; then gzip's own checksums are checked, and the SHA-256 is recorded.
         if url is None:
             raise
-        say(f"{assembly.species}: no md5checksums.txt there; hashes are recorded, not checked")
+        reporter.note(f"{assembly.species}: no md5checksums.txt there; hashes are recorded, not checked")
     done, origin = {}, []
     for suffix in ("_assembly_report.txt", "_genomic.fna.gz"):
         name = f"{assembly.stem}{suffix}"
         hashes = {"md5": published[name]} if name in published else None
+        progress = reporter.part(f"downloading {name}")
         done[suffix] = download(assembly.url(name, base), own / name, hashes=hashes, progress=progress)
         # The address also where an earlier run fetched the file.
         origin.append(done[suffix]._asdict() | {"url": assembly.url(name, base)})
@@ -268,8 +252,8 @@ def _check_generation(sources: Sequence[SpeciesSource], mix: bool) -> None:
         return
     listed = ", ".join(f"{s.species}: {s.label} ({'/'.join(known.get(s.species, ())) or 'unknown'})" for s in sources)
     raise InputError(
-        f"assemblies of different generations ({listed}). Their gaps and N runs would give the species away. "
-        "Take all from one generation, or accept it with --mix-generations."
+        f"assemblies of different generations ({listed}), whose gaps and runs of N would give the species away. "
+        "Take all from one generation, or accept this with --mix-generations."
     )
 
 
@@ -299,7 +283,7 @@ def _name_chromosomes(item: SpeciesSource) -> dict[str, str]:
 
 
 def _convert(
-    item: SpeciesSource, out: Path, splits: Mapping[Key, str], groups: Mapping[Key, str], say: Callable[[str], None]
+    item: SpeciesSource, out: Path, splits: Mapping[Key, str], groups: Mapping[Key, str], reporter: Reporter
 ) -> dict[str, Any]:
     """Write a species' chromosomes, unless an earlier run did so from the same files with the same splits."""
     folder = out / item.species
@@ -309,9 +293,9 @@ def _convert(
         json.dumps({"sources": [one["sha256"] for one in item.origin], "assembly": item.label, "chromosomes": own})
     )
     if target.is_file() and done.is_file():
-        before = json.loads(done.read_text(encoding="utf-8"))
+        before = read_json(done)
         if before.get("key") == key and before["result"]["sha256"] == _sha256(target):
-            say(f"{item.species}: already converted")
+            reporter.note(f"{item.species}: already converted")
             return dict(before["result"])
     folder.mkdir(parents=True, exist_ok=True)
     expected = item.report.chromosomes() if item.report is not None else {}
@@ -341,7 +325,7 @@ def _convert(
                 chromosomes[chromosome] = row
                 for name in ("bases", "unknown", "lower"):
                     totals[name] += row.pop(name) if name != "bases" else row[name]
-                say(f"{item.species}: chr{chromosome}, {row['bases']:,} bases")
+                reporter.note(f"{item.species}: chr{chromosome}, {row['bases']:,} bases")
     missing = [c for c in own if c not in chromosomes]
     if missing:
         target.unlink()

@@ -6,24 +6,36 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mamba_bio_audio.errors import InputError, NetworkError
-from mamba_bio_audio.files import Maker, growing_folder, write_json, write_text
+from mamba_bio_audio.files import Maker, growing_folder, read_json, write_json, write_text
+from mamba_bio_audio.pipelines.dna import prepare
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
-from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.prepare import PreparedGenome, summary_rows, write_prepared
+from mamba_bio_audio.pipelines.dna.prepare_settings import GenomeSettings
 from mamba_bio_audio.pipelines.dna.sources import INTERVALS_NAME, MANIFEST_NAME
 from mamba_bio_audio.pipelines.download import Downloaded, download, verify
+from mamba_bio_audio.pipelines.reporter import Reporter
 
-INTERVAL_BASES = 131_072
-COUNTS: Mapping[str, int] = {"train": 34_021, "valid": 2_213, "test": 1_937}
+
+class Published(NamedTuple):
+    """A published split.
+
+    Attributes:
+        interval_bases: length of every interval.
+        counts: number of intervals of each split.
+    """
+
+    interval_bases: int
+    counts: Mapping[str, int]
+
+
+PUBLISHED = Published(131_072, {"train": 34_021, "valid": 2_213, "test": 1_937})
 FASTA_NAME = "hg38.fa.gz"
 BED_NAME = "human-sequences.bed"
 _ORIGIN_NAME = "hg38.fa.gz.source.json"
@@ -84,97 +96,72 @@ def prepare_hg38(
     at_hand: Path | None = None,
     url: str | None = None,
     downloads: Path | None = None,
-    counts: Mapping[str, int] = COUNTS,
-    interval_bases: int = INTERVAL_BASES,
+    published: Published = PUBLISHED,
     force: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int | None], None] | None = None,
-) -> PreparedGenome:
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
     """Fetch or take hg38 and its published split, check both, and write a folder for `data.path`.
 
-    Started again after an interruption it goes on: downloads resume, a recompressed FASTA is kept.
+    Run again after an interruption it continues: downloads resume, a recompressed FASTA is kept.
 
     Args:
-        out: folder to make; receives the FASTA as BGZF where what came is ordinary gzip.
+        out: folder to make; receives the FASTA as BGZF if the source is ordinary gzip.
         source: key of `SOURCES`.
         at_hand: folder that holds the two files, by their published names; nothing is downloaded.
         url: address of a folder that holds them, instead of the published ones.
-        downloads: folder for what is fetched; None is `<out>.downloads`.
-        counts: intervals that each split must have.
-        interval_bases: length that every interval must have.
+        downloads: folder for downloaded files; None is `<out>.downloads`.
+        published: the split that the intervals must be.
         force: replace what an earlier call left in `out`.
-        say: told what happens.
-        progress: called with (bytes done, bytes in all or None).
+        reporter: receives notes, and progress in bytes.
+
+    Returns:
+        The manifest.
 
     Raises:
         InputError: files that are not the published ones, or `out` in use.
         NetworkError: a download failed.
     """
+    reporter = reporter or Reporter()
+    if at_hand is not None and not at_hand.is_dir():
+        raise InputError(f"--from {at_hand}: no such folder; give the folder that holds the two files")
     given = [path for path in (at_hand, downloads) if path is not None]
     with growing_folder(out.expanduser(), MAKER, MANIFEST_NAME, inputs=given, force=force) as folder:
-        return _prepare(folder, source, at_hand, url, downloads, counts, interval_bases, say, progress)
+        fetched = downloads or folder.with_name(f"{folder.name}.downloads")
+        fasta, intervals = (_obtain(file, fetched, at_hand, url, reporter) for file in SOURCES[source])
+        try:
+            rows = read_published(Path(intervals.path), published.interval_bases)
+            check_published(rows, intervals.path, published)
+        except InputError as error:
+            # No hash is published, so a network's log-in page arrives like the file itself and would be taken again.
+            again = "" if at_hand else f"; remove {intervals.path} to fetch it again"
+            raise InputError(f"{error}{again}") from None
+        write_text(folder / BED_NAME, "".join(f"{c}\t{start}\t{end}\t{split}\n" for c, start, end, split in rows))
+        path = Path(fasta.path)
+        if is_ordinary_gzip(path):
+            path = _as_bgzf(fasta, folder, reporter)
+
+        reporter.note("reading the FASTA once: index, counts, checksum")
+        # The published split stays as it is; bases that its splits share are counted and shown.
+        settings = GenomeSettings(intervals=folder / BED_NAME, allow_shared_bases=True, allow_duplicates=True)
+        manifest = prepare.write_prepared([str(path)], folder, folder, settings, reporter)
+        bases = {"interval_bases": published.interval_bases}
+        manifest |= {
+            "published": {"source": source, "intervals": dict(published.counts), **bases},
+            "sources": [fasta._asdict(), intervals._asdict()],
+            "soft_masked": manifest["lower_case_percent"] > 0,
+        }
+        write_json(folder / MANIFEST_NAME, manifest)
+        return manifest
 
 
-def _prepare(
-    out: Path,
-    source: str,
-    at_hand: Path | None,
-    url: str | None,
-    downloads: Path | None,
-    counts: Mapping[str, int],
-    interval_bases: int,
-    say: Callable[[str], None],
-    progress: Callable[[int, int | None], None] | None,
-) -> PreparedGenome:
-    folder = downloads or out.with_name(f"{out.name}.downloads")
-    fasta, intervals = (_obtain(file, folder, at_hand, url, say, progress) for file in SOURCES[source])
-
-    try:
-        rows = read_published(Path(intervals.path), interval_bases)
-        check_published(rows, intervals.path, counts, interval_bases)
-    except InputError as error:
-        # No hash is published, so a network's log-in page arrives like the file itself and would be taken again.
-        again = "" if at_hand else f"; remove {intervals.path} to fetch it again"
-        raise InputError(f"{error}{again}") from None
-    write_text(out / BED_NAME, "".join(f"{c}\t{start}\t{end}\t{split}\n" for c, start, end, split in rows))
-    path = Path(fasta.path)
-    if is_ordinary_gzip(path):
-        path = _as_bgzf(fasta, out, say, progress)
-
-    say("reading the FASTA once: index, counts, checksum")
-    # The published split is what it is; what the splits share is counted and shown.
-    manifest = write_prepared(
-        [str(path)],
-        out,
-        out,
-        settings=DnaDataConfig(),
-        intervals=out / BED_NAME,
-        contigs="primary",
-        allow_shared_bases=True,
-        allow_duplicates=True,
-        note=say,
-        progress=None if progress is None else lambda what, done, total: progress(done, total),
-    )
+def summary_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """The manifest as lines for people: (what, value)."""
     lower = manifest["lower_case_percent"]
-    manifest |= {
-        "published": {"source": source, "intervals": dict(counts), "interval_bases": interval_bases},
-        "sources": [fasta._asdict(), intervals._asdict()],
-        "soft_masked": lower > 0,
-    }
-    write_json(out / MANIFEST_NAME, manifest)
-    text = f"yes, {lower:.2f} % lower case" if lower > 0 else "no, all upper case"
-    shown = [*summary_rows(manifest), ("soft-masked", f"{text}; tokens do not depend on case")]
-    return PreparedGenome(out, manifest, shown)
+    text = f"yes, {lower:.2f} % lower case" if manifest["soft_masked"] else "no, all upper case"
+    return [*prepare.summary_rows(manifest), ("soft-masked", f"{text}; tokens do not depend on case")]
 
 
-def _obtain(
-    file: RemoteFile,
-    folder: Path,
-    at_hand: Path | None,
-    url: str | None,
-    say: Callable[[str], None],
-    progress: Callable[[int, int | None], None] | None,
-) -> Downloaded:
+def _obtain(file: RemoteFile, folder: Path, at_hand: Path | None, url: str | None, reporter: Reporter) -> Downloaded:
     """The file from `at_hand`, from below `url`, or from the first published address that works; verified."""
     if at_hand is not None:
         names = (file.name, *file.also)
@@ -187,33 +174,32 @@ def _obtain(
         return verify(found, hashes=file.hashes if found.name == file.name else None)
     addresses = file.urls if url is None else (f"{url.rstrip('/')}/{file.name}",)
     for address in addresses:
-        say(f"{address} -> {folder / file.name}")
+        reporter.note(f"{address} -> {folder / file.name}")
         try:
+            progress = reporter.part(f"downloading {file.name}")
             return download(address, folder / file.name, hashes=file.hashes, progress=progress)
         except (InputError, NetworkError) as error:
             if address == addresses[-1]:
                 raise
-            say(f"{error}\ntrying the mirror")
+            reporter.note(f"{error}\ntrying the mirror")
     raise AssertionError("a published file has an address")
 
 
-def _as_bgzf(
-    fasta: Downloaded, out: Path, say: Callable[[str], None], progress: Callable[[int, int | None], None] | None
-) -> Path:
+def _as_bgzf(fasta: Downloaded, out: Path, reporter: Reporter) -> Path:
     """The FASTA recompressed into `out`, unless an earlier call did so from the same file."""
     target, note = out / FASTA_NAME, out / _ORIGIN_NAME
     known: Any = None
     with suppress(OSError, ValueError):
-        known = json.loads(note.read_text(encoding="utf-8"))
+        known = read_json(note)
     if not (target.is_file() and isinstance(known, dict) and known.get("sha256") == fasta.sha256):
-        say(f"{fasta.path}: ordinary gzip, recompressing to {target}")
+        reporter.note(f"{fasta.path}: ordinary gzip, recompressing to {target}")
         note.unlink(missing_ok=True)
-        recompress(Path(fasta.path), target, progress)
+        recompress(Path(fasta.path), target, reporter.part(f"recompressing {target.name}"))
         write_json(note, fasta._asdict())
     return target
 
 
-def read_published(path: Path, interval_bases: int = INTERVAL_BASES) -> list[tuple[str, int, int, str]]:
+def read_published(path: Path, interval_bases: int = PUBLISHED.interval_bases) -> list[tuple[str, int, int, str]]:
     """Intervals of a published file: (record, start, end, split), 0-based half-open.
 
     BED without a header, or a table with one. Enformer's table holds the intervals widened by a quarter of their length
@@ -256,15 +242,14 @@ def read_published(path: Path, interval_bases: int = INTERVAL_BASES) -> list[tup
     return rows
 
 
-def check_published(
-    rows: Sequence[tuple[str, int, int, str]], path: str, counts: Mapping[str, int], interval_bases: int
-) -> None:
+def check_published(rows: Sequence[tuple[str, int, int, str]], path: str, published: Published) -> None:
     """Every split must have its published number of intervals.
 
     Raises:
         InputError: it has not.
     """
     found = Counter(row[3] for row in rows)
+    counts = published.counts
     wrong = [
         f"{found[split]:,} {split} instead of {counts.get(split, 0):,}"
         for split in sorted({*found, *counts})
@@ -272,6 +257,6 @@ def check_published(
     ]
     if wrong:
         raise InputError(
-            f"{path}: {', '.join(wrong)} intervals of {interval_bases:,} bases; not the published split. Fetch it again, or "
-            "use it as it is with mba prepare genome --intervals"
+            f"{path}: {', '.join(wrong)} intervals of {published.interval_bases:,} bases; not the published split. Fetch it "
+            "again, or use it as it is with mba prepare genome --intervals"
         )

@@ -2,17 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, new_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
-from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, describe_duplicates, find_duplicates, without
 from mamba_bio_audio.pipelines.dna.fasta_index import load_index, move_index
 from mamba_bio_audio.pipelines.dna.fasta_repair import LISTED, repair
@@ -29,153 +24,76 @@ from mamba_bio_audio.pipelines.dna.intervals import (
     without_records,
     write_intervals,
 )
+from mamba_bio_audio.pipelines.dna.prepare_settings import GenomeSettings
 from mamba_bio_audio.pipelines.dna.sources import INTERVALS_NAME, MANIFEST_NAME, PREPARED_KIND
 from mamba_bio_audio.pipelines.dna.statistics import describe, describe_contigs
+from mamba_bio_audio.pipelines.reporter import Reporter
 
 MAKER = Maker("prepare genome")
-# From here on the comparison of splits takes long enough to be announced.
+# From this size on, comparing the splits takes long enough to be announced.
 MANY_BASES = 100_000_000
 # Repairs that are shown; the manifest lists more.
 SHOWN_REPAIRS = 5
-Progress = Callable[[str, int, int | None], None]
-
-
-@dataclass(frozen=True)
-class PreparedGenome:
-    """What was written.
-
-    Attributes:
-        folder: give this as `data.path`.
-        manifest: contents of its manifest.json.
-        rows: the table for people, (what, value).
-    """
-
-    folder: Path
-    manifest: dict[str, Any]
-    rows: list[tuple[str, str]]
 
 
 def prepare_genome(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
+    settings: GenomeSettings | None = None,
     *,
-    intervals: str | os.PathLike[str] | None = None,
-    contigs: str | list[str] = "primary",
-    exclude: Sequence[str] = (),
-    min_length: int = 0,
-    valid_fraction: float = 0.05,
-    test_fraction: float = 0.05,
-    split_by: str = "blocks",
-    block_bases: int | None = None,
-    split_seed: int = 0,
-    allow_shared_bases: bool = False,
-    allow_duplicates: bool = False,
     force: bool = False,
-    note: Callable[[str], None] = lambda text: None,
-    progress: Progress | None = None,
-) -> PreparedGenome:
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
     """Check, index, count and split FASTA files; write intervals.tsv and manifest.json to a folder.
 
-    The sequence is not copied: the manifest keeps the paths (relative and absolute) and checksums of the
-    FASTA files. Only what cannot be read at random positions is: ordinary gzip is recompressed into the folder, and files of
-    uneven layout are repaired into it (see `fasta_repair.py`), with a list of what was repaired in the manifest.
+    The sequence is not copied: the manifest keeps the paths (relative and absolute) and checksums of the FASTA files.
+    Only files that cannot be read at random positions are copied: ordinary gzip is recompressed into the folder, and
+    files of uneven layout are repaired into it (see `fasta_repair.py`), with a list of the repairs in the manifest.
 
     Args:
         paths: FASTA (plain, BGZF or gzip) or 2bit files, or folders of them.
         out: folder to make; new, empty, or with `force` an earlier result of this function.
-        intervals: BED or TSV with the splits; None splits into blocks, as `data.*` of the same names
-            describe.
-        contigs: what of the genome is used, as `data.contigs`.
-        exclude: records that are not: names, or regular expressions that match whole names.
-        min_length: records of fewer bases are not used either.
-        allow_shared_bases: accept intervals of different splits that overlap.
-        allow_duplicates: accept validation or test of which more than a fifth stands in train as well, and leave no record
-            out for it. Otherwise small records that repeat another split are left out, and named.
+        settings: what is used, and how it is split; None for the defaults.
         force: replace what an earlier run left in `out`.
-        note: called with a line on what takes long.
-        progress: called with (what is being done, bytes or bases done, and in all).
+        reporter: receives notes and progress in bytes or bases.
+
+    Returns:
+        The manifest.
 
     Raises:
         InputError: bad FASTA, bad intervals, splits that share bases, or `out` in use.
     """
-    # Bounds are those of the run configuration.
-    try:
-        settings = DnaDataConfig(
-            valid_fraction=valid_fraction,
-            test_fraction=test_fraction,
-            split_by=split_by,  # type: ignore[arg-type]
-            block_bases=block_bases,
-            split_seed=split_seed,
-        )
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
-        raise InputError(f"the split settings are wrong: {problems}.") from None
+    settings, reporter = settings or GenomeSettings(), reporter or Reporter()
     found = find_fasta_files(paths)
     check_genome_names(found)
     folder = Path(os.path.realpath(Path(out).expanduser()))
     given = [paths] if isinstance(paths, str | os.PathLike) else paths
-    inputs = [*map(str, given), *found, *([] if intervals is None else [str(intervals)])]
+    inputs = [*map(str, given), *found, *([] if settings.intervals is None else [str(settings.intervals)])]
     with new_folder(folder, MAKER, inputs=inputs, force=force) as work:
-        manifest = write_prepared(
-            found,
-            work,
-            folder,
-            settings=settings,
-            intervals=intervals,
-            contigs=contigs,
-            exclude=exclude,
-            min_length=min_length,
-            allow_shared_bases=allow_shared_bases,
-            allow_duplicates=allow_duplicates,
-            note=note,
-            progress=progress,
-        )
+        manifest = write_prepared(found, work, folder, settings, reporter)
     for file in manifest["files"]:
         if file["path"] == str(folder / file["name"]):
             move_index(work / file["name"], file["path"])
-    return PreparedGenome(folder, manifest, summary_rows(manifest))
+    return manifest
 
 
 def write_prepared(
-    found: Sequence[str],
-    work: Path,
-    folder: Path,
-    *,
-    settings: DnaDataConfig,
-    intervals: str | os.PathLike[str] | None,
-    contigs: str | list[str],
-    allow_shared_bases: bool,
-    allow_duplicates: bool,
-    note: Callable[[str], None],
-    exclude: Sequence[str] = (),
-    min_length: int = 0,
-    progress: Progress | None = None,
+    found: Sequence[str], work: Path, folder: Path, settings: GenomeSettings, reporter: Reporter
 ) -> dict[str, Any]:
     """`prepare_genome` of files into `work`, which will be `folder`; returns the manifest."""
     copies = {path: os.path.join(work, _packed_name(path)) for path in found}
     copied: dict[str, dict[str, Any]] = {}
     try:
         for path in found:
-            if (copy := _readable(path, copies[path], folder, note, progress)) is not None:
+            if (copy := _readable(path, copies[path], folder, reporter)) is not None:
                 copied[path] = copy
-        manifest, text = _examine(
-            [copies[path] if path in copied else path for path in found],
-            folder,
-            intervals,
-            contigs,
-            exclude,
-            min_length,
-            settings,
-            allow_shared_bases,
-            allow_duplicates,
-            note,
-            progress,
-        )
+        readable = [copies[path] if path in copied else path for path in found]
+        manifest, text = _examine(readable, folder, settings, reporter)
     except BaseException as error:
         for place in copies.values():
             move_index(place, None)
         if isinstance(error, InputError):
-            # The copies are gone with the folder; what is wrong is wrong in the files as given.
+            # The copies are gone with the folder; the files as given hold the fault.
             text = str(error)
             for path, place in copies.items():
                 text = text.replace(place, path)
@@ -196,92 +114,81 @@ def _packed_name(path: str) -> str:
     return name if name.lower().endswith((".gz", ".bgz")) else f"{name}.gz"
 
 
-def _readable(
-    path: str, copy: str, folder: Path, note: Callable[[str], None], progress: Progress | None
-) -> dict[str, Any] | None:
-    """Make a copy of a file that cannot be read at random positions as it is, and the index of what can.
+def _readable(path: str, copy: str, folder: Path, reporter: Reporter) -> dict[str, Any] | None:
+    """Index a file that can be read at random positions as it is; copy, then index, one that cannot.
 
     Returns:
-        What the manifest says of the copy; None where the file itself will do.
+        The manifest's entries about the copy; None where there is none.
     """
     name = os.path.basename(path)
 
-    def told(what: str) -> Callable[[int, int | None], None] | None:
-        return None if progress is None else partial(progress, f"{what} {name}")
+    def part(verb: str) -> Callable[[int, int | None], None]:
+        return reporter.part(f"{verb} {name}")
 
     known: dict[str, Any] | None = None
     if is_ordinary_gzip(Path(path)):
-        note(f"{path}: ordinary gzip, recompressing to BGZF in {folder}")
-        recompress(Path(path), Path(copy), told("recompressing"))
+        reporter.note(f"{path}: ordinary gzip, recompressing to BGZF in {folder}")
+        recompress(Path(path), Path(copy), part("recompressing"))
         known = {"recompressed_from": path}
     try:
-        load_index(path if known is None else copy, progress=told("indexing"))
+        load_index(path if known is None else copy, progress=part("indexing"))
     except UnevenFastaError as error:
-        problem = str(error.problem)
-        note(f"{path}: {problem} Repairing it into {folder}; the file itself stays as it is")
-        repairs = repair(Path(path), Path(copy), told("repairing"))
-        load_index(copy, progress=told("indexing"))
+        reporter.note(f"{path}: {error.problem} Repairing it into {folder}; the file itself stays as it is")
+        repairs = repair(Path(path), Path(copy), part("repairing"))
+        load_index(copy, progress=part("indexing"))
         return {"repaired_from": path, "repairs": repairs.to_dict()}
     return known
 
 
 def _examine(
-    paths: list[str],
-    folder: Path,
-    intervals: str | os.PathLike[str] | None,
-    contigs: str | list[str],
-    exclude: Sequence[str],
-    min_length: int,
-    settings: DnaDataConfig,
-    allow_shared_bases: bool,
-    allow_duplicates: bool,
-    note: Callable[[str], None],
-    progress: Progress | None,
+    paths: list[str], folder: Path, settings: GenomeSettings, reporter: Reporter
 ) -> tuple[dict[str, Any], str]:
     """Manifest and text of the intervals file of a genome; nothing is written but indexes."""
     genome = Genome(paths)
-    let_in = chosen_spans(genome, contigs)
+    let_in = chosen_spans(genome, settings.contig_policy)
+    exclude, min_length = settings.exclude, settings.min_length
     spans = without_records(genome, let_in, exclude, min_length)
-    if intervals is not None:
+    if settings.intervals is not None:
         kept = {span.record for span in spans}
-        chosen = [interval for interval in read_intervals(intervals, genome, let_in) if interval.record in kept]
+        listed = read_intervals(settings.intervals, genome, let_in)
+        chosen = [interval for interval in listed if interval.record in kept]
         if not chosen:
-            raise InputError(f"{intervals}: no interval is left after --exclude and --min-length.")
-        split_source = os.path.abspath(intervals)
+            raise InputError(f"{settings.intervals}: no interval is left after --exclude and --min-length.")
+        split_source = os.path.abspath(settings.intervals)
     else:
         chosen = split_blocks(
             genome,
-            seed=settings.split_seed,
+            seed=settings.seed,
             fractions={"valid": settings.valid_fraction, "test": settings.test_fraction},
             block_bases=settings.block_bases,
             spans=spans,
             whole=settings.split_by == "records",
         )
-        split_source = f"{settings.split_by} chosen by split_seed {settings.split_seed}"
+        split_source = f"{settings.split_by} chosen by split_seed {settings.seed}"
     shared = shared_bases(chosen)
-    if any(shared.values()) and not allow_shared_bases:
+    if any(shared.values()) and not settings.allow_shared_bases:
         counts = ", ".join(f"{pair} {count:,}" for pair, count in shared.items() if count)
         raise InputError(
-            f"{split_source}: splits have bases in common ({counts}). A model would be tested on what it "
-            "was trained on. "
-            "Correct the intervals, or accept it with --allow-shared-bases."
+            f"{split_source}: splits have bases in common ({counts}), so a model would be tested on what it was trained "
+            "on. Correct the intervals, or accept this with --allow-shared-bases."
         )
     if sum(len(interval) for interval in chosen) > MANY_BASES:
-        note(f"comparing {WORD}-mers of the splits")
-    told = None if progress is None else partial(progress, "comparing splits")
-    duplicates = find_duplicates(genome, chosen, leave_out=not allow_duplicates, progress=told)
-    if duplicates.excessive and not allow_duplicates:
-        listed = "\n".join(
+        reporter.note(f"comparing {WORD}-mers of the splits")
+    leave_out = not settings.allow_duplicates
+    duplicates = find_duplicates(genome, chosen, leave_out=leave_out, progress=reporter.part("comparing splits"))
+    if duplicates.excessive and leave_out:
+        rows = "\n".join(
             f"  {what}: {value}".replace("  : ", "    ") for what, value in describe_duplicates(duplicates.to_dict())
         )
         raise InputError(
             f"{split_source}: more than {LIMIT:.0%} of a held-out split, or of a record too large to be left out of it, "
-            f"stands in train as well (haplotypes, alternative loci, duplications):\n{listed}\nA model would be tested on "
-            "what it was trained on. Put such records into one split with --intervals, leave them out with --exclude NAME, "
-            "--min-length or --contigs, or accept it with --allow-duplicates."
+            f"also occurs in train (haplotypes, alternative loci, duplications):\n{rows}\nA model would be tested on what "
+            "it was trained on. Put such records into one split with --intervals, leave them out with --exclude NAME, "
+            "--min-length or --contigs, or accept this with --allow-duplicates."
         )
     chosen = without(chosen, duplicates.left_out)
-    manifest = _manifest(genome, chosen, folder, split_source, shared) | describe_contigs(genome, contigs, spans)
+    manifest = _manifest(genome, chosen, folder, split_source, shared)
+    manifest |= describe_contigs(genome, settings.contig_policy, spans)
     if exclude or min_length:
         manifest["contigs"] |= {"exclude": list(exclude), "min_length": min_length}
     manifest["duplicates"] = duplicates.to_dict()

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio import prepare
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.prepare import prepare_audio, prepare_sc09, prepare_youtubemix
+from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings
 
 
 def tone(path: Path, samples: int = 800, rate: int = 16_000, channels: int = 1) -> None:
@@ -33,7 +35,9 @@ def test_any_rate_and_channels_become_mono_flac(tmp_path: Path) -> None:
     tone(tmp_path / "in" / "a" / "x.wav", 4410, 44_100, 2)
     tone(tmp_path / "in" / "b.flac", 1600)
     tone(tmp_path / "in" / "c.ogg", 1600)
-    manifest = prepare_audio([str(tmp_path / "in")], tmp_path / "out", valid_fraction=0.33, test_fraction=0.33)
+    manifest = prepare_audio(
+        [str(tmp_path / "in")], tmp_path / "out", AudioSettings(valid_fraction=0.33, test_fraction=0.33)
+    )
     written = soundfile.info(tmp_path / "out" / "a" / "x.flac")
     assert (written.samplerate, written.channels, written.frames) == (16_000, 1, 1600)
     assert [manifest["splits"][split]["files"] for split in ("train", "valid", "test")] == [1, 1, 1]
@@ -70,7 +74,7 @@ def test_bad_files_are_named_to_the_last_sample(tmp_path: Path) -> None:
     ):
         assert any(name in line and reason in line for line in text.splitlines()), name
     assert not (tmp_path / "out").exists()
-    manifest = prepare_audio([str(folder)], tmp_path / "out", bad_files="exclude")
+    manifest = prepare_audio([str(folder)], tmp_path / "out", AudioSettings(bad_files="exclude"))
     assert sorted(manifest["excluded_files"]) == ["cut.wav", "nan.wav", "one.wav", "wrong.flac", "zero.wav"]
     assert [path.name for path in (tmp_path / "out").glob("*.flac")] == ["good.flac"]
 
@@ -119,7 +123,7 @@ def test_sc09_counts_and_lists_are_checked(release: Path, tmp_path: Path) -> Non
         "two/0a_nohash_0.wav"
     ]
     (release / "two" / "1b_nohash_0.wav").unlink()
-    with pytest.raises(InputError, match="which is not there"):
+    with pytest.raises(InputError, match="which is missing"):
         prepare_sc09(release, tmp_path / "other")
     (release / "testing_list.txt").unlink()
     with pytest.raises(InputError, match=r"testing_list\.txt is missing"):
@@ -157,10 +161,10 @@ def test_counts_of_the_releases_add_up() -> None:
 
 def test_no_sample_is_lost_between_pieces(tmp_path: Path) -> None:
     tone(tmp_path / "in" / "a.wav", 32_001)
-    prepare_audio([str(tmp_path / "in")], tmp_path / "out", piece_s=1.0)
+    prepare_audio([str(tmp_path / "in")], tmp_path / "out", AudioSettings(piece_seconds=1.0))
     assert [soundfile.info(path).frames for path in sorted((tmp_path / "out").glob("*.flac"))] == [16_000, 16_001]
-    with pytest.raises(InputError, match="pieces of inf s"):
-        prepare_audio([str(tmp_path / "in")], tmp_path / "other", piece_s=float("inf"))
+    with pytest.raises(ValidationError, match="finite number"):
+        AudioSettings(piece_seconds=float("inf"))
 
 
 def test_what_fails_while_it_is_written_is_excluded_too(tmp_path: Path) -> None:
@@ -168,7 +172,7 @@ def test_what_fails_while_it_is_written_is_excluded_too(tmp_path: Path) -> None:
         tone(tmp_path / "in" / f"{name}.wav", 800, rate)
     tone(tmp_path / "in" / "two.wav", 2, 48_000)
     tone(tmp_path / "in" / "d\te.wav")
-    manifest = prepare_audio([str(tmp_path / "in")], tmp_path / "out", bad_files="exclude")
+    manifest = prepare_audio([str(tmp_path / "in")], tmp_path / "out", AudioSettings(bad_files="exclude"))
     assert sorted(manifest["excluded_files"]) == ["b.wav", "d\te.wav", "two.wav"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.flac")) == ["a.flac", "c.flac"]
 

@@ -30,7 +30,9 @@ from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.homology import check_homology, hold_out, homologous_groups
 from mamba_bio_audio.pipelines.dna.label_leaks import leaks_of
 from mamba_bio_audio.pipelines.dna.labelled import open_labelled
+from mamba_bio_audio.pipelines.dna.prepare_settings import SpeciesSettings
 from mamba_bio_audio.pipelines.dna.records import read_records
+from mamba_bio_audio.pipelines.reporter import Reporter
 
 COLUMNS = (
     "Sequence-Name\tSequence-Role\tAssigned-Molecule\tAssigned-Molecule-Location/Type\tGenBank-Accn\tRelationship\t"
@@ -182,7 +184,7 @@ def test_from_folders(t2t, tmp_path):
 
 def test_no_homologous_group_is_in_two_splits(t2t, tmp_path):
     out = tmp_path / "out"
-    prepare_species(out, source=t2t, valid=["2"], test=["17", "8"])
+    prepare_species(out, SpeciesSettings(valid="2", test="17,8"), source=t2t)
     found: dict[str, set[str]] = {}
     for species in APES:
         for row in headers(out, species).values():
@@ -193,7 +195,7 @@ def test_no_homologous_group_is_in_two_splits(t2t, tmp_path):
 
 def test_equal_number_split_is_refused_in_words_and_as_a_table(t2t, tmp_path):
     with pytest.raises(InputError, match="chimpanzee 5 is human 6"):
-        prepare_species(tmp_path / "out", source=t2t, split="numbers")
+        prepare_species(tmp_path / "out", SpeciesSettings(split="numbers"), source=t2t)
     lines = ["class\trecord\tsplit"]
     for species in APES:
         for chromosome in find_assembly(species, "t2t").homologues:
@@ -202,7 +204,7 @@ def test_equal_number_split_is_refused_in_words_and_as_a_table(t2t, tmp_path):
     table = tmp_path / "splits.tsv"
     table.write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError, match=r"homologous group .* trained on and tested on"):
-        prepare_species(tmp_path / "out", source=t2t, split=str(table))
+        prepare_species(tmp_path / "out", SpeciesSettings(split=str(table)), source=t2t)
     assert not (tmp_path / "out").exists()
     # The published split leaks even by human numbers: 5 is tested on, 17 trained on.
     keys = {(s, c): h for s in APES for c, h in find_assembly(s, "t2t").homologues.items()}
@@ -215,9 +217,9 @@ def test_equal_number_split_is_refused_in_words_and_as_a_table(t2t, tmp_path):
 
 def test_a_group_goes_to_one_split(t2t, tmp_path):
     with pytest.raises(InputError, match="held out for valid already"):
-        prepare_species(tmp_path / "out", source=t2t, valid=["5"], test=["17"])
+        prepare_species(tmp_path / "out", SpeciesSettings(valid="5", test="17"), source=t2t)
     with pytest.raises(InputError, match="no such group"):
-        prepare_species(tmp_path / "out", source=t2t, test=["99"])
+        prepare_species(tmp_path / "out", SpeciesSettings(test="99"), source=t2t)
 
 
 def test_generations_are_not_mixed(t2t, tmp_path):
@@ -225,7 +227,7 @@ def test_generations_are_not_mixed(t2t, tmp_path):
     (tmp_path / "mixed" / "gorilla").symlink_to(t2t / "gorilla")
     with pytest.raises(InputError, match="different generations"):
         prepare_species(tmp_path / "out", source=tmp_path / "mixed")
-    manifest = prepare_species(tmp_path / "out", source=tmp_path / "mixed", mix_generations=True)
+    manifest = prepare_species(tmp_path / "out", SpeciesSettings(mix_generations=True), source=tmp_path / "mixed")
     assert manifest["mixed_generations"]
     assert manifest["species"]["human"]["generations"] == ["older"]
 
@@ -233,7 +235,7 @@ def test_generations_are_not_mixed(t2t, tmp_path):
 def test_older_assemblies_have_2a_and_2b_in_one_group(tmp_path):
     for species in ("human", "chimpanzee", "gorilla"):
         miniature(find_assembly(species, "older"), tmp_path / "from" / species)
-    prepare_species(tmp_path / "out", source=tmp_path / "from", test=["2"])
+    prepare_species(tmp_path / "out", SpeciesSettings(test="2"), source=tmp_path / "from")
     chimpanzee = headers(tmp_path / "out", "chimpanzee")
     assert {chimpanzee[name]["split"] for name in ("chr2A", "chr2B")} == {"test"}
     assert headers(tmp_path / "out", "human")["chr2"]["split"] == "test"
@@ -256,7 +258,8 @@ def test_downloads_are_verified_and_resume(server, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_convert", real)
     asked.clear()
     said: list[str] = []
-    manifest = prepare_species(out, url=address, say=said.append)
+    monkeypatch.setattr(Reporter, "note", lambda self, text: said.append(text))
+    manifest = prepare_species(out, url=address)
     assert asked == []
     assert "human: already converted" in said
     assert "bonobo: already converted" not in said
@@ -276,13 +279,14 @@ def _as_folders(root: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_mirror_without_hashes_is_accepted_and_a_wrong_hash_is_not(server, tmp_path):
+def test_a_mirror_without_hashes_is_accepted_and_a_wrong_hash_is_not(server, tmp_path, monkeypatch):
     address, root, _ = server
     for path in root.rglob("md5checksums.txt"):
         if "bonobo" not in str(path):
             path.unlink()
     said: list[str] = []
-    manifest = prepare_species(tmp_path / "out", ["human", "bonobo"], url=address, say=said.append)
+    monkeypatch.setattr(Reporter, "note", lambda self, text: said.append(text))
+    manifest = prepare_species(tmp_path / "out", SpeciesSettings(species=("human", "bonobo")), url=address)
     assert any("recorded, not checked" in text for text in said)
     assert manifest["species"]["human"]["sources"][-1]["sha256"]
     bonobo = find_assembly("bonobo", "t2t")
@@ -290,7 +294,7 @@ def test_a_mirror_without_hashes_is_accepted_and_a_wrong_hash_is_not(server, tmp
     name = f"{bonobo.stem}_genomic.fna.gz"
     (folder / "md5checksums.txt").write_text(f"{'0' * 32}  ./{name}\n")
     with pytest.raises(RuntimeError, match="published"):
-        prepare_species(tmp_path / "again", ["human", "bonobo"], url=address)
+        prepare_species(tmp_path / "again", SpeciesSettings(species=("human", "bonobo")), url=address)
 
 
 def test_command_line_any_species_and_regions(server, tmp_path, capsys):
@@ -316,8 +320,8 @@ def test_command_line_any_species_and_regions(server, tmp_path, capsys):
     # What an earlier run left would become a class.
     (tmp_path / "out" / "manifest.json").unlink()
     with pytest.raises(InputError, match="unfinished run left this species"):
-        prepare_species(tmp_path / "out", ["human", "gorilla"], url=address)
-    prepare_species(tmp_path / "out", ["human", "gorilla"], url=address, force=True)
+        prepare_species(tmp_path / "out", SpeciesSettings(species=("human", "gorilla")), url=address)
+    prepare_species(tmp_path / "out", SpeciesSettings(species=("human", "gorilla")), url=address, force=True)
     assert not (tmp_path / "out" / "chimpanzee").exists()
 
 
@@ -330,13 +334,13 @@ def test_species_without_known_homologues(tmp_path):
             path.write_text(f">NC_{number}.1 x\n{dna(f'{species}{number}', 90)}\n")
     with pytest.raises(InputError, match="homologues are not known"):
         prepare_species(tmp_path / "out", source=tmp_path / "from")
-    manifest = prepare_species(tmp_path / "a", source=tmp_path / "from", unknown_homology=True)
+    manifest = prepare_species(tmp_path / "a", SpeciesSettings(unknown_homology=True), source=tmp_path / "from")
     assert headers(tmp_path / "a", "cat")["chr5"]["split"] == "test"
     assert manifest["unknown_homology"]
     table = tmp_path / "groups.tsv"
     rows = [f"{s}\tchr{n}\t{chr(64 + n)}" for s in ("cat", "dog") for n in range(1, 7)]
     table.write_text("class\trecord\tgroup\n" + "\n".join(rows) + "\n")
-    prepare_species(tmp_path / "b", source=tmp_path / "from", groups=table, valid=["A"], test=["B"])
+    prepare_species(tmp_path / "b", SpeciesSettings(groups=table, valid="A", test="B"), source=tmp_path / "from")
     assert [headers(tmp_path / "b", s)["chr2"]["split"] for s in ("cat", "dog")] == ["test", "test"]
 
 

@@ -15,7 +15,8 @@ from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.duplicates import find_duplicates, sampled_words
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import Interval
-from mamba_bio_audio.pipelines.dna.prepare import prepare_genome
+from mamba_bio_audio.pipelines.dna.prepare import prepare_genome, summary_rows
+from mamba_bio_audio.pipelines.dna.prepare_settings import GenomeSettings
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 codec = DnaTokenizer()
@@ -206,10 +207,12 @@ def test_small_scaffolds_that_repeat_train_are_left_out(
     data.setup()
     assert not find_duplicates(data.genome, data.intervals, leave_out=True).left_out
     # Accepted as they are, nothing is left out.
-    prepared = prepare_genome(path, tmp_path / "all", contigs="all", split_seed=seed, allow_duplicates=True)
-    named = {(row["split"], row["record"]) for row in prepared.manifest["duplicates"]["records"]}
+    manifest = prepare_genome(
+        path, tmp_path / "all", GenomeSettings(contigs=("all",), seed=seed, allow_duplicates=True)
+    )
+    named = {(row["split"], row["record"]) for row in manifest["duplicates"]["records"]}
     assert {pair for pair in left if pair[0] != "train"} <= named
-    assert prepared.manifest["duplicates"]["left_out"] == []
+    assert manifest["duplicates"]["left_out"] == []
 
 
 def test_a_split_of_mostly_duplicates_is_refused(write_fasta, random_dna, tmp_path: Path) -> None:
@@ -220,18 +223,18 @@ def test_a_split_of_mostly_duplicates_is_refused(write_fasta, random_dna, tmp_pa
     names = list(records)[1:]
     bed.write_text("chr1 train\n" + "".join(f"{name} {('valid', 'test')[at % 2]}\n" for at, name in enumerate(names)))
     with pytest.raises(InputError, match=r"--exclude NAME, --min-length") as caught:
-        prepare_genome(path, tmp_path / "out", intervals=bed, contigs="all")
+        prepare_genome(path, tmp_path / "out", GenomeSettings(intervals=bed, contigs=("all",)))
     assert "more records above 20%" in str(caught.value)
     large = {"a": random_dna(200_000), "b": random_dna(50_000, 2)}
     large |= {"copy": mutate(large["b"][:5000], 0.001, 3), "c": random_dna(40_000, 4)}
     path = write_fasta("large.fa", large)
     bed.write_text("a train\nb train\ncopy test\nc test\na:1-10 valid\n".replace("a train", "a:11-200000 train"))
     with pytest.raises(InputError, match=r"test copy: 9\d% of 5,000 bases in train, 9\d% in b"):
-        prepare_genome(path, tmp_path / "out", intervals=bed)
+        prepare_genome(path, tmp_path / "out", GenomeSettings(intervals=bed))
     # Left out by name, the rest is clean.
-    prepared = prepare_genome(path, tmp_path / "out", intervals=bed, exclude=["copy"])
-    assert prepared.manifest["duplicates"]["shares"]["test"] == 0
-    assert prepared.manifest["contigs"]["left_out"] == ["copy"]
+    manifest = prepare_genome(path, tmp_path / "out", GenomeSettings(intervals=bed, exclude=("copy",)))
+    assert manifest["duplicates"]["shares"]["test"] == 0
+    assert manifest["contigs"]["left_out"] == ["copy"]
 
 
 def test_exclude_and_min_length(write_fasta, random_dna, tmp_path: Path, capsys) -> None:
@@ -259,7 +262,7 @@ def test_exclude_and_min_length(write_fasta, random_dna, tmp_path: Path, capsys)
     wrong = {"scaffold": "matches no record", "(": "neither a record's name nor", ".*": "no record is left"}
     for expression, message in wrong.items():
         with pytest.raises(InputError, match=message):
-            prepare_genome(path, tmp_path / "wrong", contigs="all", exclude=[expression])
+            prepare_genome(path, tmp_path / "wrong", GenomeSettings(contigs=("all",), exclude=(expression,)))
 
 
 def test_progress_counts_every_base(write_fasta, random_dna) -> None:
@@ -276,9 +279,9 @@ def test_progress_counts_every_base(write_fasta, random_dna) -> None:
 
 
 def test_a_genome_of_random_blocks_is_clean(write_fasta, random_dna, tmp_path: Path) -> None:
-    prepared = prepare_genome(write_fasta("g.fa", {"r": random_dna(50_000)}), tmp_path / "out")
-    assert prepared.manifest["duplicates"]["shares"] == {"valid": 0.0, "test": 0.0}
-    assert dict(prepared.rows)["test found in train"] == "0.0% of its 31-mers"
+    manifest = prepare_genome(write_fasta("g.fa", {"r": random_dna(50_000)}), tmp_path / "out")
+    assert manifest["duplicates"]["shares"] == {"valid": 0.0, "test": 0.0}
+    assert dict(summary_rows(manifest))["test found in train"] == "0.0% of its 31-mers"
 
 
 def test_leaks_by_sequence_are_refused(write_fasta, random_dna, tmp_path: Path, capsys) -> None:
@@ -299,7 +302,7 @@ def test_leaks_by_sequence_are_refused(write_fasta, random_dna, tmp_path: Path, 
     assert not stop.value.code
     assert "test found in train" in capsys.readouterr().out
     with pytest.raises(InputError, match="more than 20% of a held-out split"):
-        prepare_genome(path, tmp_path / "again", intervals=splits)
+        prepare_genome(path, tmp_path / "again", GenomeSettings(intervals=splits))
 
 
 def test_real_haplotypes_are_found(shared_dna: Path, tmp_path: Path) -> None:
@@ -309,5 +312,5 @@ def test_real_haplotypes_are_found(shared_dna: Path, tmp_path: Path) -> None:
     assert len(re.findall(r"(?:valid|test) \S+: \d+% of [\d,]+ bases in train", str(caught.value))) > 1
     # Apart from them, no locus of the human set is twice in it.
     single = [path for path in sorted((shared_dna / "human").glob("hg19.chr[34]*.fa.gz"))]
-    prepared = prepare_genome(single, tmp_path / "single")
-    assert max(prepared.manifest["duplicates"]["shares"].values()) < 0.1
+    manifest = prepare_genome(single, tmp_path / "single")
+    assert max(manifest["duplicates"]["shares"].values()) < 0.1

@@ -14,7 +14,9 @@ from mamba_bio_audio.pipelines.dna.fasta_repair import Repair, repair
 from mamba_bio_audio.pipelines.dna.fasta_scan import UnevenFastaError
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.prepare import prepare_genome
+from mamba_bio_audio.pipelines.dna.prepare_settings import GenomeSettings
 from mamba_bio_audio.pipelines.dna.records import Record, read_records
+from mamba_bio_audio.pipelines.reporter import Reporter
 
 # Text, what is repaired (record, line, kind), and the records.
 CASES: dict[str, tuple[bytes, list[tuple[str, int, str]], list[tuple[str, bytes]]]] = {
@@ -186,7 +188,7 @@ def test_the_index_of_a_copy_moves_with_it(tmp_path: Path, own_cache: Path, rand
     assert list(own_cache.rglob("*.index")) == [kept]
     assert kept.stat().st_mtime_ns >= written
     with pytest.raises(InputError, match="too few to split"):
-        prepare_genome(tmp_path / "x.fa", tmp_path / "other", split_by="records")
+        prepare_genome(tmp_path / "x.fa", tmp_path / "other", GenomeSettings(split_by="records"))
     assert list(own_cache.rglob("*.index")) == [kept]
 
 
@@ -199,10 +201,12 @@ def test_errors_name_the_file_as_given(tmp_path: Path) -> None:
         assert str(caught.value).startswith(str(tmp_path / name))
 
 
-def test_prepare_tells_progress_of_each_part(tmp_path: Path, random_dna) -> None:
+def test_prepare_tells_progress_of_each_part(tmp_path: Path, random_dna, monkeypatch) -> None:
     (tmp_path / "x.fa.gz").write_bytes(gzip.compress(f">a\n\n{random_dna(9000)}\n".encode()))
     told: list[str] = []
-    prepare_genome(tmp_path / "x.fa.gz", tmp_path / "out", progress=lambda what, done, total: told.append(what))
+    reporter = Reporter()
+    monkeypatch.setattr(reporter, "progress", lambda what, done, total: told.append(what))
+    prepare_genome(tmp_path / "x.fa.gz", tmp_path / "out", reporter=reporter)
     assert list(dict.fromkeys(told)) == [
         "recompressing x.fa.gz",
         "repairing x.fa.gz",

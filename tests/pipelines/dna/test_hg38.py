@@ -17,7 +17,15 @@ from mamba_bio_audio.errors import InputError, NetworkError
 from mamba_bio_audio.pipelines.dna import hg38 as module
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.hg38 import COUNTS, INTERVAL_BASES, SOURCES, prepare_hg38, read_published
+from mamba_bio_audio.pipelines.dna.hg38 import (
+    PUBLISHED,
+    SOURCES,
+    Published,
+    prepare_hg38,
+    read_published,
+    summary_rows,
+)
+from mamba_bio_audio.pipelines.reporter import Reporter
 from mamba_bio_audio.run.config import load_config
 
 BASES = 2048
@@ -103,14 +111,13 @@ def miniature(files, monkeypatch):
     fasta, table = SOURCES["ucsc"]
     md5 = hashlib.md5((files / "hg38.fa.gz").read_bytes()).hexdigest()
     monkeypatch.setattr(module, "SOURCES", {**SOURCES, "ucsc": (replace(fasta, hashes={"md5": md5}), table)})
-    monkeypatch.setattr(module, "COUNTS", SPLITS)
-    return functools.partial(prepare_hg38, counts=SPLITS, interval_bases=BASES)
+    return functools.partial(prepare_hg38, published=Published(BASES, SPLITS))
 
 
 def test_the_published_numbers():
-    assert COUNTS == {"train": 34_021, "valid": 2_213, "test": 1_937}
-    assert sum(COUNTS.values()) == 38_171
-    assert INTERVAL_BASES == 2**17
+    assert PUBLISHED.counts == {"train": 34_021, "valid": 2_213, "test": 1_937}
+    assert sum(PUBLISHED.counts.values()) == 38_171
+    assert PUBLISHED.interval_bases == 2**17
     assert SOURCES["ucsc"][0].hashes == {"md5": "1c9dcaddfa41027f17cd8f7a82c7293b"}
     for pair in SOURCES.values():
         for file in pair:
@@ -123,12 +130,12 @@ def test_the_published_numbers():
 @pytest.mark.parametrize("how", ["from", "url"])
 def test_prepare_hg38(source, masked, how, miniature, files, web, tmp_path):
     options = {"at_hand": files} if how == "from" else {"url": web.url}
-    prepared = miniature(tmp_path / "hg38", source=source, **options)
+    returned = miniature(tmp_path / "hg38", source=source, **options)
     manifest = json.loads((tmp_path / "hg38" / "manifest.json").read_text())
-    assert manifest == json.loads(json.dumps(prepared.manifest))
+    assert manifest == json.loads(json.dumps(returned))
     assert {split: row["intervals"] for split, row in manifest["splits"].items()} == SPLITS
     assert manifest["soft_masked"] is masked
-    shown = dict(prepared.rows)["soft-masked"]
+    shown = dict(summary_rows(manifest))["soft-masked"]
     bases = "".join(line for line in genome_text().splitlines() if not line.startswith(">"))
     percent = 100 * sum(map(str.islower, bases)) / len(bases)
     assert shown.startswith(f"yes, {percent:.2f} % lower case" if masked else "no, all upper case")
@@ -163,7 +170,7 @@ def test_prepare_hg38_goes_on_after_interruptions(miniature, web, tmp_path, monk
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_prepared", stop)
+    monkeypatch.setattr(module.prepare, "write_prepared", stop)
     with pytest.raises(KeyboardInterrupt):
         miniature(out, url=web.url)
     # The genome was whole already and is not fetched again.
@@ -191,7 +198,9 @@ def test_prepare_hg38_takes_the_mirror(miniature, web, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(module, "SOURCES", {"basenji": pair})
     said: list[str] = []
-    miniature(tmp_path / "hg38", say=said.append)
+    reporter = Reporter()
+    monkeypatch.setattr(reporter, "note", said.append)
+    miniature(tmp_path / "hg38", reporter=reporter)
     assert web.asked == ["none.fa.gz", "hg38.ml.fa.gz", "sequences_human.bed"]
     assert any("HTTP 404" in text for text in said)
 

@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.prepare import prepare_genome, summary_rows
+from mamba_bio_audio.pipelines.dna.prepare_settings import GenomeSettings
 from mamba_bio_audio.pipelines.dna.sources import PREPARED_KIND
+from mamba_bio_audio.pipelines.reporter import Reporter
 
 
 def module(folder: Path) -> DnaDataModule:
@@ -27,17 +30,17 @@ def test_prepared_folder_works_as_data_path(write_fasta, random_dna, tmp_path: P
         write_fasta("in/a.fa", {"r": random_dna(9000)}),
         write_fasta("in/b.fa.gz", {"r": random_dna(5000, 1)}),
     ]
-    prepared = prepare_genome(paths, tmp_path / "out")
+    manifest = prepare_genome(paths, tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == [".mba.json", "intervals.tsv", "manifest.json"]
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == prepared.manifest
-    assert dict(prepared.rows)["bases"] == "14,000"
-    assert dict(prepared.rows)["bases in two splits"] == "0"
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
+    assert dict(summary_rows(manifest))["bases"] == "14,000"
+    assert dict(summary_rows(manifest))["bases in two splits"] == "0"
     data = module(tmp_path / "out")
     plain = DnaDataModule(DnaDataConfig(path=paths), length=64, batch_size=2, seed=0)
     plain.setup()
     assert data.intervals == plain.intervals
     assert data.summary()["files"] == plain.summary()["files"]
-    for split, counts in prepared.manifest["splits"].items():
+    for split, counts in manifest["splits"].items():
         assert data.summary()["splits"][split]["bases"] == counts["bases"]
     rows = dict(summary_rows(data.summary()))
     assert rows["training windows"].startswith(f"{len(data.windows):,}")
@@ -66,9 +69,9 @@ def test_existing_output_is_kept_without_force(write_fasta, random_dna, tmp_path
     prepare_genome(path, tmp_path / "out")
     before = (tmp_path / "out" / "intervals.tsv").read_text()
     with pytest.raises(InputError, match=r"is not empty.*--force"):
-        prepare_genome(path, tmp_path / "out", split_seed=1)
+        prepare_genome(path, tmp_path / "out", GenomeSettings(seed=1))
     assert (tmp_path / "out" / "intervals.tsv").read_text() == before
-    prepare_genome(path, tmp_path / "out", split_seed=1, force=True)
+    prepare_genome(path, tmp_path / "out", GenomeSettings(seed=1), force=True)
     assert (tmp_path / "out" / "intervals.tsv").read_text() != before
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"):
@@ -79,28 +82,32 @@ def test_leaking_intervals_are_refused(write_fasta, random_dna, tmp_path: Path) 
     path = write_fasta("a.fa", {"r": random_dna(9000)})
     (tmp_path / "x.bed").write_text("r 0 8000 train\nr 7000 9000 test\n")
     with pytest.raises(InputError, match=r"in common \(train/test 1,000\)"):
-        prepare_genome(path, tmp_path / "out", intervals=tmp_path / "x.bed")
+        prepare_genome(path, tmp_path / "out", GenomeSettings(intervals=tmp_path / "x.bed"))
     assert not (tmp_path / "out").exists()
-    prepared = prepare_genome(path, tmp_path / "out", intervals=tmp_path / "x.bed", allow_shared_bases=True)
-    assert prepared.manifest["shared_bases"]["train/test"] == 1000
+    manifest = prepare_genome(
+        path, tmp_path / "out", GenomeSettings(intervals=tmp_path / "x.bed", allow_shared_bases=True)
+    )
+    assert manifest["shared_bases"]["train/test"] == 1000
     # What is shared by coordinates is not counted again by sequence.
-    assert prepared.manifest["duplicates"]["shares"]["test"] == 0
+    assert manifest["duplicates"]["shares"]["test"] == 0
 
 
-def test_ordinary_gzip_is_recompressed(write_fasta, random_dna, tmp_path: Path) -> None:
+def test_ordinary_gzip_is_recompressed(write_fasta, random_dna, tmp_path: Path, monkeypatch) -> None:
     records = {"r": random_dna(200_000, 3, "ACGTacgtN"), "s": random_dna(70_000, 4)}
     plain = write_fasta("plain/a.fa", records)
     packed = tmp_path / "in" / "a.fa.gz"
     packed.parent.mkdir()
     packed.write_bytes(gzip.compress(Path(plain).read_bytes()))
     notes: list[str] = []
+    reporter = Reporter()
+    monkeypatch.setattr(reporter, "note", notes.append)
     with pytest.raises(InputError, match=r"ordinary gzip.*`mba prepare genome a.fa.gz --out DIR` recompresses it"):
         Genome(packed)
-    prepared = prepare_genome(packed.parent, tmp_path / "out", note=notes.append)
+    manifest = prepare_genome(packed.parent, tmp_path / "out", reporter=reporter)
     assert notes == [f"{packed}: ordinary gzip, recompressing to BGZF in {tmp_path / 'out'}"]
     assert {"a.fa.gz", "intervals.tsv", "manifest.json"} <= set(os.listdir(tmp_path / "out"))
     assert not [name for name in os.listdir(tmp_path / "out") if name.endswith(".tmp")]
-    assert dict(prepared.rows)["recompressed"] == f"{packed} to {tmp_path / 'out' / 'a.fa.gz'}"
+    assert dict(summary_rows(manifest))["recompressed"] == f"{packed} to {tmp_path / 'out' / 'a.fa.gz'}"
     data, truth = module(tmp_path / "out"), Genome(plain)
     assert data.genome.records == truth.records
     for record, length in truth.records.items():
@@ -146,24 +153,26 @@ def test_a_failed_preparation_keeps_the_old_one(write_fasta, random_dna, tmp_pat
 def test_contigs_of_a_prepared_folder(write_fasta, random_dna, tmp_path: Path) -> None:
     records = {"chr1": random_dna(9000), "chr1_alt": random_dna(3000, 1), "chr2": random_dna(5000, 2)}
     path = write_fasta("a.fa", records)
-    prepared = prepare_genome(path, tmp_path / "primary")
-    assert dict(prepared.rows)["contigs"] == "2 (primary): chr1, chr2; left out 1: chr1_alt"
-    listed = prepare_genome(path, tmp_path / "listed", contigs=["1:1-8,000", "chr1_alt"])
-    assert dict(listed.rows)["contigs"] == "2 (as listed): chr1:1-8000, chr1_alt:1-3000; left out 1: chr2"
-    assert dict(listed.rows)["names by alias"] == "1 is chr1"
+    manifest = prepare_genome(path, tmp_path / "primary")
+    assert dict(summary_rows(manifest))["contigs"] == "2 (primary): chr1, chr2; left out 1: chr1_alt"
+    listed = prepare_genome(path, tmp_path / "listed", GenomeSettings(contigs=("1:1-8,000", "chr1_alt")))
+    assert dict(summary_rows(listed))["contigs"] == "2 (as listed): chr1:1-8000, chr1_alt:1-3000; left out 1: chr2"
+    assert dict(summary_rows(listed))["names by alias"] == "1 is chr1"
     # The training keeps to what was prepared.
     data = module(tmp_path / "listed")
     assert sum(data.bases(split) for split in ("train", "valid", "test")) == 11_000
-    assert data.summary()["contigs"] == listed.manifest["contigs"]
+    assert data.summary()["contigs"] == listed["contigs"]
 
 
 def test_whole_chromosomes_are_held_out(write_fasta, random_dna, tmp_path: Path) -> None:
     path = write_fasta("a.fa", {f"chr{n}": random_dna(1000 * n, n) for n in range(1, 13)})
-    prepared = prepare_genome(path, tmp_path / "out", split_by="records", valid_fraction=0.1, test_fraction=0.1)
+    manifest = prepare_genome(
+        path, tmp_path / "out", GenomeSettings(split_by="records", valid_fraction=0.1, test_fraction=0.1)
+    )
     rows = [line.split("\t") for line in (tmp_path / "out" / "intervals.tsv").read_text().splitlines()[1:]]
     assert [(row[1], row[2], row[3]) for row in rows] == [(f"chr{n}", "0", str(1000 * n)) for n in range(1, 13)]
     assert {row[4] for row in rows} == {"train", "valid", "test"}
-    assert prepared.manifest["split_source"] == "records chosen by split_seed 0"
+    assert manifest["split_source"] == "records chosen by split_seed 0"
     data = DnaDataModule(
         DnaDataConfig(path=path, split_by="records", valid_fraction=0.1, test_fraction=0.1),
         length=64,
@@ -173,15 +182,22 @@ def test_whole_chromosomes_are_held_out(write_fasta, random_dna, tmp_path: Path)
     data.setup()
     assert [(i.record, i.split) for i in data.intervals] == [(row[1], row[4]) for row in rows]
     with pytest.raises(InputError, match="by whole records; nothing is left for.*data.split_by=blocks"):
-        prepare_genome(write_fasta("b.fa", {"one": random_dna(9000)}), tmp_path / "b", split_by="records")
-    with pytest.raises(InputError, match="split_by"):
-        prepare_genome(path, tmp_path / "c", split_by="genes")
+        prepare_genome(
+            write_fasta("b.fa", {"one": random_dna(9000)}), tmp_path / "b", GenomeSettings(split_by="records")
+        )
 
 
-def test_bad_settings(write_fasta, random_dna, tmp_path: Path) -> None:
-    path = write_fasta("a.fa", {"r": random_dna(9000)})
-    with pytest.raises(InputError, match="valid_fraction"):
-        prepare_genome(path, tmp_path / "out", valid_fraction=1.5)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split_by": "genes"}, "split_by"),
+        ({"valid_fraction": 1.5}, "valid_fraction"),
+        ({"valid_fraction": 0.5, "test_fraction": 0.5}, "nothing to train on"),
+    ],
+)
+def test_bad_settings(settings, message) -> None:
+    with pytest.raises(ValidationError, match=message):
+        GenomeSettings(**settings)
 
 
 def test_data_path_of_a_foreign_manifest(write_fasta, random_dna, tmp_path: Path) -> None:

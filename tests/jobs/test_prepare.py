@@ -1,6 +1,8 @@
-"""`mba prepare audio`, `sc09` and `youtubemix` as commands."""
+"""`mba prepare ...` as commands; hg38 and apes, which need miniatures, are in tests/pipelines/dna."""
 
+import gzip
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import soundfile
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.pipelines import download
 from mamba_bio_audio.pipelines.audio import prepare
+from mamba_bio_audio.pipelines.unpacked import VARIABLE
 
 
 def mba_command(*arguments: object) -> int:
@@ -76,3 +79,48 @@ def test_audio_and_youtubemix(tmp_path, capsys) -> None:
     (folder / "bad.wav").unlink()
     assert mba_command("prepare", "youtubemix", "--from", folder, "--out", tmp_path / "y", "--quiet") == 0
     assert "17 recordings" in capsys.readouterr().out
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A genome as ordinary gzip: it is copied, which is noted."""
+    bases = "".join(np.random.default_rng(0).choice(list("ACGT"), 300_000))
+    path = tmp_path / "in" / "g.fa.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(f">one\n{bases}\n".encode()))
+    return path
+
+
+def test_genome(packed: Path, tmp_path: Path, capsys) -> None:
+    assert mba_command("prepare", "genome", packed, "--out", tmp_path / "a", "--json") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert "ordinary gzip, recompressing" in shown.err
+    assert mba_command("prepare", "genome", packed, "--out", tmp_path / "b", "--quiet", "--seed", 1) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "blocks chosen by split_seed 1" in shown.out
+    assert shown.out.endswith(f"next: mba pretrain dna/tiny --set data.path={tmp_path / 'b'}\n")
+    arguments = ("prepare", "genome", packed, "--out", tmp_path / "c")
+    assert mba_command(*arguments, "--valid-fraction", 0.5, "--test-fraction", 0.5) == 2
+    assert "nothing to train on" in capsys.readouterr().err
+
+
+def test_how_much_a_genome_may_unpack_to(packed: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    arguments = ("prepare", "genome", packed, "--out", tmp_path / "out", "--max-unpacked-gb")
+    assert mba_command(*arguments, 0.0002) == 2
+    assert "unpacks to more than 0.0002 GB" in capsys.readouterr().err
+    assert mba_command(*arguments, 0) == 2
+    assert "--max-unpacked-gb: Input should be greater than 0" in capsys.readouterr().err
+    assert VARIABLE not in os.environ
+    # An option goes before the variable.
+    monkeypatch.setenv(VARIABLE, "0.0002")
+    assert mba_command(*arguments, 1) == 0
+    assert os.environ[VARIABLE] == "0.0002"
+
+
+def test_hg38_from_nowhere(tmp_path: Path, capsys) -> None:
+    assert mba_command("prepare", "hg38", "--from", tmp_path / "none", "--out", tmp_path / "out") == 2
+    assert "none: no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,32 @@
+"""Settings of prepared recordings, free of everything heavy: the command line is made from them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+BadFiles = Literal["error", "exclude"]
+BAD_FILES_HELP = "What to do with unusable files: stop and name them, or leave them out and list them in the manifest."
+
+
+class AudioSettings(BaseModel):
+    """How recordings are written and split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    rate: int = Field(16_000, ge=1000, le=384_000, description="Sample rate of the prepared recordings, in Hz.")
+    piece_seconds: float | None = Field(
+        None, ge=0.01, description="Cut each recording into pieces of this many seconds; by default it stays whole."
+    )
+    valid_fraction: float = Field(0.06, ge=0, le=1, description="Share of the validation split.")
+    test_fraction: float = Field(0.06, ge=0, le=1, description="Share of the test split.")
+    bad_files: BadFiles = Field("error", description=BAD_FILES_HELP)
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> AudioSettings:
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "--valid-fraction and --test-fraction leave nothing to train on; their sum must be below 1"
+            )
+        return self

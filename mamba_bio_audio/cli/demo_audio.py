@@ -22,11 +22,11 @@ def demo_audio(out: Path, overrides: Sequence[str], device: str, quiet: bool) ->
 
     import soundfile
 
-    from mamba_bio_audio.evaluation.audio_figures import spectrograms
     from mamba_bio_audio.files import Maker, check_out, new_folder, write_json
     from mamba_bio_audio.jobs.evaluate import describe_evaluation, evaluate
     from mamba_bio_audio.jobs.pretrain import pretrain, run_maker
     from mamba_bio_audio.jobs.sample import sample
+    from mamba_bio_audio.pipelines.audio.figures import spectrograms
     from mamba_bio_audio.pipelines.synthetic.tones import write_melodies
     from mamba_bio_audio.run.config import load_config
 

@@ -96,8 +96,8 @@ def sample(
 
 def _report(run: Path, out: Path, quiet: bool) -> None:
     """Measure DNA samples beside the training data."""
-    from mamba_bio_audio.evaluation.samples import describe_samples
     from mamba_bio_audio.jobs.sample_report import report_on_samples
+    from mamba_bio_audio.pipelines.dna.samples import describe_samples
 
     with counter("comparing", "bases", quiet) as progress:
         result = report_on_samples(run, out, progress=progress)

@@ -200,30 +200,6 @@ def learning_curves(metrics: Path, per: str) -> bytes:
     return _png(figure)
 
 
-def kmer_spectra(report: dict[str, Any]) -> bytes:
-    """Shares of 6-mers in samples, and in as much validation sequence, against those in training sequence, as a PNG.
-
-    Args:
-        report: of `evaluation.samples.sample_report`, with spectra.
-    """
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    spectra = {name: np.array(counts) / max(1, sum(counts)) for name, counts in report["spectra"].items()}
-    shown = [(name, title) for name, title in (("own", "samples"), ("valid", "validation")) if name in spectra]
-    figure = Figure(figsize=(5.2 * len(shown), 4.6), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        both = (spectra[name] > 0) & (spectra["train"] > 0)
-        axes.loglog(spectra["train"][both], spectra[name][both], ".", markersize=3, alpha=0.5)
-        ends = [spectra["train"][both].min(), spectra["train"][both].max()] if both.any() else [1e-4, 1e-3]
-        axes.loglog(ends, ends, color="black", linewidth=0.8)
-        divergence = report["own" if name == "own" else "valid"]["divergence"]
-        axes.set(
-            xlabel="share of each 6-mer, training", ylabel=f"share, {title}", title=f"divergence {divergence:.4f} bits"
-        )
-    return _png(figure)
-
-
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")

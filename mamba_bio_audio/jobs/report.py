@@ -14,8 +14,7 @@ from typing import Any, get_args
 
 from mamba_bio_audio import __version__
 from mamba_bio_audio.errors import InputError, as_written
-from mamba_bio_audio.evaluation.figures import kmer_spectra, learning_curves
-from mamba_bio_audio.evaluation.samples import describe_samples
+from mamba_bio_audio.evaluation.figures import learning_curves
 from mamba_bio_audio.files import inside, write_text
 from mamba_bio_audio.jobs.context import describe_context
 from mamba_bio_audio.jobs.evaluate import describe_evaluation
@@ -23,6 +22,7 @@ from mamba_bio_audio.jobs.evaluate_classes import describe as describe_classes
 from mamba_bio_audio.jobs.report_audio import Clip, clips_of, find_samples, judged_samples
 from mamba_bio_audio.jobs.sample_report import report_on_samples, report_path
 from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.pipelines.dna.samples import describe_samples, kmer_spectra
 from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import RunConfig, to_yaml

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import soundfile
 
 from mamba_bio_audio.errors import InputError, as_written
-from mamba_bio_audio.evaluation.audio_figures import spectrograms
 from mamba_bio_audio.files import inside
 from mamba_bio_audio.jobs.sc09 import describe_sc09
+from mamba_bio_audio.pipelines.audio.figures import spectrograms
 
 SHOWN = 6
 _LONGEST_S = 20.0

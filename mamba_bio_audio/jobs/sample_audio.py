@@ -30,8 +30,8 @@ from mamba_bio_audio.files import (
     write_json,
     write_text,
 )
-from mamba_bio_audio.inference import wav
 from mamba_bio_audio.inference.row_files import RowFiles
+from mamba_bio_audio.pipelines.audio import wav
 from mamba_bio_audio.pipelines.audio.files import open_file
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.run.environment import environment

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.samples import sample_report
 from mamba_bio_audio.files import begins_with, check_file, write_json
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.records import read_records
+from mamba_bio_audio.pipelines.dna.samples import sample_report
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import RunConfig

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation import audio_metrics as metrics
-from mamba_bio_audio.evaluation.audio_figures import spectrograms
 from mamba_bio_audio.evaluation.judge import (
     CLIP_SAMPLES,
     RATE_HZ,
@@ -41,6 +40,7 @@ from mamba_bio_audio.jobs.sample_audio import sample_audio
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+from mamba_bio_audio.pipelines.audio.figures import spectrograms
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS, SPEECH_COMMANDS
 from mamba_bio_audio.pipelines.audio.splits import Span
 from mamba_bio_audio.pipelines.dna.fasta_index import cache_folder

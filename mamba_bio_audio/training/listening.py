@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mamba_bio_audio.evaluation.audio_figures import spectrograms
 from mamba_bio_audio.evaluation.audio_frames import frame_distance, frames
 from mamba_bio_audio.inference.generate import generate
+from mamba_bio_audio.pipelines.audio.figures import spectrograms
 
 _LONGEST_S = 1.0
 _RECORDED = 64

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.samples import (
+from mamba_bio_audio.pipelines.dna.samples import (
     composition,
     describe_samples,
     divergence,

@@ -14,6 +14,7 @@ shrink with the amount of sequence, so held-out sequence of the same amount stan
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.matches import Query, longest_matches
 from mamba_bio_audio.pipelines.dna.kmers import canonical_columns, count_kmers
 from mamba_bio_audio.pipelines.dna.markov import GenomeLike, Span, merge_spans
+from mamba_bio_audio.pipelines.dna.matches import Query, longest_matches
 
 K = 6
 _DUST_BASES = 64
@@ -202,6 +203,31 @@ def _held_out(genome: GenomeLike, spans: Sequence[Span], lengths: Sequence[int])
         low = min(start + place - (int(ends[index]) - (end - start)), max(start, end - length))
         rows.append(genome.fetch(record, low, min(low + length, end)))
     return rows
+
+
+def kmer_spectra(report: dict[str, Any]) -> bytes:
+    """Shares of 6-mers in samples, and in as much validation sequence, against those in training sequence, as a PNG.
+
+    Args:
+        report: of `sample_report`, with spectra.
+    """
+    from matplotlib.figure import Figure
+
+    spectra = {name: np.array(counts) / max(1, sum(counts)) for name, counts in report["spectra"].items()}
+    shown = [(name, title) for name, title in (("own", "samples"), ("valid", "validation")) if name in spectra]
+    figure = Figure(figsize=(5.2 * len(shown), 4.6), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        both = (spectra[name] > 0) & (spectra["train"] > 0)
+        axes.loglog(spectra["train"][both], spectra[name][both], ".", markersize=3, alpha=0.5)
+        ends = [spectra["train"][both].min(), spectra["train"][both].max()] if both.any() else [1e-4, 1e-3]
+        axes.loglog(ends, ends, color="black", linewidth=0.8)
+        divergence = report["own" if name == "own" else "valid"]["divergence"]
+        axes.set(
+            xlabel="share of each 6-mer, training", ylabel=f"share, {title}", title=f"divergence {divergence:.4f} bits"
+        )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
 
 
 def describe_samples(result: dict[str, Any]) -> str:

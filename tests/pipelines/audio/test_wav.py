@@ -3,7 +3,7 @@
 import numpy as np
 import soundfile
 
-from mamba_bio_audio.inference import wav
+from mamba_bio_audio.pipelines.audio import wav
 
 
 def test_header_and_samples_are_read_back(tmp_path) -> None:

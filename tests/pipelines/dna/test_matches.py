@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mamba_bio_audio.evaluation import matches as module
+from mamba_bio_audio.pipelines.dna import matches as module
 from mamba_bio_audio.pipelines.dna.matches import Query, longest_matches
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,12 +23,11 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.files import AudioFile
-from mamba_bio_audio.pipelines.audio.splits import SPLITS, Span, split_by_share
+from mamba_bio_audio.pipelines.audio.splits import split_by_share
 from mamba_bio_audio.pipelines.dna.class_tags import splits_of
-from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow
 from mamba_bio_audio.pipelines.dna.classes import ClassDataset, ClassStream, fingerprint
-from mamba_bio_audio.pipelines.dna.labelled import Region
-from mamba_bio_audio.pipelines.split_names import is_split_word, refuse_split_names
+from mamba_bio_audio.pipelines.spans import Region, Span
+from mamba_bio_audio.pipelines.split_names import SPLITS, is_split_word, refuse_split_names
 from mamba_bio_audio.pipelines.stream import StagedStream, Stretch, loader, share
 
 _REMEDY = (
@@ -54,7 +53,7 @@ class LabelledClips:
 
     Attributes:
         classes: names in the order of their numbers.
-        regions: one per clip; `source` is the file's number.
+        regions: one per clip.
         examples, genomes: as of labelled DNA.
     """
 
@@ -68,9 +67,9 @@ class LabelledClips:
         self.length = module.length
         self.fill = module.config.pad_target == "silence"
 
-    def fetch(self, region: Region, start: int, end: int) -> NDArray[Any]:
+    def fetch(self, region: Region) -> NDArray[Any]:
         """Zero level and levels of a clip, at most as many as the training length."""
-        ids = self.recordings.ids(Span(region.source, start, min(end, start + self.length - 1)))
+        ids = self.recordings.ids(Span(region.record, region.start, min(region.end, region.start + self.length - 1)))
         zero = self.recordings.codec.zero_level
         ids = np.concatenate([np.full(1, zero, ids.dtype), ids])
         return np.pad(ids, (0, self.length - len(ids)), constant_values=zero) if self.fill else ids
@@ -94,6 +93,7 @@ class AudioClassesDataModule(AudioDataModule):
         files = self.recordings.files
         named = self._intervals()
         names, said = zip(*(_class_and_tags(file) for file in files), strict=True)
+        class_of = {file.name: name for file, name in zip(files, names, strict=True)}
         classes = tuple(self.config.classes or sorted(set(names)))
         unknown = [name for name in classes if name not in names]
         if unknown:
@@ -106,20 +106,12 @@ class AudioClassesDataModule(AudioDataModule):
         if named is None:
             own = [number for number, name in enumerate(names) if name in classes]
             splits = splits_of(((files[at].path, said[at]) for at in own), "recordings", _REMEDY)
-            self._split_files({number: split for number, split in zip(own, splits, strict=True)}, names, classes)
+            self._split_files(dict(zip((files[at].name for at in own), splits, strict=True)), class_of, classes)
         regions = [
-            Region(
-                classes.index(names[span.file]),
-                span.file,
-                files[span.file].name,
-                span.start,
-                span.stop,
-                split,
-                files[span.file].name,
-            )
+            Region(*span, classes.index(class_of[span.record]), split, span.record)
             for split in SPLITS
             for span in self.spans[split]
-            if names[span.file] in classes
+            if class_of[span.record] in classes
         ]
         for region in regions:
             if len(region) >= self.length:
@@ -129,36 +121,37 @@ class AudioClassesDataModule(AudioDataModule):
                 )
         self.labelled = LabelledClips(self, classes, regions)
 
-    def _split_files(self, splits: dict[int, str | None], names: Sequence[str], classes: Sequence[str]) -> None:
+    def _split_files(self, splits: dict[str, str | None], class_of: Mapping[str, str], classes: Sequence[str]) -> None:
         """Set `spans` and `split_source` by the folders' splits, and draw what they leave open.
 
         Args:
-            splits: of each file number that has a class; None for all where the folders name none.
-            names: class of every file.
+            splits: of each file that has a class; None for all where the folders name none.
+            class_of: class of every file.
             classes: that there are.
         """
         given = any(splits.values())
         valid, test = self.config.valid_fraction, self.config.test_fraction
         drawn = {None} if not given else set() if valid == 0 or "valid" in splits.values() else {"train"}
         self.spans = {split: [] for split in SPLITS}
-        for number, split in splits.items():
+        for file, split in splits.items():
             if split is not None and split not in drawn:
-                self.spans[split].append(Span(number, 0, self._size(number)))
+                self.spans[split].append(Span(file, 0, self._size(file)))
         # By class: the order of names would put whole classes into one split.
         for name in classes:
-            own = [number for number, split in splits.items() if names[number] == name and split in drawn]
+            own = [file for file, split in splits.items() if class_of[file] == name and split in drawn]
             if not own:
                 continue
-            made, how = split_by_share([self._size(number) for number in own], valid, 0 if given else test)
+            made, how = split_by_share({file: self._size(file) for file in own}, valid, 0 if given else test)
             for split, spans in made.items():
-                self.spans[split] += [Span(own[span.file], span.start, span.stop) for span in spans]
+                self.spans[split] += spans
         if given:
             self.split_source = "the folders" + (f"; {valid:.0%} of their train is validation, {how}" if drawn else "")
         else:
             self.split_source = f"{how}, class by class"
 
-    def _size(self, number: int) -> int:
-        config, size = self.config, self.recordings.files[number].num_samples(self.config.sample_rate_hz)
+    def _size(self, name: str) -> int:
+        config, file = self.config, self.recordings.files[self.recordings.number[name]]
+        size = file.num_samples(config.sample_rate_hz)
         return (
             size if config.max_duration_s is None else min(size, round(config.max_duration_s * config.sample_rate_hz))
         )
@@ -220,8 +213,7 @@ class AudioClassesDataModule(AudioDataModule):
         if max_tokens is not None:
             step = max(1, -(-len(own) * self.length // max_tokens))
             own = own[::step]
-        windows = [ClassWindow(region, region.start, region.end) for region in own]
-        return ClassDataset(self.labelled, windows, self.length, self.pad_id)
+        return ClassDataset(self.labelled, own, self.length, self.pad_id)
 
     def evaluation_dataloader(
         self, split: str, batch_size: int | None = None, max_tokens: int | None = None

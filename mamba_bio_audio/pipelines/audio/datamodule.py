@@ -17,22 +17,11 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.files import AudioFile, content_hash, list_files, open_files
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.audio.splits import (
-    INTERVALS_NAME,
-    SPLITS,
-    Span,
-    has_split_columns,
-    read_splits,
-    split_by_share,
-)
-from mamba_bio_audio.pipelines.audio.windows import (
-    AudioWindows,
-    EvaluationWindows,
-    evaluation_windows,
-    evenly_spaced,
-    tile,
-)
+from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, has_split_columns, read_splits, split_by_share
+from mamba_bio_audio.pipelines.spans import Span, total
+from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.stream import StagedStream, Stretch, TrainingStream, loader, share
+from mamba_bio_audio.pipelines.windows import Windows, evenly_spaced, tile
 
 IGNORED = -100
 # With more files, results per file would be a wall of numbers, and batches of many small groups slow.
@@ -44,12 +33,13 @@ class Recordings:
 
     def __init__(self, files: Sequence[AudioFile], codec: AudioCodec, gain: float = 1.0) -> None:
         self.files = list(files)
+        self.number = {file.name: at for at, file in enumerate(files)}
         self.codec = codec
         self.gain = gain
 
     def audio(self, span: Span) -> NDArray[np.float32]:
         """Samples of a span, mono, at the codec's rate, multiplied by the gain."""
-        samples = self.files[span.file].read(span.start, span.stop, self.codec.sample_rate_hz)
+        samples = self.files[self.number[span.record]].read(span.start, span.end, self.codec.sample_rate_hz)
         return samples if self.gain == 1 else samples * np.float32(self.gain)
 
     def ids(self, span: Span) -> NDArray[np.uint8 | np.int16]:
@@ -61,7 +51,7 @@ class AudioStream(TrainingStream):
     """Training windows of recordings."""
 
     def __init__(
-        self, windows: AudioWindows, recordings: Recordings, *, score_padding: bool = False, **stream: int
+        self, windows: Windows, recordings: Recordings, *, score_padding: bool = False, **stream: int
     ) -> None:
         super().__init__(windows, **stream)
         self.windows = windows
@@ -81,7 +71,7 @@ class AudioStream(TrainingStream):
 class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
     """Windows of a split, one by one: tokens (L,), targets (L,), and `group`, an index into `group_names`."""
 
-    def __init__(self, windows: AudioWindows, recordings: Recordings) -> None:
+    def __init__(self, windows: Windows, recordings: Recordings) -> None:
         self.windows = windows
         self.recordings = recordings
 
@@ -92,7 +82,7 @@ class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
         span = self.windows[index]
         rows = pad_and_shift([self.recordings.ids(span)], self.windows.length, self.recordings.codec.zero_level)
         example = {name: row[0] for name, row in rows.items()}
-        example["group"] = torch.tensor(span.file if len(self.recordings.files) <= _MAX_GROUPS else 0)
+        example["group"] = torch.tensor(self.recordings.number[span.record] if len(self.recordings.files) <= _MAX_GROUPS else 0)
         return example
 
 
@@ -119,7 +109,7 @@ class AudioDataModule(LightningDataModule):
 
     recordings: Recordings
     spans: dict[str, list[Span]]
-    windows: AudioWindows
+    windows: Windows
 
     def __init__(
         self,
@@ -150,7 +140,7 @@ class AudioDataModule(LightningDataModule):
         self.skipped_windows = 0
         self.split_source = ""
         self.stretches: Sequence[Stretch] = ()
-        self._evaluation: dict[str, EvaluationWindows] = {}
+        self._evaluation: dict[str, Windows] = {}
         self._ready = False
 
     @property
@@ -170,26 +160,26 @@ class AudioDataModule(LightningDataModule):
             )
         files, self.excluded = open_files(list_files(config.path), config.bad_files)
         self.recordings = Recordings(files, self.codec, config.gain)
-        sizes = [file.num_samples(config.sample_rate_hz) for file in files]
+        sizes = {file.name: file.num_samples(config.sample_rate_hz) for file in files}
         if config.max_duration_s is not None:
             most = max(1, round(config.max_duration_s * config.sample_rate_hz))
-            sizes = [min(size, most) for size in sizes]
+            sizes = {name: min(size, most) for name, size in sizes.items()}
         listed = self._intervals()
         if listed is None:
             self.spans, made = split_by_share(sizes, config.valid_fraction, config.test_fraction)
             self.split_source = f"{made}: train, valid {config.valid_fraction:.0%}, test {config.test_fraction:.0%}"
         else:
-            self.spans = read_splits(listed, files, sizes)
+            self.spans = read_splits(listed, sizes)
             self.split_source = listed
         self.windows, self.skipped_windows = self._training_windows(self.length)
         self._ready = True
 
-    def _training_windows(self, length: int) -> tuple[AudioWindows, int]:
-        windows = tile(self.spans["train"], length)
+    def _training_windows(self, length: int) -> tuple[Windows, int]:
+        windows = tile(self.spans["train"], length, shared=0)
         kept = windows.select(windows.size == length) if self.config.drop_short else windows
         return kept, len(windows) - len(kept)
 
-    def training_windows(self, length: int) -> AudioWindows:
+    def training_windows(self, length: int) -> Windows:
         """Windows of the training split at some length."""
         self.setup()
         return self.windows if length == self.length else self._training_windows(length)[0]
@@ -227,13 +217,13 @@ class AudioDataModule(LightningDataModule):
             stage=stretch.stage,
         )
 
-    def evaluation_windows(self, split: str) -> EvaluationWindows:
+    def evaluation_windows(self, split: str) -> Windows:
         """Windows that score each sample of a split once."""
         self.setup()
         if split not in SPLITS:
             raise InputError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
         if split not in self._evaluation:
-            self._evaluation[split] = evaluation_windows(self.spans[split], self.length)
+            self._evaluation[split] = tile(self.spans[split], self.length, shared=0)
         return self._evaluation[split]
 
     def evaluation_dataset(self, split: str, max_tokens: int | None = None) -> EvaluationDataset:
@@ -244,7 +234,7 @@ class AudioDataModule(LightningDataModule):
             max_tokens: keep only so many windows, evenly spaced, that their positions are at most this many
                 (one at least).
         """
-        windows = self.evaluation_windows(split).windows
+        windows = self.evaluation_windows(split)
         if not len(windows):
             raise InputError(f"the {split} split has no sample. Check the splits: {self.split_source}.")
         if max_tokens is not None:
@@ -264,19 +254,18 @@ class AudioDataModule(LightningDataModule):
         )
 
     def evaluation_spans(self, split: str) -> list[Span]:
-        """A split as (file, start, stop) in samples."""
+        """A split in samples."""
         self.setup()
         return list(self.spans[split])
 
     def samples(self, split: str) -> int:
         """Samples in a split."""
-        return sum(span.stop - span.start for span in self.evaluation_spans(split))
+        return total(self.evaluation_spans(split))
 
     def splits_fingerprint(self) -> str:
         """SHA-256 of the splits, whatever the length of the windows."""
         self.setup()
-        names = [file.name for file in self.recordings.files]
-        rows = sorted(f"{names[s.file]}\t{s.start}\t{s.stop}\t{split}\n" for split in SPLITS for s in self.spans[split])
+        rows = sorted(f"{s.record}\t{s.start}\t{s.end}\t{split}\n" for split in SPLITS for s in self.spans[split])
         return hashlib.sha256("".join(rows).encode()).hexdigest()
 
     def summary(self) -> dict[str, Any]:
@@ -296,10 +285,10 @@ class AudioDataModule(LightningDataModule):
             "splits_sha256": self.splits_fingerprint(),
             "splits": {
                 split: {
-                    "files": len({span.file for span in self.spans[split]}),
+                    "files": len({span.record for span in self.spans[split]}),
                     "samples": self.samples(split),
                     "seconds": round(self.samples(split) / rate, 3),
-                    "evaluation_windows": len(self.evaluation_windows(split).windows),
+                    "evaluation_windows": len(self.evaluation_windows(split)),
                 }
                 for split in SPLITS
             },

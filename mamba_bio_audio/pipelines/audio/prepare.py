@@ -31,8 +31,10 @@ from mamba_bio_audio.pipelines.audio.files import (
     probe,
 )
 from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings, BadFiles
-from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, SPLITS, Span, split_by_share
+from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, split_by_share
 from mamba_bio_audio.pipelines.reporter import Reporter
+from mamba_bio_audio.pipelines.spans import Span
+from mamba_bio_audio.pipelines.split_names import SPLITS
 
 MAKER = Maker("prepare audio")
 _BLOCK = 1 << 20
@@ -130,7 +132,7 @@ def _write_recordings(
             for number, (start, stop) in enumerate(itertools.pairwise(edges)):
                 ending = f".{number:0{len(str(len(edges) - 1))}d}" if settings.piece_seconds is not None else ""
                 own.append(f"{Path(name).with_suffix('')}{ending}.flac")
-                clipped += _write_flac(file, Span(0, start, stop), folder / own[-1], settings.rate)
+                clipped += _write_flac(file, Span(name, start, stop), folder / own[-1], settings.rate)
             names += own
             sizes += [stop - start for start, stop in itertools.pairwise(edges)]
         except InputError as error:
@@ -146,8 +148,8 @@ def _write_recordings(
         raise InputError(f"two recordings would both be {twice}; rename one of them")
     if temporary:
         shutil.rmtree(paths[0])
-    spans, made = split_by_share(sizes, settings.valid_fraction, settings.test_fraction)
-    rows = [(names[span.file], split, span.start, span.stop) for split in SPLITS for span in spans[split]]
+    spans, made = split_by_share(dict(zip(names, sizes, strict=True)), settings.valid_fraction, settings.test_fraction)
+    rows = [(span.record, split, span.start, span.end) for split in SPLITS for span in spans[split]]
     more: dict[str, Any] = ({} if source is None else {"source": str(source)}) | {"clipped_samples": clipped}
     return _finish(folder, rows, made, bad, settings.rate, more)
 
@@ -291,8 +293,8 @@ def _write_flac(file: AudioFile, span: Span, path: Path, rate_hz: int) -> int:
     clipped = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with name_full_disk(path), soundfile.SoundFile(path, "w", rate_hz, 1, "PCM_16", format="FLAC") as target:
-        for start in range(span.start, span.stop, _BLOCK):
-            audio = file.read(start, min(start + _BLOCK, span.stop), rate_hz)
+        for start in range(span.start, span.end, _BLOCK):
+            audio = file.read(start, min(start + _BLOCK, span.end), rate_hz)
             clipped += int((np.abs(audio) > 1).sum())
             target.write(np.clip(audio, -1, 1))
     return clipped

@@ -6,64 +6,61 @@ import csv
 import io
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
-
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.audio.files import AudioFile
+from mamba_bio_audio.pipelines.spans import Span
+from mamba_bio_audio.pipelines.split_names import SPLITS
 
-SPLITS = ("train", "valid", "test")
 INTERVALS_NAME = "intervals.tsv"
 _COLUMNS = ("file", "split")
 
 
-class Span(NamedTuple):
-    """Samples [start, stop) of file number `file`, at the model's rate."""
-
-    file: int
-    start: int
-    stop: int
-
-
-def split_by_share(sizes: Sequence[int], valid: float, test: float) -> tuple[dict[str, list[Span]], str]:
+def split_by_share(sizes: Mapping[str, int], valid: float, test: float) -> tuple[dict[str, list[Span]], str]:
     """Splits without a list, and how they were made.
 
     Files are kept whole: in natural order, the first are for training, the next for validation, the last for the test,
     by integer truncation as in SaShiMi. Where that leaves a wanted split empty, each file is cut in time instead.
+
+    Args:
+        sizes: samples of each file, by its name, in natural order.
+        valid, test: shares of validation and test.
     """
-    count = len(sizes)
+    names, count = list(sizes), len(sizes)
     # The tolerance keeps 0.94 * 50 = 46.99999... at 47.
     edges = [0, int((1 - valid - test) * count + 1e-9), int((1 - test) * count + 1e-9), count]
     wanted = (1 - valid - test > 0, valid > 0, test > 0)
     if all(high > low or not want for low, high, want in zip(edges, edges[1:], wanted, strict=False)):
         spans = {
-            split: [Span(file, 0, sizes[file]) for file in range(edges[i], edges[i + 1])]
+            split: [Span(name, 0, sizes[name]) for name in names[edges[i] : edges[i + 1]]]
             for i, split in enumerate(SPLITS)
         }
         return spans, "whole files in natural order"
     cut: dict[str, list[Span]] = {split: [] for split in SPLITS}
-    for file, size in enumerate(sizes):
+    for name, size in sizes.items():
         points = [0, int((1 - valid - test) * size + 1e-9), int((1 - test) * size + 1e-9), size]
         for split, low, high in zip(SPLITS, points, points[1:], strict=False):
             if high > low:
-                cut[split].append(Span(file, low, high))
+                cut[split].append(Span(name, low, high))
     return cut, f"the last parts of each of {count} file{'s' if count > 1 else ''}"
 
 
-def read_splits(path: str, files: Sequence[AudioFile], sizes: Sequence[int]) -> dict[str, list[Span]]:
+def read_splits(path: str, sizes: Mapping[str, int]) -> dict[str, list[Span]]:
     """Splits from a TSV with the header file, split and optionally start0, end; other columns are ignored.
 
     A file is named as in the data folder, or by its last component where that is unique. `val` is `valid`. Files that
     are not listed belong to no split.
 
+    Args:
+        path: of the list.
+        sizes: samples of each file, by its name.
+
     Raises:
         InputError: naming the line, for unknown files and splits, bad numbers, and samples in more than one split.
     """
-    names = {file.name: number for number, file in enumerate(files)}
-    last: dict[str, list[int]] = {}
-    for number, file in enumerate(files):
-        last.setdefault(os.path.basename(file.name), []).append(number)
+    last: dict[str, list[str]] = {}
+    for name in sizes:
+        last.setdefault(os.path.basename(name), []).append(name)
     spans: dict[str, list[Span]] = {split: [] for split in SPLITS}
     # Quotes belong to names.
     rows = csv.DictReader(_text(path), delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -74,19 +71,19 @@ def read_splits(path: str, files: Sequence[AudioFile], sizes: Sequence[int]) -> 
         name, split = row["file"] or "", {"val": "valid"}.get(row["split"] or "", row["split"] or "")
         if split not in SPLITS:
             raise InputError(f"{where}: split is one of {', '.join(SPLITS)}, not {split!r}.")
-        alike = [names[name]] if name in names else last.get(name, [])
+        alike = [name] if name in sizes else last.get(name, [])
         if len(alike) != 1:
             text = "is not in data.path" if not alike else f"could be {len(alike)} files; give its folder too"
             raise InputError(f"{where}: {name} {text}.")
         size = sizes[alike[0]]
         try:
-            start, stop = int(row.get("start0") or 0), int(row.get("end") or size)
+            start, end = int(row.get("start0") or 0), int(row.get("end") or size)
         except ValueError:
             raise InputError(f"{where}: start0 and end are whole numbers of samples.") from None
-        if not 0 <= start < stop <= size:
-            raise InputError(f"{where}: samples {start} to {stop} do not lie in {name}, which has {size}.")
-        spans[split].append(Span(alike[0], start, stop))
-    _refuse_overlaps(path, spans, files)
+        if not 0 <= start < end <= size:
+            raise InputError(f"{where}: samples {start} to {end} do not lie in {name}, which has {size}.")
+        spans[split].append(Span(alike[0], start, end))
+    _refuse_overlaps(path, spans)
     return spans
 
 
@@ -106,11 +103,11 @@ def has_split_columns(path: str) -> bool:
         return set(_COLUMNS) <= set(stream.readline().rstrip("\r\n").split("\t"))
 
 
-def _refuse_overlaps(path: str, spans: dict[str, list[Span]], files: Sequence[AudioFile]) -> None:
+def _refuse_overlaps(path: str, spans: dict[str, list[Span]]) -> None:
     everything = sorted((span, split) for split, listed in spans.items() for span in listed)
     for (one, split), (other, other_split) in itertools.pairwise(everything):
-        if one.file == other.file and other.start < one.stop:
+        if one.record == other.record and other.start < one.end:
             raise InputError(
-                f"{path}: samples {other.start} to {min(one.stop, other.stop)} of {files[one.file].name} are listed "
+                f"{path}: samples {other.start} to {min(one.end, other.end)} of {one.record} are listed "
                 f"twice, for {split} and for {other_split}."
             )

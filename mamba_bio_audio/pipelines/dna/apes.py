@@ -44,11 +44,11 @@ from mamba_bio_audio.pipelines.dna.homology import (
     numbers_refused,
     read_splits,
 )
-from mamba_bio_audio.pipelines.dna.intervals import SPLITS
 from mamba_bio_audio.pipelines.dna.prepare_settings import SpeciesSettings, chromosomes
 from mamba_bio_audio.pipelines.dna.records import Record, read_records, write_record
 from mamba_bio_audio.pipelines.download import download
 from mamba_bio_audio.pipelines.reporter import Reporter
+from mamba_bio_audio.pipelines.split_names import SPLITS
 
 KIND = "mamba-bio-audio prepared species"
 FASTA_NAME = "chromosomes.fa.gz"

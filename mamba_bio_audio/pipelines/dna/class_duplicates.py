@@ -22,9 +22,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mamba_bio_audio.pipelines.dna.class_rows import counted
-from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, words_and_starts
-from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region
+from mamba_bio_audio.pipelines.dna.labelled import Labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
 from mamba_bio_audio.pipelines.split_names import SPLITS
 
@@ -52,7 +51,7 @@ def identities(labelled: Labelled) -> dict[tuple[int, str, int, int], int]:
     codec = DnaTokenizer()
     canonical: dict[tuple[int, str, int, int], bytes] = {}
     for region in counted(labelled.regions, "equal sequences", labelled.progress, len(labelled.regions)):
-        ids = labelled.fetch(region, region.start, region.end)
+        ids = labelled.fetch(region)
         canonical[place(region)] = min(ids.tobytes(), codec.reverse_complement(ids).tobytes())
     rank = {sequence: number for number, sequence in enumerate(sorted(set(canonical.values())))}
     return {where: rank[sequence] for where, sequence in canonical.items()}
@@ -119,7 +118,7 @@ def _words(
     first = length = 0
     told = counted(regions, f"near-duplicates by {size}-mers, sequences", labelled.progress, len(regions))
     for number, region in enumerate(told):
-        ids = labelled.fetch(region, region.start, region.end)
+        ids = labelled.fetch(region)
         # Between two regions lies an unknown base, so that no word reaches over.
         pieces += [ids, gap]
         starts.append(length)
@@ -190,7 +189,7 @@ def between_splits(labelled: Labelled) -> dict[str, dict[str, Any]]:
     return found
 
 
-def windows_in_train(labelled: Labelled, windows: Mapping[str, Sequence[ClassWindow]]) -> dict[str, dict[str, Any]]:
+def windows_in_train(labelled: Labelled, windows: Mapping[str, Sequence[Region]]) -> dict[str, dict[str, Any]]:
     """Evaluation windows that stand in the training part of their own class, as `between_splits` says it of examples.
 
     Args:
@@ -211,14 +210,13 @@ def windows_in_train(labelled: Labelled, windows: Mapping[str, Sequence[ClassWin
         f"train/{split}": {"equal": 0, "near": 0, "of": len(own), "example": None} for split, own in windows.items()
     }
     for label in sorted(train):
-        held = [(split, window) for split, own in windows.items() for window in own if window.region.label == label]
+        held = [(split, window) for split, own in windows.items() for window in own if window.label == label]
         if not held:
             continue
-        longest = max(window.end - window.start for _, window in held)
-        bases = sum(window.end - window.start for _, window in held)
+        longest = max(len(window) for _, window in held)
+        bases = sum(len(window) for _, window in held)
         every = max(1, min(bases // CLASS_WORDS, longest // WINDOW_WORDS))
-        parts = [replace(window.region, start=window.start, end=window.end) for _, window in held]
-        words, owners = _words(labelled, parts, WORD, every)
+        words, owners = _words(labelled, [window for _, window in held], WORD, every)
         unique, row = np.unique(words, return_inverse=True)
         seen = np.zeros(len(unique) + 1, dtype=bool)
         for ids in _pieces(labelled, train[label]):
@@ -231,7 +229,7 @@ def windows_in_train(labelled: Labelled, windows: Mapping[str, Sequence[ClassWin
             split, window = held[number]
             pair = found[f"train/{split}"]
             pair["near"] += 1
-            pair["example"] = pair["example"] or [f"{window.region.record}:{window.start + 1:,}-{window.end:,}"]
+            pair["example"] = pair["example"] or [f"{window.record}:{window.start + 1:,}-{window.end:,}"]
     return found
 
 
@@ -242,7 +240,7 @@ def _pieces(labelled: Labelled, regions: Sequence[Region]) -> Iterator[NDArray[n
     size = 0
     for region in regions:
         for start in range(region.start, region.end, PIECE_BASES):
-            ids = labelled.fetch(region, start, min(start + PIECE_BASES + WORD - 1, region.end))
+            ids = labelled.fetch(replace(region, start=start, end=min(start + PIECE_BASES + WORD - 1, region.end)))
             waiting += [ids, gap]
             size += len(ids)
             if size >= PIECE_BASES:

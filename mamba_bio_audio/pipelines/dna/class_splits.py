@@ -19,8 +19,9 @@ from mamba_bio_audio.pipelines.dna.class_rows import numbered_lines
 from mamba_bio_audio.pipelines.dna.class_tags import splits_of, tags_of
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD
-from mamba_bio_audio.pipelines.dna.intervals import Interval, Span, shared_bases, split_blocks
-from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region
+from mamba_bio_audio.pipelines.dna.intervals import split_blocks
+from mamba_bio_audio.pipelines.dna.labelled import Labelled
+from mamba_bio_audio.pipelines.spans import Interval, Region, Span, shared_symbols
 from mamba_bio_audio.pipelines.split_names import SPLITS, split_meanings
 
 
@@ -140,7 +141,7 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, gr
         intervals = _read_intervals(config.intervals, labelled)
         if config.shared_bases == "error":
             for source, name in _class_of_source(labelled).items():
-                shared = shared_bases([interval for at, interval in intervals if at == source])
+                shared = shared_symbols([interval for at, interval in intervals if at == source])
                 pair = next((pair for pair, count in shared.items() if count), None)
                 if pair is not None:
                     raise InputError(

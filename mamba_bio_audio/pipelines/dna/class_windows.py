@@ -10,26 +10,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region
+from mamba_bio_audio.pipelines.dna.labelled import Labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.spans import Region
 
 # Streams of random numbers, beside those of pipelines/stream.py.
 WINDOW_STREAM, EVALUATION_STREAM = 3, 4
 ATTEMPTS = 100
-
-
-class ClassWindow(NamedTuple):
-    """The bases [start, end) of a region, to be given the region's class."""
-
-    region: Region
-    start: int
-    end: int
 
 
 class WindowSampler:
@@ -118,7 +111,7 @@ class WindowSampler:
             starts = starts / np.array([totals[region.source, region.record] for region in own])
         return np.cumsum(starts) / starts.sum()
 
-    def window(self, sample: int) -> tuple[ClassWindow, NDArray[np.uint8]]:
+    def window(self, sample: int) -> tuple[Region, NDArray[np.uint8]]:
         """Sample number i and its bases (L,), read forwards."""
         classes = len(self.by_class)
         draw, label = divmod(sample, classes) if self.matched else (sample, -1)
@@ -130,9 +123,10 @@ class WindowSampler:
             cumulative = self._cumulative[0 if self.matched else chosen]
             region = self.by_class[chosen][min(int(np.searchsorted(cumulative, place, "right")), len(cumulative) - 1)]
             start = region.start + int(within * (len(region) - self.length + 1))
-            ids = self.labelled.fetch(region, start, start + self.length)
+            window = replace(region, start=start, end=start + self.length)
+            ids = self.labelled.fetch(window)
             if self.codec.count_unknown(ids) <= self.max_unknown * self.length:
-                return ClassWindow(region, start, start + self.length), ids
+                return window, ids
         raise InputError(
             f"class {self.labelled.classes[chosen]!r}: {ATTEMPTS} windows drawn in a row have more than "
             f"{self.max_unknown:.0%} bases other than A, C, G, T; raise data.max_unknown, or give intervals without gaps"
@@ -145,14 +139,14 @@ class WindowSampler:
 
 def evaluation_windows(
     labelled: Labelled, split: str, length: int, *, per_class: int, seed: int, max_unknown: float
-) -> list[ClassWindow]:
+) -> list[Region]:
     """Up to `per_class` windows of each class of a split, none overlapping another; the same at every call.
 
     Each region is tiled from a start drawn by the seed, and of all tiles of a class some are drawn. Regions shorter than
     a window give none.
     """
     codec = DnaTokenizer()
-    chosen: list[ClassWindow] = []
+    chosen: list[Region] = []
     by_class: list[list[Region]] = [[] for _ in labelled.classes]
     for region in labelled.regions:
         if region.split == split and len(region) >= length:
@@ -164,11 +158,11 @@ def evaluation_windows(
         tiles = []
         for region in by_class[label]:
             first = region.start + int(random.integers(0, len(region) % length + 1))
-            tiles += [ClassWindow(region, at, at + length) for at in range(first, region.end - length + 1, length)]
+            tiles += [replace(region, start=at, end=at + length) for at in range(first, region.end - length + 1, length)]
         kept = []
         for at in random.permutation(len(tiles)).tolist():
             window = tiles[at]
-            ids = labelled.fetch(window.region, window.start, window.end)
+            ids = labelled.fetch(window)
             if codec.count_unknown(ids) <= max_unknown * length:
                 kept.append(at)
             if len(kept) == per_class:

@@ -22,13 +22,13 @@ from mamba_bio_audio.pipelines.dna.class_duplicates import MAX_TRAIN_BASES, labe
 from mamba_bio_audio.pipelines.dna.class_regions import shares_inside
 from mamba_bio_audio.pipelines.dna.class_rows import Progress
 from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_file, refuse_duplicates
-from mamba_bio_audio.pipelines.dna.class_windows import ClassWindow, WindowSampler, evaluation_windows
+from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler, evaluation_windows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
-from mamba_bio_audio.pipelines.dna.intervals import SPLITS
 from mamba_bio_audio.pipelines.dna.label_leaks import leak_rows, leaks_of
-from mamba_bio_audio.pipelines.dna.labelled import Labelled, Region, leave_out_unknown, open_labelled
+from mamba_bio_audio.pipelines.dna.labelled import Labelled, leave_out_unknown, open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer
-from mamba_bio_audio.pipelines.dna.windows import evenly_spaced
+from mamba_bio_audio.pipelines.spans import Region
+from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.stream import (
     STRAND_STREAM,
     StagedStream,
@@ -37,6 +37,7 @@ from mamba_bio_audio.pipelines.stream import (
     loader,
     share,
 )
+from mamba_bio_audio.pipelines.windows import evenly_spaced
 
 IGNORED = -100
 
@@ -74,11 +75,11 @@ class ClassStream(TrainingStream):
         """Token ids and class of sample number i."""
         strand = sample
         if isinstance(self.source, WindowSampler):
-            window, ids = self.source.window(sample)
-            region, strand = window.region, self.source.strand_draw(sample)
+            region, ids = self.source.window(sample)
+            strand = self.source.strand_draw(sample)
         else:
             region = self.source[self.window_index(sample)]
-            ids = self.labelled.fetch(region, region.start, region.end)
+            ids = self.labelled.fetch(region)
         if self.reverse_complement:
             bits = np.random.Philox(key=[self.seed, STRAND_STREAM], counter=[strand, self.stage, 0, 0])
             if bits.random_raw() & 1:
@@ -97,7 +98,7 @@ class ClassDataset(Dataset[dict[str, torch.Tensor]]):
         windows: what they are, in order.
     """
 
-    def __init__(self, labelled: Any, windows: Sequence[ClassWindow], length: int, pad_id: int = PAD) -> None:
+    def __init__(self, labelled: Any, windows: Sequence[Region], length: int, pad_id: int = PAD) -> None:
         self.labelled = labelled
         self.pad_id = pad_id
         self.windows = list(windows)
@@ -108,8 +109,7 @@ class ClassDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         window = self.windows[index]
-        ids = self.labelled.fetch(window.region, window.start, window.end)
-        batch = class_batch([(ids, window.region.label)], self.length, self.pad_id)
+        batch = class_batch([(self.labelled.fetch(window), window.label)], self.length, self.pad_id)
         return {name: rows[0] for name, rows in batch.items()}
 
 
@@ -148,7 +148,7 @@ class DnaClassesDataModule(LightningDataModule):
         self.world_size = world_size
         self.codec = DnaTokenizer()
         self.stretches: Sequence[Stretch] = ()
-        self._windows: dict[str, list[ClassWindow]] = {}
+        self._windows: dict[str, list[Region]] = {}
         self._conflicts: dict[str, Any] | None = None
         self._ready = False
 
@@ -232,18 +232,17 @@ class DnaClassesDataModule(LightningDataModule):
         streams = [(self.stream(stretch), stretch.batches) for stretch in stretches]
         return loader(StagedStream(streams), None, self.config.num_workers)
 
-    def evaluation_windows(self, split: str) -> list[ClassWindow]:
+    def evaluation_windows(self, split: str) -> list[Region]:
         """The sequences that a split is evaluated on."""
         self.setup()
         if split not in SPLITS:
             raise InputError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
         return self._choose_windows(split)
 
-    def _choose_windows(self, split: str) -> list[ClassWindow]:
+    def _choose_windows(self, split: str) -> list[Region]:
         if split not in self._windows:
             if self.labelled.examples:
-                own = [region for region in self.labelled.regions if region.split == split]
-                self._windows[split] = [ClassWindow(region, region.start, region.end) for region in own]
+                self._windows[split] = [region for region in self.labelled.regions if region.split == split]
             else:
                 self._windows[split] = evaluation_windows(
                     self.labelled,
@@ -273,7 +272,7 @@ class DnaClassesDataModule(LightningDataModule):
     def evaluation_dataset(self, split: str, max_tokens: int | None = None) -> ClassDataset:
         """Sequences of a split, always the same; `max_tokens` keeps evenly spaced ones."""
         windows = self.evaluation_windows(split)
-        present = {window.region.label for window in windows}
+        present = {window.label for window in windows}
         lacking = [name for i, name in enumerate(self.labelled.classes) if i not in present]
         if lacking:
             own = [len(region) for region in self.labelled.regions if region.split == split]
@@ -312,15 +311,15 @@ class DnaClassesDataModule(LightningDataModule):
             for region in own:
                 bases[region.label] += len(region)
                 regions[region.label] += 1
-            evaluated.update(window.region.label for window in windows)
+            evaluated.update(window.label for window in windows)
             splits[split] = {
                 "regions": len(own),
                 "bases": sum(bases.values()),
                 "loci": len({region.locus for region in own}),
                 "evaluation_windows": len(windows),
-                "evaluation_loci": len({window.region.locus for window in windows}),
+                "evaluation_loci": len({window.locus for window in windows}),
                 "evaluation_sha256": fingerprint(
-                    f"{w.region.source}\t{w.region.record}\t{w.start}\t{w.end}\t{w.region.label}" for w in windows
+                    f"{w.source}\t{w.record}\t{w.start}\t{w.end}\t{w.label}" for w in windows
                 ),
                 "classes": {
                     name: {"regions": regions[i], "bases": bases[i], "evaluation_windows": evaluated[i]}

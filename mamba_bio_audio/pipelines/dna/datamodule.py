@@ -12,17 +12,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.coverage import Coverage
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.coverage import Coverage, subtract, union_of
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import (
-    SPLITS,
-    Interval,
-    Span,
     chosen_spans,
-    merge,
     read_intervals,
-    shared_bases,
     split_blocks,
     without_records,
 )
@@ -30,12 +25,9 @@ from mamba_bio_audio.pipelines.dna.policies import TrainingWindows, training_win
 from mamba_bio_audio.pipelines.dna.sources import locate
 from mamba_bio_audio.pipelines.dna.statistics import composition, describe, describe_contigs
 from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer, N
-from mamba_bio_audio.pipelines.dna.windows import (
-    EvaluationWindows,
-    Windows,
-    evaluation_windows,
-    evenly_spaced,
-)
+from mamba_bio_audio.pipelines.dna.windows import EvaluationWindows, evaluation_windows
+from mamba_bio_audio.pipelines.spans import Interval, Span, merge, shared_symbols, subtract, total
+from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.stream import (
     CASE_STREAM,
     PLACE_STREAM,
@@ -46,6 +38,7 @@ from mamba_bio_audio.pipelines.stream import (
     loader,
     share,
 )
+from mamba_bio_audio.pipelines.windows import Windows, evenly_spaced, union_of
 
 IGNORED = -100
 
@@ -257,7 +250,7 @@ class DnaDataModule(LightningDataModule):
             self.split_source = f"{config.split_by} chosen by split_seed {config.split_seed}"
         # Windows are laid out in the intervals as given; everything else sees them without shared bases.
         self._given = self.intervals
-        self.shared = shared_bases(self.intervals)
+        self.shared = shared_symbols(self.intervals)
         if any(self.shared.values()) and config.shared_bases == "error":
             counts = ", ".join(
                 f"{count:,} between {pair.replace('/', ' and ')}" for pair, count in self.shared.items() if count
@@ -406,7 +399,7 @@ class DnaDataModule(LightningDataModule):
 
     def bases(self, split: str) -> int:
         """Bases in the union of a split's intervals."""
-        return sum(span.end - span.start for span in self.evaluation_spans(split))
+        return total(self.evaluation_spans(split))
 
     def splits_fingerprint(self) -> str:
         """SHA-256 of the intervals and their splits, whatever the length of the windows."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.assemblies import group_of
-from mamba_bio_audio.pipelines.dna.intervals import SPLIT_ALIASES, SPLITS
+from mamba_bio_audio.pipelines.split_names import SPLIT_ALIASES, SPLITS
 
 Key = tuple[str, str]  # species, chromosome without `chr`
 HUMAN_GROUPS = frozenset(group_of(name) for name in (*map(str, range(1, 23)), "X", "Y"))

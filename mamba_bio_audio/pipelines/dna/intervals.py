@@ -10,53 +10,19 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.contigs import parse_region, primary
 from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.spans import Interval, Span, merge, total
 from mamba_bio_audio.pipelines.split_names import SPLIT_ALIASES, SPLITS
 from mamba_bio_audio.pipelines.unpacked import read_packed
 
 TSV_COLUMNS = ("file", "record", "start0", "end", "split")
 MAX_BLOCK_BASES = 1 << 17
 MIN_BLOCK_BASES = 1 << 12
-
-
-class Span(NamedTuple):
-    """The bases [start, end) of a record."""
-
-    record: str
-    start: int
-    end: int
-
-    def __str__(self) -> str:
-        return f"{self.record}:[{self.start:,}, {self.end:,})"
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Interval:
-    """A span of a record with the split that it belongs to; at least one base."""
-
-    record: str
-    start: int
-    end: int
-    split: str
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end:
-            raise ValueError(f"an interval needs 0 <= start < end, not [{self.start}, {self.end})")
-        if self.split not in SPLITS:
-            raise ValueError(f"split is one of {', '.join(SPLITS)}, not {self.split!r}")
-
-    def __len__(self) -> int:
-        return self.end - self.start
-
-    def __str__(self) -> str:
-        return f"{self.record}:[{self.start:,}, {self.end:,}) {self.split}"
 
 
 def region(text: str, genome: Genome) -> Span:
@@ -232,39 +198,6 @@ def write_intervals(intervals: Iterable[Interval], genome: Genome) -> str:
     return "\n".join(lines) + "\n"
 
 
-def merge(intervals: Iterable[Interval | Span]) -> list[Span]:
-    """Union of intervals: records in order of first appearance, spans sorted, apart from each other."""
-    by_record: dict[str, list[tuple[int, int]]] = {}
-    for interval in intervals:
-        by_record.setdefault(interval.record, []).append((interval.start, interval.end))
-    spans: list[Span] = []
-    for record, pairs in by_record.items():
-        pairs.sort()
-        start, end = pairs[0]
-        for next_start, next_end in pairs[1:]:
-            if next_start > end:
-                spans.append(Span(record, start, end))
-                start, end = next_start, next_end
-            end = max(end, next_end)
-        spans.append(Span(record, start, end))
-    return spans
-
-
-def shared_bases(intervals: Sequence[Interval]) -> dict[str, int]:
-    """Number of bases that two splits both contain, for each pair: {"train/valid": 0, ...}.
-
-    Such bases leak: a model is tested on sequence that it was trained on.
-    """
-    shared = {}
-    unions = {split: merge(interval for interval in intervals if interval.split == split) for split in SPLITS}
-    for index, first in enumerate(SPLITS):
-        for second in SPLITS[index + 1 :]:
-            # |A and B| = |A| + |B| - |A or B|
-            both = merge([*unions[first], *unions[second]])
-            shared[f"{first}/{second}"] = _bases(unions[first]) + _bases(unions[second]) - _bases(both)
-    return shared
-
-
 def split_blocks(
     genome: Genome,
     *,
@@ -299,12 +232,12 @@ def split_blocks(
     present = {interval.split for interval in intervals}
     missing = [split for split in SPLITS if split not in present and (split == "train" or wanted[split] > 0)]
     if missing:
-        total = _bases(span for own in by_file.values() for span in own)
+        bases = total(span for own in by_file.values() for span in own)
         needed = f" with data.block_bases={block_bases:,}" if block_bases else " by whole records" if whole else ""
         remedy = "data.split_by=blocks" if whole else "a smaller data.block_bases"
         raise InputError(
             f"{genome.paths[0] if len(genome.paths) == 1 else f'{len(genome.paths)} FASTA files'}: "
-            f"{total:,} bases are too few "
+            f"{bases:,} bases are too few "
             f"to split{needed}; nothing is left for {', '.join(missing)}. Give data.intervals or {remedy}."
         )
     return intervals
@@ -313,10 +246,10 @@ def split_blocks(
 def _split_file(
     genome: Genome, spans: list[Span], seed: int, wanted: Mapping[str, float], block_bases: int | None, whole: bool
 ) -> list[Interval]:
-    total = _bases(spans)
+    size = total(spans)
     if block_bases is None:
         smallest = min((fraction for fraction in wanted.values() if fraction > 0), default=1.0)
-        share = max(2, int(total * smallest))
+        share = max(2, int(size * smallest))
         # Four blocks to the smallest share average out local oddities; below 4 kb they would cut contexts
         # short.
         block_bases = min(MAX_BLOCK_BASES, max(share // 4, min(share, MIN_BLOCK_BASES)))
@@ -383,7 +316,3 @@ def _integer(text: str, name: str, where: str) -> int:
 def _listed(records: Iterable[str], limit: int = 8) -> str:
     names = list(records)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
-
-
-def _bases(spans: Iterable[Span]) -> int:
-    return sum(span.end - span.start for span in spans)

@@ -1,6 +1,6 @@
 """Labelled DNA from tables, FASTA per class, BED with labels, and the folders of GenomicBenchmarks.
 
-Every source becomes `Region`s: spans of sequence with a class, a split where the source names one, and a locus. Class
+Every source becomes `Region`s (`pipelines/spans.py`): spans with a class, a split where the source names one, and a locus. Class
 names are sorted before they are numbered, so that a number never depends on the order of files.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -38,33 +40,11 @@ from mamba_bio_audio.pipelines.dna.class_tags import splits_of
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.genome import FileFingerprint, Genome, find_fasta_files, genome_name, is_fasta_name
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.spans import Region, Span, merge
 from mamba_bio_audio.pipelines.split_names import is_split_word, refuse_split_names
 
 # Genomes up to this size are held in memory, one byte a base; larger ones are read window by window.
 MEMORY_BASES = 1 << 30
-
-
-@dataclass(frozen=True)
-class Region:
-    """The bases [start, end) of a record, all of one class.
-
-    Attributes:
-        label: number of the class.
-        source: which of the readers has the record.
-        split: train, valid or test; None until one is chosen.
-        locus: what is drawn anew in a bootstrap; regions of one locus resemble each other, also in other classes.
-    """
-
-    label: int
-    source: int
-    record: str
-    start: int
-    end: int
-    split: str | None
-    locus: str
-
-    def __len__(self) -> int:
-        return self.end - self.start
 
 
 @dataclass
@@ -105,12 +85,12 @@ class Labelled:
                 genome = self.genomes[source]
                 self._memory[source, record] = genome.fetch(record, 0, genome.records[record])
 
-    def fetch(self, region: Region, start: int, end: int) -> NDArray[np.uint8]:
-        """Token ids (end - start,) of bases [start, end) of the region's record."""
+    def fetch(self, region: Region) -> NDArray[np.uint8]:
+        """Token ids (len(region),) of a region."""
         if not self.genomes:
-            return self.sequences[region.record][start:end]
+            return self.sequences[region.record][region.start : region.end]
         held = self._memory.get((region.source, region.record))
-        return self.genomes[region.source].fetch(region.record, start, end) if held is None else held[start:end]
+        return self.genomes[region.source].fetch(*region) if held is None else held[region.start : region.end]
 
 
 def open_labelled(config: DnaClassesConfig, progress: Progress | None = None) -> Labelled:
@@ -157,9 +137,9 @@ def leave_out_unknown(labelled: Labelled, max_unknown: float) -> None:
     kept: list[Region] = []
     for region in labelled.regions:
         if labelled.genomes:
-            unknown = int(labelled.genomes[region.source].count_unknown(region.record, region.start, region.end))
+            unknown = int(labelled.genomes[region.source].count_unknown(*region))
         else:
-            unknown = codec.count_unknown(labelled.fetch(region, region.start, region.end))
+            unknown = codec.count_unknown(labelled.fetch(region))
         (kept if unknown <= max_unknown * len(region) else labelled.left_out).append(region)
     present = {region.label for region in kept}
     for label, name in enumerate(labelled.classes):
@@ -257,7 +237,7 @@ def _in_memory(rows: list[Row], files: list[Path], where: str, use_splits: bool)
     digest = hashlib.sha256()
     for row, split in zip(rows, splits, strict=True):
         sequences[row.name] = codec.encode(row.sequence)
-        regions.append(Region(number[row.label], 0, row.name, 0, len(row.sequence), split, row.name))
+        regions.append(Region(row.name, 0, len(row.sequence), number[row.label], split, row.name))
         digest.update(f"{row.label}\t{split}\t{row.name}\t{row.sequence}\n".encode())
     size = sum(file.stat().st_size for file in files)
     fingerprint = FileFingerprint(os.path.basename(where), where, size, digest.hexdigest())
@@ -288,7 +268,7 @@ def _from_fasta(
     for source, ((name, word, _), genome, split) in enumerate(zip(sources, genomes, splits, strict=True)):
         place = name if word is None else f"{name}/{word}"
         regions += [
-            Region(classes.index(name), source, record, 0, length, split, f"{place}/{record}")
+            Region(record, 0, length, classes.index(name), split, f"{place}/{record}", source)
             for record, length in genome.records.items()
             if length
         ]
@@ -330,28 +310,16 @@ def _from_bed(path: str, genome: Genome, use_splits: bool) -> Labelled:
     splits = splits_of(said, "regions") if use_splits else [None] * len(rows)
     classes = _sorted_classes((label for label, *_ in rows), path)
     numbers = {name: i for i, name in enumerate(classes)}
-    loci = _overlapping([(record, start, end) for _, record, start, end in rows])
+    # The spans of a record are sorted and disjoint; the last one that begins at or before a region holds it.
+    unions = sorted(merge((row[1:] for row in rows), adjacent=False))
+    loci = [unions[bisect_right(unions, Span(record, start, sys.maxsize)) - 1] for _, record, start, _ in rows]
     regions = [
-        Region(numbers[label], 0, record, start, end, split, loci[record, start])
-        for (label, record, start, end), split in zip(rows, splits, strict=True)
+        Region(record, start, end, numbers[label], split, f"{record}:{locus.start}-{locus.end}")
+        for (label, record, start, end), split, locus in zip(rows, splits, loci, strict=True)
     ]
     text = Path(path).expanduser().read_bytes()
     own = FileFingerprint(os.path.basename(path), path, len(text), hashlib.sha256(text).hexdigest())
     return Labelled(classes, regions, [genome], {}, True, [*genome.fingerprint(), own])
-
-
-def _overlapping(spans: list[tuple[str, int, int]]) -> dict[tuple[str, int], str]:
-    """(record, start) of each span -> its locus: spans that share bases, directly or through others, are one."""
-    loci: dict[tuple[str, int], str] = {}
-    members: list[tuple[str, int]] = []
-    record, low, high = "", 0, 0
-    for name, start, end in [*sorted(spans), ("", 0, 0)]:
-        if members and (name != record or start >= high):
-            loci |= dict.fromkeys(members, f"{record}:{low}-{high}")
-            members = []
-        record, low, high = name, start if not members else low, end if not members else max(high, end)
-        members.append((name, start))
-    return loci
 
 
 def _sources(

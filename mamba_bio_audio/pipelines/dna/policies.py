@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.coverage import Coverage
 from mamba_bio_audio.pipelines.dna.config import Policy, SharedBases
-from mamba_bio_audio.pipelines.dna.coverage import Coverage, rows_by_record, union_of
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Interval, Span
-from mamba_bio_audio.pipelines.dna.windows import Windows, tile
+from mamba_bio_audio.pipelines.spans import Interval, Span
+from mamba_bio_audio.pipelines.split_names import SPLITS
+from mamba_bio_audio.pipelines.windows import Windows, rows_by_record, tile, union_of
 
 GROW_TO = 1 << 20
 

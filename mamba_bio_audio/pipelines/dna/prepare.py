@@ -14,12 +14,8 @@ from mamba_bio_audio.pipelines.dna.fasta_repair import LISTED, repair
 from mamba_bio_audio.pipelines.dna.fasta_scan import UnevenFastaError
 from mamba_bio_audio.pipelines.dna.genome import Genome, check_genome_names, find_fasta_files
 from mamba_bio_audio.pipelines.dna.intervals import (
-    SPLITS,
-    Interval,
     chosen_spans,
-    merge,
     read_intervals,
-    shared_bases,
     split_blocks,
     without_records,
     write_intervals,
@@ -28,6 +24,8 @@ from mamba_bio_audio.pipelines.dna.prepare_settings import GenomeSettings
 from mamba_bio_audio.pipelines.dna.sources import INTERVALS_NAME, MANIFEST_NAME, PREPARED_KIND
 from mamba_bio_audio.pipelines.dna.statistics import describe, describe_contigs
 from mamba_bio_audio.pipelines.reporter import Reporter
+from mamba_bio_audio.pipelines.spans import Interval, merge, shared_symbols
+from mamba_bio_audio.pipelines.split_names import SPLITS
 
 MAKER = Maker("prepare genome")
 # From this size on, comparing the splits takes long enough to be announced.
@@ -165,7 +163,7 @@ def _examine(
             whole=settings.split_by == "records",
         )
         split_source = f"{settings.split_by} chosen by split_seed {settings.seed}"
-    shared = shared_bases(chosen)
+    shared = shared_symbols(chosen)
     if any(shared.values()) and not settings.allow_shared_bases:
         counts = ", ".join(f"{pair} {count:,}" for pair, count in shared.items() if count)
         raise InputError(

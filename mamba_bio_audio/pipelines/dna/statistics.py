@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import Span
+from mamba_bio_audio.pipelines.spans import Span
 
 _PIECE_BASES = 1 << 22
 

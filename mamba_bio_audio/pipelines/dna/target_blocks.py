@@ -8,8 +8,8 @@ import numpy as np
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import Span
-from mamba_bio_audio.pipelines.dna.windows import evenly_spaced
+from mamba_bio_audio.pipelines.spans import Span
+from mamba_bio_audio.pipelines.windows import evenly_spaced
 
 
 def target_blocks(spans: Sequence[Span], genome: Genome, *, size: int, context: int, count: int) -> list[Span]:

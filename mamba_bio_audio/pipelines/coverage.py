@@ -1,13 +1,13 @@
-"""Bases that a union of spans holds, counted in many windows at once by bisection."""
+"""How many symbols of a window a union of spans holds, for many windows at once, by bisection."""
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mamba_bio_audio.pipelines.dna.intervals import Interval, Span, merge
-from mamba_bio_audio.pipelines.dna.windows import Windows
+from mamba_bio_audio.pipelines.spans import Span, merge
+from mamba_bio_audio.pipelines.windows import Windows, rows_by_record
 
 _NOTHING = np.zeros(0, dtype=np.int64)
 
@@ -15,12 +15,12 @@ _NOTHING = np.zeros(0, dtype=np.int64)
 class Coverage:
     """A union of spans: how much of any span it holds, and which pieces of a window it leaves free."""
 
-    def __init__(self, spans: Iterable[Interval | Span]) -> None:
+    def __init__(self, spans: Iterable[Span]) -> None:
         self.spans = merge(spans)
         by_record: dict[str, list[Span]] = {}
         for span in self.spans:
             by_record.setdefault(span.record, []).append(span)
-        # Per record: sorted starts and ends, apart from each other, and the bases in all spans before number i.
+        # Per record: sorted starts and ends, apart from each other, and the symbols in all spans before number i.
         self._runs: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}
         for record, own in by_record.items():
             start = np.array([span.start for span in own], dtype=np.int64)
@@ -31,7 +31,7 @@ class Coverage:
         return bool(self._runs)
 
     def count(self, record: str, start: ArrayLike, end: ArrayLike) -> NDArray[np.int64]:
-        """Bases of the union in [start, end); also for arrays of spans."""
+        """Symbols of the union in [start, end); also for arrays of spans."""
         starts, ends, totals = self._runs.get(record, (_NOTHING, _NOTHING, np.zeros(1, dtype=np.int64)))
 
         def before(position: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -42,14 +42,14 @@ class Coverage:
 
         return before(np.asarray(end, dtype=np.int64)) - before(np.asarray(start, dtype=np.int64))
 
-    def shared(self, spans: Iterable[Span | Interval]) -> int:
-        """Bases in both this union and the union of `spans`."""
+    def shared(self, spans: Iterable[Span]) -> int:
+        """Symbols in both this union and the union of `spans`."""
         return sum(int(self.count(span.record, span.start, span.end)) for span in merge(spans))
 
     def in_windows(
         self, windows: Windows, *, back: NDArray[np.int32] | int = 0, ahead: NDArray[np.int32] | int = 0
     ) -> NDArray[np.int64]:
-        """Bases of the union in each window, widened by `back` on the left and `ahead` on the right; int64 (n,)."""
+        """Symbols of the union in each window, widened by `back` on the left and `ahead` on the right; int64 (n,)."""
         found = np.zeros(len(windows), dtype=np.int64)
         start, end = windows.start - back, windows.start + windows.size + ahead
         for record, rows in rows_by_record(windows):
@@ -79,48 +79,4 @@ class Coverage:
             is_longest = np.flatnonzero(length == np.repeat(longest, pieces[some]))
             chosen = is_longest[np.searchsorted(is_longest, at)]
             start[rows[some]], size[rows[some]] = left[chosen], longest
-        return Windows(windows.records, windows.record, start, size.astype(np.int32), windows.length)
-
-
-def rows_by_record(windows: Windows) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Each record with the positions of its windows."""
-    # Windows of a record mostly stand together, and a stable sort of what is nearly sorted is quick.
-    order = np.argsort(windows.record, kind="stable")
-    edges = np.searchsorted(windows.record[order], np.arange(len(windows.records) + 1))
-    for at in np.flatnonzero(np.diff(edges)).tolist():
-        yield windows.records[at], order[edges[at] : edges[at + 1]]
-
-
-def union_of(windows: Windows) -> list[Span]:
-    """The union of windows: spans sorted within each record, apart from each other."""
-    spans: list[Span] = []
-    for record, rows in rows_by_record(windows):
-        order = rows[np.argsort(windows.start[rows], kind="stable")]
-        start = windows.start[order]
-        reach = np.maximum.accumulate(start + windows.size[order])
-        first = np.concatenate([[0], np.flatnonzero(start[1:] > reach[:-1]) + 1])
-        last = np.append(first[1:], len(order)) - 1
-        spans += [Span(record, a, b) for a, b in zip(start[first].tolist(), reach[last].tolist(), strict=True)]
-    return spans
-
-
-def subtract(intervals: Iterable[Interval], taken: Iterable[Interval | Span]) -> list[Interval]:
-    """Intervals without the bases of `taken`, in their order."""
-    by_record: dict[str, list[Span]] = {}
-    for span in merge(taken):
-        by_record.setdefault(span.record, []).append(span)
-    ends = {record: [span.end for span in spans] for record, spans in by_record.items()}
-    left: list[Interval] = []
-    for interval in intervals:
-        start = interval.start
-        spans = by_record.get(interval.record, [])
-        for at in range(bisect_right(ends[interval.record], start) if spans else 0, len(spans)):
-            span = spans[at]
-            if span.start >= interval.end:
-                break
-            if span.start > start:
-                left.append(Interval(interval.record, start, span.start, interval.split))
-            start = span.end
-        if start < interval.end:
-            left.append(Interval(interval.record, start, interval.end, interval.split))
-    return left
+        return replace(windows, start=start, size=size.astype(np.int32), back=None, ahead=None)

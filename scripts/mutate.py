@@ -93,9 +93,11 @@ CRITICAL: dict[str, list[str]] = {
     "mamba_bio_audio/pipelines/dna/tokenizer.py": ["tests/pipelines/dna/test_tokenizer.py"],
     "mamba_bio_audio/pipelines/dna/intervals.py": ["tests/pipelines/dna/test_intervals.py"],
     "mamba_bio_audio/pipelines/dna/windows.py": ["tests/pipelines/dna/test_windows.py"],
+    "mamba_bio_audio/pipelines/windows.py": ["tests/pipelines/test_windows.py"],
+    "mamba_bio_audio/pipelines/spans.py": ["tests/pipelines/test_spans.py"],
     "mamba_bio_audio/pipelines/dna/class_windows.py": ["tests/pipelines/dna/test_classes.py"],
     "mamba_bio_audio/pipelines/dna/policies.py": ["tests/pipelines/dna/test_policies.py"],
-    "mamba_bio_audio/pipelines/dna/coverage.py": ["tests/pipelines/dna/test_coverage.py"],
+    "mamba_bio_audio/pipelines/coverage.py": ["tests/pipelines/test_coverage.py"],
     "mamba_bio_audio/pipelines/dna/duplicates.py": ["tests/pipelines/dna/test_duplicates.py"],
     "mamba_bio_audio/pipelines/dna/homology.py": ["tests/pipelines/dna/test_apes.py"],
 }

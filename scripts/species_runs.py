@@ -286,13 +286,11 @@ def ceilings() -> None:
         )
         data.setup()
         windows = data.evaluation_dataset("test").windows
-        lines = [
-            [data.classes[w.region.label], w.region.record, w.start, w.end, "", *("0" for _ in APES)] for w in windows
-        ]
+        lines = [[data.classes[w.label], w.record, w.start, w.end, "", *("0" for _ in APES)] for w in windows]
         table = "\n".join("\t".join(map(str, line)) for line in [names, *lines]) + "\n"
         found = ceiling_of_windows(table, folder / "copies.tsv")
         rows.append(
-            {"length": length, "windows": found["windows"], "loci": len({w.region.locus for w in windows})}
+            {"length": length, "windows": found["windows"], "loci": len({w.locus for w in windows})}
             | {"with_copy": f"{found['with_copy']:.4f}", "ceiling": f"{found['ceiling']:.4f}"}
             | {"formula": f"{ceiling(length):.4f}"}
             | environment("cpu")
@@ -371,7 +369,7 @@ def kmers() -> None:
             dataset = data.evaluation_dataset("test")
             rows, targets = sequences(dataset)
             right = (fitted.probabilities(rows).argmax(1) == targets).astype(float)
-            own = bootstrap_mean(right, [window.region.locus for window in dataset.windows])
+            own = bootstrap_mean(right, [window.locus for window in dataset.windows])
             record(
                 "kmers", f"{folder.name}-{name}", fitted.to_dict() | {"accuracy": own.to_dict(), "count": len(right)}
             )
@@ -394,7 +392,7 @@ def bar() -> None:
         valid, valid_labels = sequences(data.evaluation_dataset("valid"))
         dataset = data.evaluation_dataset("test")
         test, targets = sequences(dataset)
-        loci = [window.region.locus for window in dataset.windows]
+        loci = [window.locus for window in dataset.windows]
         pair = [data.classes.index("human"), data.classes.index("mouse")]
         hard = (targets == pair[0]) | (targets == pair[1])
         for count in counts if not TOY else (100,):

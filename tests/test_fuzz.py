@@ -39,9 +39,10 @@ from mamba_bio_audio.pipelines.audio.files import open_file
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.fasta_index import lower_runs
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import Interval, read_intervals
+from mamba_bio_audio.pipelines.dna.intervals import read_intervals
 from mamba_bio_audio.pipelines.dna.labelled import open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.spans import Interval
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.training.checkpoints import check_fits, check_optimizer, load_checkpoint
 
@@ -788,10 +789,7 @@ def test_labelled_tables(cache: Path, inputs: int) -> None:
         except InputError as error:
             named(error, str(path), "data.path: one class only")
             return
-        found = [
-            (labelled.classes[r.label], codec.decode(labelled.fetch(r, r.start, r.end)), r.split)
-            for r in labelled.regions
-        ]
+        found = [(labelled.classes[r.label], codec.decode(labelled.fetch(r)), r.split) for r in labelled.regions]
         if b'"' in unpacked(data).replace(b'""', b"").replace(b'\t"', b"\t").replace(b'"\t', b"\t"):
             assert len({r.split is None for r in labelled.regions}) == 1
         else:

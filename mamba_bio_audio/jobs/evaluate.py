@@ -18,8 +18,9 @@ from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.yardsticks import left_out, yardsticks
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
-from mamba_bio_audio.pipelines.dna.intervals import SPLITS, Span, merge
 from mamba_bio_audio.pipelines.dna.markov import MarkovTable, markov_table
+from mamba_bio_audio.pipelines.spans import Span, merge
+from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.stream import loader
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import RunConfig, override, validate
@@ -131,7 +132,7 @@ def evaluate(
                 "max_bases": max_bases,
                 "windows": len(listened),
                 "of_windows": len(laid_out.windows),
-                "of_bases": laid_out.samples,
+                "of_bases": laid_out.symbols,
             }
         names = data.group_names
         if len(names) > 1:
@@ -147,7 +148,7 @@ def evaluate(
         return result
     windows = data.evaluation_windows(split)
     genomes = data.genome.genomes
-    counts = {"bases": windows.bases, "unknown": windows.unknown, "first_of_record": windows.first_of_record}
+    counts = {"bases": windows.symbols, "unknown": windows.unknown, "first_of_record": windows.first_of_record}
     dataset = data.evaluation_dataset(split, max_bases)
     spans_of_part: list[Span] | None = None
     if len(dataset) < len(windows.windows):
@@ -159,7 +160,7 @@ def evaluate(
             "max_bases": max_bases,
             "windows": len(dataset),
             "of_windows": len(windows.windows),
-            "of_bases": windows.bases,
+            "of_bases": windows.symbols,
         }
     # Published window rules let training read bases of other splits; both figures are given then.
     unread = data.unread_dataset(split, config.train.length, spans_of_part) if split != "train" else None

@@ -90,7 +90,7 @@ def evaluate_classes(
         if progress is not None:
             progress(min(len(rows), low + per_batch), len(rows))
     probabilities = np.concatenate(found)
-    names = [window.region.locus for window in dataset.windows]
+    names = [window.locus for window in dataset.windows]
     # Numbers, because names are compared once here and not for every pair of classes.
     loci = np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1)
     report = classification_report(probabilities, targets, data.classes, groups=loci, strata=data.strata(split))
@@ -141,8 +141,8 @@ def training_sequences(
 
 def sequences(dataset: ClassDataset) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
     """Token ids and classes of evaluation sequences."""
-    rows = [dataset.labelled.fetch(window.region, window.start, window.end) for window in dataset.windows]
-    return rows, np.array([window.region.label for window in dataset.windows], dtype=np.int64)
+    rows = [dataset.labelled.fetch(window) for window in dataset.windows]
+    return rows, np.array([window.label for window in dataset.windows], dtype=np.int64)
 
 
 def _pairs(
@@ -192,12 +192,11 @@ def _predictions(dataset: ClassDataset, p: NDArray[np.float64], classes: tuple[s
     many = len(classes) > MAX_COLUMNS
     columns = ["p_predicted", "p_class"] if many else [cell(f"p_{name}") for name in classes]
     writer.writerow(["class", "record", "start0", "end", "locus", "predicted", *columns])
-    for window, row in zip(dataset.windows, p, strict=True):
-        region = window.region
+    for region, row in zip(dataset.windows, p, strict=True):
         predicted = classes[int(row.argmax())]
         values = [f"{value:.6f}" for value in ([row.max(), row[region.label]] if many else row)]
         names = [cell(name) for name in (classes[region.label], region.record, region.locus, predicted)]
-        writer.writerow([*names[:2], window.start, window.end, *names[2:], *values])
+        writer.writerow([*names[:2], region.start, region.end, *names[2:], *values])
     return text.getvalue()
 
 

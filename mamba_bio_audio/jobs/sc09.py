@@ -42,8 +42,8 @@ from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.figures import spectrograms
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS, SPEECH_COMMANDS
-from mamba_bio_audio.pipelines.audio.splits import Span
 from mamba_bio_audio.pipelines.dna.fasta_index import cache_folder
+from mamba_bio_audio.pipelines.spans import Span
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.data import DataModule, open_data
 from mamba_bio_audio.run.environment import environment
@@ -306,12 +306,12 @@ def labelled_clips(data: AudioDataModule, split: str) -> tuple[Clips, NDArray[np
     """The clips of a split as (n, 16000), and which digit each is, by the name of its folder."""
     clips, labels = [], []
     for span in data.evaluation_spans(split):
-        name = data.recordings.files[span.file].name
+        name = span.record
         word = name.split("/")[-2] if "/" in name else ""
         if word not in DIGITS:
             raise InputError(f"{name}: --metrics sc09 needs clips in folders named {', '.join(DIGITS)}")
-        stop = min(span.stop, span.start + CLIP_SAMPLES)
-        clips.append(one_second(data.recordings.audio(Span(span.file, span.start, stop))))
+        end = min(span.end, span.start + CLIP_SAMPLES)
+        clips.append(one_second(data.recordings.audio(Span(span.record, span.start, end))))
         labels.append(DIGITS.index(word))
     if not clips:
         raise InputError(f"the {split} split has no clip; the judge needs train, valid and test")

@@ -68,7 +68,7 @@ class Region(Span):
 S = TypeVar("S", bound=Span)
 
 
-def total(spans: Iterable[Span]) -> int:
+def size_of(spans: Iterable[Span]) -> int:
     """Number of symbols in the spans; a symbol in two of them counts twice."""
     return sum(map(len, spans))
 
@@ -130,5 +130,5 @@ def shared_symbols(intervals: Sequence[Interval]) -> dict[str, int]:
         for second in SPLITS[index + 1 :]:
             # |A and B| = |A| + |B| - |A or B|
             both = merge([*unions[first], *unions[second]])
-            shared[f"{first}/{second}"] = total(unions[first]) + total(unions[second]) - total(both)
+            shared[f"{first}/{second}"] = size_of(unions[first]) + size_of(unions[second]) - size_of(both)
     return shared

@@ -71,6 +71,25 @@ class Windows:
         return int(self.size.sum(dtype=np.int64)) - self.shared * len(self)
 
 
+@dataclass(frozen=True)
+class EvaluationWindows:
+    """Windows that score each symbol of a split once.
+
+    Attributes:
+        windows: in order.
+        symbols: in the split.
+        scored: of these, symbols that are scored.
+    """
+
+    windows: Windows
+    symbols: int
+
+    @property
+    def scored(self) -> int:
+        """Symbols that are scored: all of them."""
+        return self.symbols
+
+
 def tile(spans: Iterable[Span], length: int, *, shared: int = 1) -> Windows:
     """Cut spans into windows of up to length + shared symbols; a span of `shared` symbols gives none."""
     if length < 1:

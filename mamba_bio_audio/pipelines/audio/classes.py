@@ -108,7 +108,7 @@ class AudioClassesDataModule(AudioDataModule):
             splits = splits_of(((files[at].path, said[at]) for at in own), "recordings", _REMEDY)
             self._split_files(dict(zip((files[at].name for at in own), splits, strict=True)), class_of, classes)
         regions = [
-            Region(*span, classes.index(class_of[span.record]), split, span.record)
+            Region(span.record, span.start, span.end, classes.index(class_of[span.record]), split, span.record)
             for split in SPLITS
             for span in self.spans[split]
             if class_of[span.record] in classes

@@ -18,10 +18,10 @@ from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.files import AudioFile, content_hash, list_files, open_files
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, has_split_columns, read_splits, split_by_share
-from mamba_bio_audio.pipelines.spans import Span, total
+from mamba_bio_audio.pipelines.spans import Span, size_of
 from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.stream import StagedStream, Stretch, TrainingStream, loader, share
-from mamba_bio_audio.pipelines.windows import Windows, evenly_spaced, tile
+from mamba_bio_audio.pipelines.windows import EvaluationWindows, Windows, evenly_spaced, tile
 
 IGNORED = -100
 # With more files, results per file would be a wall of numbers, and batches of many small groups slow.
@@ -50,9 +50,7 @@ class Recordings:
 class AudioStream(TrainingStream):
     """Training windows of recordings."""
 
-    def __init__(
-        self, windows: Windows, recordings: Recordings, *, score_padding: bool = False, **stream: int
-    ) -> None:
+    def __init__(self, windows: Windows, recordings: Recordings, *, score_padding: bool = False, **stream: int) -> None:
         super().__init__(windows, **stream)
         self.windows = windows
         self.recordings = recordings
@@ -82,7 +80,9 @@ class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
         span = self.windows[index]
         rows = pad_and_shift([self.recordings.ids(span)], self.windows.length, self.recordings.codec.zero_level)
         example = {name: row[0] for name, row in rows.items()}
-        example["group"] = torch.tensor(self.recordings.number[span.record] if len(self.recordings.files) <= _MAX_GROUPS else 0)
+        example["group"] = torch.tensor(
+            self.recordings.number[span.record] if len(self.recordings.files) <= _MAX_GROUPS else 0
+        )
         return example
 
 
@@ -140,7 +140,7 @@ class AudioDataModule(LightningDataModule):
         self.skipped_windows = 0
         self.split_source = ""
         self.stretches: Sequence[Stretch] = ()
-        self._evaluation: dict[str, Windows] = {}
+        self._evaluation: dict[str, EvaluationWindows] = {}
         self._ready = False
 
     @property
@@ -217,13 +217,15 @@ class AudioDataModule(LightningDataModule):
             stage=stretch.stage,
         )
 
-    def evaluation_windows(self, split: str) -> Windows:
+    def evaluation_windows(self, split: str) -> EvaluationWindows:
         """Windows that score each sample of a split once."""
         self.setup()
         if split not in SPLITS:
             raise InputError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
         if split not in self._evaluation:
-            self._evaluation[split] = tile(self.spans[split], self.length, shared=0)
+            self._evaluation[split] = EvaluationWindows(
+                tile(self.spans[split], self.length, shared=0), self.samples(split)
+            )
         return self._evaluation[split]
 
     def evaluation_dataset(self, split: str, max_tokens: int | None = None) -> EvaluationDataset:
@@ -234,7 +236,7 @@ class AudioDataModule(LightningDataModule):
             max_tokens: keep only so many windows, evenly spaced, that their positions are at most this many
                 (one at least).
         """
-        windows = self.evaluation_windows(split)
+        windows = self.evaluation_windows(split).windows
         if not len(windows):
             raise InputError(f"the {split} split has no sample. Check the splits: {self.split_source}.")
         if max_tokens is not None:
@@ -260,7 +262,7 @@ class AudioDataModule(LightningDataModule):
 
     def samples(self, split: str) -> int:
         """Samples in a split."""
-        return total(self.evaluation_spans(split))
+        return size_of(self.evaluation_spans(split))
 
     def splits_fingerprint(self) -> str:
         """SHA-256 of the splits, whatever the length of the windows."""
@@ -288,7 +290,7 @@ class AudioDataModule(LightningDataModule):
                     "files": len({span.record for span in self.spans[split]}),
                     "samples": self.samples(split),
                     "seconds": round(self.samples(split) / rate, 3),
-                    "evaluation_windows": len(self.evaluation_windows(split)),
+                    "evaluation_windows": len(self.evaluation_windows(split).windows),
                 }
                 for split in SPLITS
             },

@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.spans import Span
 from mamba_bio_audio.pipelines.split_names import SPLITS

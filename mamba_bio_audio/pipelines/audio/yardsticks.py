@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.audio.splits import Span
-from mamba_bio_audio.pipelines.audio.windows import tile
+from mamba_bio_audio.pipelines.spans import Span
+from mamba_bio_audio.pipelines.windows import tile
 
 Levels = NDArray[np.uint8 | np.int16]
 _PIECE = 1 << 22
@@ -74,22 +74,22 @@ def runs(data: AudioDataModule, split: str) -> Iterator[Levels]:
     """Levels of a split in stretches as long as they come; in the variant `sashimi`, which scales them, by window."""
     spans: Iterable[Span] = data.evaluation_spans(split)
     length = data.length if data.codec.variant == "sashimi" else _PIECE
-    windows = tile(spans, length)
+    windows = tile(spans, length, shared=0)
     for number in range(len(windows)):
         yield data.recordings.ids(windows[number])
 
 
 def _with_context(data: AudioDataModule, split: str, part: Iterable[Span]) -> Iterator[tuple[Levels, int]]:
     """Levels of windows with those before them in their stretch, and how many these are; none in the variant `sashimi`."""
-    stretches: dict[int, list[Span]] = {}
+    stretches: dict[str, list[Span]] = {}
     for span in data.evaluation_spans(split):
-        stretches.setdefault(span.file, []).append(span)
+        stretches.setdefault(span.record, []).append(span)
     for window in part:
-        own = next(span for span in stretches[window.file] if span.start <= window.start < span.stop)
+        own = next(span for span in stretches[window.record] if span.start <= window.start < span.end)
         # From where a block of the linear prediction begins, so that its blocks are those of the whole stretch.
         back = max(0, window.start - own.start - _CONTEXT) // _BLOCK * _BLOCK
         low = window.start if data.codec.variant == "sashimi" else own.start + back
-        yield data.recordings.ids(Span(window.file, low, window.stop)), window.start - low
+        yield data.recordings.ids(Span(window.record, low, window.end)), window.start - low
 
 
 class LevelTables:

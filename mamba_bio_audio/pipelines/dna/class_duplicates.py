@@ -25,6 +25,7 @@ from mamba_bio_audio.pipelines.dna.class_rows import counted
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, words_and_starts
 from mamba_bio_audio.pipelines.dna.labelled import Labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
+from mamba_bio_audio.pipelines.spans import Region
 from mamba_bio_audio.pipelines.split_names import SPLITS
 
 # Words to keep at most, about; some 50 bytes each while they are sorted and paired.

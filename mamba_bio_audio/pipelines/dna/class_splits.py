@@ -301,7 +301,7 @@ def _read_intervals(path: str, labelled: Labelled) -> list[tuple[int, Interval]]
     if not found:
         raise InputError(f"{path}: no interval in it")
     meant = split_meanings(words)
-    return [(source, Interval(*span, meant[word])) for source, span, word in found]
+    return [(source, Interval(span.record, span.start, span.end, meant[word])) for source, span, word in found]
 
 
 def _class_of_source(labelled: Labelled) -> dict[int, str]:

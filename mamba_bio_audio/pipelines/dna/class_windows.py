@@ -158,7 +158,9 @@ def evaluation_windows(
         tiles = []
         for region in by_class[label]:
             first = region.start + int(random.integers(0, len(region) % length + 1))
-            tiles += [replace(region, start=at, end=at + length) for at in range(first, region.end - length + 1, length)]
+            tiles += [
+                replace(region, start=at, end=at + length) for at in range(first, region.end - length + 1, length)
+            ]
         kept = []
         for at in random.permutation(len(tiles)).tolist():
             window = tiles[at]

@@ -25,8 +25,8 @@ from mamba_bio_audio.pipelines.dna.policies import TrainingWindows, training_win
 from mamba_bio_audio.pipelines.dna.sources import locate
 from mamba_bio_audio.pipelines.dna.statistics import composition, describe, describe_contigs
 from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer, N
-from mamba_bio_audio.pipelines.dna.windows import EvaluationWindows, evaluation_windows
-from mamba_bio_audio.pipelines.spans import Interval, Span, merge, shared_symbols, subtract, total
+from mamba_bio_audio.pipelines.dna.windows import GenomeWindows, evaluation_windows
+from mamba_bio_audio.pipelines.spans import Interval, Span, merge, shared_symbols, size_of, subtract
 from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.stream import (
     CASE_STREAM,
@@ -206,7 +206,7 @@ class DnaDataModule(LightningDataModule):
         self.split_source = ""
         self.shared: dict[str, int] = {}
         self.stretches: Sequence[Stretch] = ()
-        self._evaluation: dict[str, EvaluationWindows] = {}
+        self._evaluation: dict[str, GenomeWindows] = {}
         self._ready = False
 
     @property
@@ -340,7 +340,7 @@ class DnaDataModule(LightningDataModule):
         )
         return dict(zip(self.genome.genomes, counts or [0] * len(self.genome.genomes), strict=True))
 
-    def evaluation_windows(self, split: str) -> EvaluationWindows:
+    def evaluation_windows(self, split: str) -> GenomeWindows:
         """Windows that score each base of a split's union once, with the counts of what is not scored."""
         self.setup()
         if split not in SPLITS:
@@ -385,7 +385,7 @@ class DnaDataModule(LightningDataModule):
         None where there is nothing to tell apart: no training window holds any base of the split, or some holds each.
         """
         read = Coverage(union_of(self.training_windows(train_length)))
-        own = self._of(split) if part is None else [Interval(*span, split) for span in part]
+        own: list[Span] = [*self._of(split)] if part is None else list(part)
         if not read.shared(own):
             return None
         left = subtract(own, read.spans)
@@ -399,7 +399,7 @@ class DnaDataModule(LightningDataModule):
 
     def bases(self, split: str) -> int:
         """Bases in the union of a split's intervals."""
-        return total(self.evaluation_spans(split))
+        return size_of(self.evaluation_spans(split))
 
     def splits_fingerprint(self) -> str:
         """SHA-256 of the intervals and their splits, whatever the length of the windows."""
@@ -415,7 +415,7 @@ class DnaDataModule(LightningDataModule):
             evaluation = self.evaluation_windows(split)
             splits[split] = {
                 "intervals": len(self._of(split)),
-                "bases": evaluation.bases,
+                "bases": evaluation.symbols,
                 "scored_bases": evaluation.scored,
                 "unknown_bases": evaluation.unknown,
                 "first_of_record_bases": evaluation.first_of_record,

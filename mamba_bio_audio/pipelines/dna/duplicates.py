@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.tokenizer import PAD, A, T
 from mamba_bio_audio.pipelines.spans import Interval, Span, merge, subtract
 from mamba_bio_audio.pipelines.split_names import SPLITS
-from mamba_bio_audio.pipelines.dna.tokenizer import PAD, A, T
 
 WORD = 31
 LIMIT = 0.2

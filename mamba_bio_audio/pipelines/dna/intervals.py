@@ -16,7 +16,7 @@ import numpy as np
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.contigs import parse_region, primary
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.spans import Interval, Span, merge, total
+from mamba_bio_audio.pipelines.spans import Interval, Span, merge, size_of
 from mamba_bio_audio.pipelines.split_names import SPLIT_ALIASES, SPLITS
 from mamba_bio_audio.pipelines.unpacked import read_packed
 
@@ -232,7 +232,7 @@ def split_blocks(
     present = {interval.split for interval in intervals}
     missing = [split for split in SPLITS if split not in present and (split == "train" or wanted[split] > 0)]
     if missing:
-        bases = total(span for own in by_file.values() for span in own)
+        bases = size_of(span for own in by_file.values() for span in own)
         needed = f" with data.block_bases={block_bases:,}" if block_bases else " by whole records" if whole else ""
         remedy = "data.split_by=blocks" if whole else "a smaller data.block_bases"
         raise InputError(
@@ -246,7 +246,7 @@ def split_blocks(
 def _split_file(
     genome: Genome, spans: list[Span], seed: int, wanted: Mapping[str, float], block_bases: int | None, whole: bool
 ) -> list[Interval]:
-    size = total(spans)
+    size = size_of(spans)
     if block_bases is None:
         smallest = min((fraction for fraction in wanted.values() if fraction > 0), default=1.0)
         share = max(2, int(size * smallest))

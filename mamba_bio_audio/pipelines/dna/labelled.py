@@ -1,7 +1,7 @@
 """Labelled DNA from tables, FASTA per class, BED with labels, and the folders of GenomicBenchmarks.
 
-Every source becomes `Region`s (`pipelines/spans.py`): spans with a class, a split where the source names one, and a locus. Class
-names are sorted before they are numbered, so that a number never depends on the order of files.
+Every source becomes regions: spans with a class, a locus and, where the source names one, a split. Class names are sorted
+before they are numbered, so that a number never depends on the order of files.
 """
 
 from __future__ import annotations

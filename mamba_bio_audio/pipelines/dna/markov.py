@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.spans import Span, merge, size_of
 
-Span = tuple[str, int, int]
 Progress = Callable[[int, int], None]
 
 _FIRST_BASE_ID = 7  # A, C, G, T are 7..10 in the HyenaDNA and Caduceus vocabulary
@@ -47,19 +47,6 @@ class GenomeLike(Protocol):
     def fetch(self, record: str, start: int, end: int) -> NDArray[np.uint8]:
         """Token ids of a 0-based half-open span; A, C, G, T are 7..10, everything else is unknown."""
         ...
-
-
-def merge_spans(spans: Iterable[Span]) -> list[Span]:
-    """Union of 0-based half-open spans, adjacent ones joined, sorted by record and start."""
-    merged: list[Span] = []
-    for record, start, end in sorted(spans):
-        if start >= end:
-            continue
-        if merged and merged[-1][0] == record and start <= merged[-1][2]:
-            merged[-1] = (record, merged[-1][1], max(end, merged[-1][2]))
-        else:
-            merged.append((record, start, end))
-    return merged
 
 
 def _words(tokens: NDArray[np.uint8], longest: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -178,8 +165,8 @@ class MarkovBaseline:
         if not 0 <= max_order <= 12:
             raise InputError(f"max_order is {max_order}; choose 0 to 12")
         longest = max_order + 1
-        pieces = merge_spans(spans)
-        total = sum(end - start for _, start, end in pieces)
+        pieces = sorted(merge(spans))
+        total = size_of(pieces)
         cells = max(1 << 12, _CELLS_PER_BASE * total)
         top = np.zeros(4**longest, np.int32) if 4**longest <= cells else None
         # Where there is no table of the longest words: all of them.
@@ -253,8 +240,8 @@ class MarkovBaseline:
             The order of least negative log-likelihood, the lowest one of equals; also kept in `self.order`, and what it
             was chosen by in `self.chosen_by`.
         """
-        spans = merge_spans(spans)
-        total = sum(end - start for _, start, end in spans)
+        spans = sorted(merge(spans))
+        total = size_of(spans)
         step = max(1, total // _CHOICE_BASES)
         first = None if progress is None else lambda done, _: progress(done, 2 * total)
         second = None if progress is None else lambda done, _: progress(total + done, 2 * total)
@@ -295,7 +282,7 @@ class MarkovBaseline:
         self, genome: GenomeLike, spans: Iterable[Span], order: int
     ) -> Iterator[tuple[str, int, NDArray[np.float64]]]:
         """Per-base nats in pieces: record, start, array with NaN where a base is not scored."""
-        batches = _batches(genome, merge_spans(spans), back=self.max_order, join=False)
+        batches = _batches(genome, sorted(merge(spans)), back=self.max_order, join=False)
         for tokens, here, [(record, start, end)] in batches:
             words, depth = _words(tokens, self.max_order + 1)
             words, depth = words[len(tokens) - (end - start) :], depth[len(tokens) - (end - start) :]
@@ -348,8 +335,8 @@ class MarkovBaseline:
         self, genome: GenomeLike, spans: Iterable[Span], progress: Progress | None
     ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
         """Words and depths of the scored bases, batch by batch."""
-        spans, done = merge_spans(spans), 0
-        total = sum(end - start for _, start, end in spans)
+        spans, done = sorted(merge(spans)), 0
+        total = size_of(spans)
         for tokens, here, spans_here in _batches(genome, spans, back=self.max_order):
             words, depth = _words(tokens, self.max_order + 1)
             scored = here & (depth > 0)
@@ -399,7 +386,7 @@ def _batches(
                 own.append(np.zeros(1, dtype=bool))
             tokens.append(here)
             own.append(mask)
-            pieces.append((record, low, high))
+            pieces.append(Span(record, low, high))
             size += len(here)
             if size >= _CHUNK_BASES or not join:
                 yield np.concatenate(tokens), np.concatenate(own), pieces
@@ -458,8 +445,8 @@ def markov_table(
     For one genome of several pass only its spans. `progress` is called with (bases done, bases in all); those of
     validation are read twice.
     """
-    train, valid, test = (merge_spans(spans) for spans in (train, valid, test))
-    fitted, chosen, scored = (sum(end - start for _, start, end in spans) for spans in (train, valid, test))
+    train, valid, test = (sorted(merge(spans)) for spans in (train, valid, test))
+    fitted, chosen, scored = (size_of(spans) for spans in (train, valid, test))
 
     def part(before: int) -> Progress | None:
         return None if progress is None else lambda done, _: progress(before + done, fitted + 2 * chosen + scored)

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mamba_bio_audio.pipelines.dna.markov import GenomeLike, Span, merge_spans
+from mamba_bio_audio.pipelines.dna.markov import GenomeLike
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.spans import Span, merge
 
 _CHUNK_BASES = 1 << 20
 _FIRST_LENGTH = 16
@@ -72,7 +73,7 @@ def longest_matches(
         locate: so many of the queries are candidates for the match that is located; None is all.
         progress: called with (bases read, None) over all passes.
     """
-    pieces = merge_spans(spans)
+    pieces = sorted(merge(spans))
     if len(queries) > 1 and sum(query.end - query.start for query in queries) > _GROUP_BASES:
         # The words of a group are held in memory, about 50 bytes for each.
         half = len(queries) // 2
@@ -82,7 +83,7 @@ def longest_matches(
             for part, among in zip((queries[:half], queries[half:]), split, strict=True)
         )
         return first[0] + second[0], max(first[1], second[1], key=lambda match: match.bases)
-    longest_piece = max((end - start for _, start, end in pieces), default=0)
+    longest_piece = max(map(len, pieces), default=0)
     # A query's match is at least `low` and less than `high`.
     low = np.zeros(len(queries), np.int64)
     high = np.array(

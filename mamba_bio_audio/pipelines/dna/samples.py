@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.kmers import canonical_columns, count_kmers
-from mamba_bio_audio.pipelines.dna.markov import GenomeLike, Span, merge_spans
 from mamba_bio_audio.pipelines.dna.matches import Query, longest_matches
+from mamba_bio_audio.pipelines.dna.markov import GenomeLike
+from mamba_bio_audio.pipelines.spans import Span, merge, size_of
 
 K = 6
 _DUST_BASES = 64
@@ -72,15 +73,15 @@ def sample_report(
     if genome is None or not train:
         return result
 
-    chosen = _evenly(merge_spans(train), reference_bases)
+    chosen = _evenly(sorted(merge(train)), reference_bases)
     spectrum = np.zeros(int(_COLUMN.max()) + 1, np.int64)
     total = _Counts()
     for record, start, end in chosen:
         tokens = genome.fetch(record, start, end)
         spectrum += count_kmers(tokens, K, _COLUMN)
         total.add(tokens)
-    result["train"] = {"bases": sum(end - start for _, start, end in chosen), **total.result()}
-    result["train"]["of"] = sum(end - start for _, start, end in merge_spans(train))
+    result["train"] = {"bases": size_of(chosen), **total.result()}
+    result["train"]["of"] = size_of(merge(train))
     own = spectrum_of(samples)
     result["own"]["divergence"] = divergence(own, spectrum)
     result["spectra"] = {"own": own.tolist(), "train": spectrum.tolist()}
@@ -88,7 +89,7 @@ def sample_report(
         pieces = [samples[q.sequence][q.start : q.end] for q in queries[i::bins]]
         part["divergence"] = divergence(spectrum_of(pieces), spectrum)
 
-    held_out = _held_out(genome, merge_spans(valid), [len(row) for row in samples])
+    held_out = _held_out(genome, sorted(merge(valid)), [len(row) for row in samples])
     sequences, asked = [*samples, *held_out], list(queries)
     asked += [Query(len(samples) + i, 0, len(row)) for i, row in enumerate(held_out)]
     lengths, match = longest_matches(sequences, asked, genome, chosen, locate=len(queries), progress=progress)
@@ -178,11 +179,11 @@ def divergence(a: NDArray[np.int64], b: NDArray[np.int64]) -> float | None:
 
 def _evenly(spans: Sequence[Span], bases: int | None) -> list[Span]:
     """The spans in pieces of up to 2^20, thinned evenly to about `bases`."""
-    total = sum(end - start for _, start, end in spans)
+    total = size_of(spans)
     if bases is None or total <= bases:
         return list(spans)
     pieces = [
-        (record, low, min(low + _PIECE_BASES, end))
+        Span(record, low, min(low + _PIECE_BASES, end))
         for record, start, end in spans
         for low in range(start, end, _PIECE_BASES)
     ]
@@ -195,7 +196,7 @@ def _held_out(genome: GenomeLike, spans: Sequence[Span], lengths: Sequence[int])
     if not spans:
         return []
     rows = []
-    ends = np.cumsum([end - start for _, start, end in spans])
+    ends = np.cumsum(list(map(len, spans)))
     for number, length in enumerate(lengths):
         place = int(ends[-1]) * number // len(lengths)
         index = int(np.searchsorted(ends, place, "right"))

@@ -58,7 +58,7 @@ def test_every_class_is_in_every_split(folder) -> None:
 def test_a_clip_is_read_from_the_zero_level_to_its_end(folder) -> None:
     data = module(folder)
     dataset = data.evaluation_dataset("test")
-    assert [window.region.record for window in dataset.windows] == [
+    assert [window.record for window in dataset.windows] == [
         "zero/zero_8.wav",
         "zero/zero_9.wav",
         "one/one_8.wav",

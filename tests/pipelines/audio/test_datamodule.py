@@ -239,8 +239,8 @@ def test_config_refuses_numbers_without_bound(field, value) -> None:
 
 def test_description_of_intervals_is_what_split_by_share_does() -> None:
     """Three files, and yet cut: 6 % of three is none."""
-    assert split_by_share([100] * 3, 0.06, 0.06)[1] == "the last parts of each of 3 files"
-    assert split_by_share([100] * 17, 0.06, 0.06)[1] == "whole files in natural order"
+    assert split_by_share(dict.fromkeys("abc", 100), 0.06, 0.06)[1] == "the last parts of each of 3 files"
+    assert split_by_share(dict.fromkeys("abcdefghijklmnopq", 100), 0.06, 0.06)[1] == "whole files in natural order"
     text = AudioDataConfig.model_fields["intervals"].description or ""
     assert "the last parts of every file where the files are too few to give each wanted split one" in text
 

@@ -101,15 +101,15 @@ def test_windows_of_a_split_are_scored_as_in_the_whole(variant, tmp_path) -> Non
     assert len(part) == 10
     assert max(window.start for window in part) > 10_000
     found, count = yardsticks(data, "test", part)
-    assert count == sum(window.stop - window.start for window in part)
+    assert count == sum(window.end - window.start for window in part)
     bits = []
     for span in data.evaluation_spans("test"):
-        own = [window for window in part if window.file == span.file]
+        own = [window for window in part if window.record == span.record]
         if variant == "sashimi":
             bits += [linear_prediction_bits(data.recordings.ids(window), data.codec) for window in own]
         else:
             whole = linear_prediction_bits(data.recordings.ids(span), data.codec)
-            bits += [whole[window.start - span.start : window.stop - span.start] for window in own]
+            bits += [whole[window.start - span.start : window.end - span.start] for window in own]
     assert found["LPC-32"] == pytest.approx(np.concatenate(bits).mean(), rel=1e-9)
     assert found["LPC-32"] != yardsticks(data, "test")[0]["LPC-32"]
     # All windows as a part are the whole.

@@ -66,8 +66,8 @@ def test_windows_lie_in_the_training_split(paths) -> None:
     sampler = data.stream().source
     assert isinstance(sampler, WindowSampler)
     seen = [sampler.window(i)[0] for i in range(300)]
-    assert {window.region.record for window in seen} == {"r0", "r1"}
-    assert all(w.start >= 0 and w.end <= w.region.end and w.end - w.start == L for w in seen)
+    assert {window.record for window in seen} == {"r0", "r1"}
+    assert all(w.start >= 0 and w.end <= {"r0": 4000, "r1": 500}[w.record] and len(w) == L for w in seen)
 
 
 def test_every_start_is_drawn_the_last_too(write_fasta, random_dna) -> None:
@@ -91,7 +91,7 @@ def test_contigs_by_length_or_uniform(paths) -> None:
     for contigs, expected in (("length", 437 / (437 + 3937)), ("uniform", 0.5)):
         data = module(paths, contigs=contigs)
         data.setup()
-        names = Counter(data.stream().source.window(i)[0].region.record for i in range(1000))
+        names = Counter(data.stream().source.window(i)[0].record for i in range(1000))
         assert abs(names["r1"] / 1000 - expected) < 0.05
 
 
@@ -101,8 +101,8 @@ def test_matched_windows_are_the_same_place_of_every_class(paths) -> None:
     stream = data.stream()
     windows = [stream.source.window(i)[0] for i in range(40)]
     for x, y in zip(windows[::2], windows[1::2], strict=True):
-        assert (x.region.label, y.region.label) == (0, 1)
-        assert (x.region.record, x.start) == (y.region.record, y.start)
+        assert (x.label, y.label) == (0, 1)
+        assert (x.record, x.start) == (y.record, y.start)
     # Both from the same strand: of class y, A and C forwards and G and T on the other strand.
     found = [stream.example(i) for i in range(40)]
     reverse = [set(ids.tolist()) <= {9, 10} for ids, label in found if label == 1]
@@ -145,10 +145,10 @@ def test_evaluation_windows_are_fixed_and_apart(paths) -> None:
     windows = data.evaluation_windows("test")
     assert windows == module(paths, evaluation_windows=10, seed=5).evaluation_windows("test")
     assert windows != module(paths, evaluation_windows=10, split_seed=5).evaluation_windows("test")
-    assert Counter(window.region.label for window in windows) == {0: 10, 1: 10}
-    assert {window.region.record for window in windows} == {"r3"}
+    assert Counter(window.label for window in windows) == {0: 10, 1: 10}
+    assert {window.record for window in windows} == {"r3"}
     for label in (0, 1):
-        starts = [window.start for window in windows if window.region.label == label]
+        starts = [window.start for window in windows if window.label == label]
         assert all(after - before >= L for before, after in pairwise(starts))
     # 1000 bases hold 15 windows of 64: no window is drawn twice to reach a number.
     assert len(module(paths, evaluation_windows=500).evaluation_windows("test")) == 30
@@ -165,7 +165,7 @@ def test_unknown_bases_are_not_drawn(write_fasta, random_dna) -> None:
     assert not (stacked(batches(data, 10))[:, :L] == 11).any()
     windows = data.evaluation_windows("test")
     assert 10 < len(windows) < 40
-    assert not any((data.labelled.fetch(w.region, w.start, w.end) == 11).any() for w in windows)
+    assert not any((data.labelled.fetch(w) == 11).any() for w in windows)
 
 
 def strains(random_dna, seed: int, count: int = 6) -> dict[str, str]:
@@ -220,9 +220,9 @@ def test_windows_in_train_are_those_of_a_simple_count(write_fasta, random_dna, m
     for split in ("valid", "test"):
         near = 0
         for window in data.evaluation_windows(split):
-            sequence = data.codec.decode(data.labelled.fetch(window.region, window.start, window.end))
+            sequence = data.codec.decode(data.labelled.fetch(window))
             own = words(sequence)
-            near += len(own & words((text, other)[window.region.label])) > 0.5 * len(own)
+            near += len(own & words((text, other)[window.label])) > 0.5 * len(own)
         assert near
         assert data.labelled.between[f"train/{split}"]["near"] == near
 
@@ -282,7 +282,7 @@ def test_a_prepared_folder_brings_its_groups_and_regions(write_fasta, random_dna
     assert {region.locus for region in data.labelled.regions} == {"1", "2", "3"}
     masks = data.strata("test")
     for window, inside in zip(data.evaluation_windows("test"), masks["inside regions"], strict=True):
-        assert inside == (window.region.label == 0 and window.start + L / 2 < 500)
+        assert inside == (window.label == 0 and window.start + L / 2 < 500)
     assert np.array_equal(masks["outside regions"], ~masks["inside regions"])
     assert masks["inside regions"].any()
     (tmp_path / "other.tsv").write_text("class\trecord\tstart0\tend\nhuman\tNC_000001.11\t0\t300\n")
@@ -415,6 +415,6 @@ def test_records_shorter_than_a_window_change_no_evaluation_windows(write_fasta,
         records = {"t split=train": random_dna(500, 1)} | short | {"z split=test": random_dna(2000, 2)}
         files.append([write_fasta(f"{name}/{label}.fa", records) for label in "xy"])
     found = [module(paths, evaluation_windows=10).evaluation_windows("test") for paths in files]
-    places = [[(window.region.record, window.start) for window in windows] for windows in found]
+    places = [[(window.record, window.start) for window in windows] for windows in found]
     assert len(places[0]) == 20
     assert places[0] == places[1]

@@ -227,13 +227,13 @@ def test_what_becomes_of_shared_bases(path: str, tmp_path: Path) -> None:
 def test_grown_windows_are_counted_after_growth(path: str, tmp_path: Path) -> None:
     (tmp_path / "x.bed").write_text("a 100 120 train\na 200 230 train\na 130 150 test\na 1000 1100 valid\n")
     data = module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends", shared_bases="allow")
-    read = [data.windows[index][1:] for index in range(len(data_windows(data)))]
+    read = [tuple(data.windows[index])[1:] for index in range(len(data_windows(data)))]
     assert read == [(100, 133), (87, 120), (200, 233), (197, 230)]
     assert data.summary()["shared_bases"] == {"train/test": 3, "train/valid": 0, "valid/test": 0}
     # As warm-up stages see it: longer intervals are tiled.
     assert [size for size in data.training_windows(16).size] == [17, 4, 17, 14]
     clean = module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends")
-    assert [clean.windows[index][1:] for index in range(len(data_windows(clean)))] == read[1:]
+    assert [tuple(clean.windows[index])[1:] for index in range(len(data_windows(clean)))] == read[1:]
     with pytest.raises(InputError, match=r"windows of 32 bases under data.windows=grow-ends.*3 of test"):
         module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends", shared_bases="error").setup()
 

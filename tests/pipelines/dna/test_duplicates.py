@@ -14,10 +14,10 @@ from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.duplicates import find_duplicates, sampled_words
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import Interval
 from mamba_bio_audio.pipelines.dna.prepare import prepare_genome, summary_rows
 from mamba_bio_audio.pipelines.dna.prepare_settings import GenomeSettings
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.spans import Interval
 
 codec = DnaTokenizer()
 PAIRS = str.maketrans("ACGT", "TGCA")

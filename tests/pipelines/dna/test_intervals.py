@@ -7,39 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import (
-    SPLITS,
-    Interval,
-    Span,
-    chosen_spans,
-    merge,
-    read_intervals,
-    region,
-    shared_bases,
-    split_blocks,
-    write_intervals,
-)
+from mamba_bio_audio.pipelines.dna.intervals import chosen_spans, read_intervals, region, split_blocks, write_intervals
+from mamba_bio_audio.pipelines.spans import Interval, Span, merge, shared_symbols
+from mamba_bio_audio.pipelines.split_names import SPLITS
 
 FRACTIONS = {"valid": 0.05, "test": 0.05}
-intervals_strategy = st.lists(
-    st.builds(
-        lambda record, start, size, split: Interval(record, start, start + size, split),
-        st.sampled_from("ab"),
-        st.integers(0, 40),
-        st.integers(1, 20),
-        st.sampled_from(SPLITS),
-    ),
-    max_size=12,
-)
-
-
-def positions(intervals: list[Interval] | list[Span]) -> set[tuple[str, int]]:
-    return {(item.record, at) for item in intervals for at in range(item.start, item.end)}
 
 
 @pytest.fixture
@@ -166,26 +141,12 @@ def test_interval_validates() -> None:
         Interval("a", 0, 3, "dev")
 
 
-@given(intervals_strategy)
-def test_merge_is_the_union(intervals: list[Interval]) -> None:
-    union = merge(intervals)
-    assert positions(union) == positions(intervals)
-    for first, second in itertools.pairwise(union):
-        assert first.record != second.record or first.end < second.start
-
-
-@given(intervals_strategy)
-def test_shared_bases_counts_each_pair(intervals: list[Interval]) -> None:
-    sets = {split: positions([i for i in intervals if i.split == split]) for split in SPLITS}
-    assert shared_bases(intervals) == {f"{a}/{b}": len(sets[a] & sets[b]) for a, b in itertools.combinations(SPLITS, 2)}
-
-
 @pytest.mark.parametrize("sizes", [[48_502], [16_568], [60], [5000, 3000, 10, 1], [1_000_000, 200_000]])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_split_blocks_covers_the_genome_once(sizes: list[int], seed: int, write_fasta, random_dna) -> None:
     genome = Genome(write_fasta("g.fa", {f"r{i}": random_dna(size, i) for i, size in enumerate(sizes)}))
     intervals = split_blocks(genome, seed=seed, fractions=FRACTIONS)
-    assert not any(shared_bases(intervals).values())
+    assert not any(shared_symbols(intervals).values())
     assert merge(intervals) == [Span(f"r{i}", 0, size) for i, size in enumerate(sizes)]
     bases = {split: sum(len(i) for i in intervals if i.split == split) for split in SPLITS}
     for split in ("valid", "test"):

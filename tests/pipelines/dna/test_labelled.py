@@ -17,9 +17,7 @@ def rows(labelled: Labelled) -> list[tuple[str, str | None, str]]:
     from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
     codec = DnaTokenizer()
-    return [
-        (labelled.classes[r.label], r.split, codec.decode(labelled.fetch(r, r.start, r.end))) for r in labelled.regions
-    ]
+    return [(labelled.classes[r.label], r.split, codec.decode(labelled.fetch(r))) for r in labelled.regions]
 
 
 @pytest.mark.parametrize(

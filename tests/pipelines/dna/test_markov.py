@@ -10,7 +10,7 @@ import pytest
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna import markov
-from mamba_bio_audio.pipelines.dna.markov import MarkovBaseline, SparseCounts, markov_table, merge_spans
+from mamba_bio_audio.pipelines.dna.markov import MarkovBaseline, SparseCounts, markov_table
 
 COMPLEMENT = str.maketrans("ACGTN", "TGCAN")
 IDS = {"A": 7, "C": 8, "G": 9, "T": 10, "N": 11}
@@ -57,11 +57,6 @@ def brute_probability(counts: Counter[str], context: str, base: str, weight: flo
 def known_context(text: str, position: int, order: int) -> str:
     context = text[max(0, position - order) : position]
     return context[context.rfind("N") + 1 :]
-
-
-def test_merge_spans() -> None:
-    spans = [("b", 0, 5), ("a", 10, 20), ("a", 20, 30), ("a", 5, 12), ("a", 40, 41), ("a", 7, 7)]
-    assert merge_spans(spans) == [("a", 5, 30), ("a", 40, 41), ("b", 0, 5)]
 
 
 def test_fit_hand_computed() -> None:

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import Interval
 from mamba_bio_audio.pipelines.dna.policies import lay_out, training_windows
+from mamba_bio_audio.pipelines.spans import Interval
 from mamba_bio_audio.run.config import load_config
 
 TRAIN_INTERVALS = 34_021
@@ -66,11 +66,11 @@ def test_policies_by_hand() -> None:
     for policy, per_interval in expected.items():
         for interval, spans in zip((long, short), per_interval, strict=True):
             found, slid = lay_out([interval], {"r": 1000}, 10, policy, grow_to=40)
-            assert ([found[at][1:] for at in range(len(found))], slid) == (spans, 0), policy
+            assert ([tuple(found[at])[1:] for at in range(len(found))], slid) == (spans, 0), policy
     # An interval that is as wide already, or wider, stays as it is.
     for width, windows in ((20, [(40, 51), (50, 60)]), (25, expected["tile"][0])):
         found, _ = lay_out([Interval("r", 40, 40 + width, "train")], {"r": 1000}, 10, "grow-right", grow_to=20)
-        assert [found[at][1:] for at in range(len(found))] == windows
+        assert [tuple(found[at])[1:] for at in range(len(found))] == windows
     with pytest.raises(InputError, match=r"10 does not divide it.*data.grow_to"):
         lay_out([long], {"r": 1000}, 10, "grow-right", grow_to=45)
 
@@ -101,7 +101,7 @@ def test_record_ends_slide(policy, size: int, start: int, width: int, length: in
 
 def test_random_lays_out_whole_windows_with_room() -> None:
     found, _ = lay_out([Interval("r", 40, 65, "train"), Interval("r", 80, 86, "train")], {"r": 1000}, 10, "random")
-    assert [found[at][1:] for at in range(len(found))] == [(40, 51), (50, 61), (54, 65), (80, 86)]
+    assert [tuple(found[at])[1:] for at in range(len(found))] == [(40, 51), (50, 61), (54, 65), (80, 86)]
     assert found.back.tolist() == [0, 5, 5, 0]
     assert found.ahead.tolist() == [5, 4, 0, 0]
     some = found.select(found.start > 45)
@@ -149,17 +149,17 @@ def test_nothing_of_another_split_is_read(rows, policy) -> None:
 
     options = {"policy": policy, "grow_to": 16}
     allowed = training_windows(intervals, Known, 8, shared="allow", **options)
-    laid = [set(range(*allowed.windows[i][1:])) for i in range(len(allowed.windows))]
+    laid = [set(range(allowed.windows[i].start, allowed.windows[i].end)) for i in range(len(allowed.windows))]
     laid_out, _ = lay_out([i for i in intervals if i.split == "train"], {"r": 40}, 8, **options)
-    every = [set(range(*laid_out[i][1:])) for i in range(len(laid_out))]
+    every = [set(range(laid_out[i].start, laid_out[i].end)) for i in range(len(laid_out))]
     read = set().union(*every)
     assert allowed.shared_bases == {f"train/{split}": len(read & bases[split]) for split in ("valid", "test")}
     assert allowed.clean == sum(not window & held for window in every)
     dropped = training_windows(intervals, Known, 8, shared="drop", **options)
-    kept = [set(range(*dropped.windows[i][1:])) for i in range(len(dropped.windows))]
+    kept = [set(range(dropped.windows[i].start, dropped.windows[i].end)) for i in range(len(dropped.windows))]
     assert kept == [window for window in laid if not window & held]
     trimmed = training_windows(intervals, Known, 8, shared="trim", **options)
-    kept = [set(range(*trimmed.windows[i][1:])) for i in range(len(trimmed.windows))]
+    kept = [set(range(trimmed.windows[i].start, trimmed.windows[i].end)) for i in range(len(trimmed.windows))]
     assert not any(window & held for window in kept)
     assert trimmed.dropped + trimmed.trimmed == trimmed.shared_windows == dropped.dropped
     for found in (dropped, trimmed):

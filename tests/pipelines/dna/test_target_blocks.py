@@ -4,8 +4,8 @@ import pytest
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.intervals import Span
 from mamba_bio_audio.pipelines.dna.target_blocks import target_blocks
+from mamba_bio_audio.pipelines.spans import Span
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mamba_bio_audio.pipelines.dna.coverage import Coverage, subtract, union_of
-from mamba_bio_audio.pipelines.dna.intervals import Interval, Span, merge
-from mamba_bio_audio.pipelines.dna.windows import Windows
+from mamba_bio_audio.pipelines.coverage import Coverage
+from mamba_bio_audio.pipelines.spans import Span, merge
+from mamba_bio_audio.pipelines.windows import Windows, union_of
 
 SIZE = 40
 spans_strategy = st.lists(
@@ -66,13 +66,4 @@ def test_longest_free_piece(held: list[Span], spans: list[Span]) -> None:
             at = end + 1
         size, start = min(runs, default=(0, None))
         assert cut.size[index] == -size
-        assert start is None or cut[index] == (span.record, start, start - size)
-
-
-@given(spans_strategy, spans_strategy)
-def test_subtract(held: list[Span], spans: list[Span]) -> None:
-    left = subtract([Interval(*span, "valid") for span in spans], held)
-    assert bases(left) == bases(spans) - bases(held)
-    assert all(interval.split == "valid" for interval in left)
-    counts = [sum(base in bases([interval]) for interval in left) for base in sorted(bases(spans) - bases(held))]
-    assert sum(counts) == sum(len(bases([span]) - bases(held)) for span in spans)
+        assert start is None or cut[index] == Span(span.record, start, start - size)

@@ -285,7 +285,7 @@ def ceilings() -> None:
             load_config("dna/apes@16k", [f"data.path={folder}", "data.num_workers=0"]), "cpu", length=length
         )
         data.setup()
-        windows = data.evaluation_dataset("test").windows
+        windows: Any = data.evaluation_dataset("test").windows
         lines = [[data.classes[w.label], w.record, w.start, w.end, "", *("0" for _ in APES)] for w in windows]
         table = "\n".join("\t".join(map(str, line)) for line in [names, *lines]) + "\n"
         found = ceiling_of_windows(table, folder / "copies.tsv")
@@ -366,7 +366,7 @@ def kmers() -> None:
             data = open_data(config, "cpu")
             data.setup()
             fitted = kmer_baseline(data)
-            dataset = data.evaluation_dataset("test")
+            dataset: Any = data.evaluation_dataset("test")
             rows, targets = sequences(dataset)
             right = (fitted.probabilities(rows).argmax(1) == targets).astype(float)
             own = bootstrap_mean(right, [window.locus for window in dataset.windows])
@@ -390,7 +390,7 @@ def bar() -> None:
         data = open_data(load_config(recipe, [easy_paths(), "data.num_workers=0"]), "cpu")
         data.setup()
         valid, valid_labels = sequences(data.evaluation_dataset("valid"))
-        dataset = data.evaluation_dataset("test")
+        dataset: Any = data.evaluation_dataset("test")
         test, targets = sequences(dataset)
         loci = [window.locus for window in dataset.windows]
         pair = [data.classes.index("human"), data.classes.index("mouse")]

@@ -9,6 +9,7 @@ import pytest
 
 from mamba_bio_audio.jobs import evaluate_classes as subject
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
+from mamba_bio_audio.pipelines.spans import Region
 
 LENGTH = 12
 
@@ -19,10 +20,9 @@ class Data(DnaClassesDataModule):
     def __init__(self, targets: np.ndarray, classes: int) -> None:
         self.names = tuple(f"c{at}" for at in range(classes))
         self.length = LENGTH
-        regions = [SimpleNamespace(label=int(y), record=f"r{at}", locus=f"l{at // 2}") for at, y in enumerate(targets)]
         self.dataset = SimpleNamespace(
-            windows=[SimpleNamespace(region=region, start=0, end=LENGTH) for region in regions],
-            labelled=SimpleNamespace(fetch=lambda region, start, end: np.full(end - start, 7, np.uint8)),
+            windows=[Region(f"r{at}", 0, LENGTH, int(y), "test", f"l{at // 2}") for at, y in enumerate(targets)],
+            labelled=SimpleNamespace(fetch=lambda region: np.full(len(region), 7, np.uint8)),
         )
 
     @property

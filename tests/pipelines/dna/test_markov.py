@@ -11,6 +11,7 @@ import pytest
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna import markov
 from mamba_bio_audio.pipelines.dna.markov import MarkovBaseline, SparseCounts, markov_table
+from mamba_bio_audio.pipelines.spans import Span
 
 COMPLEMENT = str.maketrans("ACGTN", "TGCAN")
 IDS = {"A": 7, "C": 8, "G": 9, "T": 10, "N": 11}
@@ -61,13 +62,13 @@ def known_context(text: str, position: int, order: int) -> str:
 
 def test_fit_hand_computed() -> None:
     # AACG and its reverse complement CGTT.
-    baseline = MarkovBaseline.fit(FakeGenome(r="AACG"), [("r", 0, 4)], max_order=1)
+    baseline = MarkovBaseline.fit(FakeGenome(r="AACG"), [Span("r", 0, 4)], max_order=1)
     assert baseline.counts[0].tolist() == [[2, 2, 2, 2]]
     assert baseline.counts[1].tolist() == [[1, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
     baseline.smoothing = 1.0
     # Order 0: (2 + 1/4) / (8 + 1) = 1/4. Order 1, G after C: (2 + 1/4) / (2 + 1).
     assert baseline.distribution([8], 1)[2] == pytest.approx(0.75, abs=1e-15)
-    score = baseline.score(FakeGenome(r="AACG"), [("r", 3, 4)])
+    score = baseline.score(FakeGenome(r="AACG"), [Span("r", 3, 4)])
     assert score.count == 1
     np.testing.assert_allclose(score.nats, [math.log(4), -math.log(0.75)], rtol=1e-14)
 
@@ -79,13 +80,13 @@ def test_fit_brute_force(monkeypatch: pytest.MonkeyPatch, chunk: int, unknown: f
     monkeypatch.setattr(markov, "_CHUNK_BASES", chunk)
     genome = FakeGenome(a=random_text(1, 300, unknown), b=random_text(2, 90, unknown), c="A", d="N")
     spans = [
-        ("a", 20, 100),
-        ("a", 100, 150),
-        ("a", 140, 160),
-        ("a", 200, 203),
-        ("b", 0, 90),
-        ("c", 0, 1),
-        ("d", 0, 1),
+        Span("a", 20, 100),
+        Span("a", 100, 150),
+        Span("a", 140, 160),
+        Span("a", 200, 203),
+        Span("b", 0, 90),
+        Span("c", 0, 1),
+        Span("d", 0, 1),
     ]
     baseline = MarkovBaseline.fit(genome, spans, max_order=5)
     pieces = [genome.text["a"][20:160], genome.text["a"][200:203], genome.text["b"], "A", "N"]
@@ -106,10 +107,10 @@ def test_score_brute_force(monkeypatch: pytest.MonkeyPatch, chunk: int, unknown:
     monkeypatch.setattr(markov, "_CHUNK_BASES", chunk)
     text = random_text(3, 200, unknown)
     genome = FakeGenome(r=text, short="ACG")
-    baseline = MarkovBaseline.fit(genome, [("r", 0, 100)], max_order=4)
+    baseline = MarkovBaseline.fit(genome, [Span("r", 0, 100)], max_order=4)
     baseline.smoothing = 3.0
     counts = brute_counts([text[:100]], 5)
-    spans = [("r", 120, 160), ("r", 0, 30), ("short", 0, 3)]
+    spans = [Span("r", 120, 160), Span("r", 0, 30), Span("short", 0, 3)]
     score = baseline.score(genome, spans)
     positions = [("r", i) for i in (*range(30), *range(120, 160))] + [("short", i) for i in range(3)]
     scored = [(r, i) for r, i in positions if i > 0 and genome.text[r][i] != "N"]
@@ -132,7 +133,7 @@ def test_score_brute_force(monkeypatch: pytest.MonkeyPatch, chunk: int, unknown:
 @pytest.mark.parametrize("order", [0, 1, 3, 6])
 def test_distribution_sums_to_one(order: int) -> None:
     genome = FakeGenome(r=random_text(4, 400, 0.02))
-    baseline = MarkovBaseline.fit(genome, [("r", 0, 400)], max_order=6)
+    baseline = MarkovBaseline.fit(genome, [Span("r", 0, 400)], max_order=6)
     rng = np.random.default_rng(0)
     for _ in range(50):
         context = rng.integers(7, 12, 6).tolist()
@@ -142,7 +143,7 @@ def test_distribution_sums_to_one(order: int) -> None:
 
 
 def test_distribution_ignores_bases_beyond_order_and_unknown() -> None:
-    baseline = MarkovBaseline.fit(FakeGenome(r=random_text(5, 500)), [("r", 0, 500)], max_order=3)
+    baseline = MarkovBaseline.fit(FakeGenome(r=random_text(5, 500)), [Span("r", 0, 500)], max_order=3)
     near = baseline.distribution([8, 9], 2)
     assert np.array_equal(baseline.distribution([10, 8, 9], 2), near)
     assert not np.array_equal(baseline.distribution([10, 8, 9], 3), near)
@@ -153,8 +154,8 @@ def test_distribution_ignores_bases_beyond_order_and_unknown() -> None:
 def test_fit_strand_symmetric() -> None:
     text = random_text(6, 300, 0.05)
     back = text[::-1].translate(COMPLEMENT)
-    one = MarkovBaseline.fit(FakeGenome(r=text), [("r", 10, 290)], max_order=4)
-    other = MarkovBaseline.fit(FakeGenome(r=back), [("r", 10, 290)], max_order=4)
+    one = MarkovBaseline.fit(FakeGenome(r=text), [Span("r", 10, 290)], max_order=4)
+    other = MarkovBaseline.fit(FakeGenome(r=back), [Span("r", 10, 290)], max_order=4)
     for mine, theirs in zip(one.counts, other.counts, strict=True):
         assert np.array_equal(mine, theirs)
 
@@ -163,10 +164,10 @@ def test_highest_order_twelve() -> None:
     """26-bit words and their int32 table at the highest order that is offered."""
     text = random_text(7, 60)
     genome = FakeGenome(r=text + text)
-    baseline = MarkovBaseline.fit(genome, [("r", 0, 60)], max_order=12)
+    baseline = MarkovBaseline.fit(genome, [Span("r", 0, 60)], max_order=12)
     counts = brute_counts([text], 13)
     assert baseline.counts[12].rows.sum() == 2 * (60 - 12)
-    score = baseline.score(genome, [("r", 80, 120)])
+    score = baseline.score(genome, [Span("r", 80, 120)])
     nats = [-math.log(brute_probability(counts, text[i - 12 : i], text[i], baseline.smoothing)) for i in range(20, 60)]
     assert score.nats[12] == pytest.approx(sum(nats), rel=1e-12)
 
@@ -180,12 +181,12 @@ def test_choose_reads_validation_only_and_takes_the_best() -> None:
         digits.append(int(rule[digits[-2], digits[-1]]) if rng.random() < 0.6 else int(rng.integers(4)))
     text = "".join("ACGT"[d] for d in digits)
     genome = FakeGenome(r=text)
-    baseline = MarkovBaseline.fit(genome, [("r", 0, 10_000)], max_order=6)
+    baseline = MarkovBaseline.fit(genome, [Span("r", 0, 10_000)], max_order=6)
     genome.read.clear()
-    order = baseline.choose(genome, [("r", 12_000, 14_000)])
+    order = baseline.choose(genome, [Span("r", 12_000, 14_000)])
     assert min(i for _, i in genome.read) >= 12_000 - 6
     assert max(i for _, i in genome.read) < 14_000
-    score = baseline.score(genome, [("r", 12_000, 14_000)])
+    score = baseline.score(genome, [Span("r", 12_000, 14_000)])
     assert order == baseline.order == int(np.argmin(score.nats))
     assert order >= 2
     # Both strands share one table, so the rule is diluted, but far from lost.
@@ -193,7 +194,7 @@ def test_choose_reads_validation_only_and_takes_the_best() -> None:
     # No weight of the grid does better.
     for weight in markov.SMOOTHING_GRID:
         baseline.smoothing = weight
-        assert baseline.score(genome, [("r", 12_000, 14_000)]).nats.min() >= score.nats.min() - 1e-9
+        assert baseline.score(genome, [Span("r", 12_000, 14_000)]).nats.min() >= score.nats.min() - 1e-9
 
 
 def test_choose_thins_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,14 +202,14 @@ def test_choose_thins_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     text = random_text(9, 3000)
     genome = FakeGenome(r=text)
     monkeypatch.setattr(markov, "_CHOICE_BASES", 500)
-    baseline = MarkovBaseline.fit(genome, [("r", 0, 1000)], max_order=4)
-    baseline.choose(genome, [("r", 1000, 3000)])
+    baseline = MarkovBaseline.fit(genome, [Span("r", 0, 1000)], max_order=4)
+    baseline.choose(genome, [Span("r", 1000, 3000)])
     best = {}
     for weight in markov.SMOOTHING_GRID:
         baseline.smoothing, kept = weight, baseline.smoothing
         sums = []
         for order in range(5):
-            (_, _, nats), *rest = baseline.position_nats(genome, [("r", 1000, 3000)], order)
+            (_, _, nats), *rest = baseline.position_nats(genome, [Span("r", 1000, 3000)], order)
             assert not rest
             sums.append(nats[::4].sum())
         best[weight] = min(sums)
@@ -218,33 +219,33 @@ def test_choose_thins_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_choose_without_validation() -> None:
     genome = FakeGenome(r="ACGT", n="NNNN")
-    baseline = MarkovBaseline.fit(genome, [("r", 0, 4)], max_order=2)
-    for spans in ([], [("r", 0, 1)], [("n", 0, 4)]):
+    baseline = MarkovBaseline.fit(genome, [Span("r", 0, 4)], max_order=2)
+    for spans in ([], [Span("r", 0, 1)], [Span("n", 0, 4)]):
         with pytest.raises(InputError, match="validation"):
             baseline.choose(genome, spans)
 
 
 def test_orders_up_to_twelve_are_fitted_where_none_is_named() -> None:
-    assert MarkovBaseline.fit(FakeGenome(r="ACGT"), [("r", 0, 4)]).max_order == 12
+    assert MarkovBaseline.fit(FakeGenome(r="ACGT"), [Span("r", 0, 4)]).max_order == 12
 
 
 def test_fit_bad_order() -> None:
     with pytest.raises(InputError, match="max_order is 13"):
-        MarkovBaseline.fit(FakeGenome(r="ACGT"), [("r", 0, 4)], max_order=13)
+        MarkovBaseline.fit(FakeGenome(r="ACGT"), [Span("r", 0, 4)], max_order=13)
 
 
 def test_untrained_is_uniform() -> None:
     genome = FakeGenome(r=random_text(10, 50))
-    score = MarkovBaseline.fit(genome, [], max_order=3).score(genome, [("r", 0, 50)])
+    score = MarkovBaseline.fit(genome, [], max_order=3).score(genome, [Span("r", 0, 50)])
     np.testing.assert_allclose(score.perplexity, 4, rtol=1e-14)
     assert score.count == 49
 
 
 def test_markov_table_test_split_changes_nothing() -> None:
     genome = FakeGenome(r=random_text(11, 2000), other=random_text(12, 300)[::-1])
-    train, valid = [("r", 0, 1500)], [("r", 1500, 1800)]
-    one = markov_table(genome, train, valid, [("r", 1800, 2000)], max_order=4)
-    other = markov_table(genome, train, valid, [("other", 0, 300)], max_order=4)
+    train, valid = [Span("r", 0, 1500)], [Span("r", 1500, 1800)]
+    one = markov_table(genome, train, valid, [Span("r", 1800, 2000)], max_order=4)
+    other = markov_table(genome, train, valid, [Span("other", 0, 300)], max_order=4)
     assert (one.order, one.smoothing) == (other.order, other.smoothing)
     assert np.array_equal(one.valid.nats, other.valid.nats)
     assert one.test.count == 200
@@ -260,8 +261,15 @@ def test_markov_table_test_split_changes_nothing() -> None:
 def test_counts_of_few_bases_are_sparse_and_the_same(monkeypatch: pytest.MonkeyPatch, unknown: float) -> None:
     """Cells follow the bases, not 4^13, and every score is that of whole tables."""
     genome = FakeGenome(a=random_text(1, 3000, unknown), b=random_text(2, 700, unknown), c="A", d="N")
-    train = [("a", 20, 1000), ("a", 1200, 2000), ("b", 0, 7), ("b", 100, 130), ("c", 0, 1), ("d", 0, 1)]
-    valid, test = [("a", 2000, 2500)], [("a", 2500, 3000), ("b", 200, 700), ("c", 0, 1)]
+    train = [
+        Span("a", 20, 1000),
+        Span("a", 1200, 2000),
+        Span("b", 0, 7),
+        Span("b", 100, 130),
+        Span("c", 0, 1),
+        Span("d", 0, 1),
+    ]
+    valid, test = [Span("a", 2000, 2500)], [Span("a", 2500, 3000), Span("b", 200, 700), Span("c", 0, 1)]
     sparse = markov_table(genome, train, valid, test, max_order=8)
     few = MarkovBaseline.fit(genome, train, max_order=12)
     cells = [counts.rows.size if isinstance(counts, SparseCounts) else counts.size for counts in few.counts]
@@ -302,7 +310,7 @@ def test_progress_goes_on_within_records(monkeypatch: pytest.MonkeyPatch, chunk:
     monkeypatch.setattr(markov, "_CHUNK_BASES", chunk)
     genome = FakeGenome(r=random_text(13, 1000))
     seen: list[tuple[int, int]] = []
-    spans = [("r", 0, 400)], [("r", 400, 500), ("r", 600, 620)], [("r", 800, 1000)]
+    spans = [Span("r", 0, 400)], [Span("r", 400, 500), Span("r", 600, 620)], [Span("r", 800, 1000)]
     markov_table(genome, *spans, max_order=2, progress=lambda done, total: seen.append((done, total)))
     total = 400 + 2 * 120 + 200
     assert seen[-1] == (total, total)

@@ -10,8 +10,8 @@ from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.datamodule import Recordings
 from mamba_bio_audio.pipelines.audio.files import AudioFile, list_files, open_file
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.audio.splits import Span
 from mamba_bio_audio.pipelines.contract import Ids, Item
+from mamba_bio_audio.pipelines.spans import Span
 
 
 def items(files: Iterable[str], config: AudioDataConfig) -> Iterator[Item]:
@@ -21,7 +21,7 @@ def items(files: Iterable[str], config: AudioDataConfig) -> Iterator[Item]:
     def levels(file: AudioFile, size: int) -> Ids:
         if config.max_duration_s is not None:
             size = min(size, round(config.max_duration_s * codec.sample_rate_hz))
-        return Recordings([file], codec, config.gain).ids(Span(0, 0, size))
+        return Recordings([file], codec, config.gain).ids(Span(file.name, 0, size))
 
     return _read(files, codec.sample_rate_hz, levels)
 

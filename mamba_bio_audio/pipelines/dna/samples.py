@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.kmers import canonical_columns, count_kmers
-from mamba_bio_audio.pipelines.dna.matches import Query, longest_matches
 from mamba_bio_audio.pipelines.dna.markov import GenomeLike
+from mamba_bio_audio.pipelines.dna.matches import Query, longest_matches
 from mamba_bio_audio.pipelines.spans import Span, merge, size_of
 
 K = 6

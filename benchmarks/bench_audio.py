@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.inference.generate import generate_blocks
-from mamba_bio_audio.jobs.bench import beside, has_peer, peer_version, step_of, write_rows
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.peer import has_peer, peer_version
+from mamba_bio_audio.run.speed import step_of
+from mamba_bio_audio.run.timing import beside, write_rows
 
 # recipe, mixer or None for the recipe's own, batch, length, chunk; what matters most first, for runs that end early
 TRAIN: tuple[tuple[str, str | None, int, int, int | None], ...] = (

@@ -34,24 +34,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mamba_bio_audio import ops
-from mamba_bio_audio.jobs.bench import (
-    OUT_OF_MEMORY,
-    forward_call,
-    has_peer,
-    interleaved,
-    logits_step,
-    peer_layout,
-    peer_model,
-    peer_scan,
-    peer_version,
-    scan_inputs,
-    training_step,
-    write_rows,
-)
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.contract import ModelOutput
 from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.peer import has_peer, peer_layout, peer_model, peer_scan, peer_version
+from mamba_bio_audio.run.speed import forward_call, logits_step, scan_inputs, training_step
+from mamba_bio_audio.run.timing import OUT_OF_MEMORY, interleaved, write_rows
 
 LAYERS, WIDTH, CHANNELS, HEAD = 8, 256, 1024, 64
 LENGTHS = {"models": [1 << power for power in range(10, 21, 2)], "operations": [1 << power for power in range(9, 20)]}

@@ -23,18 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamba_bio_audio.jobs.bench import (
-    OUT_OF_MEMORY,
-    has_peer,
-    logits_step,
-    peer_model,
-    peer_version,
-    training_step,
-    write_rows,
-)
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.peer import has_peer, peer_model, peer_version
+from mamba_bio_audio.run.speed import logits_step, training_step
+from mamba_bio_audio.run.timing import OUT_OF_MEMORY, write_rows
 from mamba_bio_audio.training.streaming import streamed_loss
 
 # layers, width, and the chunk at which streaming was fastest on an H100

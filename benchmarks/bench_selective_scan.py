@@ -27,10 +27,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mamba_bio_audio.jobs.bench import has_peer, interleaved, write_rows
 from mamba_bio_audio.kernels.selective_scan.general_op import kind_of, make_general_plan, selective_scan_general
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
 from mamba_bio_audio.kernels.selective_scan.triton_op import Plan, make_plan, selective_scan_triton
+from mamba_bio_audio.run.peer import has_peer
+from mamba_bio_audio.run.timing import interleaved, write_rows
 
 # name: kind, (B, L, D), recorded forward and backward ms of the peer
 SHAPES: dict[str, tuple[str, tuple[int, int, int], float, float]] = {

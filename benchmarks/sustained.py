@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.files import write_json
-from mamba_bio_audio.jobs import bench
+from mamba_bio_audio.run import speed, timing
 
 LENGTH = 1024
 MARKOV = Path(__file__).parent / "results" / "markov_human.csv"
@@ -33,13 +33,8 @@ def bare(
     width: int = 128,
 ) -> None:
     """Time the step as `mba bench train` does, at the run's micro-batch, recorded on a GPU as the run's are."""
-    (row,) = bench.train(device, seconds=seconds, shapes=[(layers, width, batch, LENGTH, None)], graph=True)
-    new = not out.exists()
-    with out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    (row,) = speed.train(device, seconds=seconds, shapes=[(layers, width, batch, LENGTH, None)], graph=True)
+    timing.append_row(out, row)
     print(f"bare step: {row['ms_p50']} ms, {row['mtokens_per_s']} M tokens/s on {row['device']}")
 
 

@@ -23,7 +23,6 @@ from mamba_bio_audio.text import show
 
 # Not yet jobs by the contract; each goes from here when it becomes one.
 _NOT_YET = {
-    "bench",
     "classify",
     "context",
     "evaluate",

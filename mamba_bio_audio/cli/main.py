@@ -14,7 +14,6 @@ import typer
 
 from mamba_bio_audio import __version__
 from mamba_bio_audio.cli import (
-    bench,
     classify,
     demo,
     evaluate,
@@ -57,7 +56,6 @@ app.command("classify")(classify.classify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
 app.command("report")(report.report)
-app.command("bench")(bench.bench)
 add_commands(app, job_modules())
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mamba_bio_audio.jobs.bench import scan_inputs
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
+from mamba_bio_audio.run.speed import scan_inputs
 
 
 @pytest.fixture

@@ -12,10 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate, get_worker_info
 
+from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.signals import STOPPING
-
-# Streams of random numbers that share a seed.
-ORDER_STREAM, STRAND_STREAM, PLACE_STREAM, CASE_STREAM = 1, 2, 3, 4
 
 
 class Stretch(NamedTuple):
@@ -83,8 +81,7 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
 
     def permutation(self, values: NDArray[np.int32], epoch: int, group: int = 0) -> NDArray[np.int32]:
         """The seeded permutation of an epoch; groups have permutations of their own."""
-        bits = np.random.Philox(key=[self.seed, ORDER_STREAM], counter=[0, self.stage, group, epoch])
-        return np.random.Generator(bits).permutation(values)
+        return Draws.ORDER.random(self.seed, 0, self.stage, group, epoch).permutation(values)
 
     def batch(self, number: int) -> dict[str, torch.Tensor]:
         """Batch `number` of this rank."""

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mamba_bio_audio.pipelines.draws import for_groups
+
 # Orders to try where groups of several classes stand in each other's way; with one class a group the first one fits.
 ATTEMPTS = 20
 
@@ -38,7 +40,7 @@ def draw_groups(
     contents = [groups[name] for name in names]
     shares = {"test": test, "valid": valid * (1 - test), "train": (1 - test) * (1 - valid)}
     wanted = {split: share for split, share in shares.items() if share > 0}
-    order = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(len(names))
+    order = for_groups(seed, 0).permutation(len(names))
     chosen = plain = _in_turn(contents, order, test, valid)
     number_of_groups = Counter(label for content in contents for label in content)
     attempts = ATTEMPTS if min(number_of_groups.values(), default=0) >= len(wanted) else 0
@@ -46,7 +48,7 @@ def draw_groups(
         if _complete(contents, chosen, wanted):
             break
         chosen = _stratified(contents, order, wanted)
-        order = np.random.Generator(np.random.Philox(key=[seed, attempt])).permutation(len(names))
+        order = for_groups(seed, attempt).permutation(len(names))
     else:
         chosen = chosen if _complete(contents, chosen, wanted) else plain
     split_of = dict(zip(names, chosen, strict=True))

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.labelled import Labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Region
 
-# Streams of random numbers, beside those of pipelines/stream.py.
-WINDOW_STREAM, EVALUATION_STREAM = 3, 4
 ATTEMPTS = 100
 
 
@@ -116,8 +115,8 @@ class WindowSampler:
         classes = len(self.by_class)
         draw, label = divmod(sample, classes) if self.matched else (sample, -1)
         for attempt in range(ATTEMPTS):
-            bits = np.random.Philox(key=[self.seed, WINDOW_STREAM], counter=[draw, self.stage, attempt, 0])
-            which, place, within = np.random.Generator(bits).random(3).tolist()
+            random = Draws.CLASS_WINDOW.random(self.seed, draw, self.stage, attempt)
+            which, place, within = random.random(3).tolist()
             chosen = label if self.matched else int(which * classes)
             # In matched windows one class decides where, so that all take the same record.
             cumulative = self._cumulative[0 if self.matched else chosen]
@@ -153,8 +152,7 @@ def evaluation_windows(
             by_class[region.label].append(region)
     for label in range(len(labelled.classes)):
         key = int.from_bytes(split.encode()[:4], "big")
-        bits = np.random.Philox(key=[seed, EVALUATION_STREAM], counter=[label, key, 0, 0])
-        random = np.random.Generator(bits)
+        random = Draws.CLASS_EVALUATION.random(seed, label, key)
         tiles = []
         for region in by_class[label]:
             first = region.start + int(random.integers(0, len(region) % length + 1))

@@ -27,10 +27,10 @@ from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.label_leaks import leak_rows, leaks_of
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, leave_out_unknown, open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer
+from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Region
 from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.stream import (
-    STRAND_STREAM,
     StagedStream,
     Stretch,
     TrainingStream,
@@ -80,10 +80,8 @@ class ClassStream(TrainingStream):
         else:
             region = self.source[self.window_index(sample)]
             ids = self.labelled.fetch(region)
-        if self.reverse_complement:
-            bits = np.random.Philox(key=[self.seed, STRAND_STREAM], counter=[strand, self.stage, 0, 0])
-            if bits.random_raw() & 1:
-                ids = self.codec.reverse_complement(ids)
+        if self.reverse_complement and Draws.STRAND.bits(self.seed, strand, self.stage).random_raw() & 1:
+            ids = self.codec.reverse_complement(ids)
         return ids, region.label
 
     def read(self, samples: range) -> dict[str, torch.Tensor]:

@@ -26,12 +26,10 @@ from mamba_bio_audio.pipelines.dna.sources import locate
 from mamba_bio_audio.pipelines.dna.statistics import composition, describe, describe_contigs
 from mamba_bio_audio.pipelines.dna.tokenizer import PAD, DnaTokenizer, N
 from mamba_bio_audio.pipelines.dna.windows import GenomeWindows, evaluation_windows
+from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Interval, Span, merge, shared_symbols, size_of, subtract
 from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.stream import (
-    CASE_STREAM,
-    PLACE_STREAM,
-    STRAND_STREAM,
     StagedStream,
     Stretch,
     TrainingStream,
@@ -86,8 +84,7 @@ class DnaStream(TrainingStream):
         """Is sample number i read from the opposite strand?"""
         if not self.config.reverse_complement:
             return False
-        bits = np.random.Philox(key=[self.seed, STRAND_STREAM], counter=[sample, self.stage, 0, 0])
-        return bool(bits.random_raw() & 1)
+        return bool(Draws.STRAND.bits(self.seed, sample, self.stage).random_raw() & 1)
 
     def span_of(self, sample: int) -> Span:
         """Where sample number i is read: its window, moved at random where the window policy lets it."""
@@ -95,9 +92,8 @@ class DnaStream(TrainingStream):
         span = self.windows[index]
         if self.windows.back is None or self.windows.ahead is None:
             return span
-        bits = np.random.Philox(key=[self.seed, PLACE_STREAM], counter=[sample, self.stage, 0, 0])
         back, ahead = int(self.windows.back[index]), int(self.windows.ahead[index])
-        shift = int(np.random.Generator(bits).integers(-back, ahead, endpoint=True))
+        shift = int(Draws.PLACE.random(self.seed, sample, self.stage).integers(-back, ahead, endpoint=True))
         moved = Span(span.record, span.start + shift, span.end + shift)
         size = span.end - span.start
         unknown = int(self.genome.count_unknown(*moved))
@@ -115,8 +111,7 @@ class DnaStream(TrainingStream):
     def unscored(self, sample: int) -> NDArray[np.bool_]:
         """Which bases of sample number i are not scored this time, because they are in lower case; (2 .. L + 1,)."""
         lower = self.genome.lower_case(*self.span_of(sample))
-        bits = np.random.Philox(key=[self.seed, CASE_STREAM], counter=[sample, self.stage, 0, 0])
-        lower &= np.random.Generator(bits).random(len(lower)) >= self.config.lower_weight
+        lower &= Draws.CASE.random(self.seed, sample, self.stage).random(len(lower)) >= self.config.lower_weight
         return lower[::-1] if self.is_reversed(sample) else lower
 
     def read(self, samples: range) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ import numpy as np
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.contigs import parse_region, primary
 from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.draws import for_blocks
 from mamba_bio_audio.pipelines.spans import Interval, Span, merge, size_of
 from mamba_bio_audio.pipelines.split_names import SPLIT_ALIASES, SPLITS
 from mamba_bio_audio.pipelines.unpacked import read_packed
@@ -265,8 +266,7 @@ def _split_file(
         lengths = edges[1:] - edges[:-1]
         known += (lengths - genome.count_unknown(record, edges[:-1], edges[1:])).tolist()
         blocks += [(record, start, end) for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
-    key = np.array([seed, int.from_bytes(identity.digest()[:8], "little")], dtype=np.uint64)
-    order = np.random.Generator(np.random.Philox(key=key)).permutation(len(blocks)).tolist()
+    order = for_blocks(seed, identity.digest()).permutation(len(blocks)).tolist()
     # A block with hardly a known base would make an empty test; training skips it by itself.
     usable = [at for at in order if 2 * known[at] >= blocks[at][2] - blocks[at][1] and known[at] > 1]
     chosen = dict.fromkeys(range(len(blocks)), "train")

@@ -33,6 +33,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, atomic_path, new_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.records import Record, read_records, write_record
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.draws import for_synthesis
 
 WORD = 24  # No family shares a word of so many bases with the sequence or with another family.
 MAX_DRAWS = 20
@@ -116,7 +117,7 @@ def draw_families(
     kept = [np.frombuffer(sequence, dtype=np.uint8) for sequence in sequences]
     letters = np.resize(_ACGT, bases)
     for draw in range(MAX_DRAWS):
-        families = [np.random.default_rng([seed, draw, i]).permutation(letters) for i in range(len(names))]
+        families = [for_synthesis(seed, draw, i).permutation(letters) for i in range(len(names))]
         # Unique within a family: a palindromic word meets itself on the other strand.
         words = np.concatenate([np.unique(_words_of_both_strands(family)) for family in families])
         if len(np.unique(words)) == len(words) and not any(np.isin(_words(codes), words).any() for codes in kept):
@@ -148,7 +149,7 @@ def plant(
         a few overlap; the later one wins.
     """
     name = int.from_bytes(hashlib.sha256(record.name.encode()).digest()[:8], "little")
-    random = np.random.default_rng([*key, name])
+    random = for_synthesis(*key, name)
     codes = np.frombuffer(record.sequence, dtype=np.uint8).copy()
     places = len(codes) - len(family) + 1
     count = int(random.poisson(len(codes) / spacing)) if places > 0 else 0

@@ -20,15 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.draws import Draws
 
 _A, _N = 7, 11
 IGNORED = -100
-# Streams of random numbers that share a seed.
-_MARKERS, _NEEDLE, _COPY = 1, 2, 3
-
-
-def _random(seed: int, stream: int, batch: int, row: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, batch, row]))
 
 
 def _bases(random: np.random.Generator, count: int) -> NDArray[np.int64]:
@@ -61,7 +56,9 @@ class NeedleTask:
 
     def markers(self) -> NDArray[np.int64]:
         """(classes, marker_bases) token ids, the same for every window."""
-        return np.stack([_bases(_random(self.seed, _MARKERS, 0, i), self.marker_bases) for i in range(self.classes)])
+        return np.stack(
+            [_bases(Draws.MARKERS.random(self.seed, 0, 0, 0, i), self.marker_bases) for i in range(self.classes)]
+        )
 
     def batch(self, number: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Tokens and targets (rows, length); the class is the target of the last position, or with `dense` of all from the
@@ -73,7 +70,7 @@ class NeedleTask:
         tokens = np.empty((rows, length), np.int64)
         targets = np.full((rows, length), IGNORED, np.int64)
         for row in range(rows):
-            random = _random(self.seed, _NEEDLE, number, row)
+            random = Draws.NEEDLE.random(self.seed, 0, 0, number, row)
             # In turn: with a few windows a step, chance would favour a class in most steps.
             label = (number + row) % self.classes
             # In windows too short for that it lies at the very beginning.
@@ -138,7 +135,7 @@ class CopyTask:
         tokens = np.empty((rows, length), np.int64)
         targets = np.full((rows, length), IGNORED, np.int64)
         for row in range(rows):
-            random = _random(self.seed, _COPY, number, row)
+            random = Draws.COPY.random(self.seed, 0, 0, number, row)
             copied = _bases(random, size)
             filler = _bases(random, length - 2 * size - 1)
             symbols = np.concatenate([[_N], copied, filler, [_N], copied])

@@ -11,6 +11,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from mamba_bio_audio.pipelines.draws import for_synthesis
+
 # Semitones above the tonic.
 _SCALE = (0, 2, 4, 7, 9)
 _NOTE_S = 0.25
@@ -27,7 +29,7 @@ def melody(seconds: float, rate_hz: int, seed: int) -> NDArray[np.float32]:
     Returns:
         float32 in [-1, 1], (samples,).
     """
-    generator = np.random.default_rng(seed)
+    generator = for_synthesis(seed)
     size = round(seconds * rate_hz)
     note = round(_NOTE_S * rate_hz)
     audio = np.zeros(size, np.float64)

@@ -58,10 +58,8 @@ def run(options: BenchOptions) -> BenchResult:
     from mamba_bio_audio.run.timing import write_rows
 
     device = resolve_device(options.device)
-    file: Path | None = options.out or Path(f"bench-{options.what}-{device}.csv")
-    if str(file) == "-":
-        file = None
-    else:
+    file = None if str(options.out) == "-" else options.out or Path(f"bench-{options.what}-{device}.csv")
+    if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         # A table of an earlier call is replaced, and nothing else.
         check_file(file, "bench", begins_with("benchmark,"), force=True)

@@ -15,9 +15,10 @@ from typing import Annotated
 
 import typer
 
-from mamba_bio_audio.jobs.pretrain import pretrain
+from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.train import train
 
 FIELDS = (
     "recipe",
@@ -48,10 +49,10 @@ def main(
     for rate in lr:
         config = load_config(recipe, [*overrides, f"train.lr={rate}", f"seed={seed}"])
         with tempfile.TemporaryDirectory() as folder:
-            summary = pretrain(config, Path(folder) / "run", device=device, quiet=True)
+            trained = train(config, Path(folder) / "run", Session(device, quiet=True))
         row = (
             environment(device)
-            | summary
+            | trained.model_dump()
             | {
                 "recipe": recipe,
                 "lr": rate,
@@ -67,9 +68,7 @@ def main(
             if new:
                 writer.writeheader()
             writer.writerow(row)
-        print(
-            f"lr {rate:g}: {summary['valid_nats']:.4f} nats, perplexity {summary['valid_perplexity']:.4f}", flush=True
-        )
+        print(f"lr {rate:g}: {trained.valid_nats:.4f} nats, perplexity {trained.valid_perplexity:.4f}", flush=True)
 
 
 if __name__ == "__main__":

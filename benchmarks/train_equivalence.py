@@ -29,10 +29,11 @@ import typer
 from mamba_bio_audio import ops
 from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
 from mamba_bio_audio.files import write_json, write_text
-from mamba_bio_audio.jobs.pretrain import pretrain
 from mamba_bio_audio.run import saved
+from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.data import open_data
+from mamba_bio_audio.run.train import train
 from mamba_bio_audio.text import table
 
 LIMIT_NATS = 0.003
@@ -79,15 +80,15 @@ def arm(
     alarm.daemon = True
     alarm.start()
     with ops.plain_torch() if kernels == "torch" else nullcontext():
-        summary = pretrain(config, run, device=device)
+        trained = train(config, run, Session(device))
         alarm.cancel()
         found: dict[str, Any] = {
             "kernels": kernels,
             "seed": seed,
             "valid_bases": None,
             "valid_nats_fp32": None,
-        } | summary
-        if summary["stopped_by"] is None:
+        } | trained.model_dump()
+        if trained.stopped_by is None:
             # Training judged each arm by its own arithmetic; here all are judged in fp32.
             batches = open_data(config, device).evaluation_dataloader("valid", max_tokens=validation_tokens)
             score = evaluate_likelihood(saved.load(run, "last"), batches, device, "fp32")

@@ -28,12 +28,13 @@ from mamba_bio_audio.evaluation.classification import bootstrap_mean
 from mamba_bio_audio.jobs.classify import classify
 from mamba_bio_audio.jobs.evaluate import evaluate
 from mamba_bio_audio.jobs.evaluate_classes import kmer_baseline, sequences, training_sequences
-from mamba_bio_audio.jobs.pretrain import pretrain
 from mamba_bio_audio.pipelines.dna.kmers import fit_kmers
 from mamba_bio_audio.pipelines.synthetic.families import ceiling, ceiling_of_windows, plant_files
+from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.data import open_data
 from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.train import train as run_training
 
 OUT, DATA = Path(os.environ.get("OUT", "runs/species-results")), Path(os.environ.get("DATA", "../shared/data"))
 RUNS = Path(os.environ.get("RUNS", "/tmp/species"))
@@ -78,13 +79,13 @@ def train(step: str, name: str, recipe: str, *overrides: str, device: str = DEVI
         settings += ["data.evaluation_windows=4"] if shrink.head is not None else ["train.validation_tokens=4096"]
     config = load_config(recipe, settings)
     start = time.perf_counter()
-    run_training = pretrain if config.head is None else classify
-    summary = run_training(config, run, device=device, force=run.exists(), quiet=False)
+    session = Session(device, force=run.exists())
+    trained = (run_training if config.head is None else classify)(config, run, session)
     record(
         step,
         name,
         {"kind": "training", "recipe": recipe, "overrides": settings, "device": device}
-        | {"seconds": time.perf_counter() - start, "summary": summary},
+        | {"seconds": time.perf_counter() - start, "summary": trained.model_dump()},
     )
     with (run / "metrics.csv").open() as rows, (OUT / "species_metrics.csv").open("a") as file:
         for number, line in enumerate(rows):

@@ -252,7 +252,7 @@ def digest(*tensors: torch.Tensor) -> str:
 
 def of_model(config: RunConfig) -> Any:
     """Names, shapes and values of the parameters as training begins, and the loss of a batch."""
-    from mamba_bio_audio.jobs.pretrain import begin, resolve
+    from mamba_bio_audio.run.begin import begin, resolve
 
     data = open_data(config, "cpu")
     data.setup("fit")
@@ -291,7 +291,8 @@ def of_run(config: RunConfig) -> Any:
     """Rows, weights and files of a run, the steps saved, and how its sequences went through the model."""
     import tempfile
 
-    from mamba_bio_audio.jobs.pretrain import pretrain
+    from mamba_bio_audio.run.begin import Session
+    from mamba_bio_audio.run.train import train
     from mamba_bio_audio.training import module
     from mamba_bio_audio.training.steps import Steps
 
@@ -317,10 +318,10 @@ def of_run(config: RunConfig) -> Any:
         patch.setattr("mamba_bio_audio.training.fit.LanguageModelModule", Spied)
         patch.setattr(Steps, "_save", save)
         run = Path(place) / "run"
-        summary = pretrain(config, run, device="cpu", quiet=True)
+        summary = train(config, run, Session("cpu", quiet=True))
         weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
         files = sorted(path.name for path in run.iterdir())
-        return (run / "metrics.csv").read_text(), weights, files, summary["step"], spied
+        return (run / "metrics.csv").read_text(), weights, files, summary.step, spied
 
 
 def of_trainer(config: RunConfig) -> Any:

@@ -104,7 +104,7 @@ def test_there_are_paper_recipes_and_each_has_its_entry_and_row():
 @pytest.mark.parametrize("name", RECIPES)
 def test_paper_recipe_is_what_the_paper_states(name, request, capsys, monkeypatch):
     # Time and memory are measured elsewhere; here only what they would be measured of.
-    monkeypatch.setattr("mamba_bio_audio.jobs.pretrain.probe", lambda *arguments: Probe(0, 0.0))
+    monkeypatch.setattr("mamba_bio_audio.run.dry_run.probe", lambda *arguments: Probe(0, 0.0))
     fact = FACTS[name]
     data = request.getfixturevalue(
         "apes" if name.startswith("dna/apes") else "hg38" if name.startswith("dna/") else "recordings"
@@ -153,7 +153,7 @@ def test_paper_recipe_has_derived_windows_of_the_paper(name):
 def test_paper_recipe_runs_dry_on_packaged_data(capsys, monkeypatch):
     """What docs/reproduction.md tells to try without the genome."""
     assert "--set data.path=demo --dry-run" in DOCUMENT
-    monkeypatch.setattr("mamba_bio_audio.jobs.pretrain.probe", lambda *arguments: Probe(0, 0.0))
+    monkeypatch.setattr("mamba_bio_audio.run.dry_run.probe", lambda *arguments: Probe(0, 0.0))
     assert dry_run("dna/hg38@1.4m-paper", ["data.path=demo"], capsys)["parameters"] == 1_401_472
 
 

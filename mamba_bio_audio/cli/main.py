@@ -14,10 +14,7 @@ import typer
 
 from mamba_bio_audio import __version__
 from mamba_bio_audio.cli import (
-    classify,
-    demo,
     evaluate,
-    pretrain,
     report,
     sample,
 )
@@ -50,9 +47,6 @@ def _common(
     pass
 
 
-app.command("demo")(demo.demo)
-app.command("pretrain")(pretrain.pretrain)
-app.command("classify")(classify.classify)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sample")(sample.sample)
 app.command("report")(report.report)

@@ -1,31 +1,78 @@
-"""Training of a classifier: as any training, and the accuracy of what came of it."""
+"""`mba classify`: train a classifier, and measure the accuracy of what came of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.jobs.evaluate import evaluate
-from mamba_bio_audio.jobs.pretrain import pretrain
-from mamba_bio_audio.run.config import RunConfig
+from mamba_bio_audio.jobs.pretrain import DryRunResult, TrainOptions, TrainResult, estimate
+
+if TYPE_CHECKING:
+    from mamba_bio_audio.run.begin import Session
+    from mamba_bio_audio.run.config import RunConfig
+
+COMMAND = "classify"
+PANEL = "Train"
 
 
-def classify(config: RunConfig, run: Path, *, device: str, **options: Any) -> dict[str, Any]:
-    """Train into the run folder `run` and return a summary (JSON-able), with the accuracy of the best weights.
+class ClassifyOptions(TrainOptions):
+    """Options of `mba classify`; the recipe has a head."""
+
+
+class ClassifyResult(TrainResult):
+    """How the training of a classifier ended.
+
+    Attributes:
+        valid_accuracy: of the best weights on validation, with its interval over loci; None where a signal stopped the
+            training.
+    """
+
+    valid_accuracy: dict[str, Any] | None
+
+    def scores(self) -> list[str]:
+        """Validation loss and accuracy."""
+        lines = []
+        if self.ended_by_patience:
+            lines.append(f"ended by train.patience at step {self.step:,} of {self.steps:,}")
+        if self.valid_nats is not None:
+            lines.append(f"best validation at step {self.best_step:,}: {self.valid_nats:.4f} nats per sequence")
+        if self.valid_accuracy is not None:
+            row = self.valid_accuracy
+            lines.append(
+                f"validation accuracy {row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%} over "
+                f"{row['groups']:,} loci)"
+            )
+        return lines
+
+
+def classify(config: RunConfig, run: Path, session: Session) -> ClassifyResult:
+    """Train into the run folder `run` and evaluate the best weights on validation.
+
+    The test split is for one `mba evaluate` at the end.
 
     Args:
         config: with a head.
-        run: folder; must be new or empty unless `resume` or `force`.
-        device: "cpu" or "cuda".
-        options: as of `jobs.pretrain.pretrain`.
+        run: folder; must be new or empty unless the session resumes or replaces a run.
+        session: how it is trained.
     """
-    if config.head is None:
-        raise InputError("the configuration has no head; add a section head, or use mba pretrain")
-    summary = pretrain(config, run, device=device, **options)
+    from mamba_bio_audio.jobs.evaluate import evaluate
+    from mamba_bio_audio.run.train import train
+
+    trained = train(config, run, session)
     accuracy = None
-    if summary["stopped_by"] is None:
-        # On validation: the test split is for one `mba evaluate` at the end.
-        result = evaluate(Path(summary["run"]), split="valid", device=device, baselines=False)
+    if trained.stopped_by is None:
+        result = evaluate(Path(trained.run), split="valid", device=session.device, baselines=False)
         accuracy = result["model"]["accuracy"]
-    return summary | {"valid_accuracy": accuracy}
+    return ClassifyResult(**dict(trained), valid_accuracy=accuracy)
+
+
+def run(options: ClassifyOptions) -> ClassifyResult | DryRunResult:
+    """Train a classifier of sequences, from scratch or on a pretrained model (head.pretrained=RUN)."""
+    config = options.config()
+    if config.head is None:
+        raise InputError(
+            f"recipe {options.recipe} has no head: train a language model with mba pretrain, or add a section head"
+        )
+    session, folder = options.session(), options.folder(config)
+    return estimate(config, folder, session) if options.dry_run else classify(config, folder, session)

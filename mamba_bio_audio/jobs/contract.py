@@ -76,6 +76,11 @@ class Result(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
     @property
+    def silent(self) -> bool:
+        """Whether nothing is printed, as in all but the first of several processes that work together."""
+        return False
+
+    @property
     def exit_code(self) -> int:
         """0 done, 1 failed, 130 stopped by a signal after saving."""
         return 0

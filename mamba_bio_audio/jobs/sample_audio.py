@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import (
-    MARKER,
     Maker,
     atomic_path,
     check_out,
@@ -35,6 +34,7 @@ from mamba_bio_audio.pipelines.audio import wav
 from mamba_bio_audio.pipelines.audio.files import open_file
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.folder import SAMPLE_FILES
 from mamba_bio_audio.run.saved import Which, describe_which
 from mamba_bio_audio.signals import StopSignal
 
@@ -43,7 +43,6 @@ _WRITTEN = (".wav", ".flac")
 # Meant as files of audio, not as folders.
 _NOT_WRITTEN = (".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".aifc", ".au", ".caf")
 # What lies in a folder of samples; the marker is written where they were made.
-SAMPLE_FILES = (MARKER, "sample-[0-9]*.flac", "index.tsv", "samples.json")
 MAKER = Maker("sample", SAMPLE_FILES)
 # Of the settings, those that decide nothing once all is written.
 _HOW = ("batch_size", "device")

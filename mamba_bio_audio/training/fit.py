@@ -79,7 +79,6 @@ def fit(
     stages: Sequence[Stage],
     resume: bool = False,
     quiet: bool = False,
-    unit: str = "tokens",
     check_data: Callable[[], None] = lambda: None,
 ) -> FitResult:
     """Train `model` on `data` into the run folder `out`.
@@ -94,8 +93,7 @@ def fit(
         device: "cpu" or "cuda".
         stages: of the length warm-up, the last one at full length.
         resume: continue from `checkpoints/last.safetensors`.
-        quiet: no progress on standard error.
-        unit: what a position is called in messages.
+        quiet: show no progress.
         check_data: raises `InputError` when the data have changed; asked before every checkpoint and at the end.
 
     Raises:
@@ -106,7 +104,7 @@ def fit(
     model.recompute = config.recompute
     module = LanguageModelModule(model, config)
     watch = watch_cores(torch.get_num_threads()) if device == "cpu" and is_main_process() else None
-    progress = Progress(config, quiet or not is_main_process(), unit, watch)
+    progress = Progress(config, quiet or not is_main_process(), f"{data.codec.unit}s", watch)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with StopSignal() as stop, warnings.catch_warnings():

@@ -15,9 +15,10 @@ import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.files.folders import check_replaceable
 from mamba_bio_audio.inference.classify import classify
-from mamba_bio_audio.jobs.pretrain import describe_dry_run, run_maker
+from mamba_bio_audio.jobs.pretrain import DryRunResult
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.run.folder import run_maker
 
 RECIPE = """\
 model: {d_model: 16, num_layers: 2, ssm: {d_state: 4}}
@@ -146,7 +147,7 @@ def test_dry_run(folder, tmp_path, capsys):
     assert result["config"]["head"]["classes"] == ["down", "up"]
     assert result["parameters"] > 0
     assert result["memory_bytes"] > 0
-    assert "2: down, up" in describe_dry_run(result)
+    assert "2: down, up" in DryRunResult(**result).text()
     assert not (tmp_path / "x").exists()
 
 
@@ -198,7 +199,7 @@ def test_pretrained_frozen_and_two_rates(folder, tmp_path, capsys):
     assert torch.allclose(weights(tmp_path / "on")["head.weight"], after["head.weight"], atol=1e-6)
     capsys.readouterr()
     assert mba_command(*arguments(folder, tmp_path / "x", *own, "model.num_layers=3")) == 2
-    assert "model.num_layers is 3, not 2; set model.* likewise" in capsys.readouterr().err
+    assert "model.num_layers is 3, not 2; set model.* to match" in capsys.readouterr().err
 
 
 def test_patience_ends_a_training_that_no_longer_improves(folder, tmp_path, capsys):

@@ -711,8 +711,8 @@ def test_two_processes_share_each_sequence(trained, fasta, tmp_path, monkeypatch
     script.write_text(
         "import os\n"
         "from mamba_bio_audio.cli.main import run\n"
-        "from mamba_bio_audio.jobs import pretrain\n"
-        "pretrain.choose_chunk = lambda *_: 7 if os.environ.get('LOCAL_RANK', '0') == '1' else 12\n"
+        "from mamba_bio_audio.run import begin\n"
+        "begin.choose_chunk = lambda *_: 7 if os.environ.get('LOCAL_RANK', '0') == '1' else 12\n"
         "run()\n"
     )
     settings = overrides(fasta, "train.devices=2", "train.sequence_parallel=2", "train.stream_chunk=auto")

@@ -162,7 +162,7 @@ def test_resuming_removes_only_what_a_killed_training_was_writing(fasta: Path, r
 def test_failed_replacement_puts_the_old_run_back(
     fasta: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mamba_bio_audio.jobs import pretrain as workflow
+    from mamba_bio_audio.run import train as machinery
 
     def fail(*arguments: object, **options: object) -> None:
         assert (run / "config.yaml").exists()
@@ -170,7 +170,7 @@ def test_failed_replacement_puts_the_old_run_back(
         raise MemoryError
 
     before = contents(run)
-    monkeypatch.setattr(workflow, "fit", fail)
+    monkeypatch.setattr(machinery, "fit", fail)
     assert pretrain(fasta, run, "--force") == 1
     assert "out of memory; lower train.micro_batch" in capsys.readouterr().err
     assert contents(run) == before

@@ -15,12 +15,14 @@ from mamba_bio_audio.evaluation.audio_metrics import confidence_limit, paper_sel
 from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
 from mamba_bio_audio.files.folders import check_replaceable
 from mamba_bio_audio.jobs import predict, sc09
-from mamba_bio_audio.jobs.pretrain import pretrain, run_maker
 from mamba_bio_audio.jobs.report_audio import judged_samples
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
+from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.folder import run_maker
 from mamba_bio_audio.run.saved import load, read_config
+from mamba_bio_audio.run.train import train
 from mamba_bio_audio.signals import Interrupted
 
 
@@ -38,7 +40,7 @@ def run(tmp_path_factory) -> Path:
     (folder / "intervals.tsv").write_text("\n".join(rows) + "\n")
     out = tmp_path_factory.mktemp("runs") / "run"
     keys = ["model.d_model=8", "train.steps=2", "train.length=256", "train.tokens_per_step=512"]
-    pretrain(load_config("audio/tiny", [f"data.path={folder}", *keys]), out, device="cpu", quiet=True)
+    train(load_config("audio/tiny", [f"data.path={folder}", *keys]), out, Session("cpu", quiet=True))
     return out
 
 

@@ -11,8 +11,10 @@ import pytest
 import soundfile
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.jobs.pretrain import pretrain
+from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.outcomes import Trained
+from mamba_bio_audio.run.train import train
 from mamba_bio_audio.training.checkpoints import last_position
 from mamba_bio_audio.training.steps import Steps
 
@@ -56,9 +58,9 @@ def audio(folder: Path) -> tuple[str, dict[str, Any], Path]:
     return "audio/tiny", {"data.path": folder}, folder / "b.wav"
 
 
-def go(recipe: str, settings: dict[str, Any], out: Path, resume: bool = False) -> dict[str, Any]:
+def go(recipe: str, settings: dict[str, Any], out: Path, resume: bool = False) -> Trained:
     config = load_config(recipe, [f"{key}={value}" for key, value in (TRAIN | settings).items()])
-    return pretrain(config, out, device="cpu", quiet=True, resume=resume)
+    return train(config, out, Session("cpu", quiet=True, resume=resume))
 
 
 @pytest.fixture
@@ -124,4 +126,4 @@ def test_a_file_that_is_touched_or_copied_back_does_not_stop_it(tmp_path, at_ste
         os.utime(file, ns=(0, 1_000_000_000))
 
     at_step(3, copy_back)
-    assert go(recipe, settings, tmp_path / "run")["step"] == 6
+    assert go(recipe, settings, tmp_path / "run").step == 6

@@ -7,15 +7,17 @@ import pytest
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import locked
-from mamba_bio_audio.jobs.pretrain import dry_run, pretrain
 from mamba_bio_audio.machine import available_memory, check_memory, own_memory
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.size import count_parameters
 from mamba_bio_audio.run import preflight
+from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.dry_run import dry_run
 from mamba_bio_audio.run.export import export
 from mamba_bio_audio.run.preflight import check_fits, free_memory, least_memory, memory_for_run
+from mamba_bio_audio.run.train import train
 from mamba_bio_audio.training.probe import Probe
 
 
@@ -46,8 +48,8 @@ def test_what_no_machine_holds_is_refused_by_every_command(overrides, tmp_path):
     impossible = config(*overrides)
     for command in (
         lambda: check_fits(impossible, "cpu"),
-        lambda: dry_run(impossible, device="cpu"),
-        lambda: pretrain(impossible, tmp_path / "run", device="cpu"),
+        lambda: dry_run(impossible, None, Session("cpu")),
+        lambda: train(impossible, tmp_path / "run", Session("cpu")),
     ):
         with pytest.raises(
             InputError, match=r"takes at least [\d,.e+]+ GiB, and this machine has [\d,.]+ GiB free; lower"
@@ -121,12 +123,12 @@ def test_a_dry_run_does_not_count_its_own_memory_twice(tmp_path, monkeypatch):
     """Fails before: the estimate is of a whole process, and this one's memory, which the run has, counted as taken."""
     assert 100 << 20 < own_memory() < 1 << 36
     monkeypatch.setattr(preflight, "available_memory", lambda: 1 << 30)
-    monkeypatch.setattr("mamba_bio_audio.jobs.pretrain.probe", lambda *_: Probe((1 << 30) + (50 << 20), 0.1))
-    assert dry_run(small(tmp_path), tmp_path / "run", device="cpu")["parameters"] > 0
+    monkeypatch.setattr("mamba_bio_audio.run.dry_run.probe", lambda *_: Probe((1 << 30) + (50 << 20), 0.1))
+    assert dry_run(small(tmp_path), tmp_path / "run", Session("cpu")).parameters > 0
     monkeypatch.setattr("mamba_bio_audio.machine._STATM", tmp_path / "nothing")
     assert own_memory() == 0
     with pytest.raises(InputError, match="takes at least"):
-        dry_run(small(tmp_path), tmp_path / "run", device="cpu")
+        dry_run(small(tmp_path), tmp_path / "run", Session("cpu"))
 
 
 def small(tmp_path, *overrides: str, recipe: str = "dna/tiny"):
@@ -149,15 +151,15 @@ def small(tmp_path, *overrides: str, recipe: str = "dna/tiny"):
 @pytest.fixture
 def no_probe(monkeypatch):
     """The estimate takes a process of its own; what is refused is refused without it."""
-    monkeypatch.setattr("mamba_bio_audio.jobs.pretrain.probe", lambda *_: Probe(1 << 20, 0.1))
+    monkeypatch.setattr("mamba_bio_audio.run.dry_run.probe", lambda *_: Probe(1 << 20, 0.1))
 
 
 def both(config, run, **options) -> str:
     """The error that the training and its dry run share."""
     errors = []
-    for command in (dry_run, pretrain):
+    for command in (dry_run, train):
         with pytest.raises(InputError) as error:
-            command(config, run, device="cpu", **options)
+            command(config, run, Session("cpu", **options))
         errors.append(str(error.value))
     assert errors[0] == errors[1]
     return errors[0]
@@ -166,7 +168,7 @@ def both(config, run, **options) -> str:
 def test_a_dry_run_refuses_what_the_run_would(tmp_path, no_probe, monkeypatch):
     config = small(tmp_path)
     run = tmp_path / "runs" / "new"
-    assert dry_run(config, run, device="cpu")["parameters"] == count_parameters(
+    assert dry_run(config, run, Session("cpu")).parameters == count_parameters(
         config.model.model_copy(update={"vocab_size": 12})
     )
     assert not run.parent.exists()
@@ -195,13 +197,13 @@ def refuse(*_: object) -> int:
 
 def test_a_dry_run_of_a_resumed_run(tmp_path, no_probe):
     config, run = small(tmp_path), tmp_path / "run"
-    pretrain(config, run, device="cpu", quiet=True)
+    train(config, run, Session("cpu", quiet=True))
     before = sorted(path.name for path in tmp_path.iterdir())
     assert "is not empty" in both(config, run)
     assert "already complete" in both(config, run, resume=True)
     assert "another configuration" in both(small(tmp_path, "model.num_layers=2"), run, resume=True)
-    assert dry_run(small(tmp_path, "train.steps=4"), run, device="cpu", resume=True)["parameters"] > 0
-    assert dry_run(config, run, device="cpu", force=True)["parameters"] > 0
+    assert dry_run(small(tmp_path, "train.steps=4"), run, Session("cpu", resume=True)).parameters > 0
+    assert dry_run(config, run, Session("cpu", force=True)).parameters > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert json.loads((run / "manifest.json").read_text())["result"]["step"] == 2
 
@@ -223,10 +225,10 @@ def test_a_dry_run_opens_the_pretrained_model(tmp_path, no_probe):
     export(build_model(ModelConfig(d_model=16, num_layers=1, vocab_size=12), seed=0), tmp_path / "wide")
     assert "model.d_model is 8, not 16" in both(*classifier(f"head.pretrained={tmp_path / 'wide'}"))
     config, run = classifier(f"head.pretrained={tmp_path / 'wide'}", "model.d_model=16")
-    assert dry_run(config, run, device="cpu")["parameters"] > 0
+    assert dry_run(config, run, Session("cpu")).parameters > 0
 
 
 def test_a_dry_run_refuses_more_memory_than_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("mamba_bio_audio.jobs.pretrain.probe", lambda *_: Probe(1 << 50, 0.1))
+    monkeypatch.setattr("mamba_bio_audio.run.dry_run.probe", lambda *_: Probe(1 << 50, 0.1))
     with pytest.raises(InputError, match=r"training on 2 x 32 positions at a time takes at least 1,048,576\.0 GiB"):
-        dry_run(small(tmp_path), tmp_path / "run", device="cpu")
+        dry_run(small(tmp_path), tmp_path / "run", Session("cpu"))

@@ -16,9 +16,11 @@ import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files.tensors import load_tree, save_tree
-from mamba_bio_audio.jobs.pretrain import pretrain
 from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import RunConfig, load_config
+from mamba_bio_audio.run.outcomes import Trained
+from mamba_bio_audio.run.train import train
 from mamba_bio_audio.training.checkpoints import last_position, load_checkpoint
 from mamba_bio_audio.training.schedule import learning_rate
 from mamba_bio_audio.training.steps import NonFiniteLoss, Steps
@@ -41,8 +43,8 @@ def config(steps: int = 4, **more: Any) -> RunConfig:
     return load_config("dna/tiny", [f"{key}={value}" for key, value in keys.items()])
 
 
-def go(out: Path, *values: Any, resume: bool = False, **more: Any) -> dict[str, Any]:
-    return pretrain(config(*values, **more), out, device="cpu", quiet=True, resume=resume)
+def go(out: Path, *values: Any, resume: bool = False, **more: Any) -> Trained:
+    return train(config(*values, **more), out, Session("cpu", quiet=True, resume=resume))
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -271,10 +273,10 @@ def test_resume_accepts_what_changes_nothing_but_rounding(what, plain, tmp_path,
     begun = {"train.micro_batch": 2, "train.tokens_per_step": 128}
     out = tmp_path / "run"
     stop_at(1)
-    assert go(out, **begun)["step"] == 1
+    assert go(out, **begun).step == 1
     monkeypatch.undo()
     capsys.readouterr()
-    assert go(out, resume=True, **begun | SAME[what])["step"] == 4
+    assert go(out, resume=True, **begun | SAME[what]).step == 4
     error = capsys.readouterr().err
     session = json.loads((out / "manifest.json").read_text())["sessions"][-1]
     for key, value in SAME[what].items():
@@ -314,7 +316,7 @@ def test_more_steps_follow_a_schedule_computed_anew(run, tmp_path, capsys, stop_
         go(run, 4, resume=True, **ema)
     other = Path(shutil.copytree(run, tmp_path / "other"))
     capsys.readouterr()
-    assert go(run, 9, resume=True, **ema)["steps"] == 9
+    assert go(run, 9, resume=True, **ema).steps == 9
     error = capsys.readouterr().err
     assert "from step 5 on: train.steps 9, was 4\n" in error
     rate = {steps: learning_rate(4, steps=steps, lr=4e-3, lr_min=1e-5, warmup=0.1) for steps in (4, 9)}
@@ -331,9 +333,9 @@ def test_more_steps_follow_a_schedule_computed_anew(run, tmp_path, capsys, stop_
     assert manifest["result"]["steps"] == 9
     # Stopped on the way and resumed with the new number: the same to the last bit.
     stop_at(7)
-    assert go(other, 9, resume=True, **ema)["step"] == 7
+    assert go(other, 9, resume=True, **ema).step == 7
     monkeypatch.undo()
-    assert go(other, 9, resume=True, **ema)["step"] == 9
+    assert go(other, 9, resume=True, **ema).step == 9
     for name in ("metrics.csv", "model.safetensors", "checkpoints/last.safetensors"):
         assert (other / name).read_bytes() == (run / name).read_bytes(), name
 
@@ -341,13 +343,13 @@ def test_more_steps_follow_a_schedule_computed_anew(run, tmp_path, capsys, stop_
 def test_fewer_steps_down_to_where_the_run_stands(tmp_path, stop_at, monkeypatch):
     out = tmp_path / "run"
     stop_at(3)
-    assert go(out, 8)["step"] == 3
+    assert go(out, 8).step == 3
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"train\.steps is 2, but 3 steps are done; set it to 3 or more"):
         go(out, 2, resume=True)
     assert rows(out)[-1]["valid_nats"] == ""
     result = go(out, 3, resume=True)
-    assert (result["step"], result["steps"], result["stopped_by"]) == (3, 3, None)
+    assert (result.step, result.steps, result.stopped_by) == (3, 3, None)
     found = rows(out)
     assert [row["step"] for row in found] == ["1", "2", "3"]
     assert all(found[-1].values()) or [key for key, value in found[-1].items() if not value] == ["sample_distance"]
@@ -376,7 +378,7 @@ def test_random_states_go_on(tmp_path, stop_at, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(3, patch)
         torch.manual_seed(2)
-        assert go(tmp_path / "run")["step"] == 3
+        assert go(tmp_path / "run").step == 3
     torch.manual_seed(3)
     go(tmp_path / "run", resume=True, **{"data.num_workers": 2})
     for name in ("metrics.csv", "checkpoints/last.safetensors"):

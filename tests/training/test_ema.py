@@ -9,8 +9,9 @@ import torch
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.jobs.pretrain import pretrain
+from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.train import train
 
 
 def config(steps: int, **more: str):
@@ -34,7 +35,7 @@ def config(steps: int, **more: str):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("ema") / "run"
-    pretrain(config(4), out, device="cpu", quiet=True)
+    train(config(4), out, Session("cpu", quiet=True))
     return out
 
 
@@ -43,7 +44,7 @@ def test_the_average_is_that_of_the_steps(run, tmp_path):
     for steps in (1, 2, 3, 4):
         # The rate must not depend on the number of steps: constant.
         out = tmp_path / str(steps)
-        pretrain(config(steps, **{"train.warmup": 0, "train.lr_min": 4e-3}), out, device="cpu", quiet=True)
+        train(config(steps, **{"train.warmup": 0, "train.lr_min": 4e-3}), out, Session("cpu", quiet=True))
         weights.append(mba.load(out, "last").embedding.weight.detach())
     expected = weights[0]
     for following in weights[1:]:
@@ -73,8 +74,8 @@ def test_resume_continues_the_average(run, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(signals.StopSignal, "install", stop_at_once)
-        assert pretrain(config(4), out, device="cpu", quiet=True)["step"] == 1
-    pretrain(config(4), out, device="cpu", quiet=True, resume=True)
+        assert train(config(4), out, Session("cpu", quiet=True)).step == 1
+    train(config(4), out, Session("cpu", quiet=True, resume=True))
     assert (out / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
     for which in ("best", "last", "ema"):
         assert torch.equal(mba.load(out, which).embedding.weight, mba.load(run, which).embedding.weight)

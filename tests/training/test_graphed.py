@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.jobs.pretrain import _changes
 from mamba_bio_audio.models.build import build
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.contract import ModelOutput
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.resume import changes
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.graphed import GraphedLoss
 from mamba_bio_audio.training.module import LanguageModelModule
@@ -257,8 +257,8 @@ def test_what_auto_records():
     assert recorded().most_memory < 1
     assert recorded(cuda_graph=True).most_memory == 1
     assert recorded(kind="cpu") is None
-    for changes in ({"cuda_graph": False}, {"stream_chunk": 16}, {"truncate_chunk": 16}, {"devices": 2}):
-        assert recorded(**changes) is None
+    for settings in ({"cuda_graph": False}, {"stream_chunk": 16}, {"truncate_chunk": 16}, {"devices": 2}):
+        assert recorded(**settings) is None
     assert recorded(nn.Sequential(nn.Dropout(0.1))) is None
 
 
@@ -287,7 +287,7 @@ def test_the_module_records_what_takes_little_memory(device):
 def test_runs_from_before_it_was_the_default_go_on():
     now = load_config("dna/tiny", ["data.path=.", "model.vocab_size=12"])
     before = load_config("dna/tiny", ["data.path=.", "model.vocab_size=12", "train.cuda_graph=false"])
-    assert _changes(now, before, Path("run")) == {}
+    assert changes(now, before, Path("run")) == {}
 
 
 def test_a_graph_needs_as_much_memory_again_as_a_step(monkeypatch):

@@ -10,8 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.jobs.pretrain import pretrain
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.run import train as machinery
+from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.training import listening
 from mamba_bio_audio.training.listening import Listener
@@ -30,7 +31,7 @@ def train(noise, out, listen, resume=False, steps=6):
     keys = ["model.d_model=8", "train.length=64", "train.tokens_per_step=64", f"train.steps={steps}"]
     keys += ["train.validate_every=2", "train.checkpoint_every=1", f"data.path={noise}", "train.ema=0.5"]
     config = load_config("audio/tiny", [*keys, f"train.listen={listen}"])
-    return pretrain(config, out, device="cpu", quiet=True, resume=resume)
+    return machinery.train(config, out, Session("cpu", quiet=True, resume=resume))
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_clips_are_written_and_change_nothing(noise, tmp_path) -> None:
 
 def test_weights_best_by_samples_are_kept(noise, tmp_path, scripted) -> None:
     summary = train(noise, tmp_path / "run", 1)
-    assert summary["best_samples_step"] == 4
+    assert summary.best_samples_step == 4
     assert [float(row["sample_distance"]) for row in rows(tmp_path / "run")] == [3, 1, 2]
     kept = mba.load(tmp_path / "run", "best-samples").embedding.weight
     assert not torch.equal(kept, mba.load(tmp_path / "run", "ema").embedding.weight)
@@ -93,7 +94,7 @@ def test_resume_knows_the_best_samples_so_far(noise, tmp_path, scripted, monkeyp
     summary = train(noise, out, 1, resume=True)
     assert validations == [6]
     assert [float(row["sample_distance"]) for row in rows(out)] == [3, 1, 2]
-    assert summary["best_samples_step"] == 4
+    assert summary.best_samples_step == 4
     assert (out / "best_samples.safetensors").read_bytes() == before
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mamba_bio_audio.cli.main import run as command
-from mamba_bio_audio.jobs import pretrain as workflow
+from mamba_bio_audio.run import begin as machinery
 from mamba_bio_audio.training.steps import Steps
 
 TINY = {
@@ -88,7 +88,7 @@ def test_a_dead_classifier_is_told_though_its_bias_goes_on_learning(tmp_path, ca
 
     assert "dead" not in classify("alive").replace(str(tmp_path), "")
 
-    begin = workflow.begin
+    begin = machinery.begin
 
     def begin_dead(config):
         """What too high a rate ends in: nothing comes through, and nothing goes back but to the bias."""
@@ -97,7 +97,7 @@ def test_a_dead_classifier_is_told_though_its_bias_goes_on_learning(tmp_path, ca
         torch.nn.init.zeros_(model.head.weight)
         return model
 
-    monkeypatch.setattr(workflow, "begin", begin_dead)
+    monkeypatch.setattr(machinery, "begin", begin_dead)
     told = classify("dead")
     assert told.count("nothing but the bias of the output has a gradient") == 1
     assert "the network is dead. Start again with a lower train.lr" in told

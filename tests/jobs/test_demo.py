@@ -1,6 +1,7 @@
 """The demo, shortened; its full run is what `make demo` does."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_audio_demo_leaves_a_playable_file_and_a_spectrogram(tmp_path, capsys):
     arguments = ["demo", "--audio", "--out", str(out), "--quiet", "--device", "cpu", *sets]
     with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:  # noqa: PT012
         # Two seconds of a tenth of the rate.
-        patch.setattr("mamba_bio_audio.cli.demo_audio._RATE_HZ", 1000)
+        patch.setattr("mamba_bio_audio.jobs.demo._RATE_HZ", 1000)
         command(arguments)
     captured = capsys.readouterr()
     assert not stop.value.code, captured.err
@@ -55,7 +56,7 @@ def test_audio_demo_leaves_a_playable_file_and_a_spectrogram(tmp_path, capsys):
 def test_a_demo_that_is_stopped_while_it_samples_ends_so(tmp_path, monkeypatch, capsys):
     out = tmp_path / "demo"
     out.mkdir()
-    monkeypatch.setattr("mamba_bio_audio.jobs.pretrain.pretrain", lambda *given, **options: {"stopped_by": None})
+    monkeypatch.setattr("mamba_bio_audio.run.train.train", lambda *given: SimpleNamespace(stopped_by=None, unit="base"))
     monkeypatch.setattr("mamba_bio_audio.jobs.evaluate.evaluate", lambda *given, **options: {})
     monkeypatch.setattr("mamba_bio_audio.jobs.evaluate.describe_evaluation", str)
     monkeypatch.setattr("mamba_bio_audio.jobs.sample.sample", lambda *given, **options: "SIGTERM")

@@ -1,0 +1,230 @@
+"""`mba demo`: train, evaluate and sample, offline, on genomes of the package or on synthetic melodies."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from mamba_bio_audio.jobs.contract import Device, Options, Overrides, Result
+from mamba_bio_audio.text import show
+
+COMMAND = "demo"
+PANEL = "Start"
+_RATE_HZ = 8000
+
+
+class DemoOptions(Options):
+    """Options of `mba demo`."""
+
+    out: Path | None = Field(
+        None, description="Run folder, default runs/demo or runs/demo-audio; an earlier demo is replaced."
+    )
+    audio: bool = Field(False, description="Use synthetic melodies instead of genomes.")
+    overrides: Overrides = ()
+    device: Device = "auto"
+
+
+class DemoResult(Result):
+    """What the demo made; a demo that was stopped lacks the rest.
+
+    Attributes:
+        run: folder.
+        stopped_by: name of the signal that stopped the demo, or None.
+        evaluation: as `mba evaluate --json` gives it.
+        samples: file of samples.
+        picture: file.
+        seconds: the whole demo took.
+        audio: whether it was about melodies.
+    """
+
+    run: str
+    stopped_by: str | None
+    evaluation: dict[str, Any] | None = None
+    samples: str | None = None
+    picture: str | None = None
+    seconds: float | None = None
+    audio: bool = Field(exclude=True)
+
+    def text(self) -> str:
+        """The evaluation, the samples, and what to try next."""
+        from mamba_bio_audio.jobs.evaluate import describe_evaluation
+
+        parts = [] if self.evaluation is None else [describe_evaluation(self.evaluation)]
+        if self.seconds is not None:
+            parts.append((_Melodies if self.audio else _Genomes)(Path(self.run)).closing(self.seconds))
+        return "\n\n".join(parts)
+
+    def notes(self) -> str:
+        """What is left of a demo that was stopped."""
+        return f"stopped by {self.stopped_by}; saved in {self.run}" if self.stopped_by else ""
+
+    @property
+    def exit_code(self) -> int:
+        """130 where a signal stopped the demo."""
+        return 130 if self.stopped_by else 0
+
+
+@dataclass
+class _Genomes:
+    """The demo on DNA."""
+
+    out: Path
+    recipe: ClassVar[str] = "dna/demo"
+    steps: ClassVar[tuple[str, ...]] = (
+        "pretraining on five packaged genome slices",
+        "evaluating held-out blocks beside Markov baselines",
+        "sampling three sequences of 600 bases",
+        "drawing the curves",
+    )
+    samples: ClassVar[Mapping[str, Any]] = {"name": "samples.fa", "length": 600, "num_samples": 3}
+    picture: ClassVar[str] = "curve.png"
+
+    def make_data(self) -> list[str]:
+        """Overrides that name the data; the recipe names those of the package."""
+        return []
+
+    def draw(self, evaluation: Mapping[str, Any]) -> None:
+        """Draw loss against step, beside the baselines."""
+        from mamba_bio_audio.evaluation.figures import training_curve
+
+        training_curve(self.out, dict(evaluation), self.out / self.picture)
+
+    def closing(self, seconds: float) -> str:
+        """Where to look, and what to try next."""
+        file = self.out / self.samples["name"]
+        records = [record.splitlines() for record in file.read_text().split(">")[1:]]
+        return "\n".join(
+            [
+                f"samples ({file}), the first 60 bases of each:",
+                *(f"  {record[0].split()[0]}  {record[1][:60]}" for record in records),
+                "",
+                f"picture: {self.out / self.picture}    finished in {seconds:.0f} s",
+                "",
+                "Try next:",
+                "  mba prepare genome YOUR.fa --out data/yours        any FASTA, plain or BGZF",
+                "  mba pretrain dna/tiny --set data.path=data/yours   minutes on a CPU",
+                "  mba configs                                        the paper's seven sizes",
+                f"  mba sample {self.out} --length 1000 --prompt ACGTACGT",
+                f"  mba report {self.out}    one page about this run",
+            ]
+        )
+
+
+@dataclass
+class _Melodies:
+    """The demo on audio."""
+
+    out: Path
+    recipe: ClassVar[str] = "audio/tiny"
+    steps: ClassVar[tuple[str, ...]] = (
+        "writing synthetic melodies and pretraining on them",
+        "evaluating held-out melodies beside yardsticks",
+        "sampling two seconds, one sample at a time",
+        "drawing them",
+    )
+    picture: ClassVar[str] = "spectrogram.png"
+
+    @property
+    def samples(self) -> Mapping[str, Any]:
+        """Two seconds."""
+        return {"name": "sample.wav", "length": 2 * _RATE_HZ, "num_samples": 1}
+
+    @property
+    def data(self) -> Path:
+        """Folder of the melodies."""
+        return self.out.with_name(f"{self.out.name}-synthetic-tones")
+
+    def make_data(self) -> list[str]:
+        """Write the melodies; overrides that name them."""
+        from mamba_bio_audio.files import Maker, new_folder
+        from mamba_bio_audio.pipelines.synthetic.tones import write_melodies
+
+        with new_folder(self.data, Maker("demo --audio"), force=True) as folder:
+            write_melodies(folder, rate_hz=_RATE_HZ)
+        return [f"data.path={self.data}", f"data.sample_rate_hz={_RATE_HZ}"]
+
+    def draw(self, evaluation: Mapping[str, Any]) -> None:
+        """Draw the spectrograms of a held-out melody and of the sample."""
+        import soundfile
+
+        from mamba_bio_audio.pipelines.audio.figures import spectrograms
+
+        audio, rate = soundfile.read(self.out / self.samples["name"])
+        real, _ = soundfile.read(sorted(self.data.glob("*.wav"))[-1], frames=len(audio))
+        named = [("synthetic melody, held out", real), ("sampled by the model", audio)]
+        spectrograms(named, rate, self.out / self.picture)
+
+    def closing(self, seconds: float) -> str:
+        """Where to listen and look, and what to try next."""
+        file = self.out / self.samples["name"]
+        return "\n".join(
+            [
+                f"listen: {file}    look: {self.out / self.picture}    finished in {seconds:.0f} s",
+                f"The training data ({self.data}) are synthetic tones: this shows that everything works, not what a model "
+                "of music can do.",
+                "",
+                "Try next:",
+                "  mba prepare audio RECORDINGS --out data/yours        any WAV, FLAC, OGG or MP3 files",
+                "  mba pretrain audio/tiny --set data.path=data/yours   minutes on a CPU",
+                f"  mba sample {self.out} --length 16000 --prompt CLIP.wav --out next.wav",
+            ]
+        )
+
+
+def run(options: DemoOptions) -> DemoResult:
+    """Pretrain, evaluate and sample on five packaged genome slices; offline, two to three minutes on two cores.
+
+    With --audio: the same on synthetic melodies, ending in a playable file and a spectrogram.
+    """
+    from mamba_bio_audio.files import check_out, write_json
+    from mamba_bio_audio.jobs.common import counter, counters, resolve_device
+    from mamba_bio_audio.jobs.evaluate import evaluate
+    from mamba_bio_audio.jobs.sample import sample
+    from mamba_bio_audio.run.begin import Session
+    from mamba_bio_audio.run.config import load_config
+    from mamba_bio_audio.run.folder import run_maker
+    from mamba_bio_audio.run.train import train
+
+    device, start = resolve_device(options.device), time.perf_counter()
+    out = options.out or Path("runs/demo-audio" if options.audio else "runs/demo")
+    demo = _Melodies(out) if options.audio else _Genomes(out)
+
+    def begin(step: int) -> None:
+        show(f"{step + 1}/{len(demo.steps)}  {demo.steps[step]}", file=sys.stderr, flush=True)
+
+    # Only an earlier demo is replaced.
+    check_out(out, run_maker("demo"), [], force=True)
+    begin(0)
+    config = load_config(demo.recipe, [*demo.make_data(), *options.overrides])
+    arguments = ("demo", "--audio") if options.audio else ("demo",)
+    trained = train(config, out, Session(device, force=True, quiet=options.quiet, command="demo", arguments=arguments))
+    if trained.stopped_by:
+        return DemoResult(run=str(out), audio=options.audio, stopped_by=trained.stopped_by)
+    begin(1)
+    with counters(options.quiet) as progress:
+        evaluation = evaluate(out, device=device, progress=progress)
+    write_json(out / "evaluate-test.json", evaluation | {"pictures": [demo.picture]})
+    begin(2)
+    samples = out / demo.samples["name"]
+    size = {key: demo.samples[key] for key in ("length", "num_samples")}
+    with counter("sampling", f"{trained.unit}s", options.quiet) as drawn:
+        stopped = sample(out, samples, **size, device=device, force=True, progress=drawn)
+    if stopped:
+        return DemoResult(run=str(out), audio=options.audio, stopped_by=stopped, evaluation=evaluation)
+    begin(3)
+    demo.draw(evaluation)
+    return DemoResult(
+        run=str(out),
+        audio=options.audio,
+        stopped_by=None,
+        evaluation=evaluation,
+        samples=str(samples),
+        picture=str(out / demo.picture),
+        seconds=time.perf_counter() - start,
+    )

@@ -1,0 +1,134 @@
+"""One training, from a validated configuration to a run folder."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from mamba_bio_audio.evaluation.likelihood import perplexity
+from mamba_bio_audio.files import mark, replacing, write_json, write_text
+from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.pipelines.domains import domain_of
+from mamba_bio_audio.run.begin import Prepared, Session, prepare
+from mamba_bio_audio.run.config import RunConfig, to_yaml
+from mamba_bio_audio.run.data import DataWatch, open_data
+from mamba_bio_audio.run.environment import environment, precision_settings
+from mamba_bio_audio.run.folder import has_weights, remove_unfinished
+from mamba_bio_audio.run.outcomes import Trained
+from mamba_bio_audio.run.resume import describe_changes
+from mamba_bio_audio.text import show, table
+from mamba_bio_audio.training.fit import FitResult, fit
+from mamba_bio_audio.training.parallel import is_main_process
+
+
+def train(config: RunConfig, run: Path, session: Session) -> Trained:
+    """Train into the run folder `run`.
+
+    Args:
+        config: from `config.load_config`.
+        run: folder; must be new or empty unless the session resumes or replaces a run.
+        session: how.
+
+    Raises:
+        InputError: the folder is in use, the data or the model are wrong, or a resumed run had another configuration.
+        NonFiniteLoss: the training diverged.
+    """
+    run = run.resolve()
+    with ExitStack() as held:
+        prepared = prepare(config, run, session, held, settle=True)
+        return _train(prepared, run, session, held)
+
+
+def _train(prepared: Prepared, run: Path, session: Session, held: ExitStack) -> Trained:
+    """`train` after its checks, under the run's lock; `held` ends with the training."""
+    config, data, described, device, past = (
+        prepared.config,
+        prepared.data,
+        prepared.described,
+        session.device,
+        prepared.past,
+    )
+    main = is_main_process()
+    settings = precision_settings(device, prepared.precision)
+    machine = environment(device)
+    if main and not session.quiet:
+        kernels = ("device", f"{machine['device']}, {prepared.precision}, kernels: {settings['kernels']}")
+        show(table([kernels, *domain_of(config.data.kind).describe(described)]), file=sys.stderr)
+    if main:
+        maker = session.maker(config)
+        if prepared.occupied and not session.resume:
+            held.enter_context(replacing(run, maker, has_weights))
+        run.mkdir(parents=True, exist_ok=True)
+        mark(run, maker)
+        remove_unfinished(run)
+        write_text(run / "config.yaml", to_yaml(config))
+    current = machine | {
+        "command": list(session.arguments),
+        "from_step": past.step,
+        "precision_settings": settings,
+    }
+    if past.changed:
+        current["changed"] = past.changed
+        if main:
+            show(describe_changes(past.changed, past.step), file=sys.stderr)
+    manifest: dict[str, Any] = current | {
+        "seed": config.seed,
+        "precision": prepared.precision,
+        "sessions": [*past.manifest.get("sessions", []), current],
+        "data": described,
+        "length_stages": [stage.describe() for stage in prepared.stages],
+    }
+    if main:
+        write_json(run / "manifest.json", manifest)
+
+    def describe_again() -> dict[str, Any]:
+        again = open_data(config, device)
+        again.setup("fit")
+        return again.summary()
+
+    result = fit(
+        prepared.model,
+        data,
+        config.train,
+        out=run,
+        device=device,
+        stages=prepared.stages,
+        resume=past.step > 0,
+        quiet=session.quiet,
+        check_data=DataWatch(data, described, describe_again, run).check,
+    )
+    trained = _trained(config, run, data.codec.unit, result)
+    if main:
+        write_json(run / "manifest.json", manifest | {"result": trained.model_dump()})
+    return trained
+
+
+def _trained(config: RunConfig, run: Path, unit: str, result: FitResult) -> Trained:
+    best = result.best_nats if math.isfinite(result.best_nats) else None
+    weights = None
+    if best is not None and is_main_process():
+        weights = weights_hash(load_file(run / "model.safetensors"))
+    return Trained(
+        run=str(run),
+        step=result.step,
+        steps=config.train.steps,
+        best_step=result.best_step,
+        valid_nats=best,
+        weights_sha256=weights,
+        valid_bits=None if best is None else best / math.log(2),
+        valid_perplexity=None if best is None else perplexity(best),
+        unit=unit,
+        per=unit if config.head is None else "sequence",
+        best_samples_step=result.best_samples_step or None,
+        ended_by_patience=result.exhausted,
+        warning=result.warning,
+        tokens_per_second=result.tokens_per_second,
+        stopped_by=None if result.signal is None else signal.Signals(result.signal).name,
+        kind=config.data.kind,
+    )

@@ -1,6 +1,6 @@
 """Markov models of orders 0 to 12 on validation and test: no GPU needed, so apart from the evaluation of a run.
 
-    python benchmarks/markov_baselines.py --data ../shared/data/dna/human --out benchmarks/results/markov_human.csv
+    python benchmarks/markov_baselines.py --data data/human --out benchmarks/results/markov_human.csv
 
 Fitted on the training split, the order chosen on validation; the scored bases are those of `mba evaluate` at --length.
 """

@@ -1,4 +1,4 @@
-"""Cut the packaged demo genomes from the files of the shared data folder: `python scripts/make_demo_data.py`.
+"""Cut the packaged demo genomes from whole ones: `python scripts/make_demo_data.py --data FOLDER`.
 
 Writes mamba_bio_audio/pipelines/dna/demo/*.fa.gz, the same bytes every time. Sources and licences: NOTICE.
 """
@@ -89,7 +89,7 @@ def read_record(path: Path, name: str) -> str:
 def main() -> None:
     """Write every slice."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "dna")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the source files")
     parser.add_argument("--out", type=Path, default=ROOT / "mamba_bio_audio" / "pipelines" / "dna" / "demo")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

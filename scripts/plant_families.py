@@ -1,8 +1,8 @@
 """Make the positive control of species classification: FASTA with a repeat family of its own planted in every class.
 
-For the four apes of ../shared/data, 60 Mb, in half a minute:
+For four apes, 60 Mb, in half a minute:
 
-    python scripts/plant_families.py ../shared/data/apes/*/chr22_epo.fa.gz --out runs/planted
+    python scripts/plant_families.py data/apes/*/chr22_epo.fa.gz --out runs/planted
 
 The class of a file is the name of its folder. The headers stay, so `split=` goes on dividing the loci.
 """

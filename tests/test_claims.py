@@ -241,16 +241,3 @@ def test_each_number_under_measured_belongs_to_a_claim():
     )
     left = re.findall(r"\d[\d.,^]*", re.sub(settings, " ", measured))
     assert not left, f"numbers without a file: {left}"
-
-
-def test_documents_name_only_result_files_that_exist():
-    names = re.compile(r"`(?:benchmarks/results/)?([\w./-]+\.(?:csv|txt|json|png))`")
-    outputs = {"metrics.csv", "manifest.json", "config.yaml", "predictions-test.tsv", "regions.tsv", "copies.tsv"}
-    for path in [
-        ROOT / "README.md",
-        ROOT / "docs" / "benchmarks.md",
-        *sorted((ROOT / "docs" / "results").glob("*.md")),
-    ]:
-        for name in names.findall(path.read_text(encoding="utf-8")):
-            if name not in outputs:
-                assert (RESULTS / name.removeprefix("benchmarks/results/")).exists(), (path.name, name)

@@ -68,6 +68,19 @@ def test_no_file_names_a_folder_of_one_machine():
                 assert not found, f"{path}: {found[0]}"
 
 
+def test_nothing_refers_to_a_file_outside_of_the_repository():
+    """Only the folder of real data may lie beside it; the log quotes what was said at the time, results what was run."""
+    outside = re.compile(
+        r"\.\./shared|\bshared/(?!data)|\b(design|paper-facts|kernels-design|peer-baselines)\.md|\bissue \d"
+    )
+    allowed = {Path(__file__), ROOT / "tests" / "conftest.py", ROOT / "docs" / "log.md", ROOT / "CONTRIBUTING.md"}
+    for folder in ("tests", "scripts", "benchmarks", "mamba_bio_audio", "docs"):
+        for path in {*(ROOT / folder).rglob("*"), ROOT / "README.md", ROOT / "CHANGELOG.md"} - allowed:
+            if path.suffix in (".py", ".sh", ".yaml", ".md") and "kernels" not in path.parts:
+                found = outside.search(path.read_text(encoding="utf-8"))
+                assert not found, f"{path}: {found[0]}"
+
+
 def test_nothing_is_imported_through_the_root_links():
     links = {"kernels", "pipelines", "cli", "configs"}
     for path in [

@@ -360,7 +360,7 @@ def test_dry_run_estimates_and_writes_nothing(fasta, tmp_path, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     assert mba_command("pretrain", "dna/tiny", *overrides(fasta), "--dry-run", "--json", "--device", "cpu") == 0
     result = json.loads(capsys.readouterr().out)
-    # 2 layers x 16: blocks of the formula in paper-facts 1.3, final norm, 16 x 16 tied embedding.
+    # 2 layers x 16: blocks of in_proj, convolution, x_proj, dt_proj, A, D, out_proj, norm; final norm; tied embedding.
     block = 2 * 16 * 32 + 5 * 32 + 32 * (1 + 32) + 32 + 32 + 16 * 32 + 32 + 32 * 16 + 16
     assert result["parameters"] == 2 * block + 16 + 16 * 16
     assert result["accumulate"] * result["micro_batch"] * 64 == 512
@@ -370,7 +370,7 @@ def test_dry_run_estimates_and_writes_nothing(fasta, tmp_path, capsys, monkeypat
 
 
 def test_dry_run_memory_is_within_a_quarter(fasta, tmp_path, capsys):
-    """Of the peak resident memory of the same training in a process of its own (design.md section 4)."""
+    """Of the peak resident memory of the same training in a process of its own."""
     settings = overrides(
         fasta, "train.micro_batch=8", "train.length=2048", "train.tokens_per_step=16384", "train.steps=2"
     )

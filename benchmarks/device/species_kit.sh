@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Adds the data of the classification runs to .device/, beside what device_kit.sh puts there: 21 MB.
+# Adds the data of the classification runs to .device/, beside what kit.sh puts there: 21 MB.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-data=${1:-../shared/data}
+cd "$(dirname "$0")/../.."
+data=${1:?folder with dna/ and apes/}
 to=.device/species
 mkdir -p $to/dna/other_species
 cp "$data"/dna/other_species/*.fa.gz $to/dna/other_species/

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds the peers of the benchmarks, mamba_ssm and causal_conv1d, without a GPU: for sm_90, torch 2.11.0 with CUDA 13.0 and
-# CPython 3.12, into the ignored .device/peer/built.tar.xz, which device_env.sh unpacks on the GPU machine's PYTHONPATH.
+# CPython 3.12, into the ignored .device/peer/built.tar.xz, which env.sh unpacks on the GPU machine's PYTHONPATH.
 # Compiler, CUDA headers and torch come from PyPI (1.5 GB, kept in $PEER_WORK); CPython 3.12's headers from
 # $PYTHON312_INCLUDE, g++ from Debian. Flags are those of both setup.py and of torch's cpp_extension, except that there is
 # one architecture, no -lineinfo, and that xz compresses the kernels instead of nvcc. mamba_ssm's __init__.py keeps its
 # version only: the original one imports Mamba-3, and with it packages that are not there.
 # 17 minutes on two shared cores, of which causal_conv1d_bwd.cu alone takes 12; objects that exist are kept. 8 MB result.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 work=${PEER_WORK:-/tmp/peer_work}
 python_include=${PYTHON312_INCLUDE:-$(echo "$HOME"/.pyenv/versions/3.12.*/include/python3.12)}

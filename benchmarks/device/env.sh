@@ -1,4 +1,4 @@
-# Sourced on the GPU machine, at the root of the tree; see device_kit.sh and peer_kit.sh.
+# Sourced on the GPU machine, at the root of the tree; see kit.sh and peer_kit.sh.
 # Once: a script that is sourced later must not replace packages under processes that run.
 [ -e /tmp/site/.whole ] || { python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .device/wheels/*.whl && touch /tmp/site/.whole; }
 export PYTHONPATH="$PWD:/tmp/site:/tmp/peer" PYTHONUNBUFFERED=1

@@ -2,7 +2,7 @@
 # On the GPU machine: the four arms of benchmarks/train_equivalence.py at once on one GPU; curves and verdict in $OUT.
 # STEPS, BATCH (sequences of 1,024 a step), EACH (seconds after which an arm stops, saved), DEVICE, DATA can be set.
 set -uo pipefail
-source scripts/device_env.sh
+source benchmarks/device/env.sh
 arms=/tmp/equivalence
 rm -rf "$arms" && mkdir -p "$arms"
 for arm in "torch 0" "triton 0" "triton 1" "triton 2"; do

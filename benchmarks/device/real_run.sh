@@ -3,7 +3,7 @@
 # its bare step before and after, validation and test likelihood. Everything goes to $OUT; the Markov baselines need no GPU:
 # benchmarks/markov_baselines.py. RATES, SWEEP_STEPS, RUN_SECONDS, LR (skips the sweep), DEVICE, DATA, TOKENS, MORE can be set.
 set -uo pipefail
-source scripts/device_env.sh
+source benchmarks/device/env.sh
 tokens=${TOKENS:-131072} data=${DATA:-.device/human} device=${DEVICE:-cuda} run=/tmp/real_run sweep=/tmp/sweep
 rm -rf "$run" "$sweep" && mkdir -p "$sweep"
 settings=(--set data.path="$data" --set data.reverse_complement=true --set data.windows=random

@@ -2,8 +2,8 @@
 # Adds the audio data of the GPU runs to .device/: `digits` (FSDD as 8 kHz FLAC in one archive, split by speaker and take: 10 MB,
 # read at 16 kHz) and `piano` (34 MB). With .device/wheels both travel in one call: .device/wheels, .device/digits.tgz, .device/piano.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-data=${2:-../shared/data}
+cd "$(dirname "$0")/../.."
+data=${2:?folder with sc09/fsdd_8k and piano/}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p .device
 case ${1:?digits or piano} in

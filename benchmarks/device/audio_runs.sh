@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The audio runs of issue 7 on the GPU machine; results go to $OUT, one archive a run, each of the stages with a log of its own.
-#   bash scripts/audio_runs.sh all          everything in PARTS at once on one GPU, then evaluation: RATE + SECONDS_MAX + 150 s
-#   bash scripts/audio_runs.sh keep         only unpacks the data that travelled to $RUN, for a later call on the warm machine
-#   bash scripts/audio_runs.sh train | sample | tests                 benchmarks and tests on the GPU
+# The audio runs of docs/audio.md on the GPU machine; results go to $OUT, one archive a run, each of the stages with a log of its own.
+#   bash benchmarks/device/audio_runs.sh all          everything in PARTS at once on one GPU, then evaluation: RATE + SECONDS_MAX + 150 s
+#   bash benchmarks/device/audio_runs.sh keep         only unpacks the data that travelled to $RUN, for a later call on the warm machine
+#   bash benchmarks/device/audio_runs.sh train | sample | tests                 benchmarks and tests on the GPU
 # Data: audio_kit.sh makes .device/digits.tgz and .device/piano; both and .device/wheels fit into one call.
 #   PARTS        of digits judge piano piano-8192 piano-32768 piano-131072 (all of them); piano-mamba is piano with other blocks
 #   SECONDS_MAX  of training (300), its start and validations included; a run that is not done by then is saved as it stands
@@ -13,7 +13,7 @@
 # For a rehearsal: LOCAL=1 takes the Python at hand, EXTRA are more --set keys, SAMPLES clips.
 set -uo pipefail
 started=$SECONDS
-[ -n "${LOCAL:-}" ] || source scripts/device_env.sh
+[ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
 RUN=${RUN:-/tmp/runs}
 LOGS=$RUN/logs
 mkdir -p "$RUN/data" "$LOGS" "$OUT"

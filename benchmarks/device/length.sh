@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Length on the GPU machine, one part a call: scripts/device_length.sh length|parallel|memory|needle|copy|chrx.
+# Length on the GPU machine, one part a call: benchmarks/device/length.sh length|parallel|memory|needle|copy|chrx.
 # Results go to $OUT, a few files each (eight come back). Variables:
 #   LIMIT    seconds of a whole part: memory, needle, copy, chrx 380, parallel 130
 #   CONTEXT BLOCKS PAIRS                                    of the evaluations after chrx
@@ -7,7 +7,7 @@
 set -uo pipefail
 begun=$SECONDS
 left() { echo $((LIMIT - SECONDS + begun - ${1:-0})); }
-source scripts/device_env.sh
+source benchmarks/device/env.sh
 part=${1:?part}
 case "$part" in parallel) LIMIT=${LIMIT:-130} ;; *) LIMIT=${LIMIT:-380} ;; esac
 human=${HUMAN:-$PWD/.device/human}

@@ -1,9 +1,9 @@
 """The classification runs of docs/results/species.md, in one process so that kernels are compiled once.
 
-    bash scripts/species_runs.sh STEP...          steps: see STEPS below; each appends to $OUT/species.json
+    bash benchmarks/device/species_runs.sh STEP...          steps: see STEPS below; each appends to $OUT/species.json
 
-$DATA has the layout of ../shared/data (dna/, apes/). Trained runs lie in $RUNS (default /tmp/species). With TOY=1 every
-training is a few steps on the CPU: that the script runs, not what comes of it.
+$DATA is a folder with dna/human, dna/other_species and apes/SPECIES, as species_kit.sh lays them out. Trained runs lie
+in $RUNS (default /tmp/species). With TOY=1 every training is a few steps on the CPU: that the script runs, not what comes of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mamba_bio_audio.run.data import open_data
 from mamba_bio_audio.run.environment import environment
 from mamba_bio_audio.run.train import train as run_training
 
-OUT, DATA = Path(os.environ.get("OUT", "runs/species-results")), Path(os.environ.get("DATA", "../shared/data"))
+OUT, DATA = Path(os.environ.get("OUT", "runs/species-results")), Path(os.environ.get("DATA", "data"))
 RUNS = Path(os.environ.get("RUNS", "/tmp/species"))
 TOY = bool(os.environ.get("TOY"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

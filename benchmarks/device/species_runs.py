@@ -3,7 +3,7 @@
     bash benchmarks/device/species_runs.sh STEP...          steps: see STEPS below; each appends to $OUT/species.json
 
 $DATA is a folder with dna/human, dna/other_species and apes/SPECIES, as species_kit.sh lays them out. Trained runs lie
-in $RUNS (default /tmp/species). With TOY=1 every training is a few steps on the CPU: that the script runs, not what comes of it.
+in $RUNS (default /tmp/species). With TOY=1 every training is a few steps on the CPU: that the script runs, not its results.
 """
 
 from __future__ import annotations

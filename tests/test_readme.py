@@ -95,6 +95,22 @@ def test_there_are_commands_in_the_documents():
     assert sum(len(commands_of(document)) for document in DOCUMENTS) >= 12
 
 
+@pytest.mark.parametrize("document", [ROOT / "README.md", *DOCUMENTS], ids=lambda path: path.name)
+def test_commands_named_in_the_text_exist(document):
+    """In running text and tables, `mba ...` names a command, and the options behind it are that command's."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    root = typer.main.get_command(app)
+    for span in re.findall(r"`mba ([^`]+)`", text):
+        verb, words = root, span.replace("\\|", "|").split()
+        while hasattr(verb, "commands") and words and words[0][0] not in "-.":
+            assert words[0] in verb.commands, f"mba {span}"
+            verb = verb.commands[words.pop(0)]
+        known = {option for parameter in verb.params for option in parameter.opts} | {"--help"}
+        for word in words:
+            if word.startswith("--"):
+                assert word.split("=")[0].rstrip(",.;:") in known, f"mba {span}"
+
+
 def test_readme_names_every_make_target_and_recipe():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):

@@ -13,7 +13,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
 ]
-DeviceOption = Annotated[Device, typer.Option(help="auto takes the GPU when there is one.")]
+DeviceOption = Annotated[Device, typer.Option(help="Device to run on; auto uses the GPU if there is one.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Result as JSON on standard output.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

@@ -97,7 +97,9 @@ Overrides = Annotated[
     Field(description="Override a configuration key; repeatable."),
     Cli(flag="--set", metavar="KEY=VALUE"),
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto uses the GPU if there is one.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], Field(description="Device to run on; auto uses the GPU if there is one.")
+]
 Which = Annotated[
     Literal["best", "last", "ema", "best-samples"],
     Field(

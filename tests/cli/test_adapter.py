@@ -1,6 +1,7 @@
 """Commands made from jobs: one file is one command."""
 
 import json
+import re
 import sys
 import types
 from typing import Annotated, Literal
@@ -169,6 +170,25 @@ def test_every_command_has_the_common_options():
         assert {"quiet", "as_json", "debug"} <= names, job
         fields = adapter.get_type_hints(job.run)["options"].model_fields
         assert all(field.description for field in fields.values()), job.COMMAND
+
+
+def commands(group, *names):
+    """(name, command) of every command of the program, groups entered."""
+    for name, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from commands(found, *names, name)
+        else:
+            yield " ".join([*names, name]), found
+
+
+def test_every_help_text_is_a_sentence():
+    sentence = re.compile(r"[A-Z0-9].*\.", re.DOTALL)
+    app = typer.Typer()
+    adapter.add_commands(app, adapter.job_modules())
+    for name, found in commands(typer.main.get_command(app)):
+        assert sentence.fullmatch(found.help or ""), name
+        for parameter in found.params:
+            assert sentence.fullmatch(parameter.help or ""), f"{name} {parameter.name}: {parameter.help!r}"
 
 
 def test_help_lists_what_is_required_first_and_what_all_have_last():

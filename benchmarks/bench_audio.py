@@ -26,10 +26,9 @@ from mamba_bio_audio.inference.generate import generate_blocks
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.run.config import load_config
-from mamba_bio_audio.run.environment import environment
 from mamba_bio_audio.run.peer import has_peer, peer_version
 from mamba_bio_audio.run.speed import step_of
-from mamba_bio_audio.run.timing import beside, write_rows
+from mamba_bio_audio.run.timing import beside, provenance, write_rows
 
 # recipe, mixer or None for the recipe's own, batch, length, chunk; what matters most first, for runs that end early
 TRAIN: tuple[tuple[str, str | None, int, int, int | None], ...] = (
@@ -117,10 +116,9 @@ def train(
             "peer_over_ours": "",
         }
         if timing.peer is not None:
-            ratios = [peer / own for own, peer in zip(timing.ours, timing.peer, strict=True)]
             row["peer"] = peer_version()
             row["peer_ms"] = f"{statistics.median(timing.peer):.4g}"
-            row["peer_over_ours"] = f"{statistics.median(ratios):.3f}"
+            row["peer_over_ours"] = f"{timing.ratio()[1]:.3f}"
         yield row | memory
 
 
@@ -168,11 +166,10 @@ def main() -> None:
     cases = [case for case in TRAIN if not wanted or wanted & {case[0], f"{case[0]}:{case[3]}"}]
     if not cases:
         parser.error(f"--only {arguments.only}: choose of {', '.join(sorted({f'{c[0]}:{c[3]}' for c in TRAIN}))}")
-    started, place = time.perf_counter(), environment("cuda")
-    provenance = {key: place[key] for key in ("device", "torch", "triton", "commit", "started")}
+    started, where = time.perf_counter(), provenance("cuda", "triton")
     rows = []
     for row in train(cases, "cuda", arguments.pairs, arguments.graph) if arguments.what == "train" else sample():
-        rows.append(row | provenance)
+        rows.append(row | where)
         print(row, flush=True)
         write_rows(arguments.out, rows)
         if time.perf_counter() - started > arguments.seconds:

@@ -10,9 +10,8 @@ cores measure the scheduler.
 
 from __future__ import annotations
 
-import csv
+import math
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.timing import interleaved, write_rows
 
 D_MODEL, NUM_LAYERS, LENGTH, VOCAB = 128, 12, 1024, 16
 
@@ -75,12 +75,6 @@ def copy_weights(ours: nn.Module, peer: nn.Module, prefix: dict[str, str]) -> No
     missing, unexpected = peer.load_state_dict(state, strict=False)
     assert set(missing) <= {"lm_head.weight"}, missing
     assert not unexpected, unexpected
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def main(
@@ -145,28 +139,23 @@ def main(
 
         package = {"huggingface": "transformers"}.get(name, name)
         for mode, a, b in (("training step", our_step, peer_step), ("forward", our_forward, peer_forward)):
-            a()
-            times = [(seconds(a), seconds(b)) for _ in range(pairs)]
-            ratios = [theirs / mine for mine, theirs in times]
-            low, middle, high = statistics.quantiles(ratios, n=4)
+            timing = interleaved(a, b, "cpu", pairs=pairs, seconds=math.inf)
+            low, middle, high = timing.ratio()
             row = {
                 "peer": name,
                 "peer_version": importlib.metadata.version(package),
                 "mode": mode,
                 "shape": f"{NUM_LAYERS}x{D_MODEL}, L={LENGTH}, batch 1, fp32",
                 "pairs": pairs,
-                "ours_ms": f"{1e3 * statistics.median(t[0] for t in times):.1f}",
-                "peer_ms": f"{1e3 * statistics.median(t[1] for t in times):.1f}",
+                "ours_ms": f"{statistics.median(timing.ours):.1f}",
+                "peer_ms": f"{statistics.median(timing.peer or []):.1f}",
                 "ratio_median": f"{middle:.2f}",
                 "ratio_q1": f"{low:.2f}",
                 "ratio_q3": f"{high:.2f}",
             } | environment("cpu")
             rows.append(row)
             print(f"{name:<12} {mode:<14} ours {row['ours_ms']:>9} ms  peer {row['peer_ms']:>9} ms  {middle:.2f}x")
-            with out.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(out, rows)
 
 
 if __name__ == "__main__":

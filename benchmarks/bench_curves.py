@@ -37,10 +37,9 @@ from mamba_bio_audio import ops
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.contract import ModelOutput
-from mamba_bio_audio.run.environment import environment
 from mamba_bio_audio.run.peer import has_peer, peer_layout, peer_model, peer_scan, peer_version
 from mamba_bio_audio.run.speed import forward_call, logits_step, scan_inputs, training_step
-from mamba_bio_audio.run.timing import OUT_OF_MEMORY, interleaved, write_rows
+from mamba_bio_audio.run.timing import OUT_OF_MEMORY, interleaved, provenance, write_rows
 
 LAYERS, WIDTH, CHANNELS, HEAD = 8, 256, 1024, 64
 LENGTHS = {"models": [1 << power for power in range(10, 21, 2)], "operations": [1 << power for power in range(9, 20)]}
@@ -198,8 +197,7 @@ def time_operation(call: Call, positions: int, device: str) -> dict[str, Any]:
 
 def run(part: str, out: Path, device: str, seconds: float, only: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Measure every curve from the shortest length up, write after every row, draw."""
-    where, started = environment(device), time.perf_counter()
-    fixed = {name: where[name] for name in ("device", "torch", "triton", "commit", "started")}
+    fixed, started = provenance(device, "triton"), time.perf_counter()
     curves = model_curves(device) if part == "models" else operation_curves(device)
     rows: list[dict[str, Any]] = []
     late: list[str] = []

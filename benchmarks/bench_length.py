@@ -25,10 +25,9 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.run.environment import environment
 from mamba_bio_audio.run.peer import has_peer, peer_model, peer_version
 from mamba_bio_audio.run.speed import logits_step, training_step
-from mamba_bio_audio.run.timing import OUT_OF_MEMORY, write_rows
+from mamba_bio_audio.run.timing import OUT_OF_MEMORY, few_rounds, provenance, write_rows
 from mamba_bio_audio.training.streaming import streamed_loss
 
 # layers, width, and the chunk at which streaming was fastest on an H100
@@ -79,26 +78,12 @@ def measure(
         warm: run once before.
     """
     gc.collect()
-    times: list[float] = []
-    gpu = device == "cuda"
-    if gpu:
+    if device == "cuda":
         torch.cuda.empty_cache()
     try:
-        if warm:
-            call()
-        if gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        while len(times) < 3 and sum(times) < seconds:
-            started = time.perf_counter()
-            call()
-            if gpu:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
+        middle, peak = few_rounds(call, device, warm=warm, seconds=seconds)
     except torch.OutOfMemoryError:
         return {"seconds": "", "tokens_per_second": "", "peak_gib": "", "note": OUT_OF_MEMORY}
-    middle = sorted(times)[len(times) // 2]
-    peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else 0.0
     return {
         "seconds": f"{middle:.4g}",
         "tokens_per_second": f"{positions / middle:.4g}",
@@ -120,8 +105,7 @@ def compare(model: nn.Module, tokens: Tensor, chunk: int) -> float:
 
 def run(plan: Iterable[Case], out: Path, device: str, seconds: float) -> list[dict[str, Any]]:
     """Measure, write after every row, draw."""
-    where, started = environment(device), time.perf_counter()
-    fixed = {name: where[name] for name in ("device", "torch", "triton", "commit", "started")}
+    fixed, started = provenance(device, "triton"), time.perf_counter()
     rows: list[dict[str, Any]] = []
     full: dict[tuple[str, str], int] = {}  # shortest length that did not fit
     late: list[Case] = []

@@ -10,21 +10,19 @@ come, and none is begun after --seconds.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from mamba_bio_audio.files import write_text
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.timing import few_rounds, provenance, write_rows
 from mamba_bio_audio.training.parallel import Relay, make_relay
 from mamba_bio_audio.training.streaming import streamed_loss
 
@@ -43,26 +41,6 @@ def step(model: torch.nn.Module, ids: torch.Tensor, chunk: int, relay: Relay | N
     return loss.detach()
 
 
-def seconds(model: torch.nn.Module, ids: torch.Tensor, chunk: int, relay: Relay | None) -> tuple[float, float]:
-    """Median time of a step and peak GiB."""
-    step(model, ids, chunk, relay, True)
-    _synchronize()
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        step(model, ids, chunk, relay, True)
-        _synchronize()
-        times.append(time.perf_counter() - started)
-    return sorted(times)[1], torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0.0
-
-
-def _synchronize() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
 def largest_difference(chunk: int, length: int) -> float:
     """Of any parameter's gradient from that of one GPU, relative to its norm; fp32."""
     model = build_model(ModelConfig(d_model=64, num_layers=4, vocab_size=12), seed=0).to(DEVICE)
@@ -71,15 +49,6 @@ def largest_difference(chunk: int, length: int) -> float:
     expected = [p.grad.clone() for p in model.parameters()]
     step(model, ids, chunk, make_relay(model, dist.get_world_size()), False)
     return max(float((p.grad - e).norm() / e.norm()) for p, e in zip(model.parameters(), expected, strict=True))
-
-
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    """All rows so far."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out, text.getvalue())
 
 
 def main() -> None:
@@ -116,9 +85,10 @@ def main() -> None:
             continue
         model = build_model(ModelConfig(d_model=width, num_layers=layers, vocab_size=12), seed=0).to(DEVICE)
         ids = torch.randint(7, 11, (1, arguments.length + 1), generator=torch.Generator().manual_seed(0)).to(DEVICE)
-        one, memory = seconds(model, ids, chunk, None) if rank == 0 else (0.0, 0.0)
+        one, memory = few_rounds(partial(step, model, ids, chunk, None, True), DEVICE) if rank == 0 else (0.0, 0.0)
         dist.barrier()
-        together, shared_memory = seconds(model, ids, chunk, make_relay(model, size))
+        relay = make_relay(model, size)
+        together, shared_memory = few_rounds(partial(step, model, ids, chunk, relay, True), DEVICE)
         row = {
             "model": f"{layers}x{width}",
             "length": arguments.length,
@@ -131,10 +101,10 @@ def main() -> None:
             "peak_gib": shared_memory,
             "gradient_difference": worst,
         }
-        rows.append(row | {k: environment(DEVICE)[k] for k in ("device", "torch", "commit", "started")})
+        rows.append(row | provenance(DEVICE))
         if rank == 0:
             print(row, flush=True)
-            write(rows, arguments.out)
+            write_rows(arguments.out, rows)
         del model
         if DEVICE == "cuda":
             torch.cuda.empty_cache()

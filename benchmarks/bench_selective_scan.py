@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mamba_bio_audio.kernels.selective_scan.general_op import kind_of, make_general_plan, selective_scan_general
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
 from mamba_bio_audio.kernels.selective_scan.triton_op import Plan, make_plan, selective_scan_triton
-from mamba_bio_audio.run.peer import has_peer
+from mamba_bio_audio.run.peer import has_peer, peer_scan
 from mamba_bio_audio.run.timing import interleaved, write_rows
 
 # name: kind, (B, L, D), recorded forward and backward ms of the peer
@@ -157,12 +157,6 @@ def peer_inputs(x: dict[str, Tensor]) -> dict[str, Any]:
         else:
             found[name] = x[name].transpose(1, 2).flatten(2).contiguous()
     return found
-
-
-def peer_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor) -> Tensor:
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-
-    return selective_scan_fn(u, dt, A, B, C, D, z=z, delta_bias=dt_bias, delta_softplus=True)
 
 
 def check_peer(kind: str) -> None:
@@ -327,8 +321,8 @@ def main() -> None:
                 if peer_here and not variant:
                     timing = interleaved(ours, calls(peer_scan, peer_inputs(x), mode), "cuda")
                     assert timing.peer is not None
-                    ratio = statistics.median(p / o for o, p in zip(timing.ours, timing.peer, strict=True))
-                    note(name, mode, variant, statistics.median(timing.ours), statistics.median(timing.peer), ratio)
+                    ours_ms, peer_ms = statistics.median(timing.ours), statistics.median(timing.peer)
+                    note(name, mode, variant, ours_ms, peer_ms, timing.ratio()[1])
                 else:
                     ms = triton.testing.do_bench(ours, warmup=30, rep=100, return_mode="median")
                     peer = recorded[mode == "backward"]

@@ -18,8 +18,6 @@ Each writes OUT.csv, after every row, and OUT.png.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import time
 from dataclasses import replace
@@ -33,7 +31,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mamba_bio_audio.evaluation.context import target_nats
-from mamba_bio_audio.files import write_text
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
@@ -42,7 +39,7 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.synthetic.long_memory import CopyTask, NeedleTask
 from mamba_bio_audio.run import saved
-from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.timing import provenance, write_rows
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.optim import build_optimizer
 
@@ -295,7 +292,7 @@ def run_task(arguments: argparse.Namespace, device: str) -> None:
         "smoothing": arguments.smoothing,
         "seed": arguments.seed,
     }
-    about |= {k: environment(device)[k] for k in ("device", "torch", "commit", "started")}
+    about |= provenance(device)
     # Stages, and the shares of the time at which training and testing end.
     phases = [(stages(task, 0, arguments.train_length), 0.75, 1.0)]
     if further := stages(task, arguments.train_length, arguments.further_length):
@@ -312,7 +309,7 @@ def run_task(arguments: argparse.Namespace, device: str) -> None:
             # Up to a tenth of the window comes before the marker in the test.
             for before in (0, arguments.test_length // 10):
                 remains += [trained | row | about for row in kept(model, task, before, device, arguments, tested_by)]
-            write(remains, arguments.out.with_name(arguments.out.name + "_kept"))
+            write_rows(arguments.out.with_name(f"{arguments.out.name}_kept.csv"), remains)
         test(model, task, rows, trained | about, tested_by, arguments, device)
     picture(rows, arguments.out.with_suffix(".png"))
 
@@ -339,18 +336,9 @@ def test(
                 break
             result = score(model, variant, windows, length, device, arguments, until)
             rows.append({"task": arguments.task, "length": length, "filler": filler} | result | about)
-            write(rows, arguments.out)
+            write_rows(arguments.out.with_suffix(".csv"), rows)
             print(f"tested at {length:,}, {filler}: {result} in {time.perf_counter() - started:.0f} s", flush=True)
             length *= 4
-
-
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    """All rows so far."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out.with_suffix(".csv"), text.getvalue())
 
 
 def run_probe(arguments: argparse.Namespace, device: str) -> None:
@@ -392,7 +380,7 @@ def run_probe(arguments: argparse.Namespace, device: str) -> None:
                 "second_nats": float(second_nats),
             }
         )
-        write(rows, arguments.out)
+        write_rows(arguments.out.with_suffix(".csv"), rows)
         print(rows[-1], flush=True)
     picture(rows, arguments.out.with_suffix(".png"))
 

@@ -8,7 +8,6 @@ loss.
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ import typer
 from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.timing import append_row
 from mamba_bio_audio.run.train import train
 
 FIELDS = (
@@ -62,12 +62,7 @@ def main(
                 "data": Path(str(config.data.path)).name,
             }
         )
-        new = not out.exists()
-        with out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, extrasaction="ignore", lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(out, {name: row.get(name, "") for name in FIELDS})
         print(f"lr {rate:g}: {trained.valid_nats:.4f} nats, perplexity {trained.valid_perplexity:.4f}", flush=True)
 
 

@@ -7,7 +7,6 @@ Fitted on the training split, the order chosen on validation; the scored bases a
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +14,10 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.evaluation.likelihood import perplexity
-from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.markov import markov_table
-from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.timing import provenance, write_rows
 
 
 def main(
@@ -30,7 +28,7 @@ def main(
     module = DnaDataModule(DnaDataConfig(path=str(data)), length=length, batch_size=1, seed=0)
     module.setup()
     spans = {split: module.evaluation_spans(split) for split in ("train", "valid", "test")}
-    where = environment("cpu")
+    where = provenance("cpu")
     rows = []
     for split in ("valid", "test"):
         fitted = markov_table(module.genome, spans["train"], spans["valid"], spans[split])
@@ -39,10 +37,7 @@ def main(
             row |= {"nats": f"{nats:.6f}", "bits": f"{nats / math.log(2):.6f}", "perplexity": f"{perplexity(nats):.5f}"}
             row["splits_sha256"] = module.splits_fingerprint()
             rows.append(row | {key: where[key] for key in ("device", "commit", "started")})
-    with atomic_path(out) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(out, rows)
 
 
 if __name__ == "__main__":

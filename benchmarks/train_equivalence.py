@@ -28,11 +28,12 @@ import typer
 
 from mamba_bio_audio import ops
 from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
-from mamba_bio_audio.files import write_json, write_text
+from mamba_bio_audio.files import write_json
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.data import open_data
+from mamba_bio_audio.run.timing import write_rows
 from mamba_bio_audio.run.train import train
 from mamba_bio_audio.text import table
 
@@ -118,8 +119,7 @@ def compare(
         }
     if not curves:
         raise typer.BadParameter(f"{folder} holds no arm")
-    lines = [",".join(curves[0]), *(",".join(row.values()) for row in curves)]
-    write_text(out.with_suffix(".csv"), "\n".join(lines) + "\n")
+    write_rows(out.with_suffix(".csv"), curves)
     seeds = [name for name in valid if name.startswith("triton")]
     common = set.intersection(*(set(steps) for steps in valid.values()))
     verdict: dict[str, Any] = {"arms": arms, "step": max(common, default=None)}

@@ -40,7 +40,7 @@ class PredictOptions(Options):
     out: Path | None = Field(None, description="TSV file; default, or -: standard output.")
     mode: Literal["windows", "stream"] = Field(
         "windows",
-        description="Average windows of the training length (windows), or read each record once, with the state carried (stream).",
+        description="Average windows of the training length (windows), or read each record once, carrying the state (stream).",
     )
     length: int | None = Field(None, ge=1, description="Length of the windows; default: the training length.")
     strand: Literal["both", "forward", "reverse"] | None = Field(

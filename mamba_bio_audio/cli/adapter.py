@@ -26,11 +26,6 @@ _NOT_YET = {
     "context",
     "evaluate",
     "evaluate_classes",
-    "report",
-    "report_audio",
-    "sample",
-    "sample_audio",
-    "sample_report",
     "sc09",
 }
 _COMMON = {

@@ -15,8 +15,6 @@ import typer
 from mamba_bio_audio import __version__
 from mamba_bio_audio.cli import (
     evaluate,
-    report,
-    sample,
 )
 from mamba_bio_audio.cli.adapter import add_commands, job_modules
 from mamba_bio_audio.errors import InputError, NetworkError, explain
@@ -48,8 +46,6 @@ def _common(
 
 
 app.command("evaluate")(evaluate.evaluate)
-app.command("sample")(sample.sample)
-app.command("report")(report.report)
 add_commands(app, job_modules())
 
 

@@ -3,7 +3,7 @@
 A folder holds one file per row, growing block by block, and every so often the model's state:
 
     settings.json             what is being sampled; a continuation must ask for the same
-    row-00000.SUFFIX          the symbols of row 0 so far, in whatever bytes the domain writes
+    row-00000.SUFFIX          the symbols of row 0 so far, in the bytes of the domain
     state.safetensors         where all rows of the batch stood, replaced atomically
 
 Killed at any moment, the rows keep what was written. A continuation cuts them back to the last state, restores it bit
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -30,6 +30,7 @@ from mamba_bio_audio.files import Maker, begin_unfinished, discard_unfinished
 from mamba_bio_audio.files.tensors import load_tree, save_tree
 from mamba_bio_audio.inference.generate import Block, generate_blocks
 from mamba_bio_audio.machine import raise_open_files
+from mamba_bio_audio.pipelines.contract import RowForm
 
 STATE_NAME = "state.safetensors"
 MAKER = Maker("sample", ("settings.json", "row-*", STATE_NAME, "whole/*"))
@@ -57,34 +58,18 @@ class RowFiles:
     Args:
         folder: of the row files; made by `begin`.
         settings: everything that decides the symbols, JSON-able.
-        encode: tokens (n,) of a row to the bytes that its file receives.
-        symbol_bytes: bytes per symbol that `encode` gives.
-        suffix: of the row files, without a dot.
-        header: from the number of symbols in a row to the bytes that its file begins with, always as many; kept true
-            block by block, so that a killed run leaves files that others can read.
+        form: how symbols become bytes, and what a row's file begins with.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: dict[str, Any],
-        *,
-        encode: Callable[[NDArray[Any]], bytes],
-        symbol_bytes: int = 1,
-        suffix: str = "txt",
-        header: Callable[[int], bytes] = lambda symbols: b"",
-    ) -> None:
-        self.header = header
+    def __init__(self, folder: Path, settings: Mapping[str, Any], form: RowForm) -> None:
         self.folder = folder
         # As they come back from JSON, to be comparable.
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self.encode = encode
-        self.symbol_bytes = symbol_bytes
-        self.suffix = suffix
+        self.form = form
 
     def path(self, row: int) -> Path:
         """File of a row."""
-        return self.folder / f"row-{row:05d}.{self.suffix}"
+        return self.folder / f"row-{row:05d}.{self.form.suffix}"
 
     def begin(self, *, resume: bool = False, force: bool = False) -> None:
         """Make the folder, or check that what is in it can be continued.
@@ -168,7 +153,7 @@ class RowFiles:
                 saved = time.monotonic()
                 for block in blocks:
                     for i, tokens in enumerate(block.tokens.numpy()):
-                        self._write(files[i], self.encode(tokens), block.position + len(tokens))
+                        self._write(files[i], self.form.encode(tokens), block.position + len(tokens))
                         sums[low + i] += float(block.log_likelihood[i].sum())
                     position = block.position + block.tokens.shape[1]
                     if progress is not None:
@@ -194,7 +179,7 @@ class RowFiles:
             file.seek(0, os.SEEK_END)
             file.write(data)
             file.flush()
-            header = self.header(symbols)
+            header = self.form.header(symbols)
             if header:
                 file.seek(0)
                 file.write(header)
@@ -239,8 +224,8 @@ class RowFiles:
         for row in range(low, low + rows):
             path = self.path(row)
             size = path.stat().st_size if path.exists() else 0
-            header = self.header(position)
-            kept = len(header) + position * self.symbol_bytes
+            header = self.form.header(position)
+            kept = len(header) + position * self.form.symbol_bytes
             if position and size < kept:
                 raise InputError(f"{path}: shorter than the saved state says; start again with --force")
             with path.open("r+b" if size else "wb") as file:

@@ -183,9 +183,9 @@ def run(options: DemoOptions) -> DemoResult:
     With --audio: the same on synthetic melodies, ending in a playable file and a spectrogram.
     """
     from mamba_bio_audio.files import check_out, write_json
-    from mamba_bio_audio.jobs.common import counter, counters, resolve_device
+    from mamba_bio_audio.jobs import sample
+    from mamba_bio_audio.jobs.common import counters, resolve_device
     from mamba_bio_audio.jobs.evaluate import evaluate
-    from mamba_bio_audio.jobs.sample import sample
     from mamba_bio_audio.run.begin import Session
     from mamba_bio_audio.run.config import load_config
     from mamba_bio_audio.run.folder import run_maker
@@ -213,9 +213,10 @@ def run(options: DemoOptions) -> DemoResult:
     begin(2)
     samples = out / demo.samples["name"]
     size = {key: demo.samples[key] for key in ("length", "num_samples")}
-    with counter("sampling", f"{trained.unit}s", options.quiet) as drawn:
-        stopped = sample(out, samples, **size, device=device, force=True, progress=drawn)
-    if stopped:
+    drawn = sample.SampleOptions(
+        run=out, out=samples, **size, device=options.device, force=True, report=False, quiet=options.quiet
+    )
+    if stopped := sample.run(drawn).stopped_by:
         return DemoResult(run=str(out), audio=options.audio, stopped_by=stopped, evaluation=evaluation)
     begin(3)
     demo.draw(evaluation)

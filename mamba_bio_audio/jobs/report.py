@@ -1,4 +1,4 @@
-"""One self-contained page about a run: `mba report`."""
+"""`mba report`: one self-contained page about a run."""
 
 from __future__ import annotations
 
@@ -10,26 +10,46 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+from pydantic import Field
 
 from mamba_bio_audio import __version__
 from mamba_bio_audio.errors import InputError, as_written
-from mamba_bio_audio.evaluation.figures import learning_curves
-from mamba_bio_audio.files import inside, write_text
-from mamba_bio_audio.jobs.context import describe_context
-from mamba_bio_audio.jobs.evaluate import describe_evaluation
-from mamba_bio_audio.jobs.evaluate_classes import describe as describe_classes
-from mamba_bio_audio.jobs.report_audio import Clip, clips_of, find_samples, judged_samples
-from mamba_bio_audio.jobs.sample_report import report_on_samples, report_path
-from mamba_bio_audio.models.weights import weights_hash
-from mamba_bio_audio.pipelines.dna.samples import describe_samples, kmer_spectra
+from mamba_bio_audio.files import check_file, inside, write_text
+from mamba_bio_audio.jobs.contract import Cli, Force, Options, Result, Which
 from mamba_bio_audio.pipelines.domains import domain_of
-from mamba_bio_audio.run import saved
-from mamba_bio_audio.run.config import RunConfig, to_yaml
-from mamba_bio_audio.run.saved import Which
 from mamba_bio_audio.text import printable
 
-SAMPLES_NAME = "samples.fa"
+if TYPE_CHECKING:
+    from mamba_bio_audio.pipelines.contract import Clip
+    from mamba_bio_audio.run.config import RunConfig
+
+COMMAND = "report"
+PANEL = "Measure"
+
+
+class ReportOptions(Options):
+    """Options of `mba report`."""
+
+    run: Annotated[Path, Cli(argument=True, metavar="RUN")] = Field(description="Run folder.")
+    samples: Path | None = Field(
+        None,
+        description="Samples to show: a FASTA (default RUN/samples.fa) or, for audio, a file or folder that mba sample wrote.",
+    )
+    out: Path | None = Field(None, description="HTML file; default: RUN/report.html.")
+    force: Force = False
+
+
+class ReportResult(Result):
+    """The page and the titles of its sections."""
+
+    out: Path
+    sections: list[str]
+
+    def text(self) -> str:
+        """One line."""
+        return f"{self.out}: {', '.join(self.sections)}"
 
 
 @dataclass
@@ -37,7 +57,7 @@ class Image:
     """A picture in the page."""
 
     alt: str
-    data: str  # base64 of a PNG
+    png: bytes
 
 
 @dataclass
@@ -49,53 +69,50 @@ class Section:
     rows: Sequence[tuple[str, str]] = ()
     pre: str = ""
     images: list[Image] = field(default_factory=list)
-    clips: list[Clip] = field(default_factory=list)
+    clips: Sequence[Clip] = ()
 
 
-def report(
-    run: Path,
-    out: Path,
-    *,
-    samples: Path | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
-) -> list[str]:
-    """Write a page with what was trained on what, curves, baselines, samples and provenance.
+def run(options: ReportOptions) -> ReportResult:
+    """Write one self-contained page: what was trained on what, curves, baselines, samples, provenance."""
+    folder, samples = options.run, options.samples
+    out = options.out or folder / "report.html"
+    if str(out) == "-":
+        raise InputError("--out -: the page is not written to standard output; give --out FILE.html")
+    if samples is not None and not samples.exists():
+        raise InputError(f"--samples {samples}: there is no such file or folder")
+    if folder.is_dir():
+        inputs = [folder, *([] if samples is None else [samples])]
+        # The page in the run's own folder follows the run.
+        check_file(out, "report", _is_report, inputs, force=options.force or options.out is None)
 
-    Args:
-        run: run folder.
-        out: HTML file, replaced where it exists.
-        samples: FASTA of samples; None takes `samples.fa` of the run folder if it is there. Measured, unless its report
-            is there already. For audio a folder or file that `mba sample` wrote.
-        progress: called with (bases read, None) while samples are measured.
-
-    Returns:
-        Titles of the page's sections.
-    """
     from jinja2 import Environment, StrictUndefined
 
-    config, manifest = saved.read_config(run), saved.read_manifest(run)
-    weights = _Weights(run, config)
-    with as_written(run / "manifest.json", "restore the file, or move it away"):
+    from mamba_bio_audio.jobs.common import counter
+    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.run.config import to_yaml
+
+    config, manifest = saved.read_config(folder), saved.read_manifest(folder)
+    weights = _Weights(folder, config)
+    with as_written(folder / "manifest.json", "restore the file, or move it away"):
         about = [_training(config, manifest, weights), _data(config, manifest)]
         provenance = _provenance(manifest)
-    sections = [*about, _curves(run, _per(config)), *_evaluations(run, weights)]
-    if config.data.kind == "audio":
-        sections += _audio(run, samples or find_samples(run), weights)
-        samples = None
-    elif samples is None and inside(run, SAMPLES_NAME).exists():
-        samples = run / SAMPLES_NAME
-    if samples is not None:
-        sections.append(_samples(run, samples, progress))
-    elif config.data.kind == "dna":
-        sections.append(Section("Samples", f"None yet: mba sample {run} --length 1000 --out {run / SAMPLES_NAME}"))
+    sections = [*about, _curves(folder, _per(config)), *_evaluations(folder, weights), *_judged(folder, weights)]
+    with counter("comparing", "symbols", options.quiet) as progress:
+        sections += _samples(folder, config, manifest, samples, progress)
     sections += [provenance, Section("Configuration", pre=to_yaml(config))]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     template = environment.from_string((files("mamba_bio_audio.jobs") / "report.html").read_text(encoding="utf-8"))
     page = template.render(
-        title=config.name or run.name, lead=config.description, sections=sections, version=__version__
+        title=config.name or folder.name, lead=config.description, sections=sections, version=__version__
     )
     write_text(out, page)
-    return [section.title for section in sections]
+    return ReportResult(out=out, sections=[section.title for section in sections])
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="mba report">' in file.read(1000)
 
 
 class _Weights:
@@ -118,8 +135,11 @@ class _Weights:
         return "", True
 
     def _present(self, which: str) -> str | None:
+        from mamba_bio_audio.models.weights import weights_hash
+        from mamba_bio_audio.run import saved
+
         # Judged samples give the weights in words.
-        name = next((w for w in get_args(Which) if which in (w, saved.describe_which(self.config, w))), None)
+        name = next((w for w in get_args(saved.Which) if which in (w, saved.describe_which(self.config, w))), None)
         if name is None:
             return None
         if name not in self._hashes:
@@ -168,6 +188,8 @@ def _data(config: RunConfig, manifest: dict[str, Any]) -> Section:
 
 
 def _curves(run: Path, per: str) -> Section:
+    from mamba_bio_audio.evaluation.figures import learning_curves
+
     metrics = inside(run, "metrics.csv")
     if not metrics.exists():
         return Section("Curves", "No step has been logged yet.")
@@ -175,10 +197,15 @@ def _curves(run: Path, per: str) -> Section:
         png = learning_curves(metrics, per)
     except (ValueError, KeyError, TypeError, csv.Error):
         raise InputError(f"{metrics}: not the metrics of a run; restore the file, or move it away") from None
-    return Section("Curves", images=[_image("loss, rate and gradient norm against steps", png)])
+    return Section("Curves", images=[Image("loss, rate and gradient norm against steps", png)])
 
 
 def _evaluations(run: Path, weights: _Weights) -> list[Section]:
+    from mamba_bio_audio.jobs.context import describe_context
+    from mamba_bio_audio.jobs.evaluate import describe_evaluation
+    from mamba_bio_audio.jobs.evaluate_classes import describe as describe_classes
+    from mamba_bio_audio.run import saved
+
     sections = []
     contexts = [inside(run, path.name) for path in sorted(run.glob("evaluate-context-*.json"))]
     pictures: list[Image] = []
@@ -196,42 +223,63 @@ def _evaluations(run: Path, weights: _Weights) -> list[Section]:
         remark, shown = weights.remark(result)
         sections.append(Section(f"Evaluation beside baselines: {name}", remark, pre=text if shown else ""))
         if shown:
-            pictures += [_image(Path(name).stem, _picture(run, name)) for name in named if (run / name).exists()]
+            pictures += [Image(Path(name).stem, _picture(run, name)) for name in named if (run / name).exists()]
     if not sections:
         sections.append(Section("Evaluation beside baselines", f"Not evaluated yet: mba evaluate {run}"))
     sections[-1].images += pictures
     return sections
 
 
-def _samples(run: Path, samples: Path, progress: Callable[[int, int | None], None] | None) -> Section:
-    path = inside(samples.parent, report_path(samples).name)
-    measured: Any = None
-    if path.exists() and path.stat().st_mtime_ns >= samples.stat().st_mtime_ns:
-        with as_written(path, "remove it"):
-            measured = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(measured, dict) or "own" not in measured:
-        measured = report_on_samples(run, samples, progress=progress)
-    with as_written(path, "remove it"):
-        section = Section("Samples", f"{samples}", pre=describe_samples(measured))
-        if measured.get("note"):
-            section.text += f". Not compared with the training data: {measured['note']}"
-        if "spectra" in measured:
-            section.images.append(
-                _image("6-mer spectra of samples and validation beside the genome's", kmer_spectra(measured))
-            )
-    return section
+def _judged(run: Path, weights: _Weights) -> list[Section]:
+    """The section of `judged_samples`, where there are any."""
+    if (judged := judged_samples(run)) is None:
+        return []
+    scores, text = judged
+    remark, shown = weights.remark(scores)
+    return [Section("Samples judged", remark, pre=text if shown else "")]
 
 
-def _audio(run: Path, samples: Path | None, weights: _Weights) -> list[Section]:
-    sections = []
-    if (judged := judged_samples(run)) is not None:
-        scores, text = judged
-        remark, shown = weights.remark(scores)
-        sections.append(Section("Samples judged", remark, pre=text if shown else ""))
+def judged_samples(run: Path) -> tuple[dict[str, Any], str] | None:
+    """The judge's scores, and as `mba evaluate --metrics sc09` prints them; None where there are none."""
+    from mamba_bio_audio.jobs.sc09 import describe_sc09
+
+    path = inside(run, "sc09/metrics.json")
+    if not path.exists():
+        return None
+    with as_written(path, "evaluate with --metrics sc09 again, or remove it"):
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        return scores, describe_sc09(scores)
+
+
+def _samples(
+    run: Path,
+    config: RunConfig,
+    manifest: dict[str, Any],
+    given: Path | None,
+    progress: Callable[[int, int | None], None],
+) -> list[Section]:
+    """Samples of the model, measured unless their measurements are there already."""
+    from mamba_bio_audio.jobs.sample import measure
+
+    domain = domain_of(config.data.kind)
+    samples = given or domain.find_samples(run)
     if samples is None:
-        return [*sections, Section("Samples", f"None yet: mba sample {run} --length 80000 --out {run / 'sample.wav'}")]
-    text, clips = clips_of(samples)
-    return [*sections, Section("Samples", f"{samples}. {text}", clips=clips)]
+        return [] if config.data.labelled else [Section("Samples", f"None yet: {domain.sample_command(run)}")]
+    measured: Any = None
+    if (kept := domain.measures(samples)) is not None:
+        path = inside(samples.parent, kept.name)
+        if path.exists() and path.stat().st_mtime_ns >= samples.stat().st_mtime_ns:
+            with as_written(path, "remove it"):
+                measured = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(measured, dict) or "own" not in measured:
+            measured = measure(run, samples, config, manifest, progress=progress)
+    with as_written(kept or samples, "remove it"):
+        view = domain.show_samples(samples, measured)
+        text = view.text
+        if measured and measured.get("note"):
+            text += f". Not compared with the training data: {measured['note']}"
+        images = [Image(alt, png) for alt, png in view.pictures]
+        return [Section("Samples", text, pre=view.table, images=images, clips=view.clips)]
 
 
 def _provenance(manifest: dict[str, Any]) -> Section:
@@ -264,7 +312,3 @@ def _per(config: RunConfig) -> str:
 
 def _shown(value: Any) -> Any:
     return printable(value, lines=True) if isinstance(value, str) else value
-
-
-def _image(alt: str, png: bytes) -> Image:
-    return Image(alt, base64.b64encode(png).decode("ascii"))

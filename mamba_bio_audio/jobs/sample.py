@@ -1,233 +1,316 @@
-"""New sequences, DNA as FASTA: streamed to disk, resumable, in constant memory."""
+"""`mba sample`: new sequences from a trained model; streamed to disk, resumable, in constant memory."""
 
 from __future__ import annotations
 
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import atomic_path, begins_with, check_file, locked, unfinished
-from mamba_bio_audio.inference.generate import generate_blocks
-from mamba_bio_audio.inference.row_files import RowFiles
-from mamba_bio_audio.jobs.sample_audio import sample_audio
-from mamba_bio_audio.models.weights import weights_hash
-from mamba_bio_audio.run import saved
-from mamba_bio_audio.run.saved import Which
-from mamba_bio_audio.signals import StopSignal
-from mamba_bio_audio.text import printable
+from mamba_bio_audio.jobs.contract import Device, Force, Options, Result, Resume, RunFolder, Which
 
-_LINE_BASES = 80
-_OURS = begins_with(">sample_0 ")
+if TYPE_CHECKING:
+    from mamba_bio_audio.pipelines.contract import SampleWriter
+    from mamba_bio_audio.run.config import RunConfig
+
+COMMAND = "sample"
+PANEL = "Use"
+
+
+class SampleOptions(Options):
+    """Options of `mba sample`."""
+
+    run: RunFolder
+    length: int = Field(ge=1, description="Bases or audio samples to generate for each sample, without the prompt.")
+    num_samples: int = Field(1, ge=1, description="Number of samples.")
+    out: Path | None = Field(
+        None,
+        description="FASTA file (default, or -: standard output); audio: FILE.wav, FILE.flac, or a folder for several.",
+    )
+    prompt: str | None = Field(None, description="What the samples continue: bases, or an audio file.")
+    temperature: float = Field(1.0, ge=0, description="Divides the logits; 0 always picks the most probable symbol.")
+    top_k: int | None = Field(None, ge=1, description="Keep only the k most probable symbols.")
+    top_p: float | None = Field(
+        None, description="Nucleus sampling: keep the most probable symbols up to this cumulative probability."
+    )
+    seed: int = Field(0, ge=0, description="Random seed for sampling.")
+    which: Which = "best"
+    batch_size: int = Field(16, ge=1, description="Samples generated at a time; does not change them.")
+    device: Device = "auto"
+    resume: Resume = Field(False, description="Continue interrupted sampling into --out.")
+    report: bool = Field(
+        True, description="DNA: compare the samples with the training data, and write OUT.report.json."
+    )
+    force: Force = False
+
+    @model_validator(mode="after")
+    def _check(self) -> SampleOptions:
+        if self.resume and self.force:
+            raise ValueError("--resume continues interrupted sampling and --force replaces it; give one of them")
+        return self
+
+    @property
+    def target(self) -> Path | None:
+        """Where samples go; None is standard output."""
+        return None if self.out is None or str(self.out) == "-" else self.out
+
+    def check_json(self) -> None:
+        """Samples and result cannot both go to standard output."""
+        if self.target is None:
+            raise InputError("--json prints the result on standard output, where the samples go too; give --out FILE")
+
+
+class SampleResult(Result):
+    """What was sampled.
+
+    Attributes:
+        out: file or folder; None is standard output.
+        written: what was written, in words; None where nothing was, or to standard output.
+        already_complete: the output was complete before; nothing was done.
+        stopped_by: name of the signal that ended it early.
+        report: measurements beside the training data, as in OUT.report.json.
+    """
+
+    out: Path | None
+    num_samples: int
+    length: int
+    written: str | None = None
+    already_complete: bool = False
+    stopped_by: str | None = None
+    report: dict[str, Any] | None = None
+    report_text: str = Field("", exclude=True)
+
+    def text(self) -> str:
+        """One line, and the report."""
+        if self.already_complete:
+            return f"{self.out}: already complete"
+        if self.written is None:
+            return ""
+        return f"{self.out}: {self.written}" + (f"\n{self.report_text}" if self.report else "")
+
+    def notes(self) -> str:
+        """How to continue, or why there is no comparison."""
+        if self.stopped_by:
+            part = (
+                "" if self.out is None else f"; continue with the same command and --resume (so far: {self.out}.part)"
+            )
+            return f"stopped by {self.stopped_by}{part}"
+        if self.report and self.report["note"]:
+            return f"not compared with the training data: {self.report['note']}"
+        return ""
+
+    @property
+    def exit_code(self) -> int:
+        """130 after a signal."""
+        return 130 if self.stopped_by else 0
+
+
+def run(options: SampleOptions) -> SampleResult:
+    """Sample DNA as FASTA, audio as WAV or FLAC: recurrently, in constant memory, streamed to disk and resumable."""
+    from mamba_bio_audio.jobs.common import counter, resolve_device, standard_output
+
+    out = standard_output(options.out)
+    if out is None and options.resume:
+        raise InputError("--resume needs --out: what went to standard output cannot be continued")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}")
+    if out is not None and out.exists() and not (options.force or options.resume):
+        raise InputError(f"{out} exists; choose another --out, or replace it with --force")
+    device = resolve_device(options.device)
+
+    from mamba_bio_audio.pipelines.domains import domain_of
+    from mamba_bio_audio.run import saved
+
+    model = saved.load_language_model(options.run, options.which).to(device)
+    if model.codec is None:
+        raise InputError(f"{options.run}: weights without a codec cannot be sampled by this command; use mba.generate")
+    domain = domain_of(model.config.data.kind)
+    measured = domain.measures(out) if options.report and out is not None else None
+    if measured is not None:
+        _check_report(measured)
+    with counter("sampling", "symbols", options.quiet) as progress:
+        result = sample(model, options, device, progress)
+    if result.written is None or measured is None:
+        return result
+    assert out is not None
+    with counter("comparing", "symbols", options.quiet) as progress:
+        report = measure(options.run, out, model.config, model.manifest, progress=progress)
+    return result.model_copy(update={"report": report, "report_text": domain.show_measured(report)})
 
 
 def sample(
-    run: Path,
-    out: Path | None,
-    *,
-    length: int,
-    num_samples: int = 1,
-    which: Which = "best",
-    device: str = "cpu",
-    prompt: str | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
-    resume: bool = False,
-    force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> str | None:
-    """Sample from a run, new symbols only: DNA as FASTA, audio as WAV or FLAC (`jobs.sample_audio`).
+    model: Any, options: SampleOptions, device: str, progress: Callable[[int, int], None] | None = None
+) -> SampleResult:
+    """Sample from a model that is loaded, without measuring the samples.
 
-    Without a prompt the first base is drawn from the composition of the training split in the manifest, and the header
-    says so. The bases stream into the folder `OUT.part`, from which an interrupted or killed sampling goes on; `out`
-    appears whole.
+    Symbols stream into the folder `OUT.part`, from which an interrupted or killed sampling continues; `out` appears whole.
+    An `out` that is complete stays with `resume`, and is refused if it was sampled with other options.
 
     Args:
-        out: FASTA file, replaced where it exists; None is standard output, which cannot be resumed and gets each record as
-            it is drawn. Audio: see there.
-        prompt: bases, or an audio file.
-        batch_size: records made at a time; does not change the result.
-        resume: go on with what is in `OUT.part`, with the same settings; from the beginning where there is none. An
-            `out` that is complete stays, and is refused where it was sampled with other options.
-        force: discard an unfinished sampling.
-        progress: called with (bases done, bases in all).
+        model: on `device`, of a run.
+        options: its `device` and `report` are not looked at.
+        device: "cpu" or "cuda".
+        progress: called with (symbols done, symbols in all).
 
-    Returns:
-        Name of the signal that stopped it, None at the end.
+    Raises:
+        InputError: a bad prompt or target, or a complete one made otherwise, before anything is sampled.
     """
-    part = None if out is None else unfinished(out)
-    complete = out is not None and resume and out.exists() and part is not None and not part.exists()
-    audio_file = out is not None and out.suffix.lower() in (".wav", ".flac")
-    if out is not None and not out.is_dir() and not audio_file and not complete:
-        check_file(out, "sample", _OURS, [run], force=force or resume)
-    model = saved.load_language_model(run, which).to(device)
-    if model.codec is None:
-        raise InputError(f"{run}: weights without a codec cannot be sampled as DNA; use mba.generate")
-    draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    if model.codec.name == "audio":
-        if out is None:
-            raise InputError("audio is not written to standard output; give --out FILE.wav, FILE.flac or a folder")
-        return sample_audio(
-            model,
-            run,
-            out,
-            which=which,
-            weights=weights_hash(model),
-            length=length,
-            num_samples=num_samples,
-            batch_size=batch_size,
-            prompt=prompt,
-            draws=draws,
-            device=device,
-            resume=resume,
-            force=force,
-            progress=progress,
-        )
-    if complete:
-        assert out is not None
-        check_complete(out, length=length, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
-        return None
-    if prompt is not None:
-        model.codec.check_prompt(prompt)
-    initial, start = None, f"prompt={prompt}"
-    if prompt is None:
-        composition = model.manifest.get("data", {}).get("composition")
-        initial = None if composition is None else [composition[base] for base in "ACGT"]
-        shares = composition or dict.fromkeys("ACGT", 0.25)
-        origin = "training composition" if composition else "uniform, no composition in the manifest"
-        start = f"first_base=drawn from {origin} " + " ".join(f"{b}:{p:.4f}" for b, p in shares.items())
-    draws["initial"] = initial
-    settings = draws | {
-        "length": length,
-        "num_samples": num_samples,
-        "batch_size": batch_size,
-        "prompt": prompt,
-        "weights": weights_hash(model),
-        "device": device,
-    }
-    if resume and out is None:
-        raise InputError("--resume needs --out: what went to standard output cannot be continued")
-    options = {"length": length, "num_samples": num_samples, "batch_size": batch_size, "prompt": prompt} | draws
-    header = f"{_options(length, seed, temperature, top_k, top_p)} {start}"
+    from mamba_bio_audio.files import locked, unfinished
+    from mamba_bio_audio.inference.row_files import RowFiles
+    from mamba_bio_audio.models.weights import weights_hash
+    from mamba_bio_audio.pipelines.contract import Sampled, SampleRequest
+    from mamba_bio_audio.pipelines.domains import domain_of
+    from mamba_bio_audio.run.environment import environment
+    from mamba_bio_audio.run.saved import describe_which
+    from mamba_bio_audio.signals import StopSignal
+
+    out, config, force = options.target, model.config, options.force
+    result = SampleResult(out=out, num_samples=options.num_samples, length=options.length)
+    draws = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    request = SampleRequest(
+        run=options.run,
+        out=out,
+        length=options.length,
+        num_samples=options.num_samples,
+        prompt=options.prompt,
+        draws=draws,
+        config=config.data,
+        data=model.manifest.get("data", {}),
+    )
+    writer = domain_of(config.data.kind).writer(request)
+    size = {name: getattr(options, name) for name in ("length", "num_samples", "batch_size")}
     if out is None:
-        return _stream(model, run, header, options, progress)
+        return result.model_copy(update={"stopped_by": _stream(model, writer, draws | size, progress)})
+    settings = draws | size | {"prompt": options.prompt, **writer.settings}
+    settings |= {"weights": weights_hash(model), "device": device}
+    rows = RowFiles(unfinished(out), settings, writer)
+    if options.resume and out.exists() and not rows.folder.exists():
+        writer.check_complete(rows.settings)
+        return result.model_copy(update={"already_complete": True})
+    writer.check_target(replace=force or options.resume)
+    rate = Rate()
+
+    def count(done: int, total: int) -> None:
+        rate.count(done)
+        if progress is not None:
+            progress(done, total)
+
     with locked(out), StopSignal() as stop:
-        rows = RowFiles(unfinished(out), settings, encode=lambda tokens: model.codec.decode(tokens).encode())
-        rows.begin(resume=resume, force=force)
-        log_likelihood = rows.sample(model, progress=progress, stop=lambda: stop.number is not None, **options)
-        if log_likelihood is None:
+        writer.check_target(replace=True)
+        rows.begin(resume=options.resume, force=force)
+        nats = rows.sample(model, progress=count, stop=lambda: stop.number is not None, **draws, **size, **writer.start)
+        if nats is None:
             assert stop.number is not None
-            return signal.Signals(stop.number).name
+            return result.model_copy(update={"stopped_by": signal.Signals(stop.number).name})
         # Again: hours may have gone by.
-        check_file(out, "sample", _OURS, [run], force=True)
-        with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
-            for row, nats in enumerate(log_likelihood):
-                stream.write(_header(row, f"{header} log_likelihood={nats:.6g}", run))
-                with rows.path(row).open(encoding="ascii") as bases:
-                    _write_lines(stream, iter(lambda: bases.read(_LINE_BASES * 1024), ""))
+        writer.check_target(replace=True)
+        sampled = Sampled(
+            rows=[rows.path(row) for row in range(options.num_samples)],
+            log_likelihood=nats,
+            settings=settings,
+            which=describe_which(config, options.which),
+            symbols_per_second=rate.per_second,
+            environment=environment(device),
+        )
+        written = writer.finish(sampled, rows.folder)
         rows.remove()
-    return None
+    return result.model_copy(update={"written": written})
 
 
 def _stream(
-    model: Any, run: Path, header: str, options: dict[str, Any], progress: Callable[[int, int], None] | None
+    model: Any, writer: SampleWriter, options: Mapping[str, Any], progress: Callable[[int, int], None] | None
 ) -> str | None:
-    """Sample to standard output, the first row of each batch as it is drawn; the others wait in unnamed files.
+    """Sample to standard output; returns the name of the signal that stopped it."""
+    from mamba_bio_audio.inference.generate import generate_blocks
+    from mamba_bio_audio.signals import StopSignal
 
-    The headers give no log-likelihood, which is known at the end of a row only.
-    """
-    length, num_samples, batch_size = options["length"], options["num_samples"], options["batch_size"]
-    with ExitStack() as held, StopSignal() as stop:
-        waiting: list[IO[bytes]] = []
-        column = 0
-
-        def flush_waiting(first: int) -> None:
-            for row, file in enumerate(waiting, start=first):
-                file.seek(0)
-                sys.stdout.write(_header(row, header, run))
-                _write_lines(sys.stdout, (data.decode() for data in iter(lambda: file.read(1 << 16), b"")))  # noqa: B023
-                file.close()
-            waiting.clear()
-
-        for block in generate_blocks(model, **options):
-            rows = min(batch_size, num_samples - block.row)
-            if block.position == 0:
-                sys.stdout.write(_header(block.row, header, run))
-                waiting += [held.enter_context(tempfile.TemporaryFile()) for _ in range(rows - 1)]
-                column = 0
-            first, *others = (model.codec.decode(tokens) for tokens in block.tokens.numpy())
-            column = _write_lines(sys.stdout, [first], column)
-            for file, text in zip(waiting, others, strict=True):
-                file.write(text.encode())
-            done = block.position + block.tokens.shape[1]
+    length, total = options["length"], options["length"] * options["num_samples"]
+    with StopSignal() as stop:
+        for block in writer.stream(generate_blocks(model, **options, **writer.start), sys.stdout):
+            rows, symbols = block.tokens.shape
             if progress is not None:
-                progress(block.row * length + rows * done, num_samples * length)
-            if done == length:
-                if column:
-                    sys.stdout.write("\n")
-                flush_waiting(block.row + 1)
-            sys.stdout.flush()
+                progress(block.row * length + rows * (block.position + symbols), total)
             if stop.number is not None:
                 return signal.Signals(stop.number).name
     return None
 
 
-def _header(row: int, options: str, run: Path) -> str:
-    return f">sample_{row} {options} model={printable(run)}\n"
+class Rate:
+    """Symbols per second after the first block, in which everything warms up."""
+
+    def __init__(self) -> None:
+        self.first: tuple[int, float] | None = None
+        self.last: tuple[int, float] | None = None
+
+    def count(self, done: int) -> None:
+        """So many symbols are there now, over all rows."""
+        self.last = (done, time.perf_counter())
+        self.first = self.first or self.last
+
+    @property
+    def per_second(self) -> float | None:
+        """Over all rows; None where there was only one block."""
+        if self.first is None or self.last is None or self.last[0] == self.first[0]:
+            return None
+        return (self.last[0] - self.first[0]) / (self.last[1] - self.first[1])
 
 
-def check_complete(
-    out: Path, *, length: int, seed: int, temperature: float, top_k: int | None, top_p: float | None
-) -> None:
-    """Refuse to call a FASTA complete whose header does not say that it was sampled with these options.
+def measure(
+    run: Path,
+    samples: Path,
+    config: RunConfig,
+    manifest: Mapping[str, Any],
+    *,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> dict[str, Any]:
+    """Measure samples beside the data of a run, and write the measurements where its domain keeps them (returned).
 
-    Raises:
-        InputError: it does not.
-    """
-    with out.open("rb") as file:
-        header = file.readline(4096).decode("utf-8", "replace")
-    asked = _options(length, seed, temperature, top_k, top_p)
-    if not header.startswith(">sample_0 length="):
-        raise InputError(f"{out}: not made by mba sample; choose another --out")
-    if not header.startswith(f">sample_0 {asked} "):
-        made = header.removeprefix(">sample_0 ").split(" prompt=")[0].split(" first_base=")[0]
-        raise InputError(f"{out}: complete, but sampled with {made}, not {asked}; choose another --out, or --force")
-
-
-def _options(length: int, seed: int, temperature: float, top_k: int | None, top_p: float | None) -> str:
-    """What a header says of the draws."""
-    return f"length={length} seed={seed} temperature={temperature:g}" + "".join(
-        f" {name}={value}" for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None
-    )
-
-
-def _write_lines(stream: IO[str], pieces: Iterable[str], column: int | None = None) -> int:
-    """Write bases as lines of 80.
+    Where the run's data are not at hand, or no longer those that it was trained on, the comparisons are left out and
+    `note` says why.
 
     Args:
-        column: where the last piece ended, whose line goes on; None begins a record that ends with these pieces.
-
-    Returns:
-        The column at which the last line ended; 0 after a line end.
+        run: run folder or an export of one.
+        samples: file that its domain measures.
+        config: of the run.
+        manifest: of the run.
+        progress: called with (symbols read, None).
     """
-    at = column or 0
-    for piece in pieces:
-        start = 0
-        while start < len(piece):
-            part = piece[start : start + _LINE_BASES - at]
-            stream.write(part)
-            start, at = start + len(part), at + len(part)
-            if at == _LINE_BASES:
-                stream.write("\n")
-                at = 0
-    if column is None and at:
-        stream.write("\n")
-        at = 0
-    return at
+    from mamba_bio_audio.files import write_json
+    from mamba_bio_audio.pipelines.domains import domain_of
+    from mamba_bio_audio.run.data import check_same_data, open_data
+
+    domain = domain_of(config.data.kind)
+    path = domain.measures(samples)
+    if path is None:
+        raise InputError(f"{samples}: samples of {domain.name} are not measured")
+    _check_report(path)
+    data, note = None, None
+    try:
+        if config.data.labelled:
+            raise InputError(f"the run was trained on data of kind {config.data.kind}")
+        opened = open_data(config, "cpu")
+        opened.setup()
+        check_same_data(manifest.get("data", {}), opened.summary(), run)
+        data = opened
+    except InputError as error:
+        note = str(error)
+    result = {"run": str(run), "fasta": str(samples), "note": note}
+    result |= domain.measure(samples, data, progress)
+    write_json(path, result)
+    return result
+
+
+def _check_report(path: Path) -> None:
+    """Refuse to replace anything but measurements of samples.
+
+    Raises:
+        InputError: something else is there.
+    """
+    from mamba_bio_audio.files import begins_with, check_file
+
+    check_file(path, "sample", begins_with('{\n  "run": '), force=True)

@@ -36,7 +36,7 @@ from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
 from mamba_bio_audio.files import atomic_path, write_json
 from mamba_bio_audio.inference.row_files import open_files_allowed
 from mamba_bio_audio.jobs.evaluate import open_run, override_data
-from mamba_bio_audio.jobs.sample_audio import sample_audio
+from mamba_bio_audio.jobs.sample import SampleOptions, sample
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
@@ -412,22 +412,17 @@ def _generated(
     out = folder / f"samples-{weights[:8]}-{count}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     if not out.exists():
-        stopped = sample_audio(
-            model.to(device),
-            run,
-            out,
+        options = SampleOptions(
+            run=run,
+            out=out,
             which=which,
-            weights=weights,
             length=CLIP_SAMPLES,
             num_samples=count,
             batch_size=min(batch_size, count),
-            prompt=None,
-            draws={"temperature": 1.0, "top_k": None, "top_p": None, "seed": seed},
-            device=device,
+            seed=seed,
             resume=out.with_name(f"{out.name}.part").exists(),
-            force=False,
-            progress=progress,
         )
+        stopped = sample(model.to(device), options, device, progress).stopped_by
         if stopped:
             raise Interrupted(signal.Signals[stopped])
     file, clips = out / "samples.json", []

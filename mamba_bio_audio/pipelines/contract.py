@@ -11,10 +11,10 @@ a short read is an error; decode(encode(x)) = x.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,152 @@ class Symbols:
     fill_to: int = 0
 
 
+class SampleRequest(NamedTuple):
+    """What samples were asked for.
+
+    Attributes:
+        run: that they are sampled from; an input, so it is not replaced.
+        out: where they go; None is standard output.
+        length: symbols of each, without the prompt.
+        num_samples: how many.
+        prompt: as the user gave it.
+        draws: temperature, top_k, top_p, seed.
+        config: data section of the run.
+        data: what the run's manifest says of its data.
+    """
+
+    run: Path
+    out: Path | None
+    length: int
+    num_samples: int
+    prompt: str | None
+    draws: Mapping[str, Any]
+    config: Any
+    data: Mapping[str, Any]
+
+
+class Sampled(NamedTuple):
+    """Samples that are complete, row by row.
+
+    Attributes:
+        rows: files of the rows, as `SampleWriter.encode` and `header` made them.
+        log_likelihood: of each row, nats.
+        settings: everything that decided the samples.
+        which: the weights, in words.
+        symbols_per_second: over all rows; None where there was too little to measure.
+        environment: versions and device.
+    """
+
+    rows: Sequence[Path]
+    log_likelihood: Sequence[float]
+    settings: Mapping[str, Any]
+    which: str
+    symbols_per_second: float | None
+    environment: Mapping[str, Any]
+
+
+class RowForm(ABC):
+    """How a growing row of symbols lies on disk (`inference/row_files.py`).
+
+    Attributes:
+        suffix: of the files, without a dot.
+        symbol_bytes: bytes per symbol.
+    """
+
+    suffix: ClassVar[str] = "txt"
+    symbol_bytes: ClassVar[int] = 1
+
+    @abstractmethod
+    def encode(self, tokens: Ids) -> bytes:
+        """Bytes of symbols (n,), `symbol_bytes` for each."""
+
+    def header(self, symbols: int) -> bytes:
+        """First bytes of a file of so many symbols, always equally many.
+
+        Rewritten after every block, so that a killed run leaves files that other programs can read.
+        """
+        return b""
+
+
+class SampleWriter(RowForm):
+    """How the samples of a domain become files.
+
+    The job owns the lock, the growing rows in `OUT.part`, resuming and signals. The writer says how token ids become bytes,
+    what may be replaced, and what the finished output looks like. It is made after the request was checked, and raises
+    `InputError` for what it cannot write.
+
+    Attributes:
+        start: options of `generate_blocks` for how rows begin: `prompt`, and optionally `initial`.
+        settings: what decides the samples besides the request and the weights; equal settings may be resumed.
+    """
+
+    start: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @abstractmethod
+    def check_target(self, *, replace: bool) -> None:
+        """Refuse to write over anything but samples.
+
+        Args:
+            replace: earlier samples may be replaced.
+
+        Raises:
+            InputError: something else is in the place of the output, or earlier samples that may not be replaced.
+        """
+
+    @abstractmethod
+    def check_complete(self, settings: Mapping[str, Any]) -> None:
+        """Refuse to call an output complete that was sampled with other settings, as far as it records them.
+
+        Raises:
+            InputError: it was.
+        """
+
+    @abstractmethod
+    def finish(self, sampled: Sampled, work: Path) -> str:
+        """Write the output, which appears whole.
+
+        Args:
+            sampled: rows and what is known of them.
+            work: folder on the same disk for what is half made.
+
+        Returns:
+            What was written, for people.
+        """
+
+    def stream(self, blocks: Iterable[Any], to: IO[str]) -> Iterator[Any]:
+        """Write samples to standard output as they are drawn.
+
+        Args:
+            blocks: of `inference.generate.Block`.
+            to: text stream.
+
+        Yields:
+            Each block, once it has been written.
+
+        Raises:
+            InputError: this domain's samples cannot be written there.
+        """
+        raise InputError("these samples cannot be written to standard output; give --out FILE")
+
+
+class Clip(NamedTuple):
+    """A recording in a report."""
+
+    title: str
+    picture: bytes  # PNG
+    sound: bytes  # FLAC
+
+
+class SampleView(NamedTuple):
+    """What a report shows of samples; what is empty is not shown."""
+
+    text: str
+    table: str = ""
+    pictures: Sequence[tuple[str, bytes]] = ()  # (description, PNG)
+    clips: Sequence[Clip] = ()
+
+
 class Domain(ABC):
     """One kind of sequence data. The module that defines it imports no torch; methods import what they need.
 
@@ -147,6 +293,53 @@ class Domain(ABC):
         """
         codec = self.codec(config)
         return Symbols(unit=self.unit, pad_id=codec.pad_id, start_id=getattr(codec, "start_id", None))
+
+    # Samples of a model: written, found in a run folder, measured, shown.
+
+    def writer(self, request: SampleRequest) -> SampleWriter:
+        """What writes the samples that were asked for.
+
+        Raises:
+            InputError: a bad prompt or target.
+        """
+        raise InputError(f"mba sample writes no {self.name}; use mba.generate")
+
+    def find_samples(self, run: Path) -> Path | None:
+        """Where a run folder holds samples; None if there are none."""
+        return None
+
+    def sample_command(self, run: Path) -> str:
+        """A command that makes samples where `find_samples` finds them."""
+        return f"mba sample {run} --length 1000 --out {run / 'samples'}"
+
+    def measures(self, samples: Path) -> Path | None:
+        """Where measurements of a file of samples are kept; None where this domain has none, or for these samples."""
+        return None
+
+    def measure(
+        self, samples: Path, data: Any | None, progress: Callable[[int, int | None], None] | None = None
+    ) -> dict[str, Any]:
+        """Measure samples, beside the training data where they are given (JSON-able).
+
+        Args:
+            samples: file for which `measures` gives a path.
+            data: data module of the run, set up; None leaves out the comparisons.
+            progress: called with (symbols read, None).
+        """
+        raise InputError(f"{samples}: samples of {self.name} are not measured")
+
+    def show_measured(self, measured: Mapping[str, Any]) -> str:
+        """The result of `measure` for people."""
+        return ""
+
+    def show_samples(self, samples: Path, measured: Mapping[str, Any] | None) -> SampleView:
+        """What a report shows of samples.
+
+        Args:
+            samples: file or folder that `mba sample` wrote.
+            measured: result of `measure`, where there is one.
+        """
+        return SampleView(f"{samples}")
 
     # What an export says of a model and writes beside it.
 

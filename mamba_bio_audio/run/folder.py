@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mamba_bio_audio.files import MARKER, Maker
-
-# Everything in a folder of samples that `mba sample` makes.
-SAMPLE_FILES = (MARKER, "sample-[0-9]*.flac", "index.tsv", "samples.json")
+from mamba_bio_audio.pipelines.audio.clip_writer import SAMPLE_FILES
 
 # Everything that a training, and the commands that read its run, write into the run folder.
 RUN_FILES = (

@@ -21,6 +21,7 @@ from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.pipelines.contract import RowForm
 
 ALLOWED = (7, 8, 9, 10)
 LENGTH = 160
@@ -33,14 +34,24 @@ from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.pipelines.contract import RowForm
 torch.set_num_threads(1)
 model = build_model(ModelConfig(d_model=16, num_layers=2, ssm=SsmConfig(d_state=4), vocab_size=12), seed=0).eval()
 row_files._SAVE_EVERY_S = 0.0
 generate._BLOCK = {BLOCK}
-files = RowFiles(Path(OUT), {{"seed": 4}}, encode=lambda tokens: tokens.tobytes())
+class Bytes(RowForm):
+    def encode(self, tokens):
+        return tokens.tobytes()
+
+files = RowFiles(Path(OUT), {{"seed": 4}}, Bytes())
 files.begin(resume=True)
 files.sample(model, length={LENGTH}, num_samples=3, batch_size=2, allowed={ALLOWED}, seed=4)
 """
+
+
+class Bytes(RowForm):
+    def encode(self, tokens):
+        return tokens.tobytes()
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +72,7 @@ def whole(model):
 
 
 def row_files(folder: Path, **settings) -> RowFiles:
-    return RowFiles(folder, {"seed": 4} | settings, encode=lambda tokens: tokens.tobytes())
+    return RowFiles(folder, {"seed": 4} | settings, Bytes())
 
 
 def sample(files: RowFiles, model, **options):

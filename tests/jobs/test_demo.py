@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.jobs.sample import SampleResult
 
 
 @pytest.mark.slow
@@ -59,7 +60,8 @@ def test_a_demo_that_is_stopped_while_it_samples_ends_so(tmp_path, monkeypatch, 
     monkeypatch.setattr("mamba_bio_audio.run.train.train", lambda *given: SimpleNamespace(stopped_by=None, unit="base"))
     monkeypatch.setattr("mamba_bio_audio.jobs.evaluate.evaluate", lambda *given, **options: {})
     monkeypatch.setattr("mamba_bio_audio.jobs.evaluate.describe_evaluation", str)
-    monkeypatch.setattr("mamba_bio_audio.jobs.sample.sample", lambda *given, **options: "SIGTERM")
+    stopped = SampleResult(out=None, num_samples=3, length=600, stopped_by="SIGTERM")
+    monkeypatch.setattr("mamba_bio_audio.jobs.sample.run", lambda options: stopped)
     with pytest.raises(SystemExit) as stop:
         command(["demo", "--out", str(out), "--quiet", "--device", "cpu"])
     assert stop.value.code == 130

@@ -293,7 +293,7 @@ def test_sounds_are_those_of_the_samples_folder(tmp_path):
     import soundfile
 
     from mamba_bio_audio.errors import InputError
-    from mamba_bio_audio.jobs.report_audio import clips_of
+    from mamba_bio_audio.pipelines.audio.clips import view
 
     samples = tmp_path / "samples"
     samples.mkdir()
@@ -305,7 +305,7 @@ def test_sounds_are_those_of_the_samples_folder(tmp_path):
         (samples / "link.wav").unlink(missing_ok=True)
         (samples / "link.wav").symlink_to(tmp_path / "private.wav")
         with pytest.raises(InputError, match="leads out of"):
-            clips_of(samples)
+            view(samples)
 
 
 def test_names_are_written_out_in_the_page(run):
@@ -331,7 +331,9 @@ def test_curves_say_what_a_loss_is_per(recipe, per, run, tmp_path, monkeypatch):
     from mamba_bio_audio.jobs import report as workflow
 
     asked = []
-    monkeypatch.setattr(workflow, "learning_curves", lambda metrics, per: asked.append(per) or b"")
+    monkeypatch.setattr(
+        "mamba_bio_audio.evaluation.figures.learning_curves", lambda metrics, per: asked.append(per) or b""
+    )
     kind = {"dna/apes@1k": [f"data.path={tmp_path}"]}.get(recipe, [f"data.path={tmp_path}"])
     config = load_config(recipe, [*kind, "data.groups=null"] if "apes" in recipe else kind)
     workflow._curves(run, workflow._per(config))
@@ -341,7 +343,7 @@ def test_curves_say_what_a_loss_is_per(recipe, per, run, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["josé", "two\nlines", "red\x1b[31m", "日本"])
 def test_samples_and_exports_of_runs_with_any_name(run, name, tmp_path, capsys):
     """One header line, whatever the folder is called."""
-    from mamba_bio_audio.jobs.sample import sample
+    from mamba_bio_audio.jobs import sample
     from mamba_bio_audio.models.build import build_model
     from mamba_bio_audio.pipelines.dna.records import read_records
     from mamba_bio_audio.run import saved
@@ -350,7 +352,7 @@ def test_samples_and_exports_of_runs_with_any_name(run, name, tmp_path, capsys):
     place = run.rename(tmp_path / name)
     save_weights(build_model(saved.read_config(place).model, seed=0), place / "model.safetensors")
     out = place / f"{name}.fa"
-    sample(place, out, length=10, num_samples=2)
+    sample.run(sample.SampleOptions(run=place, out=out, length=10, num_samples=2, report=False, device="cpu"))
     assert [len(record.sequence) for record in read_records(out)] == [10, 10]
     text = out.read_text(encoding="utf-8")
     assert text.count("\n") == 4
@@ -405,7 +407,7 @@ def test_report_of_scores_without_a_hash_says_so(run):
 
 def test_samples_found_in_a_run_are_its_own(tmp_path):
     from mamba_bio_audio.errors import InputError
-    from mamba_bio_audio.jobs.report_audio import find_samples
+    from mamba_bio_audio.pipelines.audio.clips import find_samples
 
     run, away = tmp_path / "run", tmp_path / "away"
     run.mkdir()

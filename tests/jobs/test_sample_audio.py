@@ -9,9 +9,11 @@ import soundfile
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.row_files import RowFiles
-from mamba_bio_audio.jobs.sample_audio import Rate, index_text, read_prompt, sample_audio
+from mamba_bio_audio.jobs.sample import Rate, SampleOptions, sample
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.pipelines.audio.clip_writer import index_text, read_prompt
+from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 
 
@@ -19,21 +21,17 @@ def sampled(tmp_path, variant: str, name: str = "out.wav", top: float = 0.3, **m
     """Forty samples behind a prompt that lies between 0.1 and `top`."""
     soundfile.write(tmp_path / "clip.wav", np.linspace(0.1, top, 500), 16_000, subtype="FLOAT")
     model = build_model(UNetConfig(d_model=8, num_layers=1, pools=(2,), vocab_size=256), seed=0).eval()
-    model.codec = AudioCodec(variant=variant)
-    model.config = SimpleNamespace(data=SimpleNamespace(gain=1.0))
+    model.config = SimpleNamespace(data=AudioDataConfig(path=str(tmp_path), variant=variant))
+    model.manifest = {}
     options = {
-        "which": "best",
-        "weights": "none",
+        "run": tmp_path,
+        "out": tmp_path / name,
         "length": 40,
-        "num_samples": 1,
-        "batch_size": 1,
         "prompt": str(tmp_path / "clip.wav"),
-        "draws": {"temperature": 1.0, "top_k": None, "top_p": None, "seed": 0},
-        "device": "cpu",
-        "resume": False,
         "force": True,
     }
-    assert sample_audio(model, tmp_path, tmp_path / name, **options | more) is None
+    result = sample(model, SampleOptions(**options | more), "cpu")
+    assert result.stopped_by is None
     if (tmp_path / name).is_file():
         return soundfile.read(tmp_path / name)[0]
 
@@ -101,7 +99,7 @@ def test_a_foreign_note_beside_the_file_is_kept(tmp_path) -> None:
     for resume in (False, True):
         with pytest.raises(InputError, match=r"would be replaced; choose another"):
             sampled(tmp_path, "standard", force=False, resume=resume)
-    with pytest.raises(InputError, match=r"out\.wav\.json: says nothing of samples"):
+    with pytest.raises(InputError, match=r"out\.wav\.json: does not describe samples"):
         sampled(tmp_path, "standard", force=True)
     assert note.read_text() == "mine"
 
@@ -135,7 +133,7 @@ def test_killed_between_the_note_and_the_file(tmp_path, monkeypatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mamba_bio_audio.jobs.sample_audio._finish", killed)
+        patch.setattr("mamba_bio_audio.pipelines.audio.clip_writer._finish", killed)
         with pytest.raises(KeyboardInterrupt):
             sampled(tmp_path, "standard")
     assert len(sampled(tmp_path, "standard", force=False, resume=True)) == 40

@@ -15,7 +15,8 @@ from mamba_bio_audio.evaluation.audio_metrics import confidence_limit, paper_sel
 from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
 from mamba_bio_audio.files.folders import check_replaceable
 from mamba_bio_audio.jobs import predict, sc09
-from mamba_bio_audio.jobs.report_audio import judged_samples
+from mamba_bio_audio.jobs.report import judged_samples
+from mamba_bio_audio.jobs.sample import SampleResult
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
 from mamba_bio_audio.run.begin import Session
@@ -115,7 +116,7 @@ def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
 
     # Neither the judge nor the samples are made twice.
     monkeypatch.setattr(sc09, "train_judge", None)
-    monkeypatch.setattr(sc09, "sample_audio", None)
+    monkeypatch.setattr(sc09, "sample", None)
     again = judged(run)
     assert again["rows"] == result["rows"]
     paper = judged(run, protocol="paper")
@@ -138,7 +139,8 @@ def test_the_fewest_samples_are_scored(run) -> None:
 
 
 def test_a_stopped_sampling_ends_the_evaluation_as_stopped(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(sc09, "sample_audio", lambda *given, **options: "SIGTERM")
+    stopped = SampleResult(out=tmp_path, num_samples=1, length=16_000, stopped_by="SIGTERM")
+    monkeypatch.setattr(sc09, "sample", lambda *given: stopped)
     with pytest.raises(Interrupted, match="SIGTERM"):
         sc09._generated(load(run), run, tmp_path, "best", "cpu", 1, 1, 0, lambda done, total: None)
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
-from mamba_bio_audio.pipelines.contract import DataSection, Domain, Item, Progress, Symbols
+from mamba_bio_audio.pipelines.contract import (
+    DataSection,
+    Domain,
+    Item,
+    Progress,
+    SampleRequest,
+    SampleView,
+    SampleWriter,
+    Symbols,
+)
 
 
 class Audio(Domain):
@@ -53,6 +63,28 @@ class Audio(Domain):
             start_id=codec.start_id,
             fill_to=length if config.pad_target == "silence" else 0,
         )
+
+    def writer(self, request: SampleRequest) -> SampleWriter:
+        """WAV or FLAC."""
+        from mamba_bio_audio.pipelines.audio.clip_writer import ClipWriter
+
+        return ClipWriter(request)
+
+    def find_samples(self, run: Path) -> Path | None:
+        """A folder or file of samples, or the clips that a judge heard."""
+        from mamba_bio_audio.pipelines.audio.clips import find_samples
+
+        return find_samples(run)
+
+    def sample_command(self, run: Path) -> str:
+        """A WAV file of one recording."""
+        return f"mba sample {run} --length 80000 --out {run / 'sample.wav'}"
+
+    def show_samples(self, samples: Path, measured: Mapping[str, Any] | None) -> SampleView:
+        """Clips to listen to."""
+        from mamba_bio_audio.pipelines.audio.clips import view
+
+        return view(samples)
 
     def card_symbols(self, codec: Any) -> str:
         """The levels."""

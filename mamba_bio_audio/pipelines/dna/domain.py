@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mamba_bio_audio.pipelines.contract import DataSection, Domain, Item, Progress, Symbols
+from mamba_bio_audio.pipelines.contract import (
+    DataSection,
+    Domain,
+    Item,
+    Progress,
+    SampleRequest,
+    SampleView,
+    SampleWriter,
+    Symbols,
+)
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 
@@ -59,6 +68,56 @@ class Dna(Domain):
             strands=("both", "forward", "reverse"),
             reverse=codec.reverse_complement,
         )
+
+    def writer(self, request: SampleRequest) -> SampleWriter:
+        """FASTA."""
+        from mamba_bio_audio.pipelines.dna.fasta_writer import FastaWriter
+
+        return FastaWriter(request)
+
+    def find_samples(self, run: Path) -> Path | None:
+        """`samples.fa`."""
+        from mamba_bio_audio.files import inside
+
+        return inside(run, "samples.fa") if (run / "samples.fa").exists() else None
+
+    def sample_command(self, run: Path) -> str:
+        """A FASTA of one sequence."""
+        return f"mba sample {run} --length 1000 --out {run / 'samples.fa'}"
+
+    def measures(self, samples: Path) -> Path | None:
+        """Beside the FASTA."""
+        return samples.with_name(f"{samples.name}.report.json")
+
+    def measure(
+        self, samples: Path, data: Any | None, progress: Callable[[int, int | None], None] | None = None
+    ) -> dict[str, Any]:
+        """Composition, repeats and 6-mers of a FASTA, and longest matches with up to 2^26 training bases."""
+        from mamba_bio_audio.pipelines.dna.records import read_records
+        from mamba_bio_audio.pipelines.dna.samples import sample_report
+
+        codec = self.codec(None)
+        rows = [codec.encode(record.sequence) for record in read_records(samples)]
+        if data is None:
+            return sample_report(rows)
+        train, valid = (data.corpus.evaluation_spans(split) for split in ("train", "valid"))
+        return sample_report(rows, data.corpus.genome, train, valid, progress=progress)
+
+    def show_measured(self, measured: Mapping[str, Any]) -> str:
+        """A table."""
+        from mamba_bio_audio.pipelines.dna.samples import describe_samples
+
+        return describe_samples(dict(measured))
+
+    def show_samples(self, samples: Path, measured: Mapping[str, Any] | None) -> SampleView:
+        """The table and the spectra of 6-mers."""
+        from mamba_bio_audio.pipelines.dna.samples import kmer_spectra
+
+        if measured is None:
+            return SampleView(f"{samples}")
+        title = "6-mer spectra of samples and validation beside the genome's"
+        pictures = [(title, kmer_spectra(dict(measured)))] if "spectra" in measured else []
+        return SampleView(f"{samples}", self.show_measured(measured), pictures)
 
     def card_symbols(self, codec: Any) -> str:
         """The vocabulary."""

@@ -1,32 +1,23 @@
-"""What a report shows of audio: each sample's waveform, spectrogram and player, and the judge's scores."""
+"""Samples of audio as a report shows them: waveform, spectrogram and a player of each."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import soundfile
 
 from mamba_bio_audio.errors import InputError, as_written
 from mamba_bio_audio.files import inside
-from mamba_bio_audio.jobs.sc09 import describe_sc09
 from mamba_bio_audio.pipelines.audio.figures import spectrograms
+from mamba_bio_audio.pipelines.contract import Clip, SampleView
 
 SHOWN = 6
 _LONGEST_S = 20.0
-
-
-class Clip(NamedTuple):
-    """A recording in the page."""
-
-    title: str
-    picture: str  # base64 of a PNG
-    sound: str  # base64 of a FLAC
 
 
 def find_samples(run: Path) -> Path | None:
@@ -38,8 +29,8 @@ def find_samples(run: Path) -> Path | None:
     return None
 
 
-def clips_of(samples: Path) -> tuple[str, list[Clip]]:
-    """A text about the samples and the first ones by number, not the best ones; each cut to 20 seconds.
+def view(samples: Path) -> SampleView:
+    """The first samples by number, not the best ones; each cut to 20 seconds.
 
     Args:
         samples: folder with `samples.json`, or one audio file.
@@ -69,17 +60,7 @@ def clips_of(samples: Path) -> tuple[str, list[Clip]]:
                 f"; {note['which']} weights, {note['quantizer']}, temperature {note['temperature']:g}, seed {note['seed']}"
                 + (f", continuing {note['prompt']}" if note["prompt"] else "")
             )
-    return text + ".", [_clip(title, path) for title, path in named]
-
-
-def judged_samples(run: Path) -> tuple[dict[str, Any], str] | None:
-    """The judge's scores, and as `mba evaluate --metrics sc09` prints them; None where there are none."""
-    path = inside(run, "sc09/metrics.json")
-    if not path.exists():
-        return None
-    scores = _note(path)
-    with as_written(path, "evaluate with --metrics sc09 again, or remove it"):
-        return scores, describe_sc09(scores)
+    return SampleView(f"{samples}. {text}.", clips=[_clip(title, path) for title, path in named])
 
 
 def _note(path: Path) -> dict[str, Any]:
@@ -105,4 +86,4 @@ def _clip(title: str, path: Path) -> Clip:
         picture = Path(folder) / "clip.png"
         spectrograms([(path.name, audio)], rate, picture)
         png = picture.read_bytes()
-    return Clip(title, *(base64.b64encode(data).decode("ascii") for data in (png, sound.getvalue())))
+    return Clip(title, png, sound.getvalue())

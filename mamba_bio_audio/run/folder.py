@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mamba_bio_audio.files import MARKER, Maker
+from mamba_bio_audio.files import Maker
 from mamba_bio_audio.pipelines.audio.clip_writer import SAMPLE_FILES
 
 # Everything that a training, and the commands that read its run, write into the run folder.

@@ -133,6 +133,9 @@ def run(options: PredictOptions) -> PredictResult:
     from mamba_bio_audio.jobs.common import counters, resolve_device, standard_output
 
     out = standard_output(options.out)
+    if out is not None and options.resume and out.exists() and not unfinished(out).exists():
+        check_file(out, "predict", ours, force=True)
+        return PredictResult(already_complete=str(out))
     if options.files.count("-") > 1:
         raise InputError("standard input (-) was given twice; it can be read only once")
     for file in options.files:
@@ -141,8 +144,6 @@ def run(options: PredictOptions) -> PredictResult:
     if out is not None:
         inputs: list[Path | str] = [options.run, *options.files]
         check_file(out, "predict", ours, inputs, force=options.force or options.resume)
-        if options.resume and out.exists() and not unfinished(out).exists():
-            return PredictResult(already_complete=str(out))
     elif options.resume:
         raise InputError("--resume needs --out: what went to standard output cannot be continued")
     device = resolve_device(options.device)

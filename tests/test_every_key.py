@@ -328,7 +328,7 @@ def of_trainer(config: RunConfig) -> Any:
     """What Lightning's trainer is asked for, and who shares a sequence."""
     import lightning
 
-    from mamba_bio_audio.training.fit import fit
+    from mamba_bio_audio.training.fit import Place, fit
 
     class Asked(Exception):
         pass
@@ -344,7 +344,7 @@ def of_trainer(config: RunConfig) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lightning, "Trainer", trainer)
         with pytest.raises(Asked) as asked:
-            fit(model, data, config.train, out=Path(), device="cpu", stages=())
+            fit(model, data, config.train, Place(Path(), "cpu"), ())
     return str(asked.value), config.train.data_parallel
 
 

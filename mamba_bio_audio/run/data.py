@@ -1,4 +1,4 @@
-"""The data of a run: opened, and checked to be what the run was trained on."""
+"""The data of a run: opening them, and checking that they are what the run was trained on."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def open_data(
     Args:
         config: of the run.
         device: "cpu" or "cuda".
-        length: of the windows; None is the training length.
+        length: symbols per window; None is the training length.
         batch_size: windows per batch; None is the training's micro-batch on `device`.
-        progress: called with (what, done, in all) while files are indexed, and labelled sequences read and compared.
+        progress: called with (what, done, total) while files are indexed, read and compared.
     """
     train = config.train
     module: DataModule = domain_of(config.data.kind).open(
@@ -64,20 +64,29 @@ def progress_lines(quiet: bool) -> Callable[[str, int, int | None], None] | None
 
 
 def check_same_data(before: dict[str, Any], now: dict[str, Any], run: Path) -> None:
-    """Files and splits must be those that the run was trained on."""
+    """Refuse other files or splits than those that a run was trained on.
+
+    Args:
+        before: the data in the run's manifest; what it does not hold is not compared.
+        now: summary of the data.
+        run: for messages.
+
+    Raises:
+        InputError: they differ.
+    """
     hashes = {file["name"]: file["sha256"] for file in before.get("files", [])}
     for file in now["files"]:
         if hashes and hashes.get(file["name"]) != file["sha256"]:
             raise InputError(
                 f"{file['path']}: not the file that {run} was trained on (SHA-256 {file['sha256'][:12]}..., "
-                f"{hashes.get(file['name'], 'none')[:12]}... in its manifest); restore the file"
+                f"{hashes.get(file['name'], 'none')[:12]}... in its manifest); restore it"
             )
     if before.get("splits_sha256") not in (None, now["splits_sha256"]):
-        raise InputError(f"{run}: the splits are not those that it was trained on; restore {now['split_source']}")
+        raise InputError(f"{run}: the run was trained on other splits; restore {now['split_source']}")
 
 
 def data_files(data: DataModule) -> list[str]:
-    """Paths of all files that a data module reads sequences or recordings from."""
+    """Paths of the files that a data module reads."""
     if isinstance(data, AudioDataModule):
         return [file.path for file in data.recordings.files]
     if isinstance(data, DnaClassesDataModule):
@@ -86,12 +95,12 @@ def data_files(data: DataModule) -> list[str]:
 
 
 class DataWatch:
-    """Notices files that are changed in place while a training reads them.
+    """Notices files that change while a training reads them.
 
     Args:
         data: set up.
         described: its `summary()`.
-        describe: makes the summary again, from the files as they are then.
+        describe: makes the summary anew from the files as they are then.
         run: for messages.
     """
 
@@ -105,10 +114,10 @@ class DataWatch:
         self._seen = self._look()
 
     def check(self) -> None:
-        """Compare sizes and times, and only where these have changed the contents.
+        """Compare sizes and times of the files, and their contents only where these have changed.
 
         Raises:
-            InputError: a file is gone or holds something else; the message says what is kept and how to go on.
+            InputError: a file is gone or holds something else; the message says what was kept and how to continue.
         """
         now = self._look()
         changed = [path for path, status in now.items() if status != self._seen[path]]
@@ -118,11 +127,11 @@ class DataWatch:
             check_same_data(self._described, self._describe(), self._run)
         except InputError as error:
             raise InputError(
-                f"{changed[0]}: was changed while it was trained on. The last checkpoint and the best weights are from "
-                f"before this was seen, and nothing has been saved since; restore the file and go on with --resume "
+                f"{changed[0]}: the file changed during the training. The last checkpoint and the best weights were saved "
+                f"before the change was noticed, and nothing since; restore the file and use --resume to continue "
                 f"({error})"
             ) from None
-        # Touched or copied back, with the same contents.
+        # The same contents, touched or copied back.
         self._seen = now
 
     def _look(self) -> dict[str, tuple[int, int] | None]:

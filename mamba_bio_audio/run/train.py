@@ -23,7 +23,7 @@ from mamba_bio_audio.run.folder import has_weights, remove_unfinished
 from mamba_bio_audio.run.outcomes import Trained
 from mamba_bio_audio.run.resume import describe_changes
 from mamba_bio_audio.text import show, table
-from mamba_bio_audio.training.fit import FitResult, fit
+from mamba_bio_audio.training.fit import FitResult, Place, fit
 from mamba_bio_audio.training.parallel import is_main_process
 
 
@@ -47,36 +47,18 @@ def train(config: RunConfig, run: Path, session: Session) -> Trained:
 
 def _train(prepared: Prepared, run: Path, session: Session, held: ExitStack) -> Trained:
     """`train` after its checks, under the run's lock; `held` ends with the training."""
-    config, data, described, device, past = (
-        prepared.config,
-        prepared.data,
-        prepared.described,
-        session.device,
-        prepared.past,
-    )
-    main = is_main_process()
+    config, data, described, past = prepared.config, prepared.data, prepared.described, prepared.past
+    device, main = session.device, is_main_process()
     settings = precision_settings(device, prepared.precision)
     machine = environment(device)
     if main and not session.quiet:
         kernels = ("device", f"{machine['device']}, {prepared.precision}, kernels: {settings['kernels']}")
         show(table([kernels, *domain_of(config.data.kind).describe(described)]), file=sys.stderr)
-    if main:
-        maker = session.maker(config)
-        if prepared.occupied and not session.resume:
-            held.enter_context(replacing(run, maker, has_weights))
-        run.mkdir(parents=True, exist_ok=True)
-        mark(run, maker)
-        remove_unfinished(run)
-        write_text(run / "config.yaml", to_yaml(config))
-    current = machine | {
-        "command": list(session.arguments),
-        "from_step": past.step,
-        "precision_settings": settings,
-    }
+    if main and past.changed:
+        show(describe_changes(past.changed, past.step), file=sys.stderr)
+    current = machine | {"command": list(session.arguments), "from_step": past.step, "precision_settings": settings}
     if past.changed:
         current["changed"] = past.changed
-        if main:
-            show(describe_changes(past.changed, past.step), file=sys.stderr)
     manifest: dict[str, Any] = current | {
         "seed": config.seed,
         "precision": prepared.precision,
@@ -85,6 +67,13 @@ def _train(prepared: Prepared, run: Path, session: Session, held: ExitStack) -> 
         "length_stages": [stage.describe() for stage in prepared.stages],
     }
     if main:
+        maker = session.maker(config)
+        if prepared.occupied and not session.resume:
+            held.enter_context(replacing(run, maker, has_weights))
+        run.mkdir(parents=True, exist_ok=True)
+        mark(run, maker)
+        remove_unfinished(run)
+        write_text(run / "config.yaml", to_yaml(config))
         write_json(run / "manifest.json", manifest)
 
     def describe_again() -> dict[str, Any]:
@@ -92,17 +81,9 @@ def _train(prepared: Prepared, run: Path, session: Session, held: ExitStack) -> 
         again.setup("fit")
         return again.summary()
 
-    result = fit(
-        prepared.model,
-        data,
-        config.train,
-        out=run,
-        device=device,
-        stages=prepared.stages,
-        resume=past.step > 0,
-        quiet=session.quiet,
-        check_data=DataWatch(data, described, describe_again, run).check,
-    )
+    place = Place(run, device, resume=past.step > 0, quiet=session.quiet)
+    check_data = DataWatch(data, described, describe_again, run).check
+    result = fit(prepared.model, data, config.train, place, prepared.stages, check_data)
     trained = _trained(config, run, data.codec.unit, result)
     if main:
         write_json(run / "manifest.json", manifest | {"result": trained.model_dump()})

@@ -30,7 +30,7 @@ from mamba_bio_audio.training.listening import Listener
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.progress import Progress
-from mamba_bio_audio.training.steps import Steps
+from mamba_bio_audio.training.steps import Extras, Steps
 
 
 class MovingAverage(WeightAveraging):
@@ -49,6 +49,15 @@ class MovingAverage(WeightAveraging):
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
 
+class Place(NamedTuple):
+    """Where a training runs, and what it is told about the run folder."""
+
+    out: Path  # run folder; receives `metrics.csv`, `checkpoints/`, weights and TensorBoard logs
+    device: str  # "cpu" or "cuda"
+    resume: bool = False  # continue from `checkpoints/last.safetensors`
+    quiet: bool = False  # show no progress
+
+
 class FitResult(NamedTuple):
     """How a training ended."""
 
@@ -56,9 +65,9 @@ class FitResult(NamedTuple):
     best_step: int
     best_nats: float
     tokens_per_second: float
-    signal: int | None  # that stopped it, or None
+    signal: int | None  # number of the signal that stopped it, or None
     exhausted: bool = False  # `train.patience` ended it before `train.steps`
-    best_samples_step: int = 0  # 0 where no audio was generated
+    best_samples_step: int = 0  # 0 where no samples were generated
     warning: str | None = None  # what was wrong with the training as a whole
 
 
@@ -73,33 +82,26 @@ def fit(
     model: LanguageModel | Classifier,
     data: DnaDataModule | AudioDataModule | DnaClassesDataModule,  # those of labelled recordings are audio too
     config: TrainConfig,
-    *,
-    out: Path,
-    device: str,
+    place: Place,
     stages: Sequence[Stage],
-    resume: bool = False,
-    quiet: bool = False,
     check_data: Callable[[], None] = lambda: None,
 ) -> FitResult:
-    """Train `model` on `data` into the run folder `out`.
+    """Train `model` on `data` into a run folder.
 
     Args:
         model: on the CPU; left with the weights of the last step, or their average with `ema`.
-        data: gives endless training batches, beginning where the run is to go on, and validation batches.
-            Its rank and world size are set here.
+        data: gives endless training batches, from where the run continues, and validation batches. Its rank and world
+            size are set here.
         config: of the optimisation.
-        out: run folder; receives `metrics.csv`, `checkpoints/`, `model.safetensors`, with `listen` also
-            `best_samples.safetensors`, and TensorBoard logs.
-        device: "cpu" or "cuda".
+        place: run folder and device.
         stages: of the length warm-up, the last one at full length.
-        resume: continue from `checkpoints/last.safetensors`.
-        quiet: show no progress.
-        check_data: raises `InputError` when the data have changed; asked before every checkpoint and at the end.
+        check_data: raises `InputError` when the data have changed; called before every checkpoint and at the end.
 
     Raises:
         InputError: the checkpoint cannot be used, or the data have changed.
         NonFiniteLoss: when the loss is no longer a number.
     """
+    out, device, resume, quiet = place
     accumulate = config.accumulate(device)
     model.recompute = config.recompute
     module = LanguageModelModule(model, config)
@@ -108,7 +110,7 @@ def fit(
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with StopSignal() as stop, warnings.catch_warnings():
-        # Few workers and an endless loader are what we want here; Lightning warns of both.
+        # Few workers and an endless loader are intended; Lightning warns about both.
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         trainer = L.Trainer(
@@ -123,7 +125,7 @@ def fit(
             accumulate_grad_batches=accumulate,
             gradient_clip_val=config.clip,
             plugins=[TreeCheckpointIO(model, config.ema is not None)],
-            # Where Lightning looks for checkpoints that SLURM's signals made; elsewhere it might find somebody else's.
+            # Where Lightning looks for checkpoints made on SLURM's signals; elsewhere it might find somebody else's.
             default_root_dir=out,
             logger=TensorBoardLogger(out, name=None, version="tensorboard", default_hp_metric=False),
             enable_checkpointing=False,
@@ -141,11 +143,11 @@ def fit(
         listener = None
         if config.listen:
             listener = Listener(data.codec, config.listen, config.length, data.evaluation_dataset("valid"))
-        steps = Steps(config, accumulate, out, valid, stop, progress, stages, average, listener, check_data)
+        steps = Steps(config, accumulate, out, valid, stop, progress, stages, Extras(average, listener, check_data))
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
         last = last_checkpoint(out) if resume else None
         batches = data.train_dataloader()
-        # Whatever draws from torch's own generators; a resumed run goes on with those of its checkpoint.
+        # For layers that draw from torch's own generators; a resumed run continues with those of its checkpoint.
         torch.manual_seed(data.seed + trainer.global_rank)
         try:
             trainer.fit(module, batches, ckpt_path=last, weights_only=True)

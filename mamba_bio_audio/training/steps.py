@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -37,6 +37,21 @@ class NonFiniteLoss(RuntimeError):
     """The loss or its gradient is no longer a number; what is on disk is from before."""
 
 
+class Extras(NamedTuple):
+    """What a training does besides stepping.
+
+    Attributes:
+        average: keeps a moving average of the weights, which is then what is validated and kept as the best.
+        listener: generates audio after every validation; the weights with the best samples are kept too.
+        check_data: raises `InputError` when the data are no longer those that the training began with; called before
+            anything is saved, so that what is on disk is from before.
+    """
+
+    average: WeightAveraging | None = None
+    listener: Listener | None = None
+    check_data: Callable[[], None] = lambda: None
+
+
 class Steps(L.Callback):
     """Rows, checkpoints, validations, progress and the end of a training.
 
@@ -48,10 +63,7 @@ class Steps(L.Callback):
         stop: set by signals.
         progress: what the user sees.
         stages: of the length warm-up, the last one at full length.
-        average: keeps a moving average of the weights, which is then what is validated and kept as the best.
-        listener: generates audio after every validation; the weights with the best are kept too.
-        check_data: raises `InputError` when the data are no longer those that the training began with; asked before
-            anything is saved, so that what is on disk is from before.
+        extras: averaging, listening, and a check of the data.
 
     Attributes:
         warning: what the user should know of the training as a whole, or None.
@@ -66,16 +78,12 @@ class Steps(L.Callback):
         stop: StopSignal,
         progress: Progress,
         stages: Sequence[Stage],
-        average: WeightAveraging | None = None,
-        listener: Listener | None = None,
-        check_data: Callable[[], None] = lambda: None,
+        extras: Extras = Extras(),
     ) -> None:
-        self.check_data = check_data
         self.warning: str | None = None
         # First of the rows in succession that are those of a dead network, and how many.
         self._dead_since = self._dead_rows = 0
-        self.listener = listener
-        self.average = average
+        self.average, self.listener, self.check_data = extras
         self.config = config
         self.stages = stages
         self.accumulate = accumulate

@@ -99,7 +99,7 @@ def test_a_file_changed_in_place_ends_the_training_before_anything_is_saved(
     go(recipe, settings, tmp_path / "whole")
     with monkeypatch.context() as patch:
         at_step(3, lambda: change(file), patch)
-        with pytest.raises(InputError, match=rf"{file}: was changed while it was trained on.*restore .*--resume"):
+        with pytest.raises(InputError, match=rf"{file}: the file changed during the training.*restore .*--resume"):
             go(recipe, settings, tmp_path / "run")
     assert last_position(tmp_path / "run").step == 2
     file.write_bytes(kept)
@@ -111,7 +111,7 @@ def test_a_file_changed_in_place_ends_the_training_before_anything_is_saved(
 def test_a_change_in_the_last_step_is_noticed_at_the_end(tmp_path, at_step):
     recipe, settings, file = dna(tmp_path)
     at_step(6, lambda: overwrite(file))
-    with pytest.raises(InputError, match="was changed while"):
+    with pytest.raises(InputError, match="the file changed during the training"):
         go(recipe, settings, tmp_path / "run")
     assert last_position(tmp_path / "run").step == 4
     assert "result" not in json.loads((tmp_path / "run" / "manifest.json").read_text())

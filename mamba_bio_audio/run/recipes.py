@@ -22,8 +22,6 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.plain_yaml import Plain, parse
 from mamba_bio_audio.run.words import bracketed
 
-_FILE = r"(.+\.ya?ml)"
-
 
 class Recipe(NamedTuple):
     """What a recipe's name asks for."""
@@ -40,18 +38,16 @@ class Recipe(NamedTuple):
 
 def locate(recipe: str) -> Recipe:
     """Split a recipe's name into file and variants; whether they exist shows when they are read."""
-    path = re.fullmatch(_FILE + r"(@[^/\\]*)?", recipe, flags=re.DOTALL)
+    path = re.fullmatch(r"(.+\.ya?ml)(@[^/\\]*)?", recipe, flags=re.DOTALL)
     if path:
         return Recipe(path[1], _parts(path[2][1:]) if path[2] else [])
     family, separator, variants = recipe.partition("@")
     if separator:
         return Recipe(family, _parts(variants))
-    words = recipe.split("-")
-    for count in range(len(words), 0, -1):
-        name = "-".join(words[:count])
-        if _packaged(name).is_file():
-            return Recipe(name, words[count:])
-    return Recipe(recipe, [])
+    # Longest name first: dna/hg38-caduceus-1k is a variant of dna/hg38-caduceus.
+    names = [name for name in recipe_names() if f"{recipe}-".startswith(f"{name}-")]
+    family = max(names, key=len, default=recipe)
+    return Recipe(family, _parts(recipe[len(family) + 1 :]) if family != recipe else [])
 
 
 def _parts(variants: str) -> list[str]:
@@ -60,10 +56,6 @@ def _parts(variants: str) -> list[str]:
 
 def _is_path(recipe: str) -> bool:
     return recipe.endswith((".yaml", ".yml"))
-
-
-def _packaged(name: str) -> Traversable:
-    return files("mamba_bio_audio") / "configs" / f"{name}.yaml"
 
 
 def recipe_names() -> list[str]:
@@ -163,13 +155,13 @@ def _text(file: str) -> str:
             return Path(file).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"recipe {file} is not UTF-8 text: {error}") from None
-    if not _packaged(file).is_file():
-        names = recipe_names()
+    names = recipe_names()
+    if file not in names:
         tries = (file.partition("-")[0], file)
         close = next((found[0] for text in tries if (found := difflib.get_close_matches(text, names, 1))), None)
         hint = f"did you mean {close}? " if close else ""
         raise InputError(f"recipe {file}: {hint}packaged recipes: {', '.join(names)}; or give a .yaml file")
-    return _packaged(file).read_text(encoding="utf-8")
+    return (files("mamba_bio_audio") / "configs" / f"{file}.yaml").read_text(encoding="utf-8")
 
 
 def _base(file: str, extends: Any) -> str | None:

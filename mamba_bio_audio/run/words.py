@@ -20,7 +20,7 @@ from mamba_bio_audio.plain_yaml import Plain, parse
 
 # Sections that come in kinds: the key that names the kind, and the kind where it is left out.
 KINDS = {"data": ("kind", next(iter(domains()[0].kinds))), "model": ("backbone", "isotropic")}
-# What an unquoted word may be for a switch, as in YAML 1.1.
+# Words that a switch understands, as in YAML 1.1.
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -72,7 +72,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _word(word: Plain, members: Sequence[Any]) -> Any:
-    """One unquoted word for a field of these alternatives."""
+    """One unquoted word as a value of one of these types."""
     if word.null and (type(None) in members or not word):
         return None
     names = {
@@ -99,6 +99,7 @@ def _word(word: Plain, members: Sequence[Any]) -> Any:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The annotation itself where it is a section, that is a pydantic model."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
@@ -115,5 +116,5 @@ def member_of(annotation: Any, kind: str) -> type[BaseModel] | None:
 
 
 def item_of(annotation: Any) -> Any:
-    """What a list is of."""
+    """The type of the items, where the annotation is a list."""
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) in (list, tuple) else None

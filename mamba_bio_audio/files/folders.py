@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
@@ -176,7 +177,9 @@ def check_out(out: Path, maker: Maker, inputs: Iterable[Path | str], *, force: b
 
 
 @contextmanager
-def new_folder(out: Path, maker: Maker, *, inputs: Iterable[Path | str] = (), force: bool = False) -> Iterator[Path]:
+def new_folder(
+    out: Path, maker: Maker, *, inputs: Iterable[Path | str] = (), force: bool = False, dry_run: bool = False
+) -> Iterator[Path]:
     """A folder that becomes `out` when the block ends well, whole; on any other end nothing is left of it.
 
     Left over from a process that was killed, it is removed by the next call.
@@ -185,6 +188,7 @@ def new_folder(out: Path, maker: Maker, *, inputs: Iterable[Path | str] = (), fo
         out: must be new or empty, or with `force` made by the same command.
         maker: the command; its patterns are not needed, since all files are listed in the marker.
         inputs: files and folders that the command reads.
+        dry_run: only check `out`, and yield a temporary folder that is deleted at the end.
 
     Raises:
         InputError: `out` is in use for something else, or another process is writing it.
@@ -192,6 +196,10 @@ def new_folder(out: Path, maker: Maker, *, inputs: Iterable[Path | str] = (), fo
     out = Path(os.path.realpath(out))
     inputs = [*inputs]
     check_out(out, maker, inputs, force=force)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
     with locked(out):
         restore(out, maker)
         check_out(out, maker, inputs, force=force)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mamba_bio_audio.jobs.common import counters
-from mamba_bio_audio.jobs.contract import Cli, Force, Options, Result
+from mamba_bio_audio.jobs.contract import Cli, DryRun, Force, Options, Result
 from mamba_bio_audio.pipelines.audio.prepare_settings import BAD_FILES_HELP
 from mamba_bio_audio.pipelines.reporter import Reporter
 from mamba_bio_audio.text import show, table
@@ -41,22 +41,28 @@ class PrepareOptions(Options):
     force: Force = False
 
 
+class CheckedOptions(PrepareOptions):
+    """Options of the commands that check everything from files at hand."""
+
+    dry_run: DryRun = False
+
+
 class Prepared(Result):
     """A prepared folder.
 
     Attributes:
         manifest: contents of its manifest.json.
         rows: the same as lines for people: (what, value).
-        next_command: what to do with the folder.
+        last_line: what to do with the folder.
     """
 
     manifest: dict[str, Any]
     rows: list[tuple[str, str]]
-    next_command: str
+    last_line: str
 
     def text(self) -> str:
         """The table, and the next step."""
-        return f"{table(self.rows)}\nnext: {self.next_command}"
+        return f"{table(self.rows)}\n{self.last_line}"
 
     def to_json(self) -> Any:
         """The manifest alone."""
@@ -70,8 +76,10 @@ def prepared(
     next_step: str,
 ) -> Prepared:
     """The result of a preparation; `next_step` is a verb and a recipe, such as "pretrain dna/tiny"."""
-    command = f"mba {next_step} --set data.path={options.out}"
-    return Prepared(manifest=manifest, rows=list(summary_rows(manifest)), next_command=command)
+    last_line = f"next: mba {next_step} --set data.path={options.out}"
+    if isinstance(options, CheckedOptions) and options.dry_run:
+        last_line = f"--dry-run: {options.out} was not written"
+    return Prepared(manifest=manifest, rows=list(summary_rows(manifest)), last_line=last_line)
 
 
 @contextmanager

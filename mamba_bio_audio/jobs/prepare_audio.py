@@ -8,14 +8,14 @@ from typing import Annotated
 from pydantic import Field
 
 from mamba_bio_audio.jobs.contract import Cli
-from mamba_bio_audio.jobs.prepare import Prepared, PrepareOptions, prepared, terminal
+from mamba_bio_audio.jobs.prepare import CheckedOptions, Prepared, prepared, terminal
 from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings
 
 COMMAND = "prepare audio"
 PANEL = "Data"
 
 
-class AudioOptions(PrepareOptions, AudioSettings):
+class AudioOptions(CheckedOptions, AudioSettings):
     """Options of `mba prepare audio`."""
 
     folder: Annotated[tuple[Path, ...], Cli(argument=True)] = Field(
@@ -29,5 +29,7 @@ def run(options: AudioOptions) -> Prepared:
 
     with terminal(options) as reporter:
         paths = [str(path) for path in options.folder]
-        manifest = prepare_audio(paths, options.out, options, force=options.force, reporter=reporter)
+        manifest = prepare_audio(
+            paths, options.out, options, force=options.force, dry_run=options.dry_run, reporter=reporter
+        )
     return prepared(options, manifest, manifest_rows, "pretrain audio/tiny")

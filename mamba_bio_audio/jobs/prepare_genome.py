@@ -8,14 +8,14 @@ from typing import Annotated
 from pydantic import Field
 
 from mamba_bio_audio.jobs.contract import Cli
-from mamba_bio_audio.jobs.prepare import MaxUnpackedGb, Prepared, PrepareOptions, prepared, terminal
+from mamba_bio_audio.jobs.prepare import CheckedOptions, MaxUnpackedGb, Prepared, prepared, terminal
 from mamba_bio_audio.pipelines.dna.prepare_settings import GenomeSettings
 
 COMMAND = "prepare genome"
 PANEL = "Data"
 
 
-class GenomeOptions(PrepareOptions, GenomeSettings):
+class GenomeOptions(CheckedOptions, GenomeSettings):
     """Options of `mba prepare genome`."""
 
     fasta: Annotated[tuple[Path, ...], Cli(argument=True)] = Field(
@@ -30,5 +30,7 @@ def run(options: GenomeOptions) -> Prepared:
     from mamba_bio_audio.pipelines.unpacked import unpacking_at_most
 
     with unpacking_at_most(options.max_unpacked_gb), terminal(options) as reporter:
-        manifest = prepare_genome(options.fasta, options.out, options, force=options.force, reporter=reporter)
+        manifest = prepare_genome(
+            options.fasta, options.out, options, force=options.force, dry_run=options.dry_run, reporter=reporter
+        )
     return prepared(options, manifest, summary_rows, "pretrain dna/tiny")

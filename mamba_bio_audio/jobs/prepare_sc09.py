@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 from mamba_bio_audio.jobs.prepare import (
     At,
     BadFiles,
+    CheckedOptions,
     MaxArchiveGb,
     Prepared,
-    PrepareOptions,
     Url,
     prepared,
     terminal,
@@ -22,7 +22,7 @@ COMMAND = "prepare sc09"
 PANEL = "Data"
 
 
-class Sc09Options(PrepareOptions):
+class Sc09Options(CheckedOptions):
     """Options of `mba prepare sc09`."""
 
     source: Annotated[Path | None, At] = Field(
@@ -37,6 +37,8 @@ class Sc09Options(PrepareOptions):
     def _one_origin(self) -> Sc09Options:
         if self.source is not None and self.url is not None:
             raise ValueError("--from uses a file at hand and --url downloads one; give one of them")
+        if self.dry_run and self.source is None:
+            raise ValueError("--dry-run downloads nothing; give the archive with --from")
         return self
 
 
@@ -64,6 +66,7 @@ def run(options: Sc09Options) -> Prepared:
             version=options.version,
             bad_files=options.bad_files,
             force=options.force,
+            dry_run=options.dry_run,
             max_unpacked_bytes=int(options.max_unpacked_gb * 1e9),
             reporter=reporter,
         )

@@ -7,13 +7,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mamba_bio_audio.jobs.prepare import At, BadFiles, MaxArchiveGb, Prepared, PrepareOptions, prepared, terminal
+from mamba_bio_audio.jobs.prepare import At, BadFiles, CheckedOptions, MaxArchiveGb, Prepared, prepared, terminal
 
 COMMAND = "prepare youtubemix"
 PANEL = "Data"
 
 
-class YoutubemixOptions(PrepareOptions):
+class YoutubemixOptions(CheckedOptions):
     """Options of `mba prepare youtubemix`."""
 
     source: Annotated[Path, At] = Field(
@@ -37,6 +37,7 @@ def run(options: YoutubemixOptions) -> Prepared:
             options.out,
             bad_files=options.bad_files,
             force=options.force,
+            dry_run=options.dry_run,
             max_unpacked_bytes=int(options.max_unpacked_gb * 1e9),
             reporter=reporter,
         )

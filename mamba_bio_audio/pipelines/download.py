@@ -3,7 +3,7 @@
     done = download(url, Path("data/hg38.fa.gz"), hashes={"md5": "1c9dca..."}, progress=progress)
 
 Bytes arrive in `.NAME.part` beside the target, with a small `.NAME.part.json` that says what they are. An interrupted or
-killed download goes on from there, within one call and from call to call, where the server confirms (`If-Range`,
+killed download continues there, within one call and from call to call, where the server confirms (`If-Range`,
 RFC 9110 section 13.1.5) that its file is still the same one. The target appears by a rename, after its size, the
 published hashes and, for gzip, every checksum inside have been found right.
 """
@@ -36,6 +36,20 @@ _LONGEST_WAIT_S = 60.0
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
+class Patience(NamedTuple):
+    """How long to try.
+
+    Attributes:
+        retries: attempts in a row that may bring nothing new.
+        wait_s: before the first repetition, doubled each time.
+        timeout_s: longest silence of the server.
+    """
+
+    retries: int = 4
+    wait_s: float = 1.0
+    timeout_s: float = 60.0
+
+
 class Downloaded(NamedTuple):
     """A complete, verified file, and what to write about it in a manifest (`_asdict`)."""
 
@@ -54,11 +68,9 @@ def download(
     hashes: Mapping[str, str] | None = None,
     gzip: bool | None = None,
     progress: Progress | None = None,
-    retries: int = 4,
-    wait_s: float = 1.0,
-    timeout_s: float = 60.0,
+    patience: Patience = Patience(),
 ) -> Downloaded:
-    """Fetch `url` into the file `path`; a file that is already there is verified and kept.
+    """Fetch `url` into the file `path`; a file that already exists is verified and kept.
 
     Args:
         url: http or https address.
@@ -67,9 +79,7 @@ def download(
         hashes: published hashes, {"md5": hex} or any other name that hashlib knows.
         gzip: check the file as gzip; None: when its name ends in .gz or .bgz.
         progress: called with (bytes there, bytes in all or None).
-        retries: attempts in a row that may bring nothing new.
-        wait_s: before the first repetition, doubled each time.
-        timeout_s: longest silence of the server.
+        patience: how often and how long to try.
 
     Raises:
         InputError: a wrong address or local file; the message says what to do.
@@ -79,12 +89,12 @@ def download(
         raise InputError(f"{url}: not an http or https address; use a file at hand instead (--from)")
     if "@" in urlsplit(url).netloc:
         # The address is printed and kept in manifests; it is not repeated here either.
-        raise InputError("an address with a user name or password: fetch the file yourself, and give it as --from")
-    fetch = _Fetch(url, path, size, dict(hashes or {}), _is_gzip(path) if gzip is None else gzip, progress, timeout_s)
+        raise InputError("the address holds a user name or password; download the file yourself and give it as --from")
+    fetch = _Fetch(url, path, size, dict(hashes or {}), _is_gzip(path) if gzip is None else gzip, progress, patience)
     with locked(path):
         if path.exists():
             return verify(path, size=size, hashes=hashes, gzip=fetch.gzip)
-        return fetch.run(retries, wait_s)
+        return fetch.run()
 
 
 def verify(
@@ -100,7 +110,7 @@ def verify(
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     if problem:
-        raise InputError(f"{path}: {problem}; remove the file to download it anew, or give another one")
+        raise InputError(f"{path}: {problem}; remove the file to download it again, or give another one")
     return Downloaded(
         None, str(path), path.stat().st_size, sha256, _checked(size, hashes, _is_gzip(path) if gzip is None else gzip)
     )
@@ -125,15 +135,16 @@ class _Fetch:
         hashes: dict[str, str],
         gzip: bool,
         progress: Progress | None,
-        timeout_s: float,
+        patience: Patience,
     ) -> None:
         self.url, self.path, self.size, self.hashes, self.gzip = url, path, size, hashes, gzip
-        self.progress, self.timeout_s = progress, timeout_s
+        self.progress, self.patience = progress, patience
         self.part = path.with_name(f".{path.name}.part")
         self.note = path.with_name(f".{path.name}.part.json")
         self.resumed = False
 
-    def run(self, retries: int, wait_s: float) -> Downloaded:
+    def run(self) -> Downloaded:
+        retries, wait_s, _ = self.patience
         furthest = self._have()
         failures = 0
         while True:
@@ -146,7 +157,7 @@ class _Fetch:
                 if failures > retries:
                     raise NetworkError(
                         f"{self.url}: {error}, {failures} times in a row; {self._have():,} bytes are kept in {self.part}. "
-                        "Run the same command again to go on, or use another source (--url) or a file at hand (--from)"
+                        "Run the same command again to continue, or use another source (--url) or a file at hand (--from)"
                     ) from None
                 time.sleep(min(max(wait_s * 2 ** (failures - 1), error.wait_s), _LONGEST_WAIT_S))
                 continue
@@ -198,7 +209,7 @@ class _Fetch:
                 headers["If-Range"] = known["validator"]
         try:
             with urllib.request.urlopen(
-                urllib.request.Request(self.url, headers=headers), timeout=self.timeout_s
+                urllib.request.Request(self.url, headers=headers), timeout=self.patience.timeout_s
             ) as answer:
                 start, total = self._accept(answer.status, answer.headers, have, known)
                 self._receive(answer, start, total)
@@ -209,7 +220,7 @@ class _Fetch:
                 if match and int(match[1]) == have:
                     return
                 self._drop()
-                raise _Retry(f"the server's file no longer has the {have:,} bytes that are here") from None
+                raise _Retry(f"the server's file is shorter than the {have:,} bytes already downloaded") from None
             if error.code in _TRANSIENT:
                 delay = error.headers.get("Retry-After", "")
                 raise _Retry(
@@ -227,7 +238,10 @@ class _Fetch:
     def _accept(self, status: int, headers: Message, have: int, known: dict[str, Any]) -> tuple[int, int | None]:
         """Where the answer's bytes begin, and the size of the whole file if the server says it."""
         if headers.get("Content-Encoding", "identity") != "identity":
-            raise InputError(f"{self.url}: the server encodes the file as {headers['Content-Encoding']}; use --from")
+            coding = headers["Content-Encoding"]
+            raise InputError(
+                f"{self.url}: the server encodes the file as {coding}; get it yourself and give it as --from"
+            )
         etag = headers.get("ETag", "")
         # A weak tag does not promise equal bytes.
         validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
@@ -253,13 +267,13 @@ class _Fetch:
         closed = total is None and headers.get("Transfer-Encoding", "") != "chunked"
         if closed and self.size is None and not self.hashes and not self.gzip:
             raise NetworkError(
-                f"{self.url}: the server does not say how long the file is and no hash of it is published, so that a "
-                "file cut short could not be told; use --from"
+                f"{self.url}: the server does not state the file's size and no hash of it is published, so a truncated "
+                "file could not be detected; download it yourself and give it as --from"
             )
         free = shutil.disk_usage(self.part.parent).free
         if total is not None and total - start > free:
             raise InputError(
-                f"{self.part.parent}: {total - start:,} bytes are to come and {free:,} are free; make room, or "
+                f"{self.part.parent}: {total - start:,} bytes are still to be downloaded and {free:,} are free; make room, or "
                 "choose another folder"
             )
         write_json(self.note, {"url": self.url, "validator": validator, "total": total})
@@ -279,7 +293,7 @@ class _Fetch:
                     file.write(data)
                     file.flush()
                 except OSError as error:
-                    reason = f"{error.strerror}; make room and run the same command again, it goes on from here"
+                    reason = f"{error.strerror}; make room and run the same command again; it continues from here"
                     raise OSError(error.errno, reason, str(self.part)) from None
                 have += len(data)
                 if self.progress is not None:

@@ -124,3 +124,28 @@ def test_hg38_from_nowhere(tmp_path: Path, capsys) -> None:
     assert mba_command("prepare", "hg38", "--from", tmp_path / "none", "--out", tmp_path / "out") == 2
     assert "none: no such folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_checks_everything_and_writes_nothing(
+    packed: Path, speech: Path, tmp_path: Path, tmp_path_factory, monkeypatch, capsys
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("MAMBA_BIO_AUDIO_CACHE", str(cache))
+    soundfile.write(packed.parent / "a.wav", np.full(4000, 0.1), 8000)
+    for arguments in (
+        ("genome", packed, "--out", tmp_path / "out"),
+        ("audio", packed.parent / "a.wav", "--out", tmp_path / "out"),
+        ("sc09", "--from", speech, "--out", tmp_path / "out"),
+        ("youtubemix", "--from", packed.parent / "a.wav", "--out", tmp_path / "out"),
+    ):
+        assert mba_command("prepare", *arguments, "--dry-run", "--quiet") == 0
+        text = capsys.readouterr().out
+        assert "split by" in text
+        assert text.endswith(f"--dry-run: {tmp_path / 'out'} was not written\n")
+        assert sorted(tmp_path.iterdir()) == before
+    assert not list(cache.rglob("*.index"))
+    # It refuses what the command would refuse.
+    assert mba_command("prepare", "genome", packed, "--out", packed.parent, "--dry-run") == 2
+    assert mba_command("prepare", "sc09", "--out", tmp_path / "out", "--dry-run") == 2
+    assert "give the archive with --from" in capsys.readouterr().err

@@ -18,7 +18,7 @@ import pytest
 
 from mamba_bio_audio.errors import InputError, NetworkError
 from mamba_bio_audio.pipelines import download as module
-from mamba_bio_audio.pipelines.download import download, verify
+from mamba_bio_audio.pipelines.download import Patience, download, verify
 
 CONTENT = bytes(hashlib.sha256(b"%d" % i).digest()[0] for i in range(300_000))
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -99,7 +99,7 @@ def server() -> Iterator[Server]:
 
 
 def fetch(server: Server, path: Path, **options):
-    return download(server.url, path, **({"wait_s": 0.0, "timeout_s": 10.0} | options))
+    return download(server.url, path, **({"patience": Patience(wait_s=0.0, timeout_s=10.0)} | options))
 
 
 def names(folder: Path) -> list[str]:
@@ -135,7 +135,7 @@ def test_download_goes_on_after_cut_connections(server, tmp_path):
 def test_download_resumes_in_a_later_call(server, tmp_path):
     server.cuts = [120_000]
     with pytest.raises(NetworkError, match=r"120,000 of 300,000.*120,000 bytes are kept in .*--url.*--from"):
-        fetch(server, tmp_path / "file.bin", retries=0)
+        fetch(server, tmp_path / "file.bin", patience=Patience(0, 0.0, 10.0))
     assert names(tmp_path) == [".file.bin.part", ".file.bin.part.json"]
     fetch(server, tmp_path / "file.bin")
     assert server.requests[1]["Range"] == "bytes=120000-"
@@ -298,7 +298,7 @@ def test_download_repeats_after_passing_errors_only(server, tmp_path):
     assert len(server.requests) == 9
     server.codes = [503] * 9
     with pytest.raises(NetworkError, match="HTTP 503.*3 times in a row"):
-        fetch(server, tmp_path / "b.bin", retries=2)
+        fetch(server, tmp_path / "b.bin", patience=Patience(2, 0.0, 10.0))
     for code in (400, 401, 403, 404, 410):
         server.codes = [code]
         with pytest.raises(InputError, match=f"file.bin: HTTP {code} .*--url"):
@@ -312,10 +312,10 @@ def test_download_waits_longer_each_time(server, tmp_path, monkeypatch):
     waits: list[float] = []
     monkeypatch.setattr(module.time, "sleep", waits.append)
     server.codes = [503] * 3
-    fetch(server, tmp_path / "file.bin", wait_s=1.0)
+    fetch(server, tmp_path / "file.bin", patience=Patience(wait_s=1.0))
     assert waits == [1, 2, 4]
     server.codes, server.headers = [503], {"Retry-After": "7"}
-    fetch(server, tmp_path / "b.bin", wait_s=1.0)
+    fetch(server, tmp_path / "b.bin", patience=Patience(wait_s=1.0))
     assert waits[3:] == [7]
 
 
@@ -324,17 +324,17 @@ def test_download_without_server_or_address(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(NetworkError, match=r"127.0.0.1:\d+/x: .*refused.*2 times in a row; 0 bytes"):
-        download(f"http://127.0.0.1:{port}/x", tmp_path / "x", retries=1, wait_s=0.0)
+        download(f"http://127.0.0.1:{port}/x", tmp_path / "x", patience=Patience(1, 0.0))
     for url in ("ftp://host/x", "file:///etc/passwd", "hg38.fa", "http://"):
         with pytest.raises(InputError, match="--from"):
             download(url, tmp_path / "x")
     with pytest.raises(InputError, match="not an address"):
-        download("http://127.0.0.1:port/x", tmp_path / "x", retries=0)
+        download("http://127.0.0.1:port/x", tmp_path / "x", patience=Patience(0))
 
 
 def test_download_of_unknown_length_needs_a_check(server, tmp_path):
     server.length = False
-    with pytest.raises(NetworkError, match="does not say how long"):
+    with pytest.raises(NetworkError, match="does not state the file's size"):
         fetch(server, tmp_path / "file.bin")
     fetch(server, tmp_path / "file.bin", hashes={"md5": MD5})
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
@@ -390,7 +390,7 @@ def test_download_on_a_full_disk(server, tmp_path, monkeypatch):
     assert server.requests[1]["Range"] == "bytes=1000-"
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: _Usage())
-    with pytest.raises(InputError, match="300,000 bytes are to come and 10 are free"):
+    with pytest.raises(InputError, match="300,000 bytes are still to be downloaded and 10 are free"):
         fetch(server, tmp_path / "b.bin")
 
 
@@ -411,7 +411,7 @@ def test_download_by_two_at_once(server, tmp_path):
     started.wait()
     code = f"""
 from pathlib import Path
-from mamba_bio_audio.pipelines.download import download
+from mamba_bio_audio.pipelines.download import Patience, download
 download({server.url!r}, Path({str(tmp_path / "file.bin")!r}))
 """
     second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

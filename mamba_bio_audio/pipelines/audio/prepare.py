@@ -75,6 +75,7 @@ def prepare_audio(
     settings: AudioSettings | None = None,
     *,
     force: bool = False,
+    dry_run: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Decode recordings completely and write them as mono 16-bit FLAC at one rate, with splits and manifest.
@@ -86,6 +87,7 @@ def prepare_audio(
         out: folder to make.
         settings: rate, pieces, splits, and what becomes of unusable files; None for the defaults.
         force: replace what an earlier preparation left in `out`.
+        dry_run: check everything, in a temporary folder, and keep nothing.
         reporter: receives progress in recordings.
 
     Returns:
@@ -97,7 +99,7 @@ def prepare_audio(
     for given in paths:
         if out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
             raise InputError(f"{out} lies in {given}, whose recordings it would join; choose an --out outside it")
-    with new_folder(out, MAKER, inputs=paths, force=force) as folder:
+    with new_folder(out, MAKER, inputs=paths, force=force, dry_run=dry_run) as folder:
         return _write_recordings(paths, folder, settings or AudioSettings(), reporter or Reporter())
 
 
@@ -172,6 +174,7 @@ def prepare_sc09(
     version: str = "v0.02",
     bad_files: BadFiles = "error",
     force: bool = False,
+    dry_run: bool = False,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
@@ -183,6 +186,7 @@ def prepare_sc09(
         version: of Speech Commands, which decides the counts.
         bad_files: "error" or "exclude"; the counts are those before an exclusion.
         force: replace what an earlier preparation left in `out`.
+        dry_run: check everything, in a temporary folder, and keep nothing.
         max_unpacked_bytes: an archive that unpacks to more is refused.
         reporter: receives progress in clips.
 
@@ -193,7 +197,7 @@ def prepare_sc09(
         InputError: a list is missing or names a clip that is not there, or the counts are not those of the version.
     """
     release, reporter = SPEECH_COMMANDS[version], reporter or Reporter()
-    with new_folder(out, Maker("prepare sc09"), inputs=[source], force=force) as folder:
+    with new_folder(out, Maker("prepare sc09"), inputs=[source], force=force, dry_run=dry_run) as folder:
         lists = _copy_digits(source, folder, max_unpacked_bytes)
         clips = {f"{word}/{path.name}" for word in DIGITS for path in (folder / word).glob("*.wav")}
         split_of: dict[str, str] = {}
@@ -239,6 +243,7 @@ def prepare_youtubemix(
     *,
     bad_files: BadFiles = "error",
     force: bool = False,
+    dry_run: bool = False,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
@@ -249,6 +254,7 @@ def prepare_youtubemix(
         out: folder to make.
         bad_files: "error" or "exclude".
         force: replace what an earlier preparation left in `out`.
+        dry_run: check everything, in a temporary folder, and keep nothing.
         max_unpacked_bytes: an archive that unpacks to more is refused.
         reporter: receives progress in recordings.
 
@@ -260,7 +266,7 @@ def prepare_youtubemix(
     one_recording = source.is_file() and source.suffix.lower() in FORMATS
     settings = AudioSettings(bad_files=bad_files, piece_seconds=60.0 if one_recording else None)
     reporter = reporter or Reporter()
-    with new_folder(out, Maker("prepare youtubemix"), inputs=[source], force=force) as folder:
+    with new_folder(out, Maker("prepare youtubemix"), inputs=[source], force=force, dry_run=dry_run) as folder:
         if one_recording or source.is_dir():
             return _write_recordings([str(source)], folder, settings, reporter, source=source)
         if not zipfile.is_zipfile(source):

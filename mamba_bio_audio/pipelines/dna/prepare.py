@@ -40,6 +40,7 @@ def prepare_genome(
     settings: GenomeSettings | None = None,
     *,
     force: bool = False,
+    dry_run: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Check, index, count and split FASTA files; write intervals.tsv and manifest.json to a folder.
@@ -53,6 +54,7 @@ def prepare_genome(
         out: folder to make; new, empty, or with `force` an earlier result of this function.
         settings: what is used, and how it is split; None for the defaults.
         force: replace what an earlier run left in `out`.
+        dry_run: check everything, and keep nothing but indexes of the files as given.
         reporter: receives notes and progress in bytes or bases.
 
     Returns:
@@ -67,11 +69,11 @@ def prepare_genome(
     folder = Path(os.path.realpath(Path(out).expanduser()))
     given = [paths] if isinstance(paths, str | os.PathLike) else paths
     inputs = [*map(str, given), *found, *([] if settings.intervals is None else [str(settings.intervals)])]
-    with new_folder(folder, MAKER, inputs=inputs, force=force) as work:
+    with new_folder(folder, MAKER, inputs=inputs, force=force, dry_run=dry_run) as work:
         manifest = write_prepared(found, work, folder, settings, reporter)
     for file in manifest["files"]:
         if file["path"] == str(folder / file["name"]):
-            move_index(work / file["name"], file["path"])
+            move_index(work / file["name"], None if dry_run else file["path"])
     return manifest
 
 

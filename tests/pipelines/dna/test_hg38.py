@@ -25,6 +25,7 @@ from mamba_bio_audio.pipelines.dna.hg38 import (
     read_published,
     summary_rows,
 )
+from mamba_bio_audio.pipelines.download import Patience
 from mamba_bio_audio.pipelines.reporter import Reporter
 from mamba_bio_audio.run.config import load_config
 
@@ -160,7 +161,7 @@ def test_prepare_hg38_goes_on_after_interruptions(miniature, web, tmp_path, monk
     out = tmp_path / "hg38"
     web.cut = {"hg38.ml.fa.gz": 3000}
     web.missing = {"sequences_human.bed"}
-    monkeypatch.setattr(module, "download", functools.partial(module.download, wait_s=0.0, retries=1))
+    monkeypatch.setattr(module, "download", functools.partial(module.download, patience=Patience(1, 0.0)))
     with pytest.raises(NetworkError, match=r"sequences_human.bed: HTTP 503"):
         miniature(out, url=web.url)
     assert not out.exists()

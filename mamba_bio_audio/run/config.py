@@ -1,4 +1,4 @@
-"""The configuration of a run: its sections, validation, and what a mistake in it is called (torch-free).
+"""The configuration of a run: its sections, their validation, and the messages about mistakes (torch-free).
 
 It comes from a recipe (`recipes.py`) or from a saved run; `--set a.b=c` is merged last, then everything is validated
 once and every mistake is reported together.
@@ -35,7 +35,7 @@ else:
         typing.Union[tuple(kind for domain in domains() for kind in domain.kinds.values())],  # noqa: UP007
         Field(discriminator="kind"),
     ]
-# Keys of earlier versions, which did nothing.
+# Keys of earlier versions that had no effect.
 GONE = {"train.strategy"}
 AnyModelConfig = typing.Annotated[ModelConfig | UNetConfig, Field(discriminator="backbone")]
 
@@ -50,7 +50,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="initialisation, data order and augmentation")
     data: DataConfig
     model: AnyModelConfig
-    head: HeadConfig | None = Field(None, description="of a classifier; only with data of labelled sequences")
+    head: HeadConfig | None = Field(None, description="of a classifier; only with labelled data")
     train: TrainConfig
 
     @field_validator("name")
@@ -58,8 +58,8 @@ class RunConfig(BaseModel):
     def _a_folder_name(cls, name: str | None) -> str | None:
         if name is not None and not re.fullmatch(r"\w[\w.-]{0,99}", name):
             raise ValueError(
-                "becomes a folder under runs/: a letter, digit or _, then letters, digits, _, - and dots, at most 100 in "
-                "all; for a folder elsewhere give --out"
+                "must be a folder name: a letter, digit or _, then letters, digits, _, - and dots, at most 100 characters; "
+                "for a folder outside runs/ use --out"
             )
         return name
 
@@ -74,9 +74,11 @@ class RunConfig(BaseModel):
     def _head_for_labels(self) -> RunConfig:
         labelled = self.data.labelled
         if labelled and self.head is None:
-            raise ValueError(f"head: missing; data.kind {self.data.kind} is for classifiers: add a section head")
+            raise ValueError(f"head: missing; data.kind={self.data.kind} is for classifiers; add a section head")
         if self.head is not None and not labelled:
-            raise ValueError(f"head: is for labelled data, and data.kind {self.data.kind} has no labels; leave it out")
+            raise ValueError(
+                f"head: requires labelled data, and data.kind={self.data.kind} has none; remove the section"
+            )
         return self
 
     @model_validator(mode="after")
@@ -101,11 +103,11 @@ class RunConfig(BaseModel):
             return self
         if self.model.pools and self.train.sequence_parallel > 1:
             raise ValueError(
-                "train.sequence_parallel: passes the states of layers from device to device, and a U-Net's pools have "
-                "states of their own; set train.sequence_parallel=1, its sequences stream with train.stream_chunk"
+                "train.sequence_parallel: cannot pass the states of a U-Net's pools from device to device; set it to 1, "
+                "and use train.stream_chunk for long sequences"
             )
         period = self.model.period
-        # "auto" is chosen when the training begins, as such a multiple.
+        # "auto" will be such a multiple, chosen when the training begins.
         chunk = None if self.train.stream_chunk == "auto" else self.train.chunk
         lengths = {"length": self.train.length, "stream_chunk": chunk}
         lengths |= {f"length_warmup.{i}.length": stage.length for i, stage in enumerate(self.train.length_warmup)}
@@ -189,8 +191,8 @@ def validate(values: dict[str, Any], source: str, *, check_files: bool = False, 
     Args:
         values: plain.
         source: named in errors.
-        check_files: whether files that are named and missing are mistakes.
-        saved: it is of a run or an export, where keys that are gone since may stand.
+        check_files: whether missing files are mistakes.
+        saved: whether they come from a run or an export, where keys that no longer exist are ignored.
 
     Raises:
         InputError: listing every mistake.
@@ -232,7 +234,7 @@ def named_files(config: RunConfig) -> list[str]:
 
 
 def _missing_files(data: Any) -> list[str]:
-    """What the data section names and is not there."""
+    """Messages about files that the data section names and that do not exist."""
     if not isinstance(data, dict):
         return []
     section: Any = member_of(DataConfig, str(data.get("kind", KINDS["data"][1])))
@@ -249,7 +251,7 @@ def _missing_files(data: Any) -> list[str]:
     for key, value in ((key, data.get(key)) for key in keys):
         for name in _flat(value):
             if isinstance(name, str) and name not in section.packaged and not (name and _there(name)):
-                hint = "; ${...} is taken as it is written, nothing is inserted" if "${" in name else ""
+                hint = "; ${...} is taken literally, nothing is substituted" if "${" in name else ""
                 shown = name if 0 < len(name) <= 1000 else _short(name)
                 problems.append(f"data.{key}: {shown}: no such file or folder{hint}")
     return problems
@@ -259,7 +261,7 @@ def _there(name: str) -> bool:
     try:
         return Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):
-        # Too long for a name, a zero byte, or the home of nobody.
+        # Too long for a name, a zero byte, or the home of an unknown user.
         return False
 
 
@@ -279,13 +281,13 @@ class _Place(typing.NamedTuple):
     """Where a problem is, as a user writes it."""
 
     path: str
-    annotation: Any  # of what belongs there
+    annotation: Any  # type of the value that belongs there
     rules: Sequence[Any]  # its bounds
-    unknown: bool  # the last part of the path is no key
+    unknown: bool  # the last part of the path is not a key
 
 
 def _place(location: Sequence[Any]) -> _Place:
-    """Follow pydantic's location through sections, kinds of sections and lists; below a value it says nothing new."""
+    """Follow pydantic's location through sections, kinds of sections and lists, down to a key."""
     keys: list[str] = []
     annotation: Any = RunConfig
     rules: Sequence[Any] = ()
@@ -318,7 +320,7 @@ def _describe(problem: Any) -> str:
     place = _place(problem["loc"])
     path = place.path
     if path in GONE:
-        return f"{path}: a key of earlier versions, which did nothing; leave it out"
+        return f"{path}: a key of earlier versions that had no effect; remove it"
     if place.unknown and problem["type"] == "extra_forbidden":
         known = list(place.annotation.model_fields)
         close = difflib.get_close_matches(path.split(".")[-1], known, 1)

@@ -100,6 +100,10 @@ class EverythingResult(Result):
     given: EverythingOptions
     left: str = "out"
 
+    @property
+    def silent(self):
+        return self.given.kind == "b" and self.given.force
+
     def text(self):
         return "text"
 
@@ -146,6 +150,10 @@ def test_every_kind_of_field(everything, capsys):
     assert shown.err == "notes\n"
     assert everything("here", "--force") == 130
     assert capsys.readouterr().out == "text\n"
+    # Another process than the first of several.
+    for more in ((), ("--json",)):
+        assert everything("here", "--force", "--kind", "b", *more) == 130
+        assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from typing import Annotated
 
 import typer
 
-from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.markov import markov_table
+from mamba_bio_audio.pipelines.scores import perplexity
 from mamba_bio_audio.run.timing import provenance, write_rows
 
 

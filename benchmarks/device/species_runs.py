@@ -26,9 +26,10 @@ import torch
 
 from mamba_bio_audio.evaluation.classification import bootstrap_mean
 from mamba_bio_audio.jobs.classify import classify
-from mamba_bio_audio.jobs.evaluate import evaluate
-from mamba_bio_audio.jobs.evaluate_classes import kmer_baseline, sequences, training_sequences
-from mamba_bio_audio.pipelines.dna.kmers import fit_kmers
+from mamba_bio_audio.jobs.evaluate import EvaluateOptions, evaluate
+from mamba_bio_audio.jobs.evaluate_results import ClassesResult
+from mamba_bio_audio.pipelines.dna.kmers import fit_kmers, kmer_baseline, training_sequences
+from mamba_bio_audio.pipelines.scores import labelled_sequences
 from mamba_bio_audio.pipelines.synthetic.families import ceiling, ceiling_of_windows, plant_files
 from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
@@ -107,10 +108,10 @@ def score(
 ) -> dict[str, Any]:
     """Evaluate a classifier; the result is recorded, in the control beside what the planted copies allow."""
     start = time.perf_counter()
-    result = evaluate(
-        run, split=split, device=device, baselines=baselines and not TOY, length=length, overrides=overrides
-    )
-    predictions = result.pop("predictions")
+    options = {"device": device, "baselines": baselines and not TOY, "length": length, "overrides": overrides}
+    found = evaluate(EvaluateOptions.model_validate({"run": run, "split": split} | options))
+    assert isinstance(found, ClassesResult)
+    predictions, result = found.predictions, found.to_json()
     if copies is not None:
         result["control"] = ceiling_of_windows(predictions, copies)
         print(f"== {run.name} {split}: {result['control']}", flush=True)
@@ -368,7 +369,7 @@ def kmers() -> None:
             data.setup()
             fitted = kmer_baseline(data)
             dataset: Any = data.evaluation_dataset("test")
-            rows, targets = sequences(dataset)
+            rows, targets = labelled_sequences(dataset)
             right = (fitted.probabilities(rows).argmax(1) == targets).astype(float)
             own = bootstrap_mean(right, [window.locus for window in dataset.windows])
             record(
@@ -390,9 +391,9 @@ def bar() -> None:
     for recipe, counts in (("dna/species", (10_000, 20_000, 40_000, 60_000)), ("dna/species@tiny", (40_000,))):
         data = open_data(load_config(recipe, [easy_paths(), "data.num_workers=0"]), "cpu")
         data.setup()
-        valid, valid_labels = sequences(data.evaluation_dataset("valid"))
+        valid, valid_labels = labelled_sequences(data.evaluation_dataset("valid"))
         dataset: Any = data.evaluation_dataset("test")
-        test, targets = sequences(dataset)
+        test, targets = labelled_sequences(dataset)
         loci = [window.locus for window in dataset.windows]
         pair = [data.classes.index("human"), data.classes.index("mouse")]
         hard = (targets == pair[0]) | (targets == pair[1])
@@ -461,8 +462,8 @@ def leak() -> None:
     )
     # The weights of the last step: the best by validation would be the first.
     for split in ("train", "test"):
-        result = evaluate(run, split=split, which="last", device=DEVICE, baselines=False)
-        result.pop("predictions")
+        options = {"run": run, "split": split, "which": "last", "device": DEVICE, "baselines": False}
+        result = evaluate(EvaluateOptions.model_validate(options)).to_json()
         record("leak", f"leak-4k-{split}", {"kind": "evaluation", "result": result})
         own = result["model"]["accuracy"]
         print(

@@ -21,13 +21,6 @@ from mamba_bio_audio.files import to_json
 from mamba_bio_audio.jobs.contract import GROUPS, PANELS, Cli, Options, Result
 from mamba_bio_audio.text import show
 
-# Not yet jobs by the contract; each goes from here when it becomes one.
-_NOT_YET = {
-    "context",
-    "evaluate",
-    "evaluate_classes",
-    "sc09",
-}
 _COMMON = {
     "as_json": (bool, typer.Option("--json", help="Print the result as JSON.")),
     "debug": (bool, typer.Option("--debug", help="Show the traceback of an error.")),
@@ -36,7 +29,7 @@ _COMMON = {
 
 def job_modules() -> Iterator[ModuleType]:
     """Every file of `jobs/` that is a command, in the order in which `mba --help` lists them."""
-    names = [found.name for found in pkgutil.iter_modules(jobs.__path__) if found.name not in _NOT_YET]
+    names = [found.name for found in pkgutil.iter_modules(jobs.__path__)]
     found = [importlib.import_module(f"{jobs.__name__}.{name}") for name in names]
     commands = [module for module in found if hasattr(module, "COMMAND")]
     yield from sorted(commands, key=lambda module: (PANELS.index(module.PANEL), module.COMMAND))

@@ -13,9 +13,6 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio import __version__
-from mamba_bio_audio.cli import (
-    evaluate,
-)
 from mamba_bio_audio.cli.adapter import add_commands, job_modules
 from mamba_bio_audio.errors import InputError, NetworkError, explain
 from mamba_bio_audio.signals import Interrupted, interrupt_on_signals
@@ -45,7 +42,6 @@ def _common(
     pass
 
 
-app.command("evaluate")(evaluate.evaluate)
 add_commands(app, job_modules())
 
 

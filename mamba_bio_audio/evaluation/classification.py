@@ -11,7 +11,6 @@ or when groups of the test set have relatives in the training set.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +19,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torchmetrics.functional.classification import multiclass_calibration_error
-
-from mamba_bio_audio.text import printable
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -212,61 +209,3 @@ def _calibration(p: NDArray[Any], y: NDArray[Any], right: NDArray[Any], bins: in
                 }
             )
     return {"ece": float(error), "bins": table}
-
-
-def describe_classification(report: Mapping[str, Any]) -> str:
-    """A report for people."""
-    accuracy = report["accuracy"]
-    lines = [
-        f"accuracy {_with_interval(accuracy)} on {report['count']:,} sequences; "
-        f"always the most frequent class: {report['chance']:.1%}",
-        f"macro F1 {report['macro_f1']:.3f}, {report['nats']:.3f} nats per sequence, "
-        f"calibration error {report['calibration']['ece']:.3f}",
-        "",
-    ]
-    labels = [printable(label) for label in report["labels"]]
-    width = max(18, *map(len, labels)) + 2
-    rows = list(zip(labels, report["classes"].values(), strict=True))
-    many = len(rows) > SHOWN_CLASSES
-    if many:
-        rows = sorted(rows, key=lambda row: math.inf if _undefined(row[1]["f1"]) else row[1]["f1"])[:SHOWN_CLASSES]
-        lines.append(f"of {len(labels):,} classes those with the lowest F1 (the JSON has all):")
-    lines.append(f"{'class':<{width}}{'count':>8}{'predicted':>11}{'precision':>11}{'recall':>9}{'F1':>8}")
-    for label, row in rows:
-        scores = f"{_score(row['precision']):>11}{_score(row['recall']):>9}{_score(row['f1']):>8}"
-        lines.append(f"{label:<{width}}{row['count']:>8,}{row['predicted']:>11,}{scores}")
-    lines.append("")
-    if many:
-        counts = np.array(report["confusion"])
-        np.fill_diagonal(counts, 0)
-        worst = np.argsort(-counts, axis=None, kind="stable")[:SHOWN_CLASSES]
-        lines.append(f"{'true, confused most':<{width}}{'predicted as':<{width}}{'count':>8}")
-        for a, b in zip(*(place.tolist() for place in np.unravel_index(worst, counts.shape)), strict=True):
-            if counts[a, b]:
-                lines.append(f"{labels[a]:<{width}}{labels[b]:<{width}}{counts[a, b]:>8,}")
-    else:
-        lines.append(f"{'true, predicted as':<{width}}" + "".join(f"{name:>14.13}" for name in labels))
-        for label, row in zip(labels, report["confusion"], strict=True):
-            lines.append(f"{label:<{width}}" + "".join(f"{value:>14,}" for value in row))
-    if report["strata"]:
-        lines.append("")
-    for name, row in report["strata"].items():
-        text = "none" if row["accuracy"] is None else _with_interval(row["accuracy"])
-        lines.append(f"accuracy {name}: {text} ({row['count']:,} sequences)")
-    return "\n".join(lines)
-
-
-def _undefined(value: float | None) -> bool:
-    """JSON has null where a score is not defined, a report NaN."""
-    return value is None or math.isnan(value)
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def _with_interval(row: Mapping[str, Any]) -> str:
-    if row["groups"] < 2:
-        return f"{row['value']:.1%} (no interval from one group)"
-    bounds = f"{CONFIDENCE:.0%} interval {row['low']:.1%} to {row['high']:.1%}"
-    return f"{row['value']:.1%} ({bounds}, {row['groups']:,} groups)"

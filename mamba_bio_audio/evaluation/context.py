@@ -14,7 +14,6 @@ Legend: B rows, L positions, K bases per target block.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -26,8 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.likelihood import perplexity
+from mamba_bio_audio.pipelines.scores import Stratum, TargetBlocks, perplexity
 
 IGNORED = -100
 
@@ -39,6 +37,39 @@ class PositionSums(NamedTuple):
     last: int
     nats: float
     scored: int
+
+
+def nats_under(
+    model: Any,
+    blocks: TargetBlocks,
+    contexts: Sequence[int],
+    *,
+    positions: int,
+    device: str,
+    narrow: bool,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> dict[int, NDArray[np.float64]]:
+    """Nats (blocks, K) of the target symbols under each context.
+
+    Args:
+        model: as of `target_nats`.
+        positions: put through at a time, over all rows; sets the memory.
+        narrow: bf16 autocast.
+        progress: called with (batches done, batches in all).
+    """
+    batches = []
+    for context in contexts:
+        rows = max(1, positions // (context + blocks.size))
+        batches += [(context, slice(low, min(low + rows, blocks.count))) for low in range(0, blocks.count, rows)]
+    found: dict[int, list[NDArray[np.float64]]] = {context: [] for context in contexts}
+    for done, (context, some) in enumerate(batches, start=1):
+        symbols = torch.from_numpy(blocks.windows(some, context).astype(np.int64))
+        found[context].append(
+            target_nats(model, symbols, blocks.size, positions=positions, device=device, narrow=narrow)
+        )
+        if progress is not None:
+            progress(done, len(batches))
+    return {context: np.concatenate(parts) for context, parts in found.items()}
 
 
 def target_nats(
@@ -120,41 +151,6 @@ def position_sums(
     ]
 
 
-class Stratum(NamedTuple):
-    """A named part of the target bases."""
-
-    kind: str  # all, case, gc or record
-    name: str
-    members: NDArray[np.bool_]  # (blocks, K)
-
-
-def strata(
-    known: NDArray[np.bool_], lower: NDArray[np.bool_], gc: NDArray[np.float64], records: Sequence[str]
-) -> list[Stratum]:
-    """Parts of the target bases by repeat masking, GC content and record.
-
-    Args:
-        known: (blocks, K), A, C, G or T.
-        lower: (blocks, K), written in lower case: interspersed and tandem repeats in a soft-masked genome.
-        gc: (blocks,) share of G and C among the known bases of the block.
-        records: name per block.
-    """
-    parts = [Stratum("all", "all", known)]
-    if lower.any() and not lower.all():
-        parts += [
-            Stratum("case", "lower case (soft-masked)", known & lower),
-            Stratum("case", "upper case", known & ~lower),
-        ]
-    edges = (0.0, 0.35, 0.40, 0.45, 0.50, 1.0 + 1e-9)
-    for low, high in itertools.pairwise(edges):
-        inside = (gc >= low) & (gc < high)
-        parts.append(Stratum("gc", f"GC {low:.0%} to {min(high, 1):.0%}", known & inside[:, None]))
-    names = np.array(records)
-    if len(set(records)) > 1:
-        parts += [Stratum("record", name, known & (names == name)[:, None]) for name in dict.fromkeys(records)]
-    return [part for part in parts if part.members.any()]
-
-
 def summarise(
     nats: Mapping[int, NDArray[np.float64]], parts: Sequence[Stratum], contexts: Sequence[int]
 ) -> list[dict[str, Any]]:
@@ -193,14 +189,3 @@ def summarise(
                 }
             )
     return rows
-
-
-def check_contexts(contexts: Sequence[int]) -> list[int]:
-    """Contexts in rising order, each once.
-
-    Raises:
-        InputError: there is none, or one is not positive.
-    """
-    if not contexts or min(contexts) < 1:
-        raise InputError("--context: give one or more numbers of bases, for example 1024,16384,131072")
-    return sorted(set(contexts))

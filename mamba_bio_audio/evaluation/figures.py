@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.pipelines.scores import perplexity
 
 
 def training_curve(run: Path, evaluation: dict[str, Any], out: Path) -> None:
@@ -18,7 +18,7 @@ def training_curve(run: Path, evaluation: dict[str, Any], out: Path) -> None:
 
     Args:
         run: folder with `metrics.csv`.
-        evaluation: of `jobs.evaluate`, with baselines.
+        evaluation: of `mba evaluate`, as JSON, with baselines.
         out: PNG to write.
     """
     from matplotlib.figure import Figure
@@ -132,7 +132,7 @@ def context_curves(evaluation: dict[str, Any], out: Path) -> None:
     """Perplexity of the same bases against context, by stratum, and against the place in the window.
 
     Args:
-        evaluation: of `jobs.context.evaluate_context`.
+        evaluation: of `mba evaluate --context`, as JSON.
         out: PNG to write.
     """
     from matplotlib.figure import Figure

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mamba_bio_audio.evaluation.audio_metrics import Judged
+from mamba_bio_audio.pipelines.audio.digits import CLIP_SAMPLES, RATE_HZ, one_second
 
-CLIP_SAMPLES, RATE_HZ = 16_000, 16_000
 Kind = Literal["small", "resnext"]
 _MELS, _FFT, _HOP, _FLOOR_DB = 32, 2048, 512, 80.0
 
@@ -139,13 +139,6 @@ class Judge(nn.Module):
     def num_parameters(self) -> int:
         """Trainable parameters."""
         return sum(p.numel() for p in self.parameters())
-
-
-def one_second(audio: NDArray[np.floating], size: int = CLIP_SAMPLES) -> NDArray[np.float32]:
-    """A clip cut or padded with silence to 16,000 samples."""
-    clip = np.zeros(size, np.float32)
-    clip[: len(audio)] = audio[:size]
-    return clip
 
 
 def judge_clips(judge: Judge, clips: NDArray[np.float32], batch_size: int = 256) -> Judged:

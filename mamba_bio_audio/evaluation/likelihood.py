@@ -20,15 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.scores import perplexity
 from mamba_bio_audio.training.streaming import streamed_loss
-
-
-def perplexity(nats: float) -> float:
-    """exp of mean nats; infinite where that is beyond a float."""
-    try:
-        return math.exp(nats)
-    except OverflowError:
-        return math.inf
 
 
 @dataclass(frozen=True)

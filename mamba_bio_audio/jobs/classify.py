@@ -56,14 +56,17 @@ def classify(config: RunConfig, run: Path, session: Session) -> ClassifyResult:
         run: folder; must be new or empty unless the session resumes or replaces a run.
         session: how it is trained.
     """
-    from mamba_bio_audio.jobs.evaluate import evaluate
+    from mamba_bio_audio.jobs.evaluate import EvaluateOptions, evaluate
+    from mamba_bio_audio.jobs.evaluate_results import ClassesResult
     from mamba_bio_audio.run.train import train
 
     trained = train(config, run, session)
     accuracy = None
     if trained.stopped_by is None:
-        result = evaluate(Path(trained.run), split="valid", device=session.device, baselines=False)
-        accuracy = result["model"]["accuracy"]
+        options = {"run": trained.run, "split": "valid", "device": session.device, "baselines": False}
+        result = evaluate(EvaluateOptions.model_validate(options))
+        assert isinstance(result, ClassesResult)
+        accuracy = result.model.accuracy.model_dump()
     return ClassifyResult(**dict(trained), valid_accuracy=accuracy)
 
 

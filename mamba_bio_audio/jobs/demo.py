@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from mamba_bio_audio.jobs.contract import Device, Options, Overrides, Result
+from mamba_bio_audio.jobs.evaluate_results import LikelihoodResult
 from mamba_bio_audio.text import show
 
 COMMAND = "demo"
@@ -45,7 +46,7 @@ class DemoResult(Result):
 
     run: str
     stopped_by: str | None
-    evaluation: dict[str, Any] | None = None
+    evaluation: SerializeAsAny[LikelihoodResult] | None = None
     samples: str | None = None
     picture: str | None = None
     seconds: float | None = None
@@ -53,9 +54,7 @@ class DemoResult(Result):
 
     def text(self) -> str:
         """The evaluation, the samples, and what to try next."""
-        from mamba_bio_audio.jobs.evaluate import describe_evaluation
-
-        parts = [] if self.evaluation is None else [describe_evaluation(self.evaluation)]
+        parts = [] if self.evaluation is None else [self.evaluation.text()]
         if self.seconds is not None:
             parts.append((_Melodies if self.audio else _Genomes)(Path(self.run)).closing(self.seconds))
         return "\n\n".join(parts)
@@ -185,7 +184,7 @@ def run(options: DemoOptions) -> DemoResult:
     from mamba_bio_audio.files import check_out, write_json
     from mamba_bio_audio.jobs import sample
     from mamba_bio_audio.jobs.common import counters, resolve_device
-    from mamba_bio_audio.jobs.evaluate import evaluate
+    from mamba_bio_audio.jobs.evaluate import EvaluateOptions, evaluate
     from mamba_bio_audio.run.begin import Session
     from mamba_bio_audio.run.config import load_config
     from mamba_bio_audio.run.folder import run_maker
@@ -208,8 +207,9 @@ def run(options: DemoOptions) -> DemoResult:
         return DemoResult(run=str(out), audio=options.audio, stopped_by=trained.stopped_by)
     begin(1)
     with counters(options.quiet) as progress:
-        evaluation = evaluate(out, device=device, progress=progress)
-    write_json(out / "evaluate-test.json", evaluation | {"pictures": [demo.picture]})
+        evaluation = evaluate(EvaluateOptions(run=out, device=options.device), progress)
+    assert isinstance(evaluation, LikelihoodResult)
+    write_json(out / "evaluate-test.json", evaluation.to_json() | {"pictures": [demo.picture]})
     begin(2)
     samples = out / demo.samples["name"]
     size = {key: demo.samples[key] for key in ("length", "num_samples")}
@@ -219,7 +219,7 @@ def run(options: DemoOptions) -> DemoResult:
     if stopped := sample.run(drawn).stopped_by:
         return DemoResult(run=str(out), audio=options.audio, stopped_by=stopped, evaluation=evaluation)
     begin(3)
-    demo.draw(evaluation)
+    demo.draw(evaluation.to_json())
     return DemoResult(
         run=str(out),
         audio=options.audio,

@@ -1,346 +1,538 @@
-"""Held-out likelihood beside baselines."""
+"""`mba evaluate`: how well a model predicts or classifies held-out data, beside what simple models reach on the same data."""
 
 from __future__ import annotations
 
+import csv
+import datetime
+import io
+import json
 import math
+import signal
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+
+from pydantic import Field, field_validator, model_validator
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.likelihood import Likelihood, evaluate_likelihood, perplexity
-from mamba_bio_audio.inference.classify import Strand
-from mamba_bio_audio.jobs.evaluate_classes import evaluate_classes
-from mamba_bio_audio.models.heads import Classifier
-from mamba_bio_audio.models.weights import weights_hash
-from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
-from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
-from mamba_bio_audio.pipelines.audio.yardsticks import left_out, yardsticks
-from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
-from mamba_bio_audio.pipelines.dna.markov import MarkovTable, markov_table
-from mamba_bio_audio.pipelines.spans import Span, merge
-from mamba_bio_audio.pipelines.split_names import SPLITS
-from mamba_bio_audio.pipelines.stream import loader
-from mamba_bio_audio.run import saved
-from mamba_bio_audio.run.config import RunConfig, override, validate
-from mamba_bio_audio.run.data import DataModule, check_same_data, open_data
-from mamba_bio_audio.run.saved import Which
-from mamba_bio_audio.training.fit import resolve_precision
+from mamba_bio_audio.files import locked, unfinished, write_json, write_text
+from mamba_bio_audio.jobs.common import counters, resolve_device
+from mamba_bio_audio.jobs.contract import Cli, Device, Options, Overrides, RunFolder, Which
+from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
+from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, Kept, LikelihoodResult
+from mamba_bio_audio.pipelines.contract import Domain, Progress
+from mamba_bio_audio.pipelines.domains import domain_of
+from mamba_bio_audio.pipelines.scores import Digits, Measured, Scored, Scores
+from mamba_bio_audio.signals import Interrupted
+from mamba_bio_audio.text import cell
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mamba_bio_audio.evaluation.digits import Listeners
+    from mamba_bio_audio.evaluation.likelihood import Likelihood
+    from mamba_bio_audio.run.config import RunConfig
+
+COMMAND = "evaluate"
+PANEL = "Measure"
+K = TypeVar("K", bound=Kept)
+# Seed of the generated digits and of their scores, and resamples of the bootstrap of these.
+SEED, RESAMPLES = 0, 100
 
 
-def evaluate(
-    run: Path,
-    *,
-    split: str = "test",
-    which: Which = "best",
-    device: str = "cpu",
-    baselines: bool = True,
-    length: int | None = None,
-    strand: Strand = "both",
-    overrides: Sequence[str] = (),
-    max_bases: int | None = None,
-    progress: Callable[[str, int, int | None], None] | None = None,
-) -> dict[str, Any]:
-    """Likelihood of a split under a run's model, beside Markov baselines on the same positions (JSON-able).
+class EvaluateOptions(Options):
+    """Options of `mba evaluate`."""
 
-    Each base of the union of the split's intervals is scored once; everything before it in its window is context. A
-    classifier is scored on the fixed windows of the split instead, beside a k-mer baseline (`evaluate_classes`).
-
-    Args:
-        run: run folder or an export of one.
-        split: train, valid or test.
-        which: weights of a run folder.
-        device: "cpu" or "cuda".
-        baselines: also fit Markov models of orders 0 to 12 on the training split, order chosen on validation;
-            for each genome file too where it holds all three splits.
-        length: window; None is the training length.
-        strand: which strands a classifier reads.
-        overrides: `data.*=...` and `train.precision=...`, to evaluate on other data than the run's own.
-        max_bases: score no more than so many bases (of audio: samples): whole windows, evenly spread over the split and the
-            same every time, for the model and for the baselines. The result says so under `part`.
-        progress: called with (what, done, in all), for example ("batches", 3, 10).
-    """
-    model, config, data, described = open_run(run, split, which, device, length, overrides, progress=progress)
-    length = data.length
-    if max_bases is not None and isinstance(model, Classifier):
-        raise InputError(
-            "--max-bases is for language models; a classifier's windows are set by data.evaluation_windows"
-        )
-    if max_bases is not None and max_bases < length:
-        raise InputError(
-            f"--max-bases {max_bases:,} is less than one window of {length:,} {data.codec.unit}s; give more, or a shorter "
-            "--length"
-        )
-
-    def told(what: str) -> Callable[[int, int | None], None] | None:
-        return None if progress is None else lambda done, total: progress(what, done, total)
-
-    if isinstance(model, Classifier):
-        assert isinstance(data, DnaClassesDataModule | AudioClassesDataModule)
-        found = evaluate_classes(
-            model,
-            data,
-            split=split,
-            device=device,
-            narrow=resolve_precision(config.train.precision, device) == "bf16",
-            chunk=config.train.chunk,
-            strand=strand,
-            baselines=baselines,
-            progress=told("sequences"),
-        )
-        source = {key: described[key] for key in ("files", "split_source")}
-        asked = {"run": str(run), "which": which, "weights_sha256": weights_hash(model), "overrides": list(overrides)}
-        return asked | source | found
-    assert not isinstance(data, DnaClassesDataModule)
-    spans: dict[str, list[Span]] = {}
-    if isinstance(data, DnaDataModule):
-        spans = {name: data.evaluation_spans(name) for name in SPLITS}
-    if spans and baselines and not (spans["train"] and spans["valid"]):
-        raise InputError(
-            "the Markov baselines are fitted on the training split and chosen on the validation split, and one of them "
-            "is empty; give intervals for both, or --no-baselines"
-        )
-    likelihood = evaluate_likelihood(
-        model,
-        data.evaluation_dataloader(split, max_tokens=max_bases),
-        device,
-        resolve_precision(config.train.precision, device),
-        told("batches"),
+    run: RunFolder
+    split: Literal["train", "valid", "test"] = Field("test", description="Which split is scored.")
+    which: Which = "best"
+    length: int | None = Field(None, ge=1, description="Length of the windows; default: the training length.")
+    context: Annotated[str | None, Cli(metavar="N,N,...")] = Field(
+        None, description="Instead, score the same bases with each of these numbers of bases before them."
     )
-    result: dict[str, Any] = {
-        "run": str(run),
-        "which": which,
-        "weights": saved.describe_which(config, which),
-        "weights_sha256": weights_hash(model),
-        "split": split,
-        "length": length,
-        "overrides": list(overrides),
-        "files": described["files"],
-        "split_source": described["split_source"],
-        "scored": likelihood.count,
-        "model": _scores(likelihood),
-    }
-    if isinstance(data, AudioDataModule):
-        result |= {"quantizer": data.codec.description, "sample_rate_hz": data.codec.sample_rate_hz}
-        listened = data.evaluation_dataset(split, max_bases).windows
-        laid_out = data.evaluation_windows(split)
-        part = None
-        if len(listened) < len(laid_out.windows):
-            part = [listened[at] for at in range(len(listened))]
-            result["part"] = {
-                "max_bases": max_bases,
-                "windows": len(listened),
-                "of_windows": len(laid_out.windows),
-                "of_bases": laid_out.symbols,
-            }
-        names = data.group_names
-        if len(names) > 1:
-            result["recordings"] = {
-                names[int(group)]: {"model": _scores(score)} | {"scored": score.count}
-                for group, score in likelihood.groups.items()
-            }
-        if baselines:
-            result["yardsticks"], count = yardsticks(data, split, part)
-            assert count == likelihood.count
-            if reason := left_out(data.codec):
-                result["yardsticks_left_out"] = reason
-        return result
-    windows = data.evaluation_windows(split)
-    genomes = data.genome.genomes
-    counts = {"bases": windows.symbols, "unknown": windows.unknown, "first_of_record": windows.first_of_record}
-    dataset = data.evaluation_dataset(split, max_bases)
-    spans_of_part: list[Span] | None = None
-    if len(dataset) < len(windows.windows):
-        # What the windows score: all but their first base, which is context.
-        spans_of_part = merge(Span(span.record, span.start + 1, span.end) for span in dataset.windows)
-        bases = sum(span.end - span.start for span in spans_of_part)
-        counts = {"bases": bases, "unknown": bases - likelihood.count, "first_of_record": 0}
-        result["part"] = {
-            "max_bases": max_bases,
-            "windows": len(dataset),
-            "of_windows": len(windows.windows),
-            "of_bases": windows.symbols,
-        }
-    # Published window rules let training read bases of other splits; both figures are given then.
-    unread = data.unread_dataset(split, config.train.length, spans_of_part) if split != "train" else None
-    if unread is not None:
-        clean = evaluate_likelihood(
-            model,
-            loader(unread, data.batch_size, config.data.num_workers),
-            device,
-            resolve_precision(config.train.precision, device),
-            told("batches of what training never read"),
+    blocks: int = Field(256, ge=1, description="With --context: number of blocks of target bases.")
+    out: Path | None = Field(None, description="With --context: folder for tables and picture; default: RUN.")
+    baselines: bool = Field(True, description="Also fit simple models, such as Markov models or k-mers.")
+    strand: Literal["both", "forward", "reverse"] = Field(
+        "both", description="Strands that a classifier of DNA reads; both takes the mean."
+    )
+    metrics: Literal["likelihood", "sc09", "sc09-judge"] = Field(
+        "likelihood",
+        description="What is measured; sc09: generate spoken digits and have a judge score them (FID, IS, mIS, AM, NDB); "
+        "sc09-judge: only train that judge and the recogniser, or show those that are kept.",
+    )
+    num_samples: int | None = Field(
+        None, ge=4, description="With sc09: number of clips; default: 2048, or 10240 with --protocol paper."
+    )
+    protocol: Literal["plain", "paper"] = Field(
+        "plain", description="With sc09: score all samples, or those that the published protocol selects."
+    )
+    judge: Literal["small", "resnext"] | None = Field(
+        None, description="With sc09: which judge; default: resnext on a GPU, small on a CPU."
+    )
+    judge_epochs: int | None = Field(
+        None, ge=1, description="With sc09 and sc09-judge: epochs that judge and recogniser are trained for."
+    )
+    max_bases: int | None = Field(
+        None,
+        ge=1,
+        description="Score at most this many bases (samples of audio), in windows spread evenly over the split.",
+    )
+    overrides: Overrides = ()
+    device: Device = "auto"
+
+    @property
+    def contexts(self) -> list[int]:
+        """The numbers of `context` in rising order, each once."""
+        return sorted({int(part.replace("_", "")) for part in (self.context or "").split(",") if part})
+
+    @field_validator("context")
+    @classmethod
+    def _numbers(cls, context: str | None) -> str | None:
+        parts = [] if context is None else context.replace("_", "").split(",")
+        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            raise ValueError(
+                f"needs whole numbers above 0, got {context}; write whole numbers with commas between, for example "
+                "1024,16384"
+            )
+        return context
+
+    @model_validator(mode="after")
+    def _whole_windows(self) -> EvaluateOptions:
+        if self.max_bases is not None and (self.metrics != "likelihood" or self.context is not None):
+            raise ValueError("--max-bases goes with the likelihood of whole windows; --context has --blocks instead")
+        return self
+
+
+def run(options: EvaluateOptions) -> LikelihoodResult | ClassesResult | ContextResult | DigitsResult | JudgeResult:
+    """Score each symbol of a split once, beside simple models; or a classifier's accuracy, beside one on k-mers."""
+    with counters(options.quiet) as progress:
+        if options.metrics == "sc09-judge":
+            return _prepare_judge(options, progress)
+        if options.metrics == "sc09":
+            return _evaluate_digits(options, progress)
+        if options.context is not None:
+            return _keep_context(options, _evaluate_context(options, progress))
+        result = evaluate(options, progress)
+    # A run keeps what its own best weights reach on its own data, at the length that it was trained at.
+    own = not options.overrides and options.length is None and options.max_bases is None and options.which == "best"
+    own = own and (options.run / "config.yaml").exists()
+    if isinstance(result, ClassesResult):
+        return _keep_classes(options.run, result) if own else result
+    if own and options.baselines:
+        result = _keep(
+            options.run, result, lambda: write_json(options.run / f"evaluate-{options.split}.json", result.to_json())
         )
-        result["unread"] = {"model": _scores(clean), "scored": clean.count}
-    result |= counts | {
-        "genomes": {
-            genomes[int(group)]: {"model": _scores(score)} | {"scored": score.count}
-            for group, score in likelihood.groups.items()
-        }
-        if len(genomes) > 1
-        else {},
-    }
-    if baselines:
-        scored = spans[split] if spans_of_part is None else spans_of_part
-        fitted = markov_table(
-            data.genome, spans["train"], spans["valid"], scored, progress=told("Markov baselines, bases")
-        )
-        result["markov"] = _markov(fitted)
-        assert result["markov"]["count"] == likelihood.count
-        by_genome = {
-            key: _by_genome(data, value) for key, value in (spans | {"scored": scored}).items() if result["genomes"]
-        }
-        for done, (name, row) in enumerate(result["genomes"].items(), start=1):
-            own = {key: found.get(name, []) for key, found in by_genome.items()}
-            if all(own.values()):
-                row["markov"] = _markov(markov_table(data.genome, own["train"], own["valid"], own["scored"]))
-                assert row["markov"]["count"] == row["scored"]
-            if progress is not None:
-                progress("Markov baselines, genomes", done, len(result["genomes"]))
+    if result.model.nats is None or not math.isfinite(result.model.nats):
+        raise RuntimeError(f"the model's likelihood is {result.model.nats}; its weights are not usable")
     return result
 
 
-def open_run(
-    run: Path,
-    split: str,
-    which: Which,
-    device: str,
-    length: int | None,
-    overrides: Sequence[str],
-    *,
-    kind: str | None = None,
-    progress: Callable[[str, int, int | None], None] | None = None,
-) -> tuple[Any, RunConfig, DataModule, dict[str, Any]]:
-    """Model, configuration, data in windows of `length` (None: as trained) and their summary, all checked.
+def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> LikelihoodResult | ClassesResult:
+    """A model on a split, beside simple models on the same symbols or sequences; nothing is written.
 
-    With `kind` the run must be of that kind of data; `progress` is that of `evaluate`.
+    Each symbol of the split is scored once, with everything before it in its window as context. A classifier is scored on
+    the fixed sequences of the split.
+
+    Args:
+        options: which run, split, weights, length; `context` and `metrics` are not looked at.
+        progress: called with (what, done, in all), for example ("batches", 3, 10).
     """
-    if split not in SPLITS:
-        raise InputError(f"--split {split}: choose one of {', '.join(SPLITS)}")
-    model = saved.load(run, which)
+    opened = open_run(options, progress=progress)
+    return _evaluate_likelihood(opened, progress) if opened.config.head is None else _evaluate_classes(opened, progress)
+
+
+class Opened(NamedTuple):
+    """A run with its data, checked to be those that it was trained on."""
+
+    options: EvaluateOptions
+    device: str
+    model: Any
+    config: RunConfig
+    data: Any
+    described: dict[str, Any]  # summary() of the data
+    domain: Domain
+
+    @property
+    def precision(self) -> str:
+        """bf16 or fp32."""
+        from mamba_bio_audio.training.fit import resolve_precision
+
+        return resolve_precision(self.config.train.precision, self.device)
+
+    def asked(self) -> dict[str, Any]:
+        """What every result says of the run."""
+        from mamba_bio_audio.models.weights import weights_hash
+
+        return {
+            "run": str(self.options.run),
+            "which": self.options.which,
+            "weights_sha256": weights_hash(self.model),
+            "overrides": list(self.options.overrides),
+        }
+
+    def source(self) -> dict[str, Any]:
+        """What every result says of the data."""
+        return {key: self.described[key] for key in ("files", "split_source")}
+
+    def need_language_model(self, what: str) -> None:
+        """Refuse a classifier."""
+        if self.config.head is not None:
+            raise InputError(f"{what} needs a language model, got a classifier ({self.options.run}); leave it out")
+
+
+def open_run(options: EvaluateOptions, *, length: int | None = None, progress: Progress | None = None) -> Opened:
+    """Model, configuration and data of a run.
+
+    Args:
+        options: which run, split and weights.
+        length: of the windows; None is that of the options or else of the training.
+        progress: as of `evaluate`.
+    """
+    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.run.config import RunConfig
+    from mamba_bio_audio.run.data import check_same_data, open_data
+
+    device = resolve_device(options.device)
+    model: Any = saved.load(options.run, options.which)
     if not isinstance(model.config, RunConfig):
-        raise InputError(f"{run}: weights without a run configuration; mba evaluate needs a run or an export of one")
-    if kind is not None and model.config.data.kind != kind:
-        raise InputError(f"{run} is a run of kind {model.config.data.kind}, and this needs one of kind {kind}")
-    config = override_data(model.config, overrides, run)
-    length = length or config.train.length
-    batch = max(1, (2**14 if device == "cpu" else 2**18) // length)
+        raise InputError(
+            f"{options.run}: weights without a run configuration; mba evaluate needs a run or an export of one"
+        )
+    config = _override_data(model.config, options)
+    length = length or options.length or config.train.length
+    batch = max(1, _positions(device) // length)
     data = open_data(config, device, length=length, batch_size=batch, progress=progress)
     data.setup()
     described = data.summary()
-    if not overrides and model.manifest:
-        check_same_data(model.manifest.get("data", {}), described, run)
-    return model, config, data, described
+    if not options.overrides and model.manifest:
+        check_same_data(model.manifest.get("data", {}), described, options.run)
+    return Opened(options, device, model, config, data, described, domain_of(config.data.kind))
 
 
-def override_data(config: RunConfig, overrides: Sequence[str], run: Path) -> RunConfig:
+def _override_data(config: RunConfig, options: EvaluateOptions) -> RunConfig:
     """A run's configuration with other data, or another precision."""
-    for text in overrides:
+    from mamba_bio_audio.run.config import override, validate
+
+    for text in options.overrides:
         if not text.startswith(("data.", "train.precision=")):
             raise InputError(
-                f"--set {text}: evaluation takes data.* and train.precision; the model is as it was trained"
+                f"--set {text}: evaluation accepts data.* and train.precision; the model stays as it was trained"
             )
-    return validate(override(config.model_dump(mode="json"), overrides), str(run), check_files=True)
+    return validate(override(config.model_dump(mode="json"), options.overrides), str(options.run), check_files=True)
 
 
-def _by_genome(data: DnaDataModule, spans: Sequence[Span]) -> dict[str, list[Span]]:
-    """Spans of each genome file."""
-    found: dict[str, list[Span]] = {}
-    for span in spans:
-        found.setdefault(data.genome.genomes[data.genome.genome_of(span.record)], []).append(span)
-    return found
+def _positions(device: str) -> int:
+    """How many positions go through a model at a time."""
+    return 2**14 if device == "cpu" else 2**18
 
 
-def _scores(likelihood: Likelihood) -> dict[str, float]:
-    nats = likelihood.nats_per_base
-    return {"nats": nats, "bits": nats / math.log(2), "perplexity": perplexity(nats)}
+def _told(progress: Progress | None, what: str) -> Callable[[int, int | None], None] | None:
+    return None if progress is None else lambda done, total: progress(what, done, total)
 
 
-def _markov(fitted: MarkovTable) -> dict[str, Any]:
-    orders = [
-        {"nats": float(nats), "bits": float(nats) / math.log(2), "perplexity": perplexity(nats)}
-        for nats in fitted.test.nats_per_base
-    ]
-    return {
-        "count": fitted.test.count,
-        "chosen_order": fitted.order,
-        "smoothing": fitted.smoothing,
-        "best": orders[fitted.order],
-        "orders": orders,
-    }
+def _evaluate_likelihood(opened: Opened, progress: Progress | None) -> LikelihoodResult:
+    from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
+    from mamba_bio_audio.pipelines.stream import loader
+    from mamba_bio_audio.run import saved
 
-
-def describe_evaluation(result: dict[str, Any]) -> str:
-    """The evaluation for people."""
-    if "quantizer" in result:
-        return _describe_audio(result)
-    lines = [
-        f"{result['split']} split: {result['scored']:,} of {result['bases']:,} bases scored "
-        f"({result['unknown']:,} unknown, {result['first_of_record']:,} first of their record), "
-        f"windows of {result['length']:,} (a window's first base has one base of context, Markov models always all)",
-        *_part(result),
-        "",
-        f"{'':<28}{'nats':>9}{'bits':>9}{'perplexity':>12}",
-        _row(f"model ({result['weights']})", result["model"]),
-    ]
-    if "unread" in result:
-        lines.append(_row("  where training never read", result["unread"]["model"]))
-        lines.append(f"  ({result['unread']['scored']:,} of the bases; training windows hold the others)")
-    markov = result.get("markov")
-    if markov:
-        for order, row in enumerate(markov["orders"]):
-            mark = " (best on valid)" if order == markov["chosen_order"] else ""
-            lines.append(_row(f"Markov order {order}{mark}", row))
-        ratio = result["model"]["perplexity"] / markov["best"]["perplexity"] - 1
-        lines.append("")
-        lines.append(
-            f"The model's perplexity is {abs(ratio):.2%} {'below' if ratio < 0 else 'above'} the best Markov baseline"
-            + ("." if ratio < 0 else ": it has learnt less than a table of k-mers.")
+    options, data = opened.options, opened.data
+    if options.max_bases is not None and options.max_bases < data.length:
+        raise InputError(
+            f"--max-bases {options.max_bases:,} is less than one window of {data.length:,} {data.codec.unit}s; give more, "
+            "or a shorter --length"
         )
-    if result["genomes"]:
-        lines += ["", f"{'perplexity by genome':<40}{'model':>9}{'order 1':>10}{'order 3':>10}{'best':>10}"]
-        for name, row in result["genomes"].items():
-            own = row.get("markov")
-            columns = [own["orders"][1], own["orders"][3], own["best"]] if own else []
-            cells = "".join(f"{column['perplexity']:>10.4f}" for column in columns)
-            lines.append(f"{name:<40}{row['model']['perplexity']:>9.4f}{cells}")
-    return "\n".join(lines)
+    if options.baselines:
+        opened.domain.check_yardsticks(data)
+
+    def measure(batches: Any, what: str) -> Likelihood:
+        return evaluate_likelihood(opened.model, batches, opened.device, opened.precision, _told(progress, what))
+
+    def score(windows: Any, what: str) -> Scored:
+        return _scored(measure(loader(windows, data.batch_size, opened.config.data.num_workers), what))
+
+    found = measure(data.evaluation_dataloader(options.split, max_tokens=options.max_bases), "batches")
+    measured = Measured(
+        split=options.split,
+        scored=found.count,
+        groups={int(group): _scored(scores) for group, scores in found.groups.items()},
+        max_symbols=options.max_bases,
+        trained_length=opened.config.train.length,
+        yardsticks=options.baselines,
+    )
+    return LikelihoodResult(
+        **opened.asked(),
+        weights=saved.describe_which(opened.config, options.which),
+        split=options.split,
+        length=data.length,
+        **opened.source(),
+        scored=found.count,
+        model=Scores.of(found.nats_per_base),
+        beside=opened.domain.beside_likelihood(data, measured, score, progress),
+    )
 
 
-def _part(result: dict[str, Any]) -> list[str]:
-    """A line on what was left unscored because of `max_bases`."""
-    if "part" not in result:
-        return []
-    part = result["part"]
-    return [
-        f"A part of the split, evenly spread (--max-bases {part['max_bases']:,}): {part['windows']:,} of "
-        f"{part['of_windows']:,} windows, {result.get('bases', result['scored']):,} of {part['of_bases']:,} "
-        + ("bases; baselines on the same bases" if "bases" in result else "samples; yardsticks on the same samples")
-    ]
+def _scored(likelihood: Likelihood) -> Scored:
+    return Scored(model=Scores.of(likelihood.nats_per_base), scored=likelihood.count)
 
 
-def _describe_audio(result: dict[str, Any]) -> str:
-    rows = {f"model ({result['weights']})": result["model"]["bits"], **result.get("yardsticks", {})}
-    lines = [
-        f"{result['split']} split: {result['scored']:,} samples at {result['sample_rate_hz']:,} Hz scored once, "
-        f"windows of {result['length']:,} (each begins without context; the yardsticks' do not)",
-        *_part(result),
-        "",
-        f"{'bits per sample':<28}{result['quantizer']}",
-        *(f"{name:<28}{bits:>9.4f}" for name, bits in rows.items()),
-    ]
-    if "yardsticks_left_out" in result:
-        lines.append(result["yardsticks_left_out"])
-    best = min(result.get("yardsticks", {}).items(), key=lambda row: row[1], default=None)
-    if best is not None:
-        gain = best[1] - result["model"]["bits"]
-        verdict = "." if gain > 0 else ": it has learnt less than that."
-        lines += ["", f"The model is {abs(gain):.4f} bits {'below' if gain > 0 else 'above'} {best[0]}{verdict}"]
-    if "recordings" in result:
-        lines += ["", *(f"{name:<40}{row['model']['bits']:>9.4f}" for name, row in result["recordings"].items())]
-    return "\n".join(lines)
+def _evaluate_classes(opened: Opened, progress: Progress | None) -> ClassesResult:
+    from mamba_bio_audio.evaluation.classes import evaluate_classes
+    from mamba_bio_audio.inference.classify import Passes
+
+    options = opened.options
+    if options.max_bases is not None:
+        raise InputError(
+            "--max-bases is for language models; a classifier's windows are set by data.evaluation_windows"
+        )
+    found = evaluate_classes(
+        opened.model,
+        opened.data,
+        opened.domain,
+        split=options.split,
+        strand=options.strand,
+        passes=Passes(opened.device, opened.precision == "bf16", opened.config.train.chunk),
+        baselines=options.baselines,
+        progress=_told(progress, "sequences"),
+    )
+    return ClassesResult(**opened.asked(), **opened.source(), **found)
 
 
-def _row(name: str, scores: dict[str, float]) -> str:
-    return f"{name:<28}{scores['nats']:>9.4f}{scores['bits']:>9.4f}{scores['perplexity']:>12.4f}"
+def _evaluate_context(options: EvaluateOptions, progress: Progress) -> ContextResult:
+    from mamba_bio_audio.evaluation.context import nats_under, position_sums, summarise
+    from mamba_bio_audio.pipelines.scores import perplexity
+
+    contexts = options.contexts
+    opened = open_run(options, length=contexts[-1], progress=progress)
+    opened.need_language_model("--context")
+    model, data = opened.model, opened.data
+    if getattr(model, "streaming", "none") != "constant":
+        raise InputError(f"--context needs a model with a constant state, got one with {model.streaming!r}")
+    size = max(1, contexts[0] // 4)
+    blocks = opened.domain.target_blocks(data, options.split, size=size, context=contexts[-1], count=options.blocks)
+    model.to(opened.device).eval()
+    way: Any = {
+        "positions": _positions(opened.device),
+        "device": opened.device,
+        "narrow": opened.precision == "bf16",
+    }
+    nats = nats_under(model, blocks, contexts, **way, progress=_told(progress, "batches"))
+    # A fifth of what the matched part costs, or the whole split where that is less.
+    budget = max(1, options.blocks // 4) * contexts[-1]
+    at_once = max(1, _positions(opened.device) // contexts[-1])
+    by_position = position_sums(
+        model, data.evaluation_dataloader(options.split, batch_size=at_once, max_tokens=budget), **way
+    )
+    return ContextResult(
+        **opened.asked(),
+        split=options.split,
+        contexts=contexts,
+        block_bases=blocks.size,
+        blocks=blocks.count,
+        target_bases=int(blocks.strata[0].members.sum()),
+        trained_length=opened.config.train.length,
+        longest_context_inside_split=blocks.inside,
+        matched=summarise(nats, blocks.strata, contexts),
+        by_position=[
+            {
+                "first": row.first,
+                "last": row.last,
+                "count": row.scored,
+                "nats": row.nats / row.scored,
+                "perplexity": perplexity(row.nats / row.scored),
+            }
+            for row in by_position
+        ],
+    )
+
+
+def _evaluate_digits(options: EvaluateOptions, progress: Progress) -> DigitsResult:
+    import numpy as np
+
+    from mamba_bio_audio.evaluation import digits as judging
+    from mamba_bio_audio.evaluation.audio_metrics import paper_selection
+    from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
+    from mamba_bio_audio.models.weights import weights_hash
+    from mamba_bio_audio.pipelines.audio.digits import RATE_HZ
+    from mamba_bio_audio.pipelines.audio.figures import spectrograms
+    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.run.environment import environment
+
+    count = judging.samples_wanted(options.num_samples, options.protocol)
+    opened = open_run(options, progress=progress)
+    opened.need_language_model("--metrics sc09")
+    data, clips = opened.data, opened.domain.digits(opened.data)
+    heard_by = _listeners(options, clips, opened.described, progress)
+    bits = evaluate_likelihood(
+        opened.model,
+        data.evaluation_dataloader("test"),
+        opened.device,
+        opened.precision,
+        _told(progress, "scoring test clips"),
+    ).nats_per_base / math.log(2)
+    made, log_likelihood = _generated(opened, count, progress)
+    chosen = np.arange(len(made)) if options.protocol == "plain" else paper_selection(log_likelihood, SEED)
+    result = DigitsResult(
+        run=str(options.run),
+        which=saved.describe_which(opened.config, options.which),
+        weights_sha256=weights_hash(opened.model),
+        protocol=options.protocol,
+        generated=len(made),
+        scored=len(chosen),
+        seed=SEED,
+        judge=heard_by.judged_by,
+        quantizer=data.codec.description,
+        test_bits=bits,
+        **judging.score_digits(made, chosen, clips, heard_by, seed=SEED, resamples=RESAMPLES),
+        **opened.source(),
+        comparable=False,
+        not_comparable_because=clips.differences,
+        environment=environment(opened.device),
+    )
+
+    def write() -> None:
+        write_json(options.run / "sc09" / "metrics.json", result.to_json())
+        first = [(f"sample {row}", made[row]) for row in range(min(4, len(made)))]
+        picture = options.run / "sc09" / "first-samples.png"
+        spectrograms([("a test clip", clips.clips["test"][0]), *first], RATE_HZ, picture)
+
+    return _keep(options.run, result, write)
+
+
+def _prepare_judge(options: EvaluateOptions, progress: Progress) -> JudgeResult:
+    """Judge and recogniser alone; the run need have no weights yet."""
+    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.run.data import open_data
+
+    config = _override_data(saved.read_config(options.run), options)
+    if config.head is not None:
+        raise InputError(f"--metrics sc09-judge needs a language model, got a classifier ({options.run}); leave it out")
+    data = open_data(config, resolve_device(options.device))
+    data.setup()
+    clips = domain_of(config.data.kind).digits(data)
+    heard_by = _listeners(options, clips, data.summary(), progress)
+    return JudgeResult(judge=heard_by.judged_by, recogniser=heard_by.recognised_by)
+
+
+def _listeners(options: EvaluateOptions, clips: Digits, described: dict[str, Any], progress: Progress) -> Listeners:
+    """Judge and recogniser of some clips, from the cache or trained now."""
+    from mamba_bio_audio.evaluation.digits import Listeners, judge_config, load_judge
+    from mamba_bio_audio.run.environment import environment
+
+    device = resolve_device(options.device)
+    found: list[Any] = []
+    for name, no_digit in (("judge", False), ("recogniser", True)):
+        settings = judge_config(options.judge, options.judge_epochs, device, no_digit)
+        told = _told(progress, f"training the {name}")
+        found += load_judge(clips, described, settings, device, environment(device), no_digit=no_digit, progress=told)
+    return Listeners(*found)
+
+
+def _generated(opened: Opened, count: int, progress: Progress) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Clips (n, 16000) of one second and their log-likelihoods; sampled into RUN/sc09 once, and continued there."""
+    import numpy as np
+    import soundfile
+
+    from mamba_bio_audio.inference.row_files import open_files_allowed
+    from mamba_bio_audio.jobs.sample import SampleOptions, sample
+    from mamba_bio_audio.models.weights import weights_hash
+    from mamba_bio_audio.pipelines.audio import digits
+
+    folder, weights = opened.options.run / "sc09", weights_hash(opened.model)
+    out = folder / f"samples-{weights[:8]}-{count}-{SEED}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not out.exists():
+        # On a GPU a step costs hardly more for many clips.
+        at_once = open_files_allowed(1024 if opened.device == "cuda" else 512)
+        options = SampleOptions(
+            run=opened.options.run,
+            out=out,
+            which=opened.options.which,
+            length=digits.CLIP_SAMPLES,
+            num_samples=count,
+            batch_size=min(at_once, count),
+            seed=SEED,
+            resume=unfinished(out).exists(),
+        )
+        model = opened.model.to(opened.device)
+        stopped = sample(model, options, opened.device, _told(progress, "sampling")).stopped_by
+        if stopped:
+            raise Interrupted(signal.Signals[stopped])
+    file, clips = out / "samples.json", []
+    try:
+        log_likelihood = np.array(json.loads(file.read_text(encoding="utf-8"))["log_likelihood"])
+        for row in range(count):
+            file = out / f"sample-{row:05d}.flac"
+            clips.append(digits.one_second(soundfile.read(file, dtype="float32")[0]))
+    except (OSError, ValueError, KeyError, soundfile.SoundFileError) as error:
+        raise InputError(
+            f"{file}: missing or damaged ({error}); delete the folder {out}, and its clips are made again"
+        ) from None
+    return np.stack(clips), log_likelihood
+
+
+def _keep(folder: Path, result: K, write: Callable[[], None]) -> K:
+    """Write into a folder while nobody else does; where somebody does, the result is shown and says that it is not kept."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except InputError as error:
+            return result.model_copy(update={"not_kept": f"not written to {folder}: {error}"})
+        write()
+    return result
+
+
+def _keep_classes(run: Path, result: ClassesResult) -> ClassesResult:
+    """Into the run folder: JSON, picture, predictions. Evaluations of a split are counted, the returned one included."""
+    from mamba_bio_audio.evaluation.figures import confusion_picture
+
+    path, picture = run / f"evaluate-{result.split}.json", run / f"confusion-{result.split}.png"
+    kept = result
+
+    def write() -> None:
+        nonlocal kept
+        before: list[str] = []
+        if path.exists():
+            try:
+                before = list(json.loads(path.read_text(encoding="utf-8")).get("evaluations", []))
+            except (ValueError, AttributeError):
+                raise InputError(f"{path}: damaged; delete it to evaluate again") from None
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        kept = result.model_copy(update={"evaluations": (*before, now), "pictures": (picture.name,)})
+        write_json(path, kept.to_json())
+        write_text(run / f"predictions-{result.split}.tsv", result.predictions)
+        confusion_picture(result.model.model_dump(), picture)
+
+    refused = _keep(run, result, write)
+    return refused if refused.not_kept else kept
+
+
+def _keep_context(options: EvaluateOptions, result: ContextResult) -> ContextResult:
+    """`evaluate-context-<split>` as JSON, CSV (strata, positions) and PNG."""
+    from mamba_bio_audio.evaluation.figures import context_curves
+
+    folder, stem = options.out or options.run, f"evaluate-context-{result.split}"
+    paths = tuple(folder / f"{stem}{suffix}" for suffix in (".json", ".csv", "-position.csv", ".png"))
+
+    def write() -> None:
+        found = result.to_json()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(paths[0], found | {"pictures": [paths[3].name]})
+        write_text(paths[1], _csv(found["matched"]))
+        write_text(paths[2], _csv(found["by_position"]))
+        context_curves(found, paths[3])
+
+    kept = _keep(folder, result, write)
+    return kept if kept.not_kept or options.quiet else kept.model_copy(update={"written": paths})
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows
+    )
+    return text.getvalue()

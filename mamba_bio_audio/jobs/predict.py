@@ -229,12 +229,13 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
 
 def _ask_judge(options: PredictOptions, out: Path | None, device: str, progress: Progress) -> dict[str, Any]:
     """The same by the judge or recogniser of generated digits, which hears the first second of each recording."""
-    from mamba_bio_audio.evaluation.judge import CLIP_SAMPLES, RATE_HZ, judge_clips, one_second
+    from mamba_bio_audio.evaluation.digits import open_judge
+    from mamba_bio_audio.evaluation.judge import judge_clips
     from mamba_bio_audio.files import locked
     from mamba_bio_audio.inference.predict import Prediction
     from mamba_bio_audio.inference.prediction_table import PredictionTable
-    from mamba_bio_audio.jobs.sc09 import open_judge
     from mamba_bio_audio.models.weights import weights_hash
+    from mamba_bio_audio.pipelines.audio.digits import CLIP_SAMPLES, RATE_HZ, one_second
     from mamba_bio_audio.pipelines.audio.prepare import DIGITS
     from mamba_bio_audio.pipelines.audio.records import clips
     from mamba_bio_audio.signals import StopSignal

@@ -201,9 +201,7 @@ def _curves(run: Path, per: str) -> Section:
 
 
 def _evaluations(run: Path, weights: _Weights) -> list[Section]:
-    from mamba_bio_audio.jobs.context import describe_context
-    from mamba_bio_audio.jobs.evaluate import describe_evaluation
-    from mamba_bio_audio.jobs.evaluate_classes import describe as describe_classes
+    from mamba_bio_audio.jobs.evaluate_results import read_evaluation
     from mamba_bio_audio.run import saved
 
     sections = []
@@ -212,12 +210,7 @@ def _evaluations(run: Path, weights: _Weights) -> list[Section]:
     for path in [*saved.evaluation_files(run), *contexts]:
         with as_written(path, "remove it, or run mba evaluate again"):
             result = json.loads(path.read_text(encoding="utf-8"))
-            if path in contexts:
-                text = describe_context(result)
-            elif result.get("task") == "classification":
-                text = describe_classes(result)
-            else:
-                text = describe_evaluation(result)
+            text = read_evaluation(result, domain_of(weights.config.data.kind)).text()
             named = [str(name) for name in result.get("pictures", [])]
         name = path.stem.removeprefix("evaluate-")
         remark, shown = weights.remark(result)
@@ -241,14 +234,14 @@ def _judged(run: Path, weights: _Weights) -> list[Section]:
 
 def judged_samples(run: Path) -> tuple[dict[str, Any], str] | None:
     """The judge's scores, and as `mba evaluate --metrics sc09` prints them; None where there are none."""
-    from mamba_bio_audio.jobs.sc09 import describe_sc09
+    from mamba_bio_audio.jobs.digits_results import DigitsResult
 
     path = inside(run, "sc09/metrics.json")
     if not path.exists():
         return None
     with as_written(path, "evaluate with --metrics sc09 again, or remove it"):
         scores = json.loads(path.read_text(encoding="utf-8"))
-        return scores, describe_sc09(scores)
+        return scores, DigitsResult.model_validate(scores).text()
 
 
 def _samples(

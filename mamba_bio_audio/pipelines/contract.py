@@ -21,6 +21,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.scores import (
+    ClassNotes,
+    ClassYardstick,
+    Digits,
+    LikelihoodNotes,
+    Measured,
+    Score,
+    TargetBlocks,
+)
 
 # Called with (what, done, in all) while something long goes on.
 Progress = Callable[[str, int, int | None], None]
@@ -362,3 +371,55 @@ class Domain(ABC):
 
     def write_tokenizer(self, codec: Any, folder: Path) -> None:  # noqa: B027
         """Write into an export what other programs need to encode as the codec does; nothing where there is no such thing."""
+
+    # What an evaluation says beside the scores of a model. `data` is a data module of this domain, set up.
+
+    likelihood_notes: ClassVar[type[LikelihoodNotes]] = LikelihoodNotes
+    class_notes: ClassVar[type[ClassNotes]] = ClassNotes
+
+    def check_yardsticks(self, data: Any) -> None:  # noqa: B027
+        """Refuse data that no yardstick can be fitted on, before a model is scored.
+
+        Raises:
+            InputError: there are too few; the message says what is missing.
+        """
+
+    def beside_likelihood(
+        self, data: Any, found: Measured, score: Score, progress: Progress | None = None
+    ) -> LikelihoodNotes:
+        """What was scored and, where `found.yardsticks`, what simple models reach on the very same symbols.
+
+        Args:
+            data: of a language model.
+            found: what the model reached.
+            score: scores other windows with the same model.
+            progress: called while yardsticks are fitted.
+        """
+        return LikelihoodNotes()
+
+    def class_yardstick(self, data: Any) -> ClassYardstick | None:
+        """A simple classifier fitted on the training sequences; None where the domain has none."""
+        return None
+
+    def beside_classes(self, data: Any) -> ClassNotes:
+        """What bounds the accuracy of any classifier on these data."""
+        return ClassNotes()
+
+    def target_blocks(self, data: Any, split: str, *, size: int, context: int, count: int) -> TargetBlocks:
+        """Up to `count` blocks of `size` symbols of a split with at least `context` symbols before each.
+
+        Raises:
+            InputError: there is no such block, or the domain has no such blocks at all.
+        """
+        raise InputError(f"--context needs a language model of DNA, got one of {self.name}; leave --context out")
+
+    def digits(self, data: Any) -> Digits:
+        """Clips of spoken digits, for scores of generated ones.
+
+        Raises:
+            InputError: the data are something else.
+        """
+        raise InputError(
+            f"--metrics sc09 needs a language model of recordings of spoken digits, got one of {self.name}; "
+            "leave --metrics out"
+        )

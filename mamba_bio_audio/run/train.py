@@ -11,10 +11,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import mark, replacing, write_json, write_text
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.domains import domain_of
+from mamba_bio_audio.pipelines.scores import perplexity
 from mamba_bio_audio.run.begin import Prepared, Session, prepare
 from mamba_bio_audio.run.config import RunConfig, to_yaml
 from mamba_bio_audio.run.data import DataWatch, open_data

@@ -11,8 +11,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mamba_bio_audio.evaluation.likelihood import perplexity
 from mamba_bio_audio.files import name_full_disk, write_text
+from mamba_bio_audio.pipelines.scores import perplexity
 
 FIELDS = (
     "step",

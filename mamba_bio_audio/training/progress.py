@@ -6,7 +6,7 @@ import math
 import sys
 import time
 
-from mamba_bio_audio.evaluation.likelihood import perplexity
+from mamba_bio_audio.pipelines.scores import perplexity
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.cores import CoreWatch
 

@@ -9,11 +9,11 @@ import pytest
 from mamba_bio_audio.evaluation.classification import (
     bootstrap_mean,
     classification_report,
-    describe_classification,
     most_confused,
 )
 from mamba_bio_audio.evaluation.figures import confusion_picture
 from mamba_bio_audio.files import to_json
+from mamba_bio_audio.jobs.evaluate_results import ClassReport
 
 LABELS = ["fly", "human", "mouse"]
 
@@ -154,11 +154,11 @@ def test_tables_of_many_classes_show_the_worst():
     p = np.full((len(targets), count), 0.5 / (count - 1))
     p[np.arange(len(targets)), chosen] = 0.5
     report = classification_report(p, targets, [f"class{at}" for at in range(count)])
-    text = describe_classification(report)
+    text = ClassReport.model_validate(report).text()
     lines = text.splitlines()
     assert len(lines) < 60
     assert max(map(len, lines)) < 120
-    assert "of 500 classes those with the lowest F1" in text
+    assert "the classes with the lowest F1 of 500" in text
     shown = [
         line.split()[0] for line in lines[lines.index(next(x for x in lines if x.startswith("class "))) + 1 :][:20]
     ]
@@ -171,8 +171,8 @@ def test_tables_of_many_classes_show_the_worst():
 def test_a_report_read_back_from_json_is_described():
     """Undefined scores are null there."""
     report = classification_report(certain([0, 0, 1]), [0, 1, 1], LABELS)
-    text = describe_classification(json.loads(to_json(report)))
-    assert text == describe_classification(report)
+    text = ClassReport.model_validate(json.loads(to_json(report))).text()
+    assert text == ClassReport.model_validate(report).text()
     assert next(line.split() for line in text.splitlines() if line.startswith("mouse")) == [
         "mouse",
         "0",
@@ -195,7 +195,7 @@ def test_strata_have_their_own_accuracy():
     assert report["strata"]["inside"]["accuracy"]["value"] == 1.0
     assert report["strata"]["outside"]["accuracy"]["value"] == 0.5
     assert report["strata"]["nowhere"] == {"count": 0, "accuracy": None}
-    text = describe_classification(report)
+    text = ClassReport.model_validate(report).text()
     assert "accuracy inside: 100.0%" in text
     assert "accuracy nowhere: none" in text
 

@@ -1,4 +1,4 @@
-"""The same bases under every context: sums, strata and pairing against direct computation."""
+"""The same bases under every context: sums and pairing against direct computation."""
 
 import math
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.context import check_contexts, position_sums, strata, summarise, target_nats
+from mamba_bio_audio.evaluation.context import position_sums, summarise, target_nats
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.pipelines.dna.target_blocks import strata
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +52,6 @@ def test_octaves_of_context(model, positions):
         assert row.nats == pytest.approx(2 * float(nats[:, part][keep].sum()), rel=1e-9)
 
 
-def test_strata_part_the_bases():
-    rng = np.random.default_rng(0)
-    known, lower = rng.random((6, 8)) < 0.9, rng.random((6, 8)) < 0.4
-    gc = np.array([0.1, 0.35, 0.42, 0.47, 0.6, 1.0])
-    parts = strata(known, lower, gc, ["a", "a", "b", "b", "b", "c"])
-    assert parts[0].members is known
-    for kind in ("case", "gc", "record"):
-        members = [part.members for part in parts if part.kind == kind]
-        assert (np.sum(members, axis=0) == known).all(), kind
-    assert [part.name for part in parts if part.kind == "gc"][:2] == ["GC 0% to 35%", "GC 35% to 40%"]
-    # Nothing to compare: one case, one record.
-    assert {part.kind for part in strata(known, known, gc, ["a"] * 6)} == {"all", "case", "gc"}
-    assert {part.kind for part in strata(known, np.zeros_like(known), gc, ["a"] * 6)} == {"all", "gc"}
-
-
 def test_gains_are_paired():
     """Blocks differ widely; the gain does not, and its error says so."""
     rng = np.random.default_rng(1)
@@ -85,10 +70,3 @@ def test_gains_are_paired():
         noise, strata(np.ones((50, 4), bool), np.zeros((50, 4), bool), np.full(50, 0.4), ["a"] * 50)[:1], [8, 64]
     )
     assert row["gain_standard_error"] == pytest.approx(0.5 / math.sqrt(50), rel=0.25)
-
-
-def test_contexts_are_sorted_and_checked():
-    assert check_contexts([64, 8, 64]) == [8, 64]
-    for wrong in ([], [0], [4, -1]):
-        with pytest.raises(InputError, match="--context"):
-            check_contexts(wrong)

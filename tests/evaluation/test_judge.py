@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from mamba_bio_audio.evaluation.judge import (
-    CLIP_SAMPLES,
     SMALL,
     Judge,
     LogMel,
@@ -16,9 +15,9 @@ from mamba_bio_audio.evaluation.judge import (
     impostors,
     joined_halves,
     judge_clips,
-    one_second,
     train_judge,
 )
+from mamba_bio_audio.pipelines.audio.digits import CLIP_SAMPLES, one_second
 
 
 def tones(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

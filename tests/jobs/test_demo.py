@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.jobs.evaluate_results import LikelihoodResult
 from mamba_bio_audio.jobs.sample import SampleResult
+from mamba_bio_audio.pipelines.scores import LikelihoodNotes, Scores
 
 
 @pytest.mark.slow
@@ -58,8 +60,10 @@ def test_a_demo_that_is_stopped_while_it_samples_ends_so(tmp_path, monkeypatch, 
     out = tmp_path / "demo"
     out.mkdir()
     monkeypatch.setattr("mamba_bio_audio.run.train.train", lambda *given: SimpleNamespace(stopped_by=None, unit="base"))
-    monkeypatch.setattr("mamba_bio_audio.jobs.evaluate.evaluate", lambda *given, **options: {})
-    monkeypatch.setattr("mamba_bio_audio.jobs.evaluate.describe_evaluation", str)
+    found = LikelihoodResult(
+        weights="best", split="test", length=8, scored=1, model=Scores.of(1.0), beside=LikelihoodNotes()
+    )
+    monkeypatch.setattr("mamba_bio_audio.jobs.evaluate.evaluate", lambda *given: found)
     stopped = SampleResult(out=None, num_samples=3, length=600, stopped_by="SIGTERM")
     monkeypatch.setattr("mamba_bio_audio.jobs.sample.run", lambda options: stopped)
     with pytest.raises(SystemExit) as stop:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mamba_bio_audio.pipelines.audio import evaluation
 from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.contract import (
@@ -18,6 +19,7 @@ from mamba_bio_audio.pipelines.contract import (
     SampleWriter,
     Symbols,
 )
+from mamba_bio_audio.pipelines.scores import Digits, Measured, Score
 
 
 class Audio(Domain):
@@ -102,6 +104,20 @@ class Audio(Domain):
         return [
             "Samples can repeat training recordings; the rights in those recordings are not affected by these weights."
         ]
+
+    likelihood_notes = evaluation.AudioNotes
+
+    def beside_likelihood(
+        self, data: Any, found: Measured, score: Score, progress: Progress | None = None
+    ) -> evaluation.AudioNotes:
+        """The quantiser, recordings, tables of levels and linear prediction."""
+        return evaluation.beside_likelihood(data, found, progress)
+
+    def digits(self, data: Any) -> Digits:
+        """Clips in folders named zero to nine."""
+        from mamba_bio_audio.pipelines.audio.digits import digits
+
+        return digits(data)
 
 
 DOMAIN = Audio()

@@ -16,8 +16,10 @@ from mamba_bio_audio.pipelines.contract import (
     SampleWriter,
     Symbols,
 )
+from mamba_bio_audio.pipelines.dna import evaluation
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.scores import ClassYardstick, Measured, Score, TargetBlocks
 
 
 class Dna(Domain):
@@ -142,6 +144,35 @@ class Dna(Domain):
         from mamba_bio_audio.pipelines.dna import card
 
         card.write_tokenizer(codec, folder)
+
+    likelihood_notes = evaluation.DnaNotes
+    class_notes = evaluation.DnaClassNotes
+
+    def check_yardsticks(self, data: Any) -> None:
+        """Markov models need a training and a validation split."""
+        evaluation.check_markov(data)
+
+    def beside_likelihood(
+        self, data: Any, found: Measured, score: Score, progress: Progress | None = None
+    ) -> evaluation.DnaNotes:
+        """Counts of bases, genomes, Markov models."""
+        return evaluation.beside_likelihood(data, found, score, progress)
+
+    def class_yardstick(self, data: Any) -> ClassYardstick:
+        """Logistic regression on k-mers."""
+        from mamba_bio_audio.pipelines.dna.kmers import kmer_baseline
+
+        return kmer_baseline(data)
+
+    def beside_classes(self, data: Any) -> evaluation.DnaClassNotes:
+        """Equal sequences under several labels."""
+        return evaluation.DnaClassNotes(label_conflicts=data.corpus.label_conflicts())
+
+    def target_blocks(self, data: Any, split: str, *, size: int, context: int, count: int) -> TargetBlocks:
+        """Blocks of bases, their strata by case, GC and record."""
+        from mamba_bio_audio.pipelines.dna.target_blocks import open_blocks
+
+        return open_blocks(data, split, size=size, context=context, count=count)
 
 
 DOMAIN = Dna()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.tokenizer import A, T
+from mamba_bio_audio.pipelines.scores import labelled_sequences
 
 # Word lengths; from the second on, the search ends where two in a row have done no better.
 SIZES, ALWAYS_TRIED = tuple(range(1, 11)), 8
@@ -34,6 +35,8 @@ DENSE_K = 6
 MOST_WORK, DENSE_GAIN = 1 << 29, 8
 # A step that gains less than this many nats on validation ends a search.
 LEAST_GAIN = 1e-4
+# At most so many training sequences, and so many bases (0.5 GiB of counts), which takes minutes on one core.
+MOST_SEQUENCES, MOST_BASES = 40_000, 1 << 26
 Rows = Sequence[NDArray[np.uint8]]
 
 
@@ -62,6 +65,24 @@ class KmerBaseline(NamedTuple):
             "edges": self.edges,
             "left_out": self.left_out,
         }
+
+
+def kmer_baseline(data: Any) -> KmerBaseline:
+    """Fitted on the first sequences of the training stream of labelled DNA, chosen on its validation windows."""
+    rows, labels = training_sequences(data)
+    valid, valid_labels = labelled_sequences(data.evaluation_dataset("valid"))
+    return fit_kmers(rows, labels, valid, valid_labels, len(data.corpus.classes))
+
+
+def training_sequences(data: Any, at_most: int = MOST_SEQUENCES) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
+    """Token ids and classes of the first sequences of the training stream, as many as the baseline is fitted on."""
+    stream = data.stream()
+    there = len(data.training_windows(data.length))
+    count = max(50 * len(data.corpus.classes), min(at_most, MOST_BASES // data.length, 20 * there))
+    if data.corpus.labelled.examples:
+        count = min(count, there)
+    examples = [stream.example(sample) for sample in range(count)]
+    return [ids for ids, _ in examples], np.array([label for _, label in examples], dtype=np.int64)
 
 
 def kmer_frequencies(rows: Rows, k: int) -> Any:

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.tokenizer import A, C, G, T
+from mamba_bio_audio.pipelines.scores import Stratum, TargetBlocks
 from mamba_bio_audio.pipelines.spans import Span
 from mamba_bio_audio.pipelines.windows import evenly_spaced
+
+
+def open_blocks(data: Any, split: str, *, size: int, context: int, count: int) -> TargetBlocks:
+    """Target blocks of a split with their strata; see `Domain.target_blocks`."""
+    genome, spans = data.corpus.genome, data.evaluation_spans(split)
+    blocks = target_blocks(spans, genome, size=size, context=context, count=count)
+    ids = np.stack([genome.fetch(*block) for block in blocks])
+    known = (ids >= A) & (ids <= T)
+    lower = np.stack([genome.lower_case(*block) for block in blocks])
+    gc = ((ids == C) | (ids == G)).sum(1) / known.sum(1)
+    inside = sum(_shared(block.record, block.start - context, block.start, spans) for block in blocks)
+    return TargetBlocks(
+        count=len(blocks),
+        size=size,
+        windows=lambda some, before: np.stack([genome.fetch(b.record, b.start - before, b.end) for b in blocks[some]]),
+        strata=strata(known, lower, gc, [block.record for block in blocks]),
+        inside=inside / (len(blocks) * context),
+    )
+
+
+def _shared(record: str, start: int, end: int, spans: Sequence[Any]) -> int:
+    """Bases of [start, end) inside the spans, which are disjoint."""
+    return sum(max(0, min(end, s.end) - max(start, s.start)) for s in spans if s.record == record)
 
 
 def target_blocks(spans: Sequence[Span], genome: Genome, *, size: int, context: int, count: int) -> list[Span]:
@@ -39,3 +67,30 @@ def target_blocks(spans: Sequence[Span], genome: Genome, *, size: int, context: 
             else f"the split has no stretch of {size:,} bases, a quarter of the shortest context; give a shorter one too"
         )
     return [blocks[i] for i in evenly_spaced(len(blocks), count)]
+
+
+def strata(
+    known: NDArray[np.bool_], lower: NDArray[np.bool_], gc: NDArray[np.float64], records: Sequence[str]
+) -> list[Stratum]:
+    """Parts of the target bases by repeat masking, GC content and record.
+
+    Args:
+        known: (blocks, K), A, C, G or T.
+        lower: (blocks, K), written in lower case: interspersed and tandem repeats in a soft-masked genome.
+        gc: (blocks,) share of G and C among the known bases of the block.
+        records: name per block.
+    """
+    parts = [Stratum("all", "all", known)]
+    if lower.any() and not lower.all():
+        parts += [
+            Stratum("case", "lower case (soft-masked)", known & lower),
+            Stratum("case", "upper case", known & ~lower),
+        ]
+    edges = (0.0, 0.35, 0.40, 0.45, 0.50, 1.0 + 1e-9)
+    for low, high in itertools.pairwise(edges):
+        inside = (gc >= low) & (gc < high)
+        parts.append(Stratum("gc", f"GC {low:.0%} to {min(high, 1):.0%}", known & inside[:, None]))
+    names = np.array(records)
+    if len(set(records)) > 1:
+        parts += [Stratum("record", name, known & (names == name)[:, None]) for name in dict.fromkeys(records)]
+    return [part for part in parts if part.members.any()]

@@ -1,10 +1,11 @@
 """Target blocks have their context and lie in the split."""
 
+import numpy as np
 import pytest
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.genome import Genome
-from mamba_bio_audio.pipelines.dna.target_blocks import target_blocks
+from mamba_bio_audio.pipelines.dna.target_blocks import strata, target_blocks
 from mamba_bio_audio.pipelines.spans import Span
 
 
@@ -32,3 +33,18 @@ def test_a_context_longer_than_any_record_is_refused(genome) -> None:
         target_blocks([Span("a", 100, 500)], genome, size=10, context=500, count=9)
     with pytest.raises(InputError, match="no stretch of 100 bases, a quarter of the shortest context; give a shorter"):
         target_blocks([Span("b", 0, 90)], genome, size=100, context=1, count=9)
+
+
+def test_strata_part_the_bases():
+    rng = np.random.default_rng(0)
+    known, lower = rng.random((6, 8)) < 0.9, rng.random((6, 8)) < 0.4
+    gc = np.array([0.1, 0.35, 0.42, 0.47, 0.6, 1.0])
+    parts = strata(known, lower, gc, ["a", "a", "b", "b", "b", "c"])
+    assert parts[0].members is known
+    for kind in ("case", "gc", "record"):
+        members = [part.members for part in parts if part.kind == kind]
+        assert (np.sum(members, axis=0) == known).all(), kind
+    assert [part.name for part in parts if part.kind == "gc"][:2] == ["GC 0% to 35%", "GC 35% to 40%"]
+    # Nothing to compare: one case, one record.
+    assert {part.kind for part in strata(known, known, gc, ["a"] * 6)} == {"all", "case", "gc"}
+    assert {part.kind for part in strata(known, np.zeros_like(known), gc, ["a"] * 6)} == {"all", "gc"}

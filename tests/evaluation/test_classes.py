@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mamba_bio_audio.jobs import evaluate_classes as subject
-from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
+from mamba_bio_audio.evaluation import classes as subject
+from mamba_bio_audio.jobs.evaluate_results import ClassesResult
+from mamba_bio_audio.pipelines.contract import Symbols
+from mamba_bio_audio.pipelines.scores import ClassNotes
 from mamba_bio_audio.pipelines.spans import Region
 
 LENGTH = 12
 
 
-class Data(DnaClassesDataModule):
+class Data:
     """Sequences without files."""
 
     def __init__(self, targets: np.ndarray, classes: int) -> None:
@@ -26,19 +28,19 @@ class Data(DnaClassesDataModule):
         )
 
     @property
+    def corpus(self):
+        return self
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return self.names
 
-    pad_id = 4
-    codec = SimpleNamespace(unit="base", reverse_complement=lambda ids: ids)
+    config = None
 
     def evaluation_dataset(self, split):
         return self.dataset
 
     def strata(self, split):
-        return {}
-
-    def label_conflicts(self):
         return {}
 
 
@@ -72,10 +74,14 @@ def evaluate(monkeypatch: pytest.MonkeyPatch):
                 {"k": 4, "strength": 0.1, "trained_on": 9, "candidates": [{"k": 4}]} | {"edges": [], "left_out": []}
             ),
         )
-        monkeypatch.setattr(subject, "kmer_baseline", lambda data: fitted)
         data = Data(targets, classes)
+        domain = SimpleNamespace(
+            class_yardstick=lambda data: fitted,
+            beside_classes=lambda data: ClassNotes(),
+            symbols=lambda config, length: Symbols("base", 4, strands=("both", "forward", "reverse")),
+        )
         model = SimpleNamespace(labels=data.classes, to=lambda device: None)
-        return subject.evaluate_classes(model, data, split="test", device="cpu", narrow=False), len(calls)
+        return subject.evaluate_classes(model, data, domain, split="test"), len(calls)
 
     yield run
     monkeypatch.undo()
@@ -106,7 +112,7 @@ def test_pairs_of_many_classes_are_the_most_confused(evaluate):
     assert len(result["model"]["pairs"]) == len(result["kmers"]["pairs"]) == len(result["gain"]) - 1 == 190
     assert result["pairs_of"] == 7140
     assert means == 3 * 190 + 1
-    text = subject.describe(result)
+    text = ClassesResult(**result).text()
     assert "(the 190 pairs that the model confuses most, of 7,140)" in text
     assert len(text) < 40_000
     rows = list(csv.DictReader(io.StringIO(result["predictions"]), delimiter="\t"))
@@ -119,30 +125,4 @@ def test_pairs_of_many_classes_are_the_most_confused(evaluate):
 def test_one_locus_has_no_interval_and_is_described(evaluate):
     targets = np.array([0, 1])
     result, _ = evaluate(targets, 3, probabilities(targets, 3, {}), probabilities(targets, 3, {0: 1}))
-    assert "does not clear" in subject.describe(result)
-
-
-KMERS = {
-    "k": 7,
-    "strength": 0.001,
-    "trained_on": 40_000,
-    "candidates": [{"k": k} for k in range(1, 10)],
-    "accuracy": {"value": 0.954, "low": 0.93, "high": 0.97, "groups": 73},
-    "edges": [],
-    "left_out": [],
-}
-
-
-def test_the_bar_says_how_it_was_chosen() -> None:
-    text = subject.describe_kmers(KMERS)
-    assert text.startswith(
-        "7-mer logistic regression: 95.4% (93.0% to 97.0%); 40,000 training sequences, k from 1 to 9"
-    )
-    assert "1/0.001, chosen on validation loss" in text
-    assert "too low" not in text
-
-
-def test_the_bar_says_when_it_may_be_too_low() -> None:
-    text = subject.describe_kmers(KMERS | {"edges": ["k = 10 is the largest tried"], "left_out": [8, 9]})
-    assert "at the edge of the grid, so that the bar may be too low: k = 10 is the largest tried" in text
-    assert "left out because they would take too long, so that the bar may be too low: k = 8, 9" in text
+    assert "is not better than" in ClassesResult(**result).text()

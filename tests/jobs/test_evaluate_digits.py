@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,19 @@ import soundfile
 from safetensors.torch import load_file, save_file
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation import digits as judging
 from mamba_bio_audio.evaluation.audio_metrics import confidence_limit, paper_selection
-from mamba_bio_audio.evaluation.judge import impostors, judge_clips, one_second
+from mamba_bio_audio.evaluation.judge import impostors, judge_clips
 from mamba_bio_audio.files.folders import check_replaceable
-from mamba_bio_audio.jobs import predict, sc09
+from mamba_bio_audio.jobs import evaluate as job
+from mamba_bio_audio.jobs import predict
+from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
+from mamba_bio_audio.jobs.evaluate import EvaluateOptions
 from mamba_bio_audio.jobs.report import judged_samples
 from mamba_bio_audio.jobs.sample import SampleResult
 from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.pipelines.audio import digits
+from mamba_bio_audio.pipelines.audio.digits import one_second
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
 from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
@@ -47,7 +54,8 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def short(tmp_path_factory, monkeypatch) -> None:
-    monkeypatch.setattr(sc09, "CLIP_SAMPLES", 160)
+    monkeypatch.setattr(digits, "CLIP_SAMPLES", 160)
+    monkeypatch.setattr(job, "RESAMPLES", 5)
     monkeypatch.setenv("MAMBA_BIO_AUDIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
@@ -57,13 +65,28 @@ def clips_of(run: Path, split: str) -> list[Path]:
     return [folder / row["file"] for row in rows if row["split"] == split]
 
 
-def judged(run: Path, **more) -> dict:
-    return sc09.evaluate_sc09(run, epochs=2, num_samples=40, resamples=5, **more)
+def options(run: Path, **more) -> EvaluateOptions:
+    given = {"run": run, "metrics": "sc09", "device": "cpu", "quiet": True, "judge_epochs": 2, "num_samples": 40}
+    return EvaluateOptions.model_validate(given | more)
+
+
+def judged(run: Path, **more) -> DigitsResult:
+    result = job.run(options(run, **more))
+    assert isinstance(result, DigitsResult)
+    return result
+
+
+def prepared(run: Path) -> JudgeResult:
+    result = job.run(options(run, metrics="sc09-judge"))
+    assert isinstance(result, JudgeResult)
+    return result
 
 
 def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
     told = set()
-    result = judged(run, progress=lambda what, done, total: told.add(what))
+    monkeypatch.setattr(job, "counters", lambda quiet: nullcontext(lambda what, done, total: told.add(what)))
+    found = judged(run)
+    result = found.to_json()
     assert told == {"training the judge", "training the recogniser", "scoring test clips", "sampling"}
     assert list(result["rows"]) == [
         "generated",
@@ -90,14 +113,14 @@ def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
         assert recognised["shares"][name] <= 0.05
     assert list(recognised["shares"]) == list(result["rows"])
     # The recogniser is another network than the judge, of one class more, and says how often it refuses.
-    recogniser, note = sc09.open_judge(Path(recognised["recogniser"]["cached"]))
+    recogniser, note = judging.open_judge(Path(recognised["recogniser"]["cached"]))
     assert recogniser.head.out_features == 11
     assert recognised["recogniser"]["cached"] != result["judge"]["cached"]
     assert note["accuracy"].keys() == {"train", "valid", "test"}
     assert list(note["refused"]) == list(recognised["limits"])
     assert "refused" not in result["judge"]
     # Of the digits only, not of its last class.
-    heard = [soundfile.read(file, dtype="float32")[0][: sc09.CLIP_SAMPLES] for file in clips_of(run, "test")]
+    heard = [soundfile.read(file, dtype="float32")[0][: digits.CLIP_SAMPLES] for file in clips_of(run, "test")]
     test = np.stack([one_second(audio) for audio in heard])
     p = {
         name: judge_clips(recogniser, x).probabilities[:, :10] for name, x in (impostors(test) | {"test": test}).items()
@@ -110,53 +133,57 @@ def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:
     assert written["weights_sha256"] == weights_hash(load(run))
     assert (run / "sc09" / "first-samples.png").exists()
     check_replaceable(run, run_maker("pretrain"))
-    text = sc09.describe_sc09(result)
+    text = found.text()
     assert "Mamba 24.3M" in text
     assert "not comparable" in text
 
     # Neither the judge nor the samples are made twice.
-    monkeypatch.setattr(sc09, "train_judge", None)
-    monkeypatch.setattr(sc09, "sample", None)
-    again = judged(run)
-    assert again["rows"] == result["rows"]
+    monkeypatch.setattr(judging, "train_judge", None)
+    monkeypatch.setattr("mamba_bio_audio.jobs.sample.sample", None)
+    assert judged(run).rows == found.rows
     paper = judged(run, protocol="paper")
-    assert (paper["generated"], paper["scored"]) == (40, 11)
+    assert (paper.generated, paper.scored) == (40, 11)
 
 
 @pytest.mark.parametrize(("protocol", "few", "left"), [("paper", 4, 1), ("paper", 7, 1), ("plain", 1, 1)])
 def test_too_few_samples_to_score_are_refused(run, protocol, few, left) -> None:
-    fewest = sc09._FEWEST[protocol]
+    fewest = judging.FEWEST[protocol]
     with pytest.raises(InputError, match=rf"protocol {protocol} leaves {left} .*--num-samples {fewest} or more"):
-        sc09.evaluate_sc09(run, num_samples=few, protocol=protocol)
+        judging.samples_wanted(few, protocol)
+    if few >= 4:
+        with pytest.raises(InputError, match=f"protocol {protocol} leaves {left} "):
+            judged(run, num_samples=few, protocol=protocol)
 
 
 def test_the_fewest_samples_are_scored(run) -> None:
-    for protocol, fewest in sc09._FEWEST.items():
-        found = sc09.evaluate_sc09(run, epochs=2, num_samples=fewest, resamples=5, protocol=protocol)
-        assert found["scored"] == 2
-        assert np.isfinite(list(found["rows"]["generated"].values())).all()
-    assert min(len(paper_selection(np.zeros(n))) for n in range(sc09._FEWEST["paper"], 99)) == 2
+    for protocol, fewest in judging.FEWEST.items():
+        # Below what --num-samples allows, too.
+        found = job.run(options(run, protocol=protocol).model_copy(update={"num_samples": fewest}))
+        assert isinstance(found, DigitsResult)
+        assert found.scored == 2
+        assert np.isfinite(list(found.rows["generated"].values())).all()
+    assert min(len(paper_selection(np.zeros(n))) for n in range(judging.FEWEST["paper"], 99)) == 2
 
 
 def test_a_stopped_sampling_ends_the_evaluation_as_stopped(run, tmp_path, monkeypatch) -> None:
     stopped = SampleResult(out=tmp_path, num_samples=1, length=16_000, stopped_by="SIGTERM")
-    monkeypatch.setattr(sc09, "sample", lambda *given: stopped)
+    monkeypatch.setattr("mamba_bio_audio.jobs.sample.sample", lambda *given: stopped)
     with pytest.raises(Interrupted, match="SIGTERM"):
-        sc09._generated(load(run), run, tmp_path, "best", "cpu", 1, 1, 0, lambda done, total: None)
+        judged(run, num_samples=9)
 
 
 @pytest.mark.parametrize("name", ["sample-00001.flac", "samples.json"])
 def test_a_lost_clip_names_the_way_out(run, name) -> None:
-    def again() -> dict:
-        return sc09.evaluate_sc09(run, epochs=2, num_samples=3, resamples=5)
+    def again() -> DigitsResult:
+        return judged(run, num_samples=4)
 
     again()
-    (folder,) = (run / "sc09").glob("samples-*-3-0")
+    (folder,) = (run / "sc09").glob("samples-*-4-0")
     (folder / name).unlink()
     with pytest.raises(InputError, match=rf"{name}: missing or damaged .*delete the folder {folder}, and"):
         again()
     shutil.rmtree(folder)
-    assert again()["scored"] == 3
+    assert again().scored == 4
 
 
 def test_other_runs_are_refused(run, tmp_path) -> None:
@@ -175,16 +202,16 @@ def test_the_judge_can_be_trained_before_the_run_has_weights(run, tmp_path, monk
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
-    notes = sc09.prepare_judge(begun, epochs=2)
-    for note in notes.values():
-        assert note["clips"] == {"train": 30, "valid": 10, "test": 20}
-    text = sc09.describe_judge(notes)
+    notes = prepared(begun)
+    for note in (notes.judge, notes.recogniser):
+        assert note.clips == {"train": 30, "valid": 10, "test": 20}
+    text = notes.text()
     assert "judge: small" in text
-    assert "recogniser: called no digit: " in text
+    assert "recogniser: refused as no digit: " in text
     assert "test " in text
-    monkeypatch.setattr(sc09, "train_judge", None)
+    monkeypatch.setattr(judging, "train_judge", None)
     result = judged(run)
-    assert (result["judge"], result["recognised"]["recogniser"]) == (notes["judge"], notes["recogniser"])
+    assert (result.judge, result.recognised.recogniser) == (notes.judge, notes.recogniser)
 
 
 def test_scores_of_before_the_recogniser_name_the_way_out(tmp_path) -> None:
@@ -195,10 +222,11 @@ def test_scores_of_before_the_recogniser_name_the_way_out(tmp_path) -> None:
         judged_samples(tmp_path)
 
 
-def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
-    notes = sc09.prepare_judge(run, epochs=2)
-    folder = Path(notes["judge"]["cached"])
-    assert f"mba predict {folder} FILE..." in sc09.describe_judge(notes)
+def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path, monkeypatch) -> None:
+    notes = prepared(run)
+    monkeypatch.setattr(digits, "CLIP_SAMPLES", 16_000)
+    folder = Path(notes.judge.cached)
+    assert f"mba predict {folder} FILE..." in notes.text()
     audio = 0.4 * np.sin(np.arange(44_100 * 2) * 0.1)
     soundfile.write(tmp_path / "long.flac", audio, 44_100)
     soundfile.write(tmp_path / "short.wav", audio[:500], 16_000)
@@ -209,7 +237,7 @@ def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [(row["length"], row["samples_used"]) for row in rows] == [("32000", "16000"), ("0", "0"), ("500", "500")]
-    judge, _ = sc09.open_judge(folder)
+    judge, _ = judging.open_judge(folder)
     expected = judge_clips(judge, one_second(soundfile.read(files[2], dtype="float32")[0])[None]).probabilities[0]
     assert [float(rows[2][f"p_{word}"]) for word in DIGITS] == pytest.approx(expected, rel=1e-5)
     assert rows[0]["predicted"] in DIGITS
@@ -217,7 +245,7 @@ def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path) -> None:
     assert "torn.wav" in rows[1]["note"]
     assert summary.records == 3
     assert "1 not scored" in summary.text()
-    predict.run(predict.PredictOptions(run=notes["recogniser"]["cached"], files=files, out=tmp_path / "r.tsv"))
+    predict.run(predict.PredictOptions(run=notes.recogniser.cached, files=files, out=tmp_path / "r.tsv"))
     with (tmp_path / "r.tsv").open(newline="") as file:
         row = next(csv.DictReader(file, delimiter="\t"))
     assert sum(float(row[f"p_{word}"]) for word in (*DIGITS, "none")) == pytest.approx(1, abs=1e-4)

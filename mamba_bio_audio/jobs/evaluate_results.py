@@ -1,0 +1,382 @@
+"""What `mba evaluate` finds: typed, as text and as JSON. Keys that earlier versions did not write have a default."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
+
+from mamba_bio_audio.jobs.contract import Result
+from mamba_bio_audio.pipelines.contract import Domain
+from mamba_bio_audio.pipelines.scores import ClassNotes, Found, LikelihoodNotes, Scores, SplitScores
+from mamba_bio_audio.text import printable
+
+
+class Kept(Result):
+    """A result of which something may be kept in a folder.
+
+    Attributes:
+        written: files, to be named.
+        not_kept: why nothing was written, where something should have been.
+    """
+
+    written: tuple[Path, ...] = Field((), exclude=True)
+    not_kept: str = Field("", exclude=True)
+
+    def notes(self) -> str:
+        """Why nothing was kept."""
+        return self.not_kept
+
+
+class _Beside(Kept):
+    """A result with keys of its own and, beside them, those of what a domain says."""
+
+    @model_serializer(mode="wrap")
+    def _in_one(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return found | found.pop("beside")
+
+    @classmethod
+    def _read(cls, value: Mapping[str, Any], notes: type[Found]) -> Self:
+        """From `to_json`; `notes` says which keys are the domain's."""
+        theirs = notes.model_validate({key: row for key, row in value.items() if key in notes.model_fields})
+        own = {key: row for key, row in value.items() if key not in notes.model_fields}
+        return cls.model_validate({**own, "beside": theirs})
+
+
+class LikelihoodResult(_Beside):
+    """Likelihood of a split, each symbol scored once; what the domain says beside it."""
+
+    run: str = ""
+    which: str = "best"
+    weights: str
+    weights_sha256: str | None = None
+    split: str
+    length: int
+    overrides: tuple[str, ...] = ()
+    files: tuple[dict[str, Any], ...] = ()
+    split_source: str = ""
+    scored: int
+    model: Scores
+    beside: SerializeAsAny[LikelihoodNotes]
+    pictures: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """Tables for people."""
+        return self.beside.text(SplitScores(self.split, self.length, self.weights, self.scored, self.model))
+
+
+class Interval(Found):
+    """A mean, and where it lies with 95 % confidence over resampled groups; no bounds from one group."""
+
+    value: float
+    low: float | None
+    high: float | None
+    groups: int
+
+    def short(self) -> str:
+        """In percent."""
+        return f"{self.value:.1%}" + ("" if self.groups < 2 else f" ({self.low:.1%} to {self.high:.1%})")
+
+    def long(self) -> str:
+        """In percent, saying what the bounds are."""
+        if self.groups < 2:
+            return f"{self.value:.1%} (no interval from one group)"
+        return f"{self.value:.1%} (95% interval {self.low:.1%} to {self.high:.1%}, {self.groups:,} groups)"
+
+
+class ClassScores(Found):
+    """Scores of one class; not numbers, or None, where they are not defined."""
+
+    count: int
+    predicted: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+class Bin(Found):
+    """Predictions of about one confidence."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+class Calibration(Found):
+    """Expected calibration error and the table behind it."""
+
+    ece: float
+    bins: list[Bin]
+
+
+class StratumScores(Found):
+    """Accuracy of a part of the sequences; None where there are none."""
+
+    count: int
+    accuracy: Interval | None
+
+
+class ClassReport(Found):
+    """Everything about a classifier's predictions (`evaluation.classification.classification_report`).
+
+    Attributes:
+        pairs: how well two classes are told apart where it can only be one of them, "a against b".
+    """
+
+    count: int
+    labels: list[str]
+    chance: float
+    accuracy: Interval
+    macro_f1: float
+    nats: float
+    classes: dict[str, ClassScores]
+    confusion: list[list[int]]
+    calibration: Calibration
+    strata: dict[str, StratumScores]
+    pairs: dict[str, Interval] = Field(default_factory=dict)
+
+    def text(self) -> str:
+        """Tables for people."""
+        import numpy as np
+
+        from mamba_bio_audio.evaluation.classification import SHOWN_CLASSES
+
+        lines = [
+            f"accuracy {self.accuracy.long()} on {self.count:,} sequences; "
+            f"most frequent class alone: {self.chance:.1%}",
+            f"macro F1 {self.macro_f1:.3f}, {self.nats:.3f} nats per sequence, "
+            f"calibration error {self.calibration.ece:.3f}",
+            "",
+        ]
+        labels = [printable(label) for label in self.labels]
+        width = max(18, *map(len, labels)) + 2
+        rows = list(zip(labels, self.classes.values(), strict=True))
+        many = len(rows) > SHOWN_CLASSES
+        if many:
+            rows = sorted(rows, key=lambda row: math.inf if _undefined(row[1].f1) else row[1].f1 or 0)[:SHOWN_CLASSES]
+            lines.append(f"the classes with the lowest F1 of {len(labels):,} (the JSON has all):")
+        lines.append(f"{'class':<{width}}{'count':>8}{'predicted':>11}{'precision':>11}{'recall':>9}{'F1':>8}")
+        for label, row in rows:
+            scores = f"{_score(row.precision):>11}{_score(row.recall):>9}{_score(row.f1):>8}"
+            lines.append(f"{label:<{width}}{row.count:>8,}{row.predicted:>11,}{scores}")
+        lines.append("")
+        if many:
+            counts = np.array(self.confusion)
+            np.fill_diagonal(counts, 0)
+            worst = np.argsort(-counts, axis=None, kind="stable")[:SHOWN_CLASSES]
+            lines.append(f"{'true, confused most':<{width}}{'predicted as':<{width}}{'count':>8}")
+            for a, b in zip(*(place.tolist() for place in np.unravel_index(worst, counts.shape)), strict=True):
+                if counts[a, b]:
+                    lines.append(f"{labels[a]:<{width}}{labels[b]:<{width}}{counts[a, b]:>8,}")
+        else:
+            lines.append(f"{'true, predicted as':<{width}}" + "".join(f"{name:>14.13}" for name in labels))
+            for label, confused in zip(labels, self.confusion, strict=True):
+                lines.append(f"{label:<{width}}" + "".join(f"{value:>14,}" for value in confused))
+        if self.strata:
+            lines.append("")
+        for name, part in self.strata.items():
+            accuracy = "none" if part.accuracy is None else part.accuracy.long()
+            lines.append(f"accuracy {name}: {accuracy} ({part.count:,} sequences)")
+        return "\n".join(lines)
+
+
+def _undefined(value: float | None) -> bool:
+    """JSON has null where a score is not defined, a report NaN."""
+    return value is None or math.isnan(value)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+class KmerReport(ClassReport):
+    """Scores of logistic regression on k-mers, and how k and penalty were chosen."""
+
+    k: int
+    strength: float
+    trained_on: int
+    candidates: list[dict[str, Any]]
+    edges: list[str]
+    left_out: list[int]
+
+    def chosen(self) -> str:
+        """How it was chosen, and whether it could be better."""
+        sizes = sorted({row["k"] for row in self.candidates})
+        text = (
+            f"{self.k}-mer logistic regression: {self.accuracy.short()}; {self.trained_on:,} training sequences, k from "
+            f"{sizes[0]} to {sizes[-1]} and the penalty, 1/{self.strength:g}, chosen on validation loss"
+        )
+        if self.edges:
+            text += f"\nat the edge of the grid, so a better baseline may exist: {', '.join(self.edges)}"
+        if self.left_out:
+            left_out = ", ".join(map(str, self.left_out))
+            text += f"\nleft out because they would take too long, so a better baseline may exist: k = {left_out}"
+        return text
+
+
+class ClassesResult(_Beside):
+    """Scores of a classifier on the fixed sequences of a split, beside k-mers.
+
+    Attributes:
+        pairs_of: how many pairs of classes there are, where not all are compared.
+        gain: accuracy of the model minus that of the k-mers on the same sequences, for all and for each pair of classes.
+        evaluations: when this split of this run was evaluated.
+        predictions: one row for each sequence, TSV; not part of the JSON.
+    """
+
+    run: str = ""
+    which: str = "best"
+    weights_sha256: str | None = None
+    overrides: tuple[str, ...] = ()
+    files: tuple[dict[str, Any], ...] = ()
+    split_source: str = ""
+    task: str
+    split: str
+    length: int
+    unit: str
+    strand: str
+    positions: int = 0
+    model: ClassReport
+    pairs_of: int | None = None
+    beside: SerializeAsAny[ClassNotes]
+    kmers: KmerReport | None = None
+    gain: dict[str, Interval] = Field(default_factory=dict)
+    evaluations: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
+    predictions: str = Field("", exclude=True)
+
+    def text(self) -> str:
+        """Tables for people."""
+        lines = [
+            f"{self.split} split, sequences of up to {self.length:,} {self.unit}s"
+            + (f", strand: {self.strand}" if self.unit == "base" else ""),
+            "",
+            self.model.text(),
+        ]
+        if text := self.beside.text(self.split):
+            lines += ["", text]
+        if self.kmers is not None:
+            lines += ["", self.kmers.chosen(), "", *self._beside_kmers(self.kmers)]
+        count = len(self.evaluations)
+        if count > 1 and self.split == "test":
+            lines += [
+                "",
+                f"The test split of this run was evaluated {count} times. It is meant to be used once: make choices on "
+                "the validation split",
+            ]
+        return "\n".join(lines)
+
+    def _beside_kmers(self, kmers: KmerReport) -> list[str]:
+        lines = [f"{'accuracy':<34}{'model':>9}{'k-mers':>9}   model minus k-mers, 95% interval"]
+        rows = {"all": (self.model.accuracy, kmers.accuracy)}
+        rows |= {name: (row, kmers.pairs[name]) for name, row in self.model.pairs.items()}
+        for name, (own, bar) in rows.items():
+            gain = self.gain[name]
+            bounds = "" if gain.groups < 2 else f" ({gain.low:+.1%} to {gain.high:+.1%})"
+            lines.append(f"{name:<34}{own.value:>9.1%}{bar.value:>9.1%}   {gain.value:+.1%}{bounds}")
+        if self.pairs_of is not None:
+            lines.append(f"(the {len(self.model.pairs):,} pairs that the model confuses most, of {self.pairs_of:,})")
+        gain = self.gain["all"]
+        better = gain.groups > 1 and gain.low is not None and gain.low > 0
+        verdict = "is better than" if better else "is not better than"
+        return [*lines, "", f"The model {verdict} the k-mer baseline beyond the interval."]
+
+
+class ContextRow(Found):
+    """Loss of one part of the target bases under one context."""
+
+    kind: str
+    stratum: str
+    context: int
+    count: int
+    blocks: int
+    nats: float
+    bits: float
+    perplexity: float | None
+    gain_nats: float
+    gain_standard_error: float | None
+
+
+class PositionRow(Found):
+    """Loss of the bases that have `first` to `last` bases before them in their window."""
+
+    first: int
+    last: int
+    count: int
+    nats: float
+    perplexity: float | None
+
+
+class ContextResult(Kept):
+    """Loss on the same target bases under every context, and by position in the longest window."""
+
+    run: str = ""
+    which: str = "best"
+    weights_sha256: str | None = None
+    split: str
+    contexts: list[int]
+    block_bases: int
+    blocks: int
+    target_bases: int
+    trained_length: int
+    longest_context_inside_split: float
+    overrides: tuple[str, ...] = ()
+    matched: list[ContextRow]
+    by_position: list[PositionRow]
+    pictures: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """Tables for people."""
+        lines = [
+            f"{self.split} split: the same {self.target_bases:,} bases in {self.blocks:,} blocks under every context; each "
+            f"base has the context and up to {self.block_bases - 1:,} more bases before it; "
+            f"{self.longest_context_inside_split:.0%} of the longest context lies in the split itself; the model was "
+            f"trained at {self.trained_length:,}",
+            "",
+            f"{'stratum':<28}{'bases':>10}" + "".join(f"{context:>12,}" for context in self.contexts),
+        ]
+        by_stratum: dict[tuple[str, str], list[ContextRow]] = {}
+        for row in self.matched:
+            by_stratum.setdefault((row.kind, row.stratum), []).append(row)
+        for (_, name), rows in by_stratum.items():
+            cells = "".join(f"{row.perplexity:>12.4f}" for row in rows)
+            lines.append(f"{name[:27]:<28}{rows[0].count:>10,}{cells}")
+        last = self.matched[len(self.contexts) - 1]
+        error = math.nan if last.gain_standard_error is None else last.gain_standard_error
+        lines += [
+            "",
+            f"From {self.contexts[0]:,} to {last.context:,} bases the loss falls by {last.gain_nats:.4f} nats, "
+            f"standard error {error:.4f}.",
+            "",
+            f"perplexity by bases of context within windows of {self.contexts[-1]:,}:",
+        ]
+        lines += [
+            f"  {row.first:>10,} to {row.last:>10,}{row.count:>12,} bases{row.perplexity:>10.4f}"
+            for row in self.by_position
+        ]
+        if self.written:
+            lines += ["", "written: " + ", ".join(map(str, self.written))]
+        return "\n".join(lines)
+
+
+def read_evaluation(value: Mapping[str, Any], domain: Domain) -> LikelihoodResult | ClassesResult | ContextResult:
+    """The evaluation in a JSON file of a run.
+
+    Args:
+        value: of `evaluate-SPLIT.json` or `evaluate-context-SPLIT.json`.
+        domain: of the run's data.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if "contexts" in value:
+        return ContextResult.model_validate(value)
+    if value.get("task") == "classification":
+        return ClassesResult._read(value, domain.class_notes)
+    return LikelihoodResult._read(value, domain.likelihood_notes)

@@ -1,4 +1,4 @@
-"""The `mba` command: one file per verb, errors as one clear message, exit codes 0, 1, 2 and 130."""
+"""The `mba` command, made from the jobs: errors as one clear message, exit codes 0, 1, 2 and 130."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 class _Messages(io.TextIOWrapper):
-    """Standard error whose reader may go (a lost terminal, a `tee` that Ctrl-C ended) without ending the work."""
+    """Standard error whose reader may disappear (a lost terminal, a `tee` stopped by Ctrl-C) without ending the work."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -79,8 +79,8 @@ class _Messages(io.TextIOWrapper):
 
 
 def _prepare_streams() -> None:
-    # Closed by the caller (`>&-`): the next file to be opened would have the stream's number, and what libraries print
-    # would be written into it.
+    # Where the caller closed a stream (`>&-`), the next file to be opened would get its number, and receive whatever
+    # libraries print.
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -90,7 +90,7 @@ def _prepare_streams() -> None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     elif sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr = _Messages(sys.stderr.buffer, sys.stderr.encoding, line_buffering=True)
-    # What the terminal's encoding does not have is written out, instead of ending a command that has done its work.
+    # Characters that the terminal's encoding lacks are escaped, instead of ending a command that has done its work.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -39,13 +39,13 @@ from mamba_bio_audio.pipelines.split_names import SPLITS
 MAKER = Maker("prepare audio")
 _BLOCK = 1 << 20
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# A clip of a second has 32 kB, a list of splits 400 kB.
+# A clip of one second has 32 kB, a list of splits 400 kB.
 _MAX_MEMBER_BYTES = 64 << 20
 _LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 
 
 class SpeechCommands(NamedTuple):
-    """A release of Speech Commands (Warden 2018): where it lies, its bytes, and the digits that it must hold."""
+    """A release of Speech Commands (Warden 2018): its address, size and hash, and the number of digits that it must hold."""
 
     url: str
     size_bytes: int
@@ -127,7 +127,7 @@ def _write_recordings(
         own: list[str] = []
         try:
             if any(mark in name for mark in "\t\r\n"):
-                raise InputError(f"{path!r}: a tab or a line end in the name; rename the file")
+                raise InputError(f"{path!r}: the name contains a tab or a line break; rename the file")
             # Everything is decoded before anything is written: a fault in the last sample is known by then.
             file = probe(path)
             edges = _edges(file, settings.rate, settings.piece_seconds)
@@ -157,10 +157,10 @@ def _write_recordings(
 
 
 def _edges(file: AudioFile, rate_hz: int, piece_seconds: float | None) -> list[int]:
-    """Where a recording is cut; a last single sample stays with the piece before it."""
+    """Where a recording is cut; a single last sample stays with the piece before it."""
     total = file.num_samples(rate_hz)
     if total < 2:
-        raise InputError(f"{file.path}: holds one sample at {rate_hz} Hz. Replace the file, or leave it out.")
+        raise InputError(f"{file.path}: holds a single sample at {rate_hz} Hz; replace the file, or leave it out")
     edges = [*range(0, total, total if piece_seconds is None else max(2, round(piece_seconds * rate_hz))), total]
     if len(edges) > 2 and edges[-1] - edges[-2] < 2:
         del edges[-2]
@@ -220,13 +220,15 @@ def prepare_sc09(
             )
         bad: dict[str, str] = {}
         rows = []
-        # By digit, not by the alphabet: the order of the labels.
+        # By digit instead of alphabetically: the order of the labels.
         ordered = sorted(clips, key=lambda name: (DIGITS.index(name.split("/")[0]), natural_key(name)))
         for done, name in enumerate(ordered, start=1):
             try:
                 file = probe(str(folder / name))
                 if file.native_rate_hz != 16_000 or file.channels != 1:
-                    raise InputError(f"{folder / name}: {file.native_rate_hz} Hz, {file.channels} channels; not SC09")
+                    raise InputError(
+                        f"{folder / name}: {file.native_rate_hz} Hz, {file.channels} channels; not a clip of SC09"
+                    )
                 rows.append((name, split_of.get(name, "train"), 0, file.frames))
             except InputError as error:
                 bad[name] = str(error).replace(str(folder), str(source))
@@ -281,7 +283,7 @@ def prepare_youtubemix(
 
 
 def manifest_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """A prepared folder's manifest as (what, value) lines for people."""
+    """The manifest as lines for people: (what, value)."""
     rows = [("recordings", f"{manifest['recordings']:,} at {manifest['sample_rate_hz']:,} Hz")]
     rows += [
         (split, f"{counts['files']:,} recordings, {counts['seconds']:,.1f} s")
@@ -347,7 +349,7 @@ def _copy_digits(source: Path, folder: Path, max_unpacked_bytes: int) -> dict[st
         raise InputError(f"{source}: no such file or folder")
     for split, name in _LISTS.items():
         if split not in lists:
-            raise InputError(f"{source}: {name} is missing; the official split needs it, use the whole release")
+            raise InputError(f"{source}: {name} is missing; the official split needs it; use the whole release")
     return lists
 
 

@@ -1,14 +1,14 @@
 """Species classification from whole assemblies: `mba prepare apes`.
 
-    out/<species>/chromosomes.fa.gz     records chr1, chr2, ... ; the header says split= and group=
+    out/<species>/chromosomes.fa.gz     records chr1, chr2, ...; headers state split= and group=
     out/groups.tsv                      class, record, group: which chromosomes are homologous
     out/regions.tsv                     class, record, start0, end: satellites or other regions, where given
     out/manifest.json                   sources with checksums, settings, counts
 
-Traps that this is built against: classes from assemblies of different generations, whose gaps give the label away;
-case, because repeat masking differs (written in upper case); unplaced contigs and the mitochondrion (left out);
-chromosomes of equal number, which are not homologous between apes, so that an equal-number split tests on
-sequence whose sister was trained on (splits go by homologous group, and every other split is checked for it).
+Pitfalls that this avoids: assemblies of different generations, whose gaps give the class away; case, because repeat
+masking differs (everything is written in upper case); unplaced contigs and the mitochondrion (left out); chromosomes
+of equal number, which are not homologous between apes, so that a split by number tests on sequence whose homologue was
+trained on (splits follow homologous groups, and any other split is checked against them).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ MAKER = Maker("prepare apes", (MANIFEST_NAME, "groups.tsv", "regions.tsv", f"*/{
 
 @dataclass
 class SpeciesSource:
-    """Where one species comes from.
+    """Source of one species.
 
     Attributes:
         species: class name.
@@ -146,7 +146,7 @@ def prepare_species(
             lacking = [s for s in SPLITS if s not in {splits[key] for key in splits if key[0] == name}]
             if lacking:
                 raise InputError(
-                    f"{name}: no chromosome is left for {lacking[0]}; choose other groups with --valid, --test."
+                    f"{name}: no chromosome is left for {lacking[0]}; choose other groups with --valid and --test."
                 )
         _refuse_others(out, names)
         converted = {item.species: _convert(item, out, splits, by_chromosome, reporter) for item in sources}
@@ -168,7 +168,7 @@ def prepare_species(
 
 
 def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The manifest for people: (what, value)."""
+    """The manifest as lines for people: (what, value)."""
     rows = []
     for name, row in manifest["species"].items():
         left = f"; left out {row['left_out_records']:,} others" if row["left_out_records"] else ""
@@ -184,10 +184,10 @@ def summary_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _refuse_others(out: Path, names: Sequence[str]) -> None:
-    """Species of an unfinished run with other settings would become classes of this one."""
+    """Refuse species left by an unfinished run with other settings, which would become classes of this one."""
     for done in sorted(out.glob(f"*/{DONE_NAME}")):
         if done.parent.name not in names:
-            raise InputError(f"{done.parent}: an unfinished run left this species; start anew with --force.")
+            raise InputError(f"{done.parent}: an unfinished run left this species; start over with --force.")
 
 
 def _fetch(assembly: Assembly, folder: Path, url: str | None, reporter: Reporter) -> SpeciesSource:
@@ -200,10 +200,10 @@ def _fetch(assembly: Assembly, folder: Path, url: str | None, reporter: Reporter
             digest, _, name = line.partition("  ")
             published[name.strip().removeprefix("./")] = digest.strip()
     except InputError:
-        # Mirrors often lack the list; then gzip's own checksums are checked, and the SHA-256 is recorded.
+        # Mirrors often lack the list; then only gzip's own checksums are checked, and the SHA-256 is recorded.
         if url is None:
             raise
-        reporter.note(f"{assembly.species}: no md5checksums.txt there; hashes are recorded, not checked")
+        reporter.note(f"{assembly.species}: no md5checksums.txt at this address; hashes are recorded, not checked")
     done, origin = {}, []
     for suffix in ("_assembly_report.txt", "_genomic.fna.gz"):
         name = f"{assembly.stem}{suffix}"
@@ -214,31 +214,36 @@ def _fetch(assembly: Assembly, folder: Path, url: str | None, reporter: Reporter
         origin.append(done[suffix]._asdict() | {"url": assembly.url(name, base)})
     report = read_report(done["_assembly_report.txt"].path)
     if assembly.accession not in report.accessions:
-        raise InputError(f"{report.path}: is of {', '.join(report.accessions)}, not of {assembly.accession}.")
+        found = ", ".join(report.accessions)
+        raise InputError(
+            f"{report.path}: describes {found} instead of {assembly.accession}; remove it to fetch it again."
+        )
     files = [Path(done["_genomic.fna.gz"].path)]
     return SpeciesSource(assembly.species, assembly, files, report, origin)
 
 
 def _from_folder(folder: Path, species: Sequence[str]) -> list[SpeciesSource]:
     if not folder.is_dir():
-        raise InputError(f"--from {folder}: no such folder; it holds one folder per species.")
+        raise InputError(f"--from {folder}: no such folder; give a folder with one folder per species.")
     names = species or sorted(child.name for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
     sources = []
     for name in names:
         own = folder / name
         if not own.is_dir():
-            raise InputError(f"--from {folder}: no folder {name!r} in it; it holds one folder per species.")
+            raise InputError(f"--from {folder}: no folder {name!r} in it; give a folder with one folder per species.")
         files = [Path(path) for path in find_fasta_files(own)]
         reports = sorted(own.glob("*assembly_report.txt*"))
         if len(reports) > 1:
-            raise InputError(f"{own}: two assembly reports; leave the one of these files.")
+            raise InputError(f"{own}: two assembly reports; keep only the one that belongs to these files.")
         report = read_report(reports[0]) if reports else None
         assembly = None
         if report is not None:
             listed = [found for found in map(by_accession, report.accessions) if found is not None]
             assembly = next((found for found in listed if found.species == name), listed[0] if listed else None)
             if assembly is not None and assembly.species != name:
-                raise InputError(f"{reports[0]}: is of {assembly.species} ({assembly.stem}), the folder is {name!r}.")
+                raise InputError(
+                    f"{reports[0]}: describes {assembly.species} ({assembly.stem}), but the folder is {name!r}; rename it."
+                )
         origin = [{"path": str(path), "size_bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files]
         sources.append(SpeciesSource(name, assembly, files, report, origin))
     return sources
@@ -276,7 +281,7 @@ def _name_chromosomes(item: SpeciesSource) -> dict[str, str]:
                 found[name] = match[1].upper() if match[1][-1] in "ab" else match[1]
     if not found:
         raise InputError(
-            f"{item.files[0].parent}: no record is called like a chromosome (chr1, 1). Put NCBI's "
+            f"{item.files[0].parent}: no record has the name of a chromosome (chr1, 1). Put NCBI's "
             "*_assembly_report.txt beside the FASTA; it says which record is which."
         )
     return found
@@ -318,10 +323,12 @@ def _convert(
                 if length not in (None, row["bases"]):
                     raise InputError(
                         f"{path}: record {record.name!r} has {row['bases']:,} bases, the report {length:,}; the files are "
-                        "of different assemblies, or cut off."
+                        "of different assemblies, or truncated."
                     )
                 if chromosome in chromosomes:
-                    raise InputError(f"{path}: chromosome {chromosome} of {item.species} is there twice.")
+                    raise InputError(
+                        f"{path}: chromosome {chromosome} of {item.species} occurs twice; remove one of them."
+                    )
                 chromosomes[chromosome] = row
                 for name in ("bases", "unknown", "lower"):
                     totals[name] += row.pop(name) if name != "bases" else row[name]
@@ -329,7 +336,9 @@ def _convert(
     missing = [c for c in own if c not in chromosomes]
     if missing:
         target.unlink()
-        raise InputError(f"{item.files[0]}: chromosome {missing[0]} of {item.species} is not in it.")
+        raise InputError(
+            f"{item.files[0]}: chromosome {missing[0]} of {item.species} is missing; use the complete file."
+        )
     result = {
         "assembly": item.label,
         "generations": list(item.assembly.generations) if item.assembly else [],
@@ -353,8 +362,8 @@ def _write_chromosome(
     split, group = place
     foreign = record.foreign_letter()
     if foreign or not record.sequence:
-        what = f"{foreign[1]!r} at position {foreign[0]:,} is no base" if foreign else "is empty"
-        raise InputError(f"{path}: record {record.name!r}: {what}.")
+        what = f"{foreign[1]!r} at position {foreign[0]:,} is not a base" if foreign else "is empty"
+        raise InputError(f"{path}: record {record.name!r}: {what}; repair the file.")
     upper = record.sequence.upper()
     header = f"chr{chromosome} species={item.species} split={split} group={group} source={record.name}"
     write_record(handle, Record(header, upper))
@@ -365,12 +374,14 @@ def _write_chromosome(
 
 
 def _regions(sources: Sequence[SpeciesSource], beds: Mapping[str, Path]) -> str:
-    """BED files of species, whatever they call the chromosomes, as one table with the names of the prepared FASTA."""
+    """BED files of species, with any names of chromosomes, as one table with the names of the prepared FASTA."""
     lines = ["class\trecord\tstart0\tend"]
     by_species = {item.species: item for item in sources}
     for species, path in beds.items():
         if species not in by_species:
-            raise InputError(f"--regions {species}={path}: no species {species!r}; there are {', '.join(by_species)}.")
+            raise InputError(
+                f"--regions {species}={path}: no species {species!r}; choose from {', '.join(by_species)}."
+            )
         item = by_species[species]
         names = item.chromosomes | {f"{p}{c}": c for c in item.chromosomes.values() for p in ("", "chr")}
         try:
@@ -384,12 +395,12 @@ def _regions(sources: Sequence[SpeciesSource], beds: Mapping[str, Path]) -> str:
             fields = line.split("\t")
             if len(fields) < 3 or not (fields[1].isdecimal() and fields[2].isdecimal()):
                 raise InputError(f"{path}: line {number:,}: not BED (record, start, end, tab-separated).")
-            # Regions of contigs that were left out matter to nobody.
+            # Regions of contigs that were left out are of no use.
             if fields[0] in names:
                 lines.append(f"{species}\tchr{names[fields[0]]}\t{int(fields[1])}\t{int(fields[2])}")
                 found += 1
         if not found:
-            raise InputError(f"{path}: no region is on a chromosome of {species}; the names are of another assembly.")
+            raise InputError(f"{path}: no region lies on a chromosome of {species}; use a BED file of this assembly.")
     return "\n".join(lines) + "\n"
 
 

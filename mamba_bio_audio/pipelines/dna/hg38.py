@@ -132,7 +132,7 @@ def prepare_hg38(
             rows = read_published(Path(intervals.path), published.interval_bases)
             check_published(rows, intervals.path, published)
         except InputError as error:
-            # No hash is published, so a network's log-in page arrives like the file itself and would be taken again.
+            # No hash is published, so a network's log-in page is accepted as the file, and would be used again.
             again = "" if at_hand else f"; remove {intervals.path} to fetch it again"
             raise InputError(f"{error}{again}") from None
         write_text(folder / BED_NAME, "".join(f"{c}\t{start}\t{end}\t{split}\n" for c, start, end, split in rows))
@@ -167,9 +167,7 @@ def _obtain(file: RemoteFile, folder: Path, at_hand: Path | None, url: str | Non
         names = (file.name, *file.also)
         found = next((at_hand / name for name in names if (at_hand / name).is_file()), None)
         if found is None:
-            raise InputError(
-                f"{at_hand}: holds no {' or '.join(names)}; put it there, or leave out --from to download it"
-            )
+            raise InputError(f"{at_hand}: holds no {' or '.join(names)}; put it there, or omit --from to download it")
         # A hash is that of the published file, not of its unpacked text.
         return verify(found, hashes=file.hashes if found.name == file.name else None)
     addresses = file.urls if url is None else (f"{url.rstrip('/')}/{file.name}",)
@@ -211,7 +209,7 @@ def read_published(path: Path, interval_bases: int = PUBLISHED.interval_bases) -
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        raise InputError(f"{path}: cannot be read ({error}); give the published file") from None
     columns: dict[str, int] | None = None
     rows = []
     for number, line in enumerate(lines, start=1):

@@ -233,7 +233,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _repair_rows(file: dict[str, Any]) -> list[tuple[str, str]]:
-    """What was repaired in a file, kind by kind, and the first places."""
+    """Repairs of a file by kind, and the first places."""
     counts, first = file["repairs"]["counts"], file["repairs"]["first"]
     kinds = ", ".join(f"{what} ({count:,})" for what, count in counts.items())
     rows = [("repaired", f"{file['repaired_from']} to {file['path']}: {kinds}")]
@@ -247,7 +247,7 @@ def _repair_rows(file: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _window_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the policy laid out, what of it holds bases of other splits, and what is read."""
+    """Windows that the policy laid out, those that hold bases of other splits, and those that are read."""
     length, laid_out, clean = summary["length"], summary["laid_out_windows"], summary["clean_windows"]
     slid = f", {summary['slid_windows']:,} moved inside their record" if summary["slid_windows"] else ""
     rows = [
@@ -275,7 +275,7 @@ def _window_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _contigs(contigs: dict[str, Any]) -> str:
-    """What is used and what is not, by name."""
+    """Used and unused records, by name."""
     used, left_out = contigs["used"], contigs["left_out"]
     policy = contigs["policy"] if isinstance(contigs["policy"], str) else "as listed"
     text = f"{len(used):,} ({policy}): {_listed(used, 30)}"

@@ -14,6 +14,7 @@ import typer
 from annotated_types import Ge, Le
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from typer.core import TyperGroup
 
 from mamba_bio_audio import jobs
 from mamba_bio_audio.errors import InputError
@@ -22,9 +23,17 @@ from mamba_bio_audio.jobs.contract import GROUPS, PANELS, Cli, Options, Result
 from mamba_bio_audio.text import show
 
 _COMMON = {
-    "as_json": (bool, typer.Option("--json", help="Print the result as JSON.")),
-    "debug": (bool, typer.Option("--debug", help="Show the traceback of an error.")),
+    "as_json": typer.Option("--json", help="Print the result as JSON."),
+    "debug": typer.Option("--debug", help="Show the traceback of an error."),
 }
+
+
+class ByPanel(TyperGroup):
+    """Lists commands in the order of the panels; Typer puts groups last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the commands; a panel keeps the order in which its commands were added."""
+        return sorted(self.commands, key=lambda name: PANELS.index(self.commands[name].rich_help_panel))  # type: ignore[attr-defined]
 
 
 def job_modules() -> Iterator[ModuleType]:
@@ -54,23 +63,16 @@ def command(job: ModuleType) -> Callable[..., None]:
         if result.exit_code:
             raise typer.Exit(result.exit_code)
 
-    fields = _in_order_of_help(options_type)
-    hints = {name: _annotation(name, field) for name, field in fields.items()}
-    hints |= {name: Annotated[of, how] for name, (of, how) in _COMMON.items()}
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
-    required = {name for name, field in fields.items() if field.is_required()}
-    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if name in required else _plain(defaults.get(name, False)),
-                annotation=hint,
-            )
-            for name, hint in hints.items()
-        ]
-    )
-    call.__annotations__ = hints
+    only = inspect.Parameter.KEYWORD_ONLY
+    parameters = []
+    for name, field in _in_order_of_help(options_type).items():
+        default = field.get_default(call_default_factory=True)
+        default = inspect.Parameter.empty if field.is_required() else _plain(default)
+        parameters.append(inspect.Parameter(name, only, default=default, annotation=_annotation(name, field)))
+    for name, how in _COMMON.items():
+        parameters.append(inspect.Parameter(name, only, default=False, annotation=Annotated[bool, how]))
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__doc__ = job.run.__doc__
     return call
 

@@ -13,12 +13,13 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio import __version__
-from mamba_bio_audio.cli.adapter import add_commands, job_modules
+from mamba_bio_audio.cli.adapter import ByPanel, add_commands, job_modules
 from mamba_bio_audio.errors import InputError, NetworkError, explain
 from mamba_bio_audio.signals import Interrupted, interrupt_on_signals
 from mamba_bio_audio.text import printable, show
 
 app = typer.Typer(
+    cls=ByPanel,
     help="Long-context Mamba foundation models for genomes and raw audio.",
     no_args_is_help=True,
     add_completion=False,

@@ -9,7 +9,7 @@ from pydantic import Field
 from mamba_bio_audio.jobs.contract import Cli, Options, Result
 
 COMMAND = "configs"
-PANEL = "Start"
+PANEL = "Train"
 
 
 class ConfigsOptions(Options):

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from mamba_bio_audio.cli import adapter, main
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.jobs.contract import Cli, Options, Overrides, Result
+from mamba_bio_audio.jobs.contract import PANELS, Cli, Options, Overrides, Result
 
 TOY = '''
 """`mba greet`: a toy."""
@@ -191,12 +191,17 @@ def commands(group, *names):
 
 def test_every_help_text_is_a_sentence():
     sentence = re.compile(r"[A-Z0-9].*\.", re.DOTALL)
-    app = typer.Typer()
-    adapter.add_commands(app, adapter.job_modules())
-    for name, found in commands(typer.main.get_command(app)):
+    for name, found in commands(typer.main.get_command(main.app)):
         assert sentence.fullmatch(found.help or ""), name
         for parameter in found.params:
             assert sentence.fullmatch(parameter.help or ""), f"{name} {parameter.name}: {parameter.help!r}"
+
+
+def test_commands_are_listed_by_panel(capsys):
+    with pytest.raises(SystemExit):
+        main.run(["--help"])
+    titles = re.findall(r"─ (\w+) ─", capsys.readouterr().out)
+    assert titles == ["Options", *PANELS]
 
 
 def test_help_lists_what_is_required_first_and_what_all_have_last():

@@ -58,6 +58,65 @@ def test_imports_follow_the_arrows():
     assert not wrong, f"against the arrows: {wrong}"
 
 
+# Questions after the kind of data or of model that are still asked above pipelines, by file. Fewer only.
+QUESTIONS = {
+    "inference/generate.py": 1,
+    "jobs/predict.py": 1,
+    "run/begin.py": 3,
+    "run/data.py": 2,
+    "run/export.py": 4,
+    "run/saved.py": 2,  # load_language_model, load_classifier: asked here so that nobody else has to
+}
+
+
+def questions(path: Path) -> list[str]:
+    """Where a file asks which kind of data or model it deals with.
+
+    That is: an instance of a domain's class or of a classifier, an attribute that only one codec or data set has, a
+    comparison with the name of a domain or of a kind of data.
+    """
+    domains = {path.parent.name for path in (PACKAGE / "pipelines").glob("*/domain.py")}
+    names = {name for domain in domains for name in (domain, f"{domain}-classes")}
+    theirs, found = {"Classifier"}, []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and set((node.module or "").split(".")[2:3]) & domains:
+            theirs |= {alias.asname or alias.name for alias in node.names}
+    for node in ast.walk(ast.parse(path.read_text())):
+        asked = False
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1:
+            subject, what = ast.unparse(node.args[0]), node.args[1]
+            if node.func.id == "isinstance":
+                asked = bool(theirs & {part.id for part in ast.walk(what) if isinstance(part, ast.Name)})
+            elif node.func.id in ("hasattr", "getattr"):
+                asked = re.search(r"(codec|data|corpus|domain)$", subject) is not None
+        elif isinstance(node, ast.Compare | ast.MatchValue):
+            values = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+            asked = (
+                bool(values & names)
+                or re.search(r"\b(data\.kind|codec\.name|domain\.name)\b", ast.unparse(node)) is not None
+            )
+        if asked:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_above_pipelines_nobody_asks_which_domain_it_is(tmp_path):
+    toy = tmp_path / "toy.py"
+    toy.write_text(
+        "from mamba_bio_audio.pipelines.dna.genome import Genome\n"
+        "isinstance(data, int | Genome)\nisinstance(data, dict)\nisinstance(model, Classifier)\n"
+        "config.data.kind == other\nkind == 'audio'\nname == 'x'\ngetattr(data.codec, 'zero_level', 0)\n"
+    )
+    assert [text.split(":")[0] for text in questions(toy)] == ["line 2", "line 4", "line 5", "line 6", "line 8"]
+    asked = {}
+    for folder in ("cli", "jobs", "run", "training", "inference", "evaluation"):
+        for path in sorted((PACKAGE / folder).rglob("*.py")):
+            name = path.relative_to(PACKAGE).as_posix()
+            if len(found := questions(path)) > QUESTIONS.get(name, 0):
+                asked[name] = found
+    assert not asked, f"ask the domain instead (pipelines/contract.py): {asked}"
+
+
 def test_no_file_names_a_folder_of_one_machine():
     """Data lies beside the checkout, or where an environment variable says."""
     anywhere = re.compile(r"(?<![\w.])/work/\w")

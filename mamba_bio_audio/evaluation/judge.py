@@ -168,7 +168,6 @@ def train_judge(
     *,
     no_digit: bool = False,
     device: str = "cpu",
-    noise: Sequence[NDArray[np.float32]] = (),
     progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[Judge, list[dict[str, Any]]]:
     """Train a judge: SGD with momentum, class-balanced sampling with replacement, rate cut on a plateau of validation.
@@ -180,7 +179,6 @@ def train_judge(
         no_digit: train a recogniser: one class more, the last, of impostors, which are half of every batch and as many
             as the validation clips beside them.
         device: "cpu" or "cuda".
-        noise: recordings of background noise to mix in; without any, pink noise.
         progress: called with (epochs done, epochs in all).
 
     Returns:
@@ -198,7 +196,7 @@ def train_judge(
     optimizer = torch.optim.SGD(judge.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
     generator = np.random.default_rng(config.seed)
-    noise = noise or [pink_noise(2 * CLIP_SAMPLES, generator) for _ in range(64)]
+    noise = [pink_noise(2 * CLIP_SAMPLES, generator) for _ in range(64)]
     weights = 1 / np.bincount(labels)[labels]
     weights /= weights.sum()
     best, kept, rows = -1.0, {}, []

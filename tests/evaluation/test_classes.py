@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation import classes as subject
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult
 from mamba_bio_audio.pipelines.contract import Symbols
@@ -85,6 +86,14 @@ def evaluate(monkeypatch: pytest.MonkeyPatch):
 
     yield run
     monkeypatch.undo()
+
+
+def test_a_strand_that_does_not_exist_is_refused():
+    data = Data(np.array([0, 1]), 2)
+    domain = SimpleNamespace(symbols=lambda config, length: Symbols("sample", 0))
+    model = SimpleNamespace(labels=data.classes)
+    with pytest.raises(InputError, match="--strand reverse needs sequences with two strands, got samples"):
+        subject.evaluate_classes(model, data, domain, split="test", strand="reverse")
 
 
 def test_pairs_of_few_classes_are_all_there(evaluate):

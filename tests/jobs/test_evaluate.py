@@ -1,0 +1,86 @@
+"""`mba evaluate` as a job: what it refuses, and what it leaves in a run that somebody else is writing to."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from pydantic import ValidationError
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import locked
+from mamba_bio_audio.jobs.evaluate import EvaluateOptions, run
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.run.config import load_config, to_yaml
+from mamba_bio_audio.training.steps import save_weights
+
+
+def made(folder: Path, recipe: str, *overrides: str) -> Path:
+    """A run with weights, untrained."""
+    config = load_config(recipe, ["train.length=64", "model.d_model=8", *overrides])
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(config))
+    save_weights(build_model(config.model, seed=0), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def dna(tmp_path) -> Path:
+    text = "".join(np.random.default_rng(0).choice(list("ACGT"), 4000))
+    (tmp_path / "g.fa").write_text(f">one\n{text}\n")
+    (tmp_path / "x.bed").write_text("one\t0\t3000\ttrain\none\t3000\t3500\tvalid\none\t3500\t4000\ttest\n")
+    data = [f"data.path={tmp_path / 'g.fa'}", f"data.intervals={tmp_path / 'x.bed'}", "model.vocab_size=12"]
+    return made(tmp_path / "run", "dna/tiny", "model.num_layers=1", *data)
+
+
+@pytest.fixture
+def audio(tmp_path) -> Path:
+    (tmp_path / "sounds").mkdir()
+    for name in "abc":
+        soundfile.write(tmp_path / "sounds" / f"{name}.wav", np.zeros(600), 16_000)
+    return made(tmp_path / "audio", "audio/tiny", f"data.path={tmp_path / 'sounds'}", "model.vocab_size=256")
+
+
+def options(folder: Path, **more) -> EvaluateOptions:
+    return EvaluateOptions.model_validate({"run": folder, "device": "cpu", "quiet": True} | more)
+
+
+def test_a_run_in_use_is_evaluated_and_left_alone(dna) -> None:
+    before = sorted(dna.iterdir())
+    with locked(dna):
+        result = run(options(dna))
+        assert sorted(dna.iterdir()) == before
+        assert result.scored == 500
+        assert f"not written to {dna}" in result.notes()
+        assert "in use by" in result.notes()
+        # Neither is anything to be written here.
+        assert not run(options(dna, max_bases=128)).notes()
+    result = run(options(dna))
+    assert not result.notes()
+    assert (dna / "evaluate-test.json").exists()
+    assert not list(dna.parent.glob(".*.lock"))
+
+
+def test_tables_of_contexts_are_not_written_into_a_run_in_use(dna) -> None:
+    with locked(dna):
+        result = run(options(dna, context="8,32", blocks=4))
+        assert "in use by" in result.notes()
+    assert not list(dna.glob("evaluate-context-*"))
+    assert result.contexts == [8, 32]
+
+
+def test_what_the_data_do_not_allow_is_refused(dna, audio) -> None:
+    with pytest.raises(InputError, match="--context needs a language model of DNA, got one of audio"):
+        run(options(audio, context="8,32"))
+    for metrics in ("sc09", "sc09-judge"):
+        with pytest.raises(InputError, match="recordings of spoken digits, got one of dna"):
+            run(options(dna, metrics=metrics))
+    with pytest.raises(InputError, match="folders named zero, .*, got a.wav"):
+        run(options(audio, metrics="sc09"))
+
+
+def test_contexts_are_sorted_and_checked(dna) -> None:
+    assert options(dna, context="64,8,6_4").contexts == [8, 64]
+    for wrong in ("", "0", "4,-1", "64,1k"):
+        with pytest.raises(ValidationError, match="write whole numbers"):
+            options(dna, context=wrong)

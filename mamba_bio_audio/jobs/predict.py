@@ -189,6 +189,7 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
         "max_unknown": reading.max_unknown,
         "files": list(options.files),
     }
+    records = domain.records(options.files, config.data)
     model.to(device)
     items: deque[Item] = deque()
     read = 0
@@ -206,7 +207,7 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
 
         def ids() -> Iterator[Ids | str]:
             # Kept until its prediction comes, which is in the same order.
-            for item in table.unfinished(domain.records(options.files, config.data)):
+            for item in table.unfinished(records):
                 items.append(item._replace(symbols=""))
                 yield item.symbols
 

@@ -289,25 +289,6 @@ def test_nothing_that_a_link_leads_to_elsewhere_is_read(run, name, capsys):
         assert not (run.parent / "hub").exists()
 
 
-def test_sounds_are_those_of_the_samples_folder(tmp_path):
-    import soundfile
-
-    from mamba_bio_audio.errors import InputError
-    from mamba_bio_audio.pipelines.audio.clips import view
-
-    samples = tmp_path / "samples"
-    samples.mkdir()
-    soundfile.write(tmp_path / "private.wav", np.zeros(800), 8000)
-    (samples / "samples.json").write_text("{}")
-    header = "rank\tfile\trow\tlog_likelihood_nats\tbits_per_sample\n"
-    for name in ("../private.wav", str(tmp_path / "private.wav"), "link.wav"):
-        (samples / "index.tsv").write_text(f"{header}1\t{name}\t0\t-1\t1\n")
-        (samples / "link.wav").unlink(missing_ok=True)
-        (samples / "link.wav").symlink_to(tmp_path / "private.wav")
-        with pytest.raises(InputError, match="leads out of"):
-            view(samples)
-
-
 def test_names_are_written_out_in_the_page(run):
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["data"]["files"][0]["name"] = "a\x1b[31m\u202e.fa\udcff"
@@ -405,23 +386,10 @@ def test_report_of_scores_without_a_hash_says_so(run):
     assert "Markov order 2" in page
 
 
-def test_samples_found_in_a_run_are_its_own(tmp_path):
-    from mamba_bio_audio.errors import InputError
-    from mamba_bio_audio.pipelines.audio.clips import find_samples
-
-    run, away = tmp_path / "run", tmp_path / "away"
-    run.mkdir()
-    away.mkdir()
-    (away / "samples.json").write_text("{}")
-    (away / "private.wav").touch()
-    for name, target in (
-        ("samples", away),
-        ("sample.flac", away / "private.wav"),
-        ("sample.wav", away / "private.wav"),
-    ):
-        (run / name).symlink_to(target)
-        with pytest.raises(InputError, match="leads out of"):
-            find_samples(run)
-        (run / name).unlink()
-    (run / "sample.wav").touch()
-    assert find_samples(run) == run / "sample.wav"
+def test_the_page_is_a_file(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert mba("report", run, "--out", "-") == 2
+    assert "--out -: the page is not written to standard output; give --out FILE.html" in capsys.readouterr().err
+    assert not Path("-").exists()
+    assert mba("report", run, "--samples", "none.fa") == 2
+    assert "--samples none.fa: there is no such file or folder" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Samples of audio below the command: the range of a prompt, the index, the rate."""
+"""Samples of audio: the range of a prompt, the index, what is refused and what is kept."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import soundfile
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.row_files import RowFiles
-from mamba_bio_audio.jobs.sample import Rate, SampleOptions, sample
+from mamba_bio_audio.jobs.sample import SampleOptions, sample
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.clip_writer import index_text, read_prompt
@@ -164,12 +164,3 @@ def test_index_is_in_rising_order() -> None:
     rows = [line.split("\t") for line in index_text([-10.0, -30.0, -20.0], 10, ["a", "b", "c"]).splitlines()[1:]]
     assert [(row[0], row[1], row[2]) for row in rows] == [("0", "b", "1"), ("1", "c", "2"), ("2", "a", "0")]
     assert float(rows[0][4]) == pytest.approx(3 / np.log(2), rel=1e-5)
-
-
-def test_rate_leaves_the_first_block_out() -> None:
-    rate = Rate()
-    assert rate.per_second is None
-    rate.count(100)
-    assert rate.per_second is None
-    rate.count(300)
-    assert rate.per_second > 0

@@ -1,0 +1,116 @@
+"""`mba sample` as a job: what is refused before a model is loaded, the result, a domain that cannot."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import unfinished
+from mamba_bio_audio.inference import generate
+from mamba_bio_audio.inference.row_files import RowFiles
+from mamba_bio_audio.jobs import sample as job
+from mamba_bio_audio.jobs.sample import Rate, SampleOptions, SampleResult
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.run import saved
+from mamba_bio_audio.run.config import load_config
+
+
+def mba(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        command([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """A model of DNA with random weights, whatever run is asked for."""
+    made = build_model(ModelConfig(d_model=8, num_layers=1, vocab_size=12), seed=0).eval()
+    made.config = load_config("dna/tiny", ["data.path=demo"])
+    made.codec, made.manifest = DnaTokenizer(), {}
+    monkeypatch.setattr(saved, "load", lambda run, which="best": made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--json",), "the samples go too; give --out FILE"),
+        (("--json", "--out", "-"), "the samples go too; give --out FILE"),
+        (("--resume",), "--resume needs --out"),
+        (("--out", "s.fa", "--resume", "--force"), "give one of them"),
+        (("--out", "nowhere/s.fa"), "there is no folder nowhere"),
+        (("--out", "there.fa"), "exists; choose another --out"),
+    ],
+)
+def test_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("there.fa").write_text("mine")
+    assert mba("sample", "no-run", "--length", 10, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["there.fa"]
+
+
+def test_the_result_is_json(model, tmp_path, capsys):
+    out = tmp_path / "s.fa"
+    arguments = ("sample", tmp_path, "--length", 20, "--num-samples", 2, "--out", out, "--device", "cpu", "--quiet")
+    assert mba(*arguments, "--no-report", "--json") == 0
+    size = {"out": str(out), "num_samples": 2, "length": 20}
+    assert json.loads(capsys.readouterr().out) == size | {"written": "2 samples of 20 bases"}
+    assert mba(*arguments, "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == size | {"already_complete": True}
+    assert mba(*arguments, "--force", "--json") == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    assert report == json.loads((tmp_path / "s.fa.report.json").read_text())
+    assert report["bases"] == 40
+
+
+def test_stopping_says_how_to_continue():
+    size = {"num_samples": 1, "length": 5}
+    stopped = SampleResult(out=Path("s.fa"), **size, stopped_by="SIGTERM")
+    assert (stopped.text(), stopped.exit_code) == ("", 130)
+    assert stopped.notes() == "stopped by SIGTERM; continue with the same command and --resume (so far: s.fa.part)"
+    assert SampleResult(out=None, **size, stopped_by="SIGINT").notes() == "stopped by SIGINT"
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_rows_that_were_killed_are_continued_to_the_same_file(model, tmp_path, monkeypatch, stop_after):
+    monkeypatch.setattr(generate, "_BLOCK", 16)
+    whole, out = tmp_path / "whole.fa", tmp_path / "s.fa"
+    options = SampleOptions(run=tmp_path, length=50, num_samples=2, batch_size=1, out=whole)
+    assert job.sample(model, options, "cpu").written
+    write, left = RowFiles._write, stop_after
+
+    def killed(self, *arguments):
+        nonlocal left
+        write(self, *arguments)
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowFiles, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            job.sample(model, options.model_copy(update={"out": out}), "cpu")
+    assert unfinished(out).exists()
+    assert not out.exists()
+    job.sample(model, options.model_copy(update={"out": out, "resume": True}), "cpu")
+    assert out.read_text() == whole.read_text()
+
+
+def test_weights_without_a_codec_are_refused(model, tmp_path):
+    model.codec = None
+    with pytest.raises(InputError, match=r"weights without a codec .*use mba\.generate"):
+        job.run(SampleOptions(run=tmp_path, length=5, out=tmp_path / "s.fa", device="cpu"))
+
+
+def test_rate_leaves_the_first_block_out() -> None:
+    rate = Rate()
+    assert rate.per_second is None
+    rate.count(100)
+    assert rate.per_second is None
+    rate.count(300)
+    assert rate.per_second > 0

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mamba_bio_audio.pipelines.frechet import distance_of_moments, moments
+
 Array = NDArray[np.float64]
 _SMALLEST = 1e-12
 _PAIRS = 10_000
@@ -35,32 +37,6 @@ class Judged(NamedTuple):
     def take(self, index: NDArray[np.int64]) -> Judged:
         """Some of the clips."""
         return Judged(self.features[index], self.probabilities[index])
-
-
-def frechet_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Frechet distance of two sets of features (n, d), each with its sample mean and covariance.
-
-    Tr((S1 S2)^(1/2)) is the sum of singular values of X1 X2^T / sqrt((n1 - 1)(n2 - 1)) with X centred, and X may be
-    replaced by the triangle of its QR decomposition: exact also with fewer clips than features, where the usual
-    matrix square root is not.
-    """
-    if len(a) < 2 or len(b) < 2:
-        raise ValueError(f"a covariance needs two clips or more, got {len(a)} and {len(b)}")
-    (mean_a, root_a), (mean_b, root_b) = _moments(a), _moments(b)
-    return _frechet(mean_a, root_a, mean_b, root_b)
-
-
-def _moments(features: NDArray[np.floating]) -> tuple[Array, Array]:
-    """Mean (d,), and R (r, d) with R^T R the sample covariance."""
-    x = np.asarray(features, np.float64)
-    mean = x.mean(0)
-    root: Array = np.asarray(np.linalg.qr((x - mean) / np.sqrt(len(x) - 1), mode="r"))
-    return mean, root
-
-
-def _frechet(mean_a: Array, root_a: Array, mean_b: Array, root_b: Array) -> float:
-    cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    return float(((mean_a - mean_b) ** 2).sum() + (root_a**2).sum() + (root_b**2).sum() - 2 * cross)
 
 
 def inception_score(p: Array, seed: int = 0) -> float:
@@ -110,7 +86,7 @@ class Reference:
 
         self.train = train
         self.seed = seed
-        self.mean, self.root = _moments(train.features)
+        self.mean, self.root = moments(train.features)
         self.clusters = KMeans(min(bins, len(train.features)), n_init=3, random_state=seed)
         self.clusters.fit(np.asarray(train.features, np.float64))
         self.counts = self._counts(train.features)
@@ -121,7 +97,7 @@ class Reference:
 
     def frechet_distance(self, features: NDArray[np.floating]) -> float:
         """FID of a set of features."""
-        return _frechet(self.mean, self.root, *_moments(features))
+        return distance_of_moments(self.mean, self.root, *moments(features))
 
     def differing_bins(self, features: NDArray[np.floating]) -> float:
         """NDB: share of the training features' K-means bins that hold another share of these, in [0, 1]."""

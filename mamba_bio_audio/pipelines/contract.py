@@ -227,6 +227,30 @@ class SampleWriter(RowForm):
         raise InputError("these samples cannot be written to standard output; give --out FILE")
 
 
+class Listener(ABC):
+    """Hears the samples that a model generates while it is trained (`train.listen`).
+
+    Attributes:
+        length: symbols per sample.
+    """
+
+    length: int
+
+    @abstractmethod
+    def distance(self, samples: Sequence[Ids]) -> float:
+        """How far samples, ids of up to `length` symbols each, are from recorded ones."""
+
+    @abstractmethod
+    def show(self, samples: Sequence[Ids], writer: Any, step: int) -> None:
+        """Give samples to TensorBoard.
+
+        Args:
+            samples: as for `distance`.
+            writer: TensorBoard's SummaryWriter.
+            step: of the training.
+        """
+
+
 class Clip(NamedTuple):
     """A recording in a report."""
 
@@ -303,6 +327,16 @@ class Domain(ABC):
         codec = self.codec(config)
         return Symbols(unit=self.unit, pad_id=codec.pad_id, start_id=getattr(codec, "start_id", None))
 
+    def listener(self, codec: Any, length: int, recorded: Any) -> Listener:
+        """What hears the samples of a model in training; for data sections that are `audible`.
+
+        Args:
+            codec: of the data.
+            length: of training windows, in symbols.
+            recorded: examples of the validation split by number, at least one, with `targets` as ids and -100.
+        """
+        raise NotImplementedError
+
     # Samples of a model: written, found in a run folder, measured, shown.
 
     def writer(self, request: SampleRequest) -> SampleWriter:
@@ -312,6 +346,10 @@ class Domain(ABC):
             InputError: a bad prompt or target.
         """
         raise InputError(f"mba sample writes no {self.name}; use mba.generate")
+
+    def run_files(self) -> tuple[str, ...]:
+        """Shell patterns of files that commands write into run folders of this domain alone."""
+        return ()
 
     def find_samples(self, run: Path) -> Path | None:
         """Where a run folder holds samples; None if there are none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mamba_bio_audio.files import Maker
-from mamba_bio_audio.pipelines.audio.clip_writer import SAMPLE_FILES
+from mamba_bio_audio.pipelines.domains import domains
 
 # Everything that a training, and the commands that read its run, write into the run folder.
 RUN_FILES = (
@@ -31,16 +31,8 @@ RUN_FILES = (
             "confusion-{}.png",
         )
     ),
-    "sc09/metrics.json",
-    "sc09/first-samples.png",
-    *(f"sc09/samples-*/{name}" for name in SAMPLE_FILES),
     "report.html",
-    "curve.png",
-    "spectrogram.png",
-    "samples.fa",
-    "samples.fa.report.json",
-    "sample.wav",
-    "sample.wav.json",
+    *(name for domain in domains() for name in domain.run_files()),
 )
 
 

@@ -19,6 +19,7 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.pipelines.stream import stop_workers
 from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training.checkpoint_io import TreeCheckpointIO
@@ -26,7 +27,7 @@ from mamba_bio_audio.training.checkpoints import last_checkpoint
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.cores import watch_cores
 from mamba_bio_audio.training.lengths import Stage
-from mamba_bio_audio.training.listening import Listener
+from mamba_bio_audio.training.listening import Listening
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.progress import Progress
@@ -140,10 +141,12 @@ def fit(
         if average is not None:
             # Before `Steps`, which validates what has been averaged.
             trainer.callbacks.append(average)  # type: ignore[attr-defined]
-        listener = None
+        listening = None
         if config.listen:
-            listener = Listener(data.codec, config.listen, config.length, data.evaluation_dataset("valid"))
-        steps = Steps(config, accumulate, out, valid, stop, progress, stages, Extras(average, listener, check_data))
+            recorded = data.evaluation_dataset("valid")
+            listener = domain_of(data.config.kind).listener(data.codec, config.length, recorded)
+            listening = Listening(listener, data.codec, config.listen)
+        steps = Steps(config, accumulate, out, valid, stop, progress, stages, Extras(average, listening, check_data))
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
         last = last_checkpoint(out) if resume else None
         batches = data.train_dataloader()

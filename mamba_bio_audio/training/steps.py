@@ -27,7 +27,7 @@ from mamba_bio_audio.training import metrics
 from mamba_bio_audio.training.checkpoints import check_optimizer, not_finite
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage, length_at, positions_until
-from mamba_bio_audio.training.listening import Listener
+from mamba_bio_audio.training.listening import Listening
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.schedule import move_to
@@ -42,13 +42,13 @@ class Extras(NamedTuple):
 
     Attributes:
         average: keeps a moving average of the weights, which is then what is validated and kept as the best.
-        listener: generates audio after every validation; the weights with the best samples are kept too.
+        listening: generates samples after every validation; the weights with the best ones are kept too.
         check_data: raises `InputError` when the data are no longer those that the training began with; called before
             anything is saved, so that what is on disk is from before.
     """
 
     average: WeightAveraging | None = None
-    listener: Listener | None = None
+    listening: Listening | None = None
     check_data: Callable[[], None] = lambda: None
 
 
@@ -83,7 +83,7 @@ class Steps(L.Callback):
         self.warning: str | None = None
         # First of the rows in succession that are those of a dead network, and how many.
         self._dead_since = self._dead_rows = 0
-        self.average, self.listener, self.check_data = extras
+        self.average, self.listening, self.check_data = extras
         self.config = config
         self.stages = stages
         self.accumulate = accumulate
@@ -334,11 +334,11 @@ class Steps(L.Callback):
 
     def _listen(self, trainer: L.Trainer, module: LanguageModelModule, step: int) -> float | None:
         """How far generated audio is from recordings; None where none is generated, also on all but the first rank."""
-        if self.listener is None or not trainer.is_global_zero:
+        if self.listening is None or not trainer.is_global_zero:
             return None
         writer = trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
         with self._averaged(trainer, module):
-            return self.listener(module.model, writer, step)
+            return self.listening(module.model, writer, step)
 
     def _save_weights(self, trainer: L.Trainer, module: LanguageModelModule, name: str) -> None:
         if trainer.is_global_zero:

@@ -10,12 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.audio.listening import ClipListener
 from mamba_bio_audio.run import train as machinery
 from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
-from mamba_bio_audio.training import listening
-from mamba_bio_audio.training.listening import Listener
+from mamba_bio_audio.training.listening import Listening
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def train(noise, out, listen, resume=False, steps=6):
 def scripted(monkeypatch):
     """Distances as given, one per validation."""
     distances = iter([3.0, 1.0, 2.0, 0.5])
-    monkeypatch.setattr(listening, "frame_distance", lambda *_: next(distances))
+    monkeypatch.setattr(ClipListener, "distance", lambda *_: next(distances))
 
 
 def rows(run):
@@ -77,8 +76,8 @@ def test_weights_best_by_samples_are_kept(noise, tmp_path, scripted) -> None:
 
 def test_resume_knows_the_best_samples_so_far(noise, tmp_path, scripted, monkeypatch) -> None:
     validations = []
-    call = Listener.__call__
-    monkeypatch.setattr(Listener, "__call__", lambda *given: validations.append(given[-1]) or call(*given))
+    call = Listening.__call__
+    monkeypatch.setattr(Listening, "__call__", lambda *given: validations.append(given[-1]) or call(*given))
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         # A failure after the second validation, as a full disk or a kill would be.
@@ -87,7 +86,7 @@ def test_resume_knows_the_best_samples_so_far(noise, tmp_path, scripted, monkeyp
                 raise RuntimeError("killed")
             return call(self, model, writer, step)
 
-        patch.setattr(Listener, "__call__", fail)
+        patch.setattr(Listening, "__call__", fail)
         with pytest.raises(RuntimeError, match="killed"):
             train(noise, out, 1)
     before = (out / "best_samples.safetensors").read_bytes()
@@ -96,17 +95,6 @@ def test_resume_knows_the_best_samples_so_far(noise, tmp_path, scripted, monkeyp
     assert [float(row["sample_distance"]) for row in rows(out)] == [3, 1, 2]
     assert summary.best_samples_step == 4
     assert (out / "best_samples.safetensors").read_bytes() == before
-
-
-def test_recorded_clips_end_where_the_recording_ends(noise) -> None:
-    codec = AudioCodec(8)
-    loud = codec.encode(np.full(200, 0.5, np.float32)).astype(np.int64)
-    targets = torch.from_numpy(np.where(np.arange(200) < 150, loud, -100))
-    listener = Listener(codec, 1, 200, [{"targets": targets}] * 3)
-    # 150 samples are one frame of 1,024 each.
-    assert listener._recorded_frames().shape == (3, 64)
-    short = Listener(codec, 1, 100, [{"targets": targets}] * 200)
-    assert short._recorded_frames().shape == (64, 64)
 
 
 def test_only_audio_is_listened_to() -> None:

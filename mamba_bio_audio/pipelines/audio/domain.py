@@ -13,6 +13,7 @@ from mamba_bio_audio.pipelines.contract import (
     DataSection,
     Domain,
     Item,
+    Listener,
     Progress,
     SampleRequest,
     SampleView,
@@ -71,6 +72,19 @@ class Audio(Domain):
         from mamba_bio_audio.pipelines.audio.clip_writer import ClipWriter
 
         return ClipWriter(request)
+
+    def listener(self, codec: Any, length: int, recorded: Any) -> Listener:
+        """Clips beside those of validation."""
+        from mamba_bio_audio.pipelines.audio.listening import ClipListener
+
+        return ClipListener(codec, length, recorded)
+
+    def run_files(self) -> tuple[str, ...]:
+        """Samples, spectrograms, and what a judge heard."""
+        from mamba_bio_audio.pipelines.audio.clip_writer import SAMPLE_FILES
+
+        judged = ("metrics.json", "first-samples.png", *(f"samples-*/{name}" for name in SAMPLE_FILES))
+        return (*(f"sc09/{name}" for name in judged), "spectrogram.png", "sample.wav", "sample.wav.json")
 
     def find_samples(self, run: Path) -> Path | None:
         """A folder or file of samples, or the clips that a judge heard."""

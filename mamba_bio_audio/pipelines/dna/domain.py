@@ -77,6 +77,10 @@ class Dna(Domain):
 
         return FastaWriter(request)
 
+    def run_files(self) -> tuple[str, ...]:
+        """Samples and their measurements, and the curve of the demo."""
+        return ("curve.png", "samples.fa", "samples.fa.report.json")
+
     def find_samples(self, run: Path) -> Path | None:
         """`samples.fa`."""
         from mamba_bio_audio.files import inside

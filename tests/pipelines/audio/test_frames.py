@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mamba_bio_audio.evaluation.audio_frames import frame_distance, frames
+from mamba_bio_audio.pipelines.audio.frames import frame_distance, frames
 
 RATE = 16_000
 

@@ -1,7 +1,7 @@
 """How far generated audio is from recordings by the statistics of short frames, without labels or a judge.
 
     frame     32 mel bands over 64 ms in units of 10 dB down to -80 dB, and their change since the frame before (32 ms)
-    distance  Frechet distance of the generated clips' frames and the recordings' (`audio_metrics.frechet_distance`)
+    distance  Frechet distance of the generated clips' frames and the recordings' (`pipelines/frechet.py`)
 
 It answers whether the clips have the loudness, the spectrum and the short-time change of the recordings, at the cost of
 generating a few of them; so it can be asked at every validation. It misleads about everything longer than two frames:
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mamba_bio_audio.evaluation.audio_metrics import frechet_distance
+from mamba_bio_audio.pipelines.frechet import frechet_distance
 
 _MELS, _FLOOR = 32, 1e-8
 _FRAME_S = 0.064

@@ -2,7 +2,7 @@
 
     p_t = pool(h_0 .. h_t);  logits_t = W p_t + b          h: normalised last hidden states of the backbone
 
-The prediction at t is the one for the sequence that ends there, so a classifier obeys the same four laws as a language
+The prediction at t is the one for the sequence that ends there, so a classifier obeys the same laws as a language
 model. Its target is the label at the last real position of a row and -100 elsewhere; padding on the right is never seen;
 chunks with the state carried (`train.stream_chunk`, prediction of long records) give the same result as the whole.
 

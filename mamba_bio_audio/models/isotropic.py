@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class IsotropicModel(SequenceModel):
-    """Causal language model over `vocab_size` symbols; obeys the four laws of `docs/architecture.md`.
+    """Causal language model over `vocab_size` symbols; obeys the laws of `layers/contract.py`.
 
     Attributes:
         recompute: "layer" keeps only each layer's input for backward and runs the layer again there.

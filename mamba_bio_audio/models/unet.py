@@ -82,7 +82,7 @@ class UpPool(nn.Module):
 
 
 class UNetModel(SequenceModel):
-    """Causal model of audio samples at several rates; obeys the four laws of `docs/architecture.md`.
+    """Causal model of audio samples at several rates; obeys the laws of `layers/contract.py`.
 
     `reset` marks the first sample of a new sequence. All rows share the phase of the pools, so a new sequence may start
     only where a frame of the centre starts: at positions preceded by a multiple of the product of the pools, counting

@@ -6,7 +6,7 @@
 The last chunk keeps its graph from the start: S chunks cost S - 1 forwards more than plain training. Layers that draw
 at random (dropout) draw the same in both passes.
 
-Every layer carries its whole past in a small state whose gradient it gives (docs/architecture.md, law 1), so this
+Every layer carries its whole past in a small state whose gradient it gives (law *split* in `layers/contract.py`), so this
 equals backpropagation through the whole sequence up to the order of summation. Memory is that of one chunk and the S
 states.
 

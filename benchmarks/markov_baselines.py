@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.markov import markov_table
 from mamba_bio_audio.pipelines.scores import perplexity
 from mamba_bio_audio.run.timing import provenance, write_rows
@@ -25,17 +25,17 @@ def main(
     out: Annotated[Path, typer.Option(help="CSV.")],
     length: int = 1024,
 ) -> None:
-    module = DnaDataModule(DnaDataConfig(path=str(data)), length=length, batch_size=1, seed=0)
+    module = DataModule(DnaDataConfig(path=str(data)), length=length, batch_size=1, seed=0)
     module.setup()
-    spans = {split: module.evaluation_spans(split) for split in ("train", "valid", "test")}
+    spans = {split: module.corpus.spans(split) for split in ("train", "valid", "test")}
     where = provenance("cpu")
     rows = []
     for split in ("valid", "test"):
-        fitted = markov_table(module.genome, spans["train"], spans["valid"], spans[split])
+        fitted = markov_table(module.corpus.genome, spans["train"], spans["valid"], spans[split])
         for order, nats in enumerate(map(float, fitted.test.nats_per_base)):
             row = {"split": split, "order": order, "chosen": order == fitted.order, "scored": fitted.test.count}
             row |= {"nats": f"{nats:.6f}", "bits": f"{nats / math.log(2):.6f}", "perplexity": f"{perplexity(nats):.5f}"}
-            row["splits_sha256"] = module.splits_fingerprint()
+            row["splits_sha256"] = module.corpus.fingerprint()
             rows.append(row | {key: where[key] for key in ("device", "commit", "started")})
     write_rows(out, rows)
 

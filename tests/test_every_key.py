@@ -283,7 +283,7 @@ def of_data(config: RunConfig) -> Any:
     valid = (
         [] if workers else [digest(*batch.values()) for batch in data.evaluation_dataloader("valid", max_tokens=None)]
     )
-    strata = {name: rows.tolist() for name, rows in data.strata("train").items()} if hasattr(data, "strata") else None
+    strata = {name: rows.tolist() for name, rows in data.corpus.strata("train").items()}
     return workers, json.dumps(data.summary(), default=str), train, valid, strata
 
 

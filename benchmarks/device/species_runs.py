@@ -202,7 +202,7 @@ def easy_pretrained() -> None:
     config = load_config("dna/species", [easy_paths()])
     data = open_data(config, DEVICE)
     data.setup()
-    labelled = data.labelled
+    labelled = data.corpus.labelled
     lines = ["file\trecord\tstart0\tend\tsplit"]
     for region in labelled.regions:
         genome = labelled.genomes[region.source]
@@ -288,7 +288,7 @@ def ceilings() -> None:
         )
         data.setup()
         windows: Any = data.evaluation_dataset("test").windows
-        lines = [[data.classes[w.label], w.record, w.start, w.end, "", *("0" for _ in APES)] for w in windows]
+        lines = [[data.corpus.classes[w.label], w.record, w.start, w.end, "", *("0" for _ in APES)] for w in windows]
         table = "\n".join("\t".join(map(str, line)) for line in [names, *lines]) + "\n"
         found = ceiling_of_windows(table, folder / "copies.tsv")
         rows.append(
@@ -395,14 +395,14 @@ def bar() -> None:
         dataset: Any = data.evaluation_dataset("test")
         test, targets = labelled_sequences(dataset)
         loci = [window.locus for window in dataset.windows]
-        pair = [data.classes.index("human"), data.classes.index("mouse")]
+        pair = [data.corpus.classes.index("human"), data.corpus.classes.index("mouse")]
         hard = (targets == pair[0]) | (targets == pair[1])
         for count in counts if not TOY else (100,):
             train, labels = training_sequences(data, count)
             own = []
             for k in range(3, 11) if not TOY else (2, 3):
                 start = time.process_time()
-                fitted = fit_kmers(train, labels, valid, valid_labels, len(data.classes), sizes=(k,))
+                fitted = fit_kmers(train, labels, valid, valid_labels, len(data.corpus.classes), sizes=(k,))
                 p = fitted.probabilities(test)
                 accuracy = bootstrap_mean((p.argmax(1) == targets).astype(float), loci)
                 right = np.asarray(pair)[p[hard][:, pair].argmax(1)] == targets[hard]

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.classify import Passes, Stopped, classify
-from mamba_bio_audio.pipelines.contract import Ids, Strand, Symbols
+from mamba_bio_audio.pipelines.contract import Strand, Symbols
+from mamba_bio_audio.pipelines.corpus import Ids
 
 Mode = Literal["windows", "stream"]
 # Records are collected until there are this many batches of work, so that pieces of like length meet.

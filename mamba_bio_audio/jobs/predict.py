@@ -17,7 +17,8 @@ from mamba_bio_audio.jobs.contract import Cli, Device, Force, Options, Result, R
 
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.prediction_table import PredictionTable
-    from mamba_bio_audio.pipelines.contract import Ids, Item
+    from mamba_bio_audio.pipelines.contract import Item
+    from mamba_bio_audio.pipelines.corpus import Ids
 
 COMMAND = "predict"
 PANEL = "Use"

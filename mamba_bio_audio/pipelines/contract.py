@@ -1,8 +1,8 @@
 """What a domain and its corpora are; nothing above `pipelines/` asks which domain it deals with.
 
 A domain (DNA, audio) says how symbols of its kind are read, written and judged. A corpus is an opened data set: symbols
-in splits, with labels or without. One data module (`pipelines/data.py`) makes batches of any corpus. What is special to one
-kind of data (a genome, recordings, classes) is reached through `data.corpus`.
+in splits, with labels or without. One data module (`pipelines/data.py`) makes batches of any corpus
+(`pipelines/corpus.py`); what is special to a kind of data, such as a genome, is reached through `data.corpus`.
 
 Laws: each symbol of a split is scored once; sample i depends on (seed, stage, i) alone; workers and ranks change nothing;
 a short read is an error; decode(encode(x)) = x.
@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from mamba_bio_audio.errors import InputError
@@ -31,10 +29,16 @@ from mamba_bio_audio.pipelines.scores import (
     TargetBlocks,
 )
 
+# Configurations are read with this module; numpy can wait.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mamba_bio_audio.pipelines.corpus import Corpus, Ids
+
 # Called with (what, done, in all) while something long goes on.
 Progress = Callable[[str, int, int | None], None]
 
-Ids = NDArray[Any]
 Strand = Literal["both", "forward", "reverse"]
 
 
@@ -75,6 +79,12 @@ class Item(NamedTuple):
     symbols: Ids | str
 
 
+def _all_known(ids: Ids) -> NDArray[np.bool_]:
+    import numpy as np
+
+    return np.ones(len(ids), dtype=bool)
+
+
 @dataclass(frozen=True)
 class Symbols:
     """What a classifier needs to know of the ids that it reads.
@@ -91,7 +101,7 @@ class Symbols:
 
     unit: str
     pad_id: int
-    known: Callable[[Ids], NDArray[np.bool_]] = lambda ids: np.ones(len(ids), dtype=bool)
+    known: Callable[[Ids], NDArray[np.bool_]] = _all_known
     strands: tuple[Strand, ...] = ("forward",)
     reverse: Callable[[Ids], Ids] | None = None
     start_id: int | None = None
@@ -288,20 +298,21 @@ class Domain(ABC):
         """The codec (`encode`, `decode`, `vocab_size`, `pad_id`, `unit`) of a data section."""
 
     @abstractmethod
-    def open(self, config: Any, *, length: int, batch_size: int, seed: int, progress: Progress | None = None) -> Any:
-        """The data module of a data section; not yet set up.
+    def open(self, config: Any, *, length: int, progress: Progress | None = None) -> Corpus:
+        """Open the data set of a data section: read or index the files, read or make the splits.
 
         Args:
             config: of one of `kinds`.
-            length: of training windows, in symbols.
-            batch_size: windows per batch and rank.
-            seed: of order and augmentation.
+            length: of windows, in symbols.
             progress: called while files are indexed, read and compared.
+
+        Raises:
+            InputError: naming what is wrong with which file, and what to do.
         """
 
     @abstractmethod
     def describe(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """A data module's `summary()` as (what, value) lines for people."""
+        """A corpus's `summary()` as (what, value) lines for people."""
 
     # Records of files, which are predicted.
 
@@ -395,7 +406,7 @@ class Domain(ABC):
         return f"The ids 0 to {codec.vocab_size - 1:,} of the codec {codec.name}."
 
     def card_data(self, summary: Mapping[str, Any]) -> list[str]:
-        """Lines of the model card about a data module's `summary()`, besides its files."""
+        """Lines of the model card about a corpus's `summary()`, besides its files."""
         return []
 
     def card_limits(self, config: Any, *, classifier: bool) -> list[str]:

@@ -175,5 +175,5 @@ def labelled_sequences(dataset: Any) -> tuple[list[NDArray[Any]], NDArray[np.int
     """Ids and classes of the evaluation sequences of a labelled split."""
     import numpy as np
 
-    rows = [dataset.labelled.fetch(window) for window in dataset.windows]
+    rows = [dataset.corpus.read(window).ids for window in dataset.windows]
     return rows, np.array([window.label for window in dataset.windows], dtype=np.int64)

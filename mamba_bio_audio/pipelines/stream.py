@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate, get_worker_info
 
+from mamba_bio_audio.pipelines.corpus import Sample
 from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.signals import STOPPING
 
@@ -35,6 +36,8 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
 
     Args:
         windows: what is read; only their number matters here.
+        shares: where groups of windows have shares of their own in an epoch: the windows of each group, and how many of
+            them an epoch takes.
         batch_size: windows per batch and rank.
         seed: of the order.
         start_sample: samples already consumed, over all ranks.
@@ -52,8 +55,10 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
         rank: int = 0,
         world_size: int = 1,
         stage: int = 0,
+        shares: Sequence[tuple[NDArray[np.int32], int]] = (),
     ) -> None:
         self._windows = len(windows)
+        self._shares = shares
         self.stage = stage
         self.batch_size = batch_size
         self.seed = seed
@@ -67,6 +72,10 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
     def read(self, samples: range) -> dict[str, torch.Tensor]:
         """Tokens and targets, (B, L), of some samples, given by their numbers."""
 
+    def sample(self, number: int) -> Sample:
+        """What the reading of sample number i depends on."""
+        return Sample(self.seed, self.stage, number, self.window_index)
+
     def window_index(self, sample: int) -> int:
         """Which window is sample number i."""
         epoch, position = divmod(sample, self._windows)
@@ -76,8 +85,18 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
         return int(self._order[position])
 
     def order(self, epoch: int) -> NDArray[np.int32]:
-        """Windows of an epoch in their order: every one once."""
-        return self.permutation(np.arange(self._windows, dtype=np.int32), epoch)
+        """Windows of an epoch in their order: every one once, or of each group its share, going round its own windows."""
+        if not self._shares:
+            return self.permutation(np.arange(self._windows, dtype=np.int32), epoch)
+        taken = []
+        for number, (own, quota) in enumerate(self._shares, start=1):
+            at = epoch * quota
+            while at < (epoch + 1) * quota:
+                round_, first = divmod(at, len(own))
+                last = min(len(own), first + (epoch + 1) * quota - at)
+                taken.append(self.permutation(own, round_, number)[first:last])
+                at += last - first
+        return self.permutation(np.concatenate(taken), epoch)
 
     def permutation(self, values: NDArray[np.int32], epoch: int, group: int = 0) -> NDArray[np.int32]:
         """The seeded permutation of an epoch; groups have permutations of their own."""

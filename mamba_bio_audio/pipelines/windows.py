@@ -8,13 +8,13 @@ a span may be shorter; it is padded later.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mamba_bio_audio.pipelines.spans import Span
+from mamba_bio_audio.pipelines.spans import Region, Span, size_of
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,43 @@ class EvaluationWindows:
     Attributes:
         windows: in order.
         symbols: in the split.
-        scored: of these, symbols that are scored.
+        first_of_record: of these, symbols that nothing precedes, which cannot be scored.
+        unknown: others that are not scored because they are unknown (bases other than A, C, G, T).
+        scored: all the others.
     """
 
-    windows: Windows
+    windows: Windows | list[Region]
     symbols: int
+    first_of_record: int = 0
+    unknown: int = 0
 
     @property
     def scored(self) -> int:
-        """Symbols that are scored: all of them."""
-        return self.symbols
+        """Symbols that are scored: symbols - first_of_record - unknown."""
+        return self.symbols - self.first_of_record - self.unknown
+
+
+def evaluation_windows(
+    spans: Sequence[Span], length: int, *, shared: int = 1, unknown: Callable[[Span], int] = lambda span: 0
+) -> EvaluationWindows:
+    """Windows that score each symbol of disjoint spans once.
+
+    Args:
+        spans: in order.
+        length: L.
+        shared: as of `tile`. With 1, a span [a, b) with a > 0 is read from a - 1: that symbol is context only. The symbols
+            before a target in its window are its context; nothing is carried from window to window.
+        unknown: number of symbols in a span that are not scored.
+    """
+    if not shared:
+        return EvaluationWindows(tile(spans, length, shared=0), size_of(spans), 0, sum(map(unknown, spans)))
+    wider = [Span(span.record, max(span.start - 1, 0), span.end) for span in spans]
+    return EvaluationWindows(
+        tile(wider, length),
+        size_of(spans),
+        sum(span.start == 0 for span in spans),
+        sum(int(unknown(Span(span.record, max(span.start, 1), span.end))) for span in spans),
+    )
 
 
 def tile(spans: Iterable[Span], length: int, *, shared: int = 1) -> Windows:

@@ -10,14 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
-from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
-from mamba_bio_audio.pipelines.domains import domain_of
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.run.config import RunConfig
 from mamba_bio_audio.text import show
-
-DataModule = DnaDataModule | AudioDataModule | DnaClassesDataModule
 
 
 def open_data(
@@ -38,14 +33,13 @@ def open_data(
         progress: called with (what, done, total) while files are indexed, read and compared.
     """
     train = config.train
-    module: DataModule = domain_of(config.data.kind).open(
+    return DataModule(
         config.data,
         length=length or train.length,
         batch_size=batch_size or train.micro_batch_for(device),
         seed=config.seed,
         progress=progress,
     )
-    return module
 
 
 def progress_lines(quiet: bool) -> Callable[[str, int, int | None], None] | None:
@@ -85,15 +79,6 @@ def check_same_data(before: dict[str, Any], now: dict[str, Any], run: Path) -> N
         raise InputError(f"{run}: the run was trained on other splits; restore {now['split_source']}")
 
 
-def data_files(data: DataModule) -> list[str]:
-    """Paths of the files that a data module reads."""
-    if isinstance(data, AudioDataModule):
-        return [file.path for file in data.recordings.files]
-    if isinstance(data, DnaClassesDataModule):
-        return [file.path for file in data.labelled.files]
-    return list(data.genome.paths)
-
-
 class DataWatch:
     """Notices files that change while a training reads them.
 
@@ -110,7 +95,7 @@ class DataWatch:
         self._described = described
         self._describe = describe
         self._run = run
-        self._files = data_files(data)
+        self._files = data.corpus.files
         self._seen = self._look()
 
     def check(self) -> None:

@@ -16,9 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mamba_bio_audio.models.build import LanguageModel
 from mamba_bio_audio.models.heads import Classifier
-from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
-from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.pipelines.stream import stop_workers
 from mamba_bio_audio.signals import StopSignal
@@ -81,7 +79,7 @@ def resolve_precision(precision: str, device: str) -> str:
 
 def fit(
     model: LanguageModel | Classifier,
-    data: DnaDataModule | AudioDataModule | DnaClassesDataModule,  # those of labelled recordings are audio too
+    data: DataModule,
     config: TrainConfig,
     place: Place,
     stages: Sequence[Stage],

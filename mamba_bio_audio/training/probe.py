@@ -99,7 +99,7 @@ def _measure(
     """(tokens, peak bytes, seconds per forward and backward) of one or two sizes, the smaller first."""
     if device == "cpu":
         # What a training process has loaded besides the model.
-        import mamba_bio_audio.pipelines.dna.datamodule
+        import mamba_bio_audio.pipelines.data
         import mamba_bio_audio.training.fit  # noqa: F401
     else:
         torch.cuda.empty_cache()

@@ -11,6 +11,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation import classes as subject
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult
 from mamba_bio_audio.pipelines.contract import Symbols
+from mamba_bio_audio.pipelines.corpus import Example
 from mamba_bio_audio.pipelines.scores import ClassNotes
 from mamba_bio_audio.pipelines.spans import Region
 
@@ -25,7 +26,7 @@ class Data:
         self.length = LENGTH
         self.dataset = SimpleNamespace(
             windows=[Region(f"r{at}", 0, LENGTH, int(y), "test", f"l{at // 2}") for at, y in enumerate(targets)],
-            labelled=SimpleNamespace(fetch=lambda region: np.full(len(region), 7, np.uint8)),
+            corpus=SimpleNamespace(read=lambda region: Example(np.full(len(region), 7, np.uint8), region.label)),
         )
 
     @property

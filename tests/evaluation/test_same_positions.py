@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.markov import MarkovBaseline, markov_table
 
 
@@ -64,29 +64,29 @@ def write_genome(folder: Path) -> Path:
 @pytest.mark.parametrize("length", [1, 16, 64, 1000])
 def test_likelihood_and_markov_score_the_same_bases(tmp_path: Path, length: int) -> None:
     config = DnaDataConfig(path=str(write_genome(tmp_path / "genome")))
-    data = DnaDataModule(config, length=length, batch_size=3, seed=0)
-    spans = {split: data.evaluation_spans(split) for split in ("train", "valid", "test")}
-    baseline = MarkovBaseline.fit(data.genome, spans["train"], max_order=3)
+    data = DataModule(config, length=length, batch_size=3, seed=0)
+    spans = {split: data.corpus.spans(split) for split in ("train", "valid", "test")}
+    baseline = MarkovBaseline.fit(data.corpus.genome, spans["train"], max_order=3)
     model = FirstOrder(baseline)
     for split in ("train", "valid", "test"):
         found = evaluate_likelihood(model, data.evaluation_dataloader(split))
-        expected = baseline.score(data.genome, spans[split])
-        assert found.count == expected.count == data.evaluation_windows(split).scored
+        expected = baseline.score(data.corpus.genome, spans[split])
+        assert found.count == expected.count == data.corpus.evaluation_windows(split).scored
         assert found.nats == pytest.approx(expected.nats[1], rel=1e-12)
         # Per file: the caller restricts the spans.
         for group, name in enumerate(("one", "two")):
-            own = [span for span in spans[split] if data.genome.genome_of(span.record) == group]
+            own = [span for span in spans[split] if data.corpus.genome.genome_of(span.record) == group]
             assert all(span.record.startswith(name) for span in own)
-            expected = baseline.score(data.genome, own)
+            expected = baseline.score(data.corpus.genome, own)
             assert found.groups[str(group)].count == expected.count
             assert found.groups[str(group)].nats == pytest.approx(expected.nats[1], rel=1e-12)
 
 
 def test_markov_table_of_the_data_module(tmp_path: Path) -> None:
-    data = DnaDataModule(DnaDataConfig(path=str(write_genome(tmp_path / "genome"))), length=64, batch_size=3, seed=0)
+    data = DataModule(DnaDataConfig(path=str(write_genome(tmp_path / "genome"))), length=64, batch_size=3, seed=0)
     data.setup()
     table = markov_table(
-        data.genome, *(data.evaluation_spans(split) for split in ("train", "valid", "test")), max_order=4
+        data.corpus.genome, *(data.corpus.spans(split) for split in ("train", "valid", "test")), max_order=4
     )
     assert 3 < table.test.perplexity[table.order] < 4.2
     assert table.valid.nats[table.order] == table.valid.nats.min()

@@ -9,7 +9,7 @@ import pytest
 
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.models.build import build_model
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.plain_yaml import parse
 from mamba_bio_audio.run.config import load_config, to_yaml
 from mamba_bio_audio.training.steps import save_weights
@@ -31,7 +31,7 @@ def run(tmp_path) -> Path:
     folder.mkdir()
     config = load_config("dna/tiny", [f"data.path={fasta}", "description=a <b>bold</b> run", "model.vocab_size=12"])
     (folder / "config.yaml").write_text(to_yaml(config))
-    data = DnaDataModule(config.data, length=512, batch_size=2, seed=0)
+    data = DataModule(config.data, length=512, batch_size=2, seed=0)
     data.setup()
     manifest = {
         "torch": "2.99",

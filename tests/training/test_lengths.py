@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.run.config import load_config, merge_recipe
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import length_at, length_stages, positions_until, stretches
@@ -116,7 +116,7 @@ def test_data_continue_anywhere_whatever_the_workers(workers, tmp_path):
     train = config({"length": 16, "steps": 3}, {"length": 32, "steps": 2})
 
     def batches(step: int, workers: int, count: int) -> list[torch.Tensor]:
-        data = DnaDataModule(
+        data = DataModule(
             DnaDataConfig(path=str(tmp_path / "g.fa"), num_workers=workers, reverse_complement=True),
             length=64,
             batch_size=4,

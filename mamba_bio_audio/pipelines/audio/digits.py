@@ -45,7 +45,7 @@ def labelled_clips(data: Any, split: str) -> tuple[NDArray[np.float32], NDArray[
     """The clips of a split as (n, 16000), and which digit each is, by the name of its folder."""
     recordings = data.corpus.recordings
     clips, labels = [], []
-    for span in data.evaluation_spans(split):
+    for span in data.corpus.spans(split):
         name = span.record
         word = name.split("/")[-2] if "/" in name else ""
         if word not in DIGITS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mamba_bio_audio.pipelines.audio import evaluation
 from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
@@ -22,6 +22,9 @@ from mamba_bio_audio.pipelines.contract import (
 )
 from mamba_bio_audio.pipelines.scores import Digits, Measured, Score
 
+if TYPE_CHECKING:
+    from mamba_bio_audio.pipelines.corpus import Corpus
+
 
 class Audio(Domain):
     """Samples of recordings, and labelled recordings."""
@@ -37,17 +40,16 @@ class Audio(Domain):
 
         return AudioCodec(config.bits, config.quantizer, config.variant, config.sample_rate_hz)
 
-    def open(self, config: Any, *, length: int, batch_size: int, seed: int, progress: Progress | None = None) -> Any:
+    def open(self, config: Any, *, length: int, progress: Progress | None = None) -> Corpus:
         """Recordings, or labelled ones."""
-        from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
-        from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
+        from mamba_bio_audio.pipelines.audio.classes import AudioClassesCorpus
+        from mamba_bio_audio.pipelines.audio.corpus import AudioCorpus
 
-        module = AudioClassesDataModule if config.labelled else AudioDataModule
-        return module(config, length=length, batch_size=batch_size, seed=seed)
+        return (AudioClassesCorpus if config.labelled else AudioCorpus)(config, length=length)
 
     def describe(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Lines for people."""
-        from mamba_bio_audio.pipelines.audio.datamodule import summary_rows
+        from mamba_bio_audio.pipelines.audio.corpus import summary_rows
 
         return summary_rows(dict(summary))
 

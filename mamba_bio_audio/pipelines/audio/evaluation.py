@@ -57,7 +57,7 @@ def beside_likelihood(data: Any, found: Measured, progress: Progress | None = No
     """The quantiser, scores by recording and, where asked for, the yardsticks; see `Domain.beside_likelihood`."""
     notes: dict[str, Any] = {"quantizer": data.codec.description, "sample_rate_hz": data.codec.sample_rate_hz}
     scored = data.evaluation_dataset(found.split, found.max_symbols).windows
-    whole = data.evaluation_windows(found.split)
+    whole = data.corpus.evaluation_windows(found.split)
     part = None
     if len(scored) < len(whole.windows):
         part = [scored[at] for at in range(len(scored))]
@@ -67,7 +67,7 @@ def beside_likelihood(data: Any, found: Measured, progress: Progress | None = No
             of_windows=len(whole.windows),
             of_bases=whole.symbols,
         )
-    names = data.corpus.group_names
+    names = data.corpus.groups
     if len(names) > 1:
         notes["recordings"] = {names[group]: scores for group, scores in found.groups.items()}
     if found.yardsticks:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
-from mamba_bio_audio.pipelines.audio.datamodule import Recordings
+from mamba_bio_audio.pipelines.audio.corpus import Recordings
 from mamba_bio_audio.pipelines.audio.files import AudioFile, list_files, open_file
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.contract import Ids, Item
+from mamba_bio_audio.pipelines.contract import Item
+from mamba_bio_audio.pipelines.corpus import Ids
 from mamba_bio_audio.pipelines.spans import Span
 
 

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.spans import Span
 from mamba_bio_audio.pipelines.windows import tile
 
@@ -38,7 +38,7 @@ _CHOICE_SAMPLES = 1 << 19
 _MAX_TABLE = 1 << 24
 
 
-def yardsticks(data: AudioDataModule, split: str, part: Iterable[Span] | None = None) -> tuple[dict[str, float], int]:
+def yardsticks(data: DataModule, split: str, part: Iterable[Span] | None = None) -> tuple[dict[str, float], int]:
     """Bits per sample of each yardstick on a split, best last, and how many samples they are over.
 
     Args:
@@ -70,26 +70,26 @@ def left_out(codec: AudioCodec) -> str | None:
     return f"order 2: not counted above 8 bits, its table would have {size:,} entries"
 
 
-def runs(data: AudioDataModule, split: str) -> Iterator[Levels]:
+def runs(data: DataModule, split: str) -> Iterator[Levels]:
     """Levels of a split in stretches as long as they come; in the variant `sashimi`, which scales them, by window."""
-    spans: Iterable[Span] = data.evaluation_spans(split)
+    spans: Iterable[Span] = data.corpus.spans(split)
     length = data.length if data.codec.variant == "sashimi" else _PIECE
     windows = tile(spans, length, shared=0)
     for number in range(len(windows)):
-        yield data.recordings.ids(windows[number])
+        yield data.corpus.recordings.ids(windows[number])
 
 
-def _with_context(data: AudioDataModule, split: str, part: Iterable[Span]) -> Iterator[tuple[Levels, int]]:
+def _with_context(data: DataModule, split: str, part: Iterable[Span]) -> Iterator[tuple[Levels, int]]:
     """Levels of windows with those before them in their stretch, and how many these are; none in the variant `sashimi`."""
     stretches: dict[str, list[Span]] = {}
-    for span in data.evaluation_spans(split):
+    for span in data.corpus.spans(split):
         stretches.setdefault(span.record, []).append(span)
     for window in part:
         own = next(span for span in stretches[window.record] if span.start <= window.start < span.end)
         # From where a block of the linear prediction begins, so that its blocks are those of the whole stretch.
         back = max(0, window.start - own.start - _CONTEXT) // _BLOCK * _BLOCK
         low = window.start if data.codec.variant == "sashimi" else own.start + back
-        yield data.recordings.ids(Span(window.record, low, window.end)), window.start - low
+        yield data.corpus.recordings.ids(Span(window.record, low, window.end)), window.start - low
 
 
 class LevelTables:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.corpus import Sample
 from mamba_bio_audio.pipelines.dna.labelled import Labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.draws import Draws
@@ -30,11 +31,9 @@ class WindowSampler:
     Args:
         labelled: with splits; regions of "train" that are long enough are drawn from.
         length: bases per window.
-        seed: of the draws.
         contigs: "length" or "uniform".
         matched: successive samples are the same place of the same record in every class in turn.
-        max_unknown: largest share of unknown bases; what has more is drawn again.
-        stage: of the length warm-up; each has draws of its own.
+        max_unknown: largest share of unknown bases; windows with more are drawn again.
     """
 
     def __init__(
@@ -42,18 +41,14 @@ class WindowSampler:
         labelled: Labelled,
         length: int,
         *,
-        seed: int,
         contigs: str = "length",
         matched: bool = False,
         max_unknown: float = 1.0,
-        stage: int = 0,
     ) -> None:
         self.labelled = labelled
         self.length = length
-        self.seed = seed
         self.matched = matched
         self.max_unknown = max_unknown
-        self.stage = stage
         self.codec = DnaTokenizer()
         regions = [region for region in labelled.regions if region.split == "train"]
         long = [region for region in regions if len(region) >= length]
@@ -110,12 +105,12 @@ class WindowSampler:
             starts = starts / np.array([totals[region.source, region.record] for region in own])
         return np.cumsum(starts) / starts.sum()
 
-    def window(self, sample: int) -> tuple[Region, NDArray[np.uint8]]:
-        """Sample number i and its bases (L,), read forwards."""
+    def window(self, sample: Sample) -> tuple[Region, NDArray[np.uint8]]:
+        """A training window and its bases (L,), read forwards."""
         classes = len(self.by_class)
-        draw, label = divmod(sample, classes) if self.matched else (sample, -1)
+        draw, label = divmod(sample.number, classes) if self.matched else (sample.number, -1)
         for attempt in range(ATTEMPTS):
-            random = Draws.CLASS_WINDOW.random(self.seed, draw, self.stage, attempt)
+            random = Draws.CLASS_WINDOW.random(sample.seed, draw, sample.stage, attempt)
             which, place, within = random.random(3).tolist()
             chosen = label if self.matched else int(which * classes)
             # In matched windows one class decides where, so that all take the same record.
@@ -131,12 +126,12 @@ class WindowSampler:
             f"{self.max_unknown:.0%} bases other than A, C, G, T; raise data.max_unknown, or give intervals without gaps"
         )
 
-    def strand_draw(self, sample: int) -> int:
+    def strand_draw(self, sample: Sample) -> int:
         """Number by which the strand is drawn; matched windows are read from the same strand."""
-        return sample // len(self.by_class) if self.matched else sample
+        return sample.number // len(self.by_class) if self.matched else sample.number
 
 
-def evaluation_windows(
+def draw_evaluation_windows(
     labelled: Labelled, split: str, length: int, *, per_class: int, seed: int, max_unknown: float
 ) -> list[Region]:
     """Up to `per_class` windows of each class of a split, none overlapping another; the same at every call.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mamba_bio_audio.pipelines.contract import (
     DataSection,
@@ -21,6 +21,9 @@ from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.scores import ClassYardstick, Measured, Score, TargetBlocks
 
+if TYPE_CHECKING:
+    from mamba_bio_audio.pipelines.corpus import Corpus
+
 
 class Dna(Domain):
     """Bases of genomes, and labelled stretches of them."""
@@ -36,13 +39,13 @@ class Dna(Domain):
 
         return DnaTokenizer()
 
-    def open(self, config: Any, *, length: int, batch_size: int, seed: int, progress: Progress | None = None) -> Any:
+    def open(self, config: Any, *, length: int, progress: Progress | None = None) -> Corpus:
         """A genome, or labelled DNA."""
-        from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
-        from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
+        from mamba_bio_audio.pipelines.dna.classes import DnaClassesCorpus
+        from mamba_bio_audio.pipelines.dna.corpus import DnaCorpus
 
-        module = DnaClassesDataModule if config.labelled else DnaDataModule
-        return module(config, length=length, batch_size=batch_size, seed=seed, progress=progress)
+        corpus = DnaClassesCorpus if config.labelled else DnaCorpus
+        return corpus(config, length=length, progress=progress)
 
     def describe(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Lines for people; labelled data have classes."""
@@ -106,7 +109,7 @@ class Dna(Domain):
         rows = [codec.encode(record.sequence) for record in read_records(samples)]
         if data is None:
             return sample_report(rows)
-        train, valid = (data.corpus.evaluation_spans(split) for split in ("train", "valid"))
+        train, valid = (data.corpus.spans(split) for split in ("train", "valid"))
         return sample_report(rows, data.corpus.genome, train, valid, progress=progress)
 
     def show_measured(self, measured: Mapping[str, Any]) -> str:

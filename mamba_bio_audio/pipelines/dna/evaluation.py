@@ -113,7 +113,7 @@ def _perplexity(scores: Scores) -> float:
 
 def check_markov(data: Any) -> None:
     """Refuse splits that no Markov model can be fitted and chosen on."""
-    if not (data.evaluation_spans("train") and data.evaluation_spans("valid")):
+    if not (data.corpus.spans("train") and data.corpus.spans("valid")):
         raise InputError(
             "the Markov baselines are fitted on the training split and chosen on the validation split, and one of them "
             "is empty; give intervals for both, or --no-baselines"
@@ -123,12 +123,12 @@ def check_markov(data: Any) -> None:
 def beside_likelihood(data: Any, found: Measured, score: Score, progress: Progress | None = None) -> DnaNotes:
     """Counts of the scored bases, scores by genome and, where asked for, Markov models; see `Domain.beside_likelihood`."""
     genome = data.corpus.genome
-    windows = data.evaluation_windows(found.split)
+    windows = data.corpus.evaluation_windows(found.split)
     counts = {"bases": windows.symbols, "unknown": windows.unknown, "first_of_record": windows.first_of_record}
     notes: dict[str, Any] = {}
     part = _part(data, found)
     if part is not None:
-        bases = sum(span.end - span.start for span in part)
+        bases = sum(map(len, part))
         counts = {"bases": bases, "unknown": bases - found.scored, "first_of_record": 0}
         notes["part"] = Part(
             max_bases=found.max_symbols or 0,
@@ -137,9 +137,9 @@ def beside_likelihood(data: Any, found: Measured, score: Score, progress: Progre
             of_bases=windows.symbols,
         )
     # Published window rules let training read bases of other splits; both figures are given then.
-    unread = data.unread_dataset(found.split, found.trained_length, part) if found.split != "train" else None
+    unread = data.corpus.unread_windows(found.split, found.trained_length, part) if found.split != "train" else None
     if unread is not None:
-        notes["unread"] = score(unread, "batches of what training never read")
+        notes["unread"] = score(data.dataset(unread), "batches of what training never read")
     names = genome.genomes if len(genome.genomes) > 1 else []
     genomes: dict[str, dict[str, Any]] = {
         names[group]: dict(scored) for group, scored in found.groups.items() if len(names) > 1
@@ -147,7 +147,7 @@ def beside_likelihood(data: Any, found: Measured, score: Score, progress: Progre
     if found.yardsticks:
         from mamba_bio_audio.pipelines.dna.markov import markov_table
 
-        spans = {split: data.evaluation_spans(split) for split in ("train", "valid", found.split)}
+        spans = {split: data.corpus.spans(split) for split in ("train", "valid", found.split)}
         scored = part if part is not None else spans[found.split]
         told = None if progress is None else _counting(progress, "Markov baselines, bases")
         notes["markov"] = _markov(markov_table(genome, spans["train"], spans["valid"], scored, progress=told))
@@ -172,7 +172,7 @@ def _part(data: Any, found: Measured) -> list[Span] | None:
     from mamba_bio_audio.pipelines.spans import Span, merge
 
     dataset = data.evaluation_dataset(found.split, found.max_symbols)
-    if len(dataset) == len(data.evaluation_windows(found.split).windows):
+    if len(dataset) == len(data.corpus.evaluation_windows(found.split).windows):
         return None
     return merge(Span(span.record, span.start + 1, span.end) for span in dataset.windows)
 

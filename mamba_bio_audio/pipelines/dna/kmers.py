@@ -82,7 +82,7 @@ def training_sequences(data: Any, at_most: int = MOST_SEQUENCES) -> tuple[list[N
     if data.corpus.labelled.examples:
         count = min(count, there)
     examples = [stream.example(sample) for sample in range(count)]
-    return [ids for ids, _ in examples], np.array([label for _, label in examples], dtype=np.int64)
+    return [example.ids for example in examples], np.array([example.label for example in examples], dtype=np.int64)
 
 
 def kmer_frequencies(rows: Rows, k: int) -> Any:

@@ -196,7 +196,7 @@ def _examine(
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """A prepared folder's manifest, or `DnaDataModule.summary()`, as lines for people: (what, value)."""
+    """A prepared folder's manifest, or `DnaCorpus.summary()`, as lines for people: (what, value)."""
     rows = [
         ("files", f"{len(summary['files']):,}"),
         *(

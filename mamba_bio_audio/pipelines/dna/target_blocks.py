@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.coverage import Coverage
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.tokenizer import A, C, G, T
 from mamba_bio_audio.pipelines.scores import Stratum, TargetBlocks
@@ -19,13 +20,14 @@ from mamba_bio_audio.pipelines.windows import evenly_spaced
 
 def open_blocks(data: Any, split: str, *, size: int, context: int, count: int) -> TargetBlocks:
     """Target blocks of a split with their strata; see `Domain.target_blocks`."""
-    genome, spans = data.corpus.genome, data.evaluation_spans(split)
+    genome, spans = data.corpus.genome, data.corpus.spans(split)
     blocks = target_blocks(spans, genome, size=size, context=context, count=count)
     ids = np.stack([genome.fetch(*block) for block in blocks])
     known = (ids >= A) & (ids <= T)
     lower = np.stack([genome.lower_case(*block) for block in blocks])
     gc = ((ids == C) | (ids == G)).sum(1) / known.sum(1)
-    inside = sum(_shared(block.record, block.start - context, block.start, spans) for block in blocks)
+    coverage = Coverage(spans)
+    inside = sum(int(coverage.count(block.record, block.start - context, block.start)) for block in blocks)
     return TargetBlocks(
         count=len(blocks),
         size=size,
@@ -33,11 +35,6 @@ def open_blocks(data: Any, split: str, *, size: int, context: int, count: int) -
         strata=strata(known, lower, gc, [block.record for block in blocks]),
         inside=inside / (len(blocks) * context),
     )
-
-
-def _shared(record: str, start: int, end: int, spans: Sequence[Any]) -> int:
-    """Bases of [start, end) inside the spans, which are disjoint."""
-    return sum(max(0, min(end, s.end) - max(start, s.start)) for s in spans if s.record == record)
 
 
 def target_blocks(spans: Sequence[Span], genome: Genome, *, size: int, context: int, count: int) -> list[Span]:

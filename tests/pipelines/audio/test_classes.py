@@ -7,8 +7,8 @@ import soundfile
 import torch
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.audio.classes import AudioClassesDataModule
 from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
+from mamba_bio_audio.pipelines.data import DataModule
 
 L, RATE = 500, 8000
 
@@ -24,15 +24,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def module(folder: Path, *, length: int = L, **options) -> AudioClassesDataModule:
+def module(folder: Path, *, length: int = L, **options) -> DataModule:
     base = {"sample_rate_hz": RATE, "classes": ["zero", "one"], "valid_fraction": 0.2, "test_fraction": 0.2}
     config = AudioClassesConfig(path=str(folder), **(base | options))
-    return AudioClassesDataModule(config, length=length, batch_size=4, seed=0)
+    return DataModule(config, length=length, batch_size=4, seed=0)
 
 
 def test_classes_in_the_order_asked_for(folder) -> None:
-    assert module(folder).classes == ("zero", "one")
-    assert module(folder, classes=None).classes == ("one", "zero")
+    assert module(folder).corpus.classes == ("zero", "one")
+    assert module(folder, classes=None).corpus.classes == ("one", "zero")
     with pytest.raises(InputError, match="no folder 'two'"):
         module(folder, classes=["one", "two"]).setup()
 
@@ -120,8 +120,8 @@ def moved(folder: Path, order: str) -> Path:
 @pytest.mark.parametrize("order", ["{split}/{digit}", "{digit}/{split}", "all/{split}/speaker/{digit}"])
 def test_folders_of_splits_are_splits(folder, order: str) -> None:
     data = module(moved(folder, order), classes=None)
-    assert data.classes == ("one", "zero")
-    found = {(r.record.split("/")[-1], r.split) for r in data.labelled.regions}
+    assert data.corpus.classes == ("one", "zero")
+    found = {(r.record.split("/")[-1], r.split) for r in data.corpus.regions}
     assert found == {
         (f"{digit}_{i}.wav", "test" if i > 7 else "valid" if i > 5 else "train")
         for digit in ("zero", "one")
@@ -133,13 +133,13 @@ def test_folders_of_splits_are_splits(folder, order: str) -> None:
 def test_validation_is_drawn_from_the_folder_train(folder) -> None:
     data = module(moved(folder, "{split}/{digit}"), valid_fraction=0.5)
     data.setup()
-    assert data.split_source == "the folders"
+    assert data.corpus.split_source == "the folders"
     for path in (folder.parent / "moved" / "dev").glob("*/*.wav"):
         path.rename(folder.parent / "moved" / "train" / path.parent.name / path.name)
     data = module(folder.parent / "moved", valid_fraction=0.5)
     found = {split: row["classes"] for split, row in data.summary()["splits"].items()}
     assert found == {"train": {"zero": 4, "one": 4}, "valid": {"zero": 4, "one": 4}, "test": {"zero": 2, "one": 2}}
-    assert data.split_source.startswith("the folders; 50% of their train is validation")
+    assert data.corpus.split_source.startswith("the folders; 50% of their train is validation")
 
 
 def test_splits_are_never_classes(folder, tmp_path) -> None:

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio import prepare
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
-from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.prepare import prepare_audio, prepare_sc09, prepare_youtubemix
 from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings
+from mamba_bio_audio.pipelines.data import DataModule
+from mamba_bio_audio.pipelines.spans import size_of
 
 
 def tone(path: Path, samples: int = 800, rate: int = 16_000, channels: int = 1) -> None:
@@ -25,8 +26,8 @@ def tone(path: Path, samples: int = 800, rate: int = 16_000, channels: int = 1) 
     soundfile.write(path, np.repeat(audio[:, None], channels, 1), rate)
 
 
-def opened(folder: Path) -> AudioDataModule:
-    data = AudioDataModule(AudioDataConfig(path=str(folder)), length=400, batch_size=1, seed=0)
+def opened(folder: Path) -> DataModule:
+    data = DataModule(AudioDataConfig(path=str(folder)), length=400, batch_size=1, seed=0)
     data.setup()
     return data
 
@@ -43,8 +44,8 @@ def test_any_rate_and_channels_become_mono_flac(tmp_path: Path) -> None:
     assert [manifest["splits"][split]["files"] for split in ("train", "valid", "test")] == [1, 1, 1]
     assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
     data = opened(tmp_path / "out")
-    assert data.samples("train") == data.samples("test") == 1600
-    assert data.split_source == str(tmp_path / "out" / "intervals.tsv")
+    assert size_of(data.corpus.spans("train")) == size_of(data.corpus.spans("test")) == 1600
+    assert data.corpus.split_source == str(tmp_path / "out" / "intervals.tsv")
     with pytest.raises(InputError, match="not empty"):
         prepare_audio([str(tmp_path / "in")], tmp_path / "out")
     prepare_audio([str(tmp_path / "in")], tmp_path / "out", force=True)
@@ -108,7 +109,7 @@ def test_sc09_from_folder_and_archive(release: Path, tmp_path: Path) -> None:
     # Labels in the order of the digits, not of the alphabet.
     assert rows[1] == "zero/0a_nohash_0.wav\ttrain\t0\t800"
     assert rows[4].startswith("one/")
-    assert opened(tmp_path / "a").samples("valid") == 8000
+    assert size_of(opened(tmp_path / "a").corpus.spans("valid")) == 8000
 
 
 def test_sc09_counts_and_lists_are_checked(release: Path, tmp_path: Path) -> None:

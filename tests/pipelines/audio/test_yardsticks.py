@@ -5,9 +5,10 @@ import pytest
 import soundfile
 
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
-from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.audio.yardsticks import LevelTables, left_out, linear_prediction_bits, yardsticks
+from mamba_bio_audio.pipelines.data import DataModule
+from mamba_bio_audio.pipelines.spans import size_of
 
 CODEC = AudioCodec()
 
@@ -81,10 +82,10 @@ def test_every_sample_of_a_split_counts_once(variant, tmp_path) -> None:
     rng = np.random.default_rng(3)
     for number in range(20):
         soundfile.write(tmp_path / f"{number}.wav", 0.1 * rng.standard_normal(700), 16_000)
-    data = AudioDataModule(AudioDataConfig(path=str(tmp_path), variant=variant), length=256, batch_size=1, seed=0)
+    data = DataModule(AudioDataConfig(path=str(tmp_path), variant=variant), length=256, batch_size=1, seed=0)
     found, count = yardsticks(data, "test")
     assert list(found) == ["unigram", "order 1", "order 2", "LPC-32"]
-    assert count == data.samples("test") == 1400
+    assert count == size_of(data.corpus.spans("test")) == 1400
     assert all(0 < value < 9 for value in found.values())
 
 
@@ -95,7 +96,7 @@ def test_windows_of_a_split_are_scored_as_in_the_whole(variant, tmp_path) -> Non
     for number in range(10):
         tone = np.sin(np.arange(20_000) * (0.02 + 0.01 * number))
         soundfile.write(tmp_path / f"{number}.wav", 0.2 * tone + 0.02 * rng.standard_normal(20_000), 16_000)
-    data = AudioDataModule(AudioDataConfig(path=str(tmp_path), variant=variant), length=300, batch_size=1, seed=0)
+    data = DataModule(AudioDataConfig(path=str(tmp_path), variant=variant), length=300, batch_size=1, seed=0)
     dataset = data.evaluation_dataset("test", 3000)
     part = [dataset.windows[at] for at in range(len(dataset))]
     assert len(part) == 10
@@ -103,17 +104,17 @@ def test_windows_of_a_split_are_scored_as_in_the_whole(variant, tmp_path) -> Non
     found, count = yardsticks(data, "test", part)
     assert count == sum(window.end - window.start for window in part)
     bits = []
-    for span in data.evaluation_spans("test"):
+    for span in data.corpus.spans("test"):
         own = [window for window in part if window.record == span.record]
         if variant == "sashimi":
-            bits += [linear_prediction_bits(data.recordings.ids(window), data.codec) for window in own]
+            bits += [linear_prediction_bits(data.corpus.recordings.ids(window), data.codec) for window in own]
         else:
-            whole = linear_prediction_bits(data.recordings.ids(span), data.codec)
+            whole = linear_prediction_bits(data.corpus.recordings.ids(span), data.codec)
             bits += [whole[window.start - span.start : window.end - span.start] for window in own]
     assert found["LPC-32"] == pytest.approx(np.concatenate(bits).mean(), rel=1e-9)
     assert found["LPC-32"] != yardsticks(data, "test")[0]["LPC-32"]
     # All windows as a part are the whole.
-    everything = data.evaluation_windows("test").windows
+    everything = data.corpus.evaluation_windows("test").windows
     again = yardsticks(data, "test", [everything[at] for at in range(len(everything))])
     whole = yardsticks(data, "test")
     assert again[1] == whole[1]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.dna.class_splits import assign_splits
-from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.labelled import Labelled, open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
@@ -265,7 +265,7 @@ def test_few_examples_are_told_what_helps(tmp_path: Path, random_dna) -> None:
         split(str(table))
     assert {r.split for r in split(str(table), test_fraction=0).regions} == {"train", "valid"}
     table.write_text(f"sequence\tlabel\n{random_dna(50, 0)}\ta\n{random_dna(50, 1)}\tb\n")
-    data = DnaClassesDataModule(DnaClassesConfig(path=str(table)), length=50, batch_size=1, seed=0)
+    data = DataModule(DnaClassesConfig(path=str(table)), length=50, batch_size=1, seed=0)
     with pytest.raises(InputError, match=r"the valid split is empty .*larger data.valid_fraction"):
         data.evaluation_dataset("valid")
 

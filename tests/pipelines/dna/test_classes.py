@@ -8,23 +8,32 @@ import pytest
 import torch
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler, evaluation_windows
-from mamba_bio_audio.pipelines.dna.classes import DnaClassesDataModule, class_batch, summary_rows
+from mamba_bio_audio.pipelines.corpus import Example
+from mamba_bio_audio.pipelines.data import CorpusStream, DataModule, batch_of
+from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler, draw_evaluation_windows
+from mamba_bio_audio.pipelines.dna.classes import summary_rows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.spans import Region
 from mamba_bio_audio.pipelines.stream import Stretch
 
 L = 64
 
 
-def module(path, *, length: int = L, batch_size: int = 6, seed: int = 0, **options) -> DnaClassesDataModule:
+def module(path, *, length: int = L, batch_size: int = 6, seed: int = 0, **options) -> DataModule:
     where = {name: options.pop(name) for name in ("start_sample", "rank", "world_size") if name in options}
     config = DnaClassesConfig(path=path, **options)
-    return DnaClassesDataModule(config, length=length, batch_size=batch_size, seed=seed, **where)
+    return DataModule(config, length=length, batch_size=batch_size, seed=seed, **where)
 
 
-def batches(data: DnaClassesDataModule, count: int) -> list[dict[str, torch.Tensor]]:
+def batches(data: DataModule, count: int) -> list[dict[str, torch.Tensor]]:
     return list(itertools.islice(data.train_dataloader(), count))
+
+
+def drawn(stream: CorpusStream, sample: int) -> Region:
+    """The window of a sample, drawn anew."""
+    region: Region = stream.windows.window(stream.sample(sample))[0]
+    return region
 
 
 def stacked(found: list[dict[str, torch.Tensor]]) -> torch.Tensor:
@@ -44,7 +53,7 @@ def paths(write_fasta, random_dna) -> list[str]:
 
 
 def test_batch() -> None:
-    batch = class_batch([(np.array([7, 8, 9], np.uint8), 1), (np.array([10], np.uint8), 0)], 4)
+    batch = batch_of([Example(np.array([7, 8, 9], np.uint8), 1), Example(np.array([10], np.uint8), 0)], 4, pad_id=4)
     assert batch["tokens"].tolist() == [[7, 8, 9, 4], [10, 4, 4, 4]]
     assert batch["targets"].tolist() == [[-100, -100, 1, -100], [0, -100, -100, -100]]
 
@@ -63,9 +72,9 @@ def test_windows_have_one_length_and_the_right_class(paths) -> None:
 def test_windows_lie_in_the_training_split(paths) -> None:
     data = module(paths)
     data.setup()
-    sampler = data.stream().source
-    assert isinstance(sampler, WindowSampler)
-    seen = [sampler.window(i)[0] for i in range(300)]
+    stream = data.stream()
+    assert isinstance(stream.windows, WindowSampler)
+    seen = [drawn(stream, i) for i in range(300)]
     assert {window.record for window in seen} == {"r0", "r1"}
     assert all(w.start >= 0 and w.end <= {"r0": 4000, "r1": 500}[w.record] and len(w) == L for w in seen)
 
@@ -78,20 +87,20 @@ def test_every_start_is_drawn_the_last_too(write_fasta, random_dna) -> None:
         files.append(write_fasta(f"{name}.fa", {f"{p} split={p}": random_dna(L + 1, 10 * seed + n) for n, p in parts}))
     data = module(files)
     data.setup()
-    assert {data.stream().source.window(i)[0].start for i in range(100)} == {0, 1}
-    drawn = {
+    assert {drawn(data.stream(), i).start for i in range(100)} == {0, 1}
+    starts = {
         window.start
         for seed in range(40)
-        for window in evaluation_windows(data.labelled, "test", L, per_class=5, seed=seed, max_unknown=1)
+        for window in draw_evaluation_windows(data.corpus.labelled, "test", L, per_class=5, seed=seed, max_unknown=1)
     }
-    assert drawn == {0, 1}
+    assert starts == {0, 1}
 
 
 def test_contigs_by_length_or_uniform(paths) -> None:
     for contigs, expected in (("length", 437 / (437 + 3937)), ("uniform", 0.5)):
         data = module(paths, contigs=contigs)
-        data.setup()
-        names = Counter(data.stream().source.window(i)[0].record for i in range(1000))
+        stream = data.stream()
+        names = Counter(drawn(stream, i).record for i in range(1000))
         assert abs(names["r1"] / 1000 - expected) < 0.05
 
 
@@ -99,13 +108,13 @@ def test_matched_windows_are_the_same_place_of_every_class(paths) -> None:
     data = module(paths, matched=True)
     data.setup()
     stream = data.stream()
-    windows = [stream.source.window(i)[0] for i in range(40)]
+    windows = [drawn(stream, i) for i in range(40)]
     for x, y in zip(windows[::2], windows[1::2], strict=True):
         assert (x.label, y.label) == (0, 1)
         assert (x.record, x.start) == (y.record, y.start)
     # Both from the same strand: of class y, A and C forwards and G and T on the other strand.
     found = [stream.example(i) for i in range(40)]
-    reverse = [set(ids.tolist()) <= {9, 10} for ids, label in found if label == 1]
+    reverse = [set(ids.tolist()) <= {9, 10} for ids, label, _ in found if label == 1]
     assert any(reverse)
     assert not all(reverse)
 
@@ -116,7 +125,7 @@ def test_reverse_complement(paths) -> None:
     codec = plain.codec
     turned = 0
     for i in range(60):
-        (forward, _), (ids, _) = plain.stream().example(i), both.stream().example(i)
+        forward, ids = plain.stream().example(i).ids, both.stream().example(i).ids
         turned += not np.array_equal(forward, ids)
         assert np.array_equal(forward, ids) or np.array_equal(codec.reverse_complement(forward), ids)
     assert 15 < turned < 45
@@ -142,16 +151,16 @@ def test_length_stages(paths) -> None:
 
 def test_evaluation_windows_are_fixed_and_apart(paths) -> None:
     data = module(paths, evaluation_windows=10)
-    windows = data.evaluation_windows("test")
-    assert windows == module(paths, evaluation_windows=10, seed=5).evaluation_windows("test")
-    assert windows != module(paths, evaluation_windows=10, split_seed=5).evaluation_windows("test")
+    windows = data.corpus.evaluation_windows("test").windows
+    assert windows == module(paths, evaluation_windows=10, seed=5).corpus.evaluation_windows("test").windows
+    assert windows != module(paths, evaluation_windows=10, split_seed=5).corpus.evaluation_windows("test").windows
     assert Counter(window.label for window in windows) == {0: 10, 1: 10}
     assert {window.record for window in windows} == {"r3"}
     for label in (0, 1):
         starts = [window.start for window in windows if window.label == label]
         assert all(after - before >= L for before, after in pairwise(starts))
     # 1000 bases hold 15 windows of 64: no window is drawn twice to reach a number.
-    assert len(module(paths, evaluation_windows=500).evaluation_windows("test")) == 30
+    assert len(module(paths, evaluation_windows=500).corpus.evaluation_windows("test").windows) == 30
     dataset = data.evaluation_dataset("test", max_tokens=4 * L)
     assert [int(item["targets"][-1]) for item in dataset] == [0, 0, 1, 1]
 
@@ -163,9 +172,9 @@ def test_unknown_bases_are_not_drawn(write_fasta, random_dna) -> None:
     # The splits hold the same sequence.
     data = module(found, max_unknown=0.0, shared_bases="allow")
     assert not (stacked(batches(data, 10))[:, :L] == 11).any()
-    windows = data.evaluation_windows("test")
+    windows = data.corpus.evaluation_windows("test").windows
     assert 10 < len(windows) < 40
-    assert not any((data.labelled.fetch(w) == 11).any() for w in windows)
+    assert not any((data.corpus.labelled.fetch(w) == 11).any() for w in windows)
 
 
 def strains(random_dna, seed: int, count: int = 6) -> dict[str, str]:
@@ -188,7 +197,9 @@ def test_windows_of_strains_stand_in_train(write_fasta, random_dna) -> None:
     data = module(found, split="blocks", block_bases=400, shared_bases="allow")
     summary = data.summary()
     near = summary["near_sequences"]
-    assert all(near[f"train/{split}"] > 0.5 * len(data.evaluation_windows(split)) for split in ("valid", "test"))
+    assert all(
+        near[f"train/{split}"] > 0.5 * len(data.corpus.evaluation_windows(split).windows) for split in ("valid", "test")
+    )
     assert any("windows are nearly the same" in text for _, text in summary_rows(summary))
     # Unrelated records of one class, and what another class has: neither tells a window's class.
     other = {f"r{n}": random_dna(2000, 10 + n) for n in range(6)}
@@ -219,12 +230,12 @@ def test_windows_in_train_are_those_of_a_simple_count(write_fasta, random_dna, m
 
     for split in ("valid", "test"):
         near = 0
-        for window in data.evaluation_windows(split):
-            sequence = data.codec.decode(data.labelled.fetch(window))
+        for window in data.corpus.evaluation_windows(split).windows:
+            sequence = data.codec.decode(data.corpus.labelled.fetch(window))
             own = words(sequence)
             near += len(own & words((text, other)[window.label])) > 0.5 * len(own)
         assert near
-        assert data.labelled.between[f"train/{split}"]["near"] == near
+        assert data.corpus.labelled.between[f"train/{split}"]["near"] == near
 
 
 def test_more_training_sequence_than_is_compared_is_said(write_fasta, random_dna, monkeypatch) -> None:
@@ -279,9 +290,9 @@ def test_a_prepared_folder_brings_its_groups_and_regions(write_fasta, random_dna
     (folder / "regions.tsv").write_text("class\trecord\tstart0\tend\nx\tchr3\t0\t300\nx\tchr3\t200\t500\n")
     data = module(str(folder))
     data.setup()
-    assert {region.locus for region in data.labelled.regions} == {"1", "2", "3"}
-    masks = data.strata("test")
-    for window, inside in zip(data.evaluation_windows("test"), masks["inside regions"], strict=True):
+    assert {region.locus for region in data.corpus.labelled.regions} == {"1", "2", "3"}
+    masks = data.corpus.strata("test")
+    for window, inside in zip(data.corpus.evaluation_windows("test").windows, masks["inside regions"], strict=True):
         assert inside == (window.label == 0 and window.start + L / 2 < 500)
     assert np.array_equal(masks["outside regions"], ~masks["inside regions"])
     assert masks["inside regions"].any()
@@ -289,7 +300,7 @@ def test_a_prepared_folder_brings_its_groups_and_regions(write_fasta, random_dna
     data = module(str(folder), regions=str(tmp_path / "other.tsv"))
     with pytest.raises(InputError, match="must have the names of the data"):  # noqa: PT012
         data.setup()
-        data.strata("test")
+        data.corpus.strata("test")
     (folder / "groups.tsv").write_text(groups.replace("x\tchr3\t3", "x\tchr3\t1"))
     with pytest.raises(InputError, match="homologous group '1' is in several splits"):
         module(str(folder)).setup()
@@ -336,7 +347,7 @@ def test_one_sequence_under_two_labels(tmp_path: Path, random_dna) -> None:
         lines.append(f"{text}\t{label}\t{split}")
     (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
     data = module(str(tmp_path / "t.tsv"), **options)
-    found = data.label_conflicts()
+    found = data.corpus.label_conflicts()
     assert (found["sequences"], found["regions"]) == (3, 7)
     assert found["example"] == ["line 2", "a", "line 22", "b"]
     # Of sequence 0 one of two, of 1 two of three, of 17 one of two can be right.
@@ -366,7 +377,7 @@ def test_windows_of_classes_are_drawn_by_seed_stage_and_sample(write_fasta, rand
             bits = np.random.Philox(key=[7, 3], counter=[sample, stage, 0, 0])
             which, _, within = np.random.Generator(bits).random(3).tolist()
             label, start = int(2 * which), int(within * (900 - length + 1))
-            expected = data.labelled.genomes[label].fetch("r0", start, start + length)
+            expected = data.corpus.labelled.genomes[label].fetch("r0", start, start + length)
             row = batch[sample // 5]["tokens"][sample % 5]
             assert row.tolist() == expected.tolist()
             assert int(batch[sample // 5]["targets"][sample % 5, -1]) == label
@@ -398,7 +409,7 @@ def test_large_tables_tell_how_far_they_are(tmp_path: Path, random_dna) -> None:
     (tmp_path / "t.tsv").write_text("sequence\tlabel\n" + "\n".join(rows) + "\n")
     told: list[tuple[str, int, int | None]] = []
     config = DnaClassesConfig(path=str(tmp_path / "t.tsv"))
-    data = DnaClassesDataModule(config, length=L, batch_size=4, seed=0, progress=lambda *row: told.append(row))
+    data = DataModule(config, length=L, batch_size=4, seed=0, progress=lambda *row: told.append(row))
     data.setup()
     assert told == [
         ("reading t.tsv, rows", 4096, None),
@@ -406,7 +417,7 @@ def test_large_tables_tell_how_far_they_are(tmp_path: Path, random_dna) -> None:
         ("near-duplicates by 31-mers, sequences", 4096, 5100),
         ("near-duplicates by 15-mers, sequences", 4096, 5100),
     ]
-    assert data.labelled.progress is None
+    assert data.corpus.labelled.progress is None
 
 
 def test_records_shorter_than_a_window_change_no_evaluation_windows(write_fasta, random_dna) -> None:
@@ -414,7 +425,7 @@ def test_records_shorter_than_a_window_change_no_evaluation_windows(write_fasta,
     for name, short in (("with", {"a split=test": random_dna(L - 1, 5)}), ("without", {})):
         records = {"t split=train": random_dna(500, 1)} | short | {"z split=test": random_dna(2000, 2)}
         files.append([write_fasta(f"{name}/{label}.fa", records) for label in "xy"])
-    found = [module(paths, evaluation_windows=10).evaluation_windows("test") for paths in files]
+    found = [module(paths, evaluation_windows=10).corpus.evaluation_windows("test").windows for paths in files]
     places = [[(window.record, window.start) for window in windows] for windows in found]
     assert len(places[0]) == 20
     assert places[0] == places[1]

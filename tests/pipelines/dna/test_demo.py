@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.sources import demo_folder, locate
 
@@ -22,16 +22,16 @@ def test_demo_genomes(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     monkeypatch.delenv("MAMBA_BIO_AUDIO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(own_cache))
     before = sorted(os.listdir(demo_folder()))
-    data = DnaDataModule(DnaDataConfig(path="demo"), length=512, batch_size=4, seed=0)
+    data = DataModule(DnaDataConfig(path="demo"), length=512, batch_size=4, seed=0)
     data.setup()
     assert sorted(os.listdir(demo_folder())) == before == [f"{name}.fa.gz" for name in GENOMES]
-    assert data.genome.genomes == list(GENOMES)
-    assert list(data.genome.records) == [f"{genome}:{record}" for genome, record in GENOMES.items()]
-    for record, length in data.genome.records.items():
+    assert data.corpus.genome.genomes == list(GENOMES)
+    assert list(data.corpus.genome.records) == [f"{genome}:{record}" for genome, record in GENOMES.items()]
+    for record, length in data.corpus.genome.records.items():
         first, last = record.rsplit(":", 1)[1].split("-")
         assert length == int(last) - int(first) + 1
     for split in ("train", "valid", "test"):
-        assert {data.genome.genome_of(record) for record, _, _ in data.evaluation_spans(split)} == set(range(5))
+        assert {data.corpus.genome.genome_of(record) for record, _, _ in data.corpus.spans(split)} == set(range(5))
     assert data.summary()["unknown_percent"] == 0
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.dna import duplicates
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.duplicates import find_duplicates, sampled_words
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.prepare import prepare_genome, summary_rows
@@ -203,9 +203,9 @@ def test_small_scaffolds_that_repeat_train_are_left_out(
     assert f"{2000 * len(left):,} bases of {len(left)} small records that repeat another split" in printed
     assert found["records"] == []
     assert max(found["shares"].values()) < 0.1
-    data = DnaDataModule(DnaDataConfig(path=str(out)), length=64, batch_size=2, seed=0)
+    data = DataModule(DnaDataConfig(path=str(out)), length=64, batch_size=2, seed=0)
     data.setup()
-    assert not find_duplicates(data.genome, data.intervals, leave_out=True).left_out
+    assert not find_duplicates(data.corpus.genome, data.corpus.intervals, leave_out=True).left_out
     # Accepted as they are, nothing is left out.
     manifest = prepare_genome(
         path, tmp_path / "all", GenomeSettings(contigs=("all",), seed=seed, allow_duplicates=True)
@@ -251,7 +251,7 @@ def test_exclude_and_min_length(write_fasta, random_dna, tmp_path: Path, capsys)
         manifest = json.loads((out / "manifest.json").read_text())
         listed = {line.split("\t")[1] for line in (out / "intervals.tsv").read_text().splitlines()[1:]}
         assert listed == set(manifest["contigs"]["used"])
-        data = DnaDataModule(DnaDataConfig(path=str(out)), length=64, batch_size=2, seed=0)
+        data = DataModule(DnaDataConfig(path=str(out)), length=64, batch_size=2, seed=0)
         data.setup()
         assert data.summary()["contigs"]["left_out"] == manifest["contigs"]["left_out"]
         return manifest["contigs"]["used"]

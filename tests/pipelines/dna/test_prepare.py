@@ -10,17 +10,18 @@ import pytest
 from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.prepare import prepare_genome, summary_rows
 from mamba_bio_audio.pipelines.dna.prepare_settings import GenomeSettings
 from mamba_bio_audio.pipelines.dna.sources import PREPARED_KIND
 from mamba_bio_audio.pipelines.reporter import Reporter
+from mamba_bio_audio.pipelines.spans import size_of
 
 
-def module(folder: Path) -> DnaDataModule:
-    data = DnaDataModule(DnaDataConfig(path=str(folder)), length=64, batch_size=2, seed=0)
+def module(folder: Path) -> DataModule:
+    data = DataModule(DnaDataConfig(path=str(folder)), length=64, batch_size=2, seed=0)
     data.setup()
     return data
 
@@ -36,21 +37,21 @@ def test_prepared_folder_works_as_data_path(write_fasta, random_dna, tmp_path: P
     assert dict(summary_rows(manifest))["bases"] == "14,000"
     assert dict(summary_rows(manifest))["bases in two splits"] == "0"
     data = module(tmp_path / "out")
-    plain = DnaDataModule(DnaDataConfig(path=paths), length=64, batch_size=2, seed=0)
+    plain = DataModule(DnaDataConfig(path=paths), length=64, batch_size=2, seed=0)
     plain.setup()
-    assert data.intervals == plain.intervals
+    assert data.corpus.intervals == plain.corpus.intervals
     assert data.summary()["files"] == plain.summary()["files"]
     for split, counts in manifest["splits"].items():
         assert data.summary()["splits"][split]["bases"] == counts["bases"]
     rows = dict(summary_rows(data.summary()))
-    assert rows["training windows"].startswith(f"{len(data.windows):,}")
+    assert rows["training windows"].startswith(f"{len(data.training_windows(data.length)):,}")
     assert rows["windows"].endswith("of 64 bases an epoch under tile")
 
 
 def test_prepared_folder_survives_moving(write_fasta, random_dna, tmp_path: Path) -> None:
     prepare_genome(write_fasta("home/data/a.fa", {"r": random_dna(9000)}), tmp_path / "home" / "out")
     shutil.move(tmp_path / "home", tmp_path / "away")
-    assert module(tmp_path / "away" / "out").genome.paths == [str(tmp_path / "away" / "data" / "a.fa")]
+    assert module(tmp_path / "away" / "out").corpus.genome.paths == [str(tmp_path / "away" / "data" / "a.fa")]
     shutil.move(tmp_path / "away" / "data", tmp_path / "gone")
     with pytest.raises(InputError, match="is gone"):
         module(tmp_path / "away" / "out")
@@ -109,10 +110,10 @@ def test_ordinary_gzip_is_recompressed(write_fasta, random_dna, tmp_path: Path, 
     assert not [name for name in os.listdir(tmp_path / "out") if name.endswith(".tmp")]
     assert dict(summary_rows(manifest))["recompressed"] == f"{packed} to {tmp_path / 'out' / 'a.fa.gz'}"
     data, truth = module(tmp_path / "out"), Genome(plain)
-    assert data.genome.records == truth.records
+    assert data.corpus.genome.records == truth.records
     for record, length in truth.records.items():
-        assert (data.genome.fetch(record, 0, length) == truth.fetch(record, 0, length)).all()
-        assert (data.genome.lower_case(record, 0, length) == truth.lower_case(record, 0, length)).all()
+        assert (data.corpus.genome.fetch(record, 0, length) == truth.fetch(record, 0, length)).all()
+        assert (data.corpus.genome.lower_case(record, 0, length) == truth.lower_case(record, 0, length)).all()
     assert gzip.decompress((tmp_path / "out" / "a.fa.gz").read_bytes()) == Path(plain).read_bytes()
     assert os.listdir(packed.parent) == ["a.fa.gz"]
 
@@ -123,7 +124,7 @@ def test_ordinary_gzip_is_recompressed_whatever_its_name(write_fasta, random_dna
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.fa").write_bytes(gzip.compress(text))
     prepare_genome(tmp_path / "one" / "a.fa", tmp_path / "out")
-    assert module(tmp_path / "out").genome.records == {"r": 9000}
+    assert module(tmp_path / "out").corpus.genome.records == {"r": 9000}
     both = [tmp_path / "one", tmp_path / "two"]
     with pytest.raises(InputError, match=rf"{both[1]}/a.fa: has the genome name 'a', as has {both[0]}/a.fa"):
         prepare_genome(both, tmp_path / "other")
@@ -160,7 +161,7 @@ def test_contigs_of_a_prepared_folder(write_fasta, random_dna, tmp_path: Path) -
     assert dict(summary_rows(listed))["names by alias"] == "1 is chr1"
     # The training keeps to what was prepared.
     data = module(tmp_path / "listed")
-    assert sum(data.bases(split) for split in ("train", "valid", "test")) == 11_000
+    assert sum(size_of(data.corpus.spans(split)) for split in ("train", "valid", "test")) == 11_000
     assert data.summary()["contigs"] == listed["contigs"]
 
 
@@ -173,14 +174,14 @@ def test_whole_chromosomes_are_held_out(write_fasta, random_dna, tmp_path: Path)
     assert [(row[1], row[2], row[3]) for row in rows] == [(f"chr{n}", "0", str(1000 * n)) for n in range(1, 13)]
     assert {row[4] for row in rows} == {"train", "valid", "test"}
     assert manifest["split_source"] == "records chosen by split_seed 0"
-    data = DnaDataModule(
+    data = DataModule(
         DnaDataConfig(path=path, split_by="records", valid_fraction=0.1, test_fraction=0.1),
         length=64,
         batch_size=2,
         seed=0,
     )
     data.setup()
-    assert [(i.record, i.split) for i in data.intervals] == [(row[1], row[4]) for row in rows]
+    assert [(i.record, i.split) for i in data.corpus.intervals] == [(row[1], row[4]) for row in rows]
     with pytest.raises(InputError, match="by whole records; nothing is left for.*data.split_by=blocks"):
         prepare_genome(
             write_fasta("b.fa", {"one": random_dna(9000)}), tmp_path / "b", GenomeSettings(split_by="records")
@@ -203,7 +204,7 @@ def test_bad_settings(settings, message) -> None:
 def test_data_path_of_a_foreign_manifest(write_fasta, random_dna, tmp_path: Path) -> None:
     write_fasta("f/a.fa", {"r": random_dna(9000)})
     (tmp_path / "f" / "manifest.json").write_text('{"kind": "something else"}')
-    assert module(tmp_path / "f").genome.records == {"r": 9000}
+    assert module(tmp_path / "f").corpus.genome.records == {"r": 9000}
     (tmp_path / "f" / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest\.json: cannot be read as JSON"):
         module(tmp_path / "f")

@@ -11,21 +11,25 @@ from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
-from mamba_bio_audio.pipelines.audio.datamodule import AudioDataModule, pad_and_shift
 from mamba_bio_audio.pipelines.audio.splits import split_by_share
+from mamba_bio_audio.pipelines.corpus import Example
+from mamba_bio_audio.pipelines.data import DataModule, batch_of
+from mamba_bio_audio.pipelines.spans import size_of
 
 L = 64
 
 
-def module(path, *, length: int = L, batch_size: int = 4, seed: int = 0, **options) -> AudioDataModule:
+def module(path, *, length: int = L, batch_size: int = 4, seed: int = 0, **options) -> DataModule:
     where = {name: options.pop(name) for name in ("start_sample", "rank", "world_size") if name in options}
-    return AudioDataModule(
-        AudioDataConfig(path=path, **options), length=length, batch_size=batch_size, seed=seed, **where
-    )
+    return DataModule(AudioDataConfig(path=path, **options), length=length, batch_size=batch_size, seed=seed, **where)
 
 
-def batches(data: AudioDataModule, count: int) -> list[dict[str, torch.Tensor]]:
+def batches(data: DataModule, count: int) -> list[dict[str, torch.Tensor]]:
     return list(itertools.islice(data.train_dataloader(), count))
+
+
+def samples(data: DataModule, split: str) -> int:
+    return size_of(data.corpus.spans(split))
 
 
 def rows(found: list[dict[str, torch.Tensor]], name: str = "targets") -> list[list[int]]:
@@ -45,12 +49,14 @@ def levels(path: str, **options) -> np.ndarray:
     return AudioCodec(**options).encode(soundfile.read(path, dtype="float32")[0])
 
 
-def test_pad_and_shift() -> None:
-    batch = pad_and_shift([np.array([5, 6, 7], np.uint8), np.array([9], np.uint8)], 3, 128)
+def test_batch_begins_with_the_zero_level() -> None:
+    batch = batch_of(
+        [Example(np.array([128, 5, 6, 7], np.uint8)), Example(np.array([128, 9], np.uint8))], 3, pad_id=128
+    )
     assert batch["tokens"].tolist() == [[128, 5, 6], [128, 9, 128]]
     assert batch["targets"].tolist() == [[5, 6, 7], [9, -100, -100]]
     assert batch["tokens"].dtype == batch["targets"].dtype == torch.int64
-    batch = pad_and_shift([np.array([9, 2047], np.int16)], 4, 2048, score_padding=True)
+    batch = batch_of([Example(np.array([2048, 9, 2047, 2048, 2048], np.int16))], 4, pad_id=2048)
     assert batch["tokens"].tolist() == [[2048, 9, 2047, 2048]]
     assert batch["targets"].tolist() == [[9, 2047, 2048, 2048]]
 
@@ -58,8 +64,7 @@ def test_pad_and_shift() -> None:
 def test_batches_are_windows_of_the_training_split(folder: str) -> None:
     """Every sample of the training files is a target once an epoch; inputs begin with the zero level."""
     data = module(folder)
-    data.setup()
-    count = len(data.windows)
+    count = len(data.training_windows(L))
     found = batches(data, -(-count // 4))
     targets, tokens = np.array(rows(found)[:count]), np.array(rows(found, "tokens")[:count])
     assert (tokens[:, 0] == 128).all()
@@ -70,7 +75,7 @@ def test_batches_are_windows_of_the_training_split(folder: str) -> None:
         ids = levels(f"{folder}/{number}.wav").tolist()
         expected += [ids[low : low + L] for low in range(0, len(ids), L)]
     assert sorted([x for x in row if x >= 0] for row in targets.tolist()) == sorted(expected)
-    assert targets[targets < 0].size == count * L - data.samples("train")
+    assert targets[targets < 0].size == count * L - samples(data, "train")
     assert set(targets[targets < 0]) == {-100}
 
 
@@ -113,12 +118,12 @@ def test_ranks_share_the_stream(folder: str) -> None:
 
 def test_evaluation_scores_every_sample_once(folder: str) -> None:
     data = module(folder)
-    assert [data.samples(split) for split in ("train", "valid", "test")] == [
+    assert [samples(data, split) for split in ("train", "valid", "test")] == [
         sum(500 + n for n in numbers) for numbers in (range(1, 18), [18], [19, 20])
     ]
     for split in ("train", "valid", "test"):
         scored = sum(int((batch["targets"] != -100).sum()) for batch in data.evaluation_dataloader(split, 5))
-        assert scored == data.samples(split) == data.evaluation_windows(split).scored
+        assert scored == samples(data, split) == data.corpus.evaluation_windows(split).scored
     first = data.evaluation_dataset("valid")[0]
     assert first["targets"].tolist() == levels(f"{folder}/18.wav")[:L].tolist()
     assert len(data.evaluation_dataset("train", max_tokens=10 * L)) == 10
@@ -128,11 +133,11 @@ def test_evaluation_scores_every_sample_once(folder: str) -> None:
 
 
 def test_groups_are_files_while_they_are_few(folder: str, write_audio) -> None:
-    assert module(folder).group_names == ["all"]
+    assert module(folder).corpus.groups == ("all",)
     assert {int(x["group"]) for x in module(folder).evaluation_dataset("test")} == {0}
     paths = [write_audio(f"e/{name}.wav", 1000) for name in "ab"]
     data = module(paths, valid_fraction=0.2, test_fraction=0.2)
-    assert data.group_names == ["a.wav", "b.wav"]
+    assert data.corpus.groups == ["a.wav", "b.wav"]
     scored = {0: 0, 1: 0}
     for example in data.evaluation_dataset("test"):
         scored[int(example["group"])] += int((example["targets"] != -100).sum())
@@ -152,8 +157,8 @@ def test_short_windows_can_be_left_out(folder: str) -> None:
     data = module(folder, drop_short=True)
     assert all((batch["targets"] >= 0).all() for batch in batches(data, 30))
     # 12.wav has 512 samples, 8 whole windows.
-    assert data.skipped_windows == 16
-    assert data.evaluation_windows("train").scored == data.samples("train")
+    assert data.corpus.skipped_windows == 16
+    assert data.corpus.evaluation_windows("train").scored == samples(data, "train")
     with pytest.raises(InputError, match=r"no window to train on: 8,653 samples.*17 windows shorter.*drop_short=false"):
         module(folder, length=600, drop_short=True).train_dataloader()
 
@@ -161,7 +166,7 @@ def test_short_windows_can_be_left_out(folder: str) -> None:
 def test_other_rates_depths_and_gains(write_audio) -> None:
     path = write_audio("a.flac", 44_100, 44_100, channels=2)
     data = module(path, bits=12, gain=0.25, length=1000, quantizer="linear")
-    assert sum(data.samples(split) for split in ("train", "valid", "test")) == 16_000
+    assert sum(samples(data, split) for split in ("train", "valid", "test")) == 16_000
     batch = batches(data, 3)[0]
     assert (batch["tokens"][:, 0] == 2048).all()
     audio = data.codec.decode(batch["targets"][0].numpy())
@@ -183,7 +188,7 @@ def test_sashimi_scales_every_window_by_itself(folder: str) -> None:
 
 def test_only_the_beginning_of_each_file(folder: str) -> None:
     data = module(folder, max_duration_s=0.01)
-    assert data.samples("train") == 17 * 160
+    assert samples(data, "train") == 17 * 160
     targets = {tuple(x for x in e["targets"].tolist() if x >= 0) for e in data.evaluation_dataset("valid")}
     assert sum(map(len, targets)) == 160
 
@@ -192,13 +197,13 @@ def test_list_of_splits_beside_the_files(folder: str, tmp_path: Path) -> None:
     listed = tmp_path / "d" / "intervals.tsv"
     listed.write_text("file\tsplit\n3.wav\ttrain\n5.wav\tvalid\n")
     data = module(folder)
-    assert [data.samples(split) for split in ("train", "valid", "test")] == [503, 505, 0]
+    assert [samples(data, split) for split in ("train", "valid", "test")] == [503, 505, 0]
     assert data.summary()["split_source"] == str(listed)
     with pytest.raises(InputError, match="test split has no sample"):
         data.evaluation_dataset("test")
     other = tmp_path / "other.tsv"
     other.write_text("file\tsplit\n7.wav\ttrain\n")
-    assert module(folder, intervals=str(other)).samples("train") == 507
+    assert samples(module(folder, intervals=str(other)), "train") == 507
     with pytest.raises(InputError, match=r"data\.intervals: .*nowhere"):
         module(folder, intervals="nowhere.tsv").setup()
 
@@ -249,7 +254,7 @@ def test_imports_are_light() -> None:
     """The settings need no torch; DNA needs neither torchaudio nor soundfile."""
     for imported, absent in (
         ("mamba_bio_audio.pipelines.audio.config", ("torch", "soundfile", "numpy")),
-        ("mamba_bio_audio.pipelines.dna.datamodule", ("torchaudio", "soundfile")),
+        ("mamba_bio_audio.pipelines.dna.corpus", ("torchaudio", "soundfile")),
     ):
         code = f"import sys, {imported}; assert not {set(absent)!r} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True)
@@ -268,8 +273,8 @@ def test_shared_piano(shared_data) -> None:
 def test_shared_digits(shared_data) -> None:
     data = module(str(shared_data / "sc09" / "fsdd_8k"), length=16_000, max_duration_s=1.0)
     data.setup()
-    assert len(data.recordings.files) == 2500
-    assert sum(len(data.evaluation_windows(split).windows) for split in ("train", "valid", "test")) == 2500
+    assert len(data.corpus.recordings.files) == 2500
+    assert sum(len(data.corpus.evaluation_windows(split).windows) for split in ("train", "valid", "test")) == 2500
     batch = batches(data, 1)[0]
     share = (batch["targets"] != -100).float().mean()
     assert 0.1 < share < 0.9

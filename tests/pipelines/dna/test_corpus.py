@@ -7,22 +7,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.corpus import Example
+from mamba_bio_audio.pipelines.data import CorpusStream, DataModule, batch_of
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
-from mamba_bio_audio.pipelines.dna.datamodule import DnaDataModule, DnaStream, apportion, pad_and_shift
+from mamba_bio_audio.pipelines.dna.corpus import apportion
+from mamba_bio_audio.pipelines.dna.genome import Genome
+from mamba_bio_audio.pipelines.dna.policies import count_unknown
 from mamba_bio_audio.pipelines.dna.prepare import summary_rows
+from mamba_bio_audio.pipelines.spans import Interval, Span, merge
+from mamba_bio_audio.pipelines.windows import Windows, evaluation_windows
 
 L = 32
 
 
-def module(path: str, *, length: int = L, batch_size: int = 4, seed: int = 0, **options) -> DnaDataModule:
+def module(path: str, *, length: int = L, batch_size: int = 4, seed: int = 0, **options) -> DataModule:
     where = {name: options.pop(name) for name in ("start_sample", "rank", "world_size") if name in options}
     config = DnaDataConfig(path=path, **options)
-    return DnaDataModule(config, length=length, batch_size=batch_size, seed=seed, **where)
+    return DataModule(config, length=length, batch_size=batch_size, seed=seed, **where)
 
 
-def batches(data: DnaDataModule, count: int) -> list[dict[str, torch.Tensor]]:
+def batches(data: DataModule, count: int) -> list[dict[str, torch.Tensor]]:
     return list(itertools.islice(data.train_dataloader(), count))
 
 
@@ -30,10 +38,10 @@ def rows(found: list[dict[str, torch.Tensor]]) -> list[list[int]]:
     return torch.cat([batch["tokens"] for batch in found]).tolist()
 
 
-def stream_of(data: DnaDataModule) -> DnaStream:
+def stream_of(data: DataModule) -> CorpusStream:
     """The one stream of a training without length stages."""
     stream = data.train_dataloader().dataset.streams[0][0]
-    assert isinstance(stream, DnaStream)
+    assert isinstance(stream, CorpusStream)
     return stream
 
 
@@ -42,11 +50,16 @@ def path(write_fasta, random_dna) -> str:
     return write_fasta("g.fa", {"a": random_dna(5000, 0), "b": random_dna(1000, 1)})
 
 
-def test_pad_and_shift() -> None:
-    batch = pad_and_shift([np.array([7, 8, 9, 10], np.uint8), np.array([7, 11, 8], np.uint8)], 3)
+def seen(*ids: int) -> Example:
+    """Bases as a genome is read: N is not scored."""
+    return Example(np.array(ids, np.uint8), unscored=np.array(ids) == 11)
+
+
+def test_batch_is_padded_and_shifted() -> None:
+    batch = batch_of([seen(7, 8, 9, 10), seen(7, 11, 8)], 3, pad_id=4)
     assert batch["tokens"].tolist() == [[7, 8, 9], [7, 11, 8]]
     assert batch["targets"].tolist() == [[8, 9, 10], [-100, 8, -100]]
-    batch = pad_and_shift([np.array([7, 8], np.uint8)], 4)
+    batch = batch_of([seen(7, 8)], 4, pad_id=4)
     assert batch["tokens"].tolist() == [[7, 8, 4, 4]]
     assert batch["targets"].tolist() == [[8, -100, -100, -100]]
     assert batch["tokens"].dtype == batch["targets"].dtype == torch.int64
@@ -60,15 +73,23 @@ def test_batches_are_windows_of_the_training_split(path: str) -> None:
     for batch in found:
         inside = batch["targets"][:, :-1] != -100
         assert (batch["targets"][:, :-1][inside] == batch["tokens"][:, 1:][inside]).all()
+    windows = data_windows(data)
     expected = sorted(
-        pad_and_shift([data.genome.fetch(*data.windows[i])], L)["tokens"][0].tolist() for i in range(len(data.windows))
+        batch_of([data.corpus.read(windows[i])], L, pad_id=4)["tokens"][0].tolist() for i in range(len(windows))
     )
-    assert sorted(rows(found)[: len(data.windows)]) == expected
+    assert sorted(rows(found)[: len(windows)]) == expected
 
 
-def data_windows(data: DnaDataModule):
-    data.setup()
-    return data.windows
+def is_reversed(stream: CorpusStream, sample: int) -> bool:
+    return stream.corpus.is_reversed(stream.sample(sample))
+
+
+def place(stream: CorpusStream, sample: int) -> Span:
+    return stream.corpus.place(stream.windows, stream.sample(sample))
+
+
+def data_windows(data: DataModule):
+    return data.corpus.windows(data.length)
 
 
 def test_each_epoch_is_another_permutation(path: str) -> None:
@@ -118,15 +139,15 @@ def test_ranks_share_the_stream(path: str) -> None:
 def test_reverse_complement_depends_on_seed_and_sample_only(path: str) -> None:
     forward = stream_of(module(path))
     both = stream_of(module(path, reverse_complement=True))
-    coins = [both.is_reversed(sample) for sample in range(2000)]
+    coins = [is_reversed(both, sample) for sample in range(2000)]
     assert 900 < sum(coins) < 1100
-    assert coins == [both.is_reversed(sample) for sample in range(2000)]
+    assert coins == [is_reversed(both, sample) for sample in range(2000)]
     for sample in range(50):
-        expected = forward.tokens_of(sample)
+        expected = forward.example(sample).ids
         if coins[sample]:
-            expected = forward.genome.codec.reverse_complement(expected)
-        assert both.tokens_of(sample).tolist() == expected.tolist()
-    assert not any(forward.is_reversed(sample) for sample in range(50))
+            expected = forward.corpus.codec.reverse_complement(expected)
+        assert both.example(sample).ids.tolist() == expected.tolist()
+    assert not any(is_reversed(forward, sample) for sample in range(50))
 
 
 def test_contig_shorter_than_the_window_is_padded(write_fasta) -> None:
@@ -145,7 +166,7 @@ def test_genome_smaller_than_one_window(size: int, write_fasta, random_dna) -> N
     assert (batches(data, 1)[0]["targets"] != -100).any()
     for split in ("train", "valid", "test"):
         scored = sum(int((example["targets"] != -100).sum()) for example in data.evaluation_dataset(split))
-        assert scored == data.evaluation_windows(split).scored > 0
+        assert scored == data.corpus.evaluation_windows(split).scored > 0
 
 
 def test_nothing_to_train_on(write_fasta) -> None:
@@ -159,16 +180,16 @@ def test_evaluation_counts_and_groups(write_fasta, random_dna, tmp_path: Path) -
         write_fasta(f"f/{name}.fa", {"r": random_dna(3000, seed, "ACGTACGTACGTACGTN")})
     data = module(str(tmp_path / "f"))
     dataset = data.evaluation_dataset("valid")
-    spans = data.evaluation_spans("valid")
+    spans = data.corpus.spans("valid")
     known = {0: 0, 1: 0}
     for record, start, end in spans:
-        ids = data.genome.fetch(record, max(start, 1), end)
-        known[data.genome.genome_of(record)] += int((ids != 11).sum())
+        ids = data.corpus.genome.fetch(record, max(start, 1), end)
+        known[data.corpus.genome.genome_of(record)] += int((ids != 11).sum())
     scored = {0: 0, 1: 0}
     for example in dataset:
         scored[int(example["group"])] += int((example["targets"] != -100).sum())
     assert scored == known
-    assert sum(scored.values()) == data.evaluation_windows("valid").scored
+    assert sum(scored.values()) == data.corpus.evaluation_windows("valid").scored
     batch = next(iter(data.evaluation_dataloader("valid", 3)))
     assert batch["group"].shape == (3,)
     with pytest.raises(InputError, match="not 'dev'"):
@@ -217,7 +238,7 @@ def test_what_becomes_of_shared_bases(path: str, tmp_path: Path) -> None:
         assert (summary["training_windows"], summary["trimmed_windows"]) == (windows, trimmed)
         assert summary["dropped_windows"] == 32 - windows
         assert [summary["splits"][split]["bases"] for split in ("train", "valid", "test")] == [900, 1000, 1100]
-        read = [data.windows[index] for index in range(len(data.windows))]
+        read = [data_windows(data)[index] for index in range(len(data_windows(data)))]
         assert max(span.end for span in read) == (897 if policy == "drop" else 900)
     rows = dict(summary_rows(summary))
     assert rows["bases in two splits"] == "100 train/valid, 100 valid/test"
@@ -227,13 +248,13 @@ def test_what_becomes_of_shared_bases(path: str, tmp_path: Path) -> None:
 def test_grown_windows_are_counted_after_growth(path: str, tmp_path: Path) -> None:
     (tmp_path / "x.bed").write_text("a 100 120 train\na 200 230 train\na 130 150 test\na 1000 1100 valid\n")
     data = module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends", shared_bases="allow")
-    read = [tuple(data.windows[index])[1:] for index in range(len(data_windows(data)))]
+    read = [tuple(data_windows(data)[index])[1:] for index in range(len(data_windows(data)))]
     assert read == [(100, 133), (87, 120), (200, 233), (197, 230)]
     assert data.summary()["shared_bases"] == {"train/test": 3, "train/valid": 0, "valid/test": 0}
     # As warm-up stages see it: longer intervals are tiled.
     assert [size for size in data.training_windows(16).size] == [17, 4, 17, 14]
     clean = module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends")
-    assert [tuple(clean.windows[index])[1:] for index in range(len(data_windows(clean)))] == read[1:]
+    assert [tuple(data_windows(clean)[index])[1:] for index in range(len(data_windows(clean)))] == read[1:]
     with pytest.raises(InputError, match=r"windows of 32 bases under data.windows=grow-ends.*3 of test"):
         module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends", shared_bases="error").setup()
 
@@ -243,17 +264,17 @@ def test_random_windows_move_inside_their_interval(path: str, tmp_path: Path) ->
     options = {"intervals": str(tmp_path / "x.bed"), "windows": "random"}
     data = module(path, **options)
     stream = stream_of(data)
-    count = len(data.windows)
-    spans = [stream.span_of(sample) for sample in range(300 * count)]
+    count = len(data_windows(data))
+    spans = [place(stream, sample) for sample in range(300 * count)]
     assert all((span.record, span.start, span.end) == ("b", 10, 40) for span in spans if span.record == "b")
     inside = [span for span in spans if span.record == "a"]
     assert all(span.start >= 100 and span.end <= 390 and span.end - span.start == L + 1 for span in inside)
     # Every start that can be is found but those near to the test split, whose windows stay where they are.
     assert {span.start for span in inside} >= set(range(100, 330))
     again = stream_of(module(path, **options, start_sample=7))
-    assert [again.span_of(sample) for sample in range(50)] == spans[:50]
+    assert [place(again, sample) for sample in range(50)] == spans[:50]
     other = stream_of(module(path, **options, seed=1))
-    assert [other.span_of(sample) for sample in range(50)] != spans[:50]
+    assert [place(other, sample) for sample in range(50)] != spans[:50]
     whole, rest = rows(batches(module(path, **options), 9)), module(path, **options, start_sample=8)
     assert rows(batches(rest, 7)) == whole[8:]
 
@@ -263,7 +284,7 @@ def test_a_random_window_never_moves_into_unknown_bases(write_fasta, random_dna)
     options = {"valid_fraction": 0, "test_fraction": 0, "windows": "random"}
     stream = stream_of(module(write_fasta("g.fa", {"a": text}), **options))
     for sample in range(300):
-        assert stream.tokens_of(sample).tolist().count(11) <= 3
+        assert stream.example(sample).ids.tolist().count(11) <= 3
 
 
 @pytest.fixture
@@ -281,7 +302,7 @@ def test_genomes_are_weighted(two_genomes: str) -> None:
     assert own == {"big": 188, "small": 29}
     stream = stream_of(data)
     taken = [[stream.window_index(epoch * count + k) for k in range(count)] for epoch in range(8)]
-    genome_of = [data.genome.genome_of(data.windows[index].record) for index in range(count)]
+    genome_of = [data.corpus.genome.genome_of(data_windows(data)[index].record) for index in range(count)]
     assert [sum(genome_of[index] for index in epoch) for epoch in taken] == [163] * 8
     for epoch in taken:
         first_half = [genome_of[index] for index in epoch[: count // 2]]
@@ -300,7 +321,7 @@ def test_genomes_are_weighted(two_genomes: str) -> None:
 def test_weights_name_genomes(two_genomes: str) -> None:
     only = module(two_genomes, weights={"small": 2}, valid_fraction=0, test_fraction=0)
     stream = stream_of(only)
-    read = {only.windows[stream.window_index(k)].record for k in range(2 * len(only.windows))}
+    read = {data_windows(only)[stream.window_index(k)].record for k in range(2 * len(data_windows(only)))}
     assert read == {"small:r"}
     with pytest.raises(InputError, match="data.weights: no genome 'tiny'; there are big, small"):
         module(two_genomes, weights={"tiny": 1}).setup()
@@ -322,8 +343,8 @@ def test_case_policies(write_fasta, random_dna) -> None:
     dropping = module(path, case="drop", max_lower=0.5, **options)
     summary = dropping.summary()
     assert (summary["training_windows"], summary["lower_windows"]) == (15, 15)
-    for index in range(len(dropping.windows)):
-        assert dropping.genome.lower_case(*dropping.windows[index]).mean() <= 0.5
+    for index in range(len(data_windows(dropping))):
+        assert dropping.corpus.genome.lower_case(*data_windows(dropping)[index]).mean() <= 0.5
     assert "15 skipped (more than 50% lower case)" in dict(summary_rows(summary))["training windows"]
     for weight in (0.0, 0.25, 1.0):
         data = module(path, case="weight", lower_weight=weight, reverse_complement=True, **options)
@@ -332,8 +353,8 @@ def test_case_policies(write_fasta, random_dna) -> None:
         seen = {True: 0, False: 0}
         for sample in range(600):
             row = stream.read(range(sample, sample + 1))
-            lower = data.genome.lower_case(*stream.span_of(sample))
-            lower = (lower[::-1] if stream.is_reversed(sample) else lower)[1:]
+            lower = data.corpus.genome.lower_case(*place(stream, sample))
+            lower = (lower[::-1] if is_reversed(stream, sample) else lower)[1:]
             for case in (True, False):
                 seen[case] += int((lower == case).sum())
                 scored[case] += int(((row["targets"][0, : len(lower)] != -100).numpy() & (lower == case)).sum())
@@ -404,8 +425,55 @@ def test_progress_of_files_that_are_indexed(path: str) -> None:
 
     config = DnaDataConfig(path=path)
     for expected in ([("indexing g.fa", os.path.getsize(path), os.path.getsize(path))], []):
-        data = DnaDataModule(config, length=L, batch_size=4, seed=0, progress=tell)
+        data = DataModule(config, length=L, batch_size=4, seed=0, progress=tell)
         data.setup()
         assert told == expected
-        assert data.progress is None
         told.clear()
+
+
+SIZES = {"a": 60, "b": 25}
+spans_strategy = st.lists(
+    st.builds(
+        lambda record, start, size: (record, min(start, SIZES[record] - 1), min(start + size, SIZES[record])),
+        st.sampled_from("ab"),
+        st.integers(0, 59),
+        st.integers(1, 60),
+    ).map(lambda span: Interval(span[0], span[1], max(span[2], span[1] + 1), "test")),
+    min_size=1,
+    max_size=6,
+)
+
+
+def target_counts(windows: Windows) -> Counter[tuple[str, int]]:
+    spans = [windows[index] for index in range(len(windows))]
+    return Counter((span.record, at) for span in spans for at in range(span.start + 1, span.end))
+
+
+@pytest.fixture
+def genome(write_fasta) -> Genome:
+    return Genome(write_fasta("g.fa", {"a": "ACGTN" * 12, "b": "N" * 10 + "ACGTACGTACGTACG"}))
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 100])
+def test_evaluation_scores_each_known_base_of_the_union_once(genome: Genome, length: int) -> None:
+    def unknown(span: Span) -> int:
+        return int(genome.count_unknown(*span))
+
+    @given(spans_strategy)
+    def check(intervals: list[Interval]) -> None:
+        union = {(i.record, at) for i in intervals for at in range(i.start, i.end)}
+        evaluation = evaluation_windows(merge(intervals), length, unknown=unknown)
+        counts = target_counts(evaluation.windows)
+        # Every base with a predecessor is a target exactly once; nothing outside the union is one.
+        assert counts == Counter(base for base in union if base[1] > 0)
+        text = {name: genome.codec.decode(genome.fetch(name, 0, size)) for name, size in SIZES.items()}
+        assert evaluation.symbols == len(union)
+        assert evaluation.first_of_record == sum(at == 0 for _, at in union)
+        assert evaluation.unknown == sum(at > 0 and text[record][at] == "N" for record, at in union)
+        assert evaluation.scored == sum(at > 0 and text[record][at] != "N" for record, at in union)
+        assert count_unknown(evaluation.windows, genome).tolist() == [
+            text[span.record][span.start : span.end].count("N")
+            for span in (evaluation.windows[index] for index in range(len(evaluation.windows)))
+        ]
+
+    check()

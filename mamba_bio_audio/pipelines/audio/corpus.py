@@ -1,0 +1,206 @@
+"""Recordings as a corpus: splits, windows that tile them, and how they are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
+from mamba_bio_audio.pipelines.audio.files import AudioFile, content_hash, list_files, open_files
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, has_split_columns, read_splits, split_by_share
+from mamba_bio_audio.pipelines.corpus import Corpus, Example, Sample
+from mamba_bio_audio.pipelines.spans import Span, size_of
+from mamba_bio_audio.pipelines.split_names import SPLITS
+from mamba_bio_audio.pipelines.windows import Windows, tile
+
+# With more files, results per file would be a wall of numbers, and batches of many small groups slow.
+_MAX_GROUPS = 16
+
+
+class Recordings:
+    """The files of a data set as levels."""
+
+    def __init__(self, files: Sequence[AudioFile], codec: AudioCodec, gain: float = 1.0) -> None:
+        self.files = list(files)
+        self.number = {file.name: at for at, file in enumerate(files)}
+        self.codec = codec
+        self.gain = gain
+
+    def audio(self, span: Span) -> NDArray[np.float32]:
+        """Samples of a span, mono, at the codec's rate, multiplied by the gain."""
+        samples = self.files[self.number[span.record]].read(span.start, span.end, self.codec.sample_rate_hz)
+        return samples if self.gain == 1 else samples * np.float32(self.gain)
+
+    def ids(self, span: Span) -> NDArray[np.uint8 | np.int16]:
+        """Levels of a span; in the quantiser's variant `sashimi` it is scaled by itself."""
+        return self.codec.encode(self.audio(span))
+
+
+class AudioCorpus(Corpus):
+    """Recordings and their splits.
+
+    Args:
+        config: which data, and how they are read.
+        length: samples per window, L.
+
+    Attributes:
+        recordings: the files.
+        excluded: what was wrong with files left out, by name.
+        skipped_windows: training windows left out because they are short.
+    """
+
+    def __init__(self, config: AudioDataConfig, *, length: int) -> None:
+        super().__init__(AudioCodec(config.bits, config.quantizer, config.variant, config.sample_rate_hz), length)
+        self.config = config
+        if not config.path:
+            raise InputError(
+                "data.path is not set: give an audio file, a list of them, or a folder. For example "
+                "--set data.path=recordings"
+            )
+        files, self.excluded = open_files(list_files(config.path), config.bad_files)
+        self.recordings = Recordings(files, self.codec, config.gain)
+        self.files = [file.path for file in files]
+        if len(files) <= _MAX_GROUPS:
+            self.groups = [file.name for file in files]
+        sizes = {file.name: self._size(file) for file in files}
+        listed = self._intervals()
+        if listed is None:
+            self._spans, made = split_by_share(sizes, config.valid_fraction, config.test_fraction)
+            self.split_source = f"{made}: train, valid {config.valid_fraction:.0%}, test {config.test_fraction:.0%}"
+        else:
+            self._spans = read_splits(listed, sizes)
+            self.split_source = listed
+        self.skipped_windows = len(tile(self._spans["train"], length, shared=0)) - len(
+            AudioCorpus.windows(self, length)
+        )
+
+    def spans(self, split: str) -> list[Span]:
+        """Samples of a split."""
+        return self._spans[split]
+
+    def fetch(self, span: Span) -> NDArray[np.uint8 | np.int16]:
+        """Levels of a span."""
+        return self.recordings.ids(span)
+
+    def windows(self, length: int) -> Any:
+        """Windows of the training split at some length."""
+        return self._tiled(length)
+
+    def _tiled(self, length: int) -> Windows:
+        windows = tile(self._spans["train"], length, shared=0)
+        return windows.select(windows.size == length) if self.config.drop_short else windows
+
+    def check_training(self) -> None:
+        """Raise `InputError` when no window is left."""
+        if not len(self.windows(self.length)):
+            raise InputError(
+                f"data.path: no window to train on: {size_of(self._spans['train']):,} samples in the training split, "
+                f"{self.skipped_windows:,} windows shorter than train.length {self.length} skipped. "
+                "Check the files and the splits, or set data.drop_short=false."
+            )
+
+    def example(self, windows: Windows, sample: Sample) -> Example:
+        """A training window; with `data.pad_target` silence what follows a short one is scored as silence."""
+        found = self.read(windows[sample.window])
+        return self.filled(found, windows.length + 1) if self.config.pad_target == "silence" else found
+
+    def filled(self, example: Example, size: int) -> Example:
+        """An example with silence behind it, up to `size` symbols."""
+        return example._replace(
+            ids=np.pad(example.ids, (0, size - len(example.ids)), constant_values=self.codec.zero_level)
+        )
+
+    @property
+    def pad_id(self) -> int:
+        """The zero level."""
+        return int(self.codec.zero_level)
+
+    def group(self, window: Span) -> int:
+        """Number of the file, where there are few."""
+        return self.recordings.number[window.record] if len(self.groups) > 1 else 0
+
+    def check_evaluation(self, split: str) -> None:
+        """Raise `InputError` when there is nothing to evaluate on."""
+        if not self._spans[split]:
+            raise InputError(f"the {split} split has no sample. Check the splits: {self.split_source}.")
+
+    def summary(self) -> dict[str, Any]:
+        """The data set in numbers, ready for JSON."""
+        files, rate = self.recordings.files, self.config.sample_rate_hz
+        return {
+            "files": content_hash(self.config.path or [], files),
+            "recordings": len(files),
+            "seconds": round(sum(file.frames / file.native_rate_hz for file in files), 3),
+            "native_rates_hz": sorted({file.native_rate_hz for file in files}),
+            "channels": sorted({file.channels for file in files}),
+            "sample_rate_hz": rate,
+            "quantizer": self.codec.description,
+            "gain": self.config.gain,
+            "split_source": self.split_source,
+            "splits_sha256": self.fingerprint(),
+            "splits": {
+                split: {
+                    "files": len({span.record for span in self.spans(split)}),
+                    "samples": size_of(self.spans(split)),
+                    "seconds": round(size_of(self.spans(split)) / rate, 3),
+                    "evaluation_windows": len(tile(self.spans(split), self.length, shared=0)),
+                }
+                for split in SPLITS
+            },
+            "length": self.length,
+            "training_windows": len(self.windows(self.length)),
+            "skipped_windows": self.skipped_windows,
+            "pad_target": self.config.pad_target,
+            "excluded_files": self.excluded,
+        }
+
+    def _intervals(self) -> str | None:
+        """The list of splits, if there is one."""
+        given, path = self.config.intervals, self.config.path
+        if given is not None:
+            given = os.path.expanduser(given)
+            if not os.path.isfile(given):
+                raise InputError(f"data.intervals: {given}: there is no such file.")
+            return given
+        if isinstance(path, str):
+            inside = os.path.join(os.path.expanduser(path), INTERVALS_NAME)
+            if os.path.isfile(inside) and has_split_columns(inside):
+                return inside
+        return None
+
+    def _size(self, file: AudioFile) -> int:
+        """Samples of a file that are used."""
+        config, size = self.config, file.num_samples(self.config.sample_rate_hz)
+        if config.max_duration_s is None:
+            return size
+        return min(size, max(1, round(config.max_duration_s * config.sample_rate_hz)))
+
+
+def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """`AudioCorpus.summary()` as lines for people: (what, value)."""
+    rates = ", ".join(f"{rate:,}" for rate in summary["native_rates_hz"])
+    rows = [
+        ("recordings", f"{summary['recordings']:,}, {_duration(summary['seconds'])}"),
+        ("rate", f"{summary['sample_rate_hz']:,} Hz (recorded at {rates} Hz)"),
+        ("quantiser", summary["quantizer"]),
+        ("split by", summary["split_source"]),
+    ]
+    for split in SPLITS:
+        counts = summary["splits"][split]
+        rows.append((split, f"{counts['files']:,} recordings, {_duration(counts['seconds'])}"))
+    if summary["excluded_files"]:
+        rows.append(("excluded files", f"{len(summary['excluded_files']):,}"))
+    if "training_windows" in summary:
+        skipped = f", {summary['skipped_windows']:,} short ones skipped" if summary["skipped_windows"] else ""
+        rows.append(("training windows", f"{summary['training_windows']:,} of {summary['length']:,}{skipped}"))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds < 120 else f"{seconds / 60:,.1f} min"

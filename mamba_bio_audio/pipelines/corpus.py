@@ -1,0 +1,199 @@
+"""What a corpus is: an opened data set, whatever its domain. The data module (`pipelines/data.py`) makes batches of any."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.spans import Span, size_of
+from mamba_bio_audio.pipelines.split_names import SPLITS
+from mamba_bio_audio.pipelines.windows import EvaluationWindows, evaluation_windows, evenly_spaced, tile
+
+Ids = NDArray[Any]
+
+
+class Sample(NamedTuple):
+    """A training sample: all that the random draws of its reading depend on.
+
+    Attributes:
+        seed: of the training.
+        stage: of the length warm-up.
+        number: of the sample in its stage, counted over all ranks.
+        order: sample number -> position among the training windows.
+    """
+
+    seed: int
+    stage: int
+    number: int
+    order: Callable[[int], int]
+
+    @property
+    def window(self) -> int:
+        """Which training window it is."""
+        return self.order(self.number)
+
+
+class Example(NamedTuple):
+    """A window as it is read.
+
+    Attributes:
+        ids: symbols (n,). Without a label each is the target of the one before it.
+        label: class of the window, which becomes the target of its last symbol; None where there are no classes.
+        unscored: bool (n,), symbols that are no targets; None: all are.
+    """
+
+    ids: Ids
+    label: int | None = None
+    unscored: NDArray[np.bool_] | None = None
+
+
+class Corpus(ABC):
+    """A data set that has been opened: spans of symbols in splits, and how training and evaluation windows are read.
+
+    A corpus needs `spans` and `fetch`; everything else has a default: windows that tile the spans, read as they are.
+
+    Args:
+        codec: of the domain: `start_id` (what inputs begin with, or None), `unit`, `pad_id`.
+        length: of evaluation windows, and of training windows outside of a length warm-up, L.
+
+    Attributes:
+        classes: names in the order of their numbers; None: there are no labels, and the next symbol is predicted.
+        groups: names of the parts of a split, such as genomes, whose loss is also given apart.
+        files: paths of everything that windows are read from.
+        split_source: where the splits come from, in words.
+    """
+
+    classes: tuple[str, ...] | None = None
+    groups: Sequence[str] = ("all",)
+    files: Sequence[str] = ()
+    split_source: str = ""
+
+    def __init__(self, codec: Any, length: int) -> None:
+        self.codec = codec
+        self.length = length
+        self._evaluation: dict[str, EvaluationWindows] = {}
+
+    @abstractmethod
+    def spans(self, split: str) -> list[Span]:
+        """Disjoint spans of a split: train, valid or test."""
+
+    @abstractmethod
+    def fetch(self, span: Any) -> Ids:
+        """Ids (len(span),) of a span. A file that is shorter than it was when it was opened is an error."""
+
+    # Training.
+
+    def windows(self, length: int) -> Any:
+        """Windows of the training split at some length; anything that has a size."""
+        return tile(self.spans("train"), length, shared=self._shared)
+
+    def shares(self, windows: Any) -> list[tuple[NDArray[np.int32], int]]:
+        """Where parts of the training windows have shares of their own in an epoch: their windows, and how many it takes."""
+        return []
+
+    def example(self, windows: Any, sample: Sample) -> Example:
+        """A training sample. It may depend on `sample` in any way, and on nothing else that changes."""
+        return self.read(windows[sample.window])
+
+    def check_training(self) -> None:
+        """Raise `InputError` when there is nothing to train on."""
+        if not len(self.windows(self.length)):
+            raise InputError(f"data.path: no window to train on. Check the files and the splits ({self.split_source}).")
+
+    # Evaluation.
+
+    def evaluation_windows(self, split: str) -> EvaluationWindows:
+        """Windows that score each symbol of a split once, or with labels the windows that a split is evaluated on."""
+        if split not in SPLITS:
+            raise InputError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
+        if split not in self._evaluation:
+            self._evaluation[split] = self.lay_out(split)
+        return self._evaluation[split]
+
+    def lay_out(self, split: str) -> EvaluationWindows:
+        """The evaluation windows of a split, made anew."""
+        return evaluation_windows(self.spans(split), self.length, shared=self._shared)
+
+    def read(self, window: Any) -> Example:
+        """An evaluation window as it is read."""
+        ids, start = self.fetch(window), self.codec.start_id
+        return Example(ids if start is None else np.concatenate([np.full(1, start, ids.dtype), ids]))
+
+    def group(self, window: Any) -> int:
+        """Which of `groups` a window belongs to."""
+        return 0
+
+    def spread(self, windows: int, max_tokens: int) -> NDArray[np.int64]:
+        """Positions of evaluation windows, one at least, that have at most so many tokens together."""
+        return evenly_spaced(windows, max(1, max_tokens // self.length))
+
+    def check_evaluation(self, split: str) -> None:
+        """Raise `InputError` when there is nothing to evaluate on."""
+        if not len(self.evaluation_windows(split).windows):
+            raise InputError(
+                f"the {split} split has no {self.codec.unit} that can be scored. Check {self.split_source}."
+            )
+
+    # Only with labels.
+
+    def strata(self, split: str) -> dict[str, NDArray[np.bool_]]:
+        """Masks over the evaluation windows of a split, by name, whose accuracy is also given apart."""
+        return {}
+
+    def label_conflicts(self) -> dict[str, Any]:
+        """Equal windows under several labels, ready for JSON; {} where they are not looked for."""
+        return {}
+
+    # Description.
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the splits, whatever the length of the windows."""
+        rows = sorted(f"{s.record}\t{s.start}\t{s.end}\t{split}\n" for split in SPLITS for s in self.spans(split))
+        return hashlib.sha256("".join(rows).encode()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """The data set in numbers, ready for JSON; at least these."""
+        splits = {
+            split: {
+                "symbols": size_of(self.spans(split)),
+                "evaluation_windows": len(self.evaluation_windows(split).windows),
+            }
+            for split in SPLITS
+        }
+        return {
+            "files": [_file(path) for path in self.files],
+            "split_source": self.split_source,
+            "splits": splits,
+            "splits_sha256": self.fingerprint(),
+            "length": self.length,
+            "training_windows": len(self.windows(self.length)),
+        }
+
+    @property
+    def pad_id(self) -> int:
+        """Fills short windows on the right."""
+        pad_id: int = self.codec.pad_id
+        return pad_id
+
+    @property
+    def _shared(self) -> int:
+        """Symbols that neighbouring windows share: none where inputs begin with an id of the codec's own."""
+        return int(self.codec.start_id is None)
+
+
+def hash_of(lines: Iterable[str]) -> str:
+    """SHA-256 of sorted lines."""
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _file(path: str) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": Path(path).name, "path": path, "size_bytes": Path(path).stat().st_size, "sha256": digest}

@@ -95,7 +95,7 @@ def questions(path: Path) -> list[str]:
                 or re.search(r"\b(data\.kind|codec\.name|domain\.name)\b", ast.unparse(node)) is not None
             )
         if asked:
-            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+            found.append(f"line {getattr(node, 'lineno', 0)}: {ast.unparse(node)}")
     return found
 
 

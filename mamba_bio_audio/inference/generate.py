@@ -14,7 +14,7 @@ Legend: R rows, A allowed symbols, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -46,6 +46,31 @@ class Block(NamedTuple):
     position: int
     tokens: Tensor
     log_likelihood: Tensor
+    state: Any = None
+
+
+class Draws(TypedDict, total=False):
+    """How symbols are drawn, as of `generate`."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    allowed: Sequence[int] | None
+    initial: Sequence[float] | None
+
+
+class Place(NamedTuple):
+    """Where new symbols stand, to continue after a block.
+
+    Attributes:
+        row: index of the first row, for the random draws and in the blocks.
+        position: index of the first new symbol, likewise.
+        state: of the model before `prompt`, for one batch; None is the start of a sequence.
+    """
+
+    row: int = 0
+    position: int = 0
     state: Any = None
 
 
@@ -122,34 +147,33 @@ def generate_blocks(
     length: int,
     num_samples: int = 1,
     prompt: str | Sequence[int] | NDArray[Any] | Tensor | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    allowed: Sequence[int] | None = None,
-    initial: Sequence[float] | None = None,
     batch_size: int | None = None,
-    first_row: int = 0,
-    first_position: int = 0,
-    state: Any = None,
+    place: Place = Place(),
     cuda_graph: bool = True,
+    **draws: Unpack[Draws],
 ) -> Iterator[Block]:
     """Sample as `generate` does, in blocks: rows of a batch from first to last symbol, then the next batch.
 
-    To go on behind a block of one batch pass its last symbols (R, 1) as `prompt`, its `state`, the number of
-    symbols still wanted as `length`, and where it ended as `first_position`; the result is the same to the last bit.
-    Without a state the prompt must be everything so far, and the result agrees to rounding.
+    To continue after a block of one batch, pass its last symbols (R, 1) as `prompt`, the number of symbols still wanted as
+    `length`, and its state and where it ended as `place`; the result is the same to the last bit. Without a state the
+    prompt must be everything so far, and the result agrees to rounding.
 
     Args:
-        first_row: index of the first row, for the random draws and in the blocks.
-        first_position: index of the first new symbol, likewise.
-        state: of the model before `prompt`; for one batch. None is the start of a sequence.
-        cuda_graph: as of `generate`.
+        model, length, num_samples, prompt, batch_size, cuda_graph, draws: as of `generate`.
+        place: of the first row and symbol.
 
     Returns:
         Iterator over `Block`. Options are checked at once, before the first block is asked for.
     """
-    choice = _Choice.check(model, temperature, top_k, top_p, allowed, initial)
+    seed, state = draws.get("seed", 0), place.state
+    choice = _Choice.check(
+        model,
+        draws.get("temperature", 1.0),
+        draws.get("top_k"),
+        draws.get("top_p"),
+        draws.get("allowed"),
+        draws.get("initial"),
+    )
     if length < 0:
         raise InputError(f"length is {length}; choose 0 or more")
     if num_samples < 1:
@@ -165,10 +189,10 @@ def generate_blocks(
     if start_id is not None and state is None:
         first = torch.full((1 if prefix is None else len(prefix), 1), start_id)
         prefix = first if prefix is None else torch.cat([first, prefix], 1)
-    if prefix is None and first_position:
-        raise InputError("first_position needs the symbols before it as prompt")
+    if prefix is None and place.position:
+        raise InputError("a position after the first needs the symbols before it as prompt")
     if state is not None and (prefix is None or (batch_size or num_samples) < num_samples):
-        raise InputError("a state is that of one batch before its prompt; pass both, and no smaller batch_size")
+        raise InputError("a state belongs to one batch before its prompt; pass both, and no smaller batch_size")
 
     def blocks() -> Iterator[Block]:
         most = batch_size or num_samples
@@ -177,9 +201,7 @@ def generate_blocks(
             start = prefix
             if prefix is not None:
                 start = prefix[low : low + rows] if len(prefix) > 1 else prefix.expand(rows, -1)
-            yield from _batch(
-                model, choice, start, rows, length, seed, first_row + low, first_position, state, cuda_graph
-            )
+            yield from _batch(model, choice, start, rows, length, seed, place._replace(row=place.row + low), cuda_graph)
 
     return blocks()
 
@@ -191,12 +213,11 @@ def _batch(
     rows: int,
     length: int,
     seed: int,
-    first_row: int,
-    first_position: int,
-    state: Any,
+    place: Place,
     cuda_graph: bool,
 ) -> Iterator[Block]:
     """Sample `rows` rows from the first to the last symbol."""
+    first_row, first_position, state = place
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     choice = choice.to(device)

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, begin_unfinished, discard_unfinished
 from mamba_bio_audio.files.tensors import load_tree, save_tree
-from mamba_bio_audio.inference.generate import Block, generate_blocks
+from mamba_bio_audio.inference.generate import Block, Place, generate_blocks
 from mamba_bio_audio.machine import raise_open_files
 from mamba_bio_audio.pipelines.contract import RowForm
 
@@ -137,9 +137,7 @@ class RowFiles:
                     length=length - position,
                     num_samples=rows,
                     prompt=start,
-                    first_row=low,
-                    first_position=position,
-                    state=state if position else None,
+                    place=Place(low, position, state if position else None),
                     **options,
                 )
             except InputError:

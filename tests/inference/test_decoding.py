@@ -60,8 +60,7 @@ def test_graphs_equal_single_launches(unet, kind) -> None:
         rest = generate_blocks(
             model,
             **options | {"length": 2100 - first.tokens.shape[1], "prompt": first.tokens[:, -1:].long()},
-            first_position=first.tokens.shape[1],
-            state=first.state,
+            place=module.Place(position=first.tokens.shape[1], state=first.state),
         )
         assert torch.equal(torch.cat([b.tokens for b in rest], 1), torch.cat([b.tokens for b in graph[1:]], 1))
     finally:

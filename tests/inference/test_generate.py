@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import generate as module
-from mamba_bio_audio.inference.generate import generate, generate_blocks, uniforms
+from mamba_bio_audio.inference.generate import Place, generate, generate_blocks, uniforms
 
 
 class Output(NamedTuple):
@@ -186,7 +186,7 @@ def test_generate_rows_with_own_prompts() -> None:
     prompts = torch.tensor([[0, 1, 2], [3, 4, 5], [2, 2, 2], [5, 0, 5]])
     tokens = generate(model, length=40, num_samples=4, prompt=prompts, seed=1, batch_size=3)
     for row in range(4):
-        (alone,) = generate_blocks(model, length=40, prompt=prompts[row], seed=1, first_row=row)
+        (alone,) = generate_blocks(model, length=40, prompt=prompts[row], seed=1, place=Place(row=row))
         assert torch.equal(alone.tokens[0].long(), tokens[row])
     shared = generate(model, length=40, num_samples=4, prompt=prompts[1].numpy(), seed=1)
     assert torch.equal(shared[1], tokens[1])
@@ -204,7 +204,9 @@ def test_generate_prefill_equals_steps() -> None:
     whole = generate(model, length=41, num_samples=2, prompt=[1, 2], seed=9)
     for cut in (1, 2, 3, 6, 40):
         prompt = torch.cat([torch.tensor([[1, 2]] * 2), whole[:, :cut]], 1)
-        (rest,) = generate_blocks(model, length=41 - cut, num_samples=2, prompt=prompt, seed=9, first_position=cut)
+        (rest,) = generate_blocks(
+            model, length=41 - cut, num_samples=2, prompt=prompt, seed=9, place=Place(position=cut)
+        )
         assert torch.equal(rest.tokens.long(), whole[:, cut:])
         assert (rest.row, rest.position) == (0, cut)
 
@@ -362,8 +364,8 @@ def test_generate_bad_model() -> None:
 def test_generate_blocks_checks_before_iteration() -> None:
     with pytest.raises(InputError, match="top_k"):
         generate_blocks(Chain(), length=3, top_k=0)
-    with pytest.raises(InputError, match="first_position"):
-        generate_blocks(Chain(), length=3, first_position=2)
+    with pytest.raises(InputError, match="a position after the first"):
+        generate_blocks(Chain(), length=3, place=Place(position=2))
 
 
 def test_uniforms_depend_on_seed_row_position_only() -> None:

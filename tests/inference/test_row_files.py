@@ -16,7 +16,7 @@ from mamba_bio_audio import machine
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import generate as generate_module
 from mamba_bio_audio.inference import row_files as module
-from mamba_bio_audio.inference.generate import generate, generate_blocks
+from mamba_bio_audio.inference.generate import Place, generate, generate_blocks
 from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
@@ -127,17 +127,16 @@ def test_rows_state_is_exact_where_a_prompt_would_round(model, whole):
             allowed=ALLOWED,
             seed=4,
             prompt=first.tokens[:, -1:],
-            state=first.state,
-            first_position=BLOCK,
+            place=Place(position=BLOCK, state=first.state),
         )
     )
     for a, b in zip(rest, again, strict=True):
         assert torch.equal(a.tokens, b.tokens)
         assert torch.equal(a.log_likelihood, b.log_likelihood)
     with pytest.raises(InputError, match="one batch"):
-        generate_blocks(model, length=3, num_samples=2, batch_size=1, prompt=[7], state=first.state)
+        generate_blocks(model, length=3, num_samples=2, batch_size=1, prompt=[7], place=Place(state=first.state))
     with pytest.raises(InputError, match="one batch"):
-        generate_blocks(model, length=3, num_samples=2, state=first.state)
+        generate_blocks(model, length=3, num_samples=2, place=Place(state=first.state))
 
 
 def test_rows_killed_keep_what_was_written_and_resume(whole, tmp_path):

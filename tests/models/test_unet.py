@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.generate import generate, generate_blocks
+from mamba_bio_audio.inference.generate import Place, generate, generate_blocks
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training.optim import parameter_groups
@@ -338,10 +338,8 @@ def test_samples_depend_on_neither_prefill_nor_batch():
 
 
 def generate_from(model, prompt, length):
-    from mamba_bio_audio.inference.generate import generate_blocks
-
     blocks = generate_blocks(
-        model, length=length, num_samples=len(prompt), prompt=prompt, seed=5, first_position=prompt.shape[1] - 7
+        model, length=length, num_samples=len(prompt), prompt=prompt, seed=5, place=Place(position=prompt.shape[1] - 7)
     )
     return torch.cat([block.tokens for block in blocks], 1).long()
 
@@ -492,8 +490,7 @@ def test_attention_samples_and_resumes_bit_for_bit():
         prompt=first.tokens[:, -1:].long(),
         seed=4,
         allowed=range(VOCAB),
-        first_position=30,
-        state=first.state,
+        place=Place(position=30, state=first.state),
     )
     assert torch.equal(torch.cat([first.tokens, *(block.tokens for block in rest)], 1).long(), whole)
 

@@ -62,7 +62,6 @@ def test_imports_follow_the_arrows():
 QUESTIONS = {
     "inference/generate.py": 1,
     "jobs/predict.py": 1,
-    "run/begin.py": 3,
     "run/export.py": 4,
     "run/saved.py": 2,  # load_language_model, load_classifier: asked here so that nobody else has to
 }

@@ -11,7 +11,7 @@ import torch
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, check_folder, check_out, is_occupied, locked, restore
-from mamba_bio_audio.models.build import LanguageModel, build
+from mamba_bio_audio.models.build import LanguageModel, build, build_classifier, build_model
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import RunConfig, named_files
@@ -178,24 +178,15 @@ def begin(config: RunConfig) -> LanguageModel | Classifier:
     """The model at the start of training: random weights, or those of `head.pretrained` where it is set.
 
     Raises:
-        InputError: the pretrained model has another shape.
+        InputError: the pretrained model cannot be loaded, or has another shape.
     """
-    model = build(config.model, config.head, seed=config.seed)
-    if config.head is None or config.head.pretrained is None:
-        return model
-    assert isinstance(model, Classifier)
-    source = saved.load(config.head.pretrained)
-    given = source.backbone if isinstance(source, Classifier) else source
-    wanted, found = config.model.model_dump(mode="json"), given.model_config.model_dump(mode="json")
-    different = [
-        f"model.{key} is {wanted[key]}, not {found.get(key)}" for key in wanted if wanted[key] != found.get(key)
-    ]
-    if different:
-        raise InputError(
-            f"head.pretrained: {config.head.pretrained} is a model of another shape: {'; '.join(different)}; set "
-            f"model.* to match"
-        )
-    model.backbone.load_state_dict(given.state_dict())
-    if isinstance(source, Classifier) and source.labels == model.labels and source.pool.kind == model.pool.kind:
-        model.head.load_state_dict(source.head.state_dict())
+    if config.head is None:
+        return build_model(config.model, seed=config.seed)
+    model = build_classifier(config.model, config.head, seed=config.seed)
+    if config.head.pretrained is not None:
+        source = saved.load(config.head.pretrained)
+        try:
+            model.start_from(source)
+        except InputError as error:
+            raise InputError(f"head.pretrained: {config.head.pretrained}: {error}") from None
     return model

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
@@ -28,6 +29,27 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
         tokens[row, size:] = 4
         targets[row, size - 1] = label
     return tokens, targets
+
+
+def test_start_from_a_model_and_from_a_classifier() -> None:
+    backbone = build_model(ModelConfig(d_model=16, num_layers=2, vocab_size=12), seed=5)
+    model = classifier()
+    before = model.head.weight.clone()
+    model.start_from(backbone)
+    assert torch.equal(model.backbone.embedding.weight, backbone.embedding.weight)
+    assert torch.equal(model.head.weight, before)
+    again = classifier()
+    nn.init.zeros_(again.head.weight)
+    again.start_from(model)
+    assert torch.equal(again.head.weight, before)
+    # The head of another pooling does not fit.
+    other = classifier("max")
+    nn.init.zeros_(other.head.weight)
+    other.start_from(model)
+    assert torch.equal(other.backbone.embedding.weight, backbone.embedding.weight)
+    assert not other.head.weight.any()
+    with pytest.raises(InputError, match="a model of another shape: model.d_model is 16, not 8; set model"):
+        model.start_from(build_model(ModelConfig(d_model=8, num_layers=2, vocab_size=12)))
 
 
 def test_pools_by_hand() -> None:

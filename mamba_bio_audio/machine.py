@@ -1,4 +1,4 @@
-"""What this machine has to offer (torch-free)."""
+"""Memory and open-file limits of this machine (torch-free)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STATM = Path("/proc/self/statm")
 def available_memory() -> int | None:
     """Bytes of main memory that a new process can take without swapping; None where the system does not say.
 
-    On Linux what the kernel estimates, or what is left of the container's limit where that is less; elsewhere all of it.
+    On Linux the kernel's estimate, or what is left of the container's limit if that is less; elsewhere all memory.
     """
     found = []
     try:
@@ -33,7 +33,7 @@ def available_memory() -> int | None:
     try:
         limit, used = ((_CGROUP / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
         cached = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
-        # What only keeps files at hand is given back when it is needed.
+        # The page cache is given back when memory is needed.
         given_back = sum(int(cached.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
         found.append(int(limit) - int(used) + given_back)
     except (OSError, ValueError):
@@ -45,7 +45,7 @@ def available_memory() -> int | None:
 
 
 def total_memory() -> int | None:
-    """Bytes of main memory of the machine; None where the system does not say (Windows)."""
+    """Bytes of main memory in the machine; None where the system does not say (Windows)."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -53,9 +53,9 @@ def total_memory() -> int | None:
 
 
 def own_memory() -> int:
-    """Bytes that this process holds now and that `available_memory` therefore lacks; 0 where the system does not say.
+    """Bytes that this process holds now, and `available_memory` therefore lacks; 0 where the system does not say.
 
-    Pages of files are not among them: the kernel gives those back when they are needed.
+    File pages do not count: the kernel gives those back when memory is needed.
     """
     try:
         resident, shared = map(int, _STATM.read_text(encoding="ascii").split()[1:3])
@@ -65,7 +65,7 @@ def own_memory() -> int:
 
 
 def peak_memory() -> int | None:
-    """Bytes of main memory that this process has held at most; None where the system does not say (Windows)."""
+    """Most bytes of main memory that this process has held at once; None where the system does not say (Windows)."""
     if resource is None:
         return None
     # Linux counts kilobytes, macOS bytes.
@@ -73,9 +73,9 @@ def peak_memory() -> int | None:
 
 
 def raise_open_files(wanted: int) -> int:
-    """How many files this process may keep open, of `wanted`; its own limit is raised as far as the machine's allows."""
+    """Raise this process's limit of open files towards `wanted`, and return how many of `wanted` it may open."""
     if resource is None:
-        # What the C library of Windows allows unless it is asked for more.
+        # The default limit of the Windows C library.
         return min(wanted, 512)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY not in (soft, hard) and soft < min(wanted, hard):
@@ -87,20 +87,20 @@ def raise_open_files(wanted: int) -> int:
 def check_memory(
     needed: int | float | None, what: str, remedy: str, *, available: int | None, where: str = "this machine"
 ) -> None:
-    """Refuse what cannot fit, before it is tried.
+    """Refuse what cannot fit into memory, before it is tried.
 
     Args:
-        needed: bytes, at least; None lets everything pass.
-        what: needs them.
-        remedy: what to change.
-        available: bytes; None lets everything pass.
-        where: the bytes are.
+        needed: bytes needed, at least; None skips the check.
+        what: what needs them.
+        remedy: what the user should change.
+        available: bytes available; None skips the check.
+        where: where they are needed.
 
     Raises:
-        InputError: it cannot fit; with both numbers.
+        InputError: it cannot fit; names both numbers.
     """
     if available is not None and needed is not None and needed > available:
-        raise InputError(f"{what} takes at least {_gib(needed)}, and {where} has {_gib(available)} free; {remedy}")
+        raise InputError(f"{what} takes at least {_gib(needed)}, but {where} has only {_gib(available)} free; {remedy}")
 
 
 def _gib(count: float) -> str:

@@ -1,4 +1,4 @@
-"""YAML as plain text: mappings, lists and words, and nothing that computes.
+"""Reads YAML as plain text: mappings, lists and words, nothing that is evaluated.
 
 YAML guesses types (`no` is false, `010` is 8, `1e5` is text) and can do far more than a configuration should: tags name
 Python objects, an alias repeated ten times at each of nine levels makes a billion entries, a key given twice silently
@@ -20,18 +20,18 @@ _NULLS = ("", "~", "null", "Null", "NULL")
 
 
 class Plain(str):
-    """A word that was not quoted.
+    """An unquoted word.
 
     Attributes:
-        null: it may stand for null where the field can be null.
-        argument: it is a whole value of the command line, where a list or mapping is still text.
+        null: the word means null if the field can be null.
+        argument: the word is a whole command-line value, in which a list or mapping is still text.
     """
 
     null: bool
     argument: bool
 
     def __new__(cls, text: str, *, null: bool = False, argument: bool = False) -> Plain:
-        """Text with what is known of how it was written."""
+        """Make a word from its text and how it was written."""
         word = super().__new__(cls, text)
         word.null, word.argument = null, argument
         return word
@@ -41,25 +41,27 @@ def parse(text: str, source: str) -> Any:
     """Read one YAML document.
 
     Args:
-        text: of the document.
-        source: what to call it in messages.
+        text: the document.
+        source: its name in messages.
 
     Returns:
         dict, list, str (a quoted scalar), `Plain`, or None for an empty document.
 
     Raises:
-        InputError: not YAML, or more than mappings, lists and words; with the line.
+        InputError: it is not YAML, or uses more than mappings, lists and words; names the line.
     """
     if len(text) > _LONGEST:
-        raise InputError(f"{source}: {len(text):,} characters are no configuration; at most {_LONGEST:,} are read")
+        raise InputError(
+            f"{source}: {len(text):,} characters are too long for a configuration; the limit is {_LONGEST:,}"
+        )
     root: list[Any] = []
-    # Containers that are open: (container, the key that waits for its value).
+    # Open containers: (container, key that waits for its value).
     stack: list[list[Any]] = []
 
     def put(value: Any, line: int) -> None:
         if not stack:
             if root:
-                raise InputError(f"{source}, line {line}: a second document; one file holds one configuration")
+                raise InputError(f"{source}, line {line}: a second document starts; put one configuration in a file")
             root.append(value)
             return
         container, key = stack[-1]
@@ -69,7 +71,7 @@ def parse(text: str, source: str) -> Any:
             if not isinstance(value, str):
                 raise InputError(f"{source}, line {line}: a key must be a word, not a list or a mapping")
             if value in container:
-                raise InputError(f"{source}, line {line}: the key {str(value)!r} stands twice in one section; keep one")
+                raise InputError(f"{source}, line {line}: duplicate key {str(value)!r} in this section; keep one")
             stack[-1][1] = str(value)
         else:
             container[key] = value
@@ -80,16 +82,17 @@ def parse(text: str, source: str) -> Any:
             line = event.start_mark.line + 1
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise InputError(
-                    f"{source}, line {line}: anchors (&) and aliases (*) are not read; write the value out, or quote it"
+                    f"{source}, line {line}: anchors (&) and aliases (*) are not supported; write the value out, or quote "
+                    "it"
                 )
             if getattr(event, "tag", None) is not None:
-                raise InputError(f"{source}, line {line}: tags ({event.tag}) are not read; leave it out, or quote it")
+                raise InputError(f"{source}, line {line}: tags ({event.tag}) are not supported; remove it, or quote it")
             if isinstance(event, yaml.ScalarEvent):
                 plain = event.style is None
                 put(Plain(event.value, null=event.value in _NULLS) if plain else event.value, line)
             elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
                 if len(stack) >= _DEEPEST:
-                    raise InputError(f"{source}, line {line}: nested deeper than {_DEEPEST} levels")
+                    raise InputError(f"{source}, line {line}: nested deeper than {_DEEPEST} levels; flatten it")
                 container: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
                 put(container, line)
                 stack.append([container, None])
@@ -101,5 +104,5 @@ def parse(text: str, source: str) -> Any:
 
 
 def dump(values: Any) -> str:
-    """Plain values (dict, list, str, numbers, None) as YAML that `parse` and any other reader take back unchanged."""
+    """Write plain values (dict, list, str, numbers, None) as YAML that `parse` and any other reader restore unchanged."""
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1_000_000)

@@ -1,8 +1,8 @@
 """Signals that ask a command to stop: Ctrl-C, SIGTERM, SIGHUP (a lost terminal) and SIGUSR1 (SLURM's notice).
 
-What can be continued is saved (`StopSignal`); everywhere else the signal becomes an exception, so that whatever is half
-made is cleaned up (`interrupt_on_signals`). A signal that was ignored when the process started, as nohup does with SIGHUP,
-stays ignored.
+Work that can be continued is saved (`StopSignal`); everywhere else the signal becomes an exception, so that unfinished
+output is cleaned up (`interrupt_on_signals`). A signal that was ignored when the process started, as SIGHUP is under
+nohup, stays ignored.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-# Windows has the first two only.
+# Windows has only the first two.
 STOPPING = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if name in signal.Signals.__members__
 )
 
 
 class Interrupted(BaseException):
-    """A stopping signal came where nothing can be continued; not an `Exception`, so that nobody handles it by accident.
+    """A stopping signal arrived where nothing can be continued; no `Exception`, so that nothing catches it by accident.
 
     Attributes:
-        number: of the signal.
+        number: the signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -41,15 +41,15 @@ def _heeded() -> list[signal.Signals]:
 
 @contextmanager
 def interrupt_on_signals() -> Iterator[None]:
-    """A stopping signal raises `Interrupted` in the main thread; later ones do not disturb the cleaning up.
+    """Make a stopping signal raise `Interrupted` in the main thread; later signals do not disturb the clean-up.
 
-    In another thread than the main one, where Python allows no handlers, this does nothing.
+    Does nothing outside the main thread, where Python allows no handlers.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         _leave_lost_terminal(number)
         for other in before:
-            # A second Ctrl-C is an impatient user; the others are often sent twice by machines.
+            # A second Ctrl-C comes from an impatient user; the other signals are often sent twice by machines.
             signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_IGN)
         raise Interrupted(number)
 
@@ -66,30 +66,30 @@ def interrupt_on_signals() -> Iterator[None]:
 
 
 def _leave_lost_terminal(number: int) -> None:
-    """After SIGHUP every write to the terminal fails, and would end what is about to be saved: write to nowhere instead."""
+    """After SIGHUP, redirect terminal output to nowhere: every write there would fail, and abort the saving."""
     if number != getattr(signal, "SIGHUP", None):
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         with suppress(OSError):
-            # A terminal that is gone no longer says that it is one.
+            # A lost terminal no longer counts as one (isatty), but is still a character device.
             if stat.S_ISCHR(os.fstat(stream).st_mode):
                 os.dup2(nowhere, stream)
     os.close(nowhere)
 
 
 def _say(text: str) -> None:
-    """A message that does not end the saving where nobody reads it any more, as when Ctrl-C has ended `tee` too."""
+    """Print a message; failing to do so, as when Ctrl-C has also ended `tee`, must not abort the saving."""
     if sys.stderr is not None:
         with suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 
 
 class StopSignal:
-    """Context in which the first stopping signal is noted; Ctrl-C or SIGTERM after it end the process at once, code 130.
+    """Context that notes the first stopping signal; Ctrl-C or SIGTERM after it ends the process at once with code 130.
 
     Attributes:
-        number: of the first signal; None while there was none.
+        number: number of the first signal; None until there is one.
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class StopSignal:
         return self
 
     def install(self) -> None:
-        """Take the signals, again after somebody else did: Lightning's trainer adds handlers of its own."""
+        """Install the handlers; call it again after others have replaced them, as Lightning's trainer does."""
         for number in self._before:
             signal.signal(number, self._handle)
 
@@ -114,10 +114,10 @@ class StopSignal:
         _leave_lost_terminal(number)
         if self.number is not None:
             if number not in (signal.SIGINT, signal.SIGTERM):
-                # Sent along with another: a closed terminal, or SLURM's notice repeated.
+                # Sent along with the first: a closed terminal, or SLURM's notice repeated.
                 return
-            # Lightning would turn an exception here into its own exit code; nothing is being asked to wait any more.
-            _say("\nstopped at once; --resume continues from the last checkpoint")
+            # Lightning would turn an exception here into an exit code of its own.
+            _say("\nstopped at once; use --resume to continue from the last checkpoint")
             os._exit(130)
         self.number = number
-        _say("\nstopping after this step; again to stop at once")
+        _say("\nstopping after this step; repeat to stop at once")

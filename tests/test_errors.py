@@ -28,7 +28,7 @@ def memory_of(allocate) -> BaseException:
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/x"), "/root/x: Permission denied; choose", 2),
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/mnt/out"),
-            "/mnt/out: no space left on the disk; make room",
+            "/mnt/out: no space left on the disk; free some space",
             1,
         ),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "ulimit -n", 1),

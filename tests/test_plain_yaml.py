@@ -34,8 +34,8 @@ def test_words_stay_as_they_were_written():
         ("a: !!python/name:os.system", "here, line 1: tags"),
         ("a: !!binary aGVsbG8=", "here, line 1: tags"),
         ("!mine {a: 1}", "here, line 1: tags"),
-        ("a: 1\nb: 2\na: 3", "here, line 3: the key 'a' stands twice"),
-        ("a: {b: 1, 'b': 2}", "here, line 1: the key 'b' stands twice"),
+        ("a: 1\nb: 2\na: 3", "here, line 3: duplicate key 'a'"),
+        ("a: {b: 1, 'b': 2}", "here, line 1: duplicate key 'b'"),
         ("? [1]\n: 2", "here, line 1: a key must be a word"),
         ("a: 1\n---\nb: 2", "here, line 3: a second document"),
         ("[" * 100_000, "nested deeper than 32 levels"),
@@ -43,7 +43,7 @@ def test_words_stay_as_they_were_written():
         ("a: b: c", "here is not valid YAML"),
         ("a: \x1b[31m", "here is not valid YAML"),
         ("a: [", "here is not valid YAML"),
-        ("a: " + "x" * (4 << 20), "characters are no configuration"),
+        ("a: " + "x" * (4 << 20), "characters are too long for a configuration"),
     ],
 )
 def test_what_is_more_than_plain_is_refused(text, message):

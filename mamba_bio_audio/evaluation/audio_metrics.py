@@ -1,16 +1,17 @@
-"""Scores of generated clips from a judge's features and class probabilities (definitions of SaShiMi's SC09 protocol).
+"""Scores generated clips by a judge's features and class probabilities (definitions of SaShiMi's SC09 protocol).
 
-    FID   |m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)), features of generated and of all training clips
+    FID   |m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)), features of the generated and of all training clips
     IS    exp of mean_A KL(p(y|x) || mean_B p(y|x)), A and B a random half each
     mIS   exp of mean KL(p(y|x_i) || p(y|x_j)) over 10,000 random pairs
     AM    KL(mean of training p || mean of generated p) + mean entropy of generated p
     NDB   share of 50 bins (K-means of the training features) whose shares differ, two-proportion z test at 0.05
 
-What they answer: FID, whether the clips as a set resemble the training clips; IS and mIS, whether each is clearly one
-class and all classes occur (mIS also rewards variety within a class); AM, whether the classes have the right shares;
-lower is better for FID, AM and NDB. They mislead where the judge does: it knows what it was trained on, noise can have
-a confident class, and a model that copies its training clips scores perfectly. So print them beside training, test,
-noise and silence, and look at the nearest neighbours. Natural logarithms; n matters, compare at equal n only.
+What they tell: FID, whether the clips as a set resemble the training clips; IS and mIS, whether each clip clearly belongs
+to one class and all classes occur (mIS also rewards variety within a class); AM, whether the classes have the right
+shares. Lower is better for FID, AM and NDB. They mislead where the judge does: it knows only what it was trained on,
+noise can get a confident class, and a model that copies its training clips scores perfectly. So print them beside those
+of training clips, test clips, noise and silence, and look at the nearest neighbours. Logarithms are natural. The scores
+depend on n: compare only at equal n.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ _PAIRS = 10_000
 
 
 class Judged(NamedTuple):
-    """What a judge says of a set of clips."""
+    """A judge's output for a set of clips."""
 
-    features: NDArray[np.floating]  # (n, d), input of its last layer
+    features: NDArray[np.floating]  # (n, d), input of the judge's last layer
     probabilities: Array  # (n, classes)
 
     def take(self, index: NDArray[np.int64]) -> Judged:
-        """Some of the clips."""
+        """Select clips by index."""
         return Judged(self.features[index], self.probabilities[index])
 
 
 def inception_score(p: Array, seed: int = 0) -> float:
-    """IS with two halves: the classes of one against the mean of the other."""
+    """IS from two random halves: the classes of one against the mean of the other."""
     p = _clamp(p)[np.random.default_rng(seed).permutation(len(p))]
     half = len(p) // 2
     return float(np.exp(_kl(p[:half], p[half:].mean(0)).mean()))
 
 
 def inception_score_pooled(p: Array) -> float:
-    """IS as in textbooks: every clip against the mean of all."""
+    """IS as in textbooks: every clip against the mean of all clips."""
     p = _clamp(p)
     return float(np.exp(_kl(p, p.mean(0)).mean()))
 
@@ -67,18 +68,18 @@ def modified_inception_score_exact(p: Array) -> float:
 
 
 def am_score(train: Array, generated: Array) -> float:
-    """KL of the mean class shares, training against generated, plus the mean entropy of the generated."""
+    """KL of the mean class shares, training against generated, plus the mean entropy of generated clips."""
     p = _clamp(generated)
     return float(_kl(_clamp(train).mean(0)[None], p.mean(0))[0] - (p * np.log(p)).sum(1).mean())
 
 
 class Reference:
-    """The training clips, with what every comparison needs of them computed once.
+    """The training clips, with everything that comparisons need of them computed once.
 
     Args:
         train: features and probabilities of all training clips.
-        seed: of K-means, halves and pairs.
-        bins: of NDB.
+        seed: random seed for K-means, halves and pairs.
+        bins: number of bins of NDB.
     """
 
     def __init__(self, train: Judged, seed: int = 0, bins: int = 50) -> None:
@@ -100,7 +101,7 @@ class Reference:
         return distance_of_moments(self.mean, self.root, *moments(features))
 
     def differing_bins(self, features: NDArray[np.floating]) -> float:
-        """NDB: share of the training features' K-means bins that hold another share of these, in [0, 1]."""
+        """NDB: fraction of the training features' K-means bins whose share of these features differs, in [0, 1]."""
         from scipy.special import ndtri
 
         n, m, counts = len(self.train.features), len(features), self._counts(features)
@@ -110,7 +111,7 @@ class Reference:
         return float((z > ndtri(0.975)).mean())
 
     def scores(self, generated: Judged) -> dict[str, float]:
-        """Every score of a set of clips."""
+        """All scores of a set of clips."""
         p = generated.probabilities
         return {
             "FID": self.frechet_distance(generated.features),
@@ -127,8 +128,8 @@ class Reference:
     ) -> dict[str, tuple[float, float]]:
         """Basic bootstrap intervals over the generated clips (Davison & Hinkley 1997, section 5.2).
 
-        The basic interval is turned around the estimate, which takes back the bias of scores that resampling with its
-        repeated clips shifts, above all FID's. NDB has none: its bins are fixed by one K-means.
+        Resampling repeats clips, which biases some scores, above all FID; the basic interval is reflected about the
+        estimate, which removes that bias. NDB gets no interval: its bins are fixed by one K-means.
         """
         measures: dict[str, tuple[Callable[[Judged], float], int]] = {
             "IS": (lambda g: inception_score(g.probabilities, self.seed), resamples),
@@ -150,17 +151,17 @@ class Reference:
 
 
 def confidence_limit(impostors: Array, share: float = 0.05) -> float:
-    """The confidence that at most `share` of a set of impostors exceeds; their probabilities (n, classes)."""
+    """The confidence that at most `share` of the impostors, with probabilities (n, classes), exceed."""
     return float(np.quantile(impostors.max(1), 1 - share, method="higher"))
 
 
 def recognised(p: Array, threshold: float) -> float:
-    """Share of clips whose likeliest class has a probability above `threshold`; p may leave out a class of none."""
+    """Share of clips whose most probable class exceeds `threshold`; p may leave out the class "no digit"."""
     return float((p.max(1) > threshold).mean())
 
 
 def nearest_distances(clips: NDArray[np.floating], train: NDArray[np.floating]) -> Array:
-    """Euclidean distance (n,) of each clip's features to its nearest training clip's; small for copies."""
+    """Euclidean distance (n,) from each clip's features to those of the nearest training clip; small for copies."""
     from sklearn.neighbors import NearestNeighbors
 
     found, _ = NearestNeighbors(n_neighbors=1).fit(train).kneighbors(clips)
@@ -168,10 +169,10 @@ def nearest_distances(clips: NDArray[np.floating], train: NDArray[np.floating]) 
 
 
 def paper_selection(log_likelihood: Array, seed: int = 0) -> NDArray[np.int64]:
-    """Which samples the published autoregressive rows were measured on.
+    """Indices of the samples that the published autoregressive figures would be measured on.
 
-    In rising order of log-likelihood a random half is held out; its lowest 40 % and highest 5 % are dropped (the search
-    for better limits in the published code never moves from these).
+    In ascending order of log-likelihood a random half is held out; its lowest 40 % and highest 5 % are dropped (the
+    published code searches for better limits, but never moves from these).
     """
     order = np.argsort(log_likelihood, kind="stable")
     half = len(order) // 2

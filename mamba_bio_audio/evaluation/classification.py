@@ -1,12 +1,12 @@
-"""How well a classifier does: accuracy with an interval, per-class scores, confusion, calibration.
+"""Scores of a classifier: accuracy with an interval, per-class scores, confusion, calibration.
 
     accuracy = correct / n;   interval: percentiles over resampled groups (cluster bootstrap)
 
-What it answers: which share of unseen sequences gets the right class, and how far that number could be from
-the truth. Windows of one locus resemble each other, also across species, so windows are no independent
-draws: whole groups (loci, contigs, speakers) are resampled, and an interval over single windows would be too
-narrow. It misleads when the classes can be told apart by an accident of the data (`pipelines/dna/label_leaks.py`)
-or when groups of the test set have relatives in the training set.
+What it tells: which share of unseen sequences gets the right class, and how far that number could be from the truth.
+Windows of one locus resemble each other, even across species, and so are not independent draws: whole groups (loci,
+contigs, speakers) are resampled, because an interval over single windows would be too narrow. It misleads if an accident
+of the data separates the classes (`pipelines/dna/label_leaks.py`), or if groups of the test set have relatives in the
+training set.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 BINS = 15
-# Up to so many classes tables show every class, every two of them and all that is confused; beyond, what is worst.
+# With up to this many classes, tables show all classes and all confusions; with more, only the worst.
 SHOWN_CLASSES = 20
 
 
 class Interval(NamedTuple):
-    """A mean with its bootstrap interval; NaN bounds where there are fewer than two groups."""
+    """A mean with its bootstrap interval; the bounds are NaN with fewer than two groups."""
 
     value: float
     low: float
@@ -36,7 +36,7 @@ class Interval(NamedTuple):
     groups: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
+        """The interval as plain numbers for JSON."""
         return self._asdict()
 
 
@@ -50,19 +50,19 @@ def bootstrap_mean(
 ) -> Interval:
     """Mean of values with a percentile interval over resampled groups (cluster bootstrap).
 
-    With 0 and 1 for wrong and right it is an accuracy; with the differences of two models' it is a paired
-    comparison: their interval leaves 0 out where one is better beyond chance.
+    With 0 for wrong and 1 for right it is an accuracy. With the differences between two models it is a paired comparison:
+    the interval excludes 0 if one is better beyond chance.
 
     Args:
         values: (n,), one per sequence.
         groups: (n,) names; sequences of one group stay together. None: every sequence is its own group.
-        resamples: bootstrap draws.
+        resamples: number of bootstrap draws.
         confidence: share of the draws inside the interval.
-        seed: of the draws.
+        seed: random seed for the draws.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not values.size:
-        raise ValueError(f"a mean needs values of shape (n,), n at least 1, not {values.shape}")
+        raise ValueError(f"a mean needs values of shape (n,) with n >= 1, not {values.shape}")
     if groups is None:
         index = np.arange(len(values))
     else:
@@ -74,12 +74,12 @@ def bootstrap_mean(
     mean = float(values.mean())
     if count < 2:
         return Interval(mean, float("nan"), float("nan"), count)
-    # Groups of one size and one sum are exchangeable, so it is enough to draw how many of each kind come: with right and
-    # wrong there are a handful of kinds, however many groups.
+    # Groups of equal size and sum are exchangeable, so it suffices to draw how many of each kind there are: with only
+    # right and wrong there are a handful of kinds, however many groups.
     (sums, sizes), alike = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
     random = np.random.default_rng(seed)
     means = np.empty(resamples)
-    # Some draws at a time: (draws, kinds) could be gigabytes.
+    # A limited number of draws at a time: (draws, kinds) could take gigabytes.
     step = max(1, (1 << 22) // len(alike))
     for at in range(0, resamples, step):
         draws = random.multinomial(count, alike / count, size=min(step, resamples - at))
@@ -99,17 +99,17 @@ def classification_report(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything about a classifier's predictions on one set of sequences, ready for JSON.
+    """All scores of a classifier's predictions on one set of sequences, ready for JSON.
 
     Args:
         probabilities: (n, C), rows sum to 1.
-        targets: (n,) class numbers.
+        targets: (n,) class indices.
         labels: C class names.
         groups: (n,) locus (or contig, speaker) of each sequence, resampled as wholes.
-        strata: masks (n,) by name, for example windows inside and outside satellites; each gets its accuracy.
-        bins: of confidence, for calibration.
-        resamples: bootstrap draws.
-        seed: of the draws.
+        strata: masks (n,) by name, for example windows inside and outside satellites; accuracy is reported for each.
+        bins: number of confidence bins for calibration.
+        resamples: number of bootstrap draws.
+        seed: random seed for the draws.
 
     Returns:
         `count`, `labels`, `chance` (share of the most frequent class), `accuracy` (value, low, high, groups),
@@ -123,7 +123,7 @@ def classification_report(
     if p.shape != (len(y), size) or size < 2 or not len(y):
         raise ValueError(f"probabilities {p.shape} do not fit targets {y.shape} and {size} labels")
     if y.min() < 0 or y.max() >= size:
-        raise ValueError(f"targets lie in 0..{size - 1}, found {y.min()}..{y.max()}")
+        raise ValueError(f"targets must be in 0..{size - 1}, found {y.min()}..{y.max()}")
     if not np.isfinite(p).all() or np.abs(p.sum(1) - 1).max() > 1e-3:
         raise ValueError("probabilities must be finite, and every row must sum to 1")
     chosen = p.argmax(1)
@@ -165,11 +165,11 @@ def classification_report(
 
 
 def most_confused(confusion: ArrayLike, limit: int) -> list[tuple[int, int]]:
-    """Pairs of classes (a, b), a < b: all that have a sequence, or the `limit` most confused, those first.
+    """Pairs of classes (a, b), a < b, of which at least one has a sequence; if more than `limit`, the most confused.
 
     Args:
         confusion: (C, C) counts, rows true, columns predicted.
-        limit: of pairs.
+        limit: largest number of pairs; only if it is exceeded, the most confused come first.
     """
     counts = np.asarray(confusion)
     a, b = np.triu_indices(len(counts), 1)
@@ -183,7 +183,7 @@ def most_confused(confusion: ArrayLike, limit: int) -> list[tuple[int, int]]:
 
 
 def _nats(p: NDArray[np.float64], y: NDArray[np.int64]) -> float:
-    """Mean of -log p of the true class; the certain mistake counts as one of the smallest step from 1."""
+    """Mean of -log p of the true class; a certain mistake counts as one by the smallest step from 1."""
     least = float(np.finfo(np.float64).eps)
     own = p[np.arange(len(y)), y] / p.sum(1)
     return float(-np.log(np.clip(own, least, 1 - least)).mean())

@@ -1,13 +1,13 @@
-"""What more context is worth: the loss on the same bases under every context, and along a window.
+"""Measures the value of context: the loss on the same bases with different contexts, and by position in a window.
 
-    matched: each target base is predicted from c to c + K - 1 bases before it (K bases per target block), for every c
-    position: each base of a split is predicted in windows of one length, and counted by its place in the window
+    matched: each target base is predicted from the c to c + K - 1 bases before it (K bases per target block), for every c
+    position: each base of a split is predicted in windows of one length, and counted by its position in the window
 
-What it answers: whether a model uses context of that length. Comparing the losses of two window lengths alone misleads:
-the bases at the beginning of each window have little context at any length. Here the target bases are identical, so the
-difference of two contexts is paired, block by block, and its standard error is that of independent blocks.
+What it tells: whether a model uses context of a given length. Merely comparing the losses of two window lengths misleads,
+because the bases at the beginning of each window have little context at any length. Here the target bases are identical,
+so the difference between two contexts is paired, block by block, and its standard error is that of independent blocks.
 
-Windows of any length go through in pieces with the state carried; memory does not depend on the context.
+Windows of any length are processed in pieces with the state carried; memory does not depend on the context.
 
 Legend: B rows, L positions, K bases per target block.
 """
@@ -31,7 +31,7 @@ IGNORED = -100
 
 
 class PositionSums(NamedTuple):
-    """Sums over the bases predicted from `first` to `last` bases of context in their window."""
+    """Sums over the bases that were predicted from `first` to `last` bases of context in their window."""
 
     first: int
     last: int
@@ -75,16 +75,16 @@ def nats_under(
 def target_nats(
     model: Any, windows: Tensor, size: int, *, positions: int, device: str, narrow: bool
 ) -> NDArray[np.float64]:
-    """Nats of the last `size` symbols of each window, given all before them.
+    """Nats of the last `size` symbols of each window, given all symbols before them.
 
     Args:
         model: language model of `constant` layers with `hidden` and `lm_head`, on `device`, in eval mode.
         windows: int64 (B, c + size), symbols.
-        positions: put through at a time, over all rows; sets the memory.
-        narrow: bf16 autocast.
+        positions: positions processed at a time, over all rows; determines the memory.
+        narrow: use bf16 autocast.
 
     Returns:
-        (B, size), also for symbols that are no bases; mask them outside.
+        (B, size), including symbols that are not bases, which the caller masks.
     """
     rows, length = windows.shape
     inputs, first_target = windows[:, :-1], length - size - 1
@@ -101,7 +101,7 @@ def target_nats(
 
 
 def _nats(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    """(B, L) in fp64; zero where the target is `IGNORED`. Logits in fp32, as in training, also under autocast."""
+    """Nats (B, L) in fp64, zero where the target is `IGNORED`. Logits are fp32, as in training, even under autocast."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits = F.linear(hidden.to(model.lm_head.weight.dtype), model.lm_head.weight, model.lm_head.bias)
         nats = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
@@ -117,11 +117,11 @@ def position_sums(
     narrow: bool,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> list[PositionSums]:
-    """Loss by place in the window, in octaves of context: 1, 2-3, 4-7, ... bases before the one predicted.
+    """Loss by position in the window, in octaves of context: 1, 2-3, 4-7, ... bases before the predicted one.
 
     Args:
         batches: "tokens" and "targets", (B, L), -100 where nothing is scored.
-        positions: put through at a time, over all rows.
+        positions: positions processed at a time, over all rows.
     """
     nats: dict[int, Tensor] = {}
     counts: dict[int, Tensor] = {}
@@ -137,7 +137,7 @@ def position_sums(
                 expected = targets[:, low : low + step].to(device)
                 hidden, state = model.hidden(tokens[:, low : low + step].to(device), state)
                 found, scored = _nats(model, hidden, expected), expected != IGNORED
-                # Input p predicts its target from p + 1 bases.
+                # The target of input p is predicted from p + 1 bases.
                 for octave in range((low + 1).bit_length(), (low + expected.shape[1]).bit_length() + 1):
                     part = slice(max(0, (1 << octave - 1) - 1 - low), max(0, (1 << octave) - 1 - low))
                     nats[octave] = nats.get(octave, 0.0) + found[:, part].sum()
@@ -157,9 +157,9 @@ def summarise(
     """One row per stratum and context: mean nats, its gain over the shortest context, and the gain's standard error.
 
     Args:
-        nats: per context (blocks, K).
-        parts: of `strata`; the first is all.
-        contexts: rising.
+        nats: (blocks, K) for each context.
+        parts: result of `strata`; the first one is all bases.
+        contexts: in ascending order.
     """
     rows = []
     for part in parts:
@@ -170,7 +170,7 @@ def summarise(
         for context in contexts:
             sums = np.where(part.members, nats[context], 0.0).sum(1)
             mean, gain = sums.sum() / count, (base - sums).sum() / count
-            # Blocks differ in how many bases they hold: the error of a ratio of sums over blocks.
+            # Standard error of a ratio of sums over blocks, since blocks differ in their number of bases.
             residual = (base - sums)[used] - gain * weights[used]
             blocks = int(used.sum())
             error = math.sqrt(float((residual**2).sum()) * blocks / max(1, blocks - 1)) / count

@@ -1,4 +1,4 @@
-"""Pictures of a run: the curve of training beside its baselines, and how a classifier errs."""
+"""Figures of a run: training curves beside baselines, a classifier's errors, context curves, k-mer spectra."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mamba_bio_audio.pipelines.scores import perplexity
 
 
 def training_curve(run: Path, evaluation: dict[str, Any], out: Path) -> None:
-    """Perplexity against steps beside the Markov baselines, and each genome's test perplexity beside its own.
+    """Draw perplexity against steps beside the Markov baselines, and per genome the model's beside the baselines'.
 
     Args:
         run: folder with `metrics.csv`.
@@ -53,7 +53,7 @@ def training_curve(run: Path, evaluation: dict[str, Any], out: Path) -> None:
     curve.axhline(evaluation["model"]["perplexity"], color="black", linewidth=1, label=f"model, {evaluation['split']}")
     shown = [float(row["valid_perplexity"]) for row in valid] + [row["perplexity"] for row in markov["orders"]]
     low = min([*shown, evaluation["model"]["perplexity"]])
-    # Rises above 4.1 come from the first steps and would flatten everything else.
+    # Values above 4.1 come from the first steps and would flatten everything else.
     curve.set(xlabel="step", ylabel="perplexity per base", ylim=(low - 0.1, 4.1))
     curve.legend(fontsize=8)
 
@@ -78,11 +78,11 @@ def training_curve(run: Path, evaluation: dict[str, Any], out: Path) -> None:
 
 
 def confusion_picture(report: Mapping[str, Any], out: Path) -> None:
-    """Confusion matrix, shares of each true class, beside the reliability diagram.
+    """Draw the confusion matrix, as shares of each true class, beside the reliability diagram.
 
     Args:
-        report: of `evaluation.classification.classification_report`.
-        out: PNG to write.
+        report: result of `evaluation.classification.classification_report`.
+        out: PNG file to write.
     """
     from matplotlib.figure import Figure
 
@@ -98,7 +98,7 @@ def confusion_picture(report: Mapping[str, Any], out: Path) -> None:
             for j, value in enumerate(row):
                 color = "white" if shares[i][j] > 0.5 else "black"
                 matrix.text(j, i, f"{shares[i][j]:.0%}\n{value:,}", ha="center", va="center", color=color, fontsize=8)
-    # More names than fit would lie on one another; every so many is named.
+    # Too many names would overlap, so only some of them are shown, evenly spaced.
     named = range(0, len(labels), -(-len(labels) // 50))
     matrix.set_xticks(named, [labels[at] for at in named], rotation=45, ha="right")
     matrix.set_yticks(named, [labels[at] for at in named])
@@ -129,7 +129,7 @@ def confusion_picture(report: Mapping[str, Any], out: Path) -> None:
 
 
 def context_curves(evaluation: dict[str, Any], out: Path) -> None:
-    """Perplexity of the same bases against context, by stratum, and against the place in the window.
+    """Draw perplexity of the same bases against context, the gain by stratum, and perplexity by position in the window.
 
     Args:
         evaluation: of `mba evaluate --context`, as JSON.
@@ -142,14 +142,14 @@ def context_curves(evaluation: dict[str, Any], out: Path) -> None:
     rows = [row for row in evaluation["matched"] if row["kind"] == "all"]
     contexts = [row["context"] for row in rows]
     reference = rows[0]["nats"]
-    # The error of a paired difference: what all contexts have in common is not part of it.
+    # The error of a paired difference, without the variation that all contexts share.
     errors = [0.0 if math.isnan(row["gain_standard_error"]) else row["gain_standard_error"] for row in rows]
     whole.fill_between(
         contexts,
         [perplexity(row["nats"] - 2 * error) for row, error in zip(rows, errors, strict=True)],
         [perplexity(row["nats"] + 2 * error) for row, error in zip(rows, errors, strict=True)],
         alpha=0.2,
-        label="2 standard errors of the difference to the shortest",
+        label="2 standard errors of the difference from the shortest",
     )
     whole.plot(contexts, [row["perplexity"] for row in rows], "o-", label=f"{rows[0]['count']:,} bases")
     whole.axhline(perplexity(reference), color="grey", linewidth=0.7)
@@ -165,7 +165,7 @@ def context_curves(evaluation: dict[str, Any], out: Path) -> None:
     place.plot([row["first"] for row in places], [row["perplexity"] for row in places], "o-")
     place.set(
         xscale="log",
-        xlabel=f"bases before, in windows of {evaluation['contexts'][-1]:,}",
+        xlabel=f"preceding bases, in windows of {evaluation['contexts'][-1]:,}",
         ylabel=f"{evaluation['split']} perplexity per base",
     )
     for axes in (whole, parts):
@@ -175,11 +175,11 @@ def context_curves(evaluation: dict[str, Any], out: Path) -> None:
 
 
 def learning_curves(metrics: Path, per: str) -> bytes:
-    """Loss with validation, learning rate and gradient norm against steps, from `metrics.csv`, as a PNG.
+    """Draw training and validation loss, learning rate and gradient norm against steps; returns a PNG.
 
     Args:
         metrics: `metrics.csv` of a run.
-        per: what the loss is per: base, sample, or for a classifier sequence.
+        per: unit that the loss is per: base, sample, or for a classifier sequence.
     """
     from matplotlib.figure import Figure
 

@@ -1,17 +1,17 @@
-"""The judge of spoken digits: a classifier of one-second clips whose features and probabilities score generated ones.
+"""The judge of spoken digits: a classifier of one-second clips whose features and probabilities score generated clips.
 
-    resnext   ResNeXt-29, cardinality 8, base width 64 (Xie et al. 2017), in the layout for 32 x 32 pictures with one
-              input channel: 34,425,546 parameters, 1,024 features. The network of the published SC09 scores, trained
-              anew here.
+    resnext   ResNeXt-29, cardinality 8, base width 64 (Xie et al. 2017), in the layout for 32 x 32 images with one
+              input channel: 34,425,546 parameters, 1,024 features. The network behind the published SC09 scores, but
+              trained here.
     small     four convolutions, 0.2 million parameters, 128 features, for CPUs.
 
 A clip is 16,000 samples, cut or padded with silence, seen as 32 mel bands x 32 frames: power in dB below its own
-loudest point, down to -80. Scores from another judge, also another training of the same network, do not compare with
-published ones; its own accuracy on clips it never saw says how far it can be trusted.
+loudest point, down to -80. Scores from another judge, even another training of the same network, cannot be compared with
+published ones; its own accuracy on clips it never saw tells how far it can be trusted.
 
-A judge must name a digit for anything, and is often as sure of garbage as of speech. Whether a clip is a digit at all
-is therefore asked of a second network, the recogniser: the same, with one class more, "no digit", which it learns from
-impostors made anew for every batch (`false_clips`).
+A judge names a digit for anything, and is often as certain about garbage as about speech. Whether a clip is a digit at
+all is therefore decided by a second network, the recogniser: the same network with one more class, "no digit", which it
+learns from impostors made afresh for every batch (`false_clips`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MELS, _FFT, _HOP, _FLOOR_DB = 32, 2048, 512, 80.0
 
 
 class JudgeConfig(NamedTuple):
-    """How a judge is trained; the defaults are those of the published one."""
+    """Training settings of a judge; the defaults are those of the published one."""
 
     kind: Kind = "resnext"
     epochs: int = 70
@@ -48,7 +48,7 @@ SMALL = JudgeConfig(kind="small", epochs=20, lr=3e-2, weight_decay=1e-3)
 
 
 class LogMel(nn.Module):
-    """Clips (B, 16000) to pictures (B, 1, 32, 32) of dB below each clip's maximum, divided by 80: 0 down to -1."""
+    """Turns clips (B, 16000) into images (B, 1, 32, 32): dB below each clip's maximum, divided by 80, so 0 down to -1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,10 +97,10 @@ class _Bottleneck(nn.Module):
 
 
 class Judge(nn.Module):
-    """Clips (B, 16000) in [-1, 1] to features and logits.
+    """Maps clips (B, 16000) in [-1, 1] to features and logits.
 
     Args:
-        kind: which network.
+        kind: the network.
         classes: number of classes.
     """
 
@@ -129,7 +129,7 @@ class Judge(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def features(self, pictures: Tensor) -> Tensor:
-        """(B, d): what enters the last layer."""
+        """Features (B, d), the input of the last layer."""
         return self.body(pictures).mean((2, 3))
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ class Judge(nn.Module):
         return features, self.head(features)
 
     def num_parameters(self) -> int:
-        """Trainable parameters."""
+        """Number of parameters."""
         return sum(p.numel() for p in self.parameters())
 
 
@@ -155,7 +155,7 @@ def judge_clips(judge: Judge, clips: NDArray[np.float32], batch_size: int = 256)
 
 
 def accuracy(judge: Judge, clips: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Share of clips whose likeliest class is theirs."""
+    """Share of clips whose most probable class is the right one."""
     return float((judge_clips(judge, clips).probabilities.argmax(1) == labels).mean())
 
 
@@ -170,14 +170,14 @@ def train_judge(
     device: str = "cpu",
     progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[Judge, list[dict[str, Any]]]:
-    """Train a judge: SGD with momentum, class-balanced sampling with replacement, rate cut on a plateau of validation.
+    """Train a judge: SGD with momentum, class-balanced sampling with replacement, rate cut when validation stagnates.
 
     Args:
         clips, labels: (n, 16000) and (n,).
-        valid_clips, valid_labels: decide the rate, and which epoch's weights are kept.
-        config: of the training.
-        no_digit: train a recogniser: one class more, the last, of impostors, which are half of every batch and as many
-            as the validation clips beside them.
+        valid_clips, valid_labels: determine the learning rate, and which epoch's weights are kept.
+        config: training settings.
+        no_digit: train a recogniser, with one more class at the end for impostors; these make up half of every batch,
+            and half of the clips to validate on.
         device: "cpu" or "cuda".
         progress: called with (epochs done, epochs in all).
 
@@ -233,7 +233,7 @@ def train_judge(
 
 
 def augment(clips: Tensor, generator: np.random.Generator, noise: Sequence[NDArray[np.float32]]) -> Tensor:
-    """Gain 0.7 to 1.1, speed and pitch by up to 20 %, and noise up to 45 %, each with probability one half per clip."""
+    """Change gain (0.7 to 1.1), speed with pitch (by up to 20 %) and add noise (up to 45 %), each to half of the clips."""
     count, size = clips.shape
     device = clips.device
 
@@ -259,19 +259,19 @@ def augment(clips: Tensor, generator: np.random.Generator, noise: Sequence[NDArr
 
 
 def augment_pictures(pictures: Tensor, generator: np.random.Generator) -> Tensor:
-    """Stretch by up to 20 % and shift by up to 8 frames along time, each with probability one half per picture."""
+    """Stretch by up to 20 % and shift by up to 8 frames along time, each with probability one half per image."""
     count = len(pictures)
     stretch = np.where(generator.random(count) < 0.5, generator.uniform(0.8, 1.2, count), 1.0)
     shift = np.where(generator.random(count) < 0.5, generator.integers(-8, 9, count), 0)
     theta = np.zeros((count, 2, 3), np.float32)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, 0, 2] = stretch, 1, shift * 2 / pictures.shape[-1]
     grid = F.affine_grid(torch.from_numpy(theta).to(pictures.device), list(pictures.shape), align_corners=False)
-    # The floor, -1, comes in from outside.
+    # Beyond the edges is the floor, -1.
     return F.grid_sample(pictures + 1, grid, align_corners=False) - 1
 
 
 def pink_noise(size: int, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Noise whose power falls with frequency, of peak 1."""
+    """Noise whose power falls with frequency, with a peak of 1."""
     spectrum = np.fft.rfft(generator.standard_normal(size))
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
     noise = np.fft.irfft(spectrum, size)
@@ -279,12 +279,12 @@ def pink_noise(size: int, generator: np.random.Generator) -> NDArray[np.float32]
 
 
 def impostors(clips: NDArray[np.float32], seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Clips that are no digits, four of each clip.
+    """Clips that are not digits, four made from each clip.
 
-    noise           white, as loud as the clip
+    noise           white noise, as loud as the clip
     reversed        the clip backwards
-    shuffled        its 50 ms pieces in random order
-    shaped noise    noise with its spectrum and, over 50 ms, its loudness
+    shuffled        the clip's 50 ms pieces in random order
+    shaped noise    noise with the clip's spectrum and, over 50 ms, its loudness
     """
     generator = np.random.default_rng(seed)
     loud = clips.std(1, keepdims=True)
@@ -300,10 +300,10 @@ def impostors(clips: NDArray[np.float32], seed: int = 0) -> dict[str, NDArray[np
 
 
 def false_clips(clips: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
-    """One impostor of each clip, of the kinds of `impostors` but more various, for a recogniser to learn from.
+    """One impostor made from each clip, of the kinds of `impostors` but more varied, for training a recogniser.
 
-    Half of them leave the silence around the sound where it is, so that no place of silence tells them apart; pieces
-    are 20 to 100 ms and faded into each other over up to 5 ms, so that no click does.
+    Half of them keep the silence around the sound in place, so that the position of silence gives nothing away; pieces
+    are 20 to 100 ms long and cross-faded over up to 5 ms, so that clicks give nothing away.
     """
     made = clips.copy()
     for row, clip in enumerate(clips):
@@ -324,9 +324,10 @@ def false_clips(clips: NDArray[np.float32], generator: np.random.Generator) -> N
 
 
 def joined_halves(clips: NDArray[np.float32], labels: NDArray[np.int64], seed: int = 0) -> NDArray[np.float32]:
-    """The first half of the sound of each clip and, faded in over 5 ms, the second of a clip of another class.
+    """The first half of each clip's sound, cross-faded over 5 ms into the second half of a clip of another class.
 
-    Half of it is right, so this is no impostor: what a model reaches whose sounds are right and whose words are not.
+    Half of each is right, so these are not impostors: they show the score of a model whose sounds are right but whose
+    words are not.
     """
     generator = np.random.default_rng(seed)
     made, fade = np.zeros_like(clips), RATE_HZ // 200
@@ -347,13 +348,13 @@ def joined_halves(clips: NDArray[np.float32], labels: NDArray[np.int64], seed: i
 
 
 def _sounding(clip: NDArray[np.float32]) -> tuple[int, int]:
-    """First and one past the last sample above 2 % of the peak; the whole clip where there is none."""
+    """First and one past the last sample above 2 % of the peak; the whole clip if there is none."""
     loud = np.flatnonzero(np.abs(clip) > 0.02 * np.abs(clip).max())
     return (int(loud[0]), int(loud[-1]) + 1) if len(loud) else (0, len(clip))
 
 
 def _shuffled(sound: NDArray[np.float32], size: int, fade: int, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Pieces of `size` samples, four or more, in random order, each faded into the one before; then silence."""
+    """At least four pieces of `size` samples in random order, each cross-faded with its predecessor; then silence."""
     size = max(1, min(size, len(sound) // 4))
     cuts = [0, *range(int(generator.integers(1, size + 1)), len(sound), size), len(sound)]
     out, at = np.zeros_like(sound), 0
@@ -369,7 +370,7 @@ def _shuffled(sound: NDArray[np.float32], size: int, fade: int, generator: np.ra
 
 
 def _shaped(sound: NDArray[np.float32], width: int, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Noise with the spectrum of a sound and, over `width` samples, its loudness."""
+    """Noise with a sound's spectrum and, smoothed over `width` samples, its loudness."""
     from scipy.ndimage import uniform_filter1d
 
     def loudness(x: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -2,10 +2,9 @@
 
     nats = -sum over scored positions of log p(target | symbols before it in the window)
 
-What it answers: how well the model predicts, in units that compare across models over the same alphabet and
-the same scored positions; always report the count beside it. It misleads when positions are scored with
-different amounts of context (short windows make every model look worse) or when test data nearly repeats
-training data.
+What it tells: how well the model predicts, in units that are comparable between models over the same alphabet and the
+same scored positions; always report the count beside it. It misleads if positions are scored with different amounts of
+context (short windows make every model look worse), or if test data nearly repeat training data.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from mamba_bio_audio.training.streaming import streamed_loss
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Summed negative log-likelihood and how many symbols it is over.
+    """Summed negative log-likelihood, and the number of symbols that it covers.
 
     Attributes:
         nats: sum over the scored symbols.
-        count: scored symbols (bases for DNA).
-        groups: the same per group of the data (for DNA one per genome file), empty where the data names none.
+        count: number of scored symbols (bases for DNA).
+        groups: the same per group of the data (for DNA one per genome file); empty if the data have no groups.
     """
 
     nats: float
@@ -54,7 +53,7 @@ class Likelihood:
         return perplexity(self.nats_per_base)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
+        """The likelihood as plain numbers for JSON."""
         values: dict[str, Any] = {
             "nats": self.nats,
             "count": self.count,
@@ -77,16 +76,16 @@ def evaluate_likelihood(
     """Score every target of a data loader once, each window from an empty state.
 
     Args:
-        model: language model of the common contract; moved to `device`, and left in the mode it was in.
+        model: language model that follows the common contract; moved to `device`; its train or eval mode is kept.
         dataloader: batches with "tokens" (B, L) and "targets" (B, L), -100 where nothing is scored, and
             optionally "group", one name or number per row.
-        device: where to run.
+        device: device to run on.
         precision: "fp32" (the parameters' own dtype), "bf16" (autocast), "auto" (bf16 on CUDA, else fp32).
-        progress: called after each batch with (batches done, batches in all or None).
+        progress: called after each batch with (batches done, batches in total or None).
 
     Returns:
-        Sums in fp64. Within one forward pass the loss is summed in fp32 by the model. Windows longer than 2^14
-        positions (2^18 on CUDA) go through in pieces with the state carried, where the model has a constant one: any
+        Sums in fp64; within one forward pass the model sums the loss in fp32. If the model's state has constant size,
+        batches of more than 2^14 positions (2^18 on CUDA) are processed in pieces with the state carried, so that any
         length fits.
     """
     device = torch.device(device)
@@ -115,13 +114,13 @@ def evaluate_likelihood(
     finally:
         model.train(was_training)
     if not sum(counts.values()):
-        raise InputError("the data has no symbol to score; check that the split has intervals longer than one symbol")
+        raise InputError("the data have no symbol to score; check that the split has intervals longer than one symbol")
     groups = {name: Likelihood(nats[name], counts[name]) for name in counts if name is not None}
     return Likelihood(math.fsum(nats.values()), sum(counts.values()), groups)
 
 
 def _loss(model: nn.Module, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed nats and count; long windows in pieces with the state carried, where the model has a constant one."""
+    """Summed nats and count; long windows are processed in pieces if the model's state has constant size."""
     rows, length = tokens.shape
     most = 1 << (14 if tokens.device.type == "cpu" else 18)
     if rows * length > most and getattr(model, "streaming", None) == "constant":
@@ -132,7 +131,7 @@ def _loss(model: nn.Module, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Te
 
 
 def _rows_by_group(groups: Sequence[Any] | Tensor | None, rows: int) -> list[tuple[str | None, slice | list[int]]]:
-    """Rows of each group of a batch, so that one forward pass gives one group's sum."""
+    """Rows of each group in a batch, so that one forward pass gives one group's sum."""
     if groups is None:
         return [(None, slice(None))]
     if isinstance(groups, str):

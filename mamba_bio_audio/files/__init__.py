@@ -1,13 +1,13 @@
-"""Everything that touches the disk on a user's behalf: whole or absent, locked while it grows, never somebody else's.
+"""Writing for the user: output is whole or absent, locked while it grows, and never replaces what others made.
 
 | file | what |
 |---|---|
-| `atomic.py` | one file that appears whole or not at all |
-| `locks.py` | one writer at a time, with the owner's name for the others |
-| `inside.py` | files of a folder that no link leads out of |
+| `atomic.py` | a file that appears whole or not at all |
+| `locks.py` | one writer at a time; others are told who it is |
+| `inside.py` | reading from a folder without following links out of it |
 | `folders.py` | markers: which command made a folder, and replacing only what that command made |
-| `tensors.py` | nested values with tensors in them, in one file, without pickle (imports torch; not imported here) |
-| `unfinished.py` | `OUT.part`: outputs that grow, and continue with equal settings |
+| `tensors.py` | nested values with tensors in one file, without pickle (imports torch; not imported here) |
+| `unfinished.py` | `OUT.part`: outputs that grow, and are continued with equal settings |
 """
 
 from mamba_bio_audio.files.atomic import (

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on failure it is removed.
 
     Raises:
-        OSError: the disk is full, whatever library met it; the message names `path`, which is as it was.
+        OSError: the disk is full, whichever library ran into it; the message names `path`, which is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with name_full_disk(path):
             yield temporary
-            # Libraries that write through a temporary file of their own leave it readable by the owner only.
+            # Libraries that write through a temporary file of their own leave it readable only by the owner.
             mask = os.umask(0)
             os.umask(mask)
             os.chmod(temporary, 0o666 & ~mask)
@@ -37,31 +37,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def name_full_disk(path: Path) -> Iterator[None]:
-    """Turn what libraries raise on a full disk into one `OSError` that names `path` and the remedy."""
+    """Turn whatever a library raises on a full disk into one `OSError` that names `path` and the remedy."""
     try:
         yield
     except Exception as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        # safetensors says it in words only; torch.save's writer (inline_container) does not say it at all, and libsndfile
-        # no more than that the system refused to write.
+        # safetensors reports it only in words; torch.save's writer (inline_container) not at all; libsndfile says only
+        # that the system refused to write.
         silent = type(error).__name__ == "LibsndfileError" and "System error" in str(error)
         if not full and not silent and not re.search(r"No space left|inline_container\.cc", str(error)):
             raise
         if isinstance(error, OSError) and error.filename == str(path):
             raise
-        reason = "no space left on the disk; what was there before is kept. Make room and run the command again"
+        reason = "no space left on the disk; the previous contents are kept. Free some space and run the command again"
         raise OSError(errno.ENOSPC, reason, str(path)) from error
 
 
 def check_folder(out: Path) -> None:
-    """Refuse an output folder where a file is in the place of it or of a folder above it.
+    """Refuse an output folder if it, or a folder above it, is in fact a file.
 
     Raises:
-        InputError: there is one.
+        InputError: one of them is a file.
     """
     for place in (out, *out.parents):
         if place.exists() and not place.is_dir():
-            raise InputError(f"{place} is a file; choose another --out")
+            raise InputError(f"{place}: a file, not a folder; choose another --out")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,11 +76,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Read the value of a JSON file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not UTF-8, not JSON, or nested too deeply to be anything that this program wrote.
+        ValueError: it is not UTF-8, not JSON, or nested too deeply to have been written by this program.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def read_json(path: Path) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Indented JSON; numbers that JSON does not have (infinite, not a number) become null."""
+    """Format as indented JSON; numbers that JSON cannot express (infinities, NaN) become null."""
     return json.dumps(_finite(value), indent=2, allow_nan=False)
 
 

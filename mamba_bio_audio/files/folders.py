@@ -1,8 +1,8 @@
 """Folders that a command makes, and may therefore replace.
 
 A marker (`.mba.json`) in the folder names the command and the files it made there. `--force` replaces a folder only if
-the same command made it and nothing else has been put there since; never one that holds an input of the command or the
-current directory. The old folder is moved aside (`.NAME.mba-old`) and deleted once the new one stands.
+the same command made it and nothing else has been put there since, and never one that contains an input of the command
+or the current directory. The old folder is moved aside (`.NAME.mba-old`) and deleted once the new one is in place.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ class Maker(NamedTuple):
 
     Attributes:
         command: as a user types it, for example "prepare audio".
-        patterns: shell patterns, relative to the folder, of what it and its followers write there over time (`*` does
-            not match `/`). Empty where the marker lists the files themselves, because the folder is complete when it
-            appears.
+        patterns: shell patterns, relative to the folder, of what it and later commands write there over time (`*` does
+            not match `/`). Empty if the folder appears complete, because the marker then lists the files themselves.
     """
 
     command: str
@@ -40,12 +39,12 @@ class Maker(NamedTuple):
 
 
 def mark(folder: Path, maker: Maker, files: Sequence[str] = ()) -> None:
-    """Write the marker: `maker` made this folder, and `files` (relative paths) in it."""
+    """Write the marker, which says that `maker` made this folder and `files` (relative paths) in it."""
     write_json(folder / MARKER, {"program": _PROGRAM, "command": maker.command, "files": sorted(files)})
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
-    """The marker of a folder; None where there is none of this program, or only a link to one."""
+    """The marker of a folder; None if this program wrote none there, or it is only a link to one."""
     path = folder / MARKER
     if path.is_symlink():
         return None
@@ -59,12 +58,12 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
 
 
 def check_outside(out: Path, inputs: Iterable[Path | str]) -> None:
-    """Refuse an output that is, or holds, an input of the command or the current directory.
+    """Refuse an output that is, or contains, an input of the command or the current directory.
 
-    A folder among the inputs counts with all that the links in it lead to, unless `out` itself is in that folder.
+    An input folder includes everything that links in it lead to, unless `out` itself is in that folder.
 
     Raises:
-        InputError: it does.
+        InputError: it is, or contains, one of these.
     """
     place = Path(os.path.realpath(out))
     try:
@@ -72,16 +71,16 @@ def check_outside(out: Path, inputs: Iterable[Path | str]) -> None:
     except FileNotFoundError:
         raise InputError("the current directory has been deleted; change to another one") from None
     if _lies_in(here, place):
-        raise InputError(f"{out}: the current directory lies in it, so it is not replaced; choose another --out")
+        raise InputError(f"{out}: contains the current directory, so it is not replaced; choose another --out")
     for given in inputs:
         around = Path(os.path.realpath(given)) in place.parents
         for source in (given,) if around or not place.is_dir() else (given, *_links(given)):
             if _lies_in(source, place):
-                raise InputError(f"{out}: holds {source}, an input of this command; choose another --out")
+                raise InputError(f"{out}: contains {source}, an input of this command; choose another --out")
 
 
 def _lies_in(path: Path | str, folder: Path) -> bool:
-    """Whether a path is `folder`, which is real, or inside of it; also by another name, as where case does not count."""
+    """Whether a path is `folder`, which is real, or inside it; also under another name, as on case-insensitive disks."""
     real = Path(os.path.realpath(path))
     places = (real, *real.parents)
     if folder in places:
@@ -97,10 +96,10 @@ def _links(folder: Path | str) -> Iterator[str]:
 
 
 def check_replaceable(out: Path, maker: Maker) -> None:
-    """Refuse to replace a folder unless `maker` made all that is in it.
+    """Refuse to replace a folder unless `maker` made everything in it.
 
     Raises:
-        InputError: it has no marker, that of another command, or holds anything else.
+        InputError: it has no marker or that of another command, or contains anything else.
     """
     marker = read_marker(out)
     if marker is None:
@@ -117,19 +116,19 @@ def check_replaceable(out: Path, maker: Maker) -> None:
     if foreign:
         more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
         raise InputError(
-            f"{out}: holds {foreign[0]}{more}, not made by mba {maker.command}; --force would delete it. Move it away, or "
-            "choose another --out"
+            f"{out}: contains {foreign[0]}{more}, not made by mba {maker.command}, which --force would delete; move it "
+            "away, or choose another --out"
         )
 
 
 def foreign_files(folder: Path, maker: Maker, files: Iterable[str]) -> list[str]:
-    """What lies in a folder and was not made by `maker`, as sorted relative paths."""
+    """Files in a folder that `maker` did not make, as sorted relative paths."""
     own = {MARKER, *files}
 
     def matches(relative: str) -> bool:
         parts = relative.split("/")
         if re.fullmatch(r"\..+\.\d+\.tmp", parts[-1]):
-            # Of `atomic_path`.
+            # A temporary file of `atomic_path`.
             return True
         patterns = [pattern.split("/") for pattern in maker.patterns]
         return any(len(own) == len(parts) and all(map(fnmatchcase, parts, own)) for own in patterns)
@@ -154,15 +153,15 @@ def _old(out: Path) -> Path:
 
 
 def is_occupied(out: Path) -> bool:
-    """Whether there is anything in the folder `out`."""
+    """Whether `out` is a folder that is not empty."""
     return out.is_dir() and any(out.iterdir())
 
 
 def check_out(out: Path, maker: Maker, inputs: Iterable[Path | str], *, force: bool) -> bool:
-    """Whether `out` holds an earlier result that may be replaced; False where it is new or empty.
+    """Whether `out` holds an earlier result that may be replaced; False if it is new or empty.
 
     Raises:
-        InputError: it is in use for something else, or `force` was not given.
+        InputError: it holds something else, or `force` was not given.
     """
     check_folder(out)
     check_outside(out, inputs)
@@ -182,16 +181,16 @@ def new_folder(
 ) -> Iterator[Path]:
     """A folder that becomes `out` when the block ends well, whole; on any other end nothing is left of it.
 
-    Left over from a process that was killed, it is removed by the next call.
+    What a killed process leaves is removed by the next call.
 
     Args:
-        out: must be new or empty, or with `force` made by the same command.
-        maker: the command; its patterns are not needed, since all files are listed in the marker.
+        out: the output; new or empty, or with `force` made by the same command.
+        maker: the command; it needs no patterns, since the marker lists all files.
         inputs: files and folders that the command reads.
         dry_run: only check `out`, and yield a temporary folder that is deleted at the end.
 
     Raises:
-        InputError: `out` is in use for something else, or another process is writing it.
+        InputError: `out` holds something else, or another process is writing it.
     """
     out = Path(os.path.realpath(out))
     inputs = [*inputs]
@@ -207,7 +206,7 @@ def new_folder(
         _remove_ours(work)
         work.mkdir()
         try:
-            # At once, so that what a killed process leaves is known as ours.
+            # Marked at once, so that what a killed process leaves is recognised as ours.
             mark(work, maker)
             yield work
             mark(work, maker, [file.relative_to(work).as_posix() for file in work.rglob("*") if not file.is_dir()])
@@ -218,10 +217,10 @@ def new_folder(
 
 
 def put_in_place(work: Path, out: Path, maker: Maker) -> None:
-    """Rename the finished folder `work` to `out`; an earlier result there is deleted once that is done.
+    """Rename the finished folder `work` to `out`, then delete the earlier result there.
 
     Raises:
-        InputError: `out` holds anything that `maker` did not make, also if it came while `work` was being made.
+        InputError: `out` contains anything that `maker` did not make, even if added while `work` was being made.
     """
     if is_occupied(out):
         check_replaceable(out, maker)
@@ -241,21 +240,22 @@ def put_in_place(work: Path, out: Path, maker: Maker) -> None:
 def check_file(
     out: Path, command: str, ours: Callable[[Path], bool], inputs: Iterable[Path | str] = (), *, force: bool
 ) -> None:
-    """Refuse an output file that is in use for something else.
+    """Refuse an output file that may not be written.
 
     Args:
-        command: that makes the file, as a user types it.
-        ours: whether an existing file was made by that command, by its contents.
+        out: the file.
+        command: the command that makes it, as a user types it.
+        ours: whether an existing file, judged by its contents, was made by that command.
         inputs: files and folders that the command reads.
-        force: an earlier result may be replaced.
+        force: whether an earlier result may be replaced.
 
     Raises:
-        InputError: it is a folder, an input, there already, or not made by this command.
+        InputError: it is a folder or an input, exists without `force`, or was not made by this command.
     """
     if out.is_dir():
-        raise InputError(f"{out} is a folder; give a file")
+        raise InputError(f"{out}: a folder; give a file")
     if not out.parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}; make it, or choose another --out")
+        raise InputError(f"{out}: there is no folder {out.parent}; create it, or choose another --out")
     place = os.path.realpath(out)
     for given in inputs:
         if os.path.realpath(given) == place:
@@ -266,12 +266,13 @@ def check_file(
         raise InputError(f"{out} exists; choose another --out, or replace it with --force")
     if not out.is_file() or not ours(out):
         raise InputError(
-            f"{out}: not made by mba {command}, so --force does not replace it; choose another --out, or move the file away"
+            f"{out}: not made by mba {command}, so --force does not replace it; choose another --out, or move the file "
+            "away yourself"
         )
 
 
 def begins_with(*starts: str) -> Callable[[Path], bool]:
-    """Whether a file begins with one of some texts, and so is an earlier result; or is empty, and so no loss."""
+    """A test for `check_file`: the file starts with one of these texts, or is empty and so no loss."""
 
     def ours(path: Path) -> bool:
         with path.open("rb") as file:
@@ -283,16 +284,16 @@ def begins_with(*starts: str) -> Callable[[Path], bool]:
 
 @contextmanager
 def replacing(out: Path, maker: Maker, stands: Callable[[Path], bool]) -> Iterator[None]:
-    """Make a folder anew in place, over a long time: the old one is kept aside until the new one `stands`.
+    """Remake a folder in place over a long time, keeping the old one aside until the new one `stands`.
 
-    The caller holds the lock and has asked `check_out`. When the block ends, however it does, the folder aside is deleted if
-    the new one stands, and put back otherwise. After a kill the next `restore` decides.
+    The caller holds the lock and has called `check_out`. However the block ends, the old folder is then deleted if the
+    new one stands, and put back otherwise. After a kill the next `restore` decides.
 
     Args:
-        stands: whether a folder is worth more than the one before it, for example holds weights.
+        stands: whether a folder is worth more than its predecessor, for example because it holds weights.
 
     Raises:
-        InputError: `out` holds anything that `maker` did not make, also if it came since `check_out`.
+        InputError: `out` contains anything that `maker` did not make, even if added since `check_out`.
     """
     if is_occupied(out):
         check_replaceable(out, maker)
@@ -308,16 +309,16 @@ def replacing(out: Path, maker: Maker, stands: Callable[[Path], bool]) -> Iterat
 def growing_folder(
     out: Path, maker: Maker, whole: str, *, inputs: Iterable[Path | str] = (), force: bool = False
 ) -> Iterator[Path]:
-    """A folder that is made in place over a long time, and continued by the same command after a kill.
+    """Yield a folder that is made in place over a long time, and that the same command continues after a kill.
 
     Args:
-        maker: the command, with the patterns of all that it makes.
-        whole: file that is written last; a folder that holds it is complete.
+        maker: the command, with patterns for everything it makes.
+        whole: the file written last; a folder that holds it is complete.
         inputs: files and folders that the command reads.
-        force: make a complete folder anew; the old one is deleted when the new one is complete.
+        force: remake a complete folder; the old one is deleted when the new one is complete.
 
     Raises:
-        InputError: `out` is complete, in use for something else, or being written by another process.
+        InputError: `out` is complete, holds something else, or is being written by another process.
     """
     out = Path(os.path.realpath(out))
     inputs = [*inputs]
@@ -345,16 +346,16 @@ def growing_folder(
                 mark(out, maker)
                 yield out
             finally:
-                # Refused before anything was made.
+                # The command failed before it made anything.
                 if [path.name for path in out.iterdir()] == [MARKER]:
                     shutil.rmtree(out)
 
 
 def restore(out: Path, maker: Maker, stands: Callable[[Path], bool] = lambda folder: True) -> None:
-    """Settle what an earlier replacement of `out` left aside: delete it if `out` stands, put it back otherwise.
+    """Settle an interrupted replacement of `out`: delete the old folder if `out` stands, otherwise put it back.
 
     Raises:
-        InputError: what would be deleted holds anything that `maker` did not make.
+        InputError: what would be deleted contains anything that `maker` did not make.
     """
     old = _old(out)
     if not old.is_dir():
@@ -366,7 +367,7 @@ def restore(out: Path, maker: Maker, stands: Callable[[Path], bool] = lambda fol
         if is_occupied(out):
             if read_marker(out) is None:
                 raise InputError(
-                    f"{old}: an earlier --force was interrupted; move one of {out.name} and {old.name} away"
+                    f"{old}: left over from an interrupted --force; move either {out.name} or {old.name} away"
                 )
             check_replaceable(out, maker)
         shutil.rmtree(out)
@@ -374,7 +375,7 @@ def restore(out: Path, maker: Maker, stands: Callable[[Path], bool] = lambda fol
 
 
 def _remove_ours(folder: Path, maker: Maker | None = None) -> None:
-    """Delete a folder that this module left, and that `maker` made where it is given; without a marker only an empty one."""
+    """Delete a folder left by this module, and made by `maker` if that is given; without a marker only if it is empty."""
     if not folder.is_dir() or folder.is_symlink():
         if folder.exists() or folder.is_symlink():
             raise InputError(f"{folder}: in the way, and not made by this program; move it away")

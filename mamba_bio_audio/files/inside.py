@@ -1,4 +1,4 @@
-"""Reading from a folder that somebody else may have filled: its own files only."""
+"""Reading from a folder that somebody else may have filled, without leaving it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from mamba_bio_audio.errors import InputError
 
 
 def inside(folder: Path, name: str | Path) -> Path:
-    """The path of a file in a folder, which need not exist.
+    """The path of a file in a folder; the file need not exist.
 
-    A link that leads out of the folder would put somebody's private file into a report or an export, and a pipe would
-    wait for ever.
+    A link out of the folder could put somebody's private file into a report or an export, and reading a pipe could hang
+    for ever.
 
     Args:
-        folder: may itself be a link.
-        name: relative to it.
+        folder: the folder, which may itself be a link.
+        name: path relative to it.
 
     Raises:
-        InputError: it lies outside of the folder, through a link or its name, or it is no regular file.
+        InputError: the file lies outside the folder, because of a link or its name, or is not a regular file.
     """
     path = folder / name
     real = Path(os.path.realpath(path))
     if not real.is_relative_to(os.path.realpath(folder)):
-        raise InputError(f"{path}: leads out of {folder}, to {real}; it is not read. Put the file itself there")
+        raise InputError(f"{path}: leads out of {folder} to {real}, so it is not read; put the file itself there")
     if real.exists() and not real.is_file():
-        raise InputError(f"{path}: not a file; remove it")
+        raise InputError(f"{path}: not a regular file; remove it")
     return path

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock beside the output, with a note of who holds it."""
+"""One writer at a time: a lock file beside the output, with a note that says who holds it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mamba_bio_audio.files.atomic import read_json
 
 
 def lock_path(out: Path) -> Path:
-    """The lock file of an output; it exists while the output is being written, or after the writer was killed."""
+    """The lock file of an output; it exists while the output is written, and after the writer was killed."""
     return out.with_name(f".{out.name}.lock")
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the output `out` (a file or folder, which need not exist) for this process.
+    """Lock the output `out` (a file or folder, which need not exist) for this process.
 
-    The operating system releases the lock of a process that was killed, so a stale lock never has to be removed by hand.
+    The operating system releases the lock of a killed process, so a stale lock never has to be removed by hand.
 
     Raises:
-        InputError: another process holds it; the message names that process. Or its folder cannot be written to.
+        InputError: another process holds the lock (the message names it), or the folder of `out` cannot be written to.
     """
     out = Path(os.path.realpath(out))
     path, note = lock_path(out), out.with_name(f".{out.name}.lock.json")
@@ -37,7 +37,7 @@ def locked(out: Path) -> Iterator[None]:
     lock = FileLock(path)
     while True:
         try:
-            # The library takes a folder that it may not write to for a lock that is held.
+            # The library mistakes a folder that it may not write to for a lock that is held.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
             lock.acquire(timeout=0)
         except Timeout:
@@ -46,7 +46,7 @@ def locked(out: Path) -> Iterator[None]:
             raise InputError(f"{path.parent}: cannot be written to ({error.strerror}); choose another --out") from None
         if path.exists():
             break
-        # The former owner removed the file between our opening and locking it, so that others would not see our lock.
+        # The previous owner removed the file between our opening and locking it, so others would not see our lock.
         lock.release()
     try:
         owner = {
@@ -69,12 +69,12 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _make_parents(folder: Path) -> list[Path]:
-    """Make a folder and those above it; the ones that were made, from the top."""
+    """Create a folder and its missing parents; returns the created ones, topmost first."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()][::-1]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from None
+        raise InputError(f"{folder}: cannot be created ({error.strerror}); choose another --out") from None
     return missing
 
 

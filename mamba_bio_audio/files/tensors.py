@@ -1,7 +1,7 @@
-"""Nested Python values with tensors in them, in one safetensors file: what checkpoints and saved states are made of.
+"""Stores nested Python values with tensors in one safetensors file; the format of checkpoints and saved states.
 
-The tensors are those of the file. Its metadata holds one text, under `tree`: a check sum of everything in hexadecimal, so
-that damage is told even where the file still opens, a space, and JSON that says where each tensor belongs:
+Tensors are stored as the file's tensors. Its metadata holds one text, `tree`: a hexadecimal checksum of everything, so
+that damage is detected even if the file still opens; a space; and JSON that says where each tensor belongs:
 
 | value | in JSON |
 |---|---|
@@ -9,10 +9,10 @@ that damage is told even where the file still opens, a space, and JSON that says
 | dict with string keys | an object |
 | list, tuple | `["list", ...]`, `["tuple", ...]` |
 | dict with any other key | `["dict", [key, value], ...]` |
-| infinity, not a number | `["float", "inf"]`, `"-inf"`, `"nan"` |
+| infinities, NaN | `["float", "inf"]`, `"-inf"`, `"nan"` |
 | tensor | `["tensor", name in the file]` |
 
-Reading such a file builds these values and nothing else, whatever is in it: no class is looked up and no code is run.
+Reading a file builds these values and nothing else, whatever it contains: no class is looked up and no code is run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
 
-# Characters of the tree: a hundred thousand tensors take less, and a hostile one cannot fill the memory.
+# Most characters of the tree: enough for a hundred thousand tensors, while a hostile file cannot fill the memory.
 MOST_TEXT = 2**24
 _DEEPEST = 100
 
@@ -40,52 +40,52 @@ def save_tree(path: Path, tree: Any) -> None:
     """Write `tree` to `path`, whole or not at all.
 
     Args:
-        path: of the file; it is replaced where it exists.
+        path: path of the file; an existing file is replaced.
         tree: None, bool, int, float, str, tensor, or a dict, list or tuple of these, nested up to 100 deep. The keys
             of a dict may be None, bool, int, float or str. A tensor that occurs twice is stored once. Devices, strides
             and `requires_grad` are not kept.
 
     Raises:
-        TypeError: something else is in the tree; the message says where.
-        OSError: it cannot be written, the disk being full for example; what was there before is kept.
+        TypeError: the tree contains anything else; the message says where.
+        OSError: it cannot be written, for example because the disk is full; an existing file is kept.
     """
     writer = _Writer()
     text = json.dumps(writer.encode(tree, ()), allow_nan=False, separators=(",", ":"))
     if len(text) > MOST_TEXT:
-        raise TypeError(f"the tree takes {len(text):,} characters beside its tensors, {MOST_TEXT:,} is the most")
-    # One entry only: several would stand in another order every time, and equal trees would make unequal files.
-    metadata = {"tree": f"{_check_sum(text, writer.tensors)} {text}"}
+        raise TypeError(f"the tree takes {len(text):,} characters besides its tensors; the limit is {MOST_TEXT:,}")
+    # A single entry: the order of several would vary, and equal trees would give unequal files.
+    metadata = {"tree": f"{_checksum(text, writer.tensors)} {text}"}
     with atomic_path(path) as temporary:
         save_file(writer.tensors, temporary, metadata=metadata)
 
 
 def load_tree(path: Path, *, remedy: str = "restore the file") -> Any:
-    """What `save_tree` wrote, with the tensors on the CPU in memory of their own.
+    """Read what `save_tree` wrote; the tensors are on the CPU, in memory of their own.
 
     Args:
-        path: of the file.
-        remedy: for messages, what to do when the file cannot be used.
+        path: path of the file.
+        remedy: for messages: what to do if the file cannot be used.
 
     Raises:
-        InputError: it is not there, damaged, cut short, or not such a file.
+        InputError: the file is missing, damaged, truncated, or not of this format.
     """
     try:
         with safe_open(path, framework="pt") as file:
             entry = (file.metadata() or {}).get("tree")
             if entry is None:
                 raise ValueError("it was not written by this program: it does not say where its tensors belong")
-            check_sum, _, text = entry.partition(" ")
+            checksum, _, text = entry.partition(" ")
             if len(text) > MOST_TEXT:
-                raise ValueError(f"it describes {len(text):,} characters of values, {MOST_TEXT:,} is the most")
+                raise ValueError(f"its values take {len(text):,} characters; the limit is {MOST_TEXT:,}")
             described = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
-            # Copies: a view would keep the file mapped, and with it on the disk after it has been replaced.
+            # Copied, because a view would keep the file mapped, and so on disk after it has been replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        if check_sum != _check_sum(text, tensors):
-            raise ValueError("its check sum is another")
+        if checksum != _checksum(text, tensors):
+            raise ValueError("its checksum does not match")
         used: set[str] = set()
         tree = _decode(described, tensors, used, 0)
         if len(used) != len(tensors):
-            raise ValueError(f"it holds {len(tensors) - len(used):,} tensors that it has no place for")
+            raise ValueError(f"it holds {len(tensors) - len(used):,} tensors that belong nowhere")
         return tree
     except (SafetensorError, RecursionError, ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
         reason = str(error) or type(error).__name__
@@ -95,7 +95,7 @@ def load_tree(path: Path, *, remedy: str = "restore the file") -> Any:
 
 
 class _Writer:
-    """Takes the tensors out of a tree."""
+    """Separates the tensors of a tree from its other values."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -114,7 +114,7 @@ class _Writer:
             return ["tensor", self._name(value, place)]
         if kind in (list, tuple):
             return [kind.__name__, *(self.encode(item, (*place, i)) for i, item in enumerate(value))]
-        # Also the ordered and default dicts that torch and Lightning use.
+        # Includes the ordered and default dicts that torch and Lightning use.
         if isinstance(value, dict):
             if all(type(key) is str for key in value):
                 return {key: self.encode(item, (*place, key)) for key, item in value.items()}
@@ -131,20 +131,20 @@ class _Writer:
         own = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if own not in self._names:
             plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-            # Parts of one tensor are stored each for themselves.
+            # Views of one tensor are stored separately.
             storage = plain.untyped_storage().data_ptr()
             if storage and storage in self._storages:
                 plain = plain.clone()
             self._storages.add(plain.untyped_storage().data_ptr())
-            # The number makes it unique; the rest is for people.
+            # The number makes the name unique; the rest is for people.
             name = f"{len(self.tensors)} {_words(place)}".encode("ascii", "backslashreplace").decode()
             self._names[own] = name
             self.tensors[name] = plain
         return self._names[own]
 
 
-def _check_sum(text: str, tensors: dict[str, Tensor]) -> str:
-    """CRC-32 over the tree and the names, kinds and bytes of all tensors, 8 hexadecimal digits."""
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    """CRC-32 over the tree and the names, types and bytes of all tensors, as 8 hexadecimal digits."""
     value = zlib.crc32(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -155,7 +155,7 @@ def _check_sum(text: str, tensors: dict[str, Tensor]) -> str:
 
 
 def _words(place: tuple[Any, ...]) -> str:
-    return "/".join(map(str, place)) or "the top"
+    return "/".join(map(str, place)) or "the top level"
 
 
 def _no_constant(name: str) -> Any:
@@ -165,7 +165,7 @@ def _no_constant(name: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name occurs twice in it")
+        raise ValueError("it contains a name twice")
     return found
 
 
@@ -186,7 +186,7 @@ def _decode(value: Any, tensors: dict[str, Tensor], used: set[str], depth: int) 
         pairs = [(_decode(key, {}, used, depth), _decode(item, tensors, used, depth + 1)) for key, item in items]
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise ValueError("a key occurs twice in it")
+            raise ValueError("it contains a key twice")
         return found
     (item,) = items
     if kind == "float" and item in ("inf", "-inf", "nan"):
@@ -194,4 +194,4 @@ def _decode(value: Any, tensors: dict[str, Tensor], used: set[str], depth: int) 
     if kind == "tensor":
         used.add(item)
         return tensors[item]
-    raise ValueError(f"{kind!r} is no kind of value")
+    raise ValueError(f"{kind!r} is not a known kind of value")

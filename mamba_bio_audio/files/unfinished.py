@@ -1,7 +1,7 @@
-"""`OUT.part`: the folder in which an output grows until it is whole, and from which it continues.
+"""`OUT.part`: the folder in which an output grows until it is complete, and from which it can be continued.
 
-`settings.json` in it says what is being made; a continuation must ask for the same. What is continued, and from where, is
-the caller's: rows of samples with the model's state, or lines of a table.
+Its `settings.json` says what is being made; continuing requires the same settings. What is continued, and from where, is
+up to the caller: rows of samples with the model's state, or lines of a table.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ def unfinished(out: Path) -> Path:
 def begin_unfinished(
     folder: Path, maker: Maker, settings: Mapping[str, Any], *, resume: bool = False, force: bool = False
 ) -> bool:
-    """Make the folder, or check that what is in it can be continued; the caller holds the output's lock.
+    """Create the folder, or check that its contents can be continued; the caller holds the output's lock.
 
     Args:
-        settings: everything that decides the result, JSON-able.
-        resume: continue what is there.
-        force: discard what is there.
+        settings: everything that determines the result, as JSON-able values.
+        resume: continue existing contents.
+        force: discard existing contents.
 
     Returns:
         Whether there is something to continue.
 
     Raises:
-        InputError: neither was asked for, the settings differ, or the folder is not of this command.
+        InputError: there are contents and neither was requested, the settings differ, or another command made the folder.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: in the way, and not made by this program; move it away, or choose another --out")
     there = is_occupied(folder)
     if there:
-        # Also before continuing: it is deleted at the end.
+        # Checked before continuing too, because the folder is deleted at the end.
         check_replaceable(folder, maker)
     if there and force:
         shutil.rmtree(folder)
         there = False
     elif there and not resume:
         raise InputError(f"{folder}: unfinished; continue it with --resume, or discard it with --force")
-    # As they come back from JSON, to be comparable.
+    # As JSON returns them, so that they compare equal.
     wanted: dict[str, Any] = json.loads(json.dumps(settings))
     if there:
         before = _read_settings(folder)
@@ -59,7 +59,8 @@ def begin_unfinished(
         if before and different:
             changes = ", ".join(f"{key} {before.get(key)} -> {wanted.get(key)}" for key in different)
             raise InputError(
-                f"{folder}: unfinished, with other settings ({changes}); resume with the same ones, or start anew with --force"
+                f"{folder}: unfinished, with other settings ({changes}); resume with the same settings, or start again "
+                "with --force"
             )
     folder.mkdir(parents=True, exist_ok=True)
     mark(folder, maker)
@@ -68,19 +69,19 @@ def begin_unfinished(
 
 
 def discard_unfinished(folder: Path) -> None:
-    """Delete the folder, once its contents have been brought to their final place."""
+    """Delete the folder, once its contents have been moved to their final place."""
     shutil.rmtree(folder)
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS_NAME
     if not path.exists():
-        # Killed before they were written: nothing has been made yet.
+        # The process was killed before it wrote them, so nothing has been made yet.
         return {}
     try:
         value = read_json(path)
         if not isinstance(value, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
         return value
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); start anew with --force") from None
+        raise InputError(f"{path}: damaged ({error}); start again with --force") from None

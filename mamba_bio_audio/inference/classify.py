@@ -1,4 +1,4 @@
-"""Class probabilities of batches of sequences, both strands averaged, in one pass or streamed."""
+"""Class probabilities of batches of sequences, averaged over both strands, in one pass or streamed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mamba_bio_audio.pipelines.contract import Strand
 
 
 class Stopped(Exception):
-    """The caller asked for an early end; there is no result."""
+    """The caller asked to stop early; there is no result."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How sequences go through a model.
+    """How sequences are run through a model.
 
     Attributes:
         device: "cpu" or "cuda".
-        narrow: bf16 autocast.
-        chunk: positions per pass, with the state carried, for constant memory at any length; None is one pass.
-        stop: asked before every pass; True raises `Stopped`.
-        progress: called after every pass with the number of symbols that it read, on each strand.
+        narrow: use bf16 autocast.
+        chunk: positions per pass, with the state carried, for constant memory at any length; None for a single pass.
+        stop: called before every pass; True raises `Stopped`.
+        progress: called after every pass with the number of symbols that it read, for each strand.
     """
 
     device: str = "cpu"
@@ -48,21 +48,22 @@ def classify(
     strand: Strand = "forward",
     passes: Passes = Passes(),
 ) -> NDArray[np.float64]:
-    """Class probabilities (n, K) of sequences of any lengths, put through as one batch.
+    """Class probabilities (n, K) of sequences of any lengths, processed as one batch.
 
     Args:
-        model: a classifier in eval mode, on the device of `passes`.
-        rows: token ids, (L,) each; padded on the right together, which changes no row's result.
-        pad_id: what to pad with.
-        reverse: ids -> ids of the opposite strand, needed unless strand is "forward".
-        strand: "both" averages both strands' probabilities, so a sequence and its reverse complement get the same.
-        passes: how the batch goes through the model.
+        model: classifier in eval mode, on the device of `passes`.
+        rows: token ids, (L,) each; padded on the right to a common length, which changes no row's result.
+        pad_id: token for padding.
+        reverse: ids -> ids of the opposite strand; needed unless strand is "forward".
+        strand: "both" averages the probabilities of the two strands, so that a sequence and its reverse complement get
+            the same.
+        passes: how the batch is run through the model.
 
     Raises:
-        Stopped: `passes.stop` said so.
+        Stopped: `passes.stop` returned True.
     """
     if not rows or not all(len(row) for row in rows):
-        raise InputError("a sequence to classify needs at least one symbol")
+        raise InputError("a sequence to classify is empty; give at least one symbol")
     readings = []
     if strand != "reverse":
         readings.append(rows)
@@ -87,14 +88,14 @@ def _last_logits(model: Any, rows: Sequence[NDArray[Any]], pad_id: int, passes: 
         for low in range(0, longest, step):
             if passes.stop():
                 raise Stopped
-            # Piece by piece: as int64 a chromosome would take eight times its memory.
+            # Converted piece by piece: as int64 a whole chromosome would take eight times its memory.
             tokens = np.full((len(rows), min(step, longest - low)), pad_id, dtype=np.int64)
             for line, row in zip(tokens, rows, strict=True):
                 part = row[low : low + step]
                 line[: len(part)] = part
             piece = torch.from_numpy(tokens).to(device)
             ends = (lengths > low) & (lengths <= low + step)
-            # Rows of one length end together, and one position's logits are quicker than all.
+            # Rows of equal length end together; the logits of one position are cheaper than those of all.
             together = bool((lengths == low + piece.shape[1]).all())
             out = model(piece, state, logits="last" if together else "all" if ends.any() else "none")
             state = out.state

@@ -1,12 +1,12 @@
-"""Sampling symbol by symbol with the model's recurrent state: constant memory at any length.
+"""Samples symbol by symbol from the model's recurrent state, in constant memory at any length.
 
     x_t ~ p(. | x_<t),    restricted to the allowed symbols, then temperature, then top-k, then top-p
 
-The prompt goes through the model once, in parallel; after it every step is a call of length 1. Row r's draw
-at position t is one uniform number of the counter-based generator Philox with key (seed, r) and counter t,
-turned into a symbol through the inverse of the distribution function. So a sample depends on neither the
-number of samples nor the batch size, as far as the model's own arithmetic does not (rows of a batch agree to
-rounding, and a draw that falls within rounding of a boundary can change).
+The prompt goes through the model once, in parallel; then every step is a call of length 1. The draw of row r at
+position t is one uniform number from the counter-based generator Philox with key (seed, r) and counter t, turned
+into a symbol by the inverse of the distribution function. A sample therefore depends on neither the number of
+samples nor the batch size, as far as the model's own arithmetic does not (rows of a batch agree to rounding, and
+a draw within rounding of a boundary can change).
 
 Legend: R rows, A allowed symbols, V vocabulary.
 """
@@ -32,14 +32,14 @@ class Block(NamedTuple):
     """New symbols of some rows.
 
     Attributes:
-        row: index of the first of the rows.
-        position: index of the first of the symbols; 0 is the first after the prompt.
+        row: index of the first row.
+        position: index of the first symbol; 0 is the first after the prompt.
         tokens: (R, n) on the CPU, uint8 if the allowed ids fit, else int32.
-        log_likelihood: (R, n) fp64 on the CPU, log p of each symbol in the model's distribution restricted to
-            the allowed symbols, before temperature, top-k and top-p; for a first symbol without prompt log p
-            in `initial`. It answers how likely the model holds its own sample; a low temperature raises it
-            without making the sample more natural.
-        state: the model's, after these symbols but the last, which it has not read; for `generate_blocks`.
+        log_likelihood: (R, n) fp64 on the CPU: log p of each symbol under the model's distribution restricted to the
+            allowed symbols, before temperature, top-k and top-p; of a first symbol without prompt, log p in `initial`.
+            It tells how probable the model considers its own sample; a low temperature raises it without making the
+            sample more natural.
+        state: the model's state after all of these symbols but the last, which it has not read; for `generate_blocks`.
     """
 
     row: int
@@ -96,25 +96,25 @@ def generate(
     >>> model.codec.decode(tokens[0])                                                # doctest: +SKIP
 
     Args:
-        model: language model of the common contract, run on the device where its parameters are.
-        length: symbols to sample, without the prompt; 0 or more.
-        num_samples: rows.
-        prompt: symbols that come before, (P,) for all rows or (num_samples, P), or text if the model has a
-            codec. A model whose codec has a `start_id` (audio: the zero level) reads that first by itself.
-        temperature: divides the logits; 0 takes the likeliest symbol (of equals the first in `allowed`).
-        top_k: keep the k likeliest symbols (of equals the first in `allowed`); None keeps all.
-        top_p: keep the likeliest symbols up to and with the one that brings their sum to p, in (0, 1];
-            applied to what top_k left.
-        seed: 0 to 2^64 - 1.
-        allowed: ids that may be sampled; None is `model.codec.sample_ids` with a codec, else all.
-        initial: probabilities over `allowed` of the first symbol where there is no prompt, taken as they are
-            whatever temperature, top_k and top_p; None is uniform.
-        batch_size: rows at a time; None is all.
-        cuda_graph: on a GPU run the steps of models with a constant state as CUDA graphs; False launches them singly.
-        on_tokens: called with each block of up to 1024 new symbols per row as it is made.
+        model: language model that follows the common contract; runs on the device of its parameters.
+        length: number of symbols to sample, not counting the prompt; 0 or more.
+        num_samples: number of rows.
+        prompt: preceding symbols, (P,) for all rows or (num_samples, P), or text if the model has a codec. A model
+            whose codec has a `start_id` (audio: the zero level) reads that first, without being told.
+        temperature: divides the logits; 0 takes the most probable symbol (of equals, the first in `allowed`).
+        top_k: keep the k most probable symbols (of equals, the first in `allowed`); None keeps all.
+        top_p: nucleus sampling: keep the most probable symbols up to and including the one that brings their sum to
+            p, in (0, 1]; applied after top_k.
+        seed: random seed, 0 to 2^64 - 1.
+        allowed: ids that may be sampled; None means `model.codec.sample_ids` with a codec, else all.
+        initial: probabilities over `allowed` of the first symbol if there is no prompt, unaffected by temperature,
+            top_k and top_p; None means uniform.
+        batch_size: rows sampled at a time; None means all.
+        cuda_graph: on a GPU, run the steps of models with a constant state as CUDA graphs; False launches them singly.
+        on_tokens: called with each new block of up to 1024 symbols per row.
 
     Returns:
-        (num_samples, length) int64 on the CPU. For more than fits into memory use `generate_blocks`.
+        (num_samples, length) int64 on the CPU. If that does not fit into memory, use `generate_blocks`.
     """
     blocks = generate_blocks(
         model,
@@ -152,7 +152,7 @@ def generate_blocks(
     cuda_graph: bool = True,
     **draws: Unpack[Draws],
 ) -> Iterator[Block]:
-    """Sample as `generate` does, in blocks: rows of a batch from first to last symbol, then the next batch.
+    """Sample like `generate`, but yield blocks: the rows of a batch from first to last symbol, then the next batch.
 
     To continue after a block of one batch, pass its last symbols (R, 1) as `prompt`, the number of symbols still wanted as
     `length`, and its state and where it ended as `place`; the result is the same to the last bit. Without a state the
@@ -163,7 +163,7 @@ def generate_blocks(
         place: of the first row and symbol.
 
     Returns:
-        Iterator over `Block`. Options are checked at once, before the first block is asked for.
+        Iterator over `Block`. Options are checked immediately, before the first block is requested.
     """
     seed, state = draws.get("seed", 0), place.state
     choice = _Choice.check(
@@ -183,7 +183,9 @@ def generate_blocks(
     if not 0 <= seed < 2**64:
         raise InputError(f"seed is {seed}; choose 0 to 2^64 - 1")
     if getattr(model, "streaming", "constant") == "none":
-        raise InputError("this model cannot carry a state from symbol to symbol, so it cannot sample")
+        raise InputError(
+            "this model cannot carry a state from symbol to symbol, so it cannot sample; use another mixer"
+        )
     prefix = _check_prompt(model, prompt, num_samples)
     start_id = getattr(getattr(model, "codec", None), "start_id", None)
     if start_id is not None and state is None:
@@ -254,7 +256,7 @@ def _batch(
                     scores.append(found[1])
                     draws = draws[count:]
                 if fixed is not None:
-                    # Of its own: the next replay writes into the tensors in place.
+                    # Copied, because the next replay overwrites the tensors in place.
                     last = fixed.last.clone()
                     state = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, fixed.state)
                 if len(draws):
@@ -269,14 +271,14 @@ def _batch(
             model.train(was_training)
         if not torch.isfinite(log_likelihood).all():
             raise FloatingPointError(
-                f"the model gives NaN or infinite logits within positions {first_position + low} to "
-                f"{first_position + low + size - 1}; its weights or its precision are broken"
+                f"the model's logits become NaN or infinite within positions {first_position + low} to "
+                f"{first_position + low + size - 1}; use other weights, or higher precision"
             )
         yield Block(first_row, first_position + low, tokens.clone(), log_likelihood.clone(), state)
 
 
 class _Choice(NamedTuple):
-    """From logits and uniform numbers to symbols."""
+    """Chooses symbols, given logits and uniform random numbers."""
 
     allowed: Tensor  # (A,) int64
     initial: Tensor  # (A,) fp64
@@ -304,11 +306,11 @@ class _Choice(NamedTuple):
             elif vocabulary is not None:
                 allowed = range(vocabulary)
             else:
-                raise InputError("the model names neither codec nor vocabulary; pass `allowed`, the ids to sample")
+                raise InputError("the model has neither a codec nor a vocab_size; pass `allowed`, the ids to sample")
         ids = [int(i) for i in allowed]
         if not ids or len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) >= (vocabulary or max(ids) + 1):
             limit = "" if vocabulary is None else f" below {vocabulary}"
-            raise InputError(f"allowed is {ids}; give one or more different ids{limit}")
+            raise InputError(f"allowed is {ids}; give one or more distinct, non-negative ids{limit}")
         if not (np.isfinite(temperature) and temperature >= 0):
             raise InputError(f"temperature is {temperature}; choose 0 (greedy) or a positive number")
         if top_k is not None and top_k < 1:
@@ -334,16 +336,16 @@ class _Choice(NamedTuple):
         )
 
     def to(self, device: torch.device) -> _Choice:
-        """The same with its tensors on a device."""
+        """A copy with its tensors on a device."""
         return self._replace(allowed=self.allowed.to(device), initial=self.initial.to(device))
 
     def first(self, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Symbols (R,) from `initial`, and their log-probabilities."""
+        """Draw symbols (R,) from `initial`; returns them and their log-probabilities."""
         index = _inverse(self.initial.expand(len(draws), -1), draws)
         return self.allowed[index], self.initial.log()[index]
 
     def next(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Symbols (R,) given logits (R, V), and their log-probabilities as in `Block`."""
+        """Draw symbols (R,) given logits (R, V); returns them and their log-probabilities as in `Block`."""
         logits = logits.index_select(1, self.allowed).double()
         log_p = logits.log_softmax(1)
         if self.temperature == 0:
@@ -352,7 +354,7 @@ class _Choice(NamedTuple):
             if self.temperature == 1:
                 p = log_p.exp()
             else:
-                # The largest is zero before the division, so that no temperature overflows.
+                # The largest logit is made zero before the division, so that no temperature overflows.
                 p = ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
             if self.top_k is not None or self.top_p is not None:
                 p = self._truncate(p)
@@ -360,7 +362,7 @@ class _Choice(NamedTuple):
         return self.allowed[index], log_p.gather(1, index[:, None])[:, 0]
 
     def _truncate(self, p: Tensor) -> Tensor:
-        """Probabilities (R, A) with those beyond top-k and top-p set to zero; not normalised."""
+        """Set probabilities (R, A) beyond top-k and top-p to zero; not renormalised."""
         ranked, order = p.sort(dim=1, descending=True, stable=True)
         if self.top_k is not None:
             ranked[:, self.top_k :] = 0
@@ -371,21 +373,21 @@ class _Choice(NamedTuple):
 
 
 def _inverse(p: Tensor, draws: Tensor) -> Tensor:
-    """Index (R,) where the running sum of weights (R, A) passes `draws` (R,), in [0, 1), times its end."""
+    """Index (R,) at which the cumulative sum of weights (R, A) exceeds its total times `draws` (R,), in [0, 1)."""
     running = p.cumsum(1)
     index = (running <= draws[:, None] * running[:, -1:]).sum(1)
-    # NaN weights must not leave the table; the caller finds them by their log-probability.
+    # NaN weights must not index beyond the table; the caller detects them by their log-probability.
     return index.clamp_(max=p.shape[1] - 1)
 
 
 def uniforms(seed: int, rows: Sequence[int], start: int, count: int) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) that depend only on (seed, row, position).
 
-    Philox-4x64 (Salmon et al. 2011) gives four 64-bit words per counter; the upper 53 bits of word t are the
-    number of position t.
+    Philox-4x64 (Salmon et al. 2011) yields four 64-bit words per counter; the upper 53 bits of word t make the number
+    of position t.
 
     Args:
-        rows: indices below 2^64.
+        rows: row indices below 2^64.
         start: first position.
         count: positions per row.
 
@@ -402,7 +404,7 @@ def uniforms(seed: int, rows: Sequence[int], start: int, count: int) -> NDArray[
 
 
 def _vocabulary(model: nn.Module) -> int | None:
-    """Number of symbols, if the model says so."""
+    """Number of symbols, if the model states it."""
     for owner in (getattr(model, "codec", None), getattr(model, "model_config", None), model):
         size = getattr(owner, "vocab_size", None)
         if size is not None:
@@ -413,13 +415,13 @@ def _vocabulary(model: nn.Module) -> int | None:
 def _check_prompt(
     model: nn.Module, prompt: str | Sequence[int] | NDArray[Any] | Tensor | None, num_samples: int
 ) -> Tensor | None:
-    """The prompt as (1 or num_samples, P) int64, None if there is none."""
+    """The prompt as (1 or num_samples, P) int64; None if there is none."""
     if prompt is None:
         return None
     if isinstance(prompt, str):
         codec = getattr(model, "codec", None)
         if codec is None:
-            raise InputError("this model has no codec to read a text prompt; pass token ids")
+            raise InputError("this model has no codec for a text prompt; pass token ids")
         if prompt and hasattr(codec, "check_prompt"):
             codec.check_prompt(prompt)
         prompt = codec.encode(prompt)
@@ -427,7 +429,7 @@ def _check_prompt(
         try:
             prompt = np.asarray(prompt)
         except ValueError as error:
-            raise InputError(f"the prompt's rows are of different lengths ({error})") from None
+            raise InputError(f"the prompt's rows differ in length ({error}); make them equally long") from None
         if prompt.size and prompt.dtype.kind not in "iuf":
             raise InputError(f"the prompt is an array of {prompt.dtype}; pass integer ids, or text")
     ids = torch.as_tensor(prompt if isinstance(prompt, Tensor) or prompt.size else np.zeros(0, np.int64))
@@ -439,11 +441,11 @@ def _check_prompt(
         )
     ids = ids.long().reshape(-1, ids.shape[-1])
     if len(ids) not in (1, num_samples):
-        raise InputError(f"the prompt has {len(ids)} rows, but num_samples is {num_samples}")
+        raise InputError(f"the prompt has {len(ids)} rows, but num_samples is {num_samples}; give 1 or {num_samples}")
     vocabulary = _vocabulary(model)
     if int(ids.min()) < 0 or (vocabulary is not None and int(ids.max()) >= vocabulary):
         raise InputError(
-            f"the prompt holds ids {int(ids.min())} to {int(ids.max())}; valid are 0 to "
-            + ("the vocabulary's end" if vocabulary is None else str(vocabulary - 1))
+            f"the prompt contains ids {int(ids.min())} to {int(ids.max())}; valid ids are 0 to "
+            + ("the end of the vocabulary" if vocabulary is None else str(vocabulary - 1))
         )
     return ids

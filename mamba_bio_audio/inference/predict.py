@@ -1,15 +1,16 @@
-"""Class probabilities of whole records of any length, in the order they come.
+"""Class probabilities of whole records of any length, in input order.
 
-    windows   a record is cut into windows of the training length; the mean of their probabilities is the record's
-    stream    a record is read once from its first symbol to its last with the state carried, whatever its length
+    windows   a record is cut into windows of the training length, and their probabilities are averaged
+    stream    a record of any length is read once from its first symbol to its last, with the state carried
 
-Windows ask the model only for what it was trained on, and are the default. Their mean, not their product: windows of
-one record are not independent evidence, and a product would be far too sure. Streaming lets signals that are further
-apart than a training window meet, and goes beyond the lengths that the model has seen: trust it as far as an evaluation
-at that length carries.
+Windows, the default, ask of the model only what it was trained for. Their probabilities are averaged, not multiplied:
+windows of one record are not independent evidence, and a product would be far too confident. Streaming combines signals
+that are further apart than a training window, but goes beyond the lengths that the model has seen: trust it only as far
+as an evaluation at that length supports.
 
-Each strand is cut from its own first base, the last window ends with the strand, and the two strands' means are
-averaged. So the windows of a record's strands are those of its reverse complement's, exchanged: p(x) = p(rc x).
+Each strand is cut into windows from its own first base, the last window ends with the strand, and the means of the two
+strands are averaged. A record and its reverse complement thus have the same windows, with the strands exchanged:
+p(x) = p(rc x).
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from mamba_bio_audio.pipelines.contract import Strand, Symbols
 from mamba_bio_audio.pipelines.corpus import Ids
 
 Mode = Literal["windows", "stream"]
-# Records are collected until there are this many batches of work, so that pieces of like length meet.
+# Records are collected until there are this many batches of work, so that pieces of similar length are batched together.
 BATCHES_AHEAD, RECORDS_AHEAD = 16, 4096
-# Token ids of one batch, 8 bytes each, when records longer than the batch are streamed.
+# Most token ids in one batch, 8 bytes each, when records longer than the batch are streamed.
 MAX_IDS = 1 << 26
 PIECE = 1 << 20
 
@@ -41,11 +42,11 @@ class Reading:
     """How records are read.
 
     Attributes:
-        length: of the windows, the start symbol included.
+        length: symbols per window, including the start symbol.
         mode: see the module.
-        strand: "both" averages; for sequence whose strand has a meaning, one of them.
+        strand: "both" averages the strands; choose one of them if the strand of the sequences has a meaning.
         max_unknown: windows with a larger share of unknown symbols are left out, as in training.
-        batch_symbols: symbols read at once; does not change results.
+        batch_symbols: symbols read at once; does not change the results.
     """
 
     length: int
@@ -56,14 +57,14 @@ class Reading:
 
 
 class Prediction(NamedTuple):
-    """The result for one record.
+    """Prediction for one record.
 
     Attributes:
-        probabilities: (K,), sum 1; None where the record could not be scored.
-        length: symbols of the record.
-        used: known symbols that some window read.
+        probabilities: (K,), sum 1; None if the record could not be scored.
+        length: symbols in the record.
+        used: known symbols that at least one window read.
         windows: number of windows averaged, over all strands.
-        reason: why there are no probabilities; else empty.
+        reason: why there are no probabilities; empty if there are.
     """
 
     probabilities: NDArray[np.float64] | None
@@ -76,11 +77,11 @@ class Prediction(NamedTuple):
 @dataclass
 class _Record:
     ids: Ids
-    # Per strand: windows, and the sum of their probabilities.
+    # Per strand: its windows, and the sum of their probabilities.
     windows: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     sums: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
-    left: int = 0  # windows that are still to be read
+    left: int = 0  # windows still to be read
 
 
 def predict(
@@ -90,24 +91,24 @@ def predict(
     reading: Reading,
     passes: Passes = Passes(chunk=1 << 16),
 ) -> Iterator[Prediction]:
-    """Predict records one after another; nothing is dropped, and each result is that of the record alone.
+    """Predict records one after another; none is dropped, and no result depends on the other records.
 
     Args:
         model: classifier in eval mode, on the device of `passes`.
         records: token ids (L,) each, or a text that says why a record has none.
-        symbols: what the ids mean.
+        symbols: meaning of the ids.
         reading: windows, strands and batches.
-        passes: how batches go through the model. When `passes.stop` says so, the iteration ends without the records that
-            are not finished; `passes.progress` is also called within a long record.
+        passes: how batches are run through the model. If `passes.stop` returns True, the iteration ends without the
+            unfinished records; `passes.progress` is called within a long record too.
 
     Raises:
         InputError: streaming with a model that cannot carry a state.
     """
     known, reverse, start_id, strand = symbols.known, symbols.reverse, symbols.start_id, reading.strand
     if reading.mode == "stream" and model.streaming == "none":
-        raise InputError("this model has layers that cannot carry a state; use --mode windows")
+        raise InputError("--mode stream: this model has layers that cannot carry a state; use --mode windows")
     if strand != "forward" and reverse is None:
-        raise InputError(f"--strand {strand}: this kind of data has one strand; use --strand forward")
+        raise InputError(f"--strand {strand}: this kind of data has only one strand; use --strand forward")
     strands = ("forward", "reverse") if strand == "both" else (strand,)
     if model.streaming == "none":
         passes = replace(passes, chunk=None)
@@ -121,7 +122,7 @@ def predict(
         try:
             read_all(waiting)
         except Stopped:
-            # In their order: what comes after an unfinished record is made again.
+            # Results keep their order, so whatever follows an unfinished record is computed again on resuming.
             yield from (_result(r, known) for r in itertools.takewhile(lambda record: not record.left, waiting))
             raise
         yield from (_result(record, known) for record in waiting)
@@ -169,12 +170,12 @@ def _prepare(
     if not size:
         record.reason = "empty"
     elif not _count(known, item, 0, size):
-        record.reason = "no known symbol (A, C, G, T) in it"
+        record.reason = "contains no known symbol (A, C, G, T)"
     else:
         for name in strands:
             kept = []
             for low, high in tile(size, length or size):
-                # Windows are counted on their own strand.
+                # Windows are numbered along their own strand.
                 a, b = (low, high) if name == "forward" else (size - high, size - low)
                 unknown = b - a - _count(known, item, a, b)
                 if unknown <= max_unknown * (b - a) and unknown < b - a:
@@ -187,13 +188,13 @@ def _prepare(
 
 
 def _count(known: Callable[[Ids], NDArray[np.bool_]], ids: Ids, low: int, high: int) -> int:
-    """Known symbols among [low, high), a piece at a time: marks of a whole chromosome would outweigh its ids."""
+    """Number of known symbols in [low, high), counted piecewise: masks of a whole chromosome would outweigh its ids."""
     pieces = range(low, high, PIECE)
     return sum(int(np.count_nonzero(known(ids[at : min(at + PIECE, high)]))) for at in pieces)
 
 
 def tile(size: int, length: int) -> list[tuple[int, int]]:
-    """Windows that cover `size` symbols: side by side, the last one moved back to end with them."""
+    """Windows that cover `size` symbols side by side; the last one is moved back to end with them."""
     if size <= length:
         return [(0, size)]
     starts = [*range(0, size - length, length), size - length]
@@ -207,7 +208,7 @@ def _window(ids: Ids, low: int, high: int, reverse: Callable[[Ids], Ids] | None)
 def _batches(
     pieces: Sequence[tuple[_Record, int, int]], batch_symbols: int, chunk: int | None
 ) -> Iterator[Sequence[tuple[_Record, int, int]]]:
-    """Neighbours of a list sorted by length, as many as fit."""
+    """Cut a list sorted by length into batches of as many neighbours as fit."""
     first = 0
     for at in range(1, len(pieces) + 1):
         rows = at + 1 - first

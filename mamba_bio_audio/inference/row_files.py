@@ -1,13 +1,13 @@
-"""Sampling streamed to disk: constant memory at any length, and an end that is the same however often it was stopped.
+"""Streams samples to disk: constant memory at any length, and the same result however often it was interrupted.
 
-A folder holds one file per row, growing block by block, and every so often the model's state:
+A folder holds one file per row, growing block by block, and the model's state, saved from time to time:
 
     settings.json             what is being sampled; a continuation must ask for the same
     row-00000.SUFFIX          the symbols of row 0 so far, in the bytes of the domain
     state.safetensors         where all rows of the batch stood, replaced atomically
 
-Killed at any moment, the rows keep what was written. A continuation cuts them back to the last state, restores it bit
-for bit and goes on, so that every later draw and every later symbol is that of the uninterrupted run.
+If the process is killed at any moment, the rows keep what was written. Continuing cuts them back to the last state and
+restores it bit for bit, so that every later draw and every later symbol is that of the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from mamba_bio_audio.pipelines.contract import RowForm
 STATE_NAME = "state.safetensors"
 MAKER = Maker("sample", ("settings.json", "row-*", STATE_NAME, "whole/*"))
 _SAVE_EVERY_S = 10.0
-# Open files of the process besides those of the rows.
+# Allowance for open files of the process other than those of the rows.
 _OTHER_FILES = 128
 
 
 def open_files_allowed(rows: int) -> int:
-    """How many of `rows` files this process may keep open, its own limit raised as far as the machine's allows."""
+    """How many of `rows` files this process may keep open, after raising its limit as far as the machine allows."""
     return min(rows, max(1, raise_open_files(rows + _OTHER_FILES) - _OTHER_FILES))
 
 
 class Position(NamedTuple):
-    """Where a sampling stands: rows before `row` are whole, the batch from `row` on has `position` symbols each."""
+    """Progress of sampling: rows before `row` are complete; those of the batch from `row` on have `position` symbols."""
 
     row: int
     position: int
-    log_likelihood: tuple[float, ...]  # of every row begun so far, summed over its symbols
+    log_likelihood: tuple[float, ...]  # of every row started so far, summed over its symbols
 
 
 class RowFiles:
-    """The files of one sampling.
+    """The row files of one sampling run.
 
     Args:
         folder: of the row files; made by `begin`.
@@ -63,20 +63,19 @@ class RowFiles:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], form: RowForm) -> None:
         self.folder = folder
-        # As they come back from JSON, to be comparable.
+        # As JSON returns them, so that they compare equal.
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.form = form
 
     def path(self, row: int) -> Path:
-        """File of a row."""
+        """Path of a row's file."""
         return self.folder / f"row-{row:05d}.{self.form.suffix}"
 
     def begin(self, *, resume: bool = False, force: bool = False) -> None:
-        """Make the folder, or check that what is in it can be continued.
+        """Create the folder, or check that its contents can be continued.
 
         Raises:
-            InputError: an unfinished sampling is there and neither continuing nor replacing it was asked for, or it has
-                other settings.
+            InputError: it holds an unfinished run, and neither `resume` nor `force` was given or the settings differ.
         """
         begin_unfinished(self.folder, MAKER, self.settings, resume=resume, force=force)
 
@@ -92,30 +91,30 @@ class RowFiles:
         stop: Callable[[], bool] = lambda: False,
         **options: Any,
     ) -> tuple[float, ...] | None:
-        """Sample every row to its end, from wherever the folder stands.
+        """Sample every row to its end, continuing from the contents of the folder.
 
         Args:
-            length: symbols per row, without the prompt.
-            num_samples: rows.
-            batch_size: rows at a time.
-            prompt: as of `generate`; the rows' own prompts are (num_samples, P).
-            progress: called with (symbols done, symbols in all).
-            stop: asked after every block; True saves and ends.
-            options: of `generate_blocks`: temperature, top_k, top_p, seed, allowed, initial.
+            length: symbols per row, not counting the prompt.
+            num_samples: number of rows.
+            batch_size: rows sampled at a time.
+            prompt: as for `generate`; rows with prompts of their own pass (num_samples, P).
+            progress: called with (symbols done, symbols in total).
+            stop: called after every block; True saves and stops.
+            options: options of `generate_blocks`: temperature, top_k, top_p, seed, allowed, initial.
 
         Returns:
-            Log-likelihood of every row, as summed from its blocks; None when stopped before the end.
+            Log-likelihood of every row, summed over its blocks; None if stopped before the end.
 
         Raises:
-            InputError: refused options, or more rows at a time than files may be open.
+            InputError: invalid options, or more rows at a time than files may be open.
         """
         together = min(batch_size, num_samples)
         if (allowed := open_files_allowed(together)) < together:
             if not self.path(0).exists():
-                # As after other refused options: nothing to continue.
+                # As with other refused options, there is nothing to continue.
                 self.remove()
             raise InputError(
-                f"{together:,} samples at a time are as many open files, and this machine allows {allowed:,} (ulimit "
+                f"{together:,} samples at a time need as many open files, but this machine allows {allowed:,} (ulimit "
                 f"-n); choose --batch-size {allowed} or less"
             )
         at, last, state = self._restore(model)
@@ -166,13 +165,13 @@ class RowFiles:
                         return None
             finally:
                 for file in files:
-                    # All was flushed, but for what met a full disk, whose message is on its way.
+                    # Everything was flushed, except after a full disk, which is already being reported.
                     with suppress(OSError):
                         file.close()
         return tuple(sums)
 
     def _write(self, file: BinaryIO, data: bytes, symbols: int) -> None:
-        """Append a block; the header follows what is there."""
+        """Append a block, and update the header."""
         try:
             file.seek(0, os.SEEK_END)
             file.write(data)
@@ -183,11 +182,11 @@ class RowFiles:
                 file.write(header)
                 file.flush()
         except OSError as error:
-            reason = f"{error.strerror}; what was sampled is kept: make room and continue with --resume"
+            reason = f"{error.strerror}; everything sampled so far is kept. Free some space and continue with --resume"
             raise OSError(error.errno, reason, file.name) from None
 
     def remove(self) -> None:
-        """Delete the folder, once the rows have been brought to their final place."""
+        """Delete the folder, once the rows have been moved to their final place."""
         discard_unfinished(self.folder)
 
     def _save(self, at: Position, block: Block, whole: bool) -> None:
@@ -199,7 +198,7 @@ class RowFiles:
         save_tree(self.folder / STATE_NAME, values | {"last": block.tokens[:, -1:].clone()})
 
     def _restore(self, model: nn.Module) -> tuple[Position, Tensor | None, Any]:
-        """The last saved position, its last symbols, and the model's state there."""
+        """The last saved position, the symbols before it, and the model's state there."""
         path = self.folder / STATE_NAME
         if not path.exists():
             return Position(0, 0, ()), None, None
@@ -218,14 +217,14 @@ class RowFiles:
             raise InputError(f"{path}: damaged ({type(error).__name__}); start again with --force") from None
 
     def _cut(self, low: int, rows: int, position: int) -> None:
-        """Bring the rows of a batch back to `position` symbols; what was written after the last state is made again."""
+        """Cut the rows of a batch back to `position` symbols; whatever follows the last state is sampled again."""
         for row in range(low, low + rows):
             path = self.path(row)
             size = path.stat().st_size if path.exists() else 0
             header = self.form.header(position)
             kept = len(header) + position * self.form.symbol_bytes
             if position and size < kept:
-                raise InputError(f"{path}: shorter than the saved state says; start again with --force")
+                raise InputError(f"{path}: shorter than the saved state requires; start again with --force")
             with path.open("r+b" if size else "wb") as file:
                 file.write(header)
                 file.truncate(kept)

@@ -48,7 +48,7 @@ class DoctorResult(Result):
     self_test: list[SelfTest]
 
     def text(self) -> str:
-        """The report for people."""
+        """Format the report as text for people."""
         lines = [f"mamba-bio-audio {self.mamba_bio_audio}, Python {self.python}, {self.platform}"]
         lines += [f"  {name:<12} {version or 'not installed'}" for name, version in self.packages.items()]
         lines.append(f"CPU threads: {self.cpu_threads}")

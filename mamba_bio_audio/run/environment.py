@@ -1,4 +1,4 @@
-"""Versions, machine and commit, for manifests and benchmarks."""
+"""Describes the software and the machine, for manifests and benchmarks."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def precision_settings(device: str, precision: str) -> dict[str, Any]:
-    """What decides how a training rounds and whether it repeats to the bit, as torch is set now.
+    """The current torch settings that determine how training rounds and whether it is reproducible bit for bit.
 
     Args:
         device: "cpu" or "cuda".
-        precision: "fp32" or "bf16", of the activations.
+        precision: precision of the activations, "fp32" or "bf16".
     """
     backends: Any = torch.backends
     return {
@@ -53,13 +53,13 @@ def precision_settings(device: str, precision: str) -> dict[str, Any]:
 
 
 def _is_tf32(of: Any) -> bool:
-    # "none" stands for the setting above. The older flags raise where both interfaces were used; this one does not.
+    # "none" means the global setting applies. The older flags raise if both interfaces were used; this one does not.
     everywhere: Any = torch.backends
     return bool((of if of.fp32_precision != "none" else everywhere).fp32_precision == "tf32")
 
 
 def _float32_matmul_precision() -> str | None:
-    """highest, high or medium; None where settings of the newer interface contradict each other in the older one."""
+    """highest, high or medium; None if settings of the newer interface contradict each other in the older one."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -75,7 +75,7 @@ def installed(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree that this package runs from, with a mark when it was changed; None when installed."""
+    """Commit of the source tree that the package runs from, marked if it was changed; None if it is installed."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Exports: a folder that `load`, and where it can Hugging Face's transformers, opens, with a model card."""
+"""Exports a model as a folder with a model card, which `load` opens, and transformers too if it has such a model."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
 def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping[str, Any] | None = None) -> list[str]:
     """Write `model.safetensors`, `config.json`, a model card and, where the domain has one, a tokenizer.
 
-    The folder opens with `transformers.MambaForCausalLM.from_pretrained` where the model is one of its own (real,
-    selective, Euler), and with `load` always; `transformers.AutoTokenizer` then encodes as `DnaTokenizer` does, and
-    `generate` emits what `mba.generate` may.
+    `load` always opens the folder; `transformers.MambaForCausalLM.from_pretrained` does if the model is real, selective
+    and Euler, as its own are. `transformers.AutoTokenizer` then encodes as `DnaTokenizer` does, and `generate` emits
+    only symbols that `mba.generate` may.
 
     Args:
         out: folder; files of an earlier export in it are replaced.
-        evaluations: those of `read_evaluations`, for the card.
+        evaluations: result of `read_evaluations`, for the card.
 
     Returns:
-        What the card cannot vouch for, for people: scores of other weights, which it leaves out, and of unknown ones.
+        Notes for people on scores that the card cannot vouch for: those of other weights, which it leaves out, and those
+        of unknown weights.
     """
     if evaluations:
         model.manifest = {**model.manifest, "evaluations": dict(evaluations)}
     if (out / "config.yaml").exists():
-        raise InputError(f"{out} is a run folder; export to another --out")
+        raise InputError(f"{out}: a run folder; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     config = model.model_config
     backbone = model.backbone if isinstance(model, Classifier) else model
@@ -82,7 +83,7 @@ def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping
             "use_conv_bias": config.ssm.conv_bias,
             "hidden_act": "silu",
             "residual_in_fp32": True,
-            # With true, transformers 5 initialises out_proj again after loading it.
+            # If true, transformers 5 reinitialises out_proj after loading it.
             "rescale_prenorm_residual": False,
             "tie_word_embeddings": model.model_config.tie_embeddings,
             "bos_token_id": None,
@@ -102,24 +103,24 @@ def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping
         write_json(out / "generation_config.json", _generation(model, padded))
     if model.codec is not None:
         domain_named(model.codec.name).write_tokenizer(model.codec, out)
-    # An export that is exported again brings its manifest in config.json.
+    # The manifest of an export that is exported again comes from its config.json.
     with as_written("manifest.json or evaluate-*.json of the model", "restore these files, or move them away"):
         write_text(out / "README.md", model_card(model))
         return scores_of_other_weights(model)
 
 
 def _generation(model: IsotropicModel, padded: int) -> dict[str, Any]:
-    """Keeps `generate` of transformers to the ids that `mba.generate` samples; rows of the embedding are no symbols."""
+    """Restrict `generate` of transformers to the ids that `mba.generate` samples; padding rows are not symbols."""
     allowed = range(model.model_config.vocab_size or padded) if model.codec is None else model.codec.sample_ids
     suppressed = sorted(set(range(padded)) - set(allowed))
     return {"suppress_tokens": suppressed or None, "pad_token_id": getattr(model.codec, "pad_id", None)}
 
 
 class _Score(NamedTuple):
-    """Something that a manifest says of how good the model is."""
+    """A score of the model recorded in its manifest."""
 
     name: str
-    weights: str | None  # their hash; None where an earlier version wrote it
+    weights: str | None  # hash of the weights scored; None if an earlier version wrote the score
     figures: list[str]
 
 
@@ -142,20 +143,21 @@ def _scores(manifest: Mapping[str, Any]) -> list[_Score]:
 
 
 def scores_of_other_weights(model: LanguageModel | Classifier) -> list[str]:
-    """Scores in the manifest that are not known to be of the model's weights, each with what the card does about it."""
+    """Notes on scores in the manifest that are not known to belong to the model's weights."""
     weights, notes = weights_hash(model), []
     for score in _scores(model.manifest):
         if score.weights is None:
             notes.append(
-                f"{score.name}: an earlier version wrote these scores, and which weights they are of is unknown"
+                f"{score.name}: these scores were written by an earlier version, and it is unknown which weights they "
+                "belong to"
             )
         elif score.weights != weights:
-            notes.append(f"{score.name}: these scores are of other weights; the model card leaves them out")
+            notes.append(f"{score.name}: these scores belong to other weights; the model card leaves them out")
     return notes
 
 
 def model_card(model: LanguageModel | Classifier) -> str:
-    """What the model is, what it was trained on and how to open it, in Markdown."""
+    """Model card in Markdown: what the model is, what it was trained on, and how to open it."""
     config = model.model_config
     ssm = config.ssm
     kind = f"{'complex' if ssm.complex else 'real'}, selective {str(ssm.selective).lower()}"
@@ -163,7 +165,7 @@ def model_card(model: LanguageModel | Classifier) -> str:
         "---",
         "library_name: mamba-bio-audio",
         "---",
-        f"# {config.mixer}, {config.num_layers} layers {'a stage ' if isinstance(config, UNetConfig) else ''}"
+        f"# {config.mixer}, {config.num_layers} layers {'per stage ' if isinstance(config, UNetConfig) else ''}"
         f"x {config.d_model}, {model.num_parameters():,} parameters",
         "",
         f"State space: {kind}, {ssm.d_state} states per channel. Written by mamba-bio-audio {__version__}.",
@@ -192,7 +194,7 @@ def model_card(model: LanguageModel | Classifier) -> str:
         ]
     if model.codec is not None:
         lines += ["## Symbols", "", domain_named(model.codec.name).card_symbols(model.codec), ""]
-    # A name of a file or a class with a line end in it stays on its line.
+    # A file or class name that contains a line break stays on its line.
     return "\n".join(printable(line) for line in lines)
 
 
@@ -207,13 +209,13 @@ def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: s
         lines += ["", *found]
     lines += [
         "",
-        "No licence is stated here: whoever publishes these weights chooses one that the licences of the data allow.",
+        "No licence is stated here: whoever publishes these weights must choose one that the data's licences allow.",
         "",
         "## Training",
         "",
         f"{train.steps:,} steps of {train.tokens_per_step:,} positions at length {train.length:,}, "
-        f"peak rate {train.lr:g}, betas {train.betas[0]:g} and {train.betas[1]:g}, decay {train.weight_decay:g}, "
-        f"seed {config.seed}.",
+        f"peak learning rate {train.lr:g}, betas {train.betas[0]:g} and {train.betas[1]:g}, "
+        f"weight decay {train.weight_decay:g}, seed {config.seed}.",
     ]
     made = [f"{name} {manifest[name]}" for name in ("torch", "device", "precision", "commit") if manifest.get(name)]
     if made:
@@ -221,12 +223,12 @@ def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: s
     lines += ["", "## Results", ""]
     for score in _scores(manifest):
         if score.weights in (None, weights):
-            doubt = "" if score.weights else " (which weights these scores are of is not recorded)"
+            doubt = "" if score.weights else " (it is not recorded which weights these scores belong to)"
             lines += [f"- {score.name}, {figure}{doubt}" for figure in score.figures]
         else:
-            lines.append(f"- {score.name}: left out, because the scores are of other weights than these")
+            lines.append(f"- {score.name}: left out, because the scores belong to other weights")
     if not manifest.get("evaluations"):
-        lines.append("Not evaluated on held-out data beside baselines yet (`mba evaluate`).")
+        lines.append("Not yet evaluated on held-out data beside baselines (`mba evaluate`).")
     return [*lines, ""]
 
 
@@ -235,8 +237,8 @@ def _card_of_limits(model: LanguageModel | Classifier) -> list[str]:
     lines = [
         "## Limits",
         "",
-        f"- Trained on sequences of {length:,} positions; what it does with longer context was not trained.",
-        "- It knows the distribution of its training data only; figures on other data have to be measured.",
+        f"- Trained on sequences of {length:,} positions; its behaviour with longer context was not trained.",
+        "- It knows only the distribution of its training data; performance on other data has to be measured.",
     ]
     config = model.config
     limits = domain_of(config.data.kind).card_limits(config.data, classifier=isinstance(model, Classifier))

@@ -1,16 +1,16 @@
-"""Mamba language models that Hugging Face's transformers and mamba_ssm wrote, under our names and configuration.
+"""Reads Mamba language models written by Hugging Face's transformers or by mamba_ssm.
 
-The tensors say how large the model is, `config.json` what it computes. Every key of it belongs to one of five kinds:
+The tensors tell the model's size, `config.json` tells what it computes. Each key of that file is of one of five kinds:
 
-| kind | keys | what happens |
+| kind | keys | treatment |
 |---|---|---|
-| honoured | epsilon of the norms, tied head, `vocab_size` | taken over |
-| measured | width, layers, states, convolution, biases, ranks | must say what the tensors say |
-| fixed | activation, kind of norm, kind of layer, own code, quantisation | must be what our layer computes |
-| harmless | initialisation, choice of kernel, fine-tuning, generation, bookkeeping | may say anything |
+| honoured | epsilon of the norms, tied head, `vocab_size` | adopted |
+| measured | width, layers, states, convolution, biases, ranks | must agree with the tensors |
+| fixed | activation, kind of norm, kind of layer, custom code, quantisation | must be what our layer computes |
+| harmless | initialisation, choice of kernel, fine-tuning, generation, bookkeeping | any value is accepted |
 | unknown | any other | refused by name, because it may change the function |
 
-Nothing is unpickled but tensors. A bare state dict does not say its epsilon; 1e-5 is assumed, as by both libraries.
+Only tensors are ever unpickled. A bare state dict does not state its epsilon; 1e-5 is assumed, as in both libraries.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DEFAULT_EPSILON = 1e-5
 EPSILON = ("layer_norm_epsilon", "norm_epsilon")
 TIED = ("tie_word_embeddings", "tie_embeddings")
 VOCABULARY = ("vocab_size", "pad_vocab_size_multiple")
-# Key -> what it counts, one of the keys of `_measure`.
+# Key -> the quantity that it states, one of the keys of `_measure`.
 MEASURED = {
     "hidden_size": "width",
     "d_model": "width",
@@ -67,7 +67,7 @@ MEASURED = {
     "use_conv_bias": "bias of the convolution",
     "ssm_cfg.conv_bias": "bias of the convolution",
 }
-# Key -> values under which our layer computes the same.
+# Key -> values with which our layer computes the same.
 FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("mamba",),
     "hidden_act": ("silu", "swish"),
@@ -82,12 +82,12 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
 }
-# Key -> values that a list may hold.
+# Key -> values that the list may contain.
 FIXED_LISTS = {
     "architectures": ("MambaForCausalLM", "MambaModel", "MambaLMHeadModel"),
     "layer_types": ("linear_attention", "mamba"),
 }
-# Why they are -> keys.
+# Reason why they are harmless -> keys.
 _HARMLESS = {
     "initialisation": "initializer_range initializer_cfg rescale_prenorm_residual time_step_scale time_step_min "
     "time_step_max time_step_init_scheme time_step_floor ssm_cfg.dt_min ssm_cfg.dt_max ssm_cfg.dt_init "
@@ -95,12 +95,12 @@ _HARMLESS = {
     "rounding and speed; weights and residual stream are fp32 here": "residual_in_fp32 dtype torch_dtype use_bfloat16 "
     "fused_add_norm use_mambapy use_associative_scan use_cache ssm_cfg.use_fast_path attn_implementation attn_cfg "
     "chunk_size_feed_forward torchscript gradient_checkpointing",
-    "what comes back beside the logits": "return_dict output_hidden_states output_attentions tie_last_hidden_states",
+    "outputs besides the logits": "return_dict output_hidden_states output_attentions tie_last_hidden_states",
     "fine-tuning and bookkeeping": "transformers_version name_or_path id2label label2id num_labels problem_type "
     "finetuning_task task_specific_params tokenizer_class prefix is_decoder tie_encoder_decoder "
     "cross_attention_hidden_size tf_legacy_loss mamba_bio_audio bos_token_id eos_token_id pad_token_id sep_token_id "
     "decoder_start_token_id",
-    "generation, which transformers once kept here": "max_length min_length max_new_tokens do_sample early_stopping "
+    "generation settings, which transformers once kept here": "max_length min_length max_new_tokens do_sample early_stopping "
     "num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty "
     "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores "
     "return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens "
@@ -111,23 +111,23 @@ _HARMLESS = {
 HARMLESS = frozenset(key for keys in _HARMLESS.values() for key in keys.split())
 
 _LAYER = re.compile(r"layers\.([0-9]{1,9})\.")
-# What wraps a model in a state dict: Lightning's module, DDP, torch.compile, the language model around its backbone.
+# Prefixes that wrappers add in a state dict: Lightning's module, DDP, torch.compile, the model around its backbone.
 _WRAPPERS = re.compile(r"^(?:(?:model|module|_orig_mod|backbone)\.)+")
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], Path]:
-    """Tensors of an exported folder under the names in its files, and the file that was read (of shards their index).
+    """Read the tensors of an exported folder, under the names in its files; also returns the file read (or shard index).
 
     Raises:
-        InputError: no weights there, unreadable ones, or shards that are not what their index says.
+        InputError: there are no weights, they are unreadable, or shards disagree with their index.
     """
     for name in WEIGHTS:
         path = folder / name
         if path.is_file():
             return (_read_shards(path) if name.endswith(".index.json") else read_tensors(path)), path
     raise InputError(
-        f"{folder}: has config.json but neither model.safetensors nor pytorch_model.bin, whole or in shards with their "
-        f".index.json"
+        f"{folder}: has config.json but neither model.safetensors nor pytorch_model.bin, whole or as shards with an "
+        f".index.json; copy the weights there"
     )
 
 
@@ -140,7 +140,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     for shard in sorted(set(places.values())):
         if re.search(r"[/\\]", shard) or not shard.endswith(suffix):
             raise InputError(
-                f"{index}: names the file {shard!r}; shards are {suffix} files of the same folder, and no other is read"
+                f"{index}: names the file {shard!r}; only {suffix} files in the same folder are read as shards"
             )
         listed = {name for name, place in places.items() if place == shard}
         path = index.parent / shard
@@ -157,34 +157,36 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object."""
+    """Read a file that holds a JSON object."""
     try:
         value = files.read_json(path)
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}; restore the file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror}; restore the file") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object; restore the file")
     return value
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of what `torch.save` wrote, on the CPU.
+    """Read the tensors of a safetensors file, or of a file written by `torch.save`, to the CPU.
 
     Raises:
-        InputError: the file is damaged, holds anything but tensors, or unpacks to more than its own size.
+        InputError: the file is damaged, contains anything but tensors, or unpacks to more than its own size.
     """
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as weights: {error}") from None
+            raise InputError(f"{path}: cannot be read as weights: {error}; restore the file") from None
     loaded = _unpickle(path)
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):
-        raise InputError(f"{path}: holds a {type(loaded).__name__}, not a state dict of tensors")
+        raise InputError(
+            f"{path}: contains a {type(loaded).__name__}, not a state dict of tensors; save the model's state_dict()"
+        )
     for name, tensor in loaded.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise InputError(
@@ -198,7 +200,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path) -> Any:
-    """What `torch.save` wrote, if it is tensors in plain containers; no other object is ever made."""
+    """Read what `torch.save` wrote, if it is tensors in plain containers; no other object is ever created."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -215,18 +217,18 @@ def _unpickle(path: Path) -> Any:
     except Exception as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise InputError(
-                f"{path}: cannot be read as weights: it holds other objects than tensors, and these are never opened "
-                f"because that could run code; have the state dict saved as safetensors"
+                f"{path}: cannot be read as weights: it contains objects other than tensors, which are never opened "
+                f"because that could run code; ask for the state dict as safetensors"
             ) from None
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path}: cannot be read as weights: {reason}") from None
+        raise InputError(f"{path}: cannot be read as weights: {reason}; restore the file") from None
 
 
 def rename(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Hugging Face and mamba_ssm names to ours, with or without `model.` and other wrappers, in fp32.
+    """Map Hugging Face and mamba_ssm names, with or without `model.` and other wrappers, to ours; tensors become fp32.
 
     Raises:
-        InputError: two tensors have one name then, or one is not of floating point numbers.
+        InputError: two tensors map to the same name, or one does not hold floating-point numbers.
     """
     renamed: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
@@ -237,29 +239,29 @@ def rename(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: {origin[ours]} and {name} are both {ours}; keep one of them")
         if not tensor.is_floating_point():
             raise InputError(
-                f"{path}: {name} is {tensor.dtype}; quantised weights are not supported, give them in fp32"
+                f"{path}: {name} is {tensor.dtype}; quantised weights are not supported, provide them in fp32"
             )
         renamed[ours], origin[ours] = tensor.detach().float(), name
     if "embedding.weight" not in renamed:
-        raise InputError(f"{path}: no embedding among {len(tensors)} tensors; not a Mamba language model")
+        raise InputError(f"{path}: not a Mamba language model: no embedding among its {len(tensors)} tensors")
     return renamed
 
 
 def infer_config(tensors: Mapping[str, Tensor], path: Path, description: Mapping[str, Any] | None) -> ModelConfig:
-    """Configuration of foreign weights.
+    """Derive the configuration of foreign weights.
 
     Args:
-        tensors: under our names, from `rename`.
-        path: where they are from, for messages.
-        description: what `config.json` beside them holds; None for a bare state dict.
+        tensors: tensors under our names, from `rename`.
+        path: file that they come from, for messages.
+        description: contents of `config.json` beside them; None for a bare state dict.
 
     Raises:
-        InputError: not a Mamba-1 language model, or one that our layer does not compute, naming every key.
+        InputError: it is not a Mamba-1 language model, or one that our layer does not compute; names every such key.
     """
-    # Otherwise the shapes below are those of another kind of model, or missing.
+    # Checked first: in another kind of model the shapes below mean something else, or are missing.
     kind = "mamba" if description is None else description.get("model_type", "mamba")
     if kind != "mamba":
-        raise InputError(f"{path.parent}: model_type {_show(kind)} is not supported; Mamba-1 language models are")
+        raise InputError(f"{path.parent}: model_type {_show(kind)} is not supported, only Mamba-1 language models are")
     sizes = _measure(tensors, path)
     head = tensors.get("lm_head.weight")
     same = head is None or torch.equal(head, tensors["embedding.weight"])
@@ -279,8 +281,8 @@ def infer_config(tensors: Mapping[str, Tensor], path: Path, description: Mapping
             problems.append("the head is not tied to the embedding, but there is no lm_head.weight")
         if tied is True and not same:
             problems.append(
-                "the head is tied to the embedding, but lm_head.weight is another; set tie_word_embeddings (in "
-                "mamba_ssm's files tie_embeddings) to false if that is meant, or remove the tensor"
+                "the head is tied to the embedding, but lm_head.weight differs from it; set tie_word_embeddings "
+                "(tie_embeddings in mamba_ssm's files) to false if that is intended, or remove the tensor"
             )
         if problems:
             count = len(problems)
@@ -308,11 +310,11 @@ def infer_config(tensors: Mapping[str, Tensor], path: Path, description: Mapping
             }
         )
     except ValidationError as error:
-        raise InputError(f"{path}: a Mamba model of a shape that is not supported: {mistakes(error)}") from None
+        raise InputError(f"{path}: a Mamba model of unsupported shape: {mistakes(error)}") from None
 
 
 def mistakes(error: ValidationError) -> str:
-    """What a configuration class refused, on one line."""
+    """The values that a configuration class refused, on one line."""
     return "; ".join(
         f"{'.'.join(map(str, problem['loc']))} is {str(problem['input'])[:60]}: {problem['msg']}"
         for problem in error.errors()
@@ -320,7 +322,7 @@ def mistakes(error: ValidationError) -> str:
 
 
 def _measure(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """What the tensors of layer 0 and the names of the others say."""
+    """Sizes according to the tensors of layer 0 and the names of the others."""
     first = "layers.0.mixer."
     try:
         _, width = tensors["embedding.weight"].shape
@@ -328,16 +330,16 @@ def _measure(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         _, rank = tensors[first + "dt_proj.weight"].shape
         _, _, taps = tensors[first + "conv1d.weight"].shape
     except (KeyError, ValueError):
-        raise InputError(f"{path}: not a Mamba-1 language model (Mamba-2 and others are not supported)") from None
+        raise InputError(f"{path}: not a Mamba-1 language model; Mamba-2 and others are not supported") from None
     if any(re.fullmatch(r"norm_f\.bias|layers\.[0-9]+\.norm\.bias", name) for name in tensors):
-        raise InputError(f"{path}: this model has LayerNorms; RMSNorm is supported")
+        raise InputError(f"{path}: this model has LayerNorms, but only RMSNorm is supported")
     layers = {int(match[1]) for name in tensors if (match := _LAYER.match(name))}
     if len(layers) != max(layers) + 1:
         gap = next(i for i in range(len(layers)) if i not in layers)
-        raise InputError(f"{path}: has tensors of layer {max(layers):,}, but none of layer {gap:,}")
+        raise InputError(f"{path}: has tensors of layer {max(layers):,}, but none of layer {gap:,}; restore the file")
     if not width or inner % width:
         raise InputError(
-            f"{path}: {inner:,} inner channels are not a multiple of the width {width:,}; that is not supported"
+            f"{path}: {inner:,} inner channels are not a multiple of the width, {width:,}, which is not supported"
         )
     return {
         "width": width,
@@ -365,17 +367,17 @@ def _of_transformers(flat: Mapping[str, Any]) -> bool:
 
 
 def _problems(flat: Mapping[str, Any], sizes: Mapping[str, Any]) -> list[str]:
-    """What is said of measured and fixed keys that does not hold, and keys that nothing is known of."""
+    """Measured and fixed keys with values that do not hold, and unknown keys."""
     problems = []
     for key, value in flat.items():
         if key in MEASURED:
-            # transformers takes the inner width by itself where it is given.
+            # transformers uses the inner width alone if it is given.
             if key == "expand" and "intermediate_size" in flat:
                 continue
             found = sizes[MEASURED[key]]
             if value == "auto" and MEASURED[key] == "rank of delta":
                 value = math.ceil(sizes["width"] / 16)
-            # JSON's true is not the number 1.
+            # In JSON, true is not the number 1.
             if value != found or isinstance(value, bool) != isinstance(found, bool):
                 problems.append(f"{key} is {_show(value)}, but the weights have {_show(found)} ({MEASURED[key]})")
         elif key in FIXED:
@@ -387,14 +389,14 @@ def _problems(flat: Mapping[str, Any], sizes: Mapping[str, Any]) -> list[str]:
                 problems.append(f"{key} is {_show(value)}; supported: {', '.join(FIXED_LISTS[key])}")
         elif key not in (*EPSILON, *TIED, *VOCABULARY) and key not in HARMLESS and not key.startswith("_"):
             problems.append(
-                f"{key} is {_show(value)}; this key is unknown and may change what the model computes: remove it if it "
-                f"does not"
+                f"{key} is {_show(value)}; this key is unknown and may change what the model computes, so remove it only "
+                f"if it does not"
             )
     return problems
 
 
 def _agreed(flat: Mapping[str, Any], keys: tuple[str, ...], default: Any, wrong: Any, problems: list[str]) -> Any:
-    """The value of a key that has two names; what is wrong with it is added to `problems`."""
+    """The value of a key that has two names; anything wrong with it is added to `problems`."""
     given = {key: flat[key] for key in keys if key in flat}
     mistakes = [f"{key} is {_show(value)}; {text}" for key, value in given.items() if (text := wrong(value))]
     if not mistakes and len(set(given.values())) > 1:
@@ -423,7 +425,7 @@ def _show(value: Any) -> str:
 
 
 def some(names: Any) -> str:
-    """The first of many names."""
+    """The first few of many names, as text."""
     ordered = sorted(names)
     if not ordered:
         return "nothing"

@@ -1,4 +1,4 @@
-"""What can be known before a training begins: whether it fits the machine, and whether its folder can be written."""
+"""Checks before training begins: whether it fits the machine, and whether its folder can be written."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ FIT = "lower model.d_model, model.num_layers, train.length or train.micro_batch,
 
 
 def check_utf8(run: Path) -> None:
-    """Refuse a folder whose path is not UTF-8: TensorBoard and safetensors cannot write there.
+    """Refuse a folder whose path is not UTF-8, because TensorBoard and safetensors cannot write there.
 
     Raises:
-        InputError: it is not.
+        InputError: the path is not UTF-8.
     """
     if not is_utf8(str(run)):
         raise InputError(
-            f"{run}: the path is not UTF-8 (or Python does not read it as such: set PYTHONUTF8=1), and libraries that "
-            "write the run cannot use it; choose another --out"
+            f"{run}: the path is not UTF-8, so libraries that write the run cannot use it; choose another --out, or set "
+            "PYTHONUTF8=1 if Python misreads the path"
         )
 
 
 def free_memory(device: str) -> int | None:
     """Bytes that are free on "cpu" or "cuda"; None where the system does not say.
 
-    Of a GPU it is this process's own one where each has one, and what torch keeps at hand for later counts as free.
+    If each process has its own GPU, that one is meant; memory that torch caches for reuse counts as free.
     """
     if device != "cuda":
         return available_memory()
@@ -44,17 +44,17 @@ def free_memory(device: str) -> int | None:
 
 
 def memory_for_run(device: str) -> int | None:
-    """As `free_memory`, for a whole training process in the place of this one, whose own memory is then free."""
+    """Like `free_memory`, but for a training process that replaces this one, whose own memory is then free."""
     free = free_memory(device)
     return free if free is None or device == "cuda" else free + own_memory()
 
 
 def least_memory(config: RunConfig, device: str) -> int:
-    """Bytes per device that a training takes at the very least, from its configuration alone.
+    """Lower bound on the bytes per device that a training run takes, from its configuration alone.
 
-    Weights, gradients and both moments of AdamW in fp32, the moving average, the symbols of a micro-batch, and the
-    input of every layer for all positions that go through at once. A real training takes more; what exceeds the machine
-    here cannot fit in any way.
+    Counts weights, gradients and both AdamW moments in fp32, the moving average, the symbols of a micro-batch, and the
+    input of every layer for all positions processed at once. Real training takes more; if even this exceeds the machine,
+    training cannot fit.
     """
     train = config.train
     parameters = count_parameters(config.model, config.head)
@@ -70,16 +70,16 @@ def least_memory(config: RunConfig, device: str) -> int:
 
 
 def check_fits(config: RunConfig, device: str) -> None:
-    """Refuse a training that no machine like this one can hold, before data are read or anything is built.
+    """Refuse a training run that cannot fit this machine, before data are read or anything is built.
 
     Raises:
-        InputError: with what it takes and what there is.
+        InputError: it cannot fit; names what it takes and what there is.
     """
     train = config.train
     size = size_text(count_parameters(config.model, config.head))
     check_memory(
         least_memory(config, device),
-        f"training {size} parameters on {train.micro_batch_for(device):,} x {train.length:,} positions at a time",
+        f"training {size} parameters with {train.micro_batch_for(device):,} x {train.length:,} positions at a time",
         FIT,
         available=free_memory(device),
         where="the GPU" if device == "cuda" else "this machine",

@@ -1,4 +1,4 @@
-"""Run folders, and loading a model from whatever holds one.
+"""Reads run folders, and loads a model from a run, an export, or a file or folder written by other programs.
 
 | folder or file | recognised by |
 |---|---|
@@ -6,7 +6,7 @@
 | our export, Hugging Face `MambaForCausalLM`, mamba_ssm | `config.json`; weights whole or in shards |
 | bare state dict of either | `.pt`, `.bin`, `.pth` or `.safetensors` file |
 
-`foreign.py` reads what others wrote; `export.py` writes what `load` and Hugging Face read.
+`foreign.py` reads what other programs wrote; `export.py` writes what `load` and Hugging Face read.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class _Source(NamedTuple):
 
 
 def load_language_model(path: str | Path, which: Which = "best") -> LanguageModel:
-    """As `load`, for what needs next-symbol predictions.
+    """Like `load`, but only for language models.
 
     Raises:
-        InputError: also when it is a classifier.
+        InputError: as for `load`, or the model is a classifier.
     """
     model = load(path, which)
     if isinstance(model, Classifier):
@@ -57,10 +57,10 @@ def load_language_model(path: str | Path, which: Which = "best") -> LanguageMode
 
 
 def load_classifier(path: str | Path, which: Which = "best") -> Classifier:
-    """As `load`, for what needs class probabilities.
+    """Like `load`, but only for classifiers.
 
     Raises:
-        InputError: also when it is a language model.
+        InputError: as for `load`, or the model is a language model.
     """
     model = load(path, which)
     if not isinstance(model, Classifier):
@@ -73,16 +73,16 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
 
     Args:
         path: run folder, export, Hugging Face Mamba folder, mamba_ssm folder, or a state dict file.
-        which: "best" by validation (of the average where the run kept one), "last", "ema", the last average, or
-            "best-samples", those whose generated audio came closest to recordings (`train.listen`).
+        which: weights to load: "best" by validation (of the moving average if the run kept one), "last", "ema" (the last
+            moving average), or "best-samples" (whose generated audio came closest to recordings, `train.listen`).
 
     Returns:
         A language model, or a classifier with `.labels`, on the CPU in fp32 and eval mode, with `.config` (`RunConfig`,
         or `ModelConfig` for foreign weights), `.codec` (symbols to ids and back; None for foreign weights) and
-        `.manifest` (what the run wrote of itself).
+        `.manifest` (the run's record of itself).
 
     Raises:
-        InputError: nothing loadable there, or weights that do not fit.
+        InputError: there is nothing to load, or the weights do not fit the configuration.
     """
     path = Path(path)
     if which not in get_args(Which):
@@ -92,7 +92,7 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
     if path.is_file():
         if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").exists():
             raise InputError(
-                f"{path}: the checkpoint of a run; give the run folder {path.parent.parent}, with which=last"
+                f"{path}: a checkpoint of a run; give the run folder {path.parent.parent}, with which=last"
             )
         tensors = rename(read_tensors(path), path)
         inferred = infer_config(tensors, path, None)
@@ -101,7 +101,7 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
         source = _from_run(path, which)
     elif (path / "config.json").exists():
         if which != "best":
-            raise InputError(f"{path}: an exported folder holds one set of weights, not {which!r}")
+            raise InputError(f"{path}: an export holds a single set of weights, so which must be 'best', not {which!r}")
         source = _from_folder(path)
     else:
         raise InputError(
@@ -120,13 +120,13 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
 
 
 def _build_fitting(source: _Source, path: Path) -> LanguageModel | Classifier:
-    """The model of the configuration, if names and shapes of its tensors are those that were read."""
-    # Before the memory for it is asked for; of a few missing tensors the names say more.
+    """Build the configured model, if the names and shapes of its tensors are those that were read."""
+    # Checked before memory is allocated; if only a few tensors are missing, their names below tell more.
     described, held = count_parameters(source.model, source.head), sum(t.numel() for t in source.tensors.values())
     if described > 2 * held + 2**20:
         raise InputError(
-            f"{path}: weights do not fit the configuration: it describes a model of {size_text(described)} parameters, and "
-            f"the weights are {held:,}"
+            f"{path}: weights do not fit the configuration, which describes a model of {size_text(described)} parameters; "
+            f"there are only {held:,} weights"
         )
     model = build(source.model, source.head)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -148,7 +148,7 @@ def _build_fitting(source: _Source, path: Path) -> LanguageModel | Classifier:
 
 
 def describe_which(config: Any, which: Which) -> str:
-    """Which weights these are, in words."""
+    """Name of the weights in words."""
     if which == "best" and isinstance(config, RunConfig) and config.train.ema is not None:
         return "best moving average"
     names: dict[str, str] = {"last": "last step", "ema": "last moving average", "best-samples": "best-by-samples"}
@@ -180,7 +180,7 @@ def read_config(run: Path) -> RunConfig:
     """A run's resolved configuration."""
     path = inside(run, "config.yaml")
     if not path.exists():
-        raise InputError(f"{run}: not a run folder, it has no config.yaml")
+        raise InputError(f"{run}: not a run folder: it has no config.yaml; give the folder that mba pretrain wrote")
     try:
         text = path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
@@ -194,33 +194,37 @@ def _from_run(path: Path, which: Which) -> _Source:
         raise InputError(f"{path}: this run kept no moving average of its weights; use best or last")
     if which == "best-samples" and not (path / "best_samples.safetensors").exists():
         raise InputError(
-            f"{path}: no best_samples.safetensors, as runs of audio with train.listen keep; use best or last"
+            f"{path}: has no best_samples.safetensors, which only audio runs with train.listen write; use best or last"
         )
     if which in ("best", "best-samples"):
         weights = path / ("model.safetensors" if which == "best" else "best_samples.safetensors")
         if not weights.exists():
-            raise InputError(f"{path}: no model.safetensors yet, the run has not been validated; use --which last")
+            raise InputError(
+                f"{path}: has no model.safetensors yet, because the run has not been validated; use --which last"
+            )
         tensors = read_tensors(weights)
     else:
         last = last_checkpoint(path)
         if last is None:
-            raise InputError(f"{path}: no checkpoints/last.safetensors; the run has not taken a step that was saved")
+            raise InputError(
+                f"{path}: has no checkpoints/last.safetensors, because no step has been saved; train it further"
+            )
         saved = load_checkpoint(last)
         wanted = saved.average if which == "ema" else saved.weights
         if wanted is None:
-            raise InputError(f"{last}: holds no moving average of the weights; use best or last")
+            raise InputError(f"{last}: contains no moving average of the weights; use best or last")
         tensors = wanted
     return _Source(tensors, config.model, config, read_manifest(path))
 
 
 def evaluation_files(run: Path) -> list[Path]:
-    """`evaluate-SPLIT.json` of a run; not what `mba evaluate --context` leaves beside them."""
+    """Files `evaluate-SPLIT.json` of a run, without those of `mba evaluate --context`."""
     names = (path.name for path in run.glob("evaluate-*.json"))
     return [inside(run, name) for name in sorted(names) if not name.startswith("evaluate-context-")]
 
 
 def read_evaluations(run: Path) -> dict[str, Any]:
-    """The figures of `evaluate-SPLIT.json`, without their tables, and which weights they are of."""
+    """Scores of every `evaluate-SPLIT.json`, without the tables, and the hash of the weights they belong to."""
     found = {}
     for path in evaluation_files(run):
         result = read_json(path)
@@ -260,11 +264,11 @@ def _from_folder(path: Path) -> _Source:
 
 
 def _check_same_function(theirs: ModelConfig, ours: ModelConfig | UNetConfig, place: Path) -> None:
-    """An export says twice what it is: for transformers, and in its own section."""
+    """Check that an export describes the same model twice: for transformers, and in its own section."""
     for key in ("norm_eps", "tie_embeddings"):
         said, section = getattr(theirs, key), getattr(ours, key, None)
         if said != section:
             raise InputError(
-                f"{place}: contradicts itself: {key} is {said} by its keys for transformers and {section} in its section "
+                f"{place}: contradicts itself: {key} is {said} in its keys for transformers but {section} in its section "
                 f"mamba_bio_audio; export the model again, or correct the file"
             )

@@ -1,4 +1,4 @@
-"""How Lightning's trainer saves and loads our checkpoints; nothing of it is ever unpickled."""
+"""Lets Lightning's trainer save and load our checkpoints; nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import nn
 from mamba_bio_audio.files.tensors import save_tree
 from mamba_bio_audio.training.checkpoints import check_fits, load_checkpoint
 
-_PREFIX = "model."  # of the weights, within the Lightning module
+_PREFIX = "model."  # prefix of the weights' names within the Lightning module
 
 
 class TreeCheckpointIO(CheckpointIO):
-    """From Lightning's dict to a `Checkpoint` on disk, whole or not at all, and back.
+    """Converts Lightning's dict to a `Checkpoint` on disk, written whole or not at all, and back.
 
     Args:
-        model: that is trained; a checkpoint of another one is refused.
-        averaged: a moving average of its weights is kept.
+        model: the model in training; a checkpoint of another one is refused.
+        averaged: whether a moving average of its weights is kept.
     """
 
     def __init__(self, model: nn.Module, averaged: bool) -> None:
@@ -30,9 +30,9 @@ class TreeCheckpointIO(CheckpointIO):
         self.averaged = averaged
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        """Write what `Checkpoint` lists."""
+        """Write the values that `Checkpoint` lists."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # With an average Lightning puts it into `state_dict`, and the weights of the step beside it.
+        # An average, where there is one, is what Lightning puts into `state_dict`, with the step's own weights beside it.
         averaged = "current_model_state" in checkpoint
         weights = checkpoint["current_model_state" if averaged else "state_dict"]
         steps = dict(checkpoint["callbacks"]["Steps"])
@@ -48,10 +48,10 @@ class TreeCheckpointIO(CheckpointIO):
         save_tree(Path(path), tree)
 
     def load_checkpoint(self, path: str | os.PathLike, *_: Any, **__: Any) -> dict[str, Any]:
-        """What Lightning restores of a `Checkpoint`; `Steps` takes the rest from its own part.
+        """Read a `Checkpoint` as the dict that Lightning restores; `Steps` takes the rest from its own part.
 
         Raises:
-            InputError: it cannot be used.
+            InputError: the checkpoint cannot be used.
         """
         saved = load_checkpoint(Path(path))
         check_fits(saved, self.model, self.averaged, Path(path))

@@ -1,9 +1,9 @@
-"""Checkpoints of a training: what it takes to go on to the last bit, as tensors and plain values.
+"""Training checkpoints: everything needed to continue bit for bit, as tensors and plain values.
 
-A checkpoint is one file of `files/tensors.py`, `checkpoints/last.safetensors` in a run folder; `best.safetensors` beside
-it is that of the best validation. Whatever follows from the configuration and the number of steps (the rate, the place
-in the data, Lightning's counters) is not kept but made anew, so that a resumed run can have more steps or another
-micro-batch.
+A checkpoint is one file in the format of `files/tensors.py`: `checkpoints/last.safetensors` in a run folder;
+`best.safetensors` beside it belongs to the best validation. Whatever follows from the configuration and the number of
+steps (learning rate, position in the data, Lightning's counters) is not stored but derived again, so that a resumed run
+can have more steps or another micro-batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files.tensors import load_tree
 
-_REMEDY = "the best weights are in model.safetensors, or start again with --force"
+_REMEDY = "use the best weights in model.safetensors, or start again with --force"
 
 
 def _number(value: int | str) -> int | str:
@@ -29,7 +29,7 @@ def _number(value: int | str) -> int | str:
 
 def _scalar(value: Tensor) -> Tensor:
     if value.ndim:
-        raise ValueError("is not one number")
+        raise ValueError("not a single number")
     return value
 
 
@@ -42,43 +42,45 @@ class _Plain(BaseModel):
 
 
 class StepsState(_Plain):
-    """Where `training/steps.py` stands."""
+    """State of `training/steps.py`."""
 
     best: float
     best_step: Count
     stale: Count = Field(description="validations since the best one")
     best_samples: float
     best_samples_step: Count
-    row: dict[str, Annotated[int | str, AfterValidator(_number)]] = Field(description="that waits for its validation")
-    nats: Scalar = Field(description="training loss since the last row, over all ranks")
-    count: Scalar = Field(description="positions or sequences of it")
+    row: dict[str, Annotated[int | str, AfterValidator(_number)]] = Field(
+        description="metrics row whose validation is still to come"
+    )
+    nats: Scalar = Field(description="training loss since the last row, summed over all ranks")
+    count: Scalar = Field(description="positions or sequences in that sum")
 
 
 class Checkpoint(_Plain):
-    """A training after `step` whole optimiser steps."""
+    """A training run after `step` whole optimiser steps."""
 
     step: Count
     weights: dict[str, Tensor]
-    average: dict[str, Tensor] | None = Field(description="of the weights, where one is kept")
-    averaged: Count = Field(description="steps in the average")
-    optimizer: dict[int, dict[str, Tensor]] = Field(description="state of each parameter, by its number")
+    average: dict[str, Tensor] | None = Field(description="moving average of the weights, if one is kept")
+    averaged: Count = Field(description="number of steps in the average")
+    optimizer: dict[int, dict[str, Tensor]] = Field(description="state of each parameter, by its index")
     steps: StepsState
-    random: dict[str, Tensor] = Field(description="states of torch's generators, by kind of device")
+    random: dict[str, Tensor] = Field(description="states of torch's random generators, by kind of device")
 
 
 class Position(NamedTuple):
-    """Where a run's last checkpoint stands."""
+    """How far a run's last checkpoint has come."""
 
     step: int
-    validation_due: bool  # the validation of that step is still to come
+    validation_due: bool  # whether the validation of that step is still to come
     stale: int  # validations since the best one
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """Path of a run's last checkpoint; None where there is none yet.
+    """Path of a run's last checkpoint; None if there is none yet.
 
     Raises:
-        InputError: there is only one of an earlier version of this program.
+        InputError: the only one was written by an earlier version of this program.
     """
     path = run / "checkpoints" / "last.safetensors"
     if path.exists():
@@ -86,38 +88,38 @@ def last_checkpoint(run: Path) -> Path | None:
     old = path.with_suffix(".ckpt")
     if old.exists():
         raise InputError(
-            f"{old}: a checkpoint of an earlier version of this program, a Python pickle. Opening one can run any code "
-            f"that somebody put into it, so it is not opened. {_REMEDY[0].upper()}{_REMEDY[1:]}; only the version "
-            f"that wrote it can continue it"
+            f"{old}: a Python pickle, written by an earlier version of this program. Opening a pickle can run any code "
+            f"hidden in it, so it is not opened. {_REMEDY[0].upper()}{_REMEDY[1:]}; only the version that wrote the "
+            f"checkpoint can continue from it"
         )
     return None
 
 
 def last_position(run: Path) -> Position:
-    """Read where a run's last checkpoint stands; it is checked as `load_checkpoint` does.
+    """Read how far a run's last checkpoint has come; it is checked as by `load_checkpoint`.
 
     Raises:
         InputError: there is none, or it cannot be used.
     """
     path = last_checkpoint(run)
     if path is None:
-        raise InputError(f"{run}: no checkpoints/last.safetensors")
+        raise InputError(f"{run}: has no checkpoints/last.safetensors to continue from; start it without --resume")
     checkpoint = load_checkpoint(path)
     return Position(checkpoint.step, bool(checkpoint.steps.row), checkpoint.steps.stale)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint of our own training, with its tensors on the CPU.
+    """Read and check a checkpoint; its tensors are on the CPU.
 
     Raises:
-        InputError: it is damaged, something else, or holds weights that are not numbers.
+        InputError: it is damaged, not a checkpoint of this program, or contains infinite values or NaN.
     """
     tree = load_tree(path, remedy=_REMEDY)
     try:
         checkpoint = Checkpoint.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))[:200] or "the whole"
+        place = ".".join(map(str, first["loc"]))[:200] or "top level"
         raise InputError(f"{path}: not a checkpoint of this program ({place}: {first['msg']}); {_REMEDY}") from None
     check_finite(checkpoint.weights, path)
     check_finite(checkpoint.average or {}, path)
@@ -127,10 +129,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_fits(checkpoint: Checkpoint, model: nn.Module, averaged: bool, path: Path) -> None:
-    """Refuse a checkpoint of another model, or one that lacks the average to be continued.
+    """Refuse a checkpoint of another model, or one without the average to be continued.
 
     Raises:
-        InputError: names or shapes are others.
+        InputError: names or shapes differ, or an average is missing or unexpected.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     sets = [checkpoint.weights] + ([] if checkpoint.average is None else [checkpoint.average])
@@ -139,48 +141,52 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module, averaged: bool, path: P
         for name in [*wanted, *found]:
             if wanted.get(name) != found.get(name):
                 raise InputError(
-                    f"{path}: of another model ({name[:200]} is {found.get(name, 'missing')}, in this model "
+                    f"{path}: belongs to another model ({name[:200]} is {found.get(name, 'missing')}, in this model "
                     f"{wanted.get(name, 'missing')}); {_REMEDY}"
                 )
     if averaged != (checkpoint.average is not None):
-        raise InputError(f"{path}: {'lacks' if averaged else 'holds'} a moving average of the weights; {_REMEDY}")
+        raise InputError(
+            f"{path}: {'lacks' if averaged else 'contains'} a moving average of the weights (train.ema); {_REMEDY}"
+        )
 
 
 def check_optimizer(state: Mapping[int, Mapping[str, Tensor]], parameters: Sequence[Tensor], path: Path) -> None:
-    """Refuse the state of another optimiser than AdamW over these parameters.
+    """Refuse an optimiser state that is not one of AdamW over these parameters.
 
     Raises:
-        InputError: it is of others.
+        InputError: it belongs to another optimiser or model.
     """
     shapes = [{"step": torch.Size(), "exp_avg": own.shape, "exp_avg_sq": own.shape} for own in parameters]
     for number, values in state.items():
         found = {name: tensor.shape for name, tensor in values.items()}
         if not 0 <= number < len(shapes) or found != shapes[number]:
-            raise InputError(f"{path}: the state of parameter {number} is of another optimiser or model; {_REMEDY}")
+            raise InputError(
+                f"{path}: the state of parameter {number} belongs to another optimiser or model; {_REMEDY}"
+            )
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor that holds an infinity or what is not a number; None where there is none."""
+    """Name of the first tensor that contains an infinity or NaN; None if there is none."""
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not floats:
         return None
-    # One answer for all of them, so that a GPU is waited for once.
+    # One answer for all tensors, so that a GPU is waited for only once.
     sound = torch.stack([torch.isfinite(tensor).all() for tensor in floats.values()]).tolist()
     return None if all(sound) else list(floats)[sound.index(False)]
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are not numbers.
+    """Refuse weights that are infinite or NaN.
 
     Raises:
-        InputError: some are infinite or not a number.
+        InputError: some of them are.
     """
     name = not_finite(tensors)
     if name is not None:
         tensor = tensors[name]
         wrong = int((~torch.isfinite(tensor)).sum())
         raise InputError(
-            f"{path}: {name} holds {wrong:,} values of {tensor.numel():,} that are infinite or not a number: the "
-            f"training diverged, or the file was changed. Use other weights of the run (--which best or last), or train "
-            f"again with a lower train.lr"
+            f"{path}: {wrong:,} of {tensor.numel():,} values of {name} are infinite or not a number: the training "
+            f"diverged, or the file was changed. Use other weights of the run (--which best or last), or train again "
+            f"with a lower train.lr"
         )

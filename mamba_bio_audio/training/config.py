@@ -10,7 +10,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LengthStage(BaseModel):
-    """A part of the length warm-up, before the training at full length."""
+    """One stage of the length warm-up, before training at full length."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -26,7 +26,7 @@ class LengthStage(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """Optimisation of one run; defaults are those of the paper's DNA runs (sections 4.3 and E.3.2)."""
+    """Optimisation settings of one run; the defaults are those of the paper's DNA runs (sections 4.3 and E.3.2)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -35,75 +35,81 @@ class TrainConfig(BaseModel):
     tokens_per_step: int = Field(ge=1, le=10**15, description="positions per optimiser step, over all devices")
     length_warmup: tuple[LengthStage, ...] = Field(
         (),
-        description="shorter lengths to train at first, each for some epochs or steps, at the same positions per "
-        "step and on the same schedule of the rate; steps counts them in",
+        description="shorter lengths to train at first, each for some epochs or steps, on the same learning-rate "
+        "schedule; train.steps includes them",
     )
     length_warmup_keeps: Literal["positions", "sequences"] = Field(
         "positions",
-        description="what stays the same per step during the length warm-up: positions, or the number of sequences, as "
-        "in the paper's fine-tuning of classifiers, whose loss has one term per sequence",
+        description="what stays constant per step during the length warm-up: positions, or sequences, as in the paper's "
+        "fine-tuning of classifiers, whose loss has one term per sequence",
     )
     micro_batch: int | None = Field(
-        None, ge=1, description="sequences of full length per device and forward pass; null chooses by device"
+        None, ge=1, description="full-length sequences per device and forward pass; null chooses by device"
     )
     lr: float = Field(gt=0, description="peak learning rate of AdamW")
     lr_head: float | None = Field(
-        None, gt=0, description="peak learning rate of a classifier's head; null is lr, as for the backbone"
+        None, gt=0, description="peak learning rate of a classifier's head; null uses lr, as for the backbone"
     )
-    lr_min: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine")
-    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps with linearly rising rate")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW betas")
-    weight_decay: float = Field(0.1, ge=0, description="on matrices only, never on norms, biases, embeddings, A, D")
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null does not clip")
+    lr_min: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine schedule")
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the learning rate rises linearly")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="betas of AdamW")
+    weight_decay: float = Field(
+        0.1, ge=0, description="weight decay of matrices; norms, biases, embeddings, A and D have none"
+    )
+    clip: float | None = Field(1.0, gt=0, description="clip the gradient to this norm; null does not clip")
     listen: int = Field(
         0,
         ge=0,
-        description="audio: clips of length (at most 1 s) generated at every validation, into TensorBoard; their "
-        "distance from validation clips chooses the weights best-samples",
+        description="audio only: number of clips (train.length samples, at most 1 s) to generate at every validation and "
+        "write to TensorBoard; their distance from validation clips selects the weights best-samples",
     )
     ema: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="decay of a moving average of the weights, updated every step; it is what is validated and kept as "
-        "the best; null keeps none",
+        description="decay of a moving average of the weights, updated every step; the average is what is validated and "
+        "kept as the best; null keeps none",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 on the CPU")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto means bf16 on CUDA, fp32 on the CPU")
     recompute: Literal["none", "layer"] = Field(
-        "none", description="layer: keep only layer inputs for backward, run each layer twice"
+        "none", description="layer: keep only layer inputs for the backward pass, and run each layer twice"
     )
     stream_chunk: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None,
-        description="positions per chunk of exact streamed backpropagation: memory of one chunk at any length; "
-        "auto measures and takes the largest power of two that fits the device; null keeps the whole sequence",
+        description="positions per chunk of exact streamed backpropagation, which needs the memory of one chunk at any "
+        "length; auto measures, and takes the largest power of two that fits the device; null does not stream",
     )
     stream_offload: bool = Field(False, description="keep the states between chunks in host memory")
     truncate_chunk: int | None = Field(
         None,
         ge=1,
-        description="NOT EXACT: truncated backpropagation through time; the state is carried from chunk to chunk of "
-        "this many positions, its gradient is dropped",
+        description="NOT EXACT: truncated backpropagation through time in chunks of this many positions; the state is "
+        "carried from chunk to chunk, but its gradient is dropped",
     )
     cuda_graph: bool | Literal["auto"] = Field(
         "auto",
-        description="on a GPU record a step's forward and backward once and replay it: the host takes longer to launch "
-        "steps of small models than the GPU to run them; auto records whole steps on one device that have no dropout "
-        "and took at most 40 % of its memory, because the graph keeps that memory beside what validation takes",
+        description="on a GPU, record the forward and backward pass of a step once and replay it, because launching the "
+        "steps of small models takes longer than running them; auto does so for whole steps on one device that have no "
+        "dropout and took at most 40 % of its memory, because the graph holds that memory during validation too",
     )
-    devices: int = Field(1, ge=1, description="devices per node; several train together, one process each")
-    nodes: int = Field(1, ge=1, description="machines, started by torchrun or SLURM")
+    devices: int = Field(1, ge=1, description="devices per node, one process each, that train together")
+    nodes: int = Field(1, ge=1, description="machines that train together, started by torchrun or SLURM")
     sequence_parallel: int = Field(
-        1, ge=1, description="devices that share each sequence, exactly; the others train on other sequences"
+        1,
+        ge=1,
+        description="devices that share each sequence, with exact results; other devices train on other sequences",
     )
     validate_every: int = Field(100, ge=1, description="steps between validations")
     validation_tokens: int | None = Field(
-        None, ge=1, description="positions per validation, evenly spread; null is the whole split"
+        None, ge=1, description="positions per validation, spread evenly over the split; null uses the whole split"
     )
     patience: int | None = Field(
-        None, ge=1, description="validations in a row without a better loss that end the training; null never does"
+        None,
+        ge=1,
+        description="stop after this many validations in a row without a better loss; null never stops early",
     )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
-    log_every: int = Field(10, ge=1, description="steps between rows of metrics")
+    log_every: int = Field(10, ge=1, description="steps between rows of metrics.csv")
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
@@ -115,42 +121,47 @@ class TrainConfig(BaseModel):
         shortest = min([self.length, *(stage.length for stage in self.length_warmup)])
         if shortest < self.sequence_parallel:
             raise ValueError(
-                f"sequence_parallel ({self.sequence_parallel}) devices cannot share {shortest} positions; "
-                f"choose longer sequences in length, length_warmup"
+                f"sequence_parallel: {self.sequence_parallel} devices cannot share {shortest} positions; lower it, or "
+                f"choose longer sequences in length and length_warmup"
             )
         if self.sequence_parallel > 1 and self.truncate_chunk is not None:
-            raise ValueError("sequence_parallel is exact and truncate_chunk is not; set truncate_chunk=null")
+            raise ValueError(
+                "sequence_parallel is exact and truncate_chunk is not, so they exclude each other; set truncate_chunk=null"
+            )
         if self.tokens_per_step % (self.length * self.data_parallel):
             unit = self.length * self.data_parallel
             below = max(unit, self.tokens_per_step // unit * unit)
             raise ValueError(
-                f"tokens_per_step ({self.tokens_per_step:,}) must be a multiple of length x devices that train on "
-                f"different sequences ({self.length:,} x {self.data_parallel}), "
+                f"tokens_per_step ({self.tokens_per_step:,}) must be a multiple of length times the number of devices "
+                f"that train on different sequences ({self.length:,} x {self.data_parallel}), "
                 f"for example {below:,}"
             )
         lengths = [stage.length for stage in self.length_warmup]
         if lengths != sorted(set(lengths)) or any(self.length % at or at == self.length for at in lengths):
             raise ValueError(
-                f"the lengths of length_warmup ({', '.join(map(str, lengths))}) must rise and each divide length "
-                f"({self.length}) without being it, for example powers of two below a power of two"
+                f"the lengths of length_warmup ({', '.join(map(str, lengths))}) must increase, and each must be a proper "
+                f"divisor of length ({self.length}), for example powers of two below a power of two"
             )
         if sum(stage.steps or 0 for stage in self.length_warmup) >= self.steps:
             raise ValueError(
                 f"length_warmup takes {sum(stage.steps or 0 for stage in self.length_warmup):,} of {self.steps:,} "
-                f"steps, so nothing is left at full length; raise steps or shorten the stages"
+                f"steps, so none are left at full length; raise steps or shorten the stages"
             )
         if self.truncate_chunk is not None and self.stream_chunk is not None:
             raise ValueError("stream_chunk is exact and truncate_chunk is not; set one of them to null")
         if self.cuda_graph is True and not self.whole_steps_on_one_device:
             raise ValueError(
-                "cuda_graph records whole steps on one device: set it to auto or false, or stream_chunk and truncate_chunk "
-                "to null, devices and nodes to 1"
+                "cuda_graph=true requires whole steps on one device; set it to auto or false, or set stream_chunk and "
+                "truncate_chunk to null, and devices and nodes to 1"
             )
         if self.stream_offload and self.stream_chunk is None and self.truncate_chunk is None:
-            raise ValueError("stream_offload needs stream_chunk: without chunks there is no state to keep")
+            raise ValueError(
+                "stream_offload requires chunks, because otherwise there are no states to keep; set stream_chunk, or "
+                "stream_offload=false"
+            )
         sequences = self.sequences_per_step // self.data_parallel
         if self.micro_batch is not None and sequences % self.micro_batch:
-            # Looked for around what was asked, not among all numbers: there may be as many sequences as positions.
+            # Searched only around the given value: there may be as many sequences as positions.
             around = range(max(1, self.micro_batch - 100_000), min(sequences, self.micro_batch + 100_000) + 1)
             divisors = [1, *(d for d in around if sequences % d == 0 and d > 1)]
             near = sorted(divisors, key=lambda d: abs(d - self.micro_batch))[:4]  # type: ignore[operator]
@@ -162,7 +173,7 @@ class TrainConfig(BaseModel):
 
     @property
     def whole_steps_on_one_device(self) -> bool:
-        """What `cuda_graph` can record."""
+        """Whether `cuda_graph` can record the steps."""
         return self.stream_chunk is None and self.truncate_chunk is None and self.devices * self.nodes == 1
 
     @property
@@ -176,9 +187,9 @@ class TrainConfig(BaseModel):
 
     @property
     def chunk(self) -> int | None:
-        """Positions per chunk, exact or truncated; None is the whole sequence."""
+        """Positions per chunk, exact or truncated; None for the whole sequence."""
         if self.stream_chunk == "auto":
-            raise ValueError("stream_chunk=auto must be resolved before the training")
+            raise ValueError("stream_chunk=auto must be resolved before training")
         return self.stream_chunk or self.truncate_chunk
 
     @property
@@ -187,10 +198,10 @@ class TrainConfig(BaseModel):
         return self.tokens_per_step // self.length
 
     def micro_batch_for(self, device: str) -> int:
-        """Sequences per device and forward pass: the setting, or the largest divisor that suits the device.
+        """Sequences per device and forward pass: `micro_batch`, or the largest divisor that suits the device.
 
         Args:
-            device: "cpu" or "cuda"; at most 2^14 or 2^18 positions are put through at once.
+            device: "cpu" or "cuda", which process at most 2^14 and 2^18 positions at once.
         """
         if self.micro_batch is not None:
             return self.micro_batch

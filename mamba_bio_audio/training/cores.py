@@ -1,8 +1,8 @@
-"""Tells when other processes take the cores from a training on the CPU.
+"""Detects when other processes take the cores from a training run on the CPU.
 
-A layer gives the OpenMP threads hundreds of small pieces of work, and each ends when the last thread has done its share. If
-another process holds the core of one of them, all the others wait, hundreds of times in a step: two threads beside one
-busy process have been seen 4 to 100 times slower, where one thread would lose nothing.
+A layer hands the OpenMP threads hundreds of small tasks, and each task ends only when the last thread has done its share.
+If another process occupies the core of one thread, all others wait, hundreds of times per step: two threads beside one
+busy process were measured to be 4 to 100 times slower, where a single thread would lose nothing.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-SLOW = 1 / 3  # of the best rate
-SECONDS = 20.0  # so long
+SLOW = 1 / 3  # slow means below this share of the best rate
+SECONDS = 20.0  # for at least this long
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class CoreWatch:
-    """Watches the rate of training steps.
+    """Watches the speed of training steps.
 
     Args:
-        threads: of this process.
-        num_cores: that it may use.
-        load: processes that run or want to, averaged over about a minute; None where the system does not tell.
+        threads: threads of this process.
+        num_cores: cores that it may use.
+        load: returns the number of processes that run or wait to, averaged over about a minute; None where the system
+            does not say.
     """
 
     def __init__(self, threads: int, num_cores: int, load: Callable[[], float] | None) -> None:
@@ -36,15 +37,15 @@ class CoreWatch:
         self._told = threads < 2 or load is None
 
     def step(self, tokens: int, seconds: float, length: int | None = None) -> str | None:
-        """What to tell the user after a step, once in a training; else None.
+        """Record a step; returns a warning for the user, at most once in a training run, or None.
 
-        Slow is below a third of the best rate at this length, for 20 s and two steps in a row, while more wants to run than
-        there are cores: a slow disk or a longer sequence is no reason.
+        Warns when the rate stays below a third of the best one at this length for 20 s and two steps in a row, while
+        more processes want to run than there are cores; a slow disk or a longer sequence is no reason to warn.
 
         Args:
-            tokens: of the step.
-            seconds: that it took, data included.
-            length: positions per sequence, where they change.
+            tokens: tokens of the step.
+            seconds: duration of the step, data loading included.
+            length: positions per sequence, if that changes during the run.
         """
         if self._told or seconds <= 0:
             return None
@@ -66,11 +67,11 @@ class CoreWatch:
         self._told = True
         return (
             f"training runs at {rate / self._best:.0%} of its best rate: other processes are using the cores (load average "
-            f"{load:.1f}, {self.num_cores} cores), and each of {self.threads} threads waits for the others. Stop with Ctrl-C, "
-            "set OMP_NUM_THREADS=1, and go on with --resume"
+            f"{load:.1f}, {self.num_cores} cores), and each of {self.threads} threads waits for the others; stop with Ctrl-C, "
+            "set OMP_NUM_THREADS=1, and continue with --resume"
         )
 
 
 def watch_cores(threads: int) -> CoreWatch:
-    """For this machine."""
+    """Make a `CoreWatch` for this machine."""
     return CoreWatch(threads, cores(), (lambda: os.getloadavg()[0]) if hasattr(os, "getloadavg") else None)

@@ -1,4 +1,4 @@
-"""Runs one training to its end, an interrupt, or a failure that loses nothing."""
+"""Runs a training to its end, to an interrupt, or to a failure that loses nothing."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from mamba_bio_audio.training.steps import Extras, Steps
 
 
 class MovingAverage(WeightAveraging):
-    """Lightning's average after every step, as one kernel for all weights and without waiting for the device.
+    """Averages the weights after every step, with one kernel for all of them and without waiting for the device.
 
-    Its own exponential callback launches four kernels per tensor and reads a counter from the device, every step.
+    Lightning's own exponential callback launches four kernels per tensor and reads a counter from the device every step.
     """
 
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Make the average; its counter stays on the host."""
+        """Create the average; its counter stays on the host."""
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
@@ -71,7 +71,7 @@ class FitResult(NamedTuple):
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """`auto` is bf16 on CUDA and fp32 on the CPU."""
+    """Resolve `auto`, which means bf16 on CUDA and fp32 on the CPU."""
     if precision == "auto":
         return "bf16" if device == "cuda" else "fp32"
     return precision
@@ -98,7 +98,7 @@ def fit(
 
     Raises:
         InputError: the checkpoint cannot be used, or the data have changed.
-        NonFiniteLoss: when the loss is no longer a number.
+        NonFiniteLoss: the loss became infinite or NaN.
     """
     out, device, resume, quiet = place
     accumulate = config.accumulate(device)
@@ -118,7 +118,7 @@ def fit(
             num_nodes=config.nodes,
             strategy="ddp" if config.devices * config.nodes > 1 else "auto",
             precision="bf16-mixed" if resolve_precision(config.precision, device) == "bf16" else "32-true",
-            # `Steps` ends the training and validates, so that both can be interrupted and resumed exactly.
+            # `Steps` validates and ends the training, so that both can be interrupted and resumed exactly.
             max_steps=-1,
             limit_val_batches=0,
             accumulate_grad_batches=accumulate,
@@ -132,12 +132,12 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        # Ranks that share a sequence read the same ones.
+        # Ranks that share a sequence read the same data.
         data.rank, data.world_size = trainer.global_rank // config.sequence_parallel, config.data_parallel
         valid = data.evaluation_dataloader("valid", max_tokens=config.validation_tokens)
         average = None if config.ema is None else MovingAverage(config.ema)
         if average is not None:
-            # Before `Steps`, which validates what has been averaged.
+            # Before `Steps`, which validates the average.
             trainer.callbacks.append(average)  # type: ignore[attr-defined]
         listening = None
         if config.listen:

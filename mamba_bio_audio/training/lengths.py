@@ -1,8 +1,8 @@
-"""Length warm-up: shorter sequences first, at constant positions per step (Gu & Dao 2023, section E.3.3).
+"""Length warm-up: shorter sequences first, at a constant number of positions per step (Gu & Dao 2023, section E.3.3).
 
-A step of any stage covers the same number of positions, and so does a micro-batch: sequences half as long come twice
-as many at a time. Memory, accumulation and the schedule of the rate are those of a training at one length. With
-`length_warmup_keeps: sequences` the number of sequences stays the same instead, and shorter stages cost less.
+Steps and micro-batches of all stages cover the same number of positions: halving the length doubles the number of
+sequences. Memory, accumulation and the learning-rate schedule are therefore those of training at a single length. With
+`length_warmup_keeps: sequences` the number of sequences stays constant instead, and shorter stages cost less.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ class Stage(NamedTuple):
     start: int
     stop: int
     sequences_per_step: int
-    windows: int  # of the training split at this length: an epoch
+    windows: int  # windows of the training split at this length, which make an epoch
 
     def describe(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
+        """The stage as plain numbers for JSON."""
         steps = self.stop - self.start
         epochs = round(steps * self.sequences_per_step / self.windows, 6)
         return self._asdict() | {"steps": steps, "epochs": epochs}
 
 
 def length_stages(train: TrainConfig, count_windows: Callable[[int], int]) -> list[Stage]:
-    """The stages of a training, the last one at full length; one only without warm-up.
+    """The stages of a training run, the last one at full length; only that one without warm-up.
 
     Args:
-        train: of the optimisation.
-        count_windows: training windows at a length. A stage in epochs ends with the step that completes them.
+        train: optimisation settings.
+        count_windows: number of training windows at a length. A stage given in epochs ends with the step that completes
+            them.
 
     Raises:
         InputError: the warm-up leaves no step at full length, or there are no windows.
@@ -49,15 +50,17 @@ def length_stages(train: TrainConfig, count_windows: Callable[[int], int]) -> li
         if train.length_warmup_keeps == "positions":
             sequences = train.tokens_per_step // stage.length
         if not windows:
-            raise InputError(f"train.length_warmup: no training window of length {stage.length:,}")
+            raise InputError(
+                f"train.length_warmup: the training split has no window of length {stage.length:,}; choose another length"
+            )
         steps = stage.steps or math.ceil(stage.epochs * windows / sequences)  # type: ignore[operator]
         stages.append(Stage(stage.length, step, step + steps, sequences, windows))
         step += steps
     if step >= train.steps:
         listed = ", ".join(f"{stage.stop - stage.start:,} at {stage.length:,}" for stage in stages)
         raise InputError(
-            f"train.length_warmup takes {step:,} steps ({listed}) of train.steps {train.steps:,}, so nothing is left "
-            f"at full length; raise train.steps to more than {step:,} or shorten the stages"
+            f"train.length_warmup takes {step:,} steps ({listed}) and train.steps is {train.steps:,}, so none are left "
+            f"at full length; raise train.steps above {step:,} or shorten the stages"
         )
     windows = count_windows(train.length)
     return [*stages, Stage(train.length, step, train.steps, train.sequences_per_step, windows)]
@@ -69,17 +72,17 @@ def length_at(stages: Sequence[Stage], step: int) -> int:
 
 
 def positions_until(stages: Sequence[Stage], step: int) -> int:
-    """Positions of the first `step` optimiser steps."""
+    """Total positions of the first `step` optimiser steps."""
     return sum(
         max(0, min(step, stage.stop) - stage.start) * stage.sequences_per_step * stage.length for stage in stages
     )
 
 
 def stretches(stages: Sequence[Stage], train: TrainConfig, step: int, device: str) -> list[Stretch]:
-    """What the data still has to give after `step` optimiser steps.
+    """The stretches of the training stream that remain after `step` optimiser steps.
 
     Args:
-        device: "cpu" or "cuda"; decides the micro-batch where the configuration leaves it open.
+        device: "cpu" or "cuda"; determines the micro-batch if the configuration leaves it open.
     """
     micro_batch = train.micro_batch_for(device)
     accumulate = train.accumulate(device)

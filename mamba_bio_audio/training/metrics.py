@@ -1,6 +1,6 @@
-"""`metrics.csv`: one row per logged step, continued after a resume without duplicate steps.
+"""`metrics.csv`: one row per logged step, continued on resuming without duplicate steps.
 
-The file holds nothing that depends on the clock, so that a resumed run's file equals an uninterrupted one's.
+Nothing in it depends on the clock, so the file of a resumed run equals that of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ FIELDS = (
     "valid_nats",
     "valid_bits",
     "valid_perplexity",
-    "sample_distance",  # where audio is generated at validations
+    "sample_distance",  # if audio is generated at validations
 )
 
 
 def start(path: Path, step: int) -> dict[str, str]:
-    """Begin the file, or drop the rows after the step that training continues from.
+    """Create the file, or drop the rows after the step from which training continues.
 
     Returns:
         The last row kept, or an empty dict.
@@ -37,7 +37,7 @@ def start(path: Path, step: int) -> dict[str, str]:
     rows = []
     if step and path.exists():
         with path.open(newline="") as file:
-            # A power loss can leave a torn last row; what belongs there is written again.
+            # A power loss can leave a torn last row, which is then written again.
             rows = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and int(row["step"]) <= step]
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
@@ -48,13 +48,13 @@ def start(path: Path, step: int) -> dict[str, str]:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one row."""
+    """Append one row."""
     with name_full_disk(path), path.open("a", newline="") as file:
         csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
 
 
 def validation_fields(nats: float) -> dict[str, str]:
-    """The columns of a validation, from its mean nats per scored position."""
+    """The validation columns, from the mean nats per scored position."""
     return {
         "valid_nats": f"{nats:.9g}",
         "valid_bits": f"{nats / math.log(2):.9g}",

@@ -1,4 +1,4 @@
-"""Lightning module of whatever gives a summed loss: next-symbol prediction and classification."""
+"""Lightning module for any model with a summed loss: next-symbol prediction and classification."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mamba_bio_audio.training.streaming import has_dropout, streamed_loss
 
 
 class LanguageModelModule(L.LightningModule):
-    """Trains `model(tokens, targets=...)`: the summed loss over the positions of the batch, or a classifier's rows.
+    """Trains `model(tokens, targets=...)` on its summed loss, divided by the batch's positions, or rows of a classifier.
 
-    Everything scored weighs the same, whichever micro-batch or device it is in; where nothing is masked this is the
-    mean loss per position or row.
+    Everything scored weighs the same, whichever micro-batch or device it is in; if nothing is masked, this is the mean
+    loss per position or row.
 
     Attributes:
-        train_nats, train_count: loss sum (fp64, nats) and scored positions since `reset_train_sums`.
-        grad_norm: norm of the last gradient before clipping.
+        train_nats, train_count: summed loss (fp64, nats) and number of scored positions since `reset_train_sums`.
+        grad_norm: norm of the last gradient, before clipping.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
@@ -39,17 +39,17 @@ class LanguageModelModule(L.LightningModule):
         self.reset_train_sums()
 
     def reset_train_sums(self) -> None:
-        """Start a new window of the training loss."""
+        """Start summing the training loss afresh."""
         self.train_nats = torch.zeros((), dtype=torch.float64)
         self.train_count = torch.zeros((), dtype=torch.int64)
 
     def train_sums(self) -> Tensor:
-        """Loss and count since `reset_train_sums` of this rank, (2,) fp64."""
+        """This rank's loss and count since `reset_train_sums`, (2,) fp64."""
         nats = self.train_nats.to(self.device)
         return torch.stack([nats, self.train_count.to(nats)])
 
     def on_fit_start(self) -> None:
-        """Agree on the chunk that the first process chose (`auto`), and connect the ranks that share a sequence."""
+        """Adopt the chunk that the first process chose (`auto`), and connect the ranks that share a sequence."""
         if self.trainer.world_size > 1:
             keys = ("stream_chunk", "stream_offload")
             chosen = [getattr(self.train_config, key) for key in keys]
@@ -85,7 +85,7 @@ class LanguageModelModule(L.LightningModule):
 
     @cached_property
     def _graphed(self) -> GraphedLoss | None:
-        """What records steps, where they are recorded."""
+        """The recorder of training steps; None if they are not recorded."""
         config = self.train_config
         if self.device.type != "cuda" or not config.cuda_graph:
             return None
@@ -96,20 +96,20 @@ class LanguageModelModule(L.LightningModule):
         return GraphedLoss(self.model)
 
     def forget_recorded(self) -> None:
-        """Give back what a recorded step holds."""
+        """Free the memory that a recorded step holds."""
         self.__dict__.pop("_graphed", None)
 
     @cached_property
     def _sequences(self) -> int:
-        """Sequences of full length put through at once; shorter ones as many as take no more memory."""
+        """Full-length sequences processed at once; of shorter ones, as many as take the same memory."""
         return self.train_config.micro_batch_for(self.device.type)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Summed loss of one micro-batch over its positions, nats."""
+        """Summed loss of one micro-batch (nats) divided by its positions, or rows of a classifier."""
         loss_sum, count = self.loss(batch)
         self.train_nats = self.train_nats.to(loss_sum.device) + loss_sum.detach().double()
         self.train_count = self.train_count.to(count.device) + count
-        # The mean over ranks of the gradients counts a sequence once for every rank that it is spread over.
+        # The gradients' mean over ranks divides a sequence's by the number of ranks that share it.
         loss_sum = loss_sum * self.train_config.sequence_parallel
         targets = batch["targets"]
         return loss_sum / (len(targets) if getattr(self.model, "scores_rows", False) else targets.numel())
@@ -120,12 +120,12 @@ class LanguageModelModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by total norm and remember the norm."""
+        """Clip by total norm, and record the norm."""
         limit = math.inf if self.train_config.clip is None else self.train_config.clip
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with warm-up and cosine, per optimiser step."""
+        """AdamW with linear warm-up and cosine decay, per optimiser step."""
         config = self.train_config
         optimizer = build_optimizer(self.model, config)
 

@@ -11,8 +11,8 @@ from mamba_bio_audio.training.config import TrainConfig
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: matrices and kernels decay; norms, biases, embeddings, A_log, A_imag, D and delta do not.
 
-    A parameter is exempt when it has fewer than two axes, belongs to an embedding (also when a head shares it), or its
-    layer marked it with `_no_weight_decay`.
+    A parameter is exempt if it has fewer than two axes, belongs to an embedding (even if a head shares it), or was marked
+    by its layer with `_no_weight_decay`.
     """
     embeddings = {
         id(parameter)
@@ -31,7 +31,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW at the peak rates, `lr` and for the head of a classifier `lr_head`; the schedule scales both alike."""
+    """AdamW at the peak rates, `lr` and, for a classifier's head, `lr_head`; the schedule scales both alike."""
     groups = parameter_groups(model, config.weight_decay)
     head = getattr(model, "head", None)
     if config.lr_head is not None and isinstance(head, nn.Module):

@@ -1,22 +1,22 @@
-"""One sequence over several devices, exactly: each layer hands its state on as soon as it is done.
+"""Exact training of one sequence on several devices: each layer passes its state on as soon as it is done.
 
 A chunk of a sequence is cut into one span per rank. Rank r runs layer l on its span from the state in which rank r - 1
-left that layer, which is all that has to cross: the last inputs of the convolution and the SSM state, some tens of
-kilobytes. The gradient of that state comes back the same way. Ranks work at the same time, each one layer behind the
-one before:
+left that layer. Only this state crosses: the last inputs of the convolution and the SSM state, some tens of kilobytes.
+Its gradient returns the same way. Ranks work at the same time, each one layer behind its predecessor:
 
     time      1    2    3    4   ..
     rank 0   l1   l2   l3   l4   ..        n layers on P ranks take n + P - 1 layer times forward, as many backward;
-    rank 1        l1   l2   l3   ..        nothing is computed twice, and the sums are those of one process
+    rank 1        l1   l2   l3   ..        nothing is computed twice, and the sums are those of a single process
     rank 2             l1   l2   ..
 
-With `train.stream_chunk` the last rank hands the state at the end of a chunk to the first rank's next chunk, so ranks
+With `train.stream_chunk` the last rank passes the state at the end of a chunk to the first rank's next chunk, so ranks
 wait only at the very beginning and end, not at every chunk.
 
-Messages of one layer are one buffer of bytes. Two process groups keep the two kinds of links (to the next rank; from
-the last to the first) apart: on one communicator, which works in order, each could wait for the other. What goes round
-is asked for a whole chunk before it is needed, as soon as this rank has done the layer: NCCL holds a few messages that
-nobody has asked for, then its sends wait on the GPU, and with them whatever shares their queue there.
+All messages of one layer form one buffer of bytes. Two process groups separate the two kinds of links (to the next rank;
+from the last to the first), because on one communicator, which works in order, each could wait for the other. States that
+go round from the last rank to the first are requested a whole chunk before they are needed, as soon as this rank has run
+the layer: NCCL buffers a few messages that nobody has requested; after that its sends block on the GPU, together with
+whatever shares their queue there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mamba_bio_audio.errors import InputError
 
 
 def is_main_process() -> bool:
-    """Whether this is the first of the processes that train together, also before they know each other.
+    """Whether this is the first of the processes that train together, even before they are connected.
 
     torchrun sets RANK, SLURM sets SLURM_PROCID, and Lightning's own launcher sets LOCAL_RANK and NODE_RANK.
     """
@@ -44,27 +44,27 @@ def is_main_process() -> bool:
 
 
 class Link(NamedTuple):
-    """Where states come from or go to."""
+    """The rank that states come from or go to."""
 
     peer: int  # global rank
     group: Any
 
 
 class Message(NamedTuple):
-    """What was asked for and may still be on its way: tensors, one after the other."""
+    """A requested message, possibly still in transit: tensors, one after the other."""
 
     work: Any
     buffer: Tensor
 
 
 class Visit:
-    """One chunk of some rows on this rank: where its states come from and go to, and what came and went.
+    """One chunk of some rows on this rank: the links of its states, and what has been received and sent.
 
     Attributes:
-        before, after: visits of the chunks before and after on this rank, where what they get goes round, from the last
-            rank to the first: `states` and `gradients` hold what was asked for ahead of its time, by layer.
-        anchor: scalar in the graph of what was received and sent; its gradient must be asked for, or nothing is sent or
-            received on the way back, as below a frozen layer.
+        before, after: visits of the preceding and the following chunk on this rank, where their messages go round from
+            the last rank to the first; `states` and `gradients` hold messages requested ahead of time, by layer.
+        anchor: scalar in the graph of everything received and sent. Its gradient must be requested, or nothing would be
+            sent or received in the backward pass below a frozen layer.
     """
 
     def __init__(self, source: Link | None, target: Link | None, offload: bool) -> None:
@@ -79,19 +79,19 @@ class Visit:
         self.anchor: Tensor | None = None
 
     def anchored(self, device: torch.device) -> Tensor:
-        """The anchor, made when first needed."""
+        """The anchor, created when first needed."""
         if self.anchor is None:
             self.anchor = torch.zeros((), device=device, requires_grad=True)
         return self.anchor
 
 
 class Relay:
-    """Hooks on a model's layers that pass states from rank to rank while a visit is open, and do nothing otherwise.
+    """Hooks on a model's layers that pass states from rank to rank during a visit, and otherwise do nothing.
 
     Args:
-        model: whose whole state is that of its layers.
+        model: model whose entire state is that of its layers.
         ranks: global ranks that share a sequence, in order.
-        groups: process groups of these ranks for the links to the next rank and from the last to the first.
+        groups: process groups of these ranks: for links to the next rank, and for the link from the last to the first.
     """
 
     def __init__(self, model: nn.Module, ranks: list[int], groups: tuple[Any, Any]) -> None:
@@ -108,9 +108,11 @@ class Relay:
         self._meet()
 
     def spans(self, length: int, chunk: int) -> list[tuple[int, int]]:
-        """This rank's span of each chunk; together they are the sequence, about `chunk` positions or less."""
+        """This rank's span of each chunk, about `chunk` positions or fewer; those of all ranks make up the sequence."""
         if length < self.size:
-            raise InputError(f"train.sequence_parallel is {self.size}, but a sequence has {length} positions")
+            raise InputError(
+                f"train.sequence_parallel is {self.size}, but a sequence has only {length} positions; lower it"
+            )
         parts = min(-(-length // (chunk * self.size)) * self.size, length // self.size * self.size)
         edges = [length * i // parts for i in range(parts + 1)]
         return [(edges[i], edges[i + 1]) for i in range(self.rank, parts, self.size)]
@@ -132,7 +134,7 @@ class Relay:
                 target = Link(self.ranks[0], around)
             visits.append(Visit(source, target, offload))
         for earlier, later in pairwise(visits):
-            # States go round to the first rank, their gradients to the last.
+            # States go round to the first rank, gradients to the last.
             if first:
                 earlier.after = later
             if last:
@@ -140,15 +142,15 @@ class Relay:
         return visits
 
     def check(self, visit: Visit) -> None:
-        """Every layer must have run through its hooks, or its state was not handed on."""
+        """Check that every layer ran through its hooks; otherwise its state was not passed on."""
         missing = set(range(len(self.layers))) - visit.ran
         if missing:
             kind = type(self.layers[min(missing)]).__name__
-            raise RuntimeError(f"a {kind} was not called as a module, so its state did not pass from rank to rank")
+            raise RuntimeError(f"a {kind} was not called as a module, so its state was not passed from rank to rank")
 
     @contextmanager
     def at(self, visit: Visit) -> Iterator[None]:
-        """Run the model, or go back through it, at this place of the sequence."""
+        """Context in which the model runs, forward or backward, on this chunk."""
         self.visit = visit
         try:
             yield
@@ -156,7 +158,7 @@ class Relay:
             self.visit = None
 
     def flush(self) -> None:
-        """Wait until all that was sent has left."""
+        """Wait until everything has been sent."""
         for work, _ in self.pending:
             work.wait()
         self.pending.clear()
@@ -165,20 +167,20 @@ class Relay:
         """Send without waiting."""
         buffer = torch.cat([t.detach().contiguous().reshape(-1).view(torch.uint8) for t in tensors])
         work = dist.isend(buffer, link.peer, group=link.group)
-        # The buffer must live until it has left.
+        # The buffer must stay alive until it has been sent.
         self.pending.append((work, buffer))
 
     def ask(self, link: Link, like: list[Tensor]) -> Message:
-        """Ask for tensors of the shapes and dtypes of `like`, without waiting."""
+        """Request tensors of the shapes and dtypes of `like`, without waiting."""
         buffer = torch.empty(sum(_sizes(like)), dtype=torch.uint8, device=like[0].device)
         return Message(dist.irecv(buffer, link.peer, group=link.group), buffer)
 
     def receive(self, link: Link, like: list[Tensor], asked: Message | None = None) -> list[Tensor]:
-        """Tensors of the shapes and dtypes of `like`; `asked` where they were asked for ahead."""
+        """Receive tensors of the shapes and dtypes of `like`; `asked` is the message if it was requested earlier."""
         message = asked or self.ask(link, like)
         message.work.wait()
         parts = message.buffer.split(_sizes(like))
-        # Each in memory of its own, aligned for its dtype.
+        # Each in its own memory, aligned for its dtype.
         return [part.clone().view(t.dtype).view(t.shape) for part, t in zip(parts, like, strict=True)]
 
     def _before(self, number: int) -> Any:
@@ -229,8 +231,8 @@ class Relay:
         return hook
 
     def _meet(self) -> None:
-        """Make every link once, in the order of the ranks: backends connect at the first message and wait there."""
-        # A parameter shows the device; nothing else is known of it here.
+        """Use every link once, in rank order, because backends connect, and block, at the first message."""
+        # Only a parameter tells the device here.
         first = next(p for layer in self.layers for p in layer.parameters())
         token = [torch.zeros(1, device=first.device)]
         within, around = self.groups
@@ -250,7 +252,7 @@ def _sizes(tensors: list[Tensor]) -> list[int]:
 
 
 class _Received(torch.autograd.Function):
-    """Identity; its backward sends the gradients to where the values came from."""
+    """Identity whose backward sends the gradients to where the values came from."""
 
     @staticmethod
     def forward(ctx: Any, relay: Relay, visit: Visit, number: int, anchor: Tensor, *tensors: Tensor) -> Any:
@@ -268,7 +270,7 @@ class _Received(torch.autograd.Function):
 
 
 class _Sent(torch.autograd.Function):
-    """Identity; its backward receives the gradients from where the values went."""
+    """Identity whose backward receives the gradients from where the values went."""
 
     @staticmethod
     def forward(ctx: Any, relay: Relay, visit: Visit, number: int, anchor: Tensor, *tensors: Tensor) -> Any:
@@ -288,7 +290,7 @@ def _stateful_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that carry a state, in the order in which the model runs them.
 
     Raises:
-        InputError: some of the model's state is not that of a layer.
+        InputError: part of the model's state does not belong to a layer, or grows.
     """
     stateful = [m for m in model.modules() if hasattr(m, "init_state") and hasattr(m, "streaming")]
     layers = [m for m in stateful if not any(child in stateful for child in m.modules() if child is not m)]
@@ -298,19 +300,19 @@ def _stateful_layers(model: nn.Module) -> list[nn.Module]:
 
     if getattr(model, "streaming", "none") != "constant" or leaves(model) != sum(map(leaves, layers)):
         raise InputError(
-            f"train.sequence_parallel passes the states of layers from rank to rank; {type(model).__name__} keeps a "
-            f"state of its own besides, or one that grows: set train.sequence_parallel=1"
+            f"train.sequence_parallel passes only states of layers, of constant size, from rank to rank; "
+            f"{type(model).__name__} keeps a state of its own besides, or one that grows; set train.sequence_parallel=1"
         )
     return layers
 
 
 def make_relay(model: nn.Module, size: int) -> Relay | None:
-    """The relay of this process; None where a sequence is on one device. All processes must call it together."""
+    """Make this process's relay; None if a sequence is on one device. All processes must call this together."""
     if size == 1:
         return None
     for first in range(0, dist.get_world_size(), size):
         ranks = list(range(first, first + size))
-        # Every process takes part in making every group.
+        # Every process must take part in creating every group.
         groups = dist.new_group(ranks), dist.new_group(ranks)
         if dist.get_rank() in ranks:
             mine = ranks, groups

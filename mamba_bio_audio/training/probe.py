@@ -1,7 +1,7 @@
-"""What a run will need, from running a piece of it: memory and time for `--dry-run`.
+"""Memory and time that a run will need, measured on a small part of it, for `--dry-run`.
 
-One or two real training steps at reduced size are run and extended linearly in tokens; nothing is guessed. On the CPU a
-fresh process is used, so that its peak resident memory is that of a training process.
+One or two real training steps at reduced size are run, and extrapolated linearly in tokens; nothing is guessed. On the
+CPU they run in a fresh process, so that its peak resident memory is that of a training process.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _BUDGET = {"cpu": 1.5e11, "cuda": 2e13}
 class Probe(NamedTuple):
     """Estimate for the whole run."""
 
-    memory_bytes: int | None  # peak of the process (CPU) or of the allocator (CUDA), per device; None if not told
-    seconds_per_step: float  # optimiser step, without data loading and validation
+    memory_bytes: int | None  # peak of the process (CPU) or of the allocator (CUDA), per device; None if unknown
+    seconds_per_step: float  # per optimiser step, without data loading and validation
 
 
 def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str, head: HeadConfig | None = None) -> Probe:
-    """Measure two sizes (one where the micro-batch itself is small enough) and extend to the micro-batch."""
+    """Measure two sizes (one if the micro-batch itself is small enough) and extrapolate to the micro-batch."""
     if device == "cuda":
         points = _measure(model, train, device, head)
     else:
@@ -54,18 +54,17 @@ def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str, head
 def choose_chunk(
     model: ModelConfig | UNetConfig, train: TrainConfig, device: str, head: HeadConfig | None = None
 ) -> int | None:
-    """The largest power of two of positions per chunk that leaves a third of the device's memory free.
+    """Choose `stream_chunk`: the largest power of two, in positions, that fits into the memory allowed.
 
-    A U-Net's is cut to a multiple of the product of its pools.
-
-    Two small chunks are measured and extended linearly. None, no streaming, where whole sequences fit.
+    Two small chunks are measured and extrapolated linearly. For a U-Net the result is rounded down to a multiple of the
+    product of its pools. None, meaning no streaming, if whole sequences fit.
 
     Args:
-        train: with `stream_chunk` "auto".
+        train: settings with `stream_chunk` "auto".
         device: "cpu" (half of the machine's memory may be used) or "cuda" (two thirds of what is free now).
 
     Raises:
-        InputError: the system does not tell how much memory a process has used.
+        InputError: the system does not report how much memory a process has used.
     """
     small, large = (1 << 10, 1 << 11) if device == "cpu" else (1 << 14, 1 << 15)
     limit = _memory_limit(device)
@@ -75,8 +74,8 @@ def choose_chunk(
     ]
     if limit is None or used[0] is None or used[1] is None:
         raise InputError(
-            "train.stream_chunk=auto measures memory, which this system does not tell; set it to a number of positions, "
-            f"for example {small}, or to null"
+            "train.stream_chunk=auto needs to measure memory, which this system does not report; set it to a number of "
+            f"positions, for example {small}, or to null"
         )
     each = max(1.0, (used[1] - used[0]) / (large - small))
     longest = large + (limit - used[1]) / each
@@ -96,7 +95,7 @@ def _memory_limit(device: str) -> float | None:
 def _measure(
     model_config: ModelConfig | UNetConfig, train: TrainConfig, device: str, head: HeadConfig | None
 ) -> list[tuple[int, int | None, float]]:
-    """(tokens, peak bytes, seconds per forward and backward) of one or two sizes, the smaller first."""
+    """(tokens, peak bytes, seconds per forward and backward) at one or two sizes, smaller first."""
     if device == "cpu":
         # What a training process has loaded besides the model.
         import mamba_bio_audio.pipelines.data
@@ -122,7 +121,7 @@ def _measure(
             targets = torch.full_like(ids, -100)
             targets[:, -1] = 0
         seconds = 0.0
-        # The first round at a size pays for allocation and warm-up.
+        # The first round at a size includes allocation and warm-up.
         for _ in range(2):
             start = time.perf_counter()
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
@@ -142,7 +141,7 @@ def _measure(
 
 
 def _tokens(train: TrainConfig, device: str) -> int:
-    """Positions that decide the memory: of a micro-batch, or of two chunks of it when streamed."""
+    """Positions that determine the memory: those of a micro-batch, or of two chunks of it if streamed."""
     return train.micro_batch_for(device) * _longest(train)
 
 

@@ -1,4 +1,4 @@
-"""What a user sees of a training: losses, speed, time left."""
+"""Progress of a training for the user: losses, speed, time left."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mamba_bio_audio.training.cores import CoreWatch
 
 
 class Progress:
-    """A live line on a terminal, else a line every ten seconds; every validation gets a line of its own.
+    """Prints a live line on a terminal, otherwise a line every ten seconds, and a line for every validation.
 
-    Speed is counted over training steps, data loading included and validation not.
+    Speed is measured over training steps, including data loading but not validation.
 
     Args:
-        config: of the optimisation.
+        config: optimisation settings.
         quiet: print nothing but warnings.
-        unit: what a position is called.
-        watch: tells when other processes slow the training down.
+        unit: plural name of a position.
+        watch: detects when other processes slow the training down.
     """
 
     def __init__(self, config: TrainConfig, quiet: bool, unit: str, watch: CoreWatch | None = None) -> None:
@@ -35,16 +35,16 @@ class Progress:
         self._printed = self._since
 
     def start(self) -> None:
-        """Start the clock, at the beginning and after what does not count."""
+        """Start the clock, at the beginning and after anything that does not count."""
         self._since = time.perf_counter()
 
     def step(self, step: int, train_nats: float | None, length: int | None = None) -> None:
-        """Count an optimiser step, and print when it is time.
+        """Count an optimiser step, and print if `train_nats` is given.
 
         Args:
             step: number of the step.
-            train_nats: mean loss since the last row, or None to keep it unread (reading waits for the device).
-            length: positions per sequence, where they change; None where they do not.
+            train_nats: mean loss since the last row; None to leave it unread, since reading it waits for the device.
+            length: positions per sequence if that changes during the run, else None.
         """
         now = time.perf_counter()
         seconds = now - self._since
@@ -67,11 +67,11 @@ class Progress:
             )
 
     def due(self) -> bool:
-        """Whether the next `step` should be given the loss to print."""
+        """Whether the next `step` should be given the loss, to be printed."""
         return not self.quiet and time.perf_counter() - self._printed > (0.5 if self._live else 10.0)
 
     def validation(self, step: int, nats: float, distance: float | None = None) -> None:
-        """Print a validation, and how far generated audio is from recordings."""
+        """Print a validation loss, and the distance of generated audio from recordings."""
         heard = "" if distance is None else f"sample distance {distance:.3f}  "
         self._line(
             f"step {step:,}/{self.config.steps:,}  valid {nats:.4f} nats  {nats / math.log(2):.4f} bits  "
@@ -81,22 +81,22 @@ class Progress:
         self.start()
 
     def warn(self, text: str) -> None:
-        """Print what must be seen, also where progress is not."""
+        """Print a warning, even if `quiet`."""
         self._say(f"warning: {text}")
 
     def _say(self, text: str) -> None:
-        """Print a line of its own, in the place of the line that progress keeps rewriting."""
+        """Print a line of its own, replacing the live line."""
         sys.stderr.write(("\r\x1b[K" if self._live and not self.quiet else "") + text + "\n")
         sys.stderr.flush()
 
     def end(self) -> None:
-        """Leave the live line."""
+        """Clear the live line."""
         if self._live and not self.quiet:
             sys.stderr.write("\r\x1b[K")
 
     @property
     def tokens_per_second(self) -> float:
-        """Sustained over all training steps of this process."""
+        """Mean speed over all training steps of this process."""
         return self.tokens / self.seconds if self.seconds else math.nan
 
     def _speed(self) -> str:
@@ -113,7 +113,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+    """Format seconds as h:mm:ss or m:ss."""
     if not math.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)

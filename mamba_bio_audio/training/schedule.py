@@ -1,4 +1,4 @@
-"""Learning rate schedule: linear warm-up, then cosine."""
+"""Learning-rate schedule: linear warm-up, then cosine decay."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mamba_bio_audio.training.config import TrainConfig
 
 
 def learning_rate(step: int, *, steps: int, lr: float, lr_min: float, warmup: float) -> float:
-    """Rate of optimiser step `step` (0-based) of `steps`.
+    """Learning rate of optimiser step `step` (0-based) of `steps`.
 
-    Rises linearly to `lr` over the first `warmup` share of the steps, then follows a half cosine to `lr_min` at the
+    It rises linearly to `lr` over the first `warmup` share of the steps, then follows a half cosine to `lr_min` at the
     last step (Gu & Dao 2023, section E.2.2).
     """
     warmup_steps = round(warmup * steps)
@@ -24,12 +24,12 @@ def learning_rate(step: int, *, steps: int, lr: float, lr_min: float, warmup: fl
 
 
 def rate_after(train: TrainConfig, step: int) -> float:
-    """Rate of the step that follows `step` steps."""
+    """Learning rate of the step that follows `step` steps."""
     return learning_rate(step, steps=train.steps, lr=train.lr, lr_min=train.lr_min, warmup=train.warmup)
 
 
 def move_to(schedule: LambdaLR, step: int) -> None:
-    """Put a schedule and its optimiser where they are after `step` optimiser steps."""
+    """Set a schedule and its optimiser to their state after `step` optimiser steps."""
     schedule.last_epoch = step
     rates = [base * scale(step) for base, scale in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):

@@ -1,8 +1,8 @@
-"""What happens around the optimiser steps, in one fixed order: row, checkpoint, stop, validation, best weights.
+"""Everything around the optimiser steps, in one fixed order: row, checkpoint, stop, validation, best weights.
 
-All of it acts at the end of a whole optimiser step, never inside an accumulation. The row of a step whose validation
-is still to come is saved with the checkpoint, so that a run stopped or killed anywhere, also inside a validation,
-resumes to the same rows, the same best weights and the same end as an uninterrupted one.
+It all happens at the end of a whole optimiser step, never within an accumulation. The row of a step whose validation is
+still to come is saved with the checkpoint, so that a run stopped or killed anywhere, even during a validation, resumes
+to the same rows, the same best weights and the same end as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mamba_bio_audio.training.schedule import move_to
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is no longer a number; what is on disk is from before."""
+    """The loss or its gradient became infinite or NaN; the files on disk are from before."""
 
 
 class Extras(NamedTuple):
@@ -53,20 +53,20 @@ class Extras(NamedTuple):
 
 
 class Steps(L.Callback):
-    """Rows, checkpoints, validations, progress and the end of a training.
+    """Writes rows and checkpoints, validates, shows progress, and ends the training.
 
     Args:
-        config: of the optimisation.
+        config: optimisation settings.
         accumulate: micro-batches per optimiser step.
         out: run folder.
-        valid: validation batches, the same at every call.
+        valid: validation batches, the same at every iteration.
         stop: set by signals.
         progress: what the user sees.
         stages: of the length warm-up, the last one at full length.
         extras: averaging, listening, and a check of the data.
 
     Attributes:
-        warning: what the user should know of the training as a whole, or None.
+        warning: what the user should know about the training as a whole, or None.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Steps(L.Callback):
         extras: Extras = Extras(),
     ) -> None:
         self.warning: str | None = None
-        # First of the rows in succession that are those of a dead network, and how many.
+        # Step of the first of consecutive rows that indicate a dead network, and the number of these rows.
         self._dead_since = self._dead_rows = 0
         self.average, self.listening, self.check_data = extras
         self.config = config
@@ -95,17 +95,17 @@ class Steps(L.Callback):
         self.best_step = 0
         # Validations since the best one.
         self.stale = 0
-        # By the distance of generated audio from recordings.
+        # Least distance of generated audio from recordings.
         self.best_samples = math.inf
         self.best_samples_step = 0
-        # The row of a step that waits for its validation.
+        # The row of a step whose validation is still to come.
         self.row: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
-        # Training loss and count since the last row, over all ranks, for the checkpoint.
+        # Training loss and count since the last row, over all ranks, saved in the checkpoint.
         self._sums = torch.zeros(2, dtype=torch.float64)
 
     def state_dict(self) -> dict[str, Any]:
-        """Best validation, the waiting row, and the training loss since the last row."""
+        """Best validation, unfinished row, and training loss since the last row."""
         return {
             "best": self.best,
             "best_step": self.best_step,
@@ -119,7 +119,7 @@ class Steps(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there, as `TreeCheckpointIO` gives it; taken up when training starts."""
+        """Take over a state from `TreeCheckpointIO`; the rest is restored when training starts."""
         self.best, self.best_step, self.row = state_dict["best"], state_dict["best_step"], dict(state_dict["row"])
         self.stale = state_dict["stale"]
         self.best_samples, self.best_samples_step = state_dict["best_samples"], state_dict["best_samples_step"]
@@ -127,12 +127,12 @@ class Steps(L.Callback):
         self._sums = torch.stack([state_dict["nats"].double(), state_dict["count"].double()])
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remember the module whose sums are saved."""
+        """Keep the module, whose sums are saved."""
         assert isinstance(pl_module, LanguageModelModule)
         self._module = pl_module
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Continue the files, and make up for a validation that was interrupted."""
+        """Continue the files, and make up for an interrupted validation."""
         self.stop.install()
         module = self._module
         if self._restored:
@@ -142,7 +142,7 @@ class Steps(L.Callback):
             table = self.out / "metrics.csv"
             last = metrics.start(table, step - bool(self.row))
             if self._restored and step == self.config.steps and not self.row and not _validated(last, step):
-                # `train.steps` was lowered to where the run stands: its last step is validated after all.
+                # `train.steps` was lowered to the current step, so that step is validated after all.
                 self.row = {
                     "step": step,
                     "tokens": positions_until(self.stages, step),
@@ -155,11 +155,11 @@ class Steps(L.Callback):
         if self.row:
             self._validate(trainer, module)
         self.progress.start()
-        # A row that still waits means that its validation was interrupted.
+        # A row that is still unfinished means that its validation was interrupted again.
         trainer.should_stop = bool(self.row) or trainer.global_step >= self.config.steps or self.exhausted
 
     def _restore(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
-        """Go on after a checkpoint's step, with the optimiser as it was and everything else as it is now configured."""
+        """Continue after a checkpoint's step, with the optimiser as it was and everything else as now configured."""
         restored, step = self._restored, self._restored["step"]
         optimizer = trainer.optimizers[0]
         schedule: Any = trainer.lr_scheduler_configs[0].scheduler
@@ -168,11 +168,11 @@ class Steps(L.Callback):
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": restored["optimizer"], "param_groups": groups})
         move_to(schedule, step)
-        # Lightning counts micro-batches from 0 again; only the number of the step goes on.
+        # Lightning counts micro-batches from 0 again; only the step number continues.
         trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
         if not trainer.is_global_zero:
             return
-        # These are of all ranks or of the first one, which goes on with them.
+        # These belong to all ranks together or to the first one, which continues with them.
         module.train_nats, module.train_count = restored["nats"].double(), restored["count"].long()
         try:
             torch.set_rng_state(restored["random"]["cpu"])
@@ -180,7 +180,7 @@ class Steps(L.Callback):
                 torch.cuda.set_rng_state(restored["random"]["cuda"], module.device)
         except (KeyError, RuntimeError, TypeError) as error:
             raise InputError(
-                f"{self._path('last')}: its random states cannot be used ({error}); start again with --force"
+                f"{self._path('last')}: its random states cannot be used ({error}); start afresh with --force"
             ) from None
 
     def _random_states(self) -> dict[str, torch.Tensor]:
@@ -192,7 +192,7 @@ class Steps(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the last micro-batch of a step: everything else."""
+        """After the last micro-batch of a step, do everything else."""
         if (batch_idx + 1) % self.accumulate:
             return
         config, module, step = self.config, self._module, trainer.global_step
@@ -201,7 +201,7 @@ class Steps(L.Callback):
         log = validate or step % config.log_every == 0
         save = validate or step % config.checkpoint_every == 0 or stopped
         due = self.progress.due()
-        # Only what all ranks do at the same step may be summed over them; what is shown in between is this rank's.
+        # Ranks may be summed only at steps where all of them do so; in between, this rank's loss is shown.
         nats = self._train_nats(trainer, step, everywhere=log or save) if log or save or due else None
         length = length_at(self.stages, step)
         self.progress.step(step, nats if due else None, length if len(self.stages) > 1 else None)
@@ -229,56 +229,56 @@ class Steps(L.Callback):
 
     @property
     def exhausted(self) -> bool:
-        """As many validations in a row as `train.patience` allows were no better than the best."""
+        """Whether `train.patience` validations in a row were no better than the best."""
         return self.config.patience is not None and self.stale >= self.config.patience
 
     def _train_nats(self, trainer: L.Trainer, step: int, everywhere: bool) -> float:
-        """Mean training loss since the last row, of all ranks or of this one; checked, since it will be shown."""
+        """Mean training loss since the last row, of all ranks or this one; checked to be finite before it is shown."""
         module = self._module
         sums = self._add_up(trainer, module) if everywhere else module.train_sums()
         nats = (sums[0] / sums[1].clamp(min=1)).item()
         norm = float(module.grad_norm)
-        # A rank that ended alone would leave the others waiting; they all see it together soon.
+        # A rank that stopped alone would leave the others waiting; soon they all notice together.
         if not (math.isfinite(nats) and math.isfinite(norm)) and (everywhere or trainer.world_size == 1):
             raise NonFiniteLoss(
-                f"at step {step} the training loss is {nats:g} and the norm of its gradient {norm:g}; "
+                f"at step {step} the training loss is {nats:g} and its gradient norm is {norm:g}; "
                 f"lower train.lr and start again"
             )
         return nats
 
     def _look_for_death(self, trainer: L.Trainer, step: int, nats: float) -> None:
-        """Warn once of a network whose answer no longer depends on what it reads, and that no gradient can change."""
+        """Warn once about a network whose output no longer depends on its input and that no gradient can change."""
         model: Any = self._module.model
         labels = getattr(model, "labels", None)
         outputs = len(labels) if labels else model.embedding.weight.shape[0]
         blind = math.log(outputs)
         if not float(self._module.grad_norm):
-            # Also that of a network which knows everything, but its loss is another.
+            # A perfect network has no gradient either, but another loss.
             dead = abs(nats - blind) <= 1e-3 * blind
             found = (
-                f"the loss stands at {nats:.4f} nats, as if all {outputs} {'classes' if labels else 'symbols'} were "
-                f"guessed alike, and its gradient is 0"
+                f"the loss has stayed at {nats:.4f} nats, as if all {outputs} {'classes' if labels else 'symbols'} were "
+                f"guessed with equal probability, and its gradient is 0"
             )
         else:
             dead = _only_bias_learns(model)
-            found = f"nothing but the bias of the output has a gradient, whatever is read (loss {nats:.4f} nats)"
+            found = f"nothing but the output bias has had a gradient, whatever the input (loss {nats:.4f} nats)"
         if not dead:
             self._dead_rows = 0
             return
         self._dead_since = self._dead_since if self._dead_rows else step
         self._dead_rows += 1
-        # A single row may be chance; two are not, and the last one is all that there will be.
+        # A single row may be chance, two are not; and no row follows the last one.
         if self.warning is None and (self._dead_rows > 1 or step == self.config.steps):
             self.warning = (
                 f"since step {self._dead_since:,} {found}: the network is dead. "
                 f"Start again with a lower train.lr (it was {self.config.lr:g}) or a longer train.warmup; if it was dead "
-                f"from the first row on, with lower model.ssm.dt_min and dt_max, or other weights in head.pretrained"
+                f"from the first row on, try lower model.ssm.dt_min and dt_max, or other weights in head.pretrained"
             )
             if trainer.is_global_zero:
                 self.progress.warn(self.warning)
 
     def _check_data(self, trainer: L.Trainer) -> None:
-        """Ask for changed data on the first rank, and end all of them alike."""
+        """Check for changed data on the first rank, and stop all ranks if there are any."""
         problem = None
         if trainer.is_global_zero:
             try:
@@ -290,7 +290,7 @@ class Steps(L.Callback):
             raise InputError(problem)
 
     def _add_up(self, trainer: L.Trainer, module: LanguageModelModule) -> torch.Tensor:
-        """The sums of all ranks, also kept for the checkpoint; all ranks must be here."""
+        """Sum over all ranks, and keep the result for the checkpoint; all ranks must call this."""
         sums = module.train_sums()
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[assignment]
@@ -299,19 +299,19 @@ class Steps(L.Callback):
 
     @staticmethod
     def _rate(trainer: L.Trainer, step: int) -> float:
-        # The scheduler itself has already moved on to the next step.
+        # The scheduler itself has already advanced to the next step.
         schedule: Any = trainer.lr_scheduler_configs[0].scheduler
         return schedule.base_lrs[0] * schedule.lr_lambdas[0](step - 1)
 
     def _validate(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
-        """Validate, complete the waiting row, keep the best weights; or leave the row waiting when stopped."""
+        """Validate, complete the unfinished row, and keep the best weights; if stopped, leave the row unfinished."""
         step = trainer.global_step
         with self._averaged(trainer, module):
             nats = self._validation_nats(trainer, module)
         if nats is None:
             return
         if not math.isfinite(nats):
-            # The last update itself destroyed the weights; neither they nor this row may be kept.
+            # The last update destroyed the weights; neither they nor this row may be kept.
             raise NonFiniteLoss(f"at step {step} the validation loss is {nats:g}; lower train.lr and start again")
         self._check_data(trainer)
         self.row |= metrics.validation_fields(nats)
@@ -327,13 +327,13 @@ class Steps(L.Callback):
         self.stale = 0 if improved else self.stale + 1
         if improved:
             self.best, self.best_step = nats, step
-            # Before `last`, which says that this validation is done.
+            # Before `last`, which records that this validation is done.
             self._save(trainer, "best")
             self._save_weights(trainer, module, "model.safetensors")
         self._save(trainer, "last")
 
     def _listen(self, trainer: L.Trainer, module: LanguageModelModule, step: int) -> float | None:
-        """How far generated audio is from recordings; None where none is generated, also on all but the first rank."""
+        """Distance of generated audio from recordings; None if none is generated, and on all ranks but the first."""
         if self.listening is None or not trainer.is_global_zero:
             return None
         writer = trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
@@ -347,7 +347,7 @@ class Steps(L.Callback):
 
     @contextmanager
     def _averaged(self, trainer: L.Trainer, module: LanguageModelModule) -> Iterator[None]:
-        """The module holds the average of its weights meanwhile, where one is kept."""
+        """Context in which the module holds the average of its weights, if one is kept."""
         if self.average is None:
             yield
             return
@@ -358,13 +358,13 @@ class Steps(L.Callback):
             self.average.on_validation_epoch_end(trainer, module)
 
     def _validation_nats(self, trainer: L.Trainer, module: LanguageModelModule) -> float | None:
-        """Mean nats per scored position over all ranks; None when a signal came before the end."""
+        """Mean nats per scored position over all ranks; None if a signal arrived before the end."""
         sums = torch.zeros(2, dtype=torch.float64, device=module.device)
         module.eval()
         try:
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 for batch in self.valid:
-                    # Ranks must stay together, so only a lone one may leave in the middle.
+                    # Ranks must stay together, so only a single one may leave in the middle.
                     if self.stop.number is not None and trainer.world_size == 1:
                         return None
                     loss_sum, count = module.loss(trainer.strategy.batch_to_device(batch, module.device))
@@ -385,9 +385,9 @@ class Steps(L.Callback):
     def _save(self, trainer: L.Trainer, name: str) -> None:
         wrong = not_finite(dict(self._module.model.named_parameters()))
         if wrong is not None:
-            # The last update itself destroyed the weights; what is on disk is from before.
+            # The last update destroyed the weights; the files on disk are from before.
             step = trainer.global_step
-            raise NonFiniteLoss(f"at step {step} {wrong} is no longer a number; lower train.lr and start again")
+            raise NonFiniteLoss(f"at step {step} {wrong} is infinite or NaN; lower train.lr and start again")
         trainer.save_checkpoint(self._path(name))
 
     def _path(self, name: str) -> Path:
@@ -395,13 +395,13 @@ class Steps(L.Callback):
 
 
 def _only_bias_learns(model: Any) -> bool:
-    """Whether the output's bias is all that has a gradient: what the output reads is then 0 for every input."""
+    """Whether only the output's bias has a gradient: the output layer's input is then 0 for every input."""
     output = getattr(model, "head", getattr(model, "lm_head", None))
     bias = getattr(output, "bias", None)
     if bias is None or bias.grad is None:
         return False
     rest = [p.grad for p in model.parameters() if p is not bias and p.grad is not None]
-    # The largest of them: squares of small numbers would vanish.
+    # The maximum norm, because squares of small numbers would underflow.
     return bool(rest) and not float(nn.utils.get_total_norm(rest, math.inf))
 
 
@@ -410,7 +410,7 @@ def _validated(row: dict[str, str], step: int) -> bool:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights as safetensors, a shared tensor once, under its first name."""
+    """Write the weights as safetensors; a shared tensor is written once, under its first name."""
     seen: set[int] = set()
     tensors = {}
     for name, tensor in model.state_dict().items():

@@ -1,17 +1,17 @@
-"""Exact backpropagation through sequences of any length in memory that does not grow with it.
+"""Exact backpropagation through sequences of any length, in memory that does not grow with the length.
 
     pass 1, no gradient:  s_1 = given;  for c = 1..S:  loss_c, s_(c+1) = F(x_c, s_c)      keep only the states s_c
     pass 2, c = S..1:     F again with gradients;  back from loss_c and, with weight G, from s_(c+1);  G = dL/ds_c
 
-The last chunk keeps its graph from the start: S chunks cost S - 1 forwards more than plain training. Layers that draw
-at random (dropout) draw the same in both passes.
+The last chunk keeps its graph from pass 1, so S chunks cost S - 1 forward passes more than plain training. Random layers
+(dropout) draw the same numbers in both passes.
 
 Every layer carries its whole past in a small state whose gradient it gives (law *split* in `layers/contract.py`), so this
 equals backpropagation through the whole sequence up to the order of summation. Memory is that of one chunk and the S
 states.
 
-It is one autograd function over the parameters: its backward returns their gradients, so accumulation, clipping, hooks,
-scalers and DistributedDataParallel see one ordinary gradient per parameter and step.
+All of this is one autograd function over the parameters, whose backward returns their gradients: accumulation, clipping,
+hooks, scalers and DistributedDataParallel see one ordinary gradient per parameter and step.
 """
 
 from __future__ import annotations
@@ -41,39 +41,42 @@ def streamed_loss(
     truncate: bool = False,
     relay: Relay | None = None,
 ) -> tuple[Tensor, Tensor, Any]:
-    """Loss of a long span, differentiable in the model's parameters, chunk by chunk.
+    """Compute the loss of a long span chunk by chunk, differentiable in the model's parameters.
 
     Args:
-        model: of `constant` layers, called as `model(tokens, state, reset=..., targets=..., logits="none")`.
+        model: model of `constant` layers, called as `model(tokens, state, reset=..., targets=..., logits="none")`.
         tokens: (B, L) symbols.
         targets: (B, L), -100 where nothing is scored.
-        chunk: positions per chunk, T; the last may be shorter. Sets the memory; the result does not depend on it.
-        rows: sequences put through at a time; None is all of them. Sets the memory likewise.
-        state: at the start of the span; taken as given, no gradient flows into it. None means zeros.
-        reset: bool (B, L), a new sequence starts there.
+        chunk: positions per chunk; the last one may be shorter. Determines the memory, but not the result.
+        rows: sequences processed at a time; None for all. Determines the memory, but not the result.
+        state: state at the start of the span; a constant, no gradient flows into it. None means zeros.
+        reset: bool (B, L), a new sequence starts at these positions.
         offload: keep the states between chunks in host memory.
-        truncate: leave out the gradient through the states. Not exact: truncated backpropagation through time.
-        relay: cut every chunk into spans of at most `chunk` positions over the ranks that share the sequence; all of
-            them call with the same tokens, each gets the loss and the gradients of its own spans.
+        truncate: drop the gradient through the states. Not exact: truncated backpropagation through time.
+        relay: divide every chunk into spans of at most `chunk` positions among the ranks that share the sequence; all of
+            them call with the same tokens, and each gets the loss and the gradients of its own spans.
 
     Returns:
         loss_sum (scalar, nats, fp32 or fp64), count (scalar int64) and the state at the end, without gradient; with
-        `relay` at the end of this rank's last span.
+        `relay` the state at the end of this rank's last span.
 
     Raises:
-        InputError: the model has a layer whose state grows with the length or that has none.
+        InputError: the model has a layer whose state grows with the length, or that cannot carry one.
     """
     streaming = getattr(model, "streaming", "none")
     if streaming != "constant":
         raise InputError(
-            f"train.stream_chunk needs a model of layers with a constant state; this one's is {streaming!r}: "
+            f"train.stream_chunk requires layers with a state of constant size (this model's is {streaming!r}); "
             f"set train.stream_chunk=null or choose another mixer"
         )
     if chunk < 1:
         raise InputError(f"train.stream_chunk is {chunk}; choose 1 or more")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if relay is not None and (state is not None or truncate):
-        raise InputError("train.sequence_parallel begins every sequence from nothing, with exact gradients")
+        raise InputError(
+            "train.sequence_parallel starts every sequence from a zero state, with exact gradients; pass neither state "
+            "nor truncate"
+        )
     length = tokens.shape[1]
     if relay is None:
         spans = [(low, min(low + chunk, length)) for low in range(0, length, chunk)]
@@ -104,7 +107,7 @@ def streamed_loss(
 
 
 def has_dropout(model: nn.Module) -> bool:
-    """Whether a layer draws at random in training."""
+    """Whether any layer is random in training."""
     return any(isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules())
 
 
@@ -113,20 +116,20 @@ def _rows(state: Any, group: slice) -> Any:
 
 
 def _joined(states: list[Any]) -> Any:
-    """One state of the states of groups of rows."""
+    """Join the states of groups of rows into one."""
     if len(states) == 1:
         return states[0]
     return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *states)
 
 
 def _run(calls: list[_Call], keep: bool) -> tuple[Tensor, Tensor]:
-    """Pass 1 over all groups of rows; only the last one keeps a graph."""
+    """Run pass 1 over all groups of rows; only the last one keeps its graph."""
     sums = [call.run(keep, graph=keep and call is calls[-1]) for call in calls]
     return torch.stack([loss for loss, _ in sums]).sum(), torch.stack([count for _, count in sums]).sum()
 
 
 class _Call:
-    """One span of some rows: how to run chunk c from a state, and the states at the chunks' starts."""
+    """One span of some rows: runs a chunk from a state, and keeps the states before each chunk."""
 
     def __init__(
         self,
@@ -143,21 +146,21 @@ class _Call:
         self.spans = spans
         self.offload = offload
         self.relay = relay
-        # States come from other ranks, layer by layer, instead of from the chunk before.
+        # With a relay, states come from other ranks, layer by layer, not from the previous chunk.
         self.visits = [] if relay is None else relay.visits(len(spans), offload)
         self.start = state
-        self.starts: list[list[Any]] = []  # leaves of the state before each chunk; none before the first of a sequence
+        self.starts: list[list[Any]] = []  # leaves of the state before each chunk; empty at the start of a sequence
         self.structure: Any = None
         self.final_state: Any = None
         self.last: tuple[Any, list[Tensor]] | None = None  # output of the last chunk, with its graph
         self.draws = model.training and has_dropout(model)
         self.random: list[Any] = []  # state of the generators before each chunk
         device = tokens.device.type
-        # Backward runs outside of the caller's autocast; what is computed again must be the same.
+        # Backward runs outside the caller's autocast, but must compute the same again.
         self.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
     def at(self, number: int) -> AbstractContextManager[None]:
-        """Within it the model runs, forward or backward, on a chunk."""
+        """Context in which the model runs, forward or backward, on a chunk."""
         return nullcontext() if self.relay is None else self.relay.at(self.visits[number])
 
     def chunk(self, number: int, state: Any) -> Any:
@@ -174,7 +177,7 @@ class _Call:
         return out
 
     def run(self, keep: bool, graph: bool) -> tuple[Tensor, Tensor]:
-        """Pass 1: loss and count; `keep` what backward will need, the last chunk's graph too."""
+        """Pass 1: loss and count. `keep` stores what backward will need, `graph` the last chunk's graph too."""
         state, losses, counts = self.start, [], []
         for number in range(len(self.spans)):
             if keep:
@@ -197,7 +200,7 @@ class _Call:
         return torch.stack(losses).sum(), torch.stack(counts).sum()
 
     def differentiable_chunk(self, number: int) -> tuple[Any, list[Tensor]]:
-        """Output of one chunk with its graph, and the leaves of the state before it that gather gradients."""
+        """Output of one chunk with its graph, and the leaves of the preceding state that collect gradients."""
         with torch.enable_grad():
             state, wanted = self._take(number)
             out = self.chunk(number, state)
@@ -207,7 +210,7 @@ class _Call:
             return out, wanted
 
     def again(self, number: int) -> tuple[Any, list[Tensor]]:
-        """`differentiable_chunk` with the numbers that pass 1 drew; the generators are left as they are."""
+        """`differentiable_chunk` with the random numbers of pass 1; the generators are left as they were."""
         if not self.draws:
             return self.differentiable_chunk(number)
         now = _generators(self.tokens.device)
@@ -226,7 +229,7 @@ class _Call:
         return leaves
 
     def _take(self, number: int) -> tuple[Any, list[Tensor]]:
-        """The state before a chunk as leaves that gather gradients, and these leaves."""
+        """The state before a chunk, made of leaves that collect gradients, and these leaves."""
         leaves = self.starts[number]
         if not leaves:
             return None, []
@@ -250,7 +253,7 @@ class _Streamed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, calls: list[_Call], truncate: bool, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         ctx.calls, ctx.truncate = calls, truncate
-        # Saved so that a change of the parameters in place before backward is noticed.
+        # Saved so that autograd notices an in-place change of the parameters before backward.
         ctx.save_for_backward(*parameters)
         loss_sum, count = _run(calls, keep=True)
         ctx.mark_non_differentiable(count)
@@ -261,16 +264,18 @@ class _Streamed(torch.autograd.Function):
     def backward(ctx: Any, g_loss: Tensor, _: Any) -> Any:
         parameters = ctx.saved_tensors
         if not all(call.starts for call in ctx.calls):
-            raise RuntimeError("a streamed loss goes back once, its states are gone then; compute the loss again")
+            raise RuntimeError(
+                "backward() was called twice on a streamed loss, whose states were freed the first time; recompute the loss"
+            )
         totals = _Totals(parameters)
         for call in reversed(ctx.calls):
-            g_state: list[Tensor] = []  # gradient of the state after the chunk at hand
+            g_state: list[Tensor] = []  # gradient of the state after the current chunk
             for number in reversed(range(len(call.spans))):
                 with call.at(number):
                     out, wanted = call.last or call.again(number)
                     call.last = None
                     if call.relay is not None:
-                        # What comes after adds its gradient on the way back, layer by layer.
+                        # The next span adds its gradient on the way back, layer by layer.
                         g_state = [torch.zeros_like(leaf) for leaf in _ends(out)]
                     found = _gradients(out, g_loss, g_state, [*parameters, *wanted])
                 del out
@@ -288,7 +293,7 @@ class _Streamed(torch.autograd.Function):
 
 
 def _gradients(out: Any, g_loss: Tensor, g_state: list[Tensor], inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """Back from the loss of a chunk and from the state after it."""
+    """Gradients of a chunk's loss and of the state after it."""
     outputs, weights = [out.loss_sum], [g_loss]
     if g_state:
         outputs += _ends(out)
@@ -304,14 +309,14 @@ def _ends(out: Any) -> list[Tensor]:
 
 
 class _Totals:
-    """Sums of the parameters' gradients over chunks: many small summands, so never in less than fp32."""
+    """Sums the parameters' gradients over chunks; the terms are many and small, so never in less than fp32."""
 
     def __init__(self, parameters: tuple[Tensor, ...]) -> None:
         self.parameters = parameters
         self.sums: list[Tensor | None] = [None] * len(parameters)
 
     def add(self, found: tuple[Tensor | None, ...]) -> None:
-        """One chunk's gradients."""
+        """Add one chunk's gradients."""
         first, sums, summands = {}, [], []
         for i, gradient in enumerate(found):
             if gradient is None:
@@ -324,14 +329,14 @@ class _Totals:
                 sums.append(total)
                 summands.append(gradient)
         if first:
-            # Copies: two parameters may be given the same storage, or a view.
+            # Copied, because two parameters may be given the same storage, or a view.
             for i, copy in zip(first, torch._foreach_mul(list(first.values()), 1), strict=True):
                 self.sums[i] = copy
         if sums:
             torch._foreach_add_(sums, summands)
 
     def gradients(self) -> list[Tensor | None]:
-        """The totals in the parameters' dtypes."""
+        """The sums, in the parameters' dtypes."""
         return [None if s is None else s.to(p.dtype) for s, p in zip(self.sums, self.parameters, strict=True)]
 
 

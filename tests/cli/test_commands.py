@@ -329,7 +329,7 @@ def test_export_replaces_its_own_folder_only_and_names_scores_of_other_weights(t
     assert mba_command("export", run, "--out", out) == 2
     assert not (out / "tokenizer.json").exists()
     assert mba_command("export", run, "--out", out, "--force") == 0
-    assert capsys.readouterr().err.count("these scores are of other weights") >= 2
+    assert capsys.readouterr().err.count("these scores belong to other weights") >= 2
     assert "perplexity" not in (out / "README.md").read_text()
     assert (out / "tokenizer.json").exists()
     (out / "thesis.txt").write_text("mine")

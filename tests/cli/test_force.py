@@ -143,7 +143,7 @@ def test_the_current_directory_is_kept(
     for here in (run, run / "checkpoints"):
         monkeypatch.chdir(here)
         assert pretrain(fasta, run, "--force") == 2
-        assert "the current directory lies in it" in capsys.readouterr().err
+        assert "contains the current directory" in capsys.readouterr().err
     assert contents(run) == before
 
 
@@ -172,7 +172,7 @@ def test_failed_replacement_puts_the_old_run_back(
     before = contents(run)
     monkeypatch.setattr(machinery, "fit", fail)
     assert pretrain(fasta, run, "--force") == 1
-    assert "out of memory; lower train.micro_batch" in capsys.readouterr().err
+    assert "out of memory; for training, lower train.micro_batch" in capsys.readouterr().err
     assert contents(run) == before
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 

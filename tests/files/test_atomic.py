@@ -33,7 +33,7 @@ def write_half(path: Path, error: BaseException) -> None:
 def test_full_disk_keeps_what_was_there_and_is_one_error(kind, tmp_path):
     path = tmp_path / "good.txt"
     write_text(path, "good")
-    with pytest.raises(OSError, match=r"no space left on the disk; what was there before is kept") as error:
+    with pytest.raises(OSError, match=r"no space left on the disk; the previous contents are kept") as error:
         write_half(path, FULL[kind])
     assert error.value.errno == errno.ENOSPC
     assert error.value.filename == str(path)

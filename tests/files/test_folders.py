@@ -50,9 +50,9 @@ def test_own_folder_is_replaced_only_with_force(tmp_path: Path) -> None:
         (lambda out: (out / MARKER).write_text("{}"), "not marked"),
         (lambda out: (out / MARKER).write_text("[" * 10_000), "not marked"),
         (lambda out: mark(out, TRAIN, ["data/clip.txt"]), "made by mba pretrain"),
-        (lambda out: (out / "thesis.tex").write_text("years"), r"holds thesis.tex, not made by"),
+        (lambda out: (out / "thesis.tex").write_text("years"), r"contains thesis.tex, not made by"),
         (lambda out: (out / "data" / "extra.txt").write_text("x"), r"holds data/extra.txt, not made by"),
-        (lambda out: (out / "data" / "link").symlink_to(out.parent), r"holds data/link, not made by"),
+        (lambda out: (out / "data" / "link").symlink_to(out.parent), r"contains data/link, not made by"),
         (lambda out: ((out / "a").write_text(""), (out / "b").write_text("")), r"holds a and 1 more"),
     ],
     ids=["no marker", "other json", "deep json", "other command", "foreign file", "deep foreign file", "link", "two"],
@@ -104,7 +104,7 @@ def test_inputs_and_the_current_directory_are_never_inside(tmp_path: Path, monke
         monkeypatch.chdir(here)
         for out in (tmp_path / "out", tmp_path / "link", Path("."), Path("..") / here.name):
             if Path(os.path.realpath(out)) in (here, *here.parents):
-                with pytest.raises(InputError, match=r"current directory lies in it"):
+                with pytest.raises(InputError, match=r"contains the current directory"):
                     check_outside(out, [])
 
 

@@ -37,5 +37,5 @@ def test_nothing_from_elsewhere(tmp_path):
     os.mkfifo(folder / "pipe")
     (folder / "folder").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(InputError, match="not a file"):
+        with pytest.raises(InputError, match="not a regular file"):
             inside(folder, name)

@@ -16,7 +16,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files.tensors import _check_sum, load_tree, save_tree
+from mamba_bio_audio.files.tensors import _checksum, load_tree, save_tree
 
 
 def same(a: Any, b: Any) -> bool:
@@ -46,7 +46,7 @@ def crafted(path: Path, text: str, tensors: dict[str, Any] | None = None, data: 
     with contextlib.suppress(Exception):
         plain = json.dumps(tensors).encode()
         loaded = load(struct.pack("<Q", len(plain)) + plain + data)
-    metadata = {"tree": f"{_check_sum(text, loaded)} {text}"}
+    metadata = {"tree": f"{_checksum(text, loaded)} {text}"}
     header = json.dumps({"__metadata__": metadata, **(tensors or {})}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
     return path
@@ -204,7 +204,7 @@ def test_hostile_files_end_in_one_message(tmp_path, name):
         load_tree(path, remedy="start again")
     with pytest.raises(InputError) as found:
         load_tree(path)
-    assert "check sum" not in str(found.value)
+    assert "checksum" not in str(found.value)
 
 
 def test_files_that_are_something_else(tmp_path):
@@ -270,5 +270,5 @@ def test_a_description_too_long_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("mamba_bio_audio.files.tensors.MOST_TEXT", 100)
     with pytest.raises(InputError, match="101 characters"):
         load_tree(crafted(tmp_path / "t", " " * 100 + "1"))
-    with pytest.raises(TypeError, match="characters beside its tensors"):
+    with pytest.raises(TypeError, match="characters besides its tensors"):
         save_tree(tmp_path / "u", "x" * 200)

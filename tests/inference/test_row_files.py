@@ -212,7 +212,9 @@ def test_rows_on_a_full_disk(model, whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", full_open)
     monkeypatch.setattr(module, "_SAVE_EVERY_S", 0.0)
-    with pytest.raises(OSError, match=r"No space left on device; what was sampled is kept: make room.*--resume"):
+    with pytest.raises(
+        OSError, match=r"No space left on device; everything sampled so far is kept. Free some space.*--resume"
+    ):
         sample(files, model)
     monkeypatch.undo()
     assert files.path(0).stat().st_size == BLOCK

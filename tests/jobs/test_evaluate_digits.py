@@ -218,7 +218,9 @@ def test_scores_of_before_the_recogniser_name_the_way_out(tmp_path) -> None:
     (tmp_path / "sc09").mkdir()
     before = {"judge": {}, "recognised": {"threshold": 0.99, "shares": {}}}
     (tmp_path / "sc09" / "metrics.json").write_text(json.dumps(before))
-    with pytest.raises(InputError, match="not as this program wrote it; evaluate with --metrics sc09 again"):
+    with pytest.raises(
+        InputError, match="damaged or changed since this program wrote it; evaluate with --metrics sc09 again"
+    ):
         judged_samples(tmp_path)
 
 

@@ -130,7 +130,7 @@ def test_report_on_something_else_is_one_error(run, tmp_path, capsys):
     assert "not a run folder" in capsys.readouterr().err
     (run / "evaluate-test.json").write_text("{}")
     assert mba("report", run) == 2
-    assert "evaluate-test.json: not as this program wrote it" in capsys.readouterr().err
+    assert "evaluate-test.json: damaged or changed since this program wrote it" in capsys.readouterr().err
     assert not (run / "report.html").exists()
 
 
@@ -171,7 +171,7 @@ def test_damaged_files_of_a_run_are_one_error_of_its_export(name, text, run, tmp
     save_weights(build_model(config.model, seed=0), run / "model.safetensors")
     (run / name).write_text(text)
     assert mba("export", run, "--out", tmp_path / "hub") == 2
-    assert "not as this program wrote it; restore" in capsys.readouterr().err
+    assert "damaged or changed since this program wrote it; restore" in capsys.readouterr().err
     assert not (tmp_path / "hub").exists()
 
 
@@ -237,7 +237,7 @@ def test_pictures_are_those_that_an_evaluation_drew(run, capsys):
         (lambda path: path.symlink_to(secret), "leads out of"),
         (lambda path: path.symlink_to(run / "foreign.png"), "a link"),
         (lambda path: path.write_text(SECRET), "not a PNG"),
-        (lambda path: path.mkdir(), "not a file"),
+        (lambda path: path.mkdir(), "not a regular file"),
     ]:
         own = run / "own.png"
         own.rmdir() if own.is_dir() else own.unlink()
@@ -374,7 +374,7 @@ def test_report_leaves_out_scores_of_other_weights(run, capsys):
     assert "Markov order 2" not in resumed
     assert "1.3000 nats" not in resumed
     assert mba("export", run, "--out", run.parent / "hub") == 0
-    assert capsys.readouterr().err.count("these scores are of other weights; the model card leaves them out") == 2
+    assert capsys.readouterr().err.count("these scores belong to other weights; the model card leaves them out") == 2
     assert "3.6693" not in (run.parent / "hub" / "README.md").read_text()
 
 

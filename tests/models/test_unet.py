@@ -438,7 +438,7 @@ def test_config_sashimi_stages_begin_with_the_centre():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pools": (4, 1)}, "2 frames or more"),
+        ({"pools": (4, 1)}, "at least 2 frames"),
         ({"pools": ()}, "at least 1 item"),
         ({"stages": [{}] * 3}, "3 entries, but 2 pools with blocks on the way down make 5 stages"),
         ({"stages": [{}] * 5, "down_blocks": False}, "without blocks on the way down make 3 stages"),
@@ -498,12 +498,12 @@ def test_attention_samples_and_resumes_bit_for_bit():
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([{"mixer": "transformer"}, {}, {}, {}, {}], "centre only, stage 2"),
+        ([{"mixer": "transformer"}, {}, {}, {}, {}], "only at the centre, stage 2"),
         (
             [{}, {}, {"mixer": "transformer", "attention": {"heads": 3}}, {}, {}],
-            "multiple of 6, and the centre's is 32",
+            "multiple of 6, and the centre has 32",
         ),
-        ([{}, {}, {"attention": {}}, {}, {}], "is of mixer transformer"),
+        ([{}, {}, {"attention": {}}, {}, {}], "requires mixer=transformer"),
     ],
 )
 def test_attention_where_it_cannot_be(stages, message):

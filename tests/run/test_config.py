@@ -172,7 +172,7 @@ def test_mappings_and_lists_of_sections(tmp_path):
         ("data.contigs=[a #b, c]", "not valid YAML"),
         ("data.contigs=[&x a, *x]", "anchors"),
         ("data.contigs=[!!python/object:os.system a]", "tags"),
-        ("data.weights={a: 1, a: 2}", "stands twice"),
+        ("data.weights={a: 1, a: 2}", "duplicate key"),
         ("train.length_warmup.3.steps=1", "train.length_warmup: "),
         ("train.steps.x=1", "is '1000', not a section"),
         ("train..steps=1", "write it as key=value"),
@@ -211,7 +211,7 @@ def test_recipes_insert_nothing_and_run_nothing(tmp_path, monkeypatch):
     for text, message in [
         ("train: {lr: &x 1e-3, lr_min: *x}\n", "line 3: anchors"),
         ("description: !!python/object/apply:os.getcwd []\n", "line 3: tags"),
-        ("description: a\ndescription: b\n", "line 4: the key 'description' stands twice"),
+        ("description: a\ndescription: b\n", "line 4: duplicate key 'description'"),
         ("train: {lr: '${oc.env:SECRET}'}\n", "train.lr"),
     ]:
         recipe.write_text(head + text)

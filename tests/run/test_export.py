@@ -178,7 +178,7 @@ def test_scores_of_other_weights_are_left_out_and_named(scored, tmp_path):
     card = (tmp_path / "again" / "README.md").read_text()
     assert "1.2500" not in card
     assert "3.5000" not in card
-    assert card.count("left out, because the scores are of other weights") == 2
+    assert card.count("left out, because the scores belong to other weights") == 2
 
 
 def test_scores_without_a_hash_are_quoted_as_unknown(scored):

@@ -243,7 +243,7 @@ def test_what_it_refuses():
         GraphedLoss(nn.Sequential(nn.Dropout(0.1)))
     GraphedLoss(nn.Sequential(nn.Dropout(0.0)))
     for other in ("train.stream_chunk=64", "train.devices=2"):
-        with pytest.raises(InputError, match="cuda_graph records whole steps"):
+        with pytest.raises(InputError, match="cuda_graph=true requires whole steps"):
             load_config("dna/tiny", ["data.path=.", "train.cuda_graph=true", other])
 
 

@@ -83,12 +83,12 @@ def test_positions_per_micro_batch_are_constant():
     [
         ([{"length": 16}], "either epochs or steps"),
         ([{"length": 16, "steps": 1, "epochs": 1}], "either epochs or steps"),
-        ([{"length": 24, "steps": 1}], "each divide length"),
-        ([{"length": 64, "steps": 1}], "each divide length"),
-        ([{"length": 128, "steps": 1}], "each divide length"),
-        ([{"length": 32, "steps": 1}, {"length": 16, "steps": 1}], "must rise"),
-        ([{"length": 16, "steps": 1}, {"length": 16, "steps": 1}], "must rise"),
-        ([{"length": 16, "steps": 15}, {"length": 32, "steps": 5}], "nothing is left at full length"),
+        ([{"length": 24, "steps": 1}], "proper divisor of length"),
+        ([{"length": 64, "steps": 1}], "proper divisor of length"),
+        ([{"length": 128, "steps": 1}], "proper divisor of length"),
+        ([{"length": 32, "steps": 1}, {"length": 16, "steps": 1}], "must increase"),
+        ([{"length": 16, "steps": 1}, {"length": 16, "steps": 1}], "must increase"),
+        ([{"length": 16, "steps": 15}, {"length": 32, "steps": 5}], "none are left at full length"),
     ],
 )
 def test_impossible_stages_are_refused(stages, message):
@@ -102,9 +102,9 @@ def test_sequences_shorter_than_the_devices_that_share_them_are_refused():
 
 
 def test_epochs_that_take_every_step_are_refused():
-    with pytest.raises(InputError, match=r"takes 25 steps \(25 at 16\) of train.steps 20.*raise train.steps to more"):
+    with pytest.raises(InputError, match=r"takes 25 steps \(25 at 16\) and train.steps is 20.*raise train.steps above"):
         length_stages(config({"length": 16, "epochs": 1}), lambda length: 800)
-    with pytest.raises(InputError, match="no training window of length 16"):
+    with pytest.raises(InputError, match="no window of length 16"):
         length_stages(config({"length": 16, "epochs": 1}), lambda length: 0)
 
 

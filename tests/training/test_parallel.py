@@ -213,7 +213,7 @@ def test_spans_of_all_ranks_are_the_sequence():
         assert joined[-1][1] == length
         assert all(a[1] == b[0] for a, b in itertools.pairwise(joined))
         assert all(1 <= high - low <= chunk + 1 for low, high in joined)
-        with pytest.raises(InputError, match="sequence has 1 positions"):
+        with pytest.raises(InputError, match="sequence has only 1 positions"):
             relay.spans(1, 4)
 
 

@@ -39,7 +39,7 @@ def test_a_dead_network_is_told_once_with_what_to_lower(tmp_path, capsys):
     output, error = capsys.readouterr()
     assert error.count("the network is dead") == 1
     assert error.count("lower train.lr (it was 10)") == 1
-    assert "as if all 16 symbols were guessed alike, and its gradient is 0" in error
+    assert "as if all 16 symbols were guessed with equal probability, and its gradient is 0" in error
     summary = json.loads(output)
     assert summary["warning"] in error
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["result"]["warning"] == summary["warning"]
@@ -99,7 +99,7 @@ def test_a_dead_classifier_is_told_though_its_bias_goes_on_learning(tmp_path, ca
 
     monkeypatch.setattr(machinery, "begin", begin_dead)
     told = classify("dead")
-    assert told.count("nothing but the bias of the output has a gradient") == 1
+    assert told.count("nothing but the output bias has had a gradient") == 1
     assert "the network is dead. Start again with a lower train.lr" in told
 
 

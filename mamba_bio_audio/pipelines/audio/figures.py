@@ -1,4 +1,4 @@
-"""Pictures of sound."""
+"""Figures of audio: waveforms and spectrograms."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mamba_bio_audio.files import atomic_path
 
 
 def spectrograms(clips: Sequence[tuple[str, NDArray[np.floating]]], rate_hz: int, out: Path) -> None:
-    """Waveform above spectrogram (dB below the clip's loudest point) of each clip, side by side.
+    """Draw each clip's waveform above its spectrogram (dB below the clip's loudest point), clips side by side.
 
     Args:
-        clips: (title, samples in [-1, 1]).
-        rate_hz: of all of them.
-        out: PNG to write.
+        clips: (title, samples in [-1, 1]) of each clip.
+        rate_hz: sample rate of all clips.
+        out: PNG file to write.
     """
     from matplotlib.figure import Figure
     from scipy.signal import spectrogram

@@ -1,12 +1,12 @@
-"""How far generated audio is from recordings by the statistics of short frames, without labels or a judge.
+"""Distance of generated audio from recordings, by the statistics of short frames, without labels or a judge.
 
     frame     32 mel bands over 64 ms in units of 10 dB down to -80 dB, and their change since the frame before (32 ms)
     distance  Frechet distance of the generated clips' frames and the recordings' (`pipelines/frechet.py`)
 
-It answers whether the clips have the loudness, the spectrum and the short-time change of the recordings, at the cost of
-generating a few of them; so it can be asked at every validation. It misleads about everything longer than two frames:
-words, notes, rhythm; a model that copies its recordings scores best. Few clips make it noisy and larger: compare values
-of one run, with one number of clips, only.
+It tells whether the clips have the loudness, spectrum and short-time change of the recordings. It costs only the
+generation of a few clips, so it is affordable at every validation. It misleads about everything longer than two frames:
+words, notes, rhythm; and a model that copies its recordings scores best. With few clips it is noisy and too large:
+compare only values of one run with the same number of clips.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _FRAME_S = 0.064
 
 
 def frames(clips: Sequence[NDArray[np.float32]], rate_hz: int) -> NDArray[np.float64]:
-    """Frames (n, 64) of clips in [-1, 1], each of one sample or more."""
+    """Frames (n, 64) of clips in [-1, 1], each at least one sample long."""
     from torchaudio.transforms import MelSpectrogram
 
     size = 1 << round(np.log2(_FRAME_S * rate_hz))
-    # At low rates the lowest bands are narrower than a frequency bin, and always empty.
+    # At low sample rates the lowest bands are narrower than a frequency bin, and always empty.
     spectrum = MelSpectrogram(
         rate_hz, n_fft=size, hop_length=size // 2, n_mels=_MELS, power=2, normalized=True, pad_mode="constant"
     )
@@ -40,6 +40,6 @@ def frames(clips: Sequence[NDArray[np.float32]], rate_hz: int) -> NDArray[np.flo
 
 
 def frame_distance(generated: NDArray[np.float64], recorded: NDArray[np.float64]) -> float:
-    """Distance of two sets of frames, of one frame or more each."""
-    # One frame has a mean and no spread; so has the same frame twice.
+    """Frechet distance between two sets of frames, each of at least one frame."""
+    # A single frame has a mean but no spread, just like the same frame twice.
     return frechet_distance(*(np.repeat(part, 2, 0) if len(part) == 1 else part for part in (generated, recorded)))

@@ -116,7 +116,7 @@ def check_replaceable(out: Path, maker: Maker) -> None:
     if foreign:
         more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
         raise InputError(
-            f"{out}: contains {foreign[0]}{more}, not made by mba {maker.command}, which --force would delete; move it "
+            f"{out}: holds {foreign[0]}{more}, not made by mba {maker.command}, which --force would delete; move it "
             "away, or choose another --out"
         )
 

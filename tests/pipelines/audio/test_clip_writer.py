@@ -144,7 +144,7 @@ def test_force_keeps_foreign_files_in_a_folder(tmp_path) -> None:
     sampled(tmp_path, "standard", "many", num_samples=1)
     assert len(list((tmp_path / "many").glob("*.flac"))) == 1
     (tmp_path / "many" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"contains thesis\.txt, not made by mba sample"):
+    with pytest.raises(InputError, match=r"holds thesis\.txt, not made by mba sample"):
         sampled(tmp_path, "standard", "many")
     assert (tmp_path / "many" / "thesis.txt").read_text() == "mine"
 

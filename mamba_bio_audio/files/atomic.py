@@ -61,7 +61,7 @@ def check_folder(out: Path) -> None:
     """
     for place in (out, *out.parents):
         if place.exists() and not place.is_dir():
-            raise InputError(f"{place}: a file, not a folder; choose another --out")
+            raise InputError(f"{place} is a file, not a folder; choose another --out")
 
 
 def write_text(path: Path, text: str) -> None:

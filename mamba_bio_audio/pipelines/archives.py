@@ -1,4 +1,4 @@
-"""Reading archives that somebody else made: within a stated size, and never outside the folder that is given."""
+"""Reads archives from untrusted sources: within a size limit, and never writing outside the given folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import IO, Any, cast
 
 from mamba_bio_audio.errors import InputError
 
-# Far above every published set that is read here; Speech Commands unpacks to 4 GB, YouTubeMix to half of one.
+# Far above every published data set that is read here: Speech Commands unpacks to 4 GB, YouTubeMix to half a GB.
 MAX_UNPACKED_BYTES = 64 * 10**9
-# More than any header or clip has; tarfile reads the headers into memory at once, whatever size they claim.
+# More than any header or clip has; tarfile reads whole headers into memory, whatever size they claim.
 _MAX_READ_BYTES = 128 << 20
 _PACKED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 class _Bounded:
-    """The unpacked bytes of a tar archive, which refuses to give very many at once."""
+    """The unpacked bytes of a tar archive; refuses to return very many at once."""
 
     def __init__(self, source: Path) -> None:
         with source.open("rb") as file:
@@ -48,23 +48,23 @@ class _Bounded:
 
 
 def check_unpacked(source: Path, unpacked_bytes: int, limit_bytes: int) -> None:
-    """Refuse an archive that unpacks to more than is allowed.
+    """Refuse an archive that unpacks to more than the limit.
 
     Raises:
-        InputError: it does.
+        InputError: it unpacks to more.
     """
     if unpacked_bytes > limit_bytes:
         raise InputError(
-            f"{source}: unpacks to {unpacked_bytes:,} bytes or more, and {limit_bytes:,} are allowed; if the archive is "
-            "what it should be, raise --max-unpacked-gb"
+            f"{source}: unpacks to {unpacked_bytes:,} bytes or more, but only {limit_bytes:,} are allowed; if the archive "
+            "is genuine, raise --max-unpacked-gb"
         )
 
 
 def tar_members(source: Path, limit_bytes: int) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """Name, size in bytes and contents of every ordinary file in a tar archive, packed or not, in its order.
+    """Yield name, size in bytes and contents of every ordinary file in a tar archive, compressed or not, in its order.
 
     Raises:
-        InputError: damaged, or unpacking to more than `limit_bytes`.
+        InputError: the archive is damaged, or unpacks to more than `limit_bytes`.
     """
     with (
         _readable(source, "tar"),
@@ -73,31 +73,31 @@ def tar_members(source: Path, limit_bytes: int) -> Iterator[tuple[str, int, IO[b
     ):
         total = 0
         for member in archive:
-            # A sparse member states more than the archive holds of it.
+            # A sparse member states a larger size than it has in the archive.
             total += member.size
             check_unpacked(source, max(total, member.offset_data + member.size), limit_bytes)
             stream = archive.extractfile(member) if member.isfile() else None
             if stream is not None:
                 yield member.name.removeprefix("./"), member.size, stream
-        # A damaged header ends the members early; reading on finds the wrong checksum.
+        # A damaged header ends the list of members early; reading to the end detects the wrong checksum.
         while archive.fileobj is not None and archive.fileobj.read(1 << 20):
             check_unpacked(source, archive.fileobj.tell(), limit_bytes)
 
 
 def unpack_zip(source: Path, folder: Path, limit_bytes: int) -> None:
-    """Unpack a zip archive into a folder; names that lead out of it are cut to lie inside.
+    """Unpack a zip archive into a folder; names that lead out of it are changed to stay inside.
 
     Raises:
-        InputError: damaged, encrypted, unpacking to more than `limit_bytes`, or to more than fits on the disk.
+        InputError: the archive is damaged or encrypted, or unpacks to more than `limit_bytes` or the free disk space.
     """
     with _readable(source, "zip"), zipfile.ZipFile(source) as archive:
-        # No member gives more bytes than it states: reading stops there, and the checksum is wrong then.
+        # No member yields more bytes than it states: reading stops there, and then the checksum is wrong.
         total = sum(member.file_size for member in archive.infolist())
         check_unpacked(source, total, limit_bytes)
         free = shutil.disk_usage(folder).free
         if total > free:
             raise InputError(
-                f"{source}: unpacks to {total:,} bytes, and {free:,} are free in {folder.parent}; make room"
+                f"{source}: unpacks to {total:,} bytes, but only {free:,} are free in {folder.parent}; free some space"
             )
         archive.extractall(folder)
 
@@ -109,12 +109,12 @@ def _readable(source: Path, kind: str) -> Iterator[None]:
     except InputError as error:
         raise error if str(error).startswith(str(source)) else InputError(f"{source}: {error}") from None
     except zipfile.BadZipFile as error:
-        raise InputError(f"{source}: not a whole zip archive ({error}); download it again") from None
-    # RuntimeError: encrypted; NotImplementedError: packed in an unknown way.
+        raise InputError(f"{source}: not a complete zip archive ({error}); download it again") from None
+    # RuntimeError: encrypted; NotImplementedError: unknown compression.
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError, UnicodeError) as error:
         raise InputError(f"{source}: not a readable {kind} archive ({error}); download it again") from None
     except OSError as error:
-        # What has a number is the system's word about the disk; damaged bzip2 and gzip data have none.
+        # Errors of the disk have a number; those of damaged bzip2 and gzip data have none.
         if error.errno is not None:
             raise
         raise InputError(f"{source}: not a readable {kind} archive ({error}); download it again") from None

@@ -1,4 +1,4 @@
-"""Downloads that resume and are verified: the file is either complete and checked, or not there.
+"""Downloads that resume and are verified: the file is either complete and checked, or absent.
 
     done = download(url, Path("data/hg38.fa.gz"), hashes={"md5": "1c9dca..."}, progress=progress)
 
@@ -51,13 +51,13 @@ class Patience(NamedTuple):
 
 
 class Downloaded(NamedTuple):
-    """A complete, verified file, and what to write about it in a manifest (`_asdict`)."""
+    """A complete, verified file, with the facts that a manifest records (`_asdict`)."""
 
-    url: str | None  # None for a file that was already at hand
+    url: str | None  # None for a file that was already there
     path: str
     size_bytes: int
     sha256: str
-    checked: tuple[str, ...]  # of "size", "gzip" and the names of the published hashes
+    checked: tuple[str, ...]  # what was checked: "size", "gzip", and the names of the published hashes
 
 
 def download(
@@ -74,7 +74,7 @@ def download(
 
     Args:
         url: http or https address.
-        path: file to make; its folder is made too.
+        path: file to create, together with its folder.
         size: published size in bytes.
         hashes: published hashes, {"md5": hex} or any other name that hashlib knows.
         gzip: check the file as gzip; None: when its name ends in .gz or .bgz.
@@ -82,11 +82,11 @@ def download(
         patience: how often and how long to try.
 
     Raises:
-        InputError: a wrong address or local file; the message says what to do.
-        NetworkError: the server cannot be reached, keeps breaking off, or gives other bytes than those published.
+        InputError: the address or the local file is wrong; the message says what to do.
+        NetworkError: the server cannot be reached, keeps disconnecting, or sends other bytes than those published.
     """
     if not re.match(r"https?://[^/]", url):
-        raise InputError(f"{url}: not an http or https address; use a file at hand instead (--from)")
+        raise InputError(f"{url}: not an http or https address; use a local file instead (--from)")
     if "@" in urlsplit(url).netloc:
         # The address is printed and kept in manifests; it is not repeated here either.
         raise InputError("the address holds a user name or password; download the file yourself and give it as --from")
@@ -103,12 +103,12 @@ def verify(
     """Check a local file as `download` would.
 
     Raises:
-        InputError: it cannot be read, or is not what was published.
+        InputError: it cannot be read, or is not the published file.
     """
     try:
         sha256, problem = _check(path, size, dict(hashes or {}), _is_gzip(path) if gzip is None else gzip)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
     if problem:
         raise InputError(f"{path}: {problem}; remove the file to download it again, or give another one")
     return Downloaded(
@@ -117,7 +117,7 @@ def verify(
 
 
 class _Retry(Exception):
-    """An attempt that failed and may be repeated."""
+    """An attempt failed and may be repeated."""
 
     def __init__(self, reason: str, wait_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -125,7 +125,7 @@ class _Retry(Exception):
 
 
 class _Fetch:
-    """One download: the partial file, what is known of it, and the attempts to complete it."""
+    """One download: its partial file, what is known about that, and the attempts to complete it."""
 
     def __init__(
         self,
@@ -166,12 +166,12 @@ class _Fetch:
                 break
             self._drop()
             if self.resumed:
-                # The two halves may be of different files; the whole from one connection settles it.
+                # The two parts may belong to different files; a download in one piece settles it.
                 self.resumed = False
                 continue
             raise NetworkError(
-                f"{self.url}: what the server sent is not the published file: {problem}. It was discarded; "
-                "use another source (--url) or a file at hand (--from)"
+                f"{self.url}: the server did not send the published file: {problem}. It was discarded; "
+                "use another source (--url) or a local file (--from)"
             )
         size_bytes = self._have()
         os.replace(self.part, self.path)
@@ -186,12 +186,12 @@ class _Fetch:
         self.note.unlink(missing_ok=True)
 
     def _known(self) -> dict[str, Any]:
-        """What the partial file is, as far as it is worth continuing; otherwise it is dropped."""
+        """The note about the partial file if it can be continued; otherwise the partial file is deleted."""
         known: Any = None
         if self._have():
             with suppress(OSError, ValueError):
                 known = json.loads(self.note.read_text(encoding="utf-8"))
-        # Without a validator only a check of the whole can tell that both halves are of one file.
+        # Without a validator, only a check of the whole can tell whether both parts belong to one file.
         sound = isinstance(known, dict) and known.get("url") == self.url
         if sound and (known.get("validator") or self.hashes or self.gzip):
             return dict(known)
@@ -228,29 +228,29 @@ class _Fetch:
                 ) from None
             raise InputError(
                 f"{self.url}: HTTP {error.code} {error.reason}; check the address, or use another source (--url) or a "
-                "file at hand (--from)"
+                "local file (--from)"
             ) from None
         except (http.client.InvalidURL, UnicodeError) as error:
-            raise InputError(f"{self.url}: not an address ({error})") from None
+            raise InputError(f"{self.url}: not a valid address ({error}); correct it") from None
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             raise _Retry(str(getattr(error, "reason", None) or error) or type(error).__name__) from None
 
     def _accept(self, status: int, headers: Message, have: int, known: dict[str, Any]) -> tuple[int, int | None]:
-        """Where the answer's bytes begin, and the size of the whole file if the server says it."""
+        """Position in the file of the answer's first byte, and the size of the whole file if the server states it."""
         if headers.get("Content-Encoding", "identity") != "identity":
             coding = headers["Content-Encoding"]
             raise InputError(
                 f"{self.url}: the server encodes the file as {coding}; get it yourself and give it as --from"
             )
         etag = headers.get("ETag", "")
-        # A weak tag does not promise equal bytes.
+        # A weak tag does not guarantee equal bytes.
         validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
         length = headers.get("Content-Length", "")
         if status == 206:
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
             if match is None or int(match[1]) != have or validator != known.get("validator"):
                 self._drop()
-                raise _Retry("the server continued with another file or at another place")
+                raise _Retry("the server continued with another file or at another position")
             start, total = have, None if match[2] == "*" else int(match[2])
             self.resumed = True
         elif status == 200:
@@ -261,8 +261,8 @@ class _Fetch:
             raise InputError(f"{self.url}: HTTP {status} instead of a file; check the address")
         if self.size is not None and total is not None and total != self.size:
             raise NetworkError(
-                f"{self.url}: the server's file has {total:,} bytes, the published one {self.size:,}; use another source "
-                "(--url) or a file at hand (--from)"
+                f"{self.url}: the server's file has {total:,} bytes, but the published one has {self.size:,}; use another "
+                "source (--url) or a local file (--from)"
             )
         closed = total is None and headers.get("Transfer-Encoding", "") != "chunked"
         if closed and self.size is None and not self.hashes and not self.gzip:
@@ -314,7 +314,7 @@ def _checked(size: int | None, hashes: Mapping[str, str] | None, gzip: bool) -> 
 
 
 def _check(path: Path, size: int | None, hashes: dict[str, str], gzip: bool) -> tuple[str, str | None]:
-    """SHA-256 of a file, and what is wrong with it if anything; one reading."""
+    """SHA-256 of a file, and what is wrong with it, if anything; reads the file once."""
     found = {name: hashlib.new(name) for name in {"sha256", *hashes}}
     members = _Gzip() if gzip else None
     with open(path, "rb") as file:
@@ -327,14 +327,14 @@ def _check(path: Path, size: int | None, hashes: dict[str, str], gzip: bool) -> 
     problem = members.problem() if members is not None else None
     for name, published in hashes.items():
         if found[name].hexdigest() != published.lower():
-            problem = f"its {name} is {found[name].hexdigest()}, the published one {published}"
+            problem = f"its {name} is {found[name].hexdigest()}, but the published one is {published}"
     if size is not None and read != size:
-        problem = f"it has {read:,} bytes, the published one {size:,}"
+        problem = f"it has {read:,} bytes, but the published one has {size:,}"
     return found["sha256"].hexdigest(), problem
 
 
 class _Gzip:
-    """Checks a gzip file as it passes: every member whole, with its checksum (RFC 1952)."""
+    """Checks a gzip file fed in pieces: every member must be complete and match its checksum (RFC 1952)."""
 
     def __init__(self) -> None:
         self.member: Any = None
@@ -346,17 +346,17 @@ class _Gzip:
         self.head = self.head or data[:16]
         while data and self.wrong is None:
             if self.member is None:
-                # Zeros after the last member are padding, as of tapes.
+                # Zeros after the last member are padding, as on tapes.
                 data = data.lstrip(b"\0") if self.members else data
                 if not data:
                     return
                 self.member = zlib.decompressobj(wbits=31)
             try:
-                # In pieces, so that no input takes more memory than that.
+                # In pieces of limited size, so that no input can exhaust the memory.
                 while len(self.member.decompress(data, _CHUNK_BYTES)) == _CHUNK_BYTES or self.member.unconsumed_tail:
                     data = self.member.unconsumed_tail
             except zlib.error as error:
-                self.wrong = f"damaged gzip ({error}); it begins with {self.head!r}"
+                self.wrong = f"damaged gzip ({error}), beginning with {self.head!r}"
                 return
             data = b""
             if self.member.eof:
@@ -364,9 +364,9 @@ class _Gzip:
                 self.members += 1
 
     def problem(self) -> str | None:
-        """What is wrong once everything has passed, or None."""
+        """What is wrong, once the whole file has been fed; None if nothing is."""
         if self.wrong is not None:
             return self.wrong
         if self.member is not None:
-            return "the gzip data are cut off"
+            return "the gzip data are truncated"
         return None if self.members else "it is empty, not gzip"

@@ -1,4 +1,4 @@
-"""The words that people write for training, validation and test, and what each of them means in one data set."""
+"""The words that people use for training, validation and test, and what each means within a data set."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SPLIT_ALIASES = {
     "development": "valid",
     "testing": "test",
 }
-# Some mean validation by it, others test; it is read only where the rest of the data leaves one meaning.
+# Some mean validation, others test; accepted only if the rest of the data leaves a single meaning.
 AMBIGUOUS = ("eval", "evaluation")
-# Words of one meaning; a data set that uses two of these kinds means something by it that we do not know.
+# Words with the same meaning; if a data set uses two of these sets, we do not know what it means.
 _VALIDATION = ({"val", "valid", "validation"}, {"dev", "devel", "development"}, set(AMBIGUOUS))
 
 
@@ -30,14 +30,14 @@ def is_split_word(text: str) -> bool:
 
 
 def split_meanings(words: Mapping[str, str], remedy: str = "write train, valid or test") -> dict[str, str]:
-    """From every word that a data set uses for splits to the split it means.
+    """Map every word that a data set uses for splits to the split that it means.
 
     Args:
-        words: the word as written -> where it stands first.
+        words: word as written -> where it occurs first.
         remedy: what to do about a word that is refused.
 
     Raises:
-        InputError: a word that names no split, or one that could mean two.
+        InputError: a word does not name a split, or could mean two.
     """
     lower = {word: word.strip().lower() for word in words}
     for word, place in words.items():
@@ -50,22 +50,22 @@ def split_meanings(words: Mapping[str, str], remedy: str = "write train, valid o
     first = [found[0] for found in used if found]
     if len(first) > 1:
         raise InputError(
-            f"{words[first[1]]}: split {first[1]!r}, and {first[0]!r} at {words[first[0]]}: it is not clear which of them "
+            f"{words[first[1]]}: split {first[1]!r}, but {first[0]!r} at {words[first[0]]}, so it is unclear which of them "
             f"is validation; {remedy}"
         )
     meant = {word: SPLIT_ALIASES.get(short, short) for word, short in lower.items()}
     if used[2]:
         if "test" not in meant.values():
             raise InputError(
-                f"{words[used[2][0]]}: split {used[2][0]!r} could mean validation or test, and nothing else in the data is "
-                f"called test; {remedy}"
+                f"{words[used[2][0]]}: split {used[2][0]!r} could mean validation or test, because nothing else in the data "
+                f"is called test; {remedy}"
             )
         meant |= dict.fromkeys(used[2], "valid")
     return meant
 
 
 def without_split_word(name: str) -> tuple[str, str] | None:
-    """(rest, word) of a name one part of which is a split word, as `human` and `train` of human_train; else None."""
+    """(rest, word) of a name that contains one split word, like `human` and `train` for human_train; else None."""
     parts = re.split(r"[._\-\s]+", name)
     words = [part for part in parts if is_split_word(part)]
     if len(words) != 1:
@@ -74,11 +74,11 @@ def without_split_word(name: str) -> tuple[str, str] | None:
 
 
 def refuse_split_names(names: Iterable[str], where: str, remedy: str) -> None:
-    """Refuse classes that are called after splits: `train` and `test`, or `human_train` and `human_test`.
+    """Refuse classes that are named after splits: `train` and `test`, or `human_train` and `human_test`.
 
     Args:
-        names: of the classes, taken from files, folders or keys.
-        where: that the names come from.
+        names: names of the classes, taken from files, folders or keys.
+        where: where the names come from.
         remedy: what to do instead.
     """
     seen: dict[str, tuple[str, str]] = {}
@@ -92,5 +92,6 @@ def refuse_split_names(names: Iterable[str], where: str, remedy: str) -> None:
         other, before = seen.setdefault(rest, (name, word))
         if before != word:
             raise InputError(
-                f"{where}: {other!r} and {name!r} are one class in two splits by their names, not two classes. {remedy}"
+                f"{where}: judging by their names, {other!r} and {name!r} are one class in two splits, not two classes. "
+                f"{remedy}"
             )

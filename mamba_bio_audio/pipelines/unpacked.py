@@ -1,9 +1,9 @@
-"""How much a compressed file may unpack to.
+"""Limits how much a compressed file may unpack to.
 
-A few megabytes of gzip can hold terabytes of one letter. Whatever unpacks a file here counts the bytes that come out, and
-stops with a message when they are more than any real data set has: more than a terabyte (the largest genomes have 0.16),
-or more than 1 GB and 200 times the packed size (DNA packs four- to fivefold). `$MAMBA_BIO_AUDIO_MAX_UNPACKED_GB`, or
-`--max-unpacked-gb` of a command, sets another limit in gigabytes instead of both.
+A few megabytes of gzip can hold terabytes of one letter. Everything here that unpacks a file counts the unpacked bytes,
+and stops with a message if there are more than any real data set has: more than a terabyte (the largest genomes have
+0.16), or more than both 1 GB and 200 times the compressed size (DNA compresses four- to fivefold).
+`$MAMBA_BIO_AUDIO_MAX_UNPACKED_GB`, or a command's `--max-unpacked-gb`, replaces both limits by one in gigabytes.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from mamba_bio_audio.errors import InputError
 VARIABLE = "MAMBA_BIO_AUDIO_MAX_UNPACKED_GB"
 GB = 10**9
 MAX_BYTES, FREE_BYTES, MAX_RATIO = 1000 * GB, GB, 200
-# A table or a list that is held in memory as a whole.
+# Limit for a table or list that is held in memory as a whole.
 MAX_TABLE_BYTES = 4 * GB
 _PIECE_BYTES = 1 << 20
 
 
 class Unpacked:
-    """Counts what one compressed file unpacks to.
+    """Checks how much one compressed file unpacks to.
 
     Args:
-        path: of the file, for messages.
-        packed_bytes: its size; None where it cannot be known (standard input): the ratio is not looked at.
-        most_bytes: a smaller limit than that of the module, for what is held in memory.
+        path: path of the file, for messages.
+        packed_bytes: its compressed size; None if unknown (standard input), in which case the ratio is not checked.
+        most_bytes: a smaller limit than the module's, for contents held in memory.
     """
 
     def __init__(self, path: str | os.PathLike[str], packed_bytes: int | None, most_bytes: int | None = None) -> None:
@@ -43,25 +43,25 @@ class Unpacked:
         self.limit = chosen if chosen is not None else min(MAX_BYTES, most_bytes or MAX_BYTES, ratio)
 
     def check(self, total_bytes: int) -> None:
-        """Refuse a file of which so many bytes have come out.
+        """Refuse the file if it has unpacked to too many bytes.
 
         Raises:
-            InputError: they are too many.
+            InputError: `total_bytes` exceeds the limit.
         """
         if total_bytes > self.limit:
             raise InputError(
-                f"{self.path}: unpacks to more than {self.limit / GB:,.6g} GB, far more than such a file holds. Check "
-                f"where it comes from; if it is sound, allow more with --max-unpacked-gb of mba prepare, or with "
-                f"{VARIABLE}=GIGABYTES."
+                f"{self.path}: unpacks to more than {self.limit / GB:,.6g} GB, far more than such a file holds; check "
+                f"where it comes from. If it is sound, allow more with --max-unpacked-gb of mba prepare, or with "
+                f"{VARIABLE}=GIGABYTES"
             )
 
 
 class Unpacking(gzip.GzipFile):
-    """A gzip stream of which no more comes out than is allowed.
+    """A gzip stream that unpacks to no more than is allowed.
 
     Args:
         packed: the compressed file; left open.
-        unpacked: what is allowed.
+        unpacked: the limit.
     """
 
     def __init__(self, packed: IO[bytes], unpacked: Unpacked) -> None:
@@ -76,10 +76,10 @@ class Unpacking(gzip.GzipFile):
 
 @contextmanager
 def open_packed(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A plain or gzip file, recognised by content, as bytes; for tables and lists.
+    """Open a plain or gzip file, recognised by content, for reading bytes; for tables and lists.
 
     Raises:
-        InputError: while it is read, if it unpacks to more than a table holds.
+        InputError: during reading, if it unpacks to more than a table may hold.
         OSError, EOFError, zlib.error: it cannot be read, or is damaged.
     """
     with open(path, "rb") as handle:
@@ -92,10 +92,10 @@ def open_packed(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def read_packed(path: str | os.PathLike[str]) -> bytes:
-    """Contents of a file, unpacked if it is gzip, for tables and lists that are held in memory.
+    """Read a file, unpacked if it is gzip; for tables and lists that are held in memory.
 
     Raises:
-        InputError: it unpacks to more than a table holds.
+        InputError: it unpacks to more than a table may hold.
         OSError, EOFError, zlib.error: it cannot be read, or is damaged.
     """
     with open_packed(path) as handle:
@@ -104,7 +104,7 @@ def read_packed(path: str | os.PathLike[str]) -> bytes:
 
 @contextmanager
 def unpacking_at_most(gigabytes: float | None) -> Iterator[None]:
-    """Set the limit for a block of code, also for processes started in it; None changes nothing."""
+    """Set the limit for a block of code and the processes started in it; None changes nothing."""
     before = os.environ.get(VARIABLE)
     if gigabytes is not None:
         os.environ[VARIABLE] = repr(gigabytes)
@@ -126,5 +126,5 @@ def _chosen() -> int | None:
     except ValueError:
         gigabytes = math.nan
     if not 0 < gigabytes < math.inf:
-        raise InputError(f"{VARIABLE}={text}: give a number of gigabytes above 0.")
+        raise InputError(f"{VARIABLE}={text}: not a size; give a number of gigabytes above 0")
     return round(gigabytes * GB)

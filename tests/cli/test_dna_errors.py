@@ -46,11 +46,11 @@ def fasta(tmp_path: Path) -> Path:
 BAD_FILES = {
     "missing": (None, r"no such file or folder"),
     "empty": (b"", "the file is empty"),
-    "not FASTA": (b"hello\n", "This is not FASTA"),
-    "duplicate names": (b">a\nACGT\n>a\nACGT\n", "record 'a' was already there at line 1"),
+    "not FASTA": (b"hello\n", "this is not FASTA"),
+    "duplicate names": (b">a\nACGT\n>a\nACGT\n", "duplicate record 'a', first seen at line 1"),
     "empty record": (b">a\n>b\nACGT\n", "record 'a' at line 1 is empty"),
-    "letters": (b">a\nAC!T\n", "position 3 .counted from 1.: '!' is no sequence letter"),
-    "ragged": (b">a\nACGT\nAC\nACGT\n", "All lines of a record but its last must have one length"),
+    "letters": (b">a\nAC!T\n", "position 3 .counted from 1.: '!' is not a sequence letter"),
+    "ragged": (b">a\nACGT\nAC\nACGT\n", "all lines of a record but the last must have the same length"),
     "protein": (b">a\nMKVLAAGIVGLPNLELFQERFIL\n", "those of a protein"),
 }
 
@@ -90,7 +90,7 @@ def test_truncated_files(fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "truncated or damaged" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert mba("pretrain", "dna/tiny", *sets(f"data.path={packed}"), "--out", tmp_path / "out") == 2
-    assert "`mba prepare genome p.fa.gz --out DIR` recompresses it" in capsys.readouterr().err
+    assert "`mba prepare genome p.fa.gz --out DIR`, which recompresses it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -288,7 +288,7 @@ def test_reset_is_refused_where_the_pools_do_not_allow_it():
     reset[0, 6] = True
     with pytest.raises(InputError, match=r"row 0 at position 6.*here at position 2 and"):
         model(symbols(20), state, reset=reset)
-    with pytest.raises(InputError, match=r"bool \(B, L\) = \(2, 20\)"):
+    with pytest.raises(InputError, match=r"bool of shape \(B, L\) = \(2, 20\)"):
         model(symbols(20), reset=reset[:1])
 
 

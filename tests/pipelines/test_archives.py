@@ -99,7 +99,9 @@ def test_zip_over_the_limit(tmp_path: Path) -> None:
             archive.writestr(name, bytes(1 << 20))
     folder = tmp_path / "out"
     folder.mkdir()
-    with pytest.raises(InputError, match=r"bomb.zip: unpacks to 3,145,728 bytes or more, and 2,097,152 are allowed"):
+    with pytest.raises(
+        InputError, match=r"bomb.zip: unpacks to 3,145,728 bytes or more, but only 2,097,152 are allowed"
+    ):
         unpack_zip(path, folder, 2 << 20)
     assert list(folder.iterdir()) == []
     unpack_zip(path, folder, 3 << 20)
@@ -114,7 +116,7 @@ def test_zip_that_states_less_than_it_holds(tmp_path: Path) -> None:
     data = path.read_bytes().replace((3 << 20).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     path.write_bytes(data)
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="not a whole zip archive"):
+    with pytest.raises(InputError, match="not a complete zip archive"):
         unpack_zip(path, tmp_path / "out", 1 << 20)
     assert all(file.stat().st_size <= 1000 for file in (tmp_path / "out").iterdir())
 

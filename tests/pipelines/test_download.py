@@ -257,10 +257,10 @@ def test_a_weak_tag_promises_no_equal_bytes(server, tmp_path):
 
 def test_download_of_wrong_bytes_leaves_nothing(server, tmp_path):
     server.content = b"x" + CONTENT[1:]
-    with pytest.raises(NetworkError, match=f"not the published file: its md5 is .*, the published one {MD5}"):
+    with pytest.raises(NetworkError, match=f"did not send the published file: its md5 is .*, the published one {MD5}"):
         fetch(server, tmp_path / "file.bin", hashes={"md5": MD5})
     assert names(tmp_path) == []
-    with pytest.raises(NetworkError, match="has 300,000 bytes, the published one 299,999"):
+    with pytest.raises(NetworkError, match="has 300,000 bytes, but the published one has 299,999"):
         fetch(server, tmp_path / "file.bin", size=299_999)
     assert names(tmp_path) == []
 
@@ -381,7 +381,9 @@ def test_download_on_a_full_disk(server, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module, "open", lambda *arguments: Full(real(*arguments)), raising=False)
-    with pytest.raises(OSError, match=r"No space left on device; make room and run the same command again") as error:
+    with pytest.raises(
+        OSError, match=r"No space left on device; free some space and run the same command again"
+    ) as error:
         fetch(server, tmp_path / "file.bin")
     assert error.value.errno == errno.ENOSPC
     assert len(server.requests) == 1
@@ -427,7 +429,7 @@ def test_verify_a_file_at_hand(tmp_path):
     assert verify(path, hashes={"md5": MD5.upper()}).checked == ("md5",)
     with pytest.raises(InputError, match=r"file.bin: its md5 is .*remove the file"):
         verify(path, hashes={"md5": "0" * 32})
-    with pytest.raises(InputError, match="the published one 3"):
+    with pytest.raises(InputError, match="the published one has 3"):
         download("http://127.0.0.1:1/x", path, size=3)
     with pytest.raises(InputError, match="cannot be read"):
         verify(tmp_path / "none")

@@ -174,7 +174,7 @@ def test_scores_of_other_weights_are_left_out_and_named(scored, tmp_path):
     assert model.config.data.kind == "dna"
     notes = export(model, tmp_path / "again")
     assert len(notes) == 2
-    assert all("of other weights" in note for note in notes)
+    assert all("belong to other weights" in note for note in notes)
     card = (tmp_path / "again" / "README.md").read_text()
     assert "1.2500" not in card
     assert "3.5000" not in card
@@ -189,4 +189,4 @@ def test_scores_without_a_hash_are_quoted_as_unknown(scored):
     model = mba.load(scored)
     assert len(scores_of_other_weights(model)) == 2
     card = model_card(model)
-    assert "perplexity 3.5000 (which weights these scores are of is not recorded)" in card
+    assert "perplexity 3.5000 (it is not recorded which weights these scores belong to)" in card

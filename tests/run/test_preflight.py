@@ -43,7 +43,7 @@ def test_what_no_machine_holds_is_refused_by_every_command(overrides, tmp_path):
         lambda: train(impossible, tmp_path / "run", Session("cpu")),
     ):
         with pytest.raises(
-            InputError, match=r"takes at least [\d,.e+]+ GiB, and this machine has [\d,.]+ GiB free; lower"
+            InputError, match=r"takes at least [\d,.e+]+ GiB, but this machine has only [\d,.]+ GiB free; lower"
         ):
             command()
     assert not list(tmp_path.iterdir())
@@ -95,7 +95,7 @@ def test_memory_of_this_machine(monkeypatch, tmp_path):
 
 def test_a_gpu_is_asked_for_its_own_memory(monkeypatch):
     monkeypatch.setattr(preflight.torch.cuda, "mem_get_info", lambda number: (1 << 20, 1 << 30))
-    with pytest.raises(InputError, match=r"the GPU has 0\.0 GiB free"):
+    with pytest.raises(InputError, match=r"the GPU has only 0\.0 GiB free"):
         check_fits(config(), "cuda")
 
 

@@ -1,4 +1,4 @@
-"""Ordinary gzip to BGZF: the same text in blocks that can be read at random positions (SAM specification, section 4.1)."""
+"""Converts ordinary gzip to BGZF, whose blocks can be read at random positions (SAM specification, section 4.1)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.pipelines.unpacked import Unpacked, Unpacking
 
-# Small, because BgzfWriter copies all it holds for every block of 65,536 bytes.
+# Small, because BgzfWriter copies everything it holds for every block of 65,536 bytes.
 _CHUNK_BYTES = 1 << 19
 
 
 def is_ordinary_gzip(path: Path) -> bool:
-    """Whether a file is gzip, but not BGZF; by its first bytes."""
+    """Whether a file is gzip but not BGZF, judging by its first bytes."""
     with path.open("rb") as file:
         head = file.read(18)
     return head[:2] == b"\x1f\x8b" and not (len(head) == 18 and head[3] & 4 and head[12:14] == b"BC")
@@ -30,12 +30,12 @@ def recompress(source: Path, target: Path, progress: Callable[[int, int | None],
     """Write the text of a gzip file as BGZF, atomically.
 
     Args:
-        source: gzip of either kind; every checksum in it is verified on the way.
-        target: file to make, ending in .gz.
-        progress: called with (compressed bytes read, compressed bytes in all).
+        source: gzip file of either kind; every checksum in it is verified.
+        target: file to create, ending in .gz.
+        progress: called with (compressed bytes read, compressed bytes in total).
 
     Raises:
-        InputError: `source` is cut off or damaged, or unpacks to far more than a FASTA file holds.
+        InputError: `source` is truncated or damaged, or unpacks to far more than a FASTA file holds.
     """
     with writing(target) as write, reading(source, progress) as read:
         while data := read(_CHUNK_BYTES):
@@ -46,7 +46,7 @@ def recompress(source: Path, target: Path, progress: Callable[[int, int | None],
 def reading(
     source: Path, progress: Callable[[int, int | None], None] | None = None
 ) -> Iterator[Callable[[int], bytes]]:
-    """A function that gives the next so many bytes of text of a plain or gzip file; checks of gzip included."""
+    """Yield a function that returns the next bytes of text of a plain or gzip file, verifying gzip checksums."""
     total = os.path.getsize(source)
     with source.open("rb") as raw:
         packed = raw.peek(2)[:2] == b"\x1f\x8b"
@@ -57,7 +57,7 @@ def reading(
                 data = text.read(count)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise InputError(
-                    f"{source}: damaged gzip ({error}); the file is truncated or damaged, fetch it again"
+                    f"{source}: damaged gzip ({error}): the file is truncated or damaged; download it again"
                 ) from None
             if progress is not None:
                 progress(raw.tell(), total)
@@ -68,16 +68,16 @@ def reading(
 
 @contextmanager
 def writing(target: Path) -> Iterator[Callable[[bytes], None]]:
-    """A function that appends text to a BGZF file, which appears when all of it is there."""
+    """Yield a function that appends text to a BGZF file, which appears once it is complete."""
     with atomic_path(target) as temporary, temporary.open("wb") as out:
-        # Into a file object of ours, whose end and errors are seen.
+        # A file object of our own, so that its end and errors are noticed.
         writer = BgzfWriter(fileobj=out)
         try:
             yield writer.write
             writer.flush()
         except RuntimeError:
-            # A block that deflate makes longer: nothing written in a few letters.
-            raise InputError(f"{target}: there is no text in it; give a FASTA file") from None
+            # Deflate made a block longer, which never happens to text of a few letters.
+            raise InputError(f"{target}: the input is not text; give a FASTA file") from None
         # `close` would close `out` too; the empty block marks the end.
         out.write(_END)
         out.flush()

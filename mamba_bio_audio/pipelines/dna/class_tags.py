@@ -1,6 +1,6 @@
-"""What labelled data say about their splits: a column of a table, a tag of a FASTA header, the name of a file or folder.
+"""Splits named in labelled data: by a table column, a tag in a FASTA header, or the name of a file or folder.
 
->chr1 split=train        also written Split:, and with set, subset, fold or partition instead of split
+>chr1 split=train        also written Split:, or with set, subset, fold or partition instead of split
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from collections.abc import Iterable, Mapping
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.split_names import SPLIT_ALIASES, is_split_word, split_meanings
 
-# `split` first: beside it the others count only where they contradict it.
+# `split` comes first: beside it, the others matter only if they contradict it.
 SPLIT_KEYS = ("split", "set", "subset", "fold", "partition")
-REMEDY = "name train, valid or test everywhere, or ignore what the data say with data.split=draw"
+REMEDY = "name train, valid or test everywhere, or ignore the splits in the data with data.split=draw"
 _TIGHT = re.compile(rf"(?<![\w-])({'|'.join(SPLIT_KEYS)})[=:]([^\s;,|\]\"']+)", re.IGNORECASE)
-# With blanks or quotes around it only a word that is a split counts: headers are free text.
+# With blanks or quotes around it, only a word that names a split counts, because headers are free text.
 _LOOSE = re.compile(rf"(?<![\w-])({'|'.join(SPLIT_KEYS)})\s*[=:]\s*[\"']?([^\s;,|\]\"']+)", re.IGNORECASE)
 
 
 def tags_of(header: str) -> dict[str, str]:
-    """Every tag of a header that may name a split: {"split": "train"}; keys in lower case, values as written."""
+    """Tags of a header that may name a split, like {"split": "train"}; keys in lower case, values as written."""
     loose = {key.lower(): value for key, value in _LOOSE.findall(header) if is_split_word(value)}
     return loose | {key.lower(): value for key, value in _TIGHT.findall(header)}
 
 
 def splits_of(said: Iterable[tuple[str, Mapping[str, str]]], what: str, remedy: str = REMEDY) -> list[str | None]:
-    """The split of each record or row, all None where nothing names one.
+    """The split of each record or row; all None if none names a split.
 
     Args:
-        said: (where, tags) of each; `where` is file and line, tags are key -> value, values may be empty.
-        what: they are, in words.
-        remedy: what to do about what is refused.
+        said: (where, tags) of each; `where` is file and line, tags are key -> value, and values may be empty.
+        what: plural name of the records or rows.
+        remedy: what to do if they are refused.
 
     Raises:
-        InputError: some name a split and others do not, or what one says is unknown, ambiguous or contradicts itself.
+        InputError: some name a split and others do not, or a name is unknown, ambiguous or contradictory.
     """
     words: list[str | None] = []
     named: dict[str, str] = {}
@@ -51,21 +51,21 @@ def splits_of(said: Iterable[tuple[str, Mapping[str, str]]], what: str, remedy: 
         count = sum(word is not None for word in words)
         word, where = next(iter(named.items()))
         raise InputError(
-            f"{count:,} of {len(words):,} {what} name a split ({where}: {word}) and {len(words) - count:,} do not "
+            f"{count:,} of {len(words):,} {what} name a split ({where}: {word}), but {len(words) - count:,} do not "
             f"({silent}); {remedy}"
         )
     return [None if word is None else meant[word] for word in words]
 
 
 def _word(tags: Mapping[str, str], where: str, remedy: str) -> str | None:
-    """The word for the split among the tags of one record or row; None where they are empty."""
+    """The word for the split among the tags of one record or row; None if they are empty."""
     tags = {key: value for key, value in tags.items() if value}
     if not tags:
         return None
     words = {key: value for key, value in tags.items() if is_split_word(value)}
     if "split" not in tags and not words:
         key, value = next(iter(tags.items()))
-        raise InputError(f"{where}: {key}={value} names no split; {remedy}")
+        raise InputError(f"{where}: {key}={value} does not name a split; {remedy}")
     key = "split" if "split" in tags else next(iter(words))
     for other, value in words.items():
         if key in words and _meaning(value) != _meaning(tags[key]):

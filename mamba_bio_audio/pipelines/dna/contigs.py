@@ -1,11 +1,11 @@
 """Names of chromosomes: aliases, primary contigs, and regions.
 
-`chr1`, `1`, `NC_000001.11` and `CM000663.2` are one sequence. Names are compared through the tables here, never by
-guessing from lengths. Accessions carry the version of the assembly: one of GRCh37 never stands for GRCh38's. Plain
-names (`chr1`, `1`, `chrM`, `MT`) stand for each other in any assembly. (UCSC's hg19 calls another mitochondrion chrM
-than GRCh37's MT: NC_001807.4.)
+`chr1`, `1`, `NC_000001.11` and `CM000663.2` are the same sequence. Names are compared only through the tables here,
+never guessed from lengths. Accessions carry the version of the assembly: one of GRCh37 never stands for GRCh38's. Plain
+names (`chr1`, `1`, `chrM`, `MT`) are interchangeable in any assembly. (In UCSC's hg19, chrM is another mitochondrion,
+NC_001807.4, than GRCh37's MT.)
 
-Regions are written `record:start-end`, 1-based with the end included, as genome browsers do; inside the library spans
+Regions are written `record:start-end`, 1-based with the end included, as in genome browsers; within the library, spans
 are 0-based half-open.
 """
 
@@ -33,24 +33,24 @@ def _accessions() -> dict[str, tuple[str, str]]:
 # Accession -> assembly and plain name of the chromosome.
 ACCESSIONS = _accessions()
 
-# Parts of an assembly beside its chromosomes, by name.
+# Names of parts of an assembly other than its chromosomes.
 _SECONDARY = re.compile(
     # UCSC: alternative loci, patches, haplotypes, unlocalised and unplaced scaffolds, decoys, heterochromatin of the fly.
     r".*_(alt|fix|hap\d*|random|decoy|unloc\w*|unplaced\w*)(_.*)?|(chr)?Un(_.+)?|chrU(extra)?|chr\w+Het|"
     # Decoys, HLA alleles and viruses of the analysis sets.
     r"hs3[78]d\d.*|HLA-.+|chrEBV|EBV|NC_007605(\.\d+)?|"
-    # Rice's unplaced ones; the fly's, and its ribosomal scaffold.
+    # Unplaced scaffolds of rice and of the fly, and the fly's ribosomal scaffold.
     r"chrSy|2110000\d{8}|rDNA|"
-    # Ensembl: patches, haplotypes. NCBI: scaffolds, and those of GenBank by the letters that it gives to them.
+    # Ensembl: patches, haplotypes. NCBI: scaffolds, and those of GenBank by its prefixes.
     r".+_PATCH|HSCHR.+|CHR_.+|(NT|NW)_\d+(\.\d+)?|(GL|KI|KB|KE|KK|KL|KN|KQ|KV|KZ|ML|JH|MU|DS|CH|GG)\d{6}(\.\d+)?|"
     # Contigs of whole-genome shotgun projects.
     r"[A-Z]{4}\d{8,10}(\.\d+)?|[A-Z]{6}\d{9,11}(\.\d+)?|"
-    # As assemblers call them.
+    # Names that assemblers give.
     r"((un)?placed[-_]?)?((super[-_]?)?scaffold|contig|ctg|tig|unitig|node|unplaced|unlocali[sz]ed|unassigned|unanchored|unmapped)"
     r"([-_|.]?\d.*|[-_|.].+)?",
     re.IGNORECASE,
 )
-# Mitochondria and plastids, by name: of UCSC, Ensembl, the model organisms, and the accessions of those known here.
+# Names of mitochondria and plastids: UCSC, Ensembl, model organisms, and known accessions.
 _ORGANELLE = re.compile(
     r"(chr)?(M|MT|Mito|MtDNA|Pt|Pltd|C)(_(maternal|paternal|mat|pat))?|(dmel_)?mitochondri(on|al)(_genome)?|"
     r"(chr_?)?(mitochondri(on|al?)|chloroplast|plastid|apicoplast)|[A-Za-z0-9]+_(API|MIT)(_v[\d.]+)?|"
@@ -58,7 +58,7 @@ _ORGANELLE = re.compile(
     r"J01415\.\d+|CP068254\.\d+",
     re.IGNORECASE,
 )
-# What a header says after the name, at NCBI and at Ensembl.
+# Header text after the name, at NCBI and Ensembl.
 _SECONDARY_TITLE = re.compile(
     r"\b(unplaced|unlocali[sz]ed)\b.*\b(scaffold|contig|sequence)|\bgenomic patch\b|\balternate (locus|loci|haplotype)\b|"
     r"\bALT_REF_LOCI|\b(NOVEL|FIX)_PATCH\b|\bdna(_rm|_sm)?:(super)?(contig|scaffold)\b|\bPATCH_(FIX|NOVEL)\b|\bHAP(LOTYPE)?$",
@@ -69,25 +69,25 @@ _ORGANELLE_TITLE = re.compile(
     r"\bchromosome[:= ]+(MT|mitochondri\w+)\b|\b(mitochondrial|apicoplast|plastid)_chromosome\b",
     re.IGNORECASE,
 )
-# Of NCBI and ENA, Ensembl, SGD, and VEuPathDB.
+# Headers of NCBI and ENA, Ensembl, SGD, and VEuPathDB.
 _CHROMOSOME_TITLE = re.compile(r"\bchromosome[:= ](?![:= ]*(MT\b|mitochondri))|\bSO=chromosome\b", re.IGNORECASE)
 _CHROMOSOME = re.compile(
     # 1, chr2L, chrXVI, chr3B, chr1H; chr1_MATERNAL of a diploid assembly.
     r"((chr)?_?(\d{1,3}[A-Z]?|[WXYZ]|[IVX]+)|chromosome.*|SUPER_\w+)(_(maternal|paternal|mat|pat))?|"
     # Linkage groups; Brassica's A01; SL4.0ch01 of the tomato; Pf3D7_01_v3.
     r"(chr)?LG_?\w{1,4}|(chr)?[A-D]\d\d|\w+(\.\d)?ch\d\d|[A-Za-z0-9]+_\d\d_v[\d.]+|"
-    # Gm01 of the soy bean, Bd1: the initials of a species.
+    # Gm01 of the soya bean, Bd1: the initials of a species.
     r"(?-i:[A-Z][a-z]_?\d{1,2})",
     re.IGNORECASE,
 )
 _ACCESSION = re.compile(r"(NC|AC)_\d{6}\.\d+|(CM|CP)\d{6}\.\d+")
-# A genome has no more; where there are more of them than of chromosomes, they are a collection.
+# No genome has more; a file with more organelles than chromosomes is a collection of organelles.
 _MOST_ORGANELLES = 2
 _REGION = re.compile(r"(.+):(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})-(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})", re.ASCII)
 
 
 class Region(NamedTuple):
-    """`record:start-end` as written: 1-based, end included; None where only the record is given."""
+    """`record:start-end` as written: 1-based, end included; start and end are None if only the record is given."""
 
     record: str
     start: int | None
@@ -104,28 +104,28 @@ def parse_region(text: str) -> Region:
 
 
 def same_sequence(first: str, second: str) -> bool:
-    """Do two names mean one chromosome by the tables?"""
+    """Whether two names mean the same chromosome according to the tables."""
     (assembly, name), (other_assembly, other_name) = _identity(first), _identity(second)
     return name == other_name and (not assembly or not other_assembly or assembly == other_assembly)
 
 
 def primary(names: Iterable[str], titles: Iterable[str] | None = None) -> list[str]:
-    """Chromosomes and what cannot be told from them.
+    """Names of the chromosomes, and of records that cannot be distinguished from them.
 
-    Alternative loci, patches, unplaced and unlocalised scaffolds, decoys, viruses, mitochondria and plastids are left out
-    where there are chromosomes beside them, by their names or headers; an assembly of scaffolds only, or a collection of
-    organelles, is kept whole. Of accessions the headers tell which is an organelle.
+    Alternative loci, patches, unplaced and unlocalised scaffolds, decoys, viruses, mitochondria and plastids, recognised
+    by names or headers, are left out if there are chromosomes beside them; an assembly of scaffolds only, or a collection
+    of organelles, is kept as a whole. For accessions the headers tell which are organelles.
 
     Args:
-        names: of the records of one file.
-        titles: what follows the names in their headers, in the same order.
+        names: names of the records of one file.
+        titles: text after the names in their headers, in the same order.
     """
     names = list(names)
     about = dict(zip(names, titles if titles is not None else [""] * len(names), strict=True))
     organelles = {name for name in names if _is_organelle(name, about[name])}
     parts = [name for name in names if not _is_secondary(name, about[name])]
     kept = [name for name in parts if name not in organelles]
-    # An accession may be anything's.
+    # An accession alone may belong to anything.
     told = [name for name in kept if _is_chromosome(name, about[name])]
     if not told and not any(_ACCESSION.fullmatch(name) for name in kept):
         return names
@@ -134,24 +134,24 @@ def primary(names: Iterable[str], titles: Iterable[str] | None = None) -> list[s
 
 
 def _is_secondary(name: str, title: str) -> bool:
-    """Is a record by name or header a part beside the chromosomes?"""
+    """Whether a record, judging by name or header, is a part other than a chromosome."""
     return bool(_SECONDARY.fullmatch(name) or _SECONDARY_TITLE.search(title))
 
 
 def _is_organelle(name: str, title: str) -> bool:
     if _ORGANELLE.fullmatch(name):
         return True
-    # A chromosome may carry a gene that is called mitochondrial.
+    # The header of a chromosome may mention a mitochondrial gene.
     return bool(_ORGANELLE_TITLE.search(title)) and not _CHROMOSOME_TITLE.search(title)
 
 
 def _is_chromosome(name: str, title: str) -> bool:
-    """Is a record a chromosome by what it is called, or by what its header says?"""
+    """Whether a record is a chromosome, judging by its name or header."""
     return name in ACCESSIONS or bool(_CHROMOSOME.fullmatch(name) or _CHROMOSOME_TITLE.search(title))
 
 
 def _identity(name: str) -> tuple[str, str]:
-    """Assembly, empty where the name does not tell, and plain name of the chromosome."""
+    """Assembly (empty if the name does not tell it) and plain name of the chromosome."""
     if name in ACCESSIONS:
         return ACCESSIONS[name]
     bare = name[3:] if name[:3].lower() == "chr" and len(name) > 3 else name

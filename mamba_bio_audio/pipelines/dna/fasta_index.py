@@ -1,13 +1,14 @@
-"""Indexes of FASTA and 2bit files, kept in a cache that is the user's own.
+"""Indexes of FASTA and 2bit files, kept in a private cache.
 
-What `fasta_scan` and `twobit` find is kept in one file per genome in the user's cache (`cache_folder`), a folder that no
-other user may enter. Nothing is written beside the data, and an index found there (`.fai`, `.gzi`, `.mba.npz`) is never
-read: whoever made it, it cannot change a count, a checksum or a base. Where no such folder can be had, indexes live in
-memory and are built again by the next command.
+The results of `fasta_scan` and `twobit` are kept in one file per genome in the user's cache (`cache_folder`), a folder
+that no other user may enter. Nothing is written beside the data, and an index found there (`.fai`, `.gzi`, `.mba.npz`)
+is never read, so whoever made it cannot change a count, a checksum or a base. If no such folder is available, indexes
+are kept in memory and the next command builds them again.
 
-An index is taken from the cache only if its file belongs to this user and is whole, its numbers fit each other, and the
-genome is the file that it was made from: of the same size, time of last change and sampled blocks. A genome whose status
-changed since (it was moved, or linked, or its times were set by hand) is hashed in whole and must give the same SHA-256.
+An index is taken from the cache only if its file belongs to this user and is complete, its numbers are consistent, and
+the genome is the file that it was made from: with the same size, time of last change and sampled blocks. A genome whose
+status has changed (it was moved or linked, or its times were set by hand) is hashed completely and must have the same
+SHA-256.
 """
 
 import contextlib
@@ -35,24 +36,24 @@ from mamba_bio_audio.pipelines.dna.twobit import SIGNATURES, index_twobit
 
 FORMAT_VERSION = 4
 CACHE_VARIABLE = "MAMBA_BIO_AUDIO_CACHE"
-# Blocks of the genome that are compared whenever its index is opened: the first, the last, and some between them.
+# Blocks of the genome that are compared whenever its index is opened: the first, the last, and some in between.
 SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
 Progress = Callable[[int, int | None], None]
 _LARGEST = 1 << 48
-# Bytes of index for a byte of genome: a run can begin at every other base, and a byte of BGZF hold a thousand bases.
+# Most index bytes per genome byte: a run can start at every other base, and a byte of BGZF can hold a thousand bases.
 _MOST_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
 class StoredIndex:
-    """An index, and its file in the cache; None where it is in memory only."""
+    """An index and its file in the cache; None if it is only in memory."""
 
     index: FastaIndex
     store: Path | None
 
 
 class _State(NamedTuple):
-    """What tells one state of a genome file from another."""
+    """Identifies one state of a genome file."""
 
     size_bytes: int
     mtime_ns: int
@@ -60,7 +61,7 @@ class _State(NamedTuple):
     sample: str  # SHA-256 of the sampled blocks
 
 
-# Indexes of this process that have no place on disk, by path.
+# Indexes of this process that could not be stored on disk, by path.
 _in_memory: dict[str, tuple[_State, FastaIndex]] = {}
 
 
@@ -69,14 +70,14 @@ class _RefusedError(Exception):
 
 
 def load_index(path: str | os.PathLike[str], *, progress: Progress | None = None) -> StoredIndex:
-    """The index of a FASTA or 2bit file, from the cache when it is there and true, else built and kept there.
+    """Load the index of a FASTA or 2bit file from the cache if there is a valid one, else build and store it.
 
-    Concurrent processes wait for the first and then read what it wrote. An index that is refused (another user's,
-    damaged, of other contents) is built anew, with a warning.
+    Concurrent processes wait for the first one and then read what it wrote. An index that is refused (another user's,
+    damaged, or of other contents) is rebuilt, with a warning.
 
     Args:
         path: plain or BGZF FASTA, or 2bit file.
-        progress: called with (bytes read, bytes in all) while an index is built.
+        progress: called with (bytes read, bytes in total) while an index is built.
 
     Raises:
         InputError: the file cannot be read or is not sound.
@@ -90,7 +91,7 @@ def load_index(path: str | os.PathLike[str], *, progress: Progress | None = None
         if index is not None and known == state:
             return StoredIndex(index, None)
         warnings.warn(
-            f"{error}: the index of {path} is kept in memory only. Set {CACHE_VARIABLE} to a folder of your own to keep it.",
+            f"{error}: the index of {path} is kept only in memory; set {CACHE_VARIABLE} to a folder of your own to keep it",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -103,17 +104,17 @@ def load_index(path: str | os.PathLike[str], *, progress: Progress | None = None
         if (found := _cached(store, path, state)) is not None:
             return found
         if store.exists() and (reason := _why_not(store, path, state)):
-            warnings.warn(f"{store}: {reason}; the index of {path} is built anew.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{store}: {reason}; the index of {path} is rebuilt", RuntimeWarning, stacklevel=2)
         index = build_index(path, progress)
         if _state(path) != state:
             raise InputError(
-                f"{path}: changed while it was being read. Wait until it is completely written and run again."
+                f"{path}: changed while it was being read; wait until it is completely written and run again"
             )
         try:
             return _write(store, index, state)
         except OSError as error:
             warnings.warn(
-                f"{store}: cannot be written ({error.strerror or error}): the index of {path} is kept in memory only.",
+                f"{store}: cannot be written ({error.strerror or error}); the index of {path} is kept only in memory",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -121,7 +122,7 @@ def load_index(path: str | os.PathLike[str], *, progress: Progress | None = None
 
 
 def build_index(path: str, progress: Progress | None = None) -> FastaIndex:
-    """Read a FASTA or 2bit file once, check it, and return its index and statistics; nothing is written."""
+    """Read a FASTA or 2bit file once, check it, and return its index and statistics; writes nothing."""
     file_key(path)
     try:
         with open(path, "rb") as handle:
@@ -132,22 +133,22 @@ def build_index(path: str, progress: Progress | None = None) -> FastaIndex:
 
 
 def lower_runs(stored: StoredIndex) -> Runs:
-    """Stretches of lower-case letters of every record, read from the cache where they were left there."""
+    """Stretches of lower-case letters in every record, read from the cache if they were left there."""
     if stored.index.lower is not None:
         return stored.index.lower
     assert stored.store is not None
     try:
         _, index = _read(stored.store, stored.index.path)
         if index.sha256 != stored.index.sha256:
-            raise _RefusedError("it is of another file by now")
+            raise _RefusedError("it now belongs to another file")
     except (_RefusedError, OSError) as error:
-        raise InputError(f"{stored.store}: the index is gone or damaged ({error}). Run again.") from error
+        raise InputError(f"{stored.store}: the index is missing or damaged ({error}); run again") from error
     assert index.lower is not None
     return index.lower
 
 
 def move_index(path: str | os.PathLike[str], target: str | os.PathLike[str] | None) -> None:
-    """Let the cached index of a file that was moved follow it to its new place; None: the file is gone, and so is its index."""
+    """Move the cached index of a moved file to `target`, or delete it if `target` is None."""
     try:
         store = _store(os.path.abspath(path))
         if target is None:
@@ -156,14 +157,14 @@ def move_index(path: str | os.PathLike[str], target: str | os.PathLike[str] | No
             os.replace(store, _store(os.path.abspath(target)))
         store.with_suffix(".lock").unlink(missing_ok=True)
     except (_RefusedError, OSError):
-        # It is built again when it is needed.
+        # The index is rebuilt when it is needed.
         return
 
 
 def cache_folder() -> Path:
-    """Folder for indexes and other files that can be made again.
+    """Folder for indexes and other files that can be recreated.
 
-    `$MAMBA_BIO_AUDIO_CACHE`; else `mamba_bio_audio` in `$XDG_CACHE_HOME`, or in the place that the system has for caches:
+    `$MAMBA_BIO_AUDIO_CACHE`, or else `mamba_bio_audio` in `$XDG_CACHE_HOME`, or in the system's folder for caches:
     `~/.cache`, on macOS `~/Library/Caches`, on Windows `%LOCALAPPDATA%`.
 
     Raises:
@@ -177,13 +178,13 @@ def cache_folder() -> Path:
         base = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
     expanded = os.path.expanduser(base)
     if expanded.startswith("~"):
-        raise InputError(f"{base}: there is no home folder. Set {CACHE_VARIABLE} to a folder for the index cache.")
+        raise InputError(f"{base}: there is no home folder; set {CACHE_VARIABLE} to a folder for the index cache")
     return Path(os.path.abspath(expanded), *([] if configured else ["mamba_bio_audio"]))
 
 
 @contextlib.contextmanager
 def _lock(store: Path) -> Iterator[None]:
-    """Let one process at a time build an index; where the file system has no locks, go ahead."""
+    """Let only one process at a time build an index; if the file system has no locks, go ahead without."""
     lock = FileLock(store.with_suffix(".lock"))
     try:
         lock.acquire()
@@ -197,7 +198,7 @@ def _lock(store: Path) -> Iterator[None]:
 
 
 def _unreadable(path: str, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be read ({error.strerror or error}). Check it and its permissions.")
+    return InputError(f"{path}: cannot be read ({error.strerror or error}); check it and its permissions")
 
 
 def _state(path: str) -> _State:
@@ -216,10 +217,10 @@ def _state(path: str) -> _State:
 
 
 def _store(path: str) -> Path:
-    """Where the index of a file is kept; the folder is made, and is this user's alone.
+    """Path for the index of a file; its folder is created for this user alone.
 
     Raises:
-        _RefusedError: there is no such folder to be had.
+        _RefusedError: no such folder is available.
     """
     try:
         folder = cache_folder() / "indexes"
@@ -243,7 +244,7 @@ def _store(path: str) -> Path:
 
 
 def _foreign(status: os.stat_result) -> str:
-    """Why something in the cache may be another user's work; empty if it cannot."""
+    """Why something in the cache may be another user's work; empty if it cannot be."""
     if not hasattr(os, "geteuid"):
         return ""
     if status.st_uid != os.geteuid():
@@ -252,7 +253,7 @@ def _foreign(status: os.stat_result) -> str:
 
 
 def _cached(store: Path, path: str, state: _State) -> StoredIndex | None:
-    """The index in the cache if it may be used and is of this state of the file."""
+    """The cached index, if it may be used and belongs to this state of the file."""
     try:
         kept, index = _read(store, path)
     except (_RefusedError, OSError):
@@ -266,12 +267,12 @@ def _cached(store: Path, path: str, state: _State) -> StoredIndex | None:
             return _write(store, index, state)
         except OSError:
             return StoredIndex(index, None)
-    # Lower case is read when it is asked for: in a soft-masked human genome it is as long as all the rest.
+    # Lower case is read only on demand: in a soft-masked human genome it is as large as all the rest.
     return StoredIndex(replace(index, lower=None), store)
 
 
 def _why_not(store: Path, path: str, state: _State) -> str:
-    """Why an index in the cache is not used, where that is no matter of course."""
+    """Why a cached index is not used; empty if that is to be expected, because the file has changed."""
     try:
         kept, _ = _read(store, path)
     except _RefusedError as error:
@@ -279,16 +280,16 @@ def _why_not(store: Path, path: str, state: _State) -> str:
     except OSError as error:
         return error.strerror or str(error)
     if (kept.size_bytes, kept.mtime_ns) == (state.size_bytes, state.mtime_ns):
-        return "the file has other contents than its size and time say"
+        return "the file's contents changed, although its size and time did not"
     return ""
 
 
 def _read(store: Path, path: str) -> tuple[_State, FastaIndex]:
-    """What is kept in a file of the cache, complete, and the state of the genome that it is of.
+    """Read a complete index from the cache, and the state of the genome that it belongs to.
 
     Raises:
         OSError: there is no such file.
-        _RefusedError: it is another user's, damaged, or does not fit itself.
+        _RefusedError: it is another user's, damaged or inconsistent.
     """
     data = _own_bytes(store, (1 << 26) + _MOST_BYTES * os.path.getsize(path))
     digest, payload = data[:32], data[32:]
@@ -298,7 +299,7 @@ def _read(store: Path, path: str) -> tuple[_State, FastaIndex]:
         arrays = load(payload)
         about = json.loads(arrays["about"].tobytes())
         if about["format"] != FORMAT_VERSION:
-            raise _RefusedError("of another version of this program")
+            raise _RefusedError("written by another version of this program")
         state = _State(*(about[name] for name in _State._fields))
         names, titles = (tuple(arrays[name].tobytes().decode().split("\n")) for name in ("names", "titles"))
         index = FastaIndex(
@@ -313,7 +314,7 @@ def _read(store: Path, path: str) -> tuple[_State, FastaIndex]:
             lower=Runs(*(_integers(arrays[f"lower_{name}"]) for name in ("offsets", "starts", "ends"))),
         )
         _check(index, state)
-    # What a hostile file can set off in a parser of tensors, of JSON and of text.
+    # Everything that a hostile file can raise in the parsers of tensors, JSON and text.
     except (
         SafetensorError,
         ValueError,
@@ -326,7 +327,7 @@ def _read(store: Path, path: str) -> tuple[_State, FastaIndex]:
     ) as error:
         raise _RefusedError(f"damaged ({type(error).__name__})") from error
     except MemoryError as error:
-        raise _RefusedError("larger than the memory") from error
+        raise _RefusedError("too large for the memory") from error
     return state, index
 
 
@@ -334,7 +335,7 @@ _ARRAYS = ("fai", "gzi", "counts", "run_offsets", "run_starts", "run_ends")
 
 
 def _own_bytes(store: Path, most_bytes: int) -> bytes:
-    """Contents of a file of the cache: a plain file of this user's, not a link, not writable by others, of sane size."""
+    """Read a cache file, which must be a regular file of this user, no link, not writable by others, of plausible size."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(store, flags)
@@ -345,7 +346,7 @@ def _own_bytes(store: Path, most_bytes: int) -> bytes:
     with os.fdopen(descriptor, "rb") as handle:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise _RefusedError("not a plain file")
+            raise _RefusedError("not a regular file")
         if problem := _foreign(status):
             raise _RefusedError(problem)
         if status.st_size > most_bytes:
@@ -353,20 +354,20 @@ def _own_bytes(store: Path, most_bytes: int) -> bytes:
         try:
             return handle.read()
         except MemoryError as error:
-            raise _RefusedError("larger than the memory") from error
+            raise _RefusedError("too large for the memory") from error
 
 
 def _integers(values: NDArray[Any]) -> NDArray[np.int64]:
     if values.dtype not in (np.int64, np.uint32):
-        raise ValueError("numbers of another kind")
+        raise ValueError("numbers of another type")
     return values.astype(np.int64)
 
 
 def _check(index: FastaIndex, state: _State) -> None:
-    """Do the numbers of an index fit each other and the file?
+    """Check that the numbers of an index are consistent with each other and with the file.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they are not.
     """
     records = len(index.names)
     shapes = [index.fai.shape == (records, 4), index.counts.shape == (records, len(COUNT_NAMES))]
@@ -411,7 +412,7 @@ def _check(index: FastaIndex, state: _State) -> None:
 
 def _require(*facts: Any) -> None:
     if not all(facts):
-        raise ValueError("its numbers do not fit each other")
+        raise ValueError("its numbers are inconsistent")
 
 
 def _sha256(path: str) -> str:
@@ -447,5 +448,5 @@ def _write(store: Path, index: FastaIndex, state: _State) -> StoredIndex:
 
 
 def _narrow(values: NDArray[np.int64]) -> NDArray[Any]:
-    """The same numbers in 32 bits where they fit: half the size on disk."""
+    """The numbers in 32 bits if they fit, which halves the size on disk."""
     return values.astype(np.uint32) if values.size and values.max() < 1 << 32 else values

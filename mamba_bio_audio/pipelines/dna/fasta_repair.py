@@ -1,8 +1,8 @@
-"""FASTA as people and programs leave it, to FASTA that can be read at random positions, with a list of what was changed.
+"""Repairs untidy FASTA so that it can be read at random positions, and lists what was changed.
 
-Repaired is the layout alone: lines of uneven length, blank lines, blanks in lines and before `>`, carriage returns of any
-kind, a byte-order mark, records without a letter (which are left out). Names, letters and their case stay as they are;
-what is wrong with them (a name twice, a digit in the sequence) stays an error, told with the line of the file as given.
+Only the layout is repaired: lines of uneven length, blank lines, blanks in lines and before `>`, carriage returns of any
+kind, a byte-order mark, and records without a letter (which are left out). Names, letters and their case are kept.
+Faults in them (duplicate names, digits in the sequence) are errors, reported with the line in the given file.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ BLANK = "blanks"
 BLANK_LINE = "blank line"
 UNEVEN = "line of another length"
 EMPTY = "record without sequence, left out"
-# Places of each kind that are listed; all are counted.
+# Most changes listed of each kind; all are counted.
 LISTED = 20
 _PIECE_BYTES = 1 << 20
 _FLUSH_LINES = 1 << 13
-# A line, or what of it is here, and its end: LF, CRLF or CR.
+# A line, or the part of it read so far, and its line break: LF, CRLF or CR.
 _LINE = re.compile(rb"([^\r\n]*)(\r\n|\r|\n|\Z)")
 
 
 class Repair(NamedTuple):
-    """One change: where, in the file as it was given, and what.
+    """One change, and where it is in the given file.
 
     Attributes:
         record: name of the record; empty before the first.
-        line: of the file, counted from 1.
-        what: the kind of change.
+        line: line of the file, counted from 1.
+        what: kind of change.
     """
 
     record: str
@@ -47,31 +47,31 @@ class Repair(NamedTuple):
 
 
 class Repairs(NamedTuple):
-    """What was changed in a file.
+    """All changes to a file.
 
     Attributes:
-        counts: of each kind.
-        first: the first `LISTED` of each kind, in the order of the file.
+        counts: number of changes of each kind.
+        first: the first `LISTED` changes of each kind, in file order.
     """
 
     counts: dict[str, int]
     first: list[Repair]
 
     def to_dict(self) -> dict[str, Any]:
-        """For a manifest."""
+        """The changes as plain values for a manifest."""
         return {"counts": self.counts, "first": [repair._asdict() for repair in self.first]}
 
 
 def repair(source: Path, target: Path, progress: Callable[[int, int | None], None] | None = None) -> Repairs:
-    """Write the records of a FASTA file, plain or gzip, as BGZF in lines of 80 letters, atomically.
+    """Rewrite the records of a FASTA file, plain or gzip, as BGZF in lines of 80 letters, atomically.
 
     Args:
-        source: the file; it is only read. Lines of any length are read a piece at a time.
-        target: file to make, ending in .gz.
-        progress: called with (bytes read, bytes in all).
+        source: the file, which is only read. Lines of any length are read a piece at a time.
+        target: file to create, ending in .gz.
+        progress: called with (bytes read, bytes in total).
 
     Raises:
-        InputError: faults that are not of the layout, with the line in `source`.
+        InputError: there are faults beyond the layout; names the line in `source`.
     """
     with reading(source, progress) as read, writing(target) as write:
         repairer = _Repairer(str(source), write)
@@ -81,7 +81,7 @@ def repair(source: Path, target: Path, progress: Callable[[int, int | None], Non
 
 
 def _lines(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Parts of lines and what ends them: an empty end where the line goes on."""
+    """Yield parts of lines, each with its line break, which is empty if the line continues."""
     while piece := read(_PIECE_BYTES):
         if piece.endswith(b"\r"):
             piece += read(1)
@@ -91,7 +91,7 @@ def _lines(read: Callable[[int], bytes]) -> Iterator[tuple[bytes, bytes]]:
 
 
 class _Repairer:
-    """Takes parts of lines, writes sound records, and notes what differs."""
+    """Takes parts of lines, writes sound records, and notes the changes."""
 
     def __init__(self, path: str, write: Callable[[bytes], None]) -> None:
         self.path, self.write = path, write
@@ -99,18 +99,18 @@ class _Repairer:
         self.first: list[Repair] = []
         self.seen: dict[str, int] = {}
         self.line = 1
-        # Of the line being read: its header text, or the number of its letters; blanks are noted once.
+        # The current line: its header text, or its number of letters; blanks are noted once per line.
         self.begins = True
         self.header: bytes | None = None
         self.letters = 0
         self.blank = False
-        # Of the record being read.
+        # The current record.
         self.name = ""
-        self.title: bytes | None = None  # header that is not yet written
+        self.title: bytes | None = None  # header that has not been written yet
         self.title_line = 0
         self.position = 0
         self.width = 0
-        self.odd = 0  # line of another length than the first: a fault once letters follow it
+        self.odd = 0  # number of a line that is shorter than the first, which is a fault once letters follow
         self.waiting = bytearray()
         self.in_record = False
 
@@ -142,11 +142,11 @@ class _Repairer:
             self._end(b"")
         self._close()
         if not self.seen:
-            raise InputError(f"{self.path}: no record with sequence in it.")
+            raise InputError(f"{self.path}: contains no record with sequence; give another file")
         return Repairs(dict(self.counts), sorted(self.first, key=lambda repair: repair.line))
 
     def _end(self, end: bytes) -> None:
-        """A line is complete."""
+        """Finish a line."""
         if self.header is not None:
             self._begin(self.header)
         elif not self.letters:
@@ -180,14 +180,14 @@ class _Repairer:
             return
         if not self.in_record:
             raise InputError(
-                f"{self.path}: line {self.line:,}: {letters[:20]!r} stands before the first header. This is not FASTA: "
-                "records begin with a line `>name`."
+                f"{self.path}: line {self.line:,}: {letters[:20]!r} precedes the first header, so this is not FASTA; "
+                "records begin with a line `>name`"
             )
         if letters.translate(None, LETTERS):
             at = next(i for i, code in enumerate(letters) if code not in LETTERS)
             raise InputError(
                 f"{self.path}: record {self.name!r}, position {self.position + at + 1:,} (counted from 1): "
-                f"{chr(letters[at])!r} is no sequence letter (line {self.line:,}). Remove it."
+                f"{chr(letters[at])!r} is not a sequence letter (line {self.line:,}); remove it"
             )
         if self.title is not None:
             name, _ = header_name(self.title, f"{self.path}: line {self.title_line:,}", self.seen)
@@ -207,7 +207,7 @@ class _Repairer:
             del self.waiting[:whole]
 
     def _close(self) -> None:
-        """A record is complete."""
+        """Finish a record."""
         if self.title is not None:
             self._note(EMPTY, self.title_line)
             self.title = None

@@ -1,8 +1,8 @@
-"""One streaming pass over a FASTA file: its index, its statistics and its checksum.
+"""Reads a FASTA file once, and finds its index, statistics and checksum.
 
-The pass reads plain or BGZF text once, validates every line, and yields the rows of the standard `.fai` and
-`.gzi` indexes, letter counts, runs of unknown bases and the SHA-256 of the file. It holds some chunks of text at a
-time, however long a line is: a chromosome in one line is legal.
+The pass over plain or BGZF text validates every line and collects the rows of the standard `.fai` and `.gzi` indexes,
+letter counts, runs of unknown bases and the SHA-256 of the file. It holds only a few chunks of text at a time, however
+long the lines: a chromosome in a single line is legal.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from mamba_bio_audio.pipelines.unpacked import Unpacked
 
 Kind = Literal["plain", "bgzf", "2bit"]
 CHUNK_BYTES = 1 << 23
-# No header is longer; a file of other kind may have no line ends at all.
+# No header is longer; a file of another kind may have no line breaks at all.
 MAX_HEADER_BYTES = 1 << 20
 BLANKS = b" \t\v\f"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 COUNT_NAMES = ("A", "C", "G", "T", "N", "other", "lower")
 
-# Letters that stand for amino acids only; a file rich in them is a protein FASTA.
+# Letters that stand only for amino acids; a file rich in them is a protein FASTA.
 PROTEIN_ONLY = np.frombuffer(b"EFIJLOPQZefijlopqz", dtype=np.uint8)
 _IS_ALLOWED = np.zeros(256, dtype=bool)
 _IS_ALLOWED[[*range(65, 91), *range(97, 123), *b"-*."]] = True
@@ -39,16 +39,16 @@ _LINE_ENDS = b"\r\n"
 
 
 class UnevenFastaError(InputError):
-    """FASTA that cannot be read at random positions as it is, and that `mba prepare genome` repairs into a copy."""
+    """FASTA that cannot be read at random positions as it is, but that `mba prepare genome` can repair."""
 
     def __init__(self, path: str, problem: str) -> None:
         name = os.path.basename(path)
         self.problem = problem
-        super().__init__(f"{path}: {problem} `mba prepare genome {name} --out DIR` writes a repaired copy into DIR.")
+        super().__init__(f"{path}: {problem}; `mba prepare genome {name} --out DIR` writes a repaired copy to DIR")
 
 
 class Runs(NamedTuple):
-    """Stretches of bases within records: those of record r are offsets[r]:offsets[r + 1]; sorted, apart from each other."""
+    """Stretches of bases within records: those of record r are offsets[r]:offsets[r + 1]; sorted and not adjacent."""
 
     offsets: NDArray[np.int64]  # (R + 1,)
     starts: NDArray[np.int64]
@@ -57,9 +57,9 @@ class Runs(NamedTuple):
 
 @dataclass(frozen=True)
 class FastaIndex:
-    """What one pass over a FASTA or 2bit file found; R records, K BGZF blocks, M runs of unknown bases.
+    """Result of one pass over a FASTA or 2bit file; R records, K BGZF blocks, M runs of unknown bases.
 
-    Coordinates are 0-based half-open bases within the record.
+    Coordinates are 0-based half-open, in bases within the record.
     """
 
     path: str
@@ -71,16 +71,16 @@ class FastaIndex:
     # (R, 4): length, offset of the first base, bases per line, bytes per line; the last two are 0 for 2bit.
     fai: NDArray[np.int64]
     gzi: NDArray[np.int64]  # (K, 2): compressed and uncompressed start of every block; empty for plain text
-    counts: NDArray[np.int64]  # (R, 7): COUNT_NAMES; `lower` counts letters of either kind written in lower case
+    counts: NDArray[np.int64]  # (R, 7): COUNT_NAMES; `lower` counts letters of any kind written in lower case
     run_offsets: NDArray[np.int64]  # (R + 1,): runs of record r are run_offsets[r]:run_offsets[r + 1]
     run_starts: NDArray[np.int64]  # (M,)
     run_ends: NDArray[np.int64]  # (M,)
-    titles: tuple[str, ...]  # what follows the names in the headers; empty for 2bit
-    lower: Runs | None = None  # lower-case letters; None where they were left on disk
+    titles: tuple[str, ...]  # text after the names in the headers; empty for 2bit
+    lower: Runs | None = None  # lower-case letters; None if they were left on disk
 
     @property
     def compressed(self) -> bool:
-        """Is it BGZF?"""
+        """Whether the file is BGZF."""
         return self.kind == "bgzf"
 
 
@@ -93,7 +93,7 @@ class _Record:
     length: int = 0
     line_bases: int = 0
     line_bytes: int = 0
-    # Line number of a line shorter than the others: no base may follow it.
+    # Number of a line that is shorter than the others: no base may follow it.
     short_line: int | None = None
     counts: list[int] = field(default_factory=list)
     run_starts: list[NDArray[np.int64]] = field(default_factory=list)
@@ -103,30 +103,30 @@ class _Record:
 
 
 def refuse_protein_and_rna(where: str, protein_letters: int, uracils: int, letters: int) -> None:
-    """Refuse sequence that is no DNA, by its letters.
+    """Refuse sequence that is not DNA, judging by its letters.
 
     Args:
-        where: file, and class where there is one.
-        protein_letters: how many letters stand for amino acids only (`PROTEIN_ONLY`).
-        uracils: how many are U.
-        letters: how many there are in all.
+        where: file, and class if there is one.
+        protein_letters: number of letters that stand only for amino acids (`PROTEIN_ONLY`).
+        uracils: number of U.
+        letters: number of all letters.
     """
     if protein_letters > 0.02 * letters:
-        raise InputError(f"{where}: its letters are those of a protein, not of DNA. Give nucleotide sequence.")
+        raise InputError(f"{where}: its letters are those of a protein, not of DNA; give nucleotide sequence")
     if uracils > 0.1 * letters:
-        raise InputError(f"{where}: its letters are those of RNA. Write T for U, as `seqkit seq --rna2dna` does.")
+        raise InputError(f"{where}: its letters are those of RNA; write T for U, as `seqkit seq --rna2dna` does")
 
 
 def index_fasta(path: str, progress: Callable[[int, int | None], None] | None = None) -> FastaIndex:
-    """Read a FASTA file once, check it, and return its index and statistics; nothing is written.
+    """Read a FASTA file once, check it, and return its index and statistics; writes nothing.
 
     Args:
         path: plain or BGZF FASTA.
-        progress: called with (bytes read, bytes in all).
+        progress: called with (bytes read, bytes in total).
 
     Raises:
-        UnevenFastaError: a copy that `mba prepare genome` repairs can be read.
-        InputError: the file is no sound FASTA.
+        UnevenFastaError: the file must be repaired by `mba prepare genome` first.
+        InputError: the file is not sound FASTA.
     """
     key = file_key(path)
     digest = hashlib.sha256()
@@ -137,10 +137,10 @@ def index_fasta(path: str, progress: Callable[[int, int | None], None] | None = 
             kind = sniff(path, handle.read(18))
             if kind == "gzip":
                 raise InputError(
-                    f"{path}: compressed with ordinary gzip, which cannot be read at random positions. "
-                    f"`mba prepare genome {os.path.basename(path)} --out DIR` recompresses it into DIR; or run "
+                    f"{path}: compressed with ordinary gzip, which cannot be read at random positions; run "
+                    f"`mba prepare genome {os.path.basename(path)} --out DIR`, which recompresses it into DIR, or "
                     f"`gunzip -c {os.path.basename(path)} | bgzip > NEW.fa.gz` (bgzip comes with samtools/htslib), or "
-                    "unpack it."
+                    "unpack it"
                 )
             compressed = kind == "bgzf"
             handle.seek(0)
@@ -165,33 +165,33 @@ def index_fasta(path: str, progress: Callable[[int, int | None], None] | None = 
                 progress(key[0], key[0])
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror or error}). Check the path and its permissions."
+            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
         ) from error
     records = parser.finish()
     if file_key(path) != key:
-        raise InputError(f"{path}: changed while it was being read. Wait until it is completely written and run again.")
+        raise InputError(f"{path}: changed while it was being read; wait until it is completely written and run again")
     return _assemble(path, key, digest.hexdigest(), kind, blocks if compressed else [], records)
 
 
 def file_key(path: str) -> tuple[int, int]:
-    """Size in bytes and time of last change in ns: a file with another key is read anew."""
+    """Size in bytes and time of last change in ns; a file whose key has changed is read again."""
     try:
         status = os.stat(path)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}. Check the path.") from error
+        raise InputError(f"{path}: {error.strerror}; check the path") from error
     return status.st_size, status.st_mtime_ns
 
 
 def sniff(path: str, head: bytes) -> Kind | Literal["gzip"]:
-    """Kind of a file by its first 18 bytes; a misleading name is an error."""
+    """Kind of a file, judging by its first 18 bytes; a misleading name is an error."""
     named_gz = path.lower().endswith((".gz", ".bgz"))
     if not head:
-        raise InputError(f"{path}: the file is empty. Give a FASTA file.")
+        raise InputError(f"{path}: the file is empty; give a FASTA file")
     if head[:2] == b"\x1f\x8b":
         if not (len(head) >= 18 and head[3] & 4 and head[12:14] == b"BC"):
             return "gzip"
         if not named_gz:
-            raise InputError(f"{path}: the file is BGZF-compressed but its name does not end in .gz. Rename it.")
+            raise InputError(f"{path}: the file is BGZF-compressed, but its name does not end in .gz; rename it")
         return "bgzf"
     for magic, kind in (
         (b"BZh", "bzip2"),
@@ -200,14 +200,14 @@ def sniff(path: str, head: bytes) -> Kind | Literal["gzip"]:
         (b"(\xb5/\xfd", "zstd"),
     ):
         if head.startswith(magic):
-            raise InputError(f"{path}: compressed with {kind}. Unpack it, or recompress it with bgzip.")
+            raise InputError(f"{path}: compressed with {kind}; unpack it, or recompress it with bgzip")
     if head[:4] in (b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43"):
         return "2bit"
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{path}: the text is UTF-16. Save it as plain ASCII or UTF-8.")
+        raise InputError(f"{path}: the text is UTF-16; save it as plain ASCII or UTF-8")
     if named_gz:
         raise InputError(
-            f"{path}: the name ends in .gz but the file is not compressed. Rename it, or compress it with bgzip."
+            f"{path}: the name ends in .gz, but the file is not compressed; rename it, or compress it with bgzip"
         )
     return "plain"
 
@@ -219,52 +219,52 @@ def _plain_blocks(handle: BinaryIO, digest: "hashlib._Hash") -> Iterator[tuple[i
 
 
 def _bgzf_blocks(handle: BinaryIO, path: str, digest: "hashlib._Hash") -> Iterator[tuple[int, bytes]]:
-    """Start in the file and decompressed bytes of every block, the last one excepted, which must be empty."""
-    remedy = "The file is truncated or damaged: download it again, or recompress it with bgzip."
+    """Yield each block's start in the file and decompressed bytes; the last block must be empty."""
+    remedy = "the file is truncated or damaged, download it again, or recompress it with bgzip"
     start = 0
     data = b""
     while head := handle.read(18):
         where = f"{path}: BGZF block at byte {start:,}"
         if len(head) < 18 or head[:2] != b"\x1f\x8b" or head[12:14] != b"BC":
-            raise InputError(f"{where}: {'cut off' if len(head) < 18 else 'not a BGZF block'}. {remedy}")
+            raise InputError(f"{where}: {'truncated' if len(head) < 18 else 'not a BGZF block'}; {remedy}")
         extra_bytes, block_bytes = struct.unpack("<H4xH", head[10:18])
         body = handle.read(block_bytes + 1 - 18)
         if len(body) != block_bytes + 1 - 18:
-            raise InputError(f"{where}: cut off. {remedy}")
+            raise InputError(f"{where}: truncated; {remedy}")
         check, text_bytes = struct.unpack("<II", body[-8:])
         try:
             data = zlib.decompress(body[extra_bytes - 6 : -8], wbits=-15, bufsize=65536)
         except zlib.error as error:
-            raise InputError(f"{where}: {error}. {remedy}") from error
+            raise InputError(f"{where}: {error}; {remedy}") from error
         if len(data) != text_bytes or zlib.crc32(data) != check:
-            raise InputError(f"{where}: checksum mismatch. {remedy}")
+            raise InputError(f"{where}: checksum mismatch; {remedy}")
         digest.update(head)
         digest.update(body)
         yield start, data
         start += block_bytes + 1
     if data:
-        raise InputError(f"{path}: the closing BGZF block is missing at byte {start:,}. {remedy}")
+        raise InputError(f"{path}: the closing BGZF block is missing at byte {start:,}; {remedy}")
 
 
 class _Parser:
-    """Turns decompressed FASTA text, fed in pieces, into records; checks every line on the way."""
+    """Turns decompressed FASTA text, fed in pieces, into records, and checks every line."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.records: list[_Record] = []
-        # The line that the text read so far ends in: its parts, or what was counted of it once it is long.
+        # The unfinished line at the end of the text read so far: its parts, or once it is long, its counts.
         self.pending: list[bytes] = []
         self.pending_bytes = 0
         self.open: _OpenLine | None = None
         self.seen: dict[str, int] = {}
-        # Of the record being read, and of amino-acid letters in the whole file.
+        # Letters of the current record; amino-acid letters and U in the whole file.
         self.letters = np.zeros(256, dtype=np.int64)
         self.protein_letters = self.uracils = 0
         self.lines = 0
         self.offset = 0
 
     def feed(self, text: bytes) -> None:
-        """Take the next piece of text, cut anywhere."""
+        """Parse the next piece of text, which may be cut anywhere."""
         if self.open is not None:
             end = text.find(b"\n")
             self._part(self.open, text if end < 0 else text[:end])
@@ -294,7 +294,7 @@ class _Parser:
         if self.open is not None:
             self._end(self.open)
         if not self.records:
-            raise InputError(f"{self.path}: no FASTA record in it. Records begin with a line `>name`.")
+            raise InputError(f"{self.path}: contains no FASTA record; records begin with a line `>name`")
         self._close(self.records[-1])
         refuse_protein_and_rna(
             self.path, self.protein_letters, self.uracils, sum(record.length for record in self.records)
@@ -302,13 +302,13 @@ class _Parser:
         return self.records
 
     def _lines(self, text: bytes) -> None:
-        """Whole lines; only the last line of the file may lack its newline."""
+        """Parse whole lines; only the last line of the file may lack its newline."""
         codes = np.frombuffer(text, dtype=np.uint8)
         ends = np.flatnonzero(codes == 10)
         if not text.endswith(b"\n"):
             ends = np.append(ends, len(text))
         starts = np.concatenate([[0], ends[:-1] + 1])
-        # `>` at the start of a line; a blank line starts with its own newline.
+        # `>` at the start of a line; the first character of a blank line is its own newline.
         headers = np.flatnonzero(codes[starts] == ord(">")).tolist()
         first = headers[0] if headers else len(starts)
         if first:
@@ -327,7 +327,7 @@ class _Parser:
         self.offset += len(text)
 
     def _part(self, line: "_OpenLine", text: bytes) -> None:
-        """Count a part of a line of sequence; none of it is kept."""
+        """Count part of a sequence line without keeping it."""
         record = self._owner(text, line.number)
         line.size += len(text)
         if line.returned and text:
@@ -340,7 +340,7 @@ class _Parser:
         self._count(record, bases, line.number, line.bases)
 
     def _end(self, line: "_OpenLine") -> None:
-        """A long line is complete."""
+        """Finish a long line."""
         record = self.records[-1]
         self._layout(record, np.array([line.bases]), np.array([line.size + 1]), line.number)
         self.lines += 1
@@ -348,21 +348,21 @@ class _Parser:
         self.open = None
 
     def _owner(self, text: bytes, line_number: int) -> _Record:
-        """The record that letters belong to."""
+        """The record to which letters belong."""
         if self.records:
             return self.records[-1]
         if text.startswith(BYTE_ORDER_MARK):
-            raise UnevenFastaError(self.path, "begins with a byte-order mark, as some editors write it.")
+            raise UnevenFastaError(self.path, "begins with a byte-order mark, as some editors write it")
         if text.lstrip(BLANKS).startswith(b">"):
-            raise UnevenFastaError(self.path, f"line {line_number:,}: blanks before `>`.")
+            raise UnevenFastaError(self.path, f"line {line_number:,}: blanks before `>`")
         raise InputError(
-            f"{self.path}: line {line_number:,}: {text[:20]!r} stands before the first header. This is not FASTA: records "
-            "begin with a line `>name`."
+            f"{self.path}: line {line_number:,}: {text[:20]!r} precedes the first header, so this is not FASTA; records "
+            "begin with a line `>name`"
         )
 
     def _returns_inside(self, record: _Record, line_number: int) -> InputError:
         return UnevenFastaError(
-            self.path, f"record {record.name!r}: carriage returns inside lines from line {line_number:,} on."
+            self.path, f"record {record.name!r}: carriage returns inside lines from line {line_number:,} on"
         )
 
     def _header(self, line: bytes, offset: int, line_number: int) -> None:
@@ -370,14 +370,16 @@ class _Parser:
             self._close(self.records[-1])
         where = f"{self.path}: line {line_number:,}"
         if b"\r" in line[:-1]:
-            raise UnevenFastaError(self.path, f"line {line_number:,}: bare carriage returns (old Macintosh line ends).")
+            raise UnevenFastaError(
+                self.path, f"line {line_number:,}: bare carriage returns (old Macintosh line breaks)"
+            )
         name, title = header_name(line, where, self.seen)
         self.seen[name] = line_number
         self.records.append(_Record(name, title, line_number, offset))
 
     def _close(self, record: _Record) -> None:
         if not record.length:
-            raise UnevenFastaError(self.path, f"record {record.name!r} at line {record.line_number:,} is empty.")
+            raise UnevenFastaError(self.path, f"record {record.name!r} at line {record.line_number:,} is empty")
         letters = self.letters
         counts = [int(letters[ord(letter)] + letters[ord(letter.lower())]) for letter in "ACGTN"]
         record.counts = [*counts, record.length - sum(counts), int(letters[ord("a") : ord("z") + 1].sum())]
@@ -393,7 +395,7 @@ class _Parser:
         ends: NDArray[np.int64],
         first_line: int,
     ) -> None:
-        """Lines between two headers, or as many of them as are here yet."""
+        """Parse the lines between two headers, or as many of them as have been read."""
         line_number = self.lines + first_line + 1
         bases = ends - starts
         bases -= (bases > 0) & (codes[ends - 1] == 13)
@@ -413,26 +415,26 @@ class _Parser:
     def _layout(
         self, record: _Record, bases: NDArray[np.int64], line_bytes: NDArray[np.int64], line_number: int
     ) -> None:
-        """Check that the lines of a record have one length, the last one excepted.
+        """Check that all lines of a record but the last have the same length.
 
         Args:
-            record: that they belong to.
-            bases: letters of each line.
-            line_bytes: its length with its end.
-            line_number: of the first of them.
+            record: record that they belong to.
+            bases: number of letters in each line.
+            line_bytes: length of each line with its line break.
+            line_number: number of the first line.
         """
         filled = np.flatnonzero(bases)
         where = f"record {record.name!r}"
-        ragged = "All lines of a record but its last must have one length."
-        follows = "line {:,} follows line {:,}, which is blank or of another length."
+        ragged = "all lines of a record but the last must have the same length"
+        follows = "line {:,} follows line {:,}, which is blank or has another length"
         if filled.size and not record.line_bases and filled[0] and record.short_line is None:
             record.short_line = line_number
         if filled.size and record.short_line is not None:
             at = line_number + int(filled[0])
-            raise UnevenFastaError(self.path, f"{where}: {follows.format(at, record.short_line)} {ragged}")
+            raise UnevenFastaError(self.path, f"{where}: {follows.format(at, record.short_line)}: {ragged}")
         if filled.size and not record.line_bases:
             record.line_bases = int(bases[0])
-            # A single line without newline at the end of the file; no second line will need the difference.
+            # This counts a newline that a single line at the end of the file may lack, but no second line will need it.
             record.line_bytes = int(line_bytes[0])
         if not record.line_bases:
             record.short_line = line_number if record.short_line is None else record.short_line
@@ -444,13 +446,13 @@ class _Parser:
             later = filled[filled > first_odd]
             if later.size:
                 at = line_number + int(later[0])
-                raise UnevenFastaError(self.path, f"{where}: {follows.format(at, record.short_line)} {ragged}")
+                raise UnevenFastaError(self.path, f"{where}: {follows.format(at, record.short_line)}: {ragged}")
             if bases[first_odd] > record.line_bases:
-                longer = f"line {record.short_line:,} is longer than the lines before it."
-                raise UnevenFastaError(self.path, f"{where}: {longer} {ragged}")
+                longer = f"line {record.short_line:,} is longer than the lines before it"
+                raise UnevenFastaError(self.path, f"{where}: {longer}: {ragged}")
 
     def _count(self, record: _Record, sequence: bytes, line_number: int, line_bases: int) -> None:
-        """Count letters that begin in line `line_number`, in lines of `line_bases`."""
+        """Count letters that start in line `line_number`, in lines of `line_bases` letters."""
         for begin in range(0, len(sequence), CHUNK_BYTES):
             codes = np.frombuffer(sequence, dtype=np.uint8)[begin : begin + CHUNK_BYTES]
             letters = np.bincount(codes, minlength=256)
@@ -459,11 +461,11 @@ class _Parser:
                 at = int(np.flatnonzero(~_IS_ALLOWED[codes])[0])
                 problem = (
                     f"record {record.name!r}, position {record.length + at + 1:,} (counted from 1): {chr(codes[at])!r} is "
-                    f"no sequence letter (near line {line_number + (begin + at) // line_bases:,})."
+                    f"not a sequence letter (near line {line_number + (begin + at) // line_bases:,})"
                 )
                 if codes[at] in BLANKS:
                     raise UnevenFastaError(self.path, problem)
-                raise InputError(f"{self.path}: {problem} Remove it.")
+                raise InputError(f"{self.path}: {problem}; remove it")
             self.letters += letters
             for table, starts, ends in (
                 (_IS_UNKNOWN, record.run_starts, record.run_ends),
@@ -483,35 +485,35 @@ class _OpenLine:
     """A long line of sequence, as far as it has been read."""
 
     number: int
-    size: int = 0  # bytes, without the line end
+    size: int = 0  # bytes, without the line break
     bases: int = 0
-    returned: bool = False  # does what was read end with a carriage return?
+    returned: bool = False  # whether the part read so far ends with a carriage return
 
 
 def header_name(line: bytes, where: str, seen: Mapping[str, int]) -> tuple[str, str]:
     """Name and title of a record from its header line.
 
     Args:
-        line: with its `>`.
+        line: header line including its `>`.
         where: file and line, for messages.
-        seen: names that were there before, with their line numbers.
+        seen: names that came before, with their line numbers.
 
     Raises:
-        InputError: no name, one that is there already, other text than UTF-8, or more than a header has.
+        InputError: the name is missing or a duplicate, or the header is not UTF-8 or too long.
     """
     if len(line) > MAX_HEADER_BYTES:
-        raise InputError(f"{where}: a header of more than {MAX_HEADER_BYTES:,} bytes. Are its line ends lost?")
+        raise InputError(f"{where}: a header of more than {MAX_HEADER_BYTES:,} bytes; restore lost line breaks")
     try:
         words = line[1:].decode("utf-8").split(maxsplit=1)
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: the header is not UTF-8 text. Rename the record in plain ASCII.") from error
+        raise InputError(f"{where}: the header is not UTF-8 text; rename the record in plain ASCII") from error
     if not words:
-        raise InputError(f"{where}: a header `>` without a name. Give the record a name.")
+        raise InputError(f"{where}: a header `>` without a name; give the record a name")
     name = words[0]
     if name in seen:
         raise InputError(
-            f"{where}: record {name!r} was already there at line {seen[name]:,}. Names must be unique in a file: rename "
-            "or remove one of them."
+            f"{where}: duplicate record {name!r}, first seen at line {seen[name]:,}; names must be unique in a file, so "
+            "rename or remove one of them"
         )
     return name, words[1].strip() if len(words) > 1 else ""
 
@@ -546,7 +548,7 @@ def _assemble(
 def _joined(
     starts: list[NDArray[np.int64]], ends: list[NDArray[np.int64]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Runs of one record; those that touch were one run, cut by the pieces of reading."""
+    """Runs of one record; adjacent ones were a single run, cut by reading in pieces."""
     begin = np.concatenate([np.zeros(0, np.int64), *starts])
     end = np.concatenate([np.zeros(0, np.int64), *ends])
     joined = begin[1:] == end[:-1]
@@ -555,7 +557,7 @@ def _joined(
 
 
 def join_runs(per_record: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Runs:
-    """Runs of all records in one."""
+    """Join the runs of all records."""
     nothing = np.zeros(0, np.int64)
     return Runs(
         np.cumsum([0, *(len(starts) for starts, _ in per_record)], dtype=np.int64),

@@ -1,11 +1,11 @@
-"""Random access to one genome or several, from plain and BGZF FASTA and 2bit files.
+"""Random access to one or more genomes in plain FASTA, BGZF FASTA and 2bit files.
 
-pyfaidx seeks and reads on one file handle, and a forked process shares its parent's offset: readers that fork
-with an open handle return wrong sequence without an error (pyfaidx issues 92 and 211). Here every process and
-thread opens its own handles, at its first read, and every read is checked for length.
+pyfaidx seeks and reads on a single file handle, and a forked process shares its parent's offset: readers that fork with
+an open handle silently return wrong sequence (pyfaidx issues 92 and 211). Here every process and thread opens its own
+handles at its first read, and the length of every read is checked.
 
-Coordinates are 0-based half-open. Records are named `record` with one file and `genome:record` with several,
-where genome is the file name without its FASTA suffixes.
+Coordinates are 0-based half-open. Records are named `record` with one file and `genome:record` with several, where
+genome is the file name without its FASTA suffixes.
 """
 
 import difflib
@@ -33,16 +33,16 @@ from mamba_bio_audio.text import is_utf8
 
 FASTA_SUFFIXES = (".fa", ".fasta", ".fna", ".2bit")
 MAX_OPEN_FILES = 64
-# BgzfReader joins blocks by repeated concatenation, so a long read goes in pieces.
+# BgzfReader joins blocks by repeated concatenation, so long spans are read in pieces.
 PIECE_BASES = 1 << 20
 
 
 @dataclass(frozen=True)
 class RecordStatistics:
-    """Letters of one record.
+    """Letter counts of one record.
 
     Attributes:
-        length: bases of every kind.
+        length: number of bases of any kind.
         counts: number of A, C, G, T, N, other letters, and of lower-case letters among all of these.
         run_starts, run_ends: maximal stretches without A, C, G or T, sorted.
     """
@@ -54,13 +54,13 @@ class RecordStatistics:
 
     @property
     def unknown(self) -> int:
-        """Bases that are not A, C, G or T."""
+        """Number of bases that are not A, C, G or T."""
         return self.counts["N"] + self.counts["other"]
 
 
 @dataclass(frozen=True)
 class FileFingerprint:
-    """What identifies the contents of one FASTA file."""
+    """Identifies the contents of one FASTA file."""
 
     name: str
     path: str
@@ -69,16 +69,15 @@ class FileFingerprint:
 
 
 class Genome:
-    """Reader of FASTA files: names, lengths, statistics, and token ids of any span.
+    """Reader of FASTA and 2bit files: names, lengths, statistics, and token ids of any span.
 
-    Building one reads each file completely the first time (index, statistics, checksum) and is quick from
-    then on; nothing is written beside the files. An object may be sent to other processes by fork or by pickling; no file
-    handle travels.
+    Opening a file for the first time reads it completely (index, statistics, checksum); later it is quick. Nothing is
+    written beside the files. An object may be passed to other processes by fork or pickling; file handles are not.
 
     Args:
-        paths: one FASTA or 2bit file, several, or folders, of which every file named *.fa, *.fasta, *.fna (.gz,
-            .bgz) or *.2bit is taken.
-        progress: called with (what, bytes read, bytes in all) while an index is built.
+        paths: one or more FASTA or 2bit files, or folders, in which every file named *.fa, *.fasta, *.fna (also with
+            .gz or .bgz) or *.2bit is taken.
+        progress: called with (what, bytes read, bytes in total) while an index is built.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Genome:
         self._unknown_before = [
             np.concatenate([[0], np.cumsum(files.index.run_ends - files.index.run_starts)]) for files in self._files
         ]
-        # What `resolve` found under another name: alias -> record.
+        # Records that `resolve` found under another name: alias -> record.
         self.aliases: dict[str, str] = {}
         self._lower_runs: dict[int, Runs] = {}
         self._lower_before: dict[int, NDArray[np.int64]] = {}
@@ -132,17 +131,17 @@ class Genome:
         return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.uint8), *pieces])
 
     def lower_case(self, record: str, start: int, end: int) -> NDArray[np.bool_]:
-        """Which of the bases [start, end) are written in lower case: repeats, in a soft-masked genome."""
+        """Mask of the bases [start, end) in lower case: repeats, in a soft-masked genome."""
         number, row = self._check(record, start, end)
         return _inside(self._lower(number), row, start, end)
 
     def count_lower(self, record: str, start: ArrayLike, end: ArrayLike) -> NDArray[np.int64]:
-        """Exact number of lower-case bases in [start, end); also for arrays of spans."""
+        """Exact number of lower-case bases in [start, end), for a single span or arrays of spans."""
         number, row = self._locate(record)
         return _count_in_runs(self._lower(number), self._lower_before[number], row, start, end)
 
     def _lower(self, number: int) -> Runs:
-        """Lower-case stretches of a file, read from its index when first asked for."""
+        """Lower-case stretches of a file, read from its index on first use."""
         if number not in self._lower_runs:
             runs = lower_runs(self._files[number])
             self._lower_before[number] = np.concatenate([[0], np.cumsum(runs.ends - runs.starts)])
@@ -150,13 +149,13 @@ class Genome:
         return self._lower_runs[number]
 
     def _check(self, record: str, start: int, end: int) -> tuple[int, int]:
-        """File number and row of a record that has the bases [start, end)."""
+        """File number and row of a record, checked to have the bases [start, end)."""
         number, row = self._locate(record)
         length = int(self._files[number].index.fai[row, 0])
         if not 0 <= start <= end <= length:
             raise InputError(
                 f"{self.paths[number]}: record {record!r} has {length:,} bases; [{start:,}, {end:,}) "
-                "(0-based, end excluded) is not inside it."
+                "(0-based, end excluded) is not inside it; choose a span within it"
             )
         return number, row
 
@@ -167,12 +166,12 @@ class Genome:
         try:
             ids = handle.ids(int(index.fai[row, 1]), start, end)
         except OSError as error:
-            raise InputError(f"{self.paths[number]}: cannot be read ({error}). Check the disk.") from error
+            raise InputError(f"{self.paths[number]}: cannot be read ({error}); check the disk") from error
         unknown = Runs(index.run_offsets, index.run_starts, index.run_ends)
         return np.where(_inside(unknown, row, start, end), np.uint8(N), ids) if end > start else ids
 
     def _texts(self, number: int, row: int, start: int, end: int) -> Iterator[str]:
-        """The letters of [start, end) as in a FASTA file, in pieces."""
+        """Yield the letters of [start, end) as in the FASTA file, in pieces."""
         record = name = self._files[number].index.names[row]
         handle = self._handle(number)
         assert isinstance(handle, pyfaidx.Faidx)
@@ -182,26 +181,23 @@ class Genome:
                 text = handle.from_file(name, begin + 1, stop)
             except (OSError, ValueError, pyfaidx.FetchError) as error:
                 raise InputError(
-                    f"{self.paths[number]}: record {record!r}, [{begin:,}, {stop:,}): cannot be read "
-                    f"({error}). "
-                    "Check the disk, and whether the file changed."
+                    f"{self.paths[number]}: record {record!r}, [{begin:,}, {stop:,}): cannot be read ({error}); check the "
+                    "disk, and whether the file changed"
                 ) from error
             if len(text) != stop - begin:
                 raise InputError(
-                    f"{self.paths[number]}: record {record!r}, [{begin:,}, {stop:,}): {len(text):,} bases "
-                    "came back. "
-                    "The file changed while it was in use; run again."
+                    f"{self.paths[number]}: record {record!r}, [{begin:,}, {stop:,}): only {len(text):,} bases were read, "
+                    "because the file changed while it was in use; run again"
                 )
             yield text
 
     def resolve(self, name: str, file: str | None = None) -> str:
-        """The record that a user means.
+        """Find the record that a user means.
 
         Args:
             name: `genome:record`, or a record name that only one file has. It is first taken literally, because records
                 may be called `chr3:42000000-44000000`; then as an alias (`chr1`, `1`, `NC_000001.11`, `CM000663.2`).
-            file: name of the FASTA file (or its genome name), to choose between files with equal record
-                names.
+            file: name of the FASTA file (or of its genome), to choose between files with equal record names.
         """
         prefix, colon, rest = name.partition(":")
         if file is None and name not in self.records and colon and prefix in self.genomes:
@@ -223,23 +219,21 @@ class Genome:
         if len(found) == 1:
             return found[0]
         if found:
-            raise InputError(
-                f"record {name!r} is in several files or under several names; write one of {_some(found)}."
-            )
+            raise InputError(f"record {name!r} is in several files or has several names; write one of {_some(found)}")
         where = self.paths[numbers[0]] if len(numbers) == 1 else f"the {len(self.paths)} FASTA files"
-        raise InputError(f"no record {name!r} in {where}.{self._hint(name, numbers)}")
+        raise InputError(f"no record {name!r} in {where}; {self._hint(name, numbers)}")
 
     def genome_of(self, record: str) -> int:
-        """Position in `genomes` and `paths` of the file that holds a record."""
+        """Index in `genomes` and `paths` of the file that contains a record."""
         return self._locate(record)[0]
 
     def bare_name(self, record: str) -> str:
-        """The name that a record has in its file."""
+        """Name of a record within its file."""
         number, row = self._locate(record)
         return self._files[number].index.names[row]
 
     def title(self, record: str) -> str:
-        """What follows the name in a record's header; empty for 2bit."""
+        """Text after the name in a record's header; empty for 2bit."""
         number, row = self._locate(record)
         return self._files[number].index.titles[row]
 
@@ -255,7 +249,7 @@ class Genome:
         return RecordStatistics(self.records[record], counts, index.run_starts[span], index.run_ends[span])
 
     def count_unknown(self, record: str, start: ArrayLike, end: ArrayLike) -> NDArray[np.int64]:
-        """Exact number of bases other than A, C, G, T in [start, end); also for arrays of spans."""
+        """Exact number of bases other than A, C, G, T in [start, end), for a single span or arrays of spans."""
         number, row = self._locate(record)
         index = self._files[number].index
         runs = Runs(index.run_offsets, index.run_starts, index.run_ends)
@@ -298,15 +292,15 @@ class Genome:
         try:
             status = os.stat(path)
             if (status.st_size, status.st_mtime_ns) != (files.index.size_bytes, files.index.mtime_ns):
-                raise InputError(f"{path}: the file changed since it was indexed. Run again.")
+                raise InputError(f"{path}: the file changed since it was indexed; run again")
             if files.index.kind == "2bit":
                 return TwoBitFile(path)
             with warnings.catch_warnings():
-                # An index that somebody put beside the FASTA is not read, so its age does not matter.
+                # An index beside the FASTA is not read, so its age does not matter.
                 warnings.filterwarnings("ignore", message=".*older than FASTA file", category=RuntimeWarning)
                 return _Reader(path, files.index)
         except OSError as error:
-            raise InputError(f"{path}: cannot be opened ({error}). Check the file.") from error
+            raise InputError(f"{path}: cannot be opened ({error}); check the file") from error
 
     def _file_number(self, file: str) -> int:
         names = [os.path.basename(path) for path in self.paths]
@@ -316,22 +310,24 @@ class Genome:
         base = os.path.basename(file)
         if base in names:
             return names.index(base)
-        raise InputError(f"no FASTA file {file!r} among those given: {_some(names)}.")
+        raise InputError(f"no FASTA file {file!r} among those given; choose one of {_some(names)}")
 
     def _hint(self, name: str, numbers: Iterable[int]) -> str:
-        """What the user may have meant: a close spelling, or what there is; accessions of another assembly are named."""
+        """What the user may have meant: the accession of another assembly, a similar name, or one of the records."""
         known = [record for number in numbers for record in self._files[number].index.names]
         if name in ACCESSIONS:
             assembly, chromosome = ACCESSIONS[name]
-            return f" It is chromosome {chromosome} of {assembly}; the file has {_some(known)}. Another assembly?"
+            return (
+                f"it is chromosome {chromosome} of {assembly}, but the file has {_some(known)}; is it another assembly?"
+            )
         close = difflib.get_close_matches(name, known[:10_000], n=3)
-        return f" Did you mean {_some(close)}?" if close else f" It has {_some(known)}."
+        return f"did you mean {_some(close)}?" if close else f"choose one of {_some(known)}"
 
 
 def _inside(runs: Runs, row: int, start: int, end: int) -> NDArray[np.bool_]:
-    """Which of the bases [start, end) of a record lie in its runs."""
+    """Mask of the bases [start, end) of a record that lie in its runs."""
     first, last = int(runs.offsets[row]), int(runs.offsets[row + 1])
-    # Runs are sorted and apart, so those that touch the span are neighbours.
+    # Runs are sorted and disjoint, so those that touch the span are consecutive.
     first += int(np.searchsorted(runs.ends[first:last], start, side="right"))
     edges = np.zeros(end - start + 1, dtype=np.int8)
     last = first + int(np.searchsorted(runs.starts[first:last], end))
@@ -343,13 +339,13 @@ def _inside(runs: Runs, row: int, start: int, end: int) -> NDArray[np.bool_]:
 def _count_in_runs(
     runs: Runs, totals: NDArray[np.int64], row: int, start: ArrayLike, end: ArrayLike
 ) -> NDArray[np.int64]:
-    """Bases of [start, end) in a record's runs; `totals` are the bases in all runs before number i."""
+    """Number of bases of [start, end) in a record's runs; `totals[i]` is the number in all runs before run i."""
     first, last = int(runs.offsets[row]), int(runs.offsets[row + 1])
     starts, ends = runs.starts[first:last], runs.ends[first:last]
 
     def before(position: NDArray[np.int64]) -> NDArray[np.int64]:
         found = np.searchsorted(starts, position)
-        # The run that begins last before the position may reach beyond it.
+        # The last run that starts before the position may reach beyond it.
         beyond = np.maximum(ends[found - 1] - position, 0) if len(ends) else 0
         return totals[first + found] - totals[first] - np.where(found > 0, beyond, 0)
 
@@ -357,7 +353,7 @@ def _count_in_runs(
 
 
 class _Reader(pyfaidx.Faidx):
-    """pyfaidx's reader with an index from memory: it neither reads nor writes index files."""
+    """pyfaidx's reader with an index from memory; it neither reads nor writes index files."""
 
     def __init__(self, path: str, index: FastaIndex) -> None:
         self._given = index
@@ -374,16 +370,16 @@ class _Reader(pyfaidx.Faidx):
     build_gzi = read_gzi
 
     def build_index(self) -> None:
-        """There is one."""
+        """Do nothing: there is an index."""
 
     write_gzi = write_fai = build_index
 
 
 class _Block(pyfaidx.BgzfBlock):
-    """A block that bisection also passes by when the position is its very first byte.
+    """A block that bisection passes even if the position is its very first byte.
 
-    pyfaidx would read such a position at the end of the block before, which cannot be written down when that
-    block holds 65,536 bytes, as Biopython's writer makes them.
+    pyfaidx would look for such a position at the end of the previous block, which cannot be expressed if that block has
+    65,536 bytes, as Biopython's writer makes them.
     """
 
     __slots__ = ()
@@ -395,15 +391,15 @@ class _Block(pyfaidx.BgzfBlock):
 def of_file(
     progress: Callable[[str, int, int | None], None] | None, path: str
 ) -> Callable[[int, int | None], None] | None:
-    """Progress of the index of one file, told to a callback of a job in parts."""
+    """Adapt a callback for several parts to the progress of one file's index."""
     return None if progress is None else partial(progress, f"indexing {os.path.basename(path)}")
 
 
 def find_fasta_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Absolute paths of FASTA files: files as given, folders replaced by their FASTA files by name."""
+    """Absolute paths of FASTA files; folders are replaced by their FASTA files, sorted by name."""
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not given:
-        raise InputError("no FASTA file was given.")
+        raise InputError("no FASTA file was given; give at least one")
     found: list[str] = []
     for item in given:
         path = Path(item).expanduser()
@@ -413,37 +409,37 @@ def find_fasta_files(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[
             )
             if not inside:
                 raise InputError(
-                    f"{path}: no FASTA file in this folder (*.fa, *.fasta, *.fna, each also with .gz, or *.2bit)."
+                    f"{path}: no FASTA file in this folder; it needs *.fa, *.fasta or *.fna, each also with .gz, or *.2bit"
                 )
             found += inside
         elif path.is_file():
             found.append(str(path.absolute()))
         elif path.exists():
             raise InputError(
-                f"{path}: neither a file nor a folder. FASTA is read at random positions and cannot be a pipe."
+                f"{path}: neither a file nor a folder; FASTA is read at random positions, so it cannot be a pipe"
             )
         else:
-            raise InputError(f"{path}: there is no such file or folder (current folder {Path.cwd()}).")
+            raise InputError(f"{path}: there is no such file or folder (current folder {Path.cwd()}); correct the path")
     for index, file in enumerate(found):
         if file in found[:index]:
-            raise InputError(f"{file}: given twice.")
+            raise InputError(f"{file}: given twice; give it once")
     return found
 
 
 def check_genome_names(paths: Sequence[str]) -> None:
-    """Refuse FASTA files of which two give their genomes one name, and names that no line of a table can hold."""
+    """Refuse FASTA files that would give two genomes the same name, and names that do not fit into a table."""
     there: dict[str, str] = {}
     for path in paths:
         name = genome_name(path)
         file = os.path.basename(path)
         if len(file.splitlines()) > 1 or "\t" in file or not is_utf8(file):
             raise InputError(
-                f"{path}: the name of the file holds a tab, a line end or bytes that are not UTF-8; rename the file."
+                f"{path}: the file name contains a tab, a line break or bytes that are not UTF-8; rename the file"
             )
         if name in there:
             raise InputError(
-                f"{path}: has the genome name {name!r}, as has {there[name]}. Records are named `genome:record`: "
-                "rename one of the files, or give only one of them."
+                f"{path}: has the genome name {name!r}, like {there[name]}, and records are named `genome:record`; "
+                "rename one of the files, or give only one of them"
             )
         there[name] = path
 

@@ -1,7 +1,7 @@
-"""Records of a FASTA or FASTQ file in their order, read once from front to back.
+"""Reads the records of a FASTA or FASTQ file in order, once from start to end.
 
-For sequence that is read as a whole: prediction, conversion. Any gzip (BGZF too) and standard input work, which
-random access (`genome.py`) cannot offer. One record is in memory at a time, once, however its lines are wrapped.
+For sequence that is read as a whole: prediction, conversion. Any gzip (BGZF too) and standard input work, which random
+access (`genome.py`) cannot offer. Only one record is in memory at a time, and only once, however its lines are wrapped.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _OTHER_FORMATS = ((b"BZh", "bzip2"), (b"PK\x03\x04", "zip"), (b"\xfd7zXZ", "xz")
 
 @dataclass(frozen=True)
 class Record:
-    """One sequence as it stands in a file.
+    """One sequence as written in a file.
 
     Attributes:
-        header: the line after `>` or `@`, without line end.
+        header: the rest of the line after `>` or `@`, without line break.
         sequence: letters as written; may be empty.
     """
 
@@ -51,8 +51,8 @@ class Record:
         return self.header.split(maxsplit=1)[0] if self.header.strip() else ""
 
     def foreign_letter(self) -> tuple[int, str] | None:
-        """Position, from 1, and the first character that is no sequence letter at all."""
-        # In pieces, because the check of a whole chromosome would take as much memory again.
+        """Position (from 1) and value of the first character that is not a sequence letter; None if there is none."""
+        # In pieces, because checking a whole chromosome at once would take as much memory again.
         for begin in range(0, len(self.sequence), _PIECE_BYTES):
             piece = self.sequence[begin : begin + _PIECE_BYTES]
             if piece.translate(None, LETTERS):
@@ -61,16 +61,16 @@ class Record:
         return None
 
     def is_rna(self) -> bool:
-        """Is there U and no T, in either case?"""
+        """Whether there is U and no T, in upper or lower case."""
         return any(u in self.sequence for u in (b"U", b"u")) and not any(t in self.sequence for t in (b"T", b"t"))
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
-    """Records of a FASTA or FASTQ file, recognised by content, plain or gzip; `-` is standard input.
+    """Yield the records of a FASTA or FASTQ file, recognised by content, plain or gzip; `-` is standard input.
 
     Raises:
-        InputError: not such a file, cut off or damaged; with the number of the record. Or it unpacks to far more than
-            such a file holds (see `pipelines/unpacked.py`).
+        InputError: it is not such a file, is truncated or damaged (names the number of the record), or unpacks to far
+            more than such a file holds (see `pipelines/unpacked.py`).
     """
     name = "standard input" if str(path) == STDIN else str(path)
     done, kind = 0, "text"
@@ -85,38 +85,38 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
             first = _first_character(handle)
             if first not in (b">", b"@"):
                 what = "empty" if not first else f"begins with {first.decode('latin-1')!r}"
-                raise InputError(f"{name}: {what}; FASTA begins with `>`, FASTQ with `@`.")
+                raise InputError(f"{name}: {what}; give FASTA, which begins with `>`, or FASTQ, which begins with `@`")
             kind = "FASTA" if first == b">" else "FASTQ"
             yield from map(counted, _fasta(handle) if first == b">" else _fastq(handle))
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{name}: after record {done:,}: cannot be read ({reason}). Check the file.") from error
+        raise InputError(f"{name}: after record {done:,}: cannot be read ({reason}); check the file") from error
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{name}: after record {done:,}: not sound {kind} ({error}).") from error
+        raise InputError(f"{name}: after record {done:,}: not sound {kind} ({error}); correct the file") from error
 
 
 def items(files: Iterable[str]) -> Iterator[Item]:
-    """Records of FASTA and FASTQ files as token ids; one that is no DNA gives the reason."""
+    """Yield the records of FASTA and FASTQ files as token ids; a record that is not DNA has the reason instead."""
     codec = DnaTokenizer()
     for file in files:
         for record in read_records(file):
             symbols: Ids | str
             if foreign := record.foreign_letter():
-                symbols = f"{foreign[1]!r} at position {foreign[0]:,} is no base"
+                symbols = f"{foreign[1]!r} at position {foreign[0]:,} is not a base"
             elif record.is_rna():
                 symbols = "RNA (U): write T for U"
             else:
                 symbols = codec.encode(record.sequence)
             item = Item(str(file), record.name, len(record.sequence), symbols)
-            # A chromosome is held once, as ids, while it is predicted.
+            # During prediction a chromosome is held only once, as ids.
             del record, symbols
             yield item
 
 
 def write_record(handle: IO[bytes], record: Record) -> None:
-    """Append a record as FASTA, 80 letters a line."""
+    """Append a record as FASTA, 80 letters per line."""
     handle.write(b">" + record.header.encode() + b"\n")
     whole = len(record.sequence) // LINE_BASES * LINE_BASES
     for at in range(0, whole, LINE_BASES * _PIECE_LINES):
@@ -126,22 +126,22 @@ def write_record(handle: IO[bytes], record: Record) -> None:
 
 
 def wrapped(sequence: bytes) -> bytes:
-    """Letters, a multiple of 80, as lines of 80."""
+    """Wrap letters, a multiple of 80, into lines of 80."""
     lines = np.frombuffer(sequence, dtype=np.uint8).reshape(-1, LINE_BASES)
     return np.concatenate([lines, np.full((len(lines), 1), 10, np.uint8)], axis=1).tobytes()
 
 
 @contextmanager
 def _open(path: str, name: str) -> Iterator[io.BufferedReader]:
-    """The text of a file, unpacked; standard input is left open."""
+    """Open the text of a file, unpacked; standard input is left open."""
     if path != STDIN and os.path.isdir(path):
-        raise InputError(f"{path}: is a folder. Give FASTA or FASTQ files.")
+        raise InputError(f"{path}: a folder; give FASTA or FASTQ files")
     raw = cast(io.BufferedReader, sys.stdin.buffer) if path == STDIN else open(path, "rb")  # noqa: SIM115
     try:
         head = raw.peek(4)[:4]
         for magic, kind in _OTHER_FORMATS:
             if head.startswith(magic):
-                raise InputError(f"{name}: compressed with {kind}. Unpack it, or compress it with gzip.")
+                raise InputError(f"{name}: compressed with {kind}; unpack it, or compress it with gzip")
         if head[:2] == b"\x1f\x8b":
             size = None if path == STDIN else os.path.getsize(path)
             with Unpacking(raw, Unpacked(name, size)) as packed:
@@ -154,7 +154,7 @@ def _open(path: str, name: str) -> Iterator[io.BufferedReader]:
 
 
 def _first_character(handle: io.BufferedReader) -> bytes:
-    """The first character that is no blank; it stays unread."""
+    """The first character that is not a blank; it stays unread."""
     while head := handle.peek(1)[:1]:
         if not head.isspace():
             return head
@@ -164,9 +164,9 @@ def _first_character(handle: io.BufferedReader) -> bytes:
 
 def _fasta(handle: io.BufferedReader) -> Iterator[Record]:
     header: str | None = None
-    # In a list, so that nothing here holds a record that is in use elsewhere.
+    # In a list, so that nothing here keeps a record alive that is used elsewhere.
     letters = [io.BytesIO()]
-    begins = True  # does a line begin here? Long ones come in pieces
+    begins = True  # whether the piece starts a line; long lines come in several pieces
     while piece := handle.readline(_PIECE_BYTES):
         if begins and piece.startswith(b">"):
             if header is not None:
@@ -178,13 +178,13 @@ def _fasta(handle: io.BufferedReader) -> Iterator[Record]:
                 piece += more
             if b"\r" in piece.strip():
                 raise ValueError(
-                    "its lines end with a carriage return alone; convert it, for example with tr '\\r' '\\n'"
+                    "its lines end with only a carriage return; convert it, for example with tr '\\r' '\\n'"
                 )
             if len(piece) > MAX_HEADER_BYTES:
-                raise ValueError(f"a header of more than {MAX_HEADER_BYTES:,} bytes; are its line ends lost?")
+                raise ValueError(f"a header of more than {MAX_HEADER_BYTES:,} bytes; have its line breaks been lost?")
             header = piece[1:].strip().decode("utf-8", "replace")
         else:
-            # Blanks inside a line are no letters; some programs write blocks of ten.
+            # Blanks inside a line are ignored; some programs write blocks of ten letters.
             letters[0].write(piece.translate(None, b" \t\r\n\v\f"))
         begins = piece.endswith(b"\n")
     if header is not None:

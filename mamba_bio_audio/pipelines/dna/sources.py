@@ -1,4 +1,4 @@
-"""From the settings `data.path` and `data.intervals` to FASTA files and an intervals file."""
+"""Finds the FASTA files and the intervals file that `data.path` and `data.intervals` mean."""
 
 import json
 import os
@@ -19,11 +19,11 @@ PREPARED_KIND = "mamba-bio-audio prepared genome"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a genome lies.
+    """Files of a genome and of its split.
 
     Attributes:
         paths: FASTA files, or folders of them.
-        intervals: path of the intervals file, or None for blocks.
+        intervals: path of the intervals file; None to split into blocks.
         intervals_origin: "data.intervals", "found in data.path" or "blocks".
         manifest: contents of a prepared folder's manifest.
     """
@@ -34,15 +34,14 @@ class Source:
     manifest: dict[str, Any] | None = None
 
     def open(self, progress: Callable[[str, int, int | None], None] | None = None) -> Genome:
-        """The reader, checked against the prepared folder's manifest where there is one; `progress` as of `Genome`."""
+        """Open the genome, checked against the prepared folder's manifest if there is one; `progress` as for `Genome`."""
         genome = Genome(self.paths, progress=progress)
         if self.manifest is not None:
             for listed, found in zip(self.manifest["files"], genome.fingerprint(), strict=True):
                 if listed["sha256"] != found.sha256:
                     raise InputError(
-                        f"{found.path}: changed since it was prepared (SHA-256 {found.sha256[:12]}..., "
-                        "manifest "
-                        f"{listed['sha256'][:12]}...). Run `mba prepare genome` again."
+                        f"{found.path}: changed since it was prepared (SHA-256 {found.sha256[:12]}..., manifest "
+                        f"{listed['sha256'][:12]}...); run `mba prepare genome` again"
                     )
         return genome
 
@@ -50,17 +49,16 @@ class Source:
 def locate(path: str | Sequence[str] | None, intervals: str | None = None) -> Source:
     """Find the files behind `data.path` and `data.intervals`.
 
-    A folder with a manifest of `mba prepare genome` stands for the FASTA files named there; another folder
-    for the FASTA files in it. `intervals.tsv` in such a folder is used when `data.intervals` is null.
+    A folder with a manifest of `mba prepare genome` stands for the FASTA files named there, any other folder for the
+    FASTA files in it. `intervals.tsv` in such a folder is used if `data.intervals` is null.
     """
     if not path:
         raise InputError(
-            "data.path is not set: give a FASTA file, a folder of FASTA files, a folder made by "
-            "`mba prepare genome`, or `demo`. "
-            "For example --set data.path=genome.fa"
+            "data.path is not set; give a FASTA file, a folder of FASTA files, a folder made by `mba prepare genome`, or "
+            "`demo`, for example --set data.path=genome.fa"
         )
     if intervals is not None and not os.path.isfile(os.path.expanduser(intervals)):
-        raise InputError(f"data.intervals: {intervals}: there is no such file.")
+        raise InputError(f"data.intervals: {intervals}: there is no such file; correct the path")
     given = os.path.expanduser(intervals) if intervals is not None else None
     paths = [path] if isinstance(path, str) else list(path)
     if paths == [DEMO]:
@@ -73,23 +71,23 @@ def locate(path: str | Sequence[str] | None, intervals: str | None = None) -> So
         manifest = _read_manifest(manifest_path) if manifest_path.is_file() else None
         if manifest is not None:
             if found is None and given is None:
-                raise InputError(f"{folder}: {INTERVALS_NAME} is missing. Run `mba prepare genome` again.")
+                raise InputError(f"{folder}: {INTERVALS_NAME} is missing; run `mba prepare genome` again")
             return Source(_prepared_files(manifest_path, manifest), given or found, origin, manifest=manifest)
         return Source([folder], given or found, origin)
     return Source(paths, given, "data.intervals" if given else "blocks")
 
 
 def demo_folder() -> str:
-    """Folder of the packaged genome slices."""
+    """Folder of the genome slices that come with the package."""
     return str(files("mamba_bio_audio.pipelines.dna") / "demo")
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
-    """A prepared folder's manifest; None when the file is somebody else's."""
+    """A prepared folder's manifest; None if another program made the file."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}). Run `mba prepare genome` again.") from error
+        raise InputError(f"{path}: cannot be read as JSON ({error}); run `mba prepare genome` again") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != PREPARED_KIND:
         return None
     files = manifest.get("files")
@@ -97,20 +95,20 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         isinstance(file, dict) and {"path", "relative_path", "sha256"} <= file.keys() for file in files
     )
     if not whole:
-        raise InputError(f"{path}: does not name its FASTA files. Run `mba prepare genome` again.")
+        raise InputError(f"{path}: does not name its FASTA files; run `mba prepare genome` again")
     return manifest
 
 
 def _prepared_files(manifest_path: Path, manifest: dict[str, Any]) -> list[str]:
     found = []
     for listed in manifest["files"]:
-        # The relative path first, so that a folder moved together with its FASTA goes on working.
+        # The relative path comes first, so that a folder moved together with its FASTA still works.
         candidates = [manifest_path.parent / listed["relative_path"], Path(listed["path"])]
         existing = [candidate for candidate in candidates if candidate.is_file()]
         if not existing:
             raise InputError(
-                f"{manifest_path}: the FASTA file {listed['path']} is gone. Put it back, or run "
-                "`mba prepare genome` again."
+                f"{manifest_path}: the FASTA file {listed['path']} is missing; put it back, or run "
+                "`mba prepare genome` again"
             )
         found.append(os.path.abspath(existing[0]))
     return found

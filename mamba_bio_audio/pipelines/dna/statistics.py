@@ -1,4 +1,4 @@
-"""A genome in numbers, ready for JSON."""
+"""Statistics of a genome, ready for JSON."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ _PIECE_BASES = 1 << 22
 
 
 def describe(genome: Genome) -> dict[str, Any]:
-    """Files, sizes and shares of a genome, ready for JSON."""
+    """Files, sizes and letter shares of a genome, ready for JSON."""
     totals = dict.fromkeys(("bases", "unknown", "N", "lower"), 0)
     for statistics in genome.scan().values():
         totals["bases"] += statistics.length
@@ -35,7 +35,7 @@ def describe(genome: Genome) -> dict[str, Any]:
 
 
 def describe_contigs(genome: Genome, contigs: str | list[str], spans: list[Span]) -> dict[str, Any]:
-    """What `data.contigs` let in and what it left out, and names found under an alias, ready for JSON."""
+    """Records that `data.contigs` included and left out, and names found under an alias, ready for JSON."""
     used = dict.fromkeys(span.record for span in spans)
     whole = all(span.end - span.start == genome.records[span.record] for span in spans)
     return {
@@ -50,7 +50,7 @@ def describe_contigs(genome: Genome, contigs: str | list[str], spans: list[Span]
 
 
 def composition(genome: Genome, spans: Iterable[Span]) -> dict[str, float]:
-    """Shares of A, C, G, T among the known bases of spans; they sum to 1 (all 0.25 where there are none)."""
+    """Shares of A, C, G, T among the known bases of spans, which sum to 1; all 0.25 if there are none."""
     counts = np.zeros(256, dtype=np.int64)
     for span in spans:
         for start in range(span.start, span.end, _PIECE_BASES):

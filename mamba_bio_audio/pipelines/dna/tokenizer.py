@@ -1,9 +1,8 @@
 """One token per base, in the vocabulary of HyenaDNA and Caduceus.
 
-[CLS] 0, [SEP] 1, [BOS] 2, [MASK] 3, [PAD] 4, [RESERVED] 5, [UNK] 6, A 7, C 8, G 9, T 10, N 11. Tokens never
-depend on case. Every letter other than A, C, G and T becomes N: IUPAC ambiguity codes, gaps, and also the U
-of RNA, because genome archives write RNA genomes with T and a U therefore signals the wrong kind of file
-rather than a thymine.
+[CLS] 0, [SEP] 1, [BOS] 2, [MASK] 3, [PAD] 4, [RESERVED] 5, [UNK] 6, A 7, C 8, G 9, T 10, N 11. Tokens do not depend on
+case. Every letter other than A, C, G and T becomes N: IUPAC ambiguity codes, gaps, and even the U of RNA, because genome
+archives write RNA genomes with T, so that a U indicates the wrong kind of file rather than a thymine.
 """
 
 import numpy as np
@@ -23,7 +22,7 @@ _COMPLEMENT[[A, C, G, T]] = [T, G, C, A]
 
 
 class DnaTokenizer:
-    """Codec between DNA text and token ids, a table lookup in both directions.
+    """Codec between DNA text and token ids: a table lookup in both directions.
 
     >>> codec = DnaTokenizer()
     >>> codec.encode("acgtR")
@@ -56,31 +55,31 @@ class DnaTokenizer:
         if isinstance(sequence, bytes | bytearray):
             sequence = np.frombuffer(sequence, dtype=np.uint8)
         if sequence.dtype != np.uint8:
-            raise ValueError(f"encode() reads ASCII codes of dtype uint8, not {sequence.dtype}; pass text or bytes")
+            raise ValueError(f"encode() takes ASCII codes of dtype uint8, not {sequence.dtype}; pass text or bytes")
         return _ENCODE[sequence]
 
     def check_prompt(self, text: str) -> None:
-        """Refuse a prompt that is not written in A, C, G, T and N, in either case.
+        """Refuse a prompt that contains anything but A, C, G, T and N, in upper or lower case.
 
         Raises:
-            InputError: naming the first other character and its position, from 1.
+            InputError: it does; names the first such character and its position, from 1.
         """
         at = next((i for i, letter in enumerate(text) if letter not in "ACGTNacgtn"), None)
         if at is not None or not text:
             where = f"has {text[at]!r} at position {at + 1:,}" if at is not None else "is empty"
-            raise InputError(f"the prompt {where}; write it in A, C, G, T and N")
+            raise InputError(f"the prompt {where}; use only A, C, G, T and N")
 
     def decode(self, ids: ArrayLike) -> str:
         """Text of a one-dimensional sequence of ids: A, C, G, T, and N for every other token."""
         values = np.asarray(ids)
         if values.ndim != 1:
-            raise ValueError(f"decode() reads one sequence of ids, not an array of shape {values.shape}")
+            raise ValueError(f"decode() takes one sequence of ids, not an array of shape {values.shape}")
         if not values.size:
             return ""
         if not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"decode() reads integer ids, not {values.dtype}")
+            raise ValueError(f"decode() takes integer ids, not {values.dtype}")
         if values.min() < 0 or values.max() >= self.vocab_size:
-            raise ValueError(f"token ids lie in 0..{self.vocab_size - 1}, found {values.min()}..{values.max()}")
+            raise ValueError(f"token ids must be in 0..{self.vocab_size - 1}, found {values.min()}..{values.max()}")
         return _DECODE[values].tobytes().decode("ascii")
 
     def reverse_complement(self, ids: NDArray[np.uint8]) -> NDArray[np.uint8]:

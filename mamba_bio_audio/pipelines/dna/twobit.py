@@ -1,9 +1,9 @@
-"""2bit files: two bits a base, runs of N and of lower case beside them, any span read on its own.
+"""Reads 2bit files: two bits per base, with runs of N and of lower case listed separately; any span can be read.
 
 Layout (UCSC, "twoBit sequence archives"): a header of four 32-bit words (signature 0x1A412743, version, number of
-records, 0); per record the length of its name in a byte, the name and the 32-bit (version 1: 64-bit) offset of its data;
-the data: number of bases, N runs (their number, starts, sizes), lower-case runs likewise, a zero word, and the bases, four a
-byte from the highest bits down, T 0, C 1, A 2, G 3. Either byte order.
+records, 0); per record the length of its name in one byte, the name and the 32-bit (version 1: 64-bit) offset of its
+data; the data: number of bases, N runs (their number, starts, sizes), lower-case runs likewise, a zero word, and the
+bases, four per byte from the highest bits down, T 0, C 1, A 2, G 3. Either byte order.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from mamba_bio_audio.pipelines.dna.fasta_scan import CHUNK_BYTES, FastaIndex, fi
 from mamba_bio_audio.pipelines.dna.tokenizer import A, C, G, T
 
 SIGNATURES = {b"\x43\x27\x41\x1a": "<", b"\x1a\x41\x27\x43": ">"}
-_REMEDY = "The file is truncated or damaged: fetch it again."
-# Token ids of the four bases in a byte.
+_REMEDY = "; the file is truncated or damaged, download it again"
+# Token ids of the four bases in each byte.
 _IDS = np.array([T, C, A, G], dtype=np.uint8)[np.arange(256)[:, None] >> np.array([6, 4, 2, 0]) & 3]
 
 
@@ -35,10 +35,10 @@ class _Record:
 
 
 class TwoBitFile:
-    """An open 2bit file; bases by the offset that its index holds. One per process and thread.
+    """An open 2bit file, read by the offsets in its index. Each process and thread needs one of its own.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,21 +50,21 @@ class TwoBitFile:
         self._handle.close()
 
     def ids(self, packed: int, start: int, end: int) -> NDArray[np.uint8]:
-        """Token ids of bases [start, end) of the record whose bases lie at `packed`; A, C, G, T also where N is."""
+        """Token ids of bases [start, end) of the record whose bases start at `packed`; N reads as A, C, G or T."""
         first, last = start // 4, -(-end // 4)
         data = _read(self._handle, packed + first, last - first, self.path)
         return _IDS[np.frombuffer(data, dtype=np.uint8)].reshape(-1)[start - 4 * first : end - 4 * first]
 
 
 def index_twobit(path: str, progress: Callable[[int, int | None], None] | None = None) -> FastaIndex:
-    """Check a 2bit file and return its index, letter counts and checksum, as `index_fasta` does for FASTA."""
+    """Check a 2bit file; returns its index, letter counts and checksum, as `index_fasta` does for FASTA."""
     key = file_key(path)
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as handle:
             while data := handle.read(CHUNK_BYTES):
                 digest.update(data)
-            # The bases are read a second time, to be counted.
+            # The bases are read a second time to be counted.
             records = _directory(handle, path, key[0])
         file = TwoBitFile(path)
         try:
@@ -74,11 +74,9 @@ def index_twobit(path: str, progress: Callable[[int, int | None], None] | None =
         finally:
             file.close()
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror or error}). Check it and its permissions."
-        ) from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check it and its permissions") from error
     if file_key(path) != key:
-        raise InputError(f"{path}: changed while it was being read. Wait until it is completely written and run again.")
+        raise InputError(f"{path}: changed while it was being read; wait until it is completely written and run again")
     unknown = join_runs([record.unknown for record in records])
     return FastaIndex(
         path=path,
@@ -99,16 +97,16 @@ def index_twobit(path: str, progress: Callable[[int, int | None], None] | None =
 
 
 def _directory(handle: BinaryIO, path: str, size_bytes: int) -> list[_Record]:
-    """Every record of the file, checked: names, sizes, runs and places."""
+    """All records of the file, with names, sizes, runs and offsets checked."""
     handle.seek(0)
     order = SIGNATURES.get(_read(handle, 0, 4, path), "")
     version, count, reserved = _words(handle, 4, 3, order, path)
     if version not in (0, 1) or reserved:
-        raise InputError(f"{path}: 2bit version {version}, of which nothing is known here. Convert it to FASTA.")
+        raise InputError(f"{path}: unknown 2bit version {version}; convert the file to FASTA")
     if not count:
-        raise InputError(f"{path}: no record in it.")
+        raise InputError(f"{path}: contains no record; give another file")
     if count * 6 > size_bytes:
-        raise InputError(f"{path}: its header promises {count:,} records. {_REMEDY}")
+        raise InputError(f"{path}: its header claims {count:,} records{_REMEDY}")
     at, wide = 16, 8 if version else 4
     places: dict[str, int] = {}
     for number in range(1, count + 1):
@@ -119,17 +117,19 @@ def _directory(handle: BinaryIO, path: str, size_bytes: int) -> list[_Record]:
         try:
             name = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: record number {number:,}: its name is not UTF-8 text.") from error
+            raise InputError(
+                f"{path}: record number {number:,}: its name is not UTF-8 text; rename it in plain ASCII"
+            ) from error
         if not name or name.split() != [name]:
-            raise InputError(f"{path}: record number {number:,}: {name!r} is no name. {_REMEDY}")
+            raise InputError(f"{path}: record number {number:,}: {name!r} is not a name{_REMEDY}")
         if name in places:
-            raise InputError(f"{path}: record {name!r} is in the file twice. Names must be unique in a file.")
+            raise InputError(f"{path}: record {name!r} is in the file twice; rename or remove one of them")
         places[name] = place
     records, begin = [], at
     for name, place in sorted(places.items(), key=lambda item: item[1]):
-        # Records of one stretch of the file could unpack to any size.
+        # Records that share a stretch of the file could unpack to any size.
         if place < begin:
-            raise InputError(f"{path}: record {name!r} begins inside of what lies before it. {_REMEDY}")
+            raise InputError(f"{path}: record {name!r} overlaps its predecessor{_REMEDY}")
         record = _record(handle, path, name, place, order, size_bytes)
         begin = record.packed + -(-record.length // 4)
         records.append(record)
@@ -141,33 +141,33 @@ def _record(handle: BinaryIO, path: str, name: str, place: int, order: str, size
     where = f"{path}: record {name!r}"
     (length,) = _words(handle, place, 1, order, where)
     if not length:
-        raise InputError(f"{where} is empty. Remove it, or fetch the file again.")
+        raise InputError(f"{where} is empty; remove it, or download the file again")
     at = place + 4
     found = []
     for what in ("N", "lower case"):
         (blocks,) = _words(handle, at, 1, order, where)
-        # Every run holds a base at least.
+        # Every run has at least one base.
         if blocks * 8 > size_bytes or blocks > length:
-            raise InputError(f"{where}: {blocks:,} runs of {what}. {_REMEDY}")
+            raise InputError(f"{where}: claims {blocks:,} runs of {what}{_REMEDY}")
         values = np.frombuffer(_read(handle, at + 4, blocks * 8, where), dtype=f"{order}u4").astype(np.int64)
         starts, ends = values[:blocks], values[:blocks] + values[blocks:]
         if blocks and ((starts >= ends).any() or (starts[1:] < ends[:-1]).any() or ends[-1] > length):
-            raise InputError(f"{where}: its runs of {what} overlap or leave the record. {_REMEDY}")
-        # Runs that touch are one.
+            raise InputError(f"{where}: its runs of {what} overlap or leave the record{_REMEDY}")
+        # Adjacent runs are merged.
         apart = np.ones(blocks + 1, dtype=bool)
         apart[1:-1] = starts[1:] > ends[:-1]
         found.append((starts[apart[:-1]], ends[apart[1:]]))
         at += 4 + blocks * 8
     packed = at + 4
     if packed + -(-length // 4) > size_bytes:
-        raise InputError(f"{where}: its {length:,} bases go beyond the end of the file. {_REMEDY}")
+        raise InputError(f"{where}: its {length:,} bases go beyond the end of the file{_REMEDY}")
     return _Record(name, length, packed, found[0], found[1])
 
 
 def _count(
     file: TwoBitFile, record: _Record, size_bytes: int, progress: Callable[[int, int | None], None] | None
 ) -> list[int]:
-    """A, C, G, T, N, other letters, and lower case, of a record."""
+    """Numbers of A, C, G, T, N, other and lower-case letters in a record."""
     totals = np.zeros(256, dtype=np.int64)
     starts, ends = record.unknown
     for begin in range(0, record.length, CHUNK_BYTES):
@@ -189,9 +189,9 @@ def _words(handle: BinaryIO, at: int, count: int, order: str, where: str, wide: 
 
 
 def _read(handle: BinaryIO, at: int, count: int, where: str) -> bytes:
-    """Exactly `count` bytes from `at`; positions beyond 2^63 are no place in a file."""
+    """Read exactly `count` bytes from `at`; no file reaches beyond 2^63."""
     if at >= 1 << 63:
-        raise InputError(f"{where}: an offset of {at:,}. {_REMEDY}")
+        raise InputError(f"{where}: claims an offset of {at:,}{_REMEDY}")
     handle.seek(at, os.SEEK_SET)
     data = handle.read(count)
     while data and len(data) < count:
@@ -200,5 +200,5 @@ def _read(handle: BinaryIO, at: int, count: int, where: str) -> bytes:
             break
         data += more
     if len(data) != count:
-        raise InputError(f"{where}: cut off at byte {at + len(data):,}. {_REMEDY}")
+        raise InputError(f"{where}: truncated at byte {at + len(data):,}{_REMEDY}")
     return data

@@ -81,12 +81,12 @@ def test_repairs(case: str, pack: bool, piece_bytes: int, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b">a\nACGT\n\nAC1T\n", r"x\.fa: record 'a', position 7 .*'1' is no sequence letter \(line 4\)"),
-        (b">a\nA\n\nA\n>b\nA\n>a\nA\n", r"x\.fa: line 7: record 'a' was already there at line 1"),
+        (b">a\nACGT\n\nAC1T\n", r"x\.fa: record 'a', position 7 .*'1' is not a sequence letter \(line 4\)"),
+        (b">a\nA\n\nA\n>b\nA\n>a\nA\n", r"x\.fa: line 7: duplicate record 'a', first seen at line 1"),
         (b">a\nA\n\nA\n>\nA\n", r"x\.fa: line 5: a header `>` without a name"),
         (b">a\nA\n\nA\n>\xff\nA\n", r"x\.fa: line 5: the header is not UTF-8"),
-        (b"\nAC\n>a\nA\n", r"x\.fa: line 2: b'AC' stands before the first header"),
-        (b">a\n>b\n\n", r"x\.fa: no record with sequence"),
+        (b"\nAC\n>a\nA\n", r"x\.fa: line 2: b'AC' precedes the first header"),
+        (b">a\n>b\n\n", r"x\.fa: contains no record with sequence"),
     ],
 )
 def test_other_faults_stay_errors(text: bytes, message: str, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_the_index_of_a_copy_moves_with_it(tmp_path: Path, own_cache: Path, rand
 def test_errors_name_the_file_as_given(tmp_path: Path) -> None:
     (tmp_path / "x.fa").write_bytes(b">p\nMKVLAAGIVGLPNLE\n\nLFQERFIL\n")
     (tmp_path / "y.fa.gz").write_bytes(gzip.compress(b">a\nACGT\n>a\nACGT\n"))
-    for name, message in (("x.fa", "those of a protein"), ("y.fa.gz", "line 3: record 'a' was already there")):
+    for name, message in (("x.fa", "those of a protein"), ("y.fa.gz", "line 3: duplicate record 'a', first seen")):
         with pytest.raises(InputError, match=message) as caught:
             prepare_genome(tmp_path / name, tmp_path / "out")
         assert str(caught.value).startswith(str(tmp_path / name))

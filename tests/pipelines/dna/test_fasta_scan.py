@@ -21,12 +21,12 @@ def bgzf(text: bytes, path: Path) -> bytes:
 MALFORMED = {
     "empty": (b"", "the file is empty"),
     "only a newline": (b"\n", "no FASTA record"),
-    "not fasta": (b"hello\nworld\n", r"line 1: b'hello' stands before the first header"),
+    "not fasta": (b"hello\nworld\n", r"line 1: b'hello' precedes the first header"),
     "header without name": (b">\nACGT\n", "line 1: a header `>` without a name"),
     "empty record": (b">a\nAC\n>b\n>c\nAC\n", "record 'b' at line 3 is empty"),
     "empty last record": (b">a\nAC\n>b\n", "record 'b' at line 3 is empty"),
     "blank record": (b">a\nAC\n>b\n\n\n>c\nA\n", "record 'b' at line 3 is empty"),
-    "duplicate name": (b">a 1\nAC\n>b\nAC\n>a 2\nAC\n", "line 5: record 'a' was already there at line 1"),
+    "duplicate name": (b">a 1\nAC\n>b\nAC\n>a 2\nAC\n", "line 5: duplicate record 'a', first seen at line 1"),
     "ragged, short": (b">a\nACGT\nAC\nACGT\n", "record 'a': line 4 follows line 3"),
     "ragged, long": (b">a\nACGT\nACGTA\n", "record 'a': line 3 is longer"),
     "blank line inside": (b">a\nACGT\n\nACGT\n", "record 'a': line 4 follows line 3"),
@@ -34,7 +34,7 @@ MALFORMED = {
     "mixed line ends": (b">a\nACGT\r\nACGT\nACGT\n", "record 'a': line 4 follows line 3"),
     "old macintosh": (b">a\rACGT\rACGT\r", "bare carriage returns"),
     "carriage return inside": (b">a\nAC\rGT\n", "carriage returns inside"),
-    "digit": (b">a\nACGT\nAC1T\n", r"record 'a', position 7 .*'1' is no sequence letter \(near line 3\)"),
+    "digit": (b">a\nACGT\nAC1T\n", r"record 'a', position 7 .*'1' is not a sequence letter \(near line 3\)"),
     "space": (b">a\nACG \nACGT\n", "position 4"),
     "not utf-8 name": (b">\xff\nACGT\n", "line 1: the header is not UTF-8"),
     "utf-16": (">a\nACGT\n".encode("utf-16"), "UTF-16"),
@@ -42,11 +42,11 @@ MALFORMED = {
     "protein": (b">p\nMKVLAAGIVGLPNLELFQERFIL\n", "protein"),
     "gzip": (
         gzip.compress(b">a\nACGT\n"),
-        r"ordinary gzip.*`mba prepare genome x.fa.gz --out DIR` recompresses it.*bgzip",
+        r"ordinary gzip.*`mba prepare genome x.fa.gz --out DIR`, which recompresses it.*bgzip",
     ),
     "bzip2": (b"BZh91AY", "bzip2"),
     "zip": (b"PK\x03\x04rest", "zip"),
-    "2bit": (b"\x43\x27\x41\x1a\0\0\0\0", "cut off at byte 8"),
+    "2bit": (b"\x43\x27\x41\x1a\0\0\0\0", "truncated at byte 8"),
 }
 
 

@@ -182,7 +182,7 @@ def test_a_table_per_split(tmp_path: Path) -> None:
     assert rows(read(str(tmp_path / "d"), files="t*.tsv"))[0] == ("1", "test", "TTTT")
     (tmp_path / "d/more.tsv").unlink()
     write(tmp_path / "d/valid.tsv", "sequence\tlabel\nCC\t0\n")
-    with pytest.raises(InputError, match=r"split 'dev', and 'valid' at .*: it is not clear"):
+    with pytest.raises(InputError, match=r"split 'dev', but 'valid' at .*, so it is unclear"):
         read(str(tmp_path / "d"))
     write(tmp_path / "d/valid.tsv", "sequence\tlabel\tsplit\nCC\t0\ttrain\n")
     with pytest.raises(InputError, match=r"valid.tsv: line 2: split=train and file name=valid contradict"):
@@ -271,7 +271,7 @@ def test_split_names_as_keys_and_labels(write_fasta, tmp_path: Path) -> None:
     [
         ("Set", ("train", "dev"), None),
         ("fold", ("train", "Test"), None),
-        ("fold", ("1", "2"), "line 2: fold=1 names no split"),
+        ("fold", ("1", "2"), "line 2: fold=1 does not name a split"),
         ("split\tfold", ("train\t1", "test\t2"), None),
         ("split\tsubset", ("train\ttrain", "test\ttrain"), "line 3: split=test and subset=train contradict"),
         ("partition", ("train", ""), r"1 of 2 sequences name a split \(.*line 2: train\) and 1 do not \(.*line 3\)"),
@@ -293,7 +293,7 @@ def test_columns_that_name_splits(tmp_path: Path, header: str, cells, message: s
 
 def test_rna_and_protein_are_told(tmp_path: Path) -> None:
     table = write(tmp_path / "t.tsv", "sequence\tlabel\n" + "ACGTACGT\tdna\n" * 50 + "ACGUACGU\trna\n")
-    with pytest.raises(InputError, match=r"t.tsv: class 'rna': its letters are those of RNA. Write T for U"):
+    with pytest.raises(InputError, match=r"t.tsv: class 'rna': its letters are those of RNA; write T for U"):
         read(str(table))
     table = write(tmp_path / "t.tsv", "sequence\tlabel\n" + "ACGTACGT\tdna\n" * 50 + "MKVLAAGIVGLPNLELF\tp\n")
     with pytest.raises(InputError, match=r"t.tsv: class 'p': its letters are those of a protein"):

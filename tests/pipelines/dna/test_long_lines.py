@@ -64,8 +64,8 @@ def test_pieces_change_nothing(newline: bytes, ending: int, width: int, tmp_path
         (b">a\nACGTACG\rTACGT\n", "carriage returns inside lines from line 2"),
         (b">a\nACGTACGT\r\rACGT\n", "carriage returns inside lines from line 2"),
         (b">a\nACGTACGT\rA", "carriage returns inside lines from line 2"),
-        (b">a\nACGTACGTACG1ACGT\n", r"position 12 .*'1' is no sequence letter \(near line 2\)"),
-        (b"ACGTACGTACGT\n>a\nACGT\n", "line 1: b'ACGT.*stands before the first header"),
+        (b">a\nACGTACGTACG1ACGT\n", r"position 12 .*'1' is not a sequence letter \(near line 2\)"),
+        (b"ACGTACGTACGT\n>a\nACGT\n", "line 1: b'ACGT.*precedes the first header"),
         (b">abcdef\nACGT\n", "line 1: a header of more than 4 bytes"),
     ],
 )

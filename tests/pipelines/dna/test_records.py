@@ -59,7 +59,7 @@ def test_standard_input(monkeypatch, pack):
         (gzip.compress(FASTA * 50, mtime=0)[:-12], "after record"),
         (b"@r1\nACGT\n+\nIII\n", "after record 0: not sound FASTQ"),
         (b"@r1\nACGT\n+\nIIII\n@r2\nAC\n", "after record 1: not sound FASTQ"),
-        (b">a\rACGT\r>b\rACGT\r", "after record 0: not sound FASTA .*carriage return alone"),
+        (b">a\rACGT\r>b\rACGT\r", "after record 0: not sound FASTA .*only a carriage return"),
     ],
 )
 def test_damage_is_named(tmp_path, content, fault):

@@ -253,7 +253,7 @@ def check_file(
         InputError: it is a folder or an input, exists without `force`, or was not made by this command.
     """
     if out.is_dir():
-        raise InputError(f"{out}: a folder; give a file")
+        raise InputError(f"{out} is a folder; give a file")
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}; create it, or choose another --out")
     place = os.path.realpath(out)

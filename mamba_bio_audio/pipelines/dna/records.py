@@ -135,7 +135,7 @@ def wrapped(sequence: bytes) -> bytes:
 def _open(path: str, name: str) -> Iterator[io.BufferedReader]:
     """Open the text of a file, unpacked; standard input is left open."""
     if path != STDIN and os.path.isdir(path):
-        raise InputError(f"{path}: a folder; give FASTA or FASTQ files")
+        raise InputError(f"{path} is a folder; give FASTA or FASTQ files")
     raw = cast(io.BufferedReader, sys.stdin.buffer) if path == STDIN else open(path, "rb")  # noqa: SIM115
     try:
         head = raw.peek(4)[:4]

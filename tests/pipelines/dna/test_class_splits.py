@@ -31,7 +31,7 @@ def test_header_tags(write_fasta, random_dna) -> None:
     assert labelled.origin == "split= in the FASTA headers"
     other = write_fasta("z.fa", {"a": random_dna(500)})
     message = (
-        r"4 of 5 FASTA headers name a split \(.*record 'a': train\) and 1 do not \(.*z.fa: record 'a'\); .*split=draw"
+        r"4 of 5 FASTA headers name a split \(.*record 'a': train\), but 1 do not \(.*z.fa: record 'a'\); .*split=draw"
     )
     with pytest.raises(InputError, match=message):
         split([*paths, other])
@@ -211,7 +211,7 @@ def test_validation_is_taken_from_training_only(tmp_path: Path, random_dna) -> N
     lines[5] = lines[5].replace("\ttrain", "\t")
     (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
     with pytest.raises(
-        InputError, match=r"119 of 120 sequences name a split \(.*line 2: train\) and 1 do not \(.*line 6\)"
+        InputError, match=r"119 of 120 sequences name a split \(.*line 2: train\), but 1 do not \(.*line 6\)"
     ):
         split(str(tmp_path / "t.tsv"))
 

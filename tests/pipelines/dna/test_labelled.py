@@ -274,7 +274,7 @@ def test_split_names_as_keys_and_labels(write_fasta, tmp_path: Path) -> None:
         ("fold", ("1", "2"), "line 2: fold=1 does not name a split"),
         ("split\tfold", ("train\t1", "test\t2"), None),
         ("split\tsubset", ("train\ttrain", "test\ttrain"), "line 3: split=test and subset=train contradict"),
-        ("partition", ("train", ""), r"1 of 2 sequences name a split \(.*line 2: train\) and 1 do not \(.*line 3\)"),
+        ("partition", ("train", ""), r"1 of 2 sequences name a split \(.*line 2: train\), but 1 do not \(.*line 3\)"),
         ("split", ("eval", "train"), "line 2: split 'eval' could mean validation or test"),
         ("split", ("eval", "test"), None),
     ],

@@ -76,7 +76,7 @@ def check_outside(out: Path, inputs: Iterable[Path | str]) -> None:
         around = Path(os.path.realpath(given)) in place.parents
         for source in (given,) if around or not place.is_dir() else (given, *_links(given)):
             if _lies_in(source, place):
-                raise InputError(f"{out}: contains {source}, an input of this command; choose another --out")
+                raise InputError(f"{out}: holds {source}, an input of this command; choose another --out")
 
 
 def _lies_in(path: Path | str, folder: Path) -> bool:

@@ -136,13 +136,13 @@ def test_stream_equals_one_pass_at_any_length():
 
 
 def test_nothing_is_dropped_and_reasons_are_given():
-    items = [dna(30), "", "N" * 10, "!'1' is no base", "ANNN", dna(20)]
+    items = [dna(30), "", "N" * 10, "!'1' is not a base", "ANNN", dna(20)]
     found = run(items)
     assert [r.probabilities is None for r in found] == [False, True, True, True, True, False]
     reasons = [r.reason for r in found]
     assert reasons[1] == "empty"
     assert "no known symbol" in reasons[2]
-    assert reasons[3] == "'1' is no base"
+    assert reasons[3] == "'1' is not a base"
     assert "more than 10% unknown" in reasons[4]
     assert [r.length for r in found] == [30, 0, 10, 0, 4, 20]
 

@@ -99,7 +99,7 @@ def test_records_that_cannot_be_scored_have_a_row_with_the_reason(tmp_path, caps
     assert (notes[0], notes[1], notes[5]) == ("", "empty", "")
     assert "no known symbol" in notes[2]
     assert "write T for U" in notes[3]
-    assert notes[4] == "'1' at position 3 is no base"
+    assert notes[4] == "'1' at position 3 is not a base"
     assert [row["predicted"] == "" for row in rows] == [False, True, True, True, True, False]
 
 

@@ -257,7 +257,7 @@ def test_a_weak_tag_promises_no_equal_bytes(server, tmp_path):
 
 def test_download_of_wrong_bytes_leaves_nothing(server, tmp_path):
     server.content = b"x" + CONTENT[1:]
-    with pytest.raises(NetworkError, match=f"did not send the published file: its md5 is .*, the published one {MD5}"):
+    with pytest.raises(NetworkError, match=f"did not send the published file: its md5 is .*, but the published one is {MD5}"):
         fetch(server, tmp_path / "file.bin", hashes={"md5": MD5})
     assert names(tmp_path) == []
     with pytest.raises(NetworkError, match="has 300,000 bytes, but the published one has 299,999"):
@@ -270,7 +270,7 @@ def test_download_checks_gzip(server, tmp_path):
     server.content = good
     assert fetch(server, tmp_path / "a.fa.gz").checked == ("gzip",)
     broken = {
-        "cut off": good[:-600],
+        "truncated": good[:-600],
         "incorrect data check": good[:4900] + bytes([good[4900] ^ 1]) + good[4901:],
         "begins with b'<!DOCTYPE html>": b"<!DOCTYPE html><p>sign in",
     }

@@ -26,7 +26,7 @@ def test_words_for_splits() -> None:
     [
         (("train", "holdout"), "line 1: unknown split 'holdout'; allowed: train, valid, test"),
         (("train", ""), "line 1: unknown split ''"),
-        (("dev", "validation"), "line 0: split 'dev', and 'validation' at line 1, so it is unclear"),
+        (("dev", "validation"), "line 0: split 'dev', but 'validation' at line 1, so it is unclear"),
         (("eval", "val"), "line 0: split 'eval', but 'val' at line 1, so it is unclear"),
         (("train", "Eval"), "line 1: split 'Eval' could mean validation or test"),
     ],

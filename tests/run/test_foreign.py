@@ -142,7 +142,7 @@ def test_extra_and_missing_tensors_are_named(saved, tmp_path):
         ({"backbone.norm_f.bias": torch.ones(16)}, "LayerNorm"),
         ({"backbone.layers.1.norm.bias": torch.ones(16)}, "LayerNorm"),
         ({"backbone.embeddings.weight": torch.ones(11, 24)}, "not a multiple of the width, 24"),
-        ({"backbone.embeddings.weight": torch.ones(11, 0)}, "not a multiple of the width 0"),
+        ({"backbone.embeddings.weight": torch.ones(11, 0)}, "not a multiple of the width, 0"),
         ({"backbone.layers.0.mixer.D": torch.ones(32, dtype=torch.int8)}, "int8"),
     ]
     for changes, message in cases:

@@ -1,4 +1,4 @@
-"""Recordings on disk: windowed reads as mono at one rate, and what is wrong with a file.
+"""Recordings on disk: reads windows as mono at one rate, and finds what is wrong with a file.
 
 Only the samples of a window are decoded, whatever the rate. Resampling is torchaudio's windowed sinc, evaluated for
 whole periods of the two rates around the window, so that windows equal pieces of the resampled whole.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 
-# Suffix -> containers that belong to it, as libsndfile names them.
+# Suffix -> containers that it may have, as named by libsndfile.
 FORMATS = {
     ".wav": {"WAV", "WAVEX", "RF64"},
     ".flac": {"FLAC"},
@@ -39,11 +39,11 @@ class AudioFile:
     """One recording.
 
     Attributes:
-        path: where it lies.
-        name: relative to the folder that was asked for, with forward slashes.
-        frames: samples per channel at its own rate.
-        native_rate_hz: its own rate.
-        channels: mixed to one by their mean.
+        path: path of the file.
+        name: path relative to the given folder, with forward slashes.
+        frames: samples per channel at the file's own rate.
+        native_rate_hz: the file's own sample rate.
+        channels: number of channels, which are mixed to mono by their mean.
     """
 
     path: str
@@ -53,14 +53,14 @@ class AudioFile:
     channels: int
 
     def num_samples(self, rate_hz: int) -> int:
-        """Samples at a rate: frames times the ratio of the rates, rounded up."""
+        """Number of samples at a rate: frames times the ratio of the rates, rounded up."""
         return -(-self.frames * rate_hz // self.native_rate_hz)
 
     def read(self, start: int, stop: int, rate_hz: int) -> NDArray[np.float32]:
-        """Samples [start, stop) at a rate, mono float32.
+        """Read samples [start, stop) at a rate, as mono float32.
 
         Raises:
-            InputError: naming file and position, for samples that are missing, NaN or infinite.
+            InputError: samples are missing, NaN or infinite; names file and position.
         """
         if not 0 <= start <= stop <= self.num_samples(rate_hz):
             raise ValueError(f"{self.name}: samples {start}..{stop} of {self.num_samples(rate_hz)}")
@@ -82,7 +82,7 @@ class AudioFile:
         return resampled[start - offset : stop - offset].copy()
 
     def _native(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Frames [start, stop) at the file's own rate, zeros before its begin and after its end."""
+        """Read frames [start, stop) at the file's own rate, with zeros before its start and after its end."""
         low, high = max(start, 0), min(stop, self.frames)
         out = np.zeros(stop - start, np.float32)
         if low < high:
@@ -92,33 +92,33 @@ class AudioFile:
                     found = file.read(high - low, dtype="float32", always_2d=True)
             except (soundfile.SoundFileError, OSError) as error:
                 position = _decodes_until(self.path, low, high)
-                raise InputError(f"{self.path}: cannot be decoded at sample {position} ({error}). {_CHECK}") from error
+                raise InputError(f"{self.path}: cannot be decoded at sample {position} ({error}); {_CHECK}") from error
             if len(found) < high - low:
                 raise InputError(
-                    f"{self.path}: truncated: the header promises {self.frames} samples, decoding ends at "
-                    f"{low + len(found)}. {_CHECK}"
+                    f"{self.path}: truncated: the header claims {self.frames} samples, but decoding ends at "
+                    f"{low + len(found)}; {_CHECK}"
                 )
             mono = found[:, 0] if found.shape[1] == 1 else found.mean(1, dtype=np.float32)
             if not np.isfinite(mono).all():
                 position = low + int(np.flatnonzero(~np.isfinite(mono))[0])
-                raise InputError(f"{self.path}: NaN or infinite sample at {position}. {_CHECK}")
+                raise InputError(f"{self.path}: NaN or infinite sample at {position}; {_CHECK}")
             out[low - start : high - start] = mono
         return out
 
 
-_REPLACE = "Replace the file, or leave it out."
-# What only decoding tells; opening a data set does not decode it.
-_CHECK = "Replace the file, or leave it out; mba prepare audio finds all such files."
+_REPLACE = "replace the file, or leave it out"
+# For faults that only decoding reveals, which opening a data set does not do.
+_CHECK = "replace the file, or leave it out (mba prepare audio finds all such files)"
 
 
 @lru_cache(maxsize=8)
 def _resampler(native_rate_hz: int, rate_hz: int, path: str = "") -> Any:
-    """torchaudio's resampler with its kernel made once."""
+    """torchaudio's resampler, whose kernel is computed only once."""
     common = math.gcd(native_rate_hz, rate_hz)
     if (native_rate_hz // common) * (rate_hz // common) > _MAX_KERNEL:
         raise InputError(
-            f"{path}: {native_rate_hz} Hz to {rate_hz} Hz has no short period (greatest common divisor {common}); "
-            f"resample it to a usual rate first, or ask for {native_rate_hz} Hz"
+            f"{path}: resampling from {native_rate_hz} Hz to {rate_hz} Hz has no short period (greatest common divisor "
+            f"{common}); resample it to a common rate first, or choose {native_rate_hz} Hz"
         )
     import torch
     from torchaudio.transforms import Resample
@@ -128,16 +128,16 @@ def _resampler(native_rate_hz: int, rate_hz: int, path: str = "") -> Any:
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key by which 2.wav comes before 10.wav."""
+    """Sort key that puts 2.wav before 10.wav."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
-    """(path, name) of the recordings behind `data.path`, in natural order of their names.
+    """(path, name) of the recordings that `data.path` means, in natural order of their names.
 
     Raises:
-        InputError: a path is missing, a folder has no recording, two files have one name, a name is not UTF-8, a link
-            leads back to a folder above it.
+        InputError: a path is missing, a folder has no recording, two files have the same name, a name is not UTF-8, or a
+            link leads back to a folder above it.
     """
     found: list[tuple[str, str]] = []
     for given in [paths] if isinstance(paths, str) else paths:
@@ -145,32 +145,34 @@ def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
         if path.is_dir():
             inside = _recordings_below(path)
             if not inside:
-                raise InputError(f"data.path: {given}: no {', '.join(FORMATS)} file in this folder or below it.")
+                raise InputError(
+                    f"data.path: {given}: no {', '.join(FORMATS)} file in this folder or below it; give another folder"
+                )
             found += [(str(entry), entry.relative_to(path).as_posix()) for entry in inside]
         elif path.is_file():
             found.append((str(path), path.name))
         else:
-            raise InputError(f"data.path: {given}: no such file or folder.")
+            raise InputError(f"data.path: {given}: no such file or folder; correct the path")
     for entry, _ in found:
         readable = os.fsencode(entry).decode("utf-8", "backslashreplace")
         if readable != entry:
-            raise InputError(f"data.path: {readable}: the name is not UTF-8; rename the file.")
+            raise InputError(f"data.path: {readable}: the name is not UTF-8; rename the file")
     found.sort(key=lambda entry: natural_key(entry[1]))
     for (path_a, name), (path_b, other) in itertools.pairwise(found):
         if name == other:
-            raise InputError(f"data.path: {path_a} and {path_b} have the same name; give their common folder instead.")
+            raise InputError(f"data.path: {path_a} and {path_b} have the same name; give their common folder instead")
     return found
 
 
 def _recordings_below(folder: Path) -> list[Path]:
-    """Files by their suffix, also behind links; links to nothing too, so that they are named as bad files."""
+    """Files with a known suffix, following links; broken links are included, to be reported as bad files."""
     inside = []
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             link = Path(place, name)
             if link.is_symlink() and Path(place).resolve().is_relative_to(link.resolve()):
-                raise InputError(f"data.path: {link}: this link leads back to a folder above it; remove it.")
+                raise InputError(f"data.path: {link}: this link leads back to a folder above it; remove it")
         inside += [
             Path(place, name) for name in names if Path(name).suffix.lower() in FORMATS and not name.startswith(".")
         ]
@@ -178,14 +180,14 @@ def _recordings_below(folder: Path) -> list[Path]:
 
 
 def content_hash(paths: str | Sequence[str], files: Sequence[AudioFile]) -> list[dict[str, Any]]:
-    """What lies behind each entry of `data.path`, for manifests.
+    """Describe the recordings of each entry of `data.path`, for manifests.
 
     Args:
-        paths: as in `list_files`.
-        files: those of them that are used, in order.
+        paths: as for `list_files`.
+        files: the recordings that are used, in order.
 
     Returns:
-        One dict per entry: name, path, recordings, and sha256 over the names and contents of its recordings.
+        One dict per entry: name, path, number of recordings, and sha256 over their names and contents.
     """
     entries = []
     for given in [paths] if isinstance(paths, str) else paths:
@@ -201,41 +203,41 @@ def content_hash(paths: str | Sequence[str], files: Sequence[AudioFile]) -> list
 
 
 def open_file(path: str, name: str | None = None) -> AudioFile:
-    """Read a file's header.
+    """Read and check a file's header.
 
     Raises:
-        InputError: naming the file: not audio, wrong extension, fewer than two samples, cut short.
+        InputError: it is not audio, has the wrong extension or fewer than two samples, or is truncated; names the file.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
-        raise InputError(f"{path}: the extension is none of {', '.join(FORMATS)}.")
+        raise InputError(f"{path}: the extension is none of {', '.join(FORMATS)}; rename or convert the file")
     size = os.path.getsize(path) if os.path.exists(path) else None
     if size is None:
-        raise InputError(f"{path}: no such file.")
+        raise InputError(f"{path}: no such file; correct the path")
     if size == 0:
-        raise InputError(f"{path}: zero length. {_REPLACE}")
+        raise InputError(f"{path}: zero length; {_REPLACE}")
     try:
         info = soundfile.info(path)
     except (soundfile.SoundFileError, OSError) as error:
-        raise InputError(f"{path}: not readable as {suffix[1:].upper()} ({_reason(error)}). {_REPLACE}") from error
+        raise InputError(f"{path}: not readable as {suffix[1:].upper()} ({_reason(error)}); {_REPLACE}") from error
     if info.format not in FORMATS[suffix]:
-        raise InputError(f"{path}: wrong extension: the contents are {info.format}. Rename the file.")
+        raise InputError(f"{path}: wrong extension: the contents are {info.format}; rename the file")
     missing = _missing_bytes(path, size)
     if missing:
-        raise InputError(f"{path}: truncated: {missing} bytes fewer than its header promises. {_REPLACE}")
+        raise InputError(f"{path}: truncated: {missing} bytes fewer than its header claims; {_REPLACE}")
     if suffix == ".ogg" and not _ogg_ends(path, size):
-        raise InputError(f"{path}: truncated: the last page does not end the stream. {_REPLACE}")
+        raise InputError(f"{path}: truncated: the last page does not end the stream; {_REPLACE}")
     if info.frames < 2:
-        text = "no sample" if info.frames < 1 else "one sample"
-        raise InputError(f"{path}: holds {text}. {_REPLACE}")
+        text = "no sample" if info.frames < 1 else "only one sample"
+        raise InputError(f"{path}: holds {text}; {_REPLACE}")
     return AudioFile(str(path), name or Path(path).name, info.frames, info.samplerate, info.channels)
 
 
 def open_files(paths: Iterable[tuple[str, str]], bad_files: str = "error") -> tuple[list[AudioFile], dict[str, str]]:
-    """Headers of all files, and with `bad_files="exclude"` what was wrong with those left out, by name.
+    """Read the headers of all files; with `bad_files="exclude"` also returns what was wrong with those left out, by name.
 
     Raises:
-        InputError: with `bad_files="error"`, naming every file that cannot be used; or none can.
+        InputError: with `bad_files="error"` some files cannot be used (names each), or none can.
     """
     files, problems = [], {}
     for path, name in paths:
@@ -249,16 +251,16 @@ def open_files(paths: Iterable[tuple[str, str]], bad_files: str = "error") -> tu
         raise InputError(
             f"data.path: {len(problems)} of {len(problems) + len(files)} files cannot be used:\n  "
             + "\n  ".join([*shown, *more])
-            + "\nReplace them, or leave them out with data.bad_files=exclude."
+            + "\nReplace them, or leave them out with data.bad_files=exclude"
         )
     return files, problems
 
 
 def probe(path: str) -> AudioFile:
-    """Decode a whole file in blocks, to find what only its samples tell.
+    """Decode a whole file in blocks, to find faults that only its samples reveal.
 
     Raises:
-        InputError: as `open_file`, and for data that ends early, NaN and infinite samples, with their position.
+        InputError: as for `open_file`; or the data end early, or contain NaN or infinite samples (names the position).
     """
     file = open_file(path)
     for start in range(0, file.frames, _BLOCK):
@@ -266,12 +268,12 @@ def probe(path: str) -> AudioFile:
     return file
 
 
-# Writers to a pipe leave 0 as a size, or the largest number that is signed or unsigned.
+# Programs that write to a pipe leave 0, or the largest signed or unsigned number, as a size.
 _UNKNOWN = 0x7FFFFFF0
 
 
 def _missing_bytes(path: str, size: int) -> int:
-    """Bytes that the header of a WAV promises and the file does not have; libsndfile reads such files silently."""
+    """Bytes that a WAV header claims but the file lacks; libsndfile silently reads such files."""
     with open(path, "rb") as file:
         head = file.read(12)
         if head[:4] not in (b"RIFF", b"RF64"):
@@ -280,7 +282,7 @@ def _missing_bytes(path: str, size: int) -> int:
         at = 12
         while len(chunk := file.read(8)) == 8:
             length = int.from_bytes(chunk[4:], "little")
-            if chunk[:4] == b"ds64":  # EBU Tech 3306: the sizes that 32 bits do not hold
+            if chunk[:4] == b"ds64":  # EBU Tech 3306: sizes that do not fit into 32 bits
                 sizes = file.read(16)
                 promised, long_data = int.from_bytes(sizes[:8], "little"), int.from_bytes(sizes[8:], "little")
             elif chunk[:4] == b"data":
@@ -297,7 +299,7 @@ def _missing_bytes(path: str, size: int) -> int:
 
 
 def _decodes_until(path: str, start: int, stop: int) -> int:
-    """The first sample from `start` on that cannot be decoded, to a few thousand samples."""
+    """The first sample from `start` on that cannot be decoded, to within a few thousand samples."""
     position = start
     try:
         with soundfile.SoundFile(path) as file:
@@ -310,7 +312,7 @@ def _decodes_until(path: str, start: int, stop: int) -> int:
 
 
 def _ogg_ends(path: str, size: int) -> bool:
-    """Does the last page carry the flag of the end? Ogg says nowhere how long it is."""
+    """Whether the last page is flagged as the end of the stream; Ogg does not state its length anywhere."""
     with open(path, "rb") as file:
         # A page has at most 65,307 bytes.
         file.seek(max(0, size - 65_307))

@@ -1,7 +1,7 @@
-"""Folders of audio that are ready for training: checked to the last sample, at one rate, split.
+"""Prepares folders of audio for training: checked to the last sample, at one sample rate, and split.
 
-A prepared folder holds the recordings, `intervals.tsv` (file, split, start0, end) and `manifest.json`; it is given as
-`data.path`. Everything is made in a folder beside it and appears whole.
+A prepared folder contains the recordings, `intervals.tsv` (file, split, start0, end) and `manifest.json`, and is given as
+`data.path`. Everything is made in a folder beside it and appears as a whole.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def prepare_audio(
     dry_run: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Decode recordings completely and write them as mono 16-bit FLAC at one rate, with splits and manifest.
+    """Decode recordings completely and write them as mono 16-bit FLAC at one sample rate, with splits and a manifest.
 
-    Validation and test are the last files in natural order or, with too few files, the end of each file.
+    Validation and test are the last files in natural order or, if there are too few files, the end of each file.
 
     Args:
         paths: audio files, or folders of them.
-        out: folder to make.
-        settings: rate, pieces, splits, and what becomes of unusable files; None for the defaults.
+        out: folder to create.
+        settings: sample rate, pieces, splits, and treatment of unusable files; None for the defaults.
         force: replace what an earlier preparation left in `out`.
         dry_run: check everything, in a temporary folder, and keep nothing.
         reporter: receives progress in recordings.
@@ -94,11 +94,11 @@ def prepare_audio(
         The manifest.
 
     Raises:
-        InputError: naming every bad file and what is wrong with it, or a folder that is in use.
+        InputError: files are unusable (names each, and what is wrong with it), or `out` holds something else.
     """
     for given in paths:
         if out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
-            raise InputError(f"{out} lies in {given}, whose recordings it would join; choose an --out outside it")
+            raise InputError(f"{out}: lies inside {given}, so it would become part of the input; choose an --out outside it")
     with new_folder(out, MAKER, inputs=paths, force=force, dry_run=dry_run) as folder:
         return _write_recordings(paths, folder, settings or AudioSettings(), reporter or Reporter())
 
@@ -112,11 +112,12 @@ def _write_recordings(
     source: Path | None = None,
     temporary: bool = False,
 ) -> dict[str, Any]:
-    """`prepare_audio` into `folder`.
+    """Carry out `prepare_audio` in `folder`.
 
     Args:
-        source: what was given, for the manifest; None where that is `paths`.
-        temporary: `paths[0]` is a folder in `folder` that holds the unpacked `source`; it is removed, and errors name `source`.
+        source: the given source, for the manifest; None if that is `paths`.
+        temporary: whether `paths[0]` is a folder in `folder` with the unpacked `source`; it is then removed, and errors
+            name `source` instead.
     """
     found = list_files(list(paths))
     bad: dict[str, str] = {}
@@ -147,7 +148,7 @@ def _write_recordings(
     names, sizes = [names[i] for i in order], [sizes[i] for i in order]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two recordings would both be {twice}; rename one of them")
+        raise InputError(f"two recordings would both be named {twice}; rename one of them")
     if temporary:
         shutil.rmtree(paths[0])
     spans, made = split_by_share(dict(zip(names, sizes, strict=True)), settings.valid_fraction, settings.test_fraction)
@@ -178,13 +179,13 @@ def prepare_sc09(
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Take the ten spoken digits out of Speech Commands, with its official lists, and count them.
+    """Extract the ten spoken digits from Speech Commands, split by its official lists, and check their counts.
 
     Args:
-        source: the archive (.tar.gz), or a folder with what is in it.
-        out: folder to make; the clips are kept byte for byte.
-        version: of Speech Commands, which decides the counts.
-        bad_files: "error" or "exclude"; the counts are those before an exclusion.
+        source: the archive (.tar.gz), or a folder with its contents.
+        out: folder to create; the clips are kept byte for byte.
+        version: version of Speech Commands, which determines the expected counts.
+        bad_files: "error" or "exclude"; files are counted before any are excluded.
         force: replace what an earlier preparation left in `out`.
         dry_run: check everything, in a temporary folder, and keep nothing.
         max_unpacked_bytes: an archive that unpacks to more is refused.
@@ -194,7 +195,7 @@ def prepare_sc09(
         The manifest.
 
     Raises:
-        InputError: a list is missing or names a clip that is not there, or the counts are not those of the version.
+        InputError: a list is missing or names a clip that is missing, or the counts do not match the version.
     """
     release, reporter = SPEECH_COMMANDS[version], reporter or Reporter()
     with new_folder(out, Maker("prepare sc09"), inputs=[source], force=force, dry_run=dry_run) as folder:
@@ -249,11 +250,11 @@ def prepare_youtubemix(
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """YouTubeMix as SaShiMi uses it: one-minute clips at 16 kHz, 88 % train, 6 % valid, 6 % test in numeric order.
+    """Prepare YouTubeMix as SaShiMi uses it: one-minute clips at 16 kHz, 88 % train, 6 % valid, 6 % test in numeric order.
 
     Args:
         source: `youtubemix.zip`, a folder of its clips, or one long recording, which is cut into minutes.
-        out: folder to make.
+        out: folder to create.
         bad_files: "error" or "exclude".
         force: replace what an earlier preparation left in `out`.
         dry_run: check everything, in a temporary folder, and keep nothing.
@@ -261,10 +262,10 @@ def prepare_youtubemix(
         reporter: receives progress in recordings.
 
     Returns:
-        The manifest. 241 clips make 212, 14 and 15.
+        The manifest. 241 clips are split into 212, 14 and 15.
     """
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
+        raise InputError(f"{source}: no such file or folder; correct the path")
     one_recording = source.is_file() and source.suffix.lower() in FORMATS
     settings = AudioSettings(bad_files=bad_files, piece_seconds=60.0 if one_recording else None)
     reporter = reporter or Reporter()
@@ -272,7 +273,7 @@ def prepare_youtubemix(
         if one_recording or source.is_dir():
             return _write_recordings([str(source)], folder, settings, reporter, source=source)
         if not zipfile.is_zipfile(source):
-            raise InputError(f"{source}: neither an audio file nor a whole zip archive; download it again")
+            raise InputError(f"{source}: neither an audio file nor a complete zip archive; download it again")
         unpacked = folder / ".unpacked"
         unpacked.mkdir()
         try:
@@ -297,7 +298,7 @@ def manifest_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _write_flac(file: AudioFile, span: Span, path: Path, rate_hz: int) -> int:
-    """Write a span as mono 16-bit FLAC, block by block; the number of samples that were clipped."""
+    """Write a span as mono 16-bit FLAC, block by block; returns the number of clipped samples."""
     clipped = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with name_full_disk(path), soundfile.SoundFile(path, "w", rate_hz, 1, "PCM_16", format="FLAC") as target:
@@ -309,7 +310,7 @@ def _write_flac(file: AudioFile, span: Span, path: Path, rate_hz: int) -> int:
 
 
 def _copy_digits(source: Path, folder: Path, max_unpacked_bytes: int) -> dict[str, str]:
-    """Copy the digits' clips; the official lists, by split."""
+    """Copy the digits' clips; returns the official lists, by split."""
 
     def wanted(name: str) -> bool:
         parts = name.removeprefix("./").split("/")
@@ -340,13 +341,15 @@ def _copy_digits(source: Path, folder: Path, max_unpacked_bytes: int) -> dict[st
             if not (split or wanted(name)):
                 continue
             if size > _MAX_MEMBER_BYTES:
-                raise InputError(f"{source}: {name} has {size:,} bytes; not Speech Commands, download it again")
+                raise InputError(
+                    f"{source}: {name} has {size:,} bytes, so this is not Speech Commands; download it again"
+                )
             if split:
                 lists[split] = decoded(stream.read(), name)
             else:
                 (folder / name).write_bytes(stream.read())
     else:
-        raise InputError(f"{source}: no such file or folder")
+        raise InputError(f"{source}: no such file or folder; correct the path")
     for split, name in _LISTS.items():
         if split not in lists:
             raise InputError(f"{source}: {name} is missing; the official split needs it; use the whole release")
@@ -360,7 +363,7 @@ def _report_bad(bad: dict[str, str], total: int, bad_files: str) -> None:
         raise InputError(
             f"{len(bad):,} of {total:,} files cannot be used:\n  "
             + "\n  ".join([*shown, *more])
-            + "\nReplace them, or leave them out with --bad-files exclude."
+            + "\nReplace them, or leave them out with --bad-files exclude"
         )
 
 

@@ -1,4 +1,4 @@
-"""From samples to symbols and back: mu-law and linear quantisers of 8 to 12 bits.
+"""Converts between samples and levels: mu-law and linear quantisers of 8 to 12 bits.
 
 With Q = 2^bits levels and mu = Q - 1:
 
@@ -7,12 +7,12 @@ With Q = 2^bits levels and mu = Q - 1:
     sashimi           x scaled to [-1, 1] by the minimum and maximum of the item, then compressed (mu-law) or not,
                       level = floor((c + 1) / 2 * (Q - 0.01) + 0.005),  decoded as c = level / (Q / 2) - 1
 
-`standard` keeps one meaning per level: silence is Q / 2, always. Its mu-law is torchaudio's (G.711 without the tables).
-`sashimi` reproduces the data of the published likelihoods (Goel et al. 2022; Gu & Dao 2023): the same sound has other
-levels in another window, silence can be any level, and decoding is half a level too low. Use it only to compare.
+`standard` gives each level a fixed meaning: silence is always Q / 2. Its mu-law is torchaudio's (G.711 without the tables).
+`sashimi` reproduces the data of the published likelihoods (Goel et al. 2022; Gu & Dao 2023): the same sound has different
+levels in different windows, silence can be any level, and decoding is half a level too low. Use it only for comparisons.
 
-What mu-law answers: quantisation error relative to the loudness of each sample, about 38 dB below it at 8 bits. It is
-no measure of how a recording sounds; quiet passages of loud files carry audible noise, where more bits help.
+What mu-law does: it keeps the quantisation error proportional to the loudness of each sample, about 38 dB below it at 8
+bits. That says little about how a recording sounds: quiet passages of loud files have audible noise, where more bits help.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class AudioCodec:
     array([  0, 128, 239, 255], dtype=uint8)
 
     Attributes:
-        vocab_size: levels, Q.
-        zero_level, start_id: Q / 2, what inputs begin with and are padded with; in `standard` the level of silence.
-        sample_ids: ids that may be sampled, all of them.
-        sample_rate_hz: of the audio.
-        description: what a likelihood must name beside itself.
-        edges: smallest sample of level 1, 2, ..., Q - 1; in `sashimi` of the scaled range.
+        vocab_size: number of levels, Q.
+        zero_level, start_id: Q / 2, with which inputs begin and are padded; in `standard` the level of silence.
+        sample_ids: ids that may be sampled: all of them.
+        sample_rate_hz: sample rate of the audio.
+        description: the quantiser in words, without which a likelihood has no meaning.
+        edges: smallest sample value of level 1, 2, ..., Q - 1; in `sashimi` within the scaled range.
     """
 
     name = "audio"
@@ -59,7 +59,7 @@ class AudioCodec:
             raise InputError(f"data.bits is {bits}; choose 8 to 12")
         if quantizer not in QUANTIZERS or variant not in VARIANTS:
             raise InputError(
-                f"no quantizer {quantizer!r} of variant {variant!r}; choose of {QUANTIZERS} and {VARIANTS}"
+                f"no quantiser {quantizer!r} of variant {variant!r}; choose from {QUANTIZERS} and {VARIANTS}"
             )
         self.bits = bits
         self.quantizer = quantizer
@@ -75,48 +75,48 @@ class AudioCodec:
 
     @classmethod
     def of(cls, config: AudioDataConfig) -> AudioCodec:
-        """The quantiser that a data section asks for."""
+        """The quantiser that a data section describes."""
         return cls(config.bits, config.quantizer, config.variant, config.sample_rate_hz)
 
     def encode(self, audio: ArrayLike, scale: tuple[float, float] | None = None) -> NDArray[np.uint8 | np.int16]:
-        """Levels of a recording.
+        """Quantise audio to levels.
 
         Args:
-            audio: float, nominally in [-1, 1]; what is beyond is clipped. `sashimi` scales each row along the last axis
-                by itself.
-            scale: minimum and maximum to scale by in `sashimi`, those of the whole item, where `audio` is only a part.
+            audio: float, nominally in [-1, 1]; values beyond are clipped. `sashimi` scales each row, along the last axis,
+                separately.
+            scale: for `sashimi`, minimum and maximum of the whole recording if `audio` is only a part of it.
 
         Returns:
-            uint8 (8 bits) or int16, the shape of `audio`.
+            uint8 (8 bits) or int16, in the shape of `audio`.
         """
         samples = np.asarray(audio)
         if not np.issubdtype(samples.dtype, np.floating):
-            raise ValueError(f"encode() reads floating point audio in [-1, 1], not {samples.dtype}")
+            raise ValueError(f"encode() takes floating-point audio in [-1, 1], not {samples.dtype}")
         if not np.isfinite(samples).all():
-            raise ValueError("encode() reads finite audio; this has NaN or infinite samples")
+            raise ValueError("encode() takes finite audio; this has NaN or infinite samples")
         if self.variant == "sashimi":
             samples = self._scaled(samples.astype(np.float64), scale)
         elif scale is not None:
-            raise ValueError("only the variant sashimi has a scale")
-        # Edges instead of logarithms: the same on every machine, wherever a sample lies in its array.
+            raise ValueError("scale applies only to the variant sashimi; leave it out")
+        # Edges instead of logarithms give the same result on every machine and at every position of an array.
         return np.searchsorted(self.edges, samples, side="right").astype(self._dtype)
 
     def decode(self, ids: ArrayLike) -> NDArray[np.float32]:
-        """Audio of levels, float32 in [-1, 1], the shape of `ids`; `sashimi` audio keeps its scaled range."""
+        """Turn levels into audio, float32 in [-1, 1], in the shape of `ids`; `sashimi` audio keeps its scaled range."""
         values = np.asarray(ids)
         if not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"decode() reads integer levels, not {values.dtype}")
+            raise ValueError(f"decode() takes integer levels, not {values.dtype}")
         if values.size and (values.min() < 0 or values.max() >= self.vocab_size):
-            raise ValueError(f"levels lie in 0..{self.vocab_size - 1}, found {values.min()}..{values.max()}")
+            raise ValueError(f"levels must be in 0..{self.vocab_size - 1}, found {values.min()}..{values.max()}")
         return self._values[values]
 
     def centres(self) -> NDArray[np.float64]:
-        """Middle of each level's range of samples, (Q,)."""
+        """Middle of each level's range of sample values, (Q,)."""
         edges = np.concatenate([[-1.0], self.edges, [1.0]])
         return (edges[:-1] + edges[1:]) / 2
 
     def _lower_edges(self) -> NDArray[np.float64]:
-        """Smallest sample of level 1, 2, ..., Q - 1."""
+        """Smallest sample value of level 1, 2, ..., Q - 1."""
         mu, level = self.vocab_size - 1, np.arange(1, self.vocab_size)
         if self.quantizer == "mu-law" and self.variant == "standard":
             return self._expand(2 * (level - 0.5) / mu - 1)

@@ -1,8 +1,8 @@
-"""Species classification from whole assemblies: `mba prepare apes`.
+"""Prepares species classification from whole assemblies: `mba prepare apes`.
 
     out/<species>/chromosomes.fa.gz     records chr1, chr2, ...; headers state split= and group=
     out/groups.tsv                      class, record, group: which chromosomes are homologous
-    out/regions.tsv                     class, record, start0, end: satellites or other regions, where given
+    out/regions.tsv                     class, record, start0, end: satellites or other regions, if given
     out/manifest.json                   sources with checksums, settings, counts
 
 Pitfalls that this avoids: assemblies of different generations, whose gaps give the class away; case, because repeat
@@ -63,9 +63,9 @@ class SpeciesSource:
 
     Attributes:
         species: class name.
-        assembly: what is known of it; None for files of an assembly that is not listed and has no report.
-        files: FASTA, any gzip.
-        report: its assembly report, where there is one.
+        assembly: the known assembly; None for files of an assembly that is not listed and has no report.
+        files: FASTA files, plain or any gzip.
+        report: its assembly report, if there is one.
         origin: address, SHA-256 and so on of every file, for the manifest.
         chromosomes: record name -> chromosome.
     """
@@ -79,7 +79,7 @@ class SpeciesSource:
 
     @property
     def label(self) -> str:
-        """The assembly in words."""
+        """Name of the assembly."""
         return self.assembly.stem if self.assembly else self.report.name if self.report else "unknown assembly"
 
 
@@ -93,22 +93,23 @@ def prepare_species(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Fetch or take assemblies, name their chromosomes, split by homologous group; returns the manifest.
+    """Download or take assemblies, name their chromosomes, and split by homologous group; returns the manifest.
 
-    Run again after an interruption it continues: downloads resume, finished species are kept.
+    Running it again after an interruption continues: downloads resume, and finished species are kept.
 
     Args:
-        out: folder to make; give it as `data.path`.
+        out: folder to create, to be given as `data.path`.
         settings: species, assemblies and splits; None for the defaults. The split "numbers" is refused: see the module.
-        source: folder with one folder per species, of FASTA and, where there is one, `*_assembly_report.txt`; nothing
-            is downloaded then.
-        url: another address than NCBI's for the tree of assemblies.
-        downloads: folder for downloaded files; None is `<out>.downloads`.
+        source: folder with a folder per species, which contains FASTA and, if available, `*_assembly_report.txt`; nothing
+            is downloaded.
+        url: address of the tree of assemblies, instead of NCBI's.
+        downloads: folder for downloaded files; None means `<out>.downloads`.
         force: replace what an earlier run with other settings left.
         reporter: receives notes, and progress in bytes.
 
     Raises:
-        InputError: refused settings, wrong files; NetworkError: a download failed.
+        InputError: the settings are refused, or the files are wrong.
+        NetworkError: a download failed.
     """
     settings, reporter = settings or SpeciesSettings(), reporter or Reporter()
     split, groups, regions = settings.split, settings.groups, settings.beds()
@@ -126,7 +127,7 @@ def prepare_species(
             sources = [_fetch(assembly, folder, url, reporter) for assembly in wanted]
         names = [item.species for item in sources]
         if len(names) < 2 or len(set(names)) < len(names):
-            raise InputError(f"{', '.join(names) or 'no species'}: classification needs two or more different species.")
+            raise InputError(f"{', '.join(names) or 'no species'}: give at least two different species to classify")
         _check_generation(sources, settings.mix_generations)
         for item in sources:
             item.chromosomes = _name_chromosomes(item)
@@ -210,7 +211,7 @@ def _fetch(assembly: Assembly, folder: Path, url: str | None, reporter: Reporter
         hashes = {"md5": published[name]} if name in published else None
         progress = reporter.part(f"downloading {name}")
         done[suffix] = download(assembly.url(name, base), own / name, hashes=hashes, progress=progress)
-        # The address also where an earlier run fetched the file.
+        # The address is recorded even if an earlier run downloaded the file.
         origin.append(done[suffix]._asdict() | {"url": assembly.url(name, base)})
     report = read_report(done["_assembly_report.txt"].path)
     if assembly.accession not in report.accessions:
@@ -257,13 +258,13 @@ def _check_generation(sources: Sequence[SpeciesSource], mix: bool) -> None:
         return
     listed = ", ".join(f"{s.species}: {s.label} ({'/'.join(known.get(s.species, ())) or 'unknown'})" for s in sources)
     raise InputError(
-        f"assemblies of different generations ({listed}), whose gaps and runs of N would give the species away. "
-        "Take all from one generation, or accept this with --mix-generations."
+        f"assemblies of different generations ({listed}), whose gaps and runs of N would give the species away; "
+        "take all from one generation, or accept this with --mix-generations"
     )
 
 
 def _name_chromosomes(item: SpeciesSource) -> dict[str, str]:
-    """Record name in the FASTA -> chromosome, by the report or, without one, by names like chr1 and 2A."""
+    """Record name in the FASTA -> chromosome, from the report or, without one, from names like chr1 and 2A."""
     if item.report is not None:
         if item.assembly is not None:
             check_homologues(item.report, item.assembly)
@@ -274,7 +275,7 @@ def _name_chromosomes(item: SpeciesSource) -> dict[str, str]:
         plain = path.name.split(".")[0]
         names = [record.name for record in read_records(path)]
         for name in names:
-            # One record in a file chr7.fna: HyenaDNA's layout, whose record names are accessions.
+            # A single record in a file chr7.fna is HyenaDNA's layout, in which records are named by accessions.
             text = plain if len(names) == 1 and not re.fullmatch(r"chr\w+", name) else name
             match = re.fullmatch(r"(?:chr)?(\d{1,2}[ABab]?|[XYZW])", text)
             if match:
@@ -314,7 +315,9 @@ def _convert(
                 chromosome = item.chromosomes.get(record.name)
                 if chromosome is None:
                     if reported is not None and record.name not in reported:
-                        raise InputError(f"{path}: record {record.name!r} is not in {item.report.path}.")  # type: ignore
+                        raise InputError(
+                            f"{path}: record {record.name!r} is not in {item.report.path}; use files of one assembly"  # type: ignore
+                        )
                     totals["left_out_records"] += 1
                     totals["left_out_bases"] += len(record.sequence)
                     continue
@@ -387,7 +390,7 @@ def _regions(sources: Sequence[SpeciesSource], beds: Mapping[str, Path]) -> str:
         try:
             rows = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read ({error}).") from None
+            raise InputError(f"{path}: cannot be read ({error}); check the file") from None
         found = 0
         for number, line in enumerate(rows, start=1):
             if not line.strip() or re.match(r"#|track\b|browser\b", line):

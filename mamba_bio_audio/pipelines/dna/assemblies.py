@@ -1,9 +1,9 @@
 """Published assemblies for species classification, their chromosome names, and which chromosomes are homologous.
 
-Accessions: NCBI. The names that a FASTA file of NCBI gives its records are accessions; `*_assembly_report.txt` in the
-same folder says which chromosome each one is. Chromosomes of equal number are not homologous between apes: human 2 is
-two ape chromosomes, the telomere-to-telomere assemblies (Yoo et al. 2025) number by size, and gorilla carries the
-translocation t(5;17). Splits go by homologous group (`apes.py`).
+Accessions are NCBI's. Records in NCBI's FASTA files are named by accessions; `*_assembly_report.txt` in the same folder
+says which chromosome each one is. Chromosomes with equal numbers are not homologous between apes: human 2 is two ape
+chromosomes, the telomere-to-telomere assemblies (Yoo et al. 2025) number by size, and gorilla carries the translocation
+t(5;17). Splits therefore go by homologous group (`apes.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PAN = (
 )
 _PONGO = _PAN.replace("11:9 12:2a 13:2b", "11:2b 12:2a 13:9")
 _GORILLA = _PONGO.replace("4:5 ", "4:17x5 ").replace("19:17 ", "19:5x17 ")
-# Human numbers throughout, 2A and 2B apart: the older assemblies name chromosomes by their human homologue.
+# Human numbers throughout, except 2A and 2B: the older assemblies name chromosomes by their human homologue.
 _BY_HUMAN = " ".join(f"{n}:{n}" for n in [*range(1, 23), "2A", "2B", "X", "Y"])
 
 
@@ -37,10 +37,10 @@ class Assembly:
 
     Attributes:
         species: class name.
-        accession: with version.
-        name: as in NCBI's folder names.
-        generations: sets of assemblies of like quality that it belongs to.
-        homologues: chromosome -> human chromosome, `5x17` for a fusion of parts of both; None where unknown.
+        accession: accession with version.
+        name: name as in NCBI's folder names.
+        generations: sets of assemblies of similar quality that it belongs to.
+        homologues: chromosome -> human chromosome, `5x17` for a fusion of parts of both; None if unknown.
     """
 
     species: str
@@ -51,7 +51,7 @@ class Assembly:
 
     @property
     def stem(self) -> str:
-        """Name of its folder and beginning of its file names at NCBI."""
+        """Name of its folder at NCBI, with which its file names begin."""
         return f"{self.accession}_{self.name}"
 
     def url(self, file: str, base: str = NCBI) -> str:
@@ -83,18 +83,18 @@ ASSEMBLIES = (
 
 
 def find_assembly(species: str, generation: str) -> Assembly:
-    """The assembly of a species in a generation, or of `species=ACCESSION_NAME`, any assembly of NCBI.
+    """Find the assembly of a species in a generation, or with `species=ACCESSION_NAME` any assembly at NCBI.
 
     Raises:
-        InputError: not in the table; the message lists what is.
+        InputError: it is not in the table; lists what is.
     """
     if "=" in species:
         species, _, stem = species.partition("=")
         match = re.fullmatch(r"(GC[AF]_\d{9}\.\d+)_(\S+)", stem)
         if not match or not re.fullmatch(r"\w[\w.-]*", species):
             raise InputError(
-                f"--species {species}={stem}: write NAME=ACCESSION_ASSEMBLY as NCBI names its folders, for example "
-                "human=GCA_009914755.4_T2T-CHM13v2.0"
+                f"--species {species}={stem}: not an assembly; write NAME=ACCESSION_ASSEMBLY as NCBI names its folders, for "
+                "example human=GCA_009914755.4_T2T-CHM13v2.0"
             )
         known = by_accession(match[1])
         return known or Assembly(species, match[1], match[2], ())
@@ -109,7 +109,7 @@ def find_assembly(species: str, generation: str) -> Assembly:
 
 
 def by_accession(accession: str) -> Assembly | None:
-    """The listed assembly of an accession, or None."""
+    """The listed assembly with an accession, or None."""
     return next((assembly for assembly in ASSEMBLIES if assembly.accession == accession), None)
 
 
@@ -128,13 +128,13 @@ class ReportRow:
 
     @property
     def chromosome(self) -> str | None:
-        """Name of the nuclear chromosome that the sequence is; None for all others."""
+        """Name of the nuclear chromosome that this sequence is; None for all other sequences."""
         whole = self.role == "assembled-molecule" and self.location.lower() in ("chromosome", "linkage group")
         return self.molecule.removeprefix("chr") if whole and self.molecule not in ("na", "MT") else None
 
     @property
     def names(self) -> set[str]:
-        """What a FASTA or BED file may call it."""
+        """Names that a FASTA or BED file may use for it."""
         return {self.sequence_name, self.genbank, self.refseq, self.ucsc} - {"na", ""}
 
 
@@ -143,10 +143,10 @@ class AssemblyReport:
     """NCBI's `*_assembly_report.txt`.
 
     Attributes:
-        path: where it lies.
+        path: path of the file.
         accessions: GenBank and RefSeq accession of the assembly.
-        name: of the assembly.
-        rows: its sequences.
+        name: name of the assembly.
+        rows: sequences of the assembly.
     """
 
     path: str
@@ -161,10 +161,12 @@ class AssemblyReport:
             if row.chromosome is None:
                 continue
             if row.chromosome in found:
-                raise InputError(f"{self.path}: chromosome {row.chromosome} is there twice; use a haploid assembly")
+                raise InputError(f"{self.path}: chromosome {row.chromosome} is listed twice; use a haploid assembly")
             found[row.chromosome] = row
         if not found:
-            raise InputError(f"{self.path}: no sequence of role assembled-molecule; the assembly has no chromosomes")
+            raise InputError(
+                f"{self.path}: the assembly has no chromosomes (sequences of role assembled-molecule); use another one"
+            )
         return found
 
 
@@ -172,12 +174,12 @@ def read_report(path: str | Path) -> AssemblyReport:
     """Parse an NCBI assembly report, plain or gzip.
 
     Raises:
-        InputError: it is not one; with file and line.
+        InputError: it is not such a report; names file and line.
     """
     try:
         text = read_packed(path).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as an assembly report ({error})") from None
+        raise InputError(f"{path}: cannot be read as an assembly report ({error}); download it again") from None
     facts: dict[str, str] = {}
     columns: list[str] = []
     rows = []
@@ -195,7 +197,7 @@ def read_report(path: str | Path) -> AssemblyReport:
         fields = line.split("\t")
         if not columns or len(fields) != len(columns):
             reason = f"{len(fields)} columns instead of {len(columns)}" if columns else "no line `# Sequence-Name ...`"
-            raise InputError(f"{path}: line {number:,}: {reason}; it is not an NCBI assembly report")
+            raise InputError(f"{path}: line {number:,}: {reason}; give an NCBI assembly report")
         row = dict(zip(columns, fields, strict=True))
         try:
             rows.append(
@@ -211,16 +213,18 @@ def read_report(path: str | Path) -> AssemblyReport:
                 )
             )
         except (KeyError, ValueError) as error:
-            raise InputError(f"{path}: line {number:,}: {error} is missing or wrong in the report") from None
+            raise InputError(
+                f"{path}: line {number:,}: {error} is missing or wrong; give an NCBI assembly report"
+            ) from None
     keys = ("GenBank assembly accession", "RefSeq assembly accession")
     accessions = tuple(facts[key] for key in keys if facts.get(key, "na") != "na")
     if not rows:
-        raise InputError(f"{path}: no sequence in it; it is not an NCBI assembly report")
+        raise InputError(f"{path}: lists no sequence; give an NCBI assembly report")
     return AssemblyReport(str(path), accessions, facts.get("Assembly name", ""), tuple(rows))
 
 
 def group_of(human: str) -> str:
-    """Homologous group of a human chromosome or part: 2, 2a and 2b are one, 5 and 17 too, and X and Y.
+    """Homologous group of a human chromosome or part: 2, 2a and 2b share one, as do 5 and 17, and X and Y.
 
     X and Y share the pseudoautosomal regions; 5 and 17 are joined by gorilla's t(5;17).
     """
@@ -233,12 +237,12 @@ def group_of(human: str) -> str:
 
 
 def check_homologues(report: AssemblyReport, assembly: Assembly) -> None:
-    """The table of homologues against the `hsa` tags that the T2T reports carry in their sequence names."""
+    """Check the table of homologues against the `hsa` tags in the sequence names of T2T reports."""
     for chromosome, row in report.chromosomes().items():
         tag = re.search(r"hsa(\d+x\d+|\d+[ab]?|[XY])\b", row.sequence_name)
         listed = (assembly.homologues or {}).get(chromosome)
         if tag and listed is not None and tag[1].lower() != listed.lower():
             raise InputError(
-                f"{report.path}: {row.sequence_name} says that chromosome {chromosome} is human {tag[1]}, the table of "
-                f"{assembly.stem} has {listed}; give the groups with --groups"
+                f"{report.path}: {row.sequence_name} says that chromosome {chromosome} is human {tag[1]}, but the table "
+                f"for {assembly.stem} says {listed}; give the groups with --groups"
             )

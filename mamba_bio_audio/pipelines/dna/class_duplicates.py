@@ -1,12 +1,13 @@
-"""Examples that tell on each other: one sequence under two labels, and sequence of one split that stands in another.
+"""Finds examples that give each other away: one sequence with two labels, and sequence of one split that is in another.
 
-Equal sequences, on either strand, are found as a whole. Nearly equal ones are found by the 31-mers that `duplicates.py`
-compares genomes by: two examples are near-duplicates if they share more than a fifth of the words of the one that has
-fewer. Short examples share more than 0.3 of their 15-mers instead. Either way a changed base or a shift by a few bases is
-found from 36 bases on.
+Equal sequences, on either strand, are found as a whole. Nearly equal ones are found by the 31-mers with which
+`duplicates.py` compares genomes: two examples are near-duplicates if they share more than a fifth of the words of the one
+that has fewer. For short examples it is more than 0.3 of their 15-mers instead. Either way, a changed base or a shift by a
+few bases is detected in sequences of 36 bases or more.
 
-Windows are drawn anew all the time; of those that a split is evaluated on it is counted how many stand in the training
-part of their own class, by more than half of their 31-mers: strains of one species, say, in blocks of their genomes.
+Training windows are drawn afresh all the time. Of the evaluation windows it is counted how many are in the training part
+of their own class, judging by more than half of their 31-mers: for example strains of one species, in blocks of their
+genomes.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
 from mamba_bio_audio.pipelines.spans import Region
 from mamba_bio_audio.pipelines.split_names import SPLITS
 
-# Words to keep at most, about; some 50 bytes each while they are sorted and paired.
+# Approximate maximum number of words to keep; about 50 bytes each while they are sorted and paired.
 MAX_WORDS = 1 << 23
-# One changed base may leave too few 31-mers of an example below this length; there 15-mers are compared, with a limit that a
-# change in the middle of 36 bases still exceeds.
+# In an example below this length a single changed base may leave too few 31-mers, so 15-mers are compared, with a limit
+# that is still exceeded if a base in the middle of 36 has changed.
 SHORT, SHORT_WORD, SHORT_LIMIT = 69, 15, 0.3
-# What a short example is compared with.
+# Short examples are compared with examples below this length.
 SHORT_PARTNER = 100
-# Words of more examples than this link neighbours and the first one only, so that repeats do not make it quadratic.
+# A word of more examples than this links only neighbours and the first one, so that repeats do not make it quadratic.
 FULL_PAIRS = 8
-# Regions are read together up to so many bases, whose arrays stay in the cache of a core.
+# Regions are read together up to this many bases, so that the arrays stay in a core's cache.
 PIECE_BASES = 1 << 17
-# Many copies of a repeat have, together, a fifth of the words of a window; half of them means that its locus is there.
+# Copies of repeats can together have a fifth of a window's words; half of them means that its locus is there.
 WINDOW_LIMIT = 0.5
-# Windows are compared with as much training sequence as is read in about ten seconds, by so many words of a class at most,
-# unless that leaves fewer of a window.
+# Windows are compared with as much training sequence as is read in about ten seconds, by at most CLASS_WORDS words per
+# class, unless that leaves fewer than WINDOW_WORDS of a window.
 MAX_TRAIN_BASES = 1 << 27
 CLASS_WORDS, WINDOW_WORDS = 1 << 17, 64
 
 
 def identities(labelled: Labelled) -> dict[tuple[int, str, int, int], int]:
-    """Number of each region's sequence: equal ones, on either strand, have one number; numbers rise with the sequence."""
+    """Number of each region's sequence: equal for equal sequences on either strand, and in the order of the sequences."""
     codec = DnaTokenizer()
     canonical: dict[tuple[int, str, int, int], bytes] = {}
     for region in counted(labelled.regions, "equal sequences", labelled.progress, len(labelled.regions)):
@@ -59,12 +60,12 @@ def identities(labelled: Labelled) -> dict[tuple[int, str, int, int], int]:
 
 
 def place(region: Region) -> tuple[int, str, int, int]:
-    """Where a region lies."""
+    """Location of a region."""
     return region.source, region.record, region.start, region.end
 
 
 def joined(edges: Sequence[tuple[Hashable, Hashable]]) -> dict[Hashable, int]:
-    """Component of every node of some edges."""
+    """Connected component of every node of a graph given by its edges."""
     nodes = {name: at for at, name in enumerate(dict.fromkeys(end for edge in edges for end in edge))}
     rows = np.array([nodes[first] for first, _ in edges], dtype=np.int64)
     columns = np.array([nodes[second] for _, second in edges], dtype=np.int64)
@@ -74,9 +75,9 @@ def joined(edges: Sequence[tuple[Hashable, Hashable]]) -> dict[Hashable, int]:
 
 
 def related(regions: Sequence[Region], identity: Mapping[Any, int], near: Sequence[tuple[int, int]] = ()) -> list[int]:
-    """A key per region, the smallest number of a sequence among its relatives.
+    """A key per region: the smallest sequence number among its relatives.
 
-    Regions of one sequence or one locus are related, and those of sequences that are `near` (pairs of their numbers).
+    Regions are related if they have the same sequence or locus, or if their sequences are `near` (pairs of numbers).
     """
     own = [identity[place(region)] for region in regions]
     edges: list[tuple[Hashable, Hashable]] = [(key, f"locus {r.locus}") for key, r in zip(own, regions, strict=True)]
@@ -90,7 +91,7 @@ def related(regions: Sequence[Region], identity: Mapping[Any, int], near: Sequen
 
 
 def near_duplicates(labelled: Labelled) -> list[tuple[int, int]]:
-    """Pairs of sequences, by their numbers, that are near-duplicates of each other; `labelled.identity` must be there."""
+    """Pairs of sequence numbers that are near-duplicates of each other; `labelled.identity` must be set."""
     first = {labelled.identity[place(region)]: region for region in reversed(labelled.regions)}
     every = max(1, -(-sum(len(region) for region in first.values()) // MAX_WORDS))
     short = sorted(number for number, region in first.items() if len(region) < SHORT_PARTNER)
@@ -111,7 +112,7 @@ def near_duplicates(labelled: Labelled) -> list[tuple[int, int]]:
 def _words(
     labelled: Labelled, regions: Sequence[Region], size: int, every: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Every word of every region once, sorted by word and then by region; and the region's position."""
+    """Every word of every region once, sorted by word and then by region; and the region's index."""
     words, owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
     gap = np.full(1, N, dtype=np.uint8)
     pieces: list[NDArray[np.uint8]] = []
@@ -120,7 +121,7 @@ def _words(
     told = counted(regions, f"near-duplicates by {size}-mers, sequences", labelled.progress, len(regions))
     for number, region in enumerate(told):
         ids = labelled.fetch(region)
-        # Between two regions lies an unknown base, so that no word reaches over.
+        # An unknown base separates regions, so that no word spans two of them.
         pieces += [ids, gap]
         starts.append(length)
         length += len(ids) + 1
@@ -141,7 +142,7 @@ def _words(
 def _count_pairs(
     words: NDArray[np.uint64], owners: NDArray[np.int64], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs a * count + b of owners a < b that have a word in common, and how many words they have."""
+    """Pairs a * count + b of owners a < b that have words in common, and the number of these words."""
     if not len(words):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     starts = np.flatnonzero(np.concatenate([[True], words[1:] != words[:-1]]))
@@ -159,11 +160,11 @@ def _count_pairs(
 
 
 def between_splits(labelled: Labelled) -> dict[str, dict[str, Any]]:
-    """Regions of a later split that stand in an earlier one, for each two splits, ready for JSON.
+    """Count regions of a later split that are also in an earlier one, for each pair of splits, ready for JSON.
 
     Returns:
-        {"train/valid": {"equal": count, "near": count, "of": regions of valid, "example": names of two}, ...}; those that
-        are equal to one are not counted as near to another.
+        {"train/valid": {"equal": count, "near": count, "of": regions of valid, "example": names of two}, ...}; a region that
+        equals one is not counted as near another.
     """
     members: dict[str, dict[int, list[Region]]] = {split: defaultdict(list) for split in SPLITS}
     for region in labelled.regions:
@@ -191,15 +192,15 @@ def between_splits(labelled: Labelled) -> dict[str, dict[str, Any]]:
 
 
 def windows_in_train(labelled: Labelled, windows: Mapping[str, Sequence[Region]]) -> dict[str, dict[str, Any]]:
-    """Evaluation windows that stand in the training part of their own class, as `between_splits` says it of examples.
+    """Count evaluation windows that are in the training part of their own class, as `between_splits` does for examples.
 
     Args:
-        labelled: with splits.
-        windows: of valid and of test.
+        labelled: labelled data with splits.
+        windows: windows of valid and of test.
 
     Returns:
-        {"train/valid": {"equal": 0, "near": count, "of": windows, "example": name of a record}, ...}; {} where there is more
-        training sequence than is compared.
+        {"train/valid": {"equal": 0, "near": count, "of": windows, "example": name of a record}, ...}; {} if there is too
+        much training sequence to compare.
     """
     train: dict[int, list[Region]] = defaultdict(list)
     for region in labelled.regions:
@@ -235,7 +236,7 @@ def windows_in_train(labelled: Labelled, windows: Mapping[str, Sequence[Region]]
 
 
 def _pieces(labelled: Labelled, regions: Sequence[Region]) -> Iterator[NDArray[np.uint8]]:
-    """Token ids of regions in pieces that have every 31-mer once; small regions go together, an unknown base between."""
+    """Yield token ids of regions in pieces that contain every 31-mer once; small regions are joined by an unknown base."""
     gap = np.full(1, N, dtype=np.uint8)
     waiting: list[NDArray[np.uint8]] = []
     size = 0
@@ -252,11 +253,11 @@ def _pieces(labelled: Labelled, regions: Sequence[Region]) -> Iterator[NDArray[n
 
 
 def label_conflicts(labelled: Labelled) -> dict[str, Any]:
-    """Equal sequences under several labels, and how often a classifier can be right at most, ready for JSON.
+    """Count equal sequences with several labels, and the accuracy that a classifier can reach at most, ready for JSON.
 
     Returns:
-        sequences: different ones under several labels; regions: all that have them; example: [name, class, name, class] of
-        two; ceiling: highest possible accuracy by split (None for an empty one) and for "all".
+        sequences: number of distinct sequences with several labels; regions: number of regions that have them; example:
+        [name, class, name, class] of two; ceiling: highest possible accuracy by split (None if empty) and for "all".
     """
     counts: dict[str, dict[int, Counter[int]]] = {split: defaultdict(Counter) for split in ("all", *SPLITS)}
     first: dict[int, Region] = {}

@@ -1,9 +1,9 @@
-"""Labelled sequences one by one: rows of a table, records of a FASTA with `>name|label`, files of GenomicBenchmarks.
+"""Reads individually labelled sequences: table rows, FASTA records named `>name|label`, or GenomicBenchmarks files.
 
-sequence <tab> label <tab> split <tab> id          a table, TSV or CSV, whose first line names the columns
-train.tsv  dev.tsv  test.tsv                       a table per split (GUE)
-train.fna  test.fna       >name|label              a FASTA per split (Nucleotide Transformer)
-train|test / class / id.txt                        a sequence per file (GenomicBenchmarks)
+sequence <tab> label <tab> split <tab> id          a TSV or CSV table whose first line names the columns
+train.tsv  dev.tsv  test.tsv                       one table per split (GUE)
+train.fna  test.fna       >name|label              one FASTA file per split (Nucleotide Transformer)
+train|test / class / id.txt                        one sequence per file (GenomicBenchmarks)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mamba_bio_audio.pipelines.unpacked import open_packed
 
 LAYOUT = "train|test / class / id.txt"
 _TABLE = re.compile(r"\.(tsv|csv|txt|tab)(\.gz)?$", re.IGNORECASE)
-# A field may be as long as a chromosome; the line is in memory already.
+# A field may be as long as a chromosome; its line is in memory anyway.
 _FIELD_LIMIT = 2**31 - 1
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 T = TypeVar("T")
@@ -40,7 +40,7 @@ _STEP = 4096
 
 
 def counted(items: Iterable[T], what: str, progress: Progress | None, total: int | None = None) -> Iterator[T]:
-    """The same items; `progress` is called with (what, done, total) now and then."""
+    """Yield the items; `progress` is called with (what, done, total) from time to time."""
     for done, item in enumerate(items):
         if progress is not None and done % _STEP == 0 and done:
             progress(what, done, total)
@@ -51,8 +51,8 @@ class Row(NamedTuple):
     """One labelled sequence.
 
     Attributes:
-        tags: what names its split, as `class_tags.splits_of` reads it.
-        name: what it is called, unlike all others.
+        tags: tags that name its split, as `class_tags.splits_of` reads them.
+        name: its unique name.
         where: file and line, for messages.
     """
 
@@ -64,12 +64,12 @@ class Row(NamedTuple):
 
 
 def is_table_name(name: str) -> bool:
-    """Whether a file is a table by its name."""
+    """Whether a file is a table, judging by its name."""
     return _TABLE.search(name) is not None
 
 
 def split_word_of(path: Path) -> str | None:
-    """The split that a data file is called after (train.tsv.gz, dev.csv, test.fna); None for any other file."""
+    """The split that a data file is named after (train.tsv.gz, dev.csv, test.fna); None for any other file."""
     if is_fasta_name(path.name):
         stem = genome_name(path.name)
     elif is_table_name(path.name):
@@ -80,7 +80,7 @@ def split_word_of(path: Path) -> str | None:
 
 
 def read_split_files(paths: Sequence[Path], progress: Progress | None = None) -> list[Row]:
-    """Rows of files that are called after splits: tables, or FASTA with `>name|label`."""
+    """Read the rows of files that are named after splits: tables, or FASTA with `>name|label`."""
     rows: list[Row] = []
     files: dict[str, Path] = {}
     for path in paths:
@@ -88,19 +88,23 @@ def read_split_files(paths: Sequence[Path], progress: Progress | None = None) ->
         assert word is not None
         other = files.setdefault(word.lower(), path)
         if other is not path:
-            raise InputError(f"{path}: {other.name} beside it is the {word} split too; keep one of them (data.files)")
+            raise InputError(
+                f"{path}: {other.name} beside it is also the {word} split; choose one of them with data.files"
+            )
         found = read_table(path, progress) if is_table_name(path.name) else read_labelled_fasta(path, progress)
         rows += [row._replace(tags={"file name": word, **row.tags}, name=f"{word}/{row.name}") for row in found]
     return rows
 
 
 def read_table(path: Path, progress: Progress | None = None) -> list[Row]:
-    """TSV or CSV with a header line naming sequence, label and, optionally, split and id."""
-    # After the header a line that begins with # is a row: a label may.
+    """Read TSV or CSV with a header line that names sequence, label and, optionally, split and id."""
+    # After the header, a line that starts with # is a row, because a label may start with it.
     lines = numbered_lines(path, comments=False)
     first = next(((number, line) for number, line in lines if not line.startswith("#")), None)
     if first is None:
-        raise InputError(f"{path}: empty; the first line names the columns sequence, label and, optionally, split, id")
+        raise InputError(
+            f"{path}: empty; the first line must name the columns sequence, label and, optionally, split and id"
+        )
     csv.field_size_limit(_FIELD_LIMIT)
     delimiter = "\t" if "\t" in first[1] else ","
     header = [name.strip().lower() for name in _fields(first[1], delimiter, f"{path}: line {first[0]:,}")]
@@ -120,15 +124,15 @@ def read_table(path: Path, progress: Progress | None = None) -> list[Row]:
         where = f"{path}: line {number:,}"
         values = _fields(line, delimiter, where)
         if len(values) != len(header):
-            raise InputError(f"{where}: {len(values)} columns instead of {len(header)}")
+            raise InputError(f"{where}: has {len(values)} columns, but the header has {len(header)}; correct the row")
         row = dict(zip(header, (value.strip() for value in values), strict=True))
         _check_sequence(row["sequence"], where)
         if not row["label"]:
-            raise InputError(f"{where}: no label")
+            raise InputError(f"{where}: no label; add it, or remove the row")
         name = row.get("id") or f"line {number}"
         if name in lines_of:
             raise InputError(
-                f"{where}: two sequences are called {name!r}, the other in line {lines_of[name]:,}; ids must differ"
+                f"{where}: the id {name!r} is already used in line {lines_of[name]:,}; make the ids unique"
             )
         lines_of[name] = number
         rows.append(Row(row["label"], {key: row[key] for key in keys}, name, row["sequence"], where))
@@ -139,17 +143,17 @@ def _fields(line: str, delimiter: str, where: str) -> list[str]:
     try:
         return next(csv.reader([line], delimiter=delimiter))
     except csv.Error as error:
-        raise InputError(f"{where}: cannot be read as a row ({error})") from None
+        raise InputError(f"{where}: cannot be read as a row ({error}); correct it") from None
 
 
 def header_label(header: str) -> str | None:
-    """The class in a header `name|label` of the Nucleotide Transformer's data; None where there is none."""
+    """The class in a header `name|label`, as in the Nucleotide Transformer's data; None if there is none."""
     name, bar, label = header.split(maxsplit=1)[0].rpartition("|") if header.strip() else ("", "", "")
     return label if bar and name and label else None
 
 
 def has_header_labels(path: Path) -> bool:
-    """Whether every record of a FASTA file is called `name|label`, with labels that come again."""
+    """Whether every record of a FASTA file is named `name|label`, with labels that recur."""
     labels = Counter[str]()
     for record in read_records(path):
         label = header_label(record.header)
@@ -160,22 +164,22 @@ def has_header_labels(path: Path) -> bool:
 
 
 def read_labelled_fasta(path: Path, progress: Progress | None = None) -> list[Row]:
-    """FASTA whose headers are `name|label`."""
+    """Read FASTA whose headers are `name|label`."""
     rows: list[Row] = []
     seen: set[str] = set()
     for number, record in enumerate(counted(read_records(path), f"reading {path.name}, records", progress), start=1):
         label = header_label(record.header)
         if label is None:
             raise InputError(
-                f"{path}: record {number:,}: the header {record.header[:60]!r} names no class. A file called after a split "
-                f"needs headers like >name|label; or give a folder per split with a FASTA per class, "
+                f"{path}: record {number:,}: the header {record.header[:60]!r} names no class; in a file named after a "
+                f"split, write headers like >name|label, or give a folder per split with a FASTA file per class, such as "
                 f"{split_word_of(path) or 'train'}/human.fa"
             )
         name = record.name.rpartition("|")[0]
         where = f"{path}: record {name!r}"
         sequence = record.sequence.decode("latin-1")
         _check_sequence(sequence, where)
-        # Names repeat where one place of a genome was taken for several classes.
+        # Names recur if one region of a genome was taken for several classes.
         name = name if name not in seen else f"{name} (record {number})"
         rows.append(Row(label, tags_of(record.header), name, sequence, where))
         seen.add(name)
@@ -183,7 +187,7 @@ def read_labelled_fasta(path: Path, progress: Progress | None = None) -> list[Ro
 
 
 def read_text_folders(folder: Path) -> tuple[list[Row], list[Path]]:
-    """GenomicBenchmarks: train|test / class / id.txt, one sequence a file."""
+    """Read GenomicBenchmarks: train|test / class / id.txt, one sequence per file."""
     rows: list[Row] = []
     files: list[Path] = []
     for split_folder in visible_folders(folder):
@@ -192,7 +196,7 @@ def read_text_folders(folder: Path) -> tuple[list[Row], list[Path]]:
             texts = [file for file in texts if not file.name.startswith(".")]
             strange = next((file for file in texts if file.suffix != ".txt"), None)
             if strange is not None:
-                raise InputError(f"{strange}: not a sequence; expected {LAYOUT}. Move it out of the folder")
+                raise InputError(f"{strange}: not a sequence (expected {LAYOUT}); move it out of the folder")
             for file in texts:
                 sequence = "".join(line for _, line in numbered_lines(file, comments=False))
                 _check_sequence(sequence, str(file))
@@ -200,17 +204,17 @@ def read_text_folders(folder: Path) -> tuple[list[Row], list[Path]]:
                 rows.append(Row(class_folder.name, {"folder": split_folder.name}, name, sequence, str(file)))
             files += texts
     if not rows:
-        raise InputError(f"{folder}: no sequence in it; expected {LAYOUT}")
+        raise InputError(f"{folder}: contains no sequence; lay it out as {LAYOUT}")
     return rows, files
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Folders in a folder, by name, without hidden ones."""
+    """Subfolders of a folder, sorted by name, without hidden ones."""
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def check_alphabet(rows: Sequence[Row], where: str) -> None:
-    """Refuse proteins and RNA, class by class: a class of RNA among DNA would be told by its U alone."""
+    """Refuse proteins and RNA, class by class: a class of RNA among DNA would be recognised by its U alone."""
     letters: dict[str, np.ndarray] = {}
     for row in rows:
         counts = letters.setdefault(row.label, np.zeros(128, dtype=np.int64))
@@ -222,24 +226,30 @@ def check_alphabet(rows: Sequence[Row], where: str) -> None:
 
 def _check_sequence(sequence: str, where: str) -> None:
     if not sequence:
-        raise InputError(f"{where}: empty sequence")
+        raise InputError(f"{where}: the sequence is empty; remove it")
     if not (sequence.isascii() and sequence.isalpha()):
         wrong = re.search(r"[^A-Za-z]", sequence)
         assert wrong is not None
-        raise InputError(f"{where}: {wrong[0]!r} at position {wrong.start() + 1:,} of the sequence is not a base")
+        raise InputError(
+            f"{where}: {wrong[0]!r} at position {wrong.start() + 1:,} of the sequence is not a base; remove it"
+        )
 
 
 def numbered_lines(path: Path, comments: bool = True) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, also gzip-compressed, with their numbers from 1, without blank lines; `comments`: without #."""
+    """Yield the lines of a plain or gzip text file with their numbers from 1, without blank lines.
+
+    With `comments`, lines that start with # are left out too.
+    """
     try:
         with open_packed(path) as handle, io.TextIOWrapper(handle, encoding="utf-8-sig", newline=None) as file:
             for number, line in enumerate(file, start=1):
                 control = _CONTROL.search(line)
                 if control is not None:
                     raise InputError(
-                        f"{path}: line {number:,}: the control character U+{ord(control[0]):04X}; such a file holds text only"
+                        f"{path}: line {number:,}: contains the control character U+{ord(control[0]):04X}; save the file as "
+                        "plain text"
                     )
                 if line.strip() and not (comments and line.startswith("#")):
                     yield number, line.rstrip("\r\n")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        raise InputError(f"{path}: cannot be read ({error}); check the file") from None

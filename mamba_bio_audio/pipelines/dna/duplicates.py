@@ -1,14 +1,14 @@
-"""Sequence of one split that stands in another: haplotypes, alternative loci, duplications, strains.
+"""Finds sequence of one split that also occurs in another: haplotypes, alternative loci, duplications, strains.
 
-Splits without a base in common can still hold the same sequence twice. Here 31-mers, taken as the smaller of a word and its
-reverse complement, are compared: the share of a split's words that are in train. Longer identical stretches share all
-their words; 1 % of divergence still leaves 73 % of them. What it misses: old repeats and homologues that differ in every
-31 bases.
+Splits without a base in common can still contain the same sequence. This compares 31-mers, each taken as the smaller of
+a word and its reverse complement, and measures the share of a split's words that are in train. Longer identical
+stretches share all their words; 1 % of divergence still leaves 73 % of them. It misses old repeats and homologues that
+differ at least once in every 31 bases.
 
-Each record counts a word once, however often it holds it, so that a run of A or an array of satellites weighs what it
-tells and not what it measures. In a genome the words are sampled by their hash (the finaliser of splitmix64: Steele, Lea
-& Flood 2014, "Fast splittable pseudorandom number generators"), equal words alike: the share stays unbiased, and memory
-and time do not depend on how often anything is repeated.
+Each record counts a word only once, however often it contains it, so that a run of A or an array of satellites weighs by
+its information and not by its length. In a genome the words are sampled by their hash (the finaliser of splitmix64:
+Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"), so that equal words are treated alike: the
+share stays unbiased, and memory and time do not depend on how often anything is repeated.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,32 +25,32 @@ from mamba_bio_audio.pipelines.split_names import SPLITS
 
 WORD = 31
 LIMIT = 0.2
-# A record's part of a split counts as small up to this share of all bases compared.
+# A record's part of a split is small up to this share of all bases compared.
 SMALL = 0.01
 SAMPLED_WORDS = 4_000_000
-# Fewer sampled words than this say nothing of a record.
+# Fewer sampled words than this tell nothing about a record.
 MIN_RECORD_WORDS = 100
 SHOWN_RECORDS, SHOWN_LEFT_OUT = 5, 20
-# The arrays of a piece stay in the cache of a core.
+# Small enough for the arrays of a piece to stay in a core's cache.
 _PIECE_BASES = 1 << 17
-# To name the record of train that holds most of another: so many words are looked up, and those held by more records than
-# that are repeats and name none.
+# To name the record of train that contains most of another: number of words looked up; and number of records beyond which
+# a word is a repeat that identifies none.
 _NAMING_WORDS, _NAMING_OWNERS = 4096, 64
-# Not zero, so that the word of A alone (code 0) is hashed like any other.
+# Not zero, so that the word of only A (code 0) is hashed like any other.
 _SEED = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
 class DuplicateRecord:
-    """A record's part of a split of which more than the limit stands on the other side of the fence around train.
+    """A record's part of a split, more than the limit of which also occurs on the other side of the train/held-out divide.
 
     Attributes:
-        split: whose part it is.
-        record: of the part.
-        bases: of the part.
-        share: of the part's 31-mers, those in train, or for a part of train those in validation and test.
-        other_split: where the record is that holds most of it.
-        other_record: that record; None where repeats hide it.
+        split: split of the part.
+        record: record of the part.
+        bases: number of bases in the part.
+        share: share of the part's 31-mers that are in train, or for a part of train, in validation and test.
+        other_split: split of the record that contains most of it.
+        other_record: that record; None if repeats hide it.
         other_share: share of the part's 31-mers in that record.
     """
 
@@ -65,15 +65,15 @@ class DuplicateRecord:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How much of each held-out split stands in train.
+    """How much of each held-out split also occurs in train.
 
     Attributes:
-        shares: per held-out split the share of its sampled 31-mers that are in train; None without any. Without the
-            records left out.
-        words: sampled 31-mers per split, each once per record.
-        every: one word in so many was taken.
-        records: held-out ones above the limit, the most bases first.
-        left_out: those that were left out of their split, and are in the numbers above no more.
+        shares: per held-out split, the share of its sampled 31-mers that are in train, without the records left out; None
+            if it has no words.
+        words: number of sampled 31-mers per split, each counted once per record.
+        every: sampling rate: one word in this many was taken.
+        records: held-out records above the limit, those with most bases first.
+        left_out: records that were left out of their split, and no longer count in the numbers above.
     """
 
     shares: dict[str, float | None]
@@ -84,11 +84,11 @@ class Duplicates:
 
     @property
     def excessive(self) -> bool:
-        """Is a split, or a record that was not left out, in train by more than the limit?"""
+        """Whether more than the limit of a split, or of a record that was not left out, is in train."""
         return bool(self.records) or any(share is not None and share > LIMIT for share in self.shares.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
+        """The result as plain numbers for JSON."""
         return {"word": WORD, "limit": LIMIT, **asdict(self)}
 
 
@@ -103,23 +103,23 @@ def find_duplicates(
     """Compare validation and test with train.
 
     Args:
-        genome: that the intervals lie in.
-        intervals: of all splits.
-        leave_out: take small records that repeat the other side out of their split (`without` then gives the intervals):
-            the smaller one of a scaffold and what it repeats, of equals the one held out. Small is at most a hundredth
-            of all bases; where they are together more than a fifth of a split, none is taken out of it.
-        sampled_words: words to keep, about, and at most twice as many; 12 bytes each, some 40 while they are sorted.
-        progress: called with (bases read, bases in all).
+        genome: genome of the intervals.
+        intervals: intervals of all splits.
+        leave_out: remove small records that repeat the other side from their split (`without` then gives the intervals):
+            of a scaffold and what it repeats, the smaller one; of equals, the one held out. Small means at most a
+            hundredth of all bases; if they are more than a fifth of a split together, none is removed from it.
+        sampled_words: approximate number of words to keep, at most twice as many; 12 bytes each, about 40 while sorting.
+        progress: called with (bases read, bases in total).
     """
     own = {split: [i for i in intervals if i.split == split] for split in SPLITS}
-    # Bases that both splits hold by their coordinates are counted elsewhere.
+    # Bases whose coordinates are in both splits are counted elsewhere.
     spans = {"train": merge(own["train"])}
     spans |= {split: merge(subtract(own[split], own["train"])) for split in SPLITS[1:]}
     parts = [(split, record, bases) for split in SPLITS for record, bases in _lengths(spans[split]).items()]
     table = _Table(parts, *_collect(genome, spans, parts, sampled_words, progress))
     gone = np.zeros(len(parts), dtype=bool)
     if leave_out:
-        # What repeats something larger first, so that a scaffold in train goes, and not the chromosome that it repeats.
+        # First whatever repeats something larger, so that a scaffold in train goes and not the chromosome it repeats.
         gone = table.affordable(gone, table.above(gone, larger=True))
         gone = table.affordable(gone, table.above(gone) & table.held_out)
     left = table.describe(np.flatnonzero(gone), np.zeros(len(parts), dtype=bool))
@@ -135,10 +135,11 @@ def find_duplicates(
 
 
 class _Table:
-    """Every (word, part) of the sample once, by word, and within a word train's parts first.
+    """Every (word, part) of the sample once, sorted by word, with parts of train first within a word.
 
     Attributes:
-        size, split, held_out, total: bases, number of the split, whether it is not train, and sampled words of every part.
+        size, split, held_out, total: bases, index of the split, whether that is not train, and number of sampled words, of
+            every part.
     """
 
     def __init__(
@@ -151,21 +152,21 @@ class _Table:
         self.total = np.bincount(owners, minlength=len(parts))
         fresh = np.ones(len(words), dtype=bool)
         fresh[1:] = words[1:] != words[:-1]
-        # Number of the word of every row, and its first row; its rows from `middle` on are held out.
+        # Index of every row's word; first row of every word; from `middle` on a word's rows are held out.
         self.group, self.first = np.cumsum(fresh) - 1, np.flatnonzero(fresh)
         self.end = np.append(self.first[1:], len(words))
         self.middle = self.first + np.bincount(self.group, ~self.held_out[owners], len(self.first)).astype(np.int64)
 
     def hits(self, gone: NDArray[np.bool_], *, larger: bool = False) -> NDArray[np.int64]:
-        """Words of every part that stand on the other side, in parts that are not gone; (parts,).
+        """Number of each part's words that also occur on the other side, in parts that are not gone; (parts,).
 
-        With `larger` only in parts larger than it, for held-out parts also in such of its size.
+        With `larger`, only occurrences in larger parts count, and for held-out parts also those in parts of equal size.
         """
         held = self.held_out[self.owners]
         size = np.where(gone, 0, self.size)[self.owners]
         if not len(size):
             return np.zeros(len(self.parts), dtype=np.int64)
-        # Bases of the largest part on the other side that has the word, 0 without any.
+        # Bases of the largest part on the other side that has the word; 0 if there is none.
         of_train = np.maximum.reduceat(np.where(held, 0, size), self.first)[self.group]
         of_others = np.maximum.reduceat(np.where(held, size, 0), self.first)[self.group]
         least = self.size[self.owners] if larger else np.ones_like(size)
@@ -173,12 +174,12 @@ class _Table:
         return np.bincount(self.owners, found, len(self.parts)).astype(np.int64)
 
     def above(self, gone: NDArray[np.bool_], *, larger: bool = False) -> NDArray[np.bool_]:
-        """Parts of which more than the limit stands on the other side; (parts,)."""
+        """Mask of the parts of which more than the limit occurs on the other side; (parts,)."""
         enough = (self.total >= MIN_RECORD_WORDS) & ~gone
         return enough & (self.hits(gone, larger=larger) > LIMIT * self.total)
 
     def affordable(self, gone: NDArray[np.bool_], more: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """`gone` and those of `more` that are small, for each split all or, where they are too much of it, none."""
+        """`gone` plus the small parts of `more`: for each split all of them or, if that is too much of it, none."""
         wanted = gone | (more & (self.size <= SMALL * self.size.sum()))
         for split in range(len(SPLITS)):
             own = self.split == split
@@ -187,7 +188,7 @@ class _Table:
         return wanted
 
     def describe(self, parts: NDArray[np.int64], gone: NDArray[np.bool_]) -> list[DuplicateRecord]:
-        """Parts with the one on the other side that holds most of each, the most bases first."""
+        """Describe parts, each with the one on the other side that contains most of it; those with most bases first."""
         rows = np.flatnonzero(np.isin(self.owners, parts))
         rows = rows[np.argsort(self.owners[rows], kind="stable")]
         edges = np.searchsorted(self.owners[rows], parts), np.searchsorted(self.owners[rows], parts, side="right")
@@ -214,7 +215,7 @@ class _Table:
 
 
 def without(intervals: Sequence[Interval], left_out: Sequence[DuplicateRecord]) -> list[Interval]:
-    """Intervals without the parts of splits that were left out."""
+    """Remove the parts of splits that were left out from the intervals."""
     gone = {(row.split, row.record) for row in left_out}
     return [interval for interval in intervals if (interval.split, interval.record) not in gone]
 
@@ -226,7 +227,7 @@ def describe_duplicates(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     for split, share in found["shares"].items():
         text = "nothing to compare" if share is None else f"{share:.1%} of its {WORD}-mers{sampled}"
         rows.append((f"{split} found in train", text))
-    # Manifests of older versions name pairs and leave nothing out.
+    # Manifests of older versions name pairs, and have nothing left out.
     rows += [("", _listed(row)) for row in found.get("records", [])[:SHOWN_RECORDS]]
     if len(found.get("records", [])) > SHOWN_RECORDS:
         rows.append(("", f"and {len(found['records']) - SHOWN_RECORDS:,} more records above {LIMIT:.0%}"))
@@ -241,20 +242,20 @@ def describe_duplicates(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _listed(row: Mapping[str, Any]) -> str:
-    """A record above the limit on one line."""
+    """Describe a record above the limit on one line."""
     most = "" if row["other_record"] is None else f", {row['other_share']:.0%} in {row['other_record']}"
     return f"{row['split']} {row['record']}: {row['share']:.0%} of {row['bases']:,} bases in {row['other_split']}{most}"
 
 
 def sampled_words(ids: NDArray[np.uint8], every: int) -> NDArray[np.uint64]:
-    """Canonical 31-mers of token ids, (n,), those with an unknown base left out, one in `every` by hash."""
+    """Canonical 31-mers of token ids (n,) without unknown bases, sampled by hash, one in `every`."""
     return words_and_starts(ids, every)[0]
 
 
 def words_and_starts(
     ids: NDArray[np.uint8], every: int, size: int = WORD
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """`sampled_words`, of another size too (31 at most), and where they begin."""
+    """`sampled_words`, optionally of another size (31 at most), and their start positions."""
     count = len(ids) - size + 1
     if count < 1:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
@@ -270,7 +271,7 @@ def words_and_starts(
 
 
 def _taken(words: NDArray[np.uint64], every: int) -> NDArray[np.bool_]:
-    """Which words belong to the sample; what a larger multiple of `every` takes is among them."""
+    """Mask of the words that belong to the sample, which includes the samples of all multiples of `every`."""
     if every == 1:
         return np.ones(len(words), dtype=bool)
     return _hash(words) < np.uint64((1 << 64) // every)
@@ -288,7 +289,7 @@ def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _words(codes: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
-    """Codes of the `size` bases from every position on, two bits each, put together from pieces of 16, 8, 4, 2 and 1."""
+    """Codes of the `size` bases from each position on, two bits per base, assembled from pieces of 16, 8, 4, 2 and 1."""
     pieces, longest = {1: codes}, 1
     while 2 * longest <= size:
         shorter = pieces[longest]
@@ -318,7 +319,7 @@ def _collect(
     wanted: int,
     progress: Callable[[int, int | None], None] | None,
 ) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
-    """Every (word, part) of the sample once, sorted, and the size of the sample: one word in so many.
+    """Every (word, part) of the sample once, sorted, and the sampling rate: one word in this many.
 
     The sample is halved whenever more than 2 x `wanted` rows would have to be kept.
     """
@@ -329,7 +330,7 @@ def _collect(
     waiting = done = 0
     for ids, owner, bases in _batches(genome, spans, parts):
         found, at = words_and_starts(ids, every)
-        # Each once here already: a sampled word may be a megabase of one repeat.
+        # Made unique here already, because a sampled word may come from a megabase of one repeat.
         new.append(_unique(found, owner[at]))
         waiting += len(new[-1][0])
         done += bases
@@ -345,9 +346,9 @@ def _collect(
 def _batches(
     genome: Genome, spans: Mapping[str, Sequence[Span]], parts: Sequence[tuple[str, str, int]]
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int32], int]]:
-    """Token ids with the number of the part at each, some pieces of spans at a time, and how many new bases they are.
+    """Yield token ids, the index of the part at each, and the number of new bases, some pieces of spans at a time.
 
-    Pieces of one span overlap by a word less one base, so that every word is met once; between spans stands an unknown base.
+    Pieces of one span overlap by one base less than a word, so that every word is met once; an unknown base separates spans.
     """
     numbers = {part[:2]: number for number, part in enumerate(parts)}
     gap = np.full(1, PAD, dtype=np.uint8)
@@ -391,7 +392,7 @@ def _joined(
 def _thinned(
     words: NDArray[np.uint64], owners: NDArray[np.int32], every: int, most: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.int32], int]:
-    """The sample, halved until it has at most `most` rows."""
+    """Halve the sample until it has at most `most` rows."""
     while len(words) > most:
         every *= 2
         kept = _taken(words, every)

@@ -1,7 +1,7 @@
-"""The human reference and the published split of the pretraining experiments: `mba prepare hg38`.
+"""Prepares the human reference with the published split of the pretraining experiments: `mba prepare hg38`.
 
 34,021 training, 2,213 validation and 1,937 test intervals of 131,072 bases (Basenji2, Kelley 2020; Enformer, Avsec et al.
-2021), as HyenaDNA, the Mamba paper (section E.3.1) and Caduceus use them. Training intervals overlap one another.
+2021), as used by HyenaDNA, the Mamba paper (section E.3.1) and Caduceus. Training intervals overlap each other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Published(NamedTuple):
 
     Attributes:
         interval_bases: length of every interval.
-        counts: number of intervals of each split.
+        counts: number of intervals in each split.
     """
 
     interval_bases: int
@@ -47,9 +47,9 @@ class RemoteFile:
     """A published file.
 
     Attributes:
-        name: also what `--from` and `--url` look for; `also` are names it goes by elsewhere.
-        urls: tried in this order.
-        hashes: published ones.
+        name: its name, which `--from` and `--url` look for; `also` lists its names elsewhere.
+        urls: addresses, tried in this order.
+        hashes: published hashes.
     """
 
     name: str
@@ -100,17 +100,17 @@ def prepare_hg38(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Fetch or take hg38 and its published split, check both, and write a folder for `data.path`.
+    """Download or take hg38 and its published split, check both, and write a folder for `data.path`.
 
-    Run again after an interruption it continues: downloads resume, a recompressed FASTA is kept.
+    Running it again after an interruption continues: downloads resume, and a recompressed FASTA is kept.
 
     Args:
-        out: folder to make; receives the FASTA as BGZF if the source is ordinary gzip.
+        out: folder to create; receives the FASTA as BGZF if the source is ordinary gzip.
         source: key of `SOURCES`.
-        at_hand: folder that holds the two files, by their published names; nothing is downloaded.
-        url: address of a folder that holds them, instead of the published ones.
-        downloads: folder for downloaded files; None is `<out>.downloads`.
-        published: the split that the intervals must be.
+        at_hand: folder that contains both files under their published names; nothing is downloaded.
+        url: address of a folder that contains them, instead of the published addresses.
+        downloads: folder for downloaded files; None means `<out>.downloads`.
+        published: the split that the intervals must match.
         force: replace what an earlier call left in `out`.
         reporter: receives notes, and progress in bytes.
 
@@ -118,7 +118,7 @@ def prepare_hg38(
         The manifest.
 
     Raises:
-        InputError: files that are not the published ones, or `out` in use.
+        InputError: the files are not the published ones, or `out` holds something else.
         NetworkError: a download failed.
     """
     reporter = reporter or Reporter()
@@ -198,13 +198,13 @@ def _as_bgzf(fasta: Downloaded, out: Path, reporter: Reporter) -> Path:
 
 
 def read_published(path: Path, interval_bases: int = PUBLISHED.interval_bases) -> list[tuple[str, int, int, str]]:
-    """Intervals of a published file: (record, start, end, split), 0-based half-open.
+    """Read the intervals of a published file: (record, start, end, split), 0-based half-open.
 
-    BED without a header, or a table with one. Enformer's table holds the intervals widened by a quarter of their length
-    on either side; they are brought back.
+    The file is BED without a header, or a table with one. Enformer's table has the intervals widened by a quarter of their
+    length on each side; this is undone.
 
     Raises:
-        InputError: naming file and line.
+        InputError: it is not such a file; names file and line.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -222,29 +222,32 @@ def read_published(path: Path, interval_bases: int = PUBLISHED.interval_bases) -
             if "start" in names:
                 columns = {name: names.index(name) for name in ("record", "start", "end", "split") if name in names}
                 if len(columns) < 4:
-                    raise InputError(f"{where}: the header {fields} does not name chromosome, start, end and split")
+                    raise InputError(f"{where}: the header {fields} must name chromosome, start, end and split")
                 continue
             columns = {"record": 0, "start": 1, "end": 2, "split": 3}
         if len(fields) <= max(columns.values()):
-            raise InputError(f"{where}: {len(fields)} columns; chromosome, start, end and split are needed")
+            raise InputError(f"{where}: has only {len(fields)} columns; chromosome, start, end and split are needed")
         start, end = fields[columns["start"]], fields[columns["end"]]
         if not (start.isdecimal() and end.isdecimal()):
-            raise InputError(f"{where}: {start!r} to {end!r} are not whole numbers of bases")
+            raise InputError(f"{where}: start {start!r} and end {end!r} must be whole numbers of bases")
         low, high = int(start), int(end)
         if high - low == interval_bases + interval_bases // 2:
             low, high = low + interval_bases // 4, high - interval_bases // 4
         if high - low != interval_bases:
-            raise InputError(f"{where}: {high - low:,} bases instead of {interval_bases:,}; not the published split")
+            raise InputError(
+                f"{where}: {high - low:,} bases instead of {interval_bases:,}, so this is not the published split; download "
+                "it again"
+            )
         split = fields[columns["split"]]
         rows.append((fields[columns["record"]], low, high, "valid" if split in ("val", "validation") else split))
     return rows
 
 
 def check_published(rows: Sequence[tuple[str, int, int, str]], path: str, published: Published) -> None:
-    """Every split must have its published number of intervals.
+    """Check that every split has its published number of intervals.
 
     Raises:
-        InputError: it has not.
+        InputError: one of them has not.
     """
     found = Counter(row[3] for row in rows)
     counts = published.counts
@@ -255,6 +258,6 @@ def check_published(rows: Sequence[tuple[str, int, int, str]], path: str, publis
     ]
     if wrong:
         raise InputError(
-            f"{path}: {', '.join(wrong)} intervals of {published.interval_bases:,} bases; not the published split. Fetch it "
-            "again, or use it as it is with mba prepare genome --intervals"
+            f"{path}: {', '.join(wrong)} intervals of {published.interval_bases:,} bases, so this is not the published "
+            "split; download it again, or use it as it is with mba prepare genome --intervals"
         )

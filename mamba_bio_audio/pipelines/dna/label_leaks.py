@@ -1,11 +1,11 @@
-"""Can the class be told from what is not biology? Length, case, N, and names, each tried alone.
+"""Tests whether the class can be predicted without biology: from length, case, N or names, each tried alone.
 
-A decision tree gets one trivial feature of each sequence and has to predict the class of sequences that it was
-not fitted on (cross-validation); its balanced accuracy is compared with chance. A feature that the model sees
-(N; the length, where whole sequences are examples) makes the task easier than it looks: the model may learn that
-instead. A feature that it never sees (case and names do not reach the tokens; nor does the length, where windows of
-one length are drawn) cannot be learnt, but says that the classes come from different sources, whose other marks may
-be visible: assembly quality, masking, trimming.
+A decision tree gets one trivial feature of each sequence and predicts the class of sequences that it was not fitted on
+(cross-validation); its balanced accuracy is compared with chance. A feature that the model sees (N; the length, if whole
+sequences are examples) makes the task easier than it looks: the model may learn that instead. A feature that it never
+sees (case and names, which do not reach the tokens; the length, if windows of one length are drawn) cannot be learnt, but
+shows that the classes come from different sources, which may differ in visible ways too: assembly quality, masking,
+trimming.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 MAX_SEQUENCES = 20_000
 FOLDS = 5
 MARGIN = 0.1
-LUCK = 0.005  # Probability of as many right guesses.
+LUCK = 0.005  # Below this probability, as many right guesses are not luck.
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class LabelLeak:
     """How well one trivial feature alone predicts the class.
 
     Attributes:
-        feature: in words.
-        seen: the model can see it.
-        accuracy: balanced, on sequences not fitted on; None where a class has too few of them to try.
+        feature: name of the feature.
+        seen: whether the model can see it.
+        accuracy: balanced accuracy on sequences not fitted on; None if a class has too few sequences to try.
         chance: 1 / number of classes.
-        count: sequences.
+        count: number of sequences.
     """
 
     feature: str
@@ -51,28 +51,28 @@ class LabelLeak:
 
     @property
     def above_chance(self) -> bool:
-        """Whether the accuracy lies clearly above chance, by luck or not."""
+        """Whether the accuracy is clearly above chance, whether by luck or not."""
         return self.accuracy is not None and self.accuracy > self.chance + MARGIN
 
     @property
     def predictive(self) -> bool:
-        """Whether the class follows from the feature: above chance, and not by luck."""
+        """Whether the feature predicts the class: above chance, and not by luck."""
         return self.above_chance and binom.sf(round(self.count * self.accuracy) - 1, self.count, self.chance) < LUCK  # type: ignore
 
     @property
     def text(self) -> str:
-        """The finding for people."""
+        """The finding as text for people."""
         if self.accuracy is None:
-            return f"{self.feature}: cannot be tried, a class has one sequence only"
+            return f"{self.feature}: cannot be tried, because a class has only one sequence"
         found = f"{self.feature} alone: {self.accuracy:.0%} (chance {self.chance:.0%})"
         if not self.predictive:
-            return f"{found}: {'too few sequences to tell' if self.above_chance else 'tells nothing'}"
+            return f"{found}: {'too few sequences to tell' if self.above_chance else 'does not predict the class'}"
         if self.seen:
             return f"{found}: the model sees it and may learn it instead of the sequence"
         return f"{found}: the model does not see it, but the classes come from different sources"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The finding as plain values for JSON."""
         return asdict(self) | {
             "above_chance": self.above_chance,
             "predictive": bool(self.predictive),
@@ -90,16 +90,16 @@ def label_leaks(
     length_seen: bool,
     seed: int = 0,
 ) -> list[LabelLeak]:
-    """Try every trivial feature of n sequences: records, or examples where those are the sequences.
+    """Try every trivial feature of n sequences, which are records, or examples if those are whole sequences.
 
     Args:
-        classes: (n,) class numbers.
-        lengths: (n,) bases.
+        classes: (n,) class indices.
+        lengths: (n,) lengths in bases.
         unknown: (n,) share of bases other than A, C, G, T.
-        lower: (n,) share of lower-case letters; None where it is not known.
-        names: (n,) record names; only their pattern counts, all digits alike.
-        length_seen: whole sequences are examples; False where windows of one length are drawn from them.
-        seed: of the folds, and of the choice among more than 20,000 sequences.
+        lower: (n,) share of lower-case letters; None if unknown.
+        names: (n,) record names; only their pattern counts, with all digits alike.
+        length_seen: whether whole sequences are examples; False if windows of one length are drawn from them.
+        seed: random seed for the folds, and for the choice among more than 20,000 sequences.
     """
     y = np.asarray(classes)
     features = {
@@ -127,7 +127,7 @@ def label_leaks(
 
 
 def leaks_of(labelled: Labelled) -> list[LabelLeak]:
-    """`label_leaks` of labelled data: of its examples, or of the records that windows are drawn from."""
+    """Run `label_leaks` on labelled data: on its examples, or on the records that windows are drawn from."""
     regions = labelled.regions
     if not labelled.examples:
         regions = list({(r.label, r.source, r.record): r for r in regions}.values())
@@ -146,7 +146,7 @@ def leaks_of(labelled: Labelled) -> list[LabelLeak]:
             ids = labelled.sequences[region.record]
             lengths.append(len(ids))
             unknown.append(codec.count_unknown(ids) / len(ids))
-            # The folder of GenomicBenchmarks is the class.
+            # In GenomicBenchmarks the folder is the class.
             names.append(region.record.rsplit("/", 1)[-1])
     return label_leaks(
         [region.label for region in regions],
@@ -159,19 +159,19 @@ def leaks_of(labelled: Labelled) -> list[LabelLeak]:
 
 
 def leak_rows(leaks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Lines for a summary, of `LabelLeak.to_dict`s: every predictive feature, or one line that there is none."""
+    """Lines for a summary, from `LabelLeak.to_dict`s: every predictive feature, or one line that says there is none."""
     telling = [leak for leak in leaks if leak["predictive"]]
     untried = [leak["text"] for leak in leaks if leak["accuracy"] is None or leak["above_chance"]]
     if telling:
         return [("LABEL LEAK" if leak["seen"] else "label note", leak["text"]) for leak in telling]
     if untried:
         return [("label leaks", untried[0])]
-    return [("label leaks", "none: length, case, N and names do not tell the class")]
+    return [("label leaks", "none: length, case, N and names do not predict the class")]
 
 
 def _predict(values: NDArray[np.float64], y: NDArray[np.int64], smallest: int, seed: int) -> float:
     folds = StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=seed)
-    # Leaves of several sequences: a tree that remembers single values would call chance knowledge.
+    # Leaves hold several sequences, because a tree that memorises single values would mistake chance for knowledge.
     leaf = 1 if smallest < 10 else 5
     tree = DecisionTreeClassifier(min_samples_leaf=leaf, class_weight="balanced", random_state=seed)
     return float(balanced_accuracy_score(y, cross_val_predict(tree, values[:, None], y, cv=folds)))

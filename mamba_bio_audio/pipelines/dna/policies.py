@@ -1,19 +1,19 @@
-"""Which windows of the training intervals are read: the rules of published pipelines, by name.
+"""Lays out training windows in the training intervals, by named rules of published pipelines.
 
-For an interval [s, e) and windows of L inputs (and one base more, the last target):
+For an interval [s, e) and windows of L inputs (and one more base, the last target):
 
-| policy       | e - s >= L                   | e - s < L                                    | is the rule of |
+| policy       | e - s >= L                   | e - s < L                                    | rule of        |
 |--------------|------------------------------|----------------------------------------------|----------------|
 | `tile`       | s, s + L, s + 2L, ...        | the interval, padded                         |                |
-| `random`     | as `tile`, each read moved by up to L / 2 inside the interval   | the same  |                |
-| `head`       | the one at s                 | the interval, padded                         |                |
-| `grow-both`  | the one at s                 | one, grown equally to both sides             | HyenaDNA       |
-| `grow-ends`  | as `tile`                    | two: one begins at s, one ends at e          | Mamba, E.3.1   |
+| `random`     | as `tile`, each read moved by up to L / 2 within the interval   | the same  |                |
+| `head`       | only the one at s            | the interval, padded                         |                |
+| `grow-both`  | only the one at s            | one, grown equally on both sides             | HyenaDNA       |
+| `grow-ends`  | as `tile`                    | two: one starts at s, one ends at e          | Mamba, E.3.1   |
 | `grow-right` | [s, s + 2^20) tiled; longer intervals as `tile`             | the same      | Caduceus       |
 
-A window that reaches over an end of its record slides inside; only a record shorter than L + 1 gives a shorter
-window. Grown windows can reach bases of validation and test: these are counted after growth, and
-`data.shared_bases` says what happens to the windows that hold some.
+A window that extends beyond an end of its record slides inside; only a record shorter than L + 1 gives a shorter window.
+Grown windows can reach bases of validation and test: these are counted after growth, and `data.shared_bases` decides what
+happens to windows that contain some.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,15 +38,15 @@ class TrainingWindows:
     """Windows to train on, and what became of the others.
 
     Attributes:
-        windows: these are read.
-        laid_out: windows of the policy, before anything was left out.
-        slid: windows moved back inside their record.
+        windows: windows to train on.
+        laid_out: number of windows of the policy, before any were left out.
+        slid: number of windows moved back inside their record.
         shared_bases: bases that the laid-out windows share with each other split, {"train/valid": ..., "train/test": ...}.
-        shared_windows: laid-out windows that hold such bases.
-        dropped: of these, left out.
-        trimmed: of these, shortened to their longest piece that no other split holds.
-        too_unknown: left out for too many bases other than A, C, G, T.
-        too_lower: left out for too many lower-case bases.
+        shared_windows: number of laid-out windows that contain such bases.
+        dropped: number of these that were left out.
+        trimmed: number of these that were shortened to their longest piece outside the other splits.
+        too_unknown: number left out for too many bases other than A, C, G, T.
+        too_lower: number left out for too many lower-case bases.
     """
 
     windows: Windows
@@ -61,7 +61,7 @@ class TrainingWindows:
 
     @property
     def clean(self) -> int:
-        """Laid-out windows without a base of another split."""
+        """Number of laid-out windows without a base of another split."""
         return self.laid_out - self.shared_windows
 
 
@@ -76,20 +76,20 @@ def training_windows(
     max_unknown: float = 1.0,
     max_lower: float = 1.0,
 ) -> TrainingWindows:
-    """Windows to train on.
+    """Lay out and select the windows to train on.
 
     Args:
-        intervals: of all splits; those of train are laid out, the others kept out.
-        genome: that they lie in.
-        length: L.
-        policy: see above.
-        grow_to: width that `grow-right` grows an interval to.
-        shared: what becomes of windows that hold bases of validation or test: `drop` them, `trim` them to their
-            longest piece without, raise an `error`, or `allow` them.
-        max_unknown, max_lower: largest shares of a window that may be other than A, C, G, T, or in lower case.
+        intervals: intervals of all splits; those of train are laid out, the others are kept out.
+        genome: genome of the intervals.
+        length: L, in bases.
+        policy: see the module.
+        grow_to: width to which `grow-right` grows an interval.
+        shared: what to do with windows that contain bases of validation or test: `drop` them, `trim` them to their
+            longest piece without such bases, raise an `error`, or `allow` them.
+        max_unknown, max_lower: largest shares of a window that may be other than A, C, G, T, or lower case.
 
     Raises:
-        InputError: shared bases under `error`; a length that does not divide `grow_to`.
+        InputError: there are shared bases with `error`, or the length does not divide `grow_to`.
     """
     own = {split: [interval for interval in intervals if interval.split == split] for split in SPLITS}
     windows, slid = lay_out(own["train"], genome.records, length, policy, grow_to)
@@ -103,12 +103,12 @@ def training_windows(
     if shared_windows and shared == "error":
         named = ", ".join(f"{count:,} of {pair[6:]}" for pair, count in counts.items() if count)
         raise InputError(
-            f"data.intervals: training windows of {length:,} bases under data.windows={policy} hold bases of other "
-            f"splits ({named}). A model would be tested on what it was trained on. Correct the intervals, or choose "
-            "data.shared_bases: drop, trim or allow."
+            f"data.intervals: with data.windows={policy}, training windows of {length:,} bases contain bases of other splits "
+            f"({named}), so a model would be tested on what it was trained on; correct the intervals, or set "
+            "data.shared_bases to drop, trim or allow"
         )
     if windows.back is not None and windows.ahead is not None and shared != "allow" and held_out:
-        # A window with held-out bases within its reach stays where it is.
+        # A window that could reach held-out bases by moving is not moved.
         near = held_out.in_windows(windows, back=windows.back, ahead=windows.ahead) > 0
         windows.back[near] = windows.ahead[near] = 0
     if shared_windows and shared == "trim":
@@ -121,7 +121,7 @@ def training_windows(
         dropped = shared_windows
         windows = windows.select(~touched)
     unknown = count_unknown(windows, genome)
-    # Two known bases: one target at least on either strand, whatever the limit.
+    # At least two known bases, so that there is a target on either strand, whatever the limit.
     known = (unknown <= max_unknown * windows.size) & (windows.size - unknown >= 2)
     kept = windows.select(known)
     upper = np.ones(len(kept), dtype=bool)
@@ -148,19 +148,19 @@ def lay_out(
     policy: Policy = "tile",
     grow_to: int = GROW_TO,
 ) -> tuple[Windows, int]:
-    """Windows of intervals under a policy, and how many of them had to slide inside their record.
+    """Lay out intervals under a policy; returns the windows, and how many had to slide inside their record.
 
     Args:
-        intervals: to be laid out, each by itself, in this order.
+        intervals: intervals to lay out, each by itself, in this order.
         records: length of every record.
-        length: L.
-        policy: see above.
-        grow_to: width that `grow-right` grows an interval to; L must divide it.
+        length: L, in bases.
+        policy: see the module.
+        grow_to: width to which `grow-right` grows an interval; a multiple of L.
     """
     if policy == "grow-right" and grow_to % length:
         raise InputError(
-            f"data.windows=grow-right cuts {grow_to:,} bases into equal windows, and {length:,} does not divide it. "
-            "Choose another train.length or data.grow_to."
+            f"data.windows=grow-right cuts data.grow_to={grow_to:,} bases into equal windows, but train.length={length:,} "
+            "does not divide it; choose another train.length or data.grow_to"
         )
     spans: list[Span] = []
     for interval in intervals:
@@ -183,7 +183,7 @@ def lay_out(
 
 
 def _slide(windows: Windows, records: Mapping[str, int]) -> tuple[Windows, int]:
-    """Windows moved inside their records, and how many were."""
+    """Move windows inside their records; returns them, and how many were moved."""
     ends = np.array([records[record] for record in windows.records], dtype=np.int64)
     end = ends[windows.record] if len(windows) else np.zeros(0, dtype=np.int64)
     size = np.minimum(windows.size, end).astype(np.int32)
@@ -193,7 +193,7 @@ def _slide(windows: Windows, records: Mapping[str, int]) -> tuple[Windows, int]:
 
 
 def _with_room(spans: Sequence[Span], length: int) -> Windows:
-    """Tiles that may be moved by up to half a window inside their span; the last one is whole where that can be."""
+    """Tiles that may be moved by up to half a window within their span; the last one is whole if possible."""
     windows = tile(spans, length)
     counts = [-(-(span.end - span.start - 1) // length) for span in spans]
     begin = np.repeat(np.array([span.start for span in spans], dtype=np.int64), counts)
@@ -206,7 +206,7 @@ def _with_room(spans: Sequence[Span], length: int) -> Windows:
 
 
 def count_unknown(windows: Windows, genome: Genome) -> NDArray[np.int64]:
-    """Bases other than A, C, G, T in each window."""
+    """Number of bases other than A, C, G, T in each window."""
     unknown = np.zeros(len(windows), dtype=np.int64)
     for record, rows in rows_by_record(windows):
         if genome.statistics(record).unknown:
@@ -215,7 +215,7 @@ def count_unknown(windows: Windows, genome: Genome) -> NDArray[np.int64]:
 
 
 def count_lower(windows: Windows, genome: Genome) -> NDArray[np.int64]:
-    """Lower-case bases in each window."""
+    """Number of lower-case bases in each window."""
     lower = np.zeros(len(windows), dtype=np.int64)
     for record, rows in rows_by_record(windows):
         if genome.statistics(record).counts["lower"]:

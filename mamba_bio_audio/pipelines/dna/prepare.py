@@ -1,4 +1,4 @@
-"""From FASTA files to a folder that `data.path` accepts: `mba prepare genome`."""
+"""Prepares FASTA files as a folder for `data.path`: `mba prepare genome`."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -28,9 +28,9 @@ from mamba_bio_audio.pipelines.spans import Interval, merge, shared_symbols
 from mamba_bio_audio.pipelines.split_names import SPLITS
 
 MAKER = Maker("prepare genome")
-# From this size on, comparing the splits takes long enough to be announced.
+# Above this size, comparing the splits takes long enough to be announced.
 MANY_BASES = 100_000_000
-# Repairs that are shown; the manifest lists more.
+# Number of repairs shown; the manifest lists more.
 SHOWN_REPAIRS = 5
 
 
@@ -45,14 +45,14 @@ def prepare_genome(
 ) -> dict[str, Any]:
     """Check, index, count and split FASTA files; write intervals.tsv and manifest.json to a folder.
 
-    The sequence is not copied: the manifest keeps the paths (relative and absolute) and checksums of the FASTA files.
-    Only files that cannot be read at random positions are copied: ordinary gzip is recompressed into the folder, and
-    files of uneven layout are repaired into it (see `fasta_repair.py`), with a list of the repairs in the manifest.
+    The sequence is not copied: the manifest records the paths (relative and absolute) and checksums of the FASTA files.
+    Only files that cannot be read at random positions are copied into the folder: ordinary gzip is recompressed, and
+    files of uneven layout are repaired (see `fasta_repair.py`), with a list of the repairs in the manifest.
 
     Args:
         paths: FASTA (plain, BGZF or gzip) or 2bit files, or folders of them.
-        out: folder to make; new, empty, or with `force` an earlier result of this function.
-        settings: what is used, and how it is split; None for the defaults.
+        out: folder to create; new, empty, or with `force` an earlier result of this function.
+        settings: what to use, and how to split it; None for the defaults.
         force: replace what an earlier run left in `out`.
         dry_run: check everything, and keep nothing but indexes of the files as given.
         reporter: receives notes and progress in bytes or bases.
@@ -61,7 +61,7 @@ def prepare_genome(
         The manifest.
 
     Raises:
-        InputError: bad FASTA, bad intervals, splits that share bases, or `out` in use.
+        InputError: FASTA or intervals are bad, splits share bases, or `out` holds something else.
     """
     settings, reporter = settings or GenomeSettings(), reporter or Reporter()
     found = find_fasta_files(paths)
@@ -80,7 +80,7 @@ def prepare_genome(
 def write_prepared(
     found: Sequence[str], work: Path, folder: Path, settings: GenomeSettings, reporter: Reporter
 ) -> dict[str, Any]:
-    """`prepare_genome` of files into `work`, which will be `folder`; returns the manifest."""
+    """Carry out `prepare_genome` in `work`, which will become `folder`; returns the manifest."""
     copies = {path: os.path.join(work, _packed_name(path)) for path in found}
     copied: dict[str, dict[str, Any]] = {}
     try:
@@ -93,7 +93,7 @@ def write_prepared(
         for place in copies.values():
             move_index(place, None)
         if isinstance(error, InputError):
-            # The copies are gone with the folder; the files as given hold the fault.
+            # The copies vanish with the folder, so the message names the given files instead.
             text = str(error)
             for path, place in copies.items():
                 text = text.replace(place, path)
@@ -103,22 +103,22 @@ def write_prepared(
         if path in copied:
             file |= {**copied[path], "path": str(folder / file["name"]), "relative_path": file["name"]}
     write_text(work / INTERVALS_NAME, text)
-    # Last: it makes the folder a prepared one.
+    # Written last, because it makes the folder a prepared one.
     write_json(work / MANIFEST_NAME, manifest)
     return manifest
 
 
 def _packed_name(path: str) -> str:
-    """Name of the copy of a file: readers know BGZF by its name."""
+    """Name for the copy of a file; readers recognise BGZF by its name."""
     name = os.path.basename(path)
     return name if name.lower().endswith((".gz", ".bgz")) else f"{name}.gz"
 
 
 def _readable(path: str, copy: str, folder: Path, reporter: Reporter) -> dict[str, Any] | None:
-    """Index a file that can be read at random positions as it is; copy, then index, one that cannot.
+    """Index a file; if it cannot be read at random positions, copy it first.
 
     Returns:
-        The manifest's entries about the copy; None where there is none.
+        The manifest's entries about the copy; None if there is none.
     """
     name = os.path.basename(path)
 
@@ -133,7 +133,7 @@ def _readable(path: str, copy: str, folder: Path, reporter: Reporter) -> dict[st
     try:
         load_index(path if known is None else copy, progress=part("indexing"))
     except UnevenFastaError as error:
-        reporter.note(f"{path}: {error.problem} Repairing it into {folder}; the file itself stays as it is")
+        reporter.note(f"{path}: {error.problem}; writing a repaired copy to {folder}, the file itself is not changed")
         repairs = repair(Path(path), Path(copy), part("repairing"))
         load_index(copy, progress=part("indexing"))
         return {"repaired_from": path, "repairs": repairs.to_dict()}
@@ -143,7 +143,7 @@ def _readable(path: str, copy: str, folder: Path, reporter: Reporter) -> dict[st
 def _examine(
     paths: list[str], folder: Path, settings: GenomeSettings, reporter: Reporter
 ) -> tuple[dict[str, Any], str]:
-    """Manifest and text of the intervals file of a genome; nothing is written but indexes."""
+    """Manifest and text of the intervals file for a genome; writes nothing but indexes."""
     genome = Genome(paths)
     let_in = chosen_spans(genome, settings.contig_policy)
     exclude, min_length = settings.exclude, settings.min_length
@@ -153,7 +153,7 @@ def _examine(
         listed = read_intervals(settings.intervals, genome, let_in)
         chosen = [interval for interval in listed if interval.record in kept]
         if not chosen:
-            raise InputError(f"{settings.intervals}: no interval is left after --exclude and --min-length.")
+            raise InputError(f"{settings.intervals}: no interval is left after --exclude and --min-length; relax them")
         split_source = os.path.abspath(settings.intervals)
     else:
         chosen = split_blocks(
@@ -170,7 +170,7 @@ def _examine(
         counts = ", ".join(f"{pair} {count:,}" for pair, count in shared.items() if count)
         raise InputError(
             f"{split_source}: splits have bases in common ({counts}), so a model would be tested on what it was trained "
-            "on. Correct the intervals, or accept this with --allow-shared-bases."
+            "on; correct the intervals, or accept this with --allow-shared-bases"
         )
     if sum(len(interval) for interval in chosen) > MANY_BASES:
         reporter.note(f"comparing {WORD}-mers of the splits")
@@ -183,8 +183,8 @@ def _examine(
         raise InputError(
             f"{split_source}: more than {LIMIT:.0%} of a held-out split, or of a record too large to be left out of it, "
             f"also occurs in train (haplotypes, alternative loci, duplications):\n{rows}\nA model would be tested on what "
-            "it was trained on. Put such records into one split with --intervals, leave them out with --exclude NAME, "
-            "--min-length or --contigs, or accept this with --allow-duplicates."
+            "it was trained on; put such records into one split with --intervals, leave them out with --exclude NAME, "
+            "--min-length or --contigs, or accept this with --allow-duplicates"
         )
     chosen = without(chosen, duplicates.left_out)
     manifest = _manifest(genome, chosen, folder, split_source, shared)
@@ -287,7 +287,7 @@ def _listed(names: list[str], limit: int = 6) -> str:
 
 
 def _pairs(shared: dict[str, int]) -> str:
-    """Shared bases per pair of splits; 0 where there are none."""
+    """Shared bases per pair of splits as text; 0 if there are none."""
     named = ", ".join(f"{count:,} {pair}" for pair, count in shared.items() if count)
     return named or "0"
 

@@ -151,7 +151,7 @@ def test_youtubemix_from_zip_folder_and_one_recording(tmp_path: Path) -> None:
     sizes = [soundfile.info(path).frames / rate for path in sorted((tmp_path / "minutes").glob("*.flac"))]
     assert sizes == [60, 60, 30]
     (tmp_path / "no.zip").write_bytes(io.BytesIO(b"no").getvalue())
-    with pytest.raises(InputError, match="neither an audio file nor a whole zip"):
+    with pytest.raises(InputError, match="neither an audio file nor a complete zip"):
         prepare_youtubemix(tmp_path / "no.zip", tmp_path / "no")
 
 

@@ -109,7 +109,7 @@ def test_sashimi_part_of_an_item_with_the_items_range(laplace):
     scale = float(laplace.min()), float(laplace.max())
     assert (codec.encode(laplace[100:200], scale=scale) == whole[100:200]).all()
     assert (codec.encode(laplace[100:200]) != whole[100:200]).any()
-    with pytest.raises(ValueError, match="only the variant sashimi"):
+    with pytest.raises(ValueError, match="only to the variant sashimi"):
         AudioCodec().encode(laplace, scale=scale)
 
 

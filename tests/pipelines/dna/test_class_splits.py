@@ -72,9 +72,9 @@ def test_other_spellings_of_the_tag(write_fasta, random_dna, tag: str) -> None:
     [
         (("split=train", "split=holdout"), "record 'b': unknown split 'holdout'; allowed: train, valid, test"),
         (("fold=1", "fold=2"), "record 'a': fold=1 does not name a split"),
-        (("set=train", "set=7"), "record 'b': set=7 names no split"),
+        (("set=train", "set=7"), "record 'b': set=7 does not name a split"),
         (("split=train set=test", "split=test"), "record 'a': split=train and set=test contradict each other"),
-        (("split=val", "split=dev"), "record 'b': split 'dev', and 'val' at .*record 'a', so it is unclear"),
+        (("split=val", "split=dev"), "record 'b': split 'dev', but 'val' at .*record 'a', so it is unclear"),
         (("split=train", "split=eval"), "record 'b': split 'eval' could mean validation or test"),
     ],
 )

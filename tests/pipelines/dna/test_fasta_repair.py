@@ -157,7 +157,7 @@ def test_prepare_genome_repairs_into_its_own_copy(
     with pytest.raises(SystemExit):
         run(["prepare", "genome", str(source), "--out", str(tmp_path / "out")])
     shown = capsys.readouterr()
-    assert f"Repairing it into {tmp_path / 'out'}" in shown.err
+    assert f"writing a repaired copy to {tmp_path / 'out'}" in shown.err
     assert "line of another length (2)" in shown.out
     assert "record chr1, line 3: blank line" in shown.out
     assert source.read_bytes() == before

@@ -123,7 +123,7 @@ def test_resolve(write_fasta) -> None:
     assert genome.aliases == {"1": "h:chr1", "NC_000001.11": "h:chr1", "MT": "h:chrM", "NC_012920.1": "h:chrM"}
     with pytest.raises(InputError, match="in several files or has several names; write one of 'h:chr1', 'm:chr1'"):
         genome.resolve("1")
-    with pytest.raises(InputError, match=r"no FASTA file 'z.fa' among those given: 'h.fa.gz', 'm.fa'"):
+    with pytest.raises(InputError, match=r"no FASTA file 'z.fa' among those given; choose one of 'h.fa.gz', 'm.fa'"):
         genome.resolve("chr1", "z.fa")
     with pytest.raises(InputError, match="did you mean 'scaffold'"):
         genome.resolve("scafold")

@@ -222,9 +222,9 @@ def test_prepare_hg38_refuses_what_was_not_published(miniature, files, tmp_path)
         ("".join(lines[:-1]), r"0 test instead of 1 intervals of 2,048"),
         (good.replace("\tvalid", "\tother", 1), r"1 other instead of 0, 1 valid instead of 2"),
         (good.replace("\t1000\t", "\t1001\t"), r"line 1: 2,047 bases instead of 2,048"),
-        (good.replace("\t1000\t", "\tx\t"), r"line 1: 'x' to '3048' are not whole numbers"),
+        (good.replace("\t1000\t", "\tx\t"), r"line 1: start 'x' and end '3048' must be whole numbers"),
         (good.replace("\ttrain", "", 1), r"line 1: 3 columns"),
-        ("chrom\tstart\tend\n", r"line 1: the header .* does not name"),
+        ("chrom\tstart\tend\n", r"line 1: the header .* must name"),
         (good.replace("chr2\t512\t2560", "chr2\t8000\t10048"), r"end 10,048 lies beyond 'chr2'"),
         (good.replace("chr2", "chr9"), r"chr9"),
     ):
@@ -254,7 +254,7 @@ def test_prepare_hg38_command(miniature, files, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         command(["prepare", "hg38", "--out", str(tmp_path / "x"), "--from", str(files), "--quiet"])
     assert stop.value.code == 2
-    assert "2,048 bases instead of 131,072; not the published split" in capsys.readouterr().err
+    assert "2,048 bases instead of 131,072, so this is not the published split" in capsys.readouterr().err
     wide = "".join(f"chr1\t{i}\t{i + 131_072}\ttrain\n" for i in range(3))
     (files / "sequences_human.bed").write_text(wide)
     with pytest.raises(SystemExit):

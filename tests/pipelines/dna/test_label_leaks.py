@@ -29,7 +29,7 @@ def test_nothing_is_found_where_nothing_is():
     leaks = clean()
     assert not any(leak.predictive for leak in leaks), [leak.text for leak in leaks]
     assert leak_rows([leak.to_dict() for leak in leaks]) == [
-        ("label leaks", "none: length, case, N and names do not tell the class")
+        ("label leaks", "none: length, case, N and names do not predict the class")
     ]
 
 

@@ -48,15 +48,15 @@ def test_compressed_table_without_splits(tmp_path: Path) -> None:
     [
         ("sequence\tclass\nA\tx\n", "line 1: the header lacks label"),
         ("sequence\tlabel\nACGT\ta\nAC-T\tb\n", "line 3: '-' at position 3"),
-        ("sequence\tlabel\nACGT\ta\n\tb\n", "line 3: empty sequence"),
+        ("sequence\tlabel\nACGT\ta\n\tb\n", "line 3: the sequence is empty"),
         ("sequence\tlabel\tsplit\nACGT\ta\tholdout\n", "line 2: unknown split 'holdout'"),
         ("sequence\tlabel\nACGT\n", "line 2: 1 columns instead of 2"),
         ("sequence\tlabel\nACGT\ta\n# a note\nACGT\tb\n", "line 3: 1 columns instead of 2"),
         ("sequence\tlabel\tlabel\nACGT\ta\tb\n", "line 1: two columns are called 'label'"),
         ("sequence\tlabel\nACGT\t\n", "line 2: no label"),
-        ("sequence\tlabel\tid\nA\ta\tx\nA\tb\tx\n", "two sequences are called 'x'"),
+        ("sequence\tlabel\tid\nA\ta\tx\nA\tb\tx\n", "the id 'x' is already used"),
         ("sequence\tlabel\nACGT\ta\n", "one class only"),
-        ("sequence\tlabel\nACGT\ta\nACGT\tb\x00\n", r"line 3: the control character U\+0000"),
+        ("sequence\tlabel\nACGT\ta\nACGT\tb\x00\n", r"line 3: contains the control character U\+0000"),
         ("", "empty"),
     ],
 )
@@ -99,7 +99,7 @@ def test_genomic_benchmarks_layout(tmp_path: Path) -> None:
         ("worm", "train", "AAA"),
     ]
     (tmp_path / "train" / "worm" / "11.fa").write_text(">x\nACGT\n")
-    with pytest.raises(InputError, match=r"worm/11.fa: not a sequence; expected train"):
+    with pytest.raises(InputError, match=r"worm/11.fa: not a sequence .expected train"):
         read(str(tmp_path))
 
 

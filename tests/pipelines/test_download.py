@@ -257,7 +257,9 @@ def test_a_weak_tag_promises_no_equal_bytes(server, tmp_path):
 
 def test_download_of_wrong_bytes_leaves_nothing(server, tmp_path):
     server.content = b"x" + CONTENT[1:]
-    with pytest.raises(NetworkError, match=f"did not send the published file: its md5 is .*, but the published one is {MD5}"):
+    with pytest.raises(
+        NetworkError, match=f"did not send the published file: its md5 is .*, but the published one is {MD5}"
+    ):
         fetch(server, tmp_path / "file.bin", hashes={"md5": MD5})
     assert names(tmp_path) == []
     with pytest.raises(NetworkError, match="has 300,000 bytes, but the published one has 299,999"):
@@ -328,7 +330,7 @@ def test_download_without_server_or_address(tmp_path):
     for url in ("ftp://host/x", "file:///etc/passwd", "hg38.fa", "http://"):
         with pytest.raises(InputError, match="--from"):
             download(url, tmp_path / "x")
-    with pytest.raises(InputError, match="not an address"):
+    with pytest.raises(InputError, match="not a valid address"):
         download("http://127.0.0.1:port/x", tmp_path / "x", patience=Patience(0))
 
 

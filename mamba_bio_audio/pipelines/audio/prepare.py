@@ -98,7 +98,9 @@ def prepare_audio(
     """
     for given in paths:
         if out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
-            raise InputError(f"{out}: lies inside {given}, so it would become part of the input; choose an --out outside it")
+            raise InputError(
+                f"{out}: lies inside {given}, so it would become part of the input; choose an --out outside it"
+            )
     with new_folder(out, MAKER, inputs=paths, force=force, dry_run=dry_run) as folder:
         return _write_recordings(paths, folder, settings or AudioSettings(), reporter or Reporter())
 

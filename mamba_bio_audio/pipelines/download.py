@@ -293,7 +293,7 @@ class _Fetch:
                     file.write(data)
                     file.flush()
                 except OSError as error:
-                    reason = f"{error.strerror}; make room and run the same command again; it continues from here"
+                    reason = f"{error.strerror}; free some space and run the same command again to continue from here"
                     raise OSError(error.errno, reason, str(self.part)) from None
                 have += len(data)
                 if self.progress is not None:

@@ -274,7 +274,7 @@ def test_download_checks_gzip(server, tmp_path):
     broken = {
         "truncated": good[:-600],
         "incorrect data check": good[:4900] + bytes([good[4900] ^ 1]) + good[4901:],
-        "begins with b'<!DOCTYPE html>": b"<!DOCTYPE html><p>sign in",
+        "beginning with b'<!DOCTYPE html>": b"<!DOCTYPE html><p>sign in",
     }
     for message, content in broken.items():
         server.content = content

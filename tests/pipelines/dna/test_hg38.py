@@ -223,7 +223,7 @@ def test_prepare_hg38_refuses_what_was_not_published(miniature, files, tmp_path)
         (good.replace("\tvalid", "\tother", 1), r"1 other instead of 0, 1 valid instead of 2"),
         (good.replace("\t1000\t", "\t1001\t"), r"line 1: 2,047 bases instead of 2,048"),
         (good.replace("\t1000\t", "\tx\t"), r"line 1: start 'x' and end '3048' must be whole numbers"),
-        (good.replace("\ttrain", "", 1), r"line 1: 3 columns"),
+        (good.replace("\ttrain", "", 1), r"line 1: has only 3 columns"),
         ("chrom\tstart\tend\n", r"line 1: the header .* must name"),
         (good.replace("chr2\t512\t2560", "chr2\t8000\t10048"), r"end 10,048 lies beyond 'chr2'"),
         (good.replace("chr2", "chr9"), r"chr9"),

@@ -255,7 +255,7 @@ def test_grown_windows_are_counted_after_growth(path: str, tmp_path: Path) -> No
     assert [size for size in data.training_windows(16).size] == [17, 4, 17, 14]
     clean = module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends")
     assert [tuple(data_windows(clean)[index])[1:] for index in range(len(data_windows(clean)))] == read[1:]
-    with pytest.raises(InputError, match=r"windows of 32 bases under data.windows=grow-ends.*3 of test"):
+    with pytest.raises(InputError, match=r"data.windows=grow-ends, training windows of 32 bases.*3 of test"):
         module(path, intervals=str(tmp_path / "x.bed"), windows="grow-ends", shared_bases="error").setup()
 
 

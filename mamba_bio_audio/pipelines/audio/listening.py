@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from mamba_bio_audio.pipelines.audio.figures import spectrograms
 from mamba_bio_audio.pipelines.audio.frames import frame_distance, frames
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.contract import Ids, Listener
+from mamba_bio_audio.pipelines.contract import Listener
+from mamba_bio_audio.pipelines.corpus import Ids
 
 _LONGEST_S = 1.0
 _RECORDED = 64

@@ -53,12 +53,12 @@ class BenchResult(Result):
 def run(options: BenchOptions) -> BenchResult:
     """Time operations, training steps or generation, beside mamba_ssm where it is installed; CSV and a table."""
     from mamba_bio_audio.files import begins_with, check_file
-    from mamba_bio_audio.jobs.common import counters, resolve_device
+    from mamba_bio_audio.jobs.common import counters, resolve_device, standard_output
     from mamba_bio_audio.run.speed import BENCHMARKS
     from mamba_bio_audio.run.timing import write_rows
 
     device = resolve_device(options.device)
-    file = None if str(options.out) == "-" else options.out or Path(f"bench-{options.what}-{device}.csv")
+    file = standard_output(options.out or Path(f"bench-{options.what}-{device}.csv"))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         # A table of an earlier call is replaced, and nothing else.

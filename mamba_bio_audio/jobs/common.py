@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -39,19 +40,6 @@ def standard_output(out: Path | None) -> Path | None:
 
 
 @contextmanager
-def counter(what: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress callback (done, total): a bar on a terminal, nothing otherwise."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
 def counters(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
     """A progress callback (what, done, total) of a job in parts: a bar for each that runs on a terminal, nothing otherwise."""
     from rich.console import Console
@@ -69,3 +57,10 @@ def counters(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
             bar.update(tasks[what], completed=done, total=total, visible=total is None or done < total)
 
         yield tell
+
+
+@contextmanager
+def counter(what: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress callback (done, total) of a job in one part: a bar on a terminal, nothing otherwise."""
+    with counters(quiet) as tell:
+        yield partial(tell, f"{what} {unit}")

@@ -87,6 +87,7 @@ CRITICAL: dict[str, list[str]] = {
         "tests/pipelines/dna/test_fasta_index.py",
         "tests/pipelines/dna/test_fasta_scan.py",
     ],
+    "mamba_bio_audio/pipelines/dna/fasta_parser.py": ["tests/pipelines/dna/test_fasta_scan.py"],
     "mamba_bio_audio/pipelines/dna/fasta_scan.py": ["tests/pipelines/dna/test_fasta_scan.py"],
     "mamba_bio_audio/pipelines/dna/genome.py": ["tests/pipelines/dna/test_genome.py"],
     "mamba_bio_audio/pipelines/dna/twobit.py": ["tests/pipelines/dna/test_twobit.py"],

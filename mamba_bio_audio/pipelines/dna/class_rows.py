@@ -21,7 +21,7 @@ import numpy as np
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.class_tags import SPLIT_KEYS, tags_of
-from mamba_bio_audio.pipelines.dna.fasta_scan import PROTEIN_ONLY, refuse_protein_and_rna
+from mamba_bio_audio.pipelines.dna.fasta_parser import PROTEIN_ONLY, refuse_protein_and_rna
 from mamba_bio_audio.pipelines.dna.genome import genome_name, is_fasta_name
 from mamba_bio_audio.pipelines.dna.records import read_records
 from mamba_bio_audio.pipelines.split_names import is_split_word

@@ -31,7 +31,8 @@ from safetensors.numpy import load, save
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
-from mamba_bio_audio.pipelines.dna.fasta_scan import CHUNK_BYTES, COUNT_NAMES, FastaIndex, Runs, file_key, index_fasta
+from mamba_bio_audio.pipelines.dna.fasta_parser import CHUNK_BYTES
+from mamba_bio_audio.pipelines.dna.fasta_scan import COUNT_NAMES, FastaIndex, Runs, file_key, index_fasta
 from mamba_bio_audio.pipelines.dna.twobit import SIGNATURES, index_twobit
 
 FORMAT_VERSION = 4

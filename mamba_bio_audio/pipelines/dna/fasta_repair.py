@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.bgzf import reading, writing
-from mamba_bio_audio.pipelines.dna.fasta_scan import BLANKS, BYTE_ORDER_MARK, MAX_HEADER_BYTES, header_name
+from mamba_bio_audio.pipelines.dna.fasta_parser import BLANKS, BYTE_ORDER_MARK, MAX_HEADER_BYTES, header_name
 from mamba_bio_audio.pipelines.dna.records import LETTERS, LINE_BASES, wrapped
 
 MARK = "byte-order mark"

@@ -10,8 +10,8 @@ from mamba_bio_audio.files import Maker, new_folder, write_json, write_text
 from mamba_bio_audio.pipelines.dna.bgzf import is_ordinary_gzip, recompress
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD, describe_duplicates, find_duplicates, without
 from mamba_bio_audio.pipelines.dna.fasta_index import load_index, move_index
+from mamba_bio_audio.pipelines.dna.fasta_parser import UnevenFastaError
 from mamba_bio_audio.pipelines.dna.fasta_repair import LISTED, repair
-from mamba_bio_audio.pipelines.dna.fasta_scan import UnevenFastaError
 from mamba_bio_audio.pipelines.dna.genome import Genome, check_genome_names, find_fasta_files
 from mamba_bio_audio.pipelines.dna.intervals import (
     chosen_spans,

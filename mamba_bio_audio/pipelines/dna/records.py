@@ -21,7 +21,7 @@ from Bio.SeqIO.QualityIO import FastqGeneralIterator
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.contract import Item
 from mamba_bio_audio.pipelines.corpus import Ids
-from mamba_bio_audio.pipelines.dna.fasta_scan import MAX_HEADER_BYTES
+from mamba_bio_audio.pipelines.dna.fasta_parser import MAX_HEADER_BYTES
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.unpacked import Unpacked, Unpacking
 

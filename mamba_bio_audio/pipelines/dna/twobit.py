@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna.fasta_scan import CHUNK_BYTES, FastaIndex, file_key, join_runs
+from mamba_bio_audio.pipelines.dna.fasta_parser import CHUNK_BYTES
+from mamba_bio_audio.pipelines.dna.fasta_scan import FastaIndex, file_key, join_runs
 from mamba_bio_audio.pipelines.dna.tokenizer import A, C, G, T
 
 SIGNATURES = {b"\x43\x27\x41\x1a": "<", b"\x1a\x41\x27\x43": ">"}

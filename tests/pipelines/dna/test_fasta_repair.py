@@ -10,8 +10,8 @@ from mamba_bio_audio.cli.main import run
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna import fasta_repair
 from mamba_bio_audio.pipelines.dna.fasta_index import build_index
+from mamba_bio_audio.pipelines.dna.fasta_parser import UnevenFastaError
 from mamba_bio_audio.pipelines.dna.fasta_repair import Repair, repair
-from mamba_bio_audio.pipelines.dna.fasta_scan import UnevenFastaError
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.prepare import prepare_genome
 from mamba_bio_audio.pipelines.dna.prepare_settings import GenomeSettings

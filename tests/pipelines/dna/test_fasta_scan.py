@@ -8,7 +8,7 @@ import pytest
 from Bio.bgzf import BgzfWriter
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna import fasta_scan
+from mamba_bio_audio.pipelines.dna import fasta_parser, fasta_scan
 from mamba_bio_audio.pipelines.dna.fasta_index import build_index
 
 
@@ -55,6 +55,7 @@ MALFORMED = {
 def test_malformed_file(case: str, chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, message = MALFORMED[case]
     monkeypatch.setattr(fasta_scan, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(fasta_parser, "CHUNK_BYTES", chunk_bytes)
     path = tmp_path / ("x.fa.gz" if case == "gzip" else "x.fa")
     path.write_bytes(data)
     with pytest.raises(InputError, match=re.escape(str(path))) as caught:
@@ -113,6 +114,7 @@ def test_index_equals_that_of_pyfaidx(
     chunk_bytes: int, newline: bytes, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fasta_scan, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(fasta_parser, "CHUNK_BYTES", chunk_bytes)
     lines = [
         b">one some words",
         b"ACGTACGT",
@@ -143,6 +145,7 @@ def test_index_equals_that_of_pyfaidx(
 
 def test_very_long_single_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fasta_scan, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(fasta_parser, "CHUNK_BYTES", 1 << 16)
     sequence = np.random.default_rng(0).choice(np.frombuffer(b"ACGTN", np.uint8), 3_000_000).tobytes()
     (tmp_path / "x.fa").write_bytes(b">a\n" + sequence)
     index = build_index(str(tmp_path / "x.fa"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna import fasta_scan, records
+from mamba_bio_audio.pipelines.dna import fasta_parser, fasta_scan, records
 from mamba_bio_audio.pipelines.dna.fasta_index import build_index
 from mamba_bio_audio.pipelines.dna.records import read_records
 
@@ -22,8 +22,9 @@ MEGABYTE = 10**6
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines of more than 4 bytes are long ones."""
-    monkeypatch.setattr(fasta_scan, "MAX_HEADER_BYTES", 4)
+    monkeypatch.setattr(fasta_parser, "MAX_HEADER_BYTES", 4)
     monkeypatch.setattr(fasta_scan, "CHUNK_BYTES", 3)
+    monkeypatch.setattr(fasta_parser, "CHUNK_BYTES", 3)
     monkeypatch.setattr(records, "_PIECE_BYTES", 3)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna import fasta_scan, twobit
+from mamba_bio_audio.pipelines.dna import fasta_parser, fasta_scan, twobit
 from mamba_bio_audio.pipelines.dna.fasta_index import build_index
 from mamba_bio_audio.pipelines.dna.genome import Genome
 
@@ -25,6 +25,7 @@ def test_every_span_equals_the_fasta(
 ) -> None:
     monkeypatch.setattr(twobit, "CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(fasta_scan, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(fasta_parser, "CHUNK_BYTES", chunk_bytes)
     fasta = Genome(write_fasta("x.fa", RECORDS, width=7))
     packed = Genome(write_twobit("x.2bit", RECORDS, order, version))
     assert packed.records == fasta.records

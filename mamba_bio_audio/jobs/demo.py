@@ -40,8 +40,8 @@ class DemoResult(Result):
         evaluation: as `mba evaluate --json` gives it.
         samples: file of samples.
         picture: file.
-        seconds: the whole demo took.
-        audio: whether it was about melodies.
+        seconds: that the whole demo took.
+        closing: where to look, and what to try next.
     """
 
     run: str
@@ -50,17 +50,15 @@ class DemoResult(Result):
     samples: str | None = None
     picture: str | None = None
     seconds: float | None = None
-    audio: bool = Field(exclude=True)
+    closing: str = Field("", exclude=True)
 
     def text(self) -> str:
         """The evaluation, the samples, and what to try next."""
-        parts = [] if self.evaluation is None else [self.evaluation.text()]
-        if self.seconds is not None:
-            parts.append((_Melodies if self.audio else _Genomes)(Path(self.run)).closing(self.seconds))
-        return "\n\n".join(parts)
+        evaluation = "" if self.evaluation is None else self.evaluation.text()
+        return f"{evaluation}\n\n{self.closing}".strip("\n")
 
     def notes(self) -> str:
-        """What is left of a demo that was stopped."""
+        """Where a demo that was stopped left its files."""
         return f"stopped by {self.stopped_by}; saved in {self.run}" if self.stopped_by else ""
 
     @property
@@ -85,7 +83,7 @@ class _Genomes:
     picture: ClassVar[str] = "curve.png"
 
     def make_data(self) -> list[str]:
-        """Overrides that name the data; the recipe names those of the package."""
+        """Overrides that name the data: none, the recipe names the packaged slices."""
         return []
 
     def draw(self, evaluation: Mapping[str, Any]) -> None:
@@ -204,7 +202,7 @@ def run(options: DemoOptions) -> DemoResult:
     arguments = ("demo", "--audio") if options.audio else ("demo",)
     trained = train(config, out, Session(device, force=True, quiet=options.quiet, command="demo", arguments=arguments))
     if trained.stopped_by:
-        return DemoResult(run=str(out), audio=options.audio, stopped_by=trained.stopped_by)
+        return DemoResult(run=str(out), stopped_by=trained.stopped_by)
     begin(1)
     with counters(options.quiet) as progress:
         evaluation = evaluate(EvaluateOptions(run=out, device=options.device), progress)
@@ -217,15 +215,16 @@ def run(options: DemoOptions) -> DemoResult:
         run=out, out=samples, **size, device=options.device, force=True, report=False, quiet=options.quiet
     )
     if stopped := sample.run(drawn).stopped_by:
-        return DemoResult(run=str(out), audio=options.audio, stopped_by=stopped, evaluation=evaluation)
+        return DemoResult(run=str(out), stopped_by=stopped, evaluation=evaluation)
     begin(3)
     demo.draw(evaluation.to_json())
+    seconds = time.perf_counter() - start
     return DemoResult(
         run=str(out),
-        audio=options.audio,
         stopped_by=None,
         evaluation=evaluation,
         samples=str(samples),
         picture=str(out / demo.picture),
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
+        closing=demo.closing(seconds),
     )

@@ -4,7 +4,7 @@ A folder holds one file per row, growing block by block, and the model's state, 
 
     settings.json             what is being sampled; a continuation must ask for the same
     row-00000.SUFFIX          the symbols of row 0 so far, in the bytes of the domain
-    state.safetensors         where all rows of the batch stood, replaced atomically
+    state.safetensors         position and model state of the batch, replaced atomically
 
 If the process is killed at any moment, the rows keep what was written. Continuing cuts them back to the last state and
 restores it bit for bit, so that every later draw and every later symbol is that of the uninterrupted run.
@@ -57,7 +57,7 @@ class RowFiles:
 
     Args:
         folder: of the row files; made by `begin`.
-        settings: everything that decides the symbols, JSON-able.
+        settings: everything that determines the symbols, JSON-able.
         form: how symbols become bytes, and what a row's file begins with.
     """
 

@@ -86,7 +86,7 @@ class SampleResult(Result):
     report_text: str = Field("", exclude=True)
 
     def text(self) -> str:
-        """One line, and the report."""
+        """One line, followed by the measurements."""
         if self.already_complete:
             return f"{self.out}: already complete"
         if self.written is None:
@@ -146,14 +146,14 @@ def run(options: SampleOptions) -> SampleResult:
 def sample(
     model: Any, options: SampleOptions, device: str, progress: Callable[[int, int], None] | None = None
 ) -> SampleResult:
-    """Sample from a model that is loaded, without measuring the samples.
+    """Sample from a loaded model, without measuring the samples.
 
     Symbols stream into the folder `OUT.part`, from which an interrupted or killed sampling continues; `out` appears whole.
     An `out` that is complete stays with `resume`, and is refused if it was sampled with other options.
 
     Args:
         model: on `device`, of a run.
-        options: its `device` and `report` are not looked at.
+        options: `device` and `report` are ignored.
         device: "cpu" or "cuda".
         progress: called with (symbols done, symbols in all).
 
@@ -248,7 +248,7 @@ class Rate:
         self.last: tuple[int, float] | None = None
 
     def count(self, done: int) -> None:
-        """So many symbols are there now, over all rows."""
+        """Note how many symbols there are now, over all rows."""
         self.last = (done, time.perf_counter())
         self.first = self.first or self.last
 
@@ -289,18 +289,18 @@ def measure(
     if path is None:
         raise InputError(f"{samples}: samples of {domain.name} are not measured")
     _check_report(path)
-    data, note = None, None
+    corpus, note = None, None
     try:
         if config.data.labelled:
             raise InputError(f"the run was trained on data of kind {config.data.kind}")
         opened = open_data(config, "cpu")
         opened.setup()
         check_same_data(manifest.get("data", {}), opened.summary(), run)
-        data = opened
+        corpus = opened.corpus
     except InputError as error:
         note = str(error)
     result = {"run": str(run), "fasta": str(samples), "note": note}
-    result |= domain.measure(samples, data, progress)
+    result |= domain.measure(samples, corpus, progress)
     write_json(path, result)
     return result
 

@@ -320,7 +320,7 @@ class Domain(ABC):
         """Records of files in order, whole, as the codec of a data section reads them.
 
         Args:
-            files: paths; what a domain reads besides (`-` for standard input, folders) it says itself.
+            files: paths; a domain may also read `-` as standard input, or folders.
             config: the data section that the model was trained on.
 
         Raises:
@@ -375,13 +375,13 @@ class Domain(ABC):
         return None
 
     def measure(
-        self, samples: Path, data: Any | None, progress: Callable[[int, int | None], None] | None = None
+        self, samples: Path, corpus: Corpus | None, progress: Callable[[int, int | None], None] | None = None
     ) -> dict[str, Any]:
         """Measure samples, beside the training data where they are given (JSON-able).
 
         Args:
             samples: file for which `measures` gives a path.
-            data: data module of the run, set up; None leaves out the comparisons.
+            corpus: of the run, set up; None leaves out the comparisons.
             progress: called with (symbols read, None).
         """
         raise InputError(f"{samples}: samples of {self.name} are not measured")

@@ -50,7 +50,7 @@ def view(samples: Path) -> SampleView:
                 )
                 for row in rows[:SHOWN]
             ]
-            text = f"The first {len(named)} of {len(rows):,} by number, not chosen"
+            text = f"The first {len(named)} of {len(rows):,} by number, not selected"
         else:
             beside = inside(samples.parent, f"{samples.name}.json")
             note = _note(beside) if beside.exists() else {}

@@ -1,7 +1,7 @@
 """The header of a WAV file that is still growing.
 
-PCM, 16 bit, mono (IBM & Microsoft, Multimedia Programming Interface and Data Specifications 1.0, 1991). Written anew
-after every block, so that a file whose writer was killed plays to its last block.
+PCM, 16 bit, mono (IBM & Microsoft, Multimedia Programming Interface and Data Specifications 1.0, 1991). Rewritten
+after every block, so that a file whose writer was killed plays up to its last block.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_SAMPLES = (2**32 - 1 - HEADER_BYTES) // SAMPLE_BYTES
 
 
 def header(samples: int, rate_hz: int) -> bytes:
-    """The first 44 bytes of a file with so many samples."""
+    """The first 44 bytes of a file with this many samples."""
     data = samples * SAMPLE_BYTES
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
@@ -39,5 +39,5 @@ def header(samples: int, rate_hz: int) -> bytes:
 
 
 def pcm(audio: NDArray[np.floating]) -> bytes:
-    """Samples in [-1, 1] as little-endian 16-bit integers; what is beyond is clipped."""
+    """Samples in [-1, 1] as little-endian 16-bit integers; values outside are clipped."""
     return np.clip(np.rint(np.asarray(audio, np.float64) * 32767), -32768, 32767).astype("<i2").tobytes()

@@ -99,18 +99,20 @@ class Dna(Domain):
         return samples.with_name(f"{samples.name}.report.json")
 
     def measure(
-        self, samples: Path, data: Any | None, progress: Callable[[int, int | None], None] | None = None
+        self, samples: Path, corpus: Corpus | None, progress: Callable[[int, int | None], None] | None = None
     ) -> dict[str, Any]:
         """Composition, repeats and 6-mers of a FASTA, and longest matches with up to 2^26 training bases."""
+        from mamba_bio_audio.pipelines.dna.corpus import DnaCorpus
         from mamba_bio_audio.pipelines.dna.records import read_records
         from mamba_bio_audio.pipelines.dna.samples import sample_report
 
         codec = self.codec(None)
         rows = [codec.encode(record.sequence) for record in read_records(samples)]
-        if data is None:
+        if corpus is None:
             return sample_report(rows)
-        train, valid = (data.corpus.spans(split) for split in ("train", "valid"))
-        return sample_report(rows, data.corpus.genome, train, valid, progress=progress)
+        assert isinstance(corpus, DnaCorpus)
+        train, valid = (corpus.spans(split) for split in ("train", "valid"))
+        return sample_report(rows, corpus.genome, train, valid, progress=progress)
 
     def show_measured(self, measured: Mapping[str, Any]) -> str:
         """A table."""

@@ -36,7 +36,7 @@ _VALUE[list(_BASES)] = _draws[:4]
 
 
 class Query(NamedTuple):
-    """Where matches are looked for: words that begin in [start, end) of a sequence, and may end behind it."""
+    """Where matches are looked for: words that begin in [start, end) of a sequence, and may end after it."""
 
     sequence: int
     start: int
@@ -137,7 +137,7 @@ class _Words:
         hashes, owners, places = [], [], []
         tokenizer = DnaTokenizer()
         for owner, query in enumerate(queries):
-            # A word may begin anywhere in the query and end behind it.
+            # A word may begin anywhere in the query and end after it.
             own = sequences[query.sequence][query.start : min(query.end + length - 1, len(sequences[query.sequence]))]
             for strand, tokens in ((0, own), (1, tokenizer.reverse_complement(own))):
                 found, positions = _hashes(tokens, length)

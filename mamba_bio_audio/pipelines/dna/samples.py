@@ -8,8 +8,8 @@
     longest match       longest stretch that is base for base in the training data
 
 What it answers: whether composition and short words are right, whether a long sample drifts or falls into repeats (the
-table along the sequence), and whether it recites. It says nothing of genes or function. Divergence and matches grow or
-shrink with the amount of sequence, so held-out sequence of the same amount stands beside them.
+table along the sequence), and whether it recites its training data. It says nothing about genes or function. Divergence
+and matches grow or shrink with the amount of sequence, so held-out sequence of the same amount stands beside them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def sample_report(
     reference_bases: int | None = 1 << 26,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
-    """Everything above for samples, and for train and validation where they are given (JSON-able).
+    """All of these measures for samples, and for training and validation data where given (JSON-able).
 
     Args:
         samples: token ids, one or more bases each.
@@ -119,7 +119,7 @@ def composition(rows: Rows) -> dict[str, float | None]:
 
 
 class _Counts:
-    """Sums that the composition is made of."""
+    """Counts from which the composition is computed."""
 
     def __init__(self) -> None:
         self.bases = np.zeros(256, np.int64)
@@ -192,7 +192,7 @@ def _evenly(spans: Sequence[Span], bases: int | None) -> list[Span]:
 
 
 def _held_out(genome: GenomeLike, spans: Sequence[Span], lengths: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """Validation sequence of the samples' number and lengths, as far as there is so much, evenly spread."""
+    """Validation sequences, as many and as long as the samples where there is enough, evenly spread."""
     if not spans:
         return []
     rows = []

@@ -89,33 +89,6 @@ def test_each_epoch_is_another_permutation(folder: str) -> None:
     assert [other.window_index(k) for k in range(count)] != epochs[0]
 
 
-def test_resume_equals_uninterrupted(folder: str) -> None:
-    # More than an epoch, with another batch size after the interruption.
-    whole = rows(batches(module(folder), 100))
-    assert len(whole) > len(module(folder).training_windows(L))
-    first = rows(batches(module(folder), 37))
-    rest = module(folder, start_sample=37 * 4, batch_size=7)
-    assert [*first, *rows(batches(rest, 36))] == whole
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(folder: str, workers: int) -> None:
-    alone, together = batches(module(folder), 10), batches(module(folder, num_workers=workers), 10)
-    assert rows(alone) == rows(together)
-    evaluated = [rows(list(module(folder, num_workers=n).evaluation_dataloader("valid", 4))) for n in (0, workers)]
-    assert evaluated[0] == evaluated[1]
-
-
-def test_ranks_share_the_stream(folder: str) -> None:
-    alone = rows(batches(module(folder, batch_size=8), 10))
-    ranks = [rows(batches(module(folder, batch_size=4, rank=rank, world_size=2), 10)) for rank in (0, 1)]
-    assert [row for pair in zip(*ranks, strict=True) for row in pair] == alone
-    whole = [example["targets"].tolist() for example in module(folder).evaluation_dataset("test")]
-    shares = [rows(list(module(folder, rank=rank, world_size=3).evaluation_dataloader("test", 2))) for rank in range(3)]
-    assert sorted(itertools.chain(*shares)) == sorted(whole)
-
-
 def test_evaluation_scores_every_sample_once(folder: str) -> None:
     data = module(folder)
     assert [samples(data, split) for split in ("train", "valid", "test")] == [

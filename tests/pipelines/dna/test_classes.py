@@ -131,17 +131,6 @@ def test_reverse_complement(paths) -> None:
     assert 15 < turned < 45
 
 
-@pytest.mark.parametrize("workers", [2])
-def test_same_batches_whatever_workers_ranks_and_resume(paths, workers) -> None:
-    whole = stacked(batches(module(paths), 6))
-    assert torch.equal(stacked(batches(module(paths, num_workers=workers), 6)), whole)
-    assert torch.equal(stacked(batches(module(paths, start_sample=12), 4)), whole[12:])
-    ranks = [stacked(batches(module(paths, batch_size=3, rank=r, world_size=2), 6)) for r in (0, 1)]
-    together = torch.stack(ranks, 1).flatten(0, 1)
-    assert torch.equal(together, whole)
-    assert not torch.equal(stacked(batches(module(paths, seed=1), 6)), whole)
-
-
 def test_length_stages(paths) -> None:
     data = module(paths)
     data.stretches = [Stretch(16, 24, 0, 0, 2), Stretch(L, 6, 1)]

@@ -112,30 +112,6 @@ def test_resume_equals_uninterrupted(path: str, reverse_complement: bool) -> Non
     assert [*first, *rows(batches(rest, 36))] == whole
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(path: str, workers: int) -> None:
-    alone = batches(module(path, reverse_complement=True), 20)
-    together = batches(module(path, reverse_complement=True, num_workers=workers), 20)
-    for one, other in zip(alone, together, strict=True):
-        assert torch.equal(one["tokens"], other["tokens"])
-        assert torch.equal(one["targets"], other["targets"])
-    evaluated = [
-        torch.cat([batch["tokens"] for batch in module(path, num_workers=count).evaluation_dataloader("valid", 4)])
-        for count in (0, workers)
-    ]
-    assert torch.equal(*evaluated)
-
-
-def test_ranks_share_the_stream(path: str) -> None:
-    alone = rows(batches(module(path, batch_size=8), 10))
-    ranks = [rows(batches(module(path, batch_size=4, rank=rank, world_size=2), 10)) for rank in (0, 1)]
-    assert [row for pair in zip(*ranks, strict=True) for row in pair] == alone
-    whole = [example["tokens"].tolist() for example in module(path).evaluation_dataset("test")]
-    shares = [rows(list(module(path, rank=rank, world_size=3).evaluation_dataloader("test", 2))) for rank in range(3)]
-    assert sorted(itertools.chain(*shares)) == sorted(whole)
-
-
 def test_reverse_complement_depends_on_seed_and_sample_only(path: str) -> None:
     forward = stream_of(module(path))
     both = stream_of(module(path, reverse_complement=True))

@@ -52,8 +52,8 @@ def nats_under(
     """Nats (blocks, K) of the target symbols under each context.
 
     Args:
-        model: as of `target_nats`.
-        positions: put through at a time, over all rows; sets the memory.
+        model: as for `target_nats`.
+        positions: positions processed at a time, over all rows; determines the memory.
         narrow: bf16 autocast.
         progress: called with (batches done, batches in all).
     """

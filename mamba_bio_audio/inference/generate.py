@@ -50,7 +50,7 @@ class Block(NamedTuple):
 
 
 class Draws(TypedDict, total=False):
-    """How symbols are drawn, as of `generate`."""
+    """How symbols are drawn; the fields are options of `generate`."""
 
     temperature: float
     top_k: int | None
@@ -159,7 +159,7 @@ def generate_blocks(
     prompt must be everything so far, and the result agrees to rounding.
 
     Args:
-        model, length, num_samples, prompt, batch_size, cuda_graph, draws: as of `generate`.
+        model, length, num_samples, prompt, batch_size, cuda_graph, draws: as for `generate`.
         place: of the first row and symbol.
 
     Returns:

@@ -170,7 +170,7 @@ class ClassReport(Found):
             counts = np.array(self.confusion)
             np.fill_diagonal(counts, 0)
             worst = np.argsort(-counts, axis=None, kind="stable")[:SHOWN_CLASSES]
-            lines.append(f"{'true, confused most':<{width}}{'predicted as':<{width}}{'count':>8}")
+            lines.append(f"{'true, most confused':<{width}}{'predicted as':<{width}}{'count':>8}")
             for a, b in zip(*(place.tolist() for place in np.unravel_index(worst, counts.shape)), strict=True):
                 if counts[a, b]:
                     lines.append(f"{labels[a]:<{width}}{labels[b]:<{width}}{counts[a, b]:>8,}")
@@ -187,7 +187,7 @@ class ClassReport(Found):
 
 
 def _undefined(value: float | None) -> bool:
-    """JSON has null where a score is not defined, a report NaN."""
+    """Whether a score is undefined, which is null in JSON and NaN in a report."""
     return value is None or math.isnan(value)
 
 

@@ -36,7 +36,7 @@ class Sc09Options(CheckedOptions):
     @model_validator(mode="after")
     def _one_origin(self) -> Sc09Options:
         if self.source is not None and self.url is not None:
-            raise ValueError("--from uses a file at hand and --url downloads one; give one of them")
+            raise ValueError("--from uses a local file and --url downloads one; give one of them")
         if self.dry_run and self.source is None:
             raise ValueError("--dry-run downloads nothing; give the archive with --from")
         return self

@@ -105,14 +105,14 @@ class Corpus(ABC):
     def check_training(self) -> None:
         """Raise `InputError` when there is nothing to train on."""
         if not len(self.windows(self.length)):
-            raise InputError(f"data.path: no window to train on. Check the files and the splits ({self.split_source}).")
+            raise InputError(f"data.path: no window to train on; check the files and the splits ({self.split_source})")
 
     # Evaluation.
 
     def evaluation_windows(self, split: str) -> EvaluationWindows:
         """Windows that score each symbol of a split once, or with labels the windows that a split is evaluated on."""
         if split not in SPLITS:
-            raise InputError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
+            raise InputError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
         if split not in self._evaluation:
             self._evaluation[split] = self.lay_out(split)
         return self._evaluation[split]
@@ -138,7 +138,7 @@ class Corpus(ABC):
         """Raise `InputError` when there is nothing to evaluate on."""
         if not len(self.evaluation_windows(split).windows):
             raise InputError(
-                f"the {split} split has no {self.codec.unit} that can be scored. Check {self.split_source}."
+                f"the {split} split has no {self.codec.unit} that can be scored; check {self.split_source}"
             )
 
     # Only with labels.

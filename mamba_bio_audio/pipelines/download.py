@@ -157,7 +157,7 @@ class _Fetch:
                 if failures > retries:
                     raise NetworkError(
                         f"{self.url}: {error}, {failures} times in a row; {self._have():,} bytes are kept in {self.part}. "
-                        "Run the same command again to continue, or use another source (--url) or a file at hand (--from)"
+                        "Run the same command again to continue, or use another source (--url) or a local file (--from)"
                     ) from None
                 time.sleep(min(max(wait_s * 2 ** (failures - 1), error.wait_s), _LONGEST_WAIT_S))
                 continue
@@ -273,7 +273,7 @@ class _Fetch:
         free = shutil.disk_usage(self.part.parent).free
         if total is not None and total - start > free:
             raise InputError(
-                f"{self.part.parent}: {total - start:,} bytes are still to be downloaded and {free:,} are free; make room, or "
+                f"{self.part.parent}: {total - start:,} bytes are still to be downloaded and {free:,} are free; free some space, or "
                 "choose another folder"
             )
         write_json(self.note, {"url": self.url, "validator": validator, "total": total})

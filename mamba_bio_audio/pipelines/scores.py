@@ -20,7 +20,7 @@ HEADER = f"{'':<28}{'nats':>9}{'bits':>9}{'perplexity':>12}"
 
 
 def perplexity(nats: float) -> float:
-    """exp of mean nats; infinite where that is beyond a float."""
+    """exp of the mean nats; infinite if that exceeds a float."""
     try:
         return math.exp(nats)
     except OverflowError:

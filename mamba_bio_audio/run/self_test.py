@@ -18,22 +18,22 @@ from torch import Tensor
 
 from mamba_bio_audio import ops
 
-# Largest error of the self-test in fp32, relative to the largest value.
+# Largest error allowed in the self-test in fp32, relative to the largest value.
 TOLERANCE = 1e-5
 
 
 class Compiler(NamedTuple):
-    """The C compiler that Triton takes, and what is wrong with it."""
+    """The C compiler that Triton uses, and what is wrong with it."""
 
     path: str | None
     problem: str | None
 
 
 def c_compiler() -> Compiler:
-    """Compile what Triton compiles on first use: a shared library with Python's headers, by the compiler it chooses."""
+    """Compile what Triton compiles on first use, a shared library with Python's headers, with the compiler it chooses."""
     path = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if path is None:
-        return Compiler(None, "Triton needs one on a GPU: install gcc or clang, or set CC")
+        return Compiler(None, "but Triton needs one on a GPU; install gcc or clang, or set CC")
     scheme = sysconfig.get_default_scheme()
     headers = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
     with tempfile.TemporaryDirectory() as folder:
@@ -47,9 +47,9 @@ def c_compiler() -> Compiler:
     if not run.returncode:
         return Compiler(path, None)
     if not Path(headers, "Python.h").exists():
-        return Compiler(path, f"but there is no {headers}/Python.h: install Python's headers (python3-dev)")
+        return Compiler(path, f"but {headers}/Python.h is missing; install Python's headers (python3-dev)")
     complaint = next(iter(run.stderr.strip().splitlines()), f"exit code {run.returncode}")
-    return Compiler(path, f"but it cannot compile for Triton: {complaint}")
+    return Compiler(path, f"but it cannot compile for Triton ({complaint}); install another, or set CC")
 
 
 def self_test(device: str) -> list[dict[str, Any]]:
@@ -106,10 +106,10 @@ def self_test(device: str) -> list[dict[str, Any]]:
                 y = call(backend)
                 grads = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
                 results.append([y.detach(), *[g for g in grads if g is not None]])
-            # By torch, whose maximum of a NaN and a number is NaN.
+            # torch's maximum of a NaN and a number is NaN, so an error of NaN is not lost.
             off = [(a - b).abs().max() / b.abs().max() for a, b in zip(*results, strict=True)]
             error = float(torch.stack(off).max())
-        except Exception as problem:  # whatever a broken installation raises is what is to be reported
+        except Exception as problem:  # whatever a broken installation raises is to be reported
             error, failure = math.nan, f"{type(problem).__name__}: {str(problem).strip() or 'no message'}"
         passed = failure is None and error <= TOLERANCE
         tests.append({"device": device, "operation": name, "error": error, "passed": passed, "failure": failure})
@@ -122,7 +122,7 @@ def _sum_of_parts(out: Tensor, state: Tensor) -> Tensor:
 
 
 def _mixer(x: Tensor, weights: Sequence[Any], backend: str) -> Tensor:
-    """A layer's y: fused, or of the operations one after another with `backend` reference."""
+    """Output of a Mamba layer: fused if `backend` is auto, otherwise from the separate operations."""
     if backend == "auto":
         return ops.mamba_mixer(x, weights)[0]
     in_proj, _, conv, conv_bias, x_proj, dt_proj, dt_bias, A_log, skip, out_proj, _ = weights

@@ -24,7 +24,7 @@ def test_compiler_is_the_one_that_triton_takes_and_is_tried(monkeypatch, tmp_pat
     assert "python3-dev" in subject.c_compiler().problem
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert subject.c_compiler() == (None, "Triton needs one on a GPU: install gcc or clang, or set CC")
+    assert subject.c_compiler() == (None, "but Triton needs one on a GPU; install gcc or clang, or set CC")
 
 
 def test_a_wrong_and_a_broken_kernel_are_named(monkeypatch):

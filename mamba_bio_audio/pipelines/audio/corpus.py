@@ -101,8 +101,8 @@ class AudioCorpus(Corpus):
         if not len(self.windows(self.length)):
             raise InputError(
                 f"data.path: no window to train on: {size_of(self._spans['train']):,} samples in the training split, "
-                f"{self.skipped_windows:,} windows shorter than train.length {self.length} skipped. "
-                "Check the files and the splits, or set data.drop_short=false."
+                f"{self.skipped_windows:,} windows shorter than train.length {self.length} skipped; "
+                "check the files and the splits, or set data.drop_short=false"
             )
 
     def example(self, windows: Windows, sample: Sample) -> Example:
@@ -128,7 +128,7 @@ class AudioCorpus(Corpus):
     def check_evaluation(self, split: str) -> None:
         """Raise `InputError` when there is nothing to evaluate on."""
         if not self._spans[split]:
-            raise InputError(f"the {split} split has no sample. Check the splits: {self.split_source}.")
+            raise InputError(f"the {split} split has no sample; check the splits: {self.split_source}")
 
     def summary(self) -> dict[str, Any]:
         """The data set in numbers, ready for JSON."""
@@ -166,7 +166,7 @@ class AudioCorpus(Corpus):
         if given is not None:
             given = os.path.expanduser(given)
             if not os.path.isfile(given):
-                raise InputError(f"data.intervals: {given}: there is no such file.")
+                raise InputError(f"data.intervals: {given}: there is no such file")
             return given
         if isinstance(path, str):
             inside = os.path.join(os.path.expanduser(path), INTERVALS_NAME)

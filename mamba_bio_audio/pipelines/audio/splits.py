@@ -66,23 +66,23 @@ def read_splits(path: str, sizes: Mapping[str, int]) -> dict[str, list[Span]]:
     # Quotes belong to names.
     rows = csv.DictReader(_text(path), delimiter="\t", quoting=csv.QUOTE_NONE)
     if not set(_COLUMNS) <= set(rows.fieldnames or ()):
-        raise InputError(f"{path}: the first line must name the columns file and split, separated by tabs.")
+        raise InputError(f"{path}: the first line must name the columns file and split, separated by tabs")
     for row in rows:
         where = f"{path}, line {rows.line_num}"
         name, split = row["file"] or "", {"val": "valid"}.get(row["split"] or "", row["split"] or "")
         if split not in SPLITS:
-            raise InputError(f"{where}: split is one of {', '.join(SPLITS)}, not {split!r}.")
+            raise InputError(f"{where}: split must be one of {', '.join(SPLITS)}, not {split!r}")
         alike = [name] if name in sizes else last.get(name, [])
         if len(alike) != 1:
             text = "is not in data.path" if not alike else f"could be {len(alike)} files; give its folder too"
-            raise InputError(f"{where}: {name} {text}.")
+            raise InputError(f"{where}: {name} {text}")
         size = sizes[alike[0]]
         try:
             start, end = int(row.get("start0") or 0), int(row.get("end") or size)
         except ValueError:
-            raise InputError(f"{where}: start0 and end are whole numbers of samples.") from None
+            raise InputError(f"{where}: start0 and end must be whole numbers of samples") from None
         if not 0 <= start < end <= size:
-            raise InputError(f"{where}: samples {start} to {end} do not lie in {name}, which has {size}.")
+            raise InputError(f"{where}: samples {start} to {end} do not lie in {name}, which has {size}")
         spans[split].append(Span(alike[0], start, end))
     _refuse_overlaps(path, spans)
     return spans
@@ -95,7 +95,7 @@ def _text(path: str) -> io.StringIO:
         return io.StringIO(data.decode("utf-8-sig"), newline="")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 text; save the list as UTF-8.") from None
+        raise InputError(f"{path}, line {line}: not UTF-8 text; save the list as UTF-8") from None
 
 
 def has_split_columns(path: str) -> bool:
@@ -110,5 +110,5 @@ def _refuse_overlaps(path: str, spans: dict[str, list[Span]]) -> None:
         if one.record == other.record and other.start < one.end:
             raise InputError(
                 f"{path}: samples {other.start} to {min(one.end, other.end)} of {one.record} are listed "
-                f"twice, for {split} and for {other_split}."
+                f"twice, for {split} and for {other_split}"
             )

@@ -147,7 +147,7 @@ def prepare_species(
             lacking = [s for s in SPLITS if s not in {splits[key] for key in splits if key[0] == name}]
             if lacking:
                 raise InputError(
-                    f"{name}: no chromosome is left for {lacking[0]}; choose other groups with --valid and --test."
+                    f"{name}: no chromosome is left for {lacking[0]}; choose other groups with --valid and --test"
                 )
         _refuse_others(out, names)
         converted = {item.species: _convert(item, out, splits, by_chromosome, reporter) for item in sources}
@@ -188,7 +188,7 @@ def _refuse_others(out: Path, names: Sequence[str]) -> None:
     """Refuse species left by an unfinished run with other settings, which would become classes of this one."""
     for done in sorted(out.glob(f"*/{DONE_NAME}")):
         if done.parent.name not in names:
-            raise InputError(f"{done.parent}: an unfinished run left this species; start over with --force.")
+            raise InputError(f"{done.parent}: an unfinished run left this species; start again with --force")
 
 
 def _fetch(assembly: Assembly, folder: Path, url: str | None, reporter: Reporter) -> SpeciesSource:
@@ -217,7 +217,7 @@ def _fetch(assembly: Assembly, folder: Path, url: str | None, reporter: Reporter
     if assembly.accession not in report.accessions:
         found = ", ".join(report.accessions)
         raise InputError(
-            f"{report.path}: describes {found} instead of {assembly.accession}; remove it to fetch it again."
+            f"{report.path}: describes {found} instead of {assembly.accession}; remove it to fetch it again"
         )
     files = [Path(done["_genomic.fna.gz"].path)]
     return SpeciesSource(assembly.species, assembly, files, report, origin)
@@ -225,17 +225,17 @@ def _fetch(assembly: Assembly, folder: Path, url: str | None, reporter: Reporter
 
 def _from_folder(folder: Path, species: Sequence[str]) -> list[SpeciesSource]:
     if not folder.is_dir():
-        raise InputError(f"--from {folder}: no such folder; give a folder with one folder per species.")
+        raise InputError(f"--from {folder}: no such folder; give a folder with one folder per species")
     names = species or sorted(child.name for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
     sources = []
     for name in names:
         own = folder / name
         if not own.is_dir():
-            raise InputError(f"--from {folder}: no folder {name!r} in it; give a folder with one folder per species.")
+            raise InputError(f"--from {folder}: no folder {name!r} in it; give a folder with one folder per species")
         files = [Path(path) for path in find_fasta_files(own)]
         reports = sorted(own.glob("*assembly_report.txt*"))
         if len(reports) > 1:
-            raise InputError(f"{own}: two assembly reports; keep only the one that belongs to these files.")
+            raise InputError(f"{own}: two assembly reports; keep only the one that belongs to these files")
         report = read_report(reports[0]) if reports else None
         assembly = None
         if report is not None:
@@ -243,7 +243,7 @@ def _from_folder(folder: Path, species: Sequence[str]) -> list[SpeciesSource]:
             assembly = next((found for found in listed if found.species == name), listed[0] if listed else None)
             if assembly is not None and assembly.species != name:
                 raise InputError(
-                    f"{reports[0]}: describes {assembly.species} ({assembly.stem}), but the folder is {name!r}; rename it."
+                    f"{reports[0]}: describes {assembly.species} ({assembly.stem}), but the folder is {name!r}; rename it"
                 )
         origin = [{"path": str(path), "size_bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files]
         sources.append(SpeciesSource(name, assembly, files, report, origin))
@@ -282,8 +282,8 @@ def _name_chromosomes(item: SpeciesSource) -> dict[str, str]:
                 found[name] = match[1].upper() if match[1][-1] in "ab" else match[1]
     if not found:
         raise InputError(
-            f"{item.files[0].parent}: no record has the name of a chromosome (chr1, 1). Put NCBI's "
-            "*_assembly_report.txt beside the FASTA; it says which record is which."
+            f"{item.files[0].parent}: no record has the name of a chromosome (chr1, 1); put NCBI's "
+            "*_assembly_report.txt, which says which record is which, beside the FASTA"
         )
     return found
 
@@ -326,11 +326,11 @@ def _convert(
                 if length not in (None, row["bases"]):
                     raise InputError(
                         f"{path}: record {record.name!r} has {row['bases']:,} bases, the report {length:,}; the files are "
-                        "of different assemblies, or truncated."
+                        "of different assemblies, or truncated; download them again"
                     )
                 if chromosome in chromosomes:
                     raise InputError(
-                        f"{path}: chromosome {chromosome} of {item.species} occurs twice; remove one of them."
+                        f"{path}: chromosome {chromosome} of {item.species} occurs twice; remove one of them"
                     )
                 chromosomes[chromosome] = row
                 for name in ("bases", "unknown", "lower"):
@@ -340,7 +340,7 @@ def _convert(
     if missing:
         target.unlink()
         raise InputError(
-            f"{item.files[0]}: chromosome {missing[0]} of {item.species} is missing; use the complete file."
+            f"{item.files[0]}: chromosome {missing[0]} of {item.species} is missing; use the complete file"
         )
     result = {
         "assembly": item.label,
@@ -366,7 +366,7 @@ def _write_chromosome(
     foreign = record.foreign_letter()
     if foreign or not record.sequence:
         what = f"{foreign[1]!r} at position {foreign[0]:,} is not a base" if foreign else "is empty"
-        raise InputError(f"{path}: record {record.name!r}: {what}; repair the file.")
+        raise InputError(f"{path}: record {record.name!r}: {what}; repair the file")
     upper = record.sequence.upper()
     header = f"chr{chromosome} species={item.species} split={split} group={group} source={record.name}"
     write_record(handle, Record(header, upper))
@@ -382,9 +382,7 @@ def _regions(sources: Sequence[SpeciesSource], beds: Mapping[str, Path]) -> str:
     by_species = {item.species: item for item in sources}
     for species, path in beds.items():
         if species not in by_species:
-            raise InputError(
-                f"--regions {species}={path}: no species {species!r}; choose from {', '.join(by_species)}."
-            )
+            raise InputError(f"--regions {species}={path}: no species {species!r}; choose from {', '.join(by_species)}")
         item = by_species[species]
         names = item.chromosomes | {f"{p}{c}": c for c in item.chromosomes.values() for p in ("", "chr")}
         try:
@@ -397,13 +395,13 @@ def _regions(sources: Sequence[SpeciesSource], beds: Mapping[str, Path]) -> str:
                 continue
             fields = line.split("\t")
             if len(fields) < 3 or not (fields[1].isdecimal() and fields[2].isdecimal()):
-                raise InputError(f"{path}: line {number:,}: not BED (record, start, end, tab-separated).")
+                raise InputError(f"{path}: line {number:,}: not BED; write record, start and end, separated by tabs")
             # Regions of contigs that were left out are of no use.
             if fields[0] in names:
                 lines.append(f"{species}\tchr{names[fields[0]]}\t{int(fields[1])}\t{int(fields[2])}")
                 found += 1
         if not found:
-            raise InputError(f"{path}: no region lies on a chromosome of {species}; use a BED file of this assembly.")
+            raise InputError(f"{path}: no region lies on a chromosome of {species}; use a BED file of this assembly")
     return "\n".join(lines) + "\n"
 
 

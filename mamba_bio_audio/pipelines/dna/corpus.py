@@ -80,7 +80,7 @@ class DnaCorpus(Corpus):
             )
             raise InputError(
                 f"{source.intervals}: the splits have bases in common: {counts}. A model would be tested on "
-                "what it was trained on. Correct the intervals, or choose data.shared_bases: drop, trim or allow."
+                "what it was trained on; correct the intervals, or choose data.shared_bases: drop, trim or allow"
             )
         if any(self.shared.values()) and config.shared_bases in ("drop", "trim"):
             own = {split: self._of(split) for split in SPLITS}
@@ -92,7 +92,7 @@ class DnaCorpus(Corpus):
             if unknown_names:
                 raise InputError(
                     f"data.weights: no genome {', '.join(map(repr, unknown_names))}; there are "
-                    f"{', '.join(self.genome.genomes)} (file names without FASTA suffixes)."
+                    f"{', '.join(self.genome.genomes)} (file names without FASTA suffixes)"
                 )
         self.laid_out = self._lay_out_training(length)
         self.shared |= self.laid_out.shared_bases
@@ -128,8 +128,8 @@ class DnaCorpus(Corpus):
                 f"data.path: no window to train on: {size_of(self.spans('train')):,} bases in the training split give "
                 f"{self.laid_out.laid_out:,} windows; {self.laid_out.too_unknown:,} skipped because more than "
                 f"{self.config.max_unknown:.0%} of their bases are not A, C, G or T (data.max_unknown), "
-                f"{self.laid_out.dropped:,} because they hold bases of other splits (data.shared_bases). "
-                "Check the file and the splits."
+                f"{self.laid_out.dropped:,} because they hold bases of other splits (data.shared_bases); "
+                "check the file and the splits"
             )
 
     def shares(self, windows: Windows) -> list[tuple[NDArray[np.int32], int]]:
@@ -141,7 +141,7 @@ class DnaCorpus(Corpus):
         for name, weight in weights.items():
             if weight > 0 and not per_genome[name]:
                 raise InputError(
-                    f"data.weights: {name} has no training window of {windows.length:,} bases; give it the weight 0."
+                    f"data.weights: {name} has no training window of {windows.length:,} bases; give it the weight 0"
                 )
         genomes = self._genome_of_windows(windows)
         members = [np.flatnonzero(genomes == at).astype(np.int32) for at in range(len(self.genome.genomes))]

@@ -40,8 +40,8 @@ def region(text: str, genome: Genome) -> Span:
         return Span(record, 0, genome.records[record])
     if not 1 <= start <= end <= genome.records[record]:
         raise InputError(
-            f"region {text!r} is not inside {record!r}, which has {genome.records[record]:,} bases. Regions are "
-            "record:start-end, counted from 1 with the end included."
+            f"region {text!r} is not inside {record!r}, which has {genome.records[record]:,} bases; regions are "
+            "record:start-end, counted from 1 with the end included"
         )
     return Span(record, start - 1, end)
 
@@ -90,20 +90,20 @@ def without_records(
                 pattern = re.compile(text)
             except re.error as error:
                 raise InputError(
-                    f"--exclude {text}: neither a record's name nor a regular expression ({error})."
+                    f"--exclude {text}: neither a record's name nor a regular expression ({error})"
                 ) from None
             found = [r for r in genome.records if pattern.fullmatch(r) or pattern.fullmatch(genome.bare_name(r))]
         if not found:
             raise InputError(
                 f"--exclude {text}: matches no record; there are {_listed(records)}. An expression must match the whole "
-                "name: for names that begin with scaffold write 'scaffold.*'."
+                "name: for names that begin with scaffold write 'scaffold.*'"
             )
         named.update(found)
     kept = [span for span in spans if span.record not in named and genome.records[span.record] >= min_length]
     if not kept:
         raise InputError(
             f"no record is left of {len(records):,} after --exclude and --min-length; the longest has "
-            f"{max((genome.records[record] for record in records), default=0):,} bases."
+            f"{max((genome.records[record] for record in records), default=0):,} bases"
         )
     return kept
 
@@ -150,9 +150,9 @@ def read_intervals(
                 raise InputError(f"{where}: {error}") from error
         if len(fields) != width:
             raise InputError(
-                f"{where}: {len(fields)} columns instead of {width}. BED needs record, start, end, split (or "
+                f"{where}: {len(fields)} columns instead of {width}; BED needs record, start, end, split (or "
                 "record:start-end, split); TSV needs a first "
-                f"line naming {', '.join(TSV_COLUMNS)}."
+                f"line naming {', '.join(TSV_COLUMNS)}"
             )
         record, file = fields[columns["record"]], fields[columns["file"]] if "file" in columns else None
         start, end = (_integer(fields[columns[name]], name, where) for name in ("start0", "end"))
@@ -160,7 +160,7 @@ def read_intervals(
         split = SPLIT_ALIASES.get(split.lower(), split.lower())
         if split not in SPLITS:
             raise InputError(
-                f"{where}: unknown split {fields[columns['split']]!r}. Allowed: {', '.join(SPLITS)} (val means valid)."
+                f"{where}: unknown split {fields[columns['split']]!r}; allowed: {', '.join(SPLITS)} (val means valid)"
             )
         if (record, file) not in resolved:
             try:
@@ -169,10 +169,10 @@ def read_intervals(
                 raise InputError(f"{where}: {error}") from error
         name = resolved[record, file]
         if start < 0:
-            raise InputError(f"{where}: start {start:,} is negative. Starts count from 0.")
+            raise InputError(f"{where}: start {start:,} is negative; starts count from 0")
         if start >= end:
             raise InputError(
-                f"{where}: start {start:,} is not before end {end:,}. Starts count from 0, the end is excluded."
+                f"{where}: start {start:,} is not before end {end:,}; starts count from 0, the end is excluded"
             )
         if end > genome.records[name]:
             raise InputError(
@@ -181,12 +181,12 @@ def read_intervals(
             )
         if allowed is not None and not any(s.start <= start and end <= s.end for s in allowed.get(name, [])):
             raise InputError(
-                f"{where}: {name!r} [{start:,}, {end:,}) is not in data.contigs, which keeps {_listed(allowed)}. Add it "
-                "there, or set data.contigs=all."
+                f"{where}: {name!r} [{start:,}, {end:,}) is not in data.contigs, which keeps {_listed(allowed)}; add it "
+                "there, or set data.contigs=all"
             )
         intervals.append(Interval(name, start, end, split))
     if not intervals:
-        raise InputError(f"{path}: no intervals in it. BED needs lines of record, start, end, split.")
+        raise InputError(f"{path}: no intervals in it; BED needs lines of record, start, end, split")
     return intervals
 
 
@@ -239,7 +239,7 @@ def split_blocks(
         raise InputError(
             f"{genome.paths[0] if len(genome.paths) == 1 else f'{len(genome.paths)} FASTA files'}: "
             f"{bases:,} bases are too few "
-            f"to split{needed}; nothing is left for {', '.join(missing)}. Give data.intervals or {remedy}."
+            f"to split{needed}; nothing is left for {', '.join(missing)}; give data.intervals or {remedy}"
         )
     return intervals
 
@@ -293,7 +293,7 @@ def _numbered_lines(path: str) -> Iterable[tuple[int, str]]:
     try:
         text = read_packed(path).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as an intervals file ({error}). Check data.intervals.") from error
+        raise InputError(f"{path}: cannot be read as an intervals file ({error}); check data.intervals") from error
     # Not str.splitlines, which also ends lines at characters that no editor shows as an end.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip() and not line.startswith("#"):
@@ -303,13 +303,13 @@ def _numbered_lines(path: str) -> Iterable[tuple[int, str]]:
 def _header(fields: list[str], where: str) -> dict[str, int]:
     missing = [name for name in TSV_COLUMNS[1:] if name not in fields]
     if missing:
-        raise InputError(f"{where}: the header lacks {', '.join(missing)}. It must name {', '.join(TSV_COLUMNS)}.")
+        raise InputError(f"{where}: the header lacks {', '.join(missing)}; it must name {', '.join(TSV_COLUMNS)}")
     return {name: fields.index(name) for name in TSV_COLUMNS if name in fields}
 
 
 def _integer(text: str, name: str, where: str) -> int:
     if not re.fullmatch(r"[+-]?\d{1,18}", text, flags=re.ASCII):
-        raise InputError(f"{where}: {name} is {text!r}, not a whole number.")
+        raise InputError(f"{where}: {name} is {text!r}, not a whole number")
     return int(text)
 
 

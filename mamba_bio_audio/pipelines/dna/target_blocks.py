@@ -69,13 +69,13 @@ def target_blocks(spans: Sequence[Span], genome: Genome, *, size: int, context: 
 def strata(
     known: NDArray[np.bool_], lower: NDArray[np.bool_], gc: NDArray[np.float64], records: Sequence[str]
 ) -> list[Stratum]:
-    """Parts of the target bases by repeat masking, GC content and record.
+    """Subsets of the target bases by repeat masking, GC content and record.
 
     Args:
-        known: (blocks, K), A, C, G or T.
-        lower: (blocks, K), written in lower case: interspersed and tandem repeats in a soft-masked genome.
+        known: (blocks, K) mask of A, C, G and T.
+        lower: (blocks, K) mask of lower-case bases: interspersed and tandem repeats in a soft-masked genome.
         gc: (blocks,) share of G and C among the known bases of the block.
-        records: name per block.
+        records: record name of each block.
     """
     parts = [Stratum("all", "all", known)]
     if lower.any() and not lower.all():

@@ -113,7 +113,7 @@ def draw_families(
         InputError: 20 draws all shared a word with the sequences; the families are too many or too short.
     """
     if bases < WORD:
-        raise InputError(f"a family of {bases} bases is too short; it needs {WORD} at least.")
+        raise InputError(f"a family of {bases} bases is too short; it needs at least {WORD}")
     kept = [np.frombuffer(sequence, dtype=np.uint8) for sequence in sequences]
     letters = np.resize(_ACGT, bases)
     for draw in range(MAX_DRAWS):
@@ -122,7 +122,7 @@ def draw_families(
         words = np.concatenate([np.unique(_words_of_both_strands(family)) for family in families])
         if len(np.unique(words)) == len(words) and not any(np.isin(_words(codes), words).any() for codes in kept):
             return {name: family.tobytes() for name, family in zip(names, families, strict=True)}
-    raise InputError(f"{len(names)} families of {bases} bases share words of {WORD} with the sequence or each other.")
+    raise InputError(f"{len(names)} families of {bases} bases share words of {WORD} with the sequence or each other")
 
 
 def plant(

@@ -77,7 +77,7 @@ def test_byte_order_marks_and_quotes_in_names(tmp_path: Path):
         ("file\tset\na.wav\ttrain\n", "columns file and split"),
         ("file\tsplit\nz.wav\ttrain\n", "line 2: z.wav is not in data.path"),
         ("file\tsplit\nb.wav\ttrain\n", "line 2: b.wav could be 2 files"),
-        ("file\tsplit\na.wav\ttrain\na.wav\tdev\n", "line 3: split is one of train, valid, test, not 'dev'"),
+        ("file\tsplit\na.wav\ttrain\na.wav\tdev\n", "line 3: split must be one of train, valid, test, not 'dev'"),
         ("file\tsplit\tstart0\tend\na.wav\ttrain\t0\t1001\n", "samples 0 to 1001 do not lie in a.wav, which has 1000"),
         ("file\tsplit\tstart0\tend\na.wav\ttrain\t0.5\t1\n", "whole numbers"),
         (

@@ -273,8 +273,8 @@ class _Fetch:
         free = shutil.disk_usage(self.part.parent).free
         if total is not None and total - start > free:
             raise InputError(
-                f"{self.part.parent}: {total - start:,} bytes are still to be downloaded and {free:,} are free; free some space, or "
-                "choose another folder"
+                f"{self.part.parent}: {total - start:,} more bytes are needed, but only {free:,} are free; free some "
+                "space, or choose another folder"
             )
         write_json(self.note, {"url": self.url, "validator": validator, "total": total})
         return start, total

@@ -42,7 +42,7 @@ class Interval(Span):
         if not 0 <= self.start < self.end:
             raise ValueError(f"an interval needs 0 <= start < end, not [{self.start}, {self.end})")
         if self.split not in SPLITS:
-            raise ValueError(f"split is one of {', '.join(SPLITS)}, not {self.split!r}")
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {self.split!r}")
 
     def __str__(self) -> str:
         return f"{Span.__str__(self)} {self.split}"

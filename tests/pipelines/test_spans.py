@@ -47,7 +47,7 @@ def test_what_a_span_is() -> None:
     assert sorted([Span("b", 0, 1), Span("a", 7, 9), Span("a", 5, 9)])[0] == Span("a", 5, 9)
     assert size_of([span, Span("b", 1, 2), region]) == 2001
     assert len({span, replace(span)}) == 1
-    with pytest.raises(ValueError, match="split is one of"):
+    with pytest.raises(ValueError, match="split must be one of"):
         Interval("a", 0, 1, "dev")
     with pytest.raises(ValueError, match="start < end"):
         Interval("a", 1, 1, "test")

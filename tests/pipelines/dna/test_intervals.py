@@ -137,7 +137,7 @@ def test_bad_file(genome: Genome, tmp_path: Path) -> None:
 def test_interval_validates() -> None:
     with pytest.raises(ValueError, match="start < end"):
         Interval("a", 3, 3, "train")
-    with pytest.raises(ValueError, match="split is one of"):
+    with pytest.raises(ValueError, match="split must be one of"):
         Interval("a", 0, 3, "dev")
 
 

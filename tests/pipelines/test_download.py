@@ -394,7 +394,7 @@ def test_download_on_a_full_disk(server, tmp_path, monkeypatch):
     assert server.requests[1]["Range"] == "bytes=1000-"
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: _Usage())
-    with pytest.raises(InputError, match="300,000 bytes are still to be downloaded and 10 are free"):
+    with pytest.raises(InputError, match="300,000 more bytes are needed, but only 10 are free"):
         fetch(server, tmp_path / "b.bin")
 
 

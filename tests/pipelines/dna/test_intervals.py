@@ -105,7 +105,7 @@ def test_read_tsv_and_write_it_back(write_fasta, tmp_path: Path) -> None:
         ("chr1\t0\t101\ttrain", "end 101 lies beyond 'chr1', which has 100 bases"),
         ("chr1\t10\t10\ttrain", "start 10 is not before end 10"),
         ("chr1\t-1\t10\ttrain", "start -1 is negative"),
-        ("chr1\t0\t10\tholdout", "unknown split 'holdout'. Allowed: train, valid, test"),
+        ("chr1\t0\t10\tholdout", "unknown split 'holdout'; allowed: train, valid, test"),
         ("chr1\t0\t10", "3 columns instead of 4"),
         ("chr1\t0\t10\ttrain\tx", "5 columns instead of 4"),
         ("chr1\t0.5\t10\ttrain", "start0 is '0.5', not a whole number"),

@@ -60,8 +60,6 @@ def test_imports_follow_the_arrows():
 
 # Questions after the kind of data or of model that are still asked above pipelines, by file. Fewer only.
 QUESTIONS = {
-    "inference/generate.py": 1,
-    "jobs/predict.py": 1,
     "run/export.py": 4,
     "run/saved.py": 2,  # load_language_model, load_classifier: asked here so that nobody else has to
 }

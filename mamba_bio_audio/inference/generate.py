@@ -422,7 +422,7 @@ def _check_prompt(
         codec = getattr(model, "codec", None)
         if codec is None:
             raise InputError("this model has no codec for a text prompt; pass token ids")
-        if prompt and hasattr(codec, "check_prompt"):
+        if prompt:
             codec.check_prompt(prompt)
         prompt = codec.encode(prompt)
     if not isinstance(prompt, Tensor):

@@ -174,12 +174,11 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
     strand = options.strand or symbols.strands[0]
     if strand not in symbols.strands:
         raise InputError(f"--strand {strand}: {domain.name} has no strands; leave it out")
-    trained = getattr(config.data, "max_unknown", 0.1)
     reading = Reading(
         length=options.length or config.train.length,
         mode=options.mode,
         strand=strand,
-        max_unknown=trained if options.max_unknown is None else options.max_unknown,
+        max_unknown=symbols.max_unknown if options.max_unknown is None else options.max_unknown,
         batch_symbols=1 << (14 if device == "cpu" else 18),
     )
     settings: dict[str, Any] = {

@@ -97,7 +97,7 @@ def run(options: ReportOptions) -> ReportResult:
         about = [_training(config, manifest, weights), _data(config, manifest)]
         provenance = _provenance(manifest)
     sections = [*about, _curves(folder, _per(config)), *_evaluations(folder, weights), *_judged(folder, weights)]
-    with counter("comparing", "symbols", options.quiet) as progress:
+    with counter("comparing", f"{domain_of(config.data.kind).unit}s", options.quiet) as progress:
         sections += _samples(folder, config, manifest, samples, progress)
     sections += [provenance, Section("Configuration", pre=to_yaml(config))]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)

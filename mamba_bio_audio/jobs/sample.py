@@ -133,12 +133,12 @@ def run(options: SampleOptions) -> SampleResult:
     measured = domain.measures(out) if options.report and out is not None else None
     if measured is not None:
         _check_report(measured)
-    with counter("sampling", "symbols", options.quiet) as progress:
+    with counter("sampling", f"{domain.unit}s", options.quiet) as progress:
         result = sample(model, options, device, progress)
     if result.written is None or measured is None:
         return result
     assert out is not None
-    with counter("comparing", "symbols", options.quiet) as progress:
+    with counter("comparing", f"{domain.unit}s", options.quiet) as progress:
         report = measure(options.run, out, model.config, model.manifest, progress=progress)
     return result.model_copy(update={"report": report, "report_text": domain.show_measured(report)})
 

@@ -96,6 +96,7 @@ class Symbols:
         strands: that can be read, the default first.
         reverse: ids -> ids of the opposite strand; None where there is only one.
         start_id: precedes every window; None where inputs begin with their first symbol.
+        max_unknown: windows with a larger share of unknown symbols were not trained on.
         fill_to: shorter windows are filled to this length with `pad_id` as a signal, as clips of one length are with silence.
     """
 
@@ -105,6 +106,7 @@ class Symbols:
     strands: tuple[Strand, ...] = ("forward",)
     reverse: Callable[[Ids], Ids] | None = None
     start_id: int | None = None
+    max_unknown: float = 0.1
     fill_to: int = 0
 
 
@@ -295,7 +297,10 @@ class Domain(ABC):
 
     @abstractmethod
     def codec(self, config: Any) -> Any:
-        """The codec (`encode`, `decode`, `vocab_size`, `pad_id`, `unit`) of a data section."""
+        """The codec of a data section.
+
+        It has `encode`, `decode`, `check_prompt`, `name` (the domain's), `unit`, `vocab_size`, `sample_ids` and `start_id`.
+        """
 
     @abstractmethod
     def open(self, config: Any, *, length: int, progress: Progress | None = None) -> Corpus:

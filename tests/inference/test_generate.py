@@ -49,6 +49,9 @@ class Codec:
     vocab_size = 6
     sample_ids = (1, 2, 3, 4)
 
+    def check_prompt(self, text: str) -> None:
+        assert set(text) <= set(" ACGTN")
+
     def encode(self, text: str) -> np.ndarray:
         return np.array([" ACGTN".index(c) for c in text], np.uint8)
 

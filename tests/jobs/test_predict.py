@@ -287,3 +287,17 @@ def test_any_name_of_a_file_is_one_cell_and_can_be_resumed(tmp_path, capsys):
     (tmp_path / "away").rename(files[3])
     assert mba("predict", "run", *files, "--out", out, "--resume") == 0
     assert out.read_bytes() == whole
+
+
+def test_the_summary_goes_where_the_rows_do_not(tmp_path, capsys):
+    (tmp_path / "a.fa").write_text(f">x\n{dna(50)}\n")
+    for arguments in (("--json",), ("--json", "--out", "-")):
+        assert mba("predict", "run", tmp_path / "a.fa", *arguments) == 2
+        assert "where the rows go too; give --out FILE" in capsys.readouterr().err
+    assert mba("predict", "run", tmp_path / "a.fa", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+    out = tmp_path / "p.tsv"
+    assert mba("predict", "run", tmp_path / "a.fa", "--out", out, "--quiet") == 0
+    assert capsys.readouterr().out == ""
+    assert mba("predict", "run", tmp_path / "a.fa", "--out", out, "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"already_complete": str(out)}

@@ -78,6 +78,16 @@ class AudioCodec:
         """The quantiser that a data section describes."""
         return cls(config.bits, config.quantizer, config.variant, config.sample_rate_hz)
 
+    def check_prompt(self, text: str) -> None:
+        """Refuse a prompt in letters.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "this model continues audio; give the prompt as levels: model.codec.encode(samples in [-1, 1])"
+        )
+
     def encode(self, audio: ArrayLike, scale: tuple[float, float] | None = None) -> NDArray[np.uint8 | np.int16]:
         """Quantise audio to levels.
 

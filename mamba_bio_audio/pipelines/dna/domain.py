@@ -72,6 +72,7 @@ class Dna(Domain):
             known=lambda ids: known[ids],
             strands=("both", "forward", "reverse"),
             reverse=codec.reverse_complement,
+            max_unknown=getattr(config, "max_unknown", 0.1),
         )
 
     def writer(self, request: SampleRequest) -> SampleWriter:

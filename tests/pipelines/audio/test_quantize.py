@@ -136,3 +136,8 @@ def test_mistakes_are_named():
     with pytest.raises(InputError, match="alaw"):
         AudioCodec(8, "alaw")
     assert "mu-law 8 bit standard" in repr(codec) == "AudioCodec(mu-law 8 bit standard, 16000 Hz)"
+
+
+def test_a_prompt_in_letters_is_refused():
+    with pytest.raises(InputError, match="give the prompt as levels"):
+        AudioCodec().check_prompt("ACGT")

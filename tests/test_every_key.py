@@ -299,7 +299,7 @@ def of_run(config: RunConfig) -> Any:
     spied: list[Any] = []
 
     def loss(model: Any, tokens: Any, *arguments: Any, **options: Any) -> Any:
-        spied.append((tuple(tokens.shape), model.recompute, options.get("chunk"), options.get("offload")))
+        spied.append((tuple(tokens.shape), model.recompute, options["chunk"], options["how"].offload))
         return real_loss(model, tokens, *arguments, **options)
 
     class Spied(module.LanguageModelModule):

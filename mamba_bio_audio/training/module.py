@@ -16,7 +16,7 @@ from mamba_bio_audio.training.graphed import GraphedLoss
 from mamba_bio_audio.training.optim import build_optimizer
 from mamba_bio_audio.training.parallel import Relay, make_relay
 from mamba_bio_audio.training.schedule import rate_after
-from mamba_bio_audio.training.streaming import has_dropout, streamed_loss
+from mamba_bio_audio.training.streaming import Chunking, has_dropout, streamed_loss
 
 
 class LanguageModelModule(L.LightningModule):
@@ -65,14 +65,13 @@ class LanguageModelModule(L.LightningModule):
         if parts > 1:
             chunk = chunk or -(-length // parts)
         if chunk is not None and (rows * length > chunk or parts > 1):
+            together = max(1, self._sequences * chunk * parts // min(length, chunk * parts))
             loss_sum, count, _ = streamed_loss(
                 self.model,
                 batch["tokens"],
                 batch["targets"],
                 chunk=chunk,
-                rows=max(1, self._sequences * chunk * parts // min(length, chunk * parts)),
-                offload=config.stream_offload,
-                truncate=config.truncate_chunk is not None,
+                how=Chunking(together, config.stream_offload, truncate=config.truncate_chunk is not None),
                 relay=self.relay,
             )
             return loss_sum, count

@@ -17,7 +17,7 @@ hooks, scalers and DistributedDataParallel see one ordinary gradient per paramet
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,17 +28,29 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.training.parallel import Relay
 
 
+class Chunking(NamedTuple):
+    """How the chunks of a span are processed.
+
+    Attributes:
+        rows: sequences processed at a time; None for all. Determines the memory, but not the result.
+        offload: keep the states between chunks in host memory.
+        truncate: drop the gradient through the states. Not exact: truncated backpropagation through time.
+    """
+
+    rows: int | None = None
+    offload: bool = False
+    truncate: bool = False
+
+
 def streamed_loss(
     model: nn.Module,
     tokens: Tensor,
     targets: Tensor,
     *,
     chunk: int,
-    rows: int | None = None,
+    how: Chunking = Chunking(),
     state: Any = None,
     reset: Tensor | None = None,
-    offload: bool = False,
-    truncate: bool = False,
     relay: Relay | None = None,
 ) -> tuple[Tensor, Tensor, Any]:
     """Compute the loss of a long span chunk by chunk, differentiable in the model's parameters.
@@ -48,11 +60,9 @@ def streamed_loss(
         tokens: (B, L) symbols.
         targets: (B, L), -100 where nothing is scored.
         chunk: positions per chunk; the last one may be shorter. Determines the memory, but not the result.
-        rows: sequences processed at a time; None for all. Determines the memory, but not the result.
+        how: rows at a time, offloading, truncation.
         state: state at the start of the span; a constant, no gradient flows into it. None means zeros.
         reset: bool (B, L), a new sequence starts at these positions.
-        offload: keep the states between chunks in host memory.
-        truncate: drop the gradient through the states. Not exact: truncated backpropagation through time.
         relay: divide every chunk into spans of at most `chunk` positions among the ranks that share the sequence; all of
             them call with the same tokens, and each gets the loss and the gradients of its own spans.
 
@@ -72,7 +82,7 @@ def streamed_loss(
     if chunk < 1:
         raise InputError(f"train.stream_chunk is {chunk}; choose 1 or more")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if relay is not None and (state is not None or truncate):
+    if relay is not None and (state is not None or how.truncate):
         raise InputError(
             "train.sequence_parallel starts every sequence from a zero state, with exact gradients; pass neither state "
             "nor truncate"
@@ -82,7 +92,7 @@ def streamed_loss(
         spans = [(low, min(low + chunk, length)) for low in range(0, length, chunk)]
     else:
         spans = relay.spans(length, chunk)
-    size = rows or len(tokens)
+    size = how.rows or len(tokens)
     groups = [slice(low, low + size) for low in range(0, len(tokens), size)]
     calls = [
         _Call(
@@ -92,7 +102,7 @@ def streamed_loss(
             spans,
             state if len(groups) == 1 else _rows(state, group),
             None if reset is None else reset[group],
-            offload,
+            how.offload,
             relay,
         )
         for group in groups
@@ -100,7 +110,7 @@ def streamed_loss(
     if not (torch.is_grad_enabled() and parameters):
         loss_sum, count = _run(calls, keep=False)
     else:
-        loss_sum, count = _Streamed.apply(calls, truncate, *parameters)  # type: ignore[no-untyped-call]
+        loss_sum, count = _Streamed.apply(calls, how.truncate, *parameters)  # type: ignore[no-untyped-call]
     if relay is not None:
         relay.flush()
     return loss_sum, count, _joined([call.final_state for call in calls])

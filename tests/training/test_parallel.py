@@ -24,7 +24,7 @@ from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training import parallel
 from mamba_bio_audio.training.parallel import Relay, Visit, is_main_process, make_relay
-from mamba_bio_audio.training.streaming import streamed_loss
+from mamba_bio_audio.training.streaming import Chunking, streamed_loss
 
 LENGTH = 49
 
@@ -90,6 +90,7 @@ def results(case: str, relay_size: int = 1):
     model = make()
     model.recompute = options.pop("recompute", "none")
     tokens, targets = batch("classifier" in case)
+    how = Chunking(options.pop("rows", None), options.pop("offload", False))
     reset = None
     if options.pop("reset", False):
         reset = torch.zeros_like(tokens, dtype=torch.bool)
@@ -100,8 +101,8 @@ def results(case: str, relay_size: int = 1):
     else:
         relay = make_relay(model, relay_size)
         with torch.no_grad():
-            first, _, _ = streamed_loss(model, tokens, targets, reset=reset, relay=relay, **options)
-        loss, count, _ = streamed_loss(model, tokens, targets, reset=reset, relay=relay, **options)
+            first, _, _ = streamed_loss(model, tokens, targets, reset=reset, relay=relay, how=how, **options)
+        loss, count, _ = streamed_loss(model, tokens, targets, reset=reset, relay=relay, how=how, **options)
         assert torch.equal(first, loss.detach())
         assert not relay.pending
     loss.backward()
@@ -175,7 +176,7 @@ def test_no_rank_waits_for_one_that_waits(size, rows, monkeypatch):
     def share(rank: int):
         links.own.rank, model = rank, models[rank]
         relay = Relay(model, list(range(size)), ("within", "around"))
-        loss, _, _ = streamed_loss(model, tokens, targets, chunk=4, rows=rows, relay=relay)
+        loss, _, _ = streamed_loss(model, tokens, targets, chunk=4, how=Chunking(rows), relay=relay)
         loss.backward()
         return loss.detach(), [p.grad for p in model.parameters()]
 

@@ -10,7 +10,7 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
-from mamba_bio_audio.training.streaming import _Totals, streamed_loss
+from mamba_bio_audio.training.streaming import Chunking, _Totals, streamed_loss
 
 LENGTH = 49
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -63,7 +63,7 @@ def test_every_constant_layer_with_resets(mixer, recompute, offload):
     reset = torch.zeros(2, LENGTH, dtype=torch.bool)
     reset[0, 16] = reset[1, 17] = reset[1, 30] = True
     expected = gradients(model, model(tokens, targets=targets, reset=reset, logits="none").loss_sum)
-    loss, _, _ = streamed_loss(model, tokens, targets, chunk=16, reset=reset, offload=offload)
+    loss, _, _ = streamed_loss(model, tokens, targets, chunk=16, reset=reset, how=Chunking(offload=offload))
     assert_same(gradients(model, loss), expected, 1e-10)
 
 
@@ -194,7 +194,9 @@ def test_groups_of_rows_are_the_same_sum(rows, chunk):
     reset[3, 7] = True
     before = model(tokens).state
     whole = model(tokens, before, targets=targets, reset=reset, logits="none")
-    loss, count, state = streamed_loss(model, tokens, targets, chunk=chunk, rows=rows, state=before, reset=reset)
+    loss, count, state = streamed_loss(
+        model, tokens, targets, chunk=chunk, how=Chunking(rows), state=before, reset=reset
+    )
     assert count == whole.count
     for actual, end in zip(state, whole.state, strict=True):
         assert torch.allclose(actual.ssm, end.ssm)
@@ -226,7 +228,7 @@ def test_random_draws_are_replayed(rows):
     """The gradient is that of the draws of pass 1, and the generator moves on once."""
     model, (_, tokens, targets) = Dropping(), make()
     torch.manual_seed(3)
-    loss, _, _ = streamed_loss(model, tokens, targets, chunk=10, rows=rows)
+    loss, _, _ = streamed_loss(model, tokens, targets, chunk=10, how=Chunking(rows))
     after = torch.get_rng_state()
     actual = gradients(model, loss)
     assert torch.equal(torch.get_rng_state(), after)
@@ -276,7 +278,7 @@ def test_truncation_is_another_gradient():
     """Of each chunk's loss alone, from the state as it was."""
     model, tokens, targets = make()
     exact = gradients(model, streamed_loss(model, tokens, targets, chunk=10)[0])
-    loss, _, _ = streamed_loss(model, tokens, targets, chunk=10, truncate=True)
+    loss, _, _ = streamed_loss(model, tokens, targets, chunk=10, how=Chunking(truncate=True))
     actual = gradients(model, loss)
     state, total = None, 0.0
     for low in range(0, LENGTH, 10):

@@ -56,7 +56,7 @@ def run(options: ExportOptions) -> ExportResult:
     with new_folder(options.out, MAKER, inputs=[options.run], force=options.force) as folder:
         model = saved.load(options.run, options.which)
         doubts = exports.export(model, folder, evaluations=saved.read_evaluations(options.run))
-    known = not hasattr(model, "labels") and exports.opens_in_transformers(model.model_config)
+    known = not model.labels and exports.opens_in_transformers(model.model_config)
     return ExportResult(
         out=options.out,
         parameters=model.num_parameters(),

@@ -41,11 +41,13 @@ class SequenceModel(nn.Module):
 
     Attributes:
         config, codec, manifest: of the run that the weights are from; set by `run.saved.load`.
+        labels: class names in output order; empty where it predicts the next symbol.
     """
 
     config: Any = None
     codec: Any = None
     manifest: Mapping[str, Any] = {}
+    labels: tuple[str, ...] = ()
 
     @property
     def streaming(self) -> str:

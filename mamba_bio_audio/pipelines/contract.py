@@ -423,8 +423,13 @@ class Domain(ABC):
         """
         return []
 
-    def write_tokenizer(self, codec: Any, folder: Path) -> None:  # noqa: B027
-        """Write into an export what other programs need to encode as the codec does; nothing where there is no such thing."""
+    def write_tokenizer(self, codec: Any, folder: Path) -> int | None:
+        """Write into an export what other programs need to encode as the codec does, where there is such a thing.
+
+        Returns:
+            The id that these programs pad with.
+        """
+        return None
 
     # What an evaluation says beside the scores of a model. `data` is a data module of this domain, set up.
 

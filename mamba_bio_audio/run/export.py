@@ -99,21 +99,20 @@ def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping
         "manifest": dict(model.manifest),
     }
     write_json(out / "config.json", description)
+    pad_id = None if model.codec is None else domain_named(model.codec.name).write_tokenizer(model.codec, out)
     if isinstance(model, IsotropicModel) and opens_in_transformers(config):
-        write_json(out / "generation_config.json", _generation(model, padded))
-    if model.codec is not None:
-        domain_named(model.codec.name).write_tokenizer(model.codec, out)
+        write_json(out / "generation_config.json", _generation(model, padded, pad_id))
     # The manifest of an export that is exported again comes from its config.json.
     with as_written("manifest.json or evaluate-*.json of the model", "restore these files, or move them away"):
         write_text(out / "README.md", model_card(model))
         return scores_of_other_weights(model)
 
 
-def _generation(model: IsotropicModel, padded: int) -> dict[str, Any]:
+def _generation(model: IsotropicModel, padded: int, pad_id: int | None) -> dict[str, Any]:
     """Restrict `generate` of transformers to the ids that `mba.generate` samples; padding rows are not symbols."""
     allowed = range(model.model_config.vocab_size or padded) if model.codec is None else model.codec.sample_ids
     suppressed = sorted(set(range(padded)) - set(allowed))
-    return {"suppress_tokens": suppressed or None, "pad_token_id": getattr(model.codec, "pad_id", None)}
+    return {"suppress_tokens": suppressed or None, "pad_token_id": pad_id}
 
 
 class _Score(NamedTuple):
@@ -182,7 +181,7 @@ def model_card(model: LanguageModel | Classifier) -> str:
         "```",
         "",
     ]
-    if isinstance(model, Classifier):
+    if model.labels:
         lines += ["## Classes", "", f"{', '.join(model.labels)}, in the order of the outputs.", ""]
     elif opens_in_transformers(config):
         lines += [
@@ -241,6 +240,6 @@ def _card_of_limits(model: LanguageModel | Classifier) -> list[str]:
         "- It knows only the distribution of its training data; performance on other data has to be measured.",
     ]
     config = model.config
-    limits = domain_of(config.data.kind).card_limits(config.data, classifier=isinstance(model, Classifier))
+    limits = domain_of(config.data.kind).card_limits(config.data, classifier=bool(model.labels))
     lines += [f"- {limit}" for limit in limits]
     return [*lines, ""]

@@ -149,11 +149,13 @@ class Dna(Domain):
 
         return card.limits(config)
 
-    def write_tokenizer(self, codec: Any, folder: Path) -> None:
+    def write_tokenizer(self, codec: Any, folder: Path) -> int | None:
         """Write the tokenizer of `transformers.AutoTokenizer`."""
         from mamba_bio_audio.pipelines.dna import card
 
         card.write_tokenizer(codec, folder)
+        pad_id: int = codec.pad_id
+        return pad_id
 
     likelihood_notes = evaluation.DnaNotes
     class_notes = evaluation.DnaClassNotes

@@ -46,7 +46,7 @@ def evaluate_classes(
     Args:
         model: classifier in eval mode.
         data: set up with the classes of the model.
-        domain: of the data.
+        domain: domain of the data.
         split: train, valid or test.
         strand: which strands are read; where sequences have only one, "both" reads that.
         passes: how batches go through the model.
@@ -115,7 +115,7 @@ def _pairs(
     loci: NDArray[np.int64],
     rows_of: Rows,
 ) -> dict[str, Any]:
-    """How well each two classes are told apart when it can only be one of them."""
+    """How well each pair of classes is distinguished if only these two are possible."""
     return {
         _against(classes, pair): bootstrap_mean(_right(p[rows], y[rows], pair), loci[rows]).to_dict()
         for pair, rows in rows_of.items()

@@ -159,7 +159,7 @@ def summarise(
     Args:
         nats: (blocks, K) for each context.
         parts: result of `strata`; the first one is all bases.
-        contexts: in ascending order.
+        contexts: contexts, in ascending order.
     """
     rows = []
     for part in parts:

@@ -85,8 +85,8 @@ def score_digits(
         chosen: which of them are scored.
         digits: recorded clips.
         heard_by: trained on these.
-        seed: of impostors and scores.
-        resamples: of the bootstrap.
+        seed: random seed for impostors and scores.
+        resamples: number of bootstrap draws.
     """
     clips, labels = digits.clips, digits.labels
     false = impostors(clips["test"], seed)
@@ -158,7 +158,7 @@ def load_judge(
     Args:
         digits: recorded clips.
         described: `summary()` of their data module.
-        config: of the training.
+        config: training settings.
         device: "cpu" or "cuda".
         environment: versions and machine, kept with the judge.
         no_digit: load the recogniser; then also the share of impostors of test clips, by kind, that it refuses.

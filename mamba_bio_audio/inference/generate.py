@@ -66,7 +66,7 @@ class Place(NamedTuple):
     Attributes:
         row: index of the first row, for the random draws and in the blocks.
         position: index of the first new symbol, likewise.
-        state: of the model before `prompt`, for one batch; None is the start of a sequence.
+        state: the model's state before `prompt`, for one batch; None at the start of a sequence.
     """
 
     row: int = 0
@@ -160,7 +160,7 @@ def generate_blocks(
 
     Args:
         model, length, num_samples, prompt, batch_size, cuda_graph, draws: as for `generate`.
-        place: of the first row and symbol.
+        place: position of the first row and symbol.
 
     Returns:
         Iterator over `Block`. Options are checked immediately, before the first block is requested.

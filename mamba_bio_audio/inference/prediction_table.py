@@ -33,8 +33,8 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
 
     Args:
         out: None is standard output. The caller holds its lock.
-        unit: of lengths.
-        labels: of the classes.
+        unit: unit of lengths.
+        labels: names of the classes.
         settings: everything that decides the rows; equal ones may be resumed.
         resume, force: continue or discard what is in `OUT.part`.
 

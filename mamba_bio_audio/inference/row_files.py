@@ -56,7 +56,7 @@ class RowFiles:
     """The row files of one sampling run.
 
     Args:
-        folder: of the row files; made by `begin`.
+        folder: folder of the row files; created by `begin`.
         settings: everything that determines the symbols, JSON-able.
         form: how symbols become bytes, and what a row's file begins with.
     """

@@ -27,7 +27,7 @@ class BenchOptions(Options):
 
 
 class BenchResult(Result):
-    """What was measured.
+    """The measurements.
 
     Attributes:
         rows: as they stand in the CSV file.

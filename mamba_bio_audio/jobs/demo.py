@@ -40,7 +40,7 @@ class DemoResult(Result):
         evaluation: as `mba evaluate --json` gives it.
         samples: file of samples.
         picture: file.
-        seconds: that the whole demo took.
+        seconds: duration of the whole demo.
         closing: where to look, and what to try next.
     """
 

@@ -83,7 +83,7 @@ class EqualN(Found):
 
 
 class Recognised(Found):
-    """Which share of each set of clips the recogniser hears as one digit."""
+    """Share of each set of clips that the recogniser accepts as a single digit."""
 
     recogniser: JudgeNote
     limits: dict[str, float]

@@ -34,7 +34,7 @@ class SelfTest(Result):
 
 
 class DoctorResult(Result):
-    """What was found on this machine."""
+    """Findings on this machine."""
 
     mamba_bio_audio: str
     python: str

@@ -163,7 +163,7 @@ class Opened(NamedTuple):
         return resolve_precision(self.config.train.precision, self.device)
 
     def asked(self) -> dict[str, Any]:
-        """What every result says of the run."""
+        """Facts about the run that every result contains."""
         from mamba_bio_audio.models.weights import weights_hash
 
         return {
@@ -174,7 +174,7 @@ class Opened(NamedTuple):
         }
 
     def source(self) -> dict[str, Any]:
-        """What every result says of the data."""
+        """Facts about the data that every result contains."""
         return {key: self.described[key] for key in ("files", "split_source")}
 
     def need_language_model(self, what: str) -> None:
@@ -188,8 +188,8 @@ def open_run(options: EvaluateOptions, *, length: int | None = None, progress: P
 
     Args:
         options: which run, split and weights.
-        length: of the windows; None is that of the options or else of the training.
-        progress: as of `evaluate`.
+        length: length of the windows; None means that of the options, or else of the training.
+        progress: as for `evaluate`.
     """
     from mamba_bio_audio.run import saved
     from mamba_bio_audio.run.config import RunConfig
@@ -225,7 +225,7 @@ def _override_data(config: RunConfig, options: EvaluateOptions) -> RunConfig:
 
 
 def _positions(device: str) -> int:
-    """How many positions go through a model at a time."""
+    """Number of positions processed by a model at a time."""
     return 2**14 if device == "cpu" else 2**18
 
 

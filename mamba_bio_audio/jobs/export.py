@@ -25,7 +25,7 @@ class ExportOptions(Options):
 
 
 class ExportResult(Result):
-    """What was exported.
+    """The exported folder.
 
     Attributes:
         opens_with: functions that open the folder.

@@ -122,7 +122,7 @@ class PretrainResult(TrainResult):
 
 
 class DryRunResult(Estimate, Result):
-    """What a training would take."""
+    """Resources that a training run would need."""
 
     def text(self) -> str:
         """The resolved configuration as YAML, the data, and the estimate."""

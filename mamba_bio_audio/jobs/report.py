@@ -297,7 +297,7 @@ def _picture(run: Path, name: str) -> bytes:
 
 
 def _per(config: RunConfig) -> str:
-    """What a loss is per."""
+    """Unit that a loss is per."""
     if config.head is not None:
         return "sequence"
     return domain_of(config.data.kind).unit

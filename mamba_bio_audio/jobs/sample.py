@@ -66,7 +66,7 @@ class SampleOptions(Options):
 
 
 class SampleResult(Result):
-    """What was sampled.
+    """The samples and how they were drawn.
 
     Attributes:
         out: file or folder; None is standard output.
@@ -270,14 +270,14 @@ def measure(
 ) -> dict[str, Any]:
     """Measure samples beside the data of a run, and write the measurements where its domain keeps them (returned).
 
-    Where the run's data are not at hand, or no longer those that it was trained on, the comparisons are left out and
+    If the run's data are missing, or are no longer those that it was trained on, the comparisons are left out and
     `note` says why.
 
     Args:
         run: run folder or an export of one.
         samples: file that its domain measures.
-        config: of the run.
-        manifest: of the run.
+        config: the run's configuration.
+        manifest: the run's manifest.
         progress: called with (symbols read, None).
     """
     from mamba_bio_audio.files import write_json

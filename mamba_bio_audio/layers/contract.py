@@ -68,7 +68,7 @@ class MixerConfig(BaseModel):
     """Settings of one mixer.
 
     Attributes:
-        streaming: of its layers; a model of several promises the weakest.
+        streaming: how the state of its layers grows; a model of several has the weakest guarantee.
         residuals: layers per block, each with a norm and a residual of its own: 2 for attention followed by an MLP.
     """
 
@@ -82,7 +82,7 @@ class MixerConfig(BaseModel):
 
         Args:
             width: channels D of input and output.
-            residuals: of the whole network; output projections are scaled by 1/sqrt(residuals) at initialisation.
+            residuals: residual branches of the network; output projections are initialised scaled by 1/sqrt(residuals).
 
         Raises:
             ValueError: the width does not suit the settings.

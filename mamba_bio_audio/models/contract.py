@@ -40,7 +40,7 @@ class SequenceModel(nn.Module):
     """Base of every model.
 
     Attributes:
-        config, codec, manifest: of the run that the weights are from; set by `run.saved.load`.
+        config, codec, manifest: those of the run that the weights come from; set by `run.saved.load`.
         labels: class names in output order; empty where it predicts the next symbol.
     """
 

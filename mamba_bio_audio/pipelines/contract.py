@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from mamba_bio_audio.pipelines.corpus import Corpus, Ids
 
-# Called with (what, done, in all) while something long goes on.
+# Called with (what, done, total) during long operations.
 Progress = Callable[[str, int, int | None], None]
 
 Strand = Literal["both", "forward", "reverse"]
@@ -68,8 +68,8 @@ class Item(NamedTuple):
 
     Attributes:
         file: as the user named it.
-        name: of the record.
-        length: in symbols.
+        name: name of the record.
+        length: length in symbols.
         symbols: token ids (L,), or why the record has none.
     """
 
@@ -87,13 +87,13 @@ def _all_known(ids: Ids) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Symbols:
-    """What a classifier needs to know of the ids that it reads.
+    """What a classifier needs to know about the ids that it reads.
 
     Attributes:
-        unit: of lengths, singular.
+        unit: unit of lengths, singular.
         pad_id: fills batches on the right.
         known: ids -> which of them are known symbols (A, C, G, T).
-        strands: that can be read, the default first.
+        strands: strands that can be read, the default first.
         reverse: ids -> ids of the opposite strand; None where there is only one.
         start_id: precedes every window; None where inputs begin with their first symbol.
         max_unknown: windows with a larger share of unknown symbols were not trained on.
@@ -111,10 +111,10 @@ class Symbols:
 
 
 class SampleRequest(NamedTuple):
-    """What samples were asked for.
+    """A request for samples.
 
     Attributes:
-        run: that they are sampled from; an input, so it is not replaced.
+        run: the run that they are sampled from; an input, so it is not replaced.
         out: where they go; None is standard output.
         length: symbols of each, without the prompt.
         num_samples: how many.
@@ -139,7 +139,7 @@ class Sampled(NamedTuple):
 
     Attributes:
         rows: files of the rows, as `SampleWriter.encode` and `header` made them.
-        log_likelihood: of each row, nats.
+        log_likelihood: log-likelihood of each row, nats.
         settings: everything that decided the samples.
         which: the weights, in words.
         symbols_per_second: over all rows; None where there was too little to measure.
@@ -155,10 +155,10 @@ class Sampled(NamedTuple):
 
 
 class RowForm(ABC):
-    """How a growing row of symbols lies on disk (`inference/row_files.py`).
+    """Layout of a growing row of symbols on disk (`inference/row_files.py`).
 
     Attributes:
-        suffix: of the files, without a dot.
+        suffix: suffix of the files, without a dot.
         symbol_bytes: bytes per symbol.
     """
 
@@ -178,7 +178,7 @@ class RowForm(ABC):
 
 
 class SampleWriter(RowForm):
-    """How the samples of a domain become files.
+    """Writes the samples of a domain to files.
 
     The job owns the lock, the growing rows in `OUT.part`, resuming and signals. The writer says how token ids become bytes,
     what may be replaced, and what the finished output looks like. It is made after the request was checked, and raises
@@ -250,7 +250,7 @@ class Listener(ABC):
 
     @abstractmethod
     def distance(self, samples: Sequence[Ids]) -> float:
-        """How far samples, ids of up to `length` symbols each, are from recorded ones."""
+        """Distance of samples, ids of up to `length` symbols each, from recorded ones."""
 
     @abstractmethod
     def show(self, samples: Sequence[Ids], writer: Any, step: int) -> None:
@@ -259,7 +259,7 @@ class Listener(ABC):
         Args:
             samples: as for `distance`.
             writer: TensorBoard's SummaryWriter.
-            step: of the training.
+            step: number of the training step.
         """
 
 
@@ -284,8 +284,8 @@ class Domain(ABC):
     """One kind of sequence data. The module that defines it imports no torch; methods import what they need.
 
     Attributes:
-        name: of the domain.
-        unit: of lengths, singular: "base", "sample".
+        name: name of the domain.
+        unit: unit of lengths, singular: "base", "sample".
         first_sample: options of `mba sample` to suggest after a training.
         kinds: the classes of the `data` section by their `data.kind`; a class with `labelled = True` is for classifiers.
     """
@@ -307,8 +307,8 @@ class Domain(ABC):
         """Open the data set of a data section: read or index the files, read or make the splits.
 
         Args:
-            config: of one of `kinds`.
-            length: of windows, in symbols.
+            config: a configuration of one of `kinds`.
+            length: length of the windows, in symbols.
             progress: called while files are indexed, read and compared.
 
         Raises:
@@ -334,21 +334,21 @@ class Domain(ABC):
         raise InputError(f"mba predict reads no files of {self.name}")
 
     def symbols(self, config: Any, length: int) -> Symbols:
-        """What is known of the ids in `records`.
+        """Meaning of the ids in `records`.
 
         Args:
             config: the data section that the model was trained on.
-            length: of its training windows.
+            length: length of its training windows.
         """
         codec = self.codec(config)
         return Symbols(unit=self.unit, pad_id=codec.pad_id, start_id=getattr(codec, "start_id", None))
 
     def listener(self, codec: Any, length: int, recorded: Any) -> Listener:
-        """What hears the samples of a model in training; for data sections that are `audible`.
+        """Listener to the samples of a model in training; for data sections that are `audible`.
 
         Args:
-            codec: of the data.
-            length: of training windows, in symbols.
+            codec: codec of the data.
+            length: length of the training windows, in symbols.
             recorded: examples of the validation split by number, at least one, with `targets` as ids and -100.
         """
         raise NotImplementedError
@@ -356,7 +356,7 @@ class Domain(ABC):
     # Samples of a model: written, found in a run folder, measured, shown.
 
     def writer(self, request: SampleRequest) -> SampleWriter:
-        """What writes the samples that were asked for.
+        """Writer of the requested samples.
 
         Raises:
             InputError: a bad prompt or target.
@@ -386,7 +386,7 @@ class Domain(ABC):
 
         Args:
             samples: file for which `measures` gives a path.
-            corpus: of the run, set up; None leaves out the comparisons.
+            corpus: the run's corpus, set up; None leaves out the comparisons.
             progress: called with (symbols read, None).
         """
         raise InputError(f"{samples}: samples of {self.name} are not measured")
@@ -449,7 +449,7 @@ class Domain(ABC):
         """What was scored and, where `found.yardsticks`, what simple models reach on the very same symbols.
 
         Args:
-            data: of a language model.
+            data: data section of a language model.
             found: what the model reached.
             score: scores other windows with the same model.
             progress: called while yardsticks are fitted.
@@ -461,7 +461,7 @@ class Domain(ABC):
         return None
 
     def beside_classes(self, data: Any) -> ClassNotes:
-        """What bounds the accuracy of any classifier on these data."""
+        """Bounds on the accuracy of any classifier on these data."""
         return ClassNotes()
 
     def target_blocks(self, data: Any, split: str, *, size: int, context: int, count: int) -> TargetBlocks:

@@ -23,9 +23,9 @@ class Sample(NamedTuple):
     """A training sample: all that the random draws of its reading depend on.
 
     Attributes:
-        seed: of the training.
-        stage: of the length warm-up.
-        number: of the sample in its stage, counted over all ranks.
+        seed: random seed of the training.
+        stage: stage of the length warm-up.
+        number: index of the sample in its stage, counted over all ranks.
         order: sample number -> position among the training windows.
     """
 
@@ -61,7 +61,7 @@ class Corpus(ABC):
 
     Args:
         codec: of the domain: `start_id` (what inputs begin with, or None), `unit`, `pad_id`.
-        length: of evaluation windows, and of training windows outside of a length warm-up, L.
+        length: L, length of evaluation windows, and of training windows outside a length warm-up.
 
     Attributes:
         classes: names in the order of their numbers; None: there are no labels, and the next symbol is predicted.

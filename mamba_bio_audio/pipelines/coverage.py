@@ -1,4 +1,4 @@
-"""How many symbols of a window a union of spans holds, for many windows at once, by bisection."""
+"""Counts the symbols of a window that are in a union of spans, for many windows at once, by bisection."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

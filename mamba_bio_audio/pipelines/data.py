@@ -26,7 +26,7 @@ class CorpusStream(TrainingStream):
     Args:
         corpus: how windows are read.
         windows: `corpus.windows` of some length.
-        length: of the batches.
+        length: positions per sequence in the batches.
         stream: of `TrainingStream`.
     """
 
@@ -75,15 +75,15 @@ class DataModule(LightningDataModule):
         config: which data.
         length: inputs per window, L.
         batch_size: windows per batch and rank.
-        seed: of order and augmentation.
+        seed: random seed for order and augmentation.
         start_sample: training samples (windows) already consumed, over all ranks; a resumed run continues with the next.
         rank, world_size: this process among those that train together.
         progress: called while files are indexed, read and compared.
 
     Attributes:
-        codec: of the data's domain.
+        codec: codec of the data's domain.
         corpus: the data set, opened when it is first asked for.
-        stretches: lengths to train at one after another, from where training goes on; empty is `length` throughout, from
+        stretches: lengths to train at one after another, from where training continues; empty is `length` throughout, from
             `start_sample` on.
     """
 

@@ -149,7 +149,7 @@ class TargetBlocks:
     """Blocks of K symbols each, to be predicted under several contexts.
 
     Attributes:
-        count: of blocks.
+        count: number of blocks.
         size: K.
         windows: (blocks, context) -> ids (n, context + K): each block of the slice and the symbols before it.
         strata: parts of the target symbols; the first is all that are scored.

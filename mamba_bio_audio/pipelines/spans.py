@@ -77,7 +77,7 @@ def merge(spans: Iterable[Span | tuple[str, int, int]], *, adjacent: bool = True
     """Union of spans: records in order of first appearance, the spans of each sorted and disjoint; empty ones vanish.
 
     Args:
-        spans: in any order.
+        spans: spans, in any order.
         adjacent: also join spans that only touch.
     """
     by_record: dict[str, list[tuple[int, int]]] = {}

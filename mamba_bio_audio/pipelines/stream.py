@@ -39,10 +39,10 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
         shares: where groups of windows have shares of their own in an epoch: the windows of each group, and how many of
             them an epoch takes.
         batch_size: windows per batch and rank.
-        seed: of the order.
+        seed: random seed for the order.
         start_sample: samples already consumed, over all ranks.
         rank, world_size: this process among those that train together.
-        stage: of the length warm-up; each has an order of its own.
+        stage: stage of the length warm-up; each has its own order.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class TrainingStream(IterableDataset[dict[str, torch.Tensor]]):
         """Tokens and targets, (B, L), of some samples, given by their numbers."""
 
     def sample(self, number: int) -> Sample:
-        """What the reading of sample number i depends on."""
+        """The values that reading sample number i depends on."""
         return Sample(self.seed, self.stage, number, self.window_index)
 
     def window_index(self, sample: int) -> int:
-        """Which window is sample number i."""
+        """The window that is sample number i."""
         epoch, position = divmod(sample, self._windows)
         if epoch != self._epoch:
             self._order = self.order(epoch)
@@ -134,7 +134,7 @@ class StagedStream(IterableDataset[dict[str, torch.Tensor]]):
 
 
 def _share_of_worker(stream: TrainingStream | StagedStream) -> Iterator[dict[str, torch.Tensor]]:
-    """Every W-th batch of a stream, in worker w of W from batch w on."""
+    """Yields every W-th batch of a stream, starting with batch w in worker w of W."""
     worker = get_worker_info()
     number, step = (worker.id, worker.num_workers) if worker else (0, 1)
     while True:

@@ -76,8 +76,8 @@ class EvaluationWindows:
     """Windows that score each symbol of a split once.
 
     Attributes:
-        windows: in order.
-        symbols: in the split.
+        windows: the windows, in order.
+        symbols: number of symbols in the split.
         first_of_record: of these, symbols that nothing precedes, which cannot be scored.
         unknown: others that are not scored because they are unknown (bases other than A, C, G, T).
         scored: all the others.
@@ -100,9 +100,9 @@ def evaluation_windows(
     """Windows that score each symbol of disjoint spans once.
 
     Args:
-        spans: in order.
+        spans: spans, in order.
         length: L.
-        shared: as of `tile`. With 1, a span [a, b) with a > 0 is read from a - 1: that symbol is context only. The symbols
+        shared: as for `tile`. With 1, a span [a, b) with a > 0 is read from a - 1: that symbol is context only. The symbols
             before a target in its window are its context; nothing is carried from window to window.
         unknown: number of symbols in a span that are not scored.
     """

@@ -26,7 +26,7 @@ def open_data(
     """The data module of a run; not yet set up.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         device: "cpu" or "cuda".
         length: symbols per window; None is the training length.
         batch_size: windows per batch; None is the training's micro-batch on `device`.
@@ -63,7 +63,7 @@ def check_same_data(before: dict[str, Any], now: dict[str, Any], run: Path) -> N
     Args:
         before: the data in the run's manifest; what it does not hold is not compared.
         now: summary of the data.
-        run: for messages.
+        run: run folder, for messages.
 
     Raises:
         InputError: they differ.
@@ -86,7 +86,7 @@ class DataWatch:
         data: set up.
         described: its `summary()`.
         describe: makes the summary anew from the files as they are then.
-        run: for messages.
+        run: run folder, for messages.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ class Trained(BaseModel):
     Attributes:
         run: folder.
         step: last one done.
-        steps: of the whole training.
+        steps: steps of the whole training.
         best_step: with the lowest validation loss; its weights are `model.safetensors`.
         valid_nats: that loss, per unit or sequence (`per`); None before the first validation.
         weights_sha256: of the best weights; None in all but the first of several processes.
@@ -56,16 +56,16 @@ class Estimate(BaseModel):
         config: resolved.
         device: "cpu" or "cuda".
         precision: "fp32" or "bf16".
-        parameters: of the model.
+        parameters: number of parameters of the model.
         tokens_per_step: positions per optimiser step, over all devices.
         micro_batch: sequences per device and forward pass.
         accumulate: micro-batches per optimiser step.
         tokens: positions of the whole training.
-        length_stages: of the length warm-up, the last one at full length.
+        length_stages: stages of the length warm-up, then the one at full length.
         stream_chunk_chosen: whether `train.stream_chunk` was "auto".
         memory_bytes: peak per device; None where the system does not tell.
-        seconds_per_step: of one optimiser step.
-        seconds: of all steps, without validations.
+        seconds_per_step: duration of one optimiser step.
+        seconds: duration of all steps, without validations.
         data: summary of the data.
     """
 

@@ -37,7 +37,7 @@ def typed(value: Any, annotation: Any) -> Any:
 
     Args:
         value: as `parse` gives it, with `Plain` words, or already typed.
-        annotation: of the field, or a section.
+        annotation: type of the field, or a section.
     """
     members = _members(annotation)
     if isinstance(value, Plain):

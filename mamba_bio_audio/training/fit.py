@@ -49,7 +49,7 @@ class MovingAverage(WeightAveraging):
 
 
 class Place(NamedTuple):
-    """Where a training runs, and what it is told about the run folder."""
+    """Device of a training run, and what it knows about the run folder."""
 
     out: Path  # run folder; receives `metrics.csv`, `checkpoints/`, weights and TensorBoard logs
     device: str  # "cpu" or "cuda"
@@ -91,9 +91,9 @@ def fit(
         model: on the CPU; left with the weights of the last step, or their average with `ema`.
         data: gives endless training batches, from where the run continues, and validation batches. Its rank and world
             size are set here.
-        config: of the optimisation.
+        config: optimisation settings.
         place: run folder and device.
-        stages: of the length warm-up, the last one at full length.
+        stages: stages of the length warm-up, then the one at full length.
         check_data: raises `InputError` when the data have changed; called before every checkpoint and at the end.
 
     Raises:

@@ -14,8 +14,8 @@ class Listening:
     """Generates a few samples at every validation, each time from the same random numbers.
 
     Args:
-        listener: of the data's domain.
-        codec: of the data.
+        listener: listener of the data's domain.
+        codec: codec of the data.
         samples: how many.
     """
 

@@ -38,7 +38,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Extras(NamedTuple):
-    """What a training does besides stepping.
+    """Everything that a training run does besides its steps.
 
     Attributes:
         average: keeps a moving average of the weights, which is then what is validated and kept as the best.
@@ -62,7 +62,7 @@ class Steps(L.Callback):
         valid: validation batches, the same at every iteration.
         stop: set by signals.
         progress: what the user sees.
-        stages: of the length warm-up, the last one at full length.
+        stages: stages of the length warm-up, then the one at full length.
         extras: averaging, listening, and a check of the data.
 
     Attributes:

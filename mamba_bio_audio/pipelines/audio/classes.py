@@ -92,9 +92,9 @@ class AudioClassesCorpus(AudioCorpus):
         """Set the spans and `split_source` by the folders' splits, and draw what they leave open.
 
         Args:
-            splits: of each file that has a class; None for all where the folders name none.
+            splits: split of each file that has a class; None for all if the folders name none.
             class_of: class of every file.
-            classes: that there are.
+            classes: names of all classes.
         """
         given = any(splits.values())
         sizes = {file.name: self._size(file) for file in self.recordings.files}

@@ -1,4 +1,4 @@
-"""What a model of audio sounds like: clips in TensorBoard, and their distance from recordings."""
+"""Listening to an audio model during training: clips in TensorBoard, and their distance from recordings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ClipListener(Listener):
     """Compares clips with the beginnings of validation windows.
 
     Args:
-        codec: of the data.
+        codec: codec of the data.
         length: samples per clip; more than 1 s is cut to 1 s.
         recorded: examples of the validation split, at least one; up to 64 of them, evenly spread, are compared with.
     """

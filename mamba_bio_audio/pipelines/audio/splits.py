@@ -1,4 +1,4 @@
-"""Which samples of which file belong to train, valid and test."""
+"""Assigns samples of recordings to train, valid and test."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_splits(path: str, sizes: Mapping[str, int]) -> dict[str, list[Span]]:
     are not listed belong to no split.
 
     Args:
-        path: of the list.
+        path: path of the list.
         sizes: samples of each file, by its name.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What an export says of a model of DNA, and the tokenizer that goes with it."""
+"""Model card and tokenizer of an exported DNA model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 
 def symbols(codec: DnaTokenizer) -> str:
-    """What the ids mean."""
+    """Meaning of the ids."""
     ids = ", ".join(f"{symbol} {i}" for i, symbol in enumerate(codec.vocab))
     return (
         f"{ids}. One id per base, whatever its case; every other letter is N. Nothing is added at the ends. "
@@ -34,7 +34,7 @@ def data(summary: Mapping[str, Any]) -> list[str]:
 
 
 def limits(config: Any) -> list[str]:
-    """What a model of DNA cannot do."""
+    """Limits of a DNA model."""
     strands = "both strands" if getattr(config, "reverse_complement", False) else "the strand as written"
     return [
         f"It was trained on {strands}; it is causal, so a base is judged only by what precedes it.",

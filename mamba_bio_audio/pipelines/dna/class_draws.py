@@ -31,7 +31,7 @@ def draw_groups(
         weights: (n,) what the shares are counted in: examples or bases.
         test: share of test.
         valid: share of validation in what is not test.
-        seed: of the draw.
+        seed: random seed for the draw.
     """
     groups: dict[Any, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for key, label, weight in zip(keys, labels, weights, strict=True):

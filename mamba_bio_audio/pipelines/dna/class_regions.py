@@ -1,4 +1,4 @@
-"""Which evaluation windows lie in satellites, or in any other regions of a table.
+"""Finds evaluation windows in satellites, or in any other regions of a table.
 
 Satellite arrays and subterminal heterochromatin mark a species trivially in complete assemblies, so accuracy over all
 windows flatters; it is told inside and outside them.

@@ -1,4 +1,4 @@
-"""Which labelled regions are training, validation and test, without homologous sequence on two sides.
+"""Assigns labelled regions to training, validation and test, without homologous sequence on both sides.
 
 What the data says wins. Otherwise whole groups, or contiguous blocks, are drawn by a seed.
 """
@@ -31,7 +31,7 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
     Args:
         labelled: changed in place.
         config: how.
-        length: of a window, the guard between blocks of different splits.
+        length: length of a window, which is the guard between blocks of different splits.
 
     Raises:
         InputError: a homologous group lies in two splits, too much of one split stands in another, or the splits are

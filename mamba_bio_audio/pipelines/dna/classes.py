@@ -35,7 +35,7 @@ class DnaClassesCorpus(Corpus):
 
     Args:
         config: which data, and how windows are drawn from them.
-        length: of windows; the longest example where examples are taken as they are.
+        length: length of windows; the longest example if examples are taken as they are.
         progress: called while files are read and sequences compared.
 
     Attributes:

@@ -101,7 +101,7 @@ class DnaClassNotes(ClassNotes):
     label_conflicts: dict[str, Any] = Field(default_factory=dict)
 
     def text(self, split: str) -> str:
-        """What accuracy is possible at most."""
+        """The highest possible accuracy."""
         from mamba_bio_audio.pipelines.dna.classes import conflict_text
 
         return conflict_text(self.label_conflicts, split) or ""

@@ -73,7 +73,7 @@ def without_records(
     """Spans of the records that are neither excluded nor short.
 
     Args:
-        genome: that the spans lie in.
+        genome: genome of the spans.
         spans: of `chosen_spans`.
         exclude: names of records, or regular expressions that match whole names; a record's literal name goes first.
         min_length: records of fewer bases go.
@@ -118,8 +118,8 @@ def read_intervals(
     gzip-compressed.
 
     Args:
-        path: of the file.
-        genome: that the intervals lie in.
+        path: path of the file.
+        genome: genome of the intervals.
         inside: spans of `data.contigs`; an interval elsewhere is an error.
     """
     allowed: dict[str, list[Span]] | None = None
@@ -216,7 +216,7 @@ def split_blocks(
     chromosomes: repeats and gene families lie on both sides. Use an intervals file to hold out chromosomes.
 
     Args:
-        seed: of the random choice.
+        seed: random seed for the choice.
         fractions: share of "valid" and of "test" in the known bases, each 0 to below 1; the rest is "train".
         block_bases: length of a block; None: 131,072, or less for a small file so that each split gets its
             share.

@@ -26,7 +26,7 @@ from mamba_bio_audio.pipelines.scores import labelled_sequences
 # Word lengths; from the second on, the search ends where two in a row have done no better.
 SIZES, ALWAYS_TRIED = tuple(range(1, 11)), 8
 # Inverse penalties are 10 ** (step / 2). Each search starts at 0.001 and moves a step at a time: where weak penalties leave
-# hardly any gradient, a fit that goes on from the one before does not move, and would hide what a stronger one is worth.
+# hardly any gradient, a fit that continues from the previous one does not move, and would hide what a stronger one is worth.
 FIRST_STEP, LAST_STEP, START_STEP = -14, 6, -6
 # Up to this k counts are dense; longer words fill so little of a table that only those found are kept.
 DENSE_K = 6

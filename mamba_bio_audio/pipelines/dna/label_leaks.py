@@ -33,7 +33,7 @@ LUCK = 0.005  # Below this probability, as many right guesses are not luck.
 
 @dataclass(frozen=True)
 class LabelLeak:
-    """How well one trivial feature alone predicts the class.
+    """Result for one trivial feature: how well it alone predicts the class.
 
     Attributes:
         feature: name of the feature.

@@ -42,7 +42,7 @@ _CHOICE_BASES = 1 << 19
 
 
 class GenomeLike(Protocol):
-    """What is needed of `pipelines.dna.genome.Genome`."""
+    """The part of `pipelines.dna.genome.Genome` that is needed here."""
 
     def fetch(self, record: str, start: int, end: int) -> NDArray[np.uint8]:
         """Token ids of a 0-based half-open span; A, C, G, T are 7..10, everything else is unknown."""
@@ -108,7 +108,7 @@ class SparseCounts(NamedTuple):
 
     @classmethod
     def of(cls, words: NDArray[np.int32], counts: NDArray[np.int64]) -> SparseCounts:
-        """From different words and how often each occurs."""
+        """Make counts from distinct words and their numbers of occurrences."""
         contexts, row = np.unique(words >> 2, return_inverse=True)
         rows = np.bincount(row.reshape(-1) * 4 + (words & 3), counts, 4 * len(contexts)).astype(np.int64)
         return cls(contexts, rows.reshape(-1, 4))

@@ -36,7 +36,7 @@ _VALUE[list(_BASES)] = _draws[:4]
 
 
 class Query(NamedTuple):
-    """Where matches are looked for: words that begin in [start, end) of a sequence, and may end after it."""
+    """A stretch in which matches are sought: words that begin in [start, end) of a sequence, and may end after it."""
 
     sequence: int
     start: int

@@ -1,4 +1,4 @@
-"""What sampled DNA is like, beside the genome that the model was trained on.
+"""Compares sampled DNA with the genome that the model was trained on.
 
     GC                  share of G and C
     CpG o/e             count(CG) x bases / (count(C) x count(G)); 0.2 to 0.25 in vertebrates, whose CpG are methylated

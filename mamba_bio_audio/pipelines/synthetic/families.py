@@ -107,7 +107,7 @@ def draw_families(
         names: the classes.
         sequences: everything that the families must not occur in, on either strand.
         bases: length of a family, at least 24.
-        seed: of the draws.
+        seed: random seed for the draws.
 
     Raises:
         InputError: 20 draws all shared a word with the sequences; the families are too many or too short.

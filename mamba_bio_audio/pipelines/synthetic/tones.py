@@ -24,7 +24,7 @@ def melody(seconds: float, rate_hz: int, seed: int) -> NDArray[np.float32]:
     Args:
         seconds: duration.
         rate_hz: sample rate.
-        seed: of the notes.
+        seed: random seed for the notes.
 
     Returns:
         float32 in [-1, 1], (samples,).

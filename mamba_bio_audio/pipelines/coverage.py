@@ -20,7 +20,7 @@ class Coverage:
         by_record: dict[str, list[Span]] = {}
         for span in self.spans:
             by_record.setdefault(span.record, []).append(span)
-        # Per record: sorted starts and ends, apart from each other, and the symbols in all spans before number i.
+        # Per record: sorted starts and ends of disjoint runs, and the number of symbols in the runs before each.
         self._runs: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}
         for record, own in by_record.items():
             start = np.array([span.start for span in own], dtype=np.int64)

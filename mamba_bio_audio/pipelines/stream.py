@@ -18,7 +18,7 @@ from mamba_bio_audio.signals import STOPPING
 
 
 class Stretch(NamedTuple):
-    """A part of a training at one length of window: what is still to come of it."""
+    """What remains of a part of the training that has one window length."""
 
     length: int
     batch_size: int  # windows per batch and rank
@@ -143,12 +143,12 @@ def _share_of_worker(stream: TrainingStream | StagedStream) -> Iterator[dict[str
 
 
 def share(dataset: Dataset[Any], rank: int, world_size: int) -> Dataset[Any]:
-    """A rank's part of a map-style dataset; the parts are disjoint and complete, so sums over ranks are exact."""
+    """A rank's share of a map-style dataset; the shares are disjoint and complete, so sums over ranks are exact."""
     return dataset if world_size == 1 else Subset(dataset, range(rank, len(dataset), world_size))  # type: ignore[arg-type]
 
 
 def loader(dataset: Any, batch_size: int | None, workers: int) -> DataLoader[dict[str, torch.Tensor]]:
-    """A loader whose workers outlive a Ctrl-C until the main process has saved.
+    """A loader whose workers survive Ctrl-C until the main process has saved.
 
     Args:
         dataset: of whole batches, or with `batch_size` of examples, whose batches come without common padding.
@@ -161,7 +161,7 @@ def loader(dataset: Any, batch_size: int | None, workers: int) -> DataLoader[dic
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_the_main_process,
-        # Its own, though nothing here draws from it: a loader would take a number from torch's for every iterator.
+        # Nothing here draws from it, but without one every iterator would take a number from torch's own generator.
         generator=torch.Generator(),
     )
 
@@ -169,8 +169,8 @@ def loader(dataset: Any, batch_size: int | None, workers: int) -> DataLoader[dic
 def without_padding(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """A batch of examples, cut after the last position that is scored in any of them, to a multiple of 256.
 
-    Nothing before depends on what comes after, so every result is that of the whole windows; but spans of 131,072 in
-    windows of 2^20 cost an eighth.
+    No position depends on later ones, so the results are those of whole windows, but spans of 131,072 in windows of
+    2^20 cost an eighth.
     """
     batch: dict[str, torch.Tensor] = default_collate(examples)
     scored = (batch["targets"] != -100).any(0).nonzero()
@@ -180,7 +180,7 @@ def without_padding(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.
 
 
 def stop_workers(loader: DataLoader[Any]) -> None:
-    """End a loader's workers now; left to the end of the process they would take their two minutes' notice."""
+    """End a loader's workers now; at the end of the process they would wait for two minutes."""
     iterator = loader._iterator
     if iterator is not None and loader.num_workers:
         iterator._shutdown_workers()  # type: ignore[attr-defined]
@@ -188,9 +188,9 @@ def stop_workers(loader: DataLoader[Any]) -> None:
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Stopping signals reach the whole process group; the main process saves first and then ends its workers.
+    """Ignore stopping signals, which reach the whole process group: the main process saves first, then ends its workers.
 
-    Should it fail to, they end themselves two minutes after a SIGTERM, so that nothing waits for them for ever.
+    If it does not, they end themselves two minutes after a SIGTERM, so that nothing waits for them for ever.
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

@@ -40,7 +40,7 @@ def _class_and_tags(file: AudioFile) -> tuple[str, dict[str, str]]:
     words = [name for name in folders if is_split_word(name)]
     names = [name for name in folders if not is_split_word(name)]
     if words and not names:
-        raise InputError(f"{file.path}: {words[-1]!r} is the name of a split, and no folder names a class. {_REMEDY}")
+        raise InputError(f"{file.path}: {words[-1]!r} is the name of a split, but no folder names a class. {_REMEDY}")
     # Absolute: `t0.wav` and `../t0.wav` name no folder.
     name = names[-1] if words else os.path.basename(os.path.dirname(os.path.abspath(file.path)))
     return name, {f"folder {word}": word for word in words}
@@ -68,7 +68,7 @@ class AudioClassesCorpus(AudioCorpus):
             raise InputError(f"data.classes: no folder {unknown[0]!r} with recordings; there are {sorted(set(names))}")
         if len(classes) < 2:
             raise InputError(
-                f"data.path: one class only, {classes[0]}; a classifier needs two or more, each a folder of recordings"
+                f"data.path: only one class, {classes[0]}, but a classifier needs two or more, each a folder of recordings"
             )
         refuse_split_names(classes, "data.path", _REMEDY)
         if named is None:
@@ -89,7 +89,7 @@ class AudioClassesCorpus(AudioCorpus):
                 )
 
     def _split_files(self, splits: dict[str, str | None], class_of: Mapping[str, str], classes: Sequence[str]) -> None:
-        """Set the spans and `split_source` by the folders' splits, and draw what they leave open.
+        """Set the spans and `split_source` from the folders' splits, and draw those that they do not name.
 
         Args:
             splits: split of each file that has a class; None for all if the folders name none.
@@ -104,7 +104,7 @@ class AudioClassesCorpus(AudioCorpus):
         for file, split in splits.items():
             if split is not None and split not in drawn:
                 self._spans[split].append(Span(file, 0, sizes[file]))
-        # By class: the order of names would put whole classes into one split.
+        # Class by class, because in the order of names whole classes would be one split.
         for name in classes:
             own = [file for file, split in splits.items() if class_of[file] == name and split in drawn]
             if not own:
@@ -120,7 +120,7 @@ class AudioClassesCorpus(AudioCorpus):
     def windows(self, length: int) -> list[Region]:
         """The training clips."""
         if length != self.length:
-            raise InputError("train.length_warmup: clips have the length that they have; leave it empty")
+            raise InputError("train.length_warmup has no meaning for clips, which are read whole; leave it empty")
         return [region for region in self.regions if region.split == "train"]
 
     def example(self, windows: list[Region], sample: Sample) -> Example:  # type: ignore[override]

@@ -99,7 +99,7 @@ def _text(path: str) -> io.StringIO:
 
 
 def has_split_columns(path: str) -> bool:
-    """Is this a list of splits of recordings?"""
+    """Whether a file is a list of splits of recordings."""
     with open(path, encoding="utf-8-sig", errors="replace") as stream:
         return set(_COLUMNS) <= set(stream.readline().rstrip("\r\n").split("\t"))
 

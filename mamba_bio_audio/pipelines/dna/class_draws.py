@@ -1,8 +1,7 @@
-"""Splits drawn by a seed: whole groups of related sequences, and every class in every split where it has the groups for it.
+"""Splits drawn with a seed: groups of related sequences stay whole, and every class with enough groups is in every split.
 
-A plain draw in random order comes first and stands where it is complete, so that the splits of a seed stay what they
-were. Otherwise the draw is stratified: each class gives a group to every split, then each group goes where its classes
-lack most.
+A plain draw in random order is kept if it is complete, so that the splits of a seed stay what they were. Otherwise the draw
+is stratified: each class gives a group to every split, then each group goes where its classes lack most.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.pipelines.draws import for_groups
 
-# Orders to try where groups of several classes stand in each other's way; with one class a group the first one fits.
+# Orders to try where groups contain several classes; where each contains one, the first order works.
 ATTEMPTS = 20
 
 

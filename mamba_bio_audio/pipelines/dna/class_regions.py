@@ -1,7 +1,7 @@
-"""Finds evaluation windows in satellites, or in any other regions of a table.
+"""Finds the evaluation windows that lie in satellites, or in other regions that a table lists.
 
 Satellite arrays and subterminal heterochromatin mark a species trivially in complete assemblies, so accuracy over all
-windows flatters; it is told inside and outside them.
+windows flatters; it is also given inside and outside them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def shares_inside(labelled: Labelled, windows: Sequence[Region], path: str) -> N
     """Share of each window's bases in the regions of a table, (n,).
 
     Args:
-        labelled: what the windows are of.
-        windows: any.
+        labelled: what the windows belong to.
+        windows: whose shares are wanted.
         path: TSV with the header class, record, start0, end; regions may overlap.
     """
     spans: list[Span] = []
@@ -39,7 +39,7 @@ def shares_inside(labelled: Labelled, windows: Sequence[Region], path: str) -> N
         row = dict(zip(header, (field.strip() for field in line.split("\t")), strict=False))
         start, end = row.get("start0", ""), row.get("end", "")
         if not (start.isdecimal() and end.isdecimal() and int(start) < int(end)):
-            raise InputError(f"{path}: line {number:,}: start0 and end must be whole numbers, the first one smaller")
+            raise InputError(f"{path}: line {number:,}: start0 and end must be whole numbers with start0 < end")
         spans.append(Span(f"{row['class']}\t{row['record']}", int(start), int(end)))
     coverage, records = Coverage(spans), {span.record for span in spans}
     shares = np.zeros(len(windows))
@@ -54,6 +54,6 @@ def shares_inside(labelled: Labelled, windows: Sequence[Region], path: str) -> N
         first, _, record = (spans[0].record if spans else "none\tnone").partition("\t")
         raise InputError(
             f"{path}: no window lies on a record of the table (its first is {record!r} of class {first!r}, the data has "
-            f"{bare!r} of {name!r}); classes and records must have the names of the data"
+            f"{bare!r} of {name!r}); use the names of classes and records of the data"
         )
     return shares

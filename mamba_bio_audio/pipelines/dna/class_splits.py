@@ -1,6 +1,6 @@
 """Assigns labelled regions to training, validation and test, without homologous sequence on both sides.
 
-What the data says wins. Otherwise whole groups, or contiguous blocks, are drawn by a seed.
+Splits named in the data take precedence. Otherwise whole groups, or contiguous blocks, are drawn with a seed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mamba_bio_audio.pipelines.split_names import SPLITS, split_meanings
 
 
 def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> None:
-    """Give every region its split; regions may be cut for it.
+    """Assign a split to every region; regions may be cut to do so.
 
     Args:
         labelled: changed in place.
@@ -34,7 +34,7 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
         length: length of a window, which is the guard between blocks of different splits.
 
     Raises:
-        InputError: a homologous group lies in two splits, too much of one split stands in another, or the splits are
+        InputError: a homologous group lies in two splits, one split contains too much of another, or the splits are
             incomplete.
     """
     table = config.groups or prepared_file(config, "groups.tsv")
@@ -58,7 +58,7 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
         lacking = [name for i, name in enumerate(labelled.classes) if i not in present]
         if wanted and lacking:
             raise InputError(
-                f"the {split} split has nothing of class {lacking[0]!r} (splits: {labelled.origin}); "
+                f"the {split} split has no sequence of class {lacking[0]!r} (splits: {labelled.origin}); "
                 + _remedy(labelled, lacking[0])
             )
     if labelled.examples:
@@ -84,13 +84,13 @@ def _remedy(labelled: Labelled, name: str) -> str:
     label = labelled.classes.index(name)
     loci = len({region.locus for region in labelled.regions if region.label == label})
     return (
-        f"every class needs an unrelated example or record for each split, and {name!r} has {loci:,} in all, some perhaps "
-        f"related. Give more, set data.test_fraction=0, name the splits in the data, or choose data.classes"
+        f"every class needs an unrelated example or record for each split, but {name!r} has {loci:,} in all, some "
+        f"perhaps related; provide more, set data.test_fraction=0, name the splits in the data, or choose data.classes"
     )
 
 
 def refuse_duplicates(labelled: Labelled) -> None:
-    """A held-out split may not stand in train by more than a genome's may."""
+    """Refuse held-out splits of which train contains more than is allowed for a genome."""
     for pair in ("train/valid", "train/test"):
         row = labelled.between.get(pair)
         if row is None:
@@ -98,18 +98,18 @@ def refuse_duplicates(labelled: Labelled) -> None:
         split = pair.partition("/")[2]
         if not labelled.examples and row["near"] > LIMIT * row["of"]:
             raise InputError(
-                f"of {row['of']:,} windows that {split} is scored on, {row['near']:,} stand in the training part of their own "
-                f"class by more than half of their {WORD}-mers ({row['example'][0]}; splits: {labelled.origin}): "
-                f"strains or copies. A model would be tested on what it was trained on. Keep related records in one split with "
-                f"data.groups, or accept it with data.shared_bases=allow"
+                f"{row['near']:,} of the {row['of']:,} windows that {split} is scored on share more than half of their "
+                f"{WORD}-mers with the training sequences of their class ({row['example'][0]}; splits: "
+                f"{labelled.origin}), as strains or copies do, so a model would be tested on what it was trained on; keep "
+                f"related records in one split with data.groups, or accept this with data.shared_bases=allow"
             )
         if labelled.examples and row["equal"] + row["near"] > LIMIT * row["of"]:
             raise InputError(
-                f"of {row['of']:,} examples of {split}, {row['equal']:,} stand in train as they are and {row['near']:,} "
-                f"nearly ({row['example'][0]!r} and {row['example'][1]!r}), more than {LIMIT:.0%} (splits: "
-                f"{labelled.origin}). A model would be tested on what it was trained on. Correct the splits, have them "
-                f"drawn with data.split=draw, or accept it with data.shared_bases=allow, which keeps the splits of a published "
-                f"benchmark as they are"
+                f"of {row['of']:,} examples of {split}, {row['equal']:,} are also in train and {row['near']:,} are nearly "
+                f"the same as one there ({row['example'][0]!r} and {row['example'][1]!r}), more than {LIMIT:.0%} (splits: "
+                f"{labelled.origin}), so a model would be tested on what it was trained on; correct the splits, have them "
+                f"drawn with data.split=draw, or accept this with data.shared_bases=allow, which keeps the splits of a "
+                f"published benchmark as they are"
             )
 
 
@@ -122,17 +122,19 @@ def prepared_file(config: DnaClassesConfig, name: str) -> str | None:
 
 
 def _refuse_unused(config: DnaClassesConfig, parts: bool, examples: bool) -> None:
-    """A setting that this source cannot follow must not be passed over in silence."""
+    """Refuse settings that have no meaning for this kind of source."""
     if parts and (config.intervals is not None or config.split in ("intervals", "header", "blocks")):
         what = "data.intervals" if config.intervals is not None else f"data.split={config.split}"
         raise InputError(
-            f"{what} goes with FASTA per class; tables, BED and files called after splits name them themselves, or leave "
-            f"them to data.split=draw"
+            f"{what} requires FASTA files per class; tables, BED and files named after splits name their splits themselves, or "
+            f"set data.split=draw"
         )
     if examples and config.split == "blocks":
-        raise InputError("data.split=blocks cuts records and data.sampling=examples keeps them whole; choose one")
+        raise InputError(
+            "data.split=blocks cuts records, but data.sampling=examples keeps them whole; change one of them"
+        )
     if examples and config.matched:
-        raise InputError("data.matched goes with data.sampling=windows; examples are taken whole")
+        raise InputError("data.matched requires data.sampling=windows (examples are read whole); set it to false")
 
 
 def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, grouped: bool) -> str:
@@ -145,8 +147,8 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, gr
                 pair = next((pair for pair, count in shared.items() if count), None)
                 if pair is not None:
                     raise InputError(
-                        f"{config.intervals}: {shared[pair]:,} bases of class {name!r} are in two splits, {pair}. A model "
-                        f"would be tested on what it was trained on. Correct the intervals, or accept it with "
+                        f"{config.intervals}: {shared[pair]:,} bases of class {name!r} are in two splits, {pair}, so a model "
+                        f"would be tested on what it was trained on; correct the intervals, or accept this with "
                         f"data.shared_bases=allow"
                     )
         labelled.regions = _cut(labelled, intervals, grouped)
@@ -158,7 +160,7 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, gr
             return "split= in the FASTA headers"
         if config.split == "header":
             raise InputError(
-                "data.split=header: no FASTA header names a split; write split=train, valid or test into each"
+                "data.split=header: no FASTA header names a split; add split=train, split=valid or split=test to each"
             )
     if labelled.examples:
         return _split_wholes(labelled, config)
@@ -194,7 +196,7 @@ def _header_splits(labelled: Labelled) -> list[str | None]:
 
 
 def _split_wholes(labelled: Labelled, config: DnaClassesConfig) -> str:
-    """Splits that the data name; what they leave open is drawn by seed, related sequences together."""
+    """Splits that the data name; any that are missing are drawn with a seed, related sequences together."""
     if any(region.split for region in labelled.regions):
         if config.valid_fraction == 0 or any(region.split == "valid" for region in labelled.regions):
             return "the data"
@@ -238,9 +240,9 @@ def _refuse_few_groups(
     for label, groups in sorted(together.items()):
         if len(groups) < splits <= len(apart[label]):
             raise InputError(
-                f"{len(apart[label]):,} different sequences of class {labelled.classes[label]!r} are near-duplicates of each "
-                f"other in {len(groups):,} group{'s' * (len(groups) > 1)}, and {splits} splits need one each. Give more, name "
-                f"the splits in the data, or let near-duplicates be separated with data.shared_bases=allow"
+                f"{len(apart[label]):,} different sequences of class {labelled.classes[label]!r} form only {len(groups):,} "
+                f"group{'s' * (len(groups) > 1)} of near-duplicates, and {splits} splits need one each; provide more, name the "
+                f"splits in the data, or allow near-duplicates to be separated with data.shared_bases=allow"
             )
 
 
@@ -299,13 +301,13 @@ def _read_intervals(path: str, labelled: Labelled) -> list[tuple[int, Interval]]
         words.setdefault(row["split"], where)
         found.append((source, Span(record, start, end), row["split"]))
     if not found:
-        raise InputError(f"{path}: no interval in it")
+        raise InputError(f"{path}: no intervals; expected lines of record, start, end, split")
     meant = split_meanings(words)
     return [(source, Interval(span.record, span.start, span.end, meant[word])) for source, span, word in found]
 
 
 def _class_of_source(labelled: Labelled) -> dict[int, str]:
-    """Sources are in the order of the alphabet, classes in that of data.classes."""
+    """Class of each source; sources are in alphabetical order, classes in that of data.classes."""
     return {region.source: labelled.classes[region.label] for region in labelled.regions}
 
 
@@ -376,7 +378,7 @@ def _read_groups(labelled: Labelled, source: str) -> Callable[[Region], str]:
 
 
 def _refuse_shared(labelled: Labelled) -> None:
-    """A model must not be tested on the homologue of what it was trained on."""
+    """Refuse homologous groups that are in several splits."""
     splits: dict[str, dict[str, Region]] = defaultdict(dict)
     for region in labelled.regions:
         splits[region.locus].setdefault(str(region.split), region)
@@ -384,19 +386,19 @@ def _refuse_shared(labelled: Labelled) -> None:
         if len(found) > 1:
             where = "; ".join(f"{r.record} of {labelled.classes[r.label]} in {split}" for split, r in found.items())
             raise InputError(
-                f"the homologous group {group!r} is in several splits: {where}. A model would be tested on the "
-                f"homologue of what it was trained on; put whole groups into one split"
+                f"the homologous group {group!r} is in several splits: {where}, so a model would be tested on the "
+                f"homologue of what it was trained on; put each group into one split"
             )
 
 
 def _refuse_overlaps(labelled: Labelled, path: str) -> None:
-    """Lines of a BED that share bases must not be in two splits."""
+    """Refuse lines of a BED that share bases and are in two splits."""
     first: dict[str, Region] = {}
     for region in labelled.regions:
         other = first.setdefault(region.locus, region)
         if other.split != region.split:
             raise InputError(
-                f"{path}: the overlapping regions {region.locus} are in two splits, {other.split} and {region.split}. A "
-                f"model would be tested on what it was trained on. Correct the splits, or accept it with "
+                f"{path}: the overlapping regions {region.locus} are in two splits, {other.split} and {region.split}, so a "
+                f"model would be tested on what it was trained on; correct the splits, or accept this with "
                 f"data.shared_bases=allow"
             )

@@ -1,9 +1,9 @@
 """Windows of one length drawn from labelled regions, for training by number and for evaluation once.
 
 Class, uniformly; then a start, uniformly over the class's sequence (contigs "length") or over one of its records drawn
-uniformly ("uniform"). "length" is the default: under "uniform" a short scaffold would be read far more often than a
-chromosome. All windows have one length, because the length of a record alone can tell its species. Sample i depends on
-(seed, stage, i) alone.
+uniformly ("uniform"). "length" is the default, because under "uniform" a short scaffold is read far more often, for its
+length, than a chromosome. All windows have one length, because the length of a record alone can tell its species. Sample i
+depends on (seed, stage, i) alone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class WindowSampler:
             if not own:
                 most = max((len(region) for region in regions if labelled.classes[region.label] == name), default=0)
                 raise InputError(
-                    f"class {name!r} has no training stretch of {length:,} bases, the longest is {most:,} (splits from "
+                    f"class {name!r} has no training stretch of {length:,} bases, the longest is {most:,} (splits: "
                     f"{labelled.origin}); lower train.length, or change the splits"
                 )
         if matched:
@@ -68,7 +68,7 @@ class WindowSampler:
         self._cumulative = [self._weights(own, contigs) for own in self.by_class]
 
     def __len__(self) -> int:
-        """Windows that fit beside each other: what an epoch is counted by."""
+        """Number of windows that fit side by side, which is what an epoch is."""
         return sum(len(region) // self.length for own in self.by_class for region in own)
 
     def _match(self) -> None:
@@ -81,14 +81,14 @@ class WindowSampler:
                 if name in table:
                     raise InputError(
                         f"data.matched: record {name!r} of class {self.labelled.classes[region.label]!r} has several "
-                        f"training stretches; matched windows need whole records of one name"
+                        f"training stretches; matched windows need one record of that name in each class"
                     )
                 table[name] = region
             tables.append(table)
         common = sorted(set.intersection(*(set(table) for table in tables)))
         if not common:
             raise InputError(
-                f"data.matched: no record name that every class has with {self.length:,} bases or more in training"
+                f"data.matched: the classes share no record name with {self.length:,} or more training bases; set it to false"
             )
         self.by_class = [[table[name] for name in common] for table in tables]
 
@@ -113,7 +113,7 @@ class WindowSampler:
             random = Draws.CLASS_WINDOW.random(sample.seed, draw, sample.stage, attempt)
             which, place, within = random.random(3).tolist()
             chosen = label if self.matched else int(which * classes)
-            # In matched windows one class decides where, so that all take the same record.
+            # In matched windows one class decides the place, so that all take the same record.
             cumulative = self._cumulative[0 if self.matched else chosen]
             region = self.by_class[chosen][min(int(np.searchsorted(cumulative, place, "right")), len(cumulative) - 1)]
             start = region.start + int(within * (len(region) - self.length + 1))
@@ -122,7 +122,7 @@ class WindowSampler:
             if self.codec.count_unknown(ids) <= self.max_unknown * self.length:
                 return window, ids
         raise InputError(
-            f"class {self.labelled.classes[chosen]!r}: {ATTEMPTS} windows drawn in a row have more than "
+            f"class {self.labelled.classes[chosen]!r}: {ATTEMPTS} windows in a row have more than "
             f"{self.max_unknown:.0%} bases other than A, C, G, T; raise data.max_unknown, or give intervals without gaps"
         )
 

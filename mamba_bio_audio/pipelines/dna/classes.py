@@ -145,7 +145,7 @@ class DnaClassesCorpus(Corpus):
         own = self._regions(split)
         if not own:
             raise InputError(
-                f"the {split} split is empty (splits: {self.split_source}); give more data, or larger "
+                f"the {split} split is empty (splits: {self.split_source}); provide more data, raise "
                 f"data.valid_fraction and data.test_fraction, or name the splits in the data"
             )
         raise InputError(
@@ -251,7 +251,7 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
         if shared:
             listed = ", ".join(f"{count:,} of {pair}" for pair, count in shared.items())
             what = "sequences" if examples else "windows"
-            rows.append(("in two splits", f"{listed} {what} are {how}: scores on them say nothing"))
+            rows.append(("in two splits", f"{listed} {what} are {how}: scores on them mean nothing"))
     if not examples and described.get("near_sequences") == {}:
         rows.append(("in two splits", f"not compared: train has more than {MAX_TRAIN_BASES:,} bases"))
     if text := conflict_text(described.get("label_conflicts", {}), "all"):
@@ -260,14 +260,14 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def conflict_text(conflicts: Mapping[str, Any], split: str) -> str | None:
-    """`label_conflicts` for people, with the ceiling of a split; None without conflicts there."""
+    """`label_conflicts` for people, with the highest possible accuracy on a split; None without conflicts there."""
     ceiling = conflicts.get("ceiling", {}).get(split)
     if ceiling is None or ceiling == 1:
         return None
     name, label, other, other_label = conflicts["example"]
     count = conflicts["sequences"]
     return (
-        f"{count:,} sequence{'s stand' if count > 1 else ' stands'} under several labels, on one strand or the other, in "
+        f"{count:,} sequence{'s have' if count > 1 else ' has'} several labels, on one strand or the other, in "
         f"{conflicts['regions']:,} examples ({name}: {label}, {other}: {other_label}): accuracy on "
         f"{'all examples' if split == 'all' else split} cannot exceed {100 * ceiling:.2f} %"
     )

@@ -29,7 +29,7 @@ MIN_BLOCK_BASES = 1 << 12
 def region(text: str, genome: Genome) -> Span:
     """The span that a user writes as `record` or `record:start-end`, 1-based with the end included.
 
-    A record that is called just so goes first: names may look like regions.
+    A record of exactly this name takes precedence, because names may look like regions.
     """
     with contextlib.suppress(InputError):
         record = genome.resolve(text)
@@ -47,7 +47,7 @@ def region(text: str, genome: Genome) -> Span:
 
 
 def chosen_spans(genome: Genome, contigs: str | Sequence[str]) -> list[Span]:
-    """What `data.contigs` lets in: `primary` or `all` records, or names and regions; spans apart from each other."""
+    """The disjoint spans that `data.contigs` selects: `primary` or `all` records, or names and regions."""
     if contigs == "all":
         return [Span(record, 0, length) for record, length in genome.records.items()]
     if contigs == "primary":
@@ -75,11 +75,11 @@ def without_records(
     Args:
         genome: genome of the spans.
         spans: of `chosen_spans`.
-        exclude: names of records, or regular expressions that match whole names; a record's literal name goes first.
-        min_length: records of fewer bases go.
+        exclude: names of records, or regular expressions that match whole names; a literal name takes precedence.
+        min_length: shorter records are left out.
 
     Raises:
-        InputError: an expression is none or matches nothing, or no record is left.
+        InputError: an expression is invalid or matches nothing, or no record is left.
     """
     named: set[str] = set()
     records = dict.fromkeys(span.record for span in spans)
@@ -267,15 +267,15 @@ def _split_file(
         known += (lengths - genome.count_unknown(record, edges[:-1], edges[1:])).tolist()
         blocks += [(record, start, end) for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
     order = for_blocks(seed, identity.digest()).permutation(len(blocks)).tolist()
-    # A block with hardly a known base would make an empty test; training skips it by itself.
+    # A block with hardly any known base would make an empty test split; training skips such blocks anyway.
     usable = [at for at in order if 2 * known[at] >= blocks[at][2] - blocks[at][1] and known[at] > 1]
     chosen = dict.fromkeys(range(len(blocks)), "train")
     quota = {split: fraction * sum(known) for split, fraction in wanted.items() if fraction > 0}
     if len(usable) > len(quota):
         for split, bases in quota.items():
             taken = 0
-            # Half a block of excess is as good as half a block too little; the first is always taken, one
-            # stays to train on.
+            # Half a block too much is as good as half a block too little. The first block is always taken, and
+            # one is left to train on.
             while len(usable) > 1 and (not taken or taken + known[usable[0]] / 2 <= bases):
                 chosen[usable[0]] = split
                 taken += known[usable.pop(0)]

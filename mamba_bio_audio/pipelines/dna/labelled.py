@@ -43,7 +43,7 @@ from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.spans import Region, Span, merge
 from mamba_bio_audio.pipelines.split_names import is_split_word, refuse_split_names
 
-# Genomes up to this size are held in memory, one byte a base; larger ones are read window by window.
+# Genomes up to this size are held in memory, one byte per base; larger ones are read window by window.
 MEMORY_BASES = 1 << 30
 
 
@@ -94,14 +94,14 @@ class Labelled:
 
 
 def open_labelled(config: DnaClassesConfig, progress: Progress | None = None) -> Labelled:
-    """Find out what kind of source `data.path` is, and read it.
+    """Detect what kind of source `data.path` is, and read it.
 
     Args:
         config: what to read.
         progress: called with (what, done, in all), for example ("reading t.tsv, rows", 4096, None).
 
     Raises:
-        InputError: nothing usable there; the message names file, line and remedy.
+        InputError: there is nothing usable; the message names file, line and remedy.
     """
     path = config.path
     if not path:
@@ -112,7 +112,7 @@ def open_labelled(config: DnaClassesConfig, progress: Progress | None = None) ->
     use_splits = config.split != "draw"
     if config.labels is not None:
         if isinstance(path, Mapping):
-            raise InputError("data.labels goes with one FASTA in data.path, not with a mapping of classes")
+            raise InputError("data.labels requires one FASTA in data.path, not a mapping of classes")
         labelled = _from_bed(config.labels, Genome(path, progress=progress), use_splits)
     else:
         rows = None if isinstance(path, Mapping) else _rows(path, config.files, progress)
@@ -128,7 +128,7 @@ def open_labelled(config: DnaClassesConfig, progress: Progress | None = None) ->
 
 
 def leave_out_unknown(labelled: Labelled, max_unknown: float) -> None:
-    """Take examples with a larger share of bases other than A, C, G, T out, as windows with more are not drawn.
+    """Leave out examples with too many bases other than A, C, G, T, as windows with too many are not drawn.
 
     Raises:
         InputError: a class has no other example.
@@ -163,7 +163,7 @@ def _choose_classes(labelled: Labelled, wanted: list[str] | None) -> Labelled:
         labelled = replace(labelled, classes=tuple(wanted), regions=kept)
     if len(labelled.classes) < 2:
         raise InputError(
-            f"data.path: one class only, {_some(labelled.classes)}; a classifier needs two or more. "
+            f"data.path: only one class, {_some(labelled.classes)}, but a classifier needs two or more. "
             f"Accepted: a table, a FASTA file or a folder per class, or {LAYOUT}"
         )
     return labelled
@@ -183,7 +183,7 @@ def _rows(path: str | list[str], pattern: str, progress: Progress | None) -> tup
     tables = [one for one in given if is_table_name(one.name)]
     if len(given) > 1 and tables:
         raise InputError(
-            f"data.path: {tables[0]}: several tables must be one split each, called train, dev or test; rename them, or "
+            f"data.path: {tables[0]}: several tables must be named train, dev and test, one for each split; rename them, or "
             f"give one table with a column split"
         )
     if tables:
@@ -214,12 +214,12 @@ def _split_files(folder: Path, pattern: str) -> list[Path] | None:
     others = [file for file in alike if file not in called and not file.name.lower().endswith((".txt", ".txt.gz"))]
     if called and others:
         raise InputError(
-            f"{folder}: {called[0].name} is called after a split and {others[0].name} is not; move one of them out of the "
-            f"folder, or choose with data.files"
+            f"{folder}: {called[0].name} is named after a split but {others[0].name} is not; move one of them out of the "
+            f"folder, or select files with data.files"
         )
     if others and tables and not any(is_fasta_name(file.name) for file in files):
         raise InputError(
-            f"{folder}: no FASTA in it; give the table itself, data.path={others[0]}, or call tables train.tsv, dev.tsv, "
+            f"{folder}: no FASTA in it; give the table itself, data.path={others[0]}, or name tables train.tsv, dev.tsv, "
             f"test.tsv"
         )
     return called or None
@@ -248,7 +248,9 @@ def _sorted_classes(labels: Iterable[str], where: str) -> tuple[str, ...]:
     """Class names of a column; splits in the place of labels are refused."""
     classes = tuple(sorted(set(labels)))
     if classes and all(is_split_word(name) for name in classes):
-        raise InputError(f"{where}: the labels are {_some(classes)}, which are splits; give every sequence its class")
+        raise InputError(
+            f"{where}: the labels are {_some(classes)}, which are names of splits; label every sequence with its class"
+        )
     return classes
 
 
@@ -306,7 +308,7 @@ def _from_bed(path: str, genome: Genome, use_splits: bool) -> Labelled:
         rows.append((fields[3], record, start, end))
         said.append((where, {"split": fields[4]} if len(fields) == 5 else {}))
     if not rows:
-        raise InputError(f"{path}: no region in it; expected lines of record, start, end, label")
+        raise InputError(f"{path}: no regions; expected lines of record, start, end, label")
     splits = splits_of(said, "regions") if use_splits else [None] * len(rows)
     classes = _sorted_classes((label for label, *_ in rows), path)
     numbers = {name: i for i, name in enumerate(classes)}
@@ -346,13 +348,13 @@ def _sources(
     labelled = next((file for file, word in words.items() if word and has_header_labels(Path(file))), None)
     if labelled is not None:
         raise InputError(
-            f"data.path: {labelled} has its classes in its headers (>name|label), so that the folders are data sets, not "
+            f"data.path: {labelled} names its classes in its headers (>name|label), so the folders are data sets, not "
             f"classes; give one of them, data.path={os.path.dirname(labelled)}"
         )
     silent = next((file for file, word in words.items() if word is None), None)
     if silent is not None:
         named = next(file for file, word in words.items() if word)
-        raise InputError(f"data.path: {named} is called after a split and {silent} is not. {remedy}")
+        raise InputError(f"data.path: {named} is named after a split but {silent} is not. {remedy}")
     return [
         (name, word, [file for file in files if words[file] == word])
         for name, files in sorted(by_class.items())
@@ -363,7 +365,7 @@ def _sources(
 def _class_files(
     path: str | list[str] | Mapping[str, str | list[str]], pattern: str, wanted: list[str] | None
 ) -> dict[str, list[str]]:
-    """FASTA files of each class; folders of classes that nobody wants are not looked into."""
+    """FASTA files of each class; folders of classes that are not wanted are not looked into."""
 
     def below(folder: str) -> list[str]:
         found = find_fasta_files(folder)
@@ -387,7 +389,7 @@ def _class_files(
             loose = sorted(file.name for file in folder.iterdir() if file.is_file() and is_fasta_name(file.name))
             if loose:
                 raise InputError(
-                    f"{folder}: {loose[0]} lies beside the folders of the classes and would belong to none; move it into "
+                    f"{folder}: {loose[0]} lies beside the folders of the classes and belongs to none; move it into "
                     f"one, or name the classes: data.path={{a: ..., b: ...}}"
                 )
             used = [child for child in children if (child.name in wanted if wanted else any(child.iterdir()))]
@@ -397,7 +399,7 @@ def _class_files(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(
-            f"data.path: two files would be class {twice!r}; name the classes: data.path={{a: ..., b: ...}}"
+            f"data.path: two files would be the class {twice!r}; name the classes: data.path={{a: ..., b: ...}}"
         )
     return {name: [file] for name, file in zip(names, files, strict=True)}
 

@@ -59,9 +59,9 @@ def target_blocks(spans: Sequence[Span], genome: Genome, *, size: int, context: 
     if not blocks:
         raise InputError(
             f"no block of {size:,} bases of the split has {context:,} bases before it in its record; the longest "
-            f"possible context is {longest:,}"
+            f"possible context is {longest:,}; give shorter contexts"
             if longest
-            else f"the split has no stretch of {size:,} bases, a quarter of the shortest context; give a shorter one too"
+            else f"the split has no stretch of {size:,} bases, a quarter of the shortest context; add a shorter one"
         )
     return [blocks[i] for i in evenly_spaced(len(blocks), count)]
 

@@ -1,4 +1,4 @@
-"""A positive control for classification: real sequence with a repeat family of its own planted in every class.
+"""A positive control for classification: real sequence in which every class has a repeat family planted of its own.
 
     copies in a record ~ Poisson(length / spacing);   each copy: the family's consensus, each base exchanged with p
 
@@ -63,13 +63,13 @@ def ceiling(length: int, *, classes: int = 4, spacing: float = 20_000) -> float:
 
 
 def ceiling_of_windows(predictions: str, copies: Path, *, at_least: int = 1) -> dict[str, Any]:
-    """What the copies in these very windows allow, beside what was reached: few loci stray from the formula.
+    """Highest accuracy that the copies in these very windows allow, beside what was reached; few loci stray from the formula.
 
     Args:
         predictions: text of the TSV that `mba evaluate` writes: class, record, start0, end, predicted, p_<class> each.
         copies: `copies.tsv` of the control.
-        at_least: bases of a copy that must lie in a window to count; with 1 the ceiling is one that cannot be passed but
-            by luck, with more it is nearer to what can be recognised.
+        at_least: bases of a copy that must lie in a window to count; with 1 the ceiling can be passed only by luck;
+            with more it is nearer to what can be recognised.
 
     Returns:
         `windows`, `with_copy` (share), `ceiling`, and the accuracy `accuracy_with_copy`, `accuracy_without`.
@@ -79,7 +79,7 @@ def ceiling_of_windows(predictions: str, copies: Path, *, at_least: int = 1) -> 
         places.setdefault((row["class"], row["record"]), []).append((int(row["start0"]), int(row["end"])))
     rows = list(csv.DictReader(io.StringIO(predictions), delimiter="\t"))
     if not rows:
-        raise InputError("no prediction; give the table that mba evaluate writes")
+        raise InputError("no predictions; give the table that mba evaluate writes")
     inside, right = [], []
     for row in rows:
         start, end = int(row["start0"]), int(row["end"])

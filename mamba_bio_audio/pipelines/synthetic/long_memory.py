@@ -1,4 +1,4 @@
-"""Two tasks that only a memory of the whole window solves, at any length, with fresh data for every batch.
+"""Two tasks that need a memory of the whole window, at any length, with fresh data for every batch.
 
     needle:  .. marker of the class ..   random bases                                      -> class at the last position
     copy:    N X   random bases   N X    -> each base of the second X, which is drawn anew for every row
@@ -43,7 +43,7 @@ class NeedleTask:
         without: the filler holds nowhere this many bases in a row of any marker; 0 lets chance decide. To tell false hits from
             forgetting.
         dense: the class is the target of every position from the marker's last base on, so that one window trains every
-            distance that fits in it. For training: one label a window is too little to go by.
+            distance that fits in it. For training: one label per window is too weak a signal.
     """
 
     classes: int = 4
@@ -65,7 +65,9 @@ class NeedleTask:
         marker's last base on. Others are not scored.
         """
         if length < self.marker_bases:
-            raise InputError(f"a window of {length} bases holds no marker of {self.marker_bases}")
+            raise InputError(
+                f"a window of {length} bases is too short for a marker of {self.marker_bases}; give a longer one"
+            )
         markers = self.markers()
         tokens = np.empty((rows, length), np.int64)
         targets = np.full((rows, length), IGNORED, np.int64)
@@ -114,7 +116,7 @@ class NeedleTask:
         hits = np.unique((view(markers, size, axis=1) - _A) @ powers)
         if len(hits) > 4**size // 2:
             raise InputError(
-                f"too few words of {size} bases are in no marker to fill a window with; ask for more bases"
+                f"almost every word of {size} bases is in some marker, so no filler is left; raise `without`"
             )
         while len(found := np.flatnonzero(np.isin((view(filler, size) - _A) @ powers, hits))):
             filler[found + random.integers(0, size, len(found))] = _bases(random, len(found))
@@ -131,7 +133,9 @@ class CopyTask:
         """Tokens and targets (rows, length); scored are the bases of the second X."""
         size = self.copied_bases
         if length < 2 * size + 1:
-            raise InputError(f"a window of {length} positions is too short for two copies of {size} bases")
+            raise InputError(
+                f"a window of {length} positions is too short for two copies of {size} bases; give a longer one"
+            )
         tokens = np.empty((rows, length), np.int64)
         targets = np.full((rows, length), IGNORED, np.int64)
         for row in range(rows):

@@ -1,6 +1,6 @@
 """Synthetic melodies: plucked tones of a pentatonic scale, for demonstrations and tests of the audio path.
 
-They are labelled synthetic wherever they go: a model that has learnt them has learnt a toy, not music.
+Their names say that they are synthetic: a model that has learnt them has learnt a toy, not music.
 """
 
 from __future__ import annotations

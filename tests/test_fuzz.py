@@ -787,7 +787,7 @@ def test_labelled_tables(cache: Path, inputs: int) -> None:
         try:
             labelled = open_labelled(DnaClassesConfig(path=str(path)))
         except InputError as error:
-            named(error, str(path), "data.path: one class only")
+            named(error, str(path), "data.path: only one class")
             return
         found = [(labelled.classes[r.label], codec.decode(labelled.fetch(r)), r.split) for r in labelled.regions]
         if b'"' in unpacked(data).replace(b'""', b"").replace(b'\t"', b"\t").replace(b'"\t', b"\t"):
@@ -835,7 +835,7 @@ def test_labelled_headers(cache: Path, inputs: int) -> None:
         try:
             labelled = open_labelled(DnaClassesConfig(path=str(path)))
         except InputError as error:
-            named(error, str(path), "data.path: one class only")
+            named(error, str(path), "data.path: only one class")
             return
         splits = {None: None, "train": "train", "dev": "valid", "test": "test"}
         for region, ((name, label, tag), text) in zip(labelled.regions, records, strict=True):
@@ -1030,7 +1030,7 @@ def test_labelled_bed(cache: Path, inputs: int) -> None:
         try:
             labelled = open_labelled(DnaClassesConfig(path=str(cache / "g.fa"), labels=str(path)))
         except InputError as error:
-            named(error, str(path), "data.path: one class only")
+            named(error, str(path), "data.path: only one class")
             return
         expected = []
         for line in lines:

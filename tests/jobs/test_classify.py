@@ -271,7 +271,7 @@ def test_sequences_under_two_labels_bound_the_accuracy(folder, tmp_path, capsys)
     (tmp_path / "t.tsv").write_text(table)
     settings = ["--set", f"data.path={tmp_path / 't.tsv'}", "--device", "cpu", "--out", tmp_path / "run"]
     assert mba_command("classify", folder / "r.yaml", *settings, "--dry-run") == 0
-    said = "1 sequence stands under several labels, on one strand or the other, in 2 examples (line 12: a, line 42: b)"
+    said = "1 sequence has several labels, on one strand or the other, in 2 examples (line 12: a, line 42: b)"
     assert f"{said}: accuracy on all examples cannot exceed 97.56 %" in capsys.readouterr().out
     assert mba_command("classify", folder / "r.yaml", *settings, "--set", "train.steps=1") == 0
     assert f"{said}: accuracy on all examples cannot exceed 97.56 %" in capsys.readouterr().err

@@ -180,7 +180,7 @@ def test_windows_of_strains_stand_in_train(write_fasta, random_dna) -> None:
     """Blocks of their genomes in different splits are the same sequence all the same."""
     found = [write_fasta(f"{name}.fa", strains(random_dna, seed)) for seed, name in enumerate("xy")]
     with pytest.raises(
-        InputError, match=r"of \d+ windows that valid is scored on, \d+ stand in the .* own class .*=allow"
+        InputError, match=r"\d+ of the \d+ windows that valid is scored on share .* their class .*=allow"
     ):
         module(found, split="blocks", block_bases=400).setup()
     data = module(found, split="blocks", block_bases=400, shared_bases="allow")
@@ -287,7 +287,7 @@ def test_a_prepared_folder_brings_its_groups_and_regions(write_fasta, random_dna
     assert masks["inside regions"].any()
     (tmp_path / "other.tsv").write_text("class\trecord\tstart0\tend\nhuman\tNC_000001.11\t0\t300\n")
     data = module(str(folder), regions=str(tmp_path / "other.tsv"))
-    with pytest.raises(InputError, match="must have the names of the data"):  # noqa: PT012
+    with pytest.raises(InputError, match="use the names of classes and records of the data"):  # noqa: PT012
         data.setup()
         data.corpus.strata("test")
     (folder / "groups.tsv").write_text(groups.replace("x\tchr3\t3", "x\tchr3\t1"))
@@ -342,9 +342,7 @@ def test_one_sequence_under_two_labels(tmp_path: Path, random_dna) -> None:
     # Of sequence 0 one of two, of 1 two of three, of 17 one of two can be right.
     assert found["ceiling"] == {"all": 21 / 24, "train": 17 / 19, "valid": None, "test": 4 / 5}
     (text,) = [value for name, value in summary_rows(data.summary()) if name == "two labels"]
-    assert text.startswith(
-        "3 sequences stand under several labels, on one strand or the other, in 7 examples (line 2: a, "
-    )
+    assert text.startswith("3 sequences have several labels, on one strand or the other, in 7 examples (line 2: a, ")
     assert text.endswith("accuracy on all examples cannot exceed 87.50 %")
 
 

@@ -55,7 +55,7 @@ def test_compressed_table_without_splits(tmp_path: Path) -> None:
         ("sequence\tlabel\tlabel\nACGT\ta\tb\n", "line 1: two columns are called 'label'"),
         ("sequence\tlabel\nACGT\t\n", "line 2: no label"),
         ("sequence\tlabel\tid\nA\ta\tx\nA\tb\tx\n", "the id 'x' is already used"),
-        ("sequence\tlabel\nACGT\ta\n", "one class only"),
+        ("sequence\tlabel\nACGT\ta\n", "only one class"),
         ("sequence\tlabel\nACGT\ta\nACGT\tb\x00\n", r"line 3: contains the control character U\+0000"),
         ("", "empty"),
     ],
@@ -126,7 +126,7 @@ def test_fasta_files_and_mapping(write_fasta, tmp_path: Path) -> None:
         ("second", None, "GGGG"),
         ("second", None, "ACGT"),
     ]
-    with pytest.raises(InputError, match="two files would be class 'y'"):
+    with pytest.raises(InputError, match="two files would be the class 'y'"):
         read([y, z])
 
 
@@ -177,7 +177,7 @@ def test_a_table_per_split(tmp_path: Path) -> None:
     # One table by itself is a whole data set, whatever it is called.
     assert rows(read(files[2])) == [("0", None, "ACGT"), ("1", None, "GGNA")]
     write(tmp_path / "d/more.tsv", "sequence\tlabel\nCC\t0\n")
-    with pytest.raises(InputError, match=r"dev.tsv.gz is called after a split and more.tsv is not"):
+    with pytest.raises(InputError, match=r"dev.tsv.gz is named after a split but more.tsv is not"):
         read(str(tmp_path / "d"))
     assert rows(read(str(tmp_path / "d"), files="t*.tsv"))[0] == ("1", "test", "TTTT")
     (tmp_path / "d/more.tsv").unlink()
@@ -207,7 +207,7 @@ def test_nucleotide_transformer_folder(write_fasta, tmp_path: Path) -> None:
     write(tmp_path / "tasks/b/train.fna", ">a|0\nACGT\n>b|1\nACGT\n>c|1\nACGT\n")
     write(tmp_path / "tasks/c/train.fna", ">a|0\nACGT\n>b|1\nACGT\n>c|1\nACGT\n")
     with pytest.raises(
-        InputError, match=r"b/train.fna has its classes in its headers .* give one of them, data.path=.*/b"
+        InputError, match=r"b/train.fna names its classes in its headers .* give one of them, data.path=.*/b"
     ):
         read(str(tmp_path / "tasks"))
     write_fasta("plain/train.fa", {"r": "ACGT"})
@@ -234,14 +234,14 @@ def test_folders_of_splits_with_fasta_per_class(write_fasta, tmp_path: Path) -> 
         assert len({file.name for file in labelled.files}) == 6
         assert len({region.locus for region in labelled.regions}) == 6
     write_fasta("two/mouse/more.fa", {"r": "ACGT"})
-    with pytest.raises(InputError, match=r"human/dev.fa is called after a split and .*mouse/more.fa is not"):
+    with pytest.raises(InputError, match=r"human/dev.fa is named after a split but .*mouse/more.fa is not"):
         read(str(tmp_path / "two"))
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("train.fa", "human.fa"), "train.fa is called after a split and human.fa is not"),
+        (("train.fa", "human.fa"), "train.fa is named after a split but human.fa is not"),
         (("train/x.fa", "human/x.fa"), "'train' is the name of a split, not of a class"),
         (("human_train.fa", "human_test.fa"), "'human_test' and 'human_train' are one class in two splits"),
         (("test-mouse/x.fa", "valid-mouse/x.fa"), "'test-mouse' and 'valid-mouse' are one class in two splits"),
@@ -259,7 +259,7 @@ def test_split_names_as_keys_and_labels(write_fasta, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'Test' is the name of a split, not of a class"):
         read({"Test": fasta, "Train": fasta})
     bed = write(tmp_path / "x.bed", "r\t0\t4\ttrain\nr\t4\t8\tval\n")
-    with pytest.raises(InputError, match="the labels are train, val, which are splits"):
+    with pytest.raises(InputError, match="the labels are train, val, which are names of splits"):
         read(fasta, labels=str(bed))
     # A label that is a word for a split among others is a label.
     write(tmp_path / "t.tsv", "sequence\tlabel\nA\ttrain\nC\tboat\n")

@@ -31,7 +31,7 @@ def test_every_block_has_its_context(genome) -> None:
 def test_a_context_longer_than_any_record_is_refused(genome) -> None:
     with pytest.raises(InputError, match=r"500 bases before it.*possible context is 490"):
         target_blocks([Span("a", 100, 500)], genome, size=10, context=500, count=9)
-    with pytest.raises(InputError, match="no stretch of 100 bases, a quarter of the shortest context; give a shorter"):
+    with pytest.raises(InputError, match="no stretch of 100 bases, a quarter of the shortest context; add a shorter"):
         target_blocks([Span("b", 0, 90)], genome, size=100, context=1, count=9)
 
 

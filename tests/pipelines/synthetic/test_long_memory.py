@@ -100,5 +100,5 @@ def test_filler_without_any_piece_of_a_marker():
         view = np.lib.stride_tricks.sliding_window_view(row, 6)
         # The marker's own 59, and at its edges by chance.
         assert 59 <= np.isin(view @ 4 ** np.arange(6), words).sum() <= 63
-    with pytest.raises(InputError, match="more bases"):
+    with pytest.raises(InputError, match="raise `without`"):
         NeedleTask(without=3, classes=20).batch(0, 1, 100)

@@ -157,6 +157,6 @@ def test_some_folders_without_a_split(folder) -> None:
     data = moved(folder, "{split}/{digit}")
     (data / "test" / "zero").rename(data / "zero")
     with pytest.raises(
-        InputError, match=r"18 of 20 recordings name a split .* and 2 do not \(.*moved/zero/zero_8.wav\)"
+        InputError, match=r"18 of 20 recordings name a split .* but 2 do not \(.*moved/zero/zero_8.wav\)"
     ):
         module(data).setup()

@@ -180,7 +180,7 @@ class Steps(L.Callback):
                 torch.cuda.set_rng_state(restored["random"]["cuda"], module.device)
         except (KeyError, RuntimeError, TypeError) as error:
             raise InputError(
-                f"{self._path('last')}: its random states cannot be used ({error}); start afresh with --force"
+                f"{self._path('last')}: its random states cannot be used ({error}); start again with --force"
             ) from None
 
     def _random_states(self) -> dict[str, torch.Tensor]:

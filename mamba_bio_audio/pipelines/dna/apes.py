@@ -204,7 +204,7 @@ def _fetch(assembly: Assembly, folder: Path, url: str | None, reporter: Reporter
         # Mirrors often lack the list; then only gzip's own checksums are checked, and the SHA-256 is recorded.
         if url is None:
             raise
-        reporter.note(f"{assembly.species}: no md5checksums.txt at this address; hashes are recorded, not checked")
+        reporter.note(f"{assembly.species}: no md5checksums.txt at this address; hashes are recorded but not checked")
     done, origin = {}, []
     for suffix in ("_assembly_report.txt", "_genomic.fna.gz"):
         name = f"{assembly.stem}{suffix}"
@@ -325,8 +325,8 @@ def _convert(
                 length = expected[chromosome].length if expected else None
                 if length not in (None, row["bases"]):
                     raise InputError(
-                        f"{path}: record {record.name!r} has {row['bases']:,} bases, the report {length:,}; the files are "
-                        "of different assemblies, or truncated; download them again"
+                        f"{path}: record {record.name!r} has {row['bases']:,} bases, but {length:,} in the report; the files "
+                        "are of different assemblies, or truncated; download them again"
                     )
                 if chromosome in chromosomes:
                     raise InputError(

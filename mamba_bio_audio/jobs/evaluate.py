@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import datetime
-import io
 import json
 import math
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import locked, unfinished, write_json, write_text
+from mamba_bio_audio.files import unfinished, write_json
 from mamba_bio_audio.jobs.common import counters, resolve_device
 from mamba_bio_audio.jobs.contract import Cli, Device, Options, Overrides, RunFolder, Which
 from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
-from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, Kept, LikelihoodResult
+from mamba_bio_audio.jobs.evaluate_kept import keep, keep_classes, keep_context
+from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, LikelihoodResult
 from mamba_bio_audio.pipelines.contract import Domain, Progress
 from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.pipelines.scores import Digits, Measured, Scored, Scores
 from mamba_bio_audio.signals import Interrupted
-from mamba_bio_audio.text import cell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +33,6 @@ if TYPE_CHECKING:
 
 COMMAND = "evaluate"
 PANEL = "Measure"
-K = TypeVar("K", bound=Kept)
 # Seed of the generated digits and of their scores, and resamples of the bootstrap of these.
 SEED, RESAMPLES = 0, 100
 
@@ -114,15 +109,16 @@ def run(options: EvaluateOptions) -> LikelihoodResult | ClassesResult | ContextR
         if options.metrics == "sc09":
             return _evaluate_digits(options, progress)
         if options.context is not None:
-            return _keep_context(options, _evaluate_context(options, progress))
+            found = keep_context(options.out or options.run, _evaluate_context(options, progress))
+            return found.model_copy(update={"written": ()}) if options.quiet else found
         result = evaluate(options, progress)
     # A run keeps what its own best weights reach on its own data, at the length that it was trained at.
     own = not options.overrides and options.length is None and options.max_bases is None and options.which == "best"
     own = own and (options.run / "config.yaml").exists()
     if isinstance(result, ClassesResult):
-        return _keep_classes(options.run, result) if own else result
+        return keep_classes(options.run, result) if own else result
     if own and options.baselines:
-        result = _keep(
+        result = keep(
             options.run, result, lambda: write_json(options.run / f"evaluate-{options.split}.json", result.to_json())
         )
     if result.model.nats is None or not math.isfinite(result.model.nats):
@@ -398,7 +394,7 @@ def _evaluate_digits(options: EvaluateOptions, progress: Progress) -> DigitsResu
         picture = options.run / "sc09" / "first-samples.png"
         spectrograms([("a test clip", clips.clips["test"][0]), *first], RATE_HZ, picture)
 
-    return _keep(options.run, result, write)
+    return keep(options.run, result, write)
 
 
 def _prepare_judge(options: EvaluateOptions, progress: Progress) -> JudgeResult:
@@ -471,68 +467,3 @@ def _generated(opened: Opened, count: int, progress: Progress) -> tuple[NDArray[
             f"{file}: missing or damaged ({error}); delete the folder {out}, and its clips are made again"
         ) from None
     return np.stack(clips), log_likelihood
-
-
-def _keep(folder: Path, result: K, write: Callable[[], None]) -> K:
-    """Write into a folder while nobody else does; where somebody does, the result is shown and says that it is not kept."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder))
-        except InputError as error:
-            return result.model_copy(update={"not_kept": f"not written to {folder}: {error}"})
-        write()
-    return result
-
-
-def _keep_classes(run: Path, result: ClassesResult) -> ClassesResult:
-    """Into the run folder: JSON, picture, predictions. Evaluations of a split are counted, the returned one included."""
-    from mamba_bio_audio.evaluation.figures import confusion_picture
-
-    path, picture = run / f"evaluate-{result.split}.json", run / f"confusion-{result.split}.png"
-    kept = result
-
-    def write() -> None:
-        nonlocal kept
-        before: list[str] = []
-        if path.exists():
-            try:
-                before = list(json.loads(path.read_text(encoding="utf-8")).get("evaluations", []))
-            except (ValueError, AttributeError):
-                raise InputError(f"{path}: damaged; delete it to evaluate again") from None
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        kept = result.model_copy(update={"evaluations": (*before, now), "pictures": (picture.name,)})
-        write_json(path, kept.to_json())
-        write_text(run / f"predictions-{result.split}.tsv", result.predictions)
-        confusion_picture(result.model.model_dump(), picture)
-
-    refused = _keep(run, result, write)
-    return refused if refused.not_kept else kept
-
-
-def _keep_context(options: EvaluateOptions, result: ContextResult) -> ContextResult:
-    """`evaluate-context-<split>` as JSON, CSV (strata, positions) and PNG."""
-    from mamba_bio_audio.evaluation.figures import context_curves
-
-    folder, stem = options.out or options.run, f"evaluate-context-{result.split}"
-    paths = tuple(folder / f"{stem}{suffix}" for suffix in (".json", ".csv", "-position.csv", ".png"))
-
-    def write() -> None:
-        found = result.to_json()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(paths[0], found | {"pictures": [paths[3].name]})
-        write_text(paths[1], _csv(found["matched"]))
-        write_text(paths[2], _csv(found["by_position"]))
-        context_curves(found, paths[3])
-
-    kept = _keep(folder, result, write)
-    return kept if kept.not_kept or options.quiet else kept.model_copy(update={"written": paths})
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {key: cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows
-    )
-    return text.getvalue()

@@ -1,0 +1,84 @@
+"""What `mba evaluate` leaves in a run, or in the folder of --out."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import locked, write_json, write_text
+from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, Kept
+from mamba_bio_audio.text import cell
+
+K = TypeVar("K", bound=Kept)
+
+
+def keep(folder: Path, result: K, write: Callable[[], None]) -> K:
+    """Write into a folder while nobody else does; where somebody does, the result is shown and says that it is not kept."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except InputError as error:
+            return result.model_copy(update={"not_kept": f"not written to {folder}: {error}"})
+        write()
+    return result
+
+
+def keep_classes(run: Path, result: ClassesResult) -> ClassesResult:
+    """Into the run folder: JSON, picture, predictions. Evaluations of a split are counted, the returned one included."""
+    from mamba_bio_audio.evaluation.figures import confusion_picture
+
+    path, picture = run / f"evaluate-{result.split}.json", run / f"confusion-{result.split}.png"
+    kept = result
+
+    def write() -> None:
+        nonlocal kept
+        before: list[str] = []
+        if path.exists():
+            try:
+                before = list(json.loads(path.read_text(encoding="utf-8")).get("evaluations", []))
+            except (ValueError, AttributeError):
+                raise InputError(f"{path}: damaged; delete it to evaluate again") from None
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        kept = result.model_copy(update={"evaluations": (*before, now), "pictures": (picture.name,)})
+        write_json(path, kept.to_json())
+        write_text(run / f"predictions-{result.split}.tsv", result.predictions)
+        confusion_picture(result.model.model_dump(), picture)
+
+    refused = keep(run, result, write)
+    return refused if refused.not_kept else kept
+
+
+def keep_context(folder: Path, result: ContextResult) -> ContextResult:
+    """`evaluate-context-<split>` as JSON, CSV (strata, positions) and PNG."""
+    from mamba_bio_audio.evaluation.figures import context_curves
+
+    stem = f"evaluate-context-{result.split}"
+    paths = tuple(folder / f"{stem}{suffix}" for suffix in (".json", ".csv", "-position.csv", ".png"))
+
+    def write() -> None:
+        found = result.to_json()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(paths[0], found | {"pictures": [paths[3].name]})
+        write_text(paths[1], _csv(found["matched"]))
+        write_text(paths[2], _csv(found["by_position"]))
+        context_curves(found, paths[3])
+
+    kept = keep(folder, result, write)
+    return kept if kept.not_kept else kept.model_copy(update={"written": paths})
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: cell(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows
+    )
+    return text.getvalue()

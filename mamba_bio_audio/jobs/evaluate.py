@@ -109,7 +109,7 @@ def run(options: EvaluateOptions) -> LikelihoodResult | ClassesResult | ContextR
         if options.metrics == "sc09":
             return _evaluate_digits(options, progress)
         if options.context is not None:
-            found = keep_context(options.out or options.run, _evaluate_context(options, progress))
+            found = keep_context(options.run, options.out, _evaluate_context(options, progress))
             return found.model_copy(update={"written": ()}) if options.quiet else found
         result = evaluate(options, progress)
     # A run keeps what its own best weights reach on its own data, at the length that it was trained at.

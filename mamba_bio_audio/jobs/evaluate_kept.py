@@ -19,12 +19,18 @@ from mamba_bio_audio.text import cell
 K = TypeVar("K", bound=Kept)
 
 
-def keep(folder: Path, result: K, write: Callable[[], None]) -> K:
-    """Write into a folder while nobody else does; where somebody does, the result is shown and says that it is not kept."""
+def keep(folder: Path, result: K, write: Callable[[], None], *, must: bool = False) -> K:
+    """Write into a folder while nobody else does.
+
+    Where another process writes to it, the result is returned all the same and says that it was not kept; with `must`,
+    for a folder that was asked for, that is an error.
+    """
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(folder))
         except InputError as error:
+            if must:
+                raise
             return result.model_copy(update={"not_kept": f"not written to {folder}: {error}"})
         write()
     return result
@@ -55,11 +61,11 @@ def keep_classes(run: Path, result: ClassesResult) -> ClassesResult:
     return refused if refused.not_kept else kept
 
 
-def keep_context(folder: Path, result: ContextResult) -> ContextResult:
+def keep_context(run: Path, out: Path | None, result: ContextResult) -> ContextResult:
     """`evaluate-context-<split>` as JSON, CSV (strata, positions) and PNG."""
     from mamba_bio_audio.evaluation.figures import context_curves
 
-    stem = f"evaluate-context-{result.split}"
+    folder, stem = out or run, f"evaluate-context-{result.split}"
     paths = tuple(folder / f"{stem}{suffix}" for suffix in (".json", ".csv", "-position.csv", ".png"))
 
     def write() -> None:
@@ -70,7 +76,7 @@ def keep_context(folder: Path, result: ContextResult) -> ContextResult:
         write_text(paths[2], _csv(found["by_position"]))
         context_curves(found, paths[3])
 
-    kept = keep(folder, result, write)
+    kept = keep(folder, result, write, must=out is not None)
     return kept if kept.not_kept else kept.model_copy(update={"written": paths})
 
 

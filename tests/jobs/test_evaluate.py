@@ -66,6 +66,9 @@ def test_tables_of_contexts_are_not_written_into_a_run_in_use(dna) -> None:
         result = run(options(dna, context="8,32", blocks=4))
         assert "in use by" in result.notes()
     assert not list(dna.glob("evaluate-context-*"))
+    out = dna.parent / "tables"
+    with locked(out), pytest.raises(InputError, match="in use by"):
+        run(options(dna, context="8,32", blocks=4, out=out))
     assert result.contexts == [8, 32]
 
 

@@ -24,34 +24,34 @@ class DnaClassesConfig(DataSection):
     )
     labels: str | None = Field(
         default=None,
-        description="BED of record, start, end, label and, optionally, split, over the FASTA of data.path.",
+        description="BED file with record, start, end, label and, optionally, split; it refers to the FASTA of data.path.",
     )
     classes: list[str] | None = Field(
         default=None,
         min_length=2,
-        description="Class names in the order of their numbers, or some of them; null: all, sorted.",
+        description="Names of the classes to use, in the order of their numbers; null: all, sorted.",
     )
-    files: str = Field(default="*", description="Glob of the file names that are taken from folders.")
+    files: str = Field(default="*", description="Glob for the names of the files to read from folders.")
     sampling: Literal["auto", "windows", "examples"] = Field(
         default="auto",
         description="windows: stretches of train.length bases from anywhere in the sequence of a class; examples: each "
-        "sequence is one example and classes keep their shares; auto: windows for FASTA per class, else examples.",
+        "sequence is one example and classes are as frequent as in the data; auto: windows for FASTA per class, else examples.",
     )
     contigs: Literal["length", "uniform"] = Field(
         default="length",
-        description="After a class was drawn, uniformly: length draws any start in its sequence with equal chance; "
-        "uniform draws a record first, whatever its length (the paper).",
+        description="How a window of a class, itself drawn uniformly, is placed. length: every start in the sequence of the "
+        "class is equally probable; uniform: first a record is drawn, whatever its length (the paper).",
     )
     matched: bool = Field(
         default=False,
-        description="Successive training windows are the same locus in every class in turn; records of one name are "
-        "one locus.",
+        description="Successive training windows show the same locus in every class in turn; records of the same name "
+        "are one locus.",
     )
     split: Literal["auto", "intervals", "header", "groups", "blocks", "draw"] = Field(
         default="auto",
-        description="Where splits of FASTA come from: data.intervals, the tag split= in FASTA headers, groups drawn by "
-        "split_seed, or contiguous blocks drawn by split_seed with a guard of one window between splits; auto: the "
-        "first of these that there is. draw: by split_seed, whatever headers, columns, files and folders say.",
+        description="Where splits of FASTA come from: data.intervals, the tag split= in FASTA headers, groups drawn with "
+        "split_seed, or contiguous blocks drawn with split_seed and a guard of one window between splits; auto: the "
+        "first of these that exists. draw: with split_seed, even if headers, columns, files or folders name splits.",
     )
     intervals: str | None = Field(
         default=None,
@@ -59,42 +59,49 @@ class DnaClassesConfig(DataSection):
     )
     groups: str | None = Field(
         default=None,
-        description="Homologous groups, of which no two splits may share one: TSV with the header class, record, group; "
-        "or `record`: records of one name are one group; null takes groups.tsv of a folder by mba prepare apes.",
+        description="Homologous groups, each of which must be in one split: TSV with the header class, record, group; or "
+        "`record`: records of the same name are one group; null: groups.tsv of a folder made by mba prepare apes.",
     )
     regions: str | None = Field(
         default=None,
-        description="Satellites or other regions, inside and outside of which accuracy is told apart: TSV with the header "
-        "class, record, start0, end; null takes regions.tsv of a folder by mba prepare apes.",
+        description="Satellites or other regions; accuracy is also given inside and outside of them. TSV with the header "
+        "class, record, start0, end; null: regions.tsv of a folder made by mba prepare apes.",
     )
     valid_fraction: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of validation, of what is not test, where no split says so."
+        default=0.1, ge=0, lt=1, description="Share of validation in all data but test, where the data name no splits."
     )
-    test_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of test, where no split says so.")
+    test_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of test, where the data name no splits.")
     block_bases: int | None = Field(
-        default=None, ge=2, description="Length of the blocks that are split; null: 131072, less for small genomes."
+        default=None,
+        ge=2,
+        description="Length of the blocks that are given to splits; null: 131072, less for small genomes.",
     )
     split_seed: int = Field(
-        default=0, ge=0, lt=2**63, description="Seed of splits and evaluation windows, apart from the training seed."
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="Seed of splits and evaluation windows, independent of the training seed.",
     )
     evaluation_windows: int = Field(
-        default=500, ge=1, description="Windows per class of validation and of test, at most; they do not overlap."
+        default=500,
+        ge=1,
+        description="Largest number of windows per class in validation and in test; they do not overlap.",
     )
     max_unknown: float = Field(
         default=0.1,
         ge=0,
         le=1,
-        description="Windows with a larger share of bases other than A, C, G, T are not drawn, examples with more left out.",
+        description="Windows with a larger share of bases other than A, C, G, T are not drawn, and such examples are left out.",
     )
     reverse_complement: bool = Field(
         default=True, description="Read every training sequence from the opposite strand with probability 0.5."
     )
     shared_bases: Literal["error", "allow"] = Field(
         default="error",
-        description="What to do when the splits of data.intervals, or of data.labels, have bases in common, and when more than "
-        "a fifth of the examples, or of the windows to be scored, of validation or test stand in train, as they are or nearly; "
-        "windows in that of their class. Under allow, draws keep equal "
-        "and overlapping examples together but may separate near-duplicates.",
+        description="What to do when splits of data.intervals or data.labels have bases in common, or when more than a fifth "
+        "of the examples of validation or test are also in train, exactly or nearly (of the windows that are scored: in the "
+        "training sequences of their class). With allow, draws keep equal and overlapping examples together but may separate "
+        "near-duplicates.",
     )
     num_workers: int = Field(default=0, ge=0, le=256, description="Processes that read data beside the main one.")
 
@@ -107,5 +114,5 @@ class DnaClassesConfig(DataSection):
         if self.split == "groups" and self.groups is None:
             raise ValueError("split is groups; name the file in groups, or set groups to record")
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes names one class twice")
+            raise ValueError("classes names a class twice; remove one of them")
         return self

@@ -304,8 +304,11 @@ def _evaluate_context(options: EvaluateOptions, progress: Progress) -> ContextRe
     opened = open_run(options, length=contexts[-1], progress=progress)
     opened.need_language_model("--context")
     model, data = opened.model, opened.data
-    if getattr(model, "streaming", "none") != "constant":
-        raise InputError(f"--context needs a model with a constant state, got one with {model.streaming!r}")
+    if model.streaming != "constant":
+        raise InputError(
+            f"--context needs a model whose state has a constant size, got a {opened.config.model.mixer} "
+            f"({options.run}); leave it out"
+        )
     size = max(1, contexts[0] // 4)
     blocks = opened.domain.target_blocks(data, options.split, size=size, context=contexts[-1], count=options.blocks)
     model.to(opened.device).eval()

@@ -47,10 +47,7 @@ class AttentionLayer(nn.Module):
 
     def __init__(self, d_model: int, config: AttentionConfig, num_layers: int = 1) -> None:
         super().__init__()
-        if d_model % (2 * config.heads):
-            raise ValueError(
-                f"d_model ({d_model}) must be a multiple of {2 * config.heads}, twice the number of attention heads"
-            )
+        config.check_width(d_model)
         self.d_model = d_model
         self.heads = config.heads
         self.in_proj = nn.Linear(d_model, 3 * d_model, bias=False)

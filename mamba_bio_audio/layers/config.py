@@ -76,6 +76,14 @@ class AttentionConfig(MixerConfig):
     )
     mlp_expand: int = Field(1, ge=1, le=1024, description="inner channels of the MLP per model channel")
 
+    def check_width(self, width: int) -> None:
+        """Each head has an even number of channels."""
+        if width % (2 * self.heads):
+            raise ValueError(
+                f"heads: {self.heads} heads require a width that is a multiple of {2 * self.heads}, not {width}; change "
+                "the heads or the width"
+            )
+
     def layers(self, width: int, residuals: int) -> list[nn.Module]:
         """Attention, and the MLP that follows it."""
         from mamba_bio_audio.layers.attention import AttentionLayer, MlpLayer

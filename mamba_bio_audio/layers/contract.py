@@ -77,15 +77,19 @@ class MixerConfig(BaseModel):
     streaming: ClassVar[Streaming] = "constant"
     residuals: ClassVar[int] = 1
 
+    def check_width(self, width: int) -> None:
+        """Refuse a width D that does not suit the settings.
+
+        Raises:
+            ValueError: the message names the setting.
+        """
+
     def layers(self, width: int, residuals: int) -> list[nn.Module]:
         """Freshly initialised layers of one block.
 
         Args:
             width: channels D of input and output.
             residuals: residual branches of the network; output projections are initialised scaled by 1/sqrt(residuals).
-
-        Raises:
-            ValueError: the width does not suit the settings.
         """
         raise NotImplementedError
 

@@ -54,10 +54,15 @@ class ModelConfig(BaseModel):
             options = of(**preset | self.options)
         except ValidationError as error:
             first = error.errors()[0]
+            wrong = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
             known = ", ".join(of.model_fields)
             raise ValueError(
-                f"model.options.{'.'.join(map(str, first['loc']))}: {first['msg']}; keys of {self.mixer}: {known}"
+                f"options.{'.'.join(map(str, first['loc']))}: {wrong}; keys of {self.mixer}: {known}"
             ) from None
+        try:
+            options.check_width(self.d_model)
+        except ValueError as error:
+            raise ValueError(f"options.{error}") from None
         object.__setattr__(self, "options", options.model_dump(mode="json"))
         return self
 

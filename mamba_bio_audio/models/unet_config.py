@@ -116,11 +116,11 @@ class UNetConfig(BaseModel):
                     f"stages.{number}.mixer: transformer is allowed only at the centre, stage {self.centre}; the finer "
                     f"stages are too long for attention"
                 )
-            if stage.attention is not None and self.widths[-1] % (2 * stage.attention.heads):
-                raise ValueError(
-                    f"stages.{number}.attention.heads: {stage.attention.heads} heads require a width that is a multiple "
-                    f"of {2 * stage.attention.heads}, and the centre has {self.widths[-1]}"
-                )
+            if stage.attention is not None:
+                try:
+                    stage.attention.check_width(self.widths[-1])
+                except ValueError as error:
+                    raise ValueError(f"stages.{number}.attention.{error}") from None
         return self
 
     def model_post_init(self, context: Any, /) -> None:

@@ -96,8 +96,8 @@ class RunConfig(BaseModel):
         for key, off in chunked.items():
             if self.model.growing and getattr(self.train, key) != off:
                 raise ValueError(
-                    f"train.{key}: requires layers with a constant state, and the state of a transformer grows with what "
-                    f"it has read; set train.{key}={'null' if off is None else off}, or use another mixer"
+                    f"train.{key}: requires layers with a state of constant size, and that of a transformer grows with "
+                    f"the length; set train.{key}={'null' if off is None else off}, or use another mixer"
                 )
         if not isinstance(self.model, UNetConfig):
             return self
@@ -342,6 +342,8 @@ def _describe(problem: Any) -> str:
     if not path:
         # Between sections; the message names the keys.
         return message
+    if "; allowed: " in message:
+        return f"{path}: {message}"
     given = problem.get("input")
     shown = f" (got {_short(given)})" if isinstance(given, str | int | float | bool | type(None)) else ""
     return f"{path}: {message}{shown}" + (f"; {allowed}" if allowed else "")

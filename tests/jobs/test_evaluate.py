@@ -11,6 +11,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import locked
 from mamba_bio_audio.jobs.evaluate import EvaluateOptions, run
 from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.contract import SequenceModel
 from mamba_bio_audio.run.config import load_config, to_yaml
 from mamba_bio_audio.training.steps import save_weights
 
@@ -80,6 +81,12 @@ def test_what_the_data_do_not_allow_is_refused(dna, audio) -> None:
             run(options(dna, metrics=metrics))
     with pytest.raises(InputError, match="folders named zero, .*, got a.wav"):
         run(options(audio, metrics="sc09"))
+
+
+def test_contexts_need_a_state_of_constant_size(dna, monkeypatch) -> None:
+    monkeypatch.setattr(SequenceModel, "streaming", "growing")
+    with pytest.raises(InputError, match="--context needs a model whose state has a constant size"):
+        run(options(dna, context="8,32"))
 
 
 def test_contexts_are_sorted_and_checked(dna) -> None:

@@ -10,10 +10,12 @@ from pydantic import ValidationError
 
 from mamba_bio_audio import layers
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.layers import contract
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.size import count_parameters
+from mamba_bio_audio.run.config import load_config
 
 ROOT = Path(__file__).parents[2]
 TOY = '''
@@ -139,9 +141,15 @@ def test_mistakes_in_mixers_and_their_options():
 
     assert "there is no 'mmba'; allowed: mamba | mamba-complex | s4d | s4d-real | transformer" in message(mixer="mmba")
     assert "model.options are for other mixers; set model.ssm.* for mamba" in message(options={"heads": 2})
-    assert "model.options.head: Extra inputs are not permitted; keys of transformer: heads, mlp_expand" in message(
+    assert "options.head: unknown key; keys of transformer: heads, mlp_expand" in message(
         mixer="transformer", options={"head": 2}
     )
+    assert "options.heads: 3 heads require a width that is a multiple of 6, not 16" in message(
+        mixer="transformer", options={"heads": 3}
+    )
+    with pytest.raises(InputError) as found:
+        load_config("dna/demo", ["model.mixer=mmba"])
+    assert str(found.value).endswith("s4d | s4d-real | transformer")
     assert "set model.options.* for transformer" in message(mixer="transformer", ssm={"d_state": 4})
     with pytest.raises(ValueError, match="two mixers are named 'mamba'"):
         contract.mixer("mamba")(contract.MixerConfig)

@@ -501,7 +501,7 @@ def test_attention_samples_and_resumes_bit_for_bit():
         ([{"mixer": "transformer"}, {}, {}, {}, {}], "only at the centre, stage 2"),
         (
             [{}, {}, {"mixer": "transformer", "attention": {"heads": 3}}, {}, {}],
-            "multiple of 6, and the centre has 32",
+            "attention.heads: 3 heads require a width that is a multiple of 6, not 32",
         ),
         ([{}, {}, {"attention": {}}, {}, {}], "requires mixer=transformer"),
     ],

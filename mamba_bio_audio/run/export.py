@@ -158,8 +158,6 @@ def scores_of_other_weights(model: LanguageModel | Classifier) -> list[str]:
 def model_card(model: LanguageModel | Classifier) -> str:
     """Model card in Markdown: what the model is, what it was trained on, and how to open it."""
     config = model.model_config
-    ssm = config.ssm
-    kind = f"{'complex' if ssm.complex else 'real'}, selective {str(ssm.selective).lower()}"
     lines = [
         "---",
         "library_name: mamba-bio-audio",
@@ -167,7 +165,7 @@ def model_card(model: LanguageModel | Classifier) -> str:
         f"# {config.mixer}, {config.num_layers} layers {'per stage ' if isinstance(config, UNetConfig) else ''}"
         f"x {config.d_model}, {model.num_parameters():,} parameters",
         "",
-        f"State space: {kind}, {ssm.d_state} states per channel. Written by mamba-bio-audio {__version__}.",
+        f"{_layers(config)} Written by mamba-bio-audio {__version__}.",
         "",
     ]
     if isinstance(model.config, RunConfig):
@@ -195,6 +193,15 @@ def model_card(model: LanguageModel | Classifier) -> str:
         lines += ["## Symbols", "", domain_named(model.codec.name).card_symbols(model.codec), ""]
     # A file or class name that contains a line break stays on its line.
     return "\n".join(printable(line) for line in lines)
+
+
+def _layers(config: ModelConfig | UNetConfig) -> str:
+    """The settings of the layers, a sentence."""
+    if isinstance(config, ModelConfig) and config.options:
+        return "Layers: " + ", ".join(f"{name} {value}" for name, value in config.options.items()) + "."
+    ssm = config.ssm
+    kind = f"{'complex' if ssm.complex else 'real'}, selective {str(ssm.selective).lower()}"
+    return f"State space: {kind}, {ssm.d_state} states per channel."
 
 
 def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: str) -> list[str]:

@@ -190,3 +190,12 @@ def test_scores_without_a_hash_are_quoted_as_unknown(scored):
     assert len(scores_of_other_weights(model)) == 2
     card = model_card(model)
     assert "perplexity 3.5000 (it is not recorded which weights these scores belong to)" in card
+
+
+def test_card_of_a_transformer_names_its_own_settings(tmp_path):
+    options = {"heads": 2, "mlp_expand": 3}
+    model = build_model(ModelConfig(mixer="transformer", options=options, d_model=8, num_layers=1, vocab_size=12))
+    card = model_card(model)
+    assert "# transformer, 1 layers x 8" in card
+    assert "Layers: heads 2, mlp_expand 3." in card
+    assert "State space" not in card

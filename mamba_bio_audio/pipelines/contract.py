@@ -299,7 +299,8 @@ class Domain(ABC):
     def codec(self, config: Any) -> Any:
         """The codec of a data section.
 
-        It has `encode`, `decode`, `check_prompt`, `name` (the domain's), `unit`, `vocab_size`, `sample_ids` and `start_id`.
+        It has `encode`, `decode`, `check_prompt`, `name` (the domain's), `unit`, `vocab_size`, `sample_ids`, `start_id` (what
+        inputs begin with, or None) and `pad_id` (fills short windows).
         """
 
     @abstractmethod
@@ -341,7 +342,7 @@ class Domain(ABC):
             length: length of its training windows.
         """
         codec = self.codec(config)
-        return Symbols(unit=self.unit, pad_id=codec.pad_id, start_id=getattr(codec, "start_id", None))
+        return Symbols(unit=self.unit, pad_id=codec.pad_id, start_id=codec.start_id)
 
     def listener(self, codec: Any, length: int, recorded: Any) -> Listener:
         """Listener to the samples of a model in training; for data sections that are `audible`.
@@ -449,7 +450,7 @@ class Domain(ABC):
         """What was scored and, where `found.yardsticks`, what simple models reach on the very same symbols.
 
         Args:
-            data: data section of a language model.
+            data: data module of a language model.
             found: what the model reached.
             score: scores other windows with the same model.
             progress: called while yardsticks are fitted.

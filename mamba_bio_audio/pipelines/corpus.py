@@ -60,7 +60,7 @@ class Corpus(ABC):
     A corpus needs `spans` and `fetch`; everything else has a default: windows that tile the spans, read as they are.
 
     Args:
-        codec: of the domain: `start_id` (what inputs begin with, or None), `unit`, `pad_id`.
+        codec: of the domain: `start_id` (what inputs begin with, or None), `unit`, `pad_id` (fills short windows on the right).
         length: L, length of evaluation windows, and of training windows outside a length warm-up.
 
     Attributes:
@@ -175,12 +175,6 @@ class Corpus(ABC):
             "length": self.length,
             "training_windows": len(self.windows(self.length)),
         }
-
-    @property
-    def pad_id(self) -> int:
-        """Fills short windows on the right."""
-        pad_id: int = self.codec.pad_id
-        return pad_id
 
     @property
     def _shared(self) -> int:

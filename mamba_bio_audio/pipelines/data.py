@@ -42,7 +42,7 @@ class CorpusStream(TrainingStream):
 
     def read(self, samples: range) -> dict[str, torch.Tensor]:
         """Tokens and targets, (B, L)."""
-        return batch_of([self.example(sample) for sample in samples], self.length, self.corpus.pad_id)
+        return batch_of([self.example(sample) for sample in samples], self.length, self.corpus.codec.pad_id)
 
 
 class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
@@ -61,7 +61,7 @@ class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         window = self.windows[index]
-        batch = batch_of([self.corpus.read(window)], self.corpus.length, self.corpus.pad_id)
+        batch = batch_of([self.corpus.read(window)], self.corpus.length, self.corpus.codec.pad_id)
         example = {name: rows[0] for name, rows in batch.items()}
         if self.corpus.classes is None:
             example["group"] = torch.tensor(self.corpus.group(window))

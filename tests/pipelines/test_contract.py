@@ -21,7 +21,7 @@ class Notes(Domain):
     kinds: ClassVar = {}
 
     def codec(self, config):
-        return SimpleNamespace(name="notes", vocab_size=88, pad_id=0)
+        return SimpleNamespace(name="notes", vocab_size=88, start_id=None, pad_id=0)
 
     def open(self, config, *, length, batch_size, seed, progress=None):
         raise NotImplementedError

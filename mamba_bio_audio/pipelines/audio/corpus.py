@@ -90,9 +90,6 @@ class AudioCorpus(Corpus):
 
     def windows(self, length: int) -> Any:
         """Windows of the training split at some length."""
-        return self._tiled(length)
-
-    def _tiled(self, length: int) -> Windows:
         windows = tile(self._spans["train"], length, shared=0)
         return windows.select(windows.size == length) if self.config.drop_short else windows
 
@@ -115,11 +112,6 @@ class AudioCorpus(Corpus):
         return example._replace(
             ids=np.pad(example.ids, (0, size - len(example.ids)), constant_values=self.codec.zero_level)
         )
-
-    @property
-    def pad_id(self) -> int:
-        """The zero level."""
-        return int(self.codec.zero_level)
 
     def group(self, window: Span) -> int:
         """Number of the file, where there are few."""

@@ -64,7 +64,7 @@ class Audio(Domain):
         codec = self.codec(config)
         return Symbols(
             unit=self.unit,
-            pad_id=codec.zero_level,
+            pad_id=codec.pad_id,
             start_id=codec.start_id,
             fill_to=length if config.pad_target == "silence" else 0,
         )

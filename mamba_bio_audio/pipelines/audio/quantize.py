@@ -38,7 +38,7 @@ class AudioCodec:
 
     Attributes:
         vocab_size: number of levels, Q.
-        zero_level, start_id: Q / 2, with which inputs begin and are padded; in `standard` the level of silence.
+        zero_level, start_id, pad_id: Q / 2, with which inputs begin and are padded; in `standard` the level of silence.
         sample_ids: ids that may be sampled: all of them.
         sample_rate_hz: sample rate of the audio.
         description: the quantiser in words, without which a likelihood has no meaning.
@@ -66,7 +66,7 @@ class AudioCodec:
         self.variant = variant
         self.sample_rate_hz = sample_rate_hz
         self.vocab_size = 2**bits
-        self.zero_level = self.start_id = self.vocab_size // 2
+        self.zero_level = self.start_id = self.pad_id = self.vocab_size // 2
         self.sample_ids = tuple(range(self.vocab_size))
         self.description = f"{quantizer} {bits} bit {variant}"
         self._dtype = np.dtype(np.uint8 if bits == 8 else np.int16)

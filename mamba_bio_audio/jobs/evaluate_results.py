@@ -36,8 +36,10 @@ class _Beside(Kept):
 
     @model_serializer(mode="wrap")
     def _in_one(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = handler(self)
-        return found | found.pop("beside")
+        found: dict[str, Any] = {}
+        for key, value in handler(self).items():
+            found |= value if key == "beside" else {key: value}
+        return found
 
     @classmethod
     def _read(cls, value: Mapping[str, Any], notes: type[Found]) -> Self:

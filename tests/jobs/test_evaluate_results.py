@@ -64,8 +64,9 @@ def test_a_domain_that_says_nothing_has_a_table_all_the_same() -> None:
 )
 def test_results_are_read_back_from_their_json(kind, notes) -> None:
     domain = domain_of(kind)
-    result = likelihood(run="here", beside=domain.likelihood_notes(**notes))
+    result = likelihood(run="here", beside=domain.likelihood_notes(**notes), pictures=("curve.png",))
     found = result.to_json()
+    assert list(found)[-len(notes) - 2 :] == ["model", *notes, "pictures"]
     assert {key: found[key] for key in notes} == notes
     assert "beside" not in found
     again = read_evaluation(found, domain)

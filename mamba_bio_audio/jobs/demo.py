@@ -197,8 +197,8 @@ def run(options: DemoOptions) -> DemoResult:
 
     # Only an earlier demo is replaced.
     check_out(out, run_maker("demo"), [], force=True)
-    begin(0)
     config = load_config(demo.recipe, [*demo.make_data(), *options.overrides])
+    begin(0)
     arguments = ("demo", "--audio") if options.audio else ("demo",)
     trained = train(config, out, Session(device, force=True, quiet=options.quiet, command="demo", arguments=arguments))
     if trained.stopped_by:

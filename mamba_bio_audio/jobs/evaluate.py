@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import unfinished, write_json
+from mamba_bio_audio.files import check_folder, unfinished, write_json
 from mamba_bio_audio.jobs.common import counters, resolve_device
 from mamba_bio_audio.jobs.contract import Cli, Device, Options, Overrides, RunFolder, Which
 from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
@@ -89,8 +89,7 @@ class EvaluateOptions(Options):
         parts = [] if context is None else context.replace("_", "").split(",")
         if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
             raise ValueError(
-                f"needs whole numbers above 0, got {context}; write whole numbers with commas between, for example "
-                "1024,16384"
+                f"got {context!r}; write whole numbers above 0, separated by commas, for example 1024,16384"
             )
         return context
 
@@ -109,6 +108,8 @@ def run(options: EvaluateOptions) -> LikelihoodResult | ClassesResult | ContextR
         if options.metrics == "sc09":
             return _evaluate_digits(options, progress)
         if options.context is not None:
+            if options.out is not None:
+                check_folder(options.out)
             found = keep_context(options.run, options.out, _evaluate_context(options, progress))
             return found.model_copy(update={"written": ()}) if options.quiet else found
         result = evaluate(options, progress)

@@ -126,12 +126,15 @@ class _Weights:
         """What to say of scores (of `which` weights, where they do not say so themselves), and whether to show them."""
         recorded = scores.get("weights_sha256")
         if recorded is None:
-            return "An earlier version wrote these scores; which weights they are of is unknown.", True
+            return "An earlier version wrote these scores; it is unknown which weights they belong to.", True
         present = self._present(scores.get("which", which))
         if present is None:
-            return "The weights that these scores are of cannot be read any more.", True
+            return "The weights that these scores belong to can no longer be read.", True
         if recorded != present:
-            return f"Scores of other weights than the run holds now, left out: mba evaluate {self.run}", False
+            return (
+                f"Scores of other weights than the run holds now are left out; score again: mba evaluate {self.run}",
+                False,
+            )
         return "", True
 
     def _present(self, which: str) -> str | None:
@@ -158,7 +161,7 @@ def _training(config: RunConfig, manifest: dict[str, Any], weights: _Weights) ->
         ("model", f"{model.mixer}, {model.num_layers} layers x {model.d_model}"),
         ("length", f"{train.length:,}"),
         ("steps", f"{train.steps:,} of {train.tokens_per_step:,} positions: {train.steps * train.tokens_per_step:,}"),
-        ("done", "the run has not come to an end" if done is None else f"{done:,} steps"),
+        ("done", "the run has not finished" if done is None else f"{done:,} steps"),
         ("rate", f"{train.lr:g}, {train.warmup:.0%} warm-up, cosine to {min(train.lr, train.lr_min):g}"),
         ("AdamW", f"betas {train.betas[0]:g} and {train.betas[1]:g}, decay {train.weight_decay:g}, clip {train.clip}"),
         ("seed", f"{config.seed}"),

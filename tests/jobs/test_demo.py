@@ -56,6 +56,13 @@ def test_audio_demo_leaves_a_playable_file_and_a_spectrogram(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "demo-synthetic-tones"]
 
 
+def test_a_demo_checks_its_settings_before_it_says_that_it_trains(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu", "--set", "foo=1"])
+    assert stop.value.code == 2
+    assert "pretraining" not in capsys.readouterr().err
+
+
 def test_a_demo_that_is_stopped_while_it_samples_ends_so(tmp_path, monkeypatch, capsys):
     out = tmp_path / "demo"
     out.mkdir()

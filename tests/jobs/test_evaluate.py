@@ -73,6 +73,15 @@ def test_tables_of_contexts_are_not_written_into_a_run_in_use(dna) -> None:
     assert result.contexts == [8, 32]
 
 
+def test_tables_of_contexts_do_not_go_into_a_file(dna, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "mamba_bio_audio.jobs.evaluate._evaluate_context", lambda *given: pytest.fail("scored for nothing")
+    )
+    (tmp_path / "mine.txt").write_text("years")
+    with pytest.raises(InputError, match=r"mine\.txt is a file, not a folder; choose another --out"):
+        run(options(dna, context="8,32", blocks=4, out=tmp_path / "mine.txt"))
+
+
 def test_what_the_data_do_not_allow_is_refused(dna, audio) -> None:
     with pytest.raises(InputError, match="--context needs a language model of DNA, got one of audio"):
         run(options(audio, context="8,32"))

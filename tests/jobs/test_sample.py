@@ -68,6 +68,14 @@ def test_the_result_is_json(model, tmp_path, capsys):
     assert report["bases"] == 40
 
 
+@pytest.mark.parametrize("way", ["--resume", "--force"])
+def test_bases_do_not_go_into_a_folder(model, tmp_path, capsys, way):
+    (tmp_path / "mine").mkdir()
+    arguments = ("sample", tmp_path, "--length", 20, "--out", tmp_path / "mine", "--device", "cpu", "--quiet", way)
+    assert mba(*arguments) == 2
+    assert "mine is a folder; give a file" in capsys.readouterr().err
+
+
 def test_stopping_says_how_to_continue():
     size = {"num_samples": 1, "length": 5}
     stopped = SampleResult(out=Path("s.fa"), **size, stopped_by="SIGTERM")

@@ -354,7 +354,7 @@ def _copy_digits(source: Path, folder: Path, max_unpacked_bytes: int) -> dict[st
         raise InputError(f"{source}: no such file or folder; correct the path")
     for split, name in _LISTS.items():
         if split not in lists:
-            raise InputError(f"{source}: {name} is missing; the official split needs it; use the whole release")
+            raise InputError(f"{source}: {name}, which the official split needs, is missing; use the whole release")
     return lists
 
 

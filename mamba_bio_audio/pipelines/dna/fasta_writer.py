@@ -60,6 +60,7 @@ class FastaWriter(SampleWriter):
 
     def check_complete(self, settings: Mapping[str, Any]) -> None:
         """The header of the first record names the options."""
+        self.check_target(replace=True)
         with self._out.open("rb") as file:
             header = file.readline(4096).decode("utf-8", "replace")
         if not header.startswith(">sample_0 length="):

@@ -26,8 +26,8 @@ class GenomeSettings(BaseModel):
         (), description="Records to leave out: a name, or a regular expression that matches whole names; repeatable."
     )
     min_length: int = Field(0, ge=0, description="Leave out records with fewer bases.")
-    valid_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the validation split.")
-    test_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the test split.")
+    valid_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the validation split, below 1.")
+    test_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the test split, below 1.")
     split_by: Literal["blocks", "records"] = Field(
         "blocks", description="What goes to one split as a whole: blocks, or records to hold out whole chromosomes."
     )

@@ -95,10 +95,11 @@ def changes(new: RunConfig, old: RunConfig, run: Path) -> dict[str, dict[str, An
     after["model.vocab_size"] = before["model.vocab_size"]
     if "head.classes" in before and after.get("head.classes") is None:
         after["head.classes"] = before["head.classes"]
-    keys = [key for key in before if before[key] != after.get(key) and key not in OBSERVING]
+    # A mapping in place of null has keys of its own.
+    keys = [key for key in before | after if before.get(key) != after.get(key) and key not in OBSERVING]
     refused = [key for key in keys if key not in ROUNDING and key != "train.steps"]
     if refused:
-        lines = [f"  {key}: was {before[key]}, now {after.get(key)}" for key in refused]
+        lines = [f"  {key}: was {before.get(key)}, now {after.get(key)}" for key in refused]
         raise InputError(
             f"{run}: --resume with another configuration; use the original one, or start a new run with --out\n"
             + "\n".join(lines)

@@ -18,7 +18,6 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.unpacked import read_packed
 
 NCBI = "https://ftp.ncbi.nlm.nih.gov/genomes/all"
-GENERATIONS = ("t2t", "older", "hyenadna")
 APES = ("human", "chimpanzee", "bonobo", "gorilla", "orangutan")
 
 _PAN = (

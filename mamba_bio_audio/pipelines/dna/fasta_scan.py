@@ -55,11 +55,6 @@ class FastaIndex:
     titles: tuple[str, ...]  # text after the names in the headers; empty for 2bit
     lower: Runs | None = None  # lower-case letters; None if they were left on disk
 
-    @property
-    def compressed(self) -> bool:
-        """Whether the file is BGZF."""
-        return self.kind == "bgzf"
-
 
 def index_fasta(path: str, progress: Callable[[int, int | None], None] | None = None) -> FastaIndex:
     """Read a FASTA file once, check it, and return its index and statistics; writes nothing.

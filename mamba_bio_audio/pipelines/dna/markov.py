@@ -278,20 +278,6 @@ class MarkovBaseline:
             count += len(words)
         return MarkovScore(nats, count)
 
-    def position_nats(
-        self, genome: GenomeLike, spans: Iterable[Span], order: int
-    ) -> Iterator[tuple[str, int, NDArray[np.float64]]]:
-        """Per-base nats in pieces: record, start, array with NaN where a base is not scored."""
-        batches = _batches(genome, sorted(merge(spans)), back=self.max_order, join=False)
-        for tokens, here, [(record, start, end)] in batches:
-            words, depth = _words(tokens, self.max_order + 1)
-            words, depth = words[len(tokens) - (end - start) :], depth[len(tokens) - (end - start) :]
-            scored = (depth > 0) & here[len(tokens) - (end - start) :]
-            nats = np.full(end - start, np.nan)
-            *_, p = self._probabilities(words[scored], depth[scored], self.smoothing, order)
-            nats[scored] = -np.log(p)
-            yield record, start, nats
-
     def distribution(self, context: Sequence[int] | NDArray[np.uint8], order: int) -> NDArray[np.float64]:
         """Probabilities (4,) of A, C, G, T after a context of token ids, of which the last `order` matter."""
         tokens = np.append(np.asarray(context, np.uint8), np.uint8(_FIRST_BASE_ID))
@@ -353,7 +339,6 @@ def _batches(
     back: int,
     inside: bool = False,
     ahead: int = 0,
-    join: bool = True,
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_], list[Span]]]:
     """Token ids of spans in pieces, with their contexts; small spans go together, an unknown base between them.
 
@@ -363,7 +348,6 @@ def _batches(
         back: bases of context before a piece.
         inside: no base outside the spans is read, and the first of a record counts; without, it is no target.
         ahead: bases behind a piece, inside its span.
-        join: whether spans may go together.
 
     Yields:
         tokens (n,), which of them are the pieces' own (n,), and the pieces.
@@ -388,7 +372,7 @@ def _batches(
             own.append(mask)
             pieces.append(Span(record, low, high))
             size += len(here)
-            if size >= _CHUNK_BASES or not join:
+            if size >= _CHUNK_BASES:
                 yield np.concatenate(tokens), np.concatenate(own), pieces
                 tokens, own, pieces, size = [], [], [], 0
     if tokens:

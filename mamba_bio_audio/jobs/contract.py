@@ -89,7 +89,7 @@ class Result(BaseModel):
 # Fields that mean the same for every job that has them.
 RunFolder = Annotated[
     Path,
-    Field(description="Run folder, export, or Hugging Face Mamba folder."),
+    Field(description="Run folder, or an export of one."),
     Cli(argument=True, metavar="RUN"),
 ]
 Overrides = Annotated[

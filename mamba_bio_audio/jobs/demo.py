@@ -183,6 +183,7 @@ def run(options: DemoOptions) -> DemoResult:
     from mamba_bio_audio.jobs import sample
     from mamba_bio_audio.jobs.common import counters, resolve_device
     from mamba_bio_audio.jobs.evaluate import EvaluateOptions, evaluate
+    from mamba_bio_audio.jobs.evaluate_kept import keep
     from mamba_bio_audio.run.begin import Session
     from mamba_bio_audio.run.config import load_config
     from mamba_bio_audio.run.folder import run_maker
@@ -207,7 +208,8 @@ def run(options: DemoOptions) -> DemoResult:
     with counters(options.quiet) as progress:
         evaluation = evaluate(EvaluateOptions(run=out, device=options.device), progress)
     assert isinstance(evaluation, LikelihoodResult)
-    write_json(out / "evaluate-test.json", evaluation.to_json() | {"pictures": [demo.picture]})
+    told = evaluation.to_json() | {"pictures": [demo.picture]}
+    keep(out, evaluation, lambda: write_json(out / "evaluate-test.json", told))
     begin(2)
     samples = out / demo.samples["name"]
     size = {key: demo.samples[key] for key in ("length", "num_samples")}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, new_folder
-from mamba_bio_audio.jobs.contract import Force, Options, Result, RunFolder, Which
+from mamba_bio_audio.jobs.contract import Cli, Force, Options, Result, Which
 
 COMMAND = "export"
 PANEL = "Use"
@@ -18,7 +19,9 @@ MAKER = Maker("export")
 class ExportOptions(Options):
     """Options of `mba export`."""
 
-    run: RunFolder
+    run: Annotated[Path, Cli(argument=True, metavar="RUN")] = Field(
+        description="Run folder, export, or Hugging Face Mamba folder."
+    )
     out: Path = Field(description="Folder to write.")
     which: Which = "best"
     force: Force = False

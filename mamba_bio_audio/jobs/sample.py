@@ -131,7 +131,8 @@ def run(options: SampleOptions) -> SampleResult:
         raise InputError(f"{options.run}: weights without a codec cannot be sampled by this command; use mba.generate")
     domain = domain_of(model.config.data.kind)
     measured = domain.measures(out) if options.report and out is not None else None
-    if measured is not None:
+    # Nothing is measured anew beside samples that are complete already.
+    if measured is not None and not (options.resume and out is not None and out.exists()):
         _check_report(measured)
     with counter("sampling", f"{domain.unit}s", options.quiet) as progress:
         result = sample(model, options, device, progress)

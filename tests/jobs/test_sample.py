@@ -66,6 +66,11 @@ def test_the_result_is_json(model, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)["report"]
     assert report == json.loads((tmp_path / "s.fa.report.json").read_text())
     assert report["bases"] == 40
+    (tmp_path / "s.fa.report.json").write_text("mine")
+    assert mba(*arguments, "--resume") == 0
+    assert mba(*arguments, "--force") == 2
+    assert "s.fa.report.json: not made by mba sample" in capsys.readouterr().err
+    assert (tmp_path / "s.fa.report.json").read_text() == "mine"
 
 
 @pytest.mark.parametrize("way", ["--resume", "--force"])

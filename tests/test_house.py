@@ -69,10 +69,10 @@ def questions(path: Path) -> list[str]:
     """Where a file asks which kind of data or model it deals with.
 
     That is: an instance of a domain's class or of a classifier, an attribute that only one codec or data set has, a
-    comparison with the name of a domain or of a kind of data.
+    comparison with the name of a domain, of its unit, or of a kind of data.
     """
     domains = {path.parent.name for path in (PACKAGE / "pipelines").glob("*/domain.py")}
-    names = {name for domain in domains for name in (domain, f"{domain}-classes")}
+    names = {name for domain in domains for name in (domain, f"{domain}-classes")} | {"base", "bases"}
     theirs, found = {"Classifier"}, []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and set((node.module or "").split(".")[2:3]) & domains:
@@ -101,9 +101,16 @@ def test_above_pipelines_nobody_asks_which_domain_it_is(tmp_path):
     toy.write_text(
         "from mamba_bio_audio.pipelines.dna.genome import Genome\n"
         "isinstance(data, int | Genome)\nisinstance(data, dict)\nisinstance(model, Classifier)\n"
-        "config.data.kind == other\nkind == 'audio'\nname == 'x'\ngetattr(data.codec, 'zero_level', 0)\n"
+        "config.data.kind == other\nkind == 'audio'\nname == 'x'\ngetattr(data.codec, 'zero_level', 0)\nunit == 'base'\n"
     )
-    assert [text.split(":")[0] for text in questions(toy)] == ["line 2", "line 4", "line 5", "line 6", "line 8"]
+    assert [text.split(":")[0] for text in questions(toy)] == [
+        "line 2",
+        "line 4",
+        "line 5",
+        "line 6",
+        "line 8",
+        "line 9",
+    ]
     asked = {}
     for folder in ("cli", "jobs", "run", "training", "inference", "evaluation"):
         for path in sorted((PACKAGE / folder).rglob("*.py")):

@@ -257,7 +257,7 @@ class ClassesResult(_Beside):
         """Tables for people."""
         lines = [
             f"{self.split} split, sequences of up to {self.length:,} {self.unit}s"
-            + (f", strand: {self.strand}" if self.unit == "base" else ""),
+            + (f", strand: {self.strand}" if self.beside.stranded else ""),
             "",
             self.model.text(),
         ]

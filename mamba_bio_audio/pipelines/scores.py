@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -117,7 +117,13 @@ class LikelihoodNotes(Found):
 
 
 class ClassNotes(Found):
-    """What a domain says beside a classifier's scores; a subclass adds fields, which become keys of the result."""
+    """What a domain says beside a classifier's scores; a subclass adds fields, which become keys of the result.
+
+    Attributes:
+        stranded: whether sequences have two strands, so that the strand that was read is named.
+    """
+
+    stranded: ClassVar[bool] = False
 
     def text(self, split: str) -> str:
         """For people; empty where there is nothing to say."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -98,6 +98,7 @@ class DnaNotes(LikelihoodNotes):
 class DnaClassNotes(ClassNotes):
     """How far equal examples of several classes bound the accuracy (`class_duplicates.label_conflicts`)."""
 
+    stranded: ClassVar[bool] = True
     label_conflicts: dict[str, Any] = Field(default_factory=dict)
 
     def text(self, split: str) -> str:

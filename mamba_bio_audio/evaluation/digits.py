@@ -27,8 +27,8 @@ from mamba_bio_audio.evaluation.judge import (
     train_judge,
 )
 from mamba_bio_audio.files import atomic_path, write_json
+from mamba_bio_audio.files.cache import cache_folder
 from mamba_bio_audio.pipelines.audio.digits import one_second
-from mamba_bio_audio.pipelines.dna.fasta_index import cache_folder
 from mamba_bio_audio.pipelines.scores import Digits
 from mamba_bio_audio.training.checkpoints import not_finite
 

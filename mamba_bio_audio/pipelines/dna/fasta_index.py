@@ -1,6 +1,6 @@
 """Indexes of FASTA and 2bit files, kept in a private cache.
 
-The results of `fasta_scan` and `twobit` are kept in one file per genome in the user's cache (`cache_folder`), a folder
+The results of `fasta_scan` and `twobit` are kept in one file per genome in the user's cache (`files/cache.py`), a folder
 that no other user may enter. Nothing is written beside the data, and an index found there (`.fai`, `.gzi`, `.mba.npz`)
 is never read, so whoever made it cannot change a count, a checksum or a base. If no such folder is available, indexes
 are kept in memory and the next command builds them again.
@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import stat
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,12 +30,12 @@ from safetensors.numpy import load, save
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.files.cache import CACHE_VARIABLE, cache_folder
 from mamba_bio_audio.pipelines.dna.fasta_parser import CHUNK_BYTES
 from mamba_bio_audio.pipelines.dna.fasta_scan import COUNT_NAMES, FastaIndex, Runs, file_key, index_fasta
 from mamba_bio_audio.pipelines.dna.twobit import SIGNATURES, index_twobit
 
 FORMAT_VERSION = 4
-CACHE_VARIABLE = "MAMBA_BIO_AUDIO_CACHE"
 # Blocks of the genome that are compared whenever its index is opened: the first, the last, and some in between.
 SAMPLED_BLOCKS, BLOCK_BYTES = 16, 1 << 16
 Progress = Callable[[int, int | None], None]
@@ -160,27 +159,6 @@ def move_index(path: str | os.PathLike[str], target: str | os.PathLike[str] | No
     except (_RefusedError, OSError):
         # The index is rebuilt when it is needed.
         return
-
-
-def cache_folder() -> Path:
-    """Folder for indexes and other files that can be recreated.
-
-    `$MAMBA_BIO_AUDIO_CACHE`, or else `mamba_bio_audio` in `$XDG_CACHE_HOME`, or in the system's folder for caches:
-    `~/.cache`, on macOS `~/Library/Caches`, on Windows `%LOCALAPPDATA%`.
-
-    Raises:
-        InputError: this user has no home folder, and none of the variables is set.
-    """
-    configured = os.environ.get(CACHE_VARIABLE)
-    base = configured or os.environ.get("XDG_CACHE_HOME")
-    if not base and sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    if not base:
-        base = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    expanded = os.path.expanduser(base)
-    if expanded.startswith("~"):
-        raise InputError(f"{base}: there is no home folder; set {CACHE_VARIABLE} to a folder for the index cache")
-    return Path(os.path.abspath(expanded), *([] if configured else ["mamba_bio_audio"]))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna import fasta_index
-from mamba_bio_audio.pipelines.dna.fasta_index import build_index, cache_folder, load_index, lower_runs, move_index
+from mamba_bio_audio.pipelines.dna.fasta_index import build_index, load_index, lower_runs, move_index
 from mamba_bio_audio.pipelines.dna.genome import Genome
 
 TEXT = b">a one\nACGTNNNNacgtACGT\n>b\nNNggAC\n"
@@ -59,16 +59,6 @@ def test_nothing_is_written_beside_the_file(fasta: Path, monkeypatch: pytest.Mon
     assert stat.S_IMODE(stored.store.parent.stat().st_mode) == 0o700
     assert load_index(fasta).index.titles == ("one", "")
     assert [values.tolist() for values in lower_runs(load_index(fasta))] == [[0, 1, 2], [8, 2], [12, 4]]
-
-
-def test_cache_of_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("MAMBA_BIO_AUDIO_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    for platform, place in (("linux", ".cache"), ("darwin", "Library/Caches"), ("win32", "local")):
-        monkeypatch.setattr("sys.platform", platform)
-        assert cache_folder() == tmp_path / place / "mamba_bio_audio"
 
 
 def test_indexes_of_others_beside_the_file_are_not_read(

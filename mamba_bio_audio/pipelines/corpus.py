@@ -131,7 +131,7 @@ class Corpus(ABC):
         return 0
 
     def spread(self, windows: int, max_tokens: int) -> NDArray[np.int64]:
-        """Positions of evaluation windows, one at least, that have at most so many tokens together."""
+        """Positions of evaluation windows, spread evenly: at least one, at most `max_tokens` tokens in all."""
         return evenly_spaced(windows, max(1, max_tokens // self.length))
 
     def check_evaluation(self, split: str) -> None:

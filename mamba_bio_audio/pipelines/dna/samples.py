@@ -233,7 +233,7 @@ def kmer_spectra(report: dict[str, Any]) -> bytes:
 
 def describe_samples(result: dict[str, Any]) -> str:
     """The report for people."""
-    lines = [f"{result['samples']:,} samples, {result['bases']:,} bases", ""]
+    lines = [f"{result['samples']:,} sample{'s' * (result['samples'] != 1)}, {result['bases']:,} bases", ""]
     lines.append(f"{'':<22}{'GC':>8}{'CpG o/e':>9}{'low compl.':>12}{'divergence':>12}{'longest match':>15}")
     for key, name in (("own", "samples"), ("valid", "validation"), ("train", "train")):
         if key in result:

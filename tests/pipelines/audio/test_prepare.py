@@ -127,7 +127,7 @@ def test_sc09_counts_and_lists_are_checked(release: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="which is missing"):
         prepare_sc09(release, tmp_path / "other")
     (release / "testing_list.txt").unlink()
-    with pytest.raises(InputError, match=r"testing_list\.txt is missing"):
+    with pytest.raises(InputError, match=r"testing_list\.txt, which the official split needs, is missing"):
         prepare_sc09(release, tmp_path / "other")
 
 

@@ -1,30 +1,33 @@
 """Long-context Mamba foundation models for genomes and raw audio.
 
 >>> import mamba_bio_audio as mba
->>> sorted(mba.__all__)
-['__version__', 'generate', 'load']
+>>> model = mba.load("runs/mine")  # doctest: +SKIP
+>>> tokens = mba.generate(model, length=1000)  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mamba_bio_audio.inference.generate import generate
-    from mamba_bio_audio.run.saved import load
+    from mamba_bio_audio.inference.generate import generate as generate
+    from mamba_bio_audio.run.saved import load as load
 
 __version__ = "0.1.0.dev0"
-__all__ = ["__version__", "generate", "load"]
+# Public functions, and the modules that are imported when they are first used: `mba --help` must not wait for torch.
+_FUNCTIONS = {
+    "generate": "inference.generate",
+    "load": "run.saved",
+}
+__all__ = ["__version__", *_FUNCTIONS]
 
 
 def __getattr__(name: str) -> Any:
-    # Importing the package must not import torch: `mba --help` answers at once.
-    if name == "load":
-        from mamba_bio_audio.run.saved import load
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
 
-        return load
-    if name == "generate":
-        from mamba_bio_audio.inference.generate import generate
 
-        return generate
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """What a model of sequences is: causal layers under one head, with the state of all of them.
 
     model(tokens, state=None, *, reset=None, targets=None, logits="all"|"last"|"none") -> ModelOutput
-    model.hidden(tokens, state=None, *, reset=None) -> (hidden, state)
+    model.hidden(tokens, state=None, *, reset=None, layer=None) -> (hidden, state)
     model.init_state(batch, device, dtype) -> state
 
 A model obeys the laws of its layers (`layers/contract.py`). Decoding is a faster path for the same mathematics, never a
@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
+
+from mamba_bio_audio.errors import InputError
 
 
 class ModelOutput(NamedTuple):
@@ -83,9 +85,41 @@ class SequenceModel(nn.Module):
         """
         raise NotImplementedError
 
-    def hidden(self, tokens: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
-        """Normalised final hidden states (B, L, D), the input of heads and embeddings, and the state."""
+    def hidden(
+        self, tokens: Tensor, state: Any = None, *, reset: Tensor | None = None, layer: int | None = None
+    ) -> tuple[Tensor, Any]:
+        """Hidden states (B, L, D), and the state at the end of the span.
+
+        Args:
+            tokens: (B, L) integer symbols.
+            state: state at the end of the preceding span; None at the start of a sequence.
+            reset: bool (B, L), a new sequence starts at these positions.
+            layer: None returns the normalised final hidden states, the input of heads. A number returns the residual
+                stream behind that layer, not normalised, in fp32 or fp64; negative numbers count from the last layer.
+                Later layers may not run, so the state is then only for further calls with the same number.
+
+        Raises:
+            InputError: there is no such layer.
+        """
         raise NotImplementedError
+
+    @property
+    def hidden_layers(self) -> int:
+        """Number of layers that `hidden` can return: those with an output at every position."""
+        raise NotImplementedError
+
+    def find_layer(self, layer: int) -> int:
+        """The index from 0 of a layer; negative numbers count from the last.
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        count = self.hidden_layers
+        if not -count <= layer < count:
+            raise InputError(
+                f"layer {layer}: this model has {count} layers to choose from; give 0 to {count - 1}, or -{count} to -1"
+            )
+        return layer % count
 
     def num_parameters(self) -> int:
         """Number of parameters, frozen ones included; a tied head counts once."""

@@ -217,6 +217,27 @@ class Classifier(SequenceModel):
         """Zero state of backbone and pool; `dtype` is the activation dtype."""
         return self.backbone.init_state(batch, device, dtype), self.pool.init_state(batch, device, dtype)
 
+    def hidden(
+        self,
+        tokens: Tensor,
+        state: tuple[Any, Any] | None = None,
+        *,
+        reset: Tensor | None = None,
+        layer: int | None = None,
+    ) -> tuple[Tensor, tuple[Any, Any]]:
+        """Hidden states (B, L, D) of the backbone, and the state; `models/contract.py` describes the arguments."""
+        before, pooled = (None, None) if state is None else state
+        hidden, after = self.backbone.hidden(tokens, before, reset=reset, layer=layer)
+        if layer is None:
+            last = None if reset is not None else torch.full_like(tokens[:, 0], tokens.shape[1] - 1)
+            _, pooled = self.pool(hidden, pooled, reset=reset, last=last)
+        return hidden, (after, pooled)
+
+    @property
+    def hidden_layers(self) -> int:
+        """Those of the backbone."""
+        return int(self.backbone.hidden_layers)
+
     def forward(
         self,
         tokens: Tensor,

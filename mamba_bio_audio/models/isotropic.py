@@ -97,14 +97,26 @@ class IsotropicModel(SequenceModel):
         return ModelOutput(out, loss_sum, count, state)
 
     def hidden(
-        self, tokens: Tensor, state: tuple[Any, ...] | None = None, *, reset: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: tuple[Any, ...] | None = None,
+        *,
+        reset: Tensor | None = None,
+        layer: int | None = None,
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """Normalised final hidden states (B, L, D), the input of heads and embeddings, and the state."""
+        """Hidden states (B, L, D), and the state; `models/contract.py` describes the arguments.
+
+        A transformer's layer is attention and MLP together.
+        """
         states = (None,) * len(self.layers) if state is None else state
         x, residual = self.embedding(tokens), None
         new_states = []
         recompute = self.recompute == "layer" and torch.is_grad_enabled()
-        for block, layer_state in zip(self.layers, states, strict=True):
+        # Layers behind the one that is wanted do not run.
+        wanted = len(self.layers)
+        if layer is not None:
+            wanted = (self.find_layer(layer) + 1) * (len(self.layers) // self.hidden_layers)
+        for block, layer_state in zip(self.layers[:wanted], states[:wanted], strict=True):
             if recompute:
                 x, residual, layer_state = checkpoint(
                     block, x, residual, layer_state, reset, use_reentrant=False, preserve_rng_state=False
@@ -112,5 +124,13 @@ class IsotropicModel(SequenceModel):
             else:
                 x, residual, layer_state = block(x, residual, layer_state, reset)
             new_states.append(layer_state)
+        if layer is not None:
+            assert residual is not None
+            return x + residual, (*new_states, *states[wanted:])
         y, _ = self.norm_f(x, residual)
         return y, tuple(new_states)
+
+    @property
+    def hidden_layers(self) -> int:
+        """Every layer."""
+        return self.model_config.num_layers

@@ -171,9 +171,19 @@ class UNetModel(SequenceModel):
         return ModelOutput(out, loss_sum, count, state)
 
     def hidden(
-        self, tokens: Tensor, state: UNetState | None = None, *, reset: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: UNetState | None = None,
+        *,
+        reset: Tensor | None = None,
+        layer: int | None = None,
     ) -> tuple[Tensor, UNetState]:
-        """Normalised final hidden states (B, L, D), the input of heads and embeddings, and the state."""
+        """Hidden states (B, L, D), and the state; `models/contract.py` describes the arguments.
+
+        Layers are numbered over the finest tier alone, first down, then up: coarser ones have no output at every sample.
+        """
+        number = None if layer is None else self.find_layer(layer)
+        outputs: list[Tensor] | None = None if layer is None else []
         x = self.embedding(tokens)
         if state is None:
             device = x.device
@@ -183,9 +193,17 @@ class UNetModel(SequenceModel):
             )
         if reset is not None:
             self._check_reset(reset, tokens, state.phase)
-        x, residual, tiers, centre = self._tier(0, x, state.phase, state.tiers, state.centre, reset)
+        x, residual, tiers, centre = self._tier(0, x, state.phase, state.tiers, state.centre, reset, outputs)
+        state = UNetState(tiers, centre, (state.phase + tokens.shape[1]) % self.model_config.period)
+        if outputs is not None and number is not None:
+            return outputs[number], state
         y, _ = self.norm_f(x, residual)
-        return y, UNetState(tiers, centre, (state.phase + tokens.shape[1]) % self.model_config.period)
+        return y, state
+
+    @property
+    def hidden_layers(self) -> int:
+        """The layers of the finest tier."""
+        return len(self.down[0]) + len(self.up[0])  # type: ignore[arg-type]
 
     def _tier(
         self,
@@ -195,6 +213,7 @@ class UNetModel(SequenceModel):
         tiers: tuple[TierState, ...],
         centre: tuple[Any, ...],
         reset: Tensor | None,
+        kept: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, tuple[TierState, ...], tuple[Any, ...]]:
         """Run tier number `tier` and all coarser ones on a span.
 
@@ -203,6 +222,7 @@ class UNetModel(SequenceModel):
             phase: frames of this tier before the span, modulo the product of the coarser pools.
             tiers, centre: states of this tier and the coarser ones.
             reset: bool (B, L) in frames of this tier.
+            kept: the residual stream behind each block of this tier is appended to it.
 
         Returns:
             The last block's output, the residual stream to add it to, and the new states.
@@ -218,6 +238,8 @@ class UNetModel(SequenceModel):
         x, stream, inputs, down = self._blocks(self.down[tier], x, stream, own.down, reset)
         dtype = x.dtype
         stream = _add(x, stream)
+        if kept is not None:
+            kept += [*inputs, stream][1:]
 
         frames = torch.cat([own.remainder[:, :r].to(dtype), stream.to(dtype)], 1)  # (B, r + L, D)
         complete = (r + length) // pool
@@ -248,6 +270,8 @@ class UNetModel(SequenceModel):
         if not self.model_config.down_blocks:
             # SaShiMi adds the sum of up-pool and skip once more after the blocks.
             residual = residual + up_inputs[0]
+        if kept is not None:
+            kept += [*up_inputs[1:], _add(x, residual)]
         return x, residual, (TierState(down, up, remainder, outputs[:, -1]), *coarser), centre
 
     def _blocks(

@@ -8,8 +8,11 @@
     longest match       longest stretch that is base for base in the training data
 
 What it answers: whether composition and short words are right, whether a long sample drifts or falls into repeats (the
-table along the sequence), and whether it recites its training data. It says nothing about genes or function. Divergence
-and matches grow or shrink with the amount of sequence, so held-out sequence of the same amount stands beside them.
+table along the sequence), and whether it recites its training data. It says nothing about genes or function.
+
+Divergence and matches depend on the amount of sequence: a slice of a few hundred bases of the very same genome is about
+half a bit from the whole. So held-out sequence of the same amount stands beside all samples, and beside each slice of
+them: a slice that is further from the training data than its held-out slice has drifted.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -64,11 +68,13 @@ def sample_report(
     result: dict[str, Any] = {"samples": len(samples), "bases": bases, "own": composition(samples)}
     parts = [(len(row) * i // bins, len(row) * (i + 1) // bins) for row in samples for i in range(bins)]
     queries = [Query(number // bins, start, end) for number, (start, end) in enumerate(parts)]
-    along = []
+    slices = {}
     for i in range(bins):
-        pieces = [samples[q.sequence][q.start : q.end] for q in queries[i::bins] if q.end > q.start]
-        if pieces:
-            along.append({"from": i / bins, "to": (i + 1) / bins, **composition(pieces)})
+        if pieces := [samples[q.sequence][q.start : q.end] for q in queries[i::bins] if q.end > q.start]:
+            slices[i] = pieces
+    along: list[dict[str, Any]] = [
+        {"from": i / bins, "to": (i + 1) / bins, **composition(pieces)} for i, pieces in slices.items()
+    ]
     result["along"] = along
     if genome is None or not train:
         return result
@@ -85,27 +91,34 @@ def sample_report(
     own = spectrum_of(samples)
     result["own"]["divergence"] = divergence(own, spectrum)
     result["spectra"] = {"own": own.tolist(), "train": spectrum.tolist()}
-    for i, part in enumerate(along):
-        pieces = [samples[q.sequence][q.start : q.end] for q in queries[i::bins]]
+    for part, pieces in zip(along, slices.values(), strict=True):
         part["divergence"] = divergence(spectrum_of(pieces), spectrum)
 
-    held_out = _held_out(genome, sorted(merge(valid)), [len(row) for row in samples])
-    sequences, asked = [*samples, *held_out], list(queries)
-    asked += [Query(len(samples) + i, 0, len(row)) for i, row in enumerate(held_out)]
+    # Held-out sequence of the size of all samples, and of the size of each slice.
+    spans = sorted(merge(valid))
+    held_out = _held_out(genome, spans, [query.end - query.start for query in queries])
+    groups = [_held_out(genome, spans, [len(row) for row in samples]), *(held_out[i::bins] for i in slices)]
+    beside = [list(chain.from_iterable(group)) for group in groups]
+    sequences, asked, first = [*samples], [*queries], [len(queries)]
+    for rows in beside:
+        asked += [Query(len(sequences) + i, 0, len(row)) for i, row in enumerate(rows)]
+        sequences += rows
+        first.append(len(asked))
     lengths, match = longest_matches(sequences, asked, genome, chosen, locate=len(queries), progress=progress)
-    own_lengths = lengths[: len(queries)]
-    result["own"]["longest_match"] = max(own_lengths)
-    for i, part in enumerate(along):
-        part["longest_match"] = max(own_lengths[i::bins])
+    result["own"]["longest_match"] = max(lengths[: len(queries)])
+    for part, i in zip(along, slices, strict=True):
+        part["longest_match"] = max(lengths[i : len(queries) : bins])
     if match.bases:
         result["match"] = match._asdict()
-    if held_out:
-        row = composition(held_out) | {"bases": sum(map(len, held_out))}
-        row |= {
-            "divergence": divergence(spectrum_of(held_out), spectrum),
-            "longest_match": max(lengths[len(queries) :]),
-        }
-        result["valid"] = row
+    for part, rows, low, high in zip([result, *along], beside, first, first[1:], strict=False):
+        if rows:
+            part["valid"] = composition(rows) | {
+                "bases": sum(map(len, rows)),
+                "divergence": divergence(spectrum_of(rows), spectrum),
+                "longest_match": max(lengths[low:high]),
+            }
+    if beside[0]:
+        result["spectra"]["valid"] = spectrum_of(beside[0]).tolist()
     result["chance_match"] = math.log(2 * bases * result["train"]["bases"], 4)
     return result
 
@@ -191,19 +204,28 @@ def _evenly(spans: Sequence[Span], bases: int | None) -> list[Span]:
     return [pieces[i * len(pieces) // wanted] for i in range(wanted)]
 
 
-def _held_out(genome: GenomeLike, spans: Sequence[Span], lengths: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """Validation sequences, as many and as long as the samples where there is enough, evenly spread."""
-    if not spans:
-        return []
-    rows = []
+def _held_out(genome: GenomeLike, spans: Sequence[Span], lengths: Sequence[int]) -> list[list[NDArray[np.uint8]]]:
+    """For each length as many validation bases, from evenly spread places.
+
+    They are one piece where the span at the place is long enough; else that span and those after it, up to the whole split.
+    """
+    found = []
     ends = np.cumsum(list(map(len, spans)))
-    for number, length in enumerate(lengths):
+    for number, length in enumerate(lengths if spans else ()):
         place = int(ends[-1]) * number // len(lengths)
-        index = int(np.searchsorted(ends, place, "right"))
-        record, start, end = spans[index]
-        low = min(start + place - (int(ends[index]) - (end - start)), max(start, end - length))
-        rows.append(genome.fetch(record, low, min(low + length, end)))
-    return rows
+        first = int(np.searchsorted(ends, place, "right"))
+        pieces: list[NDArray[np.uint8]] = []
+        missing = length
+        for index in range(first, first + len(spans)):
+            if not missing:
+                break
+            record, low, end = spans[index % len(spans)]
+            if index == first:
+                low = min(end - (int(ends[first]) - place), max(low, end - length))
+            pieces.append(genome.fetch(record, low, min(low + missing, end)))
+            missing -= len(pieces[-1])
+        found.append(pieces)
+    return found
 
 
 def kmer_spectra(report: dict[str, Any]) -> bytes:
@@ -238,8 +260,11 @@ def describe_samples(result: dict[str, Any]) -> str:
     for key, name in (("own", "samples"), ("valid", "validation"), ("train", "train")):
         if key in result:
             lines.append(_line(name, result[key]))
-    lines += ["", "along the sequence"]
-    lines += [_line(f"{row['from']:.1%} to {row['to']:.1%}", row) for row in result["along"]]
+    lines += ["", "along the sequence" + ", each slice above as many validation bases" * ("valid" in result)]
+    for row in result["along"]:
+        lines.append(_line(f"{row['from']:.1%} to {row['to']:.1%}", row))
+        if "valid" in row:
+            lines.append(_line("  validation", row["valid"]))
     if "train" in result:
         lines.append("")
         lines.append(

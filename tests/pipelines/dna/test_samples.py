@@ -13,6 +13,7 @@ from mamba_bio_audio.pipelines.dna.samples import (
     spectrum_of,
 )
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.spans import Span
 
 CODEC = DnaTokenizer()
 
@@ -89,6 +90,43 @@ def test_report_tells_recital_drift_and_repeats():
     text = describe_samples(result)
     assert "The longest match, 1,00" in text
     assert "t:[10,000, " in text or "t:[9,99" in text
+
+
+def test_a_slice_is_compared_with_as_much_held_out_sequence():
+    """Slices of the same source as the training data are no further from it than their held-out slices, however small."""
+    train, valid = draw(2, 400_000), draw(3, 40_000)
+    genome = Genome(t=train, v=valid)
+    spans = [Span("t", 0, 400_000)], [Span("v", 0, 40_000)]
+    same = sample_report([draw(4, 4000)], genome, *spans)
+    assert len(same["along"]) == 8
+    for row in same["along"]:
+        assert row["valid"]["bases"] == 500
+        # Half a bit from the whole, as is any slice of this size.
+        assert 0.4 < row["divergence"] < 0.8
+        assert row["divergence"] == pytest.approx(row["valid"]["divergence"], rel=0.15)
+        assert abs(row["longest_match"] - row["valid"]["longest_match"]) <= 4
+        assert row["divergence"] > 3 * same["own"]["divergence"]
+    places = {row["valid"]["divergence"] for row in same["along"]}
+    assert len(places) == 8, "each slice has held-out sequence of its own"
+    drifting = np.concatenate([draw(5, 3500), draw(6, 500, (0.05, 0.45, 0.45, 0.05))])
+    excess = [
+        row["divergence"] / row["valid"]["divergence"] for row in sample_report([drifting], genome, *spans)["along"]
+    ]
+    assert max(excess[:7]) < 1.15
+    assert excess[7] > 1.2
+    text = describe_samples(same)
+    assert text.count("  validation") == 8
+
+
+def test_a_sample_longer_than_any_held_out_span_is_compared_with_several():
+    genome = Genome(t=draw(2, 60_000), v=draw(3, 6000))
+    spans = [Span("v", 0, 900), Span("v", 1000, 1900), Span("v", 2000, 5000)]
+    result = sample_report([draw(4, 4000), draw(5, 12)], genome, [Span("t", 0, 60_000)], spans, bins=2)
+    assert result["valid"]["bases"] == 4012
+    assert [row["valid"]["bases"] for row in result["along"]] == [2006, 2006]
+    # No more than there is.
+    assert sample_report([draw(4, 9000)], genome, [Span("t", 0, 60_000)], spans)["valid"]["bases"] == 4800
+    assert "valid" not in sample_report([draw(4, 9000)], genome, [Span("t", 0, 60_000)])
 
 
 def test_report_reads_a_share_of_a_large_genome_and_says_so():

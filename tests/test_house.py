@@ -215,6 +215,8 @@ def test_wheel_is_complete(wheel):
         for pattern in ("*.py", "*.yaml", "*.fa.gz", "py.typed")
         for path in PACKAGE.rglob(pattern)
     ]
+    # A packaged model is nothing without its weights and its card.
+    wanted += [path.relative_to(ROOT).as_posix() for path in PACKAGE.glob("packaged/*/[!.]*")]
     assert not set(wanted) - names
     assert not {name for name in names if name.startswith(("tests", "benchmarks", "kernels/", "cli/"))}
     assert any(name.endswith("licenses/NOTICE") for name in names)

@@ -89,7 +89,7 @@ class Result(BaseModel):
 # Fields that mean the same for every job that has them.
 RunFolder = Annotated[
     Path,
-    Field(description="Run folder, or an export of one."),
+    Field(description="Run folder, an export of one, or the name of a packaged model (mba models)."),
     Cli(argument=True, metavar="RUN"),
 ]
 Overrides = Annotated[

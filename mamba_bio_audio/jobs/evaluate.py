@@ -102,6 +102,8 @@ class EvaluateOptions(Options):
 
 def run(options: EvaluateOptions) -> LikelihoodResult | ClassesResult | ContextResult | DigitsResult | JudgeResult:
     """Score each symbol of a split once, beside simple models; or a classifier's accuracy, beside one on k-mers."""
+    from mamba_bio_audio.run.packaged import find_model
+
     with counters(options.quiet) as progress:
         if options.metrics == "sc09-judge":
             return _prepare_judge(options, progress)
@@ -110,6 +112,10 @@ def run(options: EvaluateOptions) -> LikelihoodResult | ClassesResult | ContextR
         if options.context is not None:
             if options.out is not None:
                 check_folder(options.out)
+            elif not options.run.exists() and find_model(options.run):
+                raise InputError(
+                    f"{options.run}: a packaged model, in whose folder nothing is written; give --out FOLDER"
+                )
             found = keep_context(options.run, options.out, _evaluate_context(options, progress))
             return found.model_copy(update={"written": ()}) if options.quiet else found
         result = evaluate(options, progress)

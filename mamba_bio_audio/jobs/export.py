@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,10 +20,13 @@ class ExportOptions(Options):
     """Options of `mba export`."""
 
     run: Annotated[Path, Cli(argument=True, metavar="RUN")] = Field(
-        description="Run folder, export, or Hugging Face Mamba folder."
+        description="Run folder, export, Hugging Face Mamba folder, or the name of a packaged model (mba models)."
     )
     out: Path = Field(description="Folder to write.")
     which: Which = "best"
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of the exported weights; bf16 halves the file, and rounds them."
+    )
     force: Force = False
 
 
@@ -58,7 +61,8 @@ def run(options: ExportOptions) -> ExportResult:
         raise InputError(f"{options.out} is a run folder; export to another --out")
     with new_folder(options.out, MAKER, inputs=[options.run], force=options.force) as folder:
         model = saved.load(options.run, options.which)
-        doubts = exports.export(model, folder, evaluations=saved.read_evaluations(options.run))
+        scores = saved.read_evaluations(options.run)
+        doubts = exports.export(model, folder, evaluations=scores, precision=options.precision)
     known = not model.labels and exports.opens_in_transformers(model.model_config)
     return ExportResult(
         out=options.out,

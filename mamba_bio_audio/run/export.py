@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from safetensors.torch import save_file
 
 from mamba_bio_audio import __version__
@@ -19,6 +21,7 @@ from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.domains import domain_named, domain_of
 from mamba_bio_audio.run.config import RunConfig
+from mamba_bio_audio.run.packaged import About, about
 from mamba_bio_audio.text import printable
 
 
@@ -28,7 +31,13 @@ def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
     return isinstance(config, ModelConfig) and ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
 
 
-def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping[str, Any] | None = None) -> list[str]:
+def export(
+    model: LanguageModel | Classifier,
+    out: Path,
+    *,
+    evaluations: Mapping[str, Any] | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> list[str]:
     """Write `model.safetensors`, `config.json`, a model card and, where the domain has one, a tokenizer.
 
     `load` always opens the folder; `transformers.MambaForCausalLM.from_pretrained` does if the model is real, selective
@@ -38,6 +47,8 @@ def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping
     Args:
         out: folder; files of an earlier export in it are replaced.
         evaluations: result of `read_evaluations`, for the card.
+        precision: of the weights in the file. bf16 takes half the space and rounds them; what layers keep in fp32 (A, D and
+            the bias of delta) stays fp32. The rounded weights are others than those that were scored so far.
 
     Returns:
         Notes for people on scores that the card cannot vouch for: those of other weights, which it leaves out, and those
@@ -51,7 +62,12 @@ def export(model: LanguageModel | Classifier, out: Path, *, evaluations: Mapping
     config = model.model_config
     backbone = model.backbone if isinstance(model, Classifier) else model
     padded, d_model = backbone.embedding.weight.shape
+    if precision == "bf16":
+        model = copy.deepcopy(model).to(torch.bfloat16)
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    if precision == "bf16":
+        # As `load` will return it: the card quotes the scores of these weights alone.
+        model = model.float()
     if isinstance(model, IsotropicModel):
         head = tensors.pop("lm_head.weight")
         tensors = {
@@ -157,7 +173,8 @@ def scores_of_other_weights(model: LanguageModel | Classifier) -> list[str]:
 
 def model_card(model: LanguageModel | Classifier) -> str:
     """Model card in Markdown: what the model is, what it was trained on, and how to open it."""
-    config = model.model_config
+    config, facts = model.model_config, about(model)
+    name = "FOLDER" if facts is None else facts.name
     lines = [
         "---",
         "library_name: mamba-bio-audio",
@@ -169,13 +186,14 @@ def model_card(model: LanguageModel | Classifier) -> str:
         "",
     ]
     if isinstance(model.config, RunConfig):
-        lines += [*_card_of_training(model.config, model.manifest, weights_hash(model)), *_card_of_limits(model)]
+        lines += _card_of_training(model.config, model.manifest, weights_hash(model), facts)
+        lines += _card_of_limits(model, facts)
     lines += [
         "## Use",
         "",
         "```python",
         "import mamba_bio_audio as mba",
-        'model = mba.load("FOLDER")',
+        f'model = mba.load("{name}")',
         "```",
         "",
     ]
@@ -204,10 +222,13 @@ def _layers(config: ModelConfig | UNetConfig) -> str:
     return f"State space: {kind}, {ssm.d_state} states per channel."
 
 
-def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: str) -> list[str]:
+def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: str, facts: About | None) -> list[str]:
     train = config.train
     data = manifest.get("data", {})
     lines = ["## Data", ""]
+    if facts is not None:
+        lines += [f"Trained on {facts.saw}.", "", "| data | source | licence |", "|---|---|---|"]
+        lines += [f"| {source.data} | {source.source} | {source.licence} |" for source in facts.sources] + [""]
     files = data.get("files", [])
     lines += [f"- {file['name']}, SHA-256 `{file['sha256']}`" for file in files[:20]]
     lines += [f"- and {len(files) - 20:,} more, listed in config.json"] if len(files) > 20 else []
@@ -215,7 +236,9 @@ def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: s
         lines += ["", *found]
     lines += [
         "",
-        "No licence is stated here: whoever publishes these weights must choose one that the data's licences allow.",
+        "No licence is stated here: whoever publishes these weights must choose one that the data's licences allow."
+        if facts is None
+        else f"Licence of the weights: {facts.licence}. {facts.use[:1].upper()}{facts.use[1:]}.",
         "",
         "## Training",
         "",
@@ -235,10 +258,11 @@ def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: s
             lines.append(f"- {score.name}: left out, because the scores belong to other weights")
     if not manifest.get("evaluations"):
         lines.append("Not yet evaluated on held-out data beside baselines (`mba evaluate`).")
+    lines += [] if facts is None else [f"- {sentence}" for sentence in facts.measured]
     return [*lines, ""]
 
 
-def _card_of_limits(model: LanguageModel | Classifier) -> list[str]:
+def _card_of_limits(model: LanguageModel | Classifier, facts: About | None) -> list[str]:
     length = model.config.train.length
     lines = [
         "## Limits",
@@ -248,5 +272,5 @@ def _card_of_limits(model: LanguageModel | Classifier) -> list[str]:
     ]
     config = model.config
     limits = domain_of(config.data.kind).card_limits(config.data, classifier=bool(model.labels))
-    lines += [f"- {limit}" for limit in limits]
+    lines += [f"- {limit}" for limit in [*limits, *(() if facts is None else facts.limits)]]
     return [*lines, ""]

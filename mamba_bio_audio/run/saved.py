@@ -3,7 +3,7 @@
 | folder or file | recognised by |
 |---|---|
 | our run | `config.yaml` |
-| our export, Hugging Face `MambaForCausalLM`, mamba_ssm | `config.json`; weights whole or in shards |
+| our export, a packaged model, Hugging Face `MambaForCausalLM`, mamba_ssm | `config.json`; weights whole or in shards |
 | bare state dict of either | `.pt`, `.bin`, `.pth` or `.safetensors` file |
 
 `foreign.py` reads what other programs wrote; `export.py` writes what `load` and Hugging Face read.
@@ -28,6 +28,7 @@ from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.run.config import RunConfig, model_config, read_values, validate
 from mamba_bio_audio.run.foreign import infer_config, mistakes, read_folder, read_json, read_tensors, rename, some
+from mamba_bio_audio.run.packaged import find_model
 from mamba_bio_audio.training.checkpoints import check_finite, last_checkpoint, load_checkpoint
 
 Which = Literal["best", "last", "ema", "best-samples"]
@@ -72,7 +73,8 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
     """Load a model for use.
 
     Args:
-        path: run folder, export, Hugging Face Mamba folder, mamba_ssm folder, or a state dict file.
+        path: run folder, export, Hugging Face Mamba folder, mamba_ssm folder, a state dict file, or the name of a packaged
+            model (`mba models`); a path that exists wins over a name, and `~` is the home folder.
         which: weights to load: "best" by validation (of the moving average if the run kept one), "last", "ema" (the last
             moving average), or "best-samples" (whose generated audio came closest to recordings, `train.listen`).
 
@@ -84,11 +86,9 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
     Raises:
         InputError: there is nothing to load, or the weights do not fit the configuration.
     """
-    path = Path(path)
     if which not in get_args(Which):
         raise InputError(f"which is {which!r}; choose one of {', '.join(get_args(Which))}")
-    if not path.exists():
-        raise InputError(f"{path}: no such run, folder or file")
+    path = find_model(path)
     if path.is_file():
         if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").exists():
             raise InputError(

@@ -1,0 +1,193 @@
+"""Models that come with the package: found by name, listed, used by every command that takes RUN, made by the script."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mamba_bio_audio as mba
+from mamba_bio_audio.cli.main import run as command_line
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.jobs import models
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.run import packaged
+from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.export import export, model_card
+
+ROOT = Path(__file__).parents[2]
+specification: Any = importlib.util.spec_from_file_location("package_model", ROOT / "scripts" / "package_model.py")
+package_model = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(package_model)
+
+FACTS = """
+name: toy-5k
+saw: 5 kb that mean nothing
+use: research use only
+licence: Apache-2.0
+sources:
+  - {data: letters, source: this test, licence: none}
+limits: [It is a toy.]
+measured: ["BRCA1: AUROC .500"]
+"""
+
+
+def mba_exits(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        command_line(list(arguments))
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder of packaged models with one in it, made by the script from an export that stands for a run."""
+    folder = tmp_path_factory.mktemp("made")
+    letters = torch.randint(4, (3, 2000), generator=torch.Generator().manual_seed(0))
+    (folder / "data").mkdir()
+    for split, row in zip(("train", "valid", "test"), letters, strict=True):
+        text = "".join("ACGT"[letter] for letter in row)
+        (folder / "data" / f"{split}.fa").write_text(f">{split}\n{text}\n")
+    rows = [f"{split}.fa\t{split}\t0\t2000\t{split}" for split in ("train", "valid", "test")]
+    (folder / "data" / "intervals.tsv").write_text("\n".join(["file\trecord\tstart0\tend\tsplit", *rows, ""]))
+    config = load_config("dna/tiny", [f"data.path={folder / 'data'}", "data.intervals=null", "train.length=128"])
+    model: Any = build_model(config.model.model_copy(update={"d_model": 16, "num_layers": 2, "vocab_size": 12}), seed=0)
+    model.config, model.codec = config.model_copy(update={"model": model.model_config}), DnaTokenizer()
+    model.manifest = {
+        "result": {"step": 7, "valid_nats": 0.5, "best_step": 7},
+        "commit": "abc",
+        "command": ["pretrain"],
+    }
+    export(model.eval(), folder / "run")
+    (folder / "toy.yaml").write_text(FACTS)
+    package_model.main(folder / "run", folder / "toy.yaml", None, folder / "packaged" / "toy-5k")
+    return folder
+
+
+@pytest.fixture
+def toy(made, monkeypatch, tmp_path):
+    """Its name, in an empty directory."""
+    monkeypatch.setattr(packaged, "FOLDER", made / "packaged")
+    monkeypatch.chdir(tmp_path)
+    return "toy-5k"
+
+
+def test_the_script_makes_an_export_in_bf16_with_scores_of_these_weights(made, toy):
+    folder = made / "packaged" / toy
+    from safetensors.torch import load_file
+
+    tensors, model = load_file(folder / "model.safetensors"), mba.load(toy)
+    kept = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    assert {name.split(".mixer.")[1] for name in kept} == {"A_log", "D", "dt_proj.bias"}
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert {split: found["weights_sha256"] for split, found in model.manifest["evaluations"].items()} == dict.fromkeys(
+        ("valid", "test"), weights_hash(model)
+    )
+    assert all("Markov order" in " ".join(found) for found in model.manifest["evaluations"].values())
+    assert "command" not in model.manifest
+    card = (folder / "README.md").read_text()
+    for text in (
+        "5 kb that mean nothing",
+        "| letters | this test | none |",
+        "Apache-2.0. Research use only.",
+        "- It is a toy.",
+        "- BRCA1: AUROC .500",
+        'mba.load("toy-5k")',
+        "test split, windows of 128, model: nats",
+    ):
+        assert text in card, text
+    assert "No licence is stated" not in card
+    assert "left out" not in card
+
+
+def test_the_script_keeps_scores_where_the_weights_stay(made, toy, tmp_path, monkeypatch):
+    out = tmp_path / "again"
+    package_model.main(made / "run", made / "toy.yaml", None, out)
+    monkeypatch.setattr(package_model, "_evaluate", None)
+    (made / "other.yaml").write_text(FACTS.replace("AUROC .500", "AUROC .501"))
+    package_model.main(made / "run", made / "other.yaml", None, out)
+    before, after = (json.loads((at / "config.json").read_text()) for at in (made / "packaged" / toy, out))
+    scores = [found["mamba_bio_audio"]["manifest"]["evaluations"] for found in (before, after)]
+    assert scores[0] == scores[1]
+    assert "AUROC .501" in (out / "README.md").read_text()
+
+
+def test_what_is_said_of_a_model_does_not_go_over_to_other_weights(toy):
+    model: Any = mba.load(toy)
+    assert packaged.about(model).saw == "5 kb that mean nothing"
+    with torch.no_grad():
+        model.norm_f.weight.mul_(2)
+    assert packaged.about(model) is None
+    assert "BRCA1" not in model_card(model)
+    assert "No licence is stated" in model_card(model)
+
+
+def test_damaged_facts_are_one_error(toy):
+    with pytest.raises(InputError, match="about.weights_sha256 in the model's manifest"):
+        packaged.read_about({"about": {"name": "x"}})
+    assert packaged.read_about({}) is None
+
+
+def test_a_path_wins_over_a_name_and_home_is_known(made, toy, tmp_path, monkeypatch):
+    assert packaged.find_model(toy) == made / "packaged" / toy
+    (tmp_path / toy).mkdir()
+    assert packaged.find_model(toy) == Path(toy)
+    with pytest.raises(InputError, match=f"{toy}: neither a run"):
+        mba.load(toy)
+    monkeypatch.setenv("HOME", str(made))
+    assert weights_hash(mba.load("~/run")) == weights_hash(mba.load(made / "run"))
+
+
+def test_an_unknown_name_lists_the_names(toy, monkeypatch):
+    with pytest.raises(InputError, match="human9gb: no such run, folder or file; packaged models: toy-5k"):
+        mba.load("human9gb")
+    monkeypatch.setattr(packaged, "FOLDER", Path("nowhere"))
+    with pytest.raises(InputError, match=r"no such run, folder or file$"):
+        mba.load("human9gb")
+    assert models.run(models.ModelsOptions()).text() == "this installation holds no packaged models"
+
+
+def test_models_lists_what_there_is(toy, capsys, made):
+    assert mba_exits("models") == 0
+    shown = capsys.readouterr().out
+    for text in ("toy-5k: research use only", "2 layers x 16", "saw 5 kb", "windows of 128 bases", "BRCA1: AUROC .500"):
+        assert text in shown, text
+    assert re.search(r"perplexity on test: model \d+\.\d{3}, Markov order \d+ 4\.\d{3}", shown)
+    assert mba_exits("models", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    model = mba.load(toy)
+    assert found["parameters"] == model.num_parameters()
+    assert found["size_bytes"] == (made / "packaged" / toy / "model.safetensors").stat().st_size
+    assert found["scores"]["test"]["model"]["nats"] > 1.3
+
+
+def test_commands_take_the_name(made, toy, capsys, tmp_path):
+    before = sorted(path.name for path in (made / "packaged" / toy).iterdir())
+    assert mba_exits("sample", toy, "--length", "50", "--quiet") == 0
+    assert re.search(r"^[ACGT]{50}$", capsys.readouterr().out, re.MULTILINE)
+    assert mba_exits("evaluate", toy, "--no-baselines", "--quiet", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["run"] == toy
+    assert mba_exits("export", toy, "--out", "own") == 0
+    assert weights_hash(mba.load("own")) == weights_hash(mba.load(toy))
+    assert "BRCA1" in (tmp_path / "own" / "README.md").read_text()
+    capsys.readouterr()
+    assert mba_exits("evaluate", toy, "--context", "8,16", "--blocks", "4", "--quiet") == 2
+    assert "--out" in capsys.readouterr().err
+    assert mba_exits("evaluate", toy, "--context", "8,16", "--blocks", "4", "--out", "context", "--quiet") == 0
+    assert sorted(path.name for path in (made / "packaged" / toy).iterdir()) == before
+    assert not (tmp_path / toy).exists()
+
+
+def test_packaged_models_are_small_and_whole():
+    for name, folder in packaged.packaged_models().items():
+        assert (folder / "model.safetensors").stat().st_size < 4_000_000
+        model: Any = mba.load(name)
+        found = packaged.about(model)
+        assert found is not None
+        assert found.name == name
+        assert found.use == "research use only"
+        assert model_card(model) == (folder / "README.md").read_text()

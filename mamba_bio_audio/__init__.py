@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.generate import generate as generate
+    from mamba_bio_audio.inference.score import log_likelihood as log_likelihood
     from mamba_bio_audio.run.saved import load as load
 
 __version__ = "0.1.0.dev0"
@@ -19,6 +20,7 @@ __version__ = "0.1.0.dev0"
 _FUNCTIONS = {
     "generate": "inference.generate",
     "load": "run.saved",
+    "log_likelihood": "inference.score",
 }
 __all__ = ["__version__", *_FUNCTIONS]
 

@@ -17,8 +17,9 @@ from mamba_bio_audio.evaluation.classification import (
     classification_report,
     most_confused,
 )
-from mamba_bio_audio.inference.classify import Passes, Strand, classify
-from mamba_bio_audio.pipelines.contract import Domain
+from mamba_bio_audio.inference.classify import classify
+from mamba_bio_audio.inference.streaming import Passes
+from mamba_bio_audio.pipelines.contract import Domain, Strand
 from mamba_bio_audio.pipelines.scores import labelled_sequences
 from mamba_bio_audio.text import cell
 

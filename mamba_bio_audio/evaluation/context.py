@@ -21,13 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mamba_bio_audio.inference.streaming import IGNORED, Passes, advance, log_likelihoods, nats_of
 from mamba_bio_audio.pipelines.scores import Stratum, TargetBlocks, perplexity
-
-IGNORED = -100
 
 
 class PositionSums(NamedTuple):
@@ -86,26 +84,12 @@ def target_nats(
     Returns:
         (B, size), including symbols that are not bases, which the caller masks.
     """
-    rows, length = windows.shape
-    inputs, first_target = windows[:, :-1], length - size - 1
-    step = max(1, positions // rows)
-    state, found = None, []
-    with torch.inference_mode(), torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
-        for low in range(0, first_target, step):
-            _, state = model.hidden(inputs[:, low : min(low + step, first_target)].to(device), state)
-        for low in range(first_target, length - 1, step):
-            high = min(low + step, length - 1)
-            hidden, state = model.hidden(inputs[:, low:high].to(device), state)
-            found.append(_nats(model, hidden, windows[:, low + 1 : high + 1].to(device)))
-    return torch.cat(found, 1).cpu().numpy()
-
-
-def _nats(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Nats (B, L) in fp64, zero where the target is `IGNORED`. Logits are fp32, as in training, even under autocast."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        logits = F.linear(hidden.to(model.lm_head.weight.dtype), model.lm_head.weight, model.lm_head.bias)
-        nats = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
-    return nats.double()
+    before = windows.shape[1] - size - 1
+    passes = Passes(device, narrow, max(1, positions // len(windows)))
+    state = advance(model, list(windows[:, :before]), passes=passes) if before else None
+    everything = range(len(model.lm_head.weight))
+    pieces = log_likelihoods(model, list(windows[:, before:]), known=everything, pad_id=0, passes=passes, state=state)
+    return -np.concatenate([values for _, values in pieces], 1)[:, 1:]
 
 
 def position_sums(
@@ -136,7 +120,7 @@ def position_sums(
             for low in range(0, tokens.shape[1], step):
                 expected = targets[:, low : low + step].to(device)
                 hidden, state = model.hidden(tokens[:, low : low + step].to(device), state)
-                found, scored = _nats(model, hidden, expected), expected != IGNORED
+                found, scored = nats_of(model, hidden, expected), expected != IGNORED
                 # The target of input p is predicted from p + 1 bases.
                 for octave in range((low + 1).bit_length(), (low + expected.shape[1]).bit_length() + 1):
                     part = slice(max(0, (1 << octave - 1) - 1 - low), max(0, (1 << octave) - 1 - low))

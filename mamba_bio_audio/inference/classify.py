@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,30 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference.streaming import Passes, stream
 from mamba_bio_audio.pipelines.contract import Strand
-
-
-class Stopped(Exception):
-    """The caller asked to stop early; there is no result."""
-
-
-@dataclass(frozen=True)
-class Passes:
-    """How sequences are run through a model.
-
-    Attributes:
-        device: "cpu" or "cuda".
-        narrow: use bf16 autocast.
-        chunk: positions per pass, with the state carried, for constant memory at any length; None for a single pass.
-        stop: called before every pass; True raises `Stopped`.
-        progress: called after every pass with the number of symbols that it read, for each strand.
-    """
-
-    device: str = "cpu"
-    narrow: bool = False
-    chunk: int | None = None
-    stop: Callable[[], bool] = lambda: False
-    progress: Callable[[int], None] | None = None
 
 
 def classify(
@@ -78,35 +54,24 @@ def classify(
 
 def _last_logits(model: Any, rows: Sequence[NDArray[Any]], pad_id: int, passes: Passes) -> Tensor:
     """Logits (n, K) at each row's last real position."""
-    device = passes.device
     lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
-    last = (lengths - 1).to(device)
-    state, logits = None, None
-    step = passes.chunk or longest
-    with torch.inference_mode(), torch.autocast(device, torch.bfloat16) if passes.narrow else nullcontext():
-        for low in range(0, longest, step):
-            if passes.stop():
-                raise Stopped
-            # Converted piece by piece: as int64 a whole chromosome would take eight times its memory.
-            tokens = np.full((len(rows), min(step, longest - low)), pad_id, dtype=np.int64)
-            for line, row in zip(tokens, rows, strict=True):
-                part = row[low : low + step]
-                line[: len(part)] = part
-            piece = torch.from_numpy(tokens).to(device)
-            ends = (lengths > low) & (lengths <= low + step)
-            # Rows of equal length end together; the logits of one position are cheaper than those of all.
-            together = bool((lengths == low + piece.shape[1]).all())
-            out = model(piece, state, logits="last" if together else "all" if ends.any() else "none")
-            state = out.state
-            if together:
-                logits = out.logits[:, 0].float()
-            elif ends.any():
-                at = (last - low).clamp(0, piece.shape[1] - 1)
-                own = out.logits[torch.arange(len(rows), device=device), at].float()
-                inside = ((last >= low) & (last < low + step))[:, None]
-                logits = torch.where(inside, own, own if logits is None else logits)
-            if passes.progress is not None:
-                passes.progress(int((lengths - low).clamp(0, step).sum()))
+    last = (lengths - 1).to(passes.device)
+
+    def read(tokens: Tensor, state: Any, low: int) -> tuple[Tensor | None, Any]:
+        high = low + tokens.shape[1]
+        ends = (lengths > low) & (lengths <= high)
+        # Rows of equal length end together; the logits of one position are cheaper than those of all.
+        together = bool((lengths == high).all())
+        out = model(tokens, state, logits="last" if together else "all" if ends.any() else "none")
+        if out.logits is None:
+            return None, out.state
+        at = (last - low).clamp(0, out.logits.shape[1] - 1)
+        return out.logits[torch.arange(len(rows), device=last.device), at].float(), out.state
+
+    logits: Tensor | None = None
+    for low, own, _ in stream(model, rows, read, pad_id=pad_id, passes=passes):
+        if own is not None:
+            # A later piece sees only the padding of a row that has ended.
+            logits = own if logits is None else torch.where((last >= low)[:, None], own, logits)
     assert logits is not None
     return logits

@@ -25,15 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.classify import Passes, Stopped, classify
+from mamba_bio_audio.inference.classify import classify
+from mamba_bio_audio.inference.streaming import Passes, Stopped, batches
 from mamba_bio_audio.pipelines.contract import Strand, Symbols
 from mamba_bio_audio.pipelines.corpus import Ids
 
 Mode = Literal["windows", "stream"]
 # Records are collected until there are this many batches of work, so that pieces of similar length are batched together.
 BATCHES_AHEAD, RECORDS_AHEAD = 16, 4096
-# Most token ids in one batch, 8 bytes each, when records longer than the batch are streamed.
-MAX_IDS = 1 << 26
 PIECE = 1 << 20
 
 
@@ -132,8 +131,8 @@ def predict(
             record.left = sum(map(len, record.windows.values()))
         for name in strands:
             pieces = [(record, low, high) for record in waiting for low, high in record.windows.get(name, ())]
-            pieces.sort(key=lambda piece: piece[2] - piece[1])
-            for batch in _batches(pieces, reading.batch_symbols, passes.chunk):
+            pieces.sort(key=_length)
+            for batch in batches(pieces, _length, reading.batch_symbols, passes.chunk):
                 turn = reverse if name == "reverse" else None
                 rows = [begun(_window(record.ids, low, high, turn)) for record, low, high in batch]
                 found = classify(model, rows, pad_id=symbols.pad_id, passes=passes)
@@ -201,22 +200,12 @@ def tile(size: int, length: int) -> list[tuple[int, int]]:
     return [(start, start + length) for start in starts]
 
 
+def _length(piece: tuple[_Record, int, int]) -> int:
+    return piece[2] - piece[1]
+
+
 def _window(ids: Ids, low: int, high: int, reverse: Callable[[Ids], Ids] | None) -> Ids:
     return ids[low:high] if reverse is None else reverse(ids[len(ids) - high : len(ids) - low])
-
-
-def _batches(
-    pieces: Sequence[tuple[_Record, int, int]], batch_symbols: int, chunk: int | None
-) -> Iterator[Sequence[tuple[_Record, int, int]]]:
-    """Cut a list sorted by length into batches of as many neighbours as fit."""
-    first = 0
-    for at in range(1, len(pieces) + 1):
-        rows = at + 1 - first
-        longest = pieces[at][2] - pieces[at][1] if at < len(pieces) else 0
-        full = rows * min(longest, chunk or longest) > batch_symbols or rows * longest > MAX_IDS
-        if at == len(pieces) or full:
-            yield pieces[first:at]
-            first = at
 
 
 def _result(record: _Record, known: Callable[[Ids], NDArray[np.bool_]]) -> Prediction:

@@ -283,7 +283,7 @@ def _scored(likelihood: Likelihood) -> Scored:
 
 def _evaluate_classes(opened: Opened, progress: Progress | None) -> ClassesResult:
     from mamba_bio_audio.evaluation.classes import evaluate_classes
-    from mamba_bio_audio.inference.classify import Passes
+    from mamba_bio_audio.inference.streaming import Passes
 
     options = opened.options
     if options.max_bases is not None:

@@ -158,9 +158,9 @@ def run(options: PredictOptions) -> PredictResult:
 def _ask_classifier(options: PredictOptions, out: Path | None, device: str, progress: Progress) -> dict[str, Any]:
     """Write the rows; returns what the result says."""
     from mamba_bio_audio.files import locked
-    from mamba_bio_audio.inference.classify import Passes
     from mamba_bio_audio.inference.predict import Reading, predict
     from mamba_bio_audio.inference.prediction_table import PredictionTable
+    from mamba_bio_audio.inference.streaming import Passes
     from mamba_bio_audio.models.weights import weights_hash
     from mamba_bio_audio.pipelines.domains import domain_of
     from mamba_bio_audio.run import saved

@@ -121,6 +121,43 @@ class SequenceModel(nn.Module):
             )
         return layer % count
 
+    def encode(self, sequence: Any) -> Tensor:
+        """Ids of one sequence, int64 (1, L), as this model, `mba.generate` and `mba.log_likelihood` take them.
+
+        Args:
+            sequence: text of DNA, or float samples of audio in [-1, 1].
+
+        Raises:
+            InputError: the model has no codec (foreign weights), or the sequence is nothing that it reads.
+        """
+        codec = self._need_codec()
+        codec.check_sequence(sequence)
+        return torch.from_numpy(codec.encode(sequence)).long().reshape(1, -1)
+
+    def decode(self, tokens: Any) -> Any:
+        """What ids stand for: text of DNA, or float32 samples of audio; the inverse of `encode`.
+
+        Args:
+            tokens: integer ids (L,) or (1, L) of one sequence, or (B, L) of several.
+
+        Returns:
+            One sequence, or a list of B of them.
+
+        Raises:
+            InputError: the model has no codec (foreign weights).
+        """
+        codec = self._need_codec()
+        rows = torch.as_tensor(tokens).cpu()
+        if rows.ndim not in (1, 2):
+            raise InputError(f"decode() takes ids of shape (L,) or (B, L), not {tuple(rows.shape)}")
+        decoded = [codec.decode(row.numpy()) for row in (rows[None] if rows.ndim == 1 else rows)]
+        return decoded[0] if len(decoded) == 1 else decoded
+
+    def _need_codec(self) -> Any:
+        if self.codec is None:
+            raise InputError("these weights came without a codec; pass token ids, and read ids")
+        return self.codec
+
     def num_parameters(self) -> int:
         """Number of parameters, frozen ones included; a tied head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())

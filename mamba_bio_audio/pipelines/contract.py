@@ -299,8 +299,9 @@ class Domain(ABC):
     def codec(self, config: Any) -> Any:
         """The codec of a data section.
 
-        It has `encode`, `decode`, `check_prompt`, `name` (the domain's), `unit`, `vocab_size`, `sample_ids`, `start_id` (what
-        inputs begin with, or None) and `pad_id` (fills short windows).
+        It has `encode`, `decode`, `check_sequence` (refuses what `encode` should not be given by a user), `check_prompt`,
+        `name` (the domain's), `unit`, `vocab_size`, `sample_ids` (known symbols: what is sampled and scored), `start_id`
+        (what inputs begin with, or None) and `pad_id` (fills short windows).
         """
 
     @abstractmethod

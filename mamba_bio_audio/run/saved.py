@@ -80,8 +80,8 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
 
     Returns:
         A language model, or a classifier with `.labels`, on the CPU in fp32 and eval mode, with `.config` (`RunConfig`,
-        or `ModelConfig` for foreign weights), `.codec` (symbols to ids and back; None for foreign weights) and
-        `.manifest` (the run's record of itself).
+        or `ModelConfig` for foreign weights), `.codec` (symbols to ids and back; None for foreign weights), `.encode` and
+        `.decode` (its methods for one sequence), and `.manifest` (the run's record of itself).
 
     Raises:
         InputError: there is nothing to load, or the weights do not fit the configuration.

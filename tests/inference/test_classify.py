@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.classify import Passes, classify
+from mamba_bio_audio.inference.classify import classify
+from mamba_bio_audio.inference.streaming import Passes
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.classify import Passes
 from mamba_bio_audio.inference.predict import Reading, predict, tile
+from mamba_bio_audio.inference.streaming import Passes
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier

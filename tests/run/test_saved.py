@@ -94,3 +94,11 @@ def test_a_manifest_with_name_and_hash_of_its_files_is_read(tmp_path):
     path.write_text(json.dumps({"data": {"files": [{"name": "x.fa"}]}}))
     with pytest.raises(InputError, match="not a manifest of this program"):
         read_manifest(tmp_path)
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    export(model, tmp_path / "model")
+    tokens = torch.randint(16, (1, 20))
+    assert torch.equal(mba.load("~/model")(tokens).logits, model(tokens).logits)

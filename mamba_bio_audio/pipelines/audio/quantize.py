@@ -78,6 +78,20 @@ class AudioCodec:
         """The quantiser that a data section describes."""
         return cls(config.bits, config.quantizer, config.variant, config.sample_rate_hz)
 
+    def check_sequence(self, samples: ArrayLike) -> None:
+        """Refuse what is not one channel of samples.
+
+        Raises:
+            InputError: text, or an array of another shape or type.
+        """
+        if isinstance(samples, str):
+            raise InputError("this model reads audio; pass float samples in [-1, 1], not text")
+        values = np.asarray(samples)
+        if values.ndim != 1 or not np.issubdtype(values.dtype, np.floating):
+            raise InputError(
+                f"audio is float samples in [-1, 1] of shape (L,), not {values.dtype} of shape {values.shape}"
+            )
+
     def check_prompt(self, text: str) -> None:
         """Refuse a prompt in letters.
 

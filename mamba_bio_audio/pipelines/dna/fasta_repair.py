@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.bgzf import reading, writing
 from mamba_bio_audio.pipelines.dna.fasta_parser import BLANKS, BYTE_ORDER_MARK, MAX_HEADER_BYTES, header_name
-from mamba_bio_audio.pipelines.dna.records import LETTERS, LINE_BASES, wrapped
+from mamba_bio_audio.pipelines.dna.records import LINE_BASES, wrapped
+from mamba_bio_audio.pipelines.dna.tokenizer import LETTERS
 
 MARK = "byte-order mark"
 RETURN = "carriage return"

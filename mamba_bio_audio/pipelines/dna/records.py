@@ -22,14 +22,13 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.contract import Item
 from mamba_bio_audio.pipelines.corpus import Ids
 from mamba_bio_audio.pipelines.dna.fasta_parser import MAX_HEADER_BYTES
-from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.dna.tokenizer import LETTERS, DnaTokenizer
 from mamba_bio_audio.pipelines.unpacked import Unpacked, Unpacking
 
 STDIN = "-"
 LINE_BASES = 80
 _PIECE_LINES = 1 << 14
 _PIECE_BYTES = 1 << 20
-LETTERS = bytes([*range(65, 91), *range(97, 123), *b"-*."])
 _OTHER_FORMATS = ((b"BZh", "bzip2"), (b"PK\x03\x04", "zip"), (b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstd"))
 
 

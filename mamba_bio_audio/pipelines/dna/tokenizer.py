@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from mamba_bio_audio.errors import InputError
 
 TOKENS = ("[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", "A", "C", "G", "T", "N")
+# What sequences are written with: bases, ambiguity codes, gaps and stops.
+LETTERS = bytes([*range(65, 91), *range(97, 123), *b"-*."])
 PAD, A, C, G, T, N = 4, 7, 8, 9, 10, 11
 
 _ENCODE = np.full(256, N, dtype=np.uint8)
@@ -57,6 +59,20 @@ class DnaTokenizer:
         if sequence.dtype != np.uint8:
             raise ValueError(f"encode() takes ASCII codes of dtype uint8, not {sequence.dtype}; pass text or bytes")
         return _ENCODE[sequence]
+
+    def check_sequence(self, text: str) -> None:
+        """Refuse what is not the text of one sequence: letters, gaps and stops.
+
+        Raises:
+            InputError: something else, or a text with another character; names the first one and its position, from 1.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"a sequence of DNA is text, not {type(text).__name__}; token ids need no encoding")
+        if foreign := text.encode("ascii", "replace").translate(None, LETTERS):
+            at = next(i for i, letter in enumerate(text) if letter.encode("ascii", "replace")[0] == foreign[0])
+            raise InputError(
+                f"{text[at]!r} at position {at + 1:,} is not a base; pass only the letters of one sequence"
+            )
 
     def check_prompt(self, text: str) -> None:
         """Refuse a prompt that contains anything but A, C, G, T and N, in upper or lower case.

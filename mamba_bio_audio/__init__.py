@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mamba_bio_audio.inference.embed import embed as embed
     from mamba_bio_audio.inference.generate import generate as generate
     from mamba_bio_audio.inference.score import log_likelihood as log_likelihood
     from mamba_bio_audio.run.saved import load as load
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 # Public functions, and the modules that are imported when they are first used: `mba --help` must not wait for torch.
 _FUNCTIONS = {
+    "embed": "inference.embed",
     "generate": "inference.generate",
     "load": "run.saved",
     "log_likelihood": "inference.score",

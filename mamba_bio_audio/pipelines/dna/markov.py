@@ -286,6 +286,20 @@ class MarkovBaseline:
         *_, p = self._probabilities(words, depth, self.smoothing, order)
         return p
 
+    def log_likelihoods(self, tokens: NDArray[np.uint8], order: int) -> NDArray[np.float64]:
+        """Log-likelihood of every base of a record given those before it, nats, (n,).
+
+        NaN where nothing is scored: the first base, and unknown ones.
+        """
+        out = np.full(len(tokens), np.nan)
+        for low in range(0, len(tokens), _CHUNK_BASES):
+            context = max(0, low - self.max_order)
+            words, depth = _words(tokens[context : low + _CHUNK_BASES], self.max_order + 1)
+            *_, p = self._probabilities(words, depth, self.smoothing, order)
+            out[low : low + _CHUNK_BASES] = np.where(depth > 0, np.log(p), np.nan)[low - context :]
+        out[:1] = np.nan
+        return out
+
     def _lookup(self, words: NDArray[np.int32], order: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Counts of the words and of their contexts at one order, (n,) each."""
         word = words & ((1 << (2 * (order + 1))) - 1)

@@ -310,3 +310,19 @@ def test_progress_goes_on_within_records(monkeypatch: pytest.MonkeyPatch, chunk:
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert {total for _, total in seen} == {total}
     assert len(seen) == (4 if chunk > 40 else 10 + 2 * 3 + 5)
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 21])
+def test_log_likelihoods_of_bases_sum_to_the_score(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(markov, "_CHUNK_BASES", chunk)
+    genome = FakeGenome(train=random_text(1, 400), test=random_text(2, 60, unknown=0.1))
+    baseline = MarkovBaseline.fit(genome, [Span("train", 0, 400)], 3)
+    scored = baseline.score(genome, [Span("test", 0, 60)])
+    for order in range(4):
+        track = baseline.log_likelihoods(genome.records["test"], order)
+        assert np.isnan(track[0])
+        assert np.isfinite(track).sum() == scored.count
+        assert -np.nansum(track) == pytest.approx(scored.nats[order], rel=1e-12)
+        for at in np.flatnonzero(np.isfinite(track)):
+            p = baseline.distribution(genome.records["test"][:at], order)
+            assert track[at] == pytest.approx(math.log(p[genome.records["test"][at] - 7]), rel=1e-12)

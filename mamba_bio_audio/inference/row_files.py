@@ -30,7 +30,7 @@ from mamba_bio_audio.files import Maker, begin_unfinished, discard_unfinished
 from mamba_bio_audio.files.tensors import load_tree, save_tree
 from mamba_bio_audio.inference.generate import Block, Place, generate_blocks
 from mamba_bio_audio.machine import raise_open_files
-from mamba_bio_audio.pipelines.contract import RowForm
+from mamba_bio_audio.pipelines.sample_writer import RowForm
 
 STATE_NAME = "state.safetensors"
 MAKER = Maker("sample", ("settings.json", "row-*", STATE_NAME, "whole/*"))

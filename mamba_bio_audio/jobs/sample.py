@@ -15,7 +15,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.contract import Device, Force, Options, Result, Resume, RunFolder, Which
 
 if TYPE_CHECKING:
-    from mamba_bio_audio.pipelines.contract import SampleWriter
+    from mamba_bio_audio.pipelines.sample_writer import SampleWriter
     from mamba_bio_audio.run.config import RunConfig
 
 COMMAND = "sample"
@@ -164,8 +164,8 @@ def sample(
     from mamba_bio_audio.files import locked, unfinished
     from mamba_bio_audio.inference.row_files import RowFiles
     from mamba_bio_audio.models.weights import weights_hash
-    from mamba_bio_audio.pipelines.contract import Sampled, SampleRequest
     from mamba_bio_audio.pipelines.domains import domain_of
+    from mamba_bio_audio.pipelines.sample_writer import Sampled, SampleRequest
     from mamba_bio_audio.run.environment import environment
     from mamba_bio_audio.run.saved import describe_which
     from mamba_bio_audio.signals import StopSignal

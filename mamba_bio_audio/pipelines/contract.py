@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mamba_bio_audio.pipelines.corpus import Corpus, Ids
+    from mamba_bio_audio.pipelines.corpus import Corpus, Ids, Stored
+    from mamba_bio_audio.pipelines.sample_writer import SampleRequest, SampleWriter
 
 # Called with (what, done, total) during long operations.
 Progress = Callable[[str, int, int | None], None]
@@ -108,135 +109,6 @@ class Symbols:
     start_id: int | None = None
     max_unknown: float = 0.1
     fill_to: int = 0
-
-
-class SampleRequest(NamedTuple):
-    """A request for samples.
-
-    Attributes:
-        run: the run that they are sampled from; an input, so it is not replaced.
-        out: where they go; None is standard output.
-        length: symbols of each, without the prompt.
-        num_samples: how many.
-        prompt: as the user gave it.
-        draws: temperature, top_k, top_p, seed.
-        config: data section of the run.
-        data: what the run's manifest says of its data.
-    """
-
-    run: Path
-    out: Path | None
-    length: int
-    num_samples: int
-    prompt: str | None
-    draws: Mapping[str, Any]
-    config: Any
-    data: Mapping[str, Any]
-
-
-class Sampled(NamedTuple):
-    """Samples that are complete, row by row.
-
-    Attributes:
-        rows: files of the rows, as `SampleWriter.encode` and `header` made them.
-        log_likelihood: log-likelihood of each row, nats.
-        settings: everything that decided the samples.
-        which: the weights, in words.
-        symbols_per_second: over all rows; None where there was too little to measure.
-        environment: versions and device.
-    """
-
-    rows: Sequence[Path]
-    log_likelihood: Sequence[float]
-    settings: Mapping[str, Any]
-    which: str
-    symbols_per_second: float | None
-    environment: Mapping[str, Any]
-
-
-class RowForm(ABC):
-    """Layout of a growing row of symbols on disk (`inference/row_files.py`).
-
-    Attributes:
-        suffix: suffix of the files, without a dot.
-        symbol_bytes: bytes per symbol.
-    """
-
-    suffix: ClassVar[str] = "txt"
-    symbol_bytes: ClassVar[int] = 1
-
-    @abstractmethod
-    def encode(self, tokens: Ids) -> bytes:
-        """Bytes of symbols (n,), `symbol_bytes` for each."""
-
-    def header(self, symbols: int) -> bytes:
-        """First bytes of a file of so many symbols, always equally many.
-
-        Rewritten after every block, so that a killed run leaves files that other programs can read.
-        """
-        return b""
-
-
-class SampleWriter(RowForm):
-    """Writes the samples of a domain to files.
-
-    The job owns the lock, the growing rows in `OUT.part`, resuming and signals. The writer says how token ids become bytes,
-    what may be replaced, and what the finished output looks like. It is made after the request was checked, and raises
-    `InputError` for what it cannot write.
-
-    Attributes:
-        start: options of `generate_blocks` for how rows begin: `prompt`, and optionally `initial`.
-        settings: what decides the samples besides the request and the weights; equal settings may be resumed.
-    """
-
-    start: Mapping[str, Any]
-    settings: Mapping[str, Any]
-
-    @abstractmethod
-    def check_target(self, *, replace: bool) -> None:
-        """Refuse to write over anything but samples.
-
-        Args:
-            replace: earlier samples may be replaced.
-
-        Raises:
-            InputError: something else is in the place of the output, or earlier samples that may not be replaced.
-        """
-
-    @abstractmethod
-    def check_complete(self, settings: Mapping[str, Any]) -> None:
-        """Refuse to call an output complete that was sampled with other settings, as far as it records them.
-
-        Raises:
-            InputError: it was.
-        """
-
-    @abstractmethod
-    def finish(self, sampled: Sampled, work: Path) -> str:
-        """Write the output, which appears whole.
-
-        Args:
-            sampled: rows and what is known of them.
-            work: folder on the same disk for what is half made.
-
-        Returns:
-            What was written, for people.
-        """
-
-    def stream(self, blocks: Iterable[Any], to: IO[str]) -> Iterator[Any]:
-        """Write samples to standard output as they are drawn.
-
-        Args:
-            blocks: of `inference.generate.Block`.
-            to: text stream.
-
-        Yields:
-            Each block, once it has been written.
-
-        Raises:
-            InputError: this domain's samples cannot be written there.
-        """
-        raise InputError("these samples cannot be written to standard output; give --out FILE")
 
 
 class Listener(ABC):
@@ -334,6 +206,19 @@ class Domain(ABC):
             InputError: a file cannot be read as a whole. Where only a record cannot, its item gives the reason.
         """
         raise InputError(f"mba predict reads no files of {self.name}")
+
+    def stored(self, files: Sequence[str], config: Any, progress: Progress | None = None) -> Stored:
+        """Records of files, to be read in pieces as the codec of a data section reads them.
+
+        Args:
+            files: paths; a domain may also read folders.
+            config: the data section that the model was trained on.
+            progress: called while files are indexed.
+
+        Raises:
+            InputError: a file cannot be read in pieces, or this domain has no such files.
+        """
+        raise InputError(f"files of {self.name} are not read in pieces")
 
     def symbols(self, config: Any, length: int) -> Symbols:
         """Meaning of the ids in `records`.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,27 @@ from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.windows import EvaluationWindows, evaluation_windows, evenly_spaced, tile
 
 Ids = NDArray[Any]
+
+
+class Stored(Protocol):
+    """Records of files that are read in pieces, so that their length costs no memory."""
+
+    @property
+    def records(self) -> Mapping[str, int]:
+        """Length of each record, in symbols, by its name; in the order of the files."""
+
+    def fetch(self, record: str, start: int, end: int) -> Ids:
+        """Token ids of the symbols [start, end) of a record, shape (end - start,)."""
+
+    def resolve(self, name: str) -> str:
+        """The record that a user means by a name.
+
+        Raises:
+            InputError: there is none; the message says which there are.
+        """
+
+    def contents(self) -> Sequence[Mapping[str, str]]:
+        """Name and SHA-256 of every file, by which it is known that they are still the same."""
 
 
 class Sample(NamedTuple):

@@ -21,7 +21,7 @@ from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.pipelines.contract import RowForm
+from mamba_bio_audio.pipelines.sample_writer import RowForm
 
 ALLOWED = (7, 8, 9, 10)
 LENGTH = 160
@@ -34,7 +34,7 @@ from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.pipelines.contract import RowForm
+from mamba_bio_audio.pipelines.sample_writer import RowForm
 torch.set_num_threads(1)
 model = build_model(ModelConfig(d_model=16, num_layers=2, ssm=SsmConfig(d_state=4), vocab_size=12), seed=0).eval()
 row_files._SAVE_EVERY_S = 0.0

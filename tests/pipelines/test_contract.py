@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.contract import Domain, SampleRequest
+from mamba_bio_audio.pipelines.contract import Domain
 from mamba_bio_audio.pipelines.domains import domain_named, domain_of, domains
+from mamba_bio_audio.pipelines.sample_writer import SampleRequest
 
 
 class Notes(Domain):
@@ -36,6 +37,8 @@ def test_what_a_domain_does_not_do_is_one_clear_error():
         Notes().writer(request)
     with pytest.raises(InputError, match="mba predict reads no files of notes"):
         Notes().records(["a.mid"], None)
+    with pytest.raises(InputError, match="files of notes are not read in pieces"):
+        Notes().stored(["a.mid"], None)
     with pytest.raises(InputError, match=r"a\.mid: samples of notes are not measured"):
         Notes().measure(Path("a.mid"), None)
 

@@ -13,7 +13,8 @@ DOMAIN = '''\
 from typing import ClassVar, Literal
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.contract import DataSection, Domain, SampleWriter
+from mamba_bio_audio.pipelines.contract import DataSection, Domain
+from mamba_bio_audio.pipelines.sample_writer import SampleWriter
 
 
 class LettersConfig(DataSection):

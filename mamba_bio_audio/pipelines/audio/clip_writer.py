@@ -29,8 +29,8 @@ from mamba_bio_audio.files import (
 from mamba_bio_audio.pipelines.audio import wav
 from mamba_bio_audio.pipelines.audio.files import open_file
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.contract import Sampled, SampleRequest, SampleWriter
 from mamba_bio_audio.pipelines.corpus import Ids
+from mamba_bio_audio.pipelines.sample_writer import Sampled, SampleRequest, SampleWriter
 
 _BLOCK = 1 << 20
 _WRITTEN = (".wav", ".flac")

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mamba_bio_audio.pipelines.audio import evaluation
 from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
-from mamba_bio_audio.pipelines.contract import (
-    DataSection,
-    Domain,
-    Item,
-    Listener,
-    Progress,
-    SampleRequest,
-    SampleView,
-    SampleWriter,
-    Symbols,
-)
+from mamba_bio_audio.pipelines.contract import DataSection, Domain, Item, Listener, Progress, SampleView, Symbols
+from mamba_bio_audio.pipelines.sample_writer import SampleRequest, SampleWriter
 from mamba_bio_audio.pipelines.scores import Digits, Measured, Score
 
 if TYPE_CHECKING:
-    from mamba_bio_audio.pipelines.corpus import Corpus
+    from mamba_bio_audio.pipelines.corpus import Corpus, Stored
 
 
 class Audio(Domain):
@@ -58,6 +49,12 @@ class Audio(Domain):
         from mamba_bio_audio.pipelines.audio.records import items
 
         return items(files, config)
+
+    def stored(self, files: Sequence[str], config: Any, progress: Progress | None = None) -> Stored:
+        """Recordings; folders stand for those below them."""
+        from mamba_bio_audio.pipelines.audio.records import StoredRecordings
+
+        return StoredRecordings(files, config)
 
     def symbols(self, config: Any, length: int) -> Symbols:
         """Levels, all of them known; clips of one length are filled with silence."""

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mamba_bio_audio.pipelines.contract import (
-    DataSection,
-    Domain,
-    Item,
-    Progress,
-    SampleRequest,
-    SampleView,
-    SampleWriter,
-    Symbols,
-)
+from mamba_bio_audio.pipelines.contract import DataSection, Domain, Item, Progress, SampleView, Symbols
 from mamba_bio_audio.pipelines.dna import evaluation
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.sample_writer import SampleRequest, SampleWriter
 from mamba_bio_audio.pipelines.scores import ClassYardstick, Measured, Score, TargetBlocks
 
 if TYPE_CHECKING:
-    from mamba_bio_audio.pipelines.corpus import Corpus
+    from mamba_bio_audio.pipelines.corpus import Corpus, Stored
 
 
 class Dna(Domain):
@@ -58,6 +50,12 @@ class Dna(Domain):
         from mamba_bio_audio.pipelines.dna.records import items
 
         return items(files)
+
+    def stored(self, files: Sequence[str], config: Any, progress: Progress | None = None) -> Stored:
+        """FASTA, plain or BGZF, and 2bit."""
+        from mamba_bio_audio.pipelines.dna.genome import Genome
+
+        return Genome(files, progress=progress)
 
     def symbols(self, config: Any, length: int) -> Symbols:
         """Both strands, A, C, G and T."""

@@ -10,10 +10,10 @@ from typing import IO, Any
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path, begins_with, check_file
-from mamba_bio_audio.pipelines.contract import Sampled, SampleRequest, SampleWriter
 from mamba_bio_audio.pipelines.corpus import Ids
 from mamba_bio_audio.pipelines.dna.records import LINE_BASES
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.sample_writer import Sampled, SampleRequest, SampleWriter
 from mamba_bio_audio.text import printable
 
 _OURS = begins_with(">sample_0 ")

@@ -262,6 +262,10 @@ class Genome:
             for path, files in zip(self.paths, self._files, strict=True)
         ]
 
+    def contents(self) -> list[dict[str, str]]:
+        """Name and SHA-256 of every file."""
+        return [{"name": file.name, "sha256": file.sha256} for file in self.fingerprint()]
+
     def _locate(self, record: str) -> tuple[int, int]:
         try:
             return self._rows[record]

@@ -8,18 +8,17 @@ import contextlib
 import hashlib
 import os
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.bed import check_span, integer, numbered_lines
 from mamba_bio_audio.pipelines.dna.contigs import parse_region, primary
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.draws import for_blocks
 from mamba_bio_audio.pipelines.spans import Interval, Span, merge, size_of
 from mamba_bio_audio.pipelines.split_names import SPLIT_ALIASES, SPLITS
-from mamba_bio_audio.pipelines.unpacked import read_packed
 
 TSV_COLUMNS = ("file", "record", "start0", "end", "split")
 MAX_BLOCK_BASES = 1 << 17
@@ -132,7 +131,7 @@ def read_intervals(
     columns: dict[str, int] | None = None
     width = 4
     resolved: dict[tuple[str, str | None], str] = {}
-    for number, line in _numbered_lines(path):
+    for number, line in numbered_lines(path, "cannot be read as an intervals file ({error}); check data.intervals"):
         where = f"{path}: line {number:,}"
         fields = line.split("\t") if "\t" in line else line.split()
         fields = [field.strip() for field in fields]
@@ -155,7 +154,7 @@ def read_intervals(
                 f"line naming {', '.join(TSV_COLUMNS)}"
             )
         record, file = fields[columns["record"]], fields[columns["file"]] if "file" in columns else None
-        start, end = (_integer(fields[columns[name]], name, where) for name in ("start0", "end"))
+        start, end = (integer(fields[columns[name]], name, where) for name in ("start0", "end"))
         split = fields[columns["split"]]
         split = SPLIT_ALIASES.get(split.lower(), split.lower())
         if split not in SPLITS:
@@ -168,17 +167,7 @@ def read_intervals(
             except InputError as error:
                 raise InputError(f"{where}: {error}") from error
         name = resolved[record, file]
-        if start < 0:
-            raise InputError(f"{where}: start {start:,} is negative; starts count from 0")
-        if start >= end:
-            raise InputError(
-                f"{where}: start {start:,} is not before end {end:,}; starts count from 0, the end is excluded"
-            )
-        if end > genome.records[name]:
-            raise InputError(
-                f"{where}: end {end:,} lies beyond {name!r}, which has {genome.records[name]:,} bases. "
-                "Are the intervals of another assembly?"
-            )
+        check_span(start, end, name, genome.records[name], "base", where)
         if allowed is not None and not any(s.start <= start and end <= s.end for s in allowed.get(name, [])):
             raise InputError(
                 f"{where}: {name!r} [{start:,}, {end:,}) is not in data.contigs, which keeps {_listed(allowed)}; add it "
@@ -288,29 +277,11 @@ def _split_file(
     return merged
 
 
-def _numbered_lines(path: str) -> Iterable[tuple[int, str]]:
-    """Lines with their numbers from 1, without blank lines and comments."""
-    try:
-        text = read_packed(path).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as an intervals file ({error}); check data.intervals") from error
-    # Not str.splitlines, which also ends lines at characters that no editor shows as an end.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip() and not line.startswith("#"):
-            yield number, line
-
-
 def _header(fields: list[str], where: str) -> dict[str, int]:
     missing = [name for name in TSV_COLUMNS[1:] if name not in fields]
     if missing:
         raise InputError(f"{where}: the header lacks {', '.join(missing)}; it must name {', '.join(TSV_COLUMNS)}")
     return {name: fields.index(name) for name in TSV_COLUMNS if name in fields}
-
-
-def _integer(text: str, name: str, where: str) -> int:
-    if not re.fullmatch(r"[+-]?\d{1,18}", text, flags=re.ASCII):
-        raise InputError(f"{where}: {name} is {text!r}, not a whole number")
-    return int(text)
 
 
 def _listed(records: Iterable[str], limit: int = 8) -> str:

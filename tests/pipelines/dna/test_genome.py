@@ -182,6 +182,7 @@ def test_scan_and_fingerprint(write_fasta) -> None:
     contents = Path(path).read_bytes()
     assert (fingerprint.name, fingerprint.size_bytes) == ("x.fa.gz", len(contents))
     assert fingerprint.sha256 == hashlib.sha256(contents).hexdigest()
+    assert genome.contents() == [{"name": "x.fa.gz", "sha256": fingerprint.sha256}]
 
 
 def test_pickle_carries_no_handle(write_fasta) -> None:

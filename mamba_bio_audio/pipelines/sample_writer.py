@@ -1,0 +1,143 @@
+"""What writes the samples of a domain: text, recordings; the job `mba sample` knows neither."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from mamba_bio_audio.errors import InputError
+
+# Domains are defined without numpy.
+if TYPE_CHECKING:
+    from mamba_bio_audio.pipelines.corpus import Ids
+
+
+class SampleRequest(NamedTuple):
+    """A request for samples.
+
+    Attributes:
+        run: the run that they are sampled from; an input, so it is not replaced.
+        out: where they go; None is standard output.
+        length: symbols of each, without the prompt.
+        num_samples: how many.
+        prompt: as the user gave it.
+        draws: temperature, top_k, top_p, seed.
+        config: data section of the run.
+        data: what the run's manifest says of its data.
+    """
+
+    run: Path
+    out: Path | None
+    length: int
+    num_samples: int
+    prompt: str | None
+    draws: Mapping[str, Any]
+    config: Any
+    data: Mapping[str, Any]
+
+
+class Sampled(NamedTuple):
+    """Samples that are complete, row by row.
+
+    Attributes:
+        rows: files of the rows, as `SampleWriter.encode` and `header` made them.
+        log_likelihood: log-likelihood of each row, nats.
+        settings: everything that decided the samples.
+        which: the weights, in words.
+        symbols_per_second: over all rows; None where there was too little to measure.
+        environment: versions and device.
+    """
+
+    rows: Sequence[Path]
+    log_likelihood: Sequence[float]
+    settings: Mapping[str, Any]
+    which: str
+    symbols_per_second: float | None
+    environment: Mapping[str, Any]
+
+
+class RowForm(ABC):
+    """Layout of a growing row of symbols on disk (`inference/row_files.py`).
+
+    Attributes:
+        suffix: suffix of the files, without a dot.
+        symbol_bytes: bytes per symbol.
+    """
+
+    suffix: ClassVar[str] = "txt"
+    symbol_bytes: ClassVar[int] = 1
+
+    @abstractmethod
+    def encode(self, tokens: Ids) -> bytes:
+        """Bytes of symbols (n,), `symbol_bytes` for each."""
+
+    def header(self, symbols: int) -> bytes:
+        """First bytes of a file of so many symbols, always equally many.
+
+        Rewritten after every block, so that a killed run leaves files that other programs can read.
+        """
+        return b""
+
+
+class SampleWriter(RowForm):
+    """Writes the samples of a domain to files.
+
+    The job owns the lock, the growing rows in `OUT.part`, resuming and signals. The writer says how token ids become bytes,
+    what may be replaced, and what the finished output looks like. It is made after the request was checked, and raises
+    `InputError` for what it cannot write.
+
+    Attributes:
+        start: options of `generate_blocks` for how rows begin: `prompt`, and optionally `initial`.
+        settings: what decides the samples besides the request and the weights; equal settings may be resumed.
+    """
+
+    start: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @abstractmethod
+    def check_target(self, *, replace: bool) -> None:
+        """Refuse to write over anything but samples.
+
+        Args:
+            replace: earlier samples may be replaced.
+
+        Raises:
+            InputError: something else is in the place of the output, or earlier samples that may not be replaced.
+        """
+
+    @abstractmethod
+    def check_complete(self, settings: Mapping[str, Any]) -> None:
+        """Refuse to call an output complete that was sampled with other settings, as far as it records them.
+
+        Raises:
+            InputError: it was.
+        """
+
+    @abstractmethod
+    def finish(self, sampled: Sampled, work: Path) -> str:
+        """Write the output, which appears whole.
+
+        Args:
+            sampled: rows and what is known of them.
+            work: folder on the same disk for what is half made.
+
+        Returns:
+            What was written, for people.
+        """
+
+    def stream(self, blocks: Iterable[Any], to: IO[str]) -> Iterator[Any]:
+        """Write samples to standard output as they are drawn.
+
+        Args:
+            blocks: of `inference.generate.Block`.
+            to: text stream.
+
+        Yields:
+            Each block, once it has been written.
+
+        Raises:
+            InputError: this domain's samples cannot be written there.
+        """
+        raise InputError("these samples cannot be written to standard output; give --out FILE")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mamba_bio_audio.inference.embed import embed as embed
     from mamba_bio_audio.inference.generate import generate as generate
     from mamba_bio_audio.inference.score import log_likelihood as log_likelihood
+    from mamba_bio_audio.inference.variants import score_variants as score_variants
     from mamba_bio_audio.run.saved import load as load
 
 __version__ = "0.1.0.dev0"
@@ -23,6 +24,7 @@ _FUNCTIONS = {
     "generate": "inference.generate",
     "load": "run.saved",
     "log_likelihood": "inference.score",
+    "score_variants": "inference.variants",
 }
 __all__ = ["__version__", *_FUNCTIONS]
 

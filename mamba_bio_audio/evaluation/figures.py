@@ -200,6 +200,40 @@ def learning_curves(metrics: Path, per: str) -> bytes:
     return _png(figure)
 
 
+def saturation_map(letters: str, ratios: Any, first: int, title: str, mark: str, out: Path) -> None:
+    """Draw what every substitution of a region does: a column for each base, a row for what it becomes.
+
+    Args:
+        letters: the region (n bases).
+        ratios: (4, n) nats for A, C, G and T; nan at the base itself and where nothing was scored.
+        first: position of the first base, from 1.
+        title: title.
+        mark: text that is kept in the file, by which it is known.
+        out: PNG to write.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    count = len(letters)
+    figure = Figure(figsize=(min(40.0, max(6.0, count / 8)), 2.6), layout="constrained")
+    axes = figure.subplots()
+    known = np.abs(ratios[np.isfinite(ratios)])
+    # A single extreme value would leave everything else white.
+    most = float(np.quantile(known, 0.99)) if known.size else 1.0
+    picture = axes.imshow(ratios, "RdBu", aspect="auto", vmin=-most, vmax=most, interpolation="nearest")
+    axes.set_facecolor("lightgrey")
+    axes.set_yticks(range(4), list("ACGT"))
+    if count <= 160:
+        axes.set_xticks(range(count), list(letters), fontsize=6)
+    step = max(1, count // 10)
+    places = axes.secondary_xaxis("top") if count <= 160 else axes
+    places.set_xticks(range(0, count, step), [f"{first + at:,}" for at in range(0, count, step)], fontsize=7)
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(picture, ax=axes, pad=0.01)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, dpi=130, format="png", metadata={"Software": mark})
+
+
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")

@@ -230,6 +230,14 @@ class Domain(ABC):
         codec = self.codec(config)
         return Symbols(unit=self.unit, pad_id=codec.pad_id, start_id=codec.start_id)
 
+    def genome(self, path: Path, progress: Progress | None = None) -> Any:
+        """The sequences that variants are changes of.
+
+        Raises:
+            InputError: they cannot be read, or this domain has no such sequences.
+        """
+        raise InputError(f"mba variants needs a language model of DNA, got one of {self.name}")
+
     def listener(self, codec: Any, length: int, recorded: Any) -> Listener:
         """Listener to the samples of a model in training; for data sections that are `audible`.
 

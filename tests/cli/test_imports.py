@@ -39,6 +39,7 @@ def test_help_recipes_and_preparation_import_no_torch(tmp_path):
         "pretrain",
         "classify",
         "predict",
+        "variants",
         "evaluate",
         "sample",
         "report",

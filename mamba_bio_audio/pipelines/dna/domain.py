@@ -73,6 +73,12 @@ class Dna(Domain):
             max_unknown=getattr(config, "max_unknown", 0.1),
         )
 
+    def genome(self, path: Path, progress: Progress | None = None) -> Any:
+        """FASTA or 2bit."""
+        from mamba_bio_audio.pipelines.dna.genome import Genome
+
+        return Genome(path, progress=progress)
+
     def writer(self, request: SampleRequest) -> SampleWriter:
         """FASTA."""
         from mamba_bio_audio.pipelines.dna.fasta_writer import FastaWriter

@@ -36,9 +36,7 @@ RECORD = ROOT / "tests" / "gpu_record.json"
 # What only a GPU runs as it is: kernels, the choice between them, and everything that is recorded as a CUDA graph.
 WATCHED = (
     "mamba_bio_audio/kernels/**/*.py",
-    "mamba_bio_audio/ops*.py",
     "mamba_bio_audio/ops/**/*.py",
-    "mamba_bio_audio/torch_ops.py",
     "mamba_bio_audio/training/graphed.py",
     "mamba_bio_audio/inference/decoding.py",
 )

@@ -259,14 +259,14 @@ def of_model(config: RunConfig) -> Any:
     model = begin(resolve(config, data))
     batch = next(iter(data.train_dataloader()))
     precise: list[bool] = []
-    real_scan = mamba.selective_scan
+    real_mixer = mamba.mamba_mixer
 
-    def scan(*tensors: Any, **options: Any) -> Any:
+    def mixer(*tensors: Any, **options: Any) -> Any:
         precise.append(options["precise"])
-        return real_scan(*tensors, **options)
+        return real_mixer(*tensors, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mamba, "selective_scan", scan)
+        patch.setattr(mamba, "mamba_mixer", mixer)
         loss = model(batch["tokens"], targets=batch["targets"], logits="none").loss_sum
     named = [(name, p.requires_grad, digest(p)) for name, p in model.named_parameters()]
     return named, digest(loss), precise

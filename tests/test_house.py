@@ -24,7 +24,7 @@ ARROWS = [
     {"training", "inference", "evaluation"},
     {"pipelines", "models"},
     {"layers"},
-    {"ops", "torch_ops"},
+    {"ops"},
     {"kernels"},
     {"errors", "files", "machine", "plain_yaml", "signals", "text"},
 ]

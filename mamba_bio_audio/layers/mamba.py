@@ -17,11 +17,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
-from mamba_bio_audio.ops import causal_conv1d, mamba_mixer, mixer_runs_fused, selective_scan
+from mamba_bio_audio.ops import MixerWeights, mamba_mixer
 
 if TYPE_CHECKING:
     from mamba_bio_audio.layers.config import SsmConfig
@@ -64,12 +63,11 @@ class MambaLayer(nn.Module):
         self.selective_bc = config.selective in (True, "bc")
         state_shape = (config.d_state, 2) if config.complex else (config.d_state,)
         self._state_shape = state_shape
-        self._bc_size = math.prod(state_shape)
 
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=config.proj_bias)
         # Holds weight (E, 1, W) and bias under the names that other implementations use; `forward` never calls it.
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, config.d_conv, groups=self.d_inner, bias=config.conv_bias)
-        projected = self.dt_rank * self.selective_dt + 2 * self._bc_size * self.selective_bc
+        projected = self.dt_rank * self.selective_dt + 2 * math.prod(state_shape) * self.selective_bc
         if projected:
             self.x_proj = nn.Linear(self.d_inner, projected, bias=False)
         if self.selective_dt:
@@ -138,11 +136,6 @@ class MambaLayer(nn.Module):
                 parameter.data = data.to(parameter.device, torch.float32)
         return self
 
-    def A(self) -> Tensor:
-        """A, (E, N) and negative, or (E, N, 2) for complex modes."""
-        A = -torch.exp(self.A_log)
-        return torch.stack([A, self.A_imag], dim=-1) if self.config.complex else A
-
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> MambaState:
@@ -167,68 +160,35 @@ class MambaLayer(nn.Module):
             y (B, L, D) and the state at the end of the span.
         """
         tail, ssm = (None, None) if state is None else state
-        if self._plain:
-            weights = self._weights()
-            if mixer_runs_fused(x, weights):
-                y, tail, ssm = mamba_mixer(x, weights, tail=tail, h0=ssm, reset=reset, precise=self.config.precise)
-                return y, MambaState(tail, ssm)
-        u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
-        u, tail = causal_conv1d(
-            u, self.conv1d.weight.squeeze(1), self.conv1d.bias, tail=tail, return_tail=True, reset=reset
-        )
-        dt, B, C = self._selection(u)
-        y, ssm = selective_scan(
-            u,
-            dt,
-            self.A(),
-            B,
-            C,
-            self.D,
-            z=z,
-            dt_bias=self.dt_proj.bias if self.selective_dt else None,
-            dt_softplus=True,
+        y, tail, ssm = mamba_mixer(
+            x,
+            self.weights(),
+            tail=tail,
             h0=ssm,
-            return_state=True,
             reset=reset,
             exact_zoh=self.config.exact_zoh,
             precise=self.config.precise,
         )
-        return self.out_proj(y), MambaState(tail, ssm)
+        return y, MambaState(tail, ssm)
 
-    @property
-    def _plain(self) -> bool:
-        """Whether this is the published layer: real, selective, first-order hold."""
-        return not self.config.complex and self.config.selective is True and not self.config.exact_zoh
-
-    def _weights(self) -> tuple[Tensor | None, ...]:
-        """The layer's weights in the order that `ops.mamba_mixer` takes."""
-        return (
-            self.in_proj.weight,
-            self.in_proj.bias,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            self.x_proj.weight,
-            self.dt_proj.weight,
-            self.dt_proj.bias,
-            self.A_log,
-            self.D,
-            self.out_proj.weight,
-            self.out_proj.bias,
+    def weights(self) -> MixerWeights:
+        """The layer's parameters as the operation takes them."""
+        return MixerWeights(
+            in_proj=self.in_proj.weight,
+            in_bias=self.in_proj.bias,
+            conv=self.conv1d.weight.squeeze(1),
+            conv_bias=self.conv1d.bias,
+            x_proj=self.x_proj.weight if self.selective_dt or self.selective_bc else None,
+            dt_proj=self.dt_proj.weight if self.selective_dt else None,
+            dt_bias=self.dt_proj.bias if self.selective_dt else self.dt,
+            A_log=self.A_log,
+            D=self.D,
+            out_proj=self.out_proj.weight,
+            out_bias=self.out_proj.bias,
+            A_imag=self.A_imag if self.config.complex else None,
+            B=None if self.selective_bc else self.B,
+            C=None if self.selective_bc else self.C,
         )
-
-    def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Delta (before bias and softplus), B and C for this input."""
-        dt: Tensor
-        B: Tensor
-        C: Tensor
-        sizes = [self.dt_rank] * self.selective_dt + [self._bc_size] * (2 * self.selective_bc)
-        parts = list(self.x_proj(u).split(sizes, dim=-1)) if sizes else []
-        # The bias is added inside the scan, in fp32.
-        dt = F.linear(parts.pop(0), self.dt_proj.weight) if self.selective_dt else self.dt
-        B, C = parts if self.selective_bc else (self.B, self.C)
-        if self.selective_bc and self.config.complex:
-            B, C = (part.unflatten(-1, self._state_shape) for part in (B, C))
-        return dt, B, C
 
     def extra_repr(self) -> str:
         kind = "complex" if self.config.complex else "real"

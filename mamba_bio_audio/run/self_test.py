@@ -8,12 +8,11 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_bio_audio import ops
@@ -90,18 +89,18 @@ def self_test(device: str) -> list[dict[str, Any]]:
         "linear_cross_entropy": lambda backend: ops.linear_cross_entropy(u, head, targets, backend=backend)[0],
     }
     x, rank = draw(B, L, D // 2), 2
-    weights = [draw(2 * D, D // 2), None, draw(D, 4), draw(D), draw(rank + 2 * N, D), draw(D, rank), draw(D)]
-    weights += [torch.log(-A), skip, draw(D // 2, D), None]
-    weights = [None if w is None else w / max(1, w.shape[-1]) ** 0.5 if w.ndim > 1 else w for w in weights]
-    cases["mamba_mixer"] = lambda backend: _mixer(u[..., : D // 2] + x, weights, backend)
+    parameters = [draw(2 * D, D // 2), None, draw(D, 4), draw(D), draw(rank + 2 * N, D), draw(D, rank), draw(D)]
+    parameters += [torch.log(-A), skip, draw(D // 2, D), None]
+    weights = ops.MixerWeights(
+        *(None if w is None else w / max(1, w.shape[-1]) ** 0.5 if w.ndim > 1 else w for w in parameters)  # type: ignore[arg-type]
+    )
+    cases["mamba_mixer"] = lambda backend: ops.mamba_mixer(u[..., : D // 2] + x, weights, backend=backend)[0]
     tests = []
     for name, call in cases.items():
         inputs = [u.requires_grad_(), z.requires_grad_(), head.requires_grad_()]
         results = []
         failure = None
         try:
-            if name == "mamba_mixer" and not ops.mixer_runs_fused(x, weights):
-                continue
             for backend in ("auto", "reference"):
                 y = call(backend)
                 grads = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
@@ -119,18 +118,3 @@ def self_test(device: str) -> list[dict[str, Any]]:
 def _sum_of_parts(out: Tensor, state: Tensor) -> Tensor:
     """One tensor that depends on the output and on the state (B, D, N)."""
     return out + state.sum(-1).unsqueeze(1)
-
-
-def _mixer(x: Tensor, weights: Sequence[Any], backend: str) -> Tensor:
-    """Output of a Mamba layer: fused if `backend` is auto, otherwise from the separate operations."""
-    if backend == "auto":
-        return ops.mamba_mixer(x, weights)[0]
-    in_proj, _, conv, conv_bias, x_proj, dt_proj, dt_bias, A_log, skip, out_proj, _ = weights
-    u, z = F.linear(x, in_proj).chunk(2, dim=-1)
-    u = ops.causal_conv1d(u, conv, conv_bias, backend=backend)
-    rank, states = dt_proj.shape[1], A_log.shape[1]
-    dt, b, c = F.linear(u, x_proj).split([rank, states, states], dim=-1)
-    y = ops.selective_scan(
-        u, F.linear(dt, dt_proj), -torch.exp(A_log), b, c, skip, z=z, dt_bias=dt_bias, backend=backend
-    )
-    return F.linear(y, out_proj)

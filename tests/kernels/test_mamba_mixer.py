@@ -45,8 +45,13 @@ def make_inputs(layer, batch, length, device="cpu", reset=True, state=True):
     }, (normal(batch, length, layer.d_model), normal(*tail.shape), normal(*ssm.shape))
 
 
+def weights_of(layer):
+    """The parameters of a published layer, which are the first ones of any."""
+    return MixerWeights(*layer.weights()[: len(MixerWeights._fields)])
+
+
 def fused(layer, x, tail, h0, reset, dtype, **options):
-    weights = MixerWeights(*layer._weights())
+    weights = weights_of(layer)
     return mamba_mixer_triton(x, weights, tail=tail, h0=h0, reset=reset, dtype=dtype, **options)
 
 
@@ -146,10 +151,10 @@ class TestInterpreted:
 
 def test_what_it_refuses():
     layer = make_layer()
-    weights = MixerWeights(*layer._weights())
+    weights = weights_of(layer)
     assert unsupported_reason(torch.float32, weights) is None
     assert "float64" in unsupported_reason(torch.float64, weights)
-    many = MixerWeights(*make_layer(states=256)._weights())
+    many = weights_of(make_layer(states=256))
     assert unsupported_reason(torch.float32, many) is None
 
 
@@ -158,7 +163,7 @@ def test_what_it_refuses():
 def test_rows_of_16_bytes(rank, dtype):
     """Zero rows between delta and B, zero columns to meet them: no matrix product reads rows that 16 bytes do not divide."""
     layer = make_layer(width=8, states=3, dt_rank=rank)
-    given = MixerWeights(*layer._weights())
+    given = weights_of(layer)
     cast = mamba_mixer._cast(given, dtype)
     rows, padded = cast.x_proj.shape[0], cast.dt_proj.shape[1]
     assert rows * dtype.itemsize % 16 == 0

@@ -56,7 +56,7 @@ def test_initialisation_is_that_of_the_released_code():
 
 def test_complex_initialisation():
     mixer = build_model(small(mixer="mamba-complex", ssm={"complex_init": "pi n"})).layers[0].mixer
-    A = mixer.A()
+    A = mixer.weights().A()
     assert A.shape == (48, 16, 2)
     assert torch.allclose(A[..., 0], torch.full((48, 16), -0.5))
     assert torch.allclose(A[0, :, 1], math.pi * torch.arange(16.0))

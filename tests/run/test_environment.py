@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mamba_bio_audio import ops
+from mamba_bio_audio.ops import calls
 from mamba_bio_audio.run.environment import precision_settings
 
 
@@ -34,9 +35,9 @@ def test_precision_settings_are_those_of_the_process(flags):
 
 def test_precision_settings_name_the_kernel_path(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(ops, "no_triton", lambda device: None)
+    monkeypatch.setattr(calls, "no_triton", lambda device: None)
     assert precision_settings("cuda", "bf16")["kernels"].startswith("triton (")
     with ops.plain_torch():
         assert precision_settings("cuda", "fp32")["kernels"] == "torch (asked for)"
-    monkeypatch.setattr(ops, "no_triton", lambda device: "triton is not installed")
+    monkeypatch.setattr(calls, "no_triton", lambda device: "triton is not installed")
     assert precision_settings("cuda", "fp32")["kernels"] == "torch (triton is not installed)"

@@ -92,9 +92,8 @@ def test_autocast_is_replayed_in_backward():
     """Every chunk runs in bf16 both times, and the gradient is that of the chunks one after another under autocast."""
     model, tokens, targets = make(dtype=torch.float32)
     seen = []
-    projection = model.layers[1].mixer.in_proj
-    projection.register_forward_hook(
-        lambda _, __, out: seen.append((out.dtype, torch.is_grad_enabled(), torch.is_autocast_cache_enabled()))
+    model.layers[1].mixer.register_forward_hook(
+        lambda _, __, out: seen.append((out[0].dtype, torch.is_grad_enabled(), torch.is_autocast_cache_enabled()))
     )
     with torch.autocast("cpu", torch.bfloat16):
         loss, _, _ = streamed_loss(model, tokens, targets, chunk=16)

@@ -5,13 +5,14 @@ import io
 import pytest
 import torch
 
-from mamba_bio_audio import ops, torch_ops
+from mamba_bio_audio import ops
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 
 B, L, D, N = 2, 5, 4, 3
+OPERATORS = torch.ops.mamba_bio_audio
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu])]
 
 
@@ -38,9 +39,29 @@ def scan_arguments(device, *, complex_modes=False, optional=True):
     return (*required, *(rest if optional else (None,) * 5), True, False, False)
 
 
+SCHEMAS = """
+selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? h0, \
+Tensor? reset, bool dt_softplus, bool exact_zoh, bool precise) -> (Tensor, Tensor)
+selective_scan_backward(Tensor? g_out, Tensor? g_state, Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, \
+Tensor? z, Tensor? dt_bias, Tensor? h0, Tensor? reset, bool dt_softplus, bool exact_zoh, bool precise) -> Tensor[]
+causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? tail, Tensor? reset, bool silu) -> Tensor
+causal_conv1d_backward(Tensor g, Tensor x, Tensor weight, Tensor? bias, Tensor? tail, Tensor? reset, bool silu) -> Tensor[]
+rms_norm(Tensor x, Tensor weight, Tensor? residual, float eps) -> Tensor[]
+rms_norm_backward(Tensor? g_y, Tensor? g_stream, Tensor x, Tensor weight, Tensor? residual, float eps) -> Tensor[]
+linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, SymInt ignore_index) -> (Tensor, Tensor)
+linear_cross_entropy_backward(Tensor g, Tensor x, Tensor weight, Tensor targets, SymInt ignore_index) -> Tensor[]
+"""
+
+
+@pytest.mark.parametrize("schema", SCHEMAS.strip().splitlines())
+def test_graphs_that_were_exported_find_their_operators(schema):
+    """A saved graph holds an operator's name and the names and order of its arguments."""
+    assert str(getattr(OPERATORS, schema.split("(")[0]).default._schema) == f"mamba_bio_audio::{schema}"
+
+
 @pytest.mark.parametrize("options", [{}, {"optional": False}, {"complex_modes": True}])
 def test_scan_operator(device, options):
-    torch.library.opcheck(torch_ops.selective_scan, scan_arguments(device, **options))
+    torch.library.opcheck(OPERATORS.selective_scan.default, scan_arguments(device, **options))
 
 
 @pytest.mark.parametrize("optional", [True, False])
@@ -48,20 +69,20 @@ def test_convolution_operator(device, optional):
     tail = normal(B, 3, D, device=device) if optional else None
     bias = normal(D, device=device) if optional else None
     arguments = (normal(B, L, D, device=device), normal(D, 4, device=device), bias, tail, None, True)
-    torch.library.opcheck(torch_ops.causal_conv1d, arguments)
+    torch.library.opcheck(OPERATORS.causal_conv1d.default, arguments)
 
 
 @pytest.mark.parametrize("with_residual", [True, False])
 def test_norm_operator(device, with_residual):
     residual = normal(B, L, D, device=device) if with_residual else None
     arguments = (normal(B, L, D, device=device), normal(D, device=device), residual, 1e-5)
-    torch.library.opcheck(torch_ops.rms_norm, arguments)
+    torch.library.opcheck(OPERATORS.rms_norm.default, arguments)
 
 
 def test_loss_operator(device):
     targets = torch.randint(8, (B, L), device=device)
     arguments = (normal(B, L, D, device=device), normal(8, D, device=device), targets, -100)
-    torch.library.opcheck(torch_ops.linear_cross_entropy, arguments)
+    torch.library.opcheck(OPERATORS.linear_cross_entropy.default, arguments)
 
 
 def test_operator_gradients_are_those_of_the_operation():
@@ -71,7 +92,7 @@ def test_operator_gradients_are_those_of_the_operation():
     def gradients(out, state):
         return torch.autograd.grad(out.square().sum() + state.sin().sum(), leaves)
 
-    found = gradients(*torch_ops.selective_scan(*tensors, softplus, zoh, precise))
+    found = gradients(*OPERATORS.selective_scan(*tensors, softplus, zoh, precise))
     u, dt, A, b, c, d, z, bias, h0, reset = tensors
     expected = gradients(*ops.selective_scan(u, dt, A, b, c, d, z, bias, h0=h0, reset=reset, return_state=True))
     for a, e in zip(found, expected, strict=True):
@@ -100,6 +121,10 @@ def test_layer_exports_for_any_length_and_through_a_file(device):
     layer = MambaLayer(8, SsmConfig(complex=False, selective=True, d_state=N)).to(device)
     lengths = {1: torch.export.Dim("length", min=3, max=4096)}
     exported = torch.export.export(layer, (torch.randn(B, L, 8, device=device),), dynamic_shapes=(lengths,))
+    # The scan is in a graph of its own, without autocast.
+    graphs = [part.graph for part in exported.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    called = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"}
+    assert {"mamba_bio_audio.causal_conv1d.default", "mamba_bio_audio.selective_scan.default"} <= called
     file = io.BytesIO()
     torch.export.save(exported, file)
     file.seek(0)

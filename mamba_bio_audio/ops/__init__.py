@@ -1,0 +1,34 @@
+"""The operations of the package, and the only door into `kernels/`.
+
+    selective_scan          the state space recurrence of Mamba, real or complex, selective or time-invariant
+    causal_conv1d           short depthwise causal convolution
+    rms_norm                normalisation with a fp32 residual stream
+    linear_cross_entropy    output head and loss without all logits
+    mamba_mixer             a whole Mamba layer: projections, convolution and scan
+
+Every operation takes `backend`: "auto" (the fastest that fits the inputs), "triton" (CUDA), "torch" (any
+device; the CPU path) or "reference" (sequential and obvious, differentiable to any order, for tests).
+Inputs are channels-last and never mutated; states go in and come out with gradients both ways. Letters: B
+batch, L length, D channels, N states, W filter width, V vocabulary.
+
+A file holds one operation: its signature, its checks, the choice of its path, and the same as an operator that
+torch.compile and torch.export take as it is. `calls.py` and `operators.py` hold what they share.
+"""
+
+from mamba_bio_audio.ops.calls import live_backend, plain_torch
+from mamba_bio_audio.ops.causal_conv1d import causal_conv1d
+from mamba_bio_audio.ops.linear_cross_entropy import linear_cross_entropy
+from mamba_bio_audio.ops.mamba_mixer import MixerWeights, mamba_mixer
+from mamba_bio_audio.ops.rms_norm import rms_norm
+from mamba_bio_audio.ops.selective_scan import selective_scan
+
+__all__ = [
+    "MixerWeights",
+    "causal_conv1d",
+    "linear_cross_entropy",
+    "live_backend",
+    "mamba_mixer",
+    "plain_torch",
+    "rms_norm",
+    "selective_scan",
+]

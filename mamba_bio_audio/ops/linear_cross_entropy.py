@@ -1,0 +1,92 @@
+"""Output head and cross entropy in one, without all logits."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.kernels.linear_cross_entropy import linear_cross_entropy_ref, linear_cross_entropy_torch
+from mamba_bio_audio.ops.calls import check, choose, shape_of, tracing
+from mamba_bio_audio.ops.operators import register, state_dtype
+
+
+class LossInputs(NamedTuple):
+    """Arguments of the operator `mamba_bio_audio::linear_cross_entropy`."""
+
+    x: Tensor
+    weight: Tensor
+    targets: Tensor
+    ignore_index: int
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Applies the output head and sums the cross entropy, without holding the logits of all positions.
+
+        loss = sum_i -log softmax(weight x_i)[target_i]        over positions with target_i != ignore_index
+
+    Args:
+        x: Features (..., D).
+        weight: Output head (V, D).
+        targets: Class of each position (...), integers in [0, V) or `ignore_index`.
+        ignore_index: Target of positions that are not scored.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        (loss, count): summed loss in nats, a 0-dimensional fp32 tensor (fp64 if an input is fp64), and the
+        number of scored positions, a 0-dimensional int64 tensor.
+
+    Raises:
+        InputError: Shapes, dtypes, devices or targets that do not fit, or an unknown or unavailable backend.
+    """
+    return _loss(LossInputs(x, weight, targets, ignore_index), backend)
+
+
+def _loss(inputs: LossInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    where = "linear_cross_entropy"
+    x, weight, targets, ignore_index = inputs
+    if x.ndim < 1 or x.shape[-1] < 1:
+        raise InputError(f"{where}: x must be (..., D), not {shape_of(x)}")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[-1] or weight.shape[0] < 1:
+        raise InputError(f"{where}: weight must be (V, D={x.shape[-1]}), not {shape_of(weight)}")
+    check(where, x, "x", x.shape, x)
+    check(where, weight, "weight", weight.shape, x)
+    if targets.shape != x.shape[:-1]:
+        raise InputError(f"{where}: targets must be {tuple(x.shape[:-1])} for x {shape_of(x)}, not {shape_of(targets)}")
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise InputError(f"{where}: targets must be integers, not {targets.dtype}")
+    if targets.device != x.device:
+        raise InputError(f"{where}: targets are on {targets.device}, x is on {x.device}")
+    if tracing(backend):
+        with torch.autocast(x.device.type, enabled=False):
+            return _operator(*inputs)  # type: ignore[no-any-return]
+
+    def cannot() -> str | None:
+        from mamba_bio_audio.kernels import linear_cross_entropy_triton
+
+        return linear_cross_entropy_triton.unsupported_reason(x, weight)
+
+    # A large vocabulary is no reason for a notice: there the products bind and the torch path is as good.
+    choice = choose(where, backend, x, cannot, announce=False)
+    if targets.device.type == "cpu":
+        wrong = ((targets < 0) | (targets >= weight.shape[0])) & (targets != ignore_index)
+        if wrong.any():
+            raise InputError(
+                f"{where}: target {int(targets[wrong][0])} is outside [0, {weight.shape[0]}) "
+                f"and is not ignore_index={ignore_index}"
+            )
+    run = linear_cross_entropy_ref if choice == "reference" else linear_cross_entropy_torch
+    if choice == "triton":
+        from mamba_bio_audio.kernels.linear_cross_entropy_triton import linear_cross_entropy_triton as run
+    with torch.autocast(x.device.type, enabled=False):
+        return run(x, weight, targets, ignore_index)
+
+
+def _fake(inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    loss = inputs.x.new_empty((), dtype=state_dtype(*inputs))
+    return loss, inputs.targets.new_empty((), dtype=torch.int64)
+
+
+_operator = register("linear_cross_entropy", LossInputs, "(Tensor, Tensor)", ["Tensor g"], _loss, _fake)

@@ -1,0 +1,157 @@
+"""A whole Mamba layer as one operation: projections, convolution and scan.
+
+    u, z = split(in_proj(x))         u = silu(conv(u))
+    dt, B, C = split(x_proj(u))      dt = dt_proj(dt)                      selective; otherwise parameters
+    y = out_proj(scan(u, softplus(dt + dt_bias), A, B, C, D) * silu(z))    A = -exp(A_log), complex: + i A_imag
+
+Mamba (arXiv 2312.00752) section 3.4. Letters: B batch, L length, M model channels, E inner channels, N states, R delta
+rank, W convolution width.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.ops.calls import check, check_reset, choose, shape_of, tracing
+from mamba_bio_audio.ops.causal_conv1d import causal_conv1d
+from mamba_bio_audio.ops.selective_scan import selective_scan
+
+
+class MixerWeights(NamedTuple):
+    """Parameters of one mixer; those of the published layer, real and selective, come first."""
+
+    in_proj: Tensor  # (2 E, M)
+    in_bias: Tensor | None  # (2 E)
+    conv: Tensor  # (E, W)
+    conv_bias: Tensor | None  # (E)
+    x_proj: Tensor | None  # (R + 2 N, E), twice as many for complex B and C; None where nothing is selective
+    dt_proj: Tensor | None  # (E, R), None where the step size is fixed
+    dt_bias: Tensor  # (E), or the fixed step size, before softplus
+    A_log: Tensor  # (E, N)
+    D: Tensor  # (E)
+    out_proj: Tensor  # (M, E)
+    out_bias: Tensor | None  # (M)
+    A_imag: Tensor | None = None  # (E, N), of complex states
+    B: Tensor | None = None  # (E, N[, 2]) where B and C are fixed
+    C: Tensor | None = None
+
+    def A(self) -> Tensor:
+        """A, (E, N) and negative, or (E, N, 2) for complex states."""
+        A = -torch.exp(self.A_log)
+        return A if self.A_imag is None else torch.stack([A, self.A_imag], dim=-1)
+
+
+_PUBLISHED = 11  # fields
+
+
+def mamba_mixer(
+    x: Tensor,
+    weights: MixerWeights,
+    *,
+    tail: Tensor | None = None,
+    h0: Tensor | None = None,
+    reset: Tensor | None = None,
+    exact_zoh: bool = False,
+    precise: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs a whole Mamba mixer over a span.
+
+    On a GPU the published layer, real and selective, is one function that computes again in backward what the operations
+    would keep (appendix D of the paper). Anything else is the projections, `causal_conv1d` and `selective_scan` called
+    one after another.
+
+    Args:
+        x: (B, L, M), any L >= 1. Under autocast everything but states and sums is in its dtype.
+        weights: parameters.
+        tail: the W - 1 inputs of the convolution before the span (B, W-1, E); None means zeros.
+        h0: state before the span (B, E, N[, 2]); None means zeros.
+        reset: bool (B, L), True where the state is zeroed before the position.
+        exact_zoh: as in `selective_scan`.
+        precise: as in `selective_scan`.
+        backend: "auto", "triton" (the one function), "torch" or "reference".
+
+    Returns:
+        y (B, L, M), the tail after the span, and the state after it (B, E, N[, 2]) in fp32 (fp64 if any input of the
+        scan is fp64).
+
+    Raises:
+        InputError: x, tail, h0 or reset of a wrong shape, dtype or device; an unknown or unavailable backend.
+    """
+    where, w = "mamba_mixer", weights
+    if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != w.in_proj.shape[1]:
+        raise InputError(f"{where}: x must be (B, L, M={w.in_proj.shape[1]}) with L >= 1, not {shape_of(x)}")
+    # The kernels read what they are told is there.
+    (inner, width), batch = w.conv.shape, x.shape[0]
+    states = w.A_log.shape if w.A_imag is None else (*w.A_log.shape, 2)
+    check(where, tail, "tail", (batch, width - 1, inner), x)
+    check(where, h0, "h0", (batch, *states), x)
+    check_reset(where, reset, (batch, x.shape[1]), x)
+
+    # A compiled graph keeps only inputs of operations anyway, and sees more of a layer made of them. Where this falls
+    # back, each of them says so itself.
+    if not tracing(backend):
+        choice = choose(where, backend, x, lambda: _not_fused(x, w, exact_zoh), announce=False)
+        if choice == "triton":
+            from mamba_bio_audio.kernels import mamba_mixer as kernel
+
+            published = kernel.MixerWeights(*w[:_PUBLISHED])  # type: ignore[arg-type]
+            dtype = _activation_dtype(x)
+            with torch.autocast(x.device.type, enabled=False):
+                return kernel.mamba_mixer_triton(
+                    x, published, tail=tail, h0=h0, reset=reset, precise=precise, dtype=dtype
+                )
+    u, z = F.linear(x, w.in_proj, w.in_bias).chunk(2, dim=-1)  # (B, L, E) each
+    u, tail = causal_conv1d(u, w.conv, w.conv_bias, tail=tail, return_tail=True, reset=reset, backend=backend)
+    dt, B, C = _selection(u, w)
+    y, state = selective_scan(
+        u,
+        dt,
+        w.A(),
+        B,
+        C,
+        w.D,
+        z=z,
+        # The bias is added inside the scan, in fp32.
+        dt_bias=None if w.dt_proj is None else w.dt_bias,
+        h0=h0,
+        return_state=True,
+        reset=reset,
+        exact_zoh=exact_zoh,
+        precise=precise,
+        backend=backend,
+    )
+    return F.linear(y, w.out_proj, w.out_bias), tail, state
+
+
+def _not_fused(x: Tensor, w: MixerWeights, exact_zoh: bool) -> str | None:
+    """Why the one function cannot run this call, or None where it can."""
+    if w.A_imag is not None or w.B is not None or w.dt_proj is None or exact_zoh:
+        return "complex, time-invariant or exactly held layers"
+    from mamba_bio_audio.kernels import mamba_mixer as kernel
+
+    return kernel.unsupported_reason(_activation_dtype(x), kernel.MixerWeights(*w[:_PUBLISHED]))  # type: ignore[arg-type]
+
+
+def _selection(u: Tensor, w: MixerWeights) -> tuple[Tensor, Tensor, Tensor]:
+    """Step size (before bias and softplus), B and C for this input; those not projected from it are parameters."""
+    parts: list[Tensor] = []
+    if w.x_proj is not None:
+        rank = 0 if w.dt_proj is None else w.dt_proj.shape[1]
+        columns = (w.x_proj.shape[0] - rank) // 2  # of B, and of C
+        parts += F.linear(u, w.x_proj).split([rank] * (rank > 0) + [columns] * 2 * (columns > 0), dim=-1)
+    dt = w.dt_bias if w.dt_proj is None else F.linear(parts.pop(0), w.dt_proj)
+    if w.B is not None and w.C is not None:
+        return dt, w.B, w.C
+    B, C = parts
+    if w.A_imag is not None:
+        B, C = (part.unflatten(-1, (*w.A_imag.shape[1:], 2)) for part in (B, C))
+    return dt, B, C
+
+
+def _activation_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,0 +1,87 @@
+"""Root-mean-square normalisation, with the residual stream."""
+
+from collections.abc import Callable
+from typing import NamedTuple, overload
+
+from torch import Tensor
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.kernels.rms_norm import rms_norm_ref, rms_norm_torch
+from mamba_bio_audio.ops.calls import check, choose, shape_of, tracing
+from mamba_bio_audio.ops.operators import register, state_dtype
+
+
+class NormInputs(NamedTuple):
+    """Arguments of the operator `mamba_bio_audio::rms_norm`."""
+
+    x: Tensor
+    weight: Tensor
+    residual: Tensor | None
+    eps: float
+
+
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-5, *, residual: Tensor, backend: str = "auto"
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-5, *, residual: None = None, backend: str = "auto"
+) -> Tensor: ...
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-5, *, residual: Tensor | None = None, backend: str = "auto"
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Normalises channels by their root mean square, after adding the residual stream if one is given.
+
+        r = x + residual        y = r / sqrt(mean(r^2) + eps) weight
+
+    Zhang and Sennrich (arXiv 1910.07467); pre-norm with an fp32 residual stream as in Mamba.
+
+    Args:
+        x: (..., D).
+        weight: (D,).
+        eps: Added to the mean square.
+        residual: Residual stream (..., D), same shape as `x`, usually fp32.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        y (..., D) in the dtype of `x`; with `residual`, (y, r) where r is fp32 (fp64 if an input is fp64).
+
+    Raises:
+        InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
+    """
+    y, *stream = _normalise(NormInputs(x, weight, residual, eps), backend)
+    return (y, stream[0]) if stream else y
+
+
+def _normalise(inputs: NormInputs, backend: str = "auto") -> list[Tensor]:
+    """[y], or [y, stream] with a residual."""
+    x, weight, residual, eps = inputs
+    if x.ndim < 1 or x.shape[-1] < 1:
+        raise InputError(f"rms_norm: x must be (..., D), not {shape_of(x)}")
+    check("rms_norm", x, "x", x.shape, x)
+    check("rms_norm", weight, "weight", x.shape[-1:], x)
+    check("rms_norm", residual, "residual", x.shape, x)
+    if tracing(backend):
+        return _operator(*inputs)  # type: ignore[no-any-return]
+
+    def cannot() -> str | None:
+        from mamba_bio_audio.kernels import rms_norm_triton
+
+        return rms_norm_triton.unsupported_reason(x, weight, residual)
+
+    choice = choose("rms_norm", backend, x, cannot)
+    run: Callable[..., tuple[Tensor, Tensor]] = rms_norm_ref if choice == "reference" else rms_norm_torch
+    if choice == "triton":
+        from mamba_bio_audio.kernels.rms_norm_triton import rms_norm_triton as run
+    y, stream = run(x, weight, eps, residual)
+    return [y] if residual is None else [y, stream]
+
+
+def _fake(inputs: NormInputs) -> list[Tensor]:
+    x, _, residual, _ = inputs
+    y = x.new_empty(x.shape)
+    return [y] if residual is None else [y, x.new_empty(x.shape, dtype=state_dtype(x, residual))]
+
+
+_operator = register("rms_norm", NormInputs, "Tensor[]", ["Tensor? g_y", "Tensor? g_stream"], _normalise, _fake)

@@ -1,0 +1,171 @@
+"""The selective scan: the state space recurrence of Mamba, real or complex, selective or time-invariant."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.kernels.selective_scan.blocked import selective_scan_blocked
+from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
+from mamba_bio_audio.ops.calls import check, check_reset, choose, shape_of, tracing
+from mamba_bio_audio.ops.operators import register, state_dtype
+
+
+class ScanInputs(NamedTuple):
+    """What a scan is computed from: arguments of the operator `mamba_bio_audio::selective_scan` and of every path."""
+
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    dt_bias: Tensor | None
+    h0: Tensor | None
+    reset: Tensor | None
+    dt_softplus: bool
+    exact_zoh: bool
+    precise: bool
+
+
+@overload
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None = ..., z: Tensor | None = ..., dt_bias: Tensor | None = ..., *,
+    dt_softplus: bool = ..., h0: Tensor | None = ..., return_state: Literal[True], reset: Tensor | None = ...,
+    exact_zoh: bool = ..., precise: bool = ..., backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None = ..., z: Tensor | None = ..., dt_bias: Tensor | None = ..., *,
+    dt_softplus: bool = ..., h0: Tensor | None = ..., return_state: Literal[False] = ...,
+    reset: Tensor | None = ..., exact_zoh: bool = ..., precise: bool = ..., backend: str = ...,
+) -> Tensor: ...  # fmt: skip
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = True,
+    h0: Tensor | None = None,
+    return_state: bool = False,
+    reset: Tensor | None = None,
+    exact_zoh: bool = False,
+    precise: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Runs the diagonal state space recurrence of Mamba over time.
+
+        h_t = exp(dt_t A) h_(t-1) + dt_t B_t u_t      y_t = sum_n C_t h_t + D u_t      out_t = y_t silu(z_t)
+
+    with dt = softplus(dt + dt_bias). Mamba (arXiv 2312.00752) section 3.2 and algorithm 2. Complex exactly
+    when `A` has a trailing axis of 2 (real and imaginary part): then y_t = 2 Re(sum_n C_t h_t) + D u_t and
+    N counts complex modes.
+
+    Args:
+        u: Input (B, L, D), any L >= 1.
+        dt: Step size before bias and softplus, (B, L, D), or (D,) if it does not depend on time.
+        A: Continuous-time decay (D, N) or (D, N, 2), already negative (real part), not its logarithm.
+        B: Input map (B, L, N[, 2]), or (D, N[, 2]) if it does not depend on time.
+        C: Readout, shapes as `B` and independent of it.
+        D: Skip weight (D,).
+        z: Gate (B, L, D), applied as silu(z).
+        dt_bias: Bias of the step size (D,).
+        dt_softplus: Whether to apply softplus (linear above 20); without it `dt` must be positive already.
+        h0: State before the first position (B, D, N[, 2]); None means zeros.
+        return_state: Whether to return the state after the last position as well.
+        reset: Bool (B, L), True where the state is zeroed before the position (start of a packed sequence).
+        exact_zoh: Whether to hold the input exactly, b = (exp(dt A) - 1) / A B u (paper equation 4),
+            instead of the first-order b = dt B u.
+        precise: Whether to add (exp(dt A) - 1) h to h, so that decays within rounding of 1 keep their value:
+            for memories beyond about 1e5 steps.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        out (B, L, D) in the dtype of `u`, or (out, state) with state (B, D, N[, 2]) in fp32 (fp64 if any
+        input is fp64).
+
+    Raises:
+        InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
+    """
+    out, state = _scan(ScanInputs(u, dt, A, B, C, D, z, dt_bias, h0, reset, dt_softplus, exact_zoh, precise), backend)
+    return (out, state) if return_state else out
+
+
+def _scan(inputs: ScanInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """(out (B, L, D), last state (B, D, N[, 2])) by the path of this call."""
+    _check(inputs)
+    kind = inputs.u.device.type
+    if tracing(backend):
+        with torch.autocast(kind, enabled=False):
+            return _operator(*inputs)  # type: ignore[no-any-return]
+    five = inputs[:5]
+
+    def cannot() -> str | None:
+        from mamba_bio_audio.kernels.selective_scan import general_op
+
+        # The state is fp64 where any input is, and the kernels have none.
+        if any(t is not None and t.dtype == torch.float64 for t in (inputs.D, inputs.z, inputs.dt_bias, inputs.h0)):
+            return "float64 D, z, dt_bias or h0"
+        return general_op.unsupported_reason(*five)
+
+    choice = choose("selective_scan", backend, inputs.u, cannot)
+    run: Callable[..., tuple[Tensor, Tensor]]
+    if choice == "triton":
+        from mamba_bio_audio.kernels.selective_scan.general_op import selective_scan_general
+        from mamba_bio_audio.kernels.selective_scan.triton_op import selective_scan_triton, supports
+
+        # Real and selective has kernels of its own, faster ones.
+        real_selective = supports(*five, exact_zoh=inputs.exact_zoh)
+        run = partial(selective_scan_triton, return_state=True) if real_selective else selective_scan_general  # type: ignore[assignment]
+    else:
+        run = selective_scan_ref if choice == "reference" else selective_scan_blocked
+    # State and sums stay in fp32 under autocast, in every backend.
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        return run(**inputs._asdict())
+
+
+def _check(inputs: ScanInputs) -> None:
+    where = "selective_scan"
+    u, A = inputs.u, inputs.A
+    if u.ndim != 3 or u.shape[1] < 1:
+        raise InputError(f"{where}: u must be (B, L, D) with L >= 1, not {shape_of(u)}")
+    batch, length, channels = u.shape
+    if A.ndim not in (2, 3) or A.shape[0] != channels or A.shape[1] < 1 or (A.ndim == 3 and A.shape[2] != 2):
+        raise InputError(f"{where}: A must be (D={channels}, N) or complex (D={channels}, N, 2), not {shape_of(A)}")
+    states = A.shape[1:]
+    check(where, u, "u", u.shape, u)
+    check(where, A, "A", A.shape, u)
+    check(where, inputs.dt, "dt", (channels,) if inputs.dt.ndim == 1 else u.shape, u)
+    for name, t in (("B", inputs.B), ("C", inputs.C)):
+        selective, fixed = (batch, length, *states), (channels, *states)
+        if t.shape not in (selective, fixed):
+            kind = "complex A" if A.ndim == 3 else "real A"
+            raise InputError(f"{where}: {name} must be {selective}, or {fixed} (LTI), for {kind}, not {shape_of(t)}")
+        check(where, t, name, t.shape, u)
+    check(where, inputs.D, "D", (channels,), u)
+    check(where, inputs.z, "z", u.shape, u)
+    check(where, inputs.dt_bias, "dt_bias", (channels,), u)
+    check(where, inputs.h0, "h0", (batch, *A.shape), u)
+    check_reset(where, inputs.reset, (batch, length), u)
+
+
+def _fake(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    u, A = inputs.u, inputs.A
+    return u.new_empty(u.shape), A.new_empty((u.shape[0], *A.shape), dtype=state_dtype(*inputs))
+
+
+_operator = register(
+    "selective_scan", ScanInputs, "(Tensor, Tensor)", ["Tensor? g_out", "Tensor? g_state"], _scan, _fake
+)

@@ -1,0 +1,127 @@
+"""The mixer as one operation: what it refuses, which path it takes, and that it is the operations one after another."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.layers.mamba import MambaLayer
+from mamba_bio_audio.ops import MixerWeights, calls, causal_conv1d, mamba_mixer, selective_scan
+
+B, L, D, N = 2, 6, 4, 3
+KINDS = list(itertools.product([False, True], [True, False, "dt", "bc"]))
+
+
+def make(complex_states, selective, **options):
+    torch.manual_seed(0)
+    layer = MambaLayer(D, SsmConfig(complex=complex_states, selective=selective, d_state=N, **options))
+    return layer, [torch.randn_like(t).requires_grad_() for t in layer.init_state(B)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"x": torch.zeros(B, L, D + 1)}, r"x must be \(B, L, M=4\)"),
+        ({"x": torch.zeros(B, 0, D)}, r"L >= 1"),
+        ({"tail": torch.zeros(B + 1, 3, 8)}, r"tail must be \(2, 3, 8\), not \(3, 3, 8\)"),
+        ({"h0": torch.zeros(1, 8, 3)}, r"h0 must be \(2, 8, 3\), not \(1, 8, 3\)"),
+        ({"h0": torch.zeros(B, 8, 3, device="meta")}, "h0 is on meta"),
+        ({"reset": torch.zeros(B, L + 1, dtype=torch.bool)}, "reset must be bool"),
+    ],
+)
+def test_the_mixer_refuses_a_state_that_its_kernels_would_read_beyond(changes, shown):
+    shapes = ((16, D), None, (8, 4), (8,), (1 + 2 * N, 8), (8, 1), (8,), (8, N), (8,), (D, 8), None)
+    weights = MixerWeights(*(None if shape is None else torch.zeros(shape) for shape in shapes))
+    with pytest.raises(InputError, match=shown):
+        mamba_mixer(**{"x": torch.zeros(B, L, D), "weights": weights, **changes})
+
+
+def one_after_another(layer, x, tail, h0, reset):
+    """The layer's own modules and the other operations, as in figure 3 of the paper."""
+    config = layer.config
+    u, z = layer.in_proj(x).chunk(2, dim=-1)
+    conv = layer.conv1d
+    u, tail = causal_conv1d(u, conv.weight.squeeze(1), conv.bias, tail=tail, return_tail=True, reset=reset)
+    sizes = [layer.dt_rank] * layer.selective_dt + [N * (1 + config.complex)] * 2 * layer.selective_bc
+    parts = list(layer.x_proj(u).split(sizes, dim=-1)) if sizes else []
+    dt = F.linear(parts.pop(0), layer.dt_proj.weight) if layer.selective_dt else layer.dt
+    maps = parts if layer.selective_bc else (layer.B, layer.C)
+    if config.complex and layer.selective_bc:
+        maps = [part.unflatten(-1, (N, 2)) for part in parts]
+    A = -torch.exp(layer.A_log)
+    y, h = selective_scan(
+        u,
+        dt,
+        torch.stack([A, layer.A_imag], dim=-1) if config.complex else A,
+        *maps,
+        layer.D,
+        z,
+        layer.dt_proj.bias if layer.selective_dt else None,
+        h0=h0,
+        return_state=True,
+        reset=reset,
+        exact_zoh=config.exact_zoh,
+        precise=config.precise,
+    )
+    return layer.out_proj(y), tail, h
+
+
+@pytest.mark.parametrize("options", [{}, {"exact_zoh": True, "precise": True, "proj_bias": True, "conv_bias": False}])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("complex_states", "selective"), KINDS)
+def test_a_layer_is_its_operations_one_after_another_bit_for_bit(complex_states, selective, autocast, options):
+    layer, state = make(complex_states, selective, **options)
+    x = torch.randn(B, L, D, requires_grad=True)
+    reset = torch.rand(B, L) < 0.2
+    leaves = [x, *state, *layer.parameters()]
+    found = []
+    for run in (lambda: layer(x, state, reset=reset), lambda: one_after_another(layer, x, *state, reset)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y, *after = run()
+        after = after[0] if len(after) == 1 else after
+        loss = y.float().square().sum() + sum(t.float().sin().sum() for t in after)
+        found.append([y, *after, *torch.autograd.grad(loss, leaves)])
+    assert found[0][0].dtype == (torch.bfloat16 if autocast else torch.float32)
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize(("complex_states", "selective"), KINDS)
+def test_every_backend_is_the_layer(complex_states, selective, backend):
+    """What `mba doctor` compares the fused mixer with on a GPU equals the layer."""
+    layer, (tail, h0) = make(complex_states, selective)
+    x = torch.randn(B, L, D)
+    with torch.no_grad():
+        found = mamba_mixer(x, layer.weights(), tail=tail, h0=h0, backend=backend)
+        expected, state = layer(x, (tail, h0))
+    for a, b in zip(found, (expected, *state), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_which_layers_the_one_function_runs(monkeypatch):
+    """The published one in bf16, fp16 and fp32; whoever asks for it with another one is told why not."""
+    pytest.importorskip("triton")
+    from mamba_bio_audio.kernels import mamba_mixer as kernel
+
+    monkeypatch.setattr(calls, "no_triton", lambda device: None)
+    taken = []
+    monkeypatch.setattr(kernel, "mamba_mixer_triton", lambda x, w, **options: taken.append(options["dtype"]))
+    layer, (tail, h0) = make(False, True)
+    x = torch.randn(B, L, D)
+    mamba_mixer(x, layer.weights(), tail=tail, h0=h0, backend="triton")
+    with torch.autocast("cpu", torch.bfloat16):
+        mamba_mixer(x, layer.weights(), tail=tail, h0=h0, backend="triton")
+    assert taken == [torch.float32, torch.bfloat16]
+    for complex_states, selective in KINDS:
+        if complex_states or selective is not True:
+            with pytest.raises(InputError, match="cannot run this call: complex, time-invariant or exactly held"):
+                mamba_mixer(x, make(complex_states, selective)[0].weights(), backend="triton")
+    with pytest.raises(InputError, match="exactly held"):
+        mamba_mixer(x, layer.weights(), exact_zoh=True, backend="triton")
+    with pytest.raises(InputError, match="float64"):
+        mamba_mixer(x.double(), layer.double().weights(), backend="triton")
+    assert len(taken) == 2

@@ -29,6 +29,17 @@ def main(run: Path, facts: Path, data: Path | None, out: Path | None) -> Path:
     out = out or FOLDER / said["name"]
     model = saved.load(run)
     manifest = {key: value for key, value in model.manifest.items() if key not in LEFT_OUT}
+    if str(manifest.get("commit")).endswith("-dirty"):
+        # It would name code that did not run.
+        del manifest["commit"]
+    # Paths are those of the machine that trained it.
+    place = Path(model.config.data.path).name
+    named = model.config.data.model_copy(update={"path": place})
+    described = manifest.get("data", {})
+    for file in described.get("files", []):
+        file["path"] = f"{place}/{file['name']}"
+    if "split_source" in described:
+        described["split_source"] = described["split_source"].replace(str(model.config.data.path), place)
     # The validation of a training is that of the weights before they were rounded.
     manifest["result"] = {"step": manifest.get("result", {}).get("step")}
     with tempfile.TemporaryDirectory() as folder:
@@ -38,6 +49,7 @@ def main(run: Path, facts: Path, data: Path | None, out: Path | None) -> Path:
         model = saved.load(rounded)
         weights = weights_hash(model)
         scores = _scores_in(out, weights) or _evaluate(rounded, data)
+    model.config = model.config.model_copy(update={"data": named})
     model.manifest = manifest | {"about": About(**said, weights_sha256=weights).model_dump(mode="json")}
     with new_folder(out, Maker("export"), force=True) as work:
         doubts = export(model, work, evaluations=scores, precision="bf16")

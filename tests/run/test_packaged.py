@@ -169,7 +169,10 @@ def test_commands_take_the_name(made, toy, capsys, tmp_path):
     before = sorted(path.name for path in (made / "packaged" / toy).iterdir())
     assert mba_exits("sample", toy, "--length", "50", "--quiet") == 0
     assert re.search(r"^[ACGT]{50}$", capsys.readouterr().out, re.MULTILINE)
-    assert mba_exits("evaluate", toy, "--no-baselines", "--quiet", "--json") == 0
+    assert mba_exits("evaluate", toy, "--no-baselines", "--quiet") == 2
+    assert "data.path: data: no such file or folder" in capsys.readouterr().err
+    data = ("--set", f"data.path={made / 'data'}")
+    assert mba_exits("evaluate", toy, "--no-baselines", "--quiet", "--json", *data) == 0
     assert json.loads(capsys.readouterr().out)["run"] == toy
     assert mba_exits("export", toy, "--out", "own") == 0
     assert weights_hash(mba.load("own")) == weights_hash(mba.load(toy))
@@ -177,7 +180,7 @@ def test_commands_take_the_name(made, toy, capsys, tmp_path):
     capsys.readouterr()
     assert mba_exits("evaluate", toy, "--context", "8,16", "--blocks", "4", "--quiet") == 2
     assert "--out" in capsys.readouterr().err
-    assert mba_exits("evaluate", toy, "--context", "8,16", "--blocks", "4", "--out", "context", "--quiet") == 0
+    assert mba_exits("evaluate", toy, "--context", "8,16", "--blocks", "4", "--out", "context", "--quiet", *data) == 0
     assert sorted(path.name for path in (made / "packaged" / toy).iterdir()) == before
     assert not (tmp_path / toy).exists()
 

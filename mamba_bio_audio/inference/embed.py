@@ -21,6 +21,7 @@ Legend: B rows, n positions of a piece, D channels, L symbols, S symbols per bin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -117,46 +118,44 @@ def embed(
     weight = next(model.parameters())
     kind = np.float64 if weight.dtype == torch.float64 else np.float32
     out = [np.zeros((pooling.rows(len(row)), model.model_config.d_model), kind) for row in rows]
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
-    most = positions(weight.device.type)
-    for some in batches(order, lambda number: len(rows[number]), most, chunk or most):
-        passes = passes_of(model, precision, chunk=chunk, rows=len(some))
-        embed_into([out[i] for i in some], model, [rows[i] for i in some], layer, pooling, strand, passes)
+    embed_rows(out, model, rows, layer, pooling, strand=strand, precision=precision, chunk=chunk)
     if pooling.whole:
         return torch.from_numpy(np.concatenate(out))
     return [torch.from_numpy(vectors) for vectors in out]
 
 
-def embed_into(
+def embed_rows(
     out: Sequence[Any],
     model: Any,
     rows: Sequence[Ids],
-    layer: int | str,
+    layer: int | Literal["final"],
     pool: Pool,
+    *,
     strand: Strand = "forward",
-    passes: Passes = Passes(),
+    precision: str = "fp32",
+    chunk: int | None = None,
+    **watch: Any,
 ) -> None:
-    """Add the embeddings of a batch to arrays, or to files that are read and written as arrays are.
+    """Add the embeddings of rows to arrays, or to files that are read and written as arrays are.
 
     Args:
         out: zeros (`pool.rows(L)`, D) for each row.
-        model: in eval mode, on the device of `passes`.
-        rows: token ids (L,), at least one each.
-        layer, pool, strand: as for `embed`.
-        passes: how the batch is run through the model.
+        model, layer, strand, precision, chunk: as for `embed`.
+        rows: token ids (L,), at least one each; those of similar length are read together.
+        pool: how they are pooled.
+        watch: `stop` and `progress` of `streaming.Passes`.
 
     Raises:
-        InputError: no such layer or strand.
-        Stopped: `passes.stop` returned True; `out` then holds a part of the sums.
+        InputError: as for `embed`.
+        Stopped: `stop` returned True; `out` then holds parts of sums.
     """
-    number = check_layer(model, layer)
-    if strand not in get_args(Strand):
-        raise InputError(f"strand is {strand!r}; choose {', '.join(get_args(Strand))}")
-    reverse = reverse_of(model) if strand != "forward" else None
-    if strand != "forward" and reverse is None:
-        raise InputError(f"strand {strand}: this model's data have only one strand; choose forward")
-    for turn in (None, reverse) if strand == "both" else (reverse,):
-        _add(out, model, rows, number, pool, turn, 0.5 if strand == "both" else 1.0, passes)
+    number, turns = check_layer(model, layer), turns_of(model, strand)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    most = positions(next(model.parameters()).device.type)
+    for some in batches(order, lambda i: len(rows[i]), most, chunk or most):
+        passes = replace(passes_of(model, precision, chunk=chunk, rows=len(some)), **watch)
+        for turn in turns:
+            _add([out[i] for i in some], model, [rows[i] for i in some], number, pool, turn, 1 / len(turns), passes)
 
 
 def check_layer(model: Any, layer: int | str) -> int | None:
@@ -172,11 +171,37 @@ def check_layer(model: Any, layer: int | str) -> int | None:
     return int(model.find_layer(layer))
 
 
-def reverse_of(model: Any) -> Callable[[Ids], Ids] | None:
-    """Ids to ids of the opposite strand; None where the model's data have only one, or nothing is known of them."""
+def turns_of(model: Any, strand: Strand) -> list[Callable[[Ids], Ids] | None]:
+    """What turns ids into those of each strand that is read; None for the given strand itself.
+
+    Raises:
+        InputError: no such strand, or the model's data have only one.
+    """
+    if strand not in get_args(Strand):
+        raise InputError(f"strand is {strand!r}; choose {', '.join(get_args(Strand))}")
+    if strand == "forward":
+        return [None]
     config = model.config
     data = getattr(config, "data", None)
-    return None if data is None else domain_of(data.kind).symbols(data, config.train.length).reverse
+    reverse = None if data is None else domain_of(data.kind).symbols(data, config.train.length).reverse
+    if reverse is None:
+        raise InputError(f"strand {strand}: this model's data have only one strand; choose forward")
+    return [None, reverse] if strand == "both" else [reverse]
+
+
+def missing(model: Any, row: Ids) -> str:
+    """Why a row has no vector that means anything; empty if it has."""
+    if not len(row):
+        return "empty"
+    return "contains no known symbol" if _last(_known(model), row) < 0 else ""
+
+
+def _known(model: Any) -> NDArray[np.bool_]:
+    """Which ids are known symbols."""
+    ids = range(model.model_config.vocab_size) if model.codec is None else model.codec.sample_ids
+    known = np.zeros(model.model_config.vocab_size, bool)
+    known[list(ids)] = True
+    return known
 
 
 def _add(
@@ -195,13 +220,8 @@ def _add(
     carried to the next one as its sum and count. Along the opposite strand the bins come from last to first, and the
     first one that is read may be the short one.
     """
-    codec = model.codec
-    known = np.ones(model.model_config.vocab_size, bool)
-    start: list[int] = []
-    if codec is not None:
-        known[:] = False
-        known[list(codec.sample_ids)] = True
-        start = [] if codec.start_id is None else [codec.start_id]
+    codec, known = model.codec, _known(model)
+    start = [] if codec is None or codec.start_id is None else [codec.start_id]
     if reverse is not None:
         rows = [reverse(row) for row in rows]
     lengths = np.array([len(row) for row in rows])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,19 @@ def standard_output(out: Path | None) -> Path | None:
     if sys.stdout is None:
         raise InputError("standard output is closed; give --out FILE")
     return None
+
+
+def check_inputs(files: Sequence[str]) -> None:
+    """Refuse files that are not there, before anything is loaded; `-` is standard input.
+
+    Raises:
+        InputError: one of them is missing, or standard input is named twice.
+    """
+    if files.count("-") > 1:
+        raise InputError("standard input (-) was given twice; it can be read only once")
+    for file in files:
+        if file != "-" and not os.path.exists(file):
+            raise InputError(f"{file}: there is no such file")
 
 
 @contextmanager

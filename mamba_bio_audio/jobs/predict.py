@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -131,17 +130,13 @@ def run(options: PredictOptions) -> PredictResult:
     """Write class probabilities of every record, in input order; a record that cannot be scored gets a row with the reason."""
     from mamba_bio_audio.files import check_file, unfinished
     from mamba_bio_audio.inference.prediction_table import ours
-    from mamba_bio_audio.jobs.common import counters, resolve_device, standard_output
+    from mamba_bio_audio.jobs.common import check_inputs, counters, resolve_device, standard_output
 
     out = standard_output(options.out)
     if out is not None and options.resume and out.exists() and not unfinished(out).exists():
         check_file(out, "predict", ours, force=True)
         return PredictResult(already_complete=str(out))
-    if options.files.count("-") > 1:
-        raise InputError("standard input (-) was given twice; it can be read only once")
-    for file in options.files:
-        if file != "-" and not os.path.exists(file):
-            raise InputError(f"{file}: there is no such file")
+    check_inputs(options.files)
     if out is not None:
         inputs: list[Path | str] = [options.run, *options.files]
         check_file(out, "predict", ours, inputs, force=options.force or options.resume)

@@ -193,7 +193,7 @@ class Domain(ABC):
     def describe(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         """A corpus's `summary()` as (what, value) lines for people."""
 
-    # Records of files, which are predicted.
+    # Records of files, which are predicted, embedded or scored.
 
     def records(self, files: Iterable[str], config: Any) -> Iterator[Item]:
         """Records of files in order, whole, as the codec of a data section reads them.
@@ -205,7 +205,7 @@ class Domain(ABC):
         Raises:
             InputError: a file cannot be read as a whole. Where only a record cannot, its item gives the reason.
         """
-        raise InputError(f"mba predict reads no files of {self.name}")
+        raise InputError(f"files of {self.name} cannot be read record by record; use Python, with token ids")
 
     def stored(self, files: Sequence[str], config: Any, progress: Progress | None = None) -> Stored:
         """Records of files, to be read in pieces as the codec of a data section reads them.

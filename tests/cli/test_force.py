@@ -321,6 +321,10 @@ def test_resume_does_not_call_a_foreign_file_complete(
     assert "mine.fa: not made by mba sample" in capsys.readouterr().err
     assert mba("predict", made, out, "--out", out.with_name("mine.fa"), "--quiet", "--resume") == 2
     assert "mine.fa: not made by mba predict" in capsys.readouterr().err
+    mine = tmp_path / "mine.npz"
+    np.savez(mine, years_of_work=np.ones(3))
+    assert mba("embed", made, out, "--out", mine, "--quiet", "--resume") == 2
+    assert "mine.npz: not made by mba embed" in capsys.readouterr().err
 
 
 def test_a_foreign_report_is_kept(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,6 +345,7 @@ def test_a_dash_is_standard_output(
     assert mba("sample", made, "--length", "10", "--out", "-", "--quiet", "--device", "cpu") == 0
     assert capsys.readouterr().out.startswith(">sample_0 length=10 ")
     assert mba("predict", made, "toy.fa", "--out", "-", "--resume") == 2
+    assert mba("embed", made, "toy.fa", "--out", "-") == 2
     assert list(tmp_path.iterdir()) == []
 
 

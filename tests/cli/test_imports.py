@@ -40,6 +40,7 @@ def test_help_recipes_and_preparation_import_no_torch(tmp_path):
         "classify",
         "predict",
         "variants",
+        "embed",
         "evaluate",
         "sample",
         "report",

@@ -21,6 +21,7 @@ def test_errors_name_files_without_obeying_them(name, capsys):
         ["report", name],
         ["sample", name, "--length", "1"],
         ["predict", "none", name],
+        ["embed", "none", name, "--out", "none.npz"],
         ["pretrain", f"{name}.yaml"],
         ["pretrain", "dna/tiny", "--set", f"data.path={name}"],
         ["pretrain", "dna/tiny", "--set", "data.path=demo", "--set", f"name={name}"],

@@ -17,11 +17,15 @@ import soundfile
 import torch
 
 from mamba_bio_audio.cli.main import run as command
-from mamba_bio_audio.inference.embed import embed
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference.embed import Pool, embed
+from mamba_bio_audio.inference.embedding_file import EmbeddingFile
+from mamba_bio_audio.inference.streaming import Stopped
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.contract import Item
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import load_config
@@ -336,3 +340,32 @@ def test_memory_does_not_grow_with_the_vectors(model, tmp_path, monkeypatch):
 def test_pyarrow_is_not_imported_for_npz():
     code = "import sys, mamba_bio_audio.inference.embedding_file; assert 'pyarrow' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_stop_while_the_file_is_made_leaves_nothing_under_its_name(tmp_path):
+    item = Item("a.fa", "a", 3, np.array([7, 8, 9], np.uint8))
+    for suffix in ("npz", "parquet"):
+        out = tmp_path / f"e.{suffix}"
+        with EmbeddingFile(out, Pool("none"), 2, {}, resume=False, force=False) as file:
+            (place,) = file.begin([item])
+            place[0:3] += np.ones((3, 2))
+            file.end([item], [""])
+            with pytest.raises(Stopped):
+                file.finish(lambda: True)
+        assert [path.name for path in tmp_path.iterdir()] == [f"e.{suffix}.part"]
+        with EmbeddingFile(out, Pool("none"), 2, {}, resume=True, force=False) as file:
+            file.finish()
+        assert [path.name for path in tmp_path.iterdir()] == [out.name]
+        out.unlink()
+
+
+def test_a_damaged_part_is_refused(tmp_path):
+    out = tmp_path / "e.npz"
+    for name, content, message in (
+        ("records.jsonl", "[1]\n", "damaged; start again with --force"),
+        ("records.jsonl", '["a.fa", "a", 3, 3, ""]\n', "shorter than its records require"),
+    ):
+        EmbeddingFile(out, Pool("none"), 2, {}, resume=False, force=True).__exit__()
+        (tmp_path / "e.npz.part" / name).write_text(content)
+        with pytest.raises(InputError, match=message):
+            EmbeddingFile(out, Pool("none"), 2, {}, resume=True, force=False)

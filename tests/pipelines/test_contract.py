@@ -35,7 +35,7 @@ def test_what_a_domain_does_not_do_is_one_clear_error():
     request = SampleRequest(Path("run"), None, 10, 1, None, {}, None, {})
     with pytest.raises(InputError, match=r"mba sample writes no notes; use mba\.generate"):
         Notes().writer(request)
-    with pytest.raises(InputError, match="mba predict reads no files of notes"):
+    with pytest.raises(InputError, match="files of notes cannot be read record by record"):
         Notes().records(["a.mid"], None)
     with pytest.raises(InputError, match="files of notes are not read in pieces"):
         Notes().stored(["a.mid"], None)

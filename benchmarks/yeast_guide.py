@@ -311,8 +311,8 @@ def _region(given: str | None, record: str, features: dict[str, list[Feature]]) 
         name, _, place = given.rpartition(":")
         start, _, end = place.replace(",", "").partition("-")
         return name, int(start), int(end)
-    middle = sorted(feature.start for feature in features.get(record, []) or [Feature(record, 0, 0, "other", "+")])
-    start = max(0, middle[len(middle) // 2] - 5000)
+    starts = sorted(feature.start for feature in features.get(record, [])) or [0]
+    start = max(0, starts[len(starts) // 2] - 5000)
     return record, start, start + 10_000
 
 

@@ -1,8 +1,9 @@
 """Makes a packaged model from a run: `python scripts/package_model.py RUN scripts/packaged/NAME.yaml [--data FOLDER]`.
 
 Writes `mamba_bio_audio/packaged/NAME` (or --out) anew: the weights in bf16, `config.json`, tokenizer, and a card with what the
-YAML file says (`About` of run/packaged.py). The rounded weights are evaluated on both held-out splits beside Markov models,
-once: if the packaged folder holds their scores already, as after a change of the YAML file alone, these are kept.
+YAML file says (`About` of run/packaged.py). The rounded weights are evaluated on both held-out splits, once: if the packaged
+folder holds their scores already, as after a change of the YAML file alone, these are kept. What Markov models reach is taken
+from the run's own evaluations of these splits, where there are any.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main(run: Path, facts: Path, data: Path | None, out: Path | None) -> Path:
         export(model, rounded, precision="bf16")
         model = saved.load(rounded)
         weights = weights_hash(model)
-        scores = _scores_in(out, weights) or _evaluate(rounded, data)
+        scores = _scores_in(out, weights) or _evaluate(rounded, saved.read_evaluations(run), data)
     model.config = model.config.model_copy(update={"data": named})
     model.manifest = manifest | {"about": About(**said, weights_sha256=weights).model_dump(mode="json")}
     with new_folder(out, Maker("export"), force=True) as work:
@@ -64,13 +65,13 @@ def _scores_in(folder: Path, weights: str) -> dict | None:
     return scores if scores and all(found["weights_sha256"] == weights for found in scores.values()) else None
 
 
-def _evaluate(folder: Path, data: Path | None) -> dict:
+def _evaluate(folder: Path, before: dict, data: Path | None) -> dict:
     overrides = () if data is None else (f"data.path={data}",)
     for split in ("valid", "test"):
-        found = evaluate(EvaluateOptions(run=folder, split=split, overrides=overrides))
+        found = evaluate(EvaluateOptions(run=folder, split=split, overrides=overrides, baselines=split not in before))
         print(found.text(), flush=True)
         write_json(folder / f"evaluate-{split}.json", found.to_json())
-    return saved.read_evaluations(folder)
+    return {split: before.get(split, {}) | found for split, found in saved.read_evaluations(folder).items()}
 
 
 if __name__ == "__main__":

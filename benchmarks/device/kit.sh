@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 data=${1:-}
 mkdir -p .device/wheels
 python=${PYTHON:-.venv/bin/python}
-packages=(pydantic pydantic-core annotated-types typing-inspection pyyaml filelock pyfaidx biopython typer shellingham tensorboard soundfile cffi pycparser pytest pluggy iniconfig hypothesis sortedcontainers pytest-xdist execnet)
+packages=(pydantic pydantic-core annotated-types typing-inspection pyyaml filelock pyfaidx biopython typer shellingham tensorboard soundfile cffi pycparser pybigtools pytest pluggy iniconfig hypothesis sortedcontainers pytest-xdist execnet)
 names=()
 for package in "${packages[@]}"; do
   # The versions that are tested here; pip's own name normalisation finds the rest.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.embed import embed as embed
     from mamba_bio_audio.inference.generate import generate as generate
+    from mamba_bio_audio.inference.predict import predict as predict
     from mamba_bio_audio.inference.score import log_likelihood as log_likelihood
     from mamba_bio_audio.inference.variants import score_variants as score_variants
     from mamba_bio_audio.run.saved import load as load
@@ -24,6 +25,7 @@ _FUNCTIONS = {
     "generate": "inference.generate",
     "load": "run.saved",
     "log_likelihood": "inference.score",
+    "predict": "inference.predict",
     "score_variants": "inference.variants",
 }
 __all__ = ["__version__", *_FUNCTIONS]

@@ -92,8 +92,8 @@ def generate(
 ) -> Tensor:
     """Sample sequences from a language model.
 
-    >>> tokens = generate(model, length=1000, num_samples=4, prompt="ACGT", seed=1)  # doctest: +SKIP
-    >>> model.codec.decode(tokens[0])                                                # doctest: +SKIP
+    >>> tokens = mba.generate(model, length=1000, num_samples=4, prompt="ACGT", seed=1)  # doctest: +SKIP
+    >>> model.decode(tokens[0])                                                          # doctest: +SKIP
 
     Args:
         model: language model that follows the common contract; runs on the device of its parameters.

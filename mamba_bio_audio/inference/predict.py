@@ -19,16 +19,20 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.classify import classify
-from mamba_bio_audio.inference.streaming import Passes, Stopped, batches
+from mamba_bio_audio.inference.sequences import Sequences, rows_of
+from mamba_bio_audio.inference.streaming import Passes, Stopped, batches, passes_of, positions
 from mamba_bio_audio.pipelines.contract import Strand, Symbols
 from mamba_bio_audio.pipelines.corpus import Ids
+from mamba_bio_audio.pipelines.domains import domain_of
 
 Mode = Literal["windows", "stream"]
 # Records are collected until there are this many batches of work, so that pieces of similar length are batched together.
@@ -84,6 +88,66 @@ class _Record:
 
 
 def predict(
+    model: Any,
+    sequences: Sequences,
+    *,
+    mode: Mode = "windows",
+    length: int | None = None,
+    strand: Strand | None = None,
+    max_unknown: float | None = None,
+    precision: str = "fp32",
+    chunk: int | None = None,
+) -> Tensor:
+    """Class probabilities of sequences of any length.
+
+    >>> mba.predict(model, ["ACGTTGCA", tokens[0]])    # doctest: +SKIP
+
+    Args:
+        model: classifier of `mba.load`; runs on the device of its parameters.
+        sequences: text, integer ids or float samples of audio; one sequence (L,), several (B, L), or a list of sequences
+            of any lengths, each classified as if it were alone.
+        mode: "windows" averages the probabilities of windows of the training length. "stream" reads each sequence once,
+            carrying the state, also beyond the lengths that the model was trained on.
+        length: symbols per window; None is the training length.
+        strand: "both" (the default for DNA) averages the strands; "forward" or "reverse" reads one of them.
+        max_unknown: windows with a larger share of unknown symbols (N) are left out; None is the share of the training.
+        precision: "fp32", or "bf16" (autocast), which is faster on a GPU and less exact.
+        chunk: symbols that are read at once; changes results by rounding only. None chooses it by the device.
+
+    Returns:
+        float64 (B, K) on the CPU, the classes in the order of `model.labels`, each row of sum 1; NaN where every window of
+        a sequence has too many unknown symbols.
+
+    Raises:
+        InputError: the model is no classifier, a sequence is empty or not in its vocabulary, or an option is out of range.
+    """
+    if not model.labels:
+        raise InputError("a language model has no classes; pass a classifier, from mba classify")
+    config = model.config
+    domain = domain_of(config.data.kind)
+    symbols = domain.symbols(config.data, config.train.length)
+    strand = strand or symbols.strands[0]
+    if strand not in symbols.strands:
+        raise InputError(f"strand is {strand!r}; choose {', '.join(symbols.strands)}")
+    if mode not in get_args(Mode):
+        raise InputError(f"mode is {mode!r}; choose {' or '.join(get_args(Mode))}")
+    if length is not None and length < 1:
+        raise InputError(f"length is {length}; choose 1 or more")
+    passes = passes_of(model, precision, chunk=chunk)
+    reading = Reading(
+        length=length or config.train.length,
+        mode=mode,
+        strand=strand,
+        max_unknown=symbols.max_unknown if max_unknown is None else max_unknown,
+        batch_symbols=positions(passes.device),
+    )
+    found = predict_records(model, rows_of(model, sequences), symbols, reading, passes)
+    nowhere = np.full(len(model.labels), np.nan)
+    rows = [nowhere if one.probabilities is None else one.probabilities for one in found]
+    return torch.from_numpy(np.stack(rows))
+
+
+def predict_records(
     model: Any,
     records: Iterable[Ids | str],
     symbols: Symbols,

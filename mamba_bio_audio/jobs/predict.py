@@ -153,7 +153,7 @@ def run(options: PredictOptions) -> PredictResult:
 def _ask_classifier(options: PredictOptions, out: Path | None, device: str, progress: Progress) -> dict[str, Any]:
     """Write the rows; returns what the result says."""
     from mamba_bio_audio.files import locked
-    from mamba_bio_audio.inference.predict import Reading, predict
+    from mamba_bio_audio.inference.predict import Reading, predict_records
     from mamba_bio_audio.inference.prediction_table import PredictionTable
     from mamba_bio_audio.inference.streaming import Passes
     from mamba_bio_audio.models.weights import weights_hash
@@ -213,7 +213,7 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
             stop=lambda: stop.number is not None,
             progress=count,
         )
-        for prediction in predict(model, ids(), symbols, reading, passes):
+        for prediction in predict_records(model, ids(), symbols, reading, passes):
             table.add(items.popleft(), prediction)
             progress("records", table.rows, None)
             if not items:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.predict import Reading, predict, tile
+from mamba_bio_audio.inference.predict import Reading, predict, predict_records, tile
 from mamba_bio_audio.inference.streaming import Passes
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
@@ -15,6 +15,7 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.pipelines.contract import Symbols
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.run.config import load_config
 
 CODEC = DnaTokenizer()
 LABELS = ("fly", "human", "mouse")
@@ -45,7 +46,7 @@ def run(records, model=MODEL, *, chunk=256, progress=None, reverse=CODEC.reverse
     ids = [CODEC.encode(item) if not item.startswith("!") else item[1:] for item in records]
     symbols = replace(SYMBOLS, reverse=reverse)
     how = Reading(**{"length": 64, "batch_symbols": 512} | reading)
-    return list(predict(model, ids, symbols, how, Passes(chunk=chunk, progress=progress)))
+    return list(predict_records(model, ids, symbols, how, Passes(chunk=chunk, progress=progress)))
 
 
 def dna(length: int, seed: int = 0) -> str:
@@ -165,7 +166,7 @@ def test_records_come_lazily_and_in_bounded_number():
             taken += 1
             yield CODEC.encode(dna(64))
 
-    stream = predict(MODEL, endless(), SYMBOLS, Reading(length=64, batch_symbols=512))
+    stream = predict_records(MODEL, endless(), SYMBOLS, Reading(length=64, batch_symbols=512))
     assert next(stream).length == 64
     assert taken <= 200
 
@@ -194,3 +195,32 @@ def test_a_million_bases_stream(monkeypatch):
     (b,) = run([sequence], model, mode="stream", chunk=100_000, strand="forward")
     assert (a.used, a.windows) == (1 << 20, 1)
     assert a.probabilities == pytest.approx(b.probabilities, abs=1e-5)
+
+
+def test_the_public_function_gives_a_row_of_probabilities_for_each_sequence():
+    model = classifier()
+    with pytest.raises(InputError, match="a language model has no classes"):
+        predict(model.backbone, "ACGT")
+    model.config = load_config("dna/tiny", ["data.path=demo", "train.length=64", "train.tokens_per_step=512"])
+    model.codec = CODEC
+    texts = [dna(300), dna(20, 1), "N" * 70, dna(64, 2)]
+    found = predict(model, texts)
+    assert found.shape == (4, 3)
+    assert found.dtype == torch.float64
+    assert found[2].isnan().all()
+    expected = [row.probabilities for row in run(texts)]
+    for at in (0, 1, 3):
+        assert np.abs(found[at].numpy() - expected[at]).max() < 1e-6
+    # Ids, whole rows of them, and the reverse complement say the same.
+    assert torch.allclose(predict(model, [CODEC.encode(texts[0]), rc(texts[1])]), found[:2], atol=1e-6)
+    assert torch.allclose(predict(model, model.encode(texts[0])), found[:1], atol=1e-6)
+    one = predict(model, texts[0], mode="stream", strand="forward", chunk=33)
+    assert np.abs(one.numpy() - direct(texts[0], model)).max() < 1e-6
+    for options, message in (
+        ({"strand": "up"}, "strand is 'up'"),
+        ({"mode": "whole"}, "choose windows or stream"),
+        ({"length": 0}, "length is 0"),
+        ({"precision": "fp8"}, "precision"),
+    ):
+        with pytest.raises(InputError, match=message):
+            predict(model, texts, **options)

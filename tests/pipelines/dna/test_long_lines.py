@@ -150,7 +150,7 @@ class Model:
 
 items = (item.symbols for item in DOMAIN.records([path], None))
 reading = Reading(length=65_536, mode={mode!r}, batch_symbols=1 << 20)
-(found,) = predict(Model(), items, DOMAIN.symbols(None, 65_536), reading)
+(found,) = predict_records(Model(), items, DOMAIN.symbols(None, 65_536), reading)
 print(found.length, found.used, found.windows)
 """
 
@@ -164,7 +164,7 @@ def test_prediction_of_a_record_of_50_million_bases(mode: str, windows: int, tmp
     long_line(path, PIECE, megabases=50)
     imports = (
         "import torch\nfrom types import SimpleNamespace\n"
-        "from mamba_bio_audio.inference.predict import Reading, predict\n"
+        "from mamba_bio_audio.inference.predict import Reading, predict_records\n"
         "from mamba_bio_audio.pipelines.dna.domain import DOMAIN\ntorch.set_num_threads(1)"
     )
     # The record, its symbols and the work of one batch; a third copy of the record does not fit.
@@ -176,7 +176,7 @@ def test_used_bases_are_the_union_of_both_strands_windows() -> None:
     torch = pytest.importorskip("torch")
     from types import SimpleNamespace
 
-    from mamba_bio_audio.inference.predict import Reading, predict
+    from mamba_bio_audio.inference.predict import Reading, predict_records
     from mamba_bio_audio.pipelines.contract import Symbols
 
     class Model:
@@ -188,5 +188,5 @@ def test_used_bases_are_the_union_of_both_strands_windows() -> None:
     # Windows of 4: forward [0, 4) [4, 8) [6, 10), reverse [6, 10) [2, 6) [0, 4); the unknown ones are left out.
     ids = np.array([7, 8, 11, 11, 11, 7, 8, 9, 10, 11], dtype=np.uint8)
     symbols = Symbols("base", 4, known=lambda ids: (ids >= 7) & (ids <= 10), reverse=lambda ids: ids[::-1])
-    (found,) = predict(Model(), [ids], symbols, Reading(length=4, max_unknown=0.5))
+    (found,) = predict_records(Model(), [ids], symbols, Reading(length=4, max_unknown=0.5))
     assert (found.windows, found.used) == (5, 6)

@@ -214,6 +214,9 @@ def log_likelihoods(
         at = torch.arange(low, high, device=tokens.device)
         missing = ~scored[targets.clamp(max=len(scored) - 1)] | (at >= lengths)
         values = -nats_of(model, hidden, targets.masked_fill(missing, IGNORED))
+        # NaN means that a symbol is not scored, so it must not come from the model.
+        if not torch.isfinite(total := values.sum()):
+            raise RuntimeError(f"the model's log-likelihood is {float(total)}; its weights are not usable")
         return values.masked_fill(missing, torch.nan), after
 
     inputs = [_Inputs(row, start_id) for row in rows]

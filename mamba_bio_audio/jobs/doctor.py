@@ -14,6 +14,7 @@ PACKAGES = (
     "pydantic",
     "pyfaidx",
     "biopython",
+    "pybigtools",
     "soundfile",
     "torchaudio",
 )

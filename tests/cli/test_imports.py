@@ -43,6 +43,7 @@ def test_help_recipes_and_preparation_import_no_torch(tmp_path):
         "embed",
         "evaluate",
         "sample",
+        "score",
         "report",
         "models",
         "export",

@@ -173,18 +173,21 @@ class MambaLayer(nn.Module):
 
     def weights(self) -> MixerWeights:
         """The layer's parameters as the operation takes them."""
+        # Looking up a module's parts takes longer than anything else here.
+        in_proj, conv, out_proj = self.in_proj, self.conv1d, self.out_proj
+        dt_proj = self.dt_proj if self.selective_dt else None
         return MixerWeights(
-            in_proj=self.in_proj.weight,
-            in_bias=self.in_proj.bias,
-            conv=self.conv1d.weight.squeeze(1),
-            conv_bias=self.conv1d.bias,
+            in_proj=in_proj.weight,
+            in_bias=in_proj.bias,
+            conv=conv.weight.squeeze(1),
+            conv_bias=conv.bias,
             x_proj=self.x_proj.weight if self.selective_dt or self.selective_bc else None,
-            dt_proj=self.dt_proj.weight if self.selective_dt else None,
-            dt_bias=self.dt_proj.bias if self.selective_dt else self.dt,
+            dt_proj=None if dt_proj is None else dt_proj.weight,
+            dt_bias=self.dt if dt_proj is None else dt_proj.bias,
             A_log=self.A_log,
             D=self.D,
-            out_proj=self.out_proj.weight,
-            out_bias=self.out_proj.bias,
+            out_proj=out_proj.weight,
+            out_bias=out_proj.bias,
             A_imag=self.A_imag if self.config.complex else None,
             B=None if self.selective_bc else self.B,
             C=None if self.selective_bc else self.C,

@@ -1,6 +1,7 @@
 """Short depthwise causal convolution."""
 
-from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Literal, NamedTuple, overload
 
 from torch import Tensor
@@ -91,16 +92,18 @@ def _convolve(inputs: ConvInputs, backend: str = "auto") -> Tensor:
     if tracing(backend):
         return _operator(*inputs)  # type: ignore[no-any-return]
 
-    def cannot() -> str | None:
-        from mamba_bio_audio.kernels import causal_conv1d_triton
-
-        return causal_conv1d_triton.unsupported_reason(x, weight)
-
-    choice = choose(where, backend, x, cannot)
-    run: Callable[..., Tensor] = causal_conv1d_ref if choice == "reference" else causal_conv1d_torch
+    choice = choose(where, backend, x, lambda: _kernels().unsupported_reason(x, weight))
+    run = causal_conv1d_ref if choice == "reference" else causal_conv1d_torch
     if choice == "triton":
-        from mamba_bio_audio.kernels.causal_conv1d_triton import causal_conv1d_triton as run
+        run = _kernels().causal_conv1d_triton
     return run(x, weight, bias, activation="silu" if silu else None, tail=tail, reset=reset)
+
+
+@cache
+def _kernels() -> ModuleType:
+    from mamba_bio_audio.kernels import causal_conv1d_triton
+
+    return causal_conv1d_triton
 
 
 _operator = register(

@@ -1,5 +1,7 @@
 """Output head and cross entropy in one, without all logits."""
 
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -63,13 +65,8 @@ def _loss(inputs: LossInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             return _operator(*inputs)  # type: ignore[no-any-return]
 
-    def cannot() -> str | None:
-        from mamba_bio_audio.kernels import linear_cross_entropy_triton
-
-        return linear_cross_entropy_triton.unsupported_reason(x, weight)
-
     # A large vocabulary is no reason for a notice: there the products bind and the torch path is as good.
-    choice = choose(where, backend, x, cannot, announce=False)
+    choice = choose(where, backend, x, lambda: _kernels().unsupported_reason(x, weight), announce=False)
     if targets.device.type == "cpu":
         wrong = ((targets < 0) | (targets >= weight.shape[0])) & (targets != ignore_index)
         if wrong.any():
@@ -79,9 +76,16 @@ def _loss(inputs: LossInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
             )
     run = linear_cross_entropy_ref if choice == "reference" else linear_cross_entropy_torch
     if choice == "triton":
-        from mamba_bio_audio.kernels.linear_cross_entropy_triton import linear_cross_entropy_triton as run
+        run = _kernels().linear_cross_entropy_triton
     with torch.autocast(x.device.type, enabled=False):
         return run(x, weight, targets, ignore_index)
+
+
+@cache
+def _kernels() -> ModuleType:
+    from mamba_bio_audio.kernels import linear_cross_entropy_triton
+
+    return linear_cross_entropy_triton
 
 
 def _fake(inputs: LossInputs) -> tuple[Tensor, Tensor]:

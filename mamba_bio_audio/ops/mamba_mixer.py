@@ -8,6 +8,8 @@ Mamba (arXiv 2312.00752) section 3.4. Letters: B batch, L length, M model channe
 rank, W convolution width.
 """
 
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -93,17 +95,13 @@ def mamba_mixer(
 
     # A compiled graph keeps only inputs of operations anyway, and sees more of a layer made of them. Where this falls
     # back, each of them says so itself.
-    if not tracing(backend):
-        choice = choose(where, backend, x, lambda: _not_fused(x, w, exact_zoh), announce=False)
-        if choice == "triton":
-            from mamba_bio_audio.kernels import mamba_mixer as kernel
-
-            published = kernel.MixerWeights(*w[:_PUBLISHED])  # type: ignore[arg-type]
-            dtype = _activation_dtype(x)
-            with torch.autocast(x.device.type, enabled=False):
-                return kernel.mamba_mixer_triton(
-                    x, published, tail=tail, h0=h0, reset=reset, precise=precise, dtype=dtype
-                )
+    fused = not tracing(backend) and choose(where, backend, x, lambda: _not_fused(x, w, exact_zoh), announce=False)
+    if fused == "triton":
+        dtype, published = _activation_dtype(x), _kernels().MixerWeights(*w[:_PUBLISHED])
+        with torch.autocast(x.device.type, enabled=False):
+            return _kernels().mamba_mixer_triton(  # type: ignore[no-any-return]
+                x, published, tail=tail, h0=h0, reset=reset, precise=precise, dtype=dtype
+            )
     u, z = F.linear(x, w.in_proj, w.in_bias).chunk(2, dim=-1)  # (B, L, E) each
     u, tail = causal_conv1d(u, w.conv, w.conv_bias, tail=tail, return_tail=True, reset=reset, backend=backend)
     dt, B, C = _selection(u, w)
@@ -131,9 +129,15 @@ def _not_fused(x: Tensor, w: MixerWeights, exact_zoh: bool) -> str | None:
     """Why the one function cannot run this call, or None where it can."""
     if w.A_imag is not None or w.B is not None or w.dt_proj is None or exact_zoh:
         return "complex, time-invariant or exactly held layers"
-    from mamba_bio_audio.kernels import mamba_mixer as kernel
+    kernels = _kernels()
+    return kernels.unsupported_reason(_activation_dtype(x), kernels.MixerWeights(*w[:_PUBLISHED]))  # type: ignore[no-any-return]
 
-    return kernel.unsupported_reason(_activation_dtype(x), kernel.MixerWeights(*w[:_PUBLISHED]))  # type: ignore[arg-type]
+
+@cache
+def _kernels() -> ModuleType:
+    from mamba_bio_audio.kernels import mamba_mixer
+
+    return mamba_mixer
 
 
 def _selection(u: Tensor, w: MixerWeights) -> tuple[Tensor, Tensor, Tensor]:

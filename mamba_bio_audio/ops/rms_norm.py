@@ -1,6 +1,7 @@
 """Root-mean-square normalisation, with the residual stream."""
 
-from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple, overload
 
 from torch import Tensor
@@ -65,17 +66,19 @@ def _normalise(inputs: NormInputs, backend: str = "auto") -> list[Tensor]:
     if tracing(backend):
         return _operator(*inputs)  # type: ignore[no-any-return]
 
-    def cannot() -> str | None:
-        from mamba_bio_audio.kernels import rms_norm_triton
-
-        return rms_norm_triton.unsupported_reason(x, weight, residual)
-
-    choice = choose("rms_norm", backend, x, cannot)
-    run: Callable[..., tuple[Tensor, Tensor]] = rms_norm_ref if choice == "reference" else rms_norm_torch
+    choice = choose("rms_norm", backend, x, lambda: _kernels().unsupported_reason(x, weight, residual))
+    run = rms_norm_ref if choice == "reference" else rms_norm_torch
     if choice == "triton":
-        from mamba_bio_audio.kernels.rms_norm_triton import rms_norm_triton as run
+        run = _kernels().rms_norm_triton
     y, stream = run(x, weight, eps, residual)
     return [y] if residual is None else [y, stream]
+
+
+@cache
+def _kernels() -> ModuleType:
+    from mamba_bio_audio.kernels import rms_norm_triton
+
+    return rms_norm_triton
 
 
 def _fake(inputs: NormInputs) -> list[Tensor]:

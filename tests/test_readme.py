@@ -48,6 +48,10 @@ def test_readme_commands_run_as_written(tmp_path, monkeypatch, capsys):
     record = text[1:].split()[0]
     rows = (("train", 0, 150_000), ("valid", 150_000, 170_000), ("test", 170_000, 200_000))
     Path("splits.bed").write_text("".join(f"{record}\t{a}\t{b}\t{split}\n" for split, a, b in rows))
+    header = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    base = "".join(text.split("\n")[1:])[5000]
+    calls = f"{header}{record}\t5001\t.\t{base}\t{'A' if base != 'A' else 'C'}\t.\t.\t.\n"
+    Path("calls.vcf.gz").write_bytes(gzip.compress(calls.encode()))
     Path("species").mkdir()
     for name in ("e_coli", "human", "fruit_fly"):
         shutil.copy(packaged.with_name(f"{name}.fa.gz"), "species")

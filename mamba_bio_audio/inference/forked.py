@@ -9,8 +9,8 @@ read from the copies in batches; the unchanged sequence is one row for all chang
 result is that of reading both whole sequences from the anchor on.
 
 What it costs, in symbols read: changes far apart take up to 1.125 C each, changes everywhere 9 for every symbol of the
-record, whatever C; one stream (no C) takes the record up to its last change. On top of that come the windows: for every
-change up to 2 W symbols, W on average where changes are dense. Memory holds `batch` rows and their states.
+record, whatever C; one stream (no C) takes the record up to its last change. On top of that come windows of W symbols: 2 to
+4 W for a change that stands alone, about 1.5 W where changes are dense. Memory holds `batch` rows and their states.
 """
 
 from __future__ import annotations

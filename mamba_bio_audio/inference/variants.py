@@ -26,6 +26,7 @@ from mamba_bio_audio.inference.streaming import Passes, passes_of
 from mamba_bio_audio.pipelines.contract import Strand
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.variants import StrandReader, Variant, check, find_record, place
+from mamba_bio_audio.pipelines.dna.vcf import read_variants
 from mamba_bio_audio.pipelines.domains import domain_of
 
 WINDOW = 128
@@ -118,7 +119,7 @@ class Scoring(NamedTuple):
 def score_variants(
     model: Any,
     genome: Genome | str | os.PathLike[str],
-    variants: Iterable[Variant | tuple[str, int, str, str]],
+    variants: Iterable[Variant | tuple[str, int, str, str]] | str | os.PathLike[str],
     *,
     context: Context | None = None,
     window: int = WINDOW,
@@ -134,7 +135,8 @@ def score_variants(
     Args:
         model: language model of DNA (`mba.load`), on the device that is to be used.
         genome: FASTA or 2bit file, or `pipelines.dna.genome.Genome`.
-        variants: (record, start, reference, alternative), start counted from 0; `mba.read_variants` reads a VCF file.
+        variants: (record, start, reference, alternative) of each, start counted from 0; or a VCF file, all alleles of which
+            are scored in their order.
         context: bases read before each variant, 8 or more: between this number and 1.125 times it, fewer where the record
             begins; "all" reads from the record's start; None is the length that the model was trained at.
         window: bases over which the alleles are compared, from the first that differs.
@@ -153,7 +155,8 @@ def score_variants(
     if isinstance(genome, str | os.PathLike):
         known = hasattr(model.config, "data")
         genome = domain_of(model.config.data.kind).genome(Path(genome)) if known else Genome(genome)
-    wanted = [Variant(*variant) for variant in variants]
+    given = read_variants(variants) if isinstance(variants, str | os.PathLike) else variants
+    wanted = [Variant(*variant) for variant in given]
     passes = passes_of(model, precision)
     passes = replace(passes, progress=progress)
     scoring = scoring_of(model, window, context, batch, passes.device)

@@ -316,5 +316,18 @@ def test_options_and_models_that_cannot_are_refused(model, genome):
         score_variants(attention, genome, [("c", 100, SEQUENCE[100], "ACGT"["ACGT".index(SEQUENCE[100]) - 1])])
 
 
+def test_a_file_of_calls_is_a_list_of_variants(model, genome, tmp_path):
+    base = SEQUENCE[100]
+    others = [letter for letter in "ACGT" if letter != base]
+    columns = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    path = tmp_path / "calls.vcf"
+    path.write_text(f"##fileformat=VCFv4.2\n{columns}c\t101\t.\t{base}\t{','.join(others)}\t.\t.\t.\n")
+    variants = [("c", 100, base, letter) for letter in others]
+    assert score_variants(model, genome, path, context=64) == score_variants(model, genome, variants, context=64)
+    path.write_text(path.read_text() + "c\t101\n")
+    with pytest.raises(InputError, match="line 4"):
+        score_variants(model, genome, path)
+
+
 def test_no_variants(model, genome):
     assert score_variants(model, genome, []) == []

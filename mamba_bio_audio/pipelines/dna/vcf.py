@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -109,12 +110,7 @@ class Calls:
         with self.copy.open("rb") as file:
             for number in self.contigs[contig]:
                 file.seek(self._at[number])
-                fields = _text(file.readline()).split("\t", 5)
-                start = int(fields[1]) - 1
-                yield (
-                    number,
-                    [Variant(contig, start, fields[3], other) for other in fields[4].rstrip("\r\n").split(",")],
-                )
+                yield number, _alleles(_text(file.readline()))
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """All lines in order, by number, with their ends."""
@@ -168,6 +164,26 @@ class Calls:
             return f"POS is {printable(fields[1][:20])!r}, not a number"
         empty = [name for name, value in zip(COLUMNS, fields, strict=False) if not value]
         return f"{empty[0].lstrip('#')} is empty" if empty else ""
+
+
+def read_variants(path: str | os.PathLike[str]) -> list[Variant]:
+    """Every allele of a file of calls, in order.
+
+    Raises:
+        InputError: as for `Calls`, or a line is no record.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        calls = Calls(os.fspath(path), Path(folder) / "calls.txt")
+        if calls.malformed:
+            raise InputError(calls.malformed[0].what)
+        first = calls.first_allele
+        return [one for number, line in calls.lines() if first[number + 1] > first[number] for one in _alleles(line)]
+
+
+def _alleles(line: str) -> list[Variant]:
+    """The alleles of a record."""
+    fields = line.split("\t", 5)
+    return [Variant(sys.intern(fields[0]), int(fields[1]) - 1, fields[3], other) for other in fields[4].split(",")]
 
 
 def annotated(line: str, info: Mapping[str, str]) -> str:

@@ -177,7 +177,13 @@ def test_commands_take_the_name(made, toy, capsys, tmp_path):
     assert mba_exits("export", toy, "--out", "own") == 0
     assert weights_hash(mba.load("own")) == weights_hash(mba.load(toy))
     assert "BRCA1" in (tmp_path / "own" / "README.md").read_text()
-    capsys.readouterr()
+    fasta = str(made / "data" / "test.fa")
+    assert mba_exits("score", toy, fasta, "--out", "track.tsv", "--quiet") == 0
+    assert mba_exits("embed", toy, fasta, "--out", "vectors.npz", "--quiet") == 0
+    assert mba_exits("predict", toy, fasta, "--out", "classes.tsv", "--quiet") == 2
+    assert "this command needs a classifier" in capsys.readouterr().err
+    assert mba_exits("report", toy) == 2
+    assert "not a run folder" in capsys.readouterr().err
     assert mba_exits("evaluate", toy, "--context", "8,16", "--blocks", "4", "--quiet") == 2
     assert "--out" in capsys.readouterr().err
     assert mba_exits("evaluate", toy, "--context", "8,16", "--blocks", "4", "--out", "context", "--quiet", *data) == 0

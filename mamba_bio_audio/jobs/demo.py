@@ -96,7 +96,9 @@ class _Genomes:
         from mamba_bio_audio.pipelines.scores import perplexity
         from mamba_bio_audio.run import packaged, saved
 
-        name = next(iter(packaged.packaged_models()))
+        name = next(iter(packaged.packaged_models()), None)
+        if name is None:
+            return None
         model: Any = saved.load_language_model(name).to(device)
         found = packaged.about(model)
         assert found is not None

@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import struct
 import tempfile
 import warnings
@@ -42,6 +43,7 @@ from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.intervals import read_intervals
 from mamba_bio_audio.pipelines.dna.labelled import open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.dna.vcf import Calls, annotated
 from mamba_bio_audio.pipelines.spans import Interval
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.training.checkpoints import check_fits, check_optimizer, load_checkpoint
@@ -1046,3 +1048,89 @@ def test_labelled_bed(cache: Path, inputs: int) -> None:
 
     check()
     assert len(accepted) > inputs / 40
+
+
+vcf_field = st.sampled_from(
+    [
+        b"chr1",
+        b"5",
+        b"0",
+        b"-3",
+        b"1e3",
+        b"A",
+        b"ACGT",
+        b"<DEL>",
+        b"A,C",
+        b"",
+        b".",
+        b"DP=1;;",
+        b"\xff",
+        b"\x00",
+        b"\xd9\xa3",
+    ]
+)
+vcf_line = (
+    st.builds(
+        lambda *fields: b"\t".join(fields),
+        st.sampled_from([b"chr1", b"2"]),
+        st.sampled_from([b"1", b"70", b"x"]),
+        *[vcf_field] * 6,
+    )
+    | st.lists(vcf_field, max_size=10).map(b"\t".join)
+    | st.sampled_from([b"", b"#CHROM", b"##x", b"\r", b" ", b"chr1 5 . A C . . ."])
+)
+VCF_COLUMNS = b"#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"
+
+
+@sizes
+def test_variant_calls(cache: Path, inputs: int) -> None:
+    """Every line is there again, records with more in INFO and all else as it was; what is no record is named."""
+    path = cache / "x.vcf"
+    accepted = []
+
+    @fuzz(inputs)
+    @given(
+        st.sampled_from([b"##fileformat=VCFv4.2", b"##fileformat=VCFv4.2", b"##fileformat=BED", b""]),
+        st.sampled_from([VCF_COLUMNS, VCF_COLUMNS, VCF_COLUMNS, VCF_COLUMNS.replace(b"\t", b" "), b"##x"]),
+        st.lists(vcf_line, max_size=5),
+        st.sampled_from([b"\n", b"\n", b"\r\n"]),
+        st.sampled_from([b"", b"\n"]),
+    )
+    def check(first: bytes, columns: bytes, lines: list[bytes], newline: bytes, tail: bytes) -> None:
+        path.write_bytes(newline.join([first, columns, *lines]) + tail)
+        try:
+            calls = Calls(str(path), cache / "copy")
+        except InputError as error:
+            named(error, str(path))
+            return
+        # A second reader: bytes, and no more than the format says.
+        body = (newline.join(lines) + tail).split(b"\n") if lines else []
+        kept = [line + b"\n" for line in body[: -1 if body and not body[-1] else None]]
+        wanted = {}
+        for number, line in enumerate(kept):
+            fields = line.rstrip(b"\r\n").split(b"\t")
+            if (
+                len(fields) == 8
+                and b"" not in fields
+                and not fields[0].startswith(b"#")
+                and re.fullmatch(rb"[0-9]+", fields[1])
+            ):
+                wanted[number] = [(int(fields[1]) - 1, fields[3], other) for other in fields[4].split(b",")]
+        found = dict(pair for contig in calls.contigs for pair in calls.variants(contig))
+        plain = {
+            number: [(one.start, *(part.encode("utf-8", "surrogateescape") for part in one[2:])) for one in alleles]
+            for number, alleles in found.items()
+        }
+        assert plain == wanted
+        blank = sum(not line.rstrip(b"\r\n") for line in kept)
+        assert len(calls.malformed) == len(kept) - len(wanted) - blank
+        for number, line in calls.lines():
+            assert line.encode("utf-8", "surrogateescape") == kept[number]
+            if number in wanted:
+                more = annotated(line, {"X": "1"}).split("\t")
+                assert more[:7] == line.split("\t")[:7]
+                assert more[7].rstrip("\r\n").split(";")[-1] == "X=1"
+        accepted.append(len(wanted))
+
+    check()
+    assert sum(accepted) > inputs / 20

@@ -8,9 +8,9 @@ read as one stream. Before a change the state is copied, and short rows (the sym
 read from the copies in batches; the unchanged sequence is one row for all changes at a fork. Nothing is approximated: the
 result is that of reading both whole sequences from the anchor on.
 
-What it costs, in symbols read: changes far apart take up to 1.125 C each, changes everywhere 9 for every symbol of the
-record, whatever C; one stream (no C) takes the record up to its last change. On top of that come windows of W symbols: 2 to
-4 W for a change that stands alone, about 1.5 W where changes are dense. Memory holds `batch` rows and their states.
+What it costs, in symbols read: changes far apart take C each, changes everywhere 9 for every symbol of the record, whatever
+C; one stream (no C) takes the record up to its last change. On top of that come the windows: about 1.5 W for each change where
+they are dense, 2 W and up to C/4 for one that stands alone. Memory holds `batch` rows and their states.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.streaming import Passes, advance, fork, log_likelihoods
+from mamba_bio_audio.inference.streaming import MAX_IDS, Passes, advance, fork, log_likelihoods
 from mamba_bio_audio.pipelines.corpus import Ids
 
 # Symbols that a fork lies at most before its last change, where windows are shorter than that.
 _LEAST_GAP = 64
+# Anchors of no more changes are read side by side, from one fork each, however far behind it the changes lie.
+_FEW = 4
 
 
 class Change(NamedTuple):
@@ -147,10 +149,11 @@ def _forks(
     together: list[tuple[int, list[int]]] = []
     for begin, numbers in groupby(range(len(changes)), key=lambda number: anchor(changes[number].start, context)):
         group = list(numbers)
-        if context is not None and context // 8 <= gap and changes[group[0]].start >= begin + context:
-            # All changes of the anchor lie within a gap: one fork, at a place that is the same for all anchors.
+        near = context is not None and (context // 8 <= gap or len(group) <= _FEW)
+        if context is not None and near and changes[group[0]].start >= begin + context:
+            # One fork, at a place that is the same for all anchors.
             together.append((begin, group))
-            if len(together) == batch:
+            if len(together) == batch or len(together) * context >= MAX_IDS:
                 yield from _side_by_side(model, read, together, context, passes)
                 together = []
             continue

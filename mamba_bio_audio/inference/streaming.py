@@ -182,6 +182,7 @@ def log_likelihoods(
     passes: Passes,
     start_id: int | None = None,
     state: Any = None,
+    keep: Callable[[int, Any], None] | None = None,
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Log-likelihood, nats, of every symbol given all symbols before it, piece by piece.
 
@@ -194,6 +195,8 @@ def log_likelihoods(
         start_id: precedes every row; None where the first symbol has nothing before it and is not scored.
         state: the state before the first symbols of the rows. The rows that continue a prefix begin with its last
             symbol, so that the first new symbol is scored.
+        keep: called with (symbols of a row that were read, the state after them) once the caller has the values of a piece
+            and asks for the next one.
 
     Yields:
         (low, values): float64 (B, n), the symbols [low, low + n) of each row; NaN where nothing is scored (a first
@@ -222,6 +225,8 @@ def log_likelihoods(
     inputs = [_Inputs(row, start_id) for row in rows]
     for piece in stream(model, inputs, read, pad_id=pad_id, passes=passes, state=state):
         yield piece.low + first, piece.output.cpu().numpy()
+        if keep is not None:
+            keep(piece.low + piece.output.shape[1] - (start_id is not None), piece.state)
 
 
 def nats_of(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:

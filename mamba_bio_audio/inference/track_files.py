@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker
-from mamba_bio_audio.inference.tracks import DONE_NAME, Plan, blocks, totals
+from mamba_bio_audio.inference.tracks import DONE_NAME, STATE_NAME, Plan, blocks, totals
 from mamba_bio_audio.pipelines.bed import NamedSpan
 from mamba_bio_audio.pipelines.scores import perplexity
 from mamba_bio_audio.pipelines.spans import Span
 from mamba_bio_audio.text import cell, is_utf8, printable
 
-MAKER = Maker("score", ("settings.json", DONE_NAME, "*.f32", "track.*", "totals.tsv"))
+MAKER = Maker("score", ("settings.json", DONE_NAME, STATE_NAME, "*.f32", "track.*", "totals.tsv"))
 TOTALS_COLUMNS = ("record", "start", "end", "name", "strand", "scored", "log_likelihood_nats")
 
 
@@ -161,7 +161,13 @@ def track_format(out: Path) -> Format:
 
 
 def write_track(
-    path: Path, folder: Path, planned: Plan, size: int, unit: str, stop: Callable[[], bool]
+    path: Path,
+    folder: Path,
+    planned: Plan,
+    size: int,
+    unit: str,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda symbols: None,
 ) -> dict[str, Any]:
     """Write the track of what `tracks.score` left in a folder.
 
@@ -171,6 +177,7 @@ def write_track(
         size: symbols per bin.
         unit: unit of lengths, singular.
         stop: True raises `Stopped`.
+        progress: called with the number of scored symbols that were written.
 
     Returns:
         Number of scored symbols, sum and means of their log-likelihoods, by their names in the result of `mba score`.
@@ -183,6 +190,7 @@ def write_track(
             scored += int(bins.scored.sum())
             nats += float(bins.nats.sum())
             yield bins
+            progress(scored)
 
     form, areas = track_format(path), planned.areas
     if form.write is write_bigwig:

@@ -14,21 +14,29 @@ Legend: n values, B rows of a batch.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files.tensors import load_tree, save_tree
 from mamba_bio_audio.inference.streaming import Passes, Stopped, batches, log_likelihoods
 from mamba_bio_audio.pipelines.contract import Strand, Symbols
 from mamba_bio_audio.pipelines.corpus import Ids, Stored
 from mamba_bio_audio.pipelines.spans import Span, merge
 
-DONE_NAME = "done.txt"
+DONE_NAME, STATE_NAME = "done.txt", "state.safetensors"
+# The state in a long unit is saved so often.
+SAVE_SECONDS = 30
 VALUE_BYTES = 4
 BLOCK = 1 << 16
 
@@ -117,16 +125,23 @@ def plan(
 
 
 class _Row:
-    """A unit as the model reads it."""
+    """A unit as the model reads it. Inputs and targets of a piece overlap; what was read last is not read again."""
 
     def __init__(self, stored: Stored, unit: Unit, reverse: Callable[[Ids], Ids] | None) -> None:
         self.stored, self.unit, self.reverse = stored, unit, reverse
+        self.low, self.ids = 0, np.zeros(0, np.uint8)
 
     def __len__(self) -> int:
         return self.unit.length
 
     def __getitem__(self, piece: slice) -> Ids:
         low, high, _ = piece.indices(len(self))
+        again = self.ids[low - self.low :][: high - low] if low >= self.low else self.ids[:0]
+        new = self._fetch(low + len(again), high)
+        self.low, self.ids = low, np.concatenate([again, new]) if len(again) else new
+        return self.ids
+
+    def _fetch(self, low: int, high: int) -> Ids:
         record, start, end = self.unit.record, self.unit.low, self.unit.high
         if self.unit.strand == "forward":
             return self.stored.fetch(record, start + low, start + high)
@@ -151,41 +166,104 @@ def score(
         planned: what is scored.
         symbols: meaning of the ids.
         known: ids that are scored; others are missing (NaN).
-        folder: holds a file of values per strand, and `done.txt`: numbers of finished units.
+        folder: holds a file of values per strand; `done.txt`, the numbers of finished units; and from time to time the
+            model's state in a long one.
         passes: how units are run through the model; short ones are batched to `passes.chunk` symbols.
 
     Raises:
-        Stopped: `passes.stop` returned True; finished units are kept.
+        Stopped: `passes.stop` returned True; what was scored is kept.
     """
     assert passes.chunk is not None
     done = finished(folder)
     left = sorted((unit for unit in planned.units if unit.number not in done), key=_length)
-    files: dict[str, IO[bytes]] = {}
-    try:
+    begun = _Begun.load(folder, model, passes.device)
+    with ExitStack() as stack:
+        files: dict[str, IO[bytes]] = {}
         for strand in {unit.strand for unit in left}:
-            path = values_path(folder, strand)
-            path.touch()
-            files[strand] = path.open("r+b")
-        with (folder / DONE_NAME).open("a", encoding="ascii") as noted:
-            for some in batches(left, _length, passes.chunk, passes.chunk):
-                rows = [_Row(stored, unit, symbols.reverse) for unit in some]
-                for low, values in log_likelihoods(
-                    model,
-                    rows,
-                    known=known,
-                    pad_id=symbols.pad_id,
-                    start_id=symbols.start_id,
-                    passes=_for_rows(passes, len(rows)),
-                ):
+            values_path(folder, strand).touch()
+            files[strand] = stack.enter_context(values_path(folder, strand).open("r+b"))
+        noted = stack.enter_context((folder / DONE_NAME).open("a", encoding="ascii"))
+        for some in batches(left, _length, passes.chunk, passes.chunk):
+            numbers, start = [unit.number for unit in some], _Begun(some[0].number)
+            if begun is not None and numbers == [begun.number]:
+                start, some = begun, [_rest(some[0], begun.read)]
+            keep = _Keep(folder, start, files) if len(some) == 1 and some[0].length > passes.chunk else None
+            pieces = log_likelihoods(
+                model,
+                [_Row(stored, unit, symbols.reverse) for unit in some],
+                known=known,
+                pad_id=symbols.pad_id,
+                start_id=symbols.start_id if start.state is None else None,
+                state=start.state,
+                passes=replace(passes, chunk=max(1, passes.chunk // len(some))),
+                keep=keep,
+            )
+            try:
+                for low, values in pieces:
+                    if low == 0 and start.state is not None:
+                        # The first symbol was scored before the state was saved.
+                        low, values = 1, values[:, 1:]
                     for unit, own in zip(some, values.astype("<f4"), strict=True):
                         _place(files[unit.strand], unit, low, own)
-                for file in files.values():
-                    file.flush()
-                noted.write("".join(f"{unit.number}\n" for unit in some))
-                noted.flush()
-    finally:
-        for file in files.values():
-            file.close()
+            except Stopped:
+                if keep is not None:
+                    keep.save()
+                raise
+            for file in files.values():
+                file.flush()
+            noted.write("".join(f"{number}\n" for number in numbers))
+            noted.flush()
+
+
+class _Begun(NamedTuple):
+    """How far a unit was read: its first `read` symbols, with the state after them; the symbol that follows is scored too."""
+
+    number: int
+    read: int = 0
+    state: Any = None
+
+    @classmethod
+    def load(cls, folder: Path, model: Any, device: str) -> _Begun | None:
+        path = folder / STATE_NAME
+        if not path.exists():
+            return None
+        remedy = "start again with --force"
+        try:
+            number, read, leaves = load_tree(path, remedy=remedy)
+            structure = tree_flatten(model.init_state(1, device))[1]
+            moved = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            return cls(int(number), int(read), tree_unflatten(moved, structure))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: damaged ({type(error).__name__}); {remedy}") from None
+
+
+class _Keep:
+    """Saves the state in a unit from time to time, so that a long one is continued where a kill or a signal ended it."""
+
+    def __init__(self, folder: Path, start: _Begun, files: Mapping[str, IO[bytes]]) -> None:
+        self.folder, self.start, self.files = folder, start, files
+        self.latest, self.saved = start, time.monotonic()
+
+    def __call__(self, read: int, state: Any) -> None:
+        self.latest = _Begun(self.start.number, self.start.read + read, state)
+        if time.monotonic() - self.saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        if self.latest.state is None:
+            return
+        # The values that the state has passed have to be there first.
+        for file in self.files.values():
+            file.flush()
+        leaves = tree_flatten(self.latest.state)[0]
+        leaves = [leaf.cpu().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        save_tree(self.folder / STATE_NAME, [self.latest.number, self.latest.read, leaves])
+        self.saved = time.monotonic()
+
+
+def _rest(unit: Unit, read: int) -> Unit:
+    """A unit without its first symbols."""
+    return unit._replace(low=unit.low + read) if unit.strand == "forward" else unit._replace(high=unit.high - read)
 
 
 def finished(folder: Path) -> set[int]:
@@ -261,11 +339,6 @@ def totals(folder: Path, planned: Plan, spans: Iterable[Span]) -> Iterator[tuple
 
 def _length(unit: Unit) -> int:
     return unit.length
-
-
-def _for_rows(passes: Passes, rows: int) -> Passes:
-    assert passes.chunk is not None
-    return replace(passes, chunk=max(1, passes.chunk // rows))
 
 
 def _place(file: IO[bytes], unit: Unit, low: int, values: NDArray[np.float32]) -> None:

@@ -166,7 +166,7 @@ def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
     from mamba_bio_audio.files import begin_unfinished, check_file, discard_unfinished, locked, unfinished
     from mamba_bio_audio.inference.streaming import Passes, Stopped, positions
     from mamba_bio_audio.inference.track_files import MAKER, track_format, write_totals, write_track
-    from mamba_bio_audio.inference.tracks import plan, score
+    from mamba_bio_audio.inference.tracks import finished, plan, score
     from mamba_bio_audio.models.weights import weights_hash
     from mamba_bio_audio.pipelines.bed import read_regions
     from mamba_bio_audio.pipelines.domains import domain_of
@@ -208,16 +208,19 @@ def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
         "precision": options.precision,
     }
     model.to(device)
-    out, folder, read, since = options.out, unfinished(options.out), 0, time.perf_counter()
+    out, folder, since = options.out, unfinished(options.out), time.perf_counter()
+    earlier = read = 0
     found: dict[str, Any] = {}
 
     def count(symbols_read: int) -> None:
         nonlocal read
         read += symbols_read
-        progress(f"{symbols.unit}s read", read, planned.symbols)
+        progress(f"{symbols.unit}s read", earlier + read, planned.symbols)
 
     with locked(out), StopSignal() as stop:
         begin_unfinished(folder, MAKER, settings, resume=options.resume, force=options.force)
+        done = finished(folder)
+        earlier = sum(unit.length for unit in planned.units if unit.number in done)
         passes = Passes(
             device=device,
             narrow=options.precision == "bf16",
@@ -229,7 +232,15 @@ def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
             score(model, stored, planned, symbols, model.codec.sample_ids, folder, passes)
             seconds = time.perf_counter() - since
             track = folder / f"track{track_format(out).suffix}"
-            written = write_track(track, folder, planned, options.bin, symbols.unit, passes.stop)
+            written = write_track(
+                track,
+                folder,
+                planned,
+                options.bin,
+                symbols.unit,
+                passes.stop,
+                lambda n: progress("values written", n, None),
+            )
             table = folder / "totals.tsv"
             write_totals(table, folder, planned, regions, symbols.unit)
             # Again: hours may have gone by.

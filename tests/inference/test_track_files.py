@@ -109,7 +109,9 @@ def test_formats_go_by_the_suffix(tmp_path):
 def test_track_and_totals_of_a_plan(tmp_path, suffix):
     planned = plan({"chr2": 8, "chr10": 5}, strand="forward")
     np.array([*VALUES["chr2"], *VALUES["chr10"]], "<f4").tofile(values_path(tmp_path, "forward"))
-    found = write_track(tmp_path / f"x{suffix}", tmp_path, planned, 1, "base", lambda: False)
+    told: list[int] = []
+    found = write_track(tmp_path / f"x{suffix}", tmp_path, planned, 1, "base", progress=told.append)
+    assert told[-1] == 8
     assert found["scored"] == 8
     assert found["log_likelihood_nats"] == pytest.approx(-11.75)
     assert found["bits_per_symbol"] == pytest.approx(11.75 / 8 / math.log(2))

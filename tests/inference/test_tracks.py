@@ -8,10 +8,14 @@ import pytest
 import torch
 
 import mamba_bio_audio as mba
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files.tensors import save_tree
+from mamba_bio_audio.inference import tracks
 from mamba_bio_audio.inference.streaming import Passes, Stopped
 from mamba_bio_audio.inference.tracks import DONE_NAME, blocks, finished, plan, score, totals, values_path
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.contract import Symbols
 from mamba_bio_audio.pipelines.dna.domain import DOMAIN
 from mamba_bio_audio.pipelines.dna.tokenizer import A, C, DnaTokenizer, G, N, T
@@ -86,6 +90,9 @@ def test_tracks_are_the_log_likelihoods_of_whole_records(model, stored, tmp_path
     planned = run(model, stored, tmp_path, strand=strand, chunk=chunk)
     for record, own in values(tmp_path, planned).items():
         close(own, expected(model, stored.ids[record], strand))
+    # Every symbol is read once per strand, in pieces; a single one has nothing to be predicted from.
+    assert stored.symbols == sum(unit.length for unit in planned.units if unit.length > 1)
+    assert stored.longest <= chunk
 
 
 def test_both_strands_stand_at_the_same_base(tmp_path):
@@ -164,8 +171,6 @@ def test_totals_are_of_the_regions_as_given(model, stored, tmp_path):
 
 
 def test_blocks_begin_at_multiples(model, stored, tmp_path, monkeypatch):
-    from mamba_bio_audio.inference import tracks
-
     monkeypatch.setattr(tracks, "BLOCK", 16)
     planned = run(model, stored, tmp_path, [Span("long", 20, 90)], strand="both")
     cut = [(start, len(own)) for _, start, own in blocks(tmp_path, "both", planned.areas, 7)]
@@ -199,10 +204,53 @@ def test_an_interrupted_run_is_continued(model, stored, tmp_path):
 
     planned = run(model, stored, tmp_path, strand="both", chunk=50, progress=count)
     left = [unit.length - 1 for unit in planned.units if unit.number not in done]
-    assert read == sum(left)
+    # Nor the first piece of the one that was interrupted.
+    assert read == sum(left) - 50
     for record, own in values(tmp_path, planned).items():
         close(own, expected(model, stored.ids[record], "both"))
     assert finished(tmp_path) == {unit.number for unit in planned.units}
+
+
+@pytest.mark.parametrize("way", ["signal", "kill"])
+@pytest.mark.parametrize("backbone", ["isotropic", "unet"])
+@pytest.mark.parametrize("start_id", [None, 2])
+def test_a_long_record_is_continued_within(tmp_path, monkeypatch, way, backbone, start_id):
+    sizes = {"d_model": 8, "num_layers": 1, "vocab_size": 12}
+    model = build_model(
+        ModelConfig(**sizes) if backbone == "isotropic" else UNetConfig(**sizes, pools=[4]), seed=0
+    ).eval()
+    torch.nn.init.normal_(model.embedding.weight, generator=torch.Generator().manual_seed(1))
+    symbols = SYMBOLS if start_id is None else Symbols(unit="sample", pad_id=4, start_id=start_id)
+    strand = "reverse" if start_id is None else "forward"
+    stored = Held(a=np.random.default_rng(6).integers(A, N + 1, 503).astype(np.uint8))
+    options = {"strand": strand, "symbols": symbols, "chunk": 50}
+    wanted = values(tmp_path / "whole", run(model, stored, tmp_path / "whole", **options))["a"]
+    part, passes, counted = tmp_path / "part", 0, []
+
+    def interrupt():
+        nonlocal passes
+        passes += 1
+        if way == "kill" and passes == 5:
+            raise KeyboardInterrupt
+        return passes == 5
+
+    if way == "kill":
+        monkeypatch.setattr(tracks, "SAVE_SECONDS", 0)
+    for _ in range(2):
+        passes = 0
+        with pytest.raises(Stopped if way == "signal" else KeyboardInterrupt):
+            run(model, stored, part, stop=interrupt, **options)
+    planned = run(model, stored, part, progress=counted.append, **options)
+    close(values(part, planned)["a"], wanted)
+    # Twice four pieces had been read.
+    assert sum(counted) == 503 - (start_id is None) - 400
+    assert (part / tracks.STATE_NAME).exists()
+
+
+def test_a_damaged_state_is_one_clear_error(model, stored, tmp_path):
+    save_tree(tmp_path / tracks.STATE_NAME, ["x"])
+    with pytest.raises(InputError, match=r"state\.safetensors: damaged \(ValueError\); start again with --force"):
+        run(model, stored, tmp_path)
 
 
 def test_short_records_are_read_together(model, tmp_path):

@@ -102,10 +102,12 @@ def test_runs_that_failed_count_for_nothing(tree, counts, tmp_path):
 
 def test_which_tests_it_runs():
     files = gpu_record.gpu_test_files(ROOT)
-    assert {"tests/kernels/test_mamba_mixer.py", "tests/training/test_graphed.py", "tests/jobs/test_doctor.py"} <= set(
-        files
-    )
-    file = "tests/kernels/test_rms_norm_triton.py"
+    assert {
+        "tests/kernels/mixer/test_recompute.py",
+        "tests/training/test_graphed.py",
+        "tests/jobs/test_doctor.py",
+    } <= set(files)
+    file = "tests/kernels/norm/test_gpu.py"
     assert file in files
     names = gpu_record.gpu_tests(ROOT, [file])
     assert len(names) == 12

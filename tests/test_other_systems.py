@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +45,19 @@ def python(code: str, *arguments: object) -> str:
     return done.stdout
 
 
+@cache
 def of_a_gpu(path: Path) -> bool:
-    """Modules that begin with importing Triton; nothing else may import them at its beginning."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
-    return any(name.split(".")[0] == "triton" or "triton" in name.split(".")[-1] for name in names)
+    """Modules of `kernels/` that begin with importing Triton, themselves or through another one of them."""
+    if PACKAGE / "kernels" not in path.parents:
+        return False
+    names: list[str] = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    files = [PACKAGE.parent / (name.replace(".", "/") + ".py") for name in names]
+    return any(name.split(".")[0] == "triton" for name in names) or any(of_a_gpu(f) for f in files if f.exists())
 
 
 TINY = [

@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple, overload
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.kernels.causal_conv1d import causal_conv1d_ref, causal_conv1d_torch, next_tail
+from mamba_bio_audio.kernels.conv.cpu import conv_torch
+from mamba_bio_audio.kernels.conv.reference import conv_reference
+from mamba_bio_audio.kernels.conv.tail import next_tail
 from mamba_bio_audio.ops.calls import check, check_reset, choose, shape_of, tracing
 from mamba_bio_audio.ops.operators import register
 
@@ -93,17 +95,17 @@ def _convolve(inputs: ConvInputs, backend: str = "auto") -> Tensor:
         return _operator(*inputs)  # type: ignore[no-any-return]
 
     choice = choose(where, backend, x, lambda: _kernels().unsupported_reason(x, weight))
-    run = causal_conv1d_ref if choice == "reference" else causal_conv1d_torch
+    run = conv_reference if choice == "reference" else conv_torch
     if choice == "triton":
-        run = _kernels().causal_conv1d_triton
+        run = _kernels().conv_triton
     return run(x, weight, bias, activation="silu" if silu else None, tail=tail, reset=reset)
 
 
 @cache
 def _kernels() -> ModuleType:
-    from mamba_bio_audio.kernels import causal_conv1d_triton
+    from mamba_bio_audio.kernels.conv import gpu
 
-    return causal_conv1d_triton
+    return gpu
 
 
 _operator = register(

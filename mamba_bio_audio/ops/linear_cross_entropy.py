@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.kernels.linear_cross_entropy import linear_cross_entropy_ref, linear_cross_entropy_torch
+from mamba_bio_audio.kernels.loss.cpu import loss_torch
+from mamba_bio_audio.kernels.loss.reference import loss_reference
 from mamba_bio_audio.ops.calls import check, choose, shape_of, tracing
 from mamba_bio_audio.ops.operators import register, state_dtype
 
@@ -74,18 +75,18 @@ def _loss(inputs: LossInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
                 f"{where}: target {int(targets[wrong][0])} is outside [0, {weight.shape[0]}) "
                 f"and is not ignore_index={ignore_index}"
             )
-    run = linear_cross_entropy_ref if choice == "reference" else linear_cross_entropy_torch
+    run = loss_reference if choice == "reference" else loss_torch
     if choice == "triton":
-        run = _kernels().linear_cross_entropy_triton
+        run = _kernels().loss_triton
     with torch.autocast(x.device.type, enabled=False):
         return run(x, weight, targets, ignore_index)
 
 
 @cache
 def _kernels() -> ModuleType:
-    from mamba_bio_audio.kernels import linear_cross_entropy_triton
+    from mamba_bio_audio.kernels.loss import gpu
 
-    return linear_cross_entropy_triton
+    return gpu
 
 
 def _fake(inputs: LossInputs) -> tuple[Tensor, Tensor]:

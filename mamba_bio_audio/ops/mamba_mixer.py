@@ -99,7 +99,7 @@ def mamba_mixer(
     if fused == "triton":
         dtype, published = _activation_dtype(x), _kernels().MixerWeights(*w[:_PUBLISHED])
         with torch.autocast(x.device.type, enabled=False):
-            return _kernels().mamba_mixer_triton(  # type: ignore[no-any-return]
+            return _kernels().mixer_triton(  # type: ignore[no-any-return]
                 x, published, tail=tail, h0=h0, reset=reset, precise=precise, dtype=dtype
             )
     u, z = F.linear(x, w.in_proj, w.in_bias).chunk(2, dim=-1)  # (B, L, E) each
@@ -135,9 +135,9 @@ def _not_fused(x: Tensor, w: MixerWeights, exact_zoh: bool) -> str | None:
 
 @cache
 def _kernels() -> ModuleType:
-    from mamba_bio_audio.kernels import mamba_mixer
+    from mamba_bio_audio.kernels.mixer import recompute
 
-    return mamba_mixer
+    return recompute
 
 
 def _selection(u: Tensor, w: MixerWeights) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,8 @@ from typing import NamedTuple, overload
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.kernels.rms_norm import rms_norm_ref, rms_norm_torch
+from mamba_bio_audio.kernels.norm.cpu import norm_torch
+from mamba_bio_audio.kernels.norm.reference import norm_reference
 from mamba_bio_audio.ops.calls import check, choose, shape_of, tracing
 from mamba_bio_audio.ops.operators import register, state_dtype
 
@@ -67,18 +68,18 @@ def _normalise(inputs: NormInputs, backend: str = "auto") -> list[Tensor]:
         return _operator(*inputs)  # type: ignore[no-any-return]
 
     choice = choose("rms_norm", backend, x, lambda: _kernels().unsupported_reason(x, weight, residual))
-    run = rms_norm_ref if choice == "reference" else rms_norm_torch
+    run = norm_reference if choice == "reference" else norm_torch
     if choice == "triton":
-        run = _kernels().rms_norm_triton
+        run = _kernels().norm_triton
     y, stream = run(x, weight, eps, residual)
     return [y] if residual is None else [y, stream]
 
 
 @cache
 def _kernels() -> ModuleType:
-    from mamba_bio_audio.kernels import rms_norm_triton
+    from mamba_bio_audio.kernels.norm import gpu
 
-    return rms_norm_triton
+    return gpu
 
 
 def _fake(inputs: NormInputs) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio import ops
 from mamba_bio_audio.inference.generate import generate
-from mamba_bio_audio.kernels.causal_conv1d import causal_conv1d_ref
+from mamba_bio_audio.kernels.conv.reference import conv_reference
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
@@ -96,7 +96,7 @@ def kernels(
         shape = f"({batch}, {length}, {channels})"
         for name, make, ours, oracle, peer, layout in (
             ("selective_scan", scan_inputs, ops.selective_scan, selective_scan_ref, peer_scan, peer_layout),
-            ("causal_conv1d", conv_inputs, ops.causal_conv1d, causal_conv1d_ref, peer_conv, dict),
+            ("causal_conv1d", conv_inputs, ops.causal_conv1d, conv_reference, peer_conv, dict),
         ):
             inputs = make(batch, length, channels, dtype, device)
             _check(name, ours, oracle, inputs)  # type: ignore[arg-type]

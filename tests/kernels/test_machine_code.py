@@ -8,8 +8,8 @@ pytest.importorskip("triton")
 
 import torch
 
-from mamba_bio_audio.kernels import causal_conv1d_triton as conv
-from mamba_bio_audio.kernels.rms_norm_triton import rms_norm_triton
+from mamba_bio_audio.kernels.conv import gpu as conv
+from mamba_bio_audio.kernels.norm.gpu import norm_triton
 from mamba_bio_audio.kernels.selective_scan.split_bc import split_bc
 
 pytestmark = [
@@ -50,7 +50,7 @@ def launched(launch_scan, launches):
     conv.conv_forward(*given)
     conv.conv_backward(*given, g, dx=dxz[..., :512])
     x, residual = empty(1 << 20, 256).requires_grad_(), empty(1 << 20, 256, dtype=torch.float32).requires_grad_()
-    y, stream = rms_norm_triton(x, empty(256, dtype=torch.float32).requires_grad_(), 1e-5, residual)
+    y, stream = norm_triton(x, empty(256, dtype=torch.float32).requires_grad_(), 1e-5, residual)
     torch.autograd.grad((y, stream), (x, residual), (torch.empty_like(y), torch.empty_like(stream)))
     split_bc(empty(1, 1 << 20, 40), 16)
     return found | {launch.name: launch for launch in launches}

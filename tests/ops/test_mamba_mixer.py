@@ -105,11 +105,11 @@ def test_every_backend_is_the_layer(complex_states, selective, backend):
 def test_which_layers_the_one_function_runs(monkeypatch):
     """The published one in bf16, fp16 and fp32; whoever asks for it with another one is told why not."""
     pytest.importorskip("triton")
-    from mamba_bio_audio.kernels import mamba_mixer as kernel
+    from mamba_bio_audio.kernels.mixer import recompute as kernel
 
     monkeypatch.setattr(calls, "no_triton", lambda device: None)
     taken = []
-    monkeypatch.setattr(kernel, "mamba_mixer_triton", lambda x, w, **options: taken.append(options["dtype"]))
+    monkeypatch.setattr(kernel, "mixer_triton", lambda x, w, **options: taken.append(options["dtype"]))
     layer, (tail, h0) = make(False, True)
     x = torch.randn(B, L, D)
     mamba_mixer(x, layer.weights(), tail=tail, h0=h0, backend="triton")

@@ -8,8 +8,8 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from mamba_bio_audio.kernels import mamba_mixer  # noqa: E402
-from mamba_bio_audio.kernels.mamba_mixer import MixerWeights, mamba_mixer_triton, unsupported_reason  # noqa: E402
+from mamba_bio_audio.kernels.mixer import recompute  # noqa: E402
+from mamba_bio_audio.kernels.mixer.recompute import MixerWeights, mixer_triton, unsupported_reason  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.split_bc import split_bc  # noqa: E402
 from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
 from mamba_bio_audio.layers.mamba import MambaLayer, MambaState  # noqa: E402
@@ -52,7 +52,7 @@ def weights_of(layer):
 
 def fused(layer, x, tail, h0, reset, dtype, **options):
     weights = weights_of(layer)
-    return mamba_mixer_triton(x, weights, tail=tail, h0=h0, reset=reset, dtype=dtype, **options)
+    return mixer_triton(x, weights, tail=tail, h0=h0, reset=reset, dtype=dtype, **options)
 
 
 def composed(layer, x, tail, h0, reset, dtype, **options):
@@ -131,7 +131,7 @@ class TestInterpreted:
         check(make_layer(), 1, 7, precise=True)
 
     def test_nothing_is_kept_without_gradients(self, states_written):
-        written = states_written(mamba_mixer)
+        written = states_written(recompute)
         layer = make_layer()
         inputs, _ = make_inputs(layer, 1, 5)
         with torch.no_grad():
@@ -164,7 +164,7 @@ def test_rows_of_16_bytes(rank, dtype):
     """Zero rows between delta and B, zero columns to meet them: no matrix product reads rows that 16 bytes do not divide."""
     layer = make_layer(width=8, states=3, dt_rank=rank)
     given = weights_of(layer)
-    cast = mamba_mixer._cast(given, dtype)
+    cast = recompute._cast(given, dtype)
     rows, padded = cast.x_proj.shape[0], cast.dt_proj.shape[1]
     assert rows * dtype.itemsize % 16 == 0
     assert rows - padded == 2 * 3
@@ -185,7 +185,7 @@ def test_gradients_of_weights_are_products_in_fp32(monkeypatch, on_gpu, dtype):
     monkeypatch.setattr(torch, "mm", product)
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(2, 300, n, generator=generator).to(dtype) for n in (5, 7))
-    found = mamba_mixer._product(a.as_subclass(on_gpu), b.as_subclass(on_gpu))
+    found = recompute._product(a.as_subclass(on_gpu), b.as_subclass(on_gpu))
     exact = torch.einsum("blp,blq->pq", a.double(), b.double())
     assert found.dtype == torch.float32
     assert (found.as_subclass(torch.Tensor).double() - exact).norm() <= 1e-6 * exact.norm()
@@ -241,7 +241,7 @@ def test_partial_sums_are_as_wide_as_what_they_end_in(launches, monkeypatch):
         asked.append(narrow)
         raise LookupError
 
-    monkeypatch.setattr(mamba_mixer, "scan_backward", record)
+    monkeypatch.setattr(recompute, "scan_backward", record)
     layer = make_layer()
     for dtype in (torch.bfloat16, torch.float32):
         x = torch.ones(1, 5, layer.d_model, dtype=dtype, requires_grad=True)

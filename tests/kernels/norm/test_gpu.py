@@ -7,9 +7,9 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from mamba_bio_audio.kernels import rms_norm_triton as module  # noqa: E402
-from mamba_bio_audio.kernels.rms_norm import rms_norm_ref  # noqa: E402
-from mamba_bio_audio.kernels.rms_norm_triton import rms_norm_triton, unsupported_reason  # noqa: E402
+from mamba_bio_audio.kernels.norm import gpu as module  # noqa: E402
+from mamba_bio_audio.kernels.norm.gpu import norm_triton, unsupported_reason  # noqa: E402
+from mamba_bio_audio.kernels.norm.reference import norm_reference  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -31,7 +31,7 @@ def check(
         inputs["residual"] = normal(*shape)
     g_y, g_stream = normal(*shape).to(dtype), normal(*shape)
     found = []
-    for function, as_double in ((rms_norm_triton, False), (rms_norm_ref, True), (rms_norm_ref, False)):
+    for function, as_double in ((norm_triton, False), (norm_reference, True), (norm_reference, False)):
         leaves = {k: (v.double() if as_double else v).clone().requires_grad_() for k, v in inputs.items()}
         y, stream = function(leaves["x"], leaves["weight"], 1e-5, leaves.get("residual"))
         loss = (y.double() * g_y.double()).sum()
@@ -76,7 +76,7 @@ class TestInterpreted:
 def test_what_it_refuses():
     assert unsupported_reason(torch.zeros(2, 3), torch.zeros(3), None) is None
     with pytest.raises(NotImplementedError, match="float64"):
-        rms_norm_triton(torch.zeros(2, 3, dtype=torch.float64), torch.zeros(3), 1e-5, None)
+        norm_triton(torch.zeros(2, 3, dtype=torch.float64), torch.zeros(3), 1e-5, None)
 
 
 @pytest.mark.gpu

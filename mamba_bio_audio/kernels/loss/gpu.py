@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_bio_audio.kernels.launch import cdiv, on
-from mamba_bio_audio.kernels.linear_cross_entropy import apply_loss
+from mamba_bio_audio.kernels.loss.gradients import apply_loss
 
 MAX_CLASSES = 512
 _SUMS = 1 << 13  # elements of dL/dweight that one program may sum; half of it in fp32
@@ -268,8 +268,8 @@ def _launch(
     return loss.sum(), scored.sum(), g_x, g_weight
 
 
-def linear_cross_entropy_triton(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Returns (summed loss, number of scored targets), as `linear_cross_entropy_torch`; NaN for targets that are no class."""
+def loss_triton(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Returns (summed loss, number of scored targets), as `loss_torch`; NaN for targets that are no class."""
     reason = unsupported_reason(x, weight)
     if reason is not None:
         raise NotImplementedError(

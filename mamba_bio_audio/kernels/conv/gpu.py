@@ -2,7 +2,7 @@
 
     pre_t = bias + sum_k weight[:, k] x_(t - W + 1 + k)        out_t = silu(pre_t)
 
-Shapes, tail and reset as in `causal_conv1d`; sums in fp32. Mamba (arXiv 2312.00752) section 3.4, figure 3.
+Shapes, tail and reset as in `reference.py`; sums in fp32. Mamba (arXiv 2312.00752) section 3.4, figure 3.
 
 One program owns BD channels and ROWS consecutive steps of one batch row and walks down them with the last W - 1 inputs
 in registers, so every input is read once. The backward walks the same way, recomputing pre: the gradient of step t goes
@@ -339,7 +339,7 @@ class _ConvFn(torch.autograd.Function):
         return (*refuse_second_order("causal_conv1d", found), None, None)
 
 
-def causal_conv1d_triton(
+def conv_triton(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -348,7 +348,7 @@ def causal_conv1d_triton(
     tail: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> Tensor:
-    """out (B, L, D) in x's dtype, as `causal_conv1d_torch`; x may have any row stride if its channels are adjacent."""
+    """out (B, L, D) in x's dtype, as `conv_torch`; x may have any row stride if its channels are adjacent."""
     reason = unsupported_reason(x, weight)
     if reason is not None:
         raise NotImplementedError(f'causal_conv1d: the triton backend does not run {reason}; use backend="torch"')

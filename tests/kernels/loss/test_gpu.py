@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from mamba_bio_audio.kernels import linear_cross_entropy_triton as module
-from mamba_bio_audio.kernels.linear_cross_entropy import linear_cross_entropy_ref
-from mamba_bio_audio.kernels.linear_cross_entropy_triton import linear_cross_entropy_triton
+from mamba_bio_audio.kernels.loss import gpu as module
+from mamba_bio_audio.kernels.loss.gpu import loss_triton
+from mamba_bio_audio.kernels.loss.reference import loss_reference
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -35,8 +35,8 @@ def gradients(function, x, weight, targets, ignore_index=-100, scale=0.5):
 
 
 def check(x, weight, targets, ignore_index=-100, slack=1):
-    found = gradients(linear_cross_entropy_triton, x, weight, targets, ignore_index)
-    wide = gradients(linear_cross_entropy_ref, x.double(), weight.double(), targets, ignore_index)
+    found = gradients(loss_triton, x, weight, targets, ignore_index)
+    wide = gradients(loss_reference, x.double(), weight.double(), targets, ignore_index)
     assert [t.dtype for t in found] == [torch.float32, torch.int64, x.dtype, weight.dtype]
     assert [t.shape for t in found] == [t.shape for t in wide]
     assert found[1] == wide[1]
@@ -45,7 +45,7 @@ def check(x, weight, targets, ignore_index=-100, slack=1):
     assert dweight <= slack * WEIGHT_ERROR * wide[3].norm().item()
     rounded = BF16_ERROR_RATIO * (wide[2].to(x.dtype).double() - wide[2]).norm().item()
     assert dx <= slack * (rounded + WEIGHT_ERROR * wide[2].norm().item())
-    again = gradients(linear_cross_entropy_triton, x, weight, targets, ignore_index)
+    again = gradients(loss_triton, x, weight, targets, ignore_index)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
@@ -78,22 +78,18 @@ class TestInterpreted:
 
     def test_only_what_is_asked_for(self):
         x, weight, targets = make_inputs(70, 24, 100, torch.bfloat16, "cpu", "some")
-        expected = gradients(linear_cross_entropy_triton, x, weight, targets, scale=1)
-        assert torch.equal(linear_cross_entropy_triton(x, weight, targets, -100)[0], expected[0])
+        expected = gradients(loss_triton, x, weight, targets, scale=1)
+        assert torch.equal(loss_triton(x, weight, targets, -100)[0], expected[0])
         for leaf in enumerate((x, weight)):
-            loss, _ = linear_cross_entropy_triton(
-                *(t.detach().requires_grad_(t is leaf) for t in (x, weight)), targets, -100
-            )
+            loss, _ = loss_triton(*(t.detach().requires_grad_(t is leaf) for t in (x, weight)), targets, -100)
             assert torch.equal(loss, expected[0])
         leaf = weight.clone().requires_grad_()
-        assert torch.equal(
-            torch.autograd.grad(linear_cross_entropy_triton(x, leaf, targets, -100)[0], leaf)[0], expected[3]
-        )
+        assert torch.equal(torch.autograd.grad(loss_triton(x, leaf, targets, -100)[0], leaf)[0], expected[3])
 
     def test_a_target_that_is_no_class_is_nan(self):
         x, weight, targets = make_inputs(70, 24, 20, torch.bfloat16, "cpu", "none")
         targets[3] = 20
-        assert linear_cross_entropy_triton(x, weight, targets, -100)[0].isnan()
+        assert loss_triton(x, weight, targets, -100)[0].isnan()
 
     def test_nothing(self):
         check(*make_inputs(0, 24, 20, torch.bfloat16, "cpu", "none"))
@@ -106,7 +102,7 @@ def test_what_it_refuses():
     assert "513 classes" in module.unsupported_reason(x, torch.zeros(513, 8))
     assert "of 200 columns" in module.unsupported_reason(torch.zeros(3, 200).bfloat16(), torch.zeros(256, 200))
     with pytest.raises(NotImplementedError, match="float64"):
-        linear_cross_entropy_triton(x.double(), weight, targets, -100)
+        loss_triton(x.double(), weight, targets, -100)
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from mamba_bio_audio.kernels import causal_conv1d_triton as module  # noqa: E402
-from mamba_bio_audio.kernels.causal_conv1d import causal_conv1d_ref  # noqa: E402
-from mamba_bio_audio.kernels.causal_conv1d_triton import causal_conv1d_triton, unsupported_reason  # noqa: E402
+from mamba_bio_audio.kernels.conv import gpu as module  # noqa: E402
+from mamba_bio_audio.kernels.conv.gpu import conv_triton, unsupported_reason  # noqa: E402
+from mamba_bio_audio.kernels.conv.reference import conv_reference  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -49,13 +49,13 @@ def errors(found, exact):
 
 
 def check(inputs, activation="silu", ratio=BF16_ERROR_RATIO_TRUNCATED):
-    found = results(causal_conv1d_triton, inputs, activation)
-    exact = results(causal_conv1d_ref, inputs, activation, as_double=True)
+    found = results(conv_triton, inputs, activation)
+    exact = results(conv_reference, inputs, activation, as_double=True)
     off = errors(found, exact)
     if inputs["x"].dtype == torch.float32:
         assert max(off.values()) < FP32_ERROR, off
     else:
-        rounded = errors(results(causal_conv1d_ref, inputs, activation), exact)
+        rounded = errors(results(conv_reference, inputs, activation), exact)
         assert all(off[k] <= ratio * rounded[k] + FP32_ERROR for k in off), (off, rounded)
     return found
 
@@ -96,12 +96,12 @@ class TestInterpreted:
     def test_rows_of_a_larger_tensor(self):
         inputs = make_inputs(1, 9, 8, 4)
         x = torch.cat([inputs["x"], inputs["x"]], dim=-1)[..., :8]
-        assert torch.equal(causal_conv1d_triton(**{**inputs, "x": x}), causal_conv1d_triton(**inputs))
+        assert torch.equal(conv_triton(**{**inputs, "x": x}), conv_triton(**inputs))
 
     def test_second_derivative_names_the_way_out(self):
         inputs = make_inputs(1, 5, 3, 4, leave_out=("reset",))
         x = inputs["x"].requires_grad_()
-        (grad,) = torch.autograd.grad(causal_conv1d_triton(**inputs).sum(), x, create_graph=True)
+        (grad,) = torch.autograd.grad(conv_triton(**inputs).sum(), x, create_graph=True)
         with pytest.raises(RuntimeError, match='backend="reference"'):
             grad.sum().backward()
 
@@ -110,7 +110,7 @@ def test_what_it_refuses():
     assert unsupported_reason(torch.zeros(1, 2, 3), torch.zeros(3, 4)) is None
     assert "float64" in unsupported_reason(torch.zeros(1, 2, 3, dtype=torch.float64), torch.zeros(3, 4))
     with pytest.raises(NotImplementedError, match="width 9"):
-        causal_conv1d_triton(torch.zeros(1, 2, 3), torch.zeros(3, 9))
+        conv_triton(torch.zeros(1, 2, 3), torch.zeros(3, 9))
 
 
 @pytest.mark.gpu
@@ -120,5 +120,5 @@ def test_what_it_refuses():
 def test_gpu(length, channels, width, dtype):
     inputs = make_inputs(2, length, channels, width, dtype=dtype, device="cuda")
     found = check(inputs, ratio=BF16_ERROR_RATIO)
-    again = results(causal_conv1d_triton, inputs)
+    again = results(conv_triton, inputs)
     assert all(torch.equal(found[k], again[k]) for k in found)

@@ -1,10 +1,7 @@
-"""Short depthwise causal convolution over time, with its state.
+"""The causal convolution in vectorised PyTorch, on any device: the CPU path.
 
-    pre_t = bias + sum_k weight[:, k] x_(t - W + 1 + k)        out_t = silu(pre_t)
-
-x (B, L, D) channels last, weight (D, W); `tail` (B, W-1, D) holds the inputs before the span (zeros if None).
-A tap that would reach across a reset reads zero. Sums in fp32, fp64 for fp64 inputs. Mamba (arXiv 2312.00752)
-section 3.4, figure 3.
+Equation and shapes as in `reference.py`. Blocks of time keep a CPU's cache; the backward recomputes what comes before the
+activation.
 """
 
 from typing import Any
@@ -13,70 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_bio_audio.kernels.conv.tail import segments
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
 
 _BLOCK_NUMBERS = 1 << 17  # numbers of (B, T, D) worked on at a time
 _BLOCK_NUMBERS_GPU = 1 << 28
 
 
-def _segments(reset: Tensor) -> Tensor:
-    """Number of resets up to and including each position, (B, L)."""
-    return reset.cumsum(1)
-
-
-def next_tail(x: Tensor, tail: Tensor | None, width: int, reset: Tensor | None) -> Tensor:
-    """The last W-1 inputs (B, W-1, D) in x.dtype; zeros before the start and before a reset."""
-    batch, length, channels = x.shape
-    if length >= width - 1:
-        out = x[:, length - (width - 1) :]
-        if reset is None:
-            return out.clone()
-    else:
-        before = x.new_zeros(batch, width - 1, channels) if tail is None else tail.to(x.dtype)
-        out = torch.cat([before[:, length:], x], dim=1)
-    kept = kept_in_tail(reset, width, length)
-    return out if kept is None else torch.where(kept, out, torch.zeros_like(out))
-
-
-def kept_in_tail(reset: Tensor | None, width: int, length: int) -> Tensor | None:
-    """Which of the last W-1 inputs (B, W-1, 1) no reset cuts off; None where all are kept."""
-    if reset is None or width == 1:
-        return None
-    seen = F.pad(_segments(reset), (max(width - 1 - length, 0), 0))[:, -(width - 1) :]
-    return (seen == seen[:, -1:]).unsqueeze(2)
-
-
-def causal_conv1d_ref(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: str | None = "silu",
-    tail: Tensor | None = None,
-    reset: Tensor | None = None,
-) -> Tensor:
-    """Differentiable oracle: one output position at a time, one tap at a time."""
-    dtype = torch.float64 if torch.float64 in (x.dtype, weight.dtype) else torch.float32
-    batch, length, channels = x.shape
-    width = weight.shape[1]
-    before = torch.zeros(batch, width - 1, channels, dtype=dtype, device=x.device) if tail is None else tail.to(dtype)
-    inputs = torch.cat([before, x.to(dtype)], dim=1)
-    outs = []
-    for t in range(length):
-        out = torch.zeros(batch, channels, dtype=dtype, device=x.device)
-        for lag in range(width):
-            value = inputs[:, t + width - 1 - lag]
-            if reset is not None:
-                crossed = reset[:, max(t - lag + 1, 0) : t + 1].any(1, keepdim=True)
-                value = torch.where(crossed, torch.zeros_like(value), value)
-            out = out + weight[:, width - 1 - lag].to(dtype) * value
-        if bias is not None:
-            out = out + bias.to(dtype)
-        outs.append(F.silu(out) if activation == "silu" else out)
-    return torch.stack(outs, dim=1).to(x.dtype)
-
-
-def causal_conv1d_torch(
+def conv_torch(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -102,7 +43,7 @@ class _Conv:
         self.width = weight.shape[1]
         self.taps = weight.to(self.dtype).t().contiguous()  # (W, D)
         self.bias = None if bias is None else bias.to(self.dtype)
-        self.seen = None if reset is None else F.pad(_segments(reset), (self.width - 1, 0))  # (B, W-1+L)
+        self.seen = None if reset is None else F.pad(segments(reset), (self.width - 1, 0))  # (B, W-1+L)
         batch, length, channels = x.shape
         # Blocks keep a CPU's cache; elsewhere they only cost launches.
         numbers = _BLOCK_NUMBERS if x.device.type == "cpu" else _BLOCK_NUMBERS_GPU

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_bio_audio.kernels.causal_conv1d import kept_in_tail, next_tail
-from mamba_bio_audio.kernels.causal_conv1d_triton import conv_backward, conv_forward
+from mamba_bio_audio.kernels.conv.gpu import conv_backward, conv_forward
+from mamba_bio_audio.kernels.conv.tail import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.selective_scan.split_bc import split_bc
 from mamba_bio_audio.kernels.selective_scan.triton_op import (
@@ -352,7 +352,7 @@ def _piece_backward(
     return d_tail, g.h0
 
 
-def mamba_mixer_triton(
+def mixer_triton(
     x: Tensor,
     weights: MixerWeights,
     *,

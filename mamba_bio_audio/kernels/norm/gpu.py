@@ -149,8 +149,8 @@ class _NormFn(torch.autograd.Function):
         return d_x, d_weight, None, d_residual
 
 
-def rms_norm_triton(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns (y in x.dtype, residual stream fp32), as `rms_norm_torch`; x and residual (..., D)."""
+def norm_triton(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns (y in x.dtype, residual stream fp32), as `norm_torch`; x and residual (..., D)."""
     reason = unsupported_reason(x, weight, residual)
     if reason is not None:
         raise NotImplementedError(f'rms_norm: the triton backend does not run {reason}; use backend="torch"')

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mamba_bio_audio.kernels import causal_conv1d as module
+from mamba_bio_audio.kernels.conv import cpu as module
 from mamba_bio_audio.ops import causal_conv1d
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -1,10 +1,4 @@
-"""Root-mean-square normalisation over channels, optionally after adding to the residual stream.
-
-    r = x + residual        y = r / sqrt(mean(r^2) + eps) * weight
-
-The residual stream is fp32 (fp64 for fp64 inputs) whatever the activations are. Zhang and Sennrich, arXiv
-1910.07467; placement as in Mamba (arXiv 2312.00752) section 3.4.
-"""
+"""Root-mean-square normalisation in vectorised PyTorch, on any device: the CPU path. Equation as in `reference.py`."""
 
 from typing import Any
 
@@ -12,23 +6,11 @@ import torch
 from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+from mamba_bio_audio.kernels.norm.reference import compute_dtype
 
 
-def _compute_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
-    is_double = x.dtype == torch.float64 or (residual is not None and residual.dtype == torch.float64)
-    return torch.float64 if is_double else torch.float32
-
-
-def rms_norm_ref(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns (y in x.dtype, residual stream); differentiable to any order."""
-    dtype = _compute_dtype(x, residual)
-    stream = x.to(dtype) if residual is None else x.to(dtype) + residual.to(dtype)
-    scale = torch.rsqrt(stream.square().mean(-1, keepdim=True) + eps)
-    return (stream * scale * weight.to(dtype)).to(x.dtype), stream
-
-
-def rms_norm_torch(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Same, with a backward of few passes that keeps only the stream and one number per row."""
+def norm_torch(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `norm_reference`, with a backward of few passes that keeps only the stream and one number per row."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, residual)):
         return _NormFn.apply(x, weight, eps, residual)
     with torch.no_grad():
@@ -37,7 +19,7 @@ def rms_norm_torch(x: Tensor, weight: Tensor, eps: float, residual: Tensor | Non
 
 
 def _forward(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _compute_dtype(x, residual)
+    dtype = compute_dtype(x, residual)
     stream = x.to(dtype) if residual is None else torch.add(x.to(dtype), residual.to(dtype))
     norm = torch.linalg.vector_norm(stream, dim=-1, keepdim=True)
     scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()

@@ -22,9 +22,9 @@ import torch.distributed as dist
 
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.run.timing import few_rounds, provenance, write_rows
 from mamba_bio_audio.training.parallel import Relay, make_relay
-from mamba_bio_audio.training.streaming import streamed_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -67,7 +67,7 @@ CRITICAL: dict[str, list[str]] = {
     "mamba_bio_audio/layers/mamba.py": ["tests/layers", "tests/models/test_isotropic.py", "tests/test_laws.py"],
     "mamba_bio_audio/models/heads.py": ["tests/models/test_heads.py"],
     "mamba_bio_audio/models/unet.py": ["tests/models/test_unet.py", "tests/test_laws.py"],
-    "mamba_bio_audio/training/streaming.py": ["tests/training/test_streaming.py"],
+    "mamba_bio_audio/models/streamed.py": ["tests/models/test_streamed.py"],
     "mamba_bio_audio/training/graphed.py": ["tests/training/test_graphed.py"],
     "mamba_bio_audio/training/lengths.py": ["tests/training/test_lengths.py"],
     "mamba_bio_audio/training/schedule.py": ["tests/training/test_training.py"],

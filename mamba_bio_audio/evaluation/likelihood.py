@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.pipelines.scores import perplexity
-from mamba_bio_audio.training.streaming import streamed_loss
 
 
 @dataclass(frozen=True)

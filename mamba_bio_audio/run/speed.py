@@ -20,10 +20,10 @@ from mamba_bio_audio.kernels.conv.reference import conv_reference
 from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.run.peer import has_peer, peer_conv, peer_layout, peer_model, peer_scan
 from mamba_bio_audio.run.timing import Row, beside, interleaved, timing_row
 from mamba_bio_audio.training.graphed import GraphedLoss
-from mamba_bio_audio.training.streaming import streamed_loss
 
 STATES = 16
 # (B, L, D) of the operations, and (layers, width, batch, length, chunk) of the training steps.

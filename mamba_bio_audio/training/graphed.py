@@ -3,7 +3,7 @@
 A step of a small model is a thousand short kernels, and the host may need longer to launch them than the GPU to run
 them. A graph launches them all at once. Loss and gradients lie at fixed addresses; one autograd function over the
 parameters gives them out, so accumulation, clipping, hooks and DistributedDataParallel see one ordinary gradient per
-parameter and step, as from `streaming`.
+parameter and step, as from `models/streamed.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.training.streaming import has_dropout
+from mamba_bio_audio.models.streamed import has_dropout
 
 
 class GraphedLoss:

@@ -11,12 +11,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mamba_bio_audio.models.contract import ModelOutput
+from mamba_bio_audio.models.streamed import Chunking, has_dropout, streamed_loss
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.graphed import GraphedLoss
 from mamba_bio_audio.training.optim import build_optimizer
 from mamba_bio_audio.training.parallel import Relay, make_relay
 from mamba_bio_audio.training.schedule import rate_after
-from mamba_bio_audio.training.streaming import Chunking, has_dropout, streamed_loss
 
 
 class LanguageModelModule(L.LightningModule):

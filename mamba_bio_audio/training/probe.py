@@ -17,11 +17,11 @@ from mamba_bio_audio.machine import peak_memory, total_memory
 from mamba_bio_audio.models.build import build
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.fit import resolve_precision
 from mamba_bio_audio.training.optim import build_optimizer
-from mamba_bio_audio.training.streaming import streamed_loss
 
 # Floating point operations spent on a probe.
 _BUDGET = {"cpu": 1.5e11, "cuda": 2e13}

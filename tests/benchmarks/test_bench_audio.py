@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mamba_bio_audio.training.streaming import streamed_loss
+from mamba_bio_audio.models.streamed import streamed_loss
 
 
 def test_the_peer_is_the_same_network(script, mamba_ssm):

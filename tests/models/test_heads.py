@@ -7,7 +7,7 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier, Pool, PoolState
-from mamba_bio_audio.training.streaming import streamed_loss
+from mamba_bio_audio.models.streamed import streamed_loss
 
 
 def classifier(pool: str = "mean", **head) -> Classifier:

@@ -11,10 +11,10 @@ from torch import nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.generate import Place, generate, generate_blocks
+from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training.optim import parameter_groups
-from mamba_bio_audio.training.streaming import streamed_loss
 
 VOCAB = 16
 TRANSFORMER = [{}, {}, {"mixer": "transformer", "attention": {"heads": 2}}, {}, {}]

@@ -20,11 +20,11 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.streamed import Chunking, streamed_loss
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training import parallel
 from mamba_bio_audio.training.parallel import Relay, Visit, is_main_process, make_relay
-from mamba_bio_audio.training.streaming import Chunking, streamed_loss
 
 LENGTH = 49
 

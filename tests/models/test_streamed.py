@@ -10,7 +10,7 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
-from mamba_bio_audio.training.streaming import Chunking, _Totals, streamed_loss
+from mamba_bio_audio.models.streamed import Chunking, _Totals, streamed_loss
 
 LENGTH = 49
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

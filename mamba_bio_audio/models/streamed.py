@@ -17,7 +17,7 @@ hooks, scalers and DistributedDataParallel see one ordinary gradient per paramet
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.training.parallel import Relay
 
 
 class Chunking(NamedTuple):
@@ -40,6 +39,25 @@ class Chunking(NamedTuple):
     rows: int | None = None
     offload: bool = False
     truncate: bool = False
+
+
+class Relay(Protocol):
+    """What divides every chunk into spans among the ranks that share a sequence (`training/parallel.py`)."""
+
+    def spans(self, length: int, chunk: int) -> list[tuple[int, int]]:
+        """This rank's span of each chunk."""
+
+    def visits(self, chunks: int, offload: bool) -> list[Any]:
+        """One per chunk; its `anchor` collects the gradient that goes to another rank, None where there is none."""
+
+    def at(self, visit: Any) -> AbstractContextManager[None]:
+        """Context in which the model runs on a chunk, forward or backward."""
+
+    def check(self, visit: Any) -> None:
+        """Check that every layer has passed its state on."""
+
+    def flush(self) -> None:
+        """Wait until everything has been sent."""
 
 
 def streamed_loss(

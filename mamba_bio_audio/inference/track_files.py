@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,21 +85,23 @@ def write_bigwig(path: Path, bins: Iterable[Bins], lengths: Mapping[str, int], u
     failed: list[BaseException] = []
     covered = 0
 
-    def entries() -> Iterator[tuple[str, int, int, float]]:
+    def entries() -> Iterator[Iterator[tuple[str, int, int, float]]]:
         # The library prints what is raised in here, and goes on as if nothing had happened.
         nonlocal covered
         try:
             for record, starts, ends, scored, nats in bins:
                 covered += int((ends - starts).sum())
-                yield from zip(
-                    [record] * len(starts), starts.tolist(), ends.tolist(), (nats / scored).tolist(), strict=True
+                yield zip(
+                    repeat(record, len(starts)), starts.tolist(), ends.tolist(), (nats / scored).tolist(), strict=True
                 )
         except GeneratorExit:
             raise
         except BaseException as error:
             failed.append(error)
 
-    pybigtools.open(str(path), "w").write(dict(lengths), entries())  # type: ignore[no-untyped-call]
+    # Chained outside of Python, which would take as long as the writing.
+    entry = chain.from_iterable(entries())
+    pybigtools.open(str(path), "w").write(dict(lengths), entry)  # type: ignore[no-untyped-call]
     if failed:
         raise failed[0]
     if not covered:

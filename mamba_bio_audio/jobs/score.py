@@ -163,7 +163,14 @@ def ours(out: Path) -> bool:
 
 
 def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
-    from mamba_bio_audio.files import begin_unfinished, check_file, discard_unfinished, locked, unfinished
+    from mamba_bio_audio.files import (
+        begin_unfinished,
+        check_file,
+        discard_unfinished,
+        locked,
+        name_full_disk,
+        unfinished,
+    )
     from mamba_bio_audio.inference.streaming import Passes, Stopped, positions
     from mamba_bio_audio.inference.track_files import MAKER, track_format, write_totals, write_track
     from mamba_bio_audio.inference.tracks import finished, plan, score
@@ -228,7 +235,7 @@ def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
             stop=lambda: stop.number is not None,
             progress=count,
         )
-        with suppress(Stopped):
+        with suppress(Stopped), name_full_disk(folder):
             score(model, stored, planned, symbols, model.codec.sample_ids, folder, passes)
             seconds = time.perf_counter() - since
             track = folder / f"track{track_format(out).suffix}"

@@ -16,8 +16,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 OPERATIONS = ("mamba_bio_audio.kernels", "mamba_bio_audio.ops")
 MOST_LINES = 500
 MOST_ARGUMENTS = 8
-# Public, keyword-only: everything that decides what is generated.
-WITH_MORE = ["mamba_bio_audio.inference.generate.generate"]
+# Public, keyword-only: everything that decides what is generated, and how variants are scored.
+WITH_MORE = ["mamba_bio_audio.inference.generate.generate", "mamba_bio_audio.inference.variants.score_variants"]
 
 
 def imports(name: str) -> set[str]:

@@ -2,7 +2,7 @@
 
 from functools import cache
 from types import ModuleType
-from typing import Literal, NamedTuple, overload
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -14,17 +14,6 @@ from mamba_bio_audio.ops.calls import check, check_reset, choose, shape_of, trac
 from mamba_bio_audio.ops.operators import register
 
 MAX_CONV_WIDTH = 8
-
-
-class ConvInputs(NamedTuple):
-    """Arguments of the operator `mamba_bio_audio::causal_conv1d`."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    tail: Tensor | None
-    reset: Tensor | None
-    silu: bool
 
 
 @overload
@@ -74,13 +63,20 @@ def causal_conv1d(
     """
     if activation not in ("silu", None):
         raise InputError(f'causal_conv1d: activation must be "silu" or None, not {activation!r}')
-    out = _convolve(ConvInputs(x, weight, bias, tail, reset, activation == "silu"), backend)
+    out = _convolve(x, weight, bias, tail, reset, activation == "silu", backend)
     return (out, next_tail(x, tail, weight.shape[1], reset)) if return_tail else out
 
 
-def _convolve(inputs: ConvInputs, backend: str = "auto") -> Tensor:
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tail: Tensor | None,
+    reset: Tensor | None,
+    silu: bool,
+    backend: str = "auto",
+) -> Tensor:
     where = "causal_conv1d"
-    x, weight, bias, tail, reset, silu = inputs
     if x.ndim != 3 or x.shape[1] < 1:
         raise InputError(f"{where}: x must be (B, L, D) with L >= 1, not {shape_of(x)}")
     batch, length, channels = x.shape
@@ -92,8 +88,7 @@ def _convolve(inputs: ConvInputs, backend: str = "auto") -> Tensor:
     check(where, tail, "tail", (batch, weight.shape[1] - 1, channels), x)
     check_reset(where, reset, (batch, length), x)
     if tracing(backend):
-        return _operator(*inputs)  # type: ignore[no-any-return]
-
+        return _operator(x, weight, bias, tail, reset, silu)  # type: ignore[no-any-return]
     choice = choose(where, backend, x, lambda: _kernels().unsupported_reason(x, weight))
     run = conv_reference if choice == "reference" else conv_torch
     if choice == "triton":
@@ -109,5 +104,5 @@ def _kernels() -> ModuleType:
 
 
 _operator = register(
-    "causal_conv1d", ConvInputs, "Tensor", ["Tensor g"], _convolve, lambda inputs: inputs.x.new_empty(inputs.x.shape)
+    "causal_conv1d", _convolve, "Tensor", ["Tensor g"], _convolve, lambda x, *rest: x.new_empty(x.shape)
 )

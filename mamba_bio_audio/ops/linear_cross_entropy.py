@@ -2,7 +2,6 @@
 
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,15 +11,6 @@ from mamba_bio_audio.kernels.loss.cpu import loss_torch
 from mamba_bio_audio.kernels.loss.reference import loss_reference
 from mamba_bio_audio.ops.calls import check, choose, shape_of, tracing
 from mamba_bio_audio.ops.operators import register, state_dtype
-
-
-class LossInputs(NamedTuple):
-    """Arguments of the operator `mamba_bio_audio::linear_cross_entropy`."""
-
-    x: Tensor
-    weight: Tensor
-    targets: Tensor
-    ignore_index: int
 
 
 def linear_cross_entropy(
@@ -44,12 +34,7 @@ def linear_cross_entropy(
     Raises:
         InputError: Shapes, dtypes, devices or targets that do not fit, or an unknown or unavailable backend.
     """
-    return _loss(LossInputs(x, weight, targets, ignore_index), backend)
-
-
-def _loss(inputs: LossInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
     where = "linear_cross_entropy"
-    x, weight, targets, ignore_index = inputs
     if x.ndim < 1 or x.shape[-1] < 1:
         raise InputError(f"{where}: x must be (..., D), not {shape_of(x)}")
     if weight.ndim != 2 or weight.shape[1] != x.shape[-1] or weight.shape[0] < 1:
@@ -64,8 +49,7 @@ def _loss(inputs: LossInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
         raise InputError(f"{where}: targets are on {targets.device}, x is on {x.device}")
     if tracing(backend):
         with torch.autocast(x.device.type, enabled=False):
-            return _operator(*inputs)  # type: ignore[no-any-return]
-
+            return _operator(x, weight, targets, ignore_index)  # type: ignore[no-any-return]
     # A large vocabulary is no reason for a notice: there the products bind and the torch path is as good.
     choice = choose(where, backend, x, lambda: _kernels().unsupported_reason(x, weight), announce=False)
     if targets.device.type == "cpu":
@@ -89,9 +73,14 @@ def _kernels() -> ModuleType:
     return gpu
 
 
-def _fake(inputs: LossInputs) -> tuple[Tensor, Tensor]:
-    loss = inputs.x.new_empty((), dtype=state_dtype(*inputs))
-    return loss, inputs.targets.new_empty((), dtype=torch.int64)
-
-
-_operator = register("linear_cross_entropy", LossInputs, "(Tensor, Tensor)", ["Tensor g"], _loss, _fake)
+_operator = register(
+    "linear_cross_entropy",
+    linear_cross_entropy,
+    "(Tensor, Tensor)",
+    ["Tensor g"],
+    lambda x, weight, targets, ignore_index: linear_cross_entropy(x, weight, targets, ignore_index=ignore_index),
+    lambda x, weight, targets, _: (
+        x.new_empty((), dtype=state_dtype(x, weight)),
+        targets.new_empty((), dtype=torch.int64),
+    ),
+)

@@ -6,7 +6,7 @@ nothing but the inputs.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -18,34 +18,36 @@ _SCHEMA = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool", float: "flo
 
 def register(
     name: str,
-    arguments: type[NamedTuple],
+    declares: Callable[..., Any],
     returns: str,
     gradients: Sequence[str],
-    run: Callable[[Any], Any],
-    fake: Callable[[Any], Any],
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
 ) -> Any:
     """Makes the operators `name` and `name_backward` of an operation.
 
     Args:
         name: in the namespace of the package; exported graphs refer to it.
-        arguments: the value type whose fields, in order, are the operator's arguments.
+        declares: what has the operator's arguments as its own, in their order: a value type, or a function that may take
+            `backend` besides.
         returns: schema of the result: one tensor, a tuple or a list.
         gradients: schemas of the gradients of the first outputs, which the backward takes before the arguments.
-        run: the eager call on `arguments`, differentiable; its result is as `returns` says.
-        fake: empty tensors like those of `run`.
+        run: the eager call on these arguments, differentiable; its result is as `returns` says.
+        fake: the same with empty tensors.
 
     Returns:
         The operator. Its backward returns the gradients of the floating-point arguments that are there, in order.
     """
-    declared = [f"{_SCHEMA[hint]} {field}" for field, hint in get_type_hints(arguments).items()]
+    hints = {name: hint for name, hint in get_type_hints(declares).items() if name not in ("backend", "return")}
+    declared = [f"{_SCHEMA[hint]} {argument}" for argument, hint in hints.items()]
     taken = len(gradients)
 
     def forward(*inputs: Any) -> Any:
         with torch.no_grad():
-            return tree_map(Tensor.contiguous, run(arguments(*inputs)))
+            return tree_map(Tensor.contiguous, run(*inputs))
 
     def backward(*inputs: Any) -> list[Tensor]:
-        return _gradients(lambda given: run(arguments(*given)), inputs[taken:], inputs[:taken])
+        return _gradients(run, inputs[taken:], inputs[:taken])
 
     def backward_fake(*inputs: Any) -> list[Tensor]:
         return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in filter(_wanted, inputs[taken:])]
@@ -55,7 +57,7 @@ def register(
         return torch.library.custom_op(f"{_NAMESPACE}::{name}", run, mutates_args=(), schema=schema)
 
     operator = make(name, forward, declared, returns)
-    operator.register_fake(lambda *inputs: fake(arguments(*inputs)))
+    operator.register_fake(fake)
     gradient = make(f"{name}_backward", backward, [*gradients, *declared], "Tensor[]")
     gradient.register_fake(backward_fake)
 
@@ -86,11 +88,11 @@ def _wanted(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _gradients(run: Callable[[Sequence[Any]], Any], inputs: Sequence[Any], grads: Sequence[Any]) -> list[Tensor]:
+def _gradients(run: Callable[..., Any], inputs: Sequence[Any], grads: Sequence[Any]) -> list[Tensor]:
     """Gradients of every floating-point input that is there, in order; zeros where nothing depends on it."""
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() if _wanted(t) else t for t in inputs]
-        outs = tree_leaves(run(leaves))
+        outs = tree_leaves(run(*leaves))
     wanted = [t for t in leaves if _wanted(t)]
     # As many as there are gradients: the outputs beyond have none, and a gradient beyond the outputs is None.
     pairs = [(out, g) for out, g in zip(outs, grads, strict=False) if g is not None]

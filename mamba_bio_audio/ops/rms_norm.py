@@ -2,7 +2,7 @@
 
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple, overload
+from typing import overload
 
 from torch import Tensor
 
@@ -11,15 +11,6 @@ from mamba_bio_audio.kernels.norm.cpu import norm_torch
 from mamba_bio_audio.kernels.norm.reference import norm_reference
 from mamba_bio_audio.ops.calls import check, choose, shape_of, tracing
 from mamba_bio_audio.ops.operators import register, state_dtype
-
-
-class NormInputs(NamedTuple):
-    """Arguments of the operator `mamba_bio_audio::rms_norm`."""
-
-    x: Tensor
-    weight: Tensor
-    residual: Tensor | None
-    eps: float
 
 
 @overload
@@ -52,21 +43,19 @@ def rms_norm(
     Raises:
         InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
     """
-    y, *stream = _normalise(NormInputs(x, weight, residual, eps), backend)
+    y, *stream = _normalise(x, weight, residual, eps, backend)
     return (y, stream[0]) if stream else y
 
 
-def _normalise(inputs: NormInputs, backend: str = "auto") -> list[Tensor]:
+def _normalise(x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, backend: str = "auto") -> list[Tensor]:
     """[y], or [y, stream] with a residual."""
-    x, weight, residual, eps = inputs
     if x.ndim < 1 or x.shape[-1] < 1:
         raise InputError(f"rms_norm: x must be (..., D), not {shape_of(x)}")
     check("rms_norm", x, "x", x.shape, x)
     check("rms_norm", weight, "weight", x.shape[-1:], x)
     check("rms_norm", residual, "residual", x.shape, x)
     if tracing(backend):
-        return _operator(*inputs)  # type: ignore[no-any-return]
-
+        return _operator(x, weight, residual, eps)  # type: ignore[no-any-return]
     choice = choose("rms_norm", backend, x, lambda: _kernels().unsupported_reason(x, weight, residual))
     run = norm_reference if choice == "reference" else norm_torch
     if choice == "triton":
@@ -82,10 +71,9 @@ def _kernels() -> ModuleType:
     return gpu
 
 
-def _fake(inputs: NormInputs) -> list[Tensor]:
-    x, _, residual, _ = inputs
+def _fake(x: Tensor, weight: Tensor, residual: Tensor | None, eps: float) -> list[Tensor]:
     y = x.new_empty(x.shape)
     return [y] if residual is None else [y, x.new_empty(x.shape, dtype=state_dtype(x, residual))]
 
 
-_operator = register("rms_norm", NormInputs, "Tensor[]", ["Tensor? g_y", "Tensor? g_stream"], _normalise, _fake)
+_operator = register("rms_norm", _normalise, "Tensor[]", ["Tensor? g_y", "Tensor? g_stream"], _normalise, _fake)

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -164,11 +164,16 @@ def _check(inputs: ScanInputs) -> None:
     check_reset(where, inputs.reset, (batch, length), u)
 
 
-def _fake(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    u, A = inputs.u, inputs.A
+def _fake(*inputs: Any) -> tuple[Tensor, Tensor]:
+    u, _, A, *_ = inputs
     return u.new_empty(u.shape), A.new_empty((u.shape[0], *A.shape), dtype=state_dtype(*inputs))
 
 
 _operator = register(
-    "selective_scan", ScanInputs, "(Tensor, Tensor)", ["Tensor? g_out", "Tensor? g_state"], _scan, _fake
+    "selective_scan",
+    ScanInputs,
+    "(Tensor, Tensor)",
+    ["Tensor? g_out", "Tensor? g_state"],
+    lambda *inputs: _scan(ScanInputs(*inputs)),
+    _fake,
 )

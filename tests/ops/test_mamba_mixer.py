@@ -1,6 +1,7 @@
 """The mixer as one operation: what it refuses, which path it takes, and that it is the operations one after another."""
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -102,20 +103,44 @@ def test_every_backend_is_the_layer(complex_states, selective, backend):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_which_layers_the_one_function_runs(monkeypatch):
-    """The published one in bf16, fp16 and fp32; whoever asks for it with another one is told why not."""
+@pytest.fixture
+def fused(monkeypatch):
+    """Calls of the one function that a GPU would get, on a machine that seems to run Triton."""
     pytest.importorskip("triton")
-    from mamba_bio_audio.kernels.mixer import recompute as kernel
+    from mamba_bio_audio.kernels.mixer import recompute
 
-    monkeypatch.setattr(calls, "no_triton", lambda device: None)
+    def take(x, weights, **options):
+        taken.append((x, weights, options))
+        return x, options["tail"], options["h0"]
+
     taken = []
-    monkeypatch.setattr(kernel, "mixer_triton", lambda x, w, **options: taken.append(options["dtype"]))
-    layer, (tail, h0) = make(False, True)
+    monkeypatch.setattr(calls, "no_triton", lambda device: None)
+    monkeypatch.setattr(recompute, "mixer_triton", take)
+    return taken
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_one_function_gets_what_the_layer_has(fused, monkeypatch, autocast):
+    monkeypatch.setattr(sys.modules[mamba_mixer.__module__], "choose", lambda *given, **options: "triton")
+    layer, (tail, h0) = make(False, True, precise=True, proj_bias=True)
+    x, reset = torch.randn(B, L, D), torch.zeros(B, L, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        layer(x, (tail, h0), reset=reset)
+    ((found, weights, options),) = fused
+    assert found is x
+    dtype = torch.bfloat16 if autocast else torch.float32
+    assert options == {"tail": tail, "h0": h0, "reset": reset, "precise": True, "dtype": dtype}
+    named = layer.weights()._asdict()
+    for name, weight in weights._asdict().items():
+        assert torch.equal(weight, named[name]), name
+
+
+def test_which_layers_the_one_function_runs(fused):
+    """The published one; whoever asks for it with another one is told why not."""
+    layer, _ = make(False, True)
     x = torch.randn(B, L, D)
-    mamba_mixer(x, layer.weights(), tail=tail, h0=h0, backend="triton")
-    with torch.autocast("cpu", torch.bfloat16):
-        mamba_mixer(x, layer.weights(), tail=tail, h0=h0, backend="triton")
-    assert taken == [torch.float32, torch.bfloat16]
+    mamba_mixer(x, layer.weights(), backend="triton")
+    assert len(fused) == 1
     for complex_states, selective in KINDS:
         if complex_states or selective is not True:
             with pytest.raises(InputError, match="cannot run this call: complex, time-invariant or exactly held"):
@@ -124,4 +149,4 @@ def test_which_layers_the_one_function_runs(monkeypatch):
         mamba_mixer(x, layer.weights(), exact_zoh=True, backend="triton")
     with pytest.raises(InputError, match="float64"):
         mamba_mixer(x.double(), layer.double().weights(), backend="triton")
-    assert len(taken) == 2
+    assert len(fused) == 1

@@ -1118,17 +1118,19 @@ def test_variant_calls(cache: Path, inputs: int) -> None:
                 wanted[number] = [(int(fields[1]) - 1, fields[3], other) for other in fields[4].split(b",")]
         found = dict(pair for contig in calls.contigs for pair in calls.variants(contig))
         plain = {
-            number: [(one.start, *(part.encode("utf-8", "surrogateescape") for part in one[2:])) for one in alleles]
+            number: [
+                (one.start, *(str(part).encode("utf-8", "surrogateescape") for part in one[2:])) for one in alleles
+            ]
             for number, alleles in found.items()
         }
         assert plain == wanted
         blank = sum(not line.rstrip(b"\r\n") for line in kept)
         assert len(calls.malformed) == len(kept) - len(wanted) - blank
-        for number, line in calls.lines():
-            assert line.encode("utf-8", "surrogateescape") == kept[number]
+        for number, text in calls.lines():
+            assert text.encode("utf-8", "surrogateescape") == kept[number]
             if number in wanted:
-                more = annotated(line, {"X": "1"}).split("\t")
-                assert more[:7] == line.split("\t")[:7]
+                more = annotated(text, {"X": "1"}).split("\t")
+                assert more[:7] == text.split("\t")[:7]
                 assert more[7].rstrip("\r\n").split(";")[-1] == "X=1"
         accepted.append(len(wanted))
 

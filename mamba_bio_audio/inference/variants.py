@@ -29,7 +29,8 @@ from mamba_bio_audio.pipelines.dna.variants import StrandReader, Variant, check,
 from mamba_bio_audio.pipelines.dna.vcf import read_variants
 from mamba_bio_audio.pipelines.domains import domain_of
 
-WINDOW = 128
+# Chosen on constructed data (docs/results/variants.md).
+WINDOW = 64
 # Context where nothing is known of the training, and the least.
 CONTEXT, LEAST_CONTEXT = 1024, 8
 BATCH = {"cpu": 32, "cuda": 512}

@@ -44,9 +44,7 @@ class VariantsOptions(Options):
         None,
         description="Bases read before a variant: C to 1.125 C, or all from the record's start; default: the training length.",
     )
-    window: int = Field(
-        128, ge=1, description="Bases over which the alleles are compared, from the first that differs."
-    )
+    window: int = Field(64, ge=1, description="Bases over which the alleles are compared, from the first that differs.")
     strand: Literal["both", "forward", "reverse"] = Field(
         "both", description="Strands to read; both gives their mean too."
     )

@@ -13,7 +13,8 @@ import torch
 
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.inference import variant_table
-from mamba_bio_audio.inference.variants import score_variants
+from mamba_bio_audio.inference.variants import WINDOW, score_variants
+from mamba_bio_audio.jobs.variants import VariantsOptions
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.dna import vcf
@@ -390,7 +391,7 @@ def test_stopped_between_contigs_it_resumes_to_the_same_file(tmp_path, genome, c
     assert "use --resume" in capsys.readouterr().err
     assert not out.exists()
     assert mba(*arguments) == 2
-    assert mba(*arguments, "--resume", "--window", 64) == 2
+    assert mba(*arguments, "--resume", "--window", 32) == 2
     capsys.readouterr()
     done.clear()
     monkeypatch.setattr(variant_table, "score_record", until(-1))
@@ -452,6 +453,11 @@ def test_a_model_of_something_else_is_refused(tmp_path, genome, capsys, model):
     (tmp_path / "calls.vcf").write_text(HEADER)
     assert mba("variants", "run", tmp_path / "calls.vcf", "--genome", genome, "--out", tmp_path / "a.vcf") == 2
     assert "needs a language model of DNA" in capsys.readouterr().err
+
+
+def test_the_command_has_the_defaults_of_the_function():
+    fields = VariantsOptions.model_fields
+    assert (fields["window"].default, fields["context"].default, fields["strand"].default) == (WINDOW, None, "both")
 
 
 def test_reading_a_file_of_calls_imports_no_pysam(tmp_path):

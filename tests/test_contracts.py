@@ -63,7 +63,8 @@ scores = mba.score_variants(model, "genome.fa", [("chr1", 5_000, "A", "G")], con
   length, where all layers have a state of constant size (`model.streaming == "constant"`).
 - **Mistakes** raise `mamba_bio_audio.errors.InputError`, a `ValueError` that says what, where and what to do.
 
-`mba embed`, `mba variants` and `mba predict` do the same for files. The models behind these functions: `docs/contracts.md`.
+`mba sample`, `mba score`, `mba embed`, `mba variants` and `mba predict` do the same for files (`docs/outputs.md`). The models
+behind these functions are in `docs/contracts.md`.
 """
 # In the order in which they are used; the functions of `mba` by their module, and methods of every model.
 SECTIONS = ("load", "generate", "log_likelihood", "embed", "score_variants", "predict")

@@ -99,8 +99,9 @@ class EmbedResult(Result):
         if self.already_complete:
             return f"{self.already_complete}: already complete"
         lines = [
-            f"{self.records:,} record{'s' * (self.records != 1)}, {self.symbols:,} {self.unit}s: {self.vectors:,} vectors of "
-            f"{self.width:,} (layer {self.layer}, pool {self.pool}, strand {self.strand})"
+            f"{self.records:,} record{'s' * (self.records != 1)}, {self.symbols:,} {self.unit}s: {self.vectors:,} "
+            f"vector{'s' * (self.vectors != 1)} of {self.width:,} channels (layer {self.layer}, pool {self.pool}, strand "
+            f"{self.strand})"
         ]
         lines += [f"{count:,} without vectors: {reason}" for reason, count in list(self.not_embedded.items())[:5]]
         if len(self.not_embedded) > 5:

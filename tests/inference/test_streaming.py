@@ -15,6 +15,9 @@ from mamba_bio_audio.inference.streaming import (
     fork,
     hidden_states,
     log_likelihoods,
+    padded,
+    passes_of,
+    positions,
     stream,
 )
 from mamba_bio_audio.models.build import build_model
@@ -186,3 +189,32 @@ def test_batches_hold_as_many_neighbours_as_fit():
     found = [[*some] for some in batches(lengths, int, 20, None)]
     assert found == [[1, 2, 3], [10, 10], [500]]
     assert [[*some] for some in batches(lengths, int, 20, 5)] == [[1, 2, 3, 10], [10, 500]]
+
+
+def test_passes_suit_the_device(model):
+    assert passes_of(model) == Passes("cpu", False, 1 << 14, Passes.stop)
+    assert passes_of(model, rows=4).chunk == 1 << 12
+    assert passes_of(model, rows=1 << 20).chunk == 1
+    assert passes_of(model, "bf16", chunk=7, rows=4) == Passes("cpu", True, 7, Passes.stop)
+    assert positions("cuda") == 1 << 18
+
+
+def test_rows_are_padded_to_one_length():
+    short, long = np.array([7, 8], np.uint8), np.arange(300, 306, dtype=np.int16)
+    assert padded([short], 1, 4, 5).tolist() == [[8, 5, 5]]
+    assert padded([short], 0, 2, 5).dtype == torch.uint8
+    assert padded([short, long], 1, 4, 5).tolist() == [[8, 5, 5], [301, 302, 303]]
+    # One that has ended is of no account.
+    assert padded([short, long], 3, 5, 5).dtype == torch.int16
+    assert padded([short], 2, 4, 5).tolist() == [[5, 5]]
+
+
+@pytest.mark.parametrize(("start_id", "read"), [(None, [5, 10, 11]), (2, [4, 9, 11])])
+def test_what_was_read_is_told_with_its_state(model, start_id, read):
+    (row,) = rows(12)
+    kept = []
+    whole = collected(model, [row], passes=Passes(chunk=5), start_id=start_id, keep=lambda *one: kept.append(one))[0]
+    assert [symbols for symbols, _ in kept] == read
+    for symbols, state in kept:
+        rest = collected(model, [row[symbols:]], passes=Passes(chunk=5), state=state)[0]
+        assert rest[1:] == pytest.approx(whole[symbols + 1 :], abs=TOLERANCE, nan_ok=True)

@@ -172,8 +172,8 @@ class MambaLayer(nn.Module):
         return y, MambaState(tail, ssm)
 
     def weights(self) -> MixerWeights:
-        """The layer's parameters as the operation takes them."""
-        # Looking up a module's parts takes longer than anything else here.
+        """The layer's parameters, as `ops.mamba_mixer` takes them."""
+        # Attribute lookup is most of the time here, and a module's own parts are slow to look up.
         in_proj, conv, out_proj = self.in_proj, self.conv1d, self.out_proj
         dt_proj = self.dt_proj if self.selective_dt else None
         return MixerWeights(

@@ -11,8 +11,8 @@ device; the CPU path) or "reference" (sequential and obvious, differentiable to 
 Inputs are channels-last and never mutated; states go in and come out with gradients both ways. Letters: B
 batch, L length, D channels, N states, W filter width, V vocabulary.
 
-A file holds one operation: its signature, its checks, the choice of its path, and the same as an operator that
-torch.compile and torch.export take as it is. `calls.py` and `operators.py` hold what they share.
+Each file holds one operation: signature, checks, choice of path, and its registration as an operator for
+torch.compile and torch.export. They share `calls.py` and `operators.py`.
 """
 
 from mamba_bio_audio.ops.calls import live_backend, plain_torch

@@ -1,4 +1,4 @@
-"""What every operation asks of a call: whether its arguments fit, and which path it takes."""
+"""What every operation does with a call: checks its arguments and chooses its path."""
 
 import importlib.util
 import os
@@ -48,7 +48,7 @@ def check_reset(where: str, reset: Tensor | None, shape: tuple[int, int], like: 
 
 
 def tracing(backend: str) -> bool:
-    """Whether torch.compile or torch.export is looking, for which operations are operators (`operators.py`)."""
+    """Whether torch.compile or torch.export is tracing, so that an operation must call its operator (`operators.py`)."""
     return backend == "auto" and torch.compiler.is_compiling()
 
 
@@ -116,7 +116,7 @@ def no_triton(device: torch.device) -> str | None:
 
 @cache
 def _say_once(message: str) -> None:
-    # From here through `choose`, the file's own function and the operation to its caller.
+    # The caller of the operation, past `choose` and the operation's own two functions.
     warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 

@@ -62,9 +62,9 @@ def mamba_mixer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a whole Mamba mixer over a span.
 
-    On a GPU the published layer, real and selective, is one function that computes again in backward what the operations
-    would keep (appendix D of the paper). Anything else is the projections, `causal_conv1d` and `selective_scan` called
-    one after another.
+    On a GPU, the published layer (real and selective) runs as one fused function that recomputes in its backward what the
+    separate operations would keep (appendix D of the paper). Any other layer runs as its projections, `causal_conv1d` and
+    `selective_scan` in turn, and so does every layer on a CPU or in a compiled graph.
 
     Args:
         x: (B, L, M), any L >= 1. Under autocast everything but states and sums is in its dtype.
@@ -74,7 +74,7 @@ def mamba_mixer(
         reset: bool (B, L), True where the state is zeroed before the position.
         exact_zoh: as in `selective_scan`.
         precise: as in `selective_scan`.
-        backend: "auto", "triton" (the one function), "torch" or "reference".
+        backend: "auto", "triton" (the fused function), "torch" or "reference".
 
     Returns:
         y (B, L, M), the tail after the span, and the state after it (B, E, N[, 2]) in fp32 (fp64 if any input of the
@@ -86,17 +86,19 @@ def mamba_mixer(
     where, w = "mamba_mixer", weights
     if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != w.in_proj.shape[1]:
         raise InputError(f"{where}: x must be (B, L, M={w.in_proj.shape[1]}) with L >= 1, not {shape_of(x)}")
-    # The kernels read what they are told is there.
+    # The kernels read what they are told is there, and would read beyond a state that is too small.
     (inner, width), batch = w.conv.shape, x.shape[0]
     states = w.A_log.shape if w.A_imag is None else (*w.A_log.shape, 2)
     check(where, tail, "tail", (batch, width - 1, inner), x)
     check(where, h0, "h0", (batch, *states), x)
     check_reset(where, reset, (batch, x.shape[1]), x)
 
-    # A compiled graph keeps only inputs of operations anyway, and sees more of a layer made of them. Where this falls
-    # back, each of them says so itself.
-    fused = not tracing(backend) and choose(where, backend, x, lambda: _not_fused(x, w, exact_zoh), announce=False)
-    if fused == "triton":
+    # A compiled graph keeps only the inputs of operations anyway, and sees more of a layer that consists of them. No
+    # notice of falling back: each of them gives its own.
+    path = (
+        "torch" if tracing(backend) else choose(where, backend, x, lambda: _not_fused(x, w, exact_zoh), announce=False)
+    )
+    if path == "triton":
         dtype, published = _activation_dtype(x), _kernels().MixerWeights(*w[:_PUBLISHED])
         with torch.autocast(x.device.type, enabled=False):
             return _kernels().mixer_triton(  # type: ignore[no-any-return]
@@ -126,7 +128,7 @@ def mamba_mixer(
 
 
 def _not_fused(x: Tensor, w: MixerWeights, exact_zoh: bool) -> str | None:
-    """Why the one function cannot run this call, or None where it can."""
+    """Why the fused function cannot run this call, or None where it can."""
     if w.A_imag is not None or w.B is not None or w.dt_proj is None or exact_zoh:
         return "complex, time-invariant or exactly held layers"
     kernels = _kernels()
@@ -141,7 +143,7 @@ def _kernels() -> ModuleType:
 
 
 def _selection(u: Tensor, w: MixerWeights) -> tuple[Tensor, Tensor, Tensor]:
-    """Step size (before bias and softplus), B and C for this input; those not projected from it are parameters."""
+    """Step size (before bias and softplus), B and C: projected from this input where selective, otherwise parameters."""
     parts: list[Tensor] = []
     if w.x_proj is not None:
         rank = 0 if w.dt_proj is None else w.dt_proj.shape[1]

@@ -1,8 +1,8 @@
 """Operations as torch.library operators, which torch.compile and torch.export take as they are.
 
-An operation calls its operator while a graph is being traced. The operator runs the eager call on the same device; its
-gradient is an operator too, which runs the operation again and differentiates it, so that a compiled graph keeps
-nothing but the inputs.
+An operation calls its operator while a graph is being traced. When the graph runs, the operator makes the eager call. Its
+gradient is an operator too, which runs the operation again and differentiates it, so that a compiled graph keeps nothing
+but the inputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,16 +24,15 @@ def register(
     run: Callable[..., Any],
     fake: Callable[..., Any],
 ) -> Any:
-    """Makes the operators `name` and `name_backward` of an operation.
+    """Registers the operators `name` and `name_backward` of an operation.
 
     Args:
-        name: in the namespace of the package; exported graphs refer to it.
-        declares: what has the operator's arguments as its own, in their order: a value type, or a function that may take
-            `backend` besides.
+        name: name in the package's namespace; exported graphs refer to it.
+        declares: value type or function whose annotated arguments, in order and without `backend`, are the operator's.
         returns: schema of the result: one tensor, a tuple or a list.
-        gradients: schemas of the gradients of the first outputs, which the backward takes before the arguments.
-        run: the eager call on these arguments, differentiable; its result is as `returns` says.
-        fake: the same with empty tensors.
+        gradients: schemas of the gradients of the first outputs; `name_backward` takes them before the arguments.
+        run: the eager call on these arguments, differentiable, with a result as in `returns`.
+        fake: empty tensors of the shapes and dtypes that `run` returns, from the same arguments.
 
     Returns:
         The operator. Its backward returns the gradients of the floating-point arguments that are there, in order.
@@ -70,7 +69,7 @@ def register(
         inputs = [next(saved) if value is None else value[0] for value in ctx.rest]
         if grads and isinstance(grads[0], list | tuple):  # outputs that are a list
             grads = tuple(grads[0])
-        # An output that is not there has no gradient.
+        # A missing output has no gradient.
         found = iter(gradient(*grads[:taken], *[None] * (taken - len(grads)), *inputs))
         return tuple(next(found) if _wanted(t) else None for t in inputs)
 
@@ -94,7 +93,7 @@ def _gradients(run: Callable[..., Any], inputs: Sequence[Any], grads: Sequence[A
         leaves = [t.detach().requires_grad_() if _wanted(t) else t for t in inputs]
         outs = tree_leaves(run(*leaves))
     wanted = [t for t in leaves if _wanted(t)]
-    # As many as there are gradients: the outputs beyond have none, and a gradient beyond the outputs is None.
+    # Outputs without a gradient come last, and so do gradients of missing outputs, which are None.
     pairs = [(out, g) for out, g in zip(outs, grads, strict=False) if g is not None]
     found = torch.autograd.grad([out for out, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
     return [

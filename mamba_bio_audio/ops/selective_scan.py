@@ -111,7 +111,8 @@ def _scan(inputs: ScanInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
         with torch.autocast(kind, enabled=False):
             return _operator(*inputs)  # type: ignore[no-any-return]
     choice = choose("selective_scan", backend, inputs.u, lambda: _unsupported(inputs))
-    run, arguments = selective_scan_ref if choice == "reference" else selective_scan_blocked, inputs._asdict()
+    run = selective_scan_ref if choice == "reference" else selective_scan_blocked
+    arguments = inputs._asdict()
     if choice == "triton":
         # Real and selective has kernels of its own, faster ones.
         special, general = _kernels()

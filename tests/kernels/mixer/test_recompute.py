@@ -8,6 +8,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from mamba_bio_audio import ops  # noqa: E402
 from mamba_bio_audio.kernels.mixer import recompute  # noqa: E402
 from mamba_bio_audio.kernels.mixer.recompute import MixerWeights, mixer_triton, unsupported_reason  # noqa: E402
 from mamba_bio_audio.kernels.selective_scan.split_bc import split_bc  # noqa: E402
@@ -55,8 +56,13 @@ def fused(layer, x, tail, h0, reset, dtype, **options):
     return mixer_triton(x, weights, tail=tail, h0=h0, reset=reset, dtype=dtype, **options)
 
 
+def operation(layer, x, tail, h0, reset, dtype, **options):
+    with torch.autocast(x.device.type, dtype, enabled=dtype == torch.bfloat16):
+        return ops.mamba_mixer(x, layer.weights(), tail=tail, h0=h0, reset=reset, **options)
+
+
 def composed(layer, x, tail, h0, reset, dtype, **options):
-    """The layer's own path; on the CPU, where it never takes the fused one."""
+    """The layer; on a CPU it never takes the fused path."""
     with torch.autocast(x.device.type, dtype, enabled=dtype == torch.bfloat16):
         y, state = layer(x, None if tail is None else MambaState(tail, h0), reset=reset)
     return y, *state
@@ -129,6 +135,13 @@ class TestInterpreted:
 
     def test_precise(self):
         check(make_layer(), 1, 7, precise=True)
+
+    def test_through_the_operation(self):
+        layer = make_layer()
+        inputs, weights = make_inputs(layer, 2, 5)
+        found = results(operation, layer, inputs, weights, backend="triton")
+        expected = results(fused, layer, inputs, weights)
+        assert all(torch.equal(found[k], expected[k]) for k in expected)
 
     def test_nothing_is_kept_without_gradients(self, states_written):
         written = states_written(recompute)
@@ -216,6 +229,17 @@ class TestGpu:
             assert max(off.values()) < 10 * FP32_ERROR, off
             again = results(fused, layer, on_gpu, [w.cuda() for w in weights], piece=piece)
             assert all(torch.equal(found[k], again[k]) for k in found)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_layer_takes_it(self, dtype):
+        """Layer, operation and the function itself: the same bits."""
+        layer = make_layer(64, 16).cuda()
+        inputs, weights = make_inputs(layer, 2, 300, device="cuda")
+        weights = [w.cuda() for w in weights]
+        expected = results(fused, layer, inputs, weights, dtype=dtype)
+        for run in (operation, composed):
+            found = results(run, layer, inputs, weights, dtype=dtype)
+            assert all(torch.equal(found[k], expected[k]) for k in expected)
 
     def test_bf16(self):
         layer = make_layer(128, 16)

@@ -8,9 +8,10 @@
 either pyrimidine as the third bases of many codons are, on either strand among random bases. In copies that training never
 saw, transitions of fixed bases should look worse than transitions of free ones. It gives the AUROC of each window and strand.
 
-`score` reads only places and bases of the variants: ratios of every context, forward and on both strands, with seconds, and
-differences of embeddings. `report` opens the labels: loss of function against the rest, ROC AUC with bootstrap intervals over
-variants, beside phyloP, simple rules and an order-12 Markov model, and for missense and splice-region variants alone.
+`score` reads only places and bases of the variants: ratios of every context, forward and on both strands, with seconds (and
+how far two of them lie from reading both alleles whole, and how long that takes), and differences of embeddings. `report`
+opens the labels: loss of function against the rest, ROC AUC with bootstrap intervals over variants, beside phyloP, simple
+rules and an order-12 Markov model, and for missense and splice-region variants alone.
 """
 
 from __future__ import annotations
@@ -219,6 +220,15 @@ def score(
             row = {"context": 1 << power, "strand": strand, "variants": len(found), "window": WINDOW}
             row |= {"least_context": min(contexts), "most_context": max(contexts), "seconds": f"{seconds:.2f}"}
             row |= {"peak_gib": f"{torch.cuda.max_memory_allocated() / 2**30:.2f}" if device == "cuda" else ""}
+            row |= {"whole_difference": "", "whole_seconds_each": ""}
+            if strand == "forward":
+                start = time.perf_counter()
+                apart = [
+                    abs(whole(model, reference, *pair) - pair[1].ratio)
+                    for pair in zip(variants, found[:2], strict=False)
+                ]
+                row |= {"whole_difference": f"{max(apart):.1e}"}
+                row |= {"whole_seconds_each": f"{(time.perf_counter() - start) / len(apart):.3f}"}
             rows.append(row | {"model": Path(run).name, "weights_sha256": weights_hash(model)} | where)
             print(row, flush=True)
             # Whole after every context, should the call end early.
@@ -227,6 +237,18 @@ def score(
     start = time.perf_counter()
     np.savez(out / "brca1_embeddings.npz", difference=embedded(model, reference, variants))
     print(f"embeddings: {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def whole(model: Any, genome: Genome, one: Site, score: Any) -> float:
+    """The ratio on the forward strand from reading both alleles whole, from the same base on."""
+    ids = genome.fetch(one.record, one.start - score.forward.context, one.start + score.forward.bases)
+    changed = ids.copy()
+    changed[score.forward.context] = genome.codec.encode(one.alternative)[0]
+    both = [
+        mba.log_likelihood(model, row.astype(np.int64)).per_base[0, -score.forward.bases :].sum()
+        for row in (ids, changed)
+    ]
+    return float(both[1] - both[0])
 
 
 def embedded(model: Any, genome: Genome, variants: Sequence[Site]) -> NDArray[np.float32]:

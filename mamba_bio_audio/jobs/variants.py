@@ -324,7 +324,9 @@ def _header(options: VariantsOptions, settings: dict[str, Any], model: Any) -> l
         "genome": options.genome.name,
         **{key: settings[key] for key in ("context", "window", "strand", "precision")},
     }
-    values = ",".join(f'{key}="{printable(value)}"' for key, value in made.items())
+    # A quotation mark would end the value.
+    shown = {key: printable(value).replace('"', "'") for key, value in made.items()}
+    values = ",".join(f'{key}="{value}"' for key, value in shown.items())
     said = about(model)
     # What the model's card says it reaches, on variants of BRCA1 among others.
     measured = said.measured if said is not None else ()

@@ -21,7 +21,7 @@ CALLS = {
 }  # fmt: skip
 METHODS = {"read_pickle", "to_pickle", "load_from_checkpoint"}
 # Registries, which import the modules of this package by names that its own folders or lists hold.
-REGISTRIES = {"cli/adapter.py", "layers/contract.py", "pipelines/domains.py"}
+REGISTRIES = {"__init__.py", "cli/adapter.py", "layers/contract.py", "pipelines/domains.py"}
 # Keywords that switch it on.
 KEYWORDS = {"weights_only": False, "allow_pickle": True, "trust_remote_code": True, "shell": True}
 

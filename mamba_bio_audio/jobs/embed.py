@@ -42,7 +42,9 @@ class EmbedOptions(Options):
     strand: Literal["forward", "reverse", "both"] = Field(
         "forward", description="Strand of DNA to read; both: the mean of the two, at the same bases."
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is faster on a GPU and less exact.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of the model; bf16 is faster on a GPU and less exact."
+    )
     chunk: int | None = Field(
         None, ge=1, description="Symbols read at once; does not change results. Default: by device."
     )

@@ -43,7 +43,9 @@ class ScoreOptions(Options):
         description="With --regions: read only so many bases before each; default: the record from its start.",
     )
     bin: int = Field(1, ge=1, description="Bases (samples of audio) per entry of the track, which is their mean.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is faster on a GPU and less exact.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of the model; bf16 is faster on a GPU and less exact."
+    )
     chunk: int | None = Field(
         None, ge=1, description="Symbols read at once, which sets the memory used; default: by the device."
     )

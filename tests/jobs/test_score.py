@@ -232,6 +232,27 @@ def test_a_signal_saves_and_exits_with_130(genome, capsys, monkeypatch, number):
     assert "x.bedgraph: already complete" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", ["bw", "tsv"])
+def test_a_signal_while_the_track_is_written(genome, monkeypatch, suffix):
+    from mamba_bio_audio.inference import track_files, tracks
+
+    out, real = f"x.{suffix}", track_files.write_track
+
+    def signalled(*given, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(track_files, "write_track", signalled)
+        assert score("toy.fa", "--out", out) == 130
+    assert not os.path.exists(out)
+    # Everything was scored, and is not scored again.
+    monkeypatch.setattr(tracks, "log_likelihoods", None)
+    assert score("toy.fa", "--out", out, "--resume", "--quiet") == 0
+    assert os.path.exists(out)
+    assert not os.path.exists(f"{out}.part")
+
+
 def test_force_replaces_only_tracks(genome, capsys):
     assert score("toy.fa", "--out", "x.tsv", "--quiet") == 0
     assert score("toy.fa", "--out", "x.tsv", "--quiet") == 2

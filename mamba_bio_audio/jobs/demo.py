@@ -96,9 +96,7 @@ class _Genomes:
         from mamba_bio_audio.pipelines.scores import perplexity
         from mamba_bio_audio.run import packaged, saved
 
-        name = next(iter(packaged.packaged_models()), None)
-        if name is None:
-            return None
+        name = next(iter(packaged.packaged_models()))
         model: Any = saved.load_language_model(name).to(device)
         found = packaged.about(model)
         assert found is not None

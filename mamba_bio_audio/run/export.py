@@ -193,6 +193,7 @@ def model_card(model: LanguageModel | Classifier) -> str:
         "",
         "```python",
         "import mamba_bio_audio as mba",
+        "",
         f'model = mba.load("{name}")',
         "```",
         "",
@@ -203,6 +204,7 @@ def model_card(model: LanguageModel | Classifier) -> str:
         lines += [
             "```python",
             "from transformers import MambaForCausalLM",
+            "",
             'model = MambaForCausalLM.from_pretrained("FOLDER")',
             "```",
             "",

@@ -1,6 +1,7 @@
 """The demo, shortened; its full run is what `make demo` does."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.jobs.evaluate_results import LikelihoodResult
 from mamba_bio_audio.jobs.sample import SampleResult
 from mamba_bio_audio.pipelines.scores import LikelihoodNotes, Scores
+from mamba_bio_audio.run.packaged import packaged_models
 
 
 @pytest.mark.slow
@@ -20,6 +22,14 @@ def test_demo_learns_and_leaves_everything(tmp_path, capsys):
     captured = capsys.readouterr()
     assert not stop.value.code, captured.err
     assert "Try next" in captured.out
+    # A model that needs no training comes first.
+    name = next(iter(packaged_models()))
+    first, second = captured.err.index(f"{name}, a packaged model"), captured.err.index("1/4")
+    assert first < second
+    (shown,) = re.findall(r"a sample: (\w+)\n.*human (\d\.\d+), p_falciparum", captured.err)
+    assert set(shown[0]) <= set("ACGT")
+    assert len(shown[0]) == 60
+    assert float(shown[1]) < 3.5
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "samples.fa").read_text().count(">") == 3
     result = json.loads((out / "evaluate-test.json").read_text())
@@ -66,6 +76,7 @@ def test_a_demo_checks_its_settings_before_it_says_that_it_trains(tmp_path, caps
 def test_a_demo_that_is_stopped_while_it_samples_ends_so(tmp_path, monkeypatch, capsys):
     out = tmp_path / "demo"
     out.mkdir()
+    monkeypatch.setattr("mamba_bio_audio.jobs.demo._Genomes.show_packaged", lambda demo, device: None)
     monkeypatch.setattr("mamba_bio_audio.run.train.train", lambda *given: SimpleNamespace(stopped_by=None, unit="base"))
     found = LikelihoodResult(
         weights="best", split="test", length=8, scored=1, model=Scores.of(1.0), beside=LikelihoodNotes()

@@ -199,4 +199,6 @@ def test_packaged_models_are_small_and_whole():
         assert found is not None
         assert found.name == name
         assert found.use == "research use only"
-        assert model_card(model) == (folder / "README.md").read_text()
+        # But for the version that wrote it.
+        cards = (model_card(model), (folder / "README.md").read_text())
+        assert len({re.sub(r"mamba-bio-audio [\w.]+", "", card).strip() for card in cards}) == 1

@@ -99,6 +99,17 @@ def test_operator_gradients_are_those_of_the_operation():
         torch.testing.assert_close(a, e, rtol=0, atol=0)
 
 
+def test_what_a_result_does_not_depend_on_has_a_gradient_of_zeros():
+    """The stream of a norm does not depend on the weight, nor the last state of a scan on C, D and z."""
+    x, weight, residual = normal(B, L, D), normal(D), normal(B, L, D)
+    _, stream = OPERATORS.rms_norm(x, weight, residual, 1e-5)
+    assert not torch.autograd.grad(stream.sum(), weight)[0].any()
+    arguments = scan_arguments("cpu")
+    _, state = OPERATORS.selective_scan(*arguments)
+    for gradient in torch.autograd.grad(state.sum(), [arguments[i] for i in (4, 5, 6)]):
+        assert not gradient.any()
+
+
 @pytest.mark.parametrize("selective", [True, False])
 def test_layer_compiles_whole(device, selective):
     """`aot_eager` traces forward and backward as `inductor` does, without a C++ compiler at work in CI."""

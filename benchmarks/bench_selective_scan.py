@@ -27,9 +27,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mamba_bio_audio.kernels.selective_scan.general_op import kind_of, make_general_plan, selective_scan_general
-from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
-from mamba_bio_audio.kernels.selective_scan.triton_op import Plan, make_plan, selective_scan_triton
+from mamba_bio_audio.kernels.scan.inputs import Plan, ScanInputs, make_plan
+from mamba_bio_audio.kernels.scan.launch import scan_triton
+from mamba_bio_audio.kernels.scan.reference import scan_reference
 from mamba_bio_audio.run.peer import has_peer, peer_scan
 from mamba_bio_audio.run.timing import interleaved, write_rows
 
@@ -50,9 +50,6 @@ SHAPES: dict[str, tuple[str, tuple[int, int, int], float, float]] = {
     "C3": ("complex", (16, 16_384, 128), 1.722, 5.897),
     "L2": ("complex-lti", (8, 8192, 2048), float("nan"), float("nan")),
     "L3": ("complex-lti", (16, 16_384, 128), float("nan"), float("nan")),
-    # Real and selective, by the general kernels.
-    "G2": ("real by general", (8, 8192, 2048), 2.698, 9.718),
-    "G3": ("real by general", (32, 1024, 512), 0.292, 1.230),
     "R2": ("real-lti", (8, 8192, 2048), float("nan"), float("nan")),
 }
 STATES = 16
@@ -69,13 +66,13 @@ BWD_VARIANTS: list[dict[str, Any]] = [
     {"segment": 32},
     {"bwd_unroll": 2},
 ]
-GENERAL_FWD_VARIANTS: list[dict[str, Any]] = [
+OTHER_FWD_VARIANTS: list[dict[str, Any]] = [
     {"fwd_unroll": 2},
     {"group": 16},
     {"far": 0},
     {"fwd_block": 32, "fwd_warps": 1},
 ]
-GENERAL_BWD_VARIANTS: list[dict[str, Any]] = [
+OTHER_BWD_VARIANTS: list[dict[str, Any]] = [
     {"bwd_unroll": 1},
     {"bwd_unroll": 2},
     {"bwd_unroll": 4},
@@ -124,20 +121,12 @@ def inputs(
     }
 
 
-def default_plan(x: dict[str, Tensor], general: bool = False, **changes: Any) -> Plan:
-    batch, length, channels = x["u"].shape
-    states, device = x["A"].shape[1], x["u"].device
-    kind = kind_of(x["dt"], x["A"], x["B"], x["C"], False)
-    if not (general or kind.complex or kind.dt_lti or kind.B_lti or kind.C_lti):
-        return make_plan(batch, length, channels, states, device, **changes)
-    return make_general_plan(batch, length, channels, states, kind, device, **changes)
+def default_plan(x: dict[str, Tensor], **changes: Any) -> Plan:
+    return make_plan(*x["u"].shape, x["A"].shape[1], x["u"].device, ScanInputs(**x).case, **changes)
 
 
-def scan_and_state(plan: Plan | None = None, general: bool = False, **x: Any) -> tuple[Tensor, Tensor]:
-    """Real selective scans by their own kernels unless `general`, the others by the general ones."""
-    if x["A"].ndim == 2 and x["dt"].ndim == 3 and not general:
-        return selective_scan_triton(**x, plan=plan, return_state=True)  # type: ignore[return-value]
-    return selective_scan_general(**x, plan=plan)
+def scan_and_state(plan: Plan | None = None, **x: Any) -> tuple[Tensor, Tensor]:
+    return scan_triton(ScanInputs(**x), plan)
 
 
 def peer_inputs(x: dict[str, Tensor]) -> dict[str, Any]:
@@ -183,7 +172,6 @@ def check(quick: bool = False) -> list[str]:
         ("real", (1, 65, 33), 64, torch.float32, {}, {}),
         ("real", (1, 65, 16), 256, torch.float32, {}, {}),
         ("complex", (1, 517, 128), 16, torch.float32, {"chunks": 4}, {"reset": True}),
-        ("real by general", (1, 517, 128), 16, torch.float32, {"chunks": 4}, {"reset": True}),
         ("complex", (2, 300, 96), 16, torch.bfloat16, {}, {}),
         ("complex", (2, 130, 64), 16, torch.float32, {}, {"precise": True}),
         ("complex", (1, 65, 16), 256, torch.float32, {}, {}),
@@ -196,8 +184,7 @@ def check(quick: bool = False) -> list[str]:
         x["h0"] = torch.randn(batch, *x["A"].shape, device="cuda")
         reset = torch.rand(batch, length, device="cuda") < 0.05 if flags.get("reset") else None
         precise = flags.get("precise", False)
-        general = kind.endswith("general")
-        plan = default_plan(x, general, **plan_changes)
+        plan = default_plan(x, **plan_changes)
         g_out = torch.randn(batch, length, channels, device="cuda").to(dtype)
         g_h = torch.randn_like(x["h0"])
         found = []
@@ -206,9 +193,9 @@ def check(quick: bool = False) -> list[str]:
                 k: (v.double() if run == "fp64" else v).clone().requires_grad_() for k, v in x.items()
             }
             if run in ("triton", "again"):
-                out = scan_and_state(plan, general, **leaf, reset=reset, precise=precise)
+                out = scan_and_state(plan, **leaf, reset=reset, precise=precise)
             else:
-                out = selective_scan_ref(**leaf, reset=reset, precise=precise)
+                out = scan_reference(ScanInputs(**leaf, reset=reset, precise=precise))
             loss = (out[0].double() * g_out.double()).sum() + (out[1].double() * g_h.double()).sum()
             found.append([*(o.detach() for o in out), *torch.autograd.grad(loss, list(leaf.values()))])
         names = ["out", "hT", *x]
@@ -245,8 +232,8 @@ def calls(run: Callable[..., Tensor], x: dict[str, Any], mode: str) -> Callable[
     return lambda: torch.autograd.grad(out, list(leaf.values()), g, retain_graph=True)
 
 
-def scan(plan: Plan | None = None, general: bool = False, **x: Any) -> Tensor:
-    return scan_and_state(plan, general, **x)[0]
+def scan(plan: Plan | None = None, **x: Any) -> Tensor:
+    return scan_and_state(plan, **x)[0]
 
 
 def main() -> None:
@@ -271,7 +258,7 @@ def main() -> None:
             kind, shape, _, _ = SHAPES[name]
             x = inputs(kind, *shape, STATES, torch.bfloat16)
             leaf = {k: v.detach().requires_grad_() for k, v in x.items()}
-            out = scan(general=kind.endswith("general"), **leaf)
+            out = scan(**leaf)
             torch.autograd.grad(out, list(leaf.values()), torch.randn_like(out))
             torch.cuda.synchronize()
         return
@@ -306,18 +293,17 @@ def main() -> None:
     for name in names:
         kind, shape, *recorded = SHAPES[name]
         x = inputs(kind, *shape, STATES, torch.bfloat16)
-        general = kind.endswith("general")
         jobs: list[tuple[str, dict[str, Any]]] = [("forward", {}), ("backward", {})]
         if args.sweep:
             forward, backward = (
-                (FWD_VARIANTS[1:], BWD_VARIANTS[1:]) if kind == "real" else (GENERAL_FWD_VARIANTS, GENERAL_BWD_VARIANTS)
+                (FWD_VARIANTS[1:], BWD_VARIANTS[1:]) if kind == "real" else (OTHER_FWD_VARIANTS, OTHER_BWD_VARIANTS)
             )
             jobs += [("forward", v) for v in forward] + [("backward", v) for v in backward]
             jobs += [("forward", {"chunks": k}) for k in CHUNKS.get(name, [])]
             jobs += [("backward", {"bwd_chunks": k}) for k in CHUNKS.get(name, [])]
         for mode, variant in jobs:
             try:
-                ours = calls(partial(scan, default_plan(x, general, **variant), general), x, mode)
+                ours = calls(partial(scan, default_plan(x, **variant)), x, mode)
                 if peer_here and not variant:
                     timing = interleaved(ours, calls(peer_scan, peer_inputs(x), mode), "cuda")
                     assert timing.peer is not None
@@ -332,7 +318,7 @@ def main() -> None:
         if args.profile:
             leaf = {k: v.detach().requires_grad_() for k, v in x.items()}
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
-                out = scan(general=general, **leaf)
+                out = scan(**leaf)
                 torch.autograd.grad(out, list(leaf.values()), torch.ones_like(out))
                 torch.cuda.synchronize()
             events = [e for e in prof.key_averages() if e.device_time_total > 0]

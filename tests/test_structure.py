@@ -85,9 +85,7 @@ def test_no_circle_between_folders():
 
 def test_files_are_short():
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in FILES.items()}
-    # The scan, until its two families are one.
-    scan = "mamba_bio_audio.kernels.selective_scan"
-    assert not {name: count for name, count in lines.items() if count > MOST_LINES and not name.startswith(scan)}
+    assert not {name: count for name, count in lines.items() if count > MOST_LINES}
 
 
 def test_argument_lists_are_short():

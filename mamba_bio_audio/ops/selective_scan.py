@@ -1,36 +1,19 @@
 """The selective scan: the state space recurrence of Mamba, real or complex, selective or time-invariant."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
-from types import ModuleType
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.kernels.selective_scan.blocked import selective_scan_blocked
-from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref
+from mamba_bio_audio.kernels.scan.cpu import scan_torch
+from mamba_bio_audio.kernels.scan.inputs import ScanInputs, unsupported_reason
+from mamba_bio_audio.kernels.scan.reference import scan_reference
 from mamba_bio_audio.ops.calls import check, check_reset, choose, shape_of, tracing
-from mamba_bio_audio.ops.operators import register, state_dtype
-
-
-class ScanInputs(NamedTuple):
-    """What a scan is computed from: arguments of the operator `mamba_bio_audio::selective_scan` and of every path."""
-
-    u: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    dt_bias: Tensor | None
-    h0: Tensor | None
-    reset: Tensor | None
-    dt_softplus: bool
-    exact_zoh: bool
-    precise: bool
+from mamba_bio_audio.ops.operators import register
 
 
 @overload
@@ -110,34 +93,19 @@ def _scan(inputs: ScanInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
     if tracing(backend):
         with torch.autocast(kind, enabled=False):
             return _operator(*inputs)  # type: ignore[no-any-return]
-    choice = choose("selective_scan", backend, inputs.u, lambda: _unsupported(inputs))
-    run = selective_scan_ref if choice == "reference" else selective_scan_blocked
-    arguments = inputs._asdict()
-    if choice == "triton":
-        # Real and selective has kernels of its own, faster ones.
-        special, general = _kernels()
-        run = general.selective_scan_general
-        if special.supports(*inputs[:5], exact_zoh=inputs.exact_zoh):
-            run = special.selective_scan_triton
-            arguments["return_state"] = True
+    choice = choose("selective_scan", backend, inputs.u, lambda: unsupported_reason(inputs))
     # State and sums stay in fp32 under autocast, in every backend.
     with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-        return run(**arguments)
-
-
-def _unsupported(inputs: ScanInputs) -> str | None:
-    """Why the kernels cannot run this call, or None where they can."""
-    # The state is fp64 where any input is, and the kernels have none.
-    if any(t is not None and t.dtype == torch.float64 for t in (inputs.D, inputs.z, inputs.dt_bias, inputs.h0)):
-        return "float64 D, z, dt_bias or h0"
-    return _kernels()[1].unsupported_reason(*inputs[:5])  # type: ignore[no-any-return]
+        return _run(choice)(inputs)
 
 
 @cache
-def _kernels() -> tuple[ModuleType, ModuleType]:
-    from mamba_bio_audio.kernels.selective_scan import general_op, triton_op
+def _run(choice: str) -> Callable[[ScanInputs], tuple[Tensor, Tensor]]:
+    if choice == "triton":
+        from mamba_bio_audio.kernels.scan.launch import scan_triton
 
-    return triton_op, general_op
+        return scan_triton
+    return scan_reference if choice == "reference" else scan_torch
 
 
 def _check(inputs: ScanInputs) -> None:
@@ -167,7 +135,7 @@ def _check(inputs: ScanInputs) -> None:
 
 def _fake(*inputs: Any) -> tuple[Tensor, Tensor]:
     u, _, A, *_ = inputs
-    return u.new_empty(u.shape), A.new_empty((u.shape[0], *A.shape), dtype=state_dtype(*inputs))
+    return u.new_empty(u.shape), A.new_empty((u.shape[0], *A.shape), dtype=ScanInputs(*inputs).state_dtype)
 
 
 _operator = register(

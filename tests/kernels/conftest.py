@@ -95,11 +95,11 @@ def run_interpreted(request: pytest.FixtureRequest) -> Callable[[], None]:
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """A device that an H100 seems to be: 132 multiprocessors, compute capability 9.0. Nothing can lie on it."""
     pytest.importorskip("triton")
-    from mamba_bio_audio.kernels.selective_scan import general_op, triton_op
+    from mamba_bio_audio.kernels.scan import inputs
 
     properties = SimpleNamespace(multi_processor_count=132, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    caches = (triton_op._schedulers, triton_op.make_plan, general_op.make_general_plan)
+    caches = (inputs.schedulers, inputs.make_plan)
     for cached in caches:
         cached.cache_clear()
     yield torch.device("cuda", 0)
@@ -161,7 +161,8 @@ class LaunchScan:
 
     def __call__(self, kind: str, shape: tuple[int, int, int, int]) -> tuple[Any, list[Launch], list[Launch]]:
         """`shape` is batch, length, channels, states."""
-        from mamba_bio_audio.kernels.selective_scan import general_op, triton_op
+        from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan
+        from mamba_bio_audio.kernels.scan.launch import scan_triton
 
         is_complex, fixed, exact = self.kinds[kind]
         batch, length, channels, states = shape
@@ -174,26 +175,22 @@ class LaunchScan:
             meta(channels, states, *parts) if fixed else meta(batch, length, states, *parts, dtype=torch.bfloat16)
             for _ in "BC"
         ]
-        inputs: dict[str, Any] = {
-            "u": meta(batch, length, channels, dtype=torch.bfloat16),
-            "dt": meta(channels) if fixed else meta(batch, length, channels, dtype=torch.bfloat16),
-            "A": meta(channels, states, *parts),
-            "B": maps[0],
-            "C": maps[1],
-            "D": meta(channels),
-            "z": meta(batch, length, 2 * channels, dtype=torch.bfloat16)[..., channels:],
-            "dt_bias": meta(channels),
-        }
+        inputs = ScanInputs(
+            u=meta(batch, length, channels, dtype=torch.bfloat16),
+            dt=meta(channels) if fixed else meta(batch, length, channels, dtype=torch.bfloat16),
+            A=meta(channels, states, *parts),
+            B=maps[0],
+            C=maps[1],
+            D=meta(channels),
+            z=meta(batch, length, 2 * channels, dtype=torch.bfloat16)[..., channels:],
+            dt_bias=meta(channels),
+            exact_zoh=exact,
+        )
         self.launches.clear()
-        if kind == "real selective":
-            plan = triton_op.make_plan(*shape, self.device)
-            out: Any = triton_op.selective_scan_triton(**inputs, plan=plan)
-        else:
-            which = general_op.kind_of(inputs["dt"], inputs["A"], inputs["B"], inputs["C"], exact)
-            plan = general_op.make_general_plan(*shape, which, self.device)
-            out, _ = general_op.selective_scan_general(**inputs, exact_zoh=exact, plan=plan)
+        plan = make_plan(*shape, self.device, inputs.case)
+        out, _ = scan_triton(inputs, plan)
         forward = list(self.launches)
-        torch.autograd.grad(out, list(inputs.values()), torch.empty_like(out))
+        torch.autograd.grad(out, [t for t in inputs.tensors if t is not None], torch.empty_like(out))
         return plan, forward, self.launches[len(forward) :]
 
 

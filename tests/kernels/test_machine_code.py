@@ -10,7 +10,7 @@ import torch
 
 from mamba_bio_audio.kernels.conv import gpu as conv
 from mamba_bio_audio.kernels.norm.gpu import norm_triton
-from mamba_bio_audio.kernels.selective_scan.split_bc import split_bc
+from mamba_bio_audio.kernels.scan.split_bc import split_bc
 
 pytestmark = [
     pytest.mark.slow,

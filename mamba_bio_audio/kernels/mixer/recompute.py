@@ -22,14 +22,9 @@ from torch import Tensor
 from mamba_bio_audio.kernels.conv.gpu import conv_backward, conv_forward
 from mamba_bio_audio.kernels.conv.tail import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
-from mamba_bio_audio.kernels.selective_scan.split_bc import split_bc
-from mamba_bio_audio.kernels.selective_scan.triton_op import (
-    MAX_STATES,
-    ScanCall,
-    make_plan,
-    scan_backward,
-    scan_forward,
-)
+from mamba_bio_audio.kernels.scan.inputs import MAX_STATES, Case, make_plan
+from mamba_bio_audio.kernels.scan.launch import ScanCall, scan_backward, scan_forward
+from mamba_bio_audio.kernels.scan.split_bc import split_bc
 
 # Positions (B times steps) that are computed again at once, and how many inner channels of them where those are few.
 _PIECE = 1 << 18
@@ -89,7 +84,7 @@ class _Cast(NamedTuple):
     x_proj: Tensor  # (P + 2 N, E), P >= R rows of delta, those beyond R zero
     dt_proj: Tensor  # (E, P), likewise
     dt_bias: Tensor  # fp32
-    A: Tensor  # (N, E) fp32, negative
+    A: Tensor  # (1, N, E) fp32, negative
     D: Tensor  # fp32
     out_proj: Tensor
     out_bias: Tensor | None
@@ -112,7 +107,7 @@ def _cast(weights: MixerWeights, dtype: torch.dtype) -> _Cast:
         x_proj=x_proj,
         dt_proj=dt_proj,
         dt_bias=w.dt_bias.float(),
-        A=torch.exp(w.A_log.float().t().contiguous()).neg_(),
+        A=torch.exp(w.A_log.float().t().contiguous()).neg_().unsqueeze(0),
         D=w.D.float(),
         out_proj=w.out_proj.to(dtype),
         out_bias=None if w.out_bias is None else w.out_bias.to(dtype),
@@ -133,7 +128,7 @@ def _make_piece(
 ) -> _Piece:
     """Everything up to the scan; `projected` is x_proj(u) where it is already known."""
     batch, length, _ = x.shape
-    inner, rank, states = w.out_proj.shape[1], w.dt_proj.shape[1], w.A.shape[0]
+    inner, rank, states = w.out_proj.shape[1], w.dt_proj.shape[1], w.A.shape[1]
     xz = F.linear(x, w.in_proj, w.in_bias)
     u = conv_forward(xz[..., :inner], w.conv, w.conv_bias, tail, reset, True)
     if projected is None:
@@ -149,8 +144,7 @@ def _make_piece(
         skip=w.D,
         bias=w.dt_bias,
         reset=reset,
-        softplus=True,
-        precise=settings.precise,
+        case=Case(precise=settings.precise, skip=True, gate=True, bias=True, reset=reset is not None),
         plan=make_plan(batch, length, inner, states, x.device, segment=settings.segment),
     )
     return _Piece(xz, u, projected, call)
@@ -187,7 +181,7 @@ class _MixerFn(torch.autograd.Function):
         inner, width = w.out_proj.shape[1], w.conv.shape[0]
         flags = None if reset is None else reset.contiguous().view(torch.uint8)
         start = None if tail is None else tail.to(settings.dtype).contiguous()
-        h = None if h0 is None else h0.float().transpose(1, 2).contiguous()
+        h = None if h0 is None else h0.float().transpose(1, 2).contiguous()  # as planes, of which a real scan has one
         spans = _spans(batch, length, settings)
         ys = []
         kept: list[Tensor | None] = []
@@ -207,7 +201,7 @@ class _MixerFn(torch.autograd.Function):
             ctx.settings, ctx.pieces = settings, len(spans)
             ctx.dtypes = tuple(None if t is None else t.dtype for t in (tail, h0))
         ctx.set_materialize_grads(False)
-        return ys[0] if len(ys) == 1 else torch.cat(ys, dim=1), start, h.transpose(1, 2)
+        return ys[0] if len(ys) == 1 else torch.cat(ys, dim=1), start, h.view(batch, -1, inner).transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -227,7 +221,7 @@ def _backward(ctx: Any, g_y: Tensor | None, g_tail: Tensor | None, g_h: Tensor |
     if g_y is None:
         g_y = torch.zeros(batch, length, channels, dtype=settings.dtype, device=x.device)
     g_y = g_y.to(settings.dtype)
-    g_h = None if g_h is None else g_h.float().transpose(1, 2).contiguous()
+    g_h = None if g_h is None else g_h.float()
     flags = None if reset is None else reset.contiguous().view(torch.uint8)
     dx = torch.empty_like(x)
     sums = _Sums()
@@ -259,7 +253,7 @@ def _backward(ctx: Any, g_y: Tensor | None, g_tail: Tensor | None, g_h: Tensor |
     return (
         dx.to(ctx.x_dtype),
         None if not need_tail or g_tail is None else g_tail.to(ctx.dtypes[0]),
-        None if not need_h0 or g_h is None else g_h.transpose(1, 2).to(ctx.dtypes[1]),
+        None if not need_h0 or g_h is None else g_h.to(ctx.dtypes[1]),
         None,
         total["in_proj"].to(weights.in_proj.dtype),
         None if weights.in_bias is None else total["in_bias"].to(weights.in_bias.dtype),
@@ -269,7 +263,7 @@ def _backward(ctx: Any, g_y: Tensor | None, g_tail: Tensor | None, g_h: Tensor |
         total["dt_proj"][:, :rank].to(weights.dt_proj.dtype),
         total["dt_bias"].to(weights.dt_bias.dtype),
         # A = -exp(A_log), so dA/dA_log = A.
-        (total["A"] * w.A.t()).to(weights.A_log.dtype),
+        (total["A"] * w.A[0].t()).to(weights.A_log.dtype),
         total["D"].to(weights.D.dtype),
         total["out_proj"].to(weights.out_proj.dtype),
         None if weights.out_bias is None else total["out_bias"].to(weights.out_bias.dtype),
@@ -306,7 +300,7 @@ def _piece_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Writes dx (B, T, M), adds the weights' gradients to `sums`, gives those of the tail and the state before it.
 
-    `g_tail` (B, W - 1, E) and `g_h` (B, N, E) are the gradients of the tail and state after the piece.
+    `g_tail` (B, W - 1, E) and `g_h` (B, E, N) are the gradients of the tail and state after the piece.
     """
     length = x.shape[1]
     inner, rank, width = w.out_proj.shape[1], w.dt_proj.shape[1], w.conv.shape[0]
@@ -318,7 +312,16 @@ def _piece_backward(
     d_rank, dBC = d_projected[..., :rank], d_projected[..., rank:]
     narrow = projected.dtype == torch.bfloat16
     g = scan_backward(
-        piece.scan, states, out, g_h, need_h0, dz=dxz[..., inner:], out=out, ddt=piece.scan.dt, dBC=dBC, narrow=narrow
+        piece.scan,
+        states,
+        out,
+        None if g_h is None else g_h.transpose(1, 2).contiguous(),
+        need_h0,
+        dz=dxz[..., inner:],
+        out=out,
+        ddt=piece.scan.dt,
+        dBC=dBC,
+        narrow=(narrow, narrow),
     )
     torch.mm(g.dt.view(-1, inner), w.dt_proj, out=d_rank.view(-1, rank))
     sums.add(

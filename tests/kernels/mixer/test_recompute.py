@@ -11,7 +11,7 @@ triton = pytest.importorskip("triton")
 from mamba_bio_audio import ops  # noqa: E402
 from mamba_bio_audio.kernels.mixer import recompute  # noqa: E402
 from mamba_bio_audio.kernels.mixer.recompute import MixerWeights, mixer_triton, unsupported_reason  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.split_bc import split_bc  # noqa: E402
+from mamba_bio_audio.kernels.scan.split_bc import split_bc  # noqa: E402
 from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
 from mamba_bio_audio.layers.mamba import MambaLayer, MambaState  # noqa: E402
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_bio_audio.kernels.scan.inputs import ScanInputs
+
 # expm1(x) / x is summed as a series below this |x|: there the closed form and its derivative cancel.
 _SERIES_BELOW = 0.5
 _SERIES_TERMS = 16
@@ -32,25 +34,10 @@ def expm1_ratio(x: Tensor) -> Tensor:
     return torch.where(small, series, torch.expm1(far) / far)
 
 
-def selective_scan_ref(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    *,
-    dt_softplus: bool = True,
-    h0: Tensor | None = None,
-    reset: Tensor | None = None,
-    exact_zoh: bool = False,
-    precise: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Returns (out (B, L, D) in u.dtype, final state (B, D, N[, 2]) in fp32 or fp64)."""
-    floats = [t for t in (u, dt, A, B, C, D, z, dt_bias, h0) if t is not None]
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in floats) else torch.float32
+def scan_reference(s: ScanInputs) -> tuple[Tensor, Tensor]:
+    """(out (B, L, D) in u.dtype, final state (B, D, N[, 2]) in fp32 or fp64)."""
+    u, dt, A, B, C = s.u, s.dt, s.A, s.B, s.C
+    dtype = s.state_dtype
     out_dtype = u.dtype
     is_complex = A.ndim == 3
     batch, length, channels = u.shape
@@ -61,30 +48,30 @@ def selective_scan_ref(
     A, B, C = number(A), number(B), number(C)
     u = u.to(dtype)
     dt = dt.to(dtype)
-    if dt_bias is not None:
-        dt = dt + dt_bias.to(dtype)
-    if dt_softplus:
+    if s.dt_bias is not None:
+        dt = dt + s.dt_bias.to(dtype)
+    if s.dt_softplus:
         dt = F.softplus(dt, threshold=20.0)
     dt = dt.expand(batch, length, channels)
 
-    h = torch.zeros(batch, *A.shape, dtype=A.dtype, device=u.device) if h0 is None else number(h0)
+    h = torch.zeros(batch, *A.shape, dtype=A.dtype, device=u.device) if s.h0 is None else number(s.h0)
     ys = []
     for t in range(length):
-        if reset is not None:
-            h = torch.where(reset[:, t, None, None], torch.zeros_like(h), h)
+        if s.reset is not None:
+            h = torch.where(s.reset[:, t, None, None], torch.zeros_like(h), h)
         dt_t = dt[:, t, :, None]  # (B, D, 1)
         B_t = B[:, t, None, :] if B.ndim == 3 else B  # (B, 1, N) or (D, N)
         C_t = C[:, t, None, :] if C.ndim == 3 else C
         b = dt_t * B_t * u[:, t, :, None]
-        if exact_zoh:
+        if s.exact_zoh:
             b = b * expm1_ratio(dt_t * A)
-        h = h + (torch.expm1(dt_t * A) * h + b) if precise else torch.exp(dt_t * A) * h + b
+        h = h + (torch.expm1(dt_t * A) * h + b) if s.precise else torch.exp(dt_t * A) * h + b
         y = (C_t * h).sum(-1)
         ys.append(2 * y.real if is_complex else y)
     out = torch.stack(ys, dim=1)
-    if D is not None:
-        out = out + D.to(dtype) * u
-    if z is not None:
-        out = out * F.silu(z.to(dtype))
+    if s.D is not None:
+        out = out + s.D.to(dtype) * u
+    if s.z is not None:
+        out = out * F.silu(s.z.to(dtype))
     state = torch.view_as_real(h) if is_complex else h
     return out.to(out_dtype), state

@@ -1,4 +1,4 @@
-"""The Triton selective scan against the fp64 oracle, in Triton's interpreter and on a GPU.
+"""The Triton scan, real and selective, against the fp64 oracle, in Triton's interpreter and on a GPU.
 
 The interpreter must be switched on before Triton is imported, so this file runs itself once more in a process with
 TRITON_INTERPRET=1; there the tests of class TestInterpreted run, here the rest.
@@ -13,20 +13,18 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from mamba_bio_audio.kernels.selective_scan import triton_op  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.triton_fwd import softplus  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.triton_op import (  # noqa: E402
+from mamba_bio_audio.kernels.scan import launch  # noqa: E402
+from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan  # noqa: E402
+from mamba_bio_audio.kernels.scan.launch import (  # noqa: E402
     MAX_ROW_STRIDE,
-    ScanCall,
     blocks_at_once,
-    make_plan,
-    selective_scan_triton,
-    supports,
-    unsupported_reason,
+    chunk_starts,
+    prepared,
+    rows_of,
+    scan_triton,
 )
-from mamba_bio_audio.kernels.selective_scan.triton_op import _chunk_starts as chunk_starts  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.triton_op import _rows as contiguous_rows  # noqa: E402
+from mamba_bio_audio.kernels.scan.parts import softplus  # noqa: E402
+from mamba_bio_audio.kernels.scan.reference import scan_reference  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -64,6 +62,14 @@ def make_inputs(batch, length, channels, states, dtype=torch.float32, leave_out=
     return {k: v.to(device) for k, v in inputs.items() if k not in leave_out}
 
 
+def triton_scan(plan=None, **x):
+    return scan_triton(ScanInputs(**x), plan)
+
+
+def oracle(**x):
+    return scan_reference(ScanInputs(**x))
+
+
 def results(function, inputs, *, as_double=False, h_weight=True, **options):
     """Output, last state and all gradients, by name."""
     reset = inputs.get("reset")
@@ -88,13 +94,13 @@ def errors(found, expected):
 
 def check(inputs, *, plan=None, ratio=BF16_ERROR_RATIO_TRUNCATED, **options):
     """Compares with the oracle: fp32 to FP32_ERROR, bf16 to `ratio` times what rounding alone costs."""
-    found = results(selective_scan_triton, inputs, return_state=True, plan=plan, **options)
-    exact = results(selective_scan_ref, inputs, as_double=True, **options)
+    found = results(triton_scan, inputs, plan=plan, **options)
+    exact = results(oracle, inputs, as_double=True, **options)
     off = errors(found, exact)
     if inputs["u"].dtype == torch.float32:
         assert max(off.values()) < FP32_ERROR, off
     else:
-        rounded = errors(results(selective_scan_ref, inputs, **options), exact)
+        rounded = errors(results(oracle, inputs, **options), exact)
         limit = {k: ratio * rounded[k] + BF16_SUM_ERROR.get(k, FP32_ERROR) for k in off}
         above = {k: (off[k], limit[k]) for k in off if not off[k] <= limit[k]}
         assert not above, above
@@ -190,8 +196,8 @@ class TestInterpreted:
     def test_rows_of_a_larger_tensor(self):
         inputs = make_inputs(1, 19, 8, 4)
         u, z = torch.cat([inputs["u"], inputs["z"]], dim=-1).chunk(2, dim=-1)
-        found = selective_scan_triton(**{**inputs, "u": u, "z": z})
-        assert torch.equal(found, selective_scan_triton(**inputs))
+        found, _ = triton_scan(**{**inputs, "u": u, "z": z})
+        assert torch.equal(found, triton_scan(**inputs)[0])
 
     def test_rows_more_than_2_to_31_elements_apart(self):
         """Of 2^32 elements, of which the system gives only the touched pages."""
@@ -205,21 +211,18 @@ class TestInterpreted:
         plan = plan_for(inputs, chunks=2, bwd_chunks=2)
         starts = []
         for x in (far, near):
-            call = ScanCall(
-                u=x["u"], dt=x["dt"], z=None, A=x["A"].t().contiguous(), B=x["B"], C=x["C"], skip=x["D"],
-                bias=x["dt_bias"], reset=None, softplus=True, precise=False, plan=plan,
-            )  # fmt: skip
+            call = prepared(ScanInputs(**x), plan)
             starts.append(chunk_starts(call, x["u"], None, 2, plan.bwd_chunk_steps, reverse=True))
         assert torch.equal(*starts)
 
     def test_rows_too_far_apart_are_copied(self):
         rows = torch.empty(2, MAX_ROW_STRIDE + 1, dtype=torch.bfloat16)[None, :, :3]
-        assert contiguous_rows(rows)[0].is_contiguous()
+        assert rows_of(rows)[0].is_contiguous()
 
     def test_empty_batch(self):
         inputs = make_inputs(1, 9, 5, 4)
         inputs = {k: v[:0] if v.ndim == 3 or k == "reset" else v for k, v in inputs.items()}
-        found = results(selective_scan_triton, inputs, return_state=True)
+        found = results(triton_scan, inputs)
         assert found["out"].shape == (0, 9, 5)
         assert not found["dA"].any()
 
@@ -230,44 +233,42 @@ class TestInterpreted:
         outs = []
         for part in (slice(0, 17), slice(17, 40)):
             piece = {k: v[:, part] if v.ndim == 3 or k == "reset" else v for k, v in inputs.items()}
-            out, h = selective_scan_triton(**piece, h0=h, return_state=True)
+            out, h = triton_scan(**piece, h0=h)
             outs.append(out)
-        whole, last = selective_scan_triton(**inputs, h0=make_inputs(1, 40, 5, 4)["h0"], return_state=True)
+        whole, last = triton_scan(**inputs, h0=make_inputs(1, 40, 5, 4)["h0"])
         torch.testing.assert_close(torch.cat(outs, dim=1), whole, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(h, last, rtol=1e-5, atol=1e-5)
 
     def test_zero_dt_freezes_the_state(self):
         inputs = make_inputs(1, 9, 5, 4, leave_out=("dt_bias", "reset"))
-        _, h = selective_scan_triton(
-            **{**inputs, "dt": torch.zeros_like(inputs["dt"])}, dt_softplus=False, return_state=True
-        )
+        _, h = triton_scan(**{**inputs, "dt": torch.zeros_like(inputs["dt"])}, dt_softplus=False)
         assert torch.equal(h, inputs["h0"])
 
     def test_huge_dt_is_finite(self):
         inputs = make_inputs(1, 9, 5, 4)
-        found = results(selective_scan_triton, {**inputs, "dt": inputs["dt"] * 1000}, return_state=True)
+        found = results(triton_scan, {**inputs, "dt": inputs["dt"] * 1000})
         assert all(torch.isfinite(t).all() for t in found.values())
 
     def test_only_the_output_needs_gradients(self):
-        found = results(selective_scan_triton, make_inputs(1, 9, 5, 4), h_weight=False, return_state=True)
-        exact = results(selective_scan_ref, make_inputs(1, 9, 5, 4), h_weight=False, as_double=True)
+        found = results(triton_scan, make_inputs(1, 9, 5, 4), h_weight=False)
+        exact = results(oracle, make_inputs(1, 9, 5, 4), h_weight=False, as_double=True)
         assert max(errors(found, exact).values()) < FP32_ERROR
 
     def test_states_are_saved_only_where_a_backward_may_follow(self, states_written):
-        written = states_written(triton_op)
+        written = states_written(launch)
         inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
-        selective_scan_triton(**inputs)
+        triton_scan(**inputs)
         inputs["A"].requires_grad_()
         with torch.no_grad():
-            selective_scan_triton(**inputs)
-        selective_scan_triton(**inputs).sum().backward()
+            triton_scan(**inputs)
+        triton_scan(**inputs)[0].sum().backward()
         assert written == [False, False, True]
         assert inputs["A"].grad is not None
 
     def test_second_derivative_names_the_way_out(self):
         inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
         u = inputs["u"].requires_grad_()
-        (grad,) = torch.autograd.grad(selective_scan_triton(**inputs).sum(), u, create_graph=True)
+        (grad,) = torch.autograd.grad(triton_scan(**inputs)[0].sum(), u, create_graph=True)
         with pytest.raises(RuntimeError, match='backend="reference"'):
             grad.sum().backward()
 
@@ -276,34 +277,11 @@ def test_a_call_gets_the_plan_of_its_shape(monkeypatch):
     def refuse(*given):
         raise LookupError(given)
 
-    monkeypatch.setattr(triton_op, "make_plan", refuse)
+    monkeypatch.setattr(launch, "make_plan", refuse)
     inputs = make_inputs(2, 7, 5, 3)
     with pytest.raises(LookupError) as asked:
-        selective_scan_triton(**inputs)
-    assert asked.value.args[0] == (2, 7, 5, 3, torch.device("cpu"))
-
-
-class TestSupports:
-    def test_what_it_runs(self):
-        inputs = make_inputs(1, 3, 2, 4)
-        assert supports(*(inputs[k] for k in ("u", "dt", "A", "B", "C")))
-
-    @pytest.mark.parametrize(
-        ("changed", "reason"),
-        [
-            ({"A": torch.zeros(2, 4, 2)}, "complex"),
-            ({"dt": torch.zeros(2)}, "time-invariant"),
-            ({"B": torch.zeros(2, 4)}, "time-invariant"),
-            ({"A": torch.zeros(2, 300)}, "states"),
-            ({"u": torch.zeros(1, 3, 2, dtype=torch.float64)}, "float64"),
-        ],
-    )
-    def test_what_it_refuses(self, changed, reason):
-        inputs = {k: v for k, v in make_inputs(1, 3, 2, 4).items() if k in ("u", "dt", "A", "B", "C")}
-        inputs |= changed
-        assert reason in (unsupported_reason(**inputs) or "")
-        with pytest.raises(NotImplementedError, match=reason):
-            selective_scan_triton(**inputs)
+        triton_scan(**inputs)
+    assert asked.value.args[0] == (2, 7, 5, 3, torch.device("cpu"), ScanInputs(**inputs).case)
 
 
 @pytest.mark.gpu
@@ -318,7 +296,7 @@ class TestGpu:
         inputs = make_inputs(2, length, channels, states, dtype=dtype, device="cuda", memory=30.0)
         plan = plan_for(inputs, chunks=chunks)
         found = check(inputs, plan=plan, ratio=BF16_ERROR_RATIO)
-        again = results(selective_scan_triton, inputs, return_state=True, plan=plan)
+        again = results(triton_scan, inputs, plan=plan)
         assert all(torch.equal(found[k], again[k]) for k in found)
 
     def test_beyond_2_to_31_elements(self):
@@ -328,11 +306,9 @@ class TestGpu:
         short = make_inputs(1, 8, channels, 4, leave_out=("h0", "reset", "z", "dt_bias"), device="cuda")
         B, C = (torch.randn(1, length, 4, device="cuda") for _ in "BC")
         rest = {"A": short["A"], "D": short["D"]}
-        whole = selective_scan_triton(u, u, B=B, C=C, **rest)
+        whole, _ = triton_scan(u=u, dt=u, B=B, C=C, **rest)
         cut = length - tail
-        _, h = selective_scan_triton(
-            u[:, cut - 2000 : cut], u[:, cut - 2000 : cut], B=B[:, cut - 2000 : cut], C=C[:, cut - 2000 : cut],
-            return_state=True, **rest,
-        )  # fmt: skip
-        end = selective_scan_triton(u[:, cut:], u[:, cut:], B=B[:, cut:], C=C[:, cut:], h0=h, **rest)
+        before = slice(cut - 2000, cut)
+        _, h = triton_scan(u=u[:, before], dt=u[:, before], B=B[:, before], C=C[:, before], **rest)
+        end, _ = triton_scan(u=u[:, cut:], dt=u[:, cut:], B=B[:, cut:], C=C[:, cut:], h0=h, **rest)
         torch.testing.assert_close(whole[:, cut:], end, rtol=2e-2, atol=2e-2)

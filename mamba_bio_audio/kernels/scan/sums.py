@@ -10,8 +10,9 @@ where the layout is another one.
 PTX ISA 9.7.14, mma.sync m16n8k8 with .tf32: the operand holds a's rows in lanes / 4, what is summed in lanes % 4.
 """
 
-# Triton code, not Python.
+# Triton code, not Python: tuples grow in unrolled loops.
 # mypy: ignore-errors
+# ruff: noqa: RUF005
 
 import triton
 import triton.language as tl
@@ -242,19 +243,19 @@ def store_state_sums(h, C, g, B, w, index, at, SPLIT: tl.constexpr):
     """Stores sum_n g B, sum_n h C and sum_n w of every channel.
 
     Args:
-        h, g, w: [16 channels, 16 states] fp32. C, B: [16 states] fp32.
+        h, g, w: [16 channels, 16 states] fp32. C, B: [1, 16 states] fp32.
         index: [16, 16] int32, 16 channel + state. at: [16, 16] addresses as int64; those of channel c < 8 and states 0, 4
             and 8 are where the three sums of c go (12 equals 8), those of c + 8 lie 8 elements behind.
         SPLIT: fp32 accuracy; otherwise h, C, g, B and w count with 11 significant bits, g and w rounded, the others cut.
     """
     if SPLIT:
         tl.inline_asm_elementwise(
-            STATES_SPLIT, STATES_CONSTRAINTS, [h, C[None, :], g, B[None, :], w, index, at],
+            STATES_SPLIT, STATES_CONSTRAINTS, [h, C, g, B, w, index, at],
             dtype=tl.int32, is_pure=False, pack=8,
         )  # fmt: skip
     else:
         tl.inline_asm_elementwise(
-            STATES, STATES_CONSTRAINTS, [h, C[None, :], g, B[None, :], w, index, at],
+            STATES, STATES_CONSTRAINTS, [h, C, g, B, w, index, at],
             dtype=tl.int32, is_pure=False, pack=8,
         )  # fmt: skip
 
@@ -324,3 +325,55 @@ def store_channel_sums(x0, v0, x1, v1, index, at, NARROW: tl.constexpr):
             CHANNELS, CHANNELS_CONSTRAINTS, [x0, v0[:, None], x1, v1[:, None], index, at],
             dtype=tl.int32, is_pure=False, pack=8,
         )  # fmt: skip
+
+
+@triton.jit
+def store_rows(p, n, rows, N: tl.constexpr, ROW: tl.constexpr, EVEN_N: tl.constexpr, UNROLL: tl.constexpr):
+    """Writes UNROLL vectors [NP] of consecutive steps, ROW apart, at once: one layout conversion instead of UNROLL."""
+    if UNROLL == 4:
+        both = tl.join(tl.join(rows[0], rows[1]), tl.join(rows[2], rows[3]))  # [NP, low bit, high bit of the step]
+        two = tl.arange(0, 2)
+        step = two[None, :, None] + 2 * two[None, None, :]
+        at = p + n[:, None, None] + step * ROW
+        if EVEN_N:
+            tl.store(at, both)
+        else:
+            tl.store(at, both, mask=(n < N)[:, None, None] & (step >= 0))
+    elif UNROLL == 2:
+        both = tl.join(rows[0], rows[1])  # [NP, step]
+        step = tl.arange(0, 2)[None, :]
+        at = p + n[:, None] + step * ROW
+        if EVEN_N:
+            tl.store(at, both)
+        else:
+            tl.store(at, both, mask=(n < N)[:, None] & (step >= 0))
+    else:
+        for j in tl.static_range(UNROLL):
+            tl.store(p + n + j * ROW, rows[j], mask=n < N)
+
+
+@triton.jit
+def store_map_gradient(
+    p, n, index, xs, vs, j, SIGN: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr, EVEN_N: tl.constexpr,
+    STEPS: tl.constexpr, COMPLEX: tl.constexpr, WARP_SUMS: tl.constexpr,
+):  # fmt: skip
+    """Writes the rows of dB or dC of steps j .. j + STEPS - 1 at p, ROW apart: sums over d of x v, SIGN times that for the
+    second part of a complex row.
+
+    p: with WARP_SUMS, the places that `channel_places` gives. xs: a block's pairs of tiles. vs: its vectors [BD].
+    """
+    NARROW: tl.constexpr = p.dtype.element_ty == tl.bfloat16
+    if WARP_SUMS and COMPLEX:
+        for k in tl.static_range(STEPS):
+            to = (p + k * ROW).to(tl.int64)
+            store_channel_sums(xs[j + k][0], vs[j + k], xs[j + k][1], SIGN * vs[j + k], index, to, NARROW)
+    elif WARP_SUMS and STEPS == 2:
+        store_channel_sums(xs[j][0], vs[j], xs[j + 1][0], vs[j + 1], index, p.to(tl.int64), NARROW)
+    else:
+        rows = ()
+        for k in tl.static_range(STEPS):
+            rows = rows + (tl.sum(xs[j + k][0] * vs[j + k][:, None], axis=0),)
+            if COMPLEX:
+                rows = rows + (SIGN * tl.sum(xs[j + k][1] * vs[j + k][:, None], axis=0),)
+        # The parts of a complex row lie side by side.
+        store_rows(p, n, rows, N, (N if COMPLEX else ROW), EVEN_N, (STEPS * 2 if COMPLEX else STEPS))

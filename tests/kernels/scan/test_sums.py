@@ -1,4 +1,4 @@
-"""The inline PTX of `warp_sums`, run by a small interpreter of 32 lanes: CI has no GPU.
+"""The inline PTX of `sums`, run by a small interpreter of 32 lanes: CI has no GPU.
 
 Registers are uint32 arrays of 32 lanes. Layout of the operands of mma.m16n8k8: PTX ISA, section 9.7.14.
 """
@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from mamba_bio_audio.kernels.selective_scan import warp_sums
+from mamba_bio_audio.kernels.scan import sums
 
 LANE = np.arange(32)
 GROUP, PART = LANE // 4, LANE % 4
@@ -117,7 +117,7 @@ def test_sums_over_states(split, tolerance) -> None:
     B, C = random.standard_normal((2, 16)).astype(np.float32)
     every = np.ones((16, 1), np.float32)
     at = (1000 * np.minimum(np.arange(16) // 4, 2)[None, :] + 4 * np.arange(16)[:, None]).astype(np.uint32)
-    text = (warp_sums.STATES_SPLIT if split else warp_sums.STATES).value
+    text = (sums.STATES_SPLIT if split else sums.STATES).value
     stored = run(text, operands((h, every * C, g, every * B, w)) + tile(at))
     for start, expected in ((0, g @ B), (1000, h @ C), (2000, w.sum(1))):
         found = [stored.pop(start + 4 * d) for d in range(16)]
@@ -136,7 +136,7 @@ def test_product_sums_over_states(pairs, gate, rough) -> None:
     plane = np.where(n % 4 == 0, 1000 * (n // 4 % 2), 2000)
     at = (plane + 4 * (d + n // 8 * 8)).astype(np.uint32)
     products = [(g, B), (w, A)] + [(h, C)] * gate
-    text = getattr(warp_sums, "PRODUCTS" + "_PAIRS" * pairs + "_GATE" * gate + "_ROUGH" * rough).value
+    text = getattr(sums, "PRODUCTS" + "_PAIRS" * pairs + "_GATE" * gate + "_ROUGH" * rough).value
     stored = run(text, operands([x[k] for x_y in products for k in range(parts) for x in x_y]) + tile(at))
     sign = np.array([1, -1])[:parts, None, None]
     for start, (x, y) in zip((0, 1000, 2000), products, strict=False):
@@ -153,7 +153,7 @@ def test_sums_over_channels(narrow) -> None:
     v0, v1 = random.standard_normal((2, 16)).astype(np.float32)
     every, d, n = np.ones((1, 16), np.float32), np.arange(16), np.arange(16)
     at = 4 * ((d % 2 * 16 + d // 4 * 2 + d // 2 % 2)[:, None] + n[None, :]).astype(np.uint32)
-    text = (warp_sums.CHANNELS_NARROW if narrow else warp_sums.CHANNELS).value
+    text = (sums.CHANNELS_NARROW if narrow else sums.CHANNELS).value
     tolerance = 2**-8 if narrow else 1e-5
     stored = run(text, operands((x0, v0[:, None] * every, x1, v1[:, None] * every)) + tile(at))
     np.testing.assert_allclose([stored[4 * i] for i in range(16)], v0 @ x0, rtol=tolerance, atol=1e-5)
@@ -164,7 +164,7 @@ def test_sums_over_channels(narrow) -> None:
 def test_another_layout_gives_nan() -> None:
     tiles = np.ones((6, 16, 16), np.float32)
     at = np.arange(0, 1024, 4).reshape(16, 16).astype(np.uint32)
-    for text, count in ((warp_sums.STATES, 5), (warp_sums.CHANNELS, 4), (warp_sums.PRODUCTS_GATE, 6)):
+    for text, count in ((sums.STATES, 5), (sums.CHANNELS, 4), (sums.PRODUCTS_GATE, 6)):
         stored = run(text.value, operands(tiles[:count], wrong_layout=True) + tile(at))
         # Lane 0 holds index 0 in either; its last register tells.
         assert stored
@@ -174,7 +174,7 @@ def test_another_layout_gives_nan() -> None:
 def test_places_of_sums_over_channels():
     """Lane c < 8 stores state 2 (c >> 2) + (c >> 1 & 1) of step c & 1: each of four states of two steps once."""
     states = np.arange(0, 16, 4)
-    found = warp_sums.channel_places.fn(np.arange(8), states, 100)
+    found = sums.channel_places.fn(np.arange(8), states, 100)
     expected = [[100 * (c & 1) + n + 2 * (c >> 2) + (c >> 1 & 1) for n in states] for c in range(8)]
     assert found.tolist() == expected
     assert sorted(found.flatten()) == [*range(16), *range(100, 116)]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mamba_bio_audio.kernels.selective_scan import blocked
+from mamba_bio_audio.kernels.scan import cpu_blocks
 from mamba_bio_audio.ops import selective_scan
 
 # max |difference| / max |reference|
@@ -211,8 +211,8 @@ def test_torch_equals_reference_on_anything(batch, length, channels, states, is_
 
 def test_torch_walks_groups_and_segments(monkeypatch):
     """Small limits, so that rows fall into several groups and time into several segments."""
-    sizes = blocked._Sizes(fewest=8, most=8, numbers=8 * 15, segment=5 * 16, joins=3)
-    monkeypatch.setattr(blocked, "_CPU_SIZES", sizes)
+    sizes = cpu_blocks._Sizes(fewest=8, most=8, numbers=8 * 15, segment=5 * 16, joins=3)
+    monkeypatch.setattr(cpu_blocks, "_CPU_SIZES", sizes)
     for is_complex in (False, True):
         inputs = make_inputs(batch=3, length=53, is_complex=is_complex)
         assert_close(run(inputs, "torch"), run(inputs, "reference"), TOLERANCE[torch.float64])
@@ -221,7 +221,7 @@ def test_torch_walks_groups_and_segments(monkeypatch):
 @pytest.mark.parametrize("length", [256, 300])
 def test_torch_in_the_blocks_of_a_gpu(monkeypatch, length):
     """Few large blocks with a deep tree, all rows together."""
-    monkeypatch.setattr(blocked, "_CPU_SIZES", blocked._GPU_SIZES)
+    monkeypatch.setattr(cpu_blocks, "_CPU_SIZES", cpu_blocks._GPU_SIZES)
     for is_complex in (False, True):
         inputs = make_inputs(batch=3, length=length, is_complex=is_complex, extras=("D", "z", "dt_bias", "h0"))
         assert_close(run(inputs, "torch"), run(inputs, "reference"), TOLERANCE[torch.float64])

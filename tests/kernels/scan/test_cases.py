@@ -1,4 +1,4 @@
-"""The general Triton scans (complex, time-invariant, exact hold) against the fp64 oracle, interpreted and on a GPU.
+"""The other cases of the Triton scan (complex, time-invariant, exactly held) against the fp64 oracle, interpreted and on a GPU.
 
 The interpreter must be switched on before Triton is imported, so this file runs itself once more in a process with
 TRITON_INTERPRET=1; there the tests of class TestInterpreted run, here the rest.
@@ -17,17 +17,13 @@ import torch
 triton = pytest.importorskip("triton")
 
 from mamba_bio_audio import ops  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan import general_bwd, general_op, warp_sums  # noqa: E402
-from mamba_bio_audio.kernels.selective_scan.general_op import (  # noqa: E402
-    kind_of,
-    make_general_plan,
-    selective_scan_general,
-    unsupported_reason,
-)
-from mamba_bio_audio.kernels.selective_scan.ref import selective_scan_ref  # noqa: E402
+from mamba_bio_audio.kernels.scan import backward, launch, sums  # noqa: E402
+from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan, unsupported_reason  # noqa: E402
+from mamba_bio_audio.kernels.scan.launch import scan_triton  # noqa: E402
+from mamba_bio_audio.kernels.scan.reference import scan_reference  # noqa: E402
 
 # Test files are not packages.
-_LANES = runpy.run_path(str(Path(__file__).with_name("test_warp_sums.py")))
+_LANES = runpy.run_path(str(Path(__file__).with_name("test_sums.py")))
 operands, run, tile = (_LANES[name] for name in ("operands", "run", "tile"))
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
@@ -108,6 +104,14 @@ def make_inputs(
     return {k: v.to(device) for k, v in inputs.items() if k not in leave_out}
 
 
+def triton_scan(plan=None, **x):
+    return scan_triton(ScanInputs(**x), plan)
+
+
+def oracle(**x):
+    return scan_reference(ScanInputs(**x))
+
+
 def results(function, inputs, *, as_double=False, **options):
     """Output, last state and all gradients, by name."""
     reset = inputs.get("reset")
@@ -128,8 +132,8 @@ def errors(found, expected):
 
 def plan_for(inputs, exact_zoh=False, **changes):
     batch, length, channels = inputs["u"].shape
-    kind = kind_of(*(inputs[k] for k in ("dt", "A", "B", "C")), exact_zoh)
-    return make_general_plan(batch, length, channels, inputs["A"].shape[1], kind, inputs["u"].device, **changes)
+    case = ScanInputs(**inputs, exact_zoh=exact_zoh).case
+    return make_plan(batch, length, channels, inputs["A"].shape[1], inputs["u"].device, case, **changes)
 
 
 def interpret_warp(text, tiles, at, narrow=False):
@@ -149,13 +153,13 @@ def interpreted_product_sums(
 ):  # fmt: skip
     gate, rough, complex = (bool(getattr(x, "value", x)) for x in (gate, rough, complex))
     pairs = [(gr, Br, gi, Bi), (wr, Ar, wi, Ai)] + [(hr, Cr, hi, Ci)] * gate
-    text = getattr(warp_sums, "PRODUCTS" + "_PAIRS" * complex + "_GATE" * gate + "_ROUGH" * (rough and gate)).value
+    text = getattr(sums, "PRODUCTS" + "_PAIRS" * complex + "_GATE" * gate + "_ROUGH" * (rough and gate)).value
     interpret_warp(text, [t for pair in pairs for t in pair[: 4 if complex else 2]], at)
 
 
 def interpreted_channel_sums(x0, v0, x1, v1, index, at, narrow):
     narrow = bool(getattr(narrow, "value", narrow))
-    text = (warp_sums.CHANNELS_NARROW if narrow else warp_sums.CHANNELS).value
+    text = (sums.CHANNELS_NARROW if narrow else sums.CHANNELS).value
     interpret_warp(text, [x0, v0[:, None], x1, v1[:, None]], at, narrow)
 
 
@@ -169,14 +173,14 @@ def stored(t, like):
 def check(inputs, *, twice=True, **options):
     """Compares with the fp64 oracle, and two runs bit for bit."""
     plan = options.pop("plan", None) or plan_for(inputs, options.get("exact_zoh", False))
-    found = results(selective_scan_general, inputs, plan=plan, **options)
-    exact = results(selective_scan_ref, inputs, as_double=True, **options)
+    found = results(triton_scan, inputs, plan=plan, **options)
+    exact = results(oracle, inputs, as_double=True, **options)
     off = errors(found, exact)
     rounded = errors({k: stored(v, found[k]) for k, v in exact.items()}, exact)
     allowed = FP32_ERROR if inputs["u"].dtype == torch.float32 else FAST_ERROR
     assert all(off[k] <= BF16_ERROR_RATIO * rounded[k] + allowed for k in off), (off, rounded)
     if twice:
-        again = results(selective_scan_general, inputs, plan=plan, **options)
+        again = results(triton_scan, inputs, plan=plan, **options)
         assert all(torch.equal(found[k], again[k]) for k in found), "two runs differ"
 
 
@@ -241,9 +245,9 @@ class TestInterpreted:
         ],
     )
     def test_sums_of_one_warp(self, monkeypatch, complex, dtype, changes):
-        """The PTX of `warp_sums` in its interpreter, at the places the kernel gives: a ragged end, channels, chunks."""
-        monkeypatch.setattr(general_bwd, "store_product_sums", interpreted_product_sums)
-        monkeypatch.setattr(general_bwd, "store_channel_sums", interpreted_channel_sums)
+        """The PTX of `sums` in its interpreter, at the places the kernel gives: a ragged end, channels, chunks."""
+        monkeypatch.setattr(backward, "store_product_sums", interpreted_product_sums)
+        monkeypatch.setattr(sums, "store_channel_sums", interpreted_channel_sums)
         lti = {k: v for k, v in changes.items() if k.startswith("lti")}
         gate = changes.get("gate", True)
         inputs = make_inputs(1, 10, 18, 16, complex=complex, dtype=dtype, leave_out=() if gate else ("z",), **lti)
@@ -252,8 +256,8 @@ class TestInterpreted:
         check(inputs, plan=plan, twice=False, exact_zoh=exact_zoh)
 
     def test_narrow_sums_of_one_warp(self, monkeypatch):
-        monkeypatch.setattr(general_bwd, "store_product_sums", interpreted_product_sums)
-        monkeypatch.setattr(general_bwd, "store_channel_sums", interpreted_channel_sums)
+        monkeypatch.setattr(backward, "store_product_sums", interpreted_product_sums)
+        monkeypatch.setattr(sums, "store_channel_sums", interpreted_channel_sums)
         inputs = make_inputs(1, 9, 18, 16, dtype=torch.bfloat16)
         inputs |= {k: inputs[k].bfloat16() for k in "BC"}
         check(inputs, plan=plan_for(inputs, warp_sums=True), twice=False)
@@ -267,10 +271,8 @@ class TestInterpreted:
         inputs = make_inputs(1, 9, 3, 4, leave_out=("dt_bias",))
         inputs["A"][..., 1] = torch.linspace(-900, 900, 12).view(3, 4)
         inputs["dt"] = inputs["dt"].abs()
-        exact = results(selective_scan_ref, inputs, as_double=True, dt_softplus=False)
-        found, rounded = (
-            errors(results(f, inputs, dt_softplus=False), exact) for f in (selective_scan_general, selective_scan_ref)
-        )
+        exact = results(oracle, inputs, as_double=True, dt_softplus=False)
+        found, rounded = (errors(results(f, inputs, dt_softplus=False), exact) for f in (triton_scan, oracle))
         assert all(found[k] <= 3 * rounded[k] + FP32_ERROR for k in found), (found, rounded)
 
     def test_exact_hold_near_and_far_from_its_series(self):
@@ -286,7 +288,7 @@ class TestInterpreted:
         for name in "BC":  # equal for all channels, as selective maps are
             fixed[name] = fixed[name][:1].expand(5, *fixed[name].shape[1:])
             varying[name] = fixed[name][0].expand(1, 18, *fixed[name].shape[1:])
-        found, expected = (results(selective_scan_general, x) for x in (fixed, varying))
+        found, expected = (results(triton_scan, x) for x in (fixed, varying))
         torch.testing.assert_close(found["out"], expected["out"], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found["ddt"], expected["ddt"].sum((0, 1)), rtol=1e-4, atol=1e-4)
         for name in ("dB", "dC"):
@@ -300,21 +302,21 @@ class TestInterpreted:
             h, outs = h0, []
             for part in (slice(0, 9), slice(9, 21)):
                 piece = {k: v[:, part] if k in ("u", "dt", "B", "z", "reset") else v for k, v in x.items()}
-                out, h = selective_scan_general(**piece, h0=h)
+                out, h = triton_scan(**piece, h0=h)
                 outs.append(out)
             return torch.cat(outs, dim=1), h
 
-        found, expected = results(pieces, inputs), results(selective_scan_general, inputs)
+        found, expected = results(pieces, inputs), results(triton_scan, inputs)
         assert max(errors(found, expected).values()) < FP32_ERROR
 
     def test_reset_equals_separate_sequences(self):
         inputs = make_inputs(1, 19, 5, 4, leave_out=("h0", "reset"))
         reset = torch.zeros(1, 19, dtype=torch.bool)
         reset[0, 7] = True
-        packed, _ = selective_scan_general(**inputs, reset=reset)
+        packed, _ = triton_scan(**inputs, reset=reset)
         fixed = {k: inputs[k] for k in ("A", "D", "dt_bias")}
         for part in (slice(0, 7), slice(7, 19)):
-            alone, _ = selective_scan_general(
+            alone, _ = triton_scan(
                 **{k: v[:, part] for k, v in inputs.items() if k not in fixed}, **fixed
             )  # fmt: skip
             torch.testing.assert_close(packed[:, part], alone, rtol=1e-5, atol=1e-5)
@@ -322,40 +324,34 @@ class TestInterpreted:
     def test_rows_of_a_larger_tensor(self):
         inputs = make_inputs(1, 9, 8, 4)
         u, z = torch.cat([inputs["u"], inputs["z"]], dim=-1).chunk(2, dim=-1)
-        found, _ = selective_scan_general(**{**inputs, "u": u, "z": z})
-        assert torch.equal(found, selective_scan_general(**inputs)[0])
+        found, _ = triton_scan(**{**inputs, "u": u, "z": z})
+        assert torch.equal(found, triton_scan(**inputs)[0])
 
     def test_huge_dt_is_finite(self):
         inputs = make_inputs(1, 9, 5, 4)
-        found = results(selective_scan_general, {**inputs, "dt": inputs["dt"] * 1000})
+        found = results(triton_scan, {**inputs, "dt": inputs["dt"] * 1000})
         assert all(torch.isfinite(t).all() for t in found.values())
 
     def test_it_is_the_triton_backend(self):
         inputs = make_inputs(1, 5, 3, 2, lti_dt=True)
         out, h = ops.selective_scan(**inputs, return_state=True, backend="triton")
-        expected = selective_scan_general(**inputs)
+        expected = triton_scan(**inputs)
         assert torch.equal(out, expected[0])
         assert torch.equal(h, expected[1])
 
-    def test_states_are_saved_only_where_a_backward_may_follow(self, monkeypatch):
-        written, forward = [], general_op._forward
-
-        def watched(call, h0, write_states):
-            written.append(write_states)
-            return forward(call, h0, write_states)
-
-        monkeypatch.setattr(general_op, "_forward", watched)
+    def test_states_are_saved_only_where_a_backward_may_follow(self, states_written):
+        written = states_written(launch)
         inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
         inputs["A"].requires_grad_()
         with torch.no_grad():
-            selective_scan_general(**inputs)
-        selective_scan_general(**inputs)
+            triton_scan(**inputs)
+        triton_scan(**inputs)
         assert written == [False, True]
 
     def test_second_derivative_names_the_way_out(self):
         inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
         u = inputs["u"].requires_grad_()
-        (grad,) = torch.autograd.grad(selective_scan_general(**inputs)[0].sum(), u, create_graph=True)
+        (grad,) = torch.autograd.grad(triton_scan(**inputs)[0].sum(), u, create_graph=True)
         with pytest.raises(RuntimeError, match='backend="reference"'):
             grad.sum().backward()
 
@@ -370,9 +366,9 @@ class TestInterpreted:
 )
 def test_what_it_refuses(changed, reason):
     inputs = {k: v for k, v in make_inputs(1, 3, 2, 4).items() if k in ("u", "dt", "A", "B", "C")} | changed
-    assert reason in (unsupported_reason(**inputs) or "")
+    assert reason in (unsupported_reason(ScanInputs(**inputs)) or "")
     with pytest.raises(NotImplementedError, match=reason):
-        selective_scan_general(**inputs)
+        triton_scan(**inputs)
 
 
 KINDS = list(itertools.product((True, False), repeat=4))
@@ -416,7 +412,7 @@ class TestGpu:
         u[0, 0] = 1.0
         ones = torch.ones(1, 1, *A.shape[2:], device="cuda")
         step = torch.full((1, length, 1), dt, device="cuda")
-        _, h = selective_scan_general(u, step, A, ones, ones, dt_softplus=False, precise=True)
+        _, h = triton_scan(u=u, dt=step, A=A, B=ones, C=ones, dt_softplus=False, precise=True)
         rate = torch.view_as_complex(A.double().cpu()) if complex else A.double().cpu()
         start = torch.complex(torch.tensor(1.0), torch.tensor(1.0)) if complex else torch.tensor(1.0)
         expected = torch.exp(rate * step[0, 0, 0].double().item() * (length - 1)) * step[0, 0, 0].item() * start
@@ -429,8 +425,8 @@ class TestGpu:
         u = torch.randn(1, length, channels, device="cuda", dtype=torch.bfloat16)
         short = make_inputs(1, 8, channels, 4, lti_B=True, lti_C=True, device="cuda")
         rest = {k: short[k] for k in ("A", "B", "C", "D")}
-        whole, _ = selective_scan_general(u, u, **rest)
+        whole, _ = triton_scan(u=u, dt=u, **rest)
         cut = length - tail
-        _, h = selective_scan_general(u[:, cut - 2000 : cut], u[:, cut - 2000 : cut], **rest)
-        end, _ = selective_scan_general(u[:, cut:], u[:, cut:], h0=h, **rest)
+        _, h = triton_scan(u=u[:, cut - 2000 : cut], dt=u[:, cut - 2000 : cut], **rest)
+        end, _ = triton_scan(u=u[:, cut:], dt=u[:, cut:], h0=h, **rest)
         torch.testing.assert_close(whole[:, cut:], end, rtol=2e-2, atol=2e-2)

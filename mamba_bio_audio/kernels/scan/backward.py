@@ -1,0 +1,498 @@
+"""Triton backward of the selective scan: states recomputed from saved ones, one reverse sweep, no atomics.
+
+A gradient of a complex number is dL/dRe + i dL/dIm. With gy_t = dL/dy_t, twice that where complex, and r the adjoint that
+comes back from later steps (r = dL/dh_T at the end):
+
+    g_t  = conj(C_t) gy_t + r                       dL/dh_t
+    r    = conj(a_t) g_t                            dL/dh_(t-1), 0 where reset_t
+    w_t  = r conj(h_(t-1))                          gradient of dt_t A; h recomputed, never divided by a_t
+    dC_t = sum_d conj(h_t) gy_t                     dB_t = sum_d dt_t u_t g_t
+    s_t  = sum_n Re(conj(B_t) g_t)                  du_t = dt_t s_t + D gy_t
+    dA  += dt_t w_t                                 ddt_t = sum_n Re(conj(A) w_t) + u_t s_t
+    dz_t = dout_t y_t silu'(z_t)
+
+Held exactly, b_t = P u_t B_t with P = (exp(dt_t A) - 1) / A, Q = dP/dA, q_t = conj(B_t) u_t g_t the gradient of P:
+
+    dB_t = sum_d conj(P) u_t g_t                    du_t = sum_n Re(conj(P B_t) g_t) + D gy_t
+    dA  += dt_t w_t + conj(Q) q_t                   ddt_t = sum_n Re(conj(A) w_t + conj(a_t) q_t)
+
+Letters as in `forward`. One program is one warp that owns a tile [BD, NP]. With BD = NP = 16 and VEC = 4 a lane holds
+2 channels x 4 states, and WARP_SUMS has the sums over n and d done by `sums`; tiles of other sizes, and the
+interpreter, use Triton's own. All vectors [BD], [NP] then have fewer elements than the warp has lanes; such loads the
+compiler puts straight into the layout where they are used, larger ones go through shared memory.
+
+Per segment of SEG steps, last segment first, in a scratch that stays in L1:
+ 1. tiles [ROWS, BD]: dt after softplus, dt * u (held exactly, u) and gy in fp32, every element computed by one lane;
+ 2. states forward from the one saved by the forward pass, kept every UNROLL steps;
+ 3. sweep backwards: UNROLL steps again in registers, then their adjoints; the three sums over n go to the scratch;
+ 4. tiles again: du, ddt, dz, and the sums over time for D and dt_bias.
+Gradients of time-invariant B and C are sums over time of tiles and stay in registers, as dA does; those of selective ones
+leave as one partial row per channel block, dA, dD, dbias as one per (batch, chunk). All are added in a fixed order
+afterwards, so two runs agree bit for bit.
+"""
+
+# Triton code, not Python: tuples grow in unrolled loops, and `if` on a constexpr must stand alone.
+# mypy: ignore-errors
+# ruff: noqa: RUF005, SIM102
+
+import triton
+import triton.language as tl
+
+from mamba_bio_audio.kernels.scan.parts import (
+    LN2,
+    LOG2E,
+    advance,
+    as_int,
+    back,
+    conj_product,
+    factors_of,
+    load_keep,
+    load_kept,
+    load_parts,
+    load_tiles,
+    prefetch_rows,
+    product,
+    real_product,
+    restart,
+    sigmoid,
+    step_size,
+    store_kept,
+    store_tiles,
+    touch_span,
+    use_touched,
+)
+from mamba_bio_audio.kernels.scan.sums import (
+    channel_places,
+    store_map_gradient,
+    store_product_sums,
+    store_state_sums,
+)
+
+
+@triton.jit
+def load_wide(p, offsets, live):
+    """A tile in fp32, 0 where not live. Offsets stay 32 bits wide: they span one segment of rows less than 2^25 apart."""
+    return tl.load(p + offsets, mask=live, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def sweep_factors(dt, Ar, Ai, fixed, ACCURATE: tl.constexpr, CASE: tl.constexpr):
+    """(a, P, Q) of one step as three pairs; without exact hold P and Q repeat a. dt [BD]."""
+    if CASE.dt_lti:
+        return fixed
+    else:
+        return factors_of(dt[:, None], Ar, Ai, ACCURATE, CASE)
+
+
+@triton.jit
+def recomputed_step(hr, hi, factors, x, B, keep, CASE: tl.constexpr):
+    """(h_(t-1) after a reset, h_t) from h_(t-1), each a pair of tiles; x [BD] is dt u, or u held exactly."""
+    a, P, _ = factors
+    hr, hi = restart(hr, hi, keep, CASE)
+    Br = B[0]
+    Bi = B[1]
+    if CASE.exact:
+        Br, Bi = product(P[0], P[1], Br, Bi, CASE.complex)
+    return (hr, hi), advance(hr, hi, a[0], a[1], x[:, None], Br, Bi, CASE)
+
+
+@triton.jit
+def load_sweep_step(
+    row_p, B_p, C_p, reset_p, row, size, mask_n, B, C,
+    PLANE: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, EVEN_N: tl.constexpr, CASE: tl.constexpr,
+):  # fmt: skip
+    """All inputs of one step. Past the end dt, x and gy are 0 in the scratch, so any finite B and C will do."""
+    at = row_p + row * BD
+    dt = tl.load(at)
+    x = tl.load(at + PLANE)
+    gy = tl.load(at + 2 * PLANE)
+    t = tl.minimum(row, size - 1)
+    if not CASE.B_lti:
+        B = load_parts(B_p + t * (CASE.parts * N), mask_n, N, EVEN_N, CASE.complex, 0)
+    if not CASE.C_lti:
+        C = load_parts(C_p + t * (CASE.parts * N), mask_n, N, EVEN_N, CASE.complex, 0)
+    keep = load_keep(reset_p + t, CASE)
+    if CASE.reset:
+        keep = tl.where(row < size, keep, 1.0)
+    return dt, x, gy, B, C, keep
+
+
+@triton.jit(do_not_specialize=["L", "T", "K", "first_block", "zero"])
+def scan_bwd_kernel(
+    u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, reset_p, g_p, states_p, r_in_p,
+    du_p, ddt_p, dz_p, out_p, dB_p, dC_p, dparameters_p, dh0_p, scratch_p, sink_p,
+    L, T, K, first_block, u_batch, dt_batch, z_batch, g_batch, dz_batch, zero,
+    GROUP: tl.constexpr,
+    D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
+    ROWS: tl.constexpr, U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, G_ROW: tl.constexpr,
+    DZ_ROW: tl.constexpr, SUMS_ROW: tl.constexpr, VEC: tl.constexpr, WARP_SUMS: tl.constexpr, CASE: tl.constexpr,
+    HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, WRITE_OUT: tl.constexpr,
+):  # fmt: skip
+    """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, PARTS, D, N), the adjoint at its end.
+
+    A and time-invariant B, C are (PARTS, D, N). Writes du, ddt, dz and, with WRITE_OUT, the gated output once more (B, L,
+    D); dB, dC (B, GROUP, cdiv(L, SEG) * SEG, PARTS, N), rows SUMS_ROW apart, with WARP_SUMS fp32 or bf16; dparameters (B *
+    K, ...): dA (PARTS, D, N), dB and dC likewise where they are time-invariant, dskip (D), dbias (D); dh0 (B, PARTS, D, N).
+    states (B, cdiv(L, SEG), PARTS, N, D) holds the state before every SEG-th step. With a time-invariant dt its gradient
+    is that of the bias, and UNROLL must divide L: a does not become 1 past the end as it does where dt is 0.
+    """
+    STATE_PLANE: tl.constexpr = N * D
+    STATE: tl.constexpr = CASE.parts * N * D
+    BC_ROW: tl.constexpr = CASE.parts * N
+    WIDE_VEC: tl.constexpr = 4
+    EVEN_N: tl.constexpr = N == NP
+    PER_SEG: tl.constexpr = SEG // UNROLL
+    PLANE: tl.constexpr = SEG * BD
+    TILE: tl.constexpr = NP * BD
+    KEPT: tl.constexpr = PER_SEG * CASE.parts * TILE
+    SCRATCH: tl.constexpr = KEPT + 4 * PLANE
+    # y is for dz alone.
+    ROUGH: tl.constexpr = z_p.dtype.element_ty == tl.bfloat16 and not CASE.C_lti
+    # du or ddt leaves in more than bf16: the sums behind them keep fp32 accuracy.
+    SPLIT: tl.constexpr = (u_p.dtype.element_ty != tl.bfloat16) | (dt_p.dtype.element_ty != tl.bfloat16)
+    ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
+    pid = tl.program_id(0)
+    # A launch has the GROUP blocks of channels from `first_block` on.
+    block = first_block + pid % GROUP
+    chunk = (pid // GROUP) % K
+    batch = (pid // GROUP // K).to(tl.int64)
+    n = tl.arange(0, NP)
+    lane_d = tl.arange(0, BD)
+    mask_n = n < N
+
+    begin = chunk.to(tl.int64) * T
+    count = (tl.minimum(begin + T, L) - begin).to(tl.int32)
+    segments = tl.cdiv(L, SEG)
+
+    first_d = block * BD
+    u_rows = u_p + batch * u_batch + begin * U_ROW
+    dt_rows = dt_p + batch * dt_batch + begin * DT_ROW
+    z_rows = z_p + batch * z_batch + begin * Z_ROW
+    g_rows = g_p + batch * g_batch + begin * G_ROW
+    B_rows = B_p + (batch * L + begin) * BC_ROW
+    C_rows = C_p + (batch * L + begin) * BC_ROW
+    du_p += (batch * L + begin) * D
+    ddt_p += (batch * L + begin) * D
+    dz_p += batch * dz_batch + begin * DZ_ROW
+    out_p += (batch * L + begin) * D
+    dB_rows = dB_p + ((batch * GROUP + pid % GROUP) * segments * SEG + begin) * SUMS_ROW
+    dC_rows = dC_p + ((batch * GROUP + pid % GROUP) * segments * SEG + begin) * SUMS_ROW
+    reset_p += batch * L + begin
+    states_p += (batch * segments + begin // SEG) * STATE
+
+    scratch_p += pid.to(tl.int64) * SCRATCH
+    kept_p = scratch_p + (lane_d[:, None] * NP + n[None, :] + zero * VEC)  # [BD, NP]
+    row_p = scratch_p + KEPT + lane_d + zero * VEC  # [BD]
+    planes_p = scratch_p + KEPT
+    # Wide tiles are [1, ROWS, BD]: with the shape of a state tile the compiler would give both one layout.
+    wide_t = tl.arange(0, ROWS)[None, :, None]
+    wide_d = (first_d + tl.arange(0, BD))[None, None, :]
+    wide_mask = wide_d < D
+    plane_p = planes_p + wide_t * BD + tl.arange(0, BD)[None, None, :] + zero * WIDE_VEC
+
+    dskip = tl.zeros([1, ROWS, BD], tl.float32)
+    dbias = tl.zeros([1, ROWS, BD], tl.float32)
+    bias = tl.zeros([1, 1, BD], tl.float32)
+    if CASE.bias:
+        bias = tl.load(bias_p + wide_d, mask=wide_mask, other=0.0)
+    skip = tl.zeros([1, 1, BD], tl.float32)
+    if CASE.skip:
+        skip = tl.load(skip_p + wide_d, mask=wide_mask, other=0.0)
+    fixed_raw = bias
+    fixed_dt = bias
+    if CASE.dt_lti:
+        fixed_raw = tl.load(dt_p + wide_d, mask=wide_mask, other=0.0).to(tl.float32) + bias
+        fixed_dt = step_size(fixed_raw, 0.0, CASE.softplus, True)
+
+    d = first_d + lane_d
+    tile = n[None, :] * D + d[:, None] + zero * VEC
+    mask = mask_n[None, :] & (d < D)[:, None]
+    # Everything but the states has them adjacent: read the other way, it would give the loops another layout.
+    rows = d[:, None] * N + n[None, :] + zero * VEC
+    Ar, Ai = load_tiles(A_p, rows, mask, STATE_PLANE, CASE.complex)
+    if CASE.plain:
+        Ar = Ar * LOG2E
+    nothing = tl.zeros([BD, NP], tl.float32)
+    rr = nothing
+    ri = nothing
+    if HAS_R:
+        rr, ri = load_tiles(r_in_p + (batch * K + chunk) * STATE, rows, mask, STATE_PLANE, CASE.complex)
+    dAr = nothing
+    dAi = nothing
+    dBr = nothing
+    dBi = nothing
+    dCr = nothing
+    dCi = nothing
+    fixed = ((nothing, nothing), (nothing, nothing), (nothing, nothing))
+    if CASE.dt_lti:
+        # The same numbers as in the forward pass, from loads that have the layout of the tile.
+        one_dt = tl.load(dt_p + d + zero * VEC, mask=d < D, other=0.0).to(tl.float32)
+        if CASE.bias:
+            one_dt += tl.load(bias_p + d + zero * VEC, mask=d < D, other=0.0)
+        one_dt = step_size(one_dt, 0.0, CASE.softplus, True)
+        fixed = factors_of(one_dt[:, None], Ar, Ai, True, CASE)
+    fixed_B = (nothing, nothing)
+    if CASE.B_lti:
+        fixed_B = load_tiles(B_p, rows, mask, STATE_PLANE, CASE.complex)
+    fixed_C = (nothing, nothing)
+    if CASE.C_lti:
+        fixed_C = load_tiles(C_p, rows, mask, STATE_PLANE, CASE.complex)
+
+    index = nothing
+    if WARP_SUMS:
+        # Where the sums of a lane go, see `sums`: gB, y and wA to planes 1 to 3, dB and dC of two rows.
+        index = lane_d[:, None] * NP + n[None, :]
+        pair_at = channel_places(lane_d, n, (N if CASE.complex else SUMS_ROW))
+        if CASE.plain:
+            sums_at = (tl.minimum(n // 4, 2) + 1)[None, :] * PLANE + lane_d[:, None]
+        else:
+            plane = tl.where(n % 4 == 0, 1 + n // 4 % 2 * 2, 2)
+            sums_at = (plane * PLANE + n // 8 * 8)[None, :] + lane_d[:, None]
+
+    count_segments = tl.cdiv(count, SEG)
+    for backwards in range(count_segments):
+        segment = count_segments - 1 - backwards
+        first = segment * SEG
+        size = tl.minimum(count - first, SEG)
+        blocks = tl.cdiv(size, UNROLL)
+        base = begin * 0 + first  # 64 bits wide
+        B_seg = B_rows + base * BC_ROW + n
+        C_seg = C_rows + base * BC_ROW + n
+        reset_seg = reset_p + base
+        hr, hi = load_tiles(states_p + segment.to(tl.int64) * STATE, tile, mask, STATE_PLANE, CASE.complex)
+
+        tl.debug_barrier()
+        for i in range(tl.cdiv(size, ROWS)):
+            t = i * ROWS + wide_t
+            live = (t < size) & wide_mask
+            dt = fixed_dt
+            if not CASE.dt_lti:
+                dt = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live)
+            u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
+            gy = load_wide(g_rows + base * G_ROW, t * G_ROW + wide_d + zero * WIDE_VEC, live)
+            if CASE.gate:
+                z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
+                gy = gy * z * sigmoid(z)
+            if CASE.complex:
+                gy = 2.0 * gy
+            if not CASE.dt_lti:
+                dt = step_size(dt, bias, CASE.softplus, ACCURATE)
+            dt = tl.where(live, dt, 0.0)  # steps past the end leave the state as it is
+            x = u
+            if not CASE.exact:
+                x = dt * u
+            at = plane_p + i * (ROWS * BD)
+            tl.store(at, dt)
+            tl.store(at + PLANE, x)
+            tl.store(at + 2 * PLANE, gy)
+        tl.debug_barrier()
+
+        # The next segment (the one before this) from DRAM to L2, this one's B and C to L1. The scratch needs no such
+        # help: stores keep its lines in L1.
+        soon = tl.maximum(first - SEG, 0)
+        prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D)
+        if not CASE.dt_lti:
+            prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D)
+        prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D)
+        if CASE.gate:
+            prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D)
+        before_p = states_p + (soon // SEG).to(tl.int64) * STATE
+        prefetch_rows(before_p, 0, CASE.parts * N, CASE.parts * NP, D, first_d, BD, D)
+        touched = ()
+        if not CASE.B_lti:
+            touched = touched + (touch_span(B_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),)
+        if not CASE.C_lti:
+            touched = touched + (touch_span(C_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),)
+
+        # Read back, so that the loop runs in the layout of kept_p; in the one of states_p it would convert every step.
+        store_kept(kept_p, hr, hi, TILE, CASE.complex)
+        tl.debug_barrier()
+        hr, hi = load_kept(kept_p, TILE, CASE.complex)
+        for i in range(blocks - 1):
+            for j in tl.static_range(UNROLL):
+                dt, x, gy, B, C, keep = load_sweep_step(
+                    row_p, B_seg, C_seg, reset_seg, i * UNROLL + j, size, mask_n, fixed_B, fixed_C,
+                    PLANE, BD, N, EVEN_N, CASE,
+                )  # fmt: skip
+                _, after = recomputed_step(hr, hi, sweep_factors(dt, Ar, Ai, fixed, ACCURATE, CASE), x, B, keep, CASE)
+                hr, hi = after
+            store_kept(kept_p + (i + 1) * (CASE.parts * TILE), hr, hi, TILE, CASE.complex)
+        for k in tl.static_range(len(touched)):
+            use_touched(sink_p, as_int(touched[k]))
+        tl.debug_barrier()
+
+        for i_back in range(blocks):
+            # All loads of a block, then all its arithmetic, then all its stores: the compiler moves no load across
+            # a store, so anything else waits for memory at every step.
+            i = blocks - 1 - i_back
+            hr, hi = load_kept(kept_p + i * (CASE.parts * TILE), TILE, CASE.complex)
+            steps = ()
+            for j in tl.static_range(UNROLL):
+                steps = steps + (
+                    load_sweep_step(
+                        row_p, B_seg, C_seg, reset_seg, i * UNROLL + j, size, mask_n, fixed_B, fixed_C,
+                        PLANE, BD, N, EVEN_N, CASE,
+                    ),
+                )  # fmt: skip
+            befores = ()
+            afters = ()
+            factors = ()
+            gys = ()
+            xs = ()
+            for j in tl.static_range(UNROLL):
+                dt, x, gy, B, C, keep = steps[j]
+                factors = factors + (sweep_factors(dt, Ar, Ai, fixed, ACCURATE, CASE),)
+                before, after = recomputed_step(hr, hi, factors[j], x, B, keep, CASE)
+                hr, hi = after
+                befores = befores + (before,)
+                afters = afters + (after,)
+                gys = gys + (gy,)
+                xs = xs + (x,)
+                if CASE.C_lti:
+                    dCr += hr * gy[:, None]
+                    if CASE.complex:
+                        dCi -= hi * gy[:, None]
+            gs = ()
+            ws = ()
+            for j in tl.static_range(UNROLL - 1, -1, -1):
+                dt, x, gy, B, C, keep = steps[j]
+                a, P, Q = factors[j]
+                gr = C[0] * gy[:, None] + rr
+                gi = gr
+                if CASE.complex:
+                    gi = ri - C[1] * gy[:, None]
+                rr, ri = back(a[0], a[1], gr, gi, CASE)
+                wr, wi = conj_product(befores[j][0], befores[j][1], rr, ri, CASE.complex)
+                dAr += wr * dt[:, None]
+                if CASE.complex:
+                    dAi += wi * dt[:, None]
+                wAr = Ar  # sum_n Re(conj(A) w), as products that the sum multiplies out
+                wAi = Ai
+                if CASE.exact:
+                    qr, qi = conj_product(B[0], B[1], gr, gi, CASE.complex)
+                    qr = qr * x[:, None]
+                    qi = qi * x[:, None]
+                    wr = real_product(Ar, Ai, wr, wi, CASE.complex)
+                    wi = real_product(a[0], a[1], qr, qi, CASE.complex)
+                    if CASE.precise:
+                        wi += qr
+                    if not CASE.complex:
+                        wr += wi
+                    wAr = nothing + 1.0
+                    wAi = wAr
+                    tr, ti = conj_product(Q[0], Q[1], qr, qi, CASE.complex)
+                    dAr += tr
+                    if CASE.complex:
+                        dAi += ti
+                    gr, gi = conj_product(P[0], P[1], gr, gi, CASE.complex)
+                if CASE.plain:
+                    wr = wr * Ar
+                gs = ((gr, gi),) + gs
+                ws = ((wr, wi, wAr, wAi),) + ws
+                if CASE.B_lti:
+                    dBr += gr * x[:, None]
+                    if CASE.complex:
+                        dBi += gi * x[:, None]
+                rr, ri = restart(rr, ri, keep, CASE)
+            for j in tl.static_range(UNROLL):
+                _, _, _, B, C, _ = steps[j]
+                wr, wi, wAr, wAi = ws[j]
+                if WARP_SUMS:
+                    to = (planes_p + (i * UNROLL + j) * BD + sums_at).to(tl.int64)
+                    if CASE.plain:
+                        store_state_sums(afters[j][0], C[0], gs[j][0], B[0], wr, index, to, SPLIT)
+                    else:
+                        store_product_sums(
+                            gs[j][0], gs[j][1], B[0], B[1], wr, wi, wAr, wAi, afters[j][0], afters[j][1], C[0], C[1],
+                            index, to, CASE.gate, ROUGH, CASE.complex,
+                        )  # fmt: skip
+                else:
+                    at = row_p + (i * UNROLL + j) * BD
+                    tl.store(at + PLANE, tl.sum(real_product(B[0], B[1], gs[j][0], gs[j][1], CASE.complex), axis=1))
+                    if CASE.plain:
+                        tl.store(at + 3 * PLANE, tl.sum(wr, axis=1))
+                    else:
+                        tl.store(at + 3 * PLANE, tl.sum(real_product(wAr, wAi, wr, wi, CASE.complex), axis=1))
+                    if CASE.gate:
+                        y, _ = product(C[0], C[1], afters[j][0], afters[j][1], CASE.complex)
+                        tl.store(at + 2 * PLANE, tl.sum(y, axis=1))
+            # Steps whose rows are stored together.
+            TOGETHER: tl.constexpr = 2 if WARP_SUMS and UNROLL % 2 == 0 and not CASE.complex else UNROLL
+            for j in tl.static_range(0, UNROLL, TOGETHER):
+                to = (base + i * UNROLL + j) * SUMS_ROW
+                if WARP_SUMS:
+                    to += pair_at
+                if not CASE.C_lti:
+                    store_map_gradient(
+                        dC_rows + to, n, index, afters, gys, j, -1.0,
+                        N, SUMS_ROW, EVEN_N, TOGETHER, CASE.complex, WARP_SUMS,
+                    )  # fmt: skip
+                if not CASE.B_lti:
+                    store_map_gradient(
+                        dB_rows + to, n, index, gs, xs, j, 1.0,
+                        N, SUMS_ROW, EVEN_N, TOGETHER, CASE.complex, WARP_SUMS,
+                    )  # fmt: skip
+        tl.debug_barrier()
+
+        for i in range(tl.cdiv(size, ROWS)):
+            t = i * ROWS + wide_t
+            live = (t < size) & wide_mask
+            to = t * D + wide_d + zero * WIDE_VEC
+            at = plane_p + i * (ROWS * BD)
+            sum_gB = tl.load(at + PLANE)
+            ddt = tl.load(at + 3 * PLANE)
+            if CASE.plain:
+                ddt = ddt * LN2
+            u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
+            du = sum_gB
+            if not CASE.exact:
+                du = tl.load(at) * sum_gB
+                ddt += u * sum_gB
+            if CASE.softplus and not CASE.dt_lti:
+                raw = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live) + bias
+                ddt = ddt * sigmoid(raw)
+            ddt = tl.where(live, ddt, 0.0)
+            gy = load_wide(g_rows + base * G_ROW, t * G_ROW + wide_d + zero * WIDE_VEC, live)
+            if CASE.gate:
+                z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
+                s = sigmoid(z)
+                y = tl.load(at + 2 * PLANE)
+                if CASE.complex:
+                    y = 2.0 * y
+                y += skip * u
+                dz = gy * y * s * (1.0 + z * (1.0 - s))
+                gy = gy * z * s
+                to_dz = t * DZ_ROW + wide_d + zero * WIDE_VEC
+                tl.store(dz_p + base * DZ_ROW + to_dz, dz.to(dz_p.dtype.element_ty), mask=live)
+                if WRITE_OUT:
+                    tl.store(out_p + base * D + to, (y * z * s).to(out_p.dtype.element_ty), mask=live)
+            du += skip * gy
+            tl.store(du_p + base * D + to, du.to(du_p.dtype.element_ty), mask=live)
+            if not CASE.dt_lti:
+                tl.store(ddt_p + base * D + to, ddt.to(ddt_p.dtype.element_ty), mask=live)
+            if CASE.skip:
+                dskip += gy * u
+            if CASE.bias or CASE.dt_lti:
+                dbias += ddt
+
+    # dA, dB and dC where they are time-invariant, dD, dbias of this batch and chunk, one behind the other.
+    TILES: tl.constexpr = 1 + CASE.B_lti + CASE.C_lti
+    part_p = dparameters_p + (batch * K + chunk) * (TILES * STATE + 2 * D)
+    store_tiles(part_p, rows, mask, dAr, dAi, STATE_PLANE, CASE.complex)
+    part_p += STATE
+    if CASE.B_lti:
+        store_tiles(part_p, rows, mask, dBr, dBi, STATE_PLANE, CASE.complex)
+        part_p += STATE
+    if CASE.C_lti:
+        store_tiles(part_p, rows, mask, dCr, dCi, STATE_PLANE, CASE.complex)
+        part_p += STATE
+    if WRITE_DH0:
+        if chunk == 0:
+            store_tiles(dh0_p + batch * STATE, rows, mask, rr, ri, STATE_PLANE, CASE.complex)
+    last_d = first_d + tl.arange(0, BD)[None, :]
+    if CASE.skip:
+        tl.store(part_p + last_d, tl.sum(dskip, axis=1), mask=last_d < D)
+    if CASE.bias or CASE.dt_lti:
+        if CASE.dt_lti and CASE.softplus:
+            dbias = dbias * sigmoid(fixed_raw)
+        tl.store(part_p + D + last_d, tl.sum(dbias, axis=1), mask=last_d < D)

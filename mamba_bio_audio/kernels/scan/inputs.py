@@ -1,0 +1,236 @@
+"""What a scan is given, as one value: its arguments, the case that the kernels are compiled for, its plan on the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_STATES = 256
+_ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
+# Below this many warps per scheduler one pass leaves too much of the machine idle, and two passes over chunks that fill
+# it are faster. Forward: kernels-design.md section 4. Backward of real selective scans: two warps a scheduler hide each
+# other's latency, and chunks cost it a tenth (benchmarks/results/selective_scan_backward_plans_h100.csv).
+_SPLIT_BELOW = 0.53
+_SPLIT_BACKWARD_BELOW = 1.5
+_MIN_CHUNK_STEPS = 256
+# Warps on a scheduler of a sequence in chunks. In backward more of them than fit at once still pay, as the last of them
+# then leave less of the machine idle (benchmarks/results/selective_scan_chunks_h200.txt).
+_PER_SCHEDULER = 8
+_PER_SCHEDULER_BACKWARD = 16
+
+
+class ScanInputs(NamedTuple):
+    """The arguments of `mamba_bio_audio.ops.selective_scan`, in its shapes and with its meanings."""
+
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    z: Tensor | None = None
+    dt_bias: Tensor | None = None
+    h0: Tensor | None = None
+    reset: Tensor | None = None
+    dt_softplus: bool = True
+    exact_zoh: bool = False
+    precise: bool = False
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The arguments that have a gradient, in order."""
+        return self[:9]
+
+    def with_tensors(self, *tensors: Any) -> ScanInputs:
+        """The same call on other values of `tensors`."""
+        return ScanInputs(*tensors, *self[9:])
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Of the state and of all sums."""
+        return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in self.tensors) else torch.float32
+
+    @property
+    def case(self) -> Case:
+        """What the kernels are compiled for."""
+        fixed = self.A.ndim  # (D, N[, 2]) against (B, L, N[, 2])
+        found = {
+            "complex": self.A.ndim == 3,
+            "dt_lti": self.dt.ndim == 1,
+            "B_lti": self.B.ndim == fixed,
+            "C_lti": self.C.ndim == fixed,
+            "exact": self.exact_zoh,
+        }
+        return Case(
+            **found,
+            plain=not any(found.values()),
+            softplus=self.dt_softplus,
+            precise=self.precise,
+            skip=self.D is not None,
+            gate=self.z is not None,
+            bias=self.dt_bias is not None,
+            reset=self.reset is not None,
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Case:
+    """A kernel's compile-time case; an argument of the kernels as a whole (`CASE: tl.constexpr`).
+
+    Attributes:
+        complex: A, B, C and the state are complex.
+        dt_lti, B_lti, C_lti: dt, B or C does not depend on time.
+        exact: the input is held exactly (`exact_zoh`).
+        plain: none of these: the real selective scan of Mamba.
+        softplus, precise: as the arguments of the scan.
+        skip, gate, bias, reset: D, z, dt_bias or reset is given.
+    """
+
+    complex: bool = False
+    dt_lti: bool = False
+    B_lti: bool = False
+    C_lti: bool = False
+    exact: bool = False
+    plain: bool = True
+    softplus: bool = True
+    precise: bool = False
+    skip: bool = False
+    gate: bool = False
+    bias: bool = False
+    reset: bool = False
+
+    def __repr__(self) -> str:
+        """Its true attributes: Triton makes names of functions from it."""
+        return "_".join(f.name for f in fields(self) if getattr(self, f.name)) or "none"
+
+    @property
+    def parts(self) -> int:
+        """Real numbers per state."""
+        return 2 if self.complex else 1
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the loops of forward load a block of steps ahead: where registers are left for it."""
+        return not self.exact and (not self.complex or (self.B_lti and self.C_lti))
+
+
+def unsupported_reason(s: ScanInputs) -> str | None:
+    """Why the kernels cannot run this call, or None where they can. Device and shapes are the caller's affair."""
+    if s.A.shape[1] > MAX_STATES:
+        return f"more than {MAX_STATES} states"
+    for t in (s.u, s.dt) if s.dt.ndim == 3 else (s.u,):
+        if t.dtype not in _ACTIVATIONS:
+            return f"{t.dtype} activations"
+    if any(t is not None and t.dtype == torch.float64 for t in s.tensors):
+        return "float64 parameters"
+    return None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call lies on the machine. `chunks` > 1 splits the sequence, `chunk_steps` long each."""
+
+    chunks: int
+    chunk_steps: int
+    fwd_block: int
+    fwd_warps: int
+    fwd_unroll: int
+    state_unroll: int
+    bwd_chunks: int
+    bwd_chunk_steps: int
+    bwd_block: int
+    bwd_vec: int
+    far: int
+    warp_sums: bool = False
+    bwd_unroll: int = 4
+    group: int = 8
+    segment: int = 16
+    rows: int = 16
+    fwd_registers: int | None = None
+    bwd_registers: int | None = None
+
+
+@cache
+def schedulers(device: torch.device) -> int:
+    """Warp schedulers of a device."""
+    if device.type != "cuda":
+        return 528  # the interpreter plans as for an H100
+    return 4 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def padded_states(states: int) -> int:
+    """The next power of two, at least 2."""
+    return max(1 << (states - 1).bit_length(), 2)
+
+
+def _split(
+    wanted: int | None, length: int, warps: int, schedulers: int, segment: int, per_scheduler: int, below: float
+) -> tuple[int, int]:
+    """(chunks, steps per chunk): about as many chunks as wanted.
+
+    Where None are, one chunk from `below` warps a scheduler on, else at most per_scheduler on each.
+    """
+    chunks, warps = 1 if wanted is None else wanted, max(warps, 1)  # an empty batch has none
+    if wanted is None and warps < below * schedulers:
+        # One warp more than a scheduler can take in whole rounds would make the rest of the machine wait for it.
+        chunks = min(per_scheduler * schedulers // warps, -(-length // _MIN_CHUNK_STEPS))
+    steps = -(-length // chunks // segment) * segment
+    return -(-length // steps), steps
+
+
+@lru_cache(maxsize=1024)
+def make_plan(
+    batch: int,
+    length: int,
+    channels: int,
+    states: int,
+    device: torch.device,
+    case: Case = Case(),
+    *,
+    chunks: int | None = None,
+    bwd_chunks: int | None = None,
+    **changes: Any,
+) -> Plan:
+    """The default plan of a call, with `chunks` (both directions), `bwd_chunks` or any other field overridden."""
+    padded, parts = padded_states(states), case.parts
+    segment = changes.get("segment", Plan.segment)
+    fields: dict[str, Any] = {"rows": min(Plan.rows, segment)}
+    if padded * parts <= 32:
+        wide = channels >= 128
+        fields |= {"fwd_block": 128 if wide else 32, "fwd_warps": 4 if wide else 1}
+        fields |= {"fwd_unroll": 4 if padded <= 16 else 2, "state_unroll": 4}
+    else:
+        # One warp with at most 16 pairs or 32 real states of a channel in a lane, the rest of them in other lanes.
+        fields |= {"fwd_block": 1024 // (padded * parts), "fwd_warps": 1, "fwd_unroll": 2, "state_unroll": 2}
+    if case.exact:  # as many instructions as several steps without
+        fields |= {"fwd_unroll": 1, "state_unroll": 1}
+    # 256 elements of a tile in one warp: 2 channels x 4 states in each lane of a 16 x 16 tile.
+    block = changes.get("bwd_block", min(max(256 // padded, 4 // parts), 32))
+    # A block of steps holds its factors in registers; with a fixed dt no step may lie past the end.
+    unroll = (2 if case.exact else Plan.bwd_unroll) // parts
+    while case.dt_lti and length % unroll:
+        unroll //= 2
+    fields |= {"bwd_block": block, "bwd_vec": min(4, padded), "bwd_unroll": changes.get("bwd_unroll", unroll)}
+    paired = fields["bwd_unroll"] % 2 == 0 or not case.plain
+    fields["warp_sums"] = device.type == "cuda" and states == block == 16 and paired
+
+    warps = batch * -(-channels // min(fields["fwd_block"], 32))
+    bwd_warps = batch * -(-channels // block)
+    found = _split(chunks, length, warps, schedulers(device), segment, _PER_SCHEDULER, _SPLIT_BELOW)
+    bwd_found = _split(
+        bwd_chunks if bwd_chunks is not None else chunks,
+        length,
+        bwd_warps,
+        schedulers(device),
+        segment,
+        _PER_SCHEDULER_BACKWARD if case.plain else _PER_SCHEDULER,
+        _SPLIT_BACKWARD_BELOW if case.plain and fields["warp_sums"] else _SPLIT_BELOW,
+    )
+    fields |= dict(zip(("chunks", "chunk_steps", "bwd_chunks", "bwd_chunk_steps"), found + bwd_found, strict=True))
+    # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
+    fields["far"] = 32 if found[0] == 1 else 0
+    return Plan(**(fields | changes))

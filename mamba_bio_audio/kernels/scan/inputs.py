@@ -41,13 +41,13 @@ class ScanInputs(NamedTuple):
     precise: bool = False
 
     @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """The arguments that have a gradient, in order."""
+    def tensors(self) -> tuple[Any, ...]:
+        """The arguments that have a gradient, in order; None for those that are absent."""
         return self[:9]
 
     def with_tensors(self, *tensors: Any) -> ScanInputs:
         """The same call on other values of `tensors`."""
-        return ScanInputs(*tensors, *self[9:])
+        return ScanInputs._make((*tensors, *self[9:]))
 
     @property
     def state_dtype(self) -> torch.dtype:

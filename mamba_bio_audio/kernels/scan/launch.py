@@ -365,7 +365,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_out: Tensor | None, g_last: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, states = ctx.saved_tensors
-        call = ScanCall(*inputs, ctx.case, ctx.plan)
+        call = ScanCall(*inputs, case=ctx.case, plan=ctx.plan)  # type: ignore[misc]
         if g_out is None:
             g_out = torch.zeros_like(call.u)
         if g_last is not None:

@@ -139,13 +139,14 @@ def plan_for(inputs, exact_zoh=False, **changes):
 def interpret_warp(text, tiles, at, narrow=False):
     """Runs inline PTX on Triton tensors of the interpreter; `at` are addresses."""
     values = [np.ascontiguousarray(np.broadcast_to(t.handle.data, (16, 16)), np.float32) for t in tiles]
-    places = np.arange(256, dtype=np.uint32).reshape(16, 16)
+    places = np.arange(256, dtype=np.uint32).reshape(16, 16) * 64  # some bytes each, for stores beside them
     addresses = at.handle.data.reshape(256)
     for place, value in run(text, operands(values) + tile(places)).items():
+        address = int(addresses[place // 64]) + place % 64
         if narrow:
-            ctypes.c_uint16.from_address(int(addresses[place])).value = int(value.view(np.uint32)) >> 16
+            ctypes.c_uint16.from_address(address).value = int(value.view(np.uint32)) >> 16
         else:
-            ctypes.c_float.from_address(int(addresses[place])).value = value
+            ctypes.c_float.from_address(address).value = value
 
 
 def interpreted_product_sums(
@@ -155,6 +156,11 @@ def interpreted_product_sums(
     pairs = [(gr, Br, gi, Bi), (wr, Ar, wi, Ai)] + [(hr, Cr, hi, Ci)] * gate
     text = getattr(sums, "PRODUCTS" + "_PAIRS" * complex + "_GATE" * gate + "_ROUGH" * (rough and gate)).value
     interpret_warp(text, [t for pair in pairs for t in pair[: 4 if complex else 2]], at)
+
+
+def interpreted_state_sums(h, C, g, B, w, index, at, split):
+    text = (sums.STATES_SPLIT if getattr(split, "value", split) else sums.STATES).value
+    interpret_warp(text, [h, C, g, B, w], at)
 
 
 def interpreted_channel_sums(x0, v0, x1, v1, index, at, narrow):
@@ -247,6 +253,7 @@ class TestInterpreted:
     def test_sums_of_one_warp(self, monkeypatch, complex, dtype, changes):
         """The PTX of `sums` in its interpreter, at the places the kernel gives: a ragged end, channels, chunks."""
         monkeypatch.setattr(backward, "store_product_sums", interpreted_product_sums)
+        monkeypatch.setattr(backward, "store_state_sums", interpreted_state_sums)
         monkeypatch.setattr(sums, "store_channel_sums", interpreted_channel_sums)
         lti = {k: v for k, v in changes.items() if k.startswith("lti")}
         gate = changes.get("gate", True)

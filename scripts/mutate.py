@@ -83,6 +83,8 @@ CRITICAL: dict[str, list[str]] = {
     "mamba_bio_audio/inference/predict.py": ["tests/inference/test_predict.py"],
     "mamba_bio_audio/inference/streaming.py": ["tests/inference/test_streaming.py"],
     "mamba_bio_audio/inference/score.py": ["tests/inference/test_score.py"],
+    "mamba_bio_audio/inference/embed.py": ["tests/inference/test_embed.py"],
+    "mamba_bio_audio/inference/embedding_file.py": ["tests/inference/test_embedding_file.py"],
     "mamba_bio_audio/inference/tracks.py": ["tests/inference/test_tracks.py"],
     "mamba_bio_audio/inference/track_files.py": ["tests/inference/test_track_files.py"],
     "mamba_bio_audio/evaluation/classification.py": ["tests/evaluation/test_classification.py"],

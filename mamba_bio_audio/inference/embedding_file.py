@@ -17,7 +17,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -176,7 +176,8 @@ class EmbeddingFile(AbstractContextManager["EmbeddingFile"]):
             self._vectors.flush()
             os.fsync(self._vectors.fileno())
             for item, note in zip(items, notes, strict=True):
-                record = Embedded(_text(item.file), _text(item.name), item.length, self._size(item), note)
+                size = self._size(item)
+                record = Embedded(_text(item.file), _text(item.name), item.length, size, printable(note))
                 self._lines.write(json.dumps(record) + "\n")
                 self._count(record)
             self._lines.flush()
@@ -198,7 +199,9 @@ class EmbeddingFile(AbstractContextManager["EmbeddingFile"]):
 
     def __exit__(self, *_: object) -> None:
         if not self._vectors.closed:
-            self._close()
+            # After a full disk the rest cannot be written either; that is being reported already.
+            with suppress(OSError):
+                self._close()
             show(f"mba: {len(self.records):,} records are in {self.folder}; use --resume to continue", file=sys.stderr)
 
     def _size(self, item: Item) -> int:

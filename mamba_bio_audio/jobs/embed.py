@@ -120,7 +120,7 @@ class EmbedResult(Result):
 
 def run(options: EmbedOptions) -> EmbedResult:
     """Write embeddings of every record, in order; a record that has none stays in the file with the reason."""
-    from mamba_bio_audio.files import check_file, locked, unfinished
+    from mamba_bio_audio.files import check_file, locked, name_full_disk, unfinished
     from mamba_bio_audio.inference.embed import Pool, check_layer, embed_rows, missing, turns_of
     from mamba_bio_audio.inference.embedding_file import EmbeddingFile, check_suffix, ours
     from mamba_bio_audio.inference.streaming import Stopped
@@ -158,6 +158,7 @@ def run(options: EmbedOptions) -> EmbedResult:
     with (
         counters(options.quiet) as progress,
         locked(out),
+        name_full_disk(out),
         StopSignal() as stop,
         EmbeddingFile(
             out, pool, model.model_config.d_model, settings, resume=options.resume, force=options.force

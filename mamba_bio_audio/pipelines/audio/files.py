@@ -22,6 +22,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.text import is_utf8
 
 # Suffix -> containers that it may have, as named by libsndfile.
 FORMATS = {
@@ -206,8 +207,11 @@ def open_file(path: str, name: str | None = None) -> AudioFile:
     """Read and check a file's header.
 
     Raises:
-        InputError: it is not audio, has the wrong extension or fewer than two samples, or is truncated; names the file.
+        InputError: it is not audio, has a name that cannot be opened, the wrong extension or fewer than two samples, or is
+            truncated; names the file.
     """
+    if not is_utf8(path):
+        raise InputError(f"{path}: the name is not UTF-8, so libsndfile cannot open the file; rename it")
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise InputError(f"{path}: the extension is none of {', '.join(FORMATS)}; rename or convert the file")

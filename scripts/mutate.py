@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 
 KERNELS = "mamba_bio_audio/kernels/"
-SCAN = KERNELS + "selective_scan/"
+SCAN = KERNELS + "scan/"
 # Critical files, and the tests that are there to guard them.
 CRITICAL: dict[str, list[str]] = {
     KERNELS + "conv/cpu.py": ["tests/kernels/conv/test_cpu.py"],
@@ -48,22 +48,26 @@ CRITICAL: dict[str, list[str]] = {
     KERNELS + "loss/gpu.py": ["tests/kernels/loss/test_gpu.py"],
     KERNELS + "loss/gradients.py": ["tests/kernels/loss"],
     KERNELS + "mixer/recompute.py": ["tests/kernels/mixer/test_recompute.py"],
-    SCAN + "blocked.py": ["tests/kernels/test_selective_scan.py"],
-    SCAN + "ref.py": ["tests/kernels/test_selective_scan.py"],
+    SCAN + "inputs.py": ["tests/kernels/scan/test_launch_plans.py", "tests/kernels/scan/test_cpu.py"],
+    SCAN + "reference.py": ["tests/kernels/scan/test_cpu.py"],
+    SCAN + "cpu.py": ["tests/kernels/scan/test_cpu.py"],
+    SCAN + "cpu_blocks.py": ["tests/kernels/scan/test_cpu.py"],
+    SCAN + "cpu_backward.py": ["tests/kernels/scan/test_cpu.py"],
+    SCAN + "forward.py": ["tests/kernels/scan/test_plain.py", "tests/kernels/scan/test_cases.py"],
+    SCAN + "backward.py": [
+        "tests/kernels/scan/test_plain.py",
+        "tests/kernels/scan/test_cases.py",
+        "tests/kernels/mixer/test_recompute.py",
+    ],
+    SCAN + "chunks.py": ["tests/kernels/scan/test_plain.py", "tests/kernels/scan/test_cases.py"],
+    SCAN + "parts.py": ["tests/kernels/scan/test_cases.py"],
+    SCAN + "launch.py": ["tests/kernels/scan/test_launch_plans.py", "tests/kernels/scan/test_plain.py"],
     SCAN + "split_bc.py": ["tests/kernels/mixer/test_recompute.py"],
-    SCAN + "triton_fwd.py": ["tests/kernels/test_selective_scan_triton.py"],
-    SCAN + "triton_bwd.py": ["tests/kernels/test_selective_scan_triton.py", "tests/kernels/mixer/test_recompute.py"],
-    SCAN + "triton_op.py": ["tests/kernels/test_launch_plans.py", "tests/kernels/test_selective_scan_triton.py"],
-    SCAN + "general_fwd.py": ["tests/kernels/test_selective_scan_general.py"],
-    SCAN + "general_bwd.py": ["tests/kernels/test_selective_scan_general.py"],
-    SCAN + "general_chunks.py": ["tests/kernels/test_selective_scan_general.py"],
-    SCAN + "general_parts.py": ["tests/kernels/test_selective_scan_general.py"],
-    SCAN + "general_op.py": ["tests/kernels/test_launch_plans.py", "tests/kernels/test_selective_scan_general.py"],
-    SCAN + "warp_sums.py": ["tests/kernels/test_warp_sums.py"],
+    SCAN + "sums.py": ["tests/kernels/scan/test_sums.py"],
     "mamba_bio_audio/ops/calls.py": ["tests/ops/test_calls.py"],
     "mamba_bio_audio/ops/mamba_mixer.py": ["tests/ops/test_mamba_mixer.py"],
     "mamba_bio_audio/ops/operators.py": ["tests/ops/test_operators.py"],
-    "mamba_bio_audio/ops/selective_scan.py": ["tests/ops", "tests/kernels/test_selective_scan.py"],
+    "mamba_bio_audio/ops/selective_scan.py": ["tests/ops", "tests/kernels/scan/test_cpu.py"],
     "mamba_bio_audio/layers/mamba.py": ["tests/layers", "tests/models/test_isotropic.py", "tests/test_laws.py"],
     "mamba_bio_audio/models/heads.py": ["tests/models/test_heads.py"],
     "mamba_bio_audio/models/unet.py": ["tests/models/test_unet.py", "tests/test_laws.py"],

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.embed import Pool, embed
+from mamba_bio_audio.inference.embed import Pool, embed, missing
 from mamba_bio_audio.inference.generate import generate
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
@@ -244,6 +244,11 @@ def test_mistakes(model):
     assert embed(bare, torch.tensor([7, 8, 9])).shape == (1, 8)
     with pytest.raises(InputError, match="only one strand"):
         embed(bare, torch.tensor([7, 8, 9]), strand="reverse")
+
+
+def test_a_row_without_a_known_symbol_is_told_from_others(model):
+    reasons = [missing(model, CODEC.encode(text)) for text in ("", "N", "NN", "AN", "NA", "A")]
+    assert reasons == ["empty", *["contains no known symbol"] * 2, "", "", ""]
 
 
 def test_rows_of_a_pool():

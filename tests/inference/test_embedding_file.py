@@ -74,6 +74,25 @@ def test_both_formats_hold_the_same(tmp_path, monkeypatch, pool):
         assert [row["start"] for row in rows if row["number"] in (1, 2)] == [None, None]
 
 
+def test_a_file_of_no_records_has_the_same_types(tmp_path):
+    import pyarrow.parquet
+
+    for suffix in ("npz", "parquet"):
+        with EmbeddingFile(tmp_path / f"e.{suffix}", Pool("none"), 2, {}, resume=False, force=False) as file:
+            file.finish()
+    with np.load(tmp_path / "e.npz") as found:
+        assert {name: (array.shape, array.dtype.kind) for name, array in found.items()} == {
+            "embeddings": ((0, 2), "f"),
+            "offsets": ((1,), "i"),
+            "records": ((0,), "U"),
+            "files": ((0,), "U"),
+            "lengths": ((0,), "i"),
+            "notes": ((0,), "U"),
+            "settings": ((), "U"),
+        }
+    assert pyarrow.parquet.read_table(tmp_path / "e.parquet").num_rows == 0
+
+
 def test_the_vectors_of_one_record_are_an_array(tmp_path):
     with (tmp_path / "v").open("w+b") as file:
         file.truncate(10 * 3 * 4)

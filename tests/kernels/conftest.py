@@ -143,7 +143,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
 class LaunchScan:
     """`launch_scan(kind, shape)`: the launches of a scan in training on an H100, (plan, forward, backward).
 
-    bf16, with all optional inputs but a state before the span and resets, the gate in rows of twice its width.
+    bf16, with all optional inputs but a state before the span and resets, the gate in rows `gate_rows` times its width.
     """
 
     # complex, time-invariant, exactly held
@@ -159,7 +159,9 @@ class LaunchScan:
     def __init__(self, device: torch.device, launches: list[Launch]) -> None:
         self.device, self.launches = device, launches
 
-    def __call__(self, kind: str, shape: tuple[int, int, int, int]) -> tuple[Any, list[Launch], list[Launch]]:
+    def __call__(
+        self, kind: str, shape: tuple[int, int, int, int], gate_rows: int = 2
+    ) -> tuple[Any, list[Launch], list[Launch]]:
         """`shape` is batch, length, channels, states."""
         from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan
         from mamba_bio_audio.kernels.scan.launch import scan_triton
@@ -182,7 +184,7 @@ class LaunchScan:
             B=maps[0],
             C=maps[1],
             D=meta(channels),
-            z=meta(batch, length, 2 * channels, dtype=torch.bfloat16)[..., channels:],
+            z=meta(batch, length, gate_rows * channels, dtype=torch.bfloat16)[..., -channels:],
             dt_bias=meta(channels),
             exact_zoh=exact,
         )

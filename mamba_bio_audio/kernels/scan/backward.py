@@ -416,21 +416,22 @@ def scan_bwd_kernel(
                     if CASE.gate:
                         y, _ = product(C[0], C[1], afters[j][0], afters[j][1], CASE.complex)
                         tl.store(at + 2 * PLANE, tl.sum(y, axis=1))
-            # Steps whose rows are stored together.
-            TOGETHER: tl.constexpr = 2 if WARP_SUMS and UNROLL % 2 == 0 and not CASE.complex else UNROLL
+            # Steps whose rows are stored together: `sums` adds two rows at once, the parts of one step or two steps.
+            BY_WARP: tl.constexpr = WARP_SUMS and (CASE.complex or UNROLL % 2 == 0)
+            TOGETHER: tl.constexpr = 2 if BY_WARP and not CASE.complex else UNROLL
             for j in tl.static_range(0, UNROLL, TOGETHER):
                 to = (base + i * UNROLL + j) * SUMS_ROW
-                if WARP_SUMS:
+                if BY_WARP:
                     to += pair_at
                 if not CASE.C_lti:
                     store_map_gradient(
                         dC_rows + to, n, index, afters, gys, j, -1.0,
-                        N, SUMS_ROW, EVEN_N, TOGETHER, CASE.complex, WARP_SUMS,
+                        N, SUMS_ROW, EVEN_N, TOGETHER, CASE.complex, BY_WARP,
                     )  # fmt: skip
                 if not CASE.B_lti:
                     store_map_gradient(
                         dB_rows + to, n, index, gs, xs, j, 1.0,
-                        N, SUMS_ROW, EVEN_N, TOGETHER, CASE.complex, WARP_SUMS,
+                        N, SUMS_ROW, EVEN_N, TOGETHER, CASE.complex, BY_WARP,
                     )  # fmt: skip
         tl.debug_barrier()
 

@@ -110,6 +110,8 @@ def chunk_state_kernel(
     if CASE.B_lti:
         V = load_tiles(V_p, tile, mask, PLANE, CASE.complex)
     V_p += (batch * L + begin) * (CASE.parts * N)
+    if not CASE.B_lti:
+        V_p += n  # as a tensor of addresses; added at every load, it costs four instructions a step
     at = (
         x_p + batch * x_batch + begin * X_ROW + d, dt_p + batch * dt_batch + begin * DT_ROW + d,
         z_p + batch * z_batch + begin * Z_ROW + d, V_p, V_p, reset_p + batch * L + begin,
@@ -121,7 +123,7 @@ def chunk_state_kernel(
         for j in tl.static_range(UNROLL):
             row = row_of(tl.where(full > 0, j, 0), count, REVERSE)
             slots = slots + (
-                load_step(at, row, n, mask_d, mask_n, V, V, N, EVEN_D, EVEN_N, X_ROW, DT_ROW, Z_ROW, CASE),
+                load_step(at, row, 0, mask_d, mask_n, V, V, N, EVEN_D, EVEN_N, X_ROW, DT_ROW, Z_ROW, CASE),
             )  # fmt: skip
     for i in range(full):
         ahead = tl.where(i + 1 < full, i + 1, i) * UNROLL
@@ -133,7 +135,7 @@ def chunk_state_kernel(
             else:
                 row = row_of(i * UNROLL + j, count, REVERSE)
             steps = steps + (
-                load_step(at, row, n, mask_d, mask_n, V, V, N, EVEN_D, EVEN_N, X_ROW, DT_ROW, Z_ROW, CASE),
+                load_step(at, row, 0, mask_d, mask_n, V, V, N, EVEN_D, EVEN_N, X_ROW, DT_ROW, Z_ROW, CASE),
             )  # fmt: skip
         if AHEAD:
             slots = steps
@@ -142,7 +144,7 @@ def chunk_state_kernel(
                 hr, hi, total = half_step(hr, hi, total, Ar, Ai, fixed, bias, steps[j], CASE, REVERSE)
     for i in range(full * UNROLL, count):
         row = row_of(i, count, REVERSE)
-        inputs = load_step(at, row, n, mask_d, mask_n, V, V, N, EVEN_D, EVEN_N, X_ROW, DT_ROW, Z_ROW, CASE)
+        inputs = load_step(at, row, 0, mask_d, mask_n, V, V, N, EVEN_D, EVEN_N, X_ROW, DT_ROW, Z_ROW, CASE)
         hr, hi, total = half_step(hr, hi, total, Ar, Ai, fixed, bias, inputs, CASE, REVERSE)
     store_tiles(end_p + (batch * K + chunk) * STATE, tile, mask, hr, hi, PLANE, CASE.complex)
     tl.store(sum_dt_p + (batch * K + chunk) * D + d, total, mask=mask_d)

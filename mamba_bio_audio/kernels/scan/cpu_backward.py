@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_bio_audio.kernels.scan.cpu_blocks import Buffers, Problem, Segment, keep_real, over_channels, over_states
+from mamba_bio_audio.kernels.scan.inputs import complex_numbers
 
 
 def backward(p: Problem, starts: Tensor, g_out: Tensor | None, g_state: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -22,7 +23,7 @@ def backward(p: Problem, starts: Tensor, g_out: Tensor | None, g_state: Tensor |
     gh0 = p.empty(p.rows, N, channels) if h0 is not None else None
     carry_in = None
     if g_state is not None:
-        carry_in = torch.view_as_complex(g_state.to(p.dtype).contiguous()).conj() if p.complex else g_state.to(p.dtype)
+        carry_in = complex_numbers(g_state.to(p.dtype)).conj() if p.complex else g_state.to(p.dtype)
         carry_in = carry_in.transpose(1, 2)
 
     for rows in p.groups():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_bio_audio.kernels.scan.inputs import ScanInputs
+from mamba_bio_audio.kernels.scan.inputs import ScanInputs, complex_numbers
 
 
 class _Sizes(NamedTuple):
@@ -92,7 +92,7 @@ class Problem:
 
     def _number(self, t: Tensor) -> Tensor:
         t = t.to(self.dtype)
-        return torch.view_as_complex(t.contiguous()) if self.complex else t
+        return complex_numbers(t) if self.complex else t
 
     def empty(self, *shape: int, real: bool = False) -> Tensor:
         return torch.empty(shape, dtype=self.dtype if real else self.number, device=self.u.device)

@@ -118,6 +118,14 @@ class Case:
         return not self.exact and (not self.complex or (self.B_lti and self.C_lti))
 
 
+def complex_numbers(t: Tensor) -> Tensor:
+    """(..., 2) as complex (...), a view where it can be."""
+    t = t.contiguous()
+    # Part of a larger tensor may be contiguous and yet lie at an odd place, as B and C of a single position do.
+    odd = t.storage_offset() % 2 or any(stride % 2 for stride in t.stride()[:-1])
+    return torch.view_as_complex(t.clone(memory_format=torch.contiguous_format) if odd else t)
+
+
 def unsupported_reason(s: ScanInputs) -> str | None:
     """Why the kernels cannot run this call, or None where they can. Device and shapes are the caller's affair."""
     if s.A.shape[1] > MAX_STATES:

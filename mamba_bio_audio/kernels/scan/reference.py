@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_bio_audio.kernels.scan.inputs import ScanInputs
+from mamba_bio_audio.kernels.scan.inputs import ScanInputs, complex_numbers
 
 # expm1(x) / x is summed as a series below this |x|: there the closed form and its derivative cancel.
 _SERIES_BELOW = 0.5
@@ -43,7 +43,7 @@ def scan_reference(s: ScanInputs) -> tuple[Tensor, Tensor]:
     batch, length, channels = u.shape
 
     def number(t: Tensor) -> Tensor:
-        return torch.view_as_complex(t.to(dtype).contiguous()) if is_complex else t.to(dtype)
+        return complex_numbers(t.to(dtype)) if is_complex else t.to(dtype)
 
     A, B, C = number(A), number(B), number(C)
     u = u.to(dtype)

@@ -355,19 +355,19 @@ def store_rows(p, n, rows, N: tl.constexpr, ROW: tl.constexpr, EVEN_N: tl.conste
 @triton.jit
 def store_map_gradient(
     p, n, index, xs, vs, j, SIGN: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr, EVEN_N: tl.constexpr,
-    STEPS: tl.constexpr, COMPLEX: tl.constexpr, WARP_SUMS: tl.constexpr,
+    STEPS: tl.constexpr, COMPLEX: tl.constexpr, BY_WARP: tl.constexpr,
 ):  # fmt: skip
     """Writes the rows of dB or dC of steps j .. j + STEPS - 1 at p, ROW apart: sums over d of x v, SIGN times that for the
     second part of a complex row.
 
-    p: with WARP_SUMS, the places that `channel_places` gives. xs: a block's pairs of tiles. vs: its vectors [BD].
+    p: BY_WARP, the places that `channel_places` gives. xs: a block's pairs of tiles. vs: its vectors [BD].
     """
     NARROW: tl.constexpr = p.dtype.element_ty == tl.bfloat16
-    if WARP_SUMS and COMPLEX:
+    if BY_WARP and COMPLEX:
         for k in tl.static_range(STEPS):
             to = (p + k * ROW).to(tl.int64)
             store_channel_sums(xs[j + k][0], vs[j + k], xs[j + k][1], SIGN * vs[j + k], index, to, NARROW)
-    elif WARP_SUMS and STEPS == 2:
+    elif BY_WARP:
         store_channel_sums(xs[j][0], vs[j], xs[j + 1][0], vs[j + 1], index, p.to(tl.int64), NARROW)
     else:
         rows = ()

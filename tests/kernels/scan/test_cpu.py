@@ -434,3 +434,24 @@ def test_softplus_is_linear_above_20():
         out = selective_scan(u, dt, -100 * one, one, one, backend=backend)
         assert torch.equal(out[0, 1:, 0], dt[0, 1:, 0])
         assert out[0, 0, 0] == F.softplus(dt)[0, 0, 0]
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_complex_maps_at_odd_places(backend):
+    """B and C of a single position are parts of a row, contiguous and yet not aligned to pairs."""
+    inputs = make_inputs(1, 1, 3, 2, is_complex=True)
+    expected = selective_scan(**inputs, backend=backend)
+    row = torch.cat([torch.zeros(1, 1, 1), inputs["B"].flatten(2), inputs["C"].flatten(2)], dim=-1)
+    B, C = (part.unflatten(-1, (2, 2)) for part in row[..., 1:].split(4, dim=-1))
+    assert torch.equal(selective_scan(**{**inputs, "B": B, "C": C}, backend=backend), expected)
+
+
+def test_gradient_of_a_complex_state_at_an_odd_place():
+    inputs = make_inputs(1, 5, 3, 2, is_complex=True, extras=("h0",))
+    _, last = selective_scan(**inputs, return_state=True, backend="torch")
+    row = torch.randn(13, dtype=torch.float64)
+    found, expected = (
+        torch.autograd.grad(last, inputs["h0"], g.view(1, 3, 2, 2), retain_graph=True)[0]
+        for g in (row[1:], row[1:].clone())
+    )
+    assert torch.equal(found, expected)

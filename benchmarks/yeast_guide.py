@@ -352,11 +352,12 @@ def draw(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     name, start, end = region
     end = min(end, len(records[name]))
     figure, (top, middle, bottom) = plt.subplots(
-        3, 1, figsize=(11, 6), sharex=True, height_ratios=(3, 3, 1), layout="constrained"
+        3, 1, figsize=(10, 5.5), sharex=True, height_ratios=(3, 3, 1), layout="constrained"
     )
     places = np.arange(start, end - around, 30)
     for source, tracks in sources.items():
@@ -375,8 +376,10 @@ def draw(
     bottom.set_ylim(-0.6, 1.6)
     bottom.set_xlim(start, end)
     bottom.set_xlabel(f"{name}, position")
-    figure.savefig(path, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80)
     plt.close(figure)
+    Image.open(drawn).quantize(32).save(path, optimize=True)
 
 
 if __name__ == "__main__":

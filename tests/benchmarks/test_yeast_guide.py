@@ -171,3 +171,20 @@ def test_auroc_and_its_interval(guide):
     scores = rng.normal(size=400) + np.arange(400) % 2
     low, high = guide.interval(scores, found, 20_000, draws=200)
     assert 0.6 < low < guide.auroc(scores, np.arange(400) % 2 == 1) < high < 0.9
+
+
+@pytest.mark.parametrize("folder", ["yeast_cpu"])
+def test_the_figures_of_the_guide_are_those_of_the_results(folder):
+    """Every row of the results stands in the guide, and its perplexities."""
+    text, results = GUIDE.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results" / folder
+    for row in csv.DictReader((results / "auroc.csv").read_text().splitlines()):
+        valid, test, low, high = (
+            row[key].removeprefix("0") for key in ("valid_auroc", "test_auroc", "test_low", "test_high")
+        )
+        assert f"| {valid} | {test} | {low} to {high} |" in text, row
+        assert (f"**{row['number']}** | {valid} | {test}" in text) == (row["speaks"] == "True"), row
+    found = json.loads((results / "evaluate-test.json").read_text())
+    assert f"{found['model']['perplexity']:.4f}" in text
+    assert f"{found['markov']['best']['perplexity']:.4f}" in text
+    counts = json.loads((results / "auroc.json").read_text())["windows"]
+    assert f"{counts['test_coding']:,} coding and {counts['test_other']:,} other windows" in text

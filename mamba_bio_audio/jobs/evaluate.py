@@ -161,7 +161,7 @@ class Opened(NamedTuple):
     @property
     def precision(self) -> str:
         """bf16 or fp32."""
-        from mamba_bio_audio.training.fit import resolve_precision
+        from mamba_bio_audio.training.config import resolve_precision
 
         return resolve_precision(self.config.train.precision, self.device)
 

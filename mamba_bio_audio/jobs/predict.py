@@ -160,7 +160,7 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
     from mamba_bio_audio.pipelines.domains import domain_of
     from mamba_bio_audio.run import saved
     from mamba_bio_audio.signals import StopSignal
-    from mamba_bio_audio.training.fit import resolve_precision
+    from mamba_bio_audio.training.config import resolve_precision
 
     model = saved.load_classifier(options.run, options.which)
     config = model.config

@@ -19,7 +19,7 @@ from mamba_bio_audio.run.data import DataModule, check_same_data, open_data, pro
 from mamba_bio_audio.run.folder import has_weights, run_maker
 from mamba_bio_audio.run.preflight import check_fits, check_utf8
 from mamba_bio_audio.run.resume import Continuation, continuation, with_chunk
-from mamba_bio_audio.training.fit import resolve_precision
+from mamba_bio_audio.training.config import resolve_precision
 from mamba_bio_audio.training.lengths import Stage, length_stages, stretches
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.probe import choose_chunk

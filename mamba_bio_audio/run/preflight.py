@@ -12,7 +12,7 @@ from mamba_bio_audio.machine import available_memory, check_memory, own_memory
 from mamba_bio_audio.models.size import count_parameters, kept_per_position, size_text
 from mamba_bio_audio.run.config import RunConfig
 from mamba_bio_audio.text import is_utf8
-from mamba_bio_audio.training.fit import resolve_precision
+from mamba_bio_audio.training.config import resolve_precision
 
 FIT = "lower model.d_model, model.num_layers, train.length or train.micro_batch, or set train.stream_chunk"
 

@@ -208,3 +208,10 @@ class TrainConfig(BaseModel):
         sequences = self.sequences_per_step // self.data_parallel
         most = max(1, (2**14 if device == "cpu" else 2**18) * self.sequence_parallel // self.length)
         return max(d for d in range(1, min(most, sequences) + 1) if sequences % d == 0)
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Resolve `auto`, which means bf16 on CUDA and fp32 on the CPU."""
+    if precision == "auto":
+        return "bf16" if device == "cuda" else "fp32"
+    return precision

@@ -22,7 +22,7 @@ from mamba_bio_audio.pipelines.stream import stop_workers
 from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training.checkpoint_io import TreeCheckpointIO
 from mamba_bio_audio.training.checkpoints import last_checkpoint
-from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.config import TrainConfig, resolve_precision
 from mamba_bio_audio.training.cores import watch_cores
 from mamba_bio_audio.training.lengths import Stage
 from mamba_bio_audio.training.listening import Listening
@@ -68,13 +68,6 @@ class FitResult(NamedTuple):
     exhausted: bool = False  # `train.patience` ended it before `train.steps`
     best_samples_step: int = 0  # 0 where no samples were generated
     warning: str | None = None  # what was wrong with the training as a whole
-
-
-def resolve_precision(precision: str, device: str) -> str:
-    """Resolve `auto`, which means bf16 on CUDA and fp32 on the CPU."""
-    if precision == "auto":
-        return "bf16" if device == "cuda" else "fp32"
-    return precision
 
 
 def fit(

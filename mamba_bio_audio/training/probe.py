@@ -19,8 +19,7 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.models.unet_config import UNetConfig
-from mamba_bio_audio.training.config import TrainConfig
-from mamba_bio_audio.training.fit import resolve_precision
+from mamba_bio_audio.training.config import TrainConfig, resolve_precision
 from mamba_bio_audio.training.optim import build_optimizer
 
 # Floating point operations spent on a probe.

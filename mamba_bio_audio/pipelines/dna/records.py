@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import IO, cast
 
 import numpy as np
-from Bio.SeqIO.QualityIO import FastqGeneralIterator
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.contract import Item
@@ -191,6 +190,9 @@ def _fasta(handle: io.BufferedReader) -> Iterator[Record]:
 
 
 def _fastq(handle: io.BufferedReader) -> Iterator[Record]:
+    # Brings all of Biopython's formats with it, which readers of FASTA do not wait for.
+    from Bio.SeqIO.QualityIO import FastqGeneralIterator
+
     text = io.TextIOWrapper(handle, encoding="latin-1")
     try:
         for header, sequence, _ in FastqGeneralIterator(text):

@@ -1,5 +1,6 @@
 """Models that come with the package: found by name, listed, used by every command that takes RUN, made by the script."""
 
+import csv
 import importlib.util
 import json
 import re
@@ -202,3 +203,26 @@ def test_packaged_models_are_small_and_whole():
         # But for the version that wrote it.
         cards = (model_card(model), (folder / "README.md").read_text())
         assert len({re.sub(r"mamba-bio-audio [\w.]+", "", card).strip() for card in cards}) == 1
+
+
+def test_the_figures_said_of_human42mb_are_those_of_its_run():
+    """On its card and in docs/benchmarks.md; a test perplexity within 0.01 of 3.076 was wanted."""
+    results = ROOT / "benchmarks" / "results" / "human42mb-1m4_h200"
+    own, bars = [], []
+    for split in ("test", "valid"):
+        found = json.loads((results / f"evaluate-{split}.json").read_text())
+        own.append(f"{found['model']['perplexity']:.4f}")
+        bars.append(f"{found['markov']['best']['perplexity']:.4f}")
+        assert found["markov"]["chosen_order"] == 12
+    assert abs(float(own[0]) - 3.076) < 0.01
+    card = (packaged.packaged_models()["human42mb-1m4"] / "README.md").read_text()
+    assert f"perplexity {own[0]} on test and {own[1]} on validation" in card
+    assert f"(order 12) reaches {bars[0]} and {bars[1]}" in card
+    page = (ROOT / "docs" / "benchmarks.md").read_text().replace("\n", " ")
+    assert (
+        f"test perplexity {own[0]} and validation {own[1]}, beside {bars[0]} and {bars[1]} of the order-12 Markov"
+        in page
+    )
+    rows = csv.DictReader((results / "evaluate-context-test.csv").read_text().splitlines())
+    context = [f"{float(row['perplexity']):.4f}" for row in rows if row["kind"] == "all"]
+    assert f"| perplexity | {' | '.join(context)} |" in page

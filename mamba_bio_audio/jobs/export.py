@@ -29,7 +29,8 @@ class ExportOptions(Options):
         "fp32", description="Precision of the exported weights; bf16 halves the file, and rounds them."
     )
     push: Annotated[str | None, Cli(metavar="OWNER/NAME")] = Field(
-        None, description="Then push what was exported to this repository of the Hugging Face Hub (extra [hub])."
+        None,
+        description="Then push what was exported to this repository of the Hugging Face Hub (needs huggingface_hub).",
     )
     private: bool = Field(False, description="With --push: a repository that is made is private.")
     force: Force = False

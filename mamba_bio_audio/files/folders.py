@@ -127,8 +127,8 @@ def foreign_files(folder: Path, maker: Maker, files: Iterable[str]) -> list[str]
 
     def matches(relative: str) -> bool:
         parts = relative.split("/")
-        if re.fullmatch(r"\..+\.\d+\.tmp", parts[-1]):
-            # A temporary file of `atomic_path`.
+        if re.fullmatch(r"\..+\.\d+\.tmp|\.tmp\w{6}", parts[-1]):
+            # A temporary file of `atomic_path`, or of safetensors, left behind by a killed process.
             return True
         patterns = [pattern.split("/") for pattern in maker.patterns]
         return any(len(own) == len(parts) and all(map(fnmatchcase, parts, own)) for own in patterns)

@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_map
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.decoding import FixedSteps, prefill, steps, stretch
+from mamba_bio_audio.inference.prompts import Prompt, batches, check_prompt, read_prompts, vocabulary_of
+from mamba_bio_audio.inference.streaming import Row
 
 _BLOCK = 1024
 
@@ -79,7 +81,7 @@ def generate(
     *,
     length: int,
     num_samples: int = 1,
-    prompt: str | Sequence[int] | NDArray[Any] | Tensor | None = None,
+    prompt: Prompt = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -99,7 +101,8 @@ def generate(
         model: language model that follows the common contract; runs on the device of its parameters.
         length: number of symbols to sample, not counting the prompt; 0 or more.
         num_samples: number of rows.
-        prompt: preceding symbols, (P,) for all rows or (num_samples, P), or text if the model has a codec. A model
+        prompt: preceding symbols, (P,) for all rows or (num_samples, P), or text if the model has a codec; or a list of
+            num_samples such prompts whose lengths may differ, each in memory or read in slices (`streaming.Row`). A model
             whose codec has a `start_id` (audio: the zero level) reads that first, without being told.
         temperature: divides the logits; 0 takes the most probable symbol (of equals, the first in `allowed`).
         top_k: keep the k most probable symbols (of equals, the first in `allowed`); None keeps all.
@@ -146,7 +149,7 @@ def generate_blocks(
     *,
     length: int,
     num_samples: int = 1,
-    prompt: str | Sequence[int] | NDArray[Any] | Tensor | None = None,
+    prompt: Prompt = None,
     batch_size: int | None = None,
     place: Place = Place(),
     cuda_graph: bool = True,
@@ -186,23 +189,23 @@ def generate_blocks(
         raise InputError(
             "this model cannot carry a state from symbol to symbol, so it cannot sample; use another mixer"
         )
-    prefix = _check_prompt(model, prompt, num_samples)
+    prefix = check_prompt(model, prompt, num_samples)
     start_id = getattr(getattr(model, "codec", None), "start_id", None)
-    if start_id is not None and state is None:
+    if start_id is not None and state is None and not isinstance(prefix, list):
         first = torch.full((1 if prefix is None else len(prefix), 1), start_id)
         prefix = first if prefix is None else torch.cat([first, prefix], 1)
     if prefix is None and place.position:
         raise InputError("a position after the first needs the symbols before it as prompt")
-    if state is not None and (prefix is None or (batch_size or num_samples) < num_samples):
+    if state is not None and (not isinstance(prefix, Tensor) or (batch_size or num_samples) < num_samples):
         raise InputError("a state belongs to one batch before its prompt; pass both, and no smaller batch_size")
 
     def blocks() -> Iterator[Block]:
-        most = batch_size or num_samples
-        for low in range(0, num_samples, most):
-            rows = min(most, num_samples - low)
+        for low, rows in batches(model, prefix, num_samples, batch_size or num_samples):
             start = prefix
-            if prefix is not None:
-                start = prefix[low : low + rows] if len(prefix) > 1 else prefix.expand(rows, -1)
+            if prefix is not None and len(prefix) > 1:
+                start = prefix[low : low + rows]
+            elif isinstance(prefix, Tensor):
+                start = prefix.expand(rows, -1)
             yield from _batch(model, choice, start, rows, length, seed, place._replace(row=place.row + low), cuda_graph)
 
     return blocks()
@@ -211,7 +214,7 @@ def generate_blocks(
 def _batch(
     model: nn.Module,
     choice: _Choice,
-    prefix: Tensor | None,
+    prefix: Tensor | list[Row] | None,
     rows: int,
     length: int,
     seed: int,
@@ -223,7 +226,7 @@ def _batch(
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     choice = choice.to(device)
-    last = None if prefix is None else prefix.to(device)
+    last = prefix.to(device) if isinstance(prefix, Tensor) else None
     count = stretch(model)
     most = -(-_BLOCK // count) * count
     fixed: FixedSteps | None = None
@@ -239,6 +242,8 @@ def _batch(
         model.eval()
         try:
             with torch.inference_mode():
+                if isinstance(prefix, list) and last is None:
+                    last, state = read_prompts(model, prefix, rows, device)
                 if last is None:
                     symbol, score = choice.first(draws[0])
                     symbols.append(symbol[None])
@@ -298,7 +303,7 @@ class _Choice(NamedTuple):
         initial: Sequence[float] | None,
     ) -> _Choice:
         """Validate the options against the model."""
-        vocabulary = _vocabulary(model)
+        vocabulary = vocabulary_of(model)
         if allowed is None:
             codec = getattr(model, "codec", None)
             if codec is not None:
@@ -401,51 +406,3 @@ def uniforms(seed: int, rows: Sequence[int], start: int, count: int) -> NDArray[
         philox = np.random.Philox(key=key, counter=np.array([start // 4, 0, 0, 0], np.uint64))
         words[i] = philox.random_raw(skip + count)[skip:]
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _vocabulary(model: nn.Module) -> int | None:
-    """Number of symbols, if the model states it."""
-    for owner in (getattr(model, "codec", None), getattr(model, "model_config", None), model):
-        size = getattr(owner, "vocab_size", None)
-        if size is not None:
-            return int(size)
-    return None
-
-
-def _check_prompt(
-    model: nn.Module, prompt: str | Sequence[int] | NDArray[Any] | Tensor | None, num_samples: int
-) -> Tensor | None:
-    """The prompt as (1 or num_samples, P) int64; None if there is none."""
-    if prompt is None:
-        return None
-    if isinstance(prompt, str):
-        codec = getattr(model, "codec", None)
-        if codec is None:
-            raise InputError("this model has no codec for a text prompt; pass token ids")
-        if prompt:
-            codec.check_prompt(prompt)
-        prompt = codec.encode(prompt)
-    if not isinstance(prompt, Tensor):
-        try:
-            prompt = np.asarray(prompt)
-        except ValueError as error:
-            raise InputError(f"the prompt's rows differ in length ({error}); make them equally long") from None
-        if prompt.size and prompt.dtype.kind not in "iuf":
-            raise InputError(f"the prompt is an array of {prompt.dtype}; pass integer ids, or text")
-    ids = torch.as_tensor(prompt if isinstance(prompt, Tensor) or prompt.size else np.zeros(0, np.int64))
-    if not ids.numel():
-        return None
-    if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.ndim not in (1, 2):
-        raise InputError(
-            f"the prompt is {ids.dtype} of shape {tuple(ids.shape)}; pass integer ids of shape (P,) or (num_samples, P)"
-        )
-    ids = ids.long().reshape(-1, ids.shape[-1])
-    if len(ids) not in (1, num_samples):
-        raise InputError(f"the prompt has {len(ids)} rows, but num_samples is {num_samples}; give 1 or {num_samples}")
-    vocabulary = _vocabulary(model)
-    if int(ids.min()) < 0 or (vocabulary is not None and int(ids.max()) >= vocabulary):
-        raise InputError(
-            f"the prompt contains ids {int(ids.min())} to {int(ids.max())}; valid ids are 0 to "
-            + ("the end of the vocabulary" if vocabulary is None else str(vocabulary - 1))
-        )
-    return ids

@@ -15,13 +15,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -29,6 +27,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, begin_unfinished, discard_unfinished
 from mamba_bio_audio.files.tensors import load_tree, save_tree
 from mamba_bio_audio.inference.generate import Block, Place, generate_blocks
+from mamba_bio_audio.inference.prompts import Prompt, batches, check_prompt
 from mamba_bio_audio.machine import raise_open_files
 from mamba_bio_audio.pipelines.sample_writer import RowForm
 
@@ -86,7 +85,7 @@ class RowFiles:
         length: int,
         num_samples: int,
         batch_size: int,
-        prompt: Sequence[int] | NDArray[Any] | Tensor | str | None = None,
+        prompt: Prompt = None,
         progress: Callable[[int, int], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
         **options: Any,
@@ -97,7 +96,7 @@ class RowFiles:
             length: symbols per row, not counting the prompt.
             num_samples: number of rows.
             batch_size: rows sampled at a time.
-            prompt: as for `generate`; rows with prompts of their own pass (num_samples, P).
+            prompt: as for `generate`; rows with prompts of their own pass (num_samples, P), or a list of them.
             progress: called with (symbols done, symbols in total).
             stop: called after every block; True saves and stops.
             options: options of `generate_blocks`: temperature, top_k, top_p, seed, allowed, initial.
@@ -119,17 +118,23 @@ class RowFiles:
             )
         at, last, state = self._restore(model)
         sums = list(at.log_likelihood)
-        for low in range(at.row, num_samples, batch_size):
-            rows = min(batch_size, num_samples - low)
+        try:
+            prefix = check_prompt(model, prompt, num_samples)
+        except InputError:
+            if not self.path(0).exists():
+                # As below.
+                self.remove()
+            raise
+        for low, rows in batches(model, prefix, num_samples, batch_size):
+            if low < at.row:
+                continue
             position = at.position if low == at.row else 0
             sums = sums[: low + rows] if position else [*sums[:low], *[0.0] * rows]
             if position == length:
                 continue
-            start: Any = prompt
+            start: Any = prefix if prefix is None or len(prefix) == 1 else prefix[low : low + rows]
             if position:
                 start = last
-            elif prompt is not None and not isinstance(prompt, str) and np.ndim(prompt) == 2 and len(prompt) > 1:
-                start = prompt[low : low + rows]
             try:
                 blocks = generate_blocks(
                     model,

@@ -4,6 +4,7 @@
     log_likelihoods   log p of every symbol given those before it
     hidden_states     hidden states of any layer
     advance, fork     the state after a prefix, and copies of it as a batch
+    join              the state of a batch from those of its rows
 
 Memory depends on the piece (`Passes.chunk` positions of every row), never on the length of a row. Rows of a batch may
 differ in length: shorter ones are padded on the right, which changes no position before, because every layer is causal.
@@ -156,7 +157,7 @@ def padded(rows: Sequence[Row], low: int, high: int, fill: int) -> Tensor:
     return torch.from_numpy(out)
 
 
-class _Inputs:
+class Inputs:
     """What is read to predict the symbols of a row: all but its last symbol, after `start_id` where there is one."""
 
     def __init__(self, row: Row, start_id: int | None) -> None:
@@ -222,7 +223,7 @@ def log_likelihoods(
             raise RuntimeError(f"the model's log-likelihood is {float(total)}; its weights are not usable")
         return values.masked_fill(missing, torch.nan), after
 
-    inputs = [_Inputs(row, start_id) for row in rows]
+    inputs = [Inputs(row, start_id) for row in rows]
     for piece in stream(model, inputs, read, pad_id=pad_id, passes=passes, state=state):
         yield piece.low + first, piece.output.cpu().numpy()
         if keep is not None:
@@ -303,6 +304,15 @@ def fork(state: Any, rows: Tensor | Sequence[int]) -> Any:
         return leaf[torch.as_tensor(rows, device=leaf.device)] if isinstance(leaf, Tensor) else leaf
 
     return tree_map(take, state)
+
+
+def join(states: Sequence[Any]) -> Any:
+    """The state of a batch whose rows are those of `states`, which agree in all that is no tensor.
+
+    >>> join([(torch.zeros(1),), (torch.ones(1),)])
+    (tensor([0., 1.]),)
+    """
+    return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *states)
 
 
 T = TypeVar("T")

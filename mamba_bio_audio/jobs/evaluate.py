@@ -409,10 +409,10 @@ def _evaluate_digits(options: EvaluateOptions, progress: Progress) -> DigitsResu
 
 def _prepare_judge(options: EvaluateOptions, progress: Progress) -> JudgeResult:
     """Judge and recogniser alone; the run need have no weights yet."""
-    from mamba_bio_audio.run import saved
     from mamba_bio_audio.run.data import open_data
+    from mamba_bio_audio.run.described import read_config
 
-    config = _override_data(saved.read_config(options.run), options)
+    config = _override_data(read_config(options.run), options)
     if config.head is not None:
         raise InputError(f"--metrics sc09-judge needs a language model, got a classifier ({options.run}); leave it out")
     data = open_data(config, resolve_device(options.device))

@@ -88,10 +88,10 @@ def run(options: ReportOptions) -> ReportResult:
     from jinja2 import Environment, StrictUndefined
 
     from mamba_bio_audio.jobs.common import counter
-    from mamba_bio_audio.run import saved
     from mamba_bio_audio.run.config import to_yaml
+    from mamba_bio_audio.run.described import read_config, read_manifest
 
-    config, manifest = saved.read_config(folder), saved.read_manifest(folder)
+    config, manifest = read_config(folder), read_manifest(folder)
     weights = _Weights(folder, config)
     with as_written(folder / "manifest.json", "restore the file, or move it away"):
         about = [_training(config, manifest, weights), _data(config, manifest)]

@@ -33,6 +33,11 @@ class SampleOptions(Options):
         description="FASTA file (default, or -: standard output); audio: FILE.wav, FILE.flac, or a folder for several.",
     )
     prompt: str | None = Field(None, description="What the samples continue: bases, or an audio file.")
+    prompt_file: str | None = Field(
+        None,
+        description="DNA of any length to continue: FILE[:RECORD[:START-END]], FASTA or 2bit; each record begins "
+        "--num-samples samples.",
+    )
     temperature: float = Field(1.0, ge=0, description="Divides the logits; 0 always picks the most probable symbol.")
     top_k: int | None = Field(None, ge=1, description="Keep only the k most probable symbols.")
     top_p: float | None = Field(
@@ -52,6 +57,8 @@ class SampleOptions(Options):
     def _check(self) -> SampleOptions:
         if self.resume and self.force:
             raise ValueError("--resume continues interrupted sampling and --force replaces it; give one of them")
+        if self.prompt is not None and self.prompt_file is not None:
+            raise ValueError("--prompt and --prompt-file both say what the samples continue; give one of them")
         return self
 
     @property
@@ -121,9 +128,15 @@ def run(options: SampleOptions) -> SampleResult:
         raise InputError(f"{out}: there is no folder {out.parent}")
     if out is not None and out.exists() and not (options.force or options.resume):
         raise InputError(f"{out} exists; choose another --out, or replace it with --force")
-    device = resolve_device(options.device)
 
     from mamba_bio_audio.pipelines.domains import domain_of
+    from mamba_bio_audio.run.described import describe
+
+    # What does not depend on the weights is refused before torch is imported.
+    described = describe(options.run)
+    writer = None if described is None else _writer(options, described.config, described.manifest)
+    device = resolve_device(options.device)
+
     from mamba_bio_audio.run import saved
 
     model = saved.load_language_model(options.run, options.which).to(device)
@@ -135,7 +148,7 @@ def run(options: SampleOptions) -> SampleResult:
     if measured is not None and not (options.resume and out is not None and out.exists()):
         _check_report(measured)
     with counter("sampling", f"{domain.unit}s", options.quiet) as progress:
-        result = sample(model, options, device, progress)
+        result = sample(model, options, device, progress, writer)
     if result.written is None or measured is None:
         return result
     assert out is not None
@@ -145,7 +158,11 @@ def run(options: SampleOptions) -> SampleResult:
 
 
 def sample(
-    model: Any, options: SampleOptions, device: str, progress: Callable[[int, int], None] | None = None
+    model: Any,
+    options: SampleOptions,
+    device: str,
+    progress: Callable[[int, int], None] | None = None,
+    writer: SampleWriter | None = None,
 ) -> SampleResult:
     """Sample from a loaded model, without measuring the samples.
 
@@ -157,6 +174,7 @@ def sample(
         options: `device` and `report` are ignored.
         device: "cpu" or "cuda".
         progress: called with (symbols done, symbols in all).
+        writer: made for these options; None makes one.
 
     Raises:
         InputError: a bad prompt or target, or a complete one made otherwise, before anything is sampled.
@@ -164,27 +182,17 @@ def sample(
     from mamba_bio_audio.files import locked, unfinished
     from mamba_bio_audio.inference.row_files import RowFiles
     from mamba_bio_audio.models.weights import weights_hash
-    from mamba_bio_audio.pipelines.domains import domain_of
-    from mamba_bio_audio.pipelines.sample_writer import Sampled, SampleRequest
+    from mamba_bio_audio.pipelines.sample_writer import Sampled
     from mamba_bio_audio.run.environment import environment
     from mamba_bio_audio.run.saved import describe_which
     from mamba_bio_audio.signals import StopSignal
 
     out, config, force = options.target, model.config, options.force
-    result = SampleResult(out=out, num_samples=options.num_samples, length=options.length)
-    draws = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    request = SampleRequest(
-        run=options.run,
-        out=out,
-        length=options.length,
-        num_samples=options.num_samples,
-        prompt=options.prompt,
-        draws=draws,
-        config=config.data,
-        data=model.manifest.get("data", {}),
-    )
-    writer = domain_of(config.data.kind).writer(request)
-    size = {name: getattr(options, name) for name in ("length", "num_samples", "batch_size")}
+    draws = _draws(options)
+    writer = writer or _writer(options, config, model.manifest)
+    rows_asked = writer.num_samples or options.num_samples
+    result = SampleResult(out=out, num_samples=rows_asked, length=options.length)
+    size: dict[str, Any] = {"length": options.length, "num_samples": rows_asked, "batch_size": options.batch_size}
     if out is None:
         return result.model_copy(update={"stopped_by": _stream(model, writer, draws | size, progress)})
     settings = draws | size | {"prompt": options.prompt, **writer.settings}
@@ -211,7 +219,7 @@ def sample(
         # Again: hours may have gone by.
         writer.check_target(replace=True)
         sampled = Sampled(
-            rows=[rows.path(row) for row in range(options.num_samples)],
+            rows=[rows.path(row) for row in range(rows_asked)],
             log_likelihood=nats,
             settings=settings,
             which=describe_which(config, options.which),
@@ -221,6 +229,34 @@ def sample(
         written = writer.finish(sampled, rows.folder)
         rows.remove()
     return result.model_copy(update={"written": written})
+
+
+def _draws(options: SampleOptions) -> dict[str, Any]:
+    """How symbols are drawn, as options of `generate_blocks`."""
+    return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
+
+
+def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, Any]) -> SampleWriter:
+    """The writer of the run's domain.
+
+    Raises:
+        InputError: a prompt or target that it cannot use.
+    """
+    from mamba_bio_audio.pipelines.domains import domain_of
+    from mamba_bio_audio.pipelines.sample_writer import SampleRequest
+
+    request = SampleRequest(
+        run=options.run,
+        out=options.target,
+        length=options.length,
+        num_samples=options.num_samples,
+        prompt=options.prompt,
+        draws=_draws(options),
+        config=config.data,
+        data=manifest.get("data", {}),
+        prompt_file=options.prompt_file,
+    )
+    return domain_of(config.data.kind).writer(request)
 
 
 def _stream(

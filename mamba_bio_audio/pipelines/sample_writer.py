@@ -23,6 +23,7 @@ class SampleRequest(NamedTuple):
         length: symbols of each, without the prompt.
         num_samples: how many.
         prompt: as the user gave it.
+        prompt_file: file or part of one that holds prompts, as the user gave it; instead of `prompt`.
         draws: temperature, top_k, top_p, seed.
         config: data section of the run.
         data: what the run's manifest says of its data.
@@ -36,6 +37,7 @@ class SampleRequest(NamedTuple):
     draws: Mapping[str, Any]
     config: Any
     data: Mapping[str, Any]
+    prompt_file: str | None = None
 
 
 class Sampled(NamedTuple):
@@ -90,11 +92,13 @@ class SampleWriter(RowForm):
 
     Attributes:
         start: options of `generate_blocks` for how rows begin: `prompt`, and optionally `initial`.
+        num_samples: rows in all, where there are several prompts; None is as many as were asked for.
         settings: what decides the samples besides the request and the weights; equal settings may be resumed.
     """
 
     start: Mapping[str, Any]
     settings: Mapping[str, Any]
+    num_samples: int | None = None
 
     @abstractmethod
     def check_target(self, *, replace: bool) -> None:

@@ -29,9 +29,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mamba_bio_audio import files
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.run.described import read_json
 
 # In the order in which transformers looks for them.
 WEIGHTS = (
@@ -154,19 +154,6 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             )
         tensors |= held
     return tensors
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object."""
-    try:
-        value = files.read_json(path)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}; restore the file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; restore the file") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must hold a JSON object; restore the file")
-    return value
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import RunConfig
+from mamba_bio_audio.run.described import read_config, read_manifest
 from mamba_bio_audio.text import show
 from mamba_bio_audio.training.checkpoints import last_checkpoint, last_position
 from mamba_bio_audio.training.parallel import is_main_process
@@ -57,7 +57,7 @@ def continuation(config: RunConfig, run: Path) -> tuple[RunConfig, Continuation]
     Raises:
         InputError: the run is complete, or the configuration differs in something that may not change.
     """
-    manifest, old = saved.read_manifest(run), saved.read_config(run)
+    manifest, old = read_manifest(run), read_config(run)
     if config.train.stream_chunk == "auto":
         config = with_chunk(config, old.train.stream_chunk)
     train, changed = config.train, changes(config, old, run)

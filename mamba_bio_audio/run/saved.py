@@ -26,8 +26,9 @@ from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.size import count_parameters, size_text
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.domains import domain_of
-from mamba_bio_audio.run.config import RunConfig, model_config, read_values, validate
-from mamba_bio_audio.run.foreign import infer_config, mistakes, read_folder, read_json, read_tensors, rename, some
+from mamba_bio_audio.run.config import RunConfig, model_config, validate
+from mamba_bio_audio.run.described import checked_manifest, read_config, read_json, read_manifest
+from mamba_bio_audio.run.foreign import infer_config, mistakes, read_folder, read_tensors, rename, some
 from mamba_bio_audio.run.packaged import find_model
 from mamba_bio_audio.training.checkpoints import check_finite, last_checkpoint, load_checkpoint
 
@@ -155,39 +156,6 @@ def describe_which(config: Any, which: Which) -> str:
     return names.get(which, which)
 
 
-def read_manifest(run: Path) -> dict[str, Any]:
-    """A run's `manifest.json`, or an empty dict."""
-    path = inside(run, "manifest.json")
-    if not path.exists():
-        return {}
-    return _checked_manifest(read_json(path), path)
-
-
-def _checked_manifest(manifest: Any, place: Path) -> dict[str, Any]:
-    data = manifest.get("data", {}) if isinstance(manifest, dict) else None
-    files = data.get("files", []) if isinstance(data, dict) else None
-    sound = (
-        isinstance(files, list)
-        and all(isinstance(file, dict) and {"name", "sha256"} <= set(file) for file in files)
-        and isinstance(manifest.get("sessions", []), list)
-    )
-    if not sound:
-        raise InputError(f"{place}: not a manifest of this program; restore the file")
-    return manifest
-
-
-def read_config(run: Path) -> RunConfig:
-    """A run's resolved configuration."""
-    path = inside(run, "config.yaml")
-    if not path.exists():
-        raise InputError(f"{run}: not a run folder: it has no config.yaml; give the folder that mba pretrain wrote")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: not a configuration: {error}; restore the file") from None
-    return validate(read_values(text, str(path)), str(path), saved=True)
-
-
 def _from_run(path: Path, which: Which) -> _Source:
     config = read_config(path)
     if which == "ema" and config.train.ema is None:
@@ -259,7 +227,7 @@ def _from_folder(path: Path) -> _Source:
     if description.get("model_type") == "mamba":
         _check_same_function(infer_config(tensors, weights, description), described, path / "config.json")
     return _Source(
-        tensors, described, config or described, _checked_manifest(ours.get("manifest", {}), path / "config.json")
+        tensors, described, config or described, checked_manifest(ours.get("manifest", {}), path / "config.json")
     )
 
 

@@ -84,6 +84,7 @@ def test_patterns_name_what_a_run_writes_over_time(tmp_path: Path) -> None:
     (run / "config.yaml").write_text("")
     (run / "checkpoints" / "last.safetensors").write_text("")
     (run / ".config.yaml.123.tmp").write_text("")
+    (run / ".tmpNk7Sd9").write_text("")
     check_replaceable(run, TRAIN)
     for own in ("notes.txt", ".notes.tmp", "checkpoints/mine/thesis.tex"):
         (run / own).parent.mkdir(exist_ok=True)

@@ -28,8 +28,9 @@ from mamba_bio_audio.pipelines.audio.digits import one_second
 from mamba_bio_audio.pipelines.audio.prepare import DIGITS
 from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.described import read_config
 from mamba_bio_audio.run.folder import run_maker
-from mamba_bio_audio.run.saved import load, read_config
+from mamba_bio_audio.run.saved import load
 from mamba_bio_audio.run.train import train
 from mamba_bio_audio.signals import Interrupted
 

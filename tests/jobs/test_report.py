@@ -179,12 +179,12 @@ def test_export_card_says_data_metrics_and_limits(run, tmp_path):
     """The model card, from a run's configuration and manifest."""
     import mamba_bio_audio
     from mamba_bio_audio.models.build import build_model
-    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.run.described import read_config
     from mamba_bio_audio.run.export import model_card
     from mamba_bio_audio.training.steps import save_weights
 
     (run / "evaluate-test.json").write_text(json.dumps(evaluation()))
-    save_weights(build_model(saved.read_config(run).model, seed=0), run / "model.safetensors")
+    save_weights(build_model(read_config(run).model, seed=0), run / "model.safetensors")
     assert mba("export", run, "--out", tmp_path / "hub") == 0
     card = (tmp_path / "hub" / "README.md").read_text()
     # An export keeps what it needs to be exported again.
@@ -327,11 +327,11 @@ def test_samples_and_exports_of_runs_with_any_name(run, name, tmp_path, capsys):
     from mamba_bio_audio.jobs import sample
     from mamba_bio_audio.models.build import build_model
     from mamba_bio_audio.pipelines.dna.records import read_records
-    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.run.described import read_config
     from mamba_bio_audio.training.steps import save_weights
 
     place = run.rename(tmp_path / name)
-    save_weights(build_model(saved.read_config(place).model, seed=0), place / "model.safetensors")
+    save_weights(build_model(read_config(place).model, seed=0), place / "model.safetensors")
     out = place / f"{name}.fa"
     sample.run(sample.SampleOptions(run=place, out=out, length=10, num_samples=2, report=False, device="cpu"))
     assert [len(record.sequence) for record in read_records(out)] == [10, 10]
@@ -347,10 +347,10 @@ def test_samples_and_exports_of_runs_with_any_name(run, name, tmp_path, capsys):
 def test_report_leaves_out_scores_of_other_weights(run, capsys):
     from mamba_bio_audio.models.build import build_model
     from mamba_bio_audio.models.weights import weights_hash
-    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.run.described import read_config
     from mamba_bio_audio.training.steps import save_weights
 
-    first, second = (build_model(saved.read_config(run).model, seed=seed) for seed in (0, 1))
+    first, second = (build_model(read_config(run).model, seed=seed) for seed in (0, 1))
     (run / "evaluate-test.json").write_text(
         json.dumps(evaluation() | {"which": "best", "weights_sha256": weights_hash(first)})
     )

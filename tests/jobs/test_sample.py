@@ -127,3 +127,51 @@ def test_rate_leaves_the_first_block_out() -> None:
     assert rate.per_second is None
     rate.count(300)
     assert rate.per_second > 0
+
+
+def test_records_of_a_file_are_continued_side_by_side(model, tmp_path, capsys):
+    (tmp_path / "p.fa").write_text(">one\nACGTTT\n>two\nGG\n")
+    out = tmp_path / "s.fa"
+    arguments = ("sample", tmp_path, "--length", 20, "--device", "cpu", "--quiet", "--no-report")
+    some = (*arguments, "--num-samples", 2, "--out", out)
+    assert mba(*some, "--prompt-file", tmp_path / "p.fa", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["num_samples"] == 4
+    records = out.read_text().split(">")[1:]
+    assert [record.split(" prompt=")[1].split()[0] for record in records] == [
+        "one:1-6",
+        "one:1-6",
+        "two:1-2",
+        "two:1-2",
+    ]
+    assert mba(*arguments, "--prompt-file", f"{tmp_path / 'p.fa'}:one") == 0
+    shown = capsys.readouterr().out
+    assert shown.split()[-1] == records[0].split()[-1]
+    assert mba(*arguments, "--prompt", "ACGTTT") == 0
+    assert capsys.readouterr().out.split()[-1] == records[0].split()[-1]
+    assert mba(*some, "--prompt-file", tmp_path / "p.fa", "--prompt", "A") == 2
+    assert "give one of them" in capsys.readouterr().err
+    # Not over the prompts themselves.
+    assert mba(*arguments, "--prompt-file", tmp_path / "p.fa", "--out", tmp_path / "p.fa", "--force") == 2
+
+
+def test_a_prompt_file_that_changed_is_not_resumed(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generate, "_BLOCK", 16)
+    (tmp_path / "p.fa").write_text(">one\nACGTTT\n")
+    out = tmp_path / "s.fa"
+    options = SampleOptions(run=tmp_path, out=out, length=40, prompt_file=str(tmp_path / "p.fa"), report=False)
+    whole = job.sample(model, options.model_copy(update={"out": tmp_path / "whole.fa"}), "cpu")
+    assert whole.written is not None
+    original = RowFiles.sample
+    monkeypatch.setattr(RowFiles, "sample", lambda self, *a, **k: original(self, *a, **k | {"stop": lambda: True}))
+    with pytest.raises(AssertionError):
+        job.sample(model, options, "cpu")
+    monkeypatch.undo()
+    assert unfinished(out).exists()
+    text = (tmp_path / "p.fa").read_text()
+    (tmp_path / "p.fa").write_text(text.replace("TTT", "TTA"))
+    resumed = options.model_copy(update={"resume": True})
+    with pytest.raises(InputError, match="prompt_contents"):
+        job.sample(model, resumed, "cpu")
+    (tmp_path / "p.fa").write_text(text)
+    job.sample(model, resumed, "cpu")
+    assert out.read_text() == (tmp_path / "whole.fa").read_text()

@@ -8,7 +8,7 @@ from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.run.config import RunConfig, load_config, model_config, read_values, to_yaml, validate
-from mamba_bio_audio.run.saved import read_config
+from mamba_bio_audio.run.described import read_config
 
 
 def mistakes(recipe: str, *overrides: str) -> list[str]:

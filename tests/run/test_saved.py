@@ -9,8 +9,8 @@ import mamba_bio_audio as mba
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.run.described import read_manifest
 from mamba_bio_audio.run.export import export
-from mamba_bio_audio.run.saved import read_manifest
 
 
 @pytest.fixture

@@ -76,6 +76,8 @@ class ClipWriter(SampleWriter):
     def __init__(self, request: SampleRequest) -> None:
         if request.out is None:
             raise InputError("audio is not written to standard output; give --out FILE.wav, FILE.flac or a folder")
+        if request.prompt_file is not None:
+            raise InputError("--prompt-file is for DNA; give the recording that samples continue as --prompt")
         self.request, self.out = request, request.out
         self.codec = AudioCodec.of(request.config)
         suffix = self.out.suffix.lower()

@@ -11,6 +11,7 @@ from typing import IO, Any
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path, begins_with, check_file
 from mamba_bio_audio.pipelines.corpus import Ids
+from mamba_bio_audio.pipelines.dna.prompts import Prompt, read_prompts
 from mamba_bio_audio.pipelines.dna.records import LINE_BASES
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.sample_writer import Sampled, SampleRequest, SampleWriter
@@ -29,7 +30,16 @@ class FastaWriter(SampleWriter):
     def __init__(self, request: SampleRequest) -> None:
         self.request, self.codec = request, DnaTokenizer()
         initial, begins = None, f"prompt={request.prompt}"
-        if request.prompt is not None:
+        prompt: Any = request.prompt
+        self.settings = {}
+        self.prompts: list[Prompt] = []
+        if request.prompt_file is not None:
+            self.prompts, files = read_prompts(request.prompt_file)
+            self.num_samples = len(self.prompts) * request.num_samples
+            # The rows of one prompt share the object, and so its state.
+            prompt = [one for one in self.prompts for _ in range(request.num_samples)]
+            self.settings = {"prompt_file": request.prompt_file, "prompt_contents": files}
+        elif request.prompt is not None:
             self.codec.check_prompt(request.prompt)
         else:
             composition = request.data.get("composition")
@@ -37,13 +47,13 @@ class FastaWriter(SampleWriter):
             shares = composition or dict.fromkeys("ACGT", 0.25)
             origin = "training composition" if composition else "uniform, no composition in the manifest"
             begins = f"first_base=drawn from {origin} " + " ".join(f"{b}:{p:.4f}" for b, p in shares.items())
-        self.start = {"prompt": request.prompt, "initial": initial}
-        self.settings = {"initial": initial}
+        self.start = {"prompt": prompt, "initial": initial}
+        self.settings |= {"initial": initial}
         draws = request.draws
         self.options = f"length={request.length} seed={draws['seed']} temperature={draws['temperature']:g}" + "".join(
             f" {name}={draws[name]}" for name in ("top_k", "top_p") if draws[name] is not None
         )
-        self.described = f"{self.options} {begins}"
+        self.begins = begins
 
     def encode(self, tokens: Ids) -> bytes:
         """Letters."""
@@ -56,7 +66,8 @@ class FastaWriter(SampleWriter):
 
     def check_target(self, *, replace: bool) -> None:
         """Only a FASTA of samples is replaced."""
-        check_file(self._out, "sample", _OURS, [self.request.run], force=replace)
+        inputs: list[Path | str] = [self.request.run, *sorted({one.file for one in self.prompts})]
+        check_file(self._out, "sample", _OURS, inputs, force=replace)
 
     def check_complete(self, settings: Mapping[str, Any]) -> None:
         """The header of the first record names the options."""
@@ -78,7 +89,7 @@ class FastaWriter(SampleWriter):
                 stream.write(self._header(row, f" log_likelihood={nats:.6g}"))
                 with path.open(encoding="ascii") as bases:
                     write_lines(stream, iter(lambda: bases.read(LINE_BASES * 1024), ""))
-        count = self.request.num_samples
+        count = len(sampled.rows)
         return f"{count:,} sample{'s' * (count != 1)} of {self.request.length:,} bases"
 
     def stream(self, blocks: Iterable[Any], to: IO[str]) -> Iterator[Any]:
@@ -110,7 +121,10 @@ class FastaWriter(SampleWriter):
                 yield block
 
     def _header(self, row: int, more: str = "") -> str:
-        return f">sample_{row} {self.described}{more} model={printable(self.request.run)}\n"
+        begins = self.begins
+        if self.prompts:
+            begins = f"prompt={printable(self.prompts[row // self.request.num_samples].name)}"
+        return f">sample_{row} {self.options} {begins}{more} model={printable(self.request.run)}\n"
 
 
 def write_lines(stream: IO[str], pieces: Iterable[str], column: int | None = None) -> int:

@@ -95,9 +95,9 @@ def mamba_mixer(
 
     # A compiled graph keeps only the inputs of operations anyway, and sees more of a layer that consists of them. No
     # notice of falling back: each of them gives its own.
-    path = (
-        "torch" if tracing(backend) else choose(where, backend, x, lambda: _not_fused(x, w, exact_zoh), announce=False)
-    )
+    path = "torch"
+    if not tracing(backend):
+        path = choose(where, backend, x, lambda: _not_fused(x, w, h0, exact_zoh), announce=False)
     if path == "triton":
         dtype, published = _activation_dtype(x), _kernels().MixerWeights(*w[:_PUBLISHED])
         with torch.autocast(x.device.type, enabled=False):
@@ -107,30 +107,20 @@ def mamba_mixer(
     u, z = F.linear(x, w.in_proj, w.in_bias).chunk(2, dim=-1)  # (B, L, E) each
     u, tail = causal_conv1d(u, w.conv, w.conv_bias, tail=tail, return_tail=True, reset=reset, backend=backend)
     dt, B, C = _selection(u, w)
+    # The bias is added inside the scan, in fp32.
     y, state = selective_scan(
-        u,
-        dt,
-        w.A(),
-        B,
-        C,
-        w.D,
-        z=z,
-        # The bias is added inside the scan, in fp32.
-        dt_bias=None if w.dt_proj is None else w.dt_bias,
-        h0=h0,
-        return_state=True,
-        reset=reset,
-        exact_zoh=exact_zoh,
-        precise=precise,
-        backend=backend,
-    )
+        u, dt, w.A(), B, C, w.D, z=z, dt_bias=None if w.dt_proj is None else w.dt_bias, h0=h0, return_state=True,
+        reset=reset, exact_zoh=exact_zoh, precise=precise, backend=backend,
+    )  # fmt: skip
     return F.linear(y, w.out_proj, w.out_bias), tail, state
 
 
-def _not_fused(x: Tensor, w: MixerWeights, exact_zoh: bool) -> str | None:
+def _not_fused(x: Tensor, w: MixerWeights, h0: Tensor | None, exact_zoh: bool) -> str | None:
     """Why the fused function cannot run this call, or None where it can."""
     if w.A_imag is not None or w.B is not None or w.dt_proj is None or exact_zoh:
         return "complex, time-invariant or exactly held layers"
+    if h0 is not None and h0.dtype == torch.float64:
+        return "a float64 state"
     kernels = _kernels()
     return kernels.unsupported_reason(_activation_dtype(x), kernels.MixerWeights(*w[:_PUBLISHED]))  # type: ignore[no-any-return]
 

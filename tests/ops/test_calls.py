@@ -212,7 +212,7 @@ def test_gpus_that_run_the_kernels(monkeypatch, capability):
         warnings.simplefilter("error")
         assert calls.choose("rms_norm", "auto", x, lambda: None) == "triton"
     weights = MambaLayer(8, SsmConfig(complex=False, selective=True)).weights()
-    assert calls.choose("mamba_mixer", "auto", x, lambda: _not_fused(x, weights, False)) == "triton"
+    assert calls.choose("mamba_mixer", "auto", x, lambda: _not_fused(x, weights, None, False)) == "triton"
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert calls.live_backend("cuda").startswith("triton")
 

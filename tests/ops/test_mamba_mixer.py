@@ -147,6 +147,8 @@ def test_which_layers_the_one_function_runs(fused):
                 mamba_mixer(x, make(complex_states, selective)[0].weights(), backend="triton")
     with pytest.raises(InputError, match="exactly held"):
         mamba_mixer(x, layer.weights(), exact_zoh=True, backend="triton")
+    with pytest.raises(InputError, match="a float64 state"):  # which it would narrow
+        mamba_mixer(x, layer.weights(), h0=torch.zeros(B, 2 * D, N, dtype=torch.float64), backend="triton")
     with pytest.raises(InputError, match="float64"):
         mamba_mixer(x.double(), layer.double().weights(), backend="triton")
     assert len(fused) == 1

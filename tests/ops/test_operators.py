@@ -110,6 +110,18 @@ def test_what_a_result_does_not_depend_on_has_a_gradient_of_zeros():
         assert not gradient.any()
 
 
+@pytest.mark.parametrize("complex_modes", [True, False])
+def test_oracle_compiles_whole(complex_modes):
+    """It needs no operator: it is plain PyTorch."""
+    u, dt, A, b, c, *_ = scan_arguments("cpu", complex_modes=complex_modes)
+
+    def run(*tensors):
+        return ops.selective_scan(*tensors, backend="reference")
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(u, dt, A, b, c), run(u, dt, A, b, c), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("selective", [True, False])
 def test_layer_compiles_whole(device, selective):
     """`aot_eager` traces forward and backward as `inductor` does, without a C++ compiler at work in CI."""

@@ -230,21 +230,11 @@ def _backward(ctx: Any, g_y: Tensor | None, g_tail: Tensor | None, g_h: Tensor |
         low, high = spans[number]
         projected, states, start = kept[3 * number : 3 * number + 3]
         first = number == 0
+        cut = None if flags is None else flags[:, low:high].contiguous()
         g_tail, g_h = _piece_backward(
-            x[:, low:high],
-            start,
-            None if flags is None else flags[:, low:high].contiguous(),
-            w,
-            settings,
-            projected,
-            states,
-            g_y[:, low:high],
-            g_tail,
-            g_h,
-            dx[:, low:high],
-            sums,
+            x[:, low:high], start, cut, w, settings, projected, states, g_y[:, low:high], g_tail, g_h, dx[:, low:high], sums,
             need_h0=not first or need_h0,
-        )
+        )  # fmt: skip
     total = sums.total
     rank, padded = weights.dt_proj.shape[1], w.dt_proj.shape[1]
     x_proj = total["x_proj"]
@@ -312,17 +302,9 @@ def _piece_backward(
     d_rank, dBC = d_projected[..., :rank], d_projected[..., rank:]
     narrow = projected.dtype == torch.bfloat16
     g = scan_backward(
-        piece.scan,
-        states,
-        out,
-        None if g_h is None else g_h.transpose(1, 2).contiguous(),
-        need_h0,
-        dz=dxz[..., inner:],
-        out=out,
-        ddt=piece.scan.dt,
-        dBC=dBC,
-        narrow=(narrow, narrow),
-    )
+        piece.scan, states, out, None if g_h is None else g_h.transpose(1, 2).contiguous(), need_h0,
+        dz=dxz[..., inner:], out=out, ddt=piece.scan.dt, dBC=dBC, narrow=(narrow, narrow),
+    )  # fmt: skip
     torch.mm(g.dt.view(-1, inner), w.dt_proj, out=d_rank.view(-1, rank))
     sums.add(
         out_proj=_product(g_y, out),

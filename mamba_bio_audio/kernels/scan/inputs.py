@@ -58,23 +58,9 @@ class ScanInputs(NamedTuple):
     def case(self) -> Case:
         """What the kernels are compiled for."""
         fixed = self.A.ndim  # (D, N[, 2]) against (B, L, N[, 2])
-        found = {
-            "complex": self.A.ndim == 3,
-            "dt_lti": self.dt.ndim == 1,
-            "B_lti": self.B.ndim == fixed,
-            "C_lti": self.C.ndim == fixed,
-            "exact": self.exact_zoh,
-        }
-        return Case(
-            **found,
-            plain=not any(found.values()),
-            softplus=self.dt_softplus,
-            precise=self.precise,
-            skip=self.D is not None,
-            gate=self.z is not None,
-            bias=self.dt_bias is not None,
-            reset=self.reset is not None,
-        )
+        kind = (self.A.ndim == 3, self.dt.ndim == 1, self.B.ndim == fixed, self.C.ndim == fixed, self.exact_zoh)
+        given = (t is not None for t in (self.D, self.z, self.dt_bias, self.reset))
+        return _case(*kind, not any(kind), self.dt_softplus, self.precise, *given)
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,8 +90,8 @@ class Case:
     reset: bool = False
 
     def __repr__(self) -> str:
-        """Its true attributes: Triton makes names of functions from it."""
-        return "_".join(f.name for f in fields(self) if getattr(self, f.name)) or "none"
+        """Whatever is true of it: Triton keeps compiled kernels under this name, on disk as well."""
+        return "_".join(name for name in (*(f.name for f in fields(self)), "ahead") if getattr(self, name)) or "none"
 
     @property
     def parts(self) -> int:
@@ -118,23 +104,23 @@ class Case:
         return not self.exact and (not self.complex or (self.B_lti and self.C_lti))
 
 
+_case = cache(Case)  # every call needs one, and making it takes longer than finding it
+
+
 def complex_numbers(t: Tensor) -> Tensor:
-    """(..., 2) as complex (...), a view where it can be."""
-    t = t.contiguous()
-    # Part of a larger tensor may be contiguous and yet lie at an odd place, as B and C of a single position do.
-    odd = t.storage_offset() % 2 or any(stride % 2 for stride in t.stride()[:-1])
-    return torch.view_as_complex(t.clone(memory_format=torch.contiguous_format) if odd else t)
+    """(..., 2) as complex (...): a copy, as a view wants even addresses, and torch.compile cannot ask for them."""
+    return torch.complex(*t.unbind(-1))
 
 
 def unsupported_reason(s: ScanInputs) -> str | None:
     """Why the kernels cannot run this call, or None where they can. Device and shapes are the caller's affair."""
     if s.A.shape[1] > MAX_STATES:
         return f"more than {MAX_STATES} states"
-    for t in (s.u, s.dt) if s.dt.ndim == 3 else (s.u,):
-        if t.dtype not in _ACTIVATIONS:
+    for t in (s.u, s.z, s.dt if s.dt.ndim == 3 else None):
+        if t is not None and t.dtype not in _ACTIVATIONS:
             return f"{t.dtype} activations"
-    if any(t is not None and t.dtype == torch.float64 for t in s.tensors):
-        return "float64 parameters"
+    if s.state_dtype == torch.float64:
+        return "float64 parameters or states"
     return None
 
 

@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton")
 
 from mamba_bio_audio import ops  # noqa: E402
 from mamba_bio_audio.kernels.scan import backward, launch, sums  # noqa: E402
-from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan, unsupported_reason  # noqa: E402
+from mamba_bio_audio.kernels.scan.inputs import Case, ScanInputs, make_plan, unsupported_reason  # noqa: E402
 from mamba_bio_audio.kernels.scan.launch import scan_triton  # noqa: E402
 from mamba_bio_audio.kernels.scan.reference import scan_reference  # noqa: E402
 
@@ -370,7 +370,9 @@ class TestInterpreted:
     [
         ({"A": torch.zeros(2, 300, 2)}, "states"),
         ({"u": torch.zeros(1, 3, 2, dtype=torch.float64)}, "float64 activations"),
+        ({"z": torch.zeros(1, 3, 2, dtype=torch.float64)}, "float64 activations"),
         ({"B": torch.zeros(1, 3, 4, 2, dtype=torch.float64)}, "float64 parameters"),
+        ({"h0": torch.zeros(1, 2, 4, 2, dtype=torch.float64)}, "float64 parameters or states"),
     ],
 )
 def test_what_it_refuses(changed, reason):
@@ -378,6 +380,23 @@ def test_what_it_refuses(changed, reason):
     assert reason in (unsupported_reason(ScanInputs(**inputs)) or "")
     with pytest.raises(NotImplementedError, match=reason):
         triton_scan(**inputs)
+
+
+def test_name_of_a_case_tells_all_that_kernels_ask_of_it():
+    """Triton finds compiled kernels, on disk as well, by their source and by this name: a property that changes its rule
+    without changing the name would run the old code."""
+    for kind in itertools.product((True, False), repeat=5):
+        case = Case(*kind, plain=not any(kind))
+        for name in dir(case):
+            if isinstance(getattr(case, name), bool):
+                assert (f"_{name}_" in f"_{case!r}_") == getattr(case, name), name
+
+
+def test_equal_calls_share_their_case():
+    """It is asked for in every call and looked up in every launch."""
+    inputs = ScanInputs(**make_inputs(1, 3, 2, 4))
+    assert inputs.case is inputs._replace(u=inputs.u + 1).case
+    assert inputs.case is not inputs._replace(z=None).case
 
 
 # Real and selective has sums of its own in bf16, and `test_plain` what these may err by.

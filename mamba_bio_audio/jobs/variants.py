@@ -258,6 +258,8 @@ def _score(
 
     with locked(out) if out else nullcontext(), StopSignal() as stop, folder() as work:
         calls = _read(options, genome, work)
+        if out is not None and vcf.suffix(out) == ".bcf":
+            vcf.check_bcf(calls, work)
         passes = replace(passes_of(model, options.precision), stop=lambda: stop.number is not None, progress=count)
         table = VariantTable(calls, genome, STRANDS[options.strand], work)
         said = _about(options, settings)

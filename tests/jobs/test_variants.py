@@ -267,6 +267,33 @@ def test_bgzip_bcf_and_standard_streams_give_the_same_records(tmp_path, genome, 
         assert "3 records, 3 alleles, 3 scored" in found.err
 
 
+def test_bcf_of_calls_that_declare_nothing_and_of_symbolic_alleles(tmp_path, genome, capsys):
+    pysam = pytest.importorskip("pysam")
+    lines = [snv("one", 40, "XX=3;YY"), snv("two", 30)]
+    fields = lines[0].split("\t")
+    fields[4] = "<DEL>"
+    lines.append("\t".join(fields))
+    bare = "".join(line for line in HEADER.splitlines(keepends=True) if not line.startswith("##contig"))
+    calls, out = tmp_path / "calls.vcf", tmp_path / "scored.bcf"
+    calls.write_text(bare + "".join(lines))
+    assert mba("variants", "run", calls, "--genome", genome, "--out", out) == 0
+    with pysam.VariantFile(str(out)) as file:
+        records = list(file)
+    assert [(one.chrom, one.pos, one.alts[0]) for one in records] == [
+        (line.split("\t")[0], int(line.split("\t")[1]), line.split("\t")[4]) for line in lines
+    ]
+    # Nothing is added but the scores.
+    assert set(records[2].info) == {"XX", "YY", "MBA_WHY"}
+    assert not list(tmp_path.glob("*.part"))
+    capsys.readouterr()
+    calls.write_text(bare + lines[0] + "one\tx\t.\tA\tC\t.\t.\t.\n")
+    assert mba("variants", "run", calls, "--genome", genome, "--out", tmp_path / "b.bcf") == 2
+    shown = capsys.readouterr().err
+    assert "line 5 (one x . A C)" in shown
+    assert ".vcf.gz" in shown
+    assert not list(tmp_path.glob("b.bcf*"))
+
+
 def test_a_region_is_read_through_the_index(tmp_path, genome, capsys):
     pysam = pytest.importorskip("pysam")
     plain = tmp_path / "calls.vcf"

@@ -18,6 +18,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -226,25 +227,56 @@ def write(out: Path, lines: Iterable[str], work: Path) -> None:
             for line in lines:
                 put(_bytes(line))
         return
-    target = out if kind == ".vcf" else work / "scored.vcf"
-    with atomic_path(target) as temporary, temporary.open("wb") as file:
+    if kind == ".bcf":
+        _write_bcf(out, lines, work / "scored.vcf")
+        return
+    with atomic_path(out) as temporary:
+        _put(temporary, lines)
+
+
+def check_bcf(calls: Calls, work: Path) -> None:
+    """Write calls as BCF to see whether that can be done, before they are scored.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if calls.malformed:
+        raise InputError(f"{calls.malformed[0].what}; BCF cannot hold such a line: correct it, or write .vcf.gz")
+    trial = work / "calls.bcf"
+    write(trial, chain(with_header(calls.header, ()), (line for _, line in calls.lines())), work)
+    trial.unlink()
+
+
+def _write_bcf(out: Path, lines: Iterable[str], text: Path) -> None:
+    """Write BCF by way of a file of text. The header of BCF must declare all that the records use, that of VCF need not."""
+    from mamba_bio_audio.files import atomic_path
+
+    pysam = import_pysam("BCF")
+    from pysam import bcftools
+
+    _put(text, lines)
+    with _quiet(pysam), atomic_path(out) as temporary:
+        try:
+            with pysam.VariantFile(str(text)) as file:
+                # Reading adds what is missing to the header.
+                for _ in file:
+                    pass
+                header = str(file.header)
+            declared = text.with_suffix(".declared.vcf")
+            with text.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+                _put(declared, chain([header], (line for line in file if not line.startswith("#"))))
+            # Not record by record through pysam, which adds END to symbolic alleles, in a header that has been written by then.
+            bcftools.view("--no-version", "-Ob", "-o", str(temporary), str(declared), catch_stdout=False)
+        except (OSError, ValueError, pysam.SamtoolsError) as error:
+            raise InputError(f"these calls cannot be written as BCF ({error}); write .vcf.gz instead") from None
+    text.unlink()
+    declared.unlink()
+
+
+def _put(path: Path, lines: Iterable[str]) -> None:
+    with path.open("wb") as file:
         for line in lines:
             file.write(_bytes(line))
-    if kind == ".bcf":
-        pysam = import_pysam("BCF")
-        with _quiet(pysam), atomic_path(out) as temporary:
-            try:
-                with (
-                    pysam.VariantFile(str(target)) as text,
-                    pysam.VariantFile(str(temporary), "wb", header=text.header) as to,
-                ):
-                    for record in text:
-                        to.write(record)
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"{out}: not everything can be written as BCF ({error}); write .vcf.gz instead"
-                ) from None
-        target.unlink()
 
 
 def suffix(out: Path) -> str:

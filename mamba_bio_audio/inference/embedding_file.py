@@ -197,11 +197,16 @@ class EmbeddingFile(AbstractContextManager["EmbeddingFile"]):
         self._close()
         discard_unfinished(self.folder)
 
-    def __exit__(self, *_: object) -> None:
-        if not self._vectors.closed:
-            # After a full disk the rest cannot be written either; that is being reported already.
-            with suppress(OSError):
-                self._close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._vectors.closed:
+            return
+        # After a full disk the rest cannot be written either; that is being reported already.
+        with suppress(OSError):
+            self._close()
+        if kind is not None and not self.records:
+            # Refused input leaves nothing to continue.
+            discard_unfinished(self.folder)
+        else:
             show(f"mba: {len(self.records):,} records are in {self.folder}; use --resume to continue", file=sys.stderr)
 
     def _size(self, item: Item) -> int:

@@ -108,6 +108,9 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
             check_file(self.out, "predict", ours, force=True)
             os.replace(self.part, self.out)
             discard_unfinished(self.folder)
+        elif kind is not None and not self.rows:
+            # Refused input leaves nothing to continue.
+            discard_unfinished(self.folder)
         else:
             show(f"mba: {self.rows:,} rows are in {self.part}; use --resume to continue", file=sys.stderr)
 

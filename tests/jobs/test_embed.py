@@ -336,6 +336,11 @@ def test_mistakes(tmp_path, monkeypatch, capsys):
     assert "give its number, or final" in refused(*out, "--layer", "first")
     assert "bins:128" in refused(*out, "--pool", "bins:0")
     assert "give one of them" in refused(*out, "--resume", "--force")
+    (tmp_path / "a.fa").write_text("ACGT")
+    shown = refused(*out)
+    assert "give FASTA" in shown
+    # There is nothing to continue.
+    assert "--resume" not in shown
     assert mba("embed", "run", tmp_path / "none.fa", *out) == 2
     assert "there is no such file" in capsys.readouterr().err
     assert mba("embed", "run", "-", "-", *out) == 2

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.sequences import Sequences, rows_of
-from mamba_bio_audio.inference.streaming import Passes, batches, hidden_states, passes_of, positions
+from mamba_bio_audio.inference.streaming import Passes, batches, check_chunk, hidden_states, passes_of, positions
 from mamba_bio_audio.pipelines.contract import Strand
 from mamba_bio_audio.pipelines.corpus import Ids
 from mamba_bio_audio.pipelines.domains import domain_of
@@ -59,8 +59,9 @@ class Pool(NamedTuple):
         """
         if text in ("mean", "last", "none"):
             return cls(text)  # type: ignore[arg-type]
-        kind, _, size = text.partition(":")
-        if kind == "bins" and size.isascii() and size.isdecimal() and int(size):
+        kind, _, size = str(text).partition(":")
+        # Beyond 18 digits it would not fit 64 bits.
+        if kind == "bins" and size.isascii() and size.isdecimal() and len(size) <= 18 and int(size):
             return cls("bins", int(size))
         raise InputError(f"pool is {text!r}; choose mean, last, none, or bins:128 for the means of 128 symbols each")
 
@@ -150,6 +151,7 @@ def embed_rows(
         Stopped: `stop` returned True; `out` then holds parts of sums.
     """
     number, turns = check_layer(model, layer), turns_of(model, strand)
+    check_chunk(chunk)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     most = positions(next(model.parameters()).device.type)
     for some in batches(order, lambda i: len(rows[i]), most, chunk or most):
@@ -166,7 +168,7 @@ def check_layer(model: Any, layer: int | str) -> int | None:
     """
     if layer == "final":
         return None
-    if isinstance(layer, str | bool) or not isinstance(layer, int):
+    if isinstance(layer, bool) or not isinstance(layer, int | np.integer):
         raise InputError(f"layer is {layer!r}; give its number, or final")
     return int(model.find_layer(layer))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.sequences import Sequences, rows_of
-from mamba_bio_audio.inference.streaming import batches, log_likelihoods, passes_of, positions
+from mamba_bio_audio.inference.streaming import batches, check_chunk, log_likelihoods, passes_of, positions
 
 
 class LogLikelihood(NamedTuple):
@@ -55,9 +55,10 @@ def log_likelihood(
     Raises:
         InputError: the model is a classifier, or a sequence is empty or not in the model's vocabulary.
     """
-    if model.labels:
+    if getattr(model, "labels", ()):
         raise InputError("a classifier has no likelihood of sequences; pass a language model")
     rows = rows_of(model, sequences)
+    check_chunk(chunk)
     codec = model.codec
     known = range(model.model_config.vocab_size) if codec is None else codec.sample_ids
     start_id, pad_id = (None, 0) if codec is None else (codec.start_id, codec.pad_id)

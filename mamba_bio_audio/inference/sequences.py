@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,13 @@ def rows_of(model: Any, sequences: Sequences) -> list[NDArray[np.int64]]:
     Raises:
         InputError: there is no sequence, an empty one, or one with ids outside the vocabulary.
     """
+    if not hasattr(model, "model_config"):
+        raise InputError(f"the model is {type(model).__name__}; pass one of mba.load")
+    # The keys of a dict would be read as sequences.
+    if isinstance(sequences, Mapping) or not isinstance(sequences, Iterable):
+        raise InputError(
+            f"the sequences are {type(sequences).__name__}; pass text, ids, float samples, or a list of them"
+        )
     if isinstance(sequences, str | Tensor | np.ndarray):
         given = _split(sequences)
     else:

@@ -80,10 +80,19 @@ def passes_of(model: Any, precision: str = "fp32", *, chunk: int | None = None, 
     """
     if precision not in ("fp32", "bf16"):
         raise InputError(f"precision is {precision!r}; choose fp32 or bf16")
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk is {chunk}; read at least 1 symbol at once")
+    check_chunk(chunk)
     device = next(model.parameters()).device.type
     return Passes(device, precision == "bf16", chunk or max(1, positions(device) // rows))
+
+
+def check_chunk(chunk: int | None) -> None:
+    """Refuse a chunk that is no whole number of symbols.
+
+    Raises:
+        InputError: it is none.
+    """
+    if chunk is not None and not (isinstance(chunk, int | np.integer) and chunk >= 1):
+        raise InputError(f"chunk is {chunk!r}; read at least 1 symbol at once, a whole number")
 
 
 def positions(device: str) -> int:
@@ -233,14 +242,16 @@ def log_likelihoods(
 def nats_of(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """Nats (B, L) in fp64 of targets (B, L) under hidden states (B, L, D); zero where the target is `IGNORED`.
 
-    Logits are fp32, as in training, even under autocast.
+    Logits are fp32, as in training, even under autocast and of a model in bf16.
     """
     weight, bias = model.lm_head.weight, model.lm_head.bias
+    kind = torch.promote_types(weight.dtype, torch.float32)
+    weight, bias = weight.to(kind), None if bias is None else bias.to(kind)
     step = max(1, _LOGITS // (len(hidden) * len(weight)))
     out = []
     with torch.autocast(hidden.device.type, enabled=False):
         for part, expected in zip(hidden.split(step, 1), targets.split(step, 1), strict=True):
-            logits = F.linear(part.to(weight.dtype), weight, bias).flatten(0, 1)
+            logits = F.linear(part.to(kind), weight, bias).flatten(0, 1)
             found = F.cross_entropy(logits, expected.flatten(), ignore_index=IGNORED, reduction="none")
             out.append(found.view(expected.shape).double())
     return torch.cat(out, 1)

@@ -153,11 +153,13 @@ def score_variants(
     Raises:
         InputError: the genome cannot be read, an option is out of range, or the model carries no state of constant size.
     """
+    if not hasattr(model, "model_config"):
+        raise InputError(f"the model is {type(model).__name__}; pass one of mba.load")
     if isinstance(genome, str | os.PathLike):
         known = hasattr(model.config, "data")
         genome = domain_of(model.config.data.kind).genome(Path(genome)) if known else Genome(genome)
     given = read_variants(variants) if isinstance(variants, str | os.PathLike) else variants
-    wanted = [Variant(*variant) for variant in given]
+    wanted = [_variant(number, one) for number, one in enumerate(given, start=1)]
     passes = passes_of(model, precision)
     passes = replace(passes, progress=progress)
     scoring = scoring_of(model, window, context, batch, passes.device)
@@ -196,6 +198,20 @@ def score_variants(
     return out
 
 
+def _variant(number: int, one: Any) -> Variant:
+    """A variant as a caller gave it.
+
+    Raises:
+        InputError: it is none; text of four letters is none either.
+    """
+    kinds = (str, int | np.integer, str, str)
+    if isinstance(one, tuple | list) and len(one) == 4 and all(map(isinstance, one, kinds)):
+        return Variant(one[0], int(one[1]), one[2], one[3])
+    raise InputError(
+        f"variant {number:,} is {one!r}; give (record, start, reference, alternative), such as ('chr1', 99_999, 'A', 'G')"
+    )
+
+
 def scoring_of(model: Any, window: int, context: Context | None, batch: int | None, device: str) -> Scoring:
     """Checked options, with those that are None filled in.
 
@@ -204,6 +220,9 @@ def scoring_of(model: Any, window: int, context: Context | None, batch: int | No
     """
     if context is None:
         context = model.config.train.length if hasattr(model.config, "train") else CONTEXT
+    for name, value in (("window", window), ("context", context), ("batch", 1 if batch is None else batch)):
+        if not isinstance(value, int | np.integer) and (name, value) != ("context", "all"):
+            raise InputError(f"{name} is {value!r}; give a whole number")
     if window < 1:
         raise InputError(f"window is {window}; choose 1 or more")
     if context != "all" and context < LEAST_CONTEXT:

@@ -144,13 +144,19 @@ class SequenceModel(nn.Module):
             One sequence, or a list of B of them.
 
         Raises:
-            InputError: the model has no codec (foreign weights).
+            InputError: the model has no codec (foreign weights), or these are no ids that it knows.
         """
         codec = self._need_codec()
-        rows = torch.as_tensor(tokens).cpu()
+        try:
+            rows = torch.as_tensor(tokens).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"decode() takes integer ids (L,) or (B, L), not {tokens!r:.60}") from None
         if rows.ndim not in (1, 2):
             raise InputError(f"decode() takes ids of shape (L,) or (B, L), not {tuple(rows.shape)}")
-        decoded = [codec.decode(row.numpy()) for row in (rows[None] if rows.ndim == 1 else rows)]
+        try:
+            decoded = [codec.decode(row.numpy()) for row in (rows[None] if rows.ndim == 1 else rows)]
+        except ValueError as error:
+            raise InputError(str(error)) from None
         return decoded[0] if len(decoded) == 1 else decoded
 
     def _need_codec(self) -> Any:

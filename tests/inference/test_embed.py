@@ -219,7 +219,9 @@ def test_sums_of_long_sequences_do_not_lose_what_is_small():
     assert abs(found.item() - 0.1) < 1e-8
 
 
-@pytest.mark.parametrize("pool", ["", "max", "bins", "bins:", "bins:0", "bins:-1", "bins:1.5", "mean:3"])
+@pytest.mark.parametrize(
+    "pool", ["", "max", "bins", "bins:", "bins:0", "bins:-1", "bins:1.5", "mean:3", f"bins:{10**19}", None]
+)
 def test_pools_that_do_not_exist(model, pool):
     with pytest.raises(InputError, match="choose mean, last, none, or bins:128"):
         embed(model, "ACGT", pool=pool)
@@ -232,6 +234,9 @@ def test_mistakes(model):
     for layer in ("first", 1.0, True, None):
         with pytest.raises(InputError, match="give its number, or final"):
             embed(model, "ACGT", layer)
+    assert torch.equal(embed(model, "ACGT", np.int64(1)), embed(model, "ACGT", 1))
+    with pytest.raises(InputError, match="chunk is '5'"):
+        embed(model, "ACGT", chunk="5")
     with pytest.raises(InputError, match="strand is 'up'"):
         embed(model, "ACGT", strand="up")
     with pytest.raises(InputError, match="sequence 2: empty"):

@@ -1,5 +1,6 @@
 """`mba.log_likelihood`."""
 
+import copy
 import math
 
 import numpy as np
@@ -117,6 +118,24 @@ def test_what_is_no_sequence_is_refused(model, sequences, message):
         mba.log_likelihood(model, sequences)
 
 
+def test_a_dict_is_refused_because_its_keys_would_be_scored(model):
+    for wrong in ({"A": "ACGT"}, None, 5):
+        with pytest.raises(InputError, match="the sequences are"):
+            mba.log_likelihood(model, wrong)
+    with pytest.raises(InputError, match="the model is str"):
+        mba.log_likelihood("runs/mine", "ACGT")
+
+
+def test_logits_of_a_model_in_bf16_are_not_rounded(model):
+    narrow = copy.deepcopy(model).bfloat16()
+    ids = narrow.encode("ACGTTGCAAC")
+    with torch.inference_mode():
+        hidden, _ = narrow.hidden(ids)
+        logits = F.linear(hidden.float(), narrow.lm_head.weight.float())
+    expected = logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0].double()
+    torch.testing.assert_close(mba.log_likelihood(narrow, ids).per_base[0, 1:], expected, rtol=0, atol=1e-6)
+
+
 def test_text_is_no_audio(audio_model):
     with pytest.raises(InputError, match="this model reads audio"):
         mba.log_likelihood(audio_model, "ACGT")
@@ -127,6 +146,8 @@ def test_options_are_checked(model):
         mba.log_likelihood(model, "ACGT", precision="fp16")
     with pytest.raises(InputError, match="chunk is 0"):
         mba.log_likelihood(model, "ACGT", chunk=0)
+    with pytest.raises(InputError, match="chunk is 2.5"):
+        mba.log_likelihood(model, "ACGT", chunk=2.5)
     backbone = build_model(ModelConfig(d_model=8, num_layers=1, vocab_size=12))
     with pytest.raises(InputError, match="a classifier has no likelihood"):
         mba.log_likelihood(Classifier(backbone, HeadConfig(classes=("a", "b"))), "ACGT")

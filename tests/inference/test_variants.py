@@ -305,6 +305,9 @@ def test_options_and_models_that_cannot_are_refused(model, genome):
     variant = [("c", 100, SEQUENCE[100], "A")]
     for options, word in (
         ({"context": 7}, "context"),
+        ({"context": "100"}, "context is '100'"),
+        ({"window": 1.5}, "window is 1.5"),
+        ({"batch": 1.5}, "batch is 1.5"),
         ({"window": 0}, "window"),
         ({"batch": 0}, "batch"),
         ({"strand": "left"}, "strand"),
@@ -312,6 +315,12 @@ def test_options_and_models_that_cannot_are_refused(model, genome):
     ):
         with pytest.raises(InputError, match=word):
             score_variants(model, genome, variant, **options)
+    # Text of four letters would unpack into a record, a start and two alleles.
+    for wrong in ("chr1", ("c", "100", "A", "G"), ("c", 100.0, "A", "G"), ("c", 100, "A"), ("c", 100, "A", None)):
+        with pytest.raises(InputError, match="variant 2 is .*give"):
+            score_variants(model, genome, [*variant, wrong])
+    with pytest.raises(InputError, match="the model is str"):
+        score_variants("runs/mine", genome, variant)
     attention = IsotropicModel(ModelConfig(vocab_size=12, d_model=16, num_layers=1, mixer="transformer")).eval()
     with pytest.raises(InputError, match="constant size"):
         score_variants(attention, genome, [("c", 100, SEQUENCE[100], "ACGT"["ACGT".index(SEQUENCE[100]) - 1])])

@@ -50,6 +50,9 @@ def test_audio_encodes_and_decodes():
 def test_three_axes_are_no_sequences():
     with pytest.raises(InputError, match=r"not \(1, 1, 1\)"):
         with_codec(DnaTokenizer()).decode(torch.zeros(1, 1, 1, dtype=torch.long))
+    for wrong in ("ACGT", None, torch.tensor([7.0]), torch.tensor([99]), [[7], [8, 9]]):
+        with pytest.raises(InputError):
+            with_codec(DnaTokenizer()).decode(wrong)
 
 
 def test_weights_without_a_codec():

@@ -14,6 +14,7 @@ Legend: R rows, A allowed symbols, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.decoding import FixedSteps, prefill, steps, stretch
+from mamba_bio_audio.inference.cpu_decoder import CpuDecoder, unsupported_reason
+from mamba_bio_audio.inference.decoding import Choose, FixedSteps, prefill, steps, stretch
 from mamba_bio_audio.inference.prompts import Prompt, batches, check_prompt, read_prompts, vocabulary_of
 from mamba_bio_audio.inference.streaming import Row
 
@@ -230,6 +232,7 @@ def _batch(
     count = stretch(model)
     most = -(-_BLOCK // count) * count
     fixed: FixedSteps | None = None
+    decoder: CpuDecoder | None = None
     graphs = cuda_graph and device.type == "cuda" and getattr(model, "streaming", "none") == "constant"
     for low in range(0, length, most):
         size = min(most, length - low)
@@ -265,7 +268,10 @@ def _batch(
                     last = fixed.last.clone()
                     state = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, fixed.state)
                 if len(draws):
-                    found_symbols, found_scores, state = steps(model, choice.next, last, state, draws)
+                    if decoder is None and unsupported_reason(model, rows) is None:
+                        decoder = CpuDecoder(model, rows, choice.allowed, choice.temperature, choice.rule)
+                    advance = decoder or partial(steps, model, choice.next)
+                    found_symbols, found_scores, state = advance(last, state, draws)
                     symbols.append(found_symbols)
                     scores.append(found_scores)
                     last = found_symbols[-1][:, None]
@@ -343,6 +349,11 @@ class _Choice(NamedTuple):
     def to(self, device: torch.device) -> _Choice:
         """A copy with its tensors on a device."""
         return self._replace(allowed=self.allowed.to(device), initial=self.initial.to(device))
+
+    @property
+    def rule(self) -> Choose | None:
+        """`next` where top-k or top-p change it; None where the temperature says all."""
+        return None if self.top_k is None and self.top_p is None else self.next
 
     def first(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Draw symbols (R,) from `initial`; returns them and their log-probabilities."""

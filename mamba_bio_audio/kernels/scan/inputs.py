@@ -164,9 +164,9 @@ def padded_states(states: int) -> int:
 def _split(
     wanted: int | None, length: int, warps: int, schedulers: int, segment: int, per_scheduler: int, below: float
 ) -> tuple[int, int]:
-    """(chunks, steps per chunk): about as many chunks as wanted.
+    """(chunks, steps per chunk), with about as many chunks as wanted.
 
-    Where None are, one chunk from `below` warps a scheduler on, else at most per_scheduler on each.
+    If `wanted` is None: one chunk from `below` warps per scheduler on, otherwise enough for at most `per_scheduler` on each.
     """
     chunks, warps = 1 if wanted is None else wanted, max(warps, 1)  # an empty batch has none
     if wanted is None and warps < below * schedulers:

@@ -70,7 +70,7 @@ class ScanCall:
         return *self.u.shape, self.A.shape[1]  # type: ignore[return-value]
 
     def rows(self, *, gate: bool = True) -> tuple[Tensor, int, int, Tensor, int, int]:
-        """dt and z as `rows_of` gives them, something else where they have no rows."""
+        """dt and z as `rows_of` gives them. A fixed dt has strides 0; an absent gate is u, which is then not read for it."""
         dt = (self.dt, 0, 0) if self.case.dt_lti else rows_of(self.dt)
         return *dt, *(rows_of(self.z) if gate and self.z is not None else (self.u, 0, 0))
 
@@ -207,7 +207,7 @@ class Gradients:
 
     u: Tensor
     dt: Tensor
-    A: Tensor  # (D, N[, 2]), as all that follow in public shapes
+    A: Tensor  # (D, N[, 2]); this and those that follow in public shapes
     B: Tensor
     C: Tensor
     skip: Tensor | None

@@ -3,7 +3,7 @@
 A plan that is off gives the right numbers several times too late, and no machine of CI has a GPU to tell. What is
 pinned in `launch_plans.json` was found by measuring (docs/log.md). After a change that was measured too, write it anew:
 
-    WRITE_LAUNCH_PLANS=1 python -m pytest tests/kernels/test_launch_plans.py
+    WRITE_LAUNCH_PLANS=1 python -m pytest tests/kernels/scan/test_launch_plans.py
 """
 
 import dataclasses

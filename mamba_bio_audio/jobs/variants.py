@@ -295,11 +295,15 @@ def _read(options: VariantsOptions, genome: Any, work: Path) -> Calls:
     source = options.calls
     if options.saturation is not None:
         span = region(options.saturation, genome)
+        if not (substitutions := saturation(genome, *span)):
+            raise InputError(
+                f"--saturation {options.saturation}: holds no known base (A, C, G, T); choose another region"
+            )
         path = work / "saturation.vcf"
         with path.open("w", encoding="utf-8") as file:
             file.write(f"##fileformat=VCFv4.3\n##contig=<ID={span.record},length={genome.records[span.record]}>\n")
             file.write("\t".join(vcf.COLUMNS) + "\n")
-            for variant in saturation(genome, *span):
+            for variant in substitutions:
                 row = [variant.record, variant.start + 1, ".", variant.reference, variant.alternative, ".", ".", "."]
                 file.write("\t".join(map(str, row)) + "\n")
         source = str(path)

@@ -349,9 +349,15 @@ def test_saturation_scores_every_substitution_and_draws_them(tmp_path, genome, c
     capsys.readouterr()
     assert mba(*arguments, "--force") == 2
     assert "map.png: not made by mba variants" in capsys.readouterr().err
-    for region, message in (("one:590-601", "not inside"), ("three:1-5", "no record")):
+    genome.write_text(genome.read_text() + ">gap\nNNNNNNNNNN\n")
+    for region, message in (
+        ("one:590-601", "not inside"),
+        ("three:1-5", "no record"),
+        ("gap:2-9", "holds no known base"),
+    ):
         assert mba("variants", "run", "--genome", genome, "--saturation", region, "--out", tmp_path / "z.vcf") == 2
         assert message in capsys.readouterr().err
+        assert not list(tmp_path.glob("z.*"))
 
 
 def test_the_map_has_each_ratio_at_its_place(tmp_path, genome, model):

@@ -8,13 +8,15 @@ Signs: silu(v) = v / (1 + exp(-v)) of both halves of a layer's input is taken as
 minus signs are in the weights before and behind it: u and z below are -silu.
 
 Legend: R rows, D channels of a layer, E inner channels, N states, W convolution width, V vocabulary, A allowed symbols.
-States are held as (R, N, E), so that every operation runs along the channels.
+States are held as (R, N, E), so that every operation runs along the channels. NumPy needs 0.5 us for arrays of equal shape
+and 2 us or more to broadcast or to take in a Python number; constants therefore have the shape of what they meet at R = 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -82,11 +84,12 @@ class CpuDecoder:
         head = model.lm_head.weight if choose else model.lm_head.weight[allowed]
         bias = model.lm_head.bias
         self.head = self.norm.into(head)
-        self.bias = None if bias is None else _array(bias if choose else bias[allowed])
+        self.bias = None if bias is None else _array(bias if choose else bias[allowed])[None]
         self.stream = np.empty((rows, self.embedding.shape[1]), self.dtype)
         self.logits = np.empty((rows, len(head)), self.dtype)
         self.wide, self.weights = np.empty((2, *self.logits.shape))
-        self.rows = np.arange(rows)
+        self.rows, self.largest = np.arange(rows), np.empty(rows)
+        self.largest_column = _column(self.largest)
 
     def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
         """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol."""
@@ -113,7 +116,9 @@ class CpuDecoder:
             return chosen.numpy(), score.numpy()
         logits, weights = self.wide, self.weights
         # The largest becomes zero, so that no temperature overflows.
-        np.subtract(self.logits, self.logits.max(1, keepdims=True), logits, dtype=np.float64)
+        logits[:] = self.logits
+        np.maximum.reduce(logits, 1, out=self.largest)
+        np.subtract(logits, self.largest_column, logits)
         np.exp(logits, weights)
         if self.temperature == 0:
             index, total = logits.argmax(1), weights.sum(1)
@@ -138,10 +143,10 @@ class _Norm:
     def __init__(self, norm: nn.Module, rows: int, dtype: np.dtype[Any]) -> None:
         self.weight = cast(Tensor, norm.weight)
         size = len(self.weight)
-        self.eps = np.array([size * cast(float, norm.eps)], dtype)
+        self.eps = np.full(rows, size * cast(float, norm.eps), dtype)
         self.out = np.empty((rows, size), dtype)
         self.length = np.empty(rows, dtype)
-        self.column = self.length[:, None]
+        self.column = _column(self.length)
 
     def into(self, weight: Tensor) -> Array:
         """The projection (out, D) as (D, out), with what the norm leaves out."""
@@ -170,10 +175,10 @@ class _Layer:
 
         self.norm = _Norm(cast(nn.Module, block.norm), rows, real)
         self.in_proj = self.norm.into(w.in_proj * minus[:, None])
-        self.in_bias = None if w.in_bias is None else _array(w.in_bias * minus)
+        self.in_bias = None if w.in_bias is None else _array(w.in_bias * minus)[None]
         self.out_proj = _array(-w.out_proj.T)
-        self.out_bias = None if w.out_bias is None else _array(w.out_bias)
-        self.D = _array(-w.D)
+        self.out_bias = None if w.out_bias is None else _array(w.out_bias)[None]
+        self.D = _array(-w.D)[None]
 
         # The last W inputs of the convolution at slots by turns, so one set of taps per turn; the bias has a slot of its own.
         self.ring = np.zeros((rows, width + 1, inner), real)
@@ -181,17 +186,18 @@ class _Layer:
         self.slots = [self.ring[:, slot] for slot in range(width)]
         bias = torch.zeros_like(w.conv[:, 0]) if w.conv_bias is None else w.conv_bias
         taps = -w.conv.T  # (W, E), the latest input's last
-        self.taps = [_array(torch.cat([taps.roll(slot + 1, 0), -bias[None]])) for slot in range(width)]
+        self.taps = [_array(torch.cat([taps.roll(slot + 1, 0), -bias[None]]))[None] for slot in range(width)]
         self.products = np.empty_like(self.ring)
         self.slot = width - 1
 
         self.uz, self.gate = np.empty((2, rows, 2 * inner), real)
-        # As arrays, because a Python number is converted at each call.
-        self.one, self.thirty = np.ones(1, real), np.full(1, 30, real)
+        self.one, self.thirty = np.ones_like(self.uz), np.full((rows, inner), 30, real)
         self.u, self.z = self.uz[:, :inner], self.uz[:, inner:]
         self.h = np.zeros((rows, states, inner), number)
         self.change = np.empty_like(self.h)
-        self.y, self.add = np.empty((2, rows, inner), real)
+        self.sum_taps = _sum(self.products, self.u)
+        self.y = np.empty((rows, inner), real)
+        self.flat_y = self.y.reshape(-1)
         self.out = np.empty((rows, len(w.out_proj)), real)
 
         self.x_proj: Array | None = None
@@ -208,28 +214,32 @@ class _Layer:
 
         A = w.A().transpose(0, 1)  # (N, E[, 2])
         if w.dt_proj is not None:
-            self.dt_proj, self.dt_bias = _array(w.dt_proj.T), _array(w.dt_bias)
+            self.dt_proj, self.dt_bias = _array(w.dt_proj.T), _array(w.dt_bias)[None]
             self.rank_dt = self.selected[:, :rank]
             self.dt, self.raw_dt = np.empty((2, rows, inner), real)
-            self.A = [_array(A)] if not self.complex else [_array(A[..., 0]), _array(A[..., 1])]
+            self.A = [_array(part)[None] for part in (A.unbind(-1) if self.complex else [A])]
             self.decay = np.empty_like(self.h)
             self.parts = np.empty((3, *self.h.shape), real) if self.complex else None
         else:
             dt = F.softplus(w.dt_bias)
             exponent = dt * (torch.view_as_complex(A.contiguous()) if self.complex else A)
-            self.dt, self.decay = _array(dt), _array(exponent.exp())
+            self.dt, self.decay = _array(dt)[None], _array(exponent.exp())[None]
         if w.B is None:
             found_B, found_C = np.split(self.selected[:, rank:], 2, axis=1)
             self.B, self.C = found_B.view(number)[:, :, None], found_C.view(number)[:, None, :]
             self.found = np.empty((rows, 1, inner), number)
+            self.terms = [self.found.reshape(-1).real]
         else:
             assert w.C is not None
             B, C = (torch.view_as_complex(part.contiguous()).T if self.complex else part.T for part in (w.B, w.C))
-            self.B = _array(-B if w.dt_proj is not None else -B * F.softplus(w.dt_bias))
+            self.B = _array(-B if w.dt_proj is not None else -B * F.softplus(w.dt_bias))[None]
             # 2 Re(C h) as products of the parts with those of 2 conj(C).
-            self.C = (2 * _array(C).conj() if self.complex else _array(C)).view(real)
+            self.C = (2 * _array(C).conj() if self.complex else _array(C)).view(real)[None]
             self.real_h, self.real_change = self.h.view(real), self.change.view(real)
-            self.sums = np.empty((rows, self.real_h.shape[2]), real)
+            sums = np.empty((rows, self.real_h.shape[2]), real)
+            self.sum_states = _sum(self.real_change, sums)
+            parts = sums.reshape(-1)
+            self.terms = [parts[::2], parts[1::2]] if self.complex else [parts]
         self.fixed_C = w.C is not None
         self.scaled = w.dt_proj is not None or w.B is None
         # The input of the state, (R, 1, E).
@@ -245,7 +255,7 @@ class _Layer:
         self.slot = slot = slot if slot < len(self.slots) else 0
         self.slots[slot][:] = u
         np.multiply(self.ring, self.taps[slot], self.products)
-        np.add.reduce(self.products, 1, out=u)
+        self.sum_taps()
         np.exp(uz, gate)
         np.add(gate, self.one, gate)
         np.divide(uz, gate, uz)
@@ -265,15 +275,11 @@ class _Layer:
         np.multiply(self.D, u, y)
         if not self.fixed_C:
             np.matmul(self.C, h, self.found)
-            np.add(y, self.found[:, 0].real, y)
         else:
             np.multiply(self.real_h, self.C, self.real_change)
-            np.add.reduce(self.real_change, 1, out=self.sums)
-            if self.complex:
-                np.add(self.sums[:, ::2], self.sums[:, 1::2], self.add)
-                np.add(y, self.add, y)
-            else:
-                np.add(y, self.sums, y)
+            self.sum_states()
+        for term in self.terms:
+            np.add(self.flat_y, term, self.flat_y)
         np.multiply(y, self.z, y)
         np.dot(y, self.out_proj, self.out)
         if self.out_bias is not None:
@@ -349,14 +355,14 @@ class _Tier:
         down, up = (cast(nn.Linear, pools[tier].linear) for pools in (model.down_pools, model.up_pools))
         width, self.pool = model.model_config.widths[tier], model.model_config.pools[tier]
         self.down, self.up = _layers(model.down[tier], rows), _layers(model.up[tier], rows)
-        self.down_pool, self.down_bias = _array(down.weight.T), _array(down.bias)
-        self.up_pool, self.up_bias = _array(up.weight.T), _array(up.bias)
+        self.down_pool, self.down_bias = _array(down.weight.T), _array(down.bias)[None]
+        self.up_pool, self.up_bias = _array(up.weight.T), _array(up.bias)[None]
         dtype = self.down_pool.dtype
         self.inputs = np.empty((len(self.down), rows, width), dtype)
         self.first = np.empty((rows, width), dtype)
         self.frames, self.queue = np.zeros((2, rows, self.pool, width), dtype)
         self.joined, self.opened = self.frames.reshape(rows, -1), self.queue.reshape(rows, -1)
-        self.coarse = np.empty((rows, len(down.bias)), dtype)
+        self.coarse = np.empty((rows, down.out_features), dtype)
         self.number = 0  # of the current frame in its coarse frame
 
 
@@ -430,6 +436,18 @@ class _UNet:
             parts = (torch.from_numpy(part) for part in (remainder, tier.queue.copy()))
             tiers.append(TierState(_write(tier.down), _write(tier.up), *parts))
         return UNetState(tuple(tiers), _write(self.centre), self.phase)
+
+
+def _column(numbers: Array) -> Array:
+    """A view of numbers (R,) that meets arrays (R, n): (R, 1), or a scalar."""
+    return numbers.reshape(()) if len(numbers) == 1 else numbers[:, None]
+
+
+def _sum(terms: Array, out: Array) -> Callable[[], object]:
+    """A function that adds up terms (R, K, n) over K into out (R, n), for one row as a product with ones."""
+    if len(out) == 1:
+        return partial(np.dot, np.ones(terms.shape[1], terms.dtype), terms[0], out[0])
+    return partial(np.add.reduce, terms, 1, out=out)
 
 
 def _layers(blocks: Any, rows: int) -> list[_Layer]:

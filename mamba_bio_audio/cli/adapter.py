@@ -135,12 +135,12 @@ def _annotation(name: str, field: FieldInfo) -> Any:
     """A field as what Typer reads: type, bounds, spelling, help."""
     cli = _cli(field)
     how: dict[str, Any] = {"help": field.description, "metavar": cli.metavar}
-    for bound in field.metadata:
+    for bound in () if cli.text else field.metadata:
         if isinstance(bound, Ge):
             how["min"] = bound.ge
         elif isinstance(bound, Le):
             how["max"] = bound.le
-    kind: Any = field.annotation
+    kind: Any = str if cli.text else field.annotation
     if get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]]  # type: ignore[misc]
     if cli.argument:

@@ -13,6 +13,7 @@ Legend: R rows, A allowed symbols, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -149,7 +150,7 @@ def generate(
 def generate_blocks(
     model: nn.Module,
     *,
-    length: int,
+    length: int | None,
     num_samples: int = 1,
     prompt: Prompt = None,
     batch_size: int | None = None,
@@ -164,7 +165,8 @@ def generate_blocks(
     prompt must be everything so far, and the result agrees to rounding.
 
     Args:
-        model, length, num_samples, prompt, batch_size, cuda_graph, draws: as for `generate`.
+        model, num_samples, prompt, batch_size, cuda_graph, draws: as for `generate`.
+        length: likewise; None goes on until the caller stops, with the rows of one batch.
         place: position of the first row and symbol.
 
     Returns:
@@ -179,7 +181,7 @@ def generate_blocks(
         draws.get("allowed"),
         draws.get("initial"),
     )
-    if length < 0:
+    if length is not None and length < 0:
         raise InputError(f"length is {length}; choose 0 or more")
     if num_samples < 1:
         raise InputError(f"num_samples is {num_samples}; choose 1 or more")
@@ -218,7 +220,7 @@ def _batch(
     choice: _Choice,
     prefix: Tensor | list[Row] | None,
     rows: int,
-    length: int,
+    length: int | None,
     seed: int,
     place: Place,
     cuda_graph: bool,
@@ -234,8 +236,8 @@ def _batch(
     fixed: FixedSteps | None = None
     decoder: CpuDecoder | None = None
     graphs = cuda_graph and device.type == "cuda" and getattr(model, "streaming", "none") == "constant"
-    for low in range(0, length, most):
-        size = min(most, length - low)
+    for low in itertools.count(0, most) if length is None else range(0, length, most):
+        size = most if length is None else min(most, length - low)
         numbers = uniforms(seed, range(first_row, first_row + rows), first_position + low, size)
         # One row of `draws` per step, contiguous.
         draws = torch.from_numpy(numbers.T.copy()).to(device)

@@ -190,6 +190,12 @@ class RowFiles:
             reason = f"{error.strerror}; everything sampled so far is kept. Free some space and continue with --resume"
             raise OSError(error.errno, reason, file.name) from None
 
+    def position(self) -> Position:
+        """Where a sampling that was stopped stands."""
+        values = load_tree(self.folder / STATE_NAME)
+        row, position = values["position"]
+        return Position(int(row), int(position), tuple(values["log_likelihood"]))
+
     def remove(self) -> None:
         """Delete the folder, once the rows have been moved to their final place."""
         discard_unfinished(self.folder)

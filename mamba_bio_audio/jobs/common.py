@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mamba_bio_audio.errors import InputError
 
@@ -54,13 +54,28 @@ def check_inputs(files: Sequence[str]) -> None:
 
 
 @contextmanager
-def counters(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress callback (what, done, total) of a job in parts: a bar for each that runs on a terminal, nothing otherwise."""
+def counters(
+    quiet: bool, speed: Callable[[float], str] | None = None
+) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress callback (what, done, total) of a job in parts: a bar for each that runs on a terminal, nothing otherwise.
+
+    Args:
+        quiet: show nothing.
+        speed: what the bar says of so many per second; None says nothing.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+
+    class Speed(TextColumn):
+        def render(self, task: Task) -> Any:
+            rate = task.finished_speed or task.speed
+            self.text_format = "" if speed is None or rate is None else speed(rate)
+            return super().render(task)
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    if speed is not None:
+        columns.append(Speed("", markup=False))
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
 
@@ -74,7 +89,9 @@ def counters(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 @contextmanager
-def counter(what: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
+def counter(
+    what: str, unit: str, quiet: bool, speed: Callable[[float], str] | None = None
+) -> Iterator[Callable[[int, int | None], None]]:
     """A progress callback (done, total) of a job in one part: a bar on a terminal, nothing otherwise."""
-    with counters(quiet) as tell:
+    with counters(quiet, speed) as tell:
         yield partial(tell, f"{what} {unit}")

@@ -33,11 +33,13 @@ class Cli:
         flag: the option's spelling.
         metavar: what stands for its value in the help.
         argument: given by position, not by name.
+        text: given as text, which a validator of the options turns into the value.
     """
 
     flag: str | None = None
     metavar: str | None = None
     argument: bool = False
+    text: bool = False
 
 
 class Options(BaseModel):

@@ -6,13 +6,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.jobs.contract import Device, Force, Options, Result, Resume, RunFolder, Which
+from mamba_bio_audio.jobs.contract import Cli, Device, Force, Options, Result, Resume, RunFolder, Which
 
 if TYPE_CHECKING:
     from mamba_bio_audio.pipelines.sample_writer import SampleWriter
@@ -22,15 +23,30 @@ COMMAND = "sample"
 PANEL = "Use"
 
 
+def _length(given: Any) -> Any:
+    """A number, or None for `inf`."""
+    if isinstance(given, str) and given != "inf" and not (given.isascii() and given.isdigit()):
+        raise ValueError(f"{given!r} is neither a number of symbols nor inf")
+    return None if given == "inf" else given
+
+
 class SampleOptions(Options):
-    """Options of `mba sample`."""
+    """Options of `mba sample`.
+
+    Attributes:
+        length: None goes on until a signal, or the end of what a file holds.
+    """
 
     run: RunFolder
-    length: int = Field(ge=1, description="Bases or audio samples to generate for each sample, without the prompt.")
+    length: Annotated[int | None, BeforeValidator(_length), Cli(metavar="N|inf", text=True)] = Field(
+        ge=1,
+        description="Bases or audio samples to generate for each sample, without the prompt; inf goes on until Ctrl-C.",
+    )
     num_samples: int = Field(1, ge=1, description="Number of samples.")
     out: Path | None = Field(
         None,
-        description="FASTA file (default, or -: standard output); audio: FILE.wav, FILE.flac, or a folder for several.",
+        description="FASTA file; audio: FILE.wav, FILE.flac, or a folder for several; default, or -: standard output, "
+        "FASTA or WAV, as it is made.",
     )
     prompt: str | None = Field(None, description="What the samples continue: bases, or an audio file.")
     prompt_file: str | None = Field(
@@ -59,6 +75,8 @@ class SampleOptions(Options):
             raise ValueError("--resume continues interrupted sampling and --force replaces it; give one of them")
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("--prompt and --prompt-file both say what the samples continue; give one of them")
+        if self.length is None and self.num_samples > 1:
+            raise ValueError("--length inf makes one sample; leave out --num-samples")
         return self
 
     @property
@@ -77,6 +95,7 @@ class SampleResult(Result):
 
     Attributes:
         out: file or folder; None is standard output.
+        length: symbols of each sample; None for an endless one on standard output.
         written: what was written, in words; None where nothing was, or to standard output.
         already_complete: the output was complete before; nothing was done.
         stopped_by: name of the signal that ended it early.
@@ -85,7 +104,7 @@ class SampleResult(Result):
 
     out: Path | None
     num_samples: int
-    length: int
+    length: int | None
     written: str | None = None
     already_complete: bool = False
     stopped_by: str | None = None
@@ -103,10 +122,10 @@ class SampleResult(Result):
     def notes(self) -> str:
         """How to continue, or why there is no comparison."""
         if self.stopped_by:
-            part = (
-                "" if self.out is None else f"; continue with the same command and --resume (so far: {self.out}.part)"
-            )
-            return f"stopped by {self.stopped_by}{part}"
+            if self.out is None or self.written:
+                return f"stopped by {self.stopped_by}"
+            so_far = f"so far: {self.out}.part"
+            return f"stopped by {self.stopped_by}; continue with the same command and --resume ({so_far})"
         if self.report and self.report["note"]:
             return f"not compared with the training data: {self.report['note']}"
         return ""
@@ -147,9 +166,10 @@ def run(options: SampleOptions) -> SampleResult:
     # Nothing is measured anew beside samples that are complete already.
     if measured is not None and not (options.resume and out is not None and out.exists()):
         _check_report(measured)
-    with counter("sampling", f"{domain.unit}s", options.quiet) as progress:
+    rate_hz = None if writer is None else writer.rate_hz
+    with counter("sampling", f"{domain.unit}s", options.quiet, partial(speed_text, domain.unit, rate_hz)) as progress:
         result = sample(model, options, device, progress, writer)
-    if result.written is None or measured is None:
+    if result.written is None or measured is None or result.stopped_by:
         return result
     assert out is not None
     with counter("comparing", f"{domain.unit}s", options.quiet) as progress:
@@ -161,7 +181,7 @@ def sample(
     model: Any,
     options: SampleOptions,
     device: str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
     writer: SampleWriter | None = None,
 ) -> SampleResult:
     """Sample from a loaded model, without measuring the samples.
@@ -191,6 +211,10 @@ def sample(
     draws = _draws(options)
     writer = writer or _writer(options, config, model.manifest)
     rows_asked = writer.num_samples or options.num_samples
+    if options.length is None and rows_asked > 1:
+        raise InputError(f"--length inf makes one sample, but there are {rows_asked:,} prompts; name one record")
+    if options.length is None and out is not None and writer.most is None:
+        raise InputError("--length inf goes to standard output here; leave out --out")
     result = SampleResult(out=out, num_samples=rows_asked, length=options.length)
     size: dict[str, Any] = {"length": options.length, "num_samples": rows_asked, "batch_size": options.batch_size}
     if out is None:
@@ -207,19 +231,29 @@ def sample(
     def count(done: int, total: int) -> None:
         rate.count(done)
         if progress is not None:
-            progress(done, total)
+            progress(done, None if options.length is None else total)
 
     with locked(out), StopSignal() as stop:
         writer.check_target(replace=True)
         rows.begin(resume=options.resume, force=force)
-        nats = rows.sample(model, progress=count, stop=lambda: stop.number is not None, **draws, **size, **writer.start)
-        if nats is None:
-            assert stop.number is not None
-            return result.model_copy(update={"stopped_by": signal.Signals(stop.number).name})
+        length = options.length or writer.most
+        how = draws | size | {"length": length} | dict(writer.start)
+        nats = rows.sample(model, progress=count, stop=lambda: stop.number is not None, **how)
+        stopped = None if stop.number is None else signal.Signals(stop.number).name
+        if nats is None and options.length is None:
+            # The end of a recording that has no other.
+            _, length, nats = rows.position()
+        elif nats is None:
+            assert stopped is not None
+            return result.model_copy(update={"stopped_by": stopped})
+        else:
+            stopped = None
+        assert length is not None
         # Again: hours may have gone by.
         writer.check_target(replace=True)
         sampled = Sampled(
             rows=[rows.path(row) for row in range(rows_asked)],
+            length=length,
             log_likelihood=nats,
             settings=settings,
             which=describe_which(config, options.which),
@@ -228,7 +262,13 @@ def sample(
         )
         written = writer.finish(sampled, rows.folder)
         rows.remove()
-    return result.model_copy(update={"written": written})
+    found: dict[str, Any] = {"written": written, "length": length}
+    return result.model_copy(update=found | ({"stopped_by": stopped} if stopped else {}))
+
+
+def speed_text(unit: str, rate_hz: int | None, rate: float) -> str:
+    """So many symbols per second, over all rows, and how that compares with the duration of what they describe."""
+    return f"{rate:,.0f} {unit}s/s" + ("" if rate_hz is None else f", {rate / rate_hz:.3g} times real time")
 
 
 def _draws(options: SampleOptions) -> dict[str, Any]:
@@ -260,18 +300,19 @@ def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, An
 
 
 def _stream(
-    model: Any, writer: SampleWriter, options: Mapping[str, Any], progress: Callable[[int, int], None] | None
+    model: Any, writer: SampleWriter, options: Mapping[str, Any], progress: Callable[[int, int | None], None] | None
 ) -> str | None:
     """Sample to standard output; returns the name of the signal that stopped it."""
     from mamba_bio_audio.inference.generate import generate_blocks
     from mamba_bio_audio.signals import StopSignal
 
-    length, total = options["length"], options["length"] * options["num_samples"]
+    length = options["length"]
+    total = None if length is None else length * options["num_samples"]
     with StopSignal() as stop:
         for block in writer.stream(generate_blocks(model, **options, **writer.start), sys.stdout):
             rows, symbols = block.tokens.shape
             if progress is not None:
-                progress(block.row * length + rows * (block.position + symbols), total)
+                progress(block.row * (length or 0) + rows * (block.position + symbols), total)
             if stop.number is not None:
                 return signal.Signals(stop.number).name
     return None

@@ -20,7 +20,7 @@ class SampleRequest(NamedTuple):
     Attributes:
         run: the run that they are sampled from; an input, so it is not replaced.
         out: where they go; None is standard output.
-        length: symbols of each, without the prompt.
+        length: symbols of each, without the prompt; None goes on until it is stopped.
         num_samples: how many.
         prompt: as the user gave it.
         prompt_file: file or part of one that holds prompts, as the user gave it; instead of `prompt`.
@@ -31,7 +31,7 @@ class SampleRequest(NamedTuple):
 
     run: Path
     out: Path | None
-    length: int
+    length: int | None
     num_samples: int
     prompt: str | None
     draws: Mapping[str, Any]
@@ -45,6 +45,7 @@ class Sampled(NamedTuple):
 
     Attributes:
         rows: files of the rows, as `SampleWriter.encode` and `header` made them.
+        length: symbols of each.
         log_likelihood: log-likelihood of each row, nats.
         settings: everything that decided the samples.
         which: the weights, in words.
@@ -53,6 +54,7 @@ class Sampled(NamedTuple):
     """
 
     rows: Sequence[Path]
+    length: int
     log_likelihood: Sequence[float]
     settings: Mapping[str, Any]
     which: str
@@ -93,12 +95,16 @@ class SampleWriter(RowForm):
     Attributes:
         start: options of `generate_blocks` for how rows begin: `prompt`, and optionally `initial`.
         num_samples: rows in all, where there are several prompts; None is as many as were asked for.
+        most: symbols that a file holds, at which endless sampling stops; None where it goes to standard output only.
+        rate_hz: symbols of one second of what they describe; None where they have no duration.
         settings: what decides the samples besides the request and the weights; equal settings may be resumed.
     """
 
     start: Mapping[str, Any]
     settings: Mapping[str, Any]
     num_samples: int | None = None
+    most: ClassVar[int | None] = None
+    rate_hz: int | None = None
 
     @abstractmethod
     def check_target(self, *, replace: bool) -> None:
@@ -136,7 +142,7 @@ class SampleWriter(RowForm):
 
         Args:
             blocks: of `inference.generate.Block`.
-            to: text stream.
+            to: text stream; bytes go to its `buffer`.
 
         Yields:
             Each block, once it has been written.

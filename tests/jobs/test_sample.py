@@ -1,9 +1,16 @@
 """`mba sample` as a job: what is refused before a model is loaded, the result, a domain that cannot."""
 
+import io
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.errors import InputError
@@ -14,9 +21,12 @@ from mamba_bio_audio.jobs import sample as job
 from mamba_bio_audio.jobs.sample import Rate, SampleOptions, SampleResult
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.run import saved
-from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.config import load_config, to_yaml
+from mamba_bio_audio.training.steps import save_weights
 
 
 def mba(*arguments: object) -> int:
@@ -175,3 +185,136 @@ def test_a_prompt_file_that_changed_is_not_resumed(model, tmp_path, monkeypatch,
     (tmp_path / "p.fa").write_text(text)
     job.sample(model, resumed, "cpu")
     assert out.read_text() == (tmp_path / "whole.fa").read_text()
+
+
+@pytest.fixture
+def audio(monkeypatch):
+    """A model of audio with random weights, whatever run is asked for."""
+    made = build_model(UNetConfig(d_model=8, num_layers=1, pools=(2,), vocab_size=256), seed=0).eval()
+    made.config = load_config("audio/tiny", ["data.path=."])
+    made.codec, made.manifest = AudioCodec(), {}
+    monkeypatch.setattr(saved, "load", lambda run, which="best": made)
+    monkeypatch.setattr(generate, "_BLOCK", 64)
+    return made
+
+
+def test_recordings_are_streamed_as_wav(audio, tmp_path, capsysbinary):
+    arguments = ("sample", tmp_path, "--length", 200, "--device", "cpu", "--quiet")
+    assert mba(*arguments, "--out", tmp_path / "a.wav") == 0
+    capsysbinary.readouterr()
+    for out in ((), ("--out", "-")):
+        assert mba(*arguments, *out) == 0
+        assert capsysbinary.readouterr().out == (tmp_path / "a.wav").read_bytes()
+    assert mba(*arguments, "--num-samples", 2) == 2
+    assert b"standard output takes one recording" in capsysbinary.readouterr().err
+
+
+def test_a_terminal_gets_no_wav(audio, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    with pytest.raises(InputError, match="pipe it"):
+        job.run(SampleOptions(run=tmp_path, length=20, device="cpu"))
+
+
+def stop_after(monkeypatch, blocks: int) -> None:
+    """Ctrl-C while so many blocks are made."""
+    original = generate._batch
+
+    def batch(*arguments):
+        for number, block in enumerate(original(*arguments), start=1):
+            if number == blocks:
+                signal.raise_signal(signal.SIGINT)
+            yield block
+
+    monkeypatch.setattr(generate, "_batch", batch)
+
+
+def test_an_endless_recording_ends_with_its_signal(audio, tmp_path, monkeypatch, capsys):
+    stop_after(monkeypatch, 3)
+    out = tmp_path / "a.wav"
+    arguments = ("sample", tmp_path, "--device", "cpu", "--quiet", "--out", out)
+    assert mba(*arguments, "--length", "inf", "--json") == 130
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["length"] == soundfile.info(out).frames == 192
+    assert "stopped by SIGINT\n" in shown.err
+    assert not unfinished(out).exists()
+    note = json.loads((tmp_path / "a.wav.json").read_text())
+    assert note["length"] is None
+    # The same samples as of a recording of that length.
+    monkeypatch.undo()
+    endless = soundfile.read(out)[0]
+    options = SampleOptions(run=tmp_path, out=tmp_path / "b.wav", length=192)
+    job.sample(audio, options, "cpu")
+    assert np.array_equal(soundfile.read(tmp_path / "b.wav")[0], endless)
+    found = job.sample(audio, options.model_copy(update={"out": out, "length": None, "resume": True}), "cpu")
+    assert found.already_complete
+
+
+def test_a_killed_endless_recording_is_resumed(audio, tmp_path, monkeypatch):
+    out = tmp_path / "a.wav"
+    options = SampleOptions(run=tmp_path, out=out, length="inf")
+    monkeypatch.setattr("mamba_bio_audio.inference.row_files._SAVE_EVERY_S", 0.0)
+    original = generate._batch
+
+    def batch(*arguments):
+        for number, block in enumerate(original(*arguments)):
+            if number == 2:
+                raise OSError("killed")
+            yield block
+
+    monkeypatch.setattr(generate, "_batch", batch)
+    with pytest.raises(OSError, match="killed"):
+        job.sample(audio, options, "cpu")
+    monkeypatch.setattr(generate, "_batch", original)
+    stop_after(monkeypatch, 2)
+    found = job.sample(audio, options.model_copy(update={"resume": True}), "cpu")
+    assert (found.length, found.stopped_by) == (256, "SIGINT")
+
+
+def test_an_endless_stream_says_so_and_ends_with_its_signal(audio, tmp_path, monkeypatch, capsysbinary):
+    stop_after(monkeypatch, 2)
+    assert mba("sample", tmp_path, "--length", "inf", "--device", "cpu", "--quiet") == 130
+    written = capsysbinary.readouterr().out
+    assert written[4:8] == written[40:44] == b"\xff" * 4
+    assert len(written) == 44 + 2 * 128
+    samples, rate = soundfile.read(io.BytesIO(written))
+    assert (len(samples), rate) == (128, 16_000)
+
+
+def test_endless_bases_go_to_standard_output_only(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generate, "_BLOCK", 50)
+    arguments = ("sample", tmp_path, "--length", "inf", "--device", "cpu", "--quiet")
+    assert mba(*arguments, "--out", tmp_path / "a.fa") == 2
+    assert "leave out --out" in capsys.readouterr().err
+    assert mba(*arguments, "--num-samples", 2) == 2
+    stop_after(monkeypatch, 2)
+    assert mba(*arguments) == 130
+    header, *lines = capsys.readouterr().out.splitlines(keepends=True)
+    assert header.startswith(">sample_0 length=inf ")
+    # `_BLOCK` is rounded up to whole stretches of steps.
+    assert [len(line) for line in lines] == [81, 49]
+
+
+@pytest.mark.parametrize("length", ["0", "-1", "x", "1.5", "Inf", ""])
+def test_lengths_are_numbers_or_inf(tmp_path, capsys, length):
+    assert mba("sample", tmp_path, f"--length={length}") == 2
+    assert "--length" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "length"), [("dna/tiny", "100000"), ("audio/tiny", "inf")])
+def test_a_reader_that_leaves_ends_the_stream_quietly(tmp_path, name, length):
+    config = load_config(name, ["data.path=demo" if name == "dna/tiny" else "data.path=.", "model.d_model=8"])
+    vocabulary = 12 if name == "dna/tiny" else 256
+    config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": vocabulary})})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    save_weights(build_model(config.model, seed=0), tmp_path / "model.safetensors")
+    call = [sys.executable, "-m", "mamba_bio_audio", "sample", str(tmp_path), "--length", length, "--device", "cpu"]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.read(60)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_progress_tells_rate_and_real_time():
+    assert job.speed_text("sample", 16_000, 40_000.0) == "40,000 samples/s, 2.5 times real time"
+    assert job.speed_text("base", None, 1234.5) == "1,234 bases/s"

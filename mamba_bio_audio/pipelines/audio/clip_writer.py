@@ -6,9 +6,10 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 import soundfile
@@ -66,29 +67,38 @@ def read_prompt(path: str, codec: AudioCodec, gain: float = 1.0) -> Prompt:
 class ClipWriter(SampleWriter):
     """New samples only, without the prompt.
 
-    One recording: a .wav or .flac file, with OUT.json beside it. Several, or a target without these suffixes: a folder with
-    FLAC files by row, `index.tsv` in rising order of log-likelihood, and `samples.json`.
+    Standard output: one recording as WAV, whose header gives no length if it is endless. One recording: a .wav or .flac
+    file, with OUT.json beside it. Several, or a target without these suffixes: a folder with FLAC files by row,
+    `index.tsv` in rising order of log-likelihood, and `samples.json`.
     """
 
     suffix: ClassVar[str] = "wav"
     symbol_bytes: ClassVar[int] = wav.SAMPLE_BYTES
+    most: ClassVar[int | None] = wav.MAX_SAMPLES
 
     def __init__(self, request: SampleRequest) -> None:
-        if request.out is None:
-            raise InputError("audio is not written to standard output; give --out FILE.wav, FILE.flac or a folder")
+        if request.out is None and sys.stdout is not None and sys.stdout.isatty():
+            raise InputError(
+                "a terminal cannot play WAV; pipe it (| aplay), or give --out FILE.wav, FILE.flac or a folder"
+            )
         if request.prompt_file is not None:
             raise InputError("--prompt-file is for DNA; give the recording that samples continue as --prompt")
-        self.request, self.out = request, request.out
+        self.request, self.out = request, request.out or Path("-")
         self.codec = AudioCodec.of(request.config)
+        self.rate_hz = self.codec.sample_rate_hz
         suffix = self.out.suffix.lower()
-        self.single = suffix in _WRITTEN
+        self.single = request.out is None or suffix in _WRITTEN
+        if request.out is None and request.num_samples > 1:
+            raise InputError(
+                f"standard output takes one recording; give --out and a folder for {request.num_samples:,} of them"
+            )
         if self.single and request.num_samples > 1:
             raise InputError(f"{self.out}: one file holds one sample; give a folder for {request.num_samples:,}")
         if suffix in _NOT_WRITTEN:
             raise InputError(f"{self.out}: samples are written as .wav or .flac")
         if not self.single and self.out.is_file():
             raise InputError(f"{self.out} is a file, but neither .wav nor .flac; give one of these, or a folder")
-        if request.length > wav.MAX_SAMPLES:
+        if request.length is not None and request.length > wav.MAX_SAMPLES:
             raise InputError(f"--length {request.length:,}: a WAV file holds up to {wav.MAX_SAMPLES:,} samples")
         self.note = self.out.with_name(f"{self.out.name}.json") if self.single else self.out / "samples.json"
         given = None if request.prompt is None else read_prompt(request.prompt, self.codec, request.config.gain)
@@ -105,7 +115,7 @@ class ClipWriter(SampleWriter):
         # `sashimi` levels lie in the range of the item; a prompt says which that is.
         return wav.pcm(audio if self.scale == (-1.0, 1.0) else (audio + 1) / 2 * (high - low) + low)
 
-    def header(self, symbols: int) -> bytes:
+    def header(self, symbols: int | None) -> bytes:
         """Of a WAV file, so that one whose writer was killed plays to its last block."""
         return wav.header(symbols, self.codec.sample_rate_hz)
 
@@ -171,9 +181,17 @@ class ClipWriter(SampleWriter):
             "" if rate is None else f"; {rate:,.0f} samples/s, {rate / self.codec.sample_rate_hz:.3g} times real time"
         )
         return (
-            f"{count:,} clip{'s' * (count != 1)} of {self.request.length:,} samples ({sampled.which} weights, "
+            f"{count:,} clip{'s' * (count != 1)} of {sampled.length:,} samples ({sampled.which} weights, "
             f"{self.codec.description}){speed}"
         )
+
+    def stream(self, blocks: Iterable[Any], to: IO[str]) -> Iterator[Any]:
+        """WAV, to be played while it is made."""
+        to.buffer.write(self.header(self.request.length))  # type: ignore[attr-defined]
+        for block in blocks:
+            to.buffer.write(self.encode(block.tokens[0].numpy()))  # type: ignore[attr-defined]
+            to.buffer.flush()  # type: ignore[attr-defined]
+            yield block
 
     def _finish_folder(self, sampled: Sampled, whole: Path, described: Mapping[str, Any]) -> None:
         shutil.rmtree(whole, ignore_errors=True)
@@ -181,7 +199,7 @@ class ClipWriter(SampleWriter):
         names = [f"sample-{row:05d}.flac" for row in range(len(sampled.rows))]
         for path, name in zip(sampled.rows, names, strict=True):
             _finish(path, whole / name)
-        write_text(whole / "index.tsv", index_text(sampled.log_likelihood, self.request.length, names))
+        write_text(whole / "index.tsv", index_text(sampled.log_likelihood, sampled.length, names))
         write_json(whole / "samples.json", dict(described) | {"log_likelihood": list(sampled.log_likelihood)})
         mark(whole, MAKER)
         put_in_place(whole, self.out, MAKER)

@@ -50,8 +50,9 @@ class FastaWriter(SampleWriter):
         self.start = {"prompt": prompt, "initial": initial}
         self.settings |= {"initial": initial}
         draws = request.draws
-        self.options = f"length={request.length} seed={draws['seed']} temperature={draws['temperature']:g}" + "".join(
-            f" {name}={draws[name]}" for name in ("top_k", "top_p") if draws[name] is not None
+        self.options = (
+            f"length={request.length or 'inf'} seed={draws['seed']} temperature={draws['temperature']:g}"
+            + "".join(f" {name}={draws[name]}" for name in ("top_k", "top_p") if draws[name] is not None)
         )
         self.begins = begins
 
@@ -90,7 +91,7 @@ class FastaWriter(SampleWriter):
                 with path.open(encoding="ascii") as bases:
                     write_lines(stream, iter(lambda: bases.read(LINE_BASES * 1024), ""))
         count = len(sampled.rows)
-        return f"{count:,} sample{'s' * (count != 1)} of {self.request.length:,} bases"
+        return f"{count:,} sample{'s' * (count != 1)} of {sampled.length:,} bases"
 
     def stream(self, blocks: Iterable[Any], to: IO[str]) -> Iterator[Any]:
         """The first row of each batch as it is drawn; the others wait in unnamed files.
@@ -118,7 +119,14 @@ class FastaWriter(SampleWriter):
                         write_lines(to, (data.decode() for data in iter(lambda: file.read(1 << 16), b"")))  # noqa: B023
                         file.close()
                 to.flush()
-                yield block
+                try:
+                    yield block
+                except GeneratorExit:
+                    # Stopped within a record.
+                    if column:
+                        to.write("\n")
+                        to.flush()
+                    raise
 
     def _header(self, row: int, more: str = "") -> str:
         begins = self.begins

@@ -82,6 +82,7 @@ CRITICAL: dict[str, list[str]] = {
         "tests/training/test_ema.py",
         "tests/training/test_listening.py",
     ],
+    "mamba_bio_audio/inference/cpu_decoder.py": ["tests/inference/test_cpu_decoder.py"],
     "mamba_bio_audio/inference/decoding.py": ["tests/inference/test_decoding.py"],
     "mamba_bio_audio/inference/generate.py": ["tests/inference/test_generate.py"],
     "mamba_bio_audio/inference/predict.py": ["tests/inference/test_predict.py"],

@@ -31,8 +31,9 @@ from mamba_bio_audio.models.isotropic import Block, IsotropicModel
 from mamba_bio_audio.models.unet import TierState, UNetModel, UNetState
 
 Array = NDArray[Any]
-# Rows x inner channels x states up to which one core in NumPy beats PyTorch on several. On one core NumPy is always ahead
-# (measured up to 64 rows of 16 layers x 256: 1.4x), but above this PyTorch's operations are large enough to be shared out.
+# Rows x inner channels x states above which several threads take PyTorch's operations, which are then large enough to be
+# shared out. On one core NumPy is ahead at every size measured (1.4x for 64 rows of 16 layers x 256); the bound itself is
+# not measured.
 _MOST = 1 << 17
 
 

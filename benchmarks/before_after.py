@@ -8,7 +8,6 @@ whether output and gradients are bit for bit those of before, else which are not
 """
 
 import argparse
-import importlib
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +25,6 @@ sys.path.insert(0, str(ROOT))
 from mamba_bio_audio.run.environment import environment  # noqa: E402
 from mamba_bio_audio.run.timing import Row, interleaved, write_rows  # noqa: E402
 
-AFTER, BEFORE = "mamba_bio_audio", "mamba_before"
 STATES, SLOWER = 16, 0.98
 # name: case, (B, L, D)
 SCANS = {
@@ -50,6 +48,17 @@ SCANS = {
 CONVOLUTIONS = ((8, 8192, 2048), (32, 1024, 512), (1, 1 << 17, 512), (2, 1 << 14, 256))
 # layers, width, batch, length
 STEPS = ((12, 128, 256, 1024), (16, 256, 128, 1024), (16, 256, 1, 1 << 17), (24, 768, 8, 2048))
+
+
+def packages() -> tuple[Any, Any]:
+    """The package after and before the change."""
+    import mamba_before.models.build  # type: ignore[import-not-found]
+    import mamba_before.ops
+
+    import mamba_bio_audio.models.build
+    import mamba_bio_audio.ops
+
+    return mamba_bio_audio, mamba_before
 
 
 class Pair(NamedTuple):
@@ -107,7 +116,7 @@ def modes(name: str, runs: list[Callable[..., Tensor]], inputs: dict[str, Tensor
 
 
 def scans(only: set[str]) -> Iterator[Pair]:
-    operations = [importlib.import_module(f"{package}.ops").selective_scan for package in (AFTER, BEFORE)]
+    operations = [package.ops.selective_scan for package in packages()]
     for name, (case, shape) in SCANS.items():
         if not only or name in only:
             runs = [partial(operation, exact_zoh="exact" in case) for operation in operations]
@@ -115,7 +124,7 @@ def scans(only: set[str]) -> Iterator[Pair]:
 
 
 def convolutions() -> Iterator[Pair]:
-    runs = [importlib.import_module(f"{package}.ops").causal_conv1d for package in (AFTER, BEFORE)]
+    runs = [package.ops.causal_conv1d for package in packages()]
     for batch, length, channels in CONVOLUTIONS:
         x = torch.randn(batch, length, channels, device="cuda").bfloat16()
         weight, bias = torch.randn(channels, 4, device="cuda"), torch.randn(channels, device="cuda")
@@ -126,11 +135,9 @@ def steps() -> Iterator[Pair]:
     for layers, width, batch, length in STEPS:
         tokens = torch.randint(7, 11, (batch, length), device="cuda")
         targets, calls = tokens.roll(-1, 1), []
-        for package in (AFTER, BEFORE):
-            config = importlib.import_module(f"{package}.models.config").ModelConfig(
-                d_model=width, num_layers=layers, vocab_size=12
-            )
-            model = importlib.import_module(f"{package}.models.build").build_model(config, seed=0).cuda()
+        for package in packages():
+            config = package.models.config.ModelConfig(d_model=width, num_layers=layers, vocab_size=12)
+            model = package.models.build.build_model(config, seed=0).cuda()
 
             def step(model: Any = model, tokens: Tensor = tokens, targets: Tensor = targets) -> list[Tensor]:
                 with torch.autocast("cuda", torch.bfloat16):

@@ -973,7 +973,8 @@ def test_audio_headers(cache: Path, inputs: int) -> None:
         np.testing.assert_allclose(found, expected.mean(1), atol=1e-6)
 
     check()
-    assert len(accepted) > 50
+    # Hypothesis also draws constants of the modules that happen to be imported: 50 to 80 of 500.
+    assert len(accepted) > inputs / 20
 
 
 LABELLED_WORDS = ["train", "train", "test", "val", "Dev", "holdout", "", "1"]

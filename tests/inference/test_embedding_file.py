@@ -127,7 +127,7 @@ def test_a_damaged_part_is_refused(tmp_path):
         ("records.jsonl", "[1]\n", "damaged; start again with --force"),
         ("records.jsonl", '["a.fa", "a", 3, 3, ""]\n', "shorter than its records require"),
     ):
-        EmbeddingFile(out, Pool("none"), 2, {}, resume=False, force=True).__exit__()
+        EmbeddingFile(out, Pool("none"), 2, {}, resume=False, force=True).__exit__(None)
         (tmp_path / "e.npz.part" / name).write_text(content)
         with pytest.raises(InputError, match=message):
             EmbeddingFile(out, Pool("none"), 2, {}, resume=True, force=False)

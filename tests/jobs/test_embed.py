@@ -374,5 +374,5 @@ def test_memory_does_not_grow_with_the_vectors(model, tmp_path, monkeypatch):
         with zipfile.ZipFile(tmp_path / f"{length}.npz") as archive:
             assert archive.getinfo("embeddings.npy").file_size > length * WIDTH * 4
     for (_, small), (_, large) in zip(peaks[:2], peaks[2:], strict=True):
-        # The vectors alone would be 12.8 MB more.
-        assert large - small < 8 * 400_000
+        # The vectors alone would be 12.8 MB more; the bases take 8 bytes each, and other objects vary by some kilobytes.
+        assert large - small < 9 * 400_000

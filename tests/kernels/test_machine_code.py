@@ -25,8 +25,8 @@ LIMITS = {
     "norm_bwd_kernel": 122,
     "chunk_state_kernel": 168,
     "carry_kernel": 74,
-    "general_chunk_kernel": 170,
-    "pair_carry_kernel": 98,
+    "complex chunk_state_kernel": 170,
+    "complex carry_kernel": 98,
     "split_bc_kernel": 34,
 }
 
@@ -40,9 +40,9 @@ def launched(launch_scan, launches):
     """One launch of each kernel, by name: a training step of 2^20 positions in bf16 with packed sequences."""
     found = {}
     # One sequence of the scans goes in chunks; the last of two launches is that of backward, with a gate.
-    for kind in ("real selective", "complex selective"):
+    for prefix, kind in (("", "real selective"), ("complex ", "complex selective")):
         _, forward, backward = launch_scan(kind, (1, 1 << 20, 512, 16))
-        found |= {launch.name: launch for launch in forward + backward}
+        found |= {prefix + launch.name: launch for launch in forward + backward}
     launches.clear()
     xz, g, dxz = empty(1, 1 << 20, 1024), empty(1, 1 << 20, 512), empty(1, 1 << 20, 1024)
     weight, bias = empty(4, 512, dtype=torch.float32), empty(512, dtype=torch.float32)

@@ -10,7 +10,11 @@ from mamba_bio_audio.run import speed
 def test_a_wrong_operation_is_not_timed(monkeypatch):
     monkeypatch.setitem(speed.KERNEL_SHAPES, "cpu", [(1, 70, 32)])
     right = speed.ops.selective_scan
-    monkeypatch.setattr(speed.ops, "selective_scan", lambda *a, **k: right(*a, **k) * 1.01)
+
+    def wrong(*given, backend="auto", **more):
+        return right(*given, backend=backend, **more) * (1 if backend == "reference" else 1.01)
+
+    monkeypatch.setattr(speed.ops, "selective_scan", wrong)
     with pytest.raises(RuntimeError, match="selective_scan: wrong by 1"):
         next(speed.kernels("cpu"))
 

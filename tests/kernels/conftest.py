@@ -203,7 +203,7 @@ def launch_scan(hopper: torch.device, launches: list[Launch]) -> LaunchScan:
 
 TYPES = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int32: "*i32",
-    torch.int64: "*i64",
+    torch.int64: "*i64", torch.float64: "*fp64",
 }  # fmt: skip
 
 

@@ -1,0 +1,255 @@
+"""Weights and state of a stack of Mamba layers, laid out once for `persistent.decode_kernel`.
+
+Every matrix (M, K) that multiplies a vector is cut into tiles of ROWS x COLUMNS words of 32 bits, each contiguous, in the order
+in which the kernel reads them: (M / ROWS, K / (HALVES COLUMNS), ROWS, COLUMNS). A word is one fp32 number, or two bf16 numbers
+that lie COLUMNS apart in their row, the first in the lower half (HALVES = 2). A lane loads four words at a time, and four lanes
+or more share a row. Layers follow each other, so that a layer is an offset. What depends on weights alone is computed here:
+
+    A = -exp(A_log) log2(e)        in_proj W = in_proj W * norm weight        head = lm_head W * final norm weight
+
+Legend: D model channels, E inner channels, N states, W convolution width, R delta rank (P: padded to a power of two, N or
+more), X rows of x_proj (P + 2 N, padded to a power of two), V symbols that may be drawn (S: padded likewise).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_LANES_OF_A_ROW = 4
+_WORDS_OF_A_LOAD = 4
+_LEAST_ROWS = 16
+
+
+class Layer(NamedTuple):
+    """Parameters of one layer, in any floating dtype: real, selective in delta, B and C, no biases of the projections."""
+
+    norm: Tensor  # (D,)
+    in_proj: Tensor  # (2 E, D)
+    conv: Tensor  # (E, W)
+    conv_bias: Tensor | None  # (E,)
+    x_proj: Tensor  # (R + 2 N, E)
+    dt_proj: Tensor  # (E, R)
+    dt_bias: Tensor  # (E,)
+    A_log: Tensor  # (E, N)
+    D: Tensor  # (E,)
+    out_proj: Tensor  # (D, E)
+
+
+@dataclass(frozen=True, repr=False)
+class Case:
+    """A kernel's compile-time case; an argument of the kernel as a whole (`CASE: tl.constexpr`).
+
+    Attributes:
+        D, E, N, W, P, X, S: sizes, as in the module's legend.
+        symbols: V.
+        E_ROWS, D_ROWS: rows of a tile of matrices with E and with D rows.
+        IN_COLUMNS, X_COLUMNS, OUT_COLUMNS, HEAD_COLUMNS: words in a row of a tile.
+        HALVES: elements in a word.
+        IN_AHEAD, X_AHEAD, OUT_AHEAD: tiles loaded before the barrier in front of a product (in_proj: of x and z each).
+        greedy: take the most probable symbol.
+        scaled: the temperature is not 1.
+        top_k, top_p: keep only the most probable symbols.
+        far: states do not stay in L2 from step to step, and are asked for before they are needed.
+    """
+
+    D: int
+    E: int
+    N: int
+    W: int
+    P: int
+    X: int
+    S: int
+    symbols: int
+    E_ROWS: int
+    D_ROWS: int
+    IN_COLUMNS: int
+    X_COLUMNS: int
+    OUT_COLUMNS: int
+    HEAD_COLUMNS: int
+    HALVES: int
+    IN_AHEAD: int
+    X_AHEAD: int
+    OUT_AHEAD: int
+    greedy: bool = False
+    scaled: bool = False
+    top_k: bool = False
+    top_p: bool = False
+    far: bool = False
+
+    def __repr__(self) -> str:
+        """Its sizes and true attributes: Triton makes names of functions from it."""
+        values = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return "_".join(name if value is True else f"{name}{value}" for name, value in values if value is not False)
+
+    @property
+    def matrices(self) -> int:
+        """Words of a layer's matrices: in_proj (x, then z), x_proj, out_proj."""
+        return (3 * self.D + self.X) * self.E // self.HALVES
+
+    @property
+    def vectors(self) -> int:
+        """Elements of a layer's fp32 numbers: A, dt_proj, convolution, its bias, delta's bias, D."""
+        return self.E * (self.N + self.P + self.W + 3)
+
+    @property
+    def scratch(self) -> int:
+        """fp32 numbers that a row's program passes between its threads: stream, u, gate, x_proj's and the gated output."""
+        return self.D + 3 * self.E + self.X
+
+
+class Network(NamedTuple):
+    """A packed network.
+
+    Attributes:
+        case: sizes; how symbols are drawn is not part of it.
+        warps: of a program; the tiles suit this number.
+        layers: their number.
+        matrices: (layers * case.matrices,) words: fp32, or int32 holding two bf16; not tiled: elements.
+        vectors: (layers * case.vectors,) fp32.
+        embedding: (vocabulary, D) fp32.
+        head: (S * D / HALVES,) words, rows in the order of `allowed`, zeros behind.
+        allowed: (V,) int32 ids that may be drawn.
+        eps: of the norms.
+    """
+
+    case: Case
+    warps: int
+    layers: int
+    matrices: Tensor
+    vectors: Tensor
+    embedding: Tensor
+    head: Tensor
+    allowed: Tensor
+    eps: float
+
+
+def pack(
+    layers: Sequence[Layer],
+    embedding: Tensor,
+    norm_f: Tensor,
+    head: Tensor,
+    allowed: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    eps: float = 1e-5,
+    warps: int = 16,
+    tiled: bool = True,
+) -> Network:
+    """Pack a network on the device of its parameters.
+
+    Args:
+        layers: of equal sizes; D and E must be multiples of 64.
+        embedding: (vocabulary, D).
+        norm_f: (D,), weight of the final norm.
+        head: (vocabulary, D).
+        allowed: ids that may be drawn, in order.
+        dtype: of the matrices, fp32 or bf16; everything else is fp32.
+        eps: of all norms.
+        warps: of a program.
+        tiled: for `decode`; else matrices are whole, rows one after the other, in their dtype, for `decode_together`.
+    """
+    first = layers[0]
+    states, width, channels = first.A_log.shape[1], first.conv.shape[1], len(first.norm)
+    case = _sizes(
+        channels, len(first.D), states, width, first.dt_proj.shape[1], len(allowed), 4 // dtype.itemsize, warps
+    )
+    if not tiled:
+        D, E = channels, case.E
+        case = replace(case, IN_COLUMNS=D, X_COLUMNS=E, OUT_COLUMNS=E, HEAD_COLUMNS=D, HALVES=1)
+    ids = torch.tensor(list(allowed), device=head.device)
+    chosen = _pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
+    with torch.no_grad():
+        matrices = torch.cat([_matrices(layer, case) for layer in layers])
+        chosen = _tiles(chosen, case.S, case.HEAD_COLUMNS, case.HALVES)
+        return Network(
+            case=case,
+            warps=warps,
+            layers=len(layers),
+            matrices=matrices if tiled else matrices.to(dtype),
+            vectors=torch.cat([_vectors(layer, case) for layer in layers]),
+            embedding=embedding.detach().float().contiguous(),
+            head=chosen if tiled else chosen.to(dtype),
+            allowed=ids.int(),
+            eps=eps,
+        )
+
+
+def _sizes(D: int, E: int, N: int, W: int, R: int, symbols: int, halves: int, warps: int) -> Case:
+    P = max(_power(R), N)
+    X, S = _power(P + 2 * N), max(_power(symbols), _LEAST_ROWS)
+    # A vector of fewer elements than there are lanes is loaded and stored in the layout in which it is used; others take a
+    # trip through shared memory. So rows go in parts of half as many as there are lanes.
+    lanes = 32 * warps
+    E_ROWS, D_ROWS = (math.gcd(size, lanes // 2) for size in (E, D))
+
+    def columns(rows: int, length: int) -> int:
+        return math.gcd(max(_LANES_OF_A_ROW, lanes // rows) * _WORDS_OF_A_LOAD, length // halves)
+
+    return Case(
+        D=D,
+        E=E,
+        N=N,
+        W=W,
+        P=P,
+        X=X,
+        S=S,
+        symbols=symbols,
+        E_ROWS=E_ROWS,
+        D_ROWS=D_ROWS,
+        IN_COLUMNS=columns(E_ROWS, D),
+        X_COLUMNS=columns(X, E),
+        OUT_COLUMNS=columns(D_ROWS, E),
+        HEAD_COLUMNS=columns(S, D),
+        HALVES=halves,
+        IN_AHEAD=1,
+        X_AHEAD=4,
+        OUT_AHEAD=2 if D <= 128 else 1,
+    )
+
+
+def _matrices(layer: Layer, case: Case) -> Tensor:
+    """(case.matrices,) words."""
+    x, z = (layer.in_proj.float() * layer.norm.float()).split(case.E)
+    delta, B, C = layer.x_proj.float().split([layer.dt_proj.shape[1], case.N, case.N])
+    x_proj = _pad_rows(torch.cat([_pad_rows(delta, case.P), B, C]), case.X)
+    return torch.cat(
+        [
+            _tiles(x, case.E_ROWS, case.IN_COLUMNS, case.HALVES),
+            _tiles(z, case.E_ROWS, case.IN_COLUMNS, case.HALVES),
+            _tiles(x_proj, case.X, case.X_COLUMNS, case.HALVES),
+            _tiles(layer.out_proj.float(), case.D_ROWS, case.OUT_COLUMNS, case.HALVES),
+        ]
+    )
+
+
+def _vectors(layer: Layer, case: Case) -> Tensor:
+    """(case.vectors,) fp32."""
+    dt_proj = _pad_rows(layer.dt_proj.float().T, case.P).T
+    bias = torch.zeros_like(layer.D) if layer.conv_bias is None else layer.conv_bias
+    A = -layer.A_log.float().exp() * math.log2(math.e)
+    parts = (A, dt_proj, layer.conv.T, bias, layer.dt_bias, layer.D)
+    return torch.cat([part.float().reshape(-1) for part in parts])
+
+
+def _tiles(matrix: Tensor, rows: int, columns: int, halves: int) -> Tensor:
+    """(M, K) fp32 as tiles of words, flat."""
+    M, K = matrix.shape
+    parts = matrix.reshape(M // rows, rows, K // (halves * columns), halves, columns).permute(0, 2, 1, 4, 3)
+    if halves == 1:
+        return parts.reshape(-1)
+    return parts.to(torch.bfloat16).contiguous().view(torch.int32).reshape(-1)
+
+
+def _pad_rows(matrix: Tensor, rows: int) -> Tensor:
+    return torch.nn.functional.pad(matrix, (0, 0, 0, rows - len(matrix)))
+
+
+def _power(n: int) -> int:
+    """The power of two that is n or the next above."""
+    return 1 << (n - 1).bit_length()

@@ -156,23 +156,23 @@ def pack(
     """
     first = layers[0]
     states, width, channels = first.A_log.shape[1], first.conv.shape[1], len(first.norm)
-    case = _sizes(
+    case = sizes_of(
         channels, len(first.D), states, width, first.dt_proj.shape[1], len(allowed), 4 // dtype.itemsize, warps
     )
     if not tiled:
         D, E = channels, case.E
         case = replace(case, IN_COLUMNS=D, X_COLUMNS=E, OUT_COLUMNS=E, HEAD_COLUMNS=D, HALVES=1)
     ids = torch.tensor(list(allowed), device=head.device)
-    chosen = _pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
+    chosen = pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
     with torch.no_grad():
-        matrices = torch.cat([_matrices(layer, case) for layer in layers])
-        chosen = _tiles(chosen, case.S, case.HEAD_COLUMNS, case.HALVES)
+        matrices = torch.cat([matrices_of(layer, case) for layer in layers])
+        chosen = tiles_of(chosen, case.S, case.HEAD_COLUMNS, case.HALVES)
         return Network(
             case=case,
             warps=warps,
             layers=len(layers),
             matrices=matrices if tiled else matrices.to(dtype),
-            vectors=torch.cat([_vectors(layer, case) for layer in layers]),
+            vectors=torch.cat([vectors_of(layer, case) for layer in layers]),
             embedding=embedding.detach().float().contiguous(),
             head=chosen if tiled else chosen.to(dtype),
             allowed=ids.int(),
@@ -180,16 +180,22 @@ def pack(
         )
 
 
-def _sizes(D: int, E: int, N: int, W: int, R: int, symbols: int, halves: int, warps: int) -> Case:
-    P = max(_power(R), N)
-    X, S = _power(P + 2 * N), max(_power(symbols), _LEAST_ROWS)
+def columns_of(rows: int, length: int, halves: int, lanes: int) -> int:
+    """Words in a row of a tile with so many rows of a matrix with `length` columns."""
+    return math.gcd(max(_LANES_OF_A_ROW, lanes // rows) * _WORDS_OF_A_LOAD, length // halves)
+
+
+def sizes_of(D: int, E: int, N: int, W: int, R: int, symbols: int, halves: int, warps: int) -> Case:
+    """The case of a program of so many warps."""
+    P = max(power_of_two(R), N)
+    X, S = power_of_two(P + 2 * N), max(power_of_two(symbols), _LEAST_ROWS)
     # A vector of fewer elements than there are lanes is loaded and stored in the layout in which it is used; others take a
     # trip through shared memory. So rows go in parts of half as many as there are lanes.
     lanes = 32 * warps
     E_ROWS, D_ROWS = (math.gcd(size, lanes // 2) for size in (E, D))
 
     def columns(rows: int, length: int) -> int:
-        return math.gcd(max(_LANES_OF_A_ROW, lanes // rows) * _WORDS_OF_A_LOAD, length // halves)
+        return columns_of(rows, length, halves, lanes)
 
     return Case(
         D=D,
@@ -213,31 +219,31 @@ def _sizes(D: int, E: int, N: int, W: int, R: int, symbols: int, halves: int, wa
     )
 
 
-def _matrices(layer: Layer, case: Case) -> Tensor:
+def matrices_of(layer: Layer, case: Case) -> Tensor:
     """(case.matrices,) words."""
     x, z = (layer.in_proj.float() * layer.norm.float()).split(case.E)
     delta, B, C = layer.x_proj.float().split([layer.dt_proj.shape[1], case.N, case.N])
-    x_proj = _pad_rows(torch.cat([_pad_rows(delta, case.P), B, C]), case.X)
+    x_proj = pad_rows(torch.cat([pad_rows(delta, case.P), B, C]), case.X)
     return torch.cat(
         [
-            _tiles(x, case.E_ROWS, case.IN_COLUMNS, case.HALVES),
-            _tiles(z, case.E_ROWS, case.IN_COLUMNS, case.HALVES),
-            _tiles(x_proj, case.X, case.X_COLUMNS, case.HALVES),
-            _tiles(layer.out_proj.float(), case.D_ROWS, case.OUT_COLUMNS, case.HALVES),
+            tiles_of(x, case.E_ROWS, case.IN_COLUMNS, case.HALVES),
+            tiles_of(z, case.E_ROWS, case.IN_COLUMNS, case.HALVES),
+            tiles_of(x_proj, case.X, case.X_COLUMNS, case.HALVES),
+            tiles_of(layer.out_proj.float(), case.D_ROWS, case.OUT_COLUMNS, case.HALVES),
         ]
     )
 
 
-def _vectors(layer: Layer, case: Case) -> Tensor:
+def vectors_of(layer: Layer, case: Case) -> Tensor:
     """(case.vectors,) fp32."""
-    dt_proj = _pad_rows(layer.dt_proj.float().T, case.P).T
+    dt_proj = pad_rows(layer.dt_proj.float().T, case.P).T
     bias = torch.zeros_like(layer.D) if layer.conv_bias is None else layer.conv_bias
     A = -layer.A_log.float().exp() * math.log2(math.e)
     parts = (A, dt_proj, layer.conv.T, bias, layer.dt_bias, layer.D)
     return torch.cat([part.float().reshape(-1) for part in parts])
 
 
-def _tiles(matrix: Tensor, rows: int, columns: int, halves: int) -> Tensor:
+def tiles_of(matrix: Tensor, rows: int, columns: int, halves: int) -> Tensor:
     """(M, K) fp32 as tiles of words, flat."""
     M, K = matrix.shape
     parts = matrix.reshape(M // rows, rows, K // (halves * columns), halves, columns).permute(0, 2, 1, 4, 3)
@@ -246,10 +252,11 @@ def _tiles(matrix: Tensor, rows: int, columns: int, halves: int) -> Tensor:
     return parts.to(torch.bfloat16).contiguous().view(torch.int32).reshape(-1)
 
 
-def _pad_rows(matrix: Tensor, rows: int) -> Tensor:
+def pad_rows(matrix: Tensor, rows: int) -> Tensor:
+    """The matrix with zeros below, `rows` rows in all."""
     return torch.nn.functional.pad(matrix, (0, 0, 0, rows - len(matrix)))
 
 
-def _power(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The power of two that is n or the next above."""
     return 1 << (n - 1).bit_length()

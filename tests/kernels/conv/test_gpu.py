@@ -67,7 +67,7 @@ def test_interpreted(run_interpreted):
 
 @pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")
 class TestInterpreted:
-    @pytest.mark.parametrize("length", [1, 2, 3, 7, 63, 64, 65, 130])
+    @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 63, 64, 65, 130])
     def test_lengths(self, length):
         check(make_inputs(1, length, 5, 4))
 
@@ -106,6 +106,12 @@ class TestInterpreted:
             grad.sum().backward()
 
 
+def test_a_program_of_forward_walks_few_steps_where_there_are_few():
+    assert [module.forward_rows(length) for length in (1, 4, 5, 64, 1 << 20)] == [4, 4, 64, 64, 64]
+    # The loop is unrolled, so a program's steps are a multiple of that.
+    assert module._FEW_ROWS % module._UNROLL == module._ROWS % module._UNROLL == 0
+
+
 def test_what_it_refuses():
     assert unsupported_reason(torch.zeros(1, 2, 3), torch.zeros(3, 4)) is None
     assert "float64" in unsupported_reason(torch.zeros(1, 2, 3, dtype=torch.float64), torch.zeros(3, 4))
@@ -116,7 +122,9 @@ def test_what_it_refuses():
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("length", "channels", "width"), [(257, 300, 4), (1, 5, 4), (130, 64, 8), (65, 33, 2)])
+@pytest.mark.parametrize(
+    ("length", "channels", "width"), [(257, 300, 4), (1, 5, 4), (4, 130, 4), (130, 64, 8), (65, 33, 2)]
+)
 def test_gpu(length, channels, width, dtype):
     inputs = make_inputs(2, length, channels, width, dtype=dtype, device="cuda")
     found = check(inputs, ratio=BF16_ERROR_RATIO)

@@ -17,6 +17,7 @@ rules and an order-12 Markov model, and for missense and splice-region variants 
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -436,28 +437,31 @@ def auroc(labels: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
 def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """AUROC against context, beside the bars."""
     from matplotlib.figure import Figure
+    from PIL import Image
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     rows = [row for row in results if row["subset"] == "all"]
-    for strand in ("forward", "both"):
+    # Side by side, as the curves can lie on each other.
+    for strand, shift in (("forward", 0.94), ("both", 1.06)):
         own = [row for row in rows if row["strand"] == strand]
         values = [float(row["auroc"]) for row in own]
         errors = [
             [value - float(row["low"]) for value, row in zip(values, own, strict=True)],
             [float(row["high"]) - value for value, row in zip(values, own, strict=True)],
         ]
-        axes.errorbar(
-            [int(row["context"]) for row in own], values, errors, fmt="o-", capsize=3, label=f"ratio, {strand}"
-        )
-    for row, style in zip(
-        [row for row in rows if not row["strand"]], ("--", "-.", ":", (0, (5, 1, 1, 1)), "-"), strict=False
-    ):
-        axes.axhline(float(row["auroc"]), color="grey", linestyle=style, linewidth=1, label=row["method"])
-    axes.set(xscale="log", xlabel="bases of context, at least", ylabel="ROC AUC, LOF against the rest")
+        contexts = [int(row["context"]) * shift for row in own]
+        axes.errorbar(contexts, values, errors, fmt="o-", markersize=4, capsize=2, label=f"ratio, {strand}")
+    # From the top, so that the legend has their order.
+    bars = sorted((row for row in rows if not row["strand"]), key=lambda row: -float(row["auroc"]))
+    for row, style in zip(bars, ("--", "-.", ":", "-", (0, (8, 3))), strict=True):
+        axes.axhline(float(row["auroc"]), color="dimgrey", linestyle=style, linewidth=1, label=row["method"])
     axes.set_xscale("log", base=2)
+    axes.set(xlabel="bases of context, at least", ylabel="ROC AUC, LOF against the rest")
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=130)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80)
+    Image.open(drawn).quantize(32).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -336,7 +336,31 @@ def report(
         results.append(row | where)
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "brca1.csv", results)
+    longest = max((name for name in ratios if name.startswith("both")), key=lambda name: int(name.split("-")[1]))
+    kinds = {(False, True): "A or T to C or G", (True, False): "C or G to A or T"}
+    change = [
+        kinds.get((one.reference in "CG", one.alternative in "CG"), "A to T, C to G and back") for one in variants
+    ]
+    write_rows(out / "brca1_groups.csv", grouped(longest, ratios[longest], lof, (consequence, np.array(change)), where))
     draw(out / "brca1.png", results)
+
+
+def grouped(
+    name: str,
+    ratios: NDArray[np.float64],
+    lof: NDArray[np.bool_],
+    groupings: Sequence[NDArray[Any]],
+    where: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Median ratio and share of ratios below zero of groups of variants; looked at after the labels had been read."""
+    found = {"all": np.ones(len(ratios), bool)}
+    found |= {str(group): grouping == group for grouping in groupings for group in np.unique(grouping)}
+    rows = []
+    for group, chosen in found.items():
+        row = {"group": group, "method": f"ratio {name}", "variants": int(chosen.sum()), "lof": int(lof[chosen].sum())}
+        row |= {"median_ratio": f"{np.median(ratios[chosen]):.3f}", "below_zero": f"{(ratios[chosen] < 0).mean():.3f}"}
+        rows.append(row | where)
+    return rows
 
 
 def ord_of(base: str) -> int:

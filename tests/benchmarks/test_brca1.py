@@ -137,3 +137,12 @@ def test_from_sites_to_a_table(brca1, tmp_path, monkeypatch):
     # A lower likelihood of the alternative speaks for loss of function.
     assert float(first["auroc"]) == pytest.approx(roc_auc_score(labels, -ratios), abs=1e-4)
     assert (tmp_path / "r" / "brca1.png").stat().st_size > 1000
+    with (tmp_path / "r" / "brca1_groups.csv").open(newline="") as file:
+        groups = {row["group"]: row for row in csv.DictReader(file)}
+    both = np.load(tmp_path / "s" / "brca1_ratios.npz")["both-9"]
+    assert (groups["all"]["method"], groups["all"]["lof"]) == ("ratio both-9", "80")
+    assert float(groups["all"]["median_ratio"]) == pytest.approx(np.median(both), abs=6e-4)
+    assert float(groups["Synonymous"]["below_zero"]) == pytest.approx((both[3::4] < 0).mean(), abs=6e-4)
+    kinds = ("A or T to C or G", "C or G to A or T", "A to T, C to G and back")
+    counted = [sum(int(groups[name]["variants"]) for name in names) for names in (kinds, ("Missense", "Synonymous"))]
+    assert counted == [160, 160]

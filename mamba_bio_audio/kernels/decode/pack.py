@@ -24,6 +24,7 @@ from torch import Tensor
 _LANES_OF_A_ROW = 4
 _WORDS_OF_A_LOAD = 4
 _LEAST_ROWS = 16
+_ALL = 1 << 10
 
 
 class Layer(NamedTuple):
@@ -56,6 +57,8 @@ class Case:
         scaled: the temperature is not 1.
         top_k, top_p: keep only the most probable symbols.
         far: states do not stay in L2 from step to step, and are asked for before they are needed.
+        ROWS: rows of the batch in one program.
+        G: programs that share the inner channels of a row (E is one program's share).
     """
 
     D: int
@@ -81,6 +84,8 @@ class Case:
     top_k: bool = False
     top_p: bool = False
     far: bool = False
+    ROWS: int = 1
+    G: int = 1
 
     def __repr__(self) -> str:
         """Its sizes and true attributes: Triton makes names of functions from it."""
@@ -89,12 +94,12 @@ class Case:
 
     @property
     def matrices(self) -> int:
-        """Words of a layer's matrices: in_proj (x, then z), x_proj, out_proj."""
+        """Words of a program's share of a layer's matrices: in_proj (x, then z), x_proj, out_proj."""
         return (3 * self.D + self.X) * self.E // self.HALVES
 
     @property
     def vectors(self) -> int:
-        """Elements of a layer's fp32 numbers: A, dt_proj, convolution, its bias, delta's bias, D."""
+        """Elements of a program's share of a layer's fp32 numbers: A, dt_proj, convolution, its bias, delta's bias, D."""
         return self.E * (self.N + self.P + self.W + 3)
 
     @property
@@ -110,8 +115,8 @@ class Network(NamedTuple):
         case: sizes; how symbols are drawn is not part of it.
         warps: of a program; the tiles suit this number.
         layers: their number.
-        matrices: (layers * case.matrices,) words: fp32, or int32 holding two bf16; not tiled: elements.
-        vectors: (layers * case.vectors,) fp32.
+        matrices: (layers * G * case.matrices,) words: fp32, or int32 holding two bf16; not tiled: elements.
+        vectors: (layers * G * case.vectors,) fp32.
         embedding: (vocabulary, D) fp32.
         head: (S * D / HALVES,) words, rows in the order of `allowed`, zeros behind.
         allowed: (V,) int32 ids that may be drawn.
@@ -140,11 +145,13 @@ def pack(
     eps: float = 1e-5,
     warps: int = 16,
     tiled: bool = True,
+    rows: int = 16,
+    programs: int = 1,
 ) -> Network:
     """Pack a network on the device of its parameters.
 
     Args:
-        layers: of equal sizes; D and E must be multiples of 64.
+        layers: of equal sizes; D must be a multiple of 64, a program's share of E one of 16.
         embedding: (vocabulary, D).
         norm_f: (D,), weight of the final norm.
         head: (vocabulary, D).
@@ -153,15 +160,21 @@ def pack(
         eps: of all norms.
         warps: of a program.
         tiled: for `decode`; else matrices are whole, rows one after the other, in their dtype, for `decode_together`.
+        rows: of the batch in one program, for `decode_together`.
+        programs: that share the inner channels, for `decode_split` and `decode_together`.
     """
+    count = len(layers)
+    layers = [part for layer in layers for part in split_layer(layer, programs)]
     first = layers[0]
     states, width, channels = first.A_log.shape[1], first.conv.shape[1], len(first.norm)
     case = sizes_of(
         channels, len(first.D), states, width, first.dt_proj.shape[1], len(allowed), 4 // dtype.itemsize, warps
     )
+    if programs > 1:  # a program's share of a layer fits into registers
+        case = replace(case, G=programs, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
     if not tiled:
         D, E = channels, case.E
-        case = replace(case, IN_COLUMNS=D, X_COLUMNS=E, OUT_COLUMNS=E, HEAD_COLUMNS=D, HALVES=1)
+        case = replace(case, IN_COLUMNS=D, X_COLUMNS=E, OUT_COLUMNS=E, HEAD_COLUMNS=D, HALVES=1, ROWS=rows)
     ids = torch.tensor(list(allowed), device=head.device)
     chosen = pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
     with torch.no_grad():
@@ -170,7 +183,7 @@ def pack(
         return Network(
             case=case,
             warps=warps,
-            layers=len(layers),
+            layers=count,
             matrices=matrices if tiled else matrices.to(dtype),
             vectors=torch.cat([vectors_of(layer, case) for layer in layers]),
             embedding=embedding.detach().float().contiguous(),
@@ -178,6 +191,25 @@ def pack(
             allowed=ids.int(),
             eps=eps,
         )
+
+
+def split_layer(layer: Layer, programs: int) -> list[Layer]:
+    """Equal shares of the inner channels: each makes its part of u and of g, and its summand of x_proj and out_proj."""
+    share = len(layer.D) // programs
+    return [
+        layer._replace(
+            in_proj=layer.in_proj.unflatten(0, (2, -1))[:, part].flatten(0, 1),
+            conv=layer.conv[part],
+            conv_bias=None if layer.conv_bias is None else layer.conv_bias[part],
+            x_proj=layer.x_proj[:, part],
+            dt_proj=layer.dt_proj[part],
+            dt_bias=layer.dt_bias[part],
+            A_log=layer.A_log[part],
+            D=layer.D[part],
+            out_proj=layer.out_proj[:, part],
+        )
+        for part in (slice(low, low + share) for low in range(0, len(layer.D), share))
+    ]
 
 
 def columns_of(rows: int, length: int, halves: int, lanes: int) -> int:

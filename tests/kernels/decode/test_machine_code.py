@@ -6,6 +6,7 @@ A trip through shared memory for a vector that lies in another layout than its r
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ pytest.importorskip("triton")
 
 from mamba_bio_audio.kernels.decode.pack import Layer, pack
 from mamba_bio_audio.kernels.decode.persistent import State, decode
+from mamba_bio_audio.kernels.decode.split import decode_split
 from mamba_bio_audio.kernels.decode.together import decode_together
 
 pytestmark = [
@@ -22,14 +24,15 @@ pytestmark = [
 ]
 
 
-def launched(width, dtype, launches, run=decode, rows=1, **drawing):
+def launched(width, dtype, launches, run=decode, rows=1, packing=None, **drawing):
     E, N, R, W = 2 * width, 16, width // 16, 4
     sizes = [(width,), (2 * E, width), (E, W), (E,), (R + 2 * N, E), (E, R), (E,), (E, N), (E,), (width, E)]
     layer = Layer(*(torch.zeros(size) for size in sizes))
     table = torch.zeros(16, width)
-    network = pack([layer], table, torch.ones(width), table, range(12), dtype=dtype, tiled=run is decode)
+    network = pack([layer], table, torch.ones(width), table, range(12), dtype=dtype, tiled=run is not decode_together, **packing or {})
     state = State.of(torch.zeros(rows, 1, W - 1, E), torch.zeros(rows, 1, E, N), torch.zeros(rows))
-    run(network, state, torch.zeros(3, rows, dtype=torch.float64), **drawing)
+    with suppress(RuntimeError):  # nothing runs, so no program arrives
+        run(network, state, torch.zeros(3, rows, dtype=torch.float64), **drawing)
     (launch,) = launches
     return launch
 
@@ -60,6 +63,22 @@ def test_on_hopper(width, dtype, limit, launches, compile_for, machine_code):
     # Triton 3.6.0 spills nothing; 3.8.0 nine loads and stores where D is 256.
     assert loop["LDL"] + loop["STL"] <= (9 if width == 256 else 0)
     assert loop["LDS"] == loop["STS"] == 0
+    assert loop.total() <= limit
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "programs", "warps", "limit"),
+    [(256, torch.bfloat16, 16, 8, 640), (256, torch.float32, 16, 8, 540), (768, torch.bfloat16, 48, 16, 1200)],
+    ids=str,
+)
+def test_programs_that_share_a_row_on_hopper(width, dtype, programs, warps, limit, launches, compile_for, machine_code):
+    """Four barriers of a program's own and four around the exchanges; all weights in registers, no spills."""
+    packing = {"programs": programs, "warps": warps}
+    launch = launched(width, dtype, launches, decode_split, packing=packing, temperature=0.0)
+    code = machine_code(compile_for(launch, 90))
+    assert code.stack == 0
+    loop = min((loop for loop in loops_of(code.text) if loop["BAR"]), key=Counter.total)
+    assert loop["BAR"] <= (8 if width == 256 else 10)
     assert loop.total() <= limit
 
 

@@ -12,6 +12,7 @@ from mamba_bio_audio.inference import decoding  # noqa: E402
 from mamba_bio_audio.inference.generate import _Choice, uniforms  # noqa: E402
 from mamba_bio_audio.kernels.decode.pack import Layer, pack  # noqa: E402
 from mamba_bio_audio.kernels.decode.persistent import State, decode  # noqa: E402
+from mamba_bio_audio.kernels.decode.split import decode_split, decode_split_kernel  # noqa: E402
 from mamba_bio_audio.kernels.decode.together import decode_together  # noqa: E402
 from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
 from mamba_bio_audio.models.config import ModelConfig  # noqa: E402
@@ -60,10 +61,10 @@ def layers_of(model):
     return found
 
 
-def packed(model, allowed, dtype=torch.float32, warps=4, tiled=True):
+def packed(model, allowed, dtype=torch.float32, warps=4, **options):
     return pack(
         layers_of(model), model.embedding.weight, model.norm_f.weight, model.lm_head.weight, allowed, dtype=dtype,
-        eps=model.model_config.norm_eps, warps=warps, tiled=tiled,
+        eps=model.model_config.norm_eps, warps=warps, **options,
     )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def check(
     top_k=None,
     top_p=None,
     allowed=None,
-    together=False,
+    run=decode,
     **options,
 ):
     """Same symbols and close logits over several launches from a state behind a prompt; close states at their end."""
@@ -115,9 +116,9 @@ def check(
     drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     symbols, scores, logits, after = reference(model, state, last, draws, allowed, **drawing)
     assert len(symbols.unique()) > 2 or temperature == 0
-    network = packed(model, allowed, tiled=not together, **options)
-    moving = kernel_state(state, last, 16 * -(-rows // 16) if together else None)
-    run = decode_together if together else decode
+    network = packed(model, allowed, tiled=run is not decode_together, **options)
+    together = network.case.ROWS
+    moving = kernel_state(state, last, together * -(-rows // together))
     found = []
     for some in draws.split(steps):
         *outputs, moving = run(network, moving, some, want_logits=True, **drawing)
@@ -183,7 +184,12 @@ class TestInterpreted:
 
     @pytest.mark.parametrize("drawing", [{}, {"temperature": 0.0}, {"top_k": 5, "top_p": 0.4}], ids=str)
     def test_rows_together(self, drawing):
-        check(make_model(), together=True, rows=17, steps=3, **drawing)
+        check(make_model(), run=decode_together, rows=17, steps=3, **drawing)
+
+    @pytest.mark.parametrize(("programs", "drawing"), [(2, {"temperature": 0.0}), (4, {"top_p": 0.6})], ids=str)
+    def test_programs_share_rows(self, take_turns, programs, drawing):
+        take_turns(decode_split_kernel, 2 * programs)
+        check(make_model(), run=decode_split, programs=programs, steps=3, **drawing)
 
     def test_one_row_does_not_depend_on_the_others(self):
         model = make_model()

@@ -29,7 +29,8 @@ def launched(width, dtype, launches, run=decode, rows=1, packing=None, **drawing
     sizes = [(width,), (2 * E, width), (E, W), (E,), (R + 2 * N, E), (E, R), (E,), (E, N), (E,), (width, E)]
     layer = Layer(*(torch.zeros(size) for size in sizes))
     table = torch.zeros(16, width)
-    network = pack([layer], table, torch.ones(width), table, range(12), dtype=dtype, tiled=run is not decode_together, **packing or {})
+    options = {"dtype": dtype, "tiled": run is not decode_together} | (packing or {})
+    network = pack([layer], table, torch.ones(width), table, range(12), **options)
     state = State.of(torch.zeros(rows, 1, W - 1, E), torch.zeros(rows, 1, E, N), torch.zeros(rows))
     with suppress(RuntimeError):  # nothing runs, so no program arrives
         run(network, state, torch.zeros(3, rows, dtype=torch.float64), **drawing)
@@ -76,8 +77,9 @@ def test_programs_that_share_a_row_on_hopper(width, dtype, programs, warps, limi
     packing = {"programs": programs, "warps": warps}
     launch = launched(width, dtype, launches, decode_split, packing=packing, temperature=0.0)
     code = machine_code(compile_for(launch, 90))
-    assert code.stack == 0
+    assert code.stack <= 8
     loop = min((loop for loop in loops_of(code.text) if loop["BAR"]), key=Counter.total)
+    assert loop["LDL"] + loop["STL"] == 0
     assert loop["BAR"] <= (8 if width == 256 else 10)
     assert loop.total() <= limit
 

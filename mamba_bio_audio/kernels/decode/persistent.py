@@ -150,8 +150,27 @@ def normed_products(
 
 
 @triton.jit
-def layer_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, CASE: tl.constexpr):
-    """One layer's step; the stream r in scratch is read and replaced."""
+def leave(out_proj_p, g_p, r_p, ahead, kept_p, mirror_p, mirrored, CASE: tl.constexpr):
+    """Adds out_proj times the gated output to the stream, for U-Nets as `layer_step` says."""
+    for part in tl.static_range(CASE.D // CASE.D_ROWS):
+        d = part * CASE.D_ROWS + tl.arange(0, CASE.D_ROWS)
+        if part > 0:
+            ahead = ()
+        r = tl.load(r_p + d)
+        if kept_p is not None:
+            put(kept_p + d, r)
+            r += tl.load(mirror_p + d, mask=mirrored, other=0.0)
+        put(r_p + d, r + product(out_proj_p, g_p, part, ahead, CASE.D_ROWS, CASE.E, CASE.OUT_COLUMNS, CASE.HALVES))
+
+
+@triton.jit
+def layer_step(
+    m_p, v_p, h_p, ring_p, scratch_p, t, eps, CASE: tl.constexpr, kept_p=None, mirror_p=None, mirrored=None
+):  # fmt: skip
+    """One layer's step; the stream r in scratch is read and replaced.
+
+    In a U-Net the stream before it is kept, and where `mirrored` the one that another layer kept is added.
+    """
     D: tl.constexpr = CASE.D
     E: tl.constexpr = CASE.E
     N: tl.constexpr = CASE.N
@@ -225,12 +244,7 @@ def layer_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, CASE: tl.constexpr):
         tl.store(h_p + e[:, None] * N + n[None, :], h)
 
     tl.debug_barrier()
-    for part in tl.static_range(D // CASE.D_ROWS):
-        d = part * CASE.D_ROWS + tl.arange(0, CASE.D_ROWS)
-        if part > 0:
-            ahead = ()
-        r = tl.load(r_p + d)
-        put(r_p + d, r + product(out_proj_p, g_p, part, ahead, CASE.D_ROWS, E, CASE.OUT_COLUMNS, HALVES))
+    leave(out_proj_p, g_p, r_p, ahead, kept_p, mirror_p, mirrored, CASE)
 
 
 @triton.jit(do_not_specialize=["steps", "start", "layers", "rows", "k", "eps"])

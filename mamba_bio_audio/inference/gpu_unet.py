@@ -1,0 +1,162 @@
+"""Decoding of U-Nets on a GPU, many steps in one launch (`kernels/decode/unet.py`); twin of `cpu_decoder.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mamba_bio_audio.kernels.decode.pack import Layer
+from mamba_bio_audio.kernels.decode.unet import decode_unet
+from mamba_bio_audio.kernels.decode.unet_pack import (
+    FixedLayer,
+    TierRows,
+    TierWeights,
+    UNetCase,
+    UNetNetwork,
+    UNetRows,
+    pack_unet,
+)
+from mamba_bio_audio.layers.mamba import MambaLayer, MambaState
+from mamba_bio_audio.models.isotropic import Block
+from mamba_bio_audio.models.unet import TierState, UNetModel, UNetState
+
+_PROGRAMS_OF_A_ROW = 3
+# Below it an element of the stream would be changed in place by several warps.
+_LEAST_WIDTH = 64
+
+
+def unsupported_reason(model: nn.Module) -> str | None:
+    """Why `GpuUNet` cannot run the model's steps, whatever its device, or None where it can."""
+    if type(model) is not UNetModel:
+        return "only U-Nets"
+    config = model.model_config
+    if len(config.pools) != 2:
+        return "only U-Nets with two pools"
+    if any(width % _LEAST_WIDTH for width in config.widths):
+        return f"only widths that are multiples of {_LEAST_WIDTH}"
+    if {p.dtype for p in model.parameters()} != {torch.float32}:
+        return "only parameters in fp32"
+    for blocks in _tiers_of(model):
+        kinds = set()
+        for block in blocks:
+            mixer = block.mixer
+            if type(mixer) is not MambaLayer or mixer.config.exact_zoh or mixer.config.precise or mixer.config.proj_bias:
+                return "only Mamba layers, without exact_zoh, precise and proj_bias"
+            config = mixer.config
+            if (config.complex, config.selective) not in ((False, True), (True, False)):
+                return "only real selective and complex fixed layers"
+            if config.d_state & (config.d_state - 1):
+                return "only states whose number is a power of two"
+            kinds.add((config.complex, config.d_state, config.d_conv, mixer.d_inner, mixer.dt_rank))
+        if len(kinds) > 1:
+            return "only tiers whose blocks are alike"
+    return None
+
+
+def packed_unet(model: UNetModel, allowed: Sequence[int], dtype: torch.dtype, warps: int = 16) -> UNetNetwork:
+    """The model's weights as they are now, with matrices in fp32 or bf16."""
+    tiers = []
+    for number, blocks in enumerate(_tiers_of(model)):
+        layers = [_layer(block) for block in blocks]
+        if number == len(model.down_pools):
+            tiers.append(TierWeights(layers))
+            continue
+        down, up = (cast(nn.Linear, pools[number].linear) for pools in (model.down_pools, model.up_pools))
+        tiers.append(
+            TierWeights(
+                layers,
+                len(cast(nn.ModuleList, model.down[number])),
+                model.model_config.pools[number],
+                (down.weight, down.bias),
+                (up.weight, up.bias),
+            )
+        )
+    return pack_unet(
+        tiers,
+        model.embedding.weight,
+        model.norm_f.weight,
+        (model.lm_head.weight, model.lm_head.bias),
+        allowed,
+        dtype=dtype,
+        eps=model.model_config.norm_eps,
+        warps=warps,
+    )
+
+
+def rows_of(case: UNetCase, state: UNetState, last: Tensor) -> UNetRows:
+    """The kernel's state from the model's, which is not changed, and the last symbols (R, 1)."""
+    tiers = []
+    for own in state.tiers:
+        tails, h = _stacked((*own.down, *own.up))
+        tiers.append(TierRows(tails, h, own.remainder, own.queue))
+    tiers.append(TierRows(*_stacked(state.centre)))
+    return UNetRows.of(case, tiers, last[:, 0], state.phase)
+
+
+def state_of(rows: UNetRows) -> UNetState:
+    """The model's state from the kernel's."""
+    tiers = []
+    for case, part in zip(rows.case.tiers, rows.tiers, strict=True):
+        states = [MambaState(*both) for both in zip(part.tails.unbind(1), part.h.unbind(1), strict=True)]
+        if part.frames is None or part.queue is None:
+            return UNetState(tuple(tiers), tuple(states), rows.phase)
+        tiers.append(TierState(tuple(states[: case.down]), tuple(states[case.down :]), part.frames, part.queue))
+    raise AssertionError("the centre has no pool")
+
+
+class GpuUNet:
+    """Runs the steps of a U-Net on a GPU; `unsupported_reason` says of which.
+
+    Args:
+        model: in fp32; its weights are read now.
+        allowed: (A,) symbols that may be drawn.
+        temperature: as in `generate`.
+        dtype: of the matrices, fp32 or bf16; sums and state are fp32.
+    """
+
+    def __init__(
+        self, model: nn.Module, allowed: Tensor, temperature: float = 1.0, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.network = packed_unet(cast(UNetModel, model), allowed.tolist(), dtype)
+        self.model, self.temperature = cast(UNetModel, model), temperature
+
+    def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol."""
+        if state is None:
+            state = self.model.init_state(len(last), last.device)
+        rows = rows_of(self.network.case, state, last)
+        split = False
+        if last.is_cuda:
+            programs = torch.cuda.get_device_properties(last.device).multi_processor_count
+            split = len(last) * _PROGRAMS_OF_A_ROW <= programs
+        symbols, scores, _, rows = decode_unet(
+            self.network, rows, draws, temperature=self.temperature, split=split
+        )
+        return symbols.long(), scores, state_of(rows)
+
+
+def _tiers_of(model: UNetModel) -> list[list[Block]]:
+    """Blocks of each tier, down and then up, from the finest."""
+    tiers = [[*down, *up] for down, up in zip(model.down, model.up, strict=True)]  # type: ignore[misc]
+    return [*tiers, list(model.centre)]  # type: ignore[list-item]
+
+
+def _layer(block: Block) -> Layer | FixedLayer:
+    w = cast(MambaLayer, block.mixer).weights()
+    norm = cast(Tensor, block.norm.weight)
+    if w.x_proj is None:
+        assert w.B is not None and w.C is not None
+        return FixedLayer(norm, w.in_proj, w.conv, w.conv_bias, w.dt_bias, w.A(), w.B, w.C, w.D, w.out_proj)
+    assert w.dt_proj is not None
+    return Layer(
+        norm, w.in_proj, w.conv, w.conv_bias, w.x_proj, w.dt_proj, w.dt_bias, w.A_log, w.D, w.out_proj
+    )  # fmt: skip
+
+
+def _stacked(states: Sequence[MambaState]) -> tuple[Tensor, Tensor]:
+    """Tails and states of layers (R, layers, ...)."""
+    tails, h = (torch.stack(parts, 1) for parts in zip(*states, strict=True))
+    return tails, h

@@ -1,0 +1,106 @@
+"""U-Nets in the persistent decoder against the model's own step loop, in Triton's interpreter and on a GPU."""
+
+import os
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from mamba_bio_audio.inference import decoding  # noqa: E402
+from mamba_bio_audio.inference.generate import _Choice, uniforms  # noqa: E402
+from mamba_bio_audio.inference.gpu_unet import packed_unet, rows_of, state_of  # noqa: E402
+from mamba_bio_audio.kernels.decode.unet import decode_unet  # noqa: E402
+from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
+from mamba_bio_audio.models.unet import UNetModel  # noqa: E402
+from mamba_bio_audio.models.unet_config import UNetConfig  # noqa: E402
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def make_model(d_model=16, num_layers=1, vocab_size=12, device="cpu", seed=0, **options):
+    """A model whose symbols depend on what was before, at every rate."""
+    torch.manual_seed(seed)
+    options = {"pools": (4, 4), "ssm": SsmConfig(d_state=4)} | options
+    model = UNetModel(UNetConfig(d_model=d_model, num_layers=num_layers, vocab_size=vocab_size, **options))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("norm.weight", "norm_f.weight", ".D")):
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("A_log"):
+                parameter.add_(torch.rand_like(parameter))
+            elif name.endswith("out_proj.weight"):
+                parameter.mul_(3)
+            elif name.endswith("bias") and "dt" not in name and "conv" not in name:
+                parameter.uniform_(-0.1, 0.1)
+        model.embedding.weight.normal_(std=0.06)
+    return model.to(device).eval()
+
+
+def round_matrices(model):
+    """To bf16 as packing does: with the norms' weights inside."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                projection = model.get_parameter(name.replace("norm.weight", "mixer.in_proj.weight"))
+                projection.mul_(parameter)
+                parameter.fill_(1)
+        model.lm_head.weight.mul_(model.norm_f.weight)
+        model.norm_f.weight.fill_(1)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("proj.weight", "linear.weight", "lm_head.weight")) and "dt_proj" not in name:
+                parameter.copy_(parameter.bfloat16())
+    return model
+
+
+def leaves(state):
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+
+
+def check(model, *, lengths=(21, 12), rows=2, prompt=5, temperature=1.0, allowed=None, split=False, run=decode_unet, **packing):
+    """Same symbols, close logits and close state over launches of these lengths, from a state behind a prompt."""
+    device = model.embedding.weight.device
+    allowed = list(range(model.model_config.vocab_size)) if allowed is None else allowed
+    tokens = torch.randint(
+        model.model_config.vocab_size, (rows, prompt + 1), generator=torch.Generator().manual_seed(1)
+    ).to(device)
+    choice, seen = _Choice.check(model, temperature, None, None, allowed, None).to(device), []
+
+    def choose(logits, draw):
+        seen.append(logits[:, allowed])
+        return choice.next(logits, draw)
+
+    draws = torch.from_numpy(uniforms(3, range(rows), 7, sum(lengths)).T.copy()).to(device)
+    with torch.inference_mode():
+        state = decoding.prefill(model, tokens[:, :-1], None) if prompt else model.init_state(rows, device)
+        symbols, scores, after = decoding.steps(model, choose, tokens[:, -1:], state, draws)
+    assert len(symbols.unique()) > 3
+    network = packed_unet(model, allowed, **{"dtype": torch.float32, "warps": 4} | packing)
+    moving, found = rows_of(network.case, state, tokens[:, -1:]), []
+    for some in draws.split(lengths):
+        *outputs, moving = run(network, moving, some, temperature=temperature, want_logits=True, split=split)
+        found.append(outputs)
+    found_symbols, found_scores, found_logits = (torch.cat(parts) for parts in zip(*found, strict=True))
+    assert torch.equal(found_symbols.long(), symbols)
+    logits = torch.stack(seen)
+    assert (found_logits - logits).abs().max() < 2e-5 * max(1, logits.abs().max())
+    assert (found_scores - scores).abs().max() < 1e-4
+    assert torch.equal(moving.last.long(), symbols[-1])
+    now = state_of(moving)
+    assert now.phase == after.phase
+    for a, b in zip(leaves(now), leaves(after), strict=True):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_interpreted(run_interpreted):
+    run_interpreted()
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")
+class TestInterpreted:
+    @pytest.mark.parametrize(
+        ("prompt", "drawing"), [(0, {"temperature": 0.0}), (5, {}), (15, {"temperature": 0.7})], ids=str
+    )
+    def test_draws_at_phases(self, prompt, drawing):
+        check(make_model(), prompt=prompt, **drawing)

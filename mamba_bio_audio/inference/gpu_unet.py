@@ -43,7 +43,12 @@ def unsupported_reason(model: nn.Module) -> str | None:
         kinds = set()
         for block in blocks:
             mixer = block.mixer
-            if type(mixer) is not MambaLayer or mixer.config.exact_zoh or mixer.config.precise or mixer.config.proj_bias:
+            if (
+                type(mixer) is not MambaLayer
+                or mixer.config.exact_zoh
+                or mixer.config.precise
+                or mixer.config.proj_bias
+            ):
                 return "only Mamba layers, without exact_zoh, precise and proj_bias"
             config = mixer.config
             if (config.complex, config.selective) not in ((False, True), (True, False)):
@@ -132,9 +137,7 @@ class GpuUNet:
         if last.is_cuda:
             programs = torch.cuda.get_device_properties(last.device).multi_processor_count
             split = len(last) * _PROGRAMS_OF_A_ROW <= programs
-        symbols, scores, _, rows = decode_unet(
-            self.network, rows, draws, temperature=self.temperature, split=split
-        )
+        symbols, scores, _, rows = decode_unet(self.network, rows, draws, temperature=self.temperature, split=split)
         return symbols.long(), scores, state_of(rows)
 
 
@@ -148,7 +151,8 @@ def _layer(block: Block) -> Layer | FixedLayer:
     w = cast(MambaLayer, block.mixer).weights()
     norm = cast(Tensor, block.norm.weight)
     if w.x_proj is None:
-        assert w.B is not None and w.C is not None
+        assert w.B is not None
+        assert w.C is not None
         return FixedLayer(norm, w.in_proj, w.conv, w.conv_bias, w.dt_bias, w.A(), w.B, w.C, w.D, w.out_proj)
     assert w.dt_proj is not None
     return Layer(

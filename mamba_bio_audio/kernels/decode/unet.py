@@ -103,28 +103,6 @@ def fixed_step(
 
 
 @triton.jit
-def blocks(words_p, floats_p, state_p, scratch_p, low, high, t, eps, TIER: tl.constexpr):
-    """Blocks `low` to `high` of a tier, at its position t modulo W."""
-    kept_p = scratch_p + TIER.scratch
-    for layer in range(low, high):
-        if TIER.down > 0:
-            mirror_p = kept_p + (TIER.layers - 1 - layer) * TIER.D
-            mirrored = layer >= TIER.down
-        else:
-            mirror_p = kept_p
-            mirrored = layer == TIER.layers - 1
-        m_p = words_p + layer * TIER.matrices
-        v_p = floats_p + layer * TIER.vectors
-        h_p = state_p + layer * TIER.h
-        ring_p = state_p + TIER.rings + layer * (TIER.W * TIER.E)
-        own_p = kept_p + layer * TIER.D
-        if TIER.fixed:
-            fixed_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, TIER, own_p, mirror_p, mirrored)
-        else:
-            layer_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, TIER, own_p, mirror_p, mirrored)
-
-
-@triton.jit
 def wait(flag_p, count, polls, SPLIT: tl.constexpr):
     """Waits until a flag has reached a count; returns the polls left, 0 where it has not."""
     if SPLIT:
@@ -167,6 +145,34 @@ def exchange(state_p, scratch_p, flags_p, place, complete, polls, TIER: tl.const
         put(scratch_p + TIER.scratch + TIER.down * TIER.D + at, streams[part] + queued[part])
     if place == TIER.pool - 1:
         publish(flags_p, complete + 1, SPLIT)
+    return polls
+
+
+@triton.jit
+def blocks(
+    words_p, floats_p, state_p, scratch_p, flags_p, place, complete, t, eps, polls, TIER: tl.constexpr, SPLIT: tl.constexpr
+):  # fmt: skip
+    """A tier's blocks at its position t modulo W, with `exchange` between down and up; returns the polls left."""
+    kept_p = scratch_p + TIER.scratch
+    for layer in range(TIER.layers):
+        if TIER.wider > 0:  # noqa: SIM102
+            if layer == TIER.down:
+                polls = exchange(state_p, scratch_p, flags_p, place, complete, polls, TIER, SPLIT)
+        if TIER.down > 0:
+            mirror_p = kept_p + (TIER.layers - 1 - layer) * TIER.D
+            mirrored = layer >= TIER.down
+        else:
+            mirror_p = kept_p
+            mirrored = layer == TIER.layers - 1
+        m_p = words_p + layer * TIER.matrices
+        v_p = floats_p + layer * TIER.vectors
+        h_p = state_p + layer * TIER.h
+        ring_p = state_p + TIER.rings + layer * (TIER.W * TIER.E)
+        own_p = kept_p + layer * TIER.D
+        if TIER.fixed:
+            fixed_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, TIER, own_p, mirror_p, mirrored)
+        else:
+            layer_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, TIER, own_p, mirror_p, mirrored)
     return polls
 
 
@@ -214,11 +220,9 @@ def sample_step(
     for part in tl.static_range(TIER.D // TIER.D_ROWS):
         at = part * TIER.D_ROWS + d
         put(scratch_p + at, tl.load(bias_p + TIER.S + symbol * TIER.D + at))
-    blocks(words_p, floats_p, state_p, scratch_p, 0, TIER.down, t, eps, TIER)
     place = (start + step) % TIER.pool
     complete = (start % TIER.pool + step) // TIER.pool
-    polls = exchange(state_p, scratch_p, flags_p, place, complete, polls, TIER, SPLIT)
-    blocks(words_p, floats_p, state_p, scratch_p, TIER.down, TIER.layers, t, eps, TIER)
+    polls = blocks(words_p, floats_p, state_p, scratch_p, flags_p, place, complete, t, eps, polls, TIER, SPLIT)
 
     ahead = tiles(head_p, 0, TIER.S, TIER.D, TIER.HEAD_COLUMNS, TIER.HALVES, TIER.X_AHEAD)
     draw = tl.load(draws_p + step * rows + row)
@@ -257,10 +261,10 @@ def middle_frame(
     t = (turn + frame) % TIER.W
     polls = wait(flags_p, frame + 1, polls, SPLIT)
     join(pool_p, bias_p, frames_p, scratch_p, FINER, TIER)
-    blocks(words_p, floats_p, state_p, scratch_p, 0, TIER.down, t, eps, TIER)
     complete = (first + frame) // TIER.pool
-    polls = exchange(state_p, scratch_p, flags_p + 2 * _LINE, place, complete, polls, TIER, SPLIT)
-    blocks(words_p, floats_p, state_p, scratch_p, TIER.down, TIER.layers, t, eps, TIER)
+    polls = blocks(
+        words_p, floats_p, state_p, scratch_p, flags_p + 2 * _LINE, place, complete, t, eps, polls, TIER, SPLIT
+    )
     queue_p = frames_p + FINER.pool * FINER.D
     expand(pool_p + FINER.pool_words, bias_p + FINER.wider, queue_p, scratch_p, FINER, TIER)
     publish(flags_p + _LINE, frame + 1, SPLIT)
@@ -285,8 +289,9 @@ def centre_frame(
     join(pool_p, bias_p, frames_p, scratch_p, FINER, TIER)
     t = (turn + frame) % TIER.W
     blocks(
-        words_p + FINER.words, floats_p + FINER.floats, state_p + FINER.state, scratch_p, 0, TIER.layers, t, eps, TIER
-    )
+        words_p + FINER.words, floats_p + FINER.floats, state_p + FINER.state, scratch_p, flags_p, 0, 0, t, eps, polls, TIER,
+        SPLIT,
+    )  # fmt: skip
     queue_p = frames_p + FINER.pool * FINER.D
     expand(pool_p + FINER.pool_words, bias_p + FINER.wider, queue_p, scratch_p, FINER, TIER)
     publish(flags_p + 3 * _LINE, frame + 1, SPLIT)

@@ -57,7 +57,9 @@ def leaves(state):
     return [leaf for leaf in torch.utils._pytree.tree_leaves(state) if isinstance(leaf, torch.Tensor)]
 
 
-def check(model, *, lengths=(21, 12), rows=2, prompt=5, temperature=1.0, allowed=None, split=False, run=decode_unet, **packing):
+def check(
+    model, *, lengths=(21, 12), rows=2, prompt=5, temperature=1.0, allowed=None, split=False, run=decode_unet, **packing
+):
     """Same symbols, close logits and close state over launches of these lengths, from a state behind a prompt."""
     device = model.embedding.weight.device
     allowed = list(range(model.model_config.vocab_size)) if allowed is None else allowed

@@ -1,6 +1,7 @@
 """`benchmarks/brca1.py`: its statistics against other programs', and a run from sites to a table at toy size."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
+ROOT = Path(__file__).parents[2]
 CODEC = DnaTokenizer()
 
 
@@ -146,3 +148,58 @@ def test_from_sites_to_a_table(brca1, tmp_path, monkeypatch):
     kinds = ("A or T to C or G", "C or G to A or T", "A to T, C to G and back")
     counted = [sum(int(groups[name]["variants"]) for name in names) for names in (kinds, ("Missense", "Synonymous"))]
     assert counted == [160, 160]
+
+
+def test_the_page_has_the_figures_of_the_results(brca1):
+    """Every context with its seconds, every method of every subset, every group; and what the page concludes from them."""
+    results = ROOT / "benchmarks" / "results" / "brca1_h200"
+    page = (ROOT / "docs" / "results" / "variants.md").read_text(encoding="utf-8")
+    rows, seconds, groups = (
+        list(csv.DictReader((results / f"{name}.csv").read_text(encoding="utf-8").splitlines()))
+        for name in ("brca1", "brca1_seconds", "brca1_groups")
+    )
+
+    def short(figure: str) -> str:
+        return figure.removeprefix("0").replace("-0.", "-.")
+
+    def interval(row: dict[str, str], prefix: str = "") -> str:
+        value = row[prefix.rstrip("_") or "auroc"]
+        return f"{short(value)} ({short(row[prefix + 'low'])} to {short(row[prefix + 'high'])})"
+
+    found = {(row["subset"], row["method"]): row for row in rows}
+    timed = {(int(row["context"]), row["strand"]): row for row in seconds}
+    assert sorted({context for context, _ in timed}) == [1 << power for power in range(9, 20)]
+    for power in range(9, 20):
+        forward, both = timed[1 << power, "forward"], timed.get((1 << power, "both"))
+        cells = [f"{1 << power:,}", interval(found["all", f"ratio forward-{power}"])]
+        cells += [interval(found["all", f"ratio both-{power}"]) if both else "", forward["seconds"]]
+        cells += [both["seconds"] if both else "", forward["whole_difference"]]
+        assert "| " + " | ".join(cells).replace("|  |", "| |") + " |" in page
+    named = {
+        "ratio both-18": "ratio, both strands, 262,144 bases",
+        "ratio forward-19": "ratio, forward, 524,288 bases",
+        "embedding difference, one exon left out": "difference of frozen embeddings, one exon left out",
+        "Markov order 12": "Markov ratio, order 12, fitted on chrX",
+    }
+    for method in (*named, "transversion rule", "consequence rule", "phyloP"):
+        cells = [interval(found[subset, method]) for subset in ("all", "Missense", "Splice region")]
+        assert f"| {named.get(method, method)} | {' | '.join(cells)} |" in page
+    for name, _ in brca1.PUBLISHED:
+        assert f"| {name}, as published, all 3,893 | {short(found['all 3,893, as published', name]['auroc'])} |" in page
+    for method in ("ratio both-18", "embedding difference, one exon left out"):
+        assert interval(found["all", method], "over_transversion_") in page
+    assert interval(found["all", "ratio both-18"], "over_markov_") in page
+    for row in groups:
+        cells = (row["group"], f"{int(row['variants']):,}", row["lof"], row["median_ratio"], row["below_zero"])
+        assert f"| {' | '.join(cells)} |" in page
+
+    # What is said of them.
+    own = [row for row in rows if row["subset"] == "all" and row["method"].startswith("ratio")]
+    assert len(own) == 21
+    assert {row["useful"] for row in rows if row["method"].startswith("ratio")} == {"no"}
+    assert all(float(row["high"]) < 0.5 for row in own)
+    assert all(float(row[f"over_{bar}_high"]) < 0 for row in own for bar in ("transversion", "markov"))
+    assert max(float(row["auroc"]) for row in own) - min(float(row["auroc"]) for row in own) < 0.001
+    assert all(float(row["seconds"]) < 150 for row in seconds)
+    assert all(float(row["whole_difference"]) < 1e-4 for row in seconds if row["whole_difference"])
+    assert {row["scored_on"] for row in own} == {"NVIDIA H200"}

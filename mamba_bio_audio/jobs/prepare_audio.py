@@ -19,7 +19,7 @@ class AudioOptions(CheckedOptions, AudioSettings):
     """Options of `mba prepare audio`."""
 
     folder: Annotated[tuple[Path, ...], Cli(argument=True)] = Field(
-        description="WAV, FLAC, OGG or MP3 files, or folders of them."
+        description="WAV, FLAC, OGG or MP3 files, or others that libsndfile reads, or folders of them."
     )
 
 

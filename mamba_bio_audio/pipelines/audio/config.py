@@ -14,7 +14,8 @@ class AudioDataConfig(DataSection):
     kind: Literal["audio"] = Field(default="audio", description="Kind of data.")  # type: ignore[assignment]
     path: str | list[str] | None = Field(
         default=None,
-        description="WAV, FLAC, OGG or MP3 file, a list of them, or a folder with them, searched with its subfolders.",
+        description="WAV, FLAC, OGG or MP3 file, or another that libsndfile reads; a list of them, or a folder with them, "
+        "searched with its subfolders.",
     )
     intervals: str | None = Field(
         default=None,

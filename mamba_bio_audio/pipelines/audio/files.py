@@ -1,7 +1,7 @@
 """Recordings on disk: reads windows as mono at one rate, and finds what is wrong with a file.
 
-Only the samples of a window are decoded, whatever the rate. Resampling is torchaudio's windowed sinc, evaluated for
-whole periods of the two rates around the window, so that windows equal pieces of the resampled whole.
+Resampling is torchaudio's windowed sinc, evaluated for whole periods of the two rates around the window, so that windows
+equal pieces of the resampled whole; for the decoding see `decoding.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,16 +22,18 @@ import soundfile
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import name_full_disk
+from mamba_bio_audio.pipelines.audio import decoding
 from mamba_bio_audio.text import is_utf8
 
-# Suffix -> containers that it may have, as named by libsndfile.
-FORMATS = {
-    ".wav": {"WAV", "WAVEX", "RF64"},
-    ".flac": {"FLAC"},
-    ".ogg": {"OGG"},
-    ".mp3": {"MP3"},
-}
-_BLOCK = 1 << 20
+# Suffix -> containers that it may have, as named by libsndfile: all that it reads, but for raw samples and MATLAB files.
+_WAV, _OGG, _AIFF = {"WAV", "WAVEX", "RF64", "W64", "NIST"}, {"OGG"}, {"AIFF"}
+FORMATS = {".wav": _WAV, ".flac": {"FLAC"}, ".ogg": _OGG, ".mp3": {"MP3"}}
+FORMATS |= {".aif": _AIFF, ".aiff": _AIFF, ".aifc": _AIFF, ".au": {"AU"}, ".snd": {"AU"}, ".caf": {"CAF"}}
+FORMATS |= {".wave": _WAV, ".bwf": _WAV, ".rf64": _WAV, ".w64": _WAV, ".oga": _OGG, ".opus": _OGG, ".mp2": {"MP3"}}
+FORMATS |= {".8svx": {"SVX"}, ".sf": {"IRCAM"}, ".sph": {"NIST"}}
+FORMATS |= {f".{name.lower()}": {name} for name in ("AVR", "HTK", "IRCAM", "NIST", "PAF", "PVF", "SD2")}
+FORMATS |= {f".{name.lower()}": {name} for name in ("SDS", "VOC", "WVE", "XI")}
 _MAX_KERNEL = 1 << 26
 
 
@@ -45,6 +47,7 @@ class AudioFile:
         frames: samples per channel at the file's own rate.
         native_rate_hz: the file's own sample rate.
         channels: number of channels, which are mixed to mono by their mean.
+        codec: libsndfile's name of the encoding, such as "PCM_16".
     """
 
     path: str
@@ -52,6 +55,7 @@ class AudioFile:
     frames: int
     native_rate_hz: int
     channels: int
+    codec: str
 
     def num_samples(self, rate_hz: int) -> int:
         """Number of samples at a rate: frames times the ratio of the rates, rounded up."""
@@ -87,24 +91,48 @@ class AudioFile:
         low, high = max(start, 0), min(stop, self.frames)
         out = np.zeros(stop - start, np.float32)
         if low < high:
-            try:
-                with soundfile.SoundFile(self.path) as file:
-                    file.seek(low)
-                    found = file.read(high - low, dtype="float32", always_2d=True)
-            except (soundfile.SoundFileError, OSError) as error:
-                position = _decodes_until(self.path, low, high)
-                raise InputError(f"{self.path}: cannot be decoded at sample {position} ({error}); {_CHECK}") from error
-            if len(found) < high - low:
-                raise InputError(
-                    f"{self.path}: truncated: the header claims {self.frames} samples, but decoding ends at "
-                    f"{low + len(found)}; {_CHECK}"
-                )
-            mono = found[:, 0] if found.shape[1] == 1 else found.mean(1, dtype=np.float32)
-            if not np.isfinite(mono).all():
-                position = low + int(np.flatnonzero(~np.isfinite(mono))[0])
-                raise InputError(f"{self.path}: NaN or infinite sample at {position}; {_CHECK}")
-            out[low - start : high - start] = mono
+            out[low - start : high - start] = self._mono(low, high)
         return out
+
+    def _mono(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Frames [start, stop) mixed to mono."""
+        try:
+            found = decoding.window(self.path, self.codec, start, stop)
+        except (soundfile.SoundFileError, OSError) as error:
+            raise self._undecodable(start, error) from error
+        self._check_end(start + len(found), stop)
+        return self._mixed(found, start)
+
+    def _undecodable(self, position: int, error: Exception) -> InputError:
+        return InputError(f"{self.path}: cannot be decoded at sample {position} ({error}); {_CHECK}")
+
+    def _check_end(self, end: int, wanted: int) -> None:
+        if end < wanted:
+            raise InputError(
+                f"{self.path}: truncated: the header claims {self.frames} samples, but decoding ends at {end}; {_CHECK}"
+            )
+
+    def _mixed(self, frames: decoding.Frames, start: int) -> NDArray[np.float32]:
+        """The mean of the channels; `start` is the position of the frames in the file."""
+        mono = frames[:, 0] if frames.shape[1] == 1 else frames.mean(1, dtype=np.float32)
+        if not np.isfinite(mono).all():
+            position = start + int(np.flatnonzero(~np.isfinite(mono))[0])
+            raise InputError(f"{self.path}: NaN or infinite sample at {position}; {_CHECK}")
+        return mono
+
+
+@dataclass(frozen=True)
+class DecodedFile(AudioFile):
+    """A recording that was decoded completely.
+
+    Attributes:
+        samples: file with all of it, float32, mono at the recording's own rate.
+    """
+
+    samples: Path
+
+    def _mono(self, start: int, stop: int) -> NDArray[np.float32]:
+        return np.fromfile(self.samples, np.float32, stop - start, offset=4 * start)
 
 
 _REPLACE = "replace the file, or leave it out"
@@ -234,7 +262,7 @@ def open_file(path: str, name: str | None = None) -> AudioFile:
     if info.frames < 2:
         text = "no sample" if info.frames < 1 else "only one sample"
         raise InputError(f"{path}: holds {text}; {_REPLACE}")
-    return AudioFile(str(path), name or Path(path).name, info.frames, info.samplerate, info.channels)
+    return AudioFile(str(path), name or Path(path).name, info.frames, info.samplerate, info.channels, info.subtype)
 
 
 def open_files(paths: Iterable[tuple[str, str]], bad_files: str = "error") -> tuple[list[AudioFile], dict[str, str]]:
@@ -261,15 +289,44 @@ def open_files(paths: Iterable[tuple[str, str]], bad_files: str = "error") -> tu
 
 
 def probe(path: str) -> AudioFile:
-    """Decode a whole file in blocks, to find faults that only its samples reveal.
+    """Decode a whole file, to find faults that only its samples reveal.
 
     Raises:
         InputError: as for `open_file`; or the data end early, or contain NaN or infinite samples (names the position).
     """
     file = open_file(path)
-    for start in range(0, file.frames, _BLOCK):
-        file._native(start, min(start + _BLOCK, file.frames))
+    for _ in _decode(file):
+        pass
     return file
+
+
+def decode(path: str, into: Path) -> DecodedFile:
+    """Decode a whole file from start to end into another one, from which windows are then read.
+
+    Args:
+        path: the recording.
+        into: file to write, 4 bytes a sample; it must stay as long as the result is used.
+
+    Raises:
+        InputError: as for `probe`.
+    """
+    file = open_file(path)
+    with name_full_disk(into), open(into, "wb") as target:
+        for mono in _decode(file):
+            target.write(mono.tobytes())
+    return DecodedFile(**vars(file), samples=into)
+
+
+def _decode(file: AudioFile) -> Iterator[NDArray[np.float32]]:
+    """All samples, mono, checked."""
+    done = 0
+    try:
+        for frames in decoding.blocks(file.path):
+            yield file._mixed(frames, done)
+            done += len(frames)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise file._undecodable(done, error) from error
+    file._check_end(done, file.frames)
 
 
 # Programs that write to a pipe leave 0, or the largest signed or unsigned number, as a size.
@@ -300,19 +357,6 @@ def _missing_bytes(path: str, size: int) -> int:
         return 0
     # One byte may be the padding of an odd last chunk.
     return max(0, promised + 8 - size - 1)
-
-
-def _decodes_until(path: str, start: int, stop: int) -> int:
-    """The first sample from `start` on that cannot be decoded, to within a few thousand samples."""
-    position = start
-    try:
-        with soundfile.SoundFile(path) as file:
-            file.seek(start)
-            while position < stop:
-                position += len(file.read(min(4096, stop - position), dtype="float32"))
-    except (soundfile.SoundFileError, OSError):
-        pass
-    return position
 
 
 def _ogg_ends(path: str, size: int) -> bool:

@@ -25,6 +25,7 @@ from mamba_bio_audio.pipelines.audio.files import (
     FORMATS,
     AudioFile,
     content_hash,
+    decode,
     list_files,
     natural_key,
     open_file,
@@ -126,13 +127,14 @@ def _write_recordings(
     names: list[str] = []
     sizes: list[int] = []
     clipped = 0
+    decoded = folder / ".decoded"
     for done, (path, name) in enumerate(found, start=1):
         own: list[str] = []
         try:
             if any(mark in name for mark in "\t\r\n"):
                 raise InputError(f"{path!r}: the name contains a tab or a line break; rename the file")
             # Everything is decoded before anything is written: a fault in the last sample is known by then.
-            file = probe(path)
+            file = decode(path, decoded)
             edges = _edges(file, settings.rate, settings.piece_seconds)
             for number, (start, stop) in enumerate(itertools.pairwise(edges)):
                 ending = f".{number:0{len(str(len(edges) - 1))}d}" if settings.piece_seconds is not None else ""
@@ -145,6 +147,7 @@ def _write_recordings(
             for written in own:
                 (folder / written).unlink(missing_ok=True)
         reporter.progress("preparing recordings", done, len(found))
+    decoded.unlink(missing_ok=True)
     _report_bad(bad, len(found), settings.bad_files)
     order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
     names, sizes = [names[i] for i in order], [sizes[i] for i in order]

@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.cpu_decoder import CpuDecoder, unsupported_reason
-from mamba_bio_audio.inference.decoding import Choose, FixedSteps, prefill, steps, stretch
+from mamba_bio_audio.inference.decoding import Choose, GraphSteps, prefill, steps, stretch
 from mamba_bio_audio.inference.prompts import Prompt, batches, check_prompt, read_prompts, vocabulary_of
 from mamba_bio_audio.inference.streaming import Row
 
+# Last symbols (R, 1), the state before them and draws (n, R) to symbols and scores (n, R) and the state, as `decoding.steps`.
+Advance = Callable[[Tensor, Any, Tensor], tuple[Tensor, Tensor, Any]]
 _BLOCK = 1024
 
 
@@ -204,13 +205,17 @@ def generate_blocks(
         raise InputError("a state belongs to one batch before its prompt; pass both, and no smaller batch_size")
 
     def blocks() -> Iterator[Block]:
+        # Batches of as many rows share what was recorded or laid out for the first.
+        chosen = choice.to(_device_of(model))
+        advance_of = lru_cache(1)(partial(_advance, model, chosen, cuda_graph))
         for low, rows in batches(model, prefix, num_samples, batch_size or num_samples):
             start = prefix
             if prefix is not None and len(prefix) > 1:
                 start = prefix[low : low + rows]
             elif isinstance(prefix, Tensor):
                 start = prefix.expand(rows, -1)
-            yield from _batch(model, choice, start, rows, length, seed, place._replace(row=place.row + low), cuda_graph)
+            at = place._replace(row=place.row + low)
+            yield from _batch(model, chosen, start, rows, length, seed, at, advance_of)
 
     return blocks()
 
@@ -223,19 +228,14 @@ def _batch(
     length: int | None,
     seed: int,
     place: Place,
-    cuda_graph: bool,
+    advance_of: Callable[[int], Advance],
 ) -> Iterator[Block]:
     """Sample `rows` rows from the first to the last symbol."""
     first_row, first_position, state = place
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    choice = choice.to(device)
+    device = _device_of(model)
     last = prefix.to(device) if isinstance(prefix, Tensor) else None
     count = stretch(model)
     most = -(-_BLOCK // count) * count
-    fixed: FixedSteps | None = None
-    decoder: CpuDecoder | None = None
-    graphs = cuda_graph and device.type == "cuda" and getattr(model, "streaming", "none") == "constant"
     for low in itertools.count(0, most) if length is None else range(0, length, most):
         size = most if length is None else min(most, length - low)
         numbers = uniforms(seed, range(first_row, first_row + rows), first_position + low, size)
@@ -257,27 +257,11 @@ def _batch(
                 elif last.shape[1] > 1:
                     state = prefill(model, last[:, :-1], state)
                     last = last[:, -1:]
-                while graphs and len(draws) >= count:
-                    if fixed is None:
-                        before = model.init_state(rows, device, parameter.dtype) if state is None else state  # type: ignore
-                        fixed = FixedSteps(model, choice.next, last, before, count)
-                    found = fixed(draws[:count])
-                    symbols.append(found[0])
-                    scores.append(found[1])
-                    draws = draws[count:]
-                if fixed is not None:
-                    # Copied, because the next replay overwrites the tensors in place.
-                    last = fixed.last.clone()
-                    state = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, fixed.state)
                 if len(draws):
-                    if decoder is None and unsupported_reason(model, rows) is None:
-                        decoder = CpuDecoder(model, rows, choice.allowed, choice.temperature, choice.rule)
-                    advance = decoder or partial(steps, model, choice.next)
-                    found_symbols, found_scores, state = advance(last, state, draws)
+                    found_symbols, found_scores, state = advance_of(rows)(last, state, draws)
                     symbols.append(found_symbols)
                     scores.append(found_scores)
                     last = found_symbols[-1][:, None]
-                    fixed = None
                 tokens = torch.cat(symbols).T.to("cpu", choice.storage)
                 log_likelihood = torch.cat(scores).T.cpu()
         finally:
@@ -288,6 +272,20 @@ def _batch(
                 f"{first_position + low + size - 1}; use other weights, or higher precision"
             )
         yield Block(first_row, first_position + low, tokens.clone(), log_likelihood.clone(), state)
+
+
+def _advance(model: nn.Module, choice: _Choice, cuda_graph: bool, rows: int) -> Advance:
+    """What runs the steps of `rows` rows."""
+    if cuda_graph and _device_of(model).type == "cuda" and getattr(model, "streaming", "none") == "constant":
+        return GraphSteps(model, choice.next)
+    if unsupported_reason(model, rows) is None:
+        return CpuDecoder(model, rows, choice.allowed, choice.temperature, choice.rule)
+    return partial(steps, model, choice.next)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 class _Choice(NamedTuple):
@@ -414,8 +412,11 @@ def uniforms(seed: int, rows: Sequence[int], start: int, count: int) -> NDArray[
     """
     skip = start % 4
     words = np.empty((len(rows), count), np.uint64)
+    # One generator that is set anew: making one costs more than most rows' numbers.
+    philox = np.random.Philox(key=np.array([seed, 0], np.uint64), counter=np.array([start // 4, 0, 0, 0], np.uint64))
+    state = philox.state
     for i, row in enumerate(rows):
-        key = np.array([seed, row], np.uint64)
-        philox = np.random.Philox(key=key, counter=np.array([start // 4, 0, 0, 0], np.uint64))
+        state["state"]["key"][1] = row
+        philox.state = state
         words[i] = philox.random_raw(skip + count)[skip:]
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.kernels.made_once import made_once, staying
 from mamba_bio_audio.ops.calls import check, check_reset, choose, shape_of, tracing
 from mamba_bio_audio.ops.causal_conv1d import causal_conv1d
 from mamba_bio_audio.ops.selective_scan import selective_scan
@@ -104,15 +105,44 @@ def mamba_mixer(
             return _kernels().mixer_triton(  # type: ignore[no-any-return]
                 x, published, tail=tail, h0=h0, reset=reset, precise=precise, dtype=dtype
             )
+    if not tracing(backend) and staying():
+        w, A = made_once(_ready, w, _activation_dtype(x), x.is_cuda)
+    else:
+        A = w.A()
     u, z = F.linear(x, w.in_proj, w.in_bias).chunk(2, dim=-1)  # (B, L, E) each
     u, tail = causal_conv1d(u, w.conv, w.conv_bias, tail=tail, return_tail=True, reset=reset, backend=backend)
     dt, B, C = _selection(u, w)
     # The bias is added inside the scan, in fp32.
     y, state = selective_scan(
-        u, dt, w.A(), B, C, w.D, z=z, dt_bias=None if w.dt_proj is None else w.dt_bias, h0=h0, return_state=True,
+        u, dt, A, B, C, w.D, z=z, dt_bias=None if w.dt_proj is None else w.dt_bias, h0=h0, return_state=True,
         reset=reset, exact_zoh=exact_zoh, precise=precise, backend=backend,
     )  # fmt: skip
     return F.linear(y, w.out_proj, w.out_bias), tail, state
+
+
+def _ready(w: MixerWeights, dtype: torch.dtype, gpu: bool) -> tuple[MixerWeights, Tensor]:
+    """Weights that each operation takes without a cast or a copy, and A.
+
+    Args:
+        w: the layer's.
+        dtype: of activations.
+        gpu: whether to lay them out in memory as the Triton kernels read them.
+    """
+    if torch.is_autocast_enabled(w.in_proj.device.type):
+        names = ("in_proj", "in_bias", "x_proj", "dt_proj", "out_proj", "out_bias")
+        found = {name: getattr(w, name) for name in names}
+        w = w._replace(**{name: None if t is None else t.to(dtype) for name, t in found.items()})
+    A = w.A()
+    if gpu:
+        B, C = (None if t is None else _in_planes(t, w.A_imag is not None) for t in (w.B, w.C))
+        w = w._replace(conv=w.conv.t().contiguous().t(), B=B, C=C)
+        A = _in_planes(A, w.A_imag is not None)
+    return w, A
+
+
+def _in_planes(t: Tensor, is_complex: bool) -> Tensor:
+    """(E, N[, 2]) that lies in memory as ([2,] N, E)."""
+    return t.permute(2, 1, 0).contiguous().permute(2, 1, 0) if is_complex else t.t().contiguous().t()
 
 
 def _not_fused(x: Tensor, w: MixerWeights, h0: Tensor | None, exact_zoh: bool) -> str | None:

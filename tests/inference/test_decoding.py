@@ -1,11 +1,12 @@
-"""Fixed steps: what a CUDA graph would replay equals the plain loop, at every phase of the pools."""
+"""Steps in fixed places: what CUDA graphs would replay equals the plain loop, at every phase of the pools."""
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from mamba_bio_audio.inference import generate as module
-from mamba_bio_audio.inference.decoding import FixedSteps, prefill, stretch
+from mamba_bio_audio.inference.decoding import GraphSteps, prefill, steps, stretch
 from mamba_bio_audio.inference.generate import generate, generate_blocks
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
@@ -21,23 +22,28 @@ def unet():
     return model
 
 
-@pytest.mark.parametrize("prompt", [None, 0, 1, 2, 3, 4, 5, 6])
-def test_fixed_steps_equal_the_loop(unet, prompt) -> None:
-    """By replaying the same function on the CPU, from every phase; the stretch is 18, so steps are left over too."""
+@pytest.mark.parametrize("prompt", [0, 1, 2, 3, 4, 5, 6])
+def test_graph_steps_equal_the_loop(unet, prompt) -> None:
+    """By running the same function on the CPU, from every phase; the stretch is 18, so steps are left over too."""
     assert stretch(unet) == 18
-    levels = None if prompt is None else list(range(100, 100 + prompt))
+    levels = list(range(100, 100 + prompt))
     state, last = None, torch.full((2, 1), 128)
     if levels:
         state = prefill(unet, torch.tensor([[128, *levels[:-1]]] * 2), None)
         last = torch.tensor([[levels[-1]]] * 2)
-    draws = torch.from_numpy(module.uniforms(5, range(2), 0, 54).T.copy())
+    draws = torch.from_numpy(module.uniforms(5, range(2), 0, 57).T.copy())
     choice = module._Choice.check(unet, 1.0, None, None, None, None)
     with torch.inference_mode():
-        fixed = FixedSteps(unet, choice.next, last, state or unet.init_state(2), 18)
-        found = [fixed(draws[low : low + 18]) for low in (0, 18, 36)]
-    tokens = generate(unet, length=54, num_samples=2, prompt=levels, seed=5)
-    assert torch.equal(torch.cat([symbols for symbols, _ in found]).T, tokens)
-    assert fixed.last.flatten().tolist() == tokens[:, -1].tolist()
+        expected = steps(unet, choice.next, last, state, draws)
+        fixed, found = GraphSteps(unet, choice.next), []
+        for low, high in ((0, 40), (40, 41), (41, 57)):
+            symbols, scores, state = fixed(last, state, draws[low:high])
+            last = symbols[-1][:, None]
+            found.append((symbols, scores))
+    assert torch.equal(torch.cat([symbols for symbols, _ in found]), expected[0])
+    assert torch.equal(torch.cat([scores for _, scores in found]), expected[1])
+    for a, b in zip(tree_leaves(state), tree_leaves(expected[2]), strict=True):
+        assert a == b if isinstance(a, int) else torch.equal(a, b)
 
 
 @pytest.mark.gpu
@@ -101,30 +107,81 @@ class Counting(nn.Module):
         return ModelOutput(torch.zeros(len(last), 1, 4), None, None, state + last.as_subclass(torch.Tensor).float())
 
 
-def test_graphs_are_recorded_after_two_stretches_beside_from_where_the_model_stands(recorded_cuda, on_gpu):
-    """Compiling and the libraries' first calls happen before the graph, and neither they nor it move the state."""
-    log = recorded_cuda.log
+STATE = torch.tensor([[5.0], [7.0]])
 
-    def choose(logits, draws):
-        return torch.full((2,), 3), torch.zeros(2)
 
-    class Watched(FixedSteps):
-        def _capture(self):
-            here = (self.last, *self.leaves)
-            recorded_cuda.at_capture = lambda: found.extend(t.as_subclass(torch.Tensor).clone() for t in here)
-            super()._capture()
+@pytest.fixture
+def counted(recorded_cuda, on_gpu):
+    """Steps of two rows of `Counting` on what says it is a GPU, and their log; (count, state) advances it."""
+    model = Counting(recorded_cuda.log)
+    graphs = GraphSteps(model, lambda logits, draws: (torch.full((2,), 3), torch.zeros(2)))
 
-    last, state, found = torch.tensor([[1], [2]]).as_subclass(on_gpu), torch.tensor([[5.0], [7.0]]), []
-    fixed = Watched(Counting(log), choose, last, state, 3)
-    stretch_of = ["step"] * 3
-    assert log == [
-        "beside waits for main", "on beside", *stretch_of, *stretch_of, "off beside", "main waits for beside",
-        "graph, thread_local, collection", *stretch_of, "end of graph",
-    ]  # fmt: skip
-    for now, before in zip(found, (last, state), strict=True):
-        assert torch.equal(now, before.as_subclass(torch.Tensor))
-    log.clear()
-    draws = torch.rand(3, 2, dtype=torch.float64)
-    fixed(draws)
-    assert log == ["replay"]
-    assert torch.equal(fixed.draws, draws)
+    def advance(count, state=STATE):
+        recorded_cuda.log.clear()
+        last = torch.tensor([[1], [2]]).as_subclass(on_gpu)
+        return graphs(last, state.as_subclass(on_gpu), torch.rand(count, 2, dtype=torch.float64).as_subclass(on_gpu))
+
+    return graphs, advance, recorded_cuda
+
+
+WARM_UP = ["beside waits for main", "on beside", "step", "off beside", "main waits for beside"]
+
+
+def recording(count):
+    return ["graph, thread_local, collection", *["step"] * count, "end of graph", "replay"]
+
+
+def test_graphs_are_recorded_once_after_one_step_beside_from_where_the_model_stands(counted):
+    """Compiling and the libraries' first calls happen before the graph and do not move the state.
+
+    Steps that are left over are one graph of a single step, and a second batch needs nothing new.
+    """
+    graphs, advance, cuda = counted
+    found = []
+    cuda.at_capture = lambda: found.extend(t.as_subclass(torch.Tensor).clone() for t in (graphs.last, *graphs.places))
+    advance(16 + 3)
+    assert cuda.log == [*WARM_UP, *recording(16), *recording(1), "replay", "replay"]
+    assert torch.equal(found[0], torch.tensor([[1], [2]]))
+    assert torch.equal(found[1], STATE)
+    advance(32 + 1, STATE + 1)
+    assert cuda.log == ["replay"] * 3
+
+
+def test_graphs_read_the_draws_and_the_state_of_each_call(counted):
+    graphs, advance, cuda = counted
+    advance(16)
+    _, _, state = advance(16, STATE + 10)
+    # A replay does nothing here, so the state is the one that was given.
+    assert torch.equal(state.as_subclass(torch.Tensor), STATE + 10)
+    assert graphs.graphs[(16,)].draws.as_subclass(torch.Tensor).max() > 0
+
+
+def test_other_rows_and_other_weights_are_recorded_anew(recorded_cuda, on_gpu):
+    class Weighted(Counting):
+        def __init__(self, log):
+            super().__init__(log)
+            self.weight = nn.Parameter(torch.ones(1))
+
+    model = Weighted(recorded_cuda.log)
+    graphs = GraphSteps(model, lambda logits, draws: (torch.full((len(logits),), 3), torch.zeros(len(logits))))
+
+    def recorded(rows):
+        recorded_cuda.log.clear()
+        last = torch.ones(rows, 1, dtype=torch.long).as_subclass(on_gpu)
+        graphs(last, torch.zeros(rows, 1).as_subclass(on_gpu), torch.rand(16, rows).as_subclass(on_gpu))
+        return len([line for line in recorded_cuda.log if line.startswith("graph")])
+
+    assert [recorded(2), recorded(2), recorded(3), recorded(3)] == [1, 0, 1, 0]
+    with torch.no_grad():
+        model.weight.add_(1)
+    assert [recorded(3), recorded(3)] == [1, 0]
+
+
+def test_autocast_keeps_no_casts_for_graphs_and_what_it_kept_otherwise_stays(unet):
+    seen = []
+    choice = module._Choice.check(unet, 1.0, None, None, None, None)
+    with unet.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_cache_enabled())):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            GraphSteps(unet, choice.next)(torch.full((2, 1), 128), None, torch.rand(2, 2, dtype=torch.float64))
+            assert torch.is_autocast_cache_enabled()
+    assert not any(seen)

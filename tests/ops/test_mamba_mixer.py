@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.kernels.made_once import weights_stay
 from mamba_bio_audio.layers.config import SsmConfig
-from mamba_bio_audio.layers.mamba import MambaLayer
+from mamba_bio_audio.layers.mamba import MambaLayer, MambaState
 from mamba_bio_audio.ops import MixerWeights, calls, causal_conv1d, mamba_mixer, selective_scan
+
+_ready = sys.modules[mamba_mixer.__module__]._ready
 
 B, L, D, N = 2, 6, 4, 3
 KINDS = list(itertools.product([False, True], [True, False, "dt", "bc"]))
@@ -152,3 +155,42 @@ def test_which_layers_the_one_function_runs(fused):
     with pytest.raises(InputError, match="float64"):
         mamba_mixer(x.double(), layer.double().weights(), backend="triton")
     assert len(fused) == 1
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(("complex_states", "selective"), KINDS)
+def test_what_is_made_of_weights_is_made_once_where_they_stay(complex_states, selective, dtype, monkeypatch):
+    layer, state = make(complex_states, selective)
+    x = torch.randn(B, 1, D)
+    made = []
+    monkeypatch.setattr(MixerWeights, "A", (lambda own: lambda w: made.append(1) or own(w))(MixerWeights.A))
+    with torch.no_grad(), torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        state = [t.detach() for t in state]
+        expected = [layer(x, MambaState(*state)) for _ in range(3)]
+        assert len(made) == 3
+        kept = {}
+        for _ in range(2):
+            with weights_stay(kept):
+                found = [layer(x, MambaState(*state)) for _ in range(3)]
+            assert len(made) == 4
+            for (y, after), (own_y, own) in zip(found, expected, strict=True):
+                assert all(map(torch.equal, (y, *after), (own_y, *own)))
+        # Behind it, weights may change.
+        layer.A_log.add_(1)
+        assert not torch.equal(layer(x, MambaState(*state))[0], expected[0][0])
+
+
+def test_weights_lie_as_the_kernels_read_them():
+    pytest.importorskip("triton")
+    from mamba_bio_audio.kernels.scan.launch import _planes
+
+    layer, _ = make(True, False)
+    w = layer.weights()
+    ready, A = _ready(w, torch.float32, True)
+    assert all(map(torch.equal, (ready.conv, A, ready.B, ready.C), (w.conv, w.A(), w.B, w.C)))
+    assert ready.conv.t().is_contiguous()
+    assert all(_planes(t, True).data_ptr() == t.data_ptr() for t in (A, ready.B, ready.C))
+    layer, _ = make(False, True)
+    A = _ready(layer.weights(), torch.float32, True)[1]
+    assert torch.equal(A, layer.weights().A())
+    assert _planes(A, False).data_ptr() == A.data_ptr()

@@ -22,6 +22,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.conv.gpu import conv_backward, conv_forward
 from mamba_bio_audio.kernels.conv.tail import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
+from mamba_bio_audio.kernels.made_once import made_once
 from mamba_bio_audio.kernels.scan.inputs import MAX_STATES, Case, make_plan
 from mamba_bio_audio.kernels.scan.launch import ScanCall, scan_backward, scan_forward
 from mamba_bio_audio.kernels.scan.split_bc import split_bc
@@ -174,7 +175,7 @@ class _MixerFn(torch.autograd.Function):
         reset: Tensor | None,
         *weights: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        w = _cast(MixerWeights(*weights), settings.dtype)  # type: ignore[arg-type]
+        w = made_once(_cast, MixerWeights(*weights), settings.dtype)  # type: ignore[arg-type]
         ctx.x_dtype = x.dtype
         x = x.to(settings.dtype)
         batch, length, _ = x.shape

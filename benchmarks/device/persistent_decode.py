@@ -88,9 +88,9 @@ def main():
             before = decoding.prefill(model, tokens[:, :-1], None)
         draws = torch.rand(256, 1, dtype=torch.float64, device="cuda")
         with torch.inference_mode():
-            fixed = decoding.FixedSteps(model, choice.next, tokens[:, -1:], before, 16)
-            expected = torch.cat([fixed(some)[0] for some in draws.split(16)])
-            today = seconds(lambda f=fixed, d=draws: [f(d[:16]) for _ in range(8)]) / 128
+            graphs = decoding.GraphSteps(model, choice.next)
+            expected = graphs(tokens[:, -1:], before, draws)[0]
+            today = seconds(lambda g=graphs, t=tokens[:, -1:], b=before, d=draws: g(t, b, d[:128])) / 128
         print(f"{layers} x {width} graph fp32 rows 1: {today * 1e6:.1f} us a step", flush=True)
         weights = (helpers.layers_of(model), model.embedding.weight, model.norm_f.weight, model.lm_head.weight, allowed)
         for dtype, warps, ahead in variants[:2] if options.small else variants:

@@ -129,15 +129,24 @@ def _ready(w: MixerWeights, dtype: torch.dtype, gpu: bool) -> tuple[MixerWeights
         gpu: whether to lay them out in memory as the Triton kernels read them.
     """
     if torch.is_autocast_enabled(w.in_proj.device.type):
-        names = ("in_proj", "in_bias", "x_proj", "dt_proj", "out_proj", "out_bias")
-        found = {name: getattr(w, name) for name in names}
-        w = w._replace(**{name: None if t is None else t.to(dtype) for name, t in found.items()})
+        w = w._replace(
+            in_proj=w.in_proj.to(dtype),
+            in_bias=_narrow(w.in_bias, dtype),
+            x_proj=_narrow(w.x_proj, dtype),
+            dt_proj=_narrow(w.dt_proj, dtype),
+            out_proj=w.out_proj.to(dtype),
+            out_bias=_narrow(w.out_bias, dtype),
+        )
     A = w.A()
     if gpu:
         B, C = (None if t is None else _in_planes(t, w.A_imag is not None) for t in (w.B, w.C))
         w = w._replace(conv=w.conv.t().contiguous().t(), B=B, C=C)
         A = _in_planes(A, w.A_imag is not None)
     return w, A
+
+
+def _narrow(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if t is None else t.to(dtype)
 
 
 def _in_planes(t: Tensor, is_complex: bool) -> Tensor:

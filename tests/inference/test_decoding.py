@@ -148,7 +148,7 @@ def test_graphs_are_recorded_once_after_one_step_beside_from_where_the_model_sta
 
 
 def test_graphs_read_the_draws_and_the_state_of_each_call(counted):
-    graphs, advance, cuda = counted
+    graphs, advance, _ = counted
     advance(16)
     _, _, state = advance(16, STATE + 10)
     # A replay does nothing here, so the state is the one that was given.
@@ -180,8 +180,9 @@ def test_other_rows_and_other_weights_are_recorded_anew(recorded_cuda, on_gpu):
 def test_autocast_keeps_no_casts_for_graphs_and_what_it_kept_otherwise_stays(unet):
     seen = []
     choice = module._Choice.check(unet, 1.0, None, None, None, None)
-    with unet.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_cache_enabled())):
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            GraphSteps(unet, choice.next)(torch.full((2, 1), 128), None, torch.rand(2, 2, dtype=torch.float64))
-            assert torch.is_autocast_cache_enabled()
+    look = unet.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_cache_enabled()))
+    with look, torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        GraphSteps(unet, choice.next)(torch.full((2, 1), 128), None, torch.rand(2, 2, dtype=torch.float64))
+        assert torch.is_autocast_cache_enabled()
+    assert seen
     assert not any(seen)

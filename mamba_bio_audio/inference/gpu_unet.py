@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mamba_bio_audio.kernels.decode.pack import Layer
-from mamba_bio_audio.kernels.decode.unet import decode_unet
-from mamba_bio_audio.kernels.decode.unet_pack import (
-    FixedLayer,
-    TierRows,
-    TierWeights,
-    UNetCase,
-    UNetNetwork,
-    UNetRows,
-    pack_unet,
-)
 from mamba_bio_audio.layers.mamba import MambaLayer, MambaState
 from mamba_bio_audio.models.isotropic import Block
 from mamba_bio_audio.models.unet import TierState, UNetModel, UNetState
 
+if TYPE_CHECKING:  # Triton is not there on every machine
+    from mamba_bio_audio.kernels.decode.pack import Layer
+    from mamba_bio_audio.kernels.decode.unet_pack import FixedLayer, UNetCase, UNetNetwork, UNetRows
+
 _PROGRAMS_OF_A_ROW = 3
 # Below it an element of the stream would be changed in place by several warps.
 _LEAST_WIDTH = 64
+_WIDEST = 256  # what was compiled and measured
 
 
 def unsupported_reason(model: nn.Module) -> str | None:
@@ -37,6 +31,10 @@ def unsupported_reason(model: nn.Module) -> str | None:
         return "only U-Nets with two pools"
     if any(width % _LEAST_WIDTH for width in config.widths):
         return f"only widths that are multiples of {_LEAST_WIDTH}"
+    if config.widths[-1] > _WIDEST:
+        return f"only widths up to {_WIDEST}"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return "hooks see every step"
     if {p.dtype for p in model.parameters()} != {torch.float32}:
         return "only parameters in fp32"
     for blocks in _tiers_of(model):
@@ -53,6 +51,8 @@ def unsupported_reason(model: nn.Module) -> str | None:
             config = mixer.config
             if (config.complex, config.selective) not in ((False, True), (True, False)):
                 return "only real selective and complex fixed layers"
+            if mixer.d_inner % _LEAST_WIDTH or mixer.d_inner > 2 * _WIDEST:
+                return f"only inner widths that are multiples of {_LEAST_WIDTH}, up to {2 * _WIDEST}"
             if config.d_state & (config.d_state - 1):
                 return "only states whose number is a power of two"
             kinds.add((config.complex, config.d_state, config.d_conv, mixer.d_inner, mixer.dt_rank))
@@ -63,6 +63,8 @@ def unsupported_reason(model: nn.Module) -> str | None:
 
 def packed_unet(model: UNetModel, allowed: Sequence[int], dtype: torch.dtype, warps: int = 16) -> UNetNetwork:
     """The model's weights as they are now, with matrices in fp32 or bf16."""
+    from mamba_bio_audio.kernels.decode.unet_pack import TierWeights, pack_unet
+
     tiers = []
     for number, blocks in enumerate(_tiers_of(model)):
         layers = [_layer(block) for block in blocks]
@@ -93,6 +95,8 @@ def packed_unet(model: UNetModel, allowed: Sequence[int], dtype: torch.dtype, wa
 
 def rows_of(case: UNetCase, state: UNetState, last: Tensor) -> UNetRows:
     """The kernel's state from the model's, which is not changed, and the last symbols (R, 1)."""
+    from mamba_bio_audio.kernels.decode.unet_pack import TierRows, UNetRows
+
     tiers = []
     for own in state.tiers:
         tails, h = _stacked((*own.down, *own.up))
@@ -130,6 +134,8 @@ class GpuUNet:
 
     def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
         """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol."""
+        from mamba_bio_audio.kernels.decode.unet import decode_unet
+
         if state is None:
             state = self.model.init_state(len(last), last.device)
         rows = rows_of(self.network.case, state, last)
@@ -148,6 +154,9 @@ def _tiers_of(model: UNetModel) -> list[list[Block]]:
 
 
 def _layer(block: Block) -> Layer | FixedLayer:
+    from mamba_bio_audio.kernels.decode.pack import Layer
+    from mamba_bio_audio.kernels.decode.unet_pack import FixedLayer
+
     w = cast(MambaLayer, block.mixer).weights()
     norm = cast(Tensor, block.norm.weight)
     if w.x_proj is None:
@@ -155,9 +164,7 @@ def _layer(block: Block) -> Layer | FixedLayer:
         assert w.C is not None
         return FixedLayer(norm, w.in_proj, w.conv, w.conv_bias, w.dt_bias, w.A(), w.B, w.C, w.D, w.out_proj)
     assert w.dt_proj is not None
-    return Layer(
-        norm, w.in_proj, w.conv, w.conv_bias, w.x_proj, w.dt_proj, w.dt_bias, w.A_log, w.D, w.out_proj
-    )  # fmt: skip
+    return Layer(norm, w.in_proj, w.conv, w.conv_bias, w.x_proj, w.dt_proj, w.dt_bias, w.A_log, w.D, w.out_proj)
 
 
 def _stacked(states: Sequence[MambaState]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
@@ -24,13 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference.cpu_decoder import CpuDecoder, unsupported_reason
-from mamba_bio_audio.inference.decoding import Choose, GraphSteps, prefill, steps, stretch
+from mamba_bio_audio.inference import paths
+from mamba_bio_audio.inference.decoding import Choose, prefill, stretch
+from mamba_bio_audio.inference.paths import Path, Precision, Stepper
 from mamba_bio_audio.inference.prompts import Prompt, batches, check_prompt, read_prompts, vocabulary_of
 from mamba_bio_audio.inference.streaming import Row
 
-# Last symbols (R, 1), the state before them and draws (n, R) to symbols and scores (n, R) and the state, as `decoding.steps`.
-Advance = Callable[[Tensor, Any, Tensor], tuple[Tensor, Tensor, Any]]
 _BLOCK = 1024
 
 
@@ -93,7 +91,8 @@ def generate(
     allowed: Sequence[int] | None = None,
     initial: Sequence[float] | None = None,
     batch_size: int | None = None,
-    cuda_graph: bool = True,
+    precision: Precision = "fp32",
+    path: Path | None = None,
     on_tokens: Callable[[Block], None] | None = None,
 ) -> Tensor:
     """Sample sequences from a language model.
@@ -117,7 +116,8 @@ def generate(
         initial: probabilities over `allowed` of the first symbol if there is no prompt, unaffected by temperature,
             top_k and top_p; None means uniform.
         batch_size: rows sampled at a time; None means all.
-        cuda_graph: on a GPU, run the steps of models with a constant state as CUDA graphs; False launches them singly.
+        precision: of the matrices, "fp32" or "bf16"; bf16 is faster on a GPU, and moves logits by about one hundredth.
+        path: how steps run; None takes the fastest, as `sampling_path` names it.
         on_tokens: called with each new block of up to 1024 symbols per row.
 
     Returns:
@@ -135,7 +135,8 @@ def generate(
         allowed=allowed,
         initial=initial,
         batch_size=batch_size,
-        cuda_graph=cuda_graph,
+        precision=precision,
+        path=path,
     )
     out: Tensor | None = None
     for block in blocks:
@@ -156,7 +157,8 @@ def generate_blocks(
     prompt: Prompt = None,
     batch_size: int | None = None,
     place: Place = Place(),
-    cuda_graph: bool = True,
+    precision: Precision = "fp32",
+    path: Path | None = None,
     **draws: Unpack[Draws],
 ) -> Iterator[Block]:
     """Sample like `generate`, but yield blocks: the rows of a batch from first to last symbol, then the next batch.
@@ -166,7 +168,7 @@ def generate_blocks(
     prompt must be everything so far, and the result agrees to rounding.
 
     Args:
-        model, num_samples, prompt, batch_size, cuda_graph, draws: as for `generate`.
+        model, num_samples, prompt, batch_size, precision, path, draws: as for `generate`.
         length: likewise; None goes on until the caller stops, with the rows of one batch.
         place: position of the first row and symbol.
 
@@ -174,14 +176,7 @@ def generate_blocks(
         Iterator over `Block`. Options are checked immediately, before the first block is requested.
     """
     seed, state = draws.get("seed", 0), place.state
-    choice = _Choice.check(
-        model,
-        draws.get("temperature", 1.0),
-        draws.get("top_k"),
-        draws.get("top_p"),
-        draws.get("allowed"),
-        draws.get("initial"),
-    )
+    choice = _Choice.of(model, draws)
     if length is not None and length < 0:
         raise InputError(f"length is {length}; choose 0 or more")
     if num_samples < 1:
@@ -194,6 +189,8 @@ def generate_blocks(
         raise InputError(
             "this model cannot carry a state from symbol to symbol, so it cannot sample; use another mixer"
         )
+    path = path or paths.fastest(model, choice, min(batch_size or num_samples, num_samples), precision)
+    paths.check(model, choice, path, precision)
     prefix = check_prompt(model, prompt, num_samples)
     start_id = getattr(getattr(model, "codec", None), "start_id", None)
     if start_id is not None and state is None and not isinstance(prefix, list):
@@ -205,9 +202,7 @@ def generate_blocks(
         raise InputError("a state belongs to one batch before its prompt; pass both, and no smaller batch_size")
 
     def blocks() -> Iterator[Block]:
-        # Batches of as many rows share what was recorded or laid out for the first.
-        chosen = choice.to(_device_of(model))
-        advance_of = lru_cache(1)(partial(_advance, model, chosen, cuda_graph))
+        stepper = Stepper(model, choice.to(paths.device_of(model)), precision, path)
         for low, rows in batches(model, prefix, num_samples, batch_size or num_samples):
             start = prefix
             if prefix is not None and len(prefix) > 1:
@@ -215,24 +210,32 @@ def generate_blocks(
             elif isinstance(prefix, Tensor):
                 start = prefix.expand(rows, -1)
             at = place._replace(row=place.row + low)
-            yield from _batch(model, chosen, start, rows, length, seed, at, advance_of)
+            yield from _batch(stepper, start, rows, length, seed, at)
 
     return blocks()
 
 
+def sampling_path(model: nn.Module, *, rows: int, precision: Precision = "fp32", **draws: Unpack[Draws]) -> Path:
+    """How `generate` runs the steps of a batch of `rows` rows, where nothing else is asked for.
+
+    On a GPU it is "persistent", a kernel that takes a row through many steps and layers; "together", the same with 16 rows; or
+    "graph", CUDA graphs of 16 steps or more. On a CPU it is "numpy". "steps" runs every operation on its own, for every model.
+    """
+    return paths.fastest(model, _Choice.of(model, draws), rows, precision)
+
+
 def _batch(
-    model: nn.Module,
-    choice: _Choice,
+    stepper: Stepper,
     prefix: Tensor | list[Row] | None,
     rows: int,
     length: int | None,
     seed: int,
     place: Place,
-    advance_of: Callable[[int], Advance],
 ) -> Iterator[Block]:
     """Sample `rows` rows from the first to the last symbol."""
+    model, choice = stepper.model, stepper.choice
     first_row, first_position, state = place
-    device = _device_of(model)
+    device = paths.device_of(model)
     last = prefix.to(device) if isinstance(prefix, Tensor) else None
     count = stretch(model)
     most = -(-_BLOCK // count) * count
@@ -242,11 +245,11 @@ def _batch(
         # One row of `draws` per step, contiguous.
         draws = torch.from_numpy(numbers.T.copy()).to(device)
         symbols, scores = [], []
-        # A generator must not hold the mode over a yield, where the caller's code runs.
+        # A generator must not hold the modes over a yield, where the caller's code runs.
         was_training = model.training
         model.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), stepper.narrow():
                 if isinstance(prefix, list) and last is None:
                     last, state = read_prompts(model, prefix, rows, device)
                 if last is None:
@@ -258,7 +261,7 @@ def _batch(
                     state = prefill(model, last[:, :-1], state)
                     last = last[:, -1:]
                 if len(draws):
-                    found_symbols, found_scores, state = advance_of(rows)(last, state, draws)
+                    found_symbols, found_scores, state = stepper.advance(rows)(last, state, draws)
                     symbols.append(found_symbols)
                     scores.append(found_scores)
                     last = found_symbols[-1][:, None]
@@ -274,20 +277,6 @@ def _batch(
         yield Block(first_row, first_position + low, tokens.clone(), log_likelihood.clone(), state)
 
 
-def _advance(model: nn.Module, choice: _Choice, cuda_graph: bool, rows: int) -> Advance:
-    """What runs the steps of `rows` rows."""
-    if cuda_graph and _device_of(model).type == "cuda" and getattr(model, "streaming", "none") == "constant":
-        return GraphSteps(model, choice.next)
-    if unsupported_reason(model, rows) is None:
-        return CpuDecoder(model, rows, choice.allowed, choice.temperature, choice.rule)
-    return partial(steps, model, choice.next)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
 class _Choice(NamedTuple):
     """Chooses symbols, given logits and uniform random numbers."""
 
@@ -297,6 +286,18 @@ class _Choice(NamedTuple):
     top_k: int | None
     top_p: float | None
     storage: torch.dtype
+
+    @classmethod
+    def of(cls, model: nn.Module, draws: Draws) -> _Choice:
+        """From options of `generate`."""
+        return cls.check(
+            model,
+            draws.get("temperature", 1.0),
+            draws.get("top_k"),
+            draws.get("top_p"),
+            draws.get("allowed"),
+            draws.get("initial"),
+        )
 
     @classmethod
     def check(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -60,6 +60,9 @@ class SampleOptions(Options):
         None, description="Nucleus sampling: keep the most probable symbols up to this cumulative probability."
     )
     seed: int = Field(0, ge=0, description="Random seed for sampling.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of the matrices; bf16 is faster on a GPU, and a slightly different model."
+    )
     which: Which = "best"
     batch_size: int = Field(16, ge=1, description="Samples generated at a time; does not change them.")
     device: Device = "auto"
@@ -96,6 +99,8 @@ class SampleResult(Result):
     Attributes:
         out: file or folder; None is standard output.
         length: symbols of each sample; None for an endless one on standard output.
+        precision: of the matrices.
+        path: how steps ran: steps, graph, numpy, persistent or together (`inference/paths.py`); None where none did.
         written: what was written, in words; None where nothing was, or to standard output.
         already_complete: the output was complete before; nothing was done.
         stopped_by: name of the signal that ended it early.
@@ -105,6 +110,8 @@ class SampleResult(Result):
     out: Path | None
     num_samples: int
     length: int | None
+    precision: str = "fp32"
+    path: str | None = None
     written: str | None = None
     already_complete: bool = False
     stopped_by: str | None = None
@@ -200,6 +207,7 @@ def sample(
         InputError: a bad prompt or target, or a complete one made otherwise, before anything is sampled.
     """
     from mamba_bio_audio.files import locked, unfinished
+    from mamba_bio_audio.inference.generate import sampling_path
     from mamba_bio_audio.inference.row_files import RowFiles
     from mamba_bio_audio.models.weights import weights_hash
     from mamba_bio_audio.pipelines.sample_writer import Sampled
@@ -215,8 +223,12 @@ def sample(
         raise InputError(f"--length inf makes one sample, but there are {rows_asked:,} prompts; name one record")
     if options.length is None and out is not None and writer.most is None:
         raise InputError("--length inf goes to standard output here; leave out --out")
-    result = SampleResult(out=out, num_samples=rows_asked, length=options.length)
+    result = SampleResult(out=out, num_samples=rows_asked, length=options.length, precision=options.precision)
     size: dict[str, Any] = {"length": options.length, "num_samples": rows_asked, "batch_size": options.batch_size}
+    rows_together = min(options.batch_size, rows_asked)
+    path = sampling_path(model, rows=rows_together, precision=options.precision, **draws)
+    result = result.model_copy(update={"path": path})
+    size |= {"precision": options.precision, "path": path}
     if out is None:
         return result.model_copy(update={"stopped_by": _stream(model, writer, draws | size, progress)})
     settings = draws | size | {"prompt": options.prompt, **writer.settings}
@@ -291,7 +303,7 @@ def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, An
         length=options.length,
         num_samples=options.num_samples,
         prompt=options.prompt,
-        draws=_draws(options),
+        draws=_draws(options) | {"precision": options.precision},
         config=config.data,
         data=manifest.get("data", {}),
         prompt_file=options.prompt_file,

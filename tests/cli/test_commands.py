@@ -174,7 +174,7 @@ def test_sample_writes_fasta_of_bases_only(trained, tmp_path, capsys):
     # The batch size does not change the result; another seed does. A record on its way has no log-likelihood yet.
     for batch_size in ("1", "2", "16"):
         assert mba_command(*arguments, "--batch-size", batch_size) == 0
-        assert capsys.readouterr().out == re.sub(r" log_likelihood=\S+", "", out.read_text())
+        assert capsys.readouterr().out == re.sub(r" log_likelihood=\S+ path=\S+", "", out.read_text())
     assert mba_command(*arguments, "--seed", "1") == 0
     assert capsys.readouterr().out != out.read_text()
     assert mba_command(*arguments, "--out", out) == 2

@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from mamba_bio_audio.inference import generate as module
+from mamba_bio_audio.inference import paths
 from mamba_bio_audio.inference.cpu_decoder import CpuDecoder, unsupported_reason
 from mamba_bio_audio.inference.decoding import prefill, steps
 from mamba_bio_audio.inference.generate import generate
@@ -145,7 +146,7 @@ def test_generate_takes_it_from_any_phase(monkeypatch, prompt) -> None:
     def never(*inputs):
         raise AssertionError("the model's own step ran")
 
-    monkeypatch.setattr(module, "steps", never)
+    monkeypatch.setattr(paths, "steps", never)
     assert torch.equal(generate(model, length=40, num_samples=2, prompt=levels, seed=5), found)
 
 

@@ -55,8 +55,8 @@ def test_graphs_equal_single_launches(unet, kind) -> None:
         model = build_model(ModelConfig(d_model=16, num_layers=2, vocab_size=12), seed=0)
     model = model.cuda().eval()
     options = {"length": 2100, "num_samples": 3, "prompt": [7, 8, 9, 10], "seed": 3, "allowed": range(7, 11)}
-    plain = list(generate_blocks(model, **options, cuda_graph=False))
-    graph = list(generate_blocks(model, **options))
+    plain = list(generate_blocks(model, **options, path="steps"))
+    graph = list(generate_blocks(model, **options, path="graph"))
     try:
         for a, b in zip(plain, graph, strict=True):
             assert torch.equal(a.tokens, b.tokens)
@@ -67,6 +67,7 @@ def test_graphs_equal_single_launches(unet, kind) -> None:
             model,
             **options | {"length": 2100 - first.tokens.shape[1], "prompt": first.tokens[:, -1:].long()},
             place=module.Place(position=first.tokens.shape[1], state=first.state),
+            path="graph",
         )
         assert torch.equal(torch.cat([b.tokens for b in rest], 1), torch.cat([b.tokens for b in graph[1:]], 1))
     finally:

@@ -68,7 +68,7 @@ def test_the_result_is_json(model, tmp_path, capsys):
     out = tmp_path / "s.fa"
     arguments = ("sample", tmp_path, "--length", 20, "--num-samples", 2, "--out", out, "--device", "cpu", "--quiet")
     assert mba(*arguments, "--no-report", "--json") == 0
-    size = {"out": str(out), "num_samples": 2, "length": 20}
+    size = {"out": str(out), "num_samples": 2, "length": 20, "precision": "fp32", "path": "numpy"}
     assert json.loads(capsys.readouterr().out) == size | {"written": "2 samples of 20 bases"}
     assert mba(*arguments, "--resume", "--json") == 0
     assert json.loads(capsys.readouterr().out) == size | {"already_complete": True}

@@ -41,7 +41,7 @@ _NOT_WRITTEN = (".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif",
 SAMPLE_FILES = (MARKER, "sample-[0-9]*.flac", "index.tsv", "samples.json")
 MAKER = Maker("sample", SAMPLE_FILES)
 # Settings that no longer matter once everything is written.
-_HOW = ("batch_size", "device")
+_HOW = ("batch_size", "device", "path")
 
 
 class Prompt(NamedTuple):

@@ -53,6 +53,7 @@ class FastaWriter(SampleWriter):
         self.options = (
             f"length={request.length or 'inf'} seed={draws['seed']} temperature={draws['temperature']:g}"
             + "".join(f" {name}={draws[name]}" for name in ("top_k", "top_p") if draws[name] is not None)
+            + ("" if draws.get("precision", "fp32") == "fp32" else f" precision={draws['precision']}")
         )
         self.begins = begins
 
@@ -87,7 +88,7 @@ class FastaWriter(SampleWriter):
         """One FASTA file."""
         with atomic_path(self._out) as temporary, temporary.open("w", encoding="utf-8") as stream:
             for row, (path, nats) in enumerate(zip(sampled.rows, sampled.log_likelihood, strict=True)):
-                stream.write(self._header(row, f" log_likelihood={nats:.6g}"))
+                stream.write(self._header(row, f" log_likelihood={nats:.6g} path={sampled.settings['path']}"))
                 with path.open(encoding="ascii") as bases:
                     write_lines(stream, iter(lambda: bases.read(LINE_BASES * 1024), ""))
         count = len(sampled.rows)

@@ -1,0 +1,153 @@
+"""Decoding on a GPU in persistent kernels: many steps and all layers in one launch (`kernels/decode/`).
+
+The CUDA graph of `decoding.py` launches some hundred kernels a step, each of which waits for the one before; here a program
+keeps a row, or sixteen, through steps and layers. Draws are those of the graph, and symbols equal as far as the model's own
+arithmetic does: sums run in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from mamba_bio_audio.layers.mamba import MambaLayer, MambaState
+from mamba_bio_audio.layers.norm import RMSNorm
+from mamba_bio_audio.models.isotropic import Block, IsotropicModel
+
+# Measured up to these sizes (docs/benchmarks.md, sampling).
+_WIDEST = 256
+_MOST_SYMBOLS = 256
+_MOST_RANKED = 64  # symbols of which top-k or top-p keep some, or that sixteen rows draw from
+# Rows above which the next form is faster, as multiples of the GPU's multiprocessors, which take a row each at a time.
+_WAVES_BF16, _WAVES_FP32 = 6, 4
+
+
+def form(
+    model: nn.Module, rows: int, symbols: int, truncated: bool, precision: str
+) -> Literal["persistent", "together"] | None:
+    """Which kernel is the fastest for a batch: a row a program or 16; None where a CUDA graph is.
+
+    Args:
+        model: on a GPU.
+        rows: of a batch.
+        symbols: how many may be drawn.
+        truncated: whether top-k or top-p are used.
+        precision: of the matrices, "fp32" or "bf16".
+    """
+    if unsupported_reason(model, symbols, truncated) is not None:
+        return None
+    processors = torch.cuda.get_device_properties(next(model.parameters()).device).multi_processor_count
+    if rows <= processors * (_WAVES_BF16 if precision == "bf16" else _WAVES_FP32):
+        return "persistent"
+    return "together" if precision == "bf16" and symbols <= _MOST_RANKED else None
+
+
+def unsupported_reason(model: nn.Module, symbols: int, truncated: bool) -> str | None:
+    """Why persistent kernels cannot run the model's steps, or None where they can; arguments as of `form`."""
+    if type(model) is not IsotropicModel:
+        return "only isotropic models"
+    if {parameter.dtype for parameter in model.parameters()} != {torch.float32}:
+        return "only models in fp32"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return "hooks see every step"
+    if symbols > (_MOST_RANKED if truncated else _MOST_SYMBOLS):
+        return "too many symbols to draw from"
+    if model.lm_head.bias is not None:
+        return "no bias of the head"
+    for block in model.layers:
+        mixer = block.mixer
+        if type(mixer) is not MambaLayer:
+            return "only Mamba layers"
+        config, weights = mixer.config, mixer.weights()
+        if config.complex or config.exact_zoh or config.precise or not (mixer.selective_dt and mixer.selective_bc):
+            return "only real, selective Mamba layers, without exact_zoh and precise"
+        if weights.in_bias is not None or weights.out_bias is not None:
+            return "no biases of the projections"
+        channels, states = weights.A_log.shape
+        width = weights.out_proj.shape[0]
+        if width % 64 or channels % 64 or width > _WIDEST or channels > 2 * _WIDEST:
+            return f"only widths that are multiples of 64, up to {_WIDEST}"
+        if states & (states - 1):
+            return "only d_state that is a power of two"
+    return None
+
+
+class GpuDecoder:
+    """Runs the steps of a model in persistent kernels; `unsupported_reason` says which models.
+
+    Args:
+        model: isotropic model of Mamba layers in fp32 on a GPU. Its weights are read now.
+        allowed: ids that may be drawn, in order.
+        temperature, top_k, top_p: as in `generate`.
+        precision: of the matrices, "fp32" or "bf16"; sums, state and everything else are fp32.
+        together: 16 rows a program on the tensor cores instead of one; only in bf16.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        allowed: Sequence[int],
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        precision: str = "fp32",
+        together: bool = False,
+    ) -> None:
+        # Triton is not there on every machine.
+        from mamba_bio_audio.kernels.decode.pack import Layer, pack
+
+        assert isinstance(model, IsotropicModel)
+        self.model = model
+        self.drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self.together = together
+        layers = []
+        for block in cast(Iterable[Block], model.layers):
+            w = cast(MambaLayer, block.mixer).weights()
+            assert w.x_proj is not None
+            assert w.dt_proj is not None
+            layers.append(
+                Layer(
+                    norm=cast(RMSNorm, block.norm).weight,
+                    in_proj=w.in_proj,
+                    conv=w.conv,
+                    conv_bias=w.conv_bias,
+                    x_proj=w.x_proj,
+                    dt_proj=w.dt_proj,
+                    dt_bias=w.dt_bias,
+                    A_log=w.A_log,
+                    D=w.D,
+                    out_proj=w.out_proj,
+                )
+            )
+        self.network = pack(
+            layers,
+            model.embedding.weight,
+            model.norm_f.weight,
+            model.lm_head.weight,
+            allowed,
+            dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+            eps=model.model_config.norm_eps,
+            tiled=not together,
+        )
+
+    def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol."""
+        from mamba_bio_audio.kernels.decode.persistent import State, decode
+        from mamba_bio_audio.kernels.decode.together import ROWS, decode_together
+
+        rows = len(last)
+        state = self.model.init_state(rows, last.device) if state is None else state
+        tails, h = (torch.stack([getattr(layer, name) for layer in state], 1) for name in ("tail", "ssm"))
+        if self.together and (beyond := -rows % ROWS.value):
+            # Rows of zeros fill the last program.
+            tails, h, last = (torch.cat([part, part.new_zeros(beyond, *part.shape[1:])]) for part in (tails, h, last))
+        moving = State.of(tails, h, last[:, 0])
+        run = decode_together if self.together else decode
+        symbols, scores, _, moving = run(self.network, moving, draws, **self.drawing)  # type: ignore[arg-type]
+        tails, h = moving.tails[:rows], moving.h[:rows]
+        after = tuple(MambaState(tail, ssm) for tail, ssm in zip(tails.unbind(1), h.unbind(1), strict=True))
+        return symbols.long(), scores, after

@@ -1,0 +1,106 @@
+"""The ways to run a model's steps, and which of them serves a model and a batch.
+
+    steps        every operation on its own; serves every model
+    graph        CUDA graphs of a stretch of steps (`decoding.py`)
+    numpy        on a CPU, without PyTorch's cost of an operation (`cpu_decoder.py`)
+    persistent   one launch for many steps and all layers, a row a program (`gpu_decoder.py`)
+    together     the same, 16 rows a program on the tensor cores
+
+Symbols agree as far as the arithmetic does: sums run in another order, and a draw within rounding of a boundary can change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference import cpu_decoder, gpu_decoder
+from mamba_bio_audio.inference.decoding import GraphSteps, steps
+
+if TYPE_CHECKING:
+    from mamba_bio_audio.inference.generate import _Choice
+
+Path = Literal["steps", "graph", "numpy", "persistent", "together"]
+Precision = Literal["fp32", "bf16"]
+# Last symbols (R, 1), the state before them and draws (n, R) to symbols and scores (n, R) and the state, as `decoding.steps`.
+Advance = Callable[[Tensor, Any, Tensor], tuple[Tensor, Tensor, Any]]
+
+
+def fastest(model: nn.Module, choice: _Choice, rows: int, precision: Precision) -> Path:
+    """The fastest path for batches of `rows` rows."""
+    if device_of(model).type != "cuda":
+        return "numpy" if precision == "fp32" and cpu_decoder.unsupported_reason(model, rows) is None else "steps"
+    form = gpu_decoder.form(model, rows, len(choice.allowed), choice.rule is not None, precision)
+    return form or ("graph" if getattr(model, "streaming", "none") == "constant" else "steps")
+
+
+def check(model: nn.Module, choice: _Choice, path: str, precision: str) -> None:
+    """Refuse a path that cannot run this model here.
+
+    Raises:
+        InputError: why.
+    """
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}; choose one of {', '.join(get_args(Precision))}")
+    if path not in get_args(Path):
+        raise InputError(f"path is {path!r}; choose one of {', '.join(get_args(Path))}")
+    reason = None
+    if path == "graph" and device_of(model).type != "cuda":
+        reason = "only on a GPU"
+    elif path == "graph" and getattr(model, "streaming", "none") != "constant":
+        reason = "only models with a constant state"
+    elif path == "numpy":
+        reason = cpu_decoder.unsupported_reason(model, 1) if precision == "fp32" else "only in fp32"
+    elif path == "together" and precision != "bf16":
+        reason = "only in bf16"
+    elif path in ("persistent", "together"):
+        reason = gpu_decoder.unsupported_reason(model, len(choice.allowed), choice.rule is not None)
+    if reason is not None:
+        raise InputError(f"path is {path!r}, which cannot run this ({reason}); leave it out")
+
+
+class Stepper:
+    """A model and how its steps run. What is recorded or laid out for a batch serves the next of as many rows."""
+
+    def __init__(self, model: nn.Module, choice: _Choice, precision: Precision, path: Path) -> None:
+        self.model, self.choice, self.precision, self.path = model, choice, precision, path
+        self._advance: tuple[int, Advance] | None = None
+
+    def advance(self, rows: int) -> Advance:
+        """What runs the steps of `rows` rows."""
+        if self._advance is None or self._advance[0] != rows:
+            self._advance = rows, self._make(rows)
+        return self._advance[1]
+
+    def _make(self, rows: int) -> Advance:
+        model, choice = self.model, self.choice
+        if self.path == "graph":
+            return GraphSteps(model, choice.next)
+        if self.path == "numpy":
+            return cpu_decoder.CpuDecoder(model, rows, choice.allowed, choice.temperature, choice.rule)
+        if self.path in ("persistent", "together"):
+            return gpu_decoder.GpuDecoder(
+                model,
+                choice.allowed.tolist(),
+                temperature=choice.temperature,
+                top_k=choice.top_k,
+                top_p=choice.top_p,
+                precision=self.precision,
+                together=self.path == "together",
+            )
+        return partial(steps, model, choice.next)
+
+    def narrow(self) -> torch.autocast:
+        """Autocast of this precision."""
+        return torch.autocast(device_of(self.model).type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

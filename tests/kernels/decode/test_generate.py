@@ -1,0 +1,184 @@
+"""Generation through persistent kernels: they draw what the model's own steps draw, and what they cannot run is refused."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference.decoding import prefill, steps
+from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, sampling_path, uniforms
+from mamba_bio_audio.inference.gpu_decoder import GpuDecoder, form, unsupported_reason
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.unet_config import UNetConfig
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def small(device="cpu", num_layers=2, d_model=64, vocab_size=12, **config):
+    """Its symbols depend on what was before: at the initial scale they would hang on the draws alone."""
+    model = build_model(ModelConfig(d_model=d_model, num_layers=num_layers, vocab_size=vocab_size, **config), seed=0)
+    with torch.no_grad():
+        model.embedding.weight.normal_(std=0.06)
+        for block in model.layers:
+            block.mixer.out_proj.weight.mul_(3)
+    return model.to(device).eval()
+
+
+def test_interpreted(run_interpreted):
+    run_interpreted()
+
+
+@pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")
+class TestInterpreted:
+    @pytest.mark.parametrize("prompt", [None, [7], [7, 8, 9, 10, 7]], ids=str)
+    def test_equals_the_steps(self, prompt):
+        model = small()
+        options = {"length": 9, "num_samples": 3, "prompt": prompt, "seed": 3, "allowed": [7, 8, 9, 10]}
+        expected = generate(model, **options, path="steps")
+        assert torch.equal(generate(model, **options, path="persistent"), expected)
+        assert len(expected.unique()) > 2
+
+    def test_goes_on_behind_a_block(self):
+        """With a block's state, by either path."""
+        model = small(num_layers=1)
+        whole = generate(model, length=12, seed=5, path="steps")
+        for paths in (("persistent", "steps"), ("steps", "persistent"), ("persistent", "persistent")):
+            block = next(generate_blocks(model, length=7, seed=5, path=paths[0]))
+            rest = generate_blocks(
+                model,
+                length=5,
+                seed=5,
+                prompt=block.tokens.long(),
+                place=Place(position=7),
+                path=paths[1],
+            )
+            assert torch.equal(torch.cat([block.tokens, next(rest).tokens], 1), whole)
+            rest = generate_blocks(
+                model,
+                length=5,
+                seed=5,
+                prompt=block.tokens[:, -1:].long(),
+                place=Place(position=7, state=block.state),
+                path=paths[1],
+            )
+            assert torch.equal(torch.cat([block.tokens, next(rest).tokens], 1), whole)
+
+    def test_sixteen_rows_a_program(self):
+        """Its rows of zeros that fill a program up are neither returned nor kept."""
+        model = small(num_layers=1)
+        tokens = torch.arange(9).reshape(3, 3)
+        draws = torch.from_numpy(uniforms(1, range(3), 0, 4).T.copy())
+        choice = _Choice.check(model, 1.0, None, None, None, None)
+        decoder = GpuDecoder(model, range(12), together=True)
+        with torch.inference_mode():
+            state = prefill(model, tokens[:, :-1], None)
+            symbols, scores, after = steps(model, choice.next, tokens[:, -1:], state, draws)
+            found, found_scores, found_after = decoder(tokens[:, -1:], state, draws)
+        assert torch.equal(found, symbols)
+        torch.testing.assert_close(found_scores, scores, atol=1e-4, rtol=0)
+        for a, b in zip(found_after, after, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda: build_model(UNetConfig(d_model=64, num_layers=1, pools=(2,), vocab_size=256), seed=0), "isotropic"),
+        (lambda: small().bfloat16(), "fp32"),
+        (lambda: small(d_model=32), "64"),
+        (lambda: small(d_model=320), "256"),
+        (lambda: small(mixer="s4d"), "selective"),
+        (lambda: small(ssm=SsmConfig(complex=True)), "real"),
+        (lambda: small(ssm=SsmConfig(precise=True)), "precise"),
+        (lambda: small(ssm=SsmConfig(d_state=12)), "power of two"),
+        (
+            lambda: build_model(ModelConfig(d_model=64, num_layers=1, mixer="transformer", vocab_size=12), seed=0),
+            "Mamba",
+        ),
+    ],
+)
+def test_other_models_take_another_path(model, reason):
+    model = model()
+    assert reason in unsupported_reason(model, 12, False)
+    with pytest.raises(InputError, match="leave it out"):
+        generate(model, length=3, path="persistent", allowed=range(12))
+
+
+def test_what_only_some_draws_need():
+    model = small()
+    assert unsupported_reason(model, 12, True) is None
+    assert "symbols" in unsupported_reason(small(vocab_size=256), 256, True)
+    assert unsupported_reason(small(vocab_size=256), 256, False) is None
+    hook = model.layers[0].register_forward_hook(lambda *inputs: None)
+    assert "hooks" in unsupported_reason(model, 12, False)
+    hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("rows", "precision", "symbols", "expected"),
+    [
+        (1, "fp32", 12, "persistent"),
+        (528, "fp32", 12, "persistent"),
+        (529, "fp32", 12, None),
+        (792, "bf16", 12, "persistent"),
+        (793, "bf16", 12, "together"),
+        (793, "bf16", 256, None),
+    ],
+)
+def test_the_form_by_rows(monkeypatch, rows, precision, symbols, expected):
+    class Properties:
+        multi_processor_count = 132
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    assert form(small(vocab_size=symbols), rows, symbols, False, precision) == expected
+
+
+def test_what_is_refused():
+    model = small()
+    assert sampling_path(model, rows=1) == "numpy"
+    assert sampling_path(model, rows=1, precision="bf16") == "steps"
+    for options, message in (
+        ({"path": "fast"}, "choose one of steps, graph"),
+        ({"precision": "fp16"}, "choose one of fp32, bf16"),
+        ({"path": "graph"}, "only on a GPU"),
+        ({"path": "together"}, "only in bf16"),
+        ({"path": "numpy", "precision": "bf16"}, "only in fp32"),
+    ):
+        with pytest.raises(InputError, match=message):
+            generate(model, length=3, **options)
+
+
+def test_bf16_is_another_model():
+    model = small()
+    options = {"length": 40, "temperature": 0.0, "prompt": [1, 2, 3]}
+    blocks = [next(generate_blocks(model, **options, precision=precision)) for precision in ("fp32", "bf16")]
+    difference = (blocks[0].log_likelihood[0, 0] - blocks[1].log_likelihood[0, 0]).abs()
+    assert 1e-6 < difference < 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_on_a_gpu(temperature):
+    """Token for token over 4,096 positions with the steps and the graph; in bf16, sixteen rows a program as one."""
+    model = small("cuda", num_layers=4, d_model=128)
+    options = {"num_samples": 3, "prompt": [1, 2, 3], "seed": 3, "temperature": temperature, "length": 4096}
+    expected = list(generate_blocks(model, **options, path="graph"))
+    found = list(generate_blocks(model, **options, path="persistent"))
+    for a, b in zip(expected, found, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+        assert (a.log_likelihood - b.log_likelihood).abs().max() < 1e-4
+    options["length"] = 512
+    assert torch.equal(generate(model, **options, path="steps"), generate(model, **options, path="persistent"))
+    narrow = [
+        next(generate_blocks(model, **options, path=p, precision="bf16")) for p in ("persistent", "together", "graph")
+    ]
+    for block in narrow[1:]:
+        first = block.log_likelihood[:, 0] - narrow[0].log_likelihood[:, 0]
+        assert first.abs().max() < 0.05
+    assert sampling_path(model, rows=3) == "persistent"

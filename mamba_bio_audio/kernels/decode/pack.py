@@ -59,6 +59,7 @@ class Case:
         far: states do not stay in L2 from step to step, and are asked for before they are needed.
         ROWS: rows of the batch in one program.
         G: programs that share the inner channels of a row (E is one program's share).
+        UNROLL: rows whose states are loaded before the first is used.
     """
 
     D: int
@@ -86,6 +87,7 @@ class Case:
     far: bool = False
     ROWS: int = 1
     G: int = 1
+    UNROLL: int = 1
 
     def __repr__(self) -> str:
         """Its sizes and true attributes: Triton makes names of functions from it."""
@@ -173,8 +175,7 @@ def pack(
     if programs > 1:  # a program's share of a layer fits into registers
         case = replace(case, G=programs, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
     if not tiled:
-        D, E = channels, case.E
-        case = replace(case, IN_COLUMNS=D, X_COLUMNS=E, OUT_COLUMNS=E, HEAD_COLUMNS=D, HALVES=1, ROWS=rows)
+        case = _untiled(case, rows, warps)
     ids = torch.tensor(list(allowed), device=head.device)
     chosen = pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
     with torch.no_grad():
@@ -191,6 +192,21 @@ def pack(
             allowed=ids.int(),
             eps=eps,
         )
+
+
+def _untiled(case: Case, rows: int, warps: int) -> Case:
+    """For `decode_together`: a product's sums fill 16 registers of a thread, what is loaded ahead some 32."""
+    lanes = 32 * warps
+    E_ROWS, D_ROWS = (min(size, 16 * lanes // rows) for size in (case.E_ROWS, case.D_ROWS))
+
+    def ahead(height: int) -> int:
+        return max(1, lanes // height)
+
+    return replace(
+        case, IN_COLUMNS=case.D, X_COLUMNS=case.E, OUT_COLUMNS=case.E, HEAD_COLUMNS=case.D, HALVES=1, ROWS=rows, E_ROWS=E_ROWS,
+        D_ROWS=D_ROWS, UNROLL=max(1, min(rows, 32 * lanes // (E_ROWS * case.N))), IN_AHEAD=max(1, ahead(E_ROWS) // 2),
+        X_AHEAD=ahead(case.X), OUT_AHEAD=ahead(D_ROWS),
+    )  # fmt: skip
 
 
 def split_layer(layer: Layer, programs: int) -> list[Layer]:

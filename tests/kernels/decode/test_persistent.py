@@ -13,7 +13,7 @@ from mamba_bio_audio.inference.generate import _Choice, uniforms  # noqa: E402
 from mamba_bio_audio.kernels.decode.pack import Layer, pack  # noqa: E402
 from mamba_bio_audio.kernels.decode.persistent import State, decode  # noqa: E402
 from mamba_bio_audio.kernels.decode.split import decode_split, decode_split_kernel  # noqa: E402
-from mamba_bio_audio.kernels.decode.together import decode_together  # noqa: E402
+from mamba_bio_audio.kernels.decode.together import decode_together, decode_together_kernel  # noqa: E402
 from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
 from mamba_bio_audio.models.config import ModelConfig  # noqa: E402
 from mamba_bio_audio.models.isotropic import IsotropicModel  # noqa: E402
@@ -190,6 +190,10 @@ class TestInterpreted:
     def test_programs_share_rows(self, take_turns, programs, drawing):
         take_turns(decode_split_kernel, 2 * programs)
         check(make_model(), run=decode_split, programs=programs, steps=3, **drawing)
+
+    def test_programs_share_rows_together(self, take_turns):
+        take_turns(decode_together_kernel, 2 * 2)
+        check(make_model(), run=decode_together, rows=17, programs=2, steps=2)
 
     def test_one_row_does_not_depend_on_the_others(self):
         model = make_model()

@@ -1,25 +1,30 @@
-"""Times persistent decoding on one GPU: microseconds per step, medians, several variants in one process; first checks each.
+"""Checks and times persistent decoding on one GPU: microseconds per step, medians, several variants in one process.
 
-    PYTHONPATH=. python benchmarks/device/persistent_decode.py [--small] [--steps 512] [--budget 170]
+    PYTHONPATH=. python benchmarks/device/persistent_decode.py [--plan wide] [--budget 85] [--only TEXT]
 
-A variant is named by matrices, warps and tiles loaded ahead (in_proj, x_proj, out_proj); `graph` is today's path, fp32.
-Greedy symbols of every fp32 variant must equal the model's own over 256 steps (bf16: logits within 3e-2 at the first step).
+A variant is `form layers x width matrices rows warps w programs g block b`: form a is `decode`, c `decode_split` (g programs a
+row), b `decode_together` (blocks of b rows, g programs a block). Of every variant the greedy symbols of the first rows must
+equal those of the fp32 step loop over 256 steps (fp32), or the logits of the first step lie within 3e-2 of its largest (bf16).
+One that fails says so in a line; none begins after the budget.
 """
 
 import argparse
 import importlib.util
+import multiprocessing
+import os
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from mamba_bio_audio.inference import decoding
 from mamba_bio_audio.inference.generate import _Choice
-from mamba_bio_audio.kernels.decode import together as together_module
-from mamba_bio_audio.kernels.decode.pack import pack
-from mamba_bio_audio.kernels.decode.persistent import decode
+from mamba_bio_audio.kernels.decode import together
+from mamba_bio_audio.kernels.decode.pack import Layer, pack
+from mamba_bio_audio.kernels.decode.persistent import State, decode
+from mamba_bio_audio.kernels.decode.split import decode_split
 from mamba_bio_audio.kernels.decode.together import decode_together
 
 path = Path(__file__).resolve().parents[2] / "tests/kernels/decode/test_persistent.py"
@@ -27,16 +32,68 @@ spec = importlib.util.spec_from_file_location("decode_test", path)
 helpers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(helpers)
 
-# layers, width; rows; then (dtype, warps, (IN_AHEAD, X_AHEAD, OUT_AHEAD))
-BF16, FP32 = torch.bfloat16, torch.float32
-PLAN = [
-    ((12, 128), (1, 132), [(BF16, 16, (1, 4, 2)), (FP32, 16, (1, 4, 2)), (BF16, 16, (2, 4, 8)), (BF16, 16, (1, 1, 1)),
-                           (BF16, 8, (1, 4, 2)), (FP32, 16, (2, 4, 8)), (BF16, 16, (0, 0, 0))]),
-    ((16, 256), (1, 132), [(BF16, 16, (1, 4, 1)), (FP32, 16, (1, 4, 2)), (BF16, 16, (0, 0, 0))]),
-]  # fmt: skip
+RUNS = {"a": decode, "b": decode_together, "c": decode_split}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CHECKED = 256
 
 
-def seconds(call, repeats=5):
+class Variant(NamedTuple):
+    form: str
+    dtype: str
+    rows: int
+    warps: int
+    programs: int = 1
+    block: int = 1
+    bar: str = ""  # must / aim of the issue
+
+
+# The most telling first.
+PLANS = {
+    "wide": [
+        ((16, 256), [
+            Variant("c", "bf16", 1, 8, 16, bar="140/95"),
+            Variant("b", "bf16", 512, 16, 4, 16, "500/300"),
+            Variant("b", "bf16", 64, 8, 16, 16, "380/220"),
+            Variant("b", "bf16", 2048, 16, 1, 16, "1450/850"),
+            Variant("c", "fp32", 1, 8, 16, bar="220/150"),
+            Variant("c", "bf16", 1, 16, 8),
+            Variant("c", "bf16", 1, 8, 32),
+            Variant("c", "bf16", 1, 4, 32),
+            Variant("c", "fp32", 1, 8, 32),
+            Variant("b", "bf16", 512, 8, 4, 16),
+            Variant("b", "bf16", 512, 16, 8, 32),
+            Variant("b", "bf16", 64, 8, 32, 16),
+            Variant("b", "bf16", 2048, 8, 1, 16),
+            Variant("b", "bf16", 2048, 16, 2, 32),
+        ]),
+        ((24, 768), [
+            Variant("c", "bf16", 1, 16, 48, bar="500/250"),
+            Variant("b", "bf16", 512, 16, 8, 32, "1900/1200"),
+            Variant("b", "bf16", 512, 16, 4, 16),
+            Variant("c", "bf16", 1, 16, 24),
+            Variant("c", "bf16", 1, 8, 96),
+        ]),
+        ((12, 128), [
+            Variant("b", "bf16", 64, 8, 8, 16, "200/105"),
+            Variant("b", "bf16", 2048, 16, 1, 16, "600/350"),
+            Variant("c", "bf16", 1, 8, 8, bar="80/50"),
+            Variant("c", "fp32", 1, 8, 8, bar="120/80"),
+            Variant("b", "bf16", 512, 16, 4, 16),
+        ]),
+    ],
+    "rows": [
+        ((12, 128), [Variant("a", dtype, rows, 16) for dtype in ("bf16", "fp32") for rows in (1, 132)]),
+        ((16, 256), [Variant("a", dtype, rows, 16) for dtype in ("bf16", "fp32") for rows in (1, 132)]),
+    ],
+}  # fmt: skip
+
+
+def name_of(sizes, variant):
+    form, dtype, rows, warps, programs, block, _ = variant
+    return f"{form} {sizes[0]} x {sizes[1]} {dtype} {rows} rows {warps} w {programs} g {block} b"
+
+
+def seconds(call, repeats=3):
     call()
     found = []
     for _ in range(repeats):
@@ -49,73 +106,105 @@ def seconds(call, repeats=5):
     return statistics.median(found)
 
 
-def time_together(model, weights, before, tokens, name, options, began):
-    """16 rows a program: 512 and 2,048 rows, 8 and 16 warps, states asked for ahead or not; greedy, bf16."""
-    for warps, limit in ((16, together_module._L2), (16, 1 << 60), (8, together_module._L2)):
-        if options.small or time.time() - began > options.budget:
-            continue
-        together_module._L2 = limit
-        network = pack(*weights, dtype=BF16, eps=model.model_config.norm_eps, warps=warps, tiled=False)
-        line = f"{name} together bf16 warps {warps} {'far' if limit < 1 << 60 else 'near'}:"
-        for rows in (16, 512, 2048):
-            many = tuple(type(s)(*(t.expand(rows, *t.shape[1:]) for t in s)) for s in before)
-            state = helpers.kernel_state(many, tokens[:, -1:].expand(rows, 1))
-            numbers = torch.rand(64, rows, dtype=torch.float64, device="cuda")
-            _, _, logits, _ = decode_together(network, state, numbers[:1], temperature=0.0, want_logits=True)
-            if rows == 16:
-                with torch.inference_mode():
-                    own = model(tokens[:, -1:], before).logits[0, -1, :12]
-                line += f" logits off by {(logits[0] - own).abs().max().item():.1e} of {own.abs().max().item():.2f},"
-            took = seconds(lambda s=state, n=numbers, w=network: decode_together(w, s, n, temperature=0.0), 3) / 64
-            line += f" rows {rows} {took * 1e6:.0f} us,"
-        print(line, flush=True)
+def spread(state, tokens, rows):
+    """The state of so many rows like the first, of as many as a kernel's blocks need."""
+    many = tuple(type(s)(*(t.expand(rows, *t.shape[1:]) for t in s)) for s in state)
+    return helpers.kernel_state(many, tokens[:, -1:].expand(rows, 1))
+
+
+def packed(variant, weights, eps):
+    options = {} if variant.form == "a" else {"programs": variant.programs}
+    if variant.form == "b":
+        options |= {"tiled": False, "rows": variant.block}
+    return pack(*weights, dtype=DTYPES[variant.dtype], eps=eps, warps=variant.warps, **options)
+
+
+def run(variant, network, state, draws):
+    return RUNS[variant.form](network, state, draws, temperature=0.0, want_logits=True)
+
+
+def build(job):
+    """Compiles a variant in a process of its own: one step of one layer of zeros, after which its code lies on disk."""
+    (_, width), variant = job
+    E, N, R, W = 2 * width, 16, width // 16, 4
+    sizes = [(width,), (2 * E, width), (E, W), (E,), (R + 2 * N, E), (E, R), (E,), (E, N), (E,), (width, E)]
+    layer = Layer(*(torch.zeros(size, device="cuda") for size in sizes))
+    table = torch.zeros(12, width, device="cuda")
+    try:
+        network = packed(variant, ([layer], table, table[0], table, range(12)), 1e-5)
+        rows = -(-variant.rows // network.case.ROWS) * network.case.ROWS
+        far = variant.rows > 64 and variant.form == "b"
+        state = State.of(
+            *(torch.zeros(rows, 1, *size, device="cuda") for size in ((W - 1, E), (E, N))), torch.zeros(rows)
+        )
+        state = state._replace(last=state.last.cuda())
+        limit, together._L2 = together._L2, -1 if far else 1 << 60
+        run(variant, network, state, torch.zeros(1, variant.rows, dtype=torch.float64, device="cuda"))
+        together._L2 = limit
+        torch.cuda.synchronize()
+    except Exception:  # told by the measurement
+        pass
+
+
+def measure(variant, weights, eps, before, tokens, expected, own):
+    """One line: how far from the step loop, and microseconds a step."""
+    network = packed(variant, weights, eps)
+    rows, padded = variant.rows, -(-variant.rows // network.case.ROWS) * network.case.ROWS
+    began = time.time()
+    draws = torch.rand(CHECKED if rows <= 64 else 16, rows, dtype=torch.float64, device="cuda")
+    symbols, _, logits, _ = run(variant, network, spread(before, tokens, padded), draws)
+    torch.cuda.synchronize()
+    built = time.time() - began
+    alike = "rows alike" if (symbols == symbols[:, :1]).all() else "ROWS DIFFER"
+    same = (symbols[:, :1] == expected[: len(symbols)]).all(1).int().cumprod(0).sum().item()
+    off = (logits[0] - own).abs().max().item()
+    bound = (3e-2 if variant.dtype == "bf16" else 1e-4) * max(1, own.abs().max().item())
+    good = off < bound and (variant.dtype == "bf16" or same == len(symbols))
+    state = spread(before, tokens, padded)
+    took = seconds(lambda: run(variant, network, state, draws)) / len(draws) * 1e6
+    return (
+        f"{took:.1f} us; {'ok' if good else 'WRONG'}, {same} of {len(symbols)} symbols equal, {alike}, "
+        f"logits off by {off:.1e} (first call {built:.1f} s)"
+    )
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--small", action="store_true", help="the first network and two variants")
-    parser.add_argument("--steps", type=int, default=512)
-    parser.add_argument("--budget", type=float, default=170, help="seconds; no variant begins after them")
+    parser.add_argument("--plan", default="wide", choices=PLANS)
+    parser.add_argument("--budget", type=float, default=85, help="seconds; no variant begins after them")
+    parser.add_argument("--only", default="", help="part of a variant's name")
     options = parser.parse_args()
     began = time.time()
+    jobs = [
+        (sizes, v) for sizes, variants in PLANS[options.plan] for v in variants if options.only in name_of(sizes, v)
+    ]
+    with multiprocessing.get_context("spawn").Pool(min(len(jobs), os.cpu_count() - 1)) as pool:
+        pool.map_async(build, jobs, chunksize=1).wait(options.budget / 2)
+    print(f"{time.time() - began:.1f} s: {len(jobs)} variants compiled", flush=True)
     print(torch.cuda.get_device_name(), torch.__version__, helpers.triton.__version__, flush=True)
-    for (layers, width), rows_list, variants in PLAN[:1] if options.small else PLAN:
+    for (layers, width), variants in PLANS[options.plan]:
         model = helpers.make_model(width, layers, device="cuda")
         allowed = list(range(12))
         choice = _Choice.check(model, 0.0, None, None, allowed, None).to("cuda")
         tokens = torch.arange(33, device="cuda")[None] % 12
         with torch.inference_mode():
             before = decoding.prefill(model, tokens[:, :-1], None)
-        draws = torch.rand(256, 1, dtype=torch.float64, device="cuda")
-        with torch.inference_mode():
-            graphs = decoding.GraphSteps(model, choice.next)
-            expected = graphs(tokens[:, -1:], before, draws)[0]
-            today = seconds(lambda g=graphs, t=tokens[:, -1:], b=before, d=draws: g(t, b, d[:128])) / 128
-        print(f"{layers} x {width} graph fp32 rows 1: {today * 1e6:.1f} us a step", flush=True)
+            own = model(tokens[:, -1:], before).logits[0, -1, :12]
+            none = torch.zeros(CHECKED, 1, dtype=torch.float64, device="cuda")
+            expected = decoding.GraphSteps(model, choice.next)(tokens[:, -1:], before, none)[0]
         weights = (helpers.layers_of(model), model.embedding.weight, model.norm_f.weight, model.lm_head.weight, allowed)
-        for dtype, warps, ahead in variants[:2] if options.small else variants:
+        for variant in variants:
+            name = name_of((layers, width), variant)
+            if options.only not in name:
+                continue
             if time.time() - began > options.budget:
                 print("budget spent", flush=True)
                 return
-            network = pack(*weights, dtype=dtype, eps=model.model_config.norm_eps, warps=warps)
-            case = replace(network.case, IN_AHEAD=ahead[0], X_AHEAD=ahead[1], OUT_AHEAD=ahead[2])
-            network = network._replace(case=case)
-            state = helpers.kernel_state(before, tokens[:, -1:])
-            symbols, *_ = decode(network, state, draws, temperature=0.0)
-            torch.cuda.synchronize()
-            same = (symbols == expected).all(1).int().cumprod(0).sum().item()
-            line = f"{layers} x {width} {str(dtype)[6:]} warps {warps} ahead {ahead}: {same} of 256 symbols equal;"
-            for rows in rows_list:
-                many = tuple(type(s)(*(t.expand(rows, *t.shape[1:]) for t in s)) for s in before)
-                state = helpers.kernel_state(many, tokens[:, -1:].expand(rows, 1))
-                numbers = torch.rand(options.steps, rows, dtype=torch.float64, device="cuda")
-                for name, how in (("greedy", {"temperature": 0.0}), ("drawn", {})):
-                    if name == "drawn" and ahead != (1, 4, 2):
-                        continue
-                    took = seconds(lambda s=state, n=numbers, h=how, w=network: decode(w, s, n, **h)) / options.steps
-                    line += f" rows {rows} {name} {took * 1e6:.1f} us,"
-            print(line, flush=True)
-        time_together(model, weights, before, tokens, f"{layers} x {width}", options, began)
+            try:
+                line = measure(variant, weights, model.model_config.norm_eps, before, tokens, expected, own)
+            except Exception as error:  # one variant that fails must not cost the others
+                line = "FAILED: " + repr(error)[:300]
+            print(f"{time.time() - began:5.1f} s {name} [{variant.bar}]: {line}", flush=True)
     print(f"{time.time() - began:.0f} s in all", flush=True)
 
 

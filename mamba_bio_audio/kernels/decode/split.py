@@ -229,6 +229,7 @@ def decode_split(
 
     Raises:
         RuntimeError: the programs did not meet.
+        ValueError: a program's share is wider than half its threads.
     """
     (steps, rows), device = draws.shape, draws.device
     case = replace(
@@ -238,6 +239,8 @@ def decode_split(
         top_k=top_k is not None and temperature != 0,
         top_p=top_p is not None and temperature != 0,
     )
+    if case.E_ROWS != case.E:
+        raise ValueError(f"a program's share of {case.E} channels is too wide; let more programs share a row")
     symbols = torch.empty(steps, rows, dtype=torch.int32, device=device)
     scores = torch.empty(steps, rows, dtype=torch.float64, device=device)
     logits = torch.empty(steps if want_logits else 0, rows, case.S, device=device)

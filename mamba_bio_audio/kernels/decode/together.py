@@ -189,7 +189,7 @@ def layers_step(
             u += tl.load(taps_p + (W - 1 - age) * E + e)[None, :] * tl.load(ring_row + ((t + W - age) % W) * (E * G))
         newest = tl.load(taps_p + (W - 1) * E + e)[None, :]
         if part == 0:
-            if G > 1:
+            if G > 1:  # noqa: SIM102
                 if layer > 0:
                     wait(counter_p, target)
                     add_parts(r_p, out_parts_p, ROWS * D, True, G)

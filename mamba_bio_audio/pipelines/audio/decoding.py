@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+
+from mamba_bio_audio.pipelines.audio.streams import Part, PartFile
 
 # Frames of all channels, shape (samples, channels).
 Frames = NDArray[np.float32]
@@ -25,7 +28,6 @@ Frames = NDArray[np.float32]
 _EXACT_SEEK = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "ALAC_16", "ALAC_24", "ALAC_32")
 # Ten frames of MPEG-1, twenty of MPEG-2. A frame reaches back at most 511 bytes (MPEG-2: 255).
 _MP3_PRE_ROLL = 10 * 1152
-_BLOCK = 1 << 14
 _KEPT = 1 << 17
 
 
@@ -41,15 +43,20 @@ class Decoder(soundfile.SoundFile):  # type: ignore[misc, unused-ignore]
         return self.read(count, dtype="float32", always_2d=True)
 
 
-def blocks(path: str) -> Iterator[Frames]:
-    """The whole file from its start to its end, in blocks.
+@contextmanager
+def opened(path: str, part: Part | None = None) -> Iterator[Decoder]:
+    """A file, or a part of it, to be decoded from its start.
 
     Raises:
-        soundfile.SoundFileError: something cannot be decoded.
+        soundfile.SoundFileError: it is not audio.
     """
-    with Decoder(path) as file:
-        while len(block := file.frames_of(_BLOCK)):
-            yield block
+    if part is None:
+        with Decoder(path) as file:
+            yield file
+        return
+    with closing(PartFile(path, part)) as source, Decoder(source) as file:
+        source.stop_claiming()
+        yield file
 
 
 def window(path: str, codec: str, start: int, stop: int) -> Frames:

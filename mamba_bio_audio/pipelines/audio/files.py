@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import name_full_disk
 from mamba_bio_audio.pipelines.audio import decoding
+from mamba_bio_audio.pipelines.audio.streams import Part, missing_bytes, ogg_ends, streams_of
 from mamba_bio_audio.text import is_utf8
 
 # Suffix -> containers that it may have, as named by libsndfile: all that it reads, but for raw samples and MATLAB files.
@@ -34,7 +35,13 @@ FORMATS |= {".wave": _WAV, ".bwf": _WAV, ".rf64": _WAV, ".w64": _WAV, ".oga": _O
 FORMATS |= {".8svx": {"SVX"}, ".sf": {"IRCAM"}, ".sph": {"NIST"}}
 FORMATS |= {f".{name.lower()}": {name} for name in ("AVR", "HTK", "IRCAM", "NIST", "PAF", "PVF", "SD2")}
 FORMATS |= {f".{name.lower()}": {name} for name in ("SDS", "VOC", "WVE", "XI")}
+# Audio that is known by its name and not read.
+_UNREADABLE = {f".{name}" for name in ("aac", "ac3", "amr", "ape", "dsf", "dts", "m4a", "m4b", "mka", "mkv")}
+_UNREADABLE |= {f".{name}" for name in ("mov", "mp4", "mpc", "ra", "shn", "tta", "webm", "wma", "wv")}
 _MAX_KERNEL = 1 << 26
+_BLOCK = 1 << 14
+# libsndfile's number for "not known" is 2^63 - 1.
+_MOST_FRAMES = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -100,16 +107,16 @@ class AudioFile:
             found = decoding.window(self.path, self.codec, start, stop)
         except (soundfile.SoundFileError, OSError) as error:
             raise self._undecodable(start, error) from error
-        self._check_end(start + len(found), stop)
+        self._check_end(start + len(found), stop, self.frames)
         return self._mixed(found, start)
 
     def _undecodable(self, position: int, error: Exception) -> InputError:
         return InputError(f"{self.path}: cannot be decoded at sample {position} ({error}); {_CHECK}")
 
-    def _check_end(self, end: int, wanted: int) -> None:
+    def _check_end(self, end: int, wanted: int, claimed: int) -> None:
         if end < wanted:
             raise InputError(
-                f"{self.path}: truncated: the header claims {self.frames} samples, but decoding ends at {end}; {_CHECK}"
+                f"{self.path}: truncated: the header claims {claimed} samples, but decoding ends at {end}; {_CHECK}"
             )
 
     def _mixed(self, frames: decoding.Frames, start: int) -> NDArray[np.float32]:
@@ -174,8 +181,10 @@ def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
         if path.is_dir():
             inside = _recordings_below(path)
             if not inside:
+                others = "".join(f"\n  {name}: {why}" for name, why in [*skipped_files([given]).items()][:5])
                 raise InputError(
                     f"data.path: {given}: no {', '.join(FORMATS)} file in this folder or below it; give another folder"
+                    + (f". It has others, such as{others}" if others else "")
                 )
             found += [(str(entry), entry.relative_to(path).as_posix()) for entry in inside]
         elif path.is_file():
@@ -193,19 +202,45 @@ def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+def skipped_files(paths: Sequence[str]) -> dict[str, str]:
+    """Why files in the given folders are no recordings, by their names; a hidden folder is named instead of what it holds."""
+    reasons = {}
+    for given in paths:
+        folder = Path(os.path.expanduser(given))
+        for path in _below(folder):
+            if not _is_recording(path):
+                reasons[path.relative_to(folder).as_posix()] = _why_skipped(path)
+    return dict(sorted(reasons.items(), key=lambda entry: natural_key(entry[0])))
+
+
+def _why_skipped(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if path.name.startswith("."):
+        return "hidden"
+    if suffix in _UNREADABLE:
+        return f"libsndfile does not read {suffix[1:].upper()}; convert it to FLAC"
+    return f"no recording has the extension {suffix}" if suffix else "no extension"
+
+
+def _is_recording(path: Path) -> bool:
+    return path.suffix.lower() in FORMATS and not path.name.startswith(".")
+
+
 def _recordings_below(folder: Path) -> list[Path]:
     """Files with a known suffix, following links; broken links are included, to be reported as bad files."""
-    inside = []
+    return [path for path in _below(folder) if _is_recording(path)]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and below it, and its hidden folders, following links."""
     for place, folders, names in os.walk(folder, followlinks=True):
+        yield from (Path(place, name) for name in folders if name.startswith("."))
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             link = Path(place, name)
             if link.is_symlink() and Path(place).resolve().is_relative_to(link.resolve()):
                 raise InputError(f"data.path: {link}: this link leads back to a folder above it; remove it")
-        inside += [
-            Path(place, name) for name in names if Path(name).suffix.lower() in FORMATS and not name.startswith(".")
-        ]
-    return inside
+        yield from (Path(place, name) for name in names)
 
 
 def content_hash(paths: str | Sequence[str], files: Sequence[AudioFile]) -> list[dict[str, Any]]:
@@ -231,8 +266,14 @@ def content_hash(paths: str | Sequence[str], files: Sequence[AudioFile]) -> list
     return entries
 
 
-def open_file(path: str, name: str | None = None) -> AudioFile:
+def open_file(path: str, name: str | None = None, *, windows: bool = True) -> AudioFile:
     """Read and check a file's header.
+
+    Args:
+        path: path of the file.
+        name: its name relative to the given folder; by default without any folder.
+        windows: refuse what can only be decoded as a whole, such as one stream after another in a file. Otherwise
+            `frames` is what the header says, which may be anything.
 
     Raises:
         InputError: it is not audio, has a name that cannot be opened, the wrong extension or fewer than two samples, or is
@@ -249,20 +290,30 @@ def open_file(path: str, name: str | None = None) -> AudioFile:
     if size == 0:
         raise InputError(f"{path}: zero length; {_REPLACE}")
     try:
-        info = soundfile.info(path)
+        parts, oddity = streams_of(path)
+        with decoding.opened(path, *parts[:1]) as info:
+            log = info.extra_info
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"{path}: not readable as {suffix[1:].upper()} ({_reason(error)}); {_REPLACE}") from error
     if info.format not in FORMATS[suffix]:
         raise InputError(f"{path}: wrong extension: the contents are {info.format}; rename the file")
-    missing = _missing_bytes(path, size)
+    missing = missing_bytes(path, log)
     if missing:
         raise InputError(f"{path}: truncated: {missing} bytes fewer than its header claims; {_REPLACE}")
-    if suffix == ".ogg" and not _ogg_ends(path, size):
+    if info.format == "OGG" and not ogg_ends(path):
         raise InputError(f"{path}: truncated: the last page does not end the stream; {_REPLACE}")
-    if info.frames < 2:
-        text = "no sample" if info.frames < 1 else "only one sample"
-        raise InputError(f"{path}: holds {text}; {_REPLACE}")
+    if info.frames > _MOST_FRAMES:
+        oddity = "its header does not give its length"
+    if windows and oddity:
+        raise InputError(f"{path}: {oddity}; mba prepare audio reads all of it and writes it anew")
+    if not oddity:
+        _refuse_short(path, info.frames)
     return AudioFile(str(path), name or Path(path).name, info.frames, info.samplerate, info.channels, info.subtype)
+
+
+def _refuse_short(path: str, frames: int) -> None:
+    if frames < 2:
+        raise InputError(f"{path}: holds {'no sample' if frames < 1 else 'only one sample'}; {_REPLACE}")
 
 
 def open_files(paths: Iterable[tuple[str, str]], bad_files: str = "error") -> tuple[list[AudioFile], dict[str, str]]:
@@ -304,69 +355,38 @@ def decode(path: str, into: Path) -> DecodedFile:
     """Decode a whole file from start to end into another one, from which windows are then read.
 
     Args:
-        path: the recording.
+        path: the recording. Unlike for `open_file` it may be one stream after another, or not tell its length.
         into: file to write, 4 bytes a sample; it must stay as long as the result is used.
 
     Raises:
         InputError: as for `probe`.
     """
-    file = open_file(path)
+    file, frames = open_file(path, windows=False), 0
     with name_full_disk(into), open(into, "wb") as target:
         for mono in _decode(file):
             target.write(mono.tobytes())
-    return DecodedFile(**vars(file), samples=into)
+            frames += len(mono)
+    _refuse_short(path, frames)
+    return DecodedFile(**vars(file) | {"frames": frames}, samples=into)
 
 
 def _decode(file: AudioFile) -> Iterator[NDArray[np.float32]]:
     """All samples, mono, checked."""
     done = 0
     try:
-        for frames in decoding.blocks(file.path):
-            yield file._mixed(frames, done)
-            done += len(frames)
+        parts: list[Part | None] = [*streams_of(file.path).parts]
+        for part in parts or [None]:
+            with decoding.opened(file.path, part) as source:
+                if (source.samplerate, source.channels) != (file.native_rate_hz, file.channels):
+                    raise InputError(f"{file.path}: its streams differ in sample rate or channels; write them as files")
+                begin = done
+                while len(frames := source.frames_of(_BLOCK)):
+                    yield file._mixed(frames, done)
+                    done += len(frames)
+                if not (part and part.claimed) and source.frames <= _MOST_FRAMES:
+                    file._check_end(done, begin + source.frames, begin + source.frames)
     except (soundfile.SoundFileError, OSError) as error:
         raise file._undecodable(done, error) from error
-    file._check_end(done, file.frames)
-
-
-# Programs that write to a pipe leave 0, or the largest signed or unsigned number, as a size.
-_UNKNOWN = 0x7FFFFFF0
-
-
-def _missing_bytes(path: str, size: int) -> int:
-    """Bytes that a WAV header claims but the file lacks; libsndfile silently reads such files."""
-    with open(path, "rb") as file:
-        head = file.read(12)
-        if head[:4] not in (b"RIFF", b"RF64"):
-            return 0
-        promised, long_data = int.from_bytes(head[4:8], "little"), 0
-        at = 12
-        while len(chunk := file.read(8)) == 8:
-            length = int.from_bytes(chunk[4:], "little")
-            if chunk[:4] == b"ds64":  # EBU Tech 3306: sizes that do not fit into 32 bits
-                sizes = file.read(16)
-                promised, long_data = int.from_bytes(sizes[:8], "little"), int.from_bytes(sizes[8:], "little")
-            elif chunk[:4] == b"data":
-                length = long_data or (length if length < _UNKNOWN else 0)
-                if at + 8 + length > size:
-                    return at + 8 + length - size
-                break
-            at += 8 + length + length % 2
-            file.seek(at)
-    if promised == 0 or (head[:4] == b"RIFF" and promised >= _UNKNOWN):
-        return 0
-    # One byte may be the padding of an odd last chunk.
-    return max(0, promised + 8 - size - 1)
-
-
-def _ogg_ends(path: str, size: int) -> bool:
-    """Whether the last page is flagged as the end of the stream; Ogg does not state its length anywhere."""
-    with open(path, "rb") as file:
-        # A page has at most 65,307 bytes.
-        file.seek(max(0, size - 65_307))
-        tail = file.read()
-    page = tail.rfind(b"OggS")
-    return 0 <= page < len(tail) - 5 and bool(tail[page + 5] & 4)
 
 
 def _reason(error: Exception) -> str:

@@ -30,6 +30,7 @@ from mamba_bio_audio.pipelines.audio.files import (
     natural_key,
     open_file,
     probe,
+    skipped_files,
 )
 from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings, BadFiles
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, split_by_share
@@ -39,6 +40,7 @@ from mamba_bio_audio.pipelines.split_names import SPLITS
 
 MAKER = Maker("prepare audio")
 _BLOCK = 1 << 20
+_SHOWN = 10
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # A clip of one second has 32 kB, a list of splits 400 kB.
 _MAX_MEMBER_BYTES = 64 << 20
@@ -122,7 +124,7 @@ def _write_recordings(
         temporary: whether `paths[0]` is a folder in `folder` with the unpacked `source`; it is then removed, and errors
             name `source` instead.
     """
-    found = list_files(list(paths))
+    found, skipped = list_files(list(paths)), skipped_files(paths)
     bad: dict[str, str] = {}
     names: list[str] = []
     sizes: list[int] = []
@@ -158,7 +160,10 @@ def _write_recordings(
         shutil.rmtree(paths[0])
     spans, made = split_by_share(dict(zip(names, sizes, strict=True)), settings.valid_fraction, settings.test_fraction)
     rows = [(span.record, split, span.start, span.end) for split in SPLITS for span in spans[split]]
-    more: dict[str, Any] = ({} if source is None else {"source": str(source)}) | {"clipped_samples": clipped}
+    more: dict[str, Any] = ({} if source is None else {"source": str(source)}) | {
+        "clipped_samples": clipped,
+        "skipped_files": skipped,
+    }
     return _finish(folder, rows, made, bad, settings.rate, more)
 
 
@@ -298,6 +303,10 @@ def manifest_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("split by", manifest["split_source"]))
     if manifest.get("clipped_samples"):
         rows.append(("samples clipped", f"{manifest['clipped_samples']:,} beyond full scale after resampling"))
+    skipped = manifest.get("skipped_files", {})
+    rows += [("skipped", f"{name}: {reason}") for name, reason in [*skipped.items()][:_SHOWN]]
+    if len(skipped) > _SHOWN:
+        rows.append(("skipped", f"{len(skipped) - _SHOWN:,} more files, named in manifest.json"))
     rows += [("excluded", reason) for reason in manifest["excluded_files"].values()]
     return rows
 

@@ -107,11 +107,12 @@ def test_windows_are_pieces_of_the_whole_decode(tmp_path, suffix, container, sub
     np.testing.assert_array_equal(decoded.read(50_000, 53_000, rate), expected[50_000:53_000])
 
 
-@pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
+# Lower constant rates leave no room for an info frame.
+@pytest.mark.parametrize(("mode", "level"), [("CONSTANT", 0.4), ("AVERAGE", 0.99), ("VARIABLE", 0.99)])
 @pytest.mark.parametrize("rate", [8000, 24_000, 48_000])
-def test_ten_frames_before_a_window_are_enough_for_the_least_bits(tmp_path, rate, mode):
+def test_ten_frames_before_a_window_are_enough_for_the_least_bits(tmp_path, rate, mode, level):
     path = str(tmp_path / "a.mp3")
-    write(path, sound(8 * rate, 1, rate), rate, bitrate_mode=mode, compression_level=0.99)
+    write(path, sound(8 * rate, 1, rate), rate, bitrate_mode=mode, compression_level=level)
     expected, file = whole(path), open_file(path)
     for start in np.random.default_rng(2).integers(0, len(expected) - 1000, 40).tolist():
         np.testing.assert_allclose(

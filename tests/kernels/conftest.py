@@ -144,6 +144,7 @@ class LaunchScan:
     """`launch_scan(kind, shape)`: the launches of a scan in training on an H100, (plan, forward, backward).
 
     bf16, with all optional inputs but a state before the span and resets, the gate in rows `gate_rows` times its width.
+    Not to `train` leaves out what only backward needs, and backward.
     """
 
     # complex, time-invariant, exactly held
@@ -160,7 +161,7 @@ class LaunchScan:
         self.device, self.launches = device, launches
 
     def __call__(
-        self, kind: str, shape: tuple[int, int, int, int], gate_rows: int = 2
+        self, kind: str, shape: tuple[int, int, int, int], gate_rows: int = 2, train: bool = True
     ) -> tuple[Any, list[Launch], list[Launch]]:
         """`shape` is batch, length, channels, states."""
         from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan
@@ -190,9 +191,11 @@ class LaunchScan:
         )
         self.launches.clear()
         plan = make_plan(*shape, self.device, inputs.case)
-        out, _ = scan_triton(inputs, plan)
+        with torch.set_grad_enabled(train):
+            out, _ = scan_triton(inputs, plan)
         forward = list(self.launches)
-        torch.autograd.grad(out, [t for t in inputs.tensors if t is not None], torch.empty_like(out))
+        if train:
+            torch.autograd.grad(out, [t for t in inputs.tensors if t is not None], torch.empty_like(out))
         return plan, forward, self.launches[len(forward) :]
 
 

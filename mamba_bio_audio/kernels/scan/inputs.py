@@ -52,7 +52,7 @@ class ScanInputs(NamedTuple):
     @property
     def state_dtype(self) -> torch.dtype:
         """Of the state and of all sums."""
-        return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in self.tensors) else torch.float32
+        return torch.float64 if torch.float64 in [t.dtype for t in self.tensors if t is not None] else torch.float32
 
     @property
     def case(self) -> Case:

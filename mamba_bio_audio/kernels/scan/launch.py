@@ -116,6 +116,13 @@ def prepared(s: ScanInputs, plan: Plan | None = None) -> ScanCall:
     )
 
 
+@cache
+def _chunk_case(case: Case, reverse: bool) -> Case:
+    """The case of the chunk kernel, whose B is the one map that goes through: B, or in reverse C."""
+    B_lti = case.C_lti if reverse else case.B_lti
+    return replace(case, B_lti=B_lti, C_lti=True, gate=case.gate and reverse, skip=False)
+
+
 def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, steps: int, *, reverse: bool) -> Tensor:
     """What enters every chunk (B, K, PARTS, N, D): the state, or with `reverse` the adjoint from the later chunks."""
     batch, length, channels, states = call.sizes
@@ -125,16 +132,13 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
     sum_dt = torch.empty(batch, chunks, channels, dtype=torch.float32, device=x.device)
     x, x_row, x_batch = rows_of(x)
     dt, dt_row, dt_batch, z, z_row, z_batch = call.rows(gate=reverse)
-    # The one map that goes through is the kernel's B.
-    half = replace(
-        case, B_lti=case.C_lti if reverse else case.B_lti, C_lti=True, gate=case.gate and reverse, skip=False
-    )
     chunk_state_kernel[(batch * (chunks - 1) * cdiv(channels, plan.fwd_block),)](
         x, dt, call.A, call.C if reverse else call.B, z,
         call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
         end, sum_dt, length, steps, chunks, x_batch, dt_batch, z_batch, 0,
         D=channels, N=states, NP=padded_states(states), BD=plan.fwd_block, UNROLL=plan.state_unroll,
-        X_ROW=x_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=half, REVERSE=reverse, num_warps=plan.fwd_warps,
+        X_ROW=x_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=_chunk_case(case, reverse), REVERSE=reverse,
+        num_warps=plan.fwd_warps,
     )  # fmt: skip
     block = 128
     carry_kernel[(batch * cdiv(states * channels, block),)](
@@ -314,9 +318,8 @@ def scan_backward(
                 for m in sums:
                     m.add(size)
 
-    dparameters = dparameters.sum(0)
-    step = dparameters[-channels:]
-    tile_sums = iter(dparameters[: -2 * channels].view(tiles, parts, channels, states))
+    found, dskip, step = dparameters.sum(0).split([tiles * parts * states * channels, channels, channels])
+    tile_sums = iter(found.view(tiles, parts, channels, states).unbind())
     dA = _from_parts(next(tile_sums), case.complex)
     if both is not None:
         if dBC is None:
@@ -332,7 +335,7 @@ def scan_backward(
         A=dA,
         B=dB,
         C=dC,
-        skip=None if call.skip is None else dparameters[-2 * channels : -channels],
+        skip=None if call.skip is None else dskip,
         z=None if call.z is None else dz,
         bias=None if call.bias is None else step,
         h0=None if dh0 is None else _from_parts(dh0, case.complex),
@@ -373,7 +376,7 @@ class _Scan(torch.autograd.Function):
         narrow = (ctx.dtypes[3] == torch.bfloat16, ctx.dtypes[4] == torch.bfloat16)
         g = scan_backward(call, states, g_out, g_last, ctx.needs_input_grad[-1], narrow=narrow)
         cast = tuple(
-            None if found is None or not need else found.to(dtype)
+            None if found is None or not need else found if found.dtype == dtype else found.to(dtype)
             for found, dtype, need in zip(
                 (g.u, g.dt, g.A, g.B, g.C, g.skip, g.z, g.bias, g.h0), ctx.dtypes, ctx.needs_input_grad[3:], strict=True
             )

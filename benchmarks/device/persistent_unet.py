@@ -30,13 +30,14 @@ helpers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(helpers)
 
 BF16, FP32 = torch.bfloat16, torch.float32
-# mixer and blocks a stage; then (matrices, warps, split, rows)
+# mixer and blocks a stage; then (matrices, warps, form, rows). A form is 3 programs a row, one (1), or one of 8 rows (-8).
 PLAN = [
     (("mamba", 8), [
-        (BF16, 16, True, (1, 44)), (BF16, 16, False, (1, 132, 1024)), (FP32, 16, True, (1, 44)), (FP32, 16, False, (1, 132)),
-        (BF16, 8, True, (1,)), (BF16, 8, False, (132, 1024)),
+        (BF16, 16, 3, (1, 44)), (BF16, 16, 1, (1, 132, 1024)), (FP32, 16, 3, (1, 44)), (FP32, 16, 1, (1, 132)),
+        (BF16, 16, -8, (8, 1024)), (BF16, 8, 3, (1,)), (BF16, 8, 1, (132, 1024)), (FP32, 16, -8, (1024,)),
+        (BF16, 16, -4, (1024,)),
     ]),
-    (("s4d", 3), [(BF16, 16, True, (1, 44)), (BF16, 16, False, (1, 1024)), (FP32, 16, True, (1,)), (BF16, 8, True, (1,))]),
+    (("s4d", 3), [(BF16, 16, 3, (1, 44)), (FP32, 16, 3, (1,)), (BF16, 16, 1, (1, 1024))]),
 ]  # fmt: skip
 
 
@@ -52,12 +53,12 @@ def seconds(call, repeats=3):
     return statistics.median(found)
 
 
-def measure(model, tokens, before, expected, draws, dtype, warps, split, rows_list, steps):
+def measure(model, tokens, before, expected, draws, dtype, warps, form, rows_list, steps):
     """One line: equality with the step loop, then samples a second for each number of rows."""
     began = time.perf_counter()
     network = packed_unet(model, range(256), dtype, warps)
     state = rows_of(network.case, before, tokens[:, -1:])
-    symbols, scores, *_ = decode_unet(network, state, draws, split=split)
+    symbols, scores, *_ = decode_unet(network, state, draws, **how_of(form))
     torch.cuda.synchronize()
     own_symbols, own_scores = expected
     same = (symbols == own_symbols).all(1).int().cumprod(0).sum().item()
@@ -71,25 +72,29 @@ def measure(model, tokens, before, expected, draws, dtype, warps, split, rows_li
         )
         state = rows_of(network.case, many, tokens[:, -1:].expand(rows, 1))
         numbers = torch.rand(steps if rows <= 132 else steps // 8, rows, dtype=torch.float64, device="cuda")
-        took = seconds(lambda s=state, n=numbers: decode_unet(network, s, n, split=split)) / len(numbers)
+        took = seconds(lambda s=state, n=numbers: decode_unet(network, s, n, **how_of(form))) / len(numbers)
         line += f" rows {rows}: {took * 1e6:.1f} us, {rows / took:,.0f} samples/s;"
     return line
+
+
+def how_of(form):
+    return {"split": form == 3, "group": max(1, -form)}
 
 
 def model_of(mixer, layers):
     return helpers.make_model(64, layers, 256, mixer=mixer, ssm=SsmConfig(), device="cuda")
 
 
-def compile_variant(mixer, layers, dtype, warps, split):
+def compile_variant(mixer, layers, dtype, warps, form):
     """Leaves the kernel in Triton's cache."""
     began = time.time()
-    name = f"{mixer} {str(dtype)[6:]} warps {warps} split {split}"
+    name = f"{mixer} {str(dtype)[6:]} warps {warps} form {form}"
     try:
         model = model_of(mixer, layers)
         network = packed_unet(model, range(256), dtype, warps)
         last = torch.zeros(1, 1, dtype=torch.long, device="cuda")
         draws = torch.zeros(1, 1, dtype=torch.float64, device="cuda")
-        decode_unet(network, rows_of(network.case, model.init_state(1, "cuda"), last), draws, split=split)
+        decode_unet(network, rows_of(network.case, model.init_state(1, "cuda"), last), draws, **how_of(form))
     except Exception as error:
         return f"{name}: {type(error).__name__}: {str(error)[:300]}"
     return f"{name}: compiled in {time.time() - began:.0f} s"
@@ -120,13 +125,13 @@ def main():
                 print(compiled.result(), flush=True)
             pool.shutdown()
             pool = None
-        for dtype, warps, split, rows_list in variants:
+        for dtype, warps, form, rows_list in variants:
             if time.time() - began > options.budget:
                 print("budget spent", flush=True)
                 return
-            name = f"{mixer} {str(dtype)[6:]} warps {warps} {'three programs' if split else 'one program'}:"
+            name = f"{mixer} {str(dtype)[6:]} warps {warps} form {form}:"
             try:
-                how = (dtype, warps, split, rows_list, options.steps)
+                how = (dtype, warps, form, rows_list, options.steps)
                 print(name, measure(model, tokens, before, expected, draws, *how), flush=True)
             except Exception as error:
                 print(name, f"{type(error).__name__}: {str(error)[:300]}", flush=True)

@@ -38,8 +38,9 @@ from mamba_bio_audio.kernels.decode.persistent import (
     put,
     tiles,
 )
+from mamba_bio_audio.kernels.decode.unet_group import unet_group_kernel
 from mamba_bio_audio.kernels.decode.unet_pack import UNetNetwork, UNetRows
-from mamba_bio_audio.kernels.launch import on
+from mamba_bio_audio.kernels.launch import cdiv, on
 from mamba_bio_audio.kernels.scan.parts import sigmoid
 
 _LINE = tl.constexpr(32)  # numbers between flags, which many poll
@@ -373,6 +374,7 @@ def decode_unet(
     temperature: float = 1.0,
     want_logits: bool = False,
     split: bool = False,
+    group: int = 1,
     polls: int = _POLLS,
 ) -> tuple[Tensor, Tensor, Tensor | None, UNetRows]:
     """As many steps as there are rows of `draws` (steps, rows), uniform numbers in fp64.
@@ -383,6 +385,7 @@ def decode_unet(
         temperature: 0 takes the most probable symbol.
         want_logits: return the logits of allowed symbols.
         split: three programs a row, which must all be resident at once: rows at most a third of the multiprocessors.
+        group: rows of a program, if not split; more than one for real layers only.
         polls: of a program in all its waits for others.
 
     Returns:
@@ -400,13 +403,19 @@ def decode_unet(
     settings = torch.tensor([temperature], dtype=torch.float64, device=device)
     scratch = torch.empty(rows, case.room, device=device)
     flags = torch.zeros(rows, 5, 32, dtype=torch.int32, device=device)
-    options = {"launch_cooperative_grid": True} if split and device.type == "cuda" else {}
+    pointers = [network.words, network.floats, network.allowed, state.numbers, scratch, flags, state.last]
+    pointers += [draws.contiguous(), settings, symbols, scores, logits]
+    places = [steps, state.phase, *state.turns, rows]
+    options = {"CASE": replace(case, outer=outer), "WRITE_LOGITS": want_logits, "num_warps": network.warps}
     with on(device):
-        unet_kernel[(3 * rows if split else rows,)](
-            network.words, network.floats, network.allowed, state.numbers, scratch, flags, state.last, draws.contiguous(),
-            settings, symbols, scores, logits, steps, state.phase, *state.turns, rows, 0, polls, network.eps,
-            CASE=replace(case, outer=outer), SPLIT=split, WRITE_LOGITS=want_logits, num_warps=network.warps, **options,
-        )  # fmt: skip
+        if group > 1:
+            unet_group_kernel[(cdiv(rows, group),)](
+                *pointers[:5], *pointers[6:], *places, network.eps, GROUP=group, THREADS=32 * network.warps, **options
+            )
+        else:
+            options |= {"launch_cooperative_grid": True} if split and device.type == "cuda" else {}
+            grid = (3 * rows if split else rows,)
+            unet_kernel[grid](*pointers, *places, 0, polls, network.eps, SPLIT=split, **options)
     if split and flags[:, 4].any():
         raise RuntimeError("programs on the GPU that share a recording have waited in vain for each other")
     turns, position = [], state.phase

@@ -61,7 +61,17 @@ def leaves(state):
 
 
 def check(
-    model, *, lengths=(21, 12), rows=2, prompt=5, temperature=1.0, allowed=None, split=False, run=decode_unet, **packing
+    model,
+    *,
+    lengths=(21, 12),
+    rows=2,
+    prompt=5,
+    temperature=1.0,
+    allowed=None,
+    split=False,
+    group=1,
+    run=decode_unet,
+    **packing,
 ):
     """Same symbols, close logits and close state over launches of these lengths, from a state behind a prompt."""
     device = model.embedding.weight.device
@@ -83,7 +93,9 @@ def check(
     network = packed_unet(model, allowed, **{"dtype": torch.float32, "warps": 4} | packing)
     moving, found = rows_of(network.case, state, tokens[:, -1:]), []
     for some in draws.split(lengths):
-        *outputs, moving = run(network, moving, some, temperature=temperature, want_logits=True, split=split)
+        *outputs, moving = run(
+            network, moving, some, temperature=temperature, want_logits=True, split=split, group=group
+        )
         found.append(outputs)
     found_symbols, found_scores, found_logits = (torch.cat(parts) for parts in zip(*found, strict=True))
     assert torch.equal(found_symbols.long(), symbols)
@@ -169,6 +181,11 @@ class TestInterpreted:
     @pytest.mark.parametrize("mixer", ["mamba", "s4d"])
     def test_bf16_matrices(self, mixer):
         check(round_matrices(make_model(mixer=mixer)), rows=1, lengths=(6, 5), dtype=torch.bfloat16)
+
+    @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "down_blocks": False}], ids=str)
+    def test_rows_of_a_program(self, options):
+        """Groups of two, of which the last has one."""
+        check(make_model(pools=(2, 2), **options), rows=3, lengths=(6, 3), group=2)
 
     def test_programs_of_a_row(self, monkeypatch):
         """Three programs that wait for each other."""

@@ -74,8 +74,23 @@ def run(options: BenchOptions) -> BenchResult:
 
 
 def _line(row: dict[str, Any]) -> str:
+    if row["benchmark"] == "sample":
+        return _sample_line(row)
     text = f"{row['benchmark']:<15} {row['mode']:<10} {row['shape']:<42} {row['ms_p50']:>9} ms"
     for key, unit in (("mtokens_per_s", "M tokens/s"), ("us_per_step", "us/step"), ("peak_gib", "GiB")):
         if row.get(key) and row[key] != "0.00":
             text += f"  {row[key]} {unit}"
+    return text + (f"  {row['ratio']}x the peer's speed" if row["ratio"] else "")
+
+
+def _sample_line(row: dict[str, Any]) -> str:
+    text = f"{row['benchmark']:<7} {row['shape']:<28} {row['dtype']:<9} {row['path']:<11} {row['us_per_step']:>9} us/step"
+    for key, words in (
+        ("limit_us", "us at the rate of a copy"),
+        ("tokens_per_s", "symbols/s"),
+        ("recording_s", "s to record"),
+        ("start_s", "s to start"),
+    ):
+        if row.get(key):
+            text += f"  {row[key]} {words}"
     return text + (f"  {row['ratio']}x the peer's speed" if row["ratio"] else "")

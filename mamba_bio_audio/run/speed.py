@@ -1,4 +1,4 @@
-"""What `mba bench` measures: operations, training steps and generation.
+"""What `mba bench` measures: operations and training steps; `sample_speed.py` measures generation.
 
 Every pair of calls runs ours, then the peer's, on the same inputs; reported are the 20th, 50th and 80th percentile of
 ours and the median of the ratio within pairs (above 1: ours is faster). Results are checked before anything is timed.
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio import ops
-from mamba_bio_audio.inference.generate import generate
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.run.peer import has_peer, peer_conv, peer_layout, peer_model, peer_scan
+from mamba_bio_audio.run.sample_speed import sample
 from mamba_bio_audio.run.timing import Row, beside, interleaved, timing_row
 from mamba_bio_audio.training.graphed import GraphedLoss
 
@@ -40,7 +40,6 @@ TRAIN_SHAPES: dict[str, list[tuple[int, int, int, int, int | None]]] = {
     ],
     "cpu": [(4, 64, 4, 512, None), (12, 128, 1, 1024, None)],
 }
-SAMPLE_SHAPES = {"cuda": [(12, 128, 1), (16, 256, 1), (16, 256, 64), (16, 256, 512)], "cpu": [(4, 64, 1), (4, 64, 16)]}
 
 
 def scan_inputs(batch: int, length: int, channels: int, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
@@ -197,19 +196,6 @@ def logits_step(model: nn.Module, tokens: Tensor) -> None:
 
 def _peer_step(layers: int, width: int, tokens: Tensor) -> Callable[[], object]:
     return partial(logits_step, peer_model(layers, width), tokens)
-
-
-def sample(device: str, *, length: int = 256, seconds: float = 3.0) -> Iterator[Row]:
-    """Microseconds per step of unconditional generation, by batch."""
-    for layers, width, batch in SAMPLE_SHAPES[device]:
-        model = build_model(ModelConfig(d_model=width, num_layers=layers, vocab_size=12), seed=0).to(device).eval()
-        call = partial(generate, model, length=length, num_samples=batch, allowed=range(7, 11), seed=0)
-        timing = interleaved(call, None, device, seconds=seconds)
-        step = statistics.median(timing.ours) / length
-        more = {"us_per_step": f"{1e3 * step:.4g}", "tokens_per_s": f"{1e3 * batch / step:.4g}"}
-        yield timing_row(
-            device, "sample", f"{length} steps", f"{layers}x{width}, batch {batch}", "float32", timing, **more
-        )
 
 
 BENCHMARKS: dict[str, Callable[..., Iterator[Row]]] = {"kernels": kernels, "train": train, "sample": sample}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mamba_bio_audio.cli.main import run as command
-from mamba_bio_audio.run import speed
+from mamba_bio_audio.run import sample_speed, speed
 
 
 def mba(*arguments: object) -> int:
@@ -45,11 +45,23 @@ def test_kernels_and_provenance(tmp_path, monkeypatch, capsys):
 
 def test_csv_on_standard_output(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(speed.SAMPLE_SHAPES, "cpu", [(1, 8, 1)])
+    monkeypatch.setitem(sample_speed.SAMPLE_CASES, "cpu", [sample_speed.SampleCase("1x8", 2, "fp32")])
     assert mba("sample", "--out", "-") == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert row["benchmark"] == "sample"
     assert not list(tmp_path.iterdir())
+
+
+def test_lines_of_sampling(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sample_speed.SAMPLE_CASES, "cpu", [sample_speed.SampleCase("1x8", 2, "fp32")])
+    out = tmp_path / "s.csv"
+    assert mba("sample", "--out", out, "--quiet") == 0
+    (row,) = csv.DictReader(out.open())
+    line, written = capsys.readouterr().out.splitlines()
+    assert written == f"written: {out}"
+    assert line.split()[:8] == ["sample", "1x8,", "batch", "2", "float32", "numpy", row["us_per_step"], "us/step"]
+    for words in (f"{row['limit_us']} us at the rate of a copy", f"{row['recording_s']} s to record", "s to start"):
+        assert words in line
 
 
 def test_what_it_refuses(tmp_path, capsys):

@@ -1,0 +1,100 @@
+"""The table of generation on one GPU: rows of `mba bench sample`, prefill of 2^20 bases, and whole commands of 2^17 bases.
+
+    PYTHONPATH=. python benchmarks/device/sample_table.py [--seconds 0.8] [--budget 140] [--out sample.csv] [--device cuda]
+
+A row that fails prints one line and the next one follows; none begins after the budget.
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from mamba_bio_audio.inference import decoding
+from mamba_bio_audio.jobs.bench import _sample_line
+from mamba_bio_audio.run.sample_speed import SAMPLE_CASES, SampleCase, copy_rate, make_model, sample_row
+from mamba_bio_audio.run.timing import few_rounds, write_rows
+
+LAST = ("24x768", 2048)  # takes longest, and nothing is promised of it
+
+
+def prefill(model: str, length: int, device: str) -> Iterator[str]:
+    """The state after a prompt, by precision and length of a piece: the median of three, and memory."""
+    network = make_model(model)[0].to(device).eval()
+    prompt = torch.randint(7, 11, (1, length), device=device)
+    for dtype in (torch.bfloat16, torch.float32):
+        for piece in (1 << 16, 1 << 18, 1 << 20):
+            decoding._PREFILL = piece
+            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                took, memory = few_rounds(lambda: decoding.prefill(network, prompt, None), device)
+            name = str(dtype).removeprefix("torch.")
+            yield f"prefill {model} {length} bases {name} pieces of {piece}: {took:.4f} s, peak {memory:.2f} GiB"
+
+
+def command(length: int, device: str) -> Iterator[str]:
+    """`mba sample` with the packaged 12 x 128, from start to end of the process."""
+    for precision in ("bf16", "fp32"):
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            call = ["sample", "human42mb-1m4", f"--length={length}", f"--out={folder}/s.fa", f"--precision={precision}"]
+            done = subprocess.run(
+                [sys.executable, "-m", "mamba_bio_audio", *call, f"--device={device}"], capture_output=True, text=True
+            )
+            took = time.perf_counter() - began
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        yield f"mba sample, {length} bases with 12x128 {precision}: {took:.2f} s, {done.stdout.splitlines()[0]}"
+
+
+def guarded(name: str, lines: Callable[[], Iterator[str]]) -> None:
+    """Print lines as they come; of an error, one."""
+    try:
+        for line in lines():
+            print(line, flush=True)
+    except Exception as error:
+        print(f"{name} FAILED: {type(error).__name__}: {' '.join(str(error).split())[:300]}", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=0.8, help="of the timed batches of a row")
+    parser.add_argument("--budget", type=float, default=140, help="seconds after which nothing begins")
+    parser.add_argument("--out", type=Path, help="CSV file of the rows")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    arguments = parser.parse_args()
+    device, began = arguments.device, time.perf_counter()
+    rate = copy_rate(device)
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    print(f"{name}, torch {torch.__version__}, copy {rate / 1e12:.2f} TB/s", flush=True)
+    rows = []
+
+    def row(case: SampleCase) -> Iterator[str]:
+        rows.append(sample_row(case, device, seconds=arguments.seconds, rate=rate))
+        if arguments.out is not None:
+            write_rows(arguments.out, rows)
+        yield _sample_line(rows[-1])
+
+    cases = sorted(SAMPLE_CASES[device], key=lambda case: case[:2] == LAST)
+    todo = [(f"{case.model}, batch {case.batch}, {case.precision}", lambda c=case: row(c)) for case in cases]
+    long, whole = (1 << 20, 1 << 17) if device == "cuda" else (1 << 10, 1 << 8)
+    todo.insert(4, ("mba sample", lambda: command(whole, device)))
+    todo.insert(5, ("prefill", lambda: prefill("16x256", long, device)))
+    for name, lines in todo:
+        if time.perf_counter() - began > arguments.budget:
+            print(f"{name} left out: {arguments.budget:.0f} s are over", flush=True)
+            continue
+        guarded(name, lines)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    print(f"{math.ceil(time.perf_counter() - began)} s in all", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,10 +83,11 @@ def main() -> None:
         yield _sample_line(rows[-1])
 
     cases = sorted(SAMPLE_CASES[device], key=lambda case: case[:2] == LAST)
-    todo = [(f"{case.model}, batch {case.batch}, {case.precision}", lambda c=case: row(c)) for case in cases]
+    todo: list[tuple[str, Callable[[], Iterator[str]]]]
+    todo = [(f"{case.model}, batch {case.batch}, {case.precision}", partial(row, case)) for case in cases]
     long, whole = (1 << 20, 1 << 17) if device == "cuda" else (1 << 10, 1 << 8)
-    todo.insert(4, ("mba sample", lambda: command(whole, device)))
-    todo.insert(5, ("prefill", lambda: prefill("16x256", long, device)))
+    todo.insert(4, ("mba sample", partial(command, whole, device)))
+    todo.insert(5, ("prefill", partial(prefill, "16x256", long, device)))
     for name, lines in todo:
         if time.perf_counter() - began > arguments.budget:
             print(f"{name} left out: {arguments.budget:.0f} s are over", flush=True)

@@ -84,7 +84,9 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _sample_line(row: dict[str, Any]) -> str:
-    text = f"{row['benchmark']:<7} {row['shape']:<28} {row['dtype']:<9} {row['path']:<11} {row['us_per_step']:>9} us/step"
+    text = (
+        f"{row['benchmark']:<7} {row['shape']:<28} {row['dtype']:<9} {row['path']:<11} {row['us_per_step']:>9} us/step"
+    )
     for key, words in (
         ("limit_us", "us at the rate of a copy"),
         ("tokens_per_s", "symbols/s"),

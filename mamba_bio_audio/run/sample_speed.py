@@ -73,7 +73,9 @@ def sample(device: str, *, seconds: float = 3.0, cases: Sequence[SampleCase] | N
             yield sample_row(case, device, seconds=seconds, rate=rate)
         except torch.cuda.OutOfMemoryError:
             more = {"path": OUT_OF_MEMORY, "us_per_step": OUT_OF_MEMORY}
-            yield timing_row(device, "sample", "", _name(case), _PRECISION[case.precision], Timing([math.nan], None), **more)
+            yield timing_row(
+                device, "sample", "", _name(case), _PRECISION[case.precision], Timing([math.nan], None), **more
+            )
         if device == "cuda":
             torch.cuda.empty_cache()
 
@@ -115,12 +117,12 @@ def sample_row(case: SampleCase, device: str, *, seconds: float, rate: float, pa
     step = statistics.median(timing.ours) / steps
     more: Row = {
         "path": named,
-        "us_per_step": f"{1e3 * step:.4g}",
-        "limit_us": f"{1e6 * bytes_per_step(model, case.batch, case.precision) / rate:.3g}",
-        "tokens_per_s": f"{1e3 * case.batch / step:.4g}",
+        "us_per_step": _digits(1e3 * step),
+        "limit_us": _digits(1e6 * bytes_per_step(model, case.batch, case.precision) / rate),
+        "tokens_per_s": _digits(1e3 * case.batch / step),
         "recording_s": f"{max(first - second, 0) / 1e3:.3g}",
         "start_s": f"{start:.3g}",
-        "peer_us_per_step": "" if timing.peer is None else f"{1e3 * statistics.median(timing.peer) / steps:.4g}",
+        "peer_us_per_step": "" if timing.peer is None else _digits(1e3 * statistics.median(timing.peer) / steps),
         "copy_tb_per_s": f"{rate / 1e12:.3g}",
     }
     return timing_row(device, "sample", f"{steps} steps", _name(case), _PRECISION[case.precision], timing, **more)
@@ -147,6 +149,11 @@ def _seconds_since(began: float, device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+def _digits(value: float) -> str:
+    """Four digits, or all of a number's whole part."""
+    return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
 
 
 def _name(case: SampleCase) -> str:

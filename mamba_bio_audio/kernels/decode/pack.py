@@ -60,6 +60,7 @@ class Case:
         ROWS: rows of the batch in one program.
         G: programs that share the inner channels of a row (E is one program's share).
         UNROLL: rows whose states are loaded before the first is used.
+        STAGES: of the pipeline that brings pieces of a matrix to shared memory; 1 for none.
     """
 
     D: int
@@ -88,6 +89,7 @@ class Case:
     ROWS: int = 1
     G: int = 1
     UNROLL: int = 1
+    STAGES: int = 1
 
     def __repr__(self) -> str:
         """Its sizes and true attributes: Triton makes names of functions from it."""
@@ -148,6 +150,7 @@ def pack(
     warps: int = 16,
     tiled: bool = True,
     rows: int = 16,
+    stages: int = 1,
     programs: int = 1,
 ) -> Network:
     """Pack a network on the device of its parameters.
@@ -163,6 +166,7 @@ def pack(
         warps: of a program.
         tiled: for `decode`; else matrices are whole, rows one after the other, in their dtype, for `decode_together`.
         rows: of the batch in one program, for `decode_together`.
+        stages: of its pipeline through shared memory; 1 brings matrices through registers.
         programs: that share the inner channels, for `decode_split` and `decode_together`.
     """
     count = len(layers)
@@ -175,7 +179,7 @@ def pack(
     if programs > 1:  # a program's share of a layer fits into registers
         case = replace(case, G=programs, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
     if not tiled:
-        case = _untiled(case, rows, warps)
+        case = _untiled(case, rows, warps, stages)
     ids = torch.tensor(list(allowed), device=head.device)
     chosen = pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
     with torch.no_grad():
@@ -194,18 +198,18 @@ def pack(
         )
 
 
-def _untiled(case: Case, rows: int, warps: int) -> Case:
+def _untiled(case: Case, rows: int, warps: int, stages: int) -> Case:
     """For `decode_together`: a product's sums fill 16 registers of a thread, what is loaded ahead some 32."""
     lanes = 32 * warps
     E_ROWS, D_ROWS = (min(size, 16 * lanes // rows) for size in (case.E_ROWS, case.D_ROWS))
 
     def ahead(height: int) -> int:
-        return max(1, lanes // height)
+        return max(1, lanes // height) if stages == 1 else 0
 
     return replace(
         case, IN_COLUMNS=case.D, X_COLUMNS=case.E, OUT_COLUMNS=case.E, HEAD_COLUMNS=case.D, HALVES=1, ROWS=rows, E_ROWS=E_ROWS,
-        D_ROWS=D_ROWS, UNROLL=max(1, min(rows, 32 * lanes // (E_ROWS * case.N))), IN_AHEAD=max(1, ahead(E_ROWS) // 2),
-        X_AHEAD=ahead(case.X), OUT_AHEAD=ahead(D_ROWS),
+        D_ROWS=D_ROWS, UNROLL=max(1, min(rows, 32 * lanes // (E_ROWS * case.N))), IN_AHEAD=(ahead(E_ROWS) + 1) // 2,
+        X_AHEAD=ahead(case.X), OUT_AHEAD=ahead(D_ROWS), STAGES=stages,
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def blocks_of(w_p, low, M: tl.constexpr, K: tl.constexpr, AHEAD: tl.constexpr):
     """The first pieces of K, AHEAD of them or all."""
     BLOCK: tl.constexpr = min(K & -K, _LONGEST)
     found = ()
-    for piece in tl.static_range(min(AHEAD if K // BLOCK <= 4 else 1, K // BLOCK)):
+    for piece in tl.static_range(min(AHEAD, K // BLOCK)):
         found = found + (block_of(w_p, low, piece, M, K, BLOCK),)  # noqa: RUF005
     return found
 
@@ -60,12 +60,13 @@ def piece_of(x_p, piece, K: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexp
 
 
 @triton.jit
-def products(w_p, x_p, ahead, low, M: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr):
+def products(w_p, x_p, ahead, low, M: tl.constexpr, K: tl.constexpr, CASE: tl.constexpr):
     """[ROWS, M]: vectors (ROWS, K) in scratch times rows low to low + M of a matrix; `ahead` are its first pieces."""
+    ROWS: tl.constexpr = CASE.ROWS
     BLOCK: tl.constexpr = min(K & -K, _LONGEST)
     PIECES: tl.constexpr = K // BLOCK
     sums = tl.zeros([ROWS, M], tl.float32)
-    if PIECES <= 4:
+    if CASE.STAGES == 1:
         pieces = ahead
         for piece in tl.static_range(PIECES):
             if len(pieces) < PIECES:
@@ -73,17 +74,10 @@ def products(w_p, x_p, ahead, low, M: tl.constexpr, K: tl.constexpr, ROWS: tl.co
             x = piece_of(x_p, piece, K, BLOCK, ROWS)
             sums = tl.dot(x.to(w_p.dtype.element_ty), pieces[piece], sums, input_precision="ieee")
     else:
-        if len(ahead) > 0:
-            w = ahead[0]
-        else:
-            w = block_of(w_p, low, 0, M, K, BLOCK)
-        for piece in tl.range(0, PIECES - 1, num_stages=1):
-            following = block_of(w_p, low, piece + 1, M, K, BLOCK)
+        for piece in tl.range(0, PIECES, num_stages=CASE.STAGES):
+            w = block_of(w_p, low, piece, M, K, BLOCK)
             x = piece_of(x_p, piece, K, BLOCK, ROWS)
             sums = tl.dot(x.to(w_p.dtype.element_ty), w, sums, input_precision="ieee")
-            w = following
-        x = piece_of(x_p, PIECES - 1, K, BLOCK, ROWS)
-        sums = tl.dot(x.to(w_p.dtype.element_ty), w, sums, input_precision="ieee")
     return sums
 
 
@@ -195,8 +189,8 @@ def layers_step(
                     add_parts(r_p, out_parts_p, ROWS * D, True, G)
             tl.debug_barrier()
             scale = norm_scales(r_p, eps, D, ROWS)[:, None]
-        x = products(m_p, r_p, ahead_x, part * BE, BE, D, ROWS) * scale
-        z = products(z_proj_p, r_p, ahead_z, part * BE, BE, D, ROWS) * scale
+        x = products(m_p, r_p, ahead_x, part * BE, BE, D, CASE) * scale
+        z = products(z_proj_p, r_p, ahead_z, part * BE, BE, D, CASE) * scale
         u += newest * x
         tl.store(u_p + at, u * sigmoid(u))
         tl.store(gate_p + at, z * sigmoid(z))
@@ -204,7 +198,7 @@ def layers_step(
 
     ahead_maps = blocks_of(x_proj_p, 0, X, E, CASE.X_AHEAD)
     tl.debug_barrier()
-    maps = products(x_proj_p, u_p, ahead_maps, 0, X, E, ROWS)
+    maps = products(x_proj_p, u_p, ahead_maps, 0, X, E, CASE)
     at_maps = b * X + tl.arange(0, X)[None, :]
     if G > 1:
         tl.store(parts_p + g * (ROWS * X) + at_maps, maps)
@@ -237,7 +231,7 @@ def layers_step(
         at = b * D + d[None, :]
         if part > 0:
             ahead_out = ()
-        out = products(out_proj_p, g_p, ahead_out, part * BD, BD, E, ROWS)
+        out = products(out_proj_p, g_p, ahead_out, part * BD, BD, E, CASE)
         if G > 1:
             tl.store(out_parts_p + g * (ROWS * D) + at, out)
         else:
@@ -290,13 +284,13 @@ def decode_together_kernel(
                 ring_p + at_layer * (E * CASE.W), scratch_p, parts_p, counter_p, g, layer, layers, target, t, eps, CASE,
             )  # fmt: skip
             target += 2 * G
-        ahead = blocks_of(head_p, 0, CASE.S, D, 2)
+        ahead = blocks_of(head_p, 0, CASE.S, D, CASE.IN_AHEAD)
         if G > 1:
             wait(counter_p, target)
             add_parts(scratch_p, parts_p + G * ROWS * CASE.X, ROWS * D, True, G)
         tl.debug_barrier()
         scale = norm_scales(scratch_p, eps, D, ROWS)[:, None]
-        logits = products(head_p, scratch_p, ahead, 0, CASE.S, D, ROWS) * scale
+        logits = products(head_p, scratch_p, ahead, 0, CASE.S, D, CASE) * scale
         at = step * rows + row
         if WRITE_LOGITS:
             tl.store(logits_p + at[:, None] * CASE.S + s[None, :], logits, mask=wanted[:, None])

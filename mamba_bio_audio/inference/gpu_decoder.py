@@ -137,12 +137,12 @@ class GpuDecoder:
     def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
         """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol."""
         from mamba_bio_audio.kernels.decode.persistent import State, decode
-        from mamba_bio_audio.kernels.decode.together import ROWS, decode_together
+        from mamba_bio_audio.kernels.decode.together import decode_together
 
         rows = len(last)
         state = self.model.init_state(rows, last.device) if state is None else state
         tails, h = (torch.stack([getattr(layer, name) for layer in state], 1) for name in ("tail", "ssm"))
-        if self.together and (beyond := -rows % ROWS.value):
+        if beyond := -rows % self.network.case.ROWS:
             # Rows of zeros fill the last program.
             tails, h, last = (torch.cat([part, part.new_zeros(beyond, *part.shape[1:])]) for part in (tails, h, last))
         moving = State.of(tails, h, last[:, 0])

@@ -8,7 +8,7 @@ of the L2 before each. Calls below 0.5 ms wait for the host as well, so these ar
 call recorded as a CUDA graph and replayed, which is the GPU's time alone, and `host_*_us` what the host takes for a call
 without waiting for the GPU (medians). A row is slower if the median ratio is below 0.98 and the upper quartile below 1:
 `slower` by whole calls, `replay_slower` by replays. Scans, convolutions and steps say whether output and gradients are bit
-for bit those of before, else which are not.
+for bit those of before, else which are not, and which of these differ between two runs of the same as well.
 """
 
 import argparse
@@ -214,7 +214,9 @@ def host_times(calls: tuple[Callable[[], Any], Callable[[], Any]], pairs: int) -
 def row_of(pair: Pair, seconds: float, commit: str) -> Row:
     name, mode, calls, compared = pair
     after, before = calls
-    differ = [n for n, a, b in zip(compared, after(), before(), strict=False) if not torch.equal(a, b)]
+    results = zip(compared, *(call() for call in (after, after, before)), strict=True) if compared else ()
+    unequal = {n: not torch.equal(a, again) for n, a, again, b in results if not torch.equal(a, b)}
+    differ = [f"{n} (two runs as well)" if unsteady else n for n, unsteady in unequal.items()]
     timing = interleaved(after, before, DEVICE, seconds=seconds, pairs=40)
     row = {"row": name, "mode": mode, **judged(timing)}
     keys = [f"replay_{key}" for key in row if key not in ("row", "mode")]

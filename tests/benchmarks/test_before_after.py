@@ -1,10 +1,12 @@
 """The comparison of two states of the package, on a CPU at tiny sizes with the present state as both."""
 
 import csv
+import itertools
 import math
 import sys
 
 import pytest
+import torch
 
 import mamba_bio_audio
 import mamba_bio_audio.models.build
@@ -57,3 +59,16 @@ def test_only_some_rows_and_their_modes(run):
         (scan, "forward"), (scan, "backward"), ("step 1x16 (1, 4)", "step")
     ]  # fmt: skip
     assert not any(map(extra, rows))
+
+
+def test_what_differs_and_what_differs_by_itself(script, monkeypatch):
+    bench = script("before_after")
+    monkeypatch.setattr(bench, "DEVICE", "cpu")
+    monkeypatch.setattr(bench, "REPLAYED", 0)
+    runs = itertools.count()
+
+    def call(value):
+        return [torch.tensor(value) for value in (1, value, next(runs))]
+
+    pair = bench.Pair("row", "step", (lambda: call(2), lambda: call(3)), ["a", "b", "c"])
+    assert bench.row_of(pair, 0.001, "1234567")["bits"] == "differ: b c (two runs as well)"

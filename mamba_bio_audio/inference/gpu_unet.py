@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,27 @@ if TYPE_CHECKING:  # Triton is not there on every machine
 _PROGRAMS_OF_A_ROW = 3
 # Below it an element of the stream would be changed in place by several warps.
 _LEAST_WIDTH = 64
-_WIDEST = 256  # what was compiled and measured
+# What was compiled and measured.
+_WIDEST = 256
+_MOST_SYMBOLS = 256
+_LARGEST_GROUP = 8
 
 
-def unsupported_reason(model: nn.Module) -> str | None:
-    """Why `GpuUNet` cannot run the model's steps, whatever its device, or None where it can."""
+def form(
+    model: nn.Module, rows: int, symbols: int, truncated: bool, precision: str
+) -> Literal["persistent", "together"] | None:
+    """As `gpu_decoder.form`; a CUDA graph is slower at every batch."""
+    return "persistent" if unsupported_reason(model, symbols, truncated) is None else None
+
+
+def unsupported_reason(model: nn.Module, symbols: int, truncated: bool) -> str | None:
+    """Why `GpuUNet` cannot run the model's steps, or None where it can; arguments as of `gpu_decoder.form`."""
     if type(model) is not UNetModel:
         return "only U-Nets"
+    if truncated:
+        return "neither top-k nor top-p"
+    if symbols > _MOST_SYMBOLS:
+        return "too many symbols to draw from"
     config = model.model_config
     if len(config.pools) != 2:
         return "only U-Nets with two pools"
@@ -120,17 +134,18 @@ class GpuUNet:
     """Runs the steps of a U-Net on a GPU; `unsupported_reason` says of which.
 
     Args:
-        model: in fp32; its weights are read now.
-        allowed: (A,) symbols that may be drawn.
+        model: in fp32, on a GPU. Its weights are read now.
+        allowed: ids that may be drawn, in order.
         temperature: as in `generate`.
-        dtype: of the matrices, fp32 or bf16; sums and state are fp32.
+        precision: of the matrices, "fp32" or "bf16"; sums, state and everything else are fp32.
     """
 
     def __init__(
-        self, model: nn.Module, allowed: Tensor, temperature: float = 1.0, dtype: torch.dtype = torch.float32
+        self, model: nn.Module, allowed: Sequence[int], *, temperature: float = 1.0, precision: str = "fp32"
     ) -> None:
-        self.network = packed_unet(cast(UNetModel, model), allowed.tolist(), dtype)
-        self.model, self.temperature = cast(UNetModel, model), temperature
+        assert isinstance(model, UNetModel)
+        self.model, self.temperature = model, temperature
+        self.network = packed_unet(model, allowed, torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
         """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol."""
@@ -138,13 +153,21 @@ class GpuUNet:
 
         if state is None:
             state = self.model.init_state(len(last), last.device)
-        rows = rows_of(self.network.case, state, last)
-        split = False
-        if last.is_cuda:
-            programs = torch.cuda.get_device_properties(last.device).multi_processor_count
-            split = len(last) * _PROGRAMS_OF_A_ROW <= programs
-        symbols, scores, _, rows = decode_unet(self.network, rows, draws, temperature=self.temperature, split=split)
-        return symbols.long(), scores, state_of(rows)
+        moving = rows_of(self.network.case, state, last)
+        split, group = self._division(len(last), last.device)
+        symbols, scores, _, moving = decode_unet(
+            self.network, moving, draws, temperature=self.temperature, split=split, group=group
+        )
+        return symbols.long(), scores, state_of(moving)
+
+    def _division(self, rows: int, device: torch.device) -> tuple[bool, int]:
+        """Whether three programs share a row, and how many rows share a program."""
+        if device.type != "cuda":
+            return False, 1
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        if any(tier.fixed for tier in self.network.case.tiers):
+            return rows * _PROGRAMS_OF_A_ROW <= processors, 1
+        return rows * _PROGRAMS_OF_A_ROW <= processors, min(_LARGEST_GROUP, -(-rows // processors))
 
 
 def _tiers_of(model: UNetModel) -> list[list[Block]]:

@@ -3,7 +3,7 @@
     steps        every operation on its own; serves every model
     graph        CUDA graphs of a stretch of steps (`decoding.py`)
     numpy        on a CPU, without PyTorch's cost of an operation (`cpu_decoder.py`)
-    persistent   one launch for many steps and all layers, a row a program (`gpu_decoder.py`)
+    persistent   one launch for many steps and all layers, a row a program (`gpu_decoder.py`, `gpu_unet.py`)
     together     the same, 16 rows a program on the tensor cores
 
 Symbols agree as far as the arithmetic does: sums run in another order, and a draw within rounding of a boundary can change.
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference import cpu_decoder, gpu_decoder
+from mamba_bio_audio.inference import cpu_decoder, gpu_decoder, gpu_unet
 from mamba_bio_audio.inference.decoding import GraphSteps, steps
+from mamba_bio_audio.models.unet import UNetModel
 
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.generate import _Choice
@@ -35,7 +36,8 @@ def fastest(model: nn.Module, choice: _Choice, rows: int, precision: Precision) 
     """The fastest path for batches of `rows` rows."""
     if device_of(model).type != "cuda":
         return "numpy" if precision == "fp32" and cpu_decoder.unsupported_reason(model, rows) is None else "steps"
-    form = gpu_decoder.form(model, rows, len(choice.allowed), choice.rule is not None, precision)
+    gpu = gpu_unet if isinstance(model, UNetModel) else gpu_decoder
+    form = gpu.form(model, rows, len(choice.allowed), choice.rule is not None, precision)
     return form or ("graph" if getattr(model, "streaming", "none") == "constant" else "steps")
 
 
@@ -58,6 +60,8 @@ def check(model: nn.Module, choice: _Choice, path: str, precision: str) -> None:
         reason = cpu_decoder.unsupported_reason(model, 1) if precision == "fp32" else "only in fp32"
     elif path == "together" and precision != "bf16":
         reason = "only in bf16"
+    elif path == "persistent" and isinstance(model, UNetModel):
+        reason = gpu_unet.unsupported_reason(model, len(choice.allowed), choice.rule is not None)
     elif path in ("persistent", "together"):
         reason = gpu_decoder.unsupported_reason(model, len(choice.allowed), choice.rule is not None)
     if reason is not None:
@@ -83,6 +87,10 @@ class Stepper:
             return GraphSteps(model, choice.next)
         if self.path == "numpy":
             return cpu_decoder.CpuDecoder(model, rows, choice.allowed, choice.temperature, choice.rule)
+        if self.path == "persistent" and isinstance(model, UNetModel):
+            return gpu_unet.GpuUNet(
+                model, choice.allowed.tolist(), temperature=choice.temperature, precision=self.precision
+            )
         if self.path in ("persistent", "together"):
             return gpu_decoder.GpuDecoder(
                 model,

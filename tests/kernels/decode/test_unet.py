@@ -9,9 +9,10 @@ import torch
 
 triton = pytest.importorskip("triton")
 
+from mamba_bio_audio.errors import InputError  # noqa: E402
 from mamba_bio_audio.inference import decoding  # noqa: E402
-from mamba_bio_audio.inference.generate import _Choice, uniforms  # noqa: E402
-from mamba_bio_audio.inference.gpu_unet import packed_unet, rows_of, state_of  # noqa: E402
+from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, uniforms  # noqa: E402
+from mamba_bio_audio.inference.gpu_unet import packed_unet, rows_of, state_of, unsupported_reason  # noqa: E402
 from mamba_bio_audio.kernels.decode import unet  # noqa: E402
 from mamba_bio_audio.kernels.decode.unet import decode_unet  # noqa: E402
 from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
@@ -123,6 +124,34 @@ def test_state_comes_back_as_it_was(mixer, phase):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"pools": (4,)}, "two pools"),
+        ({"d_model": 32}, "multiples of 64"),
+        ({"d_model": 128}, "up to 256"),
+        ({"mixer": "mamba-complex"}, "complex fixed"),
+        ({"stages": [{}, {}, {"mixer": "transformer"}, {}, {}]}, "Mamba layers"),
+        ({"ssm": SsmConfig(proj_bias=True)}, "proj_bias"),
+        ({"ssm": SsmConfig(d_state=12)}, "power of two"),
+        ({"stages": [{}, {}, {}, {}, {"ssm": {"d_state": 8}}]}, "alike"),
+    ],
+    ids=str,
+)
+def test_other_models_take_another_path(options, reason):
+    model = make_model(**{"d_model": 64} | options)
+    assert reason in unsupported_reason(model, 12, False)
+    with pytest.raises(InputError, match="leave it out"):
+        generate(model, length=3, path="persistent", allowed=range(12))
+
+
+def test_what_only_some_draws_need():
+    model = make_model(d_model=64)
+    assert unsupported_reason(model, 12, False) is None
+    assert "top-k" in unsupported_reason(model, 12, True)
+    assert "symbols" in unsupported_reason(model, 300, False)
+
+
 class Together:
     """Launches a kernel's programs at the same time, each in a process of its own; the interpreter runs one after another."""
 
@@ -186,6 +215,19 @@ class TestInterpreted:
     def test_rows_of_a_program(self, options):
         """Groups of two, of which the last has one."""
         check(make_model(pools=(2, 2), **options), rows=3, lengths=(6, 3), group=2)
+
+    def test_generate(self):
+        """From a prompt and from none, on from a block by another path, at any phase."""
+        model = make_model(d_model=64, pools=(2, 2), ssm=SsmConfig(d_state=2, expand=1))
+        options = {"num_samples": 2, "seed": 3, "allowed": [7, 8, 9, 10]}
+        for prompt in (None, [7, 8, 9]):
+            expected = generate(model, length=6, prompt=prompt, path="steps", **options)
+            assert torch.equal(generate(model, length=6, prompt=prompt, path="persistent", **options), expected)
+        for paths in (("persistent", "steps"), ("steps", "persistent")):
+            block = next(generate_blocks(model, length=3, prompt=[7, 8, 9], path=paths[0], **options))
+            place, last = Place(position=3, state=block.state), block.tokens[:, -1:].long()
+            (rest,) = generate_blocks(model, length=3, prompt=last, place=place, path=paths[1], **options)
+            assert torch.equal(torch.cat([block.tokens, rest.tokens], 1).long(), expected)
 
     def test_programs_of_a_row(self, monkeypatch):
         """Three programs that wait for each other."""

@@ -55,21 +55,18 @@ def unsupported_reason(model: nn.Module, symbols: int, truncated: bool) -> str |
         kinds = set()
         for block in blocks:
             mixer = block.mixer
-            if (
-                type(mixer) is not MambaLayer
-                or mixer.config.exact_zoh
-                or mixer.config.precise
-                or mixer.config.proj_bias
-            ):
-                return "only Mamba layers, without exact_zoh, precise and proj_bias"
-            config = mixer.config
-            if (config.complex, config.selective) not in ((False, True), (True, False)):
+            if type(mixer) is not MambaLayer:
+                return "only Mamba layers"
+            ssm = mixer.config
+            if ssm.exact_zoh or ssm.precise or ssm.proj_bias:
+                return "only Mamba layers without exact_zoh, precise and proj_bias"
+            if (ssm.complex, ssm.selective) not in ((False, True), (True, False)):
                 return "only real selective and complex fixed layers"
             if mixer.d_inner % _LEAST_WIDTH or mixer.d_inner > 2 * _WIDEST:
                 return f"only inner widths that are multiples of {_LEAST_WIDTH}, up to {2 * _WIDEST}"
-            if config.d_state & (config.d_state - 1):
+            if ssm.d_state & (ssm.d_state - 1):
                 return "only states whose number is a power of two"
-            kinds.add((config.complex, config.d_state, config.d_conv, mixer.d_inner, mixer.dt_rank))
+            kinds.add((ssm.complex, ssm.d_state, ssm.d_conv, mixer.d_inner, mixer.dt_rank))
         if len(kinds) > 1:
             return "only tiers whose blocks are alike"
     return None
@@ -121,7 +118,7 @@ def rows_of(case: UNetCase, state: UNetState, last: Tensor) -> UNetRows:
 
 def state_of(rows: UNetRows) -> UNetState:
     """The model's state from the kernel's."""
-    tiers = []
+    tiers: list[TierState] = []
     for case, part in zip(rows.case.tiers, rows.tiers, strict=True):
         states = [MambaState(*both) for both in zip(part.tails.unbind(1), part.h.unbind(1), strict=True)]
         if part.frames is None or part.queue is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -227,7 +227,7 @@ def pack_unet(
         W, D = first.conv.shape[1], len(first.norm)
         rank = 1 if isinstance(first, FixedLayer) else first.dt_proj.shape[1]
         case = sizes_of(D, E, N, W, rank, len(allowed), halves, warps)
-        pools = {}
+        pools: dict[str, Any] = {}
         if tier.to_coarser is not None:
             wider, joined = tier.to_coarser[0].shape
             down_rows, up_rows = math.gcd(wider, lanes // 2), math.gcd(joined, lanes // 2)

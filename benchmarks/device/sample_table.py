@@ -1,17 +1,21 @@
 """The table of generation on one GPU: rows of `mba bench sample`, prefill of 2^20 bases, and whole commands of 2^17 bases.
 
-    PYTHONPATH=. python benchmarks/device/sample_table.py [--seconds 0.8] [--budget 140] [--out sample.csv] [--device cuda]
+    PYTHONPATH=. python benchmarks/device/sample_table.py [--seconds 0.5] [--budget 140] [--jobs 14] [--out sample.csv]
 
-A row that fails prints one line and the next one follows; none begins after the budget.
+First all kernels compile, in several processes at once; the rows' time to record is therefore that of a second command. A
+row that fails prints one line and the next one follows; none begins after the budget. `--only 12x128` runs the rows of a model,
+`--only 12x128,64` those of a batch, and nothing else.
 """
 
 import argparse
+import contextlib
 import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +57,25 @@ def command(length: int, device: str) -> Iterator[str]:
         yield f"mba sample, {length} bases with 12x128 {precision}: {took:.2f} s, {done.stdout.splitlines()[0]}"
 
 
+def compile_all(cases: Sequence[SampleCase], device: str, jobs: int) -> None:
+    """Run the shortest form of rows in other processes, which leave what they compile on disk."""
+    # The others take the same kernels, or would need much memory at once.
+    chosen = {(case.model, case.batch) for case in cases if case.batch in (1, 64) or case.model != "24x768"}
+    chosen -= {(model, 512) for model, _ in chosen}
+    audio_first = sorted(chosen, key=lambda one: ("/" not in one[0], one))
+
+    def run(one: tuple[str, int]) -> None:
+        only = f"--only={one[0]},{one[1]}"
+        call = [sys.executable, __file__, only, "--seconds=0", "--jobs=0", f"--device={device}"]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(call, capture_output=True, timeout=90)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, audio_first))
+    print(f"compiled in {time.perf_counter() - began:.0f} s, {jobs} processes at once", flush=True)
+
+
 def guarded(name: str, lines: Callable[[], Iterator[str]]) -> None:
     """Print lines as they come; of an error, one."""
     try:
@@ -65,8 +88,10 @@ def guarded(name: str, lines: Callable[[], Iterator[str]]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.8, help="of the timed batches of a row")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of the timed batches of a row")
     parser.add_argument("--budget", type=float, default=140, help="seconds after which nothing begins")
+    parser.add_argument("--jobs", type=int, default=14, help="processes that compile; 0 leaves that out")
+    parser.add_argument("--only", help="MODEL or MODEL,BATCH")
     parser.add_argument("--out", type=Path, help="CSV file of the rows")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     arguments = parser.parse_args()
@@ -83,11 +108,16 @@ def main() -> None:
         yield _sample_line(rows[-1])
 
     cases = sorted(SAMPLE_CASES[device], key=lambda case: case[:2] == LAST)
+    if arguments.only:
+        cases = [case for case in cases if arguments.only in (case.model, f"{case.model},{case.batch}")]
+    if arguments.jobs:
+        compile_all(cases, device, arguments.jobs)
     todo: list[tuple[str, Callable[[], Iterator[str]]]]
     todo = [(f"{case.model}, batch {case.batch}, {case.precision}", partial(row, case)) for case in cases]
     long, whole = (1 << 20, 1 << 17) if device == "cuda" else (1 << 10, 1 << 8)
-    todo.insert(4, ("mba sample", partial(command, whole, device)))
-    todo.insert(5, ("prefill", partial(prefill, "16x256", long, device)))
+    if not arguments.only:
+        todo.insert(4, ("mba sample", partial(command, whole, device)))
+        todo.insert(5, ("prefill", partial(prefill, "16x256", long, device)))
     for name, lines in todo:
         if time.perf_counter() - began > arguments.budget:
             print(f"{name} left out: {arguments.budget:.0f} s are over", flush=True)

@@ -239,11 +239,17 @@ def _batch(
     last = prefix.to(device) if isinstance(prefix, Tensor) else None
     count = stretch(model)
     most = -(-_BLOCK // count) * count
+
+    def numbers(low: int) -> Tensor:
+        """Uniform numbers (R, n) of the block that begins at `low`."""
+        size = most if length is None else min(most, max(length - low, 0))
+        return torch.from_numpy(uniforms(seed, range(first_row, first_row + rows), first_position + low, size))
+
+    prepared = numbers(0)
     for low in itertools.count(0, most) if length is None else range(0, length, most):
-        size = most if length is None else min(most, length - low)
-        numbers = uniforms(seed, range(first_row, first_row + rows), first_position + low, size)
+        size = prepared.shape[1]
         # One row of `draws` per step, contiguous.
-        draws = torch.from_numpy(numbers.T.copy()).to(device)
+        draws = prepared.to(device).T.contiguous()
         symbols, scores = [], []
         # A generator must not hold the modes over a yield, where the caller's code runs.
         was_training = model.training
@@ -265,6 +271,8 @@ def _batch(
                     symbols.append(found_symbols)
                     scores.append(found_scores)
                     last = found_symbols[-1][:, None]
+                # Those of the next block, while a GPU runs this one.
+                prepared = numbers(low + most)
                 tokens = torch.cat(symbols).T.to("cpu", choice.storage)
                 log_likelihood = torch.cat(scores).T.cpu()
         finally:

@@ -74,6 +74,29 @@ def test_graphs_equal_single_launches(unet, kind) -> None:
         unet.cpu()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["unet", "isotropic"])
+def test_graphs_serve_every_block_and_batch_in_bf16(unet, kind) -> None:
+    """Nothing that a graph reads is gone behind the block in which it was recorded."""
+    model = unet
+    if kind == "isotropic":
+        model = build_model(ModelConfig(d_model=16, num_layers=2, vocab_size=12), seed=0)
+    model = model.cuda().eval()
+    options = {"length": 1050, "num_samples": 5, "batch_size": 2, "seed": 3, "allowed": range(7, 11)}
+    try:
+        graph = []
+        for block in generate_blocks(model, **options, precision="bf16", path="graph"):
+            # What others leave in freed memory.
+            torch.full((1 << 22,), float("nan"), device="cuda")
+            graph.append(block)
+        for a, b in zip(generate_blocks(model, **options, precision="bf16", path="steps"), graph, strict=True):
+            assert torch.equal(a.tokens, b.tokens)
+            torch.testing.assert_close(a.log_likelihood, b.log_likelihood)
+    finally:
+        unet.cpu()
+
+
 def test_audio_begins_with_the_zero_level_by_itself(unet) -> None:
     tokens = generate(unet, length=5, num_samples=1, seed=1)
     silent = generate(unet, length=5, num_samples=1, prompt=torch.zeros(0, dtype=torch.long), seed=1)

@@ -23,24 +23,7 @@ timed score "$model" "$fasta" --out "$work/forward.bw"
 timed score "$model" "$fasta" --out "$work/again.bw" --json
 timed score "$model" "$fasta" --out "$work/bf16.bw" --precision bf16
 timed score "$model" "$fasta" --out "$work/both.bw" --strand both
-# Whole, in pieces, and base by base: the largest differences of single values, nats.
-python3 - "$model" "$fasta" 2>&1 <<'PYTHON' | tee -a "$OUT/score.txt"
-import sys
-
-import numpy as np
-import torch
-
-import mamba_bio_audio as mba
-from mamba_bio_audio.pipelines.dna.genome import Genome
-
-genome = Genome(sys.argv[2])
-(record, length), *_ = genome.records.items()
-model = mba.load(sys.argv[1]).to("cuda" if torch.cuda.is_available() else "cpu")
-for bases, chunks in ((min(length, 1 << 20), (1 << 17, 4096)), (2000, (100, 1))):
-    ids = genome.fetch(record, 0, bases).astype(np.int64)
-    whole = mba.log_likelihood(model, ids, chunk=bases).per_base
-    for chunk in chunks:
-        difference = (mba.log_likelihood(model, ids, chunk=chunk).per_base - whole).abs().nan_to_num().max()
-        print(f"{bases:,} bases: pieces of {chunk:,} differ from the whole by at most {float(difference):.2e} nats")
-PYTHON
+for how in "--bases 1048576 --pieces 131072,4096" "--bases 2000 --pieces 100,1"; do
+  python3 benchmarks/score_pieces.py "$model" "$fasta" $how 2>&1 | tee -a "$OUT/score.txt"
+done
 ls -l "$work" | tee -a "$OUT/score.txt"

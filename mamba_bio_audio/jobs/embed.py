@@ -76,6 +76,7 @@ class EmbedResult(Result):
         not_embedded: records without vectors, or whose vectors are NaN, by reason.
         stopped_by: name of the signal that ended it early.
         already_complete: a file that was complete before; nothing was done.
+        stranded: whether these data have strands to speak of.
     """
 
     out: str | None = None
@@ -95,6 +96,7 @@ class EmbedResult(Result):
     not_embedded: dict[str, int] = Field(default_factory=dict)
     stopped_by: str | None = None
     already_complete: str | None = None
+    stranded: bool = Field(True, exclude=True)
 
     def text(self) -> str:
         """Counts, and which records have no vectors."""
@@ -102,8 +104,8 @@ class EmbedResult(Result):
             return f"{self.already_complete}: already complete"
         lines = [
             f"{self.records:,} record{'s' * (self.records != 1)}, {self.symbols:,} {self.unit}s: {self.vectors:,} "
-            f"vector{'s' * (self.vectors != 1)} of {self.width:,} channels (layer {self.layer}, pool {self.pool}, strand "
-            f"{self.strand})"
+            f"vector{'s' * (self.vectors != 1)} of {self.width:,} channels (layer {self.layer}, pool {self.pool}"
+            f"{f', strand {self.strand}' if self.stranded else ''})"
         ]
         lines += [f"{count:,} without vectors: {reason}" for reason, count in list(self.not_embedded.items())[:5]]
         if len(self.not_embedded) > 5:
@@ -210,6 +212,7 @@ def run(options: EmbedOptions) -> EmbedResult:
         records=len(file.records),
         symbols=sum(record.length for record in file.records),
         unit=domain.unit,
+        stranded=len(domain.symbols(data, model.config.train.length).strands) > 1,
         vectors=file.rows,
         width=file.width,
         not_embedded=dict(file.reasons),

@@ -73,6 +73,7 @@ class ScoreResult(Result):
         symbols_per_second: symbols read by the model per second in this call; None where too little was read.
         stopped_by: name of the signal that ended it early.
         already_complete: a track that was complete before; nothing was done.
+        stranded: whether these data have strands to speak of.
     """
 
     out: str | None = None
@@ -96,6 +97,7 @@ class ScoreResult(Result):
     symbols_per_second: float | None = None
     stopped_by: str | None = None
     already_complete: str | None = None
+    stranded: bool = Field(True, exclude=True)
 
     def text(self) -> str:
         """What was scored, and how well it was predicted."""
@@ -105,9 +107,8 @@ class ScoreResult(Result):
             return ""
         unit = self.unit
         what = f"{self.records:,} record{'s' * (self.records != 1)}"
-        lines = [f"{self.scored:,} of {self.symbols:,} {unit}s of {what} scored on the {self.strand} strand"]
-        if self.strand == "both":
-            lines = [f"{self.scored:,} of {self.symbols:,} {unit}s of {what} scored, mean of both strands"]
+        how = ", mean of both strands" if self.strand == "both" else f" on the {self.strand} strand"
+        lines = [f"{self.scored:,} of {self.symbols:,} {unit}s of {what} scored{how if self.stranded else ''}"]
         if self.nats_per_symbol is not None:
             lines.append(
                 f"{self.nats_per_symbol:.5f} nats, {self.bits_per_symbol:.5f} bits per {unit}, "
@@ -277,6 +278,7 @@ def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
         strand=options.strand,
         precision=options.precision,
         unit=symbols.unit,
+        stranded=len(symbols.strands) > 1,
         stopped_by=None if found or stop.number is None else signal.Signals(stop.number).name,
     )
 

@@ -173,7 +173,7 @@ def test_standard_input_and_only_bad_records(tmp_path, monkeypatch):
     assert list(map(len, vectors_of(tmp_path / "e.npz"))) == [0, 0]
 
 
-def test_recordings(tmp_path, monkeypatch):
+def test_recordings(tmp_path, monkeypatch, capsys):
     made = build_model(UNetConfig(d_model=WIDTH, num_layers=1, pools=(2, 3), vocab_size=256), seed=0).eval()
     made.config = load_config("audio/tiny", ["data.path=."])
     made.codec = AudioCodec.of(made.config.data)
@@ -185,6 +185,7 @@ def test_recordings(tmp_path, monkeypatch):
     (tmp_path / "c.wav").write_text("no audio")
     out = tmp_path / "e.npz"
     assert mba("embed", "run", tmp_path, "--out", out, "--pool", "bins:100", "--device", "cpu") == 0
+    assert "(layer final, pool bins:100)\n" in capsys.readouterr().out
     found = vectors_of(out)
     assert list(map(len, found)) == [4, 4, 0]
     close(found[0], found[1])

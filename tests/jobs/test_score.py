@@ -163,13 +163,15 @@ def test_regions(model, genome, capsys):
     assert bigwig("near.bw")["chr2"][100:250] == pytest.approx(near, abs=1e-5, nan_ok=True)
 
 
-def test_audio_in_bits_along_a_file(monkeypatch, tmp_path):
+def test_audio_in_bits_along_a_file(monkeypatch, tmp_path, capsys):
     random = np.random.default_rng(0)
     for name, samples in (("a.wav", 300), ("b.wav", 40)):
         soundfile.write(tmp_path / name, random.uniform(-0.5, 0.5, samples), 16_000)
     model = made("audio/tiny", "data.path=a.wav", "data.sample_rate_hz=16000")
     monkeypatch.setattr(saved, "load", lambda run, which="best": model)
     assert score("a.wav", "b.wav", "--out", "x.tsv", "--bin", "100", "--quiet") == 0
+    # Sound has no strands to speak of.
+    assert "340 of 340 samples of 2 records scored\n" in capsys.readouterr().out
     rows = table("x.tsv")
     assert [(row["record"], row["start"], row["end"], row["scored"]) for row in rows] == [
         ("a.wav", "0", "100", "100"),

@@ -135,18 +135,20 @@ class VariantsResult(Result):
         if self.already_complete:
             return f"{self.already_complete}: already complete"
         ratio = "" if self.median_ratio is None else f", median |ratio| {self.median_ratio:.3g} nats"
-        lines = [f"{self.records:,} records, {self.alleles:,} alleles, {self.scored:,} scored{ratio}"]
+        records, alleles = _count(self.records, "record"), _count(self.alleles, "allele")
+        lines = [f"{records}, {alleles}, {self.scored:,} scored{ratio}"]
         lines.append(f"{self.streamed:,} bases read as context, {self.windowed:,} in windows")
         if self.bf16_change is not None:
             lines.append(
-                f"bf16 changes the ratio by {self.bf16_change:.2g} nats (median over {self.bf16_alleles:,} alleles, whose "
-                f"median |ratio| is {self.bf16_ratio:.2g})"
+                f"bf16 changes the ratio by {self.bf16_change:.2g} nats (median over {_count(self.bf16_alleles, 'allele')}, "
+                f"whose median |ratio| is {self.bf16_ratio:.2g})"
             )
         if self.not_scored:
             reasons = "; ".join(f"{count:,} x {reason}" for reason, count in self.not_scored.items())
-            lines.append(f"{sum(self.not_scored.values()):,} alleles not scored: {reasons}")
+            lines.append(f"{_count(sum(self.not_scored.values()), 'allele')} not scored: {reasons}")
         if self.malformed:
-            lines.append(f"{self.malformed:,} lines are no records and were kept as they are")
+            kept = "lines are no records and were" if self.malformed != 1 else "line is no record and was"
+            lines.append(f"{self.malformed:,} {kept} kept as {'they are' if self.malformed != 1 else 'it is'}")
         lines.append(USE)
         return "\n".join(lines)
 
@@ -154,6 +156,10 @@ class VariantsResult(Result):
     def exit_code(self) -> int:
         """130 after a signal, 1 where lines of the file were no records."""
         return 130 if self.stopped_by else 1 if self.malformed else 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def run(options: VariantsOptions) -> VariantsResult:

@@ -14,7 +14,7 @@ import torch
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.inference import variant_table
 from mamba_bio_audio.inference.variants import WINDOW, score_variants
-from mamba_bio_audio.jobs.variants import VariantsOptions
+from mamba_bio_audio.jobs.variants import VariantsOptions, VariantsResult
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.dna import vcf
@@ -178,6 +178,17 @@ def test_what_does_not_fit_the_genome_is_flagged_counted_and_named_once(scored):
     assert "line 6 (one:11 " in messages[2]
     assert f"the genome has {ONE[10]}" in messages[2]
     assert all(message in summary["stderr"] for message in messages)
+
+
+def test_one_of_anything_is_no_plural():
+    found = VariantsResult(records=1, alleles=1, not_scored={"unknown_contig": 1}, malformed=1)
+    for line in (
+        "1 record, 1 allele, 0 scored",
+        "1 allele not scored: 1 x unknown_contig",
+        "1 line is no record and was kept as it is",
+    ):
+        assert line in found.text().splitlines()
+    assert "2 lines are no records and were kept as they are" in VariantsResult(malformed=2).text()
 
 
 @pytest.mark.parametrize(

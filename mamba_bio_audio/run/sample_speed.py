@@ -112,8 +112,8 @@ def sample_row(case: SampleCase, device: str, *, seconds: float, rate: float, pa
     first, second = itertools.islice(batches(_PROBE), 2)
     # A third of the time or more for each of the batches that are the least.
     steps = min(max(int(1e3 * seconds / (_LEAST_BATCHES + 1) / second) * _PROBE, _PROBE), _BLOCK)
-    peer = peer_steps(case, steps) if has_peer(device) and "x" in case.model else None
-    timing = _timed(batches(steps), peer, seconds)
+    peer = peer_steps(case, steps) if has_peer(device) and "/" not in case.model else None
+    timing = _timed(batches(steps), peer, seconds, device)
     step = statistics.median(timing.ours) / steps
     more: Row = {
         "path": named,
@@ -128,7 +128,7 @@ def sample_row(case: SampleCase, device: str, *, seconds: float, rate: float, pa
     return timing_row(device, "sample", f"{steps} steps", _name(case), _PRECISION[case.precision], timing, **more)
 
 
-def _timed(batches: Iterator[float], peer: Callable[[], object] | None, seconds: float) -> Timing:
+def _timed(batches: Iterator[float], peer: Callable[[], object] | None, seconds: float, device: str) -> Timing:
     """Ours and the peer's in turn; the first of each records."""
     ours: list[float] = []
     theirs: list[float] = []
@@ -141,7 +141,7 @@ def _timed(batches: Iterator[float], peer: Callable[[], object] | None, seconds:
         if peer is not None:
             before = time.perf_counter()
             peer()
-            theirs.append(1e3 * _seconds_since(before, "cuda"))
+            theirs.append(1e3 * _seconds_since(before, device))
     return Timing(ours, None if peer is None else theirs)
 
 

@@ -34,7 +34,7 @@ def generation(monkeypatch):
 
     monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "generate_blocks", generate_blocks)
-    return calls
+    return clock, calls
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(0.01, 64), (1.0, 192), (100, 1024)])
@@ -45,13 +45,38 @@ def test_recording_is_not_in_the_time_of_a_step(generation, seconds, steps):
     assert float(row["recording_s"]) == pytest.approx(5)
     assert float(row["tokens_per_s"]) == pytest.approx(3000)
     assert float(row["ms_p50"]) == pytest.approx(steps)
-    probe, timed = generation
+    probe, timed = generation[1]
     assert probe["length"] == 64
     assert timed["length"] == steps
     # Whole batches, more of them than are timed.
     assert timed["num_samples"] == 3 * (module.PAIRS + 1)
     assert 3 <= row["pairs"] <= module.PAIRS
     assert (probe["path"], probe["precision"]) == (None, "fp32")
+
+
+def test_the_peer_runs_as_many_steps_in_turn(generation, monkeypatch):
+    clock, calls = generation
+    given = []
+
+    def peer_steps(case, steps):
+        def call():
+            # Its first call records.
+            clock.now += 2.5e-3 * steps + (7 if len(given) == 1 else 0)
+            given.append("call")
+
+        given.append((case.batch, steps))
+        return call
+
+    monkeypatch.setattr(module, "has_peer", lambda device: True)
+    monkeypatch.setattr(module, "peer_steps", peer_steps)
+    monkeypatch.setattr("mamba_bio_audio.run.timing.peer_version", lambda: "peer 1")
+    row = sample_row(SampleCase("1x8", 3, "fp32"), "cpu", seconds=1, rate=1e9)
+    assert given == [(3, calls[1]["length"]), *["call"] * (1 + row["pairs"])]
+    assert float(row["ratio"]) == pytest.approx(2.5)
+    assert float(row["peer_us_per_step"]) == pytest.approx(2500)
+    given.clear()
+    assert sample_row(SampleCase("audio/tiny", 1, "fp32"), "cpu", seconds=1, rate=1e9)["ratio"] == ""
+    assert not given
 
 
 def test_a_row_names_the_path_that_users_get(monkeypatch):

@@ -212,6 +212,6 @@ class TestInterpreted:
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("d_model", "num_layers"), [(128, 12), (256, 16)])
-@pytest.mark.parametrize("drawing", [{"temperature": 0.0}, {}, {"top_k": 4, "top_p": 0.8}], ids=str)
+@pytest.mark.parametrize("drawing", [{"temperature": 0.0}, {}, {"temperature": 4.0, "top_k": 8, "top_p": 0.9}], ids=str)
 def test_on_a_gpu(d_model, num_layers, drawing):
     check(make_model(d_model, num_layers, device="cuda"), steps=64, warps=16, **drawing)

@@ -13,6 +13,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.files import AudioFile, content_hash, list_files, open_files
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.audio.resampling import RESAMPLER
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, has_split_columns, read_splits, split_by_share
 from mamba_bio_audio.pipelines.corpus import Corpus, Example, Sample
 from mamba_bio_audio.pipelines.spans import Span, size_of
@@ -132,6 +133,7 @@ class AudioCorpus(Corpus):
             "native_rates_hz": sorted({file.native_rate_hz for file in files}),
             "channels": sorted({file.channels for file in files}),
             "sample_rate_hz": rate,
+            "resampler": RESAMPLER if any(file.native_rate_hz != rate for file in files) else None,
             "quantizer": self.codec.description,
             "gain": self.config.gain,
             "split_source": self.split_source,

@@ -1,7 +1,7 @@
 """Recordings on disk: reads windows as mono at one rate, and finds what is wrong with a file.
 
-Resampling is torchaudio's windowed sinc, evaluated for whole periods of the two rates around the window, so that windows
-equal pieces of the resampled whole; for the decoding see `decoding.py`.
+Resampling (`resampling.py`) is done for whole periods of the two rates around the window, so that windows equal pieces of
+the resampled whole; for the decoding see `decoding.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import name_full_disk
 from mamba_bio_audio.pipelines.audio import decoding
+from mamba_bio_audio.pipelines.audio.resampling import resampler
 from mamba_bio_audio.pipelines.audio.streams import Part, missing_bytes, ogg_ends, streams_of
 from mamba_bio_audio.text import is_utf8
 
@@ -38,7 +38,6 @@ FORMATS |= {f".{name.lower()}": {name} for name in ("SDS", "VOC", "WVE", "XI")}
 # Audio that is known by its name and not read.
 _UNREADABLE = {f".{name}" for name in ("aac", "ac3", "amr", "ape", "dsf", "dts", "m4a", "m4b", "mka", "mkv")}
 _UNREADABLE |= {f".{name}" for name in ("mov", "mp4", "mpc", "ra", "shn", "tta", "webm", "wma", "wv")}
-_MAX_KERNEL = 1 << 26
 _BLOCK = 1 << 14
 # libsndfile's number for "not known" is 2^63 - 1.
 _MOST_FRAMES = 1 << 48
@@ -82,14 +81,14 @@ class AudioFile:
             return self._native(start, stop)
         import torch
 
-        resampler = _resampler(self.native_rate_hz, rate_hz, self.path)
+        found = resampler(self.native_rate_hz, rate_hz, self.path)
         common = math.gcd(self.native_rate_hz, rate_hz)
         per_period, out_per_period = self.native_rate_hz // common, rate_hz // common
         # An output reads `width` inputs before and after its own period.
-        margin = -(-resampler.width // per_period)
+        margin = -(-found.width // per_period)
         first, last = start // out_per_period - margin, -(-stop // out_per_period) + margin
         native = self._native(first * per_period, last * per_period)
-        resampled = resampler(torch.from_numpy(native)).numpy()
+        resampled = found(torch.from_numpy(native)).numpy()
         offset = first * out_per_period
         return resampled[start - offset : stop - offset].copy()
 
@@ -145,22 +144,6 @@ class DecodedFile(AudioFile):
 _REPLACE = "replace the file, or leave it out"
 # For faults that only decoding reveals, which opening a data set does not do.
 _CHECK = "replace the file, or leave it out (mba prepare audio finds all such files)"
-
-
-@lru_cache(maxsize=8)
-def _resampler(native_rate_hz: int, rate_hz: int, path: str = "") -> Any:
-    """torchaudio's resampler, whose kernel is computed only once."""
-    common = math.gcd(native_rate_hz, rate_hz)
-    if (native_rate_hz // common) * (rate_hz // common) > _MAX_KERNEL:
-        raise InputError(
-            f"{path}: resampling from {native_rate_hz} Hz to {rate_hz} Hz has no short period (greatest common divisor "
-            f"{common}); resample it to a common rate first, or choose {native_rate_hz} Hz"
-        )
-    import torch
-    from torchaudio.transforms import Resample
-
-    # Single precision would place the taps only to about 1e-5 of a sample.
-    return Resample(native_rate_hz, rate_hz, dtype=torch.float64).float()
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:

@@ -33,6 +33,7 @@ from mamba_bio_audio.pipelines.audio.files import (
     skipped_files,
 )
 from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings, BadFiles
+from mamba_bio_audio.pipelines.audio.resampling import RESAMPLER
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, split_by_share
 from mamba_bio_audio.pipelines.reporter import Reporter
 from mamba_bio_audio.pipelines.spans import Span
@@ -128,7 +129,7 @@ def _write_recordings(
     bad: dict[str, str] = {}
     names: list[str] = []
     sizes: list[int] = []
-    clipped = 0
+    clipped, resampled = 0, False
     decoded = folder / ".decoded"
     for done, (path, name) in enumerate(found, start=1):
         own: list[str] = []
@@ -137,6 +138,7 @@ def _write_recordings(
                 raise InputError(f"{path!r}: the name contains a tab or a line break; rename the file")
             # Everything is decoded before anything is written: a fault in the last sample is known by then.
             file = decode(path, decoded)
+            resampled |= file.native_rate_hz != settings.rate
             edges = _edges(file, settings.rate, settings.piece_seconds)
             for number, (start, stop) in enumerate(itertools.pairwise(edges)):
                 ending = f".{number:0{len(str(len(edges) - 1))}d}" if settings.piece_seconds is not None else ""
@@ -160,10 +162,8 @@ def _write_recordings(
         shutil.rmtree(paths[0])
     spans, made = split_by_share(dict(zip(names, sizes, strict=True)), settings.valid_fraction, settings.test_fraction)
     rows = [(span.record, split, span.start, span.end) for split in SPLITS for span in spans[split]]
-    more: dict[str, Any] = ({} if source is None else {"source": str(source)}) | {
-        "clipped_samples": clipped,
-        "skipped_files": skipped,
-    }
+    more: dict[str, Any] = {} if source is None else {"source": str(source)}
+    more |= {"clipped_samples": clipped, "resampler": RESAMPLER if resampled else None, "skipped_files": skipped}
     return _finish(folder, rows, made, bad, settings.rate, more)
 
 

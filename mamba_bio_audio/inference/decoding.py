@@ -8,6 +8,7 @@ at the same phase and the graph has no branches. Steps that do not fill a stretc
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -154,16 +155,25 @@ class GraphSteps:
         """As `_advance`, by a graph."""
         key = (len(draws), *(leaf for leaf in self.leaves if not isinstance(leaf, Tensor)))
         if key not in self.graphs:
-            graph, here = torch.cuda.CUDAGraph(), draws.clone()
-            # Other threads, such as a loader's that pins memory, go on meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                found = self._advance(here)
-            self.graphs[key] = _Graph(graph, here, *found)
+            self.graphs[key] = self._record(draws.clone())
         recorded = self.graphs[key]
         recorded.draws.copy_(draws)
         recorded.graph.replay()
         # Copies, because the next replay overwrites these.
         return recorded.symbols.clone(), recorded.scores.clone(), recorded.after
+
+    def _record(self, draws: Tensor) -> _Graph:
+        graph = torch.cuda.CUDAGraph()
+        collects = gc.isenabled()
+        # A graph of others that is collected while this one is recorded would spoil it.
+        gc.disable()
+        try:
+            # Other threads, such as a loader's that pins memory, go on meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                return _Graph(graph, draws, *self._advance(draws))
+        finally:
+            if collects:
+                gc.enable()
 
     def _advance(self, draws: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
         """Steps from and to the fixed places: symbols, log-probabilities, and the leaves of the state behind them."""

@@ -152,7 +152,7 @@ WARM_UP = ["beside waits for main", "on beside", "step", "off beside", "main wai
 
 
 def recording(count):
-    return ["graph, thread_local, collection", *["step"] * count, "end of graph", "replay"]
+    return ["graph, thread_local, no collection", *["step"] * count, "end of graph", "replay"]
 
 
 def test_graphs_are_recorded_once_after_one_step_beside_from_where_the_model_stands(counted):

@@ -9,6 +9,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 from mamba_bio_audio import ops  # noqa: E402
+from mamba_bio_audio.kernels.made_once import weights_stay  # noqa: E402
 from mamba_bio_audio.kernels.mixer import recompute  # noqa: E402
 from mamba_bio_audio.kernels.mixer.recompute import MixerWeights, mixer_triton, unsupported_reason  # noqa: E402
 from mamba_bio_audio.kernels.scan.split_bc import split_bc  # noqa: E402
@@ -124,6 +125,22 @@ class TestInterpreted:
     def test_several_blocks_of_channels(self):
         """132 inner channels: two blocks of each kernel, forward in two pieces of two segments."""
         check(make_layer(66, 2, expand=2), 2, 15, piece=16, segment=4)
+
+    def test_weights_that_stay_are_cast_once(self, monkeypatch):
+        layers, cast, calls = [make_layer(), make_layer(width=8)], recompute._cast, []
+        monkeypatch.setattr(recompute, "_cast", lambda *given: calls.append(1) or cast(*given))
+        given = [make_inputs(layer, 2, 1, reset=False)[0] for layer in layers]
+        with torch.no_grad():
+            expected = [fused(layer, **x, dtype=torch.float32) for layer, x in zip(layers, given, strict=True)]
+            calls.clear()
+            with weights_stay():
+                for _ in range(3):
+                    found = [fused(layer, **x, dtype=torch.float32) for layer, x in zip(layers, given, strict=True)]
+                    for some, own in zip(found, expected, strict=True):
+                        assert all(map(torch.equal, some, own))
+                assert len(calls) == 2
+                fused(layers[0], **given[0], dtype=torch.bfloat16)
+                assert len(calls) == 3
 
     @pytest.mark.parametrize("states", [1, 5, 16])
     def test_b_and_c_of_a_projection(self, states):

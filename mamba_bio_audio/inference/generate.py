@@ -218,8 +218,9 @@ def generate_blocks(
 def sampling_path(model: nn.Module, *, rows: int, precision: Precision = "fp32", **draws: Unpack[Draws]) -> Path:
     """How `generate` runs the steps of a batch of `rows` rows, where nothing else is asked for.
 
-    On a GPU it is "persistent", a kernel that takes a row through many steps and layers; "together", the same with 16 rows; or
-    "graph", CUDA graphs of 16 steps or more. On a CPU it is "numpy". "steps" runs every operation on its own, for every model.
+    On a GPU it is "persistent", a kernel that takes a row through many steps and layers; "split", several of its programs
+    sharing a row; "together", 16 rows in one; or "graph", CUDA graphs of 16 steps or more. On a CPU it is "numpy". "steps"
+    runs every operation on its own, for every model.
     """
     return paths.fastest(model, _Choice.of(model, draws), rows, precision)
 

@@ -1,34 +1,30 @@
 """Decoding on a GPU in persistent kernels: many steps and all layers in one launch (`kernels/decode/`).
 
 The CUDA graph of `decoding.py` launches some hundred kernels a step, each of which waits for the one before; here a program
-keeps a row, or sixteen, through steps and layers. Draws are those of the graph, and symbols equal as far as the model's own
-arithmetic does: sums run in another order.
+takes its rows through steps and layers, alone or with others (`kernels/decode/forms.py`). Draws are those of the graph, and
+symbols equal as far as the model's own arithmetic does: sums run in another order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.kernels.decode.forms import PATHS, WIDEST, form_of, form_on
 from mamba_bio_audio.layers.mamba import MambaLayer, MambaState
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.isotropic import Block, IsotropicModel
 
-# Measured up to these sizes (docs/benchmarks.md, sampling).
-_WIDEST = 256
 _MOST_SYMBOLS = 256
-_MOST_RANKED = 64  # symbols of which top-k or top-p keep some, or that sixteen rows draw from
-# Rows above which the next form is faster, as multiples of the GPU's multiprocessors, which take a row each at a time.
-_WAVES_BF16, _WAVES_FP32 = 6, 4
+_MOST_RANKED = 64  # symbols of which top-k or top-p keep some, or that many rows draw from
 
 
-def form(
-    model: nn.Module, rows: int, symbols: int, truncated: bool, precision: str
-) -> Literal["persistent", "together"] | None:
-    """Which kernel is the fastest for a batch: a row a program or 16; None where a CUDA graph is.
+def form(model: nn.Module, rows: int, symbols: int, truncated: bool, precision: str) -> PATHS | None:
+    """Which form of kernel is the fastest for a batch; None where a CUDA graph is.
 
     Args:
         model: on a GPU.
@@ -39,10 +35,23 @@ def form(
     """
     if unsupported_reason(model, symbols, truncated) is not None:
         return None
-    processors = torch.cuda.get_device_properties(next(model.parameters()).device).multi_processor_count
-    if rows <= processors * (_WAVES_BF16 if precision == "bf16" else _WAVES_FP32):
-        return "persistent"
-    return "together" if precision == "bf16" and symbols <= _MOST_RANKED else None
+    found = form_of(*_sizes(model), rows, _processors(model), precision == "bf16")
+    if found is None or (found.path == "together" and symbols > _MOST_RANKED):
+        return None
+    return found.path
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
+    """Channels D and E of the layers."""
+    block = next(iter(cast(Iterable[Block], model.layers)))
+    out_proj = cast(MambaLayer, block.mixer).out_proj.weight
+    return out_proj.shape[0], out_proj.shape[1]
+
+
+def _processors(model: nn.Module) -> int:
+    device = next(model.parameters()).device
+    # Triton's interpreter runs one program after the other.
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def unsupported_reason(model: nn.Module, symbols: int, truncated: bool) -> str | None:
@@ -68,8 +77,8 @@ def unsupported_reason(model: nn.Module, symbols: int, truncated: bool) -> str |
             return "no biases of the projections"
         channels, states = weights.A_log.shape
         width = weights.out_proj.shape[0]
-        if width % 64 or channels % 64 or width > _WIDEST or channels > 2 * _WIDEST:
-            return f"only widths that are multiples of 64, up to {_WIDEST}"
+        if width % 64 or channels % 64 or width > WIDEST or channels > 2 * WIDEST:
+            return f"only widths that are multiples of 64, up to {WIDEST}"
         if states & (states - 1):
             return "only d_state that is a power of two"
     return None
@@ -83,7 +92,11 @@ class GpuDecoder:
         allowed: ids that may be drawn, in order.
         temperature, top_k, top_p: as in `generate`.
         precision: of the matrices, "fp32" or "bf16"; sums, state and everything else are fp32.
-        together: 16 rows a program on the tensor cores instead of one; only in bf16.
+        path: form of the kernel; "together" only in bf16, "split" only on a GPU.
+        rows: of a call.
+
+    Raises:
+        InputError: the form cannot run so many rows of this width.
     """
 
     def __init__(
@@ -95,7 +108,8 @@ class GpuDecoder:
         top_k: int | None = None,
         top_p: float | None = None,
         precision: str = "fp32",
-        together: bool = False,
+        path: str = "persistent",
+        rows: int = 1,
     ) -> None:
         # Triton is not there on every machine.
         from mamba_bio_audio.kernels.decode.pack import Layer, pack
@@ -103,7 +117,10 @@ class GpuDecoder:
         assert isinstance(model, IsotropicModel)
         self.model = model
         self.drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        self.together = together
+        self.path = path
+        form = form_on(path, *_sizes(model), rows, _processors(model))
+        if form is None:
+            raise InputError(f"path {path!r} cannot run {rows:,} rows of this model; leave it out")
         layers = []
         for block in cast(Iterable[Block], model.layers):
             w = cast(MambaLayer, block.mixer).weights()
@@ -131,12 +148,16 @@ class GpuDecoder:
             allowed,
             dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
             eps=model.model_config.norm_eps,
-            tiled=not together,
+            warps=form.warps,
+            tiled=path != "together",
+            rows=form.rows,
+            programs=form.programs,
         )
 
     def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
         """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol."""
         from mamba_bio_audio.kernels.decode.persistent import State, decode
+        from mamba_bio_audio.kernels.decode.split import decode_split
         from mamba_bio_audio.kernels.decode.together import decode_together
 
         rows = len(last)
@@ -146,7 +167,7 @@ class GpuDecoder:
             # Rows of zeros fill the last program.
             tails, h, last = (torch.cat([part, part.new_zeros(beyond, *part.shape[1:])]) for part in (tails, h, last))
         moving = State.of(tails, h, last[:, 0])
-        run = decode_together if self.together else decode
+        run = {"persistent": decode, "split": decode_split, "together": decode_together}[self.path]
         symbols, scores, _, moving = run(self.network, moving, draws, **self.drawing)  # type: ignore[arg-type]
         tails, h = moving.tails[:rows], moving.h[:rows]
         after = tuple(MambaState(tail, ssm) for tail, ssm in zip(tails.unbind(1), h.unbind(1), strict=True))

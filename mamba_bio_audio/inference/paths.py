@@ -4,6 +4,7 @@
     graph        CUDA graphs of a stretch of steps (`decoding.py`)
     numpy        on a CPU, without PyTorch's cost of an operation (`cpu_decoder.py`)
     persistent   one launch for many steps and all layers, a row a program (`gpu_decoder.py`, `gpu_unet.py`)
+    split        the same, several programs sharing a row
     together     the same, 16 rows a program on the tensor cores
 
 Symbols agree as far as the arithmetic does: sums run in another order, and a draw within rounding of a boundary can change.
@@ -26,7 +27,7 @@ from mamba_bio_audio.models.unet import UNetModel
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.generate import _Choice
 
-Path = Literal["steps", "graph", "numpy", "persistent", "together"]
+Path = Literal["steps", "graph", "numpy", "persistent", "split", "together"]
 Precision = Literal["fp32", "bf16"]
 # Last symbols (R, 1), the state before them and draws (n, R) to symbols and scores (n, R) and the state, as `decoding.steps`.
 Advance = Callable[[Tensor, Any, Tensor], tuple[Tensor, Tensor, Any]]
@@ -62,7 +63,9 @@ def check(model: nn.Module, choice: _Choice, path: str, precision: str) -> None:
         reason = "only in bf16"
     elif path == "persistent" and isinstance(model, UNetModel):
         reason = gpu_unet.unsupported_reason(model, len(choice.allowed), choice.rule is not None)
-    elif path in ("persistent", "together"):
+    elif path == "split" and device_of(model).type != "cuda":
+        reason = "only on a GPU"
+    elif path in ("persistent", "split", "together"):
         reason = gpu_decoder.unsupported_reason(model, len(choice.allowed), choice.rule is not None)
     if reason is not None:
         raise InputError(f"path is {path!r}, which cannot run this ({reason}); leave it out")
@@ -91,7 +94,7 @@ class Stepper:
             return gpu_unet.GpuUNet(
                 model, choice.allowed.tolist(), temperature=choice.temperature, precision=self.precision
             )
-        if self.path in ("persistent", "together"):
+        if self.path in ("persistent", "split", "together"):
             return gpu_decoder.GpuDecoder(
                 model,
                 choice.allowed.tolist(),
@@ -99,7 +102,8 @@ class Stepper:
                 top_k=choice.top_k,
                 top_p=choice.top_p,
                 precision=self.precision,
-                together=self.path == "together",
+                path=self.path,
+                rows=rows,
             )
         return partial(steps, model, choice.next)
 

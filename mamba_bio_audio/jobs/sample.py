@@ -100,7 +100,7 @@ class SampleResult(Result):
         out: file or folder; None is standard output.
         length: symbols of each sample; None for an endless one on standard output.
         precision: of the matrices.
-        path: how steps ran: steps, graph, numpy, persistent or together (`inference/paths.py`); None where none did.
+        path: how steps ran: steps, graph, numpy, persistent, split or together (`inference/paths.py`); None where none did.
         written: what was written, in words; None where nothing was, or to standard output.
         already_complete: the output was complete before; nothing was done.
         stopped_by: name of the signal that ended it early.

@@ -8,9 +8,11 @@ import torch
 pytest.importorskip("triton")
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference import gpu_decoder
 from mamba_bio_audio.inference.decoding import prefill, steps
 from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, sampling_path, uniforms
-from mamba_bio_audio.inference.gpu_decoder import GpuDecoder, form, unsupported_reason
+from mamba_bio_audio.inference.gpu_decoder import GpuDecoder, unsupported_reason
+from mamba_bio_audio.kernels.decode.forms import form_on
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
@@ -74,7 +76,7 @@ class TestInterpreted:
         tokens = torch.arange(9).reshape(3, 3)
         draws = torch.from_numpy(uniforms(1, range(3), 0, 4).T.copy())
         choice = _Choice.check(model, 1.0, None, None, None, None)
-        decoder = GpuDecoder(model, range(12), together=True)
+        decoder = GpuDecoder(model, range(12), path="together", rows=3)
         with torch.inference_mode():
             state = prefill(model, tokens[:, :-1], None)
             symbols, scores, after = steps(model, choice.next, tokens[:, -1:], state, draws)
@@ -91,7 +93,7 @@ class TestInterpreted:
         (lambda: build_model(UNetConfig(d_model=64, num_layers=1, pools=(2,), vocab_size=256), seed=0), "isotropic"),
         (lambda: small().bfloat16(), "fp32"),
         (lambda: small(d_model=32), "64"),
-        (lambda: small(d_model=320), "256"),
+        (lambda: small(d_model=832, num_layers=1), "768"),
         (lambda: small(mixer="s4d"), "selective"),
         (lambda: small(ssm=SsmConfig(complex=True)), "real"),
         (lambda: small(ssm=SsmConfig(precise=True)), "precise"),
@@ -120,22 +122,41 @@ def test_what_only_some_draws_need():
 
 
 @pytest.mark.parametrize(
-    ("rows", "precision", "symbols", "expected"),
+    ("width", "rows", "precision", "symbols", "expected"),
     [
-        (1, "fp32", 12, "persistent"),
-        (528, "fp32", 12, "persistent"),
-        (529, "fp32", 12, None),
-        (792, "bf16", 12, "persistent"),
-        (793, "bf16", 12, "together"),
-        (793, "bf16", 256, None),
+        (64, 1, "fp32", 12, "persistent"),
+        (64, 528, "fp32", 12, "persistent"),
+        (64, 529, "fp32", 12, None),
+        (64, 792, "bf16", 12, "persistent"),
+        (64, 793, "bf16", 12, "together"),
+        (64, 793, "bf16", 256, None),
+        (256, 8, "fp32", 12, "split"),
+        (256, 9, "fp32", 12, "persistent"),
+        (256, 133, "bf16", 12, "together"),
+        (320, 6, "bf16", 12, "split"),
+        (320, 7, "bf16", 12, None),
     ],
 )
-def test_the_form_by_rows(monkeypatch, rows, precision, symbols, expected):
-    class Properties:
-        multi_processor_count = 132
+def test_the_form_by_rows(monkeypatch, width, rows, precision, symbols, expected):
+    monkeypatch.setattr(gpu_decoder, "_processors", lambda model: 132)
+    model = small(num_layers=1, d_model=width, vocab_size=symbols)
+    assert gpu_decoder.form(model, rows, symbols, False, precision) == expected
 
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    assert form(small(vocab_size=symbols), rows, symbols, False, precision) == expected
+
+@pytest.mark.parametrize("width", [64, 128, 256, 512, 768])
+def test_programs_that_wait_for_each_other_are_all_resident(width):
+    for rows in (1, 2, 3, 16, 17, 100, 512, 3000):
+        for path in ("split", "together"):
+            form = form_on(path, width, 2 * width, rows, 132)
+            if form is not None and form.programs > 1:
+                assert -(-rows // form.rows) * form.programs <= 132
+                assert 2 * width % form.programs == 0
+
+
+def test_a_form_that_cannot_run_so_many_rows(monkeypatch):
+    monkeypatch.setattr(gpu_decoder, "_processors", lambda model: 132)
+    with pytest.raises(InputError, match="cannot run 100 rows"):
+        GpuDecoder(small(), range(12), path="split", rows=100)
 
 
 def test_what_is_refused():
@@ -174,7 +195,9 @@ def test_on_a_gpu(temperature):
         assert torch.equal(a.tokens, b.tokens)
         assert (a.log_likelihood - b.log_likelihood).abs().max() < 1e-4
     options["length"] = 512
-    assert torch.equal(generate(model, **options, path="steps"), generate(model, **options, path="persistent"))
+    expected = generate(model, **options, path="persistent")
+    for path in ("steps", "split"):
+        assert torch.equal(generate(model, **options, path=path), expected)
     narrow = [
         next(generate_blocks(model, **options, path=p, precision="bf16")) for p in ("persistent", "together", "graph")
     ]

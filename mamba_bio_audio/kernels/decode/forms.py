@@ -1,0 +1,83 @@
+"""Which form of persistent decoding runs a stack of Mamba layers, and how many threads, programs and rows it takes.
+
+    persistent   a program takes a row; every program reads all weights
+    split        G programs share a row's inner channels: few rows
+    together     a program takes 16 rows or more, G programs may share them: many rows; bf16 only
+
+Measured on an H200 (132 multiprocessors; torch 2.11.0, Triton 3.6.0), us a step (docs/benchmarks.md, generation, has the rest):
+
+    network    precision  form                       1 row   64    132    512    2,048
+    12 x 128   bf16       persistent                  52           59
+                          together, G 1                                   351    483
+               fp32       persistent                  60           79
+    16 x 256   bf16       split, G 16                 62
+                          persistent                 162           257
+                          together                          282           500    1,652
+               fp32       split, G 16                 73
+                          persistent                 222           299
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+PATHS = Literal["persistent", "split", "together"]
+WIDEST = 768
+# Wider networks are read too slowly by programs that each take all of it.
+_WIDEST_OF_A_PROGRAM = 256
+
+
+class Form(NamedTuple):
+    """A form and its sizes.
+
+    Attributes:
+        path: as in the module.
+        warps: of a program.
+        programs: that share a row or a block of rows (G).
+        rows: of a program.
+    """
+
+    path: PATHS
+    warps: int
+    programs: int = 1
+    rows: int = 1
+
+
+def form_of(width: int, inner: int, rows: int, processors: int, bf16: bool) -> Form | None:
+    """The fastest form, or None where a CUDA graph is faster.
+
+    Args:
+        width, inner: channels D and E.
+        rows: of a batch.
+        processors: multiprocessors of the GPU.
+        bf16: whether matrices are in bf16.
+    """
+    forms = [form_on(path, width, inner, rows, processors) for path in ("split", "persistent", "together")]
+    split, persistent, together = forms
+    if width > 128 and split is not None and rows * split.programs <= processors:
+        return split
+    if persistent is None:
+        return None
+    # Programs beyond the number of multiprocessors run after the others.
+    waves = -(-rows // processors)
+    if waves <= ((6 if width <= 128 else 1) if bf16 else 4):
+        return persistent
+    return together if bf16 else None
+
+
+def form_on(path: str, width: int, inner: int, rows: int, processors: int) -> Form | None:
+    """The sizes of a form for so many rows, or None where it cannot run them."""
+    if path == "persistent":
+        return Form("persistent", 16) if width <= _WIDEST_OF_A_PROGRAM else None
+    if path == "split":
+        programs = inner // 32
+        if inner % 32 or width > WIDEST or rows * programs > processors:
+            return None
+        return Form("split", 8 if width <= 256 else 16, programs)
+    if width > _WIDEST_OF_A_PROGRAM:
+        return None
+    # Blocks of rows that leave multiprocessors idle are shared by several programs.
+    programs = 1
+    while 2 * programs * -(-rows // 16) <= processors and inner // (2 * programs) >= 32:
+        programs *= 2
+    return Form("together", 16, programs, 16)

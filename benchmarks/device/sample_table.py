@@ -1,11 +1,11 @@
 """The table of generation on one GPU: rows of `mba bench sample`, prefill of 2^20 bases, and whole commands of 2^17 bases.
 
-    PYTHONPATH=. python benchmarks/device/sample_table.py [--seconds 0.5] [--budget 140] [--jobs 14] [--out sample.csv]
+    PYTHONPATH=. python benchmarks/device/sample_table.py [--seconds 0.5] [--budget 140] [--jobs 16] [--out sample.csv]
 
 First all kernels compile, in several processes at once; the rows' time to record is therefore that of a second command. A
 row that fails prints one line and the next one follows; none begins after the budget. Rows of graphs stand behind those of the
-path that users get, where that is another. `--only 12x128` runs the rows of a model,
-`--only 12x128,64` those of a batch, and nothing else.
+path that users get, where that is another. `--only 12x128,64,bf16` runs
+the rows of a model, batch and precision alone; the last of these can be left out.
 """
 
 import argparse
@@ -58,22 +58,26 @@ def command(length: int, device: str) -> Iterator[str]:
         yield f"mba sample, {length} bases with 12x128 {precision}: {took:.2f} s, {done.stdout.splitlines()[0]}"
 
 
-def compile_all(cases: Sequence[SampleCase], device: str, jobs: int) -> None:
-    """Run the shortest form of rows in other processes, which leave what they compile on disk."""
-    # The others take the same kernels, or would need much memory at once.
-    chosen = {(case.model, case.batch) for case in cases if case.batch in (1, 64) or case.model != "24x768"}
-    chosen -= {(model, 512) for model, _ in chosen}
-    audio_first = sorted(chosen, key=lambda one: ("/" not in one[0], one))
+def _text(case: SampleCase) -> str:
+    return ",".join(map(str, case))
 
-    def run(one: tuple[str, int]) -> None:
-        only = f"--only={one[0]},{one[1]}"
-        call = [sys.executable, __file__, only, "--seconds=0", "--jobs=0", f"--device={device}"]
+
+def compile_all(cases: Sequence[SampleCase], device: str, jobs: int, *, commands: bool) -> None:
+    """Run the shortest form of rows in other processes, which leave what they compile on disk."""
+    # Rows left out take the same kernels, or would need much memory at once. U-Nets take longest.
+    chosen = [case for case in cases if case.batch in (1, 64) or (case.batch > 512 and case.model != "24x768")]
+    chosen.sort(key=lambda case: "/" not in case.model)
+
+    def run(case: SampleCase) -> None:
+        call = [sys.executable, __file__, f"--only={_text(case)}", "--seconds=0", "--jobs=0", f"--device={device}"]
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(call, capture_output=True, timeout=90)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, audio_first))
+        if commands:
+            pool.submit(guarded, "first mba sample", partial(command, 64, device))
+        list(pool.map(run, chosen))
     print(f"compiled in {time.perf_counter() - began:.0f} s, {jobs} processes at once", flush=True)
 
 
@@ -91,8 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=0.5, help="of the timed batches of a row")
     parser.add_argument("--budget", type=float, default=140, help="seconds after which nothing begins")
-    parser.add_argument("--jobs", type=int, default=14, help="processes that compile; 0 leaves that out")
-    parser.add_argument("--only", help="MODEL or MODEL,BATCH")
+    parser.add_argument("--jobs", type=int, default=16, help="processes that compile; 0 leaves that out")
+    parser.add_argument("--only", help="MODEL[,BATCH[,PRECISION]]")
     parser.add_argument("--out", type=Path, help="CSV file of the rows")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     arguments = parser.parse_args()
@@ -114,11 +118,11 @@ def main() -> None:
 
     cases = sorted(SAMPLE_CASES[device], key=lambda case: case[:2] == LAST)
     if arguments.only:
-        cases = [case for case in cases if arguments.only in (case.model, f"{case.model},{case.batch}")]
+        cases = [case for case in cases if f"{_text(case)},".startswith(f"{arguments.only},")]
     if arguments.jobs:
-        compile_all(cases, device, arguments.jobs)
+        compile_all(cases, device, arguments.jobs, commands=not arguments.only)
     todo: list[tuple[str, partial[Iterator[str]]]]
-    todo = [(f"{case.model}, batch {case.batch}, {case.precision}", partial(row, case)) for case in cases]
+    todo = [(_text(case), partial(row, case)) for case in cases]
     long, whole = (1 << 20, 1 << 17) if device == "cuda" else (1 << 10, 1 << 8)
     if not arguments.only:
         todo.insert(4, ("mba sample", partial(command, whole, device)))

@@ -60,7 +60,7 @@ class Case:
         ROWS: rows of the batch in one program.
         G: programs that share the inner channels of a row (E is one program's share).
         UNROLL: rows whose states are loaded before the first is used.
-        STAGES: of the pipeline that brings pieces of a matrix to shared memory; 1 for none.
+        PIECE: elements of a matrix that are multiplied at a time, and loaded while those before are.
     """
 
     D: int
@@ -89,7 +89,7 @@ class Case:
     ROWS: int = 1
     G: int = 1
     UNROLL: int = 1
-    STAGES: int = 1
+    PIECE: int = 0
 
     def __repr__(self) -> str:
         """Its sizes and true attributes: Triton makes names of functions from it."""
@@ -150,7 +150,6 @@ def pack(
     warps: int = 16,
     tiled: bool = True,
     rows: int = 16,
-    stages: int = 1,
     programs: int = 1,
 ) -> Network:
     """Pack a network on the device of its parameters.
@@ -166,7 +165,6 @@ def pack(
         warps: of a program.
         tiled: for `decode`; else matrices are whole, rows one after the other, in their dtype, for `decode_together`.
         rows: of the batch in one program, for `decode_together`.
-        stages: of its pipeline through shared memory; 1 brings matrices through registers.
         programs: that share the inner channels, for `decode_split` and `decode_together`.
     """
     count = len(layers)
@@ -176,10 +174,11 @@ def pack(
     case = sizes_of(
         channels, len(first.D), states, width, first.dt_proj.shape[1], len(allowed), 4 // dtype.itemsize, warps
     )
-    if programs > 1:  # a program's share of a layer fits into registers
-        case = replace(case, G=programs, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
+    case = replace(case, G=programs)
+    if programs > 1 and tiled:  # a program's share of a layer fits into registers
+        case = replace(case, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
     if not tiled:
-        case = _untiled(case, rows, warps, stages)
+        case = _untiled(case, rows, warps)
     ids = torch.tensor(list(allowed), device=head.device)
     chosen = pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
     with torch.no_grad():
@@ -198,18 +197,17 @@ def pack(
         )
 
 
-def _untiled(case: Case, rows: int, warps: int, stages: int) -> Case:
-    """For `decode_together`: a product's sums fill 16 registers of a thread, what is loaded ahead some 32."""
+def _untiled(case: Case, rows: int, warps: int) -> Case:
+    """For `decode_together`: a block of a matrix fills 16 or 32 registers of a thread, and what the scan loads 64 or 128."""
     lanes = 32 * warps
     E_ROWS, D_ROWS = (min(size, 16 * lanes // rows) for size in (case.E_ROWS, case.D_ROWS))
-
-    def ahead(height: int) -> int:
-        return max(1, lanes // height) if stages == 1 else 0
-
+    of_a_row = -(-E_ROWS * case.N // lanes) + 3 * -(-E_ROWS * 4 // lanes) + 8  # states, u, delta and gate, B and C
+    unroll = rows
+    while unroll > 1 and unroll * of_a_row > (64 if warps > 8 else 128):
+        unroll //= 2
     return replace(
         case, IN_COLUMNS=case.D, X_COLUMNS=case.E, OUT_COLUMNS=case.E, HEAD_COLUMNS=case.D, HALVES=1, ROWS=rows, E_ROWS=E_ROWS,
-        D_ROWS=D_ROWS, UNROLL=max(1, min(rows, 32 * lanes // (E_ROWS * case.N))), IN_AHEAD=(ahead(E_ROWS) + 1) // 2,
-        X_AHEAD=ahead(case.X), OUT_AHEAD=ahead(D_ROWS), STAGES=stages,
+        D_ROWS=D_ROWS, UNROLL=unroll, PIECE=(32 if warps > 8 else 64) * lanes,
     )  # fmt: skip
 
 

@@ -193,7 +193,7 @@ class TestInterpreted:
 
     def test_programs_share_rows_together(self, take_turns):
         take_turns(decode_together_kernel, 2 * 2)
-        check(make_model(), run=decode_together, rows=17, programs=2, steps=2, stages=3)
+        check(make_model(), run=decode_together, rows=17, programs=2, steps=2)
 
     def test_one_row_does_not_depend_on_the_others(self):
         model = make_model()

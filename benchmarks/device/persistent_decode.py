@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/device/persistent_decode.py [--plan wide] [--budget 85] [--only TEXT]
 
-A variant is `form layers x width matrices rows warps w programs g block b stages s`: form a is `decode`, c `decode_split` (g
+A variant is `form layers x width matrices rows warps w programs g block b`: form a is `decode`, c `decode_split` (g
 programs a row), b `decode_together` (blocks of b rows, g programs a block). Of every variant the greedy symbols of the first
 row must equal those of the fp32 step loop over 256 steps (fp32), or the logits of the first step lie within 3e-2 of its largest
 (bf16).
@@ -45,7 +45,6 @@ class Variant(NamedTuple):
     warps: int
     programs: int = 1
     block: int = 1
-    stages: int = 1
     bar: str = ""  # must / aim of the issue
 
 
@@ -53,34 +52,24 @@ class Variant(NamedTuple):
 PLANS = {
     "wide": [
         ((16, 256), [
-            Variant("c", "bf16", 1, 8, 16, bar="140/95"),
-            Variant("b", "bf16", 512, 16, 4, 16, 1, "500/300"),
-            Variant("b", "bf16", 512, 16, 4, 16, 3),
-            Variant("b", "bf16", 64, 8, 16, 16, 1, "380/220"),
-            Variant("b", "bf16", 2048, 16, 1, 16, 1, "1450/850"),
-            Variant("b", "bf16", 2048, 16, 1, 16, 3),
-            Variant("c", "fp32", 1, 8, 16, bar="220/150"),
-            Variant("c", "bf16", 1, 16, 8),
-            Variant("c", "bf16", 1, 8, 32),
-            Variant("c", "bf16", 1, 4, 32),
-            Variant("b", "bf16", 512, 8, 4, 16, 1),
-            Variant("b", "bf16", 512, 16, 8, 32, 1),
-            Variant("b", "bf16", 64, 8, 32, 16),
-            Variant("b", "bf16", 2048, 8, 1, 16, 3),
+            Variant("b", "bf16", 512, 16, 4, 16, "500/300"),
+            Variant("b", "bf16", 2048, 16, 1, 16, "1450/850"),
+            Variant("b", "bf16", 64, 8, 8, 16, "380/220"),
+            Variant("b", "bf16", 512, 8, 4, 16),
+            Variant("b", "bf16", 2048, 8, 1, 16),
+            Variant("b", "bf16", 64, 8, 16, 16),
         ]),
         ((24, 768), [
             Variant("c", "bf16", 1, 16, 48, bar="500/250"),
-            Variant("b", "bf16", 512, 16, 4, 16, 4, "1900/1200"),
-            Variant("b", "bf16", 512, 16, 6, 32, 4),
-            Variant("c", "bf16", 1, 16, 24),
-            Variant("c", "bf16", 1, 8, 96),
+            Variant("b", "bf16", 512, 16, 4, 16, "1900/1200"),
         ]),
         ((12, 128), [
-            Variant("b", "bf16", 64, 8, 8, 16, 1, "200/105"),
-            Variant("b", "bf16", 2048, 16, 1, 16, 1, "600/350"),
-            Variant("b", "bf16", 2048, 16, 1, 16, 3),
+            Variant("b", "bf16", 2048, 16, 1, 16, "600/350"),
+            Variant("b", "bf16", 64, 8, 8, 16, "200/105"),
             Variant("c", "bf16", 1, 8, 8, bar="80/50"),
             Variant("c", "fp32", 1, 8, 8, bar="120/80"),
+            Variant("b", "bf16", 512, 16, 4, 16),
+            Variant("b", "bf16", 2048, 8, 1, 16),
         ]),
     ],
     "rows": [
@@ -91,8 +80,8 @@ PLANS = {
 
 
 def name_of(sizes, variant):
-    form, dtype, rows, warps, programs, block, stages, _ = variant
-    return f"{form} {sizes[0]} x {sizes[1]} {dtype} {rows} rows {warps} w {programs} g {block} b {stages} s"
+    form, dtype, rows, warps, programs, block, _ = variant
+    return f"{form} {sizes[0]} x {sizes[1]} {dtype} {rows} rows {warps} w {programs} g {block} b"
 
 
 def seconds(call, repeats=3):
@@ -117,7 +106,7 @@ def spread(state, tokens, rows):
 def packed(variant, weights, eps):
     options = {} if variant.form == "a" else {"programs": variant.programs}
     if variant.form == "b":
-        options |= {"tiled": False, "rows": variant.block, "stages": variant.stages}
+        options |= {"tiled": False, "rows": variant.block}
     return pack(*weights, dtype=DTYPES[variant.dtype], eps=eps, warps=variant.warps, **options)
 
 
@@ -158,7 +147,9 @@ def measure(variant, weights, eps, before, tokens, expected, own):
     torch.cuda.synchronize()
     built = time.time() - began
     alike = "rows alike" if (symbols == symbols[:, :1]).all() else "ROWS DIFFER"
-    same = (symbols[:, :1] == expected[: len(symbols)]).all(1).int().cumprod(0).sum().item()
+    same = 0
+    if expected is not None:
+        same = (symbols[:, :1] == expected[: len(symbols)]).all(1).int().cumprod(0).sum().item()
     off = (logits[0] - own).abs().max().item()
     bound = (3e-2 if variant.dtype == "bf16" else 1e-4) * max(1, own.abs().max().item())
     good = off < bound and (variant.dtype == "bf16" or same == len(symbols))
@@ -192,8 +183,10 @@ def main():
         with torch.inference_mode():
             before = decoding.prefill(model, tokens[:, :-1], None)
             own = model(tokens[:, -1:], before).logits[0, -1, :12]
-            none = torch.zeros(CHECKED, 1, dtype=torch.float64, device="cuda")
-            expected = decoding.GraphSteps(model, choice.next)(tokens[:, -1:], before, none)[0]
+            expected = None
+            if any(v.dtype == "fp32" for v in variants):
+                none = torch.zeros(CHECKED, 1, dtype=torch.float64, device="cuda")
+                expected = decoding.GraphSteps(model, choice.next)(tokens[:, -1:], before, none)[0]
         weights = (helpers.layers_of(model), model.embedding.weight, model.norm_f.weight, model.lm_head.weight, allowed)
         for variant in variants:
             name = name_of((layers, width), variant)

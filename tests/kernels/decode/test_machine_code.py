@@ -84,13 +84,16 @@ def test_programs_that_share_a_row_on_hopper(width, dtype, programs, warps, limi
     assert loop.total() <= limit
 
 
-def test_rows_together_on_hopper(launches, compile_for, machine_code):
+@pytest.mark.parametrize(("width", "programs", "stack"), [(128, 1, 256), (256, 1, 816), (256, 4, 256)], ids=str)
+def test_rows_together_on_hopper(width, programs, stack, launches, compile_for, machine_code):
     """The scan, which makes most of the traffic, has no barrier and no spill; products run on the tensor cores."""
-    launch = launched(128, torch.bfloat16, launches, decode_together, 32, temperature=0.0)
-    code = machine_code(compile_for(launch, 90))
-    assert code.stack <= 96  # addresses, written once and read in a layer's products
-    loops = [loop for loop in loops_of(code.text) if loop["STG"] == 16]
-    scan = min(loops, key=Counter.total)
+    packing = {"programs": programs}
+    launch = launched(width, torch.bfloat16, launches, decode_together, 32, packing, temperature=0.0)
+    compiled = compile_for(launch, 90)
+    assert compiled.metadata.shared <= 227 * 1024
+    code = machine_code(compiled)
+    assert code.stack <= stack  # addresses and tiles of products; with Triton 3.6.0 at most 184
+    scan = min((loop for loop in loops_of(code.text) if loop["STG"] in (8, 16)), key=Counter.total)
     assert scan["BAR"] == scan["LDL"] == scan["STL"] == scan["LDS"] == 0
-    assert scan.total() <= 370
+    assert scan.total() <= 210 * scan["STG"] / 8
     assert "HMMA" in code.text

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import name_full_disk
 from mamba_bio_audio.pipelines.audio import decoding
+from mamba_bio_audio.pipelines.audio.health import Health
+from mamba_bio_audio.pipelines.audio.prepare_settings import Channels
 from mamba_bio_audio.pipelines.audio.resampling import resampler
 from mamba_bio_audio.pipelines.audio.streams import Part, missing_bytes, ogg_ends, streams_of
 from mamba_bio_audio.text import is_utf8
@@ -118,9 +120,12 @@ class AudioFile:
                 f"{self.path}: truncated: the header claims {claimed} samples, but decoding ends at {end}; {_CHECK}"
             )
 
-    def _mixed(self, frames: decoding.Frames, start: int) -> NDArray[np.float32]:
-        """The mean of the channels; `start` is the position of the frames in the file."""
-        mono = frames[:, 0] if frames.shape[1] == 1 else frames.mean(1, dtype=np.float32)
+    def _mixed(self, frames: decoding.Frames, start: int, channels: Channels = "mix") -> NDArray[np.float32]:
+        """The mean of the channels, or one of them; `start` is the position of the frames in the file."""
+        if frames.shape[1] == 1 or channels != "mix":
+            mono = frames[:, 1 if channels == "right" and frames.shape[1] > 1 else 0]
+        else:
+            mono = frames.mean(1, dtype=np.float32)
         if not np.isfinite(mono).all():
             position = start + int(np.flatnonzero(~np.isfinite(mono))[0])
             raise InputError(f"{self.path}: NaN or infinite sample at {position}; {_CHECK}")
@@ -133,9 +138,11 @@ class DecodedFile(AudioFile):
 
     Attributes:
         samples: file with all of it, float32, mono at the recording's own rate.
+        health: what it sounds like in numbers, and what is wrong with it (`health.py`).
     """
 
     samples: Path
+    health: dict[str, Any]
 
     def _mono(self, start: int, stop: int) -> NDArray[np.float32]:
         return np.fromfile(self.samples, np.float32, stop - start, offset=4 * start)
@@ -334,27 +341,30 @@ def probe(path: str) -> AudioFile:
     return file
 
 
-def decode(path: str, into: Path) -> DecodedFile:
+def decode(path: str, into: Path, channels: Channels = "mix") -> DecodedFile:
     """Decode a whole file from start to end into another one, from which windows are then read.
 
     Args:
         path: the recording. Unlike for `open_file` it may be one stream after another, or not tell its length.
         into: file to write, 4 bytes a sample; it must stay as long as the result is used.
+        channels: their mean, or one of them.
 
     Raises:
         InputError: as for `probe`.
     """
-    file, frames = open_file(path, windows=False), 0
+    file, count = open_file(path, windows=False), 0
+    health = Health(file.channels)
     with name_full_disk(into), open(into, "wb") as target:
-        for mono in _decode(file):
+        for frames, mono in _decode(file, channels):
+            health.add(frames, mono)
             target.write(mono.tobytes())
-            frames += len(mono)
-    _refuse_short(path, frames)
-    return DecodedFile(**vars(file) | {"frames": frames}, samples=into)
+            count += len(mono)
+    _refuse_short(path, count)
+    return DecodedFile(**vars(file) | {"frames": count}, samples=into, health=health.report())
 
 
-def _decode(file: AudioFile) -> Iterator[NDArray[np.float32]]:
-    """All samples, mono, checked."""
+def _decode(file: AudioFile, channels: Channels = "mix") -> Iterator[tuple[decoding.Frames, NDArray[np.float32]]]:
+    """All samples, and what they are mixed to, checked."""
     done = 0
     try:
         parts: list[Part | None] = [*streams_of(file.path).parts]
@@ -364,7 +374,7 @@ def _decode(file: AudioFile) -> Iterator[NDArray[np.float32]]:
                     raise InputError(f"{file.path}: its streams differ in sample rate or channels; write them as files")
                 begin = done
                 while len(frames := source.frames_of(_BLOCK)):
-                    yield file._mixed(frames, done)
+                    yield frames, file._mixed(frames, done, channels)
                     done += len(frames)
                 if not (part and part.claimed) and source.frames <= _MOST_FRAMES:
                     file._check_end(done, begin + source.frames, begin + source.frames)

@@ -11,16 +11,19 @@ import os
 import shutil
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from mamba_bio_audio import __version__
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, name_full_disk, new_folder, write_json, write_text
 from mamba_bio_audio.pipelines.archives import MAX_UNPACKED_BYTES, tar_members, unpack_zip
+from mamba_bio_audio.pipelines.audio.duplicates import Duplicate, duplicates, fingerprints
 from mamba_bio_audio.pipelines.audio.files import (
     FORMATS,
     AudioFile,
@@ -32,6 +35,7 @@ from mamba_bio_audio.pipelines.audio.files import (
     probe,
     skipped_files,
 )
+from mamba_bio_audio.pipelines.audio.health import health_line
 from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings, BadFiles
 from mamba_bio_audio.pipelines.audio.resampling import RESAMPLER
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, split_by_share
@@ -129,6 +133,7 @@ def _write_recordings(
     bad: dict[str, str] = {}
     names: list[str] = []
     sizes: list[int] = []
+    health: dict[str, dict[str, Any]] = {}
     clipped, resampled = 0, False
     decoded = folder / ".decoded"
     for done, (path, name) in enumerate(found, start=1):
@@ -137,7 +142,10 @@ def _write_recordings(
             if any(mark in name for mark in "\t\r\n"):
                 raise InputError(f"{path!r}: the name contains a tab or a line break; rename the file")
             # Everything is decoded before anything is written: a fault in the last sample is known by then.
-            file = decode(path, decoded)
+            file = decode(path, decoded, settings.channels)
+            health[name] = file.health
+            if file.health["findings"] and settings.unhealthy != "accept":
+                continue
             resampled |= file.native_rate_hz != settings.rate
             edges = _edges(file, settings.rate, settings.piece_seconds)
             for number, (start, stop) in enumerate(itertools.pairwise(edges)):
@@ -150,9 +158,14 @@ def _write_recordings(
             bad[name] = str(error).replace(paths[0], str(source)) if temporary else str(error)
             for written in own:
                 (folder / written).unlink(missing_ok=True)
-        reporter.progress("preparing recordings", done, len(found))
+        finally:
+            reporter.progress("preparing recordings", done, len(found))
     decoded.unlink(missing_ok=True)
     _report_bad(bad, len(found), settings.bad_files)
+    if settings.unhealthy != "accept":
+        sick = {name: f"{name}: {health_line(report)}" for name, report in health.items() if report["findings"]}
+        _report_unhealthy(sick, "recordings", settings.unhealthy, nothing_left=not names)
+        bad |= sick
     order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
     names, sizes = [names[i] for i in order], [sizes[i] for i in order]
     if len(set(names)) < len(names):
@@ -161,10 +174,43 @@ def _write_recordings(
     if temporary:
         shutil.rmtree(paths[0])
     spans, made = split_by_share(dict(zip(names, sizes, strict=True)), settings.valid_fraction, settings.test_fraction)
+    twins = _duplicates(folder, spans, settings.rate, reporter)
+    lines = {twin.name: twin.line(settings.rate) for twin in twins}
+    if settings.unhealthy != "accept":
+        _report_unhealthy(lines, "pairs of recordings", settings.unhealthy, nothing_left=len(lines) == len(names))
+        bad |= lines
+        for name in lines:
+            (folder / name).unlink()
+        spans = {split: [span for span in own if span.record not in lines] for split, own in spans.items()}
     rows = [(span.record, split, span.start, span.end) for split in SPLITS for span in spans[split]]
     more: dict[str, Any] = {} if source is None else {"source": str(source)}
     more |= {"clipped_samples": clipped, "resampler": RESAMPLER if resampled else None, "skipped_files": skipped}
+    more |= {
+        "channels": settings.channels,
+        "health": health,
+        "duplicates": [twin.line(settings.rate) for twin in twins],
+    }
     return _finish(folder, rows, made, bad, settings.rate, more)
+
+
+def _duplicates(folder: Path, spans: dict[str, list[Span]], rate_hz: int, reporter: Reporter) -> list[Duplicate]:
+    """Recordings of one split that another has too."""
+    split_of: dict[str, str] = {}
+    for split in SPLITS:
+        for span in spans[split]:
+            split_of[span.record] = f"{split_of[span.record]}+{split}" if span.record in split_of else split
+    if len(split_of) < 2 or len({*"+".join(split_of.values()).split("+")}) < 2:
+        return []
+    files = {name: open_file(str(folder / name)) for name in split_of}
+
+    def read(name: str, start: int, stop: int) -> NDArray[np.float32]:
+        return files[name].read(start, min(stop, files[name].frames), rate_hz)
+
+    prints = {}
+    for done, (name, file) in enumerate(files.items(), start=1):
+        prints[name] = fingerprints(file.frames, rate_hz, partial(read, name))
+        reporter.progress("looking for duplicates", done, len(files))
+    return list(duplicates(prints, split_of, rate_hz, read))
 
 
 def _edges(file: AudioFile, rate_hz: int, piece_seconds: float | None) -> list[int]:
@@ -307,7 +353,25 @@ def manifest_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [("skipped", f"{name}: {reason}") for name, reason in [*skipped.items()][:_SHOWN]]
     if len(skipped) > _SHOWN:
         rows.append(("skipped", f"{len(skipped) - _SHOWN:,} more files, named in manifest.json"))
+    rows += _health_rows(manifest.get("health", {}))
+    rows += [("duplicate", line) for line in manifest.get("duplicates", [])[:_SHOWN]]
+    if len(manifest.get("duplicates", [])) > _SHOWN:
+        rows.append(("duplicate", f"{len(manifest['duplicates']) - _SHOWN:,} more pairs, named in manifest.json"))
     rows += [("excluded", reason) for reason in manifest["excluded_files"].values()]
+    return rows
+
+
+def _health_rows(health: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """A line for each recording or, of many, for the first of those that something is wrong with."""
+    if not health:
+        return []
+    found = {name: report for name, report in health.items() if report["findings"]}
+    shown = found if len(health) > _SHOWN else health
+    rows = [("health", f"{name}: {health_line(report)}") for name, report in [*shown.items()][: 2 * _SHOWN]]
+    if len(health) > len(rows):
+        rows.append(
+            ("health", f"{len(health) - len(found):,} of {len(health):,} recordings healthy; all in manifest.json")
+        )
     return rows
 
 
@@ -378,6 +442,17 @@ def _report_bad(bad: dict[str, str], total: int, bad_files: str) -> None:
             f"{len(bad):,} of {total:,} files cannot be used:\n  "
             + "\n  ".join([*shown, *more])
             + "\nReplace them, or leave them out with --bad-files exclude"
+        )
+
+
+def _report_unhealthy(found: dict[str, str], what: str, unhealthy: str, *, nothing_left: bool) -> None:
+    if found and (unhealthy == "error" or nothing_left):
+        shown = [*found.values()][:20]
+        more = [f"... and {len(found) - len(shown)} more"] if len(found) > len(shown) else []
+        raise InputError(
+            f"{len(found):,} {what} are not as they should be:\n  "
+            + "\n  ".join([*shown, *more])
+            + "\nMend them, leave them out with --unhealthy exclude, or keep them with --unhealthy accept"
         )
 
 

@@ -7,6 +7,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 BadFiles = Literal["error", "exclude"]
+Channels = Literal["mix", "left", "right"]
+Unhealthy = Literal["error", "exclude", "accept"]
+UNHEALTHY_HELP = (
+    "What to do with recordings that are silent, clipped, very quiet or off zero, whose channels cancel each other out, or "
+    "that another split has too: stop and name them, leave them out and list them in the manifest, or only name them."
+)
 BAD_FILES_HELP = "What to do with unusable files: stop and name them, or leave them out and list them in the manifest."
 
 
@@ -21,7 +27,9 @@ class AudioSettings(BaseModel):
     )
     valid_fraction: float = Field(0.06, ge=0, le=1, description="Share of the validation split.")
     test_fraction: float = Field(0.06, ge=0, le=1, description="Share of the test split.")
+    channels: Channels = Field("mix", description="Channels of the prepared recordings: their mean, or one of the two.")
     bad_files: BadFiles = Field("error", description=BAD_FILES_HELP)
+    unhealthy: Unhealthy = Field("accept", description=UNHEALTHY_HELP)
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> AudioSettings:

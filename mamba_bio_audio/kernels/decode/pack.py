@@ -263,7 +263,7 @@ def sizes_of(D: int, E: int, N: int, W: int, R: int, symbols: int, halves: int, 
         OUT_COLUMNS=columns(D_ROWS, E),
         HEAD_COLUMNS=columns(S, D),
         HALVES=halves,
-        IN_AHEAD=1,
+        IN_AHEAD=2 if D <= 64 else 1,
         X_AHEAD=4,
         OUT_AHEAD=2 if D <= 128 else 1,
     )

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mamba_bio_audio.kernels.decode.draw import choose
 from mamba_bio_audio.kernels.decode.persistent import (
+    convolved,
     layer_step,
     leave,
     norm_scale,
@@ -71,22 +72,27 @@ def fixed_step(
 
     ahead = tiles(m_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
     ahead_z = tiles(z_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
+    first = tl.arange(0, ROWS)
+    at = first[:, None] * CASE.N + n[None, :]
+    hr = tl.load(h_p + at)
+    hi = tl.load(h_p + PLANE + at)
+    ar = tl.load(v_p + at)
+    ai = tl.load(v_p + PLANE + at)
+    u, newest = convolved(taps_p, bias_p, ring_p, first, t, E, W)
+    skip = tl.load(skip_p + first)
     tl.debug_barrier()
     for part in tl.static_range(E // ROWS):
-        e = part * ROWS + tl.arange(0, ROWS)
+        e = part * ROWS + first
         at = e[:, None] * CASE.N + n[None, :]
-        hr = tl.load(h_p + at)
-        hi = tl.load(h_p + PLANE + at)
-        ar = tl.load(v_p + at)
-        ai = tl.load(v_p + PLANE + at)
-        u = tl.load(bias_p + e)
-        for age in tl.static_range(1, W):
-            u += tl.load(taps_p + (W - 1 - age) * E + e) * tl.load(ring_p + ((t + W - age) % W) * E + e)
-        newest = tl.load(taps_p + (W - 1) * E + e)
-        skip = tl.load(skip_p + e)
         if part > 0:
             ahead = ()
             ahead_z = ()
+            hr = tl.load(h_p + at)
+            hi = tl.load(h_p + PLANE + at)
+            ar = tl.load(v_p + at)
+            ai = tl.load(v_p + PLANE + at)
+            u, newest = convolved(taps_p, bias_p, ring_p, e, t, E, W)
+            skip = tl.load(skip_p + e)
         x, z = normed_products(m_p, scratch_p, part, ahead, ahead_z, eps, ROWS, D, E, CASE.IN_COLUMNS, HALVES)
         u += newest * x
         put(ring_p + (t % W) * E + e, x)

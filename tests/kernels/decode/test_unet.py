@@ -244,7 +244,9 @@ class TestInterpreted:
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("mixer", "layers"), [("mamba", 8), ("s4d", 3)])
-@pytest.mark.parametrize("split", [False, True], ids=["one", "three"])
-def test_on_a_gpu(mixer, layers, split):
+@pytest.mark.parametrize("how", [{}, {"split": True}, {"group": 4}], ids=["one", "three", "four rows"])
+def test_on_a_gpu(mixer, layers, how):
+    if mixer == "s4d" and "group" in how:
+        pytest.skip("real layers only")
     model = make_model(64, layers, 256, "cuda", mixer=mixer, ssm=SsmConfig())
-    check(model, lengths=(100, 156), split=split, warps=16)
+    check(model, rows=5, lengths=(100, 156), warps=16, **how)

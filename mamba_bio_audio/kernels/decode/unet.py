@@ -402,6 +402,8 @@ def decode_unet(
     """
     (steps, rows), device = draws.shape, draws.device
     case = network.case
+    if group > 1 and (split or any(tier.fixed for tier in case.tiers)):
+        raise ValueError("only real layers in one program take several rows")
     outer = replace(case.outer, greedy=temperature == 0, scaled=temperature not in (0, 1))
     symbols = torch.empty(steps, rows, dtype=torch.int32, device=device)
     scores = torch.empty(steps, rows, dtype=torch.float64, device=device)

@@ -98,22 +98,21 @@ def recomputed_step(hr, hi, factors, x, B, keep, CASE: tl.constexpr):
 
 @triton.jit
 def load_sweep_step(
-    row_p, B_p, C_p, reset_p, row, size, mask_n, B, C,
+    row_p, B_p, C_p, reset_p, row, t, mask_n, B, C,
     PLANE: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, EVEN_N: tl.constexpr, CASE: tl.constexpr,
 ):  # fmt: skip
-    """All inputs of one step. Past the end dt, x and gy are 0 in the scratch, so any finite B and C will do."""
+    """All inputs of one step; past the end t is the last step: dt, x and gy are 0 there, so any finite B and C will do."""
     at = row_p + row * BD
     dt = tl.load(at)
     x = tl.load(at + PLANE)
     gy = tl.load(at + 2 * PLANE)
-    t = tl.minimum(row, size - 1)
     if not CASE.B_lti:
         B = load_parts(B_p + t * (CASE.parts * N), mask_n, N, EVEN_N, CASE.complex, 0)
     if not CASE.C_lti:
         C = load_parts(C_p + t * (CASE.parts * N), mask_n, N, EVEN_N, CASE.complex, 0)
     keep = load_keep(reset_p + t, CASE)
     if CASE.reset:
-        keep = tl.where(row < size, keep, 1.0)
+        keep = tl.where(row == t, keep, 1.0)
     return dt, x, gy, B, C, keep
 
 
@@ -310,9 +309,9 @@ def scan_bwd_kernel(
         hr, hi = load_kept(kept_p, TILE, CASE.complex)
         for i in range(blocks - 1):
             for j in tl.static_range(UNROLL):
+                row = i * UNROLL + j  # never past the end
                 dt, x, gy, B, C, keep = load_sweep_step(
-                    row_p, B_seg, C_seg, reset_seg, i * UNROLL + j, size, mask_n, fixed_B, fixed_C,
-                    PLANE, BD, N, EVEN_N, CASE,
+                    row_p, B_seg, C_seg, reset_seg, row, row, mask_n, fixed_B, fixed_C, PLANE, BD, N, EVEN_N, CASE,
                 )  # fmt: skip
                 _, after = recomputed_step(hr, hi, sweep_factors(dt, Ar, Ai, fixed, ACCURATE, CASE), x, B, keep, CASE)
                 hr, hi = after
@@ -328,10 +327,11 @@ def scan_bwd_kernel(
             hr, hi = load_kept(kept_p + i * (CASE.parts * TILE), TILE, CASE.complex)
             steps = ()
             for j in tl.static_range(UNROLL):
+                row = i * UNROLL + j
                 steps = steps + (
                     load_sweep_step(
-                        row_p, B_seg, C_seg, reset_seg, i * UNROLL + j, size, mask_n, fixed_B, fixed_C,
-                        PLANE, BD, N, EVEN_N, CASE,
+                        row_p, B_seg, C_seg, reset_seg, row, tl.minimum(row, size - 1), mask_n,
+                        fixed_B, fixed_C, PLANE, BD, N, EVEN_N, CASE,
                     ),
                 )  # fmt: skip
             befores = ()

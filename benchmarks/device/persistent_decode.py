@@ -2,10 +2,10 @@
 
     PYTHONPATH=. python benchmarks/device/persistent_decode.py [--plan wide] [--budget 85] [--only TEXT]
 
-A variant is `form layers x width matrices rows warps w programs g block b`: form a is `decode`, c `decode_split` (g
-programs a row), b `decode_together` (blocks of b rows, g programs a block). Of every variant the greedy symbols of the first
-row must equal those of the fp32 step loop over 256 steps (fp32), or the logits of the first step lie within 3e-2 of its largest
-(bf16).
+A variant is `form layers x width matrices rows warps w programs g block b`, and `pair` where two programs run on a
+multiprocessor: form a is `decode`, c `decode_split` (g programs a row), b `decode_together` (blocks of b rows, g programs a
+block). Of every variant the greedy symbols of the first row must equal those of the fp32 step loop over 256 steps (fp32), or
+the logits of the first step lie within 3e-2 of its largest (bf16).
 One that fails says so in a line; none begins after the budget.
 """
 
@@ -46,6 +46,7 @@ class Variant(NamedTuple):
     programs: int = 1
     block: int = 1
     bar: str = ""  # must / aim of the issue
+    registers: int | None = None
 
 
 # The most telling first.
@@ -58,10 +59,13 @@ PLANS = {
             Variant("b", "bf16", 512, 8, 4, 16),
             Variant("b", "bf16", 2048, 8, 1, 16),
             Variant("b", "bf16", 64, 8, 16, 16),
+            Variant("b", "bf16", 512, 8, 8, 16, registers=128),
+            Variant("b", "bf16", 2048, 8, 2, 16, registers=128),
         ]),
         ((24, 768), [
             Variant("c", "bf16", 1, 16, 48, bar="500/250"),
             Variant("b", "bf16", 512, 16, 4, 16, "1900/1200"),
+            Variant("b", "bf16", 512, 8, 4, 16),
         ]),
         ((12, 128), [
             Variant("b", "bf16", 2048, 16, 1, 16, "600/350"),
@@ -69,7 +73,7 @@ PLANS = {
             Variant("c", "bf16", 1, 8, 8, bar="80/50"),
             Variant("c", "fp32", 1, 8, 8, bar="120/80"),
             Variant("b", "bf16", 512, 16, 4, 16),
-            Variant("b", "bf16", 2048, 8, 1, 16),
+            Variant("b", "bf16", 2048, 8, 2, 16, registers=128),
         ]),
     ],
     "rows": [
@@ -80,8 +84,8 @@ PLANS = {
 
 
 def name_of(sizes, variant):
-    form, dtype, rows, warps, programs, block, _ = variant
-    return f"{form} {sizes[0]} x {sizes[1]} {dtype} {rows} rows {warps} w {programs} g {block} b"
+    form, dtype, rows, warps, programs, block, _, registers = variant
+    return f"{form} {sizes[0]} x {sizes[1]} {dtype} {rows} rows {warps} w {programs} g {block} b{' pair' * bool(registers)}"
 
 
 def seconds(call, repeats=3):
@@ -106,7 +110,7 @@ def spread(state, tokens, rows):
 def packed(variant, weights, eps):
     options = {} if variant.form == "a" else {"programs": variant.programs}
     if variant.form == "b":
-        options |= {"tiled": False, "rows": variant.block}
+        options |= {"tiled": False, "rows": variant.block, "registers": variant.registers}
     return pack(*weights, dtype=DTYPES[variant.dtype], eps=eps, warps=variant.warps, **options)
 
 
@@ -171,6 +175,7 @@ def main():
     jobs = [
         (sizes, v) for sizes, variants in PLANS[options.plan] for v in variants if options.only in name_of(sizes, v)
     ]
+    jobs.sort(key=lambda job: -job[0][1])  # the widest take longest
     with multiprocessing.get_context("spawn").Pool(min(len(jobs), os.cpu_count() - 1)) as pool:
         pool.map_async(build, jobs, chunksize=1).wait(options.budget / 2)
     print(f"{time.time() - began:.1f} s: {len(jobs)} variants compiled", flush=True)

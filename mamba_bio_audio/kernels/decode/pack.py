@@ -125,6 +125,7 @@ class Network(NamedTuple):
         head: (S * D / HALVES,) words, rows in the order of `allowed`, zeros behind.
         allowed: (V,) int32 ids that may be drawn.
         eps: of the norms.
+        registers: of a thread at most; None for what the compiler takes. `decode_together` only.
     """
 
     case: Case
@@ -136,6 +137,7 @@ class Network(NamedTuple):
     head: Tensor
     allowed: Tensor
     eps: float
+    registers: int | None = None
 
 
 def pack(
@@ -151,6 +153,7 @@ def pack(
     tiled: bool = True,
     rows: int = 16,
     programs: int = 1,
+    registers: int | None = None,
 ) -> Network:
     """Pack a network on the device of its parameters.
 
@@ -166,6 +169,7 @@ def pack(
         tiled: for `decode`; else matrices are whole, rows one after the other, in their dtype, for `decode_together`.
         rows: of the batch in one program, for `decode_together`.
         programs: that share the inner channels, for `decode_split` and `decode_together`.
+        registers: of a thread at most, for `decode_together`: 128 lets two programs of 8 warps run on a multiprocessor.
     """
     count = len(layers)
     layers = [part for layer in layers for part in split_layer(layer, programs)]
@@ -178,7 +182,7 @@ def pack(
     if programs > 1 and tiled:  # a program's share of a layer fits into registers
         case = replace(case, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
     if not tiled:
-        case = _untiled(case, rows, warps)
+        case = _untiled(case, rows, warps, registers or 65536 // (32 * warps))
     ids = torch.tensor(list(allowed), device=head.device)
     chosen = pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
     with torch.no_grad():
@@ -194,20 +198,21 @@ def pack(
             head=chosen if tiled else chosen.to(dtype),
             allowed=ids.int(),
             eps=eps,
+            registers=registers,
         )
 
 
-def _untiled(case: Case, rows: int, warps: int) -> Case:
+def _untiled(case: Case, rows: int, warps: int, registers: int) -> Case:
     """For `decode_together`: a block of a matrix fills 16 or 32 registers of a thread, and what the scan loads 64 or 128."""
     lanes = 32 * warps
     E_ROWS, D_ROWS = (min(size, 16 * lanes // rows) for size in (case.E_ROWS, case.D_ROWS))
     of_a_row = -(-E_ROWS * case.N // lanes) + 3 * -(-E_ROWS * 4 // lanes) + 8  # states, u, delta and gate, B and C
     unroll = rows
-    while unroll > 1 and unroll * of_a_row > (64 if warps > 8 else 128):
+    while unroll > 1 and unroll * of_a_row > (64 if registers <= 128 else 128):
         unroll //= 2
     return replace(
         case, IN_COLUMNS=case.D, X_COLUMNS=case.E, OUT_COLUMNS=case.E, HEAD_COLUMNS=case.D, HALVES=1, ROWS=rows, E_ROWS=E_ROWS,
-        D_ROWS=D_ROWS, UNROLL=unroll, PIECE=(32 if warps > 8 else 64) * lanes,
+        D_ROWS=D_ROWS, UNROLL=unroll, PIECE=(32 if registers <= 128 else 64) * lanes,
     )  # fmt: skip
 
 

@@ -397,7 +397,7 @@ def decode_together(
             network.matrices, network.vectors, network.embedding, network.head, network.allowed, state.h, state.ring, scratch,
             gated, exchange, counters, state.last, draws.contiguous(), settings, symbols, scores, logits, steps,
             state.position % case.W, network.layers, rows, top_k or 0, network.eps, CASE=case, WRITE_LOGITS=want_logits,
-            num_warps=network.warps, num_stages=1, launch_cooperative_grid=case.G > 1,
+            num_warps=network.warps, num_stages=1, maxnreg=network.registers, launch_cooperative_grid=case.G > 1,
         )  # fmt: skip
     if case.G > 1:
         check(counters, 2 * case.G * network.layers * steps)

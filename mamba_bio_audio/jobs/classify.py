@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.pretrain import DryRunResult, TrainOptions, TrainResult, estimate
 
@@ -24,11 +26,13 @@ class ClassifyResult(TrainResult):
     """How the training of a classifier ended.
 
     Attributes:
-        valid_accuracy: of the best weights on validation, with its interval over loci; None where a signal stopped the
-            training.
+        valid_accuracy: of the best weights on validation, with its interval over loci or recordings; None where a signal
+            stopped the training.
+        groups: what the interval is over, in words.
     """
 
     valid_accuracy: dict[str, Any] | None
+    groups: str = Field("loci", exclude=True)
 
     def scores(self) -> list[str]:
         """Validation loss and accuracy."""
@@ -41,7 +45,7 @@ class ClassifyResult(TrainResult):
             row = self.valid_accuracy
             lines.append(
                 f"validation accuracy {row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%} over "
-                f"{row['groups']:,} loci)"
+                f"{row['groups']:,} {self.groups})"
             )
         return lines
 
@@ -58,6 +62,7 @@ def classify(config: RunConfig, run: Path, session: Session) -> ClassifyResult:
     """
     from mamba_bio_audio.jobs.evaluate import EvaluateOptions, evaluate
     from mamba_bio_audio.jobs.evaluate_results import ClassesResult
+    from mamba_bio_audio.pipelines.domains import domain_of
     from mamba_bio_audio.run.train import train
 
     trained = train(config, run, session)
@@ -67,7 +72,7 @@ def classify(config: RunConfig, run: Path, session: Session) -> ClassifyResult:
         result = evaluate(EvaluateOptions.model_validate(options))
         assert isinstance(result, ClassesResult)
         accuracy = result.model.accuracy.model_dump()
-    return ClassifyResult(**dict(trained), valid_accuracy=accuracy)
+    return ClassifyResult(**dict(trained), valid_accuracy=accuracy, groups=domain_of(config.data.kind).groups)
 
 
 def run(options: ClassifyOptions) -> ClassifyResult | DryRunResult:

@@ -77,6 +77,7 @@ class EmbedResult(Result):
         stopped_by: name of the signal that ended it early.
         already_complete: a file that was complete before; nothing was done.
         stranded: whether these data have strands to speak of.
+        record: what a record of these data is called.
     """
 
     out: str | None = None
@@ -97,13 +98,14 @@ class EmbedResult(Result):
     stopped_by: str | None = None
     already_complete: str | None = None
     stranded: bool = Field(True, exclude=True)
+    record: str = Field("record", exclude=True)
 
     def text(self) -> str:
         """Counts, and which records have no vectors."""
         if self.already_complete:
             return f"{self.already_complete}: already complete"
         lines = [
-            f"{self.records:,} record{'s' * (self.records != 1)}, {self.symbols:,} {self.unit}s: {self.vectors:,} "
+            f"{self.records:,} {self.record}{'s' * (self.records != 1)}, {self.symbols:,} {self.unit}s: {self.vectors:,} "
             f"vector{'s' * (self.vectors != 1)} of {self.width:,} channels (layer {self.layer}, pool {self.pool}"
             f"{f', strand {self.strand}' if self.stranded else ''})"
         ]
@@ -212,6 +214,7 @@ def run(options: EmbedOptions) -> EmbedResult:
         records=len(file.records),
         symbols=sum(record.length for record in file.records),
         unit=domain.unit,
+        record=domain.record,
         stranded=len(domain.symbols(data, model.config.train.length).strands) > 1,
         vectors=file.rows,
         width=file.width,

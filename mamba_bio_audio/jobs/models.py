@@ -108,7 +108,7 @@ def _describe(name: str, folder: Path) -> PackagedModel:
     return PackagedModel(
         name=name,
         folder=folder,
-        model=f"{model.mixer}, {model.num_layers} layers x {model.d_model}",
+        model=model.outline,
         parameters=count_parameters(model, config.head),
         size_bytes=(folder / "model.safetensors").stat().st_size,
         saw=facts.saw,

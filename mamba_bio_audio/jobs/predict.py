@@ -76,6 +76,7 @@ class PredictResult(Result):
         not_scored: records without probabilities, by the reason.
         stopped_by: name of the signal that ended it early.
         already_complete: a table that was complete before; nothing was done.
+        record: what a record of these data is called.
     """
 
     weights: str | None = None
@@ -94,6 +95,7 @@ class PredictResult(Result):
     not_scored: dict[str, int] = Field(default_factory=dict)
     stopped_by: str | None = None
     already_complete: str | None = None
+    record: str = Field("record", exclude=True)
     shown_on: Literal["standard output", "standard error", "nothing"] = Field("standard output", exclude=True)
 
     def text(self) -> str:
@@ -109,7 +111,7 @@ class PredictResult(Result):
         if self.already_complete:
             return f"{self.already_complete}: already complete"
         counts = ", ".join(f"{label} {count:,}" for label, count in self.predicted.items() if count)
-        records = f"{self.records:,} record{'s' if self.records != 1 else ''}"
+        records = f"{self.records:,} {self.record}{'s' if self.records != 1 else ''}"
         lines = [f"{records}, {self.used:,} {self.unit}s used: {counts or 'none scored'}"]
         if self.mode == "windows" and self.length != self.trained_length:
             lines.append(
@@ -215,12 +217,12 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
         )
         for prediction in predict_records(model, ids(), symbols, reading, passes):
             table.add(items.popleft(), prediction)
-            progress("records", table.rows, None)
+            progress(f"{domain.record}s", table.rows, None)
             if not items:
                 table.flush()
         table.complete = stop.number is None
     more = {"run": str(options.run), "which": options.which, "trained_length": config.train.length}
-    return settings | more | _counts(table, symbols.unit, stop.number)
+    return settings | more | _counts(table, symbols.unit, stop.number) | {"record": domain.record}
 
 
 def _ask_judge(options: PredictOptions, out: Path | None, device: str, progress: Progress) -> dict[str, Any]:
@@ -232,8 +234,8 @@ def _ask_judge(options: PredictOptions, out: Path | None, device: str, progress:
     from mamba_bio_audio.inference.prediction_table import PredictionTable
     from mamba_bio_audio.models.weights import weights_hash
     from mamba_bio_audio.pipelines.audio.digits import CLIP_SAMPLES, RATE_HZ, one_second
-    from mamba_bio_audio.pipelines.audio.prepare import DIGITS
     from mamba_bio_audio.pipelines.audio.records import clips
+    from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS
     from mamba_bio_audio.signals import StopSignal
 
     chosen = (options.which, options.mode, options.length, options.strand, options.max_unknown)
@@ -259,11 +261,11 @@ def _ask_judge(options: PredictOptions, out: Path | None, device: str, progress:
                 found = Prediction(p, item.length, len(item.symbols), 1, "")
             table.add(item, found)
             table.flush()
-            progress("records", table.rows, None)
+            progress("recordings", table.rows, None)
             if stop.number is not None:
                 break
         table.complete = stop.number is None
-    return settings | {"run": str(options.run)} | _counts(table, "sample", stop.number)
+    return settings | {"run": str(options.run)} | _counts(table, "sample", stop.number) | {"record": "recording"}
 
 
 def _counts(table: PredictionTable, unit: str, stopped: int | None) -> dict[str, Any]:

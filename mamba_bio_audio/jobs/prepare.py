@@ -12,13 +12,21 @@ from pydantic import Field
 
 from mamba_bio_audio.jobs.common import counters
 from mamba_bio_audio.jobs.contract import Cli, DryRun, Force, Options, Result
-from mamba_bio_audio.pipelines.audio.prepare_settings import BAD_FILES_HELP
+from mamba_bio_audio.pipelines.audio.prepare_settings import (
+    BAD_FILES_HELP,
+    CHANNELS_HELP,
+    UNHEALTHY_HELP,
+    Channels,
+    Unhealthy,
+)
 from mamba_bio_audio.pipelines.reporter import Reporter
 from mamba_bio_audio.text import show, table
 
 Url = Annotated[str | None, Cli(metavar="ADDRESS")]
 At = Cli(flag="--from", metavar="PATH")
 BadFiles = Annotated[Literal["error", "exclude"], Field(description=BAD_FILES_HELP)]
+ChannelsOption = Annotated[Channels, Field(description=CHANNELS_HELP)]
+UnhealthyOption = Annotated[Unhealthy, Field(description=UNHEALTHY_HELP)]
 Downloads = Annotated[Path | None, Field(description="Folder for downloaded files; by default OUT.downloads.")]
 # Of compressed DNA; archives of recordings have another default.
 MaxUnpackedGb = Annotated[

@@ -44,7 +44,8 @@ class Sc09Options(CheckedOptions):
 
 def run(options: Sc09Options) -> Prepared:
     """Prepare the spoken digits of Speech Commands (CC BY 4.0) with their official split; downloads 2.4 GB."""
-    from mamba_bio_audio.pipelines.audio.prepare import SPEECH_COMMANDS, manifest_rows, prepare_sc09
+    from mamba_bio_audio.pipelines.audio.prepare import manifest_rows, prepare_sc09
+    from mamba_bio_audio.pipelines.audio.speech_commands import SPEECH_COMMANDS
     from mamba_bio_audio.pipelines.download import download
 
     with terminal(options) as reporter:

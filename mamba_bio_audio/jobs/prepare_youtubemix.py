@@ -7,7 +7,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mamba_bio_audio.jobs.prepare import At, BadFiles, CheckedOptions, MaxArchiveGb, Prepared, prepared, terminal
+from mamba_bio_audio.jobs.prepare import (
+    At,
+    BadFiles,
+    ChannelsOption,
+    CheckedOptions,
+    MaxArchiveGb,
+    Prepared,
+    UnhealthyOption,
+    prepared,
+    terminal,
+)
 
 COMMAND = "prepare youtubemix"
 PANEL = "Data"
@@ -17,9 +27,11 @@ class YoutubemixOptions(CheckedOptions):
     """Options of `mba prepare youtubemix`."""
 
     source: Annotated[Path, At] = Field(
-        description="The file youtubemix.zip, the folder it unpacks to, or the one long recording."
+        description="The file youtubemix.zip, the folder it unpacks to, or long recordings, which are cut into minutes."
     )
+    channels: ChannelsOption = "mix"
     bad_files: BadFiles = "error"
+    unhealthy: UnhealthyOption = "accept"
     max_unpacked_gb: MaxArchiveGb = 64.0
 
 
@@ -35,7 +47,9 @@ def run(options: YoutubemixOptions) -> Prepared:
         manifest = prepare_youtubemix(
             options.source,
             options.out,
+            channels=options.channels,
             bad_files=options.bad_files,
+            unhealthy=options.unhealthy,
             force=options.force,
             dry_run=options.dry_run,
             max_unpacked_bytes=int(options.max_unpacked_gb * 1e9),

@@ -158,7 +158,7 @@ def _training(config: RunConfig, manifest: dict[str, Any], weights: _Weights) ->
     result = manifest.get("result", {})
     done = result.get("step")
     rows = [
-        ("model", f"{model.mixer}, {model.num_layers} layers x {model.d_model}"),
+        ("model", model.outline),
         ("length", f"{train.length:,}"),
         ("steps", f"{train.steps:,} of {train.tokens_per_step:,} positions: {train.steps * train.tokens_per_step:,}"),
         ("done", "the run has not finished" if done is None else f"{done:,} steps"),

@@ -74,6 +74,7 @@ class ScoreResult(Result):
         stopped_by: name of the signal that ended it early.
         already_complete: a track that was complete before; nothing was done.
         stranded: whether these data have strands to speak of.
+        record: what a record of these data is called.
     """
 
     out: str | None = None
@@ -98,6 +99,7 @@ class ScoreResult(Result):
     stopped_by: str | None = None
     already_complete: str | None = None
     stranded: bool = Field(True, exclude=True)
+    record: str = Field("record", exclude=True)
 
     def text(self) -> str:
         """What was scored, and how well it was predicted."""
@@ -106,7 +108,7 @@ class ScoreResult(Result):
         if self.stopped_by:
             return ""
         unit = self.unit
-        what = f"{self.records:,} record{'s' * (self.records != 1)}"
+        what = f"{self.records:,} {self.record}{'s' * (self.records != 1)}"
         how = ", mean of both strands" if self.strand == "both" else f" on the {self.strand} strand"
         lines = [f"{self.scored:,} of {self.symbols:,} {unit}s of {what} scored{how if self.stranded else ''}"]
         if self.nats_per_symbol is not None:
@@ -278,6 +280,7 @@ def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
         strand=options.strand,
         precision=options.precision,
         unit=symbols.unit,
+        record=domain.record,
         stranded=len(symbols.strands) > 1,
         stopped_by=None if found or stop.number is None else signal.Signals(stop.number).name,
     )

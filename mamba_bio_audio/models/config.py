@@ -73,6 +73,11 @@ class ModelConfig(BaseModel):
         return self.ssm if of is SsmConfig else of(**self.options)
 
     @property
+    def outline(self) -> str:
+        """Kind and size of the layers in words."""
+        return f"{self.mixer}, {self.num_layers} layers x {self.d_model}"
+
+    @property
     def growing(self) -> bool:
         """Whether the state grows with the length, or cannot be carried at all."""
         return self.mixer_config.streaming != "constant"

@@ -89,6 +89,16 @@ class UNetConfig(BaseModel):
         return tuple(self.d_model * self.expand**tier for tier in range(len(self.pools) + 1))
 
     @property
+    def outline(self) -> str:
+        """Kinds, number and widths of the blocks in words."""
+        counts = [stage.num_layers or 0 for stage in self.stages]
+        mixers = dict.fromkeys(stage.mixer or self.mixer for stage in self.stages)
+        return (
+            f"U-Net of {' and '.join(mixers)}, {sum(counts)} blocks ({' + '.join(map(str, counts))}) x "
+            f"{self.widths[0]} to {self.widths[-1]}, pools of {', '.join(map(str, self.pools))}"
+        )
+
+    @property
     def growing(self) -> bool:
         """Whether the state grows with the length: attention keeps every key and value."""
         return any(stage.mixer == "transformer" for stage in self.stages)

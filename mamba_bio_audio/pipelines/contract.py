@@ -158,12 +158,16 @@ class Domain(ABC):
     Attributes:
         name: name of the domain.
         unit: unit of lengths, singular: "base", "sample".
+        record: what one sequence of its files is called, singular.
+        groups: what is resampled as wholes for the intervals of a classifier's accuracy, plural.
         first_sample: options of `mba sample` to suggest after a training.
         kinds: the classes of the `data` section by their `data.kind`; a class with `labelled = True` is for classifiers.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str]
+    record: ClassVar[str] = "record"
+    groups: ClassVar[str] = "loci"
     first_sample: ClassVar[str]
     kinds: ClassVar[Mapping[str, type[DataSection]]]
 

@@ -179,8 +179,7 @@ def model_card(model: LanguageModel | Classifier) -> str:
         "---",
         "library_name: mamba-bio-audio",
         "---",
-        f"# {config.mixer}, {config.num_layers} layers {'per stage ' if isinstance(config, UNetConfig) else ''}"
-        f"x {config.d_model}, {model.num_parameters():,} parameters",
+        f"# {config.outline}, {model.num_parameters():,} parameters",
         "",
         f"{_layers(config)} Written by mamba-bio-audio {__version__}.",
         "",

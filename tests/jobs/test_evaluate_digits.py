@@ -25,7 +25,7 @@ from mamba_bio_audio.jobs.sample import SampleResult
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio import digits
 from mamba_bio_audio.pipelines.audio.digits import one_second
-from mamba_bio_audio.pipelines.audio.prepare import DIGITS
+from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS
 from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.described import read_config

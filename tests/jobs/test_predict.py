@@ -249,7 +249,7 @@ def test_recordings_of_any_rate_and_length(tmp_path, capsys, monkeypatch, pad_ta
     (folder / "d.wav").write_bytes(b"RIFF nothing")
     out = tmp_path / "p.tsv"
     assert mba("predict", "run", folder, "--out", out) == 0
-    assert "4 records" in capsys.readouterr().out
+    assert "4 recordings" in capsys.readouterr().out
     rows = {row["record"]: row for row in table(out)}
     assert list(rows) == ["a.wav", "b.flac", "d.wav", "sub/c.wav"]
     assert "not readable as WAV" in rows["d.wav"]["note"]

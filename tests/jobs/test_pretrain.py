@@ -74,6 +74,9 @@ def test_text_of_a_training_names_the_next_command():
     assert "ended by train.patience at step 1,000 of 2,000" in classified
     assert "validation accuracy 75.0% (70.0% to 80.0% over 1,234 loci)" in classified
     assert classified.endswith("next: mba evaluate runs/x")
+    heard = ClassifyResult(**TRAINED, kind="audio-classes", valid_accuracy=accuracy, groups="recordings")
+    assert "70.0% to 80.0% over 1,234 recordings)" in heard.text()
+    assert "groups" not in heard.to_json()
 
 
 def test_a_stopped_training_says_how_to_continue():

@@ -171,7 +171,7 @@ def test_audio_in_bits_along_a_file(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(saved, "load", lambda run, which="best": model)
     assert score("a.wav", "b.wav", "--out", "x.tsv", "--bin", "100", "--quiet") == 0
     # Sound has no strands to speak of.
-    assert "340 of 340 samples of 2 records scored\n" in capsys.readouterr().out
+    assert "340 of 340 samples of 2 recordings scored\n" in capsys.readouterr().out
     rows = table("x.tsv")
     assert [(row["record"], row["start"], row["end"], row["scored"]) for row in rows] == [
         ("a.wav", "0", "100", "100"),

@@ -509,3 +509,12 @@ def test_attention_samples_and_resumes_bit_for_bit():
 def test_attention_where_it_cannot_be(stages, message):
     with pytest.raises(ValidationError, match=message):
         UNetConfig(d_model=8, num_layers=1, pools=(2, 2), vocab_size=VOCAB, stages=stages)
+
+
+def test_outline_tells_the_real_size():
+    assert UNetConfig(d_model=32, num_layers=1).outline == (
+        "U-Net of mamba, 5 blocks (1 + 1 + 1 + 1 + 1) x 32 to 128, pools of 4, 4"
+    )
+    stages = [{"num_layers": 2}, {"mixer": "transformer", "num_layers": 3}, {"num_layers": 2}]
+    config = UNetConfig(mixer="s4d", d_model=64, num_layers=1, pools=(4,), stages=stages)
+    assert config.outline == "U-Net of s4d and transformer, 7 blocks (2 + 3 + 2) x 64 to 128, pools of 4"

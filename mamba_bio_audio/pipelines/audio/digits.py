@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.audio.prepare import DIGITS, SPEECH_COMMANDS
+from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS, SPEECH_COMMANDS
 from mamba_bio_audio.pipelines.scores import Digits
 from mamba_bio_audio.pipelines.spans import Span
 from mamba_bio_audio.pipelines.split_names import SPLITS

@@ -22,6 +22,8 @@ class Audio(Domain):
 
     name = "audio"
     unit = "sample"
+    record = "recording"
+    groups = "recordings"
     first_sample = "--length 16000 --out sample.wav"
     kinds: ClassVar[Mapping[str, type[DataSection]]] = {"audio": AudioDataConfig, "audio-classes": AudioClassesConfig}
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mamba_bio_audio import __version__
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, name_full_disk, new_folder, write_json, write_text
-from mamba_bio_audio.pipelines.archives import MAX_UNPACKED_BYTES, tar_members, unpack_zip
+from mamba_bio_audio.pipelines.archives import MAX_UNPACKED_BYTES, unpack_zip
 from mamba_bio_audio.pipelines.audio.duplicates import Duplicate, duplicates, fingerprints
 from mamba_bio_audio.pipelines.audio.files import (
     FORMATS,
@@ -36,8 +36,9 @@ from mamba_bio_audio.pipelines.audio.files import (
     skipped_files,
 )
 from mamba_bio_audio.pipelines.audio.health import health_line
-from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings, BadFiles
+from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings, BadFiles, Channels, Unhealthy
 from mamba_bio_audio.pipelines.audio.resampling import RESAMPLER
+from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS, LISTS, SPEECH_COMMANDS, copy_digits
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, split_by_share
 from mamba_bio_audio.pipelines.reporter import Reporter
 from mamba_bio_audio.pipelines.spans import Span
@@ -46,35 +47,6 @@ from mamba_bio_audio.pipelines.split_names import SPLITS
 MAKER = Maker("prepare audio")
 _BLOCK = 1 << 20
 _SHOWN = 10
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# A clip of one second has 32 kB, a list of splits 400 kB.
-_MAX_MEMBER_BYTES = 64 << 20
-_LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
-
-
-class SpeechCommands(NamedTuple):
-    """A release of Speech Commands (Warden 2018): its address, size and hash, and the number of digits that it must hold."""
-
-    url: str
-    size_bytes: int
-    sha256: str
-    clips: dict[str, int]  # per split
-
-
-SPEECH_COMMANDS = {
-    "v0.02": SpeechCommands(
-        "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
-        2_428_923_189,
-        "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
-        {"train": 31_158, "valid": 3_643, "test": 4_107},
-    ),
-    "v0.01": SpeechCommands(
-        "http://download.tensorflow.org/data/speech_commands_v0.01.tar.gz",
-        1_489_096_277,
-        "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
-        {"train": 18_620, "valid": 2_494, "test": 2_552},
-    ),
-}
 
 
 def prepare_audio(
@@ -121,6 +93,7 @@ def _write_recordings(
     *,
     source: Path | None = None,
     temporary: bool = False,
+    whole_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Carry out `prepare_audio` in `folder`.
 
@@ -128,6 +101,7 @@ def _write_recordings(
         source: the given source, for the manifest; None if that is `paths`.
         temporary: whether `paths[0]` is a folder in `folder` with the unpacked `source`; it is then removed, and errors
             name `source` instead.
+        whole_seconds: recordings up to this long stay whole, and keep their names.
     """
     found, skipped = list_files(list(paths)), skipped_files(paths)
     bad: dict[str, str] = {}
@@ -147,9 +121,10 @@ def _write_recordings(
             if file.health["findings"] and settings.unhealthy != "accept":
                 continue
             resampled |= file.native_rate_hz != settings.rate
-            edges = _edges(file, settings.rate, settings.piece_seconds)
+            whole = settings.piece_seconds is None or file.num_samples(settings.rate) <= whole_seconds * settings.rate
+            edges = _edges(file, settings.rate, None if whole else settings.piece_seconds)
             for number, (start, stop) in enumerate(itertools.pairwise(edges)):
-                ending = f".{number:0{len(str(len(edges) - 1))}d}" if settings.piece_seconds is not None else ""
+                ending = f".{number:0{len(str(len(edges) - 1))}d}" if not whole else ""
                 own.append(f"{Path(name).with_suffix('')}{ending}.flac")
                 clipped += _write_flac(file, Span(name, start, stop), folder / own[-1], settings.rate)
             names += own
@@ -255,7 +230,7 @@ def prepare_sc09(
     """
     release, reporter = SPEECH_COMMANDS[version], reporter or Reporter()
     with new_folder(out, Maker("prepare sc09"), inputs=[source], force=force, dry_run=dry_run) as folder:
-        lists = _copy_digits(source, folder, max_unpacked_bytes)
+        lists = copy_digits(source, folder, max_unpacked_bytes)
         clips = {f"{word}/{path.name}" for word in DIGITS for path in (folder / word).glob("*.wav")}
         split_of: dict[str, str] = {}
         for split, listed in lists.items():
@@ -263,7 +238,7 @@ def prepare_sc09(
             missing = [name for name in own if name not in clips]
             if missing:
                 raise InputError(
-                    f"{source}: {_LISTS[split]} names {missing[0]}, which is missing; use the whole release"
+                    f"{source}: {LISTS[split]} names {missing[0]}, which is missing; use the whole release"
                 )
             split_of |= dict.fromkeys(own, split)
         counts = {split: 0 for split in SPLITS}
@@ -300,7 +275,9 @@ def prepare_youtubemix(
     source: Path,
     out: Path,
     *,
+    channels: Channels = "mix",
     bad_files: BadFiles = "error",
+    unhealthy: Unhealthy = "accept",
     force: bool = False,
     dry_run: bool = False,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
@@ -309,9 +286,12 @@ def prepare_youtubemix(
     """Prepare YouTubeMix as SaShiMi uses it: one-minute clips at 16 kHz, 88 % train, 6 % valid, 6 % test in numeric order.
 
     Args:
-        source: `youtubemix.zip`, a folder of its clips, or one long recording, which is cut into minutes.
+        source: `youtubemix.zip`, a folder of its clips, or one long recording. Recordings of more than a minute (clips: of
+            more than 61 seconds) are cut into minutes.
         out: folder to create.
+        channels: "mix", "left" or "right".
         bad_files: "error" or "exclude".
+        unhealthy: "error", "exclude" or "accept".
         force: replace what an earlier preparation left in `out`.
         dry_run: check everything, in a temporary folder, and keep nothing.
         max_unpacked_bytes: an archive that unpacks to more is refused.
@@ -323,18 +303,22 @@ def prepare_youtubemix(
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; correct the path")
     one_recording = source.is_file() and source.suffix.lower() in FORMATS
-    settings = AudioSettings(bad_files=bad_files, piece_seconds=60.0 if one_recording else None)
+    settings = AudioSettings(bad_files=bad_files, channels=channels, unhealthy=unhealthy, piece_seconds=60.0)
+    # Clips of a minute may be a little longer.
+    whole = 0.0 if one_recording else 61.0
     reporter = reporter or Reporter()
     with new_folder(out, Maker("prepare youtubemix"), inputs=[source], force=force, dry_run=dry_run) as folder:
         if one_recording or source.is_dir():
-            return _write_recordings([str(source)], folder, settings, reporter, source=source)
+            return _write_recordings([str(source)], folder, settings, reporter, source=source, whole_seconds=whole)
         if not zipfile.is_zipfile(source):
             raise InputError(f"{source}: neither an audio file nor a complete zip archive; download it again")
         unpacked = folder / ".unpacked"
         unpacked.mkdir()
         try:
             unpack_zip(source, unpacked, max_unpacked_bytes)
-            return _write_recordings([str(unpacked)], folder, settings, reporter, source=source, temporary=True)
+            return _write_recordings(
+                [str(unpacked)], folder, settings, reporter, source=source, temporary=True, whole_seconds=whole
+            )
         except InputError as error:
             raise InputError(str(error).replace(str(unpacked), str(source))) from None
 
@@ -385,53 +369,6 @@ def _write_flac(file: AudioFile, span: Span, path: Path, rate_hz: int) -> int:
             clipped += int((np.abs(audio) > 1).sum())
             target.write(np.clip(audio, -1, 1))
     return clipped
-
-
-def _copy_digits(source: Path, folder: Path, max_unpacked_bytes: int) -> dict[str, str]:
-    """Copy the digits' clips; returns the official lists, by split."""
-
-    def wanted(name: str) -> bool:
-        parts = name.removeprefix("./").split("/")
-        return len(parts) == 2 and parts[0] in DIGITS and parts[1].endswith(".wav") and not parts[1].startswith(".")
-
-    def decoded(data: bytes, name: str) -> str:
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            raise InputError(f"{source}: {name} is not UTF-8 text; use the whole release") from None
-
-    lists: dict[str, str] = {}
-    for word in DIGITS:
-        (folder / word).mkdir()
-    if source.is_dir():
-        for path in source.glob("*/*.wav"):
-            name = path.relative_to(source).as_posix()
-            if wanted(name):
-                shutil.copyfile(path, folder / name)
-        lists = {
-            split: decoded((source / name).read_bytes(), name)
-            for split, name in _LISTS.items()
-            if (source / name).is_file()
-        }
-    elif source.is_file():
-        for name, size, stream in tar_members(source, max_unpacked_bytes):
-            split = next((split for split, listed in _LISTS.items() if listed == name), None)
-            if not (split or wanted(name)):
-                continue
-            if size > _MAX_MEMBER_BYTES:
-                raise InputError(
-                    f"{source}: {name} has {size:,} bytes, so this is not Speech Commands; download it again"
-                )
-            if split:
-                lists[split] = decoded(stream.read(), name)
-            else:
-                (folder / name).write_bytes(stream.read())
-    else:
-        raise InputError(f"{source}: no such file or folder; correct the path")
-    for split, name in _LISTS.items():
-        if split not in lists:
-            raise InputError(f"{source}: {name}, which the official split needs, is missing; use the whole release")
-    return lists
 
 
 def _report_bad(bad: dict[str, str], total: int, bad_files: str) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 BadFiles = Literal["error", "exclude"]
 Channels = Literal["mix", "left", "right"]
 Unhealthy = Literal["error", "exclude", "accept"]
+CHANNELS_HELP = "Channels of the prepared recordings: their mean, or one of the two."
 UNHEALTHY_HELP = (
     "What to do with recordings that are silent, clipped, very quiet or off zero, whose channels cancel each other out, or "
     "that another split has too: stop and name them, leave them out and list them in the manifest, or only name them."
@@ -27,7 +28,7 @@ class AudioSettings(BaseModel):
     )
     valid_fraction: float = Field(0.06, ge=0, le=1, description="Share of the validation split.")
     test_fraction: float = Field(0.06, ge=0, le=1, description="Share of the test split.")
-    channels: Channels = Field("mix", description="Channels of the prepared recordings: their mean, or one of the two.")
+    channels: Channels = Field("mix", description=CHANNELS_HELP)
     bad_files: BadFiles = Field("error", description=BAD_FILES_HELP)
     unhealthy: Unhealthy = Field("accept", description=UNHEALTHY_HELP)
 

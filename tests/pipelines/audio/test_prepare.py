@@ -150,6 +150,17 @@ def test_youtubemix_from_zip_folder_and_one_recording(tmp_path: Path) -> None:
     manifest = prepare_youtubemix(tmp_path / "long.flac", tmp_path / "minutes")
     sizes = [soundfile.info(path).frames / rate for path in sorted((tmp_path / "minutes").glob("*.flac"))]
     assert sizes == [60, 60, 30]
+    # Of a folder, and of an archive, too; a minute that is a little long stays one clip.
+    (tmp_path / "folder").mkdir()
+    tone(tmp_path / "folder" / "a.wav", 130 * rate)
+    tone(tmp_path / "folder" / "b.wav", 60 * rate + 500)
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in (tmp_path / "folder").iterdir():
+            target.write(path, path.name)
+    for source in (tmp_path / "folder", archive):
+        prepare_youtubemix(source, tmp_path / f"cut-{source.stem}")
+        found = {path.name: soundfile.info(path).duration for path in (tmp_path / f"cut-{source.stem}").glob("*.flac")}
+        assert found == {"a.0.flac": 60, "a.1.flac": 60, "a.2.flac": 10, "b.flac": 60.03125}
     (tmp_path / "no.zip").write_bytes(io.BytesIO(b"no").getvalue())
     with pytest.raises(InputError, match="neither an audio file nor a complete zip"):
         prepare_youtubemix(tmp_path / "no.zip", tmp_path / "no")

@@ -44,12 +44,13 @@ PLAN = [
     (SC09, BF16, 16, 3, (1, 44), None),
     (SC09, BF16, 16, 1, (1, 132, 1024), None),
     (PIANO, BF16, 16, 3, (1,), None),
+    (SC09, BF16, 16, 3, (1, 44), "early"),
+    (SC09, BF16, 16, 3, (1,), "early outer"),
+    (SC09, FP32, 16, 3, (1,), "early outer"),
     (SC09, BF16, 16, 3, (1,), ((2, 4, 2), (2, 4, 8), (1, 4, 1))),
     (SC09, BF16, 16, 3, (1,), "past L1"),
     (SC09, FP32, 16, -8, (1024,), None),
-    (SC09, FP32, 16, 1, (1, 132), None),
-    (SC09, BF16, 8, 3, (1,), None),
-    (SC09, FP32, 16, 3, (1,), ((4, 4, 4), (2, 8, 4), (1, 4, 2))),
+    (SC09, FP32, 16, 3, (1,), "early"),
 ]
 
 
@@ -86,7 +87,8 @@ def run_variant(pipe, net, dtype, warps, form, rows_list, change, steps):
         began = time.time()
         if change == "past L1":
             persistent.piece = piece_past_l1
-        network = packed_unet(model_of(*net), range(256), dtype, warps)
+        early = {"early": (True, True), "early outer": (True, False)}.get(change, (False, False))
+        network = packed_unet(model_of(*net), range(256), dtype, warps=warps, early=early)
         if isinstance(change, tuple):
             tiers = [
                 replace(tier, IN_AHEAD=ahead[0], X_AHEAD=ahead[1], OUT_AHEAD=ahead[2])

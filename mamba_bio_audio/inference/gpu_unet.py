@@ -72,8 +72,8 @@ def unsupported_reason(model: nn.Module, symbols: int, truncated: bool) -> str |
     return None
 
 
-def packed_unet(model: UNetModel, allowed: Sequence[int], dtype: torch.dtype, warps: int = 16) -> UNetNetwork:
-    """The model's weights as they are now, with matrices in fp32 or bf16."""
+def packed_unet(model: UNetModel, allowed: Sequence[int], dtype: torch.dtype, **options: Any) -> UNetNetwork:
+    """The model's weights as they are now, with matrices in fp32 or bf16; options as of `pack_unet`."""
     from mamba_bio_audio.kernels.decode.unet_pack import TierWeights, pack_unet
 
     tiers = []
@@ -100,7 +100,7 @@ def packed_unet(model: UNetModel, allowed: Sequence[int], dtype: torch.dtype, wa
         allowed,
         dtype=dtype,
         eps=model.model_config.norm_eps,
-        warps=warps,
+        **options,
     )
 
 

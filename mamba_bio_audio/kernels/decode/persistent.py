@@ -173,12 +173,23 @@ def leave(out_proj_p, g_p, r_p, ahead, kept_p, mirror_p, mirrored, CASE: tl.cons
 
 
 @triton.jit
+def begin(m_p, taps_p, bias_p, ring_p, t, CASE: tl.constexpr):
+    """What a layer loads before it reads the stream: first tiles of x and of z, the convolution so far, its newest tap."""
+    z_p = m_p + CASE.E * CASE.D // CASE.HALVES
+    ahead = tiles(m_p, 0, CASE.E_ROWS, CASE.D, CASE.IN_COLUMNS, CASE.HALVES, CASE.IN_AHEAD)
+    ahead_z = tiles(z_p, 0, CASE.E_ROWS, CASE.D, CASE.IN_COLUMNS, CASE.HALVES, CASE.IN_AHEAD)
+    u, newest = convolved(taps_p, bias_p, ring_p, tl.arange(0, CASE.E_ROWS), t, CASE.E, CASE.W)
+    return ahead, ahead_z, u, newest
+
+
+@triton.jit
 def layer_step(
-    m_p, v_p, h_p, ring_p, scratch_p, t, eps, CASE: tl.constexpr, kept_p=None, mirror_p=None, mirrored=None
+    m_p, v_p, h_p, ring_p, scratch_p, t, eps, CASE: tl.constexpr, kept_p=None, mirror_p=None, mirrored=None, begun=None
 ):  # fmt: skip
     """One layer's step; the stream r in scratch is read and replaced.
 
-    In a U-Net the stream before it is kept, and where `mirrored` the one that another layer kept is added.
+    In a U-Net the stream before it is kept, and where `mirrored` the one that another layer kept is added. `begun` is what
+    `begin` has loaded during the layer before; then the same of the layer behind is returned, whose numbers must follow.
     """
     D: tl.constexpr = CASE.D
     E: tl.constexpr = CASE.E
@@ -204,9 +215,11 @@ def layer_step(
     n = tl.arange(0, N)
     p = tl.arange(0, P)
 
-    ahead = tiles(m_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
-    ahead_z = tiles(z_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
-    u, newest = convolved(taps_p, bias_p, ring_p, tl.arange(0, ROWS), t, E, W)
+    if begun is None:
+        ahead, ahead_z, u, newest = begin(m_p, taps_p, bias_p, ring_p, t, CASE)
+    else:
+        ahead, ahead_z, u, newest = begun
+        maps_ahead = tiles(x_proj_p, 0, X, E, CASE.X_COLUMNS, HALVES, CASE.X_AHEAD)
     tl.debug_barrier()
     for part in tl.static_range(E // ROWS):
         e = part * ROWS + tl.arange(0, ROWS)
@@ -220,7 +233,8 @@ def layer_step(
         put(gate_p + e, z * sigmoid(z))
         put(ring_p + (t % W) * E + e, x)
 
-    ahead = tiles(x_proj_p, 0, X, E, CASE.X_COLUMNS, HALVES, CASE.X_AHEAD)
+    if begun is None:
+        maps_ahead = tiles(x_proj_p, 0, X, E, CASE.X_COLUMNS, HALVES, CASE.X_AHEAD)
     e = tl.arange(0, ROWS)
     dt_rows = tl.load(dt_proj_p + e[:, None] * P + p[None, :])
     A = tl.load(v_p + e[:, None] * N + n[None, :])
@@ -228,7 +242,7 @@ def layer_step(
     dt_bias = tl.load(dt_bias_p + e)
     skip = tl.load(skip_p + e)
     tl.debug_barrier()
-    put(maps_p + tl.arange(0, X), product(x_proj_p, u_p, 0, ahead, X, E, CASE.X_COLUMNS, HALVES))
+    put(maps_p + tl.arange(0, X), product(x_proj_p, u_p, 0, maps_ahead, X, E, CASE.X_COLUMNS, HALVES))
 
     ahead = tiles(out_proj_p, 0, CASE.D_ROWS, E, CASE.OUT_COLUMNS, HALVES, CASE.OUT_AHEAD)
     tl.debug_barrier()
@@ -250,8 +264,12 @@ def layer_step(
         put(g_p + e, (tl.sum(h * C[None, :], axis=1) + skip * u) * gate)
         tl.store(h_p + e[:, None] * N + n[None, :], h)
 
+    if begun is not None:
+        begun = begin(m_p + CASE.matrices, taps_p + CASE.vectors, bias_p + CASE.vectors, ring_p + W * E, t, CASE)
     tl.debug_barrier()
     leave(out_proj_p, g_p, r_p, ahead, kept_p, mirror_p, mirrored, CASE)
+    if begun is not None:
+        return begun
 
 
 @triton.jit(do_not_specialize=["steps", "start", "layers", "rows", "k", "eps"])

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mamba_bio_audio.kernels.decode.draw import choose
 from mamba_bio_audio.kernels.decode.persistent import (
+    begin,
     convolved,
     layer_step,
     leave,
@@ -161,6 +162,9 @@ def blocks(
 ):  # fmt: skip
     """A tier's blocks at its position t modulo W, with `exchange` between down and up; returns the polls left."""
     kept_p = scratch_p + TIER.scratch
+    if TIER.early:
+        taps_p = floats_p + TIER.E * (TIER.N + TIER.P)
+        begun = begin(words_p, taps_p, taps_p + TIER.W * TIER.E, state_p + TIER.rings, t, TIER)
     for layer in range(TIER.layers):
         if TIER.wider > 0:  # noqa: SIM102
             if layer == TIER.down:
@@ -178,6 +182,8 @@ def blocks(
         own_p = kept_p + layer * TIER.D
         if TIER.fixed:
             fixed_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, TIER, own_p, mirror_p, mirrored)
+        elif TIER.early:
+            begun = layer_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, TIER, own_p, mirror_p, mirrored, begun)
         else:
             layer_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, TIER, own_p, mirror_p, mirrored)
     return polls

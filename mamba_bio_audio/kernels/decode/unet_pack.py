@@ -39,6 +39,7 @@ class Tier(Case):
         JOIN: elements that a frame is copied by.
         DOWN_ROWS, DOWN_COLUMNS, UP_ROWS, UP_COLUMNS: tiles of the pool to the next tier and back.
         fixed: complex and time-invariant; else real and selective.
+        early: a layer's first tiles are loaded during the layer before, those of x_proj at its start; not at the centre.
     """
 
     layers: int = 1
@@ -52,6 +53,7 @@ class Tier(Case):
     UP_ROWS: int = 0
     UP_COLUMNS: int = 0
     fixed: bool = False
+    early: bool = False
 
     @property
     def matrices(self) -> int:
@@ -205,6 +207,7 @@ def pack_unet(
     dtype: torch.dtype = torch.float32,
     eps: float = 1e-5,
     warps: int = 16,
+    early: tuple[bool, bool] = (False, False),
 ) -> UNetNetwork:
     """Pack a U-Net on the device of its parameters.
 
@@ -217,6 +220,7 @@ def pack_unet(
         dtype: of the matrices, pools and head among them, fp32 or bf16; everything else is fp32.
         eps: of all norms.
         warps: of a program.
+        early: whether layers of the two finer tiers load ahead of time (`Tier`), where they are real.
     """
     halves, lanes = 4 // dtype.itemsize, 32 * warps
     cases: list[Tier] = []
@@ -248,6 +252,7 @@ def pack_unet(
                 pool=tier.pool,
                 joined=joined,
                 fixed=fixed,
+                early=number < len(early) and early[number] and not fixed,
                 **pools,
             )
         )

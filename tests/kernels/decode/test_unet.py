@@ -207,6 +207,9 @@ class TestInterpreted:
     def test_other_networks(self, options):
         check(make_model(**options), rows=1, lengths=(4, 5), allowed=[7, 2, 3, 11, 5])
 
+    def test_early_loads(self):
+        check(make_model(num_layers=2, pools=(2, 2)), rows=1, lengths=(3, 4), early=(True, True))
+
     @pytest.mark.parametrize("mixer", ["mamba", "s4d"])
     def test_bf16_matrices(self, mixer):
         check(round_matrices(make_model(mixer=mixer)), rows=1, lengths=(6, 5), dtype=torch.bfloat16)

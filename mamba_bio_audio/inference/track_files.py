@@ -9,6 +9,7 @@ Coordinates are 0-based, the end is excluded. What is missing has no entry.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from pathlib import Path
@@ -101,11 +102,16 @@ def write_bigwig(path: Path, bins: Iterable[Bins], lengths: Mapping[str, int], u
 
     # Chained outside of Python, which would take as long as the writing.
     entry = chain.from_iterable(entries())
+    # Without any, the library says so on its own on standard error.
+    first = next(entry, None)
+    if failed:
+        raise failed[0]
+    if first is None:
+        raise InputError(f"no {unit} was scored, and a bigWig cannot be empty; write .bedgraph or .tsv")
+    entry = chain([first], entry)
     pybigtools.open(str(path), "w").write(dict(lengths), entry)  # type: ignore[no-untyped-call]
     if failed:
         raise failed[0]
-    if not covered:
-        raise InputError(f"no {unit} was scored, and a bigWig cannot be empty; write .bedgraph or .tsv")
     try:
         with pybigtools.open(str(path)) as written:  # type: ignore[no-untyped-call]
             complete = written.info()["summary"]["basesCovered"] == covered
@@ -164,7 +170,7 @@ def track_format(out: Path) -> Format:
 
 
 def write_track(
-    path: Path,
+    path: Path | None,
     folder: Path,
     planned: Plan,
     size: int,
@@ -175,7 +181,7 @@ def write_track(
     """Write the track of what `tracks.score` left in a folder.
 
     Args:
-        path: file, of the suffix of its format.
+        path: file, of the suffix of its format; None adds up and writes nothing.
         folder, planned: as for `tracks.score`, all of it finished.
         size: symbols per bin.
         unit: unit of lengths, singular.
@@ -195,11 +201,15 @@ def write_track(
             yield bins
             progress(scored)
 
-    form, areas = track_format(path), planned.areas
-    if form.write is write_bigwig:
-        # Its index lists records in the order of their names.
-        areas = sorted(areas, key=lambda area: (area.record.encode("utf-8", "replace"), area.start))
-    form.write(path, counted(), planned.lengths, unit)
+    areas = planned.areas
+    if path is None:
+        deque(counted(), maxlen=0)
+    else:
+        write = track_format(path).write
+        if write is write_bigwig:
+            # Its index lists records in the order of their names.
+            areas = sorted(areas, key=lambda area: (area.record.encode("utf-8", "replace"), area.start))
+        write(path, counted(), planned.lengths, unit)
     found: dict[str, Any] = {"scored": scored, "log_likelihood_nats": nats}
     if scored:
         mean = -nats / scored

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -29,9 +30,10 @@ class ScoreOptions(Options):
     files: Annotated[tuple[str, ...], Cli(argument=True, metavar="FILE...")] = Field(
         description="FASTA (plain or BGZF) or 2bit files, or recordings."
     )
-    out: Path = Field(
+    out: Path | None = Field(
+        None,
         description="Track to write: .bw (bigWig), .bedgraph or .tsv; totals of records or regions go to "
-        "OUT.totals.tsv."
+        "OUT.totals.tsv. Without it, or as -, only the totals, to standard output.",
     )
     strand: Literal["forward", "reverse", "both"] = Field(
         "forward", description="Strand that is read; both takes the mean of the two at each base."
@@ -60,6 +62,8 @@ class ScoreOptions(Options):
             raise ValueError("--resume continues a track and --force replaces it; give one of them")
         if self.context is not None and self.regions is None:
             raise ValueError("--context is read before the regions of --regions; give both, or neither")
+        if (self.out is None or str(self.out) == "-") and (self.resume or self.force or self.bin != 1):
+            raise ValueError("--resume, --force and --bin are for a track; give --out FILE")
         return self
 
 
@@ -75,6 +79,7 @@ class ScoreResult(Result):
         already_complete: a track that was complete before; nothing was done.
         stranded: whether these data have strands to speak of.
         record: what a record of these data is called.
+        table: the totals, where they go to standard output.
     """
 
     out: str | None = None
@@ -100,13 +105,16 @@ class ScoreResult(Result):
     already_complete: str | None = None
     stranded: bool = Field(True, exclude=True)
     record: str = Field("record", exclude=True)
+    table: str = Field("", exclude=True)
 
     def text(self) -> str:
-        """What was scored, and how well it was predicted."""
+        """The totals of records or regions, or what was scored and how well it was predicted."""
         if self.already_complete:
             return f"{self.already_complete}: already complete"
-        if self.stopped_by:
-            return ""
+        return self.table or ("" if self.stopped_by else self.summary())
+
+    def summary(self) -> str:
+        """What was scored, and how well it was predicted."""
         unit = self.unit
         what = f"{self.records:,} {self.record}{'s' * (self.records != 1)}"
         how = ", mean of both strands" if self.strand == "both" else f" on the {self.strand} strand"
@@ -118,12 +126,17 @@ class ScoreResult(Result):
             )
         if self.symbols_per_second is not None:
             lines.append(f"{self.symbols_per_second:,.0f} {unit}s/s")
-        lines.append(f"wrote {self.out} and {self.totals}")
+        if self.out is not None:
+            lines.append(f"wrote {self.out} and {self.totals}")
         return "\n".join(lines)
 
     def notes(self) -> str:
-        """How to continue after a signal."""
-        return f"{self.out}: unfinished; use --resume to continue" if self.stopped_by else ""
+        """How to continue after a signal; the summary, where the totals went to standard output."""
+        if not self.stopped_by:
+            return self.summary() if self.table else ""
+        if self.out is None:
+            return f"stopped by {self.stopped_by}; with --out FILE a track can be continued"
+        return f"{self.out}: unfinished; use --resume to continue"
 
     @property
     def exit_code(self) -> int:
@@ -135,13 +148,19 @@ def run(options: ScoreOptions) -> ScoreResult:
     """Score every known symbol given all symbols before it, in constant memory."""
     from mamba_bio_audio.files import check_file, unfinished
     from mamba_bio_audio.inference.track_files import track_format
-    from mamba_bio_audio.jobs.common import counters, resolve_device
+    from mamba_bio_audio.jobs.common import counters, resolve_device, standard_output
 
-    out = options.out
-    track_format(out)
+    out = standard_output(options.out)
+    if out is not None:
+        track_format(out)
     for file in options.files:
+        if file == "-":
+            raise InputError("-: mba score reads files, at random positions; save standard input to one")
         if not os.path.exists(os.path.expanduser(file)):
-            raise InputError(f"{file}: there is no such file; a track is written of files, not of standard input")
+            raise InputError(f"{file}: there is no such file")
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="mba-score-") as folder, counters(options.quiet) as progress:
+            return _score(options, Path(folder) / "totals", resolve_device(options.device), progress)
     inputs: list[Path | str] = [options.run, *options.files, *([] if options.regions is None else [options.regions])]
     complete = options.resume and out.exists() and not unfinished(out).exists()
     for target in (out, totals_path(out)):
@@ -150,7 +169,7 @@ def run(options: ScoreOptions) -> ScoreResult:
         return ScoreResult(already_complete=str(out))
     device = resolve_device(options.device)
     with counters(options.quiet) as progress:
-        return _score(options, device, progress)
+        return _score(options, out, device, progress)
 
 
 def totals_path(out: Path) -> Path:
@@ -167,7 +186,7 @@ def ours(out: Path) -> bool:
     return table.is_file() and table.stat().st_size > 0 and begins_with("\t".join(TOTALS_COLUMNS))(table)
 
 
-def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
+def _score(options: ScoreOptions, out: Path, device: str, progress: Any) -> ScoreResult:
     from mamba_bio_audio.files import (
         begin_unfinished,
         check_file,
@@ -220,7 +239,8 @@ def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
         "precision": options.precision,
     }
     model.to(device)
-    out, folder, since = options.out, unfinished(options.out), time.perf_counter()
+    folder, since = unfinished(out), time.perf_counter()
+    track = folder / f"track{track_format(out).suffix}" if out.suffix else None
     earlier = read = 0
     found: dict[str, Any] = {}
 
@@ -243,7 +263,6 @@ def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
         with suppress(Stopped), name_full_disk(folder):
             score(model, stored, planned, symbols, model.codec.sample_ids, folder, passes)
             seconds = time.perf_counter() - since
-            track = folder / f"track{track_format(out).suffix}"
             written = write_track(
                 track,
                 folder,
@@ -255,22 +274,25 @@ def _score(options: ScoreOptions, device: str, progress: Any) -> ScoreResult:
             )
             table = folder / "totals.tsv"
             write_totals(table, folder, planned, regions, symbols.unit)
-            # Again: hours may have gone by.
-            for target in (out, totals_path(out)):
-                check_file(target, "score", lambda _: ours(out), force=True)
-            # First the totals, by which the track is known as ours if this is killed in between.
-            os.replace(table, totals_path(out))
-            os.replace(track, out)
-            discard_unfinished(folder)
-            found = {
+            if track is None:
+                found["table"] = table.read_text(encoding="utf-8").rstrip("\n")
+            else:
+                # Again: hours may have gone by.
+                for target in (out, totals_path(out)):
+                    check_file(target, "score", lambda _: ours(out), force=True)
+                # First the totals, by which the track is known as ours if this is killed in between.
+                os.replace(table, totals_path(out))
+                os.replace(track, out)
+                discard_unfinished(folder)
+            found |= {
                 "symbols_per_second": read / seconds if read >= positions(device) else None,
                 "records": len({area.record for area in planned.areas}),
                 "symbols": sum(area.end - area.start for area in planned.areas),
             } | written
     return ScoreResult(
         **found,
-        out=str(out),
-        totals=str(totals_path(out)),
+        out=None if track is None else str(out),
+        totals=None if track is None else str(totals_path(out)),
         run=str(options.run),
         which=options.which,
         weights=settings["weights"],

@@ -185,6 +185,54 @@ def test_audio_in_bits_along_a_file(monkeypatch, tmp_path, capsys):
     assert float(table("x.tsv.totals.tsv")[1]["bits_per_sample"]) == pytest.approx(bits, rel=1e-5)
 
 
+@pytest.mark.parametrize("out", [(), ("--out", "-")])
+def test_without_a_file_the_totals_go_to_standard_output(genome, capfd, out, tmp_path):
+    assert score("toy.fa", "--out", "x.tsv", "--strand", "both", "--quiet") == 0
+    before = sorted(path.name for path in tmp_path.iterdir())
+    summary = capfd.readouterr().out.splitlines()[:2]
+    assert score("toy.fa", *out, "--strand", "both", "--quiet") == 0
+    said = capfd.readouterr()
+    assert said.out == Path("x.tsv.totals.tsv").read_text()
+    assert said.err.splitlines() == summary
+    assert score("toy.fa", *out, "--json", "--quiet") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["out"], found["totals"]) == (None, None)
+    assert found["records"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    for more in (("--resume",), ("--force",), ("--bin", "5")):
+        assert score("toy.fa", *out, *more) == 2
+        assert "--resume, --force and --bin are for a track; give --out FILE" in " ".join(
+            capfd.readouterr().err.split()
+        )
+
+
+def test_totals_that_are_stopped_are_gone_and_say_so(genome, capsys, monkeypatch, tmp_path):
+    from mamba_bio_audio.inference import tracks
+
+    before = sorted(path.name for path in tmp_path.iterdir())
+    real, signals = tracks.log_likelihoods, [signal.SIGTERM]
+
+    def stopped(*given, **options):
+        while signals:
+            os.kill(os.getpid(), signals.pop())
+        yield from real(*given, **options)
+
+    monkeypatch.setattr(tracks, "log_likelihoods", stopped)
+    assert score("toy.fa", "--chunk", "50") == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "stopped by SIGTERM; with --out FILE a track can be continued" in said.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_bigwig_of_nothing_is_refused_in_our_words(genome, capfd):
+    Path("n.fa").write_text(">n\nNNNN\n")
+    assert score("n.fa", "--out", "x.bw", "--quiet") == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("mba: no base was scored")
+
+
 def test_precision_is_named_and_used(genome, capsys):
     results = {}
     for precision in ("fp32", "bf16"):
@@ -278,7 +326,7 @@ def test_force_replaces_only_tracks(genome, capsys):
     [
         (("toy.fa", "--out", "x.wig"), "x.wig: tracks are written as .bw, .bigwig, .bedgraph, .tsv"),
         (("none.fa", "--out", "x.bw"), "none.fa: there is no such file"),
-        (("-", "--out", "x.bw"), "-: there is no such file; a track is written of files, not of standard input"),
+        (("-", "--out", "x.bw"), "-: mba score reads files, at random positions; save standard input to one"),
         (("toy.fa", "--out", "x.bw", "--context", "5"), "--context is read before the regions of --regions"),
         (
             ("toy.fa", "--out", "x.bw", "--regions", "beyond.bed"),

@@ -164,7 +164,8 @@ class GpuUNet:
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         if any(tier.fixed for tier in self.network.case.tiers):
             return rows * _PROGRAMS_OF_A_ROW <= processors, 1
-        return rows * _PROGRAMS_OF_A_ROW <= processors, min(_LARGEST_GROUP, -(-rows // processors))
+        group = 1 << (-(-rows // processors) - 1).bit_length()
+        return rows * _PROGRAMS_OF_A_ROW <= processors, min(_LARGEST_GROUP, group)
 
 
 def _tiers_of(model: UNetModel) -> list[list[Block]]:

@@ -397,7 +397,7 @@ def decode_unet(
         temperature: 0 takes the most probable symbol.
         want_logits: return the logits of allowed symbols.
         split: three programs a row, which must all be resident at once: rows at most a third of the multiprocessors.
-        group: rows of a program, if not split; more than one for real layers only.
+        group: rows of a program, a power of two, if not split; more than one for real layers only.
         polls: of a program in all its waits for others.
 
     Returns:

@@ -131,6 +131,11 @@ class UNetCase:
     @property
     def room(self) -> int:
         """Numbers of a row's scratch."""
+        return self.logits + self.outer.S
+
+    @property
+    def logits(self) -> int:
+        """Where the logits lie in scratch, of which rows that share a program are drawn together."""
         return sum(tier.room for tier in self.tiers)
 
     @property

@@ -116,6 +116,15 @@ def main() -> None:
             write_rows(arguments.out, rows)
         yield _sample_line(rows[-1])
 
+    def by_operations(case: SampleCase) -> Iterator[str]:
+        """Graphs without the kernels of a mixer's step."""
+        most, step.MAX_STATES = step.MAX_STATES, 0
+        try:
+            found = sample_row(case, device, seconds=arguments.seconds, rate=rate, path="graph")
+        finally:
+            step.MAX_STATES = most
+        yield f"{_sample_line(found)}  (by operations)"
+
     cases = sorted(SAMPLE_CASES[device], key=lambda case: case[:2] == LAST)
     if arguments.only:
         cases = [case for case in cases if f"{_text(case)},".startswith(f"{arguments.only},")]
@@ -128,9 +137,13 @@ def main() -> None:
         todo.insert(4, ("mba sample", partial(command, whole, device)))
         todo.insert(5, ("prefill", partial(prefill, "16x256", long, device)))
     if device == "cuda":
+        from mamba_bio_audio.kernels.mixer import step
+
         # Graphs beside what users get, for the rule that chooses.
         graphs = [(f"{name}, graph", partial(lines, path="graph")) for name, lines in todo if lines.func is row]
         todo += [one for one in graphs if not one[0].startswith(LAST[0])]
+        some = [case for case in cases if case.precision == "bf16" and case.batch == 512 and "/" not in case.model]
+        todo += [(f"{_text(case)}, operations", partial(by_operations, case)) for case in some]
     for name, lines in todo:
         if time.perf_counter() - began > arguments.budget:
             print(f"{name} left out: {arguments.budget:.0f} s are over", flush=True)

@@ -14,8 +14,8 @@ from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
 from mamba_bio_audio.layers.mamba import MambaLayer, MambaState  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-FP32_ERROR = 1e-6  # relative L2 against fp64
-BF16_ERROR = 1e-2
+FP32_ERROR = 1e-5  # relative L2 against fp64, as of the mixer for many positions
+BF16_ERROR = 2e-2
 
 
 def make_layer(width=6, states=4, **config):

@@ -173,13 +173,11 @@ def leave(out_proj_p, g_p, r_p, ahead, kept_p, mirror_p, mirrored, CASE: tl.cons
 
 
 @triton.jit
-def begin(m_p, taps_p, bias_p, ring_p, t, CASE: tl.constexpr):
-    """What a layer loads before it reads the stream: first tiles of x and of z, the convolution so far, its newest tap."""
+def begin(m_p, CASE: tl.constexpr):
+    """The first tiles of a layer's x and z."""
     z_p = m_p + CASE.E * CASE.D // CASE.HALVES
     ahead = tiles(m_p, 0, CASE.E_ROWS, CASE.D, CASE.IN_COLUMNS, CASE.HALVES, CASE.IN_AHEAD)
-    ahead_z = tiles(z_p, 0, CASE.E_ROWS, CASE.D, CASE.IN_COLUMNS, CASE.HALVES, CASE.IN_AHEAD)
-    u, newest = convolved(taps_p, bias_p, ring_p, tl.arange(0, CASE.E_ROWS), t, CASE.E, CASE.W)
-    return ahead, ahead_z, u, newest
+    return ahead, tiles(z_p, 0, CASE.E_ROWS, CASE.D, CASE.IN_COLUMNS, CASE.HALVES, CASE.IN_AHEAD)
 
 
 @triton.jit
@@ -189,7 +187,7 @@ def layer_step(
     """One layer's step; the stream r in scratch is read and replaced.
 
     In a U-Net the stream before it is kept, and where `mirrored` the one that another layer kept is added. `begun` is what
-    `begin` has loaded during the layer before; then the same of the layer behind is returned, whose numbers must follow.
+    `begin` has loaded during the layer before; then the same of the layer behind is returned, whose words must follow.
     """
     D: tl.constexpr = CASE.D
     E: tl.constexpr = CASE.E
@@ -216,10 +214,11 @@ def layer_step(
     p = tl.arange(0, P)
 
     if begun is None:
-        ahead, ahead_z, u, newest = begin(m_p, taps_p, bias_p, ring_p, t, CASE)
+        ahead, ahead_z = begin(m_p, CASE)
     else:
-        ahead, ahead_z, u, newest = begun
+        ahead, ahead_z = begun
         maps_ahead = tiles(x_proj_p, 0, X, E, CASE.X_COLUMNS, HALVES, CASE.X_AHEAD)
+    u, newest = convolved(taps_p, bias_p, ring_p, tl.arange(0, ROWS), t, E, W)
     tl.debug_barrier()
     for part in tl.static_range(E // ROWS):
         e = part * ROWS + tl.arange(0, ROWS)
@@ -265,7 +264,7 @@ def layer_step(
         tl.store(h_p + e[:, None] * N + n[None, :], h)
 
     if begun is not None:
-        begun = begin(m_p + CASE.matrices, taps_p + CASE.vectors, bias_p + CASE.vectors, ring_p + W * E, t, CASE)
+        begun = begin(m_p + CASE.matrices, CASE)
     tl.debug_barrier()
     leave(out_proj_p, g_p, r_p, ahead, kept_p, mirror_p, mirrored, CASE)
     if begun is not None:

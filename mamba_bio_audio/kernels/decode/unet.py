@@ -163,8 +163,7 @@ def blocks(
     """A tier's blocks at its position t modulo W, with `exchange` between down and up; returns the polls left."""
     kept_p = scratch_p + TIER.scratch
     if TIER.early:
-        taps_p = floats_p + TIER.E * (TIER.N + TIER.P)
-        begun = begin(words_p, taps_p, taps_p + TIER.W * TIER.E, state_p + TIER.rings, t, TIER)
+        begun = begin(words_p, TIER)
     for layer in range(TIER.layers):
         if TIER.wider > 0:  # noqa: SIM102
             if layer == TIER.down:

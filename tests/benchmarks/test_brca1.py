@@ -201,5 +201,9 @@ def test_the_page_has_the_figures_of_the_results(brca1):
     assert all(float(row[f"over_{bar}_high"]) < 0 for row in own for bar in ("transversion", "markov"))
     assert max(float(row["auroc"]) for row in own) - min(float(row["auroc"]) for row in own) < 0.001
     assert all(float(row["seconds"]) < 150 for row in seconds)
+    longest = timed[1 << 19, "forward"]
+    each, all_of_them = longest["whole_seconds_each"], float(longest["whole_seconds_each"]) * int(longest["variants"])
+    assert f"{each} s a variant at 524,288 bases" in page
+    assert f"all would take {all_of_them:.0f} s instead of {longest['seconds']}." in page
     assert all(float(row["whole_difference"]) < 1e-4 for row in seconds if row["whole_difference"])
     assert {row["scored_on"] for row in own} == {"NVIDIA H200"}

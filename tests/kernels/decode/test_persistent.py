@@ -213,5 +213,8 @@ class TestInterpreted:
 @pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("d_model", "num_layers"), [(128, 12), (256, 16)])
 @pytest.mark.parametrize("drawing", [{"temperature": 0.0}, {}, {"temperature": 4.0, "top_k": 8, "top_p": 0.9}], ids=str)
-def test_on_a_gpu(d_model, num_layers, drawing):
-    check(make_model(d_model, num_layers, device="cuda"), steps=64, warps=16, **drawing)
+@pytest.mark.parametrize("split", [False, True], ids=["alone", "split"])
+def test_on_a_gpu(d_model, num_layers, drawing, split):
+    model = make_model(d_model, num_layers, device="cuda")
+    options = {"run": decode_split, "programs": d_model // 16, "warps": 8} if split else {"warps": 16}
+    check(model, steps=64, **options, **drawing)

@@ -75,7 +75,7 @@ def run(options: BenchOptions) -> BenchResult:
 
 def _line(row: dict[str, Any]) -> str:
     if row["benchmark"] == "sample":
-        return _sample_line(row)
+        return sample_line(row)
     text = f"{row['benchmark']:<15} {row['mode']:<10} {row['shape']:<42} {row['ms_p50']:>9} ms"
     for key, unit in (("mtokens_per_s", "M tokens/s"), ("us_per_step", "us/step"), ("peak_gib", "GiB")):
         if row.get(key) and row[key] != "0.00":
@@ -83,7 +83,8 @@ def _line(row: dict[str, Any]) -> str:
     return text + (f"  {row['ratio']}x the peer's speed" if row["ratio"] else "")
 
 
-def _sample_line(row: dict[str, Any]) -> str:
+def sample_line(row: dict[str, Any]) -> str:
+    """A row of generation in words."""
     text = (
         f"{row['benchmark']:<7} {row['shape']:<28} {row['dtype']:<9} {row['path']:<11} {row['us_per_step']:>9} us/step"
     )

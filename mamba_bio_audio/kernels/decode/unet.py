@@ -46,6 +46,7 @@ from mamba_bio_audio.kernels.launch import cdiv, on
 from mamba_bio_audio.kernels.scan.parts import sigmoid
 
 _LINE = tl.constexpr(32)  # numbers between flags, which many poll
+_AHEAD = tl.constexpr(4)  # tiles of a pool
 _POLLS = 1 << 22  # some seconds
 
 
@@ -189,18 +190,25 @@ def blocks(
 
 
 @triton.jit
-def join(words_p, floats_p, frames_p, scratch_p, FINER: tl.constexpr, TIER: tl.constexpr):
-    """Begins a tier's frame from the frames of the finer one."""
-    PIECE: tl.constexpr = FINER.JOIN
+def pooling(words_p, FINER: tl.constexpr, TIER: tl.constexpr):
+    """First tiles of the pool from the finer tier, to be loaded while its frames are waited for."""
+    return tiles(words_p, 0, FINER.DOWN_ROWS, TIER.joined, FINER.DOWN_COLUMNS, FINER.HALVES, _AHEAD)
+
+
+@triton.jit
+def join(words_p, floats_p, frames_p, scratch_p, ahead, FINER: tl.constexpr, TIER: tl.constexpr):
+    """Begins a tier's frame from the frames of the finer one; `ahead` are from `pooling`."""
     joined_p = scratch_p + TIER.scratch + TIER.layers * TIER.D
-    k = tl.arange(0, PIECE)
-    for piece in tl.static_range(TIER.joined // PIECE):
-        at = piece * PIECE + k
+    k = tl.arange(0, FINER.JOIN)
+    for piece in tl.static_range(TIER.joined // FINER.JOIN):
+        at = piece * FINER.JOIN + k
         put(joined_p + at, tl.load(frames_p + at, cache_modifier=".cg"))
     tl.debug_barrier()
-    for part in range(TIER.D // FINER.DOWN_ROWS):
+    for part in tl.static_range(TIER.D // FINER.DOWN_ROWS):
         d = part * FINER.DOWN_ROWS + tl.arange(0, FINER.DOWN_ROWS)
-        sums = product(words_p, joined_p, part, (), FINER.DOWN_ROWS, TIER.joined, FINER.DOWN_COLUMNS, FINER.HALVES)
+        if part > 0:
+            ahead = ()
+        sums = product(words_p, joined_p, part, ahead, FINER.DOWN_ROWS, TIER.joined, FINER.DOWN_COLUMNS, FINER.HALVES)
         sums += tl.load(floats_p + d)
         put(scratch_p + d, sums)
         # The centre's last block adds it.
@@ -219,10 +227,10 @@ def expand(words_p, floats_p, queue_p, scratch_p, FINER: tl.constexpr, TIER: tl.
 
 @triton.jit
 def sample_step(
-    words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p, logits_p, symbol,
+    words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p, logits_p, line,
     step, start, turn, row, rows, eps, polls, CASE: tl.constexpr, SPLIT: tl.constexpr, WRITE_LOGITS: tl.constexpr,
 ):  # fmt: skip
-    """One sample of the finest tier; returns the symbol drawn and the polls left."""
+    """One sample of the finest tier; returns the line of the embedding of the symbol drawn and the polls left."""
     TIER: tl.constexpr = CASE.outer
     t = (turn + step) % TIER.W
     s = tl.arange(0, TIER.S)
@@ -231,7 +239,7 @@ def sample_step(
     d = tl.arange(0, TIER.D_ROWS)
     for part in tl.static_range(TIER.D // TIER.D_ROWS):
         at = part * TIER.D_ROWS + d
-        put(scratch_p + at, tl.load(bias_p + TIER.S + symbol * TIER.D + at))
+        put(scratch_p + at, tl.load(bias_p + TIER.S + line * TIER.D + at))
     place = (start + step) % TIER.pool
     complete = (start % TIER.pool + step) // TIER.pool
     polls = blocks(words_p, floats_p, state_p, scratch_p, flags_p, place, complete, t, eps, polls, TIER, SPLIT)
@@ -246,12 +254,12 @@ def sample_step(
     if WRITE_LOGITS:
         tl.store(logits_p + (step * rows + row) * TIER.S + s, logits)
     index, score = choose(logits[None, :], draw, temperature, 0, 1.0, TIER)
-    symbol = tl.load(allowed_p + tl.sum(index, axis=0))
-    tl.store(symbols_p + step * rows + row, symbol)
+    line = tl.sum(index, axis=0)
+    tl.store(symbols_p + step * rows + row, tl.load(allowed_p + line))
     tl.store(scores_p + step * rows + row, tl.sum(score, axis=0))
     # All have read the stream before the next step replaces it.
     tl.debug_barrier()
-    return symbol, polls
+    return line, polls
 
 
 @triton.jit
@@ -271,8 +279,9 @@ def middle_frame(
     first = start // FINER.pool % TIER.pool
     place = (first + frame) % TIER.pool
     t = (turn + frame) % TIER.W
+    ahead = pooling(pool_p, FINER, TIER)
     polls = wait(flags_p, frame + 1, polls, SPLIT)
-    join(pool_p, bias_p, frames_p, scratch_p, FINER, TIER)
+    join(pool_p, bias_p, frames_p, scratch_p, ahead, FINER, TIER)
     complete = (first + frame) // TIER.pool
     polls = blocks(
         words_p, floats_p, state_p, scratch_p, flags_p + 2 * _LINE, place, complete, t, eps, polls, TIER, SPLIT
@@ -297,8 +306,9 @@ def centre_frame(
     bias_p = floats_p + FINER.layers * FINER.vectors
     frames_p = state_p + FINER.frames
     scratch_p += CASE.outer.room + FINER.room
+    ahead = pooling(pool_p, FINER, TIER)
     polls = wait(flags_p + 2 * _LINE, frame + 1, polls, SPLIT)
-    join(pool_p, bias_p, frames_p, scratch_p, FINER, TIER)
+    join(pool_p, bias_p, frames_p, scratch_p, ahead, FINER, TIER)
     t = (turn + frame) % TIER.W
     blocks(
         words_p + FINER.words, floats_p + FINER.floats, state_p + FINER.state, scratch_p, flags_p, 0, 0, t, eps, polls, TIER,
@@ -337,15 +347,15 @@ def unet_kernel(
     state_p += row * CASE.state
     scratch_p += row * CASE.room
     flags_p += row * (5 * _LINE)
-    symbol = tl.load(last_p + row)
+    line = CASE.outer.symbols + tl.load(last_p + row)
     if SPLIT:
         if role == 0:
             for step in range(steps):
-                symbol, polls = sample_step(
+                line, polls = sample_step(
                     words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p,
-                    logits_p, symbol, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
+                    logits_p, line, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
                 )  # fmt: skip
-            tl.store(last_p + row, symbol)
+            tl.store(last_p + row, tl.load(allowed_p + line))
         elif role == 1:
             for frame in range((start % CASE.outer.pool + steps) // CASE.outer.pool):
                 polls = middle_frame(
@@ -360,9 +370,9 @@ def unet_kernel(
             tl.store(flags_p + 4 * _LINE, 1)
     else:
         for step in range(steps):
-            symbol, polls = sample_step(
+            line, polls = sample_step(
                 words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p,
-                logits_p, symbol, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
+                logits_p, line, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
             )  # fmt: skip
             if (start + step + 1) % CASE.outer.pool == 0:
                 frame = (start % CASE.outer.pool + step) // CASE.outer.pool
@@ -374,7 +384,7 @@ def unet_kernel(
                     centre_frame(
                         words_p, floats_p, state_p, scratch_p, flags_p, frame, turn2, eps, polls, CASE, SPLIT
                     )  # fmt: skip
-        tl.store(last_p + row, symbol)
+        tl.store(last_p + row, tl.load(allowed_p + line))
 
 
 def decode_unet(
@@ -407,6 +417,8 @@ def decode_unet(
     """
     (steps, rows), device = draws.shape, draws.device
     case = network.case
+    if steps < 1:
+        raise ValueError("no draws")
     if group > 1 and (split or any(tier.fixed for tier in case.tiers)):
         raise ValueError("only real layers in one program take several rows")
     outer = replace(case.outer, greedy=temperature == 0, scaled=temperature not in (0, 1))

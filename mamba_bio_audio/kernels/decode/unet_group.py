@@ -233,7 +233,7 @@ def unet_group_kernel(
             symbol = tl.load(last_p + i)
             for part in tl.static_range(OUTER.D // OUTER.D_ROWS):
                 at = part * OUTER.D_ROWS + d
-                put(scratch_p + i * ROOM + at, tl.load(bias_p + OUTER.S + symbol * OUTER.D + at))
+                put(scratch_p + i * ROOM + at, tl.load(bias_p + OUTER.S + (OUTER.symbols + symbol) * OUTER.D + at))
         place = (start + step) % OUTER.pool
         t = (turn0 + step) % OUTER.W
         blocks_rows(words_p, floats_p, state_p, scratch_p, place, count, t, eps, OUTER, STATE, ROOM, THREADS)

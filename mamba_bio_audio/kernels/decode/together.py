@@ -33,6 +33,7 @@ from mamba_bio_audio.kernels.scan.parts import prefetch, sigmoid, softplus
 
 _L2 = 32 << 20  # bytes of states that L2 keeps
 _LONGEST = tl.constexpr(64)  # columns of a matrix in one product
+_ROWS_AHEAD = tl.constexpr(8)  # rows whose states are asked for before the scan comes to them
 _FLAT = tl.constexpr(4096)  # summands added up at a time
 
 
@@ -171,6 +172,15 @@ def scan_rows(h_p, u_p, dt_p, gate_p, maps_p, g_p, A, skip, first, low, apart, C
 
 
 @triton.jit
+def prefetch_rows(h_p, first, COUNT: tl.constexpr, apart, CASE: tl.constexpr):
+    """Asks L2 for the states of COUNT rows from `first` on, counted through the parts of E; all at once would not fit."""
+    LINES: tl.constexpr = CASE.E_ROWS * CASE.N // 32
+    row = tl.minimum(first + tl.arange(0, COUNT), CASE.E // CASE.E_ROWS * CASE.ROWS - 1)
+    at = row % CASE.ROWS * apart + row // CASE.ROWS * (LINES * 32)
+    prefetch(h_p + at[:, None] + tl.arange(0, LINES)[None, :] * 32)
+
+
+@triton.jit
 def add_to_streams(r_p, parts_p, CASE: tl.constexpr):
     """Adds the summands of out_proj to the streams."""
     SIZE: tl.constexpr = CASE.ROWS * CASE.D
@@ -216,10 +226,7 @@ def layers_step(
     apart = layers.to(tl.int64) * (E * G * N)
 
     if CASE.far:
-        lines = tl.arange(0, BE * N // 32)
-        for part in tl.static_range(E // BE):
-            at_lines = part * (BE * N) + lines * 32
-            prefetch(h_p + b * apart + at_lines[None, :])
+        prefetch_rows(h_p, 0, _ROWS_AHEAD, apart, CASE)
     # The convolution without its newest input goes through u's place: a trip through shared memory instead of six.
     for part in tl.static_range(E // BE):
         e = part * BE + tl.arange(0, BE)
@@ -275,6 +282,8 @@ def layers_step(
         A = tl.load(v_p + e[:, None] * N + n[None, :])
         skip = tl.load(skip_p + e)
         for rows in tl.range(ROWS // CASE.UNROLL, num_stages=1):
+            if CASE.far:
+                prefetch_rows(h_p, part * ROWS + rows * CASE.UNROLL + _ROWS_AHEAD, CASE.UNROLL, apart, CASE)
             scan_rows(h_p, u_p, dt_p, gate_p, maps_p, g_p, A, skip, rows * CASE.UNROLL, part * BE, apart, CASE)
 
     tl.debug_barrier()

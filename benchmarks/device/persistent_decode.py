@@ -2,10 +2,10 @@
 
     PYTHONPATH=. python benchmarks/device/persistent_decode.py [--plan wide] [--budget 85] [--only TEXT]
 
-A variant is `form layers x width matrices rows warps w programs g block b`, and `pair` where two programs run on a
-multiprocessor, `near` without asking L2 for states ahead: form a is `decode`, c `decode_split` (g programs a row), b `decode_together` (blocks of b rows, g programs a
-block). Of every variant the greedy symbols of the first row must equal those of the fp32 step loop over 256 steps (fp32), or
-the logits of the first step lie within 3e-2 of its largest (bf16).
+A variant is `form layers x width matrices rows warps w programs g block b`, with `pair` where two programs run on a
+multiprocessor and `near` where states are not asked for ahead. Form a is `decode`, c `decode_split` (g programs a row), b
+`decode_together` (blocks of b rows, g programs a block). Of every variant the greedy symbols of the first row must equal those
+of the fp32 step loop over 256 steps (fp32), or the logits of the first step lie within 3e-2 of its largest (bf16).
 One that fails says so in a line; none begins after the budget.
 """
 

@@ -13,6 +13,7 @@ from mamba_bio_audio.jobs.prepare import (
     CheckedOptions,
     MaxArchiveGb,
     Prepared,
+    UnhealthyOption,
     Url,
     prepared,
     terminal,
@@ -31,6 +32,7 @@ class Sc09Options(CheckedOptions):
     version: Literal["v0.02", "v0.01"] = Field("v0.02", description="Version of Speech Commands.")
     url: Url = Field(None, description="Download the archive from this address.")
     bad_files: BadFiles = "error"
+    unhealthy: UnhealthyOption = "accept"
     max_unpacked_gb: MaxArchiveGb = 64.0
 
     @model_validator(mode="after")
@@ -66,6 +68,7 @@ def run(options: Sc09Options) -> Prepared:
             options.out,
             version=options.version,
             bad_files=options.bad_files,
+            unhealthy=options.unhealthy,
             force=options.force,
             dry_run=options.dry_run,
             max_unpacked_bytes=int(options.max_unpacked_gb * 1e9),

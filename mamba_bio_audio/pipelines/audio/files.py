@@ -133,16 +133,25 @@ class AudioFile:
 
 
 @dataclass(frozen=True)
-class DecodedFile(AudioFile):
+class CheckedFile(AudioFile):
     """A recording that was decoded completely.
 
     Attributes:
-        samples: file with all of it, float32, mono at the recording's own rate.
         health: what it sounds like in numbers, and what is wrong with it (`health.py`).
     """
 
-    samples: Path
     health: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DecodedFile(CheckedFile):
+    """A recording of which all samples are at hand.
+
+    Attributes:
+        samples: file with all of it, float32, mono at the recording's own rate.
+    """
+
+    samples: Path
 
     def _mono(self, start: int, stop: int) -> NDArray[np.float32]:
         return np.fromfile(self.samples, np.float32, stop - start, offset=4 * start)
@@ -329,16 +338,17 @@ def open_files(paths: Iterable[tuple[str, str]], bad_files: str = "error") -> tu
     return files, problems
 
 
-def probe(path: str) -> AudioFile:
+def probe(path: str) -> CheckedFile:
     """Decode a whole file, to find faults that only its samples reveal.
 
     Raises:
         InputError: as for `open_file`; or the data end early, or contain NaN or infinite samples (names the position).
     """
     file = open_file(path)
-    for _ in _decode(file):
-        pass
-    return file
+    health = Health(file.channels)
+    for frames, mono in _decode(file):
+        health.add(frames, mono)
+    return CheckedFile(**vars(file), health=health.report())
 
 
 def decode(path: str, into: Path, channels: Channels = "mix") -> DecodedFile:

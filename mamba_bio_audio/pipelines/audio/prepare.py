@@ -23,7 +23,7 @@ from mamba_bio_audio import __version__
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, name_full_disk, new_folder, write_json, write_text
 from mamba_bio_audio.pipelines.archives import MAX_UNPACKED_BYTES, unpack_zip
-from mamba_bio_audio.pipelines.audio.duplicates import Duplicate, duplicates, fingerprints
+from mamba_bio_audio.pipelines.audio.duplicates import duplicates, fingerprints
 from mamba_bio_audio.pipelines.audio.files import (
     FORMATS,
     AudioFile,
@@ -137,10 +137,7 @@ def _write_recordings(
             reporter.progress("preparing recordings", done, len(found))
     decoded.unlink(missing_ok=True)
     _report_bad(bad, len(found), settings.bad_files)
-    if settings.unhealthy != "accept":
-        sick = {name: f"{name}: {health_line(report)}" for name, report in health.items() if report["findings"]}
-        _report_unhealthy(sick, "recordings", settings.unhealthy, nothing_left=not names)
-        bad |= sick
+    bad |= _unhealthy(health, settings.unhealthy)
     order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
     names, sizes = [names[i] for i in order], [sizes[i] for i in order]
     if len(set(names)) < len(names):
@@ -149,33 +146,40 @@ def _write_recordings(
     if temporary:
         shutil.rmtree(paths[0])
     spans, made = split_by_share(dict(zip(names, sizes, strict=True)), settings.valid_fraction, settings.test_fraction)
-    twins = _duplicates(folder, spans, settings.rate, reporter)
-    lines = {twin.name: twin.line(settings.rate) for twin in twins}
-    if settings.unhealthy != "accept":
-        _report_unhealthy(lines, "pairs of recordings", settings.unhealthy, nothing_left=len(lines) == len(names))
-        bad |= lines
-        for name in lines:
-            (folder / name).unlink()
-        spans = {split: [span for span in own if span.record not in lines] for split, own in spans.items()}
+    twins = _duplicates(folder, spans, settings.rate, settings.unhealthy, reporter)
+    if settings.unhealthy == "exclude":
+        bad |= twins
+        spans = {split: [span for span in own if span.record not in twins] for split, own in spans.items()}
     rows = [(span.record, split, span.start, span.end) for split in SPLITS for span in spans[split]]
     more: dict[str, Any] = {} if source is None else {"source": str(source)}
     more |= {"clipped_samples": clipped, "resampler": RESAMPLER if resampled else None, "skipped_files": skipped}
     more |= {
         "channels": settings.channels,
         "health": health,
-        "duplicates": [twin.line(settings.rate) for twin in twins],
+        "duplicates": [*twins.values()],
     }
     return _finish(folder, rows, made, bad, settings.rate, more)
 
 
-def _duplicates(folder: Path, spans: dict[str, list[Span]], rate_hz: int, reporter: Reporter) -> list[Duplicate]:
-    """Recordings of one split that another has too."""
+def _unhealthy(health: dict[str, dict[str, Any]], unhealthy: Unhealthy) -> dict[str, str]:
+    """The recordings that are left out, and why; stops if that is asked for or none would stay."""
+    if unhealthy == "accept":
+        return {}
+    sick = {name: f"{name}: {health_line(report)}" for name, report in health.items() if report["findings"]}
+    _report_unhealthy(sick, unhealthy, nothing_left=len(sick) == len(health))
+    return sick
+
+
+def _duplicates(
+    folder: Path, spans: dict[str, list[Span]], rate_hz: int, unhealthy: Unhealthy, reporter: Reporter
+) -> dict[str, str]:
+    """Recordings of one split that a later one has too, and a line on each; those that are left out are removed."""
     split_of: dict[str, str] = {}
     for split in SPLITS:
         for span in spans[split]:
             split_of[span.record] = f"{split_of[span.record]}+{split}" if span.record in split_of else split
     if len(split_of) < 2 or len({*"+".join(split_of.values()).split("+")}) < 2:
-        return []
+        return {}
     files = {name: open_file(str(folder / name)) for name in split_of}
 
     def read(name: str, start: int, stop: int) -> NDArray[np.float32]:
@@ -185,7 +189,12 @@ def _duplicates(folder: Path, spans: dict[str, list[Span]], rate_hz: int, report
     for done, (name, file) in enumerate(files.items(), start=1):
         prints[name] = fingerprints(file.frames, rate_hz, partial(read, name))
         reporter.progress("looking for duplicates", done, len(files))
-    return list(duplicates(prints, split_of, rate_hz, read))
+    lines = {twin.name: twin.line(rate_hz) for twin in duplicates(prints, split_of, rate_hz, read)}
+    if unhealthy != "accept":
+        _report_unhealthy(lines, unhealthy, nothing_left=len(lines) == len(split_of))
+        for name in lines:
+            (folder / name).unlink()
+    return lines
 
 
 def _edges(file: AudioFile, rate_hz: int, piece_seconds: float | None) -> list[int]:
@@ -205,6 +214,7 @@ def prepare_sc09(
     *,
     version: str = "v0.02",
     bad_files: BadFiles = "error",
+    unhealthy: Unhealthy = "accept",
     force: bool = False,
     dry_run: bool = False,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
@@ -217,6 +227,7 @@ def prepare_sc09(
         out: folder to create; the clips are kept byte for byte.
         version: version of Speech Commands, which determines the expected counts.
         bad_files: "error" or "exclude"; files are counted before any are excluded.
+        unhealthy: "error", "exclude" or "accept"; likewise.
         force: replace what an earlier preparation left in `out`.
         dry_run: check everything, in a temporary folder, and keep nothing.
         max_unpacked_bytes: an archive that unpacks to more is refused.
@@ -251,7 +262,8 @@ def prepare_sc09(
                 + "; use the whole archive, or give its --version"
             )
         bad: dict[str, str] = {}
-        rows = []
+        health: dict[str, dict[str, Any]] = {}
+        spans: dict[str, list[Span]] = {split: [] for split in SPLITS}
         # By digit instead of alphabetically: the order of the labels.
         ordered = sorted(clips, key=lambda name: (DIGITS.index(name.split("/")[0]), natural_key(name)))
         for done, name in enumerate(ordered, start=1):
@@ -261,14 +273,25 @@ def prepare_sc09(
                     raise InputError(
                         f"{folder / name}: {file.native_rate_hz} Hz, {file.channels} channels; not a clip of SC09"
                     )
-                rows.append((name, split_of.get(name, "train"), 0, file.frames))
+                health[name] = file.health
+                spans[split_of.get(name, "train")].append(Span(name, 0, file.frames))
             except InputError as error:
                 bad[name] = str(error).replace(str(folder), str(source))
                 (folder / name).unlink()
             reporter.progress("checking clips", done, len(ordered))
         _report_bad(bad, len(ordered), bad_files)
+        left_out = _unhealthy(health, unhealthy)
+        for name in left_out:
+            (folder / name).unlink()
+        spans = {split: [span for span in own if span.record not in left_out] for split, own in spans.items()}
+        twins = _duplicates(folder, spans, 16_000, unhealthy, reporter)
+        if unhealthy == "exclude":
+            left_out |= twins
+        by_name = {span.record: (split, span.end) for split, own in spans.items() for span in own}
+        rows = [(name, by_name[name][0], 0, by_name[name][1]) for name in ordered if name in by_name.keys() - left_out]
         made = f"official lists of Speech Commands {version}"
-        return _finish(folder, rows, made, bad, 16_000, {"speech_commands": version, "source": str(source)})
+        more = {"speech_commands": version, "source": str(source), "health": health, "duplicates": [*twins.values()]}
+        return _finish(folder, rows, made, bad | left_out, 16_000, more)
 
 
 def prepare_youtubemix(
@@ -382,12 +405,12 @@ def _report_bad(bad: dict[str, str], total: int, bad_files: str) -> None:
         )
 
 
-def _report_unhealthy(found: dict[str, str], what: str, unhealthy: str, *, nothing_left: bool) -> None:
+def _report_unhealthy(found: dict[str, str], unhealthy: Unhealthy, *, nothing_left: bool) -> None:
     if found and (unhealthy == "error" or nothing_left):
         shown = [*found.values()][:20]
         more = [f"... and {len(found) - len(shown)} more"] if len(found) > len(shown) else []
         raise InputError(
-            f"{len(found):,} {what} are not as they should be:\n  "
+            f"something is wrong with {len(found):,} recording{'s' * (len(found) != 1)}:\n  "
             + "\n  ".join([*shown, *more])
             + "\nMend them, leave them out with --unhealthy exclude, or keep them with --unhealthy accept"
         )

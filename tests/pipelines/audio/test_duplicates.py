@@ -90,7 +90,7 @@ def test_preparation_names_stops_or_leaves_out(tmp_path):
     line = "3.flac and 99.flac are the same recording (-6.0 dB, -0.062 s), in different splits"
     assert manifest["duplicates"] == [line]
     assert ("duplicate", line) in manifest_rows(manifest)
-    with pytest.raises(InputError, match=r"1 pairs of recordings(?s:.*)3\.flac and 99\.flac"):
+    with pytest.raises(InputError, match=r"wrong with 1 recording:(?s:.*)3\.flac and 99\.flac"):
         prepare_audio(folder, tmp_path / "out", AudioSettings(unhealthy="error", **settings))
     manifest = prepare_audio(folder, tmp_path / "out", AudioSettings(unhealthy="exclude", **settings))
     assert manifest["excluded_files"] == {"3.flac": line}

@@ -90,7 +90,9 @@ def folder_of(tmp_path, recordings: dict[str, np.ndarray]) -> str:
 def test_unhealthy_recordings_stop_are_left_out_or_accepted(tmp_path):
     recordings = {f"{n}.wav": music(n) for n in range(4)} | {"8.wav": np.zeros(RATE), "9.wav": music(9) + 0.1}
     folder = folder_of(tmp_path, recordings)
-    with pytest.raises(InputError, match=r"(?s)^2 recordings .*8\.wav: .*silent.*9\.wav.*\(DC\).*--unhealthy exclude"):
+    with pytest.raises(
+        InputError, match=r"(?s)wrong with 2 recordings:.*8\.wav: .*silent.*9\.wav.*\(DC\).*--unhealthy exclude"
+    ):
         prepare_audio([folder], tmp_path / "out", AudioSettings(unhealthy="error"))
     assert not (tmp_path / "out").exists()
     manifest = prepare_audio([folder], tmp_path / "out", AudioSettings(unhealthy="exclude"))

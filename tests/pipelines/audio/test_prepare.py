@@ -131,6 +131,26 @@ def test_sc09_counts_and_lists_are_checked(release: Path, tmp_path: Path) -> Non
         prepare_sc09(release, tmp_path / "other")
 
 
+def test_sc09_unhealthy_clips_and_duplicates(release: Path, tmp_path: Path) -> None:
+    silent = release / "two" / "0a_nohash_0.wav"
+    soundfile.write(silent, np.zeros(800), 16_000)
+    pitch = np.repeat(np.random.default_rng(0).uniform(200, 2000, 16), 1000)
+    word = 0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / 16_000)
+    for name, gain in (("0a", 1.0), ("2c", 0.5)):
+        soundfile.write(release / "six" / f"{name}_nohash_0.wav", gain * word, 16_000)
+    manifest = prepare_sc09(release, tmp_path / "all")
+    assert manifest["health"]["two/0a_nohash_0.wav"]["findings"] == ["silent"]
+    (line,) = manifest["duplicates"]
+    assert line.startswith("six/0a_nohash_0.wav and six/2c_nohash_0.wav are the same recording (-6.0 dB")
+    assert manifest["recordings"] == 30
+    with pytest.raises(InputError, match=r"two/0a_nohash_0\.wav: .*silent"):
+        prepare_sc09(release, tmp_path / "out", unhealthy="error")
+    manifest = prepare_sc09(release, tmp_path / "out", unhealthy="exclude")
+    assert sorted(manifest["excluded_files"]) == ["six/0a_nohash_0.wav", "two/0a_nohash_0.wav"]
+    assert manifest["splits"]["train"]["files"] == 8
+    assert (manifest["recordings"], len(list((tmp_path / "out").glob("*/*.wav")))) == (28, 28)
+
+
 def test_youtubemix_from_zip_folder_and_one_recording(tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     for number in range(50):

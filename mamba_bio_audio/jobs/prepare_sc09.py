@@ -18,6 +18,7 @@ from mamba_bio_audio.jobs.prepare import (
     prepared,
     terminal,
 )
+from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings
 
 COMMAND = "prepare sc09"
 PANEL = "Data"
@@ -67,8 +68,7 @@ def run(options: Sc09Options) -> Prepared:
             source,
             options.out,
             version=options.version,
-            bad_files=options.bad_files,
-            unhealthy=options.unhealthy,
+            settings=AudioSettings(bad_files=options.bad_files, unhealthy=options.unhealthy),
             force=options.force,
             dry_run=options.dry_run,
             max_unpacked_bytes=int(options.max_unpacked_gb * 1e9),

@@ -18,6 +18,7 @@ from mamba_bio_audio.jobs.prepare import (
     prepared,
     terminal,
 )
+from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings
 
 COMMAND = "prepare youtubemix"
 PANEL = "Data"
@@ -47,9 +48,7 @@ def run(options: YoutubemixOptions) -> Prepared:
         manifest = prepare_youtubemix(
             options.source,
             options.out,
-            channels=options.channels,
-            bad_files=options.bad_files,
-            unhealthy=options.unhealthy,
+            settings=AudioSettings(channels=options.channels, bad_files=options.bad_files, unhealthy=options.unhealthy),
             force=options.force,
             dry_run=options.dry_run,
             max_unpacked_bytes=int(options.max_unpacked_gb * 1e9),

@@ -36,7 +36,7 @@ from mamba_bio_audio.pipelines.audio.files import (
     skipped_files,
 )
 from mamba_bio_audio.pipelines.audio.health import health_line
-from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings, BadFiles, Channels, Unhealthy
+from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings, Unhealthy
 from mamba_bio_audio.pipelines.audio.resampling import RESAMPLER
 from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS, LISTS, SPEECH_COMMANDS, copy_digits
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, split_by_share
@@ -213,8 +213,7 @@ def prepare_sc09(
     out: Path,
     *,
     version: str = "v0.02",
-    bad_files: BadFiles = "error",
-    unhealthy: Unhealthy = "accept",
+    settings: AudioSettings | None = None,
     force: bool = False,
     dry_run: bool = False,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
@@ -226,8 +225,7 @@ def prepare_sc09(
         source: the archive (.tar.gz), or a folder with its contents.
         out: folder to create; the clips are kept byte for byte.
         version: version of Speech Commands, which determines the expected counts.
-        bad_files: "error" or "exclude"; files are counted before any are excluded.
-        unhealthy: "error", "exclude" or "accept"; likewise.
+        settings: `bad_files` and `unhealthy` are looked at; clips are counted before any are excluded.
         force: replace what an earlier preparation left in `out`.
         dry_run: check everything, in a temporary folder, and keep nothing.
         max_unpacked_bytes: an archive that unpacks to more is refused.
@@ -239,7 +237,7 @@ def prepare_sc09(
     Raises:
         InputError: a list is missing or names a clip that is missing, or the counts do not match the version.
     """
-    release, reporter = SPEECH_COMMANDS[version], reporter or Reporter()
+    release, settings, reporter = SPEECH_COMMANDS[version], settings or AudioSettings(), reporter or Reporter()
     with new_folder(out, Maker("prepare sc09"), inputs=[source], force=force, dry_run=dry_run) as folder:
         lists = copy_digits(source, folder, max_unpacked_bytes)
         clips = {f"{word}/{path.name}" for word in DIGITS for path in (folder / word).glob("*.wav")}
@@ -279,13 +277,13 @@ def prepare_sc09(
                 bad[name] = str(error).replace(str(folder), str(source))
                 (folder / name).unlink()
             reporter.progress("checking clips", done, len(ordered))
-        _report_bad(bad, len(ordered), bad_files)
-        left_out = _unhealthy(health, unhealthy)
+        _report_bad(bad, len(ordered), settings.bad_files)
+        left_out = _unhealthy(health, settings.unhealthy)
         for name in left_out:
             (folder / name).unlink()
         spans = {split: [span for span in own if span.record not in left_out] for split, own in spans.items()}
-        twins = _duplicates(folder, spans, 16_000, unhealthy, reporter)
-        if unhealthy == "exclude":
+        twins = _duplicates(folder, spans, 16_000, settings.unhealthy, reporter)
+        if settings.unhealthy == "exclude":
             left_out |= twins
         by_name = {span.record: (split, span.end) for split, own in spans.items() for span in own}
         rows = [(name, by_name[name][0], 0, by_name[name][1]) for name in ordered if name in by_name.keys() - left_out]
@@ -298,9 +296,7 @@ def prepare_youtubemix(
     source: Path,
     out: Path,
     *,
-    channels: Channels = "mix",
-    bad_files: BadFiles = "error",
-    unhealthy: Unhealthy = "accept",
+    settings: AudioSettings | None = None,
     force: bool = False,
     dry_run: bool = False,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
@@ -312,9 +308,7 @@ def prepare_youtubemix(
         source: `youtubemix.zip`, a folder of its clips, or one long recording. Recordings of more than a minute (clips: of
             more than 61 seconds) are cut into minutes.
         out: folder to create.
-        channels: "mix", "left" or "right".
-        bad_files: "error" or "exclude".
-        unhealthy: "error", "exclude" or "accept".
+        settings: `channels`, `bad_files` and `unhealthy` are looked at.
         force: replace what an earlier preparation left in `out`.
         dry_run: check everything, in a temporary folder, and keep nothing.
         max_unpacked_bytes: an archive that unpacks to more is refused.
@@ -326,7 +320,7 @@ def prepare_youtubemix(
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; correct the path")
     one_recording = source.is_file() and source.suffix.lower() in FORMATS
-    settings = AudioSettings(bad_files=bad_files, channels=channels, unhealthy=unhealthy, piece_seconds=60.0)
+    settings = (settings or AudioSettings()).model_copy(update={"piece_seconds": 60.0})
     # Clips of a minute may be a little longer.
     whole = 0.0 if one_recording else 61.0
     reporter = reporter or Reporter()

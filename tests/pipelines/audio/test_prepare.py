@@ -120,9 +120,9 @@ def test_sc09_counts_and_lists_are_checked(release: Path, tmp_path: Path) -> Non
     (release / "two" / "0a_nohash_0.wav").write_bytes(clip[:-300])
     with pytest.raises(InputError, match=r"0a_nohash_0\.wav: truncated"):
         prepare_sc09(release, tmp_path / "out")
-    assert list(prepare_sc09(release, tmp_path / "out", bad_files="exclude")["excluded_files"]) == [
-        "two/0a_nohash_0.wav"
-    ]
+    assert list(
+        prepare_sc09(release, tmp_path / "out", settings=AudioSettings(bad_files="exclude"))["excluded_files"]
+    ) == ["two/0a_nohash_0.wav"]
     (release / "two" / "1b_nohash_0.wav").unlink()
     with pytest.raises(InputError, match="which is missing"):
         prepare_sc09(release, tmp_path / "other")
@@ -144,8 +144,8 @@ def test_sc09_unhealthy_clips_and_duplicates(release: Path, tmp_path: Path) -> N
     assert line.startswith("six/0a_nohash_0.wav and six/2c_nohash_0.wav are the same recording (-6.0 dB")
     assert manifest["recordings"] == 30
     with pytest.raises(InputError, match=r"two/0a_nohash_0\.wav: .*silent"):
-        prepare_sc09(release, tmp_path / "out", unhealthy="error")
-    manifest = prepare_sc09(release, tmp_path / "out", unhealthy="exclude")
+        prepare_sc09(release, tmp_path / "out", settings=AudioSettings(unhealthy="error"))
+    manifest = prepare_sc09(release, tmp_path / "out", settings=AudioSettings(unhealthy="exclude"))
     assert sorted(manifest["excluded_files"]) == ["six/0a_nohash_0.wav", "two/0a_nohash_0.wav"]
     assert manifest["splits"]["train"]["files"] == 8
     assert (manifest["recordings"], len(list((tmp_path / "out").glob("*/*.wav")))) == (28, 28)

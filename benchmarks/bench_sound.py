@@ -96,6 +96,56 @@ def decoding() -> Iterator[dict[str, Any]]:
             }
 
 
+def streams() -> Iterator[dict[str, Any]]:
+    """A row per kind of file."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "sound"
+
+        def encoded(suffix: str, rate_hz: int = 44_100, **options: Any) -> tuple[bytes, NDArray[np.float32]]:
+            own = path.with_suffix(suffix)
+            soundfile.write(own, sound(rate_hz), rate_hz, **options)
+            return own.read_bytes(), soundfile.read(own, dtype="float32")[0]
+
+        def row(
+            kind: str, suffix: str, content: bytes, expected: NDArray[np.float32], delay: int = 0
+        ) -> dict[str, Any]:
+            own = path.with_suffix(suffix)
+            own.write_bytes(content)
+            with Decoder(own) as source:
+                alone = 0
+                while read := len(source.frames_of(1 << 16)):
+                    alone += read
+            file = decode(str(own), Path(name) / "decoded")
+            found = file.read(0, file.frames, file.native_rate_hz)
+            worst = error(found[delay : delay + len(expected)], expected)
+            return {
+                "file": kind,
+                "samples": len(expected),
+                "libsndfile": alone,
+                "prepared": len(found),
+                "worst": f"{worst:.2g}",
+            }
+
+        for mode in ("CONSTANT", "VARIABLE"):
+            mp3, heard = encoded(".mp3", bitrate_mode=mode, compression_level=0.8)
+            bare = mp3[mp3.index(mp3[:2], 4) :]
+            # Without an info frame nothing tells how much silence the encoder put in front.
+            yield row(f"MP3 without info frame, {mode.lower()} bit rate", ".mp3", bare, heard, 1105)
+            yield row(f"two MP3s, {mode.lower()} bit rate", ".mp3", mp3 + mp3, np.concatenate([heard, heard]))
+        for codec, rate in (("VORBIS", 44_100), ("OPUS", 48_000)):
+            ogg, heard = encoded(".ogg", rate, subtype=codec)
+            yield row(f"chain of three Ogg streams, {codec.title()}", ".ogg", ogg * 3, np.concatenate([heard] * 3))
+        flac, heard = encoded(".flac")
+        head = bytearray(flac[:42])
+        head[21:42] = bytes([head[21] & 0xF0]) + bytes(20)
+        yield row("FLAC without length", ".flac", bytes(head) + flac[42:], heard)
+        wav, heard = encoded(".wav")
+        for size in (0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF, 0):
+            head = bytearray(wav[:44])
+            head[4:8] = head[40:44] = size.to_bytes(4, "little")
+            yield row(f"WAV of a pipe, size 0x{size:X}", ".wav", bytes(head) + wav[44:], heard)
+
+
 def level_db(audio: NDArray[np.float64], rate_hz: int, frequency: float) -> float:
     """Level of a sine."""
     window, time = np.kaiser(len(audio), 16), np.arange(len(audio)) / rate_hz
@@ -142,10 +192,10 @@ def resampling() -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("decoding", "resampling"))
+    parser.add_argument("what", choices=("decoding", "streams", "resampling"))
     parser.add_argument("--out", type=argparse.FileType("w"), default=sys.stdout, help="CSV file")
     arguments = parser.parse_args()
-    rows = list({"decoding": decoding, "resampling": resampling}[arguments.what]())
+    rows = list({"decoding": decoding, "streams": streams, "resampling": resampling}[arguments.what]())
     writer = csv.DictWriter(arguments.out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -363,7 +363,7 @@ def decode(path: str, into: Path, channels: Channels = "mix") -> DecodedFile:
         InputError: as for `probe`.
     """
     file, count = open_file(path, windows=False), 0
-    health = Health(file.channels)
+    health = Health(file.channels, mixed=channels == "mix")
     with name_full_disk(into), open(into, "wb") as target:
         for frames, mono in _decode(file, channels):
             health.add(frames, mono)

@@ -27,9 +27,15 @@ _LEAST_PEAK = 0.1
 
 
 class Health:
-    """Collects what is known of a recording, block by block; memory does not depend on its length."""
+    """Collects what is known of a recording, block by block; memory does not depend on its length.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: number of channels.
+        mixed: whether their mean is taken, so that they can cancel each other out.
+    """
+
+    def __init__(self, channels: int, *, mixed: bool = True) -> None:
+        self._mixed = mixed
         self._count = self._still = self._beyond = self._flat = 0
         self._peak = self._sum = self._squares = 0.0
         self._of_channels = np.zeros(channels)
@@ -63,7 +69,7 @@ class Health:
         loudest = math.sqrt(self._of_channels.max() / self._count)
         clipped = max(self._beyond, self._flat) / self._count
         findings = []
-        if math.sqrt(self._squares / self._count) < _CANCELLED * loudest and loudest > _STEP:
+        if self._mixed and math.sqrt(self._squares / self._count) < _CANCELLED * loudest and loudest > _STEP:
             findings.append(
                 f"its channels cancel each other out when mixed ({_db(level / loudest)}); take one with --channels left"
             )

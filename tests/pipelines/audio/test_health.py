@@ -80,6 +80,13 @@ def test_one_channel_is_taken_instead_of_the_mean(tmp_path):
         assert manifest["channels"] == channels
 
 
+def test_a_silent_channel_is_silent_when_it_is_taken(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([np.zeros(2 * RATE), music()], 1), RATE)
+    for channels, findings in (("left", ["silent"]), ("right", []), ("mix", [])):
+        assert decode(str(path), tmp_path / "decoded", channels).health["findings"] == findings
+
+
 def folder_of(tmp_path, recordings: dict[str, np.ndarray]) -> str:
     (tmp_path / "in").mkdir()
     for name, audio in recordings.items():

@@ -93,7 +93,9 @@ def test_windows_are_pieces_of_the_whole_decode(tmp_path, suffix, container, sub
     if channels == 2 and {subtype, container} & set(MONO_ONLY):
         pytest.skip("only mono exists")
     path, rate = str(tmp_path / f"a.{suffix}"), RATES.get(container, RATES.get(subtype, 44_100))
-    write(path, sound(80_000, channels, rate), rate, subtype, format=container, **options)
+    # Seeking in Vorbis goes wrong behind the first pages only.
+    samples = 200_000 if container == "OGG" else 80_000
+    write(path, sound(samples, channels, rate), rate, subtype, format=container, **options)
     expected, file = whole(path), open_file(path)
     assert (file.frames, file.channels, file.codec) == (len(expected), channels, subtype)
     assert abs(expected).max() > 0.3

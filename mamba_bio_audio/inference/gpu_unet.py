@@ -28,8 +28,17 @@ _LARGEST_GROUP = 8
 def form(
     model: nn.Module, rows: int, symbols: int, truncated: bool, precision: str
 ) -> Literal["persistent", "together"] | None:
-    """As `gpu_decoder.form`; a CUDA graph is slower at every batch."""
-    return "persistent" if unsupported_reason(model, symbols, truncated) is None else None
+    """As `gpu_decoder.form`: three programs a row, where all find a place at once.
+
+    More rows and complex layers have run in the interpreter only, so they are left to whoever asks for the path by name.
+    """
+    if unsupported_reason(model, symbols, truncated) is not None:
+        return None
+    assert isinstance(model, UNetModel)
+    if any(cast(MambaLayer, block.mixer).config.complex for blocks in _tiers_of(model) for block in blocks):
+        return None
+    processors = torch.cuda.get_device_properties(next(model.parameters()).device).multi_processor_count
+    return "persistent" if rows * _PROGRAMS_OF_A_ROW <= processors else None
 
 
 def unsupported_reason(model: nn.Module, symbols: int, truncated: bool) -> str | None:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ triton = pytest.importorskip("triton")
 from mamba_bio_audio.errors import InputError  # noqa: E402
 from mamba_bio_audio.inference import decoding  # noqa: E402
 from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, uniforms  # noqa: E402
-from mamba_bio_audio.inference.gpu_unet import packed_unet, rows_of, state_of, unsupported_reason  # noqa: E402
+from mamba_bio_audio.inference.gpu_unet import form, packed_unet, rows_of, state_of, unsupported_reason  # noqa: E402
 from mamba_bio_audio.kernels.decode import unet  # noqa: E402
 from mamba_bio_audio.kernels.decode.unet import decode_unet  # noqa: E402
 from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
@@ -143,6 +144,15 @@ def test_other_models_take_another_path(options, reason):
     assert reason in unsupported_reason(model, 12, False)
     with pytest.raises(InputError, match="leave it out"):
         generate(model, length=3, path="persistent", allowed=range(12))
+
+
+def test_only_what_ran_on_a_gpu_is_taken_unasked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132))
+    model = make_model(d_model=64)
+    assert form(model, 44, 256, False, "fp32") == "persistent"
+    assert form(model, 45, 256, False, "fp32") is None
+    assert form(model, 1, 256, True, "fp32") is None
+    assert form(make_model(d_model=64, mixer="s4d"), 1, 256, False, "bf16") is None
 
 
 def test_what_only_some_draws_need():

@@ -22,7 +22,6 @@ _LEAST_WIDTH = 64
 # What was compiled and measured.
 _WIDEST = 256
 _MOST_SYMBOLS = 256
-_LARGEST_GROUP = 8
 
 
 def form(
@@ -160,21 +159,16 @@ class GpuUNet:
         if state is None:
             state = self.model.init_state(len(last), last.device)
         moving = rows_of(self.network.case, state, last)
-        split, group = self._division(len(last), last.device)
         symbols, scores, _, moving = decode_unet(
-            self.network, moving, draws, temperature=self.temperature, split=split, group=group
+            self.network, moving, draws, temperature=self.temperature, split=self._split(len(last), last.device)
         )
         return symbols.long(), scores, state_of(moving)
 
-    def _division(self, rows: int, device: torch.device) -> tuple[bool, int]:
-        """Whether three programs share a row, and how many rows share a program."""
+    def _split(self, rows: int, device: torch.device) -> bool:
+        """Whether three programs share a row. More rows than multiprocessors run one after the other."""
         if device.type != "cuda":
-            return False, 1
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        if any(tier.fixed for tier in self.network.case.tiers):
-            return rows * _PROGRAMS_OF_A_ROW <= processors, 1
-        group = 1 << (-(-rows // processors) - 1).bit_length()
-        return rows * _PROGRAMS_OF_A_ROW <= processors, min(_LARGEST_GROUP, group)
+            return False
+        return rows * _PROGRAMS_OF_A_ROW <= torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _tiers_of(model: UNetModel) -> list[list[Block]]:

@@ -28,16 +28,17 @@ def choose(logits, draw, temperature, k, mass, CASE: tl.constexpr):
     """Indices [ROWS] that the draws [ROWS] choose from logits [ROWS, S], and their log-probabilities at temperature 1."""
     i = tl.arange(0, CASE.S)[None, :]
     inside = i < CASE.symbols
-    logits = tl.where(inside, logits, float("-inf"))
-    shifted = logits.to(tl.float64) - tl.max(logits, axis=1).to(tl.float64)[:, None]
-    weights = tl.exp(shifted)
+    logits = tl.where(inside, logits.to(tl.float64), float("-inf"))
+    shifted = logits - tl.max(logits, axis=1)[:, None]
+    log_p = shifted - tl.log(tl.sum(tl.exp(shifted), axis=1))[:, None]
     if CASE.greedy:
         index = tl.argmax(logits, axis=1)
     else:
-        # Not normalised: the draw and top-p take their part of the sum.
-        p = weights
         if CASE.scaled:
             p = tl.exp(shifted / temperature)
+            p = p / tl.sum(p, axis=1)[:, None]
+        else:
+            p = tl.exp(log_p)
         if CASE.top_k or CASE.top_p:
             p = truncate(p, k, mass, CASE)
         running = tl.cumsum(p, axis=1)
@@ -45,5 +46,4 @@ def choose(logits, draw, temperature, k, mass, CASE: tl.constexpr):
         index = tl.sum(passed.to(tl.int32), axis=1)
     # NaN must not index beyond the table; the host sees it in the log-probability.
     index = tl.minimum(index, CASE.symbols - 1)
-    chosen = tl.sum(tl.where(i == index[:, None], shifted, 0.0), axis=1)
-    return index, chosen - tl.log(tl.sum(weights, axis=1))
+    return index, tl.sum(tl.where(i == index[:, None], log_p, 0.0), axis=1)

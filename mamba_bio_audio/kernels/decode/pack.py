@@ -60,7 +60,6 @@ class Case:
         ROWS: rows of the batch in one program.
         G: programs that share the inner channels of a row (E is one program's share).
         UNROLL: rows whose states are loaded before the first is used.
-        PIECE: elements of a matrix that are multiplied at a time, and loaded while those before are.
     """
 
     D: int
@@ -89,7 +88,6 @@ class Case:
     ROWS: int = 1
     G: int = 1
     UNROLL: int = 1
-    PIECE: int = 0
 
     def __repr__(self) -> str:
         """Its sizes and true attributes: Triton makes names of functions from it."""
@@ -125,7 +123,6 @@ class Network(NamedTuple):
         head: (S * D / HALVES,) words, rows in the order of `allowed`, zeros behind.
         allowed: (V,) int32 ids that may be drawn.
         eps: of the norms.
-        registers: of a thread at most; None for what the compiler takes. `decode_together` only.
     """
 
     case: Case
@@ -137,7 +134,6 @@ class Network(NamedTuple):
     head: Tensor
     allowed: Tensor
     eps: float
-    registers: int | None = None
 
 
 def pack(
@@ -153,7 +149,6 @@ def pack(
     tiled: bool = True,
     rows: int = 16,
     programs: int = 1,
-    registers: int | None = None,
 ) -> Network:
     """Pack a network on the device of its parameters.
 
@@ -169,7 +164,6 @@ def pack(
         tiled: for `decode`; else matrices are whole, rows one after the other, in their dtype, for `decode_together`.
         rows: of the batch in one program, for `decode_together`.
         programs: that share the inner channels, for `decode_split` and `decode_together`.
-        registers: of a thread at most, for `decode_together`: 128 lets two programs of 8 warps run on a multiprocessor.
     """
     count = len(layers)
     layers = [part for layer in layers for part in split_layer(layer, programs)]
@@ -178,11 +172,10 @@ def pack(
     case = sizes_of(
         channels, len(first.D), states, width, first.dt_proj.shape[1], len(allowed), 4 // dtype.itemsize, warps
     )
-    case = replace(case, G=programs)
-    if programs > 1 and tiled:  # a program's share of a layer fits into registers
-        case = replace(case, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
+    if programs > 1:  # a program's share of a layer fits into registers
+        case = replace(case, G=programs, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
     if not tiled:
-        case = _untiled(case, rows, warps, registers or 65536 // (32 * warps))
+        case = _untiled(case, rows, warps)
     ids = torch.tensor(list(allowed), device=head.device)
     chosen = pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
     with torch.no_grad():
@@ -198,21 +191,21 @@ def pack(
             head=chosen if tiled else chosen.to(dtype),
             allowed=ids.int(),
             eps=eps,
-            registers=registers,
         )
 
 
-def _untiled(case: Case, rows: int, warps: int, registers: int) -> Case:
-    """For `decode_together`: a block of a matrix fills 16 or 32 registers of a thread, and what the scan loads 64 or 128."""
+def _untiled(case: Case, rows: int, warps: int) -> Case:
+    """For `decode_together`: a product's sums fill 16 registers of a thread, what is loaded ahead some 32."""
     lanes = 32 * warps
     E_ROWS, D_ROWS = (min(size, 16 * lanes // rows) for size in (case.E_ROWS, case.D_ROWS))
-    of_a_row = -(-E_ROWS * case.N // lanes) + 3 * -(-E_ROWS * 4 // lanes) + 8  # states, u, delta and gate, B and C
-    unroll = rows
-    while unroll > 1 and unroll * of_a_row > (64 if registers <= 128 else 128):
-        unroll //= 2
+
+    def ahead(height: int) -> int:
+        return max(1, lanes // height)
+
     return replace(
         case, IN_COLUMNS=case.D, X_COLUMNS=case.E, OUT_COLUMNS=case.E, HEAD_COLUMNS=case.D, HALVES=1, ROWS=rows, E_ROWS=E_ROWS,
-        D_ROWS=D_ROWS, UNROLL=unroll, PIECE=(32 if registers <= 128 else 64) * lanes,
+        D_ROWS=D_ROWS, UNROLL=max(1, min(rows, 32 * lanes // (E_ROWS * case.N))), IN_AHEAD=max(1, ahead(E_ROWS) // 2),
+        X_AHEAD=ahead(case.X), OUT_AHEAD=ahead(D_ROWS),
     )  # fmt: skip
 
 
@@ -268,7 +261,7 @@ def sizes_of(D: int, E: int, N: int, W: int, R: int, symbols: int, halves: int, 
         OUT_COLUMNS=columns(D_ROWS, E),
         HEAD_COLUMNS=columns(S, D),
         HALVES=halves,
-        IN_AHEAD=2 if D <= 64 else 1,
+        IN_AHEAD=1,
         X_AHEAD=4,
         OUT_AHEAD=2 if D <= 128 else 1,
     )

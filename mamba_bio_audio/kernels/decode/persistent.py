@@ -150,15 +150,6 @@ def normed_products(
 
 
 @triton.jit
-def convolved(taps_p, bias_p, ring_p, e, t, E: tl.constexpr, W: tl.constexpr):
-    """The convolution of channels e so far, without its newest input, and that one's tap."""
-    u = tl.load(bias_p + e)
-    for age in tl.static_range(1, W):
-        u += tl.load(taps_p + (W - 1 - age) * E + e) * tl.load(ring_p + ((t + W - age) % W) * E + e)
-    return u, tl.load(taps_p + (W - 1) * E + e)
-
-
-@triton.jit
 def leave(out_proj_p, g_p, r_p, ahead, kept_p, mirror_p, mirrored, CASE: tl.constexpr):
     """Adds out_proj times the gated output to the stream, for U-Nets as `layer_step` says."""
     for part in tl.static_range(CASE.D // CASE.D_ROWS):
@@ -173,21 +164,12 @@ def leave(out_proj_p, g_p, r_p, ahead, kept_p, mirror_p, mirrored, CASE: tl.cons
 
 
 @triton.jit
-def begin(m_p, CASE: tl.constexpr):
-    """The first tiles of a layer's x and z."""
-    z_p = m_p + CASE.E * CASE.D // CASE.HALVES
-    ahead = tiles(m_p, 0, CASE.E_ROWS, CASE.D, CASE.IN_COLUMNS, CASE.HALVES, CASE.IN_AHEAD)
-    return ahead, tiles(z_p, 0, CASE.E_ROWS, CASE.D, CASE.IN_COLUMNS, CASE.HALVES, CASE.IN_AHEAD)
-
-
-@triton.jit
 def layer_step(
-    m_p, v_p, h_p, ring_p, scratch_p, t, eps, CASE: tl.constexpr, kept_p=None, mirror_p=None, mirrored=None, begun=None
+    m_p, v_p, h_p, ring_p, scratch_p, t, eps, CASE: tl.constexpr, kept_p=None, mirror_p=None, mirrored=None
 ):  # fmt: skip
     """One layer's step; the stream r in scratch is read and replaced.
 
-    In a U-Net the stream before it is kept, and where `mirrored` the one that another layer kept is added. `begun` is what
-    `begin` has loaded during the layer before; then the same of the layer behind is returned, whose words must follow.
+    In a U-Net the stream before it is kept, and where `mirrored` the one that another layer kept is added.
     """
     D: tl.constexpr = CASE.D
     E: tl.constexpr = CASE.E
@@ -213,27 +195,25 @@ def layer_step(
     n = tl.arange(0, N)
     p = tl.arange(0, P)
 
-    if begun is None:
-        ahead, ahead_z = begin(m_p, CASE)
-    else:
-        ahead, ahead_z = begun
-        maps_ahead = tiles(x_proj_p, 0, X, E, CASE.X_COLUMNS, HALVES, CASE.X_AHEAD)
-    u, newest = convolved(taps_p, bias_p, ring_p, tl.arange(0, ROWS), t, E, W)
+    ahead = tiles(m_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
+    ahead_z = tiles(z_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
     tl.debug_barrier()
     for part in tl.static_range(E // ROWS):
         e = part * ROWS + tl.arange(0, ROWS)
+        u = tl.load(bias_p + e)
+        for age in tl.static_range(1, W):
+            u += tl.load(taps_p + (W - 1 - age) * E + e) * tl.load(ring_p + ((t + W - age) % W) * E + e)
+        newest = tl.load(taps_p + (W - 1) * E + e)
         if part > 0:
             ahead = ()
             ahead_z = ()
-            u, newest = convolved(taps_p, bias_p, ring_p, e, t, E, W)
         x, z = normed_products(m_p, r_p, part, ahead, ahead_z, eps, ROWS, D, E, CASE.IN_COLUMNS, HALVES)
         u += newest * x
         put(u_p + e, u * sigmoid(u))
         put(gate_p + e, z * sigmoid(z))
         put(ring_p + (t % W) * E + e, x)
 
-    if begun is None:
-        maps_ahead = tiles(x_proj_p, 0, X, E, CASE.X_COLUMNS, HALVES, CASE.X_AHEAD)
+    ahead = tiles(x_proj_p, 0, X, E, CASE.X_COLUMNS, HALVES, CASE.X_AHEAD)
     e = tl.arange(0, ROWS)
     dt_rows = tl.load(dt_proj_p + e[:, None] * P + p[None, :])
     A = tl.load(v_p + e[:, None] * N + n[None, :])
@@ -241,7 +221,7 @@ def layer_step(
     dt_bias = tl.load(dt_bias_p + e)
     skip = tl.load(skip_p + e)
     tl.debug_barrier()
-    put(maps_p + tl.arange(0, X), product(x_proj_p, u_p, 0, maps_ahead, X, E, CASE.X_COLUMNS, HALVES))
+    put(maps_p + tl.arange(0, X), product(x_proj_p, u_p, 0, ahead, X, E, CASE.X_COLUMNS, HALVES))
 
     ahead = tiles(out_proj_p, 0, CASE.D_ROWS, E, CASE.OUT_COLUMNS, HALVES, CASE.OUT_AHEAD)
     tl.debug_barrier()
@@ -263,12 +243,8 @@ def layer_step(
         put(g_p + e, (tl.sum(h * C[None, :], axis=1) + skip * u) * gate)
         tl.store(h_p + e[:, None] * N + n[None, :], h)
 
-    if begun is not None:
-        begun = begin(m_p + CASE.matrices, CASE)
     tl.debug_barrier()
     leave(out_proj_p, g_p, r_p, ahead, kept_p, mirror_p, mirrored, CASE)
-    if begun is not None:
-        return begun
 
 
 @triton.jit(do_not_specialize=["steps", "start", "layers", "rows", "k", "eps"])

@@ -30,8 +30,6 @@ from torch import Tensor
 
 from mamba_bio_audio.kernels.decode.draw import choose
 from mamba_bio_audio.kernels.decode.persistent import (
-    begin,
-    convolved,
     layer_step,
     leave,
     norm_scale,
@@ -46,7 +44,6 @@ from mamba_bio_audio.kernels.launch import cdiv, on
 from mamba_bio_audio.kernels.scan.parts import sigmoid
 
 _LINE = tl.constexpr(32)  # numbers between flags, which many poll
-_AHEAD = tl.constexpr(4)  # tiles of a pool
 _POLLS = 1 << 22  # some seconds
 
 
@@ -74,27 +71,22 @@ def fixed_step(
 
     ahead = tiles(m_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
     ahead_z = tiles(z_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
-    first = tl.arange(0, ROWS)
-    at = first[:, None] * CASE.N + n[None, :]
-    hr = tl.load(h_p + at)
-    hi = tl.load(h_p + PLANE + at)
-    ar = tl.load(v_p + at)
-    ai = tl.load(v_p + PLANE + at)
-    u, newest = convolved(taps_p, bias_p, ring_p, first, t, E, W)
-    skip = tl.load(skip_p + first)
     tl.debug_barrier()
     for part in tl.static_range(E // ROWS):
-        e = part * ROWS + first
+        e = part * ROWS + tl.arange(0, ROWS)
         at = e[:, None] * CASE.N + n[None, :]
+        hr = tl.load(h_p + at)
+        hi = tl.load(h_p + PLANE + at)
+        ar = tl.load(v_p + at)
+        ai = tl.load(v_p + PLANE + at)
+        u = tl.load(bias_p + e)
+        for age in tl.static_range(1, W):
+            u += tl.load(taps_p + (W - 1 - age) * E + e) * tl.load(ring_p + ((t + W - age) % W) * E + e)
+        newest = tl.load(taps_p + (W - 1) * E + e)
+        skip = tl.load(skip_p + e)
         if part > 0:
             ahead = ()
             ahead_z = ()
-            hr = tl.load(h_p + at)
-            hi = tl.load(h_p + PLANE + at)
-            ar = tl.load(v_p + at)
-            ai = tl.load(v_p + PLANE + at)
-            u, newest = convolved(taps_p, bias_p, ring_p, e, t, E, W)
-            skip = tl.load(skip_p + e)
         x, z = normed_products(m_p, scratch_p, part, ahead, ahead_z, eps, ROWS, D, E, CASE.IN_COLUMNS, HALVES)
         u += newest * x
         put(ring_p + (t % W) * E + e, x)
@@ -163,8 +155,6 @@ def blocks(
 ):  # fmt: skip
     """A tier's blocks at its position t modulo W, with `exchange` between down and up; returns the polls left."""
     kept_p = scratch_p + TIER.scratch
-    if TIER.early:
-        begun = begin(words_p, TIER)
     for layer in range(TIER.layers):
         if TIER.wider > 0:  # noqa: SIM102
             if layer == TIER.down:
@@ -182,33 +172,24 @@ def blocks(
         own_p = kept_p + layer * TIER.D
         if TIER.fixed:
             fixed_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, TIER, own_p, mirror_p, mirrored)
-        elif TIER.early:
-            begun = layer_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, TIER, own_p, mirror_p, mirrored, begun)
         else:
             layer_step(m_p, v_p, h_p, ring_p, scratch_p, t, eps, TIER, own_p, mirror_p, mirrored)
     return polls
 
 
 @triton.jit
-def pooling(words_p, FINER: tl.constexpr, TIER: tl.constexpr):
-    """First tiles of the pool from the finer tier, to be loaded while its frames are waited for."""
-    return tiles(words_p, 0, FINER.DOWN_ROWS, TIER.joined, FINER.DOWN_COLUMNS, FINER.HALVES, _AHEAD)
-
-
-@triton.jit
-def join(words_p, floats_p, frames_p, scratch_p, ahead, FINER: tl.constexpr, TIER: tl.constexpr):
-    """Begins a tier's frame from the frames of the finer one; `ahead` are from `pooling`."""
+def join(words_p, floats_p, frames_p, scratch_p, FINER: tl.constexpr, TIER: tl.constexpr):
+    """Begins a tier's frame from the frames of the finer one."""
+    PIECE: tl.constexpr = FINER.JOIN
     joined_p = scratch_p + TIER.scratch + TIER.layers * TIER.D
-    k = tl.arange(0, FINER.JOIN)
-    for piece in tl.static_range(TIER.joined // FINER.JOIN):
-        at = piece * FINER.JOIN + k
+    k = tl.arange(0, PIECE)
+    for piece in tl.static_range(TIER.joined // PIECE):
+        at = piece * PIECE + k
         put(joined_p + at, tl.load(frames_p + at, cache_modifier=".cg"))
     tl.debug_barrier()
-    for part in tl.static_range(TIER.D // FINER.DOWN_ROWS):
+    for part in range(TIER.D // FINER.DOWN_ROWS):
         d = part * FINER.DOWN_ROWS + tl.arange(0, FINER.DOWN_ROWS)
-        if part > 0:
-            ahead = ()
-        sums = product(words_p, joined_p, part, ahead, FINER.DOWN_ROWS, TIER.joined, FINER.DOWN_COLUMNS, FINER.HALVES)
+        sums = product(words_p, joined_p, part, (), FINER.DOWN_ROWS, TIER.joined, FINER.DOWN_COLUMNS, FINER.HALVES)
         sums += tl.load(floats_p + d)
         put(scratch_p + d, sums)
         # The centre's last block adds it.
@@ -227,10 +208,10 @@ def expand(words_p, floats_p, queue_p, scratch_p, FINER: tl.constexpr, TIER: tl.
 
 @triton.jit
 def sample_step(
-    words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p, logits_p, line,
+    words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p, logits_p, symbol,
     step, start, turn, row, rows, eps, polls, CASE: tl.constexpr, SPLIT: tl.constexpr, WRITE_LOGITS: tl.constexpr,
 ):  # fmt: skip
-    """One sample of the finest tier; returns the line of the embedding of the symbol drawn and the polls left."""
+    """One sample of the finest tier; returns the symbol drawn and the polls left."""
     TIER: tl.constexpr = CASE.outer
     t = (turn + step) % TIER.W
     s = tl.arange(0, TIER.S)
@@ -239,7 +220,7 @@ def sample_step(
     d = tl.arange(0, TIER.D_ROWS)
     for part in tl.static_range(TIER.D // TIER.D_ROWS):
         at = part * TIER.D_ROWS + d
-        put(scratch_p + at, tl.load(bias_p + TIER.S + line * TIER.D + at))
+        put(scratch_p + at, tl.load(bias_p + TIER.S + symbol * TIER.D + at))
     place = (start + step) % TIER.pool
     complete = (start % TIER.pool + step) // TIER.pool
     polls = blocks(words_p, floats_p, state_p, scratch_p, flags_p, place, complete, t, eps, polls, TIER, SPLIT)
@@ -254,12 +235,12 @@ def sample_step(
     if WRITE_LOGITS:
         tl.store(logits_p + (step * rows + row) * TIER.S + s, logits)
     index, score = choose(logits[None, :], draw, temperature, 0, 1.0, TIER)
-    line = tl.sum(index, axis=0)
-    tl.store(symbols_p + step * rows + row, tl.load(allowed_p + line))
+    symbol = tl.load(allowed_p + tl.sum(index, axis=0))
+    tl.store(symbols_p + step * rows + row, symbol)
     tl.store(scores_p + step * rows + row, tl.sum(score, axis=0))
     # All have read the stream before the next step replaces it.
     tl.debug_barrier()
-    return line, polls
+    return symbol, polls
 
 
 @triton.jit
@@ -279,9 +260,8 @@ def middle_frame(
     first = start // FINER.pool % TIER.pool
     place = (first + frame) % TIER.pool
     t = (turn + frame) % TIER.W
-    ahead = pooling(pool_p, FINER, TIER)
     polls = wait(flags_p, frame + 1, polls, SPLIT)
-    join(pool_p, bias_p, frames_p, scratch_p, ahead, FINER, TIER)
+    join(pool_p, bias_p, frames_p, scratch_p, FINER, TIER)
     complete = (first + frame) // TIER.pool
     polls = blocks(
         words_p, floats_p, state_p, scratch_p, flags_p + 2 * _LINE, place, complete, t, eps, polls, TIER, SPLIT
@@ -306,9 +286,8 @@ def centre_frame(
     bias_p = floats_p + FINER.layers * FINER.vectors
     frames_p = state_p + FINER.frames
     scratch_p += CASE.outer.room + FINER.room
-    ahead = pooling(pool_p, FINER, TIER)
     polls = wait(flags_p + 2 * _LINE, frame + 1, polls, SPLIT)
-    join(pool_p, bias_p, frames_p, scratch_p, ahead, FINER, TIER)
+    join(pool_p, bias_p, frames_p, scratch_p, FINER, TIER)
     t = (turn + frame) % TIER.W
     blocks(
         words_p + FINER.words, floats_p + FINER.floats, state_p + FINER.state, scratch_p, flags_p, 0, 0, t, eps, polls, TIER,
@@ -347,15 +326,15 @@ def unet_kernel(
     state_p += row * CASE.state
     scratch_p += row * CASE.room
     flags_p += row * (5 * _LINE)
-    line = CASE.outer.symbols + tl.load(last_p + row)
+    symbol = tl.load(last_p + row)
     if SPLIT:
         if role == 0:
             for step in range(steps):
-                line, polls = sample_step(
+                symbol, polls = sample_step(
                     words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p,
-                    logits_p, line, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
+                    logits_p, symbol, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
                 )  # fmt: skip
-            tl.store(last_p + row, tl.load(allowed_p + line))
+            tl.store(last_p + row, symbol)
         elif role == 1:
             for frame in range((start % CASE.outer.pool + steps) // CASE.outer.pool):
                 polls = middle_frame(
@@ -370,9 +349,9 @@ def unet_kernel(
             tl.store(flags_p + 4 * _LINE, 1)
     else:
         for step in range(steps):
-            line, polls = sample_step(
+            symbol, polls = sample_step(
                 words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p,
-                logits_p, line, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
+                logits_p, symbol, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
             )  # fmt: skip
             if (start + step + 1) % CASE.outer.pool == 0:
                 frame = (start % CASE.outer.pool + step) // CASE.outer.pool
@@ -384,7 +363,7 @@ def unet_kernel(
                     centre_frame(
                         words_p, floats_p, state_p, scratch_p, flags_p, frame, turn2, eps, polls, CASE, SPLIT
                     )  # fmt: skip
-        tl.store(last_p + row, tl.load(allowed_p + line))
+        tl.store(last_p + row, symbol)
 
 
 def decode_unet(
@@ -406,7 +385,7 @@ def decode_unet(
         temperature: 0 takes the most probable symbol.
         want_logits: return the logits of allowed symbols.
         split: three programs a row, which must all be resident at once: rows at most a third of the multiprocessors.
-        group: rows of a program, a power of two, if not split; more than one for real layers only.
+        group: rows of a program, if not split; more than one for real layers only.
         polls: of a program in all its waits for others.
 
     Returns:
@@ -417,10 +396,6 @@ def decode_unet(
     """
     (steps, rows), device = draws.shape, draws.device
     case = network.case
-    if steps < 1:
-        raise ValueError("no draws")
-    if group > 1 and (split or any(tier.fixed for tier in case.tiers)):
-        raise ValueError("only real layers in one program take several rows")
     outer = replace(case.outer, greedy=temperature == 0, scaled=temperature not in (0, 1))
     symbols = torch.empty(steps, rows, dtype=torch.int32, device=device)
     scores = torch.empty(steps, rows, dtype=torch.float64, device=device)

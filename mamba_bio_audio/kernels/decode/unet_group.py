@@ -61,15 +61,12 @@ def layer_rows(
         held_z = tiles(z_p, part, ROWS, D, CASE.IN_COLUMNS, HALVES, IN_HELD)
         bias = tl.load(bias_p + e)
         newest = tl.load(taps_p + (W - 1) * E + e)
-        taps = ()
-        for age in tl.static_range(1, W):
-            taps = taps + (tl.load(taps_p + (W - 1 - age) * E + e),)  # noqa: RUF005
         for i in range(count):
             row_p = scratch_p + i * ROOM
             past_p = ring_p + i * STATE
             u = bias
             for age in tl.static_range(1, W):
-                u += taps[age - 1] * tl.load(past_p + ((t + W - age) % W) * E + e)
+                u += tl.load(taps_p + (W - 1 - age) * E + e) * tl.load(past_p + ((t + W - age) % W) * E + e)
             x, z = normed_products(m_p, row_p, part, held, held_z, eps, ROWS, D, E, CASE.IN_COLUMNS, HALVES)
             u += newest * x
             put(row_p + U + e, u * sigmoid(u))
@@ -226,14 +223,12 @@ def unet_group_kernel(
     temperature = tl.load(settings_p)
     s = tl.arange(0, OUTER.S)
     d = tl.arange(0, OUTER.D_ROWS)
-    g = tl.arange(0, GROUP)
-    wanted = g < count
     for step in range(steps):
         for i in range(count):
             symbol = tl.load(last_p + i)
             for part in tl.static_range(OUTER.D // OUTER.D_ROWS):
                 at = part * OUTER.D_ROWS + d
-                put(scratch_p + i * ROOM + at, tl.load(bias_p + OUTER.S + (OUTER.symbols + symbol) * OUTER.D + at))
+                put(scratch_p + i * ROOM + at, tl.load(bias_p + OUTER.S + symbol * OUTER.D + at))
         place = (start + step) % OUTER.pool
         t = (turn0 + step) % OUTER.W
         blocks_rows(words_p, floats_p, state_p, scratch_p, place, count, t, eps, OUTER, STATE, ROOM, THREADS)
@@ -241,20 +236,17 @@ def unet_group_kernel(
         tl.debug_barrier()
         for i in range(count):
             row_p = scratch_p + i * ROOM
+            draw = tl.load(draws_p + step * rows + low + i)
             scale = norm_scale(row_p, eps, OUTER.D, OUTER.IN_COLUMNS)
             logits = product(head_p, row_p, 0, held, OUTER.S, OUTER.D, OUTER.HEAD_COLUMNS, OUTER.HALVES) * scale
-            put(row_p + CASE.logits + s, logits + tl.load(bias_p + s))
-        tl.debug_barrier()
-        logits = tl.load(scratch_p + g[:, None] * ROOM + CASE.logits + s[None, :], mask=wanted[:, None], other=0.0)
-        at = step * rows + low + g
-        if WRITE_LOGITS:
-            tl.store(logits_p + at[:, None] * OUTER.S + s[None, :], logits, mask=wanted[:, None])
-        draw = tl.load(draws_p + at, mask=wanted, other=0.0)
-        index, score = choose(logits, draw, temperature, 0, 1.0, OUTER)
-        symbol = tl.load(allowed_p + index)
-        tl.store(last_p + g, symbol, mask=wanted)
-        tl.store(symbols_p + at, symbol, mask=wanted)
-        tl.store(scores_p + at, score, mask=wanted)
+            logits += tl.load(bias_p + s)
+            if WRITE_LOGITS:
+                tl.store(logits_p + (step * rows + low + i) * OUTER.S + s, logits)
+            index, score = choose(logits[None, :], draw, temperature, 0, 1.0, OUTER)
+            symbol = tl.load(allowed_p + tl.sum(index, axis=0))
+            tl.store(last_p + i, symbol)
+            tl.store(symbols_p + step * rows + low + i, symbol)
+            tl.store(scores_p + step * rows + low + i, tl.sum(score, axis=0))
         if place == OUTER.pool - 1:
             frame = (start % OUTER.pool + step) // OUTER.pool
             first = start // OUTER.pool % MIDDLE.pool

@@ -39,7 +39,6 @@ class Tier(Case):
         JOIN: elements that a frame is copied by.
         DOWN_ROWS, DOWN_COLUMNS, UP_ROWS, UP_COLUMNS: tiles of the pool to the next tier and back.
         fixed: complex and time-invariant; else real and selective.
-        early: a layer's first tiles are loaded during the layer before, those of x_proj at its start; not at the centre.
     """
 
     layers: int = 1
@@ -53,7 +52,6 @@ class Tier(Case):
     UP_ROWS: int = 0
     UP_COLUMNS: int = 0
     fixed: bool = False
-    early: bool = False
 
     @property
     def matrices(self) -> int:
@@ -131,11 +129,6 @@ class UNetCase:
     @property
     def room(self) -> int:
         """Numbers of a row's scratch."""
-        return self.logits + self.outer.S
-
-    @property
-    def logits(self) -> int:
-        """Where the logits lie in scratch, of which rows that share a program are drawn together."""
         return sum(tier.room for tier in self.tiers)
 
     @property
@@ -145,7 +138,7 @@ class UNetCase:
 
     @property
     def embedding(self) -> int:
-        """Where the head's bias begins in fp32 numbers; the embeddings lie behind."""
+        """Where the head's bias begins in fp32 numbers; the embedding lies behind."""
         return sum(tier.floats for tier in self.tiers)
 
 
@@ -189,7 +182,7 @@ class UNetNetwork(NamedTuple):
         case: sizes; how symbols are drawn is not part of it.
         warps: of a program; the tiles suit this number.
         words: of the tiers and of the head: fp32, or int32 holding two bf16.
-        floats: fp32 numbers of the tiers, the head's bias (S), the embedding of `allowed` (V, D) and of all symbols.
+        floats: fp32 numbers of the tiers, the head's bias (S), the embedding (vocabulary, D).
         allowed: (V,) int32 ids that may be drawn.
         eps: of the norms.
     """
@@ -212,7 +205,6 @@ def pack_unet(
     dtype: torch.dtype = torch.float32,
     eps: float = 1e-5,
     warps: int = 16,
-    early: tuple[bool, bool] = (False, False),
 ) -> UNetNetwork:
     """Pack a U-Net on the device of its parameters.
 
@@ -225,7 +217,6 @@ def pack_unet(
         dtype: of the matrices, pools and head among them, fp32 or bf16; everything else is fp32.
         eps: of all norms.
         warps: of a program.
-        early: whether layers of the two finer tiers load ahead of time (`Tier`), where they are real.
     """
     halves, lanes = 4 // dtype.itemsize, 32 * warps
     cases: list[Tier] = []
@@ -257,7 +248,6 @@ def pack_unet(
                 pool=tier.pool,
                 joined=joined,
                 fixed=fixed,
-                early=number < len(early) and early[number] and not fixed,
                 **pools,
             )
         )
@@ -278,11 +268,7 @@ def pack_unet(
                 floats += [tier.to_coarser[1].float(), tier.to_finer[1].float()]
         chosen = pad_rows(head[0][ids].float() * norm_f.float(), outer.S)
         words.append(tiles_of(chosen, outer.S, outer.HEAD_COLUMNS, halves))
-        floats += [
-            pad_rows(head[1][ids].float()[:, None], outer.S)[:, 0],
-            embedding[ids].float().reshape(-1),
-            embedding.float().reshape(-1),
-        ]
+        floats += [pad_rows(head[1][ids].float()[:, None], outer.S)[:, 0], embedding.float().reshape(-1)]
         return UNetNetwork(UNetCase(*cases), warps, torch.cat(words), torch.cat(floats), ids.int(), eps)
 
 

@@ -294,6 +294,9 @@ def open_file(path: str, name: str | None = None, *, windows: bool = True) -> Au
             log = info.extra_info
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"{path}: not readable as {suffix[1:].upper()} ({_reason(error)}); {_REPLACE}") from error
+    if info.format == "RAW":
+        # What libsndfile makes of anything whose name ends in .au or .snd.
+        raise InputError(f"{path}: not readable as {suffix[1:].upper()} (it has no header); {_REPLACE}")
     if info.format not in FORMATS[suffix]:
         raise InputError(f"{path}: wrong extension: the contents are {info.format}; rename the file")
     missing = missing_bytes(path, log)
@@ -383,7 +386,8 @@ def _decode(file: AudioFile, channels: Channels = "mix") -> Iterator[tuple[decod
                 if (source.samplerate, source.channels) != (file.native_rate_hz, file.channels):
                     raise InputError(f"{file.path}: its streams differ in sample rate or channels; write them as files")
                 begin = done
-                while len(frames := source.frames_of(_BLOCK)):
+                # Never more than there are: libsndfile takes a tag at the end of a FLAC file for a fault in its sound.
+                while len(frames := source.frames_of(min(_BLOCK, begin + source.frames - done))):
                     yield frames, file._mixed(frames, done, channels)
                     done += len(frames)
                 if not (part and part.claimed) and source.frames <= _MOST_FRAMES:

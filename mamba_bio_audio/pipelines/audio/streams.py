@@ -21,6 +21,8 @@ _FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x03\x06\x07]")
 # From the lowest bit rate to the highest (8 to 320 kbit/s).
 _MP3_RATES = 64
 _ID3_MOST = 1 << 28
+# Other files that some programs tag as if they were MP3.
+_NO_MP3 = (b"fLaC", b"FORM", b"OggS", b"RIFF")
 
 
 class Part(NamedTuple):
@@ -135,8 +137,10 @@ def _ogg(data: mmap.mmap) -> Streams:
 
 def _mp3(data: mmap.mmap) -> Streams:
     """Parts begin at info frames, and where the bytes that one counts end before another frame."""
-    informed = [found.start() for found in _INFO_FRAME.finditer(data)]
     first = _after_id3(data)
+    if data[first : first + 4] in _NO_MP3:
+        return WHOLE
+    informed = [found.start() for found in _INFO_FRAME.finditer(data)]
     starts = sorted({first if not informed or informed[0] > first + 4096 else informed[0], *informed})
     for at in informed:
         tag = re.compile(b"Xing|Info").search(data, at)
@@ -219,7 +223,7 @@ def missing_bytes(path: str, log: str) -> int:
     if not riff:
         # As AIFF, AU and W64.
         claims = re.findall(r": (\d+) \(should be (\d+)\)", log)
-        return max([int(claim) - int(real) for claim, real in claims if not _of_a_pipe(int(claim))], default=0)
+        return max([0, *(int(claim) - int(real) for claim, real in claims if not _of_a_pipe(int(claim)))])
     found = _Riff.of(path)
     if found.data_size and found.data_at + found.data_size > size:
         return found.data_at + found.data_size - size
@@ -228,10 +232,13 @@ def missing_bytes(path: str, log: str) -> int:
 
 
 def ogg_ends(path: str) -> bool:
-    """Whether the last page is flagged as the end of the stream; Ogg does not state its length anywhere."""
+    """Whether the last page is complete and flagged as the end of the stream; Ogg does not state its length anywhere."""
     with open(path, "rb") as file:
         # A page has at most 65,307 bytes.
         file.seek(max(0, os.path.getsize(path) - 65_307))
         tail = file.read()
     page = tail.rfind(b"OggS")
-    return 0 <= page < len(tail) - 5 and bool(tail[page + 5] & 4)
+    if not 0 <= page < len(tail) - 26:
+        return False
+    sizes = tail[page + 27 : page + 27 + tail[page + 26]]
+    return bool(tail[page + 5] & 4) and page + 27 + tail[page + 26] + sum(sizes) <= len(tail)

@@ -184,3 +184,45 @@ def test_what_is_no_recording_is_listed_with_the_reason(tmp_path):
     assert ("skipped", "20 more files, named in manifest.json") in rows
     with pytest.raises(InputError, match=r"(?s)no \.wav.*song\.m4a: libsndfile does not read M4A"):
         prepare_audio([str(folder / "sub")], tmp_path / "other")
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_ogg_cut_within_its_last_page_is_truncated(tmp_path, subtype):
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, noise(24_000), 24_000, format="OGG", subtype=subtype)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(InputError, match="truncated|holds no sample"):
+        open_file(str(path))
+    path.write_bytes(data + b"something else")
+    assert open_file(str(path)).frames == 24_000
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [(b"", b"TAG" + b"x" * 125), (b"", b"\0" * 5000), (b"ID3\x04\0\0\0\0\x01\0" + b"\0" * 128, b"")],
+    ids=["ID3v1", "zeros", "ID3v2"],
+)
+def test_flac_with_foreign_bytes_around_it(tmp_path, before, behind):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, noise(20_000), 16_000)
+    expected = soundfile.read(path, dtype="float32")[0]
+    path.write_bytes(before + path.read_bytes() + behind)
+    np.testing.assert_array_equal(open_file(str(path)).read(0, 20_000, 16_000), expected)
+    file = decode(str(path), tmp_path / "decoded")
+    np.testing.assert_array_equal(file.read(0, file.frames, 16_000), expected)
+
+
+@pytest.mark.parametrize("suffix", ["aiff", "au", "w64", "caf", "wav"])
+def test_bytes_behind_the_samples_are_no_fault(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, noise(20_000), 16_000)
+    path.write_bytes(path.read_bytes() + b"\0" * 5000)
+    assert decode(str(path), tmp_path / "decoded").frames >= 20_000
+
+
+def test_noise_is_no_au(tmp_path):
+    path = tmp_path / "a.au"
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+    with pytest.raises(InputError, match=r"a\.au: not readable as AU"):
+        open_file(str(path))

@@ -116,7 +116,9 @@ def duplicates(
     votes: Counter[tuple[int, int, int]] = Counter()
     example: dict[tuple[int, int, int], tuple[int, int]] = {}
     for low, high in zip(starts[several], stops[several], strict=True):
-        group = _few_of_each(order[low:high], owner, labels)
+        # Others for other fingerprints, so that none of many copies is always passed over.
+        turn = int(bits[order[low]]) % int(high - low)
+        group = _few_of_each(np.roll(order[low:high], turn), owner, labels)
         for at, first in enumerate(group):
             for second in group[at + 1 :]:
                 a, b = int(owner[first]), int(owner[second])
@@ -137,7 +139,7 @@ def duplicates(
 
 
 def _few_of_each(group: NDArray[np.int64], owner: NDArray[np.int64], labels: list[str]) -> list[int]:
-    """The first few of a group from each split."""
+    """The first few of a group from each split, in the order of the recordings."""
     seen: Counter[str] = Counter()
     few = []
     for at in group.tolist():
@@ -145,7 +147,7 @@ def _few_of_each(group: NDArray[np.int64], owner: NDArray[np.int64], labels: lis
         seen[label] += 1
         if seen[label] <= _COMMON:
             few.append(at)
-    return few
+    return sorted(few)
 
 
 def _compared(one: str, other: str, at: int, other_at: int, rate_hz: int, read: Read) -> Duplicate | None:

@@ -61,6 +61,13 @@ def test_other_recordings_are_none_of_them():
     assert found(recordings, split_of) == []
 
 
+def test_of_many_copies_in_one_split_none_is_missed():
+    recordings = {str(n): (1 - 0.01 * n) * music(0) for n in range(40)} | {str(n): music(n) for n in range(40, 60)}
+    recordings["held out"] = 0.5 * music(0)
+    pairs = found(recordings, dict.fromkeys(map(str, range(60)), "train") | {"held out": "valid"})
+    assert sorted(pair.name for pair in pairs) == sorted(str(n) for n in range(40))
+
+
 def test_forty_copies_are_found():
     recordings = {str(n): music(0, 1.0) for n in range(40)}
     pairs = found(recordings, {name: "train" if int(name) < 39 else "test" for name in recordings})

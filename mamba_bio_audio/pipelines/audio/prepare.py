@@ -109,6 +109,8 @@ def _write_recordings(
     sizes: list[int] = []
     health: dict[str, dict[str, Any]] = {}
     clipped, resampled = 0, False
+    made_of: dict[str, str] = {}
+    twice = ""
     decoded = folder / ".decoded"
     for done, (path, name) in enumerate(found, start=1):
         own: list[str] = []
@@ -125,24 +127,28 @@ def _write_recordings(
             edges = _edges(file, settings.rate, None if whole else settings.piece_seconds)
             for number, (start, stop) in enumerate(itertools.pairwise(edges)):
                 ending = f".{number:0{len(str(len(edges) - 1))}d}" if not whole else ""
-                own.append(f"{Path(name).with_suffix('')}{ending}.flac")
-                clipped += _write_flac(file, Span(name, start, stop), folder / own[-1], settings.rate)
+                piece = f"{Path(name).with_suffix('')}{ending}.flac"
+                if made_of.setdefault(piece, name) != name:
+                    twice = piece
+                    break
+                own.append(piece)
+                clipped += _write_flac(file, Span(name, start, stop), folder / piece, settings.rate)
             names += own
             sizes += [stop - start for start, stop in itertools.pairwise(edges)]
         except InputError as error:
             bad[name] = str(error).replace(paths[0], str(source)) if temporary else str(error)
             for written in own:
+                del made_of[written]
                 (folder / written).unlink(missing_ok=True)
         finally:
             reporter.progress("preparing recordings", done, len(found))
+        if twice:
+            raise InputError(f"{made_of[twice]} and {name} would both become {twice}; rename one of them")
     decoded.unlink(missing_ok=True)
     _report_bad(bad, len(found), settings.bad_files)
     bad |= _unhealthy(health, settings.unhealthy)
     order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
     names, sizes = [names[i] for i in order], [sizes[i] for i in order]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two recordings would both be named {twice}; rename one of them")
     if temporary:
         shutil.rmtree(paths[0])
     spans, made = split_by_share(dict(zip(names, sizes, strict=True)), settings.valid_fraction, settings.test_fraction)

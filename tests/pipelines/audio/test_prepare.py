@@ -244,3 +244,14 @@ def test_damaged_archives_are_named(release: Path, tmp_path: Path) -> None:
     (release / "testing_list.txt").write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"testing_list\.txt is not UTF-8"):
         prepare_sc09(release, tmp_path / "out")
+
+
+def test_recordings_of_one_name_are_both_named(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.wav", "a.flac", "b.wav"):
+        soundfile.write(folder / name, np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    for bad_files in ("error", "exclude"):
+        with pytest.raises(InputError, match=r"a\.flac and a\.wav would both become a\.flac; rename one of them"):
+            prepare_audio([str(folder)], tmp_path / "out", AudioSettings(bad_files=bad_files))
+    assert not (tmp_path / "out").exists()

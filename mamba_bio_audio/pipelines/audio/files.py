@@ -366,10 +366,12 @@ def decode(path: str, into: Path, channels: Channels = "mix") -> DecodedFile:
         InputError: as for `probe`.
     """
     file, count = open_file(path, windows=False), 0
-    health = Health(file.channels, mixed=channels == "mix")
+    mixed = channels == "mix"
+    health = Health(file.channels if mixed else 1, mixed=mixed)
     with name_full_disk(into), open(into, "wb") as target:
         for frames, mono in _decode(file, channels):
-            health.add(frames, mono)
+            # A channel that is not taken may sound as it likes.
+            health.add(frames if mixed else mono[:, None], mono)
             target.write(mono.tobytes())
             count += len(mono)
     _refuse_short(path, count)

@@ -116,3 +116,15 @@ def test_unhealthy_recordings_stop_are_left_out_or_accepted(tmp_path):
     assert rows[-1] == "34 of 36 recordings healthy; all in manifest.json"
     with pytest.raises(InputError, match="silent"):
         prepare_audio([f"{folder}/8.wav"], tmp_path / "none", AudioSettings(unhealthy="exclude"))
+
+
+def test_a_channel_that_is_not_taken_is_not_judged(tmp_path):
+    path = tmp_path / "a.wav"
+    good = np.random.default_rng(0).normal(0, 0.1, 16_000)
+    broken = np.clip(100 * good, -1, 1)
+    broken[5] = np.inf
+    soundfile.write(path, np.stack([good, broken], 1), 16_000, subtype="FLOAT")
+    left = decode(str(path), tmp_path / "decoded", "left").health
+    assert left["findings"] == []
+    assert left["peak"] == pytest.approx(np.abs(good).max(), abs=1e-5)
+    assert left["clipped_share"] == 0

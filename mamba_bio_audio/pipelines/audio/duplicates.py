@@ -22,6 +22,8 @@ _MOST_KEPT = 4096
 # Of a fingerprint that is everywhere, so many places in each split. Matches at one offset, and their share of the shorter
 # recording's.
 _COMMON, _MATCHES, _SHARE = 16, 2, 0.1
+# Samples of all frames that are looked at together.
+_IN_MEMORY = 1 << 22
 _ALIKE, _COMPARED_S = 0.9, 0.5
 
 Read = Callable[[str, int, int], NDArray[np.float32]]
@@ -69,7 +71,8 @@ def fingerprints(size: int, rate_hz: int, read: Callable[[int, int], NDArray[np.
     window = np.hanning(frame).astype(np.float32)
     found, places = [], []
     frames = max(0, (size - frame) // hop + 1)
-    per_piece = 2048
+    # Spectra of all rates take the same memory.
+    per_piece = max(2, min(2048, _IN_MEMORY // frame))
     for first in range(0, max(0, frames - 1), per_piece - 1):
         last = min(first + per_piece, frames)
         audio = read(first * hop, (last - 1) * hop + frame)

@@ -105,3 +105,15 @@ def test_preparation_names_stops_or_leaves_out(tmp_path):
     listed = (tmp_path / "out" / "intervals.tsv").read_text()
     assert "\n3.flac\t" not in listed
     assert "\n99.flac\ttest" in listed
+
+
+@pytest.mark.parametrize("rate", [16_000, 192_000])
+def test_pieces_of_any_rate_have_a_bounded_size(rate):
+    asked = []
+
+    def read(start, stop):
+        asked.append(stop - start)
+        return np.zeros(stop - start, np.float32)
+
+    fingerprints(20 * rate, rate, read)
+    assert max(asked) < 1 << 19

@@ -23,7 +23,7 @@ from mamba_bio_audio.kernels.conv.gpu import conv_backward, conv_forward
 from mamba_bio_audio.kernels.conv.tail import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.made_once import made_once
-from mamba_bio_audio.kernels.scan.inputs import MAX_STATES, Case, make_plan
+from mamba_bio_audio.kernels.scan.inputs import MAX_STATES, case_of, make_plan
 from mamba_bio_audio.kernels.scan.launch import ScanCall, scan_backward, scan_forward
 from mamba_bio_audio.kernels.scan.split_bc import split_bc
 
@@ -145,7 +145,7 @@ def _make_piece(
         skip=w.D,
         bias=w.dt_bias,
         reset=reset,
-        case=Case(precise=settings.precise, skip=True, gate=True, bias=True, reset=reset is not None),
+        case=case_of(precise=settings.precise, skip=True, gate=True, bias=True, reset=reset is not None),
         plan=make_plan(batch, length, inner, states, x.device, segment=settings.segment),
     )
     return _Piece(xz, u, projected, call)

@@ -60,7 +60,7 @@ class ScanInputs(NamedTuple):
         fixed = self.A.ndim  # (D, N[, 2]) against (B, L, N[, 2])
         kind = (self.A.ndim == 3, self.dt.ndim == 1, self.B.ndim == fixed, self.C.ndim == fixed, self.exact_zoh)
         given = (t is not None for t in (self.D, self.z, self.dt_bias, self.reset))
-        return _case(*kind, not any(kind), self.dt_softplus, self.precise, *given)
+        return case_of(*kind, not any(kind), self.dt_softplus, self.precise, *given)
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,7 +104,7 @@ class Case:
         return not self.exact and (not self.complex or (self.B_lti and self.C_lti))
 
 
-_case = cache(Case)  # every call needs one, and making it takes longer than finding it
+case_of = cache(Case)  # every call needs one, and making it takes longer than finding it
 
 
 def complex_numbers(t: Tensor) -> Tensor:

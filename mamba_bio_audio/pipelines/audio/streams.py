@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 # Programs that write to a pipe leave 0 as a size, or the largest numbers of 31 or 32 bits, some rounded down.
 _PIPE_SIZES = (range(0x7FFFF000, 0x80000001), range(0xFFFFF000, 0x100000000))
-# The header of a frame, empty side information (9, 17 or 32 bytes, after a checksum), and a tag with a number of frames.
+# The header of a frame, empty side information (9, 17 or 32 bytes, after a checksum), and a tag with a number of frames
+# other than 0.
 _INFO_FRAME = re.compile(
-    rb"\xff[\xe2-\xff].{2,4}\x00{9,32}(?:Xing|Info)\x00\x00\x00[\x01\x03\x05\x07\x09\x0b\x0d\x0f]", re.S
+    rb"\xff[\xe2-\xff].{2,4}\x00{9,32}(?:Xing|Info)\x00\x00\x00[\x01\x03\x05\x07\x09\x0b\x0d\x0f](?!\x00{4})", re.S
 )
 _FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x03\x06\x07]")
 # From the lowest bit rate to the highest (8 to 320 kbit/s).

@@ -226,3 +226,16 @@ def test_noise_is_no_au(tmp_path):
     path.write_bytes(np.random.default_rng(0).bytes(5000))
     with pytest.raises(InputError, match=r"a\.au: not readable as AU"):
         open_file(str(path))
+
+
+def test_mp3_whose_info_frame_counts_no_frames(tmp_path):
+    mp3, whole = encoded(tmp_path, "mp3", bitrate_mode="VARIABLE", compression_level=0.8)
+    count = max(mp3.find(b"Xing"), mp3.find(b"Info")) + 8
+    path = tmp_path / "a.mp3"
+    path.write_bytes(mp3[:count] + bytes(4) + mp3[count + 4 :])
+    refused(path, "an MP3 without an info frame")
+    # Some of the encoder's silence may remain around it.
+    found = decoded(path)
+    best = max(range(0, len(found) - len(whole) + 1), key=lambda at: float(found[at : at + len(whole)] @ whole))
+    assert len(whole) <= len(found) <= len(whole) + 4 * 1152
+    np.testing.assert_allclose(found[best : best + len(whole)], whole, atol=1e-6)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import paths
@@ -238,6 +239,10 @@ def _batch(
     first_row, first_position, state = place
     device = paths.device_of(model)
     last = prefix.to(device) if isinstance(prefix, Tensor) else None
+    if stepper.precision == "fp32":
+        dtype = next(model.parameters(), torch.empty(0)).dtype
+        # Parts of a state that steps in bf16 left, which steps in fp32 cannot read.
+        state = tree_map_only(Tensor, lambda part: part.to(dtype) if part.dtype == torch.bfloat16 else part, state)
     count = stretch(model)
     most = -(-_BLOCK // count) * count
 

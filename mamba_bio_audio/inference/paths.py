@@ -23,6 +23,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import cpu_decoder, gpu_decoder, gpu_unet
 from mamba_bio_audio.inference.decoding import GraphSteps, steps
 from mamba_bio_audio.models.unet import UNetModel
+from mamba_bio_audio.ops.calls import no_triton
 
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.generate import _Choice
@@ -37,8 +38,10 @@ def fastest(model: nn.Module, choice: _Choice, rows: int, precision: Precision) 
     """The fastest path for batches of `rows` rows."""
     if device_of(model).type != "cuda":
         return "numpy" if precision == "fp32" and cpu_decoder.unsupported_reason(model, rows) is None else "steps"
-    gpu = gpu_unet if isinstance(model, UNetModel) else gpu_decoder
-    form = gpu.form(model, rows, len(choice.allowed), choice.rule is not None, precision)
+    form = None
+    if no_triton(device_of(model)) is None:
+        gpu = gpu_unet if isinstance(model, UNetModel) else gpu_decoder
+        form = gpu.form(model, rows, len(choice.allowed), choice.rule is not None, precision)
     return form or ("graph" if getattr(model, "streaming", "none") == "constant" else "steps")
 
 
@@ -52,6 +55,8 @@ def check(model: nn.Module, choice: _Choice, path: str, precision: str) -> None:
         raise InputError(f"precision is {precision!r}; choose one of {', '.join(get_args(Precision))}")
     if path not in get_args(Path):
         raise InputError(f"path is {path!r}; choose one of {', '.join(get_args(Path))}")
+    if precision == "bf16" and any(weight.dtype == torch.float64 for weight in model.parameters()):
+        raise InputError("precision is 'bf16', but the model has fp64 weights, which autocast leaves alone; use fp32")
     reason = None
     if path == "graph" and device_of(model).type != "cuda":
         reason = "only on a GPU"
@@ -67,6 +72,8 @@ def check(model: nn.Module, choice: _Choice, path: str, precision: str) -> None:
         reason = "only on a GPU"
     elif path in ("persistent", "split", "together"):
         reason = gpu_decoder.unsupported_reason(model, len(choice.allowed), choice.rule is not None)
+    if reason is None and path in ("persistent", "split", "together"):
+        reason = no_triton(device_of(model))
     if reason is not None:
         raise InputError(f"path is {path!r}, which cannot run this ({reason}); leave it out")
 

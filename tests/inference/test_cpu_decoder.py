@@ -179,6 +179,19 @@ def test_other_precisions_hooks_and_many_rows_take_the_models_own_step(monkeypat
     assert unsupported_reason(nn.Linear(1, 1), 1) is not None
 
 
+@pytest.mark.parametrize("config", [isotropic(), unet()])
+def test_it_goes_on_behind_steps_in_bf16_as_the_models_own_step(config) -> None:
+    model = build_model(config, seed=0).eval()
+    first = next(module.generate_blocks(model, length=5, prompt=[1, 2, 3], precision="bf16"))
+    last, place = first.tokens[:, -1:].long(), module.Place(0, 5, first.state)
+    found, expected = (
+        next(module.generate_blocks(model, length=9, prompt=last, place=place, path=path))
+        for path in ("numpy", "steps")
+    )
+    assert torch.equal(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.log_likelihood, expected.log_likelihood, rtol=0, atol=1e-4)
+
+
 def test_weights_that_are_not_numbers_are_reported() -> None:
     model = build_model(isotropic(), seed=0).eval()
     with torch.no_grad():

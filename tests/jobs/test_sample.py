@@ -83,6 +83,17 @@ def test_the_result_is_json(model, tmp_path, capsys):
     assert (tmp_path / "s.fa.report.json").read_text() == "mine"
 
 
+@pytest.mark.parametrize("more", [("--precision", "bf16"), ("--top-k", 2)])
+def test_complete_bases_drawn_with_an_option_that_the_command_lacks(model, tmp_path, capsys, more):
+    out = tmp_path / "s.fa"
+    arguments = ("sample", tmp_path, "--length", 20, "--out", out, "--device", "cpu", "--quiet", "--no-report")
+    assert mba(*arguments, *more) == 0
+    assert mba(*arguments, *more, "--resume") == 0
+    capsys.readouterr()
+    assert mba(*arguments, "--resume") == 2
+    assert "complete, but sampled with length=20 seed=0 temperature=1 " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("way", ["--resume", "--force"])
 def test_bases_do_not_go_into_a_folder(model, tmp_path, capsys, way):
     (tmp_path / "mine").mkdir()

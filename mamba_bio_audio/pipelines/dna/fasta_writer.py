@@ -78,7 +78,8 @@ class FastaWriter(SampleWriter):
             header = file.readline(4096).decode("utf-8", "replace")
         if not header.startswith(">sample_0 length="):
             raise InputError(f"{self._out}: not made by mba sample; choose another --out")
-        if not header.startswith(f">sample_0 {self.options} "):
+        # What follows the options, so that none that this command lacks stands between.
+        if not header.startswith(tuple(f">sample_0 {self.options} {begins}=" for begins in ("prompt", "first_base"))):
             made = header.removeprefix(">sample_0 ").split(" prompt=")[0].split(" first_base=")[0]
             raise InputError(
                 f"{self._out}: complete, but sampled with {made}, not {self.options}; choose another --out, or --force"

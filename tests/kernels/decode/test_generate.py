@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.inference import gpu_decoder
+from mamba_bio_audio.inference import gpu_decoder, paths
 from mamba_bio_audio.inference.decoding import prefill, steps
 from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, sampling_path, uniforms
 from mamba_bio_audio.inference.gpu_decoder import GpuDecoder, unsupported_reason
@@ -49,15 +49,15 @@ class TestInterpreted:
         """With a block's state, by either path."""
         model = small(num_layers=1)
         whole = generate(model, length=12, seed=5, path="steps")
-        for paths in (("persistent", "steps"), ("steps", "persistent"), ("persistent", "persistent")):
-            block = next(generate_blocks(model, length=7, seed=5, path=paths[0]))
+        for ways in (("persistent", "steps"), ("steps", "persistent"), ("persistent", "persistent")):
+            block = next(generate_blocks(model, length=7, seed=5, path=ways[0]))
             rest = generate_blocks(
                 model,
                 length=5,
                 seed=5,
                 prompt=block.tokens.long(),
                 place=Place(position=7),
-                path=paths[1],
+                path=ways[1],
             )
             assert torch.equal(torch.cat([block.tokens, next(rest).tokens], 1), whole)
             rest = generate_blocks(
@@ -167,10 +167,22 @@ def test_what_is_refused():
         ({"precision": "fp16"}, "choose one of fp32, bf16"),
         ({"path": "graph"}, "only on a GPU"),
         ({"path": "together"}, "only in bf16"),
+        ({"path": "persistent"}, "tensors are on cpu"),
+        ({"path": "together", "precision": "bf16"}, "tensors are on cpu"),
         ({"path": "numpy", "precision": "bf16"}, "only in fp32"),
     ):
         with pytest.raises(InputError, match=message):
-            generate(model, length=3, **options)
+            generate_blocks(model, length=3, **options)
+    with pytest.raises(InputError, match="fp64 weights"):
+        generate_blocks(small().double(), length=3, precision="bf16")
+
+
+def test_a_gpu_without_triton_takes_graphs(monkeypatch):
+    monkeypatch.setattr(paths, "device_of", lambda model: torch.device("cuda"))
+    monkeypatch.setattr(gpu_decoder, "_processors", lambda model: 132)
+    for reason, expected in ((None, "persistent"), ("triton is not installed", "graph")):
+        monkeypatch.setattr(paths, "no_triton", lambda device, reason=reason: reason, raising=False)
+        assert sampling_path(small(), rows=1) == expected
 
 
 def test_bf16_is_another_model():

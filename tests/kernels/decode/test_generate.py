@@ -66,7 +66,7 @@ class TestInterpreted:
                 seed=5,
                 prompt=block.tokens[:, -1:].long(),
                 place=Place(position=7, state=block.state),
-                path=paths[1],
+                path=ways[1],
             )
             assert torch.equal(torch.cat([block.tokens, next(rest).tokens], 1), whole)
 

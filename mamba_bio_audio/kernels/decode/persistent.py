@@ -31,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_bio_audio.kernels.decode.draw import choose
-from mamba_bio_audio.kernels.decode.pack import Network
+from mamba_bio_audio.kernels.decode.pack import Case, Network
 from mamba_bio_audio.kernels.launch import on
 from mamba_bio_audio.kernels.scan.parts import sigmoid, softplus
 
@@ -319,6 +319,25 @@ class State(NamedTuple):
         return self.ring[:, :, [(self.position - age) % width for age in range(width - 1, 0, -1)]]
 
 
+def begin(
+    network: Network, draws: Tensor, temperature: float, top_k: int | None, top_p: float | None, want_logits: bool
+) -> tuple[Case, Tensor, Tensor, Tensor, Tensor]:
+    """What every form passes to its kernel: case and settings of the draws, and room for symbols, scores and logits."""
+    (steps, rows), device = draws.shape, draws.device
+    case = replace(
+        network.case,
+        greedy=temperature == 0,
+        scaled=temperature not in (0, 1),
+        top_k=top_k is not None and temperature != 0,
+        top_p=top_p is not None and temperature != 0,
+    )
+    symbols = torch.empty(steps, rows, dtype=torch.int32, device=device)
+    scores = torch.empty(steps, rows, dtype=torch.float64, device=device)
+    logits = torch.empty(steps if want_logits else 0, rows, case.S, device=device)
+    settings = torch.tensor([temperature, top_p or 1.0], dtype=torch.float64, device=device)
+    return case, settings, symbols, scores, logits
+
+
 def decode(
     network: Network,
     state: State,
@@ -343,17 +362,7 @@ def decode(
         Symbols (steps, rows) int32, their log-probabilities fp64, logits (steps, rows, V) fp32 or None, and the state after.
     """
     (steps, rows), device = draws.shape, draws.device
-    case = replace(
-        network.case,
-        greedy=temperature == 0,
-        scaled=temperature not in (0, 1),
-        top_k=top_k is not None and temperature != 0,
-        top_p=top_p is not None and temperature != 0,
-    )
-    symbols = torch.empty(steps, rows, dtype=torch.int32, device=device)
-    scores = torch.empty(steps, rows, dtype=torch.float64, device=device)
-    logits = torch.empty(steps if want_logits else 0, rows, case.S, device=device)
-    settings = torch.tensor([temperature, top_p or 1.0], dtype=torch.float64, device=device)
+    case, settings, symbols, scores, logits = begin(network, draws, temperature, top_k, top_p, want_logits)
     scratch = torch.empty(rows, case.scratch, device=device)
     with on(device):
         decode_kernel[(rows,)](

@@ -13,7 +13,6 @@ holds x_proj's summands (G, X) and out_proj's (G, D) of each row.
 # Triton code: `if` on a constexpr must stand alone.
 from __future__ import annotations
 
-from dataclasses import replace
 from math import gcd
 
 import torch
@@ -24,7 +23,16 @@ from torch import Tensor
 from mamba_bio_audio.kernels.decode.draw import choose
 from mamba_bio_audio.kernels.decode.grid import arrive, check, sum_parts, wait
 from mamba_bio_audio.kernels.decode.pack import Network
-from mamba_bio_audio.kernels.decode.persistent import State, norm_scale, normed_products, product, put, tile, tiles
+from mamba_bio_audio.kernels.decode.persistent import (
+    State,
+    begin,
+    norm_scale,
+    normed_products,
+    product,
+    put,
+    tile,
+    tiles,
+)
 from mamba_bio_audio.kernels.launch import on
 from mamba_bio_audio.kernels.scan.parts import sigmoid, softplus
 
@@ -232,19 +240,9 @@ def decode_split(
         ValueError: a program's share is wider than half its threads.
     """
     (steps, rows), device = draws.shape, draws.device
-    case = replace(
-        network.case,
-        greedy=temperature == 0,
-        scaled=temperature not in (0, 1),
-        top_k=top_k is not None and temperature != 0,
-        top_p=top_p is not None and temperature != 0,
-    )
+    case, settings, symbols, scores, logits = begin(network, draws, temperature, top_k, top_p, want_logits)
     if case.E_ROWS != case.E:
         raise ValueError(f"a program's share of {case.E} channels is too wide; let more programs share a row")
-    symbols = torch.empty(steps, rows, dtype=torch.int32, device=device)
-    scores = torch.empty(steps, rows, dtype=torch.float64, device=device)
-    logits = torch.empty(steps if want_logits else 0, rows, case.S, device=device)
-    settings = torch.tensor([temperature, top_p or 1.0], dtype=torch.float64, device=device)
     scratch = torch.empty(rows * case.G, case.scratch, device=device)
     exchange = torch.empty(rows, case.G * (case.X + case.D), device=device)
     counters = torch.zeros(rows, dtype=torch.int32, device=device)

@@ -25,7 +25,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.decode.draw import choose
 from mamba_bio_audio.kernels.decode.grid import arrive, check, sum_parts, wait
 from mamba_bio_audio.kernels.decode.pack import Network
-from mamba_bio_audio.kernels.decode.persistent import State, put
+from mamba_bio_audio.kernels.decode.persistent import State, begin, put
 from mamba_bio_audio.kernels.launch import cdiv, on
 from mamba_bio_audio.kernels.scan.parts import prefetch, sigmoid, softplus
 
@@ -329,19 +329,9 @@ def decode_together(
         RuntimeError: programs that share rows did not meet.
     """
     (steps, rows), device = draws.shape, draws.device
-    case = replace(
-        network.case,
-        greedy=temperature == 0,
-        scaled=temperature not in (0, 1),
-        top_k=top_k is not None and temperature != 0,
-        top_p=top_p is not None and temperature != 0,
-        far=state.h.nbytes > _L2,
-    )
+    case, settings, symbols, scores, logits = begin(network, draws, temperature, top_k, top_p, want_logits)
+    case = replace(case, far=state.h.nbytes > _L2)
     blocks = cdiv(rows, case.ROWS)
-    symbols = torch.empty(steps, rows, dtype=torch.int32, device=device)
-    scores = torch.empty(steps, rows, dtype=torch.float64, device=device)
-    logits = torch.empty(steps if want_logits else 0, rows, case.S, device=device)
-    settings = torch.tensor([temperature, top_p or 1.0], dtype=torch.float64, device=device)
     scratch = torch.empty(blocks * case.G, case.ROWS * (case.D + 4 * case.E + case.X), device=device)
     exchange = torch.empty(blocks if case.G > 1 else 0, case.G * case.ROWS * (case.X + case.D), device=device)
     counters = torch.zeros(blocks, dtype=torch.int32, device=device)

@@ -372,7 +372,7 @@ def measure(
     """
     from mamba_bio_audio.files import write_json
     from mamba_bio_audio.pipelines.domains import domain_of
-    from mamba_bio_audio.run.data import check_same_data, open_data
+    from mamba_bio_audio.run.data import check_same_data
 
     domain = domain_of(config.data.kind)
     path = domain.measures(samples)
@@ -383,10 +383,10 @@ def measure(
     try:
         if config.data.labelled:
             raise InputError(f"the run was trained on data of kind {config.data.kind}")
-        opened = open_data(config, "cpu")
-        opened.setup()
+        # Not by the data module, which imports all of Lightning.
+        opened = domain.open(config.data, length=config.train.length)
         check_same_data(manifest.get("data", {}), opened.summary(), run)
-        corpus = opened.corpus
+        corpus = opened
     except InputError as error:
         note = str(error)
     result = {"run": str(run), "fasta": str(samples), "note": note}

@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.run.config import RunConfig
 from mamba_bio_audio.text import show
+
+if TYPE_CHECKING:
+    from mamba_bio_audio.pipelines.data import DataModule
 
 
 def open_data(
@@ -32,6 +34,9 @@ def open_data(
         batch_size: windows per batch; None is the training's micro-batch on `device`.
         progress: called with (what, done, total) while files are indexed, read and compared.
     """
+    # With Lightning, which takes seconds to import.
+    from mamba_bio_audio.pipelines.data import DataModule
+
     train = config.train
     return DataModule(
         config.data,

@@ -137,7 +137,7 @@ def test_inference_imports_neither_lightning_nor_a_compiler(tmp_path):
     soundfile.write(tmp_path / "toy.wav", np.zeros(100), 16_000)
     arguments = [
         ["sample", "dna", "--length", "20"],
-        ["sample", "dna", "--length", "20", "--prompt", "ACG", "--out", "s.fa", "--no-report"],
+        ["sample", "dna", "--length", "20", "--prompt", "ACG", "--out", "s.fa"],
         ["sample", "audio", "--length", "20", "--prompt", "toy.wav", "--out", "s.wav"],
         ["score", "dna", "toy.fa", "--out", "toy.tsv"],
         ["embed", "dna", "toy.fa", "--out", "toy.npz"],

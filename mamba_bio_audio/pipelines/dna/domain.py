@@ -33,11 +33,14 @@ class Dna(Domain):
 
     def open(self, config: Any, *, length: int, progress: Progress | None = None) -> Corpus:
         """A genome, or labelled DNA."""
-        from mamba_bio_audio.pipelines.dna.classes import DnaClassesCorpus
+        # Checks of labels need scikit-learn, which takes a second to import.
+        if config.labelled:
+            from mamba_bio_audio.pipelines.dna.classes import DnaClassesCorpus
+
+            return DnaClassesCorpus(config, length=length, progress=progress)
         from mamba_bio_audio.pipelines.dna.corpus import DnaCorpus
 
-        corpus = DnaClassesCorpus if config.labelled else DnaCorpus
-        return corpus(config, length=length, progress=progress)
+        return DnaCorpus(config, length=length, progress=progress)
 
     def describe(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Lines for people; labelled data have classes."""

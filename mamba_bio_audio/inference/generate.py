@@ -160,6 +160,7 @@ def generate_blocks(
     place: Place = Place(),
     precision: Precision = "fp32",
     path: Path | None = None,
+    stepper: Stepper | None = None,
     **draws: Unpack[Draws],
 ) -> Iterator[Block]:
     """Sample like `generate`, but yield blocks: the rows of a batch from first to last symbol, then the next batch.
@@ -172,12 +173,12 @@ def generate_blocks(
         model, num_samples, prompt, batch_size, precision, path, draws: as for `generate`.
         length: likewise; None goes on until the caller stops, with the rows of one batch.
         place: position of the first row and symbol.
+        stepper: of `prepared`, made of the same precision, path and draws; None makes one.
 
     Returns:
         Iterator over `Block`. Options are checked immediately, before the first block is requested.
     """
     seed, state = draws.get("seed", 0), place.state
-    choice = _Choice.of(model, draws)
     if length is not None and length < 0:
         raise InputError(f"length is {length}; choose 0 or more")
     if num_samples < 1:
@@ -190,8 +191,9 @@ def generate_blocks(
         raise InputError(
             "this model cannot carry a state from symbol to symbol, so it cannot sample; use another mixer"
         )
-    path = path or paths.fastest(model, choice, min(batch_size or num_samples, num_samples), precision)
-    paths.check(model, choice, path, precision)
+    stepper = stepper or prepared(
+        model, rows=min(batch_size or num_samples, num_samples), precision=precision, path=path, **draws
+    )
     prefix = check_prompt(model, prompt, num_samples)
     start_id = getattr(getattr(model, "codec", None), "start_id", None)
     if start_id is not None and state is None and not isinstance(prefix, list):
@@ -203,7 +205,6 @@ def generate_blocks(
         raise InputError("a state belongs to one batch before its prompt; pass both, and no smaller batch_size")
 
     def blocks() -> Iterator[Block]:
-        stepper = Stepper(model, choice.to(paths.device_of(model)), precision, path)
         for low, rows in batches(model, prefix, num_samples, batch_size or num_samples):
             start = prefix
             if prefix is not None and len(prefix) > 1:
@@ -214,6 +215,25 @@ def generate_blocks(
             yield from _batch(stepper, start, rows, length, seed, at)
 
     return blocks()
+
+
+def prepared(
+    model: nn.Module, *, rows: int, precision: Precision = "fp32", path: Path | None = None, **draws: Unpack[Draws]
+) -> Stepper:
+    """What runs the steps; what it records or lays out at the first call serves all calls that share it.
+
+    Args:
+        rows: of a batch.
+        model, precision, path, draws: as for `generate`.
+
+    Raises:
+        InputError: options that the model cannot be sampled with.
+    """
+    choice = _Choice.of(model, draws)
+    if path is None:
+        path = paths.fastest(model, choice, rows, precision)
+    paths.check(model, choice, path, precision)
+    return Stepper(model, choice.to(paths.device_of(model)), precision, path)
 
 
 def sampling_path(model: nn.Module, *, rows: int, precision: Precision = "fp32", **draws: Unpack[Draws]) -> Path:

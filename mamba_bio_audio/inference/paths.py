@@ -35,7 +35,12 @@ Advance = Callable[[Tensor, Any, Tensor], tuple[Tensor, Tensor, Any]]
 
 
 def fastest(model: nn.Module, choice: _Choice, rows: int, precision: Precision) -> Path:
-    """The fastest path for batches of `rows` rows."""
+    """The fastest path for batches of `rows` rows.
+
+    Raises:
+        InputError: there is no such precision.
+    """
+    _check_precision(precision)
     if device_of(model).type != "cuda":
         return "numpy" if precision == "fp32" and cpu_decoder.unsupported_reason(model, rows) is None else "steps"
     form = None
@@ -51,8 +56,7 @@ def check(model: nn.Module, choice: _Choice, path: str, precision: str) -> None:
     Raises:
         InputError: why.
     """
-    if precision not in get_args(Precision):
-        raise InputError(f"precision is {precision!r}; choose one of {', '.join(get_args(Precision))}")
+    _check_precision(precision)
     if path not in get_args(Path):
         raise InputError(f"path is {path!r}; choose one of {', '.join(get_args(Path))}")
     if precision == "bf16" and any(weight.dtype == torch.float64 for weight in model.parameters()):
@@ -76,6 +80,11 @@ def check(model: nn.Module, choice: _Choice, path: str, precision: str) -> None:
         reason = no_triton(device_of(model))
     if reason is not None:
         raise InputError(f"path is {path!r}, which cannot run this ({reason}); leave it out")
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}; choose one of {', '.join(get_args(Precision))}")
 
 
 class Stepper:
@@ -115,7 +124,7 @@ class Stepper:
         return partial(steps, model, choice.next)
 
     def narrow(self) -> torch.autocast:
-        """Autocast of this precision."""
+        """Autocast of this precision; the caller's own has no effect on steps."""
         return torch.autocast(device_of(self.model).type, torch.bfloat16, enabled=self.precision == "bf16")
 
 

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, begin_unfinished, discard_unfinished
 from mamba_bio_audio.files.tensors import load_tree, save_tree
-from mamba_bio_audio.inference.generate import Block, Place, generate_blocks
+from mamba_bio_audio.inference.generate import Block, Place, generate_blocks, prepared
 from mamba_bio_audio.inference.prompts import Prompt, batches, check_prompt
 from mamba_bio_audio.machine import raise_open_files
 from mamba_bio_audio.pipelines.sample_writer import RowForm
@@ -120,6 +120,8 @@ class RowFiles:
         sums = list(at.log_likelihood)
         try:
             prefix = check_prompt(model, prompt, num_samples)
+            # Once for all batches.
+            stepper = prepared(model, rows=together, **options)
         except InputError:
             if not self.path(0).exists():
                 # As below.
@@ -142,6 +144,7 @@ class RowFiles:
                     num_samples=rows,
                     prompt=start,
                     place=Place(low, position, state if position else None),
+                    stepper=stepper,
                     **options,
                 )
             except InputError:

@@ -9,7 +9,7 @@ from mamba_bio_audio.inference import generate as module
 from mamba_bio_audio.inference import paths
 from mamba_bio_audio.inference.cpu_decoder import CpuDecoder, unsupported_reason
 from mamba_bio_audio.inference.decoding import prefill, steps
-from mamba_bio_audio.inference.generate import generate
+from mamba_bio_audio.inference.generate import generate, sampling_path
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
@@ -164,13 +164,20 @@ def test_other_layers_take_their_own_step(config, reason) -> None:
     assert generate(model, length=5, prompt=[1]).shape == (1, 5)
 
 
+def test_the_callers_autocast_changes_nothing() -> None:
+    model = build_model(isotropic(), seed=0).eval()
+    found = generate(model, length=50, prompt=[1])
+    with torch.autocast("cpu"):
+        assert sampling_path(model, rows=1) == "numpy"
+        for path in ("numpy", "steps", None):
+            assert torch.equal(generate(model, length=50, prompt=[1], path=path), found)
+
+
 def test_other_precisions_hooks_and_many_rows_take_the_models_own_step(monkeypatch) -> None:
     model = build_model(isotropic(), seed=0).eval()
     assert unsupported_reason(model, 1) is None
     with model.layers[0].register_forward_hook(lambda *inputs: None):
         assert "hooks" in unsupported_reason(model, 1)
-    with torch.autocast("cpu"):
-        assert "autocast" in unsupported_reason(model, 1)
     for threads, reason in ((1, None), (2, "so many rows that PyTorch on several cores is faster")):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert unsupported_reason(model, 1 << 20) == reason

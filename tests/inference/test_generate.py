@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import generate as module
-from mamba_bio_audio.inference.generate import Place, generate, generate_blocks, uniforms
+from mamba_bio_audio.inference.generate import Place, generate, generate_blocks, sampling_path, uniforms
 
 
 class Output(NamedTuple):
@@ -336,6 +336,8 @@ def test_generate_impossible_symbol() -> None:
         ({"initial": [0.5] * 6}, "summing to 1"),
         ({"initial": [math.nan] * 6}, "initial is"),
         ({"initial": [2.0, -1.0, 0, 0, 0, 0]}, "initial is"),
+        ({"precision": "fp16"}, "precision is 'fp16'"),
+        ({"path": ""}, "path is ''"),
         ({"prompt": "ACGT"}, "no codec"),
         ({"prompt": [6]}, "valid ids are 0 to 5"),
         ({"prompt": [-1]}, "ids -1 to -1"),
@@ -362,6 +364,11 @@ def test_generate_bad_model() -> None:
         generate(nameless, length=3)
     nameless.model_config = SimpleNamespace(vocab_size=6)  # type: ignore[assignment]
     assert generate(nameless, length=3).shape == (1, 3)
+
+
+def test_sampling_path_refuses_what_sampling_refuses() -> None:
+    with pytest.raises(InputError, match="precision is 'fp16'"):
+        sampling_path(Chain(), rows=1, precision="fp16")  # type: ignore[arg-type]
 
 
 def test_generate_blocks_checks_before_iteration() -> None:

@@ -17,6 +17,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import generate as generate_module
 from mamba_bio_audio.inference import row_files as module
 from mamba_bio_audio.inference.generate import Place, generate, generate_blocks
+from mamba_bio_audio.inference.paths import Stepper
 from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
@@ -97,6 +98,17 @@ def test_rows_equal_generate(model, whole, tmp_path):
     assert calls[-1] == (3 * LENGTH, 3 * LENGTH)
     files.remove()
     assert not (tmp_path / "p").exists()
+
+
+def test_batches_share_what_runs_the_steps(model, tmp_path, monkeypatch):
+    """A GPU records graphs and packs weights there, which is done once for a command."""
+    made = []
+    original = Stepper._make
+    monkeypatch.setattr(Stepper, "_make", lambda self, rows: made.append(rows) or original(self, rows))
+    files = row_files(tmp_path / "p")
+    files.begin()
+    sample(files, model, num_samples=6)
+    assert made == [2]
 
 
 def test_rows_stopped_and_resumed_are_identical(model, whole, tmp_path):

@@ -42,6 +42,8 @@ SAMPLE_FILES = (MARKER, "sample-[0-9]*.flac", "index.tsv", "samples.json")
 MAKER = Maker("sample", SAMPLE_FILES)
 # Settings that no longer matter once everything is written.
 _HOW = ("batch_size", "device", "path")
+# What notes of versions before a setting existed do not say, because it was always so.
+_BEFORE = {"precision": "fp32"}
 
 
 class Prompt(NamedTuple):
@@ -154,6 +156,7 @@ class ClipWriter(SampleWriter):
                 raise ValueError("no settings of samples")
         except ValueError as error:
             raise InputError(f"{self.note}: damaged ({error}); {remedy}") from None
+        made = _BEFORE | made
         different = [key for key in settings if key in made and key not in _HOW and made[key] != settings[key]]
         if different:
             changes = ", ".join(f"{key} {made[key]}, not {settings[key]}" for key in different)

@@ -1,5 +1,6 @@
 """Samples of audio: the range of a prompt, the index, what is refused and what is kept."""
 
+import json
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -91,6 +92,18 @@ def test_resume_refuses_a_prompt_that_has_changed(tmp_path, monkeypatch, variant
     sampled(tmp_path, variant, **again)
     with pytest.raises(InputError, match="complete, but sampled with prompt_sha256 "):
         sampled(tmp_path, variant, top=0.5, **again)
+
+
+def test_a_note_without_a_precision_is_of_fp32(tmp_path) -> None:
+    sampled(tmp_path, "standard")
+    note = tmp_path / "out.wav.json"
+    said = json.loads(note.read_text())
+    del said["precision"]
+    note.write_text(json.dumps(said))
+    again = {"resume": True, "force": False}
+    sampled(tmp_path, "standard", **again)
+    with pytest.raises(InputError, match="sampled with precision fp32, not bf16"):
+        sampled(tmp_path, "standard", precision="bf16", **again)
 
 
 def test_a_foreign_note_beside_the_file_is_kept(tmp_path) -> None:

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
+from mamba_bio_audio.kernels.scan import cpu_lti
 from mamba_bio_audio.kernels.scan.cpu_backward import backward
 from mamba_bio_audio.kernels.scan.cpu_blocks import Buffers, Problem, Segment
 from mamba_bio_audio.kernels.scan.inputs import ScanInputs
@@ -42,6 +43,8 @@ def scan_torch(s: ScanInputs) -> tuple[Tensor, Tensor]:
 
     Call it with autocast off, as `ops` does; the backward sees to that itself.
     """
+    if cpu_lti.suits(s):
+        return cpu_lti.scan_lti(s)
     if will_differentiate(*s.tensors):
         return _ScanFn.apply(s, *s.tensors)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Ablation of a recipe: named variants side by side, each in a process of its own with one thread; rows go to a CSV.
 
-    python benchmarks/ablate.py benchmarks/variants/audio_tiny.yaml --set data.path=DATA --out rows.csv --jobs 12 --cpu-seconds 280
+    python benchmarks/ablate.py benchmarks/variants/audio_tiny.yaml --set data.path=DATA --out rows.csv --jobs 12
 
 The file names a recipe, settings common to all variants, and the settings that each variant changes. With `--cpu-seconds` a
 variant trains for as many steps as fit into that CPU time, which a short trial measures, so that a variant with faster steps
@@ -90,7 +90,9 @@ def run_one(plan: dict[str, Any], name: str, overrides: list[str], out: Path, bu
         def cost(steps: int) -> float:
             trial = [f"train.steps={steps}", f"train.validate_every={steps}", "train.validation_tokens=1"]
             begun = time.process_time()
-            train(load_config(plan["recipe"], [*settings, *trial]), Path(folder) / f"{steps}", Session("cpu", quiet=True))
+            train(
+                load_config(plan["recipe"], [*settings, *trial]), Path(folder) / f"{steps}", Session("cpu", quiet=True)
+            )
             return time.process_time() - begun
 
         if budget and not any(text.startswith("train.steps=") for text in changes):

@@ -13,9 +13,10 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, check_folder, check_out, is_occupied, locked, restore
 from mamba_bio_audio.models.build import LanguageModel, build, build_classifier, build_model
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import RunConfig, named_files
-from mamba_bio_audio.run.data import DataModule, check_same_data, open_data, progress_lines
+from mamba_bio_audio.run.data import check_same_data, open_data, progress_lines
 from mamba_bio_audio.run.folder import has_weights, run_maker
 from mamba_bio_audio.run.preflight import check_fits, check_utf8
 from mamba_bio_audio.run.resume import Continuation, continuation, with_chunk

@@ -29,6 +29,7 @@ from mamba_bio_audio.evaluation.judge import (
 from mamba_bio_audio.files import atomic_path, write_json
 from mamba_bio_audio.files.cache import cache_folder
 from mamba_bio_audio.pipelines.audio.digits import one_second
+from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS
 from mamba_bio_audio.pipelines.scores import Digits
 from mamba_bio_audio.training.checkpoints import not_finite
 
@@ -76,7 +77,14 @@ def judge_config(kind: Kind | None, epochs: int | None, device: str, no_digit: b
 
 
 def score_digits(
-    made: Clips, chosen: NDArray[np.int64], digits: Digits, heard_by: Listeners, *, seed: int, resamples: int
+    made: Clips,
+    chosen: NDArray[np.int64],
+    digits: Digits,
+    heard_by: Listeners,
+    *,
+    seed: int,
+    resamples: int,
+    asked: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """Every score of generated clips, with rows that show what the scores are worth, and intervals (JSON-able).
 
@@ -87,6 +95,7 @@ def score_digits(
         heard_by: trained on these.
         seed: random seed for impostors and scores.
         resamples: number of bootstrap draws.
+        asked: the digit that each generated clip should be; None where none was asked for.
     """
     clips, labels = digits.clips, digits.labels
     false = impostors(clips["test"], seed)
@@ -107,7 +116,10 @@ def score_digits(
     threshold = max(_LEAST_CONFIDENCE, *limits.values())
     reference = metrics.Reference(train, seed)
     n = min(len(generated.features), len(test.features))
+    wanted = {} if asked is None else {"generated": asked[chosen], "test": labels["test"]}
+    by_class = {name: asked_for(own, rows[name].probabilities, digit[name], threshold) for name, own in wanted.items()}
     return {
+        **({"by_class": by_class} if by_class else {}),
         "rows": {name: {"n": len(row.features)} | reference.scores(row) for name, row in rows.items()},
         "intervals": reference.intervals(generated, resamples=resamples),
         "FID_at_equal_n": {
@@ -135,6 +147,40 @@ def score_digits(
 def _any(features: NDArray[np.floating], n: int, seed: int) -> NDArray[np.floating]:
     """Some n of them: the first ones are those of a few digits, or the least likely."""
     return features[np.random.default_rng(seed).permutation(len(features))[:n]]
+
+
+def asked_for(
+    asked: NDArray[np.int64], judged: metrics.Array, digit: metrics.Array, threshold: float
+) -> list[dict[str, Any]]:
+    """How often clips are the digit that was asked for, by digit (JSON-able).
+
+    Args:
+        asked: the digit of each clip (n,).
+        judged: the judge's probabilities (n, 10).
+        digit: the recogniser's probabilities of the digits (n, 10).
+        threshold: above which the recogniser accepts a clip.
+
+    Returns:
+        For each digit: its clips `n`; the shares that the judge `named` so, that were `recognised` as it, and `both`; and
+        how many the judge `heard` as each digit.
+    """
+    named, known = judged.argmax(1), (digit.argmax(1) == asked) & (digit.max(1) > threshold)
+    found = []
+    for number, word in enumerate(DIGITS):
+        own = asked == number
+        if own.any():
+            right = named[own] == number
+            found.append(
+                {
+                    "digit": word,
+                    "n": int(own.sum()),
+                    "named": float(right.mean()),
+                    "recognised": float(known[own].mean()),
+                    "both": float((right & known[own]).mean()),
+                    "heard": np.bincount(named[own], minlength=len(DIGITS)).tolist(),
+                }
+            )
+    return found
 
 
 def _agreement(digit: metrics.Array, judged: metrics.Array, threshold: float) -> float | None:

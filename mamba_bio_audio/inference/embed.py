@@ -33,7 +33,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.sequences import Sequences, rows_of
 from mamba_bio_audio.inference.streaming import Passes, batches, check_chunk, hidden_states, passes_of, positions
 from mamba_bio_audio.pipelines.contract import Strand
-from mamba_bio_audio.pipelines.corpus import Ids
+from mamba_bio_audio.pipelines.corpus import Ids, begun
 from mamba_bio_audio.pipelines.domains import domain_of
 
 _PIECE = 1 << 20
@@ -223,7 +223,8 @@ def _add(
     first one that is read may be the short one.
     """
     codec, known = model.codec, _known(model)
-    start = [] if codec is None or codec.start_id is None else [codec.start_id]
+    start_id = None if codec is None else codec.start_id
+    extra = int(start_id is not None)
     if reverse is not None:
         rows = [reverse(row) for row in rows]
     lengths = np.array([len(row) for row in rows])
@@ -235,12 +236,12 @@ def _add(
     carried = np.zeros((len(rows), model.model_config.d_model))
     carried_count = np.zeros(len(rows), np.int64)
 
-    begun = [np.concatenate([np.array(start, row.dtype), row]) if start else row for row in rows]
+    read = [begun(row, start_id) for row in rows]
     pad_id = 0 if codec is None else codec.pad_id
-    for low, hidden in hidden_states(model, begun, pad_id=pad_id, passes=passes, layer=layer):
+    for low, hidden in hidden_states(model, read, pad_id=pad_id, passes=passes, layer=layer):
         # Nothing is kept of the start symbol.
-        at = max(0, low - len(start))
-        hidden = hidden[:, at - (low - len(start)) :]
+        at = max(0, low - extra)
+        hidden = hidden[:, at - (low - extra) :]
         end = at + hidden.shape[1]
         if at == end:
             continue

@@ -27,7 +27,14 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import paths
 from mamba_bio_audio.inference.decoding import Choose, prefill, stretch
 from mamba_bio_audio.inference.paths import Path, Precision, Stepper
-from mamba_bio_audio.inference.prompts import Prompt, batches, check_prompt, read_prompts, vocabulary_of
+from mamba_bio_audio.inference.prompts import (
+    Prompt,
+    batches,
+    check_classes,
+    check_prompt,
+    read_prompts,
+    vocabulary_of,
+)
 from mamba_bio_audio.inference.streaming import Row
 
 _BLOCK = 1024
@@ -63,6 +70,7 @@ class Draws(TypedDict, total=False):
     seed: int
     allowed: Sequence[int] | None
     initial: Sequence[float] | None
+    class_: str | Sequence[str] | None
 
 
 class Place(NamedTuple):
@@ -91,6 +99,7 @@ def generate(
     seed: int = 0,
     allowed: Sequence[int] | None = None,
     initial: Sequence[float] | None = None,
+    class_: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     precision: Precision = "fp32",
     path: Path | None = None,
@@ -107,7 +116,7 @@ def generate(
         num_samples: number of rows.
         prompt: preceding symbols, (P,) for all rows or (num_samples, P), or text if the model has a codec; or a list of
             num_samples such prompts whose lengths may differ, each in memory or read in slices (`streaming.Row`). A model
-            whose codec has a `start_id` (audio: the zero level) reads that first, without being told.
+            whose codec has a `start_id` (audio: a level or token) reads that first, without being told.
         temperature: divides the logits; 0 takes the most probable symbol (of equals, the first in `allowed`).
         top_k: keep the k most probable symbols (of equals, the first in `allowed`); None keeps all.
         top_p: nucleus sampling: keep the most probable symbols up to and including the one that brings their sum to
@@ -116,6 +125,7 @@ def generate(
         allowed: ids that may be sampled; None means `model.codec.sample_ids` with a codec, else all.
         initial: probabilities over `allowed` of the first symbol if there is no prompt, unaffected by temperature,
             top_k and top_p; None means uniform.
+        class_: class of the samples, one of `model.classes`, or a list of num_samples of them; None asks for none.
         batch_size: rows sampled at a time; None means all.
         precision: of the matrices, "fp32" or "bf16"; bf16 is faster on a GPU, and moves logits by about one hundredth.
         path: how steps run; None takes the fastest, as `sampling_path` names it.
@@ -129,6 +139,7 @@ def generate(
         length=length,
         num_samples=num_samples,
         prompt=prompt,
+        class_=class_,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -194,6 +205,7 @@ def generate_blocks(
     stepper = stepper or prepared(
         model, rows=min(batch_size or num_samples, num_samples), precision=precision, path=path, **draws
     )
+    classes = check_classes(model, draws.get("class_"), num_samples)
     prefix = check_prompt(model, prompt, num_samples)
     start_id = getattr(getattr(model, "codec", None), "start_id", None)
     if start_id is not None and state is None and not isinstance(prefix, list):
@@ -205,14 +217,15 @@ def generate_blocks(
         raise InputError("a state belongs to one batch before its prompt; pass both, and no smaller batch_size")
 
     def blocks() -> Iterator[Block]:
-        for low, rows in batches(model, prefix, num_samples, batch_size or num_samples):
+        for low, rows in batches(model, prefix, num_samples, batch_size or num_samples, classes):
+            runs = stepper if classes is None else stepper.of_class(classes[low])
             start = prefix
             if prefix is not None and len(prefix) > 1:
                 start = prefix[low : low + rows]
             elif isinstance(prefix, Tensor):
                 start = prefix.expand(rows, -1)
             at = place._replace(row=place.row + low)
-            yield from _batch(stepper, start, rows, length, seed, at)
+            yield from _batch(runs, start, rows, length, seed, at)
 
     return blocks()
 
@@ -292,6 +305,13 @@ def _batch(
                 elif last.shape[1] > 1:
                     state = prefill(model, last[:, :-1], state)
                     last = last[:, -1:]
+                if low == 0 and choice.beyond(model, last):
+                    # A start token, which is in no table of symbols: the model itself reads it.
+                    output = model(last, state, logits="last")
+                    symbol, score = choice.next(output.logits[:, -1], draws[0])
+                    symbols.append(symbol[None])
+                    scores.append(score[None])
+                    last, state, draws = symbol[:, None], output.state, draws[1:]
                 if len(draws):
                     found_symbols, found_scores, state = stepper.advance(rows)(last, state, draws)
                     symbols.append(found_symbols)
@@ -380,6 +400,12 @@ class _Choice(NamedTuple):
             None if top_p is None or top_p == 1 else float(top_p),
             torch.uint8 if max(ids) < 256 else torch.int32,
         )
+
+    @staticmethod
+    def beyond(model: nn.Module, last: Tensor) -> bool:
+        """Whether ids (R, 1) are only ever read, never predicted."""
+        vocabulary = getattr(getattr(model, "model_config", None), "vocab_size", None)
+        return vocabulary is not None and int(last.max()) >= vocabulary
 
     def to(self, device: torch.device) -> _Choice:
         """A copy with its tensors on a device."""

@@ -93,6 +93,14 @@ class Stepper:
     def __init__(self, model: nn.Module, choice: _Choice, precision: Precision, path: Path) -> None:
         self.model, self.choice, self.precision, self.path = model, choice, precision, path
         self._advance: tuple[int, Advance] | None = None
+        self._of_class: tuple[str, Stepper] | None = None
+
+    def of_class(self, name: str) -> Stepper:
+        """The same for sequences of one class of the model; the last one is kept."""
+        if self._of_class is None or self._of_class[0] != name:
+            own = self.model.of_class(name)  # type: ignore[operator]
+            self._of_class = name, Stepper(own, self.choice, self.precision, self.path)
+        return self._of_class[1]
 
     def advance(self, rows: int) -> Advance:
         """What runs the steps of `rows` rows."""

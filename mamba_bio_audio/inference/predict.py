@@ -31,7 +31,7 @@ from mamba_bio_audio.inference.classify import classify
 from mamba_bio_audio.inference.sequences import Sequences, rows_of
 from mamba_bio_audio.inference.streaming import Passes, Stopped, batches, passes_of, positions
 from mamba_bio_audio.pipelines.contract import Strand, Symbols
-from mamba_bio_audio.pipelines.corpus import Ids
+from mamba_bio_audio.pipelines.corpus import Ids, begun
 from mamba_bio_audio.pipelines.domains import domain_of
 
 Mode = Literal["windows", "stream"]
@@ -176,10 +176,10 @@ def predict_records(
     if model.streaming == "none":
         passes = replace(passes, chunk=None)
 
-    def begun(row: Ids) -> Ids:
-        start = [] if start_id is None else [start_id]
-        fill = max(0, symbols.fill_to - len(start) - len(row))
-        return np.concatenate([start, row, np.full(fill, symbols.pad_id)]).astype(row.dtype) if start or fill else row
+    def filled(row: Ids) -> Ids:
+        row = begun(row, start_id)
+        fill = max(0, symbols.fill_to - len(row))
+        return np.concatenate([row, np.full(fill, symbols.pad_id, row.dtype)]) if fill else row
 
     def finish(waiting: Sequence[_Record]) -> Iterator[Prediction]:
         try:
@@ -198,7 +198,7 @@ def predict_records(
             pieces.sort(key=_length)
             for batch in batches(pieces, _length, reading.batch_symbols, passes.chunk):
                 turn = reverse if name == "reverse" else None
-                rows = [begun(_window(record.ids, low, high, turn)) for record, low, high in batch]
+                rows = [filled(_window(record.ids, low, high, turn)) for record, low, high in batch]
                 found = classify(model, rows, pad_id=symbols.pad_id, passes=passes)
                 for (record, _, _), row in zip(batch, found, strict=True):
                     record.sums[name] = record.sums.get(name, 0.0) + row

@@ -102,6 +102,9 @@ def _encode(model: nn.Module, text: str) -> NDArray[Any]:
 
 def _check_ids(model: nn.Module, ids: Tensor) -> None:
     vocabulary = vocabulary_of(model)
+    if getattr(model, "codec", None) is None:
+        # Who gives ids without a codec also gives the one that inputs begin with.
+        vocabulary = getattr(getattr(model, "model_config", None), "inputs", None) or vocabulary
     if int(ids.min()) < 0 or (vocabulary is not None and int(ids.max()) >= vocabulary):
         raise InputError(
             f"the prompt contains ids {int(ids.min())} to {int(ids.max())}; valid ids are 0 to "
@@ -110,23 +113,30 @@ def _check_ids(model: nn.Module, ids: Tensor) -> None:
 
 
 def batches(
-    model: nn.Module, prefix: Tensor | list[Row] | None, num_samples: int, most: int
+    model: nn.Module,
+    prefix: Tensor | list[Row] | None,
+    num_samples: int,
+    most: int,
+    classes: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Rows that are sampled together, as (first row, number of rows), in order.
 
-    Rows of one batch share their place in the periods of a U-Net, and the length of a state that grows, so a batch also
-    ends where its prompts would not.
+    Rows of one batch share their class, their place in the periods of a U-Net, and the length of a state that grows, so a
+    batch also ends where these change.
 
     Args:
         prefix: of `check_prompt`.
         num_samples: rows in all.
         most: most rows of a batch.
+        classes: class of each row; None where there are none.
     """
-    places = [0] * num_samples
+    places: list[Any] = [0] * num_samples
     if isinstance(prefix, list) and len(prefix) > 1:
         constant = getattr(model, "streaming", "constant") == "constant"
         period = int(getattr(getattr(model, "model_config", None), "period", 1))
         places = [len(one) % period if constant else len(one) for one in prefix]
+    if classes is not None:
+        places = list(zip(places, classes, strict=True))
     low = 0
     while low < num_samples:
         high = min(low + most, num_samples)
@@ -157,6 +167,26 @@ def read_prompts(model: nn.Module, prompts: list[Row], rows: int, device: torch.
         kind = next(model.parameters()).dtype
         states = [model.init_state(1, device, kind) if state is None else state for state in states]  # type: ignore[operator]
     return torch.tensor(last, device=device)[of][:, None], None if states[0] is None else fork(join(states), of)
+
+
+def check_classes(model: nn.Module, given: str | Sequence[str] | None, num_samples: int) -> list[str] | None:
+    """The class of each sample; None where none is asked for.
+
+    Raises:
+        InputError: a class that the model does not have, or another number of them.
+    """
+    if given is None:
+        return None
+    names = [given] * num_samples if isinstance(given, str) else list(given)
+    if len(names) != num_samples:
+        raise InputError(f"there are {len(names)} classes, but num_samples is {num_samples}; give 1 or {num_samples}")
+    known: Sequence[str] = getattr(model, "classes", ())
+    for name in names:
+        if not known:
+            raise InputError(f"class {name!r}: this model was trained without classes (model.classes); leave it out")
+        if name not in known:
+            raise InputError(f"this model has no class {name!r}; choose from {', '.join(known)}")
+    return names
 
 
 def vocabulary_of(model: nn.Module) -> int | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -86,6 +86,7 @@ class RowFiles:
         num_samples: int,
         batch_size: int,
         prompt: Prompt = None,
+        class_: Sequence[str] | None = None,
         progress: Callable[[int, int], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
         **options: Any,
@@ -97,6 +98,7 @@ class RowFiles:
             num_samples: number of rows.
             batch_size: rows sampled at a time.
             prompt: as for `generate`; rows with prompts of their own pass (num_samples, P), or a list of them.
+            class_: class of each row; None asks for none.
             progress: called with (symbols done, symbols in total).
             stop: called after every block; True saves and stops.
             options: options of `generate_blocks`: temperature, top_k, top_p, seed, allowed, initial.
@@ -127,7 +129,7 @@ class RowFiles:
                 # As below.
                 self.remove()
             raise
-        for low, rows in batches(model, prefix, num_samples, batch_size):
+        for low, rows in batches(model, prefix, num_samples, batch_size, class_):
             if low < at.row:
                 continue
             position = at.position if low == at.row else 0
@@ -143,6 +145,7 @@ class RowFiles:
                     length=length - position,
                     num_samples=rows,
                     prompt=start,
+                    class_=None if class_ is None else class_[low : low + rows],
                     place=Place(low, position, state if position else None),
                     stepper=stepper,
                     **options,

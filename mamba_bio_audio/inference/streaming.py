@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.corpus import begun
 
 IGNORED = -100
 # Most logits that exist at once; a vocabulary of 4,096 levels needs 64 times as many as one of 64.
@@ -180,7 +181,7 @@ class Inputs:
         if self.start_id is None:
             return self.row[low:high]
         ids = np.asarray(self.row[max(0, low - 1) : max(0, high - 1)])
-        return ids if low or not high else np.concatenate([[self.start_id], ids]).astype(ids.dtype)
+        return ids if low or not high else begun(ids, self.start_id)
 
 
 def log_likelihoods(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mamba_bio_audio.jobs.contract import Result
 from mamba_bio_audio.jobs.evaluate_results import Kept
+from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS
 from mamba_bio_audio.pipelines.scores import Found
 
 # Gu & Dao 2023, table 4: NLL in bits, FID, IS, mIS, AM.
@@ -99,6 +100,17 @@ class Nearest(Found):
     test_median: float
 
 
+class OfClass(Found):
+    """How often clips are the digit that was asked for (`evaluation.digits.asked_for`)."""
+
+    digit: str
+    n: int
+    named: float
+    recognised: float
+    both: float
+    heard: list[int]
+
+
 class DigitsResult(Kept):
     """Scores of generated digits beside recordings, impostors and silence; how far they compare with published ones."""
 
@@ -117,6 +129,7 @@ class DigitsResult(Kept):
     FID_at_equal_n: EqualN
     recognised: Recognised
     nearest_training_clip: Nearest
+    by_class: dict[str, list[OfClass]] | None = None
     files: list[dict[str, Any]]
     split_source: str
     comparable: bool
@@ -153,6 +166,7 @@ class DigitsResult(Kept):
             f"of these the judge names the same digit for {_shares(recognised.judge_agrees)}",
             f"recogniser: the judge's network with a class for no digit, {recogniser.accuracy['valid']:.1%} correct on "
             f"validation clips, {recogniser.accuracy['test']:.1%} on test clips; refused {_shares(recogniser.refused or {})}",
+            *([] if self.by_class is None else _by_class(self.by_class)),
             "",
             "published (Gu & Dao 2023, table 4), not comparable: " + "; ".join(self.not_comparable_because),
             f"{'':<28}{'bits':>8}" + "".join(f"{name:>10}" for name in JUDGE_SCORES[:4]),
@@ -161,3 +175,24 @@ class DigitsResult(Kept):
             cells = "".join("-".rjust(10) if value is None else f"{value:>10.4g}" for value in values)
             lines.append(f"{name:<28}" + ("-".rjust(8) if bits is None else f"{bits:>8.4g}") + cells)
         return "\n".join(lines)
+
+
+def _by_class(found: Mapping[str, Sequence[OfClass]]) -> list[str]:
+    """How often clips are the digit that was asked for: a table, and what the judge heard instead."""
+    generated, test = found["generated"], {row.digit: row for row in found["test"]}
+    lines = [
+        "",
+        f"{'asked for':<12}{'n':>7}{'named':>9}{'recognised':>12}{'both':>9}{'test clips: both':>19}  heard most",
+    ]
+    for row in generated:
+        other = f"{test[row.digit].both:>19.1%}" if row.digit in test else f"{'-':>19}"
+        most = sorted(((count, word) for count, word in zip(row.heard, DIGITS, strict=True) if count), reverse=True)[:3]
+        lines.append(
+            f"{row.digit:<12}{row.n:>7,}{row.named:>9.1%}{row.recognised:>12.1%}{row.both:>9.1%}{other}  "
+            + ", ".join(f"{word} {count:,}" for count, word in most)
+        )
+    count = sum(row.n for row in generated)
+    means = [sum(getattr(row, name) * row.n for row in generated) / count for name in ("named", "recognised", "both")]
+    tested = sum(row.both * row.n for row in test.values()) / max(1, sum(row.n for row in test.values()))
+    lines.append(f"{'all':<12}{count:>7,}{means[0]:>9.1%}{means[1]:>12.1%}{means[2]:>9.1%}{tested:>19.1%}")
+    return lines

@@ -363,12 +363,17 @@ def _evaluate_digits(options: EvaluateOptions, progress: Progress) -> DigitsResu
     from mamba_bio_audio.models.weights import weights_hash
     from mamba_bio_audio.pipelines.audio.digits import RATE_HZ
     from mamba_bio_audio.pipelines.audio.figures import spectrograms
+    from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS
     from mamba_bio_audio.run import saved
     from mamba_bio_audio.run.environment import environment
 
     count = judging.samples_wanted(options.num_samples, options.protocol)
     opened = open_run(options, progress=progress)
     opened.need_language_model("--metrics sc09")
+    classes = opened.model.classes
+    # As many clips of each class.
+    each = -(-count // max(1, len(classes)))
+    count = each * max(1, len(classes))
     data, clips = opened.data, opened.domain.digits(opened.data)
     heard_by = _listeners(options, clips, opened.described, progress)
     bits = evaluate_likelihood(
@@ -379,6 +384,7 @@ def _evaluate_digits(options: EvaluateOptions, progress: Progress) -> DigitsResu
         _told(progress, "scoring test clips"),
     ).nats_per_base / math.log(2)
     made, log_likelihood = _generated(opened, count, progress)
+    asked = np.repeat([DIGITS.index(name) for name in classes], each) if classes else None
     chosen = np.arange(len(made)) if options.protocol == "plain" else paper_selection(log_likelihood, SEED)
     result = DigitsResult(
         run=str(options.run),
@@ -391,7 +397,7 @@ def _evaluate_digits(options: EvaluateOptions, progress: Progress) -> DigitsResu
         judge=heard_by.judged_by,
         quantizer=data.codec.description,
         test_bits=bits,
-        **judging.score_digits(made, chosen, clips, heard_by, seed=SEED, resamples=RESAMPLES),
+        **judging.score_digits(made, chosen, clips, heard_by, seed=SEED, resamples=RESAMPLES, asked=asked),
         **opened.source(),
         comparable=False,
         not_comparable_because=clips.differences,
@@ -447,6 +453,7 @@ def _generated(opened: Opened, count: int, progress: Progress) -> tuple[NDArray[
     from mamba_bio_audio.pipelines.audio import digits
 
     folder, weights = opened.options.run / "sc09", weights_hash(opened.model)
+    classes = opened.model.classes
     out = folder / f"samples-{weights[:8]}-{count}-{SEED}"
     folder.mkdir(parents=True, exist_ok=True)
     if not out.exists():
@@ -457,7 +464,8 @@ def _generated(opened: Opened, count: int, progress: Progress) -> tuple[NDArray[
             out=out,
             which=opened.options.which,
             length=digits.CLIP_SAMPLES,
-            num_samples=count,
+            class_=("all",) if classes else (),
+            num_samples=count // max(1, len(classes)),
             batch_size=min(at_once, count),
             seed=SEED,
             resume=unfinished(out).exists(),

@@ -54,6 +54,10 @@ class SampleOptions(Options):
         description="DNA of any length to continue: FILE[:RECORD[:START-END]], FASTA or 2bit; each record begins "
         "--num-samples samples.",
     )
+    class_: Annotated[tuple[str, ...], Cli(flag="--class", metavar="NAME")] = Field(
+        (),
+        description="Audio models trained on classes: the class of the samples; repeatable, or all: --num-samples of each.",
+    )
     temperature: float = Field(1.0, ge=0, description="Divides the logits; 0 always picks the most probable symbol.")
     top_k: int | None = Field(None, ge=1, description="Keep only the k most probable symbols.")
     top_p: float | None = Field(
@@ -160,6 +164,8 @@ def run(options: SampleOptions) -> SampleResult:
 
     # What does not depend on the weights is refused before torch is imported.
     described = describe(options.run)
+    if described is None and options.class_:
+        raise InputError(f"{options.run}: weights without a run configuration have no classes; leave --class out")
     writer = None if described is None else _writer(options, described.config, described.manifest)
     device = resolve_device(options.device)
 
@@ -220,19 +226,22 @@ def sample(
     writer = writer or _writer(options, config, model.manifest)
     rows_asked = writer.num_samples or options.num_samples
     if options.length is None and rows_asked > 1:
-        raise InputError(f"--length inf makes one sample, but there are {rows_asked:,} prompts; name one record")
+        raise InputError(f"--length inf makes one sample, but there are {rows_asked:,} prompts or classes; name one")
     if options.length is None and out is not None and writer.most is None:
         raise InputError("--length inf goes to standard output here; leave out --out")
     result = SampleResult(out=out, num_samples=rows_asked, length=options.length, precision=options.precision)
     size: dict[str, Any] = {"length": options.length, "num_samples": rows_asked, "batch_size": options.batch_size}
+    of_class = {"class_": list(writer.classes)} if writer.classes else {}
     rows_together = min(options.batch_size, rows_asked)
     path = sampling_path(model, rows=rows_together, precision=options.precision, **draws)
     result = result.model_copy(update={"path": path})
     size |= {"precision": options.precision, "path": path}
     if out is None:
-        return result.model_copy(update={"stopped_by": _stream(model, writer, draws | size, progress)})
+        return result.model_copy(update={"stopped_by": _stream(model, writer, draws | size | of_class, progress)})
     settings = draws | size | {"prompt": options.prompt, **writer.settings}
     settings |= {"weights": weights_hash(model), "device": device}
+    if model.classes:
+        settings["class"] = list(dict.fromkeys(writer.classes)) or None
     rows = RowFiles(unfinished(out), settings, writer)
     if options.resume and out.exists() and not rows.folder.exists():
         writer.check_complete(rows.settings)
@@ -249,7 +258,7 @@ def sample(
         writer.check_target(replace=True)
         rows.begin(resume=options.resume, force=force)
         length = options.length or writer.most
-        how = draws | size | {"length": length} | dict(writer.start)
+        how = draws | size | of_class | {"length": length} | dict(writer.start)
         nats = rows.sample(model, progress=count, stop=lambda: stop.number is not None, **how)
         stopped = None if stop.number is None else signal.Signals(stop.number).name
         if nats is None and options.length is None:
@@ -297,18 +306,38 @@ def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, An
     from mamba_bio_audio.pipelines.domains import domain_of
     from mamba_bio_audio.pipelines.sample_writer import SampleRequest
 
+    classes = _classes(options, config)
     request = SampleRequest(
         run=options.run,
         out=options.target,
         length=options.length,
-        num_samples=options.num_samples,
+        num_samples=options.num_samples * max(1, len(classes)),
         prompt=options.prompt,
         draws=_draws(options) | {"precision": options.precision},
         config=config.data,
         data=manifest.get("data", {}),
         prompt_file=options.prompt_file,
+        classes=tuple(name for name in classes for _ in range(options.num_samples)),
     )
     return domain_of(config.data.kind).writer(request)
+
+
+def _classes(options: SampleOptions, config: RunConfig) -> tuple[str, ...]:
+    """The classes that are asked for, each once.
+
+    Raises:
+        InputError: the model has no such class, or none at all.
+    """
+    if not options.class_:
+        return ()
+    known = config.model.class_names
+    if not known:
+        raise InputError(f"{options.run}: this model was trained without classes (model.classes); leave --class out")
+    asked = known if "all" in options.class_ and "all" not in known else tuple(dict.fromkeys(options.class_))
+    for name in asked:
+        if name not in known:
+            raise InputError(f"--class {name}: this model's classes are {', '.join(known)}; or give all")
+    return asked
 
 
 def _stream(

@@ -11,8 +11,9 @@ million symbols are for models whose layers all have a constant state; asking ot
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,30 @@ class SequenceModel(nn.Module):
                 f"layer {layer}: this model has {count} layers to choose from; give 0 to {count - 1}, or -{count} to -1"
             )
         return layer % count
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that it generates by (`model.classes`); empty where there are none."""
+        config: Any = self.model_config
+        return tuple(config.class_names)
+
+    def of_class(self, name: str) -> Self:
+        """This model for sequences of one class: a copy with the same weights, which reads plain ids.
+
+        Everything that takes a model takes it: `mba.log_likelihood(model.of_class("seven"), audio)`.
+
+        Raises:
+            InputError: there is no such class; the message lists those there are.
+        """
+        if name not in self.classes:
+            known = f"choose from {', '.join(self.classes)}" if self.classes else "it was trained without model.classes"
+            raise InputError(f"no class {name!r} in this model; {known}")
+        embedding: Any = self.embedding
+        config: Any = self.model_config
+        view = copy.copy(self)
+        view._modules = {**self._modules, "embedding": embedding.of_class(self.classes.index(name) + 1)}
+        view.model_config = config.model_copy(update={"classes": None})
+        return view
 
     def encode(self, sequence: Any) -> Tensor:
         """Ids of one sequence, int64 (1, L), as this model, `mba.generate` and `mba.log_likelihood` take them.

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
+from mamba_bio_audio.models.inputs import input_embedding
 from mamba_bio_audio.ops import linear_cross_entropy
 
 
@@ -51,8 +52,7 @@ class IsotropicModel(SequenceModel):
         mixer = config.mixer_config
         padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         self.recompute: Literal["none", "layer"] = "none"
-        self.embedding = nn.Embedding(padded, config.d_model)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.embedding = input_embedding(config, padded)
         self.layers = nn.ModuleList(
             Block(RMSNorm(config.d_model, config.norm_eps), layer)
             for _ in range(config.num_layers)

@@ -19,7 +19,8 @@ def count_parameters(config: ModelConfig | UNetConfig, head: HeadConfig | None =
     """
     padded = -(-(config.vocab_size or 2) // config.vocab_multiple) * config.vocab_multiple
     width = config.d_model
-    embedding, final_norm = padded * width, width
+    extra = config.num_inputs - (config.vocab_size or 2) + len(config.class_names)
+    embedding, final_norm = (padded + extra) * width, width
     if isinstance(config, UNetConfig):
         body = sum(_stage(stage, width) for stage, width, _ in _stages(config))
         for tier, pool in enumerate(config.pools):

@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
+from mamba_bio_audio.models.inputs import input_embedding
 from mamba_bio_audio.models.isotropic import Block
 from mamba_bio_audio.models.unet_config import StageConfig, UNetConfig
 from mamba_bio_audio.ops import linear_cross_entropy
@@ -107,8 +108,7 @@ class UNetModel(SequenceModel):
             return _blocks(config.stages[number], config.widths[tier], config.norm_eps, total)
 
         first_up = len(config.stages) - tiers
-        self.embedding = nn.Embedding(padded, config.d_model)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.embedding = input_embedding(config, padded)
         self.down = nn.ModuleList(stage(i, i) if config.down_blocks else nn.ModuleList() for i in range(tiers))
         self.down_pools = nn.ModuleList(
             DownPool(config.widths[i], config.widths[i + 1], config.pools[i]) for i in range(tiers)

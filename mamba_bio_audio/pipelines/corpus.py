@@ -68,11 +68,21 @@ class Example(NamedTuple):
         ids: symbols (n,). Without a label each is the target of the one before it.
         label: class of the window, which becomes the target of its last symbol; None where there are no classes.
         unscored: bool (n,), symbols that are no targets; None: all are.
+        shift: added to ids as inputs, by which a model knows the class of a sequence (`models/inputs.py`).
     """
 
     ids: Ids
     label: int | None = None
     unscored: NDArray[np.bool_] | None = None
+    shift: int = 0
+
+
+def begun(ids: Ids, start_id: int | None) -> Ids:
+    """Ids (n,) after the one that inputs begin with, if there is one; in a wider type where theirs cannot hold it."""
+    if start_id is None:
+        return ids
+    kind = ids.dtype if start_id <= np.iinfo(ids.dtype).max else np.int64
+    return np.concatenate([np.full(1, start_id, kind), ids])
 
 
 class Corpus(ABC):
@@ -86,12 +96,14 @@ class Corpus(ABC):
 
     Attributes:
         classes: names in the order of their numbers; None: there are no labels, and the next symbol is predicted.
+        conditions: names of the classes that windows show as inputs; empty where they show none.
         groups: names of the parts of a split, such as genomes, whose loss is also given apart.
         files: paths of everything that windows are read from.
         split_source: where the splits come from, in words.
     """
 
     classes: tuple[str, ...] | None = None
+    conditions: tuple[str, ...] = ()
     groups: Sequence[str] = ("all",)
     files: Sequence[str] = ()
     split_source: str = ""
@@ -108,6 +120,17 @@ class Corpus(ABC):
     @abstractmethod
     def fetch(self, span: Any) -> Ids:
         """Ids (len(span),) of a span. A file that is shorter than it was when it was opened is an error."""
+
+    def condition(self, classes: Sequence[str] | str) -> None:
+        """Show the class of each window from now on.
+
+        Args:
+            classes: names in the order of their numbers, or "folders" for all that the data have.
+
+        Raises:
+            InputError: the data have no such classes.
+        """
+        raise InputError("model.classes needs recordings in a folder per class, data.kind=audio; set it to null")
 
     # Training.
 
@@ -144,8 +167,7 @@ class Corpus(ABC):
 
     def read(self, window: Any) -> Example:
         """An evaluation window as it is read."""
-        ids, start = self.fetch(window), self.codec.start_id
-        return Example(ids if start is None else np.concatenate([np.full(1, start, ids.dtype), ids]))
+        return Example(begun(self.fetch(window), self.codec.start_id))
 
     def group(self, window: Any) -> int:
         """Which of `groups` a window belongs to."""

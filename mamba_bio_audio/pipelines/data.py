@@ -83,6 +83,7 @@ class DataModule(LightningDataModule):
     Attributes:
         codec: codec of the data's domain.
         corpus: the data set, opened when it is first asked for.
+        classes: `model.classes`, set before the data set is opened; None where windows show no class.
         stretches: lengths to train at one after another, from where training continues; empty is `length` throughout, from
             `start_sample` on.
     """
@@ -113,6 +114,7 @@ class DataModule(LightningDataModule):
         self.rank = rank
         self.world_size = world_size
         self.stretches: Sequence[Stretch] = ()
+        self.classes: Sequence[str] | str | None = None
         domain = domain_of(config.kind)
         self.codec = domain.codec(config)
         self._open = partial(domain.open, config, length=length, progress=progress)
@@ -122,6 +124,8 @@ class DataModule(LightningDataModule):
         """Open the data set, before workers start."""
         if self._corpus is None:
             self._corpus = self._open()
+            if self.classes is not None:
+                self._corpus.condition(self.classes)
 
     # Of a type that the domain knows: callers above use what they know to be there.
     @property
@@ -202,10 +206,11 @@ def batch_of(examples: Sequence[Example], length: int, pad_id: int) -> dict[str,
     """
     tokens = np.full((len(examples), length), pad_id, dtype=np.int64)
     targets = np.full((len(examples), length), IGNORED, dtype=np.int64)
-    for token, target, (ids, label, unscored) in zip(tokens, targets, examples, strict=True):
+    for token, target, (ids, label, unscored, shift) in zip(tokens, targets, examples, strict=True):
         if len(ids) > length + (label is None):
             raise ValueError(f"{len(ids)} symbols do not fit into a window of {length}")
         token[: len(ids)] = ids[:length]
+        token[: len(ids)] += shift
         if label is not None:
             target[len(ids) - 1] = label
             continue

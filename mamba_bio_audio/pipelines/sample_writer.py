@@ -24,6 +24,7 @@ class SampleRequest(NamedTuple):
         num_samples: how many.
         prompt: as the user gave it.
         prompt_file: file or part of one that holds prompts, as the user gave it; instead of `prompt`.
+        classes: class of each sample; empty where none is asked for.
         draws: temperature, top_k, top_p, seed.
         config: data section of the run.
         data: what the run's manifest says of its data.
@@ -38,6 +39,7 @@ class SampleRequest(NamedTuple):
     config: Any
     data: Mapping[str, Any]
     prompt_file: str | None = None
+    classes: Sequence[str] = ()
 
 
 class Sampled(NamedTuple):
@@ -95,6 +97,7 @@ class SampleWriter(RowForm):
     Attributes:
         start: options of `generate_blocks` for how rows begin: `prompt`, and optionally `initial`.
         num_samples: rows in all, where there are several prompts; None is as many as were asked for.
+        classes: class of each row; empty where none is asked for.
         most: symbols that a file holds, at which endless sampling stops; None where it goes to standard output only.
         rate_hz: symbols of one second of what they describe; None where they have no duration.
         settings: what decides the samples besides the request and the weights; equal settings may be resumed.
@@ -103,6 +106,7 @@ class SampleWriter(RowForm):
     start: Mapping[str, Any]
     settings: Mapping[str, Any]
     num_samples: int | None = None
+    classes: Sequence[str] = ()
     most: ClassVar[int | None] = None
     rate_hz: int | None = None
 

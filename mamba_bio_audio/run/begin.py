@@ -142,7 +142,7 @@ def check_devices(config: RunConfig, device: str) -> None:
 
 
 def resolve(config: RunConfig, data: DataModule) -> RunConfig:
-    """Fill in what the data decide: the number of symbols, and the classes.
+    """Fill in what the data decide: the number of symbols and of ids that are read, and the classes.
 
     Raises:
         InputError: the configuration says something else.
@@ -152,7 +152,15 @@ def resolve(config: RunConfig, data: DataModule) -> RunConfig:
         raise InputError(
             f"model.vocab_size is {config.model.vocab_size}, but the data has {vocab} symbols; leave it null"
         )
-    update: dict[str, Any] = {"model": config.model.model_copy(update={"vocab_size": vocab})}
+    inputs = max(vocab, (data.codec.start_id or 0) + 1)
+    if config.model.inputs not in (None, inputs):
+        raise InputError(
+            f"model.inputs is {config.model.inputs}, but the data have {inputs} ids that are read; leave it null"
+        )
+    found = {"vocab_size": vocab, "inputs": inputs if inputs > vocab else None}
+    if config.model.classes is not None:
+        found["classes"] = data.corpus.conditions
+    update: dict[str, Any] = {"model": config.model.model_copy(update=found)}
     if config.head is not None:
         corpus: Any = data.corpus
         if config.head.classes not in (None, corpus.classes):

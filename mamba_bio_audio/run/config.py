@@ -82,6 +82,12 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _classes_of_generation(self) -> RunConfig:
+        if self.head is not None and self.model.classes is not None:
+            raise ValueError("model.classes: a classifier predicts classes and is not told them; set it to null")
+        return self
+
+    @model_validator(mode="after")
     def _audible(self) -> RunConfig:
         if self.train.listen and not self.data.audible:
             kinds = [name for domain in domains() for name, section in domain.kinds.items() if section.audible]

@@ -38,13 +38,15 @@ def open_data(
     from mamba_bio_audio.pipelines.data import DataModule
 
     train = config.train
-    return DataModule(
+    data = DataModule(
         config.data,
         length=length or train.length,
         batch_size=batch_size or train.micro_batch_for(device),
         seed=config.seed,
         progress=progress,
     )
+    data.classes = config.model.classes
+    return data
 
 
 def progress_lines(quiet: bool) -> Callable[[str, int, int | None], None] | None:

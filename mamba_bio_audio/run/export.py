@@ -28,7 +28,9 @@ from mamba_bio_audio.text import printable
 def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
     """Whether Hugging Face's `MambaForCausalLM` computes the same function."""
     ssm = config.ssm
-    return isinstance(config, ModelConfig) and ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
+    if not isinstance(config, ModelConfig) or config.inputs or config.classes:
+        return False
+    return ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
 
 
 def export(
@@ -197,6 +199,12 @@ def model_card(model: LanguageModel | Classifier) -> str:
         "```",
         "",
     ]
+    if model.classes:
+        lines += [
+            f"It generates by class, {', '.join(model.classes)}: `mba sample FOLDER --class {model.classes[0]} ...`, "
+            f'`mba.generate(model, class_="{model.classes[0]}", ...)`.',
+            "",
+        ]
     if model.labels:
         lines += ["## Classes", "", f"{', '.join(model.labels)}, in the order of the outputs.", ""]
     elif opens_in_transformers(config):

@@ -92,7 +92,10 @@ def changes(new: RunConfig, old: RunConfig, run: Path) -> dict[str, dict[str, An
     """
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     # The first session filled these in from the data.
-    after["model.vocab_size"] = before["model.vocab_size"]
+    for key in ("model.vocab_size", "model.inputs"):
+        after[key] = before[key]
+    if after["model.classes"] == "folders":
+        after["model.classes"] = before["model.classes"]
     if "head.classes" in before and after.get("head.classes") is None:
         after["head.classes"] = before["head.classes"]
     # A mapping in place of null has keys of its own.

@@ -86,6 +86,8 @@ class ClipWriter(SampleWriter):
         if request.prompt_file is not None:
             raise InputError("--prompt-file is for DNA; give the recording that samples continue as --prompt")
         self.request, self.out = request, request.out or Path("-")
+        if request.classes:
+            self.num_samples, self.classes = request.num_samples, request.classes
         self.codec = AudioCodec.of(request.config)
         self.rate_hz = self.codec.sample_rate_hz
         suffix = self.out.suffix.lower()
@@ -202,7 +204,7 @@ class ClipWriter(SampleWriter):
         names = [f"sample-{row:05d}.flac" for row in range(len(sampled.rows))]
         for path, name in zip(sampled.rows, names, strict=True):
             _finish(path, whole / name)
-        write_text(whole / "index.tsv", index_text(sampled.log_likelihood, sampled.length, names))
+        write_text(whole / "index.tsv", index_text(sampled.log_likelihood, sampled.length, names, self.classes))
         write_json(whole / "samples.json", dict(described) | {"log_likelihood": list(sampled.log_likelihood)})
         mark(whole, MAKER)
         put_in_place(whole, self.out, MAKER)
@@ -221,12 +223,13 @@ def _prompt_hash(levels: NDArray[np.uint8 | np.int16], scale: tuple[float, float
     return hashlib.sha256(levels.tobytes() + np.array(scale).tobytes()).hexdigest()
 
 
-def index_text(nats: Sequence[float], length: int, names: Sequence[str]) -> str:
+def index_text(nats: Sequence[float], length: int, names: Sequence[str], classes: Sequence[str] = ()) -> str:
     """The table of samples, the least likely first, as published protocols sort them."""
-    lines = ["rank\tfile\trow\tlog_likelihood_nats\tbits_per_sample"]
+    lines = ["rank\tfile\trow\tlog_likelihood_nats\tbits_per_sample" + ("\tclass" if classes else "")]
     for rank, row in enumerate(sorted(range(len(nats)), key=lambda row: (nats[row], row))):
         bits = -nats[row] / math.log(2) / length
-        lines.append(f"{rank}\t{names[row]}\t{row}\t{nats[row]:.9g}\t{bits:.6g}")
+        of_class = f"\t{classes[row]}" if classes else ""
+        lines.append(f"{rank}\t{names[row]}\t{row}\t{nats[row]:.9g}\t{bits:.6g}{of_class}")
     return "\n".join(lines) + "\n"
 
 

@@ -38,6 +38,11 @@ class AudioDataConfig(DataSection):
         description="standard: fixed range [-1, 1]; sashimi: each window scaled to its own range, only to compare "
         "likelihoods with papers.",
     )
+    start: Literal["level", "token"] = Field(
+        default="level",
+        description="What a sequence begins with: the level of silence, as in published models; or a token of its own, "
+        "which is never predicted, so that the model can tell a beginning from silence.",
+    )
     gain: float = Field(default=1.0, gt=0, le=1e6, description="Every recording is multiplied by this, then clipped.")
     max_duration_s: float | None = Field(
         default=None,

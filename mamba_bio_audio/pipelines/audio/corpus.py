@@ -12,16 +12,20 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.files import AudioFile, content_hash, list_files, open_files
+from mamba_bio_audio.pipelines.audio.labels import class_and_tags, known_classes, split_by_class
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.audio.resampling import RESAMPLER
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, has_split_columns, read_splits, split_by_share
 from mamba_bio_audio.pipelines.corpus import Corpus, Example, Sample
+from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Span, size_of
 from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.windows import Windows, tile
 
 # With more files, results per file would be a wall of numbers, and batches of many small groups slow.
 _MAX_GROUPS = 16
+# Share of training windows that do not show their class, so that a model also generates and scores without one.
+_HIDDEN = 0.1
 
 
 class Recordings:
@@ -57,7 +61,7 @@ class AudioCorpus(Corpus):
     """
 
     def __init__(self, config: AudioDataConfig, *, length: int) -> None:
-        super().__init__(AudioCodec(config.bits, config.quantizer, config.variant, config.sample_rate_hz), length)
+        super().__init__(AudioCodec.of(config), length)
         self.config = config
         if not config.path:
             raise InputError(
@@ -77,9 +81,8 @@ class AudioCorpus(Corpus):
         else:
             self._spans = read_splits(listed, sizes)
             self.split_source = listed
-        self.skipped_windows = len(tile(self._spans["train"], length, shared=0)) - len(
-            AudioCorpus.windows(self, length)
-        )
+        self.skipped_windows = self._skipped()
+        self._class_of: dict[str, int] = {}
 
     def spans(self, split: str) -> list[Span]:
         """Samples of a split."""
@@ -94,6 +97,44 @@ class AudioCorpus(Corpus):
         windows = tile(self._spans["train"], length, shared=0)
         return windows.select(windows.size == length) if self.config.drop_short else windows
 
+    def _skipped(self) -> int:
+        return len(tile(self._spans["train"], self.length, shared=0)) - len(AudioCorpus.windows(self, self.length))
+
+    def split_by_class(self, classes: Sequence[str]) -> None:
+        """Make the splits anew: those of the folders, or the last recordings of each class."""
+        sizes = {file.name: self._size(file) for file in self.recordings.files}
+        shares = self.config.valid_fraction, self.config.test_fraction
+        self._spans, self.split_source = split_by_class(self.recordings.files, sizes, classes, *shares)
+
+    def condition(self, classes: Sequence[str] | str) -> None:
+        """Show the class of each window from now on: the last folder of its file; recordings in other folders have none."""
+        class_of = {file.name: class_and_tags(file)[0] for file in self.recordings.files}
+        wanted = None if isinstance(classes, str) else classes
+        self.conditions = known_classes(class_of, wanted, "model.classes")
+        if len(self.conditions) < 2:
+            raise InputError(
+                f"data.path: only one class, {self.conditions[0]}, but model.classes needs two or more, each a folder of "
+                "recordings; set it to null"
+            )
+        if self._intervals() is None:
+            self.split_by_class(sorted(set(class_of.values())))
+            self.skipped_windows = self._skipped()
+        numbers = {name: number for number, name in enumerate(self.conditions, 1)}
+        self._class_of = {file: numbers.get(name, 0) for file, name in class_of.items()}
+        trained = {self._class_of[span.record] for span in self._spans["train"]}
+        for name, number in numbers.items():
+            if number not in trained:
+                raise InputError(
+                    f"model.classes: no recording of {name!r} in the training split ({self.split_source}); correct the "
+                    "splits, or leave the class out"
+                )
+
+    def read(self, window: Span) -> Example:
+        """A window with the class of its recording, where classes are shown."""
+        found = super().read(window)
+        inputs = max(self.codec.vocab_size, self.codec.start_id + 1)
+        return found._replace(shift=inputs * self._class_of.get(window.record, 0))
+
     def check_training(self) -> None:
         """Raise `InputError` when no window is left."""
         if not len(self.windows(self.length)):
@@ -106,6 +147,8 @@ class AudioCorpus(Corpus):
     def example(self, windows: Windows, sample: Sample) -> Example:
         """A training window; with `data.pad_target` silence what follows a short one is scored as silence."""
         found = self.read(windows[sample.window])
+        if self.conditions and Draws.CLASS.random(sample.seed, sample.number, sample.stage).random() < _HIDDEN:
+            found = found._replace(shift=0)
         return self.filled(found, windows.length + 1) if self.config.pad_target == "silence" else found
 
     def filled(self, example: Example, size: int) -> Example:
@@ -147,6 +190,7 @@ class AudioCorpus(Corpus):
                 }
                 for split in SPLITS
             },
+            **({"conditions": list(self.conditions)} if self.conditions else {}),
             "length": self.length,
             "training_windows": len(self.windows(self.length)),
             "skipped_windows": self.skipped_windows,
@@ -190,6 +234,8 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((split, f"{counts['files']:,} recordings, {_duration(counts['seconds'])}"))
     if summary["excluded_files"]:
         rows.append(("excluded files", f"{len(summary['excluded_files']):,}"))
+    if "conditions" in summary:
+        rows.append(("classes", ", ".join(summary["conditions"])))
     if "training_windows" in summary:
         skipped = f", {summary['skipped_windows']:,} short ones skipped" if summary["skipped_windows"] else ""
         rows.append(("training windows", f"{summary['training_windows']:,} of {summary['length']:,}{skipped}"))

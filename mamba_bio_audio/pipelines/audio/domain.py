@@ -31,7 +31,7 @@ class Audio(Domain):
         """The quantiser."""
         from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 
-        return AudioCodec(config.bits, config.quantizer, config.variant, config.sample_rate_hz)
+        return AudioCodec.of(config)
 
     def open(self, config: Any, *, length: int, progress: Progress | None = None) -> Corpus:
         """Recordings, or labelled ones."""
@@ -107,7 +107,8 @@ class Audio(Domain):
         """The levels."""
         return (
             f"The ids 0 to {codec.vocab_size - 1:,} are levels of the amplitude of one sample, lowest to highest: "
-            f"{codec.description}, one channel at {codec.sample_rate_hz:,} Hz. A sequence begins with {codec.start_id:,}. "
+            f"{codec.description}, one channel at {codec.sample_rate_hz:,} Hz. A sequence begins with {codec.start_id:,}"
+            f"{', a token that is only read' if codec.start_id == codec.vocab_size else ''}. "
             "There is no tokenizer: `model.codec.encode` turns float32 samples in [-1, 1] into levels, and "
             "`model.codec.decode` levels into samples."
         )

@@ -38,7 +38,8 @@ class AudioCodec:
 
     Attributes:
         vocab_size: number of levels, Q.
-        zero_level, start_id, pad_id: Q / 2, with which inputs begin and are padded; in `standard` the level of silence.
+        zero_level, pad_id: Q / 2, with which inputs are padded; in `standard` the level of silence.
+        start_id: what inputs begin with: Q / 2, or as a token of its own Q, which is never predicted.
         sample_ids: ids that may be sampled: all of them.
         sample_rate_hz: sample rate of the audio.
         description: the quantiser in words, without which a likelihood has no meaning.
@@ -54,6 +55,7 @@ class AudioCodec:
         quantizer: Literal["mu-law", "linear"] = "mu-law",
         variant: Literal["standard", "sashimi"] = "standard",
         sample_rate_hz: int = 16_000,
+        start: Literal["level", "token"] = "level",
     ) -> None:
         if not 8 <= bits <= 12:
             raise InputError(f"data.bits is {bits}; choose 8 to 12")
@@ -66,7 +68,8 @@ class AudioCodec:
         self.variant = variant
         self.sample_rate_hz = sample_rate_hz
         self.vocab_size = 2**bits
-        self.zero_level = self.start_id = self.pad_id = self.vocab_size // 2
+        self.zero_level = self.pad_id = self.vocab_size // 2
+        self.start_id = self.vocab_size if start == "token" else self.zero_level
         self.sample_ids = tuple(range(self.vocab_size))
         self.description = f"{quantizer} {bits} bit {variant}"
         self._dtype = np.dtype(np.uint8 if bits == 8 else np.int16)
@@ -76,7 +79,7 @@ class AudioCodec:
     @classmethod
     def of(cls, config: AudioDataConfig) -> AudioCodec:
         """The quantiser that a data section describes."""
-        return cls(config.bits, config.quantizer, config.variant, config.sample_rate_hz)
+        return cls(config.bits, config.quantizer, config.variant, config.sample_rate_hz, config.start)
 
     def check_sequence(self, samples: ArrayLike) -> None:
         """Refuse what is not one channel of samples.

@@ -150,7 +150,9 @@ ROWS = [
     *(row for family in ("audio", "audio-classes") for row in rows(family, "data", *AUDIO)),
     *rows("audio", "data", "data.bits=9", "data.pad_target=silence", "data.drop_short=true"),
     *rows("audio-classes", "data", "data.bits=9", "data.classes=[b, a]", "data.pad_target=silence"),
-    *rows("audio-classes", "error", "data.kind=audio"),
+    *rows("audio", "data", "data.windows=random", "data.augment_gain_db=6", "data.augment_polarity=true"),
+    *rows("audio-classes", "error", "data.kind=audio", "data.windows=random"),
+    *rows("audio-classes", "error", "data.augment_gain_db=6", "data.augment_polarity=true"),
     *rows("audio-classes", "data", "data.drop_short=true"),
     *rows("dna", "run", "seed=1", "train.steps=3", "train.length=16", "train.tokens_per_step=64", "train={steps: 3}"),
     *rows(
@@ -180,6 +182,7 @@ ROWS = [
     *rows("dna", "run", "train.validation_tokens=320", "train.checkpoint_every=1", "train.log_every=2"),
     *rows("dna", "run", ("train.patience=1", "train.lr=1e-30", "train.validate_every=1")),
     *rows("dna-classes", "run", "train.lr_head=1e-3"),
+    *rows("dna", "run", "train.lr_ssm=1e-3"),
     *rows("audio", "run", "train.listen=1"),
     *rows("dna", "trainer", "train.devices=2", "train.nodes=2"),
     *rows("dna", "trainer", ("train.sequence_parallel=2", "train.devices=2")),

@@ -135,6 +135,28 @@ def tile(spans: Iterable[Span], length: int, *, shared: int = 1) -> Windows:
     return Windows(tuple(names), np.repeat(code, counts), start, size, length, shared=shared)
 
 
+def with_room(spans: Sequence[Span], length: int, *, shared: int = 1) -> Windows:
+    """Tiles that may be moved by up to half a window within their span; the last one is whole if possible."""
+    windows = tile(spans, length, shared=shared)
+    counts = [-(-(span.end - span.start - shared) // length) for span in spans]
+    begin = np.repeat(np.array([span.start for span in spans], dtype=np.int64), counts)
+    end = np.repeat(np.array([span.end for span in spans], dtype=np.int64), counts)
+    start = np.maximum(begin, np.minimum(windows.start, end - (length + shared)))
+    size = np.minimum(length + shared, end - start)
+    back = np.minimum(start - begin, length // 2).astype(np.int32)
+    ahead = np.minimum(end - start - size, length // 2).astype(np.int32)
+    return replace(windows, start=start, size=size.astype(np.int32), back=back, ahead=ahead)
+
+
+def move(windows: Windows, index: int, draws: np.random.Generator) -> Span:
+    """A window of `with_room`, moved at random."""
+    assert windows.back is not None
+    assert windows.ahead is not None
+    span = windows[index]
+    shift = int(draws.integers(-int(windows.back[index]), int(windows.ahead[index]), endpoint=True))
+    return Span(span.record, span.start + shift, span.end + shift)
+
+
 def rows_by_record(windows: Windows) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Each record with the positions of its windows."""
     # Windows of a record mostly stand together, and a stable sort of what is nearly sorted is quick.

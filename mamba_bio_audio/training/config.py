@@ -50,6 +50,12 @@ class TrainConfig(BaseModel):
     lr_head: float | None = Field(
         None, gt=0, description="peak learning rate of a classifier's head; null uses lr, as for the backbone"
     )
+    lr_ssm: float | None = Field(
+        None,
+        gt=0,
+        description="peak learning rate of the state space parameters (A, fixed B and C, D, step size), which have no weight "
+        "decay; null uses lr",
+    )
     lr_min: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine schedule")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the learning rate rises linearly")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="betas of AdamW")

@@ -31,16 +31,27 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW at the peak rates, `lr` and, for a classifier's head, `lr_head`; the schedule scales both alike."""
+    """AdamW at the peak rates: `lr`, and those of a classifier's head and of state spaces; the schedule scales all alike."""
     groups = parameter_groups(model, config.weight_decay)
     head = getattr(model, "head", None)
     if config.lr_head is not None and isinstance(head, nn.Module):
-        own = {id(parameter) for parameter in head.parameters()}
-        groups = [
-            group | {"params": [p for p in group["params"] if (id(p) in own) == of_head], "lr": rate}
-            for of_head, rate in ((False, config.lr), (True, config.lr_head))
-            for group in groups
-        ]
+        groups = _apart(groups, list(head.parameters()), config.lr_head, config.lr)
+    if config.lr_ssm is not None:
+        own = [parameter for parameter in model.parameters() if getattr(parameter, "_no_weight_decay", False)]
+        groups = _apart(groups, own, config.lr_ssm, config.lr)
     # A frozen backbone leaves groups without parameters.
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def _apart(groups: list[dict], own: list[nn.Parameter], rate: float, others: float) -> list[dict]:
+    """The groups, and behind them those of `own` at a rate of their own."""
+    ids = {id(parameter) for parameter in own}
+    return [
+        {"lr": others}
+        | group
+        | {"params": [p for p in group["params"] if (id(p) in ids) == apart]}
+        | ({"lr": rate} if apart else {})
+        for apart in (False, True)
+        for group in groups
+    ]

@@ -12,6 +12,7 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.optim import build_optimizer, parameter_groups
@@ -200,6 +201,18 @@ def test_the_head_of_a_classifier_has_its_own_rate():
     found = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
     assert {name for name, rate in found.items() if rate == 5e-3} == {"head.weight", "head.bias"}
     assert {rate for name, rate in found.items() if not name.startswith("head.")} == {1e-3}
+
+
+def test_state_spaces_have_their_own_rate():
+    """A, the fixed B and C, D and the step size, without weight decay; convolution, projections and norms go on at `lr`."""
+    model = build_model(UNetConfig(d_model=4, num_layers=1, pools=(2,), mixer="s4d", vocab_size=12))
+    groups = build_optimizer(model, config(lr_ssm=5e-3, weight_decay=0.1)).param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    own = {name for name, parameter in model.named_parameters() if rates[id(parameter)] == 5e-3}
+    assert {name.split(".")[-1] for name in own} == {"A_log", "A_imag", "B", "C", "D", "dt"}
+    assert len(own) == 6 * 3
+    assert {rates[id(parameter)] for name, parameter in model.named_parameters() if name not in own} == {1e-3}
+    assert all(group["weight_decay"] == 0 for group in groups if group["lr"] == 5e-3)
 
 
 def test_near_divisors_are_named_once():

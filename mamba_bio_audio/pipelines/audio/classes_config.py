@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 
@@ -24,3 +24,11 @@ class AudioClassesConfig(AudioDataConfig):
         description="What follows a short clip: nothing, the class is read where it ends; or silence up to train.length, "
         "as in data sets of clips of one length.",
     )
+
+    @model_validator(mode="after")
+    def _clips_are_whole(self) -> "AudioClassesConfig":
+        if self.windows != "tile" or self.augment_gain_db or self.augment_polarity:
+            raise ValueError(
+                "clips with classes are read whole and as they are: leave windows and augment_* as they are"
+            )
+        return self

@@ -53,6 +53,21 @@ class AudioDataConfig(DataSection):
     drop_short: bool = Field(
         default=False, description="Leave windows shorter than train.length out of training instead of padding them."
     )
+    windows: Literal["tile", "random"] = Field(
+        default="tile",
+        description="Training windows: tiles of the recordings, or random: each read moved by up to half a window within "
+        "its recording, anew in every epoch.",
+    )
+    augment_gain_db: float = Field(
+        default=0.0,
+        ge=0,
+        le=60,
+        description="Training windows are made louder or softer by up to this many dB, drawn for each; none so loud that "
+        "it clips.",
+    )
+    augment_polarity: bool = Field(
+        default=False, description="Half of the training windows, drawn at random, have their sign changed."
+    )
     pad_target: Literal["mask", "silence"] = Field(
         default="mask",
         description="Padding in training is not scored, or scored as silence, so that a model knows what follows the "

@@ -16,11 +16,11 @@ from mamba_bio_audio.pipelines.audio.labels import class_and_tags, known_classes
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.audio.resampling import RESAMPLER
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, has_split_columns, read_splits, split_by_share
-from mamba_bio_audio.pipelines.corpus import Corpus, Example, Sample
+from mamba_bio_audio.pipelines.corpus import Corpus, Example, Ids, Sample, begun
 from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Span, size_of
 from mamba_bio_audio.pipelines.split_names import SPLITS
-from mamba_bio_audio.pipelines.windows import Windows, tile
+from mamba_bio_audio.pipelines.windows import Windows, move, tile, with_room
 
 # With more files, results per file would be a wall of numbers, and batches of many small groups slow.
 _MAX_GROUPS = 16
@@ -94,7 +94,8 @@ class AudioCorpus(Corpus):
 
     def windows(self, length: int) -> Any:
         """Windows of the training split at some length."""
-        windows = tile(self._spans["train"], length, shared=0)
+        lay_out = with_room if self.config.windows == "random" else tile
+        windows = lay_out(self._spans["train"], length, shared=0)
         return windows.select(windows.size == length) if self.config.drop_short else windows
 
     def _skipped(self) -> int:
@@ -129,9 +130,9 @@ class AudioCorpus(Corpus):
                     "splits, or leave the class out"
                 )
 
-    def read(self, window: Span) -> Example:
-        """A window with the class of its recording, where classes are shown."""
-        found = super().read(window)
+    def read(self, window: Span, ids: Ids | None = None) -> Example:
+        """A window with the class of its recording, where classes are shown; `ids` are read in place of its own levels."""
+        found = Example(begun(self.fetch(window) if ids is None else ids, self.codec.start_id))
         inputs = max(self.codec.vocab_size, self.codec.start_id + 1)
         return found._replace(shift=inputs * self._class_of.get(window.record, 0))
 
@@ -146,10 +147,23 @@ class AudioCorpus(Corpus):
 
     def example(self, windows: Windows, sample: Sample) -> Example:
         """A training window; with `data.pad_target` silence what follows a short one is scored as silence."""
-        found = self.read(windows[sample.window])
+        window, ids = windows[sample.window], None
+        if self.config.windows == "random":
+            window = move(windows, sample.window, Draws.PLACE.random(sample.seed, sample.number, sample.stage))
+        if self.config.augment_gain_db or self.config.augment_polarity:
+            ids = self.codec.encode(self.augmented(self.recordings.audio(window), sample))
+        found = self.read(window, ids)
         if self.conditions and Draws.CLASS.random(sample.seed, sample.number, sample.stage).random() < _HIDDEN:
             found = found._replace(shift=0)
         return self.filled(found, windows.length + 1) if self.config.pad_target == "silence" else found
+
+    def augmented(self, audio: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
+        """Samples of a training window, perhaps with their sign changed, louder or softer; nothing clips because of it."""
+        draws = Draws.LOUDNESS.random(sample.seed, sample.number, sample.stage)
+        negate, loudness = draws.integers(2), draws.uniform(-1, 1)
+        gain = 10 ** (loudness * self.config.augment_gain_db / 20)
+        gain = min(gain, max(1.0, 1 / max(float(np.abs(audio).max(initial=0)), 1e-9)))
+        return audio * np.float32(-gain if negate and self.config.augment_polarity else gain)
 
     def filled(self, example: Example, size: int) -> Example:
         """An example with silence behind it, up to `size` symbols."""

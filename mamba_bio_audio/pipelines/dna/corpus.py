@@ -21,7 +21,7 @@ from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
 from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Interval, Span, merge, shared_symbols, size_of, subtract
 from mamba_bio_audio.pipelines.split_names import SPLITS
-from mamba_bio_audio.pipelines.windows import EvaluationWindows, Windows, evaluation_windows, union_of
+from mamba_bio_audio.pipelines.windows import EvaluationWindows, Windows, evaluation_windows, move, union_of
 
 
 class DnaCorpus(Corpus):
@@ -183,10 +183,7 @@ class DnaCorpus(Corpus):
         span = windows[index]
         if windows.back is None or windows.ahead is None:
             return span
-        back, ahead = int(windows.back[index]), int(windows.ahead[index])
-        draws = Draws.PLACE.random(sample.seed, sample.number, sample.stage)
-        shift = int(draws.integers(-back, ahead, endpoint=True))
-        moved = Span(span.record, span.start + shift, span.end + shift)
+        moved = move(windows, index, Draws.PLACE.random(sample.seed, sample.number, sample.stage))
         unknown = int(self.genome.count_unknown(*moved))
         if unknown > self.config.max_unknown * len(span) or len(span) - unknown < 2:
             return span

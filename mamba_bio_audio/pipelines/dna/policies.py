@@ -28,7 +28,7 @@ from mamba_bio_audio.pipelines.dna.config import Policy, SharedBases
 from mamba_bio_audio.pipelines.dna.genome import Genome
 from mamba_bio_audio.pipelines.spans import Interval, Span
 from mamba_bio_audio.pipelines.split_names import SPLITS
-from mamba_bio_audio.pipelines.windows import Windows, rows_by_record, tile, union_of
+from mamba_bio_audio.pipelines.windows import Windows, rows_by_record, tile, union_of, with_room
 
 GROW_TO = 1 << 20
 
@@ -178,7 +178,7 @@ def lay_out(
         else:
             spans.append(Span(record, start, end))
     if policy == "random":
-        return _with_room(spans, length), 0
+        return with_room(spans, length), 0
     return _slide(tile(spans, length), records)
 
 
@@ -190,19 +190,6 @@ def _slide(windows: Windows, records: Mapping[str, int]) -> tuple[Windows, int]:
     start = np.clip(windows.start, 0, end - size)
     slid = int(((start != windows.start) | (size != windows.size)).sum())
     return Windows(windows.records, windows.record, start, size, windows.length), slid
-
-
-def _with_room(spans: Sequence[Span], length: int) -> Windows:
-    """Tiles that may be moved by up to half a window within their span; the last one is whole if possible."""
-    windows = tile(spans, length)
-    counts = [-(-(span.end - span.start - 1) // length) for span in spans]
-    begin = np.repeat(np.array([span.start for span in spans], dtype=np.int64), counts)
-    end = np.repeat(np.array([span.end for span in spans], dtype=np.int64), counts)
-    start = np.maximum(begin, np.minimum(windows.start, end - (length + 1)))
-    size = np.minimum(length + 1, end - start)
-    back = np.minimum(start - begin, length // 2).astype(np.int32)
-    ahead = np.minimum(end - start - size, length // 2).astype(np.int32)
-    return Windows(windows.records, windows.record, start, size.astype(np.int32), length, back, ahead)
 
 
 def count_unknown(windows: Windows, genome: Genome) -> NDArray[np.int64]:

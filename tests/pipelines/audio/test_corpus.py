@@ -253,3 +253,67 @@ def test_shared_digits(shared_data) -> None:
     assert 0.1 < share < 0.9
     same = module(str(shared_data / "sc09" / "speech_commands_16k"), length=16_000)
     assert same.summary()["native_rates_hz"] == [16_000]
+
+
+def varied(folder: str, **options) -> DataModule:
+    return module(folder, windows="random", augment_gain_db=6.0, augment_polarity=True, **options)
+
+
+def test_random_windows_are_spans_of_their_recordings(folder: str) -> None:
+    """Whole windows at other places in every epoch, each no further than half a window from its tile."""
+    data = module(folder, windows="random")
+    windows, stream = data.training_windows(L), data.stream()
+    texts = {f"{n}.wav": levels(f"{folder}/{n}.wav").tobytes() for n in range(1, 18)}
+    places = []
+    for number in range(2 * len(windows)):
+        found = stream.example(number).ids
+        tile = windows[stream.window_index(number)]
+        assert len(found) == L + 1
+        at = texts[tile.record].find(found[1:].tobytes())
+        assert max(0, tile.start - L // 2) <= at <= tile.start + L // 2
+        places.append((tile.record, at))
+    assert len(set(places)) > 1.5 * len(windows)
+
+
+def test_augmentation_changes_sign_and_loudness_and_clips_nothing(tmp_path) -> None:
+    """Half of the windows turned over, gains all over the range, the loud recording never above full scale."""
+    for name, scale in (("1", 0.4), ("2", 0.99), ("3", 0.1), ("4", 0.1)):
+        soundfile.write(tmp_path / f"{name}.wav", scale * np.sin(np.arange(40 * L) / 5), 16_000)
+    path = str(tmp_path)
+    plain, changed = module(path), module(path, augment_gain_db=12.0, augment_polarity=True)
+    turned, gains = [], {f"{name}.wav": [] for name in "1234"}
+    stream, other = plain.stream(), changed.stream()
+    for number in range(80):
+        before, after = (plain.codec.decode(s.example(number).ids[1:]) for s in (stream, other))
+        factor = float(before @ after / (before @ before))
+        turned.append(factor < 0)
+        gains[plain.training_windows(L)[stream.window_index(number)].record].append(abs(factor))
+        assert np.abs(after - factor * before).max() < 0.05 * np.abs(after).max() + 0.01
+        assert np.abs(after).max() <= 1
+    assert 20 < sum(turned) < 60
+    assert min(gains["1.wav"]) < 0.5
+    assert 1.8 < max(gains["1.wav"]) <= 2.51
+    assert max(gains["2.wav"]) < 1.05
+
+
+def test_variations_depend_on_seed_stage_and_sample_alone(folder: str) -> None:
+    whole = rows(batches(varied(folder), 12))
+    assert rows(batches(varied(folder, num_workers=2), 12)) == whole
+    assert rows(batches(varied(folder, start_sample=16), 8)) == whole[16:]
+    ranks = [rows(batches(varied(folder, batch_size=2, rank=rank, world_size=2), 12)) for rank in (0, 1)]
+    assert [row for pair in zip(*ranks, strict=True) for row in pair] == whole
+    assert rows(batches(varied(folder, seed=1), 12)) != whole
+
+
+def test_variations_leave_evaluation_alone(folder: str) -> None:
+    plain, changed = module(folder), varied(folder)
+    for split in ("train", "valid", "test"):
+        assert rows(list(changed.evaluation_dataloader(split))) == rows(list(plain.evaluation_dataloader(split)))
+
+
+def test_clips_with_classes_are_not_varied() -> None:
+    from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
+
+    for options in ({"windows": "random"}, {"augment_gain_db": 3}, {"augment_polarity": True}):
+        with pytest.raises(ValidationError, match="clips with classes are read whole"):
+            AudioClassesConfig(**options)

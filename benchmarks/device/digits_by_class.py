@@ -27,7 +27,10 @@ from typing import Any
 BEGAN = time.monotonic()
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "classes": ("audio/digits@classes", ()),
-    "classes-ema": ("audio/digits@classes", ("train.ema=0.998",)),
+    "classes-augmented": (
+        "audio/digits@classes",
+        ("train.ema=0.998", "data.augment_polarity=true", "data.augment_gain_db=3"),
+    ),
     "no-classes": ("audio/digits", ()),
 }
 SETTINGS: dict[str, dict[str, float]] = {
@@ -293,7 +296,7 @@ def table(found: dict[str, Any]) -> str:
     for arm, rows in found["settings"].items():
         for name, row in rows.items():
             lines.append(
-                f"{arm:<12} {name:<18} {row['n']:>6} clips  right {row['right']:.1%}  recognised {row['recognised']:.1%}"
+                f"{arm:<18} {name:<18} {row['n']:>6} clips  right {row['right']:.1%}  recognised {row['recognised']:.1%}"
             )
     lines.append("")
     for name, row in [

@@ -2,7 +2,7 @@
 
     python3 benchmarks/device/digits_by_class.py .device/cond/digits.tgz
 
-Trainings, judge and recogniser share the GPU for --train-seconds. Then the settings of sampling are compared on 500 clips
+Trainings, judge and recogniser share the GPU for --train-seconds. Then the settings of sampling are compared on 440 clips
 each, and the best one is judged on 2,050 clips of another seed, 205 of each digit, beside temperature 1, a model without
 classes, and recorded clips. A clip is right where the judge names the digit that was asked for and the recogniser, too,
 takes it for that digit. `cond.tar` holds table, JSON, curves and clips, `cond_model.tar` the weights that were chosen.
@@ -151,11 +151,10 @@ def by_row(base: Any, numbers: Any, guidance: float) -> Any:
     return ByRow()
 
 
-def made(model: Any, count: int, seed: int, setting: dict[str, float], *, each_alone: bool, length: int) -> Any:
+def made(model: Any, count: int, seed: int, setting: dict[str, float], length: int) -> Any:
     """Clips (n, 16000), and the digit that each was asked to be; None without classes.
 
-    Args:
-        each_alone: class by class, as `mba sample --class all` does; else all classes in one batch.
+    Class by class, as `mba sample --class all` makes them; with top-p or guidance all classes in one batch.
     """
     import numpy as np
     import torch
@@ -166,15 +165,17 @@ def made(model: Any, count: int, seed: int, setting: dict[str, float], *, each_a
 
     draws = {name: value for name, value in setting.items() if name != "guidance"}
     how: dict[str, Any] = {"length": length, "num_samples": count, "seed": seed, **draws}
+    # So many rows the persistent kernel takes at once.
+    batch = {"batch_size": min(count, 44)}
     device = next(model.parameters()).device
     asked = None
     if not model.classes:
-        tokens = m.generate(model, batch_size=min(count, 1056), **how)
+        tokens = m.generate(model, **how, **(batch if "top_p" not in draws else {}))
     else:
         names = [model.classes[row * len(model.classes) // count] for row in range(count)]
         asked = np.array([DIGITS.index(name) for name in names])
-        if each_alone:
-            tokens = m.generate(model, class_=names, **how)
+        if draws.keys() <= {"temperature"} and "guidance" not in setting:
+            tokens = m.generate(model, class_=names, **how, **batch)
         else:
             numbers = torch.tensor([model.classes.index(name) + 1 for name in names], device=device)
             rows = by_row(model, numbers, setting.get("guidance", 0.0))
@@ -247,7 +248,7 @@ def score(options: argparse.Namespace) -> None:
         return options.seconds - (time.monotonic() - BEGAN)
 
     def measure(arm: str, name: str) -> float:
-        heard, asked = made(models[arm], options.trial, 1, SETTINGS[name], each_alone=False, length=options.length)
+        heard, asked = made(models[arm], options.trial, 1, SETTINGS[name], options.length)
         result = found["settings"].setdefault(arm, {})[name] = ears.score(heard, asked)
         say(f"{arm}, {name}: {result['right']:.1%} right, {result['recognised']:.1%} recognised of {len(heard)}")
         return float(result["right"])
@@ -269,8 +270,7 @@ def score(options: argparse.Namespace) -> None:
             say(f"{label}: left out for lack of time")
             continue
         count = options.count if arm == "no-classes" else -(-options.count // 10) * 10
-        alone = "top_p" not in SETTINGS[name]
-        heard, asked = made(models[arm], count, 0, SETTINGS[name], each_alone=alone, length=options.length)
+        heard, asked = made(models[arm], count, 0, SETTINGS[name], options.length)
         result = found["final"][label] = ears.score(heard, asked)
         say(f"{label}: {result.get('right', math.nan):.1%} right, {result['recognised']:.1%} recognised of {count:,}")
         chosen_rows = range(0, count, count // 10) if asked is not None else range(4)
@@ -356,7 +356,7 @@ def main() -> None:
     parser.add_argument("--reserve", type=float, default=150, help="seconds kept for the final clips")
     parser.add_argument("--workers", type=int, default=4, help="processes that read data, for each training")
     parser.add_argument("--judge-epochs", type=int, default=30)
-    parser.add_argument("--trial", type=int, default=500, help="clips of a setting")
+    parser.add_argument("--trial", type=int, default=440, help="clips of a setting")
     parser.add_argument("--count", type=int, default=2048)
     parser.add_argument("--length", type=int, default=16_000)
     parser.add_argument("--set", action="append", default=[])

@@ -30,10 +30,19 @@ def stretch(model: nn.Module) -> int:
     return -(-_STEPS // period) * period
 
 
-def prefill(model: nn.Module, symbols: Tensor, state: Any) -> Any:
-    """The state after symbols (R, P), all positions in parallel, a long prompt in pieces of bounded memory."""
+def prefill(model: nn.Module, symbols: Tensor, state: Any, told: Callable[[int, int], None] | None = None) -> Any:
+    """The state after symbols (R, P), all positions in parallel, a long prompt in pieces of bounded memory.
+
+    Args:
+        model, symbols, state: as of `steps`.
+        told: called with (symbols of a row that were read, P) after every piece.
+    """
+    read = 0
     for piece in symbols.split(_PREFILL, dim=1):
         state = model(piece, state, logits="last").state
+        read += piece.shape[1]
+        if told is not None:
+            told(read, symbols.shape[1])
     return state
 
 

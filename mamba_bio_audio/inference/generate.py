@@ -162,7 +162,7 @@ def generate(
 
 
 def generate_blocks(
-    model: nn.Module,
+    model: nn.Module | Stepper,
     *,
     length: int | None,
     num_samples: int = 1,
@@ -171,7 +171,6 @@ def generate_blocks(
     place: Place = Place(),
     precision: Precision = "fp32",
     path: Path | None = None,
-    stepper: Stepper | None = None,
     **draws: Unpack[Draws],
 ) -> Iterator[Block]:
     """Sample like `generate`, but yield blocks: the rows of a batch from first to last symbol, then the next batch.
@@ -181,10 +180,10 @@ def generate_blocks(
     prompt must be everything so far, and the result agrees to rounding.
 
     Args:
-        model, num_samples, prompt, batch_size, precision, path, draws: as for `generate`.
+        model: as for `generate`, or what `prepared` made of one, which has its own precision, path and draws but the seed.
+        num_samples, prompt, batch_size, precision, path, draws: as for `generate`.
         length: likewise; None goes on until the caller stops, with the rows of one batch.
         place: position of the first row and symbol.
-        stepper: of `prepared`, made of the same precision, path and draws; None makes one.
 
     Returns:
         Iterator over `Block`. Options are checked immediately, before the first block is requested.
@@ -198,13 +197,11 @@ def generate_blocks(
         raise InputError(f"batch_size is {batch_size}; choose 1 or more")
     if not 0 <= seed < 2**64:
         raise InputError(f"seed is {seed}; choose 0 to 2^64 - 1")
-    if getattr(model, "streaming", "constant") == "none":
-        raise InputError(
-            "this model cannot carry a state from symbol to symbol, so it cannot sample; use another mixer"
-        )
-    stepper = stepper or prepared(
-        model, rows=min(batch_size or num_samples, num_samples), precision=precision, path=path, **draws
-    )
+    if isinstance(model, Stepper):
+        stepper, model = model, model.model
+    else:
+        rows_together = min(batch_size or num_samples, num_samples)
+        stepper = prepared(model, rows=rows_together, precision=precision, path=path, **draws)
     classes = check_classes(model, draws.get("class_"), num_samples)
     prefix = check_prompt(model, prompt, num_samples)
     start_id = getattr(getattr(model, "codec", None), "start_id", None)
@@ -231,22 +228,33 @@ def generate_blocks(
 
 
 def prepared(
-    model: nn.Module, *, rows: int, precision: Precision = "fp32", path: Path | None = None, **draws: Unpack[Draws]
+    model: nn.Module,
+    *,
+    rows: int,
+    precision: Precision = "fp32",
+    path: Path | None = None,
+    reading: Callable[[int, int], None] | None = None,
+    **draws: Unpack[Draws],
 ) -> Stepper:
     """What runs the steps; what it records or lays out at the first call serves all calls that share it.
 
     Args:
         rows: of a batch.
+        reading: called with (symbols read, symbols in all) while the prompts of a batch are read.
         model, precision, path, draws: as for `generate`.
 
     Raises:
         InputError: options that the model cannot be sampled with.
     """
     choice = _Choice.of(model, draws)
+    if getattr(model, "streaming", "constant") == "none":
+        raise InputError(
+            "this model cannot carry a state from symbol to symbol, so it cannot sample; use another mixer"
+        )
     if path is None:
         path = paths.fastest(model, choice, rows, precision)
     paths.check(model, choice, path, precision)
-    return Stepper(model, choice.to(paths.device_of(model)), precision, path)
+    return Stepper(model, choice.to(paths.device_of(model)), precision, path, reading)
 
 
 def sampling_path(model: nn.Module, *, rows: int, precision: Precision = "fp32", **draws: Unpack[Draws]) -> Path:
@@ -296,14 +304,14 @@ def _batch(
         try:
             with torch.inference_mode(), stepper.narrow():
                 if isinstance(prefix, list) and last is None:
-                    last, state = read_prompts(model, prefix, rows, device)
+                    last, state = read_prompts(model, prefix, rows, device, stepper.reading)
                 if last is None:
                     symbol, score = choice.first(draws[0])
                     symbols.append(symbol[None])
                     scores.append(score[None])
                     last, draws = symbol[:, None], draws[1:]
                 elif last.shape[1] > 1:
-                    state = prefill(model, last[:, :-1], state)
+                    state = prefill(model, last[:, :-1], state, stepper.reading)
                     last = last[:, -1:]
                 if low == 0 and choice.beyond(model, last):
                     # A start token, which is in no table of symbols: the model itself reads it.

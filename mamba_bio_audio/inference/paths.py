@@ -90,8 +90,15 @@ def _check_precision(precision: str) -> None:
 class Stepper:
     """A model and how its steps run. What is recorded or laid out for a batch serves the next of as many rows."""
 
-    def __init__(self, model: nn.Module, choice: _Choice, precision: Precision, path: Path) -> None:
-        self.model, self.choice, self.precision, self.path = model, choice, precision, path
+    def __init__(
+        self,
+        model: nn.Module,
+        choice: _Choice,
+        precision: Precision,
+        path: Path,
+        reading: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.model, self.choice, self.precision, self.path, self.reading = model, choice, precision, path, reading
         self._advance: tuple[int, Advance] | None = None
         self._of_class: tuple[str, Stepper] | None = None
 
@@ -99,7 +106,7 @@ class Stepper:
         """The same for sequences of one class of the model; the last one is kept."""
         if self._of_class is None or self._of_class[0] != name:
             own = self.model.of_class(name)  # type: ignore[operator]
-            self._of_class = name, Stepper(own, self.choice, self.precision, self.path)
+            self._of_class = name, Stepper(own, self.choice, self.precision, self.path, self.reading)
         return self._of_class[1]
 
     def advance(self, rows: int) -> Advance:

@@ -6,7 +6,7 @@ from disk, and their states are joined: the rows then step as one batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,20 +145,38 @@ def batches(
         low = high
 
 
-def read_prompts(model: nn.Module, prompts: list[Row], rows: int, device: torch.device) -> tuple[Tensor, Any]:
+def read_prompts(
+    model: nn.Module,
+    prompts: list[Row],
+    rows: int,
+    device: torch.device,
+    told: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Any]:
     """Read prompts one after the other, in pieces; neighbours that are one object are read once.
+
+    Args:
+        model: in evaluation mode.
+        prompts: one for all rows, or one for each.
+        rows: R.
+        device: of the model.
+        told: called with (symbols read, symbols in all) after every piece.
 
     Returns:
         Their last symbols (R, 1), and the states before them as those of one batch.
     """
     start_id = getattr(getattr(model, "codec", None), "start_id", None)
     states, last, of = [], [], []
+    own = [prompt for number, prompt in enumerate(prompts) if number == 0 or prompt is not prompts[number - 1]]
+    read, size = 0, sum(map(len, own))
     for number, prompt in enumerate(prompts):
         if number == 0 or prompt is not prompts[number - 1]:
             inputs, state = Inputs(prompt, start_id), None
             for low in range(0, len(inputs), _PIECE):
                 ids = torch.from_numpy(np.asarray(inputs[low : low + _PIECE]).astype(np.int64))
                 state = prefill(model, ids[None].to(device), state)
+                if told is not None:
+                    told(min(read + low + _PIECE, read + len(prompt)), size)
+            read += len(prompt)
             states.append(state)
             last.append(int(prompt[len(prompt) - 1 : len(prompt)][0]))
         of.append(len(states) - 1)

@@ -3,7 +3,7 @@
 A folder holds one file per row, growing block by block, and the model's state, saved from time to time:
 
     settings.json             what is being sampled; a continuation must ask for the same
-    row-00000.SUFFIX          the symbols of row 0 so far, in the bytes of the domain
+    row-00000.SUFFIX          the symbols of row 0 so far, in the bytes of the domain, behind the prompt if that is kept
     state.safetensors         position and model state of the batch, replaced atomically
 
 If the process is killed at any moment, the rows keep what was written. Continuing cuts them back to the last state and
@@ -27,6 +27,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, begin_unfinished, discard_unfinished
 from mamba_bio_audio.files.tensors import load_tree, save_tree
 from mamba_bio_audio.inference.generate import Block, Place, generate_blocks, prepared
+from mamba_bio_audio.inference.paths import Stepper
 from mamba_bio_audio.inference.prompts import Prompt, batches, check_prompt
 from mamba_bio_audio.machine import raise_open_files
 from mamba_bio_audio.pipelines.sample_writer import RowForm
@@ -80,7 +81,7 @@ class RowFiles:
 
     def sample(
         self,
-        model: nn.Module,
+        model: nn.Module | Stepper,
         *,
         length: int,
         num_samples: int,
@@ -94,6 +95,7 @@ class RowFiles:
         """Sample every row to its end, continuing from the contents of the folder.
 
         Args:
+            model: or what `generate.prepared` made of one for these options.
             length: symbols per row, not counting the prompt.
             num_samples: number of rows.
             batch_size: rows sampled at a time.
@@ -118,12 +120,14 @@ class RowFiles:
                 f"{together:,} samples at a time need as many open files, but this machine allows {allowed:,} (ulimit "
                 f"-n); choose --batch-size {allowed} or less"
             )
+        stepper = model if isinstance(model, Stepper) else None
+        model = model.model if isinstance(model, Stepper) else model
         at, last, state = self._restore(model)
         sums = list(at.log_likelihood)
         try:
             prefix = check_prompt(model, prompt, num_samples)
             # Once for all batches.
-            stepper = prepared(model, rows=together, **options)
+            stepper = stepper or prepared(model, rows=together, **options)
         except InputError:
             if not self.path(0).exists():
                 # As below.
@@ -141,13 +145,12 @@ class RowFiles:
                 start = last
             try:
                 blocks = generate_blocks(
-                    model,
+                    stepper,
                     length=length - position,
                     num_samples=rows,
                     prompt=start,
                     class_=None if class_ is None else class_[low : low + rows],
                     place=Place(low, position, state if position else None),
-                    stepper=stepper,
                     **options,
                 )
             except InputError:
@@ -161,7 +164,8 @@ class RowFiles:
                 saved = time.monotonic()
                 for block in blocks:
                     for i, tokens in enumerate(block.tokens.numpy()):
-                        self._write(files[i], self.form.encode(tokens), block.position + len(tokens))
+                        row, symbols = low + i, block.position + len(tokens)
+                        self._write(files[i], self.form.encode(tokens, row), len(self.form.kept(row)) + symbols)
                         sums[low + i] += float(block.log_likelihood[i].sum())
                     position = block.position + block.tokens.shape[1]
                     if progress is not None:
@@ -238,10 +242,13 @@ class RowFiles:
         for row in range(low, low + rows):
             path = self.path(row)
             size = path.stat().st_size if path.exists() else 0
-            header = self.form.header(position)
-            kept = len(header) + position * self.form.symbol_bytes
-            if position and size < kept:
+            symbols = len(self.form.kept(row)) + position
+            header = self.form.header(symbols)
+            end = len(header) + symbols * self.form.symbol_bytes
+            if position and size < end:
                 raise InputError(f"{path}: shorter than the saved state requires; start again with --force")
-            with path.open("r+b" if size else "wb") as file:
+            with path.open("r+b" if position else "wb") as file:
                 file.write(header)
-                file.truncate(kept)
+                if not position:
+                    file.writelines(self.form.kept_bytes(row))
+                file.truncate(end)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,13 +13,20 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.contract import Cli, Device, Force, Options, Result, Resume, RunFolder, Which
+from mamba_bio_audio.jobs.sample_progress import Rate, showing
 
 if TYPE_CHECKING:
+    from mamba_bio_audio.inference.paths import Stepper
     from mamba_bio_audio.pipelines.sample_writer import SampleWriter
     from mamba_bio_audio.run.config import RunConfig
 
 COMMAND = "sample"
 PANEL = "Use"
+
+
+def _prompts(given: Any) -> Any:
+    """Several, one, or none."""
+    return () if given is None else (given,) if isinstance(given, str) else given
 
 
 def _length(given: Any) -> Any:
@@ -34,21 +40,28 @@ class SampleOptions(Options):
     """Options of `mba sample`.
 
     Attributes:
-        length: None goes on until a signal, or the end of what a file holds.
+        length: None goes on until a signal, or the end of what a file holds; so does `seconds` = inf. One of them is given.
+        prompt: several, or one as text.
     """
 
     run: RunFolder
     length: Annotated[int | None, BeforeValidator(_length), Cli(metavar="N|inf", text=True)] = Field(
+        None,
         ge=1,
         description="Bases or audio samples to generate for each sample, without the prompt; inf goes on until Ctrl-C.",
     )
-    num_samples: int = Field(1, ge=1, description="Number of samples.")
+    seconds: Annotated[float | None, Cli(metavar="S|inf")] = Field(
+        None, gt=0, description="Audio: the same in seconds, rounded to the nearest sample; instead of --length."
+    )
+    num_samples: int = Field(1, ge=1, description="Number of samples, of each prompt where there are several.")
     out: Path | None = Field(
         None,
         description="FASTA file; audio: FILE.wav, FILE.flac, or a folder for several; default, or -: standard output, "
         "FASTA or WAV, as it is made.",
     )
-    prompt: str | None = Field(None, description="What the samples continue: bases, or an audio file.")
+    prompt: Annotated[tuple[str, ...], BeforeValidator(_prompts)] = Field(
+        (), description="What the samples continue: bases, or an audio file or a folder of them; repeatable."
+    )
     prompt_file: str | None = Field(
         None,
         description="DNA of any length to continue: FILE[:RECORD[:START-END]], FASTA or 2bit; each record begins "
@@ -57,6 +70,10 @@ class SampleOptions(Options):
     class_: Annotated[tuple[str, ...], Cli(flag="--class", metavar="NAME")] = Field(
         (),
         description="Audio models trained on classes: the class of the samples; repeatable, or all: --num-samples of each.",
+    )
+    keep_prompt: bool = Field(
+        False,
+        description="Write the prompt, as the model read it, before its continuation; log-likelihoods leave it out.",
     )
     temperature: float = Field(1.0, ge=0, description="Divides the logits; 0 always picks the most probable symbol.")
     top_k: int | None = Field(None, ge=1, description="Keep only the k most probable symbols.")
@@ -80,11 +97,34 @@ class SampleOptions(Options):
     def _check(self) -> SampleOptions:
         if self.resume and self.force:
             raise ValueError("--resume continues interrupted sampling and --force replaces it; give one of them")
-        if self.prompt is not None and self.prompt_file is not None:
+        if self.prompt and self.prompt_file is not None:
             raise ValueError("--prompt and --prompt-file both say what the samples continue; give one of them")
-        if self.length is None and self.num_samples > 1:
+        if self.keep_prompt and not self.prompt and self.prompt_file is None:
+            raise ValueError("--keep-prompt keeps what --prompt or --prompt-file gives; give one of them")
+        if len({"length", "seconds"} & self.model_fields_set) != 1:
+            raise ValueError("give either --length, in symbols, or --seconds, of audio")
+        if self.length is None and self.seconds in (None, math.inf) and self.num_samples > 1:
             raise ValueError("--length inf makes one sample; leave out --num-samples")
         return self
+
+    def in_symbols(self, config: RunConfig) -> SampleOptions:
+        """The same with `seconds` as `length`.
+
+        Raises:
+            InputError: they are no length here.
+        """
+        from mamba_bio_audio.pipelines.domains import domain_of
+
+        if self.seconds is None:
+            return self
+        domain = domain_of(config.data.kind)
+        rate = domain.rate_hz(config.data)
+        if rate is None:
+            raise InputError(f"--seconds is for audio; give --length, in {domain.unit}s")
+        length = None if self.seconds == math.inf else math.floor(min(self.seconds * rate, 2**62) + 0.5)
+        if length == 0:
+            raise InputError(f"--seconds {self.seconds:g} is less than half a sample at {rate:,} Hz; choose more")
+        return self.model_copy(update={"length": length, "seconds": None})
 
     @property
     def target(self) -> Path | None:
@@ -166,6 +206,8 @@ def run(options: SampleOptions) -> SampleResult:
     described = describe(options.run)
     if described is None and options.class_:
         raise InputError(f"{options.run}: weights without a run configuration have no classes; leave --class out")
+    if described is not None:
+        options = options.in_symbols(described.config)
     writer = None if described is None else _writer(options, described.config, described.manifest)
     device = resolve_device(options.device)
 
@@ -179,9 +221,8 @@ def run(options: SampleOptions) -> SampleResult:
     # Nothing is measured anew beside samples that are complete already.
     if measured is not None and not (options.resume and out is not None and out.exists()):
         _check_report(measured)
-    rate_hz = None if writer is None else writer.rate_hz
-    with counter("sampling", f"{domain.unit}s", options.quiet, partial(speed_text, domain.unit, rate_hz)) as progress:
-        result = sample(model, options, device, progress, writer)
+    with showing(domain.unit, domain.rate_hz(model.config.data), options.quiet, device) as (progress, reading):
+        result = sample(model, options, device, progress, writer, reading)
     if result.written is None or measured is None or result.stopped_by:
         return result
     assert out is not None
@@ -196,6 +237,7 @@ def sample(
     device: str,
     progress: Callable[[int, int | None], None] | None = None,
     writer: SampleWriter | None = None,
+    reading: Callable[[int, int], None] | None = None,
 ) -> SampleResult:
     """Sample from a loaded model, without measuring the samples.
 
@@ -208,12 +250,13 @@ def sample(
         device: "cpu" or "cuda".
         progress: called with (symbols done, symbols in all).
         writer: made for these options; None makes one.
+        reading: called with (symbols read, symbols in all) while the prompts of a batch are read.
 
     Raises:
         InputError: a bad prompt or target, or a complete one made otherwise, before anything is sampled.
     """
     from mamba_bio_audio.files import locked, unfinished
-    from mamba_bio_audio.inference.generate import sampling_path
+    from mamba_bio_audio.inference.generate import prepared
     from mamba_bio_audio.inference.row_files import RowFiles
     from mamba_bio_audio.models.weights import weights_hash
     from mamba_bio_audio.pipelines.sample_writer import Sampled
@@ -221,6 +264,7 @@ def sample(
     from mamba_bio_audio.run.saved import describe_which
     from mamba_bio_audio.signals import StopSignal
 
+    options = options.in_symbols(model.config)
     out, config, force = options.target, model.config, options.force
     draws = _draws(options)
     writer = writer or _writer(options, config, model.manifest)
@@ -233,12 +277,18 @@ def sample(
     size: dict[str, Any] = {"length": options.length, "num_samples": rows_asked, "batch_size": options.batch_size}
     of_class = {"class_": list(writer.classes)} if writer.classes else {}
     rows_together = min(options.batch_size, rows_asked)
-    path = sampling_path(model, rows=rows_together, precision=options.precision, **draws)
-    result = result.model_copy(update={"path": path})
-    size |= {"precision": options.precision, "path": path}
+    initial = writer.start.get("initial")
+    stepper = prepared(
+        model, rows=rows_together, precision=options.precision, reading=reading, initial=initial, **draws
+    )
+    result = result.model_copy(update={"path": stepper.path})
+    size |= {"precision": options.precision, "path": stepper.path}
     if out is None:
-        return result.model_copy(update={"stopped_by": _stream(model, writer, draws | size | of_class, progress)})
-    settings = draws | size | {"prompt": options.prompt, **writer.settings}
+        return result.model_copy(update={"stopped_by": _stream(stepper, writer, draws | size | of_class, progress)})
+    prompt = options.prompt if len(options.prompt) > 1 else next(iter(options.prompt), None)
+    settings = (
+        draws | size | {"prompt": prompt, **writer.settings} | ({"keep_prompt": True} if options.keep_prompt else {})
+    )
     settings |= {"weights": weights_hash(model), "device": device}
     if model.classes:
         settings["class"] = list(dict.fromkeys(writer.classes)) or None
@@ -259,7 +309,7 @@ def sample(
         rows.begin(resume=options.resume, force=force)
         length = options.length or writer.most
         how = draws | size | of_class | {"length": length} | dict(writer.start)
-        nats = rows.sample(model, progress=count, stop=lambda: stop.number is not None, **how)
+        nats = rows.sample(stepper, progress=count, stop=lambda: stop.number is not None, **how)
         stopped = None if stop.number is None else signal.Signals(stop.number).name
         if nats is None and options.length is None:
             # The end of a recording that has no other.
@@ -287,11 +337,6 @@ def sample(
     return result.model_copy(update=found | ({"stopped_by": stopped} if stopped else {}))
 
 
-def speed_text(unit: str, rate_hz: int | None, rate: float) -> str:
-    """So many symbols per second, over all rows, and how that compares with the duration of what they describe."""
-    return f"{rate:,.0f} {unit}s/s" + ("" if rate_hz is None else f", {rate / rate_hz:.3g} times real time")
-
-
 def _draws(options: SampleOptions) -> dict[str, Any]:
     """How symbols are drawn, as options of `generate_blocks`."""
     return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
@@ -312,12 +357,13 @@ def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, An
         out=options.target,
         length=options.length,
         num_samples=options.num_samples * max(1, len(classes)),
-        prompt=options.prompt,
+        prompts=options.prompt,
         draws=_draws(options) | {"precision": options.precision},
         config=config.data,
         data=manifest.get("data", {}),
         prompt_file=options.prompt_file,
         classes=tuple(name for name in classes for _ in range(options.num_samples)),
+        keep_prompt=options.keep_prompt,
     )
     return domain_of(config.data.kind).writer(request)
 
@@ -341,7 +387,10 @@ def _classes(options: SampleOptions, config: RunConfig) -> tuple[str, ...]:
 
 
 def _stream(
-    model: Any, writer: SampleWriter, options: Mapping[str, Any], progress: Callable[[int, int | None], None] | None
+    stepper: Stepper,
+    writer: SampleWriter,
+    options: Mapping[str, Any],
+    progress: Callable[[int, int | None], None] | None,
 ) -> str | None:
     """Sample to standard output; returns the name of the signal that stopped it."""
     from mamba_bio_audio.inference.generate import generate_blocks
@@ -350,33 +399,13 @@ def _stream(
     length = options["length"]
     total = None if length is None else length * options["num_samples"]
     with StopSignal() as stop:
-        for block in writer.stream(generate_blocks(model, **options, **writer.start), sys.stdout):
+        for block in writer.stream(generate_blocks(stepper, **options, **writer.start), sys.stdout):
             rows, symbols = block.tokens.shape
             if progress is not None:
                 progress(block.row * (length or 0) + rows * (block.position + symbols), total)
             if stop.number is not None:
                 return signal.Signals(stop.number).name
     return None
-
-
-class Rate:
-    """Symbols per second after the first block, in which everything warms up."""
-
-    def __init__(self) -> None:
-        self.first: tuple[int, float] | None = None
-        self.last: tuple[int, float] | None = None
-
-    def count(self, done: int) -> None:
-        """Note how many symbols there are now, over all rows."""
-        self.last = (done, time.perf_counter())
-        self.first = self.first or self.last
-
-    @property
-    def per_second(self) -> float | None:
-        """Over all rows; None where there was only one block."""
-        if self.first is None or self.last is None or self.last[0] == self.first[0]:
-            return None
-        return (self.last[0] - self.first[0]) / (self.last[1] - self.first[1])
 
 
 def measure(

@@ -254,6 +254,10 @@ class Domain(ABC):
 
     # Samples of a model: written, found in a run folder, measured, shown.
 
+    def rate_hz(self, config: Any) -> int | None:
+        """Symbols of one second of what they describe; None where they have no duration."""
+        return None
+
     def writer(self, request: SampleRequest) -> SampleWriter:
         """Writer of the requested samples.
 

@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mamba_bio_audio.errors import InputError
 
+_PIECE = 1 << 18
+
 # Domains are defined without numpy.
 if TYPE_CHECKING:
     from mamba_bio_audio.pipelines.corpus import Ids
@@ -21,25 +23,27 @@ class SampleRequest(NamedTuple):
         run: the run that they are sampled from; an input, so it is not replaced.
         out: where they go; None is standard output.
         length: symbols of each, without the prompt; None goes on until it is stopped.
-        num_samples: how many.
-        prompt: as the user gave it.
-        prompt_file: file or part of one that holds prompts, as the user gave it; instead of `prompt`.
-        classes: class of each sample; empty where none is asked for.
+        num_samples: how many, of each prompt.
+        prompts: as the user gave them; none without.
         draws: temperature, top_k, top_p, seed.
         config: data section of the run.
         data: what the run's manifest says of its data.
+        prompt_file: file or part of one that holds prompts, as the user gave it; instead of `prompts`.
+        classes: class of each sample of a prompt; empty where none is asked for.
+        keep_prompt: each sample is written behind its prompt.
     """
 
     run: Path
     out: Path | None
     length: int | None
     num_samples: int
-    prompt: str | None
+    prompts: Sequence[str]
     draws: Mapping[str, Any]
     config: Any
     data: Mapping[str, Any]
     prompt_file: str | None = None
     classes: Sequence[str] = ()
+    keep_prompt: bool = False
 
 
 class Sampled(NamedTuple):
@@ -47,8 +51,8 @@ class Sampled(NamedTuple):
 
     Attributes:
         rows: files of the rows, as `SampleWriter.encode` and `header` made them.
-        length: symbols of each.
-        log_likelihood: log-likelihood of each row, nats.
+        length: new symbols of each.
+        log_likelihood: log-likelihood of each row's new symbols, nats.
         settings: everything that decided the samples.
         which: the weights, in words.
         symbols_per_second: over all rows; None where there was too little to measure.
@@ -76,8 +80,18 @@ class RowForm(ABC):
     symbol_bytes: ClassVar[int] = 1
 
     @abstractmethod
-    def encode(self, tokens: Ids) -> bytes:
-        """Bytes of symbols (n,), `symbol_bytes` for each."""
+    def encode(self, tokens: Ids, row: int = 0) -> bytes:
+        """Bytes of symbols (n,) of a row, `symbol_bytes` for each."""
+
+    def kept(self, row: int) -> Any:
+        """Symbols that a row's file holds before the new ones, as its kept prompt: an array, or read in slices from disk."""
+        return ()
+
+    def kept_bytes(self, row: int) -> Iterator[bytes]:
+        """Those symbols as bytes, piece by piece."""
+        symbols = self.kept(row)
+        for low in range(0, len(symbols), _PIECE):
+            yield self.encode(symbols[low : low + _PIECE], row)
 
     def header(self, symbols: int) -> bytes:
         """First bytes of a file of so many symbols, always equally many.
@@ -98,8 +112,7 @@ class SampleWriter(RowForm):
         start: options of `generate_blocks` for how rows begin: `prompt`, and optionally `initial`.
         num_samples: rows in all, where there are several prompts; None is as many as were asked for.
         classes: class of each row; empty where none is asked for.
-        most: symbols that a file holds, at which endless sampling stops; None where it goes to standard output only.
-        rate_hz: symbols of one second of what they describe; None where they have no duration.
+        most: new symbols that a file holds, at which endless sampling stops; None where it goes to standard output only.
         settings: what decides the samples besides the request and the weights; equal settings may be resumed.
     """
 
@@ -107,8 +120,7 @@ class SampleWriter(RowForm):
     settings: Mapping[str, Any]
     num_samples: int | None = None
     classes: Sequence[str] = ()
-    most: ClassVar[int | None] = None
-    rate_hz: int | None = None
+    most: int | None = None
 
     @abstractmethod
     def check_target(self, *, replace: bool) -> None:

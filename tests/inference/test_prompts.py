@@ -6,7 +6,7 @@ import torch
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import prompts as module
-from mamba_bio_audio.inference.generate import Place, generate, generate_blocks
+from mamba_bio_audio.inference.generate import Place, generate, generate_blocks, prepared
 from mamba_bio_audio.inference.prompts import batches, check_prompt
 from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.layers.config import SsmConfig
@@ -19,7 +19,7 @@ from mamba_bio_audio.pipelines.sample_writer import RowForm
 
 
 class Bytes(RowForm):
-    def encode(self, tokens):
+    def encode(self, tokens, row=0):
         return tokens.tobytes()
 
 
@@ -144,3 +144,20 @@ def test_rows_are_resumed_within_their_batch(audio, tmp_path, monkeypatch):
 def test_bad_prompts_are_refused_before_the_first_block(dna, prompt, message):
     with pytest.raises(InputError, match=message):
         generate_blocks(dna, length=3, num_samples=2, prompt=prompt)
+
+
+def test_reading_is_told(monkeypatch):
+    """In symbols of all prompts of a batch; those that several rows share are read once."""
+    monkeypatch.setattr("mamba_bio_audio.inference.prompts._PIECE", 8)
+    monkeypatch.setattr("mamba_bio_audio.inference.decoding._PREFILL", 8)
+    model = build_model(ModelConfig(d_model=8, num_layers=1, vocab_size=12), seed=0).eval()
+    long, short = np.full(20, 7), np.full(5, 8)
+    told: list[tuple[int, int]] = []
+    stepper = prepared(model, rows=3, reading=lambda done, total: told.append((done, total)))
+    list(generate_blocks(stepper, length=3, num_samples=3, prompt=[long, long, short]))
+    assert told[0] == (8, 25)
+    assert told[-1] == (25, 25)
+    assert told == sorted(told)
+    told.clear()
+    list(generate_blocks(stepper, length=3, num_samples=3, prompt=long))
+    assert told == [(8, 19), (16, 19), (19, 19)]

@@ -41,7 +41,7 @@ model = build_model(ModelConfig(d_model=16, num_layers=2, ssm=SsmConfig(d_state=
 row_files._SAVE_EVERY_S = 0.0
 generate._BLOCK = {BLOCK}
 class Bytes(RowForm):
-    def encode(self, tokens):
+    def encode(self, tokens, row=0):
         return tokens.tobytes()
 
 files = RowFiles(Path(OUT), {{"seed": 4}}, Bytes())
@@ -51,7 +51,7 @@ files.sample(model, length={LENGTH}, num_samples=3, batch_size=2, allowed={ALLOW
 
 
 class Bytes(RowForm):
-    def encode(self, tokens):
+    def encode(self, tokens, row=0):
         return tokens.tobytes()
 
 

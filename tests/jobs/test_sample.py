@@ -18,7 +18,8 @@ from mamba_bio_audio.files import unfinished
 from mamba_bio_audio.inference import generate
 from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.jobs import sample as job
-from mamba_bio_audio.jobs.sample import Rate, SampleOptions, SampleResult
+from mamba_bio_audio.jobs.sample import SampleOptions, SampleResult
+from mamba_bio_audio.jobs.sample_progress import Rate, speed_text
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
@@ -327,5 +328,5 @@ def test_a_reader_that_leaves_ends_the_stream_quietly(tmp_path, name, length):
 
 
 def test_progress_tells_rate_and_real_time():
-    assert job.speed_text("sample", 16_000, 40_000.0) == "40,000 samples/s, 2.5 times real time"
-    assert job.speed_text("base", None, 1234.5) == "1,234 bases/s"
+    assert speed_text("sample", 16_000, 40_000.0) == "40,000 samples/s, 2.5 times real time"
+    assert speed_text("base", None, 1234.5) == "1,234 bases/s"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import soundfile
@@ -28,10 +30,11 @@ from mamba_bio_audio.files import (
     write_text,
 )
 from mamba_bio_audio.pipelines.audio import wav
-from mamba_bio_audio.pipelines.audio.files import open_file
+from mamba_bio_audio.pipelines.audio.files import list_files, open_file
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.corpus import Ids
 from mamba_bio_audio.pipelines.sample_writer import Sampled, SampleRequest, SampleWriter
+from mamba_bio_audio.text import printable
 
 _BLOCK = 1 << 20
 _WRITTEN = (".wav", ".flac")
@@ -43,15 +46,40 @@ MAKER = Maker("sample", SAMPLE_FILES)
 # Settings that no longer matter once everything is written.
 _HOW = ("batch_size", "device", "path")
 # What notes of versions before a setting existed do not say, because it was always so.
-_BEFORE = {"precision": "fp32"}
+_BEFORE = {"precision": "fp32", "keep_prompt": False}
+# Letters of a prompt's name in the names of its samples.
+_NAME_LETTERS = 40
 
 
-class Prompt(NamedTuple):
-    """A recording that samples continue."""
+@dataclass(frozen=True)
+class Prompt:
+    """A recording that samples continue, as levels; read in slices as `streaming.Row`.
+
+    Attributes:
+        path: of the recording.
+        levels: (P,), mono, at the model's rate.
+        scale: minimum and maximum of its samples, by which `sashimi` scales.
+    """
 
     path: str
     levels: NDArray[np.uint8 | np.int16]
-    scale: tuple[float, float]  # minimum and maximum of its samples, by which `sashimi` scales
+    scale: tuple[float, float] = (-1.0, 1.0)
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, piece: slice) -> Ids:
+        return self.levels[piece]
+
+    @property
+    def sha256(self) -> str:
+        """Of the levels and, with `sashimi`, of the range that they lie in."""
+        return hashlib.sha256(self.levels.tobytes() + np.array(self.scale).tobytes()).hexdigest()
+
+    @property
+    def label(self) -> str:
+        """Its name without what not every system takes in the name of a file."""
+        return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(self.path).stem)[:_NAME_LETTERS]
 
 
 def read_prompt(path: str, codec: AudioCodec, gain: float = 1.0) -> Prompt:
@@ -62,21 +90,36 @@ def read_prompt(path: str, codec: AudioCodec, gain: float = 1.0) -> Prompt:
     audio = np.concatenate(
         [file.read(start, min(start + _BLOCK, samples), codec.sample_rate_hz) for start in range(0, samples, _BLOCK)]
     ) * np.float32(gain)
-    scale = (float(audio.min()), float(audio.max()))
-    return Prompt(path, codec.encode(audio), scale)
+    prompt = Prompt(path, codec.encode(audio))
+    return prompt if codec.variant == "standard" else replace(prompt, scale=(float(audio.min()), float(audio.max())))
+
+
+def prompt_paths(given: Sequence[str]) -> list[str]:
+    """Audio files; a folder stands for the recordings in it and below it, in natural order of their names.
+
+    Raises:
+        InputError: a folder has none.
+    """
+    paths: list[str] = []
+    for path in given:
+        try:
+            paths += [inside for inside, _ in list_files(path)] if os.path.isdir(path) else [path]
+        except InputError as error:
+            raise InputError(f"--prompt {str(error).removeprefix('data.path: ')}") from None
+    return paths
 
 
 class ClipWriter(SampleWriter):
-    """New samples only, without the prompt.
+    """New samples, with `keep_prompt` behind the prompt as the model heard it: mono, at its rate, quantised.
 
     Standard output: one recording as WAV, whose header gives no length if it is endless. One recording: a .wav or .flac
     file, with OUT.json beside it. Several, or a target without these suffixes: a folder with FLAC files by row,
-    `index.tsv` in rising order of log-likelihood, and `samples.json`.
+    `index.tsv` in rising order of log-likelihood, and `samples.json`. Rows of one prompt follow each other, and where there
+    are several, names and index say which it is.
     """
 
     suffix: ClassVar[str] = "wav"
     symbol_bytes: ClassVar[int] = wav.SAMPLE_BYTES
-    most: ClassVar[int | None] = wav.MAX_SAMPLES
 
     def __init__(self, request: SampleRequest) -> None:
         if request.out is None and sys.stdout is not None and sys.stdout.isatty():
@@ -84,40 +127,60 @@ class ClipWriter(SampleWriter):
                 "a terminal cannot play WAV; pipe it (| aplay), or give --out FILE.wav, FILE.flac or a folder"
             )
         if request.prompt_file is not None:
-            raise InputError("--prompt-file is for DNA; give the recording that samples continue as --prompt")
-        self.request, self.out = request, request.out or Path("-")
-        if request.classes:
-            self.num_samples, self.classes = request.num_samples, request.classes
-        self.codec = AudioCodec.of(request.config)
-        self.rate_hz = self.codec.sample_rate_hz
-        suffix = self.out.suffix.lower()
-        self.single = request.out is None or suffix in _WRITTEN
-        if request.out is None and request.num_samples > 1:
             raise InputError(
-                f"standard output takes one recording; give --out and a folder for {request.num_samples:,} of them"
+                "--prompt-file is for DNA; give the recordings that samples continue, or a folder, as --prompt"
             )
-        if self.single and request.num_samples > 1:
-            raise InputError(f"{self.out}: one file holds one sample; give a folder for {request.num_samples:,}")
+        self.request, self.out = request, request.out or Path("-")
+        self.codec = AudioCodec.of(request.config)
+        suffix = self.out.suffix.lower()
         if suffix in _NOT_WRITTEN:
             raise InputError(f"{self.out}: samples are written as .wav or .flac")
+        self.single = request.out is None or suffix in _WRITTEN
         if not self.single and self.out.is_file():
             raise InputError(f"{self.out} is a file, but neither .wav nor .flac; give one of these, or a folder")
-        if request.length is not None and request.length > wav.MAX_SAMPLES:
-            raise InputError(f"--length {request.length:,}: a WAV file holds up to {wav.MAX_SAMPLES:,} samples")
+        paths = prompt_paths(request.prompts)
+        count = self.num_samples = request.num_samples * max(1, len(paths))
+        self.classes = tuple(request.classes) * max(1, len(paths))
+        if request.out is None and count > 1:
+            raise InputError(f"standard output takes one recording; give --out and a folder for {count:,} of them")
+        if self.single and count > 1:
+            raise InputError(f"{self.out}: one file holds one sample; give a folder for {count:,}")
+        self.prompts = [read_prompt(path, self.codec, request.config.gain) for path in paths]
+        kept = max((len(self.kept(row)) for row in range(0, count, request.num_samples)), default=0)
+        self.most = wav.MAX_SAMPLES - kept
+        if (request.length or 1) > self.most:
+            behind = f" behind {kept:,} of a prompt" if kept else ""
+            raise InputError(
+                f"--length {request.length or 'inf'}: a WAV file holds up to {wav.MAX_SAMPLES:,} samples; choose at most "
+                f"{self.most:,}{behind}"
+            )
         self.note = self.out.with_name(f"{self.out.name}.json") if self.single else self.out / "samples.json"
-        given = None if request.prompt is None else read_prompt(request.prompt, self.codec, request.config.gain)
-        self.scale = (-1.0, 1.0) if given is None or self.codec.variant == "standard" else given.scale
-        self.start = {"prompt": None if given is None else given.levels.astype(np.int64)}
-        self.settings = {
-            "prompt_samples": 0 if given is None else len(given.levels),
-            "prompt_sha256": None if given is None else _prompt_hash(given.levels, self.scale),
-        }
+        sizes, hashes = [len(one) for one in self.prompts], [one.sha256 for one in self.prompts]
+        if len(self.prompts) > 1:
+            # Each is read once, whatever its length.
+            self.start = {"prompt": [self._prompt(row) for row in range(count)]}
+            self.settings = {"prompt_files": [one.path for one in self.prompts]}
+            self.settings |= {"prompt_samples": sizes, "prompt_sha256": hashes}
+        else:
+            self.start = {"prompt": self.prompts[0].levels.astype(np.int64) if self.prompts else None}
+            self.settings = {"prompt_samples": sum(sizes), "prompt_sha256": hashes[0] if hashes else None}
 
-    def encode(self, tokens: Ids) -> bytes:
+    def _prompt(self, row: int) -> Prompt:
+        return self.prompts[row // self.request.num_samples]
+
+    def kept(self, row: int) -> Any:
+        """The levels of a prompt that is kept."""
+        return self._prompt(row).levels if self.request.keep_prompt else ()
+
+    def encode(self, tokens: Ids, row: int = 0) -> bytes:
         """16-bit PCM."""
-        audio, (low, high) = self.codec.decode(tokens).astype(np.float64), self.scale
+        low, high = scale = self._scale(row)
+        audio = self.codec.decode(tokens).astype(np.float64)
         # `sashimi` levels lie in the range of the item; a prompt says which that is.
-        return wav.pcm(audio if self.scale == (-1.0, 1.0) else (audio + 1) / 2 * (high - low) + low)
+        return wav.pcm(audio if scale == (-1.0, 1.0) else (audio + 1) / 2 * (high - low) + low)
+
+    def _scale(self, row: int) -> tuple[float, float]:
+        return self._prompt(row).scale if self.prompts else (-1.0, 1.0)
 
     def header(self, symbols: int | None) -> bytes:
         """Of a WAV file, so that one whose writer was killed plays to its last block."""
@@ -126,10 +189,7 @@ class ClipWriter(SampleWriter):
     def check_target(self, *, replace: bool) -> None:
         """Only a file with a note of ours beside it, or a folder of samples, is replaced."""
         if not self.single:
-            inputs: list[Path | str] = [
-                self.request.run,
-                *([] if self.request.prompt is None else [self.request.prompt]),
-            ]
+            inputs: list[Path | str] = [self.request.run, *self.request.prompts]
             check_out(self.out, MAKER, inputs, force=True)
             return
         if self.note.exists() and not replace:
@@ -158,7 +218,7 @@ class ClipWriter(SampleWriter):
                 raise ValueError("no settings of samples")
         except ValueError as error:
             raise InputError(f"{self.note}: damaged ({error}); {remedy}") from None
-        made = _BEFORE | made
+        made, settings = _BEFORE | made, _BEFORE | dict(settings)
         different = [key for key in settings if key in made and key not in _HOW and made[key] != settings[key]]
         if different:
             changes = ", ".join(f"{key} {made[key]}, not {settings[key]}" for key in different)
@@ -166,12 +226,13 @@ class ClipWriter(SampleWriter):
 
     def finish(self, sampled: Sampled, work: Path) -> str:
         """The file and its note, or the folder."""
+        scales = [list(self._scale(row)) for row in range(0, self.num_samples or 1, self.request.num_samples)]
         described: dict[str, Any] = dict(sampled.settings) | {
             "run": str(self.request.run),
             "which": sampled.which,
             "quantizer": self.codec.description,
             "sample_rate_hz": self.codec.sample_rate_hz,
-            "scale": list(self.scale),
+            "scale": scales if len(self.prompts) > 1 else scales[0],
             "samples_per_second": sampled.symbols_per_second,
             "environment": dict(sampled.environment),
         }
@@ -181,30 +242,41 @@ class ClipWriter(SampleWriter):
             _finish(sampled.rows[0], self.out)
         else:
             self._finish_folder(sampled, work / "whole", described)
-        rate, count = sampled.symbols_per_second, self.request.num_samples
+        rate, count = sampled.symbols_per_second, len(sampled.rows)
+        behind = (
+            f" behind {'their prompts' if len(self.prompts) > 1 else 'the prompt'}" if self.request.keep_prompt else ""
+        )
         speed = (
             "" if rate is None else f"; {rate:,.0f} samples/s, {rate / self.codec.sample_rate_hz:.3g} times real time"
         )
         return (
-            f"{count:,} clip{'s' * (count != 1)} of {sampled.length:,} samples ({sampled.which} weights, "
+            f"{count:,} clip{'s' * (count != 1)} of {sampled.length:,} samples{behind} ({sampled.which} weights, "
             f"{self.codec.description}){speed}"
         )
 
     def stream(self, blocks: Iterable[Any], to: IO[str]) -> Iterator[Any]:
         """WAV, to be played while it is made."""
-        to.buffer.write(self.header(self.request.length))  # type: ignore[attr-defined]
+        write = to.buffer.write  # type: ignore[attr-defined]
+        write(self.header(None if self.request.length is None else len(self.kept(0)) + self.request.length))
+        for piece in self.kept_bytes(0):
+            write(piece)
         for block in blocks:
-            to.buffer.write(self.encode(block.tokens[0].numpy()))  # type: ignore[attr-defined]
+            write(self.encode(block.tokens[0].numpy()))
             to.buffer.flush()  # type: ignore[attr-defined]
             yield block
 
     def _finish_folder(self, sampled: Sampled, whole: Path, described: Mapping[str, Any]) -> None:
         shutil.rmtree(whole, ignore_errors=True)
         whole.mkdir()
-        names = [f"sample-{row:05d}.flac" for row in range(len(sampled.rows))]
+        prompts = [self._prompt(row) for row in range(len(sampled.rows))] if len(self.prompts) > 1 else []
+        names = [
+            f"sample-{row:05d}{f'-{prompts[row].label}' if prompts else ''}.flac" for row in range(len(sampled.rows))
+        ]
         for path, name in zip(sampled.rows, names, strict=True):
             _finish(path, whole / name)
-        write_text(whole / "index.tsv", index_text(sampled.log_likelihood, sampled.length, names, self.classes))
+        prompted = [one.path for one in prompts]
+        index = index_text(sampled.log_likelihood, sampled.length, names, self.classes, prompted)
+        write_text(whole / "index.tsv", index)
         write_json(whole / "samples.json", dict(described) | {"log_likelihood": list(sampled.log_likelihood)})
         mark(whole, MAKER)
         put_in_place(whole, self.out, MAKER)
@@ -218,18 +290,23 @@ def _read_note(note: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _prompt_hash(levels: NDArray[np.uint8 | np.int16], scale: tuple[float, float]) -> str:
-    """SHA-256 of a prompt as the model reads it, and of the range that its levels lie in."""
-    return hashlib.sha256(levels.tobytes() + np.array(scale).tobytes()).hexdigest()
+def index_text(
+    nats: Sequence[float], length: int, names: Sequence[str], classes: Sequence[str] = (), prompts: Sequence[str] = ()
+) -> str:
+    """The table of samples, the least likely first, as published protocols sort them.
 
-
-def index_text(nats: Sequence[float], length: int, names: Sequence[str], classes: Sequence[str] = ()) -> str:
-    """The table of samples, the least likely first, as published protocols sort them."""
-    lines = ["rank\tfile\trow\tlog_likelihood_nats\tbits_per_sample" + ("\tclass" if classes else "")]
+    Args:
+        nats: log-likelihood of each.
+        length: new samples of each, which it is of.
+        names: files.
+        classes, prompts: of each row; none leaves out their column.
+    """
+    head = "rank\tfile\trow\tlog_likelihood_nats\tbits_per_sample"
+    lines = [head + "\tclass" * bool(classes) + "\tprompt" * bool(prompts)]
     for rank, row in enumerate(sorted(range(len(nats)), key=lambda row: (nats[row], row))):
         bits = -nats[row] / math.log(2) / length
-        of_class = f"\t{classes[row]}" if classes else ""
-        lines.append(f"{rank}\t{names[row]}\t{row}\t{nats[row]:.9g}\t{bits:.6g}{of_class}")
+        cells = [f"{rank}", names[row], f"{row}", f"{nats[row]:.9g}", f"{bits:.6g}"]
+        lines.append("\t".join([*cells, *classes[row : row + 1], *map(printable, prompts[row : row + 1])]))
     return "\n".join(lines) + "\n"
 
 

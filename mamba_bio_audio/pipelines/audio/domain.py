@@ -68,6 +68,11 @@ class Audio(Domain):
             fill_to=length if config.pad_target == "silence" else 0,
         )
 
+    def rate_hz(self, config: Any) -> int:
+        """The sample rate."""
+        rate: int = config.sample_rate_hz
+        return rate
+
     def writer(self, request: SampleRequest) -> SampleWriter:
         """WAV or FLAC."""
         from mamba_bio_audio.pipelines.audio.clip_writer import ClipWriter

@@ -111,11 +111,13 @@ class Dna(Domain):
     ) -> dict[str, Any]:
         """Composition, repeats and 6-mers of a FASTA, and longest matches with up to 2^26 training bases."""
         from mamba_bio_audio.pipelines.dna.corpus import DnaCorpus
+        from mamba_bio_audio.pipelines.dna.fasta_writer import kept_prompt
         from mamba_bio_audio.pipelines.dna.records import read_records
         from mamba_bio_audio.pipelines.dna.samples import sample_report
 
         codec = self.codec(None)
-        rows = [codec.encode(record.sequence) for record in read_records(samples)]
+        # A prompt is not the model's.
+        rows = [codec.encode(record.sequence[kept_prompt(record.header) :]) for record in read_records(samples)]
         if corpus is None:
             return sample_report(rows)
         assert isinstance(corpus, DnaCorpus)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -21,32 +22,38 @@ _OURS = begins_with(">sample_0 ")
 
 
 class FastaWriter(SampleWriter):
-    """New bases only, without the prompt.
+    """New bases, with `keep_prompt` behind the prompt as the model read it: capital letters, N for every other letter.
 
-    Without a prompt the first base is drawn from the composition of the training split in the manifest, and the header says
-    so.
+    The header then gives the prompt's length, and `length` is that of the new bases. Without a prompt the first base is
+    drawn from the composition of the training split in the manifest, and the header says so.
     """
 
     def __init__(self, request: SampleRequest) -> None:
         self.request, self.codec = request, DnaTokenizer()
-        initial, begins = None, f"prompt={request.prompt}"
-        prompt: Any = request.prompt
+        initial, self.begins = None, ""
         self.settings = {}
-        self.prompts: list[Prompt] = []
+        # Text, or what reads a file.
+        self.prompts: Sequence[str | Prompt] = request.prompts
+        self.inputs: set[str] = set()
         if request.prompt_file is not None:
-            self.prompts, files = read_prompts(request.prompt_file)
-            self.num_samples = len(self.prompts) * request.num_samples
-            # The rows of one prompt share the object, and so its state.
-            prompt = [one for one in self.prompts for _ in range(request.num_samples)]
+            found, files = read_prompts(request.prompt_file)
+            self.prompts, self.inputs = found, {one.file for one in found}
             self.settings = {"prompt_file": request.prompt_file, "prompt_contents": files}
-        elif request.prompt is not None:
-            self.codec.check_prompt(request.prompt)
+        elif request.prompts:
+            for text in request.prompts:
+                self.codec.check_prompt(text)
         else:
             composition = request.data.get("composition")
             initial = None if composition is None else [composition[base] for base in "ACGT"]
             shares = composition or dict.fromkeys("ACGT", 0.25)
             origin = "training composition" if composition else "uniform, no composition in the manifest"
-            begins = f"first_base=drawn from {origin} " + " ".join(f"{b}:{p:.4f}" for b, p in shares.items())
+            self.begins = f"first_base=drawn from {origin} " + " ".join(f"{b}:{p:.4f}" for b, p in shares.items())
+        self.ids = [self.codec.encode(one) if isinstance(one, str) else one for one in self.prompts]
+        prompt: Any = request.prompts[0] if request.prompts else None
+        if request.prompt_file is not None or len(self.prompts) > 1:
+            self.num_samples = len(self.prompts) * request.num_samples
+            # The rows of one prompt share the object, and so its state.
+            prompt = [self._prompt(row) for row in range(self.num_samples)]
         self.start = {"prompt": prompt, "initial": initial}
         self.settings |= {"initial": initial}
         draws = request.draws
@@ -55,9 +62,15 @@ class FastaWriter(SampleWriter):
             + "".join(f" {name}={draws[name]}" for name in ("top_k", "top_p") if draws[name] is not None)
             + ("" if draws.get("precision", "fp32") == "fp32" else f" precision={draws['precision']}")
         )
-        self.begins = begins
 
-    def encode(self, tokens: Ids) -> bytes:
+    def _prompt(self, row: int) -> str | Prompt:
+        return self.prompts[row // self.request.num_samples]
+
+    def kept(self, row: int) -> Any:
+        """The bases of a prompt that is kept."""
+        return self.ids[row // self.request.num_samples] if self.request.keep_prompt else ()
+
+    def encode(self, tokens: Ids, row: int = 0) -> bytes:
         """Letters."""
         return self.codec.decode(tokens).encode()
 
@@ -68,7 +81,7 @@ class FastaWriter(SampleWriter):
 
     def check_target(self, *, replace: bool) -> None:
         """Only a FASTA of samples is replaced."""
-        inputs: list[Path | str] = [self.request.run, *sorted({one.file for one in self.prompts})]
+        inputs: list[Path | str] = [self.request.run, *sorted(self.inputs)]
         check_file(self._out, "sample", _OURS, inputs, force=replace)
 
     def check_complete(self, settings: Mapping[str, Any]) -> None:
@@ -79,10 +92,11 @@ class FastaWriter(SampleWriter):
         if not header.startswith(">sample_0 length="):
             raise InputError(f"{self._out}: not made by mba sample; choose another --out")
         # What follows the options, so that none that this command lacks stands between.
-        if not header.startswith(tuple(f">sample_0 {self.options} {begins}=" for begins in ("prompt", "first_base"))):
+        asked = self._options(0)
+        if not header.startswith(tuple(f">sample_0 {asked} {begins}=" for begins in ("prompt", "first_base"))):
             made = header.removeprefix(">sample_0 ").split(" prompt=")[0].split(" first_base=")[0]
             raise InputError(
-                f"{self._out}: complete, but sampled with {made}, not {self.options}; choose another --out, or --force"
+                f"{self._out}: complete, but sampled with {made}, not {asked}; choose another --out, or --force"
             )
 
     def finish(self, sampled: Sampled, work: Path) -> str:
@@ -93,7 +107,8 @@ class FastaWriter(SampleWriter):
                 with path.open(encoding="ascii") as bases:
                     write_lines(stream, iter(lambda: bases.read(LINE_BASES * 1024), ""))
         count = len(sampled.rows)
-        return f"{count:,} sample{'s' * (count != 1)} of {sampled.length:,} bases"
+        behind = f" behind {'their prompts' if len(self.prompts) > 1 else 'the prompt'}" * self.request.keep_prompt
+        return f"{count:,} sample{'s' * (count != 1)} of {sampled.length:,} bases{behind}"
 
     def stream(self, blocks: Iterable[Any], to: IO[str]) -> Iterator[Any]:
         """The first row of each batch as it is drawn; the others wait in unnamed files.
@@ -107,7 +122,9 @@ class FastaWriter(SampleWriter):
                 if block.position == 0:
                     to.write(self._header(block.row))
                     waiting = [held.enter_context(tempfile.TemporaryFile()) for _ in block.tokens[1:]]
-                    column = 0
+                    for row, file in enumerate(waiting, start=block.row + 1):
+                        file.writelines(self.kept_bytes(row))
+                    column = write_lines(to, (piece.decode() for piece in self.kept_bytes(block.row)), 0)
                 first, *others = (self.codec.decode(tokens) for tokens in block.tokens.numpy())
                 column = write_lines(to, [first], column)
                 for file, text in zip(waiting, others, strict=True):
@@ -130,11 +147,21 @@ class FastaWriter(SampleWriter):
                         to.flush()
                     raise
 
+    def _options(self, row: int) -> str:
+        return self.options + (f" kept_prompt={len(self.kept(row))}" if self.request.keep_prompt else "")
+
     def _header(self, row: int, more: str = "") -> str:
         begins = self.begins
         if self.prompts:
-            begins = f"prompt={printable(self.prompts[row // self.request.num_samples].name)}"
-        return f">sample_{row} {self.options} {begins}{more} model={printable(self.request.run)}\n"
+            prompt = self._prompt(row)
+            begins = f"prompt={prompt if isinstance(prompt, str) else printable(prompt.name)}"
+        return f">sample_{row} {self._options(row)} {begins}{more} model={printable(self.request.run)}\n"
+
+
+def kept_prompt(header: str) -> int:
+    """Bases of a sample's record that were its prompt, by the header."""
+    found = re.match(r"sample_\d+(?: (?!prompt=|first_base=)\w+=\S+)*? kept_prompt=(\d+) prompt=", header)
+    return int(found[1]) if found else 0
 
 
 def write_lines(stream: IO[str], pieces: Iterable[str], column: int | None = None) -> int:

@@ -14,10 +14,12 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio import wav
+from mamba_bio_audio.pipelines.audio.clip_writer import ClipWriter, index_text
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.domain import DOMAIN as DNA
 from mamba_bio_audio.pipelines.dna.fasta_writer import kept_prompt
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.sample_writer import SampleRequest
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import load_config
 
@@ -214,6 +216,19 @@ def test_every_sashimi_prompt_has_its_own_range(audio, tmp_path):
     assert mba(*begin, "--length", 200, "--prompt", "rise.wav", "--prompt", "fall, slow.wav", "--out", "both") == 0
     for name, peak in (("00000-rise", 0.5), ("00001-fall_slow", 0.9)):
         assert abs(soundfile.read(tmp_path / "both" / f"sample-{name}.flac")[0]).max() == pytest.approx(peak, rel=0.03)
+
+
+def test_every_prompt_is_continued_by_every_class(audio, tmp_path):
+    classes = ("one", "one", "two", "two")
+    config = load_config("audio/tiny", ["data.path=."]).data
+    prompts = ("rise.wav", "fall, slow.wav")
+    writer = ClipWriter(SampleRequest(tmp_path, tmp_path / "out", 5, 4, prompts, {}, config, {}, None, classes))
+    assert writer.num_samples == 8
+    assert [(name, one.path) for name, one in zip(writer.classes, writer.start["prompt"], strict=True)] == [
+        (name, prompt) for prompt in prompts for name in classes
+    ]
+    table = index_text([-1.0, -2.0], 10, ["a", "b"], ["one", "two"], ["x\ty.wav", "z.wav"]).splitlines()
+    assert [line.split("\t")[-2:] for line in table] == [["class", "prompt"], ["two", "z.wav"], ["one", "x\\ty.wav"]]
 
 
 def records(text: str) -> list[tuple[str, str]]:

@@ -59,7 +59,7 @@ class SampleOptions(Options):
         description="FASTA file; audio: FILE.wav, FILE.flac, or a folder for several; default, or -: standard output, "
         "FASTA or WAV, as it is made.",
     )
-    prompt: Annotated[tuple[str, ...], BeforeValidator(_prompts)] = Field(
+    prompt: Annotated[tuple[str, ...], BeforeValidator(_prompts), Cli(metavar="BASES|PATH")] = Field(
         (), description="What the samples continue: bases, or an audio file or a folder of them; repeatable."
     )
     prompt_file: str | None = Field(

@@ -218,7 +218,8 @@ def main():
         say(f"{title}: {wall:.2f} s wall, {user:.2f} user, {system:.2f} system{failed}")
         return done.stdout, done.stderr
 
-    say(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, {sys.version.split()[0]}")
+    bytecode = "not " * sys.dont_write_bytecode + "kept"
+    say(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, {sys.version.split()[0]}, bytecode {bytecode}")
     timed("python -c pass", [python, "-c", "pass"])
     for _ in range(2):  # the first may find cold disks
         timed("import torch", [python, "-c", "import torch"])

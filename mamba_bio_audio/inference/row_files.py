@@ -13,6 +13,7 @@ restores it bit for bit, so that every later draw and every later symbol is that
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -35,6 +37,8 @@ from mamba_bio_audio.pipelines.sample_writer import RowForm
 STATE_NAME = "state.safetensors"
 MAKER = Maker("sample", ("settings.json", "row-*", STATE_NAME, "whole/*"))
 _SAVE_EVERY_S = 10.0
+# Parts of a row whose log-likelihood is also given apart.
+PARTS = 8
 # Allowance for open files of the process other than those of the rows.
 _OTHER_FILES = 128
 
@@ -59,6 +63,9 @@ class RowFiles:
         folder: folder of the row files; created by `begin`.
         settings: everything that determines the symbols, JSON-able.
         form: how symbols become bytes, and what a row's file begins with.
+
+    Attributes:
+        along: log-likelihood of each eighth of every row, (rows, 8) fp64; None where an earlier version began them.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], form: RowForm) -> None:
@@ -66,6 +73,7 @@ class RowFiles:
         # As JSON returns them, so that they compare equal.
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.form = form
+        self.along: Tensor | None = None
 
     def path(self, row: int) -> Path:
         """Path of a row's file."""
@@ -124,6 +132,8 @@ class RowFiles:
         model = model.model if isinstance(model, Stepper) else model
         at, last, state = self._restore(model)
         sums = list(at.log_likelihood)
+        if not sums:
+            self.along = torch.zeros(num_samples, PARTS, dtype=torch.float64)
         try:
             prefix = check_prompt(model, prompt, num_samples)
             # Once for all batches.
@@ -138,6 +148,8 @@ class RowFiles:
                 continue
             position = at.position if low == at.row else 0
             sums = sums[: low + rows] if position else [*sums[:low], *[0.0] * rows]
+            if self.along is not None and not position:
+                self.along[low : low + rows] = 0
             if position == length:
                 continue
             start: Any = prefix if prefix is None or len(prefix) == 1 else prefix[low : low + rows]
@@ -167,6 +179,9 @@ class RowFiles:
                         row, symbols = low + i, block.position + len(tokens)
                         self._write(files[i], self.form.encode(tokens, row), len(self.form.kept(row)) + symbols)
                         sums[low + i] += float(block.log_likelihood[i].sum())
+                    if self.along is not None:
+                        part = torch.arange(block.position, block.position + block.tokens.shape[1]) * PARTS // length
+                        self.along[low : low + rows].index_add_(1, part, block.log_likelihood)
                     position = block.position + block.tokens.shape[1]
                     if progress is not None:
                         progress(low * length + rows * position, num_samples * length)
@@ -206,6 +221,14 @@ class RowFiles:
         row, position = values["position"]
         return Position(int(row), int(position), tuple(values["log_likelihood"]))
 
+    def bits_along(self, length: int) -> list[float]:
+        """Bits per symbol of each eighth of the rows' length, mean over the rows; [] where they are not known."""
+        if self.along is None or length < PARTS:
+            return []
+        ends = [-(-part * length // PARTS) for part in range(PARTS + 1)]
+        nats = (-self.along.mean(0) / math.log(2)).tolist()
+        return [sum_ / (end - start) for sum_, start, end in zip(nats, ends, ends[1:], strict=False)]
+
     def remove(self) -> None:
         """Delete the folder, once the rows have been moved to their final place."""
         discard_unfinished(self.folder)
@@ -216,7 +239,7 @@ class RowFiles:
             leaves, _ = tree_flatten(block.state)
             leaves = [leaf.cpu().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         values = {"position": list(at[:2]), "log_likelihood": list(at.log_likelihood), "leaves": leaves}
-        save_tree(self.folder / STATE_NAME, values | {"last": block.tokens[:, -1:].clone()})
+        save_tree(self.folder / STATE_NAME, values | {"last": block.tokens[:, -1:].clone(), "along": self.along})
 
     def _restore(self, model: nn.Module) -> tuple[Position, Tensor | None, Any]:
         """The last saved position, the symbols before it, and the model's state there."""
@@ -228,6 +251,7 @@ class RowFiles:
         try:
             row, position = values["position"]
             sums, last, leaves = values["log_likelihood"], values["last"].to(device), values["leaves"]
+            self.along = values.get("along")
             state = None
             if leaves is not None:
                 _, structure = tree_flatten(model.init_state(len(last), device))  # type: ignore[operator]

@@ -18,6 +18,7 @@ from mamba_bio_audio.jobs.contract import Cli, Device, Options, Overrides, RunFo
 from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
 from mamba_bio_audio.jobs.evaluate_kept import keep, keep_classes, keep_context
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, LikelihoodResult
+from mamba_bio_audio.jobs.sampling_fit import SamplingResult, fit_sampling
 from mamba_bio_audio.pipelines.contract import Domain, Progress
 from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.pipelines.scores import Digits, Measured, Scored, Scores
@@ -43,7 +44,11 @@ class EvaluateOptions(Options):
     run: RunFolder
     split: Literal["train", "valid", "test"] = Field("test", description="Which split is scored.")
     which: Which = "best"
-    length: int | None = Field(None, ge=1, description="Length of the windows; default: the training length.")
+    length: int | None = Field(
+        None,
+        ge=1,
+        description="Length of the windows; default: the training length. With sampling: of generated pieces.",
+    )
     context: Annotated[str | None, Cli(metavar="N,N,...")] = Field(
         None, description="Instead, score the same bases with each of these numbers of bases before them."
     )
@@ -53,14 +58,20 @@ class EvaluateOptions(Options):
     strand: Literal["both", "forward", "reverse"] = Field(
         "both", description="Strands that a classifier of DNA reads; both takes the mean."
     )
-    metrics: Literal["likelihood", "sc09", "sc09-judge"] = Field(
+    metrics: Literal["likelihood", "sampling", "sc09", "sc09-judge"] = Field(
         "likelihood",
-        description="What is measured; sc09: generate spoken digits and have a judge score them (FID, IS, mIS, AM, NDB); "
-        "sc09-judge: only train that judge and the recogniser, or show those that are kept.",
+        description="What is measured; sampling: fit how mba sample draws, the temperature (audio: and top-p) at which "
+        "generated pieces are most like validation data, and keep it in the run; sc09: generate spoken digits and have a "
+        "judge score them (FID, IS, mIS, AM, NDB); sc09-judge: only train that judge and the recogniser, or show those "
+        "that are kept.",
     )
     num_samples: int | None = Field(
-        None, ge=4, description="With sc09: number of clips; default: 2048, or 10240 with --protocol paper."
+        None,
+        ge=4,
+        description="With sc09: number of clips; default: 2048, or 10240 with --protocol paper. With sampling: pieces per "
+        "setting; default: 4.",
     )
+    seed: int = Field(0, ge=0, description="With sampling: random seed of the generated pieces.")
     protocol: Literal["plain", "paper"] = Field(
         "plain", description="With sc09: score all samples, or those that the published protocol selects."
     )
@@ -100,11 +111,17 @@ class EvaluateOptions(Options):
         return self
 
 
-def run(options: EvaluateOptions) -> LikelihoodResult | ClassesResult | ContextResult | DigitsResult | JudgeResult:
+def run(
+    options: EvaluateOptions,
+) -> LikelihoodResult | ClassesResult | ContextResult | DigitsResult | JudgeResult | SamplingResult:
     """Score each symbol of a split once, beside simple models; or a classifier's accuracy, beside one on k-mers."""
     from mamba_bio_audio.run.packaged import find_model
 
     with counters(options.quiet) as progress:
+        if options.metrics == "sampling":
+            return fit_sampling(
+                open_run(options.model_copy(update={"length": None}), progress=progress), options, progress
+            )
         if options.metrics == "sc09-judge":
             return _prepare_judge(options, progress)
         if options.metrics == "sc09":

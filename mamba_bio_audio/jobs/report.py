@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib.resources import files
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import Field
 
-from mamba_bio_audio import __version__
 from mamba_bio_audio.errors import InputError, as_written
 from mamba_bio_audio.files import check_file, inside, write_text
 from mamba_bio_audio.jobs.contract import Cli, Force, Options, Result, Which
+from mamba_bio_audio.jobs.page import Image, Section, is_page, render
 from mamba_bio_audio.pipelines.domains import domain_of
-from mamba_bio_audio.text import printable
 
 if TYPE_CHECKING:
-    from mamba_bio_audio.pipelines.contract import Clip
     from mamba_bio_audio.run.config import RunConfig
 
 COMMAND = "report"
@@ -52,26 +47,6 @@ class ReportResult(Result):
         return f"{self.out}: {', '.join(self.sections)}"
 
 
-@dataclass
-class Image:
-    """A picture in the page."""
-
-    alt: str
-    png: bytes
-
-
-@dataclass
-class Section:
-    """A part of the page; what is empty is not shown."""
-
-    title: str
-    text: str = ""
-    rows: Sequence[tuple[str, str]] = ()
-    pre: str = ""
-    images: list[Image] = field(default_factory=list)
-    clips: Sequence[Clip] = ()
-
-
 def run(options: ReportOptions) -> ReportResult:
     """Write one self-contained page: what was trained on what, curves, baselines, samples, provenance."""
     folder, samples = options.run, options.samples
@@ -83,9 +58,7 @@ def run(options: ReportOptions) -> ReportResult:
     if folder.is_dir():
         inputs = [folder, *([] if samples is None else [samples])]
         # The page in the run's own folder follows the run.
-        check_file(out, "report", _is_report, inputs, force=options.force or options.out is None)
-
-    from jinja2 import Environment, StrictUndefined
+        check_file(out, "report", is_page, inputs, force=options.force or options.out is None)
 
     from mamba_bio_audio.jobs.common import counter
     from mamba_bio_audio.run.config import to_yaml
@@ -100,19 +73,9 @@ def run(options: ReportOptions) -> ReportResult:
     with counter("comparing", f"{domain_of(config.data.kind).unit}s", options.quiet) as progress:
         sections += _samples(folder, config, manifest, samples, progress)
     sections += [provenance, Section("Configuration", pre=to_yaml(config))]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    template = environment.from_string((files("mamba_bio_audio.jobs") / "report.html").read_text(encoding="utf-8"))
-    page = template.render(
-        title=config.name or folder.name, lead=config.description, sections=sections, version=__version__
-    )
+    page = render(config.name or folder.name, config.description, sections)
     write_text(out, page)
     return ReportResult(out=out, sections=[section.title for section in sections])
-
-
-def _is_report(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b'<meta name="generator" content="mba report">' in file.read(1000)
 
 
 class _Weights:
@@ -255,7 +218,7 @@ def _samples(
     progress: Callable[[int, int | None], None],
 ) -> list[Section]:
     """Samples of the model, measured unless their measurements are there already."""
-    from mamba_bio_audio.jobs.sample import measure
+    from mamba_bio_audio.jobs.sample_report import measure
 
     domain = domain_of(config.data.kind)
     samples = given or domain.find_samples(run)
@@ -304,7 +267,3 @@ def _per(config: RunConfig) -> str:
     if config.head is not None:
         return "sequence"
     return domain_of(config.data.kind).unit
-
-
-def _shown(value: Any) -> Any:
-    return printable(value, lines=True) if isinstance(value, str) else value

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.contract import Cli, Device, Force, Options, Result, Resume, RunFolder, Which
 from mamba_bio_audio.jobs.sample_progress import Rate, showing
+from mamba_bio_audio.jobs.sample_report import check_report, measure, write_page
 
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.paths import Stepper
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 COMMAND = "sample"
 PANEL = "Use"
+# Symbols of samples below which their bits are too uncertain for a warning.
+_LEAST_FOR_DRIFT = 1 << 12
 
 
 def _prompts(given: Any) -> Any:
@@ -75,7 +78,12 @@ class SampleOptions(Options):
         False,
         description="Write the prompt, as the model read it, before its continuation; log-likelihoods leave it out.",
     )
-    temperature: float = Field(1.0, ge=0, description="Divides the logits; 0 always picks the most probable symbol.")
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        description="Divides the logits; 0 always picks the most probable symbol. Default: as fitted for the run (mba "
+        "evaluate RUN --metrics sampling) where neither --top-k nor --top-p is given, else 1.",
+    )
     top_k: int | None = Field(None, ge=1, description="Keep only the k most probable symbols.")
     top_p: float | None = Field(
         None, description="Nucleus sampling: keep the most probable symbols up to this cumulative probability."
@@ -89,7 +97,9 @@ class SampleOptions(Options):
     device: Device = "auto"
     resume: Resume = Field(False, description="Continue interrupted sampling into --out.")
     report: bool = Field(
-        True, description="DNA: compare the samples with the training data, and write OUT.report.json."
+        True,
+        description="Compare the samples with the data of the run, and write OUT.report.json; audio: also "
+        "OUT.report.html, to look at and listen to.",
     )
     force: Force = False
 
@@ -127,6 +137,11 @@ class SampleOptions(Options):
         return self.model_copy(update={"length": length, "seconds": None})
 
     @property
+    def says_how(self) -> bool:
+        """Whether it is said how symbols are drawn; if not, fitted settings may."""
+        return any(how is not None for how in (self.temperature, self.top_k, self.top_p))
+
+    @property
     def target(self) -> Path | None:
         """Where samples go; None is standard output."""
         return None if self.out is None or str(self.out) == "-" else self.out
@@ -148,7 +163,10 @@ class SampleResult(Result):
         written: what was written, in words; None where nothing was, or to standard output.
         already_complete: the output was complete before; nothing was done.
         stopped_by: name of the signal that ended it early.
-        report: measurements beside the training data, as in OUT.report.json.
+        report: measurements beside the data of the run, as in OUT.report.json.
+        settings: whether symbols were drawn as was fitted for the run, or why not, where it has fitted settings.
+        bits: per symbol of the samples under the model at temperature 1, and of validation data, where both are known.
+        drift: a warning where these are far apart.
     """
 
     out: Path | None
@@ -160,6 +178,9 @@ class SampleResult(Result):
     already_complete: bool = False
     stopped_by: str | None = None
     report: dict[str, Any] | None = None
+    settings: str | None = None
+    bits: dict[str, Any] | None = None
+    drift: str | None = None
     report_text: str = Field("", exclude=True)
 
     def text(self) -> str:
@@ -171,15 +192,14 @@ class SampleResult(Result):
         return f"{self.out}: {self.written}" + (f"\n{self.report_text}" if self.report else "")
 
     def notes(self) -> str:
-        """How to continue, or why there is no comparison."""
+        """How symbols were drawn, whether they drift, how to continue, or why there is no comparison."""
+        lines = [line for line in (self.settings, self.drift) if line]
         if self.stopped_by:
-            if self.out is None or self.written:
-                return f"stopped by {self.stopped_by}"
-            so_far = f"so far: {self.out}.part"
-            return f"stopped by {self.stopped_by}; continue with the same command and --resume ({so_far})"
-        if self.report and self.report["note"]:
-            return f"not compared with the training data: {self.report['note']}"
-        return ""
+            how = "" if self.out is None or self.written else "; continue with the same command and --resume "
+            lines.append(f"stopped by {self.stopped_by}{how}" + (f"(so far: {self.out}.part)" if how else ""))
+        elif self.report and self.report["note"]:
+            lines.append(f"not compared with the training data: {self.report['note']}")
+        return "\n".join(lines)
 
     @property
     def exit_code(self) -> int:
@@ -201,6 +221,7 @@ def run(options: SampleOptions) -> SampleResult:
 
     from mamba_bio_audio.pipelines.domains import domain_of
     from mamba_bio_audio.run.described import describe
+    from mamba_bio_audio.run.sampling import read_fitted
 
     # What does not depend on the weights is refused before torch is imported.
     described = describe(options.run)
@@ -208,6 +229,9 @@ def run(options: SampleOptions) -> SampleResult:
         raise InputError(f"{options.run}: weights without a run configuration have no classes; leave --class out")
     if described is not None:
         options = options.in_symbols(described.config)
+    given, fitted = options, None if options.says_how else read_fitted(options.run)
+    if fitted is not None:
+        options = options.model_copy(update={"temperature": fitted.temperature, "top_p": fitted.top_p})
     writer = None if described is None else _writer(options, described.config, described.manifest)
     device = resolve_device(options.device)
 
@@ -216,19 +240,33 @@ def run(options: SampleOptions) -> SampleResult:
     model = saved.load_language_model(options.run, options.which).to(device)
     if model.codec is None:
         raise InputError(f"{options.run}: weights without a codec cannot be sampled by this command; use mba.generate")
+    settings = None
+    if fitted is not None:
+        from mamba_bio_audio.models.weights import weights_hash
+
+        settings = f"drawn at {fitted.text}, as fitted for this run; --temperature, --top-k and --top-p override it"
+        if fitted.weights_sha256 != weights_hash(model):
+            settings = f"drawn at temperature 1: {fitted.path} was fitted to other weights of this run; fit again"
+            options, fitted, writer = given, None, None
     domain = domain_of(model.config.data.kind)
     measured = domain.measures(out) if options.report and out is not None else None
     # Nothing is measured anew beside samples that are complete already.
     if measured is not None and not (options.resume and out is not None and out.exists()):
-        _check_report(measured)
+        check_report(measured)
+    writer = writer or _writer(options, model.config, model.manifest)
     with showing(domain.unit, domain.rate_hz(model.config.data), options.quiet, device) as (progress, reading):
-        result = sample(model, options, device, progress, writer, reading)
+        result = sample(model, options, device, progress, writer, reading, fitted=fitted is not None)
+    if settings is not None:
+        result = result.model_copy(update={"settings": settings})
     if result.written is None or measured is None or result.stopped_by:
         return result
     assert out is not None
     with counter("comparing", f"{domain.unit}s", options.quiet) as progress:
         report = measure(options.run, out, model.config, model.manifest, progress=progress)
-    return result.model_copy(update={"report": report, "report_text": domain.show_measured(report)})
+    text = domain.show_measured(report)
+    if (page := write_page(out, report, domain)) is not None:
+        text += f"\n{page}"
+    return result.model_copy(update={"report": report, "report_text": text})
 
 
 def sample(
@@ -238,6 +276,8 @@ def sample(
     progress: Callable[[int, int | None], None] | None = None,
     writer: SampleWriter | None = None,
     reading: Callable[[int, int], None] | None = None,
+    *,
+    fitted: bool = False,
 ) -> SampleResult:
     """Sample from a loaded model, without measuring the samples.
 
@@ -251,6 +291,7 @@ def sample(
         progress: called with (symbols done, symbols in all).
         writer: made for these options; None makes one.
         reading: called with (symbols read, symbols in all) while the prompts of a batch are read.
+        fitted: the options draw as was fitted for the run, which is noted beside the samples.
 
     Raises:
         InputError: a bad prompt or target, or a complete one made otherwise, before anything is sampled.
@@ -261,6 +302,7 @@ def sample(
     from mamba_bio_audio.models.weights import weights_hash
     from mamba_bio_audio.pipelines.sample_writer import Sampled
     from mamba_bio_audio.run.environment import environment
+    from mamba_bio_audio.run.sampling import drift
     from mamba_bio_audio.run.saved import describe_which
     from mamba_bio_audio.signals import StopSignal
 
@@ -326,7 +368,7 @@ def sample(
             rows=[rows.path(row) for row in range(rows_asked)],
             length=length,
             log_likelihood=nats,
-            settings=settings,
+            settings=settings | ({"fitted": True} if fitted else {}),
             which=describe_which(config, options.which),
             symbols_per_second=rate.per_second,
             environment=environment(device),
@@ -334,12 +376,20 @@ def sample(
         written = writer.finish(sampled, rows.folder)
         rows.remove()
     found: dict[str, Any] = {"written": written, "length": length}
+    if (valid_nats := model.manifest.get("result", {}).get("valid_nats")) is not None:
+        bits, valid = -sum(nats) / math.log(2) / length / rows_asked, valid_nats / math.log(2)
+        along = [] if rows.along is None or options.length is None else rows.bits_along(length)
+        found["bits"] = {"samples": bits, "along": along, "valid": valid}
+        warning = drift(bits, along, valid, draws, options.run)
+        if warning is not None and length * rows_asked >= _LEAST_FOR_DRIFT:
+            found["drift"] = warning
     return result.model_copy(update=found | ({"stopped_by": stopped} if stopped else {}))
 
 
 def _draws(options: SampleOptions) -> dict[str, Any]:
     """How symbols are drawn, as options of `generate_blocks`."""
-    return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    temperature = 1.0 if options.temperature is None else options.temperature
+    return {"temperature": temperature} | {name: getattr(options, name) for name in ("top_k", "top_p", "seed")}
 
 
 def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, Any]) -> SampleWriter:
@@ -406,59 +456,3 @@ def _stream(
             if stop.number is not None:
                 return signal.Signals(stop.number).name
     return None
-
-
-def measure(
-    run: Path,
-    samples: Path,
-    config: RunConfig,
-    manifest: Mapping[str, Any],
-    *,
-    progress: Callable[[int, int | None], None] | None = None,
-) -> dict[str, Any]:
-    """Measure samples beside the data of a run, and write the measurements where its domain keeps them (returned).
-
-    If the run's data are missing, or are no longer those that it was trained on, the comparisons are left out and
-    `note` says why.
-
-    Args:
-        run: run folder or an export of one.
-        samples: file that its domain measures.
-        config: the run's configuration.
-        manifest: the run's manifest.
-        progress: called with (symbols read, None).
-    """
-    from mamba_bio_audio.files import write_json
-    from mamba_bio_audio.pipelines.domains import domain_of
-    from mamba_bio_audio.run.data import check_same_data
-
-    domain = domain_of(config.data.kind)
-    path = domain.measures(samples)
-    if path is None:
-        raise InputError(f"{samples}: samples of {domain.name} are not measured")
-    _check_report(path)
-    corpus, note = None, None
-    try:
-        if config.data.labelled:
-            raise InputError(f"the run was trained on data of kind {config.data.kind}")
-        # Not by the data module, which imports all of Lightning.
-        opened = domain.open(config.data, length=config.train.length)
-        check_same_data(manifest.get("data", {}), opened.summary(), run)
-        corpus = opened
-    except InputError as error:
-        note = str(error)
-    result = {"run": str(run), "fasta": str(samples), "note": note}
-    result |= domain.measure(samples, corpus, progress)
-    write_json(path, result)
-    return result
-
-
-def _check_report(path: Path) -> None:
-    """Refuse to replace anything but measurements of samples.
-
-    Raises:
-        InputError: something else is there.
-    """
-    from mamba_bio_audio.files import begins_with, check_file
-
-    check_file(path, "sample", begins_with('{\n  "run": '), force=True)

@@ -135,6 +135,40 @@ class Listener(ABC):
         """
 
 
+class Match(NamedTuple):
+    """How near generated pieces are to recorded ones.
+
+    Attributes:
+        distance: sum of `parts`.
+        parts: distance by measure; 0 is equal, 1 about as far as recorded pieces are spread.
+        values: median of the generated pieces by measure.
+        inside: share of the generated pieces that lie within the ranges of recorded ones by every measure.
+    """
+
+    distance: float
+    parts: Mapping[str, float]
+    values: Mapping[str, float]
+    inside: float
+
+
+class Matcher(ABC):
+    """Compares pieces that a model generates with recorded ones, to find out how it should draw them.
+
+    Attributes:
+        length: symbols per generated piece.
+    """
+
+    length: int
+
+    @abstractmethod
+    def match(self, samples: Sequence[Ids]) -> Match:
+        """How near samples, ids of `length` symbols each, are to validation data."""
+
+    @abstractmethod
+    def recorded_values(self) -> Mapping[str, Sequence[float]]:
+        """5 %, median and 95 % of the recorded pieces by measure."""
+
+
 class Clip(NamedTuple):
     """A recording in a report."""
 
@@ -161,6 +195,7 @@ class Domain(ABC):
         record: what one sequence of its files is called, singular.
         groups: what is resampled as wholes for the intervals of a classifier's accuracy, plural.
         first_sample: options of `mba sample` to suggest after a training.
+        samples_key: key of the path of samples in their measurements.
         kinds: the classes of the `data` section by their `data.kind`; a class with `labelled = True` is for classifiers.
     """
 
@@ -169,6 +204,7 @@ class Domain(ABC):
     record: ClassVar[str] = "record"
     groups: ClassVar[str] = "loci"
     first_sample: ClassVar[str]
+    samples_key: ClassVar[str] = "out"
     kinds: ClassVar[Mapping[str, type[DataSection]]]
 
     @abstractmethod
@@ -252,6 +288,18 @@ class Domain(ABC):
         """
         raise NotImplementedError
 
+    def matcher(self, corpus: Corpus, length: int | None = None) -> Matcher | None:
+        """What generated pieces are compared with; None where nothing but the likelihood tells how to draw.
+
+        Args:
+            corpus: of a run, with a validation split.
+            length: symbols per generated piece; None is what suits the domain.
+
+        Raises:
+            InputError: the validation split has nothing to compare with.
+        """
+        return None
+
     # Samples of a model: written, found in a run folder, measured, shown.
 
     def rate_hz(self, config: Any) -> int | None:
@@ -279,16 +327,21 @@ class Domain(ABC):
         return f"mba sample {run} --length 1000 --out {run / 'samples'}"
 
     def measures(self, samples: Path) -> Path | None:
-        """Where measurements of a file of samples are kept; None where this domain has none, or for these samples."""
+        """Where measurements of a file or folder of samples are kept; None where there are none of such samples."""
         return None
 
     def measure(
-        self, samples: Path, corpus: Corpus | None, progress: Callable[[int, int | None], None] | None = None
+        self,
+        samples: Path,
+        config: Any,
+        corpus: Corpus | None,
+        progress: Callable[[int, int | None], None] | None = None,
     ) -> dict[str, Any]:
-        """Measure samples, beside the training data where they are given (JSON-able).
+        """Measure samples, beside the data of the run where they are given (JSON-able).
 
         Args:
-            samples: file for which `measures` gives a path.
+            samples: file or folder for which `measures` gives a path.
+            config: the data section that the model was trained on.
             corpus: the run's corpus, set up; None leaves out the comparisons.
             progress: called with (symbols read, None).
         """

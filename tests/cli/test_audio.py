@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -281,3 +282,113 @@ def test_the_report_plays_samples(whole, trained, tmp_path, capsys):
     assert 'src="http' not in html
     assert mba_command("report", trained, "--out", tmp_path / "none.html", "--quiet") == 0
     assert "None yet: mba sample" in (tmp_path / "none.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def fitted(trained, tones, tmp_path_factory) -> Path:
+    """A run like `trained`, with fitted sampling settings."""
+    run = tmp_path_factory.mktemp("fitted") / "run"
+    shutil.copytree(trained, run)
+    call = ("evaluate", run, "--metrics", "sampling", "--length", 300, "--num-samples", 4, "--quiet", "--device", "cpu")
+    assert mba_command(*call) == 0
+    return run
+
+
+def test_settings_are_fitted_and_kept(fitted, capsys):
+    kept = json.loads((fitted / "sampling.json").read_text())
+    assert 0.5 <= kept["likelihood_temperature"] <= 1.5
+    assert kept["likelihood"]["1"] == pytest.approx(kept["valid_bits"])
+    nearest = min(kept["grid"], key=lambda row: row["distance"])
+    assert (kept["temperature"], kept["top_p"] or 1) == (nearest["temperature"], nearest["top_p"])
+    assert set(nearest["parts"]) == {"level", "flatness", "clicks", "onsets", "entropy"}
+    assert (kept["length"], kept["each"], kept["seed"]) == (300, 4, 0)
+    call = (
+        "evaluate",
+        fitted,
+        "--metrics",
+        "sampling",
+        "--length",
+        300,
+        "--num-samples",
+        4,
+        "--device",
+        "cpu",
+        "--quiet",
+    )
+    assert mba_command(*call) == 0
+    text = capsys.readouterr().out
+    assert f"fitted: temperature {kept['temperature']:g}" in text
+    assert f"kept as {fitted / 'sampling.json'}" in text
+    again = json.loads((fitted / "sampling.json").read_text())
+    assert {key for key in kept if kept[key] != again[key]} <= {"seconds", "made"}
+
+
+def test_fitted_settings_are_used_said_and_overridden(fitted, trained, tmp_path, capsys):
+    kept = json.loads((fitted / "sampling.json").read_text()) | {"temperature": 0.625, "top_p": 0.75}
+    (fitted / "sampling.json").write_text(json.dumps(kept))
+    assert mba_command(*sampling(fitted, tmp_path / "a.wav")) == 0
+    assert "drawn at temperature 0.625, top-p 0.75, as fitted for this run" in capsys.readouterr().err
+    note = json.loads((tmp_path / "a.wav.json").read_text())
+    assert (note["temperature"], note["top_p"], note["fitted"]) == (0.625, 0.75, True)
+    given = ("--temperature", 0.625, "--top-p", 0.75)
+    assert mba_command(*sampling(trained, tmp_path / "b.wav", *given)) == 0
+    assert "fitted" not in capsys.readouterr().err
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    # As a run without fitted settings.
+    for more in (("--temperature", 1), ("--top-k", 256), ("--top-p", 1)):
+        assert mba_command(*sampling(fitted, tmp_path / "c.wav", "--force", *more)) == 0
+        assert "fitted" not in capsys.readouterr().err
+        assert "fitted" not in json.loads((tmp_path / "c.wav.json").read_text())
+        assert mba_command(*sampling(trained, tmp_path / "d.wav", "--force")) == 0
+        assert (tmp_path / "c.wav").read_bytes() == (tmp_path / "d.wav").read_bytes()
+    # Complete at these settings, and not at others.
+    assert mba_command(*sampling(fitted, tmp_path / "a.wav", "--resume")) == 0
+    assert mba_command(*sampling(fitted, tmp_path / "a.wav", "--resume", "--temperature", 1)) == 2
+    assert "sampled with temperature 0.625, not 1.0" in capsys.readouterr().err
+
+
+def test_settings_of_other_weights_are_not_used(fitted, trained, tmp_path, capsys):
+    kept = json.loads((fitted / "sampling.json").read_text())
+    (fitted / "sampling.json").write_text(json.dumps(kept | {"weights_sha256": "0" * 64, "temperature": 0.1}))
+    assert mba_command(*sampling(fitted, tmp_path / "a.wav")) == 0
+    assert "was fitted to other weights of this run; fit again" in capsys.readouterr().err
+    assert mba_command(*sampling(trained, tmp_path / "b.wav")) == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+
+
+def test_samples_are_measured_beside_held_out_recordings(trained, tmp_path, capsys):
+    out = tmp_path / "clips"
+    assert mba_command(*sampling(trained, out, "--num-samples", 2, "--json")) == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    assert report == json.loads((tmp_path / "clips.report.json").read_text())
+    assert (report["out"], report["samples"], report["note"]) == (str(out), 2, None)
+    assert report["pieces"][0]["held_out_pieces"] > 10
+    # An untrained model's noise is no tone.
+    assert report["pieces"][0]["inside"]["flatness"] == 0
+    page = (tmp_path / "clips.report.html").read_text()
+    assert page.count("<audio controls") == 2
+    assert "held out: 5 %" in page
+    assert page.count("data:image/png;base64,") == 3
+    (tmp_path / "clips.report.html").write_text("mine")
+    assert mba_command(*sampling(trained, out, "--num-samples", 2, "--force")) == 2
+    assert "clips.report.html: not made by mba sample" in capsys.readouterr().err
+
+
+def test_drift_is_warned_of(trained, tmp_path, capsys):
+    manifest = json.loads((trained / "manifest.json").read_text())
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    manifest["result"]["valid_nats"] /= 2
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    long = ("--length", 4096, "--no-report")
+    assert mba_command(*sampling(run, tmp_path / "a.wav", *long, "--json")) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    note = json.loads((tmp_path / "a.wav.json").read_text())
+    assert found["bits"]["samples"] == pytest.approx(-note["log_likelihood"] / np.log(2) / 4096)
+    assert np.mean(found["bits"]["along"]) == pytest.approx(found["bits"]["samples"])
+    assert found["bits"]["valid"] == pytest.approx(manifest["result"]["valid_nats"] / np.log(2))
+    assert found["drift"] in shown.err
+    assert found["drift"].startswith("warning: the samples have ")
+    assert mba_command(*sampling(trained, tmp_path / "b.wav", *long)) == 0
+    assert "noise" not in capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_what_a_domain_does_not_do_is_one_clear_error():
     with pytest.raises(InputError, match="files of notes are not read in pieces"):
         Notes().stored(["a.mid"], None)
     with pytest.raises(InputError, match=r"a\.mid: samples of notes are not measured"):
-        Notes().measure(Path("a.mid"), None)
+        Notes().measure(Path("a.mid"), None, None)
 
 
 def test_a_domain_without_more_has_sensible_defaults(tmp_path):

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,12 @@ import soundfile
 
 from mamba_bio_audio.errors import InputError, as_written
 from mamba_bio_audio.files import inside
+from mamba_bio_audio.pipelines.audio.clip_writer import read_prompt
 from mamba_bio_audio.pipelines.audio.figures import spectrograms
+from mamba_bio_audio.pipelines.audio.measures import levels_of
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.audio.samples import Sample
+from mamba_bio_audio.pipelines.audio.yardsticks import Levels
 from mamba_bio_audio.pipelines.contract import Clip, SampleView
 
 SHOWN = 6
@@ -63,6 +70,41 @@ def view(samples: Path) -> SampleView:
     return SampleView(f"{samples}. {text}.", clips=[_clip(title, path) for title, path in named])
 
 
+def read_samples(samples: Path, codec: AudioCodec, gain: float) -> list[Sample]:
+    """Every sample of a folder by number, or of one file.
+
+    Args:
+        samples: folder or file that `mba sample` wrote.
+        codec: of the model.
+        gain: by which the model's recordings are multiplied.
+
+    Raises:
+        InputError: not readable, or not audio at the codec's rate.
+    """
+    beside = samples / "samples.json" if samples.is_dir() else samples.with_name(f"{samples.name}.json")
+    note = _note(beside) if beside.exists() else {}
+    paths = sorted(samples.glob("sample-*.flac")) if samples.is_dir() else [samples]
+    sizes = note.get("prompt_samples") if note.get("keep_prompt") else 0
+    prompts: list[Levels | None] = [None]
+    # In the variant `sashimi` prompt and continuation are scaled by themselves.
+    if not sizes and codec.variant == "standard" and (given := note.get("prompt")):
+        # Where they are still there.
+        names = note.get("prompt_files") or [given]
+        prompts = [read_prompt(name, codec, gain).levels if Path(name).is_file() else None for name in names]
+    found: list[Sample] = []
+    for row, path in enumerate(paths):
+        with _opened(path) as file:
+            if file.samplerate != codec.sample_rate_hz:
+                raise InputError(f"{path}: {file.samplerate:,} Hz, but the model has {codec.sample_rate_hz:,} Hz")
+            levels = levels_of(file.read(dtype="float64", always_2d=True).mean(1), codec)
+        kept = sizes[row * len(sizes) // len(paths)] if isinstance(sizes, list) else sizes or 0
+        prompt = levels[:kept] if kept else prompts[row * len(prompts) // len(paths)]
+        found.append(Sample(path.name, levels[kept:], prompt))
+    if not found or not all(len(sample.levels) for sample in found):
+        raise InputError(f"{samples}: no sound in it; sample again")
+    return found
+
+
 def _note(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -73,13 +115,19 @@ def _note(path: Path) -> dict[str, Any]:
     return value
 
 
-def _clip(title: str, path: Path) -> Clip:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            audio = file.read(round(_LONGEST_S * rate), dtype="float32", always_2d=True).mean(1)
+            yield file
     except soundfile.SoundFileError as error:
         raise InputError(f"{path}: not readable as audio ({error})") from None
+
+
+def _clip(title: str, path: Path) -> Clip:
+    with _opened(path) as file:
+        rate = file.samplerate
+        audio = file.read(round(_LONGEST_S * rate), dtype="float32", always_2d=True).mean(1)
     sound = io.BytesIO()
     soundfile.write(sound, audio, rate, format="FLAC", subtype="PCM_16")
     with tempfile.TemporaryDirectory() as folder:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mamba_bio_audio.pipelines.audio import evaluation
 from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
-from mamba_bio_audio.pipelines.contract import DataSection, Domain, Item, Listener, Progress, SampleView, Symbols
+from mamba_bio_audio.pipelines.contract import (
+    DataSection,
+    Domain,
+    Item,
+    Listener,
+    Matcher,
+    Progress,
+    SampleView,
+    Symbols,
+)
 from mamba_bio_audio.pipelines.sample_writer import SampleRequest, SampleWriter
 from mamba_bio_audio.pipelines.scores import Digits, Measured, Score
 
@@ -90,7 +99,8 @@ class Audio(Domain):
         from mamba_bio_audio.pipelines.audio.clip_writer import SAMPLE_FILES
 
         judged = ("metrics.json", "first-samples.png", *(f"samples-*/{name}" for name in SAMPLE_FILES))
-        return (*(f"sc09/{name}" for name in judged), "spectrogram.png", "sample.wav", "sample.wav.json")
+        beside = (f"{name}.report.{suffix}" for name in ("sample.wav", "samples") for suffix in ("json", "html"))
+        return (*(f"sc09/{name}" for name in judged), "spectrogram.png", "sample.wav", "sample.wav.json", *beside)
 
     def find_samples(self, run: Path) -> Path | None:
         """A folder or file of samples, or the clips that a judge heard."""
@@ -102,11 +112,47 @@ class Audio(Domain):
         """A WAV file of one recording."""
         return f"mba sample {run} --length 80000 --out {run / 'sample.wav'}"
 
+    def measures(self, samples: Path) -> Path | None:
+        """Beside the file or folder; not of the clips that a judge hears, which has measures of its own."""
+        return None if samples.parent.name == "sc09" else samples.with_name(f"{samples.name}.report.json")
+
+    def measure(
+        self,
+        samples: Path,
+        config: Any,
+        corpus: Corpus | None,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> dict[str, Any]:
+        """Level, spectrum, clicks, onsets and entropy per second, beside held-out recordings."""
+        from mamba_bio_audio.pipelines.audio.clips import read_samples
+        from mamba_bio_audio.pipelines.audio.samples import sample_report
+
+        codec = self.codec(config)
+        return sample_report(read_samples(samples, codec, config.gain), codec, corpus, progress=progress)
+
+    def show_measured(self, measured: Mapping[str, Any]) -> str:
+        """A table."""
+        from mamba_bio_audio.pipelines.audio.samples import describe_samples
+
+        return describe_samples(measured)
+
+    def matcher(self, corpus: Corpus, length: int | None = None) -> Matcher:
+        """Pieces of three seconds beside validation recordings, where nothing else is asked for."""
+        from mamba_bio_audio.pipelines.audio.samples import SoundMatcher
+
+        return SoundMatcher(corpus, corpus.codec, length or 3 * corpus.codec.sample_rate_hz)
+
     def show_samples(self, samples: Path, measured: Mapping[str, Any] | None) -> SampleView:
-        """Clips to listen to."""
+        """Clips to listen to, and their measures over time."""
         from mamba_bio_audio.pipelines.audio.clips import view
 
-        return view(samples)
+        found = view(samples)
+        if measured is None:
+            return found
+        from mamba_bio_audio.pipelines.audio.samples import picture
+
+        pictures = [("measures over time beside held-out recordings", picture(measured))]
+        return found._replace(table=self.show_measured(measured), pictures=pictures)
 
     def card_symbols(self, codec: Any) -> str:
         """The levels."""

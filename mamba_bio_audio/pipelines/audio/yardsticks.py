@@ -16,14 +16,17 @@ knows nothing of music or speech. Bits of two quantisers do not compare.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.spans import Span
 from mamba_bio_audio.pipelines.windows import tile
+
+if TYPE_CHECKING:  # it brings Lightning along
+    from mamba_bio_audio.pipelines.data import DataModule
 
 Levels = NDArray[np.uint8 | np.int16]
 _PIECE = 1 << 22
@@ -161,6 +164,11 @@ class LevelTables:
 
 def linear_prediction_bits(levels: Levels, codec: AudioCodec) -> NDArray[np.float64]:
     """Bits (n,) of each level of a recording under adaptive linear prediction of order 32."""
+    return linear_prediction(levels, codec)[1]
+
+
+def linear_prediction(levels: Levels, codec: AudioCodec) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Errors of the prediction in units of their running scale, and the bits of each level, both (n,)."""
     from scipy.signal import lfilter
     from scipy.special import ndtr
 
@@ -183,7 +191,7 @@ def linear_prediction_bits(levels: Levels, codec: AudioCodec) -> NDArray[np.floa
     scale = 1.2533 * np.concatenate([[start], scale[:-1]]) + _SMALLEST_SCALE
     edges = np.concatenate([[-np.inf], codec.edges, [np.inf]])
     p = ndtr((edges[levels.astype(np.int64) + 1] - predicted) / scale) - ndtr((edges[levels] - predicted) / scale)
-    return -np.log2((1 - _ESCAPE) * p + _ESCAPE / codec.vocab_size)
+    return (audio - predicted) / scale, -np.log2((1 - _ESCAPE) * p + _ESCAPE / codec.vocab_size)
 
 
 def _coefficients(frames: NDArray[np.float64]) -> NDArray[np.float64]:

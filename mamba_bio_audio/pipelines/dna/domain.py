@@ -23,6 +23,7 @@ class Dna(Domain):
     name = "dna"
     unit = "base"
     first_sample = "--length 1000"
+    samples_key = "fasta"
     kinds: ClassVar[Mapping[str, type[DataSection]]] = {"dna": DnaDataConfig, "dna-classes": DnaClassesConfig}
 
     def codec(self, config: Any) -> Any:
@@ -107,7 +108,11 @@ class Dna(Domain):
         return samples.with_name(f"{samples.name}.report.json")
 
     def measure(
-        self, samples: Path, corpus: Corpus | None, progress: Callable[[int, int | None], None] | None = None
+        self,
+        samples: Path,
+        config: Any,
+        corpus: Corpus | None,
+        progress: Callable[[int, int | None], None] | None = None,
     ) -> dict[str, Any]:
         """Composition, repeats and 6-mers of a FASTA, and longest matches with up to 2^26 training bases."""
         from mamba_bio_audio.pipelines.dna.corpus import DnaCorpus

@@ -1,0 +1,222 @@
+"""Fits how symbols are drawn: a temperature by likelihood, and temperature and top-p together by what comes out.
+
+    T* = argmin over T of  -sum over validation symbols of log softmax(logits / T)[symbol]       (Guo et al. 2017)
+
+T* says whether the model is as sure of itself as it is right. Training minimises the same sum, so T* is near 1 for large
+models; small or briefly trained ones cannot make their logits as sharp as they are right (`audio/tiny`: 0.7). It says nothing
+about what happens once the model reads its own symbols, where errors add up. Therefore pieces are generated at every cell of
+a grid of temperatures up to T* and of top-p, all in one batch, and compared with recorded ones by what the domain measures
+(`Domain.matcher`). The nearest cell is taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference import cpu_decoder
+from mamba_bio_audio.inference.decoding import GraphSteps, prefill, steps
+from mamba_bio_audio.inference.generate import uniforms
+
+# Temperatures at which validation data are scored; the best is refined between its neighbours.
+TEMPERATURES = tuple(round(0.5 + 0.05 * step, 2) for step in range(21))
+# The grid: temperatures in units of the one by likelihood, and top-p.
+SHARES = (1.0, 0.95, 0.9, 0.8)
+TOP_P = (1.0, 0.98, 0.95, 0.9, 0.8, 0.7)
+_PIECE = 1 << 14
+_BLOCK = 1024
+
+
+class Calibration(NamedTuple):
+    """Validation likelihood against temperature.
+
+    Attributes:
+        temperature: at which it is best.
+        nats: per symbol, at each of `TEMPERATURES`.
+        symbols: that were scored.
+    """
+
+    temperature: float
+    nats: dict[float, float]
+    symbols: int
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    allowed: Sequence[int],
+    *,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Calibration:
+    """The temperature at which validation symbols are most probable.
+
+    Args:
+        model: language model, on its device; runs in fp32.
+        batches: with "tokens" and "targets" (B, L), -100 where nothing is scored; each row begins a sequence.
+        allowed: ids that may be drawn; targets that are others are not scored.
+        progress: called with (batches done, None).
+    """
+    device = next(model.parameters()).device
+    ids = torch.tensor(allowed, device=device)
+    place = torch.full((int(ids.max()) + 1,), -1, device=device)
+    place[ids] = torch.arange(len(ids), device=device)
+    nats, count = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=device), 0
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for done, batch in enumerate(batches, start=1):
+                state = None
+                size = max(1, _PIECE // len(batch["tokens"]))
+                for tokens, targets in zip(
+                    batch["tokens"].split(size, 1), batch["targets"].split(size, 1), strict=True
+                ):
+                    if getattr(model, "streaming", "none") == "constant":
+                        output = model(tokens.to(device), state)
+                        state = output.state
+                    else:
+                        output = model(tokens.to(device))
+                    wanted = targets.to(device).flatten()
+                    known = (wanted >= 0) & (wanted < len(place))
+                    index = place[wanted.where(known, ids[0])]
+                    known &= index >= 0
+                    logits = output.logits.flatten(0, 1)[known].index_select(1, ids).float()
+                    index = index[known]
+                    own = logits.gather(1, index[:, None])[:, 0]
+                    count += len(index)
+                    for number, temperature in enumerate(TEMPERATURES):
+                        terms = (logits / temperature).logsumexp(1) - own / temperature
+                        nats[number] += terms.sum(dtype=torch.float64)
+                if progress is not None:
+                    progress(done, None)
+    finally:
+        model.train(was_training)
+    if not count:
+        raise InputError("the validation split has no symbol that can be drawn; check the splits")
+    values = (nats / count).tolist()
+    return Calibration(_lowest(TEMPERATURES, values), dict(zip(TEMPERATURES, values, strict=True)), count)
+
+
+def _lowest(at: Sequence[float], values: Sequence[float]) -> float:
+    """Where the parabola through the lowest value and its neighbours is lowest."""
+    best = min(range(len(values)), key=values.__getitem__)
+    if not 0 < best < len(values) - 1:
+        return at[best]
+    before, here, after = values[best - 1 : best + 2]
+    bend = before - 2 * here + after
+    shift = 0.5 * (before - after) / bend if bend > 0 else 0.0
+    return round(at[best] + shift * (at[best + 1] - at[best]), 3)
+
+
+class Cell(NamedTuple):
+    """A way to draw."""
+
+    temperature: float
+    top_p: float
+
+    @property
+    def nucleus(self) -> float | None:
+        """`top_p` as an option."""
+        return None if self.top_p == 1 else self.top_p
+
+
+def grid(temperature: float) -> list[Cell]:
+    """The cells that are tried, the mildest first."""
+    return [Cell(round(temperature * share, 3), top_p) for share, top_p in itertools.product(SHARES, TOP_P)]
+
+
+class _Draw:
+    """Draws symbols (R,) from logits (R, V), each row in its own way."""
+
+    def __init__(self, allowed: Sequence[int], rows: Sequence[Cell], device: torch.device) -> None:
+        self.allowed = torch.tensor(allowed, device=device)
+        column = {"dtype": torch.float64, "device": device}
+        self.temperature = torch.tensor([[cell.temperature] for cell in rows], **column)  # type: ignore[arg-type]
+        self.top_p = torch.tensor([[cell.top_p] for cell in rows], **column)  # type: ignore[arg-type]
+
+    def __call__(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """As `generate` draws, with the log-probabilities at temperature 1."""
+        logits = logits.index_select(1, self.allowed).double()
+        p = ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
+        ranked, order = p.sort(dim=1, descending=True, stable=True)
+        before = ranked.cumsum(1) - ranked
+        # At top-p 1 nothing may be dropped, not even by rounding.
+        ranked = ranked.masked_fill((before >= self.top_p * ranked.sum(1, keepdim=True)) & (self.top_p < 1), 0)
+        p = torch.zeros_like(p).scatter_(1, order, ranked)
+        running = p.cumsum(1)
+        index = (running <= draws[:, None] * running[:, -1:]).sum(1).clamp_(max=p.shape[1] - 1)
+        return self.allowed[index], logits.log_softmax(1).gather(1, index[:, None])[:, 0]
+
+
+def pieces(
+    model: nn.Module,
+    cells: Sequence[Cell],
+    *,
+    start: Sequence[int],
+    allowed: Sequence[int],
+    length: int,
+    each: int,
+    seed: int,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> tuple[list[list[Any]], list[float]]:
+    """Pieces generated in every cell, all cells in one batch; the same uniform numbers for piece i of every cell.
+
+    Args:
+        model: with a state that is carried, on its device.
+        cells: ways to draw.
+        start: ids that every piece begins with, at least one, and that are not part of it.
+        allowed: ids that may be drawn.
+        length: symbols of each piece.
+        each: pieces per cell.
+        seed: of the uniform numbers.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        For each cell its pieces, integer arrays (length,), and nats per symbol of these at temperature 1.
+    """
+    device = next(model.parameters()).device
+    rows = [cell for cell in cells for _ in range(each)]
+    draw = _Draw(allowed, rows, device)
+    advance: Any = partial(steps, model, draw)
+    if device.type == "cuda" and getattr(model, "streaming", "none") == "constant":
+        advance = GraphSteps(model, draw)
+    elif device.type == "cpu" and cpu_decoder.unsupported_reason(model, len(rows)) is None:
+        advance = cpu_decoder.CpuDecoder(model, len(rows), draw.allowed, choose=draw)
+    found = torch.empty(len(rows), length, dtype=torch.int32)
+    nats = torch.zeros(len(rows), dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            prefix = torch.tensor([list(start)], device=device).expand(len(rows), -1)
+            state = prefill(model, prefix[:, :-1], None) if len(start) > 1 else None
+            last = prefix[:, -1:]
+            for low in range(0, length, _BLOCK):
+                size = min(_BLOCK, length - low)
+                numbers = torch.from_numpy(uniforms(seed, range(each), low, size)).T.repeat(1, len(cells))
+                symbols, scores, state = advance(last, state, numbers.to(device).contiguous())
+                last = symbols[-1][:, None]
+                found[:, low : low + size] = symbols.T.cpu()
+                nats -= scores.sum(0).cpu()
+                if progress is not None:
+                    progress(low + size, length)
+    finally:
+        model.train(was_training)
+    if not torch.isfinite(nats).all():
+        raise FloatingPointError("the model's logits become NaN or infinite; use other weights")
+    arrays = found.numpy().astype(np.int64)
+    grouped = [list(arrays[at : at + each]) for at in range(0, len(rows), each)]
+    return grouped, (nats.reshape(len(cells), each).mean(1) / length).tolist()
+
+
+def bits(nats: float) -> float:
+    """Nats in bits."""
+    return nats / math.log(2)

@@ -1,0 +1,81 @@
+"""What `mba sample` measures of its samples, and the files that tell it: OUT.report.json, and OUT.report.html with players."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import begins_with, check_file, write_json, write_text
+from mamba_bio_audio.jobs.page import Image, Section, is_page, render
+from mamba_bio_audio.pipelines.domains import domain_of
+
+if TYPE_CHECKING:
+    from mamba_bio_audio.pipelines.contract import Domain
+    from mamba_bio_audio.run.config import RunConfig
+
+
+def measure(
+    run: Path,
+    samples: Path,
+    config: RunConfig,
+    manifest: Mapping[str, Any],
+    *,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> dict[str, Any]:
+    """Measure samples beside the data of a run, and write the measurements where its domain keeps them (returned).
+
+    If the run's data are missing, or are no longer those that it was trained on, the comparisons are left out and
+    `note` says why.
+
+    Args:
+        run: run folder or an export of one.
+        samples: file that its domain measures.
+        config: the run's configuration.
+        manifest: the run's manifest.
+        progress: called with (symbols read, None).
+    """
+    from mamba_bio_audio.run.data import check_same_data
+
+    domain = domain_of(config.data.kind)
+    path = domain.measures(samples)
+    if path is None:
+        raise InputError(f"{samples}: samples of {domain.name} are not measured")
+    check_report(path)
+    corpus, note = None, None
+    try:
+        if config.data.labelled:
+            raise InputError(f"the run was trained on data of kind {config.data.kind}")
+        # Not by the data module, which imports all of Lightning.
+        opened = domain.open(config.data, length=config.train.length)
+        check_same_data(manifest.get("data", {}), opened.summary(), run)
+        corpus = opened
+    except InputError as error:
+        note = str(error)
+    result = {"run": str(run), domain.samples_key: str(samples), "note": note}
+    result |= domain.measure(samples, config.data, corpus, progress)
+    write_json(path, result)
+    return result
+
+
+def write_page(samples: Path, measured: Mapping[str, Any], domain: Domain) -> Path | None:
+    """Write OUT.report.html where samples can be listened to; returns its path."""
+    view = domain.show_samples(samples, measured)
+    if not view.clips:
+        return None
+    out = samples.with_name(f"{samples.name}.report.html")
+    images = [Image(alt, png) for alt, png in view.pictures]
+    section = Section("Beside held-out data", view.text, pre=view.table, images=images, clips=view.clips)
+    write_text(out, render(samples.name, f"Samples of {measured['run']}", [section]))
+    return out
+
+
+def check_report(path: Path) -> None:
+    """Refuse to replace anything but measurements of samples, and their page.
+
+    Raises:
+        InputError: something else is there.
+    """
+    check_file(path, "sample", begins_with('{\n  "run": '), force=True)
+    check_file(path.with_suffix(".html"), "sample", is_page, force=True)

@@ -1,0 +1,85 @@
+"""How the samples of a run are drawn unless somebody says otherwise, and whether they stay near what it was trained on.
+
+`mba evaluate RUN --metrics sampling` fits temperature and top-p and keeps them in the run folder; they belong to the weights
+that they were fitted to. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import inside
+from mamba_bio_audio.run.described import read_json
+from mamba_bio_audio.run.packaged import find_model
+
+SETTINGS_NAME = "sampling.json"
+# By how much the bits of samples may differ from those of validation data.
+_MOST = 0.1
+
+
+class Fitted(BaseModel):
+    """Settings fitted to some weights, as `mba evaluate` keeps them among other things."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    path: Path
+    temperature: float = Field(gt=0)
+    top_p: float | None = Field(gt=0, le=1)
+    weights_sha256: str
+
+    @property
+    def text(self) -> str:
+        """The settings in words."""
+        return f"temperature {self.temperature:g}" + ("" if self.top_p is None else f", top-p {self.top_p:g}")
+
+
+def read_fitted(run: Path) -> Fitted | None:
+    """The fitted settings of a run; None where there are none.
+
+    Raises:
+        InputError: there is no such run, or its settings are damaged.
+    """
+    folder = find_model(run)
+    if not (folder / SETTINGS_NAME).exists():
+        return None
+    path = inside(folder, SETTINGS_NAME)
+    value = read_json(path)
+    try:
+        return Fitted.model_validate(value | {"path": path})
+    except ValidationError:
+        raise InputError(
+            f"{path}: not sampling settings of this program; delete it, or fit again: mba evaluate {run} --metrics sampling"
+        ) from None
+
+
+def drift(
+    bits: float, parts: Sequence[float], valid_bits: float | None, draws: Mapping[str, Any], run: Path
+) -> str | None:
+    """A warning where samples have become less probable, or more, than validation data are; None where they have not.
+
+    Args:
+        bits: of the samples under the model at temperature 1, mean per symbol.
+        parts: the same of each eighth of their length; empty where it is not known.
+        valid_bits: of validation data.
+        draws: how the samples were drawn.
+        run: for the advice.
+    """
+    if valid_bits is None or valid_bits <= 0:
+        return None
+    values = (bits, *parts[-1:])
+    narrowed = draws["temperature"] < 1 or draws["top_k"] is not None or draws["top_p"] is not None
+    fit = f"fit how they are drawn (mba evaluate {run} --metrics sampling)"
+    if max(values) > (1 + _MOST) * valid_bits:
+        what = f"they drift into what the model finds improbable, which is noise: {fit}, or give a lower --temperature"
+    elif min(values) < (1 - _MOST) * valid_bits and not narrowed:
+        what = f"they drift into what the model finds too probable, such as silence or repeats: {fit}, or give a prompt"
+    else:
+        # Draws that keep to the probable symbols have fewer bits without any drift.
+        return None
+    along = f" (first eighth {parts[0]:.3f}, last {parts[-1]:.3f})" if parts else ""
+    return f"warning: the samples have {bits:.3f} bits per symbol{along}, validation data {valid_bits:.3f}; {what}"

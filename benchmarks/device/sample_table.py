@@ -149,6 +149,15 @@ def main() -> None:
             write_rows(arguments.out, rows)
         yield sample_line(rows[-1])
 
+    def by_operations(case: SampleCase) -> Iterator[str]:
+        """Graphs without the kernels of a mixer's step."""
+        most, step.MAX_STATES = step.MAX_STATES, 0
+        try:
+            found = sample_row(case, device, seconds=arguments.seconds, rate=rate, path="graph")
+        finally:
+            step.MAX_STATES = most
+        yield f"{sample_line(found)}  (by operations)"
+
     cases = SAMPLE_CASES[device]
     if arguments.only:
         cases = [case for case in cases if f"{_text(case)},".startswith(f"{arguments.only},")]
@@ -164,12 +173,17 @@ def main() -> None:
         ranked.append((2, "mba sample", partial(command, whole, device)))
         ranked.append((2, "prefill", partial(prefill, "16x256", long, device)))
     if device == "cuda":
+        from mamba_bio_audio.kernels.mixer import step
+
         # Graphs beside what users get, for the rule that chooses.
         for case in cases:
             if case.model == LAST[0]:
                 continue
             many = "/" not in case.model and case.batch >= 512 and case.precision == "bf16"
             ranked.append((0 if many else 5, f"{_text(case)}, graph", partial(row, case, path="graph")))
+        for case in cases:
+            if "/" not in case.model and case.batch == 512 and case.precision == "bf16":
+                ranked.append((4, f"{_text(case)}, operations", partial(by_operations, case)))
     todo = [one[1:] for one in sorted(ranked, key=lambda one: one[0])]
     for name, lines in todo:
         if time.perf_counter() - began > arguments.budget:

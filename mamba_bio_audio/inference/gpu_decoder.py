@@ -20,23 +20,22 @@ from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.isotropic import Block, IsotropicModel
 
 _MOST_SYMBOLS = 256
-_MOST_RANKED = 64  # symbols of which top-k or top-p keep some, or that many rows draw from
+_MOST_TOGETHER = 64  # symbols that many rows draw from
 
 
-def form(model: nn.Module, rows: int, symbols: int, truncated: bool, precision: str) -> PATHS | None:
+def form(model: nn.Module, rows: int, symbols: int, precision: str) -> PATHS | None:
     """Which form of kernel is the fastest for a batch; None where a CUDA graph is.
 
     Args:
         model: on a GPU.
         rows: of a batch.
         symbols: how many may be drawn.
-        truncated: whether top-k or top-p are used.
         precision: of the matrices, "fp32" or "bf16".
     """
-    if unsupported_reason(model, symbols, truncated) is not None:
+    if unsupported_reason(model, symbols) is not None:
         return None
     found = form_of(*_sizes(model), rows, _processors(model), precision == "bf16")
-    if found is None or (found.path == "together" and symbols > _MOST_RANKED):
+    if found is None or (found.path == "together" and symbols > _MOST_TOGETHER):
         return None
     return found.path
 
@@ -54,7 +53,7 @@ def _processors(model: nn.Module) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def unsupported_reason(model: nn.Module, symbols: int, truncated: bool) -> str | None:
+def unsupported_reason(model: nn.Module, symbols: int) -> str | None:
     """Why persistent kernels cannot run the model's steps, or None where they can; arguments as of `form`."""
     if type(model) is not IsotropicModel:
         return "only isotropic models"
@@ -62,7 +61,7 @@ def unsupported_reason(model: nn.Module, symbols: int, truncated: bool) -> str |
         return "only models in fp32"
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return "hooks see every step"
-    if symbols > (_MOST_RANKED if truncated else _MOST_SYMBOLS):
+    if symbols > _MOST_SYMBOLS:
         return "too many symbols to draw from"
     if model.lm_head.bias is not None:
         return "no bias of the head"
@@ -118,7 +117,7 @@ class GpuDecoder:
         self.model = model
         self.drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         self.path = path
-        form = form_on(path, *_sizes(model), rows, _processors(model))
+        form = form_on(path, *_sizes(model), rows, _processors(model), precision == "bf16")
         if form is None:
             raise InputError(f"path {path!r} cannot run {rows:,} rows of this model; leave it out")
         layers = []

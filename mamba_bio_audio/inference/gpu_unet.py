@@ -24,28 +24,15 @@ _WIDEST = 256
 _MOST_SYMBOLS = 256
 
 
-def form(
-    model: nn.Module, rows: int, symbols: int, truncated: bool, precision: str
-) -> Literal["persistent", "together"] | None:
-    """As `gpu_decoder.form`: three programs a row, where all find a place at once.
-
-    More rows and complex layers have run in the interpreter only, so they are left to whoever asks for the path by name.
-    """
-    if unsupported_reason(model, symbols, truncated) is not None:
-        return None
-    assert isinstance(model, UNetModel)
-    if any(cast(MambaLayer, block.mixer).config.complex for blocks in _tiers_of(model) for block in blocks):
-        return None
-    processors = torch.cuda.get_device_properties(next(model.parameters()).device).multi_processor_count
-    return "persistent" if rows * _PROGRAMS_OF_A_ROW <= processors else None
+def form(model: nn.Module, rows: int, symbols: int, precision: str) -> Literal["persistent"] | None:
+    """As `gpu_decoder.form`; a CUDA graph is slower at every batch."""
+    return "persistent" if unsupported_reason(model, symbols) is None else None
 
 
-def unsupported_reason(model: nn.Module, symbols: int, truncated: bool) -> str | None:
+def unsupported_reason(model: nn.Module, symbols: int) -> str | None:
     """Why `GpuUNet` cannot run the model's steps, or None where it can; arguments as of `gpu_decoder.form`."""
     if type(model) is not UNetModel:
         return "only U-Nets"
-    if truncated:
-        return "neither top-k nor top-p"
     if symbols > _MOST_SYMBOLS:
         return "too many symbols to draw from"
     config = model.model_config
@@ -141,16 +128,36 @@ class GpuUNet:
     Args:
         model: in fp32, on a GPU. Its weights are read now.
         allowed: ids that may be drawn, in order.
-        temperature: as in `generate`.
+        temperature, top_k, top_p: as in `generate`.
         precision: of the matrices, "fp32" or "bf16"; sums, state and everything else are fp32.
+        rows: of a call.
     """
 
     def __init__(
-        self, model: nn.Module, allowed: Sequence[int], *, temperature: float = 1.0, precision: str = "fp32"
+        self,
+        model: nn.Module,
+        allowed: Sequence[int],
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        precision: str = "fp32",
+        rows: int = 1,
     ) -> None:
         assert isinstance(model, UNetModel)
-        self.model, self.temperature = model, temperature
-        self.network = packed_unet(model, allowed, torch.bfloat16 if precision == "bf16" else torch.float32)
+        self.model = model
+        self.drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        device = next(model.parameters()).device
+        # Triton's interpreter runs one program after the other.
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+        # Three programs a row where all find a place at once, else one; two of these on a multiprocessor where they are many.
+        self.split = rows * _PROGRAMS_OF_A_ROW <= processors
+        self.network = packed_unet(
+            model,
+            allowed,
+            torch.bfloat16 if precision == "bf16" else torch.float32,
+            warps=16 if rows <= processors else 8,
+        )
 
     def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
         """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol."""
@@ -159,16 +166,8 @@ class GpuUNet:
         if state is None:
             state = self.model.init_state(len(last), last.device)
         moving = rows_of(self.network.case, state, last)
-        symbols, scores, _, moving = decode_unet(
-            self.network, moving, draws, temperature=self.temperature, split=self._split(len(last), last.device)
-        )
+        symbols, scores, _, moving = decode_unet(self.network, moving, draws, split=self.split, **self.drawing)
         return symbols.long(), scores, state_of(moving)
-
-    def _split(self, rows: int, device: torch.device) -> bool:
-        """Whether three programs share a row. More rows than multiprocessors run one after the other."""
-        if device.type != "cuda":
-            return False
-        return rows * _PROGRAMS_OF_A_ROW <= torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _tiers_of(model: UNetModel) -> list[list[Block]]:

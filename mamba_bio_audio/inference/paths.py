@@ -46,7 +46,7 @@ def fastest(model: nn.Module, choice: _Choice, rows: int, precision: Precision) 
     form = None
     if no_triton(device_of(model)) is None:
         gpu = gpu_unet if isinstance(model, UNetModel) else gpu_decoder
-        form = gpu.form(model, rows, len(choice.allowed), choice.rule is not None, precision)
+        form = gpu.form(model, rows, len(choice.allowed), precision)
     return form or ("graph" if getattr(model, "streaming", "none") == "constant" else "steps")
 
 
@@ -71,11 +71,11 @@ def check(model: nn.Module, choice: _Choice, path: str, precision: str) -> None:
     elif path == "together" and precision != "bf16":
         reason = "only in bf16"
     elif path == "persistent" and isinstance(model, UNetModel):
-        reason = gpu_unet.unsupported_reason(model, len(choice.allowed), choice.rule is not None)
+        reason = gpu_unet.unsupported_reason(model, len(choice.allowed))
     elif path == "split" and device_of(model).type != "cuda":
         reason = "only on a GPU"
     elif path in ("persistent", "split", "together"):
-        reason = gpu_decoder.unsupported_reason(model, len(choice.allowed), choice.rule is not None)
+        reason = gpu_decoder.unsupported_reason(model, len(choice.allowed))
     if reason is None and path in ("persistent", "split", "together"):
         reason = no_triton(device_of(model))
     if reason is not None:
@@ -117,24 +117,16 @@ class Stepper:
 
     def _make(self, rows: int) -> Advance:
         model, choice = self.model, self.choice
+        drawing: Any = {"temperature": choice.temperature, "top_k": choice.top_k, "top_p": choice.top_p}
         if self.path == "graph":
             return GraphSteps(model, choice.next)
         if self.path == "numpy":
             return cpu_decoder.CpuDecoder(model, rows, choice.allowed, choice.temperature, choice.rule)
         if self.path == "persistent" and isinstance(model, UNetModel):
-            return gpu_unet.GpuUNet(
-                model, choice.allowed.tolist(), temperature=choice.temperature, precision=self.precision
-            )
+            return gpu_unet.GpuUNet(model, choice.allowed.tolist(), precision=self.precision, rows=rows, **drawing)
         if self.path in ("persistent", "split", "together"):
             return gpu_decoder.GpuDecoder(
-                model,
-                choice.allowed.tolist(),
-                temperature=choice.temperature,
-                top_k=choice.top_k,
-                top_p=choice.top_p,
-                precision=self.precision,
-                path=self.path,
-                rows=rows,
+                model, choice.allowed.tolist(), precision=self.precision, path=self.path, rows=rows, **drawing
             )
         return partial(steps, model, choice.next)
 

@@ -22,7 +22,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 PATHS = Literal["persistent", "split", "together"]
-WIDEST = 256  # what was run; `split` compiles without spills for 768, too
+WIDEST = 768  # what was run
+_WIDEST_OF_A_ROW = 256  # beyond it, a program that reads all weights takes longer than a CUDA graph
 
 
 class Form(NamedTuple):
@@ -50,7 +51,7 @@ def form_of(width: int, inner: int, rows: int, processors: int, bf16: bool) -> F
         processors: multiprocessors of the GPU.
         bf16: whether matrices are in bf16.
     """
-    forms = [form_on(path, width, inner, rows, processors) for path in ("split", "persistent", "together")]
+    forms = [form_on(path, width, inner, rows, processors, bf16) for path in ("split", "persistent", "together")]
     split, persistent, together = forms
     if width > 128 and split is not None and rows * split.programs <= processors:
         return split
@@ -63,15 +64,18 @@ def form_of(width: int, inner: int, rows: int, processors: int, bf16: bool) -> F
     return together if bf16 else None
 
 
-def form_on(path: str, width: int, inner: int, rows: int, processors: int) -> Form | None:
+def form_on(path: str, width: int, inner: int, rows: int, processors: int, bf16: bool) -> Form | None:
     """The sizes of a form for so many rows, or None where it cannot run them; arguments as of `form_of`."""
     if width > WIDEST:
         return None
     if path == "persistent":
-        return Form("persistent", 16)
+        return Form("persistent", 16) if width <= _WIDEST_OF_A_ROW else None
     if path == "split":
-        programs = inner // 32
-        return None if inner % 32 or rows * programs > processors else Form("split", 8, programs)
+        # So many that a program's share of a layer fits into its registers.
+        share = 32 if bf16 or width <= 512 else 16
+        programs = inner // share
+        fits = inner % share == 0 and rows * programs <= processors
+        return Form("split", 8 if width <= 256 else 16, programs) if fits else None
     # Blocks of rows that leave multiprocessors idle are shared by several programs.
     programs = 1
     while 2 * programs * -(-rows // 16) <= processors and inner // (2 * programs) >= 32:

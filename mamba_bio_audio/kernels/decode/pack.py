@@ -56,10 +56,11 @@ class Case:
         greedy: take the most probable symbol.
         scaled: the temperature is not 1.
         top_k, top_p: keep only the most probable symbols.
-        far: states do not stay in L2 from step to step, and are asked for before they are needed.
         ROWS: rows of the batch in one program.
         G: programs that share the inner channels of a row (E is one program's share).
         UNROLL: rows whose states are loaded before the first is used.
+        STAGES: steps of the pipeline through shared memory in which so many rows' states are loaded; 1 is none.
+        PIECE: elements of a matrix that are multiplied at a time, and loaded while those before are.
     """
 
     D: int
@@ -84,10 +85,11 @@ class Case:
     scaled: bool = False
     top_k: bool = False
     top_p: bool = False
-    far: bool = False
     ROWS: int = 1
     G: int = 1
     UNROLL: int = 1
+    STAGES: int = 1
+    PIECE: int = 0
 
     def __repr__(self) -> str:
         """Its sizes and true attributes: Triton makes names of functions from it."""
@@ -123,6 +125,7 @@ class Network(NamedTuple):
         head: (S * D / HALVES,) words, rows in the order of `allowed`, zeros behind.
         allowed: (V,) int32 ids that may be drawn.
         eps: of the norms.
+        registers: of a thread at most; None for what the compiler takes. `decode_together` only.
     """
 
     case: Case
@@ -134,6 +137,7 @@ class Network(NamedTuple):
     head: Tensor
     allowed: Tensor
     eps: float
+    registers: int | None = None
 
 
 def pack(
@@ -149,6 +153,8 @@ def pack(
     tiled: bool = True,
     rows: int = 16,
     programs: int = 1,
+    registers: int | None = None,
+    stages: int = 1,
 ) -> Network:
     """Pack a network on the device of its parameters.
 
@@ -164,6 +170,8 @@ def pack(
         tiled: for `decode`; else matrices are whole, rows one after the other, in their dtype, for `decode_together`.
         rows: of the batch in one program, for `decode_together`.
         programs: that share the inner channels, for `decode_split` and `decode_together`.
+        registers: of a thread at most, for `decode_together`: 128 lets two programs of 8 warps run on a multiprocessor.
+        stages: as in `Case`, for `decode_together`.
     """
     count = len(layers)
     layers = [part for layer in layers for part in split_layer(layer, programs)]
@@ -172,10 +180,11 @@ def pack(
     case = sizes_of(
         channels, len(first.D), states, width, first.dt_proj.shape[1], len(allowed), 4 // dtype.itemsize, warps
     )
-    if programs > 1:  # a program's share of a layer fits into registers
-        case = replace(case, G=programs, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
+    case = replace(case, G=programs)
+    if programs > 1 and tiled:  # a program's share of a layer fits into registers
+        case = replace(case, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
     if not tiled:
-        case = _untiled(case, rows, warps)
+        case = _untiled(case, rows, warps, registers or 65536 // (32 * warps), stages)
     ids = torch.tensor(list(allowed), device=head.device)
     chosen = pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
     with torch.no_grad():
@@ -191,21 +200,21 @@ def pack(
             head=chosen if tiled else chosen.to(dtype),
             allowed=ids.int(),
             eps=eps,
+            registers=registers,
         )
 
 
-def _untiled(case: Case, rows: int, warps: int) -> Case:
-    """For `decode_together`: a product's sums fill 16 registers of a thread, what is loaded ahead some 32."""
+def _untiled(case: Case, rows: int, warps: int, registers: int, stages: int) -> Case:
+    """For `decode_together`: a block of a matrix fills 16 or 32 registers of a thread, and what the scan loads 64 or 128."""
     lanes = 32 * warps
     E_ROWS, D_ROWS = (min(size, 16 * lanes // rows) for size in (case.E_ROWS, case.D_ROWS))
-
-    def ahead(height: int) -> int:
-        return max(1, lanes // height)
-
+    of_a_row = -(-E_ROWS * case.N // lanes) + 3 * -(-E_ROWS * 4 // lanes) + 8  # states, u, delta and gate, B and C
+    unroll = rows
+    while unroll > 1 and unroll * of_a_row > (64 if registers <= 128 else 128):
+        unroll //= 2
     return replace(
         case, IN_COLUMNS=case.D, X_COLUMNS=case.E, OUT_COLUMNS=case.E, HEAD_COLUMNS=case.D, HALVES=1, ROWS=rows, E_ROWS=E_ROWS,
-        D_ROWS=D_ROWS, UNROLL=max(1, min(rows, 32 * lanes // (E_ROWS * case.N))), IN_AHEAD=max(1, ahead(E_ROWS) // 2),
-        X_AHEAD=ahead(case.X), OUT_AHEAD=ahead(D_ROWS),
+        D_ROWS=D_ROWS, UNROLL=unroll, STAGES=stages, PIECE=(32 if registers <= 128 else 64) * lanes,
     )  # fmt: skip
 
 
@@ -261,7 +270,7 @@ def sizes_of(D: int, E: int, N: int, W: int, R: int, symbols: int, halves: int, 
         OUT_COLUMNS=columns(D_ROWS, E),
         HEAD_COLUMNS=columns(S, D),
         HALVES=halves,
-        IN_AHEAD=1,
+        IN_AHEAD=2 if D <= 64 else 1,
         X_AHEAD=4,
         OUT_AHEAD=2 if D <= 128 else 1,
     )

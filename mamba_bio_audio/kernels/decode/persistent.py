@@ -150,6 +150,15 @@ def normed_products(
 
 
 @triton.jit
+def convolved(taps_p, bias_p, ring_p, e, t, E: tl.constexpr, W: tl.constexpr):
+    """The convolution of channels e so far, without its newest input, and that one's tap."""
+    u = tl.load(bias_p + e)
+    for age in tl.static_range(1, W):
+        u += tl.load(taps_p + (W - 1 - age) * E + e) * tl.load(ring_p + ((t + W - age) % W) * E + e)
+    return u, tl.load(taps_p + (W - 1) * E + e)
+
+
+@triton.jit
 def leave(out_proj_p, g_p, r_p, ahead, kept_p, mirror_p, mirrored, CASE: tl.constexpr):
     """Adds out_proj times the gated output to the stream, for U-Nets as `layer_step` says."""
     for part in tl.static_range(CASE.D // CASE.D_ROWS):
@@ -197,16 +206,17 @@ def layer_step(
 
     ahead = tiles(m_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
     ahead_z = tiles(z_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
+    # Ahead of the barrier where blocks of a U-Net are small; a wide network's registers hold its first tiles.
+    if kept_p is not None:
+        u, newest = convolved(taps_p, bias_p, ring_p, tl.arange(0, ROWS), t, E, W)
     tl.debug_barrier()
     for part in tl.static_range(E // ROWS):
         e = part * ROWS + tl.arange(0, ROWS)
-        u = tl.load(bias_p + e)
-        for age in tl.static_range(1, W):
-            u += tl.load(taps_p + (W - 1 - age) * E + e) * tl.load(ring_p + ((t + W - age) % W) * E + e)
-        newest = tl.load(taps_p + (W - 1) * E + e)
         if part > 0:
             ahead = ()
             ahead_z = ()
+        if part > 0 or kept_p is None:
+            u, newest = convolved(taps_p, bias_p, ring_p, e, t, E, W)
         x, z = normed_products(m_p, r_p, part, ahead, ahead_z, eps, ROWS, D, E, CASE.IN_COLUMNS, HALVES)
         u += newest * x
         put(u_p + e, u * sigmoid(u))

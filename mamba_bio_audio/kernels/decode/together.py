@@ -7,15 +7,16 @@ multiplied in TF32. Sums and state are fp32. fp32 matrices are for the interpret
 
 Where there are fewer blocks of rows than multiprocessors, G programs share a block's inner channels as in `split.py`.
 
-Legend: as in `pack.py`, E being a program's share; scratch holds r (ROWS, D), u, gate, dt and g (ROWS, E) and x_proj's output
-(ROWS, X) of each program, exchange the summands of x_proj (G, ROWS, X) and out_proj (G, ROWS, D) of each block.
+Legend: as in `pack.py`, E being a program's share; scratch holds r (ROWS, D), u, gate and dt (ROWS, E) and x_proj's output
+(ROWS, X) of each program, g its gated output in the matrices' type, exchange the summands of x_proj (G, ROWS, X) and out_proj
+(G, ROWS, D) of each block.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment, var-annotated, attr-defined"
 # Triton code: `if` on a constexpr must stand alone.
 from __future__ import annotations
 
-from dataclasses import replace
+import os
 
 import torch
 import triton
@@ -27,118 +28,159 @@ from mamba_bio_audio.kernels.decode.grid import arrive, check, sum_parts, wait
 from mamba_bio_audio.kernels.decode.pack import Network
 from mamba_bio_audio.kernels.decode.persistent import State, begin, put
 from mamba_bio_audio.kernels.launch import cdiv, on
-from mamba_bio_audio.kernels.scan.parts import prefetch, sigmoid, softplus
+from mamba_bio_audio.kernels.scan.parts import sigmoid, softplus
 
-_L2 = 32 << 20  # bytes of states that L2 keeps
 _LONGEST = tl.constexpr(64)  # columns of a matrix in one product
 _FLAT = tl.constexpr(4096)  # summands added up at a time
 
 
+if os.environ.get("TRITON_INTERPRET", "0") == "1":  # the interpreter has no assembler
+
+    @triton.jit
+    def put_operand(p, value):
+        tl.store(p, value.to(p.dtype.element_ty))
+
+else:
+
+    @triton.jit
+    def put_operand(p, value):
+        """As `put`, rounded to bf16."""
+        tl.inline_asm_elementwise(
+            "{ .reg .b16 rounded; cvt.rn.bf16.f32 rounded, $2; st.global.b16 [$1], rounded; mov.b32 $0, 0; }",
+            "=r,l,f",
+            [p.to(tl.int64), value],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
 @triton.jit
-def block_of(w_p, low, piece, M: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
-    """[BLOCK, M]: columns of a piece of rows low to low + M of a matrix with K columns."""
+def block_of(w_p, low, start, M: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
+    """[BLOCK, M]: columns start to start + BLOCK of rows low to low + M of a matrix with K columns."""
     m = low + tl.arange(0, M)
-    k = piece * BLOCK + tl.arange(0, BLOCK)
+    k = start + tl.arange(0, BLOCK)
     return tl.load(w_p + m[None, :] * K + k[:, None])
 
 
 @triton.jit
-def blocks_of(w_p, low, M: tl.constexpr, K: tl.constexpr, AHEAD: tl.constexpr):
-    """The first pieces of K, AHEAD of them or all."""
-    BLOCK: tl.constexpr = min(K & -K, _LONGEST)
-    found = ()
-    for piece in tl.static_range(min(AHEAD if K // BLOCK <= 4 else 1, K // BLOCK)):
-        found = found + (block_of(w_p, low, piece, M, K, BLOCK),)  # noqa: RUF005
+def in_blocks(m_p, found, low, COUNT: tl.constexpr, CASE: tl.constexpr):
+    """`found` and what follows of in_proj's blocks, COUNT or all: piece by piece of x and of z."""
+    M: tl.constexpr = CASE.E_ROWS
+    SIZE: tl.constexpr = CASE.E * CASE.D
+    BLOCK: tl.constexpr = min(CASE.D & -CASE.D, CASE.PIECE // M)
+    for i in tl.static_range(len(found), min(COUNT, 2 * (CASE.D // BLOCK))):
+        w_p = m_p + (i % 2) * SIZE
+        found = found + (block_of(w_p, low, (i // 2) * BLOCK, M, CASE.D, BLOCK),)  # noqa: RUF005
     return found
 
 
 @triton.jit
-def piece_of(x_p, piece, K: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """[ROWS, BLOCK] of vectors (ROWS, K) in scratch."""
-    k = piece * BLOCK + tl.arange(0, BLOCK)
-    return tl.load(x_p + tl.arange(0, ROWS)[:, None] * K + k[None, :])
+def normed_products(m_p, r_p, blocks, low, eps, CASE: tl.constexpr):
+    """[ROWS, E_ROWS] of x and of z: in_proj times the streams, which are read once for both and for the norm."""
+    D: tl.constexpr = CASE.D
+    M: tl.constexpr = CASE.E_ROWS
+    ROWS: tl.constexpr = CASE.ROWS
+    BLOCK: tl.constexpr = min(D & -D, CASE.PIECE // M)
+    b = tl.arange(0, ROWS)[:, None]
+    x = tl.zeros([ROWS, M], tl.float32)
+    z = tl.zeros([ROWS, M], tl.float32)
+    squares = tl.zeros([ROWS, BLOCK], tl.float32)
+    for piece in tl.static_range(D // BLOCK):
+        d = piece * BLOCK + tl.arange(0, BLOCK)
+        r = tl.load(r_p + b * D + d[None, :])
+        squares += r * r
+        r = r.to(m_p.dtype.element_ty)
+        blocks = in_blocks(m_p, blocks, low, 2 * piece + 1 + CASE.IN_AHEAD, CASE)
+        x = tl.dot(r, blocks[2 * piece], x, input_precision="ieee")
+        blocks = in_blocks(m_p, blocks, low, 2 * piece + 2 + CASE.IN_AHEAD, CASE)
+        z = tl.dot(r, blocks[2 * piece + 1], z, input_precision="ieee")
+    scale = tl.rsqrt(tl.sum(squares, axis=1) / D + eps)[:, None]
+    return x * scale, z * scale
 
 
 @triton.jit
-def products(w_p, x_p, ahead, low, M: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr):
-    """[ROWS, M]: vectors (ROWS, K) in scratch times rows low to low + M of a matrix; `ahead` are its first pieces."""
-    BLOCK: tl.constexpr = min(K & -K, _LONGEST)
-    PIECES: tl.constexpr = K // BLOCK
+def products(w_p, x_p, first, low, M: tl.constexpr, K: tl.constexpr, CASE: tl.constexpr):
+    """[ROWS, M]: vectors (ROWS, K) in memory times rows low to low + M of a matrix; `first` is its first block."""
+    ROWS: tl.constexpr = CASE.ROWS
+    BLOCK: tl.constexpr = min(K & -K, CASE.PIECE // M)
+    b = tl.arange(0, ROWS)[:, None]
     sums = tl.zeros([ROWS, M], tl.float32)
-    if PIECES <= 4:
-        pieces = ahead
-        for piece in tl.static_range(PIECES):
-            if len(pieces) < PIECES:
-                pieces = pieces + (block_of(w_p, low, len(pieces), M, K, BLOCK),)  # noqa: RUF005
-            x = piece_of(x_p, piece, K, BLOCK, ROWS)
-            sums = tl.dot(x.to(w_p.dtype.element_ty), pieces[piece], sums, input_precision="ieee")
-    else:
-        if len(ahead) > 0:
-            w = ahead[0]
-        else:
-            w = block_of(w_p, low, 0, M, K, BLOCK)
-        for piece in tl.range(0, PIECES - 1, num_stages=1):
-            following = block_of(w_p, low, piece + 1, M, K, BLOCK)
-            x = piece_of(x_p, piece, K, BLOCK, ROWS)
-            sums = tl.dot(x.to(w_p.dtype.element_ty), w, sums, input_precision="ieee")
-            w = following
-        x = piece_of(x_p, PIECES - 1, K, BLOCK, ROWS)
+    w = first
+    for piece in tl.static_range(K // BLOCK):
+        k = piece * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(x_p + b * K + k[None, :])
+        following = w
+        if piece + 1 < K // BLOCK:
+            following = block_of(w_p, low, (piece + 1) * BLOCK, M, K, BLOCK)
         sums = tl.dot(x.to(w_p.dtype.element_ty), w, sums, input_precision="ieee")
+        w = following
     return sums
+
+
+@triton.jit
+def first_block(w_p, low, M: tl.constexpr, K: tl.constexpr, CASE: tl.constexpr):
+    """The first block for `products`."""
+    return block_of(w_p, low, 0, M, K, min(K & -K, CASE.PIECE // M))
 
 
 @triton.jit
 def norm_scales(r_p, eps, D: tl.constexpr, ROWS: tl.constexpr):
     """1 / sqrt(mean(r^2) + eps) of each row, [ROWS]."""
     BLOCK: tl.constexpr = min(D & -D, _LONGEST)
-    at = tl.arange(0, ROWS)[:, None] * D + tl.arange(0, BLOCK)[None, :]
+    b = tl.arange(0, ROWS)[:, None]
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
     for piece in tl.static_range(D // BLOCK):
-        r = tl.load(r_p + piece * BLOCK + at)
+        d = piece * BLOCK + tl.arange(0, BLOCK)
+        r = tl.load(r_p + b * D + d[None, :])
         squares += r * r
     return tl.rsqrt(tl.sum(squares, axis=1) / D + eps)
 
 
 @triton.jit
-def scan_rows(h_p, u_p, dt_p, gate_p, maps_p, g_p, A, skip, first, low, layers, CASE: tl.constexpr):
-    """The scan's step of UNROLL rows from `first` on, for channels from `low` on; rows of states lie `layers` layers apart."""
+def scan_rows(h_p, u_p, dt_p, gate_p, maps_p, g_p, A, skip, first, low, apart, CASE: tl.constexpr):
+    """The scan's step of UNROLL rows from `first` on, for channels from `low` on; rows of states lie `apart`.
+
+    Everything is loaded before the first row is computed: a load must not wait for the row before.
+    """
     E: tl.constexpr = CASE.E
     N: tl.constexpr = CASE.N
     UNROLL: tl.constexpr = CASE.UNROLL
     n = tl.arange(0, N)
     e = low + tl.arange(0, CASE.E_ROWS)
     tile = e[:, None] * N + n[None, :]
-    apart = layers.to(tl.int64) * (E * CASE.G * N)
     states = ()
+    vectors = ()
     for i in tl.static_range(UNROLL):
         states = states + (tl.load(h_p + (first + i) * apart + tile),)  # noqa: RUF005
     for i in tl.static_range(UNROLL):
-        row = first + i
-        u = tl.load(u_p + row * E + e)
-        dt = tl.load(dt_p + row * E + e)
-        gate = tl.load(gate_p + row * E + e)
-        B = tl.load(maps_p + row * CASE.X + CASE.P + n)
-        C = tl.load(maps_p + row * CASE.X + CASE.P + N + n)
+        at = (first + i) * E + e
+        B_p = maps_p + (first + i) * CASE.X + CASE.P + n
+        vectors = vectors + (tl.load(u_p + at), tl.load(dt_p + at), tl.load(gate_p + at))  # noqa: RUF005
+        vectors = vectors + (tl.load(B_p), tl.load(B_p + N))  # noqa: RUF005
+    for i in tl.static_range(UNROLL):
+        u = vectors[5 * i]
+        dt = vectors[5 * i + 1]
+        B = vectors[5 * i + 3]
+        C = vectors[5 * i + 4]
         h = tl.exp2(dt[:, None] * A) * states[i] + (dt * u)[:, None] * B[None, :]
-        put(g_p + row * E + e, (tl.sum(h * C[None, :], axis=1) + skip * u) * gate)
-        tl.store(h_p + row * apart + tile, h)
+        put_operand(g_p + (first + i) * E + e, (tl.sum(h * C[None, :], axis=1) + skip * u) * vectors[5 * i + 2])
+        tl.store(h_p + (first + i) * apart + tile, h)
 
 
 @triton.jit
-def add_parts(to_p, parts_p, SIZE: tl.constexpr, ADD: tl.constexpr, G: tl.constexpr):
-    """Stores the sum of G vectors (SIZE) of other programs to scratch, or adds it to what is there."""
+def add_to_streams(r_p, parts_p, CASE: tl.constexpr):
+    """Adds the summands of out_proj to the streams."""
+    SIZE: tl.constexpr = CASE.ROWS * CASE.D
     BLOCK: tl.constexpr = min(SIZE & -SIZE, _FLAT)
     for piece in tl.static_range(SIZE // BLOCK):
         i = piece * BLOCK + tl.arange(0, BLOCK)
-        total = sum_parts(parts_p, i, SIZE, G)
-        if ADD:
-            total += tl.load(to_p + i)
-        put(to_p + i, total)
+        put(r_p + i, tl.load(r_p + i) + sum_parts(parts_p, i, SIZE, CASE.G))
 
 
 @triton.jit
 def layers_step(
-    m_p, v_p, h_p, ring_p, scratch_p, parts_p, counter_p, g, layer, layers, target, t, eps, CASE: tl.constexpr
+    m_p, v_p, h_p, ring_p, scratch_p, g_p, parts_p, counter_p, g, layer, layers, target, t, eps, CASE: tl.constexpr
 ):  # fmt: skip
     """One layer's step of ROWS rows.
 
@@ -154,15 +196,13 @@ def layers_step(
     ROWS: tl.constexpr = CASE.ROWS
     BE: tl.constexpr = CASE.E_ROWS
     BD: tl.constexpr = CASE.D_ROWS
-    z_proj_p = m_p + E * D
-    x_proj_p = z_proj_p + E * D
+    x_proj_p = m_p + 2 * E * D
     out_proj_p = x_proj_p + X * E
     r_p = scratch_p
     u_p = r_p + ROWS * D
     gate_p = u_p + ROWS * E
     dt_p = gate_p + ROWS * E
-    g_p = dt_p + ROWS * E
-    maps_p = g_p + ROWS * E
+    maps_p = dt_p + ROWS * E
     out_parts_p = parts_p + G * ROWS * X
     dt_proj_p = v_p + E * N
     taps_p = dt_proj_p + E * P
@@ -171,84 +211,83 @@ def layers_step(
     skip_p = dt_bias_p + E
     b = tl.arange(0, ROWS)[:, None]
     n = tl.arange(0, N)
-    p = tl.arange(0, P)
+    apart = layers.to(tl.int64) * (E * G * N)
 
-    if CASE.far:
-        lines = tl.arange(0, BE * N // 32)
-        for part in tl.static_range(E // BE):
-            at_lines = part * (BE * N) + lines * 32
-            prefetch(h_p + b.to(tl.int64) * (layers * (E * G * N)) + at_lines[None, :])
+    # The convolution without its newest input goes through u's place: a trip through shared memory instead of six.
     for part in tl.static_range(E // BE):
         e = part * BE + tl.arange(0, BE)
-        at = b * E + e[None, :]
         ring_row = ring_p + b.to(tl.int64) * (layers * (W * E * G)) + e[None, :]
-        ahead_x = blocks_of(m_p, part * BE, BE, D, CASE.IN_AHEAD)
-        ahead_z = blocks_of(z_proj_p, part * BE, BE, D, CASE.IN_AHEAD)
         u = tl.zeros([ROWS, BE], tl.float32) + tl.load(bias_p + e)[None, :]
         for age in tl.static_range(1, W):
             u += tl.load(taps_p + (W - 1 - age) * E + e)[None, :] * tl.load(ring_row + ((t + W - age) % W) * (E * G))
+        put(u_p + b * E + e[None, :], u)
+    maps = tl.zeros([ROWS, X], tl.float32)
+    for part in tl.static_range(E // BE):
+        e = part * BE + tl.arange(0, BE)
+        at = b * E + e[None, :]
+        blocks = in_blocks(m_p, (), part * BE, CASE.IN_AHEAD, CASE)
         newest = tl.load(taps_p + (W - 1) * E + e)[None, :]
         if part == 0:
             if G > 1:  # noqa: SIM102
                 if layer > 0:
                     wait(counter_p, target)
-                    add_parts(r_p, out_parts_p, ROWS * D, True, G)
+                    add_to_streams(r_p, out_parts_p, CASE)
             tl.debug_barrier()
-            scale = norm_scales(r_p, eps, D, ROWS)[:, None]
-        x = products(m_p, r_p, ahead_x, part * BE, BE, D, ROWS) * scale
-        z = products(z_proj_p, r_p, ahead_z, part * BE, BE, D, ROWS) * scale
-        u += newest * x
-        tl.store(u_p + at, u * sigmoid(u))
-        tl.store(gate_p + at, z * sigmoid(z))
-        tl.store(ring_row + (t % W) * (E * G), x)
+        x, z = normed_products(m_p, r_p, blocks, part * BE, eps, CASE)
+        w = block_of(x_proj_p, 0, part * BE, X, E, BE)
+        u = tl.load(u_p + at) + newest * x
+        u = u * sigmoid(u)
+        maps = tl.dot(u.to(w.dtype), w, maps, input_precision="ieee")
+        put(u_p + at, u)
+        put(gate_p + at, z * sigmoid(z))
+        put(ring_p + b.to(tl.int64) * (layers * (W * E * G)) + e[None, :] + (t % W) * (E * G), x)
 
-    ahead_maps = blocks_of(x_proj_p, 0, X, E, CASE.X_AHEAD)
-    tl.debug_barrier()
-    maps = products(x_proj_p, u_p, ahead_maps, 0, X, E, ROWS)
     at_maps = b * X + tl.arange(0, X)[None, :]
     if G > 1:
-        tl.store(parts_p + g * (ROWS * X) + at_maps, maps)
+        put(parts_p + g * (ROWS * X) + at_maps, maps)
         arrive(counter_p)
     else:
-        tl.store(maps_p + at_maps, maps)
-    ahead_out = blocks_of(out_proj_p, 0, BD, E, CASE.OUT_AHEAD)
+        put(maps_p + at_maps, maps)
+    block = first_block(out_proj_p, 0, BD, E, CASE)
+    p = b * X + tl.arange(0, P)[None, :]
     if G > 1:
         wait(counter_p, target + G)
-        add_parts(maps_p, parts_p, ROWS * X, False, G)
+        i = tl.arange(0, ROWS * X)
+        put(maps_p + i, sum_parts(parts_p, i, ROWS * X, G))
     tl.debug_barrier()
-    delta = tl.load(maps_p + b * X + p[None, :])
+    delta = tl.load(maps_p + p)
     for part in tl.static_range(E // BE):
         e = part * BE + tl.arange(0, BE)
-        w = tl.load(dt_proj_p + e[None, :] * P + p[:, None])
+        w = tl.load(dt_proj_p + e[None, :] * P + tl.arange(0, P)[:, None])
         dt = tl.dot(delta, w, input_precision="tf32") + tl.load(dt_bias_p + e)[None, :]
-        tl.store(dt_p + b * E + e[None, :], softplus(dt, True))
+        put(dt_p + b * E + e[None, :], softplus(dt, True))
 
     tl.debug_barrier()
     for part in tl.range(E // BE, num_stages=1):
         e = part * BE + tl.arange(0, BE)
         A = tl.load(v_p + e[:, None] * N + n[None, :])
         skip = tl.load(skip_p + e)
-        for block in tl.range(ROWS // CASE.UNROLL, num_stages=1):
-            scan_rows(h_p, u_p, dt_p, gate_p, maps_p, g_p, A, skip, block * CASE.UNROLL, part * BE, layers, CASE)
+        for rows in tl.range(ROWS // CASE.UNROLL, num_stages=CASE.STAGES):
+            scan_rows(h_p, u_p, dt_p, gate_p, maps_p, g_p, A, skip, rows * CASE.UNROLL, part * BE, apart, CASE)
 
     tl.debug_barrier()
     for part in tl.static_range(D // BD):
         d = part * BD + tl.arange(0, BD)
         at = b * D + d[None, :]
         if part > 0:
-            ahead_out = ()
-        out = products(out_proj_p, g_p, ahead_out, part * BD, BD, E, ROWS)
+            block = first_block(out_proj_p, part * BD, BD, E, CASE)
+        out = products(out_proj_p, g_p, block, part * BD, BD, E, CASE)
         if G > 1:
-            tl.store(out_parts_p + g * (ROWS * D) + at, out)
+            put(out_parts_p + g * (ROWS * D) + at, out)
         else:
-            tl.store(r_p + at, tl.load(r_p + at) + out)
+            put(r_p + at, tl.load(r_p + at) + out)
     if G > 1:
         arrive(counter_p)
 
 
 @triton.jit(do_not_specialize=["steps", "start", "layers", "rows", "k", "eps"])
 def decode_together_kernel(
-    matrices_p, vectors_p, embedding_p, head_p, allowed_p, h_p, ring_p, scratch_p, exchange_p, counters_p, last_p, draws_p,
+    matrices_p, vectors_p, embedding_p, head_p, allowed_p, h_p, ring_p, scratch_p, g_p, exchange_p, counters_p, last_p, draws_p,
     settings_p, symbols_p, scores_p, logits_p, steps, start, layers, rows, k, eps, CASE: tl.constexpr,
     WRITE_LOGITS: tl.constexpr,
 ):  # fmt: skip
@@ -265,7 +304,8 @@ def decode_together_kernel(
     vectors_p += g * CASE.vectors
     h_p += block * ROWS * layers * (E * G * CASE.N) + g * (E * CASE.N)
     ring_p += block * ROWS * layers * (E * G * CASE.W) + g * E
-    scratch_p += program * ROWS * (D + 4 * E + CASE.X)
+    scratch_p += program * ROWS * (D + 3 * E + CASE.X)
+    g_p += program * ROWS * E
     parts_p = exchange_p + block * (G * ROWS * (CASE.X + D))
     counter_p = counters_p + block
     b = tl.arange(0, ROWS)
@@ -287,16 +327,17 @@ def decode_together_kernel(
             at_layer = layer * G
             layers_step(
                 matrices_p + at_layer * CASE.matrices, vectors_p + at_layer * CASE.vectors, h_p + at_layer * (E * CASE.N),
-                ring_p + at_layer * (E * CASE.W), scratch_p, parts_p, counter_p, g, layer, layers, target, t, eps, CASE,
+                ring_p + at_layer * (E * CASE.W), scratch_p, g_p, parts_p, counter_p, g, layer, layers, target, t, eps,
+                CASE,
             )  # fmt: skip
             target += 2 * G
-        ahead = blocks_of(head_p, 0, CASE.S, D, 2)
+        first = first_block(head_p, 0, CASE.S, D, CASE)
         if G > 1:
             wait(counter_p, target)
-            add_parts(scratch_p, parts_p + G * ROWS * CASE.X, ROWS * D, True, G)
+            add_to_streams(scratch_p, parts_p + G * ROWS * CASE.X, CASE)
         tl.debug_barrier()
         scale = norm_scales(scratch_p, eps, D, ROWS)[:, None]
-        logits = products(head_p, scratch_p, ahead, 0, CASE.S, D, ROWS) * scale
+        logits = products(head_p, scratch_p, first, 0, CASE.S, D, CASE) * scale
         at = step * rows + row
         if WRITE_LOGITS:
             tl.store(logits_p + at[:, None] * CASE.S + s[None, :], logits, mask=wanted[:, None])
@@ -330,17 +371,17 @@ def decode_together(
     """
     (steps, rows), device = draws.shape, draws.device
     case, settings, symbols, scores, logits = begin(network, draws, temperature, top_k, top_p, want_logits)
-    case = replace(case, far=state.h.nbytes > _L2)
     blocks = cdiv(rows, case.ROWS)
-    scratch = torch.empty(blocks * case.G, case.ROWS * (case.D + 4 * case.E + case.X), device=device)
+    scratch = torch.empty(blocks * case.G, case.ROWS * (case.D + 3 * case.E + case.X), device=device)
+    gated = torch.empty(blocks * case.G, case.ROWS * case.E, dtype=network.matrices.dtype, device=device)
     exchange = torch.empty(blocks if case.G > 1 else 0, case.G * case.ROWS * (case.X + case.D), device=device)
     counters = torch.zeros(blocks, dtype=torch.int32, device=device)
     with on(device):
         decode_together_kernel[(blocks * case.G,)](
             network.matrices, network.vectors, network.embedding, network.head, network.allowed, state.h, state.ring, scratch,
-            exchange, counters, state.last, draws.contiguous(), settings, symbols, scores, logits, steps,
+            gated, exchange, counters, state.last, draws.contiguous(), settings, symbols, scores, logits, steps,
             state.position % case.W, network.layers, rows, top_k or 0, network.eps, CASE=case, WRITE_LOGITS=want_logits,
-            num_warps=network.warps, num_stages=1, launch_cooperative_grid=case.G > 1,
+            num_warps=network.warps, num_stages=1, maxnreg=network.registers, launch_cooperative_grid=case.G > 1,
         )  # fmt: skip
     if case.G > 1:
         check(counters, 2 * case.G * network.layers * steps)

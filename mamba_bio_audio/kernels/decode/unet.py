@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mamba_bio_audio.kernels.decode.draw import choose
 from mamba_bio_audio.kernels.decode.persistent import (
+    convolved,
     layer_step,
     leave,
     norm_scale,
@@ -38,13 +39,14 @@ from mamba_bio_audio.kernels.decode.persistent import (
     put,
     tiles,
 )
-from mamba_bio_audio.kernels.decode.unet_group import unet_group_kernel
 from mamba_bio_audio.kernels.decode.unet_pack import UNetNetwork, UNetRows
-from mamba_bio_audio.kernels.launch import cdiv, on
+from mamba_bio_audio.kernels.launch import on
 from mamba_bio_audio.kernels.scan.parts import sigmoid
 
 _LINE = tl.constexpr(32)  # numbers between flags, which many poll
+_AHEAD = tl.constexpr(4)  # tiles of a pool
 _POLLS = 1 << 22  # some seconds
+_REGISTERS = 128  # of a thread at most: so a multiprocessor holds a program of 16 warps or two of 8
 
 
 @triton.jit
@@ -71,22 +73,27 @@ def fixed_step(
 
     ahead = tiles(m_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
     ahead_z = tiles(z_p, 0, ROWS, D, CASE.IN_COLUMNS, HALVES, CASE.IN_AHEAD)
+    first = tl.arange(0, ROWS)
+    at = first[:, None] * CASE.N + n[None, :]
+    hr = tl.load(h_p + at)
+    hi = tl.load(h_p + PLANE + at)
+    ar = tl.load(v_p + at)
+    ai = tl.load(v_p + PLANE + at)
+    u, newest = convolved(taps_p, bias_p, ring_p, first, t, E, W)
+    skip = tl.load(skip_p + first)
     tl.debug_barrier()
     for part in tl.static_range(E // ROWS):
-        e = part * ROWS + tl.arange(0, ROWS)
+        e = part * ROWS + first
         at = e[:, None] * CASE.N + n[None, :]
-        hr = tl.load(h_p + at)
-        hi = tl.load(h_p + PLANE + at)
-        ar = tl.load(v_p + at)
-        ai = tl.load(v_p + PLANE + at)
-        u = tl.load(bias_p + e)
-        for age in tl.static_range(1, W):
-            u += tl.load(taps_p + (W - 1 - age) * E + e) * tl.load(ring_p + ((t + W - age) % W) * E + e)
-        newest = tl.load(taps_p + (W - 1) * E + e)
-        skip = tl.load(skip_p + e)
         if part > 0:
             ahead = ()
             ahead_z = ()
+            hr = tl.load(h_p + at)
+            hi = tl.load(h_p + PLANE + at)
+            ar = tl.load(v_p + at)
+            ai = tl.load(v_p + PLANE + at)
+            u, newest = convolved(taps_p, bias_p, ring_p, e, t, E, W)
+            skip = tl.load(skip_p + e)
         x, z = normed_products(m_p, scratch_p, part, ahead, ahead_z, eps, ROWS, D, E, CASE.IN_COLUMNS, HALVES)
         u += newest * x
         put(ring_p + (t % W) * E + e, x)
@@ -178,18 +185,25 @@ def blocks(
 
 
 @triton.jit
-def join(words_p, floats_p, frames_p, scratch_p, FINER: tl.constexpr, TIER: tl.constexpr):
-    """Begins a tier's frame from the frames of the finer one."""
-    PIECE: tl.constexpr = FINER.JOIN
+def pooling(words_p, FINER: tl.constexpr, TIER: tl.constexpr):
+    """First tiles of the pool from the finer tier, to be loaded while its frames are waited for."""
+    return tiles(words_p, 0, FINER.DOWN_ROWS, TIER.joined, FINER.DOWN_COLUMNS, FINER.HALVES, _AHEAD)
+
+
+@triton.jit
+def join(words_p, floats_p, frames_p, scratch_p, ahead, FINER: tl.constexpr, TIER: tl.constexpr):
+    """Begins a tier's frame from the frames of the finer one; `ahead` are from `pooling`."""
     joined_p = scratch_p + TIER.scratch + TIER.layers * TIER.D
-    k = tl.arange(0, PIECE)
-    for piece in tl.static_range(TIER.joined // PIECE):
-        at = piece * PIECE + k
+    k = tl.arange(0, FINER.JOIN)
+    for piece in tl.static_range(TIER.joined // FINER.JOIN):
+        at = piece * FINER.JOIN + k
         put(joined_p + at, tl.load(frames_p + at, cache_modifier=".cg"))
     tl.debug_barrier()
-    for part in range(TIER.D // FINER.DOWN_ROWS):
+    for part in tl.static_range(TIER.D // FINER.DOWN_ROWS):
         d = part * FINER.DOWN_ROWS + tl.arange(0, FINER.DOWN_ROWS)
-        sums = product(words_p, joined_p, part, (), FINER.DOWN_ROWS, TIER.joined, FINER.DOWN_COLUMNS, FINER.HALVES)
+        if part > 0:
+            ahead = ()
+        sums = product(words_p, joined_p, part, ahead, FINER.DOWN_ROWS, TIER.joined, FINER.DOWN_COLUMNS, FINER.HALVES)
         sums += tl.load(floats_p + d)
         put(scratch_p + d, sums)
         # The centre's last block adds it.
@@ -208,10 +222,10 @@ def expand(words_p, floats_p, queue_p, scratch_p, FINER: tl.constexpr, TIER: tl.
 
 @triton.jit
 def sample_step(
-    words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p, logits_p, symbol,
+    words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p, logits_p, line,
     step, start, turn, row, rows, eps, polls, CASE: tl.constexpr, SPLIT: tl.constexpr, WRITE_LOGITS: tl.constexpr,
 ):  # fmt: skip
-    """One sample of the finest tier; returns the symbol drawn and the polls left."""
+    """One sample of the finest tier; returns the line of the embedding of the symbol drawn and the polls left."""
     TIER: tl.constexpr = CASE.outer
     t = (turn + step) % TIER.W
     s = tl.arange(0, TIER.S)
@@ -220,7 +234,7 @@ def sample_step(
     d = tl.arange(0, TIER.D_ROWS)
     for part in tl.static_range(TIER.D // TIER.D_ROWS):
         at = part * TIER.D_ROWS + d
-        put(scratch_p + at, tl.load(bias_p + TIER.S + symbol * TIER.D + at))
+        put(scratch_p + at, tl.load(bias_p + TIER.S + line * TIER.D + at))
     place = (start + step) % TIER.pool
     complete = (start % TIER.pool + step) // TIER.pool
     polls = blocks(words_p, floats_p, state_p, scratch_p, flags_p, place, complete, t, eps, polls, TIER, SPLIT)
@@ -228,19 +242,21 @@ def sample_step(
     ahead = tiles(head_p, 0, TIER.S, TIER.D, TIER.HEAD_COLUMNS, TIER.HALVES, TIER.X_AHEAD)
     draw = tl.load(draws_p + step * rows + row)
     temperature = tl.load(settings_p)
+    mass = tl.load(settings_p + 1)
+    k = tl.load(settings_p + 2).to(tl.int32)
     tl.debug_barrier()
     scale = norm_scale(scratch_p, eps, TIER.D, TIER.IN_COLUMNS)
     logits = product(head_p, scratch_p, 0, ahead, TIER.S, TIER.D, TIER.HEAD_COLUMNS, TIER.HALVES) * scale
     logits += tl.load(bias_p + s)
     if WRITE_LOGITS:
         tl.store(logits_p + (step * rows + row) * TIER.S + s, logits)
-    index, score = choose(logits[None, :], draw, temperature, 0, 1.0, TIER)
-    symbol = tl.load(allowed_p + tl.sum(index, axis=0))
-    tl.store(symbols_p + step * rows + row, symbol)
+    index, score = choose(logits[None, :], draw, temperature, k, mass, TIER)
+    line = tl.sum(index, axis=0)
+    tl.store(symbols_p + step * rows + row, tl.load(allowed_p + line))
     tl.store(scores_p + step * rows + row, tl.sum(score, axis=0))
     # All have read the stream before the next step replaces it.
     tl.debug_barrier()
-    return symbol, polls
+    return line, polls
 
 
 @triton.jit
@@ -260,8 +276,9 @@ def middle_frame(
     first = start // FINER.pool % TIER.pool
     place = (first + frame) % TIER.pool
     t = (turn + frame) % TIER.W
+    ahead = pooling(pool_p, FINER, TIER)
     polls = wait(flags_p, frame + 1, polls, SPLIT)
-    join(pool_p, bias_p, frames_p, scratch_p, FINER, TIER)
+    join(pool_p, bias_p, frames_p, scratch_p, ahead, FINER, TIER)
     complete = (first + frame) // TIER.pool
     polls = blocks(
         words_p, floats_p, state_p, scratch_p, flags_p + 2 * _LINE, place, complete, t, eps, polls, TIER, SPLIT
@@ -286,8 +303,9 @@ def centre_frame(
     bias_p = floats_p + FINER.layers * FINER.vectors
     frames_p = state_p + FINER.frames
     scratch_p += CASE.outer.room + FINER.room
+    ahead = pooling(pool_p, FINER, TIER)
     polls = wait(flags_p + 2 * _LINE, frame + 1, polls, SPLIT)
-    join(pool_p, bias_p, frames_p, scratch_p, FINER, TIER)
+    join(pool_p, bias_p, frames_p, scratch_p, ahead, FINER, TIER)
     t = (turn + frame) % TIER.W
     blocks(
         words_p + FINER.words, floats_p + FINER.floats, state_p + FINER.state, scratch_p, flags_p, 0, 0, t, eps, polls, TIER,
@@ -326,15 +344,15 @@ def unet_kernel(
     state_p += row * CASE.state
     scratch_p += row * CASE.room
     flags_p += row * (5 * _LINE)
-    symbol = tl.load(last_p + row)
+    line = CASE.outer.symbols + tl.load(last_p + row)
     if SPLIT:
         if role == 0:
             for step in range(steps):
-                symbol, polls = sample_step(
+                line, polls = sample_step(
                     words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p,
-                    logits_p, symbol, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
+                    logits_p, line, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
                 )  # fmt: skip
-            tl.store(last_p + row, symbol)
+            tl.store(last_p + row, tl.load(allowed_p + line))
         elif role == 1:
             for frame in range((start % CASE.outer.pool + steps) // CASE.outer.pool):
                 polls = middle_frame(
@@ -349,9 +367,9 @@ def unet_kernel(
             tl.store(flags_p + 4 * _LINE, 1)
     else:
         for step in range(steps):
-            symbol, polls = sample_step(
+            line, polls = sample_step(
                 words_p, floats_p, allowed_p, state_p, scratch_p, flags_p, draws_p, settings_p, symbols_p, scores_p,
-                logits_p, symbol, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
+                logits_p, line, step, start, turn0, row, rows, eps, polls, CASE, SPLIT, WRITE_LOGITS,
             )  # fmt: skip
             if (start + step + 1) % CASE.outer.pool == 0:
                 frame = (start % CASE.outer.pool + step) // CASE.outer.pool
@@ -363,7 +381,7 @@ def unet_kernel(
                     centre_frame(
                         words_p, floats_p, state_p, scratch_p, flags_p, frame, turn2, eps, polls, CASE, SPLIT
                     )  # fmt: skip
-        tl.store(last_p + row, symbol)
+        tl.store(last_p + row, tl.load(allowed_p + line))
 
 
 def decode_unet(
@@ -372,9 +390,10 @@ def decode_unet(
     draws: Tensor,
     *,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     want_logits: bool = False,
     split: bool = False,
-    group: int = 1,
     polls: int = _POLLS,
 ) -> tuple[Tensor, Tensor, Tensor | None, UNetRows]:
     """As many steps as there are rows of `draws` (steps, rows), uniform numbers in fp64.
@@ -383,9 +402,9 @@ def decode_unet(
         network: as `pack_unet` makes it.
         state: of the rows; its tensors are moved in place.
         temperature: 0 takes the most probable symbol.
+        top_k, top_p: as in `generate`.
         want_logits: return the logits of allowed symbols.
         split: three programs a row, which must all be resident at once: rows at most a third of the multiprocessors.
-        group: rows of a program, if not split; more than one for real layers only.
         polls: of a program in all its waits for others.
 
     Returns:
@@ -396,26 +415,31 @@ def decode_unet(
     """
     (steps, rows), device = draws.shape, draws.device
     case = network.case
-    outer = replace(case.outer, greedy=temperature == 0, scaled=temperature not in (0, 1))
+    if steps < 1:
+        raise ValueError("no draws")
+    drawn = temperature != 0
+    outer = replace(
+        case.outer,
+        greedy=not drawn,
+        scaled=temperature not in (0, 1),
+        top_k=top_k is not None and drawn,
+        top_p=top_p is not None and drawn,
+    )
     symbols = torch.empty(steps, rows, dtype=torch.int32, device=device)
     scores = torch.empty(steps, rows, dtype=torch.float64, device=device)
     logits = torch.empty(steps if want_logits else 0, rows, outer.S, device=device)
-    settings = torch.tensor([temperature], dtype=torch.float64, device=device)
+    settings = torch.tensor([temperature, top_p or 1, top_k or 0], dtype=torch.float64, device=device)
     scratch = torch.empty(rows, case.room, device=device)
     flags = torch.zeros(rows, 5, 32, dtype=torch.int32, device=device)
     pointers = [network.words, network.floats, network.allowed, state.numbers, scratch, flags, state.last]
     pointers += [draws.contiguous(), settings, symbols, scores, logits]
     places = [steps, state.phase, *state.turns, rows]
     options = {"CASE": replace(case, outer=outer), "WRITE_LOGITS": want_logits, "num_warps": network.warps}
+    options |= {"launch_cooperative_grid": True} if split and device.type == "cuda" else {}
     with on(device):
-        if group > 1:
-            unet_group_kernel[(cdiv(rows, group),)](
-                *pointers[:5], *pointers[6:], *places, network.eps, GROUP=group, THREADS=32 * network.warps, **options
-            )
-        else:
-            options |= {"launch_cooperative_grid": True} if split and device.type == "cuda" else {}
-            grid = (3 * rows if split else rows,)
-            unet_kernel[grid](*pointers, *places, 0, polls, network.eps, SPLIT=split, **options)
+        unet_kernel[(3 * rows if split else rows,)](
+            *pointers, *places, 0, polls, network.eps, SPLIT=split, maxnreg=_REGISTERS, **options
+        )
     if split and flags[:, 4].any():
         raise RuntimeError("programs on the GPU that share a recording have waited in vain for each other")
     turns, position = [], state.phase

@@ -138,7 +138,7 @@ class UNetCase:
 
     @property
     def embedding(self) -> int:
-        """Where the head's bias begins in fp32 numbers; the embedding lies behind."""
+        """Where the head's bias begins in fp32 numbers; the embeddings lie behind."""
         return sum(tier.floats for tier in self.tiers)
 
 
@@ -182,7 +182,7 @@ class UNetNetwork(NamedTuple):
         case: sizes; how symbols are drawn is not part of it.
         warps: of a program; the tiles suit this number.
         words: of the tiers and of the head: fp32, or int32 holding two bf16.
-        floats: fp32 numbers of the tiers, the head's bias (S), the embedding (vocabulary, D).
+        floats: fp32 numbers of the tiers, the head's bias (S), the embedding of `allowed` (V, D) and of all symbols.
         allowed: (V,) int32 ids that may be drawn.
         eps: of the norms.
     """
@@ -268,7 +268,11 @@ def pack_unet(
                 floats += [tier.to_coarser[1].float(), tier.to_finer[1].float()]
         chosen = pad_rows(head[0][ids].float() * norm_f.float(), outer.S)
         words.append(tiles_of(chosen, outer.S, outer.HEAD_COLUMNS, halves))
-        floats += [pad_rows(head[1][ids].float()[:, None], outer.S)[:, 0], embedding.float().reshape(-1)]
+        floats += [
+            pad_rows(head[1][ids].float()[:, None], outer.S)[:, 0],
+            embedding[ids].float().reshape(-1),
+            embedding.float().reshape(-1),
+        ]
         return UNetNetwork(UNetCase(*cases), warps, torch.cat(words), torch.cat(floats), ids.int(), eps)
 
 

@@ -23,6 +23,7 @@ from mamba_bio_audio.kernels.conv.gpu import conv_backward, conv_forward
 from mamba_bio_audio.kernels.conv.tail import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.made_once import made_once
+from mamba_bio_audio.kernels.mixer import step
 from mamba_bio_audio.kernels.scan.inputs import MAX_STATES, case_of, make_plan
 from mamba_bio_audio.kernels.scan.launch import ScanCall, scan_backward, scan_forward
 from mamba_bio_audio.kernels.scan.split_bc import split_bc
@@ -338,6 +339,15 @@ def _piece_backward(
     return d_tail, g.h0
 
 
+def _step(
+    x: Tensor, weights: MixerWeights, tail: Tensor, h0: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    w = made_once(_cast, weights, dtype)
+    h = h0.float().transpose(1, 2).contiguous()
+    y, tail, h = step.mixer_step(x.to(dtype), tail.to(dtype).contiguous(), h, **w._asdict())
+    return y, tail, h.transpose(1, 2)
+
+
 def mixer_triton(
     x: Tensor,
     weights: MixerWeights,
@@ -371,5 +381,9 @@ def mixer_triton(
     segment = segment or default_segment(x.shape[1])
     if segment < 4 or segment & (segment - 1):
         raise ValueError(f"segment is {segment}; it must be a power of two from 4 on")
+    if tail is not None and h0 is not None and reset is None and not (train or precise):
+        (_, width), (_, states) = weights.conv.shape, weights.A_log.shape
+        if x.shape[1] == 1 and width > 1 and states <= step.MAX_STATES:
+            return _step(x, weights, tail, h0, dtype)
     settings = _Settings(dtype, precise, piece, segment, train)
     return _MixerFn.apply(settings, x, tail, h0, reset, *weights)

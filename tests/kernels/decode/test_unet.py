@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ triton = pytest.importorskip("triton")
 from mamba_bio_audio.errors import InputError  # noqa: E402
 from mamba_bio_audio.inference import decoding  # noqa: E402
 from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, uniforms  # noqa: E402
-from mamba_bio_audio.inference.gpu_unet import form, packed_unet, rows_of, state_of, unsupported_reason  # noqa: E402
+from mamba_bio_audio.inference.gpu_unet import packed_unet, rows_of, state_of, unsupported_reason  # noqa: E402
 from mamba_bio_audio.kernels.decode import unet  # noqa: E402
 from mamba_bio_audio.kernels.decode.unet import decode_unet  # noqa: E402
 from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
@@ -69,9 +68,10 @@ def check(
     rows=2,
     prompt=5,
     temperature=1.0,
+    top_k=None,
+    top_p=None,
     allowed=None,
     split=False,
-    group=1,
     run=decode_unet,
     **packing,
 ):
@@ -81,7 +81,7 @@ def check(
     tokens = torch.randint(
         model.model_config.vocab_size, (rows, prompt + 1), generator=torch.Generator().manual_seed(1)
     ).to(device)
-    choice, seen = _Choice.check(model, temperature, None, None, allowed, None).to(device), []
+    choice, seen = _Choice.check(model, temperature, top_k, top_p, allowed, None).to(device), []
 
     def choose(logits, draw):
         seen.append(logits[:, allowed])
@@ -95,9 +95,8 @@ def check(
     network = packed_unet(model, allowed, **{"dtype": torch.float32, "warps": 4} | packing)
     moving, found = rows_of(network.case, state, tokens[:, -1:]), []
     for some in draws.split(lengths):
-        *outputs, moving = run(
-            network, moving, some, temperature=temperature, want_logits=True, split=split, group=group
-        )
+        drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        *outputs, moving = run(network, moving, some, want_logits=True, split=split, **drawing)
         found.append(outputs)
     found_symbols, found_scores, found_logits = (torch.cat(parts) for parts in zip(*found, strict=True))
     assert torch.equal(found_symbols.long(), symbols)
@@ -141,25 +140,15 @@ def test_state_comes_back_as_it_was(mixer, phase):
 )
 def test_other_models_take_another_path(options, reason):
     model = make_model(**{"d_model": 64} | options)
-    assert reason in unsupported_reason(model, 12, False)
+    assert reason in unsupported_reason(model, 12)
     with pytest.raises(InputError, match="leave it out"):
         generate(model, length=3, path="persistent", allowed=range(12))
 
 
-def test_only_what_ran_on_a_gpu_is_taken_unasked(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132))
+def test_symbols_to_draw_from():
     model = make_model(d_model=64)
-    assert form(model, 44, 256, False, "fp32") == "persistent"
-    assert form(model, 45, 256, False, "fp32") is None
-    assert form(model, 1, 256, True, "fp32") is None
-    assert form(make_model(d_model=64, mixer="s4d"), 1, 256, False, "bf16") is None
-
-
-def test_what_only_some_draws_need():
-    model = make_model(d_model=64)
-    assert unsupported_reason(model, 12, False) is None
-    assert "top-k" in unsupported_reason(model, 12, True)
-    assert "symbols" in unsupported_reason(model, 300, False)
+    assert unsupported_reason(model, 12) is None
+    assert "symbols" in unsupported_reason(model, 300)
 
 
 class Together:
@@ -198,7 +187,9 @@ def test_interpreted(run_interpreted):
 @pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")
 class TestInterpreted:
     @pytest.mark.parametrize(
-        ("prompt", "drawing"), [(0, {"temperature": 0.0}), (4, {}), (11, {"temperature": 0.7})], ids=str
+        ("prompt", "drawing"),
+        [(0, {"temperature": 0.0}), (4, {"top_k": 5, "top_p": 0.6}), (11, {"temperature": 0.7})],
+        ids=str,
     )
     def test_draws_at_phases(self, prompt, drawing):
         """More than a period and a rest, from the start of frames and from within."""
@@ -220,11 +211,6 @@ class TestInterpreted:
     @pytest.mark.parametrize("mixer", ["mamba", "s4d"])
     def test_bf16_matrices(self, mixer):
         check(round_matrices(make_model(mixer=mixer)), rows=1, lengths=(6, 5), dtype=torch.bfloat16)
-
-    @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "down_blocks": False}], ids=str)
-    def test_rows_of_a_program(self, options):
-        """Groups of two, of which the last has one."""
-        check(make_model(pools=(2, 2), **options), rows=3, lengths=(6, 3), group=2)
 
     def test_generate(self):
         """From a prompt and from none, on from a block by another path, at any phase."""
@@ -254,7 +240,10 @@ class TestInterpreted:
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("mixer", "layers"), [("mamba", 8), ("s4d", 3)])
-@pytest.mark.parametrize("split", [False, True], ids=["one", "three"])
-def test_on_a_gpu(mixer, layers, split):
+@pytest.mark.parametrize(
+    "how", [{"warps": 16}, {"warps": 8}, {"split": True, "warps": 16}], ids=["one", "two", "three"]
+)
+def test_on_a_gpu(mixer, layers, how):
     model = make_model(64, layers, 256, "cuda", mixer=mixer, ssm=SsmConfig())
-    check(model, lengths=(100, 156), split=split, warps=16)
+    check(model, rows=5, lengths=(100, 156), **how)
+    check(model, rows=5, lengths=(70,), temperature=1.3, top_k=40, top_p=0.9, **how)

@@ -146,7 +146,7 @@ class GpuUNet:
     ) -> None:
         assert isinstance(model, UNetModel)
         self.model = model
-        self.drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self.drawing: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         device = next(model.parameters()).device
         # Triton's interpreter runs one program after the other.
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

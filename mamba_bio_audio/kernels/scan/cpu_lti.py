@@ -118,14 +118,15 @@ def _maps(s: ScanInputs, steps: int) -> _Maps:
     into = real((powers[:, :steps] * b[:, None]).flip(1))  # (D, T, S)
     readout = powers * C[:, None]  # (D, T + 1, N)
     # Re(C a h) = Re(C a) Re h - Im(C a) Im h.
-    readout = real(readout.conj().resolve_conj() if is_complex else readout).transpose(1, 2)  # (D, S, T + 1)
-    kernel = (real(b)[:, None] @ readout[:, :, :steps]).squeeze(1)  # (D, T)
+    readout = real(readout.conj().resolve_conj() if is_complex else readout)  # (D, T + 1, S)
+    # Not a product of matrices, which torch runs channel by channel here.
+    kernel = (readout[:, :steps] * real(b)[:, None]).sum(2)  # (D, T)
     if s.D is not None:
         kernel = torch.cat([kernel[:, :1] + s.D.to(dtype)[:, None], kernel[:, 1:]], 1)
     # Row s of the Toeplitz matrix is the kernel moved right by s: rows of 2 T numbers, read as rows of 2 T - 1.
     rows = F.pad(kernel, (0, steps))[:, None].expand(-1, steps, -1).flatten(1)[:, : steps * (2 * steps - 1)]
     toeplitz = rows.unflatten(1, (steps, 2 * steps - 1))[:, :, :steps]
-    return _Maps(into, torch.cat([readout[:, :, 1:], toeplitz], 1), powers[:, steps])
+    return _Maps(into, torch.cat([readout[:, 1:].transpose(1, 2), toeplitz], 1), powers[:, steps])
 
 
 class _Blocks(torch.autograd.Function):
@@ -160,7 +161,7 @@ class _Blocks(torch.autograd.Function):
                 maps = _maps(ctx.options._replace(u=both, dt=dt, dt_bias=dt_bias, A=A, B=B, C=C, D=D, h0=h0), steps)
             with torch.no_grad():
                 batch = ctx.batch
-                g_y = both.new_zeros(x.shape) if g_out is None else _blocks_first(g_out, steps)
+                g_y = both.new_zeros(x.shape) if g_out is None else _blocks_first(g_out, steps).contiguous()
                 g_both = g_y @ maps.out.transpose(1, 2)
                 g_map = both.transpose(1, 2) @ g_y
                 g_local, g_over, g_h0 = _carry_back(maps.over, states, g_both[:, :, :size], g_state, batch)

@@ -8,7 +8,7 @@ import soundfile
 
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.files import unfinished
-from mamba_bio_audio.inference import generate
+from mamba_bio_audio.inference import decoding, generate
 from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
@@ -207,6 +207,16 @@ def test_several_recordings_are_continued_in_one_call(audio, tmp_path, capsys):
         assert len(pcm(tmp_path / "folder" / name)) == size_of + 50, row
     # The folder of prompts is no place for samples.
     assert mba(*begin, *size, "--prompt", "in", "--out", "in", "--force") == 2
+
+
+def test_a_prompt_of_many_samples_is_read_once(audio, monkeypatch):
+    _, begin = audio
+    read = []
+    original = decoding.prefill
+    monkeypatch.setattr("mamba_bio_audio.inference.prompts.prefill", lambda *a: read.append(a[1].shape) or original(*a))
+    monkeypatch.setattr(generate, "prefill", lambda *a: read.append(a[1].shape) or original(*a))
+    assert mba(*begin, "--length", 5, "--prompt", "rise.wav", "--num-samples", 4, "--out", "many") == 0
+    assert read == [(1, 101)]
 
 
 def test_every_sashimi_prompt_has_its_own_range(audio, tmp_path):

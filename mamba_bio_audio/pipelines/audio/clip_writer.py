@@ -156,14 +156,14 @@ class ClipWriter(SampleWriter):
             )
         self.note = self.out.with_name(f"{self.out.name}.json") if self.single else self.out / "samples.json"
         sizes, hashes = [len(one) for one in self.prompts], [one.sha256 for one in self.prompts]
-        if len(self.prompts) > 1:
-            # Each is read once, whatever its length.
+        self.start: dict[str, Any] = {"prompt": self.prompts[0].levels.astype(np.int64) if self.prompts else None}
+        if self.prompts and count > 1:
+            # An object of several rows is read once.
             self.start = {"prompt": [self._prompt(row) for row in range(count)]}
-            self.settings = {"prompt_files": [one.path for one in self.prompts]}
-            self.settings |= {"prompt_samples": sizes, "prompt_sha256": hashes}
-        else:
-            self.start = {"prompt": self.prompts[0].levels.astype(np.int64) if self.prompts else None}
-            self.settings = {"prompt_samples": sum(sizes), "prompt_sha256": hashes[0] if hashes else None}
+        self.settings = {"prompt_samples": sum(sizes), "prompt_sha256": hashes[0] if hashes else None}
+        if len(self.prompts) > 1:
+            self.settings = {"prompt_samples": sizes, "prompt_sha256": hashes}
+            self.settings |= {"prompt_files": [one.path for one in self.prompts]}
 
     def _prompt(self, row: int) -> Prompt:
         return self.prompts[row // self.request.num_samples]

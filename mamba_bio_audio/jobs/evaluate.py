@@ -36,6 +36,7 @@ COMMAND = "evaluate"
 PANEL = "Measure"
 # Seed of the generated digits and of their scores, and resamples of the bootstrap of these.
 SEED, RESAMPLES = 0, 100
+Evaluated = LikelihoodResult | ClassesResult | ContextResult | DigitsResult | JudgeResult | SamplingResult
 
 
 class EvaluateOptions(Options):
@@ -45,9 +46,7 @@ class EvaluateOptions(Options):
     split: Literal["train", "valid", "test"] = Field("test", description="Which split is scored.")
     which: Which = "best"
     length: int | None = Field(
-        None,
-        ge=1,
-        description="Length of the windows; default: the training length. With sampling: of generated pieces.",
+        None, ge=1, description="Length of windows (that of training), or of pieces for sampling."
     )
     context: Annotated[str | None, Cli(metavar="N,N,...")] = Field(
         None, description="Instead, score the same bases with each of these numbers of bases before them."
@@ -68,8 +67,7 @@ class EvaluateOptions(Options):
     num_samples: int | None = Field(
         None,
         ge=4,
-        description="With sc09: number of clips; default: 2048, or 10240 with --protocol paper. With sampling: pieces per "
-        "setting; default: 4.",
+        description="Clips for sc09 (2048, or 10240 with --protocol paper); pieces per setting for sampling (4).",
     )
     seed: int = Field(0, ge=0, description="With sampling: random seed of the generated pieces.")
     protocol: Literal["plain", "paper"] = Field(
@@ -111,17 +109,14 @@ class EvaluateOptions(Options):
         return self
 
 
-def run(
-    options: EvaluateOptions,
-) -> LikelihoodResult | ClassesResult | ContextResult | DigitsResult | JudgeResult | SamplingResult:
+def run(options: EvaluateOptions) -> Evaluated:
     """Score each symbol of a split once, beside simple models; or a classifier's accuracy, beside one on k-mers."""
     from mamba_bio_audio.run.packaged import find_model
 
     with counters(options.quiet) as progress:
         if options.metrics == "sampling":
-            return fit_sampling(
-                open_run(options.model_copy(update={"length": None}), progress=progress), options, progress
-            )
+            windows = options.model_copy(update={"length": None})
+            return fit_sampling(open_run(windows, progress=progress), options, progress)
         if options.metrics == "sc09-judge":
             return _prepare_judge(options, progress)
         if options.metrics == "sc09":

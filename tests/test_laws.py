@@ -84,6 +84,27 @@ def model(mixer: str, recompute: str = "none", **ssm) -> Subject:
     return Subject(make, call_model, lambda generator, _: torch.randint(VOCAB, (BATCH, LENGTH), generator=generator))
 
 
+CLASSES = {"inputs": VOCAB + 1, "classes": ("a", "b")}
+
+
+def by_class(config: ModelConfig | UNetConfig) -> Subject:
+    """A model with a start token and classes, whose ids are those of all of them."""
+
+    def make() -> nn.Module:
+        built = build_model(config)
+        for parameter in built.embedding.parameters():
+            nn.init.normal_(parameter)
+        return built
+
+    most = 3 * (VOCAB + 1)
+    return Subject(
+        make,
+        call_model,
+        lambda generator, _: torch.randint(most, (BATCH, LENGTH), generator=generator),
+        getattr(config, "period", 1),
+    )
+
+
 def unet(mixer: str = "mamba", recompute: str = "none", pools: tuple[int, ...] = (2, 3), **options) -> Subject:
     config = UNetConfig(
         d_model=8, num_layers=2, pools=pools, vocab_size=VOCAB, mixer=mixer, ssm=SsmConfig(d_state=4), **options
@@ -123,7 +144,9 @@ SUBJECTS = {
     "selective-dt-complex": layer(selective="dt", complex=True),
     "isotropic-mamba-complex-pi": model("mamba-complex", complex_init="pi n"),
     "isotropic-recompute": model("mamba", recompute="layer"),
+    "isotropic-by-class": by_class(ModelConfig(d_model=WIDTH, num_layers=2, vocab_size=VOCAB, **CLASSES)),
     "unet": unet(),
+    "unet-by-class": by_class(UNetConfig(d_model=8, num_layers=1, pools=(2, 3), vocab_size=VOCAB, **CLASSES)),
     "unet-complex-one-pool": unet("mamba-complex", pools=(5,)),
     "unet-s4d-three-pools": unet("s4d", pools=(2, 2, 2)),
     "unet-sashimi": unet("s4d-real", pools=(3, 2), down_blocks=False),

@@ -266,3 +266,42 @@ def test_the_judge_is_a_classifier_that_predict_asks(run, tmp_path, monkeypatch)
     (damaged / "judge.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match=r"a damaged judge .*delete the folder"):
         predict.run(predict.PredictOptions(run=damaged, files=files, out=tmp_path / "q.tsv"))
+
+
+def test_clips_of_each_class_are_judged_by_what_was_asked_for(run, tmp_path):
+    config = read_config(run)
+    keys = [f"data.path={config.data.path}", "data.start=token", "model.d_model=8", "train.steps=2", "train.length=256"]
+    keys += ["train.tokens_per_step=512", f"model.classes=[{', '.join(reversed(DIGITS))}]"]
+    by_class = tmp_path / "by-class"
+    train(load_config("audio/tiny", keys), by_class, Session("cpu", quiet=True))
+    result = judged(by_class, num_samples=15)
+    assert result.generated == 20
+    kept = json.loads((by_class / "sc09" / "metrics.json").read_text())["by_class"]
+    assert [(row["digit"], row["n"]) for row in kept["generated"]] == [(word, 2) for word in DIGITS]
+    assert [(row["digit"], row["n"]) for row in kept["test"]] == [(word, 2) for word in DIGITS]
+    assert all(sum(row["heard"]) == 2 for row in kept["generated"])
+    assert "asked for" in result.text()
+    # The first clips are those of the model's first class.
+    folder = next((by_class / "sc09").glob("samples-*"))
+    rows = list(csv.DictReader((folder / "index.tsv").open(newline=""), delimiter="\t"))
+    assert {row["class"] for row in rows if int(row["row"]) < 2} == {"nine"}
+    assert judged(run).by_class is None
+    assert "by_class" not in json.loads((run / "sc09" / "metrics.json").read_text())
+
+
+def test_what_was_asked_for_and_what_was_heard():
+    """Five clips: right, named wrongly, not sure enough, taken for another digit, and another class."""
+    asked = np.array([3, 3, 3, 3, 7])
+    judged = np.eye(10)[[3, 4, 3, 3, 7]]
+    digit = np.zeros((5, 10))
+    digit[range(5), [3, 3, 3, 5, 7]] = [0.9, 0.9, 0.4, 0.9, 0.9]
+    three, seven = judging.asked_for(asked, judged, digit, 0.5)
+    assert (three["digit"], three["n"], three["named"], three["recognised"], three["both"]) == (
+        "three",
+        4,
+        0.75,
+        0.5,
+        0.25,
+    )
+    assert three["heard"] == [0, 0, 0, 3, 1, 0, 0, 0, 0, 0]
+    assert (seven["digit"], seven["both"]) == ("seven", 1.0)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.errors import InputError
@@ -25,6 +26,7 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.sample_writer import RowForm
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import load_config, to_yaml
 from mamba_bio_audio.training.steps import save_weights
@@ -330,3 +332,100 @@ def test_a_reader_that_leaves_ends_the_stream_quietly(tmp_path, name, length):
 def test_progress_tells_rate_and_real_time():
     assert speed_text("sample", 16_000, 40_000.0) == "40,000 samples/s, 2.5 times real time"
     assert speed_text("base", None, 1234.5) == "1,234 bases/s"
+
+
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory) -> Path:
+    """An audio run with classes, whose weights are random."""
+    run = tmp_path_factory.mktemp("by-class") / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    keys = [
+        "data.path=.",
+        "data.start=token",
+        "model.d_model=8",
+        "model.num_layers=1",
+        "model.classes=[one, two, three]",
+    ]
+    config = load_config("audio/tiny", keys)
+    model = config.model.model_copy(update={"vocab_size": 256, "inputs": 257})
+    config = config.model_copy(update={"model": model})
+    built = build_model(model, seed=0)
+    with torch.no_grad():
+        built.embedding.classes.mul_(100)
+    (run / "config.yaml").write_text(to_yaml(config))
+    (run / "manifest.json").write_text("{}")
+    save_weights(built, run / "model.safetensors")
+    return run
+
+
+def test_samples_of_classes(by_class, tmp_path, capsys):
+    how = ("sample", by_class, "--length", 40, "--device", "cpu", "--quiet")
+    every = tmp_path / "all"
+    assert mba(*how, "--class", "all", "--num-samples", 2, "--out", every, "--batch-size", 2) == 0
+    rows = [line.split("\t") for line in (every / "index.tsv").read_text().splitlines()]
+    assert rows[0][-1] == "class"
+    assert sorted((int(row[2]), row[-1]) for row in rows[1:]) == list(
+        enumerate(["one", "one", "two", "two", "three", "three"])
+    )
+    note = json.loads((every / "samples.json").read_text())
+    assert (note["class"], note["num_samples"]) == (["one", "two", "three"], 6)
+    some = tmp_path / "some"
+    assert mba(*how, "--class", "two", "--class", "one", "--out", some) == 0
+    assert json.loads((some / "samples.json").read_text())["class"] == ["two", "one"]
+    # Row 0 of each command draws the same numbers.
+    alone = tmp_path / "two.wav"
+    assert mba(*how, "--class", "two", "--out", alone) == 0
+    np.testing.assert_array_equal(soundfile.read(alone)[0], soundfile.read(some / "sample-00000.flac")[0])
+    plain = tmp_path / "plain.wav"
+    assert mba(*how, "--out", plain) == 0
+    assert json.loads((tmp_path / "plain.wav.json").read_text())["class"] is None
+    assert not np.array_equal(soundfile.read(alone)[0], soundfile.read(plain)[0])
+    capsys.readouterr()
+    assert mba(*how, "--class", "one", "--out", alone, "--resume") == 2
+    assert "complete, but sampled with class ['two'], not ['one']" in capsys.readouterr().err
+    assert mba(*how, "--class", "two", "--out", alone, "--resume") == 0
+    assert "already complete" in capsys.readouterr().out
+
+
+def test_samples_of_classes_go_on_where_they_stopped(by_class, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "_BLOCK", 16)
+    model = saved.load(by_class)
+    form = Plain()
+    names = ["one", "two", "two", "three"]
+    options = {"length": 50, "num_samples": 4, "batch_size": 2, "class_": names, "seed": 1}
+    whole = RowFiles(tmp_path / "whole", {}, form)
+    whole.begin()
+    nats = whole.sample(model, **options)
+    pieces = RowFiles(tmp_path / "pieces", {}, form)
+    pieces.begin()
+    calls = 0
+    while (found := pieces.sample(model, stop=lambda: True, **options)) is None:
+        calls += 1
+    assert calls > 3
+    assert found == pytest.approx(nats, rel=1e-12)
+    expected = generate.generate(model, length=50, num_samples=4, class_=names, seed=1)
+    for row in range(4):
+        assert whole.path(row).read_bytes() == pieces.path(row).read_bytes() == bytes(expected[row].tolist())
+
+
+class Plain(RowForm):
+    def encode(self, tokens, row=0):
+        return tokens.astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("seven", "--class seven: this model's classes are one, two, three; or give all")],
+)
+def test_a_class_that_a_model_does_not_have(by_class, tmp_path, capsys, name, message):
+    assert mba("sample", by_class, "--class", name, "--length", 9, "--out", tmp_path / "s.wav", "--device", "cpu") == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_classes(tmp_path, capsys):
+    arguments = ("sample", "human42mb-1m4", "--class", "one", "--length", 9, "--out", tmp_path / "s.fa")
+    assert mba(*arguments, "--device", "cpu") == 2
+    assert "human42mb-1m4: this model was trained without classes (model.classes); leave --class out" in (
+        capsys.readouterr().err
+    )

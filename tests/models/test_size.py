@@ -30,7 +30,11 @@ def built(config, head=None) -> int:
     ],
 )
 def test_isotropic(mixer, ssm):
-    for more in ({}, {"tie_embeddings": False, "vocab_multiple": 5}):
+    for more in (
+        {},
+        {"tie_embeddings": False, "vocab_multiple": 5},
+        {"inputs": 13, "classes": ["a", "b"], "vocab_multiple": 5},
+    ):
         config = model_config({"mixer": mixer, "d_model": 24, "num_layers": 3, "vocab_size": 12, "ssm": ssm} | more)
         assert count_parameters(config) == built(config)
         head = HeadConfig(classes=("a", "b", "c"))

@@ -199,3 +199,23 @@ def test_card_of_a_transformer_names_its_own_settings(tmp_path):
     assert "# transformer, 1 layers x 8" in card
     assert "Layers: heads 2, mlp_expand 3." in card
     assert "State space" not in card
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("more", [{"inputs": 257}, {"inputs": 257, "classes": ("a", "b")}, {"classes": ("a", "b")}])
+def test_start_token_and_classes_go_along(tmp_path, tied, more):
+    config = ModelConfig(d_model=16, num_layers=1, vocab_size=256, tie_embeddings=tied, **more)
+    model = build_model(config, seed=0).eval()
+    model.codec = AudioCodec(start="token" if "inputs" in more else "level")
+    export(model, tmp_path)
+    description = json.loads((tmp_path / "config.json").read_text())
+    # transformers knows neither.
+    assert description["model_type"] == "mamba_bio_audio"
+    card = (tmp_path / "README.md").read_text()
+    assert ("It generates by class, a, b" in card) == ("classes" in more)
+    assert ("begins with 256, a token that is only read" in card) == ("inputs" in more)
+    opened = mba.load(tmp_path)
+    assert opened.classes == more.get("classes", ())
+    assert weights_hash(opened) == weights_hash(model)
+    ids = torch.arange(3 * 257 if len(more) == 2 else 256)[None]
+    torch.testing.assert_close(opened(ids).logits, model(ids).logits)

@@ -18,3 +18,13 @@ def test_a_mapping_in_place_of_null_is_a_change(given):
         InputError, match=r"with another configuration.*\n  data\.weights\.a: was .*\n  data\.weights\.b"
     ):
         changes(new, old, Path("run"))
+
+
+def test_what_the_data_filled_in_is_no_change():
+    new = load_config("audio/digits@classes", ["data.path=.", "model.classes=folders"])
+    filled = {"vocab_size": 256, "inputs": 257, "classes": ("one", "two")}
+    old = new.model_copy(update={"model": new.model.model_copy(update=filled)})
+    assert changes(new, old, Path("run")) == {}
+    other = load_config("audio/digits@classes", ["data.path=.", "model.classes=[two, one]"])
+    with pytest.raises(InputError, match=r"model\.classes: was \['one', 'two'\], now \['two', 'one'\]"):
+        changes(other, old, Path("run"))

@@ -317,3 +317,90 @@ def test_clips_with_classes_are_not_varied() -> None:
     for options in ({"windows": "random"}, {"augment_gain_db": 3}, {"augment_polarity": True}):
         with pytest.raises(ValidationError, match="clips with classes are read whole"):
             AudioClassesConfig(**options)
+
+
+@pytest.fixture
+def labelled(write_audio, tmp_path) -> str:
+    """Recordings of three words, six of each."""
+    for number, word in enumerate(("one", "two", "three")):
+        for take in range(6):
+            write_audio(tmp_path / "words" / word / f"{take}.wav", 40 + 10 * number)
+    return str(tmp_path / "words")
+
+
+def conditioned(path, classes="folders", **options) -> DataModule:
+    data = module(path, **options)
+    data.classes = classes
+    data.setup()
+    return data
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(8, "uint8"), (10, "int16")])
+def test_a_start_token_is_read_and_never_predicted(labelled, bits, dtype):
+    data = module(labelled, start="token", bits=bits, pad_target="silence")
+    plain = module(labelled, bits=bits, pad_target="silence")
+    assert data.corpus.fetch(data.corpus.spans("train")[0]).dtype == dtype
+    for batch, other in zip(batches(data, 3), batches(plain, 3), strict=True):
+        assert batch["tokens"][:, 0].tolist() == [2**bits] * 4
+        assert other["tokens"][:, 0].tolist() == [2**bits // 2] * 4
+        assert torch.equal(batch["tokens"][:, 1:], other["tokens"][:, 1:])
+        assert torch.equal(batch["targets"], other["targets"])
+    assert data.evaluation_dataset("valid")[0]["tokens"][0] == 2**bits
+
+
+def test_the_class_of_a_recording_is_a_shift_of_what_is_read(labelled):
+    data = conditioned(labelled, start="token", valid_fraction=1 / 6, test_fraction=1 / 6)
+    assert data.corpus.conditions == ("one", "three", "two")
+    assert data.summary()["conditions"] == ["one", "three", "two"]
+    for split, count in (("train", 4), ("valid", 1), ("test", 1)):
+        spans = data.corpus.spans(split)
+        assert sorted(span.record.split("/")[-2] for span in spans) == sorted(["one", "two", "three"] * count)
+        for index, span in enumerate(data.evaluation_dataset(split).windows):
+            found = data.evaluation_dataset(split)[index]
+            number = data.corpus.conditions.index(span.record.split("/")[-2]) + 1
+            ids = data.corpus.fetch(span).astype(int)
+            size = len(ids)
+            assert found["tokens"][: size + 1].tolist() == [257 * number + 256, *(257 * number + ids)]
+            assert found["targets"][:size].tolist() == ids.tolist()
+            # Padding has no class.
+            assert found["tokens"][size + 1 :].eq(128).all()
+
+
+def test_a_tenth_of_the_training_windows_hides_its_class(labelled):
+    data = conditioned(labelled, ("three", "one"), start="token", batch_size=50)
+    classes = torch.cat([batch["tokens"][:, 0] // 257 for batch in batches(data, 10)])
+    # Recordings of "two" have none.
+    counts = [int((classes == number).sum()) for number in range(4)]
+    assert counts[3] == 0
+    shown = (counts[1] + counts[2]) / len(classes)
+    assert abs(shown - 0.9 * 2 / 3) < 0.05
+    again = conditioned(labelled, ("three", "one"), start="token", batch_size=50)
+    assert torch.equal(classes[:50], batches(again, 1)[0]["tokens"][:, 0] // 257)
+
+
+SPLIT_OF = {0: "train", 1: "train", 2: "valid", 3: "test"}
+
+
+def test_splits_that_are_listed_stay(labelled):
+    rows = "".join(
+        f"{word}/{take}.wav\t{split}\n" for word in ("one", "two", "three") for take, split in SPLIT_OF.items()
+    )
+    (Path(labelled) / "intervals.tsv").write_text("file\tsplit\n" + rows)
+    plain, data = module(labelled), conditioned(labelled)
+    assert [data.corpus.spans(split) for split in ("train", "valid", "test")] == [
+        plain.corpus.spans(split) for split in ("train", "valid", "test")
+    ]
+
+
+def test_classes_that_the_data_do_not_have(labelled, write_audio, tmp_path):
+    with pytest.raises(
+        InputError, match="model.classes: no folder 'four' with recordings; there are .*'one', 'three', 'two'"
+    ):
+        conditioned(labelled, ("one", "four"))
+    write_audio(tmp_path / "single" / "one" / "0.wav", 100)
+    with pytest.raises(InputError, match="only one class, one, but model.classes needs two or more"):
+        conditioned(str(tmp_path / "single"))
+    rows = "one/0.wav\ttrain\ntwo/0.wav\tvalid\nthree/0.wav\ttrain\n"
+    (Path(labelled) / "intervals.tsv").write_text("file\tsplit\n" + rows)
+    with pytest.raises(InputError, match="model.classes: no recording of 'two' in the training split"):
+        conditioned(labelled)

@@ -1,0 +1,179 @@
+"""What models read besides symbols: a start token, and the class of a sequence."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+import mamba_bio_audio as mba
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.inputs import InputEmbedding
+from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+
+Q, S = 20, 21
+MORE = {"inputs": S, "classes": ("a", "b", "c")}
+
+
+def isotropic(**more):
+    return ModelConfig(d_model=16, num_layers=2, vocab_size=Q, **more)
+
+
+def unet(**more):
+    return UNetConfig(d_model=16, num_layers=1, pools=(2, 2), vocab_size=Q, **more)
+
+
+def lively(config) -> nn.Module:
+    model = build_model(config, seed=0).eval()
+    with torch.no_grad():
+        for parameter in model.embedding.parameters():
+            parameter.mul_(50)
+    return model
+
+
+def test_without_either_a_model_is_what_it_was():
+    """The hash and the samples are those of the commit before there were start tokens and classes."""
+    model = build_model(UNetConfig(d_model=16, num_layers=1, pools=(4,), vocab_size=256), seed=0).eval()
+    assert type(model.embedding) is nn.Embedding
+    assert weights_hash(model).startswith("3b10ee5ffae0822d")
+    model.codec = AudioCodec()
+    assert model.codec.start_id == 128
+    with torch.no_grad():
+        model.embedding.weight.mul_(50)
+    assert mba.generate(model, length=12, temperature=0)[0].tolist() == [
+        *[195, 43, 241, 43, 241, 43, 241, 43, 204, 24, 194, 237],
+    ]
+    assert mba.generate(model, length=12, seed=3)[0].tolist() == [236, 20, 87, 209, 185, 82, 7, 102, 86, 172, 105, 92]
+
+
+@pytest.mark.parametrize("shape", [isotropic, unet])
+def test_outputs_know_neither_start_token_nor_classes(shape):
+    plain, model = build_model(shape()), build_model(shape(**MORE))
+    assert isinstance(model.embedding, InputEmbedding)
+    assert model.lm_head.weight.shape == plain.lm_head.weight.shape
+    ids = torch.randint(4 * S, (2, 9))
+    assert model(ids).logits.shape == plain(ids % Q).logits.shape
+    assert model.num_parameters() - plain.num_parameters() == (1 + 3) * 16
+
+
+@pytest.mark.parametrize("shape", [isotropic, unet])
+def test_a_class_is_a_shift_of_ids_and_its_own_model_reads_plain_ones(shape):
+    model = lively(shape(**MORE))
+    ids = torch.cat([torch.full((3, 1), Q), torch.randint(Q, (3, 11))], 1)
+    shifted = ids + S * torch.tensor([[0], [1], [3]])
+    found = model(shifted).logits
+    expected = [model(ids).logits, model.of_class("a")(ids).logits, model.of_class("c")(ids).logits]
+    for row, own in enumerate(expected):
+        torch.testing.assert_close(found[row], own[row], rtol=1e-5, atol=1e-5)
+    assert (expected[1] - expected[0]).abs().max() > 1e-2
+    assert (expected[2] - expected[1]).abs().max() > 1e-2
+
+
+def test_the_model_of_a_class_changes_nothing_of_the_model():
+    model = build_model(unet(**MORE), seed=0)
+    before = weights_hash(model)
+    own = model.of_class("b")
+    assert own.classes == ()
+    assert model.classes == ("a", "b", "c")
+    assert weights_hash(model) == before
+    assert isinstance(model.embedding, InputEmbedding)
+    with pytest.raises(InputError, match="no class 'a' in this model; it was trained without model.classes"):
+        own.of_class("a")
+    with pytest.raises(InputError, match="no class 'd' in this model; choose from a, b, c"):
+        model.of_class("d")
+
+
+def test_a_tied_head_is_still_tied():
+    model = build_model(isotropic(**MORE))
+    assert model.lm_head.weight is model.embedding.weight
+    own = model.of_class("a")
+    assert own.lm_head.weight is model.embedding.weight
+
+
+def test_gradients_reach_the_rows_that_were_read():
+    model = build_model(unet(**MORE))
+    ids = torch.tensor([[Q, 3, 4, 5]])
+    model(ids + 2 * S, targets=torch.tensor([[3, 4, 5, 6]])).loss_sum.backward()
+    embedding = model.embedding
+    assert embedding.start.grad.abs().sum() > 0
+    assert embedding.classes.grad.abs().sum(1).ne(0).tolist() == [False, True, False]
+    embedding.zero_grad()
+    model(ids, targets=torch.tensor([[3, 4, 5, 6]])).loss_sum.backward()
+    assert embedding.classes.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("classes", [("a",), ("a", "a"), ("a", "")])
+def test_classes_are_two_or_more_different_names(classes):
+    for shape in (isotropic, unet):
+        with pytest.raises(ValidationError, match="two or more different classes"):
+            shape(classes=classes)
+
+
+def generated(model, **options):
+    return mba.generate(model, **({"length": 12, "num_samples": 4} | options))
+
+
+@pytest.fixture(params=[isotropic, unet])
+def model(request) -> nn.Module:
+    made = lively(request.param(**MORE))
+    made.codec = AudioCodec(start="token")
+    made.codec.vocab_size, made.codec.start_id, made.codec.sample_ids = Q, Q, tuple(range(Q))
+    return made
+
+
+@pytest.mark.parametrize("prompt", [None, [3, 4, 5, 6, 7]])
+@pytest.mark.parametrize("class_", [None, "b", ["a", "a", "c", "b"]])
+def test_paths_agree_after_a_start_token(model, prompt, class_):
+    options = {"prompt": prompt, "class_": class_, "temperature": 0}
+    steps = generated(model, path="steps", **options)
+    assert torch.equal(steps, generated(model, path="numpy", **options))
+    expected = []
+    for row in range(4):
+        name = class_ if class_ is None or isinstance(class_, str) else class_[row]
+        own = model if name is None else model.of_class(name)
+        ids = [Q, *(prompt or [])]
+        for _ in range(12):
+            ids.append(int(own(torch.tensor([ids])).logits[0, -1, :Q].argmax()))
+        expected.append(ids[-12:])
+    assert steps.tolist() == expected
+
+
+def test_the_rows_of_a_class_are_those_that_it_has_alone(model):
+    together = generated(model, class_=["a", "b", "b", "c"], seed=5)
+    alone = {name: generated(model, class_=name, seed=5) for name in "abc"}
+    assert together.tolist() == [alone[name][row].tolist() for row, name in enumerate("abbc")]
+    assert torch.equal(together, generated(model, class_=["a", "b", "b", "c"], seed=5, batch_size=1))
+
+
+def test_prompts_of_several_lengths_have_classes_too(model):
+    prompts = [[1, 2, 3], [4, 5], [4, 5], [6]]
+    found = generated(model, prompt=prompts, class_=["a", "a", "b", "b"], temperature=0)
+    for row, (prompt, name) in enumerate(zip(prompts, "aabb", strict=True)):
+        alone = generated(model, prompt=prompt, class_=name, temperature=0, num_samples=1)
+        assert found[row].tolist() == alone[0].tolist()
+
+
+def test_classes_that_cannot_be_asked_for():
+    model = lively(unet(**MORE))
+    with pytest.raises(InputError, match="no class 'd'; choose from a, b, c"):
+        generated(model, class_="d")
+    with pytest.raises(InputError, match="there are 3 classes, but num_samples is 4"):
+        generated(model, class_=["a", "b", "c"])
+    with pytest.raises(InputError, match="trained without classes"):
+        generated(lively(unet()), class_="a")
+
+
+def test_likelihoods_and_embeddings_after_a_start_token_that_bytes_cannot_hold():
+    model = lively(UNetConfig(d_model=16, num_layers=1, pools=(4,), vocab_size=256, inputs=257))
+    model.codec = AudioCodec(start="token")
+    ids = torch.randint(256, (1, 30))
+    logits = model(torch.cat([torch.tensor([[256]]), ids], 1)).logits[:, :-1]
+    expected = logits.log_softmax(-1).gather(2, ids[..., None])[..., 0]
+    for row in (ids, ids[0].to(torch.uint8).numpy()):
+        found = mba.log_likelihood(model, row).per_base
+        torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
+        embedded = mba.embed(model, row, pool="none")
+        assert embedded[0].shape == (30, 16)

@@ -41,6 +41,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "top-p 0.95": {"top_p": 0.95},
     "guidance 0.5": {"guidance": 0.5},
 }
+PATH: str | None = None  # of decoding; None takes the fastest
 FIRST = ("temperature 1", "temperature 0.9")
 
 
@@ -83,6 +84,8 @@ def train(options: argparse.Namespace, data: Path) -> None:
     with (work / "judge.txt").open("ab") as out:
         judge = [sys.executable, __file__, "judge", "--work", str(work), "--judge-epochs", str(options.judge_epochs)]
         judging = subprocess.Popen(judge, stdout=out, stderr=out, env=on(gpus[-1]))
+    with (work / "check.txt").open("ab") as out:
+        checking = subprocess.Popen([sys.executable, __file__, "check", "--work", str(work)], stdout=out, stderr=out)
     end = BEGAN + options.train_seconds
     while time.monotonic() < end and any(process.poll() is None for process in started):
         time.sleep(1)
@@ -92,6 +95,8 @@ def train(options: argparse.Namespace, data: Path) -> None:
     codes = [process.wait() for process in started]
     say(f"trainings ended with codes {codes}")
     say(f"judge ended with code {judging.wait()}")
+    if checking.poll() is None:
+        checking.kill()
 
 
 def opened(work: Path, device: str) -> tuple[Any, Any]:
@@ -100,8 +105,7 @@ def opened(work: Path, device: str) -> tuple[Any, Any]:
     from mamba_bio_audio.run.data import open_data
     from mamba_bio_audio.run.described import read_config
 
-    while not (work / "no-classes" / "config.yaml").exists():
-        time.sleep(1)
+    wait_for(work / "no-classes" / "config.yaml")
     data = open_data(read_config(work / "no-classes"), device)
     data.setup()
     return data, digits(data)
@@ -154,7 +158,7 @@ def by_row(base: Any, numbers: Any, guidance: float) -> Any:
 def made(model: Any, count: int, seed: int, setting: dict[str, float], length: int) -> Any:
     """Clips (n, 16000), and the digit that each was asked to be; None without classes.
 
-    Class by class, as `mba sample --class all` makes them; with top-p or guidance all classes in one batch.
+    Class by class, as `mba sample --class all` makes them; with guidance all classes in one batch.
     """
     import numpy as np
     import torch
@@ -165,22 +169,48 @@ def made(model: Any, count: int, seed: int, setting: dict[str, float], length: i
 
     draws = {name: value for name, value in setting.items() if name != "guidance"}
     how: dict[str, Any] = {"length": length, "num_samples": count, "seed": seed, **draws}
-    # So many rows the persistent kernel takes at once.
-    batch = {"batch_size": min(count, 44)}
+    # So many rows the persistent kernel takes at once, three programs each.
+    batch: dict[str, Any] = {"batch_size": min(count, 44)} if PATH is None else {"path": PATH}
     device = next(model.parameters()).device
     asked = None
     if not model.classes:
-        tokens = m.generate(model, **how, **(batch if "top_p" not in draws else {}))
+        tokens = m.generate(model, **how, **batch)
     else:
         names = [model.classes[row * len(model.classes) // count] for row in range(count)]
         asked = np.array([DIGITS.index(name) for name in names])
-        if draws.keys() <= {"temperature"} and "guidance" not in setting:
+        if "guidance" not in setting:
             tokens = m.generate(model, class_=names, **how, **batch)
         else:
             numbers = torch.tensor([model.classes.index(name) + 1 for name in names], device=device)
             rows = by_row(model, numbers, setting.get("guidance", 0.0))
             tokens = m.generate(rows, path="graph" if device.type == "cuda" else "steps", **how)
     return np.stack([one_second(clip) for clip in model.decode(tokens)]), asked
+
+
+def check(work: Path, device: str) -> None:
+    """Whether the fastest path draws what the steps draw, on random weights; written down only if it returns at all."""
+    import mamba_bio_audio as m
+    from mamba_bio_audio.inference.generate import sampling_path
+    from mamba_bio_audio.models.build import build_model
+    from mamba_bio_audio.pipelines.domains import domain_of
+    from mamba_bio_audio.run.described import read_config
+
+    wait_for(work / "classes" / "config.yaml")
+    config = read_config(work / "classes")
+    model = build_model(config.model, seed=0).to(device).eval()
+    model.codec = domain_of(config.data.kind).codec(config.data)
+    how: dict[str, Any] = {"length": 200, "num_samples": 44, "class_": model.classes[0]}
+    fastest, same = sampling_path(model, rows=44), []
+    for draws in ({"temperature": 0.9}, {"top_p": 0.95}):
+        found = m.generate(model, **how, **draws) == m.generate(model, path="steps", **how, **draws)
+        same.append(float(found.float().mean()))
+    (work / "check.json").write_text(json.dumps({"path": fastest, "same": same}))
+
+
+def wait_for(path: Path) -> None:
+    """Until a file of another process is there."""
+    while not path.exists():
+        time.sleep(1)
 
 
 class Ears:
@@ -243,6 +273,13 @@ def score(options: argparse.Namespace) -> None:
         if (work / name / "model.safetensors").exists()
     }
     arms = [name for name in models if models[name].classes]
+
+    global PATH
+    checked = work / "check.json"
+    found["decoding"] = json.loads(checked.read_text()) if checked.exists() else {"path": None, "same": [0]}
+    if min(found["decoding"]["same"]) < 0.9 and device == "cuda":
+        PATH = "graph"
+    say(f"decoding: {found['decoding']}, taken: {PATH or 'the fastest'}")
 
     def left() -> float:
         return options.seconds - (time.monotonic() - BEGAN)
@@ -332,7 +369,7 @@ def pack(options: argparse.Namespace, found: dict[str, Any]) -> None:
     (work / "results.json").write_text(json.dumps(found, indent=1))
     (work / "table.txt").write_text(table(found))
     with tarfile.open(options.out / "cond.tar", "w") as tar:
-        for name in ("results.json", "table.txt", "judge.txt", "clips", *(f"{arm}.txt" for arm in ARMS)):
+        for name in ("results.json", "table.txt", "judge.txt", "check.txt", "clips", *(f"{arm}.txt" for arm in ARMS)):
             if (work / name).exists():
                 tar.add(work / name, name)
         for arm in ARMS:
@@ -363,10 +400,13 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.archive == "judge":
+    if options.archive in ("judge", "check"):
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if options.archive == "check":
+            check(options.work, device)
+            return
         listeners(options.work, device, options.judge_epochs, *opened(options.work, device))
         return
     if options.archive != "score":

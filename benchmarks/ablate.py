@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,8 @@ FIELDS = (
     "norm_first", "norm_median", "train_bits", "valid_bits", "valid_bits_long", "stopped_by", "data", "device", "torch",
     "commit", "started",
 )  # fmt: skip
+# In a setting: a share of the steps.
+PERCENT = re.compile(r"(\d+)%")
 # Symbols that a validation in the middle of a run scores: for the curve, not for the result.
 GLANCE = 65_536
 
@@ -89,6 +93,7 @@ def run_one(plan: dict[str, Any], name: str, overrides: list[str], out: Path, bu
 
         def cost(steps: int) -> float:
             trial = [f"train.steps={steps}", f"train.validate_every={steps}", "train.validation_tokens=1"]
+            trial.append("train.length_warmup=[]")
             begun = time.process_time()
             train(
                 load_config(plan["recipe"], [*settings, *trial]), Path(folder) / f"{steps}", Session("cpu", quiet=True)
@@ -100,6 +105,7 @@ def run_one(plan: dict[str, Any], name: str, overrides: list[str], out: Path, bu
             pace = (more - few) / 30
             steps = max(40, round((budget - few) / pace))
             settings.append(f"train.steps={steps}")
+            settings = [PERCENT.sub(lambda found: str(int(found[1]) * steps // 100), text) for text in settings]
         config = load_config(plan["recipe"], settings)
         glances = [f"train.validate_every={-(-config.train.steps // 8)}", f"train.validation_tokens={GLANCE}"]
         config = load_config(plan["recipe"], [*settings, *glances])
@@ -107,6 +113,8 @@ def run_one(plan: dict[str, Any], name: str, overrides: list[str], out: Path, bu
         begun = time.process_time()
         trained = train(config, run, Session("cpu", quiet=True))
         seconds = time.process_time() - begun
+        # Only trainings are ended early.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with (run / "metrics.csv").open(newline="") as table:
             curve = list(csv.DictReader(table))
         norms = sorted(float(row["grad_norm"]) for row in curve)

@@ -1,4 +1,4 @@
-"""`mba demo`: a packaged model, then training, evaluation and samples, offline, on packaged genomes or synthetic melodies."""
+"""`mba demo`: a packaged model, then training, evaluation and samples, offline, on packaged genomes or a synthetic tune."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from mamba_bio_audio.jobs.contract import Device, Options, Overrides, Result
 from mamba_bio_audio.jobs.evaluate_results import LikelihoodResult
@@ -17,7 +17,10 @@ from mamba_bio_audio.text import show
 
 COMMAND = "demo"
 PANEL = "Start"
-_RATE_HZ = 8000
+# At which the tune is sampled; measured, see `benchmarks/results/demo_audio.csv`.
+_TEMPERATURE = 0.5
+# A share of its notes in order at which it is called the tune, and one that its notes in any order would reach too.
+_IN_ORDER, _BY_CHANCE = 0.7, 0.3
 # What the packaged model samples and, of each packaged genome slice, scores: seconds on a CPU.
 _SAMPLED_BASES, _SCORED_BASES = 60, 4096
 
@@ -28,9 +31,44 @@ class DemoOptions(Options):
     out: Path | None = Field(
         None, description="Run folder, default runs/demo or runs/demo-audio; an earlier demo is replaced."
     )
-    audio: bool = Field(False, description="Use synthetic melodies instead of genomes.")
+    audio: bool = Field(False, description="Learn a synthetic tune instead of genomes.")
+    seed: int = Field(0, ge=0, description="Random seed for training and sampling.")
     overrides: Overrides = ()
     device: Device = "auto"
+
+
+class Melody(BaseModel):
+    """Notes of the tune, and those that a pitch tracker hears in the sample, as MIDI numbers.
+
+    Attributes:
+        learnt: notes of the training recordings, in order.
+        heard: notes of the sample, in order.
+        share: longest sequence that both have in order, as a share of the tune's notes.
+        shuffled: the same share for the tune's notes in random order, on average.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learnt: list[int]
+    heard: list[int]
+    share: float
+    shuffled: float
+
+    def text(self) -> str:
+        """The notes by their names, and what to think of them."""
+        from mamba_bio_audio.pipelines.audio.pitch import note_name
+
+        if self.share >= _IN_ORDER and self.shuffled < _BY_CHANCE:
+            verdict = "the model plays the tune."
+        else:
+            verdict = f"that is not the tune, which takes {_IN_ORDER:.0%}, and less than {_BY_CHANCE:.0%} shuffled."
+        return "\n".join(
+            [
+                f"the tune's {len(self.learnt)} notes:  {' '.join(map(note_name, self.learnt))}",
+                f"heard in the sample:  {' '.join(map(note_name, self.heard)) or 'none'}",
+                f"In the tune's order {self.share:.0%} of its notes are heard, in random orders {self.shuffled:.0%}: {verdict}",
+            ]
+        )
 
 
 class DemoResult(Result):
@@ -43,6 +81,7 @@ class DemoResult(Result):
         evaluation: as `mba evaluate --json` gives it.
         samples: file of samples.
         picture: file.
+        melody: of the tune, how much of it was heard in the sample.
         seconds: duration of the whole demo.
         closing: where to look, and what to try next.
     """
@@ -53,13 +92,14 @@ class DemoResult(Result):
     evaluation: SerializeAsAny[LikelihoodResult] | None = None
     samples: str | None = None
     picture: str | None = None
+    melody: Melody | None = None
     seconds: float | None = None
     closing: str = Field("", exclude=True)
 
     def text(self) -> str:
         """The evaluation, the samples, and what to try next."""
-        evaluation = "" if self.evaluation is None else self.evaluation.text()
-        return f"{evaluation}\n\n{self.closing}".strip("\n")
+        parts = [part.text() for part in (self.evaluation, self.melody) if part is not None]
+        return "\n\n".join([*parts, *([self.closing] if self.closing else [])])
 
     def notes(self) -> str:
         """Where a demo that was stopped left its files."""
@@ -83,7 +123,8 @@ class _Genomes:
         "sampling three sequences of 600 bases",
         "drawing the curves",
     )
-    samples: ClassVar[Mapping[str, Any]] = {"name": "samples.fa", "length": 600, "num_samples": 3}
+    sample_name: ClassVar[str] = "samples.fa"
+    draws: ClassVar[Mapping[str, Any]] = {"length": 600, "num_samples": 3}
     picture: ClassVar[str] = "curve.png"
 
     def show_packaged(self, device: str) -> dict[str, Any] | None:
@@ -122,7 +163,7 @@ class _Genomes:
         """Overrides that name the data: none, the recipe names the packaged slices."""
         return []
 
-    def draw(self, evaluation: Mapping[str, Any]) -> None:
+    def look(self, evaluation: Mapping[str, Any]) -> Melody | None:
         """Draw loss against step, beside the baselines."""
         from mamba_bio_audio.evaluation.figures import training_curve
 
@@ -130,7 +171,7 @@ class _Genomes:
 
     def closing(self, seconds: float) -> str:
         """Where to look, and what to try next."""
-        file = self.out / self.samples["name"]
+        file = self.out / self.sample_name
         records = [record.splitlines() for record in file.read_text().split(">")[1:]]
         return "\n".join(
             [
@@ -150,16 +191,17 @@ class _Genomes:
 
 
 @dataclass
-class _Melodies:
+class _Tune:
     """The demo on audio."""
 
     out: Path
-    recipe: ClassVar[str] = "audio/tiny"
+    recipe: ClassVar[str] = "audio/demo"
+    sample_name: ClassVar[str] = "sample.wav"
     steps: ClassVar[tuple[str, ...]] = (
-        "writing synthetic melodies and pretraining on them",
-        "evaluating held-out melodies beside yardsticks",
-        "sampling two seconds, one sample at a time",
-        "drawing them",
+        "writing performances of a synthetic tune and pretraining on them",
+        "evaluating held-out performances beside yardsticks",
+        "sampling what follows the tune's first note, one sample at a time",
+        "listening for its notes and drawing them",
     )
     picture: ClassVar[str] = "spectrogram.png"
 
@@ -168,48 +210,58 @@ class _Melodies:
         return None
 
     @property
-    def samples(self) -> Mapping[str, Any]:
-        """Two seconds."""
-        return {"name": "sample.wav", "length": 2 * _RATE_HZ, "num_samples": 1}
+    def data(self) -> Path:
+        """Folder of the recordings."""
+        return self.out.with_name(f"{self.out.name}-synthetic-tune")
 
     @property
-    def data(self) -> Path:
-        """Folder of the melodies."""
-        return self.out.with_name(f"{self.out.name}-synthetic-tones")
+    def draws(self) -> Mapping[str, Any]:
+        """The rest of the tune, after the first note of a performance that was held out."""
+        from mamba_bio_audio.pipelines.synthetic.tones import FIRST_NOTE, samples_after_first_note
+
+        length = samples_after_first_note()
+        return {"length": length, "prompt": str(self.data / FIRST_NOTE), "temperature": _TEMPERATURE}
 
     def make_data(self) -> list[str]:
-        """Write the melodies; overrides that name them."""
+        """Write the recordings; overrides that name them."""
         from mamba_bio_audio.files import Maker, new_folder
-        from mamba_bio_audio.pipelines.synthetic.tones import write_melodies
+        from mamba_bio_audio.pipelines.synthetic.tones import write_performances
 
         with new_folder(self.data, Maker("demo --audio"), force=True) as folder:
-            write_melodies(folder, rate_hz=_RATE_HZ)
-        return [f"data.path={self.data}", f"data.sample_rate_hz={_RATE_HZ}"]
+            write_performances(folder)
+        return [f"data.path={self.data}"]
 
-    def draw(self, evaluation: Mapping[str, Any]) -> None:
-        """Draw the spectrograms of a held-out melody and of the sample."""
+    def look(self, evaluation: Mapping[str, Any]) -> Melody:
+        """Draw the spectrograms of a held-out performance and of the sample, and listen for the notes."""
         import soundfile
 
         from mamba_bio_audio.pipelines.audio.figures import spectrograms
+        from mamba_bio_audio.pipelines.audio.pitch import by_chance, in_order, notes
+        from mamba_bio_audio.pipelines.synthetic.tones import MELODY
 
-        audio, rate = soundfile.read(self.out / self.samples["name"])
-        real, _ = soundfile.read(sorted(self.data.glob("*.wav"))[-1], frames=len(audio))
-        named = [("synthetic melody, held out", real), ("sampled by the model", audio)]
+        audio, rate = soundfile.read(self.out / self.sample_name)
+        real, _ = soundfile.read(sorted(self.data.glob("synthetic-*.wav"))[-1])
+        named = [("synthetic tune, held out", real), ("sampled by the model", audio)]
         spectrograms(named, rate, self.out / self.picture)
+        heard = [note.midi for note in notes(audio, rate)]
+        return Melody(
+            learnt=list(MELODY), heard=heard, share=in_order(MELODY, heard), shuffled=by_chance(MELODY, heard)
+        )
 
     def closing(self, seconds: float) -> str:
         """Where to listen and look, and what to try next."""
-        file = self.out / self.samples["name"]
+        file = self.out / self.sample_name
         return "\n".join(
             [
                 f"listen: {file}    look: {self.out / self.picture}    finished in {seconds:.0f} s",
-                f"The training data ({self.data}) are synthetic tones: this shows that everything works, not what a model "
-                "of music can do.",
+                f"The training data ({self.data}) are one synthetic tune, played at varying tempo and level: this shows that "
+                "everything works, not what a model of music can do.",
                 "",
                 "Try next:",
                 "  mba prepare audio RECORDINGS --out data/yours        any WAV, FLAC, OGG or MP3 files",
                 "  mba pretrain audio/tiny --set data.path=data/yours   minutes on a CPU",
                 f"  mba sample {self.out} --length 16000 --prompt CLIP.wav --out next.wav",
+                f"  mba report {self.out}    one page about this run",
             ]
         )
 
@@ -217,7 +269,7 @@ class _Melodies:
 def run(options: DemoOptions) -> DemoResult:
     """Show a packaged model, then pretrain, evaluate and sample on five packaged genome slices; offline, minutes on two cores.
 
-    With --audio: the same on synthetic melodies, ending in a playable file and a spectrogram.
+    With --audio: the same on a synthetic tune, ending in a playable file, its notes and a spectrogram.
     """
     from mamba_bio_audio.files import check_out, write_json
     from mamba_bio_audio.jobs import sample
@@ -231,14 +283,14 @@ def run(options: DemoOptions) -> DemoResult:
 
     device, start = resolve_device(options.device), time.perf_counter()
     out = options.out or Path("runs/demo-audio" if options.audio else "runs/demo")
-    demo = _Melodies(out) if options.audio else _Genomes(out)
+    demo = _Tune(out) if options.audio else _Genomes(out)
 
     def begin(step: int) -> None:
         show(f"{step + 1}/{len(demo.steps)}  {demo.steps[step]}", file=sys.stderr, flush=True)
 
     # Only an earlier demo is replaced.
     check_out(out, run_maker("demo"), [], force=True)
-    config = load_config(demo.recipe, [*demo.make_data(), *options.overrides])
+    config = load_config(demo.recipe, [*demo.make_data(), f"seed={options.seed}", *options.overrides])
     packaged = demo.show_packaged(device)
     begin(0)
     arguments = ("demo", "--audio") if options.audio else ("demo",)
@@ -252,15 +304,21 @@ def run(options: DemoOptions) -> DemoResult:
     told = evaluation.to_json() | {"pictures": [demo.picture]}
     keep(out, evaluation, lambda: write_json(out / "evaluate-test.json", told))
     begin(2)
-    samples = out / demo.samples["name"]
-    size = {key: demo.samples[key] for key in ("length", "num_samples")}
+    samples = out / demo.sample_name
     drawn = sample.SampleOptions(
-        run=out, out=samples, **size, device=options.device, force=True, report=False, quiet=options.quiet
+        run=out,
+        out=samples,
+        **demo.draws,
+        seed=options.seed,
+        device=options.device,
+        force=True,
+        report=False,
+        quiet=options.quiet,
     )
     if stopped := sample.run(drawn).stopped_by:
         return DemoResult(run=str(out), stopped_by=stopped, packaged=packaged, evaluation=evaluation)
     begin(3)
-    demo.draw(evaluation.to_json())
+    melody = demo.look(evaluation.to_json())
     seconds = time.perf_counter() - start
     return DemoResult(
         run=str(out),
@@ -269,6 +327,7 @@ def run(options: DemoOptions) -> DemoResult:
         evaluation=evaluation,
         samples=str(samples),
         picture=str(out / demo.picture),
+        **({} if melody is None else {"melody": melody}),
         seconds=seconds,
         closing=demo.closing(seconds),
     )

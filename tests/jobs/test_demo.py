@@ -7,9 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.jobs.demo import DemoResult, Melody
 from mamba_bio_audio.jobs.evaluate_results import LikelihoodResult
 from mamba_bio_audio.jobs.sample import SampleResult
 from mamba_bio_audio.pipelines.scores import LikelihoodNotes, Scores
+from mamba_bio_audio.pipelines.synthetic.tones import MELODY, samples_after_first_note
+from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.packaged import packaged_models
 
 
@@ -46,24 +49,49 @@ def test_demo_learns_and_leaves_everything(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_audio_demo_leaves_a_playable_file_and_a_spectrogram(tmp_path, capsys):
+def test_audio_demo_leaves_a_playable_file_and_a_spectrogram_and_says_what_it_heard(tmp_path, capsys):
     import soundfile
 
     out = tmp_path / "demo"
-    shorter = ["train.steps=4", "train.tokens_per_step=4096", "train.validate_every=4", "model.d_model=8"]
+    shorter = [
+        "train.steps=4",
+        "train.length=256",
+        "train.tokens_per_step=1024",
+        "train.validate_every=4",
+        "model.d_model=8",
+    ]
     sets = [part for key in shorter for part in ("--set", key)]
-    arguments = ["demo", "--audio", "--out", str(out), "--quiet", "--device", "cpu", *sets]
-    with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:  # noqa: PT012
-        # Two seconds of a tenth of the rate.
-        patch.setattr("mamba_bio_audio.jobs.demo._RATE_HZ", 1000)
+    arguments = ["demo", "--audio", "--out", str(out), "--seed", "3", "--json", "--device", "cpu", *sets]
+    with pytest.raises(SystemExit) as stop:
         command(arguments)
     captured = capsys.readouterr()
+    # Four steps learn no tune; that is said, and is no failure.
     assert not stop.value.code, captured.err
-    assert soundfile.info(out / "sample.wav").frames == 2000
+    result = json.loads(captured.out)
+    assert result["melody"]["learnt"] == list(MELODY)
+    assert result["melody"]["share"] < 0.7
+    assert "order 2" in result["evaluation"]["yardsticks"]
+    assert soundfile.info(out / "sample.wav").frames == samples_after_first_note()
+    assert json.loads((out / "sample.wav.json").read_text())["seed"] == 3
+    assert load_config(str(out / "config.yaml")).seed == 3
     assert (out / "spectrogram.png").read_bytes().startswith(b"\x89PNG")
-    assert "synthetic" in captured.out
-    assert "LPC-32" in captured.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "demo-synthetic-tones"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "demo-synthetic-tune"]
+
+
+def test_the_notes_heard_are_named_and_judged():
+    learnt = [60, 64, 67, 61]
+    played = Melody(learnt=learnt, heard=learnt, share=1.0, shuffled=0.2).text()
+    assert "C4 E4 G4 C#4" in played
+    assert played.endswith("100% of its notes are heard, in random orders 20%: the model plays the tune.")
+    for missed in (
+        Melody(learnt=learnt, heard=[], share=0.0, shuffled=0.0),
+        Melody(learnt=learnt, heard=learnt, share=0.6, shuffled=0.2),
+        Melody(learnt=learnt, heard=learnt, share=0.9, shuffled=0.4),
+    ):
+        assert "that is not the tune" in missed.text()
+        closing = DemoResult(run="r", stopped_by=None, melody=missed, closing="Try next")
+        assert closing.exit_code == 0
+        assert closing.text() == f"{missed.text()}\n\nTry next"
 
 
 def test_a_demo_checks_its_settings_before_it_says_that_it_trains(tmp_path, capsys):

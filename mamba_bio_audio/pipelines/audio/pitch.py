@@ -2,10 +2,10 @@
 
     d(l) = sum_j (x_j - x_{j+l})^2,   d'(l) = d(l) l / sum_{k<=l} d(k)      YIN, de Cheveigne & Kawahara 2002, eqs. 6, 8
 
-The period is the shortest lag whose dip of d' is almost as deep as the deepest. Every multiple of a period is one too, so the
-deepest alone would be an octave too low at random; a fixed threshold, as in the paper, takes half of the period where the second
-harmonic is far louder than the first. What it answers: which single melody somebody would sing back. Chords, drums and
-noise give few notes or wrong ones.
+The period is the shortest lag whose dip of d' is almost as deep as the deepest. Every multiple of a period is one too, so
+the deepest alone would be an octave too low at random; a fixed threshold, as in the paper, takes half of the period where
+the second harmonic is far louder than the first. What it answers: which single melody somebody would sing back. Chords,
+drums and noise give few notes or wrong ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_LOWEST_HZ, _HIGHEST_HZ = 65.0, 1500.0
+from mamba_bio_audio.pipelines.draws import for_synthesis
+
+_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+_LOWEST_HZ, _HIGHEST_HZ = 58.0, 1500.0
 _WINDOW_S, _HOP_S = 0.025, 0.005
 # A frame whose d' stays above the first has no pitch; a dip within the second of the deepest is as good.
 _APERIODIC, _AS_DEEP = 0.35, 0.06
@@ -24,10 +27,10 @@ _APERIODIC, _AS_DEEP = 0.35, 0.06
 _LEAST_RATE_HZ = 24_000
 # Below the loudest frame, and below full scale: silence.
 _QUIET_DB, _SILENT_DB = -40.0, -60.0
-# A note lasts while the pitch is within so many semitones of its median, or comes back there before a new note could be
-# over: a single frame may be wrong, and wide vibrato leaves for a moment.
-_HELD, _SHORTEST_S = 0.7, 0.05
-_SHORTEST_FRAMES = round(_SHORTEST_S / _HOP_S)
+# A note lasts while the pitch is within so many semitones of its median, or comes back there within so many frames: a
+# single frame may be wrong, and wide vibrato leaves for a moment.
+_HELD, _BACK_FRAMES = 0.7, 10
+_SHORTEST_S = 0.03
 # A rise of the level by so much within 30 ms strikes the same note again.
 _STRUCK_DB, _STRUCK_FRAMES = 6.0, 6
 
@@ -78,13 +81,13 @@ def pitches(audio: NDArray[np.floating], rate_hz: int) -> Pitches:
 
 
 def notes(audio: NDArray[np.floating], rate_hz: int) -> list[Note]:
-    """Notes of at least 50 ms, in order; arguments as for `pitches`."""
+    """Notes of at least 30 ms, in order; arguments as for `pitches`."""
     time, midi, level = pitches(audio, rate_hz)
     found: list[Note] = []
     held: list[int] = []
 
     def end() -> None:
-        if len(held) > _SHORTEST_FRAMES:
+        if (len(held) - 1) * _HOP_S > _SHORTEST_S - _HOP_S / 2:
             middle = float(np.median(midi[held]))
             cents = 100 * (middle - round(middle))
             found.append(Note(round(middle), float(time[held[0]]), float(time[held[-1]]), cents))
@@ -94,8 +97,8 @@ def notes(audio: NDArray[np.floating], rate_hz: int) -> list[Note]:
         if held:
             before = level[max(held[0], at - _STRUCK_FRAMES) : at + 1].min()
             struck = level[at] - before > _STRUCK_DB and at - held[0] > 2 * _STRUCK_FRAMES
-            away = np.abs(midi[at : at + _SHORTEST_FRAMES] - np.median(midi[held])) > _HELD
-            if struck or at - held[-1] > _SHORTEST_FRAMES or away[np.isfinite(midi[at : at + _SHORTEST_FRAMES])].all():
+            away = np.abs(midi[at : at + _BACK_FRAMES] - np.median(midi[held])) > _HELD
+            if struck or at - held[-1] > _BACK_FRAMES or away[np.isfinite(midi[at : at + _BACK_FRAMES])].all():
                 end()
             elif away[0]:
                 continue
@@ -117,6 +120,17 @@ def longest_common_subsequence(first: Sequence[int], second: Sequence[int]) -> i
 def in_order(melody: Sequence[int], heard: Sequence[int]) -> float:
     """Share of the melody's notes that are heard in its order: the longest common subsequence over its length."""
     return longest_common_subsequence(melody, heard) / len(melody)
+
+
+def by_chance(melody: Sequence[int], heard: Sequence[int], *, orders: int = 200, seed: int = 0) -> float:
+    """`in_order` for the melody's notes in random orders, on average: what these notes give in any order."""
+    generator = for_synthesis(seed)
+    return float(np.mean([in_order(generator.permutation(melody).tolist(), heard) for _ in range(orders)]))
+
+
+def note_name(midi: int) -> str:
+    """60 is C4."""
+    return f"{_NAMES[midi % 12]}{midi // 12 - 1}"
 
 
 def _dips(frames: NDArray[np.float64], window: int) -> NDArray[np.float64]:

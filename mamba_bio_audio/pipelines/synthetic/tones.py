@@ -1,6 +1,6 @@
-"""Synthetic melodies: plucked tones of a pentatonic scale, for demonstrations and tests of the audio path.
+"""A synthetic tune, for demonstrations and tests of the audio path: plucked tones, one tune at varying tempo and level.
 
-Their names say that they are synthetic: a model that has learnt them has learnt a toy, not music.
+File names say that they are synthetic: a model that has learnt them has learnt one tune, not music.
 """
 
 from __future__ import annotations
@@ -13,41 +13,74 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.pipelines.draws import for_synthesis
 
-# Semitones above the tonic.
-_SCALE = (0, 2, 4, 7, 9)
-_NOTE_S = 0.25
+# Up four octaves of F, A and C, and down through E, D, B and G: every white key once. With so many different notes few of
+# them are in order by chance; of a melody of few notes half would be.
+MELODY = (
+    *(41 + 12 * octave + step for octave in range(4) for step in (0, 4, 7)),
+    89,
+    *(88 - 12 * octave - step for octave in range(4) for step in (0, 2, 5, 9)),
+)
+RATE_HZ = 4000
+# Beside the recordings: the last of them up to where its second note begins.
+FIRST_NOTE = "first-note.wav"
+_NOTE_S = 0.08
+_TIMES = 2
+_LEVEL, _HARMONICS, _DECAY_S = 0.7, 4, 0.08
+# Each performance has its own tempo, level and noise, 40 dB below full scale. Without noise a model learns what follows waves
+# that are exact, and is lost after the first rough one of its own.
+_FASTER, _SOFTER, _NOISE = 0.01, 0.8, 0.01
 
 
-def melody(seconds: float, rate_hz: int, seed: int) -> NDArray[np.float32]:
-    """A random walk on the scale from 220 Hz up, four notes a second, three harmonics each, decaying.
+def performance(seed: int) -> tuple[NDArray[np.float32], float]:
+    """`MELODY` twice, twelve notes a second, with its own tempo, level and noise.
 
     Args:
-        seconds: duration.
-        rate_hz: sample rate.
-        seed: random seed for the notes.
+        seed: of tempo, level and noise.
 
     Returns:
-        float32 in [-1, 1], (samples,).
+        float32 in [-1, 1], (samples,), at `RATE_HZ`, and the seconds from one note to the next.
     """
     generator = for_synthesis(seed)
-    size = round(seconds * rate_hz)
-    note = round(_NOTE_S * rate_hz)
-    audio = np.zeros(size, np.float64)
-    time = np.arange(2 * note) / rate_hz
-    step = int(generator.integers(0, 10))
-    for start in range(0, size, note):
-        step = int(np.clip(step + generator.integers(-2, 3), 0, 9))
-        pitch_hz = 220 * 2 ** ((12 * (step // 5) + _SCALE[step % 5]) / 12)
-        tone = sum(np.sin(2 * np.pi * pitch_hz * k * time) * np.exp(-5 * k * time) / k for k in (1, 2, 3))
-        # Two milliseconds of attack, so that no note clicks.
-        tone = 0.3 * tone * np.minimum(1, time / 0.002)
-        stop = min(size, start + len(tone))
-        audio[start:stop] += tone[: stop - start]
-    return np.clip(audio, -1, 1).astype(np.float32)
+    note_s = _NOTE_S * (1 + generator.uniform(-_FASTER, _FASTER))
+    level = _LEVEL * generator.uniform(_SOFTER, 1)
+    notes = MELODY * _TIMES
+    audio = np.zeros(round(note_s * len(notes) * RATE_HZ))
+    for number, midi in enumerate(notes):
+        start = round(note_s * number * RATE_HZ)
+        tone = level * _tone(midi, note_s)[: len(audio) - start]
+        audio[start : start + len(tone)] += tone
+    audio += _NOISE * generator.standard_normal(len(audio))
+    return np.clip(audio, -1, 1).astype(np.float32), note_s
 
 
-def write_melodies(folder: Path, *, count: int = 24, seconds: float = 4.0, rate_hz: int = 8000, seed: int = 0) -> None:
-    """Write WAV files named `synthetic-NN.wav`, the same for the same arguments."""
+def write_performances(folder: Path, count: int = 64) -> None:
+    """Write WAV files named `synthetic-NN.wav`, and `FIRST_NOTE`; always the same.
+
+    `intervals.tsv` beside them takes the last of them for test, the one before for validation, the others for training.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    splits = ["file\tsplit"]
     for number in range(count):
-        soundfile.write(folder / f"synthetic-{number:02d}.wav", melody(seconds, rate_hz, seed + number), rate_hz)
+        name = f"synthetic-{number:02d}.wav"
+        audio, note_s = performance(number)
+        soundfile.write(folder / name, audio, RATE_HZ)
+        splits.append(f"{name}\t{'train' if number < count - 2 else 'valid' if number < count - 1 else 'test'}")
+    soundfile.write(folder / FIRST_NOTE, audio[: round(note_s * RATE_HZ)], RATE_HZ)
+    (folder / "intervals.tsv").write_text("\n".join(splits) + "\n", encoding="utf-8")
+
+
+def samples_after_first_note() -> int:
+    """Samples from the second note of the tune to its end, at its middle tempo."""
+    return round((len(MELODY) - 1) * _NOTE_S * RATE_HZ)
+
+
+def _tone(midi: int, seconds: float) -> NDArray[np.float64]:
+    """A plucked string: harmonics below 0.45 of the rate, the higher the weaker and the shorter."""
+    time = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+    pitch_hz = 440 * 2 ** ((midi - 69) / 12)
+    harmonics = [k for k in range(1, _HARMONICS + 1) if pitch_hz * k < 0.45 * RATE_HZ]
+    audio = np.zeros(len(time))
+    for k in harmonics:
+        audio += np.sin(2 * np.pi * pitch_hz * k * time) * np.exp(-(0.7 + 0.3 * k) * time / _DECAY_S) / k**1.5
+    # Three milliseconds of attack and ten of damping, so that no note clicks.
+    return audio * np.minimum(1, time / 0.003) * np.clip((seconds - time) / 0.01, 0, 1)

@@ -151,6 +151,7 @@ class GpuDecoder:
             tiled=path != "together",
             rows=form.rows,
             programs=form.programs,
+            registers=form.registers,
         )
 
     def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:

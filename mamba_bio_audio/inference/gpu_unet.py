@@ -150,13 +150,14 @@ class GpuUNet:
         device = next(model.parameters()).device
         # Triton's interpreter runs one program after the other.
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-        # Three programs a row where all find a place at once, else one; two of these on a multiprocessor where they are many.
+        # Three programs a row where all find a place at once, else one; two of these on a multiprocessor where they are many
+        # (in fp32 the compiler takes minutes for so few registers).
         self.split = rows * _PROGRAMS_OF_A_ROW <= processors
         self.network = packed_unet(
             model,
             allowed,
             torch.bfloat16 if precision == "bf16" else torch.float32,
-            warps=16 if rows <= processors else 8,
+            warps=8 if rows > processors and precision == "bf16" else 16,
         )
 
     def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:

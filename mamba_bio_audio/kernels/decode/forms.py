@@ -34,12 +34,14 @@ class Form(NamedTuple):
         warps: of a program.
         programs: that share a row or a block of rows (G).
         rows: of a program.
+        registers: of a thread at most; None for what the compiler takes.
     """
 
     path: PATHS
     warps: int
     programs: int = 1
     rows: int = 1
+    registers: int | None = None
 
 
 def form_of(width: int, inner: int, rows: int, processors: int, bf16: bool) -> Form | None:
@@ -76,8 +78,11 @@ def form_on(path: str, width: int, inner: int, rows: int, processors: int, bf16:
         programs = inner // share
         fits = inner % share == 0 and rows * programs <= processors
         return Form("split", 8 if width <= 256 else 16, programs) if fits else None
-    # Blocks of rows that leave multiprocessors idle are shared by several programs.
+    # Blocks of rows that leave multiprocessors idle are shared by several programs; else two programs run on one, where all
+    # find a place.
     programs = 1
     while 2 * programs * -(-rows // 16) <= processors and inner // (2 * programs) >= 32:
         programs *= 2
+    if programs == 1 and width > 128 and -(-rows // 16) <= processors:
+        return Form("together", 8, 2, 16, registers=128)
     return Form("together", 16, programs, 16)

@@ -59,7 +59,6 @@ class Case:
         ROWS: rows of the batch in one program.
         G: programs that share the inner channels of a row (E is one program's share).
         UNROLL: rows whose states are loaded before the first is used.
-        STAGES: steps of the pipeline through shared memory in which so many rows' states are loaded; 1 is none.
         PIECE: elements of a matrix that are multiplied at a time, and loaded while those before are.
     """
 
@@ -88,7 +87,6 @@ class Case:
     ROWS: int = 1
     G: int = 1
     UNROLL: int = 1
-    STAGES: int = 1
     PIECE: int = 0
 
     def __repr__(self) -> str:
@@ -154,7 +152,6 @@ def pack(
     rows: int = 16,
     programs: int = 1,
     registers: int | None = None,
-    stages: int = 1,
 ) -> Network:
     """Pack a network on the device of its parameters.
 
@@ -171,7 +168,6 @@ def pack(
         rows: of the batch in one program, for `decode_together`.
         programs: that share the inner channels, for `decode_split` and `decode_together`.
         registers: of a thread at most, for `decode_together`: 128 lets two programs of 8 warps run on a multiprocessor.
-        stages: as in `Case`, for `decode_together`.
     """
     count = len(layers)
     layers = [part for layer in layers for part in split_layer(layer, programs)]
@@ -184,7 +180,7 @@ def pack(
     if programs > 1 and tiled:  # a program's share of a layer fits into registers
         case = replace(case, IN_AHEAD=_ALL, X_AHEAD=_ALL, OUT_AHEAD=_ALL)
     if not tiled:
-        case = _untiled(case, rows, warps, registers or 65536 // (32 * warps), stages)
+        case = _untiled(case, rows, warps, registers or 65536 // (32 * warps))
     ids = torch.tensor(list(allowed), device=head.device)
     chosen = pad_rows(head.detach()[ids].float() * norm_f.detach().float(), case.S)
     with torch.no_grad():
@@ -204,7 +200,7 @@ def pack(
         )
 
 
-def _untiled(case: Case, rows: int, warps: int, registers: int, stages: int) -> Case:
+def _untiled(case: Case, rows: int, warps: int, registers: int) -> Case:
     """For `decode_together`: a block of a matrix fills 16 or 32 registers of a thread, and what the scan loads 64 or 128."""
     lanes = 32 * warps
     E_ROWS, D_ROWS = (min(size, 16 * lanes // rows) for size in (case.E_ROWS, case.D_ROWS))
@@ -214,7 +210,7 @@ def _untiled(case: Case, rows: int, warps: int, registers: int, stages: int) -> 
         unroll //= 2
     return replace(
         case, IN_COLUMNS=case.D, X_COLUMNS=case.E, OUT_COLUMNS=case.E, HEAD_COLUMNS=case.D, HALVES=1, ROWS=rows, E_ROWS=E_ROWS,
-        D_ROWS=D_ROWS, UNROLL=unroll, STAGES=stages, PIECE=(32 if registers <= 128 else 64) * lanes,
+        D_ROWS=D_ROWS, UNROLL=unroll, PIECE=(32 if registers <= 128 else 64) * lanes,
     )  # fmt: skip
 
 

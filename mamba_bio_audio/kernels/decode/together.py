@@ -267,7 +267,7 @@ def layers_step(
         e = part * BE + tl.arange(0, BE)
         A = tl.load(v_p + e[:, None] * N + n[None, :])
         skip = tl.load(skip_p + e)
-        for rows in tl.range(ROWS // CASE.UNROLL, num_stages=CASE.STAGES):
+        for rows in tl.range(ROWS // CASE.UNROLL, num_stages=1):
             scan_rows(h_p, u_p, dt_p, gate_p, maps_p, g_p, A, skip, rows * CASE.UNROLL, part * BE, apart, CASE)
 
     tl.debug_barrier()

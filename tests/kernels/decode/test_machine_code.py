@@ -88,10 +88,12 @@ def test_programs_that_share_a_row_on_hopper(width, dtype, programs, warps, limi
     assert loop.total() <= limit
 
 
-@pytest.mark.parametrize(("width", "programs", "stack"), [(128, 1, 256), (256, 1, 816), (256, 4, 256)], ids=str)
-def test_rows_together_on_hopper(width, programs, stack, launches, compile_for, machine_code):
+@pytest.mark.parametrize(
+    ("width", "programs", "warps", "stack"), [(128, 1, 16, 256), (256, 2, 8, 1200), (256, 4, 16, 256)], ids=str
+)
+def test_rows_together_on_hopper(width, programs, warps, stack, launches, compile_for, machine_code):
     """The scan, which makes most of the traffic, has no barrier and no spill; products run on the tensor cores."""
-    packing = {"programs": programs}
+    packing = {"programs": programs, "warps": warps, "registers": 128}
     launch = launched(width, torch.bfloat16, launches, decode_together, 32, packing, temperature=0.0)
     compiled = compile_for(launch, 90)
     assert compiled.metadata.shared <= 227 * 1024

@@ -49,6 +49,8 @@ def measure(
             raise InputError(f"the run was trained on data of kind {config.data.kind}")
         # Not by the data module, which imports all of Lightning.
         opened = domain.open(config.data, length=config.train.length)
+        if config.model.classes is not None:
+            opened.condition(config.model.classes)
         check_same_data(manifest.get("data", {}), opened.summary(), run)
         corpus = opened
     except InputError as error:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.files import AudioFile, content_hash, list_files, open_files
-from mamba_bio_audio.pipelines.audio.labels import class_and_tags, known_classes, split_by_class
+from mamba_bio_audio.pipelines.audio.labels import class_and_tags, split_by_class
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.audio.resampling import RESAMPLER
 from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, has_split_columns, read_splits, split_by_share
@@ -110,25 +110,12 @@ class AudioCorpus(Corpus):
     def condition(self, classes: Sequence[str] | str) -> None:
         """Show the class of each window from now on: the last folder of its file; recordings in other folders have none."""
         class_of = {file.name: class_and_tags(file)[0] for file in self.recordings.files}
-        wanted = None if isinstance(classes, str) else classes
-        self.conditions = known_classes(class_of, wanted, "model.classes")
-        if len(self.conditions) < 2:
-            raise InputError(
-                f"data.path: only one class, {self.conditions[0]}, but model.classes needs two or more, each a folder of "
-                "recordings; set it to null"
-            )
+        self.conditions = tuple(sorted(set(class_of.values()))) if isinstance(classes, str) else tuple(classes)
         if self._intervals() is None:
             self.split_by_class(sorted(set(class_of.values())))
             self.skipped_windows = self._skipped()
         numbers = {name: number for number, name in enumerate(self.conditions, 1)}
         self._class_of = {file: numbers.get(name, 0) for file, name in class_of.items()}
-        trained = {self._class_of[span.record] for span in self._spans["train"]}
-        for name, number in numbers.items():
-            if number not in trained:
-                raise InputError(
-                    f"model.classes: no recording of {name!r} in the training split ({self.split_source}); correct the "
-                    "splits, or leave the class out"
-                )
 
     def read(self, window: Span, ids: Ids | None = None) -> Example:
         """A window with the class of its recording, where classes are shown; `ids` are read in place of its own levels."""
@@ -137,7 +124,19 @@ class AudioCorpus(Corpus):
         return found._replace(shift=inputs * self._class_of.get(window.record, 0))
 
     def check_training(self) -> None:
-        """Raise `InputError` when no window is left."""
+        """Raise `InputError` when no window is left, or none of a class that is shown."""
+        trained = {class_and_tags(self._file(span))[0] for span in self._spans["train"]} if self.conditions else set()
+        if len(self.conditions) == 1:
+            raise InputError(
+                f"data.path: only one class, {self.conditions[0]}, but model.classes needs two or more, each a folder of "
+                "recordings; set it to null"
+            )
+        for name in self.conditions:
+            if name not in trained:
+                raise InputError(
+                    f"model.classes: no recording of {name!r} in the training split ({self.split_source}); there are "
+                    f"{', '.join(sorted(trained))}; correct the list or the splits"
+                )
         if not len(self.windows(self.length)):
             raise InputError(
                 f"data.path: no window to train on: {size_of(self._spans['train']):,} samples in the training split, "
@@ -211,6 +210,9 @@ class AudioCorpus(Corpus):
             "pad_target": self.config.pad_target,
             "excluded_files": self.excluded,
         }
+
+    def _file(self, span: Span) -> AudioFile:
+        return self.recordings.files[self.recordings.number[span.record]]
 
     def _intervals(self) -> str | None:
         """The list of splits, if there is one."""

@@ -93,7 +93,7 @@ def test_programs_that_share_a_row_on_hopper(width, dtype, programs, warps, limi
 )
 def test_rows_together_on_hopper(width, programs, warps, stack, launches, compile_for, machine_code):
     """The scan, which makes most of the traffic, has no barrier and no spill; products run on the tensor cores."""
-    packing = {"programs": programs, "warps": warps, "registers": 128}
+    packing = {"programs": programs, "warps": warps, "registers": 128 if warps == 8 else None}
     launch = launched(width, torch.bfloat16, launches, decode_together, 32, packing, temperature=0.0)
     compiled = compile_for(launch, 90)
     assert compiled.metadata.shared <= 227 * 1024

@@ -5,7 +5,7 @@
 The file names a recipe, settings common to all variants, and the settings that each variant changes. With `--cpu-seconds` a
 variant trains for as many steps as fit into that CPU time, which a short trial measures, so that a variant with faster steps
 has more of them; a variant that sets train.steps keeps it. Every run is a whole one, with its own warm-up and cosine. What is
-reported is the loss of the best weights on the whole validation split, every symbol scored once: in windows of the
+reported is the loss of the best weights on the validation split, all of it or `--score` symbols: in windows of the
 training length and, as most of these models can, of `--length` symbols.
 """
 
@@ -45,11 +45,14 @@ def main(
     cpu_seconds: Annotated[float, typer.Option(help="Per training; 0 takes train.steps of the recipe.")] = 0,
     wall_seconds: Annotated[float, typer.Option(help="Ends every training that still runs then.")] = 1e9,
     length: Annotated[int, typer.Option(help="Of the windows of the second evaluation.")] = 16_384,
+    score: Annotated[
+        int | None, typer.Option(help="Symbols to score, spread over the split; all of them otherwise.")
+    ] = None,
     one: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     plan = yaml.safe_load(file.read_text())
     if one:
-        run_one(plan, one, overrides, out, cpu_seconds, length)
+        run_one(plan, one, overrides, out, cpu_seconds, length, score)
         return
     waiting = [name for name in plan["variants"] if not only or name in only.split(",")]
     running: dict[str, subprocess.Popen[bytes]] = {}
@@ -58,6 +61,7 @@ def main(
         while waiting and len(running) < jobs and time.monotonic() < deadline:
             name = waiting.pop(0)
             command = [sys.executable, __file__, str(file), "--one", name, "--out", str(out), "--length", str(length)]
+            command += [] if score is None else ["--score", str(score)]
             command += ["--cpu-seconds", str(cpu_seconds), *(part for text in overrides for part in ("--set", text))]
             running[name] = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
         time.sleep(0.2)
@@ -73,7 +77,15 @@ def main(
                 process.terminate()
 
 
-def run_one(plan: dict[str, Any], name: str, overrides: list[str], out: Path, budget: float, length: int) -> None:
+def run_one(
+    plan: dict[str, Any],
+    name: str,
+    overrides: list[str],
+    out: Path,
+    budget: float,
+    length: int,
+    score: int | None = None,
+) -> None:
     """Train and evaluate one variant, and append its row."""
     import torch
 
@@ -123,7 +135,7 @@ def run_one(plan: dict[str, Any], name: str, overrides: list[str], out: Path, bu
         def bits(length: int) -> float:
             data = open_data(config, "cpu", length=length, batch_size=max(1, 16_384 // length))
             data.setup("fit")
-            return evaluate_likelihood(model, data.evaluation_dataloader("valid")).bits_per_base
+            return evaluate_likelihood(model, data.evaluation_dataloader("valid", max_tokens=score)).bits_per_base
 
         row = environment("cpu") | {
             "recipe": plan["recipe"],

@@ -234,7 +234,7 @@ class Ears:
 
         judged, digit = self.judge_clips(self.heard_by.judge, clips).probabilities, self.digit(clips)
         sure, agree = digit.max(1) > self.threshold, digit.argmax(1) == judged.argmax(1)
-        found = {
+        found: dict[str, Any] = {
             "n": len(clips),
             "recognised": float(sure.mean()),
             "recognised_and_agreed": float((sure & agree).mean()),
@@ -276,8 +276,9 @@ def score(options: argparse.Namespace) -> None:
 
     global PATH
     checked = work / "check.json"
-    found["decoding"] = json.loads(checked.read_text()) if checked.exists() else {"path": None, "same": [0]}
-    if min(found["decoding"]["same"]) < 0.9 and device == "cuda":
+    decoding = json.loads(checked.read_text()) if checked.exists() else {"path": None, "same": [0]}
+    found["decoding"] = decoding
+    if min(decoding["same"]) < 0.9 and device == "cuda":
         PATH = "graph"
     say(f"decoding: {found['decoding']}, taken: {PATH or 'the fastest'}")
 

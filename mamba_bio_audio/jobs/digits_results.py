@@ -118,6 +118,8 @@ class DigitsResult(Kept):
     which: str
     weights_sha256: str | None = None
     protocol: str
+    temperature: float | None = None
+    top_p: float | None = None
     generated: int
     scored: int
     seed: int
@@ -139,8 +141,10 @@ class DigitsResult(Kept):
     def text(self) -> str:
         """Tables for people."""
         right = self.judge.accuracy
+        named = (("temperature", self.temperature), ("top-p", self.top_p))
+        drawn = "".join(f", {name} {value:g}" for name, value in named if value is not None)
         lines = [
-            f"{self.scored:,} of {self.generated:,} samples, protocol {self.protocol}, {self.which} weights; "
+            f"{self.scored:,} of {self.generated:,} samples, protocol {self.protocol}{drawn}, {self.which} weights; "
             f"test {self.test_bits:.4f} bits per sample ({self.quantizer})",
             f"judge: {self.judge.kind}, {right['valid']:.1%} correct on validation clips, {right['test']:.1%} on test "
             f"clips ({self.split_source})",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -12,30 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files import check_folder, unfinished, write_json
+from mamba_bio_audio.files import check_folder, write_json
 from mamba_bio_audio.jobs.common import counters, resolve_device
 from mamba_bio_audio.jobs.contract import Cli, Device, Options, Overrides, RunFolder, Which
 from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
+from mamba_bio_audio.jobs.evaluate_digits import evaluate_digits, listeners
 from mamba_bio_audio.jobs.evaluate_kept import keep, keep_classes, keep_context
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, LikelihoodResult
 from mamba_bio_audio.jobs.sampling_fit import SamplingResult, fit_sampling
 from mamba_bio_audio.pipelines.contract import Domain, Progress
 from mamba_bio_audio.pipelines.domains import domain_of
-from mamba_bio_audio.pipelines.scores import Digits, Measured, Scored, Scores
-from mamba_bio_audio.signals import Interrupted
+from mamba_bio_audio.pipelines.scores import Measured, Scored, Scores
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from mamba_bio_audio.evaluation.digits import Listeners
     from mamba_bio_audio.evaluation.likelihood import Likelihood
     from mamba_bio_audio.run.config import RunConfig
 
 COMMAND = "evaluate"
 PANEL = "Measure"
-# Seed of the generated digits and of their scores, and resamples of the bootstrap of these.
-SEED, RESAMPLES = 0, 100
 Evaluated = LikelihoodResult | ClassesResult | ContextResult | DigitsResult | JudgeResult | SamplingResult
 
 
@@ -73,6 +65,10 @@ class EvaluateOptions(Options):
     protocol: Literal["plain", "paper"] = Field(
         "plain", description="With sc09: score all samples, or those that the published protocol selects."
     )
+    temperature: float | None = Field(
+        None, ge=0, description="With sc09: divides the logits of the clips that are generated; default: 1."
+    )
+    top_p: float | None = Field(None, description="With sc09: nucleus sampling of these clips; default: all symbols.")
     judge: Literal["small", "resnext"] | None = Field(
         None, description="With sc09: which judge; default: resnext on a GPU, small on a CPU."
     )
@@ -367,62 +363,12 @@ def _evaluate_context(options: EvaluateOptions, progress: Progress) -> ContextRe
 
 
 def _evaluate_digits(options: EvaluateOptions, progress: Progress) -> DigitsResult:
-    import numpy as np
+    from mamba_bio_audio.evaluation.digits import samples_wanted
 
-    from mamba_bio_audio.evaluation import digits as judging
-    from mamba_bio_audio.evaluation.audio_metrics import paper_selection
-    from mamba_bio_audio.evaluation.likelihood import evaluate_likelihood
-    from mamba_bio_audio.models.weights import weights_hash
-    from mamba_bio_audio.pipelines.audio.digits import RATE_HZ
-    from mamba_bio_audio.pipelines.audio.figures import spectrograms
-    from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS
-    from mamba_bio_audio.run import saved
-    from mamba_bio_audio.run.environment import environment
-
-    count = judging.samples_wanted(options.num_samples, options.protocol)
+    count = samples_wanted(options.num_samples, options.protocol)
     opened = open_run(options, progress=progress)
     opened.need_language_model("--metrics sc09")
-    classes = opened.model.classes
-    # As many clips of each class.
-    each = -(-count // max(1, len(classes)))
-    count = each * max(1, len(classes))
-    data, clips = opened.data, opened.domain.digits(opened.data)
-    heard_by = _listeners(options, clips, opened.described, progress)
-    bits = evaluate_likelihood(
-        opened.model,
-        data.evaluation_dataloader("test"),
-        opened.device,
-        opened.precision,
-        _told(progress, "scoring test clips"),
-    ).nats_per_base / math.log(2)
-    made, log_likelihood = _generated(opened, count, progress)
-    asked = np.repeat([DIGITS.index(name) for name in classes], each) if classes else None
-    chosen = np.arange(len(made)) if options.protocol == "plain" else paper_selection(log_likelihood, SEED)
-    result = DigitsResult(
-        run=str(options.run),
-        which=saved.describe_which(opened.config, options.which),
-        weights_sha256=weights_hash(opened.model),
-        protocol=options.protocol,
-        generated=len(made),
-        scored=len(chosen),
-        seed=SEED,
-        judge=heard_by.judged_by,
-        quantizer=data.codec.description,
-        test_bits=bits,
-        **judging.score_digits(made, chosen, clips, heard_by, seed=SEED, resamples=RESAMPLES, asked=asked),
-        **opened.source(),
-        comparable=False,
-        not_comparable_because=clips.differences,
-        environment=environment(opened.device),
-    )
-
-    def write() -> None:
-        write_json(options.run / "sc09" / "metrics.json", result.to_json())
-        first = [(f"sample {row}", made[row]) for row in range(min(4, len(made)))]
-        picture = options.run / "sc09" / "first-samples.png"
-        spectrograms([("a test clip", clips.clips["test"][0]), *first], RATE_HZ, picture)
-
-    return keep(options.run, result, write)
+    return evaluate_digits(opened, count, progress)
 
 
 def _prepare_judge(options: EvaluateOptions, progress: Progress) -> JudgeResult:
@@ -435,65 +381,5 @@ def _prepare_judge(options: EvaluateOptions, progress: Progress) -> JudgeResult:
         raise InputError(f"--metrics sc09-judge needs a language model, got a classifier ({options.run}); leave it out")
     data = open_data(config, resolve_device(options.device))
     data.setup()
-    clips = domain_of(config.data.kind).digits(data)
-    heard_by = _listeners(options, clips, data.summary(), progress)
+    heard_by = listeners(options, domain_of(config.data.kind).digits(data), data.summary(), progress)
     return JudgeResult(judge=heard_by.judged_by, recogniser=heard_by.recognised_by)
-
-
-def _listeners(options: EvaluateOptions, clips: Digits, described: dict[str, Any], progress: Progress) -> Listeners:
-    """Judge and recogniser of some clips, from the cache or trained now."""
-    from mamba_bio_audio.evaluation.digits import Listeners, judge_config, load_judge
-    from mamba_bio_audio.run.environment import environment
-
-    device = resolve_device(options.device)
-    found: list[Any] = []
-    for name, no_digit in (("judge", False), ("recogniser", True)):
-        settings = judge_config(options.judge, options.judge_epochs, device, no_digit)
-        told = _told(progress, f"training the {name}")
-        found += load_judge(clips, described, settings, device, environment(device), no_digit=no_digit, progress=told)
-    return Listeners(*found)
-
-
-def _generated(opened: Opened, count: int, progress: Progress) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Clips (n, 16000) of one second and their log-likelihoods; sampled into RUN/sc09 once, and continued there."""
-    import numpy as np
-    import soundfile
-
-    from mamba_bio_audio.inference.row_files import open_files_allowed
-    from mamba_bio_audio.jobs.sample import SampleOptions, sample
-    from mamba_bio_audio.models.weights import weights_hash
-    from mamba_bio_audio.pipelines.audio import digits
-
-    folder, weights = opened.options.run / "sc09", weights_hash(opened.model)
-    classes = opened.model.classes
-    out = folder / f"samples-{weights[:8]}-{count}-{SEED}"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not out.exists():
-        # On a GPU a step costs hardly more for many clips.
-        at_once = open_files_allowed(1024 if opened.device == "cuda" else 512)
-        options = SampleOptions(
-            run=opened.options.run,
-            out=out,
-            which=opened.options.which,
-            length=digits.CLIP_SAMPLES,
-            class_=("all",) if classes else (),
-            num_samples=count // max(1, len(classes)),
-            batch_size=min(at_once, count),
-            seed=SEED,
-            resume=unfinished(out).exists(),
-        )
-        model = opened.model.to(opened.device)
-        stopped = sample(model, options, opened.device, _told(progress, "sampling")).stopped_by
-        if stopped:
-            raise Interrupted(signal.Signals[stopped])
-    file, clips = out / "samples.json", []
-    try:
-        log_likelihood = np.array(json.loads(file.read_text(encoding="utf-8"))["log_likelihood"])
-        for row in range(count):
-            file = out / f"sample-{row:05d}.flac"
-            clips.append(digits.one_second(soundfile.read(file, dtype="float32")[0]))
-    except (OSError, ValueError, KeyError, soundfile.SoundFileError) as error:
-        raise InputError(
-            f"{file}: missing or damaged ({error}); delete the folder {out}, and its clips are made again"
-        ) from None
-    return np.stack(clips), log_likelihood

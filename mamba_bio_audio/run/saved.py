@@ -117,11 +117,11 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
     run = source.config
     model.codec = domain_of(run.data.kind).codec(run.data) if isinstance(run, RunConfig) else None
     model.manifest = source.manifest
-    start_id, inputs = getattr(model.codec, "start_id", None), model.model_config.num_inputs
-    if start_id is not None and start_id >= inputs:
+    inputs = model.model_config.num_inputs
+    if model.codec is not None and (model.codec.start_id or 0) >= inputs:
         raise InputError(
-            f"{path}: its configuration contradicts itself: sequences begin with id {start_id} (data.start), but the model "
-            f"reads {inputs} ids (model.inputs)"
+            f"{path}: its configuration contradicts itself: sequences begin with id {model.codec.start_id} (data.start), but "
+            f"the model reads {inputs} ids (model.inputs)"
         )
     return model
 

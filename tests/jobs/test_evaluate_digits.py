@@ -17,7 +17,7 @@ from mamba_bio_audio.evaluation.audio_metrics import confidence_limit, paper_sel
 from mamba_bio_audio.evaluation.judge import impostors, judge_clips
 from mamba_bio_audio.files.folders import check_replaceable
 from mamba_bio_audio.jobs import evaluate as job
-from mamba_bio_audio.jobs import predict
+from mamba_bio_audio.jobs import evaluate_digits, predict
 from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
 from mamba_bio_audio.jobs.evaluate import EvaluateOptions
 from mamba_bio_audio.jobs.report import judged_samples
@@ -56,7 +56,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def short(tmp_path_factory, monkeypatch) -> None:
     monkeypatch.setattr(digits, "CLIP_SAMPLES", 160)
-    monkeypatch.setattr(job, "RESAMPLES", 5)
+    monkeypatch.setattr(evaluate_digits, "RESAMPLES", 5)
     monkeypatch.setenv("MAMBA_BIO_AUDIO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
@@ -274,15 +274,17 @@ def test_clips_of_each_class_are_judged_by_what_was_asked_for(run, tmp_path):
     keys += ["train.tokens_per_step=512", f"model.classes=[{', '.join(reversed(DIGITS))}]"]
     by_class = tmp_path / "by-class"
     train(load_config("audio/tiny", keys), by_class, Session("cpu", quiet=True))
-    result = judged(by_class, num_samples=15)
+    result = judged(by_class, num_samples=15, temperature=0.5)
     assert result.generated == 20
+    assert "protocol plain, temperature 0.5, best" in result.text()
     kept = json.loads((by_class / "sc09" / "metrics.json").read_text())["by_class"]
     assert [(row["digit"], row["n"]) for row in kept["generated"]] == [(word, 2) for word in DIGITS]
     assert [(row["digit"], row["n"]) for row in kept["test"]] == [(word, 2) for word in DIGITS]
     assert all(sum(row["heard"]) == 2 for row in kept["generated"])
     assert "asked for" in result.text()
     # The first clips are those of the model's first class.
-    folder = next((by_class / "sc09").glob("samples-*"))
+    folder = next((by_class / "sc09").glob("samples-*-20-0-temperature-0.5"))
+    assert json.loads((folder / "samples.json").read_text())["temperature"] == 0.5
     rows = list(csv.DictReader((folder / "index.tsv").open(newline=""), delimiter="\t"))
     assert {row["class"] for row in rows if int(row["row"]) < 2} == {"nine"}
     assert judged(run).by_class is None

@@ -87,6 +87,13 @@ class SamplingResult(Kept):
         cost = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in self.seconds.items())
         top_p = "" if self.top_p is None else f", top-p {self.top_p:g}"
         lines += ["", f"fitted: temperature {self.temperature:g}{top_p} ({cost} on {self.device})"]
+        if self.grid and (self.temperature, self.top_p or 1.0) == (
+            self.grid[-1]["temperature"],
+            self.grid[-1]["top_p"],
+        ):
+            lines.append(
+                "It is the last cell of the grid: this model's own distributions are far too wide; train longer."
+            )
         if not self.not_kept:
             lines.append(f"kept as {Path(self.run) / SETTINGS_NAME}; mba sample draws so unless told otherwise")
         return "\n".join(lines)

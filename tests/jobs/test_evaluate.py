@@ -13,6 +13,7 @@ from mamba_bio_audio.jobs.evaluate import EvaluateOptions, run
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.contract import SequenceModel
 from mamba_bio_audio.run.config import load_config, to_yaml
+from mamba_bio_audio.run.sampling import read_fitted
 from mamba_bio_audio.training.steps import save_weights
 
 
@@ -103,3 +104,21 @@ def test_contexts_are_sorted_and_checked(dna) -> None:
     for wrong in ("", "0", "4,-1", "64,1k"):
         with pytest.raises(ValidationError, match="write whole numbers"):
             options(dna, context=wrong)
+
+
+def test_where_nothing_else_tells_the_likelihood_fits_the_temperature(dna) -> None:
+    result = run(options(dna, metrics="sampling"))
+    assert (result.grid, result.top_p, result.temperature) == ([], None, result.likelihood_temperature)
+    assert result.likelihood_symbols == 500
+    assert "by the likelihood of 500 validation symbols" in result.text()
+    assert read_fitted(dna).temperature == result.temperature
+    # The bits at temperature 1 are those of an evaluation, restricted to the four bases.
+    assert result.valid_bits <= run(options(dna, split="valid", baselines=False)).model.bits
+
+
+def test_settings_are_not_kept_in_a_run_in_use(dna) -> None:
+    with locked(dna):
+        result = run(options(dna, metrics="sampling"))
+        assert "in use by" in result.notes()
+        assert "kept as" not in result.text()
+    assert read_fitted(dna) is None

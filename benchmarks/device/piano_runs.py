@@ -26,7 +26,7 @@ import typer
 
 MBA = [sys.executable, "-c", "from mamba_bio_audio.cli.main import run; run()"]
 COMMON = [
-    "data.windows=random", "data.augment_polarity=true", "data.num_workers=4", "train.ema=0.999", "train.listen=0",
+    "data.start=token", "data.windows=random", "data.augment_polarity=true", "data.num_workers=4", "train.ema=0.999", "train.listen=0",
     "train.warmup=0.05", "train.clip=2.0", "train.lr=6e-3", "train.validation_tokens=2097152",
 ]  # fmt: skip
 # Settings of each variant, and the shares of its steps at shorter lengths.

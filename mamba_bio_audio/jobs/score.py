@@ -45,6 +45,9 @@ class ScoreOptions(Options):
         description="With --regions: read only so many bases before each; default: the record from its start.",
     )
     bin: int = Field(1, ge=1, description="Bases (samples of audio) per entry of the track, which is their mean.")
+    class_: Annotated[str | None, Cli(flag="--class", metavar="NAME")] = Field(
+        None, description="Audio models trained on classes: score as sequences of this class; default: of none."
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Precision of the model; bf16 is faster on a GPU and less exact."
     )
@@ -92,6 +95,7 @@ class ScoreResult(Result):
     context: int | None = None
     strand: str | None = None
     precision: str | None = None
+    of_class: str | None = None
     unit: str | None = None
     records: int = 0
     symbols: int = 0
@@ -230,6 +234,7 @@ def _score(options: ScoreOptions, out: Path, device: str, progress: Any) -> Scor
             f"{options.run}: its layers carry no state of constant size, so it scores up to its training length, "
             f"{config.train.length:,} {symbols.unit}s, not {longest:,}; give shorter records, or --regions with --context"
         )
+    found: dict[str, Any] = {}
     settings: dict[str, Any] = {
         "weights": weights_hash(model),
         "files": [dict(file) for file in stored.contents()],
@@ -238,11 +243,16 @@ def _score(options: ScoreOptions, out: Path, device: str, progress: Any) -> Scor
         "strand": options.strand,
         "precision": options.precision,
     }
+    if options.class_ is not None:
+        try:
+            model = model.of_class(options.class_)
+        except InputError as error:
+            raise InputError(f"{options.run}: {error}") from None
+        settings["class"] = found["of_class"] = options.class_
     model.to(device)
     folder, since = unfinished(out), time.perf_counter()
     track = folder / f"track{track_format(out).suffix}" if out.suffix else None
     earlier = read = 0
-    found: dict[str, Any] = {}
 
     def count(symbols_read: int) -> None:
         nonlocal read
@@ -304,7 +314,7 @@ def _score(options: ScoreOptions, out: Path, device: str, progress: Any) -> Scor
         unit=symbols.unit,
         record=domain.record,
         stranded=len(symbols.strands) > 1,
-        stopped_by=None if found or stop.number is None else signal.Signals(stop.number).name,
+        stopped_by=None if "records" in found or stop.number is None else signal.Signals(stop.number).name,
     )
 
 

@@ -37,7 +37,9 @@ def made(recipe, *settings):
     small = ["train.length=64", "model.d_model=8", "model.num_layers=1", "train.tokens_per_step=512"]
     config = load_config(recipe, [*small, *settings])
     codec = domain_of(config.data.kind).codec(config.data)
-    built = build_model(config.model.model_copy(update={"vocab_size": codec.vocab_size}), seed=0).eval()
+    inputs = max(codec.vocab_size, (codec.start_id or 0) + 1)
+    size = {"vocab_size": codec.vocab_size, "inputs": inputs if inputs > codec.vocab_size else None}
+    built = build_model(config.model.model_copy(update=size), seed=0).eval()
     torch.nn.init.normal_(built.embedding.weight)
     built.config, built.codec = config, codec
     return built
@@ -183,6 +185,23 @@ def test_audio_in_bits_along_a_file(monkeypatch, tmp_path, capsys):
     bits = -float(mba.log_likelihood(model, clip).total) / np.log(2) / 40
     assert float(rows[-1]["bits_per_sample"]) == pytest.approx(bits, rel=1e-5)
     assert float(table("x.tsv.totals.tsv")[1]["bits_per_sample"]) == pytest.approx(bits, rel=1e-5)
+
+
+def test_audio_as_of_a_class(monkeypatch, tmp_path, capsys):
+    built = made("audio/tiny", "data.path=.", "model.classes=[a, b]", "data.start=token")
+    torch.nn.init.normal_(built.embedding.classes)
+    monkeypatch.setattr(saved, "load", lambda run, which="best": built)
+    samples = np.random.default_rng(0).uniform(-1, 1, 500).astype(np.float32)
+    soundfile.write("x.wav", samples, 16_000, subtype="FLOAT")
+    for name, own in ((None, built), ("a", built.of_class("a")), ("b", built.of_class("b"))):
+        given = () if name is None else ("--class", name)
+        assert score("x.wav", "--out", f"{name}.tsv", "--device", "cpu", "--json", *given) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result.get("of_class") == name
+        expected = mba.log_likelihood(own, samples).total[0]
+        assert result["log_likelihood_nats"] == pytest.approx(float(expected), rel=1e-5)
+    assert score("x.wav", "--out", "c.tsv", "--class", "c") == 2
+    assert "run: no class 'c' in this model; choose from a, b" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", [(), ("--out", "-")])

@@ -1,27 +1,32 @@
 #!/usr/bin/env bash
-# How runs of audio should be drawn, and ten clips of ten seconds at that setting and at temperature 1, measured beside held-out
-# recordings; all runs at once:
-#   bash benchmarks/device/sampling.sh RUN@GPU...
-# PIECE (seconds of a fitted piece, 5), SECONDS_EACH (of a clip, 10), CLIPS (10), RATE (16000), DEVICE (cuda), THREADS (4). Into $OUT: NAME.tar a run.
+# How runs of audio should be drawn, and clips at that setting and at temperature 1, all runs at once; within LIMIT seconds:
+#   LIMIT=140 bash benchmarks/device/sampling.sh RUN@GPU...
+# PIECE (seconds of a fitted piece, 4), SECONDS_EACH (of a clip, 10), CLIPS (10), RATE (16000), DEVICE (cuda), THREADS (4).
+# Into $OUT: sampling-NAME.tar a run, with the fit and the clips, or what there is of them in fitted.part. They are measured where
+# data and run are: mba report RUN --samples fitted.
 set -uo pipefail
 source benchmarks/device/env.sh
-PIECE=${PIECE:-5} SECONDS_EACH=${SECONDS_EACH:-10} CLIPS=${CLIPS:-10} RATE=${RATE:-16000} DEVICE=${DEVICE:-cuda}
+LIMIT=${LIMIT:-590} PIECE=${PIECE:-4} EACH=${SECONDS_EACH:-10} CLIPS=${CLIPS:-10} RATE=${RATE:-16000} DEVICE=${DEVICE:-cuda}
+MBA=(python3 -c 'from mamba_bio_audio.cli.main import run; run()')
 one() {
-  local run=${1%@*} name work
-  name=sampling-$(basename "$run") work=$(mktemp -d)
+  local run=${1%@*} work
+  work=/tmp/sampling/$(basename "$run")
+  rm -rf "$work" && mkdir -p "$work"
   export CUDA_VISIBLE_DEVICES=${1##*@} OMP_NUM_THREADS=${THREADS:-4}
-  local draw=(mba sample "$run" --length $((SECONDS_EACH * RATE)) --num-samples "$CLIPS" --device "$DEVICE" --quiet --force)
+  left() { echo $((LIMIT - SECONDS)); }
   {
     date -u +%T
-    time mba evaluate "$run" --metrics sampling --length $((PIECE * RATE)) --device "$DEVICE" --quiet
-    time "${draw[@]}" --out "$work/fitted"
-    time "${draw[@]}" --out "$work/plain" --temperature 1
+    time timeout "$(left)" "${MBA[@]}" evaluate "$run" --metrics sampling --length $((PIECE * RATE)) --device "$DEVICE" --quiet
+    for draw in "fitted" "plain --temperature 1"; do
+      # shellcheck disable=SC2086
+      time timeout "$(left)" "${MBA[@]}" sample "$run" --length $((EACH * RATE)) --num-samples "$CLIPS" --device "$DEVICE" \
+        --quiet --no-report --force --out "$work/"$draw
+    done
     date -u +%T
   } >"$work/log.txt" 2>&1
-  cp "$run/sampling.json" "$work/"
-  tar -C "$work" -cf "$OUT/$name.tar" log.txt sampling.json fitted.report.json plain.report.json fitted.report.html \
-    fitted/index.tsv fitted/samples.json fitted/sample-0000{0,1,2}.flac plain/samples.json plain/sample-0000{0,1,2}.flac
-  tail -n 40 "$work/log.txt"
+  cp "$run/sampling.json" "$run/config.yaml" "$run/manifest.json" "$work/"
+  tar -C "$work" -cf "$OUT/sampling-$(basename "$run").tar" .
+  tail -n 45 "$work/log.txt"
 }
 for run in "$@"; do one "$run" & done
 wait

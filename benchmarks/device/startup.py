@@ -164,8 +164,8 @@ def make_unet(recipe, folder):
     from mamba_bio_audio.run.config import load_config, to_yaml
 
     config = load_config(recipe, ["data.path=."])
-    size = {"vocab_size": AudioCodec.of(config.data).vocab_size}  # without a row for a start token
-    config = config.model_copy(update={"data": config.data.model_copy(update={"start": "level"})})
+    codec = AudioCodec.of(config.data)
+    size = {"vocab_size": codec.vocab_size, "inputs": max(codec.vocab_size, codec.start_id + 1)}
     config = config.model_copy(update={"model": config.model.model_copy(update=size)})
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))

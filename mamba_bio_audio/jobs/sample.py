@@ -264,7 +264,8 @@ def run(options: SampleOptions) -> SampleResult:
     with counter("comparing", f"{domain.unit}s", options.quiet) as progress:
         report = measure(options.run, out, model.config, model.manifest, progress=progress)
     text = domain.show_measured(report)
-    if (page := write_page(out, report, domain)) is not None:
+    # Only what lasts can be listened to; pictures of the rest are the report's.
+    if domain.rate_hz(model.config.data) is not None and (page := write_page(out, report, domain)) is not None:
         text += f"\n{page}"
     return result.model_copy(update={"report": report, "report_text": text})
 
@@ -401,7 +402,7 @@ def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, An
     from mamba_bio_audio.pipelines.domains import domain_of
     from mamba_bio_audio.pipelines.sample_writer import SampleRequest
 
-    classes = _classes(options, config)
+    options, classes = options.in_symbols(config), _classes(options, config)
     request = SampleRequest(
         run=options.run,
         out=options.target,

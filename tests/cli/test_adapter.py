@@ -1,5 +1,6 @@
 """Commands made from jobs: one file is one command."""
 
+import gc
 import json
 import re
 import sys
@@ -219,6 +220,19 @@ def test_errors_name_a_field_as_it_is_typed():
     for given, spelling in (({"at_hand": 0}, "--from: "), ({"name": ""}, "NAME: ")):
         with pytest.raises(InputError, match=f"^{spelling}"):
             adapter.options_from(Odd, given)
+
+
+def test_a_process_that_ends_looks_for_no_garbage(monkeypatch, capsys):
+    """A command in a process of its own; one that is called from Python leaves the process as it is."""
+    ends: list[object] = []
+    monkeypatch.setattr("atexit.register", ends.append)
+    with pytest.raises(SystemExit):
+        main.run(["--version"])
+    assert ends == []
+    monkeypatch.setattr("sys.argv", ["mba", "--version"])
+    with pytest.raises(SystemExit):
+        main.run()
+    assert ends == [gc.freeze]
 
 
 def test_version(capsys):

@@ -138,7 +138,8 @@ def test_inference_imports_neither_lightning_nor_a_compiler(tmp_path):
     arguments = [
         ["sample", "dna", "--length", "20"],
         ["sample", "dna", "--length", "20", "--prompt", "ACG", "--out", "s.fa"],
-        ["sample", "audio", "--length", "20", "--prompt", "toy.wav", "--out", "s.wav"],
+        # A report of audio draws pictures.
+        ["sample", "audio", "--length", "20", "--prompt", "toy.wav", "--out", "s.wav", "--no-report"],
         ["score", "dna", "toy.fa", "--out", "toy.tsv"],
         ["embed", "dna", "toy.fa", "--out", "toy.npz"],
         ["variants", "dna", "toy.vcf", "--genome", "toy.fa"],

@@ -263,7 +263,7 @@ def test_kept_bases_begin_their_records(dna, tmp_path, capsys, given):
     assert mba(*some, "--keep-prompt") == 0
     assert [bases for _, bases in records(capsys.readouterr().out)] == [bases for _, bases in found]
     # Only new bases are measured.
-    whole, new = (DNA.measure(tmp_path / name, None) for name in ("whole.fa", "new.fa"))
+    whole, new = (DNA.measure(tmp_path / name, None, None) for name in ("whole.fa", "new.fa"))
     assert whole == new
     assert mba(*some, "--out", "whole.fa", "--resume") == 2
     assert "complete, but sampled with length=20 seed=0 temperature=1 kept_prompt=6" in capsys.readouterr().err

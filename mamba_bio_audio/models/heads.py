@@ -197,7 +197,8 @@ class Classifier(SequenceModel):
             f"model.{key} is {wanted[key]}, not {found.get(key)}" for key in wanted if wanted[key] != found.get(key)
         ]
         if different:
-            raise InputError(f"a model of another shape: {'; '.join(different)}; set model.* to match")
+            remedy = "data.start" if wanted["inputs"] != found.get("inputs") else "model.*"
+            raise InputError(f"a model of another shape: {'; '.join(different)}; set {remedy} to match")
         self.backbone.load_state_dict(backbone.state_dict())
         if isinstance(source, Classifier) and source.labels == self.labels and source.pool.kind == self.pool.kind:
             self.head.load_state_dict(source.head.state_dict())

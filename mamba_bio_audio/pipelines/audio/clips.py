@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 
 from mamba_bio_audio.errors import InputError, as_written
@@ -25,6 +26,7 @@ from mamba_bio_audio.pipelines.contract import Clip, SampleView
 
 SHOWN = 6
 _LONGEST_S = 20.0
+_BLOCK = 1 << 20
 
 
 def find_samples(run: Path) -> Path | None:
@@ -81,9 +83,12 @@ def read_samples(samples: Path, codec: AudioCodec, gain: float) -> list[Sample]:
     Raises:
         InputError: not readable, or not audio at the codec's rate.
     """
-    beside = samples / "samples.json" if samples.is_dir() else samples.with_name(f"{samples.name}.json")
+    folder, name = (samples, "samples.json") if samples.is_dir() else (samples.parent, f"{samples.name}.json")
+    beside = inside(folder, name)
     note = _note(beside) if beside.exists() else {}
-    paths = sorted(samples.glob("sample-*.flac")) if samples.is_dir() else [samples]
+    paths = [samples]
+    if samples.is_dir():
+        paths = [inside(samples, path.name) for path in sorted(samples.glob("sample-*.flac"))]
     sizes = note.get("prompt_samples") if note.get("keep_prompt") else 0
     prompts: list[Levels | None] = [None]
     # In the variant `sashimi` prompt and continuation are scaled by themselves.
@@ -96,7 +101,8 @@ def read_samples(samples: Path, codec: AudioCodec, gain: float) -> list[Sample]:
         with _opened(path) as file:
             if file.samplerate != codec.sample_rate_hz:
                 raise InputError(f"{path}: {file.samplerate:,} Hz, but the model has {codec.sample_rate_hz:,} Hz")
-            levels = levels_of(file.read(dtype="float64", always_2d=True).mean(1), codec)
+            blocks = file.blocks(_BLOCK, dtype="float64", always_2d=True)
+            levels = np.concatenate([levels_of(block.mean(1), codec) for block in blocks] or [np.zeros(0, np.uint8)])
         kept = sizes[row * len(sizes) // len(paths)] if isinstance(sizes, list) else sizes or 0
         prompt = levels[:kept] if kept else prompts[row * len(prompts) // len(paths)]
         found.append(Sample(path.name, levels[kept:], prompt))

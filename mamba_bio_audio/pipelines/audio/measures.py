@@ -33,6 +33,8 @@ Floats = NDArray[np.floating]
 # By which generated sound is compared with recordings, and their units.
 JUDGED = {"level": "dB", "flatness": "dB", "clicks": "/s", "onsets": "/s", "entropy": "bits"}
 _FRAME_S, _HOP_S, _CLICK_S = 0.064, 0.01, 0.005
+# Frames whose spectra are kept as one.
+_FRAMES = 10
 _RISE_FRAMES, _RISE_DB, _QUIETEST_DB = 3, 1.5, -70.0
 _SILENT_DB = -60.0
 _TINY = 1e-12
@@ -45,10 +47,10 @@ class Sound(NamedTuple):
 
     Attributes:
         rate_hz: sample rate.
-        audio: samples (n,), as they are heard.
+        audio: samples (n,), as they are heard; float32, as everything here.
         errors: errors of linear prediction (n,), in units of their scale.
         bits: bits (n,) under linear prediction.
-        power: power spectra of frames, each multiplied so that its bins add up to the mean square of the frame.
+        power: mean power spectra of 0.1 s each, so that the bins add up to the mean square of the sound.
         onsets: where notes begin, in samples.
     """
 
@@ -80,20 +82,25 @@ def levels_of(audio: Floats, codec: AudioCodec) -> Levels:
 def analyse(levels: Levels, codec: AudioCodec) -> Sound:
     """Analyse a piece of sound, at least one sample long."""
     rate, audio = codec.sample_rate_hz, heard(levels, codec)
+    errors: Floats
+    bits: Floats
     errors, bits = linear_prediction(levels, codec)
     hop = max(1, round(_HOP_S * rate))
-    power = _spectra(audio, rate, hop)
-    rises = _rises(power, rate)
-    return Sound(rate, audio, errors, bits, power, _peaks(rises, round(0.5 / _HOP_S)) * hop)
+    frames = _spectra(audio, rate, hop)
+    onsets = _peaks(_rises(frames, rate), round(0.5 / _HOP_S)) * hop
+    firsts = np.arange(0, len(frames), _FRAMES)
+    power: Floats = np.add.reduceat(frames, firsts) / np.diff(firsts, append=len(frames))[:, None]
+    audio, errors, bits, power = (part.astype(np.float32) for part in (audio, errors, bits, power))
+    return Sound(rate, audio, errors, bits, power, onsets)
 
 
 def measure(sound: Sound, start: int, end: int, click_limit: float) -> dict[str, float]:
     """All measures of the samples [start, end) of a piece; octaves by names such as `octave 125`."""
     rate, seconds = sound.rate_hz, (end - start) / sound.rate_hz
-    audio = sound.audio[start:end]
+    audio = sound.audio[start:end].astype(np.float64)
     hop = max(1, round(_HOP_S * rate))
-    frames = sound.power[start // hop : max(start // hop + 1, end // hop)]
-    spectrum = frames.mean(0)
+    first = start // (hop * _FRAMES)
+    spectrum = sound.power[first : max(first + 1, end // (hop * _FRAMES))].mean(0, dtype=np.float64)
     whole = len(audio) // hop * hop or len(audio)
     quiet = np.square(audio[:whole].reshape(-1, min(hop, whole))).mean(1) < 10 ** (_SILENT_DB / 10)
     found = {
@@ -101,7 +108,7 @@ def measure(sound: Sound, start: int, end: int, click_limit: float) -> dict[str,
         "flatness": _db(np.exp(np.log(spectrum[1:] + _TINY).mean()) / (spectrum[1:].mean() + _TINY)),
         "clicks": len(_clicks(sound.errors[start:end], rate, click_limit)) / seconds,
         "onsets": int(((sound.onsets >= start) & (sound.onsets < end)).sum()) / seconds,
-        "entropy": float(sound.bits[start:end].mean()),
+        "entropy": float(sound.bits[start:end].mean(dtype=np.float64)),
         "silence": float(quiet.mean()),
     }
     centre = 62.5
@@ -115,11 +122,9 @@ def measure(sound: Sound, start: int, end: int, click_limit: float) -> dict[str,
 
 def click_limit(sounds: Sequence[Sound], per_second: float = 1.0) -> float:
     """The smallest k at which sounds have at most so many clicks a second; a step of 5 % is as fine as it gets."""
-    seconds = sum(sound.seconds for sound in sounds)
-    for k in np.geomspace(4, 64, 58):
-        if sum(len(_clicks(sound.errors, sound.rate_hz, k)) for sound in sounds) <= per_second * seconds:
-            return float(k)
-    return 64.0
+    most = per_second * sum(sound.seconds for sound in sounds)
+    limits = np.geomspace(4, 64, 58)
+    return next((float(k) for k in limits if sum(len(_clicks(s.errors, s.rate_hz, k)) for s in sounds) <= most), 64.0)
 
 
 def _clicks(errors: Floats, rate_hz: int, limit: float) -> NDArray[np.int64]:

@@ -127,52 +127,48 @@ def sample_report(
 
     rate = codec.sample_rate_hz
     lengths = piece_lengths(min(len(sample.levels) for sample in samples), rate)
-    sounds = [analysed(sample.levels) for sample in samples]
     recorded = [] if corpus is None else [analysed(levels) for levels in held_out(corpus, lengths[-1])]
     limit = click_limit(recorded) if recorded else CLICK_LIMIT
+    rows: list[dict[str, Any]] = []
+    for sample in samples:
+        # Piece by piece, as recordings are, so that memory does not depend on the length.
+        wholes = range(0, len(sample.levels) - lengths[-1] + 1, lengths[-1])
+        parts: list[list[Values]] = [[] for _ in lengths]
+        for low in wholes:
+            sound = analysed(sample.levels[low : low + lengths[-1]])
+            for part, length in zip(parts, lengths, strict=True):
+                part.append(measured_pieces([sound], length, limit))
+        rows.append(
+            {"file": sample.name, "seconds": len(sample.levels) / rate, "pieces": [_joined(part) for part in parts]}
+        )
     result: dict[str, Any] = {
         "samples": len(samples),
         "quantizer": codec.description,
         "sample_rate_hz": rate,
         "click_limit": limit,
+        "left_out_s": max(len(sample.levels) % lengths[-1] for sample in samples) / rate,
+        "own": {},
+        "pieces": [],
     }
-    rows: list[dict[str, Any]] = [
-        {"file": sample.name, "seconds": sound.seconds} for sample, sound in zip(samples, sounds, strict=True)
-    ]
-    result["own"] = {
-        name: float(np.median(column)) for name, column in measured_pieces(sounds, lengths[0], limit).items()
-    }
-    result["pieces"] = []
-    for length in lengths:
-        own = measured_pieces(sounds, length, limit)
-        part: dict[str, Any] = {"seconds": length / rate, "own": ranges_of(own)}
-        within: dict[str, NDArray[np.bool_]] = {}
+    for number, length in enumerate(lengths):
+        own = _joined([row["pieces"][number] for row in rows])
+        whole: dict[str, Any] = {"seconds": length / rate, "count": len(own["level"]), "own": ranges_of(own)}
+        ranges = None
         if recorded:
             theirs = measured_pieces(recorded, length, limit)
-            part["held_out"] = ranges_of(theirs)
-            within = inside(own, part["held_out"])
-            judged = all_judged(within)
-            part |= {
+            ranges = ranges_of(theirs)
+            within = inside(own, ranges)
+            whole |= {
+                "held_out": ranges,
                 "inside": {name: int(column.sum()) for name, column in within.items()},
-                "inside_all": int(judged.sum()),
+                "inside_all": int(all_judged(within).sum()),
                 "held_out_pieces": len(theirs["level"]),
-                "held_out_inside_all": float(all_judged(inside(theirs, part["held_out"])).mean()),
+                "held_out_inside_all": float(all_judged(inside(theirs, ranges)).mean()),
             }
-        part["count"] = len(own["level"])
-        result["pieces"].append(part)
-        at = 0
-        for row, sound in zip(rows, sounds, strict=True):
-            count = max(1, len(sound.audio) // length)
-            row.setdefault("pieces", []).append(
-                {
-                    "seconds": length / rate,
-                    "values": {name: _rounded(column[at : at + count]) for name, column in own.items()},
-                    "outside": [[name for name in JUDGED if not within[name][i]] for i in range(at, at + count)]
-                    if within
-                    else None,
-                }
-            )
-            at += count
+        result["pieces"].append(whole)
+        for row in rows:
+            row["pieces"][number] = _shown(row["pieces"][number], length / rate, ranges)
+    result["own"] = {name: middle for name, (_, middle, _) in result["pieces"][0]["own"].items()}
     if prompted := [sample for sample in samples if sample.prompt is not None]:
         joined = [(sample.prompt[-rate:], sample.levels[:rate]) for sample in prompted]  # type: ignore[index]
         seams = _seams([(analyse(np.concatenate(both), codec), len(both[0])) for both in joined])
@@ -181,6 +177,23 @@ def sample_report(
             result["seam"]["held_out"] = ranges_of(_seams(places))
     result["rows"] = rows
     return result
+
+
+def _joined(parts: Sequence[Values]) -> Values:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _shown(values: Values, seconds: float, ranges: Mapping[str, Sequence[float]] | None) -> dict[str, Any]:
+    """The pieces of a sample for the report: values by measure, and which of the five are outside in each."""
+    outside = None
+    if ranges is not None:
+        within = inside(values, ranges)
+        outside = [[name for name in JUDGED if not within[name][piece]] for piece in range(len(values["level"]))]
+    return {
+        "seconds": seconds,
+        "values": {name: _rounded(column) for name, column in values.items()},
+        "outside": outside,
+    }
 
 
 def _seams(places: Sequence[tuple[Sound, int]]) -> Values:
@@ -277,6 +290,11 @@ def describe_samples(report: Mapping[str, Any]) -> str:
                 low, _, high = seam["held_out"][name]
                 text += f"   within recordings {low:.2f} to {high:.2f}"
             lines.append(text)
+    if report["left_out_s"]:
+        lines += [
+            "",
+            f"Not measured: up to {report['left_out_s']:.3g} s at the end of a recording, less than a whole piece.",
+        ]
     lines += ["", f"A click is an error of prediction beyond {report['click_limit']:.1f} running scales."]
     return "\n".join(lines)
 

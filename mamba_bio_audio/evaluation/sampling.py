@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import cpu_decoder
-from mamba_bio_audio.inference.decoding import GraphSteps, prefill, steps
+from mamba_bio_audio.inference.decoding import GraphSteps, steps
 from mamba_bio_audio.inference.generate import uniforms
 
 # Temperatures at which validation data are scored; the best is refined between its neighbours.
@@ -191,18 +191,24 @@ def pieces(
     elif device.type == "cpu" and cpu_decoder.unsupported_reason(model, len(rows)) is None:
         advance = cpu_decoder.CpuDecoder(model, len(rows), draw.allowed, choose=draw)
     found = torch.empty(len(rows), length, dtype=torch.int32)
-    nats = torch.zeros(len(rows), dtype=torch.float64)
+
+    def numbers(low: int, size: int) -> Tensor:
+        drawn = torch.from_numpy(uniforms(seed, range(each), low, size)).T.repeat(1, len(cells))
+        return drawn.to(device).contiguous()
+
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             prefix = torch.tensor([list(start)], device=device).expand(len(rows), -1)
-            state = prefill(model, prefix[:, :-1], None) if len(start) > 1 else None
-            last = prefix[:, -1:]
-            for low in range(0, length, _BLOCK):
+            # A start token is in no table of symbols: the model itself reads it.
+            output = model(prefix, None, logits="last")
+            symbol, score = draw(output.logits[:, -1], numbers(0, 1)[0])
+            last, state = symbol[:, None], output.state
+            found[:, 0], nats = symbol.cpu(), -score.cpu()
+            for low in range(1, length, _BLOCK):
                 size = min(_BLOCK, length - low)
-                numbers = torch.from_numpy(uniforms(seed, range(each), low, size)).T.repeat(1, len(cells))
-                symbols, scores, state = advance(last, state, numbers.to(device).contiguous())
+                symbols, scores, state = advance(last, state, numbers(low, size))
                 last = symbols[-1][:, None]
                 found[:, low : low + size] = symbols.T.cpu()
                 nats -= scores.sum(0).cpu()

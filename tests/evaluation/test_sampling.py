@@ -79,17 +79,19 @@ def test_the_grid_begins_with_the_likelihoods_temperature_and_whole_distribution
     assert max(cell.temperature for cell in cells) == 0.8
 
 
-def test_every_cell_draws_as_generate_does():
-    model = build_model(UNetConfig(d_model=8, num_layers=1, pools=(2,), vocab_size=256), seed=0).eval()
+@pytest.mark.parametrize("start", ["level", "token"])
+def test_every_cell_draws_as_generate_does(start):
+    token = {"inputs": 257} if start == "token" else {}
+    model = build_model(UNetConfig(d_model=8, num_layers=1, pools=(2,), vocab_size=256, **token), seed=0).eval()
     with torch.no_grad():
         model.lm_head.weight.mul_(20)
-    model.codec = AudioCodec()
+    model.codec = AudioCodec(start=start)
     cells = [Cell(1.0, 1.0), Cell(0.7, 1.0), Cell(0.9, 0.6)]
     done = []
     made, nats = pieces(
         model,
         cells,
-        start=[128],
+        start=[model.codec.start_id],
         allowed=model.codec.sample_ids,
         length=40,
         each=2,

@@ -15,7 +15,16 @@ PRESENT = [path for path in DOCUMENTS if path.name != "log.md"] + sorted((ROOT /
 # Here every file that is named is a result; elsewhere those that are named with their folder or their machine.
 TABLES = ("README.md", "benchmarks.md", "audio.md", "species.md")
 # What commands write to folders of the user's.
-OUTPUTS = {"metrics.csv", "manifest.json", "config.yaml", "predictions-test.tsv", "regions.tsv", "copies.tsv"}
+OUTPUTS = {
+    "RUN/sampling.json",
+    "OUT.report.json",
+    "metrics.csv",
+    "manifest.json",
+    "config.yaml",
+    "predictions-test.tsv",
+    "regions.tsv",
+    "copies.tsv",
+}
 
 
 def names_in(path: Path) -> set[str]:

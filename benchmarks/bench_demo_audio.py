@@ -33,10 +33,26 @@ def demo(seed: int, overrides: list[str]) -> dict[str, Any]:
     """One demo in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         sets = [part for key in overrides for part in ("--set", key)]
-        command = ["demo", "--audio", "--seed", str(seed), "--out", f"{folder}/demo", "--device", "cpu", "--quiet", "--json"]
+        command = [
+            "demo",
+            "--audio",
+            "--seed",
+            str(seed),
+            "--out",
+            f"{folder}/demo",
+            "--device",
+            "cpu",
+            "--quiet",
+            "--json",
+        ]
         start = time.perf_counter()
-        with open(f"{folder}/json", "w+", encoding="utf-8") as told, open(f"{folder}/errors", "w", encoding="utf-8") as said:
-            running = subprocess.Popen([sys.executable, "-m", "mamba_bio_audio", *command, *sets], stdout=told, stderr=said)
+        with (
+            open(f"{folder}/json", "w+", encoding="utf-8") as told,
+            open(f"{folder}/errors", "w", encoding="utf-8") as said,
+        ):
+            running = subprocess.Popen(
+                [sys.executable, "-m", "mamba_bio_audio", *command, *sets], stdout=told, stderr=said
+            )
             _, status, used = os.wait4(running.pid, 0)
             wall = time.perf_counter() - start
             if status:

@@ -17,8 +17,8 @@ from mamba_bio_audio.text import show
 
 COMMAND = "demo"
 PANEL = "Start"
-# At which the tune is sampled; measured, see `benchmarks/results/demo_audio.csv`.
-_TEMPERATURE = 0.5
+# At which the tune is sampled: warmer it goes astray, colder a note may never end.
+_TEMPERATURE = 0.6
 # A share of its notes in order at which it is called the tune, and one that its notes in any order would reach too.
 _IN_ORDER, _BY_CHANCE = 0.7, 0.3
 # What the packaged model samples and, of each packaged genome slice, scores: seconds on a CPU.
@@ -61,7 +61,7 @@ class Melody(BaseModel):
         if self.share >= _IN_ORDER and self.shuffled < _BY_CHANCE:
             verdict = "the model plays the tune."
         else:
-            verdict = f"that is not the tune, which takes {_IN_ORDER:.0%}, and less than {_BY_CHANCE:.0%} shuffled."
+            verdict = f"not the tune, which needs {_IN_ORDER:.0%}, and below {_BY_CHANCE:.0%} in random orders."
         return "\n".join(
             [
                 f"the tune's {len(self.learnt)} notes:  {' '.join(map(note_name, self.learnt))}",

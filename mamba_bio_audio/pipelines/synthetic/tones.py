@@ -6,21 +6,12 @@ File names say that they are synthetic: a model that has learnt them has learnt 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
 from mamba_bio_audio.pipelines.draws import for_synthesis
-
-class _Timbre(NamedTuple):
-    """How a note sounds: harmonic k has the amplitude k^-tilt, and decays the faster the higher it is."""
-
-    harmonics: int
-    tilt: float
-    decay_s: float  # of the first harmonic, to 1/e
-
 
 # Up three octaves of F minor with a seventh, and down those of G, E, D, B and A: every note once. With so many different
 # notes few of them are in order by chance; of a melody of few notes half would be.
@@ -31,13 +22,14 @@ RATE_HZ = 4000
 FIRST_NOTE = "first-note.wav"
 _NOTE_S = 0.08
 _TIMES = 2
-# The way up is soft and long, the way down bright and short, and what is high is twice as loud as what is low: so keys that
-# are neighbours, and octaves, sound different.
-_SOFT, _BRIGHT = _Timbre(harmonics=2, tilt=2.5, decay_s=0.12), _Timbre(harmonics=6, tilt=0.8, decay_s=0.065)
+_DECAY_S = 0.08
+# The way up is a pure tone, the way down has three harmonics, and the highest note is twice as loud as the lowest: so notes
+# that are neighbours, and octaves, sound different.
+_UP, _DOWN = 1, 3
 _LEVEL, _LOW = 0.7, 0.5
 # Each performance has its own tempo, level and noise, 40 dB below full scale. Without noise a model learns what follows waves
 # that are exact, and is lost after the first rough one of its own.
-_FASTER, _SOFTER, _NOISE = 0.01, 0.9, 0.01
+_FASTER, _SOFTER, _NOISE = 0.01, 0.9, 0.02
 
 
 def performance(seed: int) -> tuple[NDArray[np.float32], float]:
@@ -56,9 +48,9 @@ def performance(seed: int) -> tuple[NDArray[np.float32], float]:
     audio = np.zeros(round(note_s * len(notes) * RATE_HZ))
     for number, midi in enumerate(notes):
         start = round(note_s * number * RATE_HZ)
-        timbre = _SOFT if number % len(MELODY) < len(_RISING) else _BRIGHT
+        harmonics = _UP if number % len(MELODY) < len(_RISING) else _DOWN
         loudness = _LOW + (1 - _LOW) * (midi - MELODY[0]) / (max(MELODY) - MELODY[0])
-        tone = level * loudness * _tone(midi, note_s, timbre)[: len(audio) - start]
+        tone = level * loudness * _tone(midi, note_s, harmonics)[: len(audio) - start]
         audio[start : start + len(tone)] += tone
     audio += _NOISE * generator.standard_normal(len(audio))
     return np.clip(audio, -1, 1).astype(np.float32), note_s
@@ -85,14 +77,13 @@ def samples_after_first_note() -> int:
     return round((len(MELODY) - 1) * _NOTE_S * RATE_HZ)
 
 
-def _tone(midi: int, seconds: float, timbre: _Timbre) -> NDArray[np.float64]:
-    """One note, without harmonics above 0.45 of the rate."""
+def _tone(midi: int, seconds: float, harmonics: int) -> NDArray[np.float64]:
+    """One note: harmonic k has the amplitude 1 / k, and decays the faster the higher it is."""
     time = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
     pitch_hz = 440 * 2 ** ((midi - 69) / 12)
     audio = np.zeros(len(time))
-    for k in range(1, timbre.harmonics + 1):
+    for k in range(1, harmonics + 1):
         if pitch_hz * k < 0.45 * RATE_HZ:
-            decay = np.exp(-(0.7 + 0.3 * k) * time / timbre.decay_s)
-            audio += np.sin(2 * np.pi * pitch_hz * k * time) * decay / k**timbre.tilt
+            audio += np.sin(2 * np.pi * pitch_hz * k * time) * np.exp(-(0.7 + 0.3 * k) * time / _DECAY_S) / k
     # Three milliseconds of attack and ten of damping, so that no note clicks.
     return audio * np.minimum(1, time / 0.003) * np.clip((seconds - time) / 0.01, 0, 1)

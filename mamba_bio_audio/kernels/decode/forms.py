@@ -4,17 +4,23 @@
     split        G programs share a row's inner channels: few rows
     together     a program takes 16 rows or more, G programs may share them: many rows; bf16 only
 
-Measured on an H200 (132 multiprocessors; torch 2.11.0, Triton 3.6.0), us a step (docs/benchmarks.md, generation, has the rest):
+Measured on an H200 (132 multiprocessors; torch 2.11.0, Triton 3.6.0), us a step, kernels alone but for the rows of graphs
+(docs/benchmarks.md, generation, has the rest):
 
     network    precision  form                       1 row   64    132    512    2,048
-    12 x 128   bf16       persistent                  52           59
-                          together, G 1                                   351    483
-               fp32       persistent                  60           79
+    12 x 128   bf16       persistent                  53           64     260
+                          together                           113          223    496
+                          graph                                           344    641
+               fp32       persistent                  61           79
     16 x 256   bf16       split, G 16                 62
-                          persistent                 162           257
-                          together                          282           500    1,652
+                          persistent                        247    257
+                          together                          224           491    1,331
+                          graph                                           566    1,273
                fp32       split, G 16                 73
-                          persistent                 222           299
+                          persistent                               300
+    24 x 768   bf16       split, G 48                255
+                          together                                      3,062
+                          graph                             764         1,664
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from typing import Literal, NamedTuple
 
 PATHS = Literal["persistent", "split", "together"]
 WIDEST = 768  # what was run
+_ROWS_OF_A_PROCESSOR = 8  # beyond them, wide networks' states come from memory, and a CUDA graph has more of them on the way
 _WIDEST_OF_A_ROW = 256  # beyond it, a program that reads all weights takes longer than a CUDA graph
 
 
@@ -61,9 +68,11 @@ def form_of(width: int, inner: int, rows: int, processors: int, bf16: bool) -> F
         return None
     # Programs beyond the number of multiprocessors run after the others.
     waves = -(-rows // processors)
-    if waves <= ((6 if width <= 128 else 1) if bf16 else 4):
+    if waves <= ((3 if width <= 128 else 1) if bf16 else 4):
         return persistent
-    return together if bf16 else None
+    if not bf16 or (width > 128 and rows > _ROWS_OF_A_PROCESSOR * processors):
+        return None
+    return together
 
 
 def form_on(path: str, width: int, inner: int, rows: int, processors: int, bf16: bool) -> Form | None:

@@ -29,7 +29,7 @@ from typing import Literal, NamedTuple
 
 PATHS = Literal["persistent", "split", "together"]
 WIDEST = 768  # what was run
-_ROWS_OF_A_PROCESSOR = 8  # beyond them, wide networks' states come from memory, and a CUDA graph has more of them on the way
+_ROWS_OF_A_PROCESSOR = 8  # beyond them, states come from memory, and a CUDA graph has more of them on the way
 _WIDEST_OF_A_ROW = 256  # beyond it, a program that reads all weights takes longer than a CUDA graph
 
 

@@ -5,7 +5,7 @@
 Trainings, judge and recogniser share the GPU for --train-seconds. Then the settings of sampling are compared on 440 clips
 each, and the best one is judged on 2,050 clips of another seed, 205 of each digit, beside temperature 1, a model without
 classes, and recorded clips. A clip is right where the judge names the digit that was asked for and the recogniser, too,
-takes it for that digit. `cond.tar` holds table, JSON, curves and clips, `cond_model.tar` the weights that were chosen.
+takes it for that digit. `cond.tar` holds table, JSON, curves and clips, `cond_model.tar` the weights.
 
     judge       trains judge and recogniser, and keeps them (started by the above)
 """
@@ -13,6 +13,7 @@ takes it for that digit. `cond.tar` holds table, JSON, curves and clips, `cond_m
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import math
 import os
@@ -94,19 +95,22 @@ def train(options: argparse.Namespace, data: Path) -> None:
             process.send_signal(signal.SIGTERM)
     codes = [process.wait() for process in started]
     say(f"trainings ended with codes {codes}")
-    say(f"judge ended with code {judging.wait()}")
-    if checking.poll() is None:
-        checking.kill()
+    for name, process, seconds in (("judge", judging, options.judge_seconds), ("check of the path", checking, 1)):
+        try:
+            say(f"{name} ended with code {process.wait(timeout=seconds)}")
+        except subprocess.TimeoutExpired:
+            process.kill()
+            say(f"{name} did not end, see {work}/*.txt")
 
 
 def opened(work: Path, device: str) -> tuple[Any, Any]:
-    """The data module of the arm without classes, and its clips."""
+    """The data module of the arms, which is the same for all of them, and its clips."""
     from mamba_bio_audio.pipelines.audio.digits import digits
     from mamba_bio_audio.run.data import open_data
     from mamba_bio_audio.run.described import read_config
 
-    wait_for(work / "no-classes" / "config.yaml")
-    data = open_data(read_config(work / "no-classes"), device)
+    run = wait_for(work, list(ARMS))
+    data = open_data(read_config(run), device)
     data.setup()
     return data, digits(data)
 
@@ -195,8 +199,7 @@ def check(work: Path, device: str) -> None:
     from mamba_bio_audio.pipelines.domains import domain_of
     from mamba_bio_audio.run.described import read_config
 
-    wait_for(work / "classes" / "config.yaml")
-    config = read_config(work / "classes")
+    config = read_config(wait_for(work, [name for name in ARMS if name != "no-classes"]))
     model = build_model(config.model, seed=0).to(device).eval()
     model.codec = domain_of(config.data.kind).codec(config.data)
     how: dict[str, Any] = {"length": 200, "num_samples": 44, "class_": model.classes[0]}
@@ -207,10 +210,14 @@ def check(work: Path, device: str) -> None:
     (work / "check.json").write_text(json.dumps({"path": fastest, "same": same}))
 
 
-def wait_for(path: Path) -> None:
-    """Until a file of another process is there."""
-    while not path.exists():
+def wait_for(work: Path, arms: list[str]) -> Path:
+    """The run folder of the first of these arms that has a configuration."""
+    for _ in range(120):
+        for name in arms:
+            if (work / name / "config.yaml").exists():
+                return work / name
         time.sleep(1)
+    raise SystemExit(f"{work}: none of the arms {', '.join(arms)} has begun within two minutes")
 
 
 class Ears:
@@ -273,6 +280,8 @@ def score(options: argparse.Namespace) -> None:
         if (work / name / "model.safetensors").exists()
     }
     arms = [name for name in models if models[name].classes]
+    if not arms:
+        raise SystemExit(f"{work}: no arm with classes has weights")
 
     global PATH
     checked = work / "check.json"
@@ -322,9 +331,6 @@ def score(options: argparse.Namespace) -> None:
             result["scores"] = {key: rows[key] for key in ("generated", "test")}
         pack(options, found)
     pack(options, found)
-    with tarfile.open(options.out / "cond_model.tar", "w") as tar:
-        for name in ("model.safetensors", "config.yaml", "manifest.json"):
-            tar.add(work / best / name, f"{best}/{name}")
     print(table(found))
 
 
@@ -365,6 +371,15 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def pack_models(options: argparse.Namespace) -> None:
+    """Before anything is judged: with the weights that can be done elsewhere."""
+    with tarfile.open(options.out / "cond_model.tar", "w") as tar:
+        for arm in options.arms:
+            for name in ("model.safetensors", "config.yaml", "manifest.json", "metrics.csv"):
+                if (options.work / arm / name).exists():
+                    tar.add(options.work / arm / name, f"{arm}/{name}")
+
+
 def pack(options: argparse.Namespace, found: dict[str, Any]) -> None:
     work = options.work
     (work / "results.json").write_text(json.dumps(found, indent=1))
@@ -394,12 +409,15 @@ def main() -> None:
     parser.add_argument("--reserve", type=float, default=150, help="seconds kept for the final clips")
     parser.add_argument("--workers", type=int, default=4, help="processes that read data, for each training")
     parser.add_argument("--judge-epochs", type=int, default=30)
+    parser.add_argument("--judge-seconds", type=float, default=90, help="that the judge may take after the trainings")
     parser.add_argument("--trial", type=int, default=440, help="clips of a setting")
     parser.add_argument("--count", type=int, default=2048)
     parser.add_argument("--length", type=int, default=16_000)
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    # Whatever hangs says where.
+    faulthandler.dump_traceback_later(options.seconds + 20, exit=True)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.archive in ("judge", "check"):
         import torch
@@ -414,6 +432,7 @@ def main() -> None:
         with tarfile.open(options.archive) as tar:
             tar.extractall(options.work / "data", filter="data")
         train(options, options.work / "data" / "digits")
+    pack_models(options)
     score(options)
 
 

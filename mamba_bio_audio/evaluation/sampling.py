@@ -5,7 +5,7 @@
 T* says whether the model is as sure of itself as it is right. Training minimises the same sum, so T* is near 1 for large
 models; small or briefly trained ones cannot make their logits as sharp as they are right (`audio/tiny`: 0.7). It says nothing
 about what happens once the model reads its own symbols, where errors add up. Therefore pieces are generated at every cell of
-a grid of temperatures up to T* and of top-p, all in one batch, and compared with recorded ones by what the domain measures
+a grid of temperatures around T* and of top-p, all in one batch, and compared with recorded ones by what the domain measures
 (`Domain.matcher`). The nearest cell is taken.
 """
 
@@ -29,8 +29,8 @@ from mamba_bio_audio.inference.generate import uniforms
 # Temperatures at which validation data are scored; the best is refined between its neighbours.
 TEMPERATURES = tuple(round(0.5 + 0.05 * step, 2) for step in range(21))
 # The grid: temperatures in units of the one by likelihood, and top-p.
-SHARES = (1.0, 0.95, 0.9, 0.8)
-TOP_P = (1.0, 0.98, 0.95, 0.9, 0.8, 0.7)
+SHARES = (1.05, 1.0, 0.95, 0.9)
+TOP_P = (1.0, 0.99, 0.97, 0.94, 0.9, 0.8)
 _PIECE = 1 << 14
 _BLOCK = 1024
 
@@ -129,7 +129,7 @@ class Cell(NamedTuple):
 
 
 def grid(temperature: float) -> list[Cell]:
-    """The cells that are tried, the mildest first."""
+    """The cells that are tried, those with the widest distributions first."""
     return [Cell(round(temperature * share, 3), top_p) for share, top_p in itertools.product(SHARES, TOP_P)]
 
 

@@ -1,6 +1,8 @@
 """What models read besides symbols: a start token, and the class of a sequence."""
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -13,6 +15,9 @@ from mamba_bio_audio.models.inputs import InputEmbedding
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.run.begin import Session
+from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.train import train
 
 Q, S = 20, 21
 MORE = {"inputs": S, "classes": ("a", "b", "c")}
@@ -177,3 +182,25 @@ def test_likelihoods_and_embeddings_after_a_start_token_that_bytes_cannot_hold()
         torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
         embedded = mba.embed(model, row, pool="none")
         assert embedded[0].shape == (30, 16)
+
+
+def test_a_model_of_classes_learns_them(tmp_path):
+    """Each held-out recording is most probable as one of its own class, and less so without a class."""
+    draws = np.random.default_rng(0)
+    for word, step in (("low", 0.1), ("high", 0.9), ("middle", 0.35)):
+        (tmp_path / "tones" / word).mkdir(parents=True)
+        for number in range(8):
+            tone = 0.5 * np.sin(step * np.arange(240) + draws.uniform(0, 2 * np.pi))
+            soundfile.write(tmp_path / "tones" / word / f"{number}.wav", tone, 16_000)
+    keys = ["data.start=token", "model.classes=folders", "model.d_model=16", "model.num_layers=1", "train.lr=1e-2"]
+    keys += ["data.valid_fraction=0.15", "data.test_fraction=0.15", "train.steps=40", "train.validate_every=40"]
+    keys += ["train.length=256", "train.tokens_per_step=1536", "train.length_warmup=[]", "train.listen=0"]
+    config = load_config("audio/tiny", [f"data.path={tmp_path / 'tones'}", *keys])
+    train(config, tmp_path / "run", Session("cpu", quiet=True))
+    model = mba.load(tmp_path / "run")
+    assert model.classes == ("high", "low", "middle")
+    for word in model.classes:
+        sound, _ = soundfile.read(tmp_path / "tones" / word / "7.wav", dtype="float32")
+        found = {name: float(mba.log_likelihood(model.of_class(name), sound).total) for name in model.classes}
+        assert max(found, key=lambda name: found[name]) == word
+        assert found[word] > float(mba.log_likelihood(model, sound).total)

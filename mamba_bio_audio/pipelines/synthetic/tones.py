@@ -73,8 +73,8 @@ def write_performances(folder: Path, count: int = 64) -> None:
 
 
 def samples_after_first_note() -> int:
-    """Samples from the second note of the tune to its end, at its middle tempo."""
-    return round((len(MELODY) - 1) * _NOTE_S * RATE_HZ)
+    """Samples from the second note of the tune to its end, at its middle tempo, and the time of two notes to spare."""
+    return round((len(MELODY) + 1) * _NOTE_S * RATE_HZ)
 
 
 def _tone(midi: int, seconds: float, harmonics: int) -> NDArray[np.float64]:

@@ -137,10 +137,10 @@ class Audio(Domain):
         return describe_samples(measured)
 
     def matcher(self, corpus: Corpus, length: int | None = None) -> Matcher:
-        """Pieces of three seconds beside validation recordings, where nothing else is asked for."""
+        """Pieces of ten seconds, in which drift shows, beside validation recordings, where nothing else is asked for."""
         from mamba_bio_audio.pipelines.audio.samples import SoundMatcher
 
-        return SoundMatcher(corpus, corpus.codec, length or 3 * corpus.codec.sample_rate_hz)
+        return SoundMatcher(corpus, corpus.codec, length or 10 * corpus.codec.sample_rate_hz)
 
     def show_samples(self, samples: Path, measured: Mapping[str, Any] | None) -> SampleView:
         """Clips to listen to, and their measures over time."""

@@ -40,8 +40,9 @@ recipe() { # name: the arguments that make the run
   for key in data.num_workers="${WORKERS:-2}" train.listen=0 ${EXTRA:-}; do sets+=(--set "$key"); done
   case $1 in
     digits) sets+=(--set train.listen="${LISTEN:-8}") ;;
-    piano-[0-9]*) sets+=(--set train.length="${1#piano-}") ;;
-    piano-*) sets+=(--set model.mixer="${1#piano-}") ;;
+    piano-[0-9]*) sets+=(--set train.length="${1#piano-}" --set 'train.length_warmup=[]') ;;
+    piano-*) sets+=(--set model.mixer="${1#piano-}" --set 'train.length_warmup=[]') ;;
+    piano) sets+=(--set 'train.length_warmup=[]') ;;
   esac
   printf '%s\n' "${sets[@]}"
 }

@@ -27,14 +27,14 @@ import typer
 MBA = [sys.executable, "-c", "from mamba_bio_audio.cli.main import run; run()"]
 COMMON = [
     "data.start=token", "data.windows=random", "data.augment_polarity=true", "data.num_workers=4", "train.ema=0.999",
-    "train.listen=0", "train.warmup=0.05", "train.clip=2.0", "train.lr=6e-3", "train.validation_tokens=2097152",
+    "train.length_warmup=[]", "train.listen=0", "train.warmup=0.05", "train.clip=2.0", "train.lr=8e-3", "train.validation_tokens=2097152",
 ]  # fmt: skip
 # Settings of each variant, and the shares of its steps at shorter lengths.
 VARIANTS: dict[str, tuple[str, list[str], dict[int, float]]] = {
     "small": ("piano", ["train.length=4096", "train.tokens_per_step=32768"], {}),
     "grow": ("piano", ["train.length=16384", "train.tokens_per_step=65536"], {1024: 0.3, 4096: 0.4}),
     "wide": ("piano", ["train.length=4096", "train.tokens_per_step=32768", "model.d_model=96"], {}),
-    "hot": ("piano", ["train.length=4096", "train.tokens_per_step=32768", "train.lr=1.2e-2"], {}),
+    "hot": ("piano", ["train.length=4096", "train.tokens_per_step=32768", "train.lr=1.6e-2"], {}),
     "real": ("piano_real", ["train.length=4096", "train.tokens_per_step=32768", "data.augment_gain_db=6"], {}),
 }
 LAST = re.compile(r"step ([\d,]+)/")

@@ -27,7 +27,8 @@ import typer
 MBA = [sys.executable, "-c", "from mamba_bio_audio.cli.main import run; run()"]
 COMMON = [
     "data.start=token", "data.windows=random", "data.augment_polarity=true", "data.num_workers=4", "train.ema=0.999",
-    "train.length_warmup=[]", "train.listen=0", "train.warmup=0.05", "train.clip=2.0", "train.lr=8e-3", "train.validation_tokens=2097152",
+    "train.length_warmup=[]", "train.listen=0", "train.warmup=0.05", "train.clip=2.0", "train.lr=8e-3",
+    "train.validation_tokens=2097152",
 ]  # fmt: skip
 # Settings of each variant, and the shares of its steps at shorter lengths.
 VARIANTS: dict[str, tuple[str, list[str], dict[int, float]]] = {

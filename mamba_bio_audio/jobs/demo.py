@@ -168,6 +168,7 @@ class _Genomes:
         from mamba_bio_audio.evaluation.figures import training_curve
 
         training_curve(self.out, dict(evaluation), self.out / self.picture)
+        return None
 
     def closing(self, seconds: float) -> str:
         """Where to look, and what to try next."""

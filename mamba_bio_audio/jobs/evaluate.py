@@ -99,9 +99,11 @@ class EvaluateOptions(Options):
         return context
 
     @model_validator(mode="after")
-    def _whole_windows(self) -> EvaluateOptions:
+    def _goes_together(self) -> EvaluateOptions:
         if self.max_bases is not None and (self.metrics != "likelihood" or self.context is not None):
             raise ValueError("--max-bases goes with the likelihood of whole windows; --context has --blocks instead")
+        if self.metrics != "sc09" and (self.temperature, self.top_p) != (None, None):
+            raise ValueError("--temperature and --top-p say how the clips of --metrics sc09 are drawn; leave them out")
         return self
 
 

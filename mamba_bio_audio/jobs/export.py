@@ -47,7 +47,7 @@ class ExportResult(Result):
 
     Attributes:
         opens_with: functions that open the folder.
-        doubts: scores that the model card leaves out or cannot vouch for.
+        doubts: scores that the model card leaves out or cannot vouch for, and fitted settings that are left out.
         pushed: address of the repository on the Hugging Face Hub that it was pushed to.
     """
 
@@ -71,14 +71,15 @@ def run(options: ExportOptions) -> ExportResult:
     """Write safetensors, config.json, a model card and, for DNA, a tokenizer; transformers opens the models that it knows."""
     from mamba_bio_audio.run import export as exports
     from mamba_bio_audio.run import hub, saved
+    from mamba_bio_audio.run.sampling import read_fitted
 
     if (options.out / "config.yaml").exists():
         raise InputError(f"{options.out} is a run folder; export to another --out")
     push = None if options.push is None else hub.Push(options.push)
     with new_folder(options.out, MAKER, inputs=[options.run], force=options.force) as folder:
         model = saved.load(options.run, options.which)
-        scores = saved.read_evaluations(options.run)
-        doubts = exports.export(model, folder, evaluations=scores, precision=options.precision)
+        scores, fitted = saved.read_evaluations(options.run), read_fitted(options.run)
+        doubts = exports.export(model, folder, evaluations=scores, precision=options.precision, fitted=fitted)
     known = not model.labels and exports.opens_in_transformers(model.model_config)
     result = ExportResult(
         out=options.out,

@@ -22,6 +22,7 @@ from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.domains import domain_named, domain_of
 from mamba_bio_audio.run.config import RunConfig
 from mamba_bio_audio.run.packaged import About, about
+from mamba_bio_audio.run.sampling import SETTINGS_NAME, Fitted
 from mamba_bio_audio.text import printable
 
 
@@ -39,6 +40,7 @@ def export(
     *,
     evaluations: Mapping[str, Any] | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
+    fitted: Fitted | None = None,
 ) -> list[str]:
     """Write `model.safetensors`, `config.json`, a model card and, where the domain has one, a tokenizer.
 
@@ -51,10 +53,11 @@ def export(
         evaluations: result of `read_evaluations`, for the card.
         precision: of the weights in the file. bf16 takes half the space and rounds them; what layers keep in fp32 (A, D and
             the bias of delta) stays fp32. The rounded weights are others than those that were scored so far.
+        fitted: how samples are drawn, which the folder keeps if it was fitted to the weights in the file.
 
     Returns:
         Notes for people on scores that the card cannot vouch for: those of other weights, which it leaves out, and those
-        of unknown weights.
+        of unknown weights; and on fitted settings that are left out.
     """
     if evaluations:
         model.manifest = {**model.manifest, "evaluations": dict(evaluations)}
@@ -123,7 +126,16 @@ def export(
     # The manifest of an export that is exported again comes from its config.json.
     with as_written("manifest.json or evaluate-*.json of the model", "restore these files, or move them away"):
         write_text(out / "README.md", model_card(model))
-        return scores_of_other_weights(model)
+        notes = scores_of_other_weights(model)
+    if fitted is not None and fitted.weights_sha256 == weights_hash(model):
+        write_json(out / SETTINGS_NAME, fitted.model_dump(mode="json", exclude={"path"}))
+        return notes
+    (out / SETTINGS_NAME).unlink(missing_ok=True)
+    if fitted is not None:
+        notes.append(
+            f"{fitted.path}: fitted to other weights, so left out; samples of the export are drawn at temperature 1"
+        )
+    return notes
 
 
 def _generation(model: IsotropicModel, padded: int, pad_id: int | None) -> dict[str, Any]:

@@ -106,6 +106,13 @@ def test_contexts_are_sorted_and_checked(dna) -> None:
             options(dna, context=wrong)
 
 
+@pytest.mark.parametrize("metrics", ["likelihood", "sampling", "sc09-judge"])
+def test_how_clips_are_drawn_is_refused_where_none_are(dna, metrics) -> None:
+    for draw in ({"temperature": 0.5}, {"top_p": 0.9}):
+        with pytest.raises(ValidationError, match="--metrics sc09 are drawn"):
+            options(dna, metrics=metrics, **draw)
+
+
 def test_where_nothing_else_tells_the_likelihood_fits_the_temperature(dna) -> None:
     result = run(options(dna, metrics="sampling"))
     assert (result.grid, result.top_p, result.temperature) == ([], None, result.likelihood_temperature)

@@ -15,6 +15,7 @@ from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.tokenizer import TOKENS, DnaTokenizer
 from mamba_bio_audio.run.export import export, model_card, scores_of_other_weights
+from mamba_bio_audio.run.sampling import SETTINGS_NAME, Fitted, read_fitted
 
 CODEC = DnaTokenizer()
 
@@ -219,3 +220,17 @@ def test_start_token_and_classes_go_along(tmp_path, tied, more):
     assert weights_hash(opened) == weights_hash(model)
     ids = torch.arange(3 * 257 if len(more) == 2 else 256)[None]
     torch.testing.assert_close(opened(ids).logits, model(ids).logits)
+
+
+def test_fitted_settings_go_with_the_weights_that_they_were_fitted_to(tmp_path):
+    model, out = dna_model(), tmp_path / "out"
+    fitted = Fitted(path=tmp_path / SETTINGS_NAME, temperature=0.8, top_p=0.97, weights_sha256=weights_hash(model))
+    assert export(model, out, fitted=fitted) == []
+    kept = read_fitted(out)
+    assert (kept.temperature, kept.top_p) == (0.8, 0.97)
+    assert kept.weights_sha256 == weights_hash(mba.load(out))
+    # Rounded weights are others, and so are those of another model.
+    for other, precision in ((model, "bf16"), (dna_model(seed=1), "fp32")):
+        notes = export(other, out, precision=precision, fitted=fitted)
+        assert any("fitted to other weights" in note for note in notes)
+        assert read_fitted(out) is None

@@ -195,9 +195,13 @@ def check_classes(model: nn.Module, given: str | Sequence[str] | None, num_sampl
     """
     if given is None:
         return None
+    if not isinstance(given, str | Sequence):
+        raise InputError(f"class_ is {given!r}; give the name of a class, or a list with one for each sample")
     names = [given] * num_samples if isinstance(given, str) else list(given)
     if len(names) != num_samples:
-        raise InputError(f"there are {len(names)} classes, but num_samples is {num_samples}; give 1 or {num_samples}")
+        raise InputError(
+            f"class_ lists {len(names)} classes, but num_samples is {num_samples}; give one name, or one for each sample"
+        )
     known: Sequence[str] = getattr(model, "classes", ())
     for name in names:
         if not known:

@@ -59,8 +59,8 @@ class SamplingResult(Kept):
         """The table of the grid, the choice, and what it cost."""
         lines = [
             f"by the likelihood of {self.likelihood_symbols:,} validation symbols: temperature "
-            f"{self.likelihood_temperature:g} (at 1 {self.valid_bits:.4f} bits, there "
-            f"{min(self.likelihood.values()):.4f} or less)"
+            f"{self.likelihood_temperature:g} ({min(self.likelihood.values()):.4f} bits or fewer, instead of "
+            f"{self.valid_bits:.4f} at temperature 1)"
         ]
         if self.grid:
             names = list(self.recorded)

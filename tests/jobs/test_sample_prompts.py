@@ -92,6 +92,7 @@ def test_seconds_are_rounded_to_samples(audio, seconds, samples):
         (("--seconds", "nan"), "--seconds"),
         (("--seconds", "1e-5"), "less than half a sample at 16,000 Hz"),
         (("--seconds", 1e300), "a WAV file holds up to"),
+        (("--seconds", 1e6), "16,000,000,000 samples asked for"),
         (("--seconds", "inf", "--num-samples", 2), "--length inf makes one sample"),
         (("--length", 5, "--keep-prompt"), "--keep-prompt keeps what --prompt or --prompt-file gives"),
         (("--length", 5, "--prompt", "nowhere.wav"), "nowhere.wav"),

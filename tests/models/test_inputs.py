@@ -165,8 +165,10 @@ def test_classes_that_cannot_be_asked_for():
     model = lively(unet(**MORE))
     with pytest.raises(InputError, match="no class 'd'; choose from a, b, c"):
         generated(model, class_="d")
-    with pytest.raises(InputError, match="there are 3 classes, but num_samples is 4"):
+    with pytest.raises(InputError, match="class_ lists 3 classes, but num_samples is 4"):
         generated(model, class_=["a", "b", "c"])
+    with pytest.raises(InputError, match="class_ is 3; give the name of a class"):
+        generated(model, class_=3)
     with pytest.raises(InputError, match="trained without classes"):
         generated(lively(unet()), class_="a")
 

@@ -150,9 +150,9 @@ class ClipWriter(SampleWriter):
         self.most = wav.MAX_SAMPLES - kept
         if (request.length or 1) > self.most:
             behind = f" behind {kept:,} of a prompt" if kept else ""
+            asked = "an endless sample" if request.length is None else f"{request.length:,} samples"
             raise InputError(
-                f"--length {request.length or 'inf'}: a WAV file holds up to {wav.MAX_SAMPLES:,} samples; choose at most "
-                f"{self.most:,}{behind}"
+                f"{asked} asked for, but a WAV file holds up to {wav.MAX_SAMPLES:,}; choose at most {self.most:,}{behind}"
             )
         self.note = self.out.with_name(f"{self.out.name}.json") if self.single else self.out / "samples.json"
         sizes, hashes = [len(one) for one in self.prompts], [one.sha256 for one in self.prompts]

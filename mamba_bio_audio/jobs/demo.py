@@ -261,7 +261,7 @@ class _Tune:
                 "Try next:",
                 "  mba prepare audio RECORDINGS --out data/yours        any WAV, FLAC, OGG or MP3 files",
                 "  mba pretrain audio/tiny --set data.path=data/yours   minutes on a CPU",
-                f"  mba sample {self.out} --length 16000 --prompt CLIP.wav --out next.wav",
+                f"  mba sample {self.out} --seconds 4 --prompt CLIP.wav --out next.wav",
                 f"  mba report {self.out}    one page about this run",
             ]
         )

@@ -66,7 +66,7 @@ def test_text_of_a_training_names_the_next_command():
     assert text.endswith("next: mba evaluate runs/x   mba sample runs/x --length 1000")
     audio = PretrainResult(**TRAINED | {"unit": "sample", "best_samples_step": 800}, kind="audio").text()
     assert "samples closest to recordings at step 800: --which best-samples" in audio
-    assert audio.endswith("mba sample runs/x --length 16000 --out sample.wav")
+    assert audio.endswith("mba sample runs/x --seconds 1 --out sample.wav")
     accuracy = {"value": 0.75, "low": 0.7, "high": 0.8, "groups": 1234}
     classified = ClassifyResult(
         **TRAINED | {"ended_by_patience": True}, kind="dna-classes", valid_accuracy=accuracy

@@ -33,7 +33,7 @@ class Audio(Domain):
     unit = "sample"
     record = "recording"
     groups = "recordings"
-    first_sample = "--length 16000 --out sample.wav"
+    first_sample = "--seconds 1 --out sample.wav"
     kinds: ClassVar[Mapping[str, type[DataSection]]] = {"audio": AudioDataConfig, "audio-classes": AudioClassesConfig}
 
     def codec(self, config: Any) -> Any:
@@ -110,7 +110,7 @@ class Audio(Domain):
 
     def sample_command(self, run: Path) -> str:
         """A WAV file of one recording."""
-        return f"mba sample {run} --length 80000 --out {run / 'sample.wav'}"
+        return f"mba sample {run} --seconds 5 --out {run / 'sample.wav'}"
 
     def measures(self, samples: Path) -> Path | None:
         """Beside the file or folder; not of the clips that a judge hears, which has measures of its own."""

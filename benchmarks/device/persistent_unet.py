@@ -75,7 +75,8 @@ def run_variant(pipe, net, dtype, warps, programs, rows_list, steps):
             decode_unet(network, rows_of(network.case, state, last), draws, top_p=0.9, **how)
         torch.cuda.synchronize()
         pipe.send(f"compiled in {time.time() - began:.0f} s")
-        before, last, draws, own_symbols, own_scores = torch.load(pipe.recv(), map_location="cuda", weights_only=False)
+        draws, own_symbols, own_scores = torch.load(pipe.recv(), map_location="cuda", weights_only=True)
+        before, last = beginning(model_of(*net))
         symbols, scores, *_ = decode_unet(network, rows_of(network.case, before, last), draws, **how)
         same = (symbols == own_symbols).all(1).int().cumprod(0).sum().item()
         off = (scores - own_scores)[:same].abs().max().item() if same else float("nan")
@@ -96,16 +97,22 @@ def run_variant(pipe, net, dtype, warps, programs, rows_list, steps):
         pipe.send(f"{type(error).__name__}: {str(error)[:300]}")
 
 
-def reference(net, path):
-    """The step loop's symbols and scores, with where it began, in a file."""
-    model = model_of(*net)
+def beginning(model):
+    """The state after five symbols, and the sixth."""
     tokens = torch.arange(6, device="cuda")[None]
+    with torch.no_grad():
+        return decoding.prefill(model, tokens[:, :-1], None), tokens[:, -1:]
+
+
+def reference(net, path):
+    """The draws, symbols and scores of the step loop, in a file."""
+    model = model_of(*net)
+    before, last = beginning(model)
     choice = _Choice.check(model, 1.0, None, None, list(range(256)), None).to("cuda")
     draws = torch.rand(256, 1, dtype=torch.float64, device="cuda")
     with torch.no_grad():
-        before = decoding.prefill(model, tokens[:, :-1], None)
-        symbols, scores, _ = decoding.steps(model, choice.next, tokens[:, -1:], before, draws)
-    torch.save((before, tokens[:, -1:], draws, symbols, scores), path)
+        symbols, scores, _ = decoding.steps(model, choice.next, last, before, draws)
+    torch.save((draws, symbols, scores), path)
     return path
 
 

@@ -41,7 +41,7 @@ class Writer(SampleWriter):
     def __init__(self, request):
         self.request, self.start, self.settings = request, {"prompt": [Codec.start_id]}, {}
 
-    def encode(self, tokens):
+    def encode(self, tokens, row=0):
         return Codec().decode(tokens).encode()
 
     def check_target(self, *, replace):

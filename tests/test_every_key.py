@@ -154,6 +154,7 @@ ROWS = [
     *rows("audio-classes", "error", "data.kind=audio", "data.windows=random"),
     *rows("audio-classes", "error", "data.augment_gain_db=6", "data.augment_polarity=true"),
     *rows("audio-classes", "data", "data.drop_short=true"),
+    *rows("dna", "model", "train.init=DIR/pretrained"),
     *rows("dna", "run", "seed=1", "train.steps=3", "train.length=16", "train.tokens_per_step=64", "train={steps: 3}"),
     *rows(
         "dna",

@@ -37,9 +37,10 @@ class TrainOptions(Options):
 
     def config(self) -> RunConfig:
         """The validated recipe."""
-        from mamba_bio_audio.run.config import load_config
+        from mamba_bio_audio.run.pretrained import configure
 
-        return load_config(self.recipe, [*self.overrides, *([] if self.seed is None else [f"seed={self.seed}"])])
+        overrides = [*self.overrides, *([] if self.seed is None else [f"seed={self.seed}"])]
+        return configure(self.recipe, overrides, run_of=self._folder if self.resume else None)
 
     def session(self) -> Session:
         """How this command trains."""
@@ -53,7 +54,10 @@ class TrainOptions(Options):
 
     def folder(self, config: RunConfig) -> Path:
         """The run folder."""
-        return self.out or Path("runs") / str(config.name)
+        return self._folder(str(config.name))
+
+    def _folder(self, name: str) -> Path:
+        return self.out or Path("runs") / name
 
 
 class PretrainOptions(TrainOptions):

@@ -146,6 +146,26 @@ class SequenceModel(nn.Module):
         view.model_config = config.model_copy(update={"classes": None})
         return view
 
+    def start_from(self, source: nn.Module) -> None:
+        """Take over the weights of a pretrained model, without its head.
+
+        Args:
+            source: language model or classifier.
+
+        Raises:
+            InputError: its backbone has another configuration.
+        """
+        own: Any = getattr(self, "backbone", self)
+        found: Any = getattr(source, "backbone", source)
+        wanted, given = (model.model_config.model_dump(mode="json") for model in (own, found))
+        different = [
+            f"model.{key} is {wanted[key]}, not {given.get(key)}" for key in wanted if wanted[key] != given.get(key)
+        ]
+        if different:
+            remedy = "data.start" if wanted["inputs"] != given.get("inputs") else "model.*"
+            raise InputError(f"a model of another shape: {'; '.join(different)}; set {remedy} to match")
+        own.load_state_dict(found.state_dict())
+
     def encode(self, sequence: Any) -> Tensor:
         """Ids of one sequence, int64 (1, L), as this model, `mba.generate` and `mba.log_likelihood` take them.
 

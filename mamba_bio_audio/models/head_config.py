@@ -22,8 +22,9 @@ class HeadConfig(BaseModel):
     )
     pretrained: str | None = Field(
         None,
-        description="run or export that supplies the initial backbone, and the head too if it is a classifier with the "
-        "same classes; null starts from random weights",
+        description="model that supplies the initial backbone and its architecture, the section model, and the head too if it "
+        "has one with the same outputs: a run, an export, a packaged name, Hugging Face or mamba_ssm weights; null starts "
+        "from random weights",
     )
     freeze: bool = Field(False, description="freeze the backbone and train only the head")
     label_smoothing: float = Field(

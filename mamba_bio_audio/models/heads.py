@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.head_config import HeadConfig
 
@@ -183,23 +182,8 @@ class Classifier(SequenceModel):
         return self.backbone.model_config
 
     def start_from(self, source: nn.Module) -> None:
-        """Take over the weights of a pretrained model: its backbone, and its head where classes and pooling are the same.
-
-        Args:
-            source: language model or classifier.
-
-        Raises:
-            InputError: its backbone has another configuration.
-        """
-        backbone: Any = source.backbone if isinstance(source, Classifier) else source
-        wanted, found = (given.model_config.model_dump(mode="json") for given in (self.backbone, backbone))
-        different = [
-            f"model.{key} is {wanted[key]}, not {found.get(key)}" for key in wanted if wanted[key] != found.get(key)
-        ]
-        if different:
-            remedy = "data.start" if wanted["inputs"] != found.get("inputs") else "model.*"
-            raise InputError(f"a model of another shape: {'; '.join(different)}; set {remedy} to match")
-        self.backbone.load_state_dict(backbone.state_dict())
+        """Take over a pretrained backbone, and the head where outputs and pooling are the same; errors as for any model."""
+        super().start_from(source)
         if isinstance(source, Classifier) and source.labels == self.labels and source.pool.kind == self.pool.kind:
             self.head.load_state_dict(source.head.state_dict())
 

@@ -11,14 +11,15 @@ import torch
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, check_folder, check_out, is_occupied, locked, restore
-from mamba_bio_audio.models.build import LanguageModel, build, build_classifier, build_model
+from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.data import DataModule
-from mamba_bio_audio.run import saved
+from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.run.config import RunConfig, named_files
 from mamba_bio_audio.run.data import check_same_data, open_data, progress_lines
 from mamba_bio_audio.run.folder import has_weights, run_maker
 from mamba_bio_audio.run.preflight import check_fits, check_utf8
+from mamba_bio_audio.run.pretrained import begin_with
 from mamba_bio_audio.run.resume import Continuation, continuation, with_chunk
 from mamba_bio_audio.training.config import resolve_precision
 from mamba_bio_audio.training.lengths import Stage, length_stages, stretches
@@ -148,14 +149,15 @@ def resolve(config: RunConfig, data: DataModule) -> RunConfig:
         InputError: the configuration says something else.
     """
     vocab = data.codec.vocab_size
+    brought = config.train.init if config.head is None else config.head.pretrained
     if config.model.vocab_size not in (None, vocab):
-        raise InputError(
-            f"model.vocab_size is {config.model.vocab_size}, but the data has {vocab} symbols; leave it null"
-        )
+        remedy = "leave it null" if brought is None else f"{brought} reads other symbols, name another model"
+        raise InputError(f"model.vocab_size is {config.model.vocab_size}, but the data has {vocab} symbols; {remedy}")
     inputs = max(vocab, (data.codec.start_id or 0) + 1)
-    if config.model.inputs not in (None, inputs):
+    if (config.model.inputs or (vocab if brought else None)) not in (None, inputs):
+        remedy = "leave it null" if brought is None else f"set data.start as {brought} was trained"
         raise InputError(
-            f"model.inputs is {config.model.inputs}, but the data have {inputs} ids that are read; leave it null"
+            f"model.inputs is {config.model.inputs}, but the data have {inputs} ids that are read; {remedy}"
         )
     found = {"vocab_size": vocab, "inputs": inputs if inputs > vocab else None}
     if config.model.classes is not None:
@@ -184,18 +186,14 @@ def resolve_chunk(config: RunConfig, device: str) -> RunConfig:
 
 
 def begin(config: RunConfig) -> LanguageModel | Classifier:
-    """The model at the start of training: random weights, or those of `head.pretrained` where it is set.
+    """The model at the start of training: random weights, or those of `head.pretrained` or `train.init`.
 
     Raises:
-        InputError: the pretrained model cannot be loaded, or has another shape.
+        InputError: the pretrained model cannot be loaded, has another shape, or reads other symbols.
     """
-    if config.head is None:
-        return build_model(config.model, seed=config.seed)
-    model = build_classifier(config.model, config.head, seed=config.seed)
-    if config.head.pretrained is not None:
-        source = saved.load(config.head.pretrained)
-        try:
-            model.start_from(source)
-        except InputError as error:
-            raise InputError(f"head.pretrained: {config.head.pretrained}: {error}") from None
+    model = build(config.model, config.head, seed=config.seed)
+    head = config.head
+    key, path = ("train.init", config.train.init) if head is None else ("head.pretrained", head.pretrained)
+    if path is not None:
+        begin_with(model, key, path, domain_of(config.data.kind).codec(config.data))
     return model

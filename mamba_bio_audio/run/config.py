@@ -24,7 +24,7 @@ from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.contract import DataSection
 from mamba_bio_audio.pipelines.domains import domains
 from mamba_bio_audio.plain_yaml import dump, parse
-from mamba_bio_audio.run.recipes import apply_overrides, locate, recipe_values
+from mamba_bio_audio.run.recipes import apply_overrides, locate, own_values, recipe_values
 from mamba_bio_audio.run.words import KINDS, item_of, member_of, section_of, typed
 from mamba_bio_audio.training.config import TrainConfig
 
@@ -85,6 +85,12 @@ class RunConfig(BaseModel):
     def _classes_of_generation(self) -> RunConfig:
         if self.head is not None and self.model.classes is not None:
             raise ValueError("model.classes: a classifier predicts classes and is not told them; set it to null")
+        return self
+
+    @model_validator(mode="after")
+    def _init_of_language_models(self) -> RunConfig:
+        if self.head is not None and self.train.init is not None:
+            raise ValueError("train.init: is for language models; with a head name the model in head.pretrained")
         return self
 
     @model_validator(mode="after")
@@ -176,7 +182,7 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Load, merge and validate.
+    """Load, merge and validate; a model that it begins with is left to `pretrained.configure`.
 
     Args:
         recipe: packaged name, or path of a YAML file (also of a run's `config.yaml`); `@` and variants may follow.
@@ -185,10 +191,22 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         InputError: listing every mistake with its path and what is allowed there.
     """
+    return validate(merge_named(recipe, overrides), recipe, check_files=True)
+
+
+def merge_named(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """`merge_recipe`, and the name of the run folder where the recipe has none."""
     merged = merge_recipe(recipe, overrides)
     if merged.get("name") is None:
         merged["name"] = locate(recipe).folder_name
-    return validate(merged, recipe, check_files=True)
+    return merged
+
+
+def written_values(recipe: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What the user wrote himself, in files or with `--set`, without what packaged recipes say."""
+    values = own_values(recipe)
+    apply_overrides(values, overrides)
+    return typed(values, RunConfig)
 
 
 def validate(values: dict[str, Any], source: str, *, check_files: bool = False, saved: bool = False) -> RunConfig:
@@ -235,7 +253,7 @@ def named_files(config: RunConfig) -> list[str]:
     """Files and folders that a configuration names."""
     data = config.data.model_dump()
     names = [name for key in _FILE_KEYS for name in _flat(data.get(key)) if name not in config.data.packaged]
-    names.append(None if config.head is None else config.head.pretrained)
+    names += [config.train.init, None if config.head is None else config.head.pretrained]
     return [str(Path(name).expanduser()) for name in names if name is not None]
 
 

@@ -100,6 +100,23 @@ def recipe_values(recipe: str) -> dict[str, Any]:
     return _resolved(recipe, ())
 
 
+def own_values(recipe: str) -> dict[str, Any]:
+    """What a user's own files say in a recipe: itself and its bases, with the chosen variants, without those of the package.
+
+    Args:
+        recipe: one that `recipe_values` has read.
+    """
+    file, chosen = locate(recipe)
+    if not _is_path(file):
+        return {}
+    values, variants = _read(file)
+    base = _base(file, values.pop("extends", None))
+    values = merged({} if base is None else own_values(base), values)
+    for name in chosen:
+        values = merged(values, variants[name])
+    return values
+
+
 def _resolved(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     file, chosen = locate(recipe)
     if file in seen:

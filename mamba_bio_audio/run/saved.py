@@ -87,28 +87,7 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
     Raises:
         InputError: there is nothing to load, or the weights do not fit the configuration.
     """
-    if which not in get_args(Which):
-        raise InputError(f"which is {which!r}; choose one of {', '.join(get_args(Which))}")
-    path = find_model(path)
-    if path.is_file():
-        if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").exists():
-            raise InputError(
-                f"{path}: a checkpoint of a run; give the run folder {path.parent.parent}, with which=last"
-            )
-        tensors = rename(read_tensors(path), path)
-        inferred = infer_config(tensors, path, None)
-        source = _Source(tensors, inferred, inferred, {})
-    elif (path / "config.yaml").exists():
-        source = _from_run(path, which)
-    elif (path / "config.json").exists():
-        if which != "best":
-            raise InputError(f"{path}: an export holds a single set of weights, so which must be 'best', not {which!r}")
-        source = _from_folder(path)
-    else:
-        raise InputError(
-            f"{path}: neither a run (config.yaml) nor an exported model (config.json); "
-            f"give the folder that mba pretrain or mba export wrote"
-        )
+    path, source = _open(path, which)
     model = _build_fitting(source, path)
     check_finite(source.tensors, path)
     model.load_state_dict(source.tensors, strict=False)
@@ -124,6 +103,43 @@ def load(path: str | Path, which: Which = "best") -> LanguageModel | Classifier:
             f"the model reads {inputs} ids (model.inputs)"
         )
     return model
+
+
+def architecture(path: str | Path) -> ModelConfig | UNetConfig:
+    """The configuration of the model that `load` would build.
+
+    Raises:
+        InputError: as for `load`, as far as its weights are not looked at.
+    """
+    found = find_model(path)
+    if (found / "config.yaml").exists():
+        return read_config(found).model
+    return _open(found, "best")[1].model
+
+
+def _open(path: str | Path, which: Which) -> tuple[Path, _Source]:
+    """Where a model is, and what is there."""
+    if which not in get_args(Which):
+        raise InputError(f"which is {which!r}; choose one of {', '.join(get_args(Which))}")
+    path = find_model(path)
+    if path.is_file():
+        if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").exists():
+            raise InputError(
+                f"{path}: a checkpoint of a run; give the run folder {path.parent.parent}, with which=last"
+            )
+        tensors = rename(read_tensors(path), path)
+        inferred = infer_config(tensors, path, None)
+        return path, _Source(tensors, inferred, inferred, {})
+    if (path / "config.yaml").exists():
+        return path, _from_run(path, which)
+    if (path / "config.json").exists():
+        if which != "best":
+            raise InputError(f"{path}: an export holds a single set of weights, so which must be 'best', not {which!r}")
+        return path, _from_folder(path)
+    raise InputError(
+        f"{path}: neither a run (config.yaml) nor an exported model (config.json); "
+        f"give the folder that mba pretrain or mba export wrote"
+    )
 
 
 def _build_fitting(source: _Source, path: Path) -> LanguageModel | Classifier:

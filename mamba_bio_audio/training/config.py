@@ -30,6 +30,11 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    init: str | None = Field(
+        None,
+        description="language model whose weights pretraining begins with, instead of random ones, and whose architecture "
+        "becomes the section model: a run, an export, a packaged name, Hugging Face or mamba_ssm weights",
+    )
     steps: int = Field(ge=1, le=10**12, description="optimiser steps")
     length: int = Field(ge=1, le=10**12, description="positions per sequence")
     tokens_per_step: int = Field(ge=1, le=10**15, description="positions per optimiser step, over all devices")

@@ -122,11 +122,15 @@ def test_a_dry_run_opens_the_pretrained_model(tmp_path, no_probe):
         config = small(tmp_path, "data.block_bases=null", data, *overrides, recipe=str(recipe))
         return config, tmp_path / "run"
 
-    assert "no such run" in both(*classifier(f"head.pretrained={tmp_path / 'none'}"))
+    # It brings its architecture; what is checked later than that is checked by both.
     export(build_model(ModelConfig(d_model=16, num_layers=1, vocab_size=12), seed=0), tmp_path / "wide")
-    assert "model.d_model is 8, not 16" in both(*classifier(f"head.pretrained={tmp_path / 'wide'}"))
-    config, run = classifier(f"head.pretrained={tmp_path / 'wide'}", "model.d_model=16")
+    wide = f"head.pretrained={tmp_path / 'wide'}"
+    config, run = classifier(wide, "model.d_model=16")
     assert dry_run(config, run, Session("cpu")).parameters > 0
+    other = config.model_copy(update={"model": config.model.model_copy(update={"d_model": 8})})
+    assert "model.d_model is 8, not 16" in both(other, run)
+    (tmp_path / "wide" / "model.safetensors").write_bytes(b"")
+    assert "cannot be read as weights" in both(config, run)
 
 
 def test_a_dry_run_refuses_more_memory_than_there_is(tmp_path, monkeypatch):

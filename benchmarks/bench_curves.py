@@ -37,9 +37,10 @@ from mamba_bio_audio import ops
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.contract import ModelOutput
+from mamba_bio_audio.run.kernel_speed import forward_call, scan_inputs
 from mamba_bio_audio.run.peer import has_peer, peer_layout, peer_model, peer_scan, peer_version
-from mamba_bio_audio.run.speed import forward_call, logits_step, scan_inputs, training_step
 from mamba_bio_audio.run.timing import OUT_OF_MEMORY, interleaved, provenance, write_rows
+from mamba_bio_audio.run.train_speed import logits_step, training_step
 
 LAYERS, WIDTH, CHANNELS, HEAD = 8, 256, 1024, 64
 LENGTHS = {"models": [1 << power for power in range(10, 21, 2)], "operations": [1 << power for power in range(9, 20)]}

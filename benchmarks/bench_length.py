@@ -27,8 +27,8 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.run.peer import has_peer, peer_model, peer_version
-from mamba_bio_audio.run.speed import logits_step, training_step
 from mamba_bio_audio.run.timing import OUT_OF_MEMORY, few_rounds, provenance, write_rows
+from mamba_bio_audio.run.train_speed import logits_step, training_step
 
 # layers, width, and the chunk at which streaming was fastest on an H100
 MODELS = {"16x256": (16, 256, 1 << 17), "24x512": (24, 512, 1 << 16), "4x64 fp32": (4, 64, 1 << 17)}

@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 
 from mamba_bio_audio.files import write_json
-from mamba_bio_audio.run import speed, timing
+from mamba_bio_audio.run import timing
+from mamba_bio_audio.run.train_speed import TrainCase, train
 
 LENGTH = 1024
 MARKOV = Path(__file__).parent / "results" / "markov_human.csv"
@@ -33,7 +34,7 @@ def bare(
     width: int = 128,
 ) -> None:
     """Time the step as `mba bench train` does, at the run's micro-batch, recorded on a GPU as the run's are."""
-    (row,) = speed.train(device, seconds=seconds, shapes=[(layers, width, batch, LENGTH, None)], graph=True)
+    (row,) = train(device, seconds=seconds, cases=[TrainCase(f"{layers}x{width}", batch, LENGTH)], graph=True)
     timing.append_row(out, row)
     print(f"bare step: {row['ms_p50']} ms, {row['mtokens_per_s']} M tokens/s on {row['device']}")
 

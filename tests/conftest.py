@@ -8,9 +8,11 @@ import importlib.metadata
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -117,3 +119,73 @@ def recorded_cuda(monkeypatch: pytest.MonkeyPatch) -> RecordedCuda:
 def on_gpu() -> type[torch.Tensor]:
     """A class for `tensor.as_subclass`: what is on the CPU says it is on a GPU."""
     return OnGpu
+
+
+class PeerLayer(torch.nn.Module):
+    """mamba_ssm's layer: its arguments, parameters and call."""
+
+    def __init__(self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
+        from mamba_bio_audio.layers.config import SsmConfig
+        from mamba_bio_audio.layers.mamba import MambaLayer
+
+        super().__init__()
+        config = SsmConfig(complex=False, selective=True, d_state=d_state, d_conv=d_conv, expand=expand)
+        self.layer = MambaLayer(d_model, config)
+
+    def forward(self, hidden_states: torch.Tensor, inference_params: Any = None) -> torch.Tensor:
+        found: torch.Tensor = self.layer(hidden_states)[0]
+        return found
+
+
+class PeerConfig:
+    made: ClassVar[list[Any]] = []
+
+    def __init__(self, d_model: int = 2560, n_layer: int = 64, vocab_size: int = 50277, ssm_cfg: Any = None) -> None:
+        self.width, self.vocabulary = d_model, vocab_size
+        self.made.append(ssm_cfg)
+
+
+class PeerModel(torch.nn.Module):
+    def __init__(self, config: PeerConfig) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(config.vocabulary, config.width)
+        self.head = torch.nn.Linear(config.width, config.vocabulary)
+
+    def cuda(self, device: Any = None) -> PeerModel:
+        return self
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=self.head(self.embedding(input_ids)))
+
+
+def _peer_scan(
+    u: Any,
+    delta: Any,
+    A: Any,
+    B: Any,
+    C: Any,
+    D: Any = None,
+    z: Any = None,
+    delta_bias: Any = None,
+    delta_softplus: Any = False,
+) -> Any:
+    assert delta_softplus
+    return u * torch.sigmoid(z)
+
+
+@pytest.fixture
+def mamba_ssm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for what is imported from mamba_ssm; not from its first file, which is empty on the GPU machine."""
+    for name, content in {
+        "mamba_ssm": {"__version__": "0.0"},
+        "mamba_ssm.modules": {},
+        "mamba_ssm.modules.mamba_simple": {"Mamba": PeerLayer},
+        "mamba_ssm.models": {},
+        "mamba_ssm.models.config_mamba": {"MambaConfig": PeerConfig},
+        "mamba_ssm.models.mixer_seq_simple": {"MambaLMHeadModel": PeerModel},
+        "mamba_ssm.ops": {},
+        "mamba_ssm.ops.selective_scan_interface": {"selective_scan_fn": _peer_scan},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)

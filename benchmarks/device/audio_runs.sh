@@ -2,7 +2,6 @@
 # The audio runs of docs/audio.md on the GPU machine; results go to $OUT, one archive a run, each of the stages with a log of its own.
 #   bash benchmarks/device/audio_runs.sh all          everything in PARTS at once on one GPU, then evaluation: RATE + SECONDS_MAX + 150 s
 #   bash benchmarks/device/audio_runs.sh keep         only unpacks the data that travelled to $RUN, for a later call on the warm machine
-#   bash benchmarks/device/audio_runs.sh train | sample | tests                 benchmarks and tests on the GPU
 # Data: audio_kit.sh makes .device/digits.tgz and .device/piano; both and .device/wheels fit into one call.
 #   PARTS        of digits judge piano piano-8192 piano-32768 piano-131072 (all of them); piano-mamba is piano with other blocks
 #   SECONDS_MAX  of training (300), its start and validations included; a run that is not done by then is saved as it stands
@@ -155,8 +154,6 @@ case ${1:?which run} in
     say "all is over"
     for log in judge metrics; do tail -n 45 "$LOGS/$log.txt" 2>/dev/null; done
     ls -l "$OUT" ;;
-  train) timeout 580 python3 benchmarks/bench_audio.py train --out "$OUT/train_audio.csv" 2>&1 | tee "$OUT/train_audio.txt" ;;
-  sample) timeout 580 python3 benchmarks/bench_audio.py sample --out "$OUT/sample_audio.csv" 2>&1 | tee "$OUT/sample_audio.txt" ;;
   tests) timeout 580 python3 -m pytest -q tests/inference/test_decoding.py tests/models/test_unet.py 2>&1 | tee "$OUT/tests.txt" ;;
   *) echo "unknown run $1"; exit 2 ;;
 esac

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mamba_bio_audio.jobs.contract import Cli, Device, Options, Result
 
@@ -22,8 +22,25 @@ class BenchOptions(Options):
     out: Path | None = Field(
         None, description="CSV file to write, or - for standard output; by default bench-WHAT-DEVICE.csv."
     )
+    case: list[str] = Field(
+        default_factory=list,
+        description="What to measure instead of the usual rows, repeatable: scan:8,8192,2048 (operation and B,L,D; "
+        "operations are scan, scan-slow, scan-lti, scan-complex, scan-complex-lti, conv, norm, mixer), 16x256:128,1024 "
+        "(model and B,L of a training step, a third number is the chunk of streaming; audio/sc09@small:16,16000, "
+        "16x256+s4d:128,1024), 12x128:64,bf16 (model, rows and precision of generation).",
+    )
+    graph: bool = Field(False, description="Of train: record whole steps as CUDA graphs, as train.cuda_graph does.")
+    peer: Literal["mamba", "mamba2"] = Field(
+        "mamba", description="Of train: which layer of mamba_ssm stands beside a language model."
+    )
     seconds: float = Field(3.0, ge=0.01, description="Time to spend on each row, in seconds.")
     device: Device = "auto"
+
+    @model_validator(mode="after")
+    def _of_train(self) -> BenchOptions:
+        if self.what != "train" and (self.graph or self.peer != "mamba"):
+            raise ValueError("--graph and --peer are options of mba bench train")
+        return self
 
 
 class BenchResult(Result):
@@ -63,9 +80,13 @@ def run(options: BenchOptions) -> BenchResult:
         file.parent.mkdir(parents=True, exist_ok=True)
         # A table of an earlier call is replaced, and nothing else.
         check_file(file, "bench", begins_with("benchmark,"), force=True)
+    benchmark = BENCHMARKS[options.what]
+    given: dict[str, Any] = {"graph": options.graph, "peer": options.peer} if options.what == "train" else {}
+    if options.case:
+        given["cases"] = [benchmark.case(text) for text in options.case]
     rows: list[dict[str, Any]] = []
     with counters(options.quiet) as progress:
-        for row in BENCHMARKS[options.what](device, seconds=options.seconds):
+        for row in benchmark.rows(device, seconds=options.seconds, **given):
             rows.append(row)
             progress("rows measured", len(rows), None)
             if file is not None:
@@ -77,10 +98,19 @@ def _line(row: dict[str, Any]) -> str:
     if row["benchmark"] == "sample":
         return sample_line(row)
     text = f"{row['benchmark']:<15} {row['mode']:<10} {row['shape']:<42} {row['ms_p50']:>9} ms"
-    for key, unit in (("mtokens_per_s", "M tokens/s"), ("us_per_step", "us/step"), ("peak_gib", "GiB")):
+    for key, unit in (
+        ("limit_ms", "ms at the rate of a copy"),
+        ("special_limit_ms", "ms of special functions"),
+        ("mtokens_per_s", "M tokens/s"),
+        ("peak_gib", "GiB"),
+        ("streaming_limit", "of whole steps' speed at best"),
+        ("host_us", "us of the host"),
+        ("call_us", "us a call"),
+    ):
         if row.get(key) and row[key] != "0.00":
             text += f"  {row[key]} {unit}"
-    return text + (f"  {row['ratio']}x the peer's speed" if row["ratio"] else "")
+    text += f"  {row['ratio']}x the peer's speed" if row["ratio"] else ""
+    return text + (f", {row['call_ratio']}x by whole calls" if row.get("call_ratio") else "")
 
 
 def sample_line(row: dict[str, Any]) -> str:

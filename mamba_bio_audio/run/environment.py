@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -75,10 +76,15 @@ def installed(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree that the package runs from, marked if it was changed; None if it is installed."""
-    root = Path(__file__).parents[2]
+    """Commit of the source tree that the package runs from, marked if it was changed; None if it is installed.
+
+    A copy without git's folder has `.device/COMMIT` (`git rev-parse HEAD HEAD:mamba_bio_audio`): where the package is
+    that of the commit, the commit is named, otherwise git's name for the package's folder as it stands.
+    """
+    package = Path(__file__).parents[1]
+    root = package.parent
     if not (root / ".git").exists():
-        return None
+        return _copied_commit(package, root / ".device" / "COMMIT")
     try:
         head = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -89,3 +95,32 @@ def _commit() -> str | None:
     except OSError:
         return None
     return head.stdout.strip() or None
+
+
+def _copied_commit(package: Path, note: Path) -> str | None:
+    if not note.is_file():
+        return None
+    commit, tree = note.read_text(encoding="utf-8").split()
+    found = tree_name(package).hex()
+    return commit[:12] if found == tree else f"package {found[:12]}"
+
+
+def tree_name(folder: Path) -> bytes:
+    """Git's name (SHA-1) for a folder with everything in it but what Python compiled; empty folders do not count."""
+    entries: list[tuple[bytes, bytes]] = []
+    for path in folder.iterdir():
+        name = path.name.encode()
+        if path.is_symlink():
+            entries.append((name, b"120000 " + name + b"\0" + _git_name(b"blob", str(path.readlink()).encode())))
+        elif path.is_dir():
+            if path.name != "__pycache__" and (inside := tree_name(path)) != _git_name(b"tree", b""):
+                # Folders stand where their name with a slash would.
+                entries.append((name + b"/", b"40000 " + name + b"\0" + inside))
+        elif path.suffix != ".pyc":
+            mode = b"100755" if path.stat().st_mode & 0o100 else b"100644"
+            entries.append((name, mode + b" " + name + b"\0" + _git_name(b"blob", path.read_bytes())))
+    return _git_name(b"tree", b"".join(entry for _, entry in sorted(entries)))
+
+
+def _git_name(kind: bytes, content: bytes) -> bytes:
+    return hashlib.sha1(kind + b" %d\0" % len(content) + content, usedforsecurity=False).digest()

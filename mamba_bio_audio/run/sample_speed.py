@@ -19,22 +19,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.generate import generate_blocks, sampling_path
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.peer import has_peer, peer_model
-from mamba_bio_audio.run.timing import OUT_OF_MEMORY, PAIRS, Row, Timing, timing_row
+from mamba_bio_audio.run.timing import OUT_OF_MEMORY, PAIRS, Row, Timing, copy_rate, timing_row
 
 # Steps of the first two batches, from which the number of the others follows, which is a block of `generate_blocks` at most.
 _PROBE = 64
 _BLOCK = 1024
 _LEAST_BATCHES = 3
-_COPIED = {"cuda": 1 << 30, "cpu": 1 << 28}
 _PRECISION = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -50,6 +51,19 @@ class SampleCase(NamedTuple):
     model: str
     batch: int
     precision: str
+
+    @classmethod
+    def of(cls, text: str) -> SampleCase:
+        """A case written as 12x128:64 or 12x128:64,fp32; on a GPU without precision bf16, on a CPU fp32."""
+        name, _, rest = text.rpartition(":")
+        batch, _, precision = rest.partition(",")
+        precision = precision or ("bf16" if torch.cuda.is_available() else "fp32")
+        if not name or not batch.isdecimal() or not int(batch) or precision not in _PRECISION:
+            raise InputError(
+                f"--case {text}: not MODEL:ROWS or MODEL:ROWS,PRECISION with a whole number above 0 and fp32 or bf16, as "
+                "12x128:64 or audio/sc09@small:1,fp32"
+            )
+        return cls(name, int(batch), precision)
 
 
 def _cases(models: Sequence[str], batches: Sequence[int], precisions: Sequence[str]) -> list[SampleCase]:
@@ -161,12 +175,28 @@ def _name(case: SampleCase) -> str:
 
 
 def make_model(name: str) -> tuple[nn.Module, Sequence[int]]:
-    """The model of a case, with random weights, and the symbols that are drawn."""
+    """The model of a case, with random weights, and the symbols that it is about.
+
+    Args:
+        name: layers x width of a language model of DNA, such as 12x128, or a recipe of audio; behind a + the mixer of all
+            layers.
+
+    Raises:
+        InputError: it is neither, or there is no such mixer.
+    """
+    name, _, mixer = name.partition("+")
     if "/" in name:
-        config = load_config(name, ["data.path=."]).model
+        config = load_config(name, ["data.path=.", *([f"model.mixer={mixer}"] if mixer else [])]).model
         return build_model(config.model_copy(update={"vocab_size": 256}), seed=0), range(256)
-    layers, width = map(int, name.split("x"))
-    return build_model(ModelConfig(d_model=width, num_layers=layers, vocab_size=12), seed=0), range(7, 11)
+    sizes = name.split("x")
+    if len(sizes) != 2 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise InputError(f"{name}: neither LAYERSxWIDTH, as 12x128, nor a recipe, as audio/sc09@small")
+    layers, width = map(int, sizes)
+    try:
+        config = ModelConfig(d_model=width, num_layers=layers, vocab_size=12, **({"mixer": mixer} if mixer else {}))
+    except ValidationError as error:
+        raise InputError(f"{name}+{mixer}: {error.errors()[0]['msg']}") from None
+    return build_model(config, seed=0), range(7, 11)
 
 
 def peer_steps(case: SampleCase, steps: int) -> Callable[[], object]:
@@ -176,18 +206,6 @@ def peer_steps(case: SampleCase, steps: int) -> Callable[[], object]:
     model: Any = peer_model(layers, width).to(dtype).eval()
     prompt = torch.zeros(case.batch, 1, dtype=torch.long, device="cuda")
     return lambda: model.generate(prompt, max_length=1 + steps, top_k=0, cg=True)
-
-
-def copy_rate(device: str) -> float:
-    """Bytes per second, read and written, of the fastest of some copies of a large tensor."""
-    source = torch.zeros(_COPIED[device], dtype=torch.uint8, device=device)
-    target = torch.ones_like(source)
-    times = []
-    for _ in range(8):
-        began = time.perf_counter()
-        target.copy_(source)
-        times.append(_seconds_since(began, device))
-    return 2 * len(source) / min(times)
 
 
 def bytes_per_step(model: nn.Module, rows: int, precision: str) -> float:

@@ -22,6 +22,7 @@ PAIRS = 30
 # One flushes the L2. The others keep the GPU busy (0.1 ms each) while the host launches the call that is timed.
 FLUSHES = 8
 OUT_OF_MEMORY = "out of memory"
+_COPIED = {"cuda": 1 << 30, "cpu": 1 << 28}
 
 
 class Timing(NamedTuple):
@@ -94,6 +95,44 @@ def _queued(calls: list[Callable[[], object]], pairs: int, seconds: float) -> li
     queue = [turn() for _ in range(max(3, min(pairs, int(seconds / took))))]
     torch.cuda.synchronize()
     return [[begin.elapsed_time(end) for begin, end in marks] for marks in zip(*queue, strict=True)]
+
+
+def copy_rate(device: str) -> float:
+    """Bytes per second, read and written, of the fastest of some copies of a large tensor."""
+    source = torch.zeros(_COPIED[device], dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    times = interleaved(lambda: target.copy_(source), None, device, pairs=8).ours
+    return 2e3 * len(source) / min(times)
+
+
+def by_the_clock(calls: Sequence[Callable[[], object]], *, rounds: int = 9, count: int = 20) -> list[list[float]]:
+    """Microseconds of a call on a GPU as a user makes them: `count` behind one another, waited for once; in turn.
+
+    The longer of what host and GPU take, therefore.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, found in zip(calls, times, strict=True):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            for _ in range(count):
+                call()
+            torch.cuda.synchronize()
+            found.append(1e6 * (time.perf_counter() - began) / count)
+    return times
+
+
+def host_times(calls: Sequence[Callable[[], object]], *, pairs: int = PAIRS) -> list[list[float]]:
+    """Microseconds that the host takes for a call, in turn; a GPU has nothing else to do."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(pairs):
+        for call, found in zip(calls, times, strict=True):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            call()
+            found.append(1e6 * (time.perf_counter() - began))
+    return times
 
 
 def timing_row(device: str, what: str, mode: str, shape: str, dtype: str, timing: Timing, **more: Any) -> Row:

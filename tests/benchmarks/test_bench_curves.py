@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mamba_bio_audio.ops import selective_scan
-from mamba_bio_audio.run.speed import scan_inputs
+from mamba_bio_audio.run.kernel_speed import scan_inputs
 
 
 @pytest.fixture

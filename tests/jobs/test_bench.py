@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mamba_bio_audio.cli.main import run as command
-from mamba_bio_audio.run import sample_speed, speed
+from mamba_bio_audio.run import sample_speed
 
 
 def mba(*arguments: object) -> int:
@@ -17,36 +17,45 @@ def mba(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
-def test_kernels_and_provenance(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(speed.KERNEL_SHAPES, "cpu", [(1, 70, 32)])
+def test_kernels_and_provenance(tmp_path, capsys):
     out = tmp_path / "new" / "k.csv"
-    assert mba("kernels", "--out", out, "--json") == 0
+    given = ("kernels", "--case", "scan:1,70,32", "--case", "conv:1,70,32", "--out", out)
+    assert mba(*given, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     with out.open() as file:
         written = list(csv.DictReader(file))
-    assert [(r["benchmark"], r["mode"]) for r in written] == [
-        ("selective_scan", "forward"),
-        ("selective_scan", "backward"),
-        ("causal_conv1d", "forward"),
-        ("causal_conv1d", "backward"),
-    ]
-    assert len(rows) == 4
+    modes = ("inference", "forward", "backward")
+    named = [(name, mode) for name in ("selective_scan", "causal_conv1d") for mode in modes]
+    assert [(r["benchmark"], r["mode"]) for r in written] == named
+    assert len(rows) == 6
     for row in written:
         assert row["torch"] == torch.__version__
         assert "triton" in row
         assert row["started"]
         assert float(row["ms_p50"]) > 0
+        assert float(row["limit_ms"]) > 0
         assert row["ratio"] == ""  # there is no peer on a CPU
     # An earlier table is replaced, and shown.
-    assert mba("kernels", "--out", out, "--quiet") == 0
+    assert mba(*given, "--quiet") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [tuple(line.split()[:2]) for line in lines] == named
+    assert all("ms at the rate of a copy" in line for line in lines)
+    assert last == f"written: {out}"
+
+
+def test_steps_of_a_case(tmp_path, capsys):
+    out = tmp_path / "t.csv"
+    assert mba("train", "--case", "1x8:2,16", "--case", "1x8:2,16,8", "--graph", "--out", out, "--quiet") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*["selective_scan"] * 2, *["causal_conv1d"] * 2, "written:"]
+    assert "1x8, (2, 16)  " in lines[0]
+    assert "1x8, (2, 16), streamed by 8" in lines[1]
+    with out.open() as file:
+        assert [row["recorded"] for row in csv.DictReader(file)] == ["True", "False"]
 
 
 def test_csv_on_standard_output(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sample_speed.SAMPLE_CASES, "cpu", [sample_speed.SampleCase("1x8", 2, "fp32")])
-    assert mba("sample", "--out", "-") == 0
+    assert mba("sample", "--case", "1x8:2", "--out", "-") == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert row["benchmark"] == "sample"
     assert not list(tmp_path.iterdir())
@@ -72,4 +81,12 @@ def test_what_it_refuses(tmp_path, capsys):
         ("train", "other.csv", "not made by mba bench"),
     ):
         assert mba(what, "--out", tmp_path / out) == 2
+        assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    for given, message in (
+        (("sample", "--graph"), "--graph and --peer are options of mba bench train"),
+        (("kernels", "--peer", "mamba2"), "--graph and --peer are options of mba bench train"),
+        (("kernels", "--case", "scan:1"), "--case scan:1: not OPERATION:B,L,D"),
+        (("train", "--case", "1x8+nothing:1,16"), "nothing"),
+    ):
+        assert mba(*given, "--out", tmp_path / "x.csv") == 2
         assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())

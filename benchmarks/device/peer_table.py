@@ -119,6 +119,9 @@ def run_once(item: Item, share: int, shares: int, device: str) -> None:
             pass
     except Exception as error:  # its turn will tell
         print(f"compiling {item}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+    gc.collect()
+    if device == "cuda":  # for the other processes
+        torch.cuda.empty_cache()
 
 
 def tune_a_share(share: int, shares: int) -> None:

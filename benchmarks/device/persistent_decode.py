@@ -22,6 +22,7 @@ import torch
 
 from mamba_bio_audio.inference import decoding
 from mamba_bio_audio.inference.generate import _Choice
+from mamba_bio_audio.kernels.decode.lost import confirm
 from mamba_bio_audio.kernels.decode.pack import Layer, pack
 from mamba_bio_audio.kernels.decode.persistent import State, decode
 from mamba_bio_audio.kernels.decode.split import decode_split
@@ -77,6 +78,10 @@ PLANS = {
             Variant("c", "bf16", 1, 8, 16, bar="140/95"),
             Variant("c", "fp32", 1, 8, 16, bar="220/150"),
         ]),
+    ],
+    "left": [
+        ((24, 768), [Variant("c", "fp32", 1, 16, 96), Variant("c", "bf16", 1, 16, 48, bar="500/250")]),
+        ((24, 512), [Variant("c", "fp32", 1, 16, 32), Variant("c", "bf16", 1, 16, 32)]),
     ],
     "rows": [
         ((16, 256), [Variant("a", "bf16", 132, 16), Variant("a", "fp32", 132, 16)]),
@@ -147,7 +152,8 @@ def measure(variant, weights, eps, before, tokens, expected, own):
     rows, padded = variant.rows, -(-variant.rows // network.case.ROWS) * network.case.ROWS
     began = time.time()
     draws = torch.rand(CHECKED if rows <= 64 else 16, rows, dtype=torch.float64, device="cuda")
-    symbols, _, logits, _ = run(variant, network, spread(before, tokens, padded), draws)
+    symbols, scores, logits, _ = run(variant, network, spread(before, tokens, padded), draws)
+    confirm(scores)
     torch.cuda.synchronize()
     built = time.time() - began
     alike = "rows alike" if (symbols == symbols[:, :1]).all() else "ROWS DIFFER"

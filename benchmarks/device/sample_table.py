@@ -1,16 +1,20 @@
 """The table of generation on one GPU: rows of `mba bench sample`, prefill of 2^20 bases, and whole commands of 2^17 bases.
 
     PYTHONPATH=. python benchmarks/device/sample_table.py [--seconds 0.5] [--budget 140] [--jobs 16] [--out sample.csv]
+    PYTHONPATH=. python benchmarks/device/sample_table.py --plan left --seconds 3 --budget 220   # in the order of LEFT
+    PYTHONPATH=. taskset -c 28-31 python benchmarks/device/sample_table.py --plan real-time --real-time 600
 
 First all kernels compile, in several processes at once; the rows' time to record is therefore that of a second command. A
 row that fails prints one line and the next one follows; none begins after the budget. Rows of graphs stand behind those of the
-path that users get, where that is another. `--only 12x128,64,bf16` runs
+path that users get, where that is another. What is measured for long says how far it has come, every minute and when it is
+ended by a signal. `--only 12x128,64,bf16` runs
 the rows of a model, batch and precision alone; the last of these can be left out.
 """
 
 import argparse
 import contextlib
 import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +33,29 @@ from mamba_bio_audio.jobs.bench import sample_line
 from mamba_bio_audio.run.sample_speed import SAMPLE_CASES, SampleCase, copy_rate, make_model, sample_row
 from mamba_bio_audio.run.timing import few_rounds, write_rows
 
+# By name, the most valuable first; rows of `mba bench sample` as MODEL,BATCH,PRECISION.
+LEFT = [
+    "12x128,2048,bf16",
+    "16x256,512,bf16",
+    "audio/sc09@small,1024,bf16",
+    "12x128,1,fp32",
+    "16x256,1,fp32",
+    "audio/sc09@small,1,bf16",
+    "audio/sc09@small,1,fp32",
+    "audio/piano,1,bf16",
+    "prefill",
+    "mba sample",
+    "real time",
+    "audio/piano,1,fp32",
+    "audio/piano,1024,bf16",
+    *(f"12x128,{batch},bf16" for batch in (1, 64, 512)),
+    *(f"16x256,{batch},bf16" for batch in (1, 64, 2048)),
+    *(f"24x768,{batch},bf16" for batch in (1, 512, 64)),
+    "24x768,1,fp32",
+    *(f"{model},64,fp32" for model in ("12x128", "16x256")),
+    "audio/sc09@small,1024,fp32",
+    "audio/piano,1024,fp32",
+]
 LAST = ("24x768", 2048)  # takes longest, and nothing is promised of it
 
 
@@ -53,20 +80,37 @@ def real_time(model: str, seconds: float, device: str) -> Iterator[str]:
     blocks = generate_blocks(network, length=None, prompt=torch.tensor([128]), allowed=allowed, precision=precision)
     next(blocks)
     took: list[float] = []
-    while sum(took) < 1e3 * seconds:
-        began = time.perf_counter()
+    ended: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: ended.append(number))
+    start = last = told = time.perf_counter()
+    while last - start < seconds and not ended:
         next(blocks)
-        took.append(1e3 * (time.perf_counter() - began))
-    at = torch.quantile(torch.tensor(took), torch.tensor([0.5, 0.99, 0.999])).tolist()
-    yield (
-        f"real time {model} {precision}: {len(took)} blocks of 1024 samples, median {at[0]:.1f} ms, 99 % {at[1]:.1f}, "
-        f"99.9 % {at[2]:.1f}, longest {max(took):.1f}, {sum(t > 64 for t in took)} above 64 ms"
-    )
+        now = time.perf_counter()
+        took.append(1e3 * (now - last))
+        last = now
+        if last - told > 60 or last - start >= seconds or ended:
+            told = last
+            at = torch.quantile(torch.tensor(took), torch.tensor([0.5, 0.99, 0.999])).tolist()
+            yield (
+                f"real time {model} {precision}: {len(took)} blocks of 1024 samples in {last - start:.0f} s, median "
+                f"{at[0]:.1f} ms, 99 % {at[1]:.1f}, 99.9 % {at[2]:.1f}, longest {max(took):.1f}, "
+                f"{sum(t > 64 for t in took)} above 64 ms; behind 16 kHz by at most {behind(took):.1f} ms"
+            )
 
 
-def command(length: int, device: str) -> Iterator[str]:
+def behind(took: list[float]) -> float:
+    """How far a player that begins with the first block would have to wait in all, ms: what must be held back for it."""
+    waited = ahead = 0.0
+    for block in took:
+        ahead += 64 - block
+        waited = max(waited, -ahead)
+    return waited
+
+
+def command(length: int, device: str, precisions: Sequence[str] = ("bf16", "fp32")) -> Iterator[str]:
     """`mba sample` with the packaged 12 x 128, from start to end of the process."""
-    for precision in ("bf16", "fp32"):
+    for precision in precisions:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             call = ["sample", "human42mb-1m4", f"--length={length}", f"--out={folder}/s.fa", f"--precision={precision}"]
@@ -85,9 +129,10 @@ def _text(case: SampleCase) -> str:
 
 def compile_all(cases: Sequence[SampleCase], device: str, jobs: int, *, commands: bool) -> None:
     """Run the shortest form of rows in other processes, which leave what they compile on disk."""
-    # Rows left out take the same kernels, or would need much memory at once. U-Nets take longest.
+    # Rows left out take the same kernels, or would need much memory at once.
     chosen = [case for case in cases if case.batch in (1, 64) or (case.batch > 512 and case.model != "24x768")]
-    chosen.sort(key=lambda case: "/" not in case.model)
+    # U-Nets take longest, and longest of these the many rows.
+    chosen.sort(key=lambda case: ("/" not in case.model, -case.batch))
 
     def run(case: SampleCase) -> None:
         call = [sys.executable, __file__, f"--only={_text(case)}", "--seconds=0", "--jobs=0", f"--device={device}"]
@@ -129,6 +174,7 @@ def main() -> None:
         "--real-time", type=float, default=6, help="seconds of one stream of audio; the promise is of 600"
     )
     parser.add_argument("--jobs", type=int, default=16, help="processes that compile; 0 leaves that out")
+    parser.add_argument("--plan", default="all", choices=("all", "left", "real-time"))
     parser.add_argument("--only", help="MODEL[,BATCH[,PRECISION]]")
     parser.add_argument("--out", type=Path, help="CSV file of the rows")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -161,7 +207,9 @@ def main() -> None:
     cases = SAMPLE_CASES[device]
     if arguments.only:
         cases = [case for case in cases if f"{_text(case)},".startswith(f"{arguments.only},")]
-    if arguments.jobs:
+    if arguments.plan == "left":
+        cases = [case for case in cases if _text(case) in LEFT]
+    if arguments.jobs and arguments.plan != "real-time":
         compile_all(cases, device, arguments.jobs, commands=not arguments.only)
     # What matters most comes first: (importance, name, what to run).
     ranked: list[tuple[int, str, partial[Iterator[str]]]]
@@ -185,6 +233,9 @@ def main() -> None:
             if "/" not in case.model and case.batch == 512 and case.precision == "bf16":
                 ranked.append((4, f"{_text(case)}, operations", partial(by_operations, case)))
     todo = [one[1:] for one in sorted(ranked, key=lambda one: one[0])]
+    if arguments.plan != "all":
+        names = LEFT if arguments.plan == "left" else ["real time"]
+        todo = sorted((one for one in todo if one[0] in names), key=lambda one: names.index(one[0]))
     for name, lines in todo:
         if time.perf_counter() - began > arguments.budget:
             print(f"{name} left out: {arguments.budget:.0f} s are over", flush=True)

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import paths
 from mamba_bio_audio.inference.decoding import Choose, prefill, stretch
+from mamba_bio_audio.inference.kept import model_state
 from mamba_bio_audio.inference.paths import Path, Precision, Stepper
 from mamba_bio_audio.inference.prompts import (
     Prompt,
@@ -36,6 +37,8 @@ from mamba_bio_audio.inference.prompts import (
     vocabulary_of,
 )
 from mamba_bio_audio.inference.streaming import Row
+from mamba_bio_audio.kernels.decode.lost import confirm
+from mamba_bio_audio.ops.calls import no_triton
 
 _BLOCK = 1024
 
@@ -52,13 +55,20 @@ class Block(NamedTuple):
             It tells how probable the model considers its own sample; a low temperature raises it without making the
             sample more natural.
         state: the model's state after all of these symbols but the last, which it has not read; for `generate_blocks`.
+        kept: the same as what runs the steps keeps it; `state` is made of it when it is asked for.
     """
 
     row: int
     position: int
     tokens: Tensor
     log_likelihood: Tensor
-    state: Any = None
+    kept: Any = None
+
+    @property
+    def state(self) -> Any:
+        """The model's own, as in the class."""
+        with torch.inference_mode():
+            return model_state(self.kept)
 
 
 class Draws(TypedDict, total=False):
@@ -286,17 +296,10 @@ def _batch(
         state = tree_map_only(Tensor, lambda part: part.to(dtype) if part.dtype == torch.bfloat16 else part, state)
     count = stretch(model)
     most = -(-_BLOCK // count) * count
-
-    def numbers(low: int) -> Tensor:
-        """Uniform numbers (R, n) of the block that begins at `low`."""
-        size = most if length is None else min(most, max(length - low, 0))
-        return torch.from_numpy(uniforms(seed, range(first_row, first_row + rows), first_position + low, size))
-
-    prepared = numbers(0)
+    before: _Queued | None = None
     for low in itertools.count(0, most) if length is None else range(0, length, most):
-        size = prepared.shape[1]
-        # One row of `draws` per step, contiguous.
-        draws = prepared.to(device).T.contiguous()
+        size = most if length is None else min(most, length - low)
+        draws = _draws_on(device, seed, first_row, rows, first_position + low, size)
         symbols, scores = [], []
         # A generator must not hold the modes over a yield, where the caller's code runs.
         was_training = model.training
@@ -325,18 +328,76 @@ def _batch(
                     symbols.append(found_symbols)
                     scores.append(found_scores)
                     last = found_symbols[-1][:, None]
-                # Those of the next block, while a GPU runs this one.
-                prepared = numbers(low + most)
-                tokens = torch.cat(symbols).T.to("cpu", choice.storage)
-                log_likelihood = torch.cat(scores).T.cpu()
+                tokens, log_likelihood = torch.cat(symbols).T.to(choice.storage), torch.cat(scores).T
+                queued = _Queued.of(first_row, first_position + low, tokens, log_likelihood, state)
         finally:
             model.train(was_training)
-        if not torch.isfinite(log_likelihood).all():
+        # What the host does with a block costs a GPU no time, since the next one runs already.
+        if before is not None:
+            yield before.block()
+        before = queued
+        if not _queues(device):
+            yield queued.block()
+            before = None
+    if before is not None:
+        yield before.block()
+
+
+def _queues(device: torch.device) -> bool:
+    """Whether steps run on while the host does something else."""
+    return device.type == "cuda"
+
+
+class _Queued(NamedTuple):
+    """A block that a GPU may still be making; letters as in `Block`, tensors on the host."""
+
+    row: int
+    position: int
+    tokens: Tensor
+    log_likelihood: Tensor
+    state: Any
+    done: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, row: int, position: int, tokens: Tensor, log_likelihood: Tensor, state: Any) -> _Queued:
+        """From tensors (R, n) on the device; without waiting for it."""
+        if not tokens.is_cuda:
+            return cls(row, position, tokens, log_likelihood, state, None)
+        # The host sleeps until then, and leaves its core to others.
+        done, device = torch.cuda.Event(blocking=True), tokens.device
+        tokens, log_likelihood = (
+            torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part.contiguous(), non_blocking=True)
+            for part in (tokens, log_likelihood)
+        )
+        done.record(torch.cuda.current_stream(device))
+        return cls(row, position, tokens, log_likelihood, state, done)
+
+    def block(self) -> Block:
+        """Waits for it.
+
+        Raises:
+            FloatingPointError: logits are not finite.
+            RuntimeError: programs on the GPU have lost each other.
+        """
+        if self.done is not None:
+            self.done.synchronize()
+        if not torch.isfinite(self.log_likelihood).all():
+            confirm(self.log_likelihood)
             raise FloatingPointError(
-                f"the model's logits become NaN or infinite within positions {first_position + low} to "
-                f"{first_position + low + size - 1}; use other weights, or higher precision"
+                f"the model's logits become NaN or infinite within positions {self.position} to "
+                f"{self.position + self.tokens.shape[1] - 1}; use other weights, or higher precision"
             )
-        yield Block(first_row, first_position + low, tokens.clone(), log_likelihood.clone(), state)
+        return Block(self.row, self.position, self.tokens.clone(), self.log_likelihood.clone(), self.state)
+
+
+def _draws_on(device: torch.device, seed: int, first_row: int, rows: int, start: int, count: int) -> Tensor:
+    """Uniform numbers (n, R), contiguous, for steps on a device."""
+    if device.type == "cuda" and no_triton(device) is None:
+        from mamba_bio_audio.kernels.decode.uniforms import device_uniforms
+
+        return device_uniforms(seed, first_row, rows, start, count, device)
+    found = uniforms(seed, range(first_row, first_row + rows), start, count)
+    return torch.from_numpy(found.T.copy()).to(device)
 
 
 class _Choice(NamedTuple):

@@ -8,16 +8,21 @@ symbols equal as far as the model's own arithmetic does: sums run in another ord
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference.kept import Kept
 from mamba_bio_audio.kernels.decode.forms import PATHS, WIDEST, form_of, form_on
 from mamba_bio_audio.layers.mamba import MambaLayer, MambaState
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.isotropic import Block, IsotropicModel
+
+if TYPE_CHECKING:  # Triton is not there on every machine
+    from mamba_bio_audio.kernels.decode.persistent import State
 
 _MOST_SYMBOLS = 256
 _MOST_TOGETHER = 64  # symbols that many rows draw from
@@ -155,20 +160,32 @@ class GpuDecoder:
         )
 
     def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol."""
-        from mamba_bio_audio.kernels.decode.persistent import State, decode
+        """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol, as `Kept`.
+
+        Everything is queued and nothing waited for; `lost.confirm` says whether the programs have met.
+        """
+        from mamba_bio_audio.kernels.decode.persistent import decode
         from mamba_bio_audio.kernels.decode.split import decode_split
         from mamba_bio_audio.kernels.decode.together import decode_together
 
-        rows = len(last)
-        state = self.model.init_state(rows, last.device) if state is None else state
+        run = {"persistent": decode, "split": decode_split, "together": decode_together}[self.path]
+        moving = state.own.copy() if isinstance(state, Kept) else self._packed(last, state)
+        symbols, scores, _, moving = run(self.network, moving, draws, **self.drawing)  # type: ignore[arg-type]
+        return symbols.long(), scores, Kept(moving, partial(_states_of, len(last)))
+
+    def _packed(self, last: Tensor, state: Any) -> State:
+        """The kernel's state from the model's, which is not changed, and the last symbols (R, 1)."""
+        from mamba_bio_audio.kernels.decode.persistent import State
+
+        state = self.model.init_state(len(last), last.device) if state is None else state
         tails, h = (torch.stack([getattr(layer, name) for layer in state], 1) for name in ("tail", "ssm"))
-        if beyond := -rows % self.network.case.ROWS:
+        if beyond := -len(last) % self.network.case.ROWS:
             # Rows of zeros fill the last program.
             tails, h, last = (torch.cat([part, part.new_zeros(beyond, *part.shape[1:])]) for part in (tails, h, last))
-        moving = State.of(tails, h, last[:, 0])
-        run = {"persistent": decode, "split": decode_split, "together": decode_together}[self.path]
-        symbols, scores, _, moving = run(self.network, moving, draws, **self.drawing)  # type: ignore[arg-type]
-        tails, h = moving.tails[:rows], moving.h[:rows]
-        after = tuple(MambaState(tail, ssm) for tail, ssm in zip(tails.unbind(1), h.unbind(1), strict=True))
-        return symbols.long(), scores, after
+        return State.of(tails, h, last[:, 0])
+
+
+def _states_of(rows: int, moved: State) -> tuple[MambaState, ...]:
+    """The model's state of the first so many rows."""
+    tails, h = moved.tails[:rows], moved.h[:rows]
+    return tuple(MambaState(tail, ssm) for tail, ssm in zip(tails.unbind(1), h.unbind(1), strict=True))

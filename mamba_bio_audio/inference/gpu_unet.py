@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from mamba_bio_audio.inference.kept import Kept
 from mamba_bio_audio.layers.mamba import MambaLayer, MambaState
 from mamba_bio_audio.models.isotropic import Block
 from mamba_bio_audio.models.unet import TierState, UNetModel, UNetState
@@ -161,14 +162,19 @@ class GpuUNet:
         )
 
     def __call__(self, last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol."""
+        """As `decoding.steps`: symbols (n, R), log-probabilities (n, R), and the state before the last symbol, as `Kept`.
+
+        Everything is queued and nothing waited for; `lost.confirm` says whether the programs have met.
+        """
         from mamba_bio_audio.kernels.decode.unet import decode_unet
 
-        if state is None:
-            state = self.model.init_state(len(last), last.device)
-        moving = rows_of(self.network.case, state, last)
+        if isinstance(state, Kept):
+            moving = state.own.copy()
+        else:
+            state = self.model.init_state(len(last), last.device) if state is None else state
+            moving = rows_of(self.network.case, state, last)
         symbols, scores, _, moving = decode_unet(self.network, moving, draws, split=self.split, **self.drawing)
-        return symbols.long(), scores, state_of(moving)
+        return symbols.long(), scores, Kept(moving, state_of)
 
 
 def _tiers_of(model: UNetModel) -> list[list[Block]]:

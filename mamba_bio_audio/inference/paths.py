@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 Path = Literal["steps", "graph", "numpy", "persistent", "split", "together"]
 Precision = Literal["fp32", "bf16"]
-# Last symbols (R, 1), the state before them and draws (n, R) to symbols and scores (n, R) and the state, as `decoding.steps`.
+# Last symbols (R, 1), the state before them and draws (n, R) to symbols and scores (n, R) and the state, as `decoding.steps`;
+# the state may come as `kept.Kept`, which the next call takes.
 Advance = Callable[[Tensor, Any, Tensor], tuple[Tensor, Tensor, Any]]
 
 

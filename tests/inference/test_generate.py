@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import generate as module
 from mamba_bio_audio.inference.generate import Place, generate, generate_blocks, sampling_path, uniforms
+from mamba_bio_audio.inference.paths import Stepper
+from mamba_bio_audio.kernels.decode.lost import mark
 
 
 class Output(NamedTuple):
@@ -182,6 +184,57 @@ def test_generate_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = generate(model, length=50, num_samples=3, seed=3)
     monkeypatch.setattr(module, "_BLOCK", 7)
     assert torch.equal(generate(model, length=50, num_samples=3, seed=3), whole)
+
+
+def test_generate_blocks_are_queued_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the next block is on its way while the caller has this one; nothing else differs."""
+    monkeypatch.setattr(module, "_BLOCK", 16)
+    options: dict[str, Any] = {"length": 40, "num_samples": 3, "batch_size": 2, "seed": 3}
+    plain = list(generate_blocks(Chain(), **options))
+    monkeypatch.setattr(module, "_queues", lambda device: True)
+    model = Chain().train()
+    made, found = [], []
+    for block in generate_blocks(model, **options):
+        assert model.training
+        assert not torch.is_inference_mode_enabled()
+        made.append(len(model.calls))
+        found.append(block)
+    # One call less a batch than symbols: the first one is drawn without.
+    assert made == [31, 39, 39, 70, 78, 78]
+    for a, b in zip(plain, found, strict=True):
+        assert a[:2] == b[:2]
+        assert torch.equal(a.tokens, b.tokens)
+        assert torch.equal(a.log_likelihood, b.log_likelihood)
+        assert torch.equal(a.state, b.state)
+
+
+def test_generate_queued_blocks_before_a_broken_one_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(Chain):
+        def forward(self, tokens: Tensor, state: Any = None, *, logits: str = "all") -> Output:
+            logits_, after = super().forward(tokens, state, logits=logits)
+            return Output(logits_ * (broken if len(self.calls) > 20 else 1), after)
+
+    monkeypatch.setattr(module, "_BLOCK", 16)
+    monkeypatch.setattr(module, "_queues", lambda device: True)
+    broken = math.nan
+    blocks = generate_blocks(Breaking(), length=64)
+    assert next(blocks).position == 0
+    with pytest.raises(FloatingPointError, match="positions 16 to 31"):
+        next(blocks)
+
+
+def test_generate_programs_that_lost_each_other_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch that failed says so by log-probabilities of +inf."""
+
+    def advance(last: Tensor, state: Any, draws: Tensor) -> tuple[Tensor, Tensor, Any]:
+        scores = torch.zeros(draws.shape, dtype=torch.float64)
+        mark(scores, torch.tensor(len(draws) < 8))
+        return torch.zeros(draws.shape, dtype=torch.long), scores, None
+
+    monkeypatch.setattr(Stepper, "advance", lambda self, rows: advance)
+    assert generate(Chain(), length=8, prompt=[0]).tolist() == [[0] * 8]
+    with pytest.raises(RuntimeError, match="waited in vain"):
+        generate(Chain(), length=7, prompt=[0])
 
 
 def test_generate_rows_with_own_prompts() -> None:

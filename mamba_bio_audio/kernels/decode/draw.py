@@ -6,8 +6,18 @@ two; CASE is a `pack.Case`.
 
 # mypy: disable-error-code="no-untyped-def, assignment, var-annotated, attr-defined"
 # Triton code: `if` on a constexpr must stand alone.
+from functools import lru_cache
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+
+@lru_cache(maxsize=64)
+def settings_of(temperature: float, top_k: int | None, top_p: float | None, device: torch.device) -> Tensor:
+    """Temperature, top-p and top-k in fp64, made once: to copy them there would wait for every launch before."""
+    return torch.tensor([temperature, top_p or 1, top_k or 0], dtype=torch.float64, device=device)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """A barrier between the programs that share a row: whoever arrives adds one to a counter, whoever waits polls it.
 
 All programs must be resident together (a cooperative launch). A wait that is not answered within a second or so poisons the
-counter, on which every later wait returns at once: a fault ends in numbers that the host refuses (`check`), not in a kernel
+counter, on which every later wait returns at once: a fault ends in numbers that the host refuses (`lost.py`), not in a kernel
 that hangs. What one program stores and another loads must be loaded past L1 (`cache_modifier=".cg"`).
 """
 
@@ -12,7 +12,6 @@ import os
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 if os.environ.get("TRITON_INTERPRET", "0") == "1":  # one program after the other: phases are launched one by one
 
@@ -95,11 +94,3 @@ def sum_parts(p, i, LENGTH: tl.constexpr, G: tl.constexpr):
     for part in tl.static_range(1, G):
         total += tl.load(p + part * LENGTH + i, cache_modifier=".cg")
     return total
-
-
-def check(counters: Tensor, arrivals: int) -> None:
-    """RuntimeError if a wait was given up; waits for the launch to end."""
-    if (counters != arrivals).any():
-        raise RuntimeError(
-            "persistent decoding: programs that share a row did not meet within a second; is another process using the GPU?"
-        )

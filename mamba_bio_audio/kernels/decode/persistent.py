@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_bio_audio.kernels.decode.draw import choose
+from mamba_bio_audio.kernels.decode.draw import choose, settings_of
 from mamba_bio_audio.kernels.decode.pack import Case, Network
 from mamba_bio_audio.kernels.launch import on
 from mamba_bio_audio.kernels.scan.parts import sigmoid, softplus
@@ -322,6 +322,10 @@ class State(NamedTuple):
         ring = torch.nn.functional.pad(tails.float(), (0, 0, 1, 0))
         return cls(h.float().clone(), ring.contiguous(), last.int().clone())
 
+    def copy(self) -> State:
+        """Tensors of its own."""
+        return State(self.h.clone(), self.ring.clone(), self.last.clone(), self.position)
+
     @property
     def tails(self) -> Tensor:
         """(rows, layers, W - 1, E), the last inputs of the convolutions, oldest first."""
@@ -344,8 +348,7 @@ def begin(
     symbols = torch.empty(steps, rows, dtype=torch.int32, device=device)
     scores = torch.empty(steps, rows, dtype=torch.float64, device=device)
     logits = torch.empty(steps if want_logits else 0, rows, case.S, device=device)
-    settings = torch.tensor([temperature, top_p or 1.0], dtype=torch.float64, device=device)
-    return case, settings, symbols, scores, logits
+    return case, settings_of(temperature, top_k, top_p, device), symbols, scores, logits
 
 
 def decode(

@@ -21,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_bio_audio.kernels.decode.draw import choose
-from mamba_bio_audio.kernels.decode.grid import arrive, check, sum_parts, wait
+from mamba_bio_audio.kernels.decode.grid import arrive, sum_parts, wait
+from mamba_bio_audio.kernels.decode.lost import mark
 from mamba_bio_audio.kernels.decode.pack import Network
 from mamba_bio_audio.kernels.decode.persistent import (
     State,
@@ -231,12 +232,12 @@ def decode_split(
     top_p: float | None = None,
     want_logits: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, State]:
-    """As `persistent.decode`, for networks packed for several programs; returns when the launch has ended.
+    """As `persistent.decode`, for networks packed for several programs.
 
-    Rows times programs must not be more than the GPU has multiprocessors.
+    Rows times programs must not be more than the GPU has multiprocessors. Log-probabilities are +inf where the programs did
+    not meet (`lost.confirm`).
 
     Raises:
-        RuntimeError: the programs did not meet.
         ValueError: a program's share is wider than half its threads.
     """
     (steps, rows), device = draws.shape, draws.device
@@ -253,6 +254,6 @@ def decode_split(
             state.position % case.W, network.layers, rows, top_k or 0, network.eps, BLOCK=gcd(case.D, 32 * network.warps),
             CASE=case, WRITE_LOGITS=want_logits, num_warps=network.warps, launch_cooperative_grid=True,
         )  # fmt: skip
-    check(counters, 2 * case.G * network.layers * steps)
+    mark(scores, (counters != 2 * case.G * network.layers * steps).any())
     moved = state._replace(position=state.position + steps)
     return symbols, scores, logits[..., : case.symbols] if want_logits else None, moved

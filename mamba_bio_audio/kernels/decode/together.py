@@ -24,7 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_bio_audio.kernels.decode.draw import choose
-from mamba_bio_audio.kernels.decode.grid import arrive, check, sum_parts, wait
+from mamba_bio_audio.kernels.decode.grid import arrive, sum_parts, wait
+from mamba_bio_audio.kernels.decode.lost import mark
 from mamba_bio_audio.kernels.decode.pack import Network
 from mamba_bio_audio.kernels.decode.persistent import State, begin, put
 from mamba_bio_audio.kernels.launch import cdiv, on
@@ -364,10 +365,8 @@ def decode_together(
     """As `persistent.decode`, for networks packed with `tiled=False`; rows of `state` must be a multiple of ROWS.
 
     Rows beyond those of `draws` are computed and not returned. Where several programs share rows, blocks of rows times
-    programs must not be more than the GPU has multiprocessors, and the call returns when the launch has ended.
-
-    Raises:
-        RuntimeError: programs that share rows did not meet.
+    programs must not be more than the GPU has multiprocessors; log-probabilities are +inf where they did not meet
+    (`lost.confirm`).
     """
     (steps, rows), device = draws.shape, draws.device
     case, settings, symbols, scores, logits = begin(network, draws, temperature, top_k, top_p, want_logits)
@@ -384,6 +383,6 @@ def decode_together(
             num_warps=network.warps, num_stages=1, maxnreg=network.registers, launch_cooperative_grid=case.G > 1,
         )  # fmt: skip
     if case.G > 1:
-        check(counters, 2 * case.G * network.layers * steps)
+        mark(scores, (counters != 2 * case.G * network.layers * steps).any())
     moved = state._replace(position=state.position + steps)
     return symbols, scores, logits[..., : case.symbols] if want_logits else None, moved

@@ -9,7 +9,7 @@ one program a stream runs all of them, one after another, or three do, one each 
 published by a count that the next tier's program waits for, and so is each queue. Frames are written only behind the wait for
 the queue before them, when the coarser program has read the frames before, and a queue is read to its end before the frame
 behind it is published: so one buffer of each is enough. All programs must be resident (a cooperative launch); a wait that
-exhausts the launch's budget of polls ends all waiting, and the host raises an error.
+exhausts the launch's budget of polls ends all waiting, and marks the launch as lost (`lost.py`).
 
 Every number that one program writes for another is read past L1 (.cg). The streams that blocks on the way down receive are kept
 in scratch, for their mirror images to add.
@@ -28,7 +28,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_bio_audio.kernels.decode.draw import choose
+from mamba_bio_audio.kernels.decode.draw import choose, settings_of
+from mamba_bio_audio.kernels.decode.lost import mark
 from mamba_bio_audio.kernels.decode.persistent import (
     convolved,
     layer_step,
@@ -408,10 +409,8 @@ def decode_unet(
         polls: of a program in all its waits for others.
 
     Returns:
-        Symbols (steps, rows) int32, their log-probabilities fp64, logits (steps, rows, V) fp32 or None, and the state after.
-
-    Raises:
-        RuntimeError: programs that share a row have lost each other.
+        Symbols (steps, rows) int32, their log-probabilities fp64, logits (steps, rows, V) fp32 or None, and the state after;
+        +inf for log-probabilities where programs that share a row have lost each other (`lost.confirm`).
     """
     (steps, rows), device = draws.shape, draws.device
     case = network.case
@@ -428,7 +427,7 @@ def decode_unet(
     symbols = torch.empty(steps, rows, dtype=torch.int32, device=device)
     scores = torch.empty(steps, rows, dtype=torch.float64, device=device)
     logits = torch.empty(steps if want_logits else 0, rows, outer.S, device=device)
-    settings = torch.tensor([temperature, top_p or 1, top_k or 0], dtype=torch.float64, device=device)
+    settings = settings_of(temperature, top_k, top_p, device)
     scratch = torch.empty(rows, case.room, device=device)
     flags = torch.zeros(rows, 5, 32, dtype=torch.int32, device=device)
     pointers = [network.words, network.floats, network.allowed, state.numbers, scratch, flags, state.last]
@@ -440,8 +439,8 @@ def decode_unet(
         unet_kernel[(3 * rows if split else rows,)](
             *pointers, *places, 0, polls, network.eps, SPLIT=split, maxnreg=_REGISTERS, **options
         )
-    if split and flags[:, 4].any():
-        raise RuntimeError("programs on the GPU that share a recording have waited in vain for each other")
+    if split:
+        mark(scores, flags[:, 4].any())
     turns, position = [], state.phase
     frames = steps
     for tier, turn in zip(case.tiers, state.turns, strict=True):

@@ -343,6 +343,10 @@ class UNetRows(NamedTuple):
                 queue.copy_(given.queue)
         return cls(case, numbers, last.int().clone(), phase)
 
+    def copy(self) -> UNetRows:
+        """Tensors of its own."""
+        return self._replace(numbers=self.numbers.clone(), last=self.last.clone())
+
     @property
     def tiers(self) -> list[TierRows]:
         """As the model has it; copies."""

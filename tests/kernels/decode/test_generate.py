@@ -8,10 +8,12 @@ import torch
 pytest.importorskip("triton")
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference import generate as module
 from mamba_bio_audio.inference import gpu_decoder, paths
 from mamba_bio_audio.inference.decoding import prefill, steps
 from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, sampling_path, uniforms
 from mamba_bio_audio.inference.gpu_decoder import GpuDecoder, unsupported_reason
+from mamba_bio_audio.inference.kept import model_state
 from mamba_bio_audio.kernels.decode.forms import form_on
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
@@ -70,6 +72,19 @@ class TestInterpreted:
             )
             assert torch.equal(torch.cat([block.tokens, next(rest).tokens], 1), whole)
 
+    def test_a_block_keeps_its_state_while_the_next_is_made(self, monkeypatch):
+        """As on a GPU, where the next one is queued before this one is handed out."""
+        monkeypatch.setattr(module, "_queues", lambda device: True)
+        monkeypatch.setattr(module, "_BLOCK", 16)
+        model = small(num_layers=1)
+        whole = generate(model, length=35, seed=5, path="steps")
+        for block in generate_blocks(model, length=35, seed=5, path="persistent"):
+            end = block.position + block.tokens.shape[1]
+            assert torch.equal(block.tokens[0].long(), whole[0, block.position : end])
+            place, last = Place(position=end, state=block.state), block.tokens[:, -1:].long()
+            for rest in generate_blocks(model, length=min(3, 35 - end), seed=5, prompt=last, place=place, path="steps"):
+                assert torch.equal(rest.tokens[0].long(), whole[0, end : end + 3])
+
     def test_sixteen_rows_a_program(self):
         """Its rows of zeros that fill a program up are neither returned nor kept."""
         model = small(num_layers=1)
@@ -83,7 +98,7 @@ class TestInterpreted:
             found, found_scores, found_after = decoder(tokens[:, -1:], state, draws)
         assert torch.equal(found, symbols)
         torch.testing.assert_close(found_scores, scores, atol=1e-4, rtol=0)
-        for a, b in zip(found_after, after, strict=True):
+        for a, b in zip(model_state(found_after), after, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
@@ -210,7 +225,7 @@ def test_on_a_gpu(temperature):
     for a, b in zip(expected, found, strict=True):
         assert torch.equal(a.tokens, b.tokens)
         assert (a.log_likelihood - b.log_likelihood).abs().max() < 1e-4
-    options["length"] = 512
+    options["length"] = 1500
     expected = generate(model, **options, path="persistent")
     for path in ("steps", "split"):
         assert torch.equal(generate(model, **options, path=path), expected)

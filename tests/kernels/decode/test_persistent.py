@@ -10,6 +10,7 @@ triton = pytest.importorskip("triton")
 
 from mamba_bio_audio.inference import decoding  # noqa: E402
 from mamba_bio_audio.inference.generate import _Choice, uniforms  # noqa: E402
+from mamba_bio_audio.kernels.decode.lost import confirm  # noqa: E402
 from mamba_bio_audio.kernels.decode.pack import Layer, pack  # noqa: E402
 from mamba_bio_audio.kernels.decode.persistent import State, decode  # noqa: E402
 from mamba_bio_audio.kernels.decode.split import decode_split, decode_split_kernel  # noqa: E402
@@ -124,6 +125,7 @@ def check(
         *outputs, moving = run(network, moving, some, want_logits=True, **drawing)
         found.append(outputs)
     found_symbols, found_scores, found_logits = (torch.cat(parts) for parts in zip(*found, strict=True))
+    confirm(found_scores)
     assert torch.equal(found_symbols.long(), symbols)
     assert (found_logits - logits).abs().max() < LOGIT_ERROR * max(1, logits.abs().max())
     assert (found_scores - scores).abs().max() < 1e-4

@@ -11,9 +11,11 @@ triton = pytest.importorskip("triton")
 
 from mamba_bio_audio.errors import InputError  # noqa: E402
 from mamba_bio_audio.inference import decoding  # noqa: E402
+from mamba_bio_audio.inference import generate as module  # noqa: E402
 from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, uniforms  # noqa: E402
 from mamba_bio_audio.inference.gpu_unet import packed_unet, rows_of, state_of, unsupported_reason  # noqa: E402
 from mamba_bio_audio.kernels.decode import unet  # noqa: E402
+from mamba_bio_audio.kernels.decode.lost import confirm  # noqa: E402
 from mamba_bio_audio.kernels.decode.unet import decode_unet  # noqa: E402
 from mamba_bio_audio.layers.config import SsmConfig  # noqa: E402
 from mamba_bio_audio.models.unet import UNetModel  # noqa: E402
@@ -99,6 +101,7 @@ def check(
         *outputs, moving = run(network, moving, some, want_logits=True, split=split, **drawing)
         found.append(outputs)
     found_symbols, found_scores, found_logits = (torch.cat(parts) for parts in zip(*found, strict=True))
+    confirm(found_scores)
     assert torch.equal(found_symbols.long(), symbols)
     logits = torch.stack(seen)
     assert (found_logits - logits).abs().max() < 2e-5 * max(1, logits.abs().max())
@@ -224,6 +227,19 @@ class TestInterpreted:
             place, last = Place(position=3, state=block.state), block.tokens[:, -1:].long()
             (rest,) = generate_blocks(model, length=3, prompt=last, place=place, path=paths[1], **options)
             assert torch.equal(torch.cat([block.tokens, rest.tokens], 1).long(), expected)
+
+    def test_a_block_keeps_its_state_while_the_next_is_made(self, monkeypatch):
+        """As on a GPU, where the next one is queued before this one is handed out."""
+        monkeypatch.setattr(module, "_queues", lambda device: True)
+        monkeypatch.setattr(module, "_BLOCK", 16)
+        model = make_model(d_model=64, pools=(2, 2), ssm=SsmConfig(d_state=2, expand=1))
+        options = {"seed": 3, "allowed": [7, 8, 9, 10]}
+        whole = generate(model, length=19, prompt=[7], path="steps", **options)
+        first, second = generate_blocks(model, length=19, prompt=[7], path="persistent", **options)
+        assert torch.equal(torch.cat([first.tokens, second.tokens], 1).long(), whole)
+        place, last = Place(position=16, state=first.state), first.tokens[:, -1:].long()
+        (rest,) = generate_blocks(model, length=3, prompt=last, place=place, path="steps", **options)
+        assert torch.equal(rest.tokens, second.tokens)
 
     def test_programs_of_a_row(self, monkeypatch):
         """Three programs that wait for each other."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import cpu_decoder
 from mamba_bio_audio.inference.decoding import GraphSteps, steps
-from mamba_bio_audio.inference.generate import uniforms
+from mamba_bio_audio.inference.uniforms import uniforms
 
 # Temperatures at which validation data are scored; the best is refined between its neighbours.
 TEMPERATURES = tuple(round(0.5 + 0.05 * step, 2) for step in range(21))

@@ -19,14 +19,13 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import paths
+from mamba_bio_audio.inference.blocks import Block, Queued, queues
 from mamba_bio_audio.inference.decoding import Choose, prefill, stretch
-from mamba_bio_audio.inference.kept import model_state
 from mamba_bio_audio.inference.paths import Path, Precision, Stepper
 from mamba_bio_audio.inference.prompts import (
     Prompt,
@@ -37,38 +36,9 @@ from mamba_bio_audio.inference.prompts import (
     vocabulary_of,
 )
 from mamba_bio_audio.inference.streaming import Row
-from mamba_bio_audio.kernels.decode.lost import confirm
-from mamba_bio_audio.ops.calls import no_triton
+from mamba_bio_audio.inference.uniforms import draws_on
 
 _BLOCK = 1024
-
-
-class Block(NamedTuple):
-    """New symbols of some rows.
-
-    Attributes:
-        row: index of the first row.
-        position: index of the first symbol; 0 is the first after the prompt.
-        tokens: (R, n) on the CPU, uint8 if the allowed ids fit, else int32.
-        log_likelihood: (R, n) fp64 on the CPU: log p of each symbol under the model's distribution restricted to the
-            allowed symbols, before temperature, top-k and top-p; of a first symbol without prompt, log p in `initial`.
-            It tells how probable the model considers its own sample; a low temperature raises it without making the
-            sample more natural.
-        state: the model's state after all of these symbols but the last, which it has not read; for `generate_blocks`.
-        kept: the same as what runs the steps keeps it; `state` is made of it when it is asked for.
-    """
-
-    row: int
-    position: int
-    tokens: Tensor
-    log_likelihood: Tensor
-    kept: Any = None
-
-    @property
-    def state(self) -> Any:
-        """The model's own, as in the class."""
-        with torch.inference_mode():
-            return model_state(self.kept)
 
 
 class Draws(TypedDict, total=False):
@@ -296,10 +266,10 @@ def _batch(
         state = tree_map_only(Tensor, lambda part: part.to(dtype) if part.dtype == torch.bfloat16 else part, state)
     count = stretch(model)
     most = -(-_BLOCK // count) * count
-    before: _Queued | None = None
+    before: Queued | None = None
     for low in itertools.count(0, most) if length is None else range(0, length, most):
         size = most if length is None else min(most, length - low)
-        draws = _draws_on(device, seed, first_row, rows, first_position + low, size)
+        draws = draws_on(device, seed, first_row, rows, first_position + low, size)
         symbols, scores = [], []
         # A generator must not hold the modes over a yield, where the caller's code runs.
         was_training = model.training
@@ -329,75 +299,18 @@ def _batch(
                     scores.append(found_scores)
                     last = found_symbols[-1][:, None]
                 tokens, log_likelihood = torch.cat(symbols).T.to(choice.storage), torch.cat(scores).T
-                queued = _Queued.of(first_row, first_position + low, tokens, log_likelihood, state)
+                queued = Queued.of(first_row, first_position + low, tokens, log_likelihood, state)
         finally:
             model.train(was_training)
         # What the host does with a block costs a GPU no time, since the next one runs already.
         if before is not None:
             yield before.block()
         before = queued
-        if not _queues(device):
+        if not queues(device):
             yield queued.block()
             before = None
     if before is not None:
         yield before.block()
-
-
-def _queues(device: torch.device) -> bool:
-    """Whether steps run on while the host does something else."""
-    return device.type == "cuda"
-
-
-class _Queued(NamedTuple):
-    """A block that a GPU may still be making; letters as in `Block`, tensors on the host."""
-
-    row: int
-    position: int
-    tokens: Tensor
-    log_likelihood: Tensor
-    state: Any
-    done: torch.cuda.Event | None
-
-    @classmethod
-    def of(cls, row: int, position: int, tokens: Tensor, log_likelihood: Tensor, state: Any) -> _Queued:
-        """From tensors (R, n) on the device; without waiting for it."""
-        if not tokens.is_cuda:
-            return cls(row, position, tokens, log_likelihood, state, None)
-        # The host sleeps until then, and leaves its core to others.
-        done, device = torch.cuda.Event(blocking=True), tokens.device
-        tokens, log_likelihood = (
-            torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part.contiguous(), non_blocking=True)
-            for part in (tokens, log_likelihood)
-        )
-        done.record(torch.cuda.current_stream(device))
-        return cls(row, position, tokens, log_likelihood, state, done)
-
-    def block(self) -> Block:
-        """Waits for it.
-
-        Raises:
-            FloatingPointError: logits are not finite.
-            RuntimeError: programs on the GPU have lost each other.
-        """
-        if self.done is not None:
-            self.done.synchronize()
-        if not torch.isfinite(self.log_likelihood).all():
-            confirm(self.log_likelihood)
-            raise FloatingPointError(
-                f"the model's logits become NaN or infinite within positions {self.position} to "
-                f"{self.position + self.tokens.shape[1] - 1}; use other weights, or higher precision"
-            )
-        return Block(self.row, self.position, self.tokens.clone(), self.log_likelihood.clone(), self.state)
-
-
-def _draws_on(device: torch.device, seed: int, first_row: int, rows: int, start: int, count: int) -> Tensor:
-    """Uniform numbers (n, R), contiguous, for steps on a device."""
-    if device.type == "cuda" and no_triton(device) is None:
-        from mamba_bio_audio.kernels.decode.uniforms import device_uniforms
-
-        return device_uniforms(seed, first_row, rows, start, count, device)
-    found = uniforms(seed, range(first_row, first_row + rows), start, count)
-    return torch.from_numpy(found.T.copy()).to(device)
 
 
 class _Choice(NamedTuple):
@@ -524,29 +437,3 @@ def _inverse(p: Tensor, draws: Tensor) -> Tensor:
     index = (running <= draws[:, None] * running[:, -1:]).sum(1)
     # NaN weights must not index beyond the table; the caller detects them by their log-probability.
     return index.clamp_(max=p.shape[1] - 1)
-
-
-def uniforms(seed: int, rows: Sequence[int], start: int, count: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) that depend only on (seed, row, position).
-
-    Philox-4x64 (Salmon et al. 2011) yields four 64-bit words per counter; the upper 53 bits of word t make the number
-    of position t.
-
-    Args:
-        rows: row indices below 2^64.
-        start: first position.
-        count: positions per row.
-
-    Returns:
-        (len(rows), count) fp64.
-    """
-    skip = start % 4
-    words = np.empty((len(rows), count), np.uint64)
-    # One generator that is set anew: making one costs more than most rows' numbers.
-    philox = np.random.Philox(key=np.array([seed, 0], np.uint64), counter=np.array([start // 4, 0, 0, 0], np.uint64))
-    state = philox.state
-    for i, row in enumerate(rows):
-        state["state"]["key"][1] = row
-        philox.state = state
-        words[i] = philox.random_raw(skip + count)[skip:]
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -28,7 +28,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, begin_unfinished, discard_unfinished
 from mamba_bio_audio.files.tensors import load_tree, save_tree
-from mamba_bio_audio.inference.generate import Block, Place, generate_blocks, prepared
+from mamba_bio_audio.inference.blocks import Block
+from mamba_bio_audio.inference.generate import Place, generate_blocks, prepared
 from mamba_bio_audio.inference.paths import Stepper
 from mamba_bio_audio.inference.prompts import Prompt, batches, check_prompt
 from mamba_bio_audio.machine import raise_open_files

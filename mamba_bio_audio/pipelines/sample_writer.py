@@ -157,7 +157,7 @@ class SampleWriter(RowForm):
         """Write samples to standard output as they are drawn.
 
         Args:
-            blocks: of `inference.generate.Block`.
+            blocks: of `inference.blocks.Block`.
             to: text stream; bytes go to its `buffer`.
 
         Yields:

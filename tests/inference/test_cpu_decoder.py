@@ -10,6 +10,7 @@ from mamba_bio_audio.inference import paths
 from mamba_bio_audio.inference.cpu_decoder import CpuDecoder, unsupported_reason
 from mamba_bio_audio.inference.decoding import prefill, steps
 from mamba_bio_audio.inference.generate import generate, sampling_path
+from mamba_bio_audio.inference.uniforms import uniforms
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
@@ -85,7 +86,7 @@ def test_steps_and_states_equal_the_models_own(config, rows) -> None:
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 0.3}, {"top_k": 3}, {"top_p": 0.6}])
 def test_choices_equal_the_models_own(options) -> None:
-    draws = torch.from_numpy(module.uniforms(3, range(4), 0, 50).T.copy())
+    draws = torch.from_numpy(uniforms(3, range(4), 0, 50).T.copy())
     last = torch.tensor([[1], [2], [3], [4]])
     expected, found = both(lively(isotropic()), 4, draws, last, None, **options)
     assert torch.equal(expected[0], found[0])
@@ -100,7 +101,7 @@ def test_choices_equal_the_models_own(options) -> None:
 def test_long_samples_in_fp32_equal_the_models_own(config, temperature) -> None:
     """4,096 symbols, greedy and drawn; log-probabilities within 1e-4."""
     model = lively(config, torch.float32, noise=0.3)
-    draws = torch.from_numpy(module.uniforms(1, range(1), 0, 4096).T.copy())
+    draws = torch.from_numpy(uniforms(1, range(1), 0, 4096).T.copy())
     expected, found = both(model, 1, draws, torch.tensor([[5]]), None, temperature=temperature)
     assert torch.equal(expected[0], found[0])
     assert (expected[1] - found[1]).abs().max() < 1e-4
@@ -131,7 +132,7 @@ def test_a_draw_close_to_a_boundary_is_all_that_parts_samples_in_fp32() -> None:
 def test_generate_takes_it_from_any_phase(monkeypatch, prompt) -> None:
     model = lively(unet(mixer="s4d"))
     levels = torch.arange(prompt) + 3
-    draws = torch.from_numpy(module.uniforms(5, range(2), 0, 40).T.copy())
+    draws = torch.from_numpy(uniforms(5, range(2), 0, 40).T.copy())
     choice = module._Choice.check(model, 1.0, None, None, None, None)
     found = generate(model, length=40, num_samples=2, prompt=levels, seed=5)
     with torch.inference_mode():

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 from mamba_bio_audio.inference import generate as module
 from mamba_bio_audio.inference.decoding import GraphSteps, prefill, steps, stretch
 from mamba_bio_audio.inference.generate import generate, generate_blocks
+from mamba_bio_audio.inference.uniforms import uniforms
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.contract import ModelOutput
@@ -31,7 +32,7 @@ def test_graph_steps_equal_the_loop(unet, prompt) -> None:
     if levels:
         state = prefill(unet, torch.tensor([[128, *levels[:-1]]] * 2), None)
         last = torch.tensor([[levels[-1]]] * 2)
-    draws = torch.from_numpy(module.uniforms(5, range(2), 0, 57).T.copy())
+    draws = torch.from_numpy(uniforms(5, range(2), 0, 57).T.copy())
     choice = module._Choice.check(unet, 1.0, None, None, None, None)
     with torch.inference_mode():
         expected = steps(unet, choice.next, last, state, draws)

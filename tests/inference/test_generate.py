@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import generate as module
-from mamba_bio_audio.inference.generate import Place, generate, generate_blocks, sampling_path, uniforms
+from mamba_bio_audio.inference.generate import Place, generate, generate_blocks, sampling_path
 from mamba_bio_audio.inference.paths import Stepper
+from mamba_bio_audio.inference.uniforms import uniforms
 from mamba_bio_audio.kernels.decode.lost import mark
 
 
@@ -191,7 +192,7 @@ def test_generate_blocks_are_queued_ahead(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(module, "_BLOCK", 16)
     options: dict[str, Any] = {"length": 40, "num_samples": 3, "batch_size": 2, "seed": 3}
     plain = list(generate_blocks(Chain(), **options))
-    monkeypatch.setattr(module, "_queues", lambda device: True)
+    monkeypatch.setattr(module, "queues", lambda device: True)
     model = Chain().train()
     made, found = [], []
     for block in generate_blocks(model, **options):
@@ -215,7 +216,7 @@ def test_generate_queued_blocks_before_a_broken_one_come(monkeypatch: pytest.Mon
             return Output(logits_ * (broken if len(self.calls) > 20 else 1), after)
 
     monkeypatch.setattr(module, "_BLOCK", 16)
-    monkeypatch.setattr(module, "_queues", lambda device: True)
+    monkeypatch.setattr(module, "queues", lambda device: True)
     broken = math.nan
     blocks = generate_blocks(Breaking(), length=64)
     assert next(blocks).position == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from mamba_bio_audio.inference.generate import Block
+from mamba_bio_audio.inference.blocks import Block
 from mamba_bio_audio.run import sample_speed as module
 from mamba_bio_audio.run.sample_speed import SampleCase, bytes_per_step, make_model, sample, sample_row
 

@@ -1,4 +1,4 @@
-"""Uniform numbers by seed, row and position, as `inference.generate.uniforms` makes them, on the device that uses them.
+"""Uniform numbers by seed, row and position, as `inference.uniforms` makes them, on the device that uses them.
 
 Philox-4x64 with ten rounds (Salmon et al. 2011): a key of two words and a counter give four words of 64 bits.
 """

@@ -11,9 +11,10 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import generate as module
 from mamba_bio_audio.inference import gpu_decoder, paths
 from mamba_bio_audio.inference.decoding import prefill, steps
-from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, sampling_path, uniforms
+from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, sampling_path
 from mamba_bio_audio.inference.gpu_decoder import GpuDecoder, unsupported_reason
 from mamba_bio_audio.inference.kept import model_state
+from mamba_bio_audio.inference.uniforms import uniforms
 from mamba_bio_audio.kernels.decode.forms import form_on
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
@@ -74,7 +75,7 @@ class TestInterpreted:
 
     def test_a_block_keeps_its_state_while_the_next_is_made(self, monkeypatch):
         """As on a GPU, where the next one is queued before this one is handed out."""
-        monkeypatch.setattr(module, "_queues", lambda device: True)
+        monkeypatch.setattr(module, "queues", lambda device: True)
         monkeypatch.setattr(module, "_BLOCK", 16)
         model = small(num_layers=1)
         whole = generate(model, length=35, seed=5, path="steps")

@@ -9,7 +9,8 @@ import torch
 triton = pytest.importorskip("triton")
 
 from mamba_bio_audio.inference import decoding  # noqa: E402
-from mamba_bio_audio.inference.generate import _Choice, uniforms  # noqa: E402
+from mamba_bio_audio.inference.generate import _Choice  # noqa: E402
+from mamba_bio_audio.inference.uniforms import uniforms  # noqa: E402
 from mamba_bio_audio.kernels.decode.lost import confirm  # noqa: E402
 from mamba_bio_audio.kernels.decode.pack import Layer, pack  # noqa: E402
 from mamba_bio_audio.kernels.decode.persistent import State, decode  # noqa: E402

@@ -12,8 +12,9 @@ triton = pytest.importorskip("triton")
 from mamba_bio_audio.errors import InputError  # noqa: E402
 from mamba_bio_audio.inference import decoding  # noqa: E402
 from mamba_bio_audio.inference import generate as module  # noqa: E402
-from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks, uniforms  # noqa: E402
+from mamba_bio_audio.inference.generate import Place, _Choice, generate, generate_blocks  # noqa: E402
 from mamba_bio_audio.inference.gpu_unet import packed_unet, rows_of, state_of, unsupported_reason  # noqa: E402
+from mamba_bio_audio.inference.uniforms import uniforms  # noqa: E402
 from mamba_bio_audio.kernels.decode import unet  # noqa: E402
 from mamba_bio_audio.kernels.decode.lost import confirm  # noqa: E402
 from mamba_bio_audio.kernels.decode.unet import decode_unet  # noqa: E402
@@ -230,7 +231,7 @@ class TestInterpreted:
 
     def test_a_block_keeps_its_state_while_the_next_is_made(self, monkeypatch):
         """As on a GPU, where the next one is queued before this one is handed out."""
-        monkeypatch.setattr(module, "_queues", lambda device: True)
+        monkeypatch.setattr(module, "queues", lambda device: True)
         monkeypatch.setattr(module, "_BLOCK", 16)
         model = make_model(d_model=64, pools=(2, 2), ssm=SsmConfig(d_state=2, expand=1))
         options = {"seed": 3, "allowed": [7, 8, 9, 10]}

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from mamba_bio_audio.inference.generate import uniforms
+from mamba_bio_audio.inference.uniforms import uniforms
 from mamba_bio_audio.kernels.decode.uniforms import device_uniforms
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"

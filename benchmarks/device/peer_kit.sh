@@ -44,7 +44,7 @@ PY
   tar -C "$work" -xzf "$root/$2.tar.gz"
 }
 fetch mamba-ssm mamba_ssm-2.3.2.post1 104cc47e9101e5401a675fa2b784f2952b9b037f3b1dd83b5ac544394e95d028
-fetch causal-conv1d causal_conv1d-1.6.2.post1 245e314ea21064ded7a5bf6b3b842b644aa6f92e45cecfe3e935629744c35ff4
+fetch causal-conv1d causal_conv1d-1.7.0 3202758494eaa7b597ce1c282dfa188889506bfcb92cad3c407d26736bfcd32b
 
 cuda=$work/cuda/nvidia/cu13
 compile() { # extension, source: writes the object beside the others

@@ -2,12 +2,14 @@
 
     python3 benchmarks/device/digits_by_class.py .device/cond/digits.tgz
 
-Trainings, judge and recogniser share the GPU for --train-seconds. Then the settings of sampling are compared on 440 clips
+The arms train one after another, since processes that share a GPU lose more than they gain: the first alone, then the next
+beside judge and recogniser; all of it within --train-seconds. Then the settings of sampling are compared on 440 clips
 each, and the best one is judged on 2,050 clips of another seed, 205 of each digit, beside temperature 1, a model without
 classes, and recorded clips. A clip is right where the judge names the digit that was asked for and the recogniser, too,
-takes it for that digit. `cond.tar` holds table, JSON, curves and clips, `cond_model.tar` the weights.
+takes it for that digit. `cond.tar` holds table, JSON, curves, clips and weights.
 
     judge       trains judge and recogniser, and keeps them (started by the above)
+    check       compares the fastest path of decoding with the model's own steps (likewise)
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "classes": ("audio/digits@classes", ()),
     "classes-augmented": (
         "audio/digits@classes",
-        ("train.ema=0.998", "data.augment_polarity=true", "data.augment_gain_db=3"),
+        ("train.ema=0.998", "data.augment_polarity=true", "data.augment_gain_db=3", "data.augment_noise=1"),
     ),
     "no-classes": ("audio/digits", ()),
 }
@@ -50,57 +52,49 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - BEGAN:.0f} s] {text}", flush=True)
 
 
-def mba(*arguments: str, log: Path, gpu: str) -> subprocess.Popen[bytes]:
+def mba(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
     code = "from mamba_bio_audio.cli.main import run; run()"
     with log.open("ab") as out:
-        return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=out, stderr=out, env=on(gpu))
-
-
-def on(gpu: str) -> dict[str, str]:
-    """The environment of a process on one of the GPUs."""
-    return os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+        return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=out, stderr=out)
 
 
 def train(options: argparse.Namespace, data: Path) -> None:
-    """Train every arm and the judges at once, until they are done or their time is over."""
-    work, started = options.work, []
-    gpus = options.gpus.split(",")
+    """Train the arms one after another, judge and recogniser from the second on, until they are done or their time is over."""
+    work, end = options.work, BEGAN + options.train_seconds
+    beside: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(what: str, *arguments: str) -> None:
+        if what not in beside:
+            with (work / f"{what}.txt").open("ab") as out:
+                command = [sys.executable, __file__, what, "--work", str(work), *arguments]
+                beside[what] = subprocess.Popen(command, stdout=out, stderr=out)
+
     for number, name in enumerate(options.arms):
         recipe, sets = ARMS[name]
-        keys = [f"data.path={data}", f"data.num_workers={options.workers}", f"train.steps={options.steps}"]
-        keys += ["train.listen=0", f"train.validate_every={max(1, options.steps // 10)}", *sets, *options.set]
-        keys += [f"train.checkpoint_every={options.steps}"]
+        steps = options.steps[min(number, len(options.steps) - 1)]
+        keys = [f"data.path={data}", f"data.num_workers={options.workers}", f"train.steps={steps}"]
+        keys += ["train.listen=0", f"train.validate_every={max(1, steps // 10)}", *sets, *options.set]
+        keys += [f"train.checkpoint_every={steps}"]
         given = [part for key in keys for part in ("--set", key)]
-        started.append(
-            mba(
-                "pretrain",
-                recipe,
-                "--out",
-                str(work / name),
-                *given,
-                log=work / f"{name}.txt",
-                gpu=gpus[number // 2 % len(gpus)],
-            )
-        )
-    with (work / "judge.txt").open("ab") as out:
-        judge = [sys.executable, __file__, "judge", "--work", str(work), "--judge-epochs", str(options.judge_epochs)]
-        judging = subprocess.Popen(judge, stdout=out, stderr=out, env=on(gpus[-1]))
-    with (work / "check.txt").open("ab") as out:
-        checking = subprocess.Popen([sys.executable, __file__, "check", "--work", str(work)], stdout=out, stderr=out)
-    end = BEGAN + options.train_seconds
-    while time.monotonic() < end and any(process.poll() is None for process in started):
-        time.sleep(1)
-    for process in started:
+        process = mba("pretrain", recipe, "--out", str(work / name), *given, log=work / f"{name}.txt")
+        if number:
+            start("judge", "--judge-epochs", str(options.judge_epochs))
+        while time.monotonic() < end and process.poll() is None:
+            time.sleep(1)
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    codes = [process.wait() for process in started]
-    say(f"trainings ended with codes {codes}")
-    for name, process, seconds in (("judge", judging, options.judge_seconds), ("check of the path", checking, 1)):
+        say(f"{name} ended with code {process.wait()}")
+        if ARMS[name][0].endswith("@classes"):
+            start("check")
+        pack(options)
+    start("judge", "--judge-epochs", str(options.judge_epochs))
+    start("check")
+    for name, seconds in (("judge", options.judge_seconds), ("check", 60)):
         try:
-            say(f"{name} ended with code {process.wait(timeout=seconds)}")
+            say(f"{name} ended with code {beside[name].wait(timeout=seconds)}")
         except subprocess.TimeoutExpired:
-            process.kill()
-            say(f"{name} did not end, see {work}/*.txt")
+            beside[name].kill()
+            say(f"{name} did not end, see {work}/{name}.txt")
 
 
 def opened(work: Path, device: str) -> tuple[Any, Any]:
@@ -371,27 +365,27 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def pack_models(options: argparse.Namespace) -> None:
-    """Before anything is judged: with the weights that can be done elsewhere."""
-    with tarfile.open(options.out / "cond_model.tar", "w") as tar:
-        for arm in options.arms:
-            for name in ("model.safetensors", "config.yaml", "manifest.json", "metrics.csv"):
-                if (options.work / arm / name).exists():
-                    tar.add(options.work / arm / name, f"{arm}/{name}")
+def pack(options: argparse.Namespace, found: dict[str, Any] | None = None) -> None:
+    """Everything that there is so far; weights rounded to fp16, since a file may have 16 MiB."""
+    from safetensors.torch import load_file, save_file
 
-
-def pack(options: argparse.Namespace, found: dict[str, Any]) -> None:
     work = options.work
-    (work / "results.json").write_text(json.dumps(found, indent=1))
-    (work / "table.txt").write_text(table(found))
-    with tarfile.open(options.out / "cond.tar", "w") as tar:
+    if found is not None:
+        (work / "results.json").write_text(json.dumps(found, indent=1))
+        (work / "table.txt").write_text(table(found))
+    with tarfile.open(options.out / "cond.tar.part", "w") as tar:
         for name in ("results.json", "table.txt", "judge.txt", "check.txt", "clips", *(f"{arm}.txt" for arm in ARMS)):
             if (work / name).exists():
                 tar.add(work / name, name)
-        for arm in ARMS:
+        for arm in options.arms:
             for name in ("metrics.csv", "config.yaml", "manifest.json"):
                 if (work / arm / name).exists():
                     tar.add(work / arm / name, f"{arm}/{name}")
+            if (work / arm / "model.safetensors").exists():
+                whole = load_file(work / arm / "model.safetensors")
+                save_file({name: value.half() for name, value in whole.items()}, work / "halved.safetensors")
+                tar.add(work / "halved.safetensors", f"{arm}/model.safetensors")
+    (options.out / "cond.tar.part").replace(options.out / "cond.tar")
 
 
 def main() -> None:
@@ -399,12 +393,9 @@ def main() -> None:
     parser.add_argument("archive", help="of benchmarks/device/audio_kit.sh digits; or: judge, score")
     parser.add_argument("--work", type=Path, default=Path("/tmp/digits_by_class"))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "/tmp/digits_by_class_out")))
-    parser.add_argument("--arms", nargs="+", default=["classes", "no-classes"], choices=list(ARMS))
-    parser.add_argument(
-        "--gpus", default="", help="numbers of GPUs, such as 0,1: two trainings each, the judge on the last"
-    )
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--train-seconds", type=float, default=290)
+    parser.add_argument("--arms", nargs="+", default=["classes-augmented", "classes"], choices=list(ARMS))
+    parser.add_argument("--steps", type=int, nargs="+", default=[5000, 3000], help="of each arm in turn")
+    parser.add_argument("--train-seconds", type=float, default=350)
     parser.add_argument("--seconds", type=float, default=570, help="of everything")
     parser.add_argument("--reserve", type=float, default=150, help="seconds kept for the final clips")
     parser.add_argument("--workers", type=int, default=4, help="processes that read data, for each training")
@@ -432,7 +423,6 @@ def main() -> None:
         with tarfile.open(options.archive) as tar:
             tar.extractall(options.work / "data", filter="data")
         train(options, options.work / "data" / "digits")
-    pack_models(options)
     score(options)
 
 

@@ -1,10 +1,11 @@
-"""Variants of audio/piano side by side on a GPU machine, each for the same time: training, evaluation, clips, an archive a run.
+"""Variants of audio/piano side by side on a GPU machine, each for the same time: training, evaluation, clips, one archive.
 
-    python3 benchmarks/device/piano_runs.py small@0 grow@0 wide@1 real@1 --data .device/recipes --seconds 500
+    python3 benchmarks/device/piano_runs.py grow@0 real-grow@0 real-noise@1 --data /tmp/data --seconds 455 --limit 580
 
 NAME@GPU says where a variant trains. A trial of all of them together shows how many steps the rest of `--seconds` holds; then
-each trains for so many, is evaluated on both held-out splits in windows of `--length` samples, and generates `--clips` clips.
-OUT then has NAME.tar with config, curve, weights, evaluations and clips, and a line a run in piano_runs.txt.
+each trains for so many, is evaluated on both held-out splits in windows of `--length` samples, and generates `--clips` clips
+of ten seconds at each `--temperature`, as far as `--limit` allows. OUT has piano.tar and piano_real.tar: of each run config,
+curve, weights, evaluations and clips, and a line a run in piano_runs.txt. They are written anew whenever a run has got further.
 """
 
 from __future__ import annotations
@@ -30,26 +31,42 @@ COMMON = [
     "train.length_warmup=[]", "train.listen=0", "train.warmup=0.05", "train.clip=2.0", "train.lr=8e-3",
     "train.validation_tokens=2097152",
 ]  # fmt: skip
-# Settings of each variant, and the shares of its steps at shorter lengths.
+GROW = ["train.length=16384", "train.tokens_per_step=65536"]
+REAL = ["train.length=16384", "train.tokens_per_step=32768"]
+STAGES = {1024: 0.3, 4096: 0.4}
+# Settings of each variant, and the shares of its steps at shorter lengths. `grow` is audio/piano.
 VARIANTS: dict[str, tuple[str, list[str], dict[int, float]]] = {
     "small": ("piano", ["train.length=4096", "train.tokens_per_step=32768"], {}),
-    "grow": ("piano", ["train.length=16384", "train.tokens_per_step=65536"], {1024: 0.3, 4096: 0.4}),
+    "grow": ("piano", GROW, STAGES),
+    "noise": ("piano", [*GROW, "data.augment_noise=1"], STAGES),
+    "noise-long": (
+        "piano",
+        ["train.length=65536", "train.tokens_per_step=65536", "data.augment_noise=1"],
+        {1024: 0.3, 4096: 0.4, 16384: 0.2},
+    ),
     "wide": ("piano", ["train.length=4096", "train.tokens_per_step=32768", "model.d_model=96"], {}),
     "hot": ("piano", ["train.length=4096", "train.tokens_per_step=32768", "train.lr=1.6e-2"], {}),
     "real": ("piano_real", ["train.length=4096", "train.tokens_per_step=32768", "data.augment_gain_db=6"], {}),
+    "real-grow": ("piano_real", REAL, STAGES),
+    "real-noise": ("piano_real", [*REAL, "data.augment_noise=2"], STAGES),
 }
+WORK = Path("/tmp/piano_runs")
+BEGAN = time.monotonic()
+PACKING = threading.Lock()
 LAST = re.compile(r"step ([\d,]+)/")
 
 
 class Run:
-    def __init__(self, name: str, data: Path, out: Path, device: str, sets: list[str]) -> None:
+    def __init__(self, name: str, data: Path, device: str, sets: list[str], limit: float) -> None:
         self.name, _, gpu = name.partition("@")
         self.folder, self.sets, self.stages = VARIANTS[self.name]
-        self.path, self.log = Path("/tmp/piano_runs") / self.name, out / f"{self.name}.txt"
+        self.path, self.log = WORK / self.name, WORK / f"{self.name}.txt"
         self.sets = [f"data.path={data / self.folder}", *COMMON, *self.sets, *sets]
         self.device = ["--device", device]
         self.env = os.environ | {"CUDA_VISIBLE_DEVICES": gpu or "0", "OMP_NUM_THREADS": "1"}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.limit = limit
+        WORK.mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)
 
     def call(self, arguments: list[str], enough: Callable[[], bool] = lambda: False) -> str:
         """What a command prints on standard output; SIGTERM, at which a training saves and ends, when there is enough."""
@@ -57,7 +74,7 @@ class Run:
             process = subprocess.Popen(MBA + arguments, env=self.env, stdout=printed, stderr=log)
             while process.poll() is None:
                 time.sleep(0.5)
-                if enough():
+                if enough() or time.monotonic() - BEGAN > self.limit:
                     process.terminate()
                     break
             code = process.wait()
@@ -97,6 +114,7 @@ class Run:
         # Starting takes a while, and so do validations.
         left = seconds - (time.monotonic() - started)
         steps = int(0.9 * (left - 25) * pace)
+        print(f"[{time.monotonic() - BEGAN:.0f} s] {self.name}: {pace:.1f} steps/s, {steps:,} steps", flush=True)
         every = -(-steps // 6)
         sets = [f"train.steps={steps}", f"train.validate_every={every}", f"train.checkpoint_every={every}"]
         if self.stages:
@@ -104,60 +122,79 @@ class Run:
             sets.append(f"train.length_warmup=[{', '.join(parts)}]")
         self.pretrain(self.path, sets, lambda: time.monotonic() - started > seconds)
 
-    def judge(self, length: int, clips: int, settings: list[str]) -> dict[str, float]:
-        """Evaluations and clips of a trained run."""
+    def evaluate(self, length: int) -> dict[str, float]:
+        """Bits per sample of both held-out splits."""
         found = {}
         for split in ("valid", "test"):
-            text = self.call(
-                [
-                    "evaluate",
-                    str(self.path),
-                    "--split",
-                    split,
-                    "--length",
-                    str(length),
-                    *self.device,
-                    "--no-baselines",
-                    "--json",
-                ]
-            )
+            options = ["--split", split, "--length", str(length), "--no-baselines", "--json"]
+            text = self.call(["evaluate", str(self.path), *options, *self.device])
             (self.path / f"evaluate-{split}-{length}.json").write_text(text)
             found[split] = json.loads(text)["model"]["bits"]
-        if clips:
-            options = ["--length", "160000", "--num-samples", str(clips), "--out", str(self.path / "clips"), *settings]
-            self.call(["sample", str(self.path), *options, *self.device])
         return found
 
-    def pack(self, out: Path) -> None:
-        with tarfile.open(out / f"{self.name}.tar", "w") as tar:
-            for path in sorted(self.path.iterdir()):
-                if path.name not in ("checkpoints", "tensorboard"):
-                    tar.add(path, f"{self.name}/{path.name}")
+    def clips(self, count: int, seconds: float, temperature: float) -> None:
+        """Clips at a temperature, to be measured where there is time."""
+        options = ["--seconds", str(seconds), "--num-samples", str(count), "--temperature", str(temperature)]
+        out = self.path / f"clips-{temperature:g}"
+        self.call(["sample", str(self.path), *options, "--no-report", "--force", "--out", str(out), *self.device])
+
+
+def pack(out: Path) -> None:
+    """Everything that there is so far, an archive for each data set; weights rounded to fp16, since a file may have 16 MiB."""
+    left_out = ("checkpoints", "tensorboard", "model.safetensors", "halved.safetensors")
+    with PACKING:
+        for data in {VARIANTS[path.name][0] for path in WORK.iterdir() if path.name in VARIANTS}:
+            part = out / f"{data}.tar.part"
+            with tarfile.open(part, "w") as tar:
+                for path in sorted(WORK.glob("*.txt")):
+                    tar.add(path, path.name)
+                for name in (name for name, variant in VARIANTS.items() if variant[0] == data):
+                    for path in sorted((WORK / name).glob("*")):
+                        if path.name not in left_out:
+                            tar.add(path, f"{name}/{path.name}")
+                    if (WORK / name / "model.safetensors").exists():
+                        tar.add(halved(WORK / name), f"{name}/model.safetensors")
+            part.replace(out / f"{data}.tar")
+
+
+def halved(run: Path) -> Path:
+    """A copy of a run's weights in fp16."""
+    from safetensors.torch import load_file, save_file
+
+    whole = load_file(run / "model.safetensors")
+    save_file({name: value.half() for name, value in whole.items()}, run / "halved.safetensors")
+    return run / "halved.safetensors"
 
 
 def main(
     names: list[str],
-    data: Path = Path(".device/recipes"),
-    seconds: Annotated[float, typer.Option(help="Trial and training together.")] = 500,
+    data: Path = Path("/tmp/data"),
+    seconds: Annotated[float, typer.Option(help="Trial and training together.")] = 455,
     trial: Annotated[float, typer.Option(help="At most; it ends when the speed of all is known.")] = 120,
+    limit: Annotated[float, typer.Option(help="Of everything.")] = 580,
     length: int = 65_536,
-    clips: int = 10,
+    clips: int = 4,
+    clip_seconds: float = 10,
+    temperature: list[float] = [0.85, 0.9, 0.8],  # noqa: B006
     device: str = "cuda",
     overrides: Annotated[list[str], typer.Option("--set", help="For all, last; for a rehearsal.")] = [],  # noqa: B006
-    sampling: Annotated[str, typer.Option(help="Options of `mba sample`, in one string.")] = "",
 ) -> None:
     out = Path(os.environ["OUT"])
     ready: set[str] = set()
-    runs = [Run(name, data, out, device, overrides) for name in names]
+    runs = [Run(name, data, device, overrides, limit) for name in names]
 
     def whole(run: Run) -> None:
         run.train(seconds, trial, ready, len(runs))
-        bits = run.judge(length, clips, sampling.split())
-        run.pack(out)
+        pack(out)
+        bits = run.evaluate(length)
         line = f"{run.name}: " + ", ".join(f"{split} {value:.4f}" for split, value in bits.items())
-        with (out / "piano_runs.txt").open("a") as file:
+        with (WORK / "piano_runs.txt").open("a") as file:
             file.write(line + "\n")
-        print(line, flush=True)
+        print(f"[{time.monotonic() - BEGAN:.0f} s] {line}", flush=True)
+        pack(out)
+        for value in temperature if clips else ():
+            run.clips(clips, clip_seconds, value)
+            pack(out)
 
     threads = [threading.Thread(target=whole, args=(run,)) for run in runs]
     for thread in threads:

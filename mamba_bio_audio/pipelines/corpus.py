@@ -69,12 +69,14 @@ class Example(NamedTuple):
         label: class of the window, which becomes the target of its last symbol; None where there are no classes.
         unscored: bool (n,), symbols that are no targets; None: all are.
         shift: added to ids as inputs, by which a model knows the class of a sequence (`models/inputs.py`).
+        inputs: ids (n,) that are read in place of `ids`, which stay the targets; None: `ids`.
     """
 
     ids: Ids
     label: int | None = None
     unscored: NDArray[np.bool_] | None = None
     shift: int = 0
+    inputs: Ids | None = None
 
 
 def begun(ids: Ids, start_id: int | None) -> Ids:

@@ -206,10 +206,10 @@ def batch_of(examples: Sequence[Example], length: int, pad_id: int) -> dict[str,
     """
     tokens = np.full((len(examples), length), pad_id, dtype=np.int64)
     targets = np.full((len(examples), length), IGNORED, dtype=np.int64)
-    for token, target, (ids, label, unscored, shift) in zip(tokens, targets, examples, strict=True):
+    for token, target, (ids, label, unscored, shift, inputs) in zip(tokens, targets, examples, strict=True):
         if len(ids) > length + (label is None):
             raise ValueError(f"{len(ids)} symbols do not fit into a window of {length}")
-        token[: len(ids)] = ids[:length]
+        token[: len(ids)] = (ids if inputs is None else inputs)[:length]
         token[: len(ids)] += shift
         if label is not None:
             target[len(ids) - 1] = label

@@ -28,6 +28,7 @@ class Draws(Enum):
     CASE = "training", 4  # which lower-case bases are scored; counter sample, stage, 0, 0
     CLASS = "training", 5  # whether the class of a sample is hidden; counter sample, stage, 0, 0
     LOUDNESS = "training", 6  # sign and gain of a window of audio; counter sample, stage, 0, 0
+    NOISE = "training", 7  # on the inputs of a window of audio; counter sample, stage, 0, 0
     CLASS_WINDOW = "training of a classifier", 3  # where a labelled window lies; counter sample, stage, attempt, 0
     CLASS_EVALUATION = "split", 4  # labelled windows of a split; counter class, split, 0, 0
     MARKERS = "long memory", 1  # of the needle task; counter 0, 0, 0, class

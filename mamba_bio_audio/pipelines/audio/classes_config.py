@@ -27,7 +27,7 @@ class AudioClassesConfig(AudioDataConfig):
 
     @model_validator(mode="after")
     def _clips_are_whole(self) -> "AudioClassesConfig":
-        if self.windows != "tile" or self.augment_gain_db or self.augment_polarity:
+        if self.windows != "tile" or self.augment_gain_db or self.augment_polarity or self.augment_noise:
             raise ValueError(
                 "clips with classes are read whole and as they are: leave windows and augment_* as they are"
             )

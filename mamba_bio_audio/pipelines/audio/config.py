@@ -68,6 +68,14 @@ class AudioDataConfig(DataSection):
     augment_polarity: bool = Field(
         default=False, description="Half of the training windows, drawn at random, have their sign changed."
     )
+    augment_noise: float = Field(
+        default=0.0,
+        ge=0,
+        le=64,
+        description="Training windows are read with Gaussian noise, each with its own, of 0 to this many levels of the "
+        "quantiser (standard deviation); what is to be predicted stays clean. A model learns from it to find back from "
+        "samples of its own.",
+    )
     pad_target: Literal["mask", "silence"] = Field(
         default="mask",
         description="Padding in training is not scored, or scored as silence, so that a model knows what follows the "

@@ -154,7 +154,9 @@ class AudioCorpus(Corpus):
         found = self.read(window, ids)
         if self.conditions and Draws.CLASS.random(sample.seed, sample.number, sample.stage).random() < _HIDDEN:
             found = found._replace(shift=0)
-        return self.filled(found, windows.length + 1) if self.config.pad_target == "silence" else found
+        if self.config.pad_target == "silence":
+            found = self.filled(found, windows.length + 1)
+        return found._replace(inputs=self.noisy(found.ids, sample)) if self.config.augment_noise else found
 
     def augmented(self, audio: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
         """Samples of a training window, perhaps with their sign changed, louder or softer; nothing clips because of it."""
@@ -163,6 +165,13 @@ class AudioCorpus(Corpus):
         gain = 10 ** (loudness * self.config.augment_gain_db / 20)
         gain = min(gain, max(1.0, 1 / max(float(np.abs(audio).max(initial=0)), 1e-9)))
         return audio * np.float32(-gain if negate and self.config.augment_polarity else gain)
+
+    def noisy(self, ids: Ids, sample: Sample) -> Ids:
+        """Levels of a training window (n,) with noise on all but the first, which it begins with."""
+        draws = Draws.NOISE.random(sample.seed, sample.number, sample.stage)
+        strength = draws.uniform(0, self.config.augment_noise)
+        levels = ids[1:] + np.rint(strength * draws.standard_normal(len(ids) - 1)).astype(np.int64)
+        return np.concatenate([ids[:1].astype(np.int64), levels.clip(0, self.codec.vocab_size - 1)])
 
     def filled(self, example: Example, size: int) -> Example:
         """An example with silence behind it, up to `size` symbols."""

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import cpu_decoder
 from mamba_bio_audio.inference.decoding import GraphSteps, steps
+from mamba_bio_audio.inference.generate import inverse, tempered, truncated
 from mamba_bio_audio.inference.uniforms import uniforms
 
 # Temperatures at which validation data are scored; the best is refined between its neighbours.
 TEMPERATURES = tuple(round(0.5 + 0.05 * step, 2) for step in range(21))
 # The grid: temperatures in units of the one by likelihood, and top-p.
-SHARES = (1.05, 1.0, 0.95, 0.9)
-TOP_P = (1.0, 0.99, 0.97, 0.94, 0.9, 0.8)
+SHARES = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8)
+TOP_P = (1.0, 0.99, 0.95, 0.9)
 _PIECE = 1 << 14
 _BLOCK = 1024
 
@@ -145,14 +146,7 @@ class _Draw:
     def __call__(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """As `generate` draws, with the log-probabilities at temperature 1."""
         logits = logits.index_select(1, self.allowed).double()
-        p = ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
-        ranked, order = p.sort(dim=1, descending=True, stable=True)
-        before = ranked.cumsum(1) - ranked
-        # At top-p 1 nothing may be dropped, not even by rounding.
-        ranked = ranked.masked_fill((before >= self.top_p * ranked.sum(1, keepdim=True)) & (self.top_p < 1), 0)
-        p = torch.zeros_like(p).scatter_(1, order, ranked)
-        running = p.cumsum(1)
-        index = (running <= draws[:, None] * running[:, -1:]).sum(1).clamp_(max=p.shape[1] - 1)
+        index = inverse(truncated(tempered(logits, self.temperature), top_p=self.top_p), draws)
         return self.allowed[index], logits.log_softmax(1).gather(1, index[:, None])[:, 0]
 
 

@@ -400,7 +400,7 @@ class _Choice(NamedTuple):
 
     def first(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Draw symbols (R,) from `initial`; returns them and their log-probabilities."""
-        index = _inverse(self.initial.expand(len(draws), -1), draws)
+        index = inverse(self.initial.expand(len(draws), -1), draws)
         return self.allowed[index], self.initial.log()[index]
 
     def next(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -410,28 +410,32 @@ class _Choice(NamedTuple):
         if self.temperature == 0:
             index = logits.argmax(1)
         else:
-            if self.temperature == 1:
-                p = log_p.exp()
-            else:
-                # The largest logit is made zero before the division, so that no temperature overflows.
-                p = ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
-            if self.top_k is not None or self.top_p is not None:
-                p = self._truncate(p)
-            index = _inverse(p, draws)
+            p = log_p.exp() if self.temperature == 1 else tempered(logits, self.temperature)
+            index = inverse(truncated(p, self.top_k, self.top_p), draws)
         return self.allowed[index], log_p.gather(1, index[:, None])[:, 0]
 
-    def _truncate(self, p: Tensor) -> Tensor:
-        """Set probabilities (R, A) beyond top-k and top-p to zero; not renormalised."""
-        ranked, order = p.sort(dim=1, descending=True, stable=True)
-        if self.top_k is not None:
-            ranked[:, self.top_k :] = 0
-        if self.top_p is not None:
-            before = ranked.cumsum(1) - ranked
-            ranked = ranked.masked_fill(before >= self.top_p * ranked.sum(1, keepdim=True), 0)
-        return torch.zeros_like(p).scatter_(1, order, ranked)
+
+def tempered(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Probabilities (R, A) of logits (R, A) at a temperature above 0, one for all rows or (R, 1)."""
+    # The largest logit is made zero before the division, so that no temperature overflows.
+    return ((logits - logits.amax(1, keepdim=True)) / temperature).softmax(1)
 
 
-def _inverse(p: Tensor, draws: Tensor) -> Tensor:
+def truncated(p: Tensor, top_k: int | None = None, top_p: float | Tensor | None = None) -> Tensor:
+    """Probabilities (R, A), those beyond top-k and top-p set to zero; not renormalised. Top-p is one for all rows or (R, 1)."""
+    if top_k is None and top_p is None:
+        return p
+    ranked, order = p.sort(dim=1, descending=True, stable=True)
+    if top_k is not None:
+        ranked[:, top_k:] = 0
+    if top_p is not None:
+        before = ranked.cumsum(1) - ranked
+        # At top-p 1 nothing may be dropped, not even by rounding.
+        ranked = ranked.masked_fill((before >= top_p * ranked.sum(1, keepdim=True)) & (top_p < 1), 0)
+    return torch.zeros_like(p).scatter_(1, order, ranked)
+
+
+def inverse(p: Tensor, draws: Tensor) -> Tensor:
     """Index (R,) at which the cumulative sum of weights (R, A) exceeds its total times `draws` (R,), in [0, 1)."""
     running = p.cumsum(1)
     index = (running <= draws[:, None] * running[:, -1:]).sum(1)

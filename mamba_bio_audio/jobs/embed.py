@@ -42,6 +42,9 @@ class EmbedOptions(Options):
     strand: Literal["forward", "reverse", "both"] = Field(
         "forward", description="Strand of DNA to read; both: the mean of the two, at the same bases."
     )
+    class_: Annotated[str | None, Cli(flag="--class", metavar="NAME")] = Field(
+        None, description="Audio models trained on classes: embed as sequences of this class; default: of none."
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Precision of the model; bf16 is faster on a GPU and less exact."
     )
@@ -76,6 +79,7 @@ class EmbedResult(Result):
         not_embedded: records without vectors, or whose vectors are NaN, by reason.
         stopped_by: name of the signal that ended it early.
         already_complete: a file that was complete before; nothing was done.
+        of_class: class that the records were embedded as.
         stranded: whether these data have strands to speak of.
         record: what a record of these data is called.
     """
@@ -87,6 +91,7 @@ class EmbedResult(Result):
     layer: str | None = None
     pool: str | None = None
     strand: str | None = None
+    of_class: str | None = None
     precision: str | None = None
     files: list[str] = Field(default_factory=list)
     records: int = 0
@@ -107,7 +112,7 @@ class EmbedResult(Result):
         lines = [
             f"{self.records:,} {self.record}{'s' * (self.records != 1)}, {self.symbols:,} {self.unit}s: {self.vectors:,} "
             f"vector{'s' * (self.vectors != 1)} of {self.width:,} channels (layer {self.layer}, pool {self.pool}"
-            f"{f', strand {self.strand}' if self.stranded else ''})"
+            f"{f', strand {self.strand}' if self.stranded else ''}{f', class {self.of_class}' if self.of_class else ''})"
         ]
         lines += [f"{count:,} without vectors: {reason}" for reason, count in list(self.not_embedded.items())[:5]]
         if len(self.not_embedded) > 5:
@@ -149,7 +154,7 @@ def run(options: EmbedOptions) -> EmbedResult:
     check_layer(model, layer)
     turns_of(model, options.strand)
     data = model.config.data
-    model.to(resolve_device(options.device))
+    found: dict[str, Any] = {}
     settings: dict[str, Any] = {
         "weights": weights_hash(model),
         "layer": options.layer,
@@ -158,6 +163,13 @@ def run(options: EmbedOptions) -> EmbedResult:
         "precision": options.precision,
         "files": list(options.files),
     }
+    if options.class_ is not None:
+        try:
+            model = model.of_class(options.class_)
+        except InputError as error:
+            raise InputError(f"{options.run}: {error}") from None
+        settings["class"] = found["of_class"] = options.class_
+    model.to(resolve_device(options.device))
     domain = domain_of(data.kind)
     with (
         counters(options.quiet) as progress,
@@ -207,7 +219,8 @@ def run(options: EmbedOptions) -> EmbedResult:
         except Stopped:
             pass
     return EmbedResult(
-        **settings,
+        **{name: value for name, value in settings.items() if name != "class"},
+        **found,
         out=str(out),
         run=str(options.run),
         which=options.which,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,16 +88,27 @@ class SamplingResult(Kept):
         cost = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in self.seconds.items())
         top_p = "" if self.top_p is None else f", top-p {self.top_p:g}"
         lines += ["", f"fitted: temperature {self.temperature:g}{top_p} ({cost} on {self.device})"]
-        if self.grid and (self.temperature, self.top_p or 1.0) == (
-            self.grid[-1]["temperature"],
-            self.grid[-1]["top_p"],
-        ):
+        if beyond := untried(self.temperature, self.top_p, self.grid):
             lines.append(
-                "It is the last cell of the grid: this model's own distributions are far too wide; train longer."
+                f"That lies at the edge of the grid: {beyond} were not tried and may be better still. Give some to mba sample, "
+                "which measures its samples; a model that needs them is best trained longer."
             )
         if not self.not_kept:
             lines.append(f"kept as {Path(self.run) / SETTINGS_NAME}; mba sample draws so unless told otherwise")
         return "\n".join(lines)
+
+
+def untried(temperature: float, top_p: float | None, grid: Sequence[Mapping[str, Any]]) -> str | None:
+    """What lies beyond the edges of a grid where the chosen cell lies at one; None elsewhere, and without a grid."""
+    if not grid:
+        return None
+    temperatures, shares = ({row[name] for row in grid} for name in ("temperature", "top_p"))
+    beyond = []
+    if temperature in (min(temperatures), max(temperatures)):
+        beyond.append(f"temperatures {'below' if temperature == min(temperatures) else 'above'} {temperature:g}")
+    if top_p == min(shares):
+        beyond.append(f"top-p below {top_p:g}")
+    return " and ".join(beyond) or None
 
 
 def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -> SamplingResult:

@@ -152,7 +152,7 @@ def test_inverse_at_the_edges() -> None:
     """A draw on a boundary belongs to the symbol above it; symbols of probability zero never come."""
     weights = torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0], dtype=torch.float64)
     draws = torch.tensor([0.0, 0.25 - 2**-53, 0.25, 1 - 2**-53], dtype=torch.float64)
-    assert module._inverse(weights.expand(4, -1), draws).tolist() == [1, 1, 3, 3]
+    assert module.inverse(weights.expand(4, -1), draws).tolist() == [1, 1, 3, 3]
 
 
 def test_generate_greedy_is_argmax() -> None:

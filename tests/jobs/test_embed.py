@@ -193,6 +193,27 @@ def test_recordings(tmp_path, monkeypatch, capsys):
     assert mba("embed", "run", tmp_path, "--out", tmp_path / "f.npz", "--strand", "both", "--device", "cpu") == 2
 
 
+def test_recordings_as_of_a_class(tmp_path, monkeypatch, capsys):
+    built = UNetConfig(d_model=WIDTH, num_layers=1, pools=(2,), vocab_size=256, inputs=257, classes=["a", "b"])
+    made = build_model(built, seed=0).eval()
+    torch.nn.init.normal_(made.embedding.classes)
+    made.config = load_config("audio/tiny", ["data.path=.", "data.start=token"])
+    made.codec = AudioCodec.of(made.config.data)
+    monkeypatch.setattr(saved, "load", lambda run, which="best": made)
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 400).astype(np.float32)
+    soundfile.write(tmp_path / "x.wav", samples, 16_000, subtype="FLOAT")
+    found = {}
+    for name, own in ((None, made), ("a", made.of_class("a")), ("b", made.of_class("b"))):
+        out, given = tmp_path / f"{name}.npz", () if name is None else ("--class", name)
+        assert mba("embed", "run", tmp_path / "x.wav", "--out", out, "--device", "cpu", "--json", *given) == 0
+        assert json.loads(capsys.readouterr().out).get("of_class") == name
+        (found[name],) = vectors_of(out)
+        close(found[name], embed(own, samples, pool="mean"))
+    assert np.abs(found["a"] - found["b"]).max() > 1e-3
+    assert mba("embed", "run", tmp_path / "x.wav", "--out", tmp_path / "c.npz", "--class", "c", "--device", "cpu") == 2
+    assert "run: no class 'c' in this model; choose from a, b" in capsys.readouterr().err
+
+
 def test_an_interrupted_command_leaves_nothing_under_the_final_name_and_goes_on(model, tmp_path, monkeypatch, capsys):
     fasta(tmp_path / "a.fa", **{f"s{i}": dna(40, i) for i in range(6)})
     arguments = ("embed", "run", tmp_path / "a.fa", "--pool", "bins:16", "--strand", "both", "--device", "cpu")

@@ -256,7 +256,7 @@ def test_shared_digits(shared_data) -> None:
 
 
 def varied(folder: str, **options) -> DataModule:
-    return module(folder, windows="random", augment_gain_db=6.0, augment_polarity=True, **options)
+    return module(folder, windows="random", augment_gain_db=6.0, augment_polarity=True, augment_noise=3.0, **options)
 
 
 def test_random_windows_are_spans_of_their_recordings(folder: str) -> None:
@@ -296,13 +296,42 @@ def test_augmentation_changes_sign_and_loudness_and_clips_nothing(tmp_path) -> N
     assert max(gains["2.wav"]) < 1.05
 
 
+@pytest.mark.parametrize("start", ["level", "token"])
+def test_noise_is_read_and_not_predicted(folder: str, start: str) -> None:
+    """Strengths all over the range and no more, whole levels, nothing on what a window begins with, clean targets."""
+    clean, noisy = module(folder, start=start), module(folder, start=start, augment_noise=4.0)
+    strengths = []
+    for before, after in zip(batches(clean, 40), batches(noisy, 40), strict=True):
+        assert torch.equal(before["targets"], after["targets"])
+        assert torch.equal(before["tokens"][:, 0], after["tokens"][:, 0])
+        assert 0 <= after["tokens"][:, 1:].min() <= after["tokens"][:, 1:].max() < 256
+        # A window's last targets are masked where it is short, and so is what is read there.
+        whole = (before["targets"] != -100).all(1)
+        strengths += (after["tokens"] - before["tokens"])[whole, 1:].double().std(1).tolist()
+    assert len(strengths) > 60
+    assert min(strengths) < 0.8
+    assert 3 < max(strengths) < 5.5
+    assert 1.3 < np.mean(strengths) < 2.7
+
+
+def test_noise_stays_within_the_levels(tmp_path) -> None:
+    for name in "1234":
+        soundfile.write(tmp_path / f"{name}.wav", np.where(np.arange(40 * L) % 2, 1.0, -1.0), 16_000)
+    tokens = torch.cat([batch["tokens"] for batch in batches(module(str(tmp_path), augment_noise=8.0), 4)])
+    assert tokens.min() == 0
+    assert tokens.max() == 255
+
+
 def test_variations_depend_on_seed_stage_and_sample_alone(folder: str) -> None:
-    whole = rows(batches(varied(folder), 12))
-    assert rows(batches(varied(folder, num_workers=2), 12)) == whole
-    assert rows(batches(varied(folder, start_sample=16), 8)) == whole[16:]
-    ranks = [rows(batches(varied(folder, batch_size=2, rank=rank, world_size=2), 12)) for rank in (0, 1)]
+    def read(found: list[dict[str, torch.Tensor]]) -> list[list[int]]:
+        return [a + b for a, b in zip(rows(found), rows(found, "tokens"), strict=True)]
+
+    whole = read(batches(varied(folder), 12))
+    assert read(batches(varied(folder, num_workers=2), 12)) == whole
+    assert read(batches(varied(folder, start_sample=16), 8)) == whole[16:]
+    ranks = [read(batches(varied(folder, batch_size=2, rank=rank, world_size=2), 12)) for rank in (0, 1)]
     assert [row for pair in zip(*ranks, strict=True) for row in pair] == whole
-    assert rows(batches(varied(folder, seed=1), 12)) != whole
+    assert read(batches(varied(folder, seed=1), 12)) != whole
 
 
 def test_variations_leave_evaluation_alone(folder: str) -> None:
@@ -314,7 +343,7 @@ def test_variations_leave_evaluation_alone(folder: str) -> None:
 def test_clips_with_classes_are_not_varied() -> None:
     from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 
-    for options in ({"windows": "random"}, {"augment_gain_db": 3}, {"augment_polarity": True}):
+    for options in ({"windows": "random"}, {"augment_gain_db": 3}, {"augment_polarity": True}, {"augment_noise": 1}):
         with pytest.raises(ValidationError, match="clips with classes are read whole"):
             AudioClassesConfig(**options)
 

@@ -17,7 +17,9 @@ from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
 from mamba_bio_audio.jobs.evaluate_digits import evaluate_digits, listeners
 from mamba_bio_audio.jobs.evaluate_kept import keep, keep_classes, keep_context
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, LikelihoodResult
+from mamba_bio_audio.jobs.evaluate_suite import Asked, SuiteOptions, evaluate_suite
 from mamba_bio_audio.jobs.sampling_fit import SamplingResult, fit_sampling
+from mamba_bio_audio.jobs.suite_results import SuiteResult
 from mamba_bio_audio.pipelines.contract import Domain, Progress
 from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.pipelines.scores import Measured, Scored, Scores
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
 
 COMMAND = "evaluate"
 PANEL = "Measure"
-Evaluated = LikelihoodResult | ClassesResult | ContextResult | DigitsResult | JudgeResult | SamplingResult
+Evaluated = SuiteResult | LikelihoodResult | ClassesResult | ContextResult | DigitsResult | JudgeResult | SamplingResult
 
 
-class EvaluateOptions(Options):
+class EvaluateOptions(SuiteOptions):
     """Options of `mba evaluate`."""
 
     run: RunFolder
@@ -44,7 +46,11 @@ class EvaluateOptions(Options):
         None, description="Instead, score the same bases with each of these numbers of bases before them."
     )
     blocks: int = Field(256, ge=1, description="With --context: number of blocks of target bases.")
-    out: Path | None = Field(None, description="With --context: folder for tables and picture; default: RUN.")
+    out: Path | None = Field(
+        None,
+        description="With --context: folder for tables and picture; default: RUN. With --suite: folder of the results; "
+        "default: runs/SUITE.",
+    )
     baselines: bool = Field(True, description="Also fit simple models, such as Markov models or k-mers.")
     strand: Literal["both", "forward", "reverse"] = Field(
         "both", description="Strands that a classifier of DNA reads; both takes the mean."
@@ -100,6 +106,12 @@ class EvaluateOptions(Options):
 
     @model_validator(mode="after")
     def _goes_together(self) -> EvaluateOptions:
+        given = self.model_fields_set & (set(SuiteOptions.model_fields) - set(Options.model_fields) - {"suite"})
+        changed = sorted(name for name in given if getattr(self, name) != SuiteOptions.model_fields[name].default)
+        if self.suite is None and changed:
+            raise ValueError(f"--{changed[0]} goes with --suite; leave it out")
+        if self.suite is not None and (self.metrics != "likelihood" or self.context is not None):
+            raise ValueError("--suite trains and scores classifiers; leave out --metrics and --context")
         if self.max_bases is not None and (self.metrics != "likelihood" or self.context is not None):
             raise ValueError("--max-bases goes with the likelihood of whole windows; --context has --blocks instead")
         if self.metrics != "sc09" and (self.temperature, self.top_p) != (None, None):
@@ -112,6 +124,10 @@ def run(options: EvaluateOptions) -> Evaluated:
     from mamba_bio_audio.run.packaged import find_model
 
     with counters(options.quiet) as progress:
+        if options.suite is not None:
+            out = options.out or Path("runs") / options.suite
+            device = resolve_device(options.device)
+            return evaluate_suite(Asked(options.suite, options.run, out, options, options.overrides, device, progress))
         if options.metrics == "sampling":
             windows = options.model_copy(update={"length": None})
             return fit_sampling(open_run(windows, progress=progress), options, progress)

@@ -56,7 +56,15 @@ class Prepared(NamedTuple):
     past: Continuation
 
 
-def prepare(config: RunConfig, run: Path, session: Session, held: ExitStack, *, settle: bool = False) -> Prepared:
+def prepare(
+    config: RunConfig,
+    run: Path,
+    session: Session,
+    held: ExitStack,
+    *,
+    settle: bool = False,
+    data: DataModule | None = None,
+) -> Prepared:
     """Make every check of a training, whose dry run makes the same ones.
 
     Args:
@@ -65,6 +73,7 @@ def prepare(config: RunConfig, run: Path, session: Session, held: ExitStack, *, 
         session: how it is trained.
         held: receives the run's lock.
         settle: first undo or finish a replacement of the run that was interrupted.
+        data: of `config`, where several trainings share them; None opens them.
 
     Raises:
         InputError: the first thing that is wrong.
@@ -77,7 +86,9 @@ def prepare(config: RunConfig, run: Path, session: Session, held: ExitStack, *, 
     if session.resume:
         config, past = continuation(config, run)
     # Whatever can be wrong with the data or the model comes before the folder is touched.
-    data = open_data(config, device, progress=progress_lines(session.quiet or not is_main_process()))
+    if data is None:
+        data = open_data(config, device, progress=progress_lines(session.quiet or not is_main_process()))
+    data.seed = config.seed
     data.setup("fit")
     stages = length_stages(config.train, lambda length: len(data.training_windows(length)))
     data.stretches = stretches(stages, config.train, past.step, device)

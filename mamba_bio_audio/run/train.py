@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from mamba_bio_audio.files import mark, replacing, write_json, write_text
 from mamba_bio_audio.models.weights import weights_hash
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.pipelines.scores import perplexity
 from mamba_bio_audio.run.begin import Prepared, Session, prepare
@@ -27,13 +28,14 @@ from mamba_bio_audio.training.fit import FitResult, Place, fit
 from mamba_bio_audio.training.parallel import is_main_process
 
 
-def train(config: RunConfig, run: Path, session: Session) -> Trained:
+def train(config: RunConfig, run: Path, session: Session, data: DataModule | None = None) -> Trained:
     """Train into the run folder `run`.
 
     Args:
         config: from `config.load_config`.
         run: folder; must be new or empty unless the session resumes or replaces a run.
         session: how.
+        data: of `config`, where several trainings share them; None opens them.
 
     Raises:
         InputError: the folder is in use, the data or the model are wrong, or a resumed run had another configuration.
@@ -41,7 +43,7 @@ def train(config: RunConfig, run: Path, session: Session) -> Trained:
     """
     run = run.resolve()
     with ExitStack() as held:
-        prepared = prepare(config, run, session, held, settle=True)
+        prepared = prepare(config, run, session, held, settle=True, data=data)
         return _train(prepared, run, session, held)
 
 

@@ -191,6 +191,20 @@ def between_splits(labelled: Labelled) -> dict[str, dict[str, Any]]:
     return found
 
 
+def in_train(labelled: Labelled) -> set[tuple[int, str, int, int]]:
+    """Places of the regions of later splits that are also in train, exactly or nearly; `labelled.identity` must be set."""
+    train = {labelled.identity[place(region)] for region in labelled.regions if region.split == "train"}
+    known = set(train)
+    for a, b in labelled.near:
+        if a in train or b in train:
+            known |= {a, b}
+    return {
+        place(region)
+        for region in labelled.regions
+        if region.split != "train" and labelled.identity[place(region)] in known
+    }
+
+
 def windows_in_train(labelled: Labelled, windows: Mapping[str, Sequence[Region]]) -> dict[str, dict[str, Any]]:
     """Count evaluation windows that are in the training part of their own class, as `between_splits` does for examples.
 

@@ -14,7 +14,14 @@ from typing import Any
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.class_draws import draw_groups
-from mamba_bio_audio.pipelines.dna.class_duplicates import between_splits, identities, near_duplicates, related
+from mamba_bio_audio.pipelines.dna.class_duplicates import (
+    between_splits,
+    identities,
+    in_train,
+    near_duplicates,
+    place,
+    related,
+)
 from mamba_bio_audio.pipelines.dna.class_rows import numbered_lines
 from mamba_bio_audio.pipelines.dna.class_tags import splits_of, tags_of
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
@@ -50,8 +57,20 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
         labelled.origin = _split_genomes(labelled, config, length, table is not None)
     if table is not None:
         _refuse_shared(labelled)
-    elif config.labels is not None and config.shared_bases == "error":
+    elif config.labels is not None and config.shared_bases != "allow":
         _refuse_overlaps(labelled, config.labels)
+    _check_classes(labelled)
+    if labelled.examples:
+        _compare(labelled)
+        labelled.between = between_splits(labelled)
+        if config.shared_bases == "error":
+            refuse_duplicates(labelled)
+        elif config.shared_bases == "drop":
+            _drop_known(labelled)
+
+
+def _check_classes(labelled: Labelled) -> None:
+    """Refuse a split that lacks a class; only train must be there."""
     for split in SPLITS:
         present = {region.label for region in labelled.regions if region.split == split}
         wanted = split == "train" or bool(present)
@@ -61,11 +80,21 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
                 f"the {split} split has no sequence of class {lacking[0]!r} (splits: {labelled.origin}); "
                 + _remedy(labelled, lacking[0])
             )
-    if labelled.examples:
-        _compare(labelled)
-        labelled.between = between_splits(labelled)
-        if config.shared_bases == "error":
-            refuse_duplicates(labelled)
+
+
+def _drop_known(labelled: Labelled) -> None:
+    """Leave out the validation examples that are also in train, exactly or nearly."""
+    known = in_train(labelled)
+    there = any(region.split == "valid" for region in labelled.regions)
+    kept = [region for region in labelled.regions if region.split != "valid" or place(region) not in known]
+    labelled.dropped = len(labelled.regions) - len(kept)
+    labelled.regions = kept
+    if there and not any(region.split == "valid" for region in kept):
+        raise InputError(
+            f"data.shared_bases=drop: every example of validation is also in train (splits: {labelled.origin}); have the "
+            f"splits drawn with data.split=draw"
+        )
+    _check_classes(labelled)
 
 
 def _compare(labelled: Labelled) -> None:
@@ -141,7 +170,7 @@ def _split_genomes(labelled: Labelled, config: DnaClassesConfig, length: int, gr
     """Splits of whole records of FASTA per class."""
     if config.intervals is not None and config.split in ("auto", "intervals"):
         intervals = _read_intervals(config.intervals, labelled)
-        if config.shared_bases == "error":
+        if config.shared_bases != "allow":
             for source, name in _class_of_source(labelled).items():
                 shared = shared_symbols([interval for at, interval in intervals if at == source])
                 pair = next((pair for pair, count in shared.items() if count), None)

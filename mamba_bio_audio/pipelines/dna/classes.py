@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.contract import Progress
 from mamba_bio_audio.pipelines.corpus import Corpus, Example, Sample, hash_of
-from mamba_bio_audio.pipelines.dna.class_duplicates import MAX_TRAIN_BASES, label_conflicts, windows_in_train
+from mamba_bio_audio.pipelines.dna.class_duplicates import (
+    MAX_TRAIN_BASES,
+    in_train,
+    label_conflicts,
+    place,
+    windows_in_train,
+)
 from mamba_bio_audio.pipelines.dna.class_regions import shares_inside
 from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_file, refuse_duplicates
 from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler, draw_evaluation_windows
@@ -67,7 +73,7 @@ class DnaClassesCorpus(Corpus):
             self.labelled.between = windows_in_train(
                 self.labelled, {split: self._chosen(split) for split in SPLITS[1:]}
             )
-            if config.shared_bases == "error":
+            if config.shared_bases != "allow":
                 refuse_duplicates(self.labelled)
         # It belongs to this process; workers get a copy of everything else.
         self.labelled.progress = None
@@ -154,12 +160,18 @@ class DnaClassesCorpus(Corpus):
         )
 
     def strata(self, split: str) -> dict[str, NDArray[np.bool_]]:
-        """Windows that lie mostly inside `data.regions`, and the others; {} without."""
+        """Windows that lie mostly inside `data.regions` and the others; examples that are also in train and the others."""
+        masks: dict[str, NDArray[np.bool_]] = {}
         table = self.config.regions or prepared_file(self.config, "regions.tsv")
-        if table is None:
-            return {}
-        inside = shares_inside(self.labelled, self._chosen(split), table) > 0.5
-        return {"inside regions": inside, "outside regions": ~inside}
+        if table is not None:
+            inside = shares_inside(self.labelled, self._chosen(split), table) > 0.5
+            masks |= {"inside regions": inside, "outside regions": ~inside}
+        if self.labelled.examples and split != "train":
+            known = in_train(self.labelled)
+            also = np.array([place(window) in known for window in self._chosen(split)], dtype=bool)
+            if also.any():
+                masks |= {"also in train": also, "not in train": ~also}
+        return masks
 
     def label_conflicts(self) -> dict[str, Any]:
         """Equal examples under several labels (`class_duplicates.label_conflicts`); {} for windows."""
@@ -208,6 +220,7 @@ class DnaClassesCorpus(Corpus):
             "splits": splits,
             "splits_sha256": self.fingerprint(),
             "left_out": {"regions": len(labelled.left_out), "names": [r.record for r in labelled.left_out[:5]]},
+            "dropped_from_valid": labelled.dropped,
             "max_unknown": self.config.max_unknown,
             "shared_sequences": {pair: row["equal"] for pair, row in labelled.between.items()},
             "near_sequences": {pair: row["near"] for pair, row in labelled.between.items()},
@@ -246,6 +259,8 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{left_out:,} with more than {described['max_unknown']:.0%} bases other than A, C, G, T: {names}",
             )
         )
+    if dropped := described.get("dropped_from_valid", 0):
+        rows.append(("left out", f"{dropped:,} of validation that are also in train (data.shared_bases=drop)"))
     for key, how in (("shared_sequences", "the same"), ("near_sequences", "nearly the same")):
         shared = {pair: count for pair, count in described.get(key, {}).items() if count}
         if shared:

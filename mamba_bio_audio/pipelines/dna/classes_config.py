@@ -96,12 +96,13 @@ class DnaClassesConfig(DataSection):
     reverse_complement: bool = Field(
         default=True, description="Read every training sequence from the opposite strand with probability 0.5."
     )
-    shared_bases: Literal["error", "allow"] = Field(
+    shared_bases: Literal["error", "allow", "drop"] = Field(
         default="error",
         description="What to do when splits of data.intervals or data.labels have bases in common, or when more than a fifth "
         "of the examples of validation or test are also in train, exactly or nearly (of the windows that are scored: in the "
         "training sequences of their class). With allow, draws keep equal and overlapping examples together but may separate "
-        "near-duplicates.",
+        "near-duplicates. drop, for examples: those of validation that are also in train, exactly or nearly, are left out and "
+        "counted, and the test split stays as it is.",
     )
     num_workers: int = Field(default=0, ge=0, le=256, description="Processes that read data beside the main one.")
 

@@ -28,8 +28,8 @@ SIZES, ALWAYS_TRIED = tuple(range(1, 11)), 8
 # Inverse penalties are 10 ** (step / 2). Each search starts at 0.001 and moves a step at a time: where weak penalties leave
 # hardly any gradient, a fit that continues from the previous one does not move, and would hide what a stronger one is worth.
 FIRST_STEP, LAST_STEP, START_STEP = -14, 6, -6
-# Up to this k counts are dense; longer words fill so little of a table that only those found are kept.
-DENSE_K = 6
+# Up to this k counts are dense where a sequence fills more than this share of the table; else only words found are kept.
+DENSE_K, DENSE_SHARE = 6, 0.25
 # Products of a feature and a weight in one pass over the training sequences, above which a k is left out: about a second
 # on one core. Dense tables are about eight times as fast a product.
 MOST_WORK, DENSE_GAIN = 1 << 29, 8
@@ -50,10 +50,13 @@ class KmerBaseline(NamedTuple):
     model: Any
     edges: list[str]  # choices at the edge of the grid, in words
     left_out: list[int]  # word lengths that the budget did not allow
+    both_strands: bool = True  # a word and its reverse complement are counted together
+    dense: bool | None = None  # of `kmer_frequencies`
 
     def probabilities(self, rows: Rows) -> NDArray[np.float64]:
         """Class probabilities (n, K) of token id sequences."""
-        return np.asarray(self.model.predict_proba(kmer_frequencies(rows, self.k)), dtype=np.float64)
+        shares = kmer_frequencies(rows, self.k, self.both_strands, self.dense)
+        return np.asarray(self.model.predict_proba(shares), dtype=np.float64)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
@@ -85,17 +88,20 @@ def training_sequences(data: Any, at_most: int = MOST_SEQUENCES) -> tuple[list[N
     return [example.ids for example in examples], np.array([example.label for example in examples], dtype=np.int64)
 
 
-def kmer_frequencies(rows: Rows, k: int) -> Any:
-    """Shares of the canonical k-mers, (n, (4^k + palindromes) / 2), float32; k-mers with an unknown base are left out.
+def kmer_frequencies(rows: Rows, k: int, both_strands: bool = True, dense: bool | None = None) -> Any:
+    """Shares of the k-mers, (n, columns), float32; k-mers with an unknown base are left out.
 
-    A NumPy array up to k = 6, a SciPy CSR matrix above.
+    Args:
+        both_strands: count a word and its reverse complement together: (4^k + palindromes) / 2 columns, else 4^k.
+        dense: whether a NumPy array is returned, or a SciPy CSR matrix; None: an array up to k = 6.
 
     >>> kmer_frequencies([np.array([7, 7, 10], dtype=np.uint8)], 1).tolist()  # AAT: A and T are one, C and G another
     [[1.0, 0.0]]
     """
-    column = canonical_columns(k)
-    if k <= DENSE_K:
-        shares = np.zeros((len(rows), int(column.max()) + 1), dtype=np.float32)
+    column = canonical_columns(k) if both_strands else np.arange(4**k)
+    count = int(column.max()) + 1
+    if k <= DENSE_K if dense is None else dense:
+        shares = np.zeros((len(rows), count), dtype=np.float32)
         for share, ids in zip(shares, rows, strict=True):
             found = count_kmers(ids, k, column)
             share[:] = found / max(1, found.sum())
@@ -110,7 +116,15 @@ def kmer_frequencies(rows: Rows, k: int) -> Any:
         values.append((counts / max(1, counts.sum())).astype(np.float32))
         columns.append(words.astype(np.int32))
         ends.append(ends[-1] + len(words))
-    return csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=(len(rows), int(column.max()) + 1))
+    return csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=(len(rows), count))
+
+
+def _columns(k: int, both_strands: bool) -> int:
+    return (4**k + (2**k if k % 2 == 0 else 0)) // 2 if both_strands else 4**k
+
+
+def _is_dense(rows: Rows, k: int, columns: int) -> bool:
+    return k <= DENSE_K and float(np.mean([len(ids) for ids in rows])) > DENSE_SHARE * columns
 
 
 def canonical_columns(k: int) -> NDArray[np.int64]:
@@ -154,12 +168,14 @@ def fit_kmers(
     *,
     sizes: Sequence[int] = SIZES,
     most_work: int = MOST_WORK,
+    both_strands: bool = True,
 ) -> KmerBaseline:
     """Fit on `train` for each k and penalty, and choose the least loss on `valid`.
 
     Args:
         sizes: word lengths, ascending.
         most_work: products of one pass over `train` above which a k is left out, the first of `sizes` never.
+        both_strands: whether a word and its reverse complement are one, as for sequences of which no strand is known.
 
     Raises:
         InputError: a class has no training sequence.
@@ -169,30 +185,33 @@ def fit_kmers(
         raise InputError(f"the k-mer baseline found no training sequence of class number {min(missing)}")
     longest = max(map(len, train))
     sizes = [k for k in sizes if k <= longest] or list(sizes[:1])
-    allowed = [k for k in sizes if k == sizes[0] or _work(train, k, classes) <= most_work]
+    allowed = [k for k in sizes if k == sizes[0] or _work(train, k, _columns(k, both_strands)) * classes <= most_work]
     table: list[dict[str, Any]] = []
     best, chosen, worse = np.inf, None, 0
     left_out = [k for k in sizes if k not in allowed]
     tried = []
     for k in allowed:
-        known, unseen = kmer_frequencies(train, k), kmer_frequencies(valid, k)
+        dense = _is_dense(train, k, _columns(k, both_strands))
+        known, unseen = (kmer_frequencies(rows, k, both_strands, dense) for rows in (train, valid))
         candidate = _fit_size(known, train_labels, unseen, valid_labels, k)
         table += candidate.table
         tried.append(k)
         worse = worse + 1 if candidate.loss > best - LEAST_GAIN else 0
         if candidate.loss < best:
-            best, chosen = candidate.loss, (k, candidate)
+            best, chosen = candidate.loss, (k, dense, candidate)
         if worse >= 2 and k >= ALWAYS_TRIED:
             left_out = []
             break
     assert chosen is not None
-    k, candidate = chosen
+    k, dense, candidate = chosen
     edges = []
     if k == tried[-1] and k < longest:
         edges.append(f"k = {k} is the largest tried")
     if candidate.step in (FIRST_STEP, LAST_STEP):
         edges.append(f"the penalty 1/{_strength(candidate.step):g} is the last tried")
-    return KmerBaseline(k, _strength(candidate.step), len(train), table, candidate.model, edges, left_out)
+    return KmerBaseline(
+        k, _strength(candidate.step), len(train), table, candidate.model, edges, left_out, both_strands, dense
+    )
 
 
 class _Fitted(NamedTuple):
@@ -250,9 +269,8 @@ def _strength(step: int) -> float:
     return float(f"{10 ** (step / 2):.3g}")
 
 
-def _work(rows: Rows, k: int, classes: int) -> float:
-    """Products of one pass over all rows."""
-    columns = (4**k + (2**k if k % 2 == 0 else 0)) // 2
-    if k <= DENSE_K:
-        return len(rows) * columns * classes / DENSE_GAIN
-    return sum(min(len(ids), columns) for ids in rows) * classes
+def _work(rows: Rows, k: int, columns: int) -> float:
+    """Products of one pass over all rows, for each class."""
+    if _is_dense(rows, k, columns):
+        return len(rows) * columns / DENSE_GAIN
+    return sum(min(len(ids), columns) for ids in rows)

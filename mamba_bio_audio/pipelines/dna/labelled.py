@@ -59,6 +59,7 @@ class Labelled:
         examples: each region is one example; else windows are drawn from them.
         origin: where the splits come from, in words; empty until they are there.
         left_out: regions with too many unknown bases; see `leave_out_unknown`.
+        dropped: number of validation examples that were left out because they are also in train (`data.shared_bases`).
         progress: called while regions are compared, as by `open_labelled`.
         identity, near, between: what `class_duplicates` found of equal and nearly equal regions; empty until asked for.
     """
@@ -71,6 +72,7 @@ class Labelled:
     files: list[FileFingerprint]
     origin: str = ""
     left_out: list[Region] = field(default_factory=list)
+    dropped: int = 0
     identity: dict[tuple[int, str, int, int], int] = field(default_factory=dict)
     near: list[tuple[int, int]] = field(default_factory=list)
     between: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -1,0 +1,426 @@
+"""`mba evaluate --suite`: the field's benchmarks, with bars on the same splits.
+
+For each task: rates are chosen on validation with the first seed, every seed is trained with the best one, and then the
+test split is read, once. k-mer regression and a small convolutional network are tuned on the same validation split.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, field_validator
+
+from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import MARKER, Maker, growing_folder, read_json, write_json, write_text
+from mamba_bio_audio.jobs.contract import Cli, Force, Options
+from mamba_bio_audio.jobs.suite_results import Gain, ModelScores, SuiteResult, TaskResult
+from mamba_bio_audio.pipelines.contract import Progress
+from mamba_bio_audio.run.folder import RUN_FILES
+
+if TYPE_CHECKING:
+    from mamba_bio_audio.pipelines.data import DataModule
+    from mamba_bio_audio.pipelines.dna.suites import Task
+    from mamba_bio_audio.run.config import RunConfig
+
+WHOLE, TABLE, SETTINGS = "suite.json", "suite.csv", "settings.json"
+MAKER = Maker(
+    "evaluate --suite",
+    (WHOLE, TABLE, SETTINGS, "tasks/*.json", *(f"runs/*/*/{name}" for name in (MARKER, *RUN_FILES))),
+)
+ARMS = ("kmers", "cnn", "scratch", "frozen", "finetuned")
+KMERS = (3, 4, 5, 6, 7)
+# Rates that are tried, times that of the recipe; a head alone bears more.
+RATES, HEAD_RATES = (1 / 3, 1.0, 3.0), (1.0, 3.0, 10.0)
+
+
+class SuiteOptions(Options):
+    """Options of `mba evaluate --suite`."""
+
+    suite: Literal["gue", "genomic-benchmarks", "nucleotide-transformer"] | None = Field(
+        None,
+        description="Instead, a benchmark; RUN is then its folder. Classifiers are trained on every task and scored on its "
+        "test split, beside k-mer regression and a small convolutional network.",
+    )
+    task: Annotated[tuple[str, ...], Cli(metavar="NAME")] = Field(
+        (), description="With --suite: only this task; repeatable."
+    )
+    recipe: str = Field("dna/short", description="With --suite: recipe that is trained on each task.")
+    pretrained: Annotated[tuple[str, ...], Cli(metavar="RUN")] = Field(
+        (), description="With --suite: also start from this model, frozen and fine-tuned; repeatable."
+    )
+    arms: Annotated[str, Cli(metavar="NAME,NAME,...")] = Field(
+        ",".join(ARMS), description="With --suite: what is trained; frozen and finetuned are for --pretrained."
+    )
+    seeds: Annotated[str, Cli(metavar="N,N,...")] = Field("0,1,2", description="With --suite: seeds of each training.")
+    rates: Annotated[str | None, Cli(metavar="X,X,...")] = Field(
+        None,
+        description="With --suite: learning rates to choose from on validation; default: a third of, once and three "
+        "times the recipe's (frozen: once to ten times).",
+    )
+    force: Force = False
+
+    @field_validator("arms")
+    @classmethod
+    def _known(cls, text: str) -> str:
+        strange = next((name for name in text.split(",") if name not in ARMS), None)
+        if strange is not None:
+            raise ValueError(f"no {strange!r}; choose from {', '.join(ARMS)}, separated by commas")
+        return text
+
+    @field_validator("seeds")
+    @classmethod
+    def _whole(cls, text: str) -> str:
+        if not all(part.isdecimal() for part in text.split(",")) or len(set(text.split(","))) < len(text.split(",")):
+            raise ValueError(f"got {text!r}; write different whole numbers, separated by commas, for example 0,1,2")
+        return text
+
+    @field_validator("rates")
+    @classmethod
+    def _positive(cls, text: str | None) -> str | None:
+        try:
+            good = text is None or all(0 < float(part) < 1 for part in text.split(","))
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"got {text!r}; write numbers between 0 and 1, separated by commas, for example 1e-3,4e-3")
+        return text
+
+
+class Asked(NamedTuple):
+    """The options of one call."""
+
+    suite: Literal["gue", "genomic-benchmarks", "nucleotide-transformer"]
+    folder: Path
+    out: Path
+    options: SuiteOptions
+    overrides: tuple[str, ...]
+    device: str
+    progress: Progress
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of each training."""
+        return [int(part) for part in self.options.seeds.split(",")]
+
+    @property
+    def arms(self) -> list[str]:
+        """What is trained."""
+        return self.options.arms.split(",")
+
+
+class Arm(NamedTuple):
+    """One way of training our model: its name in the tables, its settings, and what its rates are multiplied by."""
+
+    name: str
+    settings: tuple[str, ...]
+    rates: tuple[float, ...]
+
+
+class Trial(NamedTuple):
+    """A model that is ready to be tested: for each seed, how it gives class probabilities of ids."""
+
+    name: str
+    chosen: str
+    candidates: list[dict[str, Any]]
+    predict: Mapping[int, Callable[[Sequence[Any]], Any]]
+
+
+class Stopped(Exception):
+    """A signal ended a training; its name is the argument."""
+
+
+def evaluate_suite(asked: Asked) -> SuiteResult:
+    """Every task of a suite; finished ones are kept in `asked.out`, and not done again.
+
+    Raises:
+        InputError: there is no such task, or the folder holds the results of other settings.
+    """
+    from mamba_bio_audio.pipelines.dna.suites import find_tasks
+    from mamba_bio_audio.run.environment import environment
+
+    tasks = find_tasks(asked.suite, asked.folder, asked.options.task)
+    if not _arms(asked) and not {"kmers", "cnn"} & set(asked.arms):
+        raise InputError("--arms frozen and finetuned need --pretrained RUN")
+    with growing_folder(asked.out, MAKER, WHOLE, inputs=[asked.folder], force=asked.options.force) as out:
+        _check_settings(asked, out)
+        (out / "tasks").mkdir(exist_ok=True)
+        done: list[TaskResult] = []
+        stopped = None
+        for number, task in enumerate(tasks):
+            asked.progress("tasks", number, len(tasks))
+            place = out / "tasks" / f"{task.name}.json"
+            try:
+                if not place.exists():
+                    write_json(place, _evaluate_task(asked, task, out).model_dump(mode="json"))
+            except Stopped as signal:
+                stopped = str(signal)
+                break
+            done.append(TaskResult.model_validate(read_json(place)))
+        result = SuiteResult(
+            suite=asked.suite,
+            out=str(asked.out),
+            seeds=asked.seeds,
+            recipe=asked.options.recipe,
+            overrides=list(asked.overrides),
+            pretrained=list(asked.options.pretrained),
+            machine=environment(asked.device),
+            tasks=done,
+            stopped_by=stopped,
+            unfinished=[task.name for task in tasks[len(done) :]],
+        )
+        write_text(out / TABLE, result.table())
+        if stopped is None:
+            write_json(out / WHOLE, result.to_json())
+    return result
+
+
+def _check_settings(asked: Asked, out: Path) -> None:
+    """Refuse to continue what was begun with other settings; tasks may be others."""
+    own = asked.options.model_dump(mode="json", include=set(SuiteOptions.model_fields) - {"task", "force", "quiet"})
+    now = json.loads(json.dumps(own | {"folder": str(asked.folder.resolve()), "overrides": list(asked.overrides)}))
+    place = out / SETTINGS
+    if place.exists() and read_json(place) != now:
+        raise InputError(
+            f"{asked.out}: was begun with other settings; choose another --out, or replace it with --force"
+        )
+    write_json(place, now)
+
+
+def _arms(asked: Asked) -> list[Arm]:
+    arms = [Arm("from scratch", (), RATES)] if "scratch" in asked.arms else []
+    for run in asked.options.pretrained:
+        name, start = Path(run).name, f"head.pretrained={run}"
+        if "frozen" in asked.arms:
+            arms.append(Arm(f"{name}, frozen", (start, "head.freeze=true"), HEAD_RATES))
+        if "finetuned" in asked.arms:
+            arms.append(Arm(f"{name}, fine-tuned", (start,), RATES))
+    return arms
+
+
+def _evaluate_task(asked: Asked, task: Task, out: Path) -> TaskResult:
+    """Choose on validation, then read the test split."""
+    import numpy as np
+
+    from mamba_bio_audio.evaluation.suite import gain, test_scores, verdict
+    from mamba_bio_audio.pipelines.dna.class_duplicates import related
+    from mamba_bio_audio.pipelines.scores import labelled_sequences
+
+    length = _longest(task)
+    data = _open(asked, task, length)
+    described = data.summary()
+    trials = [*_bars(asked, task, data), *_ours(asked, task, data, length, out / "runs" / task.name)]
+    opened = _open_test(out / "tasks" / f"{task.name}.opened.json")
+    test = data.evaluation_dataset("test")
+    rows, y = labelled_sequences(test)
+    clean = data.corpus.strata("test").get("not in train", np.ones(len(y), dtype=bool))
+    labelled = data.corpus.labelled
+    groups = np.array(related(test.windows, labelled.identity, labelled.near))
+    found = {trial.name: {seed: predict(rows) for seed, predict in trial.predict.items()} for trial in trials}
+
+    def scores(p: Any, seed: int) -> dict[str, Any]:
+        whole = len(np.unique(y[clean])) == len(data.corpus.classes)
+        return {
+            "seed": seed,
+            "all": test_scores(p, y),
+            "clean": test_scores(p[clean], y[clean]) if whole else None,
+        }
+
+    models = [
+        ModelScores(
+            name=trial.name,
+            chosen=trial.chosen,
+            candidates=trial.candidates,
+            seeds=[scores(p, seed) for seed, p in found[trial.name].items()],  # type: ignore[misc]
+        )
+        for trial in trials
+    ]
+    gains = []
+    for at, against in _pairs([trial.name for trial in trials]):
+        row = gain([*found[at].values()], [*found[against].values()], y, groups)
+        bounds = [None if math.isnan(bound) else bound for bound in (row.low, row.high)]
+        gains.append(
+            Gain(model=at, against=against, value=row.value, low=bounds[0], high=bounds[1], verdict=verdict(row))
+        )
+    conflicts = described["label_conflicts"]
+    return TaskResult(
+        task=task.name,
+        metric=task.metric,
+        stranded=task.stranded,
+        classes=list(data.corpus.classes),
+        length=length,
+        sizes={split: row["regions"] for split, row in described["splits"].items()},
+        faults={
+            "valid_dropped": described["dropped_from_valid"],
+            "test_equal": described["shared_sequences"]["train/test"],
+            "test_near": described["near_sequences"]["train/test"],
+            "two_labels": conflicts["sequences"],
+            "ceiling": conflicts["ceiling"]["test"],
+        },  # type: ignore[arg-type]
+        models=models,
+        gains=gains,
+        published=dict(task.published),
+        published_as=task.published_as,
+        test_opened=opened,
+    )
+
+
+def _pairs(names: list[str]) -> Iterator[tuple[str, str]]:
+    """Each of ours against both bars, and what is pretrained against what is not."""
+    for at, name in enumerate(names):
+        if name not in ("k-mers", "CNN"):
+            yield from ((name, other) for other in names[:at] if other in ("k-mers", "CNN", "from scratch"))
+
+
+def _open_test(place: Path) -> list[str]:
+    """Note that the test split is read now."""
+    opened = read_json(place) if place.exists() else []
+    opened.append(datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    write_json(place, opened)
+    return list(opened)
+
+
+def _longest(task: Task) -> int:
+    from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
+    from mamba_bio_audio.pipelines.dna.labelled import open_labelled
+
+    return max(len(region) for region in open_labelled(DnaClassesConfig.model_validate(task.settings())).regions)
+
+
+def _config(asked: Asked, task: Task, length: int, *more: str) -> RunConfig:
+    """The recipe for one task: as many sequences a step as it has, each of them whole."""
+    from mamba_bio_audio.run.config import load_config
+
+    # What the recipe says before its length is changed; a length warm-up would cut examples.
+    plain = load_config(asked.options.recipe, [f"data.path={task.path}", *asked.overrides])
+    if plain.head is None:
+        raise InputError(f"--recipe {asked.options.recipe} has no head; choose one that trains a classifier")
+    sequences = max(1, plain.train.tokens_per_step // plain.train.length)
+    settings = [f"data.{key}={value}" for key, value in task.settings().items()]
+    size = [f"train.length={length}", f"train.tokens_per_step={sequences * length}", "train.length_warmup=[]"]
+    return load_config(asked.options.recipe, [*asked.overrides, *settings, *size, *more])
+
+
+def _open(asked: Asked, task: Task, length: int) -> DataModule:
+    from mamba_bio_audio.run.data import open_data
+
+    data = open_data(_config(asked, task, length), asked.device)
+    data.setup()
+    return data
+
+
+def _bars(asked: Asked, task: Task, data: DataModule) -> list[Trial]:
+    """Simple models, tuned on validation."""
+    import numpy as np
+
+    from mamba_bio_audio.evaluation.cnn import RATES as CNN_RATES
+    from mamba_bio_audio.evaluation.cnn import CnnTask, Labelled, cnn_probabilities, fit_cnn
+    from mamba_bio_audio.pipelines.dna.kmers import fit_kmers
+    from mamba_bio_audio.pipelines.scores import labelled_sequences
+
+    corpus = data.corpus
+    train = Labelled(*labelled_sequences(data.dataset(corpus.windows(data.length))))
+    valid = Labelled(*labelled_sequences(data.evaluation_dataset("valid")))
+    classes = len(corpus.classes)
+    trials = []
+    if "kmers" in asked.arms:
+        fits = [fit_kmers(*train, *valid, classes, sizes=KMERS, both_strands=both) for both in (True, False)]
+        best = min(fits, key=lambda fit: min(row["valid_nats"] for row in fit.table))
+        strand = "both strands together" if best.both_strands else "one strand"
+        candidates = [row | {"both_strands": fit.both_strands} for fit in fits for row in fit.table]
+        chosen = f"k = {best.k}, {strand}, penalty 1/{best.strength:g}"
+        trials.append(Trial("k-mers", chosen, candidates, {0: best.probabilities}))
+    if "cnn" in asked.arms:
+        reverse = None if task.stranded else data.codec.reverse_complement
+        work = CnnTask(train, valid, classes, data.codec.vocab_size, reverse, asked.device)
+        seeds = asked.seeds
+        first = [fit_cnn(work, seed=seeds[0], rate=rate) for rate in CNN_RATES]
+        top = min(first, key=lambda fit: fit.valid_nats)
+        fitted = {seeds[0]: top} | {seed: fit_cnn(work, seed=seed, rate=top.rate) for seed in seeds[1:]}
+        predict = {seed: partial(cnn_probabilities, fit.model, task=work) for seed, fit in fitted.items()}
+        candidates = [{"rate": fit.rate, "valid_nats": fit.valid_nats, "epoch": fit.epoch} for fit in first]
+        trials.append(Trial("CNN", f"rate {top.rate:g}", candidates, predict))
+    assert all(np.isfinite(row["valid_nats"]) for trial in trials for row in trial.candidates)
+    return trials
+
+
+def _ours(asked: Asked, task: Task, data: DataModule, length: int, runs: Path) -> Iterator[Trial]:
+    """Our model in each way of training it."""
+    for arm in _arms(asked):
+        base = _config(asked, task, length, *arm.settings)
+        rates = [float(part) for part in asked.options.rates.split(",")] if asked.options.rates else None
+        rates = rates or [float(f"{base.train.lr * factor:.2g}") for factor in arm.rates]
+        seeds = asked.seeds
+        name = arm.name.replace(", ", "-").replace(" ", "-")
+
+        def trained(
+            rate: float, seed: int, settings: tuple[str, ...] = arm.settings, name: str = name
+        ) -> tuple[Path, float]:
+            config = _config(asked, task, length, *settings, f"train.lr={rate}", "train.lr_head=null", f"seed={seed}")
+            return _train(asked, config, runs / f"{name}-lr{rate:g}-seed{seed}", data)
+
+        tried = {rate: trained(rate, seeds[0]) for rate in rates}
+        best = min(rates, key=lambda rate: tried[rate][1])
+        found = {seeds[0]: tried[best][0]} | {seed: trained(best, seed)[0] for seed in seeds[1:]}
+        for rate in rates:
+            if rate != best:
+                shutil.rmtree(tried[rate][0])
+        yield Trial(
+            arm.name,
+            f"rate {best:g}",
+            [{"rate": rate, "valid_nats": nats} for rate, (_, nats) in tried.items()],
+            {seed: partial(_probabilities, run, task, asked.device) for seed, run in found.items()},
+        )
+
+
+def _train(asked: Asked, config: RunConfig, run: Path, data: DataModule) -> tuple[Path, float]:
+    """A finished run and its best validation loss; trained unless an interrupted call has finished it before."""
+    from mamba_bio_audio.run.begin import Session
+    from mamba_bio_audio.run.train import train
+
+    manifest = run / "manifest.json"
+    before = read_json(manifest).get("result") if manifest.exists() else None
+    if before and before["stopped_by"] is None:
+        return run, float(before["valid_nats"])
+    if run.exists():
+        shutil.rmtree(run)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    result = train(config, run, Session(asked.device, quiet=True), data)
+    if result.stopped_by is not None:
+        raise Stopped(result.stopped_by)
+    assert result.valid_nats is not None
+    return run, result.valid_nats
+
+
+def _probabilities(run: Path, task: Task, device: str, rows: Sequence[Any]) -> Any:
+    """Class probabilities (n, K) of a run's best weights."""
+    import numpy as np
+
+    from mamba_bio_audio.inference.classify import classify
+    from mamba_bio_audio.inference.streaming import Passes, positions
+    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.training.config import resolve_precision
+
+    model = saved.load_classifier(run).to(device)
+    passes = Passes(device, resolve_precision(model.config.train.precision, device) == "bf16")
+    step = max(1, positions(device) // max(map(len, rows)))
+    codec = model.codec
+    return np.concatenate(
+        [
+            classify(
+                model,
+                rows[at : at + step],
+                pad_id=codec.pad_id,
+                reverse=codec.reverse_complement,
+                strand="forward" if task.stranded else "both",
+                passes=passes,
+            )
+            for at in range(0, len(rows), step)
+        ]
+    )

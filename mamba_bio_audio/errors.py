@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 class InputError(ValueError):
@@ -13,6 +14,19 @@ class InputError(ValueError):
 
     The message names what is wrong, where (file, record, position or configuration path), and the remedy.
     """
+
+
+class OtherSettings(InputError):
+    """An output was made, or begun, with other settings than are asked for now.
+
+    Attributes:
+        made: the settings it has, as far as they are known.
+        names: those that differ.
+    """
+
+    def __init__(self, message: str, made: Mapping[str, Any], names: Iterable[str]) -> None:
+        super().__init__(message)
+        self.made, self.names = made, tuple(names)
 
 
 class NetworkError(RuntimeError):

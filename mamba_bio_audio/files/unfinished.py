@@ -10,9 +10,10 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.errors import InputError, OtherSettings
 from mamba_bio_audio.files.atomic import read_json, write_json
 from mamba_bio_audio.files.folders import Maker, check_replaceable, is_occupied, mark
 
@@ -25,7 +26,13 @@ def unfinished(out: Path) -> Path:
 
 
 def begin_unfinished(
-    folder: Path, maker: Maker, settings: Mapping[str, Any], *, resume: bool = False, force: bool = False
+    folder: Path,
+    maker: Maker,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    force: bool = False,
+    unsaid: Mapping[str, Any] = MappingProxyType({}),
 ) -> bool:
     """Create the folder, or check that its contents can be continued; the caller holds the output's lock.
 
@@ -33,12 +40,14 @@ def begin_unfinished(
         settings: everything that determines the result, as JSON-able values.
         resume: continue existing contents.
         force: discard existing contents.
+        unsaid: settings of contents that do not name them, from before they existed.
 
     Returns:
         Whether there is something to continue.
 
     Raises:
-        InputError: there are contents and neither was requested, the settings differ, or another command made the folder.
+        InputError: there are contents and neither was requested, or another command made the folder.
+        OtherSettings: the settings differ.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: in the way, and not made by this program; move it away, or choose another --out")
@@ -54,13 +63,16 @@ def begin_unfinished(
     # As JSON returns them, so that they compare equal.
     wanted: dict[str, Any] = json.loads(json.dumps(settings))
     if there:
-        before = _read_settings(folder)
-        different = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
-        if before and different:
+        # Nothing was written, and so nothing is different, where the process was killed before.
+        before = {key: unsaid[key] for key in unsaid if key in wanted} | (_read_settings(folder) or wanted)
+        different = [key for key in before | wanted if before.get(key) != wanted.get(key)]
+        if different:
             changes = ", ".join(f"{key} {before.get(key)} -> {wanted.get(key)}" for key in different)
-            raise InputError(
+            raise OtherSettings(
                 f"{folder}: unfinished, with other settings ({changes}); resume with the same settings, or start again "
-                "with --force"
+                "with --force",
+                before,
+                different,
             )
     folder.mkdir(parents=True, exist_ok=True)
     mark(folder, maker)

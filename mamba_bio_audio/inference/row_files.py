@@ -38,6 +38,7 @@ from mamba_bio_audio.pipelines.sample_writer import RowForm
 STATE_NAME = "state.safetensors"
 MAKER = Maker("sample", ("settings.json", "row-*", STATE_NAME, "whole/*"))
 _SAVE_EVERY_S = 10.0
+_UNSAID = {"keep_prompt": False}
 # Parts of a row whose log-likelihood is also given apart.
 PARTS = 8
 # Allowance for open files of the process other than those of the rows.
@@ -86,7 +87,7 @@ class RowFiles:
         Raises:
             InputError: it holds an unfinished run, and neither `resume` nor `force` was given or the settings differ.
         """
-        begin_unfinished(self.folder, MAKER, self.settings, resume=resume, force=force)
+        begin_unfinished(self.folder, MAKER, self.settings, resume=resume, force=force, unsaid=_UNSAID)
 
     def sample(
         self,

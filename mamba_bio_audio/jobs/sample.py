@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.errors import InputError, OtherSettings
 from mamba_bio_audio.jobs.contract import Cli, Device, Force, Options, Result, Resume, RunFolder, Which
 from mamba_bio_audio.jobs.sample_progress import Rate, showing
 from mamba_bio_audio.jobs.sample_report import check_report, measure, write_page
@@ -329,15 +330,14 @@ def sample(
     if out is None:
         return result.model_copy(update={"stopped_by": _stream(stepper, writer, draws | size | of_class, progress)})
     prompt = options.prompt if len(options.prompt) > 1 else next(iter(options.prompt), None)
-    settings = (
-        draws | size | {"prompt": prompt, **writer.settings} | ({"keep_prompt": True} if options.keep_prompt else {})
-    )
+    settings = draws | size | {"prompt": prompt, **writer.settings, "keep_prompt": options.keep_prompt}
     settings |= {"weights": weights_hash(model), "device": device}
     if model.classes:
         settings["class"] = list(dict.fromkeys(writer.classes)) or None
     rows = RowFiles(unfinished(out), settings, writer)
     if options.resume and out.exists() and not rows.folder.exists():
-        writer.check_complete(rows.settings)
+        with _fitted_since(fitted):
+            writer.check_complete(rows.settings)
         return result.model_copy(update={"already_complete": True})
     writer.check_target(replace=force or options.resume)
     rate = Rate()
@@ -349,7 +349,8 @@ def sample(
 
     with locked(out), StopSignal() as stop:
         writer.check_target(replace=True)
-        rows.begin(resume=options.resume, force=force)
+        with _fitted_since(fitted):
+            rows.begin(resume=options.resume, force=force)
         length = options.length or writer.most
         how = draws | size | of_class | {"length": length} | dict(writer.start)
         nats = rows.sample(stepper, progress=count, stop=lambda: stop.number is not None, **how)
@@ -385,6 +386,24 @@ def sample(
         if warning is not None and length * rows_asked >= _LEAST_FOR_DRIFT:
             found["drift"] = warning
     return result.model_copy(update=found | ({"stopped_by": stopped} if stopped else {}))
+
+
+@contextmanager
+def _fitted_since(fitted: bool) -> Iterator[None]:
+    """Says so where samples were begun before settings were fitted, which nobody has given."""
+    try:
+        yield
+    except OtherSettings as error:
+        if not fitted or not {"temperature", "top_k", "top_p"} & set(error.names):
+            raise
+        began = {name: error.made.get(name) for name in ("temperature", "top_k", "top_p")}
+        given = " ".join(
+            f"--{name.replace('_', '-')} {float(value):g}" for name, value in began.items() if value is not None
+        )
+        raise InputError(
+            f"{error}. What differs in how symbols are drawn was not given, but has been fitted for the run; as before: "
+            f"{given} --resume"
+        ) from None
 
 
 def _draws(options: SampleOptions) -> dict[str, Any]:

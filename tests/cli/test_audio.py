@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 
@@ -345,6 +347,25 @@ def test_fitted_settings_are_used_said_and_overridden(fitted, trained, tmp_path,
     assert mba_command(*sampling(fitted, tmp_path / "a.wav", "--resume")) == 0
     assert mba_command(*sampling(fitted, tmp_path / "a.wav", "--resume", "--temperature", 1)) == 2
     assert "sampled with temperature 0.625, not 1.0" in capsys.readouterr().err
+
+
+def test_what_was_begun_before_settings_were_fitted(fitted, tmp_path, capsys, monkeypatch):
+    """Nobody gave the temperature that differs, and so the error says where it is from and how to go on."""
+    out = tmp_path / "a.wav"
+    begun = sampling(fitted, out, "--temperature", 1, "--top-k", 200)
+    with monkeypatch.context() as patch:
+        patch.setattr(RowFiles, "_write", Mock(side_effect=KeyboardInterrupt))
+        assert mba_command(*begun) == 130
+    capsys.readouterr()
+    for _ in ("unfinished", "complete"):
+        assert mba_command(*sampling(fitted, out, "--resume")) == 2
+        told = capsys.readouterr().err
+        assert "has been fitted for the run; as before: --temperature 1 --top-k 200 --resume" in told
+        assert mba_command(*begun, "--resume") == 0
+    # What was given is said without.
+    assert mba_command(*sampling(fitted, out, "--resume", "--temperature", 2)) == 2
+    assert mba_command(*sampling(fitted, out, "--resume", "--seed", 9, "--temperature", 1, "--top-k", 200)) == 2
+    assert "fitted" not in capsys.readouterr().err
 
 
 def test_settings_of_other_weights_are_not_used(fitted, trained, tmp_path, capsys):

@@ -15,6 +15,7 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.audio import wav
 from mamba_bio_audio.pipelines.audio.clip_writer import ClipWriter, index_text
+from mamba_bio_audio.pipelines.audio.clips import read_samples
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.dna.domain import DOMAIN as DNA
 from mamba_bio_audio.pipelines.dna.fasta_writer import kept_prompt
@@ -168,7 +169,7 @@ def test_kept_prompts_and_what_follows_are_resumed(audio, tmp_path, monkeypatch,
     assert unfinished(tmp_path / "often").exists()
     capsys.readouterr()
     assert mba(*continued, "--out", "often", "--resume") == 2
-    assert "keep_prompt" in capsys.readouterr().err
+    assert "keep_prompt True -> False" in capsys.readouterr().err
     assert mba(*continued, "--out", "often", "--resume", "--keep-prompt") == 0
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "often").iterdir())
@@ -206,6 +207,14 @@ def test_several_recordings_are_continued_in_one_call(audio, tmp_path, capsys):
     assert [name.split("-")[-1] for name in found] == ["fall_slow.flac"] * 2 + ["rise.flac"] * 2
     for row, (name, size_of) in enumerate(zip(found, [200, 200, 101, 101], strict=True)):
         assert len(pcm(tmp_path / "folder" / name)) == size_of + 50, row
+    # Where it meets the continuation is measured of a folder of one, too.
+    (tmp_path / "one").mkdir()
+    (tmp_path / "in" / "rise.wav").rename(tmp_path / "one" / "rise.wav")
+    assert mba(*begin, *size, "--prompt", "one", "--out", "few") == 0
+    said = json.loads((tmp_path / "few" / "samples.json").read_text())
+    assert (said["prompt"], said["prompt_files"]) == ("one", ["one/rise.wav"])
+    for sample in read_samples(tmp_path / "few", AudioCodec(), 1.0):
+        assert len(sample.prompt) == 101
     # The folder of prompts is no place for samples.
     assert mba(*begin, *size, "--prompt", "in", "--out", "in", "--force") == 2
 

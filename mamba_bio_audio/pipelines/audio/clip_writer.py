@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.errors import InputError, OtherSettings
 from mamba_bio_audio.files import (
     MARKER,
     Maker,
@@ -162,8 +162,7 @@ class ClipWriter(SampleWriter):
             self.start = {"prompt": [self._prompt(row) for row in range(count)]}
         self.settings = {"prompt_samples": sum(sizes), "prompt_sha256": hashes[0] if hashes else None}
         if len(self.prompts) > 1:
-            self.settings = {"prompt_samples": sizes, "prompt_sha256": hashes}
-            self.settings |= {"prompt_files": [one.path for one in self.prompts]}
+            self.settings = {"prompt_samples": sizes, "prompt_sha256": hashes, "prompt_files": paths}
 
     def _prompt(self, row: int) -> Prompt:
         return self.prompts[row // self.request.num_samples]
@@ -222,7 +221,7 @@ class ClipWriter(SampleWriter):
         different = [key for key in settings if key in made and key not in _HOW and made[key] != settings[key]]
         if different:
             changes = ", ".join(f"{key} {made[key]}, not {settings[key]}" for key in different)
-            raise InputError(f"{self.out}: complete, but sampled with {changes}; {remedy}")
+            raise OtherSettings(f"{self.out}: complete, but sampled with {changes}; {remedy}", made, different)
 
     def finish(self, sampled: Sampled, work: Path) -> str:
         """The file and its note, or the folder."""
@@ -236,6 +235,9 @@ class ClipWriter(SampleWriter):
             "samples_per_second": sampled.symbols_per_second,
             "environment": dict(sampled.environment),
         }
+        if self.prompts:
+            # Not those given, which may be a folder.
+            described["prompt_files"] = [one.path for one in self.prompts]
         if self.single:
             # First the note, by which the file is known as ours if this is killed in between.
             write_json(self.note, described | {"log_likelihood": sampled.log_likelihood[0]})

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.errors import InputError, OtherSettings
 from mamba_bio_audio.files import atomic_path, begins_with, check_file
 from mamba_bio_audio.pipelines.corpus import Ids
 from mamba_bio_audio.pipelines.dna.prompts import Prompt, read_prompts
@@ -95,8 +95,13 @@ class FastaWriter(SampleWriter):
         asked = self._options(0)
         if not header.startswith(tuple(f">sample_0 {asked} {begins}=" for begins in ("prompt", "first_base"))):
             made = header.removeprefix(">sample_0 ").split(" prompt=")[0].split(" first_base=")[0]
-            raise InputError(
-                f"{self._out}: complete, but sampled with {made}, not {asked}; choose another --out, or --force"
+            before, wanted = (
+                dict(field.split("=", 1) for field in text.split() if "=" in field) for text in (made, asked)
+            )
+            raise OtherSettings(
+                f"{self._out}: complete, but sampled with {made}, not {asked}; choose another --out, or --force",
+                before,
+                [name for name in before | wanted if before.get(name) != wanted.get(name)],
             )
 
     def finish(self, sampled: Sampled, work: Path) -> str:

@@ -59,13 +59,17 @@ LEFT = [
 LAST = ("24x768", 2048)  # takes longest, and nothing is promised of it
 
 
+def _same(piece: int, device: str) -> int:
+    return piece
+
+
 def prefill(model: str, length: int, device: str) -> Iterator[str]:
     """The state after a prompt, by precision and length of a piece: the median of three, and memory."""
     network = make_model(model)[0].to(device).eval()
     prompt = torch.randint(7, 11, (1, length), device=device)
     for dtype in (torch.bfloat16, torch.float32):
         for piece in (1 << 16, 1 << 18, 1 << 20):
-            decoding._PREFILL = piece
+            decoding.positions = partial(_same, piece)
             with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 took, memory = few_rounds(lambda: decoding.prefill(network, prompt, None), device)
             name = str(dtype).removeprefix("torch.")

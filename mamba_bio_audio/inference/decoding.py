@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mamba_bio_audio.inference.streaming import positions
 from mamba_bio_audio.kernels.made_once import Made, weights_stay
 
 # logits (R, V) and one draw per row (R,) to symbols (R,) and their log-probabilities (R,)
 Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _STEPS = 16
-_PREFILL = 1 << 16
 
 
 def stretch(model: nn.Module) -> int:
@@ -38,7 +38,7 @@ def prefill(model: nn.Module, symbols: Tensor, state: Any, told: Callable[[int, 
         told: called with (symbols of a row that were read, P) after every piece.
     """
     read = 0
-    for piece in symbols.split(_PREFILL, dim=1):
+    for piece in symbols.split(max(1, positions(symbols.device.type) // len(symbols)), dim=1):
         state = model(piece, state, logits="last").state
         read += piece.shape[1]
         if told is not None:

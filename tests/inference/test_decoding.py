@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from mamba_bio_audio.inference import decoding
 from mamba_bio_audio.inference import generate as module
 from mamba_bio_audio.inference.decoding import GraphSteps, prefill, steps, stretch
 from mamba_bio_audio.inference.generate import generate, generate_blocks
@@ -111,7 +112,7 @@ def test_audio_begins_with_the_zero_level_by_itself(unet) -> None:
 def test_long_prompts_go_through_in_pieces(unet, monkeypatch) -> None:
     prompt = torch.arange(100) % 250
     whole = generate(unet, length=20, prompt=prompt, seed=2)
-    monkeypatch.setattr("mamba_bio_audio.inference.decoding._PREFILL", 7)
+    monkeypatch.setattr(decoding, "positions", lambda device: 7)
     shapes = []
     with unet.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape))):
         assert torch.equal(generate(unet, length=20, prompt=prompt, seed=2), whole)

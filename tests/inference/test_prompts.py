@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference import decoding
 from mamba_bio_audio.inference import prompts as module
 from mamba_bio_audio.inference.generate import Place, generate, generate_blocks, prepared
 from mamba_bio_audio.inference.prompts import batches, check_prompt
@@ -149,7 +150,7 @@ def test_bad_prompts_are_refused_before_the_first_block(dna, prompt, message):
 def test_reading_is_told(monkeypatch):
     """In symbols of all prompts of a batch; those that several rows share are read once."""
     monkeypatch.setattr("mamba_bio_audio.inference.prompts._PIECE", 8)
-    monkeypatch.setattr("mamba_bio_audio.inference.decoding._PREFILL", 8)
+    monkeypatch.setattr(decoding, "positions", lambda device: 8)
     model = build_model(ModelConfig(d_model=8, num_layers=1, vocab_size=12), seed=0).eval()
     long, short = np.full(20, 7), np.full(5, 8)
     told: list[tuple[int, int]] = []
@@ -159,5 +160,7 @@ def test_reading_is_told(monkeypatch):
     assert told[-1] == (25, 25)
     assert told == sorted(told)
     told.clear()
+    # All rows of a piece together.
+    monkeypatch.setattr(decoding, "positions", lambda device: 26)
     list(generate_blocks(stepper, length=3, num_samples=3, prompt=long))
     assert told == [(8, 19), (16, 19), (19, 19)]

@@ -140,7 +140,7 @@ def _ready(w: MixerWeights, dtype: torch.dtype, gpu: bool) -> tuple[MixerWeights
     A = w.A()
     if gpu:
         B, C = (None if t is None else _in_planes(t, w.A_imag is not None) for t in (w.B, w.C))
-        w = w._replace(conv=w.conv.t().contiguous().t(), B=B, C=C)
+        w = w._replace(B=B, C=C)
         A = _in_planes(A, w.A_imag is not None)
     return w, A
 

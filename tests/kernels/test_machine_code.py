@@ -45,7 +45,7 @@ def launched(launch_scan, launches):
         found |= {prefix + launch.name: launch for launch in forward + backward}
     launches.clear()
     xz, g, dxz = empty(1, 1 << 20, 1024), empty(1, 1 << 20, 512), empty(1, 1 << 20, 1024)
-    weight, bias = empty(4, 512, dtype=torch.float32), empty(512, dtype=torch.float32)
+    weight, bias = empty(512, 4, dtype=torch.float32), empty(512, dtype=torch.float32)
     given = (xz[..., :512], weight, bias, empty(1, 3, 512), empty(1, 1 << 20, dtype=torch.uint8), True)
     conv.conv_forward(*given)
     conv.conv_backward(*given, g, dx=dxz[..., :512])

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
-from mamba_bio_audio.kernels.launch import cdiv, on
+from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
+from mamba_bio_audio.kernels.launch import cdiv, launch, on, power_of_2
 
 MAX_WIDTH = 8
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
@@ -65,10 +65,11 @@ def load_keep(reset_p, t, L):
 @triton.jit(do_not_specialize=["L", "CHUNKS"])
 def conv_fwd_kernel(
     x_p, w_p, bias_p, tail_p, reset_p, out_p, L, CHUNKS, x_batch,
-    D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, UNROLL: tl.constexpr, X_ROW: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, W_TAP: tl.constexpr, W_CHANNEL: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr,
+    UNROLL: tl.constexpr, X_ROW: tl.constexpr,
     SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_TAIL: tl.constexpr, HAS_RESET: tl.constexpr,
 ):  # fmt: skip
-    """Writes out (B, L, D); weight (W, D) and bias (D) fp32."""
+    """Writes out (B, L, D)."""
     BLOCKS: tl.constexpr = (D + BD - 1) // BD
     pid = tl.program_id(0)
     d = (pid % BLOCKS) * BD + tl.arange(0, BD)
@@ -83,7 +84,7 @@ def conv_fwd_kernel(
     past = ()
     keeps = ()
     for k in tl.static_range(W):
-        weights = weights + (tl.load(w_p + k * D + d, mask=mask, other=0.0),)
+        weights = weights + (tl.load(w_p + k * W_TAP + d * W_CHANNEL, mask=mask, other=0.0).to(tl.float32),)
     for k in tl.static_range(W - 1):
         t = begin - (W - 1) + k
         past = past + (load_input(x_p, tail_p, t, mask, D, X_ROW, W, HAS_TAIL),)
@@ -93,7 +94,7 @@ def conv_fwd_kernel(
         keeps = keeps + (keep,)
     bias = tl.zeros([BD], tl.float32)
     if HAS_BIAS:
-        bias = tl.load(bias_p + d, mask=mask, other=0.0)
+        bias = tl.load(bias_p + d, mask=mask, other=0.0).to(tl.float32)
     for i in range(ROWS // UNROLL):
         # All loads before the first store: the compiler moves no load across one.
         xs = ()
@@ -125,7 +126,8 @@ def conv_fwd_kernel(
 @triton.jit(do_not_specialize=["L", "CHUNKS"])
 def conv_bwd_kernel(
     x_p, w_p, bias_p, tail_p, reset_p, g_p, dx_p, sums_p, dtail_p, L, CHUNKS, x_batch, g_batch, dx_batch,
-    D: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, UNROLL: tl.constexpr, X_ROW: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, W_TAP: tl.constexpr, W_CHANNEL: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr,
+    UNROLL: tl.constexpr, X_ROW: tl.constexpr,
     G_ROW: tl.constexpr, DX_ROW: tl.constexpr,
     SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_TAIL: tl.constexpr, HAS_RESET: tl.constexpr,
 ):  # fmt: skip
@@ -149,7 +151,7 @@ def conv_bwd_kernel(
     past = ()
     keeps = ()
     for k in tl.static_range(W):
-        weights = weights + (tl.load(w_p + k * D + d, mask=mask, other=0.0),)
+        weights = weights + (tl.load(w_p + k * W_TAP + d * W_CHANNEL, mask=mask, other=0.0).to(tl.float32),)
         dws = dws + (tl.zeros([BD], tl.float32),)
     for k in tl.static_range(W - 1):
         t = begin - (W - 1) + k
@@ -161,7 +163,7 @@ def conv_bwd_kernel(
         keeps = keeps + (keep,)
     bias = tl.zeros([BD], tl.float32)
     if HAS_BIAS:
-        bias = tl.load(bias_p + d, mask=mask, other=0.0)
+        bias = tl.load(bias_p + d, mask=mask, other=0.0).to(tl.float32)
     dbias = tl.zeros([BD], tl.float32)
     end = tl.minimum(begin + ROWS, L)
     for i in range((ROWS + W - 1 + UNROLL - 1) // UNROLL):
@@ -238,7 +240,7 @@ def _rows(t: Tensor) -> tuple[Tensor, int, int]:
 
 
 def _block(channels: int) -> int:
-    return min(max(triton.next_power_of_2(channels), 32), 128)
+    return min(max(power_of_2(channels), 32), 128)
 
 
 def forward_rows(length: int) -> int:
@@ -249,17 +251,19 @@ def forward_rows(length: int) -> int:
 def conv_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, reset: Tensor | None, silu: bool
 ) -> Tensor:
-    """out (B, L, D); weight (W, D) and bias (D) fp32, reset uint8, both and the tail contiguous."""
+    """out (B, L, D); weight (D, W) with any strides, reset uint8; bias, reset and tail contiguous."""
     batch, length, channels = x.shape
     out = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
     x, row, stride = _rows(x)
     block, rows = _block(channels), forward_rows(length)
     chunks = cdiv(length, rows)
     with on(x.device):
-        conv_fwd_kernel[(batch * chunks * cdiv(channels, block),)](
+        launch(
+            conv_fwd_kernel, batch * chunks * cdiv(channels, block),
             x, weight, bias if bias is not None else weight, tail if tail is not None else weight,
             reset if reset is not None else weight, out, length, chunks, stride,
-            D=channels, W=weight.shape[0], BD=block, ROWS=rows, UNROLL=_UNROLL, X_ROW=row,
+            D=channels, W=weight.shape[1], W_TAP=weight.stride(1), W_CHANNEL=weight.stride(0), BD=block, ROWS=rows,
+            UNROLL=_UNROLL, X_ROW=row,
             SILU=silu, HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_RESET=reset is not None,
             num_warps=1,
         )  # fmt: skip
@@ -267,7 +271,7 @@ def conv_forward(
 
 
 class Gradients(NamedTuple):
-    """Of one convolution; weight (W, D) and bias (D) in fp32."""
+    """Of one convolution; weight (D, W) and bias (D) in fp32."""
 
     x: Tensor
     weight: Tensor
@@ -285,9 +289,12 @@ def conv_backward(
     g: Tensor,
     dx: Tensor | None = None,
 ) -> Gradients:
-    """All gradients from g (B, L, D); `dx` is where to write that of x, any row stride, allocated by default."""
+    """All gradients from g (B, L, D); `dx` is where to write that of x, any row stride, allocated by default.
+
+    The other arguments are those of `conv_forward`.
+    """
     batch, length, channels = x.shape
-    width = weight.shape[0]
+    width = weight.shape[1]
     if dx is None:
         dx = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
     x, x_row, x_stride = _rows(x)
@@ -301,16 +308,31 @@ def conv_backward(
     sums = torch.empty(batch * chunks, width + 1, channels, dtype=torch.float32, device=x.device)
     dtail = None if tail is None else torch.empty_like(tail)
     with on(x.device):
-        conv_bwd_kernel[(batch * chunks * cdiv(channels, block),)](
+        launch(
+            conv_bwd_kernel, batch * chunks * cdiv(channels, block),
             x, weight, bias if bias is not None else weight, tail if tail is not None else weight,
             reset if reset is not None else weight, g, dx, sums,
             dtail if dtail is not None else weight, length, chunks, x_stride, g_stride, dx.stride(0),
-            D=channels, W=width, BD=block, ROWS=rows, UNROLL=_UNROLL, X_ROW=x_row, G_ROW=g_row, DX_ROW=dx.stride(1),
+            D=channels, W=width, W_TAP=weight.stride(1), W_CHANNEL=weight.stride(0), BD=block, ROWS=rows,
+            UNROLL=_UNROLL, X_ROW=x_row, G_ROW=g_row, DX_ROW=dx.stride(1),
             SILU=silu, HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_RESET=reset is not None,
             num_warps=1,
         )  # fmt: skip
     total = sums.sum(0)
-    return Gradients(dx, total[:width], None if bias is None else total[width], dtail)
+    return Gradients(dx, total[:width].t(), None if bias is None else total[width], dtail)
+
+
+def _ready(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The arguments as `conv_forward` takes them; nothing is copied where they lie as usual."""
+    return (
+        x,
+        weight,
+        None if bias is None else bias.contiguous(),
+        None if tail is None else tail.contiguous(),
+        None if reset is None else reset.contiguous().view(torch.uint8),
+    )
 
 
 class _ConvFn(torch.autograd.Function):
@@ -324,27 +346,17 @@ class _ConvFn(torch.autograd.Function):
         reset: Tensor | None,
         silu: bool,
     ) -> Tensor:
-        w = weight.detach().float().t().contiguous()
-        b = None if bias is None else bias.detach().float().contiguous()
-        before = None if tail is None else tail.detach().contiguous()
-        flags = None if reset is None else reset.to(torch.bool).contiguous().view(torch.uint8)
-        ctx.save_for_backward(x, w, b, before, flags)
+        ready = _ready(x, weight, bias, tail, reset)
+        ctx.save_for_backward(*ready)
         ctx.silu = silu
-        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
-        return conv_forward(x, w, b, before, flags, silu)
+        return conv_forward(*ready, silu)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        x, w, b, before, flags = ctx.saved_tensors
+        x, weight, bias, tail, reset = ctx.saved_tensors
         assert grads[0] is not None
-        g = conv_backward(x, w, b, before, flags, ctx.silu, grads[0])
-        weight_dtype, bias_dtype = ctx.dtypes
-        found = (
-            g.x,
-            g.weight.t().to(weight_dtype),
-            None if g.bias is None else g.bias.to(bias_dtype),
-            g.tail,
-        )
+        g = conv_backward(x, weight, bias, tail, reset, ctx.silu, grads[0])
+        found = (g.x, g.weight.to(weight.dtype), None if g.bias is None else g.bias.to(bias.dtype), g.tail)
         return (*refuse_second_order("causal_conv1d", found), None, None)
 
 
@@ -357,8 +369,10 @@ def conv_triton(
     tail: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> Tensor:
-    """out (B, L, D) in x's dtype, as `conv_torch`; x may have any row stride if its channels are adjacent."""
-    reason = unsupported_reason(x, weight)
-    if reason is not None:
-        raise NotImplementedError(f'causal_conv1d: the triton backend does not run {reason}; use backend="torch"')
+    """out (B, L, D) in x's dtype, as `conv_torch`, of calls for which `unsupported_reason` has none.
+
+    x may have any row stride if its channels are adjacent.
+    """
+    if not will_differentiate(x, weight, bias, tail):
+        return conv_forward(*_ready(x, weight, bias, tail, reset), activation == "silu")
     return _ConvFn.apply(x, weight, bias, tail, reset, activation == "silu")

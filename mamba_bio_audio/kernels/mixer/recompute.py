@@ -81,7 +81,7 @@ class _Cast(NamedTuple):
 
     in_proj: Tensor
     in_bias: Tensor | None
-    conv: Tensor  # (W, E) fp32
+    conv: Tensor  # (E, W) fp32
     conv_bias: Tensor | None  # fp32
     x_proj: Tensor  # (P + 2 N, E), P >= R rows of delta, those beyond R zero
     dt_proj: Tensor  # (E, P), likewise
@@ -104,7 +104,7 @@ def _cast(weights: MixerWeights, dtype: torch.dtype) -> _Cast:
     return _Cast(
         in_proj=w.in_proj.to(dtype),
         in_bias=None if w.in_bias is None else w.in_bias.to(dtype),
-        conv=w.conv.float().t().contiguous(),
+        conv=w.conv.float(),
         conv_bias=None if w.conv_bias is None else w.conv_bias.float(),
         x_proj=x_proj,
         dt_proj=dt_proj,
@@ -180,7 +180,7 @@ class _MixerFn(torch.autograd.Function):
         ctx.x_dtype = x.dtype
         x = x.to(settings.dtype)
         batch, length, _ = x.shape
-        inner, width = w.out_proj.shape[1], w.conv.shape[0]
+        inner, width = w.out_proj.shape[1], w.conv.shape[1]
         flags = None if reset is None else reset.contiguous().view(torch.uint8)
         start = None if tail is None else tail.to(settings.dtype).contiguous()
         h = None if h0 is None else h0.float().transpose(1, 2).contiguous()  # as planes, of which a real scan has one
@@ -249,7 +249,7 @@ def _backward(ctx: Any, g_y: Tensor | None, g_tail: Tensor | None, g_h: Tensor |
         None,
         total["in_proj"].to(weights.in_proj.dtype),
         None if weights.in_bias is None else total["in_bias"].to(weights.in_bias.dtype),
-        total["conv"].t().to(weights.conv.dtype),
+        total["conv"].to(weights.conv.dtype),
         None if weights.conv_bias is None else total["conv_bias"].to(weights.conv_bias.dtype),
         x_proj.to(weights.x_proj.dtype),
         total["dt_proj"][:, :rank].to(weights.dt_proj.dtype),
@@ -295,7 +295,7 @@ def _piece_backward(
     `g_tail` (B, W - 1, E) and `g_h` (B, E, N) are the gradients of the tail and state after the piece.
     """
     length = x.shape[1]
-    inner, rank, width = w.out_proj.shape[1], w.dt_proj.shape[1], w.conv.shape[0]
+    inner, rank, width = w.out_proj.shape[1], w.dt_proj.shape[1], w.conv.shape[1]
     piece = _make_piece(x, tail, reset, w, settings, projected)
     dxz = torch.empty_like(piece.xz)
     # In the place of its gradient, as the gradient of dt in the place of dt.

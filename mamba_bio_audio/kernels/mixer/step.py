@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_bio_audio.kernels.launch import cdiv, on
+from mamba_bio_audio.kernels.launch import cdiv, launch, on, power_of_2
 from mamba_bio_audio.kernels.made_once import made_once
 from mamba_bio_audio.kernels.scan.parts import LOG2E, sigmoid, softplus
 
@@ -153,27 +153,29 @@ def mixer_step(
         tail: (B, W-1, E), contiguous.
         h: (B, N, E) fp32, contiguous.
         in_proj, in_bias, x_proj, dt_proj, out_proj, out_bias: (2 E, M), (2 E), (P + 2 N, E), (E, P), (M, E), (M).
-        conv, conv_bias, dt_bias, A, D: (W, E), (E), (E), (1, N, E), (E), contiguous fp32.
+        conv, conv_bias, dt_bias, A, D: (E, W), (E), (E), (1, N, E), (E), contiguous fp32.
 
     Returns:
         y (B, 1, M), the next tail and the next h, of the shapes of these.
     """
     rows = len(x)
-    inner, rank, states, width = out_proj.shape[1], dt_proj.shape[1], A.shape[1], conv.shape[0]
+    inner, rank, states, width = out_proj.shape[1], dt_proj.shape[1], A.shape[1], conv.shape[1]
     xz = F.linear(x[:, 0], in_proj, in_bias)
     u = torch.empty(rows, inner, dtype=xz.dtype, device=x.device)
     out, next_tail, next_h = torch.empty_like(u), torch.empty_like(tail), torch.empty_like(h)
-    blocks = cdiv(inner, _BLOCK)
+    blocks, taps = cdiv(inner, _BLOCK), made_once(_transposed, conv)
     with on(x.device):
-        conv_step_kernel[(cdiv(rows, _CONV_ROWS) * blocks,)](
-            xz, tail, conv, conv_bias if conv_bias is not None else conv, u, next_tail, rows,
+        launch(
+            conv_step_kernel, cdiv(rows, _CONV_ROWS) * blocks,
+            xz, tail, taps, conv_bias if conv_bias is not None else taps, u, next_tail, rows,
             X_ROW=xz.stride(0), E=inner, W=width, BD=_BLOCK, ROWS=_CONV_ROWS, HAS_BIAS=conv_bias is not None, num_warps=4,
         )  # fmt: skip
     projected = F.linear(u, x_proj)
-    padded = max(triton.next_power_of_2(states), 2)
+    padded = max(power_of_2(states), 2)
     group = next((some for some in _ROWS if cdiv(rows, some) * blocks >= _PROGRAMS), 1)
     with on(x.device):
-        scan_step_kernel[(cdiv(rows, group) * blocks,)](
+        launch(
+            scan_step_kernel, cdiv(rows, group) * blocks,
             u, xz[:, inner:], projected, made_once(_transposed, dt_proj), dt_bias, A, D, h, out, next_h, rows, group, 0,
             Z_ROW=xz.stride(0), E=inner, N=states, NP=padded, P=rank, RANKS=_RANKS, BD=_BLOCK,
             ACCURATE=xz.dtype == torch.float32, num_warps=4,

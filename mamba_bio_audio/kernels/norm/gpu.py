@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
-from mamba_bio_audio.kernels.launch import cdiv, on
+from mamba_bio_audio.kernels.launch import cdiv, launch, on, power_of_2
 
 MAX_CHANNELS = 16384
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
@@ -41,7 +41,7 @@ def norm_fwd_kernel(
     if HAS_RESIDUAL:
         r += tl.load(residual_p + at, mask=mask, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(r * r, axis=1) / D + eps)
-    weight = tl.load(weight_p + d, mask=d < D, other=0.0)
+    weight = tl.load(weight_p + d, mask=d < D, other=0.0).to(tl.float32)
     y = r * scale[:, None] * weight[None, :]
     tl.store(y_p + at, y.to(y_p.dtype.element_ty), mask=mask)
     if WRITE_STREAM:
@@ -57,8 +57,9 @@ def norm_bwd_kernel(
 ):  # fmt: skip
     """Writes dx (M, D) and, for a residual, its fp32 gradient; dweight (programs, D) holds partial sums."""
     d = tl.arange(0, BLOCK)
-    weight = tl.load(weight_p + d, mask=d < D, other=0.0)
-    total = tl.zeros([BLOCK], tl.float32)
+    weight = tl.load(weight_p + d, mask=d < D, other=0.0).to(tl.float32)
+    # Of every row of a tile by itself: a sum over rows in the loop would go through shared memory each time.
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
     first = tl.program_id(0)
     for tile in range(first, tl.cdiv(M, ROWS), tl.num_programs(0)):
         row = first.to(tl.int64) * 0 + tile * ROWS + tl.arange(0, ROWS)
@@ -74,8 +75,8 @@ def norm_bwd_kernel(
         tl.store(dx_p + at, dr.to(dx_p.dtype.element_ty), mask=mask)
         if WRITE_STREAM:
             tl.store(dstream_p + at, dr, mask=mask)
-        total += tl.sum(g * n, axis=0)
-    tl.store(dweight_p + first.to(tl.int64) * D + d, total, mask=d < D)
+        total += g * n
+    tl.store(dweight_p + first.to(tl.int64) * D + d, tl.sum(total, axis=0), mask=d < D)
 
 
 def unsupported_reason(x: Tensor, weight: Tensor, residual: Tensor | None) -> str | None:
@@ -91,7 +92,7 @@ def unsupported_reason(x: Tensor, weight: Tensor, residual: Tensor | None) -> st
 
 def _tile(channels: int) -> tuple[int, int, int]:
     """(BLOCK, ROWS, warps)."""
-    block = max(triton.next_power_of_2(channels), 16)
+    block = max(power_of_2(channels), 16)
     rows = max(2048 // block, 1)
     return block, rows, min(max(block * rows // 512, 1), 8)
 
@@ -103,7 +104,7 @@ class _NormFn(torch.autograd.Function):
         channels = x.shape[-1]
         rows = x.contiguous()
         added = None if residual is None else residual.contiguous()
-        w = weight.detach().float().contiguous()
+        w = weight.contiguous()
         y = torch.empty_like(rows)
         own_stream = residual is None and x.dtype == torch.float32
         stream = rows if own_stream else torch.empty(x.shape, dtype=torch.float32, device=x.device)
@@ -111,19 +112,20 @@ class _NormFn(torch.autograd.Function):
         scale = torch.empty(count, dtype=torch.float32, device=x.device)
         block, tile, warps = _tile(channels)
         with on(x.device):
-            norm_fwd_kernel[(cdiv(count, tile),)](
+            launch(
+                norm_fwd_kernel, cdiv(count, tile),
                 rows, added if added is not None else rows, w, y, stream, scale, count, eps,
                 D=channels, BLOCK=block, ROWS=tile, HAS_RESIDUAL=added is not None, WRITE_STREAM=not own_stream,
                 num_warps=warps,
             )  # fmt: skip
         ctx.save_for_backward(stream, w, scale)
-        ctx.dtypes = (x.dtype, weight.dtype, None if residual is None else residual.dtype)
+        ctx.dtypes = (x.dtype, None if residual is None else residual.dtype)
         return y, stream.view_as(stream) if stream is x else stream
 
     @staticmethod
     def backward(ctx: Any, g_y: Tensor | None, g_stream: Tensor | None) -> Any:
         stream, w, scale = ctx.saved_tensors
-        x_dtype, weight_dtype, residual_dtype = ctx.dtypes
+        x_dtype, residual_dtype = ctx.dtypes
         channels = stream.shape[-1]
         count = scale.numel()
         g = torch.zeros(stream.shape, dtype=x_dtype, device=w.device) if g_y is None else g_y.contiguous()
@@ -135,14 +137,15 @@ class _NormFn(torch.autograd.Function):
         programs = min(cdiv(count, tile), _BACKWARD_PROGRAMS)
         dweight = torch.empty(programs, channels, dtype=torch.float32, device=w.device)
         with on(w.device):
-            norm_bwd_kernel[(programs,)](
+            launch(
+                norm_bwd_kernel, programs,
                 stream, w, scale, g, g_stream if g_stream is not None else g, dx, dr, dweight, count,
                 D=channels, BLOCK=block, ROWS=tile, HAS_G_STREAM=g_stream is not None, WRITE_STREAM=own,
                 num_warps=warps,
             )  # fmt: skip
         found = (
             dx,
-            dweight.sum(0).to(weight_dtype),
+            dweight.sum(0).to(w.dtype),
             None if residual_dtype is None else dr.to(residual_dtype),
         )
         d_x, d_weight, d_residual = refuse_second_order("rms_norm", found)
@@ -150,8 +153,5 @@ class _NormFn(torch.autograd.Function):
 
 
 def norm_triton(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns (y in x.dtype, residual stream fp32), as `norm_torch`; x and residual (..., D)."""
-    reason = unsupported_reason(x, weight, residual)
-    if reason is not None:
-        raise NotImplementedError(f'rms_norm: the triton backend does not run {reason}; use backend="torch"')
+    """(y in x.dtype, residual stream fp32), as `norm_torch`, of calls for which `unsupported_reason` has none."""
     return _NormFn.apply(x, weight, eps, residual)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
-from mamba_bio_audio.kernels.launch import cdiv, on
+from mamba_bio_audio.kernels.launch import cdiv, launch, on
 from mamba_bio_audio.kernels.scan.backward import scan_bwd_kernel
 from mamba_bio_audio.kernels.scan.chunks import carry_kernel, chunk_state_kernel
 from mamba_bio_audio.kernels.scan.forward import scan_fwd_kernel
 from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs, make_plan, padded_states, unsupported_reason
+from mamba_bio_audio.kernels.scan.split_bc import plain_planes
 
 MAX_ROW_STRIDE = 1 << 25
 # The partial sums of dB and dC of one launch of the backward kernel, bytes per (b, t, d): 8 for 16 real states. With many
@@ -104,13 +105,18 @@ def _map_planes(t: Tensor, fixed: bool, is_complex: bool) -> Tensor:
 def prepared(s: ScanInputs, plan: Plan | None = None) -> ScanCall:
     """The call as the kernels want it, by the default plan or another."""
     case = s.case
+    if case.plain and s.B.dtype != torch.float32 and s.B.dtype == s.C.dtype:
+        A, B, C = plain_planes(s.A, s.B, s.C)
+    else:
+        A = _planes(s.A, case.complex)
+        B, C = _map_planes(s.B, case.B_lti, case.complex), _map_planes(s.C, case.C_lti, case.complex)
     return ScanCall(
         u=s.u,
         dt=s.dt.detach().float().contiguous() if case.dt_lti else s.dt,
         z=s.z,
-        A=_planes(s.A, case.complex),
-        B=_map_planes(s.B, case.B_lti, case.complex),
-        C=_map_planes(s.C, case.C_lti, case.complex),
+        A=A,
+        B=B,
+        C=C,
         skip=_fp32(s.D),
         bias=_fp32(s.dt_bias),
         reset=None if s.reset is None else s.reset.to(torch.bool).contiguous().view(torch.uint8),
@@ -135,7 +141,8 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
     sum_dt = torch.empty(batch, chunks, channels, dtype=torch.float32, device=x.device)
     x, x_row, x_batch = rows_of(x)
     dt, dt_row, dt_batch, z, z_row, z_batch = call.rows(gate=reverse)
-    chunk_state_kernel[(batch * (chunks - 1) * cdiv(channels, plan.fwd_block),)](
+    launch(
+        chunk_state_kernel, batch * (chunks - 1) * cdiv(channels, plan.fwd_block),
         x, dt, call.A, call.C if reverse else call.B, z,
         call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
         end, sum_dt, length, steps, chunks, x_batch, dt_batch, z_batch, 0,
@@ -144,7 +151,8 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
         num_warps=plan.fwd_warps,
     )  # fmt: skip
     block = 128
-    carry_kernel[(batch * cdiv(states * channels, block),)](
+    launch(
+        carry_kernel, batch * cdiv(states * channels, block),
         end, sum_dt, call.A, first if first is not None else end, start, chunks,
         D=channels, N=states, BLOCK=block, UNROLL=16, COMPLEX=case.complex, HAS_FIRST=first is not None,
         REVERSE=reverse, num_warps=4,
@@ -167,7 +175,8 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
     with on(device):
         if plan.chunks > 1:
             h0 = chunk_starts(call, u, h0, plan.chunks, plan.chunk_steps, reverse=False)
-        scan_fwd_kernel[(batch * plan.chunks * cdiv(channels, plan.fwd_block),)](
+        launch(
+            scan_fwd_kernel, batch * plan.chunks * cdiv(channels, plan.fwd_block),
             u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
             call.bias if call.bias is not None else call.A, h0 if h0 is not None else call.A,
             call.reset if call.reset is not None else call.A, out, last,
@@ -302,7 +311,8 @@ def scan_backward(
                 dB, dC = both.of(size).split(states, dim=-1)
             else:
                 dB, dC = (A if m is None else m.of(size) for m in maps)
-            scan_bwd_kernel[(batch * chunks * size,)](
+            launch(
+                scan_bwd_kernel, batch * chunks * size,
                 u, dt, A, B, C, call.skip if call.skip is not None else A, z,
                 call.bias if call.bias is not None else A, call.reset if call.reset is not None else A,
                 g_out, states_saved, r_in if r_in is not None else A,

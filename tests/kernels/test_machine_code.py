@@ -28,6 +28,7 @@ LIMITS = {
     "complex chunk_state_kernel": 170,
     "complex carry_kernel": 98,
     "split_bc_kernel": 34,
+    "planes_kernel": 40,
 }
 
 

@@ -24,6 +24,7 @@ from mamba_bio_audio.kernels.conv.tail import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.made_once import made_once
 from mamba_bio_audio.kernels.mixer import step
+from mamba_bio_audio.kernels.mixer.cast import matrices
 from mamba_bio_audio.kernels.scan.inputs import MAX_STATES, case_of, make_plan
 from mamba_bio_audio.kernels.scan.launch import ScanCall, scan_backward, scan_forward
 from mamba_bio_audio.kernels.scan.split_bc import split_bc
@@ -97,21 +98,27 @@ def _cast(weights: MixerWeights, dtype: torch.dtype) -> _Cast:
     rank = w.dt_proj.shape[1]
     # Rows of 16 bytes: without them the products of matrices take kernels that are half as fast.
     padding = -w.x_proj.shape[0] % _ALIGNED
-    x_proj, dt_proj = w.x_proj.to(dtype), w.dt_proj.to(dtype)
-    if padding:
-        x_proj = torch.cat([x_proj[:rank], x_proj.new_zeros(padding, x_proj.shape[1]), x_proj[rank:]])
-        dt_proj = F.pad(dt_proj, (0, padding))
+    if dtype != w.in_proj.dtype == w.x_proj.dtype == w.dt_proj.dtype == w.out_proj.dtype:
+        in_proj, x_proj, dt_proj, out_proj = matrices(w.in_proj, w.x_proj, w.dt_proj, w.out_proj, padding, dtype)
+    else:
+        in_proj, x_proj, dt_proj, out_proj = (t.to(dtype) for t in (w.in_proj, w.x_proj, w.dt_proj, w.out_proj))
+        if padding:
+            x_proj = torch.cat([x_proj[:rank], x_proj.new_zeros(padding, x_proj.shape[1]), x_proj[rank:]])
+            dt_proj = F.pad(dt_proj, (0, padding))
+    A_log = w.A_log.detach().float()
+    A = torch.empty(1, *A_log.shape[::-1], dtype=torch.float32, device=A_log.device)
+    torch.exp(A_log.t(), out=A[0])
     return _Cast(
-        in_proj=w.in_proj.to(dtype),
+        in_proj=in_proj,
         in_bias=None if w.in_bias is None else w.in_bias.to(dtype),
         conv=w.conv.float(),
         conv_bias=None if w.conv_bias is None else w.conv_bias.float(),
         x_proj=x_proj,
         dt_proj=dt_proj,
         dt_bias=w.dt_bias.float(),
-        A=torch.exp(w.A_log.float().t().contiguous()).neg_().unsqueeze(0),
+        A=A.neg_(),
         D=w.D.float(),
-        out_proj=w.out_proj.to(dtype),
+        out_proj=out_proj,
         out_bias=None if w.out_bias is None else w.out_bias.to(dtype),
     )
 

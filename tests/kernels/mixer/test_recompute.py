@@ -126,6 +126,25 @@ class TestInterpreted:
         """132 inner channels: two blocks of each kernel, forward in two pieces of two segments."""
         check(make_layer(66, 2, expand=2), 2, 15, piece=16, segment=4)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    @pytest.mark.parametrize("rank", range(1, 10))
+    def test_rows_of_16_bytes(self, rank, dtype):
+        """Zeros between delta and B, in x_proj and dt_proj: no matrix product reads rows that 16 bytes do not divide."""
+        layer = make_layer(width=8, states=3, dt_rank=rank)
+        given = weights_of(layer)
+        cast = recompute._cast(given, dtype)
+        rows, padded = cast.x_proj.shape[0], cast.dt_proj.shape[1]
+        assert rows * dtype.itemsize % 16 == 0
+        assert rows - padded == 2 * 3
+        assert torch.equal(cast.x_proj[:rank], given.x_proj[:rank].to(dtype))
+        assert torch.equal(cast.x_proj[padded:], given.x_proj[rank:].to(dtype))
+        assert not cast.x_proj[rank:padded].any()
+        assert torch.equal(cast.dt_proj[:, :rank], given.dt_proj.to(dtype))
+        assert not cast.dt_proj[:, rank:].any()
+        A = torch.exp(given.A_log.detach())
+        for found, exact in ((cast.in_proj, given.in_proj), (cast.out_proj, given.out_proj), (cast.A[0].t(), -A)):
+            assert torch.equal(found, exact.to(found.dtype))
+
     def test_weights_that_stay_are_cast_once(self, monkeypatch):
         layers, cast, calls = [make_layer(), make_layer(width=8)], recompute._cast, []
         monkeypatch.setattr(recompute, "_cast", lambda *given: calls.append(1) or cast(*given))
@@ -186,23 +205,6 @@ def test_what_it_refuses():
     assert "float64" in unsupported_reason(torch.float64, weights)
     many = weights_of(make_layer(states=256))
     assert unsupported_reason(torch.float32, many) is None
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("rank", range(1, 10))
-def test_rows_of_16_bytes(rank, dtype):
-    """Zero rows between delta and B, zero columns to meet them: no matrix product reads rows that 16 bytes do not divide."""
-    layer = make_layer(width=8, states=3, dt_rank=rank)
-    given = weights_of(layer)
-    cast = recompute._cast(given, dtype)
-    rows, padded = cast.x_proj.shape[0], cast.dt_proj.shape[1]
-    assert rows * dtype.itemsize % 16 == 0
-    assert rows - padded == 2 * 3
-    assert torch.equal(cast.x_proj[:rank], given.x_proj[:rank].to(dtype))
-    assert torch.equal(cast.x_proj[padded:], given.x_proj[rank:].to(dtype))
-    assert not cast.x_proj[rank:padded].any()
-    assert torch.equal(cast.dt_proj[:, :rank], given.dt_proj.to(dtype))
-    assert not cast.dt_proj[:, rank:].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -81,7 +81,9 @@ def test_launches_are_what_the_plan_says(launch_scan):
         plan, forward, backward = launch_scan(kind, shape)
         batch, _, channels, _ = shape
         blocks = -(-channels // plan.fwd_block)
-        scan, chunk_states = forward[-1], forward[:-1]
+        planes = [launch for launch in forward if launch.name == "planes_kernel"]
+        assert len(planes) == (kind == "real selective")  # whose B and C are bf16
+        scan, chunk_states = forward[-1], forward[len(planes) : -1]
         assert scan.grid == (batch * plan.chunks * blocks,)
         assert scan.options == {"num_warps": plan.fwd_warps, "maxnreg": plan.fwd_registers}
         layout = {"BD": plan.fwd_block, "UNROLL": plan.fwd_unroll, "SEG": plan.segment, "GROUP": plan.group}

@@ -85,7 +85,7 @@ class RecordedCuda:
         self.log.append(f"off {stream}")
 
     @contextlib.contextmanager
-    def graph(self, graph: Any, capture_error_mode: str) -> Iterator[None]:
+    def graph(self, graph: Any, capture_error_mode: str, pool: Any = None) -> Iterator[None]:
         self.log.append(f"graph, {capture_error_mode}, {'' if gc.isenabled() else 'no '}collection")
         self.at_capture()
         yield

@@ -29,7 +29,7 @@ class BenchOptions(Options):
         "(model and B,L of a training step, a third number is the chunk of streaming; audio/sc09@small:16,16000, "
         "16x256+s4d:128,1024), 12x128:64,bf16 (model, rows and precision of generation).",
     )
-    graph: bool = Field(False, description="Of train: record whole steps as CUDA graphs, as train.cuda_graph does.")
+    graph: bool = Field(False, description="Of train: record steps as CUDA graphs, as train.cuda_graph does.")
     peer: Literal["mamba", "mamba2"] = Field(
         "mamba", description="Of train: which layer of mamba_ssm stands beside a language model."
     )

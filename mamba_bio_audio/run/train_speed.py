@@ -21,7 +21,7 @@ from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.run.peer import PeerLoss, has_peer, peer_model, with_peer_mixers
 from mamba_bio_audio.run.sample_speed import make_model
 from mamba_bio_audio.run.timing import Row, beside, interleaved, timing_row
-from mamba_bio_audio.training.graphed import GraphedLoss
+from mamba_bio_audio.training.graphed import GraphedChunks, GraphedLoss
 
 # The layers of mamba_ssm beside which a language model can stand, as it takes them.
 PEERS: dict[str, dict[str, Any]] = {"mamba": {}, "mamba2": {"layer": "Mamba2", "d_state": 64, "headdim": 64}}
@@ -83,18 +83,17 @@ def train(
         device: "cpu" or "cuda".
         seconds: for each row.
         cases: what to measure; by default `TRAIN_CASES`.
-        graph: record whole steps, ours and the peer's.
+        graph: record steps, ours and the peer's.
         peer: which of `PEERS` stands beside language models.
     """
     for case in cases or TRAIN_CASES[device]:
         model, symbols = make_model(case.model)
         model = model.to(device)
-        recorded = graph and case.chunk is None
         tokens = torch.randint(symbols[0], symbols[-1] + 1, (case.batch, case.length), device=device)
-        step = step_of(model, tokens, case.chunk, graph=recorded)
-        theirs = _peer(case, model, tokens, recorded, peer) if has_peer(device) else None
+        step = step_of(model, tokens, case.chunk, graph=graph)
+        theirs = _peer(case, model, tokens, graph, peer) if has_peer(device) else None
         timing, memory = beside(step, theirs, device, seconds=seconds)
-        more: Row = {"recorded": recorded, "parameters": sum(p.numel() for p in model.parameters())}
+        more: Row = {"recorded": graph, "parameters": sum(p.numel() for p in model.parameters())}
         more["mtokens_per_s"] = f"{tokens.numel() / statistics.median(timing.ours) / 1e3:.4g}"
         if theirs is not None:
             more["peer_layer"] = peer
@@ -135,15 +134,15 @@ def training_step(model: nn.Module, tokens: Tensor, chunk: int) -> None:
 
 
 def step_of(model: nn.Module, tokens: Tensor, chunk: int | None = None, *, graph: bool = False) -> Callable[[], None]:
-    """A training step, streamed by `chunk` or whole; with `graph` a whole one is recorded."""
-    if graph and chunk is None:
-        return partial(graphed_step(model), tokens)
+    """A training step, streamed by `chunk` or whole; with `graph` recorded, for which a chunk must divide the length."""
+    if graph:
+        return partial(graphed_step(model, chunk), tokens)
     return partial(training_step, model, tokens, chunk or tokens.shape[1])
 
 
-def graphed_step(model: nn.Module) -> Callable[[Tensor], None]:
-    """The same of a model, whole, recorded as a CUDA graph (`train.cuda_graph`); its argument is the tokens."""
-    loss_of = GraphedLoss(model)
+def graphed_step(model: nn.Module, chunk: int | None = None) -> Callable[[Tensor], None]:
+    """The same of a model, recorded as CUDA graphs (`train.cuda_graph`); its argument is the tokens."""
+    loss_of = GraphedLoss(model) if chunk is None else GraphedChunks(model, chunk)
 
     def step(tokens: Tensor) -> None:
         targets = tokens.roll(-1, 1)

@@ -99,9 +99,10 @@ class TrainConfig(BaseModel):
     )
     cuda_graph: bool | Literal["auto"] = Field(
         "auto",
-        description="on a GPU, record the forward and backward pass of a step once and replay it, because launching the "
-        "steps of small models takes longer than running them; auto does so for whole steps on one device that have no "
-        "dropout and took at most 40 % of its memory, because the graph holds that memory during validation too",
+        description="on a GPU, record the forward and backward pass of a step, or of a chunk of stream_chunk, once and "
+        "replay it, because launching the steps of small models takes longer than running them; auto does so for steps on "
+        "one device that have no dropout and took at most 40 % of its memory, because the graph holds that memory during "
+        "validation too; chunks that do not divide the length, or are truncated or offloaded, are not recorded",
     )
     devices: int = Field(1, ge=1, description="devices per node, one process each, that train together")
     nodes: int = Field(1, ge=1, description="machines that train together, started by torchrun or SLURM")
@@ -160,10 +161,11 @@ class TrainConfig(BaseModel):
             )
         if self.truncate_chunk is not None and self.stream_chunk is not None:
             raise ValueError("stream_chunk is exact and truncate_chunk is not; set one of them to null")
-        if self.cuda_graph is True and not self.whole_steps_on_one_device:
+        if self.cuda_graph is True and not self.can_record:
             raise ValueError(
-                "cuda_graph=true requires whole steps on one device; set it to auto or false, or set stream_chunk and "
-                "truncate_chunk to null, and devices and nodes to 1"
+                "cuda_graph=true requires steps on one device, whole or in chunks of equal length that are neither "
+                "truncated nor offloaded; set it to auto or false, or set truncate_chunk to null, stream_offload to false, "
+                "devices and nodes to 1, and stream_chunk to null or a divisor of length"
             )
         if self.stream_offload and self.stream_chunk is None and self.truncate_chunk is None:
             raise ValueError(
@@ -183,9 +185,12 @@ class TrainConfig(BaseModel):
         return self
 
     @property
-    def whole_steps_on_one_device(self) -> bool:
+    def can_record(self) -> bool:
         """Whether `cuda_graph` can record the steps."""
-        return self.stream_chunk is None and self.truncate_chunk is None and self.devices * self.nodes == 1
+        chunk = self.stream_chunk
+        equal = not isinstance(chunk, int) or chunk >= self.length or self.length % chunk == 0
+        whole = self.truncate_chunk is None and not self.stream_offload
+        return equal and whole and self.devices * self.nodes == 1
 
     @property
     def data_parallel(self) -> int:

@@ -1,4 +1,4 @@
-"""Forward and backward of training steps of one shape, recorded once as a CUDA graph.
+"""Forward and backward of training steps of one shape, whole or of one chunk, recorded once as CUDA graphs.
 
 A step of a small model is a thousand short kernels, and the host may need longer to launch them than the GPU to run
 them. A graph launches them all at once. Loss and gradients lie at fixed addresses; one autograd function over the
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.streamed import has_dropout
@@ -56,7 +57,7 @@ class GraphedLoss:
         if key != self.key:
             # The memory of the graph before goes with it.
             self.key, self.recorded = key, None
-            self.loss_sum = self.count = self.gradients = None
+            self._forget()
         elif self.recorded is None and self._fits(tokens.device):
             self.tokens, self.targets = tokens.clone(), targets.clone()
             self.recorded = self._record()
@@ -66,6 +67,10 @@ class GraphedLoss:
             self.tokens.copy_(tokens)
             self.targets.copy_(targets)
         return _Step.apply(self, *self.parameters.values())  # type: ignore[no-untyped-call, no-any-return]
+
+    def _forget(self) -> None:
+        """Let go of everything that belongs to a shape."""
+        self.loss_sum = self.count = self.gradients = None
 
     def _fits(self, device: torch.device) -> bool:
         if self.most_memory >= 1 or device.type != "cuda":
@@ -77,18 +82,34 @@ class GraphedLoss:
 
     def run(self) -> None:
         """Loss and gradients of what `tokens` and `targets` hold."""
-        device, dtype, enabled = self.autocast
-        # Aliases, because autograd waits for the stream on which a parameter was last used before it gives it a
-        # gradient, and a stream that records must wait for no other.
-        weights = {name: parameter.detach().requires_grad_() for name, parameter in self.parameters.items()}
-        with torch.enable_grad():
-            # A cast that autocast keeps would be kept from one replay to the next.
-            with torch.autocast(device, dtype, enabled=enabled, cache_enabled=False):
-                given = {"targets": self.targets, "logits": "none"}
-                out = torch.func.functional_call(self.model, weights, (self.tokens,), given)
-            with torch.autocast(device, enabled=False):
-                gradients = torch.autograd.grad(out.loss_sum, list(weights.values()), allow_unused=True)
+        weights = self._weights()
+        out = self._call(weights, self.tokens, self.targets)
+        gradients = self._gradients([out.loss_sum], list(weights.values()))
         self.loss_sum, self.count, self.gradients = out.loss_sum.detach(), out.count, gradients
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Aliases of the parameters.
+
+        Autograd waits for the stream on which a parameter was last used before it gives it a gradient, and a stream that
+        records must wait for no other.
+        """
+        return {name: parameter.detach().requires_grad_() for name, parameter in self.parameters.items()}
+
+    def _call(self, weights: dict[str, Tensor], tokens: Tensor, targets: Tensor, state: Any = None) -> Any:
+        """The model's output under the caller's autocast, with its graph."""
+        device, dtype, enabled = self.autocast
+        given = {"targets": targets, "logits": "none"}
+        # A cast that autocast keeps would be kept from one replay to the next.
+        with torch.enable_grad(), torch.autocast(device, dtype, enabled=enabled, cache_enabled=False):
+            return torch.func.functional_call(
+                self.model, weights, (tokens,) if state is None else (tokens, state), given
+            )
+
+    def _gradients(
+        self, outputs: list[Tensor], inputs: list[Tensor], weights: list[Tensor] | None = None
+    ) -> tuple[Tensor | None, ...]:
+        with torch.autocast(self.autocast[0], enabled=False):
+            return torch.autograd.grad(outputs, inputs, weights, allow_unused=True)
 
     def _record(self) -> Callable[[], None]:
         if not self.tokens.is_cuda:
@@ -100,20 +121,175 @@ class GraphedLoss:
         with torch.cuda.stream(beside):
             self.run()
         torch.cuda.current_stream(device).wait_stream(beside)
-        self.loss_sum = self.count = self.gradients = None
+        self._forget()
         # A graph that is destroyed while another one is recorded would spoil it.
         gc.collect()
         # The graph has memory of its own.
         torch.cuda.empty_cache()
-        graph = torch.cuda.CUDAGraph()
-        gc.disable()
-        try:
-            # Other threads, such as a loader's that pins memory, go on meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.run()
-        finally:
-            gc.enable()
-        return graph.replay
+        return self._recordings()
+
+    def _recordings(self) -> Callable[[], None]:
+        return recording(self.run)
+
+
+class GraphedChunks(GraphedLoss):
+    """The same of a step that is streamed (`models/streamed.py`): two graphs, a chunk forward, and one there and back.
+
+    A step of S chunks replays the first S - 1 times and keeps the states between chunks, then the second S times from
+    the last chunk to the first, so that no chunk's activations outlive it. Every chunk has the same length.
+
+    Args:
+        model: of `constant` layers.
+        chunk: positions of a chunk; it divides the length of all tokens.
+        most_memory: as of `GraphedLoss`.
+
+    Raises:
+        InputError: the model draws at random.
+    """
+
+    def __init__(self, model: nn.Module, chunk: int, *, most_memory: float = 1.0) -> None:
+        super().__init__(model, most_memory=most_memory)
+        self.chunk = chunk
+        self.buffers: _Buffers | None = None
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.buffers = None
+
+    def run(self) -> None:
+        """Loss and gradients of what `tokens` and `targets` hold."""
+        self._run(self._forward, self._there_and_back)
+
+    def _recordings(self) -> Callable[[], None]:
+        self.buffers = self._make_buffers()
+        # They never run at once, and leave nothing behind but in the buffers.
+        pool = torch.cuda.graph_pool_handle()
+        forward, back = recording(self._forward, pool), recording(self._there_and_back, pool)
+        return lambda: self._run(forward, back)
+
+    def _run(self, forward: Callable[[], None], back: Callable[[], None]) -> None:
+        if self.buffers is None:
+            self.buffers = self._make_buffers()
+        b = self.buffers
+        chunks = self.tokens.shape[1] // self.chunk
+        for t in (*b.state, *b.g_state, *(s for s in b.sums if s is not None), b.loss_sum, b.count):
+            t.zero_()
+        starts = []
+        for number in range(chunks):
+            starts.append([t.clone() for t in b.state])
+            if number < chunks - 1:
+                self._take(number)
+                forward()
+        for number in reversed(range(chunks)):
+            before = starts.pop()
+            if before:
+                torch._foreach_copy_(b.state, before)
+            self._take(number)
+            back()
+            if number == chunks - 1:
+                b.loss_sum.add_(b.last_loss)
+                b.count.add_(b.last_count)
+        self.loss_sum, self.count, self.gradients = b.loss_sum, b.count, tuple(b.sums)
+
+    def _take(self, number: int) -> None:
+        assert self.buffers is not None
+        span = slice(number * self.chunk, (number + 1) * self.chunk)
+        self.buffers.tokens.copy_(self.tokens[:, span])
+        self.buffers.targets.copy_(self.targets[:, span])
+
+    def _make_buffers(self) -> _Buffers:
+        """Where a chunk's inputs and results lie, from the state that the first chunk leaves."""
+        tokens, targets = (t[:, : self.chunk].clone() for t in (self.tokens, self.targets))
+        weights = self._weights()
+        out = self._call(weights, tokens, targets)
+        leaves, structure = tree_flatten(out.state)
+        ends = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+        found = self._gradients([out.loss_sum], list(weights.values()))
+        # The terms are many and small, so never in less than fp32.
+        sums = [
+            None if g is None else torch.zeros_like(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in found
+        ]
+        loss = out.loss_sum.detach()
+        return _Buffers(
+            tokens, targets, [torch.zeros_like(leaf) for leaf in ends],
+            [None if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure,
+            [torch.zeros_like(leaf) for leaf in ends if leaf.is_floating_point()],
+            sums, torch.zeros_like(loss), torch.zeros_like(out.count), torch.zeros_like(loss), torch.zeros_like(out.count),
+        )  # fmt: skip
+
+    def _state(self, tensors: list[Tensor]) -> Any:
+        assert self.buffers is not None
+        left = iter(tensors)
+        leaves = [next(left) if leaf is None else leaf for leaf in self.buffers.rest]
+        return tree_unflatten(leaves, self.buffers.structure)
+
+    def _forward(self) -> None:
+        """A chunk without gradients: adds its loss, and puts the state behind it in the place of that before."""
+        b = self.buffers
+        assert b is not None
+        device, dtype, enabled = self.autocast
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=enabled, cache_enabled=False):
+            out = self.model(b.tokens, self._state(b.state), targets=b.targets, logits="none")
+        b.loss_sum.add_(out.loss_sum)
+        b.count.add_(out.count)
+        if b.state:
+            torch._foreach_copy_(b.state, _tensors(out.state))
+
+    def _there_and_back(self) -> None:
+        """A chunk with gradients, from the state before it: adds those of the weights, and replaces those of the state."""
+        b = self.buffers
+        assert b is not None
+        weights = self._weights()
+        before = [t.detach().requires_grad_(t.is_floating_point()) for t in b.state]
+        out = self._call(weights, b.tokens, b.targets, self._state(before))
+        ends = [t for t in _tensors(out.state) if t.is_floating_point()]
+        pairs = [(out.loss_sum, torch.ones_like(out.loss_sum)), *zip(ends, b.g_state, strict=True)]
+        pairs = [(end, g) for end, g in pairs if end.requires_grad]
+        wanted = [t for t in before if t.requires_grad]
+        found = self._gradients([end for end, _ in pairs], [*weights.values(), *wanted], [g for _, g in pairs])
+        there = [(s, g) for s, g in zip(b.sums, found[: len(b.sums)], strict=True) if s is not None and g is not None]
+        if there:
+            torch._foreach_add_([s for s, _ in there], [g.to(s.dtype) for s, g in there])
+        for place, g in zip(b.g_state, found[len(b.sums) :], strict=True):
+            place.zero_() if g is None else place.copy_(g)
+        b.last_loss.copy_(out.loss_sum.detach())
+        b.last_count.copy_(out.count)
+
+
+class _Buffers(NamedTuple):
+    """What the graphs of a chunk read and write, at fixed addresses."""
+
+    tokens: Tensor
+    targets: Tensor
+    state: list[Tensor]  # tensors of the state
+    rest: list[Any]  # its leaves that are none, and None in the places of tensors
+    structure: Any
+    g_state: list[Tensor]  # gradients of those that are floating-point
+    sums: list[Tensor | None]  # of the weights' gradients, fp32 or wider
+    loss_sum: Tensor
+    count: Tensor  # type: ignore[assignment]
+    last_loss: Tensor  # of the chunk that went there and back
+    last_count: Tensor
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(state)[0] if isinstance(leaf, Tensor)]
+
+
+def recording(run: Callable[[], None], pool: Any = None) -> Callable[[], None]:
+    """Records `run`, which ran before, as a CUDA graph; what it returns replays it.
+
+    `pool` is the memory that it may share with other graphs; by default it has its own.
+    """
+    graph = torch.cuda.CUDAGraph()
+    gc.disable()
+    try:
+        # Other threads, such as a loader's that pins memory, go on meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            run()
+    finally:
+        gc.enable()
+    return graph.replay
 
 
 class _Step(torch.autograd.Function):

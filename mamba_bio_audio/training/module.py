@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mamba_bio_audio.models.contract import ModelOutput
 from mamba_bio_audio.models.streamed import Chunking, has_dropout, streamed_loss
 from mamba_bio_audio.training.config import TrainConfig
-from mamba_bio_audio.training.graphed import GraphedLoss
+from mamba_bio_audio.training.graphed import GraphedChunks, GraphedLoss
 from mamba_bio_audio.training.optim import build_optimizer
 from mamba_bio_audio.training.parallel import Relay, make_relay
 from mamba_bio_audio.training.schedule import rate_after
@@ -66,6 +66,13 @@ class LanguageModelModule(L.LightningModule):
             chunk = chunk or -(-length // parts)
         if chunk is not None and (rows * length > chunk or parts > 1):
             together = max(1, self._sequences * chunk * parts // min(length, chunk * parts))
+            if (
+                rows <= together
+                and length % chunk == 0
+                and self._graphed_chunks is not None
+                and torch.is_grad_enabled()
+            ):
+                return self._graphed_chunks(batch["tokens"], batch["targets"])
             loss_sum, count, _ = streamed_loss(
                 self.model,
                 batch["tokens"],
@@ -84,19 +91,32 @@ class LanguageModelModule(L.LightningModule):
 
     @cached_property
     def _graphed(self) -> GraphedLoss | None:
-        """The recorder of training steps; None if they are not recorded."""
+        """The recorder of whole training steps; None if they are not recorded."""
+        return GraphedLoss(self.model, most_memory=self._recorded_memory) if self._records else None
+
+    @cached_property
+    def _graphed_chunks(self) -> GraphedChunks | None:
+        """The recorder of streamed training steps; None if they are not recorded."""
+        chunk = self.train_config.chunk
+        if chunk is None or not self._records:
+            return None
+        return GraphedChunks(self.model, chunk, most_memory=self._recorded_memory)
+
+    @property
+    def _records(self) -> bool:
         config = self.train_config
         if self.device.type != "cuda" or not config.cuda_graph:
-            return None
-        if config.cuda_graph == "auto":
-            if not config.whole_steps_on_one_device or has_dropout(self.model):
-                return None
-            return GraphedLoss(self.model, most_memory=0.4)
-        return GraphedLoss(self.model)
+            return False
+        return config.cuda_graph is True or (config.can_record and not has_dropout(self.model))
+
+    @property
+    def _recorded_memory(self) -> float:
+        return 0.4 if self.train_config.cuda_graph == "auto" else 1.0
 
     def forget_recorded(self) -> None:
-        """Free the memory that a recorded step holds."""
-        self.__dict__.pop("_graphed", None)
+        """Free the memory that recorded steps hold."""
+        for name in ("_graphed", "_graphed_chunks"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def _sequences(self) -> int:

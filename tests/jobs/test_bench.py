@@ -50,7 +50,7 @@ def test_steps_of_a_case(tmp_path, capsys):
     assert "1x8, (2, 16)  " in lines[0]
     assert "1x8, (2, 16), streamed by 8" in lines[1]
     with out.open() as file:
-        assert [row["recorded"] for row in csv.DictReader(file)] == ["True", "False"]
+        assert [row["recorded"] for row in csv.DictReader(file)] == ["True", "True"]
 
 
 def test_csv_on_standard_output(tmp_path, monkeypatch, capsys):

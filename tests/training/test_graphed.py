@@ -16,7 +16,7 @@ from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.resume import changes
 from mamba_bio_audio.training.config import TrainConfig
-from mamba_bio_audio.training.graphed import GraphedLoss
+from mamba_bio_audio.training.graphed import GraphedChunks, GraphedLoss
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.optim import build_optimizer
 
@@ -189,6 +189,96 @@ def test_what_fits_the_memory(monkeypatch, taken, most, free, reserved, fits):
     assert GraphedLoss(model, most_memory=0.4)._fits(torch.device("cpu"))
 
 
+STREAMED = {
+    "language": (MODELS["language"], None),
+    "complex": (MODELS["complex"], None),
+    "unet": (UNetConfig(d_model=16, num_layers=1, pools=(2,), vocab_size=12), None),
+    "classifier": (MODELS["language"], HeadConfig(pool="mean", classes=tuple("abcdefghijkl"))),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+@pytest.mark.parametrize("device", DEVICES)
+def test_recorded_chunks_are_the_whole(device, kind):
+    """Losses and gradients of several steps, with weights that change between them."""
+    config, head = STREAMED[kind]
+    make(device)  # skips
+    model = build(config, head, seed=0).to(device)
+    step = GraphedChunks(model, 10)
+    for number, tokens in enumerate([*batches(3, device), *batches(2, device, length=20)]):
+        targets = tokens.roll(-1, 1)
+        if head is not None:
+            targets[:, :-1] = -100
+        whole = model(tokens, targets=targets, logits="none")
+        parameters = list(model.parameters())
+        expected = torch.autograd.grad(whole.loss_sum * 0.37, parameters)
+        loss, count = step(tokens, targets)
+        assert (step.recorded is not None) == (number in (1, 2, 4))
+        assert count == whole.count
+        torch.testing.assert_close(loss, whole.loss_sum)
+        found = torch.autograd.grad(loss * 0.37, parameters)
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm() + 1e-7
+        with torch.no_grad():
+            torch._foreach_mul_(parameters, 1.01)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_chunks_under_autocast_round_alike_from_the_first_step(device):
+    model = make(device)
+    tokens, *_ = batches(1, device)
+    targets = tokens.roll(-1, 1)
+    step = GraphedChunks(model, 20)
+
+    def gradients():
+        with torch.autocast(device, torch.bfloat16):
+            loss, _ = step(tokens, targets)
+        return torch.autograd.grad(loss, list(step.parameters.values()))
+
+    first, again, replayed = gradients(), gradients(), gradients()
+    for a, b, c in zip(first, again, replayed, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(b, c)
+
+
+def test_two_graphs_are_replayed_chunk_by_chunk(recorded_cuda, on_gpu):
+    log = recorded_cuda.log
+    model = make("cpu")
+    step, (tokens,) = GraphedChunks(model, 10), batches(1, "cpu")
+    plain = step(tokens, tokens)[0]
+    given = tokens.as_subclass(on_gpu)
+    step.tokens, step.targets = given, given
+    step.recorded = step._record()
+    assert log.count("graph, thread_local, no collection") == 2
+    log.clear()
+    step.recorded()
+    assert log == ["replay"] * (3 + 4)
+    assert plain > 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_module_streams_by_recorded_chunks(device, monkeypatch):
+    """Where chunks are equal and all rows go at once; else as without."""
+    model = make(device)
+    module = LanguageModelModule(
+        model, TrainConfig(steps=9, length=40, tokens_per_step=120, lr=1e-2, stream_chunk=10, micro_batch=3)
+    ).to(device)
+    if device == "cpu":
+        monkeypatch.setattr(LanguageModelModule, "_records", True)
+    ran = []
+    run = GraphedChunks.run
+    monkeypatch.setattr(GraphedChunks, "run", lambda self: (ran.append(self.tokens.shape), run(self)))
+    for tokens, recorded in ((batches(1, device)[0], True), (batches(1, device, length=35)[0], False)):
+        module.training_step({"tokens": tokens, "targets": tokens}, 0).backward()
+        assert bool(ran) == recorded
+        ran.clear()
+    with torch.no_grad():
+        module.loss({"tokens": tokens[:, :30], "targets": tokens[:, :30]})
+    assert not ran
+    module.forget_recorded()
+    assert "_graphed_chunks" not in module.__dict__
+
+
 def test_gradients_are_taken_outside_of_autocast():
     """As everywhere else: the head multiplies in fp32 on purpose."""
     model = make("cpu", "classifier")
@@ -242,8 +332,10 @@ def test_what_it_refuses():
     with pytest.raises(InputError, match="dropout"):
         GraphedLoss(nn.Sequential(nn.Dropout(0.1)))
     GraphedLoss(nn.Sequential(nn.Dropout(0.0)))
-    for other in ("train.stream_chunk=64", "train.devices=2"):
-        with pytest.raises(InputError, match="cuda_graph=true requires whole steps"):
+    with pytest.raises(InputError, match="dropout"):
+        GraphedChunks(nn.Sequential(nn.Dropout(0.1)), 8)
+    for other in ("train.truncate_chunk=64", "train.devices=2"):
+        with pytest.raises(InputError, match="cuda_graph=true requires steps on one device"):
             load_config("dna/tiny", ["data.path=.", "train.cuda_graph=true", other])
 
 
@@ -252,12 +344,15 @@ def test_what_auto_records():
         keys = {"steps": 9, "length": 64, "tokens_per_step": 256, "lr": 1e-2} | changes
         module = LanguageModelModule(model or make("cpu"), TrainConfig(**keys))
         module._device = torch.device(kind, 0)
+        assert module._graphed_chunks is None or module._graphed_chunks.chunk == 16
+        assert module._graphed is None or (module._graphed_chunks is None) == ("stream_chunk" not in changes)
         return module._graphed
 
     assert recorded().most_memory < 1
+    assert recorded(stream_chunk=16).most_memory < 1
     assert recorded(cuda_graph=True).most_memory == 1
     assert recorded(kind="cpu") is None
-    for settings in ({"cuda_graph": False}, {"stream_chunk": 16}, {"truncate_chunk": 16}, {"devices": 2}):
+    for settings in ({"cuda_graph": False}, {"stream_chunk": 15}, {"truncate_chunk": 16}, {"devices": 2}):
         assert recorded(**settings) is None
     assert recorded(nn.Sequential(nn.Dropout(0.1))) is None
 

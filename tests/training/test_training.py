@@ -220,11 +220,21 @@ def test_near_divisors_are_named_once():
         config(micro_batch=3)
 
 
-@pytest.mark.parametrize("changes", [{"stream_chunk": 16}, {"truncate_chunk": 16}, {"devices": 2}, {"nodes": 2}])
-def test_graphs_are_of_whole_steps_on_one_device(changes):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stream_chunk": 7},
+        {"stream_chunk": 16, "stream_offload": True},
+        {"truncate_chunk": 16},
+        {"devices": 2},
+        {"nodes": 2},
+    ],
+)
+def test_graphs_are_of_equal_parts_on_one_device(changes):
     assert config(cuda_graph=True).cuda_graph is True
+    assert config(cuda_graph=True, stream_chunk=16).can_record
     assert config(cuda_graph=False, **changes).cuda_graph is False
-    with pytest.raises(ValidationError, match="cuda_graph=true requires whole steps on one device"):
+    with pytest.raises(ValidationError, match="cuda_graph=true requires steps on one device, whole or in chunks"):
         config(cuda_graph=True, **changes)
 
 

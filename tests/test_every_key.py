@@ -135,6 +135,7 @@ ROWS = [
         "data.labels=DIR/labels.bed",
     ),
     *rows("dna-classes", "data", ("data.labels=DIR/more.bed", "data.labels=DIR/labels.bed", "data.path=DIR/genome.fa")),
+    *rows("dna-classes", "data", ("data.columns={label: other}", "data.path=DIR/rows.tsv")),
     *rows("dna-classes", "data", ("data.files=x*", "data.files=*", "data.path={a: DIR/folder, b: DIR/y.fa}")),
     *rows("dna-classes", "data", "data.contigs=uniform", "data.matched=true"),
     *rows(
@@ -220,6 +221,9 @@ def folder(tmp_path_factory) -> Path:
     spans = [f"chr1\t{100 * i}\t{100 * i + 32}\t{'ab'[i % 2]}\n" for i in range(50)]
     (folder / "labels.bed").write_text("".join(spans[:40]))
     (folder / "more.bed").write_text("".join(spans))
+    texts = np.random.default_rng(1).choice(list("ACGT"), (40, 24))
+    lines = (f"{''.join(text)}\t{i % 2}\t{i // 2 % 2}\n" for i, text in enumerate(texts))
+    (folder / "rows.tsv").write_text("sequence\tlabel\tother\n" + "".join(lines))
     split = [f"{c}.fa\tr{n}\t0\t700\t{('train', 'valid', 'test')[n % 3]}\n" for c in "xyz" for n in range(6)]
     header = "file\trecord\tstart0\tend\tsplit\n"
     (folder / "classes.tsv").write_text(header + "".join(split))

@@ -295,16 +295,20 @@ def _longest(task: Task) -> int:
 
 def _config(asked: Asked, task: Task, length: int, *more: str) -> RunConfig:
     """The recipe for one task: as many sequences a step as it has, each of them whole."""
-    from mamba_bio_audio.run.config import load_config
+    from mamba_bio_audio.run.pretrained import configure
 
     # What the recipe says before its length is changed; a length warm-up would cut examples.
-    plain = load_config(asked.options.recipe, [f"data.path={task.path}", *asked.overrides])
+    overrides = list(asked.overrides)
+    if any(key.startswith("head.pretrained=") for key in more):
+        # The pretrained model brings its architecture.
+        overrides = [key for key in overrides if not key.startswith("model.")]
+    plain = configure(asked.options.recipe, [f"data.path={task.path}", *overrides])
     if plain.head is None:
         raise InputError(f"--recipe {asked.options.recipe} has no head; choose one that trains a classifier")
     sequences = max(1, plain.train.tokens_per_step // plain.train.length)
     settings = [f"data.{key}={value}" for key, value in task.settings().items()]
     size = [f"train.length={length}", f"train.tokens_per_step={sequences * length}", "train.length_warmup=[]"]
-    return load_config(asked.options.recipe, [*asked.overrides, *settings, *size, *more])
+    return configure(asked.options.recipe, [*overrides, *settings, *size, *more])
 
 
 def _open(asked: Asked, task: Task, length: int) -> DataModule:

@@ -57,12 +57,14 @@ class Region(Span):
         split: train, valid or test; None until one is chosen.
         locus: what is drawn anew in a bootstrap; regions of one locus resemble each other, also in other classes.
         source: which of the readers has the record, where there are several.
+        reverse: it is read from the opposite strand.
     """
 
     label: int
     split: str | None
     locus: str
     source: int = 0
+    reverse: bool = False
 
 
 S = TypeVar("S", bound=Span)

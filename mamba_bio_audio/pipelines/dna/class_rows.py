@@ -1,7 +1,7 @@
 """Reads individually labelled sequences: table rows, FASTA records named `>name|label`, or GenomicBenchmarks files.
 
-sequence <tab> label <tab> split <tab> id          a TSV or CSV table whose first line names the columns
-train.tsv  dev.tsv  test.tsv                       one table per split (GUE)
+sequence <tab> label <tab> split <tab> id          a TSV, CSV or Parquet table; other names by `data.columns`
+train.tsv  dev.tsv  test.tsv                       one table per split (GUE); Parquet in parts too (Hugging Face)
 train.fna  test.fna       >name|label              one FASTA file per split (Nucleotide Transformer)
 train|test / class / id.txt                        one sequence per file (GenomicBenchmarks)
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from mamba_bio_audio.pipelines.split_names import is_split_word
 from mamba_bio_audio.pipelines.unpacked import open_packed
 
 LAYOUT = "train|test / class / id.txt"
-_TABLE = re.compile(r"\.(tsv|csv|txt|tab)(\.gz)?$", re.IGNORECASE)
+_TABLE = re.compile(r"\.(tsv|csv|txt|tab)(\.gz)?$|(-\d{5}-of-\d{5})?\.parquet$", re.IGNORECASE)
 # A field may be as long as a chromosome; its line is in memory anyway.
 _FIELD_LIMIT = 2**31 - 1
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -51,9 +52,12 @@ class Row(NamedTuple):
     """One labelled sequence.
 
     Attributes:
+        label: cell of the label column, or of the first of several.
         tags: tags that name its split, as `class_tags.splits_of` reads them.
         name: its unique name.
         where: file and line, for messages.
+        more: cells of further label columns.
+        group: cell of the group column; empty where there is none.
     """
 
     label: str
@@ -61,6 +65,39 @@ class Row(NamedTuple):
     name: str
     sequence: str
     where: str
+    more: tuple[str, ...] = ()
+    group: str = ""
+
+
+class Columns(NamedTuple):
+    """Names of the columns of a table, in lower case.
+
+    Attributes:
+        labels: one, or several where a sequence has several labels.
+        split: None: whichever of `SPLIT_KEYS` there are.
+        group: None: there is none.
+    """
+
+    sequence: str = "sequence"
+    labels: tuple[str, ...] = ("label",)
+    split: str | None = None
+    id: str = "id"
+    group: str | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, str | list[str]] | None) -> Columns:
+        """From `data.columns`."""
+        names = {key: _lower(value) for key, value in (given or {}).items() if key != "label"}
+        labels = (given or {}).get("label", "label")
+        return cls(**names, labels=tuple(map(_lower, [labels] if isinstance(labels, str) else labels)))
+
+    def required(self) -> list[str]:
+        """Columns that a table must have."""
+        return [self.sequence, *self.labels, *(name for name in (self.split, self.group) if name is not None)]
+
+
+def _lower(name: Any) -> Any:
+    return str(name).strip().lower()
 
 
 def is_table_name(name: str) -> bool:
@@ -79,25 +116,83 @@ def split_word_of(path: Path) -> str | None:
     return stem if is_split_word(stem) else None
 
 
-def read_split_files(paths: Sequence[Path], progress: Progress | None = None) -> list[Row]:
+def read_split_files(
+    paths: Sequence[Path],
+    progress: Progress | None = None,
+    columns: Columns = Columns(),
+    *,
+    empty_labels: bool = False,
+) -> list[Row]:
     """Read the rows of files that are named after splits: tables, or FASTA with `>name|label`."""
     rows: list[Row] = []
     files: dict[str, Path] = {}
     for path in paths:
         word = split_word_of(path)
         assert word is not None
-        other = files.setdefault(word.lower(), path)
+        # Parts of one table, as Hugging Face writes them: train-00000-of-00002.parquet.
+        part = re.search(r"-(\d{5})-of-\d{5}\.parquet$", path.name)
+        other = files.setdefault(f"{word.lower()} {part[1] if part else ''}", path)
         if other is not path:
             raise InputError(
                 f"{path}: {other.name} beside it is also the {word} split; choose one of them with data.files"
             )
-        found = read_table(path, progress) if is_table_name(path.name) else read_labelled_fasta(path, progress)
-        rows += [row._replace(tags={"file name": word, **row.tags}, name=f"{word}/{row.name}") for row in found]
+        place = f"{word}/{part[1]}/" if part else f"{word}/"
+        if is_table_name(path.name):
+            found = read_table(path, progress, columns, empty_labels=empty_labels)
+        else:
+            found = read_labelled_fasta(path, progress)
+        rows += [row._replace(tags={"file name": word, **row.tags}, name=place + row.name) for row in found]
     return rows
 
 
-def read_table(path: Path, progress: Progress | None = None) -> list[Row]:
-    """Read TSV or CSV with a header line that names sequence, label and, optionally, split and id."""
+def read_table(
+    path: Path, progress: Progress | None = None, columns: Columns = Columns(), *, empty_labels: bool = False
+) -> list[Row]:
+    """Read TSV, CSV or Parquet with columns for sequence, label and, optionally, split, id and group.
+
+    Args:
+        path: the table; its first line names the columns.
+        progress: as for `counted`.
+        columns: what they are called.
+        empty_labels: accept empty cells as labels, which then mean that nothing is known.
+    """
+    cells = _parquet(path) if path.name.lower().endswith(".parquet") else _text_cells(path)
+    where, header = next(cells)
+    header = [name.strip().lower() for name in header]
+    missing = [name for name in columns.required() if name not in header]
+    if missing:
+        raise InputError(
+            f"{where}: the header lacks {', '.join(missing)}; it names {', '.join(header[:12])}. Say which columns are which, "
+            f"for example data.columns={{sequence: {header[0] or 'seq'}, label: {header[-1] or 'target'}}}"
+        )
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{where}: two columns are called {twice!r}; rename one of them")
+    keys = [key for key in SPLIT_KEYS if key in header] if columns.split is None else [columns.split]
+    rows: list[Row] = []
+    seen: dict[str, str] = {}
+    for where, values in counted(cells, f"reading {path.name}, rows", progress):
+        if len(values) != len(header):
+            raise InputError(f"{where}: has {len(values)} columns, but the header has {len(header)}; correct the row")
+        row = dict(zip(header, (value.strip() for value in values), strict=True))
+        _check_sequence(row[columns.sequence], where)
+        labels = [row[name] for name in columns.labels]
+        if not (empty_labels or all(labels)):
+            raise InputError(f"{where}: no {columns.labels[labels.index('')]}; add it, or remove the row")
+        line = where.rpartition(": ")[2]
+        name = row.get(columns.id) or line.replace(",", "")
+        if name in seen:
+            raise InputError(f"{where}: the id {name!r} is already used in {seen[name]}; make the ids unique")
+        seen[name] = line
+        # A split column of any name is the split.
+        tags = {"split" if key == columns.split else key: row[key] for key in keys}
+        group = "" if columns.group is None else row[columns.group]
+        rows.append(Row(labels[0], tags, name, row[columns.sequence], where, tuple(labels[1:]), group))
+    return rows
+
+
+def _text_cells(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(where, cells) of each line of TSV or CSV; the first has the names of the columns."""
     # After the header, a line that starts with # is a row, because a label may start with it.
     lines = numbered_lines(path, comments=False)
     first = next(((number, line) for number, line in lines if not line.startswith("#")), None)
@@ -107,36 +202,31 @@ def read_table(path: Path, progress: Progress | None = None) -> list[Row]:
         )
     csv.field_size_limit(_FIELD_LIMIT)
     delimiter = "\t" if "\t" in first[1] else ","
-    header = [name.strip().lower() for name in _fields(first[1], delimiter, f"{path}: line {first[0]:,}")]
-    missing = [name for name in ("sequence", "label") if name not in header]
-    if missing:
-        raise InputError(
-            f"{path}: line {first[0]:,}: the header lacks {', '.join(missing)}; it must name sequence, label and, "
-            f"optionally, split and id, in any order"
-        )
-    twice = next((name for name in header if name and header.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"{path}: line {first[0]:,}: two columns are called {twice!r}; rename one of them")
-    keys = [key for key in SPLIT_KEYS if key in header]
-    rows: list[Row] = []
-    lines_of: dict[str, int] = {}
-    for number, line in counted(lines, f"reading {path.name}, rows", progress):
+    for number, line in itertools.chain([first], lines):
         where = f"{path}: line {number:,}"
-        values = _fields(line, delimiter, where)
-        if len(values) != len(header):
-            raise InputError(f"{where}: has {len(values)} columns, but the header has {len(header)}; correct the row")
-        row = dict(zip(header, (value.strip() for value in values), strict=True))
-        _check_sequence(row["sequence"], where)
-        if not row["label"]:
-            raise InputError(f"{where}: no label; add it, or remove the row")
-        name = row.get("id") or f"line {number}"
-        if name in lines_of:
-            raise InputError(
-                f"{where}: the id {name!r} is already used in line {lines_of[name]:,}; make the ids unique"
-            )
-        lines_of[name] = number
-        rows.append(Row(row["label"], {key: row[key] for key in keys}, name, row["sequence"], where))
-    return rows
+        yield where, _fields(line, delimiter, where)
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The same of a Parquet file; missing values are empty."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise InputError(
+            f"{path}: Parquet is read with pyarrow, which is not installed; pip install 'mamba-bio-audio[tables]'"
+        ) from None
+    try:
+        with ParquetFile(path) as file:
+            names = list(file.schema_arrow.names)
+            yield f"{path}: row 1", names
+            number = 0
+            for batch in file.iter_batches(4096):
+                for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    number += 1
+                    yield f"{path}: row {number:,}", ["" if value is None else str(value) for value in row]
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read as Parquet ({error}); check the file") from None
 
 
 def _fields(line: str, delimiter: str, where: str) -> list[str]:

@@ -56,7 +56,9 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
     else:
         labelled.origin = _split_genomes(labelled, config, length, table is not None)
     if table is not None:
-        _refuse_shared(labelled)
+        _refuse_shared(labelled, "homologous group")
+    elif "group" in (config.columns or {}) and config.shared_bases != "allow":
+        _refuse_shared(labelled, "group")
     elif config.labels is not None and config.shared_bases != "allow":
         _refuse_overlaps(labelled, config.labels)
     _check_classes(labelled)
@@ -406,8 +408,8 @@ def _read_groups(labelled: Labelled, source: str) -> Callable[[Region], str]:
     return group_of
 
 
-def _refuse_shared(labelled: Labelled) -> None:
-    """Refuse homologous groups that are in several splits."""
+def _refuse_shared(labelled: Labelled, what: str) -> None:
+    """Refuse groups that are in several splits."""
     splits: dict[str, dict[str, Region]] = defaultdict(dict)
     for region in labelled.regions:
         splits[region.locus].setdefault(str(region.split), region)
@@ -415,8 +417,9 @@ def _refuse_shared(labelled: Labelled) -> None:
         if len(found) > 1:
             where = "; ".join(f"{r.record} of {labelled.classes[r.label]} in {split}" for split, r in found.items())
             raise InputError(
-                f"the homologous group {group!r} is in several splits: {where}, so a model would be tested on the "
-                f"homologue of what it was trained on; put each group into one split"
+                f"the {what} {group.removeprefix('group ')!r} is in several splits: {where}, so a model would be tested on "
+                f"relatives of what it was trained on; put each group into one split, or have splits drawn with "
+                f"data.split=draw"
             )
 
 

@@ -16,15 +16,21 @@ class DnaClassesConfig(DataSection):
     kind: Literal["dna-classes"] = Field(default="dna-classes", description="Kind of data.")  # type: ignore[assignment]
     path: str | list[str] | dict[str, str | list[str]] | None = Field(
         default=None,
-        description="A table (TSV or CSV with the columns sequence, label and, optionally, split and id); a folder of tables "
-        "train.tsv, dev.tsv, test.tsv (GUE) or of train.fna, test.fna with headers >name|label (Nucleotide Transformer); FASTA "
-        "files, or a folder of them, one class each; a folder with one folder of FASTA per class; either of these in folders "
-        "train, valid, test; a mapping from class to FASTA files or folders; a folder train|test / class / id.txt "
-        "(GenomicBenchmarks); or, with data.labels, the FASTA that it refers to.",
+        description="A table (TSV, CSV or Parquet with the columns sequence, label and, optionally, split and id, or as "
+        "data.columns says); a folder of tables train.tsv, dev.tsv, test.tsv (GUE) or of train.fna, test.fna with headers "
+        ">name|label (Nucleotide Transformer); FASTA files, or a folder of them, one class each; a folder with one folder of "
+        "FASTA per class; either of these in folders train, valid, test; a mapping from class to FASTA files or folders; a "
+        "folder train|test / class / id.txt (GenomicBenchmarks); or, with data.labels, the FASTA that it refers to.",
     )
     labels: str | None = Field(
         default=None,
-        description="BED file with record, start, end, label and, optionally, split; it refers to the FASTA of data.path.",
+        description="BED file with record, start, end, label and, optionally, split, or with score and strand after the label "
+        "(BED6) and then, optionally, split; it refers to the FASTA of data.path.",
+    )
+    columns: dict[str, str | list[str]] | None = Field(
+        default=None,
+        description="What the columns of tables are called, for example {sequence: seq, label: target}; also split, id, and "
+        "group: rows of one group stay in one split.",
     )
     classes: list[str] | None = Field(
         default=None,
@@ -114,6 +120,11 @@ class DnaClassesConfig(DataSection):
             raise ValueError("split is intervals; name the file in intervals")
         if self.split == "groups" and self.groups is None:
             raise ValueError("split is groups; name the file in groups, or set groups to record")
+        strange = set(self.columns or {}) - {"sequence", "label", "split", "id", "group"}
+        if strange:
+            raise ValueError(f"columns: no {min(strange)!r}; it names sequence, label, split, id and group")
+        if any(isinstance(name, list) and key != "label" for key, name in (self.columns or {}).items()):
+            raise ValueError("columns: only label may be several columns")
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError("classes names a class twice; remove one of them")
         return self

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.class_rows import (
     LAYOUT,
+    Columns,
     Progress,
     Row,
     check_alphabet,
@@ -88,11 +89,12 @@ class Labelled:
                 self._memory[source, record] = genome.fetch(record, 0, genome.records[record])
 
     def fetch(self, region: Region) -> NDArray[np.uint8]:
-        """Token ids (len(region),) of a region."""
+        """Token ids (len(region),) of a region, on its strand."""
         if not self.genomes:
             return self.sequences[region.record][region.start : region.end]
         held = self._memory.get((region.source, region.record))
-        return self.genomes[region.source].fetch(*region) if held is None else held[region.start : region.end]
+        ids = self.genomes[region.source].fetch(*region) if held is None else held[region.start : region.end]
+        return DnaTokenizer().reverse_complement(ids) if region.reverse else ids
 
 
 def open_labelled(config: DnaClassesConfig, progress: Progress | None = None) -> Labelled:
@@ -117,7 +119,7 @@ def open_labelled(config: DnaClassesConfig, progress: Progress | None = None) ->
             raise InputError("data.labels requires one FASTA in data.path, not a mapping of classes")
         labelled = _from_bed(config.labels, Genome(path, progress=progress), use_splits)
     else:
-        rows = None if isinstance(path, Mapping) else _rows(path, config.files, progress)
+        rows = None if isinstance(path, Mapping) else _rows(path, config, progress)
         if rows is not None:
             labelled = _in_memory(*rows, use_splits)
         else:
@@ -171,17 +173,20 @@ def _choose_classes(labelled: Labelled, wanted: list[str] | None) -> Labelled:
     return labelled
 
 
-def _rows(path: str | list[str], pattern: str, progress: Progress | None) -> tuple[list[Row], list[Path], str] | None:
+def _rows(
+    path: str | list[str], config: DnaClassesConfig, progress: Progress | None
+) -> tuple[list[Row], list[Path], str] | None:
     """Sequences that stand one by one, their files, and what to call those; None for FASTA per class."""
+    columns = Columns.of(config.columns)
     given = [Path(one).expanduser() for one in ([path] if isinstance(path, str) else path)]
     if len(given) == 1 and given[0].is_dir():
         folder = given[0]
         if _has_text_folders(folder):
             return *read_text_folders(folder), str(folder)
-        files = _split_files(folder, pattern)
-        return None if files is None else (read_split_files(files, progress), files, str(folder))
+        files = _split_files(folder, config.files)
+        return None if files is None else (read_split_files(files, progress, columns), files, str(folder))
     if len(given) > 1 and all(split_word_of(one) for one in given):
-        return read_split_files(given, progress), given, str(given[0].parent)
+        return read_split_files(given, progress, columns), given, str(given[0].parent)
     tables = [one for one in given if is_table_name(one.name)]
     if len(given) > 1 and tables:
         raise InputError(
@@ -189,7 +194,7 @@ def _rows(path: str | list[str], pattern: str, progress: Progress | None) -> tup
             f"give one table with a column split"
         )
     if tables:
-        return read_table(given[0], progress), given, str(given[0])
+        return read_table(given[0], progress, columns), given, str(given[0])
     if len(given) == 1 and given[0].is_file() and given[0].suffix != ".2bit" and has_header_labels(given[0]):
         return read_labelled_fasta(given[0], progress), given, str(given[0])
     return None
@@ -239,7 +244,8 @@ def _in_memory(rows: list[Row], files: list[Path], where: str, use_splits: bool)
     digest = hashlib.sha256()
     for row, split in zip(rows, splits, strict=True):
         sequences[row.name] = codec.encode(row.sequence)
-        regions.append(Region(row.name, 0, len(row.sequence), number[row.label], split, row.name))
+        locus = f"group {row.group}" if row.group else row.name
+        regions.append(Region(row.name, 0, len(row.sequence), number[row.label], split, locus))
         digest.update(f"{row.label}\t{split}\t{row.name}\t{row.sequence}\n".encode())
     size = sum(file.stat().st_size for file in files)
     fingerprint = FileFingerprint(os.path.basename(where), where, size, digest.hexdigest())
@@ -281,18 +287,24 @@ def _from_fasta(
 
 
 def _from_bed(path: str, genome: Genome, use_splits: bool) -> Labelled:
-    """Record, start, end, label and, optionally, split; 0-based half-open; a line of names may stand first."""
+    """Record, start, end, label and, optionally, split; or BED6 and, optionally, split; a line of names may stand first."""
     rows: list[tuple[str, str, int, int]] = []
+    strands: list[bool] = []
     said: list[tuple[str, Mapping[str, str]]] = []
     for number, line in numbered_lines(Path(path).expanduser()):
         where = f"{path}: line {number:,}"
         fields = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
         if not rows and len(fields) > 1 and fields[1].lower() in ("start", "start0", "chromstart"):
             continue
-        if len(fields) not in (4, 5):
+        if fields[0] in ("track", "browser") and fields[0] not in genome.records:
+            continue
+        if len(fields) not in (4, 5, 6, 7):
             raise InputError(
-                f"{where}: {len(fields)} columns; expected record, start, end, label and, optionally, split"
+                f"{where}: {len(fields)} columns; expected record, start, end, label and, optionally, split, or score, strand "
+                f"and, optionally, split"
             )
+        if len(fields) > 5 and fields[5] not in ("+", "-", "."):
+            raise InputError(f"{where}: the strand, column 6, is {fields[5]!r}; write +, - or .")
         if not all(re.fullmatch(r"\d{1,18}", text, re.ASCII) for text in fields[1:3]):
             raise InputError(f"{where}: start and end must be whole numbers, not {fields[1]!r} and {fields[2]!r}")
         try:
@@ -308,7 +320,8 @@ def _from_bed(path: str, genome: Genome, use_splits: bool) -> Labelled:
         if not fields[3]:
             raise InputError(f"{where}: no label")
         rows.append((fields[3], record, start, end))
-        said.append((where, {"split": fields[4]} if len(fields) == 5 else {}))
+        strands.append(len(fields) > 5 and fields[5] == "-")
+        said.append((where, {"split": fields[-1]} if len(fields) in (5, 7) else {}))
     if not rows:
         raise InputError(f"{path}: no regions; expected lines of record, start, end, label")
     splits = splits_of(said, "regions") if use_splits else [None] * len(rows)
@@ -318,8 +331,8 @@ def _from_bed(path: str, genome: Genome, use_splits: bool) -> Labelled:
     unions = sorted(merge((row[1:] for row in rows), adjacent=False))
     loci = [unions[bisect_right(unions, Span(record, start, sys.maxsize)) - 1] for _, record, start, _ in rows]
     regions = [
-        Region(record, start, end, numbers[label], split, f"{record}:{locus.start}-{locus.end}")
-        for (label, record, start, end), split, locus in zip(rows, splits, loci, strict=True)
+        Region(record, start, end, numbers[label], split, f"{record}:{locus.start}-{locus.end}", reverse=reverse)
+        for (label, record, start, end), split, locus, reverse in zip(rows, splits, loci, strands, strict=True)
     ]
     text = Path(path).expanduser().read_bytes()
     own = FileFingerprint(os.path.basename(path), path, len(text), hashlib.sha256(text).hexdigest())

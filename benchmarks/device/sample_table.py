@@ -31,6 +31,7 @@ from mamba_bio_audio.inference import decoding
 from mamba_bio_audio.inference.generate import generate_blocks
 from mamba_bio_audio.jobs.bench import sample_line
 from mamba_bio_audio.run.sample_speed import SAMPLE_CASES, SampleCase, copy_rate, make_model, sample_row
+from mamba_bio_audio.run.saved import load_language_model
 from mamba_bio_audio.run.timing import few_rounds, write_rows
 
 # By name, the most valuable first; rows of `mba bench sample` as MODEL,BATCH,PRECISION.
@@ -45,6 +46,7 @@ LEFT = [
     "audio/piano,1,bf16",
     "prefill",
     "mba sample",
+    "bf16 beside fp32",
     "real time",
     "audio/piano,1,fp32",
     "audio/piano,1024,bf16",
@@ -56,6 +58,7 @@ LEFT = [
     "audio/sc09@small,1024,fp32",
     "audio/piano,1024,fp32",
 ]
+PRECISIONS: tuple[Literal["fp32"], Literal["bf16"]] = ("fp32", "bf16")
 LAST = ("24x768", 2048)  # takes longest, and nothing is promised of it
 
 
@@ -125,6 +128,26 @@ def command(length: int, device: str, precisions: Sequence[str] = ("bf16", "fp32
         if done.returncode:
             raise RuntimeError(done.stderr.strip().splitlines()[-1])
         yield f"mba sample, {length} bases with 12x128 {precision}: {took:.2f} s, {done.stdout.splitlines()[0]}"
+
+
+def beside_fp32(rows: int, length: int, device: str) -> Iterator[str]:
+    """The packaged 12 x 128 in bf16: log-probabilities up to where a row's symbols part from those in fp32, and mean bits."""
+    model = load_language_model(Path("human42mb-1m4"), "best").to(device)
+    blocks = []
+    for precision in PRECISIONS:
+        drawn = generate_blocks(model, length=length, num_samples=rows, seed=1, precision=precision)
+        parts = [(block.tokens, block.log_likelihood) for block in drawn]
+        blocks.append([torch.cat(part, 1) for part in zip(*parts, strict=True)])
+    (tokens, nats), (narrow_tokens, narrow_nats) = blocks
+    together = (tokens == narrow_tokens).int().cumprod(1).bool()
+    off = (nats - narrow_nats)[together].abs()
+    at = [off.quantile(share).item() for share in (0.5, 0.99)] if len(off) < 1 << 24 else [math.nan] * 2
+    bits = [-part.mean().item() / math.log(2) for part in (nats, narrow_nats)]
+    yield (
+        f"bf16 beside fp32, {rows} x {length} bases of 12x128: log-probabilities of {len(off)} symbols before rows part are "
+        f"{at[0]:.1e} (median), {at[1]:.1e} (99 %), {off.max():.1e} (largest) nats off; bits per base {bits[0]:.4f} in fp32, "
+        f"{bits[1]:.4f} in bf16 ({100 * (bits[1] / bits[0] - 1):+.2f} %)"
+    )
 
 
 def _text(case: SampleCase) -> str:
@@ -222,6 +245,8 @@ def main() -> None:
     if not arguments.only:
         audio = "audio/sc09@small" if device == "cuda" else "audio/tiny"
         ranked.append((1, "real time", partial(real_time, audio, arguments.real_time, device)))
+        rows, length = (256, 4096) if device == "cuda" else (2, 64)
+        ranked.append((2, "bf16 beside fp32", partial(beside_fp32, rows, length, device)))
         ranked.append((2, "mba sample", partial(command, whole, device)))
         ranked.append((2, "prefill", partial(prefill, "16x256", long, device)))
     if device == "cuda":

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chi2, chisquare
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
@@ -128,6 +128,29 @@ def test_generate_distribution(
             assert chisquare(counts[live], p[live] * len(following)).pvalue > 1e-5
         checked += 1
     assert checked >= 4
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 4, "top_p": 0.9}], ids=str)
+def test_a_million_draws_follow_the_chain(options: dict[str, Any]) -> None:
+    """After each pair of symbols, all 10^6 draws."""
+    model, rows = Chain(), 1000
+    tokens = generate(model, length=1000, num_samples=rows, prompt=[3, 1], seed=7, **options).numpy()
+    tokens = np.concatenate([np.tile([3, 1], (rows, 1)), tokens], 1)
+    counts = np.zeros((6, 6, 6))
+    np.add.at(counts, (tokens[:, :-2], tokens[:, 1:-1], tokens[:, 2:]), 1)
+    assert counts.sum() == 10**6
+    table, distance, freedom = model.table.detach().numpy(), 0.0, 0
+    given = options.get("temperature", 1.0), options.get("top_k"), options.get("top_p")
+    for x, y in np.ndindex(6, 6):
+        if counts[x, y].sum() < 1000:
+            continue
+        p = probabilities(table[x, y], list(range(6)), *given)
+        assert (counts[x, y][p == 0] == 0).all()
+        live = p > 0
+        distance += chisquare(counts[x, y][live], p[live] * counts[x, y].sum()).statistic
+        freedom += live.sum() - 1
+    assert freedom > 40
+    assert chi2.sf(distance, freedom) > 1e-5
 
 
 def test_generate_top_k_ties_and_greedy() -> None:

@@ -24,17 +24,17 @@ import numpy as np
 import sklearn
 import torch
 
-from mamba_bio_audio.evaluation.classification import bootstrap_mean
-from mamba_bio_audio.jobs.classify import classify
+from mamba_bio_audio.evaluation.resampling import bootstrap_mean
 from mamba_bio_audio.jobs.evaluate import EvaluateOptions, evaluate
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult
+from mamba_bio_audio.jobs.finetune import finetune
 from mamba_bio_audio.pipelines.dna.kmers import fit_kmers, kmer_baseline, training_sequences
 from mamba_bio_audio.pipelines.scores import labelled_sequences
 from mamba_bio_audio.pipelines.synthetic.families import ceiling, ceiling_of_windows, plant_files
 from mamba_bio_audio.run.begin import Session
-from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.data import open_data
 from mamba_bio_audio.run.environment import environment
+from mamba_bio_audio.run.pretrained import configure
 from mamba_bio_audio.run.train import train as run_training
 
 OUT, DATA = Path(os.environ.get("OUT", "runs/species-results")), Path(os.environ.get("DATA", "data"))
@@ -73,15 +73,15 @@ def train(step: str, name: str, recipe: str, *overrides: str, device: str = DEVI
     if TOY:
         settings += TOY_SETTINGS
         settings += ["train.length_warmup=[]"]
-        shrink = load_config(recipe, [*overrides, "data.path=."])
+        shrink = configure(recipe, [*overrides, "data.path=."])
         length = min(shrink.train.length, 1 << 20 if recipe == "dna/species@1m" else 2048)
         sequences = 1 if length > 2048 else 4
         settings += [f"train.length={length}", f"train.tokens_per_step={sequences * length}", "train.micro_batch=1"]
         settings += ["data.evaluation_windows=4"] if shrink.head is not None else ["train.validation_tokens=4096"]
-    config = load_config(recipe, settings)
+    config = configure(recipe, settings)
     start = time.perf_counter()
     session = Session(device, force=run.exists())
-    trained = (run_training if config.head is None else classify)(config, run, session)
+    trained = (run_training if config.head is None else finetune)(config, run, session)
     record(
         step,
         name,
@@ -199,7 +199,7 @@ def easy() -> None:
 
 def easy_pretrained() -> None:
     """(a) The same, beginning with a language model of the same training blocks."""
-    config = load_config("dna/species", [easy_paths()])
+    config = configure("dna/species", [easy_paths()])
     data = open_data(config, DEVICE)
     data.setup()
     labelled = data.corpus.labelled
@@ -283,9 +283,7 @@ def ceilings() -> None:
     names = ["class", "record", "start0", "end", "predicted", *(f"p_{name}" for name in APES)]
     rows = []
     for length in LENGTHS.values():
-        data = open_data(
-            load_config("dna/apes@16k", [f"data.path={folder}", "data.num_workers=0"]), "cpu", length=length
-        )
+        data = open_data(configure("dna/apes@16k", [f"data.path={folder}", "data.num_workers=0"]), "cpu", length=length)
         data.setup()
         windows: Any = data.evaluation_dataset("test").windows
         lines = [[data.corpus.classes[w.label], w.record, w.start, w.end, "", *("0" for _ in APES)] for w in windows]
@@ -364,7 +362,7 @@ def kmers() -> None:
     """(b) The k-mer bar alone on the apes and on the control, which needs no GPU."""
     for folder in (DATA / "apes", planted()):
         for name in LENGTHS:
-            config = load_config(f"dna/apes@{name}", [f"data.path={folder}", "data.num_workers=0"])
+            config = configure(f"dna/apes@{name}", [f"data.path={folder}", "data.num_workers=0"])
             data = open_data(config, "cpu")
             data.setup()
             fitted = kmer_baseline(data)
@@ -389,7 +387,7 @@ def bar() -> None:
     """
     path, rows = OUT / "species_kmers.csv", []
     for recipe, counts in (("dna/species", (10_000, 20_000, 40_000, 60_000)), ("dna/species@tiny", (40_000,))):
-        data = open_data(load_config(recipe, [easy_paths(), "data.num_workers=0"]), "cpu")
+        data = open_data(configure(recipe, [easy_paths(), "data.num_workers=0"]), "cpu")
         data.setup()
         valid, valid_labels = labelled_sequences(data.evaluation_dataset("valid"))
         dataset: Any = data.evaluation_dataset("test")

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.classification import (
     SHOWN_CLASSES,
-    bootstrap_mean,
     classification_report,
     most_confused,
 )
+from mamba_bio_audio.evaluation.resampling import bootstrap_mean
 from mamba_bio_audio.inference.classify import classify
 from mamba_bio_audio.inference.streaming import Passes
 from mamba_bio_audio.pipelines.contract import Domain, Strand
@@ -63,23 +63,8 @@ def evaluate_classes(
             f"the model tells {', '.join(model.labels)} apart, the data has {', '.join(classes)}; set data.classes"
         )
     symbols = domain.symbols(data.config, data.length)
-    if strand == "both":
-        strand = symbols.strands[0]
-    if strand not in symbols.strands:
-        raise InputError(f"--strand {strand} needs sequences with two strands, got {symbols.unit}s; leave it out")
     dataset = data.evaluation_dataset(split)
-    model.to(passes.device)
-    rows, targets = labelled_sequences(dataset)
-    per_batch = max(1, (2**14 if passes.device == "cpu" else 2**18) // (passes.chunk or data.length))
-    found = []
-    for low in range(0, len(rows), per_batch):
-        batch = rows[low : low + per_batch]
-        found.append(
-            classify(model, batch, pad_id=symbols.pad_id, reverse=symbols.reverse, strand=strand, passes=passes)
-        )
-        if progress is not None:
-            progress(min(len(rows), low + per_batch), len(rows))
-    probabilities = np.concatenate(found)
+    probabilities, targets, rows, strand = predict_split(model, data, domain, dataset, strand, passes, progress)
     names = [window.locus for window in dataset.windows]
     # Numbers, because names are compared once here and not for every pair of classes.
     loci = np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1)
@@ -107,6 +92,39 @@ def evaluate_classes(
         result["kmers"] = yardstick.to_dict() | scores
         result["gain"] = _gain(probabilities, bar, targets, classes, loci, rows_of)
     return result | {"predictions": _predictions(dataset, probabilities, classes)}
+
+
+def predict_split(
+    model: Any,
+    data: Any,
+    domain: Domain,
+    dataset: Any,
+    strand: Strand,
+    passes: Passes,
+    progress: Callable[[int, int | None], None] | None,
+) -> tuple[NDArray[np.float64], NDArray[Any], list[NDArray[Any]], Strand]:
+    """What a model says of every sequence of a dataset (n, K), what is right, the sequences, and the strand that was read.
+
+    Raises:
+        InputError: the strand does not exist.
+    """
+    symbols = domain.symbols(data.config, data.length)
+    if strand == "both":
+        strand = symbols.strands[0]
+    if strand not in symbols.strands:
+        raise InputError(f"--strand {strand} needs sequences with two strands, got {symbols.unit}s; leave it out")
+    model.to(passes.device)
+    rows, targets = labelled_sequences(dataset)
+    per_batch = max(1, (2**14 if passes.device == "cpu" else 2**18) // (passes.chunk or data.length))
+    found = []
+    for low in range(0, len(rows), per_batch):
+        batch = rows[low : low + per_batch]
+        found.append(
+            classify(model, batch, pad_id=symbols.pad_id, reverse=symbols.reverse, strand=strand, passes=passes)
+        )
+        if progress is not None:
+            progress(min(len(rows), low + per_batch), len(rows))
+    return np.concatenate(found), targets, rows, strand
 
 
 def _pairs(

@@ -12,80 +12,32 @@ training set.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_calibration_error,
+    multiclass_matthews_corrcoef,
+)
 
-RESAMPLES = 2000
-CONFIDENCE = 0.95
+from mamba_bio_audio.evaluation.resampling import (
+    MEANS,
+    RESAMPLES,
+    Interval,
+    auroc,
+    bootstrap_mean,
+    interval,
+    matthews,
+    mean_of,
+)
+
 BINS = 15
 # With up to this many classes, tables show all classes and all confusions; with more, only the worst.
 SHOWN_CLASSES = 20
-
-
-class Interval(NamedTuple):
-    """A mean with its bootstrap interval; the bounds are NaN with fewer than two groups."""
-
-    value: float
-    low: float
-    high: float
-    groups: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The interval as plain numbers for JSON."""
-        return self._asdict()
-
-
-def bootstrap_mean(
-    values: ArrayLike,
-    groups: Sequence[Any] | NDArray[Any] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Interval:
-    """Mean of values with a percentile interval over resampled groups (cluster bootstrap).
-
-    With 0 for wrong and 1 for right it is an accuracy. With the differences between two models it is a paired comparison:
-    the interval excludes 0 if one is better beyond chance.
-
-    Args:
-        values: (n,), one per sequence.
-        groups: (n,) names; sequences of one group stay together. None: every sequence is its own group.
-        resamples: number of bootstrap draws.
-        confidence: share of the draws inside the interval.
-        seed: random seed for the draws.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"a mean needs values of shape (n,) with n >= 1, not {values.shape}")
-    if groups is None:
-        index = np.arange(len(values))
-    else:
-        if len(groups) != len(values):
-            raise ValueError(f"{len(values)} values but {len(groups)} group names")
-        index = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
-    sums, sizes = np.bincount(index, values), np.bincount(index).astype(np.float64)
-    count = len(sums)
-    mean = float(values.mean())
-    if count < 2:
-        return Interval(mean, float("nan"), float("nan"), count)
-    # Groups of equal size and sum are exchangeable, so it suffices to draw how many of each kind there are: with only
-    # right and wrong there are a handful of kinds, however many groups.
-    (sums, sizes), alike = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
-    random = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    # A limited number of draws at a time: (draws, kinds) could take gigabytes.
-    step = max(1, (1 << 22) // len(alike))
-    for at in range(0, resamples, step):
-        draws = random.multinomial(count, alike / count, size=min(step, resamples - at))
-        means[at : at + step] = (draws @ sums) / (draws @ sizes)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean, float(low), float(high), count)
 
 
 def classification_report(
@@ -96,7 +48,7 @@ def classification_report(
     groups: Sequence[Any] | NDArray[Any] | None = None,
     strata: Mapping[str, ArrayLike] | None = None,
     bins: int = BINS,
-    resamples: int = RESAMPLES,
+    resamples: int = MEANS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """All scores of a classifier's predictions on one set of sequences, ready for JSON.
@@ -113,7 +65,9 @@ def classification_report(
 
     Returns:
         `count`, `labels`, `chance` (share of the most frequent class), `accuracy` (value, low, high, groups),
-        `macro_f1`, `nats` (mean -log p of the true class), `classes` (per label: count, predicted,
+        `mcc` (Matthews' correlation coefficient) and `auroc` (of the second of two classes; of more, the mean of each against
+        the rest; None for a single class) likewise, `macro_f1`, `nats` (mean -log p of the true class), `classes` (per label:
+        count, predicted,
         precision, recall, f1; null where undefined), `confusion` (rows true, columns predicted), `calibration`
         (`ece` and per bin: low, high, count, confidence, accuracy), `strata`.
     """
@@ -131,11 +85,14 @@ def classification_report(
     numbers = list(range(size))
     precision, recall, f1, support = precision_recall_fscore_support(y, chosen, labels=numbers, zero_division=np.nan)
     predicted = np.bincount(chosen, minlength=size)
+    own = np.arange(len(y)) if groups is None else np.asarray(groups)
     report: dict[str, Any] = {
         "count": len(y),
         "labels": list(labels),
         "chance": float(support.max() / len(y)),
         "accuracy": bootstrap_mean(right, groups, resamples=resamples, seed=seed).to_dict(),
+        "mcc": _mcc(chosen, y, size, own).to_dict(),
+        "auroc": None if (area := _auroc(p, y, own)) is None else area.to_dict(),
         "macro_f1": float(np.nanmean(f1)),
         "nats": _nats(p, y),
         "classes": {
@@ -158,10 +115,33 @@ def classification_report(
             raise ValueError(f"the mask of stratum {name!r} has shape {inside.shape}, not {y.shape}")
         row: dict[str, Any] = {"count": int(inside.sum()), "accuracy": None}
         if inside.any():
-            own = None if groups is None else np.asarray(groups)[inside]
-            row["accuracy"] = bootstrap_mean(right[inside], own, resamples=resamples, seed=seed).to_dict()
+            row["accuracy"] = bootstrap_mean(right[inside], own[inside], resamples=resamples, seed=seed).to_dict()
         report["strata"][name] = row
     return report
+
+
+def _mcc(chosen: NDArray[np.int64], y: NDArray[np.int64], classes: int, groups: NDArray[Any]) -> Interval:
+    value = multiclass_matthews_corrcoef(torch.from_numpy(chosen), torch.from_numpy(y), classes)
+    return interval(float(value), matthews(chosen, y, classes), groups, resamples=_affordable(len(y)))
+
+
+def _auroc(p: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[Any]) -> Interval | None:
+    """None where not even two classes are there."""
+    there = np.unique(y).tolist()
+    if len(there) < 2:
+        return None
+    scores, targets = torch.from_numpy(p), torch.from_numpy(y)
+    if p.shape[1] == 2:
+        return interval(float(binary_auroc(scores[:, 1], targets)), auroc(p[:, 1], y == 1), groups)
+    each = [float(binary_auroc(scores[:, label], (targets == label).long())) for label in there]
+    score = mean_of([auroc(p[:, label], y == label) for label in there])
+    return interval(float(np.mean(each)), score, groups, resamples=_affordable(len(y) * len(there)))
+
+
+def _affordable(size: int) -> int:
+    """Resamples for which a score of so many numbers takes seconds; none where it would take minutes."""
+    count = min(RESAMPLES, (1 << 28) // size)
+    return count if count >= 100 else 0
 
 
 def most_confused(confusion: ArrayLike, limit: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import matthews_corrcoef, recall_score
 
-from mamba_bio_audio.evaluation.classification import CONFIDENCE, Interval
+from mamba_bio_audio.evaluation.resampling import CONFIDENCE, Interval
 
 # Differences of the area under the ROC curve below this are not called differences.
 LEAST = 0.02

@@ -1,4 +1,4 @@
-"""Class probabilities of batches of sequences, averaged over both strands, in one pass or streamed."""
+"""Class probabilities, or other outputs, of batches of sequences, averaged over both strands, in one pass or streamed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def classify(
     strand: Strand = "forward",
     passes: Passes = Passes(),
 ) -> NDArray[np.float64]:
-    """Class probabilities (n, K) of sequences of any lengths, processed as one batch.
+    """Class probabilities, or what else a head says (n, K), of sequences of any lengths, processed as one batch.
 
     Args:
         model: classifier in eval mode, on the device of `passes`.
         rows: token ids, (L,) each; padded on the right to a common length, which changes no row's result.
         pad_id: token for padding.
         reverse: ids -> ids of the opposite strand; needed unless strand is "forward".
-        strand: "both" averages the probabilities of the two strands, so that a sequence and its reverse complement get
+        strand: "both" averages the outputs of the two strands, so that a sequence and its reverse complement get
             the same.
         passes: how the batch is run through the model.
 
@@ -48,7 +48,7 @@ def classify(
     total: NDArray[np.float64] = np.zeros(())
     for reading in readings:
         logits = _last_logits(model, reading, pad_id, passes)
-        total = total + logits.double().softmax(-1).cpu().numpy()
+        total = total + model.values(logits).cpu().numpy()
     return total / len(readings)
 
 

@@ -63,7 +63,7 @@ class Prediction(NamedTuple):
     """Prediction for one record.
 
     Attributes:
-        probabilities: (K,), sum 1; None if the record could not be scored.
+        probabilities: (K,), sum 1, or what else the model says; None if the record could not be scored.
         length: symbols in the record.
         used: known symbols that at least one window read.
         windows: number of windows averaged, over all strands.
@@ -98,7 +98,7 @@ def predict(
     precision: str = "fp32",
     chunk: int | None = None,
 ) -> Tensor:
-    """Class probabilities of sequences of any length.
+    """Class probabilities of sequences of any length, or what else the model's head says of them.
 
     >>> mba.predict(model, ["ACGTTGCA", tokens[0]])    # doctest: +SKIP
 
@@ -115,14 +115,15 @@ def predict(
         chunk: symbols that are read at once; changes results by rounding only. None chooses it by the device.
 
     Returns:
-        float64 (B, K) on the CPU, the classes in the order of `model.labels`, each row of sum 1; NaN where every window of
-        a sequence has too many unknown symbols.
+        float64 (B, K) on the CPU, in the order of `model.labels`: probabilities of classes, each row of sum 1, probabilities of
+        labels, or numbers in the units of the training data; NaN where every window of a sequence has too many unknown
+        symbols.
 
     Raises:
         InputError: the model is no classifier, a sequence is empty or not in its vocabulary, or an option is out of range.
     """
     if not model.labels:
-        raise InputError("a language model has no classes; pass a classifier, from mba classify")
+        raise InputError("a language model has no classes; pass a classifier, from mba classify or mba finetune")
     config = model.config
     domain = domain_of(config.data.kind)
     symbols = domain.symbols(config.data, config.train.length)

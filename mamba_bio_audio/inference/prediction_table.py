@@ -13,13 +13,14 @@ from typing import IO, Any
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, begin_unfinished, begins_with, check_file, discard_unfinished, unfinished
 from mamba_bio_audio.inference.predict import Prediction
+from mamba_bio_audio.models.tasks import Outputs
 from mamba_bio_audio.pipelines.contract import Item
 from mamba_bio_audio.text import cell, show
 
 ROWS_NAME = "rows.tsv"
 MAKER = Maker("predict", ("settings.json", ROWS_NAME))
 # `used` is called by its unit: bases_used, samples_used.
-COLUMNS = ("file", "record", "length", "used", "windows", "predicted")
+COLUMNS = ("file", "record", "length", "used", "windows")
 # Whether a file is a table of predictions.
 ours = begins_with("\t".join(COLUMNS[:3]))
 
@@ -27,19 +28,21 @@ ours = begins_with("\t".join(COLUMNS[:3]))
 class PredictionTable(AbstractContextManager["PredictionTable"]):
     """Rows that go to standard output, or to `OUT.part`, which becomes `OUT` when `complete`.
 
-    Columns: file, record, length, bases_used (by the unit), windows, predicted, one p_<class> per class, note. A record that
-    cannot be scored has empty probabilities and the reason in `note`. Tabs, line ends and bytes that are not UTF-8 are
-    written as backslash escapes.
+    Columns: file, record, length, bases_used (by the unit), windows, those of the outputs (for classes: predicted and one
+    p_<class> per class), note. A record that cannot be scored has nothing in those and the reason in `note`. Tabs, line ends
+    and bytes that are not UTF-8 are written as backslash escapes.
 
     Args:
         out: None is standard output. The caller holds its lock.
         unit: unit of lengths.
-        labels: names of the classes.
+        outputs: what is predicted: its columns.
+        labels: names of the outputs.
         settings: everything that decides the rows; equal ones may be resumed.
         resume, force: continue or discard what is in `OUT.part`.
 
     Attributes:
-        rows, used, predicted, reasons: counts over all rows, including those of an earlier run.
+        rows, used, scored, predicted, reasons: counts over all rows, including those of an earlier run; `predicted` by class
+            or label, where there are any.
         complete: set when nothing is left to add.
     """
 
@@ -47,6 +50,7 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
         self,
         out: Path | None,
         unit: str,
+        outputs: Outputs,
         labels: Sequence[str],
         settings: dict[str, Any],
         *,
@@ -54,9 +58,10 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
         force: bool,
     ) -> None:
         self.out, self.complete = out, False
-        self.labels = [cell(label) for label in labels]
-        header = [*COLUMNS[:3], f"{unit}s_used", *COLUMNS[4:], *(f"p_{label}" for label in self.labels), "note"]
-        self.rows = self.used = 0
+        self.outputs, self.labels = outputs, [cell(label) for label in labels]
+        self.columns = outputs.columns(self.labels)
+        header = [*COLUMNS[:3], f"{unit}s_used", *COLUMNS[4:], *self.columns, "note"]
+        self.rows = self.used = self.scored = 0
         self.predicted, self.reasons = Counter[str](), Counter[str]()
         self._before: list[tuple[str, str, str]] = []
         self._stream: IO[str] = sys.stdout
@@ -78,9 +83,9 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
         row = [*_names(item), str(item.length), str(prediction.used), str(prediction.windows)]
         p = prediction.probabilities
         if p is None:
-            row += ["", *("" for _ in self.labels), cell(prediction.reason)]
+            row += [*("" for _ in self.columns), cell(prediction.reason)]
         else:
-            row += [self.labels[int(p.argmax())], *(f"{value:.6g}" for value in p), ""]
+            row += [*self.outputs.cells(p.tolist(), self.labels), ""]
         self._write(row)
         self._count(row)
 
@@ -120,11 +125,13 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
     def _count(self, row: Sequence[str]) -> None:
         self.rows += 1
         self.used += int(row[3])
-        predicted = row[COLUMNS.index("predicted")]
-        if predicted:
-            self.predicted[predicted] += 1
-        else:
+        if row[-1]:
             self.reasons[row[-1]] += 1
+            return
+        self.scored += 1
+        if "predicted" in self.columns:
+            said = row[len(COLUMNS) + self.columns.index("predicted")]
+            self.predicted.update([said] if said in self.labels else said.split(";"))
 
     def _recover(self, header: Sequence[str]) -> None:
         """Count the whole rows of an earlier run; a row cut short by a kill is cut off."""

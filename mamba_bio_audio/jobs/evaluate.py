@@ -15,11 +15,12 @@ from mamba_bio_audio.jobs.common import counters, resolve_device
 from mamba_bio_audio.jobs.contract import Cli, Device, Options, Overrides, RunFolder, Which
 from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
 from mamba_bio_audio.jobs.evaluate_digits import evaluate_digits, listeners
-from mamba_bio_audio.jobs.evaluate_kept import keep, keep_classes, keep_context
+from mamba_bio_audio.jobs.evaluate_kept import keep, keep_context, keep_labelled
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, LikelihoodResult
 from mamba_bio_audio.jobs.evaluate_suite import Asked, SuiteOptions, evaluate_suite
 from mamba_bio_audio.jobs.sampling_fit import SamplingResult, fit_sampling
 from mamba_bio_audio.jobs.suite_results import SuiteResult
+from mamba_bio_audio.jobs.values_results import ValuesResult
 from mamba_bio_audio.pipelines.contract import Domain, Progress
 from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.pipelines.scores import Measured, Scored, Scores
@@ -30,7 +31,16 @@ if TYPE_CHECKING:
 
 COMMAND = "evaluate"
 PANEL = "Measure"
-Evaluated = SuiteResult | LikelihoodResult | ClassesResult | ContextResult | DigitsResult | JudgeResult | SamplingResult
+Evaluated = (
+    SuiteResult
+    | LikelihoodResult
+    | ClassesResult
+    | ValuesResult
+    | ContextResult
+    | DigitsResult
+    | JudgeResult
+    | SamplingResult
+)
 
 
 class EvaluateOptions(SuiteOptions):
@@ -149,7 +159,9 @@ def run(options: EvaluateOptions) -> Evaluated:
     own = not options.overrides and options.length is None and options.max_bases is None and options.which == "best"
     own = own and (options.run / "config.yaml").exists()
     if isinstance(result, ClassesResult):
-        return keep_classes(options.run, result) if own else result
+        return keep_labelled(options.run, result) if own else result
+    if isinstance(result, ValuesResult):
+        return keep_labelled(options.run, result) if own else result
     if own and options.baselines:
         result = keep(
             options.run, result, lambda: write_json(options.run / f"evaluate-{options.split}.json", result.to_json())
@@ -159,7 +171,9 @@ def run(options: EvaluateOptions) -> Evaluated:
     return result
 
 
-def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> LikelihoodResult | ClassesResult:
+def evaluate(
+    options: EvaluateOptions, progress: Progress | None = None
+) -> LikelihoodResult | ClassesResult | ValuesResult:
     """A model on a split, beside simple models on the same symbols or sequences; nothing is written.
 
     Each symbol of the split is scored once, with everything before it in its window as context. A classifier is scored on
@@ -170,7 +184,9 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> Like
         progress: called with (what, done, in all), for example ("batches", 3, 10).
     """
     opened = open_run(options, progress=progress)
-    return _evaluate_likelihood(opened, progress) if opened.config.head is None else _evaluate_classes(opened, progress)
+    return (
+        _evaluate_likelihood(opened, progress) if opened.config.head is None else _evaluate_labelled(opened, progress)
+    )
 
 
 class Opened(NamedTuple):
@@ -307,8 +323,9 @@ def _scored(likelihood: Likelihood) -> Scored:
     return Scored(model=Scores.of(likelihood.nats_per_base), scored=likelihood.count)
 
 
-def _evaluate_classes(opened: Opened, progress: Progress | None) -> ClassesResult:
+def _evaluate_labelled(opened: Opened, progress: Progress | None) -> ClassesResult | ValuesResult:
     from mamba_bio_audio.evaluation.classes import evaluate_classes
+    from mamba_bio_audio.evaluation.values import evaluate_values
     from mamba_bio_audio.inference.streaming import Passes
 
     options = opened.options
@@ -316,17 +333,17 @@ def _evaluate_classes(opened: Opened, progress: Progress | None) -> ClassesResul
         raise InputError(
             "--max-bases is for language models; a classifier's windows are set by data.evaluation_windows"
         )
-    found = evaluate_classes(
-        opened.model,
-        opened.data,
-        opened.domain,
-        split=options.split,
-        strand=options.strand,
-        passes=Passes(opened.device, opened.precision == "bf16", opened.config.train.chunk),
-        baselines=options.baselines,
-        progress=_told(progress, "sequences"),
-    )
-    return ClassesResult(**opened.asked(), **opened.source(), **found)
+    how: Any = {
+        "split": options.split,
+        "strand": options.strand,
+        "passes": Passes(opened.device, opened.precision == "bf16", opened.config.train.chunk),
+        "progress": _told(progress, "sequences"),
+    }
+    of: Any = (opened.model, opened.data, opened.domain)
+    said: Any = opened.asked() | opened.source()
+    if opened.model.outputs.name == "classes":
+        return ClassesResult(**said, **evaluate_classes(*of, **how, baselines=options.baselines))
+    return ValuesResult(**said, **evaluate_values(*of, **how))
 
 
 def _evaluate_context(options: EvaluateOptions, progress: Progress) -> ContextResult:

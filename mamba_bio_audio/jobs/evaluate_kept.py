@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import locked, write_json, write_text
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, Kept
+from mamba_bio_audio.jobs.values_results import ValuesResult
 from mamba_bio_audio.text import cell
 
 K = TypeVar("K", bound=Kept)
@@ -36,11 +37,12 @@ def keep(folder: Path, result: K, write: Callable[[], None], *, must: bool = Fal
     return result
 
 
-def keep_classes(run: Path, result: ClassesResult) -> ClassesResult:
-    """Into the run folder: JSON, picture, predictions. Evaluations of a split are counted, the returned one included."""
-    from mamba_bio_audio.evaluation.figures import confusion_picture
+L = TypeVar("L", ClassesResult, ValuesResult)
 
-    path, picture = run / f"evaluate-{result.split}.json", run / f"confusion-{result.split}.png"
+
+def keep_labelled(run: Path, result: L) -> L:
+    """Into the run folder: JSON, predictions, for classes a picture. Evaluations of a split are counted, this one included."""
+    path = run / f"evaluate-{result.split}.json"
     kept = result
 
     def write() -> None:
@@ -52,13 +54,23 @@ def keep_classes(run: Path, result: ClassesResult) -> ClassesResult:
             except (ValueError, AttributeError):
                 raise InputError(f"{path}: damaged; delete it to evaluate again") from None
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        kept = result.model_copy(update={"evaluations": (*before, now), "pictures": (picture.name,)})
+        kept = result.model_copy(update={"evaluations": (*before, now), **_picture(run, result)})
         write_json(path, kept.to_json())
         write_text(run / f"predictions-{result.split}.tsv", result.predictions)
-        confusion_picture(result.model.model_dump(), picture)
 
     refused = keep(run, result, write)
     return refused if refused.not_kept else kept
+
+
+def _picture(run: Path, result: ClassesResult | ValuesResult) -> dict[str, Any]:
+    """Draw the confusion of classes; what the result says of it."""
+    if not isinstance(result, ClassesResult):
+        return {}
+    from mamba_bio_audio.evaluation.figures import confusion_picture
+
+    picture = run / f"confusion-{result.split}.png"
+    confusion_picture(result.model.model_dump(), picture)
+    return {"pictures": (picture.name,)}
 
 
 def keep_context(run: Path, out: Path | None, result: ContextResult) -> ContextResult:

@@ -10,7 +10,6 @@ from typing import Any, Self
 from pydantic import Field, SerializeAsAny, SerializerFunctionWrapHandler, model_serializer
 
 from mamba_bio_audio.jobs.contract import Result
-from mamba_bio_audio.pipelines.contract import Domain
 from mamba_bio_audio.pipelines.scores import ClassNotes, Found, LikelihoodNotes, Scores, SplitScores
 from mamba_bio_audio.text import printable
 
@@ -42,7 +41,7 @@ class _Beside(Kept):
         return found
 
     @classmethod
-    def _read(cls, value: Mapping[str, Any], notes: type[Found]) -> Self:
+    def read(cls, value: Mapping[str, Any], notes: type[Found]) -> Self:
         """From `to_json`; `notes` says which keys are the domain's."""
         theirs = notes.model_validate({key: row for key, row in value.items() if key in notes.model_fields})
         own = {key: row for key, row in value.items() if key not in notes.model_fields}
@@ -66,6 +65,10 @@ class LikelihoodResult(_Beside):
     beside: SerializeAsAny[LikelihoodNotes]
     pictures: tuple[str, ...] = ()
 
+    def headline(self) -> dict[str, Any]:
+        """The likelihood is known from the training."""
+        return {}
+
     def text(self) -> str:
         """Tables for people."""
         return self.beside.text(SplitScores(self.split, self.length, self.weights, self.scored, self.model))
@@ -82,6 +85,12 @@ class Interval(Found):
     def short(self) -> str:
         """In percent."""
         return f"{self.value:.1%}" + ("" if self.groups < 2 else f" ({self.low:.1%} to {self.high:.1%})")
+
+    def plain(self) -> str:
+        """As a number, with its bounds."""
+        if self.groups < 2 or self.low is None or math.isnan(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
     def long(self) -> str:
         """In percent, saying what the bounds are."""
@@ -135,6 +144,8 @@ class ClassReport(Found):
     labels: list[str]
     chance: float
     accuracy: Interval
+    mcc: Interval | None = None
+    auroc: Interval | None = None
     macro_f1: float
     nats: float
     classes: dict[str, ClassScores]
@@ -152,6 +163,7 @@ class ClassReport(Found):
         lines = [
             f"accuracy {self.accuracy.long()} on {self.count:,} sequences; "
             f"most frequent class alone: {self.chance:.1%}",
+            *([] if self.mcc is None else [self._other()]),
             f"macro F1 {self.macro_f1:.3f}, {self.nats:.3f} nats per sequence, "
             f"calibration error {self.calibration.ece:.3f}",
             "",
@@ -186,6 +198,12 @@ class ClassReport(Found):
             accuracy = "none" if part.accuracy is None else part.accuracy.long()
             lines.append(f"accuracy {name}: {accuracy} ({part.count:,} sequences)")
         return "\n".join(lines)
+
+    def _other(self) -> str:
+        assert self.mcc is not None
+        area = "" if self.auroc is None else f", AUROC {self.auroc.plain()}"
+        what = "" if self.auroc is None or len(self.labels) == 2 else ", each class against the rest"
+        return f"MCC {self.mcc.plain()}{area}{what}"
 
 
 def _undefined(value: float | None) -> bool:
@@ -222,6 +240,14 @@ class KmerReport(ClassReport):
         return text
 
 
+def counted(count: int) -> str:
+    """What is said of a test split that was evaluated several times."""
+    return (
+        f"The test split of this run was evaluated {count} times. It is meant to be used once: make choices on the "
+        "validation split"
+    )
+
+
 class ClassesResult(_Beside):
     """Scores of a classifier on the fixed sequences of a split, beside k-mers.
 
@@ -253,6 +279,11 @@ class ClassesResult(_Beside):
     pictures: tuple[str, ...] = ()
     predictions: str = Field("", exclude=True)
 
+    def headline(self) -> dict[str, Any]:
+        """The scores that a training ends with, by name, as plain values."""
+        found = {"accuracy": self.model.accuracy, "mcc": self.model.mcc, "auroc": self.model.auroc}
+        return {name: row.model_dump() for name, row in found.items() if row is not None}
+
     def text(self) -> str:
         """Tables for people."""
         lines = [
@@ -267,11 +298,7 @@ class ClassesResult(_Beside):
             lines += ["", self.kmers.chosen(), "", *self._beside_kmers(self.kmers)]
         count = len(self.evaluations)
         if count > 1 and self.split == "test":
-            lines += [
-                "",
-                f"The test split of this run was evaluated {count} times. It is meant to be used once: make choices on "
-                "the validation split",
-            ]
+            lines += ["", counted(count)]
         return "\n".join(lines)
 
     def _beside_kmers(self, kmers: KmerReport) -> list[str]:
@@ -365,20 +392,3 @@ class ContextResult(Kept):
         if self.written:
             lines += ["", "written: " + ", ".join(map(str, self.written))]
         return "\n".join(lines)
-
-
-def read_evaluation(value: Mapping[str, Any], domain: Domain) -> LikelihoodResult | ClassesResult | ContextResult:
-    """The evaluation in a JSON file of a run.
-
-    Args:
-        value: of `evaluate-SPLIT.json` or `evaluate-context-SPLIT.json`.
-        domain: of the run's data.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if "contexts" in value:
-        return ContextResult.model_validate(value)
-    if value.get("task") == "classification":
-        return ClassesResult._read(value, domain.class_notes)
-    return LikelihoodResult._read(value, domain.likelihood_notes)

@@ -1,4 +1,4 @@
-"""`mba predict`: class probabilities of the records of files, as a table."""
+"""`mba predict`: classes, labels or numbers of the records of files, as a table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PredictOptions(Options):
     """
 
     run: Annotated[Path, Cli(argument=True, metavar="RUN")] = Field(
-        description="Run of mba classify, or an export of one."
+        description="Run of mba classify or mba finetune, or an export of one."
     )
     files: Annotated[tuple[str, ...], Cli(argument=True, metavar="FILE...")] = Field(
         description="FASTA or FASTQ, plain or gzip (- is standard input), or recordings."
@@ -72,7 +72,8 @@ class PredictResult(Result):
 
     Attributes:
         used: known symbols that some window read.
-        predicted: records by class.
+        scored: records with a prediction.
+        predicted: records by class or label; empty for numbers.
         not_scored: records without probabilities, by the reason.
         stopped_by: name of the signal that ended it early.
         already_complete: a table that was complete before; nothing was done.
@@ -91,6 +92,7 @@ class PredictResult(Result):
     records: int = 0
     used: int = 0
     unit: str | None = None
+    scored: int = 0
     predicted: dict[str, int] = Field(default_factory=dict)
     not_scored: dict[str, int] = Field(default_factory=dict)
     stopped_by: str | None = None
@@ -111,8 +113,9 @@ class PredictResult(Result):
         if self.already_complete:
             return f"{self.already_complete}: already complete"
         counts = ", ".join(f"{label} {count:,}" for label, count in self.predicted.items() if count)
+        counts = counts or (f"{self.scored:,} scored" if self.scored else "none scored")
         records = f"{self.records:,} {self.record}{'s' if self.records != 1 else ''}"
-        lines = [f"{records}, {self.used:,} {self.unit}s used: {counts or 'none scored'}"]
+        lines = [f"{records}, {self.used:,} {self.unit}s used: {counts}"]
         if self.mode == "windows" and self.length != self.trained_length:
             lines.append(
                 f"windows of {self.length:,} {self.unit}s; the model was trained at {self.trained_length:,} {self.unit}s"
@@ -129,7 +132,7 @@ class PredictResult(Result):
 
 
 def run(options: PredictOptions) -> PredictResult:
-    """Write class probabilities of every record, in input order; a record that cannot be scored gets a row with the reason."""
+    """Write classes, labels or numbers of every record, in input order; one without gets a row with the reason."""
     from mamba_bio_audio.files import check_file, unfinished
     from mamba_bio_audio.inference.prediction_table import ours
     from mamba_bio_audio.jobs.common import check_inputs, counters, resolve_device, standard_output
@@ -199,7 +202,9 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
     with (
         locked(out) if out else nullcontext(),
         StopSignal() as stop,
-        PredictionTable(out, symbols.unit, model.labels, settings, resume=options.resume, force=options.force) as table,
+        PredictionTable(
+            out, symbols.unit, model.outputs, model.labels, settings, resume=options.resume, force=options.force
+        ) as table,
     ):
 
         def ids() -> Iterator[Ids | str]:
@@ -232,6 +237,7 @@ def _ask_judge(options: PredictOptions, out: Path | None, device: str, progress:
     from mamba_bio_audio.files import locked
     from mamba_bio_audio.inference.predict import Prediction
     from mamba_bio_audio.inference.prediction_table import PredictionTable
+    from mamba_bio_audio.models.tasks import OUTPUTS
     from mamba_bio_audio.models.weights import weights_hash
     from mamba_bio_audio.pipelines.audio.digits import CLIP_SAMPLES, RATE_HZ, one_second
     from mamba_bio_audio.pipelines.audio.records import clips
@@ -251,7 +257,9 @@ def _ask_judge(options: PredictOptions, out: Path | None, device: str, progress:
     with (
         locked(out) if out else nullcontext(),
         StopSignal() as stop,
-        PredictionTable(out, "sample", labels, settings, resume=options.resume, force=options.force) as table,
+        PredictionTable(
+            out, "sample", OUTPUTS["classes"], labels, settings, resume=options.resume, force=options.force
+        ) as table,
     ):
         for item in table.unfinished(clips(options.files, RATE_HZ, CLIP_SAMPLES)):
             if isinstance(item.symbols, str):
@@ -273,7 +281,8 @@ def _counts(table: PredictionTable, unit: str, stopped: int | None) -> dict[str,
         "records": table.rows,
         "used": table.used,
         "unit": unit,
-        "predicted": {label: table.predicted[label] for label in table.labels},
+        "scored": table.scored,
+        "predicted": {label: table.predicted[label] for label in table.labels if "predicted" in table.columns},
         "not_scored": dict(table.reasons),
         "stopped_by": None if stopped is None else signal.Signals(stopped).name,
     }

@@ -167,7 +167,7 @@ def _curves(run: Path, per: str) -> Section:
 
 
 def _evaluations(run: Path, weights: _Weights) -> list[Section]:
-    from mamba_bio_audio.jobs.evaluate_results import read_evaluation
+    from mamba_bio_audio.jobs.values_results import read_evaluation
     from mamba_bio_audio.run import saved
 
     sections = []

@@ -44,13 +44,18 @@ class SequenceModel(nn.Module):
 
     Attributes:
         config, codec, manifest: those of the run that the weights come from; set by `run.saved.load`.
-        labels: class names in output order; empty where it predicts the next symbol.
+        labels: names of a head's outputs in their order, such as classes; empty where it predicts the next symbol.
     """
 
     config: Any = None
     codec: Any = None
     manifest: Mapping[str, Any] = {}
     labels: tuple[str, ...] = ()
+
+    @property
+    def likelihood(self) -> bool:
+        """Whether its loss is a negative log-likelihood, in nats."""
+        return True
 
     @property
     def streaming(self) -> str:
@@ -103,6 +108,14 @@ class SequenceModel(nn.Module):
             InputError: there is no such layer.
         """
         raise NotImplementedError
+
+    def targets_in(self, targets: Tensor) -> int:
+        """Number of targets that a batch of shape (B, L) can have, scored or not, by which its loss is divided."""
+        return targets.numel()
+
+    def some_targets(self, tokens: Tensor) -> Tensor:
+        """Targets that could stand beside tokens (B, L), to measure what training takes."""
+        return tokens
 
     @property
     def hidden_layers(self) -> int:

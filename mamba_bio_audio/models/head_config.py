@@ -1,24 +1,53 @@
-"""Configuration of a classification head (torch-free)."""
+"""Configuration of a head on a backbone (torch-free)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TaskName = Literal["classes", "multilabel", "regression", "bases", "tracks"]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class HeadConfig(BaseModel):
-    """Classification head on a backbone, and where the initial weights come from."""
+    """Head on a backbone: what it is asked, and where the initial weights come from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    task: TaskName = Field(
+        "classes",
+        description="what is predicted: one class of a sequence, several labels (multilabel), numbers (regression), a class or "
+        "number of every base (bases), or numbers of bins (tracks)",
+    )
     pool: Literal["mean", "max", "last"] = Field(
         "mean",
         description="how the head pools the hidden states: mean over all positions so far, largest value of each "
-        "channel so far, or the last position alone (the paper's great-apes task)",
+        "channel so far, or the last position alone (the paper's great-apes task); bases and tracks are read from their "
+        "position",
     )
     classes: tuple[str, ...] | None = Field(
-        None, min_length=2, description="class names in output order; null takes them from the data"
+        None,
+        min_length=1,
+        description="names of the outputs in their order, such as classes; null takes them from the data",
+    )
+    outputs: Literal["classes", "labels", "numbers"] | None = Field(
+        None, description="kind of the outputs, where the task can have several; null: as the data have"
+    )
+    loss: Literal["mse", "poisson"] = Field(
+        "mse",
+        description="loss of numbers: squared errors of standardised numbers, or Poisson, for counts and coverage",
+    )
+    mean: tuple[float, ...] | None = Field(
+        None, description="of each number, added to what the head says; null: that of the training data"
+    )
+    scale: tuple[Positive, ...] | None = Field(
+        None, description="standard deviation of each number; null: that of the training data"
+    )
+    class_weights: Literal["balanced"] | tuple[Positive, ...] | None = Field(
+        None,
+        description="weight of each class in the loss, in the order of the classes; balanced: 1 / frequency in training, 1 on "
+        "average over its sequences; null: all alike",
     )
     pretrained: str | None = Field(
         None,
@@ -30,3 +59,19 @@ class HeadConfig(BaseModel):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target spread evenly over all classes, in training only"
     )
+
+    @model_validator(mode="after")
+    def _of_the_task(self) -> HeadConfig:
+        numbers = self.task in ("regression", "tracks") or (self.task == "bases" and self.outputs == "numbers")
+        for key, given in (("loss", self.loss != "mse"), ("mean", self.mean), ("scale", self.scale)):
+            if given and not numbers:
+                raise ValueError(f"{key} is for numbers (head.task regression, tracks, or bases); leave it out")
+        if self.class_weights is not None and (numbers or self.task == "multilabel"):
+            raise ValueError("class_weights is for classes; leave it out")
+        if self.task == "classes" and self.classes is not None and len(self.classes) < 2:
+            raise ValueError("classes: name two or more")
+        return self
+
+    def resolved(self, **found: Any) -> HeadConfig:
+        """With what the data decide, checked again."""
+        return HeadConfig.model_validate(self.model_dump() | found)

@@ -1,12 +1,14 @@
-"""Classifier: a pooled linear head on a backbone, with a state as small as the backbone's own.
+"""Classifier: a linear head on a backbone, with a state as small as the backbone's own.
 
     p_t = pool(h_0 .. h_t);  logits_t = W p_t + b          h: normalised last hidden states of the backbone
 
 The prediction at t is the one for the sequence that ends there, so a classifier obeys the same laws as a language
-model. Its target is the label at the last real position of a row and -100 elsewhere; padding on the right is never seen;
-chunks with the state carried (`train.stream_chunk`, prediction of long records) give the same result as the whole.
+model. `models/tasks.py` says what it can be asked. Where a task has one target per sequence, it stands at the last real
+position of a row; where it has one per base or bin, p_t = h_t, and the target of a base may stand some positions later, so
+that what follows it has been seen. Nothing is scored elsewhere; padding on the right is never seen; chunks with the state
+carried (`train.stream_chunk`, prediction of long records) give the same result as the whole.
 
-Legend: B batch, L length, D channels, K classes.
+Legend: B batch, L length, D channels, K outputs.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.head_config import HeadConfig
+from mamba_bio_audio.models.tasks import IGNORED, TASKS, Constants, outputs_of, scored
 
 
 class PoolState(NamedTuple):
@@ -147,15 +150,13 @@ class Pool(nn.Module):
 
 
 class Classifier(SequenceModel):
-    """A backbone with a pooled linear head; its logits are (B, L, K), or (B, 1, K) for the last position.
+    """A backbone with a linear head; its logits are (B, L, K), or (B, 1, K) for the last position.
 
     Attributes:
         backbone: a model that follows the common contract, including `hidden`.
-        labels: class names in output order.
-        scores_rows: True: a batch has one target per row, not one per position.
+        labels: names of the outputs in their order, such as classes.
+        task, outputs: what it is asked, and how its scores are read.
     """
-
-    scores_rows = True
 
     def __init__(self, backbone: Any, config: HeadConfig) -> None:
         super().__init__()
@@ -164,8 +165,12 @@ class Classifier(SequenceModel):
         self.backbone = backbone
         self.head_config = config
         self.labels = tuple(config.classes)
+        self.task, self.outputs = TASKS[config.task], outputs_of(config)
+        self._measuring = config.model_copy(update={"label_smoothing": 0.0})
+        for name, row in Constants.of(config)._asdict().items():
+            self.register_buffer(f"_{name}", row.float(), persistent=False)
         width = backbone.model_config.d_model
-        self.pool = Pool(config.pool, width)
+        self.pool = Pool(config.pool if self.task.rows else "last", width)
         self.head = nn.Linear(width, len(self.labels))
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
@@ -177,6 +182,29 @@ class Classifier(SequenceModel):
                 parameter.requires_grad_(False)
 
     @property
+    def likelihood(self) -> bool:
+        """Whether its loss is a negative log-likelihood, in nats."""
+        return self.outputs.loss_name(self.head_config) == "nats"
+
+    def targets_in(self, targets: Tensor) -> int:
+        """Number of targets that a batch can have: (B, L), or (B, L, K), of one per row or per position."""
+        return targets.numel() // (targets.shape[1] if self.task.rows else 1)
+
+    def values(self, scores: Tensor) -> Tensor:
+        """What scores (..., K) mean: probabilities, or numbers in the units of the data; fp64."""
+        return self.outputs.values(scores, self.head_config)
+
+    def some_targets(self, tokens: Tensor) -> Tensor:
+        """Targets for tokens (B, L), to measure what training takes."""
+        if self.outputs.floating:
+            targets = torch.full((*tokens.shape, len(self.labels)), torch.nan, device=tokens.device)
+            value = 1.0
+        else:
+            targets, value = torch.full_like(tokens, IGNORED), 0
+        targets[:, -1 if self.task.rows else slice(None)] = value
+        return targets
+
+    @property
     def model_config(self) -> Any:
         """Configuration of the backbone."""
         return self.backbone.model_config
@@ -184,8 +212,16 @@ class Classifier(SequenceModel):
     def start_from(self, source: nn.Module) -> None:
         """Take over a pretrained backbone, and the head where outputs and pooling are the same; errors as for any model."""
         super().start_from(source)
-        if isinstance(source, Classifier) and source.labels == self.labels and source.pool.kind == self.pool.kind:
+        if isinstance(source, Classifier) and self._same_head(source):
             self.head.load_state_dict(source.head.state_dict())
+
+    def _same_head(self, other: Classifier) -> bool:
+        """Whether scores of the two mean the same."""
+        same = all(
+            getattr(self.head_config, key) == getattr(other.head_config, key) for key in ("loss", "mean", "scale")
+        )
+        read = (self.task, self.outputs, self.labels, self.pool.kind)
+        return same and read == (other.task, other.outputs, other.labels, other.pool.kind)
 
     @property
     def recompute(self) -> str:
@@ -238,22 +274,22 @@ class Classifier(SequenceModel):
             tokens: (B, L) integer symbols.
             state: state at the end of the preceding span; None at the start of a sequence.
             reset: bool (B, L), a new sequence starts at these positions.
-            targets: (B, L) the row's class at its last real position, -100 elsewhere; at most one per row, except with
-                `reset` or logits="all".
+            targets: (B, L) or (B, L, K) as the task has them; of one per row at most one, except with `reset` or
+                logits="all".
             logits: positions whose logits to return; "last" gives the prediction for the whole span.
         """
         before, pooled_before = (None, None) if state is None else state
         hidden, after = self.backbone.hidden(tokens, before, reset=reset)
-        if reset is None and logits != "all" and (targets is None or logits == "none"):
+        if self.task.rows and reset is None and logits != "all" and (targets is None or logits == "none"):
             # Only one position of each row is wanted.
-            scored = torch.zeros_like(tokens, dtype=torch.bool) if targets is None else targets != -100
-            last = torch.full_like(tokens[:, 0], tokens.shape[1] - 1) if targets is None else scored.long().argmax(1)
+            there = torch.zeros_like(tokens, dtype=torch.bool) if targets is None else scored(targets)
+            last = torch.full_like(tokens[:, 0], tokens.shape[1] - 1) if targets is None else there.long().argmax(1)
             # Called as a module: its hooks pass the states from rank to rank (training/parallel.py).
             pooled, pooled_after = self.pool(hidden, pooled_before, last=last)
             pooled = pooled[:, None]
             if targets is not None:
-                several = (scored.sum(1) > 1).any()
-                targets = targets.gather(1, last[:, None])
+                several = (there.sum(1) > 1).any()
+                targets = targets[torch.arange(len(last), device=last.device), last][:, None]
                 # NaN reveals the mistake without waiting for the device.
                 pooled = torch.where(several, torch.nan, pooled)
         else:
@@ -264,12 +300,9 @@ class Classifier(SequenceModel):
             scores = F.linear(pooled.to(weight.dtype), weight, bias)
             loss_sum = count = None
             if targets is not None:
-                loss_sum = F.cross_entropy(
-                    scores.flatten(0, 1),
-                    targets.flatten(),
-                    reduction="sum",
-                    label_smoothing=self.head_config.label_smoothing if self.training else 0.0,
+                constants = Constants(*(getattr(self, f"_{name}").to(scores.dtype) for name in Constants._fields))
+                loss_sum, count = self.outputs.loss(
+                    scores, targets, self.head_config if self.training else self._measuring, constants
                 )
-                count = (targets != -100).sum()
         out = {"none": None, "last": scores[:, -1:], "all": scores}[logits]
         return ModelOutput(out, loss_sum, count, (after, pooled_after))

@@ -47,17 +47,23 @@ class DataSection(BaseModel):
     """The `data` section of a configuration; each `data.kind` has a subclass.
 
     Attributes:
-        labelled: for classifiers.
+        tasks: what can be predicted of these data (`head.task`); empty: the next symbol, without a head.
         audible: whether samples of a model can be listened to during training (`train.listen`).
         packaged: words that a key for files accepts besides file names, such as one for packaged data.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    labelled: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ()
     audible: ClassVar[bool] = False
     packaged: ClassVar[tuple[str, ...]] = ()
     kind: str
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the data have labels, which a head predicts."""
+        return bool(self.tasks)
+
     if TYPE_CHECKING:  # of every kind, each with its own description
         path: Any
         intervals: str | None
@@ -196,7 +202,7 @@ class Domain(ABC):
         groups: what is resampled as wholes for the intervals of a classifier's accuracy, plural.
         first_sample: options of `mba sample` to suggest after a training.
         samples_key: key of the path of samples in their measurements.
-        kinds: the classes of the `data` section by their `data.kind`; a class with `labelled = True` is for classifiers.
+        kinds: the classes of the `data` section by their `data.kind`; those with `tasks` are for models with a head.
     """
 
     name: ClassVar[str]
@@ -217,12 +223,13 @@ class Domain(ABC):
         """
 
     @abstractmethod
-    def open(self, config: Any, *, length: int, progress: Progress | None = None) -> Corpus:
+    def open(self, config: Any, *, length: int, task: str | None = None, progress: Progress | None = None) -> Corpus:
         """Open the data set of a data section: read or index the files, read or make the splits.
 
         Args:
             config: a configuration of one of `kinds`.
             length: length of the windows, in symbols.
+            task: what labels are read for, one of the section's `tasks`; None is the first one.
             progress: called while files are indexed, read and compared.
 
         Raises:

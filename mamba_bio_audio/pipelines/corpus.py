@@ -66,14 +66,16 @@ class Example(NamedTuple):
 
     Attributes:
         ids: symbols (n,). Without a label each is the target of the one before it.
-        label: class of the window, which becomes the target of its last symbol; None where there are no classes.
+        label: None where there are none. Of the whole window: the number of its class, or numbers float32 (K,), NaN where one
+            is not known; it becomes the target of the last symbol. Of every symbol: numbers of classes int64 (n,), -100 where
+            there is none, or float32 (n, K); a symbol's target is what stands beside it.
         unscored: bool (n,), symbols that are no targets; None: all are.
         shift: added to ids as inputs, by which a model knows the class of a sequence (`models/inputs.py`).
         inputs: ids (n,) that are read in place of `ids`, which stay the targets; None: `ids`.
     """
 
     ids: Ids
-    label: int | None = None
+    label: int | NDArray[Any] | None = None
     unscored: NDArray[np.bool_] | None = None
     shift: int = 0
     inputs: Ids | None = None
@@ -97,7 +99,9 @@ class Corpus(ABC):
         length: L, length of evaluation windows, and of training windows outside a length warm-up.
 
     Attributes:
-        classes: names in the order of their numbers; None: there are no labels, and the next symbol is predicted.
+        classes: names of what is predicted, in order: classes, labels, numbers; None: there are no labels, and the next symbol
+            is predicted.
+        outputs: what these are: "classes", "labels" or "numbers" (`models/tasks.py`).
         conditions: names of the classes that windows show as inputs; empty where they show none.
         groups: names of the parts of a split, such as genomes, whose loss is also given apart.
         files: paths of everything that windows are read from.
@@ -105,6 +109,7 @@ class Corpus(ABC):
     """
 
     classes: tuple[str, ...] | None = None
+    outputs: str = "classes"
     conditions: tuple[str, ...] = ()
     groups: Sequence[str] = ("all",)
     files: Sequence[str] = ()
@@ -190,6 +195,14 @@ class Corpus(ABC):
 
     def strata(self, split: str) -> dict[str, NDArray[np.bool_]]:
         """Masks over the evaluation windows of a split, by name, whose accuracy is also given apart."""
+        return {}
+
+    def label_statistics(self) -> dict[str, Any]:
+        """Of the labels in training: `mean` and `scale` (standard deviation) of numbers, `counts` of classes; per output.
+
+        Raises:
+            InputError: a number never changes in training, so that there is nothing to learn.
+        """
         return {}
 
     def label_conflicts(self) -> dict[str, Any]:

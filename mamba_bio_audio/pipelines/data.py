@@ -83,6 +83,7 @@ class DataModule(LightningDataModule):
     Attributes:
         codec: codec of the data's domain.
         corpus: the data set, opened when it is first asked for.
+        task: what labels are read for (`head.task`), set before the data set is opened; None is the first of the section's.
         classes: `model.classes`, set before the data set is opened; None where windows show no class.
         stretches: lengths to train at one after another, from where training continues; empty is `length` throughout, from
             `start_sample` on.
@@ -114,6 +115,7 @@ class DataModule(LightningDataModule):
         self.rank = rank
         self.world_size = world_size
         self.stretches: Sequence[Stretch] = ()
+        self.task: str | None = None
         self.classes: Sequence[str] | str | None = None
         domain = domain_of(config.kind)
         self.codec = domain.codec(config)
@@ -123,7 +125,7 @@ class DataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the data set, before workers start."""
         if self._corpus is None:
-            self._corpus = self._open()
+            self._corpus = self._open(task=self.task)
             if self.classes is not None:
                 self._corpus.condition(self.classes)
 
@@ -198,21 +200,29 @@ class DataModule(LightningDataModule):
 
 
 def batch_of(examples: Sequence[Example], length: int, pad_id: int) -> dict[str, torch.Tensor]:
-    """Tokens and targets, int64 (B, L), of windows, padded on the right.
+    """Tokens, int64 (B, L), and targets of windows, padded on the right.
 
     Without labels tokens are s0 .. s(L-1) and targets s1 .. sL of up to L + 1 symbols; a shorter window's last symbol keeps
-    its place as an input. With labels tokens are up to L symbols, and the class is the target of the last one. All other
-    targets are -100.
+    its place as an input. With labels tokens are up to L symbols; a label of the whole window is the target of its last
+    symbol, one per symbol stands where it is. Targets are int64 (B, L), -100 where nothing is scored, or for labels that are
+    numbers float32 (B, L, K), NaN there.
     """
     tokens = np.full((len(examples), length), pad_id, dtype=np.int64)
-    targets = np.full((len(examples), length), IGNORED, dtype=np.int64)
+    first = examples[0].label
+    if isinstance(first, np.ndarray) and first.dtype.kind == "f":
+        targets = np.full((len(examples), length, first.shape[-1]), np.nan, dtype=np.float32)
+    else:
+        targets = np.full((len(examples), length), IGNORED, dtype=np.int64)
     for token, target, (ids, label, unscored, shift, inputs) in zip(tokens, targets, examples, strict=True):
         if len(ids) > length + (label is None):
             raise ValueError(f"{len(ids)} symbols do not fit into a window of {length}")
         token[: len(ids)] = (ids if inputs is None else inputs)[:length]
         token[: len(ids)] += shift
         if label is not None:
-            target[len(ids) - 1] = label
+            if np.ndim(label) == target.ndim:
+                target[: len(ids)] = label
+            else:
+                target[len(ids) - 1] = label
             continue
         target[: len(ids) - 1] = ids[1:]
         if unscored is not None:

@@ -177,9 +177,9 @@ class Digits(NamedTuple):
     differences: list[str]  # why scores of these clips are not the published ones
 
 
-def labelled_sequences(dataset: Any) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
-    """Ids and classes of the evaluation sequences of a labelled split."""
+def labelled_sequences(dataset: Any) -> tuple[list[NDArray[Any]], NDArray[Any]]:
+    """Ids of the evaluation sequences of a labelled split, and their classes (n,), or labels (n, K)."""
     import numpy as np
 
-    rows = [dataset.corpus.read(window).ids for window in dataset.windows]
-    return rows, np.array([window.label for window in dataset.windows], dtype=np.int64)
+    examples = [dataset.corpus.read(window) for window in dataset.windows]
+    return [example.ids for example in examples], np.array([example.label for example in examples])

@@ -53,11 +53,12 @@ class Region(Span):
     """A span of one class.
 
     Attributes:
-        label: number of the class.
+        label: number of the class; 0 where there is no single class.
         split: train, valid or test; None until one is chosen.
         locus: what is drawn anew in a bootstrap; regions of one locus resemble each other, also in other classes.
         source: which of the readers has the record, where there are several.
         reverse: it is read from the opposite strand.
+        row: which row of the labels is its own, where they are no single class; -1 otherwise.
     """
 
     label: int
@@ -65,6 +66,7 @@ class Region(Span):
     locus: str
     source: int = 0
     reverse: bool = False
+    row: int = -1
 
 
 S = TypeVar("S", bound=Span)

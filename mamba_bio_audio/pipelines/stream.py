@@ -173,7 +173,9 @@ def without_padding(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.
     2^20 cost an eighth.
     """
     batch: dict[str, torch.Tensor] = default_collate(examples)
-    scored = (batch["targets"] != -100).any(0).nonzero()
+    targets = batch["targets"]
+    there = ~targets.isnan().all(-1) if targets.is_floating_point() else targets != -100
+    scored = there.any(0).nonzero()
     last = int(scored[-1]) + 1 if len(scored) else 1
     keep = -(-last // 256) * 256
     return batch | {name: batch[name][:, :keep] for name in ("tokens", "targets")}

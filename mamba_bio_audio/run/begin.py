@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, check_folder, check_out, is_occupied, locked, restore
 from mamba_bio_audio.models.build import LanguageModel, build
+from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.domains import domain_of
@@ -34,13 +36,14 @@ class Session(NamedTuple):
     resume: bool = False  # continue from the last checkpoint; without one, start from the beginning
     force: bool = False  # replace a run of the same command; it is deleted once the new one has weights
     quiet: bool = False  # show no progress
-    command: str | None = None  # that makes the folder and may replace it; None is pretrain, or classify with a head
+    command: str | None = None  # that makes the folder and may replace it; None is pretrain, classify or finetune
     arguments: tuple[str, ...] = ()  # of the command, for the manifest
     inputs: tuple[str, ...] = ()  # files that the configuration was read from, which are never replaced
 
     def maker(self, config: RunConfig) -> Maker:
         """The command that makes the run folder."""
-        return run_maker(self.command or ("pretrain" if config.head is None else "classify"))
+        own = "pretrain" if config.head is None else "classify" if config.head.task == "classes" else "finetune"
+        return run_maker(self.command or own)
 
 
 class Prepared(NamedTuple):
@@ -175,14 +178,37 @@ def resolve(config: RunConfig, data: DataModule) -> RunConfig:
         found["classes"] = data.corpus.conditions
     update: dict[str, Any] = {"model": config.model.model_copy(update=found)}
     if config.head is not None:
-        corpus: Any = data.corpus
-        if config.head.classes not in (None, corpus.classes):
-            raise InputError(
-                f"head.classes is {', '.join(config.head.classes or ())}, but the data has {', '.join(corpus.classes)}; "
-                f"leave it null, or set data.classes"
-            )
-        update["head"] = config.head.model_copy(update={"classes": corpus.classes})
+        update["head"] = _resolve_head(config.head, data.corpus)
     return config.model_copy(update=update)
+
+
+def _resolve_head(head: HeadConfig, corpus: Any) -> HeadConfig:
+    """Names and kind of the outputs, and what their loss needs to know of the training labels."""
+    if head.classes not in (None, corpus.classes):
+        raise InputError(
+            f"head.classes is {', '.join(head.classes or ())}, but the data has {', '.join(corpus.classes)}; leave it null, or "
+            f"set data.classes"
+        )
+    if head.outputs not in (None, corpus.outputs):
+        raise InputError(f"head.outputs is {head.outputs}, but the data have {corpus.outputs}; leave it null")
+    found: dict[str, Any] = {"classes": corpus.classes, "outputs": corpus.outputs}
+    balanced = head.class_weights == "balanced"
+    if balanced or corpus.outputs == "numbers":
+        statistics = corpus.label_statistics()
+        found |= {key: getattr(head, key) or statistics[key] for key in ("mean", "scale") if key in statistics}
+        if balanced:
+            counts = statistics["counts"]
+            found["class_weights"] = [sum(counts) / len(counts) / count for count in counts]
+    weights = head.class_weights if isinstance(head.class_weights, tuple) else None
+    for key, given in (("mean", head.mean), ("scale", head.scale), ("class_weights", weights)):
+        if given is not None and len(given) != len(corpus.classes):
+            raise InputError(
+                f"head.{key} has {len(given)} values for {len(corpus.classes)} {corpus.outputs}; give one each"
+            )
+    try:
+        return head.resolved(**found)
+    except ValidationError as error:
+        raise InputError(f"head: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def resolve_chunk(config: RunConfig, device: str) -> RunConfig:

@@ -50,7 +50,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="initialisation, data order and augmentation")
     data: DataConfig
     model: AnyModelConfig
-    head: HeadConfig | None = Field(None, description="of a classifier; only with labelled data")
+    head: HeadConfig | None = Field(None, description="what is predicted of a sequence; only with labelled data")
     train: TrainConfig
 
     @field_validator("name")
@@ -72,12 +72,20 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _head_for_labels(self) -> RunConfig:
-        labelled = self.data.labelled
-        if labelled and self.head is None:
-            raise ValueError(f"head: missing; data.kind={self.data.kind} is for classifiers; add a section head")
-        if self.head is not None and not labelled:
+        tasks = self.data.tasks
+        if tasks and self.head is None:
+            raise ValueError(f"head: missing; data.kind={self.data.kind} is for models with a head; add a section head")
+        if self.head is not None and not tasks:
             raise ValueError(
                 f"head: requires labelled data, and data.kind={self.data.kind} has none; remove the section"
+            )
+        if self.head is not None and self.head.task not in tasks:
+            kinds = [
+                name for domain in domains() for name, kind in domain.kinds.items() if self.head.task in kind.tasks
+            ]
+            raise ValueError(
+                f"head.task: data.kind={self.data.kind} is for {', '.join(tasks)}; for {self.head.task} set "
+                f"data.kind={' or '.join(kinds) or 'another'}"
             )
         return self
 

@@ -45,6 +45,7 @@ def open_data(
         seed=config.seed,
         progress=progress,
     )
+    data.task = None if config.head is None else config.head.task
     data.classes = config.model.classes
     return data
 

@@ -15,10 +15,10 @@ class Trained(BaseModel):
         step: last one done.
         steps: steps of the whole training.
         best_step: with the lowest validation loss; its weights are `model.safetensors`.
-        valid_nats: that loss, per unit or sequence (`per`); None before the first validation.
+        valid_nats: that loss, per unit or sequence (`per`), in nats where it is a likelihood; None before the first validation.
         weights_sha256: of the best weights; None in all but the first of several processes.
-        valid_bits: the loss in bits.
-        valid_perplexity: exp of the loss in nats.
+        valid_bits: the loss in bits; None where it is no likelihood.
+        valid_perplexity: exp of the loss in nats; likewise.
         unit: what a position is: "base", "sample".
         per: what the loss is per.
         best_samples_step: whose samples were closest to recordings; None where none were generated.

@@ -148,4 +148,4 @@ def begin_with(model: LanguageModel | Classifier, key: str, path: str, codec: An
 
 def _symbols(codec: Any) -> str | None:
     """What ids mean, in words; None for weights that came without a codec."""
-    return None if codec is None else f"{codec.name}, {getattr(codec, 'description', f'{codec.vocab_size} symbols')}"
+    return None if codec is None else f"{codec.name}, {codec.description}"

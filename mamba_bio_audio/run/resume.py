@@ -96,8 +96,11 @@ def changes(new: RunConfig, old: RunConfig, run: Path) -> dict[str, dict[str, An
         after[key] = before[key]
     if after["model.classes"] == "folders":
         after["model.classes"] = before["model.classes"]
-    if "head.classes" in before and after.get("head.classes") is None:
-        after["head.classes"] = before["head.classes"]
+    for key in ("classes", "outputs", "mean", "scale"):
+        if f"head.{key}" in before and after.get(f"head.{key}") is None:
+            after[f"head.{key}"] = before[f"head.{key}"]
+    if after.get("head.class_weights") == "balanced":
+        after["head.class_weights"] = before["head.class_weights"]
     # A mapping in place of null has keys of its own.
     keys = [key for key in before | after if before.get(key) != after.get(key) and key not in OBSERVING]
     refused = [key for key in keys if key not in ROUNDING and key != "train.steps"]

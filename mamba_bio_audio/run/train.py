@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from mamba_bio_audio.files import mark, replacing, write_json, write_text
+from mamba_bio_audio.models.tasks import TASKS, outputs_of
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.domains import domain_of
@@ -94,6 +95,7 @@ def _train(prepared: Prepared, run: Path, session: Session, held: ExitStack) -> 
 
 def _trained(config: RunConfig, run: Path, unit: str, result: FitResult) -> Trained:
     best = result.best_nats if math.isfinite(result.best_nats) else None
+    nats = best if config.head is None or outputs_of(config.head).loss_name(config.head) == "nats" else None
     weights = None
     if best is not None and is_main_process():
         weights = weights_hash(load_file(run / "model.safetensors"))
@@ -104,10 +106,10 @@ def _trained(config: RunConfig, run: Path, unit: str, result: FitResult) -> Trai
         best_step=result.best_step,
         valid_nats=best,
         weights_sha256=weights,
-        valid_bits=None if best is None else best / math.log(2),
-        valid_perplexity=None if best is None else perplexity(best),
+        valid_bits=None if nats is None else nats / math.log(2),
+        valid_perplexity=None if nats is None else perplexity(nats),
         unit=unit,
-        per=unit if config.head is None else "sequence",
+        per=unit if config.head is None else TASKS[config.head.task].per,
         best_samples_step=result.best_samples_step or None,
         ended_by_patience=result.exhausted,
         warning=result.warning,

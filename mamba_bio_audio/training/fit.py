@@ -98,7 +98,9 @@ def fit(
     model.recompute = config.recompute
     module = LanguageModelModule(model, config)
     watch = watch_cores(torch.get_num_threads()) if device == "cpu" and is_main_process() else None
-    progress = Progress(config, quiet or not is_main_process(), f"{data.codec.unit}s", watch)
+    progress = Progress(
+        config, quiet or not is_main_process(), f"{data.codec.unit}s", watch, likelihood=model.likelihood
+    )
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with StopSignal() as stop, warnings.catch_warnings():

@@ -53,8 +53,10 @@ def append(path: Path, row: dict[str, Any]) -> None:
         csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
 
 
-def validation_fields(nats: float) -> dict[str, str]:
-    """The validation columns, from the mean nats per scored position."""
+def validation_fields(nats: float, *, likelihood: bool) -> dict[str, str]:
+    """The validation columns, from the mean loss per scored position; where it is no likelihood, one of them."""
+    if not likelihood:
+        return {"valid_nats": f"{nats:.9g}"}
     return {
         "valid_nats": f"{nats:.9g}",
         "valid_bits": f"{nats / math.log(2):.9g}",

@@ -124,14 +124,13 @@ class LanguageModelModule(L.LightningModule):
         return self.train_config.micro_batch_for(self.device.type)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Summed loss of one micro-batch (nats) divided by its positions, or rows of a classifier."""
+        """Summed loss of one micro-batch (nats) divided by the targets that it can have: positions, or rows of a classifier."""
         loss_sum, count = self.loss(batch)
         self.train_nats = self.train_nats.to(loss_sum.device) + loss_sum.detach().double()
         self.train_count = self.train_count.to(count.device) + count
         # The gradients' mean over ranks divides a sequence's by the number of ranks that share it.
         loss_sum = loss_sum * self.train_config.sequence_parallel
-        targets = batch["targets"]
-        return loss_sum / (len(targets) if getattr(self.model, "scores_rows", False) else targets.numel())
+        return loss_sum / self.model.targets_in(batch["targets"])  # type: ignore[operator]
 
     def configure_gradient_clipping(
         self,

@@ -20,14 +20,24 @@ class Progress:
         config: optimisation settings.
         quiet: print nothing but warnings.
         unit: plural name of a position.
+        likelihood: whether losses are nats, which are bits and a perplexity too.
         watch: detects when other processes slow the training down.
     """
 
-    def __init__(self, config: TrainConfig, quiet: bool, unit: str, watch: CoreWatch | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        quiet: bool,
+        unit: str,
+        watch: CoreWatch | None = None,
+        *,
+        likelihood: bool = True,
+    ) -> None:
         self.config = config
         self.quiet = quiet
         self.unit = unit
         self.watch = watch
+        self.likelihood = likelihood
         self.seconds = 0.0
         self.tokens = 0
         self._live = sys.stderr.isatty()
@@ -62,7 +72,7 @@ class Progress:
             self._printed = now
             at = "" if length is None else f"length {length:,}  "
             self._line(
-                f"step {step:,}/{self.config.steps:,}  {at}train {train_nats:.4f} nats  {self._speed()}  "
+                f"step {step:,}/{self.config.steps:,}  {at}train {train_nats:.4f}{self._nats()}  {self._speed()}  "
                 f"{duration(left)} left"
             )
 
@@ -73,9 +83,9 @@ class Progress:
     def validation(self, step: int, nats: float, distance: float | None = None) -> None:
         """Print a validation loss, and the distance of generated audio from recordings."""
         heard = "" if distance is None else f"sample distance {distance:.3f}  "
+        more = f"  {nats / math.log(2):.4f} bits  perplexity {perplexity(nats):.4f}" if self.likelihood else ""
         self._line(
-            f"step {step:,}/{self.config.steps:,}  valid {nats:.4f} nats  {nats / math.log(2):.4f} bits  "
-            f"perplexity {perplexity(nats):.4f}  {heard}{self._speed()}",
+            f"step {step:,}/{self.config.steps:,}  valid {nats:.4f}{self._nats()}{more}  {heard}{self._speed()}",
             final=True,
         )
         self.start()
@@ -98,6 +108,9 @@ class Progress:
     def tokens_per_second(self) -> float:
         """Mean speed over all training steps of this process."""
         return self.tokens / self.seconds if self.seconds else math.nan
+
+    def _nats(self) -> str:
+        return " nats" if self.likelihood else ""
 
     def _speed(self) -> str:
         return f"{self.tokens_per_second:,.0f} {self.unit}/s" if self.tokens else ""

@@ -249,14 +249,14 @@ class Steps(L.Callback):
     def _look_for_death(self, trainer: L.Trainer, step: int, nats: float) -> None:
         """Warn once about a network whose output no longer depends on its input and that no gradient can change."""
         model: Any = self._module.model
-        labels = getattr(model, "labels", None)
+        labels = model.labels
         outputs = len(labels) if labels else model.embedding.weight.shape[0]
-        blind = math.log(outputs)
+        blind, what = (model.outputs.blind(outputs), model.outputs.name) if labels else (math.log(outputs), "symbols")
         if not float(self._module.grad_norm):
             # A perfect network has no gradient either, but another loss.
             dead = abs(nats - blind) <= 1e-3 * blind
             found = (
-                f"the loss has stayed at {nats:.4f} nats, as if all {outputs} {'classes' if labels else 'symbols'} were "
+                f"the loss has stayed at {nats:.4f} nats, as if all {outputs} {what} were "
                 f"guessed with equal probability, and its gradient is 0"
             )
         else:
@@ -314,7 +314,8 @@ class Steps(L.Callback):
             # The last update destroyed the weights; neither they nor this row may be kept.
             raise NonFiniteLoss(f"at step {step} the validation loss is {nats:g}; lower train.lr and start again")
         self._check_data(trainer)
-        self.row |= metrics.validation_fields(nats)
+        model: Any = module.model
+        self.row |= metrics.validation_fields(nats, likelihood=model.likelihood)
         distance = self._listen(trainer, module, step)
         if distance is not None:
             self.row["sample_distance"] = f"{distance:.6g}"

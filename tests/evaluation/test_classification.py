@@ -6,12 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from mamba_bio_audio.evaluation.classification import (
-    bootstrap_mean,
-    classification_report,
-    most_confused,
-)
+from mamba_bio_audio.evaluation.classification import classification_report, most_confused
 from mamba_bio_audio.evaluation.figures import confusion_picture
+from mamba_bio_audio.evaluation.resampling import bootstrap_mean
 from mamba_bio_audio.files import to_json
 from mamba_bio_audio.jobs.evaluate_results import ClassReport
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mamba_bio_audio.evaluation import suite
-from mamba_bio_audio.evaluation.classification import Interval
+from mamba_bio_audio.evaluation.resampling import Interval
 from mamba_bio_audio.evaluation.suite import Ranks, gain, verdict
 
 

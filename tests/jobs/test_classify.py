@@ -133,7 +133,7 @@ def test_mistakes(folder, tmp_path, capsys):
     assert "data.path: /nowhere/a.fa: no such file" in error
     assert "data.path: /nowhere/b.fa: no such file" in error
     assert mba_command(*arguments(folder, tmp_path / "x", "head=null")) == 2
-    assert "head: missing; data.kind=dna-classes is for classifiers" in capsys.readouterr().err
+    assert "head: missing; data.kind=dna-classes is for models with a head" in capsys.readouterr().err
     assert mba_command("classify", "dna/tiny", "--set", "head.pool=mean", "--set", f"data.path={folder / 'data'}") == 2
     assert "head: requires labelled data" in capsys.readouterr().err
     assert mba_command(*arguments(folder, tmp_path / "x", "head.classes=[up, down]")) == 2

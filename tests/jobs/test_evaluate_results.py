@@ -3,7 +3,8 @@
 import pytest
 
 from mamba_bio_audio.files import to_json
-from mamba_bio_audio.jobs.evaluate_results import KmerReport, LikelihoodResult, read_evaluation
+from mamba_bio_audio.jobs.evaluate_results import KmerReport, LikelihoodResult
+from mamba_bio_audio.jobs.values_results import read_evaluation
 from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.pipelines.scores import LikelihoodNotes, Scores
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mamba_bio_audio.files import to_json
-from mamba_bio_audio.jobs.classify import ClassifyResult
+from mamba_bio_audio.jobs.finetune import FinetuneResult
 from mamba_bio_audio.jobs.pretrain import DryRunResult, PretrainOptions, PretrainResult
 
 TRAINED = {
@@ -50,7 +50,7 @@ def test_json_has_the_keys_of_the_manifest_and_no_others():
     result = PretrainResult(**TRAINED, kind="dna")
     assert json.loads(to_json(result.to_json())) == TRAINED
     assert list(result.to_json()) == list(TRAINED)
-    classified = ClassifyResult(**TRAINED, kind="dna-classes", valid_accuracy=None)
+    classified = FinetuneResult(**TRAINED, kind="dna-classes", valid_accuracy=None)
     assert classified.to_json() == TRAINED | {"valid_accuracy": None}
     # A training that was stopped before its first step has no speed; JSON has no NaN.
     slow = PretrainResult(**TRAINED | {"tokens_per_second": math.nan}, kind="dna")
@@ -68,13 +68,13 @@ def test_text_of_a_training_names_the_next_command():
     assert "samples closest to recordings at step 800: --which best-samples" in audio
     assert audio.endswith("mba sample runs/x --seconds 1 --out sample.wav")
     accuracy = {"value": 0.75, "low": 0.7, "high": 0.8, "groups": 1234}
-    classified = ClassifyResult(
+    classified = FinetuneResult(
         **TRAINED | {"ended_by_patience": True}, kind="dna-classes", valid_accuracy=accuracy
     ).text()
     assert "ended by train.patience at step 1,000 of 2,000" in classified
     assert "validation accuracy 75.0% (70.0% to 80.0% over 1,234 loci)" in classified
     assert classified.endswith("next: mba evaluate runs/x")
-    heard = ClassifyResult(**TRAINED, kind="audio-classes", valid_accuracy=accuracy, groups="recordings")
+    heard = FinetuneResult(**TRAINED, kind="audio-classes", valid_accuracy=accuracy, groups="recordings")
     assert "70.0% to 80.0% over 1,234 recordings)" in heard.text()
     assert "groups" not in heard.to_json()
 

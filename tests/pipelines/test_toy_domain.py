@@ -64,7 +64,7 @@ class Letters(Domain):
     def codec(self, config):
         return Codec()
 
-    def open(self, config, *, length, progress=None):
+    def open(self, config, *, length, task=None, progress=None):
         from mamba_bio_audio.pipelines.corpus import Corpus
         from mamba_bio_audio.pipelines.spans import Span
 

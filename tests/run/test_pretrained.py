@@ -119,5 +119,7 @@ def test_models_that_cannot_be_begun_with(given):
 def test_symbols_of_another_meaning():
     """Levels of a quantiser are no bases, however many there are."""
     name = "human42mb-1m4"
-    with pytest.raises(InputError, match=f"{name}: it knows dna, 12 symbols, but the data are audio, mu-law 8 bit"):
+    with pytest.raises(
+        InputError, match=f"{name}: it knows dna, bases as letters, but the data are audio, mu-law 8 bit"
+    ):
         begin_with(mba.load(name), "train.init", name, AudioCodec())

@@ -51,7 +51,7 @@ def train(model, loss_of, data):
     losses = []
     for number, tokens in enumerate(data):
         targets = tokens.roll(-1, 1)
-        if getattr(model, "scores_rows", False):
+        if model.labels:
             targets[:, :-1] = -100
         loss, count = loss_of(tokens, targets)
         (loss / count / 2).backward()

@@ -91,6 +91,11 @@ class AudioClassesCorpus(AudioCorpus):
                 f"the {split} split has no clip of class {self.classes[min(lacking)]!r} ({self.split_source})"
             )
 
+    def label_statistics(self) -> dict[str, Any]:
+        """Training clips of each class."""
+        counts = Counter(region.label for region in self.regions if region.split == "train")
+        return {"counts": [counts[label] or 1 for label in range(len(self.classes))]}
+
     def fingerprint(self) -> str:
         """SHA-256 of the clips, their classes and splits."""
         return hash_of(f"{r.record}\t{r.start}\t{r.end}\t{r.split}\t{r.label}" for r in self.regions)

@@ -10,7 +10,7 @@ from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 class AudioClassesConfig(AudioDataConfig):
     """Which labelled recordings, how they are split, read and quantised: the class of a clip is its folder."""
 
-    labelled: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ("classes",)
     audible: ClassVar[bool] = False
     kind: Literal["audio-classes"] = Field(default="audio-classes", description="Kind of data.")  # type: ignore[assignment]
     classes: list[str] | None = Field(

@@ -42,7 +42,7 @@ class Audio(Domain):
 
         return AudioCodec.of(config)
 
-    def open(self, config: Any, *, length: int, progress: Progress | None = None) -> Corpus:
+    def open(self, config: Any, *, length: int, task: str | None = None, progress: Progress | None = None) -> Corpus:
         """Recordings, or labelled ones."""
         from mamba_bio_audio.pipelines.audio.classes import AudioClassesCorpus
         from mamba_bio_audio.pipelines.audio.corpus import AudioCorpus

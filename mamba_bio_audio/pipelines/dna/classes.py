@@ -28,12 +28,17 @@ from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_f
 from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler, draw_evaluation_windows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.label_leaks import leak_rows, leaks_of
+from mamba_bio_audio.pipelines.dna.label_values import describe_values, value_rows
 from mamba_bio_audio.pipelines.dna.labelled import leave_out_unknown, open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Region, Span, merge, size_of
 from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.windows import EvaluationWindows
+
+# Outputs of each task (`models/tasks.py`), and their word for people.
+_OUTPUTS = {"classes": "classes", "multilabel": "labels", "regression": "numbers"}
+_WORDS = {"multilabel": "labels", "regression": "numbers"}
 
 
 class DnaClassesCorpus(Corpus):
@@ -42,6 +47,7 @@ class DnaClassesCorpus(Corpus):
     Args:
         config: which data, and how windows are drawn from them.
         length: length of windows; the longest example if examples are taken as they are.
+        task: what is predicted: classes, multilabel or regression; None is classes.
         progress: called while files are read and sequences compared.
 
     Attributes:
@@ -50,10 +56,14 @@ class DnaClassesCorpus(Corpus):
 
     classes: tuple[str, ...]
 
-    def __init__(self, config: DnaClassesConfig, *, length: int, progress: Progress | None = None) -> None:
+    def __init__(
+        self, config: DnaClassesConfig, *, length: int, task: str | None = None, progress: Progress | None = None
+    ) -> None:
         super().__init__(DnaTokenizer(), length)
         self.config = config
-        self.labelled = open_labelled(config, progress)
+        self.task = task or config.tasks[0]
+        self.outputs = _OUTPUTS[self.task]
+        self.labelled = open_labelled(config, progress, self.task)
         if self.labelled.examples:
             leave_out_unknown(self.labelled, config.max_unknown)
         assign_splits(self.labelled, config, length)
@@ -65,7 +75,7 @@ class DnaClassesCorpus(Corpus):
                     f"set train.length={len(longest)} or more, or data.sampling=windows"
                 )
         self.labelled.load()
-        self.classes = self.labelled.classes
+        self.classes = self.labelled.names or self.labelled.classes
         self.files = [file.path for file in self.labelled.files]
         self.split_source = self.labelled.origin
         self._conflicts: dict[str, Any] | None = None
@@ -113,11 +123,15 @@ class DnaClassesCorpus(Corpus):
             ids = self.fetch(region)
         if self.config.reverse_complement and Draws.STRAND.bits(sample.seed, strand, sample.stage).random_raw() & 1:
             ids = self.codec.reverse_complement(ids)
-        return Example(ids, region.label)
+        return Example(ids, self.label(region))
 
     def read(self, window: Region) -> Example:
         """A window as it is."""
-        return Example(self.fetch(window), window.label)
+        return Example(self.fetch(window), self.label(window))
+
+    def label(self, region: Region) -> int | NDArray[np.float32]:
+        """Class of a region, or its labels (K,)."""
+        return region.label if self.labelled.values is None else self.labelled.values[region.row]
 
     def lay_out(self, split: str) -> EvaluationWindows:
         """The sequences that a split is evaluated on."""
@@ -145,7 +159,7 @@ class DnaClassesCorpus(Corpus):
     def check_evaluation(self, split: str) -> None:
         """Raise `InputError` when a class has nothing to be evaluated on."""
         present = {window.label for window in self._chosen(split)}
-        lacking = [name for i, name in enumerate(self.classes) if i not in present]
+        lacking = [name for i, name in enumerate(self.labelled.classes) if i not in present]
         if not lacking:
             return
         own = self._regions(split)
@@ -173,10 +187,27 @@ class DnaClassesCorpus(Corpus):
                 masks |= {"also in train": also, "not in train": ~also}
         return masks
 
+    def label_statistics(self) -> dict[str, Any]:
+        """Of the training labels; windows of a class are drawn as often as those of any other."""
+        values, train = self.labelled.values, self._regions("train")
+        if values is None:
+            counts = Counter(region.label for region in train) if self.labelled.examples else Counter[int]()
+            return {"counts": [counts[label] or 1 for label in range(len(self.classes))]}
+        if self.outputs != "numbers":
+            return {}
+        own = values[[region.row for region in train]].astype(np.float64)
+        for name, column in zip(self.classes, own.T, strict=True):
+            there = column[~np.isnan(column)]
+            if not len(there) or there.min() == there.max():
+                found = "has no number" if not len(there) else f"is always {there[0]:g}"
+                raise InputError(f"{name!r} {found} in training, so there is nothing to learn; leave it out")
+        return {"mean": np.nanmean(own, 0).tolist(), "scale": np.nanstd(own, 0).tolist()}
+
     def label_conflicts(self) -> dict[str, Any]:
         """Equal examples under several labels (`class_duplicates.label_conflicts`); {} for windows."""
         if self._conflicts is None:
-            self._conflicts = label_conflicts(self.labelled) if self.labelled.examples else {}
+            compared = self.labelled.examples and self.labelled.values is None
+            self._conflicts = label_conflicts(self.labelled) if compared else {}
         return self._conflicts
 
     def fingerprint(self) -> str:
@@ -197,6 +228,17 @@ class DnaClassesCorpus(Corpus):
                 bases[region.label] += len(region)
                 regions[region.label] += 1
             evaluated.update(window.label for window in windows)
+            values = labelled.values
+            kinds = (
+                {
+                    "classes": {
+                        name: {"regions": regions[i], "bases": bases[i], "evaluation_windows": evaluated[i]}
+                        for i, name in enumerate(labelled.classes)
+                    }
+                }
+                if values is None
+                else {"outputs": describe_values(labelled.names, values[[region.row for region in own]])}
+            )
             splits[split] = {
                 "regions": len(own),
                 "bases": sum(bases.values()),
@@ -204,17 +246,14 @@ class DnaClassesCorpus(Corpus):
                 "evaluation_windows": len(windows),
                 "evaluation_loci": len({window.locus for window in windows}),
                 "evaluation_sha256": hash_of(f"{w.source}\t{w.record}\t{w.start}\t{w.end}\t{w.label}" for w in windows),
-                "classes": {
-                    name: {"regions": regions[i], "bases": bases[i], "evaluation_windows": evaluated[i]}
-                    for i, name in enumerate(labelled.classes)
-                },
-            }
+            } | kinds
         return {
             "files": [
                 {"name": file.name, "path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256}
                 for file in labelled.files
             ],
-            "classes": list(labelled.classes),
+            "task": self.task,
+            "classes": list(self.classes),
             "sampling": "examples" if labelled.examples else "windows",
             "split_source": labelled.origin,
             "splits": splits,
@@ -225,7 +264,7 @@ class DnaClassesCorpus(Corpus):
             "shared_sequences": {pair: row["equal"] for pair, row in labelled.between.items()},
             "near_sequences": {pair: row["near"] for pair, row in labelled.between.items()},
             "label_conflicts": self.label_conflicts(),
-            "label_leaks": [leak.to_dict() for leak in leaks_of(labelled)],
+            "label_leaks": [leak.to_dict() for leak in (leaks_of(labelled) if labelled.values is None else ())],
             "length": self.length,
             "training_windows": len(self.windows(self.length)),
             "reverse_complement": self.config.reverse_complement,
@@ -235,7 +274,10 @@ class DnaClassesCorpus(Corpus):
 def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
     """A summary as (what, value) lines for people."""
     rows = [
-        ("classes", f"{len(described['classes'])}: {', '.join(described['classes'])}"),
+        (
+            _WORDS.get(described.get("task", ""), "classes"),
+            f"{len(described['classes'])}: {', '.join(described['classes'])}",
+        ),
         ("splits", described["split_source"]),
     ]
     examples = described["sampling"] == "examples"
@@ -248,6 +290,8 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{what} of {row['evaluation_loci']:,} loci",
             )
         )
+        if "outputs" in row:
+            rows += value_rows(split, row["outputs"], described["task"])
     # Manifests of older versions lack what follows.
     if left_out := described.get("left_out", {}).get("regions", 0):
         names = ", ".join(described["left_out"]["names"]) + (

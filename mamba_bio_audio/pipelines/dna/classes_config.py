@@ -12,7 +12,7 @@ class DnaClassesConfig(DataSection):
 
     packaged: ClassVar[tuple[str, ...]] = ("record",)
 
-    labelled: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ("classes", "multilabel", "regression")
     kind: Literal["dna-classes"] = Field(default="dna-classes", description="Kind of data.")  # type: ignore[assignment]
     path: str | list[str] | dict[str, str | list[str]] | None = Field(
         default=None,

@@ -32,13 +32,13 @@ class Dna(Domain):
 
         return DnaTokenizer()
 
-    def open(self, config: Any, *, length: int, progress: Progress | None = None) -> Corpus:
+    def open(self, config: Any, *, length: int, task: str | None = None, progress: Progress | None = None) -> Corpus:
         """A genome, or labelled DNA."""
         # Checks of labels need scikit-learn, which takes a second to import.
         if config.labelled:
             from mamba_bio_audio.pipelines.dna.classes import DnaClassesCorpus
 
-            return DnaClassesCorpus(config, length=length, progress=progress)
+            return DnaClassesCorpus(config, length=length, task=task, progress=progress)
         from mamba_bio_audio.pipelines.dna.corpus import DnaCorpus
 
         return DnaCorpus(config, length=length, progress=progress)

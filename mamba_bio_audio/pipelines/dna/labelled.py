@@ -40,6 +40,7 @@ from mamba_bio_audio.pipelines.dna.class_rows import (
 from mamba_bio_audio.pipelines.dna.class_tags import splits_of
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.genome import FileFingerprint, Genome, find_fasta_files, genome_name, is_fasta_name
+from mamba_bio_audio.pipelines.dna.label_values import values_of
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.spans import Region, Span, merge
 from mamba_bio_audio.pipelines.split_names import is_split_word, refuse_split_names
@@ -57,6 +58,7 @@ class Labelled:
         regions: everything there is, in a fixed order.
         genomes: readers of FASTA files; empty for sequences that are held in memory.
         sequences: record -> ids (L,), for sources without a genome.
+        names, values: of labels that are no single class (`label_values.values_of`); None where there are classes.
         examples: each region is one example; else windows are drawn from them.
         origin: where the splits come from, in words; empty until they are there.
         left_out: regions with too many unknown bases; see `leave_out_unknown`.
@@ -72,6 +74,8 @@ class Labelled:
     examples: bool
     files: list[FileFingerprint]
     origin: str = ""
+    names: tuple[str, ...] = ()
+    values: NDArray[np.float32] | None = None
     left_out: list[Region] = field(default_factory=list)
     dropped: int = 0
     identity: dict[tuple[int, str, int, int], int] = field(default_factory=dict)
@@ -97,11 +101,12 @@ class Labelled:
         return DnaTokenizer().reverse_complement(ids) if region.reverse else ids
 
 
-def open_labelled(config: DnaClassesConfig, progress: Progress | None = None) -> Labelled:
+def open_labelled(config: DnaClassesConfig, progress: Progress | None = None, task: str = "classes") -> Labelled:
     """Detect what kind of source `data.path` is, and read it.
 
     Args:
         config: what to read.
+        task: what for: classes, multilabel or regression.
         progress: called with (what, done, in all), for example ("reading t.tsv, rows", 4096, None).
 
     Raises:
@@ -119,12 +124,15 @@ def open_labelled(config: DnaClassesConfig, progress: Progress | None = None) ->
             raise InputError("data.labels requires one FASTA in data.path, not a mapping of classes")
         labelled = _from_bed(config.labels, Genome(path, progress=progress), use_splits)
     else:
-        rows = None if isinstance(path, Mapping) else _rows(path, config, progress)
+        rows = None if isinstance(path, Mapping) else _rows(path, config, progress, task != "classes")
         if rows is not None:
-            labelled = _in_memory(*rows, use_splits)
+            labelled = _in_memory(*rows, use_splits, task, config)
         else:
             labelled = _from_fasta(_sources(path, config.files, config.classes), use_splits, progress)
-    labelled = _choose_classes(labelled, config.classes)
+    if task == "classes":
+        labelled = _choose_classes(labelled, config.classes)
+    else:
+        _check_values(labelled, config, task)
     labelled.progress = progress
     if config.sampling != "auto":
         labelled.examples = config.sampling == "examples"
@@ -156,6 +164,19 @@ def leave_out_unknown(labelled: Labelled, max_unknown: float) -> None:
     labelled.regions = kept
 
 
+def _check_values(labelled: Labelled, config: DnaClassesConfig, task: str) -> None:
+    """Refuse sources and settings that have no meaning for labels which are no single class."""
+    if labelled.values is None:
+        raise InputError(
+            f"head.task={task}: {config.path} names a class for each file, folder or region; give a table with the columns "
+            f"sequence and label, or FASTA with headers >name|label"
+        )
+    if config.classes is not None:
+        raise InputError(f"data.classes: is for head.task=classes, not {task}; leave it null")
+    if config.sampling == "windows":
+        raise InputError(f"data.sampling=windows: with head.task={task} a label is of a whole sequence; set it to auto")
+
+
 def _choose_classes(labelled: Labelled, wanted: list[str] | None) -> Labelled:
     """Only these classes, numbered in this order."""
     if wanted is not None:
@@ -174,9 +195,12 @@ def _choose_classes(labelled: Labelled, wanted: list[str] | None) -> Labelled:
 
 
 def _rows(
-    path: str | list[str], config: DnaClassesConfig, progress: Progress | None
+    path: str | list[str], config: DnaClassesConfig, progress: Progress | None, empty: bool
 ) -> tuple[list[Row], list[Path], str] | None:
-    """Sequences that stand one by one, their files, and what to call those; None for FASTA per class."""
+    """Sequences that stand one by one, their files, and what to call those; None for FASTA per class.
+
+    With `empty` a label may be missing.
+    """
     columns = Columns.of(config.columns)
     given = [Path(one).expanduser() for one in ([path] if isinstance(path, str) else path)]
     if len(given) == 1 and given[0].is_dir():
@@ -184,9 +208,13 @@ def _rows(
         if _has_text_folders(folder):
             return *read_text_folders(folder), str(folder)
         files = _split_files(folder, config.files)
-        return None if files is None else (read_split_files(files, progress, columns), files, str(folder))
+        return (
+            None
+            if files is None
+            else (read_split_files(files, progress, columns, empty_labels=empty), files, str(folder))
+        )
     if len(given) > 1 and all(split_word_of(one) for one in given):
-        return read_split_files(given, progress, columns), given, str(given[0].parent)
+        return read_split_files(given, progress, columns, empty_labels=empty), given, str(given[0].parent)
     tables = [one for one in given if is_table_name(one.name)]
     if len(given) > 1 and tables:
         raise InputError(
@@ -194,7 +222,7 @@ def _rows(
             f"give one table with a column split"
         )
     if tables:
-        return read_table(given[0], progress, columns), given, str(given[0])
+        return read_table(given[0], progress, columns, empty_labels=empty), given, str(given[0])
     if len(given) == 1 and given[0].is_file() and given[0].suffix != ".2bit" and has_header_labels(given[0]):
         return read_labelled_fasta(given[0], progress), given, str(given[0])
     return None
@@ -232,24 +260,36 @@ def _split_files(folder: Path, pattern: str) -> list[Path] | None:
     return called or None
 
 
-def _in_memory(rows: list[Row], files: list[Path], where: str, use_splits: bool) -> Labelled:
-    check_alphabet(rows, where)
+def _in_memory(
+    rows: list[Row], files: list[Path], where: str, use_splits: bool, task: str, config: DnaClassesConfig
+) -> Labelled:
+    names: tuple[str, ...] = ()
+    values = None
+    check_alphabet(rows if task == "classes" else [row._replace(label=task) for row in rows], where)
     said: Iterable[tuple[str, Mapping[str, str]]] = ((row.where, row.tags) for row in rows)
     splits = splits_of(said, "sequences") if use_splits else [None] * len(rows)
     codec = DnaTokenizer()
-    classes = _sorted_classes((row.label for row in rows), where)
-    number = {name: i for i, name in enumerate(classes)}
+    if task == "classes":
+        classes = _sorted_classes((row.label for row in rows), where)
+        number = {name: i for i, name in enumerate(classes)}
+        labels = [number[row.label] for row in rows]
+    else:
+        # One stratum, as far as splits are concerned.
+        classes, labels = (task,), [0] * len(rows)
+        columns = Columns.of(config.columns if is_table_name(files[0].name) else None).labels
+        names, values = values_of(rows, columns, task, where)
     sequences: dict[str, NDArray[np.uint8]] = {}
     regions = []
     digest = hashlib.sha256()
-    for row, split in zip(rows, splits, strict=True):
+    for at, (row, split, label) in enumerate(zip(rows, splits, labels, strict=True)):
         sequences[row.name] = codec.encode(row.sequence)
         locus = f"group {row.group}" if row.group else row.name
-        regions.append(Region(row.name, 0, len(row.sequence), number[row.label], split, locus))
-        digest.update(f"{row.label}\t{split}\t{row.name}\t{row.sequence}\n".encode())
+        own = -1 if values is None else at
+        regions.append(Region(row.name, 0, len(row.sequence), label, split, locus, row=own))
+        digest.update(f"{';'.join((row.label, *row.more))}\t{split}\t{row.name}\t{row.sequence}\n".encode())
     size = sum(file.stat().st_size for file in files)
     fingerprint = FileFingerprint(os.path.basename(where), where, size, digest.hexdigest())
-    return Labelled(classes, regions, [], sequences, True, [fingerprint])
+    return Labelled(classes, regions, [], sequences, True, [fingerprint], names=names, values=values)
 
 
 def _sorted_classes(labels: Iterable[str], where: str) -> tuple[str, ...]:

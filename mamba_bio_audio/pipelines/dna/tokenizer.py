@@ -35,6 +35,7 @@ class DnaTokenizer:
 
     name = "dna"
     unit = "base"
+    description = "bases as letters"
     start_id = None
     vocab = TOKENS
     vocab_size = len(TOKENS)

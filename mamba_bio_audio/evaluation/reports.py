@@ -1,0 +1,163 @@
+"""Scores of what heads predict, by the kind of their outputs (`models/tasks.py`): labels and numbers.
+
+Classes have a report of their own (`classification.py`). What a correlation tells: whether higher is predicted where higher
+is; it does not see a wrong scale, which R2 does. A mean over labels hides that rare ones are worse; every label is given.
+What is not known (NaN) is not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional import pearson_corrcoef, r2_score, spearman_corrcoef
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_average_precision,
+    binary_f1_score,
+    binary_matthews_corrcoef,
+)
+
+from mamba_bio_audio.evaluation.resampling import (
+    RESAMPLES,
+    Interval,
+    Score,
+    auroc,
+    average_precision,
+    interval,
+    matthews,
+    mean_of,
+    pearson,
+    r2,
+    spearman,
+)
+
+Values = NDArray[np.float64]
+# With up to this many outputs each has its own intervals.
+OWN_INTERVALS = 20
+
+
+def labels_report(p: Values, y: Values, names: Sequence[str], groups: NDArray[Any]) -> dict[str, Any]:
+    """Scores of the probabilities of labels, ready for JSON.
+
+    Args:
+        p, y: (n, K), y 1, 0 or NaN.
+        names: of the labels.
+        groups: (n,) of the rows, resampled as wholes.
+
+    Returns:
+        `count`, `labels`, `mean` (scores over all labels that have them: value, low, high, groups) and `outputs`: for each
+        label `known`, `there` and its scores, None where they are undefined.
+    """
+
+    def scores(p: Values, y: Values) -> dict[str, tuple[float, Score]]:
+        true = y > 0.5
+        if true.all() or not true.any():
+            return {}
+        chosen = p >= 0.5
+        given, target = torch.from_numpy(p), torch.from_numpy(true.astype(np.int64))
+        return {
+            "auroc": (float(binary_auroc(given, target)), auroc(p, true)),
+            "average_precision": (float(binary_average_precision(given, target)), average_precision(p, true)),
+            "mcc": (
+                float(binary_matthews_corrcoef(given, target)),
+                matthews(chosen.astype(np.int64), true.astype(np.int64), 2),
+            ),
+        }
+
+    def more(p: Values, y: Values) -> dict[str, float | None]:
+        given, target = torch.from_numpy(p), torch.from_numpy(y.astype(np.int64))
+        return {"there": float(y.mean()) if len(y) else None, "f1": float(binary_f1_score(given, target))}
+
+    return _report(p, y, names, groups, scores, more)
+
+
+def numbers_report(predicted: Values, y: Values, names: Sequence[str], groups: NDArray[Any]) -> dict[str, Any]:
+    """Scores of numbers, ready for JSON; arguments and result as for `labels_report`, y NaN where not known.
+
+    R2 is against the mean of these very rows, so a constant right guess reaches 0.
+    """
+
+    def scores(x: Values, y: Values) -> dict[str, tuple[float, Score]]:
+        if len(y) < 2 or np.ptp(y) == 0:
+            return {}
+        given, target = torch.from_numpy(x), torch.from_numpy(y)
+        found = {"r2": (float(r2_score(given, target)), r2(x, y))}
+        # A constant has no rank.
+        if np.ptp(x) > 0:
+            found |= {
+                "pearson": (float(pearson_corrcoef(given, target)), pearson(x, y)),
+                "spearman": (float(spearman_corrcoef(given, target)), spearman(x, y)),
+            }
+        return found
+
+    def more(x: Values, y: Values) -> dict[str, float | None]:
+        if not len(y):
+            return {"rmse": None, "mae": None, "standard_deviation": None}
+        return {
+            "rmse": math.sqrt(float(((x - y) ** 2).mean())),
+            "mae": float(np.abs(x - y).mean()),
+            "standard_deviation": float(y.std()),
+        }
+
+    return _report(predicted, y, names, groups, scores, more)
+
+
+def _report(
+    given: Values,
+    y: Values,
+    names: Sequence[str],
+    groups: NDArray[Any],
+    scores: Callable[[Values, Values], Mapping[str, tuple[float, Score]]],
+    more: Callable[[Values, Values], Mapping[str, float | None]],
+) -> dict[str, Any]:
+    if given.shape != y.shape or y.shape != (len(groups), len(names)) or not len(y):
+        raise ValueError(f"values {given.shape} and {y.shape} do not fit {len(groups)} groups and {len(names)} names")
+    if not np.isfinite(given).all():
+        raise ValueError("predicted values must be finite")
+    outputs: dict[str, Any] = {}
+    together: dict[str, list[tuple[float, Score]]] = {}
+    resamples = _affordable(y.size)
+    for at, name in enumerate(names):
+        there = ~np.isnan(y[:, at])
+        x, true = given[there, at], y[there, at]
+        row: dict[str, Any] = {"known": int(there.sum()), **more(x, true)}
+        for key, (value, score) in scores(x, true).items():
+            few = len(names) <= OWN_INTERVALS
+            found = interval(value, score, groups[there], resamples=resamples if few else 0)
+            row[key] = found.to_dict()
+            together.setdefault(key, []).append((value, _of(score, there)))
+        outputs[name] = row
+    mean = {
+        key: interval(
+            float(np.mean([value for value, _ in found])),
+            mean_of([score for _, score in found]),
+            groups,
+            resamples=resamples,
+        ).to_dict()
+        for key, found in together.items()
+    }
+    return {"count": len(y), "labels": list(names), "mean": mean, "outputs": outputs}
+
+
+def _of(score: Score, there: NDArray[np.bool_]) -> Score:
+    """A score of some of the rows, as one of all."""
+    return lambda weights: score(weights[:, there])
+
+
+def _affordable(size: int) -> int:
+    """Resamples that take seconds, at least a hundred of them; of more values than that allows none."""
+    count = min(RESAMPLES, (1 << 28) // size)
+    return count if count >= 100 else 0
+
+
+# By the kind of outputs.
+REPORTS: dict[str, Callable[[Values, Values, Sequence[str], NDArray[Any]], dict[str, Any]]] = {
+    "labels": labels_report,
+    "numbers": numbers_report,
+}
+__all__ = ["REPORTS", "Interval", "labels_report", "numbers_report"]

@@ -1,0 +1,150 @@
+"""What `mba evaluate` finds of a model that predicts labels or numbers: typed, as text and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from mamba_bio_audio.jobs.evaluate_results import (
+    ClassesResult,
+    ContextResult,
+    Interval,
+    Kept,
+    LikelihoodResult,
+    counted,
+)
+from mamba_bio_audio.pipelines.contract import Domain
+from mamba_bio_audio.pipelines.scores import Found
+from mamba_bio_audio.text import printable
+
+# Scores for people, in the order of the table; what is there of them is shown.
+SCORES = {
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "r2": "R2",
+    "auroc": "AUROC",
+    "average_precision": "AP",
+    "mcc": "MCC",
+    "f1": "F1",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "standard_deviation": "SD",
+    "there": "there",
+}
+SHOWN = 20
+
+
+class ValuesReport(Found):
+    """Scores of each output, and their means (`evaluation/reports.py`).
+
+    Attributes:
+        mean: over the outputs that have a score, with intervals over groups.
+        outputs: of each; an interval, a number, or None where it is undefined.
+    """
+
+    count: int
+    labels: list[str]
+    mean: dict[str, Interval]
+    outputs: dict[str, dict[str, Any]]
+
+    def text(self, what: str) -> str:
+        """A table for people; `what` is one row of the data, in the plural."""
+        several = len(self.labels) > 1
+        groups = next((row.groups for row in self.mean.values()), 0)
+        lines = [f"{self.count:,} {what}; 95 % intervals over {groups:,} groups"]
+        for key, row in self.mean.items():
+            lines.append(f"{'mean ' if several else ''}{SCORES[key]} {row.plain()}")
+        rows = list(self.outputs.items())
+        if len(rows) > SHOWN:
+            key = next(iter(self.mean), "")
+            rows = sorted(rows, key=lambda row: _value(row[1].get(key), worst=math.inf))[:SHOWN]
+            lines.append(
+                f"the {SHOWN} lowest of {len(self.outputs):,} by {SCORES.get(key, 'name')} (the JSON has all):"
+            )
+        keys = [key for key in SCORES if any(key in row for _, row in rows)]
+        width = max([8, *(len(printable(name)) for name, _ in rows)]) + 2
+        lines += ["", f"{'':<{width}}{'known':>10}" + "".join(f"{SCORES[key]:>10}" for key in keys)]
+        for name, own in rows:
+            cells = "".join(f"{_cell(own.get(key)):>10}" for key in keys)
+            lines.append(f"{printable(name):<{width}}{own['known']:>10,}{cells}")
+        return "\n".join(lines)
+
+
+def _value(found: Any, worst: float = math.nan) -> float:
+    value = found.get("value") if isinstance(found, dict) else found
+    return worst if value is None else float(value)
+
+
+def _cell(found: Any) -> str:
+    value = _value(found)
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+class ValuesResult(Kept):
+    """Scores of a model of labels or numbers on a split.
+
+    Attributes:
+        task: `head.task`.
+        strand: that was read; None where there is only one.
+        evaluations: when this split of this run was evaluated.
+        predictions: one row for each sequence, TSV; not part of the JSON.
+    """
+
+    run: str = ""
+    which: str = "best"
+    weights_sha256: str | None = None
+    overrides: tuple[str, ...] = ()
+    files: tuple[dict[str, Any], ...] = ()
+    split_source: str = ""
+    task: str
+    split: str
+    length: int
+    unit: str
+    strand: str | None
+    positions: int = 0
+    rows: str = "sequences"
+    model: ValuesReport
+    evaluations: tuple[str, ...] = ()
+    predictions: str = Field("", exclude=True)
+
+    def headline(self) -> dict[str, Any]:
+        """The scores that a training ends with, by name, as plain values."""
+        return {name: row.model_dump() for name, row in self.model.mean.items()}
+
+    def text(self) -> str:
+        """Tables for people."""
+        strand = "" if self.strand is None else f", strand: {self.strand}"
+        lines = [
+            f"{self.split} split, {self.task}, {self.rows} of up to {self.length:,} {self.unit}s{strand}",
+            "",
+            self.model.text(self.rows),
+        ]
+        count = len(self.evaluations)
+        if count > 1 and self.split == "test":
+            lines += ["", counted(count)]
+        return "\n".join(lines)
+
+
+Evaluation = LikelihoodResult | ClassesResult | ValuesResult | ContextResult
+
+
+def read_evaluation(value: Mapping[str, Any], domain: Domain) -> Evaluation:
+    """The evaluation in a JSON file of a run.
+
+    Args:
+        value: of `evaluate-SPLIT.json` or `evaluate-context-SPLIT.json`.
+        domain: of the run's data.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if "contexts" in value:
+        return ContextResult.model_validate(value)
+    if value.get("task") == "classification":
+        return ClassesResult.read(value, domain.class_notes)
+    if "task" in value:
+        return ValuesResult.model_validate(value)
+    return LikelihoodResult.read(value, domain.likelihood_notes)

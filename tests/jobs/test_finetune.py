@@ -1,0 +1,156 @@
+"""`mba finetune`: labels and numbers from table to prediction, in one process."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mamba_bio_audio as mba
+from mamba_bio_audio.cli.main import run as command
+
+RECIPE = """\
+model: {d_model: 16, num_layers: 1, ssm: {d_state: 4}}
+head: {}
+data: {kind: dna-classes}
+train: {length: 40, tokens_per_step: 1280, steps: 60, lr: 3.0e-2, validate_every: 30, checkpoint_every: 30}
+"""
+
+
+def mba_command(*arguments) -> int:
+    with pytest.raises(SystemExit) as stop:
+        command([str(argument) for argument in arguments])
+    return 0 if stop.value.code is None else int(stop.value.code)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Sequences with their share of G and C in percent, and with whether they are rich in GC or in A: each by oracle."""
+    folder = tmp_path_factory.mktemp("labels")
+    rng = np.random.default_rng(0)
+    numbers, labels = "sequence\tlabel\n", "sequence\tlabel\n"
+    for _ in range(300):
+        share = rng.beta(2, 2)
+        text = "".join(rng.choice(list("ACGT"), 40, p=[(1 - share) / 2, share / 2, share / 2, (1 - share) / 2]))
+        gc = 100 * (text.count("G") + text.count("C")) / len(text)
+        numbers += f"{text}\t{gc:g}\n"
+        labels += (
+            f"{text}\t{';'.join(name for name, there in (('gc', gc > 50), ('a', text.count('A') > 8)) if there)}\n"
+        )
+    (folder / "numbers.tsv").write_text(numbers)
+    # An empty last column.
+    (folder / "labels.tsv").write_text(labels.replace("\t\n", "\tgc;a\n"))
+    (folder / "r.yaml").write_text(RECIPE)
+    return folder
+
+
+def trained(folder: Path, out: Path, table: str, task: str, *more: str) -> int:
+    settings = (f"data.path={folder / table}", f"head.task={task}", *more)
+    pairs = [part for key in settings for part in ("--set", key)]
+    return mba_command("finetune", folder / "r.yaml", *pairs, "--out", out, "--device", "cpu")
+
+
+def test_a_number_of_a_sequence(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert trained(folder, run, "numbers.tsv", "regression") == 0
+    out = capsys.readouterr().out
+    assert "half squared errors in standard deviations per number" in out
+    assert "validation R2 1.000 (" in out
+    config = (run / "config.yaml").read_text()
+    assert "outputs: numbers" in config
+    assert mba_command("evaluate", run, "--device", "cpu", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert json.loads((run / "evaluate-test.json").read_text()) == result
+    assert result["task"] == "regression"
+    own = result["model"]["outputs"]["label"]
+    assert own["r2"]["value"] > 0.9
+    assert own["r2"]["low"] < own["r2"]["value"] <= own["r2"]["high"]
+    assert own["rmse"] < 0.3 * own["standard_deviation"]
+    # The predictions are those that the scores are of, in percent, and what mba predict and mba.predict give.
+    rows = read(run / "predictions-test.tsv")
+    error = np.array([float(row["label"]) - float(row["known_label"]) for row in rows])
+    assert np.sqrt((error**2).mean()) == pytest.approx(own["rmse"], rel=1e-4)
+    sequences = {row.split("\t")[0] for row in (folder / "numbers.tsv").read_text().splitlines()[1:]}
+    given = sorted(sequences)[:5]
+    (tmp_path / "x.fa").write_text("".join(f">{at}\n{text}\n" for at, text in enumerate(given)) + ">n\nNNNN\n")
+    assert mba_command("predict", run, tmp_path / "x.fa", "--out", tmp_path / "p.tsv", "--device", "cpu") == 0
+    assert "6 records, 200 bases used: 5 scored" in capsys.readouterr().out
+    found = read(tmp_path / "p.tsv")
+    assert list(found[0]) == ["file", "record", "length", "bases_used", "windows", "label", "note"]
+    assert found[5]["label"] == ""
+    assert "no known symbol" in found[5]["note"]
+    alike = mba.predict(mba.load(run), given)
+    assert [float(row["label"]) for row in found[:5]] == pytest.approx(alike[:, 0].tolist(), rel=1e-4)
+    assert mba_command("report", run) == 0
+
+
+def test_several_labels_of_a_sequence(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert trained(folder, run, "labels.tsv", "multilabel") == 0
+    assert "nats per label" in capsys.readouterr().out
+    assert mba_command("evaluate", run, "--device", "cpu", "--no-baselines") == 0
+    assert "mean AUROC 0.9" in capsys.readouterr().out
+    result = json.loads((run / "evaluate-test.json").read_text())["model"]
+    assert result["labels"] == ["a", "gc"]
+    assert result["outputs"]["gc"]["auroc"]["value"] > 0.95
+    (tmp_path / "x.fa").write_text(f">rich\n{'GC' * 20}\n>poor\n{'TTTTAAAA' * 5}\n")
+    assert mba_command("predict", run, tmp_path / "x.fa", "--out", tmp_path / "p.tsv", "--device", "cpu") == 0
+    rich, poor = read(tmp_path / "p.tsv")
+    assert (rich["predicted"], poor["predicted"]) == ("gc", "a")
+    assert float(rich["p_gc"]) > 0.5 > float(rich["p_a"])
+
+
+def test_a_run_of_numbers_resumes_and_is_exported(folder, tmp_path, capsys):
+    short = ("train.steps=4", "train.validate_every=2")
+    assert trained(folder, tmp_path / "run", "numbers.tsv", "regression", *short) == 0
+    assert mba_command("export", tmp_path / "run", "--out", tmp_path / "hub") == 0
+    one, other = (mba.predict(mba.load(tmp_path / name), ["ACGTTT"]) for name in ("run", "hub"))
+    assert one.tolist() == other.tolist()
+    pairs = [f"data.path={folder / 'numbers.tsv'}", "head.task=regression", "train.steps=6", "train.validate_every=2"]
+    sets = [part for key in pairs for part in ("--set", key)]
+    again = ["finetune", folder / "r.yaml", *sets, "--out", tmp_path / "run", "--device", "cpu", "--quiet"]
+    assert mba_command(*again, "--resume") == 0
+    # On from a model of the same numbers: its head is taken, because what it says means the same.
+    more = (f"head.pretrained={tmp_path / 'hub'}", "train.steps=1", "train.lr=1e-9", "train.lr_min=0")
+    assert trained(folder, tmp_path / "on", "numbers.tsv", "regression", *more) == 0
+    last = mba.load(tmp_path / "on").head.weight
+    assert (last - mba.load(tmp_path / "hub").head.weight).abs().max() < 1e-6
+
+
+def test_mistakes(folder, tmp_path, capsys):
+    pairs = ["--set", f"data.path={folder / 'numbers.tsv'}", "--set", "head.task=regression"]
+    assert mba_command("classify", folder / "r.yaml", *pairs) == 2
+    assert "use mba finetune, of which mba classify is the name for classes" in capsys.readouterr().err
+    assert trained(folder, tmp_path / "x", "numbers.tsv", "tracks") == 2
+    assert (
+        "data.kind=dna-classes is for classes, multilabel, regression; for tracks set data.kind="
+        in capsys.readouterr().err
+    )
+    assert trained(folder, tmp_path / "x", "labels.tsv", "regression") == 2
+    assert "is not a number" in capsys.readouterr().err
+    assert trained(folder, tmp_path / "x", "numbers.tsv", "regression", "head.mean=[1, 2]") == 2
+    assert "head.mean has 2 values for 1 numbers" in capsys.readouterr().err
+    assert mba_command("finetune", "dna/tiny", "--set", f"data.path={folder / 'numbers.tsv'}") == 2
+    assert "has no head" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_weights_of_classes(tmp_path, folder, capsys):
+    """Balanced weights are the inverse of how often a class is in training, 1 on average over its sequences."""
+    rng = np.random.default_rng(0)
+    rows = "".join(
+        f"{''.join(rng.choice(list('ACGT'), 40))}\t{'ab'[at % 4 == 0]}\t{'train' if at < 40 else 'valid'}\n"
+        for at in range(60)
+    )
+    (tmp_path / "t.tsv").write_text("sequence\tlabel\tsplit\n" + rows)
+    pairs = [f"data.path={tmp_path / 't.tsv'}", "head.class_weights=balanced"]
+    sets = [part for key in pairs for part in ("--set", key)]
+    assert mba_command("classify", folder / "r.yaml", *sets, "--dry-run", "--json", "--device", "cpu") == 0
+    weights = json.loads(capsys.readouterr().out)["config"]["head"]["class_weights"]
+    assert weights == [pytest.approx(40 / 2 / 30), pytest.approx(40 / 2 / 10)]

@@ -23,6 +23,7 @@ def classify(
     reverse: Any = None,
     strand: Strand = "forward",
     passes: Passes = Passes(),
+    temperature: float | None = None,
 ) -> NDArray[np.float64]:
     """Class probabilities, or what else a head says (n, K), of sequences of any lengths, processed as one batch.
 
@@ -34,6 +35,8 @@ def classify(
         strand: "both" averages the outputs of the two strands, so that a sequence and its reverse complement get
             the same.
         passes: how the batch is run through the model.
+        temperature: T of classes; the result is then (n, K + 1): the mean over strands of softmax(z / T) of the logits z,
+            and of the energy T logsumexp(z / T).
 
     Raises:
         Stopped: `passes.stop` returned True.
@@ -47,13 +50,19 @@ def classify(
         readings.append([reverse(row) for row in rows])
     total: NDArray[np.float64] = np.zeros(())
     for reading in readings:
-        logits = _last_logits(model, reading, pad_id, passes)
-        total = total + model.values(logits).cpu().numpy()
+        logits = last_logits(model, reading, pad_id, passes)
+        values = model.values(logits) if temperature is None else _tempered(logits, temperature)
+        total = total + values.cpu().numpy()
     return total / len(readings)
 
 
-def _last_logits(model: Any, rows: Sequence[NDArray[Any]], pad_id: int, passes: Passes) -> Tensor:
-    """Logits (n, K) at each row's last real position."""
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    z = logits.double() / temperature
+    return torch.cat([z.softmax(-1), temperature * z.logsumexp(-1, keepdim=True)], -1)
+
+
+def last_logits(model: Any, rows: Sequence[NDArray[Any]], pad_id: int, passes: Passes) -> Tensor:
+    """Logits (n, K) at each row's last real position; arguments as for `classify`."""
     lengths = torch.tensor([len(row) for row in rows])
     last = (lengths - 1).to(passes.device)
 

@@ -50,6 +50,7 @@ class Reading:
         strand: "both" averages the strands; choose one of them if the strand of the sequences has a meaning.
         max_unknown: windows with a larger share of unknown symbols are left out, as in training.
         batch_symbols: symbols read at once; does not change the results.
+        temperature: of a classifier's probabilities; predictions then have an energy too (`classify`).
     """
 
     length: int
@@ -57,6 +58,7 @@ class Reading:
     strand: Strand = "both"
     max_unknown: float = 0.1
     batch_symbols: int = 1 << 14
+    temperature: float | None = None
 
 
 class Prediction(NamedTuple):
@@ -68,6 +70,7 @@ class Prediction(NamedTuple):
         used: known symbols that at least one window read.
         windows: number of windows averaged, over all strands.
         reason: why there are no probabilities; empty if there are.
+        energy: the mean over the same windows, where a temperature was given.
     """
 
     probabilities: NDArray[np.float64] | None
@@ -75,6 +78,7 @@ class Prediction(NamedTuple):
     used: int
     windows: int
     reason: str
+    energy: float | None = None
 
 
 @dataclass
@@ -182,14 +186,17 @@ def predict_records(
         fill = max(0, symbols.fill_to - len(row))
         return np.concatenate([row, np.full(fill, symbols.pad_id, row.dtype)]) if fill else row
 
+    def result(record: _Record) -> Prediction:
+        return _result(record, known, reading.temperature is not None)
+
     def finish(waiting: Sequence[_Record]) -> Iterator[Prediction]:
         try:
             read_all(waiting)
         except Stopped:
             # Results keep their order, so whatever follows an unfinished record is computed again on resuming.
-            yield from (_result(r, known) for r in itertools.takewhile(lambda record: not record.left, waiting))
+            yield from (result(r) for r in itertools.takewhile(lambda record: not record.left, waiting))
             raise
-        yield from (_result(record, known) for record in waiting)
+        yield from map(result, waiting)
 
     def read_all(waiting: Sequence[_Record]) -> None:
         for record in waiting:
@@ -200,7 +207,7 @@ def predict_records(
             for batch in batches(pieces, _length, reading.batch_symbols, passes.chunk):
                 turn = reverse if name == "reverse" else None
                 rows = [filled(_window(record.ids, low, high, turn)) for record, low, high in batch]
-                found = classify(model, rows, pad_id=symbols.pad_id, passes=passes)
+                found = classify(model, rows, pad_id=symbols.pad_id, passes=passes, temperature=reading.temperature)
                 for (record, _, _), row in zip(batch, found, strict=True):
                     record.sums[name] = record.sums.get(name, 0.0) + row
                     record.left -= 1
@@ -257,6 +264,23 @@ def _count(known: Callable[[Ids], NDArray[np.bool_]], ids: Ids, low: int, high: 
     return sum(int(np.count_nonzero(known(ids[at : min(at + PIECE, high)]))) for at in pieces)
 
 
+def joined(mates: Sequence[Prediction]) -> Prediction:
+    """The prediction for reads that belong together: the mean of those that could be scored."""
+    scored = [mate for mate in mates if mate.probabilities is not None]
+    length = sum(mate.length for mate in mates)
+    if not scored:
+        return Prediction(None, length, 0, 0, mates[0].reason)
+    energies = [mate.energy for mate in scored if mate.energy is not None]
+    return Prediction(
+        np.mean(np.stack([mate.probabilities for mate in scored if mate.probabilities is not None]), axis=0),
+        length,
+        sum(mate.used for mate in scored),
+        sum(mate.windows for mate in scored),
+        "",
+        float(np.mean(energies)) if energies else None,
+    )
+
+
 def tile(size: int, length: int) -> list[tuple[int, int]]:
     """Windows that cover `size` symbols side by side; the last one is moved back to end with them."""
     if size <= length:
@@ -273,7 +297,7 @@ def _window(ids: Ids, low: int, high: int, reverse: Callable[[Ids], Ids] | None)
     return ids[low:high] if reverse is None else reverse(ids[len(ids) - high : len(ids) - low])
 
 
-def _result(record: _Record, known: Callable[[Ids], NDArray[np.bool_]]) -> Prediction:
+def _result(record: _Record, known: Callable[[Ids], NDArray[np.bool_]], energies: bool) -> Prediction:
     if record.reason:
         return Prediction(None, len(record.ids), 0, 0, record.reason)
     means = [record.sums[name] / len(found) for name, found in record.windows.items() if found]
@@ -288,4 +312,7 @@ def _result(record: _Record, known: Callable[[Ids], NDArray[np.bool_]]) -> Predi
         used += _count(known, record.ids, max(low, reached), high)
         reached = max(reached, high)
     windows = len(spans)
-    return Prediction(np.sum(means, axis=0) / len(means), len(record.ids), used, windows, "")
+    mean = np.sum(means, axis=0) / len(means)
+    if energies:
+        return Prediction(mean[:-1], len(record.ids), used, windows, "", float(mean[-1]))
+    return Prediction(mean, len(record.ids), used, windows, "")

@@ -18,6 +18,8 @@ from mamba_bio_audio.pipelines.contract import Item
 from mamba_bio_audio.text import cell, show
 
 ROWS_NAME = "rows.tsv"
+# In the place of a class: the model does not know what it is; it was not asked.
+UNKNOWN, NOT_SCORED = "unknown", "not scored"
 MAKER = Maker("predict", ("settings.json", ROWS_NAME))
 # `used` is called by its unit: bases_used, samples_used.
 COLUMNS = ("file", "record", "length", "used", "windows")
@@ -43,6 +45,7 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
     Attributes:
         rows, used, scored, predicted, reasons: counts over all rows, including those of an earlier run; `predicted` by class
             or label, where there are any.
+        shares: of each file, how many records and symbols of each class or label, and of those without.
         complete: set when nothing is left to add.
     """
 
@@ -63,6 +66,7 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
         header = [*COLUMNS[:3], f"{unit}s_used", *COLUMNS[4:], *self.columns, "note"]
         self.rows = self.used = self.scored = 0
         self.predicted, self.reasons = Counter[str](), Counter[str]()
+        self.shares: dict[str, dict[str, list[int]]] = {}
         self._before: list[tuple[str, str, str]] = []
         self._stream: IO[str] = sys.stdout
         if out is None:
@@ -78,14 +82,17 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
             self._stream = self.part.open("w", encoding="utf-8")
             self._write(header)
 
-    def add(self, item: Item, prediction: Prediction) -> None:
-        """Append the row of a record, and count it."""
+    def add(self, item: Item, prediction: Prediction, unknown: bool = False) -> None:
+        """Append the row of a record, and count it; one that is unknown is predicted as `UNKNOWN`."""
         row = [*_names(item), str(item.length), str(prediction.used), str(prediction.windows)]
         p = prediction.probabilities
         if p is None:
             row += [*("" for _ in self.columns), cell(prediction.reason)]
         else:
-            row += [*self.outputs.cells(p.tolist(), self.labels), ""]
+            cells = self.outputs.cells(p.tolist(), self.labels)
+            if unknown:
+                cells[self.columns.index("predicted")] = UNKNOWN
+            row += [*cells, ""]
         self._write(row)
         self._count(row)
 
@@ -125,13 +132,20 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
     def _count(self, row: Sequence[str]) -> None:
         self.rows += 1
         self.used += int(row[3])
+        names = [NOT_SCORED]
         if row[-1]:
             self.reasons[row[-1]] += 1
-            return
-        self.scored += 1
-        if "predicted" in self.columns:
-            said = row[len(COLUMNS) + self.columns.index("predicted")]
-            self.predicted.update([said] if said in self.labels else said.split(";"))
+        else:
+            self.scored += 1
+            names = []
+            if "predicted" in self.columns:
+                said = row[len(COLUMNS) + self.columns.index("predicted")]
+                names = [said] if said in self.labels else said.split(";")
+                self.predicted.update(names)
+        for name in names:
+            count = self.shares.setdefault(row[0], {}).setdefault(name, [0, 0])
+            count[0] += 1
+            count[1] += int(row[2])
 
     def _recover(self, header: Sequence[str]) -> None:
         """Count the whole rows of an earlier run; a row cut short by a kill is cut off."""

@@ -20,6 +20,7 @@ from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, 
 from mamba_bio_audio.jobs.evaluate_suite import Asked, SuiteOptions, evaluate_suite
 from mamba_bio_audio.jobs.sampling_fit import SamplingResult, fit_sampling
 from mamba_bio_audio.jobs.suite_results import SuiteResult
+from mamba_bio_audio.jobs.unknown_fit import UnknownResult, fit_unknown
 from mamba_bio_audio.jobs.values_results import ValuesResult
 from mamba_bio_audio.pipelines.contract import Domain, Progress
 from mamba_bio_audio.pipelines.domains import domain_of
@@ -33,6 +34,7 @@ COMMAND = "evaluate"
 PANEL = "Measure"
 Evaluated = (
     SuiteResult
+    | UnknownResult
     | LikelihoodResult
     | ClassesResult
     | ValuesResult
@@ -65,10 +67,11 @@ class EvaluateOptions(SuiteOptions):
     strand: Literal["both", "forward", "reverse"] = Field(
         "both", description="Strands that a classifier of DNA reads; both takes the mean."
     )
-    metrics: Literal["likelihood", "sampling", "sc09", "sc09-judge"] = Field(
+    metrics: Literal["likelihood", "sampling", "unknown", "sc09", "sc09-judge"] = Field(
         "likelihood",
         description="What is measured; sampling: fit how mba sample draws, the temperature (audio: and top-p) at which "
-        "generated pieces are most like validation data, and keep it in the run; sc09: generate spoken digits and have a "
+        "generated pieces are most like validation data, and keep it in the run; unknown: fit which sequences a classifier "
+        "calls unknown, and keep it in the run for mba predict --threshold calibrated; sc09: generate spoken digits and have a "
         "judge score them (FID, IS, mIS, AM, NDB); sc09-judge: only train that judge and the recogniser, or show those "
         "that are kept.",
     )
@@ -76,6 +79,10 @@ class EvaluateOptions(SuiteOptions):
         None,
         ge=4,
         description="Clips for sc09 (2048, or 10240 with --protocol paper); pieces per setting for sampling (4).",
+    )
+    keep: float = Field(0.95, gt=0, lt=1, description="With unknown: share of validation sequences that stay known.")
+    foreign: Annotated[tuple[str, ...], Cli(metavar="FILE")] = Field(
+        (), description="With unknown: also say how much of this file is called unknown; repeatable."
     )
     seed: int = Field(0, ge=0, description="With sampling: random seed of the generated pieces.")
     protocol: Literal["plain", "paper"] = Field(
@@ -124,6 +131,8 @@ class EvaluateOptions(SuiteOptions):
             raise ValueError("--suite trains and scores classifiers; leave out --metrics and --context")
         if self.max_bases is not None and (self.metrics != "likelihood" or self.context is not None):
             raise ValueError("--max-bases goes with the likelihood of whole windows; --context has --blocks instead")
+        if self.metrics != "unknown" and (self.foreign or self.keep != 0.95):
+            raise ValueError("--keep and --foreign go with --metrics unknown; leave them out")
         if self.metrics != "sc09" and (self.temperature, self.top_p) != (None, None):
             raise ValueError("--temperature and --top-p say how the clips of --metrics sc09 are drawn; leave them out")
         return self
@@ -141,6 +150,8 @@ def run(options: EvaluateOptions) -> Evaluated:
         if options.metrics == "sampling":
             windows = options.model_copy(update={"length": None})
             return fit_sampling(open_run(windows, progress=progress), options, progress)
+        if options.metrics == "unknown":
+            return fit_unknown(open_run(options, progress=progress), options, progress)
         if options.metrics == "sc09-judge":
             return _prepare_judge(options, progress)
         if options.metrics == "sc09":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +17,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.contract import Cli, Device, Force, Options, Result, Resume, Which
 
 if TYPE_CHECKING:
+    from mamba_bio_audio.inference.predict import Prediction
     from mamba_bio_audio.inference.prediction_table import PredictionTable
     from mamba_bio_audio.pipelines.contract import Item
     from mamba_bio_audio.pipelines.corpus import Ids
@@ -49,6 +52,17 @@ class PredictOptions(Options):
     max_unknown: float | None = Field(
         None, ge=0, le=1, description="Skip windows with a larger share of N; default: as in training."
     )
+    paired: bool = Field(
+        False,
+        description="FILEs are paired reads, two by two (R1, then R2); a row is a pair, the mean of its two reads.",
+    )
+    min_length: int = Field(1, ge=1, description="Do not score records, or reads of a pair, that are shorter.")
+    threshold: Annotated[str | None, Cli(metavar="P|calibrated")] = Field(
+        None,
+        description="Predict `unknown` where the largest probability is below this; calibrated: by what mba evaluate --metrics "
+        "unknown fitted.",
+    )
+    summary: Path | None = Field(None, description="TSV file of the shares of the classes in each file.")
     chunk: int = Field(1 << 16, ge=1, description="Symbols read at once; does not change results.")
     which: Which = "best"
     device: Device = "auto"
@@ -59,6 +73,13 @@ class PredictOptions(Options):
     def _check(self) -> PredictOptions:
         if self.resume and self.force:
             raise ValueError("--resume continues a prediction and --force replaces it; give one of them")
+        if self.threshold not in (None, "calibrated"):
+            try:
+                good = 0 < float(str(self.threshold)) <= 1
+            except ValueError:
+                good = False
+            if not good:
+                raise ValueError(f"--threshold {self.threshold}: give a probability between 0 and 1, or calibrated")
         return self
 
     def check_json(self) -> None:
@@ -74,6 +95,7 @@ class PredictResult(Result):
         used: known symbols that some window read.
         scored: records with a prediction.
         predicted: records by class or label; empty for numbers.
+        shares: of each file, records and symbols of each class or label, `unknown`, and of what was not scored.
         not_scored: records without probabilities, by the reason.
         stopped_by: name of the signal that ended it early.
         already_complete: a table that was complete before; nothing was done.
@@ -94,6 +116,13 @@ class PredictResult(Result):
     unit: str | None = None
     scored: int = 0
     predicted: dict[str, int] = Field(default_factory=dict)
+    shares: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict)
+    threshold: float | None = None
+    rule: str | None = None
+    temperature: float | None = None
+    paired: bool | None = None
+    min_length: int | None = None
+    summary_file: str | None = Field(None, exclude=True)
     not_scored: dict[str, int] = Field(default_factory=dict)
     stopped_by: str | None = None
     already_complete: str | None = None
@@ -120,6 +149,13 @@ class PredictResult(Result):
             lines.append(
                 f"windows of {self.length:,} {self.unit}s; the model was trained at {self.trained_length:,} {self.unit}s"
             )
+        if len(self.shares) > 1 and self.predicted:
+            lines += [f"  {file}: {_shares_text(found)}" for file, found in self.shares.items()]
+        if self.rule is not None:
+            what = "largest probability" if self.rule == "probability" else "energy"
+            lines.append(f"unknown: {what} below {self.threshold:.4g} at temperature {self.temperature:.3g}")
+        if self.summary_file is not None:
+            lines.append(f"shares of the classes: {self.summary_file}")
         if missing := sum(self.not_scored.values()):
             reasons = "; ".join(f"{count:,} x {reason}" for reason, count in list(self.not_scored.items())[:5])
             lines.append(f"{missing:,} not scored: {reasons}")
@@ -131,9 +167,29 @@ class PredictResult(Result):
         return 130 if self.stopped_by else 0
 
 
+def _shares_text(found: dict[str, tuple[int, int]]) -> str:
+    """Shares of the records of a file, largest first."""
+    total = sum(records for records, _ in found.values())
+    rows = sorted(found.items(), key=lambda row: -row[1][0])
+    return ", ".join(f"{name} {records / total:.1%}" for name, (records, _) in rows)
+
+
+def _write_shares(path: Path, shares: dict[str, dict[str, list[int]]], unit: str) -> None:
+    """A row for each file and class."""
+    from mamba_bio_audio.files import write_text
+
+    lines = [f"file\tpredicted\trecords\tshare\t{unit}s\tshare_of_{unit}s"]
+    for file, found in shares.items():
+        totals = [sum(counts[at] for counts in found.values()) for at in (0, 1)]
+        for name, (records, size) in sorted(found.items(), key=lambda row: -row[1][0]):
+            ratios = (records / totals[0], size / max(1, totals[1]))
+            lines.append(f"{file}\t{name}\t{records}\t{ratios[0]:.6g}\t{size}\t{ratios[1]:.6g}")
+    write_text(path, "\n".join(lines) + "\n")
+
+
 def run(options: PredictOptions) -> PredictResult:
     """Write classes, labels or numbers of every record, in input order; one without gets a row with the reason."""
-    from mamba_bio_audio.files import check_file, unfinished
+    from mamba_bio_audio.files import begins_with, check_file, unfinished
     from mamba_bio_audio.inference.prediction_table import ours
     from mamba_bio_audio.jobs.common import check_inputs, counters, resolve_device, standard_output
 
@@ -145,8 +201,12 @@ def run(options: PredictOptions) -> PredictResult:
     if out is not None:
         inputs: list[Path | str] = [options.run, *options.files]
         check_file(out, "predict", ours, inputs, force=options.force or options.resume)
+        if options.summary is not None and options.summary.resolve() == out.resolve():
+            raise InputError(f"--summary {options.summary}: is also --out; give it a name of its own")
     elif options.resume:
         raise InputError("--resume needs --out: what went to standard output cannot be continued")
+    if options.summary is not None:
+        check_file(options.summary, "predict", begins_with("file\tpredicted\t"), options.files, force=True)
     device = resolve_device(options.device)
     with counters(options.quiet) as progress:
         ask = _ask_judge if (options.run / "judge.json").exists() else _ask_classifier
@@ -158,7 +218,7 @@ def run(options: PredictOptions) -> PredictResult:
 def _ask_classifier(options: PredictOptions, out: Path | None, device: str, progress: Progress) -> dict[str, Any]:
     """Write the rows; returns what the result says."""
     from mamba_bio_audio.files import locked
-    from mamba_bio_audio.inference.predict import Reading, predict_records
+    from mamba_bio_audio.inference.predict import Reading, joined, predict_records
     from mamba_bio_audio.inference.prediction_table import PredictionTable
     from mamba_bio_audio.inference.streaming import Passes
     from mamba_bio_audio.models.weights import weights_hash
@@ -181,15 +241,26 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
         max_unknown=symbols.max_unknown if options.max_unknown is None else options.max_unknown,
         batch_symbols=1 << (14 if device == "cpu" else 18),
     )
+    weights = weights_hash(model)
+    rule = _rule(options, model, weights)
+    if rule is not None:
+        reading = replace(reading, temperature=rule["temperature"])
     settings: dict[str, Any] = {
-        "weights": weights_hash(model),
+        "weights": weights,
         "mode": reading.mode,
         "length": reading.length,
         "strand": strand,
         "max_unknown": reading.max_unknown,
         "files": list(options.files),
     }
-    records = domain.records(options.files, config.data)
+    # Only where they are given, so that what an earlier version began can be continued.
+    settings |= rule or {}
+    settings |= {"paired": True} if options.paired else {}
+    settings |= {"min_length": options.min_length} if options.min_length > 1 else {}
+    if options.paired:
+        together: Iterator[tuple[Item, ...]] = domain.pairs(options.files, config.data)
+    else:
+        together = ((item,) for item in domain.records(options.files, config.data))
     model.to(device)
     items: deque[Item] = deque()
     read = 0
@@ -209,9 +280,18 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
 
         def ids() -> Iterator[Ids | str]:
             # Kept until its prediction comes, which is in the same order.
-            for item in table.unfinished(records):
-                items.append(item._replace(symbols=""))
-                yield item.symbols
+            mates: tuple[Item, ...] = ()
+
+            def heads() -> Iterator[Item]:
+                nonlocal mates
+                for mates in together:
+                    yield _head(mates)
+
+            for item in table.unfinished(heads()):
+                items.append(item)
+                for mate in mates:
+                    short = not isinstance(mate.symbols, str) and 0 < mate.length < options.min_length
+                    yield f"shorter than --min-length {options.min_length:,}" if short else mate.symbols
 
         passes = Passes(
             device=device,
@@ -220,14 +300,62 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
             stop=lambda: stop.number is not None,
             progress=count,
         )
+        waiting: list[Prediction] = []
         for prediction in predict_records(model, ids(), symbols, reading, passes):
-            table.add(items.popleft(), prediction)
+            waiting.append(prediction)
+            if len(waiting) < 1 + options.paired:
+                continue
+            item = items.popleft()
+            prediction = joined(waiting) if options.paired else prediction
+            waiting = []
+            table.add(item, prediction, _is_unknown(prediction, rule))
             progress(f"{domain.record}s", table.rows, None)
             if not items:
                 table.flush()
         table.complete = stop.number is None
-    more = {"run": str(options.run), "which": options.which, "trained_length": config.train.length}
+    if options.summary is not None:
+        _write_shares(options.summary, table.shares, symbols.unit)
+    more = {
+        "run": str(options.run),
+        "summary_file": options.summary and str(options.summary),
+        "which": options.which,
+        "trained_length": config.train.length,
+    }
     return settings | more | _counts(table, symbols.unit, stop.number) | {"record": domain.record}
+
+
+def _rule(options: PredictOptions, model: Any, weights: str) -> dict[str, Any] | None:
+    """Temperature, rule and threshold of `--threshold`; None without it."""
+    from mamba_bio_audio.inference.prediction_table import UNKNOWN
+    from mamba_bio_audio.run.unknown import read_calibrated
+
+    if options.threshold is None:
+        return None
+    if model.outputs.name != "classes":
+        raise InputError("--threshold is for classifiers of classes, which are unknown where none fits; leave it out")
+    if UNKNOWN in model.labels:
+        raise InputError(f"--threshold: one of the classes is called {UNKNOWN!r}; leave it out")
+    if options.threshold == "calibrated":
+        return read_calibrated(options.run, weights).model_dump(include={"temperature", "rule", "threshold"})
+    return {"temperature": 1.0, "rule": "probability", "threshold": float(options.threshold)}
+
+
+def _is_unknown(prediction: Prediction, rule: dict[str, Any] | None) -> bool:
+    p = prediction.probabilities
+    if rule is None or p is None:
+        return False
+    found = prediction.energy if rule["rule"] == "energy" else p.max()
+    assert found is not None
+    return bool(found < rule["threshold"])
+
+
+def _head(mates: tuple[Item, ...]) -> Item:
+    """What the row of one record, or of a pair, is called."""
+    if len(mates) == 1:
+        return mates[0]._replace(symbols="")
+    first = mates[0]
+    name = re.sub(r"[/._][12]$", "", first.name)
+    return first._replace(name=name, length=sum(mate.length for mate in mates), symbols="")
 
 
 def _ask_judge(options: PredictOptions, out: Path | None, device: str, progress: Progress) -> dict[str, Any]:
@@ -245,10 +373,11 @@ def _ask_judge(options: PredictOptions, out: Path | None, device: str, progress:
     from mamba_bio_audio.signals import StopSignal
 
     chosen = (options.which, options.mode, options.length, options.strand, options.max_unknown)
-    if chosen != ("best", "windows", None, None, None):
+    more = (options.paired, options.min_length, options.threshold, options.summary)
+    if chosen != ("best", "windows", None, None, None) or more != (False, 1, None, None):
         raise InputError(
             f"{options.run}: a judge of digits hears the first second of each file; leave out --which, --mode, --length, "
-            "--strand and --max-unknown"
+            "--strand, --max-unknown, --paired, --min-length, --threshold and --summary"
         )
     judge, _ = open_judge(options.run, device)
     # A recogniser's last class is none of them.
@@ -282,7 +411,12 @@ def _counts(table: PredictionTable, unit: str, stopped: int | None) -> dict[str,
         "used": table.used,
         "unit": unit,
         "scored": table.scored,
-        "predicted": {label: table.predicted[label] for label in table.labels if "predicted" in table.columns},
+        "predicted": {
+            label: table.predicted[label]
+            for label in [*table.labels, *(name for name in table.predicted if name not in table.labels)]
+            if "predicted" in table.columns
+        },
+        "shares": table.shares,
         "not_scored": dict(table.reasons),
         "stopped_by": None if stopped is None else signal.Signals(stopped).name,
     }

@@ -254,6 +254,14 @@ class Domain(ABC):
         """
         raise InputError(f"files of {self.name} cannot be read record by record; use Python, with token ids")
 
+    def pairs(self, files: Iterable[str], config: Any) -> Iterator[tuple[Item, Item]]:
+        """Records that belong together, of files that come two by two, such as the reads of one fragment.
+
+        Raises:
+            InputError: this domain has no pairs, or those of two files do not fit.
+        """
+        raise InputError(f"--paired is for reads of DNA, not for {self.name}; leave it out")
+
     def stored(self, files: Sequence[str], config: Any, progress: Progress | None = None) -> Stored:
         """Records of files, to be read in pieces as the codec of a data section reads them.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from mamba_bio_audio.files import Maker
 from mamba_bio_audio.pipelines.domains import domains
 from mamba_bio_audio.run.sampling import SETTINGS_NAME
+from mamba_bio_audio.run.unknown import UNKNOWN_NAME
 
 # Everything that a training, and the commands that read its run, write into the run folder.
 RUN_FILES = (
@@ -34,6 +35,7 @@ RUN_FILES = (
     ),
     "report.html",
     SETTINGS_NAME,
+    UNKNOWN_NAME,
     *(name for domain in domains() for name in domain.run_files()),
 )
 

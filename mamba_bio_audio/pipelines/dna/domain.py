@@ -55,6 +55,12 @@ class Dna(Domain):
 
         return items(files)
 
+    def pairs(self, files: Iterable[str], config: Any) -> Iterator[tuple[Item, Item]]:
+        """Paired reads."""
+        from mamba_bio_audio.pipelines.dna.records import pairs
+
+        return pairs(files)
+
     def stored(self, files: Sequence[str], config: Any, progress: Progress | None = None) -> Stored:
         """FASTA, plain or BGZF, and 2bit."""
         from mamba_bio_audio.pipelines.dna.genome import Genome

@@ -7,7 +7,9 @@ access (`genome.py`) cannot offer. Only one record is in memory at a time, and o
 from __future__ import annotations
 
 import io
+import itertools
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -111,6 +113,35 @@ def items(files: Iterable[str]) -> Iterator[Item]:
             # During prediction a chromosome is held only once, as ids.
             del record, symbols
             yield item
+
+
+def pairs(files: Iterable[str]) -> Iterator[tuple[Item, Item]]:
+    """Yield the pairs of reads of FASTQ or FASTA files, which come two by two: forward reads, then those of their mates.
+
+    Raises:
+        InputError: the number of files is odd, a file has more reads than its mate's, or two reads have different names.
+    """
+    names = list(files)
+    if len(names) % 2:
+        raise InputError(f"--paired takes files two by two, R1 then R2, and got {len(names)}")
+    for first, second in zip(names[::2], names[1::2], strict=True):
+        for number, (a, b) in enumerate(itertools.zip_longest(items([first]), items([second])), start=1):
+            if a is None or b is None:
+                longer, shorter = (first, second) if b is None else (second, first)
+                raise InputError(
+                    f"{longer}: has a read {number:,}, but {shorter} has none; give the two files of one sequencing run"
+                )
+            if _mate(a.name) != _mate(b.name):
+                raise InputError(
+                    f"{second}: read {number:,} is {b.name!r}, but in {first} it is {a.name!r}; both files need the same "
+                    "order"
+                )
+            yield a, b
+
+
+def _mate(name: str) -> str:
+    """Name of a pair: without /1 or /2."""
+    return re.sub(r"[/._][12]$", "", name)
 
 
 def write_record(handle: IO[bytes], record: Record) -> None:

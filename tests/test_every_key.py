@@ -51,6 +51,7 @@ RECIPES = {
     " stages: [{}, {}, {}]}\n",
     "dna-classes": "data: {kind: dna-classes, path: [DIR/x.fa, DIR/y.fa, DIR/z.fa]}\nmodel: {d_model: 8, num_layers: 1}\n"
     "head: {}\n",
+    "dna-labels": "data: {kind: dna-classes, path: DIR/numbers.tsv}\nmodel: {d_model: 8, num_layers: 1}\nhead: {}\n",
     "audio-classes": "data: {kind: audio-classes, path: DIR/labelled}\nmodel: {d_model: 8, num_layers: 1}\nhead: {}\n",
 }
 
@@ -107,7 +108,12 @@ ROWS = [
     *rows("audio", "model", ("model.stages.1.attention.heads=2", "model.stages.1.mixer=transformer")),
     *rows("audio", "model", ("model.stages.1.attention.mlp_expand=2", "model.stages.1.mixer=transformer")),
     *rows("dna-classes", "model", "head.pool=last", "head.freeze=true", "head.label_smoothing=0.1", "head={pool: max}"),
-    *rows("dna-classes", "model", "head.pretrained=DIR/pretrained", "seed=1"),
+    *rows("dna-classes", "model", "head.pretrained=DIR/pretrained", "seed=1", "head.lora_rank=2"),
+    *rows("dna-classes", "run", ("head.lora_alpha=1", "head.lora_rank=2")),
+    *rows("dna-classes", "model", "head.class_weights=[1, 2, 3]"),
+    *rows("dna-labels", "model", "head.task=regression"),
+    *rows("dna-labels", "model", *[(change, "head.task=regression") for change in ("head.mean=[9]", "head.scale=[9]")]),
+    *rows("dna-labels", "model", ("head.loss=poisson", "head.task=regression")),
     *rows("dna", "data", "data={block_bases: 1000}", "data.path=DIR/other.fa", "data.intervals=DIR/genome.bed"),
     *rows(
         "dna", "data", "data.contigs=chr2", "data.valid_fraction=0.2", "data.test_fraction=0.2", "data.split_by=records"
@@ -131,6 +137,7 @@ ROWS = [
         "error",
         ("data.split=blocks", "data.groups=record"),
         "head.classes=[x, y]",
+        "head.outputs=labels",
         "data.kind=dna",
         "data.labels=DIR/labels.bed",
     ),
@@ -185,7 +192,7 @@ ROWS = [
     *rows("dna", "run", "train.validation_tokens=320", "train.checkpoint_every=1", "train.log_every=2"),
     *rows("dna", "run", ("train.patience=1", "train.lr=1e-30", "train.validate_every=1")),
     *rows("dna-classes", "run", "train.lr_head=1e-3"),
-    *rows("dna", "run", "train.lr_ssm=1e-3"),
+    *rows("dna", "run", "train.lr_ssm=1e-3", "train.lr_layer_decay=0.5"),
     *rows("audio", "run", "train.listen=1"),
     *rows("dna", "trainer", "train.devices=2", "train.nodes=2"),
     *rows("dna", "trainer", ("train.sequence_parallel=2", "train.devices=2")),
@@ -215,6 +222,8 @@ def folder(tmp_path_factory) -> Path:
             f">r{number}\n{bases(700, letters)}{'N' * 20}{bases(50 + 100 * number, letters)}\n" for number in range(8)
         ]
         (folder / f"{name}.fa").write_text("".join(records))
+    numbers = [f"{bases(20)}\t{2 ** (at % 3)}\t{('train', 'valid', 'test')[at // 12]}\n" for at in range(36)]
+    (folder / "numbers.tsv").write_text("sequence\tlabel\tsplit\n" + "".join(numbers))
     (folder / "folder").mkdir()
     for name in ("x", "other"):
         (folder / "folder" / f"{name}.fa").write_text((folder / f"{name}.fa").read_text())
@@ -435,6 +444,7 @@ def test_every_key_has_a_row():
         "dna": ["train.length_warmup=[{length: 16, steps: 2}]"],
         "audio": ["model.stages=[{}, {mixer: transformer}, {}]"],
         "dna-classes": [],
+        "dna-labels": [],
         "audio-classes": [],
     }
     looked = set()

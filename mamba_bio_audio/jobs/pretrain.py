@@ -137,13 +137,17 @@ class DryRunResult(Estimate, Result):
         described = domain_of(self.config["data"]["kind"]).describe(self.data)
         return f"{dump(self.config)}\n{table(described)}\n{table(self._rows())}"
 
+    def _trained(self) -> str:
+        rest = self.trained < self.parameters
+        return f", of which {self.trained:,} are trained ({self.trained / self.parameters:.2%})" if rest else ""
+
     def _rows(self) -> list[tuple[str, str]]:
         from mamba_bio_audio.training.progress import duration
 
         train, memory = self.config["train"], self.memory_bytes
         rows = [
             ("device", f"{self.device}, {self.precision}"),
-            ("parameters", f"{self.parameters:,}"),
+            ("parameters", f"{self.parameters:,}" + self._trained()),
             (
                 "tokens per step",
                 f"{self.tokens_per_step:,} = {self.accumulate} x micro-batch of {self.micro_batch} "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.machine import available_memory, check_memory
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.models.low_rank import adapt
 from mamba_bio_audio.models.size import count_parameters, size_text
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
@@ -51,6 +53,30 @@ def build_classifier(config: ModelConfig | UNetConfig, head: HeadConfig, *, seed
         if seed is not None:
             torch.manual_seed(seed)
         return Classifier(backbone, head)
+
+
+def to_be_trained(model: LanguageModel | Classifier, *, seed: int | None = None) -> LanguageModel | Classifier:
+    """A model whose weights are those of its start, with what its head says of their training; changed in place.
+
+    Args:
+        model: of `build`.
+        seed: random seed of the low-rank updates (`low_rank.py`); None uses the global generator.
+
+    Raises:
+        InputError: the rank of the updates is too large.
+    """
+    if not isinstance(model, Classifier) or model.head_config.lora_rank is None:
+        return model
+    head = model.head_config
+    assert head.lora_rank is not None
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            adapt(model.backbone, head.lora_rank, head.lora_alpha)
+        except ValueError as error:
+            raise InputError(f"head.{error}") from None
+    return model
 
 
 def build(

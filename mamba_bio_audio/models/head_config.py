@@ -56,6 +56,13 @@ class HeadConfig(BaseModel):
         "from random weights",
     )
     freeze: bool = Field(False, description="freeze the backbone and train only the head")
+    lora_rank: int | None = Field(
+        None,
+        ge=1,
+        description="train the head and low-rank updates of the backbone's projections, of this rank (LoRA); its other "
+        "weights stay as they are; null trains all of them",
+    )
+    lora_alpha: float = Field(16.0, gt=0, description="updates are weighted by lora_alpha / lora_rank")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target spread evenly over all classes, in training only"
     )
@@ -68,6 +75,10 @@ class HeadConfig(BaseModel):
                 raise ValueError(f"{key} is for numbers (head.task regression, tracks, or bases); leave it out")
         if self.class_weights is not None and (numbers or self.task == "multilabel"):
             raise ValueError("class_weights is for classes; leave it out")
+        if self.freeze and self.lora_rank is not None:
+            raise ValueError(
+                "lora_rank trains updates of the backbone and freeze leaves it as it is; choose one of them"
+            )
         if self.task == "classes" and self.classes is not None and len(self.classes) < 2:
             raise ValueError("classes: name two or more")
         return self

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, check_folder, check_out, is_occupied, locked, restore
-from mamba_bio_audio.models.build import LanguageModel, build
+from mamba_bio_audio.models.build import LanguageModel, build, to_be_trained
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.data import DataModule
@@ -102,7 +102,10 @@ def prepare(
     if past.manifest:
         check_same_data(past.manifest.get("data", {}), described, run)
     # A resumed run has its weights in its checkpoint, and the pretrained run may be gone.
-    model = build(config.model, config.head, seed=config.seed) if past.step else begin(config)
+    if past.step:
+        model = to_be_trained(build(config.model, config.head, seed=config.seed), seed=config.seed)
+    else:
+        model = begin(config)
     precision, before = resolve_precision(config.train.precision, device), past.manifest.get("precision")
     if before not in (None, precision):
         raise InputError(
@@ -233,4 +236,4 @@ def begin(config: RunConfig) -> LanguageModel | Classifier:
     key, path = ("train.init", config.train.init) if head is None else ("head.pretrained", head.pretrained)
     if path is not None:
         begin_with(model, key, path, domain_of(config.data.kind).codec(config.data))
-    return model
+    return to_be_trained(model, seed=config.seed)

@@ -121,6 +121,8 @@ class RunConfig(BaseModel):
                 )
         if not isinstance(self.model, UNetConfig):
             return self
+        if self.train.lr_layer_decay != 1:
+            raise ValueError("train.lr_layer_decay: needs layers one after another, not a U-Net; set it to 1")
         if self.model.pools and self.train.sequence_parallel > 1:
             raise ValueError(
                 "train.sequence_parallel: cannot pass the states of a U-Net's pools from device to device; set it to 1, "

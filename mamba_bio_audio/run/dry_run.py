@@ -50,6 +50,7 @@ def dry_run(config: RunConfig, run: Path | None, session: Session) -> Estimate:
         device=device,
         precision=prepared.precision,
         parameters=prepared.model.num_parameters(),
+        trained=sum(p.numel() for p in prepared.model.parameters() if p.requires_grad),
         tokens_per_step=train.tokens_per_step,
         micro_batch=train.micro_batch_for(device),
         accumulate=train.accumulate(device),

@@ -57,6 +57,7 @@ class Estimate(BaseModel):
         device: "cpu" or "cuda".
         precision: "fp32" or "bf16".
         parameters: number of parameters of the model.
+        trained: how many of them are trained.
         tokens_per_step: positions per optimiser step, over all devices.
         micro_batch: sequences per device and forward pass.
         accumulate: micro-batches per optimiser step.
@@ -75,6 +76,7 @@ class Estimate(BaseModel):
     device: str
     precision: str
     parameters: int
+    trained: int
     tokens_per_step: int
     micro_batch: int
     accumulate: int

@@ -59,7 +59,8 @@ def least_memory(config: RunConfig, device: str) -> int:
     train = config.train
     parameters = count_parameters(config.model, config.head)
     frozen = config.head is not None and config.head.freeze
-    copies = (1 if frozen else 4) + (train.ema is not None)
+    adapted = config.head is not None and config.head.lora_rank is not None
+    copies = (1 if frozen or adapted else 4) + (train.ema is not None)
     batch = train.micro_batch_for(device) * -(-train.length // train.sequence_parallel)
     if train.stream_chunk == "auto" or frozen:
         kept = 0

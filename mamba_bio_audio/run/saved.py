@@ -23,6 +23,7 @@ from mamba_bio_audio.models.build import LanguageModel, build
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.low_rank import merged
 from mamba_bio_audio.models.size import count_parameters, size_text
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.domains import domain_of
@@ -203,7 +204,7 @@ def _from_run(path: Path, which: Which) -> _Source:
         wanted = saved.average if which == "ema" else saved.weights
         if wanted is None:
             raise InputError(f"{last}: contains no moving average of the weights; use best or last")
-        tensors = wanted
+        tensors = merged(wanted)
     return _Source(tensors, config.model, config, read_manifest(path))
 
 

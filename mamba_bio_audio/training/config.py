@@ -61,6 +61,13 @@ class TrainConfig(BaseModel):
         description="peak learning rate of the state space parameters (A, fixed B and C, D, step size), which have no weight "
         "decay; null uses lr",
     )
+    lr_layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor of the learning rate from each layer to the one before it, and to the embedding; below 1 the first "
+        "layers of a pretrained model change least",
+    )
     lr_min: float = Field(1e-5, ge=0, description="learning rate at the end of the cosine schedule")
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps over which the learning rate rises linearly")
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="betas of AdamW")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -31,7 +33,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW at the peak rates: `lr`, and those of a classifier's head and of state spaces; the schedule scales all alike."""
+    """AdamW at the peak rates: `lr`, those of a head and of state spaces, lower ones of earlier layers; all scaled alike."""
     groups = parameter_groups(model, config.weight_decay)
     head = getattr(model, "head", None)
     if config.lr_head is not None and isinstance(head, nn.Module):
@@ -39,9 +41,27 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     if config.lr_ssm is not None:
         own = [parameter for parameter in model.parameters() if getattr(parameter, "_no_weight_decay", False)]
         groups = _apart(groups, own, config.lr_ssm, config.lr)
+    if config.lr_layer_decay < 1:
+        backbone: Any = getattr(model, "backbone", model)
+        parts = [backbone.embedding, *backbone.layers]
+        for above, part in enumerate(reversed(parts), start=0):
+            groups = _scaled(groups, list(part.parameters()), config.lr_layer_decay**above, config.lr)
     # A frozen backbone leaves groups without parameters.
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def _scaled(groups: list[dict], own: list[nn.Parameter], factor: float, rate: float) -> list[dict]:
+    """The groups, and behind them those of `own` at rates so many times their own."""
+    if factor == 1:
+        return groups
+    ids = {id(parameter) for parameter in own}
+    rest = [group | {"params": [p for p in group["params"] if id(p) not in ids]} for group in groups]
+    part = [
+        group | {"params": [p for p in group["params"] if id(p) in ids], "lr": group.get("lr", rate) * factor}
+        for group in groups
+    ]
+    return [group for group in [*rest, *part] if group["params"]]
 
 
 def _apart(groups: list[dict], own: list[nn.Parameter], rate: float, others: float) -> list[dict]:

@@ -14,7 +14,7 @@ import torch
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.machine import peak_memory, total_memory
-from mamba_bio_audio.models.build import build
+from mamba_bio_audio.models.build import build, to_be_trained
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.streamed import streamed_loss
@@ -102,7 +102,7 @@ def _measure(
     else:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    model = build(model_config, head, seed=0).to(device)
+    model = to_be_trained(build(model_config, head, seed=0), seed=0).to(device)
     model.recompute = train.recompute
     optimizer = build_optimizer(model, train)
     bf16 = resolve_precision(train.precision, device) == "bf16"

@@ -22,6 +22,7 @@ from torch import nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.models.low_rank import merged
 from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training import metrics
 from mamba_bio_audio.training.checkpoints import check_optimizer, not_finite
@@ -411,10 +412,10 @@ def _validated(row: dict[str, str], step: int) -> bool:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights as safetensors; a shared tensor is written once, under its first name."""
+    """Write the weights as safetensors, updates merged; a shared tensor is written once, under its first name."""
     seen: set[int] = set()
     tensors = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in merged(model.state_dict()).items():
         if tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
             tensors[name] = tensor.detach().cpu().contiguous()

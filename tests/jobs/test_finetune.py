@@ -2,13 +2,18 @@
 
 import csv
 import json
+import os
+import re
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.training.steps import Steps
 
 RECIPE = """\
 model: {d_model: 16, num_layers: 1, ssm: {d_state: 4}}
@@ -154,3 +159,40 @@ def test_weights_of_classes(tmp_path, folder, capsys):
     assert mba_command("classify", folder / "r.yaml", *sets, "--dry-run", "--json", "--device", "cpu") == 0
     weights = json.loads(capsys.readouterr().out)["config"]["head"]["class_weights"]
     assert weights == [pytest.approx(40 / 2 / 30), pytest.approx(40 / 2 / 10)]
+
+
+def test_low_rank_updates_of_a_pretrained_model(folder, tmp_path, capsys):
+    """What is written has merged weights; a run that was stopped resumes to the same; its memory is known before."""
+    short = ("train.steps=8", "train.validate_every=4", "train.checkpoint_every=2")
+    assert (
+        trained(folder, tmp_path / "first", "numbers.tsv", "regression", "train.steps=2", "train.validate_every=1") == 0
+    )
+    own = (f"head.pretrained={tmp_path / 'first'}", "head.lora_rank=4", *short)
+    pairs = [
+        part for key in (f"data.path={folder / 'numbers.tsv'}", "head.task=regression", *own) for part in ("--set", key)
+    ]
+    assert mba_command("finetune", folder / "r.yaml", *pairs, "--dry-run", "--device", "cpu") == 0
+    assert re.search(r"parameters +\d,\d+, of which \d,?\d+ are trained", capsys.readouterr().out)
+    assert trained(folder, tmp_path / "run", "numbers.tsv", "regression", *own) == 0
+    before, after = (mba.load(tmp_path / name).state_dict() for name in ("first", "run"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"backbone.layers.0.mixer.in_proj.weight", "head.weight"} <= changed
+    assert not changed & {"backbone.embedding.weight", "backbone.layers.0.mixer.A_log", "backbone.norm_f.weight"}
+    # The checkpoint of the last step holds the factors, and is merged as it is read.
+    last = mba.load(tmp_path / "run", which="last").state_dict()
+    assert all(torch.allclose(last[name], after[name], atol=1e-7) for name in after)
+    step_end = Steps.on_train_batch_end
+
+    def stop_at(self, trainer, *rest):
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step_end(self, trainer, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Steps, "on_train_batch_end", stop_at)
+        assert trained(folder, tmp_path / "again", "numbers.tsv", "regression", *own) == 130
+    command_line = ["finetune", folder / "r.yaml", *pairs, "--out", tmp_path / "again", "--device", "cpu", "--quiet"]
+    assert mba_command(*command_line, "--resume") == 0
+    resumed = mba.load(tmp_path / "again").state_dict()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in after.items())

@@ -31,6 +31,7 @@ ESTIMATE = {
     "device": "cpu",
     "precision": "fp32",
     "parameters": 1234,
+    "trained": 1234,
     "tokens_per_step": 4096,
     "micro_batch": 2,
     "accumulate": 1,

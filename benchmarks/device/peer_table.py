@@ -67,19 +67,22 @@ ITEMS = [
     *kernels(0.5, "scan:1,1048576,512"),
     *kernels(0.3, "mixer:2,2048,256", "mixer:8,2048,256", "norm:128,1024,256", "norm:64,1024,512"),
     *train(1.0, "16x256:1,1048576"),
-    *train(0.1, "16x256:1,1048576,131072", "16x256:1,1048576,32768"),
+    *train(1.0, "16x256:1,1048576", memory=34.0),
+    *train(0.1, "16x256:1,1048576,131072", "16x256:1,1048576,32768", graph=True),
     *train(1.0, "16x256:128,1024", "16x256:1,131072", peer="mamba2"),
     *kernels(0.3, "conv:8,8192,2048", "conv:1,1048576,512", "scan:64,8192,128", "scan-complex:8,8192,2048"),
     *kernels(0.3, "scan-slow:1,1048576,512", "scan-slow:8,8192,2048", "scan-lti:64,8192,128", "scan-complex-lti:64,8192,128"),
     *train(1.0, "12x128:16,1024"),
     *train(1.0, "12x128:16,1024", "16x256:128,1024", graph=True),
+    *train(0.1, "16x256:1,1048576,131072", "16x256:1,1048576,32768"),
     *train(1.0, "12x128:1,1048576"),
     *[Item("sample", case, 0.5) for case in ("12x128:1,bf16", "12x128:64,bf16", "16x256:64,bf16", "24x768:64,bf16")],
 ]  # fmt: skip
 COLUMNS = (
     "benchmark", "mode", "shape", "recorded", "ms_p50", "peer_ms_p50", "ratio", "ratio_q1", "ratio_q3", "limit_ms",
     "special_limit_ms", "call_us", "peer_call_us", "call_ratio", "host_us", "peer_host_us",
-    "mtokens_per_s", "peak_gib", "peer_peak_gib", "streaming_limit", "us_per_step", "peer_us_per_step", "peer_layer", "failed",
+    "mtokens_per_s", "kept",
+    "peak_gib", "peer_peak_gib", "streaming_limit", "us_per_step", "peer_us_per_step", "peer_layer", "failed",
 )  # fmt: skip
 
 

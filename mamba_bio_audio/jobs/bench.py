@@ -33,13 +33,16 @@ class BenchOptions(Options):
     peer: Literal["mamba", "mamba2"] = Field(
         "mamba", description="Of train: which layer of mamba_ssm stands beside a language model."
     )
+    memory: float | None = Field(
+        None, gt=0, description="Of train: GiB of the GPU that may be taken, by which layers choose what they keep."
+    )
     seconds: float = Field(3.0, ge=0.01, description="Time to spend on each row, in seconds.")
     device: Device = "auto"
 
     @model_validator(mode="after")
     def _of_train(self) -> BenchOptions:
-        if self.what != "train" and (self.graph or self.peer != "mamba"):
-            raise ValueError("--graph and --peer are options of mba bench train")
+        if self.what != "train" and (self.graph or self.peer != "mamba" or self.memory is not None):
+            raise ValueError("--graph, --peer and --memory are options of mba bench train")
         return self
 
 
@@ -81,7 +84,9 @@ def run(options: BenchOptions) -> BenchResult:
         # A table of an earlier call is replaced, and nothing else.
         check_file(file, "bench", begins_with("benchmark,"), force=True)
     benchmark = BENCHMARKS[options.what]
-    given: dict[str, Any] = {"graph": options.graph, "peer": options.peer} if options.what == "train" else {}
+    given: dict[str, Any] = (
+        {"graph": options.graph, "peer": options.peer, "memory": options.memory} if options.what == "train" else {}
+    )
     if options.case:
         given["cases"] = [benchmark.case(text) for text in options.case]
     rows: list[dict[str, Any]] = []

@@ -7,34 +7,61 @@ Legend: B batch, L length, D channels, V padded vocabulary.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.inputs import input_embedding
-from mamba_bio_audio.ops import linear_cross_entropy
+from mamba_bio_audio.models.kept import Kept, choose, free_on, mamba_layers
+from mamba_bio_audio.ops import linear_cross_entropy, norm_of_stream, states_every
 
 
 class Block(nn.Module):
     """Pre-norm residual block; the residual stream is passed beside the last mixer's output, to fuse the addition."""
 
-    def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
+    norm: RMSNorm
+
+    def __init__(self, norm: RMSNorm, mixer: nn.Module) -> None:
         super().__init__()
         self.norm = norm
         self.mixer = mixer
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, state: Any, reset: Tensor | None
+        self, x: Tensor, residual: Tensor | None, state: Any, reset: Tensor | None, *, keep_norm: bool = True
     ) -> tuple[Tensor, Tensor, Any]:
-        """Run the block; `x` (B, L, D) is the previous mixer's output, `residual` the stream before it is added."""
+        """Run the block.
+
+        Args:
+            x: (B, L, D), the previous mixer's output.
+            residual: the stream before it is added.
+            state, reset: as of a layer.
+            keep_norm: else backward makes the output of the norm again, from the stream, which is kept anyway.
+        """
         y, residual = self.norm(x, residual)
-        y, state = self.mixer(y, state, reset=reset)
+        with nullcontext() if keep_norm else made_again(y, residual, self.norm):
+            y, state = self.mixer(y, state, reset=reset)
         return y, residual, state
+
+
+def made_again(y: Tensor, stream: Tensor, norm: RMSNorm) -> saved_tensors_hooks:
+    """Within it, whatever keeps `y` for its backward keeps the stream instead, of which `norm` made it."""
+    address, size, dtype = y.data_ptr(), y.numel(), y.dtype
+    source, weight = stream.detach(), norm.weight.detach()
+
+    def pack(t: Tensor) -> Tensor | torch.Size:
+        return t.shape if (t.data_ptr(), t.numel(), t.dtype) == (address, size, dtype) and t.is_contiguous() else t
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else norm_of_stream(source, weight, norm.eps, dtype).view(kept)
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 class IsotropicModel(SequenceModel):
@@ -42,6 +69,7 @@ class IsotropicModel(SequenceModel):
 
     Attributes:
         recompute: "layer" keeps only each layer's input for backward and runs the layer again there.
+        kept: what layers keep for their backward; None chooses by the free memory of a GPU, once for each size.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -52,6 +80,8 @@ class IsotropicModel(SequenceModel):
         mixer = config.mixer_config
         padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         self.recompute: Literal["none", "layer"] = "none"
+        self.kept: Kept | None = None
+        self.chosen: dict[tuple[int, int], Kept] = {}
         self.embedding = input_embedding(config, padded)
         self.layers = nn.ModuleList(
             Block(RMSNorm(config.d_model, config.norm_eps), layer)
@@ -116,19 +146,37 @@ class IsotropicModel(SequenceModel):
         wanted = len(self.layers)
         if layer is not None:
             wanted = (self.find_layer(layer) + 1) * (len(self.layers) // self.hidden_layers)
-        for block, layer_state in zip(self.layers[:wanted], states[:wanted], strict=True):
-            if recompute:
-                x, residual, layer_state = checkpoint(
-                    block, x, residual, layer_state, reset, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                x, residual, layer_state = block(x, residual, layer_state, reset)
-            new_states.append(layer_state)
+        kept = None if recompute else self.choice(tokens.numel(), tokens.device)
+        with nullcontext() if kept is None else states_every(kept.steps):
+            for block, layer_state in zip(self.layers[:wanted], states[:wanted], strict=True):
+                if recompute:
+                    x, residual, layer_state = checkpoint(
+                        block, x, residual, layer_state, reset, use_reentrant=False, preserve_rng_state=False
+                    )
+                else:
+                    keep = kept is None or kept.norms
+                    x, residual, layer_state = block(x, residual, layer_state, reset, keep_norm=keep)
+                new_states.append(layer_state)
         if layer is not None:
             assert residual is not None
             return x + residual, (*new_states, *states[wanted:])
         y, _ = self.norm_f(x, residual)
         return y, tuple(new_states)
+
+    def choice(self, positions: int, device: torch.device) -> Kept | None:
+        """What layers keep in a training step of so many positions; None where there is nothing to choose.
+
+        By the memory that is free when a size is met first: the same for all later steps, which would round otherwise.
+        """
+        if self.kept is not None:
+            return self.kept
+        if device.type != "cuda" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        itemsize = torch.get_autocast_dtype("cuda").itemsize if torch.is_autocast_enabled("cuda") else 4
+        known = self.chosen.get((positions, itemsize))
+        if known is None and (layers := mamba_layers(self.layers)):
+            known = self.chosen[positions, itemsize] = choose(layers, positions, itemsize, free_on(device))
+        return known
 
     @property
     def hidden_layers(self) -> int:

@@ -4,6 +4,7 @@ from functools import cache
 from types import ModuleType
 from typing import overload
 
+import torch
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
@@ -62,6 +63,24 @@ def _normalise(x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, b
         run = _kernels().norm_triton
     y, stream = run(x, weight, eps, residual)
     return [y] if residual is None else [y, stream]
+
+
+def norm_of_stream(stream: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, backend: str = "auto") -> Tensor:
+    """The y that `rms_norm` gave in `dtype` with this residual stream as its r; without gradients.
+
+    On a GPU the sum of squares may be added up in another order.
+
+    Args:
+        stream: r (..., D), fp32, or fp64 where an input was.
+        weight: (D,).
+        eps: as of `rms_norm`.
+        dtype: of the activations.
+        backend: as of `rms_norm`.
+    """
+    with torch.no_grad():
+        if choose("rms_norm", backend, stream, lambda: _kernels().unsupported_reason(stream, weight, None)) == "triton":
+            return _kernels().norm_of_stream(stream, weight, eps, dtype)  # type: ignore[no-any-return]
+        return rms_norm(stream, weight, eps, backend=backend).to(dtype)
 
 
 @cache

@@ -76,6 +76,7 @@ def train(
     cases: Sequence[TrainCase] | None = None,
     graph: bool = False,
     peer: str = "mamba",
+    memory: float | None = None,
 ) -> Iterator[Row]:
     """A row for each case: time, positions/s, peak memory.
 
@@ -85,7 +86,11 @@ def train(
         cases: what to measure; by default `TRAIN_CASES`.
         graph: record steps, ours and the peer's.
         peer: which of `PEERS` stands beside language models.
+        memory: GiB of the GPU that this process may take, by which layers choose what they keep; all by default.
     """
+    if device == "cuda":
+        whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if memory is None else min(memory * 2**30 / whole, 1.0))
     for case in cases or TRAIN_CASES[device]:
         model, symbols = make_model(case.model)
         model = model.to(device)
@@ -93,7 +98,8 @@ def train(
         step = step_of(model, tokens, case.chunk, graph=graph)
         theirs = _peer(case, model, tokens, graph, peer) if has_peer(device) else None
         timing, memory = beside(step, theirs, device, seconds=seconds)
-        more: Row = {"recorded": graph, "parameters": sum(p.numel() for p in model.parameters())}
+        more: Row = {"memory_gib": "" if memory is None else memory}
+        more |= {"kept": _kept(model), "recorded": graph, "parameters": sum(p.numel() for p in model.parameters())}
         more["mtokens_per_s"] = f"{tokens.numel() / statistics.median(timing.ours) / 1e3:.4g}"
         if theirs is not None:
             more["peer_layer"] = peer
@@ -103,6 +109,11 @@ def train(
             device, "train", "step", str(case), "bfloat16" if device == "cuda" else "float32", timing, **more | memory
         )
         del model, step, theirs
+
+
+def _kept(model: nn.Module) -> str:
+    """What the layers of a language model kept for backward on a GPU."""
+    return ", ".join({str(kept): 0 for kept in getattr(model, "chosen", {}).values()})
 
 
 def _peer(case: TrainCase, model: nn.Module, tokens: Tensor, graph: bool, peer: str) -> Callable[[], Any] | None:

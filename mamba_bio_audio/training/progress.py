@@ -90,6 +90,11 @@ class Progress:
         )
         self.start()
 
+    def tell(self, text: str) -> None:
+        """Print a line that stays, unless `quiet`."""
+        if not self.quiet:
+            self._say(text)
+
     def warn(self, text: str) -> None:
         """Print a warning, even if `quiet`."""
         self._say(f"warning: {text}")

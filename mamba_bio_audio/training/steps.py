@@ -102,6 +102,7 @@ class Steps(L.Callback):
         # The row of a step whose validation is still to come.
         self.row: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
+        self._told: set[str] = set()
         # Training loss and count since the last row, over all ranks, saved in the checkpoint.
         self._sums = torch.zeros(2, dtype=torch.float64)
 
@@ -205,6 +206,8 @@ class Steps(L.Callback):
         # Ranks may be summed only at steps where all of them do so; in between, this rank's loss is shown.
         nats = self._train_nats(trainer, step, everywhere=log or save) if log or save or due else None
         length = length_at(self.stages, step)
+        if log or due:
+            self._tell_what_is_kept(module)
         self.progress.step(step, nats if due else None, length if len(self.stages) > 1 else None)
         if log:
             module.reset_train_sums()
@@ -227,6 +230,14 @@ class Steps(L.Callback):
         if validate and not stopped:
             self._validate(trainer, module)
         trainer.should_stop = stopped or bool(self.row) or step == config.steps or self.exhausted
+
+    def _tell_what_is_kept(self, module: LanguageModelModule) -> None:
+        """Say what was chosen by the memory of a GPU, as soon as it was."""
+        chosen = [str(kept) for part in module.model.modules() for kept in getattr(part, "chosen", {}).values()]
+        for text in dict.fromkeys(chosen):
+            if text not in self._told:
+                self.progress.tell(f"for backward, layers keep {text}")
+                self._told.add(text)
 
     @property
     def exhausted(self) -> bool:

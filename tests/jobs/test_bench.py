@@ -83,8 +83,8 @@ def test_what_it_refuses(tmp_path, capsys):
         assert mba(what, "--out", tmp_path / out) == 2
         assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
     for given, message in (
-        (("sample", "--graph"), "--graph and --peer are options of mba bench train"),
-        (("kernels", "--peer", "mamba2"), "--graph and --peer are options of mba bench train"),
+        (("sample", "--graph"), "--graph, --peer and --memory are options of mba bench train"),
+        (("kernels", "--peer", "mamba2"), "--graph, --peer and --memory are options of mba bench train"),
         (("kernels", "--case", "scan:1"), "--case scan:1: not OPERATION:B,L,D"),
         (("train", "--case", "1x8+nothing:1,16"), "nothing"),
     ):

@@ -244,3 +244,14 @@ def test_logged_nats_are_those_of_one_symbol(tmp_path, sums, nats):
     steps = Steps(config(), 1, tmp_path, [], None, None, [])
     steps._module = SimpleNamespace(grad_norm=1.0, train_sums=lambda: torch.tensor(sums))
     assert steps._train_nats(SimpleNamespace(world_size=1), 1, everywhere=False) == nats
+
+
+def test_what_layers_keep_is_told_once(capsys):
+    kept = {(1, 2): "a state every 16 positions"}
+    layers = [SimpleNamespace(), SimpleNamespace(chosen=kept), SimpleNamespace(chosen={**kept, (3, 2): "more"})]
+    module = SimpleNamespace(model=SimpleNamespace(modules=lambda: layers))
+    told = []
+    steps = SimpleNamespace(_told=set(), progress=SimpleNamespace(tell=told.append))
+    for _ in range(2):
+        Steps._tell_what_is_kept(steps, module)
+    assert told == [f"for backward, layers keep {text}" for text in ("a state every 16 positions", "more")]

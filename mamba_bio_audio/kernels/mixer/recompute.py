@@ -22,6 +22,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.conv.gpu import conv_backward, conv_forward
 from mamba_bio_audio.kernels.conv.tail import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
+from mamba_bio_audio.kernels.kept import steps_between_states
 from mamba_bio_audio.kernels.made_once import made_once
 from mamba_bio_audio.kernels.mixer import step
 from mamba_bio_audio.kernels.mixer.cast import matrices
@@ -378,14 +379,15 @@ def mixer_triton(
         dtype: of the activations.
         piece: positions that backward computes again at once, a bound on memory beyond what is kept; by default 2^18,
             more where the inner width is below 256.
-        segment: steps between kept states, a power of two from 4 on; `default_segment` chooses.
+        segment: steps between kept states, a power of two from 4 on; by default what `states_every` says, otherwise
+            `default_segment`.
 
     Returns:
         y (B, L, M) in `dtype`, the tail after the span in `dtype` and the state after it (B, E, N) in fp32.
     """
     train = will_differentiate(x, tail, h0, *weights)
     piece = piece or max(_PIECE, _PIECE_ELEMENTS // weights.out_proj.shape[1])
-    segment = segment or default_segment(x.shape[1])
+    segment = segment or steps_between_states() or default_segment(x.shape[1])
     if segment < 4 or segment & (segment - 1):
         raise ValueError(f"segment is {segment}; it must be a power of two from 4 on")
     if tail is not None and h0 is not None and reset is None and not (train or precise):

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_bio_audio.kernels.differentiable_once import refuse_second_order
+from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.launch import cdiv, launch, on, power_of_2
 
 MAX_CHANNELS = 16384
@@ -97,27 +97,40 @@ def _tile(channels: int) -> tuple[int, int, int]:
     return block, rows, min(max(block * rows // 512, 1), 8)
 
 
+def _forward(
+    rows: Tensor, weight: Tensor, eps: float, added: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y in `dtype`, stream fp32, scale of each row fp32); all arguments contiguous."""
+    channels = rows.shape[-1]
+    y = torch.empty(rows.shape, dtype=dtype, device=rows.device)
+    own_stream = added is None and rows.dtype == torch.float32
+    stream = rows if own_stream else torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+    count = rows.numel() // channels
+    scale = torch.empty(count, dtype=torch.float32, device=rows.device)
+    block, tile, warps = _tile(channels)
+    with on(rows.device):
+        launch(
+            norm_fwd_kernel, cdiv(count, tile),
+            rows, added if added is not None else rows, weight, y, stream, scale, count, eps,
+            D=channels, BLOCK=block, ROWS=tile, HAS_RESIDUAL=added is not None, WRITE_STREAM=not own_stream,
+            num_warps=warps,
+        )  # fmt: skip
+    return y, stream, scale
+
+
+def norm_of_stream(stream: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """y in `dtype` as the forward made it that left this stream (..., D)."""
+    return _forward(stream.contiguous(), weight.contiguous(), eps, None, dtype)[0]
+
+
 class _NormFn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        channels = x.shape[-1]
-        rows = x.contiguous()
-        added = None if residual is None else residual.contiguous()
         w = weight.contiguous()
-        y = torch.empty_like(rows)
-        own_stream = residual is None and x.dtype == torch.float32
-        stream = rows if own_stream else torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        count = rows.numel() // channels
-        scale = torch.empty(count, dtype=torch.float32, device=x.device)
-        block, tile, warps = _tile(channels)
-        with on(x.device):
-            launch(
-                norm_fwd_kernel, cdiv(count, tile),
-                rows, added if added is not None else rows, w, y, stream, scale, count, eps,
-                D=channels, BLOCK=block, ROWS=tile, HAS_RESIDUAL=added is not None, WRITE_STREAM=not own_stream,
-                num_warps=warps,
-            )  # fmt: skip
+        y, stream, scale = _forward(
+            x.contiguous(), w, eps, None if residual is None else residual.contiguous(), x.dtype
+        )
         ctx.save_for_backward(stream, w, scale)
         ctx.dtypes = (x.dtype, None if residual is None else residual.dtype)
         return y, stream.view_as(stream) if stream is x else stream
@@ -154,4 +167,7 @@ class _NormFn(torch.autograd.Function):
 
 def norm_triton(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """(y in x.dtype, residual stream fp32), as `norm_torch`, of calls for which `unsupported_reason` has none."""
+    if not will_differentiate(x, weight, residual):
+        added = None if residual is None else residual.contiguous()
+        return _forward(x.contiguous(), weight.contiguous(), eps, added, x.dtype)[:2]
     return _NormFn.apply(x, weight, eps, residual)

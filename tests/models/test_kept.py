@@ -1,0 +1,85 @@
+"""What layers keep for their backward: chosen by memory, and without any effect on what is computed."""
+
+import pytest
+import torch
+
+from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.layers.mamba import MambaLayer
+from mamba_bio_audio.models import isotropic
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.kept import CHOICES, Kept, choose, mamba_layers, needed
+
+GIB = 2**30
+
+
+def layers(width, number):
+    return [MambaLayer(width, SsmConfig(complex=False, selective=True)) for _ in range(number)]
+
+
+@pytest.mark.parametrize(("width", "number", "gib"), [(256, 16, 46.83), (128, 12, 18.45)])
+def test_what_a_step_needs_is_about_what_it_took(width, number, gib):
+    """One sequence of 2^20 positions in bf16, states of every 32nd position and norms kept, on an H200 and an H100."""
+    assert needed(layers(width, number), 2**20, 2, Kept(32, True)) / GIB == pytest.approx(gib, rel=0.05)
+
+
+def test_memory_decides():
+    given = layers(256, 16), 2**20, 2
+    sizes = [needed(*given, kept) / GIB for kept in CHOICES]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 32
+    for kept, size in zip(CHOICES, sizes, strict=True):
+        assert choose(*given, free=int(size * GIB / 0.89)) is kept
+        assert choose(*given, free=int(size * GIB / 0.91)) is not kept or kept is CHOICES[-1]
+    assert choose(*given, free=0) is CHOICES[-1]
+
+
+def test_only_published_layers_have_a_choice():
+    models = [
+        build_model(ModelConfig(d_model=8, num_layers=2, vocab_size=12, mixer=mixer))
+        for mixer in ("mamba", "mamba-complex", "s4d", "transformer")
+    ]
+    assert [len(mamba_layers(model.layers)) for model in models] == [2, 0, 0, 0]
+
+
+@pytest.fixture
+def model():
+    return build_model(ModelConfig(d_model=8, num_layers=3, vocab_size=12), seed=0)
+
+
+def gradients(model, kept, tokens, state=None):
+    model.kept = kept
+    out = model(tokens, state, targets=tokens.roll(-1, 1), logits="none")
+    return torch.autograd.grad(out.loss_sum, list(model.parameters()))
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_norms_are_made_again_bit_for_bit(model, monkeypatch, narrow):
+    tokens = torch.randint(7, 11, (2, 13), generator=torch.Generator().manual_seed(0))
+    made = []
+    again = isotropic.norm_of_stream
+    monkeypatch.setattr(isotropic, "norm_of_stream", lambda *given: made.append(again(*given)) or made[-1])
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        expected = gradients(model, Kept(32, True), tokens)
+        assert not made
+        found = gradients(model, Kept(32, False), tokens)
+    assert all(map(torch.equal, found, expected))
+    # In bf16 the first norm's output is fp32, and its narrowed copy is kept.
+    assert [t.dtype for t in made] == [torch.bfloat16] * 2 if narrow else [torch.float32] * 3
+
+
+def test_nothing_is_chosen_without_a_gpu_or_gradients(model, monkeypatch):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(isotropic, "free_on", lambda device: 2**40)
+    assert model.choice(100, torch.device("cpu")) is None
+    with torch.no_grad():
+        assert model.choice(100, gpu) is None
+    assert model.choice(100, gpu) == CHOICES[0]
+    # Once for each size, whatever is free later.
+    monkeypatch.setattr(isotropic, "free_on", lambda device: 0)
+    assert model.choice(100, gpu) == CHOICES[0]
+    assert model.choice(101, gpu) == CHOICES[-1]
+    assert model.chosen == {(100, 4): CHOICES[0], (101, 4): CHOICES[-1]}
+    model.kept = CHOICES[1]
+    assert model.choice(100, gpu) == CHOICES[1]
+    assert str(CHOICES[1]) == "a state every 32 positions and outputs of norms"

@@ -3,20 +3,35 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
-_steps: ContextVar[int | None] = ContextVar("steps between kept states", default=None)
+
+class MixerKeeps(NamedTuple):
+    """What fused mixers keep.
+
+    Attributes:
+        steps: between kept states; None leaves it to them.
+        inputs: whether they keep the inputs of convolution and scan, instead of making them again.
+    """
+
+    steps: int | None = None
+    inputs: bool = False
+
+
+_DEFAULT = MixerKeeps()
+_keeps: ContextVar[MixerKeeps] = ContextVar("what mixers keep", default=_DEFAULT)
 
 
 @contextmanager
-def states_every(steps: int | None) -> Iterator[None]:
-    """Within it, fused mixers keep the state of every `steps`-th position; None leaves it to them."""
-    token = _steps.set(steps)
+def mixers_keep(steps: int, inputs: bool) -> Iterator[None]:
+    """Within it, fused mixers keep this."""
+    token = _keeps.set(MixerKeeps(steps, inputs))
     try:
         yield
     finally:
-        _steps.reset(token)
+        _keeps.reset(token)
 
 
-def steps_between_states() -> int | None:
-    """What `states_every` says."""
-    return _steps.get()
+def mixer_keeps() -> MixerKeeps:
+    """What `mixers_keep` says."""
+    return _keeps.get()

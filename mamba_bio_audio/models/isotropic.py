@@ -19,8 +19,8 @@ from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.inputs import input_embedding
-from mamba_bio_audio.models.kept import Kept, choose, free_on, mamba_layers
-from mamba_bio_audio.ops import linear_cross_entropy, norm_of_stream, states_every
+from mamba_bio_audio.models.kept import Keeper, Kept
+from mamba_bio_audio.ops import linear_cross_entropy, mixers_keep, norm_of_stream
 
 
 class Block(nn.Module):
@@ -69,7 +69,7 @@ class IsotropicModel(SequenceModel):
 
     Attributes:
         recompute: "layer" keeps only each layer's input for backward and runs the layer again there.
-        kept: what layers keep for their backward; None chooses by the free memory of a GPU, once for each size.
+        keeper: chooses what layers keep for their backward.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -80,8 +80,7 @@ class IsotropicModel(SequenceModel):
         mixer = config.mixer_config
         padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         self.recompute: Literal["none", "layer"] = "none"
-        self.kept: Kept | None = None
-        self.chosen: dict[tuple[int, int], Kept] = {}
+        self.keeper = Keeper()
         self.embedding = input_embedding(config, padded)
         self.layers = nn.ModuleList(
             Block(RMSNorm(config.d_model, config.norm_eps), layer)
@@ -147,7 +146,7 @@ class IsotropicModel(SequenceModel):
         if layer is not None:
             wanted = (self.find_layer(layer) + 1) * (len(self.layers) // self.hidden_layers)
         kept = None if recompute else self.choice(tokens.numel(), tokens.device)
-        with nullcontext() if kept is None else states_every(kept.steps):
+        with nullcontext() if kept is None else mixers_keep(kept.steps, kept.inputs):
             for block, layer_state in zip(self.layers[:wanted], states[:wanted], strict=True):
                 if recompute:
                     x, residual, layer_state = checkpoint(
@@ -164,19 +163,8 @@ class IsotropicModel(SequenceModel):
         return y, tuple(new_states)
 
     def choice(self, positions: int, device: torch.device) -> Kept | None:
-        """What layers keep in a training step of so many positions; None where there is nothing to choose.
-
-        By the memory that is free when a size is met first: the same for all later steps, which would round otherwise.
-        """
-        if self.kept is not None:
-            return self.kept
-        if device.type != "cuda" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        itemsize = torch.get_autocast_dtype("cuda").itemsize if torch.is_autocast_enabled("cuda") else 4
-        known = self.chosen.get((positions, itemsize))
-        if known is None and (layers := mamba_layers(self.layers)):
-            known = self.chosen[positions, itemsize] = choose(layers, positions, itemsize, free_on(device))
-        return known
+        """What layers keep for the backward of a step of so many positions (`models/kept.py`)."""
+        return self.keeper.choice([(block, 1.0) for block in self.layers], positions, device)
 
     @property
     def hidden_layers(self) -> int:

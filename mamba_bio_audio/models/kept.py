@@ -1,8 +1,8 @@
 """What a language model of Mamba layers keeps for its backward on a GPU: more where memory is plentiful, which is faster.
 
 A position and layer of M model channels, E inner channels and N states keeps the residual stream (4 M bytes), x_proj's
-output, the states of every S-th position (4 E N / S) and the output of the norm (2 M in bf16), which can be made again
-from the stream: the last two are what there is to choose.
+output and the states of every S-th position (4 E N / S). What it may keep besides are the output of the norm (2 M in bf16),
+which can be made again from the stream, and the inputs of convolution and scan (8 E), which can be made again from that.
 """
 
 from __future__ import annotations
@@ -27,25 +27,32 @@ class Kept(NamedTuple):
     Attributes:
         steps: between kept states.
         norms: whether outputs of norms are kept.
+        inputs: whether the inputs of convolution and scan are.
     """
 
     steps: int
-    norms: bool
+    norms: bool = False
+    inputs: bool = False
 
     def __str__(self) -> str:
         """In words."""
-        return f"a state every {self.steps} positions" + (" and outputs of norms" if self.norms else "")
+        parts = [f"a state every {self.steps} positions", *["outputs of norms"] * self.norms]
+        return ", ".join([*parts, *["inputs of convolution and scan"] * self.inputs])
 
 
 # From what is fastest to what is smallest.
-CHOICES = (Kept(16, True), Kept(32, True), Kept(32, False), Kept(64, False))
+CHOICES = (Kept(16, True, True), Kept(16, True), Kept(32, True), Kept(32), Kept(64))
 
 
-def choose(layers: Sequence[MambaLayer], positions: int, itemsize: int, free: int) -> Kept:
+Layers = Sequence[tuple[MambaLayer, float]]
+"""Real and selective layers, and at which share of the positions each has a step."""
+
+
+def choose(layers: Layers, positions: int, itemsize: int, free: int) -> Kept:
     """The first of `CHOICES` that fits, otherwise the last.
 
     Args:
-        layers: real and selective ones.
+        layers: of the model.
         positions: of all rows.
         itemsize: bytes of an activation.
         free: bytes.
@@ -53,20 +60,57 @@ def choose(layers: Sequence[MambaLayer], positions: int, itemsize: int, free: in
     return next((kept for kept in CHOICES if needed(layers, positions, itemsize, kept) <= _SHARE * free), CHOICES[-1])
 
 
-def needed(layers: Sequence[MambaLayer], positions: int, itemsize: int, kept: Kept) -> int:
+def needed(layers: Layers, positions: int, itemsize: int, kept: Kept) -> float:
     """Bytes of a training step, without weights."""
-    total = max((layer.d_model for layer in layers), default=0) * _BESIDE
-    for layer in layers:
-        states = layer.config.d_state
-        total += 4 * layer.d_model + itemsize * (layer.dt_rank + 2 * states) + 4 * layer.d_inner * states // kept.steps
-        total += itemsize * layer.d_model * kept.norms
+    total = max((layer.d_model * share for layer, share in layers), default=0) * _BESIDE
+    for layer, share in layers:
+        states, width, inner = layer.config.d_state, layer.d_model, layer.d_inner
+        own = 4 * width + itemsize * (layer.dt_rank + 2 * states) + 4 * inner * states / kept.steps
+        total += share * (own + itemsize * (width * kept.norms + 4 * inner * kept.inputs))
     return positions * total
 
 
-def mamba_layers(modules: Iterable[nn.Module]) -> list[MambaLayer]:
-    """The layers that the choice is about, all of them real and selective; none where any layer is another."""
-    mixers = [module.mixer for module in modules]
-    found = [m for m in mixers if isinstance(m, MambaLayer) and m.config.selective is True and not m.config.complex]
+class Keeper:
+    """Chooses for one model, by the memory that is free when a size is met first.
+
+    The same for all later steps of a size, which would round otherwise.
+
+    Attributes:
+        fixed: the choice for every size, instead.
+        chosen: by positions and bytes of an activation.
+    """
+
+    def __init__(self) -> None:
+        self.fixed: Kept | None = None
+        self.chosen: dict[tuple[int, int], Kept] = {}
+
+    def choice(self, blocks: Iterable[tuple[nn.Module, float]], positions: int, device: torch.device) -> Kept | None:
+        """What layers keep in a training step; None where there is nothing to choose.
+
+        Args:
+            blocks: with a `mixer`, and the share of the positions at which each has a step.
+            positions: of all rows.
+            device: where they are.
+        """
+        if self.fixed is not None:
+            return self.fixed
+        if device.type != "cuda" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        itemsize = torch.get_autocast_dtype("cuda").itemsize if torch.is_autocast_enabled("cuda") else 4
+        known = self.chosen.get((positions, itemsize))
+        if known is None and (layers := mamba_layers(blocks)):
+            known = self.chosen[positions, itemsize] = choose(layers, positions, itemsize, free_on(device))
+        return known
+
+
+def mamba_layers(blocks: Iterable[tuple[nn.Module, float]]) -> Layers:
+    """The layers that the choice is about, with their shares; none where any mixer is another."""
+    mixers = [(block.mixer, share) for block, share in blocks]
+    found = [
+        (mixer, share)
+        for mixer, share in mixers
+        if isinstance(mixer, MambaLayer) and mixer.config.selective is True and not mixer.config.complex
+    ]
     return found if len(found) == len(mixers) else []
 
 

@@ -21,6 +21,8 @@ frames, r position in the current coarse frame.
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -34,8 +36,9 @@ from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.inputs import input_embedding
 from mamba_bio_audio.models.isotropic import Block
+from mamba_bio_audio.models.kept import Keeper, Kept
 from mamba_bio_audio.models.unet_config import StageConfig, UNetConfig
-from mamba_bio_audio.ops import linear_cross_entropy
+from mamba_bio_audio.ops import linear_cross_entropy, mixers_keep
 
 # The head's bias is appended to its weight as this many columns, so that the loss needs no second path.
 _BIAS_COLUMNS = 8
@@ -92,6 +95,7 @@ class UNetModel(SequenceModel):
 
     Attributes:
         recompute: "layer" keeps only each block's input for backward and runs the block again there.
+        keeper: chooses what layers keep for their backward.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -100,6 +104,7 @@ class UNetModel(SequenceModel):
             raise ValueError("UNetConfig.vocab_size must be set to build a model")
         self.model_config = config
         self.recompute: Literal["none", "layer"] = "none"
+        self.keeper = Keeper()
         padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         tiers = len(config.pools)
         total = sum(cast(int, stage.num_layers) * stage.mixer_config.residuals for stage in config.stages)
@@ -193,12 +198,21 @@ class UNetModel(SequenceModel):
             )
         if reset is not None:
             self._check_reset(reset, tokens, state.phase)
-        x, residual, tiers, centre = self._tier(0, x, state.phase, state.tiers, state.centre, reset, outputs)
+        kept = None if self.recompute == "layer" else self.choice(tokens.numel(), tokens.device)
+        with nullcontext() if kept is None else mixers_keep(kept.steps, kept.inputs):
+            x, residual, tiers, centre = self._tier(0, x, state.phase, state.tiers, state.centre, reset, outputs)
         state = UNetState(tiers, centre, (state.phase + tokens.shape[1]) % self.model_config.period)
         if outputs is not None and number is not None:
             return outputs[number], state
         y, _ = self.norm_f(x, residual)
         return y, state
+
+    def choice(self, positions: int, device: torch.device) -> Kept | None:
+        """What layers keep for the backward of a step of so many samples (`models/kept.py`); outputs of norms always."""
+        shares = [1 / math.prod(self.model_config.pools[:tier]) for tier in range(len(self.down) + 1)]
+        stages = [*zip(self.down, shares), *zip(self.up, shares), (self.centre, shares[-1])]  # noqa: B905
+        blocks = [(block, share) for stage, share in stages for block in stage]  # type: ignore[attr-defined]
+        return self.keeper.choice(blocks, positions, device)
 
     @property
     def hidden_layers(self) -> int:

@@ -97,7 +97,7 @@ def train(
         tokens = torch.randint(symbols[0], symbols[-1] + 1, (case.batch, case.length), device=device)
         step = step_of(model, tokens, case.chunk, graph=graph)
         theirs = _peer(case, model, tokens, graph, peer) if has_peer(device) else None
-        timing, memory = beside(step, theirs, device, seconds=seconds)
+        timing, peaks = beside(step, theirs, device, seconds=seconds)
         more: Row = {"memory_gib": "" if memory is None else memory}
         more |= {"kept": _kept(model), "recorded": graph, "parameters": sum(p.numel() for p in model.parameters())}
         more["mtokens_per_s"] = f"{tokens.numel() / statistics.median(timing.ours) / 1e3:.4g}"
@@ -106,14 +106,14 @@ def train(
         if case.chunk:
             more["streaming_limit"] = f"{streaming_limit(model, tokens[:, : case.chunk], device):.3f}"
         yield timing_row(
-            device, "train", "step", str(case), "bfloat16" if device == "cuda" else "float32", timing, **more | memory
+            device, "train", "step", str(case), "bfloat16" if device == "cuda" else "float32", timing, **more | peaks
         )
         del model, step, theirs
 
 
-def _kept(model: nn.Module) -> str:
-    """What the layers of a language model kept for backward on a GPU."""
-    return ", ".join({str(kept): 0 for kept in getattr(model, "chosen", {}).values()})
+def _kept(model: Any) -> str:
+    """What the model's layers kept for backward on a GPU."""
+    return ", ".join({str(kept): 0 for kept in model.keeper.chosen.values()})
 
 
 def _peer(case: TrainCase, model: nn.Module, tokens: Tensor, graph: bool, peer: str) -> Callable[[], Any] | None:

@@ -19,6 +19,7 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.models.streamed import streamed_loss
+from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.training.config import TrainConfig, resolve_precision
 from mamba_bio_audio.training.optim import build_optimizer
@@ -110,8 +111,8 @@ def _measure(
     positions = train.micro_batch_for(device) * _longest(train) if train.chunk is None else train.chunk
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         for backbone in model.modules():
-            if isinstance(backbone, IsotropicModel):
-                backbone.kept = backbone.choice(positions, torch.device(device))
+            if isinstance(backbone, IsotropicModel | UNetModel):
+                backbone.keeper.fixed = backbone.choice(positions, torch.device(device))
     optimizer = build_optimizer(model, train)
     tokens = _tokens(train, device)
     affordable = int(_BUDGET[device] / (6 * model.num_parameters()))

@@ -233,7 +233,8 @@ class Steps(L.Callback):
 
     def _tell_what_is_kept(self, module: LanguageModelModule) -> None:
         """Say what was chosen by the memory of a GPU, as soon as it was."""
-        chosen = [str(kept) for part in module.model.modules() for kept in getattr(part, "chosen", {}).values()]
+        keepers: list[Any] = [getattr(part, "keeper", None) for part in module.model.modules()]
+        chosen = [str(kept) for keeper in keepers if keeper is not None for kept in keeper.chosen.values()]
         for text in dict.fromkeys(chosen):
             if text not in self._told:
                 self.progress.tell(f"for backward, layers keep {text}")

@@ -6,15 +6,18 @@ import torch
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.models import isotropic
+from mamba_bio_audio.models import kept as module
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.kept import CHOICES, Kept, choose, mamba_layers, needed
+from mamba_bio_audio.models.unet_config import UNetConfig
+from mamba_bio_audio.ops import mixers_keep
 
 GIB = 2**30
 
 
 def layers(width, number):
-    return [MambaLayer(width, SsmConfig(complex=False, selective=True)) for _ in range(number)]
+    return [(MambaLayer(width, SsmConfig(complex=False, selective=True)), 1.0) for _ in range(number)]
 
 
 @pytest.mark.parametrize(("width", "number", "gib"), [(256, 16, 46.83), (128, 12, 18.45)])
@@ -39,7 +42,7 @@ def test_only_published_layers_have_a_choice():
         build_model(ModelConfig(d_model=8, num_layers=2, vocab_size=12, mixer=mixer))
         for mixer in ("mamba", "mamba-complex", "s4d", "transformer")
     ]
-    assert [len(mamba_layers(model.layers)) for model in models] == [2, 0, 0, 0]
+    assert [len(mamba_layers((block, 1.0) for block in model.layers)) for model in models] == [2, 0, 0, 0]
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def model():
 
 
 def gradients(model, kept, tokens, state=None):
-    model.kept = kept
+    model.keeper.fixed = kept
     out = model(tokens, state, targets=tokens.roll(-1, 1), logits="none")
     return torch.autograd.grad(out.loss_sum, list(model.parameters()))
 
@@ -70,16 +73,52 @@ def test_norms_are_made_again_bit_for_bit(model, monkeypatch, narrow):
 
 def test_nothing_is_chosen_without_a_gpu_or_gradients(model, monkeypatch):
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(isotropic, "free_on", lambda device: 2**40)
+    monkeypatch.setattr(module, "free_on", lambda device: 2**40)
     assert model.choice(100, torch.device("cpu")) is None
     with torch.no_grad():
         assert model.choice(100, gpu) is None
     assert model.choice(100, gpu) == CHOICES[0]
     # Once for each size, whatever is free later.
-    monkeypatch.setattr(isotropic, "free_on", lambda device: 0)
+    monkeypatch.setattr(module, "free_on", lambda device: 0)
     assert model.choice(100, gpu) == CHOICES[0]
     assert model.choice(101, gpu) == CHOICES[-1]
-    assert model.chosen == {(100, 4): CHOICES[0], (101, 4): CHOICES[-1]}
-    model.kept = CHOICES[1]
+    assert model.keeper.chosen == {(100, 4): CHOICES[0], (101, 4): CHOICES[-1]}
+    model.keeper.fixed = CHOICES[1]
     assert model.choice(100, gpu) == CHOICES[1]
-    assert str(CHOICES[1]) == "a state every 32 positions and outputs of norms"
+    assert str(CHOICES[0]) == "a state every 16 positions, outputs of norms, inputs of convolution and scan"
+    assert str(CHOICES[-1]) == "a state every 64 positions"
+
+
+def test_coarse_tiers_count_by_their_share(monkeypatch):
+    """Of a U-Net with pools of 4 and 2: every 4th and 8th position."""
+    config = UNetConfig(d_model=8, num_layers=2, pools=(4, 2), expand=1, vocab_size=12, mixer="mamba")
+    unet, found = build_model(config, seed=0), []
+    monkeypatch.setattr(module, "choose", lambda layers, *given: found.append(layers) or CHOICES[0])
+    monkeypatch.setattr(module, "free_on", lambda device: 0)
+    assert unet.choice(64, torch.device("cuda", 0)) == CHOICES[0]
+    shares = sorted(share for _, share in found[0])
+    stages = {
+        1.0: len(unet.down[0]) + len(unet.up[0]),
+        0.25: len(unet.down[1]) + len(unet.up[1]),
+        0.125: len(unet.centre),
+    }
+    assert shares == sorted(share for share, count in stages.items() for _ in range(count))
+
+
+@pytest.mark.parametrize("name", ["language", "unet"])
+def test_mixers_are_told(model, monkeypatch, name):
+    """And only within the model's own layers."""
+    from mamba_bio_audio.kernels.kept import MixerKeeps, mixer_keeps
+
+    if name == "unet":
+        model = build_model(UNetConfig(d_model=8, num_layers=1, pools=(2,), vocab_size=12, mixer="mamba"), seed=0)
+    seen, forward = set(), MambaLayer.forward
+    monkeypatch.setattr(
+        MambaLayer, "forward", lambda self, *given, **more: seen.add(mixer_keeps()) or forward(self, *given, **more)
+    )
+    model.keeper.fixed = Kept(64, True, True)
+    model(torch.randint(7, 11, (1, 8)))
+    assert seen == {MixerKeeps(64, True)}
+    assert mixer_keeps() == MixerKeeps()
+    with mixers_keep(16, False):
+        assert mixer_keeps() == MixerKeeps(16, False)

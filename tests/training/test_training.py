@@ -246,9 +246,10 @@ def test_logged_nats_are_those_of_one_symbol(tmp_path, sums, nats):
     assert steps._train_nats(SimpleNamespace(world_size=1), 1, everywhere=False) == nats
 
 
-def test_what_layers_keep_is_told_once(capsys):
+def test_what_layers_keep_is_told_once():
     kept = {(1, 2): "a state every 16 positions"}
-    layers = [SimpleNamespace(), SimpleNamespace(chosen=kept), SimpleNamespace(chosen={**kept, (3, 2): "more"})]
+    more = {**kept, (3, 2): "more"}
+    layers = [SimpleNamespace(), *(SimpleNamespace(keeper=SimpleNamespace(chosen=chosen)) for chosen in (kept, more))]
     module = SimpleNamespace(model=SimpleNamespace(modules=lambda: layers))
     told = []
     steps = SimpleNamespace(_told=set(), progress=SimpleNamespace(tell=told.append))

@@ -4,15 +4,17 @@
     y = out_proj(scan(u, softplus(dt + bias), A, B, C, D) * silu(z))
 
 Mamba (arXiv 2312.00752) section 3.4; recomputation after section 3.3.2 and appendix D. Kept for backward per position:
-x, the small x_proj(u) and the fp32 state before every SEG-th step; x', z, u, dt and the gated output are computed again
-there. Long spans are worked off in pieces, first to last and last to first, with the state and its gradient carried, so
-that what is computed again never exists for the whole span at once. The products of matrices are torch's; convolution
-and scan are the Triton kernels of this package, and everything is deterministic if the products are.
+x, the small x_proj(u) and the fp32 state before every SEG-th step; the gated output is computed again there, and so are
+x', z, u and dt unless the caller has memory for them (`mixers_keep`). Long spans are worked off in pieces, first to last
+and last to first, with the state and its gradient carried, so that what is computed again never exists for the whole
+span at once. The products of matrices are torch's; convolution and scan are the Triton kernels of this package, and
+everything is deterministic if the products are.
 
 Letters: B batch, L length, M model channels, E inner channels, N states, R delta rank, P the same with padding,
 W convolution width.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.conv.gpu import conv_backward, conv_forward
 from mamba_bio_audio.kernels.conv.tail import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
-from mamba_bio_audio.kernels.kept import steps_between_states
+from mamba_bio_audio.kernels.kept import mixer_keeps
 from mamba_bio_audio.kernels.made_once import made_once
 from mamba_bio_audio.kernels.mixer import step
 from mamba_bio_audio.kernels.mixer.cast import matrices
@@ -76,6 +78,7 @@ class _Settings(NamedTuple):
     piece: int  # positions
     segment: int
     train: bool  # whether a backward may follow
+    inputs: bool = False  # whether x', z, u and dt are kept for it
 
 
 class _Cast(NamedTuple):
@@ -134,19 +137,30 @@ class _Piece(NamedTuple):
 
 
 def _make_piece(
-    x: Tensor, tail: Tensor | None, reset: Tensor | None, w: _Cast, settings: _Settings, projected: Tensor | None = None
+    x: Tensor,
+    tail: Tensor | None,
+    reset: Tensor | None,
+    w: _Cast,
+    settings: _Settings,
+    projected: Tensor | None = None,
+    inputs: Sequence[Tensor] = (),
 ) -> _Piece:
-    """Everything up to the scan; `projected` is x_proj(u) where it is already known."""
+    """Everything up to the scan; `projected` is x_proj(u), and `inputs` are x' beside z, u and dt, where they are known."""
     batch, length, _ = x.shape
     inner, rank, states = w.out_proj.shape[1], w.dt_proj.shape[1], w.A.shape[1]
-    xz = F.linear(x, w.in_proj, w.in_bias)
-    u = conv_forward(xz[..., :inner], w.conv, w.conv_bias, tail, reset, True)
+    if inputs:
+        xz, u, dt = inputs
+    else:
+        xz = F.linear(x, w.in_proj, w.in_bias)
+        u = conv_forward(xz[..., :inner], w.conv, w.conv_bias, tail, reset, True)
     if projected is None:
         projected = F.linear(u, w.x_proj)
+    if not inputs:
+        dt = F.linear(projected[..., :rank], w.dt_proj)
     B, C = split_bc(projected, states)
     call = ScanCall(
         u=u,
-        dt=F.linear(projected[..., :rank], w.dt_proj),
+        dt=dt,
         z=xz[..., inner:],
         A=w.A,
         B=B,
@@ -203,6 +217,8 @@ class _MixerFn(torch.autograd.Function):
             del out
             if settings.train:
                 kept += [piece.projected, states, start]
+                if settings.inputs:
+                    kept += [piece.xz, piece.u, piece.scan.dt]
             start = next_tail(piece.xz[..., :inner], start, width, None if reset is None else reset[:, low:high])
         assert h is not None
         assert start is not None
@@ -223,7 +239,8 @@ class _MixerFn(torch.autograd.Function):
 def _backward(ctx: Any, g_y: Tensor | None, g_tail: Tensor | None, g_h: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of everything but the settings, in the order of `_MixerFn.forward`."""
     x, reset, *rest = ctx.saved_tensors
-    kept, rest = rest[: 3 * ctx.pieces], rest[3 * ctx.pieces :]
+    each = 6 if ctx.settings.inputs else 3  # kept tensors of a piece
+    kept, rest = rest[: each * ctx.pieces], rest[each * ctx.pieces :]
     w, weights = _Cast(*rest[: len(_Cast._fields)]), MixerWeights(*rest[len(_Cast._fields) :])
     settings: _Settings = ctx.settings
     need_tail, need_h0 = ctx.needs_input_grad[2:4]
@@ -238,12 +255,12 @@ def _backward(ctx: Any, g_y: Tensor | None, g_tail: Tensor | None, g_h: Tensor |
     spans = _spans(batch, length, settings)
     for number in reversed(range(len(spans))):
         low, high = spans[number]
-        projected, states, start = kept[3 * number : 3 * number + 3]
+        projected, states, start, *inputs = kept[each * number : each * (number + 1)]
         first = number == 0
         cut = None if flags is None else flags[:, low:high].contiguous()
         g_tail, g_h = _piece_backward(
-            x[:, low:high], start, cut, w, settings, projected, states, g_y[:, low:high], g_tail, g_h, dx[:, low:high], sums,
-            need_h0=not first or need_h0,
+            x[:, low:high], start, cut, w, settings, projected, states, inputs, g_y[:, low:high], g_tail, g_h,
+            dx[:, low:high], sums, need_h0=not first or need_h0,
         )  # fmt: skip
     total = sums.total
     rank, padded = weights.dt_proj.shape[1], w.dt_proj.shape[1]
@@ -290,6 +307,7 @@ def _piece_backward(
     settings: _Settings,
     projected: Tensor,
     states: Tensor,
+    inputs: Sequence[Tensor],
     g_y: Tensor,
     g_tail: Tensor | None,
     g_h: Tensor | None,
@@ -304,16 +322,16 @@ def _piece_backward(
     """
     length = x.shape[1]
     inner, rank, width = w.out_proj.shape[1], w.dt_proj.shape[1], w.conv.shape[1]
-    piece = _make_piece(x, tail, reset, w, settings, projected)
+    piece = _make_piece(x, tail, reset, w, settings, projected, inputs)
     dxz = torch.empty_like(piece.xz)
-    # In the place of its gradient, as the gradient of dt in the place of dt.
+    # In the place of its gradient, as the gradient of dt in the place of dt where that was made here.
     out = g_y @ w.out_proj
     d_projected = torch.empty_like(projected)
     d_rank, dBC = d_projected[..., :rank], d_projected[..., rank:]
     narrow = projected.dtype == torch.bfloat16
     g = scan_backward(
         piece.scan, states, out, None if g_h is None else g_h.transpose(1, 2).contiguous(), need_h0,
-        dz=dxz[..., inner:], out=out, ddt=piece.scan.dt, dBC=dBC, narrow=(narrow, narrow),
+        dz=dxz[..., inner:], out=out, ddt=None if inputs else piece.scan.dt, dBC=dBC, narrow=(narrow, narrow),
     )  # fmt: skip
     torch.mm(g.dt.view(-1, inner), w.dt_proj, out=d_rank.view(-1, rank))
     sums.add(
@@ -379,7 +397,7 @@ def mixer_triton(
         dtype: of the activations.
         piece: positions that backward computes again at once, a bound on memory beyond what is kept; by default 2^18,
             more where the inner width is below 256.
-        segment: steps between kept states, a power of two from 4 on; by default what `states_every` says, otherwise
+        segment: steps between kept states, a power of two from 4 on; by default what `mixers_keep` says, otherwise
             `default_segment`.
 
     Returns:
@@ -387,12 +405,13 @@ def mixer_triton(
     """
     train = will_differentiate(x, tail, h0, *weights)
     piece = piece or max(_PIECE, _PIECE_ELEMENTS // weights.out_proj.shape[1])
-    segment = segment or steps_between_states() or default_segment(x.shape[1])
+    keeps = mixer_keeps()
+    segment = segment or keeps.steps or default_segment(x.shape[1])
     if segment < 4 or segment & (segment - 1):
         raise ValueError(f"segment is {segment}; it must be a power of two from 4 on")
     if tail is not None and h0 is not None and reset is None and not (train or precise):
         (_, width), (_, states) = weights.conv.shape, weights.A_log.shape
         if x.shape[1] == 1 and width > 1 and states <= step.MAX_STATES:
             return _step(x, weights, tail, h0, dtype)
-    settings = _Settings(dtype, precise, piece, segment, train)
+    settings = _Settings(dtype, precise, piece, segment, train, keeps.inputs)
     return _MixerFn.apply(settings, x, tail, h0, reset, *weights)

@@ -9,6 +9,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 from mamba_bio_audio import ops  # noqa: E402
+from mamba_bio_audio.kernels.kept import mixers_keep  # noqa: E402
 from mamba_bio_audio.kernels.made_once import weights_stay  # noqa: E402
 from mamba_bio_audio.kernels.mixer import recompute  # noqa: E402
 from mamba_bio_audio.kernels.mixer.recompute import MixerWeights, mixer_triton, unsupported_reason  # noqa: E402
@@ -136,14 +137,36 @@ class TestInterpreted:
         rows, padded = cast.x_proj.shape[0], cast.dt_proj.shape[1]
         assert rows * dtype.itemsize % 16 == 0
         assert rows - padded == 2 * 3
-        assert torch.equal(cast.x_proj[:rank], given.x_proj[:rank].to(dtype))
-        assert torch.equal(cast.x_proj[padded:], given.x_proj[rank:].to(dtype))
         assert not cast.x_proj[rank:padded].any()
-        assert torch.equal(cast.dt_proj[:, :rank], given.dt_proj.to(dtype))
         assert not cast.dt_proj[:, rank:].any()
-        A = torch.exp(given.A_log.detach())
-        for found, exact in ((cast.in_proj, given.in_proj), (cast.out_proj, given.out_proj), (cast.A[0].t(), -A)):
-            assert torch.equal(found, exact.to(found.dtype))
+        pairs = [
+            (cast.x_proj[:rank], given.x_proj[:rank]),
+            (cast.x_proj[padded:], given.x_proj[rank:]),
+            (cast.dt_proj[:, :rank], given.dt_proj),
+            (cast.in_proj, given.in_proj),
+            (cast.out_proj, given.out_proj),
+        ]
+        for found, exact in pairs:
+            # The interpreter cuts where a GPU rounds.
+            torch.testing.assert_close(found, exact.to(dtype), rtol=0 if dtype == torch.float32 else 2**-7, atol=0)
+        assert torch.equal(cast.A[0].t(), -torch.exp(given.A_log.detach()))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_inputs_that_are_kept(self, dtype):
+        """Bit for bit as without, also when backward runs twice, in pieces."""
+        layer = make_layer()
+        inputs, weights = make_inputs(layer, 2, 35)
+        options = {"dtype": dtype, "piece": 32}
+        with mixers_keep(16, False):
+            expected = results(fused, layer, inputs, weights, **options)
+        with mixers_keep(16, True):
+            found = results(fused, layer, inputs, weights, **options)
+            x = inputs["x"].clone().requires_grad_()
+            y = fused(layer, **{**inputs, "x": x}, **options)[0].sum()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+        first, second = (torch.autograd.grad(y, [x, layer.in_proj.weight], retain_graph=True) for _ in range(2))
+        assert all(map(torch.equal, first, second))
 
     def test_weights_that_stay_are_cast_once(self, monkeypatch):
         layers, cast, calls = [make_layer(), make_layer(width=8)], recompute._cast, []
@@ -304,3 +327,37 @@ def test_every_launch_has_the_same_case(launches):
     cases = [launch.constants["CASE"] for launch in launches if "CASE" in launch.constants]
     assert len(cases) == 4  # forward and backward, twice
     assert all(case is cases[0] for case in cases)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rank", [3, 8, 16])
+def test_casts_on_a_gpu_are_pytorchs(rank):
+    layer = make_layer(width=64, states=16, dt_rank=rank).cuda()
+    given = weights_of(layer)
+    cast = recompute._cast(given, torch.bfloat16)
+    padded = cast.dt_proj.shape[1]
+    for found, exact in (
+        (cast.in_proj, given.in_proj),
+        (cast.out_proj, given.out_proj),
+        (cast.x_proj[:rank], given.x_proj[:rank]),
+        (cast.x_proj[padded:], given.x_proj[rank:]),
+        (cast.dt_proj[:, :rank], given.dt_proj),
+    ):
+        assert torch.equal(found, exact.bfloat16())
+    assert not cast.x_proj[rank:padded].any()
+    assert not cast.dt_proj[:, rank:].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_is_kept_changes_no_bit_on_a_gpu():
+    layer = make_layer(width=64, states=16).cuda()
+    inputs, weights = make_inputs(layer, 2, 300, device="cuda")
+    weights = [w.cuda() for w in weights]
+    options = {"dtype": torch.bfloat16, "piece": 128}
+    with mixers_keep(16, False):
+        expected = results(fused, layer, inputs, weights, **options)
+    with mixers_keep(16, True):
+        found = results(fused, layer, inputs, weights, **options)
+    assert all(torch.equal(found[name], expected[name]) for name in found)

@@ -1,7 +1,7 @@
 """Everything that stands beside mamba_ssm, in one process on one GPU: rows of `mba bench` in the order of their worth.
 
     python benchmarks/device/peer_table.py --out FOLDER [--seconds 180] [--only REGEX] [--compilers 12]
-    python benchmarks/device/peer_table.py --show FOLDER/peer_table.csv
+    python benchmarks/device/peer_table.py --show FOLDER/peer_table.csv [--markdown]
 
 Rows are written as they are measured (`peer_table.csv`, and as text `peer_table.txt`); none is begun after `--seconds`, and the
 text names those. Before, processes of their own run every call once, so that kernels are compiled side by side; that time is
@@ -188,11 +188,72 @@ def table(rows: list[Row], device: str) -> str:
     return "\n".join([*lines, "", ", ".join(f"{key} {value}" for key, value in where.items() if value), ""])
 
 
+def markdown(rows: list[Row]) -> str:
+    """The tables of `docs/benchmarks.md`."""
+    done = [row for row in rows if row.get("ms_p50") not in ("", None)]
+    operations = [row for row in done if row["benchmark"] not in ("train", "sample")]
+    short = [row for row in operations if row.get("call_us")]
+    steps = [row for row in done if row["benchmark"] == "train"]
+    return "\n".join(
+        [
+            *_table(
+                "operation | (B, L, D) | mode | ms | bytes, ms | special functions, ms | mamba_ssm, ms | ratio (quartiles)",
+                [
+                    (r["benchmark"], r["shape"].strip("()"), r["mode"], _short(r["ms_p50"]), r["limit_ms"],
+                     r["special_limit_ms"], _short(r["peer_ms_p50"]), _ratio(r))
+                    for r in operations
+                ],
+            ),
+            "",
+            *_table(
+                "operation | (B, L, D) | mode | us a call | mamba_ssm | ratio | us of the host | mamba_ssm",
+                [
+                    (r["benchmark"], r["shape"].strip("()"), r["mode"], r["call_us"], r["peer_call_us"], r["call_ratio"],
+                     r["host_us"], r["peer_host_us"])
+                    for r in short
+                ],
+            ),
+            "",
+            *_table(
+                "model | recorded | ms | M tokens/s | GiB | mamba_ssm, ms | ratio (quartiles) | GiB",
+                [
+                    (r["shape"] + " beside Mamba-2" * (r["peer_layer"] == "mamba2"),
+                     "yes" if str(r["recorded"]) == "True" else "no", _short(r["ms_p50"]), r["mtokens_per_s"],
+                     r["peak_gib"], _short(r["peer_ms_p50"]), _ratio(r), r["peer_peak_gib"])
+                    for r in steps
+                ],
+            ),
+            "",
+        ]
+    )  # fmt: skip
+
+
+def _short(value: str) -> str:
+    """Three digits, or all of a number's whole part."""
+    if not value:
+        return ""
+    return f"{float(value):,.0f}" if float(value) >= 1000 else f"{float(value):.3g}"
+
+
+def _ratio(row: Row) -> str:
+    return (
+        f"{float(row['ratio']):.2f} ({float(row['ratio_q1']):.2f} to {float(row['ratio_q3']):.2f})"
+        if row["ratio"]
+        else ""
+    )
+
+
+def _table(head: str, rows: list[tuple[str, ...]]) -> list[str]:
+    names = head.split(" | ")
+    return [f"| {' | '.join(cells)} |".replace("  ", " ") for cells in (names, ["---"] * len(names), *rows)]
+
+
 def main() -> None:
     """Compile, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of peer_table.csv and peer_table.txt")
     parser.add_argument("--show", type=Path, metavar="CSV", help="only print this file as a table")
+    parser.add_argument("--markdown", action="store_true", help="with --show: as the tables of docs/benchmarks.md")
     parser.add_argument("--only", default="", metavar="REGEX", help='of items as "kernels scan:8,8192,2048"')
     parser.add_argument("--seconds", type=float, default=180, help="begin no item after this")
     parser.add_argument("--compilers", type=int, default=12, help="processes that compile; 0 for none")
@@ -203,7 +264,8 @@ def main() -> None:
     items = [item for item in ITEMS if re.search(args.only, str(item))]
     if args.show:
         with args.show.open(newline="") as file:
-            print(table(list(csv.DictReader(file)), "cpu"))
+            rows = list(csv.DictReader(file))
+        print(markdown(rows) if args.markdown else table(rows, "cpu"), end="")
     elif args.list:
         print(*items, sep="\n")
     elif args.out is None:

@@ -2,7 +2,7 @@
 
 import contextlib
 from functools import reduce
-from operator import itemgetter, or_
+from operator import attrgetter, or_
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +21,20 @@ class _Compiled(NamedTuple):
     run: Any
     function: int
     metadata: Any
-    tensors: Any  # picks them from the arguments
     constants: tuple[Any, ...]  # in the kernel's order
 
 
-# By kernel, which is kept so that no other one gets its id, and by everything that decides what is compiled.
-_known: dict[int, tuple[Any, dict[tuple[Any, ...], _Compiled]]] = {}
+class _Known(NamedTuple):
+    """What is known of a kernel."""
+
+    kernel: Any  # so that no other one gets its id
+    tensors: int  # how many of them come first
+    compiled: dict[tuple[Any, ...], _Compiled]  # by everything that decides about it
+
+
+_known: dict[int, _Known] = {}
+_dtype = attrgetter("dtype")
+_address = Tensor.data_ptr
 
 
 def cdiv(a: int, b: int) -> int:
@@ -50,54 +58,51 @@ def launch(kernel: Any, programs: int, *given: Any, **constants: Any) -> None:
     """`kernel[(programs,)](*given, **constants)` in a fraction of the host's time, from the second time on.
 
     Triton looks at every argument anew. Here what was compiled is found by the constants, the dtypes of tensors and the
-    other numbers, so that only addresses are looked at. Those that 16 does not divide, and launches that someone
-    listens to, go Triton's own way.
+    numbers, so that only addresses are looked at. Those that 16 does not divide, and launches that someone listens to, go
+    Triton's own way.
 
     Args:
         kernel: its run-time arguments come first, its constants behind them.
         programs: how many.
-        given: run-time arguments in order, tensors and numbers.
+        given: run-time arguments in order, tensors before numbers.
         constants: the others by name, in the same order at every call of a kernel, and options such as num_warps.
     """
     known = _known.get(id(kernel))
     if known is None:
         _first(kernel, programs, given, constants)
         return
+    count = known.tensors
+    tensors, numbers = given[:count], given[count:]
     active = driver.active
     device = active.get_current_device()
-    compiled = known[1].get((device, *[t.dtype if isinstance(t, Tensor) else t for t in given], *constants.values()))
+    compiled = known.compiled.get((device, *map(_dtype, tensors), *numbers, *constants.values()))
     if compiled is None:
         _first(kernel, programs, given, constants)
         return
-    addresses = [t.data_ptr() if isinstance(t, Tensor) else t for t in given]
+    addresses = list(map(_address, tensors))
     hook = runtime.launch_enter_hook  # a profiler's
-    if reduce(or_, compiled.tensors(addresses)) & 15 or (hook is not None and getattr(hook, "calls", True)):
+    if reduce(or_, addresses) & 15 or (hook is not None and getattr(hook, "calls", True)):
         kernel[(programs,)](*given, **constants)
         return
     compiled.run(
         programs, 1, 1, active.get_current_stream(device), compiled.function, compiled.metadata, None, None, None,
-        *addresses, *compiled.constants,
+        *addresses, *numbers, *compiled.constants,
     )  # fmt: skip
 
 
 def _first(kernel: Any, programs: int, given: tuple[Any, ...], constants: dict[str, Any]) -> None:
     """Launches as Triton does, and remembers what it compiled."""
     compiled = kernel[(programs,)](*given, **constants)
-    where = [i for i, t in enumerate(given) if isinstance(t, Tensor)]
+    count = sum(isinstance(t, Tensor) for t in given)
+    tensors, numbers = given[:count], given[count:]
     # The interpreter compiles nothing; a tensor that lies oddly has a kernel of its own.
-    if not isinstance(kernel, JITFunction) or compiled is None or any(given[i].data_ptr() % 16 for i in where):
+    if not isinstance(kernel, JITFunction) or compiled is None or any(t.data_ptr() % 16 for t in tensors):
         return
-    names = kernel.arg_names[len(given) :]
     assert kernel.arg_names[: len(given)] == [p.name for p in kernel.params if not p.is_constexpr], kernel.__name__
-    known = _known.setdefault(id(kernel), (kernel, {}))[1]
-    if len(known) >= _MOST:
-        known.clear()
-    key = (
-        driver.active.get_current_device(),
-        *[t.dtype if isinstance(t, Tensor) else t for t in given],
-        *constants.values(),
-    )
-    pick = itemgetter(*where) if len(where) > 1 else lambda arguments: (arguments[where[0]],)
-    known[key] = _Compiled(
-        compiled.run, compiled.function, compiled.packed_metadata, pick, tuple(constants[name] for name in names)
-    )
+    known = _known.setdefault(id(kernel), _Known(kernel, count, {}))
+    assert known.tensors == count, kernel.__name__
+    if len(known.compiled) >= _MOST:
+        known.compiled.clear()
+    key = (driver.active.get_current_device(), *map(_dtype, tensors), *numbers, *constants.values())
+    ordered = tuple(constants[name] for name in kernel.arg_names[len(given) :])
+    known.compiled[key] = _Compiled(compiled.run, compiled.function, compiled.packed_metadata, ordered)

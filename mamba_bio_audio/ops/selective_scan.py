@@ -102,9 +102,9 @@ def _scan(inputs: ScanInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
 @cache
 def _run(choice: str) -> Callable[[ScanInputs], tuple[Tensor, Tensor]]:
     if choice == "triton":
-        from mamba_bio_audio.kernels.scan.launch import scan_triton
+        from mamba_bio_audio.kernels.scan.launch import run_scan
 
-        return scan_triton
+        return run_scan
     return scan_reference if choice == "reference" else scan_torch
 
 

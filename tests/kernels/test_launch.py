@@ -112,7 +112,7 @@ def test_what_is_known_stays_small(log, monkeypatch):
     x = tensor()
     for rows in range(7):
         call(x, x, rows=rows)
-    assert len(module._known[id(kernel)][1]) <= 3
+    assert len(module._known[id(kernel)].compiled) <= 3
 
 
 def test_only_another_device_is_chosen(monkeypatch):

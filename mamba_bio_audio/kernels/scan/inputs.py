@@ -89,6 +89,14 @@ class Case:
     bias: bool = False
     reset: bool = False
 
+    def __post_init__(self) -> None:
+        # Every launch looks it up several times, and to add up a hash of all fields takes longer than that.
+        object.__setattr__(self, "_hash", hash(tuple(getattr(self, f.name) for f in fields(self))))
+
+    def __hash__(self) -> int:
+        """Of its fields."""
+        return self._hash  # type: ignore[attr-defined,no-any-return]
+
     def __repr__(self) -> str:
         """Whatever is true of it: Triton keeps compiled kernels under this name, on disk as well."""
         return "_".join(name for name in (*(f.name for f in fields(self)), "ahead") if getattr(self, name)) or "none"

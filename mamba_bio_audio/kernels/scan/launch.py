@@ -80,7 +80,9 @@ class ScanCall:
 
 
 def _fp32(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.detach().float().contiguous()
+    if t is None or (t.dtype == torch.float32 and t.is_contiguous()):
+        return t
+    return t.detach().float().contiguous()
 
 
 def _planes(t: Tensor, is_complex: bool) -> Tensor:
@@ -363,20 +365,23 @@ def _public_map(found: Tensor | _PartialMap, length: int, states: int, is_comple
     return rows.unflatten(-1, (2, states)).transpose(-1, -2) if is_complex else rows
 
 
+def _forward(s: ScanInputs, plan: Plan | None, train: bool) -> tuple[ScanCall, Tensor, Tensor, Tensor | None]:
+    """The call, the output, the last state in its public shape, and the kept states."""
+    call = prepared(s, plan)
+    start = None if s.h0 is None else _planes(s.h0, call.case.complex)
+    out, last, states = scan_forward(call, start, train)
+    return call, out, _from_parts(last.transpose(-1, -2), call.case.complex), states
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, s: ScanInputs, plan: Plan | None, train: bool, *_: Tensor | None) -> tuple[Tensor, Tensor]:
-        call = prepared(s, plan)
-        start = None if s.h0 is None else _planes(s.h0, call.case.complex)
-        out, last, states = scan_forward(call, start, train)
-        if train:
-            ctx.save_for_backward(
-                call.u, call.dt, call.z, call.A, call.B, call.C, call.skip, call.bias, call.reset, states
-            )
-            ctx.case, ctx.plan = call.case, call.plan
-            ctx.dtypes = tuple(None if t is None else t.dtype for t in s.tensors)
+    def forward(ctx: Any, s: ScanInputs, plan: Plan | None, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+        call, out, last, states = _forward(s, plan, True)
+        ctx.save_for_backward(call.u, call.dt, call.z, call.A, call.B, call.C, call.skip, call.bias, call.reset, states)
+        ctx.case, ctx.plan = call.case, call.plan
+        ctx.dtypes = [None if t is None else t.dtype for t in s.tensors]
         ctx.set_materialize_grads(False)
-        return out, _from_parts(last.transpose(-1, -2), call.case.complex)
+        return out, last
 
     @staticmethod
     def backward(ctx: Any, g_out: Tensor | None, g_last: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -391,10 +396,10 @@ class _Scan(torch.autograd.Function):
         cast = tuple(
             None if found is None or not need else found if found.dtype == dtype else found.to(dtype)
             for found, dtype, need in zip(
-                (g.u, g.dt, g.A, g.B, g.C, g.skip, g.z, g.bias, g.h0), ctx.dtypes, ctx.needs_input_grad[3:], strict=True
+                (g.u, g.dt, g.A, g.B, g.C, g.skip, g.z, g.bias, g.h0), ctx.dtypes, ctx.needs_input_grad[2:], strict=True
             )
         )
-        return None, None, None, *refuse_second_order("selective_scan", cast)
+        return None, None, *refuse_second_order("selective_scan", cast)
 
 
 def scan_triton(s: ScanInputs, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
@@ -414,4 +419,12 @@ def scan_triton(s: ScanInputs, plan: Plan | None = None) -> tuple[Tensor, Tensor
     reason = unsupported_reason(s)
     if reason is not None:
         raise NotImplementedError(f'selective_scan: the triton backend does not run {reason}; use backend="torch"')
-    return _Scan.apply(s, plan, will_differentiate(*s.tensors), *s.tensors)
+    return run_scan(s, plan)
+
+
+def run_scan(s: ScanInputs, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
+    """`scan_triton` of a call for which `unsupported_reason` has none."""
+    if will_differentiate(*s.tensors):
+        return _Scan.apply(s, plan, *s.tensors)
+    _, out, last, _ = _forward(s, plan, False)
+    return out, last

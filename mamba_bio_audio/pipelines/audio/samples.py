@@ -157,13 +157,14 @@ def sample_report(
         if recorded:
             theirs = measured_pieces(recorded, length, limit)
             ranges = ranges_of(theirs)
-            within = inside(own, ranges)
+            within, themselves = inside(own, ranges), inside(theirs, ranges)
             whole |= {
                 "held_out": ranges,
                 "inside": {name: int(column.sum()) for name, column in within.items()},
                 "inside_all": int(all_judged(within).sum()),
                 "held_out_pieces": len(theirs["level"]),
-                "held_out_inside_all": float(all_judged(inside(theirs, ranges)).mean()),
+                "held_out_inside": {name: float(column.mean()) for name, column in themselves.items()},
+                "held_out_inside_all": float(all_judged(themselves).mean()),
             }
         result["pieces"].append(whole)
         for row in rows:
@@ -266,12 +267,17 @@ def describe_samples(report: Mapping[str, Any]) -> str:
         lines += ["", f"pieces of {part['seconds']:g} s: {part['count']:,}"]
         if "held_out" in part:
             lines[-1] += f" beside {part['held_out_pieces']:,} of held-out recordings"
-            lines.append(f"{'':<18}{'held out: 5 %':>14}{'median':>9}{'95 %':>9}{'samples: median':>18}{'inside':>14}")
+            lines.append(
+                f"{'':<18}{'held out: 5 %':>14}{'median':>9}{'95 %':>9}{'inside':>8}{'samples: median':>18}{'inside':>14}"
+            )
             for name in part["own"]:
                 low, middle, high = part["held_out"][name]
+                # Reports of earlier versions do not have it.
+                share = part.get("held_out_inside", {}).get(name)
+                theirs = "" if share is None else f"{share:.0%}"
                 verdict = f"{part['inside'][name]:,} of {part['count']:,}"
                 own = part["own"][name][1]
-                lines.append(f"{_title(name):<18}{low:>14.2f}{middle:>9.2f}{high:>9.2f}{own:>18.2f}{verdict:>14}")
+                lines.append(f"{_title(name):<18}{low:>14.2f}{middle:>9.2f}{high:>9.2f}{theirs:>8}{own:>18.2f}{verdict:>14}")
             lines.append(
                 f"inside by all of {', '.join(JUDGED)}: {part['inside_all']:,} of {part['count']:,} "
                 f"(of the held-out pieces themselves {part['held_out_inside_all']:.0%})"

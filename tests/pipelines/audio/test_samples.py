@@ -62,6 +62,7 @@ def test_recordings_are_inside_and_noise_is_not():
     assert {"flatness", "entropy", "level"} <= set(bad)
     assert whole["inside"]["entropy"] == 1
     assert 0.5 < whole["held_out_inside_all"] < 1
+    assert all(0.85 < whole["held_out_inside"][name] <= 1 for name in JUDGED)
     assert seconds["inside_all"] == sum(not names for row in found["rows"] for names in row["pieces"][0]["outside"])
     text = report.describe_samples(found)
     assert "held out: 5 %" in text

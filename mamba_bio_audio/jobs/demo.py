@@ -17,8 +17,9 @@ from mamba_bio_audio.text import show
 
 COMMAND = "demo"
 PANEL = "Start"
-# At which the tune is sampled; of 0.15 to 0.8 the lowest played most notes, and least noise.
-_TEMPERATURE = 0.2
+# At which the tune is sampled. Of 0.05 to 0.8 the one at which no note of two trained models was held on for long; lower and
+# higher ones do so in one sample of ten, and the time for the other notes is gone.
+_TEMPERATURE = 0.15
 # A share of its notes in order at which it is called the tune, and one that its notes in any order would reach too.
 _IN_ORDER, _BY_CHANCE = 0.7, 0.3
 # What the packaged model samples and, of each packaged genome slice, scores: seconds on a CPU.

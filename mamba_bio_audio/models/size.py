@@ -25,7 +25,7 @@ def count_parameters(config: ModelConfig | UNetConfig, head: HeadConfig | None =
         body = sum(_stage(stage, width) for stage, width, _ in _stages(config))
         for tier, pool in enumerate(config.pools):
             fine, coarse = config.widths[tier : tier + 2]
-            body += fine * pool * coarse + coarse  # down
+            body += fine * pool * coarse + coarse + len(config.class_names) * coarse  # down
             body += coarse * fine * pool + fine * pool  # up
         logits = padded * width + padded
     else:

@@ -1,7 +1,7 @@
 """Multi-scale audio model: a U-Net of causal layers (paper section 4.4, appendix E.4; SaShiMi, Goel et al. 2022).
 
     s = down_i(s)                     blocks of tier i, at width D_i = D * expand^i
-    c = DownPool(s): Linear(p joined frames of D_i -> D_(i+1));   c = tier i+1 (c)
+    c = DownPool(s): Linear(p joined frames of D_i -> D_(i+1)), plus a vector of the class;   c = tier i+1 (c)
     s = s + UpPool(c): Linear(D_(i+1) -> p frames of D_i), one coarse frame later
     s = up_i(s);  every block also adds the input of its mirror image on the way down
 
@@ -21,9 +21,10 @@ frames, r position in the current coarse frame.
 
 from __future__ import annotations
 
+import copy
 import math
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +35,14 @@ from torch.utils.checkpoint import checkpoint
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
-from mamba_bio_audio.models.inputs import input_embedding
+from mamba_bio_audio.models.inputs import class_of, input_embedding, of_classes
 from mamba_bio_audio.models.isotropic import Block
 from mamba_bio_audio.models.kept import Keeper, Kept
 from mamba_bio_audio.models.unet_config import StageConfig, UNetConfig
 from mamba_bio_audio.ops import linear_cross_entropy, mixers_keep
 
+# Of the initial vectors of classes behind the pools: of the size of what pools give.
+_CLASS_STD = 0.3
 # The head's bias is appended to its weight as this many columns, so that the loss needs no second path.
 _BIAS_COLUMNS = 8
 
@@ -62,15 +65,28 @@ class UNetState(NamedTuple):
 
 
 class DownPool(nn.Module):
-    """Joins p frames into one: (B, n p, D) -> (B, n, H)."""
+    """Joins p frames into one, (B, n p, D) -> (B, n, H), and adds a vector of the class of each (B, n), if there are classes."""
 
-    def __init__(self, width: int, wider: int, pool: int) -> None:
+    def __init__(self, width: int, wider: int, pool: int, classes: int = 0) -> None:
         super().__init__()
         self.pool = pool
         self.linear = nn.Linear(width * pool, wider)
+        self.classes = nn.Embedding(classes, wider) if classes else None
+        if self.classes is not None:
+            nn.init.normal_(self.classes.weight, std=_CLASS_STD)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.unflatten(1, (-1, self.pool)).flatten(2))
+    def forward(self, x: Tensor, number: Tensor | None = None) -> Tensor:
+        y = self.linear(x.unflatten(1, (-1, self.pool)).flatten(2))
+        return y if self.classes is None or number is None else y + of_classes(self.classes.weight, number).to(y.dtype)
+
+    def of_class(self, number: int) -> DownPool:
+        """The pool for one class, from 0: its vector is part of the bias."""
+        assert self.classes is not None
+        view, linear = copy.copy(self), copy.copy(self.linear)
+        bias = nn.Parameter((self.linear.bias + self.classes.weight[number]).detach(), requires_grad=False)
+        linear._parameters = {**self.linear._parameters, "bias": bias}
+        view._modules = {"linear": linear, "classes": None}
+        return view
 
 
 class UpPool(nn.Module):
@@ -116,7 +132,8 @@ class UNetModel(SequenceModel):
         self.embedding = input_embedding(config, padded)
         self.down = nn.ModuleList(stage(i, i) if config.down_blocks else nn.ModuleList() for i in range(tiers))
         self.down_pools = nn.ModuleList(
-            DownPool(config.widths[i], config.widths[i + 1], config.pools[i]) for i in range(tiers)
+            DownPool(config.widths[i], config.widths[i + 1], config.pools[i], len(config.class_names))
+            for i in range(tiers)
         )
         self.centre = stage(first_up - 1, tiers)
         self.up_pools = nn.ModuleList(
@@ -126,6 +143,14 @@ class UNetModel(SequenceModel):
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = nn.Linear(config.d_model, padded)
         nn.init.zeros_(self.lm_head.bias)
+
+    def of_class(self, name: str) -> Self:
+        """As `SequenceModel.of_class`; the vectors of the class are parts of the table and of the pools' biases."""
+        view = super().of_class(name)
+        number = self.classes.index(name)
+        pools = nn.ModuleList(cast(DownPool, pool).of_class(number) for pool in self.down_pools)
+        view._modules = {**view._modules, "down_pools": pools.train(self.training)}
+        return view
 
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
@@ -199,8 +224,11 @@ class UNetModel(SequenceModel):
         if reset is not None:
             self._check_reset(reset, tokens, state.phase)
         kept = None if self.recompute == "layer" else self.choice(tokens.numel(), tokens.device)
+        classes = class_of(tokens, self.model_config.num_inputs) if self.classes else None
         with nullcontext() if kept is None else mixers_keep(kept.steps, kept.inputs):
-            x, residual, tiers, centre = self._tier(0, x, state.phase, state.tiers, state.centre, reset, outputs)
+            x, residual, tiers, centre = self._tier(
+                0, x, state.phase, state.tiers, state.centre, reset, outputs, classes
+            )
         state = UNetState(tiers, centre, (state.phase + tokens.shape[1]) % self.model_config.period)
         if outputs is not None and number is not None:
             return outputs[number], state
@@ -228,6 +256,7 @@ class UNetModel(SequenceModel):
         centre: tuple[Any, ...],
         reset: Tensor | None,
         kept: list[Tensor] | None = None,
+        classes: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[TierState, ...], tuple[Any, ...]]:
         """Run tier number `tier` and all coarser ones on a span.
 
@@ -237,6 +266,7 @@ class UNetModel(SequenceModel):
             tiers, centre: states of this tier and the coarser ones.
             reset: bool (B, L) in frames of this tier.
             kept: the residual stream behind each block of this tier is appended to it.
+            classes: (B, L) number of the class of each frame, 0 for none.
 
         Returns:
             The last block's output, the residual stream to add it to, and the new states.
@@ -263,13 +293,16 @@ class UNetModel(SequenceModel):
         starts = None if reset is None else F.pad(reset, (r, pool))[:, : (complete + 1) * pool : pool]
         outputs = own.queue[:, None]  # (B, 1, p, D)
         if complete:
+            # A coarse frame is of the class of the frame that completes it.
+            own_classes = None if classes is None else classes[:, pool - 1 - r :: pool]
             coarse, coarse_residual, coarser, centre = self._tier(
                 tier + 1,
-                self.down_pools[tier](frames[:, : complete * pool]),
+                self.down_pools[tier](frames[:, : complete * pool], own_classes),
                 phase // pool,
                 coarser,
                 centre,
                 None if starts is None else starts[:, :complete],
+                classes=own_classes,
             )
             opened = self.up_pools[tier](_add(coarse, coarse_residual).to(coarse.dtype))
             outputs = torch.cat([outputs.to(opened.dtype), opened], 1)  # (B, complete + 1, p, D)

@@ -11,9 +11,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -155,6 +157,12 @@ def _build_fitting(source: _Source, path: Path) -> LanguageModel | Classifier:
     model = build(source.model, source.head)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = wanted.keys() - source.tensors.keys()
+    # The first U-Nets with classes showed them to the finest stage alone.
+    older = {name for name in missing if re.fullmatch(r"(backbone\.)?down_pools\.\d+\.classes\.weight", name)}
+    with torch.no_grad():
+        for name in older:
+            model.get_parameter(name).zero_()
+    missing -= older
     if getattr(source.model, "tie_embeddings", False):
         missing = {name for name in missing if name.removeprefix("backbone.") != "lm_head.weight"}
     unexpected = source.tensors.keys() - wanted.keys()

@@ -18,6 +18,7 @@ from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.train import train
+from mamba_bio_audio.training.optim import parameter_groups
 
 Q, S = 20, 21
 MORE = {"inputs": S, "classes": ("a", "b", "c")}
@@ -61,7 +62,8 @@ def test_outputs_know_neither_start_token_nor_classes(shape):
     assert model.lm_head.weight.shape == plain.lm_head.weight.shape
     ids = torch.randint(4 * S, (2, 9))
     assert model(ids).logits.shape == plain(ids % Q).logits.shape
-    assert model.num_parameters() - plain.num_parameters() == (1 + 3) * 16
+    in_pools = 3 * (32 + 64) if shape is unet else 0
+    assert model.num_parameters() - plain.num_parameters() == (1 + 3) * 16 + in_pools
 
 
 @pytest.mark.parametrize("shape", [isotropic, unet])
@@ -75,6 +77,35 @@ def test_a_class_is_a_shift_of_ids_and_its_own_model_reads_plain_ones(shape):
         torch.testing.assert_close(found[row], own[row], rtol=1e-5, atol=1e-5)
     assert (expected[1] - expected[0]).abs().max() > 1e-2
     assert (expected[2] - expected[1]).abs().max() > 1e-2
+
+
+def test_pools_show_the_class_to_coarser_stages_in_pieces_as_in_one():
+    """Of pools of 2 frames each, in pieces that end within frames; and by the decoder that knows only of biases."""
+    model = lively(unet(**MORE))
+    with torch.no_grad():
+        model.embedding.classes.zero_()
+    ids = torch.cat([torch.full((2, 1), Q), torch.randint(Q, (2, 16))], 1)
+    shifted = ids + S * torch.tensor([[1], [3]])
+    whole = model(shifted).logits
+    assert (whole - model(ids).logits)[:, 4:].abs().max() > 1e-2
+    state, found = None, []
+    for piece in shifted.split([1, 2, 3, 1, 5, 4, 1], dim=1):
+        output = model(piece, state)
+        state = output.state
+        found.append(output.logits)
+    torch.testing.assert_close(torch.cat(found, 1), whole, rtol=1e-5, atol=1e-5)
+    how = {"length": 24, "num_samples": 2, "class_": ["a", "c"], "prompt": ids[0, :5], "allowed": range(Q)}
+    steps = mba.generate(model, path="steps", **how)
+    assert steps.equal(mba.generate(model, path="numpy", **how))
+    assert not steps.equal(mba.generate(model, path="steps", **{**how, "class_": ["b", "b"]}))
+
+
+def test_vectors_of_classes_do_not_decay():
+    model = build_model(unet(**MORE))
+    decaying, others = parameter_groups(model, 0.1)
+    classes = [pool.classes.weight for pool in model.down_pools]
+    assert not {id(weight) for weight in classes} & {id(weight) for weight in decaying["params"]}
+    assert {id(weight) for weight in classes} <= {id(weight) for weight in others["params"]}
 
 
 def test_the_model_of_a_class_changes_nothing_of_the_model():

@@ -51,6 +51,7 @@ class Draws(TypedDict, total=False):
     allowed: Sequence[int] | None
     initial: Sequence[float] | None
     class_: str | Sequence[str] | None
+    guidance: float
 
 
 class Place(NamedTuple):
@@ -80,6 +81,7 @@ def generate(
     allowed: Sequence[int] | None = None,
     initial: Sequence[float] | None = None,
     class_: str | Sequence[str] | None = None,
+    guidance: float = 0.0,
     batch_size: int | None = None,
     precision: Precision = "fp32",
     path: Path | None = None,
@@ -106,6 +108,8 @@ def generate(
         initial: probabilities over `allowed` of the first symbol if there is no prompt, unaffected by temperature,
             top_k and top_p; None means uniform.
         class_: class of the samples, one of `model.classes`, or a list of num_samples of them; None asks for none.
+        guidance: with `class_`: w in c + w (c - u), from the logits with the class and without (`guided.py`); 0 samples as
+            trained, and more at twice the cost says more of the class and varies less.
         batch_size: rows sampled at a time; None means all.
         precision: of the matrices, "fp32" or "bf16"; bf16 is faster on a GPU, and moves logits by about one hundredth.
         path: how steps run; None takes the fastest, as `sampling_path` names it.
@@ -120,6 +124,7 @@ def generate(
         num_samples=num_samples,
         prompt=prompt,
         class_=class_,
+        guidance=guidance,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -183,6 +188,8 @@ def generate_blocks(
         rows_together = min(batch_size or num_samples, num_samples)
         stepper = prepared(model, rows=rows_together, precision=precision, path=path, **draws)
     classes = check_classes(model, draws.get("class_"), num_samples)
+    if draws.get("guidance") and classes is None:
+        raise InputError("guidance is towards a class; give class_, or leave it out")
     prefix = check_prompt(model, prompt, num_samples)
     start_id = getattr(getattr(model, "codec", None), "start_id", None)
     if start_id is not None and state is None and not isinstance(prefix, list):
@@ -226,15 +233,17 @@ def prepared(
     Raises:
         InputError: options that the model cannot be sampled with.
     """
-    choice = _Choice.of(model, draws)
+    choice, guidance = _Choice.of(model, draws), draws.get("guidance", 0.0)
+    if not (np.isfinite(guidance) and guidance >= 0):
+        raise InputError(f"guidance is {guidance}; choose 0 (none) or a positive number")
     if getattr(model, "streaming", "constant") == "none":
         raise InputError(
             "this model cannot carry a state from symbol to symbol, so it cannot sample; use another mixer"
         )
     if path is None:
-        path = paths.fastest(model, choice, rows, precision)
-    paths.check(model, choice, path, precision)
-    return Stepper(model, choice.to(paths.device_of(model)), precision, path, reading)
+        path = paths.fastest(model, choice, rows, precision, guidance)
+    paths.check(model, choice, path, precision, guidance)
+    return Stepper(model, choice.to(paths.device_of(model)), precision, path, reading, guidance)
 
 
 def sampling_path(model: nn.Module, *, rows: int, precision: Precision = "fp32", **draws: Unpack[Draws]) -> Path:
@@ -244,7 +253,7 @@ def sampling_path(model: nn.Module, *, rows: int, precision: Precision = "fp32",
     sharing a row; "together", 16 rows in one; or "graph", CUDA graphs of 16 steps or more. On a CPU it is "numpy". "steps"
     runs every operation on its own, for every model.
     """
-    return paths.fastest(model, _Choice.of(model, draws), rows, precision)
+    return paths.fastest(model, _Choice.of(model, draws), rows, precision, draws.get("guidance", 0.0))
 
 
 def _batch(

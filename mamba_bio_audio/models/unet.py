@@ -41,8 +41,8 @@ from mamba_bio_audio.models.kept import Keeper, Kept
 from mamba_bio_audio.models.unet_config import StageConfig, UNetConfig
 from mamba_bio_audio.ops import linear_cross_entropy, mixers_keep
 
-# Of the initial vectors of classes behind the pools: of the size of what pools give.
-_CLASS_STD = 0.3
+# Of the initial vectors of classes behind the pools: about half of what trained pools give.
+_CLASS_STD = 0.05
 # The head's bias is appended to its weight as this many columns, so that the loss needs no second path.
 _BIAS_COLUMNS = 8
 

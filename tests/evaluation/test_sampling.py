@@ -74,7 +74,7 @@ def test_only_symbols_that_can_be_drawn_count(batches):
 def test_the_grid_lies_around_the_likelihoods_temperature_and_has_whole_distributions():
     cells = grid(0.8)
     assert Cell(0.8, 1.0) in cells
-    assert len(set(cells)) == len(cells) == 24
+    assert len(set(cells)) == len(cells) == 30
     assert cells[0].nucleus is None
     assert cells[1].nucleus == cells[1].top_p < 1
     assert min(cell.temperature for cell in cells) < 0.8 < max(cell.temperature for cell in cells)

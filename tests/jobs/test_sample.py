@@ -387,6 +387,26 @@ def test_samples_of_classes(by_class, tmp_path, capsys):
     assert "already complete" in capsys.readouterr().out
 
 
+def test_guided_samples_of_classes(by_class, tmp_path, capsys):
+    how = ("sample", by_class, "--length", 40, "--device", "cpu", "--quiet", "--seed", 3)
+    found = {}
+    for guidance in (0, 3):
+        out = tmp_path / f"{guidance}.wav"
+        assert mba(*how, "--class", "two", "--guidance", guidance, "--out", out) == 0
+        note = json.loads((tmp_path / f"{guidance}.wav.json").read_text())
+        assert note.get("guidance", 0) == guidance
+        found[guidance], _ = soundfile.read(out)
+    assert not np.array_equal(found[0], found[3])
+    codec = saved.load(by_class).codec
+    own = generate.generate(saved.load(by_class), length=40, class_="two", guidance=3.0, seed=3)[0].numpy()
+    np.testing.assert_allclose(codec.decode(own), found[3], atol=1e-4)
+    capsys.readouterr()
+    assert mba(*how, "--class", "two", "--guidance", 1, "--out", tmp_path / "3.wav", "--resume") == 2
+    assert "complete, but sampled with guidance 3.0, not 1.0" in capsys.readouterr().err
+    assert mba(*how, "--guidance", 1, "--out", tmp_path / "x.wav") == 2
+    assert "--guidance is towards a class; give --class" in capsys.readouterr().err
+
+
 def test_samples_of_classes_go_on_where_they_stopped(by_class, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "_BLOCK", 16)
     model = saved.load(by_class)

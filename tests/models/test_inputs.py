@@ -9,6 +9,7 @@ from torch import nn
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.inference.generate import sampling_path
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.inputs import InputEmbedding
@@ -190,6 +191,31 @@ def test_prompts_of_several_lengths_have_classes_too(model):
     for row, (prompt, name) in enumerate(zip(prompts, "aabb", strict=True)):
         alone = generated(model, prompt=prompt, class_=name, temperature=0, num_samples=1)
         assert found[row].tolist() == alone[0].tolist()
+
+
+def test_guidance_overstates_the_class(model):
+    """Greedy symbols are those of c + w (c - u), from whole sequences; a class has its own rows; prompts of any length too."""
+    how = {"class_": ["a", "a", "b", "c"], "temperature": 0, "prompt": [3, 4, 5], "guidance": 2.5}
+    found = generated(model, **how)
+    expected = []
+    for name in "aabc":
+        ids = [Q, 3, 4, 5]
+        for _ in range(12):
+            read = torch.tensor([ids])
+            own, none = (each(read).logits[0, -1, :Q] for each in (model.of_class(name), model))
+            ids.append(int((own + 2.5 * (own - none)).argmax()))
+        expected.append(ids[-12:])
+    assert found.tolist() == expected
+    assert not torch.equal(found, generated(model, **(how | {"guidance": 0.0})))
+    prompts = generated(model, **(how | {"prompt": [[3, 4, 5], [3, 4, 5], [3, 4, 5], [3, 4]]}))
+    assert torch.equal(prompts[:3], found[:3])
+    assert sampling_path(model, rows=4, class_="a", guidance=1.0) == "steps"
+    with pytest.raises(InputError, match="guidance is towards a class"):
+        generated(model, guidance=1.0)
+    with pytest.raises(InputError, match="guidance is -1"):
+        generated(model, class_="a", guidance=-1.0)
+    with pytest.raises(InputError, match=r"not with guidance"):
+        generated(model, class_="a", guidance=1.0, path="numpy")
 
 
 def test_classes_that_cannot_be_asked_for():

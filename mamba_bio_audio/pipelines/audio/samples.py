@@ -277,7 +277,9 @@ def describe_samples(report: Mapping[str, Any]) -> str:
                 theirs = "" if share is None else f"{share:.0%}"
                 verdict = f"{part['inside'][name]:,} of {part['count']:,}"
                 own = part["own"][name][1]
-                lines.append(f"{_title(name):<18}{low:>14.2f}{middle:>9.2f}{high:>9.2f}{theirs:>8}{own:>18.2f}{verdict:>14}")
+                lines.append(
+                    f"{_title(name):<18}{low:>14.2f}{middle:>9.2f}{high:>9.2f}{theirs:>8}{own:>18.2f}{verdict:>14}"
+                )
             lines.append(
                 f"inside by all of {', '.join(JUDGED)}: {part['inside_all']:,} of {part['count']:,} "
                 f"(of the held-out pieces themselves {part['held_out_inside_all']:.0%})"

@@ -65,7 +65,7 @@ class UNetState(NamedTuple):
 
 
 class DownPool(nn.Module):
-    """Joins p frames into one, (B, n p, D) -> (B, n, H), and adds a vector of the class of each (B, n), if there are classes."""
+    """Joins p frames into one, (B, n p, D) -> (B, n, H), and adds a vector of the class of each (B, n), where there are any."""
 
     def __init__(self, width: int, wider: int, pool: int, classes: int = 0) -> None:
         super().__init__()

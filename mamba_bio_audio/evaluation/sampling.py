@@ -30,7 +30,7 @@ from mamba_bio_audio.inference.uniforms import uniforms
 # Temperatures at which validation data are scored; the best is refined between its neighbours.
 TEMPERATURES = tuple(round(0.5 + 0.05 * step, 2) for step in range(21))
 # The grid: temperatures in units of the one by likelihood, and top-p.
-SHARES = (1.05, 1.0, 0.95, 0.9, 0.85)
+SHARES = (1.1, 1.05, 1.0, 0.95, 0.9)
 # A sample in thousand decides on clicks, and a sample in a hundred on whether the sound dies away.
 TOP_P = (1.0, 0.999, 0.997, 0.99, 0.95, 0.9)
 _PIECE = 1 << 14

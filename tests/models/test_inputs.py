@@ -85,6 +85,8 @@ def test_pools_show_the_class_to_coarser_stages_in_pieces_as_in_one():
     model = lively(unet(**MORE))
     with torch.no_grad():
         model.embedding.classes.zero_()
+        for pool in model.down_pools:
+            pool.classes.weight.mul_(20)
     ids = torch.cat([torch.full((2, 1), Q), torch.randint(Q, (2, 16))], 1)
     shifted = ids + S * torch.tensor([[1], [3]])
     whole = model(shifted).logits

@@ -39,8 +39,8 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
 SETTINGS: dict[str, dict[str, float]] = {
     "temperature 1": {},
     "guidance 2": {"guidance": 2.0},
-    "guidance 1": {"guidance": 1.0},
     "guidance 4": {"guidance": 4.0},
+    "guidance 1": {"guidance": 1.0},
     "guidance 2, temperature 0.9": {"guidance": 2.0, "temperature": 0.9},
     "guidance 2, top-p 0.98": {"guidance": 2.0, "top_p": 0.98},
     "temperature 0.9": {"temperature": 0.9},

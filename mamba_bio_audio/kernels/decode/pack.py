@@ -106,7 +106,12 @@ class Case:
 
     @property
     def scratch(self) -> int:
-        """fp32 numbers that a row's program passes between its threads: stream, u, gate, x_proj's and the gated output."""
+        """fp32 numbers that a row's program passes between its threads: as `ranks`, and those of `draw.before`."""
+        return self.ranks + 3 * self.S
+
+    @property
+    def ranks(self) -> int:
+        """Stream, u, gate, x_proj's and the gated output; an even number."""
         return self.D + 3 * self.E + self.X
 
 

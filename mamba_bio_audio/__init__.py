@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.embed import embed as embed
     from mamba_bio_audio.inference.generate import generate as generate
+    from mamba_bio_audio.inference.positions import predict_along as predict_along
     from mamba_bio_audio.inference.predict import predict as predict
     from mamba_bio_audio.inference.score import log_likelihood as log_likelihood
     from mamba_bio_audio.inference.variants import score_variants as score_variants
@@ -26,6 +27,7 @@ _FUNCTIONS = {
     "load": "run.saved",
     "log_likelihood": "inference.score",
     "predict": "inference.predict",
+    "predict_along": "inference.positions",
     "score_variants": "inference.variants",
 }
 __all__ = ["__version__", *_FUNCTIONS]

@@ -67,7 +67,7 @@ scores = mba.score_variants(model, "genome.fa", [("chr1", 5_000, "A", "G")], con
 behind these functions are in `docs/contracts.md`.
 """
 # In the order in which they are used; the functions of `mba` by their module, and methods of every model.
-SECTIONS = ("load", "generate", "log_likelihood", "embed", "score_variants", "predict")
+SECTIONS = ("load", "generate", "log_likelihood", "embed", "score_variants", "predict", "predict_along")
 METHODS = ("encode", "decode")
 
 

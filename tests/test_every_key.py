@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pybigtools
 import pytest
 import soundfile
 import torch
@@ -29,6 +30,7 @@ from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.dna.tracks_config import DnaTracksConfig
 from mamba_bio_audio.run.config import RunConfig, load_config, to_yaml
 from mamba_bio_audio.run.data import open_data
 from mamba_bio_audio.run.export import export
@@ -37,7 +39,7 @@ from mamba_bio_audio.training.config import LengthStage, TrainConfig
 SECTIONS: tuple[type[BaseModel], ...] = (
     *(RunConfig, TrainConfig, LengthStage),
     *(ModelConfig, UNetConfig, StageConfig, SsmConfig, AttentionConfig, HeadConfig),
-    *(DnaDataConfig, DnaClassesConfig, AudioDataConfig, AudioClassesConfig),
+    *(DnaDataConfig, DnaClassesConfig, DnaTracksConfig, AudioDataConfig, AudioClassesConfig),
 )
 
 TRAIN = """
@@ -52,6 +54,8 @@ RECIPES = {
     "dna-classes": "data: {kind: dna-classes, path: [DIR/x.fa, DIR/y.fa, DIR/z.fa]}\nmodel: {d_model: 8, num_layers: 1}\n"
     "head: {}\n",
     "dna-labels": "data: {kind: dna-classes, path: DIR/numbers.tsv}\nmodel: {d_model: 8, num_layers: 1}\nhead: {}\n",
+    "dna-tracks": "data: {kind: dna-tracks, path: DIR/genome.fa, tracks: DIR/track.bw, block_bases: 500, contigs: all}\n"
+    "model: {d_model: 8, num_layers: 1}\nhead: {task: bases}\n",
     "audio-classes": "data: {kind: audio-classes, path: DIR/labelled}\nmodel: {d_model: 8, num_layers: 1}\nhead: {}\n",
 }
 
@@ -192,6 +196,21 @@ ROWS = [
     *rows("dna", "run", "train.validation_tokens=320", "train.checkpoint_every=1", "train.log_every=2"),
     *rows("dna", "run", ("train.patience=1", "train.lr=1e-30", "train.validate_every=1")),
     *rows("dna-classes", "run", "train.lr_head=1e-3"),
+    *rows(
+        "dna-tracks",
+        "data",
+        "data.path=[DIR/genome.fa, DIR/other.fa]",
+        "data.tracks={a: DIR/track.bw}",
+        "data.margin=4",
+    ),
+    *rows(
+        "dna-tracks", "data", ("data.bin=4", "head.task=tracks"), "data.missing=ignore", "data.intervals=DIR/genome.bed"
+    ),
+    *rows("dna-tracks", "data", ("data.stranded=true", "data.tracks=DIR/strands.bed"), "data.contigs=[chr1]"),
+    *rows("dna-tracks", "data", "data.valid_fraction=0.3", "data.test_fraction=0.3", "data.split_by=records"),
+    *rows("dna-tracks", "data", "data.block_bases=700", "data.split_seed=1", "data.evaluation_windows=2"),
+    *rows("dna-tracks", "data", "data.max_unknown=0.9", "data.reverse_complement=false", "data.num_workers=1"),
+    *rows("dna-tracks", "error", "data.kind=dna"),
     *rows("dna", "run", "train.lr_ssm=1e-3", "train.lr_layer_decay=0.5"),
     *rows("audio", "run", "train.listen=1"),
     *rows("dna", "trainer", "train.devices=2", "train.nodes=2"),
@@ -224,6 +243,10 @@ def folder(tmp_path_factory) -> Path:
         (folder / f"{name}.fa").write_text("".join(records))
     numbers = [f"{bases(20)}\t{2 ** (at % 3)}\t{('train', 'valid', 'test')[at // 12]}\n" for at in range(36)]
     (folder / "numbers.tsv").write_text("sequence\tlabel\tsplit\n" + "".join(numbers))
+    sizes = {"chr1": 6000, "chr2": 1500, "chr3": 1500}
+    values = [(name, at, at + 2, float(at % 7)) for name, size in sizes.items() for at in range(0, size, 4)]
+    pybigtools.open(str(folder / "track.bw"), "w").write(sizes, iter(values))
+    (folder / "strands.bed").write_text("chr1\t10\t3000\ta\t0\t+\nchr2\t0\t900\ta\t0\t-\n")
     (folder / "folder").mkdir()
     for name in ("x", "other"):
         (folder / "folder" / f"{name}.fa").write_text((folder / f"{name}.fa").read_text())
@@ -445,6 +468,7 @@ def test_every_key_has_a_row():
         "audio": ["model.stages=[{}, {mixer: transformer}, {}]"],
         "dna-classes": [],
         "dna-labels": [],
+        "dna-tracks": [],
         "audio-classes": [],
     }
     looked = set()

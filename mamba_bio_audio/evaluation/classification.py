@@ -26,8 +26,8 @@ from torchmetrics.functional.classification import (
 
 from mamba_bio_audio.evaluation.resampling import (
     MEANS,
-    RESAMPLES,
     Interval,
+    affordable,
     auroc,
     bootstrap_mean,
     interval,
@@ -122,7 +122,7 @@ def classification_report(
 
 def _mcc(chosen: NDArray[np.int64], y: NDArray[np.int64], classes: int, groups: NDArray[Any]) -> Interval:
     value = multiclass_matthews_corrcoef(torch.from_numpy(chosen), torch.from_numpy(y), classes)
-    return interval(float(value), matthews(chosen, y, classes), groups, resamples=_affordable(len(y)))
+    return interval(float(value), matthews(chosen, y, classes), groups, resamples=affordable(len(y)))
 
 
 def _auroc(p: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[Any]) -> Interval | None:
@@ -135,13 +135,7 @@ def _auroc(p: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[Any]) -
         return interval(float(binary_auroc(scores[:, 1], targets)), auroc(p[:, 1], y == 1), groups)
     each = [float(binary_auroc(scores[:, label], (targets == label).long())) for label in there]
     score = mean_of([auroc(p[:, label], y == label) for label in there])
-    return interval(float(np.mean(each)), score, groups, resamples=_affordable(len(y) * len(there)))
-
-
-def _affordable(size: int) -> int:
-    """Resamples for which a score of so many numbers takes seconds; none where it would take minutes."""
-    count = min(RESAMPLES, (1 << 28) // size)
-    return count if count >= 100 else 0
+    return interval(float(np.mean(each)), score, groups, resamples=affordable(len(y) * len(there)))
 
 
 def most_confused(confusion: ArrayLike, limit: int) -> list[tuple[int, int]]:

@@ -23,22 +23,20 @@ from torchmetrics.functional.classification import (
 )
 
 from mamba_bio_audio.evaluation.resampling import (
-    RESAMPLES,
-    Interval,
     Score,
+    affordable,
     auroc,
     average_precision,
-    interval,
+    bounds,
     matthews,
-    mean_of,
+    mean_defined,
     pearson,
     r2,
+    resampled,
     spearman,
 )
 
 Values = NDArray[np.float64]
-# With up to this many outputs each has its own intervals.
-OWN_INTERVALS = 20
 
 
 def labels_report(p: Values, y: Values, names: Sequence[str], groups: NDArray[Any]) -> dict[str, Any]:
@@ -120,44 +118,34 @@ def _report(
     if not np.isfinite(given).all():
         raise ValueError("predicted values must be finite")
     outputs: dict[str, Any] = {}
-    together: dict[str, list[tuple[float, Score]]] = {}
-    resamples = _affordable(y.size)
+    # Name of the output and of the score, its value, and how it is of weighted rows.
+    defined: list[tuple[str, str, float, Score]] = []
     for at, name in enumerate(names):
         there = ~np.isnan(y[:, at])
         x, true = given[there, at], y[there, at]
-        row: dict[str, Any] = {"known": int(there.sum()), **more(x, true)}
-        for key, (value, score) in scores(x, true).items():
-            few = len(names) <= OWN_INTERVALS
-            found = interval(value, score, groups[there], resamples=resamples if few else 0)
-            row[key] = found.to_dict()
-            together.setdefault(key, []).append((value, _of(score, there)))
-        outputs[name] = row
-    mean = {
-        key: interval(
-            float(np.mean([value for value, _ in found])),
-            mean_of([score for _, score in found]),
-            groups,
-            resamples=resamples,
-        ).to_dict()
-        for key, found in together.items()
-    }
+        outputs[name] = {"known": int(there.sum()), **more(x, true)}
+        defined += [(name, key, value, _of(score, there)) for key, (value, score) in scores(x, true).items()]
+    found = resampled([score for *_, score in defined], groups, resamples=affordable(y.size))
+    count = len(np.unique(groups))
+    mean: dict[str, Any] = {}
+    for key in dict.fromkeys(key for _, key, *_ in defined):
+        own = [(row[2], sets) for row, sets in zip(defined, found, strict=True) if row[1] == key]
+        value = float(np.mean([value for value, _ in own]))
+        mean[key] = bounds(value, mean_defined([sets for _, sets in own]), count).to_dict()
+    for (name, key, value, _), sets in zip(defined, found, strict=True):
+        outputs[name][key] = bounds(value, sets, count).to_dict()
     return {"count": len(y), "labels": list(names), "mean": mean, "outputs": outputs}
 
 
 def _of(score: Score, there: NDArray[np.bool_]) -> Score:
     """A score of some of the rows, as one of all."""
-    return lambda weights: score(weights[:, there])
-
-
-def _affordable(size: int) -> int:
-    """Resamples that take seconds, at least a hundred of them; of more values than that allows none."""
-    count = min(RESAMPLES, (1 << 28) // size)
-    return count if count >= 100 else 0
+    return score if there.all() else lambda weights: score(weights[:, there])
 
 
 # By the kind of outputs.
 REPORTS: dict[str, Callable[[Values, Values, Sequence[str], NDArray[Any]], dict[str, Any]]] = {
+    # Of bases, each class against the rest, because most bases are of one class; y is 1 for the class of a base, 0 elsewhere.
+    "classes": labels_report,
     "labels": labels_report,
     "numbers": numbers_report,
 }
-__all__ = ["REPORTS", "Interval", "labels_report", "numbers_report"]

@@ -87,6 +87,12 @@ def bootstrap_mean(
     return Interval(mean, float(low), float(high), count)
 
 
+def affordable(size: int) -> int:
+    """Resamples for which a score of so many numbers takes seconds; none where a hundred would take minutes."""
+    count = min(RESAMPLES, max(100, (1 << 22) // size))
+    return count if count * size <= 1 << 28 else 0
+
+
 def interval(
     value: float, score: Score, groups: Sequence[Any] | NDArray[Any], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
@@ -99,23 +105,34 @@ def interval(
         resamples: number of sets.
         seed: random seed of the draws.
     """
+    (found,) = resampled([score], groups, resamples=resamples, seed=seed)
+    return bounds(value, found, len(np.unique(np.asarray(groups))))
+
+
+def resampled(
+    scores: Sequence[Score], groups: Sequence[Any] | NDArray[Any], *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Rows]:
+    """Several scores (R,) of the same resampled sets; R is 0 where there is only one group."""
     index = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
     count = int(index.max()) + 1
-    if count < 2 or not resamples or np.isnan(value):
-        return Interval(value, float("nan"), float("nan"), count)
     random = np.random.default_rng(seed)
     step = max(1, _WEIGHTS // len(index))
-    found = []
-    for at in range(0, resamples, step):
+    found: list[list[Rows]] = [[np.empty(0)] for _ in scores]
+    for at in range(0, resamples if count > 1 else 0, step):
         draws = random.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - at))
-        found.append(score(draws[:, index].astype(np.float64)))
-    scores = np.concatenate(found)
-    # A set may lack a class, and then has no score.
-    scores = scores[~np.isnan(scores)]
-    if not len(scores):
-        return Interval(value, float("nan"), float("nan"), count)
-    low, high = np.quantile(scores, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, float(low), float(high), count)
+        weights = draws[:, index].astype(np.float64)
+        for own, score in zip(found, scores, strict=True):
+            own.append(score(weights))
+    return [np.concatenate(own) for own in found]
+
+
+def bounds(value: float, resamples: Rows, groups: int) -> Interval:
+    """The percentile interval of a score from what it is of resampled sets, without those where it is undefined."""
+    there = resamples[~np.isnan(resamples)]
+    if not len(there) or np.isnan(value):
+        return Interval(value, float("nan"), float("nan"), groups)
+    low, high = np.quantile(there, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value, float(low), float(high), groups)
 
 
 def matthews(chosen: NDArray[np.int64], y: NDArray[np.int64], classes: int) -> Score:
@@ -208,11 +225,13 @@ def r2(predicted: Rows, y: Rows) -> Score:
 
 def mean_of(scores: Sequence[Score]) -> Score:
     """Mean of several scores of the same rows; those that are undefined are left out."""
+    return lambda weights: mean_defined([one(weights) for one in scores])
 
-    def score(weights: Rows) -> Rows:
-        found = np.stack([one(weights) for one in scores])
-        there = ~np.isnan(found)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(there, found, 0.0).sum(0) / there.sum(0)
 
-    return score
+def mean_defined(found: Sequence[Rows]) -> Rows:
+    """Mean (R,) of several scores (R,) each, without those that are undefined."""
+    stacked = np.stack(found)
+    there = ~np.isnan(stacked)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean: Rows = np.where(there, stacked, 0.0).sum(0) / there.sum(0)
+    return mean

@@ -1,4 +1,4 @@
-"""Scores of labels and numbers of whole sequences on a held-out split, with every prediction."""
+"""Scores of labels and numbers of whole sequences, or along sequences, on a held-out split."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.classes import predict_split
 from mamba_bio_audio.evaluation.reports import REPORTS
-from mamba_bio_audio.inference.streaming import Passes
-from mamba_bio_audio.pipelines.contract import Domain, Strand
+from mamba_bio_audio.inference.positions import Layout, window_values
+from mamba_bio_audio.inference.streaming import Passes, positions
+from mamba_bio_audio.pipelines.contract import Domain, Strand, Symbols
 from mamba_bio_audio.text import cell
+
+# With fewer intervals than that an interval over them would say little.
+FEW_INTERVALS = 10
 
 
 def evaluate_values(
@@ -28,10 +32,10 @@ def evaluate_values(
     passes: Passes = Passes(),
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
-    """Scores on the fixed sequences of a split (JSON-able), with every prediction as the text of a TSV.
+    """Scores on the fixed sequences of a split (JSON-able); of whole sequences with every prediction as the text of a TSV.
 
     Args:
-        model: with a head for labels or numbers of whole sequences, in eval mode.
+        model: with a head for labels or numbers, or for the classes of bases, in eval mode.
         data, domain, split, strand, passes, progress: as for `classes.evaluate_classes`.
 
     Raises:
@@ -41,19 +45,68 @@ def evaluate_values(
     if tuple(model.labels) != names:
         raise InputError(f"the model predicts {', '.join(model.labels)}, the data has {', '.join(names)}")
     dataset = data.evaluation_dataset(split)
-    found, y, rows, strand = predict_split(model, data, domain, dataset, strand, passes, progress)
     symbols = domain.symbols(data.config, data.length)
-    groups = np.unique([window.locus for window in dataset.windows], return_inverse=True)[1].reshape(-1)
+    if model.task.rows:
+        found, y, rows, strand = predict_split(model, data, domain, dataset, strand, passes, progress)
+        groups, table = _loci(dataset), _predictions(dataset, found, y, model)
+        size = sum(map(len, rows))
+    else:
+        found, y, groups, strand = _along(model, dataset, symbols, strand, passes, progress)
+        table, size = "", len(y) * symbols.bin
     return {
         "task": model.head_config.task,
         "split": split,
         "length": data.length,
         "unit": symbols.unit,
         "strand": strand if len(symbols.strands) > 1 else None,
-        "positions": sum(map(len, rows)),
+        "positions": size,
+        "rows": f"{model.task.per if not model.task.rows else 'sequence'}s",
         "model": REPORTS[model.outputs.name](found, y.astype(np.float64), names, groups),
-        "predictions": _predictions(dataset, found, y, model),
+        "predictions": table,
     }
+
+
+def _loci(dataset: Any) -> NDArray[np.int64]:
+    """Number of the locus of each window."""
+    return np.unique([window.locus for window in dataset.windows], return_inverse=True)[1].reshape(-1)
+
+
+def _along(
+    model: Any,
+    dataset: Any,
+    symbols: Symbols,
+    strand: Strand,
+    passes: Passes,
+    progress: Callable[[int, int | None], None] | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], Strand]:
+    """What is said of every base or bin of the windows (n, K), what is known, groups, and the strand that was read.
+
+    Groups are the intervals that the windows lie in, or the windows where there are few intervals.
+    """
+    if strand == "both":
+        strand = symbols.strands[0]
+    if strand == "reverse" and "both" not in symbols.strands:
+        raise InputError("--strand reverse: labels of a strand are evaluated on the forward strand; leave it out")
+    layout = Layout(dataset.corpus.length, symbols.bin, symbols.margin, strand)
+    loci = _loci(dataset)
+    if len(np.unique(loci)) < FEW_INTERVALS:
+        loci = np.arange(len(loci))
+    model.to(passes.device)
+    per_batch = max(1, positions(passes.device) // layout.length)
+    found, known, groups = [], [], []
+    for low in range(0, len(dataset.windows), per_batch):
+        examples = [dataset.corpus.read(window) for window in dataset.windows[low : low + per_batch]]
+        values = window_values(model, [example.ids for example in examples], layout, symbols, passes)
+        for at, (example, own) in enumerate(zip(examples, values, strict=True)):
+            label = example.label[2 * layout.margin + layout.bin - 1 :: layout.bin]
+            if label.ndim == 1:
+                label = np.where(label[:, None] < 0, np.nan, label[:, None] == np.arange(own.shape[1]))
+            found.append(own)
+            known.append(label)
+            groups.append(np.full(len(own), loci[low + at]))
+        if progress is not None:
+            progress(min(len(dataset.windows), low + per_batch), len(dataset.windows))
+    return np.concatenate(found), np.concatenate(known), np.concatenate(groups), strand
 
 
 def _predictions(dataset: Any, found: NDArray[np.float64], y: NDArray[Any], model: Any) -> str:

@@ -131,6 +131,8 @@ def predict(
     config = model.config
     domain = domain_of(config.data.kind)
     symbols = domain.symbols(config.data, config.train.length)
+    if not model.task.rows:
+        raise InputError("this model predicts every base or bin of a sequence; use mba.predict_along")
     strand = strand or symbols.strands[0]
     if strand not in symbols.strands:
         raise InputError(f"strand is {strand!r}; choose {', '.join(symbols.strands)}")

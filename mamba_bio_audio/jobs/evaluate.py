@@ -352,7 +352,7 @@ def _evaluate_labelled(opened: Opened, progress: Progress | None) -> ClassesResu
     }
     of: Any = (opened.model, opened.data, opened.domain)
     said: Any = opened.asked() | opened.source()
-    if opened.model.outputs.name == "classes":
+    if opened.model.task.rows and opened.model.outputs.name == "classes":
         return ClassesResult(**said, **evaluate_classes(*of, **how, baselines=options.baselines))
     return ValuesResult(**said, **evaluate_values(*of, **how))
 

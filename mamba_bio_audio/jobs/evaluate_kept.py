@@ -56,7 +56,8 @@ def keep_labelled(run: Path, result: L) -> L:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         kept = result.model_copy(update={"evaluations": (*before, now), **_picture(run, result)})
         write_json(path, kept.to_json())
-        write_text(run / f"predictions-{result.split}.tsv", result.predictions)
+        if result.predictions:
+            write_text(run / f"predictions-{result.split}.tsv", result.predictions)
 
     refused = keep(run, result, write)
     return refused if refused.not_kept else kept

@@ -40,7 +40,11 @@ class PredictOptions(Options):
     files: Annotated[tuple[str, ...], Cli(argument=True, metavar="FILE...")] = Field(
         description="FASTA or FASTQ, plain or gzip (- is standard input), or recordings."
     )
-    out: Path | None = Field(None, description="TSV file; default, or -: standard output.")
+    out: Path | None = Field(
+        None,
+        description="TSV file; default, or -: standard output. For bases and tracks a name whose suffix says how: .bed "
+        "(classes), .bw or .bedgraph (numbers), or .tsv.",
+    )
     mode: Literal["windows", "stream"] = Field(
         "windows",
         description="Average windows of the training length (windows), or read each record once, carrying the state (stream).",
@@ -96,6 +100,7 @@ class PredictResult(Result):
         scored: records with a prediction.
         predicted: records by class or label; empty for numbers.
         shares: of each file, records and symbols of each class or label, `unknown`, and of what was not scored.
+        written: files of predictions along records.
         not_scored: records without probabilities, by the reason.
         stopped_by: name of the signal that ended it early.
         already_complete: a table that was complete before; nothing was done.
@@ -126,6 +131,7 @@ class PredictResult(Result):
     not_scored: dict[str, int] = Field(default_factory=dict)
     stopped_by: str | None = None
     already_complete: str | None = None
+    written: list[str] = Field(default_factory=list)
     record: str = Field("record", exclude=True)
     shown_on: Literal["standard output", "standard error", "nothing"] = Field("standard output", exclude=True)
 
@@ -156,6 +162,8 @@ class PredictResult(Result):
             lines.append(f"unknown: {what} below {self.threshold:.4g} at temperature {self.temperature:.3g}")
         if self.summary_file is not None:
             lines.append(f"shares of the classes: {self.summary_file}")
+        if self.written:
+            lines.append(f"written: {', '.join(self.written)}")
         if missing := sum(self.not_scored.values()):
             reasons = "; ".join(f"{count:,} x {reason}" for reason, count in list(self.not_scored.items())[:5])
             lines.append(f"{missing:,} not scored: {reasons}")
@@ -190,17 +198,17 @@ def _write_shares(path: Path, shares: dict[str, dict[str, list[int]]], unit: str
 def run(options: PredictOptions) -> PredictResult:
     """Write classes, labels or numbers of every record, in input order; one without gets a row with the reason."""
     from mamba_bio_audio.files import begins_with, check_file, unfinished
-    from mamba_bio_audio.inference.prediction_table import ours
+    from mamba_bio_audio.inference.position_files import ours_or_along
     from mamba_bio_audio.jobs.common import check_inputs, counters, resolve_device, standard_output
 
     out = standard_output(options.out)
     if out is not None and options.resume and out.exists() and not unfinished(out).exists():
-        check_file(out, "predict", ours, force=True)
+        check_file(out, "predict", ours_or_along, force=True)
         return PredictResult(already_complete=str(out))
     check_inputs(options.files)
     if out is not None:
         inputs: list[Path | str] = [options.run, *options.files]
-        check_file(out, "predict", ours, inputs, force=options.force or options.resume)
+        check_file(out, "predict", ours_or_along, inputs, force=options.force or options.resume)
         if options.summary is not None and options.summary.resolve() == out.resolve():
             raise InputError(f"--summary {options.summary}: is also --out; give it a name of its own")
     elif options.resume:
@@ -228,6 +236,10 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
     from mamba_bio_audio.training.config import resolve_precision
 
     model = saved.load_classifier(options.run, options.which)
+    if not model.task.rows:
+        from mamba_bio_audio.jobs.predict_along import write_along
+
+        return write_along(options, model, out, device, progress)
     config = model.config
     domain = domain_of(config.data.kind)
     symbols = domain.symbols(config.data, config.train.length)

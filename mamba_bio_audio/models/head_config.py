@@ -69,11 +69,11 @@ class HeadConfig(BaseModel):
 
     @model_validator(mode="after")
     def _of_the_task(self) -> HeadConfig:
-        numbers = self.task in ("regression", "tracks") or (self.task == "bases" and self.outputs == "numbers")
+        numbers = self.task in ("regression", "tracks") or (self.task == "bases" and self.outputs != "classes")
         for key, given in (("loss", self.loss != "mse"), ("mean", self.mean), ("scale", self.scale)):
             if given and not numbers:
                 raise ValueError(f"{key} is for numbers (head.task regression, tracks, or bases); leave it out")
-        if self.class_weights is not None and (numbers or self.task == "multilabel"):
+        if self.class_weights is not None and self.task in ("multilabel", "regression", "tracks"):
             raise ValueError("class_weights is for classes; leave it out")
         if self.freeze and self.lora_rank is not None:
             raise ValueError(

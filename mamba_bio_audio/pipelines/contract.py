@@ -104,6 +104,8 @@ class Symbols:
         reverse: ids -> ids of the opposite strand; None where there is only one.
         start_id: precedes every window; None where inputs begin with their first symbol.
         max_unknown: windows with a larger share of unknown symbols were not trained on.
+        bin, margin: of a model that predicts along sequences: symbols per value, and symbols read on either side.
+        unknown_id: stands for symbols beyond the ends of a sequence.
         fill_to: shorter windows are filled to this length with `pad_id` as a signal, as clips of one length are with silence.
     """
 
@@ -115,6 +117,9 @@ class Symbols:
     start_id: int | None = None
     max_unknown: float = 0.1
     fill_to: int = 0
+    bin: int = 1
+    margin: int = 0
+    unknown_id: int = 0
 
 
 class Listener(ABC):

@@ -198,7 +198,7 @@ class Corpus(ABC):
         return {}
 
     def label_statistics(self) -> dict[str, Any]:
-        """Of the labels in training: `mean` and `scale` (standard deviation) of numbers, `counts` of classes; per output.
+        """Of the labels in training: `mean`, `scale` (standard deviation) and `least` of numbers, `counts` of classes.
 
         Raises:
             InputError: a number never changes in training, so that there is nothing to learn.
@@ -226,7 +226,7 @@ class Corpus(ABC):
             for split in SPLITS
         }
         return {
-            "files": [_file(path) for path in self.files],
+            "files": [hashed_file(path) for path in self.files],
             "split_source": self.split_source,
             "splits": splits,
             "splits_sha256": self.fingerprint(),
@@ -245,7 +245,8 @@ def hash_of(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
-def _file(path: str) -> dict[str, Any]:
+def hashed_file(path: str) -> dict[str, Any]:
+    """Name, path, size and SHA-256 of a file, ready for JSON."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"name": Path(path).name, "path": path, "size_bytes": Path(path).stat().st_size, "sha256": digest}

@@ -198,6 +198,8 @@ def _resolve_head(head: HeadConfig, corpus: Any) -> HeadConfig:
     balanced = head.class_weights == "balanced"
     if balanced or corpus.outputs == "numbers":
         statistics = corpus.label_statistics()
+        if head.loss == "poisson" and min(statistics.get("least", [0])) < 0:
+            raise InputError(f"head.loss=poisson: a number is {min(statistics['least']):g}, below 0; set head.loss=mse")
         found |= {key: getattr(head, key) or statistics[key] for key in ("mean", "scale") if key in statistics}
         if balanced:
             counts = statistics["counts"]

@@ -199,9 +199,10 @@ class DnaClassesCorpus(Corpus):
         for name, column in zip(self.classes, own.T, strict=True):
             there = column[~np.isnan(column)]
             if not len(there) or there.min() == there.max():
-                found = "has no number" if not len(there) else f"is always {there[0]:g}"
-                raise InputError(f"{name!r} {found} in training, so there is nothing to learn; leave it out")
-        return {"mean": np.nanmean(own, 0).tolist(), "scale": np.nanstd(own, 0).tolist()}
+                what = "has no number" if not len(there) else f"is always {there[0]:g}"
+                raise InputError(f"{name!r} {what} in training, so there is nothing to learn; leave it out")
+        known = {"mean": np.nanmean(own, 0), "scale": np.nanstd(own, 0), "least": np.nanmin(own, 0)}
+        return {key: row.tolist() for key, row in known.items()}
 
     def label_conflicts(self) -> dict[str, Any]:
         """Equal examples under several labels (`class_duplicates.label_conflicts`); {} for windows."""

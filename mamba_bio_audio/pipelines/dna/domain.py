@@ -10,6 +10,7 @@ from mamba_bio_audio.pipelines.contract import DataSection, Domain, Item, Progre
 from mamba_bio_audio.pipelines.dna import evaluation
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
+from mamba_bio_audio.pipelines.dna.tracks_config import DnaTracksConfig
 from mamba_bio_audio.pipelines.sample_writer import SampleRequest, SampleWriter
 from mamba_bio_audio.pipelines.scores import ClassYardstick, Measured, Score, TargetBlocks
 
@@ -24,7 +25,11 @@ class Dna(Domain):
     unit = "base"
     first_sample = "--length 1000"
     samples_key = "fasta"
-    kinds: ClassVar[Mapping[str, type[DataSection]]] = {"dna": DnaDataConfig, "dna-classes": DnaClassesConfig}
+    kinds: ClassVar[Mapping[str, type[DataSection]]] = {
+        "dna": DnaDataConfig,
+        "dna-classes": DnaClassesConfig,
+        "dna-tracks": DnaTracksConfig,
+    }
 
     def codec(self, config: Any) -> Any:
         """The tokeniser."""
@@ -34,6 +39,10 @@ class Dna(Domain):
 
     def open(self, config: Any, *, length: int, task: str | None = None, progress: Progress | None = None) -> Corpus:
         """A genome, or labelled DNA."""
+        if isinstance(config, DnaTracksConfig):
+            from mamba_bio_audio.pipelines.dna.tracks import DnaTracksCorpus
+
+            return DnaTracksCorpus(config, length=length, task=task, progress=progress)
         # Checks of labels need scikit-learn, which takes a second to import.
         if config.labelled:
             from mamba_bio_audio.pipelines.dna.classes import DnaClassesCorpus
@@ -45,8 +54,10 @@ class Dna(Domain):
 
     def describe(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Lines for people; labelled data have classes."""
-        from mamba_bio_audio.pipelines.dna import classes, prepare
+        from mamba_bio_audio.pipelines.dna import classes, prepare, tracks
 
+        if "bin" in summary:
+            return tracks.summary_rows(dict(summary))
         return (classes.summary_rows if "classes" in summary else prepare.summary_rows)(dict(summary))
 
     def records(self, files: Iterable[str], config: Any) -> Iterator[Item]:
@@ -71,6 +82,8 @@ class Dna(Domain):
         """Both strands, A, C, G and T."""
         import numpy as np
 
+        from mamba_bio_audio.pipelines.dna.tokenizer import N
+
         codec = self.codec(config)
         known = np.zeros(256, dtype=bool)
         known[list(codec.base_ids)] = True
@@ -78,9 +91,12 @@ class Dna(Domain):
             unit=self.unit,
             pad_id=codec.pad_id,
             known=lambda ids: known[ids],
-            strands=("both", "forward", "reverse"),
+            strands=("forward", "reverse") if getattr(config, "stranded", False) else ("both", "forward", "reverse"),
             reverse=codec.reverse_complement,
             max_unknown=getattr(config, "max_unknown", 0.1),
+            bin=getattr(config, "bin", 1),
+            margin=getattr(config, "margin", 0),
+            unknown_id=N,
         )
 
     def genome(self, path: Path, progress: Progress | None = None) -> Any:

@@ -72,7 +72,7 @@ def test_a_corpus_of_numbers(table):
     corpus = data.corpus
     assert (corpus.classes, corpus.outputs) == (("label",), "numbers")
     train = np.array([at / 4 for at in range(0, 30, 3)])
-    assert corpus.label_statistics() == {"mean": [train.mean()], "scale": [pytest.approx(train.std())]}
+    assert corpus.label_statistics() == {"mean": [train.mean()], "scale": [pytest.approx(train.std())], "least": [0.0]}
     batch = next(iter(data.train_dataloader()))
     assert batch["targets"].shape == (4, 48, 1)
     there = ~batch["targets"].isnan()[..., 0]

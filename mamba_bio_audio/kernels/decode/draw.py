@@ -21,62 +21,44 @@ def settings_of(temperature: float, top_k: int | None, top_p: float | None, devi
 
 
 @triton.jit
-def comes_first(key, other, at, at_other):
-    """Whether the others come before: of equal keys the first."""
-    return (other > key) | ((other == key) & (at_other < at))
+def least_kept(keys, weights, limit):
+    """The least key [ROWS] above which keys [ROWS, S] weigh less than `limit` [ROWS] in all, by bisection over int32."""
+    high = tl.max(keys, axis=1)
+    low = tl.full(high.shape, -(1 << 31), tl.int32)
+    for _ in range(32):
+        middle = (low & high) + ((low ^ high) >> 1)
+        few = tl.sum(tl.where(keys > middle[:, None], weights, 0.0), axis=1) < limit
+        high = tl.where(few, middle, high)
+        low = tl.where(few, low, middle)
+    return high
 
 
 @triton.jit
-def before(keys, weights, ranks_p, CASE: tl.constexpr):
-    """Of symbols [ROWS, S], how many come before each in falling order of keys, and what these weigh.
-
-    All are compared with all: of one row piece by piece through scratch, where every thread reads what it needs, of several at
-    once.
-    """
-    S: tl.constexpr = CASE.S
-    if ranks_p is None:
-        i = tl.arange(0, S)
-        first = comes_first(keys[:, :, None], keys[:, None, :], i[None, :, None], i[None, None, :])
-        return tl.sum(first.to(tl.int32), axis=2), tl.sum(tl.where(first, weights[:, None, :], 0.0), axis=2)
-    else:
-        PIECE: tl.constexpr = min(S, 16)
-        weights_p = ranks_p.to(tl.pointer_type(tl.float64))
-        keys_p = (ranks_p + 2 * S).to(tl.pointer_type(tl.int32))
-        place = tl.arange(0, S)
-        tl.store(weights_p + place, tl.sum(weights, axis=0))
-        tl.store(keys_p + place, tl.sum(keys, axis=0))
-        tl.debug_barrier()
-        i = place[:, None]
-        key = tl.load(keys_p + i)
-        many = tl.zeros([S, PIECE], tl.int32)
-        mass = tl.zeros([S, PIECE], tl.float64)
-        for piece in range(S // PIECE):
-            j = piece * PIECE + tl.arange(0, PIECE)[None, :]
-            first = comes_first(key, tl.load(keys_p + j), i, j)
-            many += first.to(tl.int32)
-            mass += tl.where(first, tl.load(weights_p + j), 0.0)
-        return tl.sum(many, axis=1)[None, :], tl.sum(mass, axis=1)[None, :]
+def keep(p, keys, weights, limit):
+    """Probabilities [ROWS, S] before which others weigh less than `limit`; of equal keys the first rank before the others."""
+    least = least_kept(keys, weights, limit)[:, None]
+    above = tl.sum(tl.where(keys > least, weights, 0.0), axis=1)[:, None]
+    tied = tl.where(keys == least, weights, 0.0)
+    before = above + tl.cumsum(tied, axis=1) - tied
+    return tl.where((keys > least) | ((keys == least) & (before < limit[:, None])), p, 0.0)
 
 
 @triton.jit
-def truncate(p, logits, k, mass, ranks_p, CASE: tl.constexpr):
+def truncate(p, logits, k, mass, CASE: tl.constexpr):
     """Probabilities [ROWS, S] beyond top-k and top-p set to zero; fp32 `logits` say their order."""
-    # -0.0 is made 0.0, which it equals.
-    bits = (logits + 0.0).to(tl.int32, bitcast=True)
-    many, weight = before(bits ^ ((bits >> 31) & 0x7FFFFFFF), p, ranks_p, CASE)
+    bits = logits.to(tl.int32, bitcast=True)
+    keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     if CASE.top_k:
-        p = tl.where(many < k, p, 0.0)
+        one = tl.full(p.shape, 1.0, tl.float64)
+        p = keep(p, keys, one, tl.full([p.shape[0]], 0.0, tl.float64) + k)
     if CASE.top_p:
-        p = tl.where(weight < (mass * tl.sum(p, axis=1))[:, None], p, 0.0)
+        p = keep(p, keys, p, mass * tl.sum(p, axis=1))
     return p
 
 
 @triton.jit
-def choose(logits, draw, temperature, k, mass, CASE: tl.constexpr, ranks_p=None):
-    """Indices [ROWS] that the draws [ROWS] choose from logits [ROWS, S], and their log-probabilities at temperature 1.
-
-    One row with top-k or top-p has 3 S numbers of scratch for them.
-    """
+def choose(logits, draw, temperature, k, mass, CASE: tl.constexpr):
+    """Indices [ROWS] that the draws [ROWS] choose from logits [ROWS, S], and their log-probabilities at temperature 1."""
     i = tl.arange(0, CASE.S)[None, :]
     inside = i < CASE.symbols
     logits = tl.where(inside, logits, float("-inf"))
@@ -90,7 +72,7 @@ def choose(logits, draw, temperature, k, mass, CASE: tl.constexpr, ranks_p=None)
         if CASE.scaled:
             p = tl.exp(shifted / temperature)
         if CASE.top_k or CASE.top_p:
-            p = truncate(p, logits, k, mass, ranks_p, CASE)
+            p = truncate(p, logits, k, mass, CASE)
         running = tl.cumsum(p, axis=1)
         passed = (running <= (draw * tl.max(running, axis=1))[:, None]) & inside
         index = tl.sum(passed.to(tl.int32), axis=1)

@@ -106,12 +106,7 @@ class Case:
 
     @property
     def scratch(self) -> int:
-        """fp32 numbers that a row's program passes between its threads: as `ranks`, and those of `draw.before`."""
-        return self.ranks + 3 * self.S
-
-    @property
-    def ranks(self) -> int:
-        """Stream, u, gate, x_proj's and the gated output; an even number."""
+        """fp32 numbers that a row's program passes between its threads: stream, u, gate, x_proj's and the gated output."""
         return self.D + 3 * self.E + self.X
 
 

@@ -292,7 +292,7 @@ def decode_kernel(
         logits = product(head_p, scratch_p, 0, ahead, CASE.S, CASE.D, CASE.HEAD_COLUMNS, CASE.HALVES) * scale
         if WRITE_LOGITS:
             tl.store(logits_p + (step * rows + row) * CASE.S + tl.arange(0, CASE.S), logits)
-        index, score = choose(logits[None, :], draw, temperature, k, mass, CASE, scratch_p + CASE.ranks)
+        index, score = choose(logits[None, :], draw, temperature, k, mass, CASE)
         symbol = tl.load(allowed_p + tl.sum(index, axis=0))
         tl.store(symbols_p + step * rows + row, symbol)
         tl.store(scores_p + step * rows + row, tl.sum(score, axis=0))

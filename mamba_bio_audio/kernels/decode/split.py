@@ -213,7 +213,7 @@ def decode_split_kernel(
         if WRITE_LOGITS:
             i = tl.arange(0, CASE.S)
             tl.store(logits_p + (step * rows + row) * CASE.S + i, logits, mask=(i >= 0) & (g == 0))
-        index, score = choose(logits[None, :], draw, temperature, k, mass, CASE, scratch_p + CASE.ranks)
+        index, score = choose(logits[None, :], draw, temperature, k, mass, CASE)
         symbol = tl.load(allowed_p + tl.sum(index, axis=0))
         tl.store(symbols_p + step * rows + row, symbol, mask=g == 0)
         tl.store(scores_p + step * rows + row, tl.sum(score, axis=0), mask=g == 0)

@@ -251,7 +251,7 @@ def sample_step(
     logits += tl.load(bias_p + s)
     if WRITE_LOGITS:
         tl.store(logits_p + (step * rows + row) * TIER.S + s, logits)
-    index, score = choose(logits[None, :], draw, temperature, k, mass, TIER, scratch_p + TIER.ranks)
+    index, score = choose(logits[None, :], draw, temperature, k, mass, TIER)
     line = tl.sum(index, axis=0)
     tl.store(symbols_p + step * rows + row, tl.load(allowed_p + line))
     tl.store(scores_p + step * rows + row, tl.sum(score, axis=0))

@@ -5,6 +5,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
+# Positions (B times steps) that a fused mixer works off at once, and how many inner channels of them where those are few.
+_PIECE = 1 << 18
+_PIECE_ELEMENTS = 1 << 26
+
+
+def piece_of(inner: int) -> int:
+    """Positions of a piece of a layer with so many inner channels."""
+    return max(_PIECE, _PIECE_ELEMENTS // inner)
+
 
 class MixerKeeps(NamedTuple):
     """What fused mixers keep.

@@ -20,7 +20,9 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.inputs import input_embedding
 from mamba_bio_audio.models.kept import Keeper, Kept
-from mamba_bio_audio.ops import linear_cross_entropy, mixers_keep, norm_of_stream
+from mamba_bio_audio.ops import linear_cross_entropy
+from mamba_bio_audio.ops.keeping import mixers_keep
+from mamba_bio_audio.ops.rms_norm import norm_of_stream
 
 
 class Block(nn.Module):

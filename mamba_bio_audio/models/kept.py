@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from mamba_bio_audio.layers.mamba import MambaLayer
+from mamba_bio_audio.ops.keeping import piece_of
 
-# Of the free memory, so much is taken; and bytes a position and model channel that a step takes beside what layers keep
-# (the loss, gradients of the stream, what backward computes again): 16 x 256 and 12 x 128 at 2^20 positions took 20 to 22.
-_SHARE = 0.9
-_BESIDE = 24
+_SHARE = 0.9  # of the free memory that is taken
+# Bytes of a step beside what layers keep: a position and model channel (loss, gradients of the stream), and a position and
+# inner channel of the piece that a backward is working off. By peaks of seven steps on an H200.
+_BESIDE = 8
+_WORKING = 26
 
 
 class Kept(NamedTuple):
@@ -63,11 +65,13 @@ def choose(layers: Layers, positions: int, itemsize: int, free: int) -> Kept:
 def needed(layers: Layers, positions: int, itemsize: int, kept: Kept) -> float:
     """Bytes of a training step, without weights."""
     total = max((layer.d_model * share for layer, share in layers), default=0) * _BESIDE
+    pieces = (min(positions * share, piece_of(layer.d_inner)) * layer.d_inner for layer, share in layers)
+    working = max(pieces, default=0) * _WORKING
     for layer, share in layers:
         states, width, inner = layer.config.d_state, layer.d_model, layer.d_inner
         own = 4 * width + itemsize * (layer.dt_rank + 2 * states) + 4 * inner * states / kept.steps
         total += share * (own + itemsize * (width * kept.norms + 4 * inner * kept.inputs))
-    return positions * total
+    return positions * total + working
 
 
 class Keeper:

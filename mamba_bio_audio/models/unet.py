@@ -39,7 +39,8 @@ from mamba_bio_audio.models.inputs import class_of, input_embedding, of_classes
 from mamba_bio_audio.models.isotropic import Block
 from mamba_bio_audio.models.kept import Keeper, Kept
 from mamba_bio_audio.models.unet_config import StageConfig, UNetConfig
-from mamba_bio_audio.ops import linear_cross_entropy, mixers_keep
+from mamba_bio_audio.ops import linear_cross_entropy
+from mamba_bio_audio.ops.keeping import mixers_keep
 
 # Of the initial vectors of classes behind the pools: about half of what trained pools give.
 _CLASS_STD = 0.05

@@ -15,12 +15,11 @@ Each file holds one operation: signature, checks, choice of path, and its regist
 torch.compile and torch.export. They share `calls.py` and `operators.py`.
 """
 
-from mamba_bio_audio.kernels.kept import mixers_keep
 from mamba_bio_audio.ops.calls import live_backend, plain_torch
 from mamba_bio_audio.ops.causal_conv1d import causal_conv1d
 from mamba_bio_audio.ops.linear_cross_entropy import linear_cross_entropy
 from mamba_bio_audio.ops.mamba_mixer import MixerWeights, mamba_mixer
-from mamba_bio_audio.ops.rms_norm import norm_of_stream, rms_norm
+from mamba_bio_audio.ops.rms_norm import rms_norm
 from mamba_bio_audio.ops.selective_scan import selective_scan
 
 __all__ = [
@@ -29,8 +28,6 @@ __all__ = [
     "linear_cross_entropy",
     "live_backend",
     "mamba_mixer",
-    "mixers_keep",
-    "norm_of_stream",
     "plain_torch",
     "rms_norm",
     "selective_scan",

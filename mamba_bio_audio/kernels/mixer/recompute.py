@@ -24,7 +24,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.conv.gpu import conv_backward, conv_forward
 from mamba_bio_audio.kernels.conv.tail import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
-from mamba_bio_audio.kernels.kept import mixer_keeps
+from mamba_bio_audio.kernels.kept import mixer_keeps, piece_of
 from mamba_bio_audio.kernels.made_once import made_once
 from mamba_bio_audio.kernels.mixer import step
 from mamba_bio_audio.kernels.mixer.cast import matrices
@@ -32,9 +32,6 @@ from mamba_bio_audio.kernels.scan.inputs import MAX_STATES, case_of, make_plan
 from mamba_bio_audio.kernels.scan.launch import ScanCall, scan_backward, scan_forward
 from mamba_bio_audio.kernels.scan.split_bc import split_bc
 
-# Positions (B times steps) that are computed again at once, and how many inner channels of them where those are few.
-_PIECE = 1 << 18
-_PIECE_ELEMENTS = 1 << 26
 # Columns of x_proj(u) are a multiple of this.
 _ALIGNED = 8
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
@@ -404,7 +401,7 @@ def mixer_triton(
         y (B, L, M) in `dtype`, the tail after the span in `dtype` and the state after it (B, E, N) in fp32.
     """
     train = will_differentiate(x, tail, h0, *weights)
-    piece = piece or max(_PIECE, _PIECE_ELEMENTS // weights.out_proj.shape[1])
+    piece = piece or piece_of(weights.out_proj.shape[1])
     keeps = mixer_keeps()
     segment = segment or keeps.steps or default_segment(x.shape[1])
     if segment < 4 or segment & (segment - 1):

@@ -29,11 +29,8 @@ MAX_WIDTH = 8
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 # Steps of a program of forward; few where a single step is decoded, which is most of what a program does then (1.12x to 1.29x
 # of a whole decoding step on an H200).
+_ROWS = 64
 _FEW_ROWS = 4
-# Otherwise (rows, steps loaded at once): fewer rows where programs would be too few to hide the latency of memory, and then
-# more loads in flight.
-_FORWARD = ((64, 4), (32, 8), (16, 8))
-_FORWARD_PROGRAMS = 4096
 # Of a program of backward, which goes W - 1 steps past its rows: the more the better, as long as so many programs are
 # left (benchmarks/results/conv_backward_rows_h100.txt).
 _BACKWARD_ROWS = (256, 128, 64)
@@ -246,12 +243,9 @@ def _block(channels: int) -> int:
     return min(max(power_of_2(channels), 32), 128)
 
 
-def forward_form(batch: int, length: int, blocks: int) -> tuple[int, int]:
-    """Steps that a program of forward walks down, and how many it loads at once."""
-    if length <= _FEW_ROWS:
-        return _FEW_ROWS, _UNROLL
-    wide = (form for form in _FORWARD if batch * cdiv(length, form[0]) * blocks >= _FORWARD_PROGRAMS)
-    return next(wide, _FORWARD[-1])
+def forward_rows(length: int) -> int:
+    """Steps that a program of forward walks down."""
+    return _FEW_ROWS if length <= _FEW_ROWS else _ROWS
 
 
 def conv_forward(
@@ -261,17 +255,15 @@ def conv_forward(
     batch, length, channels = x.shape
     out = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
     x, row, stride = _rows(x)
-    block = _block(channels)
-    blocks = cdiv(channels, block)
-    rows, unroll = forward_form(batch, length, blocks)
+    block, rows = _block(channels), forward_rows(length)
     chunks = cdiv(length, rows)
     with on(x.device):
         launch(
-            conv_fwd_kernel, batch * chunks * blocks,
+            conv_fwd_kernel, batch * chunks * cdiv(channels, block),
             x, weight, bias if bias is not None else weight, tail if tail is not None else weight,
             reset if reset is not None else weight, out, length, chunks, stride,
             D=channels, W=weight.shape[1], W_TAP=weight.stride(1), W_CHANNEL=weight.stride(0), BD=block, ROWS=rows,
-            UNROLL=unroll, X_ROW=row,
+            UNROLL=_UNROLL, X_ROW=row,
             SILU=silu, HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_RESET=reset is not None,
             num_warps=1,
         )  # fmt: skip

@@ -24,8 +24,7 @@ from mamba_bio_audio.kernels.launch import cdiv, launch, on, power_of_2
 
 MAX_CHANNELS = 16384
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
-# One-warp programs of backward that a GPU holds at once: 32 on each of 132 multiprocessors.
-_BACKWARD_WARPS = 4224
+_BACKWARD_PROGRAMS = 1056
 
 
 @triton.jit(do_not_specialize=["M", "eps"])
@@ -59,7 +58,7 @@ def norm_bwd_kernel(
     """Writes dx (M, D) and, for a residual, its fp32 gradient; dweight (programs, D) holds partial sums."""
     d = tl.arange(0, BLOCK)
     weight = tl.load(weight_p + d, mask=d < D, other=0.0).to(tl.float32)
-    # Of every row of a tile by itself: to add up rows in the loop would be as many instructions again.
+    # Of every row of a tile by itself: a sum over rows in the loop would go through shared memory each time.
     total = tl.zeros([ROWS, BLOCK], tl.float32)
     first = tl.program_id(0)
     for tile in range(first, tl.cdiv(M, ROWS), tl.num_programs(0)):
@@ -124,12 +123,6 @@ def norm_of_stream(stream: Tensor, weight: Tensor, eps: float, dtype: torch.dtyp
     return _forward(stream.contiguous(), weight.contiguous(), eps, None, dtype)[0]
 
 
-def _backward_tile(channels: int) -> tuple[int, int, int]:
-    """(BLOCK, ROWS, warps): whole rows in one warp as far as its registers go, so that no sum goes through shared memory."""
-    block = max(power_of_2(channels), 16)
-    return block, max(256 // block, 1), min(max(block // 512, 1), 8)
-
-
 class _NormFn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -153,8 +146,8 @@ class _NormFn(torch.autograd.Function):
         dx = torch.empty(stream.shape, dtype=x_dtype, device=w.device)
         own = residual_dtype is not None and x_dtype != torch.float32
         dr = torch.empty_like(stream) if own else dx
-        block, tile, warps = _backward_tile(channels)
-        programs = min(cdiv(count, tile), _BACKWARD_WARPS // warps)
+        block, tile, warps = _tile(channels)
+        programs = min(cdiv(count, tile), _BACKWARD_PROGRAMS)
         dweight = torch.empty(programs, channels, dtype=torch.float32, device=w.device)
         with on(w.device):
             launch(

@@ -80,11 +80,6 @@ class TestInterpreted:
         """Two and three blocks of 128 channels, three and two of 64 steps, two rows of the batch."""
         check(make_inputs(2, length, channels, 4))
 
-    @pytest.mark.parametrize("form", module._FORWARD)
-    def test_forms_of_forward(self, monkeypatch, form):
-        monkeypatch.setattr(module, "_FORWARD", (form,))
-        check(make_inputs(2, 130, 130, 4))
-
     def test_long_pieces_of_backward(self, monkeypatch):
         """Where enough programs are left, backward takes 256 steps each: two pieces of two blocks of channels."""
         monkeypatch.setattr(module, "_BACKWARD_PROGRAMS", 4)
@@ -112,11 +107,9 @@ class TestInterpreted:
 
 
 def test_a_program_of_forward_walks_few_steps_where_there_are_few():
-    forms = [module.forward_form(1, length, 4) for length in (1, 4, 5, 1 << 10, 1 << 15, 1 << 16, 1 << 20)]
-    assert forms == [(4, 4), (4, 4), (16, 8), (16, 8), (32, 8), (64, 4), (64, 4)]
+    assert [module.forward_rows(length) for length in (1, 4, 5, 64, 1 << 20)] == [4, 4, 64, 64, 64]
     # The loop is unrolled, so a program's steps are a multiple of that.
-    assert module._FEW_ROWS % module._UNROLL == 0
-    assert all(rows % unroll == 0 for rows, unroll in module._FORWARD)
+    assert module._FEW_ROWS % module._UNROLL == module._ROWS % module._UNROLL == 0
 
 
 def test_what_it_refuses():

@@ -66,7 +66,7 @@ class TestInterpreted:
     @pytest.mark.parametrize("programs", [1, 2])
     def test_programs_with_several_tiles(self, monkeypatch, programs):
         """Three tiles of 128 rows for one program of backward, or two and one for two of them."""
-        monkeypatch.setattr(module, "_BACKWARD_WARPS", programs)
+        monkeypatch.setattr(module, "_BACKWARD_PROGRAMS", programs)
         check((300, 16))
 
     def test_stream_unused(self):
@@ -88,9 +88,6 @@ def test_gpu(shape, residual, dtype):
 
 
 def test_warps_are_a_power_of_two_up_to_8():
-    found = {width: module._backward_tile(width) for width in range(1, module.MAX_CHANNELS + 1)}
-    assert {warps for _, _, warps in found.values()} <= {1, 2, 4, 8}
-    assert all(block >= width and block * rows >= 256 for width, (block, rows, _) in found.items())
     found = {width: module._tile(width) for width in range(1, module.MAX_CHANNELS + 1)}
     assert {warps for _, _, warps in found.values()} <= {1, 2, 4, 8}
     assert all(block >= width and block * rows >= 2048 for width, (block, rows, _) in found.items())

@@ -8,17 +8,16 @@ They are called separated where that interval leaves out zero and the difference
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import matthews_corrcoef, recall_score
 
-from mamba_bio_audio.evaluation.resampling import CONFIDENCE, Interval
+from mamba_bio_audio.evaluation.resampling import RESAMPLES, Interval, Score, auroc, interval, mean_of
 
 # Differences of the area under the ROC curve below this are not called differences.
 LEAST = 0.02
-RESAMPLES = 1000
 Probabilities = NDArray[np.float64]  # (n, K)
 
 
@@ -28,49 +27,20 @@ def test_scores(p: Probabilities, y: NDArray[np.int64]) -> dict[str, Any]:
     The area is None where a class is missing.
     """
     chosen = p.argmax(1)
-    area = Ranks(p, y).area(np.ones(len(y)))
+    complete = len(np.unique(y)) == p.shape[1]
     return {
         "count": len(y),
         "mcc": float(matthews_corrcoef(y, chosen)),
-        "auroc": area if np.isfinite(area) else None,
+        "auroc": float(area(p, y)(np.ones((1, len(y))))[0]) if complete else None,
         "accuracy": float((chosen == y).mean()),
         "balanced_accuracy": float(recall_score(y, chosen, labels=np.unique(y), average="macro")),
     }
 
 
-class _Order(NamedTuple):
-    order: NDArray[np.int64]  # rows by rising score
-    starts: NDArray[np.int64]  # where equal scores begin in it
-    positive: NDArray[np.float64]  # 1 for rows of the class, in that order
-
-
-class Ranks:
-    """Rows in the order of their scores, from which the area under the ROC curve follows for any weights.
-
-    Args:
-        p: (n, K) probabilities.
-        y: (n,) classes.
-    """
-
-    def __init__(self, p: Probabilities, y: NDArray[np.int64]) -> None:
-        self._orders = []
-        for label in (1,) if p.shape[1] == 2 else range(p.shape[1]):
-            order = np.argsort(p[:, label], kind="stable")
-            scores = p[order, label]
-            starts = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))
-            self._orders.append(_Order(order, starts, (y[order] == label).astype(np.float64)))
-
-    def area(self, weights: NDArray[np.float64]) -> float:
-        """Share of pairs of a row of the class and another one that are in order, ties half; NaN where there are none."""
-        areas = []
-        for order, starts, positive in self._orders:
-            own = weights[order]
-            inside = np.add.reduceat(own * positive, starts)
-            outside = np.add.reduceat(own * (1 - positive), starts)
-            below = np.cumsum(outside) - outside / 2
-            pairs = inside.sum() * outside.sum()
-            areas.append(float((inside * below).sum() / pairs) if pairs > 0 else float("nan"))
-        return float(np.mean(areas))
+def area(p: Probabilities, y: NDArray[np.int64]) -> Score:
+    """Area under the ROC curve of weighted rows: of several classes the mean of one against the rest."""
+    labels = (1,) if p.shape[1] == 2 else range(p.shape[1])
+    return mean_of([auroc(p[:, label], y == label) for label in labels])
 
 
 def gain(
@@ -88,24 +58,13 @@ def gain(
         groups: (n,) sequences of one group are drawn together.
         resamples: bootstrap draws.
     """
-    seeds = [(Ranks(p, y), 1 / len(ours)) for p in ours] + [(Ranks(p, y), -1 / len(bar)) for p in bar]
-    index = np.unique(groups, return_inverse=True)[1].reshape(-1)
-    count = int(index.max()) + 1
+    parts = [(area(p, y), 1 / len(ours)) for p in ours] + [(area(p, y), -1 / len(bar)) for p in bar]
 
-    def difference(weights: NDArray[np.float64]) -> float:
-        return float(sum(share * ranks.area(weights) for ranks, share in seeds))
+    def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.sum([share * score(weights) for score, share in parts], axis=0)
 
-    random = np.random.default_rng(0)
-    draws = [
-        difference(random.multinomial(count, np.full(count, 1 / count))[index].astype(np.float64))
-        for _ in range(resamples)
-    ]
-    whole = [draw for draw in draws if np.isfinite(draw)]
-    value = difference(np.ones(len(y)))
-    if count < 2 or not whole:
-        return Interval(value, float("nan"), float("nan"), count)
-    low, high = np.quantile(whole, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, float(low), float(high), count)
+    value = float(difference(np.ones((1, len(y))))[0])
+    return interval(value, difference, groups, resamples=resamples)
 
 
 def verdict(difference: Interval) -> str:

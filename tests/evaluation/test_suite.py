@@ -6,22 +6,13 @@ from sklearn.metrics import roc_auc_score
 
 from mamba_bio_audio.evaluation import suite
 from mamba_bio_audio.evaluation.resampling import Interval
-from mamba_bio_audio.evaluation.suite import Ranks, gain, verdict
+from mamba_bio_audio.evaluation.suite import gain, verdict
 
 
 def noisy(random: np.random.Generator, y: np.ndarray, strength: float) -> np.ndarray:
     """Probabilities of two classes, rounded so that there are ties."""
     p = np.round(1 / (1 + np.exp(-strength * (2 * y - 1) - random.normal(size=len(y)))), 2)
     return np.stack([1 - p, p], 1)
-
-
-def test_area_with_ties_and_weights_equals_scikit_learn():
-    random = np.random.default_rng(0)
-    y = random.integers(2, size=200)
-    p = noisy(random, y, 0.5)
-    weights = random.integers(0, 4, size=200).astype(float)
-    assert len(np.unique(p[:, 1])) < 100
-    assert Ranks(p, y).area(weights) == pytest.approx(roc_auc_score(y, p[:, 1], sample_weight=weights), abs=1e-12)
 
 
 def test_area_of_several_classes_is_the_mean_of_one_against_the_rest():

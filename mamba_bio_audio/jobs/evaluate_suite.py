@@ -148,6 +148,8 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
     tasks = find_tasks(asked.suite, asked.folder, asked.options.task)
     if not _arms(asked) and not {"kmers", "cnn"} & set(asked.arms):
         raise InputError("--arms frozen and finetuned need --pretrained RUN")
+    # As it is now: a source tree may change while this runs.
+    machine = environment(asked.device)
     with growing_folder(asked.out, MAKER, WHOLE, inputs=[asked.folder], force=asked.options.force) as out:
         _check_settings(asked, out)
         (out / "tasks").mkdir(exist_ok=True)
@@ -170,7 +172,7 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
             recipe=asked.options.recipe,
             overrides=list(asked.overrides),
             pretrained=list(asked.options.pretrained),
-            machine=environment(asked.device),
+            machine=machine,
             tasks=done,
             stopped_by=stopped,
             unfinished=[task.name for task in tasks[len(done) :]],

@@ -13,6 +13,7 @@ from mamba_bio_audio.pipelines.scores import Found
 from mamba_bio_audio.text import cell
 
 COLUMNS = ("suite", "task", "model", "seed", "part", "count", "mcc", "auroc", "accuracy", "balanced_accuracy", "chosen")
+MACHINE = ("device", "torch", "mamba_bio_audio", "commit", "started")
 
 
 class PartScores(Found):
@@ -189,8 +190,9 @@ class SuiteResult(Result):
     def table(self) -> str:
         """A row for each task, model, seed and part of the test split, as CSV."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, (*COLUMNS, *MACHINE), lineterminator="\n")
         writer.writeheader()
+        machine = {name: self.machine.get(name) for name in MACHINE}
         for task in self.tasks:
             for model in task.models:
                 for seed in model.seeds:
@@ -208,7 +210,7 @@ class SuiteResult(Result):
                             name: round(value, 6) if isinstance(value, float) else value
                             for name, value in scores.model_dump().items()
                         }
-                        writer.writerow(row | {"part": part} | numbers | {"chosen": model.chosen})
+                        writer.writerow(row | {"part": part} | numbers | {"chosen": model.chosen} | machine)
         return text.getvalue()
 
     def notes(self) -> str:

@@ -31,7 +31,8 @@ class UnknownResult(Kept):
         keep: share of validation that was to stay known.
         unknown: share that is called unknown, by where the sequences are from.
         sequences: how many those are.
-        separation: area under the ROC curve of validation against shuffled sequences, by rule.
+        auroc: of validation against each other kind of sequence, by the chosen rule.
+        separation: the same against shuffled sequences, by rule.
         valid_nats: at temperature 1 and at the fitted one.
         accuracy: of validation sequences, all and those that stay known.
     """
@@ -46,6 +47,7 @@ class UnknownResult(Kept):
     keep: float
     unknown: dict[str, float]
     sequences: dict[str, int]
+    auroc: dict[str, float]
     separation: dict[str, float]
     valid_nats: tuple[float, float]
     accuracy: tuple[float, float | None]
@@ -66,9 +68,11 @@ class UnknownResult(Kept):
             f"shuffled: {areas})",
             f"validation accuracy {self.accuracy[0]:.1%}{kept}",
             "",
-            f"{'sequences of ' + format(self.length, ',') + ' ' + self.unit + 's':<40}{'count':>9}{'unknown':>10}",
+            f"{'sequences of ' + format(self.length, ',') + ' ' + self.unit + 's':<40}{'count':>9}{'unknown':>10}{'AUROC':>8}",
         ]
-        lines += [f"{name:<40}{self.sequences[name]:>9,}{share:>10.1%}" for name, share in self.unknown.items()]
+        for name, share in self.unknown.items():
+            area = f"{self.auroc[name]:>8.3f}" if name in self.auroc else ""
+            lines.append(f"{name:<40}{self.sequences[name]:>9,}{share:>10.1%}{area}")
         if len(self.unknown) == 2:
             lines += [
                 "",
@@ -90,6 +94,7 @@ def fit_unknown(opened: Opened, options: EvaluateOptions, progress: Progress) ->
     """
     import numpy as np
 
+    from mamba_bio_audio.evaluation.resampling import auroc
     from mamba_bio_audio.evaluation.unknown import fit, probabilities, scores, shuffle
     from mamba_bio_audio.inference.classify import last_logits
     from mamba_bio_audio.inference.predict import tile
@@ -142,6 +147,12 @@ def fit_unknown(opened: Opened, options: EvaluateOptions, progress: Progress) ->
     found = fit(valid, y, mixed, options.keep)
     sets = {"validation": valid, "validation, shuffled": mixed}
     sets |= {file: logits(foreign(file), file) for file in options.foreign}
+
+    def against(other: Any) -> float:
+        known = np.repeat([True, False], [valid.shape[1], other.shape[1]])
+        both = np.concatenate([scores(one, found.temperature, found.rule) for one in (valid, other)])
+        return float(auroc(both, known)(np.ones((1, len(both))))[0])
+
     right = probabilities(valid, found.temperature).argmax(1) == y
     stays = scores(valid, found.temperature, found.rule) >= found.threshold
     result = UnknownResult(
@@ -155,6 +166,7 @@ def fit_unknown(opened: Opened, options: EvaluateOptions, progress: Progress) ->
         keep=options.keep,
         unknown={name: found.unknown(one) for name, one in sets.items()},
         sequences={name: one.shape[1] for name, one in sets.items()},
+        auroc={name: against(one) for name, one in sets.items() if name != "validation"},
         separation=found.separation,
         valid_nats=found.nats,
         accuracy=(float(right.mean()), float(right[stays].mean()) if stays.any() else None),

@@ -68,6 +68,9 @@ def test_what_is_fitted_is_kept_and_told(calibrated, folder, capsys):
     # Composition is all that the classes are, so shuffled sequence is as known as any, and even sequence is not.
     assert found["unknown"]["validation, shuffled"] < 0.3
     assert found["unknown"][str(folder / "even.fa")] > 0.4
+    assert list(found["auroc"]) == ["validation, shuffled", str(folder / "even.fa")]
+    assert found["auroc"]["validation, shuffled"] == pytest.approx(found["separation"][found["rule"]])
+    assert found["auroc"][str(folder / "even.fa")] > 0.75
     assert found["accuracy"][0] > 0.9
     assert found["accuracy"][1] >= found["accuracy"][0]
     given = ["evaluate", calibrated, "--metrics", "unknown", "--device", "cpu"]

@@ -36,6 +36,8 @@ MAKER = Maker(
 )
 ARMS = ("kmers", "cnn", "scratch", "frozen", "finetuned")
 KMERS = (3, 4, 5, 6, 7)
+# k-mers of one length, as papers often take them.
+FIXED = {"5mers": (5,), "6mers": (6,)}
 # Rates that are tried, times that of the recipe; a head alone bears more.
 RATES, HEAD_RATES = (1 / 3, 1.0, 3.0), (1.0, 3.0, 10.0)
 
@@ -56,7 +58,9 @@ class SuiteOptions(Options):
         (), description="With --suite: also start from this model, frozen and fine-tuned; repeatable."
     )
     arms: Annotated[str, Cli(metavar="NAME,NAME,...")] = Field(
-        ",".join(ARMS), description="With --suite: what is trained; frozen and finetuned are for --pretrained."
+        ",".join(ARMS),
+        description="With --suite: what is trained; frozen and finetuned are for --pretrained; 5mers and 6mers "
+        "(not by default) are k-mers of one length.",
     )
     seeds: Annotated[str, Cli(metavar="N,N,...")] = Field("0,1,2", description="With --suite: seeds of each training.")
     rates: Annotated[str | None, Cli(metavar="X,X,...")] = Field(
@@ -69,9 +73,9 @@ class SuiteOptions(Options):
     @field_validator("arms")
     @classmethod
     def _known(cls, text: str) -> str:
-        strange = next((name for name in text.split(",") if name not in ARMS), None)
+        strange = next((name for name in text.split(",") if name not in (*ARMS, *FIXED)), None)
         if strange is not None:
-            raise ValueError(f"no {strange!r}; choose from {', '.join(ARMS)}, separated by commas")
+            raise ValueError(f"no {strange!r}; choose from {', '.join((*ARMS, *FIXED))}, separated by commas")
         return text
 
     @field_validator("seeds")
@@ -146,7 +150,7 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
     from mamba_bio_audio.run.environment import environment
 
     tasks = find_tasks(asked.suite, asked.folder, asked.options.task)
-    if not _arms(asked) and not {"kmers", "cnn"} & set(asked.arms):
+    if not _arms(asked) and not {"kmers", "cnn", *FIXED} & set(asked.arms):
         raise InputError("--arms frozen and finetuned need --pretrained RUN")
     # As it is now: a source tree may change while this runs.
     machine = environment(asked.device)
@@ -276,7 +280,7 @@ def _evaluate_task(asked: Asked, task: Task, out: Path) -> TaskResult:
 def _pairs(names: list[str]) -> Iterator[tuple[str, str]]:
     """Each of ours against both bars, and what is pretrained against what is not."""
     for at, name in enumerate(names):
-        if name not in ("k-mers", "CNN"):
+        if name != "CNN" and not name.endswith("-mers"):
             yield from ((name, other) for other in names[:at] if other in ("k-mers", "CNN", "from scratch"))
 
 
@@ -335,13 +339,16 @@ def _bars(asked: Asked, task: Task, data: DataModule) -> list[Trial]:
     valid = Labelled(*labelled_sequences(data.evaluation_dataset("valid")))
     classes = len(corpus.classes)
     trials = []
-    if "kmers" in asked.arms:
-        fits = [fit_kmers(*train, *valid, classes, sizes=KMERS, both_strands=both) for both in (True, False)]
+    for arm, sizes in {"kmers": KMERS, **FIXED}.items():
+        if arm not in asked.arms:
+            continue
+        fits = [fit_kmers(*train, *valid, classes, sizes=sizes, both_strands=both) for both in (True, False)]
         best = min(fits, key=lambda fit: min(row["valid_nats"] for row in fit.table))
         strand = "both strands together" if best.both_strands else "one strand"
         candidates = [row | {"both_strands": fit.both_strands} for fit in fits for row in fit.table]
         chosen = f"k = {best.k}, {strand}, penalty 1/{best.strength:g}"
-        trials.append(Trial("k-mers", chosen, candidates, {0: best.probabilities}))
+        name = "k-mers" if arm == "kmers" else f"{sizes[0]}-mers"
+        trials.append(Trial(name, chosen, candidates, {0: best.probabilities}))
     if "cnn" in asked.arms:
         reverse = None if task.stranded else data.codec.reverse_complement
         work = CnnTask(train, valid, classes, data.codec.vocab_size, reverse, asked.device)

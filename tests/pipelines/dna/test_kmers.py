@@ -107,3 +107,21 @@ def test_a_k_is_tuned_alike_whatever_was_tried_before() -> None:
     arguments = rows[half[0]], labels[half[0]], rows[half[1]], labels[half[1]], 2
     together = fit_kmers(*arguments, sizes=(1, 4)).table
     assert [row for row in together if row["k"] == 4] == fit_kmers(*arguments, sizes=(4,)).table
+
+
+def test_one_strand_tells_a_sequence_from_its_reverse_complement() -> None:
+    rows = [CODEC.encode(text) for text in ("AAACA", "TGTTT")]
+    together, apart = (kmer_frequencies(rows, 3, both_strands=both) for both in (True, False))
+    assert np.array_equal(together[0], together[1])
+    assert apart.shape == (2, 64)
+    assert np.flatnonzero(apart[0]).tolist() == [0, 1, 4]  # AAA, AAC, ACA
+    random = np.random.default_rng(1)
+    rows = draw(random, 100, [0.4, 0.1, 0.25, 0.25])
+    rows += [CODEC.reverse_complement(row) for row in draw(random, 100, [0.4, 0.1, 0.25, 0.25])]
+    labels = np.repeat([0, 1], 100)
+    fits = [
+        fit_kmers(rows[::2], labels[::2], rows[1::2], labels[1::2], 2, sizes=(1, 2), both_strands=b)
+        for b in (True, False)
+    ]
+    right = [(fit.probabilities(rows[1::2]).argmax(1) == labels[1::2]).mean() for fit in fits]
+    assert right[0] < 0.75 < 0.95 < right[1]

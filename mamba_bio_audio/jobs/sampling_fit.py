@@ -90,7 +90,7 @@ class SamplingResult(Kept):
         lines += ["", f"fitted: temperature {self.temperature:g}{top_p} ({cost} on {self.device})"]
         if beyond := untried(self.temperature, self.top_p, self.grid):
             lines.append(
-                f"That lies at the edge of the grid: not tried, and perhaps better still, are {beyond}. Give some to mba sample, "
+                f"That lies at the edge of the grid: not tried, and perhaps better, are {beyond}. Give some to mba sample, "
                 "which measures its samples; a model that needs them is best trained longer."
             )
         if not self.not_kept:

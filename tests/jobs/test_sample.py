@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.errors import InputError
@@ -385,6 +387,22 @@ def test_samples_of_classes(by_class, tmp_path, capsys):
     assert "complete, but sampled with class ['two'], not ['one']" in capsys.readouterr().err
     assert mba(*how, "--class", "two", "--out", alone, "--resume") == 0
     assert "already complete" in capsys.readouterr().out
+
+
+def test_models_whose_pools_knew_no_class_still_open(by_class, tmp_path):
+    """They are the models whose pools have vectors of zeros."""
+    run = tmp_path / "run"
+    shutil.copytree(by_class, run)
+    tensors = load_file(run / "model.safetensors")
+    own = [name for name in tensors if name.startswith("down_pools.") and ".classes." in name]
+    assert len(own) == 2
+    save_file({name: tensor for name, tensor in tensors.items() if name not in own}, run / "model.safetensors")
+    found = saved.load(run)
+    assert all(not found.get_parameter(name).any() for name in own)
+    assert found.embedding.classes.any()
+    save_file({name: tensor for name, tensor in tensors.items() if name != "lm_head.bias"}, run / "model.safetensors")
+    with pytest.raises(InputError, match=r"missing lm_head\.bias"):
+        saved.load(run)
 
 
 def test_guided_samples_of_classes(by_class, tmp_path, capsys):

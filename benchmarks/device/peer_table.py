@@ -189,8 +189,11 @@ def table(rows: list[Row], device: str) -> str:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The tables of `docs/benchmarks.md`."""
-    done = [row for row in rows if row.get("ms_p50") not in ("", None)]
+    """The tables of `docs/benchmarks.md`; rows of another commit than the first one's have a *."""
+    done = [dict(row) for row in rows if row.get("ms_p50") not in ("", None)]
+    for row in done:  # of another run
+        if row["commit"] != done[0]["commit"]:
+            row["shape"] += " *"
     operations = [row for row in done if row["benchmark"] not in ("train", "sample")]
     short = [row for row in operations if row.get("call_us")]
     steps = [row for row in done if row["benchmark"] == "train"]
@@ -199,7 +202,7 @@ def markdown(rows: list[Row]) -> str:
             *_table(
                 "operation | (B, L, D) | mode | ms | bytes, ms | special functions, ms | mamba_ssm, ms | ratio (quartiles)",
                 [
-                    (r["benchmark"], r["shape"].strip("()"), r["mode"], _short(r["ms_p50"]), r["limit_ms"],
+                    (r["benchmark"], _bare(r), r["mode"], _short(r["ms_p50"]), r["limit_ms"],
                      r["special_limit_ms"], _short(r["peer_ms_p50"]), _ratio(r))
                     for r in operations
                 ],
@@ -208,7 +211,7 @@ def markdown(rows: list[Row]) -> str:
             *_table(
                 "operation | (B, L, D) | mode | us a call | mamba_ssm | ratio | us of the host | mamba_ssm",
                 [
-                    (r["benchmark"], r["shape"].strip("()"), r["mode"], r["call_us"], r["peer_call_us"], r["call_ratio"],
+                    (r["benchmark"], _bare(r), r["mode"], r["call_us"], r["peer_call_us"], r["call_ratio"],
                      r["host_us"], r["peer_host_us"])
                     for r in short
                 ],
@@ -217,7 +220,7 @@ def markdown(rows: list[Row]) -> str:
             *_table(
                 "model | recorded | ms | M tokens/s | GiB | mamba_ssm, ms | ratio (quartiles) | GiB",
                 [
-                    (r["shape"] + " beside Mamba-2" * (r["peer_layer"] == "mamba2"),
+                    (_step(r),
                      "yes" if str(r["recorded"]) == "True" else "no", _short(r["ms_p50"]), r["mtokens_per_s"],
                      r["peak_gib"], _short(r["peer_ms_p50"]), _ratio(r), r["peer_peak_gib"])
                     for r in steps
@@ -233,6 +236,17 @@ def _short(value: str) -> str:
     if not value:
         return ""
     return f"{float(value):,.0f}" if float(value) >= 1000 else f"{float(value):.3g}"
+
+
+def _bare(row: Row) -> str:
+    """Its shape without brackets."""
+    return str(row["shape"]).replace("(", "").replace(")", "")
+
+
+def _step(row: Row) -> str:
+    """Model and shape, and what is special."""
+    memory = f", within {float(row['memory_gib']):g} GiB" if row.get("memory_gib") else ""
+    return str(row["shape"]) + ", beside Mamba-2" * (row["peer_layer"] == "mamba2") + memory
 
 
 def _ratio(row: Row) -> str:

@@ -46,3 +46,11 @@ def test_its_help():
     )
     assert told.returncode == 0, told.stderr
     assert "peer_table.csv" in told.stdout
+
+
+def test_tables_for_the_document(table):
+    rows = list(csv.DictReader((ROOT / "benchmarks" / "results" / "peer_h200.csv").open(newline="")))
+    document = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for found in table.markdown(rows).strip().split("\n\n"):
+        assert {line.count("|") for line in found.splitlines()} == {9}
+        assert found in document

@@ -127,6 +127,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     pytest.importorskip("triton")
     from triton.runtime.jit import JITFunction
 
+    from mamba_bio_audio.kernels import launch
+
     found: list[Launch] = []
 
     def run(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **given: Any) -> None:
@@ -137,6 +139,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
         found.append(Launch(self, grid, values, constants, options))
 
     monkeypatch.setattr(JITFunction, "run", run)
+    # What a test on a GPU compiled before would be launched straight away.
+    monkeypatch.setattr(launch, "_known", {})
     return found
 
 

@@ -146,6 +146,7 @@ ROWS = [
         "data.labels=DIR/labels.bed",
     ),
     *rows("dna-classes", "data", ("data.labels=DIR/more.bed", "data.labels=DIR/labels.bed", "data.path=DIR/genome.fa")),
+    *rows("dna-labels", "data", "data.few=2"),
     *rows("dna-classes", "data", ("data.columns={label: other}", "data.path=DIR/rows.tsv")),
     *rows("dna-classes", "data", ("data.files=x*", "data.files=*", "data.path={a: DIR/folder, b: DIR/y.fa}")),
     *rows("dna-classes", "data", "data.contigs=uniform", "data.matched=true"),

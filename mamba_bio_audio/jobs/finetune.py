@@ -5,12 +5,16 @@ For classes it has another name, `mba classify`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.files import is_occupied
+from mamba_bio_audio.jobs.contract import Result
 from mamba_bio_audio.jobs.pretrain import DryRunResult, TrainOptions, TrainResult, estimate
 
 if TYPE_CHECKING:
@@ -23,6 +27,21 @@ PANEL = "Train"
 
 class FinetuneOptions(TrainOptions):
     """Options of `mba finetune`; the recipe has a head."""
+
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Train so many times, in OUT/1, OUT/2 ..., each with another seed and another draw of what data.split_seed "
+        "draws (splits, data.few), and give means with their intervals.",
+    )
+    test: bool = Field(False, description="With --repeats: also score the test split, once for each.")
+
+    @model_validator(mode="after")
+    def _test_of_repeats(self) -> FinetuneOptions:
+        if self.test and self.repeats == 1:
+            raise ValueError("--test goes with --repeats; one run is scored with mba evaluate")
+        return self
 
 
 class FinetuneResult(TrainResult):
@@ -112,8 +131,106 @@ def labelled_config(options: TrainOptions) -> RunConfig:
     return config
 
 
-def run(options: FinetuneOptions) -> FinetuneResult | DryRunResult:
+class RepeatsResult(Result):
+    """Scores of repeated trainings.
+
+    Attributes:
+        run: folder of the runs.
+        runs: scores of each run by split and name.
+        scores: by split and name: mean, its interval (`low`, `high`) over draws and seeds, standard deviation, number of runs.
+        stopped_by: name of the signal that ended it early.
+    """
+
+    run: str
+    runs: list[dict[str, dict[str, float]]]
+    scores: dict[str, dict[str, dict[str, float]]]
+    stopped_by: str | None = None
+
+    def text(self) -> str:
+        """A table."""
+        from mamba_bio_audio.jobs.values_results import SCORES
+
+        lines = [] if self.stopped_by is None else [f"stopped by {self.stopped_by}; continue with --resume"]
+        lines.append(f"{len(self.runs):,} runs in {self.run}; 95 % intervals of the mean over draws and seeds")
+        for split, found in self.scores.items():
+            for name, row in found.items():
+                bounds = "" if math.isnan(row["low"]) else f" ({row['low']:.3f} to {row['high']:.3f})"
+                spread = "" if math.isnan(row["deviation"]) else f", standard deviation of one {row['deviation']:.3f}"
+                lines.append(f"{split} {SCORES[name]} {row['mean']:.3f}{bounds}{spread}")
+        return "\n".join(lines)
+
+    @property
+    def exit_code(self) -> int:
+        """130 where a signal ended it."""
+        return 130 if self.stopped_by else 0
+
+
+def repeat(options: FinetuneOptions) -> RepeatsResult:
+    """Train `options.repeats` times, and summarise; a run that is complete is not trained again with --resume."""
+    from mamba_bio_audio.jobs.evaluate import EvaluateOptions
+    from mamba_bio_audio.jobs.evaluate import run as evaluate_and_keep
+
+    first = labelled_config(options)
+    split_seed = first.data.model_dump().get("split_seed")
+    if split_seed is None:
+        raise InputError(f"--repeats draws anew what data.split_seed draws, which data.kind={first.data.kind} has not")
+    whole = options.folder(first)
+    runs: list[dict[str, dict[str, float]]] = []
+    stopped = None
+    for number in range(options.repeats):
+        changed = (f"seed={first.seed + number}", f"data.split_seed={split_seed + number}")
+        out = whole / str(number + 1)
+        own = options.model_copy(update={"overrides": (*options.overrides, *changed), "seed": None, "out": out})
+        if options.resume and not is_occupied(out):
+            own = own.model_copy(update={"resume": False})
+        if not (options.resume and _complete(out)):
+            config = labelled_config(own)
+            whole.mkdir(parents=True, exist_ok=True)
+            stopped = finetune(config, out, own.session()).stopped_by
+            if stopped is not None:
+                break
+        scores: dict[str, dict[str, float]] = {}
+        for split in ("valid", "test") if options.test else ("valid",):
+            asked = {"run": out, "split": split, "device": options.device, "baselines": False, "quiet": True}
+            found: Any = evaluate_and_keep(EvaluateOptions.model_validate(asked))
+            scores[split] = {name: row["value"] for name, row in found.headline().items()}
+        runs.append(scores)
+    return RepeatsResult(run=str(whole), runs=runs, scores=summary(runs), stopped_by=stopped)
+
+
+def _complete(run: Path) -> bool:
+    """Whether a training ended there by itself."""
+    from mamba_bio_audio.run.described import read_manifest
+
+    result = read_manifest(run).get("result", {})
+    return bool(result) and result.get("stopped_by") is None
+
+
+def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean of each score over runs, with Student's interval; NaN where one run tells none.
+
+    The interval is over what differs between runs: seed and draws. All share the sequences that they are tested on, where
+    the data name their splits, so it does not say how another test set would differ.
+    """
+    import numpy as np
+    from scipy.stats import t
+
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for split in runs[0] if runs else ():
+        for name in runs[0][split]:
+            values = np.array([row[split][name] for row in runs if name in row[split]], dtype=np.float64)
+            mean, count = float(values.mean()), len(values)
+            deviation = float(values.std(ddof=1)) if count > 1 else math.nan
+            half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count) if count > 1 else math.nan
+            row = {"mean": mean, "low": mean - half, "high": mean + half, "deviation": deviation, "runs": count}
+            found.setdefault(split, {})[name] = row
+    return found
+
+
+def run(options: FinetuneOptions) -> FinetuneResult | DryRunResult | RepeatsResult:
     """Train a model that predicts labels or numbers, from scratch or on a pretrained model (head.pretrained=RUN)."""
+    if options.repeats > 1 and not options.dry_run:
+        return repeat(options)
     config = labelled_config(options)
     session, folder = options.session(), options.folder(config)
     return estimate(config, folder, session) if options.dry_run else finetune(config, folder, session)

@@ -22,6 +22,7 @@ from mamba_bio_audio.text import printable
 
 # Scores for people, in the order of the table; what is there of them is shown.
 SCORES = {
+    "accuracy": "accuracy",
     "pearson": "Pearson",
     "spearman": "Spearman",
     "r2": "R2",

@@ -196,3 +196,70 @@ def test_low_rank_updates_of_a_pretrained_model(folder, tmp_path, capsys):
     assert mba_command(*command_line, "--resume") == 0
     resumed = mba.load(tmp_path / "again").state_dict()
     assert all(torch.equal(resumed[name], tensor) for name, tensor in after.items())
+
+
+def test_few_labels_again_and_again(folder, tmp_path, capsys):
+    """Each run has a draw of its own; mean and interval are those of the runs, by hand."""
+    rng = np.random.default_rng(0)
+    rows = ""
+    for at in range(240):
+        share, split = (0.3, 0.7)[at % 2], ("train", "train", "valid", "test")[at // 2 % 4]
+        text = "".join(rng.choice(list("ACGT"), 40, p=[(1 - share) / 2, share / 2, share / 2, (1 - share) / 2]))
+        rows += f"{text}\t{'pr'[at % 2]}\t{split}\n"
+    (tmp_path / "t.tsv").write_text("sequence\tlabel\tsplit\n" + rows)
+    pairs = [f"data.path={tmp_path / 't.tsv'}", "data.few=8", "train.steps=6", "train.validate_every=3"]
+    sets = [part for key in pairs for part in ("--set", key)]
+    call = ["finetune", folder / "r.yaml", *sets, "--out", tmp_path / "runs", "--device", "cpu"]
+    assert mba_command(*call, "--repeats", "3", "--test", "--json", "--quiet") == 0
+    result = json.loads(capsys.readouterr().out)
+    values = [run["test"]["auroc"] for run in result["runs"]]
+    found = result["scores"]["test"]["auroc"]
+    assert found["mean"] == pytest.approx(np.mean(values))
+    assert found["high"] - found["mean"] == pytest.approx(4.303 * np.std(values, ddof=1) / np.sqrt(3), rel=1e-3)
+    manifests = [json.loads((tmp_path / "runs" / str(at) / "manifest.json").read_text()) for at in (1, 2, 3)]
+    train = [manifest["data"]["splits"]["train"]["classes"] for manifest in manifests]
+    assert all(row["regions"] == 8 for run in train for row in run.values())
+    assert all(manifest["data"]["splits"]["test"]["regions"] == 60 for manifest in manifests)
+    assert len({manifest["data"]["splits_sha256"] for manifest in manifests}) == 3
+    evaluated = json.loads((tmp_path / "runs" / "2" / "evaluate-test.json").read_text())
+    assert len(evaluated["evaluations"]) == 1
+    assert evaluated["model"]["auroc"]["value"] == pytest.approx(values[1])
+    # What is complete is not trained again, and a fourth run is added.
+    before = (tmp_path / "runs" / "1" / "metrics.csv").stat().st_mtime_ns
+    assert mba_command(*call, "--repeats", "4", "--resume", "--quiet") == 0
+    assert "4 runs in" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "1" / "metrics.csv").stat().st_mtime_ns == before
+    assert mba_command(*call, "--test") == 2
+    assert "--test goes with --repeats" in capsys.readouterr().err
+
+
+def test_more_than_a_thousand_classes(tmp_path, capsys):
+    """A word of six bases and which of 1,024 it is: trained, evaluated and predicted, with tables of the worst only."""
+    rng = np.random.default_rng(0)
+    rows = ""
+    for at in range(1024):
+        word = "".join("ACGT"[(at >> shift) & 3] for shift in range(0, 10, 2))
+        for split in ("train", "valid", "test"):
+            rows += f"{''.join(rng.choice(list('ACGT'), 3))}{word}\tw{at:04d}\t{split}\n"
+    (tmp_path / "t.tsv").write_text("sequence\tlabel\tsplit\n" + rows)
+    recipe = RECIPE.replace("length: 40", "length: 8").replace("steps: 60", "steps: 8").replace("every: 30", "every: 8")
+    (tmp_path / "r.yaml").write_text(recipe)
+    pairs = (
+        f"data.path={tmp_path / 't.tsv'}",
+        "data.reverse_complement=false",
+        "data.shared_bases=allow",
+        "head.pool=last",
+    )
+    sets = [part for key in pairs for part in ("--set", key)]
+    run = tmp_path / "run"
+    assert mba_command("finetune", tmp_path / "r.yaml", *sets, "--out", run, "--device", "cpu", "--quiet") == 0
+    capsys.readouterr()
+    assert mba_command("evaluate", run, "--strand", "forward", "--no-baselines", "--device", "cpu") == 0
+    out = capsys.readouterr().out
+    assert "the classes with the lowest F1 of 1,024" in out
+    assert "each class against the rest" in out
+    assert len(out) < 20_000
+    (tmp_path / "x.fa").write_text(">x\nACGTACGT\n")
+    assert mba_command("predict", run, tmp_path / "x.fa", "--out", tmp_path / "p.tsv", "--device", "cpu") == 0
+    (row,) = read(tmp_path / "p.tsv")
+    assert sum(float(value) for name, value in row.items() if name.startswith("p_w")) == pytest.approx(1, abs=1e-3)

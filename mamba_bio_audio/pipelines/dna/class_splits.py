@@ -28,6 +28,7 @@ from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.duplicates import LIMIT, WORD
 from mamba_bio_audio.pipelines.dna.intervals import split_blocks
 from mamba_bio_audio.pipelines.dna.labelled import Labelled
+from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Interval, Region, Span, shared_symbols
 from mamba_bio_audio.pipelines.split_names import SPLITS, split_meanings
 
@@ -69,6 +70,22 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
             refuse_duplicates(labelled)
         elif config.shared_bases == "drop":
             _drop_known(labelled)
+    if config.few is not None:
+        _keep_few(labelled, config.few, config.split_seed)
+
+
+def _keep_few(labelled: Labelled, few: int, seed: int) -> None:
+    """Leave out all but so many training examples of each class."""
+    if not labelled.examples:
+        raise InputError("data.few: counts examples, and these are windows drawn from longer sequence; leave it null")
+    kept: set[int] = set()
+    for label in range(len(labelled.classes)):
+        own = [at for at, r in enumerate(labelled.regions) if r.split == "train" and r.label == label]
+        order = Draws.FEW.random(seed, label).permutation(len(own))
+        kept |= {own[at] for at in order[:few].tolist()}
+    labelled.regions = [r for at, r in enumerate(labelled.regions) if r.split != "train" or at in kept]
+    each = " of each class" if labelled.values is None else ""
+    labelled.origin += f"; {few:,} training examples{each} by split_seed {seed}"
 
 
 def _check_classes(labelled: Labelled) -> None:

@@ -88,6 +88,12 @@ class DnaClassesConfig(DataSection):
         lt=2**63,
         description="Seed of splits and evaluation windows, independent of the training seed.",
     )
+    few: int | None = Field(
+        default=None,
+        ge=1,
+        description="Train on so many examples of each class (of all, where labels are no single class), drawn with "
+        "split_seed, to see what few labels are worth; validation and test stay as they are. null: all.",
+    )
     evaluation_windows: int = Field(
         default=500,
         ge=1,

@@ -21,6 +21,10 @@ _MIN_CHUNK_STEPS = 256
 # then leave less of the machine idle (benchmarks/results/selective_scan_chunks_h200.txt).
 _PER_SCHEDULER = 8
 _PER_SCHEDULER_BACKWARD = 16
+# Half as many chunks, where they are so long then, are summed from their ends, which reads less of them the longer they are
+# and the faster states decay (`chunks`). In shorter ones nearly all is read, and that slower; with few warps a scheduler the
+# one that reads most holds up the others (benchmarks/results/scan_second_leap_h200/trials.txt).
+_ENDS_FROM = 4096
 
 
 class ScanInputs(NamedTuple):
@@ -134,13 +138,15 @@ def unsupported_reason(s: ScanInputs) -> str | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call lies on the machine. `chunks` > 1 splits the sequence, `chunk_steps` long each."""
+    """How one call lies on the machine. `chunks` > 1 splits the sequence, `chunk_steps` long each; `ends`: see `chunks`."""
 
     chunks: int
     chunk_steps: int
     fwd_block: int
     fwd_warps: int
     fwd_unroll: int
+    state_block: int
+    state_warps: int
     state_unroll: int
     bwd_chunks: int
     bwd_chunk_steps: int
@@ -154,6 +160,8 @@ class Plan:
     rows: int = 16
     fwd_registers: int | None = None
     bwd_registers: int | None = None
+    ends: bool = False
+    bwd_ends: bool = False
 
 
 @cache
@@ -208,6 +216,7 @@ def make_plan(
     else:
         # One warp with at most 16 pairs or 32 real states of a channel in a lane, the rest of them in other lanes.
         fields |= {"fwd_block": 1024 // (padded * parts), "fwd_warps": 1, "fwd_unroll": 2, "state_unroll": 2}
+    fields |= {"state_block": fields["fwd_block"], "state_warps": fields["fwd_warps"]}
     if case.exact:  # as many instructions as several steps without
         fields |= {"fwd_unroll": 1, "state_unroll": 1}
     # 256 elements of a tile in one warp: 2 channels x 4 states in each lane of a 16 x 16 tile.
@@ -222,17 +231,24 @@ def make_plan(
 
     warps = batch * -(-channels // min(fields["fwd_block"], 32))
     bwd_warps = batch * -(-channels // block)
-    found = _split(chunks, length, warps, schedulers(device), segment, _PER_SCHEDULER, _SPLIT_BELOW)
-    bwd_found = _split(
+
+    def split(wanted: int | None, warps: int, most: int, below: float) -> tuple[int, int, bool]:
+        # Step sizes are not negative, so a decay that is nothing stays so.
+        if case.plain and case.softplus and not case.precise and padded == 16:
+            count, steps = _split(wanted, length, warps, schedulers(device), segment, most // 2, below)
+            if count * warps > (most // 2 - 1) * schedulers(device) and count > 1 and steps >= _ENDS_FROM:
+                return count, steps, True
+        return *_split(wanted, length, warps, schedulers(device), segment, most, below), False
+
+    fields["chunks"], fields["chunk_steps"], fields["ends"] = split(chunks, warps, _PER_SCHEDULER, _SPLIT_BELOW)
+    fields["bwd_chunks"], fields["bwd_chunk_steps"], fields["bwd_ends"] = split(
         bwd_chunks if bwd_chunks is not None else chunks,
-        length,
         bwd_warps,
-        schedulers(device),
-        segment,
         _PER_SCHEDULER_BACKWARD if case.plain else _PER_SCHEDULER,
         _SPLIT_BACKWARD_BELOW if case.plain and fields["warp_sums"] else _SPLIT_BELOW,
     )
-    fields |= dict(zip(("chunks", "chunk_steps", "bwd_chunks", "bwd_chunk_steps"), found + bwd_found, strict=True))
+    if case.plain and fields["fwd_block"] == 128 and (fields["chunks"] == 1 or fields["ends"]):
+        fields |= {"fwd_block": 64, "fwd_warps": 2}  # 4 to 5 % faster; in many short chunks nothing changes
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
-    fields["far"] = 32 if found[0] == 1 else 0
+    fields["far"] = 32 if fields["chunks"] == 1 else 0
     return Plan(**(fields | changes))

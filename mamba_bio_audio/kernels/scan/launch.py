@@ -17,7 +17,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.launch import cdiv, launch, on
 from mamba_bio_audio.kernels.scan.backward import scan_bwd_kernel
-from mamba_bio_audio.kernels.scan.chunks import carry_kernel, chunk_state_kernel
+from mamba_bio_audio.kernels.scan.chunks import carry_kernel, chunk_end_kernel, chunk_state_kernel
 from mamba_bio_audio.kernels.scan.forward import scan_fwd_kernel
 from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs, make_plan, padded_states, unsupported_reason
 from mamba_bio_audio.kernels.scan.split_bc import plain_planes
@@ -26,6 +26,7 @@ MAX_ROW_STRIDE = 1 << 25
 # The partial sums of dB and dC of one launch of the backward kernel, bytes per (b, t, d): 8 for 16 real states. With many
 # states fewer blocks of channels go through at a time.
 _PARTIAL_BYTES = 16
+_ONCE = 1 << 20  # steps between states of which only the first is wanted
 
 
 def rows_of(t: Tensor) -> tuple[Tensor, int, int]:
@@ -143,14 +144,17 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
     sum_dt = torch.empty(batch, chunks, channels, dtype=torch.float32, device=x.device)
     x, x_row, x_batch = rows_of(x)
     dt, dt_row, dt_batch, z, z_row, z_batch = call.rows(gate=reverse)
+    kernel, block, warps, unroll = chunk_state_kernel, plan.state_block, plan.state_warps, plan.state_unroll
+    zeros: tuple[Tensor, ...] = ()
+    if plan.bwd_ends if reverse else plan.ends:  # one warp, which ends where its channels do
+        kernel, block, warps, unroll, zeros = chunk_end_kernel, 32, 1, 8, (_zeros(x.device),)
     launch(
-        chunk_state_kernel, batch * (chunks - 1) * cdiv(channels, plan.fwd_block),
+        kernel, batch * (chunks - 1) * cdiv(channels, block),
         x, dt, call.A, call.C if reverse else call.B, z,
         call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
-        end, sum_dt, length, steps, chunks, x_batch, dt_batch, z_batch, 0,
-        D=channels, N=states, NP=padded_states(states), BD=plan.fwd_block, UNROLL=plan.state_unroll,
-        X_ROW=x_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=_chunk_case(case, reverse), REVERSE=reverse,
-        num_warps=plan.fwd_warps,
+        end, sum_dt, *zeros, length, steps, chunks, x_batch, dt_batch, z_batch, 0,
+        D=channels, N=states, NP=padded_states(states), BD=block, UNROLL=unroll,
+        X_ROW=x_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=_chunk_case(case, reverse), REVERSE=reverse, num_warps=warps,
     )  # fmt: skip
     block = 128
     launch(
@@ -168,9 +172,14 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
     plan, case, device = call.plan, call.case, call.u.device
     out = torch.empty(batch, length, channels, dtype=call.u.dtype, device=device)
     last = torch.empty(batch, case.parts, states, channels, dtype=torch.float32, device=device)
-    saved = None
-    if write_states:
-        segments = cdiv(length, plan.segment)
+    saved, segment = None, plan.segment
+    # In one chunk a loop without a branch that stores states loads late and takes 8 % more time than training's, so there it
+    # stores a state that nobody reads, once (docs/log.md).
+    once = not write_states and case.plain and plan.chunks == 1
+    if once:
+        segment = _ONCE
+    if write_states or once:
+        segments = cdiv(length, segment)
         saved = torch.empty(batch, segments, case.parts, states, channels, dtype=torch.float32, device=device)
     u, u_row, u_batch = rows_of(call.u)
     dt, dt_row, dt_batch, z, z_row, z_batch = call.rows()
@@ -185,11 +194,11 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
             saved if saved is not None else last, _sink(device), _zeros(device),
             length, plan.chunk_steps, plan.chunks, u_batch, dt_batch, z_batch, 0,
             D=channels, N=states, NP=padded_states(states), BD=plan.fwd_block, UNROLL=plan.fwd_unroll,
-            SEG=plan.segment, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=case,
-            HAS_H0=h0 is not None, WRITE_STATES=write_states, GROUP=plan.group, FAR=plan.far,
+            SEG=segment, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=case,
+            HAS_H0=h0 is not None, WRITE_STATES=saved is not None, GROUP=plan.group, FAR=plan.far,
             num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
         )  # fmt: skip
-    return out, last, saved
+    return out, last, saved if write_states else None
 
 
 def blocks_at_once(channels: int, blocks: int, states: int) -> int:

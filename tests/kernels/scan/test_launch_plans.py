@@ -93,9 +93,11 @@ def test_launches_are_what_the_plan_says(launch_scan):
         assert bool(chunk_states) == (plan.chunks > 1)
         if chunk_states:
             first = chunk_states[0]
-            assert first.grid == (batch * (plan.chunks - 1) * blocks,)
-            assert (first.constants["BD"], first.constants["UNROLL"]) == (plan.fwd_block, plan.state_unroll)
-            assert first.options == {"num_warps": plan.fwd_warps}
+            block, warps, unroll = (32, 1, 8) if plan.ends else (plan.state_block, plan.state_warps, plan.state_unroll)
+            assert first.name == ("chunk_end_kernel" if plan.ends else "chunk_state_kernel")
+            assert first.grid == (batch * (plan.chunks - 1) * -(-channels // block),)
+            assert (first.constants["BD"], first.constants["UNROLL"]) == (block, unroll)
+            assert first.options == {"num_warps": warps}
         sweeps = [launch for launch in backward if "WARP_SUMS" in launch.constants]
         assert sum(launch.grid[0] for launch in sweeps) == batch * plan.bwd_chunks * -(-channels // plan.bwd_block)
         for sweep in sweeps:
@@ -105,3 +107,4 @@ def test_launches_are_what_the_plan_says(launch_scan):
             assert sweep.arguments["T"] == plan.bwd_chunk_steps
             assert sweep.options == {"num_warps": 1, "maxnreg": plan.bwd_registers}
         assert len(backward) == len(sweeps) + 2 * (plan.bwd_chunks > 1)
+        assert any(launch.name == "chunk_end_kernel" for launch in backward) == plan.bwd_ends

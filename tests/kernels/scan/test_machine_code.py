@@ -32,8 +32,8 @@ def compiled(launch_scan, compile_for):
     """`compiled(name, arch)`: a kernel as it is launched in training on an H100, with the constants of its plan."""
     found = {}
     for name, kind in (("", "real selective"), ("complex ", "complex selective")):
-        _, (forward,), (backward,) = launch_scan(kind, SHAPE)
-        _, (alone,), _ = launch_scan(kind, SHAPE, gate_rows=1)
+        _, (*_, forward), (backward,) = launch_scan(kind, SHAPE)
+        _, (*_, alone), _ = launch_scan(kind, SHAPE, gate_rows=1)
         found |= {f"{name}forward": forward, f"{name}backward": backward, f"{name}forward, gate alone": alone}
 
     def run(name, arch):
@@ -102,6 +102,16 @@ def test_inference_of_complex_time_invariant_scans_loads_first(launch_scan, comp
     assert plan.chunks == 1
     loop = max(loops_of(machine_code(compile_for(forward, 90)).text), key=len)
     assert loop.index("LDG") < len(loop) / 10
+
+
+def test_plain_inference_in_one_chunk_runs_the_loop_of_training(launch_scan):
+    """Which has a branch that stores states; here it is taken once."""
+    _, (*_, training), _ = launch_scan("real selective", SHAPE)
+    _, (*_, inference), _ = launch_scan("real selective", SHAPE, train=False)
+    differ = {k for k, v in training.constants.items() if inference.constants[k] != v}
+    assert differ == {"SEG"}
+    assert inference.constants["SEG"] > SHAPE[1]
+    assert inference.constants["WRITE_STATES"]
 
 
 @pytest.mark.slow

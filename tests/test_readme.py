@@ -52,6 +52,10 @@ def test_readme_commands_run_as_written(tmp_path, monkeypatch, capsys):
     base = "".join(text.split("\n")[1:])[5000]
     calls = f"{header}{record}\t5001\t.\t{base}\t{'A' if base != 'A' else 'C'}\t.\t.\t.\n"
     Path("calls.vcf.gz").write_bytes(gzip.compress(calls.encode()))
+    bases = "".join(text.split("\n")[1:])
+    Path("labels.tsv").write_text(
+        "sequence\tlabel\n" + "".join(f"{bases[at : at + 100]}\t{'ab'[at % 2]}\n" for at in range(0, 60_000, 401))
+    )
     Path("species").mkdir()
     for name in ("e_coli", "human", "fruit_fly"):
         shutil.copy(packaged.with_name(f"{name}.fa.gz"), "species")
@@ -59,7 +63,7 @@ def test_readme_commands_run_as_written(tmp_path, monkeypatch, capsys):
     assert len(found) >= 12
     for arguments in found:
         with pytest.raises(SystemExit) as stop:
-            command([*arguments, *(SHORTER if arguments[0] in ("pretrain", "classify") else [])])
+            command([*arguments, *(SHORTER if arguments[0] in ("pretrain", "classify", "finetune") else [])])
         assert not stop.value.code, (arguments, capsys.readouterr().err)
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})

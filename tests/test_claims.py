@@ -5,7 +5,6 @@ A claim is a piece of the README with {} where numbers stand; the numbers are re
 
 import csv
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path

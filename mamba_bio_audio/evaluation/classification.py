@@ -21,7 +21,6 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torchmetrics.functional.classification import (
     binary_auroc,
     multiclass_calibration_error,
-    multiclass_matthews_corrcoef,
 )
 
 from mamba_bio_audio.evaluation.resampling import (
@@ -121,8 +120,8 @@ def classification_report(
 
 
 def _mcc(chosen: NDArray[np.int64], y: NDArray[np.int64], classes: int, groups: NDArray[Any]) -> Interval:
-    value = multiclass_matthews_corrcoef(torch.from_numpy(chosen), torch.from_numpy(y), classes)
-    return interval(float(value), matthews(chosen, y, classes), groups, resamples=affordable(len(y)))
+    score = matthews(chosen, y, classes)
+    return interval(float(score(np.ones((1, len(y))))[0]), score, groups, resamples=affordable(len(y)))
 
 
 def _auroc(p: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[Any]) -> Interval | None:

@@ -19,7 +19,6 @@ from torchmetrics.functional.classification import (
     binary_auroc,
     binary_average_precision,
     binary_f1_score,
-    binary_matthews_corrcoef,
 )
 
 from mamba_bio_audio.evaluation.resampling import (
@@ -58,13 +57,11 @@ def labels_report(p: Values, y: Values, names: Sequence[str], groups: NDArray[An
             return {}
         chosen = p >= 0.5
         given, target = torch.from_numpy(p), torch.from_numpy(true.astype(np.int64))
+        mcc = matthews(chosen.astype(np.int64), true.astype(np.int64), 2)
         return {
             "auroc": (float(binary_auroc(given, target)), auroc(p, true)),
             "average_precision": (float(binary_average_precision(given, target)), average_precision(p, true)),
-            "mcc": (
-                float(binary_matthews_corrcoef(given, target)),
-                matthews(chosen.astype(np.int64), true.astype(np.int64), 2),
-            ),
+            "mcc": (float(mcc(np.ones((1, len(p))))[0]), mcc),
         }
 
     def more(p: Values, y: Values) -> dict[str, float | None]:

@@ -136,7 +136,7 @@ def bounds(value: float, resamples: Rows, groups: int) -> Interval:
 
 
 def matthews(chosen: NDArray[np.int64], y: NDArray[np.int64], classes: int) -> Score:
-    """Matthews' correlation coefficient of chosen and true classes (n,)."""
+    """Matthews' correlation coefficient of chosen and true classes (n,); 0 where only one class is chosen, or there."""
 
     def score(weights: Rows) -> Rows:
         right = weights @ (chosen == y).astype(np.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -365,9 +364,7 @@ def _head(mates: tuple[Item, ...]) -> Item:
     """What the row of one record, or of a pair, is called."""
     if len(mates) == 1:
         return mates[0]._replace(symbols="")
-    first = mates[0]
-    name = re.sub(r"[/._][12]$", "", first.name)
-    return first._replace(name=name, length=sum(mate.length for mate in mates), symbols="")
+    return mates[0]._replace(length=sum(mate.length for mate in mates), symbols="")
 
 
 def _ask_judge(options: PredictOptions, out: Path | None, device: str, progress: Progress) -> dict[str, Any]:

@@ -260,7 +260,7 @@ class Domain(ABC):
         raise InputError(f"files of {self.name} cannot be read record by record; use Python, with token ids")
 
     def pairs(self, files: Iterable[str], config: Any) -> Iterator[tuple[Item, Item]]:
-        """Records that belong together, of files that come two by two, such as the reads of one fragment.
+        """Records that belong together, of files that come two by two, such as the reads of one fragment; both under one name.
 
         Raises:
             InputError: this domain has no pairs, or those of two files do not fit.

@@ -91,6 +91,18 @@ def test_classification_report_has_both():
     assert alone["mcc"]["value"] == 0
 
 
+def test_a_matthews_coefficient_of_one_class_is_that_of_scikit_learn():
+    """The value is what its resamples are of: 0 where only one class is chosen, or where only one is there."""
+    y = np.arange(20) % 4 == 0
+    never = np.full(20, 0.3)
+    report = labels_report(never[:, None], y[:, None].astype(float), ["a"], np.arange(20))
+    assert report["outputs"]["a"]["mcc"]["value"] == matthews_corrcoef(y, never > 0.5) == 0
+    assert report["mean"]["mcc"]["value"] == 0
+    both = np.stack([1 - never, never], 1)
+    for known in (y.astype(int), np.zeros(20, int)):
+        assert classification_report(both, known, ["a", "b"])["mcc"]["value"] == 0
+
+
 def test_reports_leave_out_what_is_not_known():
     y = np.stack([Y, ~Y, np.zeros(N)], 1).astype(float)
     y[:10, 0] = np.nan

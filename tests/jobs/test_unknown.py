@@ -148,6 +148,7 @@ def test_shares_of_several_samples_are_printed(folder, tmp_path, capsys):
     [
         ({"a": "ACGT", "x": "ACGT"}, "read 2 is 'x', but in"),
         ({"a": "ACGT"}, "has a read 2, but"),
+        ({"a": "ACGT", "b.2": "ACGT"}, "read 2 is 'b.2', but in"),
         (None, "takes files two by two, R1 then R2, and got 1"),
     ],
 )

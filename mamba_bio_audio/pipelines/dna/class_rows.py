@@ -75,13 +75,14 @@ class Columns(NamedTuple):
     Attributes:
         labels: one, or several where a sequence has several labels.
         split: None: whichever of `SPLIT_KEYS` there are.
+        id: None: the column id where there is one, else the number of the line.
         group: None: there is none.
     """
 
     sequence: str = "sequence"
     labels: tuple[str, ...] = ("label",)
     split: str | None = None
-    id: str = "id"
+    id: str | None = None
     group: str | None = None
 
     @classmethod
@@ -93,7 +94,8 @@ class Columns(NamedTuple):
 
     def required(self) -> list[str]:
         """Columns that a table must have."""
-        return [self.sequence, *self.labels, *(name for name in (self.split, self.group) if name is not None)]
+        given = (self.split, self.id, self.group)
+        return [self.sequence, *self.labels, *(name for name in given if name is not None)]
 
 
 def _lower(name: Any) -> Any:
@@ -180,7 +182,7 @@ def read_table(
         if not (empty_labels or all(labels)):
             raise InputError(f"{where}: no {columns.labels[labels.index('')]}; add it, or remove the row")
         line = where.rpartition(": ")[2]
-        name = row.get(columns.id) or line.replace(",", "")
+        name = row.get(columns.id or "id") or line.replace(",", "")
         if name in seen:
             raise InputError(f"{where}: the id {name!r} is already used in {seen[name]}; make the ids unique")
         seen[name] = line
@@ -188,6 +190,8 @@ def read_table(
         tags = {"split" if key == columns.split else key: row[key] for key in keys}
         group = "" if columns.group is None else row[columns.group]
         rows.append(Row(labels[0], tags, name, row[columns.sequence], where, tuple(labels[1:]), group))
+    if not rows:
+        raise InputError(f"{path}: has a header and no rows; add rows, or leave the file out")
     return rows
 
 

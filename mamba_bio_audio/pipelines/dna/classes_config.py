@@ -131,6 +131,15 @@ class DnaClassesConfig(DataSection):
             raise ValueError(f"columns: no {min(strange)!r}; it names sequence, label, split, id and group")
         if any(isinstance(name, list) and key != "label" for key, name in (self.columns or {}).items()):
             raise ValueError("columns: only label may be several columns")
+        names = [
+            name for given in (self.columns or {}).values() for name in ([given] if isinstance(given, str) else given)
+        ]
+        low = [name.strip().lower() for name in names]
+        twice = next((name for name, own in zip(names, low, strict=True) if low.count(own) > 1), None)
+        if twice is not None:
+            raise ValueError(f"columns: {twice!r} is named twice; each column has one meaning")
+        if self.columns is not None and not self.columns.get("label", "label"):
+            raise ValueError("columns: label names no column; name one or more")
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError("classes names a class twice; remove one of them")
         return self

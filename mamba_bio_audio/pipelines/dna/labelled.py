@@ -124,7 +124,7 @@ def open_labelled(config: DnaClassesConfig, progress: Progress | None = None, ta
             raise InputError("data.labels requires one FASTA in data.path, not a mapping of classes")
         labelled = _from_bed(config.labels, Genome(path, progress=progress), use_splits)
     else:
-        rows = None if isinstance(path, Mapping) else _rows(path, config, progress, task != "classes")
+        rows = None if isinstance(path, Mapping) else _rows(path, config, progress, task)
         if rows is not None:
             labelled = _in_memory(*rows, use_splits, task, config)
         else:
@@ -195,13 +195,19 @@ def _choose_classes(labelled: Labelled, wanted: list[str] | None) -> Labelled:
 
 
 def _rows(
-    path: str | list[str], config: DnaClassesConfig, progress: Progress | None, empty: bool
+    path: str | list[str], config: DnaClassesConfig, progress: Progress | None, task: str
 ) -> tuple[list[Row], list[Path], str] | None:
     """Sequences that stand one by one, their files, and what to call those; None for FASTA per class.
 
-    With `empty` a label may be missing.
+    A label may be missing where it is no single class.
     """
+    empty = task != "classes"
     columns = Columns.of(config.columns)
+    if task == "classes" and len(columns.labels) > 1:
+        raise InputError(
+            f"data.columns: label names {len(columns.labels)} columns, but head.task=classes predicts one class; name one of "
+            f"them, or set head.task to multilabel or regression"
+        )
     given = [Path(one).expanduser() for one in ([path] if isinstance(path, str) else path)]
     if len(given) == 1 and given[0].is_dir():
         folder = given[0]

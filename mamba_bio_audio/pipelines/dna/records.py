@@ -118,6 +118,8 @@ def items(files: Iterable[str]) -> Iterator[Item]:
 def pairs(files: Iterable[str]) -> Iterator[tuple[Item, Item]]:
     """Yield the pairs of reads of FASTQ or FASTA files, which come two by two: forward reads, then those of their mates.
 
+    Both reads have the name of their pair (`pair_name`).
+
     Raises:
         InputError: the number of files is odd, a file has more reads than its mate's, or two reads have different names.
     """
@@ -131,17 +133,26 @@ def pairs(files: Iterable[str]) -> Iterator[tuple[Item, Item]]:
                 raise InputError(
                     f"{longer}: has a read {number:,}, but {shorter} has none; give the two files of one sequencing run"
                 )
-            if _mate(a.name) != _mate(b.name):
+            name = pair_name(a.name, b.name)
+            if name is None:
                 raise InputError(
                     f"{second}: read {number:,} is {b.name!r}, but in {first} it is {a.name!r}; both files need the same "
                     "order"
                 )
-            yield a, b
+            yield a._replace(name=name), b._replace(name=name)
 
 
-def _mate(name: str) -> str:
-    """Name of a pair: without /1 or /2."""
-    return re.sub(r"[/._][12]$", "", name)
+def pair_name(first: str, second: str) -> str | None:
+    """What two reads are called together: their name, without 1 and 2 at the end where they differ in that; None of others.
+
+    Names that are the same stay as they are: the last number of SRR12.1 counts reads.
+    """
+    if first == second:
+        return first
+    ends = re.fullmatch(r"(.+)[/._]1", first), re.fullmatch(r"(.+)[/._]2", second)
+    if ends[0] is None or ends[1] is None or ends[0][1] != ends[1][1]:
+        return None
+    return ends[0][1]
 
 
 def write_record(handle: IO[bytes], record: Record) -> None:

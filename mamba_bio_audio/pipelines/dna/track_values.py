@@ -150,7 +150,7 @@ class BedClasses:
             start, end = (integer(text, what, where) for text, what in ((fields[1], "start"), (fields[2], "end")))
             check_span(start, end, record, genome.records[record], "base", where)
             strand = fields[5] if len(fields) > 5 else "."
-            if strand not in "+-." or (stranded and strand == "."):
+            if strand not in ("+", "-", ".") or (stranded and strand == "."):
                 raise InputError(
                     f"{where}: strand {strand!r}; "
                     + ("with data.stranded write + or -" if stranded else "write +, - or .")

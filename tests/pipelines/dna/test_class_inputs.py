@@ -46,7 +46,34 @@ def test_any_names_of_columns(tmp_path):
         read_table(table)
 
 
-@pytest.mark.parametrize("given", [{"seq": "a"}, {"sequence": ["a", "b"]}])
+def test_an_id_column_that_is_named_must_be_there(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("name,sequence,label\na,ACGT,1\n")
+    assert read_table(table)[0].name == "line 2"
+    with pytest.raises(InputError, match="the header lacks nmae; it names name, sequence"):
+        read_table(table, columns=Columns.of({"id": "nmae"}))
+
+
+def test_a_class_has_one_column(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("sequence,m1,m2\nACGT,1,0\nACGA,0,1\n")
+    columns = {"label": ["m1", "m2"]}
+    with pytest.raises(InputError, match=r"label names 2 columns, but head.task=classes predicts one"):
+        open_labelled(config(table, columns=columns))
+    assert open_labelled(config(table, columns=columns), task="multilabel").names == ("m1", "m2")
+
+
+def test_a_header_alone_is_no_table(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("sequence,label\n")
+    with pytest.raises(InputError, match=r"t\.csv: has a header and no rows; add rows"):
+        read_table(table)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"seq": "a"}, {"sequence": ["a", "b"]}, {"label": ["a", "A"]}, {"label": "a", "group": "a"}, {"label": []}],
+)
 def test_columns_that_do_not_exist_are_refused(given):
     with pytest.raises(ValueError, match="columns"):
         config(Path(), columns=given)

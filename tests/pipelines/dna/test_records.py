@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.pipelines.dna.records import Record, read_records, write_record
+from mamba_bio_audio.pipelines.dna.records import Record, pair_name, pairs, read_records, write_record
 
 FASTA = b">one first record\nACGT\nacgn\n\n>two\r\nGG GG\r\n>empty\n>four\nA"
 EXPECTED = [
@@ -115,3 +115,29 @@ def test_any_bytes_give_records_or_an_input_error(tmp_path_factory, content):
             assert b"\n" not in record.sequence
     except InputError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        ("r7/1", "r7/2", "r7"),
+        ("r7_1", "r7_2", "r7"),
+        ("SRR1.1", "SRR1.1", "SRR1.1"),
+        ("SRR1.1.1", "SRR1.1.2", "SRR1.1"),
+        ("SRR1.1", "SRR1.3", None),
+        ("SRR1.2", "SRR1.1", None),
+        ("r7/1", "r8/2", None),
+        ("r7/1", "r7", None),
+    ],
+)
+def test_names_of_pairs(first, second, together):
+    """A number at the end is that of a mate only where the two names differ in it: in SRR1.1 it counts reads."""
+    assert pair_name(first, second) == together
+
+
+def test_pairs_have_the_name_of_both(tmp_path):
+    for mate in (1, 2):
+        reads = "".join(f"@SRR1.{at} {at}/{mate}\nACGT\n+\nIIII\n" for at in (1, 2, 11))
+        (tmp_path / f"r{mate}.fq").write_text(reads)
+    found = list(pairs([str(tmp_path / "r1.fq"), str(tmp_path / "r2.fq")]))
+    assert [(a.name, b.name) for a, b in found] == [(name, name) for name in ("SRR1.1", "SRR1.2", "SRR1.11")]

@@ -122,6 +122,7 @@ def test_windows_lie_in_their_split_and_read_across_its_ends(folder):
         ("bases", ["both.bed"], {}, r"chr1:\[15, 20\) is both a and b; a base has one class"),
         ("bases", ["wrong.bed"], {}, "line 1: end 5,000 lies beyond 'chr1'"),
         ("bases", ["plain.bed"], {"stranded": True}, "strand '.'; with data.stranded write"),
+        ("bases", ["blank.bed"], {"stranded": True}, "line 1: strand ''; with data.stranded write"),
         ("tracks", ["other.bw"], {}, "chr1 has 2,999 bases, but 'chr1' of the genome 3,000"),
         ("tracks", ["foreign.bw"], {}, "has no record of the genome"),
         ("tracks", ["broken.bw"], {}, "cannot be read as a bigWig"),
@@ -131,6 +132,7 @@ def test_windows_lie_in_their_split_and_read_across_its_ends(folder):
 def test_mistakes(folder, task, tracks, options, message):
     (folder / "both.bed").write_text("chr1\t10\t20\ta\nchr1\t15\t30\tb\n")
     (folder / "wrong.bed").write_text("chr1\t10\t5000\ta\n")
+    (folder / "blank.bed").write_text("chr1\t10\t20\ta\t0\t\n")
     (folder / "plain.bed").write_text("chr1\t10\t20\ta\n")
     (folder / "broken.bw").write_text("no bigWig")
     for file, name, size in (("other", "chr1", 2999), ("foreign", "scaffold", 100)):

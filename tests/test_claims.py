@@ -6,6 +6,7 @@ A claim is a piece of the README with {} where numbers stand; the numbers are re
 import csv
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -281,3 +282,33 @@ def test_each_number_under_measured_belongs_to_a_claim():
     )
     left = re.findall(r"\d[\d.,^]*", re.sub(settings, " ", measured))
     assert not left, f"numbers without a file: {left}"
+
+
+# (run, temperature, top-p) of each table of docs/audio.md, "How far it goes".
+SAMPLED = (
+    (("rendered", "1.014", "0.99"), ("rendered", "0.966", "0.999"), ("rendered", "1.0", "1.0")),
+    (("recorded", "0.982", "0.99"), ("recorded", "1.0", "1.0"), ("recorded-noise", "0.984", "1.0")),
+)
+
+
+@pytest.mark.parametrize("settings", SAMPLED)
+@pytest.mark.parametrize("measure", ["level", "flatness", "clicks", "onsets", "entropy", "all five"])
+def test_the_tables_of_sampled_sound_are_those_of_the_clips(settings, measure):
+    cells = []
+    for run, temperature, top_p in settings:
+        (row,) = rows("sampling_h200/clips.csv", run=run, temperature=temperature, top_p=top_p, measure=measure)
+        clips = [float(row[f"clip_{number}"]) for number in range(10)]
+        inside = int(row["inside"])
+        cells.append("" if measure == "all five" else f"{statistics.median(clips):.2f}")
+        cells.append(str(inside) if inside >= 8 else f"**{inside}**")
+    expected = " ".join(f"| {cell}".rstrip() for cell in cells) + " |"
+    assert expected in (RESULTS.parent.parent / "docs" / "audio.md").read_text(encoding="utf-8"), expected
+
+
+def test_what_is_said_of_digits_by_class_is_what_was_measured():
+    table = (RESULTS / "digits_by_class_h200" / "table.txt").read_text()
+    audio = (RESULTS.parent.parent / "docs" / "audio.md").read_text(encoding="utf-8")
+    right, recognised = re.search(r"temperature 1 +2050 clips +right (\S+)%  recognised (\S+)%", table).groups()
+    assert f"| 2,050 | {recognised} % | **{right} %** |" in audio
+    own = re.findall(r"^[a-z]+ +205 +(\S+)%", table, flags=re.MULTILINE)
+    assert f"asked for in {sum(map(float, own)) / len(own):.0f} %" in audio

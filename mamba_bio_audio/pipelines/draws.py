@@ -31,7 +31,7 @@ class Draws(Enum):
     NOISE = "training", 7  # on the inputs of a window of audio; counter sample, stage, 0, 0
     CLASS_WINDOW = "training of a classifier", 3  # where a labelled window lies; counter sample, stage, attempt, 0
     CLASS_EVALUATION = "split", 4  # labelled windows of a split; counter class, split, 0, 0
-    FEW = "split", 5  # which training examples of a class are kept; counter class, 0, 0, 0
+    FEW = "split", 8  # which training examples of a class are kept; counter class, 0, 0, 0
     MARKERS = "long memory", 1  # of the needle task; counter 0, 0, 0, class
     NEEDLE = "long memory", 2  # a window; counter 0, 0, batch, row
     COPY = "long memory", 3  # a window; counter 0, 0, batch, row

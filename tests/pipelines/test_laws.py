@@ -82,16 +82,23 @@ def labelled_clips(folder: Path) -> dict[str, Any]:
     return {"path": str(folder), "sample_rate_hz": 8000, "valid_fraction": 0.2, "test_fraction": 0.2}
 
 
+def classes_of_bases(folder: Path) -> dict[str, Any]:
+    (folder / "t.bed").write_text("".join(f"a\t{at}\t{at + 3}\t{'xy'[at % 2]}\n" for at in range(0, 1900, 7)))
+    path = fasta(folder / "g.fa", {"a": letters(2000, 0), "b": letters(300, 1)})
+    return {"path": path, "tracks": str(folder / "t.bed"), "margin": 2, "contigs": "all", "block_bases": 200}
+
+
 KINDS: dict[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {
     "genome": ("dna", genome),
     "whole genome": ("dna", whole_genome),
     "labelled windows": ("dna-classes", labelled_windows),
     "labelled table": ("dna-classes", labelled_table),
+    "classes of bases": ("dna-tracks", classes_of_bases),
     "recordings": ("audio", recordings),
     "silence": ("audio", silence),
     "labelled clips": ("audio-classes", labelled_clips),
 }
-UNLABELLED = [name for name, (kind, _) in KINDS.items() if not kind.endswith("-classes")]
+UNLABELLED = [name for name, (kind, _) in KINDS.items() if not kind.endswith(("-classes", "-tracks"))]
 
 
 def make(name: str, folder: Path, **options: Any) -> DataModule:

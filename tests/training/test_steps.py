@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.models.tasks import OUTPUTS
 from mamba_bio_audio.run import begin as machinery
 from mamba_bio_audio.training.steps import Steps
 
@@ -144,7 +145,9 @@ def test_what_a_bias_alone_learns():
 def test_what_is_dead(rows, told, labels):
     from types import SimpleNamespace
 
-    model = SimpleNamespace(labels=labels, embedding=SimpleNamespace(weight=torch.zeros(16, 2)))
+    model = SimpleNamespace(
+        labels=labels, outputs=OUTPUTS["classes"], embedding=SimpleNamespace(weight=torch.zeros(16, 2))
+    )
     warnings: list[str] = []
     steps = Steps.__new__(Steps)
     steps.__dict__ |= {

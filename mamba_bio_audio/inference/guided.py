@@ -29,6 +29,8 @@ class Guided(nn.Module):
         super().__init__()
         self.own, self.none, self.guidance = base.of_class(name), base, guidance
         self.streaming, self.model_config, self.codec = base.streaming, self.own.model_config, base.codec
+        # Whoever sets a mode for the steps sets back the one that is found here, of both models.
+        self.train(base.training)
 
     def init_state(
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32

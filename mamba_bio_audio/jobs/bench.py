@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.contract import Cli, Device, Options, Result
 
 COMMAND = "bench"
@@ -78,6 +79,8 @@ def run(options: BenchOptions) -> BenchResult:
     from mamba_bio_audio.run.timing import write_rows
 
     device = resolve_device(options.device)
+    if options.memory is not None and device == "cpu":
+        raise InputError("--memory is of the GPU, and this runs on the CPU; leave it out")
     file = standard_output(options.out or Path(f"bench-{options.what}-{device}.csv"))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

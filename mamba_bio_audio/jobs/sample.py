@@ -52,6 +52,7 @@ class SampleOptions(Options):
     length: Annotated[int | None, BeforeValidator(_length), Cli(metavar="N|inf", text=True)] = Field(
         None,
         ge=1,
+        le=2**62,
         description="Bases or audio samples to generate for each sample, without the prompt; inf goes on until Ctrl-C.",
     )
     seconds: Annotated[float | None, Cli(metavar="S|inf")] = Field(
@@ -408,7 +409,9 @@ def _fitted_since(fitted: bool) -> Iterator[None]:
             raise
         began = {name: error.made.get(name) for name in ("temperature", "top_k", "top_p")}
         given = " ".join(
-            f"--{name.replace('_', '-')} {float(value):g}" for name, value in began.items() if value is not None
+            f"--{name.replace('_', '-')} {str(value).removesuffix('.0')}"
+            for name, value in began.items()
+            if value is not None
         )
         raise InputError(
             f"{error}. What differs in how symbols are drawn was not given, but has been fitted for the run; as before: "

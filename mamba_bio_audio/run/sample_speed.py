@@ -28,6 +28,7 @@ from mamba_bio_audio.inference.generate import generate_blocks, sampling_path
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.unet import UNetModel
+from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.peer import has_peer, peer_model
 from mamba_bio_audio.run.timing import OUT_OF_MEMORY, PAIRS, Row, Timing, copy_rate, timing_row
@@ -186,8 +187,10 @@ def make_model(name: str) -> tuple[nn.Module, Sequence[int]]:
     """
     name, _, mixer = name.partition("+")
     if "/" in name:
-        config = load_config(name, ["data.path=.", *([f"model.mixer={mixer}"] if mixer else [])]).model
-        return build_model(config.model_copy(update={"vocab_size": 256}), seed=0), range(256)
+        loaded = load_config(name, ["data.path=.", *([f"model.mixer={mixer}"] if mixer else [])])
+        if domain_of(loaded.data.kind).rate_hz(loaded.data) is None:
+            raise InputError(f"{name}: not a recipe of audio; write a language model of DNA as LAYERSxWIDTH, as 12x128")
+        return build_model(loaded.model.model_copy(update={"vocab_size": 256}), seed=0), range(256)
     sizes = name.split("x")
     if len(sizes) != 2 or not all(size.isdecimal() and int(size) for size in sizes):
         raise InputError(f"{name}: neither LAYERSxWIDTH, as 12x128, nor a recipe, as audio/sc09@small")
@@ -195,7 +198,8 @@ def make_model(name: str) -> tuple[nn.Module, Sequence[int]]:
     try:
         config = ModelConfig(d_model=width, num_layers=layers, vocab_size=12, **({"mixer": mixer} if mixer else {}))
     except ValidationError as error:
-        raise InputError(f"{name}+{mixer}: {error.errors()[0]['msg']}") from None
+        what = f"{name}+{mixer}" if mixer else name
+        raise InputError(f"{what}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     return build_model(config, seed=0), range(7, 11)
 
 

@@ -93,6 +93,14 @@ def train(
         torch.cuda.set_per_process_memory_fraction(1.0 if memory is None else min(memory * 2**30 / whole, 1.0))
     for case in cases or TRAIN_CASES[device]:
         model, symbols = make_model(case.model)
+        if case.chunk and model.streaming != "constant":
+            raise InputError(
+                f"--case {case.model}: its state grows with the length, so no step is streamed; leave out CHUNK"
+            )
+        if graph and case.chunk and case.length % case.chunk:
+            raise InputError(
+                f"{case}: recorded chunks have one length; choose one that divides {case.length}, or no --graph"
+            )
         model = model.to(device)
         tokens = torch.randint(symbols[0], symbols[-1] + 1, (case.batch, case.length), device=device)
         step = step_of(model, tokens, case.chunk, graph=graph)
@@ -138,7 +146,10 @@ def training_step(model: nn.Module, tokens: Tensor, chunk: int) -> None:
     device = tokens.device.type
     try:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss_sum, _, _ = streamed_loss(model, tokens, tokens.roll(-1, 1), chunk=chunk)
+            if model.streaming == "constant":
+                loss_sum, _, _ = streamed_loss(model, tokens, tokens.roll(-1, 1), chunk=chunk)
+            else:
+                loss_sum = model(tokens, targets=tokens.roll(-1, 1), logits="none").loss_sum
         (loss_sum / tokens.numel()).backward()
     finally:
         model.zero_grad(set_to_none=True)

@@ -85,6 +85,7 @@ def test_what_it_refuses(tmp_path, capsys):
     for given, message in (
         (("sample", "--graph"), "--graph, --peer and --memory are options of mba bench train"),
         (("kernels", "--peer", "mamba2"), "--graph, --peer and --memory are options of mba bench train"),
+        (("train", "--memory", 1), "--memory is of the GPU, and this runs on the CPU"),
         (("kernels", "--case", "scan:1"), "--case scan:1: not OPERATION:B,L,D"),
         (("train", "--case", "1x8+nothing:1,16"), "nothing"),
     ):

@@ -56,6 +56,7 @@ def model(monkeypatch):
         (("--json",), "the samples go too; give --out FILE"),
         (("--json", "--out", "-"), "the samples go too; give --out FILE"),
         (("--resume",), "--resume needs --out"),
+        (("--length", 10**20), "--length: Input should be less than or equal to 4611686018427387904"),
         (("--out", "s.fa", "--resume", "--force"), "give one of them"),
         (("--out", "nowhere/s.fa"), "there is no folder nowhere"),
         (("--out", "there.fa"), "exists; choose another --out"),

@@ -220,6 +220,13 @@ def test_guidance_overstates_the_class(model):
         generated(model, class_="a", guidance=1.0, path="numpy")
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_guidance_leaves_the_mode_of_the_model(model, training):
+    model.train(training)
+    generated(model, class_="a", guidance=1.0)
+    assert {module.training for module in model.modules()} == {training}
+
+
 def test_classes_that_cannot_be_asked_for():
     model = lively(unet(**MORE))
     with pytest.raises(InputError, match="no class 'd'; choose from a, b, c"):

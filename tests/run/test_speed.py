@@ -107,6 +107,32 @@ def test_train():
     assert not row["recorded"]
 
 
+def test_a_model_whose_state_grows_is_trained_whole():
+    (row,) = train("cpu", seconds=0.01, cases=[TrainCase.of("1x8+transformer:2,16")])
+    assert float(row["ms_p50"]) > 0
+    with pytest.raises(InputError, match="1x8\\+transformer: its state grows .*; leave out CHUNK"):
+        list(train("cpu", seconds=0.01, cases=[TrainCase.of("1x8+transformer:2,16,8")]))
+
+
+@pytest.mark.parametrize("chunk", [3, 32])
+def test_recorded_chunks_leave_nothing_out(chunk):
+    case = TrainCase.of(f"1x8:2,16,{chunk}")
+    assert list(train("cpu", seconds=0.01, cases=[case]))
+    with pytest.raises(InputError, match="recorded chunks have one length; choose one that divides 16"):
+        list(train("cpu", seconds=0.01, cases=[case], graph=True))
+
+
+def test_models_that_are_not_measured():
+    for name, message in (
+        ("16-256", "16-256: neither LAYERSxWIDTH"),
+        ("dna/tiny", "dna/tiny: not a recipe of audio"),
+        ("1x8+nothing", "1x8\\+nothing: there is no 'nothing'"),
+        ("1x9999999999", "1x9999999999: Input should be less"),
+    ):
+        with pytest.raises(InputError, match=f"^{message}"):
+            make_model(name)
+
+
 def test_steps_beside_a_peer(mamba_ssm, monkeypatch):
     monkeypatch.setattr(train_speed, "has_peer", lambda device: True)
     for graph in (False, True):
@@ -170,5 +196,3 @@ def test_cases_as_they_are_written():
         for text in wrong:
             with pytest.raises(InputError, match=f"--case {text}: not "):
                 case.of(text)
-    with pytest.raises(InputError, match="neither LAYERSxWIDTH"):
-        make_model("16-256")

@@ -45,12 +45,22 @@ def planes_kernel(
         tl.store(A_o + n * D + d, tl.load(A_p + d * A_ROW + n * A_COLUMN, mask=mask).to(tl.float32), mask=mask)
 
 
+def _equal_rows(t: Tensor) -> tuple[Tensor, int]:
+    """t (B, L, N), copied unless its rows are equally far apart, as in a part of a projection; and how far."""
+    batch, length, _ = t.shape
+    # The stride of a dimension of size 1 says nothing, also of a contiguous tensor.
+    if length == 1:
+        return t, t.stride(0)
+    if batch > 1 and t.stride(0) != length * t.stride(1):
+        t = t.contiguous()
+    return t, t.stride(1)
+
+
 def plain_planes(A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A (D, N) as (1, N, D), B and C (B, L, N) as they are, in fp32 and contiguous."""
     (batch, length, states), channels = B.shape, A.shape[0]
     rows, device = batch * length, B.device
-    # Rows of all sequences are one behind the other, as in a part of a projection.
-    B, C = (t if t.stride(0) == length * t.stride(1) else t.contiguous() for t in (B, C))
+    (B, B_row), (C, C_row) = (_equal_rows(t) for t in (B, C))
     planes = torch.empty(1, states, channels, dtype=torch.float32, device=device)
     B_out, C_out = (torch.empty(batch, length, states, dtype=torch.float32, device=device) for _ in "BC")
     padded = power_of_2(states)
@@ -59,7 +69,7 @@ def plain_planes(A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tenso
         launch(
             planes_kernel, cdiv(rows, tile) + cdiv(channels, tile),
             A, B, C, planes, B_out, C_out, rows,
-            A_ROW=A.stride(0), A_COLUMN=A.stride(1), B_ROW=B.stride(1), B_COLUMN=B.stride(2), C_ROW=C.stride(1),
+            A_ROW=A.stride(0), A_COLUMN=A.stride(1), B_ROW=B_row, B_COLUMN=B.stride(2), C_ROW=C_row,
             C_COLUMN=C.stride(2), D=channels, N=states, NP=padded, ROWS=tile, num_warps=4,
         )  # fmt: skip
     return planes, B_out, C_out

@@ -25,6 +25,7 @@ from mamba_bio_audio.kernels.scan.launch import (  # noqa: E402
 )
 from mamba_bio_audio.kernels.scan.parts import softplus  # noqa: E402
 from mamba_bio_audio.kernels.scan.reference import scan_reference  # noqa: E402
+from mamba_bio_audio.kernels.scan.split_bc import plain_planes  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -152,6 +153,18 @@ class TestInterpreted:
             found = torch.empty_like(x)
             softplus_kernel[(1,)](x, found, len(x), ACCURATE=accurate, SIZE=2048)
             assert ((found.double() - exact).abs() <= error * exact).all()
+
+    @pytest.mark.parametrize("shape", [(3, 1), (1, 3), (3, 5), (0, 3), (3, 0)])
+    def test_b_and_c_whatever_their_layout(self, shape):
+        """Time first, too: the stride of one position says nothing, and torch calls such a tensor contiguous."""
+        A = -torch.arange(1.0, 13.0).view(3, 4)
+        plain = torch.randn(*shape, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+        time_first = plain.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
+        by_column = plain.transpose(1, 2).contiguous().transpose(1, 2)
+        for B, C in ((plain, time_first), (time_first, by_column), (plain[:, :1].expand_as(plain), plain.flip(2))):
+            found = plain_planes(A, B, C)
+            for part, expected in zip(found, (A.t()[None], B.float(), C.float()), strict=True):
+                assert torch.equal(part, expected)
 
     def test_two_rows(self):
         check(make_inputs(2, 18, 20, 16))

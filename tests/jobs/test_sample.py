@@ -426,12 +426,13 @@ def test_guided_samples_of_classes(by_class, tmp_path, capsys):
     assert "--guidance is towards a class; give --class" in capsys.readouterr().err
 
 
-def test_samples_of_classes_go_on_where_they_stopped(by_class, tmp_path, monkeypatch):
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_samples_of_classes_go_on_where_they_stopped(by_class, tmp_path, monkeypatch, guidance):
     monkeypatch.setattr(generate, "_BLOCK", 16)
     model = saved.load(by_class)
     form = Plain()
     names = ["one", "two", "two", "three"]
-    options = {"length": 50, "num_samples": 4, "batch_size": 2, "class_": names, "seed": 1}
+    options = {"length": 50, "num_samples": 4, "batch_size": 2, "class_": names, "seed": 1, "guidance": guidance}
     whole = RowFiles(tmp_path / "whole", {}, form)
     whole.begin()
     nats = whole.sample(model, **options)
@@ -442,7 +443,7 @@ def test_samples_of_classes_go_on_where_they_stopped(by_class, tmp_path, monkeyp
         calls += 1
     assert calls > 3
     assert found == pytest.approx(nats, rel=1e-12)
-    expected = generate.generate(model, length=50, num_samples=4, class_=names, seed=1)
+    expected = generate.generate(model, length=50, num_samples=4, class_=names, seed=1, guidance=guidance)
     for row in range(4):
         assert whole.path(row).read_bytes() == pieces.path(row).read_bytes() == bytes(expected[row].tolist())
 

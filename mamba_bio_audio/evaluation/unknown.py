@@ -60,7 +60,7 @@ def scores(logits: Logits, temperature: float, rule: Rule) -> NDArray[np.float64
 def nats(logits: Logits, labels: NDArray[np.int64], temperature: float) -> float:
     """Mean -log p of the true class."""
     own = probabilities(logits, temperature)[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(own, 1e-300)).mean())
+    return float(np.abs(np.log(np.maximum(own, 1e-300))).mean())
 
 
 def fit(logits: Logits, labels: NDArray[np.int64], shuffled: Logits, keep: float) -> Fit:

@@ -45,7 +45,9 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
     Attributes:
         rows, used, scored, predicted, reasons: counts over all rows, including those of an earlier run; `predicted` by class
             or label, where there are any.
-        shares: of each file, how many records and symbols of each class or label, and of those without.
+        shares: of each file, how many records and symbols of each class or label, and of those without; a record may have
+            several labels.
+        totals: of each file, how many records and symbols in all.
         complete: set when nothing is left to add.
     """
 
@@ -67,6 +69,7 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
         self.rows = self.used = self.scored = 0
         self.predicted, self.reasons = Counter[str](), Counter[str]()
         self.shares: dict[str, dict[str, list[int]]] = {}
+        self.totals: dict[str, list[int]] = {}
         self._before: list[tuple[str, str, str]] = []
         self._stream: IO[str] = sys.stdout
         if out is None:
@@ -142,6 +145,9 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
                 said = row[len(COLUMNS) + self.columns.index("predicted")]
                 names = [said] if said in self.labels else said.split(";")
                 self.predicted.update(names)
+        total = self.totals.setdefault(row[0], [0, 0])
+        total[0] += 1
+        total[1] += int(row[2])
         for name in names:
             count = self.shares.setdefault(row[0], {}).setdefault(name, [0, 0])
             count[0] += 1

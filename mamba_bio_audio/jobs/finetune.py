@@ -169,6 +169,7 @@ def repeat(options: FinetuneOptions) -> RepeatsResult:
     """Train `options.repeats` times, and summarise; a run that is complete is not trained again with --resume."""
     from mamba_bio_audio.jobs.evaluate import EvaluateOptions
     from mamba_bio_audio.jobs.evaluate import run as evaluate_and_keep
+    from mamba_bio_audio.run.resume import is_complete
 
     first = labelled_config(options)
     split_seed = first.data.model_dump().get("split_seed")
@@ -181,10 +182,10 @@ def repeat(options: FinetuneOptions) -> RepeatsResult:
         changed = (f"seed={first.seed + number}", f"data.split_seed={split_seed + number}")
         out = whole / str(number + 1)
         own = options.model_copy(update={"overrides": (*options.overrides, *changed), "seed": None, "out": out})
-        if options.resume and not is_occupied(out):
-            own = own.model_copy(update={"resume": False})
-        if not (options.resume and _complete(out)):
-            config = labelled_config(own)
+        resumed = options.resume and is_occupied(out)
+        own = own.model_copy(update={"resume": resumed})
+        config = labelled_config(own)
+        if not (resumed and is_complete(config, out)):
             whole.mkdir(parents=True, exist_ok=True)
             stopped = finetune(config, out, own.session()).stopped_by
             if stopped is not None:
@@ -196,14 +197,6 @@ def repeat(options: FinetuneOptions) -> RepeatsResult:
             scores[split] = {name: row["value"] for name, row in found.headline().items()}
         runs.append(scores)
     return RepeatsResult(run=str(whole), runs=runs, scores=summary(runs), stopped_by=stopped)
-
-
-def _complete(run: Path) -> bool:
-    """Whether a training ended there by itself."""
-    from mamba_bio_audio.run.described import read_manifest
-
-    result = read_manifest(run).get("result", {})
-    return bool(result) and result.get("stopped_by") is None
 
 
 def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:

@@ -99,6 +99,7 @@ class PredictResult(Result):
         scored: records with a prediction.
         predicted: records by class or label; empty for numbers.
         shares: of each file, records and symbols of each class or label, `unknown`, and of what was not scored.
+        totals: of each file, records and symbols in all.
         written: files of predictions along records.
         not_scored: records without probabilities, by the reason.
         stopped_by: name of the signal that ended it early.
@@ -121,6 +122,7 @@ class PredictResult(Result):
     scored: int = 0
     predicted: dict[str, int] = Field(default_factory=dict)
     shares: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict)
+    totals: dict[str, tuple[int, int]] = Field(default_factory=dict)
     threshold: float | None = None
     rule: str | None = None
     temperature: float | None = None
@@ -155,7 +157,7 @@ class PredictResult(Result):
                 f"windows of {self.length:,} {self.unit}s; the model was trained at {self.trained_length:,} {self.unit}s"
             )
         if len(self.shares) > 1 and self.predicted:
-            lines += [f"  {file}: {_shares_text(found)}" for file, found in self.shares.items()]
+            lines += [f"  {file}: {_shares_text(found, self.totals[file])}" for file, found in self.shares.items()]
         if self.rule is not None:
             what = "largest probability" if self.rule == "probability" else "energy"
             lines.append(f"unknown: {what} below {self.threshold:.4g} at temperature {self.temperature:.3g}")
@@ -174,20 +176,19 @@ class PredictResult(Result):
         return 130 if self.stopped_by else 0
 
 
-def _shares_text(found: dict[str, tuple[int, int]]) -> str:
-    """Shares of the records of a file, largest first."""
-    total = sum(records for records, _ in found.values())
+def _shares_text(found: dict[str, tuple[int, int]], total: tuple[int, int]) -> str:
+    """Shares of the records of a file, largest first; with several labels of a record they add up to more than 1."""
     rows = sorted(found.items(), key=lambda row: -row[1][0])
-    return ", ".join(f"{name} {records / total:.1%}" for name, (records, _) in rows)
+    return ", ".join(f"{name} {records / total[0]:.1%}" for name, (records, _) in rows)
 
 
-def _write_shares(path: Path, shares: dict[str, dict[str, list[int]]], unit: str) -> None:
+def _write_shares(path: Path, table: PredictionTable, unit: str) -> None:
     """A row for each file and class."""
     from mamba_bio_audio.files import write_text
 
     lines = [f"file\tpredicted\trecords\tshare\t{unit}s\tshare_of_{unit}s"]
-    for file, found in shares.items():
-        totals = [sum(counts[at] for counts in found.values()) for at in (0, 1)]
+    for file, found in table.shares.items():
+        totals = table.totals[file]
         for name, (records, size) in sorted(found.items(), key=lambda row: -row[1][0]):
             ratios = (records / totals[0], size / max(1, totals[1]))
             lines.append(f"{file}\t{name}\t{records}\t{ratios[0]:.6g}\t{size}\t{ratios[1]:.6g}")
@@ -239,6 +240,8 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
         from mamba_bio_audio.jobs.predict_along import write_along
 
         return write_along(options, model, out, device, progress)
+    if options.summary is not None and model.outputs.name == "numbers":
+        raise InputError("--summary gives shares of classes or labels, and this model predicts numbers; leave it out")
     config = model.config
     domain = domain_of(config.data.kind)
     symbols = domain.symbols(config.data, config.train.length)
@@ -325,7 +328,7 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
                 table.flush()
         table.complete = stop.number is None
     if options.summary is not None:
-        _write_shares(options.summary, table.shares, symbols.unit)
+        _write_shares(options.summary, table, symbols.unit)
     more = {
         "run": str(options.run),
         "summary_file": options.summary and str(options.summary),
@@ -426,6 +429,7 @@ def _counts(table: PredictionTable, unit: str, stopped: int | None) -> dict[str,
             if "predicted" in table.columns
         },
         "shares": table.shares,
+        "totals": table.totals,
         "not_scored": dict(table.reasons),
         "stopped_by": None if stopped is None else signal.Signals(stopped).name,
     }

@@ -70,9 +70,12 @@ def write_along(
         try:
             for item in domain.records(options.files, config.data):
                 records += 1
-                if isinstance(item.symbols, str):
-                    reasons[item.symbols] = reasons.get(item.symbols, 0) + 1
+                reason = _not_scored(item.symbols, symbols.known)
+                if reason:
+                    reasons[reason] = reasons.get(reason, 0) + 1
                     continue
+                if not item.name:
+                    raise InputError(f"{item.file}: record {records:,} has no name; a file along records needs one")
                 if item.name in lengths:
                     raise InputError(
                         f"{item.file}: record {item.name!r} occurs twice; a file along records needs one of each name"
@@ -108,6 +111,15 @@ def write_along(
         "record": domain.record,
         "written": [str(path) for path in paths] if stop.number is None else [],
     }
+
+
+def _not_scored(symbols: Any, known: Callable[[Any], Any]) -> str:
+    """Why a record has no predictions; empty where it has some."""
+    if isinstance(symbols, str):
+        return symbols
+    if not len(symbols):
+        return "empty"
+    return "" if known(symbols).any() else "contains no known symbol (A, C, G, T)"
 
 
 def _refuse(options: PredictOptions, length: int) -> None:

@@ -104,6 +104,10 @@ def fit_unknown(opened: Opened, options: EvaluateOptions, progress: Progress) ->
     config, data, domain = opened.config, opened.data, opened.domain
     if config.head is None:
         raise InputError(f"--metrics unknown needs a classifier, got a language model ({options.run}); leave it out")
+    if config.head.task != "classes":
+        raise InputError(
+            f"--metrics unknown needs a classifier of classes, and {options.run} has head.task={config.head.task}; leave it out"
+        )
     symbols = domain.symbols(config.data, data.length)
     passes = Passes(opened.device, opened.precision == "bf16", config.train.chunk)
     at_once = max(1, positions(opened.device) // data.length)

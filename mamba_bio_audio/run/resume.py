@@ -58,9 +58,8 @@ def continuation(config: RunConfig, run: Path) -> tuple[RunConfig, Continuation]
         InputError: the run is complete, or the configuration differs in something that may not change.
     """
     manifest, old = read_manifest(run), read_config(run)
-    if config.train.stream_chunk == "auto":
-        config = with_chunk(config, old.train.stream_chunk)
-    train, changed = config.train, changes(config, old, run)
+    config, changed = _beside(config, old, run)
+    train = config.train
     if not last_checkpoint(run):
         if is_main_process():
             show(f"{run}: no checkpoint yet, starting from the beginning", file=sys.stderr)
@@ -82,6 +81,24 @@ def continuation(config: RunConfig, run: Path) -> tuple[RunConfig, Continuation]
         was, now = (f"{rate_after(settings, step):.4g}" for settings in (old.train, train))
         changed["rate"] = {"was": was, "now": now}
     return config, Continuation(step, manifest, changed)
+
+
+def is_complete(config: RunConfig, run: Path) -> bool:
+    """Whether a training with `config` ended in a run folder by itself, so that nothing is left to do.
+
+    Raises:
+        InputError: the run there is of a configuration that may not be continued with this one.
+    """
+    result = read_manifest(run).get("result")
+    _, changed = _beside(config, read_config(run), run)
+    return bool(result) and result.get("stopped_by") is None and "train.steps" not in changed
+
+
+def _beside(config: RunConfig, old: RunConfig, run: Path) -> tuple[RunConfig, dict[str, dict[str, Any]]]:
+    """The configuration with an automatic `train.stream_chunk` as it was, and its changes."""
+    if config.train.stream_chunk == "auto":
+        config = with_chunk(config, old.train.stream_chunk)
+    return config, changes(config, old, run)
 
 
 def changes(new: RunConfig, old: RunConfig, run: Path) -> dict[str, dict[str, Any]]:

@@ -90,6 +90,14 @@ def test_a_number_of_a_sequence(folder, tmp_path, capsys):
     assert list(found[0]) == ["file", "record", "length", "bases_used", "windows", "label", "note"]
     assert found[5]["label"] == ""
     assert "no known symbol" in found[5]["note"]
+    refused = (
+        ("predict", run, tmp_path / "x.fa", "--out", tmp_path / "q.tsv", "--summary", tmp_path / "s.tsv"),
+        ("evaluate", run, "--metrics", "unknown"),
+    )
+    for arguments, message in zip(refused, ("--summary gives shares of", "needs a classifier of classes"), strict=True):
+        capsys.readouterr()
+        assert mba_command(*arguments, "--device", "cpu") == 2
+        assert message in capsys.readouterr().err
     alike = mba.predict(mba.load(run), given)
     assert [float(row["label"]) for row in found[:5]] == pytest.approx(alike[:, 0].tolist(), rel=1e-4)
     assert mba_command("report", run) == 0
@@ -108,6 +116,12 @@ def test_several_labels_of_a_sequence(folder, tmp_path, capsys):
     assert mba_command("predict", run, tmp_path / "x.fa", "--out", tmp_path / "p.tsv", "--device", "cpu") == 0
     rich, poor = read(tmp_path / "p.tsv")
     assert (rich["predicted"], poor["predicted"]) == ("gc", "a")
+    # Shares are of the records, whatever the number of their labels.
+    (tmp_path / "y.fa").write_text(f">both\n{'AAAAGGGG' * 5}\n>rich\n{'GC' * 20}\n")
+    given = ("predict", run, tmp_path / "y.fa", "--out", tmp_path / "q.tsv", "--summary", tmp_path / "s.tsv")
+    assert mba_command(*given, "--device", "cpu") == 0
+    assert [row["predicted"] for row in read(tmp_path / "q.tsv")] == ["a;gc", "gc"]
+    assert {row["predicted"]: row["share"] for row in read(tmp_path / "s.tsv")} == {"gc": "1", "a": "0.5"}
     assert float(rich["p_gc"]) > 0.5 > float(rich["p_a"])
 
 
@@ -229,6 +243,13 @@ def test_few_labels_again_and_again(folder, tmp_path, capsys):
     assert mba_command(*call, "--repeats", "4", "--resume", "--quiet") == 0
     assert "4 runs in" in capsys.readouterr().out
     assert (tmp_path / "runs" / "1" / "metrics.csv").stat().st_mtime_ns == before
+    # Scores of other settings are not passed off as those of these, and more steps are made where more are asked for.
+    assert mba_command(*call, "--repeats", "4", "--resume", "--quiet", "--set", "train.lr=0.001") == 2
+    assert "train.lr: was 0.03, now 0.001" in capsys.readouterr().err
+    assert mba_command(*call, "--repeats", "2", "--resume", "--quiet", "--set", "train.steps=7") == 0
+    assert (tmp_path / "runs" / "1" / "metrics.csv").stat().st_mtime_ns > before
+    assert mba_command(*call[:-3], tmp_path / "more", "--set", "data.few=61") == 2
+    assert "data.few is 61, but class 'p' has 60 training examples; lower it" in capsys.readouterr().err
     assert mba_command(*call, "--test") == 2
     assert "--test goes with --repeats" in capsys.readouterr().err
 

@@ -89,6 +89,14 @@ def test_a_class_of_every_base(folder, tmp_path, capsys):
     assert mba_command(*given, tmp_path / "x.bed", "--force") == 0
     assert mba_command(*given, tmp_path / "y.bed", "--threshold", "0.5") == 2
     assert "--threshold: this model predicts every base" in capsys.readouterr().err
+    (tmp_path / "n.fa").write_text(f">n\n{'N' * 50}\n>none\n>x\n{text}\n")
+    given = ("predict", tmp_path / "run2", tmp_path / "n.fa", "--device", "cpu", "--out", tmp_path / "n.tsv")
+    assert mba_command(*given) == 0
+    assert "2 not scored: 1 x contains no known symbol (A, C, G, T); 1 x empty" in capsys.readouterr().out
+    assert {line.split("\t")[0] for line in (tmp_path / "n.tsv").read_text().splitlines()[1:]} == {"x"}
+    (tmp_path / "n.fa").write_text(f">\n{text}\n")
+    assert mba_command(*given, "--force") == 2
+    assert "record 1 has no name" in capsys.readouterr().err
     with pytest.raises(mba.errors.InputError, match=r"use mba\.predict_along"):
         mba.predict(model, "ACGT")
 

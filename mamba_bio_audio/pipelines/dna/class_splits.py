@@ -81,6 +81,9 @@ def _keep_few(labelled: Labelled, few: int, seed: int) -> None:
     kept: set[int] = set()
     for label in range(len(labelled.classes)):
         own = [at for at, r in enumerate(labelled.regions) if r.split == "train" and r.label == label]
+        if len(own) < few:
+            what = f"class {labelled.classes[label]!r}" if labelled.values is None else "the data"
+            raise InputError(f"data.few is {few:,}, but {what} has {len(own):,} training examples; lower it")
         order = Draws.FEW.random(seed, label).permutation(len(own))
         kept |= {own[at] for at in order[:few].tolist()}
     labelled.regions = [r for at, r in enumerate(labelled.regions) if r.split != "train" or at in kept]

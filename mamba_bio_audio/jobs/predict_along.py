@@ -70,8 +70,9 @@ def write_along(
         try:
             for item in domain.records(options.files, config.data):
                 records += 1
-                reason = _not_scored(item.symbols, symbols.known)
-                if reason:
+                ids = item.symbols
+                reason = ids if isinstance(ids, str) else _not_scored(ids, symbols.known)
+                if reason or isinstance(ids, str):
                     reasons[reason] = reasons.get(reason, 0) + 1
                     continue
                 if not item.name:
@@ -81,7 +82,7 @@ def write_along(
                         f"{item.file}: record {item.name!r} occurs twice; a file along records needs one of each name"
                     )
                 lengths[item.name] = item.length
-                found[item.name] = predict_positions(model, item.symbols, layout, symbols, passes)
+                found[item.name] = predict_positions(model, ids, layout, symbols, passes)
         except Stopped:
             pass
         if stop.number is None:
@@ -115,8 +116,6 @@ def write_along(
 
 def _not_scored(symbols: Any, known: Callable[[Any], Any]) -> str:
     """Why a record has no predictions; empty where it has some."""
-    if isinstance(symbols, str):
-        return symbols
     if not len(symbols):
         return "empty"
     return "" if known(symbols).any() else "contains no known symbol (A, C, G, T)"

@@ -89,7 +89,7 @@ def is_complete(config: RunConfig, run: Path) -> bool:
     Raises:
         InputError: the run there is of a configuration that may not be continued with this one.
     """
-    result = read_manifest(run).get("result")
+    result: dict[str, Any] = read_manifest(run).get("result") or {}
     _, changed = _beside(config, read_config(run), run)
     return bool(result) and result.get("stopped_by") is None and "train.steps" not in changed
 

@@ -44,22 +44,25 @@ class Kept(NamedTuple):
 
 # From what is fastest to what is smallest.
 CHOICES = (Kept(16, True, True), Kept(16, True), Kept(32, True), Kept(32), Kept(64))
+# The same where outputs of norms are always kept.
+WITH_NORMS = tuple(dict.fromkeys(kept._replace(norms=True) for kept in CHOICES))
 
 
 Layers = Sequence[tuple[MambaLayer, float]]
 """Real and selective layers, and at which share of the positions each has a step."""
 
 
-def choose(layers: Layers, positions: int, itemsize: int, free: int) -> Kept:
-    """The first of `CHOICES` that fits, otherwise the last.
+def choose(layers: Layers, positions: int, itemsize: int, free: int, choices: Sequence[Kept] = CHOICES) -> Kept:
+    """The first choice that fits, otherwise the last.
 
     Args:
         layers: of the model.
         positions: of all rows.
         itemsize: bytes of an activation.
         free: bytes.
+        choices: from what is fastest to what is smallest.
     """
-    return next((kept for kept in CHOICES if needed(layers, positions, itemsize, kept) <= _SHARE * free), CHOICES[-1])
+    return next((kept for kept in choices if needed(layers, positions, itemsize, kept) <= _SHARE * free), choices[-1])
 
 
 def needed(layers: Layers, positions: int, itemsize: int, kept: Kept) -> float:
@@ -79,12 +82,16 @@ class Keeper:
 
     The same for all later steps of a size, which would round otherwise.
 
+    Args:
+        choices: those that the model can keep to.
+
     Attributes:
         fixed: the choice for every size, instead.
         chosen: by positions and bytes of an activation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, choices: Sequence[Kept] = CHOICES) -> None:
+        self.choices = choices
         self.fixed: Kept | None = None
         self.chosen: dict[tuple[int, int], Kept] = {}
 
@@ -103,7 +110,9 @@ class Keeper:
         itemsize = torch.get_autocast_dtype("cuda").itemsize if torch.is_autocast_enabled("cuda") else 4
         known = self.chosen.get((positions, itemsize))
         if known is None and (layers := mamba_layers(blocks)):
-            known = self.chosen[positions, itemsize] = choose(layers, positions, itemsize, free_on(device))
+            known = self.chosen[positions, itemsize] = choose(
+                layers, positions, itemsize, free_on(device), self.choices
+            )
         return known
 
 

@@ -37,7 +37,7 @@ from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.inputs import class_of, input_embedding, of_classes
 from mamba_bio_audio.models.isotropic import Block
-from mamba_bio_audio.models.kept import Keeper, Kept
+from mamba_bio_audio.models.kept import WITH_NORMS, Keeper, Kept
 from mamba_bio_audio.models.unet_config import StageConfig, UNetConfig
 from mamba_bio_audio.ops import linear_cross_entropy
 from mamba_bio_audio.ops.keeping import mixers_keep
@@ -121,7 +121,7 @@ class UNetModel(SequenceModel):
             raise ValueError("UNetConfig.vocab_size must be set to build a model")
         self.model_config = config
         self.recompute: Literal["none", "layer"] = "none"
-        self.keeper = Keeper()
+        self.keeper = Keeper(WITH_NORMS)
         padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         tiers = len(config.pools)
         total = sum(cast(int, stage.num_layers) * stage.mixer_config.residuals for stage in config.stages)

@@ -122,6 +122,15 @@ def test_coarse_tiers_count_by_their_share(monkeypatch):
     assert shares == sorted(share for share, count in stages.items() for _ in range(count))
 
 
+def test_a_unet_is_not_promised_what_it_does_not_do(monkeypatch):
+    """Its blocks keep outputs of norms whatever is chosen, and so they count, and are told."""
+    unet = build_model(UNetConfig(d_model=8, num_layers=2, pools=(4, 2), vocab_size=12, mixer="mamba"), seed=0)
+    for positions, free in enumerate((round(1.1**power) for power in range(200)), 64):
+        monkeypatch.setattr(module, "free_on", lambda device, free=free: free)
+        assert unet.choice(positions, torch.device("cuda", 0)).norms
+    assert [kept.steps for kept in dict.fromkeys(unet.keeper.chosen.values())][:3] == [64, 32, 16]
+
+
 @pytest.mark.parametrize("name", ["language", "unet"])
 def test_mixers_are_told(model, monkeypatch, name):
     """And only within the model's own layers."""

@@ -176,7 +176,8 @@ class SampleResult(Result):
         stopped_by: name of the signal that ended it early.
         report: measurements beside the data of the run, as in OUT.report.json.
         settings: whether symbols were drawn as was fitted for the run, or why not, where it has fitted settings.
-        bits: per symbol of the samples under the model at temperature 1, and of validation data, where both are known.
+        bits: per symbol of the samples under the model at temperature 1, with guidance under the guided one, and of validation
+            data under the model, where both are known.
         drift: a warning where these are far apart.
     """
 

@@ -126,6 +126,11 @@ class Arm(NamedTuple):
     settings: tuple[str, ...]
     rates: tuple[float, ...]
 
+    @property
+    def folder(self) -> str:
+        """Its name in the names of runs."""
+        return self.name.replace(", ", "-").replace(" ", "-")
+
 
 class Trial(NamedTuple):
     """A model that is ready to be tested: for each seed, how it gives class probabilities of ids."""
@@ -202,11 +207,17 @@ def _check_settings(asked: Asked, out: Path) -> None:
 def _arms(asked: Asked) -> list[Arm]:
     arms = [Arm("from scratch", (), RATES)] if "scratch" in asked.arms else []
     for run in asked.options.pretrained:
-        name, start = Path(run).name, f"head.pretrained={run}"
+        name, start = Path(run).resolve().name, f"head.pretrained={run}"
         if "frozen" in asked.arms:
             arms.append(Arm(f"{name}, frozen", (start, "head.freeze=true"), HEAD_RATES))
         if "finetuned" in asked.arms:
             arms.append(Arm(f"{name}, fine-tuned", (start,), RATES))
+    names = [arm.folder for arm in arms]
+    twice = next((arm.name for arm in arms if names.count(arm.folder) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"--pretrained: two models would be called {twice.rpartition(', ')[0]!r}; rename one of the folders"
+        )
     return arms
 
 
@@ -305,16 +316,14 @@ def _config(asked: Asked, task: Task, length: int, *more: str) -> RunConfig:
 
     # What the recipe says before its length is changed; a length warm-up would cut examples.
     overrides = list(asked.overrides)
-    if any(key.startswith("head.pretrained=") for key in more):
-        # The pretrained model brings its architecture.
-        overrides = [key for key in overrides if not key.startswith("model.")]
     plain = configure(asked.options.recipe, [f"data.path={task.path}", *overrides])
     if plain.head is None:
         raise InputError(f"--recipe {asked.options.recipe} has no head; choose one that trains a classifier")
     sequences = max(1, plain.train.tokens_per_step // plain.train.length)
     settings = [f"data.{key}={value}" for key, value in task.settings().items()]
     size = [f"train.length={length}", f"train.tokens_per_step={sequences * length}", "train.length_warmup=[]"]
-    return configure(asked.options.recipe, [*overrides, *settings, *size, *more])
+    # The section model is for training from scratch; a pretrained model brings its own.
+    return configure(asked.options.recipe, [*overrides, *settings, *size, *more], gives_way=True)
 
 
 def _open(asked: Asked, task: Task, length: int) -> DataModule:
@@ -370,7 +379,7 @@ def _ours(asked: Asked, task: Task, data: DataModule, length: int, runs: Path) -
         rates = [float(part) for part in asked.options.rates.split(",")] if asked.options.rates else None
         rates = rates or [float(f"{base.train.lr * factor:.2g}") for factor in arm.rates]
         seeds = asked.seeds
-        name = arm.name.replace(", ", "-").replace(" ", "-")
+        name = arm.folder
 
         def trained(
             rate: float, seed: int, settings: tuple[str, ...] = arm.settings, name: str = name

@@ -204,6 +204,10 @@ def run(options: PredictOptions) -> PredictResult:
     out = standard_output(options.out)
     if out is not None and options.resume and out.exists() and not unfinished(out).exists():
         check_file(out, "predict", ours_or_along, force=True)
+        if options.summary is not None:
+            raise InputError(
+                f"{out}: already complete, and --summary is counted as rows are written; use --force for both"
+            )
         return PredictResult(already_complete=str(out))
     check_inputs(options.files)
     if out is not None:

@@ -21,12 +21,19 @@ if TYPE_CHECKING:
 KEYS = ("head.pretrained", "train.init")
 
 
-def configure(recipe: str, overrides: Sequence[str] = (), *, run_of: Callable[[str], Path] | None = None) -> RunConfig:
+def configure(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    run_of: Callable[[str], Path] | None = None,
+    gives_way: bool = False,
+) -> RunConfig:
     """`config.load_config` for a training: a model that it begins with brings the section `model`.
 
     Args:
         recipe, overrides: as for `load_config`.
         run_of: name -> run folder, where a run is continued; it has the architecture even if the pretrained model is gone.
+        gives_way: what the user says of the model is for training from scratch, too.
 
     Raises:
         InputError: a mistake in the configuration, or no such model, or the user set another architecture.
@@ -36,7 +43,8 @@ def configure(recipe: str, overrides: Sequence[str] = (), *, run_of: Callable[[s
     if found is not None:
         run = None if run_of is None else run_of(str(merged["name"]))
         model, source = _architecture(*found, run, labels=bool(merged.get("head")))
-        merged = adopt(merged, written_values(recipe, overrides), model, source)
+        own = {} if gives_way else written_values(recipe, overrides)
+        merged = adopt(merged, own, model, source)
     return validate(merged, recipe, check_files=True)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.run.described import read_config
 
 RECIPE = """\
 model: {d_model: 8, num_layers: 1, ssm: {d_state: 4}}
@@ -93,6 +94,25 @@ def test_text_says_what_was_published_and_what_is_wrong(folder, tmp_path, capsys
     assert "published, other protocol (auroc, Feng et al. 2025, frozen embeddings)" in text
     assert "Caduceus-Ph 0.880" in text
     assert "tf_0: 1 of dev are also in train and were left out; 1 of test are also in train and 0 nearly" in text
+
+
+def test_pretrained_models_bring_their_architecture(folder, tmp_path, capsys):
+    """Whatever the recipe says of the model, which is for training from scratch; models of one name are refused."""
+    (tmp_path / "g.fa").write_text(f">chr1\n{''.join(np.random.default_rng(1).choice(list('ACGT'), size=4000))}\n")
+    text = RECIPE.replace("d_model: 8", "d_model: 12").replace("head: {pool: mean}\n", "")
+    (tmp_path / "lm.yaml").write_text(text.replace("dna-classes", f"dna, path: {tmp_path / 'g.fa'}"))
+    assert mba("pretrain", tmp_path / "lm.yaml", "--out", tmp_path / "lm", "--device", "cpu", "--quiet") == 0
+    begin = ("--task", "tf_0", "--seeds", "0", "--arms", "scratch,frozen,finetuned", "--pretrained", tmp_path / "lm")
+    assert mba(*arguments(folder, tmp_path / "out", *begin)) == 0
+    (task,) = json.loads((tmp_path / "out" / "suite.json").read_text())["tasks"]
+    assert [model["name"] for model in task["models"]] == ["from scratch", "lm, frozen", "lm, fine-tuned"]
+    widths = {
+        run.name.partition("-lr")[0]: read_config(run).model.d_model for run in (tmp_path / "out/runs/tf_0").iterdir()
+    }
+    assert widths == {"from-scratch": 8, "lm-frozen": 12, "lm-fine-tuned": 12}
+    capsys.readouterr()
+    assert mba(*arguments(folder, tmp_path / "two", *begin, "--pretrained", tmp_path / "other" / "lm")) == 2
+    assert "two models would be called 'lm'; rename one" in capsys.readouterr().err
 
 
 def test_finished_tasks_are_kept(folder, tmp_path, capsys):

@@ -116,6 +116,9 @@ def test_pairs_are_one_row_and_short_reads_are_not_scored(folder, tmp_path):
     given = ["predict", run, r1, r2, "--min-length", "20", "--device", "cpu", "--quiet"]
     assert mba(*given, "--paired", "--out", tmp_path / "pairs.tsv", "--summary", tmp_path / "shares.tsv") == 0
     assert mba(*given, "--out", tmp_path / "single.tsv") == 0
+    again = (*given, "--paired", "--out", tmp_path / "pairs.tsv", "--resume")
+    assert mba(*again) == 0
+    assert mba(*again, "--summary", tmp_path / "more.tsv") == 2
     pairs, single = table(tmp_path / "pairs.tsv"), table(tmp_path / "single.tsv")
     assert [row["record"] for row in pairs] == ["p1", "p2", "p3", "p4"]
     assert [row["length"] for row in pairs] == ["80", "100", "45", "6"]

@@ -118,8 +118,10 @@ class ValuesResult(Kept):
     def text(self) -> str:
         """Tables for people."""
         strand = "" if self.strand is None else f", strand: {self.strand}"
+        # Bases and bins stand in windows of one length.
+        where = "of up to" if self.rows == "sequences" else "in windows of"
         lines = [
-            f"{self.split} split, {self.task}, {self.rows} of up to {self.length:,} {self.unit}s{strand}",
+            f"{self.split} split, {self.task}, {self.rows} {where} {self.length:,} {self.unit}s{strand}",
             "",
             self.model.text(self.rows),
         ]

@@ -109,7 +109,7 @@ def test_numbers_of_bins(folder, tmp_path, capsys, loss):
     out = capsys.readouterr().out
     assert ("Poisson loss in units of the mean per bin" if loss == "poisson" else "half squared errors") in out
     assert mba_command("evaluate", run, "--device", "cpu") == 0
-    assert "bins of up to 80 bases, strand: both" in capsys.readouterr().out
+    assert "bins in windows of 80 bases, strand: both" in capsys.readouterr().out
     found = json.loads((run / "evaluate-test.json").read_text())["model"]["outputs"]["gc"]
     assert found["pearson"]["value"] > 0.95
     assert found["rmse"] < 0.5

@@ -126,7 +126,13 @@ class BigWigs:
         for at, (reader, called) in enumerate(zip(self._open(), self._called, strict=True)):
             if record in called:
                 values[:, at] = reader.values(called[record], start, end, fillna=None)
-        return np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=-np.inf) if self.missing == "zero" else values
+        wrong = np.argwhere(np.isinf(values))
+        if len(wrong):
+            base, track = wrong[0].tolist()
+            raise InputError(
+                f"{self.files[track]}: {record}: base {start + base:,} is {values[base, track]:g}; correct the file"
+            )
+        return np.nan_to_num(values, nan=0.0) if self.missing == "zero" else values
 
 
 class BedClasses:

@@ -172,8 +172,6 @@ class DnaTracksCorpus(Corpus):
                 raise InputError(
                     f"data.tracks: {name!r} {what} in training, so there is nothing to learn; leave it out"
                 )
-            if not np.isfinite(column).all():
-                raise InputError(f"data.tracks: {name!r} has a value that is no number; correct the file")
         return {
             "mean": [float(column.mean()) for column in columns],
             "scale": [float(column.std()) for column in columns],

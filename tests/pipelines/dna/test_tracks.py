@@ -149,6 +149,15 @@ def test_lines_of_one_class_may_overlap(folder):
     assert corpus.values.fetch("chr1", 12, 14, reverse=True).tolist() == [1, 1]
 
 
+def test_a_number_that_is_infinite_is_told_wherever_it_is_read(folder):
+    values = [("chr1", 0, 10, 1.0), ("chr1", 20, 25, float("inf"))]
+    pybigtools.open(str(folder / "inf.bw"), "w").write({"chr1": 3000}, iter(values))
+    corpus, _ = corpus_of(folder, "tracks", 60, ["inf.bw"])
+    assert corpus.values.fetch("chr1", 0, 20, reverse=False)[:, 0].tolist() == [1.0] * 10 + [0.0] * 10
+    with pytest.raises(InputError, match=r"inf\.bw: chr1: base 20 is inf; correct the file"):
+        corpus.values.fetch("chr1", 15, 30, reverse=False)
+
+
 def test_a_number_that_never_changes(folder):
     pybigtools.open(str(folder / "same.bw"), "w").write(SIZES, iter([("chr1", 0, 3000, 2.0)]))
     corpus, _ = corpus_of(folder, "tracks", 60, ["same.bw"])

@@ -130,7 +130,7 @@ def test_machine_code(rows, inner, rank, dtype, launches, compile_for, machine_c
     fp32 = torch.float32
     step.mixer_step(
         empty(rows, 1, inner // 2), empty(rows, 3, inner), empty(rows, 16, inner, dtype=fp32),
-        in_proj=empty(2 * inner, inner // 2), in_bias=None, conv=empty(4, inner, dtype=fp32),
+        in_proj=empty(2 * inner, inner // 2), in_bias=None, conv=empty(inner, 4, dtype=fp32),
         conv_bias=empty(inner, dtype=fp32), x_proj=empty(rank + 32, inner), dt_proj=empty(inner, rank),
         dt_bias=empty(inner, dtype=fp32), A=empty(1, 16, inner, dtype=fp32), D=empty(inner, dtype=fp32),
         out_proj=empty(inner // 2, inner), out_bias=None,

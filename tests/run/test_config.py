@@ -39,7 +39,7 @@ def test_a_saved_audio_configuration_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("data.kind=dan", "data.kind: there is no 'dan'; allowed: dna | dna-classes | audio"),
+        ("data.kind=dan", "data.kind: there is no 'dan'; allowed: dna | dna-classes | dna-tracks | audio"),
         ("model.backbone=unt", "model.backbone: there is no 'unt'; allowed: isotropic | unet"),
         ("data.bits=16", "data.bits: choose 8 to 12 bits"),
         ("data.block_bases=9", "data.block_bases: unknown key; allowed: kind, path"),

@@ -147,6 +147,8 @@ class Model:
     def __call__(self, tokens, state=None, logits="last"):
         share = (tokens == 7).float().mean(1)
         return SimpleNamespace(state=None, logits=torch.stack([share, 1 - share], 1)[:, None])
+    def values(self, scores):
+        return scores.double().softmax(-1)
 
 items = (item.symbols for item in DOMAIN.records([path], None))
 reading = Reading(length=65_536, mode={mode!r}, batch_symbols=1 << 20)
@@ -184,6 +186,9 @@ def test_used_bases_are_the_union_of_both_strands_windows() -> None:
 
         def __call__(self, tokens, state=None, logits="last"):
             return SimpleNamespace(state=None, logits=torch.zeros(len(tokens), 1, 2))
+
+        def values(self, scores):
+            return scores.double().softmax(-1)
 
     # Windows of 4: forward [0, 4) [4, 8) [6, 10), reverse [6, 10) [2, 6) [0, 4); the unknown ones are left out.
     ids = np.array([7, 8, 11, 11, 11, 7, 8, 9, 10, 11], dtype=np.uint8)

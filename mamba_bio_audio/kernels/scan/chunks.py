@@ -1,7 +1,14 @@
 """Triton kernels that split a scan over chunks of the sequence, in both directions.
 
-`chunk_state_kernel` finds what every chunk adds to a state that passes through it, from h = 0, and its sum of dt;
-`carry_kernel` links the chunks. Letters and layouts as in `forward`.
+What every chunk adds to a state that passes through it, and its sum of dt, is found by `chunk_end_kernel` in plain cases,
+else by `chunk_state_kernel`; `carry_kernel` links the chunks. Letters and layouts as in `forward`.
+
+`chunk_state_kernel` runs the recurrence from h = 0. `chunk_end_kernel` sums from the end of the chunk where decays are 1,
+
+    forward: sum_t exp(A (dt_(t+1) + ... + dt_last)) dt_t u_t B_t      reverse: sum_t exp(A (dt_first + ... + dt_t)) C_t gy_t
+
+and leaves out what is less than 2^-26 of what it was: once that is so for the upper half of the states in all channels of
+a program, it goes on with the lower half, and with the last of them it ends. So its time depends on the decays.
 """
 
 # Triton code, not Python: tuples grow in unrolled loops, and `if` on a constexpr must stand alone.
@@ -15,16 +22,22 @@ from mamba_bio_audio.kernels.scan.parts import (
     LOG2E,
     back,
     fixed_step,
+    load_keep,
+    load_row,
     load_step,
     load_tiles,
+    loaded_zero,
     product,
     restart,
     sigmoid,
     state_step,
+    step_size,
     store_tiles,
     this_step,
     turn,
 )
+
+NEGLIGIBLE = tl.constexpr(-26.0)  # as a power of two
 
 
 @triton.jit
@@ -148,6 +161,126 @@ def chunk_state_kernel(
         hr, hi, total = half_step(hr, hi, total, Ar, Ai, fixed, bias, inputs, CASE, REVERSE)
     store_tiles(end_p + (batch * K + chunk) * STATE, tile, mask, hr, hi, PLANE, CASE.complex)
     tl.store(sum_dt_p + (batch * K + chunk) * D + d, total, mask=mask_d)
+
+
+@triton.jit
+def first_states(
+    i, cum, open, pointers, A_p, end_p, d, mask_d, bias, count, zero,
+    P: tl.constexpr, LAST: tl.constexpr, FIRST: tl.constexpr, D: tl.constexpr, N: tl.constexpr, UNROLL: tl.constexpr,
+    X_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, EVEN_D: tl.constexpr, CASE: tl.constexpr,
+    REVERSE: tl.constexpr,
+):  # fmt: skip
+    """Sums over the first P states, from step i on the way, until the upper half of them (LAST: all) no longer count."""
+    x_p, dt_p, z_p, V_p, reset_p = pointers
+    ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
+    n = tl.arange(0, P)
+    mask_n = n < N
+    tile = n[:, None] * D + d[None, :] + zero
+    mask = mask_n[:, None] & mask_d[None, :]
+    A = tl.load(A_p + tile, mask=mask, other=-1e30) * LOG2E
+    part = A
+    if not LAST:
+        part = tl.where(n[:, None] >= P // 2, A, -1e30)
+    slowest = tl.max(part, axis=0)
+    total = tl.zeros([P, d.shape[0]], tl.float32)
+    counts = (i < count) & (tl.max(slowest * cum) >= NEGLIGIBLE) & (open > 0.0)
+    while counts:
+        steps = ()
+        for j in tl.static_range(UNROLL):
+            at = tl.minimum(i + j, count - 1)
+            row = (at if REVERSE else count - 1 - at).to(tl.int64)
+            x = load_row(x_p + row * X_ROW, mask_d, EVEN_D)
+            dt = load_row(dt_p + row * DT_ROW, mask_d, EVEN_D)
+            z = x
+            if CASE.gate:
+                z = load_row(z_p + row * Z_ROW, mask_d, EVEN_D)
+            V = load_row(V_p + row * N + n, mask_n, N % P == 0)
+            steps = steps + ((x, dt, z, V, load_keep(reset_p + row, CASE)),)
+        for j in tl.static_range(UNROLL):
+            x, dt, z, V, keep = steps[j]
+            live = i + j < count
+            x = x.to(tl.float32)
+            dt = tl.where(live, step_size(dt, bias, CASE.softplus, ACCURATE), 0.0)
+            if REVERSE:
+                if CASE.gate:
+                    z = z.to(tl.float32)
+                    x = x * z * sigmoid(z)
+                cum += dt
+                if CASE.reset:
+                    open = tl.where(live & (keep == 0.0), 0.0, open)
+            else:
+                x = x * dt
+            if CASE.reset:
+                x = x * open
+            x = tl.where(live, x, 0.0)
+            total += tl.exp2(A * cum[None, :]) * (x[None, :] * V[:, None])
+            if not REVERSE:
+                cum += dt
+                if CASE.reset:
+                    open = tl.where(live & (keep == 0.0), 0.0, open)
+        i += UNROLL
+        counts = (i < count) & (tl.max(slowest * cum) >= NEGLIGIBLE) & (open > 0.0)
+    if FIRST:
+        tl.store(end_p + tile, total, mask=mask)
+    else:
+        tl.debug_barrier()
+        tl.store(end_p + tile, tl.load(end_p + tile, mask=mask, other=0.0) + total, mask=mask)
+    return i, cum, open
+
+
+@triton.jit(do_not_specialize=["L", "T", "K", "zero"])
+def chunk_end_kernel(
+    x_p, dt_p, A_p, V_p, z_p, bias_p, reset_p, end_p, sum_dt_p, zeros_p,
+    L, T, K, x_batch, dt_batch, z_batch, zero,
+    D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr,
+    X_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, CASE: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """As `chunk_state_kernel`, for plain cases; sum_dt is infinite also where nothing of a state passes the chunk."""
+    STATE: tl.constexpr = N * D
+    EVEN_D: tl.constexpr = D % BD == 0
+    BLOCKS: tl.constexpr = (D + BD - 1) // BD
+    pid = tl.program_id(0)
+    chunk = (pid // BLOCKS) % (K - 1)
+    batch = (pid // BLOCKS // (K - 1)).to(tl.int64)
+    if REVERSE:
+        chunk += 1
+    d = (pid % BLOCKS) * BD + tl.arange(0, BD)
+    mask_d = d < D
+    begin = chunk.to(tl.int64) * T
+    count = (tl.minimum(begin + T, L) - begin).to(tl.int32)
+    bias = tl.zeros([BD], tl.float32)
+    if CASE.bias:
+        bias = tl.load(bias_p + d, mask=mask_d, other=0.0)
+    opaque = loaded_zero(zeros_p) * 16
+    pointers = (
+        x_p + batch * x_batch + begin * X_ROW + d, dt_p + batch * dt_batch + begin * DT_ROW + d,
+        z_p + batch * z_batch + begin * Z_ROW + d, V_p + (batch * L + begin) * N + opaque, reset_p + batch * L + begin,
+    )  # fmt: skip
+    end_p += (batch * K + chunk) * STATE
+    i = count * 0
+    cum = tl.zeros([BD], tl.float32)
+    open = 1.0
+    i, cum, open = first_states(
+        i, cum, open, pointers, A_p, end_p, d, mask_d, bias, count, zero,
+        NP, NP <= 2, True, D, N, UNROLL, X_ROW, DT_ROW, Z_ROW, EVEN_D, CASE, REVERSE,
+    )  # fmt: skip
+    if NP > 2:
+        i, cum, open = first_states(
+            i, cum, open, pointers, A_p, end_p, d, mask_d, bias, count, zero,
+            NP // 2, NP <= 4, False, D, N, UNROLL, X_ROW, DT_ROW, Z_ROW, EVEN_D, CASE, REVERSE,
+        )  # fmt: skip
+    if NP > 4:
+        i, cum, open = first_states(
+            i, cum, open, pointers, A_p, end_p, d, mask_d, bias, count, zero,
+            NP // 4, NP <= 8, False, D, N, UNROLL, X_ROW, DT_ROW, Z_ROW, EVEN_D, CASE, REVERSE,
+        )  # fmt: skip
+    if NP > 8:
+        i, cum, open = first_states(
+            i, cum, open, pointers, A_p, end_p, d, mask_d, bias, count, zero,
+            NP // 8, True, False, D, N, UNROLL, X_ROW, DT_ROW, Z_ROW, EVEN_D, CASE, REVERSE,
+        )  # fmt: skip
+    cut = (i < count) | (open == 0.0)
+    tl.store(sum_dt_p + (batch * K + chunk) * D + d, tl.where(cut, float("inf"), cum), mask=mask_d)
 
 
 @triton.jit(do_not_specialize=["K"])

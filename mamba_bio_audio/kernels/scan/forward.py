@@ -25,7 +25,7 @@ all others together about 16: the loop is bound by them, and polynomials for sin
 
 # Triton code, not Python: tuples grow in unrolled loops, and `if` on a constexpr must stand alone.
 # mypy: ignore-errors
-# ruff: noqa: RUF005, SIM102
+# ruff: noqa: RUF005
 
 import triton
 import triton.language as tl
@@ -36,6 +36,7 @@ from mamba_bio_audio.kernels.scan.parts import (
     fixed_step,
     load_step,
     load_tiles,
+    loaded_zero,
     prefetch_rows,
     prefetch_span,
     sigmoid,
@@ -117,22 +118,20 @@ def moved(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["L", "T", "K", "zero"])
+@triton.jit(do_not_specialize=["L", "T", "K", "zero", "write_states"])
 def scan_fwd_kernel(
     u_p, dt_p, A_p, B_p, C_p, skip_p, z_p, bias_p, h0_p, reset_p, out_p, hT_p, states_p, sink_p, zeros_p,
-    L, T, K, u_batch, dt_batch, z_batch, zero,
+    L, T, K, u_batch, dt_batch, z_batch, zero, write_states,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, CASE: tl.constexpr,
-    HAS_H0: tl.constexpr, WRITE_STATES: tl.constexpr, GROUP: tl.constexpr, FAR: tl.constexpr,
+    HAS_H0: tl.constexpr, GROUP: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
-    """Scans one chunk from h0 (B * K, PARTS, N, D); writes out, the last state (B, PARTS, N, D) and, every SEG steps, the
-    state before the step into states (B, ceil(L / SEG), PARTS, N, D). T is a multiple of SEG where states are written."""
+    """Scans one chunk from h0 (B * K, PARTS, N, D); writes out, the last state (B, PARTS, N, D) and, unless `write_states`
+    is 0, every SEG steps the state before the step into states (B, ceil(L / SEG), PARTS, N, D); T is a multiple of SEG then."""
     PLANE: tl.constexpr = N * D
     STATE: tl.constexpr = CASE.parts * N * D
     BC_ROW: tl.constexpr = CASE.parts * N
-    # In one chunk and with no states to write, ptxas sinks the loads of the complex loop to the end of the trip, behind
-    # the touches of L2, and the next trip waits for both: there a block loads at its own beginning.
-    AHEAD: tl.constexpr = CASE.ahead and (WRITE_STATES or FAR == 0 or not CASE.complex)
+    AHEAD: tl.constexpr = CASE.ahead
     EVEN_D: tl.constexpr = D % BD == 0
     EVEN_N: tl.constexpr = N == NP
     BLOCKS: tl.constexpr = (D + BD - 1) // BD
@@ -175,9 +174,7 @@ def scan_fwd_kernel(
         u_p + batch * u_batch + begin * U_ROW, dt_p + batch * dt_batch + begin * DT_ROW,
         z_p + batch * z_batch + begin * Z_ROW, B_p + (batch * L + begin) * BC_ROW, C_p + (batch * L + begin) * BC_ROW,
     )  # fmt: skip
-    # A loaded 0: without it the compiler sees that all lanes read one address, keeps it in uniform registers and copies
-    # it out again for every load.
-    opaque = tl.max(tl.load(zeros_p + tl.arange(0, BD))) * 16
+    opaque = loaded_zero(zeros_p) * 16
     at = (
         rows[0] + d,
         rows[1] + d,
@@ -212,10 +209,11 @@ def scan_fwd_kernel(
     for k in tl.static_range(len(touched) - BOTH):
         sums = sums + (as_int(touched[k]),)
     for i in range(full):
-        if WRITE_STATES:
-            if i % PER_SEG == 0:
-                store_tiles(states_p, tile, mask, hr, hi, PLANE, CASE.complex)
-                states_p += STATE
+        # Also where no states are written the branch is there, at run time: without it ptxas sinks the loads to the end of
+        # the trip, behind the touches of L2, and the next trip waits for both.
+        if (i % PER_SEG == 0) & (write_states != 0):
+            store_tiles(states_p, tile, mask, hr, hi, PLANE, CASE.complex)
+            states_p += STATE
         if i % PER_GROUP == 0:
             soon = (i + PER_GROUP) * UNROLL
             if FAR > 0:
@@ -266,9 +264,8 @@ def scan_fwd_kernel(
     # AHEAD, the pointers stand on the last full block, if there was one; the remaining steps lie after it.
     done = tl.where(full > 0, UNROLL, 0) if AHEAD else 0
     rest = (count - full.to(tl.int64) * UNROLL).to(tl.int32)
-    if WRITE_STATES:
-        if (rest > 0) & (full % PER_SEG == 0):
-            store_tiles(states_p, tile, mask, hr, hi, PLANE, CASE.complex)
+    if (rest > 0) & (full % PER_SEG == 0) & (write_states != 0):
+        store_tiles(states_p, tile, mask, hr, hi, PLANE, CASE.complex)
     for i in range(rest):
         inputs = load_step(at, done + i, n, mask_d, mask_n, B, C, N, EVEN_D, EVEN_N, U_ROW, DT_ROW, Z_ROW, CASE)
         hr, hi, y = forward_step(hr, hi, Ar, Ai, fixed, bias, skip, inputs, CASE)

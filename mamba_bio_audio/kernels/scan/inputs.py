@@ -17,6 +17,7 @@ _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 _SPLIT_BELOW = 0.53
 _SPLIT_BACKWARD_BELOW = 1.5
 _MIN_CHUNK_STEPS = 256
+MAX_ROOM = 32 << 10  # of the 48 KB of shared memory that a kernel may have without asking the driver for more
 # Warps on a scheduler of a sequence in chunks. In backward more of them than fit at once still pay, as the last of them
 # then leave less of the machine idle (benchmarks/results/selective_scan_chunks_h200.txt).
 _PER_SCHEDULER = 8
@@ -97,6 +98,11 @@ class Case:
     def parts(self) -> int:
         """Real numbers per state."""
         return 2 if self.complex else 1
+
+    @property
+    def ends(self) -> bool:
+        """Whether a chunk is summed from where it counts most, see `chunks`."""
+        return self.plain and not self.precise
 
     @property
     def ahead(self) -> bool:
@@ -196,7 +202,7 @@ def make_plan(
     if padded * parts <= 32:
         wide = channels >= 128
         fields |= {"fwd_block": 128 if wide else 32, "fwd_warps": 4 if wide else 1}
-        fields |= {"fwd_unroll": 4 if padded <= 16 else 2, "state_unroll": 4}
+        fields |= {"fwd_unroll": 4 if padded <= 16 else 2, "state_unroll": 8 if case.ends and padded <= 16 else 4}
     else:
         # One warp with at most 16 pairs or 32 real states of a channel in a lane, the rest of them in other lanes.
         fields |= {"fwd_block": 1024 // (padded * parts), "fwd_warps": 1, "fwd_unroll": 2, "state_unroll": 2}
@@ -210,7 +216,9 @@ def make_plan(
         unroll //= 2
     fields |= {"bwd_block": block, "bwd_vec": min(4, padded), "bwd_unroll": changes.get("bwd_unroll", unroll)}
     paired = fields["bwd_unroll"] % 2 == 0 or not case.plain
-    fields["warp_sums"] = device.type == "cuda" and states == block == 16 and paired
+    # Those have what they keep of a segment in shared memory.
+    room = segment * 256 + segment // fields["bwd_unroll"] * parts * 1024
+    fields["warp_sums"] = device.type == "cuda" and states == block == 16 and paired and room <= MAX_ROOM
 
     warps = batch * -(-channels // min(fields["fwd_block"], 32))
     bwd_warps = batch * -(-channels // block)

@@ -17,7 +17,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.launch import cdiv, launch, on
 from mamba_bio_audio.kernels.scan.backward import scan_bwd_kernel
-from mamba_bio_audio.kernels.scan.chunks import carry_kernel, chunk_state_kernel
+from mamba_bio_audio.kernels.scan.chunks import carry_kernel, chunk_end_kernel, chunk_state_kernel
 from mamba_bio_audio.kernels.scan.forward import scan_fwd_kernel
 from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs, make_plan, padded_states, unsupported_reason
 from mamba_bio_audio.kernels.scan.split_bc import plain_planes
@@ -141,14 +141,16 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
     sum_dt = torch.empty(batch, chunks, channels, dtype=torch.float32, device=x.device)
     x, x_row, x_batch = rows_of(x)
     dt, dt_row, dt_batch, z, z_row, z_batch = call.rows(gate=reverse)
+    kernel, block, warps, zeros = chunk_state_kernel, plan.fwd_block, plan.fwd_warps, ()
+    if case.ends:
+        kernel, block, warps, zeros = chunk_end_kernel, min(plan.fwd_block, 32), 1, (_zeros(x.device),)
     launch(
-        chunk_state_kernel, batch * (chunks - 1) * cdiv(channels, plan.fwd_block),
+        kernel, batch * (chunks - 1) * cdiv(channels, block),
         x, dt, call.A, call.C if reverse else call.B, z,
         call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
-        end, sum_dt, length, steps, chunks, x_batch, dt_batch, z_batch, 0,
-        D=channels, N=states, NP=padded_states(states), BD=plan.fwd_block, UNROLL=plan.state_unroll,
-        X_ROW=x_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=_chunk_case(case, reverse), REVERSE=reverse,
-        num_warps=plan.fwd_warps,
+        end, sum_dt, *zeros, length, steps, chunks, x_batch, dt_batch, z_batch, 0,
+        D=channels, N=states, NP=padded_states(states), BD=block, UNROLL=plan.state_unroll,
+        X_ROW=x_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=_chunk_case(case, reverse), REVERSE=reverse, num_warps=warps,
     )  # fmt: skip
     block = 128
     launch(
@@ -181,10 +183,10 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
             call.bias if call.bias is not None else call.A, h0 if h0 is not None else call.A,
             call.reset if call.reset is not None else call.A, out, last,
             saved if saved is not None else last, _sink(device), _zeros(device),
-            length, plan.chunk_steps, plan.chunks, u_batch, dt_batch, z_batch, 0,
+            length, plan.chunk_steps, plan.chunks, u_batch, dt_batch, z_batch, 0, int(write_states),
             D=channels, N=states, NP=padded_states(states), BD=plan.fwd_block, UNROLL=plan.fwd_unroll,
             SEG=plan.segment, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=case,
-            HAS_H0=h0 is not None, WRITE_STATES=write_states, GROUP=plan.group, FAR=plan.far,
+            HAS_H0=h0 is not None, GROUP=plan.group, FAR=plan.far,
             num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
         )  # fmt: skip
     return out, last, saved
@@ -294,9 +296,11 @@ def scan_backward(
     tiles = 1 + case.B_lti + case.C_lti
     dparameters = empty(batch * chunks, tiles * parts * states * channels + 2 * channels)
     dh0 = empty(batch, parts, channels, states) if need_h0 else None
-    scratch = empty(
-        batch * chunks * group, (segment // plan.bwd_unroll * parts * padded + 4 * segment) * plan.bwd_block
-    )
+    scratch = dparameters
+    if not plan.warp_sums:  # those have it in shared memory
+        scratch = empty(
+            batch * chunks * group, (segment // plan.bwd_unroll * parts * padded + 4 * segment) * plan.bwd_block
+        )
     with on(device):
         r_in = g_last
         if chunks > 1:

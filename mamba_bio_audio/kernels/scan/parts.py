@@ -37,6 +37,10 @@ if os.environ.get("TRITON_INTERPRET", "0") == "1":  # the interpreter has no lib
     def prefetch(p):
         pass
 
+    @triton.jit
+    def loaded_zero(zeros_p):
+        return tl.load(zeros_p)
+
 else:
 
     @triton.jit
@@ -58,6 +62,18 @@ else:
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [p], dtype=tl.int32, is_pure=False, pack=1
         )
+
+    @triton.jit
+    def loaded_zero(zeros_p):
+        """A 0 of 32 int32 zeros, one for each lane: the compiler cannot know that an address with it is the same in all.
+
+        It would keep the address, and what is loaded from there, in uniform registers, and copy it out for every use.
+        """
+        return tl.inline_asm_elementwise(
+            "{ .reg .b64 at; .reg .b32 lane; mov.u32 lane, %laneid; mul.wide.u32 at, lane, 4; add.u64 at, at, $1; "
+            "ld.global.b32 $0, [at]; }",
+            "=r,l", [zeros_p], dtype=tl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
 
 
 @triton.jit

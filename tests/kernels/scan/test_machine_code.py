@@ -32,8 +32,8 @@ def compiled(launch_scan, compile_for):
     """`compiled(name, arch)`: a kernel as it is launched in training on an H100, with the constants of its plan."""
     found = {}
     for name, kind in (("", "real selective"), ("complex ", "complex selective")):
-        _, (forward,), (backward,) = launch_scan(kind, SHAPE)
-        _, (alone,), _ = launch_scan(kind, SHAPE, gate_rows=1)
+        _, (*_, forward), (backward,) = launch_scan(kind, SHAPE)
+        _, (*_, alone), _ = launch_scan(kind, SHAPE, gate_rows=1)
         found |= {f"{name}forward": forward, f"{name}backward": backward, f"{name}forward, gate alone": alone}
 
     def run(name, arch):
@@ -60,15 +60,15 @@ def loops_of(text):
 # of 16 states for one channel a lane, 64 elements (forward), or steps of a 16 x 16 tile in one warp. At least so many
 # registers: with fewer the loop loads late, which is no more instructions and 28 % more time (docs/log.md). Recompute: the
 # instructions of backward's other loop, which recomputes the states.
-FORWARD = {"elements": 64, "issue": 10.9, "SHFL": 0, "BAR": 0, "MUFU": 80, "registers": 240}
+FORWARD = {"elements": 64, "issue": 10.3, "SHFL": 0, "BAR": 0, "MUFU": 80, "registers": 240}
 COMPLEX_FORWARD = {"elements": 64, "issue": 24.9, "SHFL": 0, "BAR": 0, "MUFU": 208, "registers": 240}
 COMPLEX_BACKWARD = {
-    "elements": 16, "issue": 52.9, "recompute": 16.6, "SHFL": 34, "BAR": 0, "MUFU": 48, "registers": 240
+    "elements": 16, "issue": 47.9, "recompute": 16.1, "SHFL": 6, "BAR": 0, "MUFU": 48, "registers": 240, "stack": 8
 }  # fmt: skip
 LIMITS = {
     "forward": FORWARD,
     "forward, gate alone": FORWARD,
-    "backward": {"elements": 32, "issue": 22.7, "recompute": 5.05, "SHFL": 28, "BAR": 0, "MUFU": 40, "registers": 220},
+    "backward": {"elements": 32, "issue": 17.2, "recompute": 5.05, "SHFL": 0, "BAR": 0, "MUFU": 40, "registers": 220},
     "complex forward": COMPLEX_FORWARD,
     "complex forward, gate alone": COMPLEX_FORWARD,
     "complex backward": COMPLEX_BACKWARD,
@@ -81,7 +81,7 @@ def test_machine_code_on_hopper(name, compiled, machine_code):
     limits = dict(LIMITS[name])
     registers, stack, text = machine_code(compiled(name, 90))
     assert limits.pop("registers") <= registers <= 255
-    assert stack == 0, "spills"
+    assert stack <= limits.pop("stack", 0), "spills"  # never within the loop, see below
     loops = [Counter(loop) for loop in loops_of(text)]
     # The loop over segments encloses the backward sweep and has twice its exponentials.
     inner = [loop for loop in loops if loop["MUFU"] <= limits["MUFU"]]
@@ -95,13 +95,17 @@ def test_machine_code_on_hopper(name, compiled, machine_code):
         assert loop[instruction] <= limit, instruction
 
 
-@pytest.mark.slow
-def test_inference_of_complex_time_invariant_scans_loads_first(launch_scan, compile_for, machine_code):
-    """At the end of a trip, behind the touches of L2, the loads make the next trip wait: 3 % more time (docs/log.md)."""
-    plan, (forward,), _ = launch_scan("complex LTI", SHAPE, train=False)
-    assert plan.chunks == 1
-    loop = max(loops_of(machine_code(compile_for(forward, 90)).text), key=len)
-    assert loop.index("LDG") < len(loop) / 10
+def test_inference_runs_the_kernel_of_training(launch_scan):
+    """Compiled for itself, without the branch that stores states, it loads late and takes 8 % more time (docs/log.md)."""
+    for kind in launch_scan.kinds:
+        _, training, _ = launch_scan(kind, SHAPE)
+        training = training[-1]
+        _, inference, _ = launch_scan(kind, SHAPE, train=False)
+        inference = inference[-1]
+        assert (inference.kernel, inference.constants, inference.options) == (
+            training.kernel, training.constants, training.options,
+        )  # fmt: skip
+        assert (training.arguments["write_states"], inference.arguments["write_states"]) == (1, 0)
 
 
 @pytest.mark.slow

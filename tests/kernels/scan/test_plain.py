@@ -13,7 +13,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from mamba_bio_audio.kernels.scan import launch  # noqa: E402
+from mamba_bio_audio.kernels.scan import chunks, launch  # noqa: E402
 from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan  # noqa: E402
 from mamba_bio_audio.kernels.scan.launch import (  # noqa: E402
     MAX_ROW_STRIDE,
@@ -173,6 +173,38 @@ class TestInterpreted:
     def test_plans(self, changes):
         inputs = make_inputs(1, 21, 18, 8)
         check(inputs, plan=plan_for(inputs, **changes))
+
+    @pytest.mark.parametrize(("dt_bias", "states", "reset"), [(-6.0, 16, False), (-1.0, 16, True), (2.0, 5, False)])
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_chunks_end_where_nothing_counts(self, monkeypatch, dt_bias, states, reset, reverse):
+        """From decays that keep everything to those that keep few steps, of which the others are not read."""
+        inputs = make_inputs(1, 64, 34, states, leave_out=("h0",) if reset else ("h0", "reset"))
+        inputs["dt_bias"] += dt_bias
+        inputs["A"] = -torch.arange(1.0, states + 1).expand(34, states).contiguous()
+        plan = plan_for(inputs, chunks=2, segment=8, rows=8)
+        rows, load_row = [], chunks.load_row
+
+        def counted(p, mask, even):
+            rows.append(p.handle.data.shape == (32,))
+            return load_row(p, mask, even)
+
+        monkeypatch.setattr(chunks, "load_row", counted)
+        g = inputs["u"].flip(2)
+        call = prepared(ScanInputs(**inputs), plan)
+        found = chunk_starts(call, g if reverse else inputs["u"], None, 2, 32, reverse=reverse)
+        part = slice(32, 64) if reverse else slice(0, 32)
+        h0 = torch.zeros(1, 34, states, dtype=torch.float64, requires_grad=True)
+        exact = {k: v[:, part] if v.ndim == 3 or k == "reset" else v for k, v in inputs.items()}
+        exact = {k: v if k == "reset" else v.double() for k, v in exact.items()}
+        out, last = oracle(**exact, h0=h0)
+        expected = last.detach()
+        if reverse:
+            (expected,) = torch.autograd.grad((out * g[:, part]).sum(), h0)
+        found = found[:, 0 if reverse else 1, 0].transpose(1, 2).double()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        loads = sum(rows) / (3 if reverse else 2) / 2  # of x, dt and z in two blocks of channels
+        if not reset:
+            assert loads >= 32 if dt_bias < 0 else loads <= 24
 
     def test_many_states_go_by_groups_of_channels(self):
         """Five launches of a block of channels, or two of which the last has fewer blocks."""

@@ -188,8 +188,11 @@ def make_model(name: str) -> tuple[nn.Module, Sequence[int]]:
     name, _, mixer = name.partition("+")
     if "/" in name:
         loaded = load_config(name, ["data.path=.", *([f"model.mixer={mixer}"] if mixer else [])])
-        if domain_of(loaded.data.kind).rate_hz(loaded.data) is None:
-            raise InputError(f"{name}: not a recipe of audio; write a language model of DNA as LAYERSxWIDTH, as 12x128")
+        codec = domain_of(loaded.data.kind).codec(loaded.data)
+        if codec.vocab_size != 256:
+            raise InputError(
+                f"{name}: its symbols are not 256 levels; a language model of DNA is written LAYERSxWIDTH, as 12x128"
+            )
         return build_model(loaded.model.model_copy(update={"vocab_size": 256}), seed=0), range(256)
     sizes = name.split("x")
     if len(sizes) != 2 or not all(size.isdecimal() and int(size) for size in sizes):

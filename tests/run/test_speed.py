@@ -125,7 +125,7 @@ def test_recorded_chunks_leave_nothing_out(chunk):
 def test_models_that_are_not_measured():
     for name, message in (
         ("16-256", "16-256: neither LAYERSxWIDTH"),
-        ("dna/tiny", "dna/tiny: not a recipe of audio"),
+        ("dna/tiny", "dna/tiny: its symbols are not 256 levels"),
         ("1x8+nothing", "1x8\\+nothing: there is no 'nothing'"),
         ("1x9999999999", "1x9999999999: Input should be less"),
     ):

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mamba_bio_audio.kernels.scan import launch
 from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan
 from mamba_bio_audio.kernels.scan.launch import prepared, scan_backward, scan_forward
+from mamba_bio_audio.run.timing import queued
 
 DEVICE = "cuda"  # a test may say "cpu"
 SHAPES = {
@@ -155,29 +156,7 @@ def peer_calls(x):
 
 def timed(calls, seconds):
     """Median ms of each, in turn, L2 flushed."""
-    scratch = torch.empty(2**26, dtype=torch.int32, device=DEVICE)
-
-    def turn():
-        marks = []
-        for call in calls:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            for _ in range(4):
-                scratch.zero_()
-            begin.record()
-            call()
-            end.record()
-            marks.append((begin, end))
-        return marks
-
-    turn()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    turn()
-    torch.cuda.synchronize()
-    took = time.perf_counter() - start
-    queue = [turn() for _ in range(max(3, min(20, int(seconds / took))))]
-    torch.cuda.synchronize()
-    return [statistics.median(b.elapsed_time(e) for b, e in marks) for marks in zip(*queue, strict=True)]
+    return [statistics.median(times) for times in queued(calls, 20, seconds)]
 
 
 def jobs_of(name, parts):

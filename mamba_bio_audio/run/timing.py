@@ -52,7 +52,7 @@ def interleaved(
     what is measured is the GPU's time and not the host's for launching a short call, as by `triton.testing.do_bench`.
     """
     calls = [ours] if peer is None else [ours, peer]
-    times = _queued(calls, pairs, seconds) if device == "cuda" else _one_by_one(calls, pairs, seconds)
+    times = queued(calls, pairs, seconds) if device == "cuda" else _one_by_one(calls, pairs, seconds)
     return Timing(times[0], times[1] if peer is not None else None)
 
 
@@ -70,7 +70,8 @@ def _one_by_one(calls: list[Callable[[], object]], pairs: int, seconds: float) -
     return times
 
 
-def _queued(calls: list[Callable[[], object]], pairs: int, seconds: float) -> list[list[float]]:
+def queued(calls: list[Callable[[], object]], pairs: int, seconds: float) -> list[list[float]]:
+    """Milliseconds of each call on a GPU, in turn, as `interleaved` times two."""
     scratch = torch.empty(2**26, dtype=torch.int32, device="cuda")
 
     def turn() -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:

@@ -77,11 +77,13 @@ def kmer_baseline(data: Any) -> KmerBaseline:
     return fit_kmers(rows, labels, valid, valid_labels, len(data.corpus.classes))
 
 
-def training_sequences(data: Any, at_most: int = MOST_SEQUENCES) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
+def training_sequences(
+    data: Any, at_most: int = MOST_SEQUENCES, most_bases: int = MOST_BASES
+) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
     """Token ids and classes of the first sequences of the training stream, as many as the baseline is fitted on."""
     stream = data.stream()
     there = len(data.training_windows(data.length))
-    count = max(50 * len(data.corpus.classes), min(at_most, MOST_BASES // data.length, 20 * there))
+    count = max(50 * len(data.corpus.classes), min(at_most, most_bases // data.length, 20 * there))
     if data.corpus.labelled.examples:
         count = min(count, there)
     examples = [stream.example(sample) for sample in range(count)]

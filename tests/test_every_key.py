@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.layers import mamba
-from mamba_bio_audio.layers.config import AttentionConfig, SsmConfig
+from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build, build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
@@ -38,7 +38,8 @@ from mamba_bio_audio.training.config import LengthStage, TrainConfig
 
 SECTIONS: tuple[type[BaseModel], ...] = (
     *(RunConfig, TrainConfig, LengthStage),
-    *(ModelConfig, UNetConfig, StageConfig, SsmConfig, AttentionConfig, HeadConfig),
+    # Settings of other mixers stand in `options`: tests/layers/test_registry.py.
+    *(ModelConfig, UNetConfig, StageConfig, SsmConfig, HeadConfig),
     *(DnaDataConfig, DnaClassesConfig, DnaTracksConfig, AudioDataConfig, AudioClassesConfig),
 )
 
@@ -89,6 +90,7 @@ AUDIO = (
     ("data.bad_files=exclude", "data.path=DIR/damaged"),
     "data.num_workers=1",
 )
+MAMBA_OUTSIDE = "model.stages=[{mixer: mamba}, {}, {mixer: mamba}]"
 ROWS = [
     *rows("dna", "model", "model.mixer=s4d", "model.d_model=16", "model.num_layers=2", "model.ssm={d_state: 4}"),
     *rows("dna", "model", "model.vocab_multiple=5", "model.norm_eps=0.1", "model.tie_embeddings=false"),
@@ -108,9 +110,9 @@ ROWS = [
     *rows("audio", "model", ("model.classes=folders", "data.path=DIR/labelled")),
     *rows("audio", "model", "model.stages.1.mixer=transformer", "model.stages.1.num_layers=3"),
     *rows("audio", "model", "model.stages.1.ssm={d_state: 4}"),
-    *rows("audio", "model", ("model.stages.1.attention={heads: 2}", "model.stages.1.mixer=transformer")),
-    *rows("audio", "model", ("model.stages.1.attention.heads=2", "model.stages.1.mixer=transformer")),
-    *rows("audio", "model", ("model.stages.1.attention.mlp_expand=2", "model.stages.1.mixer=transformer")),
+    *rows("audio", "model", ("model.stages.1.options={heads: 2}", "model.stages.1.mixer=transformer")),
+    *rows("audio", "model", ("model.stages.1.options.mlp_expand=2", "model.stages.1.mixer=transformer")),
+    *rows("audio", "model", ("model.options={heads: 2}", "model.mixer=transformer", "model.ssm={}", MAMBA_OUTSIDE)),
     *rows("dna-classes", "model", "head.pool=last", "head.freeze=true", "head.label_smoothing=0.1", "head={pool: max}"),
     *rows("dna-classes", "model", "head.pretrained=DIR/pretrained", "seed=1", "head.lora_rank=2"),
     *rows("dna-classes", "run", ("head.lora_alpha=1", "head.lora_rank=2")),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.layers.config import AttentionConfig, SsmConfig
 from mamba_bio_audio.layers.contract import MixerConfig, find_mixer, mixers
 from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.models.build import build_model
@@ -56,8 +56,18 @@ def layer(**ssm) -> Subject:
     )
 
 
+def attention(**options) -> Subject:
+    config = AttentionConfig(heads=2, **options)
+    return Subject(lambda: config.layers(WIDTH, 1)[0], call_layer, layer().inputs)
+
+
 def one_layer(config: MixerConfig, at: int) -> nn.Module:
     return config.layers(WIDTH, 3 * config.residuals)[at]
+
+
+def one_mlp(kind: str) -> Subject:
+    config = AttentionConfig(mlp=kind, mlp_bias=True)
+    return Subject(lambda: config.layers(WIDTH, 1)[1], call_layer, layer().inputs)
 
 
 def registered_layers() -> dict[str, Subject]:
@@ -107,7 +117,13 @@ def by_class(config: ModelConfig | UNetConfig) -> Subject:
 
 def unet(mixer: str = "mamba", recompute: str = "none", pools: tuple[int, ...] = (2, 3), **options) -> Subject:
     config = UNetConfig(
-        d_model=8, num_layers=2, pools=pools, vocab_size=VOCAB, mixer=mixer, ssm=SsmConfig(d_state=4), **options
+        d_model=8,
+        num_layers=2,
+        pools=pools,
+        vocab_size=VOCAB,
+        mixer=mixer,
+        **({"ssm": SsmConfig(d_state=4)} if find_mixer(mixer).config is SsmConfig else {}),
+        **options,
     )
 
     def make() -> nn.Module:
@@ -133,7 +149,7 @@ def classifier(kind: str, backbone: Subject, **head) -> Subject:
     return Subject(make, call_model, backbone.inputs, backbone.reset_every)
 
 
-TRANSFORMER = [{}, {}, {"mixer": "transformer", "attention": {"heads": 2}}, {}, {}]
+TRANSFORMER = [{}, {}, {"mixer": "transformer", "options": {"heads": 2}}, {}, {}]
 SUBJECTS = {
     **registered_layers(),
     **{f"isotropic-{name}": model(name) for name in mixers()},
@@ -142,6 +158,11 @@ SUBJECTS = {
     "mamba-wide-conv": layer(d_conv=7),
     "selective-bc": layer(selective="bc"),
     "selective-dt-complex": layer(selective="dt", complex=True),
+    "attention": attention(bias=True),
+    "attention-window": attention(window=5),
+    "attention-window-longer-than-pieces": attention(window=31),
+    "attention-window-longer-than-all": attention(window=64),
+    "mlp-gelu": one_mlp("gelu"),
     "isotropic-mamba-complex-pi": model("mamba-complex", complex_init="pi n"),
     "isotropic-recompute": model("mamba", recompute="layer"),
     "isotropic-by-class": by_class(ModelConfig(d_model=WIDTH, num_layers=2, vocab_size=VOCAB, **CLASSES)),
@@ -156,6 +177,7 @@ SUBJECTS = {
     "classifier-max": classifier("max", model("mamba")),
     "classifier-last": classifier("last", model("mamba")),
     "classifier-unet": classifier("mean", unet()),
+    "unet-window": unet(mixer="transformer", options={"window": 4, "heads": 2}),
     "classifier-unet-attention": classifier("mean", unet(stages=TRANSFORMER)),
     "unet-mixed-recompute": unet(recompute="layer", stages=[{"mixer": "s4d"}] * 2 + [{}] + [{"mixer": "s4d"}] * 2),
 }
@@ -192,7 +214,8 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 def leaves(state) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
+    # What is empty has no largest value.
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(state) if isinstance(leaf, Tensor) and leaf.numel()]
 
 
 def can_reset(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -64,32 +64,92 @@ class SsmConfig(MixerConfig):
         return count + inner * bc + inner  # A, D
 
 
-@mixer("transformer")
-class AttentionConfig(MixerConfig):
-    """Shape of a transformer block: causal attention with rotary positions, then an MLP."""
+class WithMlp(MixerConfig):
+    """Settings of a block whose mixer may be followed by an MLP, with a norm and a residual of its own."""
 
-    streaming: ClassVar[Streaming] = "growing"
-    residuals: ClassVar[int] = 2
-
-    heads: int = Field(
-        4, ge=1, le=1 << 20, description="attention heads; the width must be a multiple of twice their number"
+    mlp: Literal["swiglu", "gelu", "none"] = Field(
+        "swiglu", description="MLP behind the mixer: W3 (silu(W1 x) * W2 x), W2 gelu(W1 x), or none"
     )
-    mlp_expand: int = Field(1, ge=1, le=1024, description="inner channels of the MLP per model channel")
+    mlp_expand: float | None = Field(
+        None,
+        gt=0,
+        le=1024,
+        description="inner channels of the MLP per model channel; null: 8/3 (swiglu) or 4 (gelu), both 8 weights a "
+        "channel and channel; swiglu's are rounded up to a multiple of 8",
+    )
+    mlp_bias: bool = Field(False, description="give the MLP biases")
+
+    @property
+    def residuals(self) -> int:
+        """The mixer, and the MLP where there is one."""
+        return 1 if self.mlp == "none" else 2
+
+    def mlp_width(self, width: int) -> int:
+        """Inner channels of the MLP."""
+        if self.mlp == "gelu":
+            return max(1, round((self.mlp_expand or 4) * width))
+        # In whole numbers: 8/3 of a width must not be rounded up by the last bit of a float.
+        exact = -(-8 * width // 3) if self.mlp_expand is None else math.ceil(self.mlp_expand * width)
+        return -(-exact // 8) * 8
+
+    def mlp_layers(self, width: int, residuals: int) -> list[nn.Module]:
+        """The MLP, freshly initialised; nothing where there is none."""
+        if self.mlp == "none":
+            return []
+        from mamba_bio_audio.layers.mlp import MlpLayer
+
+        return [MlpLayer(width, self.mlp_width(width), self.mlp == "swiglu", self.mlp_bias, residuals)]
+
+    def mlp_parameters(self, width: int) -> int:
+        """Parameters of the MLP."""
+        if self.mlp == "none":
+            return 0
+        inner, maps = self.mlp_width(width), 2 if self.mlp == "swiglu" else 1
+        return (maps + 1) * inner * width + (maps * inner + width if self.mlp_bias else 0)
+
+
+@mixer("transformer")
+class AttentionConfig(WithMlp):
+    """Shape of a transformer block: causal attention with rotary positions, then an MLP (by default Transformer++)."""
+
+    heads: int | None = Field(
+        None, ge=1, le=1 << 20, description="attention heads; null: as many as are 64 channels wide, or wider"
+    )
+    window: int | None = Field(
+        None,
+        ge=2,
+        le=1 << 24,
+        description="attend to this many positions, the own among them, with a state of constant size; null: to all",
+    )
+    rope_theta: float = Field(10_000.0, gt=1, description="base b of the rotary frequencies b^(-2 i / d)")
+    bias: bool = Field(False, description="give the projections of attention biases")
+
+    @property
+    def streaming(self) -> Streaming:
+        """Constant with a window."""
+        return "growing" if self.window is None else "constant"
+
+    def heads_of(self, width: int) -> int:
+        """Number of heads at a width D."""
+        if self.heads is not None:
+            return self.heads
+        return next((heads for heads in range(width // 64, 1, -1) if width % (2 * heads) == 0), 1)
 
     def check_width(self, width: int) -> None:
         """Each head has an even number of channels."""
-        if width % (2 * self.heads):
+        heads = self.heads_of(width)
+        if width % (2 * heads):
             raise ValueError(
-                f"heads: {self.heads} heads require a width that is a multiple of {2 * self.heads}, not {width}; change "
+                f"heads: {heads} heads require a width that is a multiple of {2 * heads}, not {width}; change "
                 "the heads or the width"
             )
 
     def layers(self, width: int, residuals: int) -> list[nn.Module]:
         """Attention, and the MLP that follows it."""
-        from mamba_bio_audio.layers.attention import AttentionLayer, MlpLayer
+        from mamba_bio_audio.layers.attention import AttentionLayer
 
-        return [AttentionLayer(width, self, residuals), MlpLayer(width, self.mlp_expand, residuals)]
+        return [AttentionLayer(width, self, residuals), *self.mlp_layers(width, residuals)]
 
     def num_parameters(self, width: int) -> int:
-        """Four projections of attention, two of the MLP."""
-        return (4 + 2 * self.mlp_expand) * width * width
+        """Four projections of attention, and the MLP."""
+        return 4 * width * width + 4 * width * self.bias + self.mlp_parameters(width)

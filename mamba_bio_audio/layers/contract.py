@@ -25,7 +25,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -65,17 +65,19 @@ class Layer(Protocol):
 
 
 class MixerConfig(BaseModel):
-    """Settings of one mixer.
-
-    Attributes:
-        streaming: how the state of its layers grows; a model of several has the weakest guarantee.
-        residuals: layers per block, each with a norm and a residual of its own: 2 for attention followed by an MLP.
-    """
+    """Settings of one mixer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    streaming: ClassVar[Streaming] = "constant"
-    residuals: ClassVar[int] = 1
+    @property
+    def streaming(self) -> Streaming:
+        """How the state of its layers grows with the length; a model of several has the weakest guarantee."""
+        return "constant"
+
+    @property
+    def residuals(self) -> int:
+        """Layers per block, each with a norm and a residual of its own: 2 for attention followed by an MLP."""
+        return 1
 
     def check_width(self, width: int) -> None:
         """Refuse a width D that does not suit the settings.

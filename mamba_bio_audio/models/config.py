@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.layers.contract import MixerConfig, find_mixer
@@ -21,6 +21,14 @@ Inputs = Annotated[
     int | None,
     Field(ge=2, le=1 << 24, description="ids that are read, such as symbols and a start token; null: as the data have"),
 ]
+
+
+def _registered(name: str) -> str:
+    find_mixer(name)
+    return name
+
+
+MixerName = Annotated[str, AfterValidator(_registered)]
 Classes = Annotated[
     Literal["folders"] | tuple[str, ...] | None,
     AfterValidator(_distinct),
@@ -56,7 +64,7 @@ class ModelConfig(Reads, BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backbone: Literal["isotropic"] = Field("isotropic", description="arrangement of the layers")
-    mixer: str = Field(
+    mixer: MixerName = Field(
         "mamba",
         description="kind of layer: mamba, mamba-complex, s4d, s4d-real (which set ssm.complex and ssm.selective where "
         "those are null), transformer, or any other that is registered",
@@ -65,7 +73,7 @@ class ModelConfig(Reads, BaseModel):
     num_layers: int = Field(ge=1, le=10_000, description="Mamba layers (the paper's DNA 'blocks' are two layers each)")
     ssm: SsmConfig = Field(default_factory=lambda: SsmConfig(), description="state space layer, for Mamba and S4D")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="settings of other mixers, such as heads and mlp_expand of a transformer"
+        default_factory=dict, description="settings of other mixers, such as heads and window of a transformer"
     )
     vocab_size: int | None = Field(None, ge=2, le=1 << 24, description="symbols; null: as many as the data have")
     inputs: Inputs = None
@@ -74,45 +82,21 @@ class ModelConfig(Reads, BaseModel):
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the RMS norms")
     tie_embeddings: bool = Field(True, description="share the embedding's weights with the output layer")
 
-    @field_validator("mixer")
-    @classmethod
-    def _registered(cls, name: str) -> str:
-        find_mixer(name)
-        return name
-
     @model_validator(mode="after")
     def _resolved(self) -> ModelConfig:
         """Fill in what the mixer's name implies, so that a saved configuration is complete."""
-        of, preset = find_mixer(self.mixer)
         # The configuration is frozen after validation, of which this is still part.
-        if of is SsmConfig:
-            if self.options:
-                raise ValueError(f"model.options are for other mixers; set model.ssm.* for {self.mixer}")
+        if of_family(self.mixer):
             object.__setattr__(self, "ssm", with_preset(self.ssm, self.mixer))
-            return self
-        if self.ssm != SsmConfig():
+        elif self.ssm != SsmConfig():
             raise ValueError(f"model.ssm is for Mamba and S4D; set model.options.* for {self.mixer}")
-        try:
-            options = of(**preset | self.options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            wrong = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
-            known = ", ".join(of.model_fields)
-            raise ValueError(
-                f"options.{'.'.join(map(str, first['loc']))}: {wrong}; keys of {self.mixer}: {known}"
-            ) from None
-        try:
-            options.check_width(self.d_model)
-        except ValueError as error:
-            raise ValueError(f"options.{error}") from None
-        object.__setattr__(self, "options", options.model_dump(mode="json"))
+        object.__setattr__(self, "options", resolved_options(self.mixer, self.options, self.d_model))
         return self
 
     @property
     def mixer_config(self) -> MixerConfig:
         """Settings of the mixer."""
-        of, _ = find_mixer(self.mixer)
-        return self.ssm if of is SsmConfig else of(**self.options)
+        return settings_of(self.mixer, self.ssm, self.options)
 
     @property
     def outline(self) -> str:
@@ -123,6 +107,41 @@ class ModelConfig(Reads, BaseModel):
     def growing(self) -> bool:
         """Whether the state grows with the length, or cannot be carried at all."""
         return self.mixer_config.streaming != "constant"
+
+
+def of_family(mixer: str) -> bool:
+    """Whether a mixer is set by `ssm` (Mamba and its relatives), not by `options`."""
+    return find_mixer(mixer).config is SsmConfig
+
+
+def settings_of(mixer: str, ssm: SsmConfig, options: dict[str, Any]) -> MixerConfig:
+    """Settings of a mixer, which are `ssm` or made of `options`; both with everything filled in."""
+    return ssm if of_family(mixer) else find_mixer(mixer).config(**options)
+
+
+def resolved_options(mixer: str, options: dict[str, Any], width: int) -> dict[str, Any]:
+    """Settings of a mixer that is not set by `ssm`, everything filled in; empty for those that are.
+
+    Raises:
+        ValueError: an unknown setting, or one that does not suit the width D; the message begins with its path.
+    """
+    of, preset = find_mixer(mixer)
+    if of is SsmConfig:
+        if options:
+            raise ValueError(f"options: are for other mixers than {mixer}; set ssm.* instead")
+        return {}
+    try:
+        settings = of(**preset | options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        wrong = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        known = ", ".join(of.model_fields)
+        raise ValueError(f"options.{'.'.join(map(str, first['loc']))}: {wrong}; keys of {mixer}: {known}") from None
+    try:
+        settings.check_width(width)
+    except ValueError as error:
+        raise ValueError(f"options.{error}") from None
+    return settings.model_dump(mode="json")
 
 
 def with_preset(ssm: SsmConfig, mixer: str) -> SsmConfig:

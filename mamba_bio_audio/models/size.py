@@ -43,17 +43,19 @@ def size_text(parameters: int) -> str:
 def kept_per_position(config: ModelConfig | UNetConfig) -> float:
     """Values that training keeps per position even with recomputation: the input of every layer."""
     if isinstance(config, UNetConfig):
-        return sum((stage.num_layers or 0) * width / period for stage, width, period in _stages(config))
-    return float(config.num_layers * config.d_model)
+        return sum(
+            (stage.num_layers or 0) * stage.mixer_config.residuals * width / period
+            for stage, width, period in _stages(config)
+        )
+    return float(config.num_layers * config.mixer_config.residuals * config.d_model)
 
 
 def _stages(config: UNetConfig) -> list[tuple[StageConfig, int, int]]:
     """Each stage with its width and its samples per frame."""
-    tiers = len(config.pools)
-    down = list(range(tiers)) if config.down_blocks else []
-    order = [*down, tiers, *reversed(range(tiers))]
-    periods = [math.prod(config.pools[:tier]) for tier in range(tiers + 1)]
-    return [(stage, config.widths[tier], periods[tier]) for stage, tier in zip(config.stages, order, strict=True)]
+    periods = [math.prod(config.pools[:tier]) for tier in range(len(config.pools) + 1)]
+    return [
+        (stage, config.widths[tier], periods[tier]) for stage, tier in zip(config.stages, config.tiers, strict=True)
+    ]
 
 
 def _stage(stage: StageConfig, width: int) -> int:

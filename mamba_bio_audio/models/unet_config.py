@@ -7,9 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mamba_bio_audio.layers.config import AttentionConfig, SsmConfig
+from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.layers.contract import MixerConfig
-from mamba_bio_audio.models.config import Classes, Inputs, Reads, with_preset
+from mamba_bio_audio.models.config import (
+    Classes,
+    Inputs,
+    MixerName,
+    Reads,
+    of_family,
+    resolved_options,
+    settings_of,
+    with_preset,
+)
 
 
 class StageConfig(BaseModel):
@@ -17,23 +26,39 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real", "transformer"] | None = Field(
+    mixer: MixerName | None = Field(
         None,
-        description="kind of layer, which sets ssm.complex and ssm.selective where those are null, or transformer "
-        "(attention and MLP; only at the centre; its state grows with the length); null follows model.mixer",
+        description="kind of layer, as model.mixer; only the centre may have one whose state grows, such as a "
+        "transformer; null follows model.mixer",
     )
     num_layers: int | None = Field(None, ge=1, le=10_000, description="blocks; null follows model.num_layers")
     ssm: SsmConfig = Field(
         default_factory=lambda: SsmConfig(), description="state space layer; keys left out follow model.ssm"
     )
-    attention: AttentionConfig | None = Field(
-        None, description="attention and MLP of a transformer stage; null takes their defaults"
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of other mixers; keys left out follow model.options where the mixer is the model's",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _attention(cls, values: Any) -> Any:
+        """Until December 2026 a stage had `attention`, of which the MLP was gelu."""
+        if not isinstance(values, dict) or "attention" not in values:
+            return values
+        values = dict(values)
+        attention = values.pop("attention")
+        if attention is None:
+            return values
+        if not isinstance(attention, dict) or values.get("options"):
+            raise ValueError("attention: is called options now; set these")
+        return values | {"options": {"heads": 4, "mlp": "gelu", "mlp_expand": 1} | attention}
 
     @property
     def mixer_config(self) -> MixerConfig:
         """Settings of the blocks' mixer."""
-        return self.ssm if self.attention is None else self.attention
+        assert self.mixer is not None
+        return settings_of(self.mixer, self.ssm, self.options)
 
 
 class UNetConfig(Reads, BaseModel):
@@ -46,7 +71,7 @@ class UNetConfig(Reads, BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backbone: Literal["unet"] = Field("unet", description="arrangement of the layers")
-    mixer: Literal["mamba", "mamba-complex", "s4d", "s4d-real"] = Field(
+    mixer: MixerName = Field(
         "mamba",
         description="kind of layer of every stage that names none; sets ssm.complex and ssm.selective where null",
     )
@@ -61,6 +86,9 @@ class UNetConfig(Reads, BaseModel):
         description="also put blocks before each pool (the paper's U-Net); false is SaShiMi, with only pools there",
     )
     ssm: SsmConfig = Field(default_factory=lambda: SsmConfig(), description="state space layer of every stage")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="settings of another mixer, for the stages that have the model's"
+    )
     stages: tuple[StageConfig, ...] = Field(
         (), description="settings of individual stages: none, or one entry per stage; saved with everything filled in"
     )
@@ -91,6 +119,12 @@ class UNetConfig(Reads, BaseModel):
         return tuple(self.d_model * self.expand**tier for tier in range(len(self.pools) + 1))
 
     @property
+    def tiers(self) -> tuple[int, ...]:
+        """The tier of each stage, 0 for the finest."""
+        up = tuple(reversed(range(len(self.pools) + 1)))
+        return up if not self.down_blocks else (*reversed(up[1:]), *up)
+
+    @property
     def outline(self) -> str:
         """Kinds, number and widths of the blocks in words."""
         counts = [stage.num_layers or 0 for stage in self.stages]
@@ -102,8 +136,8 @@ class UNetConfig(Reads, BaseModel):
 
     @property
     def growing(self) -> bool:
-        """Whether the state grows with the length: attention keeps every key and value."""
-        return any(stage.mixer == "transformer" for stage in self.stages)
+        """Whether the state grows with the length, or cannot be carried at all."""
+        return any(stage.mixer_config.streaming != "constant" for stage in self.stages)
 
     @model_validator(mode="after")
     def _consistent(self) -> UNetConfig:
@@ -120,19 +154,20 @@ class UNetConfig(Reads, BaseModel):
                 f"stages have {counts} blocks: a stage on the way up needs as many as the stage of the same width on the "
                 "way down, because each block adds the input of its mirror image"
             )
-        for number, stage in enumerate(self.stages):
-            if stage.attention is not None and stage.mixer != "transformer":
-                raise ValueError(f"stages.{number}.attention requires mixer=transformer (got {stage.mixer})")
-            if stage.mixer == "transformer" and number != self.centre:
+        # Also where every stage names a mixer of its own.
+        resolved_options(self.mixer, self.options, self.widths[-1])
+        for number, stage in enumerate(self._resolved()):
+            streaming = stage.mixer_config.streaming
+            if streaming == "none":
                 raise ValueError(
-                    f"stages.{number}.mixer: transformer is allowed only at the centre, stage {self.centre}; the finer "
-                    f"stages are too long for attention"
+                    f"stages.{number}.mixer: {stage.mixer} cannot carry a state, and a U-Net's pools pass one from call to "
+                    "call; choose another"
                 )
-            if stage.attention is not None:
-                try:
-                    stage.attention.check_width(self.widths[-1])
-                except ValueError as error:
-                    raise ValueError(f"stages.{number}.attention.{error}") from None
+            if streaming == "growing" and number != self.centre:
+                raise ValueError(
+                    f"stages.{number}.mixer: {stage.mixer} is allowed only at the centre, stage {self.centre}; the finer "
+                    "stages are too long for a state that grows"
+                )
         return self
 
     def model_post_init(self, context: Any, /) -> None:
@@ -141,24 +176,33 @@ class UNetConfig(Reads, BaseModel):
             # The model is frozen after validation, of which this is still part. The stages come first, because
             # resolving them needs model.ssm as it was given.
             object.__setattr__(self, "stages", self._resolved())
-        object.__setattr__(self, "ssm", with_preset(self.ssm, self.mixer))
+        if of_family(self.mixer):
+            object.__setattr__(self, "ssm", with_preset(self.ssm, self.mixer))
 
     def _resolved(self) -> tuple[StageConfig, ...]:
-        """Every stage with all values filled in."""
+        """Every stage with all values filled in.
+
+        Raises:
+            ValueError: options that the mixer does not have, or that do not suit the width.
+        """
         resolved = []
-        for stage in self.stages or (StageConfig(),) * self.num_stages:  # type: ignore[call-arg]
+        stages = self.stages or (StageConfig(),) * self.num_stages  # type: ignore[call-arg]
+        for number, (stage, tier) in enumerate(zip(stages, self.tiers, strict=True)):
             given = {name: getattr(stage.ssm, name) for name in stage.ssm.model_fields_set}
             base = self.ssm
             if stage.mixer is not None:
                 # The stage's own mixer takes precedence over the model's complex and selective.
                 base = base.model_copy(update={"complex": None, "selective": None})
             mixer = stage.mixer or self.mixer
+            ssm = stage.ssm
+            if of_family(mixer):
+                ssm = with_preset(base.model_copy(update=given), mixer)
+            options = (self.options if mixer == self.mixer else {}) | stage.options
+            try:
+                options = resolved_options(mixer, options, self.widths[tier])
+            except ValueError as error:
+                where = f"stages.{number}." if stage.options or stage.mixer is not None else ""
+                raise ValueError(f"{where}{error}") from None
             num_layers = stage.num_layers or self.num_layers
-            if mixer == "transformer":
-                attention = stage.attention or AttentionConfig()  # type: ignore[call-arg]
-                resolved.append(StageConfig(mixer=mixer, num_layers=num_layers, ssm=stage.ssm, attention=attention))
-                continue
-            ssm = with_preset(base.model_copy(update=given), mixer)
-            # Attention is kept where it does not belong, so that the check can report it.
-            resolved.append(StageConfig(mixer=mixer, num_layers=num_layers, ssm=ssm, attention=stage.attention))
+            resolved.append(StageConfig(mixer=mixer, num_layers=num_layers, ssm=ssm, options=options))
         return tuple(resolved)

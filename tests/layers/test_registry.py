@@ -2,16 +2,20 @@
 
 import importlib.util
 import sys
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from mamba_bio_audio import layers
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.layers import contract
+from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.size import count_parameters
@@ -140,8 +144,8 @@ def test_mistakes_in_mixers_and_their_options():
         return str(found.value)
 
     assert "there is no 'mmba'; allowed: mamba | mamba-complex | s4d | s4d-real | transformer" in message(mixer="mmba")
-    assert "model.options are for other mixers; set model.ssm.* for mamba" in message(options={"heads": 2})
-    assert "options.head: unknown key; keys of transformer: heads, mlp_expand" in message(
+    assert "options: are for other mixers than mamba; set ssm.* instead" in message(options={"heads": 2})
+    assert "options.head: unknown key; keys of transformer: mlp, mlp_expand, mlp_bias, heads, window" in message(
         mixer="transformer", options={"head": 2}
     )
     assert "options.heads: 3 heads require a width that is a multiple of 6, not 16" in message(
@@ -155,10 +159,57 @@ def test_mistakes_in_mixers_and_their_options():
         contract.mixer("mamba")(contract.MixerConfig)
 
 
+# Values of settings that are null by default, or whose double or opposite is not allowed.
+OTHERS = {"heads": 2, "window": 5, "mlp_expand": 2.0}
+
+
+def other_values(key: str, field: FieldInfo) -> list[Any]:
+    """Values of a setting that are not its default."""
+    if key in OTHERS:
+        return [OTHERS[key]]
+    if typing.get_origin(field.annotation) is typing.Literal:
+        return [value for value in typing.get_args(field.annotation) if value != field.default]
+    return [not field.default] if isinstance(field.default, bool) else [2 * field.default, field.default / 2]
+
+
+def test_every_setting_of_every_mixer_does_something():
+    """Another value gives other outputs of the block's layers from the same seed and inputs, or is refused.
+
+    The keys of Mamba's own section have rows in tests/test_every_key.py.
+    """
+
+    def run(config: contract.MixerConfig) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        x = torch.randn(1, 12, 16)
+        found = [layer(x)[0] for layer in config.layers(16, 3)]
+        for layer in config.layers(16, 3):
+            # What is zero at first shows only behind a step of training.
+            with torch.no_grad():
+                for parameter in layer.parameters():
+                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            found.append(layer(x)[0])
+        return found
+
+    def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+        return len(one) == len(other) and all(map(torch.equal, one, other))
+
+    without = []
+    for name, (of, preset) in contract.mixers().items():
+        if of is SsmConfig:
+            continue
+        usual = run(of(**preset))
+        assert equal(usual, run(of(**preset)))
+        for key, field in of.model_fields.items():
+            changed = [run(of(**preset | {key: value})) for value in other_values(key, field)]
+            without += [f"{name}.{key}"] * (not changed or any(equal(found, usual) for found in changed))
+    assert not without
+
+
 def test_isotropic_transformer_is_counted_and_grows():
     config = ModelConfig(mixer="transformer", options={"heads": 2}, d_model=16, num_layers=2, vocab_size=8)
     model = build_model(config)
-    assert config.options == {"heads": 2, "mlp_expand": 1}
+    assert config.options["heads"] == 2
+    assert config.options["mlp"] == "swiglu"
     assert len(model.layers) == 4
     assert count_parameters(config) == model.num_parameters()
     assert config.growing

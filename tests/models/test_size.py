@@ -49,7 +49,11 @@ def test_isotropic(mixer, ssm):
         {"pools": [2, 3, 4], "expand": 3},
         {"mixer": "s4d", "ssm": {"proj_bias": True}},
         {"pools": [4], "stages": [{"num_layers": 2}, {"mixer": "transformer", "num_layers": 3}, {"num_layers": 2}]},
-        {"pools": [4], "stages": [{}, {"mixer": "transformer", "attention": {"heads": 2, "mlp_expand": 4}}, {}]},
+        {"pools": [4], "mixer": "transformer", "options": {"window": 4, "mlp": "gelu", "mlp_bias": True}},
+        {
+            "pools": [4],
+            "stages": [{}, {"mixer": "transformer", "options": {"heads": 2, "mlp_expand": 4, "bias": True}}, {}],
+        },
     ],
 )
 def test_unet(more):
@@ -73,6 +77,8 @@ def test_packaged_recipes():
 
 def test_kept_per_position():
     assert kept_per_position(ModelConfig(d_model=8, num_layers=3)) == 24
+    # Attention and MLP.
+    assert kept_per_position(ModelConfig(mixer="transformer", d_model=8, num_layers=3)) == 48
     # 2 blocks of 8 on the way down and up, and at the centre 2 of 16 channels for every 4 samples.
     assert kept_per_position(UNetConfig(d_model=8, num_layers=2, pools=(4,))) == 16 + 16 + 8
 

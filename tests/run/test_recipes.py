@@ -13,7 +13,8 @@ from mamba_bio_audio.run.recipes import locate, recipe_files, recipe_names, vari
 
 # Recipes that stood in files of their own before there were variants, with what they were then: the first 16 digits of
 # the SHA-256 of the validated configuration without its defaults and its description, as canonical JSON. Those of our own in
-# audio are as they have been since 2026-11-30; `paper` is as it always was.
+# audio are as they have been since 2026-11-30, and `attention` says since then that its MLP is as it was; `paper` is as it
+# always was.
 with (Path(__file__).parent / "recipes.csv").open() as table:
     HASHES = {row["recipe"]: row["sha256"] for row in csv.DictReader(table)}
 

@@ -23,7 +23,7 @@ from mamba_bio_audio.training.optim import build_optimizer
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-ATTENTION = [{}, {"mixer": "transformer", "attention": {"heads": 2}}, {}]
+ATTENTION = [{}, {"mixer": "transformer", "options": {"heads": 2}}, {}]
 MODELS = {
     "language": ModelConfig(d_model=16, num_layers=2, vocab_size=12),
     "complex": ModelConfig(d_model=16, num_layers=2, vocab_size=12, mixer="mamba-complex"),

@@ -84,14 +84,17 @@ class Net(nn.Module):
         if self.how["lm"]:
             scores = self.backbone.lm_head(h[:, :-1]).float()
             loss = loss + self.how["lm"] * len(tokens) * F.cross_entropy(scores.flatten(0, 1), tokens[:, 1:].flatten())
-        return Out(loss, torch.tensor(len(tokens), device=tokens.device) if not tokens.is_cuda else targets.ne(-1).sum())
+        return Out(
+            loss, torch.tensor(len(tokens), device=tokens.device) if not tokens.is_cuda else targets.ne(-1).sum()
+        )
 
 
 def load(task, data, codec, device):
     """{split: (ids of one strand, of the other, labels)}; dev without what is in train."""
     found = {}
     for split in ("train", "dev"):
-        rows = [line.rstrip("\n").split("\t") for line in gzip.open(data / task / f"{split}.tsv.gz", "rt")][1:]
+        text = gzip.decompress((data / task / f"{split}.tsv.gz").read_bytes()).decode()
+        rows = [line.split("\t") for line in text.splitlines()][1:]
         longest = max(len(text) for text, _ in rows)
         rows = [(text, label) for text, label in rows if len(text) == longest]
         found[split] = rows
@@ -150,7 +153,9 @@ def backbone_of(how):
     model = mba.load(how["start"]) if how["start"] != "none" else mba.load("human42mb-1m4")
     if how["start"] == "none":
         torch.manual_seed(how["seed"])
-        model = build_model(model.model_config.model_copy(update={"num_layers": how["layers"], "d_model": how["width"]}))
+        model = build_model(
+            model.model_config.model_copy(update={"num_layers": how["layers"], "d_model": how["width"]})
+        )
     model.lm_head.weight.requires_grad_(True)
     return model
 
@@ -185,10 +190,12 @@ def run(how, data, codec, device, deadline):
     recorded = GraphedLoss(net)
     average = copy.deepcopy(net)
     parameters, averages = list(net.parameters()), list(average.parameters())
-    best, step, trained = (math.inf, 0, 0, 0), 0, 0.0
+    best, step = (math.inf, 0, 0, 0), 0
     for epoch in range(1, how["epochs"] + 1):
         net.train()
-        for rows in torch.randperm(len(fwd), device=device)[: len(fwd) // how["batch"] * how["batch"]].split(how["batch"]):
+        for rows in torch.randperm(len(fwd), device=device)[: len(fwd) // how["batch"] * how["batch"]].split(
+            how["batch"]
+        ):
             turn = torch.rand(len(rows), 1, device=device) < (0 if stranded else 0.5)
             tokens = view(fwd[rows], rev[rows], how["strands"], turn)
             if how["mask"]:
@@ -213,7 +220,8 @@ def run(how, data, codec, device, deadline):
             best = (nats, epoch, roc_auc_score(y, p), matthews_corrcoef(y, p > 0.5))
     end = f"last: nats {nats:.4f} auroc {roc_auc_score(y, p):.4f}"
     seconds = time.time() - began
-    return f"nats {best[0]:.4f} auroc {best[2]:.4f} mcc {best[3]:.4f} epoch {best[1]} | {end} | {seconds:.1f} s, {1e3 * seconds / steps:.1f} ms/step"
+    found = f"nats {best[0]:.4f} auroc {best[2]:.4f} mcc {best[3]:.4f} epoch {best[1]}"
+    return f"{found} | {end} | {seconds:.1f} s, {1e3 * seconds / steps:.1f} ms/step"
 
 
 def logistic(x, y, dev, strength):
@@ -279,7 +287,10 @@ def frozen(how, data, codec, device):
             z = logistic(take(train), labels, take(dev), strength).cpu().numpy()
             tried.append((float(np.logaddexp(0, np.where(y == 1, -z, z)).mean()), strength, roc_auc_score(y, z)))
         best = min(tried)
-        print(f"FROZEN {how['task']} {how['start']} {name}: auroc {best[2]:.4f} nats {best[0]:.4f} C {best[1]:g}", flush=True)
+        print(
+            f"FROZEN {how['task']} {how['start']} {name}: auroc {best[2]:.4f} nats {best[0]:.4f} C {best[1]:g}",
+            flush=True,
+        )
 
 
 def main():

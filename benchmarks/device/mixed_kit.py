@@ -1,4 +1,4 @@
-"""Adds the multi-species genomes to .device/mixed/, in two bits a base (24 MB), with the intervals of them and of the human set.
+"""Adds the multi-species genomes to .device/mixed/, in two bits a base (24 MB), with the intervals of all.
 
 The human files themselves stay in .device/human (kit.sh); human42mb.sh links both into one folder where DATA names it.
 
@@ -17,7 +17,7 @@ CODES[np.frombuffer(b"TCAG", dtype=np.uint8)] = range(4)
 
 def records(path):
     """(name, codes of its bases) of every record of a gzipped FASTA."""
-    for part in gzip.open(path).read().split(b">")[1:]:
+    for part in gzip.decompress(path.read_bytes()).split(b">")[1:]:
         head, _, body = part.partition(b"\n")
         codes = CODES[np.frombuffer(body.replace(b"\n", b""), dtype=np.uint8)]
         assert codes.max() < 4, (path, head)

@@ -1,7 +1,8 @@
 """`mba evaluate --suite`: the field's benchmarks, with bars on the same splits.
 
 For each task: rates are chosen on validation with the first seed, every seed is trained with the best one, and then the
-test split is read, once. k-mer regression and a small convolutional network are tuned on the same validation split.
+test split is read, once. k-mer regression and a small convolutional network are tuned on the same validation split, and so is
+logistic regression on the vectors of a pretrained model (frozen).
 """
 
 from __future__ import annotations
@@ -20,26 +21,36 @@ from pydantic import Field, field_validator
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import MARKER, Maker, growing_folder, read_json, write_json, write_text
 from mamba_bio_audio.jobs.contract import Cli, Force, Options
-from mamba_bio_audio.jobs.suite_results import Gain, ModelScores, SuiteResult, TaskResult
+from mamba_bio_audio.jobs.suite_results import Gain, ModelScores, SuiteResult, TaskResult, predictions_table
 from mamba_bio_audio.pipelines.contract import Progress
 from mamba_bio_audio.run.folder import RUN_FILES
 
 if TYPE_CHECKING:
+    from mamba_bio_audio.evaluation.cnn import Labelled
+    from mamba_bio_audio.pipelines.contract import Strand
     from mamba_bio_audio.pipelines.data import DataModule
     from mamba_bio_audio.pipelines.dna.suites import Task
     from mamba_bio_audio.run.config import RunConfig
 
 WHOLE, TABLE, SETTINGS = "suite.json", "suite.csv", "settings.json"
+PREDICTIONS = "predictions"
 MAKER = Maker(
     "evaluate --suite",
-    (WHOLE, TABLE, SETTINGS, "tasks/*.json", *(f"runs/*/*/{name}" for name in (MARKER, *RUN_FILES))),
+    (
+        WHOLE,
+        TABLE,
+        SETTINGS,
+        "tasks/*.json",
+        f"{PREDICTIONS}/*.csv",
+        *(f"runs/*/*/{name}" for name in (MARKER, *RUN_FILES)),
+    ),
 )
 ARMS = ("kmers", "cnn", "scratch", "frozen", "finetuned")
 KMERS = (3, 4, 5, 6, 7)
 # k-mers of one length, as papers often take them.
 FIXED = {"5mers": (5,), "6mers": (6,)}
-# Rates that are tried, times that of the recipe; a head alone bears more.
-RATES, HEAD_RATES = (1 / 3, 1.0, 3.0), (1.0, 3.0, 10.0)
+# Rates that are tried, times that of the recipe.
+RATES = (1 / 3, 1.0, 3.0)
 
 
 class SuiteOptions(Options):
@@ -66,7 +77,13 @@ class SuiteOptions(Options):
     rates: Annotated[str | None, Cli(metavar="X,X,...")] = Field(
         None,
         description="With --suite: learning rates to choose from on validation; default: a third of, once and three "
-        "times the recipe's (frozen: once to ten times).",
+        "times the recipe's.",
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="With --suite: passes through the training sequences of each task, validated after each pass; default: "
+        "the recipe's train.steps.",
     )
     force: Force = False
 
@@ -120,11 +137,10 @@ class Asked(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """One way of training our model: its name in the tables, its settings, and what its rates are multiplied by."""
+    """One way of training our model: its name in the tables, and its settings."""
 
     name: str
-    settings: tuple[str, ...]
-    rates: tuple[float, ...]
+    settings: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -155,13 +171,16 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
     from mamba_bio_audio.run.environment import environment
 
     tasks = find_tasks(asked.suite, asked.folder, asked.options.task)
-    if not _arms(asked) and not {"kmers", "cnn", *FIXED} & set(asked.arms):
+    if not [*_arms(asked), *_frozen(asked)] and not {"kmers", "cnn", *FIXED} & set(asked.arms):
         raise InputError("--arms frozen and finetuned need --pretrained RUN")
+    if (kept := _finished(asked, [task.name for task in tasks])) is not None:
+        return kept
     # As it is now: a source tree may change while this runs.
     machine = environment(asked.device)
     with growing_folder(asked.out, MAKER, WHOLE, inputs=[asked.folder], force=asked.options.force) as out:
         _check_settings(asked, out)
-        (out / "tasks").mkdir(exist_ok=True)
+        for name in ("tasks", PREDICTIONS):
+            (out / name).mkdir(exist_ok=True)
         done: list[TaskResult] = []
         stopped = None
         for number, task in enumerate(tasks):
@@ -192,11 +211,16 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
     return result
 
 
-def _check_settings(asked: Asked, out: Path) -> None:
-    """Refuse to continue what was begun with other settings; tasks may be others."""
+def _settings(asked: Asked) -> dict[str, Any]:
+    """What the results of a folder belong to; tasks may be others."""
     own = asked.options.model_dump(mode="json", include=set(SuiteOptions.model_fields) - {"task", "force", "quiet"})
-    now = json.loads(json.dumps(own | {"folder": str(asked.folder.resolve()), "overrides": list(asked.overrides)}))
-    place = out / SETTINGS
+    more = {"folder": str(asked.folder.resolve()), "overrides": list(asked.overrides)}
+    return dict(json.loads(json.dumps(own | more)))
+
+
+def _check_settings(asked: Asked, out: Path) -> None:
+    """Refuse to continue what was begun with other settings."""
+    place, now = out / SETTINGS, _settings(asked)
     if place.exists() and read_json(place) != now:
         raise InputError(
             f"{asked.out}: was begun with other settings; choose another --out, or replace it with --force"
@@ -204,21 +228,35 @@ def _check_settings(asked: Asked, out: Path) -> None:
     write_json(place, now)
 
 
+def _finished(asked: Asked, tasks: list[str]) -> SuiteResult | None:
+    """What the folder holds, if it is finished and of the same settings and tasks; nothing is done again."""
+    places = [asked.out / name for name in (WHOLE, SETTINGS)]
+    if asked.options.force or not all(place.exists() for place in places) or read_json(places[1]) != _settings(asked):
+        return None
+    found = SuiteResult.model_validate(read_json(places[0]) | {"shown_again": True})
+    return found if [task.task for task in found.tasks] == tasks else None
+
+
 def _arms(asked: Asked) -> list[Arm]:
-    arms = [Arm("from scratch", (), RATES)] if "scratch" in asked.arms else []
-    for run in asked.options.pretrained:
-        name, start = Path(run).resolve().name, f"head.pretrained={run}"
-        if "frozen" in asked.arms:
-            arms.append(Arm(f"{name}, frozen", (start, "head.freeze=true"), HEAD_RATES))
-        if "finetuned" in asked.arms:
-            arms.append(Arm(f"{name}, fine-tuned", (start,), RATES))
-    names = [arm.folder for arm in arms]
-    twice = next((arm.name for arm in arms if names.count(arm.folder) > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"--pretrained: two models would be called {twice.rpartition(', ')[0]!r}; rename one of the folders"
-        )
+    """Ways of training that were asked for."""
+    arms = [Arm("from scratch")] if "scratch" in asked.arms else []
+    if "finetuned" in asked.arms:
+        arms += [Arm(f"{name}, fine-tuned", (f"head.pretrained={run}",)) for name, run in _pretrained(asked).items()]
     return arms
+
+
+def _frozen(asked: Asked) -> dict[str, str]:
+    """Pretrained models that are read as they are."""
+    return _pretrained(asked) if "frozen" in asked.arms else {}
+
+
+def _pretrained(asked: Asked) -> dict[str, str]:
+    """Pretrained models by the names of their folders."""
+    names = [Path(run).resolve().name for run in asked.options.pretrained]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"--pretrained: two models would be called {twice!r}; rename one of the folders")
+    return dict(zip(names, asked.options.pretrained, strict=True))
 
 
 def _evaluate_task(asked: Asked, task: Task, out: Path) -> TaskResult:
@@ -232,7 +270,14 @@ def _evaluate_task(asked: Asked, task: Task, out: Path) -> TaskResult:
     length = _longest(task)
     data = _open(asked, task, length)
     described = data.summary()
-    trials = [*_bars(asked, task, data), *_ours(asked, task, data, length, out / "runs" / task.name)]
+    known = Known.of(data)
+    trials = [*_bars(asked, task, data, known)]
+    ours = {
+        trial.name: trial
+        for trial in (*_probes(asked, task, known), *_ours(asked, task, data, length, out / "runs" / task.name))
+    }
+    ways = [f"{name}, {way}" for name in _pretrained(asked) for way in ("frozen", "fine-tuned")]
+    trials += [ours[name] for name in ("from scratch", *ways) if name in ours]
     opened = _open_test(out / "tasks" / f"{task.name}.opened.json")
     test = data.evaluation_dataset("test")
     rows, y = labelled_sequences(test)
@@ -240,6 +285,7 @@ def _evaluate_task(asked: Asked, task: Task, out: Path) -> TaskResult:
     labelled = data.corpus.labelled
     groups = np.array(related(test.windows, labelled.identity, labelled.near))
     found = {trial.name: {seed: predict(rows) for seed, predict in trial.predict.items()} for trial in trials}
+    write_text(out / PREDICTIONS / f"{task.name}.csv", predictions_table(found, y, clean, groups, data.corpus.classes))
 
     def scores(p: Any, seed: int) -> dict[str, Any]:
         whole = len(np.unique(y[clean])) == len(data.corpus.classes)
@@ -334,19 +380,57 @@ def _open(asked: Asked, task: Task, length: int) -> DataModule:
     return data
 
 
-def _bars(asked: Asked, task: Task, data: DataModule) -> list[Trial]:
+class Known(NamedTuple):
+    """Ids and classes of the training and validation sequences."""
+
+    train: Labelled
+    valid: Labelled
+    classes: int
+
+    @classmethod
+    def of(cls, data: DataModule) -> Known:
+        """Those of a task, as they are read."""
+        from mamba_bio_audio.evaluation.cnn import Labelled
+        from mamba_bio_audio.pipelines.scores import labelled_sequences
+
+        corpus = data.corpus
+        train = Labelled(*labelled_sequences(data.dataset(corpus.windows(data.length))))
+        return cls(train, Labelled(*labelled_sequences(data.evaluation_dataset("valid"))), len(corpus.classes))
+
+
+def _probes(asked: Asked, task: Task, known: Known) -> Iterator[Trial]:
+    """Logistic regression on the mean hidden state of pretrained models: of either strand where it is known, else of both."""
+    import numpy as np
+
+    from mamba_bio_audio.inference.embed import embed
+    from mamba_bio_audio.pipelines.dna.kmers import fit_regression
+    from mamba_bio_audio.run import saved
+
+    strands: tuple[Strand, ...] = ("forward", "reverse") if task.stranded else ("both",)
+
+    def vectors(model: Any, rows: Sequence[Any]) -> Any:
+        return np.concatenate([np.asarray(embed(model, list(rows), strand=strand)) for strand in strands], 1)
+
+    for name, run in _frozen(asked).items():
+        model = saved.load(run).to(asked.device)
+        train, valid = (vectors(model, part.rows) for part in (known.train, known.valid))
+        fit = fit_regression(train, known.train.labels, valid, known.valid.labels)
+
+        def predict(rows: Sequence[Any], model: Any = model, fit: Any = fit) -> Any:
+            return np.asarray(fit.model.predict_proba(vectors(model, rows)), dtype=np.float64)
+
+        yield Trial(f"{name}, frozen", f"penalty 1/{fit.strength:g}", fit.table, {0: predict})
+
+
+def _bars(asked: Asked, task: Task, data: DataModule, known: Known) -> list[Trial]:
     """Simple models, tuned on validation."""
     import numpy as np
 
     from mamba_bio_audio.evaluation.cnn import RATES as CNN_RATES
-    from mamba_bio_audio.evaluation.cnn import CnnTask, Labelled, cnn_probabilities, fit_cnn
+    from mamba_bio_audio.evaluation.cnn import CnnTask, cnn_probabilities, fit_cnn
     from mamba_bio_audio.pipelines.dna.kmers import fit_kmers
-    from mamba_bio_audio.pipelines.scores import labelled_sequences
 
-    corpus = data.corpus
-    train = Labelled(*labelled_sequences(data.dataset(corpus.windows(data.length))))
-    valid = Labelled(*labelled_sequences(data.evaluation_dataset("valid")))
-    classes = len(corpus.classes)
+    train, valid, classes = known
     trials = []
     for arm, sizes in {"kmers": KMERS, **FIXED}.items():
         if arm not in asked.arms:
@@ -376,13 +460,14 @@ def _ours(asked: Asked, task: Task, data: DataModule, length: int, runs: Path) -
     """Our model in each way of training it."""
     for arm in _arms(asked):
         base = _config(asked, task, length, *arm.settings)
+        settings = (*arm.settings, *_passes(asked, base, data))
         rates = [float(part) for part in asked.options.rates.split(",")] if asked.options.rates else None
-        rates = rates or [float(f"{base.train.lr * factor:.2g}") for factor in arm.rates]
+        rates = rates or [float(f"{base.train.lr * factor:.2g}") for factor in RATES]
         seeds = asked.seeds
         name = arm.folder
 
         def trained(
-            rate: float, seed: int, settings: tuple[str, ...] = arm.settings, name: str = name
+            rate: float, seed: int, settings: tuple[str, ...] = settings, name: str = name
         ) -> tuple[Path, float]:
             config = _config(asked, task, length, *settings, f"train.lr={rate}", "train.lr_head=null", f"seed={seed}")
             return _train(asked, config, runs / f"{name}-lr{rate:g}-seed{seed}", data)
@@ -399,6 +484,15 @@ def _ours(asked: Asked, task: Task, data: DataModule, length: int, runs: Path) -
             [{"rate": rate, "valid_nats": nats} for rate, (_, nats) in tried.items()],
             {seed: partial(_probabilities, run, task, asked.device) for seed, run in found.items()},
         )
+
+
+def _passes(asked: Asked, base: RunConfig, data: DataModule) -> tuple[str, ...]:
+    """Settings of --epochs."""
+    if asked.options.epochs is None:
+        return ()
+    steps = math.ceil(asked.options.epochs * len(data.training_windows(data.length)) / base.train.sequences_per_step)
+    often = max(1, round(steps / max(1, round(asked.options.epochs))))
+    return f"train.steps={steps}", f"train.validate_every={often}", f"train.checkpoint_every={steps}"
 
 
 def _train(asked: Asked, config: RunConfig, run: Path, data: DataModule) -> tuple[Path, float]:

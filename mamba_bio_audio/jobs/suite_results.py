@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from mamba_bio_audio.jobs.contract import Result
 from mamba_bio_audio.pipelines.scores import Found
 from mamba_bio_audio.text import cell
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 COLUMNS = ("suite", "task", "model", "seed", "part", "count", "mcc", "auroc", "accuracy", "balanced_accuracy", "chosen")
 MACHINE = ("device", "torch", "mamba_bio_audio", "commit", "started")
@@ -145,6 +150,7 @@ class SuiteResult(Result):
 
     Attributes:
         stopped_by: name of the signal that ended it early; the same command continues.
+        shown_again: it was finished before this call, which only read it.
     """
 
     suite: str
@@ -157,6 +163,7 @@ class SuiteResult(Result):
     tasks: list[TaskResult]
     stopped_by: str | None = None
     unfinished: list[str] = Field(default_factory=list)
+    shown_again: bool = Field(False, exclude=True)
 
     def text(self) -> str:
         """Tables for people."""
@@ -214,7 +221,9 @@ class SuiteResult(Result):
         return text.getvalue()
 
     def notes(self) -> str:
-        """How to continue."""
+        """How to continue, or that nothing was done."""
+        if self.shown_again:
+            return f"{self.out} is finished and was shown; --force does it again"
         if self.stopped_by is None:
             return ""
         return f"stopped by {self.stopped_by}; {', '.join(self.unfinished)} not done. Continue with the same command"
@@ -223,3 +232,36 @@ class SuiteResult(Result):
     def exit_code(self) -> int:
         """130 after a signal."""
         return 130 if self.stopped_by else 0
+
+
+def predictions_table(
+    found: Mapping[str, Mapping[int, NDArray[np.float64]]],
+    y: NDArray[np.int64],
+    clean: NDArray[np.bool_],
+    groups: NDArray[np.int64],
+    classes: Sequence[str],
+) -> str:
+    """What every model says of every test sequence, as CSV, in their order: anything can be compared later.
+
+    Columns: the class, whether the sequence is also in train, a number that nearly equal ones share, and
+    `MODEL, seed S, p CLASS`, of two classes only the second.
+
+    Args:
+        found: model -> seed -> probabilities (n, K).
+        y, clean, groups: (n,) classes, sequences that are not in train, and numbers that nearly equal ones share.
+        classes: their names (K,).
+    """
+    shown = range(1 if len(classes) == 2 else 0, len(classes))
+    columns = [
+        (f"{model}, seed {seed}, p {classes[at]}", p[:, at])
+        for model, seeds in found.items()
+        for seed, p in seeds.items()
+        for at in shown
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["label", "in_train", "group", *(cell(name) for name, _ in columns)])
+    for at, label in enumerate(y.tolist()):
+        own = [cell(classes[label]), int(not clean[at]), int(groups[at])]
+        writer.writerow([*own, *(f"{p[at]:.6g}" for _, p in columns)])
+    return text.getvalue()

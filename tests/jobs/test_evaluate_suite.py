@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.run.described import read_config
@@ -88,6 +89,29 @@ def test_every_model_on_every_task(done, folder):
     assert {row["part"] for row in rows} == {"all", "clean"}
 
 
+def test_predictions_are_kept(done, folder):
+    """A row for each test sequence in its order, from which the scores can be made again."""
+    with (done / "predictions" / "tf_0.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    given = [line.split(",")[1] for line in (folder / "GUE/tf/0/test.csv").read_text().splitlines()[1:]]
+    assert [row["label"] for row in rows] == given
+    assert [row["in_train"] for row in rows] == ["0"] * 20 + ["1"]
+    scores = [float(row["from scratch, seed 1, p 1"]) for row in rows]
+    (task,) = (task for task in json.loads((done / "suite.json").read_text())["tasks"] if task["task"] == "tf_0")
+    found = task["models"][2]["seeds"][1]["all"]["auroc"]
+    assert roc_auc_score([int(label) for label in given], scores) == pytest.approx(found, abs=1e-6)
+
+
+def test_passes_through_the_training_sequences(folder, tmp_path):
+    """60 sequences, 8 a step: 2.5 passes are 19 steps, and each of two parts ends in a validation."""
+    out = tmp_path / "out"
+    given = ("--task", "tf_0", "--arms", "scratch", "--seeds", "0", "--rates", "1e-2", "--epochs", "2.5")
+    assert mba(*arguments(folder, out, *given)) == 0
+    (run,) = (out / "runs" / "tf_0").iterdir()
+    train = read_config(run).train
+    assert (train.steps, train.validate_every, train.checkpoint_every) == (19, 10, 19)
+
+
 def test_text_says_what_was_published_and_what_is_wrong(folder, tmp_path, capsys):
     assert mba(*arguments(folder, tmp_path / "bars", "--arms", "kmers", "--task", "tf_0")) == 0
     text = capsys.readouterr().out
@@ -109,7 +133,12 @@ def test_pretrained_models_bring_their_architecture(folder, tmp_path, capsys):
     widths = {
         run.name.partition("-lr")[0]: read_config(run).model.d_model for run in (tmp_path / "out/runs/tf_0").iterdir()
     }
-    assert widths == {"from-scratch": 8, "lm-frozen": 12, "lm-fine-tuned": 12}
+    assert widths == {"from-scratch": 8, "lm-fine-tuned": 12}
+    frozen = task["models"][1]
+    assert frozen["chosen"].startswith("penalty 1/")
+    assert [seed["seed"] for seed in frozen["seeds"]] == [0]
+    # Told apart by composition, which the mean hidden state of any model knows.
+    assert frozen["seeds"][0]["all"]["auroc"] > 0.8
     capsys.readouterr()
     assert mba(*arguments(folder, tmp_path / "two", *begin, "--pretrained", tmp_path / "other" / "lm")) == 2
     assert "two models would be called 'lm'; rename one" in capsys.readouterr().err
@@ -127,7 +156,11 @@ def test_finished_tasks_are_kept(folder, tmp_path, capsys):
     assert mba(*given) == 0
     assert "The test split was opened more than once: tf_0 2 times" in capsys.readouterr().out
     assert (out / "tasks" / "prom_core_x.json").read_text() == before
-    assert mba(*given) == 2
+    assert mba(*given) == 0
+    again = capsys.readouterr()
+    assert "The test split was opened more than once: tf_0 2 times" in again.out
+    assert f"{out} is finished and was shown; --force does it again" in again.err.replace("\n", " ")
+    assert mba(*given, "--task", "tf_0") == 2
     assert "is not empty" in capsys.readouterr().err
     (out / "suite.json").unlink()
     assert mba(*arguments(folder, out, "--arms", "cnn")) == 2

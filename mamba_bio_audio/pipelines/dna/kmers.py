@@ -195,8 +195,8 @@ def fit_kmers(
     for k in allowed:
         dense = _is_dense(train, k, _columns(k, both_strands))
         known, unseen = (kmer_frequencies(rows, k, both_strands, dense) for rows in (train, valid))
-        candidate = _fit_size(known, train_labels, unseen, valid_labels, k)
-        table += candidate.table
+        candidate = fit_regression(known, train_labels, unseen, valid_labels)
+        table += [{"k": k} | row for row in candidate.table]
         tried.append(k)
         worse = worse + 1 if candidate.loss > best - LEAST_GAIN else 0
         if candidate.loss < best:
@@ -210,21 +210,31 @@ def fit_kmers(
     if k == tried[-1] and k < longest:
         edges.append(f"k = {k} is the largest tried")
     if candidate.step in (FIRST_STEP, LAST_STEP):
-        edges.append(f"the penalty 1/{_strength(candidate.step):g} is the last tried")
-    return KmerBaseline(
-        k, _strength(candidate.step), len(train), table, candidate.model, edges, left_out, both_strands, dense
-    )
+        edges.append(f"the penalty 1/{candidate.strength:g} is the last tried")
+    return KmerBaseline(k, candidate.strength, len(train), table, candidate.model, edges, left_out, both_strands, dense)
 
 
-class _Fitted(NamedTuple):
-    step: int
-    loss: float
-    model: Any
-    table: list[dict[str, Any]]
+class Regression(NamedTuple):
+    """Logistic regression with the penalty of least loss on validation."""
+
+    step: int  # of the grid of penalties
+    loss: float  # nats
+    model: Any  # of sklearn
+    table: list[dict[str, Any]]  # strength, validation loss and accuracy of every candidate
+
+    @property
+    def strength(self) -> float:
+        """Inverse of the L2 penalty, sklearn's C."""
+        return _strength(self.step)
 
 
-def _fit_size(known: Any, labels: NDArray[np.int64], unseen: Any, valid_labels: NDArray[np.int64], k: int) -> _Fitted:
-    """The best penalty for one k: along the grid, first to weaker ones, until the loss rises."""
+def fit_regression(known: Any, labels: NDArray[np.int64], unseen: Any, valid_labels: NDArray[np.int64]) -> Regression:
+    """The best penalty for features (n, columns): along the grid, first to weaker ones, until the loss rises.
+
+    Args:
+        known, labels: of training.
+        unseen, valid_labels: of validation.
+    """
     import copy
 
     from scipy.sparse import issparse
@@ -239,7 +249,7 @@ def _fit_size(known: Any, labels: NDArray[np.int64], unseen: Any, valid_labels: 
     regression = LogisticRegression(max_iter=300, tol=1e-5, warm_start=True)
     table: list[dict[str, Any]] = []
 
-    def fit(step: int) -> _Fitted:
+    def fit(step: int) -> Regression:
         regression.C = _strength(step)
         with warnings.catch_warnings():
             # Stopping early only adds to the penalty, and validation chooses.
@@ -249,15 +259,15 @@ def _fit_size(known: Any, labels: NDArray[np.int64], unseen: Any, valid_labels: 
         own = p[np.arange(len(p)), valid_labels]
         loss = float(-np.log(np.maximum(own, 1e-12)).mean())
         right = float((p.argmax(1) == valid_labels).mean())
-        table.append({"k": k, "strength": regression.C, "valid_nats": loss, "valid_accuracy": right})
-        return _Fitted(step, loss, make_pipeline(scaler, copy.deepcopy(regression)), table)
+        table.append({"strength": regression.C, "valid_nats": loss, "valid_accuracy": right})
+        return Regression(step, loss, make_pipeline(scaler, copy.deepcopy(regression)), table)
 
     best = first = fit(START_STEP)
     best = _climb(fit, best, 1)
     return best if best is not first else _climb(fit, first, -1)
 
 
-def _climb(fit: Callable[[int], _Fitted], best: _Fitted, by: int) -> _Fitted:
+def _climb(fit: Callable[[int], Regression], best: Regression, by: int) -> Regression:
     while FIRST_STEP <= best.step + by <= LAST_STEP:
         following = fit(best.step + by)
         gain = best.loss - following.loss

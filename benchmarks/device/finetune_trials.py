@@ -170,7 +170,8 @@ def bar(splits, codec, stranded, device):
     fits = [cnn.fit_cnn(task, seed=0, rate=rate) for rate in cnn.RATES]
     best = min(fits, key=lambda fit: fit.valid_nats)
     p, y = cnn.cnn_probabilities(best.model, task.valid.rows, task)[:, 1], task.valid.labels
-    return f"nats {best.valid_nats:.4f} auroc {roc_auc_score(y, p):.4f} mcc {matthews_corrcoef(y, p > 0.5):.4f} rate {best.rate}"
+    scores = f"auroc {roc_auc_score(y, p):.4f} mcc {matthews_corrcoef(y, p > 0.5):.4f}"
+    return f"nats {best.valid_nats:.4f} {scores} rate {best.rate}"
 
 
 def run(how, data, codec, device, deadline):

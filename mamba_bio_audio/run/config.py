@@ -346,6 +346,10 @@ def _place(location: Sequence[Any]) -> _Place:
 
 def _keys(annotation: Any, kind: str) -> list[str]:
     section = section_of(annotation) or section_of(item_of(annotation)) or member_of(annotation, kind)
+    if section is None:
+        # A section that may be left out.
+        inside = [section_of(part) for part in typing.get_args(annotation) if part is not type(None)]
+        section = inside[0] if len(inside) == 1 else None
     return list(section.model_fields) if section else []
 
 

@@ -40,12 +40,24 @@ def configure(
     """
     merged = merge_named(recipe, overrides)
     found = named(merged)
+    _refuse_random_backbone(merged, found)
     if found is not None:
         run = None if run_of is None else run_of(str(merged["name"]))
         model, source = _architecture(*found, run, labels=bool(merged.get("head")))
         own = {} if gives_way else written_values(recipe, overrides)
         merged = adopt(merged, own, model, source)
     return validate(merged, recipe, check_files=True)
+
+
+def _refuse_random_backbone(values: Mapping[str, Any], found: tuple[str, str] | None) -> None:
+    """Refuse to keep a backbone that nothing has been learnt by."""
+    head = values.get("head")
+    keys = [key for key in ("freeze", "lora_rank") if isinstance(head, dict) and head.get(key)]
+    if keys and (found is None or found[0] != "head.pretrained"):
+        raise InputError(
+            f"head.{keys[0]} keeps the weights of a pretrained backbone, and this one is random; name a model in "
+            f"head.pretrained, or leave head.{keys[0]} out"
+        )
 
 
 def named(values: Mapping[str, Any]) -> tuple[str, str] | None:

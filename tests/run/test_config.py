@@ -59,6 +59,14 @@ def test_mistakes_are_one_line_per_key(override, expected, tmp_path):
     assert found[0].startswith(expected)
 
 
+def test_mistakes_of_a_section_that_may_be_left_out(tmp_path):
+    """What is wrong between its keys is said without a list of them; what is no section is told which there are."""
+    (found,) = mistakes("dna/short", f"data.path={tmp_path}", "head.freeze=true", "head.lora_rank=2")
+    assert found.endswith("freeze leaves it as it is; choose one of them")
+    (found,) = mistakes("dna/short", f"data.path={tmp_path}", "head=3")
+    assert found.startswith("head: must be a section with keys, not a value; its keys: task, pool, classes")
+
+
 def test_missing_paths_say_what_the_kind_reads():
     assert mistakes("audio/tiny")[0].startswith("data.path: missing; allowed: WAV, FLAC, OGG or MP3 file")
     assert mistakes("dna/tiny")[0].startswith("data.path: missing; allowed: FASTA")

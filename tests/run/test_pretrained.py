@@ -79,6 +79,13 @@ def test_what_a_user_sets_must_agree(given, name, overrides, expected):
         configure(recipe(given, name), overrides)
 
 
+def test_nothing_random_is_kept_as_it_is(given):
+    for key in ("head.freeze=true", "head.lora_rank=2"):
+        with pytest.raises(InputError, match=f"{key.partition('=')[0]} keeps the weights of a pretrained backbone"):
+            configure(recipe(given, "bare.yaml"), [key])
+        assert configure(recipe(given, "bare.yaml"), [key, f"head.pretrained={given / 'lm'}"]).head is not None
+
+
 def test_a_language_model_is_trained_further(given):
     own = [f"data.path={given / 'g.fa'}", f"train.init={given / 'lm'}", "train.steps=2", "train.length=32"]
     own += [

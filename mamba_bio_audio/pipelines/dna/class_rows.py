@@ -160,12 +160,13 @@ def read_table(
     """
     cells = _parquet(path) if path.name.lower().endswith(".parquet") else _text_cells(path)
     where, header = next(cells)
-    header = [name.strip().lower() for name in header]
+    written = [name.strip() for name in header]
+    header = [name.lower() for name in written]
     missing = [name for name in columns.required() if name not in header]
     if missing:
         raise InputError(
-            f"{where}: the header lacks {', '.join(missing)}; it names {', '.join(header[:12])}. Say which columns are which, "
-            f"for example data.columns={{sequence: {header[0] or 'seq'}, label: {header[-1] or 'target'}}}"
+            f"{where}: the header lacks {', '.join(missing)}; it names {', '.join(written[:12])}. Say which columns are which, "
+            f"for example data.columns={{sequence: {written[0] or 'seq'}, label: {written[-1] or 'target'}}}"
         )
     twice = next((name for name in header if name and header.count(name) > 1), None)
     if twice is not None:
@@ -175,7 +176,8 @@ def read_table(
     seen: dict[str, str] = {}
     for where, values in counted(cells, f"reading {path.name}, rows", progress):
         if len(values) != len(header):
-            raise InputError(f"{where}: has {len(values)} columns, but the header has {len(header)}; correct the row")
+            count = f"{len(values)} column{'s' * (len(values) > 1)}"
+            raise InputError(f"{where}: has {count}, but the header has {len(header)}; correct the row")
         row = dict(zip(header, (value.strip() for value in values), strict=True))
         _check_sequence(row[columns.sequence], where)
         labels = [row[name] for name in columns.labels]
@@ -235,8 +237,12 @@ def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _fields(line: str, delimiter: str, where: str) -> list[str]:
     try:
-        return next(csv.reader([line], delimiter=delimiter))
+        return next(csv.reader([line], delimiter=delimiter, strict=True))
     except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise InputError(
+                f"{where}: a cell in quotes does not end in its line; cells of several lines are not read, so write it on one"
+            ) from None
         raise InputError(f"{where}: cannot be read as a row ({error}); correct it") from None
 
 

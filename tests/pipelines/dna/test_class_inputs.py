@@ -41,7 +41,7 @@ def test_any_names_of_columns(tmp_path):
     assert first.tags == {"split": "train"}
     assert second.tags == {"split": "val"}
     with pytest.raises(
-        InputError, match=r"lacks sequence, label; it names enhancer id, dna.*data.columns=\{sequence: enh"
+        InputError, match=r"lacks sequence, label; it names Enhancer ID, DNA.*data.columns=\{sequence: Enh"
     ):
         read_table(table)
 

@@ -2,7 +2,7 @@
 
 The human files themselves stay in .device/human (kit.sh); human42mb.sh links both into one folder where DATA names it.
 
-    python benchmarks/device/mixed_kit.py ../shared/data/multispecies_pretrain ../shared/data/dna/human/intervals.tsv
+    python benchmarks/device/mixed_kit.py FOLDER_OF_FASTA HUMAN/intervals.tsv
 """
 
 import gzip

@@ -99,6 +99,7 @@ ROWS = [
     *rows("dna", "model", ("model.ssm.complex_init=pi n", "model.ssm.complex=true"), "model.ssm.precise=true"),
     *rows("dna", "model", "model.ssm.dt_min=1e-2", "model.ssm.dt_max=0.05", "model.ssm.dt_floor=0.05"),
     *rows("dna", "model", "model.ssm.conv_bias=false", "model.ssm.proj_bias=true"),
+    *rows("dna", "model", ("model.pattern=mamba,transformer", "model.num_layers=2")),
     *rows("dna", "model", ("model.options={heads: 2}", "model.mixer=transformer", "model.ssm={}")),
     *rows("dna", "error", "model.vocab_size=13", "data.kind=audio", "model.inputs=13", "model.classes=folders"),
     *rows("dna", "model", "model.backbone=unet"),

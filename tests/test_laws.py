@@ -81,8 +81,9 @@ def registered_layers() -> dict[str, Subject]:
     return found
 
 
-def model(mixer: str, recompute: str = "none", **ssm) -> Subject:
+def model(mixer: str = "mamba", recompute: str = "none", more: dict | None = None, **ssm) -> Subject:
     settings = {"ssm": SsmConfig(d_state=4, **ssm)} if find_mixer(mixer).config is SsmConfig else {}
+    settings |= more or {}
 
     def make() -> nn.Module:
         built = build_model(ModelConfig(d_model=WIDTH, num_layers=3, vocab_size=VOCAB, mixer=mixer, **settings))
@@ -149,6 +150,8 @@ def classifier(kind: str, backbone: Subject, **head) -> Subject:
     return Subject(make, call_model, backbone.inputs, backbone.reset_every)
 
 
+PATTERN = {"pattern": "mamba,transformer,s4d"}
+WINDOW = {"transformer": {"window": 7, "heads": 2}}
 TRANSFORMER = [{}, {}, {"mixer": "transformer", "options": {"heads": 2}}, {}, {}]
 SUBJECTS = {
     **registered_layers(),
@@ -165,6 +168,8 @@ SUBJECTS = {
     "mlp-gelu": one_mlp("gelu"),
     "isotropic-mamba-complex-pi": model("mamba-complex", complex_init="pi n"),
     "isotropic-recompute": model("mamba", recompute="layer"),
+    "isotropic-pattern": model(more=PATTERN),
+    "isotropic-pattern-constant-recompute": model(recompute="layer", more=PATTERN | {"options": WINDOW}),
     "isotropic-by-class": by_class(ModelConfig(d_model=WIDTH, num_layers=2, vocab_size=VOCAB, **CLASSES)),
     "unet": unet(),
     "unet-by-class": by_class(UNetConfig(d_model=8, num_layers=1, pools=(2, 3), vocab_size=VOCAB, **CLASSES)),

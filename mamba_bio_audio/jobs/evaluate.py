@@ -367,7 +367,7 @@ def _evaluate_context(options: EvaluateOptions, progress: Progress) -> ContextRe
     model, data = opened.model, opened.data
     if model.streaming != "constant":
         raise InputError(
-            f"--context needs a model whose state has a constant size, got a {opened.config.model.mixer} "
+            f"--context needs a model whose state has a constant size, not {opened.config.model.unstreamed} layers "
             f"({options.run}); leave it out"
         )
     size = max(1, contexts[0] // 4)

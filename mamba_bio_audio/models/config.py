@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -72,8 +73,14 @@ class ModelConfig(Reads, BaseModel):
     d_model: int = Field(ge=1, le=1 << 20, description="width of the residual stream")
     num_layers: int = Field(ge=1, le=10_000, description="Mamba layers (the paper's DNA 'blocks' are two layers each)")
     ssm: SsmConfig = Field(default_factory=lambda: SsmConfig(), description="state space layer, for Mamba and S4D")
+    pattern: str | None = Field(
+        None,
+        description="kinds of successive layers instead of one, such as mamba*7,transformer; repeated up to num_layers",
+    )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="settings of other mixers, such as heads and window of a transformer"
+        default_factory=dict,
+        description="settings of other mixers, such as heads and window of a transformer; with a pattern by mixer, such "
+        "as {transformer: {heads: 2}}",
     )
     vocab_size: int | None = Field(None, ge=2, le=1 << 24, description="symbols; null: as many as the data have")
     inputs: Inputs = None
@@ -84,29 +91,102 @@ class ModelConfig(Reads, BaseModel):
 
     @model_validator(mode="after")
     def _resolved(self) -> ModelConfig:
-        """Fill in what the mixer's name implies, so that a saved configuration is complete."""
+        """Fill in what the mixers' names imply, so that a saved configuration is complete."""
+        names = self._names()
         # The configuration is frozen after validation, of which this is still part.
-        if of_family(self.mixer):
-            object.__setattr__(self, "ssm", with_preset(self.ssm, self.mixer))
-        elif self.ssm != SsmConfig():
-            raise ValueError(f"model.ssm is for Mamba and S4D; set model.options.* for {self.mixer}")
-        object.__setattr__(self, "options", resolved_options(self.mixer, self.options, self.d_model))
+        if self.pattern is None:
+            options = resolved_options(self.mixer, self.options, self.d_model)
+            if of_family(self.mixer):
+                object.__setattr__(self, "ssm", with_preset(self.ssm, self.mixer))
+        else:
+            # Mixers of the family may differ in what is left out.
+            options = self._options_of(dict.fromkeys(names))
+        if self.ssm != SsmConfig() and not any(map(of_family, names)):
+            raise ValueError(f"model.ssm is for Mamba and S4D; set model.options.* for {names[0]}")
+        object.__setattr__(self, "options", options)
         return self
 
+    def _names(self) -> list[str]:
+        """The mixer of each layer that the pattern or `mixer` names, once through the pattern."""
+        if self.pattern is None:
+            return [self.mixer]
+        if self.mixer != "mamba":
+            raise ValueError(f"pattern: names the mixers, and model.mixer={self.mixer} too; leave one out")
+        names = layers_of(self.pattern)
+        if self.num_layers % len(names):
+            low = self.num_layers // len(names) * len(names)
+            near = " or ".join(str(number) for number in (low, low + len(names)) if number)
+            raise ValueError(
+                f"pattern: {self.pattern} has {len(names)} layers and is repeated, so model.num_layers must be a multiple "
+                f"of that, not {self.num_layers}; near: {near}"
+            )
+        return names
+
+    def _options_of(self, names: Iterable[str]) -> dict[str, Any]:
+        """Settings of each mixer of a pattern, by its name, everything filled in."""
+        others = [name for name in names if not of_family(name)]
+        for name in self.options:
+            if name not in others:
+                known = ", ".join(others) or "none, as model.ssm has the settings of all of them"
+                raise ValueError(f"options.{name}: with model.pattern these are by mixer; allowed: {known}")
+        found = {}
+        for name in others:
+            given = self.options.get(name, {})
+            if not isinstance(given, dict):
+                raise ValueError(f"options.{name}: must be a mapping of settings, not {given!r}")
+            try:
+                found[name] = resolved_options(name, given, self.d_model)
+            except ValueError as error:
+                raise ValueError(f"options.{name}.{str(error).removeprefix('options.')}") from None
+        return found
+
     @property
-    def mixer_config(self) -> MixerConfig:
-        """Settings of the mixer."""
-        return settings_of(self.mixer, self.ssm, self.options)
+    def layer_mixers(self) -> list[tuple[str, MixerConfig]]:
+        """Name and settings of every layer's mixer."""
+        if self.pattern is None:
+            return [(self.mixer, settings_of(self.mixer, self.ssm, self.options))] * self.num_layers
+        names = self._names()
+        once = [(name, settings_of(name, with_preset(self.ssm, name), self.options.get(name, {}))) for name in names]
+        return once * (self.num_layers // len(names))
 
     @property
     def outline(self) -> str:
-        """Kind and size of the layers in words."""
-        return f"{self.mixer}, {self.num_layers} layers x {self.d_model}"
+        """Kinds and size of the layers in words."""
+        return f"{self.pattern or self.mixer}, {self.num_layers} layers x {self.d_model}"
 
     @property
-    def growing(self) -> bool:
-        """Whether the state grows with the length, or cannot be carried at all."""
-        return self.mixer_config.streaming != "constant"
+    def unstreamed(self) -> str | None:
+        """The mixer whose state grows with the length, or cannot be carried at all; None where there is none."""
+        return first_unstreamed(self.layer_mixers)
+
+
+def layers_of(pattern: str) -> list[str]:
+    """The mixer of each layer: `mamba*2,transformer` is mamba, mamba, transformer.
+
+    Raises:
+        ValueError: it is no such list, or names a mixer that there is not.
+    """
+    names = []
+    for part in pattern.split(","):
+        name, star, number = part.strip().partition("*")
+        count = int(number) if number.strip().isascii() and number.strip().isdecimal() else 0
+        if star and not 1 <= count <= 10_000:
+            raise ValueError(f"pattern: {part.strip()!r} is not NAME*NUMBER, with a number from 1 to 10,000")
+        name = name.strip()
+        try:
+            find_mixer(name)
+        except ValueError as error:
+            raise ValueError(f"pattern: {error}") from None
+        names += [name] * (count if star else 1)
+    return names
+
+
+def first_unstreamed(mixers: Iterable[tuple[str, MixerConfig]]) -> str | None:
+    """The first mixer that cannot carry a state, or else whose state grows."""
+    kinds: dict[str, str] = {}
+    for name, settings in mixers:
+        kinds.setdefault(settings.streaming, name)
+    return kinds.get("none") or kinds.get("growing")
 
 
 def of_family(mixer: str) -> bool:

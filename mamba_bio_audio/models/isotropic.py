@@ -79,15 +79,16 @@ class IsotropicModel(SequenceModel):
         if config.vocab_size is None:
             raise ValueError("ModelConfig.vocab_size must be set to build a model")
         self.model_config = config
-        mixer = config.mixer_config
+        mixers = [mixer for _, mixer in config.layer_mixers]
+        total = sum(mixer.residuals for mixer in mixers)
         padded = -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
         self.recompute: Literal["none", "layer"] = "none"
         self.keeper = Keeper()
         self.embedding = input_embedding(config, padded)
         self.layers = nn.ModuleList(
             Block(RMSNorm(config.d_model, config.norm_eps), layer)
-            for _ in range(config.num_layers)
-            for layer in mixer.layers(config.d_model, config.num_layers * mixer.residuals)
+            for mixer in mixers
+            for layer in mixer.layers(config.d_model, total)
         )
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = nn.Linear(config.d_model, padded, bias=False)
@@ -146,7 +147,8 @@ class IsotropicModel(SequenceModel):
         # Layers behind the one that is wanted do not run.
         wanted = len(self.layers)
         if layer is not None:
-            wanted = (self.find_layer(layer) + 1) * (len(self.layers) // self.hidden_layers)
+            # A layer with an MLP is two blocks.
+            wanted = sum(mixer.residuals for _, mixer in self.model_config.layer_mixers[: self.find_layer(layer) + 1])
         kept = None if recompute else self.choice(tokens.numel(), tokens.device)
         with nullcontext() if kept is None else mixers_keep(kept.steps, kept.inputs):
             for block, layer_state in zip(self.layers[:wanted], states[:wanted], strict=True):

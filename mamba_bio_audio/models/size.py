@@ -29,7 +29,7 @@ def count_parameters(config: ModelConfig | UNetConfig, head: HeadConfig | None =
             body += coarse * fine * pool + fine * pool  # up
         logits = padded * width + padded
     else:
-        body = _blocks(config.mixer_config, config.num_layers, width)
+        body = sum(_blocks(mixer, 1, width) for _, mixer in config.layer_mixers)
         logits = 0 if config.tie_embeddings else padded * width
     classes = 0 if head is None else len(head.classes or (0, 1)) * (width + 1)
     return embedding + body + final_norm + logits + classes
@@ -47,7 +47,7 @@ def kept_per_position(config: ModelConfig | UNetConfig) -> float:
             (stage.num_layers or 0) * stage.mixer_config.residuals * width / period
             for stage, width, period in _stages(config)
         )
-    return float(config.num_layers * config.mixer_config.residuals * config.d_model)
+    return float(sum(mixer.residuals for _, mixer in config.layer_mixers) * config.d_model)
 
 
 def _stages(config: UNetConfig) -> list[tuple[StageConfig, int, int]]:

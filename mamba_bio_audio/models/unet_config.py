@@ -14,6 +14,7 @@ from mamba_bio_audio.models.config import (
     Inputs,
     MixerName,
     Reads,
+    first_unstreamed,
     of_family,
     resolved_options,
     settings_of,
@@ -135,9 +136,9 @@ class UNetConfig(Reads, BaseModel):
         )
 
     @property
-    def growing(self) -> bool:
-        """Whether the state grows with the length, or cannot be carried at all."""
-        return any(stage.mixer_config.streaming != "constant" for stage in self.stages)
+    def unstreamed(self) -> str | None:
+        """The mixer whose state grows with the length; None where there is none."""
+        return first_unstreamed((stage.mixer or self.mixer, stage.mixer_config) for stage in self.stages)
 
     @model_validator(mode="after")
     def _consistent(self) -> UNetConfig:

@@ -114,10 +114,10 @@ class RunConfig(BaseModel):
     def _whole_frames(self) -> RunConfig:
         chunked = {"stream_chunk": None, "truncate_chunk": None, "sequence_parallel": 1}
         for key, off in chunked.items():
-            if self.model.growing and getattr(self.train, key) != off:
+            if self.model.unstreamed is not None and getattr(self.train, key) != off:
                 raise ValueError(
-                    f"train.{key}: requires layers with a state of constant size, and that of a transformer grows with "
-                    f"the length; set train.{key}={'null' if off is None else off}, or use another mixer"
+                    f"train.{key}: requires layers with a state of constant size, which {self.model.unstreamed} layers do "
+                    f"not have; set train.{key}={'null' if off is None else off}, or use another mixer"
                 )
         if not isinstance(self.model, UNetConfig):
             return self

@@ -29,7 +29,7 @@ from mamba_bio_audio.text import printable
 def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
     """Whether Hugging Face's `MambaForCausalLM` computes the same function."""
     ssm = config.ssm
-    if not isinstance(config, ModelConfig) or config.inputs or config.classes:
+    if not isinstance(config, ModelConfig) or config.inputs or config.classes or config.pattern is not None:
         return False
     return ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
 

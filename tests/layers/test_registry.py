@@ -20,6 +20,7 @@ from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.size import count_parameters
 from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.export import opens_in_transformers
 
 ROOT = Path(__file__).parents[2]
 TOY = '''
@@ -205,6 +206,89 @@ def test_every_setting_of_every_mixer_does_something():
     assert not without
 
 
+def test_layers_by_a_pattern():
+    config = ModelConfig(
+        pattern="mamba*2, transformer,s4d",
+        options={"transformer": {"heads": "2", "mlp": "none"}},
+        ssm=SsmConfig(d_state=3),
+        d_model=16,
+        num_layers=8,
+        vocab_size=8,
+    )
+    model = build_model(config)
+    kinds = ["mamba", "mamba", "transformer", "s4d"]
+    assert [name for name, _ in config.layer_mixers] == 2 * kinds
+    assert config.options["transformer"]["heads"] == 2
+    assert [type(block.mixer).__name__ for block in model.layers] == 2 * [
+        "MambaLayer",
+        "MambaLayer",
+        "AttentionLayer",
+        "MambaLayer",
+    ]
+    assert [block.mixer.config.complex for block in model.layers if hasattr(block.mixer, "config")] == 2 * [
+        False,
+        False,
+        True,
+    ]
+    assert count_parameters(config) == model.num_parameters()
+    assert ModelConfig(**config.model_dump(mode="json")) == config
+    assert config.outline == "mamba*2, transformer,s4d, 8 layers x 16"
+    assert (config.unstreamed, model.streaming) == ("transformer", "growing")
+    # Its SSM section alone is that of a model which transformers opens.
+    assert not opens_in_transformers(
+        ModelConfig(pattern="mamba,transformer", ssm=SsmConfig(complex=False, selective=True), d_model=16, num_layers=2)
+    )
+    constant = config.model_copy(update={"options": {"transformer": {"window": 4, "heads": 2}}})
+    assert (constant.unstreamed, build_model(constant).streaming) == (None, "constant")
+
+
+def test_hidden_layers_of_a_pattern():
+    """A layer with an MLP is one layer, though it is two blocks."""
+    config = ModelConfig(pattern="transformer,mamba", d_model=16, num_layers=4, vocab_size=8)
+    model = build_model(config, seed=0).eval()
+    tokens = torch.arange(8)[None]
+    stream = [model.hidden(tokens, layer=layer)[0] for layer in range(4)]
+    assert len(model.layers) == 6
+    assert torch.allclose(model.norm_f(stream[-1])[0], model.hidden(tokens)[0])
+    for layer, blocks in enumerate((2, 3, 5, 6)):
+        x, residual = model.embedding(tokens), None
+        for block in model.layers[:blocks]:
+            x, residual, _ = block(x, residual, None, None)
+        assert torch.equal(stream[layer], x + residual)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pattern": "mamba,mmba"}, "pattern: there is no 'mmba'; allowed: "),
+        ({"pattern": ""}, "pattern: there is no ''"),
+        ({"pattern": "mamba*0"}, r"pattern: 'mamba\*0' is not NAME\*NUMBER"),
+        ({"pattern": "mamba*x,s4d"}, r"pattern: 'mamba\*x' is not NAME\*NUMBER"),
+        (
+            {"pattern": "mamba*3"},
+            "has 3 layers and is repeated, so model.num_layers must be a multiple of that, not 4; near: 3 or 6",
+        ),
+        ({"pattern": "mamba*5"}, "not 4; near: 5"),
+        ({"pattern": "mamba,transformer", "mixer": "s4d"}, "pattern: names the mixers, and model.mixer=s4d too"),
+        (
+            {"pattern": "mamba", "options": {"mamba": {}}},
+            "options.mamba: .* allowed: none, as model.ssm has the settings",
+        ),
+        ({"pattern": "transformer", "options": {"heads": 2}}, "options.heads: .*by mixer; allowed: transformer"),
+        ({"pattern": "transformer", "options": {"transformer": 2}}, "options.transformer: must be a mapping"),
+        ({"pattern": "transformer", "options": {"transformer": {"head": 2}}}, "options.transformer.head: unknown key"),
+        (
+            {"pattern": "transformer", "options": {"transformer": {"heads": 3}}},
+            "options.transformer.heads: 3 heads require",
+        ),
+        ({"pattern": "transformer", "ssm": SsmConfig(d_state=3)}, "model.ssm is for Mamba and S4D"),
+    ],
+)
+def test_mistakes_in_a_pattern(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        ModelConfig(d_model=16, num_layers=4, vocab_size=8, **settings)
+
+
 def test_isotropic_transformer_is_counted_and_grows():
     config = ModelConfig(mixer="transformer", options={"heads": 2}, d_model=16, num_layers=2, vocab_size=8)
     model = build_model(config)
@@ -212,5 +296,5 @@ def test_isotropic_transformer_is_counted_and_grows():
     assert config.options["mlp"] == "swiglu"
     assert len(model.layers) == 4
     assert count_parameters(config) == model.num_parameters()
-    assert config.growing
+    assert config.unstreamed == "transformer"
     assert model.streaming == "growing"

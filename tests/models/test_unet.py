@@ -466,7 +466,7 @@ def test_attention_at_the_centre_grows_and_is_the_paper_s_budget():
     """
     stages = [{"attention": None}, {}, {"mixer": "transformer", "attention": {}}, {}, {}]
     config = UNetConfig(d_model=64, num_layers=8, pools=(4, 4), vocab_size=256, stages=stages)
-    assert config.growing
+    assert config.unstreamed == "transformer"
     assert config.stages[2].options["heads"] == 4
     assert UNetConfig.model_validate(config.model_dump(mode="json")) == config
     with torch.device("meta"):

@@ -75,6 +75,11 @@ class MixerConfig(BaseModel):
         return "constant"
 
     @property
+    def longest(self) -> int | None:
+        """Positions of a sequence at most; None for any number."""
+        return None
+
+    @property
     def residuals(self) -> int:
         """Layers per block, each with a norm and a residual of its own: 2 for attention followed by an MLP."""
         return 1

@@ -146,7 +146,10 @@ class ModelConfig(Reads, BaseModel):
         if self.pattern is None:
             return [(self.mixer, settings_of(self.mixer, self.ssm, self.options))] * self.num_layers
         names = self._names()
-        once = [(name, settings_of(name, with_preset(self.ssm, name), self.options.get(name, {}))) for name in names]
+        once = []
+        for name in names:
+            ssm = with_preset(self.ssm, name) if of_family(name) else self.ssm
+            once.append((name, settings_of(name, ssm, self.options.get(name, {}))))
         return once * (self.num_layers // len(names))
 
     @property
@@ -158,6 +161,11 @@ class ModelConfig(Reads, BaseModel):
     def unstreamed(self) -> str | None:
         """The mixer whose state grows with the length, or cannot be carried at all; None where there is none."""
         return first_unstreamed(self.layer_mixers)
+
+    @property
+    def longest(self) -> int | None:
+        """Positions of a sequence at most; None for any number."""
+        return min((mixer.longest for _, mixer in self.layer_mixers if mixer.longest is not None), default=None)
 
 
 def layers_of(pattern: str) -> list[str]:

@@ -120,6 +120,12 @@ class RunConfig(BaseModel):
                     f"not have; set train.{key}={'null' if off is None else off}, or use another mixer"
                 )
         if not isinstance(self.model, UNetConfig):
+            longest = max(self.train.length, *(stage.length for stage in self.train.length_warmup), 0)
+            if self.model.longest is not None and longest > self.model.longest:
+                raise ValueError(
+                    f"train.length: {longest:,} is more than the {self.model.longest:,} positions for which the model's "
+                    "layers are made; set max_length in model.options to the longest length"
+                )
             return self
         if self.train.lr_layer_decay != 1:
             raise ValueError("train.lr_layer_decay: needs layers one after another, not a U-Net; set it to 1")

@@ -1,5 +1,7 @@
 """The size of a model from its configuration is the size of the model."""
 
+import re
+
 import pytest
 import torch
 
@@ -73,6 +75,17 @@ def test_packaged_recipes():
             seen.add(config.model_dump_json())
             assert count_parameters(config) == built(config), name
     assert len(seen) > 15
+
+
+def test_descriptions_of_variants_tell_their_parameters():
+    told = 0
+    for name in recipe_names():
+        for variant, description in variants_of(name).items():
+            if found := re.search(r"\(([\d,]+) parameters\)", description):
+                values = merge_recipe(f"{name}@{variant}")["model"] | {"vocab_size": 12}
+                assert count_parameters(model_config(values)) == int(found[1].replace(",", "")), f"{name}@{variant}"
+                told += 1
+    assert told > 10
 
 
 def test_kept_per_position():

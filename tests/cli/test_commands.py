@@ -111,7 +111,7 @@ def test_evaluate_beside_baselines(trained, capsys):
     assert json.loads((trained / "evaluate-test.json").read_text()) == result
     assert result["scored"] + result["first_of_record"] + result["unknown"] == result["bases"]
     assert result["markov"]["count"] == result["scored"]
-    assert len(result["markov"]["orders"]) == 13
+    assert len(result["markov"]["orders"]) == 17
     assert result["model"]["perplexity"] == pytest.approx(2 ** result["model"]["bits"])
     manifest = json.loads((trained / "manifest.json").read_text())
     assert result["weights_sha256"] == manifest["result"]["weights_sha256"] == weights_hash(mba.load(trained))

@@ -37,6 +37,12 @@ class Markov(Found):
     orders: list[Scores]
 
 
+class CopyScores(Scores):
+    """The copy model on the scored bases, where at most so many bases are read before each."""
+
+    context: int
+
+
 class GenomeScores(Scored):
     """Scores of one genome, and its own Markov models where it has bases in every split."""
 
@@ -52,6 +58,7 @@ class DnaNotes(LikelihoodNotes):
         bases, unknown, first_of_record: of the split, or of the part.
         genomes: by file, where there are several.
         markov: fitted on the training split of all genomes.
+        copies: the copy model on the Markov model, by context: the windows' length, and 2^20.
     """
 
     part: Part | None = None
@@ -61,6 +68,7 @@ class DnaNotes(LikelihoodNotes):
     first_of_record: int
     genomes: dict[str, GenomeScores]
     markov: Markov | None = None
+    copies: list[CopyScores] = Field(default_factory=list)
 
     def text(self, found: SplitScores) -> str:
         """Tables of the model beside every order, and of every genome."""
@@ -79,12 +87,15 @@ class DnaNotes(LikelihoodNotes):
             for order, row in enumerate(self.markov.orders):
                 mark = " (best on valid)" if order == self.markov.chosen_order else ""
                 lines.append(row.row(f"Markov order {order}{mark}"))
+            lines += [row.row(f"copies within {row.context:,}") for row in self.copies]
             ratio = _perplexity(found.model) / _perplexity(self.markov.best) - 1
             lines.append("")
             lines.append(
                 f"The model's perplexity is {abs(ratio):.2%} {'below' if ratio < 0 else 'above'} the best Markov baseline"
                 + ("." if ratio < 0 else ": it has learnt less than a table of k-mers.")
             )
+            if self.markov.chosen_order == len(self.markov.orders) - 1:
+                lines.append("That is the highest order tried; a higher one may be better.")
         if self.genomes:
             lines += ["", f"{'perplexity by genome':<40}{'model':>9}{'order 1':>10}{'order 3':>10}{'best':>10}"]
             for name, genome in self.genomes.items():
@@ -146,13 +157,21 @@ def beside_likelihood(data: Any, found: Measured, score: Score, progress: Progre
         names[group]: dict(scored) for group, scored in found.groups.items() if len(names) > 1
     }
     if found.yardsticks:
+        from mamba_bio_audio.pipelines.dna.copies import LONGEST_CONTEXT, fit_copies
         from mamba_bio_audio.pipelines.dna.markov import markov_table
 
         spans = {split: data.corpus.spans(split) for split in ("train", "valid", found.split)}
         scored = part if part is not None else spans[found.split]
         told = None if progress is None else _counting(progress, "Markov baselines, bases")
-        notes["markov"] = _markov(markov_table(genome, spans["train"], spans["valid"], scored, progress=told))
+        fitted = markov_table(genome, spans["train"], spans["valid"], scored, progress=told)
+        notes["markov"] = _markov(fitted)
         assert notes["markov"].count == found.scored
+        told = None if progress is None else _counting(progress, "copies, bases")
+        contexts = sorted({min(data.length, LONGEST_CONTEXT), LONGEST_CONTEXT})
+        sums = fit_copies(genome, fitted, spans["valid"], contexts).score(genome, scored, progress=told)
+        notes["copies"] = [
+            CopyScores(context=context, **dict(Scores.of(nats / found.scored))) for context, nats in sums.items()
+        ]
         own = [_by_genome(genome, spans) for spans in (spans["train"], spans["valid"], scored)] if genomes else []
         for done, (name, row) in enumerate(genomes.items(), start=1):
             parts = [spans.get(name, []) for spans in own]

@@ -18,9 +18,9 @@ The measure is causal and static: counts never include what is scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +33,22 @@ Progress = Callable[[int, int], None]
 _FIRST_BASE_ID = 7  # A, C, G, T are 7..10 in the HyenaDNA and Caduceus vocabulary
 _UNKNOWN_ID = 11
 _CHUNK_BASES = 1 << 21
-# A table of all words of a length is kept where it has at most so many cells for a training base; longer words are kept as
-# the list of those that occur, so that time and memory follow the bases and not 4^13.
+# A table of all words of a length is kept where it has at most so many cells for a training base, and up to 13 bases;
+# longer words are kept as the list of those that occur, so that time and memory follow the bases and not 4^25.
 _CELLS_PER_BASE = 128
+_LONGEST_TABLE = 13
+HIGHEST_ORDER = 24
+_USUAL_ORDER = 16
+# Sorting the words of so many training bases takes 5 GB. Of more, the orders end where tables do.
+_DEEP_BASES = 1 << 27
 SMOOTHING_GRID: tuple[float, ...] = tuple(2.0**power for power in range(17))
 # The smoothing, one number, is chosen on about this many validation bases, evenly spread.
 _CHOICE_BASES = 1 << 19
+
+
+def highest_order(bases: int) -> int:
+    """Highest order that is usually fitted on so many training bases: 16, or where its counts are too many 12."""
+    return _USUAL_ORDER if bases <= _DEEP_BASES else _LONGEST_TABLE - 1
 
 
 class GenomeLike(Protocol):
@@ -49,15 +59,19 @@ class GenomeLike(Protocol):
         ...
 
 
-def _words(tokens: NDArray[np.uint8], longest: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+Words = NDArray[np.signedinteger[Any]]
+
+
+def _words(tokens: NDArray[np.uint8], longest: int) -> tuple[Words, NDArray[np.int32]]:
     """The word that ends at each base, and how many of its bases are known.
 
     Returns:
-        words: (n,) int32, base-4 digits (A 0, C 1, G 2, T 3), the base itself lowest, `longest` digits;
-            digits before an unknown base or the start are zero. The last m bases are `words & (4^m - 1)`.
+        words: (n,) int32, or int64 beyond 15 bases; base-4 digits (A 0, C 1, G 2, T 3), the base itself lowest,
+            `longest` digits; digits before an unknown base or the start are zero. The last m bases are
+            `words & (4^m - 1)`.
         depth: (n,) int32, length of the run of known bases that ends here, at most `longest`; 0 if unknown.
     """
-    digits = tokens.astype(np.int32) - _FIRST_BASE_ID
+    digits = tokens.astype(np.int32 if longest < 16 else np.int64) - _FIRST_BASE_ID
     known = (digits >= 0) & (digits < 4)
     n = len(digits)
     # Position after the last unknown base so far.
@@ -69,17 +83,24 @@ def _words(tokens: NDArray[np.uint8], longest: int) -> tuple[NDArray[np.int32], 
         words[back:] |= digits[:-back] << (2 * back)
     # Digits older than the run of known bases carry no meaning.
     short = depth < longest
-    words[short] &= (1 << (2 * depth[short])) - 1
+    words[short] &= (1 << (2 * depth[short].astype(words.dtype))) - 1
     return words, depth
 
 
-def _reverse_complement_words(words: NDArray[np.int32], length: int) -> NDArray[np.int32]:
+def _reversed_digits(words: NDArray[Any], length: int) -> NDArray[np.uint64]:
+    """Words of `length` bases, 1 to 32, with their digits in the opposite order."""
+    if not length:
+        return np.zeros(len(words), np.uint64)
+    bits = words.astype(np.uint64)
+    for shift, mask in ((2, 0x3333333333333333), (4, 0x0F0F0F0F0F0F0F0F)):
+        kept = np.uint64(mask)
+        bits = ((bits >> np.uint64(shift)) & kept) | ((bits & kept) << np.uint64(shift))
+    return bits.byteswap() >> np.uint64(64 - 2 * length)
+
+
+def _reverse_complement_words(words: Words, length: int) -> Words:
     """Reverse complement of words of `length` bases: digits reversed, 3 - digit."""
-    flipped = np.zeros_like(words)
-    for position in range(length):
-        flipped <<= 2
-        flipped |= (words >> (2 * position)) & 3
-    return flipped ^ ((1 << (2 * length)) - 1)
+    return _reversed_digits(words, length).astype(words.dtype) ^ ((1 << (2 * length)) - 1)
 
 
 @dataclass(frozen=True)
@@ -100,25 +121,50 @@ class MarkovScore:
         return np.exp(self.nats_per_base)
 
 
-class SparseCounts(NamedTuple):
-    """Counts of one order, of the contexts that occur."""
+class DeepCounts:
+    """Counts of one or more orders, of the contexts that occur.
 
-    contexts: NDArray[np.int32]  # (m,), sorted
-    rows: NDArray[np.int64]  # (m, 4)
+    Contexts are read from their last base backwards and sorted, so that those that agree in their last k bases stand
+    together, whatever k is: one list serves every order up to its depth. A row (n, 4) is the difference of two sums.
 
-    @classmethod
-    def of(cls, words: NDArray[np.int32], counts: NDArray[np.int64]) -> SparseCounts:
-        """Make counts from distinct words and their numbers of occurrences."""
-        contexts, row = np.unique(words >> 2, return_inverse=True)
-        rows = np.bincount(row.reshape(-1) * 4 + (words & 3), counts, 4 * len(contexts)).astype(np.int64)
-        return cls(contexts, rows.reshape(-1, 4))
+    Attributes:
+        depth: bases of a context.
+        contexts: (m,) distinct ones, last base highest, sorted.
+        sums: (m + 1, 4) occurrences of each next base after all contexts before one.
+        starts: by order, counts of the contexts that are shorter than `depth` because their run begins there.
+    """
 
-    def take(self, contexts: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Rows (n, 4) of contexts (n,), zeros for those that do not occur."""
-        if not len(self.contexts):
-            return np.zeros((len(contexts), 4), np.int64)
-        at = np.minimum(np.searchsorted(self.contexts, contexts), len(self.contexts) - 1)
-        return np.where((self.contexts[at] == contexts)[:, None], self.rows[at], 0)
+    def __init__(self, words: NDArray[Any], depth: int, starts: Mapping[int, DeepCounts] | None = None) -> None:
+        """Count words of `depth` + 1 bases, as many times as they are given."""
+        self.depth, self.starts = depth, dict(starts or {})
+        keys = (_reversed_digits(words >> 2, depth) << np.uint64(2)) | (words & 3).astype(np.uint64)
+        keys.sort()
+        contexts = keys >> np.uint64(2)
+        first = np.flatnonzero(np.append(True, contexts[1:] != contexts[:-1])[: len(contexts)])
+        self.contexts = contexts[first].astype(np.uint32 if depth <= 16 else np.uint64)
+        del contexts
+        following = (keys & np.uint64(3)).astype(np.uint8)
+        kind = np.uint32 if len(keys) < 1 << 32 else np.int64
+        del keys
+        self.sums = np.zeros((len(first) + 1, 4), kind)
+        for base in range(4):
+            total = np.cumsum(following == base, dtype=kind)
+            self.sums[1:-1, base] = total[first[1:] - 1]
+            self.sums[1:, base][-1:] = total[-1:]
+
+    def rows(self, contexts: NDArray[Any], order: int) -> NDArray[Any]:
+        """Counts (n, 4) of each next base after contexts (n,) of `order` bases, last base lowest."""
+        shift = np.uint64(2 * (self.depth - order))
+        low = _reversed_digits(contexts, order) << shift
+        # Neighbours in the list are looked up one after the other, which is several times as fast.
+        sorting = np.argsort(low)
+        low = low[sorting]
+        kind = self.contexts.dtype
+        first = np.searchsorted(self.contexts, low.astype(kind), "left")
+        last = np.searchsorted(self.contexts, (low + ((np.uint64(1) << shift) - np.uint64(1))).astype(kind), "right")
+        found = np.empty((len(low), 4), np.int64)
+        found[sorting] = self.sums[last].astype(np.int64) - self.sums[first]
+        return found + self.starts[order].rows(contexts, order) if order in self.starts else found
 
 
 class MarkovBaseline:
@@ -130,12 +176,12 @@ class MarkovBaseline:
 
     Attributes:
         counts: per order k an array (4^k, 4): context, next base; or where that is far more than there are bases,
-            `SparseCounts`.
+            the `DeepCounts` that serve all such orders.
         smoothing: the weight a, 64 until `choose`.
         order: the chosen order, None until `choose`.
     """
 
-    def __init__(self, counts: Sequence[NDArray[Any] | SparseCounts]) -> None:
+    def __init__(self, counts: Sequence[NDArray[Any] | DeepCounts]) -> None:
         self.counts = list(counts)
         self.max_order = len(self.counts) - 1
         self.smoothing = 64.0
@@ -147,7 +193,7 @@ class MarkovBaseline:
         cls,
         genome: GenomeLike,
         spans: Iterable[Span],
-        max_order: int = 12,
+        max_order: int | None = None,
         *,
         progress: Progress | None = None,
     ) -> MarkovBaseline:
@@ -158,63 +204,66 @@ class MarkovBaseline:
         Args:
             genome: reader of token ids.
             spans: (record, start, end), 0-based half-open; overlaps count once.
-            max_order: highest order, 0 to 12; memory is at most 4^(max_order+1) x 6 bytes (0.4 GB
-                for 12), and far less for few bases.
+            max_order: highest order, 0 to 24; None is `highest_order`. Tables take at most 0.4 GB, orders above 12
+                about 40 bytes for a base while they are made and 25 afterwards.
             progress: called with (bases done, bases in all).
         """
-        if not 0 <= max_order <= 12:
-            raise InputError(f"max_order is {max_order}; choose 0 to 12")
-        longest = max_order + 1
         pieces = sorted(merge(spans))
         total = size_of(pieces)
+        if max_order is None:
+            max_order = highest_order(total)
+        if not 0 <= max_order <= HIGHEST_ORDER:
+            raise InputError(f"max_order is {max_order}; choose 0 to {HIGHEST_ORDER}")
+        longest = max_order + 1
         cells = max(1 << 12, _CELLS_PER_BASE * total)
-        top = np.zeros(4**longest, np.int32) if 4**longest <= cells else None
-        # Where there is no table of the longest words: all of them.
-        longest_words: list[NDArray[np.int32]] = []
+        # Length of the longest words that have a table.
+        tabled = max(length for length in range(1, min(longest, _LONGEST_TABLE) + 1) if 4**length <= cells)
+        table = np.zeros(4**tabled, np.int64 if 2 * total >> 31 else np.int32)
+        # All words of the greatest length, where they have no table.
+        deep: list[Words] = []
         # The words at the start of a run, by length: with nothing known before them they are in no longer
-        # word, so the marginals of the highest order miss them.
-        at_run_start: list[list[NDArray[np.int32]]] = [[] for _ in range(longest)]
+        # word, so the marginals of a longer one miss them.
+        at_run_start: list[list[Words]] = [[] for _ in range(longest)]
         done = 0
         # One base more than needed, to see whether a run ends at the last one.
         for tokens, here, spans_here in _batches(genome, pieces, back=max_order, inside=True, ahead=1):
             words, depth = _words(tokens, longest)
             after = np.append(depth[1:], 0)[here]
             words, depth = words[here], depth[here]
-            full = words[depth == longest]
-            for strand in (full, _reverse_complement_words(full, longest)):
-                if top is None:
-                    longest_words.append(strand)
-                else:
-                    np.add.at(top, strand, np.int32(1))
+            full = words[depth >= tabled] & ((1 << (2 * tabled)) - 1)
+            for strand in (full, _reverse_complement_words(full, tabled)):
+                np.add.at(table, strand, table.dtype.type(1))
+            if tabled < longest:
+                full = words[depth == longest]
+                deep += [full, _reverse_complement_words(full, longest)]
             for length in range(1, longest):
                 at_run_start[length].append(words[depth == length])
             # Where a run ends here, one begins on the other strand.
             last = (depth > 0) & (after == 0)
             words, depth = words[last], depth[last]
             for length in range(1, longest):
-                at_run_start[length].append(_reverse_complement_words(words[depth >= length], length))
+                own = words[depth >= length] & ((1 << (2 * length)) - 1)
+                at_run_start[length].append(_reverse_complement_words(own, length))
             done += sum(high - low for _, low, high in spans_here)
             if progress is not None:
                 progress(done, total)
-        counts: list[NDArray[Any] | SparseCounts] = []
-        words, number = np.unique(np.concatenate(longest_words or [np.zeros(0, np.int32)]), return_counts=True)
-        table = top
-        for length in range(longest, 0, -1):
-            starts = np.concatenate(at_run_start[length] or [np.zeros(0, np.int32)]) if length < longest else words[:0]
-            if table is not None and length < longest:
-                # Summing over the first base leaves the count of the word wherever something stands before it.
-                table = table.reshape(4, -1).sum(0, dtype=np.int64)
-                np.add.at(table, starts, 1)
-            elif table is None:
-                # The same from the words that occur: without their first base, and those at the start of a run.
-                shorter = np.concatenate([words & ((1 << (2 * length)) - 1), starts])
-                words, same = np.unique(shorter, return_inverse=True)
-                number = np.concatenate([number, np.ones(len(starts), np.int64)])
-                number = np.bincount(same.reshape(-1), number, len(words)).astype(np.int64)
-                if 4**length <= cells:
-                    table = np.zeros(4**length, np.int64)
-                    table[words] = number
-            counts.insert(0, SparseCounts.of(words, number) if table is None else table.reshape(-1, 4))
+        counts: list[NDArray[Any] | DeepCounts] = [table.reshape(-1, 4)]
+        for length in range(tabled - 1, 0, -1):
+            # Summing over the first base leaves the count of the word wherever something stands before it.
+            table = table.reshape(4, -1).sum(0, dtype=np.int64)
+            np.add.at(table, np.concatenate(at_run_start[length] or [np.zeros(0, np.int32)]), 1)
+            counts.insert(0, table.reshape(-1, 4))
+        if tabled < longest:
+            starts: dict[int, DeepCounts] = {}
+            for order in range(tabled, max_order):
+                shorter = [
+                    words & ((1 << (2 * (order + 1))) - 1) for part in at_run_start[order + 1 :] for words in part
+                ]
+                if sum(map(len, shorter)):
+                    starts[order] = DeepCounts(np.concatenate(shorter), order)
+            words = np.concatenate(deep or [np.zeros(0, np.int64)])
+            del deep
+            counts += [DeepCounts(words, max_order, starts)] * (longest - tabled)
         return cls(counts)
 
     def choose(
@@ -282,7 +331,7 @@ class MarkovBaseline:
         """Probabilities (4,) of A, C, G, T after a context of token ids, of which the last `order` matter."""
         tokens = np.append(np.asarray(context, np.uint8), np.uint8(_FIRST_BASE_ID))
         words, depth = _words(tokens, self.max_order + 1)
-        words, depth = words[-1] + np.arange(4, dtype=np.int32), np.repeat(depth[-1:], 4)
+        words, depth = words[-1] + np.arange(4, dtype=words.dtype), np.repeat(depth[-1:], 4)
         *_, p = self._probabilities(words, depth, self.smoothing, order)
         return p
 
@@ -300,16 +349,28 @@ class MarkovBaseline:
         out[:1] = np.nan
         return out
 
-    def _lookup(self, words: NDArray[np.int32], order: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Counts of the words and of their contexts at one order, (n,) each."""
-        word = words & ((1 << (2 * (order + 1))) - 1)
+    def distributions(self, tokens: NDArray[np.uint8], order: int) -> NDArray[np.float64]:
+        """Probabilities (n, 4) of A, C, G and T at every base, given those before it; also where the base is unknown."""
+        # The base itself is read as one more unknown letter would be, from the context alone.
+        words, depth = _words(tokens, max(1, order))
+        contexts, known = np.roll(words, 1) << 2, np.roll(depth, 1)
+        known[:1] = contexts[:1] = 0
+        p = np.full((len(tokens), 4), 0.25)
+        for k in range(order + 1):
+            rows = self._rows(contexts, k)
+            higher = (rows + self.smoothing * p) / (rows.sum(1) + self.smoothing)[:, None]
+            np.copyto(p, higher, where=(known >= k)[:, None])
+        return p
+
+    def _rows(self, words: Words, order: int) -> NDArray[Any]:
+        """Counts (n, 4) of each base after the contexts of words at one order."""
+        contexts = (words & ((1 << (2 * (order + 1))) - 1)) >> 2
         counts = self.counts[order]
-        rows = counts.take(word >> 2) if isinstance(counts, SparseCounts) else np.take(counts, word >> 2, axis=0)
-        return np.take_along_axis(rows, (word & 3)[:, None], axis=1)[:, 0], rows.sum(1)
+        return counts.rows(contexts, order) if isinstance(counts, DeepCounts) else np.take(counts, contexts, axis=0)
 
     def _probabilities(
         self,
-        words: NDArray[np.int32],
+        words: Words,
         depth: NDArray[np.int32],
         smoothing: float | NDArray[np.float64],
         order: int | None = None,
@@ -324,16 +385,16 @@ class MarkovBaseline:
         """
         p = np.full(np.broadcast_shapes(np.shape(smoothing), words.shape), 0.25)
         for k in range((self.max_order if order is None else order) + 1):
-            hits, totals = self._lookup(words, k)
+            rows = self._rows(words, k)
             higher = p * smoothing
-            higher += hits
-            higher /= totals + smoothing
+            higher += np.take_along_axis(rows, (words & 3)[:, None], axis=1)[:, 0]
+            higher /= rows.sum(1) + smoothing
             np.copyto(p, higher, where=depth > k)
             yield p
 
     def _scored(
         self, genome: GenomeLike, spans: Iterable[Span], progress: Progress | None
-    ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    ) -> Iterator[tuple[Words, NDArray[np.int32]]]:
         """Words and depths of the scored bases, batch by batch."""
         spans, done = sorted(merge(spans)), 0
         total = size_of(spans)
@@ -401,12 +462,14 @@ class MarkovTable:
         order: chosen on validation.
         smoothing: weight a, chosen on validation.
         valid, test: sums of every order.
+        baseline: what was fitted.
     """
 
     order: int
     smoothing: float
     valid: MarkovScore
     test: MarkovScore
+    baseline: MarkovBaseline
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON: one row per order, and the choice."""
@@ -435,7 +498,7 @@ def markov_table(
     valid: Iterable[Span],
     test: Iterable[Span],
     *,
-    max_order: int = 12,
+    max_order: int | None = None,
     progress: Progress | None = None,
 ) -> MarkovTable:
     """Fit on `train`, choose smoothing and order on `valid`, score `test`; spans as in `MarkovBaseline.fit`.
@@ -457,4 +520,5 @@ def markov_table(
         baseline.smoothing,
         baseline.chosen_by,
         baseline.score(genome, test, progress=part(fitted + 2 * chosen)),
+        baseline,
     )

@@ -10,7 +10,7 @@ import pytest
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna import markov
-from mamba_bio_audio.pipelines.dna.markov import MarkovBaseline, SparseCounts, markov_table
+from mamba_bio_audio.pipelines.dna.markov import DeepCounts, MarkovBaseline, highest_order, markov_table
 from mamba_bio_audio.pipelines.spans import Span
 
 COMPLEMENT = str.maketrans("ACGTN", "TGCAN")
@@ -158,16 +158,27 @@ def test_fit_strand_symmetric() -> None:
         assert np.array_equal(mine, theirs)
 
 
-def test_highest_order_twelve() -> None:
-    """26-bit words and their int32 table at the highest order that is offered."""
-    text = random_text(7, 60)
+@pytest.mark.parametrize("order", [12, 15, 16, 24])
+def test_the_highest_orders(order: int) -> None:
+    """Words of 26, 32, 34 and 50 bits; contexts that fill 32 bits to the last."""
+    text = random_text(7, 60) + "T" * 20
     genome = FakeGenome(r=text + text)
-    baseline = MarkovBaseline.fit(genome, [Span("r", 0, 60)], max_order=12)
-    counts = brute_counts([text], 13)
-    assert baseline.counts[12].rows.sum() == 2 * (60 - 12)
-    score = baseline.score(genome, [Span("r", 80, 120)])
-    nats = [-math.log(brute_probability(counts, text[i - 12 : i], text[i], baseline.smoothing)) for i in range(20, 60)]
-    assert score.nats[12] == pytest.approx(sum(nats), rel=1e-12)
+    baseline = MarkovBaseline.fit(genome, [Span("r", 0, 80)], max_order=order)
+    counts = brute_counts([text], order + 1)
+    deep = baseline.counts[order]
+    assert isinstance(deep, DeepCounts)
+    assert deep.sums[-1].sum() == 2 * (80 - order)
+    score = baseline.score(genome, [Span("r", 100, 160)])
+    for k in range(order + 1):
+        nats = [
+            -math.log(brute_probability(counts, (text + text)[i - k : i], (text + text)[i], baseline.smoothing))
+            for i in range(100, 160)
+        ]
+        assert score.nats[k] == pytest.approx(sum(nats), rel=1e-12)
+
+
+def test_orders_end_where_sorting_would_take_too_much_memory() -> None:
+    assert [highest_order(bases) for bases in (0, 42_000_000, 1 << 27, (1 << 27) + 1)] == [16, 16, 16, 12]
 
 
 def test_choose_reads_validation_only_and_takes_the_best() -> None:
@@ -218,13 +229,13 @@ def test_choose_without_validation() -> None:
             baseline.choose(genome, spans)
 
 
-def test_orders_up_to_twelve_are_fitted_where_none_is_named() -> None:
-    assert MarkovBaseline.fit(FakeGenome(r="ACGT"), [Span("r", 0, 4)]).max_order == 12
+def test_orders_up_to_sixteen_are_fitted_where_none_is_named() -> None:
+    assert MarkovBaseline.fit(FakeGenome(r="ACGT"), [Span("r", 0, 4)]).max_order == 16
 
 
 def test_fit_bad_order() -> None:
-    with pytest.raises(InputError, match="max_order is 13"):
-        MarkovBaseline.fit(FakeGenome(r="ACGT"), [Span("r", 0, 4)], max_order=13)
+    with pytest.raises(InputError, match="max_order is 25"):
+        MarkovBaseline.fit(FakeGenome(r="ACGT"), [Span("r", 0, 4)], max_order=25)
 
 
 def test_untrained_is_uniform() -> None:
@@ -265,26 +276,23 @@ def test_counts_of_few_bases_are_sparse_and_the_same(monkeypatch: pytest.MonkeyP
     valid, test = [Span("a", 2000, 2500)], [Span("a", 2500, 3000), Span("b", 200, 700), Span("c", 0, 1)]
     sparse = markov_table(genome, train, valid, test, max_order=8)
     few = MarkovBaseline.fit(genome, train, max_order=12)
-    cells = [counts.rows.size if isinstance(counts, SparseCounts) else counts.size for counts in few.counts]
-    assert sum(cells) < 300 * sum(end - start for _, start, end in train)
-    assert isinstance(few.counts[12], SparseCounts)
+    tables = [counts.size for counts in few.counts if not isinstance(counts, DeepCounts)]
+    assert sum(tables) < 300 * sum(end - start for _, start, end in train)
+    assert isinstance(few.counts[12], DeepCounts)
     monkeypatch.setattr(markov, "_CELLS_PER_BASE", 1 << 20)
     dense = markov_table(genome, train, valid, test, max_order=8)
-    assert not any(isinstance(counts, SparseCounts) for counts in MarkovBaseline.fit(genome, train, max_order=8).counts)
+    assert not any(isinstance(counts, DeepCounts) for counts in MarkovBaseline.fit(genome, train, max_order=8).counts)
     assert (sparse.order, sparse.smoothing) == (dense.order, dense.smoothing)
     assert np.array_equal(sparse.test.nats, dense.test.nats)
     assert np.array_equal(sparse.valid.nats, dense.valid.nats)
-    # Below the longest table every length is sparse: none may lose a word.
+    # Beyond the longest table one list serves every order: none may lose a word.
     monkeypatch.setattr(markov, "_CELLS_PER_BASE", 0)
     lists = MarkovBaseline.fit(genome, train, max_order=8)
-    assert [isinstance(counts, SparseCounts) for counts in lists.counts] == [False] * 6 + [True] * 3
-    for counts, whole in zip(lists.counts, brute_tables(genome, train, 8), strict=True):
-        table = np.zeros_like(whole)
-        if isinstance(counts, SparseCounts):
-            table[counts.contexts] = counts.rows
-        else:
-            table[:] = counts
-        assert np.array_equal(table, whole)
+    assert [isinstance(counts, DeepCounts) for counts in lists.counts] == [False] * 6 + [True] * 3
+    for order, (counts, whole) in enumerate(zip(lists.counts, brute_tables(genome, train, 8), strict=True)):
+        if isinstance(counts, DeepCounts):
+            counts = counts.rows(np.arange(4**order), order)
+        assert np.array_equal(counts, whole)
 
 
 def brute_tables(genome: FakeGenome, spans: list[tuple[str, int, int]], max_order: int) -> list[np.ndarray]:
@@ -310,6 +318,16 @@ def test_progress_goes_on_within_records(monkeypatch: pytest.MonkeyPatch, chunk:
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert {total for _, total in seen} == {total}
     assert len(seen) == (4 if chunk > 40 else 10 + 2 * 3 + 5)
+
+
+@pytest.mark.parametrize("order", [0, 1, 3, 9])
+def test_distributions_are_those_of_every_position(order: int) -> None:
+    genome = FakeGenome(train=random_text(1, 400), test=random_text(2, 60, unknown=0.1))
+    baseline = MarkovBaseline.fit(genome, [Span("train", 0, 400)], 9)
+    tokens = genome.records["test"]
+    rows = baseline.distributions(tokens, order)
+    for at in range(len(tokens)):
+        np.testing.assert_allclose(rows[at], baseline.distribution(tokens[:at], order), rtol=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [7, 1 << 21])

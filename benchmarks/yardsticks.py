@@ -37,7 +37,7 @@ def main(
     out: Annotated[Path, typer.Option(help="CSV.")],
     highest: Annotated[int, typer.Option(help="Highest order of the Markov models.")] = 24,
     order: Annotated[int, typer.Option(help="Highest order that copies are mixed with, as in mba evaluate.")] = 16,
-    contexts: str = ",".join(str(1 << power) for power in range(10, 21)),
+    contexts: str = "1024,2048,4096,8192,16384,32768,65536,131072,262144,524288,1048576",
 ) -> None:
     module = DataModule(DnaDataConfig(path=str(data)), length=1024, batch_size=1, seed=0)
     module.setup()

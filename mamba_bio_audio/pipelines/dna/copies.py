@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,7 +198,9 @@ def _case(copies: _Copies, at: Ints, share: NDArray[np.float64]) -> Ints:
 
 
 def _where(mask: NDArray[np.bool_], one: _Copies, other: _Copies) -> _Copies:
-    return _Copies(*(np.where(mask, a, b) for a, b in zip(one, other, strict=True)))
+    pairs: Any = zip(one, other, strict=True)
+    rows: list[Any] = [np.where(mask, a, b) for a, b in pairs]
+    return _Copies(*rows)
 
 
 class _Stretch:
@@ -274,12 +276,14 @@ class _Stretch:
                 source,
             )
             said, room, reach = 3 - self.digits[source], np.zeros_like(end), end + 1 - source
-        row = _Copies(*(np.full(self.count, -1, kind) for kind in ("i2", "i2", "i2", "i1", "i4", "i4")))
         mismatches, run = judged
         score = (_JUDGED - mismatches) * 2 + np.minimum(run, _JUDGED)
-        for whole, part in zip(row, (score, mismatches, run, said, reach, room), strict=True):
-            whole[at + self.skipped] = part
-        return row
+        rows: list[Any] = []
+        kinds: tuple[Any, ...] = (np.int16, np.int16, np.int16, np.int8, np.int32, np.int32)
+        for kind, part in zip(kinds, (score, mismatches, run, said, reach, room), strict=True):
+            rows.append(np.full(self.count, -1, kind))
+            rows[-1][at + self.skipped] = part
+        return _Copies(*rows)
 
 
 def _judged(

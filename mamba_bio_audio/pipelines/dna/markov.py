@@ -59,7 +59,8 @@ class GenomeLike(Protocol):
         ...
 
 
-Words = NDArray[np.signedinteger[Any]]
+# int32, or int64 where int32 is too short.
+Words = NDArray[Any]
 
 
 def _words(tokens: NDArray[np.uint8], longest: int) -> tuple[Words, NDArray[np.int32]]:
@@ -71,7 +72,8 @@ def _words(tokens: NDArray[np.uint8], longest: int) -> tuple[Words, NDArray[np.i
             `words & (4^m - 1)`.
         depth: (n,) int32, length of the run of known bases that ends here, at most `longest`; 0 if unknown.
     """
-    digits = tokens.astype(np.int32 if longest < 16 else np.int64) - _FIRST_BASE_ID
+    kind: Any = np.int32 if longest < 16 else np.int64
+    digits: Words = tokens.astype(kind) - _FIRST_BASE_ID
     known = (digits >= 0) & (digits < 4)
     n = len(digits)
     # Position after the last unknown base so far.

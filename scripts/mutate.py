@@ -95,6 +95,8 @@ CRITICAL: dict[str, list[str]] = {
     "mamba_bio_audio/evaluation/classification.py": ["tests/evaluation/test_classification.py"],
     "mamba_bio_audio/evaluation/likelihood.py": ["tests/evaluation/test_likelihood.py"],
     "mamba_bio_audio/pipelines/dna/markov.py": ["tests/pipelines/dna/test_markov.py"],
+    "mamba_bio_audio/pipelines/dna/words.py": ["tests/pipelines/dna/test_markov.py"],
+    "mamba_bio_audio/pipelines/dna/copies.py": ["tests/pipelines/dna/test_copies.py"],
     "mamba_bio_audio/evaluation/audio_metrics.py": ["tests/evaluation/test_audio_metrics.py"],
     "mamba_bio_audio/evaluation/context.py": ["tests/evaluation/test_context.py"],
     "mamba_bio_audio/run/saved.py": ["tests/run/test_saved.py", "tests/training/test_ema.py"],

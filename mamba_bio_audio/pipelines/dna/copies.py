@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.pipelines.dna.markov import GenomeLike, MarkovBaseline, MarkovTable
+from mamba_bio_audio.pipelines.dna.words import FIRST_BASE_ID
 from mamba_bio_audio.pipelines.spans import Span, merge, size_of
 from mamba_bio_audio.pipelines.windows import evenly_spaced
 
@@ -57,7 +58,6 @@ LONGEST_CONTEXT = 1 << 20
 _CHUNK_BASES = 1 << 22
 # Shares of hits are counted on about so many validation bases.
 _CHOICE_BASES = 1 << 22
-_FIRST_BASE_ID = 7
 _NONE = np.uint64(2**64 - 1)
 
 
@@ -159,7 +159,7 @@ class CopyModel:
             grows: only the first base may; the others read from where that does.
             count: of which bases the hits are counted.
         """
-        digits = tokens.astype(np.int64) - _FIRST_BASE_ID
+        digits = tokens.astype(np.int64) - FIRST_BASE_ID
         known = (digits >= 0) & (digits < 4)
         digits[~known] = 0
         before = max(0, first - self.order)

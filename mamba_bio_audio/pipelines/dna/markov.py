@@ -18,7 +18,7 @@ The measure is causal and static: counts never include what is scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.dna.words import FIRST_BASE_ID, DeepCounts, Words, reverse_complement_words, words_of
 from mamba_bio_audio.pipelines.spans import Span, merge, size_of
 
 Progress = Callable[[int, int], None]
 
-_FIRST_BASE_ID = 7  # A, C, G, T are 7..10 in the HyenaDNA and Caduceus vocabulary
 _UNKNOWN_ID = 11
 _CHUNK_BASES = 1 << 21
 # A table of all words of a length is kept where it has at most so many cells for a training base, and up to 13 bases;
@@ -59,52 +59,6 @@ class GenomeLike(Protocol):
         ...
 
 
-# int32, or int64 where int32 is too short.
-Words = NDArray[Any]
-
-
-def _words(tokens: NDArray[np.uint8], longest: int) -> tuple[Words, NDArray[np.int32]]:
-    """The word that ends at each base, and how many of its bases are known.
-
-    Returns:
-        words: (n,) int32, or int64 beyond 15 bases; base-4 digits (A 0, C 1, G 2, T 3), the base itself lowest,
-            `longest` digits; digits before an unknown base or the start are zero. The last m bases are
-            `words & (4^m - 1)`.
-        depth: (n,) int32, length of the run of known bases that ends here, at most `longest`; 0 if unknown.
-    """
-    kind: Any = np.int32 if longest < 16 else np.int64
-    digits: Words = tokens.astype(kind) - _FIRST_BASE_ID
-    known = (digits >= 0) & (digits < 4)
-    n = len(digits)
-    # Position after the last unknown base so far.
-    breaks = np.where(known, 0, np.arange(1, n + 1, dtype=np.int32))
-    depth = np.minimum(np.arange(1, n + 1, dtype=np.int32) - np.maximum.accumulate(breaks), longest)
-    digits[~known] = 0
-    words = digits.copy()
-    for back in range(1, min(longest, n)):
-        words[back:] |= digits[:-back] << (2 * back)
-    # Digits older than the run of known bases carry no meaning.
-    short = depth < longest
-    words[short] &= (1 << (2 * depth[short].astype(words.dtype))) - 1
-    return words, depth
-
-
-def _reversed_digits(words: NDArray[Any], length: int) -> NDArray[np.uint64]:
-    """Words of `length` bases, 1 to 32, with their digits in the opposite order."""
-    if not length:
-        return np.zeros(len(words), np.uint64)
-    bits = words.astype(np.uint64)
-    for shift, mask in ((2, 0x3333333333333333), (4, 0x0F0F0F0F0F0F0F0F)):
-        kept = np.uint64(mask)
-        bits = ((bits >> np.uint64(shift)) & kept) | ((bits & kept) << np.uint64(shift))
-    return bits.byteswap() >> np.uint64(64 - 2 * length)
-
-
-def _reverse_complement_words(words: Words, length: int) -> Words:
-    """Reverse complement of words of `length` bases: digits reversed, 3 - digit."""
-    return _reversed_digits(words, length).astype(words.dtype) ^ ((1 << (2 * length)) - 1)
-
-
 @dataclass(frozen=True)
 class MarkovScore:
     """Sums over the scored bases, for every order at once."""
@@ -121,52 +75,6 @@ class MarkovScore:
     def perplexity(self) -> NDArray[np.float64]:
         """(orders,) exp of the mean; 4 is a coin with four sides."""
         return np.exp(self.nats_per_base)
-
-
-class DeepCounts:
-    """Counts of one or more orders, of the contexts that occur.
-
-    Contexts are read from their last base backwards and sorted, so that those that agree in their last k bases stand
-    together, whatever k is: one list serves every order up to its depth. A row (n, 4) is the difference of two sums.
-
-    Attributes:
-        depth: bases of a context.
-        contexts: (m,) distinct ones, last base highest, sorted.
-        sums: (m + 1, 4) occurrences of each next base after all contexts before one.
-        starts: by order, counts of the contexts that are shorter than `depth` because their run begins there.
-    """
-
-    def __init__(self, words: NDArray[Any], depth: int, starts: Mapping[int, DeepCounts] | None = None) -> None:
-        """Count words of `depth` + 1 bases, as many times as they are given."""
-        self.depth, self.starts = depth, dict(starts or {})
-        keys = (_reversed_digits(words >> 2, depth) << np.uint64(2)) | (words & 3).astype(np.uint64)
-        keys.sort()
-        contexts = keys >> np.uint64(2)
-        first = np.flatnonzero(np.append(True, contexts[1:] != contexts[:-1])[: len(contexts)])
-        self.contexts = contexts[first].astype(np.uint32 if depth <= 16 else np.uint64)
-        del contexts
-        following = (keys & np.uint64(3)).astype(np.uint8)
-        kind = np.uint32 if len(keys) < 1 << 32 else np.int64
-        del keys
-        self.sums = np.zeros((len(first) + 1, 4), kind)
-        for base in range(4):
-            total = np.cumsum(following == base, dtype=kind)
-            self.sums[1:-1, base] = total[first[1:] - 1]
-            self.sums[1:, base][-1:] = total[-1:]
-
-    def rows(self, contexts: NDArray[Any], order: int) -> NDArray[Any]:
-        """Counts (n, 4) of each next base after contexts (n,) of `order` bases, last base lowest."""
-        shift = np.uint64(2 * (self.depth - order))
-        low = _reversed_digits(contexts, order) << shift
-        # Neighbours in the list are looked up one after the other, which is several times as fast.
-        sorting = np.argsort(low)
-        low = low[sorting]
-        kind = self.contexts.dtype
-        first = np.searchsorted(self.contexts, low.astype(kind), "left")
-        last = np.searchsorted(self.contexts, (low + ((np.uint64(1) << shift) - np.uint64(1))).astype(kind), "right")
-        found = np.empty((len(low), 4), np.int64)
-        found[sorting] = self.sums[last].astype(np.int64) - self.sums[first]
-        return found + self.starts[order].rows(contexts, order) if order in self.starts else found
 
 
 class MarkovBaseline:
@@ -229,15 +137,15 @@ class MarkovBaseline:
         done = 0
         # One base more than needed, to see whether a run ends at the last one.
         for tokens, here, spans_here in _batches(genome, pieces, back=max_order, inside=True, ahead=1):
-            words, depth = _words(tokens, longest)
+            words, depth = words_of(tokens, longest)
             after = np.append(depth[1:], 0)[here]
             words, depth = words[here], depth[here]
             full = words[depth >= tabled] & ((1 << (2 * tabled)) - 1)
-            for strand in (full, _reverse_complement_words(full, tabled)):
+            for strand in (full, reverse_complement_words(full, tabled)):
                 np.add.at(table, strand, table.dtype.type(1))
             if tabled < longest:
                 full = words[depth == longest]
-                deep += [full, _reverse_complement_words(full, longest)]
+                deep += [full, reverse_complement_words(full, longest)]
             for length in range(1, longest):
                 at_run_start[length].append(words[depth == length])
             # Where a run ends here, one begins on the other strand.
@@ -245,7 +153,7 @@ class MarkovBaseline:
             words, depth = words[last], depth[last]
             for length in range(1, longest):
                 own = words[depth >= length] & ((1 << (2 * length)) - 1)
-                at_run_start[length].append(_reverse_complement_words(own, length))
+                at_run_start[length].append(reverse_complement_words(own, length))
             done += sum(high - low for _, low, high in spans_here)
             if progress is not None:
                 progress(done, total)
@@ -331,8 +239,8 @@ class MarkovBaseline:
 
     def distribution(self, context: Sequence[int] | NDArray[np.uint8], order: int) -> NDArray[np.float64]:
         """Probabilities (4,) of A, C, G, T after a context of token ids, of which the last `order` matter."""
-        tokens = np.append(np.asarray(context, np.uint8), np.uint8(_FIRST_BASE_ID))
-        words, depth = _words(tokens, self.max_order + 1)
+        tokens = np.append(np.asarray(context, np.uint8), np.uint8(FIRST_BASE_ID))
+        words, depth = words_of(tokens, self.max_order + 1)
         words, depth = words[-1] + np.arange(4, dtype=words.dtype), np.repeat(depth[-1:], 4)
         *_, p = self._probabilities(words, depth, self.smoothing, order)
         return p
@@ -345,7 +253,7 @@ class MarkovBaseline:
         out = np.full(len(tokens), np.nan)
         for low in range(0, len(tokens), _CHUNK_BASES):
             context = max(0, low - self.max_order)
-            words, depth = _words(tokens[context : low + _CHUNK_BASES], self.max_order + 1)
+            words, depth = words_of(tokens[context : low + _CHUNK_BASES], self.max_order + 1)
             *_, p = self._probabilities(words, depth, self.smoothing, order)
             out[low : low + _CHUNK_BASES] = np.where(depth > 0, np.log(p), np.nan)[low - context :]
         out[:1] = np.nan
@@ -354,7 +262,7 @@ class MarkovBaseline:
     def distributions(self, tokens: NDArray[np.uint8], order: int) -> NDArray[np.float64]:
         """Probabilities (n, 4) of A, C, G and T at every base, given those before it; also where the base is unknown."""
         # The base itself is read as one more unknown letter would be, from the context alone.
-        words, depth = _words(tokens, max(1, order))
+        words, depth = words_of(tokens, max(1, order))
         contexts, known = np.roll(words, 1) << 2, np.roll(depth, 1)
         known[:1] = contexts[:1] = 0
         p = np.full((len(tokens), 4), 0.25)
@@ -401,7 +309,7 @@ class MarkovBaseline:
         spans, done = sorted(merge(spans)), 0
         total = size_of(spans)
         for tokens, here, spans_here in _batches(genome, spans, back=self.max_order):
-            words, depth = _words(tokens, self.max_order + 1)
+            words, depth = words_of(tokens, self.max_order + 1)
             scored = here & (depth > 0)
             yield words[scored], depth[scored]
             done += sum(high - low for _, low, high in spans_here)

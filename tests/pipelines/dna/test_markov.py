@@ -10,7 +10,8 @@ import pytest
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna import markov
-from mamba_bio_audio.pipelines.dna.markov import DeepCounts, MarkovBaseline, highest_order, markov_table
+from mamba_bio_audio.pipelines.dna.markov import MarkovBaseline, highest_order, markov_table
+from mamba_bio_audio.pipelines.dna.words import DeepCounts
 from mamba_bio_audio.pipelines.spans import Span
 
 COMPLEMENT = str.maketrans("ACGTN", "TGCAN")

@@ -167,6 +167,9 @@ SUBJECTS = {
     "attention-window-longer-than-all": attention(window=64),
     "mlp-gelu": one_mlp("gelu"),
     "isotropic-mamba-complex-pi": model("mamba-complex", complex_init="pi n"),
+    "isotropic-mamba2-groups": model(
+        "mamba2", more={"options": {"head_dim": 4, "groups": 2, "d_state": 6, "dt_limit": (0.01, 1.0)}}
+    ),
     "isotropic-recompute": model("mamba", recompute="layer"),
     "isotropic-pattern": model(more=PATTERN),
     "isotropic-pattern-constant-recompute": model(recompute="layer", more=PATTERN | {"options": WINDOW}),

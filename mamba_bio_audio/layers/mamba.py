@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
+from mamba_bio_audio.layers.wide import kept_wide
 from mamba_bio_audio.ops import MixerWeights, mamba_mixer
 
 if TYPE_CHECKING:
@@ -128,12 +129,9 @@ class MambaLayer(nn.Module):
         return parameters
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MambaLayer:
-        # The recurrence is sensitive to rounding here: `model.to(torch.bfloat16)` moves these but never narrows them.
-        before = [parameter.data for parameter in self._fp32_parameters()]
-        super()._apply(fn, recurse)
-        for parameter, data in zip(self._fp32_parameters(), before, strict=True):
-            if parameter.dtype.itemsize < data.dtype.itemsize and parameter.dtype != torch.float32:
-                parameter.data = data.to(parameter.device, torch.float32)
+        # The recurrence is sensitive to rounding here.
+        with kept_wide(self._fp32_parameters):
+            super()._apply(fn, recurse)
         return self
 
     def init_state(

@@ -2,7 +2,9 @@
 
     selective_scan          the state space recurrence of Mamba, real or complex, selective or time-invariant
     causal_conv1d           short depthwise causal convolution
+    ssd                     the state space dual: the recurrence of Mamba-2, retention and linear attention
     rms_norm                normalisation with a fp32 residual stream
+    gated_rms_norm          normalisation of groups of channels with a gate
     linear_cross_entropy    output head and loss without all logits
     mamba_mixer             a whole Mamba layer: projections, convolution and scan
 
@@ -17,18 +19,22 @@ torch.compile and torch.export. They share `calls.py` and `operators.py`.
 
 from mamba_bio_audio.ops.calls import live_backend, plain_torch
 from mamba_bio_audio.ops.causal_conv1d import causal_conv1d
+from mamba_bio_audio.ops.gated_rms_norm import gated_rms_norm
 from mamba_bio_audio.ops.linear_cross_entropy import linear_cross_entropy
 from mamba_bio_audio.ops.mamba_mixer import MixerWeights, mamba_mixer
 from mamba_bio_audio.ops.rms_norm import rms_norm
 from mamba_bio_audio.ops.selective_scan import selective_scan
+from mamba_bio_audio.ops.ssd import ssd
 
 __all__ = [
     "MixerWeights",
     "causal_conv1d",
+    "gated_rms_norm",
     "linear_cross_entropy",
     "live_backend",
     "mamba_mixer",
     "plain_torch",
     "rms_norm",
     "selective_scan",
+    "ssd",
 ]

@@ -7,6 +7,7 @@ import torch
 
 from mamba_bio_audio import ops
 from mamba_bio_audio.layers.config import SsmConfig
+from mamba_bio_audio.layers.contract import find_mixer
 from mamba_bio_audio.layers.mamba import MambaLayer
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
@@ -48,6 +49,12 @@ causal_conv1d(Tensor x, Tensor weight, Tensor? bias, Tensor? tail, Tensor? reset
 causal_conv1d_backward(Tensor g, Tensor x, Tensor weight, Tensor? bias, Tensor? tail, Tensor? reset, bool silu) -> Tensor[]
 rms_norm(Tensor x, Tensor weight, Tensor? residual, float eps) -> Tensor[]
 rms_norm_backward(Tensor? g_y, Tensor? g_stream, Tensor x, Tensor weight, Tensor? residual, float eps) -> Tensor[]
+ssd(Tensor x, Tensor a, Tensor B, Tensor C, Tensor? source, Tensor? diagonal, Tensor? D, Tensor? h0, Tensor? reset) -> \
+(Tensor, Tensor)
+ssd_backward(Tensor? g_y, Tensor? g_state, Tensor x, Tensor a, Tensor B, Tensor C, Tensor? source, Tensor? diagonal, \
+Tensor? D, Tensor? h0, Tensor? reset) -> Tensor[]
+gated_rms_norm(Tensor x, Tensor gate, Tensor weight, float eps, SymInt groups, bool gate_first) -> Tensor
+gated_rms_norm_backward(Tensor g, Tensor x, Tensor gate, Tensor weight, float eps, SymInt groups, bool gate_first) -> Tensor[]
 linear_cross_entropy(Tensor x, Tensor weight, Tensor targets, SymInt ignore_index) -> (Tensor, Tensor)
 linear_cross_entropy_backward(Tensor g, Tensor x, Tensor weight, Tensor targets, SymInt ignore_index) -> Tensor[]
 """
@@ -77,6 +84,31 @@ def test_norm_operator(device, with_residual):
     residual = normal(B, L, D, device=device) if with_residual else None
     arguments = (normal(B, L, D, device=device), normal(D, device=device), residual, 1e-5)
     torch.library.opcheck(OPERATORS.rms_norm.default, arguments)
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_ssd_operator(device, optional):
+    heads, channels = 4, 2
+    a = -torch.rand(B, L, heads, device=device)
+    arguments = [normal(B, L, heads, channels, device=device), a.requires_grad_()]
+    arguments += [normal(B, L, 2, N, device=device) for _ in "BC"]
+    shapes = (B, L, heads), (B, L, heads), (heads,), (B, heads, channels, N)
+    arguments += [normal(*shape, device=device) if optional else None for shape in shapes]
+    reset = torch.zeros(B, L, dtype=torch.bool, device=device)
+    reset[:, 2] = True
+    torch.library.opcheck(OPERATORS.ssd.default, (*arguments, reset if optional else None))
+
+
+def test_gated_norm_operator(device):
+    arguments = (
+        normal(B, L, D, device=device),
+        normal(B, L, D, device=device),
+        normal(D, device=device),
+        1e-5,
+        2,
+        False,
+    )
+    torch.library.opcheck(OPERATORS.gated_rms_norm.default, arguments)
 
 
 def test_loss_operator(device):
@@ -138,6 +170,28 @@ def test_layer_compiles_whole(device, selective):
         results.append([y, *after, *torch.autograd.grad(loss, [leaf, *layer.parameters()])])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mamba2", "retnet"])
+def test_layers_of_the_state_space_dual_compile_whole(device, name):
+    of, preset = find_mixer(name)
+    layer = of(**preset).layers(16, 1)[0].to(device)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(B, L, 16, device=device)
+    with torch.no_grad():
+        _, state = layer(x)
+    results = []
+    for run in (layer, compiled):
+        leaf = x.clone().requires_grad_()
+        y, after = run(leaf, state)
+        loss = y.square().sum() + sum(t.sum() for t in after)
+        results.append([y, *after, *torch.autograd.grad(loss, [leaf, *layer.parameters()])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    lengths = {1: torch.export.Dim("length", min=3, max=4096)}
+    exported = torch.export.export(layer, (x,), dynamic_shapes=(lengths,))
+    longer = torch.randn(B, 3 * L, 16, device=device)
+    torch.testing.assert_close(exported.module()(longer)[0], layer(longer)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_layer_exports_for_any_length_and_through_a_file(device):

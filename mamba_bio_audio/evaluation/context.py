@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mamba_bio_audio.inference.streaming import IGNORED, Passes, advance, log_likelihoods, nats_of
-from mamba_bio_audio.pipelines.scores import Stratum, TargetBlocks, perplexity
+from mamba_bio_audio.pipelines.scores import CopyBar, Stratum, TargetBlocks, perplexity
 
 
 class PositionSums(NamedTuple):
@@ -68,6 +68,24 @@ def nats_under(
         if progress is not None:
             progress(done, len(batches))
     return {context: np.concatenate(parts) for context, parts in found.items()}
+
+
+def bar_under(
+    bar: CopyBar,
+    blocks: TargetBlocks,
+    contexts: Sequence[int],
+    *,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> dict[int, NDArray[np.float64]]:
+    """Nats (blocks, K) of the same symbols under each context by a yardstick that copies; 0 where nothing is scored."""
+    found = {context: np.zeros((blocks.count, blocks.size)) for context in contexts}
+    for at in range(blocks.count):
+        (window,) = blocks.windows(slice(at, at + 1), contexts[-1])
+        for context, nats in bar.nats(window, blocks.size, contexts).items():
+            found[context][at] = np.nan_to_num(nats)
+        if progress is not None:
+            progress(at + 1, blocks.count)
+    return found
 
 
 def target_nats(

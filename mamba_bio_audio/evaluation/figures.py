@@ -152,6 +152,11 @@ def context_curves(evaluation: dict[str, Any], out: Path) -> None:
         label="2 standard errors of the difference from the shortest",
     )
     whole.plot(contexts, [row["perplexity"] for row in rows], "o-", label=f"{rows[0]['count']:,} bases")
+    copied = [row for row in evaluation.get("copied", []) if row["kind"] == "all"]
+    if copied:
+        # Their losses differ by more than any context is worth: the gains are what is compared.
+        gains = [perplexity(reference - row["gain_nats"]) for row in copied]
+        whole.plot(contexts, gains, "x--", color="tab:red", label=f"gain of {evaluation['bar']}")
     whole.axhline(perplexity(reference), color="grey", linewidth=0.7)
     whole.axvline(evaluation["trained_length"], color="grey", linestyle=":", label="trained length")
     whole.set(xscale="log", xlabel="bases of context", ylabel=f"{evaluation['split']} perplexity per base")
@@ -170,6 +175,37 @@ def context_curves(evaluation: dict[str, Any], out: Path) -> None:
     )
     for axes in (whole, parts):
         axes.legend(fontsize=7)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def recall_curves(evaluation: dict[str, Any], out: Path) -> None:
+    """Draw the gain on a second copy against its distance, for every variant, over the control and over a foreign piece.
+
+    Args:
+        evaluation: of `mba evaluate --recall`, as JSON.
+        out: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    rows = evaluation["recall"]
+    titles = {"gain": "over the control", "gain_over_foreign": "over a foreign piece"}
+    for axes, (key, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
+        for number, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
+            own = [row for row in rows if row["variant"] == variant]
+            distances, color = [row["distance"] for row in own], f"C{number}"
+            axes.plot(distances, [row[key]["value"] for row in own], "o-", color=color, label=variant)
+            low, high = ([row[key][bound] for row in own] for bound in ("low", "high"))
+            axes.fill_between(distances, low, high, color=color, alpha=0.2)
+            if own[0].get(f"bar_{key}") is not None:
+                copied = [row[f"bar_{key}"]["value"] for row in own]
+                axes.plot(distances, copied, "x--", color=color, linewidth=1, label=f"{variant}: {evaluation['bar']}")
+        axes.axhline(0, color="grey", linewidth=0.7)
+        axes.axvline(evaluation["trained_length"], color="grey", linestyle=":", label="trained length")
+        unit = evaluation["unit"]
+        axes.set(xscale="log", xlabel=f"{unit}s between the copies", ylabel=f"gain, nats per {unit}", title=title)
+    figure.axes[0].legend(fontsize=7)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
 

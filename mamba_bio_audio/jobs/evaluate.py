@@ -15,9 +15,11 @@ from mamba_bio_audio.jobs.common import counters, resolve_device
 from mamba_bio_audio.jobs.contract import Cli, Device, Options, Overrides, RunFolder, Which
 from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
 from mamba_bio_audio.jobs.evaluate_digits import evaluate_digits, listeners
-from mamba_bio_audio.jobs.evaluate_kept import keep, keep_context, keep_labelled
+from mamba_bio_audio.jobs.evaluate_kept import keep, keep_context, keep_labelled, keep_recall
+from mamba_bio_audio.jobs.evaluate_recall import RecallOptions, evaluate_recall
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, LikelihoodResult
 from mamba_bio_audio.jobs.evaluate_suite import Asked, SuiteOptions, evaluate_suite
+from mamba_bio_audio.jobs.recall_results import RecallResult
 from mamba_bio_audio.jobs.sampling_fit import SamplingResult, fit_sampling
 from mamba_bio_audio.jobs.suite_results import SuiteResult
 from mamba_bio_audio.jobs.unknown_fit import UnknownResult, fit_unknown
@@ -39,13 +41,14 @@ Evaluated = (
     | ClassesResult
     | ValuesResult
     | ContextResult
+    | RecallResult
     | DigitsResult
     | JudgeResult
     | SamplingResult
 )
 
 
-class EvaluateOptions(SuiteOptions):
+class EvaluateOptions(RecallOptions, SuiteOptions):
     """Options of `mba evaluate`."""
 
     run: RunFolder
@@ -60,8 +63,8 @@ class EvaluateOptions(SuiteOptions):
     blocks: int = Field(256, ge=1, description="With --context: number of blocks of target bases.")
     out: Path | None = Field(
         None,
-        description="With --context: folder for tables and picture; default: RUN. With --suite: folder of the results; "
-        "default: runs/SUITE.",
+        description="With --context and --recall: folder for tables and picture; default: RUN. With --suite: folder of the "
+        "results; default: runs/SUITE.",
     )
     baselines: bool = Field(True, description="Also fit simple models, such as Markov models or k-mers.")
     strand: Literal["both", "forward", "reverse"] = Field(
@@ -84,7 +87,7 @@ class EvaluateOptions(SuiteOptions):
     foreign: Annotated[tuple[str, ...], Cli(metavar="FILE")] = Field(
         (), description="With unknown: also say how much of this file is called unknown; repeatable."
     )
-    seed: int = Field(0, ge=0, description="With sampling: random seed of the generated pieces.")
+    seed: int = Field(0, ge=0, description="With sampling and --recall: random seed of what is drawn.")
     protocol: Literal["plain", "paper"] = Field(
         "plain", description="With sc09: score all samples, or those that the published protocol selects."
     )
@@ -127,10 +130,21 @@ class EvaluateOptions(SuiteOptions):
         changed = sorted(name for name in given if getattr(self, name) != SuiteOptions.model_fields[name].default)
         if self.suite is None and changed:
             raise ValueError(f"--{changed[0]} goes with --suite; leave it out")
-        if self.suite is not None and (self.metrics != "likelihood" or self.context is not None):
-            raise ValueError("--suite trains and scores classifiers; leave out --metrics and --context")
-        if self.max_bases is not None and (self.metrics != "likelihood" or self.context is not None):
-            raise ValueError("--max-bases goes with the likelihood of whole windows; --context has --blocks instead")
+        recall = [name for name in RecallOptions.model_fields if name not in Options.model_fields]
+        changed = [name for name in recall if getattr(self, name) != RecallOptions.model_fields[name].default]
+        if changed and not self.recall:
+            raise ValueError(f"--{changed[0]} goes with --recall; leave it out")
+        if self.recall and self.context is not None:
+            raise ValueError("--recall and --context are two evaluations; give one of them")
+        other = self.context is not None or self.recall
+        if self.suite is not None and (self.metrics != "likelihood" or other):
+            raise ValueError("--suite trains and scores classifiers; leave out --metrics, --context and --recall")
+        if self.recall and self.metrics != "likelihood":
+            raise ValueError("--recall measures by likelihood; leave out --metrics")
+        if self.max_bases is not None and (self.metrics != "likelihood" or other):
+            raise ValueError(
+                "--max-bases goes with the likelihood of whole windows; --context has --blocks instead, and --recall --trials"
+            )
         if self.metrics != "unknown" and (self.foreign or self.keep != 0.95):
             raise ValueError("--keep and --foreign go with --metrics unknown; leave them out")
         if self.metrics != "sc09" and (self.temperature, self.top_p) != (None, None):
@@ -156,14 +170,20 @@ def run(options: EvaluateOptions) -> Evaluated:
             return _prepare_judge(options, progress)
         if options.metrics == "sc09":
             return _evaluate_digits(options, progress)
-        if options.context is not None:
+        if options.context is not None or options.recall:
             if options.out is not None:
                 check_folder(options.out)
             elif not options.run.exists() and find_model(options.run):
                 raise InputError(
                     f"{options.run}: a packaged model, in whose folder nothing is written; give --out FOLDER"
                 )
-            found = keep_context(options.run, options.out, _evaluate_context(options, progress))
+            found: ContextResult | RecallResult
+            if options.recall:
+                opened = _open_streaming(options, "--recall", progress=progress)
+                recalled = evaluate_recall(opened, _positions(opened.device), progress)
+                found = keep_recall(options.run, options.out, recalled)
+            else:
+                found = keep_context(options.run, options.out, _evaluate_context(options, progress))
             return found.model_copy(update={"written": ()}) if options.quiet else found
         result = evaluate(options, progress)
     # A run keeps what its own best weights reach on its own data, at the length that it was trained at.
@@ -357,19 +377,25 @@ def _evaluate_labelled(opened: Opened, progress: Progress | None) -> ClassesResu
     return ValuesResult(**said, **evaluate_values(*of, **how))
 
 
+def _open_streaming(options: EvaluateOptions, what: str, *, length: int | None = None, progress: Progress) -> Opened:
+    """A language model that reads on from a state, with its data."""
+    opened = open_run(options, length=length, progress=progress)
+    opened.need_language_model(what)
+    if opened.model.streaming == "none":
+        raise InputError(
+            f"{what} needs a model that can carry a state, which {opened.config.model.unstreamed} layers cannot "
+            f"({options.run}); leave it out"
+        )
+    return opened
+
+
 def _evaluate_context(options: EvaluateOptions, progress: Progress) -> ContextResult:
-    from mamba_bio_audio.evaluation.context import nats_under, position_sums, summarise
+    from mamba_bio_audio.evaluation.context import bar_under, nats_under, position_sums, summarise
     from mamba_bio_audio.pipelines.scores import perplexity
 
     contexts = options.contexts
-    opened = open_run(options, length=contexts[-1], progress=progress)
-    opened.need_language_model("--context")
+    opened = _open_streaming(options, "--context", length=contexts[-1], progress=progress)
     model, data = opened.model, opened.data
-    if model.streaming != "constant":
-        raise InputError(
-            f"--context needs a model whose state has a constant size, not {opened.config.model.unstreamed} layers "
-            f"({options.run}); leave it out"
-        )
     size = max(1, contexts[0] // 4)
     blocks = opened.domain.target_blocks(data, options.split, size=size, context=contexts[-1], count=options.blocks)
     model.to(opened.device).eval()
@@ -379,6 +405,8 @@ def _evaluate_context(options: EvaluateOptions, progress: Progress) -> ContextRe
         "narrow": opened.precision == "bf16",
     }
     nats = nats_under(model, blocks, contexts, **way, progress=_told(progress, "batches"))
+    bar = opened.domain.copy_bar(data, contexts, progress) if options.baselines else None
+    copied = None if bar is None else bar_under(bar, blocks, contexts, progress=_told(progress, "copies, blocks"))
     # A fifth of what the matched part costs, or the whole split where that is less.
     budget = max(1, options.blocks // 4) * contexts[-1]
     at_once = max(1, _positions(opened.device) // contexts[-1])
@@ -395,6 +423,11 @@ def _evaluate_context(options: EvaluateOptions, progress: Progress) -> ContextRe
         trained_length=opened.config.train.length,
         longest_context_inside_split=blocks.inside,
         matched=summarise(nats, blocks.strata, contexts),
+        **(
+            {}
+            if bar is None or copied is None
+            else {"bar": bar.name, "copied": summarise(copied, blocks.strata, contexts)}
+        ),
         by_position=[
             {
                 "first": row.first,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import locked, write_json, write_text
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, Kept
+from mamba_bio_audio.jobs.recall_results import RecallResult
 from mamba_bio_audio.jobs.values_results import ValuesResult
 from mamba_bio_audio.text import cell
 
@@ -75,7 +76,7 @@ def _picture(run: Path, result: ClassesResult | ValuesResult) -> dict[str, Any]:
 
 
 def keep_context(run: Path, out: Path | None, result: ContextResult) -> ContextResult:
-    """`evaluate-context-<split>` as JSON, CSV (strata, positions) and PNG."""
+    """`evaluate-context-<split>` as JSON, CSV (strata of the model and of copies; positions) and PNG."""
     from mamba_bio_audio.evaluation.figures import context_curves
 
     folder, stem = out or run, f"evaluate-context-{result.split}"
@@ -85,12 +86,43 @@ def keep_context(run: Path, out: Path | None, result: ContextResult) -> ContextR
         found = result.to_json()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(paths[0], found | {"pictures": [paths[3].name]})
-        write_text(paths[1], _csv(found["matched"]))
+        rows = [{"model": "model"} | row for row in found["matched"]]
+        rows += [{"model": found["bar"]} | row for row in found.get("copied", [])]
+        write_text(paths[1], _csv(rows))
         write_text(paths[2], _csv(found["by_position"]))
         context_curves(found, paths[3])
 
     kept = keep(folder, result, write, must=out is not None)
     return kept if kept.not_kept else kept.model_copy(update={"written": paths})
+
+
+def keep_recall(run: Path, out: Path | None, result: RecallResult) -> RecallResult:
+    """`evaluate-recall-<split>` as JSON, CSV and PNG."""
+    from mamba_bio_audio.evaluation.figures import recall_curves
+
+    folder, stem = out or run, f"evaluate-recall-{result.split}"
+    paths = tuple(folder / f"{stem}{suffix}" for suffix in (".json", ".csv", ".png"))
+
+    def write() -> None:
+        found = result.to_json()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(paths[0], found | {"pictures": [paths[2].name]})
+        write_text(paths[1], _csv([_flat(row) for row in found["recall"]]))
+        recall_curves(found, paths[2])
+
+    kept = keep(folder, result, write, must=out is not None)
+    return kept if kept.not_kept else kept.model_copy(update={"written": paths})
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose intervals have a column for each number."""
+    columns: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            columns |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
+        else:
+            columns[key] = value
+    return columns
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

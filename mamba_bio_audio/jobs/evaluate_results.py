@@ -343,7 +343,11 @@ class PositionRow(Found):
 
 
 class ContextResult(Kept):
-    """Loss on the same target bases under every context, and by position in the longest window."""
+    """Loss on the same target bases under every context, and by position in the longest window.
+
+    Attributes:
+        bar, copied: the model that copies, by name, and its loss on the same bases.
+    """
 
     run: str = ""
     which: str = "best"
@@ -357,6 +361,8 @@ class ContextResult(Kept):
     longest_context_inside_split: float
     overrides: tuple[str, ...] = ()
     matched: list[ContextRow]
+    bar: str = ""
+    copied: list[ContextRow] = Field(default_factory=list)
     by_position: list[PositionRow]
     pictures: tuple[str, ...] = ()
 
@@ -370,18 +376,16 @@ class ContextResult(Kept):
             "",
             f"{'stratum':<28}{'bases':>10}" + "".join(f"{context:>12,}" for context in self.contexts),
         ]
-        by_stratum: dict[tuple[str, str], list[ContextRow]] = {}
-        for row in self.matched:
-            by_stratum.setdefault((row.kind, row.stratum), []).append(row)
-        for (_, name), rows in by_stratum.items():
-            cells = "".join(f"{row.perplexity:>12.4f}" for row in rows)
-            lines.append(f"{name[:27]:<28}{rows[0].count:>10,}{cells}")
+        lines += self._table(self.matched)
+        if self.copied:
+            lines += ["", self.bar, *self._table(self.copied)]
         last = self.matched[len(self.contexts) - 1]
         error = math.nan if last.gain_standard_error is None else last.gain_standard_error
         lines += [
             "",
             f"From {self.contexts[0]:,} to {last.context:,} bases the loss falls by {last.gain_nats:.4f} nats, "
             f"standard error {error:.4f}.",
+            *self._beside_copies(last),
             "",
             f"perplexity by bases of context within windows of {self.contexts[-1]:,}:",
         ]
@@ -392,3 +396,25 @@ class ContextResult(Kept):
         if self.written:
             lines += ["", "written: " + ", ".join(map(str, self.written))]
         return "\n".join(lines)
+
+    def _table(self, rows: list[ContextRow]) -> list[str]:
+        """A line for each stratum: its perplexity under every context."""
+        by_stratum: dict[tuple[str, str], list[ContextRow]] = {}
+        for row in rows:
+            by_stratum.setdefault((row.kind, row.stratum), []).append(row)
+        lines = []
+        for (_, name), own in by_stratum.items():
+            cells = "".join(f"{row.perplexity:>12.4f}" for row in own)
+            lines.append(f"{name[:27]:<28}{own[0].count:>10,}{cells}")
+        return lines
+
+    def _beside_copies(self, last: ContextRow) -> list[str]:
+        """The gain as a share of what copying gains."""
+        if not self.copied:
+            return []
+        theirs = self.copied[len(self.contexts) - 1]
+        error = math.nan if theirs.gain_standard_error is None else theirs.gain_standard_error
+        line = f"That of {self.bar} falls by {theirs.gain_nats:.4f}, standard error {error:.4f}"
+        # A share of a gain that could be chance says nothing.
+        share = theirs.gain_nats > 2 * error
+        return [line + (f": the model gains {last.gain_nats / theirs.gain_nats:.0%} of it." if share else ".")]

@@ -171,9 +171,9 @@ def _evaluations(run: Path, weights: _Weights) -> list[Section]:
     from mamba_bio_audio.run import saved
 
     sections = []
-    contexts = [inside(run, path.name) for path in sorted(run.glob("evaluate-context-*.json"))]
+    others = [path for kind in ("context", "recall") for path in sorted(run.glob(f"evaluate-{kind}-*.json"))]
     pictures: list[Image] = []
-    for path in [*saved.evaluation_files(run), *contexts]:
+    for path in [*saved.evaluation_files(run), *(inside(run, path.name) for path in others)]:
         with as_written(path, "remove it, or run mba evaluate again"):
             result = json.loads(path.read_text(encoding="utf-8"))
             text = read_evaluation(result, domain_of(weights.config.data.kind)).text()

@@ -16,6 +16,7 @@ from mamba_bio_audio.jobs.evaluate_results import (
     LikelihoodResult,
     counted,
 )
+from mamba_bio_audio.jobs.recall_results import RecallResult
 from mamba_bio_audio.pipelines.contract import Domain
 from mamba_bio_audio.pipelines.scores import Found
 from mamba_bio_audio.text import printable
@@ -131,14 +132,14 @@ class ValuesResult(Kept):
         return "\n".join(lines)
 
 
-Evaluation = LikelihoodResult | ClassesResult | ValuesResult | ContextResult
+Evaluation = LikelihoodResult | ClassesResult | ValuesResult | ContextResult | RecallResult
 
 
 def read_evaluation(value: Mapping[str, Any], domain: Domain) -> Evaluation:
     """The evaluation in a JSON file of a run.
 
     Args:
-        value: of `evaluate-SPLIT.json` or `evaluate-context-SPLIT.json`.
+        value: of `evaluate-SPLIT.json`, `evaluate-context-SPLIT.json` or `evaluate-recall-SPLIT.json`.
         domain: of the run's data.
 
     Raises:
@@ -146,6 +147,8 @@ def read_evaluation(value: Mapping[str, Any], domain: Domain) -> Evaluation:
     """
     if "contexts" in value:
         return ContextResult.model_validate(value)
+    if "recall" in value:
+        return RecallResult.model_validate(value)
     if value.get("task") == "classification":
         return ClassesResult.read(value, domain.class_notes)
     if "task" in value:

@@ -22,9 +22,11 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.scores import (
     ClassNotes,
     ClassYardstick,
+    CopyBar,
     Digits,
     LikelihoodNotes,
     Measured,
+    RecallTrials,
     Score,
     TargetBlocks,
 )
@@ -447,6 +449,29 @@ class Domain(ABC):
             InputError: there is no such block, or the domain has no such blocks at all.
         """
         raise InputError(f"--context needs a language model of DNA, got one of {self.name}; leave --context out")
+
+    def copy_bar(self, data: Any, contexts: Sequence[int], progress: Progress | None = None) -> CopyBar | None:
+        """A model that copies, fitted and chosen on training and validation for each context; None where there is none."""
+        return None
+
+    def recall_trials(
+        self, data: Any, split: str, distance: int, *, count: int, copies: Sequence[int], mutated: float, seed: int
+    ) -> RecallTrials:
+        """Stretches of a split in which a piece comes again after a distance.
+
+        Args:
+            data: data module of a language model.
+            split: they are drawn from.
+            distance: symbols between the piece and its return.
+            count: number of stretches.
+            copies: how often the piece stands before the gap, end to end, in each variant.
+            mutated: share of substituted symbols in the variant "mutated".
+            seed: of the draws.
+
+        Raises:
+            InputError: no stretch of the split is long enough, or the domain has no such trials.
+        """
+        raise InputError(f"--recall needs a language model of DNA, got one of {self.name}; leave --recall out")
 
     def digits(self, data: Any) -> Digits:
         """Clips of spoken digits, for scores of generated ones.

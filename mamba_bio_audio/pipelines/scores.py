@@ -169,6 +169,41 @@ class TargetBlocks:
     inside: float
 
 
+class CopyBar(NamedTuple):
+    """A yardstick that copies: what repeats within a context are worth without a network.
+
+    Attributes:
+        name: in tables.
+        nats: (window, K, contexts) -> for each context the nats (K,) of the last K symbols of the ids, of which the first
+            may read so many symbols before it and the others also those between; NaN where nothing is scored.
+    """
+
+    name: str
+    nats: Callable[[NDArray[Any], int, Sequence[int]], Mapping[int, NDArray[np.float64]]]
+
+
+@dataclass(frozen=True)
+class RecallTrials:
+    """Stretches of held-out sequence in which a piece comes again after a distance; T trials, ids.
+
+    Attributes:
+        distance: symbols between the two.
+        context: symbols of a whole trial.
+        lead: (T, a) what begins each trial.
+        pieces: (T, b) what stands before the gap, by variant. Its last K symbols are those that come again, or what is
+            there in their place: "control" is the sequence as it is, "foreign control" a piece from elsewhere.
+        gap: (T, distance).
+        target: (T, K) what ends each trial.
+    """
+
+    distance: int
+    context: int
+    lead: NDArray[np.uint8]
+    pieces: Mapping[str, NDArray[np.uint8]]
+    gap: NDArray[np.uint8]
+    target: NDArray[np.uint8]
+
+
 class Digits(NamedTuple):
     """Clips of spoken digits by split, and which digit each is."""
 

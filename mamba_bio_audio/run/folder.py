@@ -29,6 +29,9 @@ RUN_FILES = (
             "evaluate-context-{}.csv",
             "evaluate-context-{}-position.csv",
             "evaluate-context-{}.png",
+            "evaluate-recall-{}.json",
+            "evaluate-recall-{}.csv",
+            "evaluate-recall-{}.png",
             "predictions-{}.tsv",
             "confusion-{}.png",
         )

@@ -821,7 +821,7 @@ def test_evaluate_the_same_bases_under_every_context(trained, tmp_path, capsys):
         "pictures": ["evaluate-context-test.png"]
     }
     with (out / "evaluate-context-test.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(result["matched"])
+        assert len(list(csv.DictReader(file))) == len(result["matched"]) + len(result["copied"])
     assert mba_command(*arguments) == 0
     assert "the same " in capsys.readouterr().out
     # Beside the run, where it goes without --out, it hinders nothing that reads the run.

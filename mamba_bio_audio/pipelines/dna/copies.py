@@ -54,7 +54,7 @@ _PRIOR = 8.0
 _SHARE = (1e-4, 1 - 1e-4)
 # Sorting keys are 40 bits of a word and 24 of its position.
 _POSITION_BITS = 24
-LONGEST_CONTEXT = 1 << 20
+LONGEST_CONTEXT = 1 << 22
 _CHUNK_BASES = 1 << 22
 # Shares of hits are counted on about so many validation bases.
 _CHOICE_BASES = 1 << 22
@@ -105,7 +105,7 @@ class CopyModel:
         Args:
             genome: reader of token ids.
             spans: (record, start, end) of the validation split.
-            contexts: numbers of bases that may be read before each base, 1 to 2^20.
+            contexts: numbers of bases that may be read before each base, 1 to 2^22.
         """
         assert all(1 <= context <= LONGEST_CONTEXT for context in contexts), contexts
         pieces = [
@@ -134,12 +134,14 @@ class CopyModel:
         """Nats of tokens[first:] (n,) for each context of `counts`; NaN for unknown bases and the first of all."""
         return self._mix(tokens, first, self.counts)
 
-    def nats_of_block(self, window: NDArray[np.uint8], size: int) -> dict[int, NDArray[np.float64]]:
+    def nats_of_block(
+        self, window: NDArray[np.uint8], size: int, contexts: Iterable[int]
+    ) -> dict[int, NDArray[np.float64]]:
         """Nats (size,) of the last bases of a window for each context: as many bases before the first of them are read.
 
         The others read those between as well, as a network does that is given the block and its context in one piece.
         """
-        return self._mix(window, len(window) - size, self.counts, grows=True)
+        return self._mix(window, len(window) - size, contexts, grows=True)
 
     def _mix(
         self,

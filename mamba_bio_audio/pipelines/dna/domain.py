@@ -12,7 +12,7 @@ from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.tracks_config import DnaTracksConfig
 from mamba_bio_audio.pipelines.sample_writer import SampleRequest, SampleWriter
-from mamba_bio_audio.pipelines.scores import ClassYardstick, Measured, Score, TargetBlocks
+from mamba_bio_audio.pipelines.scores import ClassYardstick, CopyBar, Measured, RecallTrials, Score, TargetBlocks
 
 if TYPE_CHECKING:
     from mamba_bio_audio.pipelines.corpus import Corpus, Stored
@@ -221,6 +221,21 @@ class Dna(Domain):
         from mamba_bio_audio.pipelines.dna.target_blocks import open_blocks
 
         return open_blocks(data, split, size=size, context=context, count=count)
+
+    def copy_bar(self, data: Any, contexts: Sequence[int], progress: Progress | None = None) -> CopyBar | None:
+        """Copies on the best Markov model."""
+        return evaluation.copy_bar(data, contexts, progress)
+
+    def recall_trials(
+        self, data: Any, split: str, distance: int, *, count: int, copies: Sequence[int], mutated: float, seed: int
+    ) -> RecallTrials:
+        """256 bases that come again, exactly, with substitutions, or on the other strand."""
+        from mamba_bio_audio.pipelines.dna.recall import recall_trials
+
+        spans = data.corpus.spans(split)
+        return recall_trials(
+            data.corpus.genome, spans, distance, count=count, copies=copies, mutated=mutated, seed=seed
+        )
 
 
 DOMAIN = Dna()

@@ -11,6 +11,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.scores import (
     HEADER,
     ClassNotes,
+    CopyBar,
     Found,
     LikelihoodNotes,
     Measured,
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from mamba_bio_audio.pipelines.contract import Progress
     from mamba_bio_audio.pipelines.dna.markov import MarkovTable
     from mamba_bio_audio.pipelines.spans import Span
+
+# The longest context of the copies beside a whole split.
+_FAR = 1 << 20
 
 
 class Markov(Found):
@@ -157,7 +161,7 @@ def beside_likelihood(data: Any, found: Measured, score: Score, progress: Progre
         names[group]: dict(scored) for group, scored in found.groups.items() if len(names) > 1
     }
     if found.yardsticks:
-        from mamba_bio_audio.pipelines.dna.copies import LONGEST_CONTEXT, fit_copies
+        from mamba_bio_audio.pipelines.dna.copies import fit_copies
         from mamba_bio_audio.pipelines.dna.markov import markov_table
 
         spans = {split: data.corpus.spans(split) for split in ("train", "valid", found.split)}
@@ -167,7 +171,7 @@ def beside_likelihood(data: Any, found: Measured, score: Score, progress: Progre
         notes["markov"] = _markov(fitted)
         assert notes["markov"].count == found.scored
         told = None if progress is None else _counting(progress, "copies, bases")
-        contexts = sorted({min(data.length, LONGEST_CONTEXT), LONGEST_CONTEXT})
+        contexts = sorted({min(data.length, _FAR), _FAR})
         sums = fit_copies(genome, fitted, spans["valid"], contexts).score(genome, scored, progress=told)
         notes["copies"] = [
             CopyScores(context=context, **dict(Scores.of(nats / found.scored))) for context, nats in sums.items()
@@ -181,6 +185,27 @@ def beside_likelihood(data: Any, found: Measured, score: Score, progress: Progre
             if progress is not None:
                 progress("Markov baselines, genomes", done, len(genomes))
     return DnaNotes(**counts, **notes, genomes={name: GenomeScores(**row) for name, row in genomes.items()})
+
+
+def copy_bar(data: Any, contexts: Sequence[int], progress: Progress | None = None) -> CopyBar:
+    """Copies on the best Markov model, all of it fitted on training and chosen on validation.
+
+    Raises:
+        InputError: one of the two splits is empty, or a context is longer than what copies are sought in.
+    """
+    from mamba_bio_audio.pipelines.dna.copies import LONGEST_CONTEXT, fit_copies
+    from mamba_bio_audio.pipelines.dna.markov import markov_table
+
+    check_markov(data)
+    if max(contexts) > LONGEST_CONTEXT:
+        raise InputError(
+            f"the copy model seeks copies within {LONGEST_CONTEXT:,} bases, not {max(contexts):,}; give less, or --no-baselines"
+        )
+    genome, (train, valid) = data.corpus.genome, map(data.corpus.spans, ("train", "valid"))
+    told = None if progress is None else _counting(progress, "Markov baselines, bases")
+    fitted = markov_table(genome, train, valid, [], progress=told)
+    model = fit_copies(genome, fitted, valid, contexts)
+    return CopyBar(f"copies on Markov order {fitted.order}", model.nats_of_block)
 
 
 def _counting(progress: Progress, what: str) -> Any:

@@ -220,7 +220,7 @@ def test_a_block_reads_its_context_and_what_comes_before_within_it() -> None:
     ids = repetitive(7, 4_000)
     copied = model(ids, [128, 1_024])
     start, size = 3_000, 200
-    found = copied.nats_of_block(ids[start - 1_024 : start + size], size)
+    found = copied.nats_of_block(ids[start - 1_024 : start + size], size, [128, 1_024])
     for context, nats in found.items():
         # The window itself cannot read further.
         copied.counts = {1 << 19: copied.counts[context]} | copied.counts

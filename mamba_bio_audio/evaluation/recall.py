@@ -43,8 +43,8 @@ def recall_nats(
     """
     variants, count = list(trials.pieces), len(trials.target)
     # What grows with the length is kept for each row.
-    rows = _ROWS if model.streaming == "constant" else len(variants) * (positions // trials.context)
-    step = max(1, min(rows, positions) // len(variants))
+    most = _ROWS if model.streaming == "constant" else len(variants) * (positions // trials.context)
+    step = max(1, min(most, positions) // len(variants))
     found = np.empty((len(variants), count))
     for low in range(0, count, step):
         some = range(low, min(low + step, count))

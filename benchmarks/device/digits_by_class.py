@@ -34,6 +34,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
         "audio/digits@classes",
         ("train.ema=0.998", "data.augment_polarity=true", "data.augment_gain_db=3", "data.augment_noise=0.5"),
     ),
+    "classes-8khz": ("audio/digits@classes-8khz", ("train.ema=0.998",)),
     "no-classes": ("audio/digits", ()),
 }
 SETTINGS: dict[str, dict[str, float]] = {
@@ -46,6 +47,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "temperature 0.9": {"temperature": 0.9},
     "top-p 0.98": {"top_p": 0.98},
 }
+KIND: Any = None  # of judge and recogniser; None is ResNeXt on a GPU
 PATH: str | None = None  # of decoding; None takes the fastest
 FIRST = ("temperature 1", "guidance 2")
 
@@ -63,6 +65,8 @@ def mba(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
 def train(options: argparse.Namespace, data: Path) -> None:
     """Train the arms one after another, judge and recogniser from the second on, until they are done or their time is over."""
     work, end = options.work, BEGAN + options.train_seconds
+    judged = ["--judge-epochs", str(options.judge_epochs)]
+    judged += ["--judge-kind", options.judge_kind] if options.judge_kind else []
     beside: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(what: str, *arguments: str) -> None:
@@ -83,16 +87,16 @@ def train(options: argparse.Namespace, data: Path) -> None:
         given = [part for key in keys for part in ("--set", key)]
         process = mba("pretrain", recipe, "--out", str(work / name), *given, log=work / f"{name}.txt")
         if number or options.judge_gpu:
-            start("judge", "--judge-epochs", str(options.judge_epochs))
+            start("judge", *judged)
         while time.monotonic() < end and process.poll() is None:
             time.sleep(1)
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         say(f"{name} ended with code {process.wait()}")
-        if ARMS[name][0].endswith("@classes"):
+        if "@classes" in ARMS[name][0]:
             start("check")
         pack(options)
-    start("judge", "--judge-epochs", str(options.judge_epochs))
+    start("judge", *judged)
     start("check")
     for name, seconds in (("judge", options.judge_seconds), ("check", 60)):
         try:
@@ -104,12 +108,15 @@ def train(options: argparse.Namespace, data: Path) -> None:
 
 def opened(work: Path, device: str) -> tuple[Any, Any]:
     """The data module of the arms, which is the same for all of them, and its clips."""
-    from mamba_bio_audio.pipelines.audio.digits import digits
+    from mamba_bio_audio.pipelines.audio.digits import RATE_HZ, digits
     from mamba_bio_audio.run.data import open_data
     from mamba_bio_audio.run.described import read_config
 
-    run = wait_for(work, list(ARMS))
-    data = open_data(read_config(run), device)
+    config = read_config(wait_for(work, list(ARMS)))
+    # The judge hears 16 kHz, whatever the model does.
+    heard = {"data": {"sample_rate_hz": RATE_HZ}, "train": {"length": RATE_HZ, "tokens_per_step": RATE_HZ}}
+    given = {part: getattr(config, part).model_copy(update=own) for part, own in heard.items()}
+    data = open_data(config.model_copy(update=given), device)
     data.setup()
     return data, digits(data)
 
@@ -122,7 +129,7 @@ def listeners(work: Path, device: str, epochs: int, data: Any, clips: Any) -> An
     os.environ["MAMBA_BIO_AUDIO_CACHE"] = str(work / "cache")
     found: list[Any] = []
     for no_digit in (False, True):
-        config = judge_config(None, epochs * (2 if no_digit else 1), device, no_digit)
+        config = judge_config(KIND, epochs * (2 if no_digit else 1), device, no_digit)
         found += load_judge(clips, data.summary(), config, device, environment(device), no_digit=no_digit)
     return Listeners(*found)
 
@@ -168,9 +175,11 @@ def made(model: Any, count: int, seed: int, setting: dict[str, float], length: i
     import torch
 
     import mamba_bio_audio as m
-    from mamba_bio_audio.pipelines.audio.digits import one_second
+    from mamba_bio_audio.pipelines.audio.digits import RATE_HZ, judged
     from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS
 
+    rate = model.codec.sample_rate_hz
+    length = length * rate // RATE_HZ
     draws = {name: value for name, value in setting.items() if name != "guidance"}
     how: dict[str, Any] = {"length": length, "num_samples": count, "seed": seed, **draws}
     # So many rows the persistent kernel takes at once, three programs each.
@@ -188,7 +197,18 @@ def made(model: Any, count: int, seed: int, setting: dict[str, float], length: i
             numbers = torch.tensor([model.classes.index(name) + 1 for name in names], device=device)
             rows = by_row(model, numbers, setting.get("guidance", 0.0))
             tokens = m.generate(rows, path="graph" if device.type == "cuda" else "steps", **how)
-    return np.stack([one_second(clip) for clip in model.decode(tokens)]), asked
+    return np.stack([judged(clip, rate) for clip in model.decode(tokens)]), asked
+
+
+def worth(run: Path, model: Any, device: str) -> str:
+    """What the class is worth on validation clips."""
+    from mamba_bio_audio.evaluation.class_worth import class_worth
+    from mamba_bio_audio.run.data import open_data
+    from mamba_bio_audio.run.described import read_config
+
+    data = open_data(read_config(run), device)
+    data.setup()
+    return str(class_worth(model, data.evaluation_dataloader("valid"), 200))
 
 
 def check(work: Path, device: str) -> None:
@@ -280,6 +300,9 @@ def score(options: argparse.Namespace) -> None:
         if (work / name / "model.safetensors").exists()
     }
     arms = [name for name in models if models[name].classes]
+    for name in arms:
+        found.setdefault("worth", {})[name] = told = worth(work / name, models[name], device)
+        say(f"{name}: {told}")
     if not arms:
         raise SystemExit(f"{work}: no arm with classes has weights")
 
@@ -413,7 +436,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2048)
     parser.add_argument("--length", type=int, default=16_000)
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--judge-kind", choices=("resnext", "small"))
     options = parser.parse_args()
+    global KIND
+    KIND = options.judge_kind
     options.work.mkdir(parents=True, exist_ok=True)
     # Whatever hangs says where.
     faulthandler.dump_traceback_later(options.seconds + 20, exit=True)

@@ -130,7 +130,7 @@ def _generated(
             run=opened.options.run,
             out=out,
             which=opened.options.which,
-            length=digits.CLIP_SAMPLES,
+            length=opened.model.codec.sample_rate_hz * digits.CLIP_SAMPLES // digits.RATE_HZ,
             class_=("all",) if classes else (),
             num_samples=count // max(1, len(classes)),
             batch_size=min(at_once, count),
@@ -147,7 +147,7 @@ def _generated(
         log_likelihood = np.array(json.loads(file.read_text(encoding="utf-8"))["log_likelihood"])
         for row in range(count):
             file = out / f"sample-{row:05d}.flac"
-            clips.append(digits.one_second(soundfile.read(file, dtype="float32")[0]))
+            clips.append(digits.judged(*soundfile.read(file, dtype="float32")))
     except (OSError, ValueError, KeyError, soundfile.SoundFileError) as error:
         raise InputError(
             f"{file}: missing or damaged ({error}); delete the folder {out}, and its clips are made again"

@@ -25,6 +25,8 @@ FIELDS = (
     "valid_bits",
     "valid_perplexity",
     "sample_distance",  # if audio is generated at validations
+    "class_nats",  # with model.classes: what a recording's class is worth, nats
+    "class_named",  # and the share of recordings whose class is the most probable
 )
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation.class_worth import ClassWorth, class_worth
 from mamba_bio_audio.files import atomic_path
 from mamba_bio_audio.models.low_rank import merged
 from mamba_bio_audio.signals import StopSignal
@@ -32,6 +33,10 @@ from mamba_bio_audio.training.listening import Listening
 from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.schedule import move_to
+
+
+# Validation rows that are read once without a class and once as each.
+_CLASS_ROWS = 32
 
 
 class NonFiniteLoss(RuntimeError):
@@ -332,8 +337,13 @@ class Steps(L.Callback):
         distance = self._listen(trainer, module, step)
         if distance is not None:
             self.row["sample_distance"] = f"{distance:.6g}"
+        worth = self._class_worth(trainer, module)
+        if worth is not None:
+            self.row |= {"class_nats": f"{worth.over_none:.6g}", "class_named": f"{worth.named:.6g}"}
         self._write(trainer)
         self.progress.validation(step, nats, distance)
+        if worth is not None:
+            self.progress.tell(str(worth))
         if distance is not None and distance < self.best_samples:
             self.best_samples, self.best_samples_step = distance, step
             self._save_weights(trainer, module, "best_samples.safetensors")
@@ -353,6 +363,17 @@ class Steps(L.Callback):
         writer = trainer.logger.experiment if isinstance(trainer.logger, TensorBoardLogger) else None
         with self._averaged(trainer, module):
             return self.listening(module.model, writer, step)
+
+    def _class_worth(self, trainer: L.Trainer, module: LanguageModelModule) -> ClassWorth | None:
+        """What the class is worth on the first validation rows; None without classes, and on all ranks but the first."""
+        if not trainer.is_global_zero or not getattr(module.model, "classes", ()):
+            return None
+        module.eval()
+        try:
+            with self._averaged(trainer, module), trainer.precision_plugin.forward_context():
+                return class_worth(module.model, self.valid, _CLASS_ROWS)
+        finally:
+            module.train()
 
     def _save_weights(self, trainer: L.Trainer, module: LanguageModelModule, name: str) -> None:
         if trainer.is_global_zero:

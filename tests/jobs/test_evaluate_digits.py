@@ -28,6 +28,7 @@ from mamba_bio_audio.pipelines.audio.digits import one_second
 from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS
 from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.data import open_data
 from mamba_bio_audio.run.described import read_config
 from mamba_bio_audio.run.folder import run_maker
 from mamba_bio_audio.run.saved import load
@@ -81,6 +82,27 @@ def prepared(run: Path) -> JudgeResult:
     result = job.run(options(run, metrics="sc09-judge"))
     assert isinstance(result, JudgeResult)
     return result
+
+
+def test_a_model_of_another_rate_is_heard_at_the_rate_of_the_judge(run, tmp_path) -> None:
+    keys = ["model.d_model=8", "train.steps=2", "train.length=256", "train.tokens_per_step=512"]
+    folder = read_config(run).data.path
+    config = load_config("audio/tiny", [f"data.path={folder}", "data.sample_rate_hz=8000", *keys])
+    train(config, tmp_path / "run", Session("cpu", quiet=True))
+    data = open_data(read_config(tmp_path / "run"), "cpu")
+    clips, labels = digits.labelled_clips(data, "test")
+    assert data.codec.sample_rate_hz == 8000
+    assert labels.tolist() == sorted(2 * list(range(10)))
+    # The lowest digits' tones are far below 4 kHz; the noise beside them is halved.
+    for clip, file in zip(clips[:6], clips_of(run, "test"), strict=False):
+        heard = soundfile.read(file, dtype="float32")[0]
+        assert clip.shape == (16_000,)
+        assert np.abs(clip[20:140] - heard[20:140]).max() < 0.12
+    found = judged(tmp_path / "run", num_samples=10, judge_epochs=1)
+    assert found.generated == 10
+    made = next((tmp_path / "run" / "sc09").glob("samples-*/sample-00003.flac"))
+    audio, rate = soundfile.read(made)
+    assert (len(audio), rate) == (80, 8000)
 
 
 def test_every_row_and_why_it_does_not_compare(run, monkeypatch) -> None:

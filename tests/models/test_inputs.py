@@ -1,5 +1,7 @@
 """What models read besides symbols: a start token, and the class of a sequence."""
 
+import csv
+
 import numpy as np
 import pytest
 import soundfile
@@ -265,6 +267,9 @@ def test_a_model_of_classes_learns_them(tmp_path):
     keys += ["train.length=256", "train.tokens_per_step=1536", "train.length_warmup=[]", "train.listen=0"]
     config = load_config("audio/tiny", [f"data.path={tmp_path / 'tones'}", *keys])
     train(config, tmp_path / "run", Session("cpu", quiet=True))
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert (float(last["class_nats"]) > 0, float(last["class_named"])) == (True, 1)
     model = mba.load(tmp_path / "run")
     assert model.classes == ("high", "low", "middle")
     for word in model.classes:

@@ -23,16 +23,23 @@ def one_second(audio: NDArray[np.floating], size: int = CLIP_SAMPLES) -> NDArray
     return clip
 
 
+def judged(audio: NDArray[np.floating], rate_hz: int) -> NDArray[np.float32]:
+    """A clip as the judge hears it: 16,000 samples at 16 kHz, of whatever rate it is."""
+    if rate_hz != RATE_HZ:
+        import torch
+
+        from mamba_bio_audio.pipelines.audio.resampling import resampler
+
+        audio = resampler(rate_hz, RATE_HZ)(torch.from_numpy(np.array(audio, np.float32))).numpy()
+    return one_second(audio)
+
+
 def digits(data: Any) -> Digits:
     """The clips of every split.
 
     Raises:
-        InputError: the recordings are at another rate, or not in folders named after digits.
+        InputError: the recordings are not in folders named after digits.
     """
-    if data.codec.sample_rate_hz != RATE_HZ:
-        raise InputError(
-            f"--metrics sc09 needs recordings at {RATE_HZ:,} Hz, which the judge hears, got {data.codec.sample_rate_hz:,} Hz"
-        )
     found = {split: labelled_clips(data, split) for split in SPLITS}
     return Digits(
         {split: clips for split, (clips, _) in found.items()},
@@ -43,15 +50,15 @@ def digits(data: Any) -> Digits:
 
 def labelled_clips(data: Any, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The clips of a split as (n, 16000), and which digit each is, by the name of its folder."""
-    recordings = data.corpus.recordings
+    recordings, rate = data.corpus.recordings, data.codec.sample_rate_hz
     clips, labels = [], []
     for span in data.corpus.spans(split):
         name = span.record
         word = name.split("/")[-2] if "/" in name else ""
         if word not in DIGITS:
             raise InputError(f"--metrics sc09 needs clips in folders named {', '.join(DIGITS)}, got {name}")
-        end = min(span.end, span.start + CLIP_SAMPLES)
-        clips.append(one_second(recordings.audio(Span(span.record, span.start, end))))
+        end = min(span.end, span.start + rate * CLIP_SAMPLES // RATE_HZ)
+        clips.append(judged(recordings.audio(Span(span.record, span.start, end)), rate))
         labels.append(DIGITS.index(word))
     if not clips:
         raise InputError(f"--metrics sc09 needs clips in train, valid and test, got none in the {split} split")

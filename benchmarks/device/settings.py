@@ -3,8 +3,8 @@
     python3 benchmarks/device/settings.py RUN CELL... --seconds 90 --out FOLDER
 
 CELL is T:P, and after it, separated by commas: to=T2 (the temperature falls or rises to T2 over a clip), min=M (symbols of
-less than M times the largest probability are dropped), hold=G and over=S (the temperature is multiplied by (b0 / b)^G, where b are
-the clip's own bits at temperature 1, averaged over about S seconds, and b0 validation's). Every cell draws from the same
+less than M times the largest probability are dropped), hold=G and over=S (the temperature is multiplied by (b0 / b)^G, where
+b are the clip's own bits at temperature 1, averaged over about S seconds, and b0 validation's). Every cell draws from the same
 uniform numbers, rows 0 to --clips - 1 of --seed, in fp32, as `mba sample --seed` does. Where --seconds are over, pieces are as
 long as was reached. FOLDER/RUN.csv has a row a clip: cell, row, own bits of each second, the five measures of the whole
 piece, and inside; FOLDER/RUN.npz the levels of --keep cells.
@@ -137,7 +137,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("cells", nargs="+")
-    parser.add_argument("--data", help="prepared folder, where that is not the one of training; held-out recordings suffice")
+    parser.add_argument(
+        "--data", help="prepared folder, where that is not the one of training; held-out recordings suffice"
+    )
     parser.add_argument("--lock", type=Path, help="file that is held while a GPU generates, so that runs take turns")
     parser.add_argument("--piece", type=float, default=10, help="seconds of a clip")
     parser.add_argument("--clips", type=int, default=20)
@@ -171,10 +173,14 @@ def main() -> None:
         limit = measures.click_limit(recorded)
         ranges = samples.ranges_of(samples.measured_pieces(recorded, levels.shape[2], limit))
         theirs = samples.inside(samples.measured_pieces(recorded, levels.shape[2], limit), ranges)
-        say(f"held out: { {name: [round(v, 2) for v in ranges[name]] for name in measures.JUDGED} }, click limit {limit:.2f}")
+        say(
+            f"held out: { {name: [round(v, 2) for v in ranges[name]] for name in measures.JUDGED} }, click limit {limit:.2f}"
+        )
         say(f"held-out pieces inside by all: {samples.all_judged(theirs).mean():.2f}")
         jobs = [list(pool.map(partial(measured, codec, limit), own)) for own in levels] if options.jobs == 1 else None
-        flat = jobs or _grouped(pool.map(partial(measured, codec, limit), levels.reshape(-1, levels.shape[2])), len(cells))
+        flat = jobs or _grouped(
+            pool.map(partial(measured, codec, limit), levels.reshape(-1, levels.shape[2])), len(cells)
+        )
         (options.out / f"{options.run.name}.json").write_text(json.dumps({"ranges": ranges, "limit": limit}))
         table, totals = [], []
         say("cell: inside of level, flatness, clicks, onsets, entropy, all; medians; own bits of each second")
@@ -182,12 +188,17 @@ def main() -> None:
             values = {key: np.array([one[key] for one in own]) for key in own[0]}
             within = samples.inside(values, ranges)
             every = samples.all_judged(within)
-            seconds = own_bits[:, : own_bits.shape[1] // rate * rate].astype(np.float32).reshape(len(own), -1, rate).mean(2)
+            seconds = (
+                own_bits[:, : own_bits.shape[1] // rate * rate].astype(np.float32).reshape(len(own), -1, rate).mean(2)
+            )
             counts = [int(within[key].sum()) for key in measures.JUDGED]
             totals.append(sum(counts))
             middle = " ".join(f"{np.median(values[key]):7.2f}" for key in measures.JUDGED)
             course = " ".join(f"{value:.2f}" for value in seconds.mean(0))
-            print(f"{name:<34} {' '.join(f'{c:3d}' for c in counts)} {int(every.sum()):4d} | {middle} | {course}", flush=True)
+            print(
+                f"{name:<34} {' '.join(f'{c:3d}' for c in counts)} {int(every.sum()):4d} | {middle} | {course}",
+                flush=True,
+            )
             for row, one in enumerate(own):
                 flags = {f"inside_{key}": int(within[key][row]) for key in measures.JUDGED}
                 course = " ".join(f"{value:.3f}" for value in seconds[row])

@@ -4,9 +4,9 @@
     over another class  the same with the mean over the other classes' -log p(x | j) in place of -log p(x)
     named               share of recordings whose own class is the most probable: p(k | x) is proportional to p(x | k)
 
-A model that takes no notice of the class has 0, 0 and one in K. The whole class cannot be worth more than log K over a model that
-draws the class by itself at the start and knows it from then on; where it is worth more, the model does not recognise the class
-from what it has read. Nothing here says whether generated clips are of the class: they go their own way from the first error on.
+A model that takes no notice of the class has 0, 0 and one in K. To one that recognises the class from what it has read, the
+class is worth log K at most; where it is worth more, the model does not. Nothing here says whether generated clips are of the
+class: they go their own way from the first error on.
 """
 
 from __future__ import annotations
@@ -55,17 +55,18 @@ def class_worth(model: nn.Module, batches: Iterable[Mapping[str, Any]], rows: in
     """
     about: Any = model
     inputs, device = about.model_config.num_inputs, next(model.parameters()).device
-    found, own = [], []
+    found: list[Tensor] = []
+    own: list[Tensor] = []
     for batch in batches:
         tokens, targets = batch["tokens"].to(device), batch["targets"].to(device)
         number = class_of(tokens[:, 0], inputs)
         # Padding is of no class.
         plain = tokens - class_of(tokens, inputs) * inputs
-        some = (number > 0).nonzero()[: rows - sum(map(len, own)), 0]
+        some = (number > 0).nonzero()[: rows - sum(len(part) for part in own), 0]
         if len(some):
             found.append(_nats(model, plain[some], targets[some], len(about.classes) + 1, inputs))
             own.append(number[some].cpu())
-        if sum(map(len, own)) >= rows:
+        if sum(len(part) for part in own) >= rows:
             break
     if not own:
         return None

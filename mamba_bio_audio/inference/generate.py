@@ -33,6 +33,7 @@ from mamba_bio_audio.inference.prompts import (
     check_classes,
     check_prompt,
     read_prompts,
+    started,
     vocabulary_of,
 )
 from mamba_bio_audio.inference.streaming import Row
@@ -191,10 +192,7 @@ def generate_blocks(
     if draws.get("guidance") and classes is None:
         raise InputError("guidance is towards a class; give class_, or leave it out")
     prefix = check_prompt(model, prompt, num_samples)
-    start_id = getattr(getattr(model, "codec", None), "start_id", None)
-    if start_id is not None and state is None and not isinstance(prefix, list):
-        first = torch.full((1 if prefix is None else len(prefix), 1), start_id)
-        prefix = first if prefix is None else torch.cat([first, prefix], 1)
+    prefix = started(model, prefix) if state is None else prefix
     if prefix is None and place.position:
         raise InputError("a position after the first needs the symbols before it as prompt")
     if state is not None and (not isinstance(prefix, Tensor) or (batch_size or num_samples) < num_samples):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +19,7 @@ from mamba_bio_audio.jobs.sample_report import check_report, measure, write_page
 
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.paths import Stepper
+    from mamba_bio_audio.inference.row_files import RowFiles
     from mamba_bio_audio.pipelines.sample_writer import SampleWriter
     from mamba_bio_audio.run.config import RunConfig
 
@@ -83,6 +84,13 @@ class SampleOptions(Options):
         description="With --class: by how much to overstate the class; 0 samples as trained, 1 to 4 at twice the cost say more "
         "of the class and vary less.",
     )
+    best_of: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Make so many of each sample and keep one: with --class the one that the model itself takes most clearly "
+        "for the class, else the one whose bits per symbol are nearest to validation's; at so many times the cost.",
+    )
     keep_prompt: bool = Field(
         False,
         description="Write the prompt, as the model read it, before its continuation; log-likelihoods leave it out.",
@@ -122,10 +130,14 @@ class SampleOptions(Options):
             raise ValueError("--keep-prompt keeps what --prompt or --prompt-file gives; give one of them")
         if self.guidance and not self.class_:
             raise ValueError("--guidance is towards a class; give --class")
+        if self.best_of > 1 and self.target is None:
+            raise ValueError("--best-of chooses among whole samples; give --out")
         if len({"length", "seconds"} & self.model_fields_set) != 1:
             raise ValueError("give either --length, in symbols, or --seconds, of audio")
         if self.length is None and self.seconds in (None, math.inf) and self.num_samples > 1:
             raise ValueError("--length inf makes one sample; leave out --num-samples")
+        if self.length is None and self.seconds in (None, math.inf) and self.best_of > 1:
+            raise ValueError("--length inf makes one sample; leave out --best-of")
         return self
 
     def in_symbols(self, config: RunConfig) -> SampleOptions:
@@ -323,15 +335,20 @@ def sample(
     out, config, force = options.target, model.config, options.force
     draws = _draws(options)
     writer = writer or _writer(options, config, model.manifest)
-    rows_asked = writer.num_samples or options.num_samples
+    rows_asked, each = writer.num_samples or options.num_samples, options.best_of
     if options.length is None and rows_asked > 1:
         raise InputError(f"--length inf makes one sample, but there are {rows_asked:,} prompts or classes; name one")
     if options.length is None and out is not None and writer.most is None:
         raise InputError("--length inf goes to standard output here; leave out --out")
+    valid_nats = model.manifest.get("result", {}).get("valid_nats")
+    if each > 1 and not writer.classes and valid_nats is None:
+        raise InputError(f"{options.run}: no validation bits are known of these weights, so --best-of cannot choose")
+    # What is drawn, of which the best are written.
+    drawn = writer if each == 1 else _writer(options, config, model.manifest, each)
     result = SampleResult(out=out, num_samples=rows_asked, length=options.length, precision=options.precision)
     size: dict[str, Any] = {"length": options.length, "num_samples": rows_asked, "batch_size": options.batch_size}
-    of_class = {"class_": list(writer.classes)} if writer.classes else {}
-    rows_together = min(options.batch_size, rows_asked)
+    of_class = {"class_": list(drawn.classes)} if drawn.classes else {}
+    rows_together = min(options.batch_size, rows_asked * each)
     initial = writer.start.get("initial")
     stepper = prepared(
         model, rows=rows_together, precision=options.precision, reading=reading, initial=initial, **draws
@@ -343,9 +360,11 @@ def sample(
     prompt = options.prompt if len(options.prompt) > 1 else next(iter(options.prompt), None)
     settings = draws | size | {"prompt": prompt, **writer.settings, "keep_prompt": options.keep_prompt}
     settings |= {"weights": weights_hash(model), "device": device}
+    if each > 1:
+        settings["best_of"] = each
     if model.classes:
         settings["class"] = list(dict.fromkeys(writer.classes)) or None
-    rows = RowFiles(unfinished(out), settings, writer)
+    rows = RowFiles(unfinished(out), settings, drawn)
     if options.resume and out.exists() and not rows.folder.exists():
         with _fitted_since(fitted):
             writer.check_complete(rows.settings)
@@ -363,7 +382,7 @@ def sample(
         with _fitted_since(fitted):
             rows.begin(resume=options.resume, force=force)
         length = options.length or writer.most
-        how = draws | size | of_class | {"length": length} | dict(writer.start)
+        how = draws | size | of_class | {"length": length, "num_samples": rows_asked * each} | dict(drawn.start)
         nats = rows.sample(stepper, progress=count, stop=lambda: stop.number is not None, **how)
         stopped = None if stop.number is None else signal.Signals(stop.number).name
         if nats is None and options.length is None:
@@ -375,10 +394,15 @@ def sample(
         else:
             stopped = None
         assert length is not None
+        kept: Sequence[int] = range(rows_asked)
+        if each > 1:
+            kept, scores = _best(model, rows, drawn, nats, length, each, options.batch_size, valid_nats)
+            nats = tuple(nats[row] for row in kept)
+            settings |= {"kept": list(kept), "scores": scores}
         # Again: hours may have gone by.
         writer.check_target(replace=True)
         sampled = Sampled(
-            rows=[rows.path(row) for row in range(rows_asked)],
+            rows=[rows.path(row) for row in kept],
             length=length,
             log_likelihood=nats,
             settings=settings | ({"fitted": True} if fitted else {}),
@@ -389,9 +413,9 @@ def sample(
         written = writer.finish(sampled, rows.folder)
         rows.remove()
     found: dict[str, Any] = {"written": written, "length": length}
-    if (valid_nats := model.manifest.get("result", {}).get("valid_nats")) is not None:
+    if valid_nats is not None:
         bits, valid = -sum(nats) / math.log(2) / length / rows_asked, valid_nats / math.log(2)
-        along = [] if rows.along is None or options.length is None else rows.bits_along(length)
+        along = [] if rows.along is None or options.length is None else rows.bits_along(length, kept)
         found["bits"] = {"samples": bits, "along": along, "valid": valid}
         # With guidance these are not the bits of what the model has learnt.
         warning = None if options.guidance else drift(bits, along, valid, draws, options.run)
@@ -428,27 +452,49 @@ def _draws(options: SampleOptions) -> dict[str, Any]:
     return draws | ({"guidance": options.guidance} if options.guidance else {})
 
 
-def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, Any]) -> SampleWriter:
-    """The writer of the run's domain.
+def _best(
+    model: Any,
+    rows: RowFiles,
+    drawn: SampleWriter,
+    nats: Sequence[float],
+    length: int,
+    each: int,
+    batch_size: int,
+    valid_nats: float | None,
+) -> tuple[list[int], list[float]]:
+    """Which of each `each` rows are kept, and the scores of all."""
+    from mamba_bio_audio.inference.best import best, class_evidence, nearness
+
+    if drawn.classes:
+        scores = class_evidence(model, rows.tokens, drawn.classes, drawn.start.get("prompt"), batch_size)
+    else:
+        assert valid_nats is not None
+        scores = nearness(nats, length, valid_nats)
+    return best(scores, each), [float(f"{score:.6g}") for score in scores]
+
+
+def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, Any], each: int = 1) -> SampleWriter:
+    """The writer of the run's domain; with `each` of so many of each sample, into the folder that they are chosen from.
 
     Raises:
         InputError: a prompt or target that it cannot use.
     """
+    from mamba_bio_audio.files import unfinished
     from mamba_bio_audio.pipelines.domains import domain_of
     from mamba_bio_audio.pipelines.sample_writer import SampleRequest
 
     options, classes = options.in_symbols(config), _classes(options, config)
     request = SampleRequest(
         run=options.run,
-        out=options.target,
+        out=options.target if each == 1 or options.target is None else unfinished(options.target),
         length=options.length,
-        num_samples=options.num_samples * max(1, len(classes)),
+        num_samples=options.num_samples * each * max(1, len(classes)),
         prompts=options.prompt,
-        draws=_draws(options) | {"precision": options.precision},
+        draws=_draws(options) | {"precision": options.precision, "best_of": options.best_of},
         config=config.data,
         data=manifest.get("data", {}),
         prompt_file=options.prompt_file,
-        classes=tuple(name for name in classes for _ in range(options.num_samples)),
+        classes=tuple(name for name in classes for _ in range(options.num_samples * each)),
         keep_prompt=options.keep_prompt,
     )
     return domain_of(config.data.kind).writer(request)

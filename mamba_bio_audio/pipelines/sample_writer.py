@@ -25,7 +25,7 @@ class SampleRequest(NamedTuple):
         length: symbols of each, without the prompt; None goes on until it is stopped.
         num_samples: how many, of each prompt.
         prompts: as the user gave them; none without.
-        draws: temperature, top_k, top_p, seed.
+        draws: temperature, top_k, top_p, seed, precision, best_of.
         config: data section of the run.
         data: what the run's manifest says of its data.
         prompt_file: file or part of one that holds prompts, as the user gave it; instead of `prompts`.
@@ -82,6 +82,10 @@ class RowForm(ABC):
     @abstractmethod
     def encode(self, tokens: Ids, row: int = 0) -> bytes:
         """Bytes of symbols (n,) of a row, `symbol_bytes` for each."""
+
+    def decode(self, data: bytes, row: int = 0) -> Ids:
+        """Symbols (n,) of a row from the bytes that `encode` made of them."""
+        raise NotImplementedError(f"{type(self).__name__} does not read what it wrote")
 
     def kept(self, row: int) -> Any:
         """Symbols that a row's file holds before the new ones, as its kept prompt: an array, or read in slices from disk."""

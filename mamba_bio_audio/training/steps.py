@@ -34,7 +34,6 @@ from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.schedule import move_to
 
-
 # Validation rows that are read once without a class and once as each.
 _CLASS_ROWS = 32
 

@@ -61,6 +61,7 @@ class FastaWriter(SampleWriter):
             f"length={request.length or 'inf'} seed={draws['seed']} temperature={draws['temperature']:g}"
             + "".join(f" {name}={draws[name]}" for name in ("top_k", "top_p") if draws[name] is not None)
             + ("" if draws.get("precision", "fp32") == "fp32" else f" precision={draws['precision']}")
+            + ("" if draws.get("best_of", 1) == 1 else f" best_of={draws['best_of']}")
         )
 
     def _prompt(self, row: int) -> str | Prompt:

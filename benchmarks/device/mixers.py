@@ -1,0 +1,232 @@
+"""Every mixer on a GPU: its laws in fp32 and bf16, times of training and sampling of the presets of `dna/hg38`.
+
+Errors are of the largest value; those of fp32 and bf16 are against the same layer in fp64 on the CPU. Prints as it goes.
+
+    python benchmarks/device/mixers.py --out DIR --limit 60
+"""
+
+import argparse
+import csv
+import itertools
+import time
+from pathlib import Path
+
+import torch
+
+from mamba_bio_audio.inference.generate import generate, sampling_path
+from mamba_bio_audio.layers.contract import mixers
+from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.recipes import variants_of
+from mamba_bio_audio.run.timing import environment
+from mamba_bio_audio.run.train_speed import step_of
+
+WIDTH, BATCH, LENGTH = 128, 2, 301
+PIECES = (1, 63, 64, 65, 108)
+MORE = {
+    "transformer window 50": ("transformer", {"window": 50}),
+    "h3 heads of 4": ("h3", {"head_dim": 4, "d_state": 16}),
+}
+PATTERN = {"pattern": "mamba*5,transformer", "d_model": 128, "num_layers": 12}
+LONG = 131_072
+
+
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over largest value."""
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    assert torch.isfinite(actual).all()
+    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+
+
+def gradients(layer: torch.nn.Module, y: torch.Tensor) -> list[torch.Tensor]:
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(y)
+    return list(torch.autograd.grad((y * weight).sum(), list(layer.parameters()), allow_unused=True))
+
+
+def laws(name: str, settings: dict, device: str) -> dict[str, float]:
+    """Errors of one layer, by what was compared."""
+    of, preset = mixers()[name]
+    torch.manual_seed(0)
+    layer = of(**preset | settings).layers(WIDTH, 12)[0]
+    x = torch.randn(BATCH, LENGTH, WIDTH)
+    exact = layer.double()
+    truth, _ = exact(x.double())
+    true_gradients = gradients(exact, truth)
+    layer = layer.float().to(device)
+    x = x.to(device)
+    found = {}
+    for kind in ("fp32", "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=kind == "bf16"):
+            whole, _ = layer(x)
+            found[f"{kind} value"] = error(whole, truth)
+            whole_gradients = gradients(layer, whole)
+            pairs = zip(whole_gradients, true_gradients, strict=True)
+            found[f"{kind} gradient"] = max(error(a, b) for a, b in pairs if a is not None and b is not None)
+            changed = x.clone()
+            changed[:, 200:] = x[:, 200:].flip(0, 1)
+            found[f"{kind} causal"] = error(layer(changed)[0][:, :200], whole[:, :200])
+            if layer.streaming != "none":
+                state, parts = None, []
+                for piece in x.split(PIECES, 1):
+                    y, state = layer(piece, state)
+                    parts.append(y)
+                found[f"{kind} split"] = error(torch.cat(parts, 1), whole)
+                pairs = zip(gradients(layer, torch.cat(parts, 1)), whole_gradients, strict=True)
+                found[f"{kind} split gradient"] = max(error(a, b) for a, b in pairs if a is not None and b is not None)
+                with torch.inference_mode():
+                    state, parts = layer.init_state(BATCH, device, whole.dtype), []
+                    for t in range(80):
+                        y, state = layer(x[:, t : t + 1], state)
+                        parts.append(y)
+                found[f"{kind} step"] = error(torch.cat(parts, 1), whole[:, :80])
+            if layer.resets:
+                reset = torch.zeros(BATCH, LENGTH, dtype=torch.bool, device=device)
+                reset[:, 99] = True
+                packed, state = layer(x, reset=reset)
+                alone, _ = layer(x[:, 99:])
+                found[f"{kind} packed"] = max(error(packed[:, 99:], alone), error(packed[:, :99], whole[:, :99]))
+    return found
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(call, device: str, least: int = 5, seconds: float = 1.0) -> float:
+    """Median milliseconds; steps take several, so the host's clock serves."""
+    call()
+    call()
+    wait(device)
+    times: list[float] = []
+    since = time.perf_counter()
+    while len(times) < least or (time.perf_counter() - since < seconds and len(times) < 50):
+        at = time.perf_counter()
+        call()
+        wait(device)
+        times.append((time.perf_counter() - at) * 1e3)
+    return sorted(times)[len(times) // 2]
+
+
+def models() -> dict[str, ModelConfig]:
+    """The presets of about 1.4 M parameters."""
+    found = {}
+    for variant in ("1.4m", *variants_of("dna/hg38")):
+        config = load_config(f"dna/hg38@{variant}", ["data.path=."]).model
+        if config.d_model == WIDTH and (config.mixer != "mamba" or variant == "1.4m"):
+            found[config.mixer] = config.model_copy(update={"vocab_size": 12})
+    found["mamba*5,transformer"] = ModelConfig(**PATTERN, vocab_size=12)
+    return found
+
+
+def longer(config: ModelConfig, length: int) -> ModelConfig:
+    """The same for sequences of a length."""
+    values = config.model_dump(mode="json")
+    if "max_length" in values["options"]:
+        values["options"]["max_length"] = length
+    return ModelConfig(**values)
+
+
+def step_row(config: ModelConfig, rows: int, length: int, graph: bool, device: str) -> dict[str, object]:
+    """Time and memory of a training step in bf16."""
+    model = build_model(longer(config, length), seed=0).to(device)
+    tokens = torch.randint(12, (rows, length), device=device)
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    ms = timed(step_of(model, tokens, graph=graph and device == "cuda"), device)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0
+    return {"ms": f"{ms:.4g}", "mtokens_per_s": f"{rows * length / ms / 1e3:.4g}", "peak_gib": f"{peak:.3g}"}
+
+
+def decode_row(config: ModelConfig, rows: int, device: str) -> dict[str, object]:
+    """Time of a step of sampling behind a prompt of 4,096."""
+    model = build_model(longer(config, 1 << 16), seed=0).to(device).eval()
+    prompt = torch.randint(12, (4096,))
+    call = {"num_samples": rows, "prompt": prompt, "precision": "bf16", "allowed": range(12)}
+    ends = []
+    # The first compiles and records.
+    for length in (64, 64, 320):
+        wait(device)
+        since = time.perf_counter()
+        generate(model, length=length, **call)
+        ends.append(time.perf_counter() - since)
+    path = sampling_path(model, rows=rows, precision="bf16", allowed=range(12))
+    return {"ms": f"{(ends[2] - ends[1]) / 256 * 1e3:.4g}", "path": path, "prompt_ms": f"{ends[1] * 1e3:.4g}"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=float, default=60, help="seconds after which nothing new begins")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", choices=("laws", "times"), help="one part")
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    since = time.perf_counter()
+
+    def late() -> bool:
+        return time.perf_counter() - since > options.limit
+
+    if options.only != "times":
+        subjects = {name: (name, {}) for name in mixers()} | MORE
+        with (options.out / "mixers_laws.txt").open("w") as file:
+            for title, (name, settings) in subjects.items():
+                if late():
+                    break
+                try:
+                    found = laws(name, settings, options.device)
+                    text = f"{title}: " + ", ".join(f"{what} {value:.1e}" for what, value in found.items())
+                except Exception as problem:  # the others must still run
+                    text = f"{title}: FAILED {type(problem).__name__}: {problem}"
+                print(f"{time.perf_counter() - since:.0f} s  {text}", flush=True)
+                file.write(text + "\n")
+                file.flush()
+    if options.only == "laws":
+        return
+    device, small = options.device, options.device == "cpu"
+    rows, length, long = (1, 64, 256) if small else (256, 1024, LONG)
+    work = [("step recorded", name, rows, length) for name in models()]
+    work += [("step", name, 1, long) for name in models()]
+    work += [
+        ("decode", name, rows, 4096) for rows in ((1,) if small else (1, 64)) for name in models() if name != "hyena"
+    ]
+    fields = [
+        "what",
+        "mixer",
+        "rows",
+        "length",
+        "parameters",
+        "ms",
+        "mtokens_per_s",
+        "peak_gib",
+        "path",
+        "prompt_ms",
+        "problem",
+    ]
+    fields += list(environment(device))
+    with (options.out / "mixers_times.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, fields, restval="")
+        table.writeheader()
+        for (what, name, rows, length), _ in zip(
+            work, itertools.takewhile(lambda _: not late(), itertools.count()), strict=False
+        ):
+            config = models()[name]
+            row: dict[str, object] = {"what": what, "mixer": name, "rows": rows, "length": length}
+            try:
+                row |= (
+                    decode_row(config, rows, device)
+                    if what == "decode"
+                    else step_row(config, rows, length, what != "step", device)
+                )
+            except Exception as problem:
+                row["problem"] = f"{type(problem).__name__}: {problem}"[:200]
+            row["parameters"] = sum(p.numel() for p in build_model(config).parameters())
+            print(f"{time.perf_counter() - since:.0f} s ", {k: v for k, v in row.items() if v != ""}, flush=True)
+            table.writerow(row | environment(device))
+            file.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -73,7 +73,8 @@ def _members(annotation: Any) -> list[Any]:
 
 def _word(word: Plain, members: Sequence[Any]) -> Any:
     """One unquoted word as a value of one of these types."""
-    if word.null and (type(None) in members or not word):
+    # What may be anything, such as the options of a mixer, may be null.
+    if word.null and (type(None) in members or Any in members or not word):
         return None
     names = {
         name for member in members if typing.get_origin(member) is typing.Literal for name in typing.get_args(member)

@@ -19,7 +19,7 @@ from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.size import count_parameters
-from mamba_bio_audio.run.config import load_config
+from mamba_bio_audio.run.config import load_config, read_values, to_yaml, validate
 from mamba_bio_audio.run.export import opens_in_transformers
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +137,17 @@ def test_a_model_of_a_new_mixer_is_trained_and_sampled(toy, tmp_path, capsys):
             command([str(argument) for argument in arguments])
         assert not stop.value.code, capsys.readouterr().err
     assert "decay: 0.5" in (run / "config.yaml").read_text()
+
+
+def test_what_is_null_in_a_saved_configuration_is_null_when_it_is_read():
+    """Options have no type of their own in a recipe; their texts become what the mixer says."""
+    settings = ["data.path=.", "model.mixer=transformer", "model.options.heads=null", "model.options.bias=true"]
+    saved = to_yaml(load_config("dna/tiny", settings))
+    assert "heads: null" in saved
+    found = validate(read_values(saved, "config.yaml"), "config.yaml").model
+    assert found.options["heads"] is None
+    assert found.options["bias"] is True
+    assert found == load_config("dna/tiny", settings).model
 
 
 def test_mistakes_in_mixers_and_their_options():

@@ -44,7 +44,7 @@ def test_a_saved_audio_configuration_is_read_again(tmp_path):
         ("data.bits=16", "data.bits: choose 8 to 12 bits"),
         ("data.block_bases=9", "data.block_bases: unknown key; allowed: kind, path"),
         ("model.poools=[4]", "model.poools: unknown key; did you mean pools?"),
-        ("model.stages=[{mixer: mmba}]", "model.stages.0.mixer: there is no 'mmba'; allowed: mamba | "),
+        ("model.stages=[{mixer: mmba}]", "model.stages.0.mixer: there is no 'mmba'; allowed: "),
         ("model.pools=[4,x]", "model.pools: "),
         ("data=3", "data: must be a section with keys, not a value; its keys: kind, path"),
         ("train.length=1000", "train.length: 1,000 is not a multiple of 16, the product of model.pools [4, 4]; near"),

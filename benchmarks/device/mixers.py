@@ -114,6 +114,7 @@ def models() -> dict[str, ModelConfig]:
     found = {}
     for variant in ("1.4m", *variants_of("dna/hg38")):
         config = load_config(f"dna/hg38@{variant}", ["data.path=."]).model
+        assert isinstance(config, ModelConfig)
         if config.d_model == WIDTH and (config.mixer != "mamba" or variant == "1.4m"):
             found[config.mixer] = config.model_copy(update={"vocab_size": 12})
     found["mamba*5,transformer"] = ModelConfig(**PATTERN, vocab_size=12)

@@ -12,6 +12,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -90,11 +91,18 @@ class StopSignal:
 
     Attributes:
         number: number of the first signal; None until there is one.
+        deadline: of `time.monotonic`, from when on to stop as well; None: never.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float | None = None) -> None:
         self.number: int | None = None
+        self.deadline = deadline
         self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether to stop: there was a signal, or the time is up."""
+        return self.number is not None or (self.deadline is not None and time.monotonic() >= self.deadline)
 
     def __enter__(self) -> StopSignal:
         self._before = {number: signal.getsignal(number) for number in _heeded()}

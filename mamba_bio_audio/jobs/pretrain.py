@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.contract import Cli, Device, DryRun, Force, Options, Overrides, Result, Resume
-from mamba_bio_audio.run.outcomes import Estimate, Trained
+from mamba_bio_audio.run.outcomes import OUT_OF_TIME, Estimate, Trained
 
 if TYPE_CHECKING:
     from mamba_bio_audio.run.begin import Session
@@ -63,6 +65,29 @@ class TrainOptions(Options):
 class PretrainOptions(TrainOptions):
     """Options of `mba pretrain`."""
 
+    max_time: Annotated[str | None, Cli(metavar="TIME")] = Field(
+        None,
+        description="Save and end after so long (1500 is seconds; 25m, 1.5h), counted from the start of the command; "
+        "--resume goes on.",
+    )
+
+    @field_validator("max_time")
+    @classmethod
+    def _time(cls, text: str | None) -> str | None:
+        if text is not None and not (re.fullmatch(r"\d+(\.\d*)?[smh]?", text) and _seconds(text) > 0):
+            raise ValueError(f"got {text!r}; write seconds, minutes or hours above 0, for example 1500, 25m or 1.5h")
+        return text
+
+    def session(self) -> Session:
+        """How this command trains, and until when."""
+        until = None if self.max_time is None else time.monotonic() + _seconds(self.max_time)
+        return super().session()._replace(deadline=until)
+
+
+def _seconds(text: str) -> float:
+    """Seconds of a time such as 90, 90s, 25m or 1.5h."""
+    return float(text.rstrip("smh")) * {"m": 60, "h": 3600}.get(text[-1], 1)
+
 
 class TrainResult(Trained, Result):
     """How a training ended."""
@@ -99,8 +124,8 @@ class TrainResult(Trained, Result):
 
     @property
     def exit_code(self) -> int:
-        """130 where a signal stopped the training."""
-        return 130 if self.stopped_by else 0
+        """130 where a signal stopped the training; that its time was up is no failure."""
+        return 130 if self.stopped_by not in (None, OUT_OF_TIME) else 0
 
 
 class PretrainResult(TrainResult):

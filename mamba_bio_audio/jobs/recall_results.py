@@ -63,14 +63,14 @@ class RecallResult(Kept):
             f"mutated: {self.mutated:.0%} of the first copy substituted; foreign: a piece from elsewhere in its place; the "
             f"model was trained at {self.trained_length:,}",
             "",
-            f"{'distance':>10}  {'variant':<20}{'nats':>8}  {'gain over the control':<28}{'over a foreign piece':<28}"
+            f"{'distance':>10}  {'variant':<20}{'nats':>8}  {'gain over the control':<30}{'over a foreign piece':<30}"
             + (self.bar and f"gain of {self.bar}"),
         ]
         for row in self.recall:
             bar = "" if row.bar_gain is None else _signed(row.bar_gain)
             lines.append(
-                f"{row.distance:>10,}  {row.variant:<20}{row.nats:>8.4f}  {_signed(row.gain):<28}"
-                f"{_signed(row.gain_over_foreign):<28}{bar}".rstrip()
+                f"{row.distance:>10,}  {row.variant:<20}{row.nats:>8.4f}  {_signed(row.gain):<30}"
+                f"{_signed(row.gain_over_foreign):<30}{bar}".rstrip()
             )
         lines += [f"{distance:>10}  not measured: {reason}" for distance, reason in self.not_measured.items()]
         if self.written:

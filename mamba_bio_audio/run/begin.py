@@ -39,6 +39,7 @@ class Session(NamedTuple):
     command: str | None = None  # that makes the folder and may replace it; None is pretrain, classify or finetune
     arguments: tuple[str, ...] = ()  # of the command, for the manifest
     inputs: tuple[str, ...] = ()  # files that the configuration was read from, which are never replaced
+    deadline: float | None = None  # of `time.monotonic`: save and end then
 
     def maker(self, config: RunConfig) -> Maker:
         """The command that makes the run folder."""

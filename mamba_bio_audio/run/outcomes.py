@@ -6,6 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# What stopped a training whose time was up.
+OUT_OF_TIME = "--max-time"
+
 
 class Trained(BaseModel):
     """How a training ended, and what came of it; in the manifest under `result`.
@@ -25,7 +28,7 @@ class Trained(BaseModel):
         ended_by_patience: whether `train.patience` ended it before `steps`.
         warning: what is wrong with the training as a whole, or None.
         tokens_per_second: positions over all training steps of this process; NaN where there were none.
-        stopped_by: name of the signal that stopped it, or None.
+        stopped_by: name of the signal that stopped it, `OUT_OF_TIME`, or None.
         kind: `data.kind`.
     """
 

@@ -22,7 +22,7 @@ from mamba_bio_audio.run.config import RunConfig, to_yaml
 from mamba_bio_audio.run.data import DataWatch, open_data
 from mamba_bio_audio.run.environment import environment, precision_settings
 from mamba_bio_audio.run.folder import has_weights, remove_unfinished
-from mamba_bio_audio.run.outcomes import Trained
+from mamba_bio_audio.run.outcomes import OUT_OF_TIME, Trained
 from mamba_bio_audio.run.resume import describe_changes
 from mamba_bio_audio.text import show, table
 from mamba_bio_audio.training.fit import FitResult, Place, fit
@@ -84,7 +84,7 @@ def _train(prepared: Prepared, run: Path, session: Session, held: ExitStack) -> 
         again.setup("fit")
         return again.summary()
 
-    place = Place(run, device, resume=past.step > 0, quiet=session.quiet)
+    place = Place(run, device, past.step > 0, session.quiet, session.deadline)
     check_data = DataWatch(data, described, describe_again, run).check
     result = fit(prepared.model, data, config.train, place, prepared.stages, check_data)
     trained = _trained(config, run, data.codec.unit, result)
@@ -114,6 +114,6 @@ def _trained(config: RunConfig, run: Path, unit: str, result: FitResult) -> Trai
         ended_by_patience=result.exhausted,
         warning=result.warning,
         tokens_per_second=result.tokens_per_second,
-        stopped_by=None if result.signal is None else signal.Signals(result.signal).name,
+        stopped_by=OUT_OF_TIME if result.out_of_time else result.signal and signal.Signals(result.signal).name,
         kind=config.data.kind,
     )

@@ -55,6 +55,7 @@ class Place(NamedTuple):
     device: str  # "cpu" or "cuda"
     resume: bool = False  # continue from `checkpoints/last.safetensors`
     quiet: bool = False  # show no progress
+    deadline: float | None = None  # of `time.monotonic`: save and end then
 
 
 class FitResult(NamedTuple):
@@ -65,6 +66,7 @@ class FitResult(NamedTuple):
     best_nats: float
     tokens_per_second: float
     signal: int | None  # number of the signal that stopped it, or None
+    out_of_time: bool = False  # the deadline did
     exhausted: bool = False  # `train.patience` ended it before `train.steps`
     best_samples_step: int = 0  # 0 where no samples were generated
     warning: str | None = None  # what was wrong with the training as a whole
@@ -93,7 +95,7 @@ def fit(
         InputError: the checkpoint cannot be used, or the data have changed.
         NonFiniteLoss: the loss became infinite or NaN.
     """
-    out, device, resume, quiet = place
+    out, device, resume, quiet, deadline = place
     accumulate = config.accumulate(device)
     model.recompute = config.recompute
     module = LanguageModelModule(model, config)
@@ -103,7 +105,7 @@ def fit(
     )
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with StopSignal() as stop, warnings.catch_warnings():
+    with StopSignal(deadline) as stop, warnings.catch_warnings():
         # Few workers and an endless loader are intended; Lightning warns about both.
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
@@ -159,6 +161,7 @@ def fit(
         best_nats=steps.best,
         tokens_per_second=progress.tokens_per_second,
         signal=None if complete else stop.number,
+        out_of_time=not complete and stop.number is None and stop.asked,
         exhausted=steps.exhausted,
         best_samples_step=steps.best_samples_step,
         warning=steps.warning,

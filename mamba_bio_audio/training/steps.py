@@ -65,7 +65,7 @@ class Steps(L.Callback):
         accumulate: micro-batches per optimiser step.
         out: run folder.
         valid: validation batches, the same at every iteration.
-        stop: set by signals.
+        stop: set by signals, or by the time.
         progress: what the user sees.
         stages: stages of the length warm-up, then the one at full length.
         extras: averaging, listening, and a check of the data.
@@ -202,7 +202,7 @@ class Steps(L.Callback):
         if (batch_idx + 1) % self.accumulate:
             return
         config, module, step = self.config, self._module, trainer.global_step
-        stopped = trainer.strategy.reduce_boolean_decision(self.stop.number is not None, all=False)
+        stopped = trainer.strategy.reduce_boolean_decision(self.stop.asked, all=False)
         validate = step % config.validate_every == 0 or step == config.steps
         log = validate or step % config.log_every == 0
         save = validate or step % config.checkpoint_every == 0 or stopped
@@ -399,7 +399,7 @@ class Steps(L.Callback):
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 for batch in self.valid:
                     # Ranks must stay together, so only a single one may leave in the middle.
-                    if self.stop.number is not None and trainer.world_size == 1:
+                    if self.stop.asked and trainer.world_size == 1:
                         return None
                     loss_sum, count = module.loss(trainer.strategy.batch_to_device(batch, module.device))
                     sums += torch.stack([loss_sum.double(), count.double()])

@@ -113,3 +113,19 @@ def test_options_become_overrides_and_a_folder():
     assert options.folder(config).as_posix() == f"runs/{config.name}"
     with pytest.raises(ValueError, match="seed"):
         PretrainOptions(recipe="dna/tiny", seed=-1)
+
+
+def test_a_time_is_seconds_minutes_or_hours(monkeypatch):
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    for text, seconds in (("90", 90), ("90s", 90), ("25m", 1500), ("1.5h", 5400), ("0.5", 0.5)):
+        assert PretrainOptions(recipe="dna/tiny", max_time=text).session().deadline == 100 + seconds
+    assert PretrainOptions(recipe="dna/tiny").session().deadline is None
+    for wrong in ("0", "-5", "25 m", "1h30m", "m", ""):
+        with pytest.raises(ValueError, match="write seconds, minutes or hours above 0"):
+            PretrainOptions(recipe="dna/tiny", max_time=wrong)
+
+
+def test_a_training_whose_time_was_up_is_no_failure():
+    result = PretrainResult(**TRAINED | {"stopped_by": "--max-time"}, kind="dna")
+    assert result.text().startswith("stopped by --max-time after step 1,000 of 2,000; everything is saved. Continue")
+    assert result.exit_code == 0

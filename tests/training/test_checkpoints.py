@@ -384,3 +384,19 @@ def test_random_states_go_on(tmp_path, stop_at, monkeypatch):
     go(tmp_path / "run", resume=True, **{"data.num_workers": 2})
     for name in ("metrics.csv", "checkpoints/last.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_training_whose_time_is_up_is_saved_and_goes_on_as_if_it_had_never_ended(tmp_path: Path) -> None:
+    assert go(tmp_path / "whole").stopped_by is None
+    # The time is up before each step: every call does one, and one of them validates at the end of the next.
+    for step, call in enumerate((False, True, True), start=1):
+        part = train(config(), tmp_path / "parts", Session("cpu", quiet=True, resume=call, deadline=0.0))
+        assert (part.step, part.stopped_by) == (step, "--max-time")
+        if part.step == 2:
+            # The validation of the second step is still to come, and would be put off for ever.
+            assert go(tmp_path / "parts", resume=True, **{"train.steps": 2}).stopped_by is None
+    assert go(tmp_path / "parts", resume=True).stopped_by is None
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    for name in ("model.safetensors", "checkpoints/last.safetensors"):
+        ours, theirs = ((tmp_path / run / name).read_bytes() for run in ("parts", "whole"))
+        assert ours == theirs or name.startswith("checkpoints")

@@ -22,12 +22,13 @@ from torch import nn
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.models.build import build_model
+from mamba_bio_audio.models.low_rank import adapt
 from mamba_bio_audio.training.graphed import GraphedLoss
 
 DEFAULTS = {
     "task": "prom_core_tata", "start": "human42mb-1m4", "strands": "one", "pool": "mean", "lr": 1e-3, "lr_head": 0.0,
     "epochs": 10, "batch": 64, "decay": 1.0, "wd": 0.1, "ema": 0.99, "mask": 0.0, "lm": 0.0, "smooth": 0.0, "seed": 0,
-    "layers": 12, "width": 128, "hidden": 0,
+    "layers": 12, "width": 128, "lora": 0,
 }  # fmt: skip
 N = 11
 
@@ -121,6 +122,7 @@ def groups(net, how):
         if at == 0 and how["lr_head"]:
             rate = how["lr_head"]
         last = at == len(parts) - 1
+        part = [p for p in part if p.requires_grad]
         free = [p for p in part if p.ndim < 2 or getattr(p, "_no_weight_decay", False) or last]
         ids = {id(p) for p in free}
         out.append({"params": [p for p in part if id(p) not in ids], "lr": rate, "weight_decay": how["wd"]})
@@ -156,7 +158,8 @@ def backbone_of(how):
         model = build_model(
             model.model_config.model_copy(update={"num_layers": how["layers"], "d_model": how["width"]})
         )
-    model.lm_head.weight.requires_grad_(True)
+    if how["lora"]:
+        adapt(model, how["lora"], 16.0)
     return model
 
 
@@ -190,7 +193,7 @@ def run(how, data, codec, device, deadline):
     autocast = lambda: torch.autocast(device, torch.bfloat16, enabled=device == "cuda")  # noqa: E731
     recorded = GraphedLoss(net)
     average = copy.deepcopy(net)
-    parameters, averages = list(net.parameters()), list(average.parameters())
+    parameters, averages = ([p for p in one.parameters() if p.requires_grad] for one in (net, average))
     best, step = (math.inf, 0, 0, 0), 0
     for epoch in range(1, how["epochs"] + 1):
         net.train()

@@ -27,7 +27,6 @@ from mamba_bio_audio.run.folder import RUN_FILES
 
 if TYPE_CHECKING:
     from mamba_bio_audio.evaluation.cnn import Labelled
-    from mamba_bio_audio.pipelines.contract import Strand
     from mamba_bio_audio.pipelines.data import DataModule
     from mamba_bio_audio.pipelines.dna.suites import Task
     from mamba_bio_audio.run.config import RunConfig
@@ -274,7 +273,10 @@ def _evaluate_task(asked: Asked, task: Task, out: Path) -> TaskResult:
     trials = [*_bars(asked, task, data, known)]
     ours = {
         trial.name: trial
-        for trial in (*_probes(asked, task, known), *_ours(asked, task, data, length, out / "runs" / task.name))
+        for trial in (
+            *_probes(asked, task, known, data.codec.reverse_complement),
+            *_ours(asked, task, data, length, out / "runs" / task.name),
+        )
     }
     ways = [f"{name}, {way}" for name in _pretrained(asked) for way in ("frozen", "fine-tuned")]
     trials += [ours[name] for name in ("from scratch", *ways) if name in ours]
@@ -398,18 +400,25 @@ class Known(NamedTuple):
         return cls(train, Labelled(*labelled_sequences(data.evaluation_dataset("valid"))), len(corpus.classes))
 
 
-def _probes(asked: Asked, task: Task, known: Known) -> Iterator[Trial]:
-    """Logistic regression on the mean hidden state of pretrained models: of either strand where it is known, else of both."""
+def _probes(asked: Asked, task: Task, known: Known, reverse: Callable[[Any], Any]) -> Iterator[Trial]:
+    """Logistic regression on the mean hidden states of pretrained models, in the middle, at three quarters and at the end.
+
+    Of either strand side by side where it is known, else of both together. Other layers than the last are worth a lot: on dev
+    of mouse_0 .795 instead of .749 (AUROC), on that of prom_core_tata .814 instead of .800.
+    """
     import numpy as np
 
     from mamba_bio_audio.inference.embed import embed
     from mamba_bio_audio.pipelines.dna.kmers import fit_regression
     from mamba_bio_audio.run import saved
 
-    strands: tuple[Strand, ...] = ("forward", "reverse") if task.stranded else ("both",)
-
     def vectors(model: Any, rows: Sequence[Any]) -> Any:
-        return np.concatenate([np.asarray(embed(model, list(rows), strand=strand)) for strand in strands], 1)
+        count = model.hidden_layers
+        layers: list[Any] = [*sorted({max(1, count // 2) - 1, max(1, 3 * count // 4) - 1}), "final"]
+        readings = [list(rows), [reverse(row) for row in rows]]
+        found = [[np.asarray(embed(model, reading, layer)) for layer in layers] for reading in readings]
+        ahead, back = (np.concatenate(parts, 1) for parts in found)
+        return np.concatenate([ahead, back], 1) if task.stranded else (ahead + back) / 2
 
     for name, run in _frozen(asked).items():
         model = saved.load(run).to(asked.device)

@@ -145,6 +145,10 @@ class Corpus(ABC):
         """Windows of the training split at some length; anything that has a size."""
         return tile(self.spans("train"), length, shared=self._shared)
 
+    def longest(self, windows: Any, length: int) -> int:
+        """Positions of the longest of the training windows of a length, to which batches are padded; at most `length`."""
+        return length
+
     def shares(self, windows: Any) -> list[tuple[NDArray[np.int32], int]]:
         """Where parts of the training windows have shares of their own in an epoch: their windows, and how many it takes."""
         return []

@@ -26,7 +26,7 @@ class CorpusStream(TrainingStream):
     Args:
         corpus: how windows are read.
         windows: `corpus.windows` of some length.
-        length: positions per sequence in the batches.
+        length: positions per sequence in the batches, at least those of the longest window.
         stream: of `TrainingStream`.
     """
 
@@ -143,10 +143,11 @@ class DataModule(LightningDataModule):
     def stream(self, stretch: Stretch | None = None) -> CorpusStream:
         """Training samples of a stretch; None is full length throughout."""
         stretch = stretch or Stretch(self.length, self.batch_size, start_sample=self.start_sample)
+        windows = self.training_windows(stretch.length)
         return CorpusStream(
             self.corpus,
-            self.training_windows(stretch.length),
-            stretch.length,
+            windows,
+            self.corpus.longest(windows, stretch.length),
             batch_size=stretch.batch_size,
             seed=self.seed,
             start_sample=stretch.start_sample,

@@ -167,7 +167,7 @@ def loader(dataset: Any, batch_size: int | None, workers: int) -> DataLoader[dic
 
 
 def without_padding(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """A batch of examples, cut after the last position that is scored in any of them, to a multiple of 256.
+    """A batch of examples, cut after the last position that is scored in any of them, to a multiple of 256, or below 256 of 32.
 
     No position depends on later ones, so the results are those of whole windows, but spans of 131,072 in windows of
     2^20 cost an eighth.
@@ -177,7 +177,8 @@ def without_padding(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.
     there = ~targets.isnan().all(-1) if targets.is_floating_point() else targets != -100
     scored = there.any(0).nonzero()
     last = int(scored[-1]) + 1 if len(scored) else 1
-    keep = -(-last // 256) * 256
+    unit = 256 if last > 256 else 32
+    keep = -(-last // unit) * unit
     return batch | {name: batch[name][:, :keep] for name in ("tokens", "targets")}
 
 

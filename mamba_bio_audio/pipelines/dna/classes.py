@@ -112,6 +112,10 @@ class DnaClassesCorpus(Corpus):
             )
         return regions
 
+    def longest(self, windows: WindowSampler | list[Region], length: int) -> int:
+        """That of the longest example: those of 70 bases are not padded to a recipe's 128."""
+        return length if isinstance(windows, WindowSampler) else max(map(len, windows))
+
     def example(self, windows: WindowSampler | list[Region], sample: Sample) -> Example:
         """A training window or example; its strand is drawn at random."""
         strand = sample.number

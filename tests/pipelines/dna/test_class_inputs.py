@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.dna.class_rows import Columns, read_table
 from mamba_bio_audio.pipelines.dna.classes import DnaClassesCorpus
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
@@ -183,3 +184,17 @@ def test_bed6_with_splits(genome, tmp_path):
     bed.write_text("chr1\t0\t40\ta\t0\t+\ttrain\textra\n")
     with pytest.raises(InputError, match=r"line 1: 8 columns; expected"):
         open_labelled(config(path, labels=str(bed)))
+
+
+def test_batches_are_as_long_as_the_longest_example(tmp_path):
+    """Whatever the recipe's length, and cut examples cannot come of it."""
+    rows = [f"{bases(20 + i % 11)}\t{'ab'[i % 2]}\t{('train', 'valid', 'test')[i % 3]}" for i in range(60)]
+    (tmp_path / "t.tsv").write_text("sequence\tlabel\tsplit\n" + "\n".join(rows) + "\n")
+    data = DataModule(config(tmp_path / "t.tsv"), length=128, batch_size=4, seed=0)
+    longest = max(len(region) for region in data.corpus.windows(128))
+    batches = [data.stream().batch(number) for number in range(5)]
+    assert {batch["tokens"].shape for batch in batches} == {(4, longest)}
+    scored = sorted((batch["targets"] != -100).nonzero()[:, 1].max().item() for batch in batches)
+    assert scored[-1] == longest - 1
+    for batch in data.evaluation_dataloader("valid"):
+        assert batch["tokens"].shape[1] == 32

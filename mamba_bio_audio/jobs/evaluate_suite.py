@@ -88,7 +88,7 @@ class SuiteOptions(Options):
 
     @field_validator("arms")
     @classmethod
-    def _known(cls, text: str) -> str:
+    def _known_arms(cls, text: str) -> str:
         strange = next((name for name in text.split(",") if name not in (*ARMS, *FIXED)), None)
         if strange is not None:
             raise ValueError(f"no {strange!r}; choose from {', '.join((*ARMS, *FIXED))}, separated by commas")
@@ -96,14 +96,14 @@ class SuiteOptions(Options):
 
     @field_validator("seeds")
     @classmethod
-    def _whole(cls, text: str) -> str:
+    def _whole_seeds(cls, text: str) -> str:
         if not all(part.isdecimal() for part in text.split(",")) or len(set(text.split(","))) < len(text.split(",")):
             raise ValueError(f"got {text!r}; write different whole numbers, separated by commas, for example 0,1,2")
         return text
 
     @field_validator("rates")
     @classmethod
-    def _positive(cls, text: str | None) -> str | None:
+    def _small_rates(cls, text: str | None) -> str | None:
         try:
             good = text is None or all(0 < float(part) < 1 for part in text.split(","))
         except ValueError:

@@ -174,7 +174,7 @@ def test_finished_tasks_are_kept(folder, tmp_path, capsys):
         (["evaluate", "--suite", "gue", "RUN", "--arms", "tree"], "no 'tree'; choose from kmers, cnn"),
         (["evaluate", "--suite", "gue", "RUN", "--seeds", "1,1"], "write different whole numbers"),
         (["evaluate", "--suite", "gue", "RUN", "--rates", "2"], "write numbers between 0 and 1"),
-        (["evaluate", "--suite", "gue", "RUN", "--context", "8"], "leave out --metrics and --context"),
+        (["evaluate", "--suite", "gue", "RUN", "--context", "8"], "leave out --metrics, --context"),
         (["evaluate", "--suite", "gue", "GUE", "--arms", "frozen"], "need --pretrained RUN"),
     ],
 )

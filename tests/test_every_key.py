@@ -31,6 +31,7 @@ from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.tracks_config import DnaTracksConfig
+from mamba_bio_audio.pipelines.synthetic.config import InductionConfig, RecallConfig, SelectiveCopyingConfig
 from mamba_bio_audio.run.config import RunConfig, load_config, to_yaml
 from mamba_bio_audio.run.data import open_data
 from mamba_bio_audio.run.export import export
@@ -41,6 +42,7 @@ SECTIONS: tuple[type[BaseModel], ...] = (
     # Settings of other mixers stand in `options`: tests/layers/test_registry.py.
     *(ModelConfig, UNetConfig, StageConfig, SsmConfig, HeadConfig),
     *(DnaDataConfig, DnaClassesConfig, DnaTracksConfig, AudioDataConfig, AudioClassesConfig),
+    *(InductionConfig, SelectiveCopyingConfig, RecallConfig),
 )
 
 TRAIN = """
@@ -58,6 +60,9 @@ RECIPES = {
     "dna-tracks": "data: {kind: dna-tracks, path: DIR/genome.fa, tracks: DIR/track.bw, block_bases: 500, contigs: all}\n"
     "model: {d_model: 8, num_layers: 1}\nhead: {task: bases}\n",
     "audio-classes": "data: {kind: audio-classes, path: DIR/labelled}\nmodel: {d_model: 8, num_layers: 1}\nhead: {}\n",
+    "induction": "data: {kind: induction, examples: 9}\nmodel: {d_model: 8, num_layers: 1}\n",
+    "selective-copying": "data: {kind: selective-copying, examples: 9, memorize: 4}\nmodel: {d_model: 8, num_layers: 1}\n",
+    "recall": "data: {kind: recall, examples: 9, pairs: 4, vocab: 40}\nmodel: {d_model: 8, num_layers: 1}\n",
 }
 
 
@@ -91,6 +96,7 @@ AUDIO = (
     "data.num_workers=1",
 )
 MAMBA_OUTSIDE = "model.stages=[{mixer: mamba}, {}, {mixer: mamba}]"
+MADE = ("induction", "selective-copying", "recall")
 ROWS = [
     *rows("dna", "model", "model.mixer=s4d", "model.d_model=16", "model.num_layers=2", "model.ssm={d_state: 4}"),
     *rows("dna", "model", "model.vocab_multiple=5", "model.norm_eps=0.1", "model.tie_embeddings=false"),
@@ -215,6 +221,12 @@ ROWS = [
     *rows("dna-tracks", "data", "data.block_bases=700", "data.split_seed=1", "data.evaluation_windows=2"),
     *rows("dna-tracks", "data", "data.max_unknown=0.9", "data.reverse_complement=false", "data.num_workers=1"),
     *rows("dna-tracks", "error", "data.kind=dna"),
+    *(row for family in MADE for row in rows(family, "data", "data.vocab=30", "data.examples=5", "data.num_workers=1")),
+    *(row for family in MADE for row in rows(family, "data", "data.examples_seed=1")),
+    *(row for family in MADE for row in rows(family, "error", "data.kind=dna")),
+    *rows("induction", "data", "data.scored=all"),
+    *rows("selective-copying", "data", "data.memorize=3"),
+    *rows("recall", "data", "data.pairs=3", "data.filler=none", "data.power=0.9"),
     *rows("dna", "run", "train.lr_ssm=1e-3", "train.lr_layer_decay=0.5"),
     *rows("audio", "run", "train.listen=1"),
     *rows("dna", "trainer", "train.devices=2", "train.nodes=2"),
@@ -474,7 +486,7 @@ def test_every_key_has_a_row():
         "dna-labels": [],
         "dna-tracks": [],
         "audio-classes": [],
-    }
+    } | {family: [] for family in MADE}
     looked = set()
     for family, overrides in full.items():
         values = RECIPES[family] + TRAIN

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.models.answers import answers
 from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.pipelines.scores import perplexity
 
@@ -31,11 +32,13 @@ class Likelihood:
         nats: sum over the scored symbols.
         count: number of scored symbols (bases for DNA).
         groups: the same per group of the data (for DNA one per genome file); empty if the data have no groups.
+        correct: scored symbols that were the model's first choice; None where they were not counted.
     """
 
     nats: float
     count: int
     groups: Mapping[str, Likelihood] = field(default_factory=dict)
+    correct: int | None = None
 
     @property
     def nats_per_base(self) -> float:
@@ -72,6 +75,8 @@ def evaluate_likelihood(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     progress: Callable[[int, int | None], None] | None = None,
+    *,
+    answered: bool = False,
 ) -> Likelihood:
     """Score every target of a data loader once, each window from an empty state.
 
@@ -82,6 +87,7 @@ def evaluate_likelihood(
         device: device to run on.
         precision: "fp32" (the parameters' own dtype), "bf16" (autocast), "auto" (bf16 on CUDA, else fp32).
         progress: called after each batch with (batches done, batches in total or None).
+        answered: also count how many targets are the model's first choice.
 
     Returns:
         Sums in fp64; within one forward pass the model sums the loss in fp32. If the model's state has constant size,
@@ -98,6 +104,7 @@ def evaluate_likelihood(
         total = None
     nats: dict[str | None, float] = {}
     counts: dict[str | None, int] = {}
+    correct = 0
     was_training = model.training
     model.to(device).eval()
     try:
@@ -106,7 +113,12 @@ def evaluate_likelihood(
                 tokens, targets = batch["tokens"], batch["targets"]
                 for name, rows in _rows_by_group(batch.get("group"), len(tokens)):
                     with torch.autocast(device.type, torch.bfloat16) if narrow else nullcontext():
-                        loss, count = _loss(model, tokens[rows].to(device), targets[rows].to(device))
+                        given = tokens[rows].to(device), targets[rows].to(device)
+                        if answered:
+                            loss, count, right = answers(model, *given)
+                            correct += int(right)
+                        else:
+                            loss, count = _loss(model, *given)
                     nats[name] = nats.get(name, 0.0) + float(loss)
                     counts[name] = counts.get(name, 0) + int(count)
                 if progress is not None:
@@ -116,7 +128,8 @@ def evaluate_likelihood(
     if not sum(counts.values()):
         raise InputError("the data have no symbol to score; check that the split has intervals longer than one symbol")
     groups = {name: Likelihood(nats[name], counts[name]) for name in counts if name is not None}
-    return Likelihood(math.fsum(nats.values()), sum(counts.values()), groups)
+    total_nats, total_count = math.fsum(nats.values()), sum(counts.values())
+    return Likelihood(total_nats, total_count, groups, correct if answered else None)
 
 
 def _loss(model: nn.Module, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from mamba_bio_audio.jobs.contract import Cli, Device, Options, Overrides, RunFo
 from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
 from mamba_bio_audio.jobs.evaluate_digits import evaluate_digits, listeners
 from mamba_bio_audio.jobs.evaluate_kept import keep, keep_context, keep_labelled, keep_recall
+from mamba_bio_audio.jobs.evaluate_lengths import LengthsResult, by_length, read_lengths
 from mamba_bio_audio.jobs.evaluate_recall import RecallOptions, evaluate_recall
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, LikelihoodResult
 from mamba_bio_audio.jobs.evaluate_suite import Asked, SuiteOptions, evaluate_suite
@@ -45,6 +46,7 @@ Evaluated = (
     | DigitsResult
     | JudgeResult
     | SamplingResult
+    | LengthsResult
 )
 
 
@@ -59,6 +61,11 @@ class EvaluateOptions(RecallOptions, SuiteOptions):
     )
     context: Annotated[str | None, Cli(metavar="N,N,...")] = Field(
         None, description="Instead, score the same bases with each of these numbers of bases before them."
+    )
+    lengths: Annotated[str | None, Cli(metavar="N,N,...")] = Field(
+        None,
+        description="Instead, of a synthetic task: share of right answers in sequences of each of these lengths, such as "
+        "64,256 or 2^6..2^20; --num-samples sequences each (256).",
     )
     blocks: int = Field(256, ge=1, description="With --context: number of blocks of target bases.")
     out: Path | None = Field(
@@ -114,6 +121,13 @@ class EvaluateOptions(RecallOptions, SuiteOptions):
         """The numbers of `context` in rising order, each once."""
         return sorted({int(part.replace("_", "")) for part in (self.context or "").split(",") if part})
 
+    @field_validator("lengths")
+    @classmethod
+    def _lengths(cls, lengths: str | None) -> str | None:
+        if lengths is not None:
+            read_lengths(lengths)
+        return lengths
+
     @field_validator("context")
     @classmethod
     def _numbers(cls, context: str | None) -> str | None:
@@ -145,6 +159,8 @@ class EvaluateOptions(RecallOptions, SuiteOptions):
             raise ValueError(
                 "--max-bases goes with the likelihood of whole windows; --context has --blocks instead, and --recall --trials"
             )
+        if self.lengths is not None and (self.metrics, self.suite, other) != ("likelihood", None, False):
+            raise ValueError("--lengths goes without --metrics, --context, --recall and --suite; leave them out")
         if self.metrics != "unknown" and (self.foreign or self.keep != 0.95):
             raise ValueError("--keep and --foreign go with --metrics unknown; leave them out")
         if self.metrics != "sc09" and (self.temperature, self.top_p) != (None, None):
@@ -166,6 +182,8 @@ def run(options: EvaluateOptions) -> Evaluated:
             return fit_sampling(open_run(windows, progress=progress), options, progress)
         if options.metrics == "unknown":
             return fit_unknown(open_run(options, progress=progress), options, progress)
+        if options.lengths is not None:
+            return by_length(open_run(options, progress=progress), options, read_lengths(options.lengths), progress)
         if options.metrics == "sc09-judge":
             return _prepare_judge(options, progress)
         if options.metrics == "sc09":
@@ -324,7 +342,8 @@ def _evaluate_likelihood(opened: Opened, progress: Progress | None) -> Likelihoo
         opened.domain.check_yardsticks(data)
 
     def measure(batches: Any, what: str) -> Likelihood:
-        return evaluate_likelihood(opened.model, batches, opened.device, opened.precision, _told(progress, what))
+        how = opened.device, opened.precision, _told(progress, what)
+        return evaluate_likelihood(opened.model, batches, *how, answered=opened.config.data.answered)
 
     def score(windows: Any, what: str) -> Scored:
         return _scored(measure(loader(windows, data.batch_size, opened.config.data.num_workers), what))
@@ -337,6 +356,7 @@ def _evaluate_likelihood(opened: Opened, progress: Progress | None) -> Likelihoo
         max_symbols=options.max_bases,
         trained_length=opened.config.train.length,
         yardsticks=options.baselines,
+        correct=found.correct,
     )
     return LikelihoodResult(
         **opened.asked(),

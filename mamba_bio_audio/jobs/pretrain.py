@@ -138,6 +138,7 @@ class PretrainResult(TrainResult):
             lines.append(
                 f"best validation at step {self.best_step:,}: {self.valid_nats:.4f} nats, "
                 f"{self.valid_bits:.4f} bits per {self.unit}, perplexity {self.valid_perplexity:.4f}"
+                + ("" if self.answers_right is None else f", {self.answers_right:.2%} of the answers right")
             )
         if self.best_samples_step:
             lines.append(f"samples closest to recordings at step {self.best_samples_step:,}: --which best-samples")
@@ -147,7 +148,8 @@ class PretrainResult(TrainResult):
         """Sampling."""
         from mamba_bio_audio.pipelines.domains import domain_of
 
-        return f"   mba sample {self.run} {domain_of(self.kind).first_sample}"
+        options = domain_of(self.kind).first_sample
+        return f"   mba sample {self.run} {options}" if options else ""
 
 
 class DryRunResult(Estimate, Result):

@@ -51,6 +51,8 @@ class DataSection(BaseModel):
     Attributes:
         tasks: what can be predicted of these data (`head.task`); empty: the next symbol, without a head.
         audible: whether samples of a model can be listened to during training (`train.listen`).
+        answered: whether targets are answers, of which a model's first choice is right or wrong: accuracy is then told
+            beside the loss.
         packaged: words that a key for files accepts besides file names, such as one for packaged data.
     """
 
@@ -58,6 +60,7 @@ class DataSection(BaseModel):
 
     tasks: ClassVar[tuple[str, ...]] = ()
     audible: ClassVar[bool] = False
+    answered: ClassVar[bool] = False
     packaged: ClassVar[tuple[str, ...]] = ()
     kind: str
 
@@ -66,10 +69,10 @@ class DataSection(BaseModel):
         """Whether the data have labels, which a head predicts."""
         return bool(self.tasks)
 
-    if TYPE_CHECKING:  # of every kind, each with its own description
-        path: Any
-        intervals: str | None
-        num_workers: int
+    if TYPE_CHECKING:  # of every kind that reads files, each with its own description
+        path: Any = None
+        intervals: str | None = None
+        num_workers: int = 0
 
 
 class Item(NamedTuple):
@@ -207,7 +210,7 @@ class Domain(ABC):
         unit: unit of lengths, singular: "base", "sample".
         record: what one sequence of its files is called, singular.
         groups: what is resampled as wholes for the intervals of a classifier's accuracy, plural.
-        first_sample: options of `mba sample` to suggest after a training.
+        first_sample: options of `mba sample` to suggest after a training; empty where it writes no samples.
         samples_key: key of the path of samples in their measurements.
         kinds: the classes of the `data` section by their `data.kind`; those with `tasks` are for models with a head.
     """

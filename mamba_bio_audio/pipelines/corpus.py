@@ -106,6 +106,7 @@ class Corpus(ABC):
         groups: names of the parts of a split, such as genomes, whose loss is also given apart.
         files: paths of everything that windows are read from.
         split_source: where the splits come from, in words.
+        on_device: whether training batches can be made on any device (`batch`).
     """
 
     classes: tuple[str, ...] | None = None
@@ -114,6 +115,7 @@ class Corpus(ABC):
     groups: Sequence[str] = ("all",)
     files: Sequence[str] = ()
     split_source: str = ""
+    on_device: bool = False
 
     def __init__(self, codec: Any, length: int) -> None:
         self.codec = codec
@@ -156,6 +158,21 @@ class Corpus(ABC):
     def example(self, windows: Any, sample: Sample) -> Example:
         """A training sample. It may depend on `sample` in any way, and on nothing else that changes."""
         return self.read(windows[sample.window])
+
+    def examples(self, windows: Any, samples: Sequence[Sample]) -> list[Example]:
+        """Training samples of one batch, each what `example` gives; for corpora that make many as quickly as one."""
+        return [self.example(windows, sample) for sample in samples]
+
+    def batch(self, seed: int, stage: int, numbers: Any, length: int) -> tuple[Any, Any]:
+        """Tokens and targets (B, length) of training samples, made where their numbers lie; only where `on_device`.
+
+        Args:
+            seed: of the training.
+            stage: of the length warm-up.
+            numbers: int64 tensor (B,).
+            length: of the sequences.
+        """
+        raise NotImplementedError
 
     def check_training(self) -> None:
         """Raise `InputError` when there is nothing to train on."""

@@ -42,7 +42,8 @@ class CorpusStream(TrainingStream):
 
     def read(self, samples: range) -> dict[str, torch.Tensor]:
         """Tokens and targets, (B, L)."""
-        return batch_of([self.example(sample) for sample in samples], self.length, self.corpus.codec.pad_id)
+        examples = self.corpus.examples(self.windows, [self.sample(number) for number in samples])
+        return batch_of(examples, self.length, self.corpus.codec.pad_id)
 
 
 class EvaluationDataset(Dataset[dict[str, torch.Tensor]]):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mamba_bio_audio.pipelines.contract import Domain
 
 # Modules, importable without torch, whose `DOMAIN` is one.
-MODULES = ["mamba_bio_audio.pipelines.dna.domain", "mamba_bio_audio.pipelines.audio.domain"]
+MODULES = [f"mamba_bio_audio.pipelines.{name}.domain" for name in ("dna", "audio", "synthetic")]
 
 
 @cache

@@ -92,6 +92,7 @@ class Measured(NamedTuple):
     max_symbols: int | None  # that were to be scored; None is the whole split
     trained_length: int
     yardsticks: bool  # whether to fit any
+    correct: int | None = None  # of the scored symbols, the model's first choice; None where they are no answers
 
 
 # Scores the windows of another dataset; the text says what they are, for the progress.

@@ -83,7 +83,7 @@ class EvaluationWindows:
         scored: all the others.
     """
 
-    windows: Windows | list[Region]
+    windows: Windows | list[Region] | list[Span]
     symbols: int
     first_of_record: int = 0
     unknown: int = 0

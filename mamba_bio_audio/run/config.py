@@ -281,8 +281,7 @@ def _missing_files(data: Any) -> list[str]:
     if section is None:
         return []
     problems = []
-    path = data.get("path")
-    if not path:
+    if "path" in section.model_fields and not data.get("path"):
         data = data | {"path": None}
         problems.append(
             f"data.path: missing; allowed: {section.model_fields['path'].description} Set it with --set data.path=..."

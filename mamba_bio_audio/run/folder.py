@@ -25,6 +25,7 @@ RUN_FILES = (
         for split in ("train", "valid", "test")
         for name in (
             "evaluate-{}.json",
+            "evaluate-lengths-{}.json",
             "evaluate-context-{}.json",
             "evaluate-context-{}.csv",
             "evaluate-context-{}-position.csv",

@@ -22,6 +22,7 @@ class Trained(BaseModel):
         weights_sha256: of the best weights; None in all but the first of several processes.
         valid_bits: the loss in bits; None where it is no likelihood.
         valid_perplexity: exp of the loss in nats; likewise.
+        answers_right: share of the answers that were right at that step; None where the data have no answers.
         unit: what a position is: "base", "sample".
         per: what the loss is per.
         best_samples_step: whose samples were closest to recordings; None where none were generated.
@@ -42,6 +43,7 @@ class Trained(BaseModel):
     weights_sha256: str | None
     valid_bits: float | None
     valid_perplexity: float | None
+    answers_right: float | None = None
     unit: str
     per: str
     best_samples_step: int | None

@@ -217,11 +217,10 @@ def _from_run(path: Path, which: Which) -> _Source:
 
 
 def evaluation_files(run: Path) -> list[Path]:
-    """Files `evaluate-SPLIT.json` of a run, without those of `mba evaluate --context` and `--recall`."""
+    """Files `evaluate-SPLIT.json` of a run, without those of `mba evaluate --context`, `--recall` and `--lengths`."""
+    other = ("evaluate-context-", "evaluate-recall-", "evaluate-lengths-")
     names = (path.name for path in run.glob("evaluate-*.json"))
-    return [
-        inside(run, name) for name in sorted(names) if not name.startswith(("evaluate-context-", "evaluate-recall-"))
-    ]
+    return [inside(run, name) for name in sorted(names) if not name.startswith(other)]
 
 
 def read_evaluations(run: Path) -> dict[str, Any]:

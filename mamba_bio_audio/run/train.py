@@ -26,6 +26,7 @@ from mamba_bio_audio.run.outcomes import OUT_OF_TIME, Trained
 from mamba_bio_audio.run.resume import describe_changes
 from mamba_bio_audio.text import show, table
 from mamba_bio_audio.training.fit import FitResult, Place, fit
+from mamba_bio_audio.training.metrics import value_at
 from mamba_bio_audio.training.parallel import is_main_process
 
 
@@ -108,6 +109,7 @@ def _trained(config: RunConfig, run: Path, unit: str, result: FitResult) -> Trai
         weights_sha256=weights,
         valid_bits=None if nats is None else nats / math.log(2),
         valid_perplexity=None if nats is None else perplexity(nats),
+        answers_right=value_at(run / "metrics.csv", result.best_step, "valid_accuracy"),
         unit=unit,
         per=unit if config.head is None else TASKS[config.head.task].per,
         best_samples_step=result.best_samples_step or None,

@@ -141,7 +141,8 @@ def fit(
             recorded = data.evaluation_dataset("valid")
             listener = domain_of(data.config.kind).listener(data.codec, config.length, recorded)
             listening = Listening(listener, data.codec, config.listen)
-        steps = Steps(config, accumulate, out, valid, stop, progress, stages, Extras(average, listening, check_data))
+        extras = Extras(average, listening, check_data, data.config.answered)
+        steps = Steps(config, accumulate, out, valid, stop, progress, stages, extras)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
         last = last_checkpoint(out) if resume else None
         batches = data.train_dataloader()

@@ -27,6 +27,7 @@ FIELDS = (
     "sample_distance",  # if audio is generated at validations
     "class_nats",  # with model.classes: what a recording's class is worth, nats
     "class_named",  # and the share of recordings whose class is the most probable
+    "valid_accuracy",  # if targets are answers
 )
 
 
@@ -55,12 +56,18 @@ def append(path: Path, row: dict[str, Any]) -> None:
         csv.DictWriter(file, FIELDS, lineterminator="\n").writerow(row)
 
 
-def validation_fields(nats: float, *, likelihood: bool) -> dict[str, str]:
-    """The validation columns, from the mean loss per scored position; where it is no likelihood, one of them."""
-    if not likelihood:
-        return {"valid_nats": f"{nats:.9g}"}
-    return {
-        "valid_nats": f"{nats:.9g}",
-        "valid_bits": f"{nats / math.log(2):.9g}",
-        "valid_perplexity": f"{perplexity(nats):.9g}",
-    }
+def value_at(path: Path, step: int, name: str) -> float | None:
+    """What stands in a column at a step; None where nothing does."""
+    if not path.exists():
+        return None
+    with path.open(newline="") as file:
+        found = [row.get(name) for row in csv.DictReader(file) if row["step"] == str(step)]
+    return float(found[-1]) if found and found[-1] else None
+
+
+def validation_fields(nats: float, *, likelihood: bool, accuracy: float | None = None) -> dict[str, str]:
+    """The validation columns, from the mean loss per scored position, which may be no likelihood; of answers the accuracy."""
+    found = {"valid_nats": f"{nats:.9g}"}
+    if likelihood:
+        found |= {"valid_bits": f"{nats / math.log(2):.9g}", "valid_perplexity": f"{perplexity(nats):.9g}"}
+    return found if accuracy is None else found | {"valid_accuracy": f"{accuracy:.9g}"}

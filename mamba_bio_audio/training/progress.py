@@ -80,9 +80,10 @@ class Progress:
         """Whether the next `step` should be given the loss, to be printed."""
         return not self.quiet and time.perf_counter() - self._printed > (0.5 if self._live else 10.0)
 
-    def validation(self, step: int, nats: float, distance: float | None = None) -> None:
-        """Print a validation loss, and the distance of generated audio from recordings."""
+    def validation(self, step: int, nats: float, distance: float | None = None, accuracy: float | None = None) -> None:
+        """Print a validation loss, and the distance of generated audio from recordings or the share of right answers."""
         heard = "" if distance is None else f"sample distance {distance:.3f}  "
+        heard += "" if accuracy is None else f"{accuracy:.2%} right  "
         more = f"  {nats / math.log(2):.4f} bits  perplexity {perplexity(nats):.4f}" if self.likelihood else ""
         self._line(
             f"step {step:,}/{self.config.steps:,}  valid {nats:.4f}{self._nats()}{more}  {heard}{self._speed()}",

@@ -23,6 +23,7 @@ from torch import nn
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.class_worth import ClassWorth, class_worth
 from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.models.answers import answers
 from mamba_bio_audio.models.low_rank import merged
 from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training import metrics
@@ -50,11 +51,13 @@ class Extras(NamedTuple):
         listening: generates samples after every validation; the weights with the best ones are kept too.
         check_data: raises `InputError` when the data are no longer those that the training began with; called before
             anything is saved, so that what is on disk is from before.
+        answered: whether targets are answers, so that validations count how many are right.
     """
 
     average: WeightAveraging | None = None
     listening: Listening | None = None
     check_data: Callable[[], None] = lambda: None
+    answered: bool = False
 
 
 class Steps(L.Callback):
@@ -88,7 +91,7 @@ class Steps(L.Callback):
         self.warning: str | None = None
         # Step of the first of consecutive rows that indicate a dead network, and the number of these rows.
         self._dead_since = self._dead_rows = 0
-        self.average, self.listening, self.check_data = extras
+        self.average, self.listening, self.check_data, self.answered = extras
         self.config = config
         self.stages = stages
         self.accumulate = accumulate
@@ -324,15 +327,16 @@ class Steps(L.Callback):
         """Validate, complete the unfinished row, and keep the best weights; if stopped, leave the row unfinished."""
         step = trainer.global_step
         with self._averaged(trainer, module):
-            nats = self._validation_nats(trainer, module)
-        if nats is None:
+            found = self._validation(trainer, module)
+        if found is None:
             return
+        nats, accuracy = found
         if not math.isfinite(nats):
             # The last update destroyed the weights; neither they nor this row may be kept.
             raise NonFiniteLoss(f"at step {step} the validation loss is {nats:g}; lower train.lr and start again")
         self._check_data(trainer)
         model: Any = module.model
-        self.row |= metrics.validation_fields(nats, likelihood=model.likelihood)
+        self.row |= metrics.validation_fields(nats, likelihood=model.likelihood, accuracy=accuracy)
         distance = self._listen(trainer, module, step)
         if distance is not None:
             self.row["sample_distance"] = f"{distance:.6g}"
@@ -340,7 +344,7 @@ class Steps(L.Callback):
         if worth is not None:
             self.row |= {"class_nats": f"{worth.over_none:.6g}", "class_named": f"{worth.named:.6g}"}
         self._write(trainer)
-        self.progress.validation(step, nats, distance)
+        self.progress.validation(step, nats, distance, accuracy)
         if worth is not None:
             self.progress.tell(str(worth))
         if distance is not None and distance < self.best_samples:
@@ -391,9 +395,9 @@ class Steps(L.Callback):
         finally:
             self.average.on_validation_epoch_end(trainer, module)
 
-    def _validation_nats(self, trainer: L.Trainer, module: LanguageModelModule) -> float | None:
-        """Mean nats per scored position over all ranks; None if a signal arrived before the end."""
-        sums = torch.zeros(2, dtype=torch.float64, device=module.device)
+    def _validation(self, trainer: L.Trainer, module: LanguageModelModule) -> tuple[float, float | None] | None:
+        """Mean nats per scored position over all ranks, and accuracy of answers; None if a signal arrived before the end."""
+        sums = torch.zeros(3, dtype=torch.float64, device=module.device)
         module.eval()
         try:
             with torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -401,12 +405,13 @@ class Steps(L.Callback):
                     # Ranks must stay together, so only a single one may leave in the middle.
                     if self.stop.asked and trainer.world_size == 1:
                         return None
-                    loss_sum, count = module.loss(trainer.strategy.batch_to_device(batch, module.device))
-                    sums += torch.stack([loss_sum.double(), count.double()])
+                    batch = trainer.strategy.batch_to_device(batch, module.device)
+                    found = answers(module.model, **batch) if self.answered else module.loss(batch)
+                    sums[: len(found)] += torch.stack([value.double() for value in found])
         finally:
             module.train()
-        nats, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        return nats / max(count, 1)
+        nats, count, correct = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return nats / max(count, 1), correct / max(count, 1) if self.answered else None
 
     def _write(self, trainer: L.Trainer) -> None:
         row, self.row = self.row, {}

@@ -88,6 +88,10 @@ def classes_of_bases(folder: Path) -> dict[str, Any]:
     return {"path": path, "tracks": str(folder / "t.bed"), "margin": 2, "contigs": "all", "block_bases": 200}
 
 
+def tasks(**options: Any) -> Callable[[Path], dict[str, Any]]:
+    return lambda folder: {"examples": 7, **options}
+
+
 KINDS: dict[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {
     "genome": ("dna", genome),
     "whole genome": ("dna", whole_genome),
@@ -97,8 +101,15 @@ KINDS: dict[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {
     "recordings": ("audio", recordings),
     "silence": ("audio", silence),
     "labelled clips": ("audio-classes", labelled_clips),
+    "induction": ("induction", tasks()),
+    "induction, all scored": ("induction", tasks(scored="all")),
+    "selective copying": ("selective-copying", tasks(memorize=5)),
+    "recall": ("recall", tasks(pairs=4, vocab=20)),
 }
-UNLABELLED = [name for name, (kind, _) in KINDS.items() if not kind.endswith(("-classes", "-tracks"))]
+MADE = [name for name, (kind, _) in KINDS.items() if kind in ("induction", "selective-copying", "recall")]
+UNLABELLED = [
+    name for name, (kind, _) in KINDS.items() if name not in MADE and not kind.endswith(("-classes", "-tracks"))
+]
 
 
 def make(name: str, folder: Path, **options: Any) -> DataModule:
@@ -144,6 +155,19 @@ def test_each_symbol_of_a_split_is_scored_once(module: DataModule, split: str) -
     assert len(targets) == whole.scored
     assert len(inside) == whole.symbols == size_of(corpus.spans(split))
     assert len(inside) - len(targets) == whole.first_of_record + whole.unknown
+
+
+@pytest.mark.parametrize("module", MADE, indirect=True)
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_each_answer_of_a_split_is_scored_once(module: DataModule, split: str) -> None:
+    corpus, dataset = module.corpus, module.evaluation_dataset(split)
+    rows = [dataset[at] for at in range(len(dataset))]
+    (span,) = corpus.spans(split)
+    assert [token for row in rows for token in row["tokens"].tolist()] == corpus.fetch(span).tolist()
+    assert len({tuple(row["tokens"].tolist()) for row in rows}) == len(rows) == 7
+    whole = corpus.evaluation_windows(split)
+    assert sum(int((row["targets"] != -100).sum()) for row in rows) == whole.scored
+    assert len(span) == whole.symbols == whole.scored + whole.unknown
 
 
 @every_kind
@@ -206,7 +230,9 @@ def test_ranks_share_an_evaluation(module: DataModule, world_size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [name for name in KINDS if "labelled w" not in name and "table" not in name], indirect=True
+    "module",
+    [name for name in KINDS if "labelled w" not in name and "table" not in name and name not in MADE],
+    indirect=True,
 )
 def test_a_short_read_is_an_error(module: DataModule) -> None:
     """A file that ends earlier than it did when it was opened. (Labelled DNA is held in memory, and not read again.)"""

@@ -1,0 +1,129 @@
+"""Right answers by length of the runs of `mba compare` on a synthetic task, beside the paper's; goes on where it stopped.
+
+    mba compare synthetic/induction --mixers mamba,transformer --every-rate --out OUT
+    python benchmarks/device/tasks_lengths.py OUT --lengths 2^6..2^20 --seconds 60
+
+Writes OUT/lengths.csv, a row for each run and length, and prints for each model its best run: the one with the highest mean
+over the lengths, as the paper's table, whose rates and seeds are not stated, is read most kindly. Runs with a state that grows
+are scored up to --most-growing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+from mamba_bio_audio.files import read_json
+from mamba_bio_audio.jobs.common import resolve_device
+from mamba_bio_audio.jobs.compare_results import CompareResult
+from mamba_bio_audio.jobs.evaluate_lengths import read_lengths, score_lengths
+from mamba_bio_audio.pipelines.synthetic.corpus import SyntheticCorpus
+from mamba_bio_audio.run import saved
+from mamba_bio_audio.training.config import resolve_precision
+
+# Gu & Dao 2023, tables 2 and 11: induction heads trained at 256, percent right at 2^6 to 2^20; None: out of memory.
+PAPER: dict[str, list[float | None]] = {
+    "MHA-Abs (137K)": [100, 99.6, 100, 58.6, 26.6, 18.8, 9.8, 10.9, 7.8, *[None] * 6],
+    "MHA-RoPE (137K)": [100, 100, 100, 83.6, 31.3, 18.4, 8.6, 9.0, 5.5, *[None] * 6],
+    "MHA-xPos (137K)": [100, 100, 100, 99.6, 67.6, 25.4, 7.0, 9.0, 7.8, *[None] * 6],
+    "H3 (153K)": [100, 100, 100, 80.9, 39.5, 23.8, 14.8, 8.2, 5.9, 6.6, 8.2, 4.7, 8.2, 6.3, 7.4],
+    "Hyena (69M)": [97.7, 100, 100, 100, 44.1, 12.5, 6.6, 5.1, 7.0, 5.9, 6.6, 6.6, 5.9, 6.3, 9.8],
+    "Mamba (74K)": [100.0] * 15,
+}
+FIELDS = ("arm", "rate", "seed", "steps", "length", "sequences", "answers", "right", "nats", "seconds", "memory_bytes")
+
+
+def rows_of(place: Path) -> list[dict[str, str]]:
+    if not place.exists():
+        return []
+    with place.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def runs_of(out: Path) -> list[dict[str, Any]]:
+    """Finished runs, best of each model by validation first."""
+    found = [read_json(path) | {"folder": str(path.parent)} for path in sorted(out.glob("runs/*/scores.json"))]
+    found = [row for row in found if row["valid_nats"] is not None]
+    found.sort(key=lambda row: row["valid_nats"])
+    rank: dict[str, int] = {}
+    for row in found:
+        row["rank"] = rank[row["arm"]] = rank.get(row["arm"], -1) + 1
+    return sorted(found, key=lambda row: (row["rank"], row["arm"]))
+
+
+def score(arguments: argparse.Namespace) -> None:
+    device = resolve_device(arguments.device)
+    place, until = arguments.out / "lengths.csv", time.perf_counter() + arguments.seconds
+    done = {(row["arm"], row["rate"], row["seed"], row["length"]) for row in rows_of(place)}
+    if not place.exists():
+        place.write_text(",".join(FIELDS) + "\n")
+    for run in runs_of(arguments.out):
+        key = run["arm"], str(run["rate"]), str(run["seed"])
+        todo = [length for length in read_lengths(arguments.lengths) if (*key, str(length)) not in done]
+        model: Any = None
+        for length in todo:
+            if time.perf_counter() > until:
+                print(f"time is over before {' '.join(key)} at {length:,}", flush=True)
+                return
+            if model is None:
+                model = saved.load_language_model(run["folder"])
+                narrow = resolve_precision(model.config.train.precision, device) == "bf16"
+                corpus = SyntheticCorpus(model.config.data, length)
+            if model.streaming != "constant" and length > arguments.most_growing:
+                break
+            (found,) = score_lengths(model, corpus, "test", [length], arguments.sequences, device=device, narrow=narrow)
+            row = {name: run[name] for name in ("arm", "rate", "seed", "steps")} | found.model_dump()
+            with place.open("a", newline="") as file:
+                csv.DictWriter(file, FIELDS).writerow(row)
+            if found.right is None:
+                break
+
+
+def table(out: Path) -> str:
+    """Percent right of the best run of each model, beside the paper's rows where the lengths are its."""
+    rows = rows_of(out / "lengths.csv")
+    lengths = sorted({int(row["length"]) for row in rows})
+    by_run: dict[tuple[str, str, str], dict[int, str]] = {}
+    for row in rows:
+        by_run.setdefault((row["arm"], row["rate"], row["seed"]), {})[int(row["length"])] = row["right"]
+
+    def mean(right: dict[int, str]) -> float:
+        return sum(float(right.get(length) or 0) for length in lengths)
+
+    best: dict[str, tuple[str, str, str]] = {}
+    for key in sorted(by_run, key=lambda key: -mean(by_run[key])):
+        best.setdefault(key[0], key)
+    lines = ["| model | rate, seed | " + " | ".join(f"2^{length.bit_length() - 1}" for length in lengths) + " |"]
+    lines.append("|---" * (len(lengths) + 2) + "|")
+    for arm, key in best.items():
+        cells = [by_run[key].get(length) for length in lengths]
+        shown = ["" if cell is None else "no memory" if cell == "" else f"{100 * float(cell):.1f}" for cell in cells]
+        lines.append(f"| {arm} | {float(key[1]):g}, {key[2]} | " + " | ".join(shown) + " |")
+    for name, published in PAPER.items():
+        cells = [published[length.bit_length() - 7] if 64 <= length <= 1 << 20 else "" for length in lengths]
+        lines.append(f"| paper: {name} | | " + " | ".join("no memory" if c is None else f"{c}" for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of mba compare")
+    parser.add_argument("--lengths", default="2^6..2^20")
+    parser.add_argument("--sequences", type=int, default=256)
+    parser.add_argument(
+        "--most-growing", type=int, default=1 << 14, help="longest sequences of models whose state grows"
+    )
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    arguments = parser.parse_args()
+    if (arguments.out / "compare.json").exists():
+        print(CompareResult.model_validate(read_json(arguments.out / "compare.json")).text(), flush=True)
+    score(arguments)
+    print(table(arguments.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -103,8 +103,9 @@ def table(out: Path) -> str:
         shown = ["" if cell is None else "no memory" if cell == "" else f"{100 * float(cell):.1f}" for cell in cells]
         lines.append(f"| {arm} | {float(key[1]):g}, {key[2]} | " + " | ".join(shown) + " |")
     for name, published in PAPER.items():
-        cells = [published[length.bit_length() - 7] if 64 <= length <= 1 << 20 else "" for length in lengths]
-        lines.append(f"| paper: {name} | | " + " | ".join("no memory" if c is None else f"{c}" for c in cells) + " |")
+        theirs = [published[length.bit_length() - 7] for length in lengths if 64 <= length <= 1 << 20]
+        if len(theirs) == len(lengths):
+            lines.append(f"| paper: {name} | | " + " | ".join(str(c or "no memory") for c in theirs) + " |")
     return "\n".join(lines)
 
 

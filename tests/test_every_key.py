@@ -103,6 +103,7 @@ ROWS = [
     *rows("dna", "model", "model.ssm.d_state=4", "model.ssm.d_conv=3", "model.ssm.expand=1", "model.ssm.dt_rank=3"),
     *rows("dna", "model", "model.ssm.complex=true", "model.ssm.selective=bc", "model.ssm.exact_zoh=true"),
     *rows("dna", "model", ("model.ssm.complex_init=pi n", "model.ssm.complex=true"), "model.ssm.precise=true"),
+    *rows("dna", "model", "model.ssm.real_init=1/2"),
     *rows("dna", "model", "model.ssm.dt_min=1e-2", "model.ssm.dt_max=0.05", "model.ssm.dt_floor=0.05"),
     *rows("dna", "model", "model.ssm.conv_bias=false", "model.ssm.proj_bias=true"),
     *rows("dna", "model", ("model.pattern=mamba,transformer", "model.num_layers=2")),

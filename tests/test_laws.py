@@ -160,6 +160,8 @@ SUBJECTS = {
     "mamba-precise": layer(precise=True),
     "mamba-wide-conv": layer(d_conv=7),
     "selective-bc": layer(selective="bc"),
+    "selective-b": layer(selective="b"),
+    "selective-c": layer(selective="c", exact_zoh=True),
     "selective-dt-complex": layer(selective="dt", complex=True),
     "attention": attention(bias=True),
     "attention-window": attention(window=5),

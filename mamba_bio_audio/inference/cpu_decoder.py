@@ -51,6 +51,8 @@ def unsupported_reason(model: nn.Module, rows: int) -> str | None:
             mixer = module.mixer
             if type(mixer) is not MambaLayer or mixer.config.exact_zoh or mixer.config.precise:
                 return "only Mamba layers, without exact_zoh and precise"
+            if mixer.selective_b != mixer.selective_c:
+                return "only layers whose B and C both depend on the input, or neither"
             if rows * mixer.d_inner * mixer.config.d_state > _MOST and torch.get_num_threads() > 1:
                 return "so many rows that PyTorch on several cores is faster"
     return None

@@ -75,7 +75,7 @@ def unsupported_reason(model: nn.Module, symbols: int) -> str | None:
         if type(mixer) is not MambaLayer:
             return "only Mamba layers"
         config, weights = mixer.config, mixer.weights()
-        if config.complex or config.exact_zoh or config.precise or not (mixer.selective_dt and mixer.selective_bc):
+        if config.complex or config.exact_zoh or config.precise or mixer.config.selective is not True:
             return "only real, selective Mamba layers, without exact_zoh and precise"
         if weights.in_bias is not None or weights.out_bias is not None:
             return "no biases of the projections"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mamba_bio_audio.layers.contract import MixerConfig, Streaming, mixer
 
@@ -27,13 +27,16 @@ class SsmConfig(MixerConfig):
         "auto", description="rank of the delta projection; auto means ceil(d_model / 16)"
     )
     complex: bool | None = Field(None, description="complex modes; null follows model.mixer")
-    selective: bool | Literal["bc", "dt"] | None = Field(
+    selective: bool | Literal["bc", "dt", "b", "c"] | None = Field(
         None,
         description="which parameters depend on the input: true all, false none (LTI), bc only B and C, "
-        "dt only delta; null follows model.mixer",
+        "dt only delta, b only B, c only C (these two with real states, and slowly); null follows model.mixer",
     )
     complex_init: Literal["n", "pi n"] = Field(
         "n", description="initial A of complex modes: -1/2 + i n or -1/2 + i pi n"
+    )
+    real_init: Literal["n", "1/2", "random"] = Field(
+        "n", description="initial A of real states n = 0, 1, ...: -(n + 1), -1/2, or -exp of standard normal numbers"
     )
     exact_zoh: bool = Field(False, description="exact zero-order hold of B instead of the released code's Euler")
     precise: bool = Field(False, description="compute the decay with expm1, for memories longer than 10,000 steps")
@@ -49,18 +52,35 @@ class SsmConfig(MixerConfig):
 
         return [MambaLayer(width, self, residuals)]
 
+    @model_validator(mode="after")
+    def _one_of_two(self) -> SsmConfig:
+        return self.check_selection()
+
+    def check_selection(self) -> SsmConfig:
+        """Refuse one of B and C alone where states are complex; also for what is filled in by the mixer's name."""
+        if self.complex and self.selective in ("b", "c"):
+            raise ValueError(f"selective: {self.selective} alone needs real states; set complex=false, or selective=bc")
+        return self
+
+    @property
+    def selected_bc(self) -> str:
+        """Which of B and C depend on the input: "bc", "b", "c" or neither."""
+        if self.selective is True:
+            return "bc"
+        return self.selective if self.selective in ("bc", "b", "c") else ""  # type: ignore[return-value]
+
     def num_parameters(self, width: int) -> int:
         """Parameters of `MambaLayer`, in the order in which it makes them."""
         inner = self.expand * width
         rank = math.ceil(width / 16) if self.dt_rank == "auto" else self.dt_rank
         bc = self.d_state * (2 if self.complex else 1)
-        selective_dt, selective_bc = self.selective in (True, "dt"), self.selective in (True, "bc")
+        selective_dt, selective_bc = self.selective in (True, "dt"), self.selected_bc
         count = 2 * inner * width + inner * width  # in_proj, out_proj
         count += (2 * inner + width) if self.proj_bias else 0
         count += inner * (self.d_conv + self.conv_bias)
-        count += inner * (rank * selective_dt + 2 * bc * selective_bc)  # x_proj
+        count += inner * (rank * selective_dt + bc * len(selective_bc))  # x_proj
         count += inner * (rank + 1) if selective_dt else inner  # dt_proj, or dt
-        count += 0 if selective_bc else 2 * inner * bc  # B, C
+        count += (2 - len(selective_bc)) * inner * bc  # B, C
         return count + inner * bc + inner  # A, D
 
 

@@ -61,22 +61,24 @@ class MambaLayer(nn.Module):
         self.d_inner = config.expand * d_model
         self.dt_rank = math.ceil(d_model / 16) if config.dt_rank == "auto" else config.dt_rank
         self.selective_dt = config.selective in (True, "dt")
-        self.selective_bc = config.selective in (True, "bc")
+        selected = config.selected_bc
+        self.selective_b, self.selective_c = "b" in selected, "c" in selected
         state_shape = (config.d_state, 2) if config.complex else (config.d_state,)
         self._state_shape = state_shape
 
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=config.proj_bias)
         # Holds weight (E, 1, W) and bias under the names that other implementations use; `forward` never calls it.
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, config.d_conv, groups=self.d_inner, bias=config.conv_bias)
-        projected = self.dt_rank * self.selective_dt + 2 * math.prod(state_shape) * self.selective_bc
+        projected = self.dt_rank * self.selective_dt + len(selected) * math.prod(state_shape)
         if projected:
             self.x_proj = nn.Linear(self.d_inner, projected, bias=False)
         if self.selective_dt:
             self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
         else:
             self.dt = nn.Parameter(torch.empty(self.d_inner))
-        if not self.selective_bc:
+        if not self.selective_b:
             self.B = nn.Parameter(torch.empty(self.d_inner, *state_shape))
+        if not self.selective_c:
             self.C = nn.Parameter(torch.empty(self.d_inner, *state_shape))
         self.A_log = nn.Parameter(torch.empty(self.d_inner, config.d_state))
         if config.complex:
@@ -107,25 +109,30 @@ class MambaLayer(nn.Module):
                 self.dt_proj.bias.copy_(bias)
             else:
                 self.dt.copy_(bias)
-            if not self.selective_bc:
+            if not self.selective_b:
                 nn.init.zeros_(self.B)
                 (self.B[..., 0] if config.complex else self.B).fill_(1.0)
+            if not self.selective_c:
                 nn.init.normal_(self.C, std=math.sqrt(0.5) if config.complex else 1.0)
 
             index = torch.arange(config.d_state, dtype=torch.float32)
             if config.complex:
                 self.A_log.fill_(math.log(0.5))
                 self.A_imag.copy_((index * (math.pi if config.complex_init == "pi n" else 1.0)).expand_as(self.A_log))
-            else:
+            elif config.real_init == "n":
                 self.A_log.copy_(torch.log(index + 1).expand_as(self.A_log))
+            elif config.real_init == "1/2":
+                self.A_log.fill_(math.log(0.5))
+            else:
+                # Table 8 of the paper; drawn last, so that all else is as with the others.
+                self.A_log.normal_()
             nn.init.ones_(self.D)
 
     def _fp32_parameters(self) -> list[nn.Parameter]:
         parameters = [self.A_log, self.D, self.dt_proj.bias if self.selective_dt else self.dt]
         if self.config.complex:
             parameters.append(self.A_imag)
-        if not self.selective_bc:
-            parameters += [self.B, self.C]
+        parameters += ([] if self.selective_b else [self.B]) + ([] if self.selective_c else [self.C])
         return parameters
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MambaLayer:
@@ -179,7 +186,7 @@ class MambaLayer(nn.Module):
             in_bias=in_proj.bias,
             conv=conv.weight.squeeze(1),
             conv_bias=conv.bias,
-            x_proj=self.x_proj.weight if self.selective_dt or self.selective_bc else None,
+            x_proj=self.x_proj.weight if self.selective_dt or self.selective_b or self.selective_c else None,
             dt_proj=None if dt_proj is None else dt_proj.weight,
             dt_bias=self.dt if dt_proj is None else dt_proj.bias,
             A_log=self.A_log,
@@ -187,8 +194,8 @@ class MambaLayer(nn.Module):
             out_proj=out_proj.weight,
             out_bias=out_proj.bias,
             A_imag=self.A_imag if self.config.complex else None,
-            B=None if self.selective_bc else self.B,
-            C=None if self.selective_bc else self.C,
+            B=None if self.selective_b else self.B,
+            C=None if self.selective_c else self.C,
         )
 
     def extra_repr(self) -> str:

@@ -235,4 +235,9 @@ def resolved_options(mixer: str, options: dict[str, Any], width: int) -> dict[st
 def with_preset(ssm: SsmConfig, mixer: str) -> SsmConfig:
     """`ssm` with what the mixer's name implies for `complex` and `selective` where those are None."""
     missing = {key: value for key, value in find_mixer(mixer).preset.items() if getattr(ssm, key) is None}
-    return ssm.model_copy(update=missing) if missing else ssm
+    if not missing:
+        return ssm
+    try:
+        return ssm.model_copy(update=missing).check_selection()
+    except ValueError as error:
+        raise ValueError(f"ssm.{error}") from None

@@ -10,7 +10,7 @@ rank, W convolution width.
 
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,8 @@ class MixerWeights(NamedTuple):
     out_proj: Tensor  # (M, E)
     out_bias: Tensor | None  # (M)
     A_imag: Tensor | None = None  # (E, N), of complex states
-    B: Tensor | None = None  # (E, N[, 2]) where B and C are fixed
-    C: Tensor | None = None
+    B: Tensor | None = None  # (E, N[, 2]) where B is fixed
+    C: Tensor | None = None  # likewise
 
     def A(self) -> Tensor:
         """A, (E, N) and negative, or (E, N, 2) for complex states."""
@@ -113,10 +113,13 @@ def mamba_mixer(
     u, tail = causal_conv1d(u, w.conv, w.conv_bias, tail=tail, return_tail=True, reset=reset, backend=backend)
     dt, B, C = _selection(u, w)
     # The bias is added inside the scan, in fp32.
-    y, state = selective_scan(
-        u, dt, A, B, C, w.D, z=z, dt_bias=None if w.dt_proj is None else w.dt_bias, h0=h0, return_state=True,
-        reset=reset, exact_zoh=exact_zoh, precise=precise, backend=backend,
-    )  # fmt: skip
+    bias = None if w.dt_proj is None else w.dt_bias
+    how: dict[str, Any] = {"reset": reset, "exact_zoh": exact_zoh, "precise": precise, "backend": backend}
+    if (w.B is None) != (w.C is None):
+        y, state = _scan_of_single_states(u, dt, A, B, C, bias, h0, how)
+        y = (y + w.D * u) * F.silu(z)
+    else:
+        y, state = selective_scan(u, dt, A, B, C, w.D, z=z, dt_bias=bias, h0=h0, return_state=True, **how)
     return F.linear(y, w.out_proj, w.out_bias), tail, state
 
 
@@ -156,7 +159,7 @@ def _in_planes(t: Tensor, is_complex: bool) -> Tensor:
 
 def _not_fused(x: Tensor, w: MixerWeights, h0: Tensor | None, exact_zoh: bool) -> str | None:
     """Why the fused function cannot run this call, or None where it can."""
-    if w.A_imag is not None or w.B is not None or w.dt_proj is None or exact_zoh:
+    if w.A_imag is not None or w.B is not None or w.C is not None or w.dt_proj is None or exact_zoh:
         return "complex, time-invariant or exactly held layers"
     if h0 is not None and h0.dtype == torch.float64:
         return "a float64 state"
@@ -176,15 +179,48 @@ def _selection(u: Tensor, w: MixerWeights) -> tuple[Tensor, Tensor, Tensor]:
     parts: list[Tensor] = []
     if w.x_proj is not None:
         rank = 0 if w.dt_proj is None else w.dt_proj.shape[1]
-        columns = (w.x_proj.shape[0] - rank) // 2  # of B, and of C
-        parts += F.linear(u, w.x_proj).split([rank] * (rank > 0) + [columns] * 2 * (columns > 0), dim=-1)
+        selected = (w.B is None) + (w.C is None)
+        columns = (w.x_proj.shape[0] - rank) // max(1, selected)  # of B, and of C
+        parts += F.linear(u, w.x_proj).split([rank] * (rank > 0) + [columns] * selected, dim=-1)
     dt = w.dt_bias if w.dt_proj is None else F.linear(parts.pop(0), w.dt_proj)
     if w.B is not None and w.C is not None:
         return dt, w.B, w.C
+    if w.B is not None or w.C is not None:
+        (only,) = parts
+        return (dt, only, w.C) if w.C is not None else (dt, w.B, only)  # type: ignore[return-value]
     B, C = parts
     if w.A_imag is not None:
         B, C = (part.unflatten(-1, (*w.A_imag.shape[1:], 2)) for part in (B, C))
     return dt, B, C
+
+
+def _scan_of_single_states(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, bias: Tensor | None, h0: Tensor | None, how: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """The scan of real states where one of B and C is fixed (E, N) and the other not (B, L, N): y (B, L, E), and the state.
+
+    Every state becomes a channel of its own, into which u * B goes and of which C * h is read: N times the work, for
+    comparisons of what being selective is worth.
+    """
+    channels, states = A.shape
+    source = u.unsqueeze(-1) * (B if B.ndim == 2 else B.unsqueeze(2))  # (B, L, E, N)
+    one = torch.ones(channels * states, 1, dtype=A.dtype, device=A.device)
+    # A step size that depends on the input needs B and C that do.
+    ones = one if dt.ndim == 1 else torch.ones(*u.shape[:2], 1, dtype=u.dtype, device=u.device)
+    h, state = selective_scan(
+        source.flatten(2),
+        dt.repeat_interleave(states, dim=-1),
+        A.reshape(-1, 1),
+        ones,
+        ones,
+        None,
+        dt_bias=None if bias is None else bias.repeat_interleave(states),
+        h0=None if h0 is None else h0.reshape(len(h0), -1, 1),
+        return_state=True,
+        **how,
+    )
+    y = (h.unflatten(-1, (channels, states)) * (C if C.ndim == 2 else C.unsqueeze(2))).sum(-1)
+    return y.to(u.dtype), state.reshape(-1, channels, states)
 
 
 def _activation_dtype(x: Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from mamba_bio_audio.layers.config import SsmConfig
 from mamba_bio_audio.layers.mamba import MambaLayer
+from mamba_bio_audio.models.config import ModelConfig
 
 
 def steps_of(**changes):
@@ -44,3 +45,26 @@ def test_weights_for_the_kernels():
     projections = [(24, 6), (24,), (12, 3), (12,), (10, 12), (12, 2), (12,)]
     assert shapes == [*projections, (12, 4), (12,), (6, 12), (6,)]
     assert weights[11:] == (None, None, None)
+
+
+def test_only_real_layers_select_one_of_B_and_C():
+    with pytest.raises(ValueError, match="b alone needs real states"):
+        SsmConfig(complex=True, selective="b")
+
+
+@pytest.mark.parametrize(("init", "expected"), [("n", [-1.0, -2.0, -3.0]), ("1/2", [-0.5] * 3), ("random", None)])
+def test_initial_A_of_real_states(init, expected):
+    torch.manual_seed(0)
+    layer = MambaLayer(1024, SsmConfig(complex=False, selective=True, d_state=3, real_init=init))
+    A = -torch.exp(layer.A_log)
+    if expected is None:
+        logs = layer.A_log.flatten()
+        assert abs(logs.mean()) < 0.05
+        assert abs(logs.std() - 1) < 0.05
+    else:
+        torch.testing.assert_close(A, torch.tensor(expected).expand_as(A))
+
+
+def test_nor_where_the_mixer_says_that_states_are_complex():
+    with pytest.raises(ValueError, match=r"ssm\.selective: c alone needs real states"):
+        ModelConfig(d_model=8, num_layers=1, mixer="mamba-complex", ssm=SsmConfig(selective="c"))

@@ -49,11 +49,11 @@ def one_after_another(layer, x, tail, h0, reset):
     u, z = layer.in_proj(x).chunk(2, dim=-1)
     conv = layer.conv1d
     u, tail = causal_conv1d(u, conv.weight.squeeze(1), conv.bias, tail=tail, return_tail=True, reset=reset)
-    sizes = [layer.dt_rank] * layer.selective_dt + [N * (1 + config.complex)] * 2 * layer.selective_bc
+    sizes = [layer.dt_rank] * layer.selective_dt + [N * (1 + config.complex)] * 2 * layer.selective_b
     parts = list(layer.x_proj(u).split(sizes, dim=-1)) if sizes else []
     dt = F.linear(parts.pop(0), layer.dt_proj.weight) if layer.selective_dt else layer.dt
-    maps = parts if layer.selective_bc else (layer.B, layer.C)
-    if config.complex and layer.selective_bc:
+    maps = parts if layer.selective_b else (layer.B, layer.C)
+    if config.complex and layer.selective_b:
         maps = [part.unflatten(-1, (N, 2)) for part in parts]
     A = -torch.exp(layer.A_log)
     y, h = selective_scan(
@@ -104,6 +104,33 @@ def test_every_backend_is_the_layer(complex_states, selective, backend):
         expected, state = layer(x, (tail, h0))
     for a, b in zip(found, (expected, *state), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("exact_zoh", [False, True])
+@pytest.mark.parametrize("selective", ["b", "c"])
+def test_one_of_B_and_C_that_depends_on_the_input_is_the_recurrence(selective, exact_zoh):
+    """Table 7 of the paper: h = exp(dt A) h + dt B u, y = C h + D u, with one of B (B, L, N) and C (E, N) fixed."""
+    torch.manual_seed(1)
+    config = SsmConfig(complex=False, selective=selective, d_state=N, exact_zoh=exact_zoh)
+    layer = MambaLayer(D, config).double()
+    assert sum(p.numel() for p in layer.parameters()) == config.num_parameters(D)
+    tail, h = (torch.randn_like(t) for t in layer.init_state(B, dtype=torch.float64))
+    x = torch.randn(B, L, D, dtype=torch.float64)
+    found, (_, state) = layer(x, (tail, h))
+    u, z = layer.in_proj(x).chunk(2, dim=-1)
+    u = causal_conv1d(u, layer.conv1d.weight.squeeze(1), layer.conv1d.bias, tail=tail)
+    selected = layer.x_proj(u)
+    dt, A = F.softplus(layer.dt)[:, None], -torch.exp(layer.A_log)
+    held = torch.expm1(dt * A) / A if exact_zoh else dt
+    rows = []
+    for at in range(L):
+        b = selected[:, at, None] if selective == "b" else layer.B
+        c = selected[:, at, None] if selective == "c" else layer.C
+        h = torch.exp(dt * A) * h + held * b * u[:, at, :, None]
+        rows.append((c * h).sum(-1) + layer.D * u[:, at])
+    expected = layer.out_proj(torch.stack(rows, 1) * F.silu(z))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(state, h)
 
 
 @pytest.fixture

@@ -1,0 +1,351 @@
+"""Where this project loses: for each claim its best row beside its worst, read from the result files.
+
+    python scripts/write_docs.py      puts the table into README.md and docs/benchmarks.md (between its marks)
+
+Every number is read from a file; what a row is called is made from the file's columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+class Claim(NamedTuple):
+    what: str
+    best: str
+    worst: str
+    file: str
+    headline: bool = False  # also in the README
+
+
+def rows(name: str, **wanted: str) -> list[dict[str, str]]:
+    """Rows of a CSV file whose columns are as wanted; never none."""
+    with (RESULTS / name).open(newline="") as table:
+        found = [row for row in csv.DictReader(table) if all(row[key] == value for key, value in wanted.items())]
+    if not found:
+        raise LookupError(f"{name} has no row with {wanted}")
+    return found
+
+
+def from_json(name: str, *keys: str) -> float:
+    value = json.loads((RESULTS / name).read_text())
+    for key in keys:
+        value = value[key]
+    return float(value)
+
+
+def ends(found: list[tuple[float, str]], digits: int = 2, unit: str = "x") -> tuple[str, str]:
+    """The row with the largest number and that with the least, in words."""
+    (least, where_least), (most, where_most) = min(found), max(found)
+    return f"{most:.{digits}f}{unit}: {where_most}", f"**{least:.{digits}f}{unit}**: {where_least}"
+
+
+def training() -> Claim:
+    found = [
+        (float(row["ratio"]), f"{row['shape']}{', recorded' if row['recorded'] == 'True' else ''}")
+        for row in rows("peer_h200.csv", benchmark="train", peer_layer="mamba")
+        if row["ratio"]
+    ]
+    found += [
+        (float(row["ratio"]), f"{row['model']}, ({row['batch']}, {row['length']}), too small for the GPU")
+        for row in rows("train_h200_beside_peer.csv", cuda_graphs="no", batch="16")
+    ]
+    best, worst = ends(found)
+    files = "`peer_h200.csv`, `train_h200_beside_peer.csv`"
+    return Claim("speed of a training step over mamba_ssm's, H200", best, worst, files, True)
+
+
+def memory() -> Claim:
+    found = [
+        (float(row["peer_peak_gib"]) / float(row["peak_gib"]), row["shape"])
+        for row in rows("peer_h200.csv", benchmark="train", peer_layer="mamba")
+        if row["ratio"] and row["peak_gib"] and row["peer_peak_gib"]
+    ]
+    best, worst = ends(found)
+    return Claim("memory of mamba_ssm's step over ours", best, worst, "`peer_h200.csv`")
+
+
+def second_layer() -> Claim:
+    table = {(row["curve"], row["length"]): row["tokens_per_second"] for row in rows("curves_models_h200.csv")}
+    found = [
+        (float(table["ours", length]) / float(rate), f"{_curve(curve)} at {int(length):,}")
+        for (curve, length), rate in table.items()
+        if rate and curve != "ours" and table.get(("ours", length)) and "torch" not in curve
+    ]
+    best, worst = ends(found)
+    return Claim(
+        "speed of a training step over Mamba, Mamba-2 (mamba_ssm) and a Transformer, H200",
+        best,
+        worst,
+        "`curves_models_h200.csv`",
+    )
+
+
+def _curve(name: str) -> str:
+    return {"mamba_ssm": "Mamba", "mamba2": "Mamba-2", "transformer": "Transformer"}.get(name, name)
+
+
+def operations() -> Claim:
+    found = [
+        (float(row["ratio"]), f"{row['benchmark']} {row['shape']}, {row['mode']}")
+        for row in rows("peer_h200.csv")
+        if row["benchmark"] != "train" and row["ratio"]
+    ]
+    best, worst = ends(found)
+    return Claim("speed of single operations over mamba_ssm's, H200", best, worst, "`peer_h200.csv`", True)
+
+
+def calls() -> Claim:
+    found = [
+        (float(row["call_ratio"]), f"{row['benchmark']} {row['shape']}, {row['mode']}")
+        for row in rows("peer_h200.csv")
+        if row["benchmark"] != "train" and row["call_ratio"]
+    ]
+    best, worst = ends(found)
+    return Claim("the same by the clock, one short call behind the other", best, worst, "`peer_h200.csv`")
+
+
+def generation() -> Claim:
+    found = [
+        (float(row["ratio"]), f"{row['model']}, {int(row['batch']):,} rows, {row['precision']}")
+        for row in rows("decode_h200/beside_peer.csv")
+        if row["ratio"]
+    ]
+    best, worst = ends(found)
+    return Claim("speed of generating DNA over mamba_ssm's, H200", best, worst, "`decode_h200/beside_peer.csv`", True)
+
+
+def stream() -> Claim:
+    lines = (RESULTS / "decode_h200" / "table_again.txt").read_text().splitlines()
+    real = (RESULTS / "decode_h200" / "real_time.txt").read_text().splitlines()
+    last = [line for line in real if line.startswith("real time audio/sc09@small bf16")][-1]
+    (late,) = re.findall(r"99\.9 % ([\d.]+),", last)
+    top_p = [float(found) for line in lines for found in re.findall(r"with top-p ([\d.]+) us", line)]
+    share = 1e6 / 16_000 / max(top_p)
+    return Claim(
+        "one stream of spoken digits beside real time, H200",
+        f"99.9 % of blocks within {late} ms of 64",
+        f"**{share:.2f}x** of real time with top-p",
+        "`decode_h200/`",
+    )
+
+
+def cpu() -> Claim:
+    found = [
+        (float(row["ratio_median"]), f"{row['peer'].replace('huggingface', 'transformers')}, {row['mode']}")
+        for row in rows("cpu.csv")
+    ]
+    best, worst = ends(found)
+    return Claim("speed over mambapy and transformers on a CPU", best, worst, "`cpu.csv`")
+
+
+def cpu_sampling() -> Claim:
+    found = [
+        (float(row["ratio_median"]), f"batch {row['batch']}, {int(row['symbols']):,} symbols")
+        for row in rows("sample_cpu.csv", peer="huggingface")
+    ]
+    best, worst = ends(found)
+    return Claim("speed of sampling over transformers on a CPU", best, worst, "`sample_cpu.csv`")
+
+
+def prediction() -> Claim:
+    table = {(row["model"], row["length"]): float(row["megabases_per_second"]) for row in rows("predict_cpu.csv")}
+    networks = {name for name, _ in table if name.startswith("dna/")}
+    found = [
+        (
+            table[name, length]
+            / max(rate for (other, at), rate in table.items() if at == length and other not in networks),
+            length,
+        )
+        for name, length in table
+        if name in networks
+    ]
+    (least, at), (most, there) = min(found), max(found)
+    return Claim(
+        "speed of classifying over k-mers on one core",
+        f"{most:.4f}x at {int(there):,} bases",
+        f"**{least:.5f}x** at {int(at):,} bases",
+        "`predict_cpu.csv`",
+    )
+
+
+def human() -> Claim:
+    found = []
+    for split, name in (("valid", "validation"), ("test", "test")):
+        markov = float(rows("markov_human.csv", split=split, chosen="True")[0]["perplexity"])
+        own = from_json(f"human_12x128_h200/likelihood-{split}.json", "model", "perplexity")
+        found.append((100 * (1 - own / markov), f"{name}, {own:.3f} against {markov:.3f}"))
+    best, worst = ends(found, 1, " %")
+    return Claim(
+        "perplexity below Markov order 12, human, two GPU minutes",
+        best,
+        worst,
+        "`human_12x128_h200/`, `markov_human.csv`",
+    )
+
+
+def yeast() -> Claim:
+    own = from_json("yeast_cpu/evaluate-test.json", "model", "perplexity")
+    markov = from_json("yeast_cpu/evaluate-test.json", "markov", "best", "perplexity")
+    table = {(row["source"], row["speaks"]): float(row["test_auroc"]) for row in rows("yeast_cpu/auroc.csv")}
+    other = {source: value for (source, speaks), value in table.items() if speaks == "True"}
+    bar = max((value, source) for source, value in other.items() if source != "model")
+    return Claim(
+        "yeast, seven CPU minutes: perplexity over order 12; genes from the track, AUROC",
+        f"{other['model']:.3f}, chance .5",
+        f"**{own:.3f}** against {markov:.3f}; {bar[1]} has {bar[0]:.3f}",
+        "`yeast_cpu/`",
+    )
+
+
+def variants() -> Claim:
+    table = {row["method"]: float(row["auroc"]) for row in rows("brca1_h200/brca1.csv", subset="all")}
+    ratios = [value for method, value in table.items() if method.startswith("ratio")]
+    rules = {
+        method: value
+        for method, value in table.items()
+        if "rule" in method or "phyloP" in method.replace("phylop", "phyloP")
+    }
+    rule = max(rules.items(), key=lambda item: item[1])
+    return Claim(
+        "harmful BRCA1 variants, AUROC, packaged model",
+        f"{max(ratios):.3f}, chance .5",
+        f"**{min(ratios):.3f}**; {rule[0]} has {rule[1]:.3f}",
+        "`brca1_h200/`",
+        True,
+    )
+
+
+def species() -> Claim:
+    own = 100 * float(rows("species_h100.csv", step="easy", kind="evaluation", split="test")[0]["accuracy"])
+    chosen = rows("species_kmers_cpu.csv", recipe="dna/species", chosen="yes")
+    found = [
+        (
+            own - 100 * float(row["test_accuracy"]),
+            f"k-mers on {int(row['windows']):,} windows, {100 * float(row['test_accuracy']):.1f} %",
+        )
+        for row in chosen
+    ]
+    (least, at), (most, there) = min(found), max(found)
+    return Claim(
+        f"five species at 1 kb: {own:.1f} %, over k-mers, points",
+        f"{most:+.1f}: {there}",
+        f"**{least:+.1f}**: {at}",
+        "`species_h100.csv`, `species_kmers_cpu.csv`",
+        True,
+    )
+
+
+def apes() -> Claim:
+    found = [
+        (100 * float(row["accuracy"]), f"{row['run'].removeprefix('apes-')}")
+        for row in rows("species_h100.csv", step="apes", kind="evaluation", split="test")
+    ]
+    best, worst = ends(found, 1, " %")
+    return Claim("great apes, unseen loci, four classes, chance 25 %", best, worst, "`species_h100.csv`")
+
+
+def needle() -> Claim:
+    found = [
+        (
+            100
+            * float(rows(f"long_memory_h200/needle-seed{seed}.csv", length=str(2**20), filler="random")[0]["accuracy"]),
+            f"seed {seed}",
+        )
+        for seed in (0, 1)
+    ]
+    best, worst = ends(found, 0, " %")
+    return Claim("a marker named after 2^20 bases, chance 25 %", best, worst, "`long_memory_h200/`", True)
+
+
+def context() -> Claim:
+    name = "chrx_len1m_h100/evaluate-context-test.csv"
+    gains = [
+        (float(row["gain_nats"]), f"{int(row['context']):,} bases")
+        for row in rows(name, kind="all")
+        if row["context"] != "1024"
+    ]
+    best, worst = ends(gains, 5, " nats")
+    return Claim("what context beyond 1,024 bases is worth, chrX", best, worst, f"`{name}`")
+
+
+def music() -> Claim:
+    found = []
+    for name, own, bar in (
+        ("rendered piano, GPU", "piano_shipped_h200", "piano_h200"),
+        ("recorded piano, GPU", "piano_real_grow_h200", "piano_real_h200"),
+    ):
+        bits, linear = (
+            from_json(f"{own}/evaluate-test.json", "model", "bits"),
+            from_json(f"{bar}/evaluate-test.json", "yardsticks", "LPC-32"),
+        )
+        found.append((linear - bits, f"{name}, {bits:.2f} against {linear:.2f}"))
+    wanted = {"variant": "3,500 steps, the recipe as it is", "split": "intervals.tsv"}
+    tiny = float(rows("ablation_audio_tiny_cpu.csv", **wanted)[0]["valid_bits"])
+    linear = from_json("piano_h200/evaluate-valid.json", "yardsticks", "LPC-32")
+    found.append((linear - tiny, f"rendered piano, five CPU minutes, {tiny:.2f} against {linear:.2f}"))
+    best, worst = ends(found, 2, " bits")
+    return Claim("bits a sample below linear prediction", best, worst, "`piano_shipped_h200/` and others", True)
+
+
+def sampled() -> Claim:
+    found = [
+        (int(row["inside"]), f"{row['run']} at temperature {row['temperature']}, top-p {row['top_p']}")
+        for row in rows("sampling_h200/clips.csv", measure="all five")
+    ]
+    (least, at), (most, there) = min(found), max(found)
+    return Claim(
+        "ten-second pieces of piano inside what held-out ones do, of ten",
+        f"{most}: {there}",
+        f"**{least}**: {at}",
+        "`sampling_h200/clips.csv`",
+        True,
+    )
+
+
+def digits() -> Claim:
+    shares = json.loads((RESULTS / "digits_7500_steps_h200" / "sc09-metrics.json").read_text())["recognised"]["shares"]
+    table = (RESULTS / "digits_by_class_h200" / "table.txt").read_text()
+    (right,) = re.findall(r"temperature 1 +2050 clips +right (\S+)%", table)
+    joined = next(value for name, value in shares.items() if "joined" in name or "halves" in name)
+    return Claim(
+        "spoken digits that a recogniser takes for digits",
+        f"{100 * shares['generated']:.1f} %, joined halves {100 * joined:.1f} %",
+        f"a speaker never heard {100 * shares['test']:.1f} %; asked for by class **{right} %** right",
+        "`digits_7500_steps_h200/`, `digits_by_class_h200/`",
+        True,
+    )
+
+
+def two_gpus() -> Claim:
+    best, worst = ends([(float(row["speedup"]), row["model"]) for row in rows("sequence_parallel_h200.csv")])
+    return Claim("two H200 over one, a sequence of 2^20", best, worst, "`sequence_parallel_h200.csv`")
+
+
+CLAIMS = (
+    *(training, memory, second_layer, operations, calls, generation, stream, cpu, cpu_sampling, prediction, two_gpus),
+    *(human, yeast, variants, species, apes, needle, context, music, sampled, digits),
+)
+
+
+def table(headlines: bool = False) -> str:
+    """The claims as a table in Markdown; for the README without files and only those that stand in it."""
+    found = [claim() for claim in CLAIMS]
+    if headlines:
+        lines = ["| claim | best | worst |", "|---|---|---|"]
+        lines += [f"| {claim.what} | {claim.best} | {claim.worst} |" for claim in found if claim.headline]
+    else:
+        lines = ["| claim | best | worst | file |", "|---|---|---|---|"]
+        lines += [f"| {claim.what} | {claim.best} | {claim.worst} | {claim.file} |" for claim in found]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

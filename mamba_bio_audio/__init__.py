@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mamba_bio_audio.inference.variants import score_variants as score_variants
     from mamba_bio_audio.run.saved import load as load
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 # Public functions, and the modules that are imported when they are first used: `mba --help` must not wait for torch.
 _FUNCTIONS = {
     "embed": "inference.embed",

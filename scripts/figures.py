@@ -9,8 +9,8 @@ stands over its column. It is tied if a file that its section names holds a numb
 (row of a CSV file, small JSON file, line of a text) must hold at least two fifths as many of the row's other numbers and
 names as the record that holds most of them, and its field must be one of the three that explain most of the column.
 
-A section is what stands below a heading; it also sees the files that the sections around it name. Where naming a file is not
-enough, a comment says the rest, for its section:
+A section is what stands below a heading; it also sees what the sections around it name before it begins. Where naming a file is
+not enough, a comment says the rest, for its section:
 
     <!-- figures: from a.csv b/; settings 0.02, 64 ms; published .875; computed 7.6 = 100 * (1 - 3.181 / 3.443) -->
 
@@ -146,6 +146,11 @@ class Section(NamedTuple):
     loose: set[str]  # first columns of tables whose rows gather what lies in several files
     computed: dict[str, str]
 
+    def below(self, title: str) -> Section:
+        """A section inside this one, which sees what was named and said here so far."""
+        said = (set(self.settings), set(self.columns), set(self.loose), dict(self.computed))
+        return Section(self.page, title, [*self.files], [], {}, {}, *said)
+
 
 class Numbers(NamedTuple):
     """All numbers of some files, with the record and the field that each stands in."""
@@ -221,7 +226,7 @@ def sections(page: str) -> list[Section]:
     text = (ROOT / page).read_text(encoding="utf-8")
     text = re.sub(r"^```.*?^```", _blank_lines, text, flags=re.DOTALL | re.MULTILINE)
     current = Section(page, "", [], [], {}, {}, set(), set(), set(), {})
-    found, levels = [current], [(0, current.files)]
+    found, levels = [current], [(0, current)]
     row, table, line, above = 0, 0, 1, ""
     header: list[str] = []
     for block in re.split(r"(\n\s*\n|\n(?=[|#])|(?<=\|)\n)", text):
@@ -231,8 +236,8 @@ def sections(page: str) -> list[Section]:
         if heading := re.match(r"(#+) (.*)", plain):
             while len(levels) > 1 and levels[-1][0] >= len(heading[1]):
                 levels.pop()
-            current = Section(page, heading[2], [name for name in levels[-1][1]], [], {}, {}, set(), set(), set(), {})
-            levels.append((len(heading[1]), current.files))
+            current = levels[-1][1].below(heading[2])
+            levels.append((len(heading[1]), current))
             found.append(current)
         for code, link in re.findall(r"`([^`]+)`|\]\(([^)]+)\)", plain):
             current.files.extend(_files_named(code or link))

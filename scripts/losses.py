@@ -1,6 +1,7 @@
 """Where this project loses: for each claim its best row beside its worst, read from the result files.
 
-    python scripts/write_docs.py      puts the table into README.md and docs/benchmarks.md (between its marks)
+    python scripts/losses.py           prints the table
+    python scripts/losses.py --write   puts it into docs/benchmarks.md, and its headlines into README.md, between their marks
 
 Every number is read from a file; what a row is called is made from the file's columns.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -347,5 +349,24 @@ def table(headlines: bool = False) -> str:
     return "\n".join(lines)
 
 
+# Where the tables stand, and whether they hold headlines only.
+PLACES = {"docs/benchmarks.md": False, "README.md": True}
+BLOCK = re.compile(r"(<!-- made by scripts/losses\.py -->\n)(.*?)(\n<!-- end -->)", flags=re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """A page with its table as the files have it now."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return BLOCK.sub(lambda found: f"{found[1]}{table(PLACES[page])}{found[3]}", text)
+
+
+def main() -> None:
+    if "--write" not in sys.argv[1:]:
+        print(table())
+        return
+    for page in PLACES:
+        (ROOT / page).write_text(filled(page), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(table())
+    main()

@@ -77,6 +77,12 @@ def command(job: ModuleType) -> Callable[..., None]:
     return call
 
 
+def spelled_options(job: ModuleType) -> dict[str, FieldInfo]:
+    """The arguments and options of a job as the user writes them, in the order of its help; without --json and --debug."""
+    options: type[Options] = get_type_hints(job.run)["options"]
+    return {_spelling(name, options): field for name, field in _in_order_of_help(options).items()}
+
+
 def add_commands(app: typer.Typer, modules: Iterable[ModuleType]) -> None:
     """Add a command for each job; one of two words belongs to a group, whose help is `GROUPS`."""
     groups: dict[str, typer.Typer] = {}

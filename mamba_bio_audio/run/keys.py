@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -18,7 +19,15 @@ from mamba_bio_audio.run.config import RunConfig
 from mamba_bio_audio.run.words import KINDS, section_of
 
 _SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
-_NAMES = {int: "whole number", float: "number", str: "text", bool: "true | false", type(None): "null", Any: "anything"}
+_NAMES = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "true | false",
+    Path: "path",
+    type(None): "null",
+    Any: "anything",
+}
 
 
 class Key(NamedTuple):
@@ -52,6 +61,11 @@ def all_keys() -> list[Key]:
     return [key._replace(of=", ".join(dict.fromkeys(filter(None, kinds)))) for key, kinds in merged.items()]
 
 
+def in_words(field: FieldInfo) -> tuple[str, str]:
+    """What a field without sections takes, and its default."""
+    return _bounded(_takes(field.annotation)[0], _bounds(field.metadata)), _default(field)
+
+
 def _of(section: type[BaseModel], prefix: str, kind: str = "") -> Iterator[Key]:
     """The keys of a section of this kind, and of the sections in it."""
     for name, field in section.model_fields.items():
@@ -60,7 +74,7 @@ def _of(section: type[BaseModel], prefix: str, kind: str = "") -> Iterator[Key]:
         if not sections:
             if any(path == f"{outer}.{key}" for outer, (key, _) in KINDS.items()):
                 continue
-            yield Key(path, kind, _bounded(takes, _bounds(field.metadata)), _default(field), help_text)
+            yield Key(path, kind, *in_words(field), help_text)
             continue
         if many or takes:
             yield Key(path, kind, "list of sections" if many else f"section | {takes}", _default(field), help_text)

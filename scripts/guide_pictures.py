@@ -1,0 +1,85 @@
+"""Draws the pictures of the guides from committed results: python scripts/guide_pictures.py"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "pictures"
+OURS, BAR = "#1f77b4", "#999999"
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def pretrain() -> None:
+    """Training of 12 layers x 128 on human sequence, and its test perplexity beside Markov models of every order."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    found = rows("human_12x128_h200/metrics.csv")
+    left.plot(
+        [float(row["tokens"]) / 1e6 for row in found if row["train_nats"]],
+        [float(row["train_nats"]) / 0.693147 for row in found if row["train_nats"]],
+        color=BAR,
+        lw=0.8,
+        label="training",
+    )
+    valid = [row for row in found if row["valid_bits"]]
+    left.plot(
+        [float(row["tokens"]) / 1e6 for row in valid],
+        [float(row["valid_bits"]) for row in valid],
+        color=OURS,
+        marker="o",
+        ms=3,
+        label="validation",
+    )
+    left.set(xlabel="million bases read", ylabel="bits per base", ylim=(1.55, 2.0))
+    left.legend(frameon=False)
+    markov = [row for row in rows("markov_human.csv") if row["split"] == "test"]
+    own = json.loads((RESULTS / "human_12x128_h200" / "likelihood-test.json").read_text())["model"]["perplexity"]
+    orders = sorted({row["order"] for row in markov}, key=int)
+    least = {order: min(float(row["perplexity"]) for row in markov if row["order"] == order) for order in orders}
+    right.bar(
+        [f"{order}" for order in orders] + ["ours"],
+        [least[order] for order in orders] + [own],
+        color=[BAR] * len(orders) + [OURS],
+    )
+    right.set(xlabel="order of the Markov model", ylabel="test perplexity", ylim=(2.8, 4.0))
+    figure.savefig(PICTURES / "pretrain.png", dpi=90, metadata={"Software": None})
+
+
+def classify() -> None:
+    """Five species at 1 kb: k-mers by their length and training windows, and the network."""
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    found = [row for row in rows("species_kmers_cpu.csv") if row["recipe"] == "dna/species"]
+    for shade, windows in enumerate(sorted({int(row["windows"]) for row in found})):
+        own = [row for row in found if int(row["windows"]) == windows]
+        axes.plot(
+            [int(row["k"]) for row in own],
+            [100 * float(row["test_accuracy"]) for row in own],
+            marker="o",
+            ms=3,
+            color=str(0.75 - 0.18 * shade),
+            label=f"k-mers, {windows:,} windows",
+        )
+    wanted = {"step": "easy", "kind": "evaluation", "split": "test"}
+    (model,) = (row for row in rows("species_h100.csv") if wanted.items() <= row.items())
+    axes.axhline(100 * float(model["accuracy"]), color=OURS, label="network, 6 layers x 128")
+    axes.axhspan(100 * float(model["low"]), 100 * float(model["high"]), color=OURS, alpha=0.12, lw=0)
+    axes.set(xlabel="k", ylabel="test accuracy, %")
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(PICTURES / "classify.png", dpi=90, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    PICTURES.mkdir(exist_ok=True)
+    pretrain()
+    classify()

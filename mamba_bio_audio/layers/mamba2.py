@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
@@ -25,7 +24,7 @@ from torch.utils._pytree import _register_namedtuple
 from mamba_bio_audio.layers.contract import MixerConfig, mixer
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.layers.wide import kept_wide
-from mamba_bio_audio.ops import causal_conv1d, gated_rms_norm, ssd
+from mamba_bio_audio.ops import Mamba2Weights, mamba2_mixer
 
 _WIDEST_HEAD = 64  # of those that "auto" makes
 
@@ -173,27 +172,35 @@ class Mamba2Layer(nn.Module):
         Returns:
             y (B, L, D) and the state at the end of the span.
         """
-        config, inner = self.config, self.d_inner
         tail, h0 = (None, None) if state is None else state
-        bc = config.groups * config.d_state
-        z, mixed, dt = self.in_proj(x).split([inner, inner + 2 * bc, self.heads], dim=2)
-        mixed, tail = causal_conv1d(
-            mixed,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            tail=None if tail is None else tail.to(mixed.dtype),
-            return_tail=True,
+        config = self.config
+        y, tail, h = mamba2_mixer(
+            x,
+            self.weights(),
+            groups=config.groups,
+            eps=self.norm.eps,
+            dt_limit=config.dt_limit,
+            tail=tail,
+            h0=h0,
             reset=reset,
         )
-        u, B, C = mixed.split([inner, bc, bc], dim=2)
-        B, C = (t.unflatten(2, (config.groups, -1)) for t in (B, C))
-        dt = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
-        if config.dt_limit is not None:
-            dt = dt.clamp(*config.dt_limit)
-        a = dt * -torch.exp(self.A_log)
-        y, h = ssd(u.unflatten(2, (self.heads, -1)), a, B, C, dt, D=self.D, h0=h0, return_state=True, reset=reset)
-        y = gated_rms_norm(y.flatten(2), z, self.norm.weight, self.norm.eps, groups=config.groups)
-        return self.out_proj(y), Mamba2State(tail, h)
+        return y, Mamba2State(tail, h)
+
+    def weights(self) -> Mamba2Weights:
+        """The layer's parameters, as `ops.mamba2_mixer` takes them."""
+        in_proj, conv, out_proj = self.in_proj, self.conv1d, self.out_proj
+        return Mamba2Weights(
+            in_proj=in_proj.weight,
+            in_bias=in_proj.bias,
+            conv=conv.weight.squeeze(1),
+            conv_bias=conv.bias,
+            dt_bias=self.dt_bias,
+            A_log=self.A_log,
+            D=self.D,
+            norm=self.norm.weight,
+            out_proj=out_proj.weight,
+            out_bias=out_proj.bias,
+        )
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, heads={self.heads}, d_state={self.config.d_state}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.layers.mamba import MambaLayer
+from mamba_bio_audio.layers.mamba2 import Mamba2Layer
 from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.run.peer import PeerLoss, has_peer, peer_model, with_peer_mixers
 from mamba_bio_audio.run.sample_speed import make_model
@@ -85,7 +86,7 @@ def train(
         seconds: for each row.
         cases: what to measure; by default `TRAIN_CASES`.
         graph: record steps, ours and the peer's.
-        peer: which of `PEERS` stands beside language models.
+        peer: which of `PEERS` stands beside language models of Mamba layers; beside those of Mamba-2, their own kind does.
         memory: GiB of the GPU that this process may take, by which layers choose what they keep; all by default.
     """
     if device == "cuda":
@@ -110,7 +111,7 @@ def train(
         more |= {"kept": _kept(model), "recorded": graph, "parameters": sum(p.numel() for p in model.parameters())}
         more["mtokens_per_s"] = f"{tokens.numel() / statistics.median(timing.ours) / 1e3:.4g}"
         if theirs is not None:
-            more["peer_layer"] = peer
+            more["peer_layer"] = "mamba2" if case.model.endswith("+mamba2") else peer
         if case.chunk:
             more["streaming_limit"] = f"{streaming_limit(model, tokens[:, : case.chunk], device):.3f}"
         yield timing_row(
@@ -128,17 +129,33 @@ def _peer(case: TrainCase, model: nn.Module, tokens: Tensor, graph: bool, peer: 
     """Makes the step that stands beside a case; None where there is none."""
     layers = [module.mixer for module in model.modules() if hasattr(module, "mixer")]
     published = all(isinstance(x, MambaLayer) and x.config.selective is True and not x.config.complex for x in layers)
-    if case.chunk or not published:
+    dual = all(isinstance(x, Mamba2Layer) for x in layers)
+    if case.chunk or not (published or dual):
         return None
     if "/" in case.model:
+        if dual:
+            return None
         return lambda: step_of(with_peer_mixers(make_model(case.model)[0]).to(tokens.device), tokens, graph=graph)
     depth, width = map(int, case.model.partition("+")[0].split("x"))
 
     def make() -> Callable[[], object]:
-        theirs = peer_model(depth, width, **PEERS[peer])
+        theirs = peer_model(depth, width, **(_same_dual(layers[0]) if dual else PEERS[peer]))
         return partial(graphed_step(PeerLoss(theirs)), tokens) if graph else partial(logits_step, theirs, tokens)
 
     return make
+
+
+def _same_dual(layer: Mamba2Layer) -> dict[str, Any]:
+    """mamba_ssm's settings of a layer of the same shape."""
+    config = layer.config
+    head = layer.d_inner // layer.heads
+    return {
+        "layer": "Mamba2",
+        "d_state": config.d_state,
+        "headdim": head,
+        "ngroups": config.groups,
+        "expand": config.expand,
+    }
 
 
 def training_step(model: nn.Module, tokens: Tensor, chunk: int) -> None:

@@ -150,7 +150,11 @@ def test_steps_beside_a_peer(mamba_ssm, monkeypatch):
         assert rows[0]["peer"] == "mamba_ssm 0.0"
     (row,) = train("cpu", seconds=0.01, cases=[TrainCase.of("1x8:1,16")], peer="mamba2")
     assert row["peer_layer"] == "mamba2"
-    assert sys.modules["mamba_ssm.models.config_mamba"].MambaConfig.made[-1] == train_speed.PEERS["mamba2"]
+    made = sys.modules["mamba_ssm.models.config_mamba"].MambaConfig.made
+    assert made[-1] == train_speed.PEERS["mamba2"]
+    (row,) = train("cpu", seconds=0.01, cases=[TrainCase.of("1x32+mamba2:1,16")])
+    assert row["peer_layer"] == "mamba2"
+    assert made[-1] == train_speed.PEERS["mamba2"] | {"ngroups": 1, "expand": 2}
 
 
 def test_a_recorded_peer_has_the_loss_of_its_logits(mamba_ssm):

@@ -9,12 +9,12 @@ with M and the letters of `cpu.py`. Products run on the tensor cores; sums, deca
 import triton
 import triton.language as tl
 
-from mamba_bio_audio.kernels.ssd.parts import add_product, falling, product, rows_of, sequences_of, sums_of_decay
+from mamba_bio_audio.kernels.ssd.parts import add_product, falling, product, rows_of, sequences_of
 
 
 @triton.jit(do_not_specialize=["L", "CHUNKS", "SEGMENTS", "LONG"])
 def forward_kernel(
-    x_p, b_p, c_p, a_p, source_p, diagonal_p, skip_p, reset_p, start_p, y_p, states_p, end_p,
+    x_p, b_p, c_p, l_p, source_p, diagonal_p, skip_p, reset_p, start_p, y_p, states_p, end_p,
     L, CHUNKS, SEGMENTS, LONG, x_batch, b_batch, c_batch,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, X_ROW: tl.constexpr, X_HEAD: tl.constexpr,
     B_ROW: tl.constexpr, B_GROUP: tl.constexpr, C_ROW: tl.constexpr, C_GROUP: tl.constexpr,
@@ -25,7 +25,7 @@ def forward_kernel(
     """Writes y (B, L, H, P), the last state end (B, H, P, N), and for backward the state before each chunk.
 
     Starts (B, SEGMENTS, H, P, N) are the states before segments, states (B, CHUNKS, H, P, N) those before chunks; LONG is
-    chunks of a segment.
+    chunks of a segment, and l is (B, H, CHUNKS Q).
     """
     BLOCKS: tl.constexpr = (P + BP - 1) // BP
     pid = tl.program_id(0)
@@ -39,7 +39,7 @@ def forward_kernel(
     b_p += batch * b_batch + head // (H // G) * B_GROUP
     c_p += batch * c_batch + head // (H // G) * C_GROUP
     y_p += batch * L * (H * P) + head * P
-    a_p += (batch * H + head) * L
+    l_p += (batch * H + head) * CHUNKS * Q
     source_p += (batch * H + head) * L
     diagonal_p += (batch * H + head) * L
     reset_p += batch * L
@@ -64,7 +64,8 @@ def forward_kernel(
         x = rows_of(x_p, t, p, X_ROW, L, P)
         b = rows_of(b_p, t, n, B_ROW, L, N)
         c = rows_of(c_p, t, n, C_ROW, L, N)
-        l, total = sums_of_decay(a_p, t, L)
+        l = tl.load(l_p + t)
+        total = tl.load(l_p + chunk.to(tl.int64) * Q + (Q - 1))
         through, into, out = falling(total), falling(l), falling(total - l)
         connected = i[:, None] >= i[None, :]
         if HAS_DIAGONAL:

@@ -20,6 +20,7 @@ from mamba_bio_audio.kernels.scan.inputs import schedulers
 from mamba_bio_audio.kernels.ssd.backward import backward_kernel
 from mamba_bio_audio.kernels.ssd.forward import forward_kernel
 from mamba_bio_audio.kernels.ssd.inputs import SsdInputs
+from mamba_bio_audio.kernels.ssd.parts import sums_kernel
 from mamba_bio_audio.kernels.ssd.states import hand_on_kernel, walk_kernel
 
 # Beyond, Triton 3.6 makes wrong code of the product with the state.
@@ -27,9 +28,8 @@ MAX_STATES = 128
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 # Programs of a walk for each warp scheduler of the GPU, before sequences are cut into segments.
 _WALKS = 2
-# Programs of backward for each, before heads are shared out.
-_PROGRAMS = 1
 _HAND_ON_BLOCK = 256
+_SUMMED = 16  # chunks of a program that makes sums
 
 
 class Plan(NamedTuple):
@@ -41,7 +41,6 @@ class Plan(NamedTuple):
         chunks: of a sequence.
         long: chunks of a segment.
         segments: of a sequence.
-        parts: programs that share the heads of a group in backward.
         warps: of a program of forward, of a walk over states, and of backward.
         stages: of loads that are under way, of the same.
     """
@@ -52,7 +51,6 @@ class Plan(NamedTuple):
     chunks: int
     long: int
     segments: int
-    parts: int
     warps: tuple[int, int, int]
     stages: tuple[int, int, int]
 
@@ -79,10 +77,7 @@ def make_plan(
     segments = cdiv(chunks, long)
     if segments < 3:  # finding states first costs half of what the walk does
         long, segments = chunks, 1
-    parts, each = 1, heads // groups
-    while batch * chunks * groups * parts < _PROGRAMS * schedulers(device) and each % (2 * parts) == 0:
-        parts *= 2
-    return Plan(Q, BP, BN, chunks, long, segments, parts, (4, 4, 4), (3, 3, 3))
+    return Plan(Q, BP, BN, chunks, long, segments, (4, 4, 4), (2, 2, 1))
 
 
 def unsupported_reason(s: SsdInputs) -> str | None:
@@ -105,14 +100,14 @@ def ssd_triton(s: SsdInputs) -> tuple[Tensor, Tensor]:
 class SsdCall(NamedTuple):
     """The arguments as the kernels read them.
 
-    x, B and C have the dtype of the activations and adjacent channels; a, source, diagonal (B, H, L) and skip are fp32, reset
-    is uint8, and all of these are contiguous.
+    x, B and C have the dtype of the activations and adjacent channels. The sums l of log decays within chunks (B, H, chunks
+    Q), source and diagonal (B, H, L) and skip are fp32, reset is uint8, and all of these are contiguous.
     """
 
     x: Tensor
     B: Tensor
     C: Tensor
-    a: Tensor
+    l: Tensor
     source: Tensor | None
     diagonal: Tensor | None
     skip: Tensor | None
@@ -126,7 +121,7 @@ class Gradients(NamedTuple):
     x: Tensor
     B: Tensor
     C: Tensor
-    a: Tensor
+    l: Tensor
     source: Tensor | None
     diagonal: Tensor | None
     skip: Tensor | None
@@ -148,17 +143,36 @@ def call_of(s: SsdInputs) -> SsdCall:
 
     a = per_head(s.a)
     assert a is not None
+    plan = make_plan(batch, length, heads, channels, groups, states, dtype, s.x.device)
     return SsdCall(
         rows(s.x),
         rows(s.B),
         rows(s.C),
-        a,
+        sums_of_decay(a, plan),
         per_head(s.source),
         per_head(s.diagonal),
         None if s.D is None else s.D.float().contiguous(),
         None if s.reset is None else s.reset.contiguous().view(torch.uint8),
-        make_plan(batch, length, heads, channels, groups, states, dtype, s.x.device),
+        plan,
     )
+
+
+def sums_of_decay(a: Tensor, plan: Plan) -> Tensor:
+    """l (B, H, chunks Q) of log decays a (B, H, L), contiguous and fp32."""
+    batch, heads, length = a.shape
+    sums = torch.empty(batch, heads, plan.chunks * plan.Q, dtype=torch.float32, device=a.device)
+    _sum(a, None, sums, length, plan, back=False)
+    return sums
+
+
+def _sum(a: Tensor, reset: Tensor | None, to: Tensor, length: int, plan: Plan, back: bool) -> None:
+    batch, heads, _ = a.shape
+    count = batch * heads * plan.chunks
+    with on(a.device):
+        launch(
+            sums_kernel, cdiv(count, _SUMMED), a, reset if reset is not None else a, to, length, plan.chunks, count,
+            H=heads, Q=plan.Q, ROWS=_SUMMED, BACK=back, HAS_RESET=reset is not None, num_warps=4,
+        )  # fmt: skip
 
 
 def _dot(dtype: torch.dtype) -> str:
@@ -188,8 +202,8 @@ def _walk(
     with on(rows.device):
         launch(
             walk_kernel, batch * segments * heads * cdiv(channels, plan.BP),
-            rows, maps, call.a, call.source if call.source is not None else call.a,
-            call.reset if call.reset is not None else call.a, start if start is not None else end,
+            rows, maps, call.l, call.source if call.source is not None else call.l,
+            call.reset if call.reset is not None else call.l, start if start is not None else end,
             states if states is not None else end, end, total,
             length, plan.chunks, segments, long, rows.stride(0), maps.stride(0),
             H=heads, G=groups, P=channels, N=count, X_ROW=rows.stride(1), X_HEAD=rows.stride(2), B_ROW=maps.stride(1),
@@ -231,11 +245,11 @@ def ssd_forward(call: SsdCall, h0: Tensor | None, train: bool) -> tuple[Tensor, 
     if train:
         shape = (batch, plan.chunks, heads, channels, count)
         states = torch.empty(shape, dtype=_states_dtype(x.dtype), device=x.device)
-    a = call.a
+    l = call.l
     with on(x.device):
         launch(
             forward_kernel, batch * plan.segments * heads * cdiv(channels, plan.BP),
-            x, B, C, a, *(t if t is not None else a for t in (call.source, call.diagonal, call.skip, call.reset, starts)),
+            x, B, C, l, *(t if t is not None else l for t in (call.source, call.diagonal, call.skip, call.reset, starts)),
             y, states if states is not None else end, end,
             length, plan.chunks, plan.segments, plan.long, x.stride(0), B.stride(0), C.stride(0),
             H=heads, G=groups, P=channels, N=count, X_ROW=x.stride(1), X_HEAD=x.stride(2), B_ROW=B.stride(1),
@@ -248,7 +262,11 @@ def ssd_forward(call: SsdCall, h0: Tensor | None, train: bool) -> tuple[Tensor, 
 
 
 def ssd_backward(
-    call: SsdCall, states: Tensor, dy: Tensor, g_state: Tensor | None, out: tuple[Tensor, Tensor, Tensor] | None = None
+    call: SsdCall,
+    states: Tensor,
+    dy: Tensor,
+    g_state: Tensor | None,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> Gradients:
     """All gradients from dy (B, L, H, P), whose channels are adjacent, and that of the last state.
 
@@ -257,7 +275,7 @@ def ssd_backward(
         states: of forward.
         dy: in the dtype of x.
         g_state: (B, H, P, N) or None.
-        out: where to write the gradients of x, B and C, with adjacent channels (and groups); allocated by default.
+        out: where to write those of x (B, L, H, P), with adjacent channels, and of B and C (B, L, 2, G, N); made by default.
     """
     x, B, C, plan = call.x, call.B, call.C, call.plan
     batch, length, heads, channels = x.shape
@@ -267,37 +285,34 @@ def ssd_backward(
     adjoints = torch.empty_like(states)
     dh0, _ = _walk(call, dy, C, g_ends, adjoints, True, plan.long)
     if out is None:
-        dx, dB, dC = (torch.empty(t.shape, dtype=x.dtype, device=x.device) for t in (x, B, C))
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        dmaps = torch.empty(batch, length, 2, groups, count, dtype=x.dtype, device=x.device)
     else:
-        dx, dB, dC = out
-    to_B, to_C = dB, dC
-    if plan.parts > 1:
-        to_B, to_C = (torch.empty(plan.parts, *B.shape, dtype=torch.float32, device=x.device) for _ in "BC")
-    per_head = call.a, call.source, call.diagonal
-    da, dsource, ddiagonal = (None if t is None else torch.empty_like(t) for t in per_head)
-    assert da is not None
+        dx, dmaps = out
+    # Of each head, in the dtype of x: the kernel reads and writes little else.
+    maps = torch.empty(batch, length, 2, heads, count, dtype=x.dtype, device=x.device)
+    l = call.l
+    dl = torch.empty_like(l)
+    dsource, ddiagonal = (None if t is None else torch.empty_like(t) for t in (call.source, call.diagonal))
     skips = None
     if call.skip is not None:
         skips = torch.empty(batch, plan.chunks, heads, dtype=torch.float32, device=x.device)
-    a = call.a
     with on(x.device):
         launch(
-            backward_kernel, batch * plan.chunks * groups * plan.parts,
-            x, B, C, a, *(t if t is not None else a for t in (call.source, call.diagonal, call.skip, call.reset)),
-            states, dy, adjoints, dx, to_B, to_C, *(t if t is not None else a for t in (da, dsource, ddiagonal, skips)),
+            backward_kernel, batch * plan.chunks * heads,
+            x, B, C, l, *(t if t is not None else l for t in (call.source, call.diagonal, call.skip, call.reset)),
+            states, dy, adjoints, dx, maps, dl, *(t if t is not None else l for t in (dsource, ddiagonal, skips)),
             length, plan.chunks, x.stride(0), B.stride(0), C.stride(0), dy.stride(0), dx.stride(0),
-            to_B.stride(-4), to_C.stride(-4), to_B[0].numel() if plan.parts > 1 else 0,
-            H=heads, G=groups, P=channels, N=count, PARTS=plan.parts, X_ROW=x.stride(1), X_HEAD=x.stride(2),
-            B_ROW=B.stride(1), B_GROUP=B.stride(2), C_ROW=C.stride(1), C_GROUP=C.stride(2), DY_ROW=dy.stride(1),
-            DY_HEAD=dy.stride(2), DX_ROW=dx.stride(1), DX_HEAD=dx.stride(2), DB_ROW=to_B.stride(-3),
-            DC_ROW=to_C.stride(-3), Q=plan.Q, BP=plan.BP, BN=plan.BN, DOT=_dot(x.dtype),
+            H=heads, G=groups, P=channels, N=count, X_ROW=x.stride(1), X_HEAD=x.stride(2), B_ROW=B.stride(1),
+            B_GROUP=B.stride(2), C_ROW=C.stride(1), C_GROUP=C.stride(2), DY_ROW=dy.stride(1), DY_HEAD=dy.stride(2),
+            DX_ROW=dx.stride(1), DX_HEAD=dx.stride(2), Q=plan.Q, BP=plan.BP, BN=plan.BN, DOT=_dot(x.dtype),
             HAS_SOURCE=call.source is not None, HAS_DIAGONAL=call.diagonal is not None, HAS_SKIP=call.skip is not None,
             HAS_RESET=call.reset is not None, num_warps=plan.warps[2], num_stages=plan.stages[2],
         )  # fmt: skip
-    if plan.parts > 1:
-        dB.copy_(to_B.sum(0))
-        dC.copy_(to_C.sum(0))
-    return Gradients(dx, dB, dC, da, dsource, ddiagonal, None if skips is None else skips.sum((0, 1)), dh0)
+    torch.sum(maps.unflatten(3, (groups, heads // groups)), dim=4, out=dmaps)
+    return Gradients(
+        dx, dmaps[:, :, 0], dmaps[:, :, 1], dl, dsource, ddiagonal, None if skips is None else skips.sum((0, 1)), dh0
+    )
 
 
 class _SsdFn(torch.autograd.Function):
@@ -317,7 +332,9 @@ class _SsdFn(torch.autograd.Function):
             call = call_of(s)
             dy = torch.zeros(s.x.shape, dtype=s.x.dtype, device=s.x.device) if g_y is None else g_y.to(s.x.dtype)
             g = ssd_backward(call, states, dy if dy.stride(3) == 1 else dy.contiguous(), g_state)
-            a, source, diagonal = (None if t is None else t.transpose(1, 2) for t in (g.a, g.source, g.diagonal))
+            da = g.l.new_empty(*g.l.shape[:2], s.x.shape[1])
+            _sum(g.l, call.reset, da, s.x.shape[1], call.plan, back=True)
+            a, source, diagonal = (None if t is None else t.transpose(1, 2) for t in (da, g.source, g.diagonal))
             found = SsdInputs(g.x, a, g.B, g.C, source, diagonal, g.skip, g.h0)  # type: ignore[arg-type]
             pairs = zip(found.tensors, s.tensors, ctx.needs_input_grad, strict=False)
             wanted = [g.to(t.dtype) if need and t is not None and g is not None else None for g, t, need in pairs]

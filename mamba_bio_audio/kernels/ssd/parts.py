@@ -32,13 +32,6 @@ def rows_of(p, t, n, ROW: tl.constexpr, L, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def sums_of_decay(a_p, t, L):
-    """l [Q] and its last value: sums of log decays from the chunk's first position on."""
-    a = tl.load(a_p + t, mask=t < L, other=0.0)
-    return tl.cumsum(a, axis=0), tl.sum(a, axis=0)
-
-
-@triton.jit
 def sequences_of(reset_p, t, L):
     """Number of the sequence at each position [Q], 0 for the one that the chunk begins in, and that of the last position."""
     flags = tl.where(tl.load(reset_p + t, mask=t < L, other=0) != 0, 1, 0)
@@ -49,3 +42,30 @@ def sequences_of(reset_p, t, L):
 def falling(x):
     """exp(x) of x <= 0; the sums may be above by a rounding."""
     return tl.exp2(tl.minimum(x, 0.0) * LOG2E)
+
+
+@triton.jit(do_not_specialize=["L", "CHUNKS"])
+def sums_kernel(
+    a_p, reset_p, to_p, L, CHUNKS, COUNT,
+    H: tl.constexpr, Q: tl.constexpr, ROWS: tl.constexpr, BACK: tl.constexpr, HAS_RESET: tl.constexpr,
+):  # fmt: skip
+    """Sums within chunks: l (B, H, CHUNKS Q) of a (B, H, L), that of each position included and the last one repeated.
+
+    BACK: of dl (B, H, CHUNKS Q) from each position on, da (B, H, L), 0 at resets, through which nothing passes. COUNT is
+    all chunks, B H CHUNKS.
+    """
+    chunk = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    i = tl.arange(0, Q)
+    t = (chunk % CHUNKS * Q)[:, None] + i[None, :]
+    mask = (chunk < COUNT)[:, None]
+    long = (chunk * Q)[:, None] + i[None, :]
+    short = (chunk // CHUNKS * L)[:, None] + t
+    if BACK:
+        sums = tl.cumsum(tl.load(a_p + long, mask=mask, other=0.0), axis=1, reverse=True)
+        if HAS_RESET:
+            at = (chunk // CHUNKS // H * L)[:, None] + t
+            sums = tl.where(tl.load(reset_p + at, mask=mask & (t < L), other=0) != 0, 0.0, sums)
+        tl.store(to_p + short, sums, mask=mask & (t < L))
+    else:
+        sums = tl.cumsum(tl.load(a_p + short, mask=mask & (t < L), other=0.0), axis=1)
+        tl.store(to_p + long, sums, mask=mask)

@@ -10,12 +10,12 @@ Letters as in `cpu.py`; a segment is some chunks in a row.
 import triton
 import triton.language as tl
 
-from mamba_bio_audio.kernels.ssd.parts import add_product, falling, rows_of, sequences_of, sums_of_decay
+from mamba_bio_audio.kernels.ssd.parts import add_product, falling, rows_of, sequences_of
 
 
 @triton.jit(do_not_specialize=["L", "CHUNKS", "SEGMENTS", "LONG"])
 def walk_kernel(
-    x_p, b_p, a_p, source_p, reset_p, start_p, states_p, end_p, total_p,
+    x_p, b_p, l_p, source_p, reset_p, start_p, states_p, end_p, total_p,
     L, CHUNKS, SEGMENTS, LONG, x_batch, b_batch,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, X_ROW: tl.constexpr, X_HEAD: tl.constexpr,
     B_ROW: tl.constexpr, B_GROUP: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, DOT: tl.constexpr,
@@ -25,7 +25,8 @@ def walk_kernel(
     """Writes the state that comes to each chunk, states (B, CHUNKS, H, P, N), and what is behind the walk.
 
     Behind the walk is the last end (B, H, P, N); or with EACH_END that of each segment (B, SEGMENTS, H, P, N) and its whole
-    decay total (B, SEGMENTS, H). Starts (B, SEGMENTS, H, P, N) are before each segment. LONG is chunks of a segment.
+    decay total (B, SEGMENTS, H). Starts (B, SEGMENTS, H, P, N) are before each segment. LONG is chunks of a
+    segment, l is (B, H, CHUNKS Q).
     """
     BLOCKS: tl.constexpr = (P + BP - 1) // BP
     pid = tl.program_id(0)
@@ -36,7 +37,7 @@ def walk_kernel(
     batch = (pid // (BLOCKS * H) // SEGMENTS).to(tl.int64)
     x_p += batch * x_batch + head * X_HEAD
     b_p += batch * b_batch + head // (H // G) * B_GROUP
-    a_p += (batch * H + head) * L
+    l_p += (batch * H + head) * CHUNKS * Q
     source_p += (batch * H + head) * L
     reset_p += batch * L
     states_p += batch * CHUNKS * H * (P * N)
@@ -60,7 +61,8 @@ def walk_kernel(
         t = chunk.to(tl.int64) * Q + tl.arange(0, Q)
         x = rows_of(x_p, t, p, X_ROW, L, P)
         b = rows_of(b_p, t, n, B_ROW, L, N)
-        l, total = sums_of_decay(a_p, t, L)
+        l = tl.load(l_p + t)
+        total = tl.load(l_p + chunk.to(tl.int64) * Q + (Q - 1))
         through = falling(total)
         whole += total
         weight = falling(l)

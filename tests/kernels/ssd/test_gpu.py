@@ -102,10 +102,10 @@ class TestInterpreted:
 
     @pytest.mark.parametrize("extras", [("source", "h0", "reset"), ("source",)])
     def test_segments(self, extras):
-        """One long row is cut into segments of four chunks, and its heads are shared out in backward."""
+        """One long row is cut into segments of four chunks."""
         inputs = make_inputs(1, 300, 4, 5, 1, 3, extras=extras)
         plan = make_plan(1, 300, 4, 5, 1, 3, torch.float32, torch.device("cpu"))
-        assert (plan.chunks, plan.long, plan.segments, plan.parts) == (10, 4, 3, 4)
+        assert (plan.chunks, plan.long, plan.segments) == (10, 4, 3)
         check(inputs)
 
     def test_bf16(self):
@@ -156,12 +156,11 @@ def test_plans():
     """Many rows are walked whole; one long row in segments, as many as keep the GPU busy."""
     device = torch.device("cpu")
     many = make_plan(128, 1024, 8, 64, 1, 64, torch.bfloat16, device)
-    assert (many.chunks, many.segments, many.parts) == (16, 1, 1)
+    assert (many.chunks, many.segments) == (16, 1)
     one = make_plan(1, 131072, 8, 64, 1, 64, torch.bfloat16, device)
-    assert (one.chunks, one.parts) == (2048, 1)
+    assert one.chunks == 2048
     assert one.segments * one.long >= one.chunks > (one.segments - 1) * one.long
     assert 528 <= 8 * one.segments <= 2112
-    assert make_plan(1, 64, 8, 64, 1, 64, torch.bfloat16, device).parts == 8
 
 
 @pytest.mark.gpu

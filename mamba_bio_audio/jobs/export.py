@@ -80,11 +80,11 @@ def run(options: ExportOptions) -> ExportResult:
         model = saved.load(options.run, options.which)
         scores, fitted = saved.read_evaluations(options.run), read_fitted(options.run)
         doubts = exports.export(model, folder, evaluations=scores, precision=options.precision, fitted=fitted)
-    known = not model.labels and exports.opens_in_transformers(model.model_config)
+    known = None if model.labels else exports.opens_in_transformers(model.model_config)
     result = ExportResult(
         out=options.out,
         parameters=model.num_parameters(),
-        opens_with=[*(["transformers.MambaForCausalLM"] if known else []), "mba.load"],
+        opens_with=[*([f"transformers.{known}"] if known else []), "mba.load"],
         doubts=doubts,
     )
     if push is None:

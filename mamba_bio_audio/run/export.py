@@ -14,24 +14,29 @@ from mamba_bio_audio import __version__
 from mamba_bio_audio.errors import InputError, as_written
 from mamba_bio_audio.files import atomic_path, write_json, write_text
 from mamba_bio_audio.models.build import LanguageModel
-from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.config import ModelConfig, of_family
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.domains import domain_named, domain_of
+from mamba_bio_audio.run import foreign_mamba2
 from mamba_bio_audio.run.config import RunConfig
 from mamba_bio_audio.run.packaged import About, about
 from mamba_bio_audio.run.sampling import SETTINGS_NAME, Fitted
 from mamba_bio_audio.text import printable
 
 
-def opens_in_transformers(config: ModelConfig | UNetConfig) -> bool:
-    """Whether Hugging Face's `MambaForCausalLM` computes the same function."""
-    ssm = config.ssm
+def opens_in_transformers(config: ModelConfig | UNetConfig) -> str | None:
+    """The class of Hugging Face's transformers that computes the same function, or None."""
     if not isinstance(config, ModelConfig) or config.inputs or config.classes or config.pattern is not None:
-        return False
-    return ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
+        return None
+    if config.mixer == "mamba2":
+        # There, one epsilon is that of all norms.
+        return "Mamba2ForCausalLM" if config.options["norm_eps"] == config.norm_eps else None
+    ssm = config.ssm
+    own = ssm.complex is False and ssm.selective is True and not ssm.exact_zoh
+    return "MambaForCausalLM" if own and of_family(config.mixer) else None
 
 
 def export(
@@ -45,8 +50,8 @@ def export(
     """Write `model.safetensors`, `config.json`, a model card and, where the domain has one, a tokenizer.
 
     `load` always opens the folder; `transformers.MambaForCausalLM.from_pretrained` does if the model is real, selective
-    and Euler, as its own are. `transformers.AutoTokenizer` then encodes as `DnaTokenizer` does, and `generate` emits
-    only symbols that `mba.generate` may.
+    and Euler, as its own are, and `Mamba2ForCausalLM` if it is of Mamba-2. `transformers.AutoTokenizer` then encodes as
+    `DnaTokenizer` does, and `generate` emits only symbols that `mba.generate` may.
 
     Args:
         out: folder; files of an earlier export in it are replaced.
@@ -90,18 +95,8 @@ def export(
         "num_hidden_layers": config.num_layers,
     }
     if isinstance(model, IsotropicModel) and opens_in_transformers(config):
-        mixer: Any = model.layers[0].mixer
-        description |= {
-            "model_type": "mamba",
-            "architectures": ["MambaForCausalLM"],
-            "state_size": config.ssm.d_state,
-            "conv_kernel": config.ssm.d_conv,
-            "expand": config.ssm.expand,
-            "intermediate_size": mixer.d_inner,
-            "time_step_rank": mixer.dt_rank,
+        description |= _of_layers(model) | {
             "layer_norm_epsilon": config.norm_eps,
-            "use_bias": config.ssm.proj_bias,
-            "use_conv_bias": config.ssm.conv_bias,
             "hidden_act": "silu",
             "residual_in_fp32": True,
             # If true, transformers 5 reinitialises out_proj after loading it.
@@ -136,6 +131,25 @@ def export(
             f"{fitted.path}: fitted to other weights, so left out; samples of the export are drawn at temperature 1"
         )
     return notes
+
+
+def _of_layers(model: IsotropicModel) -> dict[str, Any]:
+    """Kind and sizes of the layers as transformers names them."""
+    config = model.model_config
+    mixer: Any = model.layers[0].mixer
+    if config.mixer == "mamba2":
+        return foreign_mamba2.described(mixer)
+    return {
+        "model_type": "mamba",
+        "architectures": ["MambaForCausalLM"],
+        "state_size": config.ssm.d_state,
+        "conv_kernel": config.ssm.d_conv,
+        "expand": config.ssm.expand,
+        "intermediate_size": mixer.d_inner,
+        "time_step_rank": mixer.dt_rank,
+        "use_bias": config.ssm.proj_bias,
+        "use_conv_bias": config.ssm.conv_bias,
+    }
 
 
 def _generation(model: IsotropicModel, padded: int, pad_id: int | None) -> dict[str, Any]:
@@ -219,12 +233,12 @@ def model_card(model: LanguageModel | Classifier) -> str:
         ]
     if model.labels:
         lines += ["## Classes", "", f"{', '.join(model.labels)}, in the order of the outputs.", ""]
-    elif opens_in_transformers(config):
+    elif (kind := opens_in_transformers(config)) is not None:
         lines += [
             "```python",
-            "from transformers import MambaForCausalLM",
+            f"from transformers import {kind}",
             "",
-            'model = MambaForCausalLM.from_pretrained("FOLDER")',
+            f'model = {kind}.from_pretrained("FOLDER")',
             "```",
             "",
         ]

@@ -1,4 +1,4 @@
-"""Reads Mamba language models written by Hugging Face's transformers or by mamba_ssm.
+"""Reads Mamba and Mamba-2 language models written by Hugging Face's transformers or by mamba_ssm.
 
 The tensors tell the model's size, `config.json` tells what it computes. Each key of that file is of one of five kinds:
 
@@ -10,7 +10,8 @@ The tensors tell the model's size, `config.json` tells what it computes. Each ke
 | harmless | initialisation, choice of kernel, fine-tuning, generation, bookkeeping | any value is accepted |
 | unknown | any other | refused by name, because it may change the function |
 
-Only tensors are ever unpickled. A bare state dict does not state its epsilon; 1e-5 is assumed, as in both libraries.
+The tables here are Mamba-1's; `foreign_mamba2.py` has what is different for Mamba-2. Only tensors are ever unpickled. A bare
+state dict does not state its epsilon; 1e-5 is assumed, as in both libraries.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.run import foreign_mamba2
 from mamba_bio_audio.run.described import read_json
 
 # In the order in which transformers looks for them.
@@ -243,20 +245,25 @@ def infer_config(tensors: Mapping[str, Tensor], path: Path, description: Mapping
         description: contents of `config.json` beside them; None for a bare state dict.
 
     Raises:
-        InputError: it is not a Mamba-1 language model, or one that our layer does not compute; names every such key.
+        InputError: it is no Mamba or Mamba-2 language model, or one that our layer does not compute; names every such key.
     """
     # Checked first: in another kind of model the shapes below mean something else, or are missing.
-    kind = "mamba" if description is None else description.get("model_type", "mamba")
-    if kind != "mamba":
-        raise InputError(f"{path.parent}: model_type {_show(kind)} is not supported, only Mamba-1 language models are")
-    sizes = _measure(tensors, path)
+    second = foreign_mamba2.is_mamba2(tensors)
+    kind = ("mamba2" if second else "mamba") if description is None else description.get("model_type")
+    if kind not in ("mamba", "mamba2", None):
+        raise InputError(f"{path.parent}: model_type {_show(kind)} is not supported, only mamba and mamba2 are")
+    second = kind == "mamba2" or (kind is None and second)
+    flat = {} if description is None else _flatten(description, path.with_name("config.json"))
+    sizes = foreign_mamba2.measure(tensors, path, flat) if second else _measure(tensors, path)
+    sizes["layers"] = _layers(tensors, path)
     head = tensors.get("lm_head.weight")
     same = head is None or torch.equal(head, tensors["embedding.weight"])
     epsilon, tied, vocab, multiple = DEFAULT_EPSILON, same, tensors["embedding.weight"].shape[0], 1
+    dt_limit = None
     if description is not None:
         place = path.with_name("config.json")
-        flat = _flatten(description, place)
-        problems = _problems(flat, sizes)
+        problems = _problems(flat, sizes, second)
+        dt_limit = foreign_mamba2.limit(flat, problems) if second else None
         epsilon = _agreed(flat, EPSILON, DEFAULT_EPSILON, _epsilon_problem, problems)
         tied = _agreed(flat, TIED, True, _tied_problem, problems)
         multiple = 1 if _of_transformers(flat) else flat.get("pad_vocab_size_multiple", 8)
@@ -286,18 +293,29 @@ def infer_config(tensors: Mapping[str, Tensor], path: Path, description: Mapping
                 "vocab_multiple": multiple,
                 "norm_eps": epsilon,
                 "tie_embeddings": tied,
-                "ssm": {
-                    "d_state": sizes["states per channel"],
-                    "d_conv": sizes["taps of the convolution"],
-                    "expand": sizes["inner channels per channel"],
-                    "dt_rank": sizes["rank of delta"],
-                    "conv_bias": sizes["bias of the convolution"],
-                    "proj_bias": sizes["bias of the projections"],
-                },
+                **_layer_settings(sizes, second, dt_limit, epsilon if _of_transformers(flat) else DEFAULT_EPSILON),
             }
         )
     except ValidationError as error:
         raise InputError(f"{path}: a Mamba model of unsupported shape: {mistakes(error)}") from None
+
+
+def _layer_settings(
+    sizes: Mapping[str, Any], second: bool, dt_limit: tuple[float, float] | None, inner_epsilon: float
+) -> dict[str, Any]:
+    """Settings of the layers; `inner_epsilon` is that of Mamba-2's own norm, which only transformers lets be another."""
+    if second:
+        return foreign_mamba2.settings(sizes, dt_limit, inner_epsilon)
+    return {
+        "ssm": {
+            "d_state": sizes["states per channel"],
+            "d_conv": sizes["taps of the convolution"],
+            "expand": sizes["inner channels per channel"],
+            "dt_rank": sizes["rank of delta"],
+            "conv_bias": sizes["bias of the convolution"],
+            "proj_bias": sizes["bias of the projections"],
+        }
+    }
 
 
 def mistakes(error: ValidationError) -> str:
@@ -317,20 +335,13 @@ def _measure(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         _, rank = tensors[first + "dt_proj.weight"].shape
         _, _, taps = tensors[first + "conv1d.weight"].shape
     except (KeyError, ValueError):
-        raise InputError(f"{path}: not a Mamba-1 language model; Mamba-2 and others are not supported") from None
-    if any(re.fullmatch(r"norm_f\.bias|layers\.[0-9]+\.norm\.bias", name) for name in tensors):
-        raise InputError(f"{path}: this model has LayerNorms, but only RMSNorm is supported")
-    layers = {int(match[1]) for name in tensors if (match := _LAYER.match(name))}
-    if len(layers) != max(layers) + 1:
-        gap = next(i for i in range(len(layers)) if i not in layers)
-        raise InputError(f"{path}: has tensors of layer {max(layers):,}, but none of layer {gap:,}; restore the file")
+        raise InputError(f"{path}: neither a Mamba nor a Mamba-2 language model") from None
     if not width or inner % width:
         raise InputError(
             f"{path}: {inner:,} inner channels are not a multiple of the width, {width:,}, which is not supported"
         )
     return {
         "width": width,
-        "layers": len(layers),
         "states per channel": states,
         "taps of the convolution": taps,
         "inner channels": inner,
@@ -339,6 +350,17 @@ def _measure(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         "bias of the projections": first + "in_proj.bias" in tensors,
         "bias of the convolution": first + "conv1d.bias" in tensors,
     }
+
+
+def _layers(tensors: Mapping[str, Tensor], path: Path) -> int:
+    """Number of layers, all of which are there."""
+    if any(re.fullmatch(r"norm_f\.bias|layers\.[0-9]+\.norm\.bias", name) for name in tensors):
+        raise InputError(f"{path}: this model has LayerNorms, but only RMSNorm is supported")
+    layers = {int(match[1]) for name in tensors if (match := _LAYER.match(name))}
+    if len(layers) != max(layers) + 1:
+        gap = next(i for i in range(len(layers)) if i not in layers)
+        raise InputError(f"{path}: has tensors of layer {max(layers):,}, but none of layer {gap:,}; restore the file")
+    return len(layers)
 
 
 def _flatten(description: Mapping[str, Any], place: Path) -> dict[str, Any]:
@@ -353,28 +375,34 @@ def _of_transformers(flat: Mapping[str, Any]) -> bool:
     return "hidden_size" in flat or "model_type" in flat
 
 
-def _problems(flat: Mapping[str, Any], sizes: Mapping[str, Any]) -> list[str]:
-    """Measured and fixed keys with values that do not hold, and unknown keys."""
+def _problems(flat: Mapping[str, Any], sizes: Mapping[str, Any], second: bool) -> list[str]:
+    """Measured and fixed keys with values that do not hold, and unknown keys; `second` is Mamba-2."""
+    measured, fixed, lists, harmless = MEASURED, FIXED, FIXED_LISTS, HARMLESS
+    if second:
+        ranks = {key for key, size in MEASURED.items() if size == "rank of delta"}
+        measured = {key: size for key, size in MEASURED.items() if key not in ranks} | foreign_mamba2.MEASURED
+        fixed, lists = FIXED | foreign_mamba2.FIXED, FIXED_LISTS | {"architectures": foreign_mamba2.ARCHITECTURES}
+        harmless = HARMLESS | foreign_mamba2.HARMLESS | {"time_step_limit", "ssm_cfg.dt_limit"}
     problems = []
     for key, value in flat.items():
-        if key in MEASURED:
+        if key in measured:
             # transformers uses the inner width alone if it is given.
             if key == "expand" and "intermediate_size" in flat:
                 continue
-            found = sizes[MEASURED[key]]
-            if value == "auto" and MEASURED[key] == "rank of delta":
+            found = sizes[measured[key]]
+            if value == "auto" and measured[key] == "rank of delta":
                 value = math.ceil(sizes["width"] / 16)
             # In JSON, true is not the number 1.
             if value != found or isinstance(value, bool) != isinstance(found, bool):
-                problems.append(f"{key} is {_show(value)}, but the weights have {_show(found)} ({MEASURED[key]})")
-        elif key in FIXED:
-            if not any(value == allowed and type(value) is type(allowed) for allowed in FIXED[key]):
-                wanted = " or ".join(_show(allowed) for allowed in FIXED[key] if allowed is not None)
+                problems.append(f"{key} is {_show(value)}, but the weights have {_show(found)} ({measured[key]})")
+        elif key in fixed:
+            if not any(value == allowed and type(value) is type(allowed) for allowed in fixed[key]):
+                wanted = " or ".join(_show(allowed) for allowed in fixed[key] if allowed is not None)
                 problems.append(f"{key} is {_show(value)}; supported: {wanted}")
-        elif key in FIXED_LISTS:
-            if value is not None and not (isinstance(value, list) and all(v in FIXED_LISTS[key] for v in value)):
-                problems.append(f"{key} is {_show(value)}; supported: {', '.join(FIXED_LISTS[key])}")
-        elif key not in (*EPSILON, *TIED, *VOCABULARY) and key not in HARMLESS and not key.startswith("_"):
+        elif key in lists:
+            if value is not None and not (isinstance(value, list) and all(v in lists[key] for v in value)):
+                problems.append(f"{key} is {_show(value)}; supported: {', '.join(lists[key])}")
+        elif key not in (*EPSILON, *TIED, *VOCABULARY) and key not in harmless and not key.startswith("_"):
             problems.append(
                 f"{key} is {_show(value)}; this key is unknown and may change what the model computes, so remove it only "
                 f"if it does not"

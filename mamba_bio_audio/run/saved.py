@@ -3,7 +3,7 @@
 | folder or file | recognised by |
 |---|---|
 | our run | `config.yaml` |
-| our export, a packaged model, Hugging Face `MambaForCausalLM`, mamba_ssm | `config.json`; weights whole or in shards |
+| our export, a packaged model, Hugging Face's Mamba and Mamba-2, mamba_ssm | `config.json`; weights whole or in shards |
 | bare state dict of either | `.pt`, `.bin`, `.pth` or `.safetensors` file |
 
 `foreign.py` reads what other programs wrote; `export.py` writes what `load` and Hugging Face read.
@@ -256,7 +256,7 @@ def _from_folder(path: Path) -> _Source:
         raise InputError(f"{path / 'config.json'}: damaged mamba_bio_audio section: {reason}") from None
     config = None if ours.get("config") is None else validate(ours["config"], str(path / "config.json"), saved=True)
     tensors = found if config is not None and config.head is not None else rename(found, weights)
-    if description.get("model_type") == "mamba":
+    if description.get("model_type") in ("mamba", "mamba2"):
         _check_same_function(infer_config(tensors, weights, description), described, path / "config.json")
     return _Source(
         tensors, described, config or described, checked_manifest(ours.get("manifest", {}), path / "config.json")

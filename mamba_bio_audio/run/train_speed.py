@@ -127,7 +127,7 @@ def _kept(model: Any) -> str:
 
 def _peer(case: TrainCase, model: nn.Module, tokens: Tensor, graph: bool, peer: str) -> Callable[[], Any] | None:
     """Makes the step that stands beside a case; None where there is none."""
-    layers = [module.mixer for module in model.modules() if hasattr(module, "mixer")]
+    layers: list[Any] = [module.mixer for module in model.modules() if hasattr(module, "mixer")]
     published = all(isinstance(x, MambaLayer) and x.config.selective is True and not x.config.complex for x in layers)
     dual = all(isinstance(x, Mamba2Layer) for x in layers)
     if case.chunk or not (published or dual):

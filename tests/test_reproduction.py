@@ -4,6 +4,7 @@ The stand-in for hg38 has the real number of intervals of the real length, so th
 as they will on the real genome; only the bases are random, and the intervals overlap far more.
 """
 
+import importlib.util
 import json
 import math
 import re
@@ -20,6 +21,9 @@ from mamba_bio_audio.run.recipes import variants_of
 from mamba_bio_audio.training.probe import Probe
 
 ROOT = Path(__file__).parent.parent
+specification: Any = importlib.util.spec_from_file_location("hours", ROOT / "scripts" / "hours.py")
+hours = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(hours)
 FACTS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docs" / "paper_results.yaml").read_text())
 DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text()
 HG38, YOUTUBEMIX = variants_of("dna/hg38"), variants_of("audio/youtubemix")
@@ -99,6 +103,12 @@ def test_there_are_paper_recipes_and_each_has_its_entry_and_row():
             f"{FACTS[name]['value']:.3f}",
             f"{FACTS[name]['gpu_hours']:g}",
         ], f"{name}: docs/reproduction.md and docs/paper_results.yaml differ"
+
+
+def test_the_hours_are_those_of_the_current_table():
+    for path, text in hours.filled().items():
+        assert path.read_text(encoding="utf-8") == text, "python scripts/hours.py --write"
+    assert hours.hours("dna/hg38@7m-len1k-paper") == pytest.approx(32 * hours.hours("dna/hg38@7m-paper"), rel=0.02)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,4 +1,4 @@
-"""Markov models of orders 0 to 12 on validation and test: no GPU needed, so apart from the evaluation of a run.
+"""Markov models on validation and test: no GPU needed, so apart from the evaluation of a run; higher orders: yardsticks.py.
 
     python benchmarks/markov_baselines.py --data data/human --out benchmarks/results/markov_human.csv
 
@@ -24,6 +24,7 @@ def main(
     data: Annotated[Path, typer.Option(help="data.path.")],
     out: Annotated[Path, typer.Option(help="CSV.")],
     length: int = 1024,
+    highest: Annotated[int, typer.Option(help="Highest order.")] = 12,
 ) -> None:
     module = DataModule(DnaDataConfig(path=str(data)), length=length, batch_size=1, seed=0)
     module.setup()
@@ -31,7 +32,7 @@ def main(
     where = provenance("cpu")
     rows = []
     for split in ("valid", "test"):
-        fitted = markov_table(module.corpus.genome, spans["train"], spans["valid"], spans[split])
+        fitted = markov_table(module.corpus.genome, spans["train"], spans["valid"], spans[split], max_order=highest)
         for order, nats in enumerate(map(float, fitted.test.nats_per_base)):
             row = {"split": split, "order": order, "chosen": order == fitted.order, "scored": fitted.test.count}
             row |= {"nats": f"{nats:.6f}", "bits": f"{nats / math.log(2):.6f}", "perplexity": f"{perplexity(nats):.5f}"}

@@ -52,6 +52,7 @@ ELSEWHERE = {
     "docs/api.md": "generated from docstrings: defaults and tolerances",
     "docs/reliability.md": "guarantees, each with its test",
     "docs/reproduction.md": "the paper's figures: tests/test_reproduction.py",
+    "docs/results/runs.md": "generated from result files: tests/test_runs.py",
     "README.md": "each figure has a claim: tests/test_claims.py",
 }
 

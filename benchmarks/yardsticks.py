@@ -43,7 +43,7 @@ def main(
     module.setup()
     genome = module.corpus.genome
     spans = {split: module.corpus.spans(split) for split in ("train", "valid", "test")}
-    where = provenance("cpu")
+    where = provenance("cpu", "triton")
     facts = {key: where[key] for key in ("device", "torch", "triton", "commit", "started")}
     facts |= {"numpy": importlib.metadata.version("numpy"), "splits_sha256": module.corpus.fingerprint()}
     rows: list[dict[str, Any]] = []

@@ -383,10 +383,15 @@ def kmers() -> None:
 def bar() -> None:
     """(a) The k-mer bar alone, on the CPU: every k at several numbers of training windows, with the test accuracy of each.
 
-    $OUT/species_kmers.csv; `chosen` marks the least validation loss at a number of windows, which `mba evaluate` would take,
-    and `best` the least of all. Windows are doubled until two numbers in a row have done no better.
+    $OUT/species_kmers.csv, written after every k; a run that was cut goes on from there. `chosen` marks the least validation
+    loss at a number of windows, which `mba evaluate` would take, and `best` the least of all. Windows are doubled until two
+    numbers in a row have done no better; the likeliest k come first.
     """
-    path, rows = OUT / "species_kmers.csv", []
+    path = OUT / "species_kmers.csv"
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
     for recipe, counts in (("dna/species", (10_000, 20_000, 40_000, 80_000, 160_000)), ("dna/species@tiny", (40_000,))):
         data = open_data(configure(recipe, [easy_paths(), "data.num_workers=0"]), "cpu")
         data.setup()
@@ -396,20 +401,22 @@ def bar() -> None:
         loci = [window.locus for window in dataset.windows]
         pair = [data.corpus.classes.index("human"), data.corpus.classes.index("mouse")]
         hard = (targets == pair[0]) | (targets == pair[1])
-        leasts: list[float] = []
-        for count in counts if not TOY else (100,):
-            if len(leasts) > 2 and min(leasts[-2:]) >= min(leasts[:-2]):
+        for count in counts if not TOY else (250,):
+            leasts = _least_of(rows, recipe)
+            before = [leasts[windows] for windows in sorted(leasts) if windows < count]
+            if len(before) > 2 and min(before[-2:]) >= min(before[:-2]):
                 break
-            train, labels = training_sequences(data, count, most_bases=count * data.length)
-            own = []
-            for k in range(3, 11) if not TOY else (2, 3):
+            done = {int(row["k"]) for row in rows if (row["recipe"], int(row["windows"])) == (recipe, count)}
+            sizes = [k for k in ((7, 8, 6, 9, 5, 4, 10, 3) if not TOY else (2, 3)) if k not in done]
+            train, labels = training_sequences(data, count, most_bases=count * data.length) if sizes else ([], [])
+            for k in sizes:
                 start = time.process_time()
                 fitted = fit_kmers(train, labels, valid, valid_labels, len(data.corpus.classes), sizes=(k,))
                 p = fitted.probabilities(test)
                 accuracy = bootstrap_mean((p.argmax(1) == targets).astype(float), loci)
                 right = np.asarray(pair)[p[hard][:, pair].argmax(1)] == targets[hard]
                 best = min(fitted.table, key=lambda row: row["valid_nats"])
-                own.append(
+                rows.append(
                     {"recipe": recipe, "windows": len(train), "k": k, "strength": fitted.strength}
                     | {"valid_nats": f"{best['valid_nats']:.4f}", "valid_accuracy": f"{best['valid_accuracy']:.4f}"}
                     | {"test_accuracy": f"{accuracy.value:.4f}", "low": f"{accuracy.low:.4f}"}
@@ -420,17 +427,27 @@ def bar() -> None:
                     | {"threads": os.environ.get("OMP_NUM_THREADS", ""), "scikit_learn": sklearn.__version__}
                     | environment("cpu")
                 )
-                print({key: own[-1][key] for key in list(own[-1])[:10]}, flush=True)
-            least = min(float(row["valid_nats"]) for row in own)
-            leasts.append(least)
-            rows += [row | {"chosen": "yes" if float(row["valid_nats"]) == least else "", "best": ""} for row in own]
-            of_recipe = [row for row in rows if row["recipe"] == recipe]
-            for row in of_recipe:
-                row["best"] = "yes" if float(row["valid_nats"]) == min(leasts) else ""
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+                print({key: rows[-1][key] for key in list(rows[-1])[:10]}, flush=True)
+                leasts = _least_of(rows, recipe)
+                for row in (row for row in rows if row["recipe"] == recipe):
+                    loss = float(row["valid_nats"])
+                    row["chosen"] = "yes" if loss == leasts[int(row["windows"])] else ""
+                    row["best"] = "yes" if loss == min(leasts.values()) else ""
+                rows.sort(key=lambda row: (row["recipe"], int(row["windows"]), int(row["k"])))
+                with path.open("w", newline="") as file:
+                    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n", restval="")
+                    writer.writeheader()
+                    writer.writerows(rows)
+
+
+def _least_of(rows: list[dict[str, Any]], recipe: str) -> dict[int, float]:
+    """The least validation loss of each number of windows."""
+    found: dict[int, float] = {}
+    for row in rows:
+        if row["recipe"] == recipe:
+            windows, loss = int(row["windows"]), float(row["valid_nats"])
+            found[windows] = min(loss, found.get(windows, loss))
+    return found
 
 
 def leak() -> None:

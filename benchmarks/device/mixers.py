@@ -7,7 +7,6 @@ Errors are of the largest value; those of fp32 and bf16 are against the same lay
 
 import argparse
 import csv
-import itertools
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mamba_bio_audio.inference.generate import generate, sampling_path
 from mamba_bio_audio.layers.contract import mixers
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.size import count_parameters
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.recipes import variants_of
 from mamba_bio_audio.run.timing import environment
@@ -157,76 +157,59 @@ def decode_row(config: ModelConfig, rows: int, device: str) -> dict[str, object]
     return {"ms": f"{(ends[2] - ends[1]) / 256 * 1e3:.4g}", "path": path, "prompt_ms": f"{ends[1] * 1e3:.4g}"}
 
 
+def work_of(device: str) -> list[tuple[str, str, int, int]]:
+    """(What, mixer, rows, length) from what must be known to what would be good to know; kernels take long to compile."""
+    rows, length, long = (1, 64, 256) if device == "cpu" else (256, 1024, LONG)
+    others = [name for name in models() if name not in ("transformer", "hyena")]
+    fast = ["transformer", "hyena"]
+    work = [("laws", name, 0, 0) for name in ("transformer", "transformer window 50", "hyena")]
+    work += [("step recorded", name, rows, length) for name in (*fast, *others)]
+    work += [("decode", "transformer", count, 4096) for count in (1, 64)]
+    work += [("step", name, 1, long) for name in fast]
+    work += [("laws", name, 0, 0) for name in ("s4d-glu", "h3", "h3 heads of 4")]
+    work += [("step", name, 1, long) for name in others]
+    work += [("decode", name, 1, 4096) for name in others]
+    done = {name for what, name, *_ in work if what == "laws"}
+    return work + [("laws", name, 0, 0) for name in mixers() if name not in done]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=60, help="seconds after which nothing new begins")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--only", choices=("laws", "times"), help="one part")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
-    since = time.perf_counter()
-
-    def late() -> bool:
-        return time.perf_counter() - since > options.limit
-
-    if options.only != "times":
-        subjects = {name: (name, {}) for name in mixers()} | MORE
-        with (options.out / "mixers_laws.txt").open("w") as file:
-            for title, (name, settings) in subjects.items():
-                if late():
-                    break
-                try:
-                    found = laws(name, settings, options.device)
-                    text = f"{title}: " + ", ".join(f"{what} {value:.1e}" for what, value in found.items())
-                except Exception as problem:  # the others must still run
-                    text = f"{title}: FAILED {type(problem).__name__}: {problem}"
-                print(f"{time.perf_counter() - since:.0f} s  {text}", flush=True)
-                file.write(text + "\n")
-                file.flush()
-    if options.only == "laws":
-        return
-    device, small = options.device, options.device == "cpu"
-    rows, length, long = (1, 64, 256) if small else (256, 1024, LONG)
-    work = [("step recorded", name, rows, length) for name in models()]
-    work += [("step", name, 1, long) for name in models()]
-    work += [
-        ("decode", name, rows, 4096) for rows in ((1,) if small else (1, 64)) for name in models() if name != "hyena"
-    ]
-    fields = [
-        "what",
-        "mixer",
-        "rows",
-        "length",
-        "parameters",
-        "ms",
-        "mtokens_per_s",
-        "peak_gib",
-        "path",
-        "prompt_ms",
-        "problem",
-    ]
-    fields += list(environment(device))
-    with (options.out / "mixers_times.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, fields, restval="")
+    since, device = time.perf_counter(), options.device
+    subjects = {name: (name, {}) for name in mixers()} | MORE
+    fields = ["what", "mixer", "rows", "length", "parameters", "ms", "mtokens_per_s", "peak_gib", "path", "prompt_ms"]
+    fields += ["problem", *environment(device)]
+    with (options.out / "mixers_laws.txt").open("w") as laws_file, (options.out / "mixers_times.csv").open("w") as file:
+        table = csv.DictWriter(file, fields, restval="", lineterminator="\n")
         table.writeheader()
-        for (what, name, rows, length), _ in zip(
-            work, itertools.takewhile(lambda _: not late(), itertools.count()), strict=False
-        ):
-            config = models()[name]
-            row: dict[str, object] = {"what": what, "mixer": name, "rows": rows, "length": length}
+        for what, name, rows, length in work_of(device):
+            if time.perf_counter() - since > options.limit:
+                break
+            row: dict[str, object] = {"what": what, "mixer": name}
             try:
-                row |= (
-                    decode_row(config, rows, device)
-                    if what == "decode"
-                    else step_row(config, rows, length, what != "step", device)
-                )
-            except Exception as problem:
-                row["problem"] = f"{type(problem).__name__}: {problem}"[:200]
-            row["parameters"] = sum(p.numel() for p in build_model(config).parameters())
-            print(f"{time.perf_counter() - since:.0f} s ", {k: v for k, v in row.items() if v != ""}, flush=True)
-            table.writerow(row | environment(device))
-            file.flush()
+                if what == "laws":
+                    row |= {key: f"{value:.1e}" for key, value in laws(*subjects[name], device).items()}
+                elif what == "decode":
+                    row |= {"rows": rows, "length": length} | decode_row(models()[name], rows, device)
+                else:
+                    graph = what == "step recorded"
+                    row |= {"rows": rows, "length": length} | step_row(models()[name], rows, length, graph, device)
+            except Exception as problem:  # the others must still run
+                row["problem"] = f"{type(problem).__name__}: {problem}"[:300]
+            text = ", ".join(f"{key} {value}" for key, value in row.items())
+            print(f"{time.perf_counter() - since:.0f} s  {text}", flush=True)
+            if what == "laws":
+                laws_file.write(text + "\n")
+                laws_file.flush()
+            else:
+                row["parameters"] = count_parameters(models()[name])
+                table.writerow(row | environment(device))
+                file.flush()
 
 
 if __name__ == "__main__":

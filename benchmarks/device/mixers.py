@@ -181,7 +181,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     since, device = time.perf_counter(), options.device
-    subjects = {name: (name, {}) for name in mixers()} | MORE
+    subjects: dict[str, tuple[str, dict]] = {name: (name, {}) for name in mixers()} | MORE
     fields = ["what", "mixer", "rows", "length", "parameters", "ms", "mtokens_per_s", "peak_gib", "path", "prompt_ms"]
     fields += ["problem", *environment(device)]
     with (options.out / "mixers_laws.txt").open("w") as laws_file, (options.out / "mixers_times.csv").open("w") as file:
@@ -193,7 +193,8 @@ def main() -> None:
             row: dict[str, object] = {"what": what, "mixer": name}
             try:
                 if what == "laws":
-                    row |= {key: f"{value:.1e}" for key, value in laws(*subjects[name], device).items()}
+                    of, settings = subjects[name]
+                    row |= {key: f"{value:.1e}" for key, value in laws(of, settings, device).items()}
                 elif what == "decode":
                     row |= {"rows": rows, "length": length} | decode_row(models()[name], rows, device)
                 else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mamba_bio_audio.layers.contract import MixerConfig, Streaming, mixer
+from mamba_bio_audio.layers.contract import Flops, MixerConfig, Streaming, mixer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,6 +83,17 @@ class SsmConfig(MixerConfig):
         count += (2 - len(selective_bc)) * inner * bc  # B, C
         return count + inner * bc + inner  # A, D
 
+    def flops(self, width: int, length: int) -> Flops:
+        """Maps, convolution, and the scan: a step of a state is 7 operations, 20 if complex, 5 and 14 if LTI."""
+        inner = self.expand * width
+        rank = math.ceil(width / 16) if self.dt_rank == "auto" else self.dt_rank
+        bc = self.d_state * (2 if self.complex else 1)
+        selective_dt, selective_bc = self.selective in (True, "dt"), self.selective in (True, "bc")
+        maps = 3 * inner * width + inner * (rank * selective_dt + 2 * bc * selective_bc) + inner * rank * selective_dt
+        # exp(dt A) is one of them, or three with its angle; without a delta of its own each token shares it.
+        each = (20 if selective_dt else 14) if self.complex else (7 if selective_dt else 5)
+        return Flops(2 * maps, 2 * self.d_conv * inner + each * self.d_state * inner)
+
 
 class WithMlp(MixerConfig):
     """Settings of a block whose mixer may be followed by an MLP, with a norm and a residual of its own."""
@@ -126,6 +137,10 @@ class WithMlp(MixerConfig):
             return 0
         inner, maps = self.mlp_width(width), 2 if self.mlp == "swiglu" else 1
         return (maps + 1) * inner * width + (maps * inner + width if self.mlp_bias else 0)
+
+    def mlp_flops(self, width: int) -> int:
+        """Operations of the MLP's maps."""
+        return 0 if self.mlp == "none" else (6 if self.mlp == "swiglu" else 4) * width * self.mlp_width(width)
 
 
 @mixer("transformer")
@@ -173,3 +188,10 @@ class AttentionConfig(WithMlp):
     def num_parameters(self, width: int) -> int:
         """Four projections of attention, and the MLP."""
         return 4 * width * width + 4 * width * self.bias + self.mlp_parameters(width)
+
+    def flops(self, width: int, length: int) -> Flops:
+        """Maps, and the products of queries with keys and of weights with values."""
+        first = length if self.window is None else min(length, self.window)
+        # The first positions reach 1, 2, ...
+        reach = (first * (first + 1) / 2 + (length - first) * first) / length
+        return Flops(8 * width * width + self.mlp_flops(width), 4 * width * reach)

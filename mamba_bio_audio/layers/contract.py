@@ -64,6 +64,18 @@ class Layer(Protocol):
         """
 
 
+class Flops(NamedTuple):
+    """Floating-point operations of one token in the forward pass; a multiplication and an addition are two.
+
+    Attributes:
+        maps: products with matrices of weights.
+        rest: what makes the mixer what it is: scan, attention, convolutions. Activations, gates and norms are left out.
+    """
+
+    maps: float
+    rest: float
+
+
 class MixerConfig(BaseModel):
     """Settings of one mixer."""
 
@@ -102,6 +114,15 @@ class MixerConfig(BaseModel):
 
     def num_parameters(self, width: int) -> int:
         """Parameters of one block without its norms, counted without building it."""
+        raise NotImplementedError
+
+    def flops(self, width: int, length: int) -> Flops:
+        """Operations of one block.
+
+        Args:
+            width: channels D.
+            length: positions L of a sequence, over which what depends on it is averaged.
+        """
         raise NotImplementedError
 
 

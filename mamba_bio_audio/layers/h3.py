@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from mamba_bio_audio.layers.contract import mixer
+from mamba_bio_audio.layers.contract import Flops, mixer
 from mamba_bio_audio.layers.s4d import DiagonalConfig, DiagonalSsm
 
 
@@ -52,6 +52,11 @@ class H3Config(DiagonalConfig):
         shift = width * (2 * self.d_shift + 1)
         both = shift + self.diagonal_parameters(width // self.head_dim)
         return 4 * width * (width + 1) + both + self.mlp_parameters(width)
+
+    def flops(self, width: int, length: int) -> Flops:
+        """Four maps; the filter, and the scan of every pair of channels of a head."""
+        rest = 2 * self.d_shift * width + self.diagonal_flops(width * self.head_dim)
+        return Flops(8 * width * width + self.mlp_flops(width), rest)
 
 
 class H3State(NamedTuple):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.layers.config import WithMlp
-from mamba_bio_audio.layers.contract import Streaming, mixer
+from mamba_bio_audio.layers.contract import Flops, Streaming, mixer
 from mamba_bio_audio.layers.wide import kept_wide
 from mamba_bio_audio.ops import causal_conv1d
 
@@ -80,6 +80,11 @@ class HyenaConfig(WithMlp):
         mlp = (self.emb_dim + 1) * inner + 2 * (inner + 1) * inner + inner * width + inner
         count = 4 * width * (width + 1) + 3 * width * (self.d_conv + 1) + width + mlp
         return count + self.mlp_parameters(width)
+
+    def flops(self, width: int, length: int) -> Flops:
+        """Four maps; two FFTs of length 2 L at 2.5 n log2 n, and the short convolution. The filter is made once a batch."""
+        fft = 10 * math.log2(2 * length) + 6
+        return Flops(8 * width * width + self.mlp_flops(width), width * (fft + 6 * self.d_conv))
 
 
 class HyenaFilter(nn.Module):

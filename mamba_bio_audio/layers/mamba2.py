@@ -21,11 +21,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
-from mamba_bio_audio.layers.contract import MixerConfig, mixer
+from mamba_bio_audio.layers.contract import Flops, MixerConfig, mixer
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.layers.wide import kept_wide
 from mamba_bio_audio.ops import Mamba2Weights, mamba2_mixer
 
+_CHUNK = 64  # positions whose products the operation takes together in bf16
 _WIDEST_HEAD = 64  # of those that "auto" makes
 
 
@@ -80,6 +81,14 @@ class Mamba2Config(MixerConfig):
         count += mixed * (self.d_conv + self.conv_bias)
         count += 3 * heads + inner  # dt_bias, A_log, D, norm
         return count + inner * width + self.proj_bias * width  # out_proj
+
+    def flops(self, width: int, length: int) -> Flops:
+        """Maps; the convolution, and products within chunks of 64 positions and with the state between them."""
+        inner = self.expand * width
+        heads, mixed = inner // self.head_channels(width), inner + 2 * self.groups * self.d_state
+        maps = 2 * width * (2 * inner + mixed + heads)
+        within = 2 * _CHUNK * (self.groups * self.d_state + inner)
+        return Flops(maps, 2 * self.d_conv * mixed + within + 4 * self.d_state * inner)
 
 
 class Mamba2State(NamedTuple):

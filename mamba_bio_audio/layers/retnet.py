@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from mamba_bio_audio.layers.config import WithMlp
-from mamba_bio_audio.layers.contract import mixer
+from mamba_bio_audio.layers.contract import Flops, mixer
 from mamba_bio_audio.layers.norm import RMSNorm
 from mamba_bio_audio.ops import gated_rms_norm, ssd
 
+_CHUNK = 64  # positions whose products the operation takes together in bf16
 _LONGEST_PERIOD = 10_000.0
 _SHORTEST_MEMORY = 5  # gamma of the first head is 1 - 2^-5
 
@@ -53,6 +54,12 @@ class RetentionConfig(WithMlp):
     def num_parameters(self, width: int) -> int:
         """Five projections and the norm of retention, and the MLP."""
         return (2 + 3 * self.expand) * width * width + self.expand * width + self.mlp_parameters(width)
+
+    def flops(self, width: int, length: int) -> Flops:
+        """Maps; products within chunks of 64 positions and with the state between them."""
+        values = self.expand * width
+        maps = 2 * (2 + 3 * self.expand) * width * width + self.mlp_flops(width)
+        return Flops(maps, 2 * _CHUNK * (width + values) + 4 * width // self.heads * values)
 
 
 class RetentionState(NamedTuple):

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mamba_bio_audio.layers.config import WithMlp
-from mamba_bio_audio.layers.contract import mixer
+from mamba_bio_audio.layers.contract import Flops, mixer
 from mamba_bio_audio.layers.wide import kept_wide
 from mamba_bio_audio.ops import selective_scan
 
@@ -38,6 +38,10 @@ class DiagonalConfig(WithMlp):
         """Parameters of `DiagonalSsm`."""
         return channels * (2 * self.d_state + 2)
 
+    def diagonal_flops(self, channels: int) -> int:
+        """Operations of a step: 14 a complex mode."""
+        return 7 * self.d_state * channels
+
 
 @mixer("s4d-glu", mlp="none")
 class S4dConfig(DiagonalConfig):
@@ -50,6 +54,10 @@ class S4dConfig(DiagonalConfig):
     def num_parameters(self, width: int) -> int:
         """The state space model, the map to both halves of the GLU, and the MLP."""
         return self.diagonal_parameters(width) + 2 * width * (width + 1) + self.mlp_parameters(width)
+
+    def flops(self, width: int, length: int) -> Flops:
+        """The map to both halves of the GLU, and the scan."""
+        return Flops(4 * width * width + self.mlp_flops(width), self.diagonal_flops(width))
 
 
 class DiagonalSsm(nn.Module):

@@ -97,6 +97,9 @@ def test_report_is_one_page_with_everything(run, capsys):
         "longest match",
     ):
         assert text in page, text
+    # What its words mean stands in it, and no line leaves it.
+    assert page.count("<dt>") == page.count("<dd>") > 4
+    assert "white-space: pre-wrap" in page
     # Curves and spectra are inside; nothing is fetched from anywhere; text is escaped.
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 2

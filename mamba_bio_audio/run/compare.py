@@ -212,10 +212,6 @@ class Comparison:
 
     def run(self) -> bool:
         """Train what is left; whether everything is finished now."""
-        for arm in self.plan.arms:
-            if self._over:
-                return False
-            self._measure(arm)
         while todo := self.pending():
             place = self.out / UNFINISHED
             saved = load_tree(place, remedy="delete it to train these runs anew") if place.exists() else None
@@ -223,6 +219,10 @@ class Comparison:
                 group = [Run(*values) for values in saved["runs"]]
             else:
                 group = [run for run in todo if run.steps == todo[0].steps][: self.plan.beside]
+            for arm in dict.fromkeys(run.arm for run in group):
+                if self._over:
+                    return False
+                self._measure(arm)
             if self._over or not self._train(group, saved):
                 return False
         return True

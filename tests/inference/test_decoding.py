@@ -50,11 +50,11 @@ def test_graph_steps_equal_the_loop(unet, prompt) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", ["unet", "isotropic"])
+@pytest.mark.parametrize("kind", ["unet", "mamba", "mamba2", "retnet"])
 def test_graphs_equal_single_launches(unet, kind) -> None:
     model = unet
-    if kind == "isotropic":
-        model = build_model(ModelConfig(d_model=16, num_layers=2, vocab_size=12), seed=0)
+    if kind != "unet":
+        model = build_model(ModelConfig(mixer=kind, d_model=16, num_layers=2, vocab_size=12), seed=0)
     model = model.cuda().eval()
     options = {"length": 2100, "num_samples": 3, "prompt": [7, 8, 9, 10], "seed": 3, "allowed": range(7, 11)}
     plain = list(generate_blocks(model, **options, path="steps"))
@@ -78,12 +78,12 @@ def test_graphs_equal_single_launches(unet, kind) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", ["unet", "isotropic"])
+@pytest.mark.parametrize("kind", ["unet", "mamba", "mamba2", "retnet"])
 def test_graphs_serve_every_block_and_batch_in_bf16(unet, kind) -> None:
     """Nothing that a graph reads is gone behind the block in which it was recorded."""
     model = unet
-    if kind == "isotropic":
-        model = build_model(ModelConfig(d_model=16, num_layers=2, vocab_size=12), seed=0)
+    if kind != "unet":
+        model = build_model(ModelConfig(mixer=kind, d_model=16, num_layers=2, vocab_size=12), seed=0)
     model = model.cuda().eval()
     options = {"length": 1050, "num_samples": 5, "batch_size": 2, "seed": 3, "allowed": range(7, 11)}
     try:

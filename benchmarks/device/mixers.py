@@ -117,6 +117,8 @@ def models() -> dict[str, ModelConfig]:
         assert isinstance(config, ModelConfig)
         if config.d_model == WIDTH and (config.mixer != "mamba" or variant == "1.4m"):
             found[config.mixer] = config.model_copy(update={"vocab_size": 12})
+    windowed = found["transformer"].model_dump() | {"options": {"window": 512}}
+    found["transformer window 512"] = ModelConfig(**windowed)
     found["mamba*5,transformer"] = ModelConfig(**PATTERN, vocab_size=12)
     return found
 
@@ -160,11 +162,11 @@ def decode_row(config: ModelConfig, rows: int, device: str) -> dict[str, object]
 def work_of(device: str) -> list[tuple[str, str, int, int]]:
     """(What, mixer, rows, length) from what must be known to what would be good to know; kernels take long to compile."""
     rows, length, long = (1, 64, 256) if device == "cpu" else (256, 1024, LONG)
-    others = [name for name in models() if name not in ("transformer", "hyena")]
-    fast = ["transformer", "hyena"]
+    fast = ["transformer", "hyena", "transformer window 512"]
+    others = [name for name in models() if name not in fast]
     work = [("laws", name, 0, 0) for name in ("transformer", "transformer window 50", "hyena")]
     work += [("step recorded", name, rows, length) for name in (*fast, *others)]
-    work += [("decode", "transformer", count, 4096) for count in (1, 64)]
+    work += [("decode", name, count, 4096) for name in (fast[0], fast[2]) for count in (1, 64)]
     work += [("step", name, 1, long) for name in fast]
     work += [("laws", name, 0, 0) for name in ("s4d-glu", "h3", "h3 heads of 4")]
     work += [("step", name, 1, long) for name in others]

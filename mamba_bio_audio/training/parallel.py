@@ -303,7 +303,8 @@ def _stateful_layers(model: nn.Module) -> list[nn.Module]:
             f"train.sequence_parallel passes only states of layers, of constant size, from rank to rank; "
             f"{type(model).__name__} keeps a state of its own besides, or one that grows; set train.sequence_parallel=1"
         )
-    return layers
+    # An MLP has nothing to pass.
+    return [layer for layer in layers if leaves(layer)]
 
 
 def make_relay(model: nn.Module, size: int) -> Relay | None:

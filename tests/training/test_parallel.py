@@ -37,6 +37,16 @@ def language_model(mixer: str = "mamba"):
     return built.double()
 
 
+def mixed():
+    """Layers of several kinds, with MLPs, which have no state."""
+    options = {"transformer": {"window": 6, "heads": 2}, "h3": {"d_state": 4, "d_shift": 5}}
+    built = build_model(
+        ModelConfig(d_model=12, num_layers=3, vocab_size=12, pattern="transformer,mamba,h3", options=options), seed=0
+    )
+    torch.nn.init.normal_(built.embedding.weight, generator=torch.Generator().manual_seed(0))
+    return built.double()
+
+
 def classifier(pool: str):
     torch.manual_seed(0)
     return Classifier(language_model(), HeadConfig(pool=pool, classes=("a", "b", "c"))).double()
@@ -73,6 +83,8 @@ CASES = {
     "recomputed": (language_model, {"chunk": 10, "recompute": "layer"}),
     "packed": (language_model, {"chunk": 10, "reset": True}),
     "complex": (lambda: language_model("mamba-complex"), {"chunk": 10}),
+    "mixed": (mixed, {"chunk": 10}),
+    "mixed, packed": (mixed, {"chunk": 10, "reset": True}),
     "classifier, mean": (lambda: classifier("mean"), {"chunk": 10}),
     "classifier, max": (lambda: classifier("max"), {"chunk": 10}),
     "classifier, last": (lambda: classifier("last"), {"chunk": 100}),

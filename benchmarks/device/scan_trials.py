@@ -30,7 +30,7 @@ from mamba_bio_audio.run.timing import queued
 DEVICE = "cuda"  # a test may say "cpu"
 SHAPES = {
     "S2": (8, 8192, 2048), "S3": (32, 1024, 512), "S1": (1, 1 << 20, 512), "M2": (1, 131072, 512),
-    "T1": (256, 1024, 256), "T2": (128, 1024, 512), "U1": (64, 8192, 128),
+    "T1": (256, 1024, 256), "T2": (128, 1024, 512), "U1": (64, 8192, 128), "W1": (8, 2048, 1536),
     "C3": (16, 16384, 128), "C2": (8, 8192, 2048),
 }  # fmt: skip
 
@@ -76,7 +76,10 @@ def fields_of(g):
 
 BACKWARD = {
     "now": {},
+    "s32": {"segment": 32},
+    "s64": {"segment": 64},
     "u2": {"bwd_unroll": 2},
+    "s32 u2": {"segment": 32, "bwd_unroll": 2},
     "u2 r168": {"bwd_unroll": 2, "bwd_registers": 168},
 }
 BLOCK_64 = {"fwd_block": 64, "fwd_warps": 2}
@@ -113,9 +116,10 @@ def alone(run):
 
 def backward_call(x, changes, g, cache):
     call = prepared(ScanInputs(**x), plan_of(x, **changes))
-    if "states" not in cache:
-        cache["states"] = scan_forward(call, None, True)[2]
-    states = cache["states"]
+    segment = call.plan.segment
+    if segment not in cache:
+        cache[segment] = scan_forward(call, None, True)[2]
+    states = cache[segment]
     return lambda: scan_backward(call, states, g, None, False, narrow=(True, True))
 
 
@@ -164,7 +168,9 @@ def jobs_of(name, parts):
     found = []
     is_complex = name.startswith("C")
     long = name in ("S1", "M2", "U1", "C3")
-    chunks = {"S1": (66, 132, 264), "M2": (66, 132), "U1": (4, 8, 16), "C3": (16, 32, 64)}.get(name, (2, 4))
+    chunks = {
+        "S1": (66, 132, 264), "M2": (66, 132), "U1": (1, 2, 4, 8), "W1": (1, 2, 4), "C3": (16, 32, 64)
+    }.get(name, (2, 4))  # fmt: skip
     few = name in ("T1", "T2", "M2")
     if few:
         chunks = ()
@@ -173,7 +179,7 @@ def jobs_of(name, parts):
         for label, changes in backward.items():
             found.append(("backward", label, changes, False))
         for k in chunks:
-            for label in ("now",) if is_complex else ("now", "u2 r168"):
+            for label in ("now",) if is_complex else ("now", "s32"):
                 changes = {**backward[label], "bwd_chunks": k}
                 found.append(("backward", f"{label}, chunks {k}", changes, False))
                 if not long or name == "U1":
@@ -259,7 +265,7 @@ def main():
     parser.add_argument("--workers", type=int, default=24, help="processes that compile first; 0 for none")
     parser.add_argument("--prepare", action="store_true", help="only compile, beside other work")
     parser.add_argument("--once", help="run one job, as S2:backward:now, for a profiler")
-    parser.add_argument("--check", action="store_true", help="at the end, against fp64")
+    parser.add_argument("--check", action="store_true", help="first, against fp64")
     parser.add_argument("--decays", default="bench", choices=("bench", "init", "worst"))
     parser.add_argument("--each", type=float, default=1.2, help="seconds of timing a table")
     args = parser.parse_args()
@@ -304,6 +310,9 @@ def main():
         say(f"compiled {len(work)} in {time.time() - began:.0f} s")
     if args.prepare:
         return
+    if args.check:
+        check(say, BACKWARD)
+        say(f"-- {time.time() - began:.0f} s of {args.seconds:.0f}")
     for name in names:
         for part in parts:
             if time.time() - began > args.seconds - 4:
@@ -351,8 +360,6 @@ def main():
             say(f"-- {time.time() - began:.0f} s of {args.seconds:.0f}")
             del calls, cache, x, base, peer
             torch.cuda.empty_cache()
-    if args.check:
-        check(say, BACKWARD)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ Held exactly, b_t = P u_t B_t with P = (exp(dt_t A) - 1) / A, Q = dP/dA, q_t = c
     dA  += dt_t w_t + conj(Q) q_t                   ddt_t = sum_n Re(conj(A) w_t + conj(a_t) q_t)
 
 Letters as in `forward`. One program is one warp that owns a tile [BD, NP]. With BD = NP = 16 and VEC = 4 a lane holds
-2 channels x 4 states, and WARP_SUMS has the sums over n and d done by `sums`; tiles of other sizes, and the
-interpreter, use Triton's own. All vectors [BD], [NP] then have fewer elements than the warp has lanes; such loads the
-compiler puts straight into the layout where they are used, larger ones go through shared memory.
+2 channels x 4 states, and WARP_SUMS has the sums over n and d done by `sums` and the scratch kept in shared memory by
+`warp_memory`; tiles of other sizes, and the interpreter, use Triton's own sums and a scratch in global memory. All vectors
+[BD], [NP] then have fewer elements than the warp has lanes; such loads the compiler puts straight into the layout where
+they are used, larger ones go through shared memory.
 
-Per segment of SEG steps, last segment first, in a scratch that stays in L1:
+Per segment of SEG steps, last segment first, in a scratch that stays in shared memory or L1:
  1. tiles [ROWS, BD]: dt after softplus, dt * u (held exactly, u) and gy in fp32, every element computed by one lane;
  2. states forward from the one saved by the forward pass, kept every UNROLL steps;
  3. sweep backwards: UNROLL steps again in registers, then their adjoints; the three sums over n go to the scratch;
@@ -62,10 +63,28 @@ from mamba_bio_audio.kernels.scan.parts import (
     use_touched,
 )
 from mamba_bio_audio.kernels.scan.sums import (
+    ONE_CUT,
+    TWO_CUT,
     channel_places,
+    rough_channel_sums,
+    rough_places,
+    rough_routes,
     store_map_gradient,
     store_product_sums,
+    store_rough_parts,
+    store_rough_sums,
     store_state_sums,
+)
+from mamba_bio_audio.kernels.scan.warp_memory import (
+    keep_places,
+    keep_tile,
+    kept_tile,
+    place_tile,
+    put_steps,
+    shared_room,
+    step_places,
+    take_step,
+    take_steps,
 )
 
 
@@ -81,7 +100,7 @@ def sweep_factors(dt, Ar, Ai, fixed, ACCURATE: tl.constexpr, CASE: tl.constexpr)
     if CASE.dt_lti:
         return fixed
     else:
-        return factors_of(dt[:, None], Ar, Ai, ACCURATE, CASE)
+        return factors_of(dt, Ar, Ai, ACCURATE, CASE)
 
 
 @triton.jit
@@ -93,19 +112,38 @@ def recomputed_step(hr, hi, factors, x, B, keep, CASE: tl.constexpr):
     Bi = B[1]
     if CASE.exact:
         Br, Bi = product(P[0], P[1], Br, Bi, CASE.complex)
-    return (hr, hi), advance(hr, hi, a[0], a[1], x[:, None], Br, Bi, CASE)
+    return (hr, hi), advance(hr, hi, a[0], a[1], x, Br, Bi, CASE)
+
+
+@triton.jit
+def keep_tiles(at, hr, hi, TILE: tl.constexpr, COMPLEX: tl.constexpr):
+    keep_tile(hr, at)
+    if COMPLEX:
+        keep_tile(hi, at + 4 * TILE)
+
+
+@triton.jit
+def kept_tiles(at, TILE: tl.constexpr, COMPLEX: tl.constexpr):
+    hr = kept_tile(at)
+    hi = hr
+    if COMPLEX:
+        hi = kept_tile(at + 4 * TILE)
+    return hr, hi
 
 
 @triton.jit
 def load_sweep_step(
     row_p, B_p, C_p, reset_p, row, t, mask_n, B, C,
-    PLANE: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, EVEN_N: tl.constexpr, CASE: tl.constexpr,
+    PLANE: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, EVEN_N: tl.constexpr, CASE: tl.constexpr, WARP_SUMS: tl.constexpr,
 ):  # fmt: skip
     """All inputs of one step; past the end t is the last step: dt, x and gy are 0 there, so any finite B and C will do."""
-    at = row_p + row * BD
-    dt = tl.load(at)
-    x = tl.load(at + PLANE)
-    gy = tl.load(at + 2 * PLANE)
+    if WARP_SUMS:
+        dt, x, gy = take_step(row_p + row * (16 * BD))
+    else:
+        at = row_p + row * BD
+        dt = tl.load(at)[:, None]
+        x = tl.load(at + PLANE)[:, None]
+        gy = tl.load(at + 2 * PLANE)[:, None]
     if not CASE.B_lti:
         B = load_parts(B_p + t * (CASE.parts * N), mask_n, N, EVEN_N, CASE.complex, 0)
     if not CASE.C_lti:
@@ -145,10 +183,15 @@ def scan_bwd_kernel(
     TILE: tl.constexpr = NP * BD
     KEPT: tl.constexpr = PER_SEG * CASE.parts * TILE
     SCRATCH: tl.constexpr = KEPT + 4 * PLANE
+    STEP_BYTES: tl.constexpr = 16 * BD
     # y is for dz alone.
     ROUGH: tl.constexpr = z_p.dtype.element_ty == tl.bfloat16 and not CASE.C_lti
     # du or ddt leaves in more than bf16: the sums behind them keep fp32 accuracy.
     SPLIT: tl.constexpr = (u_p.dtype.element_ty != tl.bfloat16) | (dt_p.dtype.element_ty != tl.bfloat16)
+    CUT: tl.constexpr = WARP_SUMS and CASE.plain and not SPLIT
+    # Gradients of B and C that end in bf16 are summed on the tensor cores, two rows at a time: B's and C's or the parts of one.
+    ROUGH_PLAIN: tl.constexpr = WARP_SUMS and CASE.plain and dB_p.dtype.element_ty == tl.bfloat16
+    ROUGH_PARTS: tl.constexpr = WARP_SUMS and CASE.complex
     ACCURATE: tl.constexpr = dt_p.dtype.element_ty == tl.float32
     pid = tl.program_id(0)
     # A launch has the GROUP blocks of channels from `first_block` on.
@@ -187,6 +230,17 @@ def scan_bwd_kernel(
     wide_t = tl.arange(0, ROWS)[None, :, None]
     wide_d = (first_d + tl.arange(0, BD))[None, None, :]
     wide_mask = wide_d < D
+    index = lane_d[:, None] * NP + n[None, :]
+    step_at = row_p
+    wide_at = wide_t
+    keep_at = index
+    pair_at = index
+    if WARP_SUMS:
+        room = shared_room(index, SEG * STEP_BYTES + 4 * KEPT)
+        step_at = room + tl.broadcast_to(step_places(lane_d)[:, None], [BD, NP])
+        wide_at = room + wide_t * STEP_BYTES + step_places(tl.arange(0, BD))[None, None, :]
+        keep_room = room + SEG * STEP_BYTES
+        keep_at = keep_room + keep_places(lane_d, n)
     plane_p = planes_p + wide_t * BD + tl.arange(0, BD)[None, None, :] + zero * WIDE_VEC
 
     dskip = tl.zeros([1, ROWS, BD], tl.float32)
@@ -237,16 +291,16 @@ def scan_bwd_kernel(
     if CASE.C_lti:
         fixed_C = load_tiles(C_p, rows, mask, STATE_PLANE, CASE.complex)
 
-    index = nothing
     if WARP_SUMS:
-        # Where the sums of a lane go, see `sums`: gB, y and wA to planes 1 to 3, dB and dC of two rows.
-        index = lane_d[:, None] * NP + n[None, :]
+        # Where the sums of a lane go, see `sums`: gB, y and wA behind dt in shared memory, dB and dC of two rows.
         pair_at = channel_places(lane_d, n, (N if CASE.complex else SUMS_ROW))
+        rough_at = rough_places(lane_d, n, N)
+        routes = rough_routes(lane_d, n)
         if CASE.plain:
-            sums_at = (tl.minimum(n // 4, 2) + 1)[None, :] * PLANE + lane_d[:, None]
+            sums_at = step_at + (tl.minimum(n // 4, 2) + 1)[None, :] * 4
         else:
-            plane = tl.where(n % 4 == 0, 1 + n // 4 % 2 * 2, 2)
-            sums_at = (plane * PLANE + n // 8 * 8)[None, :] + lane_d[:, None]
+            place = tl.where(n % 4 == 0, 1 + n // 4 % 2 * 2, 2)
+            sums_at = room + step_places(lane_d[:, None] % 8 + n[None, :] // 8 * 8) + place[None, :] * 4
 
     count_segments = tl.cdiv(count, SEG)
     for backwards in range(count_segments):
@@ -280,10 +334,13 @@ def scan_bwd_kernel(
             x = u
             if not CASE.exact:
                 x = dt * u
-            at = plane_p + i * (ROWS * BD)
-            tl.store(at, dt)
-            tl.store(at + PLANE, x)
-            tl.store(at + 2 * PLANE, gy)
+            if WARP_SUMS:
+                put_steps(dt, x, gy, wide_at + i * (ROWS * STEP_BYTES))
+            else:
+                at = plane_p + i * (ROWS * BD)
+                tl.store(at, dt)
+                tl.store(at + PLANE, x)
+                tl.store(at + 2 * PLANE, gy)
         tl.debug_barrier()
 
         # The next segment (the one before this) from DRAM to L2, this one's B and C to L1. The scratch needs no such
@@ -304,18 +361,28 @@ def scan_bwd_kernel(
             touched = touched + (touch_span(C_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),)
 
         # Read back, so that the loop runs in the layout of kept_p; in the one of states_p it would convert every step.
-        store_kept(kept_p, hr, hi, TILE, CASE.complex)
-        tl.debug_barrier()
-        hr, hi = load_kept(kept_p, TILE, CASE.complex)
+        if WARP_SUMS:
+            place_tile(hr, lane_d, n, keep_room)
+            if CASE.complex:
+                place_tile(hi, lane_d, n, keep_room + 4 * TILE)
+            tl.debug_barrier()
+            hr, hi = kept_tiles(keep_at, TILE, CASE.complex)
+        else:
+            store_kept(kept_p, hr, hi, TILE, CASE.complex)
+            tl.debug_barrier()
+            hr, hi = load_kept(kept_p, TILE, CASE.complex)
         for i in range(blocks - 1):
             for j in tl.static_range(UNROLL):
                 row = i * UNROLL + j  # never past the end
                 dt, x, gy, B, C, keep = load_sweep_step(
-                    row_p, B_seg, C_seg, reset_seg, row, row, mask_n, fixed_B, fixed_C, PLANE, BD, N, EVEN_N, CASE,
+                    step_at, B_seg, C_seg, reset_seg, row, row, mask_n, fixed_B, fixed_C, PLANE, BD, N, EVEN_N, CASE, WARP_SUMS,
                 )  # fmt: skip
                 _, after = recomputed_step(hr, hi, sweep_factors(dt, Ar, Ai, fixed, ACCURATE, CASE), x, B, keep, CASE)
                 hr, hi = after
-            store_kept(kept_p + (i + 1) * (CASE.parts * TILE), hr, hi, TILE, CASE.complex)
+            if WARP_SUMS:
+                keep_tiles(keep_at + (i + 1) * (4 * CASE.parts * TILE), hr, hi, TILE, CASE.complex)
+            else:
+                store_kept(kept_p + (i + 1) * (CASE.parts * TILE), hr, hi, TILE, CASE.complex)
         for k in tl.static_range(len(touched)):
             use_touched(sink_p, as_int(touched[k]))
         tl.debug_barrier()
@@ -324,14 +391,17 @@ def scan_bwd_kernel(
             # All loads of a block, then all its arithmetic, then all its stores: the compiler moves no load across
             # a store, so anything else waits for memory at every step.
             i = blocks - 1 - i_back
-            hr, hi = load_kept(kept_p + i * (CASE.parts * TILE), TILE, CASE.complex)
+            if WARP_SUMS:
+                hr, hi = kept_tiles(keep_at + i * (4 * CASE.parts * TILE), TILE, CASE.complex)
+            else:
+                hr, hi = load_kept(kept_p + i * (CASE.parts * TILE), TILE, CASE.complex)
             steps = ()
             for j in tl.static_range(UNROLL):
                 row = i * UNROLL + j
                 steps = steps + (
                     load_sweep_step(
-                        row_p, B_seg, C_seg, reset_seg, row, tl.minimum(row, size - 1), mask_n,
-                        fixed_B, fixed_C, PLANE, BD, N, EVEN_N, CASE,
+                        step_at, B_seg, C_seg, reset_seg, row, tl.minimum(row, size - 1), mask_n,
+                        fixed_B, fixed_C, PLANE, BD, N, EVEN_N, CASE, WARP_SUMS,
                     ),
                 )  # fmt: skip
             befores = ()
@@ -349,29 +419,29 @@ def scan_bwd_kernel(
                 gys = gys + (gy,)
                 xs = xs + (x,)
                 if CASE.C_lti:
-                    dCr += hr * gy[:, None]
+                    dCr += hr * gy
                     if CASE.complex:
-                        dCi -= hi * gy[:, None]
+                        dCi -= hi * gy
             gs = ()
             ws = ()
             for j in tl.static_range(UNROLL - 1, -1, -1):
                 dt, x, gy, B, C, keep = steps[j]
                 a, P, Q = factors[j]
-                gr = C[0] * gy[:, None] + rr
+                gr = C[0] * gy + rr
                 gi = gr
                 if CASE.complex:
-                    gi = ri - C[1] * gy[:, None]
+                    gi = ri - C[1] * gy
                 rr, ri = back(a[0], a[1], gr, gi, CASE)
                 wr, wi = conj_product(befores[j][0], befores[j][1], rr, ri, CASE.complex)
-                dAr += wr * dt[:, None]
+                dAr += wr * dt
                 if CASE.complex:
-                    dAi += wi * dt[:, None]
+                    dAi += wi * dt
                 wAr = Ar  # sum_n Re(conj(A) w), as products that the sum multiplies out
                 wAi = Ai
                 if CASE.exact:
                     qr, qi = conj_product(B[0], B[1], gr, gi, CASE.complex)
-                    qr = qr * x[:, None]
-                    qi = qi * x[:, None]
+                    qr = qr * x
+                    qi = qi * x
                     wr = real_product(Ar, Ai, wr, wi, CASE.complex)
                     wi = real_product(a[0], a[1], qr, qi, CASE.complex)
                     if CASE.precise:
@@ -390,15 +460,15 @@ def scan_bwd_kernel(
                 gs = ((gr, gi),) + gs
                 ws = ((wr, wi, wAr, wAi),) + ws
                 if CASE.B_lti:
-                    dBr += gr * x[:, None]
+                    dBr += gr * x
                     if CASE.complex:
-                        dBi += gi * x[:, None]
+                        dBi += gi * x
                 rr, ri = restart(rr, ri, keep, CASE)
             for j in tl.static_range(UNROLL):
                 _, _, _, B, C, _ = steps[j]
                 wr, wi, wAr, wAi = ws[j]
                 if WARP_SUMS:
-                    to = (planes_p + (i * UNROLL + j) * BD + sums_at).to(tl.int64)
+                    to = sums_at + (i * UNROLL + j) * STEP_BYTES
                     if CASE.plain:
                         store_state_sums(afters[j][0], C[0], gs[j][0], B[0], wr, index, to, SPLIT)
                     else:
@@ -419,20 +489,28 @@ def scan_bwd_kernel(
             # Steps whose rows are stored together: `sums` adds two rows at once, the parts of one step or two steps.
             BY_WARP: tl.constexpr = WARP_SUMS and (CASE.complex or UNROLL % 2 == 0)
             TOGETHER: tl.constexpr = 2 if BY_WARP and not CASE.complex else UNROLL
-            for j in tl.static_range(0, UNROLL, TOGETHER):
+            if ROUGH_PLAIN:
+                for j in tl.static_range(UNROLL):
+                    both = rough_channel_sums(gs[j][0], xs[j], afters[j][0], gys[j], routes)
+                    store_rough_sums(both, index, dB_rows + rough_at + (base + i * UNROLL + j) * SUMS_ROW)
+            for j in tl.static_range(0, 0 if ROUGH_PLAIN else UNROLL, TOGETHER):
                 to = (base + i * UNROLL + j) * SUMS_ROW
-                if BY_WARP:
-                    to += pair_at
                 if not CASE.C_lti:
-                    store_map_gradient(
-                        dC_rows + to, n, index, afters, gys, j, -1.0,
-                        N, SUMS_ROW, EVEN_N, TOGETHER, CASE.complex, BY_WARP,
-                    )  # fmt: skip
+                    if ROUGH_PARTS and dC_p.dtype.element_ty == tl.bfloat16:
+                        store_rough_parts(dC_rows + rough_at + to, index, routes, afters, gys, -1.0, SUMS_ROW, UNROLL)
+                    else:
+                        store_map_gradient(
+                            dC_rows + to, n, index, pair_at, afters, gys, j, -1.0,
+                            N, SUMS_ROW, EVEN_N, TOGETHER, CASE.complex, BY_WARP,
+                        )  # fmt: skip
                 if not CASE.B_lti:
-                    store_map_gradient(
-                        dB_rows + to, n, index, gs, xs, j, 1.0,
-                        N, SUMS_ROW, EVEN_N, TOGETHER, CASE.complex, BY_WARP,
-                    )  # fmt: skip
+                    if ROUGH_PARTS and dB_p.dtype.element_ty == tl.bfloat16:
+                        store_rough_parts(dB_rows + rough_at + to, index, routes, gs, xs, 1.0, SUMS_ROW, UNROLL)
+                    else:
+                        store_map_gradient(
+                            dB_rows + to, n, index, pair_at, gs, xs, j, 1.0,
+                            N, SUMS_ROW, EVEN_N, TOGETHER, CASE.complex, BY_WARP,
+                        )  # fmt: skip
         tl.debug_barrier()
 
         for i in range(tl.cdiv(size, ROWS)):
@@ -440,14 +518,24 @@ def scan_bwd_kernel(
             live = (t < size) & wide_mask
             to = t * D + wide_d + zero * WIDE_VEC
             at = plane_p + i * (ROWS * BD)
-            sum_gB = tl.load(at + PLANE)
-            ddt = tl.load(at + 3 * PLANE)
+            if WARP_SUMS:
+                kept_dt, sum_gB, y, ddt = take_steps(wide_at + i * (ROWS * STEP_BYTES))
+                if CUT:
+                    sum_gB = sum_gB * TWO_CUT
+                    ddt = ddt * ONE_CUT
+                    y = y * TWO_CUT
+            else:
+                sum_gB = tl.load(at + PLANE)
+                ddt = tl.load(at + 3 * PLANE)
             if CASE.plain:
                 ddt = ddt * LN2
             u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
             du = sum_gB
             if not CASE.exact:
-                du = tl.load(at) * sum_gB
+                if WARP_SUMS:
+                    du = kept_dt * sum_gB
+                else:
+                    du = tl.load(at) * sum_gB
                 ddt += u * sum_gB
             if CASE.softplus and not CASE.dt_lti:
                 raw = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live) + bias
@@ -457,7 +545,8 @@ def scan_bwd_kernel(
             if CASE.gate:
                 z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
                 s = sigmoid(z)
-                y = tl.load(at + 2 * PLANE)
+                if not WARP_SUMS:
+                    y = tl.load(at + 2 * PLANE)
                 if CASE.complex:
                     y = 2.0 * y
                 y += skip * u

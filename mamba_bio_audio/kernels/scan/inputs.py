@@ -17,6 +17,7 @@ _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 _SPLIT_BELOW = 0.53
 _SPLIT_BACKWARD_BELOW = 1.5
 _MIN_CHUNK_STEPS = 256
+MAX_ROOM = 40 << 10  # of the 48 KB of shared memory that a kernel may have without asking the driver for more
 # Warps on a scheduler of a sequence in chunks. In backward more of them than fit at once still pay, as the last of them
 # then leave less of the machine idle (benchmarks/results/selective_scan_chunks_h200.txt).
 _PER_SCHEDULER = 8
@@ -227,7 +228,9 @@ def make_plan(
         unroll //= 2
     fields |= {"bwd_block": block, "bwd_vec": min(4, padded), "bwd_unroll": changes.get("bwd_unroll", unroll)}
     paired = fields["bwd_unroll"] % 2 == 0 or not case.plain
-    fields["warp_sums"] = device.type == "cuda" and states == block == 16 and paired
+    # Those have what they keep of a segment in shared memory.
+    room = segment * 256 + segment // fields["bwd_unroll"] * parts * 1024
+    fields["warp_sums"] = device.type == "cuda" and states == block == 16 and paired and room <= MAX_ROOM
 
     warps = batch * -(-channels // min(fields["fwd_block"], 32))
     bwd_warps = batch * -(-channels // block)

@@ -7,6 +7,9 @@ so that lane 4 g + t holds channels g and g + 8, states 4 t to 4 t + 3, which is
 stores 4 states at a time. All functions compare the tile of indices that they are given with the lane and write NaN
 where the layout is another one.
 
+What is cut to 11 bits loses 2^-11.5 of itself on average (its leading bits being spread as those of products are); where
+sums are added up over time that would show, so they are scaled by what makes up for it.
+
 PTX ISA 9.7.14, mma.sync m16n8k8 with .tf32: the operand holds a's rows in lanes / 4, what is summed in lanes % 4.
 """
 
@@ -52,7 +55,7 @@ def _check(index):
 
 
 def _states_asm(split):
-    """PTX of `store_state_sums`; with `split` three products of halves instead of one of rounded values."""
+    """PTX of `store_state_sums`; with `split` three products of halves instead of one."""
     at = _operands("h", "C", "g", "B", "w", "index", "at")
     lines = [
         "{",
@@ -83,8 +86,6 @@ def _states_asm(split):
                 lines += halves(at[tile][i], f"high{i}", f"low{i}")
         else:
             lines += [f"mov.b32 high{i}, {at[tile][i]};" for i in range(8)]
-            if tile != "h":  # round half up instead of cutting: no bias in what is summed over time, dt_bias
-                lines += [f"add.s32 high{i}, high{i}, 0x1000;" for i in range(8)]
         high, low = ([f"{name}{i}" for i in range(8)] for name in ("high", "low"))
         if vector is None:
             v, vlow = ["one"] * 4, None
@@ -112,8 +113,8 @@ def _states_asm(split):
             f"selp.f32 {name}, 0f7FC00000, {name}, bad;",
         ]
     lines += [
-        f"st.global.f32 [{at['at'][0]}], upper;",
-        f"st.global.f32 [{at['at'][0]}+32], lower;",
+        f"st.shared.f32 [{at['at'][0]}], upper;",
+        f"st.shared.f32 [{at['at'][0]}+32], lower;",
         *(f"mov.b32 ${i}, 0;" for i in range(8)),
         "}",
     ]
@@ -164,7 +165,7 @@ def _products_asm(parts, gate, rough=False):
                     )
     for s in sums:
         lines += _exchange(f"{s}0", f"{s}1", 2)
-    lines += [*_exchange("g0", "w0", 1), "selp.f32 g0, 0f7FC00000, g0, bad;", f"st.global.f32 [{at['at'][0]}], g0;"]
+    lines += [*_exchange("g0", "w0", 1), "selp.f32 g0, 0f7FC00000, g0, bad;", f"st.shared.f32 [{at['at'][0]}], g0;"]
     if rough:
         lines += [f"mov.f32 s{i}, 0f00000000;" for i in range(8)]
         for k in range(parts):
@@ -178,7 +179,7 @@ def _products_asm(parts, gate, rough=False):
     if gate:
         lines += [
             "selp.f32 h0, 0f7FC00000, h0, bad;",
-            f"st.global.f32 [{at['at'][1]}], h0;",
+            f"st.shared.f32 [{at['at'][1]}], h0;",
         ]
     return "\n".join([*lines, *(f"mov.b32 ${i}, 0;" for i in range(8)), "}"])
 
@@ -216,37 +217,113 @@ def _channels_asm(narrow):
     return "\n".join(lines)
 
 
+def _turned_product(out, a, b):
+    """PTX: out += a b of 16 x 8 x 8, all in registers by name."""
+    out, a, b = (f"{{{', '.join(x)}}}" for x in (out, a, b))
+    return f"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {out}, {a}, {b}, {out};"
+
+
+def _rough_channels_asm():
+    """PTX of `rough_channel_sums`.
+
+    The products of a lane's two channels are added: c0 to c3 of lane 4 g + t, states 4 t to 4 t + 3. Matrices of zeros and
+    ones turn them, so that rows m are states m % 4 * 4 + m // 4 and columns are g, and add up the columns, into even and
+    odd columns.
+    """
+    at = _operands("x0", "v0", "x1", "v1", "routes")
+    lines = [
+        "{",
+        ".reg .pred high;",
+        ".reg .b32 c<8>, d<8>, zero, lane, bit;",
+        ".reg .f32 p<8>, q<8>, f<4>;",
+        "mov.b32 zero, 0;",
+        *(f"mov.f32 {name}{i}, 0f00000000;" for name, count in (("q", 8), ("f", 4)) for i in range(count)),
+    ]
+    e = at["routes"]
+    for k in range(2):
+        x, v = at[f"x{k}"], at[f"v{k}"]
+        p, q, c, d = ([f"{name}{i}" for i in range(4 * k, 4 * k + 4)] for name in "pqcd")
+        for i in range(4):
+            lines += [f"mul.f32 {p[i]}, {x[i]}, {v[0]};", f"fma.rn.f32 {p[i]}, {x[i + 4]}, {v[4]}, {p[i]};"]
+        lines += [f"mov.b32 {a}, {b};" for a, b in zip(c, p, strict=True)]
+        lines += [
+            _turned_product(q, [e[0], "zero", e[1], "zero"], c[:2]),
+            _turned_product(q, ["zero", e[0], "zero", e[1]], c[2:]),
+        ]
+        lines += [f"mov.b32 {a}, {b};" for a, b in zip(d, q, strict=True)]
+        lines.append(_turned_product([f"f{i}" for i in range(4)], d, e[2 + 2 * k : 4 + 2 * k]))
+    lines += [
+        "mov.u32 lane, %laneid;",
+        "and.b32 bit, lane, 2;",
+        "setp.ne.u32 high, bit, 0;",
+        "add.f32 f0, f0, f2;",
+        "add.f32 f1, f1, f3;",
+        "selp.f32 $0, f1, f0, high;",
+        *(f"mov.f32 ${i}, 0f00000000;" for i in range(1, 8)),
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def _store_rough_asm():
+    """PTX of `store_rough_sums`."""
+    at = _operands("sums", "index", "at")
+    return "\n".join(
+        [
+            "{",
+            ".reg .pred bad;",
+            ".reg .b32 lane, want, t;",
+            ".reg .f32 sum;",
+            ".reg .b16 narrow;",
+            *_LAYOUT,
+            *_check(at["index"]),
+            f"selp.f32 sum, 0f7FC00000, {at['sums'][0]}, bad;",
+            "cvt.rn.bf16.f32 narrow, sum;",
+            f"st.global.b16 [{at['at'][0]}], narrow;",
+            *(f"mov.b32 ${i}, 0;" for i in range(8)),
+            "}",
+        ]
+    )
+
+
 def _constraints(*kinds):
     return ",".join(["=r"] * 8 + [kind for kind in kinds for _ in range(8)])
 
 
+ONE_CUT = tl.constexpr(1 + 2**-11.47)
+TWO_CUT = tl.constexpr(1 + 2 * 2**-11.47)
 STATES = tl.constexpr(_states_asm(False))
 STATES_SPLIT = tl.constexpr(_states_asm(True))
-STATES_CONSTRAINTS = tl.constexpr(_constraints("f", "f", "f", "f", "f", "r", "l"))
+STATES_CONSTRAINTS = tl.constexpr(_constraints("f", "f", "f", "f", "f", "r", "r"))
 PRODUCTS = tl.constexpr(_products_asm(1, False))
-PRODUCTS_CONSTRAINTS = tl.constexpr(_constraints(*"ffff", "r", "l"))
+PRODUCTS_CONSTRAINTS = tl.constexpr(_constraints(*"ffff", "r", "r"))
 PRODUCTS_GATE = tl.constexpr(_products_asm(1, True))
-PRODUCTS_GATE_CONSTRAINTS = tl.constexpr(_constraints(*"ffffff", "r", "l"))
+PRODUCTS_GATE_CONSTRAINTS = tl.constexpr(_constraints(*"ffffff", "r", "r"))
 PRODUCTS_GATE_ROUGH = tl.constexpr(_products_asm(1, True, True))
 PRODUCTS_PAIRS = tl.constexpr(_products_asm(2, False))
-PRODUCTS_PAIRS_CONSTRAINTS = tl.constexpr(_constraints(*"ffffffff", "r", "l"))
+PRODUCTS_PAIRS_CONSTRAINTS = tl.constexpr(_constraints(*"ffffffff", "r", "r"))
 PRODUCTS_PAIRS_GATE = tl.constexpr(_products_asm(2, True))
 PRODUCTS_PAIRS_GATE_ROUGH = tl.constexpr(_products_asm(2, True, True))
-PRODUCTS_PAIRS_GATE_CONSTRAINTS = tl.constexpr(_constraints(*"ffffffffffff", "r", "l"))
+PRODUCTS_PAIRS_GATE_CONSTRAINTS = tl.constexpr(_constraints(*"ffffffffffff", "r", "r"))
 CHANNELS = tl.constexpr(_channels_asm(False))
 CHANNELS_NARROW = tl.constexpr(_channels_asm(True))
+ROUGH_CHANNELS = tl.constexpr(_rough_channels_asm())
+ROUGH_CHANNELS_CONSTRAINTS = tl.constexpr(_constraints(*"ffff", "r").replace("=r", "=f"))
+STORE_ROUGH = tl.constexpr(_store_rough_asm())
+STORE_ROUGH_CONSTRAINTS = tl.constexpr(_constraints("f", "r", "l"))
 CHANNELS_CONSTRAINTS = tl.constexpr(_constraints("f", "f", "f", "f", "r", "l"))
 
 
 @triton.jit
 def store_state_sums(h, C, g, B, w, index, at, SPLIT: tl.constexpr):
-    """Stores sum_n g B, sum_n h C and sum_n w of every channel.
+    """Stores sum_n g B, sum_n h C and sum_n w of every channel in shared memory.
 
     Args:
         h, g, w: [16 channels, 16 states] fp32. C, B: [1, 16 states] fp32.
-        index: [16, 16] int32, 16 channel + state. at: [16, 16] addresses as int64; those of channel c < 8 and states 0, 4
-            and 8 are where the three sums of c go (12 equals 8), those of c + 8 lie 8 elements behind.
-        SPLIT: fp32 accuracy; otherwise h, C, g, B and w count with 11 significant bits, g and w rounded, the others cut.
+        index: [16, 16] int32, 16 channel + state. at: [16, 16] int32 addresses; those of channel c < 8 and states 0, 4 and 8
+            are where the three sums of c go (12 equals 8), those of c + 8 lie 32 bytes behind.
+        SPLIT: fp32 accuracy; otherwise h, C, g, B and w count with 11 significant bits, the others cut. Multiplied by
+            TWO_CUT, or that of w by ONE_CUT, the sums are unbiased.
     """
     if SPLIT:
         tl.inline_asm_elementwise(
@@ -265,13 +342,13 @@ def store_product_sums(
     gr, gi, Br, Bi, wr, wi, Ar, Ai, hr, hi, Cr, Ci, index, at,
     GATE: tl.constexpr, ROUGH: tl.constexpr, COMPLEX: tl.constexpr,
 ):  # fmt: skip
-    """Stores sum_n Re(conj(B) g), sum_n Re(conj(A) w) and, with GATE, sum_n Re(C h) of every channel, in fp32 throughout.
+    """Stores sum_n Re(conj(B) g), sum_n Re(conj(A) w) and, with GATE, sum_n Re(C h) of every channel in shared memory.
 
-    For pairs cheaper than the tensor cores, which want every operand rounded or split.
+    In fp32 throughout; for pairs cheaper than the tensor cores, which want every operand rounded or split.
 
     Args:
         gr to Ci: fp32 pairs of what broadcasts to a tile [16 channels, 16 states]; the second of each counts if COMPLEX.
-        index: [16, 16] int32, 16 channel + state. at: [16, 16] addresses as int64; with state = 4 t + i, that of channel c
+        index: [16, 16] int32, 16 channel + state. at: [16, 16] int32 addresses; with state = 4 t + i, that of channel c
             < 8 is where for channel c + 8 (t >> 1) the first sum goes (i = 0, t even), the second (i = 0, t odd), the third
             (i = 1).
         ROUGH: C is the same for all channels, and h and C count with 11 significant bits, the others cut: on the tensor cores.
@@ -317,14 +394,64 @@ def store_channel_sums(x0, v0, x1, v1, index, at, NARROW: tl.constexpr):
     """
     if NARROW:
         tl.inline_asm_elementwise(
-            CHANNELS_NARROW, CHANNELS_CONSTRAINTS, [x0, v0[:, None], x1, v1[:, None], index, at],
+            CHANNELS_NARROW, CHANNELS_CONSTRAINTS, [x0, v0, x1, v1, index, at],
             dtype=tl.int32, is_pure=False, pack=8,
         )  # fmt: skip
     else:
         tl.inline_asm_elementwise(
-            CHANNELS, CHANNELS_CONSTRAINTS, [x0, v0[:, None], x1, v1[:, None], index, at],
+            CHANNELS, CHANNELS_CONSTRAINTS, [x0, v0, x1, v1, index, at],
             dtype=tl.int32, is_pure=False, pack=8,
         )  # fmt: skip
+
+
+@triton.jit
+def rough_routes(lane_d, n):
+    """The constant matrices of `rough_channel_sums` [16 channels, 16 states], as bits of fp32."""
+    which = lane_d[:, None] // 8 * 4 + n[None, :] % 4
+    g = lane_d[:, None] % 8
+    t = n[None, :] // 4
+    e = tl.where(which < 2, (g == t + 4 * which).to(tl.float32), 0.0)
+    # Two cuts of 2^-11.5: 2^-10 is the next that 11 bits can hold.
+    e = tl.where((which >= 2) & (which < 6), (g % 4 == which - 2).to(tl.float32) * 1.0009765625, e)
+    return e.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def rough_places(lane_d, n, N: tl.constexpr):
+    """Offsets for `store_rough_sums` into a row of N sums of the first and N of the second product."""
+    m = lane_d[:, None] % 8 + n[None, :] // 8 * 8
+    return n[None, :] // 4 % 2 * N + m % 4 * 4 + m // 4
+
+
+@triton.jit
+def rough_channel_sums(x0, v0, x1, v1, routes):
+    """sum_d x0 v0 and sum_d x1 v1 [16 states] of a step, one of the 32 in the first register of every lane.
+
+    On the tensor cores, where what is added counts with 11 bits, twice one behind the other.
+
+    Args:
+        x0, x1: [16 channels, 16 states] fp32. v0, v1: what broadcasts to that from [16 channels].
+        routes: what `rough_routes` gives.
+    """
+    return tl.inline_asm_elementwise(
+        ROUGH_CHANNELS, ROUGH_CHANNELS_CONSTRAINTS, [x0, v0, x1, v1, routes], dtype=tl.float32, is_pure=True, pack=8
+    )
+
+
+@triton.jit
+def store_rough_sums(sums, index, at):
+    """Stores what `rough_channel_sums` gave, as bf16; at: [16, 16], that of a lane's first element is its place."""
+    tl.inline_asm_elementwise(
+        STORE_ROUGH, STORE_ROUGH_CONSTRAINTS, [sums, index, at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=8
+    )
+
+
+@triton.jit
+def store_rough_parts(p, index, routes, xs, vs, SIGN: tl.constexpr, ROW: tl.constexpr, UNROLL: tl.constexpr):
+    """Writes the rows of a complex map of all steps of a block: sums over d of x v, SIGN times that for the second part."""
+    for j in tl.static_range(UNROLL):
+        parts = rough_channel_sums(xs[j][0], vs[j], xs[j][1], SIGN * vs[j], routes)
+        store_rough_sums(parts, index, p + j * ROW)
 
 
 @triton.jit
@@ -354,26 +481,26 @@ def store_rows(p, n, rows, N: tl.constexpr, ROW: tl.constexpr, EVEN_N: tl.conste
 
 @triton.jit
 def store_map_gradient(
-    p, n, index, xs, vs, j, SIGN: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr, EVEN_N: tl.constexpr,
+    p, n, index, pair_at, xs, vs, j, SIGN: tl.constexpr, N: tl.constexpr, ROW: tl.constexpr, EVEN_N: tl.constexpr,
     STEPS: tl.constexpr, COMPLEX: tl.constexpr, BY_WARP: tl.constexpr,
 ):  # fmt: skip
     """Writes the rows of dB or dC of steps j .. j + STEPS - 1 at p, ROW apart: sums over d of x v, SIGN times that for the
     second part of a complex row.
 
-    p: BY_WARP, the places that `channel_places` gives. xs: a block's pairs of tiles. vs: its vectors [BD].
+    pair_at: what `channel_places` gives. xs: a block's pairs of tiles. vs: what broadcasts to them, as [BD, 1].
     """
     NARROW: tl.constexpr = p.dtype.element_ty == tl.bfloat16
     if BY_WARP and COMPLEX:
         for k in tl.static_range(STEPS):
-            to = (p + k * ROW).to(tl.int64)
+            to = (p + pair_at + k * ROW).to(tl.int64)
             store_channel_sums(xs[j + k][0], vs[j + k], xs[j + k][1], SIGN * vs[j + k], index, to, NARROW)
     elif BY_WARP:
-        store_channel_sums(xs[j][0], vs[j], xs[j + 1][0], vs[j + 1], index, p.to(tl.int64), NARROW)
+        store_channel_sums(xs[j][0], vs[j], xs[j + 1][0], vs[j + 1], index, (p + pair_at).to(tl.int64), NARROW)
     else:
         rows = ()
         for k in tl.static_range(STEPS):
-            rows = rows + (tl.sum(xs[j + k][0] * vs[j + k][:, None], axis=0),)
+            rows = rows + (tl.sum(xs[j + k][0] * vs[j + k], axis=0),)
             if COMPLEX:
-                rows = rows + (SIGN * tl.sum(xs[j + k][1] * vs[j + k][:, None], axis=0),)
+                rows = rows + (SIGN * tl.sum(xs[j + k][1] * vs[j + k], axis=0),)
         # The parts of a complex row lie side by side.
         store_rows(p, n, rows, N, (N if COMPLEX else ROW), EVEN_N, (STEPS * 2 if COMPLEX else STEPS))

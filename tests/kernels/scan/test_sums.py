@@ -1,4 +1,4 @@
-"""The inline PTX of `sums`, run by a small interpreter of 32 lanes: CI has no GPU.
+"""The inline PTX of `sums` and `warp_memory`, run by a small interpreter of 32 lanes: CI has no GPU.
 
 Registers are uint32 arrays of 32 lanes. Layout of the operands of mma.m16n8k8: PTX ISA, section 9.7.14.
 """
@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from mamba_bio_audio.kernels.scan import sums
+from mamba_bio_audio.kernels.scan import sums, warp_memory
 
 LANE = np.arange(32)
 GROUP, PART = LANE // 4, LANE % 4
@@ -38,8 +38,13 @@ def product(out, a, b):
     return out
 
 
-def run(text, operands):
+def run(text, operands, shared=None):
     """Runs the asm with `operands`, registers of all operands in order; returns {address: float} of its stores."""
+    return execute(text, operands, shared)[1]
+
+
+def execute(text, operands, shared=None):
+    """(Registers by name, stores) after the asm; `shared` is memory to load from, {address: float}."""
     registers = {f"${i}": value.astype(np.uint32) for i, value in enumerate(operands)}
     stored = {}
 
@@ -53,7 +58,7 @@ def run(text, operands):
         return registers[name]
 
     for line in text.splitlines():
-        if line.startswith((".reg", "{", "}")):
+        if line.startswith((".reg", ".shared", "{", "}")):
             continue
         name, rest = line.rstrip(";").split(None, 1)
         groups = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", rest)
@@ -62,10 +67,17 @@ def run(text, operands):
             done = product([value(n) for n in c], [value(n) for n in a], [value(n) for n in b])
             registers |= dict(zip(c, done, strict=True))
             continue
-        if name.startswith("st.global"):
+        if name.startswith(("st.global", "st.shared")):
             place, _, offset = groups[0].strip("[]").partition("+")
-            for at, x in zip(value(place) + int(offset or 0), as_float(value(groups[1])), strict=True):
-                assert stored.setdefault(int(at), x) == x or np.isnan(x)
+            for i, source in enumerate(groups[1].strip("{}").split(",")):
+                for at, x in zip(value(place) + int(offset or 0) + 4 * i, as_float(value(source.strip())), strict=True):
+                    assert stored.setdefault(int(at), x) == x or np.isnan(x)
+            continue
+        if name.startswith("ld.shared"):
+            place, _, offset = groups[1].strip("[]").partition("+")
+            for i, target in enumerate(groups[0].strip("{}").split(",")):
+                found = [shared[int(at)] for at in value(place) + int(offset or 0) + 4 * i]
+                registers[target.strip()] = as_bits(found)
             continue
         to, sources = groups[0], [value(n) for n in groups[1:]]
         kind = name.split(".")[0]
@@ -95,7 +107,7 @@ def run(text, operands):
             )(*floats)
             found = as_bits(found)
         registers[to] = found
-    return stored
+    return registers, stored
 
 
 def tile(values):
@@ -164,7 +176,7 @@ def test_sums_over_channels(narrow) -> None:
 def test_another_layout_gives_nan() -> None:
     tiles = np.ones((6, 16, 16), np.float32)
     at = np.arange(0, 1024, 4).reshape(16, 16).astype(np.uint32)
-    for text, count in ((sums.STATES, 5), (sums.CHANNELS, 4), (sums.PRODUCTS_GATE, 6)):
+    for text, count in ((sums.STATES, 5), (sums.CHANNELS, 4), (sums.PRODUCTS_GATE, 6), (sums.STORE_ROUGH, 1)):
         stored = run(text.value, operands(tiles[:count], wrong_layout=True) + tile(at))
         # Lane 0 holds index 0 in either; its last register tells.
         assert stored
@@ -178,3 +190,83 @@ def test_places_of_sums_over_channels():
     expected = [[100 * (c & 1) + n + 2 * (c >> 2) + (c >> 1 & 1) for n in states] for c in range(8)]
     assert found.tolist() == expected
     assert sorted(found.flatten()) == [*range(16), *range(100, 116)]
+
+
+def test_rough_sums_over_channels():
+    """All 32 sums of a step, each in one lane, and where they go."""
+    random = np.random.default_rng(0)
+    x0, x1 = random.standard_normal((2, 16, 16)).astype(np.float32)
+    v0, v1 = random.standard_normal((2, 16)).astype(np.float32)
+    every, d, n = np.ones((1, 16), np.float32), np.arange(16), np.arange(16)
+    e = rough_routes(d, n)
+    given = [r for t in (x0, v0[:, None] * every, x1, v1[:, None] * every, e) for r in tile(as_bits(t))]
+    registers, stored = execute(sums.ROUGH_CHANNELS.value, [np.zeros(32, np.uint32)] * 8 + given)
+    assert not stored
+    found, places = as_float(registers["$0"]), tile(rough_places(d, n, 100))[0]
+    expected = {**dict(enumerate(v0 @ x0)), **dict(enumerate(v1 @ x1, 100))}
+    assert sorted(places) == sorted(expected)
+    np.testing.assert_allclose(found, [expected[p] for p in places], atol=2**-7)
+    at = (4 * rough_places(d, n, 100)).astype(np.uint32)
+    index = np.arange(256).reshape(16, 16).astype(np.uint32)
+    one = [np.zeros(32, np.uint32)] * 8 + [registers["$0"]] * 8 + tile(index) + tile(at)
+    stored = run(sums.STORE_ROUGH.value, one)
+    assert {p // 4: x for p, x in stored.items()} == pytest.approx(expected, rel=2**-7, abs=2**-7)
+
+
+def rough_routes(d, n):
+    """As `sums.rough_routes`, which uses Triton's bits."""
+    which, g, t = d[:, None] // 8 * 4 + n[None, :] % 4, d[:, None] % 8, n[None, :] // 4
+    e = np.where(which < 2, g == t + 4 * which, 0.0)
+    return np.where((which >= 2) & (which < 6), (g % 4 == which - 2) * (1 + 2.0**-10), e).astype(np.float32)
+
+
+def rough_places(d, n, size):
+    return sums.rough_places.fn(d, n, size)
+
+
+def test_cutting_to_11_bits_is_made_up_for():
+    """On average over products, whose leading bits are not spread evenly."""
+    x, y = np.random.default_rng(0).standard_normal((2, 2_000_000)).astype(np.float32)
+    cut = as_float(as_bits(x * y) & np.uint32(0xFFFFE000)).astype(np.float64)
+    lost = 1 - np.abs(cut).sum() / np.abs(x * y).astype(np.float64).sum()
+    assert sums.ONE_CUT.value * (1 - lost) == pytest.approx(1, abs=3e-5)
+    assert sums.TWO_CUT.value * (1 - lost) ** 2 == pytest.approx(1, abs=6e-5)
+
+
+def test_steps_in_shared_memory():
+    """What `put_steps` writes, `take_steps` and `take_step` read; no two lanes meet."""
+    random = np.random.default_rng(0)
+    dt, x, gy = random.standard_normal((3, 16, 16)).astype(np.float32)  # [step, channel]
+    places = warp_memory.step_places.fn(np.arange(16))
+    assert sorted(places) == [*range(0, 256, 16)]
+    at = (256 * np.arange(16)[:, None] + places[None, :]).astype(np.uint32)
+    # A lane has 4 channels of a step, and of the step 8 further on.
+    lanes = [
+        [t[GROUP + 8 * (i // 4), 4 * PART + i % 4] for i in range(8)]
+        for t in (as_bits(dt), as_bits(x), as_bits(gy), at)
+    ]
+    given = [r for registers in lanes for r in registers]
+    nothing = [np.zeros(32, np.uint32)] * 8
+    shared = run(warp_memory.PUT.value, nothing + given)
+    assert len(shared) == 1024
+    registers, _ = execute(warp_memory.TAKE_ALL.value, nothing * 4 + lanes[3], shared)
+    for k in range(3):
+        for i in range(8):
+            assert (registers[f"${8 * k + i}"] == lanes[k][i]).all()
+    step = tile(np.broadcast_to(at[5][:, None], (16, 16)))
+    registers, _ = execute(warp_memory.TAKE.value, nothing * 3 + step, shared)
+    for k, t in enumerate((dt, x, gy)):
+        expected = tile(as_bits(np.broadcast_to(t[5][:, None], (16, 16))))
+        for i in range(8):
+            assert (registers[f"${8 * k + i}"] == expected[i]).all()
+
+
+def test_tiles_kept_in_shared_memory():
+    values = as_bits(np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32))
+    at = tile(warp_memory.keep_places.fn(np.arange(16), np.arange(16)).astype(np.uint32))
+    nothing = [np.zeros(32, np.uint32)] * 8
+    shared = run(warp_memory.KEEP.value, nothing + tile(values) + at)
+    assert sorted(shared) == [*range(0, 1024, 4)]
+    registers, _ = execute(warp_memory.KEPT.value, nothing + at, shared)
+    for i, expected in enumerate(tile(values)):
+        assert (registers[f"${i}"] == expected).all()

@@ -56,6 +56,7 @@ from mamba_bio_audio.kernels.scan.parts import (
     real_product,
     restart,
     sigmoid,
+    softplus_and_slope,
     step_size,
     store_kept,
     store_tiles,
@@ -63,11 +64,12 @@ from mamba_bio_audio.kernels.scan.parts import (
     use_touched,
 )
 from mamba_bio_audio.kernels.scan.sums import (
-    ONE_CUT,
+    ONE_CUT_LN2,
     TWO_CUT,
     channel_places,
     rough_channel_sums,
     rough_places,
+    more_routes,
     rough_routes,
     store_map_gradient,
     store_product_sums,
@@ -80,9 +82,11 @@ from mamba_bio_audio.kernels.scan.warp_memory import (
     keep_tile,
     kept_tile,
     place_tile,
+    put_plane,
     put_steps,
     shared_room,
     step_places,
+    take_plane,
     take_step,
     take_steps,
 )
@@ -222,7 +226,8 @@ def scan_bwd_kernel(
     reset_p += batch * L + begin
     states_p += (batch * segments + begin // SEG) * STATE
 
-    scratch_p += pid.to(tl.int64) * SCRATCH
+    if not WARP_SUMS:
+        scratch_p += pid.to(tl.int64) * SCRATCH
     kept_p = scratch_p + (lane_d[:, None] * NP + n[None, :] + zero * VEC)  # [BD, NP]
     row_p = scratch_p + KEPT + lane_d + zero * VEC  # [BD]
     planes_p = scratch_p + KEPT
@@ -233,13 +238,15 @@ def scan_bwd_kernel(
     index = lane_d[:, None] * NP + n[None, :]
     step_at = row_p
     wide_at = wide_t
+    slope_at = wide_t
     keep_at = index
     pair_at = index
     if WARP_SUMS:
-        room = shared_room(index, SEG * STEP_BYTES + 4 * KEPT)
+        room = shared_room(index, SEG * (STEP_BYTES + 8 * BD) + 4 * KEPT)
         step_at = room + tl.broadcast_to(step_places(lane_d)[:, None], [BD, NP])
         wide_at = room + wide_t * STEP_BYTES + step_places(tl.arange(0, BD))[None, None, :]
         keep_room = room + SEG * STEP_BYTES
+        slope_at = keep_room + 4 * KEPT + (wide_t * BD + tl.arange(0, BD)[None, None, :]) * 4
         keep_at = keep_room + keep_places(lane_d, n)
     plane_p = planes_p + wide_t * BD + tl.arange(0, BD)[None, None, :] + zero * WIDE_VEC
 
@@ -296,6 +303,7 @@ def scan_bwd_kernel(
         pair_at = channel_places(lane_d, n, (N if CASE.complex else SUMS_ROW))
         rough_at = rough_places(lane_d, n, N)
         routes = rough_routes(lane_d, n)
+        more = more_routes(lane_d, n, scratch_p)
         if CASE.plain:
             sums_at = step_at + (tl.minimum(n // 4, 2) + 1)[None, :] * 4
         else:
@@ -323,19 +331,29 @@ def scan_bwd_kernel(
                 dt = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live)
             u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
             gy = load_wide(g_rows + base * G_ROW, t * G_ROW + wide_d + zero * WIDE_VEC, live)
+            slope = gy  # of the softplus
+            open = gy  # of the gate
             if CASE.gate:
                 z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
-                gy = gy * z * sigmoid(z)
+                open = sigmoid(z)
+                gy = gy * z * open
             if CASE.complex:
                 gy = 2.0 * gy
             if not CASE.dt_lti:
-                dt = step_size(dt, bias, CASE.softplus, ACCURATE)
+                if WARP_SUMS and CASE.softplus:
+                    dt, slope = softplus_and_slope(dt + bias, ACCURATE)
+                else:
+                    dt = step_size(dt, bias, CASE.softplus, ACCURATE)
             dt = tl.where(live, dt, 0.0)  # steps past the end leave the state as it is
             x = u
             if not CASE.exact:
                 x = dt * u
             if WARP_SUMS:
                 put_steps(dt, x, gy, wide_at + i * (ROWS * STEP_BYTES))
+                if CASE.gate:
+                    put_plane(open, slope_at + i * (ROWS * BD * 4))
+                if CASE.softplus and not CASE.dt_lti:
+                    put_plane(slope, slope_at + (SEG * BD * 4) + i * (ROWS * BD * 4))
             else:
                 at = plane_p + i * (ROWS * BD)
                 tl.store(at, dt)
@@ -491,13 +509,13 @@ def scan_bwd_kernel(
             TOGETHER: tl.constexpr = 2 if BY_WARP and not CASE.complex else UNROLL
             if ROUGH_PLAIN:
                 for j in tl.static_range(UNROLL):
-                    both = rough_channel_sums(gs[j][0], xs[j], afters[j][0], gys[j], routes)
+                    both = rough_channel_sums(gs[j][0], xs[j], afters[j][0], gys[j], routes, more)
                     store_rough_sums(both, index, dB_rows + rough_at + (base + i * UNROLL + j) * SUMS_ROW)
             for j in tl.static_range(0, 0 if ROUGH_PLAIN else UNROLL, TOGETHER):
                 to = (base + i * UNROLL + j) * SUMS_ROW
                 if not CASE.C_lti:
                     if ROUGH_PARTS and dC_p.dtype.element_ty == tl.bfloat16:
-                        store_rough_parts(dC_rows + rough_at + to, index, routes, afters, gys, -1.0, SUMS_ROW, UNROLL)
+                        store_rough_parts(dC_rows + rough_at + to, index, routes, more, afters, gys, -1.0, SUMS_ROW, UNROLL)
                     else:
                         store_map_gradient(
                             dC_rows + to, n, index, pair_at, afters, gys, j, -1.0,
@@ -505,7 +523,7 @@ def scan_bwd_kernel(
                         )  # fmt: skip
                 if not CASE.B_lti:
                     if ROUGH_PARTS and dB_p.dtype.element_ty == tl.bfloat16:
-                        store_rough_parts(dB_rows + rough_at + to, index, routes, gs, xs, 1.0, SUMS_ROW, UNROLL)
+                        store_rough_parts(dB_rows + rough_at + to, index, routes, more, gs, xs, 1.0, SUMS_ROW, UNROLL)
                     else:
                         store_map_gradient(
                             dB_rows + to, n, index, pair_at, gs, xs, j, 1.0,
@@ -522,12 +540,12 @@ def scan_bwd_kernel(
                 kept_dt, sum_gB, y, ddt = take_steps(wide_at + i * (ROWS * STEP_BYTES))
                 if CUT:
                     sum_gB = sum_gB * TWO_CUT
-                    ddt = ddt * ONE_CUT
+                    ddt = ddt * ONE_CUT_LN2
                     y = y * TWO_CUT
             else:
                 sum_gB = tl.load(at + PLANE)
                 ddt = tl.load(at + 3 * PLANE)
-            if CASE.plain:
+            if CASE.plain and not CUT:
                 ddt = ddt * LN2
             u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
             du = sum_gB
@@ -538,14 +556,19 @@ def scan_bwd_kernel(
                     du = tl.load(at) * sum_gB
                 ddt += u * sum_gB
             if CASE.softplus and not CASE.dt_lti:
-                raw = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live) + bias
-                ddt = ddt * sigmoid(raw)
+                if WARP_SUMS:
+                    ddt = ddt * take_plane(slope_at + (SEG * BD * 4) + i * (ROWS * BD * 4))
+                else:
+                    raw = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live) + bias
+                    ddt = ddt * sigmoid(raw)
             ddt = tl.where(live, ddt, 0.0)
             gy = load_wide(g_rows + base * G_ROW, t * G_ROW + wide_d + zero * WIDE_VEC, live)
             if CASE.gate:
                 z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
-                s = sigmoid(z)
-                if not WARP_SUMS:
+                if WARP_SUMS:
+                    s = take_plane(slope_at + i * (ROWS * BD * 4))
+                else:
+                    s = sigmoid(z)
                     y = tl.load(at + 2 * PLANE)
                 if CASE.complex:
                     y = 2.0 * y

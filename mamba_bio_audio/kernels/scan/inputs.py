@@ -229,7 +229,7 @@ def make_plan(
     fields |= {"bwd_block": block, "bwd_vec": min(4, padded), "bwd_unroll": changes.get("bwd_unroll", unroll)}
     paired = fields["bwd_unroll"] % 2 == 0 or not case.plain
     # Those have what they keep of a segment in shared memory.
-    room = segment * 256 + segment // fields["bwd_unroll"] * parts * 1024
+    room = segment * 384 + segment // fields["bwd_unroll"] * parts * 1024
     fields["warp_sums"] = device.type == "cuda" and states == block == 16 and paired and room <= MAX_ROOM
 
     warps = batch * -(-channels // min(fields["fwd_block"], 32))

@@ -305,7 +305,7 @@ def scan_backward(
     tiles = 1 + case.B_lti + case.C_lti
     dparameters = empty(batch * chunks, tiles * parts * states * channels + 2 * channels)
     dh0 = empty(batch, parts, channels, states) if need_h0 else None
-    scratch = dparameters
+    scratch = _zeros(device)
     if not plan.warp_sums:  # those have it in shared memory
         scratch = empty(
             batch * chunks * group, (segment // plan.bwd_unroll * parts * padded + 4 * segment) * plan.bwd_block

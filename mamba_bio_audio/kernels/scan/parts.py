@@ -78,6 +78,23 @@ def softplus(x, ACCURATE: tl.constexpr):
 
 
 @triton.jit
+def softplus_and_slope(x, ACCURATE: tl.constexpr):
+    """softplus(x) and its derivative, sigmoid(x)."""
+    e = tl.exp2(x * LOG2E)
+    if ACCURATE:
+        series = e * (1.0 + e * (-0.5 + e * (0.33333333 + e * (-0.25 + e * (0.2 - e * 0.16666667)))))
+        small = e < 0.125
+    else:
+        series = e - 0.5 * e * e
+        small = e < 0.0078125
+    over = 1.0 + e
+    r = tl.where(small, series, fast_log2(over) * LN2)
+    q = tl.rsqrt(over)
+    large = x > 20.0
+    return tl.where(large, x, r), tl.where(large, 1.0, e * q * q)
+
+
+@triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)) as the square of a reciprocal square root: no division sequence, 0 where exp overflows."""
     q = tl.rsqrt(1.0 + tl.exp2(-x * LOG2E))

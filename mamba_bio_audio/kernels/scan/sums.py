@@ -5,7 +5,7 @@ channels, and an exchange in which every lane gives away half of its values adds
 instead of 12. Written as inline PTX, which works on the registers of a lane: the tile [16 channels, 16 states] must lie
 so that lane 4 g + t holds channels g and g + 8, states 4 t to 4 t + 3, which is how Triton lays out what it loads and
 stores 4 states at a time. All functions compare the tile of indices that they are given with the lane and write NaN
-where the layout is another one.
+where the layout is another one (`store_state_sums` for half of the channels).
 
 What is cut to 11 bits loses 2^-11.5 of itself on average (its leading bits being spread as those of products are); where
 sums are added up over time that would show, so they are scaled by what makes up for it.
@@ -110,9 +110,9 @@ def _states_asm(split):
         lines += [
             f"selp.f32 {name}, s{i}, s{4 + i}, second;",
             f"selp.f32 {name}, s{8 + i}, {name}, third;",
-            f"selp.f32 {name}, 0f7FC00000, {name}, bad;",
         ]
     lines += [
+        "selp.f32 upper, 0f7FC00000, upper, bad;",
         f"st.shared.f32 [{at['at'][0]}], upper;",
         f"st.shared.f32 [{at['at'][0]}+32], lower;",
         *(f"mov.b32 ${i}, 0;" for i in range(8)),
@@ -230,16 +230,15 @@ def _rough_channels_asm():
     ones turn them, so that rows m are states m % 4 * 4 + m // 4 and columns are g, and add up the columns, into even and
     odd columns.
     """
-    at = _operands("x0", "v0", "x1", "v1", "routes")
+    at = _operands("x0", "v0", "x1", "v1", "routes", "more")
     lines = [
         "{",
         ".reg .pred high;",
-        ".reg .b32 c<8>, d<8>, zero, lane, bit;",
+        ".reg .b32 c<8>, d<8>, lane, bit;",
         ".reg .f32 p<8>, q<8>, f<4>;",
-        "mov.b32 zero, 0;",
         *(f"mov.f32 {name}{i}, 0f00000000;" for name, count in (("q", 8), ("f", 4)) for i in range(count)),
     ]
-    e = at["routes"]
+    e, m = at["routes"], at["more"]
     for k in range(2):
         x, v = at[f"x{k}"], at[f"v{k}"]
         p, q, c, d = ([f"{name}{i}" for i in range(4 * k, 4 * k + 4)] for name in "pqcd")
@@ -247,8 +246,8 @@ def _rough_channels_asm():
             lines += [f"mul.f32 {p[i]}, {x[i]}, {v[0]};", f"fma.rn.f32 {p[i]}, {x[i + 4]}, {v[4]}, {p[i]};"]
         lines += [f"mov.b32 {a}, {b};" for a, b in zip(c, p, strict=True)]
         lines += [
-            _turned_product(q, [e[0], "zero", e[1], "zero"], c[:2]),
-            _turned_product(q, ["zero", e[0], "zero", e[1]], c[2:]),
+            _turned_product(q, [e[0], m[0], e[1], m[1]], c[:2]),
+            _turned_product(q, [m[2], m[4], m[3], m[5]], c[2:]),
         ]
         lines += [f"mov.b32 {a}, {b};" for a, b in zip(d, q, strict=True)]
         lines.append(_turned_product([f"f{i}" for i in range(4)], d, e[2 + 2 * k : 4 + 2 * k]))
@@ -291,6 +290,7 @@ def _constraints(*kinds):
 
 
 ONE_CUT = tl.constexpr(1 + 2**-11.47)
+ONE_CUT_LN2 = tl.constexpr(0.6931471805599453 * (1 + 2**-11.47))
 TWO_CUT = tl.constexpr(1 + 2 * 2**-11.47)
 STATES = tl.constexpr(_states_asm(False))
 STATES_SPLIT = tl.constexpr(_states_asm(True))
@@ -308,7 +308,7 @@ PRODUCTS_PAIRS_GATE_CONSTRAINTS = tl.constexpr(_constraints(*"ffffffffffff", "r"
 CHANNELS = tl.constexpr(_channels_asm(False))
 CHANNELS_NARROW = tl.constexpr(_channels_asm(True))
 ROUGH_CHANNELS = tl.constexpr(_rough_channels_asm())
-ROUGH_CHANNELS_CONSTRAINTS = tl.constexpr(_constraints(*"ffff", "r").replace("=r", "=f"))
+ROUGH_CHANNELS_CONSTRAINTS = tl.constexpr(_constraints(*"ffff", "r", "r").replace("=r", "=f"))
 STORE_ROUGH = tl.constexpr(_store_rough_asm())
 STORE_ROUGH_CONSTRAINTS = tl.constexpr(_constraints("f", "r", "l"))
 CHANNELS_CONSTRAINTS = tl.constexpr(_constraints("f", "f", "f", "f", "r", "l"))
@@ -417,6 +417,18 @@ def rough_routes(lane_d, n):
 
 
 @triton.jit
+def more_routes(lane_d, n, zeros_p):
+    """Zeros in the first registers of a lane and its first two of `rough_routes` once more, 256 of them from zeros_p.
+
+    Matrices take four registers in a row: these stand beside and around those of `rough_routes`. The compiler would move
+    zeros that it knows, and copies, into place for every product.
+    """
+    e = rough_routes((lane_d + 8) % 16, n)
+    e = tl.where((lane_d[:, None] >= 8) & (n[None, :] % 4 < 2), e, 0)
+    return e + tl.load(zeros_p + lane_d[:, None] * 16 + n[None, :])
+
+
+@triton.jit
 def rough_places(lane_d, n, N: tl.constexpr):
     """Offsets for `store_rough_sums` into a row of N sums of the first and N of the second product."""
     m = lane_d[:, None] % 8 + n[None, :] // 8 * 8
@@ -424,17 +436,17 @@ def rough_places(lane_d, n, N: tl.constexpr):
 
 
 @triton.jit
-def rough_channel_sums(x0, v0, x1, v1, routes):
+def rough_channel_sums(x0, v0, x1, v1, routes, more):
     """sum_d x0 v0 and sum_d x1 v1 [16 states] of a step, one of the 32 in the first register of every lane.
 
     On the tensor cores, where what is added counts with 11 bits, twice one behind the other.
 
     Args:
         x0, x1: [16 channels, 16 states] fp32. v0, v1: what broadcasts to that from [16 channels].
-        routes: what `rough_routes` gives.
+        routes, more: what `rough_routes` and `more_routes` give.
     """
     return tl.inline_asm_elementwise(
-        ROUGH_CHANNELS, ROUGH_CHANNELS_CONSTRAINTS, [x0, v0, x1, v1, routes], dtype=tl.float32, is_pure=True, pack=8
+        ROUGH_CHANNELS, ROUGH_CHANNELS_CONSTRAINTS, [x0, v0, x1, v1, routes, more], dtype=tl.float32, is_pure=True, pack=8
     )
 
 
@@ -447,10 +459,10 @@ def store_rough_sums(sums, index, at):
 
 
 @triton.jit
-def store_rough_parts(p, index, routes, xs, vs, SIGN: tl.constexpr, ROW: tl.constexpr, UNROLL: tl.constexpr):
+def store_rough_parts(p, index, routes, more, xs, vs, SIGN: tl.constexpr, ROW: tl.constexpr, UNROLL: tl.constexpr):
     """Writes the rows of a complex map of all steps of a block: sums over d of x v, SIGN times that for the second part."""
     for j in tl.static_range(UNROLL):
-        parts = rough_channel_sums(xs[j][0], vs[j], xs[j][1], SIGN * vs[j], routes)
+        parts = rough_channel_sums(xs[j][0], vs[j], xs[j][1], SIGN * vs[j], routes, more)
         store_rough_sums(parts, index, p + j * ROW)
 
 

@@ -1,7 +1,7 @@
 """Shared memory of a one-warp program, which Triton has no way to address: inline PTX, in the layout that `sums` asks for.
 
 A step of 16 channels has 16 x 16 bytes: before the sweep of `backward` (dt, x, gy, nothing) of each channel, after it (dt,
-sum_n g B, y, sum_n w A). Channel d lies at place d % 4 * 4 + d // 4, so that lanes which hold 4 channels in a row meet in
+sum_n g B, y, sum_n w A); numbers that the sweep does not need lie in planes [steps, 16 channels]. Channel d lies at place d % 4 * 4 + d // 4, so that lanes which hold 4 channels in a row meet in
 two banks instead of four. Tiles that are kept lie as lanes hold them: each is read back by the lane that wrote it.
 """
 
@@ -47,6 +47,30 @@ def _keep_asm():
     return "\n".join([*lines, *(f"mov.b32 {name}, 0;" for name in _names(8))])
 
 
+# A lane that does not hold 4 channels side by side, as planes of one number each want it, writes and reads NaN.
+_SIDE_BY_SIDE = [".reg .pred bad;", ".reg .b32 end;", ".reg .f32 first;"]
+
+
+def _check_side_by_side(at):
+    return [f"add.s32 end, {at[0]}, 12;", f"setp.ne.s32 bad, {at[3]}, end;"]
+
+
+def _put_plane_asm():
+    x, at = _names(8, 8), _names(8, 16)
+    lines = ["{", *_SIDE_BY_SIDE, *_check_side_by_side(at), f"selp.f32 first, 0f7FC00000, {x[0]}, bad;"]
+    lines.append(f"st.shared.v4.f32 [{at[0]}], {{first, {', '.join(x[1:4])}}};")
+    lines.append(f"st.shared.v4.f32 [{at[4]}], {{{', '.join(x[4:])}}};")
+    return "\n".join([*lines, *(f"mov.b32 {name}, 0;" for name in _names(8)), "}"])
+
+
+def _take_plane_asm():
+    x, at = _names(8), _names(8, 8)
+    lines = ["{", *_SIDE_BY_SIDE, *_check_side_by_side(at)]
+    lines.append(f"ld.shared.v4.f32 {{first, {', '.join(x[1:4])}}}, [{at[0]}];")
+    lines.append(f"ld.shared.v4.f32 {{{', '.join(x[4:])}}}, [{at[4]}];")
+    return "\n".join([*lines, f"selp.f32 {x[0]}, 0f7FC00000, first, bad;", "}"])
+
+
 def _place_asm():
     lines = [f"st.shared.f32 [${16 + i}], ${8 + i};" for i in range(8)]
     return "\n".join([*lines, *(f"mov.b32 {name}, 0;" for name in _names(8))])
@@ -61,8 +85,8 @@ def _constraints(tiles, out, *kinds):
     return ",".join([out] * (8 * tiles) + [kind for kind in kinds for _ in range(8)])
 
 
-ROOM_8, ROOM_12, ROOM_16, ROOM_20, ROOM_32, ROOM_40 = (
-    tl.constexpr(_room_asm(kb << 10)) for kb in (8, 12, 16, 20, 32, 40)
+ROOM_8, ROOM_12, ROOM_16, ROOM_20, ROOM_24, ROOM_32, ROOM_40 = (
+    tl.constexpr(_room_asm(kb << 10)) for kb in (8, 12, 16, 20, 24, 32, 40)
 )
 ROOM_CONSTRAINTS = tl.constexpr(_constraints(1, "=r", "r"))
 PUT = tl.constexpr(_put_asm())
@@ -73,6 +97,9 @@ TAKE = tl.constexpr(_take_asm())
 TAKE_CONSTRAINTS = tl.constexpr(_constraints(3, "=f", "r"))
 KEEP = tl.constexpr(_keep_asm())
 KEEP_CONSTRAINTS = tl.constexpr(_constraints(1, "=r", "f", "r"))
+PUT_PLANE = tl.constexpr(_put_plane_asm())
+TAKE_PLANE = tl.constexpr(_take_plane_asm())
+TAKE_PLANE_CONSTRAINTS = tl.constexpr(_constraints(1, "=&f", "r"))
 PLACE = tl.constexpr(_place_asm())
 KEPT = tl.constexpr(_kept_asm())
 KEPT_CONSTRAINTS = tl.constexpr(_constraints(1, "=f", "r"))
@@ -90,6 +117,8 @@ def shared_room(tile, SIZE: tl.constexpr):
         room = tl.inline_asm_elementwise(ROOM_16, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
     elif SIZE <= 20480:
         room = tl.inline_asm_elementwise(ROOM_20, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
+    elif SIZE <= 24576:
+        room = tl.inline_asm_elementwise(ROOM_24, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
     elif SIZE <= 32768:
         room = tl.inline_asm_elementwise(ROOM_32, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
     else:
@@ -113,6 +142,17 @@ def keep_places(lane_d, n):
 def put_steps(dt, x, gy, at):
     """Writes 16 steps of 16 channels; at: addresses, one an element. 8 elements a lane."""
     tl.inline_asm_elementwise(PUT, PUT_CONSTRAINTS, [dt, x, gy, at], dtype=tl.int32, is_pure=False, pack=8)
+
+
+@triton.jit
+def put_plane(x, at):
+    """Writes 16 steps of 16 channels, one number each; at: addresses, those of 4 channels side by side."""
+    tl.inline_asm_elementwise(PUT_PLANE, KEEP_CONSTRAINTS, [x, at], dtype=tl.int32, is_pure=False, pack=8)
+
+
+@triton.jit
+def take_plane(at):
+    return tl.inline_asm_elementwise(TAKE_PLANE, TAKE_PLANE_CONSTRAINTS, [at], dtype=tl.float32, is_pure=False, pack=8)
 
 
 @triton.jit

@@ -164,7 +164,7 @@ class InterpretedMemory:
         self.values = np.zeros(40 << 8, np.float32)
         for name in (
             "shared_room", "put_steps", "take_steps", "take_step", "keep_tile", "kept_tile", "place_tile", "store_state_sums",
-            "rough_channel_sums", "store_rough_sums", "store_product_sums",
+            "rough_channel_sums", "store_rough_sums", "store_product_sums", "put_plane", "take_plane",
         ):  # fmt: skip
             monkeypatch.setattr(backward, name, getattr(self, name))
         for name in ("rough_channel_sums", "store_rough_sums"):
@@ -189,6 +189,12 @@ class InterpretedMemory:
 
     def take_step(self, at):
         return self.take_steps(at)[:3]
+
+    def put_plane(self, x, at):
+        self.values[at.handle.data // 4] = np.broadcast_to(x.handle.data, at.handle.data.shape)
+
+    def take_plane(self, at):
+        return self.tensor(self.values[at.handle.data // 4])
 
     def kept_places(self, at):
         first = tile(at.handle.data)[0] // 4
@@ -230,8 +236,9 @@ class InterpretedMemory:
         for place, value in run(text, given + rest).items():
             self.values[place // 4] = value
 
-    def rough_channel_sums(self, x0, v0, x1, v1, routes):
-        given = self.registers([x0, v0, x1, v1]) + tile(routes.handle.data.view(np.uint32))
+    def rough_channel_sums(self, x0, v0, x1, v1, routes, more):
+        given = self.registers([x0, v0, x1, v1])
+        given += [r for t in (routes, more) for r in tile(t.handle.data.view(np.uint32))]
         found = np.zeros((16, 16), np.float32)
         sums_of_lanes = execute(sums.ROUGH_CHANNELS.value, given)[0]["$0"].view(np.float32)
         found[tuple(tile(i)[0] for i in np.indices((16, 16)))] = sums_of_lanes

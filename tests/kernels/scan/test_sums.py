@@ -175,12 +175,27 @@ def test_sums_over_channels(narrow) -> None:
 
 def test_another_layout_gives_nan() -> None:
     tiles = np.ones((6, 16, 16), np.float32)
-    at = np.arange(0, 1024, 4).reshape(16, 16).astype(np.uint32)
+    at = np.arange(0, 256 * 64, 64).reshape(16, 16).astype(np.uint32)
     for text, count in ((sums.STATES, 5), (sums.CHANNELS, 4), (sums.PRODUCTS_GATE, 6), (sums.STORE_ROUGH, 1)):
         stored = run(text.value, operands(tiles[:count], wrong_layout=True) + tile(at))
         # Lane 0 holds index 0 in either; its last register tells.
         assert stored
-        assert all(np.isnan(x) for x in stored.values())
+        # The sums of states over channels from 8 on, which lie behind the others, are not looked after.
+        assert all(np.isnan(x) for place, x in stored.items() if place % 64 == 0)
+
+
+@pytest.mark.parametrize("name", ["PUT_PLANE", "TAKE_PLANE"])
+def test_planes_of_another_layout_give_nan(name):
+    text = getattr(warp_memory, name).value
+    apart = [(1000 * i + 64 * LANE).astype(np.uint32) for i in range(8)]
+    nothing = [np.zeros(32, np.uint32)] * 8
+    if name == "PUT_PLANE":
+        stored = run(text, nothing * 2 + apart)
+        assert all(np.isnan(stored[int(place)]) for place in apart[0])
+    else:
+        everywhere = {int(p) + 4 * k: 1.0 for at in apart for p in at for k in range(4)}
+        registers, _ = execute(text, nothing + apart, everywhere)
+        assert np.isnan(as_float(registers["$0"])).all()
 
 
 def test_places_of_sums_over_channels():
@@ -199,7 +214,8 @@ def test_rough_sums_over_channels():
     v0, v1 = random.standard_normal((2, 16)).astype(np.float32)
     every, d, n = np.ones((1, 16), np.float32), np.arange(16), np.arange(16)
     e = rough_routes(d, n)
-    given = [r for t in (x0, v0[:, None] * every, x1, v1[:, None] * every, e) for r in tile(as_bits(t))]
+    more = np.where((d[:, None] >= 8) & (n[None, :] % 4 < 2), rough_routes((d + 8) % 16, n), 0).astype(np.float32)
+    given = [r for t in (x0, v0[:, None] * every, x1, v1[:, None] * every, e, more) for r in tile(as_bits(t))]
     registers, stored = execute(sums.ROUGH_CHANNELS.value, [np.zeros(32, np.uint32)] * 8 + given)
     assert not stored
     found, places = as_float(registers["$0"]), tile(rough_places(d, n, 100))[0]
@@ -259,6 +275,20 @@ def test_steps_in_shared_memory():
         expected = tile(as_bits(np.broadcast_to(t[5][:, None], (16, 16))))
         for i in range(8):
             assert (registers[f"${8 * k + i}"] == expected[i]).all()
+
+
+def test_planes_in_shared_memory():
+    values = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)  # [step, channel]
+    at = np.arange(0, 1024, 4).reshape(16, 16).astype(np.uint32)
+    lanes = [
+        [t[GROUP + 8 * (i // 4), 4 * PART + i % 4] for i in range(8)] for t in (as_bits(values), at)
+    ]
+    nothing = [np.zeros(32, np.uint32)] * 8
+    shared = run(warp_memory.PUT_PLANE.value, nothing + lanes[0] + lanes[1])
+    assert [shared[i] for i in range(0, 1024, 4)] == values.flatten().tolist()
+    registers, _ = execute(warp_memory.TAKE_PLANE.value, nothing + lanes[1], shared)
+    for i in range(8):
+        assert (registers[f"${i}"] == lanes[0][i]).all()
 
 
 def test_tiles_kept_in_shared_memory():

@@ -84,8 +84,15 @@ def main() -> None:
         for name, (ms, _) in rows.items():
             kinds[kind_of(name)] += ms
         total = sum(kinds.values())
-        print(f"== {case} ({batch}, {length}): {total:.2f} ms of kernels, {sum(r[1] for r in rows.values()):.0f} launches")
-        print("   " + ", ".join(f"{kind} {ms:.2f} ({ms / total:.0%})" for kind, ms in sorted(kinds.items(), key=lambda x: -x[1])))
+        print(
+            f"== {case} ({batch}, {length}): {total:.2f} ms of kernels, {sum(r[1] for r in rows.values()):.0f} launches"
+        )
+        print(
+            "   "
+            + ", ".join(
+                f"{kind} {ms:.2f} ({ms / total:.0%})" for kind, ms in sorted(kinds.items(), key=lambda x: -x[1])
+            )
+        )
         for name, (ms, count) in sorted(rows.items(), key=lambda x: -x[1][0])[: args.kernels]:
             print(f"{ms:9.3f} ms x{count:4.0f}  {name[:110]}", flush=True)
         del model, found, tokens

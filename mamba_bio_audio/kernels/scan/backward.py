@@ -67,9 +67,9 @@ from mamba_bio_audio.kernels.scan.sums import (
     ONE_CUT_LN2,
     TWO_CUT,
     channel_places,
+    more_routes,
     rough_channel_sums,
     rough_places,
-    more_routes,
     rough_routes,
     store_map_gradient,
     store_product_sums,
@@ -515,7 +515,9 @@ def scan_bwd_kernel(
                 to = (base + i * UNROLL + j) * SUMS_ROW
                 if not CASE.C_lti:
                     if ROUGH_PARTS and dC_p.dtype.element_ty == tl.bfloat16:
-                        store_rough_parts(dC_rows + rough_at + to, index, routes, more, afters, gys, -1.0, SUMS_ROW, UNROLL)
+                        store_rough_parts(
+                            dC_rows + rough_at + to, index, routes, more, afters, gys, -1.0, SUMS_ROW, UNROLL
+                        )
                     else:
                         store_map_gradient(
                             dC_rows + to, n, index, pair_at, afters, gys, j, -1.0,

@@ -446,7 +446,12 @@ def rough_channel_sums(x0, v0, x1, v1, routes, more):
         routes, more: what `rough_routes` and `more_routes` give.
     """
     return tl.inline_asm_elementwise(
-        ROUGH_CHANNELS, ROUGH_CHANNELS_CONSTRAINTS, [x0, v0, x1, v1, routes, more], dtype=tl.float32, is_pure=True, pack=8
+        ROUGH_CHANNELS,
+        ROUGH_CHANNELS_CONSTRAINTS,
+        [x0, v0, x1, v1, routes, more],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=8,
     )
 
 

@@ -1,8 +1,9 @@
 """Shared memory of a one-warp program, which Triton has no way to address: inline PTX, in the layout that `sums` asks for.
 
 A step of 16 channels has 16 x 16 bytes: before the sweep of `backward` (dt, x, gy, nothing) of each channel, after it (dt,
-sum_n g B, y, sum_n w A); numbers that the sweep does not need lie in planes [steps, 16 channels]. Channel d lies at place d % 4 * 4 + d // 4, so that lanes which hold 4 channels in a row meet in
-two banks instead of four. Tiles that are kept lie as lanes hold them: each is read back by the lane that wrote it.
+sum_n g B, y, sum_n w A); numbers that the sweep does not need lie in planes [steps, 16 channels]. Channel d of a step lies
+at place d % 4 * 4 + d // 4, so that lanes which hold 4 channels in a row meet in two banks instead of four. Tiles that are
+kept lie as lanes hold them: each is read back by the lane that wrote it.
 """
 
 # Triton code: `if` on a constexpr must stand alone.
@@ -180,7 +181,7 @@ def keep_tile(x, at):
 
 @triton.jit
 def place_tile(x, d, n, at):
-    """Writes a tile of any layout to where `kept_tile` reads it; at: the address of the kept tile. Wants a barrier behind it."""
+    """Writes a tile of any layout to where `kept_tile` reads it, at an address. Wants a barrier behind it."""
     at += (d[:, None] // 8 * 128 + (d[:, None] % 8 * 4 + n[None, :] // 4) * 4 + n[None, :] % 4) * 4
     tl.inline_asm_elementwise(PLACE, KEEP_CONSTRAINTS, [x, at], dtype=tl.int32, is_pure=False, pack=8)
 

@@ -280,9 +280,7 @@ def test_steps_in_shared_memory():
 def test_planes_in_shared_memory():
     values = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)  # [step, channel]
     at = np.arange(0, 1024, 4).reshape(16, 16).astype(np.uint32)
-    lanes = [
-        [t[GROUP + 8 * (i // 4), 4 * PART + i % 4] for i in range(8)] for t in (as_bits(values), at)
-    ]
+    lanes = [[t[GROUP + 8 * (i // 4), 4 * PART + i % 4] for i in range(8)] for t in (as_bits(values), at)]
     nothing = [np.zeros(32, np.uint32)] * 8
     shared = run(warp_memory.PUT_PLANE.value, nothing + lanes[0] + lanes[1])
     assert [shared[i] for i in range(0, 1024, 4)] == values.flatten().tolist()

@@ -77,11 +77,7 @@ def fields_of(g):
 BACKWARD = {
     "now": {},
     "s32": {"segment": 32},
-    "s64": {"segment": 64},
-    "u2": {"bwd_unroll": 2},
-    "s32 u2": {"segment": 32, "bwd_unroll": 2},
     "u2 r168": {"bwd_unroll": 2, "bwd_registers": 168},
-    "s32 r168": {"segment": 32, "bwd_registers": 168},
 }
 BLOCK_64 = {"fwd_block": 64, "fwd_warps": 2}
 BLOCK_32 = {"fwd_block": 32, "fwd_warps": 1}

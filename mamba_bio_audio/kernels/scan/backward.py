@@ -60,6 +60,7 @@ from mamba_bio_audio.kernels.scan.parts import (
     step_size,
     store_kept,
     store_tiles,
+    touch_rows,
     touch_span,
     use_touched,
 )
@@ -87,9 +88,16 @@ from mamba_bio_audio.kernels.scan.warp_memory import (
     shared_room,
     step_places,
     take_plane,
+    take_row,
     take_step,
+    later,
     take_steps,
 )
+
+
+import os  # trial
+
+LATER_FROM = tl.constexpr(int(os.environ.get("LATER", "2")))
 
 
 @triton.jit
@@ -136,22 +144,45 @@ def kept_tiles(at, TILE: tl.constexpr, COMPLEX: tl.constexpr):
 
 
 @triton.jit
+def put_maps(p, at, t, size, BC_ROW: tl.constexpr, N: tl.constexpr, zero, PARTS: tl.constexpr):
+    """Copies rows t of B or C to shared memory, 0 from `size` on; 4 states side by side."""
+    states = tl.arange(0, N)[None, None, :]
+    for part in tl.static_range(PARTS):
+        x = tl.load(p + t * BC_ROW + (part * N) + states + zero * 4, mask=(t < size) & (states >= 0), other=0.0)
+        put_plane(x, at + part * (4 * N))
+
+
+@triton.jit
+def take_maps(at, COMPLEX: tl.constexpr):
+    re = take_row(at)
+    im = re
+    if COMPLEX:
+        im = take_row(at + 64)
+    return re, im
+
+
+@triton.jit
 def load_sweep_step(
-    row_p, B_p, C_p, reset_p, row, t, mask_n, B, C,
-    PLANE: tl.constexpr, BD: tl.constexpr, N: tl.constexpr, EVEN_N: tl.constexpr, CASE: tl.constexpr, WARP_SUMS: tl.constexpr,
+    row_p, map_at, B_p, C_p, reset_p, row, t, mask_n, B, C,
+    PLANE: tl.constexpr, MAPS_BYTES: tl.constexpr, C_PLACE: tl.constexpr, BD: tl.constexpr, N: tl.constexpr,
+    EVEN_N: tl.constexpr, CASE: tl.constexpr, WARP_SUMS: tl.constexpr,
 ):  # fmt: skip
     """All inputs of one step; past the end t is the last step: dt, x and gy are 0 there, so any finite B and C will do."""
     if WARP_SUMS:
         dt, x, gy = take_step(row_p + row * (16 * BD))
+        if not CASE.B_lti:
+            B = take_maps(map_at + row * MAPS_BYTES, CASE.complex)
+        if not CASE.C_lti:
+            C = take_maps(map_at + row * MAPS_BYTES + C_PLACE, CASE.complex)
     else:
         at = row_p + row * BD
         dt = tl.load(at)[:, None]
         x = tl.load(at + PLANE)[:, None]
         gy = tl.load(at + 2 * PLANE)[:, None]
-    if not CASE.B_lti:
-        B = load_parts(B_p + t * (CASE.parts * N), mask_n, N, EVEN_N, CASE.complex, 0)
-    if not CASE.C_lti:
-        C = load_parts(C_p + t * (CASE.parts * N), mask_n, N, EVEN_N, CASE.complex, 0)
+        if not CASE.B_lti:
+            B = load_parts(B_p + t * (CASE.parts * N), mask_n, N, EVEN_N, CASE.complex, 0)
+        if not CASE.C_lti:
+            C = load_parts(C_p + t * (CASE.parts * N), mask_n, N, EVEN_N, CASE.complex, 0)
     keep = load_keep(reset_p + t, CASE)
     if CASE.reset:
         keep = tl.where(row == t, keep, 1.0)
@@ -187,7 +218,11 @@ def scan_bwd_kernel(
     TILE: tl.constexpr = NP * BD
     KEPT: tl.constexpr = PER_SEG * CASE.parts * TILE
     SCRATCH: tl.constexpr = KEPT + 4 * PLANE
+    # Shared memory holds whole tiles of ROWS steps.
+    LONG: tl.constexpr = SEG if SEG > ROWS else ROWS
     STEP_BYTES: tl.constexpr = 16 * BD
+    MAPS_BYTES: tl.constexpr = ((0 if CASE.B_lti else 4) + (0 if CASE.C_lti else 4)) * CASE.parts * NP
+    C_PLACE: tl.constexpr = 0 if CASE.B_lti else 4 * CASE.parts * NP
     # y is for dz alone.
     ROUGH: tl.constexpr = z_p.dtype.element_ty == tl.bfloat16 and not CASE.C_lti
     # du or ddt leaves in more than bf16: the sums behind them keep fp32 accuracy.
@@ -240,13 +275,17 @@ def scan_bwd_kernel(
     wide_at = wide_t
     slope_at = wide_t
     keep_at = index
+    map_at = index
     pair_at = index
     if WARP_SUMS:
-        room = shared_room(index, SEG * (STEP_BYTES + 8 * BD) + 4 * KEPT)
+        room = shared_room(index, LONG * (STEP_BYTES + 8 * BD + MAPS_BYTES) + 4 * KEPT)
         step_at = room + tl.broadcast_to(step_places(lane_d)[:, None], [BD, NP])
         wide_at = room + wide_t * STEP_BYTES + step_places(tl.arange(0, BD))[None, None, :]
-        keep_room = room + SEG * STEP_BYTES
-        slope_at = keep_room + 4 * KEPT + (wide_t * BD + tl.arange(0, BD)[None, None, :]) * 4
+        keep_room = room + LONG * STEP_BYTES
+        slope_room = keep_room + 4 * KEPT
+        slope_at = slope_room + (wide_t * BD + tl.arange(0, BD)[None, None, :]) * 4
+        maps_room = slope_room + LONG * BD * 8
+        map_at = maps_room + tl.broadcast_to((n // 4 * 16)[None, :], [BD, NP])
         keep_at = keep_room + keep_places(lane_d, n)
     plane_p = planes_p + wide_t * BD + tl.arange(0, BD)[None, None, :] + zero * WIDE_VEC
 
@@ -350,10 +389,15 @@ def scan_bwd_kernel(
                 x = dt * u
             if WARP_SUMS:
                 put_steps(dt, x, gy, wide_at + i * (ROWS * STEP_BYTES))
+                map_place = maps_room + (wide_t + i * ROWS) * MAPS_BYTES + tl.arange(0, NP)[None, None, :] * 4
+                if not CASE.B_lti:
+                    put_maps(B_rows + base * BC_ROW, map_place, t, size, BC_ROW, NP, zero, CASE.parts)
+                if not CASE.C_lti:
+                    put_maps(C_rows + base * BC_ROW, map_place + C_PLACE, t, size, BC_ROW, NP, zero, CASE.parts)
                 if CASE.gate:
                     put_plane(open, slope_at + i * (ROWS * BD * 4))
                 if CASE.softplus and not CASE.dt_lti:
-                    put_plane(slope, slope_at + (SEG * BD * 4) + i * (ROWS * BD * 4))
+                    put_plane(slope, slope_at + (LONG * BD * 4) + i * (ROWS * BD * 4))
             else:
                 at = plane_p + i * (ROWS * BD)
                 tl.store(at, dt)
@@ -361,22 +405,47 @@ def scan_bwd_kernel(
                 tl.store(at + 2 * PLANE, gy)
         tl.debug_barrier()
 
-        # The next segment (the one before this) from DRAM to L2, this one's B and C to L1. The scratch needs no such
-        # help: stores keep its lines in L1.
+        # The next segment (the one before this). The scratch needs no such help: stores keep its lines in L1.
         soon = tl.maximum(first - SEG, 0)
-        prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D)
-        if not CASE.dt_lti:
-            prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D)
-        prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D)
-        if CASE.gate:
-            prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D)
         before_p = states_p + (soon // SEG).to(tl.int64) * STATE
-        prefetch_rows(before_p, 0, CASE.parts * N, CASE.parts * NP, D, first_d, BD, D)
         touched = ()
-        if not CASE.B_lti:
-            touched = touched + (touch_span(B_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),)
-        if not CASE.C_lti:
-            touched = touched + (touch_span(C_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),)
+        if WARP_SUMS:
+            # To L1: no load waits behind these until the tiles of the next segment.
+            touched = (
+                touch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D),
+                touch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D),
+            )
+            if not CASE.dt_lti:
+                touched = touched + (touch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D),)
+            if CASE.gate:
+                touched = touched + (touch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D),)
+            touched = touched + (touch_rows(before_p, 0, CASE.parts * N, CASE.parts * NP, D, first_d, BD, D),)
+            early = begin * 0 + soon
+            if not CASE.B_lti:
+                touched = touched + (
+                    touch_span(B_rows, early * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),
+                )
+            if not CASE.C_lti:
+                touched = touched + (
+                    touch_span(C_rows, early * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),
+                )
+        else:
+            # From DRAM to L2, and this one's B and C to L1.
+            prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D)
+            if not CASE.dt_lti:
+                prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D)
+            prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D)
+            if CASE.gate:
+                prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D)
+            prefetch_rows(before_p, 0, CASE.parts * N, CASE.parts * NP, D, first_d, BD, D)
+            if not CASE.B_lti:
+                touched = touched + (
+                    touch_span(B_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),
+                )
+            if not CASE.C_lti:
+                touched = touched + (
+                    touch_span(C_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),
+                )
 
         # Read back, so that the loop runs in the layout of kept_p; in the one of states_p it would convert every step.
         if WARP_SUMS:
@@ -393,7 +462,8 @@ def scan_bwd_kernel(
             for j in tl.static_range(UNROLL):
                 row = i * UNROLL + j  # never past the end
                 dt, x, gy, B, C, keep = load_sweep_step(
-                    step_at, B_seg, C_seg, reset_seg, row, row, mask_n, fixed_B, fixed_C, PLANE, BD, N, EVEN_N, CASE, WARP_SUMS,
+                    step_at, map_at, B_seg, C_seg, reset_seg, row, row, mask_n, fixed_B, fixed_C,
+                    PLANE, MAPS_BYTES, C_PLACE, BD, N, EVEN_N, CASE, WARP_SUMS,
                 )  # fmt: skip
                 _, after = recomputed_step(hr, hi, sweep_factors(dt, Ar, Ai, fixed, ACCURATE, CASE), x, B, keep, CASE)
                 hr, hi = after
@@ -401,8 +471,16 @@ def scan_bwd_kernel(
                 keep_tiles(keep_at + (i + 1) * (4 * CASE.parts * TILE), hr, hi, TILE, CASE.complex)
             else:
                 store_kept(kept_p + (i + 1) * (CASE.parts * TILE), hr, hi, TILE, CASE.complex)
-        for k in tl.static_range(len(touched)):
-            use_touched(sink_p, as_int(touched[k]))
+        if len(touched) > 0:
+            total = as_int(touched[0])
+            for k in tl.static_range(1, len(touched)):
+                more_total = as_int(touched[k])
+                if more_total.shape[0] == total.shape[0]:
+                    total += more_total
+                else:
+                    use_touched(sink_p, total)
+                    total = more_total
+            use_touched(sink_p, total)
         tl.debug_barrier()
 
         for i_back in range(blocks):
@@ -418,8 +496,8 @@ def scan_bwd_kernel(
                 row = i * UNROLL + j
                 steps = steps + (
                     load_sweep_step(
-                        step_at, B_seg, C_seg, reset_seg, row, tl.minimum(row, size - 1), mask_n,
-                        fixed_B, fixed_C, PLANE, BD, N, EVEN_N, CASE, WARP_SUMS,
+                        step_at, map_at, B_seg, C_seg, reset_seg, row, tl.minimum(row, size - 1), mask_n,
+                        fixed_B, fixed_C, PLANE, MAPS_BYTES, C_PLACE, BD, N, EVEN_N, CASE, WARP_SUMS,
                     ),
                 )  # fmt: skip
             befores = ()
@@ -429,6 +507,8 @@ def scan_bwd_kernel(
             xs = ()
             for j in tl.static_range(UNROLL):
                 dt, x, gy, B, C, keep = steps[j]
+                if CASE.plain and WARP_SUMS and j >= LATER_FROM:
+                    dt = later(dt, afters[j - 2][0], more)
                 factors = factors + (sweep_factors(dt, Ar, Ai, fixed, ACCURATE, CASE),)
                 before, after = recomputed_step(hr, hi, factors[j], x, B, keep, CASE)
                 hr, hi = after
@@ -559,7 +639,7 @@ def scan_bwd_kernel(
                 ddt += u * sum_gB
             if CASE.softplus and not CASE.dt_lti:
                 if WARP_SUMS:
-                    ddt = ddt * take_plane(slope_at + (SEG * BD * 4) + i * (ROWS * BD * 4))
+                    ddt = ddt * take_plane(slope_at + (LONG * BD * 4) + i * (ROWS * BD * 4))
                 else:
                     raw = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live) + bias
                     ddt = ddt * sigmoid(raw)

@@ -17,7 +17,7 @@ _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 _SPLIT_BELOW = 0.53
 _SPLIT_BACKWARD_BELOW = 1.5
 _MIN_CHUNK_STEPS = 256
-MAX_ROOM = 40 << 10  # of the 48 KB of shared memory that a kernel may have without asking the driver for more
+MAX_ROOM = 44 << 10  # of the 48 KB of shared memory that a kernel may have without asking the driver for more
 # Warps on a scheduler of a sequence in chunks. In backward more of them than fit at once still pay, as the last of them
 # then leave less of the machine idle (benchmarks/results/selective_scan_chunks_h200.txt).
 _PER_SCHEDULER = 8
@@ -209,7 +209,7 @@ def make_plan(
     """The default plan of a call, with `chunks` (both directions), `bwd_chunks` or any other field overridden."""
     padded, parts = padded_states(states), case.parts
     segment = changes.get("segment", Plan.segment)
-    fields: dict[str, Any] = {"rows": min(Plan.rows, segment)}
+    fields: dict[str, Any] = {}
     if padded * parts <= 32:
         wide = channels >= 128
         fields |= {"fwd_block": 128 if wide else 32, "fwd_warps": 4 if wide else 1}
@@ -228,9 +228,11 @@ def make_plan(
         unroll //= 2
     fields |= {"bwd_block": block, "bwd_vec": min(4, padded), "bwd_unroll": changes.get("bwd_unroll", unroll)}
     paired = fields["bwd_unroll"] % 2 == 0 or not case.plain
-    # Those have what they keep of a segment in shared memory.
-    room = segment * 384 + segment // fields["bwd_unroll"] * parts * 1024
+    # Those have what they keep of a segment in shared memory, whole tiles of it.
+    maps = parts * 64 * (2 - case.B_lti - case.C_lti)
+    room = max(segment, Plan.rows) * (384 + maps) + segment // fields["bwd_unroll"] * parts * 1024
     fields["warp_sums"] = device.type == "cuda" and states == block == 16 and paired and room <= MAX_ROOM
+    fields["rows"] = Plan.rows if changes.get("warp_sums", fields["warp_sums"]) else min(Plan.rows, segment)
 
     warps = batch * -(-channels // min(fields["fwd_block"], 32))
     bwd_warps = batch * -(-channels // block)

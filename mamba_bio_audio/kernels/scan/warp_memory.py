@@ -42,34 +42,48 @@ def _take_asm():
     return "\n".join([*lines, "}"])
 
 
+def _take_row_asm():
+    lines = ["ld.shared.v4.f32 {$0, $1, $2, $3}, [$8];", *(f"mov.f32 ${i + 4}, ${i};" for i in range(4))]
+    return "\n".join(lines)
+
+
+def _later_asm():
+    """PTX of `later`: nothing of h is added to the numbers of both channels."""
+    lines = [
+        "{",
+        ".reg .b32 z;",
+        ".reg .f32 f, a, b;",
+        "and.b32 z, $16, $24;",
+        "mov.b32 f, z;",
+        "add.f32 a, $8, f;",
+        "add.f32 b, $12, f;",
+    ]
+    lines += [f"mov.f32 ${i}, {'a' if i < 4 else 'b'};" for i in range(8)]
+    return "\n".join([*lines, "}"])
+
+
 def _keep_asm():
     low, high = (", ".join(_names(4, first)) for first in (8, 12))
     lines = [f"st.shared.v4.f32 [$16], {{{low}}};", f"st.shared.v4.f32 [$16+512], {{{high}}};"]
     return "\n".join([*lines, *(f"mov.b32 {name}, 0;" for name in _names(8))])
 
 
-# A lane that does not hold 4 channels side by side, as planes of one number each want it, writes and reads NaN.
-_SIDE_BY_SIDE = [".reg .pred bad;", ".reg .b32 end;", ".reg .f32 first;"]
-
-
-def _check_side_by_side(at):
-    return [f"add.s32 end, {at[0]}, 12;", f"setp.ne.s32 bad, {at[3]}, end;"]
-
-
 def _put_plane_asm():
+    """In rows of 4 elements, which the lane must hold side by side; where it does not, it writes NaN."""
     x, at = _names(8, 8), _names(8, 16)
-    lines = ["{", *_SIDE_BY_SIDE, *_check_side_by_side(at), f"selp.f32 first, 0f7FC00000, {x[0]}, bad;"]
+    lines = ["{", ".reg .pred bad;", ".reg .b32 end;", ".reg .f32 first;"]
+    lines += [
+        f"add.s32 end, {at[0]}, 12;",
+        f"setp.ne.s32 bad, {at[3]}, end;",
+        f"selp.f32 first, 0f7FC00000, {x[0]}, bad;",
+    ]
     lines.append(f"st.shared.v4.f32 [{at[0]}], {{first, {', '.join(x[1:4])}}};")
     lines.append(f"st.shared.v4.f32 [{at[4]}], {{{', '.join(x[4:])}}};")
     return "\n".join([*lines, *(f"mov.b32 {name}, 0;" for name in _names(8)), "}"])
 
 
 def _take_plane_asm():
-    x, at = _names(8), _names(8, 8)
-    lines = ["{", *_SIDE_BY_SIDE, *_check_side_by_side(at)]
-    lines.append(f"ld.shared.v4.f32 {{first, {', '.join(x[1:4])}}}, [{at[0]}];")
-    lines.append(f"ld.shared.v4.f32 {{{', '.join(x[4:])}}}, [{at[4]}];")
-    return "\n".join([*lines, f"selp.f32 {x[0]}, 0f7FC00000, first, bad;", "}"])
+    return "\n".join(f"ld.shared.f32 ${i}, [${8 + i}];" for i in range(8))
 
 
 def _place_asm():
@@ -86,8 +100,8 @@ def _constraints(tiles, out, *kinds):
     return ",".join([out] * (8 * tiles) + [kind for kind in kinds for _ in range(8)])
 
 
-ROOM_8, ROOM_12, ROOM_16, ROOM_20, ROOM_24, ROOM_32, ROOM_40 = (
-    tl.constexpr(_room_asm(kb << 10)) for kb in (8, 12, 16, 20, 24, 32, 40)
+ROOM_8, ROOM_12, ROOM_16, ROOM_20, ROOM_24, ROOM_26, ROOM_32, ROOM_38, ROOM_44 = (
+    tl.constexpr(_room_asm(kb << 10)) for kb in (8, 12, 16, 20, 24, 26, 32, 38, 44)
 )
 ROOM_CONSTRAINTS = tl.constexpr(_constraints(1, "=r", "r"))
 PUT = tl.constexpr(_put_asm())
@@ -96,6 +110,9 @@ TAKE_ALL = tl.constexpr(_take_all_asm())
 TAKE_ALL_CONSTRAINTS = tl.constexpr(_constraints(4, "=f", "r"))
 TAKE = tl.constexpr(_take_asm())
 TAKE_CONSTRAINTS = tl.constexpr(_constraints(3, "=f", "r"))
+TAKE_ROW = tl.constexpr(_take_row_asm())
+LATER = tl.constexpr(_later_asm())
+LATER_CONSTRAINTS = tl.constexpr(_constraints(1, "=f", "f", "r", "r"))
 KEEP = tl.constexpr(_keep_asm())
 KEEP_CONSTRAINTS = tl.constexpr(_constraints(1, "=r", "f", "r"))
 PUT_PLANE = tl.constexpr(_put_plane_asm())
@@ -109,7 +126,7 @@ KEPT_CONSTRAINTS = tl.constexpr(_constraints(1, "=f", "r"))
 @triton.jit
 def shared_room(tile, SIZE: tl.constexpr):
     """The address of SIZE bytes, int32; `tile` is any tile [16, 16] of integers."""
-    tl.static_assert(SIZE <= 40960)
+    tl.static_assert(SIZE <= 45056)
     if SIZE <= 8192:
         room = tl.inline_asm_elementwise(ROOM_8, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
     elif SIZE <= 12288:
@@ -120,10 +137,14 @@ def shared_room(tile, SIZE: tl.constexpr):
         room = tl.inline_asm_elementwise(ROOM_20, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
     elif SIZE <= 24576:
         room = tl.inline_asm_elementwise(ROOM_24, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
+    elif SIZE <= 26624:
+        room = tl.inline_asm_elementwise(ROOM_26, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
     elif SIZE <= 32768:
         room = tl.inline_asm_elementwise(ROOM_32, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
+    elif SIZE <= 38912:
+        room = tl.inline_asm_elementwise(ROOM_38, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
     else:
-        room = tl.inline_asm_elementwise(ROOM_40, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
+        room = tl.inline_asm_elementwise(ROOM_44, ROOM_CONSTRAINTS, [tile], dtype=tl.int32, is_pure=False, pack=8)
     return tl.max(tl.max(room, axis=1), axis=0)
 
 
@@ -153,7 +174,25 @@ def put_plane(x, at):
 
 @triton.jit
 def take_plane(at):
+    """One number of each element."""
     return tl.inline_asm_elementwise(TAKE_PLANE, TAKE_PLANE_CONSTRAINTS, [at], dtype=tl.float32, is_pure=False, pack=8)
+
+
+@triton.jit
+def take_row(at):
+    """[16 channels, 16 states] of 16 states; at: [16, 16], a lane's first is of its first state."""
+    return tl.inline_asm_elementwise(TAKE_ROW, KEPT_CONSTRAINTS, [at], dtype=tl.float32, is_pure=False, pack=8)
+
+
+@triton.jit
+def later(dt, h, zeros):
+    """dt, but not before h is there; zeros: a tile whose first register the compiler does not know to be 0.
+
+    It would put the exponentials of all steps of a block first, and a warp waits 8 clocks for each that follows another.
+    """
+    return tl.inline_asm_elementwise(
+        LATER, LATER_CONSTRAINTS, [dt, h.to(tl.int32, bitcast=True), zeros], dtype=tl.float32, is_pure=True, pack=8
+    )
 
 
 @triton.jit

@@ -140,7 +140,7 @@ class TestInterpreted:
     def test_several_blocks_of_channels(self, batch, channels, chunks):
         """Blocks of 64 or 128 channels in forward, of 128 in chunk states and carries, and three segments."""
         inputs = make_inputs(batch, 18, channels, 2)
-        plan = plan_for(inputs, chunks=chunks, segment=8, rows=8)
+        plan = plan_for(inputs, chunks=chunks, segment=8)
         assert (plan.fwd_block, plan.state_block) == (64 if chunks == 1 else 128, 128)
         check(inputs, plan=plan)
 
@@ -197,7 +197,7 @@ class TestInterpreted:
         inputs = make_inputs(1, 64, 34, states, leave_out=("h0",) if reset else ("h0", "reset"))
         inputs["dt_bias"] += dt_bias
         inputs["A"] = -torch.arange(1.0, states + 1).expand(34, states).contiguous()
-        plan = plan_for(inputs, chunks=2, segment=8, rows=8, ends=True, bwd_ends=True)
+        plan = plan_for(inputs, chunks=2, segment=8, ends=True, bwd_ends=True)
         rows, load_row = [], chunks.load_row
 
         def counted(p, mask, even):

@@ -36,6 +36,8 @@ afterwards, so two runs agree bit for bit.
 # mypy: ignore-errors
 # ruff: noqa: RUF005, SIM102
 
+import os  # trial
+
 import triton
 import triton.language as tl
 
@@ -82,6 +84,7 @@ from mamba_bio_audio.kernels.scan.warp_memory import (
     keep_places,
     keep_tile,
     kept_tile,
+    later,
     place_tile,
     put_plane,
     put_steps,
@@ -90,12 +93,8 @@ from mamba_bio_audio.kernels.scan.warp_memory import (
     take_plane,
     take_row,
     take_step,
-    later,
     take_steps,
 )
-
-
-import os  # trial
 
 LATER_FROM = tl.constexpr(int(os.environ.get("LATER", "2")))
 

@@ -30,6 +30,7 @@ LIMITS = {
     "complex carry_kernel": 98,
     "split_bc_kernel": 34,
     "planes_kernel": 40,
+    "parts_sum_kernel": 48,
 }
 
 

@@ -20,6 +20,7 @@ from mamba_bio_audio.kernels.scan.backward import scan_bwd_kernel
 from mamba_bio_audio.kernels.scan.chunks import carry_kernel, chunk_end_kernel, chunk_state_kernel
 from mamba_bio_audio.kernels.scan.forward import scan_fwd_kernel
 from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs, make_plan, padded_states, unsupported_reason
+from mamba_bio_audio.kernels.scan.parts_sum import parts_sum
 from mamba_bio_audio.kernels.scan.split_bc import plain_planes
 
 MAX_ROW_STRIDE = 1 << 25
@@ -224,7 +225,8 @@ class _PartialMap:
 
     def add(self, size: int) -> None:
         """After a launch of `size` blocks."""
-        found = self.of(size).sum(1, dtype=torch.float32)
+        found = torch.empty(self.batch, *self.shape, dtype=torch.float32, device=self.parts.device)
+        parts_sum(self.of(size), found)
         self.total = self.total + found if hasattr(self, "total") else found
 
 
@@ -339,7 +341,7 @@ def scan_backward(
                 num_warps=1, maxnreg=plan.bwd_registers,
             )  # fmt: skip
             if at_once:
-                torch.sum(sums[0].of(size)[:, :, :length], 1, out=dBC)
+                parts_sum(sums[0].of(size), dBC)
             else:
                 for m in sums:
                     m.add(size)

@@ -106,5 +106,9 @@ def test_launches_are_what_the_plan_says(launch_scan):
             assert layout.items() <= sweep.constants.items()
             assert sweep.arguments["T"] == plan.bwd_chunk_steps
             assert sweep.options == {"num_warps": 1, "maxnreg": plan.bwd_registers}
-        assert len(backward) == len(sweeps) + 2 * (plan.bwd_chunks > 1)
+        # The sums of every sweep: B's and C's side by side in the plain case, none where they are time-invariant.
+        maps = {"real selective": 1, "real LTI": 0, "complex LTI": 0}.get(kind, 2)
+        sums = [launch for launch in backward if launch.name == "parts_sum_kernel"]
+        assert len(sums) == maps * len(sweeps)
+        assert len(backward) == len(sweeps) + len(sums) + 2 * (plan.bwd_chunks > 1)
         assert any(launch.name == "chunk_end_kernel" for launch in backward) == plan.bwd_ends

@@ -24,6 +24,7 @@ from mamba_bio_audio.kernels.scan.launch import (  # noqa: E402
     scan_triton,
 )
 from mamba_bio_audio.kernels.scan.parts import softplus  # noqa: E402
+from mamba_bio_audio.kernels.scan.parts_sum import parts_sum  # noqa: E402
 from mamba_bio_audio.kernels.scan.reference import scan_reference  # noqa: E402
 from mamba_bio_audio.kernels.scan.split_bc import plain_planes  # noqa: E402
 
@@ -221,6 +222,17 @@ class TestInterpreted:
         loads = sum(rows) / (3 if reverse else 2) / 2  # of x, dt and z in two blocks of channels
         if not reset:
             assert loads >= 32 if dt_bias < 0 else loads <= 24
+
+    def test_rows_of_blocks_are_added_in_order(self):
+        """Into fewer rows of a wider tensor."""
+        parts, wide = torch.randn(2, 5, 48, 32), torch.full((2, 41, 40), 7.0)
+        parts_sum(parts, wide[..., 4:36])
+        expected = torch.zeros(2, 41, 32)
+        for k in range(5):
+            expected += parts[:, k, :41]
+        assert torch.equal(wide[..., 4:36], expected)
+        assert (wide[..., :4] == 7).all()
+        assert (wide[..., 36:] == 7).all()
 
     def test_many_states_go_by_groups_of_channels(self):
         """Five launches of a block of channels, or two of which the last has fewer blocks."""

@@ -11,32 +11,34 @@ from mamba_bio_audio.kernels.launch import cdiv, launch
 _BLOCK = 1024  # elements of a program
 
 
-@triton.jit(do_not_specialize=["size", "count", "programs"])
+@triton.jit(do_not_specialize=["size", "rows", "part_rows", "programs"])
 def parts_sum_kernel(
-    parts_p, out_p, size, count, programs, part, out_batch, out_row,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Of parts (B, size, part) the first `count` elements, as rows of WIDTH, to out (B, count / WIDTH, WIDTH)."""
+    parts_p, out_p, size, rows, part_rows, programs, out_batch, out_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Of parts (B, size, part_rows, WIDTH) the first rows, added up, to out (B, rows, WIDTH)."""
     pid = tl.program_id(0)
     batch = (pid // programs).to(tl.int64)
     i = pid % programs * BLOCK + tl.arange(0, BLOCK)
+    mask = i < rows * WIDTH
+    part = part_rows.to(tl.int64) * WIDTH
     parts_p += batch * size * part
     total = tl.zeros([BLOCK], tl.float32)
-    for _ in range(size):
-        total += tl.load(parts_p + i, mask=i < count, other=0.0).to(tl.float32)
-        parts_p += part
+    for k in range(size):
+        total += tl.load(parts_p + k * part + i, mask=mask, other=0.0).to(tl.float32)
     to = out_p + batch * out_batch + (i // WIDTH).to(tl.int64) * out_row + i % WIDTH
-    tl.store(to, total.to(out_p.dtype.element_ty), mask=i < count)
+    tl.store(to, total.to(out_p.dtype.element_ty), mask=mask)
 
 
 def parts_sum(parts: Tensor, out: Tensor) -> None:
-    """parts (B, size, rows, width) contiguous, added over the second dimension to out (B, rows or fewer, width), any strides
-    but of the last dimension."""
+    """Adds parts (B, size, rows, width), contiguous, over the second dimension.
+
+    Args:
+        out: (B, rows or fewer, width), any strides but of the last dimension.
+    """
     batch, size, rows, width = parts.shape
-    count = out.shape[1] * width
-    programs = cdiv(count, _BLOCK)
+    programs = cdiv(out.shape[1] * width, _BLOCK)
     launch(
         parts_sum_kernel, batch * programs,
-        parts, out, size, count, programs, rows * width, out.stride(0), out.stride(1),
+        parts, out, size, out.shape[1], rows, programs, out.stride(0), out.stride(1),
         WIDTH=width, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip

@@ -36,8 +36,6 @@ afterwards, so two runs agree bit for bit.
 # mypy: ignore-errors
 # ruff: noqa: RUF005, SIM102
 
-import os  # trial
-
 import triton
 import triton.language as tl
 
@@ -95,8 +93,6 @@ from mamba_bio_audio.kernels.scan.warp_memory import (
     take_step,
     take_steps,
 )
-
-LATER_FROM = tl.constexpr(int(os.environ.get("LATER", "2")))
 
 
 @triton.jit
@@ -506,7 +502,7 @@ def scan_bwd_kernel(
             xs = ()
             for j in tl.static_range(UNROLL):
                 dt, x, gy, B, C, keep = steps[j]
-                if CASE.plain and WARP_SUMS and j >= LATER_FROM:
+                if CASE.plain and WARP_SUMS and j >= 2:
                     dt = later(dt, afters[j - 2][0], more)
                 factors = factors + (sweep_factors(dt, Ar, Ai, fixed, ACCURATE, CASE),)
                 before, after = recomputed_step(hr, hi, factors[j], x, B, keep, CASE)

@@ -74,10 +74,10 @@ def row_of(i, count, REVERSE: tl.constexpr):
     return row.to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["L", "T", "K", "zero"])
+@triton.jit(do_not_specialize=["L", "T", "K", "zero", "skipped"])
 def chunk_state_kernel(
     x_p, dt_p, A_p, V_p, z_p, bias_p, reset_p, end_p, sum_dt_p,
-    L, T, K, x_batch, dt_batch, z_batch, zero,
+    L, T, K, x_batch, dt_batch, z_batch, zero, skipped,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr,
     X_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, CASE: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
@@ -85,7 +85,7 @@ def chunk_state_kernel(
 
     Forward (x = u, V = B): h = a_t h + b_t over t upwards, chunks 0 .. K - 2.
     REVERSE (x = dL/dout, V = C): r = conj(a_t) (r + conj(C_t) gy_t), gy = x silu(z), twice that where complex, over t
-    downwards, chunks 1 .. K - 1.
+    downwards, chunks 1 .. K - 1. Chunk 0 lies behind `skipped` others, which nobody asks for.
     CASE has V for B. Writes end (B, K, PARTS, N, D) and sum_dt (B, K, D), which is infinite where a reset cuts the chunk.
     """
     PLANE: tl.constexpr = N * D
@@ -106,7 +106,8 @@ def chunk_state_kernel(
     tile = n[:, None] * D + d[None, :] + zero  # [NP, BD]
     mask = mask_n[:, None] & mask_d[None, :]
 
-    begin = chunk.to(tl.int64) * T
+    # The last one may be over before its pieces are.
+    begin = tl.minimum((chunk + skipped).to(tl.int64) * T, L)
     count = (tl.minimum(begin + T, L) - begin).to(tl.int32)
     Ar, Ai = load_tiles(A_p, tile, mask, PLANE, CASE.complex)
     if CASE.plain:

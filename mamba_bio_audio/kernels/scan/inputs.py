@@ -28,6 +28,11 @@ _PER_SCHEDULER_BACKWARD = 16
 _ENDS_FROM = 4096
 
 
+# Warps a scheduler of one wave, and up to how many chunks of a sequence one wave pays: the pass over chunks leaves out one
+# of so many, but forward with one warp a scheduler is a fourth slower than with many.
+_FEW = {1: 3, 2: 8}
+
+
 class ScanInputs(NamedTuple):
     """The arguments of `mamba_bio_audio.ops.selective_scan`, in its shapes and with its meanings."""
 
@@ -139,7 +144,12 @@ def unsupported_reason(s: ScanInputs) -> str | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call lies on the machine. `chunks` > 1 splits the sequence, `chunk_steps` long each; `ends`: see `chunks`."""
+    """How one call lies on the machine. `chunks` > 1 splits the sequence, `chunk_steps` long each; `ends`: see `chunks`.
+
+    States are kept every `segment` steps; backward makes those of every `bwd_segment` steps from them if that is less.
+    The pass over chunks goes in `pieces` of them, and leaves out those of which nothing that is needed depends: with few
+    chunks, that is much of its work.
+    """
 
     chunks: int
     chunk_steps: int
@@ -158,11 +168,14 @@ class Plan:
     bwd_unroll: int = 4
     group: int = 8
     segment: int = 16
+    bwd_segment: int = 16
     rows: int = 16
     fwd_registers: int | None = None
     bwd_registers: int | None = None
     ends: bool = False
     bwd_ends: bool = False
+    pieces: int = 1
+    bwd_pieces: int = 1
 
 
 @cache
@@ -228,32 +241,55 @@ def make_plan(
         unroll //= 2
     fields |= {"bwd_block": block, "bwd_vec": min(4, padded), "bwd_unroll": changes.get("bwd_unroll", unroll)}
     paired = fields["bwd_unroll"] % 2 == 0 or not case.plain
-    # Those have what they keep of a segment in shared memory, whole tiles of it.
-    maps = parts * 64 * (2 - case.B_lti - case.C_lti)
-    room = max(segment, Plan.rows) * (384 + maps) + segment // fields["bwd_unroll"] * parts * 1024
-    fields["warp_sums"] = device.type == "cuda" and states == block == 16 and paired and room <= MAX_ROOM
-    fields["rows"] = Plan.rows if changes.get("warp_sums", fields["warp_sums"]) else min(Plan.rows, segment)
+    warp_sums = device.type == "cuda" and states == block == 16 and paired
+
+    def room(steps: int) -> int:
+        """Bytes of shared memory for what they keep of a segment, whole tiles of it."""
+        maps = parts * 64 * (2 - case.B_lti - case.C_lti)
+        return max(steps, Plan.rows) * (384 + maps) + steps // fields["bwd_unroll"] * parts * 1024
+
+    inner = changes.get("bwd_segment", segment)
+    while warp_sums and room(inner) > MAX_ROOM and inner > Plan.segment:
+        inner //= 2
+    fields |= {"bwd_segment": inner, "warp_sums": warp_sums and room(inner) <= MAX_ROOM}
+    fields["rows"] = Plan.rows if changes.get("warp_sums", fields["warp_sums"]) else min(Plan.rows, inner)
 
     warps = batch * -(-channels // min(fields["fwd_block"], 32))
     bwd_warps = batch * -(-channels // block)
 
-    def split(wanted: int | None, warps: int, most: int, below: float) -> tuple[int, int, bool]:
+    def split(wanted: int | None, warps: int, most: int, below: float, wave: int) -> tuple[int, int, bool, int]:
         # Step sizes are not negative, so a decay that is nothing stays so.
         if case.plain and case.softplus and not case.precise and padded == 16:
             count, steps = _split(wanted, length, warps, schedulers(device), segment, most // 2, below)
             if count * warps > (most // 2 - 1) * schedulers(device) and count > 1 and steps >= _ENDS_FROM:
-                return count, steps, True
-        return *_split(wanted, length, warps, schedulers(device), segment, most, below), False
+                return count, steps, True, 1
+        count, steps = _split(wanted, length, warps, schedulers(device), segment, most, below)
+        few = wave * schedulers(device) // max(warps, 1)
+        if (
+            wanted is None
+            and case.plain
+            and 1 < few < count
+            and few <= _FEW[wave]
+            and few * warps >= 0.9 * wave * schedulers(device)
+        ):
+            pieces = count // few
+            steps = -(-length // (few * pieces * segment)) * pieces * segment
+            return -(-length // steps), steps, False, pieces
+        return count, steps, False, 1
 
-    fields["chunks"], fields["chunk_steps"], fields["ends"] = split(chunks, warps, _PER_SCHEDULER, _SPLIT_BELOW)
-    fields["bwd_chunks"], fields["bwd_chunk_steps"], fields["bwd_ends"] = split(
+    fields["chunks"], fields["chunk_steps"], fields["ends"], fields["pieces"] = split(
+        chunks, warps, _PER_SCHEDULER, _SPLIT_BELOW, 1
+    )
+    fields["bwd_chunks"], fields["bwd_chunk_steps"], fields["bwd_ends"], fields["bwd_pieces"] = split(
         bwd_chunks if bwd_chunks is not None else chunks,
         bwd_warps,
         _PER_SCHEDULER_BACKWARD if case.plain else _PER_SCHEDULER,
         _SPLIT_BACKWARD_BELOW if case.plain and fields["warp_sums"] else _SPLIT_BELOW,
+        2,
     )
-    if case.plain and fields["fwd_block"] == 128 and (fields["chunks"] == 1 or fields["ends"]):
+    single = fields["chunks"] == 1 or fields["pieces"] > 1  # at most a warp on a scheduler
+    if case.plain and fields["fwd_block"] == 128 and (single or fields["ends"]):
         fields |= {"fwd_block": 64, "fwd_warps": 2}  # 4 to 5 % faster; in many short chunks nothing changes
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
-    fields["far"] = 32 if fields["chunks"] == 1 else 0
+    fields["far"] = 32 if single else 0
     return Plan(**(fields | changes))

@@ -140,6 +140,9 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
     """What enters every chunk (B, K, PARTS, N, D): the state, or with `reverse` the adjoint from the later chunks."""
     batch, length, channels, states = call.sizes
     plan, case = call.plan, call.case
+    # In pieces: those of the first chunk (of the last one, forward) do not matter to any.
+    pieces = plan.bwd_pieces if reverse else plan.pieces
+    chunks, steps, skipped = (chunks - 1) * pieces + 1, steps // pieces, (pieces - 1) * reverse
     end = torch.empty(batch, chunks, case.parts, states, channels, dtype=torch.float32, device=x.device)
     start = torch.empty_like(end)
     sum_dt = torch.empty(batch, chunks, channels, dtype=torch.float32, device=x.device)
@@ -147,13 +150,14 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
     dt, dt_row, dt_batch, z, z_row, z_batch = call.rows(gate=reverse)
     kernel, block, warps, unroll = chunk_state_kernel, plan.state_block, plan.state_warps, plan.state_unroll
     zeros: tuple[Tensor, ...] = ()
+    also: tuple[int, ...] = (skipped,)
     if plan.bwd_ends if reverse else plan.ends:  # one warp, which ends where its channels do
-        kernel, block, warps, unroll, zeros = chunk_end_kernel, 32, 1, 8, (_zeros(x.device),)
+        kernel, block, warps, unroll, zeros, also = chunk_end_kernel, 32, 1, 8, (_zeros(x.device),), ()
     launch(
         kernel, batch * (chunks - 1) * cdiv(channels, block),
         x, dt, call.A, call.C if reverse else call.B, z,
         call.bias if call.bias is not None else call.A, call.reset if call.reset is not None else call.A,
-        end, sum_dt, *zeros, length, steps, chunks, x_batch, dt_batch, z_batch, 0,
+        end, sum_dt, *zeros, length, steps, chunks, x_batch, dt_batch, z_batch, 0, *also,
         D=channels, N=states, NP=padded_states(states), BD=block, UNROLL=unroll,
         X_ROW=x_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=_chunk_case(case, reverse), REVERSE=reverse, num_warps=warps,
     )  # fmt: skip
@@ -164,7 +168,7 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
         D=channels, N=states, BLOCK=block, UNROLL=16, COMPLEX=case.complex, HAS_FIRST=first is not None,
         REVERSE=reverse, num_warps=4,
     )  # fmt: skip
-    return start
+    return start if pieces == 1 else start[:, ::pieces].contiguous()
 
 
 def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -200,6 +204,31 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
             num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
         )  # fmt: skip
     return out, last, saved if write_states else None
+
+
+def finer_states(call: ScanCall, kept: Tensor, out: Tensor) -> Tensor:
+    """States of every `bwd_segment` steps from those that were kept: the scan again, each piece from the state before it.
+
+    Its output goes to `out`.
+    """
+    batch, length, channels, states = call.sizes
+    plan, device = call.plan, call.u.device
+    segments = cdiv(length, plan.segment)
+    found = torch.empty(batch, cdiv(length, plan.bwd_segment), *kept.shape[2:], dtype=torch.float32, device=device)
+    last = torch.empty(batch, *kept.shape[2:], dtype=torch.float32, device=device)
+    u, u_row, u_batch = rows_of(call.u)
+    dt, dt_row, dt_batch, z, z_row, z_batch = call.rows()
+    launch(
+        scan_fwd_kernel, batch * segments * cdiv(channels, plan.fwd_block),
+        u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
+        call.bias if call.bias is not None else call.A, kept,
+        call.reset if call.reset is not None else call.A, out, last, found, _sink(device), _zeros(device),
+        length, plan.segment, segments, u_batch, dt_batch, z_batch, 0,
+        D=channels, N=states, NP=padded_states(states), BD=plan.fwd_block, UNROLL=plan.fwd_unroll,
+        SEG=plan.bwd_segment, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=call.case,
+        HAS_H0=True, WRITE_STATES=True, GROUP=plan.group, FAR=0, num_warps=plan.fwd_warps, maxnreg=plan.fwd_registers,
+    )  # fmt: skip
+    return found
 
 
 def blocks_at_once(channels: int, blocks: int, states: int) -> int:
@@ -269,7 +298,7 @@ def scan_backward(
     """
     batch, length, channels, states = call.sizes
     plan, case, device = call.plan, call.case, call.u.device
-    chunks, segment, parts, padded = plan.bwd_chunks, plan.segment, case.parts, padded_states(states)
+    chunks, segment, parts, padded = plan.bwd_chunks, plan.bwd_segment, case.parts, padded_states(states)
     blocks = cdiv(channels, plan.bwd_block)
     group = blocks_at_once(channels, blocks, parts * states)
 
@@ -313,6 +342,8 @@ def scan_backward(
             batch * chunks * group, (segment // plan.bwd_unroll * parts * padded + 4 * segment) * plan.bwd_block
         )
     with on(device):
+        if plan.bwd_segment != plan.segment:
+            states_saved = finer_states(call, states_saved, du)  # which is written later
         r_in = g_last
         if chunks > 1:
             r_in = chunk_starts(call, g_out, g_last, chunks, plan.bwd_chunk_steps, reverse=True)

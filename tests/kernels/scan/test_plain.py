@@ -223,6 +223,22 @@ class TestInterpreted:
         if not reset:
             assert loads >= 32 if dt_bias < 0 else loads <= 24
 
+    @pytest.mark.parametrize("chunks", [1, 2])
+    def test_states_made_finer(self, chunks):
+        """Backward from states of every 16 steps that it makes again from those of every 32."""
+        inputs = make_inputs(2, 75, 18, 16)
+        plan = plan_for(inputs, chunks=chunks, segment=32, bwd_segment=16)
+        assert (plan.segment, plan.bwd_segment) == (32, 16)
+        check(inputs, plan=plan)
+
+    @pytest.mark.parametrize("length", [43, 33])
+    def test_chunks_in_pieces(self, length):
+        """The pass over chunks in finer ones than the scan's; the last chunk has pieces without a step."""
+        inputs = make_inputs(2, length, 18, 16)
+        plan = plan_for(inputs, chunks=3, segment=8, pieces=2, bwd_pieces=2)
+        assert plan.chunk_steps == 16
+        check(inputs, plan=plan)
+
     def test_rows_of_blocks_are_added_in_order(self):
         """Into fewer rows of a wider tensor."""
         parts, wide = torch.randn(2, 5, 48, 32), torch.full((2, 41, 40), 7.0)

@@ -68,7 +68,16 @@ COMPLEX_BACKWARD = {
 LIMITS = {
     "forward": FORWARD,
     "forward, gate alone": FORWARD,
-    "backward": {"elements": 32, "issue": 15.4, "recompute": 4.8, "SHFL": 0, "BAR": 0, "MUFU": 40, "registers": 220},
+    "backward": {
+        "elements": 32,
+        "issue": 15.4,
+        "recompute": 4.8,
+        "SHFL": 0,
+        "BAR": 0,
+        "MUFU": 40,
+        "registers": 220,
+        "stack": 48,
+    },
     "complex forward": COMPLEX_FORWARD,
     "complex forward, gate alone": COMPLEX_FORWARD,
     "complex backward": COMPLEX_BACKWARD,

@@ -43,13 +43,15 @@ JOBS += [("conv", shape, form) for shape, forms in CONV.items() for form in form
 
 
 def timed(job: tuple, seconds: float) -> float:
-    what, shape, form = job
+    what, (batch, length, channels), form = job
     if what == "norm":
         if form is not None:
             rows, warps, programs = form
             norm._tile = lambda channels: (max(norm.power_of_2(channels), 16), rows, warps)
             norm._BACKWARD_PROGRAMS = programs
-        leaves = {k: v.requires_grad_() for k, v in norm_inputs(*shape, torch.bfloat16, "cuda").items()}
+        leaves = {
+            k: v.requires_grad_() for k, v in norm_inputs(batch, length, channels, torch.bfloat16, "cuda").items()
+        }
         outs = ops.rms_norm(**leaves)
         g = [torch.randn_like(t) for t in outs]
 
@@ -62,7 +64,7 @@ def timed(job: tuple, seconds: float) -> float:
             conv.forward_rows = lambda length: rows
             conv._UNROLL = unroll
             conv._block = lambda channels: block
-        x = conv_inputs(*shape, torch.bfloat16, "cuda")
+        x = conv_inputs(batch, length, channels, torch.bfloat16, "cuda")
 
         def call() -> object:
             return ops.causal_conv1d(**x)

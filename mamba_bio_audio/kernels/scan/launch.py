@@ -371,7 +371,7 @@ def scan_backward(
                 CASE=case, HAS_R=r_in is not None, WRITE_DH0=need_h0, WRITE_OUT=out is not None,
                 num_warps=1, maxnreg=plan.bwd_registers,
             )  # fmt: skip
-            if at_once:
+            if at_once and dBC is not None:
                 parts_sum(sums[0].of(size), dBC)
             else:
                 for m in sums:

@@ -1,4 +1,4 @@
-"""Where the GPU's time of training steps goes, kernel by kernel: the rows of issue 22's table, one profiled step each.
+"""Where the GPU's time of training steps goes, kernel by kernel: one profiled step of every model of the tables.
 
     python benchmarks/device/step_profile.py [--only REGEX] [--kernels 24] > FILE
 

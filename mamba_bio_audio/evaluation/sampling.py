@@ -1,11 +1,11 @@
-"""Fits how symbols are drawn: a temperature by likelihood, and temperature and top-p together by what comes out.
+"""Fits how symbols are drawn: a temperature by likelihood, and temperature, top-p or min-p together by what comes out.
 
     T* = argmin over T of  -sum over validation symbols of log softmax(logits / T)[symbol]       (Guo et al. 2017)
 
 T* says whether the model is as sure of itself as it is right. Training minimises the same sum, so T* is near 1 for large
 models; small or briefly trained ones cannot make their logits as sharp as they are right (`audio/tiny`: 0.7). It says nothing
 about what happens once the model reads its own symbols, where errors add up. Therefore pieces are generated at every cell of
-a grid of temperatures around T* and of top-p, all in one batch, and compared with recorded ones by what the domain measures
+a grid of temperatures around T* and of what is cut off, all in one batch, and compared with recorded ones by what the domain measures
 (`Domain.matcher`). The nearest cell is taken.
 """
 
@@ -29,10 +29,10 @@ from mamba_bio_audio.inference.uniforms import uniforms
 
 # Temperatures at which validation data are scored; the best is refined between its neighbours.
 TEMPERATURES = tuple(round(0.5 + 0.05 * step, 2) for step in range(21))
-# The grid: temperatures in units of the one by likelihood, and top-p.
+# The grid: temperatures in units of the one by likelihood, and top-p and min-p.
 SHARES = (1.1, 1.05, 1.0, 0.95, 0.9)
 # A sample in thousand decides on clicks, and a sample in a hundred on whether the sound dies away.
-TOP_P = (1.0, 0.999, 0.997, 0.99, 0.95, 0.9)
+CUTS = ((1.0, 0.0), (0.999, 0.0), (0.997, 0.0), (0.99, 0.0), (1.0, 0.01), (1.0, 0.03))
 _PIECE = 1 << 14
 _BLOCK = 1024
 
@@ -123,16 +123,21 @@ class Cell(NamedTuple):
 
     temperature: float
     top_p: float
+    min_p: float = 0.0
 
     @property
-    def nucleus(self) -> float | None:
-        """`top_p` as an option."""
-        return None if self.top_p == 1 else self.top_p
+    def options(self) -> dict[str, float | None]:
+        """As options of `generate`."""
+        return {
+            "temperature": self.temperature,
+            "top_p": None if self.top_p == 1 else self.top_p,
+            "min_p": self.min_p or None,
+        }
 
 
 def grid(temperature: float) -> list[Cell]:
     """The cells that are tried, those with the widest distributions first."""
-    return [Cell(round(temperature * share, 3), top_p) for share, top_p in itertools.product(SHARES, TOP_P)]
+    return [Cell(round(temperature * share, 3), *cut) for share, cut in itertools.product(SHARES, CUTS)]
 
 
 class _Draw:
@@ -143,11 +148,13 @@ class _Draw:
         column = {"dtype": torch.float64, "device": device}
         self.temperature = torch.tensor([[cell.temperature] for cell in rows], **column)  # type: ignore[arg-type]
         self.top_p = torch.tensor([[cell.top_p] for cell in rows], **column)  # type: ignore[arg-type]
+        self.min_p = torch.tensor([[cell.min_p] for cell in rows], **column)  # type: ignore[arg-type]
 
     def __call__(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """As `generate` draws, with the log-probabilities at temperature 1."""
         logits = logits.index_select(1, self.allowed).double()
-        index = inverse(truncated(tempered(logits, self.temperature), top_p=self.top_p), draws)
+        p = truncated(tempered(logits, self.temperature), top_p=self.top_p, min_p=self.min_p)
+        index = inverse(p, draws)
         return self.allowed[index], logits.log_softmax(1).gather(1, index[:, None])[:, 0]
 
 

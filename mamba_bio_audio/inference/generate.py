@@ -1,6 +1,6 @@
 """Samples symbol by symbol from the model's recurrent state, in constant memory at any length.
 
-    x_t ~ p(. | x_<t),    restricted to the allowed symbols, then temperature, then top-k, then top-p
+    x_t ~ p(. | x_<t),    restricted to the allowed symbols, then temperature, then top-k, then top-p, then min-p
 
 The prompt goes through the model once, in parallel; then every step is a call of length 1. The draw of row r at
 position t is one uniform number from the counter-based generator Philox with key (seed, r) and counter t, turned
@@ -48,6 +48,7 @@ class Draws(TypedDict, total=False):
     temperature: float
     top_k: int | None
     top_p: float | None
+    min_p: float | None
     seed: int
     allowed: Sequence[int] | None
     initial: Sequence[float] | None
@@ -78,6 +79,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
     seed: int = 0,
     allowed: Sequence[int] | None = None,
     initial: Sequence[float] | None = None,
@@ -104,6 +106,9 @@ def generate(
         top_k: keep the k most probable symbols (of equals, the first in `allowed`); None keeps all.
         top_p: nucleus sampling: keep the most probable symbols up to and including the one that brings their sum to
             p, in (0, 1]; applied after top_k.
+        min_p: keep the symbols that are at least this many times as probable as the most probable one, in [0, 1) (Nguyen et
+            al. 2024), applied with top_p: what is cut off depends on how sure the model is. Kernels of whole steps do not
+            know it.
         seed: random seed, 0 to 2^64 - 1.
         allowed: ids that may be sampled; None means `model.codec.sample_ids` with a codec, else all.
         initial: probabilities over `allowed` of the first symbol if there is no prompt, unaffected by temperature,
@@ -129,6 +134,7 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
         seed=seed,
         allowed=allowed,
         initial=initial,
@@ -328,6 +334,7 @@ class _Choice(NamedTuple):
     temperature: float
     top_k: int | None
     top_p: float | None
+    min_p: float | None
     storage: torch.dtype
 
     @classmethod
@@ -338,6 +345,7 @@ class _Choice(NamedTuple):
             draws.get("temperature", 1.0),
             draws.get("top_k"),
             draws.get("top_p"),
+            draws.get("min_p"),
             draws.get("allowed"),
             draws.get("initial"),
         )
@@ -349,6 +357,7 @@ class _Choice(NamedTuple):
         temperature: float,
         top_k: int | None,
         top_p: float | None,
+        min_p: float | None,
         allowed: Sequence[int] | None,
         initial: Sequence[float] | None,
     ) -> _Choice:
@@ -372,6 +381,8 @@ class _Choice(NamedTuple):
             raise InputError(f"top_k is {top_k}; choose 1 or more, or leave it out")
         if top_p is not None and not 0 < top_p <= 1:
             raise InputError(f"top_p is {top_p}; choose a number above 0 and up to 1, or leave it out")
+        if min_p is not None and not 0 <= min_p < 1:
+            raise InputError(f"min_p is {min_p}; choose 0 (none) to below 1, or leave it out")
         if initial is None:
             first = np.full(len(ids), 1 / len(ids))
         else:
@@ -387,6 +398,7 @@ class _Choice(NamedTuple):
             float(temperature),
             None if top_k is None or top_k >= len(ids) else int(top_k),
             None if top_p is None or top_p == 1 else float(top_p),
+            None if not min_p else float(min_p),
             torch.uint8 if max(ids) < 256 else torch.int32,
         )
 
@@ -402,8 +414,8 @@ class _Choice(NamedTuple):
 
     @property
     def rule(self) -> Choose | None:
-        """`next` where top-k or top-p change it; None where the temperature says all."""
-        return None if self.top_k is None and self.top_p is None else self.next
+        """`next` where top-k, top-p or min-p change it; None where the temperature says all."""
+        return None if (self.top_k, self.top_p, self.min_p) == (None, None, None) else self.next
 
     def first(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Draw symbols (R,) from `initial`; returns them and their log-probabilities."""
@@ -418,7 +430,7 @@ class _Choice(NamedTuple):
             index = logits.argmax(1)
         else:
             p = log_p.exp() if self.temperature == 1 else tempered(logits, self.temperature)
-            index = inverse(truncated(p, self.top_k, self.top_p), draws)
+            index = inverse(truncated(p, self.top_k, self.top_p, self.min_p), draws)
         return self.allowed[index], log_p.gather(1, index[:, None])[:, 0]
 
 
@@ -428,18 +440,27 @@ def tempered(logits: Tensor, temperature: float | Tensor) -> Tensor:
     return ((logits - logits.amax(1, keepdim=True)) / temperature).softmax(1)
 
 
-def truncated(p: Tensor, top_k: int | None = None, top_p: float | Tensor | None = None) -> Tensor:
-    """Probabilities (R, A), those beyond top-k and top-p set to zero; not renormalised. Top-p is one for all rows or (R, 1)."""
-    if top_k is None and top_p is None:
-        return p
-    ranked, order = p.sort(dim=1, descending=True, stable=True)
-    if top_k is not None:
-        ranked[:, top_k:] = 0
-    if top_p is not None:
-        before = ranked.cumsum(1) - ranked
-        # At top-p 1 nothing may be dropped, not even by rounding.
-        ranked = ranked.masked_fill((before >= top_p * ranked.sum(1, keepdim=True)) & (top_p < 1), 0)
-    return torch.zeros_like(p).scatter_(1, order, ranked)
+def truncated(
+    p: Tensor,
+    top_k: int | None = None,
+    top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
+) -> Tensor:
+    """Probabilities (R, A), those beyond top-k, top-p and min-p set to zero; not renormalised.
+
+    Top-p and min-p are one for all rows or (R, 1).
+    """
+    kept = p
+    if top_k is not None or top_p is not None:
+        ranked, order = p.sort(dim=1, descending=True, stable=True)
+        if top_k is not None:
+            ranked[:, top_k:] = 0
+        if top_p is not None:
+            before = ranked.cumsum(1) - ranked
+            # At top-p 1 nothing may be dropped, not even by rounding.
+            ranked = ranked.masked_fill((before >= top_p * ranked.sum(1, keepdim=True)) & (top_p < 1), 0)
+        kept = torch.zeros_like(p).scatter_(1, order, ranked)
+    return kept if min_p is None else kept.masked_fill(p < min_p * p.amax(1, keepdim=True), 0)
 
 
 def inverse(p: Tensor, draws: Tensor) -> Tensor:

@@ -37,13 +37,15 @@ Advance = Callable[[Tensor, Any, Tensor], tuple[Tensor, Tensor, Any]]
 
 
 def fastest(model: nn.Module, choice: _Choice, rows: int, precision: Precision, guidance: float = 0.0) -> Path:
-    """The fastest path for batches of `rows` rows; with guidance two models step, which only the general ones do.
+    """The fastest path for batches of `rows` rows; with guidance two models step, which only the general ones do, as min-p.
 
     Raises:
         InputError: there is no such precision.
     """
     _check_precision(precision)
     general: Path = "graph" if getattr(model, "streaming", "none") == "constant" else "steps"
+    if device_of(model).type == "cuda" and choice.min_p is not None:
+        return general
     if guidance:
         return general if device_of(model).type == "cuda" else "steps"
     if device_of(model).type != "cuda":
@@ -83,6 +85,8 @@ def check(model: nn.Module, choice: _Choice, path: str, precision: str, guidance
         reason = "only on a GPU"
     elif path in ("persistent", "split", "together"):
         reason = gpu_decoder.unsupported_reason(model, len(choice.allowed))
+    if choice.min_p is not None and path in ("persistent", "split", "together"):
+        reason = "not with min_p"
     if reason is None and path in ("persistent", "split", "together"):
         reason = no_triton(device_of(model))
     if reason is not None:

@@ -113,7 +113,7 @@ class RowFiles:
             class_: class of each row; None asks for none.
             progress: called with (symbols done, symbols in total).
             stop: called after every block; True saves and stops.
-            options: options of `generate_blocks`: temperature, top_k, top_p, seed, allowed, initial, guidance.
+            options: options of `generate_blocks`: temperature, top_k, top_p, min_p, seed, allowed, initial, guidance.
 
         Returns:
             Log-likelihood of every row, summed over its blocks; None if stopped before the end.

@@ -99,11 +99,15 @@ class SampleOptions(Options):
         None,
         ge=0,
         description="Divides the logits; 0 always picks the most probable symbol. Default: as fitted for the run (mba "
-        "evaluate RUN --metrics sampling) where neither --top-k nor --top-p is given, else 1.",
+        "evaluate RUN --metrics sampling) where none of --top-k, --top-p, --min-p is given, else 1.",
     )
     top_k: int | None = Field(None, ge=1, description="Keep only the k most probable symbols.")
     top_p: float | None = Field(
         None, description="Nucleus sampling: keep the most probable symbols up to this cumulative probability."
+    )
+    min_p: float | None = Field(
+        None,
+        description="Keep the symbols that are at least this many times as probable as the most probable one, such as 0.01.",
     )
     seed: int = Field(0, ge=0, description="Random seed for sampling.")
     precision: Literal["fp32", "bf16"] = Field(
@@ -162,7 +166,7 @@ class SampleOptions(Options):
     @property
     def says_how(self) -> bool:
         """Whether it is said how symbols are drawn; if not, fitted settings may."""
-        return any(how is not None for how in (self.temperature, self.top_k, self.top_p))
+        return any(how is not None for how in (self.temperature, self.top_k, self.top_p, self.min_p))
 
     @property
     def target(self) -> Path | None:
@@ -255,7 +259,7 @@ def run(options: SampleOptions) -> SampleResult:
         options = options.in_symbols(described.config)
     given, fitted = options, None if options.says_how else read_fitted(options.run)
     if fitted is not None:
-        options = options.model_copy(update={"temperature": fitted.temperature, "top_p": fitted.top_p})
+        options = options.model_copy(update=fitted.draws)
     writer = None if described is None else _writer(options, described.config, described.manifest)
     device = resolve_device(options.device)
 
@@ -268,7 +272,7 @@ def run(options: SampleOptions) -> SampleResult:
     if fitted is not None:
         from mamba_bio_audio.models.weights import weights_hash
 
-        settings = f"drawn at {fitted.text}, as fitted for this run; --temperature, --top-k and --top-p override it"
+        settings = f"drawn at {fitted.text}, as fitted for this run; --temperature, --top-k, --top-p, --min-p override it"
         if fitted.weights_sha256 != weights_hash(model):
             settings = f"drawn at temperature 1: {fitted.path} was fitted to other weights of this run; fit again"
             options, fitted, writer = given, None, None
@@ -430,9 +434,9 @@ def _fitted_since(fitted: bool) -> Iterator[None]:
     try:
         yield
     except OtherSettings as error:
-        if not fitted or not {"temperature", "top_k", "top_p"} & set(error.names):
+        if not fitted or not {"temperature", "top_k", "top_p", "min_p"} & set(error.names):
             raise
-        began = {name: error.made.get(name) for name in ("temperature", "top_k", "top_p")}
+        began = {name: error.made.get(name) for name in ("temperature", "top_k", "top_p", "min_p")}
         given = " ".join(
             f"--{name.replace('_', '-')} {str(value).removesuffix('.0')}"
             for name, value in began.items()
@@ -448,8 +452,9 @@ def _draws(options: SampleOptions) -> dict[str, Any]:
     """How symbols are drawn, as options of `generate_blocks`."""
     temperature = 1.0 if options.temperature is None else options.temperature
     draws = {"temperature": temperature} | {name: getattr(options, name) for name in ("top_k", "top_p", "seed")}
-    # Samples that were begun before there was guidance go on.
-    return draws | ({"guidance": options.guidance} if options.guidance else {})
+    # Samples that were begun before there were these go on.
+    later = {"guidance": options.guidance or None, "min_p": options.min_p}
+    return draws | {name: value for name, value in later.items() if value is not None}
 
 
 def _best(

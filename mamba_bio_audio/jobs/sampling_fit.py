@@ -26,7 +26,7 @@ _EACH = 4
 
 
 class SamplingResult(Kept):
-    """Fitted temperature and top-p, and what they were chosen from.
+    """Fitted temperature, top-p and min-p, and what they were chosen from.
 
     Attributes:
         likelihood_temperature: the best by validation likelihood alone.
@@ -43,6 +43,7 @@ class SamplingResult(Kept):
     weights_sha256: str
     temperature: float
     top_p: float | None
+    min_p: float | None = None
     likelihood_temperature: float
     likelihood: dict[str, float]
     likelihood_symbols: int
@@ -70,25 +71,27 @@ class SamplingResult(Kept):
                 f"{self.each} pieces of {self.length:,} per cell; medians, and in brackets the distance from recordings",
             ]
             lines.append(
-                f"{'T':>6}{'top-p':>7}{'distance':>10}{'inside':>8}{'bits':>7}" + "".join(f"{n:>16}" for n in names)
+                f"{'T':>6}{'top-p':>7}{'min-p':>7}{'distance':>10}{'inside':>8}{'bits':>7}" + "".join(f"{n:>16}" for n in names)
             )
             for row in self.grid:
-                chosen = (row["temperature"], row["top_p"]) == (self.temperature, self.top_p or 1.0)
+                own = (row["temperature"], row["top_p"], row.get("min_p", 0.0))
+                chosen = own == (self.temperature, self.top_p or 1.0, self.min_p or 0.0)
                 cells = "".join(f"{row['values'][name]:>8.2f} ({row['parts'][name]:.2f})" for name in names)
                 lines.append(
-                    f"{row['temperature']:>6g}{row['top_p']:>7g}{row['distance']:>10.3f}{row['inside']:>8.0%}"
+                    f"{own[0]:>6g}{own[1]:>7g}{own[2]:>7g}{row['distance']:>10.3f}{row['inside']:>8.0%}"
                     f"{row['bits']:>7.3f}{cells}" + ("  <" if chosen else "")
                 )
             low, middle, high = ("".join(f"{self.recorded[name][i]:>10.2f}      " for name in names) for i in range(3))
             lines += [
-                f"{'recorded:  5 %':<38}{low}",
-                f"{'        median':<38}{middle}",
-                f"{'          95 %':<38}{high}",
+                f"{'recorded:  5 %':<45}{low}",
+                f"{'        median':<45}{middle}",
+                f"{'          95 %':<45}{high}",
             ]
         cost = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in self.seconds.items())
-        top_p = "" if self.top_p is None else f", top-p {self.top_p:g}"
-        lines += ["", f"fitted: temperature {self.temperature:g}{top_p} ({cost} on {self.device})"]
-        if beyond := untried(self.temperature, self.top_p, self.grid):
+        cuts = (("top-p", self.top_p), ("min-p", self.min_p))
+        cut = "".join(f", {name} {value:g}" for name, value in cuts if value is not None)
+        lines += ["", f"fitted: temperature {self.temperature:g}{cut} ({cost} on {self.device})"]
+        if beyond := untried(self.temperature, self.top_p, self.min_p, self.grid):
             lines.append(
                 f"That lies at the edge of the grid: not tried, and perhaps better, are {beyond}. Give some to mba sample, "
                 "which measures its samples; a model that needs them is best trained longer."
@@ -98,21 +101,26 @@ class SamplingResult(Kept):
         return "\n".join(lines)
 
 
-def untried(temperature: float, top_p: float | None, grid: Sequence[Mapping[str, Any]]) -> str | None:
+def untried(
+    temperature: float, top_p: float | None, min_p: float | None, grid: Sequence[Mapping[str, Any]]
+) -> str | None:
     """What lies beyond the edges of a grid where the chosen cell lies at one; None elsewhere, and without a grid."""
     if not grid:
         return None
     temperatures, shares = ({row[name] for row in grid} for name in ("temperature", "top_p"))
+    least = {row.get("min_p", 0.0) for row in grid}
     beyond = []
     if temperature in (min(temperatures), max(temperatures)):
         beyond.append(f"temperatures {'below' if temperature == min(temperatures) else 'above'} {temperature:g}")
     if top_p == min(shares):
         beyond.append(f"top-p below {top_p:g}")
+    if min_p is not None and min_p == max(least):
+        beyond.append(f"min-p above {min_p:g}")
     return " and ".join(beyond) or None
 
 
 def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -> SamplingResult:
-    """Fit temperature and top-p on validation data, and keep them in the run folder.
+    """Fit temperature, top-p and min-p on validation data, and keep them in the run folder.
 
     Args:
         opened: the run.
@@ -161,8 +169,7 @@ def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -
         best = min(range(len(cells)), key=lambda number: matches[number].distance)
         seconds |= {"generating": clock[2] - clock[1], "measuring": time.perf_counter() - clock[2]}
         values |= {
-            "temperature": cells[best].temperature,
-            "top_p": cells[best].nucleus,
+            **cells[best].options,
             "length": matcher.length,
             "each": each,
             "recorded": matcher.recorded_values(),

@@ -30,12 +30,19 @@ class Fitted(BaseModel):
     path: Path
     temperature: float = Field(gt=0)
     top_p: float | None = Field(gt=0, le=1)
+    min_p: float | None = Field(None, gt=0, lt=1)
     weights_sha256: str
 
     @property
     def text(self) -> str:
         """The settings in words."""
-        return f"temperature {self.temperature:g}" + ("" if self.top_p is None else f", top-p {self.top_p:g}")
+        cuts = (("top-p", self.top_p), ("min-p", self.min_p))
+        return f"temperature {self.temperature:g}" + "".join(f", {name} {cut:g}" for name, cut in cuts if cut is not None)
+
+    @property
+    def draws(self) -> dict[str, float | None]:
+        """The settings as options."""
+        return {"temperature": self.temperature, "top_p": self.top_p, "min_p": self.min_p}
 
 
 def read_fitted(run: Path) -> Fitted | None:
@@ -72,7 +79,7 @@ def drift(
     if valid_bits is None or valid_bits <= 0:
         return None
     values = (bits, *parts[-1:])
-    narrowed = draws["temperature"] < 1 or draws["top_k"] is not None or draws["top_p"] is not None
+    narrowed = draws["temperature"] < 1 or any(draws.get(cut) is not None for cut in ("top_k", "top_p", "min_p"))
     fit = f"fit how they are drawn (mba evaluate {run} --metrics sampling)"
     if max(values) > (1 + _MOST) * valid_bits:
         what = f"they drift into what the model finds improbable, which is noise: {fit}, or give a lower --temperature"

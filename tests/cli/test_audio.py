@@ -301,7 +301,8 @@ def test_settings_are_fitted_and_kept(fitted, capsys):
     assert 0.5 <= kept["likelihood_temperature"] <= 1.5
     assert kept["likelihood"]["1"] == pytest.approx(kept["valid_bits"])
     nearest = min(kept["grid"], key=lambda row: row["distance"])
-    assert (kept["temperature"], kept["top_p"] or 1) == (nearest["temperature"], nearest["top_p"])
+    own = kept["temperature"], kept["top_p"] or 1, kept["min_p"] or 0
+    assert own == (nearest["temperature"], nearest["top_p"], nearest["min_p"])
     assert set(nearest["parts"]) == {"level", "flatness", "clicks", "onsets", "entropy"}
     assert (kept["length"], kept["each"], kept["seed"]) == (300, 4, 0)
     call = (
@@ -326,18 +327,18 @@ def test_settings_are_fitted_and_kept(fitted, capsys):
 
 
 def test_fitted_settings_are_used_said_and_overridden(fitted, trained, tmp_path, capsys):
-    kept = json.loads((fitted / "sampling.json").read_text()) | {"temperature": 0.625, "top_p": 0.75}
+    kept = json.loads((fitted / "sampling.json").read_text()) | {"temperature": 0.625, "top_p": 0.75, "min_p": 0.02}
     (fitted / "sampling.json").write_text(json.dumps(kept))
     assert mba_command(*sampling(fitted, tmp_path / "a.wav")) == 0
-    assert "drawn at temperature 0.625, top-p 0.75, as fitted for this run" in capsys.readouterr().err
+    assert "drawn at temperature 0.625, top-p 0.75, min-p 0.02, as fitted for this run" in capsys.readouterr().err
     note = json.loads((tmp_path / "a.wav.json").read_text())
-    assert (note["temperature"], note["top_p"], note["fitted"]) == (0.625, 0.75, True)
-    given = ("--temperature", 0.625, "--top-p", 0.75)
+    assert (note["temperature"], note["top_p"], note["min_p"], note["fitted"]) == (0.625, 0.75, 0.02, True)
+    given = ("--temperature", 0.625, "--top-p", 0.75, "--min-p", 0.02)
     assert mba_command(*sampling(trained, tmp_path / "b.wav", *given)) == 0
     assert "fitted" not in capsys.readouterr().err
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     # As a run without fitted settings.
-    for more in (("--temperature", 1), ("--top-k", 256), ("--top-p", 1)):
+    for more in (("--temperature", 1), ("--top-k", 256), ("--top-p", 1), ("--min-p", 0)):
         assert mba_command(*sampling(fitted, tmp_path / "c.wav", "--force", *more)) == 0
         assert "fitted" not in capsys.readouterr().err
         assert "fitted" not in json.loads((tmp_path / "c.wav.json").read_text())

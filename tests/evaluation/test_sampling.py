@@ -75,8 +75,9 @@ def test_the_grid_lies_around_the_likelihoods_temperature_and_has_whole_distribu
     cells = grid(0.8)
     assert Cell(0.8, 1.0) in cells
     assert len(set(cells)) == len(cells) == 30
-    assert cells[0].nucleus is None
-    assert cells[1].nucleus == cells[1].top_p < 1
+    assert cells[0].options == {"temperature": cells[0].temperature, "top_p": None, "min_p": None}
+    assert cells[1].options["top_p"] == cells[1].top_p < 1
+    assert [cell.options["min_p"] for cell in cells[:6]] == [None, None, None, None, 0.01, 0.03]
     assert min(cell.temperature for cell in cells) < 0.8 < max(cell.temperature for cell in cells)
 
 
@@ -87,7 +88,7 @@ def test_every_cell_draws_as_generate_does(start):
     with torch.no_grad():
         model.lm_head.weight.mul_(20)
     model.codec = AudioCodec(start=start)
-    cells = [Cell(1.0, 1.0), Cell(0.7, 1.0), Cell(0.9, 0.6)]
+    cells = [Cell(1.0, 1.0), Cell(0.7, 1.0), Cell(0.9, 0.6), Cell(1.0, 1.0, 0.2), Cell(0.9, 0.7, 0.1)]
     done = []
     made, nats = pieces(
         model,
@@ -105,8 +106,7 @@ def test_every_cell_draws_as_generate_does(start):
             model,
             length=40,
             num_samples=2,
-            temperature=cell.temperature,
-            top_p=cell.nucleus,
+            **cell.options,
             seed=5,
             on_tokens=blocks.append,
         )
@@ -114,3 +114,4 @@ def test_every_cell_draws_as_generate_does(start):
         assert own == pytest.approx(-float(blocks[0].log_likelihood.mean()), rel=1e-6)
     assert done == [(40, 40)]
     assert not np.array_equal(made[0][0], made[1][0])
+    assert not np.array_equal(made[0][0], made[3][0])

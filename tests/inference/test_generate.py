@@ -65,7 +65,12 @@ def with_codec(model: Chain) -> Chain:
 
 
 def probabilities(
-    row: np.ndarray, allowed: list[int], temperature: float, top_k: int | None, top_p: float | None
+    row: np.ndarray,
+    allowed: list[int],
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None = None,
 ) -> np.ndarray:
     """Sampling distribution over `allowed`, one symbol after the other."""
     p = np.exp(row[allowed] / temperature)
@@ -81,28 +86,32 @@ def probabilities(
             if total >= top_p:
                 break
         kept = chosen
+    kept = [i for i in kept if p[i] >= (min_p or 0) * p.max()]
     out = np.zeros(len(p))
     out[kept] = p[kept] / p[kept].sum()
     return out
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p", "allowed"),
+    ("temperature", "top_k", "top_p", "min_p", "allowed"),
     [
-        (1.0, None, None, None),
-        (0.7, None, None, [4, 1, 2]),
-        (2.5, 3, None, None),
-        (1.0, None, 0.6, None),
-        (1.3, 4, 0.8, [0, 2, 3, 4, 5]),
-        (1.0, 99, 1.0, None),
+        (1.0, None, None, None, None),
+        (0.7, None, None, None, [4, 1, 2]),
+        (2.5, 3, None, None, None),
+        (1.0, None, 0.6, None, None),
+        (1.3, 4, 0.8, None, [0, 2, 3, 4, 5]),
+        (1.0, 99, 1.0, 0.0, None),
+        (1.2, None, None, 0.3, None),
+        (1.5, 5, 0.95, 0.2, [0, 2, 3, 4, 5]),
     ],
 )
 def test_generate_distribution(
-    temperature: float, top_k: int | None, top_p: float | None, allowed: list[int] | None
+    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, allowed: list[int] | None
 ) -> None:
     """Symbols after each context follow the truncated distribution, and nothing else ever comes."""
     model = Chain()
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "allowed": allowed}
+    options["min_p"] = min_p
     prompt = [3, 1]
     tokens = generate(model, length=3, num_samples=20_000, prompt=prompt, seed=5, **options)
     assert tokens.shape == (20_000, 3)
@@ -119,7 +128,7 @@ def test_generate_distribution(
             following = tokens[(tokens[:, 0] == context[0]) & (tokens[:, 1] == context[1]), 2]
         if len(following) < 500:
             continue
-        p = probabilities(table[context], ids, temperature, top_k, top_p)
+        p = probabilities(table[context], ids, temperature, top_k, top_p, min_p)
         counts = np.array([(following == i).sum() for i in ids])
         assert counts.sum() == len(following)
         assert (counts[p == 0] == 0).all()
@@ -405,6 +414,9 @@ def test_generate_impossible_symbol() -> None:
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"top_p": math.nan}, "top_p is nan"),
+        ({"min_p": -0.1}, "min_p is -0.1"),
+        ({"min_p": 1.0}, "min_p is 1.0"),
+        ({"min_p": math.nan}, "min_p is nan"),
         ({"allowed": []}, "allowed is"),
         ({"allowed": [1, 1]}, "distinct, non-negative ids"),
         ({"allowed": [6]}, "below 6"),

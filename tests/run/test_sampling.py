@@ -48,6 +48,6 @@ def test_drift_into_noise_names_both_numbers_and_what_to_do(tmp_path):
 
 def test_few_bits_are_drift_only_where_nothing_was_asked_to_be_more_probable(tmp_path):
     assert "silence or repeats" in drift(1.7, [], 2.0, PLAIN, tmp_path)
-    for more in ({"temperature": 0.8}, {"top_p": 0.9}, {"top_k": 5}):
+    for more in ({"temperature": 0.8}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.01}):
         assert drift(1.7, [], 2.0, PLAIN | more, tmp_path) is None
         assert "noise" in drift(2.3, [], 2.0, PLAIN | more, tmp_path)

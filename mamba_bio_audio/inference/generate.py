@@ -54,6 +54,7 @@ class Draws(TypedDict, total=False):
     initial: Sequence[float] | None
     class_: str | Sequence[str] | None
     guidance: float
+    hold: float
 
 
 class Place(NamedTuple):
@@ -85,6 +86,7 @@ def generate(
     initial: Sequence[float] | None = None,
     class_: str | Sequence[str] | None = None,
     guidance: float = 0.0,
+    hold: float = 0.0,
     batch_size: int | None = None,
     precision: Precision = "fp32",
     path: Path | None = None,
@@ -116,6 +118,8 @@ def generate(
         class_: class of the samples, one of `model.classes`, or a list of num_samples of them; None asks for none.
         guidance: with `class_`: w in c + w (c - u), from the logits with the class and without (`guided.py`); 0 samples as
             trained, and more at twice the cost says more of the class and varies less.
+        hold: by how much the temperature follows the bits of what is drawn, to keep them near validation's, which a run or
+            `mba.load` knows (`held.py`); 0 leaves it as it is. Such steps are slower.
         batch_size: rows sampled at a time; None means all.
         precision: of the matrices, "fp32" or "bf16"; bf16 is faster on a GPU, and moves logits by about one hundredth.
         path: how steps run; None takes the fastest, as `sampling_path` names it.
@@ -131,6 +135,7 @@ def generate(
         prompt=prompt,
         class_=class_,
         guidance=guidance,
+        hold=hold,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -206,7 +211,7 @@ def generate_blocks(
 
     def blocks() -> Iterator[Block]:
         for low, rows in batches(model, prefix, num_samples, batch_size or num_samples, classes):
-            runs = stepper if classes is None else stepper.of_class(classes[low])
+            runs = stepper.of(None if classes is None else classes[low])
             start = prefix
             if prefix is not None and len(prefix) > 1:
                 start = prefix[low : low + rows]
@@ -237,9 +242,12 @@ def prepared(
     Raises:
         InputError: options that the model cannot be sampled with.
     """
-    choice, guidance = _Choice.of(model, draws), draws.get("guidance", 0.0)
+    choice, guidance, hold = _Choice.of(model, draws), draws.get("guidance", 0.0), draws.get("hold", 0.0)
     if not (np.isfinite(guidance) and guidance >= 0):
         raise InputError(f"guidance is {guidance}; choose 0 (none) or a positive number")
+    if not (np.isfinite(hold) and hold >= 0):
+        raise InputError(f"hold is {hold}; choose 0 (none) or a positive number")
+    held = (hold, _valid_nats(model)) if hold else None
     if getattr(model, "streaming", "constant") == "none":
         raise InputError(
             "this model cannot carry a state from symbol to symbol, so it cannot sample; use another mixer"
@@ -247,7 +255,20 @@ def prepared(
     if path is None:
         path = paths.fastest(model, choice, rows, precision, guidance)
     paths.check(model, choice, path, precision, guidance)
-    return Stepper(model, choice.to(paths.device_of(model)), precision, path, reading, guidance)
+    return Stepper(model, choice.to(paths.device_of(model)), precision, path, reading, guidance, held)
+
+
+def _valid_nats(model: nn.Module) -> float:
+    """Nats per symbol of validation data.
+
+    Raises:
+        InputError: they are not known of these weights.
+    """
+    manifest: Any = getattr(model, "manifest", None) or {}
+    nats = manifest.get("result", {}).get("valid_nats")
+    if nats is None or nats <= 0:
+        raise InputError("no validation bits are known of these weights, so hold has nothing to keep to; leave it out")
+    return float(nats)
 
 
 def sampling_path(model: nn.Module, *, rows: int, precision: Precision = "fp32", **draws: Unpack[Draws]) -> Path:
@@ -336,11 +357,12 @@ class _Choice(NamedTuple):
     top_p: float | None
     min_p: float | None
     storage: torch.dtype
+    held: bool = False  # whether the last column of logits multiplies the temperature
 
     @classmethod
     def of(cls, model: nn.Module, draws: Draws) -> _Choice:
         """From options of `generate`."""
-        return cls.check(
+        choice = cls.check(
             model,
             draws.get("temperature", 1.0),
             draws.get("top_k"),
@@ -349,6 +371,7 @@ class _Choice(NamedTuple):
             draws.get("allowed"),
             draws.get("initial"),
         )
+        return choice._replace(held=bool(draws.get("hold")))
 
     @classmethod
     def check(
@@ -424,12 +447,14 @@ class _Choice(NamedTuple):
 
     def next(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Draw symbols (R,) given logits (R, V); returns them and their log-probabilities as in `Block`."""
+        factor = logits[:, -1:].double() if self.held else 1.0
         logits = logits.index_select(1, self.allowed).double()
         log_p = logits.log_softmax(1)
         if self.temperature == 0:
             index = logits.argmax(1)
         else:
-            p = log_p.exp() if self.temperature == 1 else tempered(logits, self.temperature)
+            plain = self.temperature == 1 and not self.held
+            p = log_p.exp() if plain else tempered(logits, self.temperature * factor)
             index = inverse(truncated(p, self.top_k, self.top_p, self.min_p), draws)
         return self.allowed[index], log_p.gather(1, index[:, None])[:, 0]
 

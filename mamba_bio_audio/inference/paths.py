@@ -23,6 +23,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import cpu_decoder, gpu_decoder, gpu_unet
 from mamba_bio_audio.inference.decoding import GraphSteps, steps
 from mamba_bio_audio.inference.guided import Guided
+from mamba_bio_audio.inference.held import Held
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.ops.calls import no_triton
 
@@ -37,13 +38,16 @@ Advance = Callable[[Tensor, Any, Tensor], tuple[Tensor, Tensor, Any]]
 
 
 def fastest(model: nn.Module, choice: _Choice, rows: int, precision: Precision, guidance: float = 0.0) -> Path:
-    """The fastest path for batches of `rows` rows; with guidance two models step, which only the general ones do, as min-p.
+    """The fastest path for batches of `rows` rows; with guidance two models step, which only the general ones do, as
+    min-p and hold.
 
     Raises:
         InputError: there is no such precision.
     """
     _check_precision(precision)
     general: Path = "graph" if getattr(model, "streaming", "none") == "constant" else "steps"
+    if choice.held:
+        return general if device_of(model).type == "cuda" else "steps"
     if device_of(model).type == "cuda" and choice.min_p is not None:
         return general
     if guidance:
@@ -69,8 +73,8 @@ def check(model: nn.Module, choice: _Choice, path: str, precision: str, guidance
     if precision == "bf16" and any(weight.dtype == torch.float64 for weight in model.parameters()):
         raise InputError("precision is 'bf16', but the model has fp64 weights, which autocast leaves alone; use fp32")
     reason = None
-    if guidance and path not in ("steps", "graph"):
-        reason = "not with guidance"
+    if (guidance or choice.held) and path not in ("steps", "graph"):
+        reason = "not with guidance" if guidance else "not with hold"
     elif path == "graph" and device_of(model).type != "cuda":
         reason = "only on a GPU"
     elif path == "graph" and getattr(model, "streaming", "none") != "constant":
@@ -109,19 +113,25 @@ class Stepper:
         path: Path,
         reading: Callable[[int, int], None] | None = None,
         guidance: float = 0.0,
+        held: tuple[float, float] | None = None,
     ) -> None:
         self.model, self.choice, self.precision, self.path, self.reading = model, choice, precision, path, reading
-        self.guidance = guidance
+        self.guidance, self.held = guidance, held
         self._advance: tuple[int, Advance] | None = None
-        self._of_class: tuple[str, Stepper] | None = None
+        self._of: tuple[str | None, Stepper] | None = None
 
-    def of_class(self, name: str) -> Stepper:
-        """The same for sequences of one class of the model; the last one is kept."""
-        if self._of_class is None or self._of_class[0] != name:
+    def of(self, name: str | None) -> Stepper:
+        """What runs the steps of sequences of one class of the model, or of none; the last one is kept."""
+        if name is None and self.held is None:
+            return self
+        if self._of is None or self._of[0] != name:
             own: Any = self.model
-            own = Guided(own, name, self.guidance) if self.guidance else own.of_class(name)
-            self._of_class = name, Stepper(own, self.choice, self.precision, self.path, self.reading)
-        return self._of_class[1]
+            if name is not None:
+                own = Guided(own, name, self.guidance) if self.guidance else own.of_class(name)
+            if self.held is not None:
+                own = Held(own, *self.held, self.choice.allowed)
+            self._of = name, Stepper(own, self.choice, self.precision, self.path, self.reading)
+        return self._of[1]
 
     def advance(self, rows: int) -> Advance:
         """What runs the steps of `rows` rows."""

@@ -113,7 +113,7 @@ class RowFiles:
             class_: class of each row; None asks for none.
             progress: called with (symbols done, symbols in total).
             stop: called after every block; True saves and stops.
-            options: options of `generate_blocks`: temperature, top_k, top_p, min_p, seed, allowed, initial, guidance.
+            options: options of `generate_blocks`: temperature, top_k, top_p, min_p, seed, allowed, initial, guidance, hold.
 
         Returns:
             Log-likelihood of every row, summed over its blocks; None if stopped before the end.
@@ -132,7 +132,7 @@ class RowFiles:
             )
         stepper = model if isinstance(model, Stepper) else None
         model = model.model if isinstance(model, Stepper) else model
-        at, last, state = self._restore(model, options.get("guidance", 0.0))
+        at, last, state = self._restore(model, options.get("guidance", 0.0), options.get("hold", 0.0))
         sums = list(at.log_likelihood)
         if not sums:
             self.along = torch.zeros(num_samples, PARTS, dtype=torch.float64)
@@ -249,7 +249,7 @@ class RowFiles:
         values = {"position": list(at[:2]), "log_likelihood": list(at.log_likelihood), "leaves": leaves}
         save_tree(self.folder / STATE_NAME, values | {"last": block.tokens[:, -1:].clone(), "along": self.along})
 
-    def _restore(self, model: nn.Module, guidance: float) -> tuple[Position, Tensor | None, Any]:
+    def _restore(self, model: nn.Module, guidance: float, hold: float) -> tuple[Position, Tensor | None, Any]:
         """The last saved position, the symbols before it, and the model's state there."""
         path = self.folder / STATE_NAME
         if not path.exists():
@@ -263,8 +263,9 @@ class RowFiles:
             state = None
             if leaves is not None:
                 kind = model.init_state(len(last), device)  # type: ignore[operator]
-                # With guidance two models step (`guided.py`).
-                _, structure = tree_flatten((kind, kind) if guidance else kind)
+                # With guidance two models step (`guided.py`); hold has a mean and a distribution beside (`held.py`).
+                kind = (kind, kind) if guidance else kind
+                _, structure = tree_flatten((kind, 0, 0) if hold else kind)
                 leaves = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
                 state = tree_unflatten(leaves, structure)
             return Position(int(row), int(position), tuple(sums)), last.long(), state

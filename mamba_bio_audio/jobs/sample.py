@@ -91,6 +91,13 @@ class SampleOptions(Options):
         description="Make so many of each sample and keep one: with --class the one that the model itself takes most clearly "
         "for the class, else the one whose bits per symbol are nearest to validation's; at so many times the cost.",
     )
+    hold: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Let the temperature follow the bits of what is drawn, to keep them near validation's: 0 leaves it as "
+        "it is, 0.2 to 0.8 keep long samples from fading away and from turning into noise; slower.",
+    )
     keep_prompt: bool = Field(
         False,
         description="Write the prompt, as the model read it, before its continuation; log-likelihoods leave it out.",
@@ -272,7 +279,9 @@ def run(options: SampleOptions) -> SampleResult:
     if fitted is not None:
         from mamba_bio_audio.models.weights import weights_hash
 
-        settings = f"drawn at {fitted.text}, as fitted for this run; --temperature, --top-k, --top-p, --min-p override it"
+        settings = (
+            f"drawn at {fitted.text}, as fitted for this run; --temperature, --top-k, --top-p, --min-p override it"
+        )
         if fitted.weights_sha256 != weights_hash(model):
             settings = f"drawn at temperature 1: {fitted.path} was fitted to other weights of this run; fit again"
             options, fitted, writer = given, None, None
@@ -453,7 +462,7 @@ def _draws(options: SampleOptions) -> dict[str, Any]:
     temperature = 1.0 if options.temperature is None else options.temperature
     draws = {"temperature": temperature} | {name: getattr(options, name) for name in ("top_k", "top_p", "seed")}
     # Samples that were begun before there were these go on.
-    later = {"guidance": options.guidance or None, "min_p": options.min_p}
+    later = {"guidance": options.guidance or None, "min_p": options.min_p, "hold": options.hold or None}
     return draws | {name: value for name, value in later.items() if value is not None}
 
 

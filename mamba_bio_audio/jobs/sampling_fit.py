@@ -71,7 +71,8 @@ class SamplingResult(Kept):
                 f"{self.each} pieces of {self.length:,} per cell; medians, and in brackets the distance from recordings",
             ]
             lines.append(
-                f"{'T':>6}{'top-p':>7}{'min-p':>7}{'distance':>10}{'inside':>8}{'bits':>7}" + "".join(f"{n:>16}" for n in names)
+                f"{'T':>6}{'top-p':>7}{'min-p':>7}{'distance':>10}{'inside':>8}{'bits':>7}"
+                + "".join(f"{n:>16}" for n in names)
             )
             for row in self.grid:
                 own = (row["temperature"], row["top_p"], row.get("min_p", 0.0))

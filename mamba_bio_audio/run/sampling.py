@@ -37,7 +37,9 @@ class Fitted(BaseModel):
     def text(self) -> str:
         """The settings in words."""
         cuts = (("top-p", self.top_p), ("min-p", self.min_p))
-        return f"temperature {self.temperature:g}" + "".join(f", {name} {cut:g}" for name, cut in cuts if cut is not None)
+        return f"temperature {self.temperature:g}" + "".join(
+            f", {name} {cut:g}" for name, cut in cuts if cut is not None
+        )
 
     @property
     def draws(self) -> dict[str, float | None]:

@@ -131,6 +131,21 @@ def test_rows_stopped_and_resumed_are_identical(model, whole, tmp_path):
     assert once.along.sum(1).tolist() == pytest.approx(sums)
 
 
+def test_a_held_temperature_goes_on_where_it_was(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SAVE_EVERY_S", 0.0)
+    model = build_model(model.model_config, seed=0).eval()
+    model.manifest, model.codec = {"result": {"valid_nats": 1.0}}, None
+    how = {"hold": 500.0, "allowed": ALLOWED}
+    expected = generate(model, length=LENGTH, num_samples=3, batch_size=2, seed=4, **how).numpy().astype(np.uint8)
+    assert not np.array_equal(expected, generate(model, length=LENGTH, num_samples=3, seed=4, allowed=ALLOWED))
+    files = row_files(tmp_path / "often")
+    files.begin()
+    while sample(files, model, stop=lambda: True, **how) is None:
+        files = row_files(tmp_path / "often")
+        files.begin(resume=True)
+    assert rows(files) == [row.tobytes() for row in expected]
+
+
 def test_each_eighth_of_the_length_has_its_bits(model, tmp_path):
     files = row_files(tmp_path / "p")
     files.begin()

@@ -8,7 +8,8 @@ from mamba_bio_audio.jobs.sampling_fit import untried
 
 CUTS = ((1.0, 0.0), (0.95, 0.0), (0.9, 0.0), (1.0, 0.01), (1.0, 0.03))
 GRID = [
-    {"temperature": t, "top_p": top_p, "min_p": min_p} for t, (top_p, min_p) in itertools.product((1.05, 1.0, 0.9), CUTS)
+    {"temperature": t, "top_p": top_p, "min_p": min_p}
+    for t, (top_p, min_p) in itertools.product((1.05, 1.0, 0.9), CUTS)
 ]
 
 

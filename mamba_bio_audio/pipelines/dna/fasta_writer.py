@@ -59,7 +59,9 @@ class FastaWriter(SampleWriter):
         draws = request.draws
         self.options = (
             f"length={request.length or 'inf'} seed={draws['seed']} temperature={draws['temperature']:g}"
-            + "".join(f" {name}={draws[name]}" for name in ("top_k", "top_p", "min_p") if draws.get(name) is not None)
+            + "".join(
+                f" {name}={draws[name]}" for name in ("top_k", "top_p", "min_p", "hold") if draws.get(name) is not None
+            )
             + ("" if draws.get("precision", "fp32") == "fp32" else f" precision={draws['precision']}")
             + ("" if draws.get("best_of", 1) == 1 else f" best_of={draws['best_of']}")
         )

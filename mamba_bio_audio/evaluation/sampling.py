@@ -5,8 +5,8 @@
 T* says whether the model is as sure of itself as it is right. Training minimises the same sum, so T* is near 1 for large
 models; small or briefly trained ones cannot make their logits as sharp as they are right (`audio/tiny`: 0.7). It says nothing
 about what happens once the model reads its own symbols, where errors add up. Therefore pieces are generated at every cell of
-a grid of temperatures around T* and of what is cut off, all in one batch, and compared with recorded ones by what the domain measures
-(`Domain.matcher`). The nearest cell is taken.
+a grid of temperatures around T* and of what is cut off, all in one batch, and compared with recorded ones by what the domain
+measures (`Domain.matcher`). The nearest cell is taken.
 """
 
 from __future__ import annotations

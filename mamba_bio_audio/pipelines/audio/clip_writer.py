@@ -225,7 +225,8 @@ class ClipWriter(SampleWriter):
                 raise ValueError("no settings of samples")
         except ValueError as error:
             raise InputError(f"{self.note}: damaged ({error}); {remedy}") from None
-        made, settings = _BEFORE | made, _BEFORE | dict(settings)
+        # What was always so comes last.
+        made, settings = _BEFORE | made, {**settings, **(_BEFORE | dict(settings))}
         different = [key for key in settings if key in made and key not in _HOW and made[key] != settings[key]]
         if different:
             changes = ", ".join(f"{key} {made[key]}, not {settings[key]}" for key in different)

@@ -6,8 +6,11 @@ CELL is T:P, and after it, separated by commas: to=T2 (the temperature falls or 
 less than M times the largest probability are dropped), hold=G and over=S (the temperature is multiplied by (b0 / b)^G, where
 b are the clip's own bits at temperature 1, averaged over about S seconds, and b0 validation's). Every cell draws from the same
 uniform numbers, rows 0 to --clips - 1 of --seed, in fp32, as `mba sample --seed` does. Where --seconds are over, pieces are as
-long as was reached. FOLDER/RUN.csv has a row a clip: cell, row, own bits of each second, the five measures of the whole
-piece, and inside; FOLDER/RUN.npz the levels of --keep cells.
+long as was reached. With --kernel cells of T:P alone are drawn one after the other, by the fastest path.
+
+Printed: inside of level, flatness, clicks, onsets, entropy and of all; medians; own bits of each second; then the same of the best
+of two and four rows by own bits. FOLDER/RUN.csv has a row a clip: cell, row, own bits of each second, the five measures of the
+whole piece, and inside; FOLDER/RUN.npz the levels of --keep cells.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import torch
 import mamba_bio_audio as mba
 from mamba_bio_audio.inference import cpu_decoder
 from mamba_bio_audio.inference.decoding import GraphSteps
-from mamba_bio_audio.inference.generate import inverse, tempered, truncated
+from mamba_bio_audio.inference.generate import generate_blocks, inverse, tempered, truncated
 from mamba_bio_audio.inference.uniforms import uniforms
 from mamba_bio_audio.pipelines.audio import measures, samples
 from mamba_bio_audio.pipelines.domains import domain_of
@@ -125,6 +128,26 @@ def made(model: Any, cells: list[dict[str, float]], clips: int, seed: int, lengt
     return levels[:, :low].reshape(shape), bits[:, :low].reshape(shape)
 
 
+def made_one_by_one(model: Any, cells: list[dict[str, float]], clips: int, seed: int, length: int, end: float) -> Any:
+    """As `made`, cell after cell by what `mba.generate` takes."""
+    levels = np.empty((len(cells), clips, length), np.uint8)
+    bits = np.empty((len(cells), clips, length), np.float16)
+    reached = length
+    for number, cell in enumerate(cells):
+        how: dict[str, Any] = {"temperature": cell["t"], "top_p": cell["p"], "seed": seed, "num_samples": clips}
+        # Each cell has its share of what time is left.
+        until = time.monotonic() + (end - time.monotonic()) / (len(cells) - number)
+        for block in generate_blocks(model, length=length, **how):
+            part = slice(block.position, block.position + block.tokens.shape[1])
+            levels[number, :, part] = block.tokens.numpy()
+            bits[number, :, part] = block.log_likelihood.numpy() / -math.log(2)
+            if part.stop < length and time.monotonic() > until:
+                reached = min(reached, part.stop)
+                break
+        say(f"{reached / model.codec.sample_rate_hz:.1f} s of {clips} clips at {cell['t']:g}, {cell['p']:g}")
+    return levels[:, :, :reached], bits[:, :, :reached]
+
+
 def analysed(codec: Any, levels: Any) -> Any:
     return measures.analyse(levels, codec)
 
@@ -141,6 +164,9 @@ def main() -> None:
         "--data", help="prepared folder, where that is not the one of training; held-out recordings suffice"
     )
     parser.add_argument("--lock", type=Path, help="file that is held while a GPU generates, so that runs take turns")
+    parser.add_argument(
+        "--kernel", action="store_true", help="cells of temperature and top-p alone, by the fastest path"
+    )
     parser.add_argument("--piece", type=float, default=10, help="seconds of a clip")
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -164,7 +190,10 @@ def main() -> None:
             fcntl.flock(turn, fcntl.LOCK_EX) if options.lock else None
             say("begins")
             end = time.monotonic() + options.seconds
-            levels, bits = made(model, cells, options.clips, options.seed, length, nats, end)
+            if options.kernel:
+                levels, bits = made_one_by_one(model, cells, options.clips, options.seed, length, end)
+            else:
+                levels, bits = made(model, cells, options.clips, options.seed, length, nats, end)
         del model
         say(f"{levels.shape[2] / rate:g} s of each generated")
         data = config.data.model_copy(update={"path": options.data}) if options.data else config.data
@@ -199,6 +228,11 @@ def main() -> None:
                 f"{name:<34} {' '.join(f'{c:3d}' for c in counts)} {int(every.sum()):4d} | {middle} | {course}",
                 flush=True,
             )
+            far = np.abs(own_bits.astype(np.float32).mean(1) - nats / math.log(2))
+            for each in (2, 4):
+                best = [low + int(far[low : low + each].argmin()) for low in range(0, len(own) - each + 1, each)]
+                shares = " ".join(f"{int(within[key][best].sum()):3d}" for key in measures.JUDGED)
+                print(f"{'  best of ' + str(each):<34} {shares} {int(every[best].sum()):4d} of {len(best)}", flush=True)
             for row, one in enumerate(own):
                 flags = {f"inside_{key}": int(within[key][row]) for key in measures.JUDGED}
                 course = " ".join(f"{value:.3f}" for value in seconds[row])

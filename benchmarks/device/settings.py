@@ -8,9 +8,9 @@ b are the clip's own bits at temperature 1, averaged over about S seconds, and b
 uniform numbers, rows 0 to --clips - 1 of --seed, in fp32, as `mba sample --seed` does. Where --seconds are over, pieces are as
 long as was reached. With --kernel cells of T:P alone are drawn one after the other, by the fastest path.
 
-Printed: inside of level, flatness, clicks, onsets, entropy and of all; medians; own bits of each second; then the same of the best
-of two and four rows by own bits. FOLDER/RUN.csv has a row a clip: cell, row, own bits of each second, the five measures of the
-whole piece, and inside; FOLDER/RUN.npz the levels of --keep cells.
+Printed: inside of level, flatness, clicks, onsets, entropy and of all; medians; own bits of each second; then the same of the
+best of two and four rows by own bits. FOLDER/RUN.csv has a row a clip: cell, row, own bits of each second, the five measures of
+the whole piece, and inside; FOLDER/RUN.npz the levels of --keep cells.
 """
 
 from __future__ import annotations

@@ -37,10 +37,7 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
         "audio/digits@classes",
         ("train.ema=0.998", "data.augment_polarity=true", "data.augment_gain_db=3", "data.augment_noise=0.5"),
     ),
-    "classes-8khz": (
-        "audio/digits@classes-8khz",
-        ("train.ema=0.998", "data.augment_polarity=true", "data.augment_gain_db=3", "data.augment_noise=0.25"),
-    ),
+    "classes-8khz": ("audio/digits@classes-8khz", ()),
 }
 SETTINGS: dict[str, dict[str, float]] = {
     "temperature 1": {},

@@ -33,7 +33,6 @@ from mamba_bio_audio.inference.prompts import (
     check_classes,
     check_prompt,
     read_prompts,
-    started,
     vocabulary_of,
 )
 from mamba_bio_audio.inference.streaming import Row
@@ -203,7 +202,10 @@ def generate_blocks(
     if draws.get("guidance") and classes is None:
         raise InputError("guidance is towards a class; give class_, or leave it out")
     prefix = check_prompt(model, prompt, num_samples)
-    prefix = started(model, prefix) if state is None else prefix
+    start_id = getattr(getattr(model, "codec", None), "start_id", None)
+    if start_id is not None and state is None and not isinstance(prefix, list):
+        first = torch.full((1 if prefix is None else len(prefix), 1), start_id)
+        prefix = first if prefix is None else torch.cat([first, prefix], 1)
     if prefix is None and place.position:
         raise InputError("a position after the first needs the symbols before it as prompt")
     if state is not None and (not isinstance(prefix, Tensor) or (batch_size or num_samples) < num_samples):
@@ -367,9 +369,9 @@ class _Choice(NamedTuple):
             draws.get("temperature", 1.0),
             draws.get("top_k"),
             draws.get("top_p"),
-            draws.get("min_p"),
             draws.get("allowed"),
             draws.get("initial"),
+            draws.get("min_p"),
         )
         return choice._replace(held=bool(draws.get("hold")))
 
@@ -380,9 +382,9 @@ class _Choice(NamedTuple):
         temperature: float,
         top_k: int | None,
         top_p: float | None,
-        min_p: float | None,
         allowed: Sequence[int] | None,
         initial: Sequence[float] | None,
+        min_p: float | None = None,
     ) -> _Choice:
         """Validate the options against the model."""
         vocabulary = vocabulary_of(model)

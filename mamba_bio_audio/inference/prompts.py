@@ -112,15 +112,6 @@ def _check_ids(model: nn.Module, ids: Tensor) -> None:
         )
 
 
-def started(model: nn.Module, prefix: Tensor | list[Row] | None) -> Tensor | list[Row] | None:
-    """A prompt behind what every sequence of the model begins with; a list of prompts is read so by `read_prompts`."""
-    start_id = getattr(getattr(model, "codec", None), "start_id", None)
-    if start_id is None or isinstance(prefix, list):
-        return prefix
-    first = torch.full((1 if prefix is None else len(prefix), 1), start_id)
-    return first if prefix is None else torch.cat([first, prefix], 1)
-
-
 def batches(
     model: nn.Module,
     prefix: Tensor | list[Row] | None,

@@ -223,12 +223,6 @@ class RowFiles:
         row, position = values["position"]
         return Position(int(row), int(position), tuple(values["log_likelihood"]))
 
-    def tokens(self, row: int) -> Any:
-        """The new symbols (n,) of a row that is complete."""
-        form = self.form
-        before = len(form.header(0)) + len(form.kept(row)) * form.symbol_bytes
-        return form.decode(self.path(row).read_bytes()[before:], row)
-
     def bits_along(self, length: int, rows: Sequence[int]) -> list[float]:
         """Bits per symbol of each eighth of the length, mean over some rows; [] where they are not known."""
         if self.along is None or length < PARTS:

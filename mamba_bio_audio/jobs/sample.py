@@ -19,7 +19,6 @@ from mamba_bio_audio.jobs.sample_report import check_report, measure, write_page
 
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.paths import Stepper
-    from mamba_bio_audio.inference.row_files import RowFiles
     from mamba_bio_audio.pipelines.sample_writer import SampleWriter
     from mamba_bio_audio.run.config import RunConfig
 
@@ -88,8 +87,8 @@ class SampleOptions(Options):
         1,
         ge=1,
         le=1000,
-        description="Make so many of each sample and keep one: with --class the one that the model itself takes most clearly "
-        "for the class, else the one whose bits per symbol are nearest to validation's; at so many times the cost.",
+        description="Make so many of each sample and keep the one whose bits per symbol are nearest to validation's; at so "
+        "many times the cost.",
     )
     hold: float = Field(
         0.0,
@@ -141,6 +140,8 @@ class SampleOptions(Options):
             raise ValueError("--keep-prompt keeps what --prompt or --prompt-file gives; give one of them")
         if self.guidance and not self.class_:
             raise ValueError("--guidance is towards a class; give --class")
+        if self.best_of > 1 and self.class_:
+            raise ValueError("--best-of chooses by bits, not by class, of which --guidance says more; give one of them")
         if self.best_of > 1 and self.target is None:
             raise ValueError("--best-of chooses among whole samples; give --out")
         if len({"length", "seconds"} & self.model_fields_set) != 1:
@@ -354,7 +355,7 @@ def sample(
     if options.length is None and out is not None and writer.most is None:
         raise InputError("--length inf goes to standard output here; leave out --out")
     valid_nats = model.manifest.get("result", {}).get("valid_nats")
-    if each > 1 and not writer.classes and valid_nats is None:
+    if each > 1 and valid_nats is None:
         raise InputError(f"{options.run}: no validation bits are known of these weights, so --best-of cannot choose")
     # What is drawn, of which the best are written.
     drawn = writer if each == 1 else _writer(options, config, model.manifest, each)
@@ -409,9 +410,11 @@ def sample(
         assert length is not None
         kept: Sequence[int] = range(rows_asked)
         if each > 1:
-            kept, scores = _best(model, rows, drawn, nats, length, each, options.batch_size, valid_nats)
+            from mamba_bio_audio.inference.best import nearest
+
+            kept = nearest(nats, length, valid_nats, each)
+            settings |= {"kept": list(kept), "log_likelihoods": list(nats)}
             nats = tuple(nats[row] for row in kept)
-            settings |= {"kept": list(kept), "scores": scores}
         # Again: hours may have gone by.
         writer.check_target(replace=True)
         sampled = Sampled(
@@ -464,27 +467,6 @@ def _draws(options: SampleOptions) -> dict[str, Any]:
     # Samples that were begun before there were these go on.
     later = {"guidance": options.guidance or None, "min_p": options.min_p, "hold": options.hold or None}
     return draws | {name: value for name, value in later.items() if value is not None}
-
-
-def _best(
-    model: Any,
-    rows: RowFiles,
-    drawn: SampleWriter,
-    nats: Sequence[float],
-    length: int,
-    each: int,
-    batch_size: int,
-    valid_nats: float | None,
-) -> tuple[list[int], list[float]]:
-    """Which of each `each` rows are kept, and the scores of all."""
-    from mamba_bio_audio.inference.best import best, class_evidence, nearness
-
-    if drawn.classes:
-        scores = class_evidence(model, rows.tokens, drawn.classes, drawn.start.get("prompt"), batch_size)
-    else:
-        assert valid_nats is not None
-        scores = nearness(nats, length, valid_nats)
-    return best(scores, each), [float(f"{score:.6g}") for score in scores]
 
 
 def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, Any], each: int = 1) -> SampleWriter:

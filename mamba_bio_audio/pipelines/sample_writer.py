@@ -83,10 +83,6 @@ class RowForm(ABC):
     def encode(self, tokens: Ids, row: int = 0) -> bytes:
         """Bytes of symbols (n,) of a row, `symbol_bytes` for each."""
 
-    def decode(self, data: bytes, row: int = 0) -> Ids:
-        """Symbols (n,) of a row from the bytes that `encode` made of them."""
-        raise NotImplementedError(f"{type(self).__name__} does not read what it wrote")
-
     def kept(self, row: int) -> Any:
         """Symbols that a row's file holds before the new ones, as its kept prompt: an array, or read in slices from disk."""
         return ()

@@ -390,56 +390,15 @@ def test_samples_of_classes(by_class, tmp_path, capsys):
     assert "already complete" in capsys.readouterr().out
 
 
-def test_the_best_of_several_by_class(by_class, tmp_path, capsys):
-    """Each sample is the one of its own four rows that the model takes most clearly for the class, with or without a prompt."""
-    soundfile.write(tmp_path / "prompt.wav", 0.3 * np.sin(np.arange(30)), 16_000)
-    model = saved.load(by_class)
-    how = ("sample", by_class, "--device", "cpu", "--quiet", "--length", 40, "--class", "two", "--class", "three")
-    for number, prompt in enumerate([(), ("--prompt", tmp_path / "prompt.wav", "--keep-prompt")]):
-        every, some = tmp_path / f"every{number}", tmp_path / f"some{number}"
-        assert mba(*how, *prompt, "--num-samples", 8, "--batch-size", 3, "--out", every) == 0
-        assert mba(*how, *prompt, "--num-samples", 2, "--best-of", 4, "--out", some) == 0
-        before = model.encode(soundfile.read(tmp_path / "prompt.wav", dtype="float32")[0])[0] if prompt else []
-        clips = [soundfile.read(every / f"sample-{row:05d}.flac", dtype="float32")[0] for row in range(16)]
-        scores = []
-        for row, clip in enumerate(clips):
-            ids = model.encode(clip)[0]
-            assert len(ids) == 40 + len(before)
-            own = model.of_class(["two", "three"][row // 8])
-            found = [generate_likelihood(each, ids, len(before)) for each in (own, model)]
-            scores.append(found[0] - found[1])
-        best = [max(range(low, low + 4), key=scores.__getitem__) for low in range(0, 16, 4)]
-        assert best != [0, 4, 8, 12]
-        note = json.loads((some / "samples.json").read_text())
-        assert (note["best_of"], note["kept"], note["num_samples"]) == (4, best, 4)
-        assert note["scores"] == pytest.approx(scores, abs=1e-4)
-        whole = json.loads((every / "samples.json").read_text())
-        assert note["log_likelihood"] == pytest.approx([whole["log_likelihood"][row] for row in best])
-        for number_, row in enumerate(best):
-            np.testing.assert_array_equal(
-                soundfile.read(some / f"sample-{number_:05d}.flac", dtype="float32")[0], clips[row]
-            )
-    capsys.readouterr()
-    assert mba(*how, "--num-samples", 2, "--out", tmp_path / "some0", "--resume") == 2
-    assert "complete, but sampled with best_of 4, not 1" in capsys.readouterr().err
-    assert not list(tmp_path.glob("*.part"))
-
-
-def generate_likelihood(model, ids, before: int) -> float:
-    """log p of the symbols from `before` on, the whole read at once."""
-    read = torch.cat([torch.tensor([model.codec.start_id]), ids])[None]
-    with torch.no_grad():
-        log_p = model(read[:, :-1]).logits[0, :, :256].double().log_softmax(1)
-    return float(log_p[torch.arange(len(ids)), ids][before:].sum())
-
-
 def test_the_best_of_several_by_bits(model, tmp_path, capsys):
-    """Without a class the one whose bits are nearest to validation's; they need to be known, and whole samples."""
+    """The one whose bits are nearest to validation's; they need to be known, and whole samples; not by class."""
     how = ("sample", tmp_path, "--length", 60, "--device", "cpu", "--quiet", "--seed", 3)
     assert mba(*how, "--best-of", 3, "--out", tmp_path / "a.fa") == 2
     assert "no validation bits are known" in capsys.readouterr().err
     assert mba(*how, "--best-of", 3) == 2
     assert "--best-of chooses among whole samples; give --out" in capsys.readouterr().err
+    assert mba(*how, "--best-of", 3, "--class", "one", "--out", tmp_path / "a.fa") == 2
+    assert "--best-of chooses by bits, not by class" in capsys.readouterr().err
     model.manifest = {"result": {"valid_nats": 2.3}}
     assert mba(*how, "--num-samples", 6, "--out", tmp_path / "every.fa", "--no-report") == 0
     assert mba(*how, "--num-samples", 2, "--best-of", 3, "--out", tmp_path / "some.fa", "--no-report") == 0

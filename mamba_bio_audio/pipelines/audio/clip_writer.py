@@ -178,14 +178,6 @@ class ClipWriter(SampleWriter):
         # `sashimi` levels lie in the range of the item; a prompt says which that is.
         return wav.pcm(audio if scale == (-1.0, 1.0) else (audio + 1) / 2 * (high - low) + low)
 
-    def decode(self, data: bytes, row: int = 0) -> Ids:
-        """Levels whose 16 bits these are."""
-        from mamba_bio_audio.pipelines.audio.measures import levels_of
-
-        low, high = scale = self._scale(row)
-        audio = np.frombuffer(data, "<i2") / 32767
-        return levels_of(audio if scale == (-1.0, 1.0) else (audio - low) / max(high - low, 1e-9) * 2 - 1, self.codec)
-
     def _scale(self, row: int) -> tuple[float, float]:
         return self._prompt(row).scale if self.prompts else (-1.0, 1.0)
 

@@ -20,7 +20,13 @@ RECIPES, KEYS, COMMANDS = "recipes.md", "keys.md", "commands"
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """Text of a cell; in code an angle bracket stays what it is."""
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    return "`".join(part if at % 2 else part.replace("<", "&lt;") for at, part in enumerate(parts))
+
+
+def _code(text: str) -> str:
+    return _cell(f"`{text}`") if text else ""
 
 
 def commands() -> dict[str, ModuleType]:
@@ -41,7 +47,7 @@ def command_page(name: str, job: ModuleType) -> str:
     lines = [f"# mba {name}", "", inspect.cleandoc(job.run.__doc__ or ""), "", "```text", usage, "```", ""]
     if arguments:
         lines += ["| argument | |", "|---|---|"]
-        lines += [f"| `{_cell(spelled)}` | {_cell(field.description or '')} |" for spelled, field in arguments.items()]
+        lines += [f"| {_code(spelled)} | {_cell(field.description or '')} |" for spelled, field in arguments.items()]
         lines.append("")
     lines += ["| option | takes | default | |", "|---|---|---|---|"]
     for spelled, field in found.items():
@@ -51,9 +57,7 @@ def command_page(name: str, job: ModuleType) -> str:
         metavar = next((of.metavar for of in field.metadata if isinstance(of, Cli)), None)
         if takes == "true | false" and not field.default:
             takes, default = "", ""
-        shown = (
-            "" if default in ("", "null", '""', "[]") else default if default == "required" else f"`{_cell(default)}`"
-        )
+        shown = "" if default in ("", "null", '""', "[]") else default if default == "required" else _code(default)
         lines.append(f"| `{spelled}` | {_cell(metavar or takes)} | {shown} | {_cell(field.description or '')} |")
     lines += ["| `--json` | | | Print the result as JSON. |", "| `--debug` | | | Show the traceback of an error. |"]
     return "\n".join(lines) + "\n"
@@ -97,7 +101,7 @@ def keys_page() -> str:
         if first != section:
             section = first
             lines += ["", f"## {section}", "", "| key | takes | default | only | |", "|---|---|---|---|---|"]
-        default = "required" if key.default == "required" else f"`{_cell(key.default)}`"
+        default = "required" if key.default == "required" else _code(key.default)
         lines.append(f"| `{key.path}` | {_cell(key.takes)} | {default} | {key.of} | {_cell(key.help)} |")
     return "\n".join(lines) + "\n"
 

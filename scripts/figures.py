@@ -50,6 +50,7 @@ ELSEWHERE = {
     "docs/contracts.md": "generated from docstrings: tolerances",
     "docs/architecture.md": "how things are built: limits",
     "docs/api.md": "generated from docstrings: defaults and tolerances",
+    "docs/mixers.md": "generated from the registry: sizes and settings",
     "docs/reliability.md": "guarantees, each with its test",
     "docs/reproduction.md": "the paper's figures: tests/test_reproduction.py",
     "docs/results/runs.md": "generated from result files: tests/test_runs.py",

@@ -385,8 +385,10 @@ def bar() -> None:
 
     $OUT/species_kmers.csv, written after every k; a run that was cut goes on from there. `chosen` marks the least validation
     loss at a number of windows, which `mba evaluate` would take, and `best` the least of all. Windows are doubled until two
-    numbers in a row have done no better; the likeliest k come first.
+    numbers in a row have done no better; the likeliest k come first. WINDOWS and SIZES, with commas, ask for some only.
     """
+    asked = [int(word) for word in os.environ.get("WINDOWS", "").split(",") if word]
+    likely = [int(word) for word in os.environ.get("SIZES", "7,8,6,9,5,4,10,3").split(",")]
     path = OUT / "species_kmers.csv"
     rows: list[dict[str, Any]] = []
     if path.exists():
@@ -404,10 +406,12 @@ def bar() -> None:
         for count in counts if not TOY else (250,):
             leasts = _least_of(rows, recipe)
             before = [leasts[windows] for windows in sorted(leasts) if windows < count]
-            if len(before) > 2 and min(before[-2:]) >= min(before[:-2]):
+            if asked and count not in asked:
+                continue
+            if not asked and len(before) > 2 and min(before[-2:]) >= min(before[:-2]):
                 break
             done = {int(row["k"]) for row in rows if (row["recipe"], int(row["windows"])) == (recipe, count)}
-            sizes = [k for k in ((7, 8, 6, 9, 5, 4, 10, 3) if not TOY else (2, 3)) if k not in done]
+            sizes = [k for k in (likely if not TOY else (2, 3)) if k not in done]
             train, labels = training_sequences(data, count, most_bases=count * data.length) if sizes else ([], [])
             for k in sizes:
                 start = time.process_time()

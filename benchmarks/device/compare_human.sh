@@ -9,7 +9,7 @@ out=${RUN:-/tmp/compare_human}
 mkdir -p "$out"
 [ -n "${2:-}" ] && tar -C "$out" -xzf "$2"
 mba compare dna/hg38 --arm mamba=@1.4m --arm transformer=@transformer --arm hyena=@hyena --arm h3=@h3 --arm s4d-glu=@s4dglu \
-  --arm "mamba2=model.mixer=mamba2,model.d_model=128,model.num_layers=12,model.options={d_state: 64}" \
+  --arm mamba2=@mamba2 --arm retnet=@retnet \
   --set data.path="${DATA:-.device/human}" --set data.reverse_complement=true --set data.windows=random --set data.num_workers=8 \
   --set train.tokens_per_step=65536 --set train.steps=1000 --set train.validate_every=100 --set train.validation_tokens=1048576 ${MORE:-} \
   --seeds 0,1,2 --sweep-steps 300 --max-time "${1:-300}" --out "$out/human" 2>&1 | tee "$OUT/compare_human.txt"

@@ -15,7 +15,8 @@ begun=$SECONDS
 lengths=$((seconds / 5))
 training=$((seconds - lengths - 5))
 short="--set train.validation_tokens=65536 --set train.checkpoint_every=1000"
-mba compare synthetic/induction --mixers mamba,transformer,mamba2,h3,hyena --rates 1e-3,2e-3,4e-3 --every-rate --together 9 \
+mba compare synthetic/induction --mixers mamba,transformer,mamba2,h3 \
+  --arm "hyena=model.mixer=hyena,model.options={max_length: 16384}" --rates 1e-3,2e-3,4e-3 --every-rate --together 9 \
   --set train.tokens_per_step=2048 --set train.steps=20000 --set train.validate_every=4000 $short \
   --max-time "$training" --out $out/induction >$out/induction.txt 2>&1 &
 first=$!

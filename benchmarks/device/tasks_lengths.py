@@ -33,7 +33,22 @@ PAPER: dict[str, list[float | None]] = {
     "Hyena (69M)": [97.7, 100, 100, 100, 44.1, 12.5, 6.6, 5.1, 7.0, 5.9, 6.6, 6.6, 5.9, 6.3, 9.8],
     "Mamba (74K)": [100.0] * 15,
 }
-FIELDS = ("arm", "rate", "seed", "steps", "length", "sequences", "answers", "right", "nats", "seconds", "memory_bytes")
+FIELDS = (
+    *(
+        "arm",
+        "rate",
+        "seed",
+        "steps",
+        "length",
+        "sequences",
+        "answers",
+        "right",
+        "nats",
+        "seconds",
+        "memory_bytes",
+        "why",
+    ),
+)
 
 
 def rows_of(place: Path) -> list[dict[str, str]]:
@@ -100,12 +115,12 @@ def table(out: Path) -> str:
     lines.append("|---" * (len(lengths) + 2) + "|")
     for arm, key in best.items():
         cells = [by_run[key].get(length) for length in lengths]
-        shown = ["" if cell is None else "no memory" if cell == "" else f"{100 * float(cell):.1f}" for cell in cells]
+        shown = ["" if cell is None else "-" if cell == "" else f"{100 * float(cell):.1f}" for cell in cells]
         lines.append(f"| {arm} | {float(key[1]):g}, {key[2]} | " + " | ".join(shown) + " |")
     for name, published in PAPER.items():
         theirs = [published[length.bit_length() - 7] for length in lengths if 64 <= length <= 1 << 20]
         if len(theirs) == len(lengths):
-            lines.append(f"| paper: {name} | | " + " | ".join(str(c or "no memory") for c in theirs) + " |")
+            lines.append(f"| paper: {name} | | " + " | ".join(str(c or "-") for c in theirs) + " |")
     return "\n".join(lines)
 
 

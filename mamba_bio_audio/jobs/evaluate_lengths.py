@@ -25,9 +25,10 @@ class LengthScores(Found):
     """Answers in sequences of one length.
 
     Attributes:
-        right: share of right answers; None where the sequences did not fit in memory.
+        right: share of right answers; None where the model cannot take sequences of this length.
         nats: mean loss of an answer.
         memory_bytes: peak beyond the weights; None on a CPU.
+        why: the model cannot take them: "out of memory", or what it says; longer ones are not tried.
     """
 
     length: int
@@ -37,6 +38,7 @@ class LengthScores(Found):
     nats: float | None
     seconds: float
     memory_bytes: int | None = None
+    why: str = ""
 
 
 class LengthsResult(Kept):
@@ -67,13 +69,16 @@ class LengthsResult(Kept):
             + f"{'MiB':>8}" * memory,
         ]
         for row in self.rows:
-            right = "no memory" if row.right is None else f"{row.right:.2%}"
+            right = "-" if row.right is None else f"{row.right:.2%}"
             nats = "" if row.nats is None else f"{row.nats:.4f}"
             size = "" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:,.0f}"
             lines.append(
                 f"{row.length:>10,}{row.sequences:>11,}{row.answers:>9,}{right:>10}{nats:>9}{row.seconds:>9.1f}"
                 + f"{size:>8}" * memory
             )
+        stopped = next((row for row in self.rows if row.why), None)
+        if stopped is not None:
+            lines.append(f"from {stopped.length:,} on: {stopped.why}")
         return "\n".join(lines)
 
 
@@ -175,7 +180,7 @@ def score_lengths(
 
     model.to(device).eval()
     found: list[LengthScores] = []
-    fits = True
+    why = ""
     for number, length in enumerate(lengths):
         if progress is not None:
             progress("lengths", number, len(lengths))
@@ -186,25 +191,28 @@ def score_lengths(
             before = torch.cuda.memory_allocated()
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         try:
-            for first in range(0, sequences if fits else 0, at_once):
+            for first in range(0, 0 if why else sequences, at_once):
                 numbers = torch.arange(first, min(first + at_once, sequences), device=device)
                 batch = corpus.fixed_batch(split, numbers, length)
                 with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=narrow):
                     sums += torch.stack([value.double() for value in answers(model, *batch)])
         except torch.OutOfMemoryError:
-            fits = False
+            why = "out of memory"
+        except InputError as error:
+            why = str(error)
         nats, count, right = sums.tolist()
         found.append(
             LengthScores(
                 length=length,
-                sequences=sequences if fits else 0,
-                answers=int(count) if fits else 0,
-                right=right / count if fits else None,
-                nats=nats / count if fits else None,
+                sequences=0 if why else sequences,
+                answers=0 if why else int(count),
+                right=None if why else right / count,
+                nats=None if why else nats / count,
                 seconds=time.perf_counter() - begun,
-                memory_bytes=torch.cuda.max_memory_allocated() - before if device == "cuda" and fits else None,
+                memory_bytes=torch.cuda.max_memory_allocated() - before if device == "cuda" and not why else None,
+                why=why,
             )
         )
-        if not fits and device == "cuda":
+        if why and device == "cuda":
             torch.cuda.empty_cache()
     return found

@@ -197,7 +197,8 @@ def real_time() -> tuple[str, ...]:
 CLAIMS: dict[str, tuple[str, Callable[[], tuple[str, ...]]]] = {
     "human run": ("({} M bases, {} M a second)", real_run),
     "human test": (
-        "test perplexity {} on loci that training never saw, where the best Markov model (order 16) reaches {} and copies of the last 1,024 bases on top of it {};",
+        "test perplexity {} on loci that training never saw, where the best Markov model (order 16) reaches {} "
+        "and copies of the last 1,024 bases on top of it {};",
         lambda: perplexity("test"),
     ),
     "human valid": ("validation {} against {} at order 16.", lambda: perplexity("valid")),

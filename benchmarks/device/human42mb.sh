@@ -27,7 +27,7 @@ for split in valid test; do
   mba evaluate "$run" --split $split --no-baselines 2>&1 | tee -a "$report"
 done
 [ -z "${QUICK:-}" ] || { pack; log "done: $(ls -l "$OUT/$name.tgz")"; exit; }
-# Markov models to order 12 take a minute or two of a CPU.
+# Markov models to order 16 and copies take two or three minutes of a CPU.
 for split in valid test; do
   mba evaluate "$run" --split $split --quiet >"$run/$split.txt" 2>&1 &
 done

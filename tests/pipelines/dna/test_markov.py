@@ -169,6 +169,7 @@ def test_the_highest_orders(order: int) -> None:
     deep = baseline.counts[order]
     assert isinstance(deep, DeepCounts)
     assert deep.sums[-1].sum() == 2 * (80 - order)
+    assert (np.diff(deep.contexts.astype(np.int64)) > 0).all()
     score = baseline.score(genome, [Span("r", 100, 160)])
     for k in range(order + 1):
         nats = [

@@ -60,7 +60,7 @@ def ssd(
         h0: State before the first position (B, H, P, N); None means zeros.
         return_state: Whether to return the state after the last position as well.
         reset: Bool (B, L), True where the state is zeroed before the position (start of a packed sequence).
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto", "triton" (up to 128 states, not fp64), "torch" or "reference".
 
     Returns:
         y (B, L, H, P) in the dtype of `x`, or (y, state) with state (B, H, P, N) in fp32 (fp64 if any input is fp64).

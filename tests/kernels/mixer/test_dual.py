@@ -15,7 +15,7 @@ from mamba_bio_audio.kernels.mixer.dual import DualShape, DualWeights, dual_trit
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 # Relative L2 against fp64 on the same inputs; as of the dual, and the roundings of projections, convolution and norm.
-ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+ERROR = {torch.float32: 3e-5, torch.bfloat16: 3e-2}
 
 
 def make(width, length, batch=2, *, state=True, reset=True, dtype=torch.float32, device="cpu", **config):

@@ -163,6 +163,19 @@ def test_plans():
     assert 528 <= 8 * one.segments <= 2112
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tiles_are_those_that_a_gpu_was_seen_to_compute_right(dtype):
+    """Triton 3.6 makes wrong code for bf16 of tiles of 32 channels; test_machine_code.py compares the products."""
+    tiles = set()
+    for channels in (1, 5, 16, 24, 32, 64, 70, 128, 256):
+        for states in (1, 3, 16, 24, 64, 65, 100, 128):
+            plan = make_plan(2, 700, 4, channels, 1, states, dtype, torch.device("cpu"))
+            assert states <= plan.BN
+            tiles.add((plan.Q, plan.BP, plan.BN))
+    chunk = 64 if dtype == torch.bfloat16 else 32
+    assert tiles == {(chunk, 64, 64), (chunk, 64, 128)}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -174,6 +187,9 @@ def test_plans():
         (1, 9000, 8, 64, 1, 128),
         (2, 65, 4, 128, 4, 64),
         (2, 130, 4, 24, 2, 100),
+        (2, 200, 4, 32, 1, 64),
+        (2, 200, 4, 16, 1, 128),
+        (2, 200, 4, 8, 2, 16),
         (2, 1, 2, 5, 1, 3),
     ],
 )

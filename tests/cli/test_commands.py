@@ -637,7 +637,7 @@ def test_stopping_inside_a_validation_and_at_the_last_step(long_whole, fasta, tm
     from mamba_bio_audio.training import steps
 
     arguments = ["pretrain", "dna/tiny", *overrides(fasta, *LONG), "--out", tmp_path / "run", "--device", "cpu"]
-    nats = steps.Steps._validation_nats
+    nats = steps.Steps._validation
     calls = []
 
     def stop_in_the_middle(self, trainer, module):
@@ -646,7 +646,7 @@ def test_stopping_inside_a_validation_and_at_the_last_step(long_whole, fasta, tm
             os.kill(os.getpid(), signal.SIGTERM)
         return nats(self, trainer, module)
 
-    monkeypatch.setattr(steps.Steps, "_validation_nats", stop_in_the_middle)
+    monkeypatch.setattr(steps.Steps, "_validation", stop_in_the_middle)
     assert mba_command(*arguments) == 130
     for _ in range(2):
         assert mba_command(*arguments, "--resume") == 130

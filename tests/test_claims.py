@@ -165,7 +165,7 @@ def recognised() -> tuple[str, ...]:
 
 def species() -> tuple[str, ...]:
     model = number("species_h100.csv", "accuracy", step="easy", kind="evaluation", split="test")
-    chosen = max(rows("species_kmers_cpu.csv", recipe="dna/species", chosen="yes"), key=lambda row: int(row["windows"]))
+    (chosen,) = rows("species_kmers_cpu.csv", recipe="dna/species", best="yes")
     return (
         chosen["k"],
         f"{int(chosen['windows']):,}",

@@ -17,6 +17,7 @@ TABLES = ("README.md", "benchmarks.md", "audio.md", "species.md")
 # What commands write to folders of the user's.
 OUTPUTS = {
     "RUN/sampling.json",
+    "samples.json",
     "OUT.report.json",
     "metrics.csv",
     "manifest.json",

@@ -29,8 +29,9 @@ _ENDS_FROM = 4096
 
 
 # Warps a scheduler of one wave, and up to how many chunks of a sequence one wave pays: the pass over chunks leaves out one
-# of so many, but forward with one warp a scheduler is a fourth slower than with many.
-_FEW = {1: 3, 2: 8}
+# of so many, but forward with one warp a scheduler is a fourth slower than with many. By reckoning these are 3 and 8; none
+# until a GPU has run chunks in pieces.
+_FEW = {1: 0, 2: 0}
 
 
 class ScanInputs(NamedTuple):
@@ -248,9 +249,8 @@ def make_plan(
         maps = parts * 64 * (2 - case.B_lti - case.C_lti)
         return max(steps, Plan.rows) * (384 + maps) + steps // fields["bwd_unroll"] * parts * 1024
 
+    # Where the states that are kept lie too far apart, finer ones could be made; not by itself until a GPU has run it.
     inner = changes.get("bwd_segment", segment)
-    while warp_sums and room(inner) > MAX_ROOM and inner > Plan.segment:
-        inner //= 2
     fields |= {"bwd_segment": inner, "warp_sums": warp_sums and room(inner) <= MAX_ROOM}
     fields["rows"] = Plan.rows if changes.get("warp_sums", fields["warp_sums"]) else min(Plan.rows, inner)
 

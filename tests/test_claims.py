@@ -317,3 +317,49 @@ def test_what_is_said_of_digits_by_class_is_what_was_measured():
     assert f"| 2,050 | {recognised} % | **{right} %** |" in audio
     own = re.findall(r"^[a-z]+ +205 +(\S+)%", table, flags=re.MULTILINE)
     assert f"asked for in {sum(map(float, own)) / len(own):.0f} %" in audio
+
+
+def test_what_is_said_of_digits_by_class_at_8_khz_is_what_was_measured():
+    table = (RESULTS / "digits_by_class_h200" / "table-8khz.txt").read_text()
+    audio = (RESULTS.parent.parent / "docs" / "audio.md").read_text(encoding="utf-8")
+    right, recognised = re.search(r"guidance 2 +2050 clips +right (\S+)%  recognised (\S+)%", table).groups()
+    assert f"| 2,050 | {recognised} % | **{right} %** |" in audio
+    theirs, heard = re.search(r"recorded, test +500 clips +right (\S+)%  recognised (\S+)%", table).groups()
+    assert f"in {right} %, where it is {theirs} % of the" in audio
+    assert f"| 500 | {heard} % | {theirs} % |" in audio
+    for found, taken in re.findall(r"320 clips +right (\S+)%  recognised (\S+)%", table):
+        assert f"| 320 | {taken} % | {found} % |" in audio
+    by_digit = {
+        word: tuple(map(float, shares))
+        for word, *shares in re.findall(r"^([a-z]+) +205 +(\S+)% +(\S+)% +(\S+)%", table, flags=re.MULTILINE)
+    }
+    least, second, *_, most = sorted(by_digit, key=lambda word: by_digit[word][2])
+    both = {word: f"{by_digit[word][2]:.1f} %" for word in by_digit}
+    expected = f"from {both[least]} ({least}) and {both[second]} ({second}) to\n{both[most]} ({most}): named are"
+    assert expected in audio
+    ranges = [f"{min(column):.1f} to {max(column):.1f} %" for column in list(zip(*by_digit.values(), strict=True))[:2]]
+    assert f"named are {ranges[0]}, recognised {ranges[1]}" in audio
+
+
+# (model and seconds, how it was drawn) of rows of docs/audio.md, "What brings pieces inside", and where they stand in the file.
+BROUGHT_INSIDE = {
+    "| rendered, 4.35 | 0.98, top-p 0.995 |": ("rendered", "0.98", "0.995", "0", "0", "1"),
+    "| | the same, best of 2 | 20 |": ("rendered", "0.98", "0.995", "0", "0", "2"),
+    "| | 0.99, top-p 0.99, best of 2 |": ("rendered", "0.99", "0.99", "0", "0", "2"),
+    "| recorded, 8.13 | 1.15, min-p 0.03, hold 0.3 |": ("recorded", "1.15", "1", ".03", ".3", "1"),
+    "| | the same, best of 2 | 10 |": ("recorded", "1.15", "1", ".03", ".3", "2"),
+    "| | 1.2, top-p 0.96, hold 0.3, best of 2 |": ("recorded", "1.2", "0.96", "0", ".3", "2"),
+}
+
+
+@pytest.mark.parametrize("begins", BROUGHT_INSIDE)
+def test_the_table_of_settings_is_that_of_the_file(begins):
+    names = ("run", "temperature", "top_p", "min_p", "hold", "best_of")
+    (row,) = rows("sampling_h200/settings.csv", window="3", **dict(zip(names, BROUGHT_INSIDE[begins], strict=True)))
+    audio = (RESULTS.parent.parent / "docs" / "audio.md").read_text(encoding="utf-8")
+    (line,) = [line for line in audio.splitlines() if line.startswith(begins)]
+    cells = [cell.strip(" *") for cell in line.strip("|").split("|")][2:]
+    assert cells == [row[name] for name in ("clips", *(f"inside_{m}" for m in (*JUDGED, "all")))]
+
+
+JUDGED = ("level", "flatness", "clicks", "onsets", "entropy")

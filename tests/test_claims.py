@@ -363,3 +363,20 @@ def test_the_table_of_settings_is_that_of_the_file(begins):
 
 
 JUDGED = ("level", "flatness", "clicks", "onsets", "entropy")
+
+
+def test_what_is_said_of_longer_and_longer_pieces_is_what_the_file_says():
+    audio = (RESULTS.parent.parent / "docs" / "audio.md").read_text(encoding="utf-8")
+    recorded, rendered = (
+        {name: [row[f"inside_{name}"] for row in rows("sampling_h200/lengths.csv", run=run)] for name in JUDGED}
+        for run in ("real-grow", "grow")
+    )
+    steady = [set(recorded[name]) for name in ("level", "flatness", "onsets", "entropy")]
+    assert steady == [{"10"}, {"8"}, {"10"}, {"8"}]
+    clicks = ", ".join(recorded["clicks"])
+    assert f"always 10, 8, 10 and 8 inside by level, flatness, onsets and entropy, and {clicks} by clicks" in audio
+    expected = (
+        f"{', '.join(rendered['flatness'])} by flatness, {', '.join(rendered['clicks'])} by clicks and 10 by the others"
+    )
+    assert expected in audio
+    assert {value for name in ("level", "onsets", "entropy") for value in rendered[name]} == {"10"}

@@ -123,6 +123,7 @@ def main(
     windows: Annotated[int, typer.Option(help="Training windows of the k-mers.")] = 20_000,
     recipe: Annotated[str | None, typer.Option(help="Recipe of ours; none: k-mers alone.")] = None,
     settings: Annotated[list[str], typer.Option("--set", help="KEY=VALUE of the recipe.")] = [],  # noqa: B006
+    bars: Annotated[bool, typer.Option(help="k-mers too.")] = True,
     device: str = "cpu",
 ) -> None:
     whole = whole_genomes(data)
@@ -147,8 +148,10 @@ def main(
                 found = sets(module, training_sequences(module, windows))
             (rows, y), (valid, valid_y), (test, test_y), groups = found
             start = time.process_time()
-            bar = fit_kmers(rows, np.asarray(y), valid, valid_y, len(whole.classes), sizes=KMERS)
-            models: dict[str, Any] = {f"k-mers, k = {bar.k}": bar.probabilities}
+            models: dict[str, Any] = {}
+            if bars:
+                bar = fit_kmers(rows, np.asarray(y), valid, valid_y, len(whole.classes), sizes=KMERS)
+                models[f"k-mers, k = {bar.k}"] = bar.probabilities
             if recipe is not None and module is not None:
                 models["ours"] = ours(recipe, module, settings, device, Path(work))
             for share in error:

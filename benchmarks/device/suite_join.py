@@ -49,6 +49,8 @@ def join(out, gains, folders):
     rows, predictions = [], defaultdict(dict)
     for folder in map(Path, folders):
         for table in sorted(folder.glob("*/*/suite.csv")) + sorted(folder.glob("*/suite.csv")):
+            if not table.with_suffix(".json").exists():
+                continue  # it was cut
             rows += list(csv.DictReader(table.open(newline="")))
             (place,) = (table.parent / "predictions").glob("*.csv")
             own = list(csv.DictReader(place.open(newline="")))

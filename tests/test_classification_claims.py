@@ -42,6 +42,72 @@ def test_kmers_on_gue():
         assert published
 
 
+HUMAN, MIXED = "human42mb-1m4", "mixed138mb-1m4"
+MODELS = (
+    "k-mers",
+    "CNN",
+    "from scratch",
+    f"{HUMAN}, frozen",
+    f"{MIXED}, frozen",
+    f"{HUMAN}, fine-tuned",
+    f"{MIXED}, fine-tuned",
+)
+
+
+@pytest.mark.parametrize(("metric", "header"), [("auroc", "| task | k-mers | CNN |"), ("mcc", "| task, MCC |")])
+def test_backbones_on_gue(metric, header):
+    """Means over seeds; what was not measured is a dash."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in [*results("gue_kmers_cpu.csv"), *results("gue_h200.csv")]:
+        if row["part"] == "all":
+            values.setdefault((row["task"], row["model"]), []).append(float(row[metric]))
+    rows = table(header)
+    assert len(rows) == 11
+    for task, *cells in rows:
+        for model, cell in zip(MODELS, cells, strict=False):
+            own = values.get((task, model))
+            assert cell == ("-" if own is None else f"{sum(own) / len(own):.3f}"), (task, model)
+
+
+def test_differences_on_gue():
+    found = {(row["task"], row["model"], row["against"]): row for row in results("gue_gains_h200.csv")}
+    for task, *cells in table("| task, fine-tuned minus |"):
+        for against, cell in zip(("k-mers", "CNN", "from scratch"), cells, strict=True):
+            row = found.get((task, f"{MIXED}, fine-tuned", against))
+            if row is None:
+                assert cell == "-"
+                continue
+            bold = "" if row["verdict"] == "not separated" else "**"
+            value, low, high = (f"{float(row[key]):+.3f}" for key in ("difference", "low", "high"))
+            assert cell == f"{bold}{value}{bold} ({low} to {high})"
+
+
+def test_what_is_said_of_the_differences():
+    """The counts of the sentences below the tables."""
+    rows = results("gue_gains_h200.csv")
+
+    def count(model: str, against: str, test) -> int:
+        return sum(test(row) for row in rows if (row["model"], row["against"]) == (f"{model}, fine-tuned", against))
+
+    for model in (HUMAN, MIXED):
+        assert count(model, "k-mers", lambda row: row["verdict"] == "better") == 10
+        assert count(model, "CNN", lambda row: row["verdict"] == "better") == 3
+        assert count(model, "CNN", lambda row: row["verdict"] == "worse") == 1
+    assert count(MIXED, "CNN", lambda row: float(row["low"]) > 0) == 9
+    assert count(MIXED, "from scratch", lambda row: float(row["low"]) > 0) == 8
+    assert count(MIXED, "from scratch", lambda row: row["verdict"] == "better") == 2
+    above = [
+        (
+            float(cells[4]) > float(cells[8]),
+            float(cells[5]) > float(cells[8]),
+            float(cells[4]) > float(cells[9]),
+            float(cells[5]) > float(cells[9]),
+        )
+        for cells in table("| task | k-mers | CNN |")
+    ]
+    assert [sum(column) for column in zip(*above, strict=True)] == [10, 11, 8, 10]
+
+
 def test_genomes_and_fragments():
     found = {(row["data"], row["length"], row["errors"]): row for row in results("genomes_cpu.csv")}
     rows = table("| data | sequence | errors |")

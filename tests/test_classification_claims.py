@@ -120,6 +120,38 @@ def test_genomes_and_fragments():
         assert bounds == f"{100 * float(row['low']):.1f} to {100 * float(row['high']):.1f}"
 
 
+def test_fragments_by_ours():
+    bars = {
+        (row["length"], row["errors"]): row for row in results("genomes_cpu.csv") if row["data"] == "vertebrate_mito"
+    }
+    rows = table("| windows | errors | ours |")
+    assert len(rows) == len(results("genomes_h200.csv"))
+    for (windows, _, ours, bounds, bar), row in zip(rows, results("genomes_h200.csv"), strict=True):
+        assert windows.split()[0].replace(",", "") == row["length"]
+        assert ours == f"{100 * float(row['balanced_accuracy']):.1f} %"
+        assert bounds == f"{100 * float(row['low']):.1f} to {100 * float(row['high']):.1f}"
+        assert bar == f"{100 * float(bars[row['length'], row['errors']]['balanced_accuracy']):.1f} %"
+
+
+def test_reads_of_species():
+    found = results("reads_h200.csv")
+    rows = table("| reads of |")
+    assert len(rows) == len({(row["length"], row["model"].split(",")[0]) for row in found})
+    for length, model, accuracy, *areas in rows:
+        own = [
+            row
+            for row in found
+            if row["length"] == length.split()[0].replace(",", "") and row["model"].startswith(model[:4])
+        ]
+        five, four = sorted(own, key=lambda row: -int(row["classes"]))
+        assert accuracy == f"{100 * float(five['accuracy']):.1f} %"
+        for key, cell in zip(("mouse", "phage", "shuffled"), areas, strict=True):
+            shown = [
+                f"{float(four[f'{rule}, {key}']):.2f}" for rule in ("probability", "energy") if four[f"{rule}, {key}"]
+            ]
+            assert cell == ", ".join(shown)
+
+
 @pytest.mark.parametrize("row", results("predict_cpu.csv"), ids=lambda row: f"{row['model']}, {row['length']}")
 def test_speed_of_prediction(row):
     cells = {cells[0]: cells[1:] for cells in table("| Mb/s, one core | 150 |")}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +155,8 @@ class DnaClassesCorpus(Corpus):
     def _chosen(self, split: str) -> list[Region]:
         windows = self.evaluation_windows(split).windows
         assert isinstance(windows, list)
-        return windows
+        # Those of labels have one.
+        return cast("list[Region]", windows)
 
     def _regions(self, split: str) -> list[Region]:
         return [region for region in self.labelled.regions if region.split == split]

@@ -134,7 +134,7 @@ def test_fragments_by_ours():
 
 
 def test_reads_of_species():
-    found = results("reads_h200.csv")
+    found = [*results("reads_h200.csv"), *results("reads_cpu.csv")]
     rows = table("| reads of |")
     assert len(rows) == len({(row["length"], row["model"].split(",")[0]) for row in found})
     for length, model, accuracy, *areas in rows:

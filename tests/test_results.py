@@ -25,6 +25,7 @@ OUTPUTS = {
     "predictions-test.tsv",
     "regions.tsv",
     "copies.tsv",
+    "samples.json",
 }
 
 

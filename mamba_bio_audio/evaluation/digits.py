@@ -28,10 +28,10 @@ from mamba_bio_audio.evaluation.judge import (
 )
 from mamba_bio_audio.files import atomic_path, write_json
 from mamba_bio_audio.files.cache import cache_folder
+from mamba_bio_audio.files.tensors import not_finite
 from mamba_bio_audio.pipelines.audio.digits import one_second
 from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS
 from mamba_bio_audio.pipelines.scores import Digits
-from mamba_bio_audio.training.checkpoints import not_finite
 
 Protocol = Literal["plain", "paper"]
 Clips = NDArray[np.float32]

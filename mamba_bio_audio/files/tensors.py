@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,13 @@ def _decode(value: Any, tensors: dict[str, Tensor], used: set[str], depth: int) 
         used.add(item)
         return tensors[item]
     raise ValueError(f"{kind!r} is not a known kind of value")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that contains an infinity or NaN; None if there is none."""
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if not floats:
+        return None
+    # One answer for all tensors, so that a GPU is waited for only once.
+    sound = torch.stack([torch.isfinite(tensor).all() for tensor in floats.values()]).tolist()
+    return None if all(sound) else list(floats)[sound.index(False)]

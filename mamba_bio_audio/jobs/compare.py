@@ -127,13 +127,17 @@ class CompareOptions(Options):
                 found[name] = [], [f"model.mixer={name}"]
         for text in self.arm:
             name, _, keys = text.partition("=")
-            # Commas in brackets belong to a value.
-            parts = [part.strip() for part in re.split(r",(?![^\[{(]*[\]})])", keys) if part.strip()]
+            parts = _parts(keys)
             found[name] = (
                 [part[1:] for part in parts if part.startswith("@")],
                 [part for part in parts if not part.startswith("@")],
             )
         return found
+
+
+def _parts(text: str) -> list[str]:
+    """KEY=VALUE or @VARIANT of an arm. A comma that neither follows belongs to a value, such as a list or a pattern."""
+    return [part.strip() for part in re.split(r",(?=\s*(?:@|[\w.]+=|$))", text) if part.strip()]
 
 
 def plan_of(options: CompareOptions) -> Plan:

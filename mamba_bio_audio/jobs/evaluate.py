@@ -19,9 +19,10 @@ from mamba_bio_audio.jobs.evaluate_kept import keep, keep_context, keep_labelled
 from mamba_bio_audio.jobs.evaluate_lengths import LengthsResult, by_length, read_lengths
 from mamba_bio_audio.jobs.evaluate_recall import RecallOptions, evaluate_recall
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult, ContextResult, LikelihoodResult
-from mamba_bio_audio.jobs.evaluate_suite import Asked, SuiteOptions, evaluate_suite
+from mamba_bio_audio.jobs.evaluate_suite import Asked, evaluate_suite
 from mamba_bio_audio.jobs.recall_results import RecallResult
 from mamba_bio_audio.jobs.sampling_fit import SamplingResult, fit_sampling
+from mamba_bio_audio.jobs.suite_options import SuiteOptions
 from mamba_bio_audio.jobs.suite_results import SuiteResult
 from mamba_bio_audio.jobs.unknown_fit import UnknownResult, fit_unknown
 from mamba_bio_audio.jobs.values_results import ValuesResult

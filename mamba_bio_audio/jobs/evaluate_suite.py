@@ -14,13 +14,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
-
-from pydantic import Field, field_validator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import MARKER, Maker, growing_folder, read_json, write_json, write_text
-from mamba_bio_audio.jobs.contract import Cli, Force, Options
+from mamba_bio_audio.jobs.suite_options import FIXED, SuiteOptions
 from mamba_bio_audio.jobs.suite_results import Gain, ModelScores, SuiteResult, TaskResult, predictions_table
 from mamba_bio_audio.pipelines.contract import Progress
 from mamba_bio_audio.run.folder import RUN_FILES
@@ -44,73 +42,9 @@ MAKER = Maker(
         *(f"runs/*/*/{name}" for name in (MARKER, *RUN_FILES)),
     ),
 )
-ARMS = ("kmers", "cnn", "scratch", "frozen", "finetuned")
 KMERS = (3, 4, 5, 6, 7)
-# k-mers of one length, as papers often take them.
-FIXED = {"5mers": (5,), "6mers": (6,)}
 # Rates that are tried, times that of the recipe.
 RATES = (1 / 3, 1.0, 3.0)
-
-
-class SuiteOptions(Options):
-    """Options of `mba evaluate --suite`."""
-
-    suite: Literal["gue", "genomic-benchmarks", "nucleotide-transformer"] | None = Field(
-        None,
-        description="Instead, a benchmark; RUN is then its folder. Classifiers are trained on every task and scored on its "
-        "test split, beside k-mer regression and a small convolutional network.",
-    )
-    task: Annotated[tuple[str, ...], Cli(metavar="NAME")] = Field(
-        (), description="With --suite: only this task; repeatable."
-    )
-    recipe: str = Field("dna/short", description="With --suite: recipe that is trained on each task.")
-    pretrained: Annotated[tuple[str, ...], Cli(metavar="RUN")] = Field(
-        (), description="With --suite: also start from this model, frozen and fine-tuned; repeatable."
-    )
-    arms: Annotated[str, Cli(metavar="NAME,NAME,...")] = Field(
-        ",".join(ARMS),
-        description="With --suite: what is trained; frozen and finetuned are for --pretrained; 5mers and 6mers "
-        "(not by default) are k-mers of one length.",
-    )
-    seeds: Annotated[str, Cli(metavar="N,N,...")] = Field("0,1,2", description="With --suite: seeds of each training.")
-    rates: Annotated[str | None, Cli(metavar="X,X,...")] = Field(
-        None,
-        description="With --suite: learning rates to choose from on validation; default: a third of, once and three "
-        "times the recipe's.",
-    )
-    epochs: float | None = Field(
-        None,
-        gt=0,
-        description="With --suite: passes through the training sequences of each task, validated after each pass; default: "
-        "the recipe's train.steps.",
-    )
-    force: Force = False
-
-    @field_validator("arms")
-    @classmethod
-    def _known_arms(cls, text: str) -> str:
-        strange = next((name for name in text.split(",") if name not in (*ARMS, *FIXED)), None)
-        if strange is not None:
-            raise ValueError(f"no {strange!r}; choose from {', '.join((*ARMS, *FIXED))}, separated by commas")
-        return text
-
-    @field_validator("seeds")
-    @classmethod
-    def _whole_seeds(cls, text: str) -> str:
-        if not all(part.isdecimal() for part in text.split(",")) or len(set(text.split(","))) < len(text.split(",")):
-            raise ValueError(f"got {text!r}; write different whole numbers, separated by commas, for example 0,1,2")
-        return text
-
-    @field_validator("rates")
-    @classmethod
-    def _small_rates(cls, text: str | None) -> str | None:
-        try:
-            good = text is None or all(0 < float(part) < 1 for part in text.split(","))
-        except ValueError:
-            good = False
-        if not good:
-            raise ValueError(f"got {text!r}; write numbers between 0 and 1, separated by commas, for example 1e-3,4e-3")
-        return text
 
 
 class Asked(NamedTuple):

@@ -119,14 +119,22 @@ def check_plan(plan: Plan) -> None:
         if config.head is not None:
             raise InputError("mba compare trains language models; choose a recipe without a head")
         same = {"data": (config.data, first.data), "seed": (config.seed, first.seed)}
-        for key in ("length", "tokens_per_step", "steps", "validate_every", "validation_tokens"):
+        for key in (
+            "length",
+            "tokens_per_step",
+            "steps",
+            "precision",
+            "cuda_graph",
+            "validate_every",
+            "validation_tokens",
+        ):
             same[f"train.{key}"] = getattr(config.train, key), getattr(first.train, key)
         different = next((key for key, (one, other) in same.items() if one != other), None)
         if different is not None:
             raise InputError(f"arm {name}: {different} must be the same in all arms; give it with --set")
         train = config.train
         off: dict[str, Any] = {"ema": None, "init": None, "stream_chunk": None, "truncate_chunk": None}
-        off |= {"length_warmup": (), "listen": 0, "patience": None, "devices": 1, "nodes": 1}
+        off |= {"length_warmup": (), "listen": 0, "patience": None, "devices": 1, "nodes": 1, "sequence_parallel": 1}
         for key, value in off.items():
             if getattr(train, key) != value:
                 raise InputError(f"train.{key}: mba compare trains whole sequences of one length; leave it out")

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.files.tensors import load_tree
+from mamba_bio_audio.files.tensors import load_tree, not_finite
 
 _REMEDY = "use the best weights in model.safetensors, or start again with --force"
 
@@ -163,16 +163,6 @@ def check_optimizer(state: Mapping[int, Mapping[str, Tensor]], parameters: Seque
             raise InputError(
                 f"{path}: the state of parameter {number} belongs to another optimiser or model; {_REMEDY}"
             )
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor that contains an infinity or NaN; None if there is none."""
-    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    if not floats:
-        return None
-    # One answer for all tensors, so that a GPU is waited for only once.
-    sound = torch.stack([torch.isfinite(tensor).all() for tensor in floats.values()]).tolist()
-    return None if all(sound) else list(floats)[sound.index(False)]
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

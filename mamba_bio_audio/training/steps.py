@@ -23,11 +23,12 @@ from torch import nn
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.class_worth import ClassWorth, class_worth
 from mamba_bio_audio.files import atomic_path
+from mamba_bio_audio.files.tensors import not_finite
 from mamba_bio_audio.models.answers import answers
 from mamba_bio_audio.models.low_rank import merged
 from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training import metrics
-from mamba_bio_audio.training.checkpoints import check_optimizer, not_finite
+from mamba_bio_audio.training.checkpoints import check_optimizer
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.lengths import Stage, length_at, positions_until
 from mamba_bio_audio.training.listening import Listening

@@ -186,6 +186,8 @@ def test_a_diverged_training_is_neither_chosen_nor_averaged():
         ({"arm": ("a b=",)}, "arm 'a b': a name is a letter, digit or _"),
         ({"mixers": "mamba,mamab"}, "(?s)arm mamab: .*there is no 'mamab'"),
         ({"arm": ("a=train.length=4",)}, "arm a: train.length must be the same in all arms"),
+        # All arms are trained in one precision, so an arm's own must not be passed over in silence.
+        ({"arm": ("a=train.precision=bf16",)}, "arm a: train.precision must be the same in all arms"),
         ({"overrides": (*SMALL, "train.ema=0.9")}, "train.ema: mba compare trains whole sequences"),
         ({"overrides": (*SMALL, "train.micro_batch=1")}, "set train.micro_batch=8"),
         ({"arm": ("a=@papper",)}, "has no variant 'papper'"),
@@ -218,3 +220,10 @@ def test_settings_of_an_arm():
     assert found["mamba"] == ([], ["model.mixer=mamba"])
     assert found["x"] == (["a", "b"], ["model.pools=[4, 4]", "train.betas=[0.9,0.9]", "model.d_model=3"])
     assert found["y"] == ([], [])
+
+
+def test_commas_belong_to_values_unless_a_setting_follows():
+    nested = "model.options={transformer: {heads: 2, window: 8}, mamba2: {d_state: 8}}"
+    text = f"x=@a, model.pattern=mamba*7,transformer, {nested},train.clip=1,"
+    found = CompareOptions(recipe="r", mixers="mamba", arm=(text,)).settings()
+    assert found["x"] == (["a"], ["model.pattern=mamba*7,transformer", nested, "train.clip=1"])

@@ -9,7 +9,7 @@ import pytest
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.jobs.demo import DemoResult, Melody
 from mamba_bio_audio.jobs.evaluate_results import LikelihoodResult
-from mamba_bio_audio.jobs.sample import SampleResult
+from mamba_bio_audio.jobs.sample_results import SampleResult
 from mamba_bio_audio.pipelines.scores import LikelihoodNotes, Scores
 from mamba_bio_audio.pipelines.synthetic.tones import MELODY, samples_after_first_note
 from mamba_bio_audio.run.config import load_config

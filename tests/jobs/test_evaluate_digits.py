@@ -21,7 +21,7 @@ from mamba_bio_audio.jobs import evaluate_digits, predict
 from mamba_bio_audio.jobs.digits_results import DigitsResult, JudgeResult
 from mamba_bio_audio.jobs.evaluate import EvaluateOptions
 from mamba_bio_audio.jobs.report import judged_samples
-from mamba_bio_audio.jobs.sample import SampleResult
+from mamba_bio_audio.jobs.sample_results import SampleResult
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio import digits
 from mamba_bio_audio.pipelines.audio.digits import one_second

@@ -21,8 +21,9 @@ from mamba_bio_audio.files import unfinished
 from mamba_bio_audio.inference import generate
 from mamba_bio_audio.inference.row_files import RowFiles
 from mamba_bio_audio.jobs import sample as job
-from mamba_bio_audio.jobs.sample import SampleOptions, SampleResult
+from mamba_bio_audio.jobs.sample import SampleOptions
 from mamba_bio_audio.jobs.sample_progress import Rate, speed_text
+from mamba_bio_audio.jobs.sample_results import SampleResult
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.unet_config import UNetConfig

@@ -25,7 +25,6 @@ OUTPUTS = {
     "predictions-test.tsv",
     "regions.tsv",
     "copies.tsv",
-    "samples.json",
 }
 
 

@@ -1,4 +1,4 @@
-"""Every key of a configuration with its type, default and help, read from the sections' own fields (torch-free)."""
+"""Every key of a configuration with its type, default and help, read from the sections' own fields."""
 
 from __future__ import annotations
 

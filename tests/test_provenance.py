@@ -112,7 +112,7 @@ def test_every_commit_is_in_history(history):
 def test_nothing_superfluous_is_supplied():
     for name, field in supplied():
         assert field in FIELDS
-        if not re.fullmatch(r"[0-9a-f]{7,12}", name):
+        if not re.fullmatch(r"(?:package )?[0-9a-f]{7,12}", name):
             assert (RESULTS / name).exists(), name
 
 

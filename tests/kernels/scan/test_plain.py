@@ -225,16 +225,16 @@ class TestInterpreted:
 
     @pytest.mark.parametrize("chunks", [1, 2])
     def test_states_made_finer(self, chunks):
-        """Backward from states of every 16 steps that it makes again from those of every 32."""
-        inputs = make_inputs(2, 75, 18, 16)
-        plan = plan_for(inputs, chunks=chunks, segment=32, bwd_segment=16)
-        assert (plan.segment, plan.bwd_segment) == (32, 16)
+        """Backward from states of every 8 steps that it makes again from those of every 16."""
+        inputs = make_inputs(1, 37, 8, 4)
+        plan = plan_for(inputs, chunks=chunks, segment=16, bwd_segment=8)
+        assert (plan.segment, plan.bwd_segment) == (16, 8)
         check(inputs, plan=plan)
 
     @pytest.mark.parametrize("length", [43, 33])
     def test_chunks_in_pieces(self, length):
         """The pass over chunks in finer ones than the scan's; the last chunk has pieces without a step."""
-        inputs = make_inputs(2, length, 18, 16)
+        inputs = make_inputs(1, length, 8, 4)
         plan = plan_for(inputs, chunks=3, segment=8, pieces=2, bwd_pieces=2)
         assert plan.chunk_steps == 16
         check(inputs, plan=plan)

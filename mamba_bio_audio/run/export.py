@@ -251,10 +251,23 @@ def model_card(model: LanguageModel | Classifier) -> str:
 def _layers(config: ModelConfig | UNetConfig) -> str:
     """The settings of the layers, a sentence."""
     if isinstance(config, ModelConfig) and config.options:
-        return "Layers: " + ", ".join(f"{name} {value}" for name, value in config.options.items()) + "."
+        return f"Layers: {_settings(config.options)}."
     ssm = config.ssm
     kind = f"{'complex' if ssm.complex else 'real'}, selective {str(ssm.selective).lower()}"
     return f"State space: {kind}, {ssm.d_state} states per channel."
+
+
+def _settings(options: Mapping[str, Any]) -> str:
+    """Names and values, those of a mixer of a pattern in brackets."""
+    words = {
+        name: f"({_settings(value)})"
+        if isinstance(value, dict)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else value
+        for name, value in options.items()
+    }
+    return ", ".join(f"{name} {value}" for name, value in words.items())
 
 
 def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: str, facts: About | None) -> list[str]:

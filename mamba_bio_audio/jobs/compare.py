@@ -33,7 +33,7 @@ WHOLE, TABLE, RUNS, PICTURE, SETTINGS = "compare.json", "compare.csv", "runs.csv
 MAKER = Maker(
     "compare",
     (
-        *(WHOLE, TABLE, RUNS, PICTURE, SETTINGS, "unfinished.safetensors", "speed/*.json"),
+        *(WHOLE, TABLE, RUNS, PICTURE, SETTINGS, "unfinished.safetensors", "data.json", "speed/*.json"),
         *(f"runs/*/{name}" for name in (MARKER, *RUN_FILES, "scores.json", "curve.csv")),
     ),
 )

@@ -27,14 +27,14 @@ from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.stream import Stretch, loader, stop_workers
 from mamba_bio_audio.run.begin import begin, resolve
 from mamba_bio_audio.run.config import RunConfig, to_yaml
-from mamba_bio_audio.run.data import open_data
+from mamba_bio_audio.run.data import check_same_data, open_data
 from mamba_bio_audio.run.environment import environment
 from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training.config import resolve_precision
 from mamba_bio_audio.training.side_by_side import Block, Lane
 from mamba_bio_audio.training.steps import save_weights
 
-UNFINISHED, SCORES, CURVE = "unfinished.safetensors", "scores.json", "curve.csv"
+UNFINISHED, SCORES, CURVE, DATA = "unfinished.safetensors", "scores.json", "curve.csv", "data.json"
 # Steps that are recorded at a time where batches are made on the device.
 TOGETHER = 8
 # Positions per step of all runs that a GPU trains beside each other, about; beyond them it is busy with one.
@@ -208,6 +208,10 @@ class Comparison:
         self.data = open_data(first, plan.device)
         self.data.setup("fit")
         self.described = self.data.summary()
+        if (out / DATA).exists():
+            check_same_data(read_json(out / DATA), self.described, out)
+        else:
+            write_json(out / DATA, self.described)
         # A step may be recorded with its followers where their batches are made on the device.
         every = math.gcd(first.train.validate_every, first.train.steps, plan.sweep_steps)
         together = TOGETHER if self.data.corpus.on_device and plan.device == "cuda" else 1

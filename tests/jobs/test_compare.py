@@ -155,6 +155,20 @@ def test_batches_are_those_of_the_data_whatever_they_are(tmp_path):
     assert row.valid_right is None
 
 
+def test_data_that_have_changed_do_not_go_on(tmp_path):
+    genome = tmp_path / "g.fa"
+    genome.write_text(">a\n" + "ACGTTGCA" * 200 + "\n")
+    overrides = (
+        f"data.path={genome}", "data.block_bases=200", "model.d_model=8", "model.num_layers=1", "train.length=32",
+        "train.tokens_per_step=64", "train.steps=2", "train.validate_every=2", "train.validation_tokens=64",
+    )  # fmt: skip
+    asked = options(tmp_path / "out", recipe="dna/tiny", overrides=overrides, max_time=1e-6)
+    assert compare.run(asked).unfinished
+    genome.write_text(">a\n" + "ACCGTAGA" * 200 + "\n")
+    with pytest.raises(InputError, match=r"g.fa: not the file that .*out was trained on"):
+        compare.run(asked)
+
+
 def arm(name: str, low: float, high: float) -> ArmResult:
     spread = Spread(mean=(low + high) / 2, low=low, high=high)
     values: dict[str, Any] = {"parameters": 1, "rate": 1, "memory_bytes": None, "tokens_per_second": 1, "seconds": 1}

@@ -103,6 +103,10 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
     from mamba_bio_audio.pipelines.dna.suites import find_tasks
     from mamba_bio_audio.run.environment import environment
 
+    keys = [text.partition("=")[0] for text in asked.overrides]
+    twice = next((key for key in ("train.steps", "train.validate_every") if key in keys), None)
+    if asked.options.epochs is not None and twice is not None:
+        raise InputError(f"--epochs says what {twice} is; leave one of them out")
     tasks = find_tasks(asked.suite, asked.folder, asked.options.task)
     if not [*_arms(asked), *_frozen(asked)] and not {"kmers", "cnn", *FIXED} & set(asked.arms):
         raise InputError("--arms frozen and finetuned need --pretrained RUN")

@@ -66,9 +66,13 @@ class SuiteOptions(Options):
     @classmethod
     def _small_rates(cls, text: str | None) -> str | None:
         try:
-            good = text is None or all(0 < float(part) < 1 for part in text.split(","))
+            rates = [] if text is None else [float(part) for part in text.split(",")]
+            # Runs are named by them as they are shown.
+            good = all(0 < rate < 1 for rate in rates) and len({f"{rate:g}" for rate in rates}) == len(rates)
         except ValueError:
             good = False
         if not good:
-            raise ValueError(f"got {text!r}; write numbers between 0 and 1, separated by commas, for example 1e-3,4e-3")
+            raise ValueError(
+                f"got {text!r}; write different numbers between 0 and 1, separated by commas, for example 1e-3,4e-3"
+            )
         return text

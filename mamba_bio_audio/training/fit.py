@@ -18,7 +18,7 @@ from mamba_bio_audio.models.build import LanguageModel
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.domains import domain_of
-from mamba_bio_audio.pipelines.stream import stop_workers
+from mamba_bio_audio.pipelines.stream import stop_workers, without_padding
 from mamba_bio_audio.signals import StopSignal
 from mamba_bio_audio.training.checkpoint_io import TreeCheckpointIO
 from mamba_bio_audio.training.checkpoints import last_checkpoint
@@ -30,6 +30,9 @@ from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.parallel import is_main_process
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.steps import Extras, Steps
+
+# Validation rows that are read once without a class and once as each.
+_CLASS_ROWS = 32
 
 
 class MovingAverage(WeightAveraging):
@@ -141,7 +144,12 @@ def fit(
             recorded = data.evaluation_dataset("valid")
             listener = domain_of(data.config.kind).listener(data.codec, config.length, recorded)
             listening = Listening(listener, data.codec, config.listen)
-        extras = Extras(average, listening, check_data, data.config.answered)
+        by_class = None
+        if getattr(module.model, "classes", ()) and trainer.is_global_zero:
+            # Spread over the split, which is in the order of its folders, and so of the classes.
+            rows = data.evaluation_dataset("valid", max_tokens=_CLASS_ROWS * config.length)
+            by_class = without_padding([rows[at] for at in range(len(rows))])
+        extras = Extras(average, listening, check_data, data.config.answered, by_class)
         steps = Steps(config, accumulate, out, valid, stop, progress, stages, extras)
         trainer.callbacks.append(steps)  # type: ignore[attr-defined]
         last = last_checkpoint(out) if resume else None

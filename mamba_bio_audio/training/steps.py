@@ -8,7 +8,7 @@ to the same rows, the same best weights and the same end as an uninterrupted one
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,9 +36,6 @@ from mamba_bio_audio.training.module import LanguageModelModule
 from mamba_bio_audio.training.progress import Progress
 from mamba_bio_audio.training.schedule import move_to
 
-# Validation rows that are read once without a class and once as each.
-_CLASS_ROWS = 32
-
 
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient became infinite or NaN; the files on disk are from before."""
@@ -53,12 +50,14 @@ class Extras(NamedTuple):
         check_data: raises `InputError` when the data are no longer those that the training began with; called before
             anything is saved, so that what is on disk is from before.
         answered: whether targets are answers, so that validations count how many are right.
+        by_class: validation rows of every class, by which it is told what the class is worth; None for models without.
     """
 
     average: WeightAveraging | None = None
     listening: Listening | None = None
     check_data: Callable[[], None] = lambda: None
     answered: bool = False
+    by_class: Mapping[str, torch.Tensor] | None = None
 
 
 class Steps(L.Callback):
@@ -92,7 +91,7 @@ class Steps(L.Callback):
         self.warning: str | None = None
         # Step of the first of consecutive rows that indicate a dead network, and the number of these rows.
         self._dead_since = self._dead_rows = 0
-        self.average, self.listening, self.check_data, self.answered = extras
+        self.average, self.listening, self.check_data, self.answered, self.by_class = extras
         self.config = config
         self.stages = stages
         self.accumulate = accumulate
@@ -369,13 +368,13 @@ class Steps(L.Callback):
             return self.listening(module.model, writer, step)
 
     def _class_worth(self, trainer: L.Trainer, module: LanguageModelModule) -> ClassWorth | None:
-        """What the class is worth on the first validation rows; None without classes, and on all ranks but the first."""
-        if not trainer.is_global_zero or not getattr(module.model, "classes", ()):
+        """What the class is worth on some validation rows; None without classes, and on all ranks but the first."""
+        if not trainer.is_global_zero or self.by_class is None:
             return None
         module.eval()
         try:
             with self._averaged(trainer, module), trainer.precision_plugin.forward_context():
-                return class_worth(module.model, self.valid, _CLASS_ROWS)
+                return class_worth(module.model, [self.by_class], len(self.by_class["tokens"]))
         finally:
             module.train()
 

@@ -173,7 +173,19 @@ def test_finished_tasks_are_kept(folder, tmp_path, capsys):
         (["evaluate", "RUN", "--seeds", "1"], "--seeds goes with --suite"),
         (["evaluate", "--suite", "gue", "RUN", "--arms", "tree"], "no 'tree'; choose from kmers, cnn"),
         (["evaluate", "--suite", "gue", "RUN", "--seeds", "1,1"], "write different whole numbers"),
-        (["evaluate", "--suite", "gue", "RUN", "--rates", "2"], "write numbers between 0 and 1"),
+        (["evaluate", "--suite", "gue", "RUN", "--rates", "2"], "write different numbers between 0 and 1"),
+        (
+            ["evaluate", "--suite", "gue", "RUN", "--rates", "1e-3,4e-3,0.001"],
+            "write different numbers between 0 and 1",
+        ),
+        (
+            ["evaluate", "--suite", "gue", "RUN", "--epochs", "2", "--set", "train.steps=9"],
+            "--epochs says what train.steps is; leave one of them out",
+        ),
+        (
+            ["evaluate", "--suite", "gue", "RUN", "--epochs", "2", "--set", "train.validate_every=9"],
+            "--epochs says what train.validate_every is; leave one of them out",
+        ),
         (["evaluate", "--suite", "gue", "RUN", "--context", "8"], "leave out --metrics, --context"),
         (["evaluate", "--suite", "gue", "GUE", "--arms", "frozen"], "need --pretrained RUN"),
     ],

@@ -11,16 +11,18 @@ from torch import nn
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.evaluation.class_worth import class_worth
 from mamba_bio_audio.inference.generate import sampling_path
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
-from mamba_bio_audio.models.inputs import InputEmbedding
+from mamba_bio_audio.models.inputs import InputEmbedding, class_of
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.run.begin import Session
 from mamba_bio_audio.run.config import load_config
 from mamba_bio_audio.run.train import train
+from mamba_bio_audio.training import fit, steps
 from mamba_bio_audio.training.optim import parameter_groups
 
 Q, S = 20, 21
@@ -254,8 +256,11 @@ def test_likelihoods_and_embeddings_after_a_start_token_that_bytes_cannot_hold()
         assert embedded[0].shape == (30, 16)
 
 
-def test_a_model_of_classes_learns_them(tmp_path):
+def test_a_model_of_classes_learns_them(tmp_path, monkeypatch):
     """Each held-out recording is most probable as one of its own class, and less so without a class."""
+    monkeypatch.setattr(fit, "_CLASS_ROWS", 2)
+    batches = []
+    monkeypatch.setattr(steps, "class_worth", lambda *given: batches.extend(given[1]) or class_worth(*given))
     draws = np.random.default_rng(0)
     for word, step in (("low", 0.1), ("high", 0.9), ("middle", 0.35)):
         (tmp_path / "tones" / word).mkdir(parents=True)
@@ -270,6 +275,8 @@ def test_a_model_of_classes_learns_them(tmp_path):
     with (tmp_path / "run" / "metrics.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     assert (float(last["class_nats"]) > 0, float(last["class_named"])) == (True, 1)
+    # The three validation recordings are in the order of their folders; it was measured on two, spread over them.
+    assert [class_of(batch["tokens"][:, 0], 257).tolist() for batch in batches] == [[1, 3]]
     model = mba.load(tmp_path / "run")
     assert model.classes == ("high", "low", "middle")
     for word in model.classes:

@@ -302,7 +302,7 @@ def _config(asked: Asked, task: Task, length: int, *more: str) -> RunConfig:
 
     # What the recipe says before its length is changed; a length warm-up would cut examples.
     overrides = list(asked.overrides)
-    plain = configure(asked.options.recipe, [f"data.path={task.path}", *overrides])
+    plain = configure(asked.options.recipe, [f"data.path={task.path}", *overrides, *more], gives_way=True)
     if plain.head is None:
         raise InputError(f"--recipe {asked.options.recipe} has no head; choose one that trains a classifier")
     sequences = max(1, plain.train.tokens_per_step // plain.train.length)
@@ -315,7 +315,9 @@ def _config(asked: Asked, task: Task, length: int, *more: str) -> RunConfig:
 def _open(asked: Asked, task: Task, length: int) -> DataModule:
     from mamba_bio_audio.run.data import open_data
 
-    data = open_data(_config(asked, task, length), asked.device)
+    # What one of the arms refuses is told before anything is trained.
+    configs = [_config(asked, task, length, *arm.settings) for arm in _arms(asked)] or [_config(asked, task, length)]
+    data = open_data(configs[0], asked.device)
     data.setup()
     return data
 

@@ -139,6 +139,14 @@ def test_pretrained_models_bring_their_architecture(folder, tmp_path, capsys):
     assert [seed["seed"] for seed in frozen["seeds"]] == [0]
     # Told apart by composition, which the mean hidden state of any model knows.
     assert frozen["seeds"][0]["all"]["auroc"] > 0.8
+    # What only a pretrained backbone can be is told of random weights before anything is trained.
+    low_rank = (*begin, "--set", "head.lora_rank=2", "--rates", "1e-2", "--arms")
+    capsys.readouterr()
+    assert mba(*arguments(folder, tmp_path / "low", *low_rank, "cnn,scratch,finetuned")) == 2
+    assert "head.lora_rank keeps the weights of a pretrained backbone" in capsys.readouterr().err.replace("\n", " ")
+    assert not list((tmp_path / "low").rglob("*.csv"))
+    assert mba(*arguments(folder, tmp_path / "lora", *low_rank, "finetuned")) == 0
+    assert [read_config(run).head.lora_rank for run in (tmp_path / "lora/runs/tf_0").iterdir()] == [2]
     capsys.readouterr()
     assert mba(*arguments(folder, tmp_path / "two", *begin, "--pretrained", tmp_path / "other" / "lm")) == 2
     assert "two models would be called 'lm'; rename one" in capsys.readouterr().err

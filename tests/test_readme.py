@@ -63,7 +63,7 @@ def test_readme_commands_run_as_written(tmp_path, monkeypatch, capsys):
     assert len(found) >= 12
     for arguments in found:
         with pytest.raises(SystemExit) as stop:
-            command([*arguments, *(SHORTER if arguments[0] in ("pretrain", "classify", "finetune") else [])])
+            command([*arguments, *(SHORTER if arguments[0] in ("pretrain", "classify", "finetune", "compare") else [])])
         assert not stop.value.code, (arguments, capsys.readouterr().err)
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})

@@ -88,6 +88,6 @@ def test_variants_say_whose_they_are():
         for variant, description in variants_of(name).items()
         if not variant.isdecimal() and variant not in ("small", "large")
     }
-    assert found.keys() == {"paper", "lti", "attention", "classes"}
+    assert found.keys() == {"paper", "lti", "attention", "classes", "8khz"}
     for variant, description in found.items():
         assert "as published" in description if variant == "paper" else description.startswith("ours"), variant

@@ -386,7 +386,7 @@ def test_evaluation_batches_carry_no_common_padding(write_fasta, random_dna) -> 
     whole = data.evaluation_dataset("valid")
     for index, batch in enumerate(data.evaluation_dataloader("valid")):
         kept = batch["tokens"].shape[1]
-        assert kept % 256 == 0
+        assert kept % (256 if kept > 256 else 32) == 0
         assert kept < 2048
         assert torch.equal(batch["tokens"][0], whole[index]["tokens"][:kept])
         assert torch.equal(batch["targets"][0], whole[index]["targets"][:kept])

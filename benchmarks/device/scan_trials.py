@@ -160,6 +160,16 @@ def timed(calls, seconds):
     return [statistics.median(times) for times in queued(calls, 20, seconds)]
 
 
+def in_pieces(name, backward):
+    """One wave of chunks, the pass over them in finer pieces."""
+    batch, length, channels = SHAPES[name]
+    few = 528 * (2 if backward else 1) // (batch * -(-channels // (16 if backward else 32)))
+    pieces = max((16 if backward else 8) // (2 if backward else 1), 2)
+    steps = length // (few * pieces * 16) * pieces * 16
+    names = ("bwd_chunks", "bwd_chunk_steps", "bwd_pieces") if backward else ("chunks", "chunk_steps", "pieces")
+    return dict(zip(names, (-(-length // steps), steps, pieces), strict=True))
+
+
 def jobs_of(name, parts):
     """(part, label, changes, alone)"""
     found = []
@@ -182,9 +192,16 @@ def jobs_of(name, parts):
                 found.append(("backward", f"{label}, chunks {k}", changes, False))
                 if not long or name == "U1":
                     found.append(("backward", f"{label}, chunks {k} alone", changes, True))
+    if "backward" in parts and not is_complex:
+        if name == "U1":
+            found.append(("backward", "pieces", in_pieces(name, True), False))
+        if name in ("U1", "T2"):  # states of every 64 made finer
+            found.append(("backward", "s64 finer", {"segment": 64, "bwd_segment": 32}, False))
     for part, train in (("forward", True), ("inference", False)):
         if part not in parts:
             continue
+        if train and name in ("U1", "M2"):
+            found.append((part, "pieces", in_pieces(name, False), False))
         for label, changes in forward.items():
             if not few or label in ("now", "block 64"):
                 found.append((part, label, changes, False))
@@ -225,6 +242,7 @@ def compile_job(arguments):
     s = ScanInputs(**x)
     full = make_plan(*shape, 16, s.u.device, s.case, **changes)
     fixed = {"chunks": min(full.chunks, 2), "bwd_chunks": min(full.bwd_chunks, 2), "far": full.far}
+    changes = {k: v for k, v in changes.items() if "chunk_steps" not in k}
     try:
         build((part, label, {**changes, **fixed}, False), {"x": x, "g": torch.randn_like(x["u"])})()
         torch.cuda.synchronize()

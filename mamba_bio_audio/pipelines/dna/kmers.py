@@ -244,7 +244,7 @@ def fit_regression(known: Any, labels: NDArray[np.int64], unseen: Any, valid_lab
     from sklearn.preprocessing import StandardScaler
 
     # A sparse table cannot be centred; the unpenalised intercepts make up for it, so that the model is the same.
-    scaler = StandardScaler(with_mean=not issparse(known))
+    scaler = StandardScaler(with_mean=not issparse(known), copy=False)  # both tables are this function's to change
     known, unseen = scaler.fit_transform(known), scaler.transform(unseen)
     regression = LogisticRegression(max_iter=300, tol=1e-5, warm_start=True)
     table: list[dict[str, Any]] = []

@@ -19,15 +19,18 @@ the list.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +43,8 @@ WATCHED = (
     "mamba_bio_audio/training/graphed.py",
     "mamba_bio_audio/inference/decoding.py",
 )
+# Few, so that no process has much left when the others are done; not one, since each imports PyTorch.
+TESTS_A_PROCESS = 6
 README_SENTENCE = "Changed since the last run on a GPU, see `tests/gpu_record.json`:"
 
 
@@ -114,40 +119,49 @@ class Counts(NamedTuple):
 
 
 def run_tests(root: Path, names: list[str], jobs: int, minutes: float) -> Counts:
-    """Runs tests in `jobs` processes, each every `jobs`-th of them; what has not ended in time has failed."""
+    """Runs tests in `jobs` processes at once, a few in each; what has not ended in time has failed."""
     deadline = time.monotonic() + 60 * minutes
     counts, failures = {"passed": 0, "skipped": 0, "failed": 0}, []
+    seconds: list[tuple[float, str]] = []
+    shares = max(min(jobs, len(names)), math.ceil(len(names) / TESTS_A_PROCESS))
+
     with tempfile.TemporaryDirectory() as temporary:
-        running = []
-        for i in range(min(jobs, len(names))):
-            report, log = Path(temporary, f"{i}.xml"), Path(temporary, f"{i}.log")
-            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-            command += [f"--junitxml={report}", *names[i::jobs]]
-            with log.open("w") as out:
-                process = subprocess.Popen(
-                    command, cwd=root, stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-                )
-            running.append((process, report, log, names[i::jobs]))
-        for process, report, log, given in running:
-            try:
-                process.wait(max(deadline - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            cases = list(ET.parse(report).getroot().iter("testcase")) if report.exists() else []
-            failed = []
-            for case in cases:
-                kinds = {child.tag for child in case}
-                kind = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-                counts[kind] += 1
-                if kind == "failed":
-                    failed.append(f"{case.get('classname')}::{case.get('name')}")
-            if len(cases) < len(given):
-                counts["failed"] += len(given) - len(cases)
-                failed.append(f"{len(given) - len(cases)} that did not end, of those from {given[0]} on")
-            if failed:
-                print(log.read_text()[-6000:])
-            failures += failed
+
+        def process(i: int) -> tuple[Path, Path, list[str]]:
+            report, log, given = Path(temporary, f"{i}.xml"), Path(temporary, f"{i}.log"), names[i::shares]
+            log.touch()
+            if time.monotonic() < deadline:
+                command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+                with log.open("w") as out, contextlib.suppress(subprocess.TimeoutExpired):
+                    subprocess.run(
+                        [*command, f"--junitxml={report}", *given],
+                        cwd=root,
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        env=os.environ | {"OMP_NUM_THREADS": "1"},
+                        timeout=max(deadline - time.monotonic(), 0.1),
+                    )
+            return report, log, given
+
+        with ThreadPoolExecutor(jobs) as pool:
+            for report, log, given in pool.map(process, range(shares)):
+                cases = list(ET.parse(report).getroot().iter("testcase")) if report.exists() else []
+                failed = []
+                for case in cases:
+                    kinds = {child.tag for child in case}
+                    kind = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+                    counts[kind] += 1
+                    name = f"{case.get('classname')}::{case.get('name')}"
+                    seconds.append((float(case.get("time", 0)), name))
+                    if kind == "failed":
+                        failed.append(name)
+                if len(cases) < len(given):
+                    counts["failed"] += len(given) - len(cases)
+                    failed.append(f"{len(given) - len(cases)} that did not end, of {' '.join(given)}")
+                if failed:
+                    print(log.read_text()[-6000:])
+                failures += failed
+    print("slowest:", *(f"{time:.0f} s {name}" for time, name in sorted(seconds, reverse=True)[:12]), sep="\n  ")
     return Counts(**counts, failures=failures)
 
 

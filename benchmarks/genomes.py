@@ -5,7 +5,8 @@
 
 Genomes that share more than a fifth of their 31-mers are in one split. Fragments are windows of the test genomes, a class as
 often as any other; the models are trained on windows of the training genomes without errors, and k and penalty chosen on
-windows of the validation genomes. Balanced accuracy is the mean over classes; its interval is over genomes.
+windows of the validation genomes, of which `valid` is the share that is right. Balanced accuracy is the mean over classes;
+its interval is over genomes.
 """
 
 from __future__ import annotations
@@ -81,30 +82,54 @@ def fragments(whole: DnaClassesCorpus, length: int, folder: Path) -> DataModule:
     return module
 
 
-def ours(recipe: str, module: DataModule, settings: list[str], device: str, folder: Path) -> Any:
-    """Our model, trained on the same windows: (name, function from rows to probabilities)."""
-    from mamba_bio_audio.inference.classify import classify
-    from mamba_bio_audio.inference.streaming import Passes, positions
-    from mamba_bio_audio.run import saved
+def train_within(recipe: str, settings: list[str], run: Path, device: str, seconds: float | None) -> Path:
+    """Train as the recipe says, or for so many seconds; the run.
+
+    How many steps fit is not known before: three quarters of the time the rate stays where it is, then as many steps as should
+    fit into the rest lower it.
+    """
     from mamba_bio_audio.run.begin import Session
     from mamba_bio_audio.run.pretrained import configure
     from mamba_bio_audio.run.train import train
+
+    config = configure(recipe, settings)
+    if seconds is None:
+        train(config, run, Session(device, quiet=True, force=run.exists()))
+        return run
+    began, first = time.monotonic(), run.with_name(f"{run.name}-first")
+    flat = [f"train.lr_min={config.train.lr}", "train.steps=1000000", "train.warmup=0.0001", "train.patience=null"]
+    session = Session(device, quiet=True, force=first.exists(), deadline=began + 0.75 * seconds)
+    done = train(configure(recipe, [*settings, *flat]), first, session).step
+    passed = time.monotonic() - began
+    steps = max(1, int(0.9 * done * (seconds - passed) / passed))
+    print(f"{run.name}: {done:,} steps in {passed:.0f} s, then {steps:,}", flush=True)
+    last = [
+        f"head.pretrained={first}",
+        f"train.steps={steps}",
+        f"train.warmup={min(1.0, 10 / steps)}",
+        "train.patience=null",
+    ]
+    last += ["train.length_warmup=[]", f"train.validate_every={max(1, steps // 4)}"]
+    session = Session(device, quiet=True, force=run.exists(), deadline=began + 1.1 * seconds)
+    train(configure(recipe, [*settings, *last]), run, session)
+    return run
+
+
+def ours(recipe: str, data: list[str], length: int, settings: list[str], device: str, run: Path, seconds: Any) -> Any:
+    """Our model, trained on the same windows: a function from rows to probabilities."""
+    from mamba_bio_audio.inference.classify import classify
+    from mamba_bio_audio.inference.streaming import Passes, positions
+    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.run.pretrained import configure
     from mamba_bio_audio.training.config import resolve_precision
 
-    data = [f"data.path={module.config.path}", f"data.intervals={module.config.intervals}"]  # type: ignore[attr-defined]
-    plain = configure(recipe, [*data, *settings])
-    sequences = max(1, plain.train.tokens_per_step // module.length)
-    size = [
-        f"train.length={module.length}",
-        f"train.tokens_per_step={sequences * module.length}",
-        "train.length_warmup=[]",
-    ]
-    config = configure(recipe, [*data, *size, *settings, "data.evaluation_windows=500"])
-    run = folder / f"run-{module.length}"
-    train(config, run, Session(device, quiet=True, force=run.exists()))
+    plain = configure(recipe, data)
+    sequences = max(1, plain.train.tokens_per_step // length)
+    size = [f"train.length={length}", f"train.tokens_per_step={sequences * length}", "train.length_warmup=[]"]
+    train_within(recipe, [*data, *size, *settings], run, device, seconds)
     model = saved.load_classifier(run).to(device)
-    passes = Passes(device, resolve_precision(config.train.precision, device) == "bf16")
-    step = max(1, positions(device) // module.length)
+    passes = Passes(device, resolve_precision(model.config.train.precision, device) == "bf16")
+    step = max(1, positions(device) // length)
 
     def probabilities(rows: Rows) -> NDArray[np.float64]:
         codec = model.codec
@@ -124,6 +149,8 @@ def main(
     recipe: Annotated[str | None, typer.Option(help="Recipe of ours; none: k-mers alone.")] = None,
     settings: Annotated[list[str], typer.Option("--set", help="KEY=VALUE of the recipe.")] = [],  # noqa: B006
     bars: Annotated[bool, typer.Option(help="k-mers too.")] = True,
+    name: Annotated[str, typer.Option(help="Name of ours in the rows.")] = "ours",
+    seconds: Annotated[float | None, typer.Option(help="Train ours for so long, whatever its steps.")] = None,
     device: str = "cpu",
 ) -> None:
     whole = whole_genomes(data)
@@ -152,13 +179,24 @@ def main(
             if bars:
                 bar = fit_kmers(rows, np.asarray(y), valid, valid_y, len(whole.classes), sizes=KMERS)
                 models[f"k-mers, k = {bar.k}"] = bar.probabilities
-            if recipe is not None and module is not None:
-                models["ours"] = ours(recipe, module, settings, device, Path(work))
+            if recipe is not None:
+                how = ["data.sampling=examples", "data.split=draw"]
+                if module is not None:
+                    how = [f"data.intervals={module.config.intervals}", "data.evaluation_windows=500"]  # type: ignore[attr-defined]
+                own = size or max(map(len, (*rows, *valid, *test)))
+                run = Path(work) / f"{name}-{size}"
+                models[name] = ours(recipe, [f"data.path={data}", *how], own, settings, device, run, seconds)
+            right = {key: f"{(predict(valid).argmax(1) == valid_y).mean():.4f}" for key, predict in models.items()}
             for share in error:
                 noisy = with_errors(test, share) if share else test
-                for name, predict in models.items():
-                    row = {"data": data.name, "length": size or "whole", "errors": share, "model": name}
-                    row |= {"train": len(rows), "test": len(test), "genomes": len(set(groups.tolist()))}
+                for model, predict in models.items():
+                    row = {"data": data.name, "length": size or "whole", "errors": share, "model": model}
+                    row |= {
+                        "train": len(rows),
+                        "valid": right[model],
+                        "test": len(test),
+                        "genomes": len(set(groups.tolist())),
+                    }
                     row |= scores(predict(noisy), test_y, groups) | {"seconds": f"{time.process_time() - start:.0f}"}
                     print(row, flush=True)
                     append_row(out, row | where)

@@ -3,10 +3,11 @@
     python benchmarks/reads.py --data DATA --model kmers --out FILE.csv
     python benchmarks/reads.py --data DATA --model ours --device cuda --out FILE.csv
 
-DATA holds dna/human and dna/other_species. Training windows have no errors; test windows are from blocks of the genomes that no
-training window touches. Then human, fly, E. coli and P. falciparum are known and mouse, the nearest relative of one, was
-never seen: how well the score of a read (its largest probability; of ours also the energy) tells known test reads from those of
-mouse, of phage lambda, and from known ones with their letters shuffled (area under the ROC curve).
+DATA holds dna/human and dna/other_species. Training and validation windows have no errors (`valid` is the share of the latter
+that is right); test windows are from blocks of the genomes that no training window touches. Then human, fly, E. coli and
+P. falciparum are known and mouse, the nearest relative of one, was never seen: how well the score of a read (its largest
+probability; of ours also the energy) tells known test reads from those of mouse, of phage lambda, and from known ones with
+their letters shuffled (area under the ROC curve).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Annotated, Any, get_args
 
 import numpy as np
 import typer
-from genomes import Rows, with_errors
+from genomes import Rows, train_within, with_errors
 from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
@@ -57,20 +58,25 @@ def windows(files: list[str], length: int, count: int) -> Rows:
     return [genome.fetch(name, at, at + length) for name, at in kept]
 
 
-def trained(config: DnaClassesConfig, length: int, settings: list[str], recipe: str, device: str, run: Path) -> Any:
+def trained(
+    config: DnaClassesConfig,
+    length: int,
+    settings: list[str],
+    recipe: str,
+    device: str,
+    run: Path,
+    seconds: float | None,
+) -> Any:
     """Our model, and how it reads rows: logits (strands, n, K)."""
     from mamba_bio_audio.inference.classify import last_logits
     from mamba_bio_audio.inference.streaming import Passes, positions
     from mamba_bio_audio.run import saved
-    from mamba_bio_audio.run.begin import Session
-    from mamba_bio_audio.run.pretrained import configure
-    from mamba_bio_audio.run.train import train
 
     sequences = max(1, 65536 // length)
     size = [f"train.length={length}", f"train.tokens_per_step={sequences * length}", "train.length_warmup=[]"]
     data = [f"data.path={json.dumps(config.path)}", f"data.block_bases={config.block_bases}"]
     data += [f"data.test_fraction={config.test_fraction}", "data.evaluation_windows=500"]
-    train(configure(recipe, [*data, *size, *settings]), run, Session(device, quiet=True))
+    train_within(recipe, [*data, *size, *settings], run, device, seconds)
     model = saved.load_classifier(run).to(device)
     passes, step = Passes(device, device == "cuda"), max(1, positions(device) // length)
 
@@ -89,6 +95,11 @@ def trained(config: DnaClassesConfig, length: int, settings: list[str], recipe: 
         )
 
     return logits
+
+
+def of_both(logits: Any, rows: Rows) -> Any:
+    """Probabilities of rows, the mean of both strands."""
+    return softmax(logits(rows), -1).mean(0)
 
 
 def largest(probabilities: Any, rows: Rows) -> Any:
@@ -110,12 +121,17 @@ def main(
     training: Annotated[int, typer.Option(help="Training windows of the k-mers.")] = 20_000,
     recipe: str = "dna/species",
     settings: Annotated[list[str], typer.Option("--set", help="KEY=VALUE of the recipe.")] = [],  # noqa: B006
+    name: Annotated[str, typer.Option(help="Name of ours in the rows.")] = "ours",
+    only: Annotated[
+        str | None, typer.Option(help="all: with mouse; near: without it; none: both, one after the other.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Train ours for so long, whatever its steps.")] = None,
     device: str = "cpu",
 ) -> None:
     where = provenance(device if model == "ours" else "cpu")
     species = paths(data)
     for size in length:
-        for left_out in (None, NEAR):
+        for left_out in {None: (None, NEAR), "all": (None,), "near": (NEAR,)}[only]:
             own: Any = {name: files for name, files in species.items() if name != left_out}
             config = DnaClassesConfig(path=own, block_bases=32768, test_fraction=0.15, evaluation_windows=2000)
             module = DataModule(config, length=size, batch_size=1, seed=0)
@@ -124,20 +140,22 @@ def main(
             clean, y = labelled_sequences(test)
             rows = with_errors(clean, error)
             groups = np.unique([window.locus for window in test.windows], return_inverse=True)[1]
+            valid = labelled_sequences(module.evaluation_dataset("valid"))
             if model == "kmers":
-                valid = labelled_sequences(module.evaluation_dataset("valid"))
                 count = training if size < 500 else training // 2
                 known, labels = training_sequences(module, count)
                 bar = fit_kmers(known, labels, *valid, len(own), sizes=KMERS)
-                name, rules = f"k-mers, k = {bar.k}", {"probability": partial(largest, bar.probabilities)}
-                chosen = bar.probabilities(rows).argmax(1)
+                what, rules = f"k-mers, k = {bar.k}", {"probability": partial(largest, bar.probabilities)}
+                probabilities: Any = bar.probabilities
             else:
                 with tempfile.TemporaryDirectory() as work:
-                    logits = trained(config, size, settings, recipe, device, Path(work) / "run")
-                name, rules = "ours", {rule: partial(known_by, logits, rule) for rule in get_args(Rule)}
-                chosen = softmax(logits(rows), -1).mean(0).argmax(1)
-            right = bootstrap_mean((chosen == y).astype(float), groups)
-            row: dict[str, Any] = {"length": size, "errors": error, "model": name, "classes": len(own), "test": len(y)}
+                    logits = trained(config, size, settings, recipe, device, Path(work) / "run", seconds)
+                what, rules = name, {rule: partial(known_by, logits, rule) for rule in get_args(Rule)}
+                probabilities = partial(of_both, logits)
+            right = bootstrap_mean((probabilities(rows).argmax(1) == y).astype(float), groups)
+            share = (probabilities(valid[0]).argmax(1) == valid[1]).mean()
+            row: dict[str, Any] = {"length": size, "errors": error, "model": what, "classes": len(own)}
+            row |= {"valid": f"{share:.4f}", "test": len(y)}
             row |= {"accuracy": f"{right.value:.4f}", "low": f"{right.low:.4f}", "high": f"{right.high:.4f}"}
             if left_out is None:
                 foreign = {}
@@ -150,13 +168,13 @@ def main(
                     "shuffled": shuffle(rows),
                 }
                 foreign = {
-                    f"{rule}, {what}": roc_auc_score(
+                    f"{rule}, {kind}": roc_auc_score(
                         np.repeat([1, 0], [len(rows), len(others)]), np.concatenate([score(rows), score(others)])
                     )
                     for rule, score in rules.items()
-                    for what, others in strange.items()
+                    for kind, others in strange.items()
                 }
-            keys = [f"{rule}, {what}" for rule in ("probability", "energy") for what in (NEAR, "phage", "shuffled")]
+            keys = [f"{rule}, {kind}" for rule in ("probability", "energy") for kind in (NEAR, "phage", "shuffled")]
             row |= {key: f"{foreign[key]:.4f}" if key in foreign else "" for key in keys}
             print(row, flush=True)
             append_row(out, row | where)

@@ -221,7 +221,7 @@ ROWS = [
     *rows("dna-tracks", "data", "data.valid_fraction=0.3", "data.test_fraction=0.3", "data.split_by=records"),
     *rows("dna-tracks", "data", "data.block_bases=700", "data.split_seed=1", "data.evaluation_windows=2"),
     *rows("dna-tracks", "data", "data.max_unknown=0.9", "data.reverse_complement=false", "data.num_workers=1"),
-    *rows("dna-tracks", "error", "data.kind=dna"),
+    *rows("dna-tracks", "error", "data.kind=dna", "head.complement=[1, 2]"),
     *(row for family in MADE for row in rows(family, "data", "data.vocab=30", "data.examples=5", "data.num_workers=1")),
     *(row for family in MADE for row in rows(family, "data", "data.examples_seed=1")),
     *(row for family in MADE for row in rows(family, "error", "data.kind=dna")),

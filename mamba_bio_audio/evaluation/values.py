@@ -98,7 +98,7 @@ def _along(
         examples = [dataset.corpus.read(window) for window in dataset.windows[low : low + per_batch]]
         values = window_values(model, [example.ids for example in examples], layout, symbols, passes)
         for at, (example, own) in enumerate(zip(examples, values, strict=True)):
-            label = example.label[2 * layout.margin + layout.bin - 1 :: layout.bin]
+            label = example.label[layout.margin + layout.bin - 1 : len(example.ids) - layout.margin : layout.bin]
             if label.ndim == 1:
                 label = np.where(label[:, None] < 0, np.nan, label[:, None] == np.arange(own.shape[1]))
             found.append(own)

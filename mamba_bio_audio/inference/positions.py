@@ -1,7 +1,7 @@
 """What a head says of every base or bin of sequences of any length (`head.task` bases and tracks).
 
 A sequence is cut into cores of whole bins, and each is read with its margins (`pipelines/dna/tracks.py`): the value of a bin
-has seen `margin` bases behind it, and at least so many before it. Each strand is cut from its own first base, and the two
+has seen at least `margin` bases before it and behind it. Each strand is cut from its own first base, and the two
 are averaged bin by bin. Bases at the end that fill no bin have no value.
 
 Legend: n bases, K outputs.
@@ -59,7 +59,7 @@ def window_values(
         symbols: meaning of the ids.
         passes: device and precision.
     """
-    size, first = layout.bin, 2 * layout.margin + layout.bin - 1
+    size, first = layout.bin, layout.margin + layout.bin - 1
     totals: list[Any] = [0.0] * len(windows)
     strands = ("forward", "reverse") if layout.strand == "both" else (layout.strand,)
     for strand in strands:

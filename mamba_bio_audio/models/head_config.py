@@ -44,6 +44,11 @@ class HeadConfig(BaseModel):
     scale: tuple[Positive, ...] | None = Field(
         None, description="standard deviation of each number; null: that of the training data"
     )
+    complement: tuple[int, ...] | None = Field(
+        None,
+        description="for bases and tracks, which are read from both strands: what each symbol is on the other one, -1 for what "
+        "fills a row; null takes it from the data",
+    )
     class_weights: Literal["balanced"] | tuple[Positive, ...] | None = Field(
         None,
         description="weight of each class in the loss, in the order of the classes; balanced: 1 / frequency in training, 1 on "
@@ -66,6 +71,11 @@ class HeadConfig(BaseModel):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target spread evenly over all classes, in training only"
     )
+
+    @property
+    def readings(self) -> int:
+        """How often a row is read: from both strands where every base or bin is predicted."""
+        return 2 if self.task in ("bases", "tracks") else 1
 
     @model_validator(mode="after")
     def _of_the_task(self) -> HeadConfig:

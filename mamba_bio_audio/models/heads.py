@@ -1,12 +1,19 @@
 """Classifier: a linear head on a backbone, with a state as small as the backbone's own.
 
-    p_t = pool(h_0 .. h_t);  logits_t = W p_t + b          h: normalised last hidden states of the backbone
+    one target per sequence     p_t = pool(h_0 .. h_t)        h: normalised last hidden states of the backbone
+    one per base or bin         p_t = (h_t, h'_t)             h': those of the same bases read from the other strand
+    logits_t = W p_t + b
 
-The prediction at t is the one for the sequence that ends there, so a classifier obeys the same laws as a language
-model. `models/tasks.py` says what it can be asked. Where a task has one target per sequence, it stands at the last real
-position of a row; where it has one per base or bin, p_t = h_t, and the target of a base may stand some positions later, so
-that what follows it has been seen. Nothing is scored elsewhere; padding on the right is never seen; chunks with the state
-carried (`train.stream_chunk`, prediction of long records) give the same result as the whole.
+`models/tasks.py` says what it can be asked. Where a task has one target per sequence, it stands at the last real position of
+a row, and the prediction at t is the one for the sequence that ends there, so such a classifier obeys the same laws as a
+language model: padding on the right is never seen, and chunks with the state carried (`train.stream_chunk`, prediction of
+long records) give the same result as the whole.
+
+Where a task has targets at positions, what makes a base what it is may stand on either side of it, and a causal model has
+seen one side only; to read on and answer some positions later asks its state to hold what passed that long ago, which is
+not learnt beyond a few bases. So the backbone reads a row twice, as it is and reverse-complemented, in one batch, and the head
+has both states of a base: that of what precedes it, and that of what follows it. Such a model reads whole rows and has no
+state to carry.
 
 Legend: B batch, L length, D channels, K outputs.
 """
@@ -21,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.tasks import IGNORED, TASKS, Constants, outputs_of, scored
@@ -171,7 +179,14 @@ class Classifier(SequenceModel):
             self.register_buffer(f"_{name}", row.float(), persistent=False)
         width = backbone.model_config.d_model
         self.pool = Pool(config.pool if self.task.rows else "last", width)
-        self.head = nn.Linear(width, len(self.labels))
+        if not self.task.rows:
+            if config.complement is None:
+                raise InputError(
+                    f"head.complement is missing: a head for {config.task} reads both strands; a run without it is of an "
+                    "earlier version, train it again"
+                )
+            self.register_buffer("_complement", torch.tensor(config.complement), persistent=False)
+        self.head = nn.Linear(width * config.readings, len(self.labels))
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         if backbone.lm_head.weight is not backbone.embedding.weight:
@@ -180,6 +195,11 @@ class Classifier(SequenceModel):
         if config.freeze:
             for parameter in backbone.parameters():
                 parameter.requires_grad_(False)
+
+    @property
+    def streaming(self) -> str:
+        """That of the layers; "none" where rows are read from both strands."""
+        return super().streaming if self.task.rows else "none"
 
     @property
     def likelihood(self) -> bool:
@@ -277,10 +297,19 @@ class Classifier(SequenceModel):
             targets: (B, L) or (B, L, K) as the task has them; of one per row at most one, except with `reset` or
                 logits="all".
             logits: positions whose logits to return; "last" gives the prediction for the whole span.
+
+        Raises:
+            InputError: a state or `reset` for a task with targets at positions, which reads whole rows.
         """
+        if not self.task.rows:
+            if state is not None or reset is not None:
+                raise InputError(
+                    f"a model of {self.head_config.task} reads whole sequences, one in a row; pass no state"
+                )
+            return self._scored(self._from_both_strands(tokens), targets, logits, None)
         before, pooled_before = (None, None) if state is None else state
         hidden, after = self.backbone.hidden(tokens, before, reset=reset)
-        if self.task.rows and reset is None and logits != "all" and (targets is None or logits == "none"):
+        if reset is None and logits != "all" and (targets is None or logits == "none"):
             # Only one position of each row is wanted.
             there = torch.zeros_like(tokens, dtype=torch.bool) if targets is None else scored(targets)
             last = torch.full_like(tokens[:, 0], tokens.shape[1] - 1) if targets is None else there.long().argmax(1)
@@ -294,8 +323,24 @@ class Classifier(SequenceModel):
                 pooled = torch.where(several, torch.nan, pooled)
         else:
             pooled, pooled_after = self.pool(hidden, pooled_before, reset=reset)
+        return self._scored(pooled, targets, logits, (after, pooled_after))
+
+    def _from_both_strands(self, tokens: Tensor) -> Tensor:
+        """Hidden states (B, L, 2 D) of both readings of tokens (B, L), at the same base."""
+        turned = self._complement[tokens]
+        there = turned >= 0
+        # Of n real positions t is read as n - 1 - t, and padding stays where it is: its own inverse.
+        index = (there.sum(1, keepdim=True) - 1 - torch.arange(tokens.shape[1], device=tokens.device)) % tokens.shape[1]
+        other = torch.where(there, turned, tokens).gather(1, index)
+        forward, backward = self.backbone.hidden(torch.cat([tokens, other]))[0].chunk(2)
+        return torch.cat([forward, backward.gather(1, index[..., None].expand_as(backward))], -1)
+
+    def _scored(
+        self, pooled: Tensor, targets: Tensor | None, logits: Literal["all", "last", "none"], state: Any
+    ) -> ModelOutput:
+        """Scores and loss from what the head reads, (B, L, D) or (B, L, 2 D)."""
         # The head is small and the loss comes from single positions: fp32 even under autocast.
-        with torch.autocast(tokens.device.type, enabled=False):
+        with torch.autocast(pooled.device.type, enabled=False):
             weight, bias = self.head.weight, self.head.bias
             scores = F.linear(pooled.to(weight.dtype), weight, bias)
             loss_sum = count = None
@@ -305,4 +350,4 @@ class Classifier(SequenceModel):
                     scores, targets, self.head_config if self.training else self._measuring, constants
                 )
         out = {"none": None, "last": scores[:, -1:], "all": scores}[logits]
-        return ModelOutput(out, loss_sum, count, (after, pooled_after))
+        return ModelOutput(out, loss_sum, count, state)

@@ -31,7 +31,7 @@ def count_parameters(config: ModelConfig | UNetConfig, head: HeadConfig | None =
     else:
         body = sum(_blocks(mixer, 1, width) for _, mixer in config.layer_mixers)
         logits = 0 if config.tie_embeddings else padded * width
-    classes = 0 if head is None else len(head.classes or (0, 1)) * (width + 1)
+    classes = 0 if head is None else len(head.classes or (0, 1)) * (width * head.readings + 1)
     return embedding + body + final_norm + logits + classes
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -182,11 +183,11 @@ def resolve(config: RunConfig, data: DataModule) -> RunConfig:
         found["classes"] = data.corpus.conditions
     update: dict[str, Any] = {"model": config.model.model_copy(update=found)}
     if config.head is not None:
-        update["head"] = _resolve_head(config.head, data.corpus)
+        update["head"] = _resolve_head(config.head, data.corpus, inputs)
     return config.model_copy(update=update)
 
 
-def _resolve_head(head: HeadConfig, corpus: Any) -> HeadConfig:
+def _resolve_head(head: HeadConfig, corpus: Any, inputs: int) -> HeadConfig:
     """Names and kind of the outputs, and what their loss needs to know of the training labels."""
     if head.classes not in (None, corpus.classes):
         raise InputError(
@@ -196,6 +197,12 @@ def _resolve_head(head: HeadConfig, corpus: Any) -> HeadConfig:
     if head.outputs not in (None, corpus.outputs):
         raise InputError(f"head.outputs is {head.outputs}, but the data have {corpus.outputs}; leave it null")
     found: dict[str, Any] = {"classes": corpus.classes, "outputs": corpus.outputs}
+    if head.readings > 1:
+        own = np.arange(inputs, dtype=np.uint8)
+        other = np.where(own == corpus.codec.pad_id, -1, corpus.codec.reverse_complement(own[::-1]).astype(int))
+        if head.complement not in (None, tuple(other.tolist())):
+            raise InputError("head.complement is not that of the data; leave it null")
+        found["complement"] = other.tolist()
     balanced = head.class_weights == "balanced"
     if balanced or corpus.outputs == "numbers":
         statistics = corpus.label_statistics()

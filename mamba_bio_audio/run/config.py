@@ -119,6 +119,11 @@ class RunConfig(BaseModel):
                     f"train.{key}: requires layers with a state of constant size, which {self.model.unstreamed} layers do "
                     f"not have; set train.{key}={'null' if off is None else off}, or use another mixer"
                 )
+            if self.head is not None and self.head.readings > 1 and getattr(self.train, key) != off:
+                raise ValueError(
+                    f"train.{key}: head.task={self.head.task} reads whole windows, from both strands; set "
+                    f"train.{key}={'null' if off is None else off}"
+                )
         if not isinstance(self.model, UNetConfig):
             longest = max(self.train.length, *(stage.length for stage in self.train.length_warmup), 0)
             if self.model.longest is not None and longest > self.model.longest:

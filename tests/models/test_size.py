@@ -39,8 +39,11 @@ def test_isotropic(mixer, ssm):
     ):
         config = model_config({"mixer": mixer, "d_model": 24, "num_layers": 3, "vocab_size": 12, "ssm": ssm} | more)
         assert count_parameters(config) == built(config)
-        head = HeadConfig(classes=("a", "b", "c"))
-        assert count_parameters(config, head) == built(config, head)
+        for head in (
+            HeadConfig(classes=("a", "b", "c")),
+            HeadConfig(task="bases", classes=("a", "b"), complement=tuple(range(12))),
+        ):
+            assert count_parameters(config, head) == built(config, head)
 
 
 @pytest.mark.parametrize(

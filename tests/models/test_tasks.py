@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
@@ -14,12 +15,14 @@ from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.models.tasks import OUTPUTS, TASKS, Constants, outputs_of
 from mamba_bio_audio.training.graphed import GraphedLoss
 
+PAD = 4
+COMPLEMENT = (0, 1, 2, 3, -1, 5, 6, 10, 9, 8, 7, 11)
 HEADS = {
     "classes": {"classes": ("a", "b", "c"), "class_weights": (1.0, 2.0, 0.5)},
     "multilabel": {"classes": ("a", "b", "c")},
     "regression": {"classes": ("x", "y"), "mean": (3.0, -1.0), "scale": (2.0, 0.5)},
-    "bases": {"classes": ("none", "gene")},
-    "tracks": {"classes": ("x", "y"), "loss": "poisson", "mean": (3.0, 0.5)},
+    "bases": {"classes": ("none", "gene"), "complement": COMPLEMENT},
+    "tracks": {"classes": ("x", "y"), "loss": "poisson", "mean": (3.0, 0.5), "complement": COMPLEMENT},
 }
 LENGTHS = (50, 37, 1)
 
@@ -42,7 +45,7 @@ def batch(model: Classifier) -> tuple[torch.Tensor, torch.Tensor]:
     targets = values.double() if model.outputs.floating else values
     nothing = math.nan if model.outputs.floating else -100
     for row, size in enumerate(LENGTHS):
-        tokens[row, size:] = 4
+        tokens[row, size:] = PAD
         targets[row, size:] = nothing
         if model.task.rows:
             targets[row, : size - 1] = nothing
@@ -109,12 +112,46 @@ def test_chunks_and_recorded_steps_give_the_same_gradients(task):
     model(tokens, targets=targets, logits="none").loss_sum.backward()
     whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     steps = GraphedLoss(model)
-    for loss_of in (lambda: streamed_loss(model, tokens, targets, chunk=13)[0], lambda: steps(tokens, targets)[0]):
+    ways = [lambda: steps(tokens, targets)[0]]
+    if model.task.rows:
+        ways.append(lambda: streamed_loss(model, tokens, targets, chunk=13)[0])
+    for loss_of in ways:
         model.zero_grad()
         loss_of().backward()
         for name, gradient in whole.items():
             actual = dict(model.named_parameters())[name].grad
             assert (actual - gradient).abs().max() <= 1e-10 * gradient.abs().max() + 1e-14, name
+
+
+def test_a_base_is_read_from_both_sides():
+    """The head has of a base what a language model reads up to it on either strand; rows of any length."""
+    model = model_of("bases")
+    tokens, _ = batch(model)
+    found = model(tokens).logits
+    other = torch.tensor(COMPLEMENT)
+    for row, size in enumerate(LENGTHS):
+        own = tokens[row : row + 1, :size]
+        forward, backward = (model.backbone.hidden(ids)[0] for ids in (own, other[own].flip(1)))
+        read = torch.cat([forward, backward.flip(1)], -1)
+        assert torch.allclose(found[row, :size], model.head(read)[0], rtol=1e-10)
+    model.head.weight.data[:, :16] = 0
+    changed = tokens.clone()
+    changed[0, 30] = 7 + (changed[0, 30] - 6) % 4
+    # With the other reading alone, what differs is the base and what stands before it.
+    different = (model(tokens).logits != model(changed).logits).any(-1)[0]
+    assert different[30]
+    assert not different[31:].any()
+
+
+def test_a_model_of_bases_has_no_state():
+    model = model_of("tracks")
+    assert (model.streaming, model_of("classes").streaming) == ("none", "constant")
+    with pytest.raises(InputError, match="a model of tracks reads whole sequences"):
+        model(batch(model)[0], reset=torch.zeros(3, 50, dtype=torch.bool))
+    with pytest.raises(InputError, match=r"train.stream_chunk requires layers with a state of constant size"):
+        streamed_loss(model, *batch(model), chunk=13)
+    with pytest.raises(InputError, match=r"head.complement is missing"):
+        Classifier(model.backbone, HeadConfig(task="bases", classes=("a", "b")))
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -3,7 +3,7 @@
 A window reads its scored bases, the core, and `data.margin` bases on either side:
 
     window    [start - m, end + m)        core [start, end), a whole number of bins
-    target    of the bin that ends with base j of the core stands at position 2 m + j: it has seen m bases behind the bin
+    target    of a bin stands at its last base, which is read from both sides (`models/heads.py`)
 
 Beyond the ends of a record is N. Margins may reach into other splits: they are read, and never scored.
 
@@ -142,7 +142,7 @@ class DnaTracksCorpus(Corpus):
             label = np.full(len(ids), IGNORED, np.int64)
         else:
             label = np.full((len(ids), found.shape[1]), np.nan, np.float32)
-        label[2 * margin + size - 1 :: size] = found
+        label[margin + size - 1 : len(ids) - margin : size] = found
         return Example(ids, label)
 
     def lay_out(self, split: str) -> EvaluationWindows:

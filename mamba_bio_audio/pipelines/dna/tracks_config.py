@@ -33,8 +33,8 @@ class DnaTracksConfig(DataSection):
     margin: int = Field(
         default=0,
         ge=0,
-        description="Bases read on either side of those that are scored in a window: what is predicted for a base has seen so "
-        "many bases behind it. train.length includes both margins.",
+        description="Bases read on either side of those that are scored in a window: what is predicted for a base has seen at "
+        "least so many before and behind it. train.length includes both margins.",
     )
     missing: Literal["zero", "ignore"] = Field(
         default="zero", description="Bases without a value in a bigWig: zero, as in coverage, or not scored."

@@ -48,8 +48,8 @@ def corpus_of(folder, task: str, length: int, tracks, **options):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("margin", [0, 4])
-def test_a_target_stands_a_margin_behind_its_base(folder, reverse, margin):
-    """Read with its margin, the class of a base is that of the strand that is read, whichever that is."""
+def test_a_target_stands_at_its_base(folder, reverse, margin):
+    """The class of a base of the core is that of the strand that is read, whichever that is."""
     corpus, _ = corpus_of(folder, "bases", 40 + 2 * margin, ["atg.bed"], margin=margin, stranded=True)
     assert (corpus.classes, corpus.outputs) == (("none", "start"), "classes")
     seen = 0
@@ -57,11 +57,11 @@ def test_a_target_stands_a_margin_behind_its_base(folder, reverse, margin):
         ids, label, *_ = corpus._read(window, reverse=reverse)
         text = DnaTokenizer().decode(ids)
         assert len(ids) == len(window) + 2 * margin
-        for position, target in enumerate(label):
-            base = position - margin
+        for base, target in enumerate(label):
             if target == -100:
-                assert base < margin or text[base] == "N"
+                assert not margin <= base < len(text) - margin or text[base] == "N"
                 continue
+            assert margin <= base < len(text) - margin
             # Two bases more than the window has are not seen here.
             if base + 3 <= len(text):
                 assert target == (text[base : base + 3] == "ATG")
@@ -77,7 +77,7 @@ def test_bins_are_means(folder):
     for reverse in (False, True):
         label = corpus._read(window, reverse=reverse).label
         there = np.flatnonzero(~np.isnan(label[:, 0]))
-        assert there.tolist() == [29, 39, 49, 59]
+        assert there.tolist() == [19, 29, 39, 49]
         means = [
             [np.mean(np.arange(at, at + 10)) / 10, 5 * len(range(-(-at // 3) * 3, at + 10, 3)) / 10]
             for at in (120, 130, 140, 150)
@@ -103,8 +103,8 @@ def test_windows_lie_in_their_split_and_read_across_its_ends(folder):
     assert sum(map(len, test)) == 1000 == len(spans["test"][0])
     first = corpus.read(test[0])
     assert DnaTokenizer().decode(first.ids)[:5] == "NNNN" + DnaTokenizer().decode(corpus.genome.fetch("chr2", 0, 1))
-    assert first.label[8, 0] == 0.0
-    assert np.isnan(first.label[:8, 0]).all()
+    assert first.label[4, 0] == 0.0
+    assert np.isnan(first.label[:4, 0]).all()
     some, _ = corpus_of(folder, "bases", 48, ["ramp.bw"], margin=4, evaluation_windows=5)
     assert len(some.evaluation_windows("test").windows) == 5
     assert corpus.summary()["splits"]["test"]["evaluation_bases"] == 1000

@@ -1,0 +1,43 @@
+# Labels of windows, reads and whole genomes, and starts of ORFs, side by side, each in a process of its own: what labels_rest.sh trained too short.
+#   MITO, DENGUE, SPECIES (folder with dna/human and dna/other_species), LIMIT (seconds, 480), DEVICE, FEW (options of a small trial), SKIP (words: names left out)
+# Of each task every arm is in the CSV with its share of right validation windows, by which one is chosen.
+set -u
+[ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
+MITO=${MITO:-/tmp/data/vertebrate_mito} DENGUE=${DENGUE:-/tmp/data/dengue_subtypes} SPECIES=${SPECIES:-/tmp/data/species} LIMIT=${LIMIT:-480} DEVICE=${DEVICE:-cuda}
+WORK=${WORK:-/tmp/labels-more} MIXED=${MIXED:-/tmp/mixed138mb-1m4}
+mkdir -p "$WORK"
+export OMP_NUM_THREADS=1
+[ -e "$MIXED" ] || { mkdir "$MIXED" && tar -C "$MIXED" -xzf .device/mixed138mb-1m4.tgz; }
+train=$((LIMIT * ${SHARE:-72} / 100)) # The rest: reading the data, compiling, scoring.
+every="--set train.validate_every=100 --set train.checkpoint_every=1000 --set data.num_workers=1 --seconds $train --device $DEVICE ${FEW:-}"
+start() { # NAME SCRIPT OPTIONS...
+    local name=$1 script=$2
+    shift 2
+    [[ " ${SKIP:-} " == *" $name "* ]] && return
+    timeout "$LIMIT" python3 "benchmarks/$script.py" "$@" $every --out "$WORK/$script-$name.csv" >"$WORK/$name.txt" 2>&1 &
+}
+mixed=(--set head.pretrained="$MIXED")
+# 400 windows of 150 bases or 60 of 1,000 a step. Short windows first: a step then has more labels.
+both=(--set train.tokens_per_step=60000)
+warm=("${both[@]}" --set "train.length_warmup=[{length: 150, steps: ${WARM:-800}}]")
+longer=("${both[@]}" --set "train.length_warmup=[{length: 150, steps: ${WARM:-1500}}]")
+mito=(--data "$MITO" --recipe dna/species --no-bars)
+start m1000-mixed genomes "${mito[@]}" --length 1000 --name mixed "${warm[@]}" "${mixed[@]}"
+start m1000-mixed-4e-3 genomes "${mito[@]}" --length 1000 --name mixed-4e-3 "${warm[@]}" "${mixed[@]}" --set train.lr=4e-3
+start m1000-scratch genomes "${mito[@]}" --length 1000 --name scratch "${longer[@]}"
+start m150-mixed genomes "${mito[@]}" --length 150 --name mixed "${both[@]}" "${mixed[@]}"
+start mwhole-mixed genomes "${mito[@]}" --length 0 --name mixed "${mixed[@]}"
+start dengue genomes --data "$DENGUE" --recipe dna/species --length 0 --name mixed "${mixed[@]}"
+reads=(--data "$SPECIES" --model ours)
+start r1000-mixed reads "${reads[@]}" --length 1000 --only all --name mixed "${warm[@]}" "${mixed[@]}"
+start r1000-scratch reads "${reads[@]}" --length 1000 --only all --name scratch "${longer[@]}"
+start r1000-near-mixed reads "${reads[@]}" --length 1000 --only near --name mixed "${warm[@]}" "${mixed[@]}"
+start r150-mixed reads "${reads[@]}" --length 150 --only all --name mixed "${both[@]}" "${mixed[@]}"
+start r150-near-mixed reads "${reads[@]}" --length 150 --only near --name mixed "${both[@]}" "${mixed[@]}"
+wait
+for name in "$WORK"/*.txt; do echo "== $(basename "$name")"; tail -n 4 "$name" | cut -c1-700; done
+for script in genomes reads; do
+    cat "$WORK"/$script-*.csv 2>/dev/null | awk 'NR == 1 || !/^(data|length),/' >"$OUT/$script.csv"
+done
+tar -C "$WORK" -czf "$OUT/labels_more.tgz" $(cd "$WORK" && ls *.txt *.csv)
+echo "[$SECONDS s] done"

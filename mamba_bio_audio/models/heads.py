@@ -166,6 +166,8 @@ class Classifier(SequenceModel):
         task, outputs: what it is asked, and how its scores are read.
     """
 
+    _complement: Tensor  # (inputs,) what each symbol is on the other strand, -1 for padding
+
     def __init__(self, backbone: Any, config: HeadConfig) -> None:
         super().__init__()
         if config.classes is None:

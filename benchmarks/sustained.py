@@ -20,7 +20,7 @@ from mamba_bio_audio.run import timing
 from mamba_bio_audio.run.train_speed import TrainCase, train
 
 LENGTH = 1024
-MARKOV = Path(__file__).parent / "results" / "markov_human.csv"
+MARKOV = Path(__file__).parent / "results" / "yardsticks_human_cpu.csv"
 app = typer.Typer(add_completion=False)
 
 
@@ -58,7 +58,7 @@ def report(
     path: Path,
     wall: Annotated[float, typer.Option(help="Seconds of the command.")],
     out: Annotated[Path, typer.Option(help="JSON.")],
-    markov: Annotated[Path, typer.Option(help="Of markov_baselines.py.")] = MARKOV,
+    markov: Annotated[Path, typer.Option(help="Of yardsticks.py.")] = MARKOV,
 ) -> None:
     """Compare, and put what the run's evaluations found beside it."""
     manifest = json.loads((run / "manifest.json").read_text())
@@ -78,13 +78,14 @@ def report(
         "result": manifest["result"],
     }
     with markov.open(newline="") as file:
-        chosen = {row["split"]: row for row in csv.DictReader(file) if row["chosen"] == "True"}
+        table = [row for row in csv.DictReader(file) if (row["yardstick"], row["locus"]) == ("markov", "all")]
+    chosen = {row["split"]: row for row in table if row["chosen"] == "True"}
     for split, bar in chosen.items():
         path = run / f"likelihood-{split}.json"  # of mba evaluate --no-baselines --json
         if not path.exists() or not path.stat().st_size:
             continue
         own = json.loads(path.read_text())
-        scores = {"model": own["model"], "scored": own["scored"], "markov_order": int(bar["order"])}
+        scores = {"model": own["model"], "scored": own["scored"], "markov_order": int(bar["size"])}
         if int(bar["scored"]) == own["scored"]:
             scores["markov_perplexity"] = float(bar["perplexity"])
             scores["perplexity_to_markov"] = own["model"]["perplexity"] / float(bar["perplexity"])

@@ -17,7 +17,7 @@ not enough, a comment says the rest, for its section:
 `from` names files out of sight; `settings` are chosen or asked for, not measured, and so are `columns` of tables (A | B);
 `published` are others' figures; `elsewhere` names tables by their first column that another test ties, `loose` those whose
 rows gather what lies in many files. `computed` follows from numbers that such a file holds, whole numbers and single cells:
-{markov_human.csv:split=test,chosen=True:perplexity}, {piano_h200/evaluate-test.json:model/bits}. A figure is listed as it is
+{gue_h200.csv:task=tf_0,part=all:auroc}, {piano_h200/evaluate-test.json:model/bits}. A figure is listed as it is
 written, with its unit where it has one.
 """
 

@@ -43,14 +43,13 @@ def pretrain() -> None:
     )
     left.set(xlabel="million bases read", ylabel="bits per base", ylim=(1.55, 2.0))
     left.legend(frameon=False)
-    markov = [row for row in rows("markov_human.csv") if row["split"] == "test"]
+    table = rows("yardsticks_human_cpu.csv")
+    markov = [row for row in table if (row["yardstick"], row["split"], row["locus"]) == ("markov", "test", "all")]
     own = json.loads((RESULTS / "human_12x128_h200" / "likelihood-test.json").read_text())["model"]["perplexity"]
-    orders = sorted({row["order"] for row in markov}, key=int)
-    least = {order: min(float(row["perplexity"]) for row in markov if row["order"] == order) for order in orders}
     right.bar(
-        [f"{order}" for order in orders] + ["ours"],
-        [least[order] for order in orders] + [own],
-        color=[BAR] * len(orders) + [OURS],
+        [row["size"] if int(row["size"]) in range(0, 24, 4) else " " * at for at, row in enumerate(markov)] + ["ours"],
+        [float(row["perplexity"]) for row in markov] + [own],
+        color=[BAR] * len(markov) + [OURS],
     )
     right.set(xlabel="order of the Markov model", ylabel="test perplexity", ylim=(2.8, 4.0))
     figure.savefig(PICTURES / "pretrain.png", dpi=90, metadata={"Software": None})

@@ -35,7 +35,8 @@ def test_report(sustained, bare, tmp_path):
     for split, scored in (("valid", 50), ("test", 70)):
         (run / f"likelihood-{split}.json").write_text(json.dumps({"model": {"perplexity": 3.0}, "scored": scored}))
     markov.write_text(
-        "split,order,chosen,scored,perplexity\nvalid,11,False,50,3.6\nvalid,12,True,50,3.2\ntest,12,True,99,3.3\n"
+        "yardstick,split,locus,size,chosen,scored,perplexity\nmarkov,valid,all,11,False,50,3.6\n"
+        "markov,valid,all,12,True,50,3.2\nmarkov,test,all,12,True,99,3.3\ncopies,test,all,1024,,99,3.1\n"
     )
     sustained.report(run, bare, wall=20, out=tmp_path / "out.json", markov=markov)
     found = json.loads((tmp_path / "out.json").read_text())

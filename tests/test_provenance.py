@@ -86,6 +86,21 @@ def test_every_result_says_where_it_comes_from(path):
         assert max(found["date"])[:10] < COMPLETE_SINCE
 
 
+def test_the_readme_says_which_versions_the_figures_are_of():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    versions: dict[str, set[str]] = {"torch": set(), "triton": set(), "torch of a CPU": set()}
+    for path in FILES:
+        found = made(path)
+        of_gpu = {device for device in found["device"] if "H100" in device or "H200" in device}
+        # Files that have rows of both are asked as those of a CPU.
+        for field in ("torch", "triton") if of_gpu == found["device"] else ("torch of a CPU",):
+            given = (value.split("+")[0] for value in found[field.split()[0]])
+            versions[field].update(value for value in given if value != "none")
+    assert versions == {"torch": {"2.11.0"}, "triton": {"3.6.0"}, "torch of a CPU": {"2.11.0", "2.14.1"}}
+    assert "GPU figures are of torch 2.11.0 and triton 3.6.0" in readme
+    assert "CPU figures of torch 2.14.1 or 2.11.0" in readme
+
+
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
 

@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mamba_bio_audio.kernels.scan import launch
 from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan
 from mamba_bio_audio.kernels.scan.launch import prepared, scan_backward, scan_forward
-from mamba_bio_audio.run.timing import queued
+from mamba_bio_audio.run.timing import by_the_clock, host_times, queued
 
 DEVICE = "cuda"  # a test may say "cpu"
 SHAPES = {
     "S2": (8, 8192, 2048), "S3": (32, 1024, 512), "S1": (1, 1 << 20, 512), "M2": (1, 131072, 512),
     "T1": (256, 1024, 256), "T2": (128, 1024, 512), "U1": (64, 8192, 128), "W1": (8, 2048, 1536),
-    "K1": (1, 2048, 1024), "K2": (2, 16384, 256), "C3": (16, 16384, 128), "C2": (8, 8192, 2048),
+    "K1": (1, 2048, 1024), "K2": (2, 16384, 256), "K3": (8, 2048, 512), "C3": (16, 16384, 128), "C2": (8, 8192, 2048),
 }  # fmt: skip
 
 
@@ -78,13 +78,47 @@ BACKWARD = {
     "now": {},
     "s32": {"segment": 32},
     "u2 r168": {"bwd_unroll": 2, "bwd_registers": 168},
+    "later 9": {"bwd_later": 9},
+    "later 1": {"bwd_later": 1},
+    "L2": {"bwd_touch": False},
+    "L2 later 9": {"bwd_touch": False, "bwd_later": 9},
+    "s32 later 9": {"segment": 32, "bwd_later": 9},
 }
 BLOCK_64 = {"fwd_block": 64, "fwd_warps": 2}
+BLOCK_16 = {"fwd_block": 16, "fwd_warps": 1}
 BLOCK_32 = {"fwd_block": 32, "fwd_warps": 1}
 BLOCK_128 = {"fwd_block": 128, "fwd_warps": 4}
-FORWARD = {"now": {}, "block 64": BLOCK_64, "block 128": BLOCK_128, "block 32": BLOCK_32}
+FORWARD = {
+    "now": {},
+    "block 64": BLOCK_64,
+    "block 128": BLOCK_128,
+    "block 32": BLOCK_32,
+    "block 16": {"fwd_block": 16, "fwd_warps": 1},
+}
+
+
+def shorts(name):
+    """Plans of forward in one launch."""
+    block = 4 if name == "K2" else 8
+    plan = {"short": block}
+    return {f"short {block}": plan, f"short {block} u4": {**plan, "short_unroll": 4}}
+
+
 COMPLEX_BACKWARD = {"now": {}, "u1": {"bwd_unroll": 1}}
-COMPLEX_FORWARD = {"now": {}, "block 64": BLOCK_64, "block 32": BLOCK_32}
+STATE_16 = {"state_block": 16, "state_warps": 1}
+COMPLEX_FORWARD = {
+    "now": {},
+    "32": BLOCK_32,
+    "32 u2": {**BLOCK_32, "fwd_unroll": 2},
+    "32 r168": {**BLOCK_32, "fwd_registers": 168},
+    "32 u2 r168": {**BLOCK_32, "fwd_unroll": 2, "fwd_registers": 168},
+    "16": BLOCK_16,
+    "16 u2": {**BLOCK_16, "fwd_unroll": 2},
+    "states 16": STATE_16,
+    "32 u2 r168, states 16": {**BLOCK_32, "fwd_unroll": 2, "fwd_registers": 168, **STATE_16},
+    "32 u2 r168, states u2": {**BLOCK_32, "fwd_unroll": 2, "fwd_registers": 168, "state_unroll": 2},
+    "16 u2, states 16": {**BLOCK_16, "fwd_unroll": 2, **STATE_16},
+}
 
 
 def plan_of(x, **changes):
@@ -177,7 +211,7 @@ def jobs_of(name, parts):
     long = name in ("S1", "M2", "U1", "C3")
     chunks = {
         "S1": (66, 132, 264), "M2": (66, 132), "U1": (1, 2, 4, 8), "W1": (1, 2, 4), "C3": (16, 32, 64),
-        "K1": (16, 32, 64), "K2": (32, 128, 256),
+        "K1": (32,), "K2": (128,), "K3": (),
     }.get(name, (2, 4))  # fmt: skip
     few = name in ("T1", "T2", "M2")
     if few:
@@ -200,11 +234,13 @@ def jobs_of(name, parts):
     for part, train in (("forward", True), ("inference", False)):
         if part not in parts:
             continue
-        if train and name in ("U1", "M2"):
+        if train and name == "U1":
             found.append((part, "pieces", in_pieces(name, False), False))
         for label, changes in forward.items():
             if not few or label in ("now", "block 64"):
                 found.append((part, label, changes, False))
+        if name in ("K1", "K2", "U1", "K3") and (train or name[0] == "K"):
+            found += [(part, label, changes, False) for label, changes in shorts(name).items()]
         for k in chunks if train else ():
             found.append((part, f"block 64, chunks {k}", {**BLOCK_64, "chunks": k}, False))
             found.append((part, f"block 64, chunks {k} alone", {**BLOCK_64, "chunks": k}, True))
@@ -238,7 +274,7 @@ def compile_job(arguments):
     name, index, parts = arguments
     shape = SHAPES[name]
     part, label, changes, _ = jobs_of(name, parts)[index]
-    x = make((2, 64, shape[2]), name=name)
+    x = make(shape if "short" in changes else (2, 64, shape[2]), name=name)
     s = ScanInputs(**x)
     full = make_plan(*shape, 16, s.u.device, s.case, **changes)
     fixed = {"chunks": min(full.chunks, 2), "bwd_chunks": min(full.bwd_chunks, 2), "far": full.far}
@@ -271,6 +307,61 @@ def check(say, candidates):
                 f"check {shape} chunks {chunks} {label}: {'equal' if same else 'TWO RUNS DIFFER'} "
                 + " ".join(f"{k} {e:.1e}" for k, e in errors.items())
             )
+
+
+def as_called(name, changes, train, x):
+    """The call as users make it, by a plan of its own."""
+    from mamba_bio_audio.kernels.scan import short_call
+    from mamba_bio_audio.ops import selective_scan
+
+    module = sys.modules["mamba_bio_audio.ops.selective_scan"]
+    inputs = {k: v.detach().requires_grad_() for k, v in x.items()} if train else x
+    plan, mine = plan_of(x, **changes), {}
+
+    def run():
+        module._short_calls, short_call.make_plan = mine, lambda *_: plan
+        with torch.set_grad_enabled(train):
+            return selective_scan(**inputs)
+
+    return run
+
+
+def time_calls(say, names):
+    """By the clock, one behind the other, and what the host takes for one, beside mamba_ssm."""
+    for name in names:
+        x = make(SHAPES[name], name=name)
+        peer = peer_calls(x)
+        for train in (False, True):
+            runs, base = {}, None
+            for label, changes in {"now": {}, **shorts(name)}.items():
+                run = as_called(name, changes, train, x)
+                try:
+                    out = run().detach().float()
+                    torch.cuda.synchronize()
+                    base = out if base is None else base
+                    off = float((out - base).norm() / base.norm())
+                    runs[f"{label}, off {off:.0e}"] = run
+                except Exception as error:
+                    say(f"{name} {label}: {type(error).__name__} {str(error)[:200]}")
+            if peer is not None:
+                runs["peer"] = peer[0]
+            clock, host = by_the_clock(list(runs.values())), host_times(list(runs.values()))
+            for i, label in enumerate(runs):
+                us, own = statistics.median(clock[i]), statistics.median(host[i])
+                ratio = statistics.median(a / b for a, b in zip(clock[-1], clock[i], strict=True))
+                mode = "forward" if train else "inference"
+                say(f"{name} {mode} as called {label:24} {us:7.1f} us, {ratio:.2f}x of the peer, host {own:6.1f} us")
+
+
+def compile_call(arguments):
+    """As `compile_job`."""
+    name, changes, train = arguments
+    try:
+        as_called(name, changes, train, make(SHAPES[name], name=name))()
+        torch.cuda.synchronize()
+    except Exception as error:
+        return f"{name} call {changes}: {type(error).__name__} {str(error)[:300]}"
+    return None
 
 
 def main():
@@ -320,15 +411,22 @@ def main():
 
         context = multiprocessing.get_context("spawn")
         with futures.ProcessPoolExecutor(args.workers, mp_context=context) as pool:
-            for problem in pool.map(compile_job, work):
-                if problem:
-                    say("compile " + problem)
+            problems = [pool.submit(compile_job, job) for job in work]
+            for name in names if "calls" in parts else ():
+                if name[0] == "K":
+                    for changes in ({}, *shorts(name).values()):
+                        problems += [pool.submit(compile_call, (name, changes, train)) for train in (False, True)]
+            for problem in problems:
+                if problem.result():
+                    say("compile " + problem.result())
         say(f"compiled {len(work)} in {time.time() - began:.0f} s")
     if args.prepare:
         return
     if args.check:
         check(say, BACKWARD)
         say(f"-- {time.time() - began:.0f} s of {args.seconds:.0f}")
+    if "calls" in parts:
+        time_calls(say, [name for name in names if name[0] == "K"])
     for name in names:
         for part in parts:
             if time.time() - began > args.seconds - 4:

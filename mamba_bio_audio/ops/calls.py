@@ -96,6 +96,11 @@ def plain_torch() -> Iterator[None]:
         _plain = before
 
 
+def plain() -> bool:
+    """Whether "auto" is the plain PyTorch path by `plain_torch`."""
+    return _plain
+
+
 @cache
 def no_triton(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on a device, or None where they can."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, overload
 
 import torch
@@ -12,7 +12,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.kernels.scan.cpu import scan_torch
 from mamba_bio_audio.kernels.scan.inputs import ScanInputs, unsupported_reason
 from mamba_bio_audio.kernels.scan.reference import scan_reference
-from mamba_bio_audio.ops.calls import check, check_reset, choose, shape_of, tracing
+from mamba_bio_audio.ops.calls import check, check_reset, choose, plain, shape_of, tracing
 from mamba_bio_audio.ops.operators import register
 
 
@@ -82,21 +82,60 @@ def selective_scan(
     Raises:
         InputError: Shapes, dtypes or devices that do not fit, or an unknown or unavailable backend.
     """
-    out, state = _scan(ScanInputs(u, dt, A, B, C, D, z, dt_bias, h0, reset, dt_softplus, exact_zoh, precise), backend)
-    return (out, state) if return_state else out
+    inputs = ScanInputs(u, dt, A, B, C, D, z, dt_bias, h0, reset, dt_softplus, exact_zoh, precise)
+    out, state = _scan(inputs, backend, state=return_state)
+    return (out, state) if return_state else out  # type: ignore[return-value]
 
 
-def _scan(inputs: ScanInputs, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """(out (B, L, D), last state (B, D, N[, 2])) by the path of this call."""
-    _check(inputs)
+# What was prepared for short calls, by everything that decides about a call but what is in its tensors and where these lie;
+# None for a kind of call that is checked, and is not short.
+_short_calls: dict[Any, Callable[[ScanInputs], tuple[Tensor, Tensor | None] | None] | None] = {}
+# So many kinds, then anew: lengths that all differ would pile up.
+_MOST = 4096
+
+
+def _scan(inputs: ScanInputs, backend: str = "auto", *, state: bool = True) -> tuple[Tensor, Tensor | None]:
+    """(out (B, L, D), last state (B, D, N[, 2])) by the path of this call; a short one has the state only if it is wanted."""
     kind = inputs.u.device.type
-    if tracing(backend):
+    compiling = tracing("auto")
+    if (kind == "cuda" or backend == "triton") and not compiling and backend in ("auto", "triton") and not plain():
+        key = (
+            backend,
+            state,
+            *inputs[10:],
+            *[t if t is None else (t.dtype, t.device, t.shape, t.stride()) for t in inputs[:10]],
+        )
+        if key not in _short_calls:
+            if len(_short_calls) >= _MOST:
+                _short_calls.clear()
+            _short_calls[key] = _short_call(inputs, backend, state)
+        run = _short_calls[key]
+        found = None if run is None else run(inputs)
+        if found is not None:
+            return found
+    else:
+        _check(inputs)
+    if compiling and backend == "auto":
         with torch.autocast(kind, enabled=False):
             return _operator(*inputs)  # type: ignore[no-any-return]
     choice = choose("selective_scan", backend, inputs.u, lambda: unsupported_reason(inputs))
     # State and sums stay in fp32 under autocast, in every backend.
     with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
         return _run(choice)(inputs)
+
+
+def _short_call(
+    inputs: ScanInputs, backend: str, state: bool
+) -> Callable[[ScanInputs], tuple[Tensor, Tensor | None] | None] | None:
+    """The prepared launch of a call of this kind if it is a short one, after its checks."""
+    _check(inputs)
+    if choose("selective_scan", backend, inputs.u, lambda: unsupported_reason(inputs)) != "triton":
+        return None
+    from mamba_bio_audio.kernels.scan.launch import run_short
+    from mamba_bio_audio.kernels.scan.short_call import short_scan
+
+    run = short_scan(inputs, last=state)
+    return None if run is None else partial(run_short, run)
 
 
 @cache

@@ -105,7 +105,7 @@ def scan_bwd_kernel(
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     ROWS: tl.constexpr, U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, G_ROW: tl.constexpr,
     DZ_ROW: tl.constexpr, SUMS_ROW: tl.constexpr, VEC: tl.constexpr, WARP_SUMS: tl.constexpr, CASE: tl.constexpr,
-    HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, WRITE_OUT: tl.constexpr,
+    HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, WRITE_OUT: tl.constexpr, LATER: tl.constexpr, TOUCH: tl.constexpr,
 ):  # fmt: skip
     """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, PARTS, D, N), the adjoint at its end.
 
@@ -316,7 +316,7 @@ def scan_bwd_kernel(
         soon = tl.maximum(first - SEG, 0)
         before_p = states_p + (soon // SEG).to(tl.int64) * STATE
         touched = ()
-        if WARP_SUMS:
+        if WARP_SUMS and TOUCH:
             # To L1: no load waits behind these until the tiles of the next segment.
             touched = (
                 touch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D),
@@ -345,11 +345,11 @@ def scan_bwd_kernel(
             if CASE.gate:
                 prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D)
             prefetch_rows(before_p, 0, CASE.parts * N, CASE.parts * NP, D, first_d, BD, D)
-            if not CASE.B_lti:
+            if not CASE.B_lti and not WARP_SUMS:
                 touched = touched + (
                     touch_span(B_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),
                 )
-            if not CASE.C_lti:
+            if not CASE.C_lti and not WARP_SUMS:
                 touched = touched + (
                     touch_span(C_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),
                 )
@@ -414,8 +414,8 @@ def scan_bwd_kernel(
             xs = ()
             for j in tl.static_range(UNROLL):
                 dt, x, gy, B, C, keep = steps[j]
-                if CASE.plain and WARP_SUMS and j >= 2:
-                    dt = later(dt, afters[j - 2][0], more)
+                if CASE.plain and WARP_SUMS and j >= LATER:
+                    dt = later(dt, afters[j - LATER][0], more)
                 factors = factors + (sweep_factors(dt, Ar, Ai, fixed, ACCURATE, CASE),)
                 before, after = recomputed_step(hr, hi, factors[j], x, B, keep, CASE)
                 hr, hi = after

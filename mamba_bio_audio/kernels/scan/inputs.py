@@ -32,6 +32,10 @@ _ENDS_FROM = 4096
 # of so many, but forward with one warp a scheduler is a fourth slower than with many. By reckoning these are 3 and 8; none
 # until a GPU has run chunks in pieces.
 _FEW = {1: 0, 2: 0}
+# Whether calls of few channels go forward in one launch. Off until a GPU has run it.
+SHORT = False
+# Clocks of a multiprocessor for a step of a channel by `short`, and by `chunks`, which takes a time beside.
+_SHORT_COST, _CHUNKS_COST, _CHUNKS_MORE = 3.2, 3.6, 50_000
 
 
 class ScanInputs(NamedTuple):
@@ -149,7 +153,8 @@ class Plan:
 
     States are kept every `segment` steps; backward makes those of every `bwd_segment` steps from them if that is less.
     The pass over chunks goes in `pieces` of them, and leaves out those of which nothing that is needed depends: with few
-    chunks, that is much of its work.
+    chunks, that is much of its work. Where `short` is not 0, forward goes in one launch (`short`), of programs of so many
+    channels and `short_warps` warps.
     """
 
     chunks: int
@@ -177,6 +182,11 @@ class Plan:
     bwd_ends: bool = False
     pieces: int = 1
     bwd_pieces: int = 1
+    bwd_later: int = 2
+    bwd_touch: bool = True
+    short: int = 0
+    short_warps: int = 16
+    short_unroll: int = 2
 
 
 @cache
@@ -205,6 +215,16 @@ def _split(
         chunks = min(per_scheduler * schedulers // warps, -(-length // _MIN_CHUNK_STEPS))
     steps = -(-length // chunks // segment) * segment
     return -(-length // steps), steps
+
+
+def _short(batch: int, length: int, channels: int, multiprocessors: int) -> int:
+    """Channels of a program of `short`, one of which a multiprocessor has at once; 0 where chunks are faster."""
+    states = batch * channels * length / multiprocessors  # rows of 16 states that each has, if all have the same
+    took = {
+        block: -(-batch * -(-channels // block) // multiprocessors) * block * length * _SHORT_COST for block in (8, 4)
+    }
+    block = min(took, key=lambda block: (took[block], -block))
+    return block if took[block] < states * _CHUNKS_COST + _CHUNKS_MORE else 0
 
 
 @lru_cache(maxsize=1024)
@@ -290,6 +310,8 @@ def make_plan(
     single = fields["chunks"] == 1 or fields["pieces"] > 1  # at most a warp on a scheduler
     if case.plain and fields["fwd_block"] == 128 and (single or fields["ends"]):
         fields |= {"fwd_block": 64, "fwd_warps": 2}  # 4 to 5 % faster; in many short chunks nothing changes
+    if SHORT and chunks is None and case.plain and not case.precise and states <= 16 and fields["chunks"] > 1:
+        fields["short"] = _short(batch, length, channels, schedulers(device) // 4)
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
     fields["far"] = 32 if single else 0
     return Plan(**(fields | changes))

@@ -7,6 +7,7 @@ in bf16; with many states it launches once per group of channels. Nothing of siz
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -21,6 +22,7 @@ from mamba_bio_audio.kernels.scan.chunks import carry_kernel, chunk_end_kernel, 
 from mamba_bio_audio.kernels.scan.forward import scan_fwd_kernel
 from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs, make_plan, padded_states, unsupported_reason
 from mamba_bio_audio.kernels.scan.parts_sum import parts_sum
+from mamba_bio_audio.kernels.scan.short_call import ShortScan, ShortTensors, fits, short_forward
 from mamba_bio_audio.kernels.scan.split_bc import plain_planes
 
 MAX_ROW_STRIDE = 1 << 25
@@ -175,6 +177,13 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
     """(out (B, L, D), last state (B, PARTS, N, D), states (B, ceil(L / SEG), PARTS, N, D) or None); h0 in planes."""
     batch, length, channels, states = call.sizes
     plan, case, device = call.plan, call.case, call.u.device
+    if plan.short:
+        (u, *_), (dt, _, _, z, _, _) = rows_of(call.u), call.rows()
+        A, B, C = call.A[0].T, *(t.view(batch, length, states) for t in (call.B, call.C))
+        gate = z if case.gate else None
+        short = ShortTensors(u, dt, A, B, C, call.skip, gate, call.bias, h0, call.reset)
+        if fits(short):
+            return short_forward(short, case, plan, keep=write_states)
     out = torch.empty(batch, length, channels, dtype=call.u.dtype, device=device)
     last = torch.empty(batch, case.parts, states, channels, dtype=torch.float32, device=device)
     saved, segment = None, plan.segment
@@ -369,7 +378,7 @@ def scan_backward(
                 ROWS=plan.rows, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, DZ_ROW=dz.stride(1),
                 SUMS_ROW=(2 if both is not None else 1) * parts * states, VEC=plan.bwd_vec, WARP_SUMS=plan.warp_sums,
                 CASE=case, HAS_R=r_in is not None, WRITE_DH0=need_h0, WRITE_OUT=out is not None,
-                num_warps=1, maxnreg=plan.bwd_registers,
+                LATER=plan.bwd_later, TOUCH=plan.bwd_touch, num_warps=1, maxnreg=plan.bwd_registers,
             )  # fmt: skip
             if at_once and dBC is not None:
                 parts_sum(sums[0].of(size), dBC)
@@ -431,19 +440,70 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, g_out: Tensor | None, g_last: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, states = ctx.saved_tensors
         call = ScanCall(*inputs, case=ctx.case, plan=ctx.plan)  # type: ignore[misc]
-        if g_out is None:
-            g_out = torch.zeros_like(call.u)
-        if g_last is not None:
-            g_last = _planes(g_last, call.case.complex)
-        narrow = (ctx.dtypes[3] == torch.bfloat16, ctx.dtypes[4] == torch.bfloat16)
-        g = scan_backward(call, states, g_out, g_last, ctx.needs_input_grad[-1], narrow=narrow)
-        cast = tuple(
-            None if found is None or not need else found if found.dtype == dtype else found.to(dtype)
-            for found, dtype, need in zip(
-                (g.u, g.dt, g.A, g.B, g.C, g.skip, g.z, g.bias, g.h0), ctx.dtypes, ctx.needs_input_grad[2:], strict=True
-            )
+        return None, None, *_gradients(call, states, g_out, g_last, ctx.dtypes, ctx.needs_input_grad[2:])
+
+
+class _ShortScan(torch.autograd.Function):
+    """A prepared forward, whose backward arranges the tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, run: ShortScan, s: ScanInputs, *_: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        found = run(s, keep=True)
+        if found is None:
+            raise _OtherKind
+        out, last, states = found
+        ctx.save_for_backward(*s.tensors, s.reset, states)
+        ctx.run, ctx.options = run, s[10:]
+        ctx.set_materialize_grads(False)
+        return out, last
+
+    @staticmethod
+    def backward(ctx: Any, g_out: Tensor | None, g_last: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        *inputs, states = ctx.saved_tensors
+        s = ScanInputs(*inputs, *ctx.options)
+        dtypes = [None if t is None else t.dtype for t in s.tensors]
+        call = prepared(s, ctx.run.plan)
+        return None, None, *_gradients(call, states, g_out, g_last, dtypes, ctx.needs_input_grad[2:])
+
+
+class _OtherKind(Exception):
+    """A prepared call's tensors lie otherwise than those it was prepared for."""
+
+
+def _gradients(
+    call: ScanCall,
+    states: Tensor,
+    g_out: Tensor | None,
+    g_last: Tensor | None,
+    dtypes: list[torch.dtype | None],
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the arguments, those that are needed, in their dtypes."""
+    if g_out is None:
+        g_out = torch.zeros_like(call.u)
+    if g_last is not None:
+        g_last = _planes(g_last, call.case.complex)
+    g = scan_backward(
+        call, states, g_out, g_last, needed[-1], narrow=(dtypes[3] == torch.bfloat16, dtypes[4] == torch.bfloat16)
+    )
+    cast = tuple(
+        None if found is None or not need else found if found.dtype == dtype else found.to(dtype)
+        for found, dtype, need in zip(
+            (g.u, g.dt, g.A, g.B, g.C, g.skip, g.z, g.bias, g.h0), dtypes, needed, strict=True
         )
-        return None, None, *refuse_second_order("selective_scan", cast)
+    )
+    return refuse_second_order("selective_scan", cast)
+
+
+def run_short(run: ShortScan, s: ScanInputs) -> tuple[Tensor, Tensor | None] | None:
+    """(out, last state if it was prepared for one) of a prepared call; None where its tensors lie otherwise."""
+    if not will_differentiate(*s.tensors):
+        found = run(s, keep=False)
+        return None if found is None else found[:2]
+    try:
+        return _ShortScan.apply(run, s, *s.tensors)  # type: ignore[no-any-return]
+    except _OtherKind:
+        return None
 
 
 def scan_triton(s: ScanInputs, plan: Plan | None = None) -> tuple[Tensor, Tensor]:

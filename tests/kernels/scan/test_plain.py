@@ -4,7 +4,9 @@ The interpreter must be switched on before Triton is imported, so this file runs
 TRITON_INTERPRET=1; there the tests of class TestInterpreted run, here the rest.
 """
 
+import functools
 import os
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from mamba_bio_audio.kernels.scan import chunks, launch  # noqa: E402
+from mamba_bio_audio.kernels.scan import chunks, launch, short_call  # noqa: E402
 from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan  # noqa: E402
 from mamba_bio_audio.kernels.scan.launch import (  # noqa: E402
     MAX_ROW_STRIDE,
@@ -27,6 +29,7 @@ from mamba_bio_audio.kernels.scan.parts import softplus  # noqa: E402
 from mamba_bio_audio.kernels.scan.parts_sum import parts_sum  # noqa: E402
 from mamba_bio_audio.kernels.scan.reference import scan_reference  # noqa: E402
 from mamba_bio_audio.kernels.scan.split_bc import plain_planes  # noqa: E402
+from mamba_bio_audio.ops import selective_scan  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -239,6 +242,48 @@ class TestInterpreted:
         assert plan.chunk_steps == 16
         check(inputs, plan=plan)
 
+    @pytest.mark.parametrize("leave_out", [(), OPTIONAL])
+    @pytest.mark.parametrize(("batch", "length", "channels", "states"), [(2, 21, 9, 2), (1, 5, 8, 3)])
+    def test_in_one_launch(self, batch, length, channels, states, leave_out):
+        """More steps than rows of a program and fewer, and a block of channels that not all are there of."""
+        inputs = make_inputs(batch, length, channels, states, leave_out=leave_out)
+        check(inputs, plan=plan_for(inputs, segment=4, short=8, short_warps=2))
+
+    @pytest.mark.parametrize("changes", [{"short_unroll": 4}, {"short": 4}, {"short_warps": 4}])
+    def test_in_one_launch_by_other_plans(self, changes):
+        inputs = make_inputs(1, 21, 8, 4, dtype=torch.bfloat16)
+        inputs |= {k: inputs[k].bfloat16() for k in "BC"}
+        check(inputs, plan=plan_for(inputs, **({"segment": 4, "short": 8, "short_warps": 2} | changes)))
+
+    @pytest.mark.parametrize("state", [False, True])
+    def test_calls_in_one_launch_are_prepared_once(self, monkeypatch, state):
+        """As `selective_scan` makes them: gradients as without, and tensors that lie oddly go the longer way."""
+        module = sys.modules["mamba_bio_audio.ops.selective_scan"]
+        made, prepare = [], module._short_call
+        plan = functools.partial(make_plan, segment=4, short=8, short_warps=2)
+        monkeypatch.setattr(short_call, "make_plan", plan)
+        monkeypatch.setattr(module, "_short_calls", {})
+        monkeypatch.setattr(module, "_short_call", lambda *given: made.append(given) or prepare(*given))
+
+        def scan(**x):
+            found = selective_scan(**x, backend="triton", return_state=state)
+            return found if state else (found, torch.zeros(1, 8, 4))
+
+        inputs = make_inputs(1, 21, 8, 4)
+        exact = results(oracle, inputs, as_double=True, h_weight=state)
+        for _ in range(2):
+            off = errors(results(scan, inputs, h_weight=state), exact)
+            assert max(error for name, error in off.items() if state or name != "h") < FP32_ERROR
+        assert len(made) == 1
+        with torch.no_grad():
+            kept = scan(**inputs)[0]
+            odd = (
+                torch.cat([torch.zeros(1, 21, 1), inputs["u"]], dim=-1)
+                .flatten()[1:]
+                .as_strided((1, 21, 8), (189, 9, 1))
+            )
+            torch.testing.assert_close(scan(**{**inputs, "u": odd})[0], kept)
+
     def test_rows_of_blocks_are_added_in_order(self):
         """Into fewer rows of a wider tensor."""
         parts, wide = torch.randn(2, 5, 48, 32), torch.full((2, 41, 40), 7.0)
@@ -371,6 +416,17 @@ class TestGpu:
     def test_against_the_oracle(self, length, channels, states, chunks, dtype):
         inputs = make_inputs(2, length, channels, states, dtype=dtype, device="cuda", memory=30.0)
         plan = plan_for(inputs, chunks=chunks)
+        found = check(inputs, plan=plan, ratio=BF16_ERROR_RATIO)
+        again = results(triton_scan, inputs, plan=plan)
+        assert all(torch.equal(found[k], again[k]) for k in found)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("block", [4, 8])
+    @pytest.mark.parametrize(("length", "channels", "states"), [(2048, 96, 16), (1023, 33, 5), (40, 16, 16)])
+    def test_in_one_launch(self, length, channels, states, block, dtype):
+        inputs = make_inputs(2, length, channels, states, dtype=dtype, device="cuda", memory=300.0)
+        inputs |= {k: inputs[k].to(dtype) for k in "BC"}
+        plan = plan_for(inputs, short=block)
         found = check(inputs, plan=plan, ratio=BF16_ERROR_RATIO)
         again = results(triton_scan, inputs, plan=plan)
         assert all(torch.equal(found[k], again[k]) for k in found)

@@ -27,8 +27,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mamba_bio_audio.kernels.scan.autograd import scan_triton
 from mamba_bio_audio.kernels.scan.inputs import Plan, ScanInputs, make_plan
-from mamba_bio_audio.kernels.scan.launch import scan_triton
 from mamba_bio_audio.kernels.scan.reference import scan_reference
 from mamba_bio_audio.run.peer import has_peer, peer_scan
 from mamba_bio_audio.run.timing import interleaved, write_rows

@@ -131,7 +131,7 @@ def _short_call(
     _check(inputs)
     if choose("selective_scan", backend, inputs.u, lambda: unsupported_reason(inputs)) != "triton":
         return None
-    from mamba_bio_audio.kernels.scan.launch import run_short
+    from mamba_bio_audio.kernels.scan.autograd import run_short
     from mamba_bio_audio.kernels.scan.short_call import short_scan
 
     run = short_scan(inputs, last=state)
@@ -141,7 +141,7 @@ def _short_call(
 @cache
 def _run(choice: str) -> Callable[[ScanInputs], tuple[Tensor, Tensor]]:
     if choice == "triton":
-        from mamba_bio_audio.kernels.scan.launch import run_scan
+        from mamba_bio_audio.kernels.scan.autograd import run_scan
 
         return run_scan
     return scan_reference if choice == "reference" else scan_torch

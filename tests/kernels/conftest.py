@@ -168,8 +168,8 @@ class LaunchScan:
         self, kind: str, shape: tuple[int, int, int, int], gate_rows: int = 2, train: bool = True
     ) -> tuple[Any, list[Launch], list[Launch]]:
         """`shape` is batch, length, channels, states."""
+        from mamba_bio_audio.kernels.scan.autograd import scan_triton
         from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan
-        from mamba_bio_audio.kernels.scan.launch import scan_triton
 
         is_complex, fixed, exact = self.kinds[kind]
         batch, length, channels, states = shape

@@ -209,14 +209,14 @@ def test_what_is_made_of_weights_is_made_once_where_they_stay(complex_states, se
 
 def test_weights_lie_as_the_kernels_read_them():
     pytest.importorskip("triton")
-    from mamba_bio_audio.kernels.scan.launch import _planes
+    from mamba_bio_audio.kernels.scan.launch import planes_of
 
     layer, _ = make(True, False)
     w = layer.weights()
     ready, A = _ready(w, torch.float32, True)
     assert all(map(torch.equal, (ready.conv, A, ready.B, ready.C), (w.conv, w.A(), w.B, w.C)))
-    assert all(_planes(t, True).data_ptr() == t.data_ptr() for t in (A, ready.B, ready.C))
+    assert all(planes_of(t, True).data_ptr() == t.data_ptr() for t in (A, ready.B, ready.C))
     layer, _ = make(False, True)
     A = _ready(layer.weights(), torch.float32, True)[1]
     assert torch.equal(A, layer.weights().A())
-    assert _planes(A, False).data_ptr() == A.data_ptr()
+    assert planes_of(A, False).data_ptr() == A.data_ptr()

@@ -1,4 +1,4 @@
-"""The Triton scan: launches forward and backward by a plan, and autograd.
+"""The Triton scan: launches forward and backward by a plan.
 
 Saved for backward: the inputs and the fp32 state before every SEG-th step, 4 PARTS N / SEG bytes per (b, t, d). Backward
 itself holds the partial sums of dB and dC of one launch, at most 16 bytes per (b, t, d): 8 for N = 16, or 4 where they end
@@ -7,22 +7,19 @@ in bf16; with many states it launches once per group of channels. Nothing of siz
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.launch import cdiv, launch, on
 from mamba_bio_audio.kernels.scan.backward import scan_bwd_kernel
 from mamba_bio_audio.kernels.scan.chunks import carry_kernel, chunk_end_kernel, chunk_state_kernel
 from mamba_bio_audio.kernels.scan.forward import scan_fwd_kernel
-from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs, make_plan, padded_states, unsupported_reason
+from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs, make_plan, padded_states
 from mamba_bio_audio.kernels.scan.parts_sum import parts_sum
-from mamba_bio_audio.kernels.scan.short_call import ShortScan, ShortTensors, fits, short_forward
+from mamba_bio_audio.kernels.scan.short_call import ShortTensors, fits, short_forward
 from mamba_bio_audio.kernels.scan.split_bc import plain_planes
 
 MAX_ROW_STRIDE = 1 << 25
@@ -89,13 +86,13 @@ def _fp32(t: Tensor | None) -> Tensor | None:
     return t.detach().float().contiguous()
 
 
-def _planes(t: Tensor, is_complex: bool) -> Tensor:
+def planes_of(t: Tensor, is_complex: bool) -> Tensor:
     """(..., D, N[, 2]) as contiguous fp32 (..., PARTS, N, D)."""
     t = t.detach().float()
     return (t.movedim(-1, -3).transpose(-1, -2) if is_complex else t.transpose(-1, -2).unsqueeze(-3)).contiguous()
 
 
-def _from_parts(t: Tensor, is_complex: bool) -> Tensor:
+def from_parts(t: Tensor, is_complex: bool) -> Tensor:
     """(..., PARTS, D, N) as (..., D, N[, 2])."""
     return t.movedim(-3, -1) if is_complex else t.squeeze(-3)
 
@@ -103,7 +100,7 @@ def _from_parts(t: Tensor, is_complex: bool) -> Tensor:
 def _map_planes(t: Tensor, fixed: bool, is_complex: bool) -> Tensor:
     """B or C as the kernels read it: (PARTS, N, D) where fixed, else (B, L, PARTS, N)."""
     if fixed:
-        return _planes(t, is_complex)
+        return planes_of(t, is_complex)
     t = t.detach().float()
     return (t.transpose(-1, -2) if is_complex else t.unsqueeze(2)).contiguous()
 
@@ -114,7 +111,7 @@ def prepared(s: ScanInputs, plan: Plan | None = None) -> ScanCall:
     if case.plain and s.B.dtype != torch.float32 and s.B.dtype == s.C.dtype:
         A, B, C = plain_planes(s.A, s.B, s.C)
     else:
-        A = _planes(s.A, case.complex)
+        A = planes_of(s.A, case.complex)
         B, C = _map_planes(s.B, case.B_lti, case.complex), _map_planes(s.C, case.C_lti, case.complex)
     return ScanCall(
         u=s.u,
@@ -388,7 +385,7 @@ def scan_backward(
 
     found, dskip, step = dparameters.sum(0).split([tiles * parts * states * channels, channels, channels])
     tile_sums = iter(found.view(tiles, parts, channels, states).unbind())
-    dA = _from_parts(next(tile_sums), case.complex)
+    dA = from_parts(next(tile_sums), case.complex)
     if both is not None:
         if dBC is None:
             dBC = both.total[:, :length]
@@ -406,129 +403,13 @@ def scan_backward(
         skip=None if call.skip is None else dskip,
         z=None if call.z is None else dz,
         bias=None if call.bias is None else step,
-        h0=None if dh0 is None else _from_parts(dh0, case.complex),
+        h0=None if dh0 is None else from_parts(dh0, case.complex),
     )
 
 
 def _public_map(found: Tensor | _PartialMap, length: int, states: int, is_complex: bool) -> Tensor:
     """Gradient of B or C in its public shape."""
     if isinstance(found, Tensor):
-        return _from_parts(found, is_complex)
+        return from_parts(found, is_complex)
     rows = found.total[:, :length]
     return rows.unflatten(-1, (2, states)).transpose(-1, -2) if is_complex else rows
-
-
-def _forward(s: ScanInputs, plan: Plan | None, train: bool) -> tuple[ScanCall, Tensor, Tensor, Tensor | None]:
-    """The call, the output, the last state in its public shape, and the kept states."""
-    call = prepared(s, plan)
-    start = None if s.h0 is None else _planes(s.h0, call.case.complex)
-    out, last, states = scan_forward(call, start, train)
-    return call, out, _from_parts(last.transpose(-1, -2), call.case.complex), states
-
-
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, s: ScanInputs, plan: Plan | None, *_: Tensor | None) -> tuple[Tensor, Tensor]:
-        call, out, last, states = _forward(s, plan, True)
-        ctx.save_for_backward(call.u, call.dt, call.z, call.A, call.B, call.C, call.skip, call.bias, call.reset, states)
-        ctx.case, ctx.plan = call.case, call.plan
-        ctx.dtypes = [None if t is None else t.dtype for t in s.tensors]
-        ctx.set_materialize_grads(False)
-        return out, last
-
-    @staticmethod
-    def backward(ctx: Any, g_out: Tensor | None, g_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, states = ctx.saved_tensors
-        call = ScanCall(*inputs, case=ctx.case, plan=ctx.plan)  # type: ignore[misc]
-        return None, None, *_gradients(call, states, g_out, g_last, ctx.dtypes, ctx.needs_input_grad[2:])
-
-
-class _ShortScan(torch.autograd.Function):
-    """A prepared forward, whose backward arranges the tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, run: ShortScan, s: ScanInputs, *_: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        found = run(s, keep=True)
-        if found is None:
-            raise _OtherKind
-        out, last, states = found
-        ctx.save_for_backward(*s.tensors, s.reset, states)
-        ctx.run, ctx.options = run, s[10:]
-        ctx.set_materialize_grads(False)
-        return out, last
-
-    @staticmethod
-    def backward(ctx: Any, g_out: Tensor | None, g_last: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        *inputs, states = ctx.saved_tensors
-        s = ScanInputs(*inputs, *ctx.options)
-        dtypes = [None if t is None else t.dtype for t in s.tensors]
-        call = prepared(s, ctx.run.plan)
-        return None, None, *_gradients(call, states, g_out, g_last, dtypes, ctx.needs_input_grad[2:])
-
-
-class _OtherKind(Exception):
-    """A prepared call's tensors lie otherwise than those it was prepared for."""
-
-
-def _gradients(
-    call: ScanCall,
-    states: Tensor,
-    g_out: Tensor | None,
-    g_last: Tensor | None,
-    dtypes: list[torch.dtype | None],
-    needed: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of the arguments, those that are needed, in their dtypes."""
-    if g_out is None:
-        g_out = torch.zeros_like(call.u)
-    if g_last is not None:
-        g_last = _planes(g_last, call.case.complex)
-    g = scan_backward(
-        call, states, g_out, g_last, needed[-1], narrow=(dtypes[3] == torch.bfloat16, dtypes[4] == torch.bfloat16)
-    )
-    cast = tuple(
-        None if found is None or not need else found if found.dtype == dtype else found.to(dtype)
-        for found, dtype, need in zip(
-            (g.u, g.dt, g.A, g.B, g.C, g.skip, g.z, g.bias, g.h0), dtypes, needed, strict=True
-        )
-    )
-    return refuse_second_order("selective_scan", cast)
-
-
-def run_short(run: ShortScan, s: ScanInputs) -> tuple[Tensor, Tensor | None] | None:
-    """(out, last state if it was prepared for one) of a prepared call; None where its tensors lie otherwise."""
-    if not will_differentiate(*s.tensors):
-        found = run(s, keep=False)
-        return None if found is None else found[:2]
-    try:
-        return _ShortScan.apply(run, s, *s.tensors)  # type: ignore[no-any-return]
-    except _OtherKind:
-        return None
-
-
-def scan_triton(s: ScanInputs, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
-    """Any selective scan in fused Triton kernels, deterministic, with gradients also through h0 and the last state.
-
-    Args:
-        s: u, dt, z bf16, fp16 or fp32, any row stride as long as channels are adjacent; B and C best in fp32, which is
-            what the kernels read.
-        plan: layout on the machine, for benchmarks and tests; `make_plan` by default.
-
-    Returns:
-        (out (B, L, D) in u's dtype, last state (B, D, N[, 2]) fp32).
-
-    Raises:
-        NotImplementedError: What `unsupported_reason` names.
-    """
-    reason = unsupported_reason(s)
-    if reason is not None:
-        raise NotImplementedError(f'selective_scan: the triton backend does not run {reason}; use backend="torch"')
-    return run_scan(s, plan)
-
-
-def run_scan(s: ScanInputs, plan: Plan | None = None) -> tuple[Tensor, Tensor]:
-    """`scan_triton` of a call for which `unsupported_reason` has none."""
-    if will_differentiate(*s.tensors):
-        return _Scan.apply(s, plan, *s.tensors)
-    _, out, last, _ = _forward(s, plan, False)
-    return out, last

@@ -20,8 +20,8 @@ import triton.language as tl  # noqa: E402
 
 from mamba_bio_audio import ops  # noqa: E402
 from mamba_bio_audio.kernels.scan import backward, backward_steps, launch, sums  # noqa: E402
+from mamba_bio_audio.kernels.scan.autograd import scan_triton  # noqa: E402
 from mamba_bio_audio.kernels.scan.inputs import Case, ScanInputs, make_plan, unsupported_reason  # noqa: E402
-from mamba_bio_audio.kernels.scan.launch import scan_triton  # noqa: E402
 from mamba_bio_audio.kernels.scan.reference import scan_reference  # noqa: E402
 
 # Test files are not packages.

@@ -15,7 +15,8 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from mamba_bio_audio.kernels.scan import chunks, launch, short_call  # noqa: E402
+from mamba_bio_audio.kernels.scan import autograd, chunks, launch, short_call  # noqa: E402
+from mamba_bio_audio.kernels.scan.autograd import scan_triton  # noqa: E402
 from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan  # noqa: E402
 from mamba_bio_audio.kernels.scan.launch import (  # noqa: E402
     MAX_ROW_STRIDE,
@@ -23,7 +24,6 @@ from mamba_bio_audio.kernels.scan.launch import (  # noqa: E402
     chunk_starts,
     prepared,
     rows_of,
-    scan_triton,
 )
 from mamba_bio_audio.kernels.scan.parts import softplus  # noqa: E402
 from mamba_bio_audio.kernels.scan.parts_sum import parts_sum  # noqa: E402
@@ -376,7 +376,7 @@ class TestInterpreted:
         assert max(errors(found, exact).values()) < FP32_ERROR
 
     def test_states_are_saved_only_where_a_backward_may_follow(self, states_written):
-        written = states_written(launch)
+        written = states_written(autograd)
         inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
         triton_scan(**inputs)
         inputs["A"].requires_grad_()

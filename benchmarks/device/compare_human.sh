@@ -1,16 +1,44 @@
 #!/usr/bin/env bash
 # Models of about 1.4 M parameters on the human set at 1,024 bases: 65.5 M bases a run, the same batches, three seeds, each at the best
-# of three rates (tried for 300 steps). Stops after SECONDS (default 300) and goes on in a later session from what it packed:
-# bash benchmarks/device/compare_human.sh SECONDS [compare_human.tgz]. DATA is the folder of kit.sh. A GPU to itself: times are recorded.
+# of the same three rates (tried for 100 steps).
+#   compare_human.sh SECONDS [ARCHIVE]         trains, a process for each model, beside each other (MPS makes that faster); goes on
+#                                              with the runs that an earlier session packed
+#   SPEED=1 compare_human.sh SECONDS ARCHIVE   the speed of each model, with the GPU to itself, and the table of all
+# Leaves $OUT/compare_human.txt and $OUT/compare_human.tgz (no weights). DATA is the folder of kit.sh. ONLY names models.
 set -u
+seconds=$1
 [ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
-[ -z "${LOCAL:-}" ] || mba() { python3 -m mamba_bio_audio "$@"; }
-out=${RUN:-/tmp/compare_human}
+export OMP_NUM_THREADS=1 CUDA_MPS_CLIENT_PRIORITY=1
+out=${RUN:-/tmp/compare_human} log=$OUT/compare_human.txt
 mkdir -p "$out"
 [ -n "${2:-}" ] && tar -C "$out" -xzf "$2"
-mba compare dna/hg38 --arm mamba=@1.4m --arm transformer=@transformer --arm hyena=@hyena --arm h3=@h3 --arm s4d-glu=@s4dglu \
-  --arm mamba2=@mamba2 --arm retnet=@retnet \
-  --set data.path="${DATA:-.device/human}" --set data.reverse_complement=true --set data.windows=random --set data.num_workers=8 \
-  --set train.tokens_per_step=65536 --set train.steps=1000 --set train.validate_every=100 --set train.validation_tokens=1048576 ${MORE:-} \
-  --seeds 0,1,2 --sweep-steps 300 --max-time "${1:-300}" --out "$out/human" 2>&1 | tee "$OUT/compare_human.txt"
-tar -C "$out" -czf "$OUT/compare_human.tgz" .
+begun=$SECONDS
+left() { echo $((seconds - (SECONDS - begun) - $1 > 1 ? seconds - (SECONDS - begun) - $1 : 1)); }
+pack() { tar -C "$out" -czf "$out.$BASHPID.tgz" --exclude='*.safetensors' . 2>/dev/null; mv "$out.$BASHPID.tgz" "$OUT/compare_human.tgz"; }
+compare() { # SECONDS NAME OPTIONS...: ends by itself; what it says goes into $log, with its name
+  timeout -k 5 "$1" python3 -m mamba_bio_audio compare dna/hg38 --arm mamba=@1.4m --arm transformer=@transformer --arm hyena=@hyena \
+    --arm h3=@h3 --arm s4d-glu=@s4dglu --arm mamba2=@mamba2 --arm retnet=@retnet \
+    --rates 1e-3,3e-3,9e-3 --seeds 0,1,2 --sweep-steps "${SWEEP:-100}" \
+    --set data.path="${DATA:-.device/human}" --set data.reverse_complement=true --set data.windows=random --set data.num_workers=1 \
+    --set train.tokens_per_step=65536 --set train.steps=1000 --set train.validate_every=100 --set train.validation_tokens=1048576 \
+    ${MORE:-} "${@:3}" 2>&1 | sed -u "s|^|$2: |" >>"$log"
+}
+if [ -z "${SPEED:-}" ]; then
+  running=()
+  for model in ${ONLY:-mamba transformer hyena h3 s4d-glu mamba2 retnet}; do
+    compare "$(left 30)" "$model" --only "$model" --together 1 --max-time "$(left 45)" --out "$out/parts/$model" &
+    running+=($!)
+  done
+  (while sleep 45; do pack; done) &
+  packer=$!
+  wait "${running[@]}"
+  kill "$packer"
+fi
+pack
+echo "after $((SECONDS - begun)) s" >>"$log"
+taken=()
+for part in "$out"/parts/*/; do [ -e "$part/settings.json" ] && taken+=(--take "$part"); done
+compare "$(left 5)" all "${taken[@]}" --together 1 --max-time "$([ -n "${SPEED:-}" ] && left 20 || echo 0.01)" --out "$out/human"
+pack
+echo "ended after $((SECONDS - begun)) s" >>"$log"
+tail -40 "$log"

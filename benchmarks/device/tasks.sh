@@ -1,46 +1,94 @@
 #!/usr/bin/env bash
-# Synthetic tasks on one GPU, three comparisons, two beside each other, within about SECONDS (default 150), into /tmp/tasks:
-#   induction  heads trained at 256 symbols, three rates and three seeds for each mixer, then answers from 2^6 to 2^20
-#   copying    selective copying of 16 symbols in 256, a selective block beside fixed ones of the same size
-#   ablation   what of B, C and the step size depends on the input, number of states, rank of the step size, initial A
-# Goes on from what an earlier session packed: bash benchmarks/device/tasks.sh SECONDS [tasks.tgz]
-# Leaves $OUT/tasks.tgz (runs, tables, pictures) and $OUT/tasks.txt.
+# Synthetic tasks on one GPU: bash benchmarks/device/tasks.sh SECONDS [ARCHIVE]; goes on from what an earlier session packed.
+#   induction            heads trained at 256 symbols, a constant rate as in the paper, three rates and three seeds for each mixer;
+#                        then answers from 2^6 to 2^20
+#   copying1024, ...2048 selective copying of 16 symbols, a selective block beside fixed ones of the same size, three rates and seeds
+#   ablation             what of B, C and the step size depends on the input, number of states, rank of the step size, initial A
+# A process for each model, beside each other (MPS makes that faster). PARTS names what runs: a part, or part:model,model
+# (one process for all of them) several times.
+# SPEED=1 measures the models of a part, with the GPU to itself, and joins. Leaves $OUT/tasks.tgz and $OUT/tasks.txt.
 set -u
-seconds=${1:-150}
-source benchmarks/device/env.sh
-mkdir -p /tmp/tasks
-[ -n "${2:-}" ] && tar -C /tmp/tasks -xzf "$2"
-out=/tmp/tasks
+seconds=$1
+[ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
+export OMP_NUM_THREADS=1
+out=${RUN:-/tmp/tasks} log=$OUT/tasks.txt
+mkdir -p "$out"
+[ -n "${2:-}" ] && tar -C "$out" -xzf "$2"
 begun=$SECONDS
-lengths=$((seconds / 5))
-training=$((seconds - lengths - 5))
-short="--set train.validation_tokens=65536 --set train.checkpoint_every=1000"
-mba compare synthetic/induction --mixers mamba,transformer,mamba2,h3 \
-  --arm "hyena=model.mixer=hyena,model.options={max_length: 16384}" --rates 1e-3,2e-3,4e-3 --every-rate --together 9 \
-  --set train.tokens_per_step=2048 --set train.steps=20000 --set train.validate_every=4000 $short \
-  --max-time "$training" --out $out/induction >$out/induction.txt 2>&1 &
-first=$!
-arms=(--arm all=)
-for selective in false b c dt bc; do arms+=(--arm "selective-$selective=model.ssm.selective=$selective"); done
-for states in 1 4; do arms+=(--arm "states-$states=model.ssm.d_state=$states"); done
-arms+=(--arm rank-1=model.ssm.dt_rank=1 --arm A-half=model.ssm.real_init=1/2 --arm A-random=model.ssm.real_init=random)
-(
-  mba compare synthetic/selective-copying --mixers mamba,s4d-real,s4d --rates 2e-3,4e-3,8e-3 --seeds 0,1,2 --together 9 \
-    --set train.steps=8000 --set train.validate_every=1000 $short \
-    --max-time $((training * 6 / 10)) --out $out/copying >$out/copying.txt 2>&1
-  left=$((training - (SECONDS - begun)))
-  mba compare synthetic/selective-copying "${arms[@]}" --rates 2e-3,4e-3,8e-3 --seeds 0,1,2 --together 11 \
-    --set data.memorize=8 --set train.length=128 --set train.tokens_per_step=4096 --set train.steps=4000 \
-    --set train.validate_every=1000 $short --max-time $((left > 1 ? left : 1)) --out $out/ablation >$out/ablation.txt 2>&1
-) &
-second=$!
-wait $first
-timeout $((lengths + 15)) python3 benchmarks/device/tasks_lengths.py $out/induction --seconds "$lengths" >$out/lengths.txt 2>&1
-wait $second
-{
-  echo "$((SECONDS - begun)) s"
-  for name in induction copying ablation lengths; do echo "== $name"; tail -40 $out/$name.txt; done
-} | tee "$OUT/tasks.txt"
-tar -C $out -czf "$OUT/tasks.tgz" --exclude='unfinished.safetensors' .
-tar -C $out -czf "$OUT/tasks_whole.tgz" .
-[ "$(stat -c %s "$OUT/tasks_whole.tgz")" -lt 15000000 ] && mv "$OUT/tasks_whole.tgz" "$OUT/tasks.tgz" || rm -f "$OUT/tasks_whole.tgz"
+left() { echo $((seconds - (SECONDS - begun) - $1 > 1 ? seconds - (SECONDS - begun) - $1 : 1)); }
+# Everything is printed into $log as it comes, with the name of who says it. `limited SECONDS NAME COMMAND...` ends by itself.
+limited() { timeout -k 5 "$1" "${@:3}" 2>&1 | sed -u "s|^|$2: |" >>"$log"; }
+compare() { limited "$(left "$margin")" "$name" python3 -m mamba_bio_audio compare "$@"; }
+pack() { # Runs without what was joined (it is in the parts), weights of induction heads alone, for lengths that are to come, if they fit.
+  local without=(--exclude=./induction/runs --exclude='./copying*/runs' --exclude=./ablation/runs --exclude=unfinished.safetensors)
+  local small=(--exclude='./parts/copying*/model.safetensors' --exclude='./parts/ablation*/model.safetensors')
+  tar -C "$out" -czf "$out.$BASHPID.tgz" "${without[@]}" "${small[@]}" . 2>/dev/null
+  [ "$(stat -c %s "$out.$BASHPID.tgz")" -lt 16000000 ] || tar -C "$out" -czf "$out.$BASHPID.tgz" "${without[@]}" --exclude=model.safetensors . 2>/dev/null
+  mv "$out.$BASHPID.tgz" "$OUT/tasks.tgz"
+}
+common="--set train.checkpoint_every=1000 ${MORE:-}"
+parts=(${PARTS:-induction:mamba induction:transformer induction:mamba2 induction:h3 induction:hyena
+  copying1024:mamba copying1024:s4d copying1024:s4d-real copying2048:mamba copying2048:s4d
+  ablation:selective-b,selective-c
+  ablation:all,selective-false,selective-dt,selective-bc,states-1,states-4,rank-1,A-half,A-random})
+induction() {
+  compare synthetic/induction --mixers mamba,transformer,mamba2,h3 \
+    --arm "hyena=model.mixer=hyena,model.options={max_length: 16384}" --rates 3e-4,1e-3,3e-3 --every-rate \
+    --set train.tokens_per_step=8192 --set train.steps="${INDUCTION_STEPS:-10000}" --set train.validate_every="${INDUCTION_EVERY:-2000}" \
+    --set train.lr_min=1 --set train.warmup=0.01 --set train.validation_tokens=65536 $common "$@"
+}
+copying1024() { copying 1024 "$@"; }
+copying2048() { copying 2048 "$@"; }
+copying() {
+  compare synthetic/selective-copying --mixers mamba,s4d,s4d-real --rates 2e-3,4e-3,8e-3 --seeds 0,1,2 --set train.length="$1" \
+    --set train.tokens_per_step=32768 --set train.steps="${COPYING_STEPS:-8000}" --set train.validate_every="${COPYING_EVERY:-1000}" \
+    --set train.validation_tokens=262144 $common "${@:2}"
+}
+ablation() {
+  local arms=(--arm all=) selective states
+  for selective in false b c dt bc; do arms+=(--arm "selective-$selective=model.ssm.selective=$selective"); done
+  for states in 1 4; do arms+=(--arm "states-$states=model.ssm.d_state=$states"); done
+  arms+=(--arm rank-1=model.ssm.dt_rank=1 --arm A-half=model.ssm.real_init=1/2 --arm A-random=model.ssm.real_init=random)
+  compare synthetic/selective-copying "${arms[@]}" --rates 1e-3,3e-3,9e-3 --seeds 0,1,2 \
+    --set data.memorize=8 --set train.length=128 --set train.tokens_per_step=4096 --set train.steps="${ABLATION_STEPS:-4000}" \
+    --set train.validate_every="${ABLATION_EVERY:-1000}" --set train.validation_tokens=65536 $common "$@"
+}
+running=()
+if [ -z "${SPEED:-}" ]; then
+  for entry in "${parts[@]}"; do
+    part=${entry%%:*} group=${entry#*:}
+    name=$part-${group%%,*} margin=40
+    (
+      # Induction heads are scored by length after their training.
+      $part --only "$group" --together "${TOGETHER:-9}" --max-time "$(left "$([ "$part" = induction ] && echo $((60 + seconds / 5)) || echo 60)")" \
+        --out "$out/parts/$name"
+      [ "$part" != induction ] || limited "$(left 40)" "$name" \
+        python3 benchmarks/device/tasks_lengths.py "$out/parts/$name" --seconds "$(left 60)" ${LENGTHS:-}
+    ) &
+    running+=($!)
+  done
+  (while sleep 45; do pack; done) &
+  packer=$!
+  wait "${running[@]}"
+  kill "$packer"
+fi
+pack
+echo "after $((SECONDS - begun)) s" >>"$log"
+running=()
+for part in $(printf '%s\n' "${parts[@]%%:*}" | uniq); do
+  taken=()
+  for folder in "$out"/parts/"$part"-*/; do [ -e "$folder/settings.json" ] && taken+=(--take "$folder"); done
+  name=$part margin=10
+  (
+    $part "${taken[@]}" --together 1 --max-time "$([ -n "${SPEED:-}" ] && left 20 || echo 0.01)" --out "$out/$part"
+    if [ "$part" = induction ]; then
+      cat "$out"/parts/induction-*/lengths.csv | awk 'NR == 1 || !/^arm,/' >"$out/induction/lengths.csv"
+      limited "$(left 5)" lengths python3 benchmarks/device/tasks_lengths.py "$out/induction" --seconds 0
+    fi
+  ) &
+  running+=($!)
+done
+wait "${running[@]}"
+pack
+echo "ended after $((SECONDS - begun)) s" >>"$log"
+tail -60 "$log"

@@ -277,12 +277,16 @@ def _png(figure: Any) -> bytes:
 
 
 def loss_curves(
-    curves: Mapping[str, tuple[list[list[dict[str, float]]], float]], tokens_per_step: int, unit: str, out: Path
+    curves: Mapping[str, tuple[list[list[dict[str, float]]], float | None]],
+    tokens_per_step: int,
+    unit: str,
+    out: Path,
 ) -> None:
     """Draw validation loss against steps, symbols and seconds of several models.
 
     Args:
-        curves: by model: of each seed the rows of its validations (`step`, `valid_nats`), and the seconds of a step.
+        curves: by model: of each seed the rows of its validations (`step`, `valid_nats`), and the seconds of a step, None
+            where they are not known.
         tokens_per_step: symbols per step.
         unit: of a symbol, singular.
         out: PNG to write.
@@ -297,11 +301,12 @@ def loss_curves(
             nats = [point["valid_nats"] for point in row]
             for axes, scale in zip(panels, (1, tokens_per_step, seconds), strict=True):
                 label = name if row is seeds[0] else None
-                axes.plot([scale * step for step in steps], nats, color=f"C{number}", linewidth=1, label=label)
+                if scale is not None:
+                    axes.plot([scale * step for step in steps], nats, color=f"C{number}", linewidth=1, label=label)
     for axes, what in zip(panels, ("steps", f"{unit}s", "seconds of a training alone"), strict=True):
         axes.set(xlabel=what)
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="validation loss, nats")
-    panels[2].legend(fontsize=8)
+    panels[0].legend(fontsize=8)
     with atomic_path(out) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

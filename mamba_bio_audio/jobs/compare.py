@@ -81,6 +81,14 @@ class CompareOptions(Options):
     max_time: float | None = Field(
         None, gt=0, description="Stop after so many seconds, everything saved; the same command goes on from there."
     )
+    only: Annotated[str, Cli(metavar="NAME,NAME,...")] = Field(
+        "",
+        description="Train only these of the models, and measure no speed: for several processes beside each other, each "
+        "with an --out of its own. --take brings them together.",
+    )
+    take: Annotated[tuple[Path, ...], Cli(metavar="FOLDER")] = Field(
+        (), description="Take the finished runs of another folder of the same comparison; repeatable."
+    )
     out: Path | None = Field(None, description="Folder of tables, picture and runs; default runs/compare-<recipe>.")
     device: Device = "auto"
     force: Force = False
@@ -111,7 +119,14 @@ class CompareOptions(Options):
             raise ValueError("a comparison needs two models; name them with --mixers A,B or --arm")
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two models are called {twice!r}; name them differently")
+        if strange := next((name for name in self.trained if name not in names), None):
+            raise ValueError(f"only: no model is called {strange!r}; choose from {', '.join(names)}")
         return self
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Models that --only names."""
+        return tuple(name for name in self.only.split(",") if name)
 
     @property
     def names(self) -> list[str]:
@@ -171,7 +186,7 @@ def plan_of(options: CompareOptions) -> Plan:
     steps = options.sweep_steps or first.train.steps
     if options.every_rate:
         steps = first.train.steps
-    plan = Plan(arms, rates, seeds, steps, options.every_rate, options.together, device)
+    plan = Plan(arms, rates, seeds, steps, options.every_rate, options.together, device, options.trained)
     check_plan(plan)
     return plan
 
@@ -200,17 +215,21 @@ def run(options: CompareOptions) -> CompareResult:
             raise InputError(f"{out}: was begun with other settings; choose another --out, or replace it with --force")
         write_json(folder / SETTINGS, settings)
         comparison = Comparison(plan, folder, stop, until, tell)
-        whole = comparison.run()
-        result = _result(options, comparison, out, whole)
+        for other in options.take:
+            if _read(other / SETTINGS) != settings:
+                raise InputError(f"--take {other}: is no folder of this comparison; give the command that made it")
+            comparison.take(other)
+        done = comparison.run()
+        result = _result(options, comparison, out, done)
         _write(folder, result, comparison)
-        if whole:
+        if done and not plan.only:
             write_json(folder / WHOLE, result.to_json())
     return result
 
 
 def _settings(options: CompareOptions, plan: Plan) -> dict[str, Any]:
     """What the results of a folder belong to."""
-    left_out = {"max_time", "together", "force", "quiet", "out"}
+    left_out = {"max_time", "together", "only", "take", "force", "quiet", "out"}
     own = options.model_dump(mode="json", exclude=left_out)
     arms = {name: config.model_dump(mode="json", exclude={"description"}) for name, config in plan.arms.items()}
     return dict(json.loads(json.dumps(own | {"device": plan.device, "configurations": arms})))
@@ -224,17 +243,19 @@ def _result(options: CompareOptions, comparison: Comparison, out: Path, whole: b
     from mamba_bio_audio.run.environment import environment
 
     plan, train = comparison.plan, comparison.plan.first.train
-    wanted: dict[Run, None] = {run: None for arm in plan.arms for run in plan.sweep(arm)}
-    tried = [arm for arm in plan.arms if all(comparison.scores(run) is not None for run in plan.sweep(arm))]
+    wanted: dict[Run, None] = {run: None for arm in plan.here for run in plan.sweep(arm)}
+    tried = [arm for arm in plan.here if all(comparison.scores(run) is not None for run in plan.sweep(arm))]
     wanted |= {run: None for arm in tried for run in plan.final(arm, comparison.chosen(arm))}
     found = {run: comparison.scores(run) for run in wanted}
     rows = tuple(
         RunScores(**scores, folder=f"runs/{run.folder}") for run, scores in found.items() if scores is not None
     )
     ready = [arm for arm in tried if all(found[run] is not None for run in plan.final(arm, comparison.chosen(arm)))]
-    seconds = {arm: train.steps * comparison.speed(arm)["seconds_per_step"] for arm in ready}
-    equal = min(seconds.values()) if ready else None
-    arms = [_arm(options, comparison, arm, seconds[arm], equal) for arm in ready]
+    speeds = [speed for arm in ready if (speed := comparison.speed(arm)) is not None]
+    # Among models of which some are not measured, the fastest one is not known.
+    known = bool(ready) and len(speeds) == len(ready)
+    equal = train.steps * min(speed["seconds_per_step"] for speed in speeds) if known else None
+    arms = [_arm(options, comparison, arm, equal) for arm in ready]
     arms.sort(key=lambda arm: math.inf if arm.test.mean is None else arm.test.mean)
     if arms:
         arms = [arm.model_copy(update={"against_best": _against(arm, arms[0], len(plan.seeds))}) for arm in arms]
@@ -259,11 +280,11 @@ def _result(options: CompareOptions, comparison: Comparison, out: Path, whole: b
     )
 
 
-def _arm(options: CompareOptions, comparison: Comparison, name: str, seconds: float, equal: float | None) -> ArmResult:
+def _arm(options: CompareOptions, comparison: Comparison, name: str, equal: float | None) -> ArmResult:
     plan, rate = comparison.plan, comparison.chosen(name)
     runs = plan.final(name, rate)
     scores: list[dict[str, Any]] = [comparison.scores(run) or {} for run in runs]
-    speed, rates = comparison.speed(name), plan.rates[name]
+    speed, rates = comparison.speed(name) or {}, plan.rates[name]
     answered = {
         key: Spread.of([row[key] for row in scores]) for key in ("valid_right", "test_right") if key in scores[0]
     }
@@ -271,12 +292,12 @@ def _arm(options: CompareOptions, comparison: Comparison, name: str, seconds: fl
     return ArmResult(
         name=name,
         settings=(*(f"@{variant}" for variant in variants), *overrides),
-        parameters=speed["parameters"],
+        parameters=comparison.parameters(name),
         rate=rate,
         at_edge=len(rates) > 1 and rate in (rates[0], rates[-1]),
-        memory_bytes=speed["memory_bytes"],
-        tokens_per_second=speed["tokens_per_second"],
-        seconds=seconds,
+        memory_bytes=speed.get("memory_bytes"),
+        tokens_per_second=speed.get("tokens_per_second"),
+        seconds=plan.first.train.steps * speed["seconds_per_step"] if speed else None,
         valid=Spread.of([row["valid_nats"] for row in scores]),
         test=Spread.of([row["test_nats"] for row in scores]),
         **answered,
@@ -325,7 +346,7 @@ def _write(folder: Path, result: CompareResult, comparison: Comparison) -> None:
         curves = {
             arm.name: (
                 [comparison.curve(run) for run in comparison.plan.final(arm.name, arm.rate)],
-                arm.seconds / result.steps,
+                None if arm.seconds is None else arm.seconds / result.steps,
             )
             for arm in result.arms
         }

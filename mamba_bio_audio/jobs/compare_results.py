@@ -60,7 +60,7 @@ class ArmResult(Found):
         rate: chosen on validation.
         at_edge: whether it is the least or largest that was tried, so that a better one may lie beyond.
         memory_bytes: peak of a training alone; None on a CPU.
-        seconds: of a training alone, without validations.
+        tokens_per_second, seconds: of a training alone, without validations; None where they were not measured.
         valid, test: loss in nats; `valid_right`, `test_right`: share of right answers.
         in_equal_time: validation loss after as much training time as the fastest model takes for all its steps, its schedule
             being what it is; None where there was no validation yet.
@@ -73,8 +73,8 @@ class ArmResult(Found):
     rate: float
     at_edge: bool
     memory_bytes: int | None
-    tokens_per_second: float
-    seconds: float
+    tokens_per_second: float | None
+    seconds: float | None
     valid: Spread
     test: Spread
     valid_right: Spread | None = None
@@ -157,7 +157,7 @@ class CompareResult(Result):
             arm.name,
             f"{arm.parameters:,}",
             f"{arm.rate:.3g}" + "*" * arm.at_edge,
-            f"{arm.tokens_per_second:,.0f}",
+            "" if arm.tokens_per_second is None else f"{arm.tokens_per_second:,.0f}",
             "" if arm.memory_bytes is None else f"{arm.memory_bytes / 2**20:,.0f}",
             arm.test.text(),
             *right,

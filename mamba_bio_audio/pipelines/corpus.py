@@ -107,6 +107,7 @@ class Corpus(ABC):
         files: paths of everything that windows are read from.
         split_source: where the splits come from, in words.
         on_device: whether training batches can be made on any device (`batch`).
+        answers: targets of every sequence, where they are few; None: all positions can be scored.
     """
 
     classes: tuple[str, ...] | None = None
@@ -116,6 +117,7 @@ class Corpus(ABC):
     files: Sequence[str] = ()
     split_source: str = ""
     on_device: bool = False
+    answers: int | None = None
 
     def __init__(self, codec: Any, length: int) -> None:
         self.codec = codec

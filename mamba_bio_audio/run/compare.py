@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ UNFINISHED, SCORES, CURVE, DATA = "unfinished.safetensors", "scores.json", "curv
 TOGETHER = 8
 # Positions per step of all runs that a GPU trains beside each other, about; beyond them it is busy with one.
 POSITIONS = 1 << 17
+# Steps after which a GPU is waited for, and the time looked at.
+PAUSE = 64
 # Seconds between savings of unfinished runs.
 SAVING = 30
 # Seconds of a measurement of speed, and the most steps.
@@ -70,6 +73,7 @@ class Plan(NamedTuple):
         every_rate: whether every seed is trained at every rate, so that the choice is over all of them.
         lanes: trainings beside each other; None follows from the device and the size of a step.
         device: "cpu" or "cuda".
+        only: the arms that are trained here, beside other processes, so that no speed is measured; empty: all.
     """
 
     arms: dict[str, RunConfig]
@@ -79,6 +83,12 @@ class Plan(NamedTuple):
     every_rate: bool
     lanes: int | None
     device: str
+    only: tuple[str, ...] = ()
+
+    @property
+    def here(self) -> list[str]:
+        """Arms that are trained here."""
+        return [arm for arm in self.arms if not self.only or arm in self.only]
 
     @property
     def first(self) -> RunConfig:
@@ -224,6 +234,8 @@ class Comparison:
 
     def run(self) -> bool:
         """Train what is left; whether everything is finished now."""
+        if not self._measured():
+            return False
         while todo := self.pending():
             place = self.out / UNFINISHED
             saved = load_tree(place, remedy="delete it to train these runs anew") if place.exists() else None
@@ -231,22 +243,39 @@ class Comparison:
                 group = [Run(*values) for values in saved["runs"]]
             else:
                 group = [run for run in todo if run.steps == todo[0].steps][: self.plan.beside]
-            for arm in dict.fromkeys(run.arm for run in group):
-                if self._over:
-                    return False
-                self._measure(arm)
             if self._over or not self._train(group, saved):
                 return False
         return True
 
+    def take(self, other: Path) -> None:
+        """Copy what another folder of the same comparison has and this one has not: finished runs, speeds.
+
+        Raises:
+            InputError: its data were others.
+        """
+        if (other / DATA).exists():
+            check_same_data(read_json(other / DATA), self.described, other)
+        for scores in sorted(other.glob(f"runs/*/{SCORES}")):
+            place = self.out / "runs" / scores.parent.name
+            if not (place / SCORES).exists():
+                place.mkdir(parents=True, exist_ok=True)
+                # As where it was made, the scores come last.
+                files = [path for path in scores.parent.iterdir() if path.is_file() and path != scores]
+                for path in (*files, scores):
+                    shutil.copyfile(path, place / path.name)
+        for speed in sorted(other.glob("speed/*.json")):
+            place = self.out / "speed" / speed.name
+            if not place.exists():
+                place.parent.mkdir(exist_ok=True)
+                write_json(place, read_json(speed))
+
     def pending(self) -> list[Run]:
         """Runs that are to come: all trials of rates, then those at the chosen ones."""
-        todo = [run for arm in self.plan.arms for run in self.plan.sweep(arm) if self.scores(run) is None]
+        here = self.plan.here
+        todo = [run for arm in here for run in self.plan.sweep(arm) if self.scores(run) is None]
         if todo:
             return todo
-        return [
-            run for arm in self.plan.arms for run in self.plan.final(arm, self.chosen(arm)) if self.scores(run) is None
-        ]
+        return [run for arm in here for run in self.plan.final(arm, self.chosen(arm)) if self.scores(run) is None]
 
     def scores(self, run: Run) -> dict[str, Any] | None:
         """What a finished run reached."""
@@ -269,7 +298,7 @@ class Comparison:
         config = resolve(self.plan.config(run), self.data)
         model = begin(config)
         model.recompute = config.train.recompute
-        return Lane(model, config.train, self.device, narrow=self.narrow)
+        return Lane(model, config.train, self.device, narrow=self.narrow, answers=self.data.corpus.answers)
 
     def _train(self, group: Sequence[Run], saved: dict[str, Any] | None) -> bool:
         """Train runs beside each other to their end; False where the time was over, and their states are saved."""
@@ -308,9 +337,10 @@ class Comparison:
                     )
                     speed = 1e3 * (time.perf_counter() - began) / max(1, step - first - self.together)
                     self.tell(f"step {step:,} of {steps:,}, {speed:.3g} ms for a step of all: valid {shown}")
-                elif self.device == "cuda" and step // self.together % 32 == 0:
+                paused = due or self.device == "cpu" or step % PAUSE < self.together
+                if self.device == "cuda" and paused:
                     torch.cuda.synchronize()
-                over = step < steps and (due or self.device == "cpu" or step // self.together % 32 == 0) and self._over
+                over = step < steps and paused and self._over
                 if over or (due and step < steps and time.perf_counter() - kept > SAVING):
                     states = [lane.state() for lane in lanes.values()]
                     runs = [tuple(run) for run in group]
@@ -364,6 +394,14 @@ class Comparison:
 
     # Speed.
 
+    def _measured(self) -> bool:
+        """Measure every arm that is not, where this process has the device to itself; False where the time is over."""
+        for arm in () if self.plan.only else self.plan.arms:
+            if self._over:
+                return False
+            self._measure(arm)
+        return True
+
     def _measure(self, arm: str) -> None:
         """Parameters, seconds per step and memory of an arm that trains alone."""
         place = self.out / "speed" / f"{arm}.json"
@@ -395,18 +433,22 @@ class Comparison:
         memory = torch.cuda.max_memory_allocated() - before if self.device == "cuda" else None
         place.parent.mkdir(exist_ok=True)
         found = {
-            "parameters": count_parameters(resolve(config, self.data).model),
             "seconds_per_step": seconds,
             "tokens_per_second": config.train.tokens_per_step / seconds,
             "memory_bytes": memory,
             "machine": environment(self.device),
         }
         write_json(place, found)
-        self.tell(f"{arm}: {found['parameters']:,} parameters, {1e3 * seconds:.3g} ms a step alone")
+        self.tell(f"{arm}: {self.parameters(arm):,} parameters, {1e3 * seconds:.3g} ms a step alone")
 
-    def speed(self, arm: str) -> dict[str, Any]:
+    def speed(self, arm: str) -> dict[str, Any] | None:
         """What was measured of an arm."""
-        return dict(read_json(self.out / "speed" / f"{arm}.json"))
+        place = self.out / "speed" / f"{arm}.json"
+        return dict(read_json(place)) if place.exists() else None
+
+    def parameters(self, arm: str) -> int:
+        """Of an arm."""
+        return count_parameters(resolve(self.plan.arms[arm], self.data).model)
 
     def curve(self, run: Run) -> list[dict[str, float]]:
         """A finished run's validations."""

@@ -101,7 +101,7 @@ def fit(
     out, device, resume, quiet, deadline = place
     accumulate = config.accumulate(device)
     model.recompute = config.recompute
-    module = LanguageModelModule(model, config)
+    module = LanguageModelModule(model, config, data.corpus.answers)
     watch = watch_cores(torch.get_num_threads()) if device == "cpu" and is_main_process() else None
     progress = Progress(
         config, quiet or not is_main_process(), f"{data.codec.unit}s", watch, likelihood=model.likelihood

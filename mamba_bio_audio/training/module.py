@@ -14,7 +14,7 @@ from mamba_bio_audio.models.contract import ModelOutput
 from mamba_bio_audio.models.streamed import Chunking, has_dropout, streamed_loss
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.graphed import GraphedChunks, GraphedLoss
-from mamba_bio_audio.training.optim import build_optimizer
+from mamba_bio_audio.training.optim import build_optimizer, divisor
 from mamba_bio_audio.training.parallel import Relay, make_relay
 from mamba_bio_audio.training.schedule import rate_after
 
@@ -25,14 +25,21 @@ class LanguageModelModule(L.LightningModule):
     Everything scored weighs the same, whichever micro-batch or device it is in; if nothing is masked, this is the mean
     loss per position or row.
 
+    Args:
+        model: what is trained.
+        config: optimisation settings.
+        answers: targets of a sequence, by which the loss is divided where they are far fewer than its positions; None: all
+            positions. Gradients would else be so small that Adam's eps, and no clipping, decided about them.
+
     Attributes:
         train_nats, train_count: summed loss (fp64, nats) and number of scored positions since `reset_train_sums`.
         grad_norm: norm of the last gradient, before clipping.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, answers: int | None = None) -> None:
         super().__init__()
         self.model = model
+        self.answers = answers
         self.train_config = config
         self.grad_norm = torch.tensor(math.nan)
         self.relay: Relay | None = None
@@ -130,7 +137,7 @@ class LanguageModelModule(L.LightningModule):
         self.train_count = self.train_count.to(count.device) + count
         # The gradients' mean over ranks divides a sequence's by the number of ranks that share it.
         loss_sum = loss_sum * self.train_config.sequence_parallel
-        return loss_sum / self.model.targets_in(batch["targets"])  # type: ignore[operator]
+        return loss_sum / divisor(self.model, batch["targets"], self.answers)
 
     def configure_gradient_clipping(
         self,

@@ -1,11 +1,11 @@
-"""AdamW with the parameter groups of the state space literature."""
+"""AdamW with the parameter groups of the state space literature, and what a loss is divided by."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mamba_bio_audio.training.config import TrainConfig
 
@@ -49,6 +49,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     # A frozen backbone leaves groups without parameters.
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def divisor(model: Any, targets: Tensor, answers: int | None) -> int:
+    """What a batch's summed loss is divided by: the answers of its sequences, or all targets that it can have."""
+    return int(model.targets_in(targets)) if answers is None else len(targets) * answers
 
 
 def _scaled(groups: list[dict], own: list[nn.Parameter], factor: float, rate: float) -> list[dict]:

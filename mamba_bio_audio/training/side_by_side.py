@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mamba_bio_audio.training.config import TrainConfig
 from mamba_bio_audio.training.graphed import GraphedLoss, recording
-from mamba_bio_audio.training.optim import build_optimizer
+from mamba_bio_audio.training.optim import build_optimizer, divisor
 from mamba_bio_audio.training.schedule import rate_after
 
 
@@ -41,14 +41,18 @@ class Lane:
         config: optimisation settings; of the schedule the rate, of the steps their number.
         device: "cpu" or "cuda".
         narrow: whether activations are bf16.
+        answers: as of `LanguageModelModule`.
 
     Attributes:
         done: steps so far.
     """
 
-    def __init__(self, model: Any, config: TrainConfig, device: str, *, narrow: bool) -> None:
+    def __init__(
+        self, model: Any, config: TrainConfig, device: str, *, narrow: bool, answers: int | None = None
+    ) -> None:
         self.model = model.to(device).train()
         self.config = config
+        self.answers = answers
         self.done = 0
         self._loss = GraphedLoss(self.model)
         self._loss.autocast = (device, torch.bfloat16, narrow)
@@ -107,8 +111,7 @@ class Lane:
                     parameter.grad = torch.empty_like(parameter)
             gradients: list[Any] = [parameter.grad for parameter, _ in there]
             torch._foreach_copy_(gradients, [gradient for _, gradient in there])
-            # As in training (`module.py`): per position, scored or not.
-            torch._foreach_mul_(gradients, 1 / self.model.targets_in(targets))
+            torch._foreach_mul_(gradients, 1 / divisor(self.model, targets, self.answers))
             if self.config.clip is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip, foreach=True)
             self.optimizer.step()

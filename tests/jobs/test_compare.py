@@ -121,6 +121,23 @@ def test_a_finished_comparison_is_shown_again_and_others_do_not_mix_with_it(whol
         compare.run(options(out, rates="1e-2"))
 
 
+def test_models_trained_in_a_process_of_their_own_are_taken_into_a_comparison(whole, tmp_path, monkeypatch):
+    found, out = whole
+    part = tmp_path / "part"
+    alone = compare.run(options(part, only="s4d-real"))
+    # Other processes used the device, so there is no speed, and no word on the other models.
+    assert [(row.name, row.seconds, row.in_equal_time) for row in alone.arms] == [("s4d-real", None, None)]
+    assert not alone.unfinished
+    assert not (part / "compare.json").exists()
+    monkeypatch.setattr(core.Comparison, "_train", lambda *_: pytest.fail("trained again"))
+    again = compare.run(options(tmp_path / "out", take=(part, out)))
+    assert again.runs == found.runs
+    assert again.equal_seconds is not None
+    assert (tmp_path / "out" / "compare.json").exists()
+    with pytest.raises(InputError, match=r"--take .*part: is no folder of this comparison"):
+        compare.run(options(tmp_path / "other", take=(part,), rates="1e-2"))
+
+
 def test_time_that_is_over_is_told(tmp_path):
     found = compare.run(options(tmp_path / "out", max_time=1e-6))
     assert found.unfinished == 4
@@ -219,6 +236,7 @@ def test_mistakes(tmp_path, more, message):
         ({"mixers": "mamba"}, "needs two models"),
         ({"arm": ("mamba=",)}, "two models are called 'mamba'"),
         ({"seeds": "0,0"}, "different whole numbers"),
+        ({"only": "mamba2"}, "no model is called 'mamba2'"),
         ({"rates": "0"}, "numbers above 0"),
     ],
 )

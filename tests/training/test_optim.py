@@ -1,12 +1,13 @@
-"""Learning rates of the parts of a model."""
+"""Learning rates of the parts of a model, and what its loss is divided by."""
 
 import pytest
+import torch
 
 from mamba_bio_audio.models.build import build
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.training.config import TrainConfig
-from mamba_bio_audio.training.optim import build_optimizer
+from mamba_bio_audio.training.optim import build_optimizer, divisor
 
 
 def test_rates_of_parts():
@@ -32,3 +33,12 @@ def test_rates_of_parts():
     assert {name: rates[name] for name in expected} == pytest.approx(expected)
     assert decays["backbone.layers.0.mixer.in_proj.weight"] == 0.1
     assert decays["backbone.layers.0.mixer.A_log"] == decays["backbone.embedding.weight"] == 0
+
+
+def test_a_loss_is_divided_by_positions_or_by_answers():
+    """Whether they are scored or not, so that batches of the same shape weigh the same."""
+    model = build(ModelConfig(d_model=8, num_layers=1, vocab_size=12), None, seed=0)
+    targets = torch.full((3, 10), -100)
+    targets[:, -2:] = 1
+    assert divisor(model, targets, None) == 30
+    assert divisor(model, targets, 2) == 6

@@ -94,6 +94,7 @@ class SyntheticCorpus(Corpus):
         super().__init__(SymbolCodec(config.vocab), length)
         self.config = config
         self.task = config.task
+        self.answers = self.task.answers
         self._check(length)
 
     def _check(self, length: int) -> None:

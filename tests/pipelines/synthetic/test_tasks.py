@@ -140,6 +140,14 @@ def test_batches_for_a_device_are_those_of_the_data_module():
     assert targets.tolist() == [example.label.tolist() for example in read]
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_corpus_tells_how_many_answers_a_sequence_has(name):
+    corpus = SyntheticCorpus(CONFIGS[name], 32)
+    _, targets = made(CONFIGS[name])
+    assert ((targets != -100).sum(1) == (32 if corpus.answers is None else corpus.answers)).all()
+    assert (corpus.answers is None) == (name == "induction, all")
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match="induction needs sequences of at least 3 symbols"):
         SyntheticCorpus(InductionConfig(), 2)

@@ -199,54 +199,6 @@ def easy() -> None:
         (OUT / f"easy-{name}").write_bytes((run / name).read_bytes())
 
 
-def easy_pretrained() -> None:
-    """(a) The same, beginning with a language model of the same training blocks."""
-    config = configure("dna/species", [easy_paths()])
-    data = open_data(config, DEVICE)
-    data.setup()
-    labelled = data.corpus.labelled
-    lines = ["file\trecord\tstart0\tend\tsplit"]
-    for region in labelled.regions:
-        genome = labelled.genomes[region.source]
-        path = genome.paths[genome.genome_of(region.record)]
-        lines.append(
-            f"{Path(path).name}\t{genome.bare_name(region.record)}\t{region.start}\t{region.end}\t{region.split}"
-        )
-    table = RUNS / "easy-lm.tsv"
-    table.parent.mkdir(parents=True, exist_ok=True)
-    table.write_text("\n".join(lines) + "\n")
-    paths = [path for genome in labelled.genomes for path in genome.paths]
-    lm = train(
-        "easy-pretrained",
-        "easy-lm",
-        "dna/hg38@1.4m",
-        f"data.path=[{', '.join(paths)}]",
-        f"data.intervals={table}",
-        "data.reverse_complement=true",
-        "data.num_workers=4",
-        "model.num_layers=6",
-        "train.length=1024",
-        "train.tokens_per_step=65536",
-        "train.lr=4e-3",
-        "train.steps=2500",
-        "train.validate_every=250",
-        "train.validation_tokens=1000000",
-        "train.checkpoint_every=500",
-    )
-    run = train(
-        "easy-pretrained",
-        "easy-pretrained",
-        "dna/species",
-        easy_paths(),
-        f"head.pretrained={lm}",
-        "train.steps=3000",
-        "train.lr=1e-3",
-        "train.lr_head=4e-3",
-    )
-    score("easy-pretrained", run, "valid")
-    score("easy-pretrained", run, baselines=True)
-
-
 def planted() -> Path:
     """FASTA of the positive control."""
     folder = RUNS / "planted"
@@ -637,7 +589,6 @@ def mba(*arguments: Any, before: tuple[str, ...] = (), env: Any = None) -> None:
 STEPS = {
     "sweep": sweep,
     "easy": easy,
-    "easy-pretrained": easy_pretrained,
     "control": control,
     "ceilings": ceilings,
     "apes": apes,

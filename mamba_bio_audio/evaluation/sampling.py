@@ -1,4 +1,4 @@
-"""Fits how symbols are drawn: a temperature by likelihood, and temperature, top-p or min-p together by what comes out.
+"""Fits how symbols are drawn: a temperature by likelihood, and temperature, top-p or min-p and hold by what comes out.
 
     T* = argmin over T of  -sum over validation symbols of log softmax(logits / T)[symbol]       (Guo et al. 2017)
 
@@ -6,7 +6,7 @@ T* says whether the model is as sure of itself as it is right. Training minimise
 models; small or briefly trained ones cannot make their logits as sharp as they are right (`audio/tiny`: 0.7). It says nothing
 about what happens once the model reads its own symbols, where errors add up. Therefore pieces are generated at every cell of
 a grid of temperatures around T* and of what is cut off, all in one batch, and compared with recorded ones by what the domain
-measures (`Domain.matcher`). The nearest cell is taken.
+measures (`Domain.matcher`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,25 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import cpu_decoder
 from mamba_bio_audio.inference.decoding import GraphSteps, steps
 from mamba_bio_audio.inference.generate import inverse, tempered, truncated
+from mamba_bio_audio.inference.held import Held
 from mamba_bio_audio.inference.uniforms import uniforms
 
 # Temperatures at which validation data are scored; the best is refined between its neighbours.
 TEMPERATURES = tuple(round(0.5 + 0.05 * step, 2) for step in range(21))
-# The grid: temperatures in units of the one by likelihood, and top-p and min-p.
-SHARES = (1.1, 1.05, 1.0, 0.95, 0.9)
-# A sample in thousand decides on clicks, and a sample in a hundred on whether the sound dies away.
-CUTS = ((1.0, 0.0), (0.999, 0.0), (0.997, 0.0), (0.99, 0.0), (1.0, 0.01), (1.0, 0.03))
+# The grid: top-p, min-p, and about which temperature, in units of the one by likelihood: the more is cut off, the higher. A
+# sample in thousand decides on clicks, and a sample in a hundred on whether the sound dies away.
+CUTS = (
+    (1.0, 0.0, 0.95),
+    (0.999, 0.0, 1.0),
+    (0.995, 0.0, 1.0),
+    (0.99, 0.0, 1.05),
+    (0.98, 0.0, 1.1),
+    (1.0, 0.01, 1.05),
+    (1.0, 0.03, 1.15),
+    (1.0, 0.05, 1.2),
+)
+AROUND = (1.05, 1.0, 0.95)
+HOLDS = (0.0, 0.3, 0.6)
 _PIECE = 1 << 14
 _BLOCK = 1024
 
@@ -124,6 +135,7 @@ class Cell(NamedTuple):
     temperature: float
     top_p: float
     min_p: float = 0.0
+    hold: float = 0.0
 
     @property
     def options(self) -> dict[str, float | None]:
@@ -132,19 +144,23 @@ class Cell(NamedTuple):
             "temperature": self.temperature,
             "top_p": None if self.top_p == 1 else self.top_p,
             "min_p": self.min_p or None,
+            "hold": self.hold or None,
         }
 
 
-def grid(temperature: float) -> list[Cell]:
-    """The cells that are tried, those with the widest distributions first."""
-    return [Cell(round(temperature * share, 3), *cut) for share, cut in itertools.product(SHARES, CUTS)]
+def grid(temperature: float, holds: Sequence[float] = (0.0,)) -> list[Cell]:
+    """The cells that are tried."""
+    return [
+        Cell(round(temperature * middle * share, 3), top_p, min_p, hold)
+        for hold, (top_p, min_p, middle), share in itertools.product(holds, CUTS, AROUND)
+    ]
 
 
 class _Draw:
-    """Draws symbols (R,) from logits (R, V), each row in its own way."""
+    """Draws symbols (R,) from logits (R, V), or those of `Held`, each row in its own way."""
 
-    def __init__(self, allowed: Sequence[int], rows: Sequence[Cell], device: torch.device) -> None:
-        self.allowed = torch.tensor(allowed, device=device)
+    def __init__(self, allowed: Tensor, rows: Sequence[Cell], held: bool) -> None:
+        self.allowed, self.held, device = allowed, held, allowed.device
         column = {"dtype": torch.float64, "device": device}
         self.temperature = torch.tensor([[cell.temperature] for cell in rows], **column)  # type: ignore[arg-type]
         self.top_p = torch.tensor([[cell.top_p] for cell in rows], **column)  # type: ignore[arg-type]
@@ -152,8 +168,9 @@ class _Draw:
 
     def __call__(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """As `generate` draws, with the log-probabilities at temperature 1."""
+        factor = logits[:, -1:].double() if self.held else 1.0
         logits = logits.index_select(1, self.allowed).double()
-        p = truncated(tempered(logits, self.temperature), top_p=self.top_p, min_p=self.min_p)
+        p = truncated(tempered(logits, self.temperature * factor), top_p=self.top_p, min_p=self.min_p)
         index = inverse(p, draws)
         return self.allowed[index], logits.log_softmax(1).gather(1, index[:, None])[:, 0]
 
@@ -167,26 +184,35 @@ def pieces(
     length: int,
     each: int,
     seed: int,
+    first: int = 0,
+    valid_nats: float | None = None,
     progress: Callable[[int, int | None], None] | None = None,
-) -> tuple[list[list[Any]], list[float]]:
+) -> tuple[list[list[Any]], list[list[float]]]:
     """Pieces generated in every cell, all cells in one batch; the same uniform numbers for piece i of every cell.
 
     Args:
-        model: with a state that is carried, on its device.
+        model: language model with a state that is carried, on its device.
         cells: ways to draw.
         start: ids that every piece begins with, at least one, and that are not part of it.
         allowed: ids that may be drawn.
         length: symbols of each piece.
         each: pieces per cell.
         seed: of the uniform numbers.
+        first: row of the first piece of each cell.
+        valid_nats: per symbol of validation data; cells with hold need it.
         progress: called with (steps done, steps in all).
 
     Returns:
-        For each cell its pieces, integer arrays (length,), and nats per symbol of these at temperature 1.
+        For each cell its pieces, integer arrays (length,), and nats per symbol of each at temperature 1.
     """
     device = next(model.parameters()).device
     rows = [cell for cell in cells for _ in range(each)]
-    draw = _Draw(allowed, rows, device)
+    ids, held = torch.tensor(allowed, device=device), any(cell.hold for cell in cells)
+    draw = _Draw(ids, rows, held)
+    if held:
+        assert valid_nats is not None
+        gain = torch.tensor([[cell.hold] for cell in rows], dtype=torch.float64, device=device)
+        model = Held(model, gain, valid_nats, ids)
     advance: Any = partial(steps, model, draw)
     if device.type == "cuda" and getattr(model, "streaming", "none") == "constant":
         advance = GraphSteps(model, draw)
@@ -195,7 +221,7 @@ def pieces(
     found = torch.empty(len(rows), length, dtype=torch.int32)
 
     def numbers(low: int, size: int) -> Tensor:
-        drawn = torch.from_numpy(uniforms(seed, range(each), low, size)).T.repeat(1, len(cells))
+        drawn = torch.from_numpy(uniforms(seed, range(first, first + each), low, size)).T.repeat(1, len(cells))
         return drawn.to(device).contiguous()
 
     was_training = model.training
@@ -222,7 +248,7 @@ def pieces(
         raise FloatingPointError("the model's logits become NaN or infinite; use other weights")
     arrays = found.numpy().astype(np.int64)
     grouped = [list(arrays[at : at + each]) for at in range(0, len(rows), each)]
-    return grouped, (nats.reshape(len(cells), each).mean(1) / length).tolist()
+    return grouped, (nats.reshape(len(cells), each) / length).tolist()
 
 
 def bits(nats: float) -> float:

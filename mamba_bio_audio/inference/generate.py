@@ -249,6 +249,8 @@ def prepared(
         raise InputError(f"guidance is {guidance}; choose 0 (none) or a positive number")
     if not (np.isfinite(hold) and hold >= 0):
         raise InputError(f"hold is {hold}; choose 0 (none) or a positive number")
+    if hold and choice.temperature == 0:
+        raise InputError("hold follows samples by their temperature, which is 0 here; leave one of them out")
     held = (hold, _valid_nats(model)) if hold else None
     if getattr(model, "streaming", "constant") == "none":
         raise InputError(

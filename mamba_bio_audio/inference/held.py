@@ -30,12 +30,12 @@ class Held(nn.Module):
 
     Args:
         base: a language model, or one with guidance.
-        gain: g.
+        gain: g, one for all rows or (R, 1).
         nats: b0, per symbol.
         allowed: ids that may be drawn (A,).
     """
 
-    def __init__(self, base: Any, gain: float, nats: float, allowed: Tensor) -> None:
+    def __init__(self, base: Any, gain: float | Tensor, nats: float, allowed: Tensor) -> None:
         super().__init__()
         self.base, self.gain, self.nats = base, gain, nats
         self.streaming, self.model_config, self.codec = base.streaming, base.model_config, base.codec

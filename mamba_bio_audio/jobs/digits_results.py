@@ -120,6 +120,7 @@ class DigitsResult(Kept):
     protocol: str
     temperature: float | None = None
     top_p: float | None = None
+    guidance: float | None = None
     generated: int
     scored: int
     seed: int
@@ -141,7 +142,7 @@ class DigitsResult(Kept):
     def text(self) -> str:
         """Tables for people."""
         right = self.judge.accuracy
-        named = (("temperature", self.temperature), ("top-p", self.top_p))
+        named = (("temperature", self.temperature), ("top-p", self.top_p), ("guidance", self.guidance))
         drawn = "".join(f", {name} {value:g}" for name, value in named if value is not None)
         lines = [
             f"{self.scored:,} of {self.generated:,} samples, protocol {self.protocol}{drawn}, {self.which} weights; "

@@ -80,16 +80,16 @@ class EvaluateOptions(RecallOptions, SuiteOptions):
     )
     metrics: Literal["likelihood", "sampling", "unknown", "sc09", "sc09-judge"] = Field(
         "likelihood",
-        description="What is measured; sampling: fit how mba sample draws, the temperature (audio: and top-p) at which "
-        "generated pieces are most like validation data, and keep it in the run; unknown: fit which sequences a classifier "
-        "calls unknown, and keep it in the run for mba predict --threshold calibrated; sc09: generate spoken digits and have a "
-        "judge score them (FID, IS, mIS, AM, NDB); sc09-judge: only train that judge and the recogniser, or show those "
-        "that are kept.",
+        description="What is measured; sampling: fit how mba sample draws, the temperature (audio: and top-p, min-p, hold, "
+        "best of two) at which generated pieces are most like validation data, and keep it in the run; unknown: fit which "
+        "sequences a classifier calls unknown, and keep it in the run for mba predict --threshold calibrated; sc09: generate "
+        "spoken digits and have a judge score them (FID, IS, mIS, AM, NDB); sc09-judge: only train that judge and the "
+        "recogniser, or show those that are kept.",
     )
     num_samples: int | None = Field(
         None,
         ge=4,
-        description="Clips for sc09 (2048, or 10240 with --protocol paper); pieces per setting for sampling (4).",
+        description="Clips for sc09 (2048, or 10240 with --protocol paper); pieces per setting for sampling (4, on a GPU 8).",
     )
     keep: float = Field(0.95, gt=0, lt=1, description="With unknown: share of validation sequences that stay known.")
     foreign: Annotated[tuple[str, ...], Cli(metavar="FILE")] = Field(
@@ -103,6 +103,12 @@ class EvaluateOptions(RecallOptions, SuiteOptions):
         None, ge=0, description="With sc09: divides the logits of the clips that are generated; default: 1."
     )
     top_p: float | None = Field(None, description="With sc09: nucleus sampling of these clips; default: all symbols.")
+    guidance: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="With sc09 and a model of classes: by how much to overstate the class, as mba sample.",
+    )
     judge: Literal["small", "resnext"] | None = Field(
         None, description="With sc09: which judge; default: resnext on a GPU, small on a CPU."
     )
@@ -164,8 +170,10 @@ class EvaluateOptions(RecallOptions, SuiteOptions):
             raise ValueError("--lengths goes without --metrics, --context, --recall and --suite; leave them out")
         if self.metrics != "unknown" and (self.foreign or self.keep != 0.95):
             raise ValueError("--keep and --foreign go with --metrics unknown; leave them out")
-        if self.metrics != "sc09" and (self.temperature, self.top_p) != (None, None):
-            raise ValueError("--temperature and --top-p say how the clips of --metrics sc09 are drawn; leave them out")
+        if self.metrics != "sc09" and (self.temperature, self.top_p, self.guidance) != (None, None, None):
+            raise ValueError(
+                "--temperature, --top-p and --guidance say how the clips of --metrics sc09 are drawn; leave them out"
+            )
         return self
 
 

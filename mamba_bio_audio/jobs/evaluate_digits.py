@@ -51,7 +51,10 @@ def evaluate_digits(opened: Opened, count: int, progress: Progress) -> DigitsRes
     options, classes = opened.options, opened.model.classes
     each = -(-count // max(1, len(classes)))
     count = each * max(1, len(classes))
-    draws = {name: value for name in ("temperature", "top_p") if (value := getattr(options, name)) is not None}
+    if options.guidance is not None and not classes:
+        raise InputError(f"{options.run}: this model was trained without classes (model.classes); leave --guidance out")
+    names = ("temperature", "top_p", "guidance")
+    draws = {name: value for name in names if (value := getattr(options, name)) is not None}
     data, clips = opened.data, opened.domain.digits(opened.data)
     heard_by = listeners(options, clips, opened.described, progress)
     bits = evaluate_likelihood(

@@ -27,6 +27,8 @@ COMMAND = "sample"
 PANEL = "Use"
 # Symbols of samples below which their bits are too uncertain for a warning.
 _LEAST_FOR_DRIFT = 1 << 12
+# Options that say how symbols are drawn.
+_HOW = ("temperature", "top_k", "top_p", "min_p", "hold")
 
 
 def _prompts(given: Any) -> Any:
@@ -84,15 +86,15 @@ class SampleOptions(Options):
         description="With --class: by how much to overstate the class; 0 samples as trained, 1 to 4 at twice the cost say more "
         "of the class and vary less.",
     )
-    best_of: int = Field(
-        1,
+    best_of: int | None = Field(
+        None,
         ge=1,
         le=1000,
         description="Make so many of each sample and keep the one whose bits per symbol are nearest to validation's; at so "
-        "many times the cost.",
+        "many times the cost. Default: as fitted for the run, where --temperature and the like are, else 1.",
     )
-    hold: float = Field(
-        0.0,
+    hold: float | None = Field(
+        None,
         ge=0,
         le=10,
         description="Let the temperature follow the bits of what is drawn, to keep them near validation's: 0 leaves it as "
@@ -106,7 +108,7 @@ class SampleOptions(Options):
         None,
         ge=0,
         description="Divides the logits; 0 always picks the most probable symbol. Default: as fitted for the run (mba "
-        "evaluate RUN --metrics sampling) where none of --top-k, --top-p, --min-p is given, else 1.",
+        "evaluate RUN --metrics sampling) where none of --top-k, --top-p, --min-p, --hold is given, else 1.",
     )
     top_k: int | None = Field(None, ge=1, description="Keep only the k most probable symbols.")
     top_p: float | None = Field(
@@ -141,15 +143,15 @@ class SampleOptions(Options):
             raise ValueError("--keep-prompt keeps what --prompt or --prompt-file gives; give one of them")
         if self.guidance and not self.class_:
             raise ValueError("--guidance is towards a class; give --class")
-        if self.best_of > 1 and self.class_:
+        if self.several and self.class_:
             raise ValueError("--best-of chooses by bits, not by class, of which --guidance says more; give one of them")
-        if self.best_of > 1 and self.target is None:
+        if self.several and self.target is None:
             raise ValueError("--best-of chooses among whole samples; give --out")
         if len({"length", "seconds"} & self.model_fields_set) != 1:
             raise ValueError("give either --length, in symbols, or --seconds, of audio")
-        if self.length is None and self.seconds in (None, math.inf) and self.num_samples > 1:
+        if self.endless and self.num_samples > 1:
             raise ValueError("--length inf makes one sample; leave out --num-samples")
-        if self.length is None and self.seconds in (None, math.inf) and self.best_of > 1:
+        if self.endless and self.several:
             raise ValueError("--length inf makes one sample; leave out --best-of")
         return self
 
@@ -175,7 +177,17 @@ class SampleOptions(Options):
     @property
     def says_how(self) -> bool:
         """Whether it is said how symbols are drawn; if not, fitted settings may."""
-        return any(how is not None for how in (self.temperature, self.top_k, self.top_p, self.min_p))
+        return any(getattr(self, name) is not None for name in _HOW)
+
+    @property
+    def several(self) -> bool:
+        """Whether the best of several is kept of each sample."""
+        return (self.best_of or 1) > 1
+
+    @property
+    def endless(self) -> bool:
+        """Whether samples go on until a signal."""
+        return self.length is None and self.seconds in (None, math.inf)
 
     @property
     def target(self) -> Path | None:
@@ -212,7 +224,10 @@ def run(options: SampleOptions) -> SampleResult:
         options = options.in_symbols(described.config)
     given, fitted = options, None if options.says_how else read_fitted(options.run)
     if fitted is not None:
-        options = options.model_copy(update=fitted.draws)
+        # Chosen among whole samples, by bits.
+        chooses = not (options.class_ or options.endless or out is None)
+        fitted = fitted.model_copy(update={"best_of": options.best_of or (fitted.best_of if chooses else 1)})
+        options = options.model_copy(update=fitted.draws | {"best_of": fitted.best_of})
     writer = None if described is None else _writer(options, described.config, described.manifest)
     device = resolve_device(options.device)
 
@@ -225,9 +240,8 @@ def run(options: SampleOptions) -> SampleResult:
     if fitted is not None:
         from mamba_bio_audio.models.weights import weights_hash
 
-        settings = (
-            f"drawn at {fitted.text}, as fitted for this run; --temperature, --top-k, --top-p, --min-p override it"
-        )
+        overriding = ", ".join(f"--{name.replace('_', '-')}" for name in _HOW)
+        settings = f"drawn at {fitted.text}, as fitted for this run; {overriding} override it"
         if fitted.weights_sha256 != weights_hash(model):
             settings = f"drawn at temperature 1: {fitted.path} was fitted to other weights of this run; fit again"
             options, fitted, writer = given, None, None
@@ -294,7 +308,7 @@ def sample(
     out, config, force = options.target, model.config, options.force
     draws = _draws(options)
     writer = writer or _writer(options, config, model.manifest)
-    rows_asked, each = writer.num_samples or options.num_samples, options.best_of
+    rows_asked, each = writer.num_samples or options.num_samples, options.best_of or 1
     if options.length is None and rows_asked > 1:
         raise InputError(f"--length inf makes one sample, but there are {rows_asked:,} prompts or classes; name one")
     if options.length is None and out is not None and writer.most is None:
@@ -391,13 +405,14 @@ def _fitted_since(fitted: bool) -> Iterator[None]:
     try:
         yield
     except OtherSettings as error:
-        if not fitted or not {"temperature", "top_k", "top_p", "min_p"} & set(error.names):
+        names = (*_HOW, "best_of")
+        if not fitted or not set(names) & set(error.names):
             raise
-        began = {name: error.made.get(name) for name in ("temperature", "top_k", "top_p", "min_p")}
+        began = {name: error.made.get(name) for name in names}
         given = " ".join(
             f"--{name.replace('_', '-')} {str(value).removesuffix('.0')}"
             for name, value in began.items()
-            if value is not None
+            if value is not None and (name, value) not in (("hold", 0), ("best_of", 1))
         )
         raise InputError(
             f"{error}. What differs in how symbols are drawn was not given, but has been fitted for the run; as before: "
@@ -431,7 +446,7 @@ def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, An
         length=options.length,
         num_samples=options.num_samples * each * max(1, len(classes)),
         prompts=options.prompt,
-        draws=_draws(options) | {"precision": options.precision, "best_of": options.best_of},
+        draws=_draws(options) | {"precision": options.precision, "best_of": options.best_of or 1},
         config=config.data,
         data=manifest.get("data", {}),
         prompt_file=options.prompt_file,

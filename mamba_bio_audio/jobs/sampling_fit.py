@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,27 +16,34 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import write_json
 from mamba_bio_audio.jobs.evaluate_kept import keep
 from mamba_bio_audio.jobs.evaluate_results import Kept
-from mamba_bio_audio.run.sampling import SETTINGS_NAME
+from mamba_bio_audio.run.sampling import SETTINGS_NAME, in_words
 
 if TYPE_CHECKING:
+    from mamba_bio_audio.evaluation.sampling import Cell
     from mamba_bio_audio.jobs.evaluate import EvaluateOptions, Opened
-    from mamba_bio_audio.pipelines.contract import Progress
+    from mamba_bio_audio.pipelines.contract import Matcher, Progress
 
 # Validation symbols that the temperature is fitted on.
 _SYMBOLS = {"cpu": 1 << 17, "cuda": 1 << 20}
-_EACH = 4
+# Pieces of each cell; more rows cost a GPU hardly more time.
+_EACH = {"cpu": 4, "cuda": 8}
+# The pieces of the grid are shorter than those of the nearest cells, which are tried again with so many times as many.
+_SHORTER = 0.4
+_FINALISTS, _AGAIN = {"cpu": 4, "cuda": 8}, 5
 
 
 class SamplingResult(Kept):
-    """Fitted temperature, top-p and min-p, and what they were chosen from.
+    """Fitted settings, and what they were chosen from.
 
     Attributes:
         likelihood_temperature: the best by validation likelihood alone.
         likelihood: bits per validation symbol by temperature.
         valid_bits: the same at temperature 1.
-        length, each: of the generated pieces: symbols, and how many per cell.
+        length: symbols of a piece of the finalists.
         recorded: 5 %, median and 95 % of validation recordings by measure; empty where only the likelihood was looked at.
-        grid: a row per cell: distance from recordings and its parts, medians, share inside, bits at temperature 1.
+        grid: a row per cell: length and number of pieces that were measured, distance from recordings and its parts, medians,
+            shares inside, bits at temperature 1.
+        finalists: the same for the nearest cells and other, longer pieces, each drawn once and the better of two.
         seconds: what it took: likelihood, generating, measuring.
     """
 
@@ -44,54 +53,43 @@ class SamplingResult(Kept):
     temperature: float
     top_p: float | None
     min_p: float | None = None
+    hold: float | None = None
+    best_of: int = 1
     likelihood_temperature: float
     likelihood: dict[str, float]
     likelihood_symbols: int
     valid_bits: float
     length: int | None = None
-    each: int | None = None
     seed: int
     recorded: dict[str, list[float]] = Field(default_factory=dict)
     grid: list[dict[str, Any]] = Field(default_factory=list)
+    finalists: list[dict[str, Any]] = Field(default_factory=list)
     seconds: dict[str, float]
     device: str
     made: str
 
     def text(self) -> str:
-        """The table of the grid, the choice, and what it cost."""
+        """The tables, the choice, and what it cost."""
         lines = [
             f"by the likelihood of {self.likelihood_symbols:,} validation symbols: temperature "
             f"{self.likelihood_temperature:g} ({min(self.likelihood.values()):.4f} bits or fewer, instead of "
             f"{self.valid_bits:.4f} at temperature 1)"
         ]
         if self.grid:
-            names = list(self.recorded)
             lines += [
                 "",
-                f"{self.each} pieces of {self.length:,} per cell; medians, and in brackets the distance from recordings",
+                f"pieces of {self.grid[0]['length']:,}; medians of their seconds, and in brackets how many whole pieces are "
+                "inside the 5 to 95 % of recorded ones",
+                *self._table(self.grid),
+                "",
+                f"the nearest of these again: pieces of {self.length:,}, other random numbers",
+                *self._table(self.finalists),
             ]
-            lines.append(
-                f"{'T':>6}{'top-p':>7}{'min-p':>7}{'distance':>10}{'inside':>8}{'bits':>7}"
-                + "".join(f"{n:>16}" for n in names)
-            )
-            for row in self.grid:
-                own = (row["temperature"], row["top_p"], row.get("min_p", 0.0))
-                chosen = own == (self.temperature, self.top_p or 1.0, self.min_p or 0.0)
-                cells = "".join(f"{row['values'][name]:>8.2f} ({row['parts'][name]:.2f})" for name in names)
-                lines.append(
-                    f"{own[0]:>6g}{own[1]:>7g}{own[2]:>7g}{row['distance']:>10.3f}{row['inside']:>8.0%}"
-                    f"{row['bits']:>7.3f}{cells}" + ("  <" if chosen else "")
-                )
-            low, middle, high = ("".join(f"{self.recorded[name][i]:>10.2f}      " for name in names) for i in range(3))
-            lines += [
-                f"{'recorded:  5 %':<45}{low}",
-                f"{'        median':<45}{middle}",
-                f"{'          95 %':<45}{high}",
-            ]
+            for number, share in enumerate(("recorded:  5 %", "median", "95 %")):
+                values = "".join(f"{found[number]:>9.2f}       " for found in self.recorded.values())
+                lines.append(f"{share:>14}{'':<41}{values}")
         cost = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in self.seconds.items())
-        cuts = (("top-p", self.top_p), ("min-p", self.min_p))
-        cut = "".join(f", {name} {value:g}" for name, value in cuts if value is not None)
-        lines += ["", f"fitted: temperature {self.temperature:g}{cut} ({cost} on {self.device})"]
+        lines += ["", f"fitted: {in_words(self.to_json())} ({cost} on {self.device})"]
         if beyond := untried(self.temperature, self.top_p, self.min_p, self.grid):
             lines.append(
                 f"That lies at the edge of the grid: not tried, and perhaps better, are {beyond}. Give some to mba sample, "
@@ -100,6 +98,23 @@ class SamplingResult(Kept):
         if not self.not_kept:
             lines.append(f"kept as {Path(self.run) / SETTINGS_NAME}; mba sample draws so unless told otherwise")
         return "\n".join(lines)
+
+    def _table(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        names = list(self.recorded)
+        lines = [
+            f"{'T':>6}{'top-p':>7}{'min-p':>7}{'hold':>6}{'best of':>9}{'distance':>10}{'bits':>7}   "
+            + "".join(f"{name:>16}" for name in names)
+        ]
+        own = (self.temperature, self.top_p or 1.0, self.min_p or 0.0, self.hold or 0.0, self.best_of)
+        for row in rows:
+            settings = tuple(row[name] for name in ("temperature", "top_p", "min_p", "hold", "best_of"))
+            cells = "".join(f"{row['values'][name]:>9.2f} ({row['inside'][name]:>4.0%})" for name in names)
+            lines.append(
+                "".join(f"{value:>{width}g}" for value, width in zip(settings, (6, 7, 7, 6, 9), strict=True))
+                + f"{row['distance']:>10.3f}{row['bits']:>7.3f}   {cells}"
+                + ("  <" if rows is self.finalists and settings == own else "")
+            )
+        return lines
 
 
 def untried(
@@ -121,7 +136,7 @@ def untried(
 
 
 def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -> SamplingResult:
-    """Fit temperature, top-p and min-p on validation data, and keep them in the run folder.
+    """Fit temperature, top-p, min-p, hold and best-of on validation data, and keep them in the run folder.
 
     Args:
         opened: the run.
@@ -132,52 +147,42 @@ def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -
     from mamba_bio_audio.run import saved
 
     opened.need_language_model("--metrics sampling")
-    model, data, each, seed = opened.model, opened.data, options.num_samples or _EACH, options.seed
+    model, data, seed = opened.model, opened.data, options.seed
+    each = options.num_samples or _EACH[opened.device]
     if not (options.run / "config.yaml").exists():
         raise InputError(
             f"{options.run}: not a run folder; fitted settings are kept in the folder that mba pretrain wrote"
         )
     model.to(opened.device)
     data.corpus.check_evaluation("valid")
-    allowed = model.codec.sample_ids
-    clock = [time.perf_counter()]
+    begun = time.perf_counter()
     found = sampling.calibrate(
         model,
         data.evaluation_dataloader("valid", max_tokens=max(data.length, _SYMBOLS[opened.device])),
-        allowed,
+        model.codec.sample_ids,
         progress=lambda done, total: progress("scoring batches", done, total),
     )
-    clock.append(time.perf_counter())
+    seconds = {"likelihood": time.perf_counter() - begun}
     values: dict[str, Any] = {"temperature": found.temperature, "top_p": None}
-    seconds = {"likelihood": clock[1] - clock[0]}
     if (matcher := opened.domain.matcher(data.corpus, options.length)) is not None:
-        cells = sampling.grid(found.temperature)
-        made, nats = sampling.pieces(
-            model,
-            cells,
-            start=[model.codec.start_id],
-            allowed=allowed,
-            length=matcher.length,
-            each=each,
-            seed=seed,
-            progress=lambda done, total: progress("generating steps", done, total),
-        )
-        clock.append(time.perf_counter())
-        matches = []
-        for number, samples in enumerate(made):
-            matches.append(matcher.match(samples))
-            progress("comparing cells", number + 1, len(cells))
-        best = min(range(len(cells)), key=lambda number: matches[number].distance)
-        seconds |= {"generating": clock[2] - clock[1], "measuring": time.perf_counter() - clock[2]}
+        shorter = opened.domain.matcher(data.corpus, max(1, round(_SHORTER * matcher.length)))
+        assert shorter is not None
+        seconds |= {"generating": 0.0, "measuring": 0.0}
+        trial = _Trial(model, seed, seconds, progress)
+        # On a CPU hold is slow, so it is not tried there.
+        holds = sampling.HOLDS if opened.device == "cuda" and trial.valid_nats is not None else (0.0,)
+        grid = trial.rows(shorter, sampling.grid(found.temperature, holds), 0, each, (trial.most,))
+        nearest = sorted(grid, key=lambda row: row["distance"])[: _FINALISTS[opened.device]]
+        cells = [sampling.Cell(**{name: row[name] for name in sampling.Cell._fields}) for row in nearest]
+        finalists = trial.rows(matcher, cells, each, _AGAIN * each, range(1, trial.most + 1))
+        best = max(finalists, key=_inside)
         values |= {
-            **cells[best].options,
+            **sampling.Cell(**{name: best[name] for name in sampling.Cell._fields}).options,
+            "best_of": best["best_of"],
             "length": matcher.length,
-            "each": each,
             "recorded": matcher.recorded_values(),
-            "grid": [
-                {**cell._asdict(), **match._asdict(), "bits": sampling.bits(own)}
-                for cell, match, own in zip(cells, matches, nats, strict=True)
-            ],
+            "grid": grid,
+            "finalists": finalists,
         }
     result = SamplingResult(
         run=str(options.run),
@@ -194,3 +199,77 @@ def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -
         **values,
     )
     return keep(options.run, result, lambda: write_json(options.run / SETTINGS_NAME, result.to_json()))
+
+
+def _inside(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """What the best row has most of: pieces inside by the measure by which fewest are, by all, and nearness."""
+    shares = row["inside"].values()
+    return min(shares), sum(shares), -row["distance"]
+
+
+class _Trial:
+    """Generates and measures pieces of a run.
+
+    Attributes:
+        valid_nats: as `mba sample` knows them, or None.
+        most: of how many pieces the best can be kept: two, where these are known.
+    """
+
+    def __init__(self, model: Any, seed: int, seconds: dict[str, float], progress: Progress) -> None:
+        self.model, self.seed, self.seconds, self.progress = model, seed, seconds, progress
+        self.valid_nats: float | None = model.manifest.get("result", {}).get("valid_nats")
+        self.most = 1 if self.valid_nats is None else 2
+
+    def rows(
+        self, matcher: Matcher, cells: Sequence[Cell], first: int, each: int, best_of: Iterable[int]
+    ) -> list[dict[str, Any]]:
+        """A row of the tables for each cell and each of `best_of`.
+
+        Args:
+            matcher: compares pieces with recordings.
+            cells: ways to draw.
+            first, each: row of the first piece of each cell, and how many there are.
+            best_of: of how many pieces in turn the best is kept, one after the other.
+        """
+        from mamba_bio_audio.evaluation import sampling
+        from mamba_bio_audio.inference.best import nearest
+
+        began = time.perf_counter()
+        length = matcher.length
+        made, nats = sampling.pieces(
+            self.model,
+            cells,
+            start=[self.model.codec.start_id],
+            allowed=self.model.codec.sample_ids,
+            length=length,
+            each=each,
+            seed=self.seed,
+            first=first,
+            valid_nats=self.valid_nats,
+            progress=lambda done, total: self.progress("generating steps", done, total),
+        )
+        self.seconds["generating"] += time.perf_counter() - began
+        began = time.perf_counter()
+        rows = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for number, (cell, pieces, own) in enumerate(zip(cells, made, nats, strict=True)):
+                measured: dict[int, Any] = {}
+                for k in best_of:
+                    whole = [-nat * length for nat in own[: each // k * k]]
+                    kept = range(each) if k == 1 else nearest(whole, length, self.valid_nats or 0.0, k)
+                    new = [at for at in kept if at not in measured]
+                    measured |= zip(new, pool.map(matcher.measure, [pieces[at] for at in new]), strict=True)
+                    match = matcher.match([measured[at] for at in kept])
+                    rows.append(
+                        {
+                            **cell._asdict(),
+                            "best_of": k,
+                            "length": length,
+                            "pieces": len(kept),
+                            **match._asdict(),
+                            "bits": sampling.bits(sum(own[at] for at in kept) / len(kept)),
+                        }
+                    )
+                self.progress("comparing cells", number + 1, len(cells))
+        self.seconds["measuring"] += time.perf_counter() - began
+        return rows

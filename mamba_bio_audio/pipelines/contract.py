@@ -158,13 +158,13 @@ class Match(NamedTuple):
         distance: sum of `parts`.
         parts: distance by measure; 0 is equal, 1 about as far as recorded pieces are spread.
         values: median of the generated pieces by measure.
-        inside: share of the generated pieces that lie within the ranges of recorded ones by every measure.
+        inside: share of the generated pieces that lie, as wholes, within the range of recorded ones, by measure.
     """
 
     distance: float
     parts: Mapping[str, float]
     values: Mapping[str, float]
-    inside: float
+    inside: Mapping[str, float]
 
 
 class Matcher(ABC):
@@ -177,8 +177,12 @@ class Matcher(ABC):
     length: int
 
     @abstractmethod
-    def match(self, samples: Sequence[Ids]) -> Match:
-        """How near samples, ids of `length` symbols each, are to validation data."""
+    def measure(self, sample: Ids) -> Any:
+        """What `match` needs of a sample, ids (length,); several threads may ask at once."""
+
+    @abstractmethod
+    def match(self, measured: Sequence[Any]) -> Match:
+        """How near measured samples are to validation data."""
 
     @abstractmethod
     def recorded_values(self) -> Mapping[str, Sequence[float]]:

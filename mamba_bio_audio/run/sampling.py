@@ -1,7 +1,7 @@
 """How the samples of a run are drawn unless somebody says otherwise, and whether they stay near what it was trained on.
 
-`mba evaluate RUN --metrics sampling` fits temperature and top-p and keeps them in the run folder; they belong to the weights
-that they were fitted to. Torch-free.
+`mba evaluate RUN --metrics sampling` fits them and keeps them in the run folder; they belong to the weights that they were
+fitted to. Torch-free.
 """
 
 from __future__ import annotations
@@ -31,20 +31,30 @@ class Fitted(BaseModel):
     temperature: float = Field(gt=0)
     top_p: float | None = Field(gt=0, le=1)
     min_p: float | None = Field(None, gt=0, lt=1)
+    hold: float | None = Field(None, gt=0)
+    best_of: int = Field(1, ge=1)
     weights_sha256: str
 
     @property
     def text(self) -> str:
         """The settings in words."""
-        cuts = (("top-p", self.top_p), ("min-p", self.min_p))
-        return f"temperature {self.temperature:g}" + "".join(
-            f", {name} {cut:g}" for name, cut in cuts if cut is not None
-        )
+        return in_words(self.draws | {"best_of": self.best_of})
 
     @property
     def draws(self) -> dict[str, float | None]:
-        """The settings as options."""
-        return {"temperature": self.temperature, "top_p": self.top_p, "min_p": self.min_p}
+        """The settings as options, but for `best_of`."""
+        return {"temperature": self.temperature, "top_p": self.top_p, "min_p": self.min_p, "hold": self.hold}
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """Temperature, and what else differs from plain drawing."""
+    plain = {"top_p": 1, "min_p": 0, "hold": 0, "best_of": 1}
+    more = [
+        f", {name.replace('_', ' ' if name == 'best_of' else '-')} {settings[name]:g}"
+        for name, without in plain.items()
+        if settings.get(name) not in (None, without)
+    ]
+    return f"temperature {settings['temperature']:g}" + "".join(more)
 
 
 def read_fitted(run: Path) -> Fitted | None:

@@ -300,11 +300,21 @@ def test_settings_are_fitted_and_kept(fitted, capsys):
     kept = json.loads((fitted / "sampling.json").read_text())
     assert 0.5 <= kept["likelihood_temperature"] <= 1.5
     assert kept["likelihood"]["1"] == pytest.approx(kept["valid_bits"])
-    nearest = min(kept["grid"], key=lambda row: row["distance"])
-    own = kept["temperature"], kept["top_p"] or 1, kept["min_p"] or 0
-    assert own == (nearest["temperature"], nearest["top_p"], nearest["min_p"])
-    assert set(nearest["parts"]) == {"level", "flatness", "clicks", "onsets", "entropy"}
-    assert (kept["length"], kept["each"], kept["seed"]) == (300, 4, 0)
+    names = ("temperature", "top_p", "min_p", "hold", "best_of")
+    own = kept["temperature"], kept["top_p"] or 1, kept["min_p"] or 0, kept["hold"] or 0, kept["best_of"]
+    nearest = sorted(kept["grid"], key=lambda row: row["distance"])[:4]
+    # Other pieces of the nearest, each drawn once and the better of two.
+    finalists = [tuple(row[name] for name in names) for row in kept["finalists"]]
+    assert finalists == [(*(row[name] for name in names[:4]), k) for row in nearest for k in (1, 2)]
+    assert [row["pieces"] for row in kept["finalists"]] == [20, 10] * 4
+    # The grid's are shorter, and none is held on a CPU.
+    assert {tuple(row[name] for name in ("length", "pieces", "best_of", "hold")) for row in kept["grid"]} == {
+        (120, 2, 2, 0)
+    }
+    shares = [min(row["inside"].values()) for row in kept["finalists"]]
+    assert shares[finalists.index(own)] == max(shares)
+    assert set(kept["recorded"]) == set(nearest[0]["inside"]) == {"level", "flatness", "clicks", "onsets", "entropy"}
+    assert (kept["length"], kept["seed"]) == (300, 0)
     call = (
         "evaluate",
         fitted,
@@ -327,27 +337,43 @@ def test_settings_are_fitted_and_kept(fitted, capsys):
 
 
 def test_fitted_settings_are_used_said_and_overridden(fitted, trained, tmp_path, capsys):
-    kept = json.loads((fitted / "sampling.json").read_text()) | {"temperature": 0.625, "top_p": 0.75, "min_p": 0.02}
+    quick = "--no-report"
+    settings = {"temperature": 0.625, "top_p": 0.75, "min_p": 0.02, "hold": 0.4, "best_of": 2}
+    kept = json.loads((fitted / "sampling.json").read_text()) | settings
     (fitted / "sampling.json").write_text(json.dumps(kept))
-    assert mba_command(*sampling(fitted, tmp_path / "a.wav")) == 0
-    assert "drawn at temperature 0.625, top-p 0.75, min-p 0.02, as fitted for this run" in capsys.readouterr().err
+    assert mba_command(*sampling(fitted, tmp_path / "a.wav", quick)) == 0
+    told = "drawn at temperature 0.625, top-p 0.75, min-p 0.02, hold 0.4, best of 2, as fitted for this run"
+    assert told in capsys.readouterr().err
     note = json.loads((tmp_path / "a.wav.json").read_text())
-    assert (note["temperature"], note["top_p"], note["min_p"], note["fitted"]) == (0.625, 0.75, 0.02, True)
-    given = ("--temperature", 0.625, "--top-p", 0.75, "--min-p", 0.02)
-    assert mba_command(*sampling(trained, tmp_path / "b.wav", *given)) == 0
+    assert settings | {"fitted": True} == {name: note[name] for name in (*settings, "fitted")}
+    drawn = ("--temperature", 0.625, "--top-p", 0.75, "--min-p", 0.02, "--hold", 0.4)
+    assert mba_command(*sampling(trained, tmp_path / "b.wav", *drawn, "--best-of", 2, quick)) == 0
     assert "fitted" not in capsys.readouterr().err
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    # How many are made is no way to draw.
+    assert mba_command(*sampling(fitted, tmp_path / "once.wav", "--best-of", 1, quick)) == 0
+    assert f"{told.removesuffix(', best of 2, as fitted for this run')}, as fitted" in capsys.readouterr().err
+    assert mba_command(*sampling(trained, tmp_path / "b.wav", *drawn, "--force", quick)) == 0
+    assert (tmp_path / "once.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     # As a run without fitted settings.
-    for more in (("--temperature", 1), ("--top-k", 256), ("--top-p", 1), ("--min-p", 0)):
-        assert mba_command(*sampling(fitted, tmp_path / "c.wav", "--force", *more)) == 0
+    for more in (("--temperature", 1), ("--top-k", 256), ("--top-p", 1), ("--min-p", 0), ("--hold", 0)):
+        assert mba_command(*sampling(fitted, tmp_path / "c.wav", "--force", quick, *more)) == 0
         assert "fitted" not in capsys.readouterr().err
         assert "fitted" not in json.loads((tmp_path / "c.wav.json").read_text())
-        assert mba_command(*sampling(trained, tmp_path / "d.wav", "--force")) == 0
+        assert mba_command(*sampling(trained, tmp_path / "d.wav", "--force", quick)) == 0
         assert (tmp_path / "c.wav").read_bytes() == (tmp_path / "d.wav").read_bytes()
     # Complete at these settings, and not at others.
     assert mba_command(*sampling(fitted, tmp_path / "a.wav", "--resume")) == 0
     assert mba_command(*sampling(fitted, tmp_path / "a.wav", "--resume", "--temperature", 1)) == 2
     assert "sampled with temperature 0.625, not 1.0" in capsys.readouterr().err
+
+
+def test_the_best_of_two_is_not_chosen_where_samples_are_heard_as_they_are_made(fitted, capsysbinary):
+    kept = json.loads((fitted / "sampling.json").read_text())
+    (fitted / "sampling.json").write_text(json.dumps(kept | {"temperature": 0.5, "top_p": 0.9, "best_of": 2}))
+    assert mba_command(*sampling(fitted, "-")) == 0
+    assert b"drawn at temperature 0.5, top-p 0.9" in (told := capsysbinary.readouterr().err)
+    assert b"best of" not in told
 
 
 def test_what_was_begun_before_settings_were_fitted(fitted, tmp_path, capsys, monkeypatch):

@@ -73,22 +73,34 @@ def test_only_symbols_that_can_be_drawn_count(batches):
 
 def test_the_grid_lies_around_the_likelihoods_temperature_and_has_whole_distributions():
     cells = grid(0.8)
-    assert Cell(0.8, 1.0) in cells
-    assert len(set(cells)) == len(cells) == 30
-    assert cells[0].options == {"temperature": cells[0].temperature, "top_p": None, "min_p": None}
-    assert cells[1].options["top_p"] == cells[1].top_p < 1
-    assert [cell.options["min_p"] for cell in cells[:6]] == [None, None, None, None, 0.01, 0.03]
+    assert Cell(0.8, 0.999) in cells
+    assert len(set(cells)) == len(cells) == 24
+    assert cells[0].options == {"temperature": cells[0].temperature, "top_p": None, "min_p": None, "hold": None}
+    assert {cell.options["top_p"] for cell in cells} == {None, 0.999, 0.995, 0.99, 0.98}
+    assert {cell.options["min_p"] for cell in cells} == {None, 0.01, 0.03, 0.05}
     assert min(cell.temperature for cell in cells) < 0.8 < max(cell.temperature for cell in cells)
+    both = grid(0.8, (0.0, 0.3))
+    assert both[:24] == cells
+    assert both[24:] == [cell._replace(hold=0.3) for cell in cells]
 
 
 @pytest.mark.parametrize("start", ["level", "token"])
-def test_every_cell_draws_as_generate_does(start):
+@pytest.mark.parametrize("hold", [0.0, 700.0])
+def test_every_cell_draws_as_generate_does(start, hold):
     token = {"inputs": 257} if start == "token" else {}
     model = build_model(UNetConfig(d_model=8, num_layers=1, pools=(2,), vocab_size=256, **token), seed=0).eval()
     with torch.no_grad():
         model.lm_head.weight.mul_(20)
     model.codec = AudioCodec(start=start)
-    cells = [Cell(1.0, 1.0), Cell(0.7, 1.0), Cell(0.9, 0.6), Cell(1.0, 1.0, 0.2), Cell(0.9, 0.7, 0.1)]
+    model.manifest = {"result": {"valid_nats": 4.0}}
+    cells = [
+        Cell(1.0, 1.0),
+        Cell(0.7, 1.0),
+        Cell(0.9, 0.6),
+        Cell(1.0, 1.0, 0.2),
+        Cell(0.9, 0.7, 0.1),
+        Cell(1.5, 1.0, 0.0, hold),
+    ]
     done = []
     made, nats = pieces(
         model,
@@ -98,20 +110,18 @@ def test_every_cell_draws_as_generate_does(start):
         length=40,
         each=2,
         seed=5,
+        first=1,
+        valid_nats=4.0,
         progress=lambda at, total: done.append((at, total)),
     )
     for cell, found, own in zip(cells, made, nats, strict=True):
         blocks = []
-        expected = generate(
-            model,
-            length=40,
-            num_samples=2,
-            **cell.options,
-            seed=5,
-            on_tokens=blocks.append,
-        )
-        np.testing.assert_array_equal(np.stack(found), expected.numpy())
-        assert own == pytest.approx(-float(blocks[0].log_likelihood.mean()), rel=1e-6)
+        how = {"seed": 5, "on_tokens": blocks.append} | {k: v for k, v in cell.options.items() if v is not None}
+        expected = generate(model, length=40, num_samples=3, **how)
+        np.testing.assert_array_equal(np.stack(found), expected[1:].numpy())
+        np.testing.assert_allclose(own, -blocks[0].log_likelihood[1:].mean(1).numpy(), rtol=1e-6)
     assert done == [(40, 40)]
     assert not np.array_equal(made[0][0], made[1][0])
-    assert not np.array_equal(made[0][0], made[3][0])
+    assert not np.array_equal(made[0], made[3])
+    plain = generate(model, length=40, num_samples=3, seed=5, temperature=1.5)[1:]
+    assert np.array_equal(made[-1], plain) == (not hold)

@@ -112,6 +112,8 @@ def test_what_cannot_be_held(model):
     assert sampling_path(model, rows=2, hold=0.3) == "steps"
     with pytest.raises(InputError, match="hold is nan"):
         generate(model, length=3, hold=math.nan)
+    with pytest.raises(InputError, match="temperature, which is 0 here"):
+        generate(model, length=3, hold=0.3, temperature=0.0)
     with pytest.raises(InputError, match="not with hold"):
         generate(model, length=3, hold=0.5, path="numpy")
     model.manifest = {}

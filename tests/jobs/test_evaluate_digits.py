@@ -296,19 +296,22 @@ def test_clips_of_each_class_are_judged_by_what_was_asked_for(run, tmp_path):
     keys += ["train.tokens_per_step=512", f"model.classes=[{', '.join(reversed(DIGITS))}]"]
     by_class = tmp_path / "by-class"
     train(load_config("audio/tiny", keys), by_class, Session("cpu", quiet=True))
-    result = judged(by_class, num_samples=15, temperature=0.5)
+    result = judged(by_class, num_samples=15, temperature=0.5, guidance=2.0)
     assert result.generated == 20
-    assert "protocol plain, temperature 0.5, best" in result.text()
+    assert "protocol plain, temperature 0.5, guidance 2, best" in result.text()
     kept = json.loads((by_class / "sc09" / "metrics.json").read_text())["by_class"]
     assert [(row["digit"], row["n"]) for row in kept["generated"]] == [(word, 2) for word in DIGITS]
     assert [(row["digit"], row["n"]) for row in kept["test"]] == [(word, 2) for word in DIGITS]
     assert all(sum(row["heard"]) == 2 for row in kept["generated"])
     assert "asked for" in result.text()
     # The first clips are those of the model's first class.
-    folder = next((by_class / "sc09").glob("samples-*-20-0-temperature-0.5"))
-    assert json.loads((folder / "samples.json").read_text())["temperature"] == 0.5
+    folder = next((by_class / "sc09").glob("samples-*-20-0-temperature-0.5-guidance-2"))
+    note = json.loads((folder / "samples.json").read_text())
+    assert (note["temperature"], note["guidance"]) == (0.5, 2)
     rows = list(csv.DictReader((folder / "index.tsv").open(newline=""), delimiter="\t"))
     assert {row["class"] for row in rows if int(row["row"]) < 2} == {"nine"}
+    with pytest.raises(InputError, match="was trained without classes"):
+        judged(run, guidance=2.0)
     assert judged(run).by_class is None
     assert "by_class" not in json.loads((run / "sc09" / "metrics.json").read_text())
 

@@ -118,9 +118,13 @@ def test_a_seam_is_heard():
 
 def test_the_distance_is_small_for_recordings_and_large_for_noise():
     matcher = report.SoundMatcher(Recordings(), CODEC, 3 * RATE)
-    near, far = (matcher.match([make(3, seed) for seed in (11, 12, 13)]) for make in (melody, noise))
+    near, far = (matcher.match([matcher.measure(make(3, seed)) for seed in (11, 12, 13)]) for make in (melody, noise))
     assert set(near.parts) == set(JUDGED) == set(matcher.recorded_values())
     assert near.distance == pytest.approx(sum(near.parts.values()))
     assert near.distance < 2 < 5 < far.distance
-    assert (far.inside, near.inside > 0.3) == (0, True)
-    assert matcher.match(report.held_out(Recordings(), 3 * RATE, ("valid",))).distance == 0
+    assert (far.inside["flatness"], near.inside["level"] > 0.3) == (0, True)
+    themselves = [matcher.measure(levels) for levels in report.held_out(Recordings(), 3 * RATE, ("valid",))]
+    assert matcher.match(themselves).distance == 0
+    # One piece that is noise counts, but not without end.
+    spoiled = matcher.match([*themselves[1:], matcher.measure(noise(3, 1))])
+    assert 0 < spoiled.distance < far.distance / 2

@@ -176,11 +176,9 @@ class _Draw:
 
 
 def pieces(
-    model: nn.Module,
+    model: Any,
     cells: Sequence[Cell],
     *,
-    start: Sequence[int],
-    allowed: Sequence[int],
     length: int,
     each: int,
     seed: int,
@@ -191,10 +189,8 @@ def pieces(
     """Pieces generated in every cell, all cells in one batch; the same uniform numbers for piece i of every cell.
 
     Args:
-        model: language model with a state that is carried, on its device.
+        model: language model with a codec and a state that is carried, on its device.
         cells: ways to draw.
-        start: ids that every piece begins with, at least one, and that are not part of it.
-        allowed: ids that may be drawn.
         length: symbols of each piece.
         each: pieces per cell.
         seed: of the uniform numbers.
@@ -207,7 +203,7 @@ def pieces(
     """
     device = next(model.parameters()).device
     rows = [cell for cell in cells for _ in range(each)]
-    ids, held = torch.tensor(allowed, device=device), any(cell.hold for cell in cells)
+    ids, held = torch.tensor(model.codec.sample_ids, device=device), any(cell.hold for cell in cells)
     draw = _Draw(ids, rows, held)
     if held:
         assert valid_nats is not None
@@ -228,7 +224,7 @@ def pieces(
     model.eval()
     try:
         with torch.inference_mode():
-            prefix = torch.tensor([list(start)], device=device).expand(len(rows), -1)
+            prefix = torch.full((len(rows), 1), model.codec.start_id, device=device)
             # A start token is in no table of symbols: the model itself reads it.
             output = model(prefix, None, logits="last")
             symbol, score = draw(output.logits[:, -1], numbers(0, 1)[0])

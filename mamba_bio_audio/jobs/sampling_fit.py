@@ -239,8 +239,6 @@ class _Trial:
         made, nats = sampling.pieces(
             self.model,
             cells,
-            start=[self.model.codec.start_id],
-            allowed=self.model.codec.sample_ids,
             length=length,
             each=each,
             seed=self.seed,

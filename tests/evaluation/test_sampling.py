@@ -105,8 +105,6 @@ def test_every_cell_draws_as_generate_does(start, hold):
     made, nats = pieces(
         model,
         cells,
-        start=[model.codec.start_id],
-        allowed=model.codec.sample_ids,
         length=40,
         each=2,
         seed=5,

@@ -99,8 +99,10 @@ def train_within(recipe: str, settings: list[str], run: Path, device: str, secon
     began, first = time.monotonic(), run.with_name(f"{run.name}-first")
     flat = [f"train.lr_min={config.train.lr}", "train.steps=1000000", "train.warmup=0.0001", "train.patience=null"]
     session = Session(device, quiet=True, force=first.exists(), deadline=began + 0.75 * seconds)
-    done = train(configure(recipe, [*settings, *flat]), first, session).step
-    passed = time.monotonic() - began
+    trained = train(configure(recipe, [*settings, *flat]), first, session)
+    if trained.best_step == 0:
+        raise typer.BadParameter(f"{seconds:.0f} s are too few: {trained.step} steps, none of them validated")
+    done, passed = trained.step, time.monotonic() - began
     steps = max(1, int(0.9 * done * (seconds - passed) / passed))
     print(f"{run.name}: {done:,} steps in {passed:.0f} s, then {steps:,}", flush=True)
     last = [
@@ -109,7 +111,7 @@ def train_within(recipe: str, settings: list[str], run: Path, device: str, secon
         f"train.warmup={min(1.0, 10 / steps)}",
         "train.patience=null",
     ]
-    last += ["train.length_warmup=[]", f"train.validate_every={max(1, steps // 4)}"]
+    last += ["train.length_warmup=[]", f"train.validate_every={max(1, steps // 8)}"]
     session = Session(device, quiet=True, force=run.exists(), deadline=began + 1.1 * seconds)
     train(configure(recipe, [*settings, *last]), run, session)
     return run

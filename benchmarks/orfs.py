@@ -76,7 +76,7 @@ def construct(folder: Path, bases: int, codons: int) -> float:
 def main(
     out: Annotated[Path, typer.Option(help="CSV; rows are added.")],
     work: Annotated[Path, typer.Option(help="Folder of the data and runs.")] = Path("/tmp/orfs"),
-    arm: Annotated[list[str], typer.Option(help="NAME or NAME=KEY=VALUE,KEY=VALUE of the recipe.")] = ["recipe"],  # noqa: B006
+    arm: Annotated[list[str], typer.Option(help="NAME or NAME=KEY=VALUE;KEY=VALUE of the recipe.")] = ["recipe"],  # noqa: B006
     recipe: str = "dna/short",
     bases: Annotated[int, typer.Option(help="Bases of each of the 19 records.")] = 1 << 18,
     codons: Annotated[int, typer.Option(help="Codons without a stop.")] = 20,
@@ -102,7 +102,7 @@ def main(
     for one in arm:
         name, _, more = one.partition("=")
         began = time.monotonic()
-        config = configure(recipe, [*data, *size, *settings, *(more.split(",") if more else [])])
+        config = configure(recipe, [*data, *size, *settings, *(more.split(";") if more else [])])
         run = work / f"run-{codons}-{name}"
         train(config, run, Session(device, quiet=True, force=run.exists(), deadline=began + seconds))
         model: Any = saved.load_classifier(run).to(device)

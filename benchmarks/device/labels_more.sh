@@ -17,10 +17,10 @@ start() { # NAME SCRIPT OPTIONS...
     timeout "$LIMIT" python3 "benchmarks/$script.py" "$@" $every --out "$WORK/$script-$name.csv" >"$WORK/$name.txt" 2>&1 &
 }
 mixed=(--set head.pretrained="$MIXED")
-# 400 windows of 150 bases or 60 of 1,000 a step. Short windows first: a step then has more labels.
+# 480 windows of 125 bases or 60 of 1,000 a step. Short windows first: a step then has more labels.
 both=(--set train.tokens_per_step=60000)
-warm=("${both[@]}" --set "train.length_warmup=[{length: 150, steps: ${WARM:-800}}]")
-longer=("${both[@]}" --set "train.length_warmup=[{length: 150, steps: ${WARM:-1500}}]")
+warm=("${both[@]}" --set "train.length_warmup=[{length: 125, steps: ${WARM:-800}}]")
+longer=("${both[@]}" --set "train.length_warmup=[{length: 125, steps: ${WARM:-1500}}]")
 mito=(--data "$MITO" --recipe dna/species --no-bars)
 start m1000-mixed genomes "${mito[@]}" --length 1000 --name mixed "${warm[@]}" "${mixed[@]}"
 start m1000-mixed-4e-3 genomes "${mito[@]}" --length 1000 --name mixed-4e-3 "${warm[@]}" "${mixed[@]}" --set train.lr=4e-3

@@ -10,7 +10,7 @@ mba() { python3 -c 'from mamba_bio_audio.cli.main import run; run()' "$@"; }
 one() { # NAME SETTINGS...
     local name=$1 began=$(date +%s%N) seconds
     shift
-    TIMEFORMAT='%U s of CPU, %R s'
+    TIMEFORMAT='%U + %S s of CPU, %R s'
     { time timeout "$LIMIT" python3 -c 'from mamba_bio_audio.cli.main import run; run()' finetune dna/short --set data.path="$DATA/prom_core_tata" "$@" ${MORE:-} \
         --out "$WORK/$name" --device cpu >"$WORK/$name.txt" 2>&1; } 2>"$WORK/$name.time"
     seconds=$((($(date +%s%N) - began) / 1000000000))
@@ -23,4 +23,4 @@ one one-strand-max --set data.reverse_complement=false --set head.pool=max &
 one one-strand-8e-3 --set data.reverse_complement=false --set train.lr=8e-3 &
 wait
 { nproc; grep -m1 'model name' /proc/cpuinfo; python3 -c 'import torch; print(torch.__version__)'; date -u +%F; } | tr '\n' ' ' >>"$OUT/short_cpu.txt"
-[ -n "${LOCAL:-}" ] || python3 benchmarks/predict_speed.py --out "$OUT/predict_cpu.csv"
+[ -n "${LOCAL:-}" ] || python3 benchmarks/predict_speed.py --bases 131072 --out "$OUT/predict_cpu.csv"

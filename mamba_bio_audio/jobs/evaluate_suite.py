@@ -440,7 +440,8 @@ def _passes(asked: Asked, base: RunConfig, data: DataModule) -> tuple[str, ...]:
     if asked.options.epochs is None:
         return ()
     steps = math.ceil(asked.options.epochs * len(data.training_windows(data.length)) / base.train.sequences_per_step)
-    often = max(1, round(steps / max(1, round(asked.options.epochs))))
+    # Rounded up: one more validation just before the last one would say nothing new.
+    often = math.ceil(steps / max(1, round(asked.options.epochs)))
     return f"train.steps={steps}", f"train.validate_every={often}", f"train.checkpoint_every={steps}"
 
 

@@ -112,10 +112,14 @@ def embed(
         "bins:S" and "none" a list of B tensors, (ceil(L / S), D) and (L, D).
 
     Raises:
-        InputError: no such layer, pool or strand, or a sequence is empty or not in the model's vocabulary.
+        InputError: no such layer, pool or strand, or a sequence is empty, not in the model's vocabulary, or longer than the
+            model can read (Hyena).
     """
     pooling = Pool.of(pool)
-    rows = rows_of(model, sequences)
+    rows, most = rows_of(model, sequences), longest(model)
+    for number, row in enumerate(rows):
+        if most is not None and len(row) > most:
+            raise InputError(f"sequence {number}: {len(row):,} symbols; this model reads {most:,} at most")
     weight = next(model.parameters())
     kind = np.float64 if weight.dtype == torch.float64 else np.float32
     out = [np.zeros((pooling.rows(len(row)), model.model_config.d_model), kind) for row in rows]
@@ -196,6 +200,14 @@ def missing(model: Any, row: Ids) -> str:
     if not len(row):
         return "empty"
     return "contains no known symbol" if _last(_known(model), row) < 0 else ""
+
+
+def longest(model: Any) -> int | None:
+    """Symbols of the longest row that a model reads; None for any number."""
+    most = getattr(model.model_config, "longest", None)
+    if most is None:
+        return None
+    return int(most) - (model.codec is not None and model.codec.start_id is not None)
 
 
 def _known(model: Any) -> NDArray[np.bool_]:

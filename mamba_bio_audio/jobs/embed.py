@@ -130,7 +130,7 @@ class EmbedResult(Result):
 def run(options: EmbedOptions) -> EmbedResult:
     """Write embeddings of every record, in order; a record that has none stays in the file with the reason."""
     from mamba_bio_audio.files import check_file, locked, name_full_disk, unfinished
-    from mamba_bio_audio.inference.embed import Pool, check_layer, embed_rows, missing, turns_of
+    from mamba_bio_audio.inference.embed import Pool, check_layer, embed_rows, longest, missing, turns_of
     from mamba_bio_audio.inference.embedding_file import EmbeddingFile, check_suffix, ours
     from mamba_bio_audio.inference.streaming import Stopped
     from mamba_bio_audio.jobs.common import check_inputs, counters, resolve_device
@@ -170,7 +170,7 @@ def run(options: EmbedOptions) -> EmbedResult:
             raise InputError(f"{options.run}: {error}") from None
         settings["class"] = found["of_class"] = options.class_
     model.to(resolve_device(options.device))
-    domain = domain_of(data.kind)
+    domain, most = domain_of(data.kind), longest(model)
     with (
         counters(options.quiet) as progress,
         locked(out),
@@ -191,7 +191,7 @@ def run(options: EmbedOptions) -> EmbedResult:
             progress(f"{domain.unit}s read", read, None)
 
         try:
-            for group in _groups(file.unfinished(domain.records(options.files, data))):
+            for group in _groups(file.unfinished(_readable(domain.records(options.files, data), most))):
                 if stopped():
                     raise Stopped
                 places, notes, rows = [], [], []
@@ -234,6 +234,14 @@ def run(options: EmbedOptions) -> EmbedResult:
         not_embedded=dict(file.reasons),
         stopped_by=None if finished or stop.number is None else signal.Signals(stop.number).name,
     )
+
+
+def _readable(items: Iterable[Item], most: int | None) -> Iterator[Item]:
+    """The records, those of more than `most` symbols with the reason in place of these."""
+    for item in items:
+        if most is not None and not isinstance(item.symbols, str) and item.length > most:
+            item = item._replace(symbols=f"longer than the {most:,} symbols that this model can read")
+        yield item
 
 
 def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -9,32 +9,17 @@ G groups, N states, W convolution width, F = E + 2 G N channels of the convoluti
 
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.kernels.mixer.inputs import Mamba2Settings, Mamba2Weights
 from mamba_bio_audio.ops.calls import check, check_reset, choose, shape_of, tracing
 from mamba_bio_audio.ops.causal_conv1d import causal_conv1d
 from mamba_bio_audio.ops.gated_rms_norm import gated_rms_norm
 from mamba_bio_audio.ops.ssd import ssd
-
-
-class Mamba2Weights(NamedTuple):
-    """Parameters of one mixer."""
-
-    in_proj: Tensor  # (E + F + H, M)
-    in_bias: Tensor | None  # (E + F + H)
-    conv: Tensor  # (F, W)
-    conv_bias: Tensor | None  # (F)
-    dt_bias: Tensor  # (H)
-    A_log: Tensor  # (H)
-    D: Tensor  # (H)
-    norm: Tensor  # (E)
-    out_proj: Tensor  # (M, E)
-    out_bias: Tensor | None  # (M)
 
 
 def mamba2_mixer(
@@ -86,13 +71,13 @@ def mamba2_mixer(
     path, kind = "torch", x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if not tracing(backend):
-        shape = _kernels_shape(groups, eps, dt_limit)
-        path = choose(where, backend, x, lambda: _not_fused(dtype, w, h0, shape), announce=False)
+        limit = None if dt_limit is None else (float(dt_limit[0]), float(dt_limit[1]))
+        settings = Mamba2Settings(groups, eps, limit)
+        path = choose(where, backend, x, lambda: _not_fused(dtype, w, h0, settings), announce=False)
     if path == "triton":
-        kernels = _kernels()
         with torch.autocast(kind, enabled=False):
-            return kernels.dual_triton(  # type: ignore[no-any-return]
-                x, kernels.DualWeights(*w), kernels.DualShape(*shape), tail=tail, h0=h0, reset=reset, dtype=dtype
+            return _kernels().dual_triton(  # type: ignore[no-any-return]
+                x, w, settings, tail=tail, h0=h0, reset=reset, dtype=dtype
             )
     z, xBC, raw = F.linear(x, w.in_proj, w.in_bias).split([inner, mixed, heads], dim=2)
     tail = None if tail is None else tail.to(xBC.dtype)
@@ -110,20 +95,11 @@ def mamba2_mixer(
     return F.linear(y, w.out_proj, w.out_bias), tail, state
 
 
-def _kernels_shape(
-    groups: int, eps: float, dt_limit: tuple[float, float] | None
-) -> tuple[int, float, tuple[float, float] | None]:
-    return groups, eps, None if dt_limit is None else (float(dt_limit[0]), float(dt_limit[1]))
-
-
-def _not_fused(
-    dtype: torch.dtype, w: Mamba2Weights, h0: Tensor | None, shape: tuple[int, float, tuple[float, float] | None]
-) -> str | None:
+def _not_fused(dtype: torch.dtype, w: Mamba2Weights, h0: Tensor | None, settings: Mamba2Settings) -> str | None:
     """Why the one function cannot run this call, or None where it can."""
     if h0 is not None and h0.dtype == torch.float64:
         return "a float64 state"
-    kernels = _kernels()
-    return kernels.unsupported_reason(dtype, kernels.DualWeights(*w), kernels.DualShape(*shape))  # type: ignore[no-any-return]
+    return _kernels().unsupported_reason(dtype, w, settings)  # type: ignore[no-any-return]
 
 
 @cache

@@ -17,6 +17,7 @@ import soundfile
 import torch
 
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference.embed import embed
 from mamba_bio_audio.inference.embedding_file import Vectors
 from mamba_bio_audio.models.build import build_model
@@ -163,6 +164,23 @@ def test_records_without_vectors_stay_in_the_file_with_the_reason(tmp_path, caps
     shown = capsys.readouterr().out
     assert "6 records" in shown
     assert "1 without vectors: empty" in shown
+
+
+def test_records_longer_than_the_model_can_read_stay_in_the_file_with_the_reason(model, tmp_path, monkeypatch, capsys):
+    """Filters of Hyena have a length."""
+    options = {"max_length": 32, "mlp": "none"}
+    config = ModelConfig(d_model=WIDTH, num_layers=1, vocab_size=model.codec.vocab_size, mixer="hyena", options=options)
+    hyena = build_model(config, seed=0).eval()
+    hyena.config, hyena.codec = model.config, model.codec
+    monkeypatch.setattr(saved, "load", lambda run, which="best": hyena)
+    file = fasta(tmp_path / "a.fa", whole=dna(32), longer=dna(33), short=dna(5))
+    assert mba("embed", "run", file, "--out", tmp_path / "e.npz", "--device", "cpu") == 0
+    assert "1 without vectors: longer than the 32 symbols that this model can read" in capsys.readouterr().out
+    whole, longer, short = vectors_of(tmp_path / "e.npz")
+    assert np.isnan(longer).all()
+    close(np.concatenate([whole, short]), embed(hyena, [dna(32), dna(5)]))
+    with pytest.raises(InputError, match="sequence 1: 33 symbols; this model reads 32 at most"):
+        embed(hyena, [dna(32), dna(33)])
 
 
 def test_standard_input_and_only_bad_records(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from mamba_bio_audio.kernels.conv.gpu import conv_backward, conv_forward
 from mamba_bio_audio.kernels.conv.tail import kept_in_tail, next_tail
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.made_once import made_once
+from mamba_bio_audio.kernels.mixer.inputs import Mamba2Settings, Mamba2Weights
 from mamba_bio_audio.kernels.mixer.recompute import _product as product
 from mamba_bio_audio.kernels.norm import gated_gpu
 from mamba_bio_audio.kernels.ssd import launch as dual
@@ -31,30 +32,7 @@ _ALIGNED = 8
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
-class DualWeights(NamedTuple):
-    """Parameters of one mixer, named as in `layers.mamba2`."""
-
-    in_proj: Tensor  # (E + F + H, M)
-    in_bias: Tensor | None  # (E + F + H)
-    conv: Tensor  # (F, W)
-    conv_bias: Tensor | None  # (F)
-    dt_bias: Tensor  # (H)
-    A_log: Tensor  # (H)
-    D: Tensor  # (H)
-    norm: Tensor  # (E)
-    out_proj: Tensor  # (M, E)
-    out_bias: Tensor | None  # (M)
-
-
-class DualShape(NamedTuple):
-    """What the shapes of the weights do not say."""
-
-    groups: int
-    eps: float  # of the norm
-    limit: tuple[float, float] | None  # of the step size
-
-
-def unsupported_reason(dtype: torch.dtype, weights: DualWeights, shape: DualShape) -> str | None:
+def unsupported_reason(dtype: torch.dtype, weights: Mamba2Weights, shape: Mamba2Settings) -> str | None:
     """Why this function cannot run a call in `dtype`, or None where it can."""
     inner, states = weights.norm.shape[0], (weights.conv.shape[0] - weights.norm.shape[0]) // (2 * shape.groups)
     if dtype not in _ACTIVATIONS:
@@ -84,7 +62,7 @@ class _Cast(NamedTuple):
     out_bias: Tensor | None
 
 
-def _cast(w: DualWeights, dtype: torch.dtype) -> _Cast:
+def _cast(w: Mamba2Weights, dtype: torch.dtype) -> _Cast:
     padding = -w.in_proj.shape[0] % _ALIGNED
     in_proj, in_bias = w.in_proj.to(dtype), None if w.in_bias is None else w.in_bias.to(dtype)
     if padding:
@@ -118,7 +96,7 @@ def _parts(t: Tensor, w: _Cast) -> _Parts:
 
 
 def _call(
-    u: Tensor, dt: Tensor, sums: Tensor, flags: Tensor | None, w: _Cast, shape: DualShape, plan: dual.Plan
+    u: Tensor, dt: Tensor, sums: Tensor, flags: Tensor | None, w: _Cast, shape: Mamba2Settings, plan: dual.Plan
 ) -> dual.SsdCall:
     """The dual's arguments, parts of the convolution's output u (B, L, F)."""
     inner, heads = w.norm.shape[0], w.D.shape[0]
@@ -128,7 +106,7 @@ def _call(
 
 class _Settings(NamedTuple):
     dtype: torch.dtype  # of the activations
-    shape: DualShape
+    shape: Mamba2Settings
     train: bool  # whether a backward may follow
 
 
@@ -145,7 +123,7 @@ class _DualFn(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         dtype, shape = settings.dtype, settings.shape
-        given = DualWeights(*weights)  # type: ignore[arg-type]
+        given = Mamba2Weights(*weights)  # type: ignore[arg-type]
         w = made_once(_cast, given, dtype)
         ctx.dtypes = tuple(None if t is None else t.dtype for t in (x, tail, h0))
         x = x.to(dtype)
@@ -178,7 +156,7 @@ class _DualFn(torch.autograd.Function):
 def _backward(ctx: Any, g_out: Tensor | None, g_tail: Tensor | None, g_h: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of everything but the settings, in the order of `_DualFn.forward`."""
     x, start, reset, xz, u, dt, sums, y, states, *rest = ctx.saved_tensors
-    w, weights = _Cast(*rest[: len(_Cast._fields)]), DualWeights(*rest[len(_Cast._fields) :])
+    w, weights = _Cast(*rest[: len(_Cast._fields)]), Mamba2Weights(*rest[len(_Cast._fields) :])
     dtype, shape, plan = ctx.settings.dtype, ctx.settings.shape, ctx.plan
     batch, length, _ = x.shape
     inner, width = w.norm.shape[0], w.conv.shape[1]
@@ -240,8 +218,8 @@ def _backward(ctx: Any, g_out: Tensor | None, g_tail: Tensor | None, g_h: Tensor
 
 def dual_triton(
     x: Tensor,
-    weights: DualWeights,
-    shape: DualShape,
+    weights: Mamba2Weights,
+    shape: Mamba2Settings,
     *,
     tail: Tensor | None = None,
     h0: Tensor | None = None,

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.kernels.mixer.inputs import Mamba2Settings
 from mamba_bio_audio.layers.mamba2 import Mamba2Config, Mamba2Layer
 from mamba_bio_audio.ops import mamba2_mixer
 
 triton = pytest.importorskip("triton")
 
-from mamba_bio_audio.kernels.mixer.dual import DualShape, DualWeights, dual_triton, unsupported_reason  # noqa: E402
+from mamba_bio_audio.kernels.mixer.dual import dual_triton, unsupported_reason  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 # Relative L2 against fp64 on the same inputs; as of the dual, and the roundings of projections, convolution and norm.
@@ -41,8 +42,8 @@ def results(layer, inputs, flags, fused, dtype=torch.float32):
     leaves = {name: t.detach().to(dtype if not fused else t.dtype).requires_grad_() for name, t in inputs.items()}
     options = {"tail": leaves.get("tail"), "h0": leaves.get("h0"), "reset": flags}
     if fused:
-        shape = DualShape(config.groups, 1e-5, config.dt_limit)
-        out = dual_triton(leaves["x"], DualWeights(**cast), shape, dtype=inputs["x"].dtype, **options)
+        shape = Mamba2Settings(config.groups, 1e-5, config.dt_limit)
+        out = dual_triton(leaves["x"], type(weights)(**cast), shape, dtype=inputs["x"].dtype, **options)
     else:
         made = type(weights)(**cast)
         limit = config.dt_limit
@@ -93,12 +94,12 @@ class TestInterpreted:
 
 def test_what_it_refuses():
     layer, _, _ = make(6, 2, d_state=5, d_conv=2)
-    weights, shape = DualWeights(*layer.weights()), DualShape(1, 1e-5, None)
+    weights, shape = layer.weights(), Mamba2Settings(1, 1e-5, None)
     assert unsupported_reason(torch.bfloat16, weights, shape) is None
     assert unsupported_reason(torch.float64, weights, shape) == "torch.float64 activations"
     assert unsupported_reason(torch.float32, weights._replace(D=weights.D.double()), shape) == "float64 parameters"
     many, _, _ = make(6, 2, d_state=129)
-    assert "128 states" in unsupported_reason(torch.float32, DualWeights(*many.weights()), shape)
+    assert "128 states" in unsupported_reason(torch.float32, many.weights(), shape)
 
 
 def test_wrong_inputs_are_named():
@@ -133,8 +134,8 @@ def test_addresses_beyond_32_bits():
     x = inputs["x"].new_zeros(2, 1 << 21, 128)
     x[1, -4096:] = inputs["x"][0]
     with torch.no_grad():
-        shape = DualShape(1, 1e-5, None)
-        weights = DualWeights(*layer.weights())._replace(conv_bias=torch.zeros_like(layer.conv1d.bias))
+        shape = Mamba2Settings(1, 1e-5, None)
+        weights = layer.weights()._replace(conv_bias=torch.zeros_like(layer.conv1d.bias))
         y, _, _ = dual_triton(x, weights, shape, dtype=torch.bfloat16)
         alone, _, _ = dual_triton(inputs["x"], weights, shape, dtype=torch.bfloat16)
     assert x.shape[0] * x.shape[1] * layer.in_proj.out_features > 1 << 31

@@ -171,7 +171,7 @@ def api() -> str:
     parts.append(f"## Operations\n\n```text\n{body(tree)}\n```\n")
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     # What is no operation comes last.
-    for source in sorted(imports, key=lambda source: str(source.module).endswith("calls")):
+    for source in sorted(imports, key=lambda source: str(source.module).endswith(("calls", "inputs"))):
         own = ast.parse((ROOT / f"{str(source.module).replace('.', '/')}.py").read_text(encoding="utf-8"))
         for alias in source.names:
             of = [one for one in own.body if getattr(one, "name", None) == alias.name]

@@ -18,11 +18,12 @@ Each file holds one operation: signature, checks, choice of path, and its regist
 torch.compile and torch.export. They share `calls.py` and `operators.py`.
 """
 
+from mamba_bio_audio.kernels.mixer.inputs import Mamba2Weights
 from mamba_bio_audio.ops.calls import live_backend, plain_torch
 from mamba_bio_audio.ops.causal_conv1d import causal_conv1d
 from mamba_bio_audio.ops.gated_rms_norm import gated_rms_norm
 from mamba_bio_audio.ops.linear_cross_entropy import linear_cross_entropy
-from mamba_bio_audio.ops.mamba2_mixer import Mamba2Weights, mamba2_mixer
+from mamba_bio_audio.ops.mamba2_mixer import mamba2_mixer
 from mamba_bio_audio.ops.mamba_mixer import MixerWeights, mamba_mixer
 from mamba_bio_audio.ops.rms_norm import rms_norm
 from mamba_bio_audio.ops.selective_scan import selective_scan

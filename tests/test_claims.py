@@ -158,6 +158,12 @@ def whole_and_streamed() -> tuple[str, ...]:
     )
 
 
+def induction() -> tuple[str, ...]:
+    name = "induction_tiny_cpu.json"
+    assert sum(from_json(name, "training_cpu_seconds", of) for of in ("user", "system")) < 130
+    return f"{100 * from_json(name, 'test', 'accuracy'):.0f}", f"{from_json(name, 'test', 'scored'):,.0f}"
+
+
 def recognised() -> tuple[str, ...]:
     shares = json.loads((RESULTS / "digits_7500_steps_h200" / "sc09-metrics.json").read_text())["recognised"]["shares"]
     return tuple(f"{100 * shares[kind]:.1f}" for kind in ("generated", "joined halves", "test"))
@@ -283,6 +289,7 @@ CLAIMS: dict[str, tuple[str, Callable[[], tuple[str, ...]]]] = {
             )
         ),
     ),
+    "recipe synthetic/induction": ("`@tiny`: {} % of {} unseen examples, two CPU minutes", induction),
     "recipe dna/chrx-len1m": (
         "190 steps: validation perplexity {}; context beyond 1,024 bases was worth nothing yet",
         lambda: (f"{number('chrx_len1m_h100/metrics.csv', 'valid_perplexity', step='190'):.3f}",),

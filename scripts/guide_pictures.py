@@ -78,7 +78,51 @@ def classify() -> None:
     figure.savefig(PICTURES / "classify.png", dpi=90, metadata={"Software": None})
 
 
+def length() -> None:
+    """Speed and memory of a training step against length."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    shown = {"ours": OURS, "mamba_ssm": "#555555", "transformer": "#bbbbbb"}
+    for curve, colour in shown.items():
+        own = [row for row in rows("curves_models_h200.csv") if row["curve"] == curve and row["seconds"]]
+        x = [int(row["length"]) for row in own]
+        left.plot(
+            x, [float(row["tokens_per_second"]) / 1e6 for row in own], marker="o", ms=3, color=colour, label=curve
+        )
+        right.plot(x, [float(row["peak_gib"]) for row in own], marker="o", ms=3, color=colour)
+    for axes, title in ((left, "million bases a second"), (right, "peak memory, GiB")):
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="length", ylabel=title, ylim=(0, None))
+    left.legend(frameon=False)
+    figure.savefig(PICTURES / "length.png", dpi=90, metadata={"Software": None})
+
+
+def finetune() -> None:
+    """AUROC on the tasks of GUE: bars, random weights, and fine-tuned."""
+    figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
+    models = {
+        "k-mers": ("k-mers", BAR, "s"),
+        "CNN": ("CNN", "#444444", "^"),
+        "from scratch": ("random weights", "#f0a860", "o"),
+        "mixed138mb-1m4, fine-tuned": ("fine-tuned", OURS, "o"),
+    }
+    found = [row for name in ("gue_kmers_cpu.csv", "gue_h200.csv") for row in rows(name) if row["part"] == "all"]
+    tasks = sorted({row["task"] for row in found})
+    for model, (label, colour, marker) in models.items():
+        means = []
+        for task in tasks:
+            own = [float(row["auroc"]) for row in found if (row["task"], row["model"]) == (task, model)]
+            means.append(sum(own) / len(own) if own else None)
+        at = [number for number, value in enumerate(means) if value is not None]
+        axes.plot(at, [means[number] for number in at], marker, color=colour, ms=6, label=label)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right", fontsize="small")
+    axes.set(ylabel="AUROC", ylim=(0.75, 1))
+    axes.legend(frameon=False, fontsize="small", ncols=4)
+    figure.savefig(PICTURES / "finetune.png", dpi=90, metadata={"Software": None})
+
+
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
     pretrain()
     classify()
+    length()
+    finetune()

@@ -1,13 +1,18 @@
 """Every mixer on a GPU: its laws in fp32 and bf16, times of training and sampling of the presets of `dna/hg38`.
 
-Errors are of the largest value; those of fp32 and bf16 are against the same layer in fp64 on the CPU. Prints as it goes.
+Errors are of the largest value; those of fp32 and bf16 are against the same layer in fp64 on the CPU. Laws run side by side in
+processes of their own, which also compile what is timed afterwards, alone. Prints as it goes.
 
-    python benchmarks/device/mixers.py --out DIR --limit 60
+    python benchmarks/device/mixers.py --out DIR --limit 90
 """
 
 import argparse
 import csv
+import gc
+import multiprocessing
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -94,7 +99,7 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def timed(call, device: str, least: int = 5, seconds: float = 1.0) -> float:
+def timed(call, device: str, least: int = 5, seconds: float = 0.5) -> float:
     """Median milliseconds; steps take several, so the host's clock serves."""
     call()
     call()
@@ -159,60 +164,101 @@ def decode_row(config: ModelConfig, rows: int, device: str) -> dict[str, object]
     return {"ms": f"{(ends[2] - ends[1]) / 256 * 1e3:.4g}", "path": path, "prompt_ms": f"{ends[1] * 1e3:.4g}"}
 
 
-def work_of(device: str) -> list[tuple[str, str, int, int]]:
-    """(What, mixer, rows, length) from what must be known to what would be good to know; kernels take long to compile."""
+def times_of(device: str) -> list[tuple[str, str, int, int]]:
+    """(What, mixer, rows, length), from what must be known to what would be good to know."""
     rows, length, long = (1, 64, 256) if device == "cpu" else (256, 1024, LONG)
-    fast = ["transformer", "hyena", "transformer window 512"]
-    others = [name for name in models() if name not in fast]
-    work = [("laws", name, 0, 0) for name in ("transformer", "transformer window 50", "hyena")]
-    work += [("step recorded", name, rows, length) for name in (*fast, *others)]
-    work += [("decode", name, count, 4096) for name in (fast[0], fast[2]) for count in (1, 64)]
-    work += [("step", name, 1, long) for name in fast]
-    work += [("laws", name, 0, 0) for name in ("s4d-glu", "h3", "h3 heads of 4")]
-    work += [("step", name, 1, long) for name in others]
-    work += [("decode", name, 1, 4096) for name in others]
-    done = {name for what, name, *_ in work if what == "laws"}
-    return work + [("laws", name, 0, 0) for name in mixers() if name not in done]
+    names = list(models())
+    some = ("transformer", "transformer window 512")
+    work = [("step recorded", name, rows, length) for name in names]
+    work += [("decode", name, 1, 4096) for name in names if name != "hyena"]
+    work += [("step", name, 1, long) for name in names]
+    return work + [("decode", name, 64, 4096) for name in some]
+
+
+def timed_row(what: str, name: str, rows: int, length: int, device: str) -> dict[str, object]:
+    """One row of the table of times."""
+    if what == "decode":
+        return decode_row(models()[name], rows, device)
+    return step_row(models()[name], rows, length, what == "step recorded", device)
+
+
+def beside(job: tuple, device: str) -> dict[str, object]:
+    """A row of laws, or in few steps what a time takes, so that it is compiled; with the problem if there is one."""
+    row: dict[str, object] = {"what": job[0], "mixer": job[1]}
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        if job[0] == "laws":
+            of, settings = SUBJECTS[job[1]]
+            row |= {key: f"{value:.1e}" for key, value in laws(of, settings, device).items()}
+        else:
+            _, name, rows, length = job
+            model = build_model(longer(models()[name], length), seed=0).to(device)
+            step_of(model, torch.randint(12, (rows, length), device=device))()
+    except Exception as problem:  # the others must still run
+        row["problem"] = f"{type(problem).__name__}: {problem}"[:300]
+    gc.collect()
+    if device == "cuda":  # for the other processes
+        torch.cuda.empty_cache()
+    return row
+
+
+def side_by_side(device: str, processes: int, seconds: float) -> Iterator[dict[str, object]]:
+    """Rows of laws as they are done, within some seconds; compiles what is timed."""
+    jobs: list[tuple] = [("laws", name) for name in SUBJECTS]
+    if device == "cuda":
+        jobs += [("compiled", *work[1:]) for work in times_of(device) if work[0] == "step recorded"]
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        for done in as_completed([pool.submit(beside, job, device) for job in jobs], timeout=seconds):
+            if (row := done.result())["what"] == "laws" or "problem" in row:
+                yield row
+    except TimeoutError:
+        yield {"what": "laws", "mixer": "the others", "problem": f"not done within {seconds:.0f} s"}
+    own = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in own:
+        process.kill()
+        process.join()
+
+
+SUBJECTS: dict[str, tuple[str, dict]] = {name: (name, {}) for name in mixers()} | MORE
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--limit", type=float, default=60, help="seconds after which nothing new begins")
+    parser.add_argument("--limit", type=float, default=90, help="seconds after which nothing new begins")
+    parser.add_argument("--share", type=float, default=0.6, help="of these, for laws and compiling")
+    parser.add_argument("--processes", type=int, default=10)
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = False
     since, device = time.perf_counter(), options.device
-    subjects: dict[str, tuple[str, dict]] = {name: (name, {}) for name in mixers()} | MORE
     fields = ["what", "mixer", "rows", "length", "parameters", "ms", "mtokens_per_s", "peak_gib", "path", "prompt_ms"]
     fields += ["problem", *environment(device)]
-    with (options.out / "mixers_laws.txt").open("w") as laws_file, (options.out / "mixers_times.csv").open("w") as file:
+
+    def say(row: dict[str, object]) -> str:
+        text = ", ".join(f"{key} {value}" for key, value in row.items())
+        print(f"{time.perf_counter() - since:.0f} s  {text}", flush=True)
+        return text
+
+    with (options.out / "mixers_laws.txt").open("w") as laws_file:
+        for row in side_by_side(device, options.processes, options.limit * options.share):
+            laws_file.write(say(row) + "\n")
+            laws_file.flush()
+    with (options.out / "mixers_times.csv").open("w") as file:
         table = csv.DictWriter(file, fields, restval="", lineterminator="\n")
         table.writeheader()
-        for what, name, rows, length in work_of(device):
+        for what, name, rows, length in times_of(device):
             if time.perf_counter() - since > options.limit:
                 break
-            row: dict[str, object] = {"what": what, "mixer": name}
+            row = {"what": what, "mixer": name, "rows": rows, "length": length}
             try:
-                if what == "laws":
-                    of, settings = subjects[name]
-                    row |= {key: f"{value:.1e}" for key, value in laws(of, settings, device).items()}
-                elif what == "decode":
-                    row |= {"rows": rows, "length": length} | decode_row(models()[name], rows, device)
-                else:
-                    graph = what == "step recorded"
-                    row |= {"rows": rows, "length": length} | step_row(models()[name], rows, length, graph, device)
+                row |= timed_row(what, name, rows, length, device)
             except Exception as problem:  # the others must still run
                 row["problem"] = f"{type(problem).__name__}: {problem}"[:300]
-            text = ", ".join(f"{key} {value}" for key, value in row.items())
-            print(f"{time.perf_counter() - since:.0f} s  {text}", flush=True)
-            if what == "laws":
-                laws_file.write(text + "\n")
-                laws_file.flush()
-            else:
-                row["parameters"] = count_parameters(models()[name])
-                table.writerow(row | environment(device))
-                file.flush()
+            say(row)
+            table.writerow(row | {"parameters": count_parameters(models()[name])} | environment(device))
+            file.flush()
 
 
 if __name__ == "__main__":

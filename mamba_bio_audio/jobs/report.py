@@ -218,22 +218,26 @@ def _samples(
     progress: Callable[[int, int | None], None],
 ) -> list[Section]:
     """Samples of the model, measured unless their measurements are there already."""
-    from mamba_bio_audio.jobs.sample_report import measure
+    from mamba_bio_audio.jobs.sample_report import data_of, measure
 
     domain = domain_of(config.data.kind)
     samples = given or domain.find_samples(run)
     if samples is None:
         return [] if config.data.labelled else [Section("Samples", f"None yet: {domain.sample_command(run)}")]
     measured: Any = None
+    corpus = None
     if (kept := domain.measures(samples)) is not None:
         path = inside(samples.parent, kept.name)
         if path.exists() and path.stat().st_mtime_ns >= samples.stat().st_mtime_ns:
             with as_written(path, "remove it"):
                 measured = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(measured, dict) or "own" not in measured:
-            measured = measure(run, samples, config, manifest, progress=progress)
+            measured, corpus = measure(run, samples, config, manifest, progress=progress)
+        elif domain.rate_hz(config.data) is not None:
+            # For a recording to listen to.
+            corpus, _ = data_of(run, config, manifest)
     with as_written(kept or samples, "remove it"):
-        view = domain.show_samples(samples, measured)
+        view = domain.show_samples(samples, measured, corpus)
         text = view.text
         if measured and measured.get("note"):
             text += f". Not compared with the training data: {measured['note']}"

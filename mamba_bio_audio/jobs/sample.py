@@ -259,10 +259,10 @@ def run(options: SampleOptions) -> SampleResult:
         return result
     assert out is not None
     with counter("comparing", f"{domain.unit}s", options.quiet) as progress:
-        report = measure(options.run, out, model.config, model.manifest, progress=progress)
+        report, corpus = measure(options.run, out, model.config, model.manifest, progress=progress)
     text = domain.show_measured(report)
     # Only what lasts can be listened to; pictures of the rest are the report's.
-    if domain.rate_hz(model.config.data) is not None and (page := write_page(out, report, domain)) is not None:
+    if domain.rate_hz(model.config.data) is not None and (page := write_page(out, report, domain, corpus)) is not None:
         text += f"\n{page}"
     return result.model_copy(update={"report": report, "report_text": text})
 

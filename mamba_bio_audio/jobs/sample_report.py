@@ -13,6 +13,7 @@ from mamba_bio_audio.pipelines.domains import domain_of
 
 if TYPE_CHECKING:
     from mamba_bio_audio.pipelines.contract import Domain
+    from mamba_bio_audio.pipelines.corpus import Corpus
     from mamba_bio_audio.run.config import RunConfig
 
 
@@ -23,7 +24,7 @@ def measure(
     manifest: Mapping[str, Any],
     *,
     progress: Callable[[int, int | None], None] | None = None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Corpus | None]:
     """Measure samples beside the data of a run, and write the measurements where its domain keeps them (returned).
 
     If the run's data are missing, or are no longer those that it was trained on, the comparisons are left out and
@@ -35,35 +36,42 @@ def measure(
         config: the run's configuration.
         manifest: the run's manifest.
         progress: called with (symbols read, None).
-    """
-    from mamba_bio_audio.run.data import check_same_data
 
+    Returns:
+        The measurements, and the data that they were compared with.
+    """
     domain = domain_of(config.data.kind)
     path = domain.measures(samples)
     if path is None:
         raise InputError(f"{samples}: samples of {domain.name} are not measured")
     check_report(path)
-    corpus, note = None, None
+    corpus, note = data_of(run, config, manifest)
+    result = {"run": str(run), domain.samples_key: str(samples), "note": note}
+    result |= domain.measure(samples, config.data, corpus, progress)
+    write_json(path, result)
+    return result, corpus
+
+
+def data_of(run: Path, config: RunConfig, manifest: Mapping[str, Any]) -> tuple[Corpus | None, str | None]:
+    """The data that a run was trained on; or None, and why they cannot be had."""
+    from mamba_bio_audio.run.data import check_same_data
+
     try:
         if config.data.labelled:
             raise InputError(f"the run was trained on data of kind {config.data.kind}")
         # Not by the data module, which imports all of Lightning.
-        opened = domain.open(config.data, length=config.train.length)
+        opened = domain_of(config.data.kind).open(config.data, length=config.train.length)
         if config.model.classes is not None:
             opened.condition(config.model.classes)
         check_same_data(manifest.get("data", {}), opened.summary(), run)
-        corpus = opened
     except InputError as error:
-        note = str(error)
-    result = {"run": str(run), domain.samples_key: str(samples), "note": note}
-    result |= domain.measure(samples, config.data, corpus, progress)
-    write_json(path, result)
-    return result
+        return None, str(error)
+    return opened, None
 
 
-def write_page(samples: Path, measured: Mapping[str, Any], domain: Domain) -> Path | None:
+def write_page(samples: Path, measured: Mapping[str, Any], domain: Domain, corpus: Corpus | None) -> Path | None:
     """Write OUT.report.html where samples can be listened to; returns its path."""
-    view = domain.show_samples(samples, measured)
+    view = domain.show_samples(samples, measured, corpus)
     if not view.clips:
         return None
     out = samples.with_name(f"{samples.name}.report.html")

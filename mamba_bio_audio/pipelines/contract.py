@@ -380,12 +380,15 @@ class Domain(ABC):
         """The result of `measure` for people."""
         return ""
 
-    def show_samples(self, samples: Path, measured: Mapping[str, Any] | None) -> SampleView:
+    def show_samples(
+        self, samples: Path, measured: Mapping[str, Any] | None, corpus: Corpus | None = None
+    ) -> SampleView:
         """What a report shows of samples.
 
         Args:
             samples: file or folder that `mba sample` wrote.
             measured: result of `measure`, where there is one.
+            corpus: of the run, where its data are still those of training.
         """
         return SampleView(f"{samples}")
 

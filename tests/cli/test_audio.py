@@ -278,8 +278,9 @@ def test_the_report_plays_samples(whole, trained, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert mba_command("report", trained, "--samples", whole, "--out", page, "--quiet") == 0
     html = page.read_text()
-    assert html.count("<audio controls") == 3
-    assert html.count("data:audio/flac;base64,") == 3
+    # Three samples and a recording.
+    assert html.count("<audio controls") == 4
+    assert html.count("data:audio/flac;base64,") == 4
     assert "best weights, mu-law 8 bit standard" in html
     assert 'src="http' not in html
     assert mba_command("report", trained, "--out", tmp_path / "none.html", "--quiet") == 0
@@ -414,9 +415,11 @@ def test_samples_are_measured_beside_held_out_recordings(trained, tmp_path, caps
     # An untrained model's noise is no tone.
     assert report["pieces"][0]["inside"]["flatness"] == 0
     page = (tmp_path / "clips.report.html").read_text()
-    assert page.count("<audio controls") == 2
+    # A recording comes first, as the model hears it.
+    assert page.count("<audio controls") == 3
+    assert page.index("held out, not sampled: ") < page.index("sample-00000.flac: ")
     assert "held out: 5 %" in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     (tmp_path / "clips.report.html").write_text("mine")
     assert mba_command(*sampling(trained, out, "--num-samples", 2, "--force")) == 2
     assert "clips.report.html: not made by mba sample" in capsys.readouterr().err

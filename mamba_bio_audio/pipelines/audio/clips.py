@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError, as_written
 from mamba_bio_audio.files import inside
 from mamba_bio_audio.pipelines.audio.clip_writer import read_prompt
 from mamba_bio_audio.pipelines.audio.figures import spectrograms
-from mamba_bio_audio.pipelines.audio.measures import levels_of
+from mamba_bio_audio.pipelines.audio.measures import heard, levels_of
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.audio.samples import Sample
+from mamba_bio_audio.pipelines.audio.samples import Sample, held_out_spans
 from mamba_bio_audio.pipelines.audio.yardsticks import Levels
 from mamba_bio_audio.pipelines.contract import Clip, SampleView
+from mamba_bio_audio.pipelines.corpus import Corpus
 
 SHOWN = 6
 _LONGEST_S = 20.0
@@ -38,11 +40,12 @@ def find_samples(run: Path) -> Path | None:
     return None
 
 
-def view(samples: Path) -> SampleView:
-    """The first samples by number, not the best ones; each cut to 20 seconds.
+def view(samples: Path, corpus: Corpus | None = None) -> SampleView:
+    """The first samples by number, not the best ones, beside a held-out recording; each cut to 20 seconds.
 
     Args:
         samples: folder with `samples.json`, or one audio file.
+        corpus: of the run; None shows no recording.
 
     Raises:
         InputError: neither of them.
@@ -69,7 +72,11 @@ def view(samples: Path) -> SampleView:
                 f"; {note['which']} weights, {note['quantizer']}, temperature {note['temperature']:g}, seed {note['seed']}"
                 + (f", continuing {note['prompt']}" if note["prompt"] else "")
             )
-    return SampleView(f"{samples}. {text}.", clips=[_clip(title, path) for title, path in named])
+    clips = [_clip(title, path) for title, path in named]
+    if corpus is not None:
+        with _opened(named[0][1]) as file:
+            clips.insert(0, _recorded(corpus, file.frames / file.samplerate))
+    return SampleView(f"{samples}. {text}.", clips=clips)
 
 
 def read_samples(samples: Path, codec: AudioCodec, gain: float) -> list[Sample]:
@@ -134,10 +141,23 @@ def _clip(title: str, path: Path) -> Clip:
     with _opened(path) as file:
         rate = file.samplerate
         audio = file.read(round(_LONGEST_S * rate), dtype="float32", always_2d=True).mean(1)
+    return _shown(title, path.name, audio, rate)
+
+
+def _recorded(corpus: Corpus, seconds: float) -> Clip:
+    """The middle one of the held-out pieces of so many seconds, as the model hears it."""
+    rate = corpus.codec.sample_rate_hz
+    spans = held_out_spans(corpus, max(1, round(min(seconds, _LONGEST_S) * rate)))
+    span = spans[len(spans) // 2]
+    title = f"held out, not sampled: {span.record}, from {span.start / rate:.1f} to {span.end / rate:.1f} s"
+    return _shown(title, span.record, heard(corpus.fetch(span), corpus.codec)[: round(_LONGEST_S * rate)], rate)
+
+
+def _shown(title: str, name: str, audio: NDArray[np.floating], rate: int) -> Clip:
     sound = io.BytesIO()
     soundfile.write(sound, audio, rate, format="FLAC", subtype="PCM_16")
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "clip.png"
-        spectrograms([(path.name, audio)], rate, picture)
+        spectrograms([(name, audio)], rate, picture)
         png = picture.read_bytes()
     return Clip(title, png, sound.getvalue())

@@ -142,11 +142,13 @@ class Audio(Domain):
 
         return SoundMatcher(corpus, corpus.codec, length or 10 * corpus.codec.sample_rate_hz)
 
-    def show_samples(self, samples: Path, measured: Mapping[str, Any] | None) -> SampleView:
+    def show_samples(
+        self, samples: Path, measured: Mapping[str, Any] | None, corpus: Corpus | None = None
+    ) -> SampleView:
         """Clips to listen to, and their measures over time."""
         from mamba_bio_audio.pipelines.audio.clips import view
 
-        found = view(samples)
+        found = view(samples, corpus)
         if measured is None:
             return found
         from mamba_bio_audio.pipelines.audio.samples import picture

@@ -54,6 +54,11 @@ class Sample(NamedTuple):
 
 
 def held_out(corpus: Corpus, length: int, splits: Sequence[str] = HELD_OUT) -> list[Levels]:
+    """The levels of `held_out_spans`."""
+    return [corpus.fetch(span) for span in held_out_spans(corpus, length, splits)]
+
+
+def held_out_spans(corpus: Corpus, length: int, splits: Sequence[str] = HELD_OUT) -> list[Span]:
     """Up to 64 pieces of recordings that were not trained on, evenly spread, each of `length` levels.
 
     They overlap where there would be few. Of recordings that are all shorter, such as clips of words, whole ones are taken.
@@ -65,7 +70,7 @@ def held_out(corpus: Corpus, length: int, splits: Sequence[str] = HELD_OUT) -> l
     ]
     pieces = pieces or spans
     count = min(_MOST_PIECES, len(pieces))
-    return [corpus.fetch(pieces[number * len(pieces) // count]) for number in range(count)]
+    return [pieces[number * len(pieces) // count] for number in range(count)]
 
 
 def piece_lengths(samples: int, rate_hz: int) -> list[int]:

@@ -157,7 +157,9 @@ class Dna(Domain):
 
         return describe_samples(dict(measured))
 
-    def show_samples(self, samples: Path, measured: Mapping[str, Any] | None) -> SampleView:
+    def show_samples(
+        self, samples: Path, measured: Mapping[str, Any] | None, corpus: Corpus | None = None
+    ) -> SampleView:
         """The table and the spectra of 6-mers."""
         from mamba_bio_audio.pipelines.dna.samples import kmer_spectra
 

@@ -54,7 +54,7 @@ ELSEWHERE = {
     "docs/reliability.md": "guarantees, each with its test",
     "docs/reproduction.md": "the paper's figures: tests/test_reproduction.py",
     "docs/results/runs.md": "generated from result files: tests/test_runs.py",
-    "README.md": "each figure has a claim: tests/test_claims.py",
+    "docs/headlines.md": "each figure has a claim: tests/test_claims.py",
 }
 
 

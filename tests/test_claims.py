@@ -1,6 +1,6 @@
-"""Every headline number of the README stands in a committed file, and a range spans its worst row and its best.
+"""Every headline number stands in a committed file, and a range spans its worst row and its best.
 
-A claim is a piece of the README with {} where numbers stand; the numbers are read from `benchmarks/results/`.
+A claim is a piece of docs/headlines.md with {} where numbers stand; the numbers are read from `benchmarks/results/`.
 """
 
 import csv
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+PAGE = " ".join((ROOT / "docs" / "headlines.md").read_text(encoding="utf-8").split())
 
 
 def rows(name: str, **wanted: str) -> list[dict[str, str]]:
@@ -276,9 +276,9 @@ CLAIMS: dict[str, tuple[str, Callable[[], tuple[str, ...]]]] = {
         "{} bits a sample on a piece never heard, linear prediction {}; 21 minutes of a recorded piano: {} and {}.",
         piano,
     ),
-    "recipe audio/tiny": ("piano {} bits in five CPU minutes, linear prediction {} (`docs/audio.md`)", tiny),
+    "recipe audio/tiny": ("piano {} bits in five CPU minutes, linear prediction {} ([Raw audio](audio.md))", tiny),
     "recipe audio/piano, audio/digits": (
-        "piano {} bits, linear prediction {}; digits {} bits, linear prediction {} (`docs/audio.md`)",
+        "piano {} bits, linear prediction {}; digits {} bits, linear prediction {} ([Raw audio](audio.md))",
         lambda: tuple(
             f"{from_json(f'{run}/evaluate-test.json', *keys):.2f}"
             for run, *keys in (
@@ -295,13 +295,14 @@ CLAIMS: dict[str, tuple[str, Callable[[], tuple[str, ...]]]] = {
         lambda: (f"{number('chrx_len1m_h100/metrics.csv', 'valid_perplexity', step='190'):.3f}",),
     ),
     "digits by class": (
-        "clips are right in {} %, those of a speaker never heard in {} % (`docs/audio.md`)",
+        "clips are right in {} %, those of a speaker never heard in {} % ([Raw audio](audio.md))",
         right_by_class,
     ),
     "GUE": (
         "- **GUE**, {} tasks: frozen, 12 layers x 128 trained on human and other genomes are above the published frozen "
         "HyenaDNA on {} of them and above Caduceus-Ph on {} (another protocol); fine-tuned they are above k-mers by .02 of "
-        "AUROC on {}, above a small convolutional network by that much on {} and below it on {} (`docs/classification.md`).",
+        "AUROC on {}, above a small convolutional network by that much on {} and below it on {} "
+        "([Classification](classification.md)).",
         gue,
     ),
     "digits": (
@@ -312,21 +313,21 @@ CLAIMS: dict[str, tuple[str, Callable[[], tuple[str, ...]]]] = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_the_readme_says_what_the_files_say(name):
+def test_the_page_says_what_the_files_say(name):
     text, read = CLAIMS[name]
     expected = text.format(*read())
-    assert expected in README, f"README.md and benchmarks/results/ differ; by the files it is: {expected}"
+    assert expected in PAGE, f"docs/headlines.md and benchmarks/results/ differ; by the files it is: {expected}"
 
 
 def test_each_number_under_measured_belongs_to_a_claim():
     """What is left of the section once the claims are taken out holds settings, not results."""
-    measured = README.split("## Measured")[1].split("## Where things are")[0]
+    measured = PAGE.split("# Measured, in short")[1].split("## Recipes")[0]
     for text, read in CLAIMS.values():
         measured = measured.replace(text.format(*read()).strip(), " ")
     settings = (
         r"12 layers x 128|H[12]00|7 M model|2\^\d+|80 GB|42 Mb|mamba_ssm|2,000 steps|2,048|16 kHz|"
         r"8 bits|fp32|torch 2\.1[14]\.\d(?: or 2\.11\.0)?|triton 3\.6\.0|"
-        r"order \d+|`[^`]*`|1 kb|6 layers x 128|300-base"
+        r"order \d+|`[^`]*`|\]\([^)]*\)|1 kb|6 layers x 128|300-base"
     )
     left = re.findall(r"\d[\d.,^]*", re.sub(settings, " ", measured))
     assert not left, f"numbers without a file: {left}"

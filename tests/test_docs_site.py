@@ -99,8 +99,8 @@ def test_links_between_pages_lead_somewhere(generated):
 
 
 GUIDES = (
-    "index.md", "guide-pretrain.md", "guide-classify.md", "guide-finetune.md", "guide-score.md", "guide-variants.md",
-    "guide-sound.md", "guide-length.md",
+    "../README.md", "tour.md", "index.md", "guide-pretrain.md", "guide-classify.md", "guide-finetune.md", "guide-score.md",
+    "guide-variants.md", "guide-sound.md", "guide-length.md",
 )  # fmt: skip
 # What is left of a packaged slice, how much is sampled, lines of the genome that is scored, and of the calls.
 SHARE, LENGTH, LINES, CALLS = 12, 64, 3, 4
@@ -120,6 +120,7 @@ SHORTER = {
         "train.length_warmup=[]",
     ),
     "finetune": ("train.steps=2", "train.validate_every=2", "train.tokens_per_step=1024"),
+    "../README.md pretrain": SMALL,
     "guide-pretrain.md pretrain": SMALL,
     "guide-length.md pretrain": (
         *SMALL,
@@ -160,7 +161,7 @@ def test_the_commands_of_a_guide_run_as_written(guide, small_model, tmp_path, mo
     for line in lines:
         words = shlex.split(line if guide == "index.md" else line.replace("human42mb-1m4", small_model))
         # `srun` and `pip` among them; that the settings of such lines exist is a test of its own (test_readme.py).
-        if words[0] != "mba" or words[1] in ("demo", "doctor") or "train.devices" in line:
+        if words[0] != "mba" or words[1] in ("demo", "doctor", "compare") or "train.devices" in line:
             continue
         if "--length" in words:
             words[words.index("--length") + 1] = str(LENGTH)
@@ -172,7 +173,11 @@ def test_the_commands_of_a_guide_run_as_written(guide, small_model, tmp_path, mo
             command(words[1:])
         assert not stop.value.code, (line, capsys.readouterr().err)
         if words[1:3] == ["prepare", "examples"]:
-            _shorten(Path("examples"), scored=guide == "guide-score.md")
+            _shorten(Path("examples"), scored=guide in ("../README.md", "guide-score.md"))
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if guide == "../README.md" else ():
+        capsys.readouterr()
+        exec(compile(block, guide, "exec"), {})
+        assert len(capsys.readouterr().out.strip().strip("ACGT")) == 0
 
 
 def _record(folder: Path) -> None:
@@ -196,7 +201,7 @@ def _shorten(folder: Path, scored: bool) -> None:
 
 
 def test_each_guide_shows_a_picture_that_exists():
-    for guide in GUIDES[1:]:
+    for guide in GUIDES[3:]:
         shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (DOCS / guide).read_text(encoding="utf-8"))
         assert shown, guide
         for name in shown:

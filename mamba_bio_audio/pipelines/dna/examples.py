@@ -38,11 +38,13 @@ def write_examples(out: Path, *, force: bool = False) -> dict[str, str]:
         text = {path.name.removesuffix(".fa.gz"): gzip.decompress(path.read_bytes()).decode("ascii") for path in slices}
         (folder / "genome.fa").write_text(text[GENOME], encoding="ascii", newline="\n")
         (folder / "calls.vcf").write_text(_calls(text[GENOME]), encoding="ascii", newline="\n")
+        (folder / "splits.bed").write_text(_splits(text[GENOME]), encoding="ascii", newline="\n")
         (folder / "labels.tsv").write_text(_labels(text), encoding="ascii", newline="\n")
     return {
         "genomes/": f"slices of {len(slices)} genomes, a file each: a class each for a classifier",
         "genome.fa": f"the {GENOME} slice, plain, as genome browsers open it",
         "calls.vcf": f"{CALLS} made-up variants of it; they mean nothing",
+        "splits.bed": "a split of it into training, validation and test",
         "labels.tsv": f"{PIECES * len(LABELLED)} pieces of {PIECE} bases: sequence, label (which slice), group",
     }
 
@@ -68,6 +70,13 @@ def _calls(fasta: str) -> str:
             reference, alternative = (letters[at : at + 2].upper(), base) if number % 8 == 3 else (base, base + other)
         lines.append("\t".join((record, str(at + 1), ".", reference, alternative, ".", ".", ".")))
     return "\n".join(lines) + "\n"
+
+
+def _splits(fasta: str) -> str:
+    record, letters = _letters(fasta)
+    ends = [0, int(0.7 * len(letters)), int(0.85 * len(letters)), len(letters)]
+    rows = zip(ends, ends[1:], ("train", "valid", "test"), strict=False)
+    return "".join(f"{record}\t{start}\t{end}\t{split}\n" for start, end, split in rows)
 
 
 def _labels(slices: dict[str, str]) -> str:

@@ -76,7 +76,7 @@ class Columns(NamedTuple):
         labels: one, or several where a sequence has several labels.
         split: None: whichever of `SPLIT_KEYS` there are.
         id: None: the column id where there is one, else the number of the line.
-        group: None: there is none.
+        group: None: the column group where there is one.
     """
 
     sequence: str = "sequence"
@@ -172,6 +172,7 @@ def read_table(
     if twice is not None:
         raise InputError(f"{where}: two columns are called {twice!r}; rename one of them")
     keys = [key for key in SPLIT_KEYS if key in header] if columns.split is None else [columns.split]
+    group = columns.group or ("" if "group" in columns.labels else "group")
     rows: list[Row] = []
     seen: dict[str, str] = {}
     for where, values in counted(cells, f"reading {path.name}, rows", progress):
@@ -190,8 +191,7 @@ def read_table(
         seen[name] = line
         # A split column of any name is the split.
         tags = {"split" if key == columns.split else key: row[key] for key in keys}
-        group = "" if columns.group is None else row[columns.group]
-        rows.append(Row(labels[0], tags, name, row[columns.sequence], where, tuple(labels[1:]), group))
+        rows.append(Row(labels[0], tags, name, row[columns.sequence], where, tuple(labels[1:]), row.get(group, "")))
     if not rows:
         raise InputError(f"{path}: has a header and no rows; add rows, or leave the file out")
     return rows

@@ -88,11 +88,13 @@ def test_empty_labels_where_they_may_be(tmp_path):
     assert [row.label for row in read_table(table, empty_labels=True)] == ["", "1"]
 
 
-def test_rows_of_a_group_stay_in_one_split(tmp_path):
+@pytest.mark.parametrize(("name", "columns"), [("gene", {"group": "gene"}), ("group", None)])
+def test_rows_of_a_group_stay_in_one_split(tmp_path, name, columns):
+    """Named by data.columns, or so called."""
     rows = [(f"r{i}", bases(), i % 2, f"g{i // 4}") for i in range(80)]
     table = tmp_path / "train.csv"
-    table.write_text("id,sequence,label,gene\n" + "".join(f"{a},{b},{c},{d}\n" for a, b, c, d in rows))
-    corpus = DnaClassesCorpus(config(table, columns={"group": "gene"}), length=50)
+    table.write_text(f"id,sequence,label,{name}\n" + "".join(f"{a},{b},{c},{d}\n" for a, b, c, d in rows))
+    corpus = DnaClassesCorpus(config(table, columns=columns), length=50)
     group = {name: gene for name, _, _, gene in rows}
     found = {split: {group[name] for name in names} for split, names in splits(corpus).items()}
     assert all(found.values())

@@ -141,6 +141,8 @@ def test_mistakes(folder, tmp_path, capsys):
     assert "data.tracks: missing" in capsys.readouterr().err
     assert mba_command(*arguments(folder, tmp_path / "x", *own, "head.task=classes")) == 2
     assert "data.kind=dna-tracks is for bases, tracks; for classes set data.kind=dna-classes" in capsys.readouterr().err
+    assert mba_command(*arguments(folder, tmp_path / "x", *own, "train.stream_chunk=16")) == 2
+    assert "train.stream_chunk: head.task=tracks reads whole windows, from both strands" in capsys.readouterr().err
     assert mba_command(*arguments(folder, tmp_path / "x", *own, "data.bin=7")) == 2
     assert "must be a whole number of bins of 7" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -8,7 +8,7 @@
 set -u
 seconds=$1
 [ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
-export OMP_NUM_THREADS=1 CUDA_MPS_CLIENT_PRIORITY=1
+export OMP_NUM_THREADS=1
 out=${RUN:-/tmp/compare_human} log=$OUT/compare_human.txt
 mkdir -p "$out"
 [ -n "${2:-}" ] && tar -C "$out" -xzf "$2"

@@ -2,6 +2,7 @@
 # Synthetic tasks on one GPU: bash benchmarks/device/tasks.sh SECONDS [ARCHIVE]; goes on from what an earlier session packed.
 #   induction            heads trained at 256 symbols, a constant rate as in the paper, three rates and three seeds for each mixer;
 #                        then answers from 2^6 to 2^20
+#   long                 the same for Mamba alone at one rate, longer, also with smaller initial step sizes
 #   copying1024, ...2048 selective copying of 16 symbols, a selective block beside fixed ones of the same size, three rates and seeds
 #   ablation             what of B, C and the step size depends on the input, number of states, rank of the step size, initial A
 # A process for each model, beside each other (MPS makes that faster). PARTS names what runs: a part, or part:model,model
@@ -20,14 +21,15 @@ left() { echo $((seconds - (SECONDS - begun) - $1 > 1 ? seconds - (SECONDS - beg
 limited() { timeout -k 5 "$1" "${@:3}" 2>&1 | sed -u "s|^|$2: |" >>"$log"; }
 compare() { limited "$(left "$margin")" "$name" python3 -m mamba_bio_audio compare "$@"; }
 pack() { # Runs without what was joined (it is in the parts), weights of induction heads alone, for lengths that are to come, if they fit.
-  local without=(--exclude=./induction/runs --exclude='./copying*/runs' --exclude=./ablation/runs --exclude=unfinished.safetensors)
+  local without=(--exclude=./induction/runs --exclude=./long/runs --exclude='./copying*/runs' --exclude=./ablation/runs --exclude=unfinished.safetensors)
   local small=(--exclude='./parts/copying*/model.safetensors' --exclude='./parts/ablation*/model.safetensors')
-  tar -C "$out" -czf "$out.$BASHPID.tgz" "${without[@]}" "${small[@]}" . 2>/dev/null
-  [ "$(stat -c %s "$out.$BASHPID.tgz")" -lt 16000000 ] || tar -C "$out" -czf "$out.$BASHPID.tgz" "${without[@]}" --exclude=model.safetensors . 2>/dev/null
-  mv "$out.$BASHPID.tgz" "$OUT/tasks.tgz"
+  local packed=$out.$BASHPID.tgz
+  tar -C "$out" -czf "$packed" "${without[@]}" "${small[@]}" . 2>/dev/null
+  [ "$(stat -c %s "$packed")" -lt 16000000 ] || tar -C "$out" -czf "$packed" "${without[@]}" --exclude=model.safetensors . 2>/dev/null
+  mv "$packed" "$OUT/tasks.tgz"
 }
 common="--set train.checkpoint_every=1000 ${MORE:-}"
-parts=(${PARTS:-induction:mamba induction:transformer induction:mamba2 induction:h3 induction:hyena
+parts=(${PARTS:-induction:mamba long:mamba long:mamba-slow induction:transformer induction:mamba2 induction:h3 induction:hyena
   copying1024:mamba copying1024:s4d copying1024:s4d-real copying2048:mamba copying2048:s4d
   ablation:selective-b,selective-c
   ablation:all,selective-false,selective-dt,selective-bc,states-1,states-4,rank-1,A-half,A-random})
@@ -35,6 +37,11 @@ induction() {
   compare synthetic/induction --mixers mamba,transformer,mamba2,h3 \
     --arm "hyena=model.mixer=hyena,model.options={max_length: 16384}" --rates 3e-4,1e-3,3e-3 --every-rate \
     --set train.tokens_per_step=8192 --set train.steps="${INDUCTION_STEPS:-10000}" --set train.validate_every="${INDUCTION_EVERY:-2000}" \
+    --set train.lr_min=1 --set train.warmup=0.01 --set train.validation_tokens=65536 $common "$@"
+}
+long() {
+  compare synthetic/induction --arm mamba= --arm mamba-slow=model.ssm.dt_min=1e-5,model.ssm.dt_floor=1e-6 --rates 2e-3 --every-rate \
+    --set train.tokens_per_step=8192 --set train.steps="${LONG_STEPS:-24000}" --set train.validate_every="${LONG_EVERY:-4000}" \
     --set train.lr_min=1 --set train.warmup=0.01 --set train.validation_tokens=65536 $common "$@"
 }
 copying1024() { copying 1024 "$@"; }
@@ -60,9 +67,9 @@ if [ -z "${SPEED:-}" ]; then
     name=$part-${group%%,*} margin=40
     (
       # Induction heads are scored by length after their training.
-      $part --only "$group" --together "${TOGETHER:-9}" --max-time "$(left "$([ "$part" = induction ] && echo $((60 + seconds / 5)) || echo 60)")" \
+      $part --only "$group" --together "${TOGETHER:-9}" --max-time "$(left "$([[ $part =~ induction|long ]] && echo $((60 + seconds / 5)) || echo 60)")" \
         --out "$out/parts/$name"
-      [ "$part" != induction ] || limited "$(left 40)" "$name" \
+      [[ ! $part =~ induction|long ]] || limited "$(left 40)" "$name" \
         python3 benchmarks/device/tasks_lengths.py "$out/parts/$name" --seconds "$(left 60)" ${LENGTHS:-}
     ) &
     running+=($!)
@@ -81,9 +88,9 @@ for part in $(printf '%s\n' "${parts[@]%%:*}" | uniq); do
   name=$part margin=10
   (
     $part "${taken[@]}" --together 1 --max-time "$([ -n "${SPEED:-}" ] && left 20 || echo 0.01)" --out "$out/$part"
-    if [ "$part" = induction ]; then
-      cat "$out"/parts/induction-*/lengths.csv | awk 'NR == 1 || !/^arm,/' >"$out/induction/lengths.csv"
-      limited "$(left 5)" lengths python3 benchmarks/device/tasks_lengths.py "$out/induction" --seconds 0
+    if [[ $part =~ induction|long ]]; then
+      cat "$out/parts/$part"-*/lengths.csv | awk 'NR == 1 || !/^arm,/' >"$out/$part/lengths.csv"
+      limited "$(left 5)" "lengths $part" python3 benchmarks/device/tasks_lengths.py "$out/$part" --seconds 0
     fi
   ) &
   running+=($!)

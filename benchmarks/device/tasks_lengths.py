@@ -113,10 +113,10 @@ def score_run(
     return True
 
 
-def table(out: Path) -> str:
-    """Percent right of the best run of each model, beside the paper's rows where the lengths are its."""
+def best_runs(out: Path) -> dict[str, tuple[tuple[str, str, str], dict[int, str]]]:
+    """Of each model the run with the highest mean over all lengths, and its share of right answers at each ("": it cannot)."""
     rows = rows_of(out / "lengths.csv")
-    lengths = sorted({int(row["length"]) for row in rows})
+    lengths = {int(row["length"]) for row in rows}
     by_run: dict[tuple[str, str, str], dict[int, str]] = {}
     for row in rows:
         by_run.setdefault((row["arm"], row["rate"], row["seed"]), {})[int(row["length"])] = row["right"]
@@ -124,13 +124,20 @@ def table(out: Path) -> str:
     def mean(right: dict[int, str]) -> float:
         return sum(float(right.get(length) or 0) for length in lengths)
 
-    best: dict[str, tuple[str, str, str]] = {}
+    best: dict[str, tuple[tuple[str, str, str], dict[int, str]]] = {}
     for key in sorted(by_run, key=lambda key: -mean(by_run[key])):
-        best.setdefault(key[0], key)
+        best.setdefault(key[0], (key, by_run[key]))
+    return best
+
+
+def table(out: Path) -> str:
+    """Percent right of the best run of each model, beside the paper's rows where the lengths are its."""
+    best = best_runs(out)
+    lengths = sorted({length for _, right in best.values() for length in right})
     lines = ["| model | rate, seed | " + " | ".join(f"2^{length.bit_length() - 1}" for length in lengths) + " |"]
     lines.append("|---" * (len(lengths) + 2) + "|")
-    for arm, key in best.items():
-        cells = [by_run[key].get(length) for length in lengths]
+    for arm, (key, right) in best.items():
+        cells = [right.get(length) for length in lengths]
         shown = ["" if cell is None else "-" if cell == "" else f"{100 * float(cell):.1f}" for cell in cells]
         lines.append(f"| {arm} | {float(key[1]):g}, {key[2]} | " + " | ".join(shown) + " |")
     for name, published in PAPER.items():
@@ -138,6 +145,25 @@ def table(out: Path) -> str:
         if len(theirs) == len(lengths):
             lines.append(f"| paper: {name} | | " + " | ".join(str(c or "-") for c in theirs) + " |")
     return "\n".join(lines)
+
+
+def picture(out: Path, place: Path) -> None:
+    """Draw the same: our best runs as lines, the paper's models dashed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for arm, (_, right) in best_runs(out).items():
+        there = sorted(length for length in right if right[length])
+        axes.plot(there, [100 * float(right[length]) for length in there], marker=".", label=arm)
+    for name, published in PAPER.items():
+        shown = [(64 << at, value) for at, value in enumerate(published) if value is not None]
+        axes.plot(*zip(*shown, strict=True), linestyle="--", linewidth=0.8, label=f"paper: {name}")
+    axes.set(xlabel="length of the sequence (trained at 256)", ylabel="right answers, %")
+    axes.set_xscale("log", base=2)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.savefig(place, format="png", dpi=120)
 
 
 def main() -> None:
@@ -153,12 +179,15 @@ def main() -> None:
         "--least", type=float, default=0.5, help="mean share of right answers there to be scored beyond"
     )
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--picture", type=Path, help="PNG to draw")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     arguments = parser.parse_args()
     if (arguments.out / "compare.json").exists():
         print(CompareResult.model_validate(read_json(arguments.out / "compare.json")).text(), flush=True)
     score(arguments)
     print(table(arguments.out))
+    if arguments.picture is not None:
+        picture(arguments.out, arguments.picture)
 
 
 if __name__ == "__main__":

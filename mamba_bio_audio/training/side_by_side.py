@@ -79,8 +79,11 @@ class Lane:
                 if self._replay is not None:
                     self._replay()
                 else:
-                    # As they are the first time: libraries take their memory, and layers choose what they keep.
+                    # As they are the first time: libraries take their memory, and layers choose what they keep. Alone,
+                    # since constants that kernels make once, on the stream of the first, are there for all only then.
+                    torch.cuda.synchronize()
                     self._steps(block)
+                    torch.cuda.synchronize()
         self.done += len(block.tokens)
 
     def record(self, block: Block) -> None:

@@ -6,7 +6,7 @@
 #   copying1024, ...2048 selective copying of 16 symbols, a selective block beside fixed ones of the same size, three rates and seeds
 #   ablation             what of B, C and the step size depends on the input, number of states, rank of the step size, initial A
 # A process for each model, beside each other (MPS makes that faster). PARTS names what runs: a part, or part:model,model
-# (one process for all of them) several times.
+# (one process for all of them) several times; more than about eight processes slow each other down.
 # SPEED=1 measures the models of a part, with the GPU to itself, and joins. Leaves $OUT/tasks.tgz and $OUT/tasks.txt.
 set -u
 seconds=$1
@@ -29,10 +29,8 @@ pack() { # Runs without what was joined (it is in the parts), weights of inducti
   mv "$packed" "$OUT/tasks.tgz"
 }
 common="--set train.checkpoint_every=1000 ${MORE:-}"
-parts=(${PARTS:-induction:mamba long:mamba long:mamba-slow induction:transformer induction:mamba2 induction:h3 induction:hyena
-  copying1024:mamba copying1024:s4d copying1024:s4d-real copying2048:mamba copying2048:s4d
-  ablation:selective-b,selective-c
-  ablation:all,selective-false,selective-dt,selective-bc,states-1,states-4,rank-1,A-half,A-random})
+parts=(${PARTS:-induction:mamba copying1024:mamba copying1024:s4d copying1024:s4d-real induction:transformer induction:mamba2 induction:h3
+  induction:hyena})
 induction() {
   compare synthetic/induction --mixers mamba,transformer,mamba2,h3 \
     --arm "hyena=model.mixer=hyena,model.options={max_length: 16384}" --rates 3e-4,1e-3,3e-3 --every-rate \
@@ -47,7 +45,7 @@ long() {
 copying1024() { copying 1024 "$@"; }
 copying2048() { copying 2048 "$@"; }
 copying() {
-  compare synthetic/selective-copying --mixers mamba,s4d,s4d-real --rates 2e-3,4e-3,8e-3 --seeds 0,1,2 --set train.length="$1" \
+  compare synthetic/selective-copying --mixers mamba,s4d,s4d-real --rates 4e-3,8e-3 --seeds 0,1,2 --set train.length="$1" \
     --set train.tokens_per_step=32768 --set train.steps="${COPYING_STEPS:-8000}" --set train.validate_every="${COPYING_EVERY:-1000}" \
     --set train.validation_tokens=262144 $common "${@:2}"
 }
@@ -64,13 +62,13 @@ running=()
 if [ -z "${SPEED:-}" ]; then
   for entry in "${parts[@]}"; do
     part=${entry%%:*} group=${entry#*:}
-    name=$part-${group%%,*} margin=40
+    name=$part-${group%%,*} margin=14
     (
       # Induction heads are scored by length after their training.
-      $part --only "$group" --together "${TOGETHER:-9}" --max-time "$(left "$([[ $part =~ induction|long ]] && echo $((60 + seconds / 5)) || echo 60)")" \
+      $part --only "$group" --together "${TOGETHER:-9}" --max-time "$(left "$([[ $part =~ induction|long ]] && echo $((22 + seconds / 5)) || echo 22)")" \
         --out "$out/parts/$name"
-      [[ ! $part =~ induction|long ]] || limited "$(left 40)" "$name" \
-        python3 benchmarks/device/tasks_lengths.py "$out/parts/$name" --seconds "$(left 60)" ${LENGTHS:-}
+      [[ ! $part =~ induction|long ]] || limited "$(left 14)" "$name" \
+        python3 benchmarks/device/tasks_lengths.py "$out/parts/$name" --seconds "$(left 24)" ${LENGTHS:-}
     ) &
     running+=($!)
   done
@@ -85,12 +83,12 @@ running=()
 for part in $(printf '%s\n' "${parts[@]%%:*}" | uniq); do
   taken=()
   for folder in "$out"/parts/"$part"-*/; do [ -e "$folder/settings.json" ] && taken+=(--take "$folder"); done
-  name=$part margin=10
+  name=$part margin=4
   (
     $part "${taken[@]}" --together 1 --max-time "$([ -n "${SPEED:-}" ] && left 20 || echo 0.01)" --out "$out/$part"
     if [[ $part =~ induction|long ]]; then
       cat "$out/parts/$part"-*/lengths.csv | awk 'NR == 1 || !/^arm,/' >"$out/$part/lengths.csv"
-      limited "$(left 5)" "lengths $part" python3 benchmarks/device/tasks_lengths.py "$out/$part" --seconds 0
+      limited "$(left 2)" "lengths $part" python3 benchmarks/device/tasks_lengths.py "$out/$part" --seconds 0
     fi
   ) &
   running+=($!)

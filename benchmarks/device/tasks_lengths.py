@@ -102,7 +102,8 @@ def score_run(
             corpus = SyntheticCorpus(model.config.data, length)
         if model.streaming != "constant" and length > arguments.most_growing:
             break
-        (found,) = score_lengths(model, corpus, "test", [length], arguments.sequences, device=device, narrow=narrow)
+        sequences = arguments.sequences if length <= arguments.short else arguments.long_sequences
+        (found,) = score_lengths(model, corpus, "test", [length], sequences, device=device, narrow=narrow)
         row = {name: run[name] for name in ("arm", "rate", "seed", "steps")} | found.model_dump()
         with place.open("a", newline="") as file:
             csv.DictWriter(file, FIELDS).writerow(row)
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of mba compare")
     parser.add_argument("--lengths", default="2^6..2^20")
     parser.add_argument("--sequences", type=int, default=256)
+    parser.add_argument("--long-sequences", type=int, default=64, help="sequences of lengths beyond --short")
     parser.add_argument(
         "--most-growing", type=int, default=1 << 14, help="longest sequences of models whose state grows"
     )

@@ -34,7 +34,7 @@ parts=(${PARTS:-induction:mamba copying1024:mamba copying1024:s4d copying1024:s4
 induction() {
   compare synthetic/induction --mixers mamba,transformer,mamba2,h3 \
     --arm "hyena=model.mixer=hyena,model.options={max_length: 16384}" --rates 3e-4,1e-3,3e-3 --every-rate \
-    --set train.tokens_per_step=8192 --set train.steps="${INDUCTION_STEPS:-10000}" --set train.validate_every="${INDUCTION_EVERY:-2000}" \
+    --set train.tokens_per_step=8192 --set train.steps="${INDUCTION_STEPS:-8000}" --set train.validate_every="${INDUCTION_EVERY:-2000}" \
     --set train.lr_min=1 --set train.warmup=0.01 --set train.validation_tokens=65536 $common "$@"
 }
 long() {

@@ -1,6 +1,5 @@
 """The documentation site: every page has its place, every command its page, and the commands of the guides run as written."""
 
-import gzip
 import importlib.util
 import re
 import shlex
@@ -12,7 +11,6 @@ import pytest
 import soundfile
 import typer
 import yaml
-from Bio import bgzf
 
 from mamba_bio_audio.cli.main import app
 from mamba_bio_audio.cli.main import run as command
@@ -102,8 +100,8 @@ GUIDES = (
     "../README.md", "tour.md", "index.md", "guide-pretrain.md", "guide-classify.md", "guide-finetune.md", "guide-score.md",
     "guide-variants.md", "guide-sound.md", "guide-length.md",
 )  # fmt: skip
-# What is left of a packaged slice, how much is sampled, lines of the genome that is scored, and of the calls.
-SHARE, LENGTH, LINES, CALLS = 12, 64, 3, 4
+# How much is sampled, lines of the genome that is scored, and of the calls.
+LENGTH, LINES, CALLS = 64, 3, 4
 SMALL = ("model.d_model=8", "model.num_layers=1")
 TRAINING = ("train.validate_every=2", "train.validation_tokens=1024", "train.steps=2")
 # By command, or by guide and command; later settings win.
@@ -111,7 +109,6 @@ SHORTER = {
     "pretrain": (*TRAINING, "train.tokens_per_step=1024"),
     "classify": (
         *SMALL,
-        "data.block_bases=2048",
         "train.length=256",
         "train.steps=2",
         "train.validate_every=2",
@@ -189,12 +186,7 @@ def _record(folder: Path) -> None:
 
 
 def _shorten(folder: Path, scored: bool) -> None:
-    """The beginning of each slice but the smallest, of the calls and, where it is scored, of the genome."""
-    for path in sorted((folder / "genomes").glob("*.fa.gz")):
-        if path.name != "phage_lambda.fa.gz":
-            lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-            with bgzf.open(str(path), "wb") as file:
-                file.write(("\n".join(lines[: len(lines) // SHARE]) + "\n").encode())
+    """The first of the calls and, where it is scored, the beginning of the genome; splits need the slices as they are."""
     for name, most in (("genome.fa", LINES if scored else None), ("calls.vcf", CALLS)):
         lines = (folder / name).read_text().splitlines()
         (folder / name).write_text("\n".join(lines[:most]) + "\n")

@@ -12,6 +12,8 @@ from mamba_bio_audio.files.folders import Maker, new_folder
 from mamba_bio_audio.pipelines.dna.sources import demo_folder
 from mamba_bio_audio.pipelines.draws import for_synthesis
 
+# Too small to be split as the others are; no classifier of the others knows it.
+STRANGER = "phage_lambda"
 # Of the slice that calls are made for, and the classes of the table of labels.
 GENOME, LABELLED = "human", ("fruit_fly", "human")
 CALLS, FIRST_CALL = 20, 4000
@@ -34,14 +36,15 @@ def write_examples(out: Path, *, force: bool = False) -> dict[str, str]:
     with new_folder(out, Maker("prepare examples"), force=force) as folder:
         (folder / "genomes").mkdir()
         for path in slices:
-            shutil.copyfile(path, folder / "genomes" / path.name)
+            shutil.copyfile(path, folder / ("" if path.name.startswith(STRANGER) else "genomes") / path.name)
         text = {path.name.removesuffix(".fa.gz"): gzip.decompress(path.read_bytes()).decode("ascii") for path in slices}
         (folder / "genome.fa").write_text(text[GENOME], encoding="ascii", newline="\n")
         (folder / "calls.vcf").write_text(_calls(text[GENOME]), encoding="ascii", newline="\n")
         (folder / "splits.bed").write_text(_splits(text[GENOME]), encoding="ascii", newline="\n")
         (folder / "labels.tsv").write_text(_labels(text), encoding="ascii", newline="\n")
     return {
-        "genomes/": f"slices of {len(slices)} genomes, a file each: a class each for a classifier",
+        "genomes/": f"slices of {len(slices) - 1} genomes, a file each: a class each for a classifier",
+        f"{STRANGER}.fa.gz": "a genome of another kind",
         "genome.fa": f"the {GENOME} slice, plain, as genome browsers open it",
         "calls.vcf": f"{CALLS} made-up variants of it; they mean nothing",
         "splits.bed": "a split of it into training, validation and test",

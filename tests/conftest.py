@@ -112,6 +112,8 @@ def recorded_cuda(monkeypatch: pytest.MonkeyPatch) -> RecordedCuda:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", cuda.new_graph)
     monkeypatch.setattr(torch.cuda, "graph", cuda.graph)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: cuda.log.append("empty cache"))
+    forget = lambda: cuda.log.append("cuBLAS begins anew")  # noqa: E731
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", forget, raising=False)
     return cuda
 
 

@@ -8,7 +8,6 @@ at the same phase and the graph has no branches. Steps that do not fill a stretc
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mamba_bio_audio.inference.streaming import positions
+from mamba_bio_audio.kernels.graphs import recorded_in
 from mamba_bio_audio.kernels.made_once import Made, weights_stay
 
 # logits (R, V) and one draw per row (R,) to symbols (R,) and their log-probabilities (R,)
@@ -173,16 +173,8 @@ class GraphSteps:
 
     def _record(self, draws: Tensor) -> _Graph:
         graph = torch.cuda.CUDAGraph()
-        collects = gc.isenabled()
-        # A graph of others that is collected while this one is recorded would spoil it.
-        gc.disable()
-        try:
-            # Other threads, such as a loader's that pins memory, go on meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                return _Graph(graph, draws, *self._advance(draws))
-        finally:
-            if collects:
-                gc.enable()
+        with recorded_in(graph):
+            return _Graph(graph, draws, *self._advance(draws))
 
     def _advance(self, draws: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
         """Steps from and to the fixed places: symbols, log-probabilities, and the leaves of the state behind them."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.kernels.graphs import recorded_in
 from mamba_bio_audio.models.streamed import has_dropout
 
 
@@ -282,13 +283,8 @@ def recording(run: Callable[[], None], pool: Any = None) -> Callable[[], None]:
     `pool` is the memory that it may share with other graphs; by default it has its own.
     """
     graph = torch.cuda.CUDAGraph()
-    gc.disable()
-    try:
-        # Other threads, such as a loader's that pins memory, go on meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            run()
-    finally:
-        gc.enable()
+    with recorded_in(graph, pool):
+        run()
     return graph.replay
 
 

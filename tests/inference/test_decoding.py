@@ -154,7 +154,8 @@ WARM_UP = ["beside waits for main", "on beside", "step", "off beside", "main wai
 
 
 def recording(count):
-    return ["graph, thread_local, no collection", *["step"] * count, "end of graph", "replay"]
+    graph = ["graph, thread_local, no collection", *["step"] * count, "end of graph"]
+    return ["cuBLAS begins anew", *graph, "cuBLAS begins anew", "replay"]
 
 
 def test_graphs_are_recorded_once_after_one_step_beside_from_where_the_model_stands(counted):

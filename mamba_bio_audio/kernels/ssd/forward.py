@@ -9,7 +9,7 @@ with M and the letters of `cpu.py`. Products run on the tensor cores; sums, deca
 import triton
 import triton.language as tl
 
-from mamba_bio_audio.kernels.ssd.parts import add_product, falling, product, rows_of, sequences_of
+from mamba_bio_audio.kernels.ssd.parts import add_product, chunk_of, product, put_rows, rows_of, sequences_of
 
 
 @triton.jit(do_not_specialize=["L", "CHUNKS", "SEGMENTS", "LONG"])
@@ -60,34 +60,34 @@ def forward_kernel(
         if WRITE_STATES:
             where = states_p + (chunk.to(tl.int64) * H + head) * (P * N) + at
             tl.store(where, S.to(states_p.dtype.element_ty), mask=inside)
-        t = chunk.to(tl.int64) * Q + i
-        x = rows_of(x_p, t, p, X_ROW, L, P)
-        b = rows_of(b_p, t, n, B_ROW, L, N)
-        c = rows_of(c_p, t, n, C_ROW, L, N)
+        begin, live = chunk_of(chunk, i, L, Q)
+        t = begin + i
+        x = rows_of(x_p, begin, i, p, X_ROW, live, P, BP)
+        b = rows_of(b_p, begin, i, n, B_ROW, live, N, BN)
+        c = rows_of(c_p, begin, i, n, C_ROW, live, N, BN)
         l = tl.load(l_p + t)
-        total = tl.load(l_p + chunk.to(tl.int64) * Q + (Q - 1))
-        through, into, out = falling(total), falling(l), falling(total - l)
+        total = tl.load(l_p + begin + (Q - 1))
+        through, into, out = tl.exp2(total), tl.exp2(l), tl.exp2(total - l)
         connected = i[:, None] >= i[None, :]
         if HAS_DIAGONAL:
             connected = i[:, None] > i[None, :]
         if HAS_RESET:
-            number, last = sequences_of(reset_p, t, L)
+            number, last = sequences_of(reset_p + t, live)
             connected = connected & (number[:, None] == number[None, :])
             through = tl.where(last == 0, through, 0.0)
             into = tl.where(number == 0, into, 0.0)
             out = tl.where(number == last, out, 0.0)
         X = x.to(tl.float32)
         if HAS_SOURCE:
-            X *= tl.load(source_p + t, mask=t < L, other=0.0)[:, None]
-        M = product(c, tl.trans(b), DOT) * tl.where(connected, falling(l[:, None] - l[None, :]), 0.0)
+            X *= tl.load(source_p + t, mask=live, other=0.0)[:, None]
+        M = product(c, tl.trans(b), DOT) * tl.where(connected, tl.exp2(l[:, None] - l[None, :]), 0.0)
         y = add_product(product(c, tl.trans(S), DOT) * into[:, None], M, X, DOT)
         if HAS_DIAGONAL:
-            own = tl.load(diagonal_p + t, mask=t < L, other=0.0)
+            own = tl.load(diagonal_p + t, mask=live, other=0.0)
             own *= tl.sum(b.to(tl.float32) * c.to(tl.float32), axis=1)
             y += own[:, None] * x.to(tl.float32)
         if HAS_SKIP:
             y += skip * x.to(tl.float32)
-        to = y_p + t[:, None] * (H * P) + p[None, :]
-        tl.store(to, y.to(y_p.dtype.element_ty), mask=(t < L)[:, None] & (p < P)[None, :])
+        put_rows(y_p, begin, i, p, H * P, live, P, BP, y)
         S = add_product(S * through, tl.trans(X * out[:, None]), b, DOT)
     tl.store(end_p + (batch * H + head) * (P * N) + at, S, mask=inside & (segment == SEGMENTS - 1))

@@ -17,7 +17,7 @@ from torch import Tensor
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
 from mamba_bio_audio.kernels.launch import cdiv, launch, on
 from mamba_bio_audio.kernels.scan.inputs import schedulers
-from mamba_bio_audio.kernels.ssd.backward import backward_kernel
+from mamba_bio_audio.kernels.ssd.backward import maps_kernel, values_kernel
 from mamba_bio_audio.kernels.ssd.forward import forward_kernel
 from mamba_bio_audio.kernels.ssd.inputs import SsdInputs
 from mamba_bio_audio.kernels.ssd.parts import sums_kernel
@@ -30,8 +30,10 @@ _CHANNELS = 64
 _STATES = (64, 128)
 MAX_STATES = _STATES[-1]
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
-# Programs of a walk for each warp scheduler of the GPU, before sequences are cut into segments.
-_WALKS = 2
+# Programs for each warp scheduler of the GPU: of walks, of which sequences are cut into segments for more, and of backward.
+_WALKS = 1
+_CHUNKS = 2
+_SHARED = 112 * 1024  # bytes of shared memory of one of two programs of backward
 _HAND_ON_BLOCK = 256
 _SUMMED = 16  # chunks of a program that makes sums
 
@@ -45,6 +47,7 @@ class Plan(NamedTuple):
         chunks: of a sequence.
         long: chunks of a segment.
         segments: of a sequence.
+        heads: of a program of backward.
         warps: of a program of forward, of a walk over states, and of backward.
         stages: of loads that are under way, of the same.
     """
@@ -55,6 +58,7 @@ class Plan(NamedTuple):
     chunks: int
     long: int
     segments: int
+    heads: int
     warps: tuple[int, int, int]
     stages: tuple[int, int, int]
 
@@ -80,7 +84,14 @@ def make_plan(
     segments = cdiv(chunks, long)
     if segments < 3:  # finding states first costs half of what the walk does
         long, segments = chunks, 1
-    return Plan(Q, BP, BN, chunks, long, segments, (4, 4, 4), (2, 2, 1))
+    # As many heads of a group as leave enough programs.
+    most = batch * chunks * heads // (_CHUNKS * schedulers(device))
+    together = max(n for n in range(1, heads // groups + 1) if heads // groups % n == 0 and (n <= most or n == 1))
+    # Rounds of loads that two programs have room for, at most two, and the one that is read.
+    tiles = (2 * Q * BN + 2 * cdiv(channels, BP) * BP * (Q + BN)) * dtype.itemsize
+    narrow = dtype == torch.bfloat16
+    ahead = 1 + min(_SHARED // tiles, 2) if narrow else 1
+    return Plan(Q, BP, BN, chunks, long, segments, together, (4, 4, 4), (3 if narrow else 2, 2, ahead))
 
 
 def unsupported_reason(s: SsdInputs) -> str | None:
@@ -292,8 +303,11 @@ def ssd_backward(
         dmaps = torch.empty(batch, length, 2, groups, count, dtype=x.dtype, device=x.device)
     else:
         dx, dmaps = out
-    # Of each head, in the dtype of x: the kernel reads and writes little else.
-    maps = torch.empty(batch, length, 2, heads, count, dtype=x.dtype, device=x.device)
+    parts = heads // plan.heads
+    # Of the heads of a program: in fp32 where several are still to be added, which is where there are few.
+    maps = dmaps
+    if parts > groups:
+        maps = torch.empty(batch, length, 2, parts, count, dtype=torch.float32, device=x.device)
     l = call.l
     dl = torch.empty_like(l)
     dsource, ddiagonal = (None if t is None else torch.empty_like(t) for t in (call.source, call.diagonal))
@@ -302,17 +316,31 @@ def ssd_backward(
         skips = torch.empty(batch, plan.chunks, heads, dtype=torch.float32, device=x.device)
     with on(x.device):
         launch(
-            backward_kernel, batch * plan.chunks * heads,
+            values_kernel, batch * plan.chunks * parts,
             x, B, C, l, *(t if t is not None else l for t in (call.source, call.diagonal, call.skip, call.reset)),
-            states, dy, adjoints, dx, maps, dl, *(t if t is not None else l for t in (dsource, ddiagonal, skips)),
+            states, dy, adjoints, dx, dl, *(t if t is not None else l for t in (dsource, ddiagonal, skips)),
             length, plan.chunks, x.stride(0), B.stride(0), C.stride(0), dy.stride(0), dx.stride(0),
             H=heads, G=groups, P=channels, N=count, X_ROW=x.stride(1), X_HEAD=x.stride(2), B_ROW=B.stride(1),
             B_GROUP=B.stride(2), C_ROW=C.stride(1), C_GROUP=C.stride(2), DY_ROW=dy.stride(1), DY_HEAD=dy.stride(2),
-            DX_ROW=dx.stride(1), DX_HEAD=dx.stride(2), Q=plan.Q, BP=plan.BP, BN=plan.BN, DOT=_dot(x.dtype),
-            HAS_SOURCE=call.source is not None, HAS_DIAGONAL=call.diagonal is not None, HAS_SKIP=call.skip is not None,
+            DX_ROW=dx.stride(1), DX_HEAD=dx.stride(2), HEADS=plan.heads, Q=plan.Q, BP=plan.BP, BN=plan.BN,
+            DOT=_dot(x.dtype), HAS_SOURCE=call.source is not None, HAS_DIAGONAL=call.diagonal is not None,
+            HAS_SKIP=call.skip is not None, HAS_RESET=call.reset is not None, num_warps=plan.warps[2],
+            num_stages=plan.stages[2],
+        )  # fmt: skip
+        launch(
+            maps_kernel, batch * plan.chunks * parts,
+            x, B, C, l, *(t if t is not None else l for t in (call.source, call.diagonal, call.reset)),
+            states, dy, adjoints, maps,
+            length, plan.chunks, x.stride(0), B.stride(0), C.stride(0), dy.stride(0), maps.stride(0),
+            H=heads, G=groups, P=channels, N=count, X_ROW=x.stride(1), X_HEAD=x.stride(2), B_ROW=B.stride(1),
+            B_GROUP=B.stride(2), C_ROW=C.stride(1), C_GROUP=C.stride(2), DY_ROW=dy.stride(1), DY_HEAD=dy.stride(2),
+            MAPS_ROW=maps.stride(1), MAPS_OF=maps.stride(2), MAPS_PART=maps.stride(3), HEADS=plan.heads,
+            Q=plan.Q, BP=plan.BP, BN=plan.BN, DOT=_dot(x.dtype),
+            HAS_SOURCE=call.source is not None, HAS_DIAGONAL=call.diagonal is not None,
             HAS_RESET=call.reset is not None, num_warps=plan.warps[2], num_stages=plan.stages[2],
         )  # fmt: skip
-    torch.sum(maps.unflatten(3, (groups, heads // groups)), dim=4, out=dmaps)
+    if parts > groups:
+        dmaps.copy_(maps.unflatten(3, (groups, parts // groups)).sum(4))
     return Gradients(
         dx, dmaps[:, :, 0], dmaps[:, :, 1], dl, dsource, ddiagonal, None if skips is None else skips.sum((0, 1)), dh0
     )

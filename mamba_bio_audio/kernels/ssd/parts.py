@@ -26,22 +26,47 @@ def add_product(total, a, b, DOT: tl.constexpr):
 
 
 @triton.jit
-def rows_of(p, t, n, ROW: tl.constexpr, L, COLUMNS: tl.constexpr):
-    """Tile of positions t and columns n, zeros beyond both ends."""
-    return tl.load(p + t[:, None] * ROW + n[None, :], mask=(t < L)[:, None] & (n < COLUMNS)[None, :], other=0.0)
+def chunk_of(chunk, i, L, Q: tl.constexpr):
+    """First position of a chunk, and which of its positions i are there."""
+    begin = chunk.to(tl.int64) * Q
+    return begin, i < tl.minimum(L - begin, Q).to(tl.int32)
 
 
 @triton.jit
-def sequences_of(reset_p, t, L):
+def rows_of(p, begin, i, n, ROW: tl.constexpr, live, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """Tile of positions begin + i and columns n, zeros beyond both ends."""
+    at = p + begin * ROW + (i[:, None] * ROW + n[None, :])
+    if COLUMNS % BLOCK == 0:
+        return tl.load(at, mask=live[:, None], other=0.0)
+    else:
+        return tl.load(at, mask=live[:, None] & (n < COLUMNS)[None, :], other=0.0)
+
+
+@triton.jit
+def put_rows(p, begin, i, n, ROW: tl.constexpr, live, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, values):
+    """Stores where `rows_of` loads."""
+    at = p + begin * ROW + (i[:, None] * ROW + n[None, :])
+    mask = live[:, None]
+    if COLUMNS % BLOCK != 0:
+        mask = mask & (n < COLUMNS)[None, :]
+    tl.store(at, values.to(p.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def state_of(state_p, p, n, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr):
+    """Tile of a state (P, N), zeros beyond both ends."""
+    at = state_p + (p[:, None] * N + n[None, :])
+    if P % BP == 0 and N % BN == 0:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=(p < P)[:, None] & (n < N)[None, :], other=0.0)
+
+
+@triton.jit
+def sequences_of(reset_p, live):
     """Number of the sequence at each position [Q], 0 for the one that the chunk begins in, and that of the last position."""
-    flags = tl.where(tl.load(reset_p + t, mask=t < L, other=0) != 0, 1, 0)
+    flags = tl.where(tl.load(reset_p, mask=live, other=0) != 0, 1, 0)
     return tl.cumsum(flags, axis=0), tl.sum(flags, axis=0)
-
-
-@triton.jit
-def falling(x):
-    """exp(x) of x <= 0; the sums may be above by a rounding."""
-    return tl.exp2(tl.minimum(x, 0.0) * LOG2E)
 
 
 @triton.jit(do_not_specialize=["L", "CHUNKS"])
@@ -49,7 +74,7 @@ def sums_kernel(
     a_p, reset_p, to_p, L, CHUNKS, COUNT,
     H: tl.constexpr, Q: tl.constexpr, ROWS: tl.constexpr, BACK: tl.constexpr, HAS_RESET: tl.constexpr,
 ):  # fmt: skip
-    """Sums within chunks: l (B, H, CHUNKS Q) of a (B, H, L), that of each position included and the last one repeated.
+    """Sums within chunks: l (B, H, CHUNKS Q) of a (B, H, L), that of each position included and the last one repeated, in bits.
 
     BACK: of dl (B, H, CHUNKS Q) from each position on, da (B, H, L), 0 at resets, through which nothing passes. COUNT is
     all chunks, B H CHUNKS.
@@ -67,5 +92,5 @@ def sums_kernel(
             sums = tl.where(tl.load(reset_p + at, mask=mask & (t < L), other=0) != 0, 0.0, sums)
         tl.store(to_p + short, sums, mask=mask & (t < L))
     else:
-        sums = tl.cumsum(tl.load(a_p + short, mask=mask & (t < L), other=0.0), axis=1)
+        sums = tl.cumsum(tl.load(a_p + short, mask=mask & (t < L), other=0.0) * LOG2E, axis=1)
         tl.store(to_p + long, sums, mask=mask)

@@ -10,7 +10,7 @@ Letters as in `cpu.py`; a segment is some chunks in a row.
 import triton
 import triton.language as tl
 
-from mamba_bio_audio.kernels.ssd.parts import add_product, falling, rows_of, sequences_of
+from mamba_bio_audio.kernels.ssd.parts import add_product, chunk_of, rows_of, sequences_of
 
 
 @triton.jit(do_not_specialize=["L", "CHUNKS", "SEGMENTS", "LONG"])
@@ -32,6 +32,7 @@ def walk_kernel(
     pid = tl.program_id(0)
     p = (pid % BLOCKS) * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
+    i = tl.arange(0, Q)
     head = pid // BLOCKS % H
     segment = (pid // (BLOCKS * H)) % SEGMENTS
     batch = (pid // (BLOCKS * H) // SEGMENTS).to(tl.int64)
@@ -58,20 +59,21 @@ def walk_kernel(
         if WRITE_STATES:
             where = states_p + (chunk.to(tl.int64) * H + head) * (P * N) + at
             tl.store(where, S.to(states_p.dtype.element_ty), mask=inside)
-        t = chunk.to(tl.int64) * Q + tl.arange(0, Q)
-        x = rows_of(x_p, t, p, X_ROW, L, P)
-        b = rows_of(b_p, t, n, B_ROW, L, N)
+        begin, live = chunk_of(chunk, i, L, Q)
+        t = begin + i
+        x = rows_of(x_p, begin, i, p, X_ROW, live, P, BP)
+        b = rows_of(b_p, begin, i, n, B_ROW, live, N, BN)
         l = tl.load(l_p + t)
-        total = tl.load(l_p + chunk.to(tl.int64) * Q + (Q - 1))
-        through = falling(total)
+        total = tl.load(l_p + begin + (Q - 1))
+        through = tl.exp2(total)
         whole += total
-        weight = falling(l)
+        weight = tl.exp2(l)
         if not REVERSE:
-            weight = falling(total - l)
+            weight = tl.exp2(total - l)
             if HAS_SOURCE:
-                weight *= tl.load(source_p + t, mask=t < L, other=0.0)
+                weight *= tl.load(source_p + t, mask=live, other=0.0)
         if HAS_RESET:
-            number, last = sequences_of(reset_p, t, L)
+            number, last = sequences_of(reset_p + t, live)
             through = tl.where(last == 0, through, 0.0)
             open_ = tl.where(last == 0, open_, 0.0)
             if REVERSE:
@@ -81,7 +83,7 @@ def walk_kernel(
         S = add_product(S * through, tl.trans(x.to(tl.float32) * weight[:, None]), b, DOT)
     if EACH_END:
         tl.store(end_p + place + at, S, mask=inside)
-        tl.store(total_p + (batch * SEGMENTS + segment) * H + head, falling(whole) * open_)
+        tl.store(total_p + (batch * SEGMENTS + segment) * H + head, tl.exp2(whole) * open_)
     else:
         behind = segment == SEGMENTS - 1
         if REVERSE:

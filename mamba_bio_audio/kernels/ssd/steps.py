@@ -33,7 +33,7 @@ def steps_fwd_kernel(
     raw_p, bias_p, A_p, dt_p, l_p, L, CHUNKS, raw_batch, low, high,
     H: tl.constexpr, BH: tl.constexpr, Q: tl.constexpr, RAW_ROW: tl.constexpr, CLAMP: tl.constexpr,
 ):  # fmt: skip
-    """Writes dt (B, H, L) and l (B, H, CHUNKS Q) of raw (B, L, H)."""
+    """Writes dt (B, H, L) and l (B, H, CHUNKS Q), in bits, of raw (B, L, H)."""
     pid = tl.program_id(0)
     chunk = pid % CHUNKS
     batch = (pid // CHUNKS).to(tl.int64)
@@ -47,7 +47,7 @@ def steps_fwd_kernel(
         dt = tl.minimum(tl.maximum(dt, low), high)
     dt = tl.where(mask, dt, 0.0)
     A = tl.load(A_p + h, mask=h < H, other=0.0)
-    l = tl.cumsum(dt * A[None, :], axis=0)
+    l = tl.cumsum(dt * (A * LOG2E)[None, :], axis=0)
     tl.store(dt_p + (batch * H + h)[None, :] * L + t[:, None], dt, mask=mask)
     tl.store(l_p + (batch * H + h)[None, :] * CHUNKS * Q + t[:, None], l, mask=(t >= 0)[:, None] & (h < H)[None, :])
 

@@ -17,6 +17,8 @@ from mamba_bio_audio.kernels.mixer.dual import dual_triton, unsupported_reason  
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 # Relative L2 against fp64 on the same inputs; as of the dual, and the roundings of projections, convolution and norm.
 ERROR = {torch.float32: 3e-5, torch.bfloat16: 3e-2}
+# Gradients of decays are sums of what positions receive less what they give, some ten times as large where decays are fast.
+DECAYS = {"A_log", "dt_bias"}
 
 
 def make(width, length, batch=2, *, state=True, reset=True, dtype=torch.float32, device="cpu", **config):
@@ -60,7 +62,8 @@ def check(layer, inputs, flags):
     found = results(layer, inputs, flags, True)
     exact = results(layer, inputs, flags, False, torch.float64)
     off = {name: ((found[name].double() - t).norm() / t.norm().clamp(min=1e-6)).item() for name, t in exact.items()}
-    wrong = {name: error for name, error in off.items() if error > ERROR[inputs["x"].dtype]}
+    bound = ERROR[inputs["x"].dtype]
+    wrong = {name: error for name, error in off.items() if error > max(bound, 1e-4 if name in DECAYS else 0)}
     assert not wrong
     return found
 

@@ -160,7 +160,17 @@ def test_plans():
     one = make_plan(1, 131072, 8, 64, 1, 64, torch.bfloat16, device)
     assert one.chunks == 2048
     assert one.segments * one.long >= one.chunks > (one.segments - 1) * one.long
-    assert 528 <= 8 * one.segments <= 2112
+    assert 264 <= 8 * one.segments <= 1056
+    # Backward takes all heads of a group together where there are many, and one at a time where there are few.
+    assert (many.heads, one.heads) == (8, 8)
+    assert make_plan(2, 200, 8, 64, 2, 64, torch.bfloat16, device).heads == 1
+    assert make_plan(128, 1024, 8, 64, 2, 64, torch.bfloat16, device).heads == 4
+    # Loads are ahead by as much as two programs have shared memory for.
+    ahead = [
+        make_plan(128, 1024, 8, *sizes, torch.bfloat16, device).stages[2]
+        for sizes in ((64, 1, 64), (64, 1, 128), (256, 1, 128))
+    ]
+    assert ahead == [3, 2, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -61,7 +61,8 @@ def test_a_class_of_every_base(folder, tmp_path, capsys):
     assert (result["task"], result["rows"]) == ("bases", "bases")
     found = result["model"]["outputs"]["atg"]
     # One T in 16 is of an ATG: what stands before it tells one in 4, and so does what stands behind it.
-    assert (found["auroc"]["value"], found["average_precision"]["value"]) > (0.999, 0.99)
+    assert found["auroc"]["value"] > 0.999
+    assert found["average_precision"]["value"] > 0.95
     assert (run / "evaluate-test.json").exists()
     assert mba_command("report", run) == 0
     text = "CCCCCCCCCCATGCCCCCCCCCCCCCCCATGCC" * 8

@@ -9,31 +9,28 @@ mkdir -p "$WORK"
 export OMP_NUM_THREADS=1
 [ -e "$MIXED" ] || { mkdir "$MIXED" && tar -C "$MIXED" -xzf .device/mixed138mb-1m4.tgz; }
 train=$((LIMIT * ${SHARE:-72} / 100)) # The rest: reading the data, compiling, scoring.
-every="--set train.validate_every=100 --set train.checkpoint_every=1000 --set data.num_workers=1 --seconds $train --device $DEVICE ${FEW:-}"
-start() { # NAME SCRIPT OPTIONS...
-    local name=$1 script=$2
-    shift 2
+every="--set train.validate_every=100 --set train.checkpoint_every=1000 --set data.num_workers=1 --device $DEVICE ${FEW:-}"
+start() { # PERCENT of the time of training, NAME, SCRIPT, OPTIONS...
+    local percent=$1 name=$2 script=$3
+    shift 3
     [[ " ${SKIP:-} " == *" $name "* ]] && return
-    timeout "$LIMIT" python3 "benchmarks/$script.py" "$@" $every --out "$WORK/$script-$name.csv" >"$WORK/$name.txt" 2>&1 &
+    timeout -k 5 "$LIMIT" python3 "benchmarks/$script.py" "$@" $every --seconds $((train * percent / 100)) --out "$WORK/$script-$name.csv" >"$WORK/$name.txt" 2>&1 &
 }
 mixed=(--set head.pretrained="$MIXED")
 # 480 windows of 125 bases or 60 of 1,000 a step. Short windows first: a step then has more labels.
 both=(--set train.tokens_per_step=60000)
-warm=("${both[@]}" --set "train.length_warmup=[{length: 125, steps: ${WARM:-800}}]")
-longer=("${both[@]}" --set "train.length_warmup=[{length: 125, steps: ${WARM:-1500}}]")
+warm=("${both[@]}" --set "train.length_warmup=[{length: 125, steps: ${WARM:-400}}]")
 mito=(--data "$MITO" --recipe dna/species --no-bars)
-start m1000-mixed genomes "${mito[@]}" --length 1000 --name mixed "${warm[@]}" "${mixed[@]}"
-start m1000-mixed-4e-3 genomes "${mito[@]}" --length 1000 --name mixed-4e-3 "${warm[@]}" "${mixed[@]}" --set train.lr=4e-3
-start m1000-scratch genomes "${mito[@]}" --length 1000 --name scratch "${longer[@]}"
-start m150-mixed genomes "${mito[@]}" --length 150 --name mixed "${both[@]}" "${mixed[@]}"
-start mwhole-mixed genomes "${mito[@]}" --length 0 --name mixed "${mixed[@]}"
-start dengue genomes --data "$DENGUE" --recipe dna/species --length 0 --name mixed "${mixed[@]}"
+start 100 m1000-mixed genomes "${mito[@]}" --length 1000 --name mixed "${warm[@]}" "${mixed[@]}"
+start 100 m1000-scratch genomes "${mito[@]}" --length 1000 --name scratch "${warm[@]}"
+start 70 m150-mixed genomes "${mito[@]}" --length 150 --name mixed "${both[@]}" "${mixed[@]}"
+start 50 mwhole-mixed genomes "${mito[@]}" --length 0 --name mixed "${mixed[@]}"
+start 20 dengue genomes --data "$DENGUE" --recipe dna/species --no-bars --length 0 --name mixed "${mixed[@]}"
 reads=(--data "$SPECIES" --model ours)
-start r1000-mixed reads "${reads[@]}" --length 1000 --only all --name mixed "${warm[@]}" "${mixed[@]}"
-start r1000-scratch reads "${reads[@]}" --length 1000 --only all --name scratch "${longer[@]}"
-start r1000-near-mixed reads "${reads[@]}" --length 1000 --only near --name mixed "${warm[@]}" "${mixed[@]}"
-start r150-mixed reads "${reads[@]}" --length 150 --only all --name mixed "${both[@]}" "${mixed[@]}"
-start r150-near-mixed reads "${reads[@]}" --length 150 --only near --name mixed "${both[@]}" "${mixed[@]}"
+start 100 r1000-mixed reads "${reads[@]}" --length 1000 --only all --name mixed "${warm[@]}" "${mixed[@]}"
+start 80 r1000-near-mixed reads "${reads[@]}" --length 1000 --only near --name mixed "${warm[@]}" "${mixed[@]}"
+start 70 r150-mixed reads "${reads[@]}" --length 150 --only all --name mixed "${both[@]}" "${mixed[@]}"
+start 60 r150-near-mixed reads "${reads[@]}" --length 150 --only near --name mixed "${both[@]}" "${mixed[@]}"
 wait
 for name in "$WORK"/*.txt; do echo "== $(basename "$name")"; tail -n 4 "$name" | cut -c1-700; done
 for script in genomes reads; do

@@ -14,7 +14,7 @@ start() { # PERCENT of the time of training, NAME, SCRIPT, OPTIONS...
     local percent=$1 name=$2 script=$3
     shift 3
     [[ " ${SKIP:-} " == *" $name "* ]] && return
-    timeout -k 5 "$LIMIT" python3 "benchmarks/$script.py" "$@" $every --seconds $((train * percent / 100)) --out "$WORK/$script-$name.csv" >"$WORK/$name.txt" 2>&1 &
+    timeout -k 5 "$LIMIT" python3 "benchmarks/$script.py" $every --seconds $((train * percent / 100)) "$@" --out "$WORK/$script-$name.csv" >"$WORK/$name.txt" 2>&1 &
 }
 mixed=(--set head.pretrained="$MIXED")
 # 480 windows of 125 bases or 60 of 1,000 a step. Short windows first: a step then has more labels.
@@ -24,8 +24,8 @@ mito=(--data "$MITO" --recipe dna/species --no-bars)
 start 100 m1000-mixed genomes "${mito[@]}" --length 1000 --name mixed "${warm[@]}" "${mixed[@]}"
 start 100 m1000-scratch genomes "${mito[@]}" --length 1000 --name scratch "${warm[@]}"
 start 70 m150-mixed genomes "${mito[@]}" --length 150 --name mixed "${both[@]}" "${mixed[@]}"
-start 50 mwhole-mixed genomes "${mito[@]}" --length 0 --name mixed "${mixed[@]}"
-start 20 dengue genomes --data "$DENGUE" --recipe dna/species --no-bars --length 0 --name mixed "${mixed[@]}"
+start 50 mwhole-mixed genomes "${mito[@]}" --length 0 --name mixed "${mixed[@]}" --set train.validate_every=50
+start 30 dengue genomes --data "$DENGUE" --recipe dna/species --no-bars --length 0 --name mixed "${mixed[@]}" --set train.validate_every=20
 reads=(--data "$SPECIES" --model ours)
 start 100 r1000-mixed reads "${reads[@]}" --length 1000 --only all --name mixed "${warm[@]}" "${mixed[@]}"
 start 80 r1000-near-mixed reads "${reads[@]}" --length 1000 --only near --name mixed "${warm[@]}" "${mixed[@]}"

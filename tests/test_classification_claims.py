@@ -157,3 +157,20 @@ def test_speed_of_prediction(row):
     cells = {cells[0]: cells[1:] for cells in table("| Mb/s, one core | 150 |")}
     at = ["150", "1000", "16384"].index(row["length"])
     assert cells[row["model"]][at] == f"{float(row['megabases_per_second']):.2g}"
+
+
+def test_starts_of_open_reading_frames():
+    found = {row["arm"]: row for row in results("orfs_h200.csv")}
+    arms = ("short", "short-4-layers", "short-complex", "species", "species-complex", "pretrained")
+    rows = table("| model | AUROC | average precision |")
+    for arm, (_, area, precision, bounds, mcc) in zip(arms, rows, strict=True):
+        row = {key: float(row) for key, row in found[arm].items() if key.startswith(("a", "m")) and key != "arm"}
+        assert area == f"{row['auroc']:.4f}"
+        assert precision == f"{row['average_precision']:.3f}"
+        assert bounds == f"{row['average_precision_low']:.3f} to {row['average_precision_high']:.3f}"
+        assert mcc == f"{row['mcc']:.3f}"
+    # Who knows ATG alone is right in as many of them, and puts every start above all but the other ATGs.
+    (share,) = {float(row["atg_alone"]) for row in found.values()}
+    starts = share / 64
+    assert (f"{share:.3f}", f"{1 / starts:.0f}") == ("0.383", "167")
+    assert f"{1 - (1 / 64 - starts) / (1 - starts) / 2:.3f}" == "0.995"

@@ -6,13 +6,11 @@ LIMIT=${LIMIT:-170} DEVICE=${DEVICE:-cuda} STEPS=${STEPS:-2500} WORK=${WORK:-/tm
 mkdir -p "$WORK"
 export OMP_NUM_THREADS=1
 default='dna/short 20 short
-dna/short 20 short-complex=model.ssm.complex=true;model.ssm.d_state=16;model.ssm.complex_init=pi n
+dna/short 20 short-complex=model.ssm.complex=true
+dna/short 20 short-4-layers=model.num_layers=4;model.ssm.d_state=16
 dna/species 20 species
-dna/species 20 species-complex=model.ssm.complex=true;model.ssm.complex_init=pi n
-dna/species 20 species-attention=model.pattern=mamba*2, transformer, mamba*2, transformer
-dna/species 20 pretrained=head.pretrained=human42mb-1m4;train.lr=1e-3
-dna/short 8 short
-dna/species 8 species-complex=model.ssm.complex=true;model.ssm.complex_init=pi n'
+dna/species 20 species-complex=model.ssm.complex=true
+dna/species 20 pretrained=head.pretrained=human42mb-1m4;train.lr=1e-3'
 at=0
 while read -r recipe codons arm; do
     at=$((at + 1))

@@ -104,8 +104,9 @@ def shorts(name):
     return {f"short {block}": plan, f"short {block} u4": {**plan, "short_unroll": 4}}
 
 
-COMPLEX_BACKWARD = {"now": {}, "u1": {"bwd_unroll": 1}}
 STATE_16 = {"state_block": 16, "state_warps": 1}
+STATE_32 = {"state_block": 32, "state_warps": 1}
+COMPLEX_BACKWARD = {"now": {}, "u1": {"bwd_unroll": 1}, "states 16": STATE_16, "states 32": STATE_32}
 COMPLEX_FORWARD = {
     "now": {},
     "32": BLOCK_32,
@@ -210,7 +211,7 @@ def jobs_of(name, parts):
     is_complex = name.startswith("C")
     long = name in ("S1", "M2", "U1", "C3")
     chunks = {
-        "S1": (66, 132, 264), "M2": (66, 132), "U1": (1, 2, 4, 8), "W1": (1, 2, 4), "C3": (16, 32, 64),
+        "S1": (66, 132, 264), "M2": (66, 132), "U1": (4, 8), "W1": (1, 2, 4), "C3": (16, 32, 64),
         "K1": (32,), "K2": (128,), "K3": (),
     }.get(name, (2, 4))  # fmt: skip
     few = name in ("T1", "T2", "M2")
@@ -228,12 +229,17 @@ def jobs_of(name, parts):
                     found.append(("backward", f"{label}, chunks {k} alone", changes, True))
     if "backward" in parts and not is_complex:
         if name == "U1":
+            found.append(("backward", "states 32", STATE_32, False))
+            found.append(("backward", "states 16", STATE_16, False))
             found.append(("backward", "pieces", in_pieces(name, True), False))
         if name in ("U1", "T2"):  # states of every 64 made finer
             found.append(("backward", "s64 finer", {"segment": 64, "bwd_segment": 32}, False))
     for part, train in (("forward", True), ("inference", False)):
         if part not in parts:
             continue
+        if train and name in ("U1", "M2"):
+            found.append((part, "states 32", STATE_32, False))
+            found.append((part, "states 16", STATE_16, False))
         if train and name == "U1":
             found.append((part, "pieces", in_pieces(name, False), False))
         for label, changes in forward.items():

@@ -218,36 +218,35 @@ def jobs_of(name, parts):
     if few:
         chunks = ()
     backward, forward = (COMPLEX_BACKWARD, COMPLEX_FORWARD) if is_complex else (BACKWARD, FORWARD)
+    if name == "T2" or is_complex:
+        labels = list(backward)
+    else:
+        labels = [] if name[0] in "KM" else ["now", "later 9", "L2"]
     if "backward" in parts:
-        for label, changes in backward.items():
-            found.append(("backward", label, changes, False))
-        for k in chunks:
-            for label in ("now",) if is_complex else ("now", "s32"):
-                changes = {**backward[label], "bwd_chunks": k}
-                found.append(("backward", f"{label}, chunks {k}", changes, False))
-                if not long or name == "U1":
-                    found.append(("backward", f"{label}, chunks {k} alone", changes, True))
-    if "backward" in parts and not is_complex:
+        found += [("backward", label, backward[label], False) for label in labels]
         if name == "U1":
-            found.append(("backward", "states 32", STATE_32, False))
-            found.append(("backward", "states 16", STATE_16, False))
+            found += [("backward", "states 32", STATE_32, False), ("backward", "states 16", STATE_16, False)]
             found.append(("backward", "pieces", in_pieces(name, True), False))
         if name in ("U1", "T2"):  # states of every 64 made finer
             found.append(("backward", "s64 finer", {"segment": 64, "bwd_segment": 32}, False))
+            found.append(("backward", "s64", {"segment": 64}, False))
+        for k in chunks if labels and name not in ("S2", "S3") else ():
+            found.append(("backward", f"chunks {k}", {"bwd_chunks": k}, False))
+            if name == "U1":
+                found.append(("backward", f"chunks {k} alone", {"bwd_chunks": k}, True))
     for part, train in (("forward", True), ("inference", False)):
         if part not in parts:
             continue
+        for label, changes in forward.items():
+            if not few or label in ("now", "block 64", "block 16"):
+                found.append((part, label, changes, False))
         if train and name in ("U1", "M2"):
-            found.append((part, "states 32", STATE_32, False))
-            found.append((part, "states 16", STATE_16, False))
+            found += [(part, "states 32", STATE_32, False), (part, "states 16", STATE_16, False)]
         if train and name == "U1":
             found.append((part, "pieces", in_pieces(name, False), False))
-        for label, changes in forward.items():
-            if not few or label in ("now", "block 64"):
-                found.append((part, label, changes, False))
         if name in ("K1", "K2", "U1", "K3") and (train or name[0] == "K"):
             found += [(part, label, changes, False) for label, changes in shorts(name).items()]
-        for k in chunks if train else ():
+        for k in chunks if train and name not in ("S2", "S3") else ():
             found.append((part, f"block 64, chunks {k}", {**BLOCK_64, "chunks": k}, False))
             found.append((part, f"block 64, chunks {k} alone", {**BLOCK_64, "chunks": k}, True))
     for part in ("starts", "reverse starts"):

@@ -15,8 +15,6 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # Operations and their kernels have the signatures of their field, and are tied to a run on a GPU (tests/gpu_record.json).
 OPERATIONS = ("mamba_bio_audio.kernels", "mamba_bio_audio.ops")
 MOST_LINES = 500
-# One kernel of 500 lines, written for speed; it is taken apart when a GPU can say that it stays as fast.
-LONGER = {"mamba_bio_audio.kernels.scan.backward": 610}
 MOST_ARGUMENTS = 8
 # Public, keyword-only: everything that decides what is generated, and how variants are scored.
 WITH_MORE = ["mamba_bio_audio.inference.generate.generate", "mamba_bio_audio.inference.variants.score_variants"]
@@ -87,7 +85,7 @@ def test_no_circle_between_folders():
 
 def test_files_are_short():
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in FILES.items()}
-    assert not {name: count for name, count in lines.items() if count > LONGER.get(name, MOST_LINES)}
+    assert not {name: count for name, count in lines.items() if count > MOST_LINES}
 
 
 def test_argument_lists_are_short():

@@ -1,12 +1,15 @@
 """What every launch of a Triton kernel needs on the host."""
 
 import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import reduce
 from operator import attrgetter, or_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from triton.knobs import runtime
 from triton.runtime import JITFunction, driver
 
@@ -32,7 +35,17 @@ class _Known(NamedTuple):
     compiled: dict[tuple[Any, ...], _Compiled]  # by everything that decides about it
 
 
+class Launched(NamedTuple):
+    """A launch, as `launch` was given it."""
+
+    kernel: Any
+    programs: int
+    given: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
 _known: dict[int, _Known] = {}
+_notes: ContextVar[list[Launched] | None] = ContextVar("launches noted", default=None)
 _dtype = attrgetter("dtype")
 _address = Tensor.data_ptr
 
@@ -54,6 +67,48 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device)
 
 
+@contextlib.contextmanager
+def noted() -> Iterator[list[Launched]]:
+    """Within it all launches are noted."""
+    found: list[Launched] = []
+    token = _notes.set(found)
+    try:
+        yield found
+    finally:
+        _notes.reset(token)
+
+
+def again(noted: Launched) -> Callable[[Sequence[int]], bool] | None:
+    """The same launch on tensors at other addresses, of the same dtypes and on the same device; None of what was not compiled.
+
+    Returns False, and does nothing, where 16 does not divide an address, another device is the current one, or someone
+    listens to launches.
+    """
+    kernel, programs, given, constants = noted
+    known = _known.get(id(kernel))
+    if known is None:
+        return None
+    tensors, numbers = given[: known.tensors], given[known.tensors :]
+    device = driver.active.get_current_device()
+    compiled = known.compiled.get((device, *map(_dtype, tensors), *numbers, *constants.values()))
+    if compiled is None:
+        return None
+    run, function, metadata, ordered = compiled
+    rest = *numbers, *ordered
+
+    def run_again(addresses: Sequence[int]) -> bool:
+        hook = runtime.launch_enter_hook
+        if reduce(or_, addresses) & 15 or (hook is not None and getattr(hook, "calls", True)):
+            return False
+        if torch._C._cuda_getDevice() != device:
+            return False
+        stream = driver.active.get_current_stream(device)
+        run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *rest)
+        return True
+
+    return run_again
+
+
 def launch(kernel: Any, programs: int, *given: Any, **constants: Any) -> None:
     """`kernel[(programs,)](*given, **constants)` in a fraction of the host's time, from the second time on.
 
@@ -67,6 +122,9 @@ def launch(kernel: Any, programs: int, *given: Any, **constants: Any) -> None:
         given: run-time arguments in order, tensors before numbers.
         constants: the others by name, in the same order at every call of a kernel, and options such as num_warps.
     """
+    notes = _notes.get()
+    if notes is not None:
+        notes.append(Launched(kernel, programs, given, constants))
     known = _known.get(id(kernel))
     if known is None:
         _first(kernel, programs, given, constants)
@@ -90,47 +148,11 @@ def launch(kernel: Any, programs: int, *given: Any, **constants: Any) -> None:
     )  # fmt: skip
 
 
-class Prepared:
-    """A launch of a kernel that only ever has other tensors: of the same dtypes, in the same order, on the same device.
-
-    What `launch` finds by its numbers and constants is found once.
-    """
-
-    def __init__(self, kernel: Any, programs: int, numbers: tuple[Any, ...], constants: dict[str, Any]) -> None:
-        """As `launch`, with the numbers by themselves."""
-        self._given = kernel, programs, numbers, constants
-        self._compiled: _Compiled | None = None
-        self._device = -1
-
-    def __call__(self, *tensors: Tensor) -> bool:
-        """Launches, unless a tensor lies oddly or somewhere else than the first time: then False."""
-        kernel, programs, numbers, constants = self._given
-        addresses = list(map(_address, tensors))
-        if reduce(or_, addresses) & 15:
-            return False
-        compiled, hook = self._compiled, runtime.launch_enter_hook
-        if compiled is None or (hook is not None and getattr(hook, "calls", True)):
-            launch(kernel, programs, *tensors, *numbers, **constants)
-            known = _known.get(id(kernel))
-            if known is not None:  # as any but the interpreter's
-                self._device = driver.active.get_current_device()
-                key = (self._device, *map(_dtype, tensors), *numbers, *constants.values())
-                self._compiled = known.compiled.get(key)
-            return True
-        active = driver.active
-        device = active.get_current_device()
-        if device != self._device:
-            return False
-        compiled.run(
-            programs, 1, 1, active.get_current_stream(device), compiled.function, compiled.metadata, None, None, None,
-            *addresses, *numbers, *compiled.constants,
-        )  # fmt: skip
-        return True
-
-
 def _first(kernel: Any, programs: int, given: tuple[Any, ...], constants: dict[str, Any]) -> None:
     """Launches as Triton does, and remembers what it compiled."""
-    compiled = kernel[(programs,)](*given, **constants)
+    # The interpreter copies tensors, which is none of the operation's affair.
+    with _disable_current_modes() if _notes.get() is not None else _HERE:
+        compiled = kernel[(programs,)](*given, **constants)
     count = sum(isinstance(t, Tensor) for t in given)
     tensors, numbers = given[:count], given[count:]
     # The interpreter compiles nothing; a tensor that lies oddly has a kernel of its own.

@@ -87,15 +87,15 @@ def selective_scan(
     return (out, state) if return_state else out  # type: ignore[return-value]
 
 
-# What was prepared for short calls, by everything that decides about a call but what is in its tensors and where these lie;
-# None for a kind of call that is checked, and is not short.
-_short_calls: dict[Any, Callable[[ScanInputs], tuple[Tensor, Tensor | None] | None] | None] = {}
+# What was prepared for calls on a GPU, by everything that decides about one but what is in its tensors and where these lie;
+# None for a kind of call that is checked, and goes by PyTorch.
+_prepared: dict[Any, Callable[[ScanInputs], tuple[Tensor, Tensor | None] | None] | None] = {}
 # So many kinds, then anew: lengths that all differ would pile up.
 _MOST = 4096
 
 
 def _scan(inputs: ScanInputs, backend: str = "auto", *, state: bool = True) -> tuple[Tensor, Tensor | None]:
-    """(out (B, L, D), last state (B, D, N[, 2])) by the path of this call; a short one has the state only if it is wanted."""
+    """(out (B, L, D), last state (B, D, N[, 2])) by the path of this call; a prepared one has the state if it is wanted."""
     kind = inputs.u.device.type
     compiling = tracing("auto")
     if (kind == "cuda" or backend == "triton") and not compiling and backend in ("auto", "triton") and not plain():
@@ -105,11 +105,11 @@ def _scan(inputs: ScanInputs, backend: str = "auto", *, state: bool = True) -> t
             *inputs[10:],
             *[t if t is None else (t.dtype, t.device, t.shape, t.stride()) for t in inputs[:10]],
         )
-        if key not in _short_calls:
-            if len(_short_calls) >= _MOST:
-                _short_calls.clear()
-            _short_calls[key] = _short_call(inputs, backend, state)
-        run = _short_calls[key]
+        if key not in _prepared:
+            if len(_prepared) >= _MOST:
+                _prepared.clear()
+            _prepared[key] = _prepare(inputs, backend, state)
+        run = _prepared[key]
         found = None if run is None else run(inputs)
         if found is not None:
             return found
@@ -124,18 +124,16 @@ def _scan(inputs: ScanInputs, backend: str = "auto", *, state: bool = True) -> t
         return _run(choice)(inputs)
 
 
-def _short_call(
+def _prepare(
     inputs: ScanInputs, backend: str, state: bool
 ) -> Callable[[ScanInputs], tuple[Tensor, Tensor | None] | None] | None:
-    """The prepared launch of a call of this kind if it is a short one, after its checks."""
+    """A prepared call of this kind, after its checks; None where it goes by PyTorch."""
     _check(inputs)
     if choose("selective_scan", backend, inputs.u, lambda: unsupported_reason(inputs)) != "triton":
         return None
-    from mamba_bio_audio.kernels.scan.autograd import run_short
-    from mamba_bio_audio.kernels.scan.short_call import short_scan
+    from mamba_bio_audio.kernels.scan.autograd import PreparedScan, run_prepared
 
-    run = short_scan(inputs, last=state)
-    return None if run is None else partial(run_short, run)
+    return partial(run_prepared, PreparedScan(inputs, last=state))
 
 
 @cache

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mamba_bio_audio.kernels.differentiable_once import refuse_second_order, will_differentiate
-from mamba_bio_audio.kernels.scan.inputs import Plan, ScanInputs, unsupported_reason
+from mamba_bio_audio.kernels.recorded import Recorded, Results, record
+from mamba_bio_audio.kernels.scan.inputs import Plan, ScanInputs, make_plan, unsupported_reason
 from mamba_bio_audio.kernels.scan.launch import (
     ScanCall,
     from_parts,
@@ -17,8 +18,10 @@ from mamba_bio_audio.kernels.scan.launch import (
     prepared,
     scan_backward,
     scan_forward,
+    sink_of,
+    zeros_of,
 )
-from mamba_bio_audio.kernels.scan.short_call import ShortScan
+from mamba_bio_audio.kernels.scan.short_call import as_given, short_forward
 
 
 def _forward(s: ScanInputs, plan: Plan | None, train: bool) -> tuple[ScanCall, Tensor, Tensor, Tensor | None]:
@@ -46,33 +49,6 @@ class _Scan(torch.autograd.Function):
         return None, None, *_gradients(call, states, g_out, g_last, ctx.dtypes, ctx.needs_input_grad[2:])
 
 
-class _ShortScan(torch.autograd.Function):
-    """A prepared forward, whose backward arranges the tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, run: ShortScan, s: ScanInputs, *_: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        found = run(s, keep=True)
-        if found is None:
-            raise _OtherKind
-        out, last, states = found
-        ctx.save_for_backward(*s.tensors, s.reset, states)
-        ctx.run, ctx.options = run, s[10:]
-        ctx.set_materialize_grads(False)
-        return out, last
-
-    @staticmethod
-    def backward(ctx: Any, g_out: Tensor | None, g_last: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        *inputs, states = ctx.saved_tensors
-        s = ScanInputs(*inputs, *ctx.options)
-        dtypes = [None if t is None else t.dtype for t in s.tensors]
-        call = prepared(s, ctx.run.plan)
-        return None, None, *_gradients(call, states, g_out, g_last, dtypes, ctx.needs_input_grad[2:])
-
-
-class _OtherKind(Exception):
-    """A prepared call's tensors lie otherwise than those it was prepared for."""
-
-
 def _gradients(
     call: ScanCall,
     states: Tensor,
@@ -98,13 +74,87 @@ def _gradients(
     return refuse_second_order("selective_scan", cast)
 
 
-def run_short(run: ShortScan, s: ScanInputs) -> tuple[Tensor, Tensor | None] | None:
-    """(out, last state if it was prepared for one) of a prepared call; None where its tensors lie otherwise."""
-    if not will_differentiate(*s.tensors):
-        found = run(s, keep=False)
-        return None if found is None else found[:2]
+class PreparedScan:
+    """Calls that differ in nothing but what is in their tensors, and where these lie."""
+
+    def __init__(self, s: ScanInputs, *, last: bool, plan: Plan | None = None) -> None:
+        """Of such a call; `last`: whether the last state is wanted."""
+        self._case = s.case
+        self.plan = plan or make_plan(*s.u.shape, s.A.shape[1], s.u.device, s.case)
+        self._last = last
+        self._fixed = sink_of(s.u.device), zeros_of(s.u.device)
+        self._recorded: dict[bool, Recorded | None] = {}
+
+    def can(self, *, keep: bool) -> bool:
+        """Whether `forward` can run: not where it was tried, and did more than launch kernels."""
+        return self._recorded.get(keep, True) is not None
+
+    def forward(self, s: ScanInputs, *, keep: bool) -> Results | None:
+        """(out, last state (B, D, N[, 2]), kept states, A, B and C as backward wants them), each where it is wanted.
+
+        None where these tensors must go the longer way.
+        """
+        inputs = s[:10]
+        recorded = self._recorded.get(keep)
+        if recorded is not None:
+            return recorded(inputs)
+        with torch.no_grad():
+            found, self._recorded[keep] = record(inputs, self._fixed, lambda: self._call(s, keep))
+        return found
+
+    def _call(self, s: ScanInputs, keep: bool) -> Results:
+        if self.plan.short and self._case.plain:
+            given = as_given(s)
+            if given is not None:
+                found = short_forward(given, self._case, self.plan, keep=keep, planes=False, want_last=self._last)
+                return *found, None, None, None
+        call, out, last, states = _forward(s, self.plan, keep)
+        maps = (call.A, call.B, call.C) if keep else (None, None, None)
+        return out, last if self._last else None, states, *maps
+
+    def call_of(self, s: ScanInputs, A: Tensor | None, B: Tensor | None, C: Tensor | None) -> ScanCall:
+        """As backward wants it."""
+        if A is None or B is None or C is None:
+            return prepared(s, self.plan)
+        reset = None if s.reset is None else s.reset.view(torch.uint8)
+        return ScanCall(s.u, s.dt, s.z, A, B, C, s.D, s.dt_bias, reset, self._case, self.plan)
+
+
+class _PreparedScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: PreparedScan, s: ScanInputs, *_: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        found = run.forward(s, keep=True)
+        if found is None:
+            raise _OtherKind
+        out, last, *kept = found
+        ctx.save_for_backward(*s[:10], *kept)
+        ctx.run, ctx.options = run, s[10:]
+        ctx.set_materialize_grads(False)
+        return out, last
+
+    @staticmethod
+    def backward(ctx: Any, g_out: Tensor | None, g_last: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        *inputs, states, A, B, C = ctx.saved_tensors
+        s = ScanInputs(*inputs, *ctx.options)
+        call = ctx.run.call_of(s, A, B, C)
+        dtypes = [None if t is None else t.dtype for t in s.tensors]
+        return None, None, *_gradients(call, states, g_out, g_last, dtypes, ctx.needs_input_grad[2:])
+
+
+class _OtherKind(Exception):
+    """The tensors of a prepared call lie otherwise than those it was prepared for."""
+
+
+def run_prepared(run: PreparedScan, s: ScanInputs) -> tuple[Tensor, Tensor | None] | None:
+    """(out, last state if it was prepared for one) of a prepared call; None where its tensors must go the longer way."""
+    keep = will_differentiate(*s.tensors)
+    if not run.can(keep=keep):
+        return None
+    if not keep:
+        found = run.forward(s, keep=False)
+        return None if found is None else found[:2]  # type: ignore[return-value]
     try:
-        return _ShortScan.apply(run, s, *s.tensors)  # type: ignore[no-any-return]
+        return _PreparedScan.apply(run, s, *s.tensors)  # type: ignore[no-any-return]
     except _OtherKind:
         return None
 

@@ -43,13 +43,11 @@ from mamba_bio_audio.kernels.scan.backward_steps import (
     keep_tiles,
     kept_tiles,
     load_sweep_step,
-    load_wide,
-    put_maps,
     recomputed_step,
     sweep_factors,
 )
+from mamba_bio_audio.kernels.scan.backward_tiles import ask_for_segment, finish_tile, put_tile
 from mamba_bio_audio.kernels.scan.parts import (
-    LN2,
     LOG2E,
     as_int,
     back,
@@ -57,17 +55,13 @@ from mamba_bio_audio.kernels.scan.parts import (
     factors_of,
     load_kept,
     load_tiles,
-    prefetch_rows,
     product,
     real_product,
     restart,
     sigmoid,
-    softplus_and_slope,
     step_size,
     store_kept,
     store_tiles,
-    touch_rows,
-    touch_span,
     use_touched,
 )
 from mamba_bio_audio.kernels.scan.sums import (
@@ -82,17 +76,12 @@ from mamba_bio_audio.kernels.scan.sums import (
     store_rough_sums,
     store_state_sums,
 )
-from mamba_bio_audio.kernels.scan.sums_asm import ONE_CUT_LN2, TWO_CUT
 from mamba_bio_audio.kernels.scan.warp_memory import (
     keep_places,
     later,
     place_tile,
-    put_plane,
-    put_steps,
     shared_room,
     step_places,
-    take_plane,
-    take_steps,
 )
 
 
@@ -105,7 +94,7 @@ def scan_bwd_kernel(
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SEG: tl.constexpr,
     ROWS: tl.constexpr, U_ROW: tl.constexpr, DT_ROW: tl.constexpr, Z_ROW: tl.constexpr, G_ROW: tl.constexpr,
     DZ_ROW: tl.constexpr, SUMS_ROW: tl.constexpr, VEC: tl.constexpr, WARP_SUMS: tl.constexpr, CASE: tl.constexpr,
-    HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, WRITE_OUT: tl.constexpr, LATER: tl.constexpr, TOUCH: tl.constexpr,
+    HAS_R: tl.constexpr, WRITE_DH0: tl.constexpr, WRITE_OUT: tl.constexpr,
 ):  # fmt: skip
     """Sweeps one chunk of T steps (a multiple of SEG) backwards from r_in (B * K, PARTS, D, N), the adjoint at its end.
 
@@ -181,6 +170,7 @@ def scan_bwd_kernel(
     step_at = row_p
     wide_at = wide_t
     slope_at = wide_t
+    maps_room = wide_t
     keep_at = index
     map_at = index
     pair_at = index
@@ -269,90 +259,22 @@ def scan_bwd_kernel(
         hr, hi = load_tiles(states_p + segment.to(tl.int64) * STATE, tile, mask, STATE_PLANE, CASE.complex)
 
         tl.debug_barrier()
+        inputs = (u_rows, dt_rows, z_rows, g_rows, B_rows, C_rows)
         for i in range(tl.cdiv(size, ROWS)):
-            t = i * ROWS + wide_t
-            live = (t < size) & wide_mask
-            dt = fixed_dt
-            if not CASE.dt_lti:
-                dt = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live)
-            u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
-            gy = load_wide(g_rows + base * G_ROW, t * G_ROW + wide_d + zero * WIDE_VEC, live)
-            slope = gy  # of the softplus
-            open = gy  # of the gate
-            if CASE.gate:
-                z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
-                open = sigmoid(z)
-                gy = gy * z * open
-            if CASE.complex:
-                gy = 2.0 * gy
-            if not CASE.dt_lti:
-                if WARP_SUMS and CASE.softplus:
-                    dt, slope = softplus_and_slope(dt + bias, ACCURATE)
-                else:
-                    dt = step_size(dt, bias, CASE.softplus, ACCURATE)
-            dt = tl.where(live, dt, 0.0)  # steps past the end leave the state as it is
-            x = u
-            if not CASE.exact:
-                x = dt * u
-            if WARP_SUMS:
-                put_steps(dt, x, gy, wide_at + i * (ROWS * STEP_BYTES))
-                map_place = maps_room + (wide_t + i * ROWS) * MAPS_BYTES + tl.arange(0, NP)[None, None, :] * 4
-                if not CASE.B_lti:
-                    put_maps(B_rows + base * BC_ROW, map_place, t, size, BC_ROW, NP, zero, CASE.parts)
-                if not CASE.C_lti:
-                    put_maps(C_rows + base * BC_ROW, map_place + C_PLACE, t, size, BC_ROW, NP, zero, CASE.parts)
-                if CASE.gate:
-                    put_plane(open, slope_at + i * (ROWS * BD * 4))
-                if CASE.softplus and not CASE.dt_lti:
-                    put_plane(slope, slope_at + (LONG * BD * 4) + i * (ROWS * BD * 4))
-            else:
-                at = plane_p + i * (ROWS * BD)
-                tl.store(at, dt)
-                tl.store(at + PLANE, x)
-                tl.store(at + 2 * PLANE, gy)
+            put_tile(
+                i, inputs, base, size, wide_t, wide_d, wide_mask, fixed_dt, bias, plane_p, wide_at, slope_at, maps_room, zero,
+                PLANE, LONG, STEP_BYTES, MAPS_BYTES, C_PLACE, NP, BD, ROWS, U_ROW, DT_ROW, Z_ROW, G_ROW, BC_ROW,
+                WARP_SUMS, ACCURATE, CASE,
+            )  # fmt: skip
         tl.debug_barrier()
 
         # The next segment (the one before this). The scratch needs no such help: stores keep its lines in L1.
         soon = tl.maximum(first - SEG, 0)
         before_p = states_p + (soon // SEG).to(tl.int64) * STATE
-        touched = ()
-        if WARP_SUMS and TOUCH:
-            # To L1: no load waits behind these until the tiles of the next segment.
-            touched = (
-                touch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D),
-                touch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D),
-            )
-            if not CASE.dt_lti:
-                touched = touched + (touch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D),)
-            if CASE.gate:
-                touched = touched + (touch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D),)
-            touched = touched + (touch_rows(before_p, 0, CASE.parts * N, CASE.parts * NP, D, first_d, BD, D),)
-            early = begin * 0 + soon
-            if not CASE.B_lti:
-                touched = touched + (
-                    touch_span(B_rows, early * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),
-                )
-            if not CASE.C_lti:
-                touched = touched + (
-                    touch_span(C_rows, early * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),
-                )
-        else:
-            # From DRAM to L2, and this one's B and C to L1.
-            prefetch_rows(u_rows, soon, count, SEG, U_ROW, first_d, BD, D)
-            if not CASE.dt_lti:
-                prefetch_rows(dt_rows, soon, count, SEG, DT_ROW, first_d, BD, D)
-            prefetch_rows(g_rows, soon, count, SEG, G_ROW, first_d, BD, D)
-            if CASE.gate:
-                prefetch_rows(z_rows, soon, count, SEG, Z_ROW, first_d, BD, D)
-            prefetch_rows(before_p, 0, CASE.parts * N, CASE.parts * NP, D, first_d, BD, D)
-            if not CASE.B_lti and not WARP_SUMS:
-                touched = touched + (
-                    touch_span(B_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),
-                )
-            if not CASE.C_lti and not WARP_SUMS:
-                touched = touched + (
-                    touch_span(C_rows, base * BC_ROW, count.to(tl.int64) * BC_ROW, SEG * CASE.parts * NP),
-                )
+        touched = ask_for_segment(
+            inputs, before_p, base, soon, count, first_d, SEG, D, N, NP, BD, U_ROW, DT_ROW, Z_ROW, G_ROW, BC_ROW,
+            WARP_SUMS, CASE,
+        )  # fmt: skip
 
         # Read back, so that the loop runs in the layout of kept_p; in the one of states_p it would convert every step.
         if WARP_SUMS:
@@ -414,8 +336,8 @@ def scan_bwd_kernel(
             xs = ()
             for j in tl.static_range(UNROLL):
                 dt, x, gy, B, C, keep = steps[j]
-                if CASE.plain and WARP_SUMS and j >= LATER:
-                    dt = later(dt, afters[j - LATER][0], more)
+                if CASE.plain and WARP_SUMS and j >= 2:
+                    dt = later(dt, afters[j - 2][0], more)
                 factors = factors + (sweep_factors(dt, Ar, Ai, fixed, ACCURATE, CASE),)
                 before, after = recomputed_step(hr, hi, factors[j], x, B, keep, CASE)
                 hr, hi = after
@@ -521,59 +443,13 @@ def scan_bwd_kernel(
         tl.debug_barrier()
 
         for i in range(tl.cdiv(size, ROWS)):
-            t = i * ROWS + wide_t
-            live = (t < size) & wide_mask
-            to = t * D + wide_d + zero * WIDE_VEC
-            at = plane_p + i * (ROWS * BD)
-            if WARP_SUMS:
-                kept_dt, sum_gB, y, ddt = take_steps(wide_at + i * (ROWS * STEP_BYTES))
-                if CUT:
-                    sum_gB = sum_gB * TWO_CUT
-                    ddt = ddt * ONE_CUT_LN2
-                    y = y * TWO_CUT
-            else:
-                sum_gB = tl.load(at + PLANE)
-                ddt = tl.load(at + 3 * PLANE)
-            if CASE.plain and not CUT:
-                ddt = ddt * LN2
-            u = load_wide(u_rows + base * U_ROW, t * U_ROW + wide_d + zero * WIDE_VEC, live)
-            du = sum_gB
-            if not CASE.exact:
-                if WARP_SUMS:
-                    du = kept_dt * sum_gB
-                else:
-                    du = tl.load(at) * sum_gB
-                ddt += u * sum_gB
-            if CASE.softplus and not CASE.dt_lti:
-                if WARP_SUMS:
-                    ddt = ddt * take_plane(slope_at + (LONG * BD * 4) + i * (ROWS * BD * 4))
-                else:
-                    raw = load_wide(dt_rows + base * DT_ROW, t * DT_ROW + wide_d + zero * WIDE_VEC, live) + bias
-                    ddt = ddt * sigmoid(raw)
-            ddt = tl.where(live, ddt, 0.0)
-            gy = load_wide(g_rows + base * G_ROW, t * G_ROW + wide_d + zero * WIDE_VEC, live)
-            if CASE.gate:
-                z = load_wide(z_rows + base * Z_ROW, t * Z_ROW + wide_d + zero * WIDE_VEC, live)
-                if WARP_SUMS:
-                    s = take_plane(slope_at + i * (ROWS * BD * 4))
-                else:
-                    s = sigmoid(z)
-                    y = tl.load(at + 2 * PLANE)
-                if CASE.complex:
-                    y = 2.0 * y
-                y += skip * u
-                dz = gy * y * s * (1.0 + z * (1.0 - s))
-                gy = gy * z * s
-                to_dz = t * DZ_ROW + wide_d + zero * WIDE_VEC
-                tl.store(dz_p + base * DZ_ROW + to_dz, dz.to(dz_p.dtype.element_ty), mask=live)
-                if WRITE_OUT:
-                    tl.store(out_p + base * D + to, (y * z * s).to(out_p.dtype.element_ty), mask=live)
-            du += skip * gy
-            tl.store(du_p + base * D + to, du.to(du_p.dtype.element_ty), mask=live)
-            if not CASE.dt_lti:
-                tl.store(ddt_p + base * D + to, ddt.to(ddt_p.dtype.element_ty), mask=live)
+            gy_u, ddt = finish_tile(
+                i, inputs, (du_p, ddt_p, dz_p, out_p), base, size, wide_t, wide_d, wide_mask, bias, skip, plane_p, wide_at,
+                slope_at, zero, PLANE, LONG, STEP_BYTES, D, BD, ROWS, U_ROW, DT_ROW, Z_ROW, G_ROW, DZ_ROW, CUT, WRITE_OUT,
+                WARP_SUMS, CASE,
+            )  # fmt: skip
             if CASE.skip:
-                dskip += gy * u
+                dskip += gy_u
             if CASE.bias or CASE.dt_lti:
                 dbias += ddt
 

@@ -182,8 +182,6 @@ class Plan:
     bwd_ends: bool = False
     pieces: int = 1
     bwd_pieces: int = 1
-    bwd_later: int = 2
-    bwd_touch: bool = True
     short: int = 0
     short_warps: int = 16
     short_unroll: int = 2

@@ -40,13 +40,13 @@ def rows_of(t: Tensor) -> tuple[Tensor, int, int]:
 
 
 @cache
-def _sink(device: torch.device) -> Tensor:
+def sink_of(device: torch.device) -> Tensor:
     """Where kernels may write what nobody reads."""
     return torch.empty(8192, dtype=torch.int32, device=device)
 
 
 @cache
-def _zeros(device: torch.device) -> Tensor:
+def zeros_of(device: torch.device) -> Tensor:
     return torch.zeros(1024, dtype=torch.int32, device=device)
 
 
@@ -151,7 +151,7 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
     zeros: tuple[Tensor, ...] = ()
     also: tuple[int, ...] = (skipped,)
     if plan.bwd_ends if reverse else plan.ends:  # one warp, which ends where its channels do
-        kernel, block, warps, unroll, zeros, also = chunk_end_kernel, 32, 1, 8, (_zeros(x.device),), ()
+        kernel, block, warps, unroll, zeros, also = chunk_end_kernel, 32, 1, 8, (zeros_of(x.device),), ()
     launch(
         kernel, batch * (chunks - 1) * cdiv(channels, block),
         x, dt, call.A, call.C if reverse else call.B, z,
@@ -180,7 +180,9 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
         gate = z if case.gate else None
         short = ShortTensors(u, dt, A, B, C, call.skip, gate, call.bias, h0, call.reset)
         if fits(short):
-            return short_forward(short, case, plan, keep=write_states)
+            out, found, saved = short_forward(short, case, plan, keep=write_states)
+            assert found is not None
+            return out, found, saved
     out = torch.empty(batch, length, channels, dtype=call.u.dtype, device=device)
     last = torch.empty(batch, case.parts, states, channels, dtype=torch.float32, device=device)
     saved, segment = None, plan.segment
@@ -202,7 +204,7 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
             u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
             call.bias if call.bias is not None else call.A, h0 if h0 is not None else call.A,
             call.reset if call.reset is not None else call.A, out, last,
-            saved if saved is not None else last, _sink(device), _zeros(device),
+            saved if saved is not None else last, sink_of(device), zeros_of(device),
             length, plan.chunk_steps, plan.chunks, u_batch, dt_batch, z_batch, 0,
             D=channels, N=states, NP=padded_states(states), BD=plan.fwd_block, UNROLL=plan.fwd_unroll,
             SEG=segment, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=case,
@@ -228,7 +230,7 @@ def finer_states(call: ScanCall, kept: Tensor, out: Tensor) -> Tensor:
         scan_fwd_kernel, batch * segments * cdiv(channels, plan.fwd_block),
         u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
         call.bias if call.bias is not None else call.A, kept,
-        call.reset if call.reset is not None else call.A, out, last, found, _sink(device), _zeros(device),
+        call.reset if call.reset is not None else call.A, out, last, found, sink_of(device), zeros_of(device),
         length, plan.segment, segments, u_batch, dt_batch, z_batch, 0,
         D=channels, N=states, NP=padded_states(states), BD=plan.fwd_block, UNROLL=plan.fwd_unroll,
         SEG=plan.bwd_segment, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=call.case,
@@ -342,7 +344,7 @@ def scan_backward(
     tiles = 1 + case.B_lti + case.C_lti
     dparameters = empty(batch * chunks, tiles * parts * states * channels + 2 * channels)
     dh0 = empty(batch, parts, channels, states) if need_h0 else None
-    scratch = _zeros(device)
+    scratch = zeros_of(device)
     if not plan.warp_sums:  # those have it in shared memory
         scratch = empty(
             batch * chunks * group, (segment // plan.bwd_unroll * parts * padded + 4 * segment) * plan.bwd_block
@@ -369,13 +371,13 @@ def scan_backward(
                 call.bias if call.bias is not None else A, call.reset if call.reset is not None else A,
                 g_out, states_saved, r_in if r_in is not None else A,
                 du, ddt, dz, out if out is not None else du, dB, dC, dparameters,
-                dh0 if dh0 is not None else dparameters, scratch, _sink(device),
+                dh0 if dh0 is not None else dparameters, scratch, sink_of(device),
                 length, plan.bwd_chunk_steps, chunks, first, u_batch, dt_batch, z_batch, g_batch, dz.stride(0), 0,
                 GROUP=size, D=channels, N=states, NP=padded, BD=plan.bwd_block, UNROLL=plan.bwd_unroll, SEG=segment,
                 ROWS=plan.rows, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, G_ROW=g_row, DZ_ROW=dz.stride(1),
                 SUMS_ROW=(2 if both is not None else 1) * parts * states, VEC=plan.bwd_vec, WARP_SUMS=plan.warp_sums,
                 CASE=case, HAS_R=r_in is not None, WRITE_DH0=need_h0, WRITE_OUT=out is not None,
-                LATER=plan.bwd_later, TOUCH=plan.bwd_touch, num_warps=1, maxnreg=plan.bwd_registers,
+                num_warps=1, maxnreg=plan.bwd_registers,
             )  # fmt: skip
             if at_once and dBC is not None:
                 parts_sum(sums[0].of(size), dBC)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mamba_bio_audio.kernels.launch import Prepared, cdiv, launch, on
-from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs, make_plan
+from mamba_bio_audio.kernels.launch import cdiv, launch, on
+from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs
 from mamba_bio_audio.kernels.scan.short import scan_short_kernel
 
 _SPAN = 1 << 31  # of 32 bits
@@ -76,79 +76,45 @@ def arguments(
     return batch * cdiv(channels, block), numbers, constants
 
 
-def _tensors(t: ShortTensors, out: Tensor, last: Tensor | None, saved: Tensor | None) -> tuple[Tensor, ...]:
-    """The kernel's; what is absent is another one, which is then not touched for it."""
+def short_forward(
+    t: ShortTensors, case: Case, plan: Plan, *, keep: bool, planes: bool = True, want_last: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(out (B, L, D), last state, states (B, ceil(L / SEG), 1, N, D)), the latter two where they are wanted.
+
+    The last state is (B, 1, N, D), or without `planes`, and h0 as well, (B, D, N).
+    """
+    batch, length, channels = t.u.shape
+    states, device = t.A.shape[1], t.u.device
+    out = torch.empty(batch, length, channels, dtype=t.u.dtype, device=device)
+    last = saved = None
+    if want_last:
+        shape = (batch, 1, states, channels) if planes else (batch, channels, states)
+        last = torch.empty(shape, dtype=torch.float32, device=device)
+    if keep:
+        kept = batch, cdiv(length, plan.segment), 1, states, channels
+        saved = torch.empty(kept, dtype=torch.float32, device=device)
+    programs, numbers, constants = arguments(t, case, plan, planes=planes, keep=keep, last=want_last)
     A = t.A
-    return (
-        t.u, t.dt, A, t.B, t.C, A if t.skip is None else t.skip, t.u if t.z is None else t.z,
-        A if t.bias is None else t.bias, A if t.h0 is None else t.h0, A if t.reset is None else t.reset,
-        out, A if last is None else last, A if saved is None else saved,
-    )  # fmt: skip
-
-
-def _kept(t: ShortTensors, plan: Plan) -> Tensor:
-    batch, length, channels = t.u.shape
-    shape = batch, cdiv(length, plan.segment), 1, t.A.shape[1], channels
-    return torch.empty(shape, dtype=torch.float32, device=t.u.device)
-
-
-def short_forward(t: ShortTensors, case: Case, plan: Plan, *, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(out (B, L, D), last state (B, 1, N, D), states (B, ceil(L / SEG), 1, N, D) or None)."""
-    batch, length, channels = t.u.shape
-    out = torch.empty(batch, length, channels, dtype=t.u.dtype, device=t.u.device)
-    last = torch.empty(batch, 1, t.A.shape[1], channels, dtype=torch.float32, device=t.u.device)
-    saved = _kept(t, plan) if keep else None
-    programs, numbers, constants = arguments(t, case, plan, planes=True, keep=keep, last=True)
-    with on(t.u.device):
-        launch(scan_short_kernel, programs, *_tensors(t, out, last, saved), *numbers, **constants)
+    with on(device):
+        launch(
+            scan_short_kernel, programs, t.u, t.dt, A, t.B, t.C, A if t.skip is None else t.skip,
+            t.u if t.z is None else t.z, A if t.bias is None else t.bias, A if t.h0 is None else t.h0,
+            A if t.reset is None else t.reset, out, A if last is None else last, A if saved is None else saved,
+            *numbers, **constants,
+        )  # fmt: skip
     return out, last, saved
 
 
-class ShortScan:
-    """Forward of calls that differ in nothing but what is in their tensors, and where these lie."""
-
-    def __init__(self, s: ScanInputs, plan: Plan, *, last: bool) -> None:
-        """Of such a call; `last`: whether the last state is wanted."""
-        t = _of(s)
-        self.case, self.plan = s.case, plan
-        self._last = last
-        self._launches = [
-            Prepared(scan_short_kernel, *arguments(t, s.case, plan, planes=False, keep=keep, last=last))
-            for keep in (False, True)
-        ]
-
-    def __call__(self, s: ScanInputs, *, keep: bool) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
-        """(out, last state (B, D, N), kept states), each where it is wanted; None where this call is another kind."""
-        t = _of(s)
-        u = t.u
-        out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-        last = saved = None
-        if self._last:
-            last = torch.empty((u.shape[0], *t.A.shape), dtype=torch.float32, device=u.device)
-        if keep:
-            saved = _kept(t, self.plan)
-        return (out, last, saved) if self._launches[keep](*_tensors(t, out, last, saved)) else None
-
-
-def _of(s: ScanInputs) -> ShortTensors:
-    reset = None if s.reset is None else s.reset.view(torch.uint8)
-    return ShortTensors(s.u, s.dt, s.A, s.B, s.C, s.D, s.z, s.dt_bias, s.h0, reset)
-
-
-def short_scan(s: ScanInputs, *, last: bool, plan: Plan | None = None) -> ShortScan | None:
-    """For calls of this kind, or None where they are not short, or their tensors need to be arranged first."""
-    if not s.case.plain:
-        return None
-    if plan is None:
-        plan = make_plan(*s.u.shape, s.A.shape[1], s.u.device, s.case)
-    if not plan.short or not s.u.numel():
-        return None
+def as_given(s: ScanInputs) -> ShortTensors | None:
+    """The tensors of a call as they are, where they need not be arranged first."""
     rows = [t for t in (s.u, s.dt, s.z) if t is not None]
     exact = [t for t in (s.D, s.dt_bias, s.h0) if t is not None]
-    arranged = (
-        all(t.stride(2) == 1 for t in rows)
-        and all(t.dtype == torch.float32 and t.is_contiguous() for t in exact)
-        and (s.reset is None or s.reset.is_contiguous())
-        and fits(_of(s))
-    )
-    return ShortScan(s, plan, last=last) if arranged else None
+    if (
+        any(t.stride(2) != 1 for t in rows)
+        or any(t.dtype != torch.float32 or not t.is_contiguous() for t in exact)
+        or (s.reset is not None and not s.reset.is_contiguous())
+    ):
+        return None
+    reset = None if s.reset is None else s.reset.view(torch.uint8)
+    found = ShortTensors(s.u, s.dt, s.A, s.B, s.C, s.D, s.z, s.dt_bias, s.h0, reset)
+    return found if fits(found) else None

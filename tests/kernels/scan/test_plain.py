@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from mamba_bio_audio.kernels.scan import autograd, chunks, launch, short_call  # noqa: E402
+from mamba_bio_audio.kernels.scan import autograd, chunks, launch  # noqa: E402
 from mamba_bio_audio.kernels.scan.autograd import scan_triton  # noqa: E402
 from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan  # noqa: E402
 from mamba_bio_audio.kernels.scan.launch import (  # noqa: E402
@@ -256,33 +256,53 @@ class TestInterpreted:
         check(inputs, plan=plan_for(inputs, **({"segment": 4, "short": 8, "short_warps": 2} | changes)))
 
     @pytest.mark.parametrize("state", [False, True])
-    def test_calls_in_one_launch_are_prepared_once(self, monkeypatch, state):
-        """As `selective_scan` makes them: gradients as without, and tensors that lie oddly go the longer way."""
+    @pytest.mark.parametrize("changes", [{"short": 8, "short_warps": 2}, {"chunks": 2}, {}])
+    def test_calls_are_prepared_once(self, monkeypatch, state, changes):
+        """As `selective_scan` makes them, then on other tensors: nothing but launches, and the same gradients."""
         module = sys.modules["mamba_bio_audio.ops.selective_scan"]
-        made, prepare = [], module._short_call
-        plan = functools.partial(make_plan, segment=4, short=8, short_warps=2)
-        monkeypatch.setattr(short_call, "make_plan", plan)
-        monkeypatch.setattr(module, "_short_calls", {})
-        monkeypatch.setattr(module, "_short_call", lambda *given: made.append(given) or prepare(*given))
+        calls, forward = [], autograd._forward
+        monkeypatch.setattr(autograd, "make_plan", functools.partial(make_plan, segment=4, **changes))
+        monkeypatch.setattr(autograd, "_forward", lambda *given: calls.append(given) or forward(*given))
+        monkeypatch.setattr(module, "_prepared", {})
 
         def scan(**x):
             found = selective_scan(**x, backend="triton", return_state=state)
             return found if state else (found, torch.zeros(1, 8, 4))
 
-        inputs = make_inputs(1, 21, 8, 4)
-        exact = results(oracle, inputs, as_double=True, h_weight=state)
-        for _ in range(2):
-            off = errors(results(scan, inputs, h_weight=state), exact)
-            assert max(error for name, error in off.items() if state or name != "h") < FP32_ERROR
-        assert len(made) == 1
-        with torch.no_grad():
-            kept = scan(**inputs)[0]
-            odd = (
-                torch.cat([torch.zeros(1, 21, 1), inputs["u"]], dim=-1)
-                .flatten()[1:]
-                .as_strided((1, 21, 8), (189, 9, 1))
-            )
-            torch.testing.assert_close(scan(**{**inputs, "u": odd})[0], kept)
+        for seed in (1, 2):
+            inputs = make_inputs(1, 21, 8, 4, leave_out=() if "short" in changes else ("h0",))
+            generator = torch.Generator().manual_seed(seed)
+            inputs = {
+                k: v if k == "reset" else v + torch.rand(v.shape, generator=generator) / 8 for k, v in inputs.items()
+            }
+            inputs["A"] = -inputs["A"].abs()
+            inputs |= {k: inputs[k].bfloat16() for k in "BC"}
+            with torch.no_grad():
+                kept, h = scan(**inputs)
+            found = results(scan, inputs, h_weight=state)
+            assert torch.equal(found["out"], kept)
+            assert torch.equal(found["h"], h)
+            exact = results(oracle, inputs, as_double=True, h_weight=state)
+            off = errors(found, exact)
+            assert max(error for name, error in off.items() if name not in ("h", "dB", "dC")) < FP32_ERROR, off
+            assert max(off["dB"], off["dC"]) < 2.0**-7  # rounded to bf16
+            if state:
+                assert off["h"] < FP32_ERROR
+        assert len(calls) == (0 if "short" in changes else 2)  # with and without gradients
+
+    def test_calls_that_cannot_be_prepared_go_the_longer_way(self, monkeypatch):
+        """What needs a copy, here of fp32 maps in another order; and two arguments that are one tensor."""
+        module = sys.modules["mamba_bio_audio.ops.selective_scan"]
+        monkeypatch.setattr(module, "_prepared", {})
+        inputs = make_inputs(1, 9, 8, 4, leave_out=("h0", "reset"))
+        for same in (False, True):
+            if same:
+                inputs |= {"B": inputs["B"].bfloat16(), "C": inputs["C"].bfloat16(), "z": inputs["u"]}
+            expected = triton_scan(**inputs)[0]
+            for _ in range(2):
+                assert torch.equal(selective_scan(**inputs, backend="triton"), expected)
+        for run in module._prepared.values():
+            assert not run.args[0].can(keep=False)
 
     def test_rows_of_blocks_are_added_in_order(self):
         """Into fewer rows of a wider tensor."""

@@ -27,10 +27,13 @@ from mamba_bio_audio.kernels.launch import cdiv, launch, on, power_of_2
 
 MAX_WIDTH = 8
 _ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
-# Steps of a program of forward; few where a single step is decoded, which is most of what a program does then (1.12x to 1.29x
-# of a whole decoding step on an H200).
-_ROWS = 64
+# Steps of a program of forward, and how many it loads at once; few where a single step is decoded, which is most of what a
+# program does then (1.12x to 1.29x of a whole decoding step on an H200).
+_ROWS = 32
 _FEW_ROWS = 4
+_AT_ONCE = 8
+# Up to so many programs of 128 channels, forward has twice as many of 64 (benchmarks/results/conv_forms_h200.txt).
+_FEW_PROGRAMS = 4096
 # Of a program of backward, which goes W - 1 steps past its rows: the more the better, as long as so many programs are
 # left (benchmarks/results/conv_backward_rows_h100.txt).
 _BACKWARD_ROWS = (256, 128, 64)
@@ -257,13 +260,15 @@ def conv_forward(
     x, row, stride = _rows(x)
     block, rows = _block(channels), forward_rows(length)
     chunks = cdiv(length, rows)
+    if block == 128 and batch * chunks * cdiv(channels, block) <= _FEW_PROGRAMS:
+        block = 64
     with on(x.device):
         launch(
             conv_fwd_kernel, batch * chunks * cdiv(channels, block),
             x, weight, bias if bias is not None else weight, tail if tail is not None else weight,
             reset if reset is not None else weight, out, length, chunks, stride,
             D=channels, W=weight.shape[1], W_TAP=weight.stride(1), W_CHANNEL=weight.stride(0), BD=block, ROWS=rows,
-            UNROLL=_UNROLL, X_ROW=row,
+            UNROLL=min(_AT_ONCE, rows), X_ROW=row,
             SILU=silu, HAS_BIAS=bias is not None, HAS_TAIL=tail is not None, HAS_RESET=reset is not None,
             num_warps=1,
         )  # fmt: skip

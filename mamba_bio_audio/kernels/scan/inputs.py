@@ -28,14 +28,13 @@ _PER_SCHEDULER_BACKWARD = 16
 _ENDS_FROM = 4096
 
 
-# Warps a scheduler of one wave, and up to how many chunks of a sequence one wave pays: the pass over chunks leaves out one
-# of so many, but forward with one warp a scheduler is a fourth slower than with many. By reckoning these are 3 and 8; none
-# until a GPU has run chunks in pieces.
-_FEW = {1: 0, 2: 0}
-# Whether calls of few channels go forward in one launch. Off until a GPU has run it.
-SHORT = False
-# Clocks of a multiprocessor for a step of a channel by `short`, and by `chunks`, which takes a time beside.
-_SHORT_COST, _CHUNKS_COST, _CHUNKS_MORE = 3.2, 3.6, 50_000
+# Of backward: up to how many chunks of a sequence one wave of two warps a scheduler pays, as the pass over chunks leaves one of
+# so many out (benchmarks/results/scan_second_leap_h200/trials_3.txt; forward with one warp a scheduler loses more than that).
+_FEW = 8
+_WAVE = 2
+# Longest sequence that one launch takes forward faster than chunks, if all programs run at once.
+_SHORT = 2048
+_SHORT_CHANNELS = 8
 
 
 class ScanInputs(NamedTuple):
@@ -152,7 +151,7 @@ class Plan:
     """How one call lies on the machine. `chunks` > 1 splits the sequence, `chunk_steps` long each; `ends`: see `chunks`.
 
     States are kept every `segment` steps; backward makes those of every `bwd_segment` steps from them if that is less.
-    The pass over chunks goes in `pieces` of them, and leaves out those of which nothing that is needed depends: with few
+    The pass over chunks of backward goes in `bwd_pieces` of them, and leaves out those on which nothing depends: with few
     chunks, that is much of its work. Where `short` is not 0, forward goes in one launch (`short`), of programs of so many
     channels and `short_warps` warps.
     """
@@ -180,7 +179,6 @@ class Plan:
     bwd_registers: int | None = None
     ends: bool = False
     bwd_ends: bool = False
-    pieces: int = 1
     bwd_pieces: int = 1
     short: int = 0
     short_warps: int = 16
@@ -213,16 +211,6 @@ def _split(
         chunks = min(per_scheduler * schedulers // warps, -(-length // _MIN_CHUNK_STEPS))
     steps = -(-length // chunks // segment) * segment
     return -(-length // steps), steps
-
-
-def _short(batch: int, length: int, channels: int, multiprocessors: int) -> int:
-    """Channels of a program of `short`, one of which a multiprocessor has at once; 0 where chunks are faster."""
-    states = batch * channels * length / multiprocessors  # rows of 16 states that each has, if all have the same
-    took = {
-        block: -(-batch * -(-channels // block) // multiprocessors) * block * length * _SHORT_COST for block in (8, 4)
-    }
-    block = min(took, key=lambda block: (took[block], -block))
-    return block if took[block] < states * _CHUNKS_COST + _CHUNKS_MORE else 0
 
 
 @lru_cache(maxsize=1024)
@@ -267,49 +255,46 @@ def make_plan(
         maps = parts * 64 * (2 - case.B_lti - case.C_lti)
         return max(steps, Plan.rows) * (384 + maps) + steps // fields["bwd_unroll"] * parts * 1024
 
-    # Where the states that are kept lie too far apart, finer ones could be made; not by itself until a GPU has run it.
+    # Where the states that are kept lie too far apart, backward makes finer ones.
     inner = changes.get("bwd_segment", segment)
+    if "bwd_segment" not in changes and warp_sums and case.plain:
+        while room(inner) > MAX_ROOM and inner % 2 == 0:
+            inner //= 2
     fields |= {"bwd_segment": inner, "warp_sums": warp_sums and room(inner) <= MAX_ROOM}
     fields["rows"] = Plan.rows if changes.get("warp_sums", fields["warp_sums"]) else min(Plan.rows, inner)
 
     warps = batch * -(-channels // min(fields["fwd_block"], 32))
     bwd_warps = batch * -(-channels // block)
 
-    def split(wanted: int | None, warps: int, most: int, below: float, wave: int) -> tuple[int, int, bool, int]:
+    def split(wanted: int | None, warps: int, most: int, below: float) -> tuple[int, int, bool]:
         # Step sizes are not negative, so a decay that is nothing stays so.
         if case.plain and case.softplus and not case.precise and padded == 16:
             count, steps = _split(wanted, length, warps, schedulers(device), segment, most // 2, below)
             if count * warps > (most // 2 - 1) * schedulers(device) and count > 1 and steps >= _ENDS_FROM:
-                return count, steps, True, 1
-        count, steps = _split(wanted, length, warps, schedulers(device), segment, most, below)
-        few = wave * schedulers(device) // max(warps, 1)
-        if (
-            wanted is None
-            and case.plain
-            and 1 < few < count
-            and few <= _FEW[wave]
-            and few * warps >= 0.9 * wave * schedulers(device)
-        ):
-            pieces = count // few
-            steps = -(-length // (few * pieces * segment)) * pieces * segment
-            return -(-length // steps), steps, False, pieces
-        return count, steps, False, 1
+                return count, steps, True
+        return *_split(wanted, length, warps, schedulers(device), segment, most, below), False
 
-    fields["chunks"], fields["chunk_steps"], fields["ends"], fields["pieces"] = split(
-        chunks, warps, _PER_SCHEDULER, _SPLIT_BELOW, 1
-    )
-    fields["bwd_chunks"], fields["bwd_chunk_steps"], fields["bwd_ends"], fields["bwd_pieces"] = split(
+    fields["chunks"], fields["chunk_steps"], fields["ends"] = split(chunks, warps, _PER_SCHEDULER, _SPLIT_BELOW)
+    fields["bwd_chunks"], fields["bwd_chunk_steps"], fields["bwd_ends"] = split(
         bwd_chunks if bwd_chunks is not None else chunks,
         bwd_warps,
         _PER_SCHEDULER_BACKWARD if case.plain else _PER_SCHEDULER,
         _SPLIT_BACKWARD_BELOW if case.plain and fields["warp_sums"] else _SPLIT_BELOW,
-        2,
     )
-    single = fields["chunks"] == 1 or fields["pieces"] > 1  # at most a warp on a scheduler
+    count, wave = fields["bwd_chunks"], _WAVE * schedulers(device)
+    few = wave // max(bwd_warps, 1)
+    free = case.plain and bwd_chunks is None and chunks is None and not fields["bwd_ends"]
+    if free and 1 < few < count and few <= _FEW and few * bwd_warps >= 0.9 * wave:
+        pieces = count // few
+        steps = -(-length // (few * pieces * segment)) * pieces * segment
+        fields |= {"bwd_chunks": -(-length // steps), "bwd_chunk_steps": steps, "bwd_pieces": pieces}
+    single = fields["chunks"] == 1
     if case.plain and fields["fwd_block"] == 128 and (single or fields["ends"]):
         fields |= {"fwd_block": 64, "fwd_warps": 2}  # 4 to 5 % faster; in many short chunks nothing changes
-    if SHORT and chunks is None and case.plain and not case.precise and states <= 16 and fields["chunks"] > 1:
-        fields["short"] = _short(batch, length, channels, schedulers(device) // 4)
+    programs = batch * -(-channels // _SHORT_CHANNELS)  # of one launch, one a multiprocessor
+    brief = case.plain and not case.precise and states <= 16 and length <= _SHORT and 4 * programs <= schedulers(device)
+    if brief and chunks is None and not single:
+        fields["short"] = _SHORT_CHANNELS
     # Where many warps share a scheduler they hide DRAM themselves, and the prefetches only cost instructions.
     fields["far"] = 32 if single else 0
     return Plan(**(fields | changes))

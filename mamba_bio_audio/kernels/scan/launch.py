@@ -139,9 +139,9 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
     """What enters every chunk (B, K, PARTS, N, D): the state, or with `reverse` the adjoint from the later chunks."""
     batch, length, channels, states = call.sizes
     plan, case = call.plan, call.case
-    # In pieces: those of the first chunk (of the last one, forward) do not matter to any.
-    pieces = plan.bwd_pieces if reverse else plan.pieces
-    chunks, steps, skipped = (chunks - 1) * pieces + 1, steps // pieces, (pieces - 1) * reverse
+    # In pieces: those of the first chunk do not matter to any.
+    pieces = plan.bwd_pieces if reverse else 1
+    chunks, steps, skipped = (chunks - 1) * pieces + 1, steps // pieces, pieces - 1
     end = torch.empty(batch, chunks, case.parts, states, channels, dtype=torch.float32, device=x.device)
     start = torch.empty_like(end)
     sum_dt = torch.empty(batch, chunks, channels, dtype=torch.float32, device=x.device)

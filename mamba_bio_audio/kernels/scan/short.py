@@ -17,26 +17,38 @@ from mamba_bio_audio.kernels.scan.parts import LOG2E, sigmoid, step_size
 
 
 @triton.jit
-def words(p, live, N: tl.constexpr, COLUMN: tl.constexpr, WIDE: tl.constexpr):
-    """N values of B or C behind p, a tuple of tiles in fp32; WIDE, 8 bytes with one load. 0 where not `live`."""
+def load_words(p, live, N: tl.constexpr, COLUMN: tl.constexpr, WIDE: tl.constexpr):
+    """N values of B or C behind p as they are loaded, 0 where not `live`; WIDE, 8 bytes with one load."""
     found = ()
     if WIDE:
         PER: tl.constexpr = 64 // p.dtype.element_ty.primitive_bitwidth
         at = p.to(tl.pointer_type(tl.int64))
         for k in tl.static_range(N // PER):
-            word = tl.load(at + k, mask=live, other=0)
+            found = found + (tl.load(at + k, mask=live, other=0),)
+    else:
+        for n in tl.static_range(N):
+            found = found + (tl.load(p + n * COLUMN, mask=live, other=0.0),)
+    return found
+
+
+@triton.jit
+def values_of(words, N: tl.constexpr, WIDE: tl.constexpr):
+    """The N values in fp32, a tuple of tiles."""
+    found = ()
+    for k in tl.static_range(len(words)):
+        word = words[k]
+        if WIDE:
             low = word.to(tl.int32)
             high = (word >> 32).to(tl.int32)
-            if PER == 2:
+            if 2 * len(words) == N:
                 found = found + (low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True))
             else:  # bf16 is the upper half of fp32
                 found = found + (
                     (low << 16).to(tl.float32, bitcast=True), (low & -65536).to(tl.float32, bitcast=True),
                     (high << 16).to(tl.float32, bitcast=True), (high & -65536).to(tl.float32, bitcast=True),
                 )  # fmt: skip
-    else:
-        for n in tl.static_range(N):
-            found = found + (tl.load(p + n * COLUMN, mask=live, other=0.0).to(tl.float32),)
+        else:
+            found = found + (word.to(tl.float32),)
     return found
 
 
@@ -117,18 +129,26 @@ def scan_short_kernel(
     total = empty
     alive = empty + 1.0
     for i in range(0, T, UNROLL):
+        # All loads of a block before its arithmetic, here and below, and that before its stores.
+        loaded = ()
         for j in tl.static_range(UNROLL):
             back = i + j - T
             live = every & (s > 0) & (s * T + back < L)
             dt = tl.load(dt_at + back * DT_ROW, mask=live, other=0.0)
-            u = tl.load(u_at + back * U_ROW, mask=live, other=0.0).to(tl.float32)
-            B = words(B_at + back * B_ROW, live, N, B_COLUMN, B_WIDE)
-            dt = tl.where(live, step_size(dt, bias, CASE.softplus, ACCURATE), 0.0)
-            total += dt
-            x = dt * u
-            keep = empty + 1.0
+            u = tl.load(u_at + back * U_ROW, mask=live, other=0.0)
+            B = load_words(B_at + back * B_ROW, live, N, B_COLUMN, B_WIDE)
+            fresh = live
             if CASE.reset:
                 fresh = tl.load(reset_at + back, mask=live, other=0) != 0
+            loaded = loaded + ((live, dt, u, B, fresh),)
+        for j in tl.static_range(UNROLL):
+            live, dt, u, words, fresh = loaded[j]
+            B = values_of(words, N, B_WIDE)
+            dt = tl.where(live, step_size(dt, bias, CASE.softplus, ACCURATE), 0.0)
+            total += dt
+            x = dt * u.to(tl.float32)
+            keep = empty + 1.0
+            if CASE.reset:
                 keep = tl.where(fresh, 0.0, 1.0)
                 total = tl.where(fresh, 0.0, total)
                 alive = alive * keep
@@ -150,26 +170,36 @@ def scan_short_kernel(
     h = starts
 
     for i in range(0, T, UNROLL):
+        if WRITE_STATES:
+            if i % SEG == 0:
+                for n in tl.static_range(N):
+                    tl.store(states_at + i // SEG * (N * D) + n * D, h[n], mask=every & (s * T + i < L))
+        loaded = ()
         for j in tl.static_range(UNROLL):
             row = i + j
             live = every & (s * T + row < L)
-            if WRITE_STATES:
-                if j == 0:
-                    if i % SEG == 0:
-                        for n in tl.static_range(N):
-                            tl.store(states_at + i // SEG * (N * D) + n * D, h[n], mask=live)
             dt = tl.load(dt_at + row * DT_ROW, mask=live, other=0.0)
-            u = tl.load(u_at + row * U_ROW, mask=live, other=0.0).to(tl.float32)
+            u = tl.load(u_at + row * U_ROW, mask=live, other=0.0)
             z = u
             if CASE.gate:
-                z = tl.load(z_at + row * Z_ROW, mask=live, other=0.0).to(tl.float32)
-            B = words(B_at + row * B_ROW, live, N, B_COLUMN, B_WIDE)
-            C = words(C_at + row * C_ROW, live, N, C_COLUMN, C_WIDE)
+                z = tl.load(z_at + row * Z_ROW, mask=live, other=0.0)
+            B = load_words(B_at + row * B_ROW, live, N, B_COLUMN, B_WIDE)
+            C = load_words(C_at + row * C_ROW, live, N, C_COLUMN, C_WIDE)
+            fresh = live
+            if CASE.reset:
+                fresh = tl.load(reset_at + row, mask=live, other=0) != 0
+            loaded = loaded + ((live, dt, u, z, B, C, fresh),)
+        ys = ()
+        for j in tl.static_range(UNROLL):
+            live, dt, u, z, B_words, C_words, fresh = loaded[j]
+            B = values_of(B_words, N, B_WIDE)
+            C = values_of(C_words, N, C_WIDE)
+            u = u.to(tl.float32)
             dt = tl.where(live, step_size(dt, bias, CASE.softplus, ACCURATE), 0.0)
             x = dt * u
             keep = empty + 1.0
             if CASE.reset:
-                keep = tl.where(tl.load(reset_at + row, mask=live, other=0) != 0, 0.0, 1.0)
+                keep = tl.where(fresh, 0.0, 1.0)
             y = skip * u
             moved = ()
             for n in tl.static_range(N):
@@ -181,8 +211,11 @@ def scan_short_kernel(
                 moved = moved + (after,)
             h = moved
             if CASE.gate:
+                z = z.to(tl.float32)
                 y = y * z * sigmoid(z)
-            tl.store(out_at + row * D, y.to(out_p.dtype.element_ty), mask=live)
+            ys = ys + (y,)
+        for j in tl.static_range(UNROLL):
+            tl.store(out_at + (i + j) * D, ys[j].to(out_p.dtype.element_ty), mask=loaded[j][0])
     # Steps past the end leave the state as it is, so that the last row has the last one.
     if WRITE_LAST:
         for n in tl.static_range(N):

@@ -238,7 +238,7 @@ class TestInterpreted:
     def test_chunks_in_pieces(self, length):
         """The pass over chunks in finer ones than the scan's; the last chunk has pieces without a step."""
         inputs = make_inputs(1, length, 8, 4)
-        plan = plan_for(inputs, chunks=3, segment=8, pieces=2, bwd_pieces=2)
+        plan = plan_for(inputs, chunks=3, segment=8, bwd_pieces=2)
         assert plan.chunk_steps == 16
         check(inputs, plan=plan)
 
@@ -255,8 +255,9 @@ class TestInterpreted:
         inputs |= {k: inputs[k].bfloat16() for k in "BC"}
         check(inputs, plan=plan_for(inputs, **({"segment": 4, "short": 8, "short_warps": 2} | changes)))
 
-    @pytest.mark.parametrize("state", [False, True])
-    @pytest.mark.parametrize("changes", [{"short": 8, "short_warps": 2}, {"chunks": 2}, {}])
+    @pytest.mark.parametrize(
+        ("state", "changes"), [(False, {"short": 8, "short_warps": 2}), (True, {"chunks": 2}), (False, {})]
+    )
     def test_calls_are_prepared_once(self, monkeypatch, state, changes):
         """As `selective_scan` makes them, then on other tensors: nothing but launches, and the same gradients."""
         module = sys.modules["mamba_bio_audio.ops.selective_scan"]

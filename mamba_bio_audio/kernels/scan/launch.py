@@ -47,7 +47,11 @@ def sink_of(device: torch.device) -> Tensor:
 
 @cache
 def zeros_of(device: torch.device) -> Tensor:
-    return torch.zeros(1024, dtype=torch.int32, device=device)
+    """Zeros that the compiler knows nothing of; they are there for whichever stream reads them."""
+    made = torch.zeros(1024, dtype=torch.int32, device=device)
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream(device).synchronize()
+    return made
 
 
 @dataclass

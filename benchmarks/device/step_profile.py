@@ -25,6 +25,8 @@ from mamba_bio_audio.run.train_speed import training_step
 CASES = {
     "16x256": (128, 1024),
     "16x256 long": (1, 131072),
+    "16x256+mamba2": (128, 1024),
+    "16x256+mamba2 long": (1, 131072),
     "12x128": (256, 1024),
     "24x512": (64, 1024),
     "24x768": (8, 2048),
@@ -35,9 +37,12 @@ CASES = {
 KINDS = {
     "scan backward": "scan_bwd",
     "scan forward": "scan_fwd",
+    "dual backward": "values_kernel|maps_kernel",
+    "dual forward": "^forward_kernel",
+    "dual states": "walk_kernel|hand_on|steps_|sums_kernel",
     "chunks": "chunk_state|chunk_end|carry",
     "convolution": "conv",
-    "norm": "norm",
+    "norm": "norm|gated",
     "products": "gemm|cutlass|cublas|nvjet|wgmma|splitK",
     "sums": "reduce",
     "casts and copies": "copy|cast|Memcpy|direct_copy|plane",

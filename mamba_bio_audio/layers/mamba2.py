@@ -34,7 +34,12 @@ _WIDEST_HEAD = 64  # of those that "auto" makes
 class Mamba2Config(MixerConfig):
     """Shape and initialisation of one Mamba-2 layer."""
 
-    d_state: int = Field(64, ge=1, le=1024, description="states per channel; published language models have 128")
+    d_state: int = Field(
+        64,
+        ge=1,
+        le=1024,
+        description="states per channel; published language models have 128, more than which have no kernel on a GPU",
+    )
     d_conv: int = Field(4, ge=2, le=8, description="width of the causal depthwise convolution")
     expand: int = Field(2, ge=1, le=1024, description="inner channels per model channel")
     head_dim: Annotated[int, Field(ge=1, le=1 << 20)] | Literal["auto"] = Field(

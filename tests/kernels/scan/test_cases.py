@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from mamba_bio_audio import ops  # noqa: E402
-from mamba_bio_audio.kernels.scan import backward, backward_steps, launch, sums  # noqa: E402
+from mamba_bio_audio.kernels.scan import backward, backward_steps, backward_tiles, launch, sums  # noqa: E402
 from mamba_bio_audio.kernels.scan.autograd import scan_triton  # noqa: E402
 from mamba_bio_audio.kernels.scan.inputs import Case, ScanInputs, make_plan, unsupported_reason  # noqa: E402
 from mamba_bio_audio.kernels.scan.reference import scan_reference  # noqa: E402
@@ -166,7 +166,7 @@ class InterpretedMemory:
             "shared_room", "put_steps", "take_steps", "take_step", "keep_tile", "kept_tile", "place_tile", "store_state_sums",
             "rough_channel_sums", "store_rough_sums", "store_product_sums", "put_plane", "take_plane", "take_row", "later",
         ):  # fmt: skip
-            within = [module for module in (backward, backward_steps) if hasattr(module, name)]
+            within = [module for module in (backward, backward_steps, backward_tiles) if hasattr(module, name)]
             assert within, name
             for module in within:
                 monkeypatch.setattr(module, name, getattr(self, name))

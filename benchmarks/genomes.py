@@ -119,16 +119,21 @@ def train_within(recipe: str, settings: list[str], run: Path, device: str, secon
 
 def ours(recipe: str, data: list[str], length: int, settings: list[str], device: str, run: Path, seconds: Any) -> Any:
     """Our model, trained on the same windows: a function from rows to probabilities."""
-    from mamba_bio_audio.inference.classify import classify
-    from mamba_bio_audio.inference.streaming import Passes, positions
-    from mamba_bio_audio.run import saved
     from mamba_bio_audio.run.pretrained import configure
-    from mamba_bio_audio.training.config import resolve_precision
 
     plain = configure(recipe, data)
     sequences = max(1, plain.train.tokens_per_step // length)
     size = [f"train.length={length}", f"train.tokens_per_step={sequences * length}", "train.length_warmup=[]"]
-    train_within(recipe, [*data, *size, *settings], run, device, seconds)
+    return reading(train_within(recipe, [*data, *size, *settings], run, device, seconds), length, device)
+
+
+def reading(run: Path, length: int, device: str) -> Any:
+    """A run as a function from rows of up to so many bases to probabilities."""
+    from mamba_bio_audio.inference.classify import classify
+    from mamba_bio_audio.inference.streaming import Passes, positions
+    from mamba_bio_audio.run import saved
+    from mamba_bio_audio.training.config import resolve_precision
+
     model = saved.load_classifier(run).to(device)
     passes = Passes(device, resolve_precision(model.config.train.precision, device) == "bf16")
     step = max(1, positions(device) // length)
@@ -153,12 +158,16 @@ def main(
     bars: Annotated[bool, typer.Option(help="k-mers too.")] = True,
     name: Annotated[str, typer.Option(help="Name of ours in the rows.")] = "ours",
     seconds: Annotated[float | None, typer.Option(help="Train ours for so long, whatever its steps.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the runs of ours; none: they are deleted.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="A run of ours that is scored, instead of training.")] = None,
     device: str = "cpu",
 ) -> None:
     whole = whole_genomes(data)
     genome = {(r.source, r.record): at for at, r in enumerate(whole.labelled.regions)}
     splits = {split: sum(r.split == split for r in whole.labelled.regions) for split in ("train", "valid", "test")}
-    where = provenance("cpu" if recipe is None else device)
+    where = provenance("cpu" if recipe is None and run is None else device)
     print(f"{len(genome):,} genomes: {splits}; {whole.labelled.origin}", flush=True)
 
     def sets(module: Any, train: Any) -> Any:
@@ -181,13 +190,15 @@ def main(
             if bars:
                 bar = fit_kmers(rows, np.asarray(y), valid, valid_y, len(whole.classes), sizes=KMERS)
                 models[f"k-mers, k = {bar.k}"] = bar.probabilities
-            if recipe is not None:
+            if run is not None:
+                models[name] = reading(run, size or max(map(len, (*rows, *valid, *test))), device)
+            elif recipe is not None:
                 how = ["data.sampling=examples", "data.split=draw"]
                 if module is not None:
                     how = [f"data.intervals={module.config.intervals}", "data.evaluation_windows=500"]  # type: ignore[attr-defined]
                 own = size or max(map(len, (*rows, *valid, *test)))
-                run = Path(work) / f"{name}-{size}"
-                models[name] = ours(recipe, [f"data.path={data}", *how], own, settings, device, run, seconds)
+                into = (keep or Path(work)) / f"{name}-{size}"
+                models[name] = ours(recipe, [f"data.path={data}", *how], own, settings, device, into, seconds)
             right = {key: f"{(predict(valid).argmax(1) == valid_y).mean():.4f}" for key, predict in models.items()}
             for share in error:
                 noisy = with_errors(test, share) if share else test

@@ -1,5 +1,5 @@
-# Labels of windows, reads and whole genomes, and starts of ORFs, side by side, each in a process of its own: what labels_rest.sh trained too short.
-#   MITO, DENGUE, SPECIES (folder with dna/human and dna/other_species), LIMIT (seconds, 480), DEVICE, FEW (options of a small trial), SKIP (words: names left out)
+# Windows and whole genomes of mitochondria, dengue viruses, and reads of five species, side by side, each in a process of its own, for a time.
+#   MITO, DENGUE, SPECIES (folder with dna/human and dna/other_species), LIMIT (seconds, 480), DEVICE, FEW (options of a small trial), ONLY (words: names; none: all)
 # Of each task every arm is in the CSV with its share of right validation windows, by which one is chosen.
 set -u
 [ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
@@ -13,7 +13,7 @@ every="--set train.validate_every=100 --set train.checkpoint_every=1000 --set da
 start() { # PERCENT of the time of training, NAME, SCRIPT, OPTIONS...
     local percent=$1 name=$2 script=$3
     shift 3
-    [[ " ${SKIP:-} " == *" $name "* ]] && return
+    [[ -n "${ONLY:-}" && " $ONLY " != *" $name "* ]] && return
     timeout -k 5 "$LIMIT" python3 "benchmarks/$script.py" $every --seconds $((train * percent / 100)) "$@" --out "$WORK/$script-$name.csv" >"$WORK/$name.txt" 2>&1 &
 }
 mixed=(--set head.pretrained="$MIXED")
@@ -31,6 +31,11 @@ start 100 r1000-mixed reads "${reads[@]}" --length 1000 --only all --name mixed 
 start 80 r1000-near-mixed reads "${reads[@]}" --length 1000 --only near --name mixed "${warm[@]}" "${mixed[@]}"
 start 70 r150-mixed reads "${reads[@]}" --length 150 --only all --name mixed "${both[@]}" "${mixed[@]}"
 start 60 r150-near-mixed reads "${reads[@]}" --length 150 --only near --name mixed "${both[@]}" "${mixed[@]}"
+# The backbone has read human sequence and other Plasmodium chromosomes, without labels; these have not.
+start 100 r1000-scratch reads "${reads[@]}" --length 1000 --only all --name scratch "${warm[@]}"
+start 80 r1000-near-scratch reads "${reads[@]}" --length 1000 --only near --name scratch "${warm[@]}"
+start 70 r150-scratch reads "${reads[@]}" --length 150 --only all --name scratch "${both[@]}"
+start 60 r150-near-scratch reads "${reads[@]}" --length 150 --only near --name scratch "${both[@]}"
 wait
 for name in "$WORK"/*.txt; do echo "== $(basename "$name")"; tail -n 4 "$name" | cut -c1-700; done
 for script in genomes reads; do

@@ -122,7 +122,8 @@ def ours(recipe: str, data: list[str], length: int, settings: list[str], device:
     from mamba_bio_audio.run.pretrained import configure
 
     plain = configure(recipe, data)
-    sequences = max(1, plain.train.tokens_per_step // length)
+    # A step of fewer labels says little.
+    sequences = max(8, plain.train.tokens_per_step // length)
     size = [f"train.length={length}", f"train.tokens_per_step={sequences * length}", "train.length_warmup=[]"]
     return reading(train_within(recipe, [*data, *size, *settings], run, device, seconds), length, device)
 

@@ -120,31 +120,41 @@ def test_genomes_and_fragments():
         assert bounds == f"{100 * float(row['low']):.1f} to {100 * float(row['high']):.1f}"
 
 
+def percent(number: str) -> str:
+    return f"{100 * float(number):.1f}"
+
+
 def test_fragments_by_ours():
-    bars = {
-        (row["length"], row["errors"]): row for row in results("genomes_cpu.csv") if row["data"] == "vertebrate_mito"
-    }
-    rows = table("| windows | errors | ours |")
+    bars = {(row["data"], row["length"], row["errors"]): row for row in results("genomes_cpu.csv")}
+    rows = table("| data | sequence | errors | begins with |")
     assert len(rows) == len(results("genomes_h200.csv"))
-    for (windows, _, ours, bounds, bar), row in zip(rows, results("genomes_h200.csv"), strict=True):
-        assert windows.split()[0].replace(",", "") == row["length"]
-        assert ours == f"{100 * float(row['balanced_accuracy']):.1f} %"
-        assert bounds == f"{100 * float(row['low']):.1f} to {100 * float(row['high']):.1f}"
-        assert bar == f"{100 * float(bars[row['length'], row['errors']]['balanced_accuracy']):.1f} %"
+    for (data, sequence, errors, start, _, valid, ours, bounds, bar), row in zip(
+        rows, results("genomes_h200.csv"), strict=True
+    ):
+        assert data == row["data"]
+        assert sequence.split()[0].replace(",", "") == row["length"]
+        assert errors == ("0" if row["errors"] == "0.0" else "1 %")
+        assert start == row["model"].replace("scratch", "random")
+        assert valid == f"{percent(row['valid'])} %"
+        assert ours == f"{percent(row['balanced_accuracy'])} %"
+        assert bounds == f"{percent(row['low'])} to {percent(row['high'])}"
+        assert bar == f"{percent(bars[row['data'], row['length'], row['errors']]['balanced_accuracy'])} %"
 
 
 def test_reads_of_species():
     found = [*results("reads_h200.csv"), *results("reads_cpu.csv")]
     rows = table("| reads of |")
     assert len(rows) == len({(row["length"], row["model"].split(",")[0]) for row in found})
-    for length, model, accuracy, *areas in rows:
+    for length, model, accuracy, bounds, *areas in rows:
+        name = "k-mers" if model == "k-mers" else model.removeprefix("ours, ").replace("random", "scratch")
         own = [
             row
             for row in found
-            if row["length"] == length.split()[0].replace(",", "") and row["model"].startswith(model[:4])
+            if row["length"] == length.split()[0].replace(",", "") and row["model"].split(",")[0] == name
         ]
         five, four = sorted(own, key=lambda row: -int(row["classes"]))
-        assert accuracy == f"{100 * float(five['accuracy']):.1f} %"
+        assert accuracy == f"{percent(five['accuracy'])} %"
+        assert bounds == f"{percent(five['low'])} to {percent(five['high'])}"
         for key, cell in zip(("mouse", "phage", "shuffled"), areas, strict=True):
             shown = [
                 f"{float(four[f'{rule}, {key}']):.2f}" for rule in ("probability", "energy") if four[f"{rule}, {key}"]
@@ -161,7 +171,7 @@ def test_speed_of_prediction(row):
 
 def test_starts_of_open_reading_frames():
     found = {row["arm"]: row for row in results("orfs_h200.csv")}
-    arms = ("short", "short-4-layers", "short-complex", "species", "species-complex", "pretrained")
+    arms = ("short", "short-4-layers", "short-complex", "short-complex-16", "species", "species-complex", "pretrained")
     rows = table("| model | AUROC | average precision |")
     for arm, (_, area, precision, bounds, mcc) in zip(arms, rows, strict=True):
         row = {key: float(row) for key, row in found[arm].items() if key.startswith(("a", "m")) and key != "arm"}

@@ -228,11 +228,12 @@ def _score(options: ScoreOptions, out: Path, device: str, progress: Any) -> Scor
         strand=options.strand,
         context=options.context,
     )
-    longest = max((unit.length for unit in planned.units), default=0)
-    if model.streaming != "constant" and longest > config.train.length:
+    longest = max(planned.units, key=lambda unit: unit.length, default=None)
+    if model.streaming != "constant" and longest is not None and longest.length > config.train.length:
         raise InputError(
             f"{options.run}: its layers carry no state of constant size, so it scores up to its training length, "
-            f"{config.train.length:,} {symbols.unit}s, not {longest:,}; give shorter records, or --regions with --context"
+            f"{config.train.length:,} {symbols.unit}s, not the {longest.length:,} of {longest.record}; give shorter records, "
+            "or --regions with --context"
         )
     found: dict[str, Any] = {}
     settings: dict[str, Any] = {

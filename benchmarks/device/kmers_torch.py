@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from mamba_bio_audio.pipelines.dna.kmers import (
@@ -69,11 +70,17 @@ def shares_of(windows: Sequence[NDArray[np.uint8]], k: int, device: str, both: b
         starts.append(torch.bincount(row, minlength=len(ids)))
         del dense, row, where
     place, value = torch.cat(words), torch.cat(values)
+    del words, values
     ends = torch.cat(starts).cumsum(0).int()
     shape = (len(table), count)
     by_rows = torch.sparse_csr_tensor(ends, place, value, size=shape)
     if not both:
         return Shares(by_rows, None)
+    if device == "cpu":
+        # The same in less memory.
+        turned = csr_matrix((value.numpy(), place.numpy(), ends.numpy()), shape=shape).tocsc()
+        parts = [torch.from_numpy(part) for part in (turned.indptr, turned.indices, turned.data)]
+        return Shares(by_rows, torch.sparse_csr_tensor(*parts, size=shape[::-1]))
     of_row = torch.repeat_interleave(torch.arange(len(table), dtype=torch.int32, device=device), ends.diff().long())
     sorted_places, order = torch.sort(place, stable=True)
     column_ends = torch.zeros(count + 1, dtype=torch.int64, device=device)

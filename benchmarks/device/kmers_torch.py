@@ -56,9 +56,9 @@ def shares_of(windows: Sequence[NDArray[np.uint8]], k: int, device: str, both: b
         base = torch.where(known, ids - A, 0).long()
         width = ids.shape[1] - k + 1
         word, whole = torch.zeros_like(base[:, :width]), torch.ones_like(known[:, :width])
-        for place in range(k):
-            word = word * 4 + base[:, place : place + width]
-            whole &= known[:, place : place + width]
+        for offset in range(k):
+            word = word * 4 + base[:, offset : offset + width]
+            whole &= known[:, offset : offset + width]
         # Words with an unknown base go into a column of their own, which is cut off.
         found = torch.where(whole, column[word], count)
         dense = torch.zeros(len(ids), count + 1, device=device)
@@ -79,8 +79,8 @@ def shares_of(windows: Sequence[NDArray[np.uint8]], k: int, device: str, both: b
     if device == "cpu":
         # The same in less memory.
         turned = csr_matrix((value.numpy(), place.numpy(), ends.numpy()), shape=shape).tocsc()
-        parts = [torch.from_numpy(part) for part in (turned.indptr, turned.indices, turned.data)]
-        return Shares(by_rows, torch.sparse_csr_tensor(*parts, size=shape[::-1]))
+        at, where, shares = (torch.from_numpy(part) for part in (turned.indptr, turned.indices, turned.data))
+        return Shares(by_rows, torch.sparse_csr_tensor(at, where, shares, size=shape[::-1]))
     of_row = torch.repeat_interleave(torch.arange(len(table), dtype=torch.int32, device=device), ends.diff().long())
     sorted_places, order = torch.sort(place, stable=True)
     column_ends = torch.zeros(count + 1, dtype=torch.int64, device=device)

@@ -81,7 +81,8 @@ def test_nothing_changes_lanes_in_one_launch(launched, compile_for):
     assert "convert_layout" not in compile_for(launched["scan_short_kernel"], 90).asm["ttgir"]
 
 
-@pytest.mark.parametrize("arch", [80, 100, 120])
-def test_compiles_elsewhere(arch, launched, compile_for):
-    for name in LIMITS:
+@pytest.mark.parametrize(("first", "arch"), enumerate([80, 100, 120]))
+def test_compiles_elsewhere(first, arch, launched, compile_for):
+    """Every kernel on one of them, by turns; none has a part that is written for one of them."""
+    for name in list(LIMITS)[first::3]:
         assert compile_for(launched[name], arch).asm["cubin"]

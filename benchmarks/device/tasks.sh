@@ -29,8 +29,7 @@ pack() { # Runs without what was joined (it is in the parts), weights of inducti
   mv "$packed" "$OUT/tasks.tgz"
 }
 common="--set train.checkpoint_every=1000 ${MORE:-}"
-parts=(${PARTS:-induction:mamba copying1024:mamba copying1024:s4d copying1024:s4d-real induction:transformer induction:mamba2 induction:h3
-  induction:hyena})
+parts=(${PARTS:-induction:mamba copying2048:mamba copying2048:s4d copying2048:s4d-real copying1024:mamba copying1024:s4d})
 induction() {
   compare synthetic/induction --mixers mamba,transformer,mamba2,h3 \
     --arm "hyena=model.mixer=hyena,model.options={max_length: 16384}" --rates 3e-4,1e-3,3e-3 --every-rate \
@@ -42,12 +41,12 @@ long() {
     --set train.tokens_per_step=8192 --set train.steps="${LONG_STEPS:-24000}" --set train.validate_every="${LONG_EVERY:-4000}" \
     --set train.lr_min=1 --set train.warmup=0.01 --set train.validation_tokens=65536 $common "$@"
 }
-copying1024() { copying 1024 "$@"; }
-copying2048() { copying 2048 "$@"; }
-copying() {
-  compare synthetic/selective-copying --mixers mamba,s4d,s4d-real --rates 4e-3,8e-3 --seeds 0,1,2 --set train.length="$1" \
-    --set train.tokens_per_step=32768 --set train.steps="${COPYING_STEPS:-8000}" --set train.validate_every="${COPYING_EVERY:-1000}" \
-    --set train.validation_tokens=262144 $common "${@:2}"
+copying1024() { copying 1024 "${COPYING_STEPS:-7000}" 8e-3 "$@"; }
+copying2048() { copying 2048 "${COPYING_STEPS:-8000}" 8e-3,12e-3 "$@"; }
+copying() { # LENGTH STEPS RATES ...
+  compare synthetic/selective-copying --mixers mamba,s4d,s4d-real --seeds 0,1,2 --set train.length="$1" --set train.steps="$2" \
+    --rates "$3" --set train.tokens_per_step=32768 --set train.validate_every="${COPYING_EVERY:-1000}" \
+    --set train.validation_tokens=262144 $common "${@:4}"
 }
 ablation() {
   local arms=(--arm all=) selective states
@@ -65,7 +64,7 @@ if [ -z "${SPEED:-}" ]; then
     name=$part-${group%%,*} margin=14
     (
       # Induction heads are scored by length after their training.
-      $part --only "$group" --together "${TOGETHER:-9}" --max-time "$(left "$([[ $part =~ induction|long ]] && echo $((22 + seconds / 5)) || echo 22)")" \
+      $part --only "$group" --together "${TOGETHER:-9}" --max-time "$(left "$([[ $part =~ induction|long ]] && echo $((22 + seconds / 7)) || echo 22)")" \
         --out "$out/parts/$name"
       [[ ! $part =~ induction|long ]] || limited "$(left 14)" "$name" \
         python3 benchmarks/device/tasks_lengths.py "$out/parts/$name" --seconds "$(left 24)" ${LENGTHS:-}

@@ -59,14 +59,15 @@ def classify() -> None:
     """Five species at 1 kb: k-mers by their length and training windows, and the network."""
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     found = [row for row in rows("species_kmers_cpu.csv") if row["recipe"] == "dna/species"]
-    for shade, windows in enumerate(sorted({int(row["windows"]) for row in found})):
+    counts = sorted({int(row["windows"]) for row in found})
+    for shade, windows in enumerate(counts):
         own = [row for row in found if int(row["windows"]) == windows]
         axes.plot(
             [int(row["k"]) for row in own],
             [100 * float(row["test_accuracy"]) for row in own],
             marker="o",
             ms=3,
-            color=str(0.75 - 0.18 * shade),
+            color=str(0.75 * (1 - shade / len(counts))),
             label=f"k-mers, {windows:,} windows",
         )
     wanted = {"step": "easy", "kind": "evaluation", "split": "test"}

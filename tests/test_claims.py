@@ -334,6 +334,20 @@ def test_each_number_under_measured_belongs_to_a_claim():
     assert not left, f"numbers without a file: {left}"
 
 
+def test_the_readme_says_how_far_whole_chunked_and_stepped_lie_apart():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [
+        f"| 2^{int(row['length']).bit_length() - 1} | {row['chunked']} | {row['stepped']} |"
+        for row in rows("whole_chunked_step_h200.csv", whole="yes")
+    ]
+    score = (RESULTS / "chrx_score_h200" / "score.txt").read_text()
+    (apart,) = re.findall(r"1,048,576 bases: pieces of 131,072 differ from the whole by at most (\S+) nats", score)
+    lines.append(f"| 2^20 (chrX) | {apart} | not measured |")
+    assert "\n".join(["| bases | in chunks | step by step |", "|---|---|---|", *lines]) in readme
+    gradients = number("length_h100.csv", "difference", mode="compare")
+    assert f"differ from those of the whole by {gradients:.1e} of their size" in readme
+
+
 # (run, temperature, top-p) of each table of docs/audio.md, "How far it goes".
 SAMPLED = (
     (("rendered", "1.014", "0.99"), ("rendered", "0.966", "0.999"), ("rendered", "1.0", "1.0")),

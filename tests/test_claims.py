@@ -400,28 +400,41 @@ def test_what_is_said_of_digits_by_class_at_8_khz_is_what_was_measured():
     assert f"named are {ranges[0]}, recognised {ranges[1]}" in audio
 
 
-# (model and seconds, how it was drawn) of rows of docs/audio.md, "What brings pieces inside", and where they stand in the file.
-BROUGHT_INSIDE = {
-    "| rendered, 4.35 | 0.98, top-p 0.995 |": ("rendered", "0.98", "0.995", "0", "0", "1"),
-    "| | the same, best of 2 | 20 |": ("rendered", "0.98", "0.995", "0", "0", "2"),
-    "| | 0.99, top-p 0.99, best of 2 |": ("rendered", "0.99", "0.99", "0", "0", "2"),
-    "| recorded, 8.13 | 1.15, min-p 0.03, hold 0.3 |": ("recorded", "1.15", "1", ".03", ".3", "1"),
-    "| | the same, best of 2 | 10 |": ("recorded", "1.15", "1", ".03", ".3", "2"),
-    "| | 1.2, top-p 0.96, hold 0.3, best of 2 |": ("recorded", "1.2", "0.96", "0", ".3", "2"),
-}
-
-
-@pytest.mark.parametrize("begins", BROUGHT_INSIDE)
-def test_the_table_of_settings_is_that_of_the_file(begins):
-    names = ("run", "temperature", "top_p", "min_p", "hold", "best_of")
-    (row,) = rows("sampling_h200/settings.csv", window="3", **dict(zip(names, BROUGHT_INSIDE[begins], strict=True)))
-    audio = (RESULTS.parent.parent / "docs" / "audio.md").read_text(encoding="utf-8")
-    (line,) = [line for line in audio.splitlines() if line.startswith(begins)]
-    cells = [cell.strip(" *") for cell in line.strip("|").split("|")][2:]
-    assert cells == [row[name] for name in ("clips", *(f"inside_{m}" for m in (*JUDGED, "all")))]
-
-
 JUDGED = ("level", "flatness", "clicks", "onsets", "entropy")
+
+
+def brought_inside():
+    """Of each row of the tables of docs/audio.md, "What brings pieces inside": settings as the file has them, and numbers."""
+    audio, found = (RESULTS.parent.parent / "docs" / "audio.md").read_text(encoding="utf-8"), []
+    for table in re.findall(r"^\| model, seconds of a piece .*\n\|---.*\n((?:\|.*\n)+)", audio, flags=re.MULTILINE):
+        model = drawn = ""
+        for line in table.splitlines():
+            first, second, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
+            model, drawn = first or model, second.replace("the same", drawn)
+            run, seconds = model.split(", ")
+            temperature, *more = drawn.split(", ")
+            settings = {"top-p": "1", "min-p": "0", "hold": "0", "best of": "1"} | dict(
+                part.rsplit(" ", 1) for part in more
+            )
+            drawn = drawn.removesuffix(f", best of {settings['best of']}")
+            found.append(((run, seconds, temperature, *settings.values()), cells))
+    return found
+
+
+def test_the_tables_of_settings_are_those_of_the_file():
+    names = ("temperature", "top_p", "min_p", "hold", "best_of")
+    measured = {
+        (
+            row["run"],
+            f"{float(row['piece_s']):.2f}".removesuffix(".00"),
+            *(f"{float(row[name]):g}" for name in names),
+        ): [row[name] for name in ("clips", *(f"inside_{measure}" for measure in (*JUDGED, "all")))]
+        for row in rows("sampling_h200/settings.csv")
+    }
+    found = brought_inside()
+    assert len(found) >= 14
+    for settings, cells in found:
+        assert measured[settings] == cells, settings
 
 
 def test_what_is_said_of_longer_and_longer_pieces_is_what_the_file_says():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+from scipy.signal import resample_poly
 
 from mamba_bio_audio.errors import InputError, as_written
 from mamba_bio_audio.files import inside
@@ -28,6 +29,7 @@ from mamba_bio_audio.pipelines.corpus import Corpus
 
 SHOWN = 6
 _LONGEST_S = 20.0
+_LEAST_PLAYED_HZ = 3000
 _BLOCK = 1 << 20
 
 
@@ -155,7 +157,10 @@ def _recorded(corpus: Corpus, seconds: float) -> Clip:
 
 def _shown(title: str, name: str, audio: NDArray[np.floating], rate: int) -> Clip:
     sound = io.BytesIO()
-    soundfile.write(sound, audio, rate, format="FLAC", subtype="PCM_16")
+    # Browsers play nothing below 3,000 Hz.
+    more = -(-_LEAST_PLAYED_HZ // rate)
+    played = audio if more == 1 else resample_poly(audio, more, 1)
+    soundfile.write(sound, played, more * rate, format="FLAC", subtype="PCM_16")
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "clip.png"
         spectrograms([(name, audio)], rate, picture)

@@ -17,7 +17,8 @@ from mamba_bio_audio.pipelines.draws import for_synthesis
 # notes few of them are in order by chance; of a melody of few notes half would be.
 _RISING = (41, 44, 48, 51, 53, 56, 60, 63, 65, 68, 72, 75, 77)
 MELODY = (*_RISING, 76, 74, 71, 69, 67, 64, 62, 59, 57, 55, 52, 50, 47, 45, 43)
-RATE_HZ = 4000
+# Low, so that a note lasts few samples, and a model hears the tune often in the time that it has.
+RATE_HZ = 2000
 # Beside the recordings: the last of them up to where its second note begins.
 FIRST_NOTE = "first-note.wav"
 _NOTE_S = 0.08

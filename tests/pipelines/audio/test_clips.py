@@ -1,5 +1,6 @@
 """Samples of audio in a report: those of the run and of its folder of samples alone."""
 
+import io
 import json
 
 import numpy as np
@@ -93,3 +94,12 @@ def test_what_is_no_sound_of_this_model_is_refused(tmp_path):
     (folder / "sample-00000.flac").symlink_to(tmp_path / "private.flac")
     with pytest.raises(InputError, match="leads out of"):
         read_samples(folder, AudioCodec(), 1.0)
+
+
+def test_low_rates_are_shown_at_one_that_browsers_play(tmp_path):
+    tone = 0.5 * np.sin(2 * np.pi * 300 * np.arange(2500) / 2000)
+    soundfile.write(tmp_path / "a.wav", tone, 2000)
+    (clip,) = view(tmp_path / "a.wav").clips
+    played, rate = soundfile.read(io.BytesIO(clip.sound))
+    assert (rate, len(played)) == (4000, 5000)
+    np.testing.assert_allclose(played[::2][100:-100], tone[100:-100], atol=0.01)

@@ -20,7 +20,7 @@ def commands_of(document: Path) -> list[list[str]]:
     """What follows `mba` in the console blocks of a document, wherever it stands in a line."""
     found = []
     for block in re.findall(r"```console\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             for part in re.split(r"[|>]", line):
                 words = shlex.split(part, comments=True)
                 for name in ("mba", "mamba_bio_audio"):

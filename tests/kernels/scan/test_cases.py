@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from mamba_bio_audio import ops  # noqa: E402
-from mamba_bio_audio.kernels.scan import backward, backward_steps, backward_tiles, launch, sums  # noqa: E402
+from mamba_bio_audio.kernels.scan import autograd, backward, backward_steps, backward_tiles, sums  # noqa: E402
 from mamba_bio_audio.kernels.scan.autograd import scan_triton  # noqa: E402
 from mamba_bio_audio.kernels.scan.inputs import Case, ScanInputs, make_plan, unsupported_reason  # noqa: E402
 from mamba_bio_audio.kernels.scan.reference import scan_reference  # noqa: E402
@@ -442,7 +442,7 @@ class TestInterpreted:
         assert torch.equal(h, expected[1])
 
     def test_states_are_saved_only_where_a_backward_may_follow(self, states_written):
-        written = states_written(launch)
+        written = states_written(autograd)
         inputs = make_inputs(1, 5, 3, 2, leave_out=OPTIONAL)
         inputs["A"].requires_grad_()
         with torch.no_grad():

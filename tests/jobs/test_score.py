@@ -373,7 +373,7 @@ def test_models_that_cannot_are_refused(model, genome, capsys, monkeypatch):
     classifier = Classifier(IsotropicModel(model.model_config), HeadConfig(classes=("a", "b")))
     refused(classifier, "a classifier of a, b; this command needs a language model")
     growing = made("dna/tiny", "data.path=demo", "model.mixer=transformer")
-    refused(growing, "scores up to its training length, 64 bases, not 700")
+    refused(growing, "scores up to its training length, 64 bases, not the 700 of chr2")
     foreign = IsotropicModel(model.model_config)
     foreign.config = model.model_config
     refused(foreign, "weights without a run configuration")

@@ -478,3 +478,21 @@ def test_what_is_said_of_longer_and_longer_pieces_is_what_the_file_says():
     )
     assert expected in audio
     assert {value for name in ("level", "onsets", "entropy") for value in rendered[name]} == {"10"}
+
+
+def test_what_is_said_of_parts_of_ten_seconds_is_what_the_file_says():
+    audio = (RESULTS.parent.parent / "docs" / "audio.md").read_text(encoding="utf-8")
+    first, last, whole = rows("sampling_h200/parts.csv", run="rendered")
+    soft_first, soft_last, soft = rows("sampling_h200/parts.csv", run="recorded")
+    counts = [
+        part[f"inside_{name}"]
+        for name, parts in (("flatness", (last, first)), ("level", (soft_last, soft_first)))
+        for part in parts
+    ]
+    assert "`: {} and {} by flatness; {} and {} by level)".format(*counts) in audio
+    low, before = (f"{float(part['held_out_level_low']):.1f}" for part in (soft, soft_first))
+    assert f"is {low} dB instead of {before}, where these samples are at {float(soft['level']):.1f})" in audio
+    assert (
+        "({:.1f} instead of {:.1f} and {:.1f} dB)".format(*(float(part["flatness"]) for part in (whole, first, last)))
+        in audio
+    )

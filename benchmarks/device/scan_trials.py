@@ -78,11 +78,6 @@ BACKWARD = {
     "now": {},
     "s32": {"segment": 32},
     "u2 r168": {"bwd_unroll": 2, "bwd_registers": 168},
-    "later 9": {"bwd_later": 9},
-    "later 1": {"bwd_later": 1},
-    "L2": {"bwd_touch": False},
-    "L2 later 9": {"bwd_touch": False, "bwd_later": 9},
-    "s32 later 9": {"segment": 32, "bwd_later": 9},
 }
 BLOCK_64 = {"fwd_block": 64, "fwd_warps": 2}
 BLOCK_16 = {"fwd_block": 16, "fwd_warps": 1}
@@ -195,16 +190,6 @@ def timed(calls, seconds):
     return [statistics.median(times) for times in queued(calls, 20, seconds)]
 
 
-def in_pieces(name, backward):
-    """One wave of chunks, the pass over them in finer pieces."""
-    batch, length, channels = SHAPES[name]
-    few = 528 * (2 if backward else 1) // (batch * -(-channels // (16 if backward else 32)))
-    pieces = max((16 if backward else 8) // (2 if backward else 1), 2)
-    steps = length // (few * pieces * 16) * pieces * 16
-    names = ("bwd_chunks", "bwd_chunk_steps", "bwd_pieces") if backward else ("chunks", "chunk_steps", "pieces")
-    return dict(zip(names, (-(-length // steps), steps, pieces), strict=True))
-
-
 def jobs_of(name, parts):
     """(part, label, changes, alone)"""
     found = []
@@ -221,14 +206,12 @@ def jobs_of(name, parts):
     if name == "T2" or is_complex:
         labels = list(backward)
     else:
-        labels = [] if name[0] in "KM" else ["now", "later 9", "L2"]
+        labels = [] if name[0] in "KM" else ["now"]
     if "backward" in parts:
         found += [("backward", label, backward[label], False) for label in labels]
         if name == "U1":
             found += [("backward", "states 32", STATE_32, False), ("backward", "states 16", STATE_16, False)]
-            found.append(("backward", "pieces", in_pieces(name, True), False))
         if name in ("U1", "T2"):  # states of every 64 made finer
-            found.append(("backward", "s64 finer", {"segment": 64, "bwd_segment": 32}, False))
             found.append(("backward", "s64", {"segment": 64}, False))
         for k in chunks if labels and name not in ("S2", "S3") else ():
             found.append(("backward", f"chunks {k}", {"bwd_chunks": k}, False))
@@ -242,8 +225,6 @@ def jobs_of(name, parts):
                 found.append((part, label, changes, False))
         if train and name in ("U1", "M2"):
             found += [(part, "states 32", STATE_32, False), (part, "states 16", STATE_16, False)]
-        if train and name == "U1":
-            found.append((part, "pieces", in_pieces(name, False), False))
         if name in ("K1", "K2", "U1", "K3") and (train or name[0] == "K"):
             found += [(part, label, changes, False) for label, changes in shorts(name).items()]
         for k in chunks if train and name not in ("S2", "S3") else ():
@@ -316,7 +297,7 @@ def check(say, candidates):
 
 def as_called(name, changes, train, x):
     """The call as users make it, by a plan of its own."""
-    from mamba_bio_audio.kernels.scan import short_call
+    from mamba_bio_audio.kernels.scan import autograd
     from mamba_bio_audio.ops import selective_scan
 
     module = sys.modules["mamba_bio_audio.ops.selective_scan"]
@@ -324,7 +305,7 @@ def as_called(name, changes, train, x):
     plan, mine = plan_of(x, **changes), {}
 
     def run():
-        module._short_calls, short_call.make_plan = mine, lambda *_: plan
+        module._prepared, autograd.make_plan = mine, lambda *_: plan
         with torch.set_grad_enabled(train):
             return selective_scan(**inputs)
 

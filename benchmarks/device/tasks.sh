@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Synthetic tasks on one GPU: bash benchmarks/device/tasks.sh SECONDS [ARCHIVE]; goes on from what an earlier session packed.
+# Synthetic tasks on one GPU: bash benchmarks/device/tasks.sh SECONDS [ARCHIVE...]; goes on from what an earlier session packed.
 #   induction            heads trained at 256 symbols, a constant rate as in the paper, three rates and three seeds for each mixer;
 #                        then answers from 2^6 to 2^20
 #   long                 the same for Mamba alone at one rate, longer, also with smaller initial step sizes
@@ -7,14 +7,15 @@
 #   ablation             what of B, C and the step size depends on the input, number of states, rank of the step size, initial A
 # A process for each model, beside each other (MPS makes that faster). PARTS names what runs: a part, or part:model,model
 # (one process for all of them) several times; more than about eight processes slow each other down.
-# SPEED=1 measures the models of a part, with the GPU to itself, and joins. Leaves $OUT/tasks.tgz and $OUT/tasks.txt.
+# SPEED=1 measures the models of a part, with the GPU to itself, and joins. Leaves $OUT/tasks.tgz, $OUT/tasks.txt and, of
+# trainings that were cut, as many states as 16 MB hold, in the order of PARTS: $OUT/tasks_unfinished.tgz.
 set -u
 seconds=$1
 [ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
 export OMP_NUM_THREADS=1
 out=${RUN:-/tmp/tasks} log=$OUT/tasks.txt
 mkdir -p "$out"
-[ -n "${2:-}" ] && tar -C "$out" -xzf "$2"
+for archive in "${@:2}"; do tar -C "$out" -xzf "$archive"; done
 begun=$SECONDS
 left() { echo $((seconds - (SECONDS - begun) - $1 > 1 ? seconds - (SECONDS - begun) - $1 : 1)); }
 # Everything is printed into $log as it comes, with the name of who says it. `limited SECONDS NAME COMMAND...` ends by itself.
@@ -27,7 +28,15 @@ pack() { # Runs without what was joined (it is in the parts), weights of inducti
   tar -C "$out" -czf "$packed" "${without[@]}" "${small[@]}" . 2>/dev/null
   [ "$(stat -c %s "$packed")" -lt 16000000 ] || tar -C "$out" -czf "$packed" "${without[@]}" --exclude=model.safetensors . 2>/dev/null
   mv "$packed" "$OUT/tasks.tgz"
+  local states=() size=0 entry state
+  for entry in "${parts[@]}"; do
+    state=parts/$(name_of "$entry")/unfinished.safetensors
+    [ -e "$out/$state" ] && size=$((size + $(stat -c %s "$out/$state"))) && [ "$size" -lt 16000000 ] && states+=("$state")
+  done
+  rm -f "$OUT/tasks_unfinished.tgz"
+  [ ${#states[@]} = 0 ] || tar -C "$out" -czf "$OUT/tasks_unfinished.tgz" "${states[@]}" 2>/dev/null
 }
+name_of() { local group=${1#*:}; echo "${1%%:*}-${group%%,*}"; }
 common="--set train.checkpoint_every=1000 ${MORE:-}"
 parts=(${PARTS:-induction:mamba copying2048:mamba copying2048:s4d copying2048:s4d-real copying1024:mamba copying1024:s4d})
 induction() {
@@ -61,7 +70,7 @@ running=()
 if [ -z "${SPEED:-}" ]; then
   for entry in "${parts[@]}"; do
     part=${entry%%:*} group=${entry#*:}
-    name=$part-${group%%,*} margin=14
+    name=$(name_of "$entry") margin=14
     (
       # Induction heads are scored by length after their training.
       $part --only "$group" --together "${TOGETHER:-9}" --max-time "$(left "$([[ $part =~ induction|long ]] && echo $((22 + seconds / 7)) || echo 22)")" \

@@ -20,7 +20,9 @@ begun=$SECONDS
 left() { echo $((seconds - (SECONDS - begun) - $1 > 1 ? seconds - (SECONDS - begun) - $1 : 1)); }
 # Everything is printed into $log as it comes, with the name of who says it. `limited SECONDS NAME COMMAND...` ends by itself.
 limited() { timeout -k 5 "$1" "${@:3}" 2>&1 | sed -u "s|^|$2: |" >>"$log"; }
-compare() { limited "$(left "$margin")" "$name" python3 -m mamba_bio_audio compare "$@"; }
+# TRACE=SECONDS: processes say every so many seconds where they are, for what hangs.
+traced="${TRACE:+import faulthandler; faulthandler.dump_traceback_later($TRACE, repeat=True); }from mamba_bio_audio.cli.main import run; run()"
+compare() { limited "$(left "$margin")" "$name" python3 -c "$traced" compare "$@"; }
 pack() { # Runs without what was joined (it is in the parts), weights of induction heads alone, for lengths that are to come, if they fit.
   local without=(--exclude=./induction/runs --exclude=./long/runs --exclude='./copying*/runs' --exclude=./ablation/runs --exclude=unfinished.safetensors)
   local small=(--exclude='./parts/copying*/model.safetensors' --exclude='./parts/ablation*/model.safetensors')

@@ -86,17 +86,19 @@ def train_within(recipe: str, settings: list[str], run: Path, device: str, secon
     """Train as the recipe says, or for so many seconds; the run.
 
     How many steps fit is not known before: three quarters of the time the rate stays where it is, then as many steps as should
-    fit into the rest lower it.
+    fit into the rest lower it. Steps that `settings` name are taken as they are, and the time only ends them.
     """
     from mamba_bio_audio.run.begin import Session
     from mamba_bio_audio.run.pretrained import configure
     from mamba_bio_audio.run.train import train
 
     config = configure(recipe, settings)
-    if seconds is None:
-        train(config, run, Session(device, quiet=True, force=run.exists()))
-        return run
     began, first = time.monotonic(), run.with_name(f"{run.name}-first")
+    if seconds is None or any(setting.startswith("train.steps=") for setting in settings):
+        until = None if seconds is None else began + seconds
+        trained = train(config, run, Session(device, quiet=True, force=run.exists(), deadline=until))
+        print(f"{run.name}: {trained.step:,} steps in {time.monotonic() - began:.0f} s", flush=True)
+        return run
     flat = [f"train.lr_min={config.train.lr}", "train.steps=1000000", "train.warmup=0.0001", "train.patience=null"]
     session = Session(device, quiet=True, force=first.exists(), deadline=began + 0.75 * seconds)
     trained = train(configure(recipe, [*settings, *flat]), first, session)
@@ -168,7 +170,7 @@ def main(
     whole = whole_genomes(data)
     genome = {(r.source, r.record): at for at, r in enumerate(whole.labelled.regions)}
     splits = {split: sum(r.split == split for r in whole.labelled.regions) for split in ("train", "valid", "test")}
-    where = provenance("cpu" if recipe is None and run is None else device)
+    where = provenance("cpu" if recipe is None and run is None else device, "triton")
     print(f"{len(genome):,} genomes: {splits}; {whole.labelled.origin}", flush=True)
 
     def sets(module: Any, train: Any) -> Any:

@@ -128,7 +128,7 @@ def main(
     seconds: Annotated[float | None, typer.Option(help="Train ours for so long, whatever its steps.")] = None,
     device: str = "cpu",
 ) -> None:
-    where = provenance(device if model == "ours" else "cpu")
+    where = provenance(device if model == "ours" else "cpu", "triton")
     species = paths(data)
     for size in length:
         for left_out in {None: (None, NEAR), "all": (None,), "near": (NEAR,)}[only]:

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.lookup import Embedding, lookup
 from mamba_bio_audio.models.unet_config import UNetConfig
 
 
-class InputEmbedding(nn.Embedding):
+class InputEmbedding(Embedding):
     """Embedding (padded vocabulary, D) of symbols, with parameters of its own for start token and classes.
 
     Args:
@@ -49,9 +50,9 @@ class InputEmbedding(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """(..., D) of ids (...) from 0 to S (classes + 1) - 1."""
         if self.classes is None:
-            return F.embedding(ids, self.table())
+            return lookup(ids, self.table())
         number = class_of(ids, self.inputs)
-        return F.embedding(ids - number * self.inputs, self.table()) + of_classes(self.classes, number)
+        return lookup(ids - number * self.inputs, self.table()) + of_classes(self.classes, number)
 
     def of_class(self, number: int) -> nn.Embedding:
         """The embedding of one class as a plain table (S, D), a copy without gradients."""
@@ -69,18 +70,18 @@ def class_of(ids: Tensor, inputs: int) -> Tensor:
 def of_classes(vectors: Tensor, number: Tensor) -> Tensor:
     """Vectors (..., D) of classes (...) by number, from (K, D); zeros for 0."""
     # A row of zeros instead of a branch: where no sequence has a class, the gradient is zero, not missing.
-    return F.embedding(number, F.pad(vectors, (0, 0, 1, 0)))
+    return lookup(number, F.pad(vectors, (0, 0, 1, 0)))
 
 
-def input_embedding(config: ModelConfig | UNetConfig, padded: int) -> nn.Embedding:
+def input_embedding(config: ModelConfig | UNetConfig, padded: int) -> Embedding:
     """The embedding of a configuration, initialised; a plain one where there is neither start token nor class."""
     assert config.vocab_size is not None
     if config.num_inputs > config.vocab_size or config.class_names:
         classes = len(config.class_names)
-        embedding: nn.Embedding = InputEmbedding(
+        embedding: Embedding = InputEmbedding(
             padded, config.d_model, symbols=config.vocab_size, inputs=config.num_inputs, classes=classes
         )
     else:
-        embedding = nn.Embedding(padded, config.d_model)
+        embedding = Embedding(padded, config.d_model)
     nn.init.normal_(embedding.weight, std=0.02)
     return embedding

@@ -38,6 +38,7 @@ from mamba_bio_audio.models.contract import ModelOutput, SequenceModel
 from mamba_bio_audio.models.inputs import class_of, input_embedding, of_classes
 from mamba_bio_audio.models.isotropic import Block
 from mamba_bio_audio.models.kept import WITH_NORMS, Keeper, Kept
+from mamba_bio_audio.models.lookup import Embedding
 from mamba_bio_audio.models.unet_config import StageConfig, UNetConfig
 from mamba_bio_audio.ops import linear_cross_entropy
 from mamba_bio_audio.ops.keeping import mixers_keep
@@ -72,7 +73,7 @@ class DownPool(nn.Module):
         super().__init__()
         self.pool = pool
         self.linear = nn.Linear(width * pool, wider)
-        self.classes = nn.Embedding(classes, wider) if classes else None
+        self.classes = Embedding(classes, wider) if classes else None
         if self.classes is not None:
             nn.init.normal_(self.classes.weight, std=_CLASS_STD)
 

@@ -395,3 +395,23 @@ def test_a_graph_needs_as_much_memory_again_as_a_step(monkeypatch):
     for most, fits in ((1000, True), (1900, True), (1920, False), (4100, False)):
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device, most=most: most)
         assert step._fits(torch.device("cuda")) is fits
+
+
+CLASSES = UNetConfig(d_model=16, num_layers=1, pools=(2,), vocab_size=12, inputs=13, classes=("a", "b"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["language", "classifier", "classes"])
+def test_two_trainings_are_equal_to_the_bit(kind, monkeypatch):
+    """On a GPU too, also over more positions than PyTorch adds up one by one in the gradient of an embedding."""
+    monkeypatch.setitem(MODELS, "classes", CLASSES)
+
+    def trained():
+        model = make("cuda", kind)
+        step, class_ = GraphedLoss(model), 13 * (kind == "classes")
+        data = batches(6, "cuda", length=4096)
+        return train(model, lambda tokens, targets: step(tokens + class_, targets), data)
+
+    (losses, weights), (again, its_weights) = trained(), trained()
+    assert torch.equal(losses, again)
+    assert all(map(torch.equal, weights, its_weights))

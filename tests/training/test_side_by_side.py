@@ -37,15 +37,18 @@ def block():
     return Block(tokens, tokens.roll(-1, 2))
 
 
-def test_lanes_beside_each_other_are_what_they_are_alone(block):
-    """Each has memory of its own, also what cuBLAS works in; when they shared it, all were NaN within 40 steps.
+def weights(lane):
+    return torch.cat([parameter.detach().flatten() for parameter in lane.model.parameters()])
 
-    To rounding: PyTorch adds up the gradient of an embedding of few symbols by atomics.
-    """
+
+def test_lanes_beside_each_other_are_what_they_are_alone(block):
+    """To the bit. Each has memory of its own, also what cuBLAS works in; when they shared it, all were NaN within 40 steps."""
     beside, alone = lanes(6, block), lanes(6, block)
     for _ in range(40):
         advance(beside, block)
         for lane in alone:
             advance([lane], block)
             torch.cuda.synchronize()
-    assert [lane.read() for lane in beside] == pytest.approx([lane.read() for lane in alone], rel=0.01)
+    assert all(weights(lane).isfinite().all() for lane in alone)
+    assert [lane.read() for lane in beside] == [lane.read() for lane in alone]
+    assert all(torch.equal(weights(a), weights(b)) for a, b in zip(beside, alone, strict=True))

@@ -2,6 +2,8 @@
 
     python benchmarks/species_pairs.py FOLDER --out FILE.csv        FOLDER: what species_net.tgz holds
 
+The bar is in FOLDER/bar (species_runs.py bar); FOLDER/bar_x may hold the one that was given chromosome X as well.
+
 Networks of one backbone are a kind; their seeds are averaged window by window (`mean`), and so are their probabilities
 (`together`). Intervals are 95 % over test blocks, differences to the bar paired. `chosen` is the kind that has the highest
 accuracy on validation, over its seeds; the test split chooses nothing.
@@ -81,15 +83,17 @@ def table(folder: Path) -> list[dict[str, Any]]:
     bar = Scored.read(folder / "bar" / "species_kmers_predictions.tsv")
     kinds: dict[str, list[tuple[dict[str, Any], Scored, Scored]]] = {}
     rows: list[dict[str, Any]] = [{"name": "bar", "kind": "k-mers"} | compared([bar], bar)]
+    if (other := folder / "bar_x" / "species_kmers_predictions.tsv").exists():
+        rows.append({"name": "bar with chromosome X", "kind": "k-mers"} | compared([Scored.read(other)], bar))
     for path in sorted(folder.glob("*/test.tsv.gz")):
         training = next(
             row for row in json.loads((path.parent / "species.json").read_text()) if row["kind"] == "training"
         )
         name = path.parent.name
         kind, _, seed = name.rpartition("-s")
-        windows = training["summary"]["step"] * _tokens_per_step(path.parent / "config.yaml") // 1024
+        bases = training["summary"]["step"] * _tokens_per_step(path.parent / "config.yaml")
         valid, test = Scored.read(path.parent / "valid.tsv.gz"), Scored.read(path)
-        row = {"name": name, "kind": kind, "seed": seed, "steps": training["summary"]["step"], "windows": windows}
+        row = {"name": name, "kind": kind, "seed": seed, "steps": training["summary"]["step"], "bases": bases}
         row |= {"best_step": training["summary"]["best_step"], "seconds": f"{training['seconds']:.0f}"}
         row |= {"valid_nats": f"{valid.nats():.4f}", "valid": f"{valid.right().mean():.4f}"}
         row |= compared([test], bar) | {field: training[field] for field in FROM_ENVIRONMENT}

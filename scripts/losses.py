@@ -256,6 +256,33 @@ def apes() -> Claim:
     return Claim("great apes, unseen loci, four classes, chance 25 %", best, worst, "`species_h100.csv`")
 
 
+def labels() -> Claim:
+    found = [
+        (float(row["difference"]), f"{row['task']}, over {row['against']}")
+        for row in rows("gue_gains_h200.csv")
+        if row["model"].endswith("fine-tuned")
+    ]
+    best, worst = ends(found, 3, "")
+    return Claim(
+        "labels of GUE, fine-tuned, AUROC over k-mers, a small CNN, random weights", best, worst, "`gue_gains_h200.csv`"
+    )
+
+
+def fragments() -> Claim:
+    """Ours over the best k-mers of the same rows, in points, with errors: without them k-mers had fewer windows."""
+    tables = ("genomes_cpu.csv", "genomes_more_cpu.csv")
+    bars = [row for name in tables for row in rows(name)]
+    found = []
+    for own in rows("genomes_h200.csv", errors="0.01"):
+        same = [row for row in bars if all(row[key] == own[key] for key in ("data", "length", "errors"))]
+        bar = max(float(row["balanced_accuracy"]) for row in same)
+        what = "whole genomes" if own["length"] == "whole" else f"{own['length']} bases"
+        found.append((100 * (float(own["balanced_accuracy"]) - bar), f"{own['data']}, {what}"))
+    best, worst = ends(found, 1, "")
+    files = ", ".join(f"`{name}`" for name in ("genomes_h200.csv", *tables))
+    return Claim("fragments and genomes with 1 % errors, points over k-mers", best, worst, files)
+
+
 def needle() -> Claim:
     found = [
         (
@@ -339,7 +366,7 @@ def two_gpus() -> Claim:
 
 CLAIMS = (
     *(training, memory, second_layer, operations, calls, generation, stream, cpu, cpu_sampling, prediction, two_gpus),
-    *(human, yeast, variants, species, apes, needle, context, music, sampled, digits),
+    *(human, yeast, variants, species, apes, labels, fragments, needle, context, music, sampled, digits),
 )
 
 

@@ -221,14 +221,19 @@ def gue() -> tuple[str, ...]:
 
 
 def fragments() -> tuple[str, ...]:
-    """Balanced accuracy on mitochondria with errors, ours and 7-mers', by length; and the 7-mers' on whole genomes."""
+    """Balanced accuracy on mitochondria with errors, ours and 7-mers', by length; of 7-mers on whole genomes; on dengue."""
     wanted = {"data": "vertebrate_mito", "errors": "0.01"}
     found = []
     for length in ("150", "1000"):
         found.append(number("genomes_h200.csv", "balanced_accuracy", length=length, model="mixed", **wanted))
-        found.append(number("genomes_cpu.csv", "balanced_accuracy", length=length, model="k-mers, k = 7", **wanted))
+        found.append(number("genomes_more_cpu.csv", "balanced_accuracy", length=length, **wanted))
+        assert found[-1] > number(
+            "genomes_cpu.csv", "balanced_accuracy", length=length, model="k-mers, k = 7", **wanted
+        )
     found.append(number("genomes_cpu.csv", "balanced_accuracy", length="whole", model="k-mers, k = 7", **wanted))
-    return tuple(f"{100 * value:.1f}" for value in found)
+    dengue = {"data": "dengue_subtypes", "errors": "0.01"}
+    found += [number(name, "balanced_accuracy", **dengue) for name in ("genomes_h200.csv", "genomes_cpu.csv")]
+    return tuple(f"{100 * value + 1e-9:.1f}" for value in found)  # 68.55 rounds up
 
 
 def starts() -> tuple[str, ...]:
@@ -313,7 +318,8 @@ CLAIMS: dict[str, tuple[str, Callable[[], tuple[str, ...]]]] = {
     ),
     "fragments": (
         "- **Fragments** of mitochondria of vertebrates, five classes, genomes that training never saw, 1 % errors: "
-        "of 150 bases {} % are named rightly, 7-mers {} %; of 1,000 bases {} %, 7-mers {} %; of whole genomes 7-mers name {} %",
+        "of 150 bases {} % are named rightly, 7-mers {} %; of 1,000 bases {} %, 7-mers {} %; of whole genomes 7-mers name "
+        "{} %. Of whole dengue genomes with such errors {} %, k-mers {} %.",
         fragments,
     ),
     "starts of reading frames": (

@@ -1,6 +1,6 @@
 """One training of a network on the five species of docs/results/species.md; species_net.sh runs several at once.
 
-    python3 benchmarks/device/species_net.py lm                        language model of the training blocks alone
+    python3 benchmarks/device/species_net.py lm                        language model of the training blocks and of chromosome X
     python3 benchmarks/device/species_net.py NAME BACKBONE SEED [KEY=VALUE ...]
 
 BACKBONE is none, lm (the language model above, waited for) or a model. Everything goes to $OUT/NAME: config, metrics.csv,
@@ -32,16 +32,28 @@ import species_runs as species  # noqa: E402
 
 from mamba_bio_audio.jobs.finetune import finetune  # noqa: E402
 from mamba_bio_audio.run.begin import Session  # noqa: E402
-from mamba_bio_audio.run.data import open_data  # noqa: E402
 from mamba_bio_audio.run.pretrained import configure  # noqa: E402
 from mamba_bio_audio.run.train import train as run_training  # noqa: E402
 from mamba_bio_audio.training.progress import Progress  # noqa: E402
 
+# Share of the time that the language model has (all of it where nothing waits for it), and of a classifier's steps
+# that read windows of a quarter of the length first: a step then has four times as many labels.
+LM_SHARE, WARM = float(os.environ.get("LM_SHARE", 0.4)), 0.15
+
 
 def left() -> float:
-    """Seconds for the training: until the deadline, less what follows; two fifths of that for the language model."""
+    """Seconds for the training: until the deadline, less what follows."""
     seconds = float(os.environ.get("DEADLINE", time.time() + 1e6)) - time.time() - LEFT
-    return 0.4 * seconds if NAME == "lm" else seconds
+    return LM_SHARE * seconds if NAME == "lm" else seconds
+
+
+def warm(recipe: str, settings: list[str], steps: int) -> list[str]:
+    """The settings with so many steps, of which a classifier reads short windows first."""
+    config = configure(recipe, settings)
+    few = [f"train.steps={steps}"]
+    if config.head is not None:
+        few.append(f"train.length_warmup=[{{length: {config.train.length // 4}, steps: {max(1, int(WARM * steps))}}}]")
+    return [*settings, *few]
 
 
 def fitting(recipe: str, settings: list[str]) -> int:
@@ -49,12 +61,11 @@ def fitting(recipe: str, settings: list[str]) -> int:
     asked = configure(recipe, settings).train.steps
     probe = 3 if species.TOY else 40
     short = [
-        f"train.steps={probe}",
         f"train.validate_every={probe}",
         "train.validation_tokens=65536",
         "train.log_every=10",
     ]
-    config = configure(recipe, [*settings, *short, "train.patience=null"])
+    config = configure(recipe, warm(recipe, [*settings, *short, "train.patience=null"], probe))
     times: list[float] = []
     step = Progress.step
 
@@ -68,8 +79,8 @@ def fitting(recipe: str, settings: list[str]) -> int:
         run_training(config, RUNS / f"{NAME}-probe", Session(species.DEVICE, force=True, quiet=True))
     finally:
         Progress.step = step  # type: ignore[method-assign]
-    # Kernels are compiled in the first steps; reading the loss, every tenth, waits for the device.
-    since = probe // 4
+    # Kernels are compiled in the first steps of each length; reading the loss, every tenth, waits for the device.
+    since = probe // 2
     seconds = (times[-1] - times[since]) / (len(times) - 1 - since)
     # Validation takes part of the time, and speed swings under load.
     steps = int(0.85 * left() / seconds)
@@ -91,7 +102,7 @@ def trained(recipe: str, settings: list[str], seed: int) -> Path:
             "train.validation_tokens=4096",
         ]
     steps = fitting(recipe, settings)
-    config = configure(recipe, [*settings, f"train.steps={steps}"])
+    config = configure(recipe, warm(recipe, settings, steps))
     session = Session(species.DEVICE, force=run.exists(), quiet=True, deadline=time.monotonic() + left() + 5)
     start = time.perf_counter()
     done = (run_training if config.head is None else finetune)(config, run, session)
@@ -103,28 +114,21 @@ def trained(recipe: str, settings: list[str], seed: int) -> Path:
 
 
 def language_model() -> None:
-    """Of the training blocks of the five species, and no base more; best weights by their validation blocks."""
-    config = configure("dna/species", [species.easy_paths(), "data.num_workers=0"])
-    data = open_data(config, "cpu")
-    data.setup()
-    labelled = data.corpus.labelled
-    lines = ["file\trecord\tstart0\tend\tsplit"]
-    for region in labelled.regions:
-        genome = labelled.genomes[region.source]
-        path = Path(genome.paths[genome.genome_of(region.record)]).name
-        lines.append(f"{path}\t{genome.bare_name(region.record)}\t{region.start}\t{region.end}\t{region.split}")
-    table = RUNS / "lm.tsv"
-    table.write_text("\n".join(lines) + "\n")
-    paths = ", ".join(path for genome in labelled.genomes for path in genome.paths)
+    """Of the training blocks of the five species and chromosome X of human; best weights by the validation blocks.
+
+    No base of a validation or test block is read in training; chromosome X has no label of a class.
+    """
+    table, more = RUNS / "lm.tsv", species.chromosome_x()
+    paths = ", ".join([*species.write_blocks(table, more), *map(str, more)])
     settings = [
         f"data.path=[{paths}]",
         f"data.intervals={table}",
         "data.reverse_complement=true",
         "data.windows=random",
-        "data.num_workers=4",
+        "data.num_workers=6",
         "train.tokens_per_step=65536",
         "train.lr=4e-3",
-        f"train.steps={os.environ.get('LM_STEPS', '1200')}",
+        f"train.steps={os.environ.get('LM_STEPS', '5000')}",
         "train.validate_every=250",
         "train.validation_tokens=1000000",
         "train.checkpoint_every=100000",

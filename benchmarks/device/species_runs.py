@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,48 @@ TOY_SETTINGS = [
 ]
 
 
-def easy_paths() -> str:
-    """`data.path` of the easy set."""
+def easy_paths(more: Sequence[Path] = ()) -> str:
+    """`data.path` of the easy set, and more files of human sequence."""
     other = DATA / "dna/other_species"
     paths = {
         "ecoli": [other / "escherichia_coli_536.NC_008253.fa.gz"],
         "fly": [other / "drosophila_melanogaster.chr2R_2000001-7000000.fa.gz"],
-        "human": [HUMAN / f"hg19.chr{name}.fa.gz" for name in ("3_42000000-44000000", "4_103000000-105000000")],
+        "human": [HUMAN / f"hg19.chr{name}.fa.gz" for name in ("3_42000000-44000000", "4_103000000-105000000")]
+        + [*more],
         "mouse": [other / "mouse.GRCm38_fragments.fa.gz"],
         "plasmodium": [other / "plasmodium_falciparum.MAL4_MAL12.fa.gz"],
     }
     return "data.path={" + ", ".join(f"{name}: [{', '.join(map(str, found))}]" for name, found in paths.items()) + "}"
+
+
+def chromosome_x() -> list[Path]:
+    """Files of human chromosome X in the folder $CHROMOSOME_X, of which no block of the easy set is."""
+    folder = Path(os.environ["CHROMOSOME_X"])
+    found = sorted(folder.glob("hg19.chrX_*.fa.gz"))
+    if not found:
+        sys.exit(f"{folder}: no hg19.chrX_*.fa.gz; kit.sh puts them into .device/human")
+    return found
+
+
+def write_blocks(path: Path, more: Sequence[Path]) -> list[str]:
+    """Table of the blocks of the easy set by split, and of whole records of more files, all of which train.
+
+    Returns:
+        The files of the easy set.
+    """
+    config = configure("dna/species", [easy_paths(), "data.num_workers=0"])
+    data = open_data(config, "cpu")
+    data.setup()
+    labelled: Any = data.corpus
+    lines = ["file\trecord\tstart0\tend\tsplit"]
+    for region in labelled.labelled.regions:
+        genome = labelled.labelled.genomes[region.source]
+        name = Path(genome.paths[genome.genome_of(region.record)]).name
+        lines.append(f"{name}\t{genome.bare_name(region.record)}\t{region.start}\t{region.end}\t{region.split}")
+    lines += [f"{file.name}\t{name}\t0\t{end}\ttrain" for file in more for name, end in lengths(file).items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return [one for genome in labelled.labelled.genomes for one in genome.paths]
 
 
 def train(step: str, name: str, recipe: str, *overrides: str, device: str = DEVICE) -> Path:
@@ -340,6 +372,7 @@ def bar() -> None:
     $OUT/species_kmers.csv, written after every k; a run that was cut goes on from there. `chosen` marks the least validation
     loss at a number of windows, which `mba evaluate` would take, and `best` the least of all. Windows are doubled until two
     numbers in a row have done no better; the likeliest k come first. WINDOWS and SIZES, with commas, ask for some only.
+    With CHROMOSOME_X, a folder, the human class trains on chromosome X too, which the language model of species_net.py reads.
     """
     asked = [int(word) for word in os.environ.get("WINDOWS", "").split(",") if word]
     likely = [int(word) for word in os.environ.get("SIZES", "7,8,6,9,5,4,10,3").split(",")]
@@ -348,8 +381,12 @@ def bar() -> None:
     if path.exists():
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-    recipe = "dna/species"
-    data = open_data(configure(recipe, [easy_paths(), "data.num_workers=0"]), "cpu")
+    recipe, settings = "dna/species", [easy_paths()]
+    if os.environ.get("CHROMOSOME_X"):
+        more, table = chromosome_x(), RUNS / "bar.tsv"
+        write_blocks(table, more)
+        settings = [easy_paths(more), f"data.intervals={table}"]
+    data = open_data(configure(recipe, [*settings, "data.num_workers=0"]), "cpu")
     data.setup()
     valid, valid_labels = labelled_sequences(data.evaluation_dataset("valid"))
     dataset: Any = data.evaluation_dataset("test")
@@ -394,11 +431,11 @@ def bar() -> None:
             print({key: rows[-1][key] for key in list(rows[-1])[:10]}, flush=True)
             if not TOY and float(rows[-1]["valid_nats"]) <= min(_least_of(rows, recipe).values()):
                 # For the paired difference (benchmarks/species_pairs.py).
-                table = ["class\tlocus\t" + "\t".join(f"p_{name}" for name in data.corpus.classes)]
+                written = ["class\tlocus\t" + "\t".join(f"p_{name}" for name in data.corpus.classes)]
                 for target, locus, share in zip(targets, loci, p, strict=True):
                     shares = "\t".join(f"{value:.5f}" for value in share)
-                    table.append(f"{data.corpus.classes[target]}\t{locus}\t{shares}")
-                (OUT / "species_kmers_predictions.tsv").write_text("\n".join(table) + "\n")
+                    written.append(f"{data.corpus.classes[target]}\t{locus}\t{shares}")
+                (OUT / "species_kmers_predictions.tsv").write_text("\n".join(written) + "\n")
             leasts = _least_of(rows, recipe)
             for row in (row for row in rows if row["recipe"] == recipe):
                 loss = float(row["valid_nats"])

@@ -65,8 +65,10 @@ def labels_report(p: Values, y: Values, names: Sequence[str], groups: NDArray[An
         }
 
     def more(p: Values, y: Values) -> dict[str, float | None]:
+        if not len(y):
+            return {"there": None, "f1": None}
         given, target = torch.from_numpy(p), torch.from_numpy(y.astype(np.int64))
-        return {"there": float(y.mean()) if len(y) else None, "f1": float(binary_f1_score(given, target))}
+        return {"there": float(y.mean()), "f1": float(binary_f1_score(given, target))}
 
     return _report(p, y, names, groups, scores, more)
 

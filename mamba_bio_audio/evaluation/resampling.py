@@ -21,6 +21,8 @@ CONFIDENCE = 0.95
 MEANS, RESAMPLES = 2000, 1000
 # Most weights that exist at once.
 _WEIGHTS = 1 << 23
+# A sum of squares that is this much smaller than what it is the difference of is rounding, and the rows are all alike.
+_ROUNDING = 1e-10
 Rows = NDArray[np.float64]
 # (R, n) weights -> (R,) scores.
 Score = Callable[[Rows], Rows]
@@ -199,8 +201,9 @@ def pearson(x: Rows, y: Rows) -> Score:
 
     def score(weights: Rows) -> Rows:
         n, sx, sy, sxx, syy, sxy = (weights @ columns).T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (n * sxy - sx * sy) / np.sqrt((n * sxx - sx**2) * (n * syy - sy**2))
+        spreads = [_spread(n, *sums) for sums in ((sx, sxx), (sy, syy))]
+        with np.errstate(invalid="ignore"):
+            return (n * sxy - sx * sy) / np.sqrt(spreads[0] * spreads[1])
 
     return score
 
@@ -217,10 +220,15 @@ def r2(predicted: Rows, y: Rows) -> Score:
 
     def score(weights: Rows) -> Rows:
         n, sums, squares, errors = (weights @ columns).T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return 1 - errors / (squares - sums**2 / n)
+        return 1 - n * errors / _spread(n, sums, squares)
 
     return score
+
+
+def _spread(n: Rows, sums: Rows, squares: Rows) -> Rows:
+    """n times the squared distance from the mean; NaN where all numbers are the same."""
+    spread = n * squares - sums**2
+    return np.where(spread > _ROUNDING * n * squares, spread, np.nan)
 
 
 def mean_of(scores: Sequence[Score]) -> Score:

@@ -81,6 +81,8 @@ class FinetuneResult(TrainResult):
         given = {name: row for name, row in (self.valid or {}).items() if name != "accuracy"}
         if found := {name: Interval.model_validate(row) for name, row in given.items()}:
             lines.append("validation " + ", ".join(f"{SCORES[name]} {row.plain()}" for name, row in found.items()))
+        elif self.valid == {}:
+            lines.append("validation has no scores: what is known there is all the same, or nothing is")
         return lines
 
 

@@ -55,10 +55,17 @@ class ValuesReport(Found):
     def text(self, what: str) -> str:
         """A table for people; `what` is one row of the data, in the plural."""
         several = len(self.labels) > 1
-        groups = next((row.groups for row in self.mean.values()), 0)
-        lines = [f"{self.count:,} {what}; 95 % intervals over {groups:,} groups"]
+        groups = next((f"; 95 % intervals over {row.groups:,} groups" for row in self.mean.values()), "")
+        lines = [f"{self.count:,} {what}{groups}"]
         for key, row in self.mean.items():
-            lines.append(f"{'mean ' if several else ''}{SCORES[key]} {row.plain()}")
+            having = sum(isinstance(own.get(key), dict) for own in self.outputs.values())
+            of = "" if having == len(self.outputs) else f", of {having:,} of {len(self.outputs):,}"
+            lines.append(f"{'mean ' if several else ''}{SCORES[key]} {row.plain()}{of}")
+        if lacking := [
+            name for name, own in self.outputs.items() if not any(isinstance(v, dict) for v in own.values())
+        ]:
+            names = ", ".join(map(printable, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
+            lines.append(f"no scores of {names}: what is known here is all the same, or nothing is")
         rows = list(self.outputs.items())
         if len(rows) > SHOWN:
             key = next(iter(self.mean), "")

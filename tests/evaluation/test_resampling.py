@@ -18,6 +18,7 @@ from mamba_bio_audio.evaluation.resampling import (
     r2,
     spearman,
 )
+from mamba_bio_audio.jobs.values_results import ValuesReport
 
 RNG = np.random.default_rng(0)
 N = 60
@@ -123,3 +124,25 @@ def test_reports_leave_out_what_is_not_known():
     assert z["spearman"]["value"] == pytest.approx(spearmanr(X[at], Z[at])[0], abs=1e-6)
     assert z["rmse"] == pytest.approx(np.sqrt(((X - Z)[at] ** 2).mean()))
     assert "r2" not in numbers["outputs"]["constant"]
+
+
+def test_rows_that_are_all_alike_have_no_correlation_and_no_r2():
+    """Rounding would make numbers of any size of them."""
+    y = np.array([0.0, 0, 0, 3, 0, 0, 0.1])
+    sets = np.array([[2.0, 3, 2, 0, 0, 0, 0], [0, 0, 0, 7, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
+    for score in (r2(y + 0.1, y), pearson(y + 0.1, y), spearman(np.arange(7.0), y)):
+        found = score(sets)
+        assert np.isnan(found[:2]).all()
+        assert np.isfinite(found[2])
+    report = numbers_report(np.stack([y + 0.1], 1), np.stack([y], 1), ["y"], np.arange(7))["mean"]
+    assert all(-1e3 < row["low"] <= row["high"] < 1 + 1e-6 for row in report.values())
+
+
+def test_a_label_of_which_nothing_is_known_has_no_scores():
+    y = np.stack([Y, np.full(N, np.nan)], 1).astype(float)
+    report = ValuesReport.model_validate(labels_report(np.stack([P, P], 1), y, ["a", "b"], np.arange(N)))
+    assert report.outputs["b"] == {"known": 0, "there": None, "f1": None}
+    assert "of 1 of 2" in report.text("sequences")
+    assert "no scores of b: what is known here is all the same, or nothing is" in report.text("sequences")
+    alone = ValuesReport.model_validate(numbers_report(np.stack([X], 1), np.ones((N, 1)), ["x"], np.arange(N)))
+    assert "groups" not in alone.text("sequences")

@@ -32,6 +32,8 @@ LAYOUT = "train|test / class / id.txt"
 _TABLE = re.compile(r"\.(tsv|csv|txt|tab)(\.gz)?$|(-\d{5}-of-\d{5})?\.parquet$", re.IGNORECASE)
 # A field may be as long as a chromosome; its line is in memory anyway.
 _FIELD_LIMIT = 2**31 - 1
+# As pandas writes it; a class may be called NA or None.
+_MISSING = ("nan", "<na>")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 T = TypeVar("T")
 
@@ -158,7 +160,8 @@ def read_table(
         columns: what they are called.
         empty_labels: accept empty cells as labels, which then mean that nothing is known.
     """
-    cells = _parquet(path) if path.name.lower().endswith(".parquet") else _text_cells(path)
+    one = () if empty_labels else columns.labels
+    cells = _parquet(path, one) if path.name.lower().endswith(".parquet") else _text_cells(path)
     where, header = next(cells)
     written = [name.strip() for name in header]
     header = [name.lower() for name in written]
@@ -184,6 +187,11 @@ def read_table(
         labels = [row[name] for name in columns.labels]
         if not (empty_labels or all(labels)):
             raise InputError(f"{where}: no {columns.labels[labels.index('')]}; add it, or remove the row")
+        if not empty_labels and labels[0].lower() in _MISSING:
+            raise InputError(
+                f"{where}: the {columns.labels[0]} is {labels[0]!r}, as programs write what is missing; add it, or remove the "
+                "row"
+            )
         line = where.rpartition(": ")[2]
         name = row.get(columns.id or "id") or line.replace(",", "")
         if name in seen:
@@ -207,16 +215,22 @@ def _text_cells(path: Path) -> Iterator[tuple[str, list[str]]]:
             f"{path}: empty; the first line must name the columns sequence, label and, optionally, split and id"
         )
     csv.field_size_limit(_FIELD_LIMIT)
-    delimiter = "\t" if "\t" in first[1] else ","
+    # Spreadsheets write semicolons where numbers have a decimal comma.
+    delimiter = next((sign for sign in "\t,;" if sign in first[1]), ",")
     for number, line in itertools.chain([first], lines):
         where = f"{path}: line {number:,}"
         yield where, _fields(line, delimiter, where)
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The same of a Parquet file; missing values are empty."""
+def _parquet(path: Path, single: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The same of a Parquet file; missing values and NaN are empty, and lists are joined by `;`.
+
+    Args:
+        path: the file.
+        single: columns, in lower case, that may not have several values in a row.
+    """
     try:
-        from pyarrow import ArrowException
+        from pyarrow import ArrowException, types
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise InputError(
@@ -224,15 +238,31 @@ def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
         ) from None
     try:
         with ParquetFile(path) as file:
-            names = list(file.schema_arrow.names)
-            yield f"{path}: row 1", names
+            schema = file.schema_arrow
+            several = next((one.name for one in schema if types.is_list(one.type) and _lower(one.name) in single), None)
+            if several is not None:
+                raise InputError(
+                    f"{path}: the column {several!r} has several values in a row; set head.task=multilabel, or name another "
+                    "column in data.columns"
+                )
+            yield f"{path}: row 1", list(schema.names)
             number = 0
             for batch in file.iter_batches(4096):
                 for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     number += 1
-                    yield f"{path}: row {number:,}", ["" if value is None else str(value) for value in row]
+                    yield f"{path}: row {number:,}", [_text(value) for value in row]
     except (ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read as Parquet ({error}); check the file") from None
+
+
+def _text(value: Any) -> str:
+    """A value of a Parquet file as the cell of a table."""
+    if isinstance(value, list):
+        return ";".join(map(_text, value))
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    # NaN is what differs from itself.
+    return "" if value is None or value != value else str(value)
 
 
 def _fields(line: str, delimiter: str, where: str) -> list[str]:

@@ -29,7 +29,7 @@ from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler, draw_eval
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.label_leaks import leak_rows, leaks_of
 from mamba_bio_audio.pipelines.dna.label_values import describe_values, value_rows
-from mamba_bio_audio.pipelines.dna.labelled import leave_out_unknown, open_labelled
+from mamba_bio_audio.pipelines.dna.labelled import leave_out_unknown, open_labelled, some
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Region, Span, merge, size_of
@@ -282,7 +282,7 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         (
             _WORDS.get(described.get("task", ""), "classes"),
-            f"{len(described['classes'])}: {', '.join(described['classes'])}",
+            f"{len(described['classes']):,}: {some(described['classes'])}",
         ),
         ("splits", described["split_source"]),
     ]

@@ -1,8 +1,10 @@
 """Labels that are no single class: several labels of a sequence, or numbers, from the label columns of a table.
 
     multilabel   several columns: 1, 0, or empty where it is not known
-                 one column: names separated by `;` or `,`; empty where there is none of them
+                 one column: names separated by `;`, or by `|` or `,` where no cell has it; empty where there is none of them
     regression   a number in every column; empty where it is not known
+
+Not known is also what pandas and R write so: NaN and NA.
 
 What is not known is NaN, and is neither trained on nor measured.
 """
@@ -20,7 +22,9 @@ from numpy.typing import NDArray
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna.class_rows import Row
 
-_THERE = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "": math.nan}
+_THERE = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0}
+_UNKNOWN = ("", "na", "nan", "<na>")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def values_of(
@@ -57,7 +61,9 @@ def _cells(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _names(rows: Sequence[Row], where: str) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    sets = [{name.strip() for name in re.split("[;,]", row.label) if name.strip()} for row in rows]
+    # A name may have the others in it: `DNA repair, excision`.
+    sign = next((sign for sign in ";|" if any(sign in row.label for row in rows)), ",")
+    sets = [{name.strip() for name in row.label.split(sign) if name.strip()} for row in rows]
     names = tuple(sorted(set().union(*sets)))
     if not names:
         raise InputError(f"{where}: no sequence has a label; write names separated by ; in the column label")
@@ -69,24 +75,22 @@ def _names(rows: Sequence[Row], where: str) -> tuple[tuple[str, ...], NDArray[np
 
 
 def _known(cell: str, name: str, where: str) -> float:
-    found = _THERE.get(cell.strip().lower())
-    if found is None:
+    text = cell.strip().lower()
+    if text in _UNKNOWN:
+        return math.nan
+    if text not in _THERE:
         raise InputError(f"{where}: column {name!r}: {cell!r} is neither 1 nor 0; leave it empty where it is not known")
-    return found
+    return _THERE[text]
 
 
 def _number(cell: str, name: str, where: str) -> float:
     text = cell.strip()
-    if not text or text.lower() in ("na", "nan"):
+    if text.lower() in _UNKNOWN:
         return math.nan
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.inf
-    # A 32-bit number holds it.
-    if not math.isfinite(value) or abs(value) > 3e38:
+    # Python would read 1_2, the name of a sample, as 12. A 32-bit number holds it.
+    if not _NUMBER.fullmatch(text) or abs(float(text)) > 3e38:
         raise InputError(f"{where}: column {name!r}: {cell!r} is not a number; leave it empty where it is not known")
-    return value
+    return float(text)
 
 
 def describe_values(names: Sequence[str], values: NDArray[np.float32]) -> dict[str, dict[str, Any]]:

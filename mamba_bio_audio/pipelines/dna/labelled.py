@@ -182,13 +182,13 @@ def _choose_classes(labelled: Labelled, wanted: list[str] | None) -> Labelled:
     if wanted is not None:
         unknown = [name for name in wanted if name not in labelled.classes]
         if unknown:
-            raise InputError(f"data.classes: no class {unknown[0]!r} in the data; it has {_some(labelled.classes)}")
+            raise InputError(f"data.classes: no class {unknown[0]!r} in the data; it has {some(labelled.classes)}")
         number = {labelled.classes.index(name): i for i, name in enumerate(wanted)}
         kept = [replace(r, label=number[r.label]) for r in labelled.regions if r.label in number]
         labelled = replace(labelled, classes=tuple(wanted), regions=kept)
     if len(labelled.classes) < 2:
         raise InputError(
-            f"data.path: only one class, {_some(labelled.classes)}, but a classifier needs two or more. "
+            f"data.path: only one class, {some(labelled.classes)}, but a classifier needs two or more. "
             f"Accepted: a table, a FASTA file or a folder per class, or {LAYOUT}"
         )
     return labelled
@@ -303,7 +303,7 @@ def _sorted_classes(labels: Iterable[str], where: str) -> tuple[str, ...]:
     classes = tuple(sorted(set(labels)))
     if classes and all(is_split_word(name) for name in classes):
         raise InputError(
-            f"{where}: the labels are {_some(classes)}, which are names of splits; label every sequence with its class"
+            f"{where}: the labels are {some(classes)}, which are names of splits; label every sequence with its class"
         )
     return classes
 
@@ -465,5 +465,6 @@ def _class_files(
     return {name: [file] for name, file in zip(names, files, strict=True)}
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -145,6 +145,26 @@ def test_parquet_in_parts(tmp_path):
         DnaClassesCorpus(config(tmp_path), length=50)
 
 
+def test_what_parquet_holds_beside_text(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def read(labels, task="classes", sequence=None):
+        own = sequence or [bases() for _ in labels]
+        parquet.write_table(pyarrow.table({"sequence": own, "label": labels}), tmp_path / "t.parquet")
+        return open_labelled(config(tmp_path / "t.parquet"), task=task)
+
+    found = read([["p", "q"], ["q"], []] * 2, "multilabel")
+    assert (found.names, found.values.tolist()) == (("p", "q"), [[1, 1], [0, 1], [0, 0]] * 2)
+    with pytest.raises(InputError, match="'label' has several values in a row; set head.task=multilabel"):
+        read([["p", "q"], ["q"], ["p"]])
+    # NaN is no class.
+    with pytest.raises(InputError, match="row 3: no label"):
+        read([0.0, 1.0, float("nan")])
+    assert np.isnan(read([0.5, 1.0, float("nan")], "regression").values[2, 0])
+    assert read(["a", "b"], sequence=[b"ACGT", b"GGCC"]).classes == ("a", "b")
+
+
 def test_gzip_by_content(tmp_path):
     rows = "sequence,label\n" + "".join(f"{bases()},{i % 2}\n" for i in range(30))
     (tmp_path / "t.csv").write_bytes(gzip.compress(rows.encode()))

@@ -17,7 +17,7 @@ def rows(*cells: tuple[str, ...]) -> list[Row]:
 
 
 def test_names_in_one_column():
-    names, values = values_of(rows(("b;a",), ("",), ("a, c",)), ["label"], "multilabel", "t.tsv")
+    names, values = values_of(rows(("b;a",), ("",), ("a; c",)), ["label"], "multilabel", "t.tsv")
     assert names == ("a", "b", "c")
     assert values.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 1]]
 
@@ -42,6 +42,7 @@ def test_numbers():
         ([("",)], ["label"], "multilabel", "no sequence has a label"),
         ([("high",)], ["x"], "regression", "line 0: column 'x': 'high' is not a number"),
         ([("inf",)], ["x"], "regression", "'inf' is not a number"),
+        ([("1_2",)], ["x"], "regression", "'1_2' is not a number"),
         ([("",), ("",)], ["x"], "regression", "column 'x' has no value at all"),
         ([("1", "2")], ["x"], "regression", "has 2 labels, but there are 1 label columns"),
     ],
@@ -124,3 +125,15 @@ def test_what_has_no_meaning_for_numbers(table):
     data = numbers(DnaClassesConfig(path=str(constant)))
     with pytest.raises(InputError, match="'label' is always 1 in training"):
         data.corpus.label_statistics()
+
+
+def test_names_may_have_the_other_separators_in_them():
+    names, values = values_of(rows(("repair, excision;kinase|2",), ("kinase|2",)), ["label"], "multilabel", "t.tsv")
+    assert names == ("kinase|2", "repair, excision")
+    assert values.tolist() == [[1, 1], [1, 0]]
+    assert values_of(rows(("b, c|a",), ("a",)), ["label"], "multilabel", "t.tsv")[0] == ("a", "b, c")
+
+
+def test_what_pandas_writes_is_not_known():
+    assert np.isnan(values_of(rows(("NaN", "1"), ("1", "NA")), ["x", "y"], "multilabel", "t.tsv")[1]).sum() == 2
+    assert np.isnan(values_of(rows(("<NA>", "1"), ("1", "nan")), ["x", "y"], "regression", "t.tsv")[1]).sum() == 2

@@ -25,6 +25,7 @@ def rows(labelled: Labelled) -> list[tuple[str, str | None, str]]:
     [
         ("t.tsv", "sequence\tlabel\tsplit\nacgt\tyeast\ttrain\nGGNA\tape\tval\n"),
         ("t.csv", "split,label,sequence\ntrain,yeast,ACGT\nval,ape,GGNA\n"),
+        ("t.csv", "split;label;sequence\ntrain;yeast;ACGT\nval;ape;GGNA\n"),
     ],
 )
 def test_table(tmp_path: Path, name: str, text: str) -> None:
@@ -55,6 +56,7 @@ def test_compressed_table_without_splits(tmp_path: Path) -> None:
         ('sequence,label,note\nACGT,a,"one\ntwo"\nACGT,b,x\n', "line 2: a cell in quotes does not end in its line"),
         ("sequence\tlabel\tlabel\nACGT\ta\tb\n", "line 1: two columns are called 'label'"),
         ("sequence\tlabel\nACGT\t\n", "line 2: no label"),
+        ("sequence\tlabel\nACGT\ta\nACGT\tnan\n", "line 3: the label is 'nan', as programs write what is missing"),
         ("sequence\tlabel\tid\nA\ta\tx\nA\tb\tx\n", "the id 'x' is already used"),
         ("sequence\tlabel\nACGT\ta\n", "only one class"),
         ("sequence\tlabel\nACGT\ta\nACGT\tb\x00\n", r"line 3: contains the control character U\+0000"),

@@ -36,6 +36,8 @@ start 100 r1000-scratch reads "${reads[@]}" --length 1000 --only all --name scra
 start 80 r1000-near-scratch reads "${reads[@]}" --length 1000 --only near --name scratch "${warm[@]}"
 start 70 r150-scratch reads "${reads[@]}" --length 150 --only all --name scratch "${both[@]}"
 start 60 r150-near-scratch reads "${reads[@]}" --length 150 --only near --name scratch "${both[@]}"
+# The recipe of reads as it is, as far as the time lasts.
+start 100 r150-recipe reads "${reads[@]}" --recipe dna/reads --length 150 --only all --name dna/reads --set train.tokens_per_step=9600 --set train.steps=${STEPS:-3000}
 wait
 for name in "$WORK"/*.txt; do echo "== $(basename "$name")"; tail -n 4 "$name" | cut -c1-700; done
 for script in genomes reads; do

@@ -126,7 +126,7 @@ def percent(number: str) -> str:
 
 def test_fragments_by_ours():
     bars = {(row["data"], row["length"], row["errors"]): row for row in results("genomes_cpu.csv")}
-    rows = table("| data | sequence | errors | begins with |")
+    rows = table("| data | sequence | errors | model | steps |")
     assert len(rows) == len(results("genomes_h200.csv"))
     for (data, sequence, errors, start, _, valid, ours, bounds, bar), row in zip(
         rows, results("genomes_h200.csv"), strict=True

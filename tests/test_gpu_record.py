@@ -88,7 +88,7 @@ def test_a_list_that_is_too_long_or_a_readme_that_says_too_much(tree):
     assert "take out of README.md" in complaint
 
 
-@pytest.mark.parametrize("counts", [{"failed": 1}, {"passed": 0}])
+@pytest.mark.parametrize("counts", [{"failed": 1}, {"passed": 0}, {"pending": ["tests/test_a.py::test_a"]}])
 def test_runs_that_failed_count_for_nothing(tree, counts, tmp_path):
     root, record = tree
     (complaint,) = gpu_record.complaints(record | counts, root, "")
@@ -97,7 +97,7 @@ def test_runs_that_failed_count_for_nothing(tree, counts, tmp_path):
     file.write_text(json.dumps(record | counts | {"commit": "1" * 40}))
     done = subprocess.run([sys.executable, SCRIPT, "accept", file], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "without failures" in done.stderr
+    assert "needs all of them to pass" in done.stderr
 
 
 def test_which_tests_it_runs():
@@ -114,26 +114,109 @@ def test_which_tests_it_runs():
     assert all(name.startswith(f"{file}::test_gpu[") for name in names)
 
 
-def test_counts_of_several_processes(tmp_path):
-    """What a process that died did not get to has failed."""
-    (tmp_path / "test_some.py").write_text(
-        "import os, pytest\n"
-        "def test_a(): pass\n"
-        "def test_b(): pytest.skip('no')\n"
-        "def test_c(): assert 0\n"
-        "def test_d(): pass\n"
-        "@pytest.fixture\ndef broken(): raise OSError\n"
-        "def test_e(broken): pass\n"
-        "def test_f(): os._exit(3)\n"
+SOME = """
+import os, pathlib, pytest, signal, time
+def test_a(): pass
+def test_b(): pytest.skip('no')
+def test_c(): assert pathlib.Path('mended').exists()
+def test_d(): pass
+@pytest.fixture
+def broken():
+    yield
+    raise OSError
+def test_e(broken): pass
+def test_f():
+    if not pathlib.Path('mended').exists():
+        os._exit(3)
+def test_g():
+    pathlib.Path('pid').write_text(str(os.getpid()))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(300)
+"""
+MACHINE = {"commit": "1" * 40, "date": "2026-12-01", "gpu": "G", "torch": "2", "triton": "3"}
+
+
+def names_of(letters):
+    return [f"tests/test_some.py::test_{letter}" for letter in letters]
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    """Runs tests of a tree that need no GPU."""
+    for name in ("mamba_bio_audio/ops/one.py", "tests/conftest.py", "tests/test_other.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "tests" / "test_some.py").write_text(SOME)
+    monkeypatch.setattr(gpu_record, "gpu_test_files", lambda root: ["tests/test_some.py"])
+
+    def run(letters, before=None):
+        monkeypatch.setattr(gpu_record, "gpu_tests", lambda root, files: names_of(letters))
+        record = gpu_record.run(tmp_path, tmp_path / "record.json", MACHINE, 1, 5, before)
+        assert gpu_record.read(tmp_path / "record.json") == record
+        return record
+
+    return tmp_path, run
+
+
+def test_what_a_run_lacks_another_one_makes_up_for(suite):
+    """After a failure, or the death of a process, another one goes on; what failed once is told although it passed later."""
+    root, run = suite
+    first = run("abcfd")
+    assert list(first["ended"]["passed"]) == names_of("ad")
+    assert list(first["ended"]["skipped"]) == names_of("b")
+    assert first["failures"] == names_of("c")
+    assert first["pending"] == names_of("f")
+    assert gpu_record.lacks(first) == "2 passed, 1 failed and 1 unfinished tests"
+    (root / "mended").touch()
+    second = run("acdfe", first)
+    assert list(second["ended"]["passed"]) == names_of("adcf")
+    assert (second["ended"]["skipped"], second["pending"]) == ({}, [])
+    assert gpu_record.lacks(second) == "4 passed, 1 failed and 0 unfinished tests"
+    assert second["runs"] == [
+        MACHINE | {"passed": 2, "skipped": 1, "failed": 1, "failures": names_of("c")},
+        MACHINE | {"passed": 2, "skipped": 0, "failed": 1, "failures": names_of("e")},
+    ]
+
+
+def test_a_run_that_is_told_to_end_leaves_what_it_has(suite):
+    root, run = suite
+    record = run("agd")
+    assert list(record["ended"]["passed"]) == names_of("a")
+    assert record["pending"] == names_of("gd")
+    assert not Path("/proc", (root / "pid").read_text()).exists()
+
+
+def test_which_tests_of_a_run_before_count():
+    files = {
+        "files": {"ops.py": "1"},
+        "test_files": {"tests/conftest.py": "1", "tests/test_a.py": "1", "tests/test_b.py": "1"},
+    }
+    now = MACHINE | files
+    names = [f"tests/test_{letter}.py::test" for letter in "abc"]
+    before = now | {"ended": {"passed": dict.fromkeys(names[:2], 1.0), "skipped": {names[2]: 0.1}}}
+    changed = now | {"test_files": files["test_files"] | {"tests/test_b.py": "2"}}
+    assert gpu_record.done_before(before, now) == ({names[0]: 1.0, names[1]: 1.0}, {}, {})
+    assert gpu_record.done_before(before, changed) == ({names[0]: 1.0}, {}, {})
+    others = [{"gpu": "H"}, {"files": {"ops.py": "2"}}, {"files": {}}, {"test_files": {"tests/conftest.py": "2"}}]
+    for other, told in zip(others, ["gpu", "ops.py", "ops.py", "tests/conftest.py"], strict=True):
+        with pytest.raises(SystemExit, match=f"another {told}; run all"):
+            gpu_record.done_before(before, now | other)
+    del before["ended"]
+    with pytest.raises(SystemExit, match="does not name the tests"):
+        gpu_record.done_before(before, now)
+
+
+def test_the_slowest_begin_first_after_those_that_were_never_timed(suite, monkeypatch):
+    root, run = suite
+    began = []
+    monkeypatch.setattr(
+        gpu_record, "run_tests", lambda root, names, *rest: began.extend(names) or gpu_record.Ends({}, {}, {})
     )
-    names = [f"test_some.py::test_{letter}" for letter in "acbfde"]
-    counts = gpu_record.run_tests(tmp_path, names, 2, minutes=3)
-    # a, b and d in one process; c, f and e in the other, of which nothing is known.
-    assert counts[:3] == (2, 1, 3)
-    assert counts.failures == ["3 that did not end, of " + " ".join(names[1::2])]
-    counts = gpu_record.run_tests(tmp_path, names[:3] + names[-1:], 1, minutes=3)
-    assert counts[:3] == (1, 1, 2)
-    assert counts.failures == ["test_some::test_c", "test_some::test_e"]
+    timed = {"passed": dict(zip(names_of("abc"), [3.0, 9.0, 5.0], strict=True)), "skipped": {}}
+    monkeypatch.setattr(gpu_record, "RECORD", root / "before.json")
+    gpu_record.write(gpu_record.RECORD, {"ended": timed})
+    run("abcd")
+    assert began == names_of("dbca")
 
 
 def test_what_needs_a_gpu_is_marked():

@@ -4,7 +4,8 @@
 #   compare_human.sh SECONDS [ARCHIVE]         trains, a process for each model, beside each other (MPS makes that faster); goes on
 #                                              with the runs that an earlier session packed
 #   SPEED=1 compare_human.sh SECONDS ARCHIVE   the speed of each model, with the GPU to itself, and the table of all
-# Leaves $OUT/compare_human.txt and $OUT/compare_human.tgz (no weights). DATA is the folder of kit.sh. ONLY names models.
+# Leaves $OUT/compare_human.txt and $OUT/compare_human.tgz (no weights). DATA is the folder of kit.sh. MODELS names what is
+# compared (the same in all calls), ONLY what of it is trained now; JOIN=0 leaves tables to another time.
 set -u
 seconds=$1
 [ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
@@ -15,9 +16,13 @@ mkdir -p "$out"
 begun=$SECONDS
 left() { echo $((seconds - (SECONDS - begun) - $1 > 1 ? seconds - (SECONDS - begun) - $1 : 1)); }
 pack() { tar -C "$out" -czf "$out.$BASHPID.tgz" --exclude='*.safetensors' . 2>/dev/null; mv "$out.$BASHPID.tgz" "$OUT/compare_human.tgz"; }
+models=${MODELS:-mamba transformer hyena h3 s4d-glu mamba2 retnet}
+declare -A keys=([mamba]=@1.4m [transformer]=@transformer [hyena]=@hyena [h3]=@h3 [s4d-glu]=@s4dglu [mamba2]=@mamba2 [retnet]=@retnet
+  [fixed]=@1.4m,model.mixer=s4d-real)
+arms=()
+for model in $models; do arms+=(--arm "$model=${keys[$model]}"); done
 compare() { # SECONDS NAME OPTIONS...: ends by itself; what it says goes into $log, with its name
-  timeout -k 5 "$1" python3 -m mamba_bio_audio compare dna/hg38 --arm mamba=@1.4m --arm transformer=@transformer --arm hyena=@hyena \
-    --arm h3=@h3 --arm s4d-glu=@s4dglu --arm mamba2=@mamba2 --arm retnet=@retnet \
+  timeout -k 5 "$1" python3 -m mamba_bio_audio compare dna/hg38 "${arms[@]}" \
     --rates 1e-3,3e-3,9e-3 --seeds 0,1,2 --sweep-steps "${SWEEP:-100}" \
     --set data.path="${DATA:-.device/human}" --set data.reverse_complement=true --set data.windows=random --set data.num_workers=1 \
     --set train.tokens_per_step=65536 --set train.steps=1000 --set train.validate_every=100 --set train.validation_tokens=1048576 \
@@ -25,7 +30,7 @@ compare() { # SECONDS NAME OPTIONS...: ends by itself; what it says goes into $l
 }
 if [ -z "${SPEED:-}" ]; then
   running=()
-  for model in ${ONLY:-mamba transformer hyena h3 s4d-glu mamba2 retnet}; do
+  for model in ${ONLY:-$models}; do
     compare "$(left 30)" "$model" --only "$model" --together 1 --max-time "$(left 45)" --out "$out/parts/$model" &
     running+=($!)
   done
@@ -36,6 +41,7 @@ if [ -z "${SPEED:-}" ]; then
 fi
 pack
 echo "after $((SECONDS - begun)) s" >>"$log"
+[ "${JOIN:-}" != 0 ] || { tail -40 "$log"; exit 0; }
 taken=()
 for part in "$out"/parts/*/; do [ -e "$part/settings.json" ] && taken+=(--take "$part"); done
 compare "$(left 5)" all "${taken[@]}" --together 1 --max-time "$([ -n "${SPEED:-}" ] && left 20 || echo 0.01)" --out "$out/human"

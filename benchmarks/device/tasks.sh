@@ -7,8 +7,9 @@
 #   ablation             what of B, C and the step size depends on the input, number of states, rank of the step size, initial A
 # A process for each model, beside each other (MPS makes that faster). PARTS names what runs: a part, or part:model,model
 # (one process for all of them) several times; more than about eight processes slow each other down.
-# SPEED=1 measures the models of a part, with the GPU to itself, and joins. Leaves $OUT/tasks.tgz, $OUT/tasks.txt and, of
-# trainings that were cut, as many states as 16 MB hold, in the order of PARTS: $OUT/tasks_unfinished.tgz.
+# SPEED=1 measures the models of a part, with the GPU to itself, and joins; JOIN=0 leaves that to another time.
+# Leaves $OUT/tasks.tgz, $OUT/tasks.txt and, of trainings that were cut, as many states as 16 MB hold, in the order of PARTS:
+# $OUT/tasks_unfinished.tgz.
 set -u
 seconds=$1
 [ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
@@ -44,7 +45,7 @@ parts=(${PARTS:-induction:mamba copying2048:mamba copying2048:s4d copying2048:s4
 induction() {
   compare synthetic/induction --mixers mamba,transformer,mamba2,h3 \
     --arm "hyena=model.mixer=hyena,model.options={max_length: 16384}" --rates 3e-4,1e-3,3e-3 --every-rate \
-    --set train.tokens_per_step=8192 --set train.steps="${INDUCTION_STEPS:-8000}" --set train.validate_every="${INDUCTION_EVERY:-2000}" \
+    --set train.tokens_per_step=8192 --set train.steps="${INDUCTION_STEPS:-5000}" --set train.validate_every="${INDUCTION_EVERY:-1000}" \
     --set train.lr_min=1 --set train.warmup=0.01 --set train.validation_tokens=65536 $common "$@"
 }
 long() {
@@ -52,7 +53,7 @@ long() {
     --set train.tokens_per_step=8192 --set train.steps="${LONG_STEPS:-24000}" --set train.validate_every="${LONG_EVERY:-4000}" \
     --set train.lr_min=1 --set train.warmup=0.01 --set train.validation_tokens=65536 $common "$@"
 }
-copying1024() { copying 1024 "${COPYING_STEPS:-7000}" 8e-3 "$@"; }
+copying1024() { copying 1024 "${COPYING_STEPS:-7000}" 2e-3,4e-3,8e-3 --every-rate "$@"; }
 copying2048() { copying 2048 "${COPYING_STEPS:-8000}" 8e-3,12e-3 "$@"; }
 copying() { # LENGTH STEPS RATES ...
   compare synthetic/selective-copying --mixers mamba,s4d,s4d-real --seeds 0,1,2 --set train.length="$1" --set train.steps="$2" \
@@ -64,7 +65,7 @@ ablation() {
   for selective in false b c dt bc; do arms+=(--arm "selective-$selective=model.ssm.selective=$selective"); done
   for states in 1 4; do arms+=(--arm "states-$states=model.ssm.d_state=$states"); done
   arms+=(--arm rank-1=model.ssm.dt_rank=1 --arm A-half=model.ssm.real_init=1/2 --arm A-random=model.ssm.real_init=random)
-  compare synthetic/selective-copying "${arms[@]}" --rates 1e-3,3e-3,9e-3 --seeds 0,1,2 \
+  compare synthetic/selective-copying "${arms[@]}" --rates 1e-3,3e-3 --seeds 0,1,2 \
     --set data.memorize=8 --set train.length=128 --set train.tokens_per_step=4096 --set train.steps="${ABLATION_STEPS:-4000}" \
     --set train.validate_every="${ABLATION_EVERY:-1000}" --set train.validation_tokens=65536 $common "$@"
 }
@@ -89,8 +90,9 @@ if [ -z "${SPEED:-}" ]; then
 fi
 pack
 echo "after $((SECONDS - begun)) s" >>"$log"
+[ "${JOIN:-}" != 0 ] || { tail -60 "$log"; exit 0; }
 running=()
-for part in $(printf '%s\n' "${parts[@]%%:*}" | uniq); do
+for part in $(printf '%s\n' "${parts[@]%%:*}" | sort -u); do
   taken=()
   for folder in "$out"/parts/"$part"-*/; do [ -e "$folder/settings.json" ] && taken+=(--take "$folder"); done
   name=$part margin=4

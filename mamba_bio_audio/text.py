@@ -65,6 +65,16 @@ def cell(text: object) -> str:
     return shown
 
 
+def some(names: Sequence[str]) -> str:
+    """The first twelve names, and how many more there are."""
+    return ", ".join(names[:12]) + (f" and {len(names) - 12:,} more" if len(names) > 12 else "")
+
+
+def apart(columns: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Columns of a table beside others; one that has the name of another is called `predicted_NAME`."""
+    return [f"predicted_{name}" if name in taken else name for name in columns]
+
+
 def table(rows: Sequence[tuple[str, str]]) -> str:
     """Format (what, value) rows in two aligned columns; names in them are made `printable`."""
     shown = [(printable(what), printable(value)) for what, value in rows]

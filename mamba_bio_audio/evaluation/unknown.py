@@ -70,7 +70,7 @@ def fit(logits: Logits, labels: NDArray[np.int64], shuffled: Logits, keep: float
         logits: of validation sequences.
         labels: (n,) their classes.
         shuffled: logits of the same sequences with their letters in random order.
-        keep: share of the validation sequences that stay known.
+        keep: share of the validation sequences that stay known, at least.
     """
     found = minimize_scalar(
         lambda log: nats(logits, labels, float(np.exp(log))), bounds=(-HIGHEST, HIGHEST), method="bounded"
@@ -82,7 +82,9 @@ def fit(logits: Logits, labels: NDArray[np.int64], shuffled: Logits, keep: float
         for rule in get_args(Rule)
     }
     rule: Rule = "energy" if separation["energy"] > separation["probability"] else "probability"
-    threshold = float(np.quantile(scores(logits, temperature, rule), 1 - keep))
+    # So many of validation are below it as may be, and no more; less rounding of the product.
+    ranked = np.sort(scores(logits, temperature, rule))
+    threshold = float(ranked[int((1 - keep) * len(ranked) + 1e-9)])
     return Fit(temperature, rule, threshold, separation, (nats(logits, labels, 1.0), nats(logits, labels, temperature)))
 
 

@@ -16,7 +16,7 @@ from mamba_bio_audio.evaluation.reports import REPORTS
 from mamba_bio_audio.inference.positions import Layout, window_values
 from mamba_bio_audio.inference.streaming import Passes, positions
 from mamba_bio_audio.pipelines.contract import Domain, Strand, Symbols
-from mamba_bio_audio.text import cell
+from mamba_bio_audio.text import apart, cell
 
 # With fewer intervals than that an interval over them would say little.
 FEW_INTERVALS = 10
@@ -114,10 +114,8 @@ def _predictions(dataset: Any, found: NDArray[np.float64], y: NDArray[Any], mode
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
     names = [cell(name) for name in model.labels]
-    writer.writerow(
-        ["record", "start0", "end", "locus", *(f"known_{name}" for name in names)]
-        + [cell(column) for column in model.outputs.columns(names)]
-    )
+    own = ["record", "start0", "end", "locus", *(f"known_{name}" for name in names)]
+    writer.writerow(own + apart([cell(column) for column in model.outputs.columns(names)], own))
     for region, values, known in zip(dataset.windows, found, y, strict=True):
         truth = ["" if np.isnan(value) else f"{value:.6g}" for value in known]
         place = [cell(region.record), region.start, region.end, cell(region.locus)]

@@ -238,7 +238,13 @@ def put_in_place(work: Path, out: Path, maker: Maker) -> None:
 
 
 def check_file(
-    out: Path, command: str, ours: Callable[[Path], bool], inputs: Iterable[Path | str] = (), *, force: bool
+    out: Path,
+    command: str,
+    ours: Callable[[Path], bool],
+    inputs: Iterable[Path | str] = (),
+    *,
+    force: bool,
+    option: str = "--out",
 ) -> None:
     """Refuse an output file that may not be written.
 
@@ -248,6 +254,7 @@ def check_file(
         ours: whether an existing file, judged by its contents, was made by that command.
         inputs: files and folders that the command reads.
         force: whether an earlier result may be replaced.
+        option: that names the file.
 
     Raises:
         InputError: it is a folder or an input, exists without `force`, or was not made by this command.
@@ -255,18 +262,18 @@ def check_file(
     if out.is_dir():
         raise InputError(f"{out} is a folder; give a file")
     if not out.parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}; create it, or choose another --out")
+        raise InputError(f"{out}: there is no folder {out.parent}; create it, or choose another {option}")
     place = os.path.realpath(out)
     for given in inputs:
         if os.path.realpath(given) == place:
-            raise InputError(f"{out}: an input of this command; choose another --out")
+            raise InputError(f"{out}: an input of this command; choose another {option}")
     if not out.exists():
         return
     if not force:
-        raise InputError(f"{out} exists; choose another --out, or replace it with --force")
+        raise InputError(f"{out} exists; choose another {option}, or replace it with --force")
     if not out.is_file() or not ours(out):
         raise InputError(
-            f"{out}: not made by mba {command}, so --force does not replace it; choose another --out, or move the file "
+            f"{out}: not made by mba {command}, so --force does not replace it; choose another {option}, or move the file "
             "away yourself"
         )
 

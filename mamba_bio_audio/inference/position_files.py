@@ -4,11 +4,13 @@
     .bw .bedgraph      number of each base or bin; of several tracks OUT.NAME.bw, one file each
     .tsv               record, start, end and a column for each output
 
+A base or bin without a value, because it is of N, has no line in a bedGraph and no value elsewhere.
 Coordinates are 0-based, the end is excluded.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import begins_with
 from mamba_bio_audio.inference.prediction_table import ours
 from mamba_bio_audio.inference.track_files import Bins, write_bedgraph, write_bigwig
-from mamba_bio_audio.text import cell, printable
+from mamba_bio_audio.text import apart, cell, printable
 
 MARK = "#mba predict\n"
 TSV = "record\tstart\tend\t"
@@ -94,10 +96,11 @@ def _write_numbers(
 
     def bins() -> Iterator[Bins]:
         for record, values in found:
-            starts = np.arange(len(values), dtype=np.int64) * size
-            if len(values):
+            there = np.flatnonzero(~np.isnan(values[:, 0]))
+            starts = there.astype(np.int64) * size
+            if len(there):
                 yield Bins(
-                    record, starts, starts + size, np.ones(len(values), np.int64), values[:, 0].astype(np.float64)
+                    record, starts, starts + size, np.ones(len(there), np.int64), values[there, 0].astype(np.float64)
                 )
 
     if suffix == ".bedgraph":
@@ -126,7 +129,8 @@ def _write_bed(
         for record, values in found:
             if not len(values):
                 continue
-            chosen = values.argmax(1)
+            # The first class, none, where there is no value.
+            chosen = np.nan_to_num(values, nan=-1.0).argmax(1)
             edges = np.flatnonzero(np.append(True, chosen[1:] != chosen[:-1]))
             for low, high in zip(edges.tolist(), [*edges[1:].tolist(), len(chosen)], strict=True):
                 label = int(chosen[low])
@@ -145,9 +149,9 @@ def _write_table(
     size: int,
 ) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(TSV + "\t".join(cell(name) for name in names) + "\n")
+        file.write(TSV + "\t".join(apart([cell(name) for name in names], TSV.split())) + "\n")
         for record, values in found:
             name = cell(record)
             for at, row in enumerate(values.tolist()):
-                cells = "\t".join(f"{value:.6g}" for value in row)
+                cells = "\t".join("" if math.isnan(value) else f"{value:.6g}" for value in row)
                 file.write(f"{name}\t{at * size}\t{(at + 1) * size}\t{cells}\n")

@@ -2,7 +2,8 @@
 
 A sequence is cut into cores of whole bins, and each is read with its margins (`pipelines/dna/tracks.py`): the value of a bin
 has seen at least `margin` bases before it and behind it. Each strand is cut from its own first base, and the two
-are averaged bin by bin. Bases at the end that fill no bin have no value.
+are averaged bin by bin. Bases at the end that fill no bin have no value; that of a bin without a known base is NaN, because
+nothing was trained to be said of it.
 
 Legend: n bases, K outputs.
 """
@@ -93,7 +94,7 @@ def predict_along(
 
     Returns:
         For each sequence float32 (bins, K) on the CPU, in the order of `model.labels`: probabilities of classes, or numbers in
-        the units of the training data; bases at the end that fill no bin have none.
+        the units of the training data; bases at the end that fill no bin have none, and bins of N alone have NaN.
 
     Raises:
         InputError: the model predicts no bases or bins, a sequence is empty or not in its vocabulary, or has no such strand.
@@ -118,7 +119,7 @@ def predict_along(
 def predict_positions(
     model: Any, ids: Ids, layout: Layout, symbols: Symbols, passes: Passes = Passes()
 ) -> NDArray[np.float32]:
-    """Values (n // bin, K) of a sequence of ids (n,); float32, because a chromosome has many.
+    """Values (n // bin, K) of a sequence of ids (n,), NaN for bins of unknown bases; float32, because a chromosome has many.
 
     Args:
         model, layout, symbols, passes: as for `window_values`; `passes.progress` is called with the bases that were scored, of
@@ -139,6 +140,7 @@ def predict_positions(
             # Cut from its own first base, so that a sequence and its reverse complement are cut alike.
             total += _of_strand(model, symbols.reverse(ids), len(ids) - end, own, symbols, passes)[::-1]
     total /= len(strands)
+    total[~symbols.known(ids[:end]).reshape(-1, layout.bin).any(1)] = np.nan
     return total
 
 

@@ -15,7 +15,7 @@ from mamba_bio_audio.files import Maker, begin_unfinished, begins_with, check_fi
 from mamba_bio_audio.inference.predict import Prediction
 from mamba_bio_audio.models.tasks import Outputs
 from mamba_bio_audio.pipelines.contract import Item
-from mamba_bio_audio.text import cell, show
+from mamba_bio_audio.text import apart, cell, show
 
 ROWS_NAME = "rows.tsv"
 # In the place of a class: the model does not know what it is; it was not asked.
@@ -64,8 +64,11 @@ class PredictionTable(AbstractContextManager["PredictionTable"]):
     ) -> None:
         self.out, self.complete = out, False
         self.outputs, self.labels = outputs, [cell(label) for label in labels]
-        self.columns = outputs.columns(self.labels)
-        header = [*COLUMNS[:3], f"{unit}s_used", *COLUMNS[4:], *self.columns, "note"]
+        own = [*COLUMNS[:3], f"{unit}s_used", *COLUMNS[4:]]
+        # Numbers may be called like a column of this table.
+        taken = [*own, "note", *(["predicted"] if outputs.name == "numbers" else [])]
+        self.columns = apart(outputs.columns(self.labels), taken)
+        header = [*own, *self.columns, "note"]
         self.rows = self.used = self.scored = 0
         self.predicted, self.reasons = Counter[str](), Counter[str]()
         self.shares: dict[str, dict[str, list[int]]] = {}

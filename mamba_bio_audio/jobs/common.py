@@ -41,16 +41,18 @@ def standard_output(out: Path | None) -> Path | None:
 
 
 def check_inputs(files: Sequence[str]) -> None:
-    """Refuse files that are not there, before anything is loaded; `-` is standard input.
+    """Refuse files that are not there or empty, before anything is loaded or written; `-` is standard input.
 
     Raises:
-        InputError: one of them is missing, or standard input is named twice.
+        InputError: one of them is missing or empty, or standard input is named twice.
     """
     if files.count("-") > 1:
         raise InputError("standard input (-) was given twice; it can be read only once")
     for file in files:
         if file != "-" and not os.path.exists(file):
             raise InputError(f"{file}: there is no such file")
+        if os.path.isfile(file) and not os.path.getsize(file):
+            raise InputError(f"{file}: empty; leave it out")
 
 
 @contextmanager

@@ -218,7 +218,9 @@ def run(options: PredictOptions) -> PredictResult:
     elif options.resume:
         raise InputError("--resume needs --out: what went to standard output cannot be continued")
     if options.summary is not None:
-        check_file(options.summary, "predict", begins_with("file\tpredicted\t"), options.files, force=True)
+        check_file(
+            options.summary, "predict", begins_with("file\tpredicted\t"), options.files, force=True, option="--summary"
+        )
     device = resolve_device(options.device)
     with counters(options.quiet) as progress:
         ask = _ask_judge if (options.run / "judge.json").exists() else _ask_classifier
@@ -260,7 +262,7 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
         batch_symbols=1 << (14 if device == "cpu" else 18),
     )
     weights = weights_hash(model)
-    rule = _rule(options, model, weights)
+    rule = _rule(options, model, weights, strand)
     if rule is not None:
         reading = replace(reading, temperature=rule["temperature"])
     settings: dict[str, Any] = {
@@ -342,8 +344,12 @@ def _ask_classifier(options: PredictOptions, out: Path | None, device: str, prog
     return settings | more | _counts(table, symbols.unit, stop.number) | {"record": domain.record}
 
 
-def _rule(options: PredictOptions, model: Any, weights: str) -> dict[str, Any] | None:
-    """Temperature, rule and threshold of `--threshold`; None without it."""
+def _rule(options: PredictOptions, model: Any, weights: str, strand: str) -> dict[str, Any] | None:
+    """Temperature, rule and threshold of `--threshold`; None without it.
+
+    Raises:
+        InputError: the model has no use for it, or a calibrated one was fitted to sequence that is read in another way.
+    """
     from mamba_bio_audio.inference.prediction_table import UNKNOWN
     from mamba_bio_audio.run.unknown import read_calibrated
 
@@ -354,7 +360,19 @@ def _rule(options: PredictOptions, model: Any, weights: str) -> dict[str, Any] |
     if UNKNOWN in model.labels:
         raise InputError(f"--threshold: one of the classes is called {UNKNOWN!r}; leave it out")
     if options.threshold == "calibrated":
-        return read_calibrated(options.run, weights).model_dump(include={"temperature", "rule", "threshold"})
+        fitted = read_calibrated(options.run, weights)
+        other = {
+            "--mode stream": options.mode == "stream",
+            f"--length {options.length}": options.length not in (None, fitted.length),
+            f"--strand {strand}": fitted.strand not in (None, strand),
+        }
+        if (wrong := next((name for name, there in other.items() if there), None)) is not None:
+            how = "" if fitted.strand is None else f", strand {fitted.strand}"
+            raise InputError(
+                f"{wrong}: the calibrated threshold was fitted to windows of {fitted.length:,}{how}, and means nothing for "
+                "other readings; predict in the same way, or give --threshold a probability"
+            )
+        return fitted.model_dump(include={"temperature", "rule", "threshold"})
     return {"temperature": 1.0, "rule": "probability", "threshold": float(options.threshold)}
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mamba_bio_audio.jobs.predict import PredictOptions
+    from mamba_bio_audio.pipelines.contract import Symbols
 
 
 def write_along(
@@ -71,7 +72,7 @@ def write_along(
             for item in domain.records(options.files, config.data):
                 records += 1
                 ids = item.symbols
-                reason = ids if isinstance(ids, str) else _not_scored(ids, symbols.known)
+                reason = ids if isinstance(ids, str) else _not_scored(ids, symbols)
                 if reason or isinstance(ids, str):
                     reasons[reason] = reasons.get(reason, 0) + 1
                     continue
@@ -114,11 +115,13 @@ def write_along(
     }
 
 
-def _not_scored(symbols: Any, known: Callable[[Any], Any]) -> str:
+def _not_scored(ids: Any, symbols: Symbols) -> str:
     """Why a record has no predictions; empty where it has some."""
-    if not len(symbols):
+    if not len(ids):
         return "empty"
-    return "" if known(symbols).any() else "contains no known symbol (A, C, G, T)"
+    if len(ids) < symbols.bin:
+        return f"shorter than a bin of {symbols.bin:,}"
+    return "" if symbols.known(ids).any() else "contains no known symbol (A, C, G, T)"
 
 
 def _refuse(options: PredictOptions, length: int) -> None:

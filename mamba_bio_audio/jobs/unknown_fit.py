@@ -41,6 +41,7 @@ class UnknownResult(Kept):
     which: str
     weights_sha256: str
     length: int
+    strand: str | None = None
     temperature: float
     rule: str
     threshold: float
@@ -64,8 +65,8 @@ class UnknownResult(Kept):
         lines = [
             f"temperature {self.temperature:.3g}: {self.valid_nats[1]:.4f} nats on validation, {self.valid_nats[0]:.4f} at 1"
             + (", at the edge of what was tried" if abs(abs(math.log(self.temperature)) - HIGHEST) < 0.01 else ""),
-            f"unknown: {what} below {self.threshold:.4g}, so that {self.keep:.1%} of validation stay known (AUROC against "
-            f"shuffled: {areas})",
+            f"unknown: {what} below {self.threshold:.4g}, so that at least {self.keep:.1%} of validation stay known (AUROC "
+            f"against shuffled: {areas})",
             f"validation accuracy {self.accuracy[0]:.1%}{kept}",
             "",
             f"{'sequences of ' + format(self.length, ',') + ' ' + self.unit + 's':<40}{'count':>9}{'unknown':>10}{'AUROC':>8}",
@@ -164,6 +165,7 @@ def fit_unknown(opened: Opened, options: EvaluateOptions, progress: Progress) ->
         which=options.which,
         weights_sha256=opened.asked()["weights_sha256"],
         length=data.length,
+        strand=strand,
         temperature=found.temperature,
         rule=found.rule,
         threshold=found.threshold,

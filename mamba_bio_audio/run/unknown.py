@@ -20,6 +20,7 @@ class Calibrated(BaseModel):
 
     Attributes:
         length: symbols per window that they were fitted at.
+        strand: strands that were read; None in what an earlier version kept.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -28,6 +29,7 @@ class Calibrated(BaseModel):
     rule: Literal["probability", "energy"]
     threshold: float
     length: int
+    strand: str | None = None
     weights_sha256: str
 
 

@@ -39,6 +39,13 @@ def test_the_better_rule_is_taken():
     assert unsure.unknown(flat) == 1
 
 
+def test_no_more_than_asked_for_are_unknown():
+    random = np.random.default_rng(2)
+    for count in (7, 20, 21, 119):
+        z, labels = drawn(random, count, 2.0)
+        assert 0.1 - 1 / count < fit(z, labels, z - 1, keep=0.9).unknown(z) <= 0.1
+
+
 def test_strands_are_averaged():
     z = np.array([[[0.0, 2.0]], [[0.0, -2.0]]])
     assert probabilities(z, 1.0)[0] == pytest.approx([0.5, 0.5])

@@ -92,6 +92,8 @@ def test_a_class_of_every_base(folder, tmp_path, capsys):
     assert mba_command(*given) == 0
     assert "2 not scored: 1 x contains no known symbol (A, C, G, T); 1 x empty" in capsys.readouterr().out
     assert {line.split("\t")[0] for line in (tmp_path / "n.tsv").read_text().splitlines()[1:]} == {"x"}
+    gap = mba.predict_along(model, f"{text[:40]}NN{text[:40]}")[0]
+    assert gap.isnan().all(1).nonzero()[:, 0].tolist() == [40, 41]
     (tmp_path / "n.fa").write_text(f">\n{text}\n")
     assert mba_command(*given, "--force") == 2
     assert "record 1 has no name" in capsys.readouterr().err
@@ -134,6 +136,17 @@ def test_numbers_of_bins(folder, tmp_path, capsys, loss):
     assert [row["record"] for row in rows] == ["b"] * 50 + ["a"] * 20
     assert [float(row["gc"]) for row in rows[:50]] == pytest.approx(one[:, 0].tolist(), rel=1e-4)
     assert (tmp_path / "x.bedgraph").read_text().splitlines()[1].startswith("b\t0\t4\t")
+    # Nothing is said of bins of N, and why a record has none is.
+    (tmp_path / "n.fa").write_text(f">gap\nACG{'N' * 30}ACGTACG\n>short\nACG\n")
+    rows = {}
+    for name in ("n.bedgraph", "n.tsv"):
+        given = ("predict", run, tmp_path / "n.fa", "--out", tmp_path / name, "--device", "cpu")
+        assert mba_command(*given) == 0
+        assert "1 not scored: 1 x shorter than a bin of 4" in capsys.readouterr().out
+        rows[name] = [line.split("\t") for line in (tmp_path / name).read_text().splitlines()[1:]]
+    assert [int(row[1]) for row in rows["n.bedgraph"]] == [0, 32, 36]
+    assert [int(row[1]) for row in rows["n.tsv"] if row[3]] == [0, 32, 36]
+    assert len(rows["n.tsv"]) == 10
 
 
 def test_mistakes(folder, tmp_path, capsys):

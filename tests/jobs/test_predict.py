@@ -14,11 +14,15 @@ import soundfile
 import torch
 
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.inference.predict import Prediction
+from mamba_bio_audio.inference.prediction_table import PredictionTable
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.heads import Classifier
 from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.models.tasks import OUTPUTS
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
+from mamba_bio_audio.pipelines.contract import Item
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.config import load_config
@@ -30,6 +34,16 @@ def mba(*arguments: object) -> int:
     with pytest.raises(SystemExit) as stop:
         command([str(argument) for argument in arguments])
     return int(stop.value.code or 0)
+
+
+def test_numbers_may_be_called_like_columns_of_the_table(tmp_path):
+    names = ["length", "predicted", "note", "x"]
+    with PredictionTable(tmp_path / "o.tsv", "base", OUTPUTS["numbers"], names, {}, resume=False, force=False) as rows:
+        rows.add(Item("f", "r", 9, ""), Prediction(np.arange(4.0), 9, 9, 1, ""))
+        rows.complete = True
+    assert not rows.predicted
+    row = table(tmp_path / "o.tsv")[0]
+    assert (row["length"], row["predicted_length"], row["predicted_predicted"], row["note"]) == ("9", "0", "1", "")
 
 
 @pytest.fixture(autouse=True)
@@ -206,7 +220,12 @@ def test_a_signal_saves_and_exits_with_130(tmp_path, capsys, monkeypatch, reads,
 
 def test_what_cannot_be_is_refused(tmp_path, capsys, model, monkeypatch):
     (tmp_path / "a.fa").write_text(">x\nACGT\n")
+    (tmp_path / "empty.fa").write_text("")
+    (tmp_path / "t.tsv").write_text("mine")
     for arguments, message in (
+        ([tmp_path / "a.fa", tmp_path / "empty.fa"], "empty.fa: empty; leave it out"),
+        ([tmp_path / "a.fa", tmp_path / "a.fa", "--paired"], "given as the file of its own mates"),
+        ([tmp_path / "a.fa", "--summary", tmp_path / "t.tsv"], "choose another --summary"),
         ([tmp_path / "none.fa"], "no such file"),
         ([tmp_path], "folder"),
         (["-", "-"], "given twice"),

@@ -29,12 +29,13 @@ from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler, draw_eval
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.label_leaks import leak_rows, leaks_of
 from mamba_bio_audio.pipelines.dna.label_values import describe_values, value_rows
-from mamba_bio_audio.pipelines.dna.labelled import leave_out_unknown, open_labelled, some
+from mamba_bio_audio.pipelines.dna.labelled import leave_out_unknown, open_labelled
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Region, Span, merge, size_of
 from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.windows import EvaluationWindows
+from mamba_bio_audio.text import some
 
 # Outputs of each task (`models/tasks.py`), and their word for people.
 _OUTPUTS = {"classes": "classes", "multilabel": "labels", "regression": "numbers"}

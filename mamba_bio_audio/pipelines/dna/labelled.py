@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -44,6 +44,7 @@ from mamba_bio_audio.pipelines.dna.label_values import values_of
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 from mamba_bio_audio.pipelines.spans import Region, Span, merge
 from mamba_bio_audio.pipelines.split_names import is_split_word, refuse_split_names
+from mamba_bio_audio.text import some
 
 # Genomes up to this size are held in memory, one byte per base; larger ones are read window by window.
 MEMORY_BASES = 1 << 30
@@ -463,8 +464,3 @@ def _class_files(
             f"data.path: two files would be the class {twice!r}; name the classes: data.path={{a: ..., b: ...}}"
         )
     return {name: [file] for name, file in zip(names, files, strict=True)}
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -22,7 +22,7 @@ import numpy as np
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.contract import Item
 from mamba_bio_audio.pipelines.corpus import Ids
-from mamba_bio_audio.pipelines.dna.fasta_parser import MAX_HEADER_BYTES
+from mamba_bio_audio.pipelines.dna.fasta_parser import BYTE_ORDER_MARK, MAX_HEADER_BYTES
 from mamba_bio_audio.pipelines.dna.tokenizer import LETTERS, DnaTokenizer
 from mamba_bio_audio.pipelines.unpacked import Unpacked, Unpacking
 
@@ -82,6 +82,8 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
 
     try:
         with _open(str(path), name) as handle:
+            if handle.peek(3).startswith(BYTE_ORDER_MARK):
+                handle.read(len(BYTE_ORDER_MARK))
             first = _first_character(handle)
             if first not in (b">", b"@"):
                 what = "empty" if not first else f"begins with {first.decode('latin-1')!r}"
@@ -121,12 +123,15 @@ def pairs(files: Iterable[str]) -> Iterator[tuple[Item, Item]]:
     Both reads have the name of their pair (`pair_name`).
 
     Raises:
-        InputError: the number of files is odd, a file has more reads than its mate's, or two reads have different names.
+        InputError: the number of files is odd, a file is its own mate, or has more reads than its mate's, or two reads have
+            different names.
     """
     names = list(files)
     if len(names) % 2:
         raise InputError(f"--paired takes files two by two, R1 then R2, and got {len(names)}")
     for first, second in zip(names[::2], names[1::2], strict=True):
+        if os.path.realpath(first) == os.path.realpath(second):
+            raise InputError(f"{second}: given as the file of its own mates; --paired takes R1 and then R2")
         for number, (a, b) in enumerate(itertools.zip_longest(items([first]), items([second])), start=1):
             if a is None or b is None:
                 longer, shorter = (first, second) if b is None else (second, first)

@@ -6,7 +6,7 @@ Coordinates are 0-based, the end is excluded.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,10 @@ class TrackValues(Protocol):
     outputs: str
     names: tuple[str, ...]
     files: tuple[str, ...]
+
+    @property
+    def has(self) -> Mapping[str, Collection[str]]:
+        """Records of which each file says something, by its name."""
 
     def fetch(self, record: str, start: int, end: int, *, reverse: bool) -> NDArray[Any]:
         """Labels of the bases [start, end) from the first one on: float32 (n, K), or classes int64 (n,); of one strand."""
@@ -103,6 +107,15 @@ class BigWigs:
                 )
             self._called.append(called)
 
+    @property
+    def has(self) -> dict[str, Collection[str]]:
+        """Records in which there is any value; a header may name others."""
+        found: dict[str, Collection[str]] = {}
+        for name, reader, called in zip(self.names, self._open(), self._called, strict=True):
+            whole = {record: reader.values(own, bins=1, fillna=None) for record, own in called.items()}
+            found[name] = {record for record, value in whole.items() if not np.isnan(value).all()}
+        return found
+
     def _open(self) -> list[Any]:
         """Readers of this process: a worker that shared its parent's would share its place in the file."""
         import pybigtools
@@ -169,6 +182,7 @@ class BedClasses:
             raise InputError(f"{path}: every region is of the class {NONE!r}, as is everything else; name a class")
         self.names = (NONE, *names)
         self.files: tuple[str, ...] = (path,)
+        self.has: Mapping[str, Collection[str]] = {Path(path).name: {record for record, *_ in lines}}
         number_of = {name: at for at, name in enumerate(self.names)}
         # Per strand and record: starts, ends and classes, sorted and disjoint.
         self._lines: list[dict[str, NDArray[np.int64]]] = []

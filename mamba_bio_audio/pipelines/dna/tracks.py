@@ -29,6 +29,7 @@ from mamba_bio_audio.pipelines.draws import Draws
 from mamba_bio_audio.pipelines.spans import Region, Span, size_of
 from mamba_bio_audio.pipelines.split_names import SPLITS
 from mamba_bio_audio.pipelines.windows import EvaluationWindows, Windows, evenly_spaced, tile
+from mamba_bio_audio.text import some
 
 # Keys of the genome that this kind of data shares with data.kind=dna.
 _SHARED = ("path", "intervals", "contigs", "valid_fraction", "test_fraction", "split_by", "block_bases", "split_seed")
@@ -131,9 +132,8 @@ class DnaTracksCorpus(Corpus):
         found = self.values.fetch(*window, reverse=reverse)
         margin, size = self.config.margin, self.config.bin
         core = ids[margin : len(ids) - margin]
-        if size == 1:
-            found[core == N] = IGNORED if self.outputs == "classes" else np.nan
-        else:
+        found[core == N] = IGNORED if self.outputs == "classes" else np.nan
+        if size > 1:
             found = _means(found, size)
         if reverse:
             ids, found = self.codec.reverse_complement(ids), found[::-1]
@@ -157,6 +157,12 @@ class DnaTracksCorpus(Corpus):
         chosen = [kept[at] for at in evenly_spaced(len(kept), self.config.evaluation_windows).tolist()]
         return EvaluationWindows(chosen, size_of(chosen))
 
+    def _lacking(self) -> dict[str, list[str]]:
+        """Records of the splits that a track says nothing of, by its name."""
+        used = dict.fromkeys(span.record for split in SPLITS for span in self.spans(split))
+        there = {name: [record for record in used if record not in self.values.has[name]] for name in self.values.has}
+        return {name: records for name, records in there.items() if records}
+
     def label_statistics(self) -> dict[str, Any]:
         """Of the labels of up to 2,000 training windows."""
         windows = self.windows(self.length)
@@ -164,6 +170,11 @@ class DnaTracksCorpus(Corpus):
         labels: NDArray[Any] = np.concatenate(found)
         if self.outputs == "classes":
             counts = np.bincount(labels[labels != IGNORED], minlength=len(self.classes))
+            if not counts[1:].any() and len(windows) <= _LOOKED_AT:
+                raise InputError(
+                    f"data.tracks: no base of training is {' or '.join(self.classes[1:6])}, so there is nothing to learn; "
+                    "check its record names and the splits"
+                )
             return {"counts": [int(count) or 1 for count in counts]}
         columns = [column[~np.isnan(column)] for column in labels.T.astype(np.float64)]
         for name, column in zip(self.classes, columns, strict=True):
@@ -203,6 +214,7 @@ class DnaTracksCorpus(Corpus):
             "task": self.task,
             "classes": list(self.classes),
             "outputs": self.outputs,
+            "lacking": self._lacking(),
             "bin": self.config.bin,
             "margin": self.config.margin,
             "split_source": self.split_source,
@@ -236,6 +248,8 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("splits", described["split_source"]),
     ]
+    for name, records in described.get("lacking", {}).items():
+        rows.append(("without values", f"{name} names no base of {some(records)}"))
     for split, row in described["splits"].items():
         rows.append(
             (

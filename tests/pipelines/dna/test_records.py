@@ -27,6 +27,8 @@ def test_fasta_plain_and_gzip(tmp_path, pack):
     path.write_bytes(pack(FASTA))
     assert list(read_records(path)) == EXPECTED
     assert [record.name for record in EXPECTED] == ["one", "two", "empty", "four"]
+    path.write_bytes(pack(b"\xef\xbb\xbf" + FASTA))
+    assert list(read_records(path)) == EXPECTED
 
 
 def test_bgzf(tmp_path, write_fasta, random_dna):

@@ -7,6 +7,7 @@ import pytest
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
+from mamba_bio_audio.pipelines.dna.tracks import summary_rows
 from mamba_bio_audio.pipelines.dna.tracks_config import DnaTracksConfig
 
 SIZES = {"chr1": 3000, "chr2": 1000}
@@ -163,3 +164,27 @@ def test_a_number_that_never_changes(folder):
     corpus, _ = corpus_of(folder, "tracks", 60, ["same.bw"])
     with pytest.raises(InputError, match="'same' is always 2 in training"):
         corpus.label_statistics()
+
+
+def test_records_of_which_a_track_says_nothing_are_told(folder):
+    pybigtools.open(str(folder / "one.bw"), "w").write(SIZES, iter([("chr1", 0, 3000, 1.0)]))
+    corpus, data = corpus_of(folder, "tracks", 40, ["ramp.bw", "one.bw"], bin=4)
+    data.setup()
+    described = corpus.summary()
+    assert described["lacking"] == {"one": ["chr2"]}
+    assert ("without values", "one names no base of chr2") in summary_rows(described)
+    (folder / "late.bed").write_text("chr2\t10\t20\tx\n")
+    corpus, _ = corpus_of(folder, "bases", 40, ["late.bed"])
+    assert corpus.summary()["lacking"] == {"late.bed": ["chr1"]}
+    with pytest.raises(InputError, match="no base of training is x, so there is nothing to learn"):
+        corpus.label_statistics()
+
+
+def test_an_n_counts_in_no_bin(folder):
+    """Bases 500 to 509 are N, and in a bin with others only those count."""
+    corpus, _ = corpus_of(folder, "tracks", 40, ["ramp.bw"], bin=4, max_unknown=1.0)
+    window = next(window for window in corpus.windows(40) if window.start <= 500 < window.end)
+    label = corpus.read(window).label[3::4, 0]
+    at = (500 - window.start) // 4
+    assert np.isnan(label[at : at + 2]).all()
+    assert label[at + 2] == pytest.approx(51.05)

@@ -324,12 +324,14 @@ def run(
             "untested": {},
         }
 
-    # The slowest begin first, so that all processes end together; before them what was never timed.
+    # The slowest begin first, so that all processes end together; before them what was never timed, of each file one by turns.
     seconds: dict[str, float] = {}
     for known in (read(RECORD) if RECORD.exists() else {}, before or {}):
         for end in known.get("ended", {}).values():
             seconds |= end
-    ordered = sorted(left, key=lambda name: -seconds.get(name, math.inf))
+    files_of = [name.split("::")[0] for name in left]
+    turns = {name: files_of[:number].count(files_of[number]) for number, name in enumerate(left)}
+    ordered = sorted(left, key=lambda name: (-seconds.get(name, math.inf), turns[name]))
     spent = (time.monotonic() - start) / 60
     found = run_tests(root, ordered, jobs, minutes - spent, lambda ends: write(out, record(ends)))
     if watched(root) != files:

@@ -207,7 +207,7 @@ def test_which_tests_of_a_run_before_count():
 
 
 def test_the_slowest_begin_first_after_those_that_were_never_timed(suite, monkeypatch):
-    root, run = suite
+    root, _ = suite
     began = []
     monkeypatch.setattr(
         gpu_record, "run_tests", lambda root, names, *rest: began.extend(names) or gpu_record.Ends({}, {}, {})
@@ -215,8 +215,11 @@ def test_the_slowest_begin_first_after_those_that_were_never_timed(suite, monkey
     timed = {"passed": dict(zip(names_of("abc"), [3.0, 9.0, 5.0], strict=True)), "skipped": {}}
     monkeypatch.setattr(gpu_record, "RECORD", root / "before.json")
     gpu_record.write(gpu_record.RECORD, {"ended": timed})
-    run("abcd")
-    assert began == names_of("dbca")
+    monkeypatch.setattr(
+        gpu_record, "gpu_tests", lambda root, files: [*names_of("abcde"), "tests/test_other.py::test_f"]
+    )
+    gpu_record.run(root, root / "record.json", MACHINE, 1, 5)
+    assert began == ["tests/test_other.py::test_f", *names_of("debca")]
 
 
 def test_what_needs_a_gpu_is_marked():

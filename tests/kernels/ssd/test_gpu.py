@@ -186,23 +186,27 @@ def test_tiles_are_those_that_a_gpu_was_seen_to_compute_right(dtype):
     assert tiles == {(chunk, 64, 64), (chunk, 64, 128)}
 
 
+SHAPES = [
+    (3, 300, 4, 64, 1, 64),
+    (1, 9000, 8, 64, 1, 128),
+    (2, 65, 4, 128, 4, 64),
+    (2, 130, 4, 24, 2, 100),
+    (2, 200, 4, 32, 1, 64),
+    (2, 200, 4, 16, 1, 128),
+    (2, 200, 4, 8, 2, 16),
+    (2, 1, 2, 5, 1, 3),
+]
+# Each shape in each dtype and with all extras once, and these two in all pairs: kernels take long to compile.
+ON_A_GPU = [
+    (shape, extras, (torch.float32, torch.float16, torch.bfloat16)[(number + other) % 3])
+    for number, shape in enumerate(SHAPES)
+    for other, extras in enumerate([OPTIONAL, ("source", "D"), ()])
+]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("extras", [OPTIONAL, ("source", "D"), ()])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (3, 300, 4, 64, 1, 64),
-        (1, 9000, 8, 64, 1, 128),
-        (2, 65, 4, 128, 4, 64),
-        (2, 130, 4, 24, 2, 100),
-        (2, 200, 4, 32, 1, 64),
-        (2, 200, 4, 16, 1, 128),
-        (2, 200, 4, 8, 2, 16),
-        (2, 1, 2, 5, 1, 3),
-    ],
-)
+@pytest.mark.parametrize(("shape", "extras", "dtype"), ON_A_GPU)
 def test_gpu(shape, extras, dtype):
     inputs = make_inputs(*shape, extras=extras, dtype=dtype, device="cuda")
     found, again = check(inputs), results(ssd_triton, inputs)

@@ -8,9 +8,10 @@ b are the clip's own bits at temperature 1, averaged over about S seconds, and b
 uniform numbers, rows 0 to --clips - 1 of --seed, in fp32, as `mba sample --seed` does. Where --seconds are over, pieces are as
 long as was reached. With --kernel cells of T:P alone are drawn one after the other, by the fastest path.
 
-Printed: inside of level, flatness, clicks, onsets, entropy and of all; medians; own bits of each second; then the same of the
-best of two and four rows by own bits. FOLDER/RUN.csv has a row a clip: cell, row, own bits of each second, the five measures of
-the whole piece, and inside; FOLDER/RUN.npz the levels of --keep cells.
+Printed: inside of level, flatness, clicks, onsets, entropy and of all; medians; own bits of each second; then shares of the
+best of two and four rows by own bits: of the whole, from validation's or from the median of the cell, and of eighths from that
+median. FOLDER/RUN.csv has a row a clip: cell, row, own bits of each second, the five measures of the whole piece, and inside;
+FOLDER/RUN.npz the levels of --keep cells.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Draw:
         def column(name: str) -> Any:
             return torch.tensor([[row[name]] for row in rows], dtype=torch.float64, device=device)
 
-        self.first, self.last, self.top_p, self.least, self.gain = map(column, ("t", "to", "p", "min", "hold"))
+        self.first, self.last, self.least, self.gain = map(column, ("t", "to", "min", "hold"))
+        # Sorting takes longer than all else here.
+        self.top_p = column("p") if any(row["p"] < 1 for row in rows) else None
         self.slow = 1 / (column("over") * rate)
         self.wanted, self.own = nats, torch.full_like(self.first, nats)
         self.at = torch.zeros((), dtype=torch.float64, device=device)
@@ -228,11 +231,20 @@ def main() -> None:
                 f"{name:<34} {' '.join(f'{c:3d}' for c in counts)} {int(every.sum()):4d} | {middle} | {course}",
                 flush=True,
             )
-            far = np.abs(own_bits.astype(np.float32).mean(1) - nats / math.log(2))
-            for each in (2, 4):
-                best = [low + int(far[low : low + each].argmin()) for low in range(0, len(own) - each + 1, each)]
-                shares = " ".join(f"{int(within[key][best].sum()):3d}" for key in measures.JUDGED)
-                print(f"{'  best of ' + str(each):<34} {shares} {int(every[best].sum()):4d} of {len(best)}", flush=True)
+            # Eighths, as `mba sample --best-of` looks at them.
+            eighths = np.stack([part.astype(np.float32).mean(1) for part in np.array_split(own_bits, 8, axis=1)], 1)
+            usual = float(np.median(eighths.mean(1)))
+            far = {"all, from validation's": np.abs(eighths.mean(1) - nats / math.log(2))}
+            far |= {"all, from usual": np.abs(eighths.mean(1) - usual), "eighths": np.abs(eighths - usual).mean(1)}
+            for what, distance in far.items():
+                order = distance.argsort()
+                for each in (2, 4):
+                    # Of every way to group the rows, the mean.
+                    kept = [
+                        math.comb(len(own) - 1 - rank, each - 1) / math.comb(len(own), each) for rank in range(len(own))
+                    ]
+                    shares = " ".join(f"{within[key][order] @ kept:3.0%}" for key in measures.JUDGED)
+                    print(f"  best of {each}, bits of {what:<23} {shares} {every[order] @ kept:4.0%}", flush=True)
             for row, one in enumerate(own):
                 flags = {f"inside_{key}": int(within[key][row]) for key in measures.JUDGED}
                 course = " ".join(f"{value:.3f}" for value in seconds[row])

@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.inference import cpu_decoder
+from mamba_bio_audio.inference.best import PARTS
 from mamba_bio_audio.inference.decoding import GraphSteps, steps
 from mamba_bio_audio.inference.generate import inverse, tempered, truncated
 from mamba_bio_audio.inference.held import Held
@@ -38,11 +40,12 @@ CUTS = (
     (0.995, 0.0, 1.0),
     (0.99, 0.0, 1.05),
     (0.98, 0.0, 1.1),
-    (1.0, 0.01, 1.035),
-    (1.0, 0.03, 1.15),
+    (1.0, 0.015, 1.035),
+    (1.0, 0.03, 1.12),
     (1.0, 0.05, 1.22),
+    (1.0, 0.07, 1.27),
 )
-AROUND = (1.05, 1.0, 0.95)
+AROUND = (1.04, 1.0, 0.96)
 HOLDS = (0.0, 0.3, 0.6)
 _PIECE = 1 << 14
 _BLOCK = 1024
@@ -151,7 +154,7 @@ class Cell(NamedTuple):
 def grid(temperature: float, holds: Sequence[float] = (0.0,)) -> list[Cell]:
     """The cells that are tried."""
     return [
-        Cell(round(temperature * middle * share, 3), top_p, min_p, hold)
+        Cell(round(temperature * middle * share, 2), top_p, min_p, hold)
         for hold, (top_p, min_p, middle), share in itertools.product(holds, CUTS, AROUND)
     ]
 
@@ -185,7 +188,7 @@ def pieces(
     first: int = 0,
     valid_nats: float | None = None,
     progress: Callable[[int, int | None], None] | None = None,
-) -> tuple[list[list[Any]], list[list[float]]]:
+) -> tuple[list[list[Any]], NDArray[np.float64]]:
     """Pieces generated in every cell, all cells in one batch; the same uniform numbers for piece i of every cell.
 
     Args:
@@ -199,7 +202,8 @@ def pieces(
         progress: called with (steps done, steps in all).
 
     Returns:
-        For each cell its pieces, integer arrays (length,), and nats per symbol of each at temperature 1.
+        For each cell its pieces, integer arrays (length,), and the log-likelihood of the eighths of each at temperature 1
+        (cells, each, 8).
     """
     device = next(model.parameters()).device
     rows = [cell for cell in cells for _ in range(each)]
@@ -229,22 +233,24 @@ def pieces(
             output = model(prefix, None, logits="last")
             symbol, score = draw(output.logits[:, -1], numbers(0, 1)[0])
             last, state = symbol[:, None], output.state
-            found[:, 0], nats = symbol.cpu(), -score.cpu()
+            found[:, 0] = symbol.cpu()
+            along = torch.zeros(len(rows), PARTS, dtype=torch.float64)
+            along[:, 0] = score.cpu()
             for low in range(1, length, _BLOCK):
                 size = min(_BLOCK, length - low)
                 symbols, scores, state = advance(last, state, numbers(low, size))
                 last = symbols[-1][:, None]
                 found[:, low : low + size] = symbols.T.cpu()
-                nats -= scores.sum(0).cpu()
+                along.index_add_(1, torch.arange(low, low + size) * PARTS // length, scores.T.cpu())
                 if progress is not None:
                     progress(low + size, length)
     finally:
         model.train(was_training)
-    if not torch.isfinite(nats).all():
+    if not torch.isfinite(along).all():
         raise FloatingPointError("the model's logits become NaN or infinite; use other weights")
     arrays = found.numpy().astype(np.int64)
     grouped = [list(arrays[at : at + each]) for at in range(0, len(rows), each)]
-    return grouped, (nats.reshape(len(cells), each) / length).tolist()
+    return grouped, along.reshape(len(cells), each, PARTS).numpy()
 
 
 def bits(nats: float) -> float:

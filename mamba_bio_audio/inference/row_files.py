@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import Maker, begin_unfinished, discard_unfinished
 from mamba_bio_audio.files.tensors import load_tree, save_tree
+from mamba_bio_audio.inference.best import PARTS
 from mamba_bio_audio.inference.blocks import Block
 from mamba_bio_audio.inference.generate import Place, generate_blocks, prepared
 from mamba_bio_audio.inference.paths import Stepper
@@ -39,8 +40,6 @@ STATE_NAME = "state.safetensors"
 MAKER = Maker("sample", ("settings.json", "row-*", STATE_NAME, "whole/*"))
 _SAVE_EVERY_S = 10.0
 _UNSAID = {"keep_prompt": False}
-# Parts of a row whose log-likelihood is also given apart.
-PARTS = 8
 # Allowance for open files of the process other than those of the rows.
 _OTHER_FILES = 128
 

@@ -81,7 +81,7 @@ class EvaluateOptions(RecallOptions, SuiteOptions):
     metrics: Literal["likelihood", "sampling", "unknown", "sc09", "sc09-judge"] = Field(
         "likelihood",
         description="What is measured; sampling: fit how mba sample draws, the temperature (audio: and top-p, min-p, hold, "
-        "best of two) at which generated pieces are most like validation data, and keep it in the run; unknown: fit which "
+        "best of several) at which generated pieces are most like held-out data, and keep it in the run; unknown: fit which "
         "sequences a classifier calls unknown, and keep it in the run for mba predict --threshold calibrated; sc09: generate "
         "spoken digits and have a judge score them (FID, IS, mIS, AM, NDB); sc09-judge: only train that judge and the "
         "recogniser, or show those that are kept.",

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mamba_bio_audio.errors import InputError, OtherSettings
+from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.contract import Cli, Device, Force, Options, Resume, RunFolder, Which
 from mamba_bio_audio.jobs.sample_progress import Rate, showing
 from mamba_bio_audio.jobs.sample_report import check_report, measure, write_page
 from mamba_bio_audio.jobs.sample_results import SampleResult
+from mamba_bio_audio.run.sampling import HOW
 
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.paths import Stepper
@@ -27,8 +27,6 @@ COMMAND = "sample"
 PANEL = "Use"
 # Symbols of samples below which their bits are too uncertain for a warning.
 _LEAST_FOR_DRIFT = 1 << 12
-# Options that say how symbols are drawn.
-_HOW = ("temperature", "top_k", "top_p", "min_p", "hold")
 
 
 def _prompts(given: Any) -> Any:
@@ -90,8 +88,14 @@ class SampleOptions(Options):
         None,
         ge=1,
         le=1000,
-        description="Make so many of each sample and keep the one whose bits per symbol are nearest to validation's; at so "
+        description="Make so many of each sample and keep the one whose bits per symbol stray least, eighth by eighth; at so "
         "many times the cost. Default: as fitted for the run, where --temperature and the like are, else 1.",
+    )
+    usual_bits: float | None = Field(
+        None,
+        gt=0,
+        description="With --best-of: bits per symbol from which to stray least. Default: those that pieces drawn as fitted "
+        "for the run have, or else validation's.",
     )
     hold: float | None = Field(
         None,
@@ -145,6 +149,8 @@ class SampleOptions(Options):
             raise ValueError("--guidance is towards a class; give --class")
         if self.several and self.class_:
             raise ValueError("--best-of chooses by bits, not by class, of which --guidance says more; give one of them")
+        if self.usual_bits is not None and not self.several:
+            raise ValueError("--usual-bits is what --best-of compares with; give both")
         if self.several and self.target is None:
             raise ValueError("--best-of chooses among whole samples; give --out")
         if len({"length", "seconds"} & self.model_fields_set) != 1:
@@ -177,7 +183,7 @@ class SampleOptions(Options):
     @property
     def says_how(self) -> bool:
         """Whether it is said how symbols are drawn; if not, fitted settings may."""
-        return any(getattr(self, name) is not None for name in _HOW)
+        return any(getattr(self, name) is not None for name in HOW)
 
     @property
     def several(self) -> bool:
@@ -227,7 +233,8 @@ def run(options: SampleOptions) -> SampleResult:
         # Chosen among whole samples, by bits.
         chooses = not (options.class_ or options.endless or out is None)
         fitted = fitted.model_copy(update={"best_of": options.best_of or (fitted.best_of if chooses else 1)})
-        options = options.model_copy(update=fitted.draws | {"best_of": fitted.best_of})
+        usual = None if fitted.best_of == 1 else options.usual_bits or fitted.usual_bits
+        options = options.model_copy(update=fitted.draws | {"best_of": fitted.best_of, "usual_bits": usual})
     writer = None if described is None else _writer(options, described.config, described.manifest)
     device = resolve_device(options.device)
 
@@ -240,7 +247,7 @@ def run(options: SampleOptions) -> SampleResult:
     if fitted is not None:
         from mamba_bio_audio.models.weights import weights_hash
 
-        overriding = ", ".join(f"--{name.replace('_', '-')}" for name in _HOW)
+        overriding = ", ".join(f"--{name.replace('_', '-')}" for name in HOW)
         settings = f"drawn at {fitted.text}, as fitted for this run; {overriding} override it"
         if fitted.weights_sha256 != weights_hash(model):
             settings = f"drawn at temperature 1: {fitted.path} was fitted to other weights of this run; fit again"
@@ -300,7 +307,7 @@ def sample(
     from mamba_bio_audio.models.weights import weights_hash
     from mamba_bio_audio.pipelines.sample_writer import Sampled
     from mamba_bio_audio.run.environment import environment
-    from mamba_bio_audio.run.sampling import drift
+    from mamba_bio_audio.run.sampling import drift, fitted_since
     from mamba_bio_audio.run.saved import describe_which
     from mamba_bio_audio.signals import StopSignal
 
@@ -314,8 +321,11 @@ def sample(
     if options.length is None and out is not None and writer.most is None:
         raise InputError("--length inf goes to standard output here; leave out --out")
     valid_nats = model.manifest.get("result", {}).get("valid_nats")
-    if each > 1 and valid_nats is None:
-        raise InputError(f"{options.run}: no validation bits are known of these weights, so --best-of cannot choose")
+    usual = valid_nats if options.usual_bits is None else options.usual_bits * math.log(2)
+    if each > 1 and usual is None:
+        raise InputError(
+            f"{options.run}: no validation bits are known of these weights, so --best-of cannot choose; give --usual-bits"
+        )
     # What is drawn, of which the best are written.
     drawn = writer if each == 1 else _writer(options, config, model.manifest, each)
     result = SampleResult(out=out, num_samples=rows_asked, length=options.length, precision=options.precision)
@@ -335,11 +345,13 @@ def sample(
     settings |= {"weights": weights_hash(model), "device": device}
     if each > 1:
         settings["best_of"] = each
+    if options.usual_bits is not None:
+        settings["usual_bits"] = options.usual_bits
     if model.classes:
         settings["class"] = list(dict.fromkeys(writer.classes)) or None
     rows = RowFiles(unfinished(out), settings, drawn)
     if options.resume and out.exists() and not rows.folder.exists():
-        with _fitted_since(fitted):
+        with fitted_since(fitted):
             writer.check_complete(rows.settings)
         return result.model_copy(update={"already_complete": True})
     writer.check_target(replace=force or options.resume)
@@ -352,7 +364,7 @@ def sample(
 
     with locked(out), StopSignal() as stop:
         writer.check_target(replace=True)
-        with _fitted_since(fitted):
+        with fitted_since(fitted):
             rows.begin(resume=options.resume, force=force)
         length = options.length or writer.most
         how = draws | size | of_class | {"length": length, "num_samples": rows_asked * each} | dict(drawn.start)
@@ -369,9 +381,11 @@ def sample(
         assert length is not None
         kept: Sequence[int] = range(rows_asked)
         if each > 1:
-            from mamba_bio_audio.inference.best import nearest
+            from mamba_bio_audio.inference.best import least, stray
 
-            kept = nearest(nats, length, valid_nats, each)
+            # An earlier version, which may have begun these, kept the whole alone.
+            along = [[row] for row in nats] if rows.along is None else rows.along.tolist()
+            kept = least(stray(along, length, usual), each)
             settings |= {"kept": list(kept), "log_likelihoods": list(nats)}
             nats = tuple(nats[row] for row in kept)
         # Again: hours may have gone by.
@@ -397,27 +411,6 @@ def sample(
         if warning is not None and length * rows_asked >= _LEAST_FOR_DRIFT:
             found["drift"] = warning
     return result.model_copy(update=found | ({"stopped_by": stopped} if stopped else {}))
-
-
-@contextmanager
-def _fitted_since(fitted: bool) -> Iterator[None]:
-    """Says so where samples were begun before settings were fitted, which nobody has given."""
-    try:
-        yield
-    except OtherSettings as error:
-        names = (*_HOW, "best_of")
-        if not fitted or not set(names) & set(error.names):
-            raise
-        began = {name: error.made.get(name) for name in names}
-        given = " ".join(
-            f"--{name.replace('_', '-')} {str(value).removesuffix('.0')}"
-            for name, value in began.items()
-            if value is not None and (name, value) not in (("hold", 0), ("best_of", 1))
-        )
-        raise InputError(
-            f"{error}. What differs in how symbols are drawn was not given, but has been fitted for the run; as before: "
-            f"{given} --resume"
-        ) from None
 
 
 def _draws(options: SampleOptions) -> dict[str, Any]:
@@ -446,7 +439,8 @@ def _writer(options: SampleOptions, config: RunConfig, manifest: Mapping[str, An
         length=options.length,
         num_samples=options.num_samples * each * max(1, len(classes)),
         prompts=options.prompt,
-        draws=_draws(options) | {"precision": options.precision, "best_of": options.best_of or 1},
+        draws=_draws(options)
+        | {"precision": options.precision, "best_of": options.best_of or 1, "usual_bits": options.usual_bits},
         config=config.data,
         data=manifest.get("data", {}),
         prompt_file=options.prompt_file,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -28,8 +29,10 @@ _SYMBOLS = {"cpu": 1 << 17, "cuda": 1 << 20}
 # Pieces of each cell; more rows cost a GPU hardly more time.
 _EACH = {"cpu": 4, "cuda": 8}
 # The pieces of the grid are shorter than those of the nearest cells, which are tried again with so many times as many.
-_SHORTER = 0.4
-_FINALISTS, _AGAIN = {"cpu": 4, "cuda": 8}, 5
+_SHORTER = 0.25
+_FINALISTS, _AGAIN = {"cpu": 4, "cuda": 12}, 5
+# Of how many pieces the best may be kept; the grid is compared by two.
+_BEST_OF = (1, 2, 4)
 
 
 class SamplingResult(Kept):
@@ -39,11 +42,13 @@ class SamplingResult(Kept):
         likelihood_temperature: the best by validation likelihood alone.
         likelihood: bits per validation symbol by temperature.
         valid_bits: the same at temperature 1.
+        usual_bits: per symbol of pieces drawn so, the median; from which the best of several strays least.
         length: symbols of a piece of the finalists.
-        recorded: 5 %, median and 95 % of validation recordings by measure; empty where only the likelihood was looked at.
+        recorded: 5 %, median and 95 % of held-out recordings by measure; empty where only the likelihood was looked at.
         grid: a row per cell: length and number of pieces that were measured, distance from recordings and its parts, medians,
-            shares inside, bits at temperature 1.
-        finalists: the same for the nearest cells and other, longer pieces, each drawn once and the better of two.
+            shares inside, usual bits, bits at temperature 1 of what is kept; with best of several the mean over all ways to
+            group the pieces.
+        finalists: the same for the nearest cells and other, longer pieces, each drawn once and the best of two and of four.
         seconds: what it took: likelihood, generating, measuring.
     """
 
@@ -55,6 +60,7 @@ class SamplingResult(Kept):
     min_p: float | None = None
     hold: float | None = None
     best_of: int = 1
+    usual_bits: float | None = None
     likelihood_temperature: float
     likelihood: dict[str, float]
     likelihood_symbols: int
@@ -171,14 +177,15 @@ def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -
         trial = _Trial(model, seed, seconds, progress)
         # On a CPU hold is slow, so it is not tried there.
         holds = sampling.HOLDS if opened.device == "cuda" and trial.valid_nats is not None else (0.0,)
-        grid = trial.rows(shorter, sampling.grid(found.temperature, holds), 0, each, (trial.most,))
+        grid = trial.rows(shorter, sampling.grid(found.temperature, holds), 0, each, _BEST_OF[1:2])
         nearest = sorted(grid, key=lambda row: row["distance"])[: _FINALISTS[opened.device]]
         cells = [sampling.Cell(**{name: row[name] for name in sampling.Cell._fields}) for row in nearest]
-        finalists = trial.rows(matcher, cells, each, _AGAIN * each, range(1, trial.most + 1))
+        finalists = trial.rows(matcher, cells, each, _AGAIN * each, _BEST_OF)
         best = max(finalists, key=_inside)
         values |= {
             **sampling.Cell(**{name: best[name] for name in sampling.Cell._fields}).options,
             "best_of": best["best_of"],
+            "usual_bits": best["usual_bits"],
             "length": matcher.length,
             "recorded": matcher.recorded_values(),
             "grid": grid,
@@ -212,13 +219,11 @@ class _Trial:
 
     Attributes:
         valid_nats: as `mba sample` knows them, or None.
-        most: of how many pieces the best can be kept: two, where these are known.
     """
 
     def __init__(self, model: Any, seed: int, seconds: dict[str, float], progress: Progress) -> None:
         self.model, self.seed, self.seconds, self.progress = model, seed, seconds, progress
         self.valid_nats: float | None = model.manifest.get("result", {}).get("valid_nats")
-        self.most = 1 if self.valid_nats is None else 2
 
     def rows(
         self, matcher: Matcher, cells: Sequence[Cell], first: int, each: int, best_of: Iterable[int]
@@ -229,14 +234,14 @@ class _Trial:
             matcher: compares pieces with recordings.
             cells: ways to draw.
             first, each: row of the first piece of each cell, and how many there are.
-            best_of: of how many pieces in turn the best is kept, one after the other.
+            best_of: of how many pieces the best is kept, one after the other; no more than there are.
         """
         from mamba_bio_audio.evaluation import sampling
-        from mamba_bio_audio.inference.best import nearest
+        from mamba_bio_audio.inference.best import chances, stray
 
         began = time.perf_counter()
         length = matcher.length
-        made, nats = sampling.pieces(
+        made, along = sampling.pieces(
             self.model,
             cells,
             length=length,
@@ -250,22 +255,22 @@ class _Trial:
         began = time.perf_counter()
         rows = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for number, (cell, pieces, own) in enumerate(zip(cells, made, nats, strict=True)):
-                measured: dict[int, Any] = {}
-                for k in best_of:
-                    whole = [-nat * length for nat in own[: each // k * k]]
-                    kept = range(each) if k == 1 else nearest(whole, length, self.valid_nats or 0.0, k)
-                    new = [at for at in kept if at not in measured]
-                    measured |= zip(new, pool.map(matcher.measure, [pieces[at] for at in new]), strict=True)
-                    match = matcher.match([measured[at] for at in kept])
+            for number, (cell, pieces, own) in enumerate(zip(cells, made, along, strict=True)):
+                measured = list(pool.map(matcher.measure, pieces))
+                nats = -own.sum(1) / length
+                usual = float(median(nats))
+                for k in sorted({min(k, each) for k in best_of}):
+                    kept = chances(stray(own, length, usual), k)
+                    match = matcher.match(measured, kept.tolist())
                     rows.append(
                         {
                             **cell._asdict(),
                             "best_of": k,
+                            "usual_bits": round(sampling.bits(usual), 3),
                             "length": length,
-                            "pieces": len(kept),
+                            "pieces": each,
                             **match._asdict(),
-                            "bits": sampling.bits(sum(own[at] for at in kept) / len(kept)),
+                            "bits": sampling.bits(float(nats @ kept)),
                         }
                     )
                 self.progress("comparing cells", number + 1, len(cells))

@@ -181,12 +181,12 @@ class Matcher(ABC):
         """What `match` needs of a sample, ids (length,); several threads may ask at once."""
 
     @abstractmethod
-    def match(self, measured: Sequence[Any]) -> Match:
-        """How near measured samples are to validation data."""
+    def match(self, measured: Sequence[Any], weights: Sequence[float] | None = None) -> Match:
+        """How near measured samples are to held-out data; `weights` add up to 1, None counts all alike."""
 
     @abstractmethod
     def recorded_values(self) -> Mapping[str, Sequence[float]]:
-        """5 %, median and 95 % of the recorded pieces by measure."""
+        """5 %, median and 95 % of held-out data by measure."""
 
 
 class Clip(NamedTuple):
@@ -321,7 +321,7 @@ class Domain(ABC):
         """What generated pieces are compared with; None where nothing but the likelihood tells how to draw.
 
         Args:
-            corpus: of a run, with a validation split.
+            corpus: of a run, with a validation split; held-out data of any split are compared with.
             length: symbols per generated piece; None is what suits the domain.
 
         Raises:

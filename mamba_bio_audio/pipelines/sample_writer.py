@@ -25,7 +25,7 @@ class SampleRequest(NamedTuple):
         length: symbols of each, without the prompt; None goes on until it is stopped.
         num_samples: how many, of each prompt.
         prompts: as the user gave them; none without.
-        draws: temperature, top_k, top_p, min_p, hold, seed, precision, best_of.
+        draws: temperature, top_k, top_p, min_p, hold, seed, precision, best_of, usual_bits.
         config: data section of the run.
         data: what the run's manifest says of its data.
         prompt_file: file or part of one that holds prompts, as the user gave it; instead of `prompts`.

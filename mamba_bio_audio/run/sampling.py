@@ -6,18 +6,21 @@ fitted to. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.errors import InputError, OtherSettings
 from mamba_bio_audio.files import inside
 from mamba_bio_audio.run.described import read_json
 from mamba_bio_audio.run.packaged import find_model
 
 SETTINGS_NAME = "sampling.json"
+# Options of `mba sample` that say how symbols are drawn.
+HOW = ("temperature", "top_k", "top_p", "min_p", "hold")
 # By how much the bits of samples may differ from those of validation data.
 _MOST = 0.1
 
@@ -33,16 +36,17 @@ class Fitted(BaseModel):
     min_p: float | None = Field(None, gt=0, lt=1)
     hold: float | None = Field(None, gt=0)
     best_of: int = Field(1, ge=1)
+    usual_bits: float | None = Field(None, gt=0)
     weights_sha256: str
 
     @property
     def text(self) -> str:
         """The settings in words."""
-        return in_words(self.draws | {"best_of": self.best_of})
+        return in_words(self.draws | {"best_of": self.best_of, "usual_bits": self.usual_bits})
 
     @property
     def draws(self) -> dict[str, float | None]:
-        """The settings as options, but for `best_of`."""
+        """The settings as options, but for what is kept of several."""
         return {"temperature": self.temperature, "top_p": self.top_p, "min_p": self.min_p, "hold": self.hold}
 
 
@@ -54,6 +58,8 @@ def in_words(settings: Mapping[str, Any]) -> str:
         for name, without in plain.items()
         if settings.get(name) not in (None, without)
     ]
+    if settings.get("usual_bits") and settings.get("best_of") not in (None, 1):
+        more.append(f" near {settings['usual_bits']:g} bits")
     return f"temperature {settings['temperature']:g}" + "".join(more)
 
 
@@ -73,6 +79,31 @@ def read_fitted(run: Path) -> Fitted | None:
     except ValidationError:
         raise InputError(
             f"{path}: not sampling settings of this program; delete it, or fit again: mba evaluate {run} --metrics sampling"
+        ) from None
+
+
+@contextmanager
+def fitted_since(fitted: bool) -> Iterator[None]:
+    """Says so where samples were begun before settings were fitted, which nobody has given.
+
+    Raises:
+        InputError: for `OtherSettings` within, with the options that go on as before.
+    """
+    try:
+        yield
+    except OtherSettings as error:
+        names = (*HOW, "best_of", "usual_bits")
+        if not fitted or not set(names) & set(error.names):
+            raise
+        began = {name: error.made.get(name) for name in names}
+        given = " ".join(
+            f"--{name.replace('_', '-')} {str(value).removesuffix('.0')}"
+            for name, value in began.items()
+            if value is not None and (name, value) not in (("hold", 0), ("best_of", 1))
+        )
+        raise InputError(
+            f"{error}. What differs in how symbols are drawn was not given, but has been fitted for the run; as before: "
+            f"{given} --resume"
         ) from None
 
 

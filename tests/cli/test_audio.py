@@ -304,16 +304,19 @@ def test_settings_are_fitted_and_kept(fitted, capsys):
     names = ("temperature", "top_p", "min_p", "hold", "best_of")
     own = kept["temperature"], kept["top_p"] or 1, kept["min_p"] or 0, kept["hold"] or 0, kept["best_of"]
     nearest = sorted(kept["grid"], key=lambda row: row["distance"])[:4]
-    # Other pieces of the nearest, each drawn once and the better of two.
+    # Other pieces of the nearest, each drawn once, the better of two and the best of four.
     finalists = [tuple(row[name] for name in names) for row in kept["finalists"]]
-    assert finalists == [(*(row[name] for name in names[:4]), k) for row in nearest for k in (1, 2)]
-    assert [row["pieces"] for row in kept["finalists"]] == [20, 10] * 4
+    assert finalists == [(*(row[name] for name in names[:4]), k) for row in nearest for k in (1, 2, 4)]
+    assert [row["pieces"] for row in kept["finalists"]] == [20] * 12
     # The grid's are shorter, and none is held on a CPU.
     assert {tuple(row[name] for name in ("length", "pieces", "best_of", "hold")) for row in kept["grid"]} == {
-        (120, 2, 2, 0)
+        (75, 4, 2, 0)
     }
     shares = [min(row["inside"].values()) for row in kept["finalists"]]
-    assert shares[finalists.index(own)] == max(shares)
+    chosen = kept["finalists"][finalists.index(own)]
+    assert min(chosen["inside"].values()) == max(shares)
+    assert kept["usual_bits"] == chosen["usual_bits"]
+    assert chosen["usual_bits"] == pytest.approx(kept["finalists"][3 * (finalists.index(own) // 3)]["bits"], abs=0.5)
     assert set(kept["recorded"]) == set(nearest[0]["inside"]) == {"level", "flatness", "clicks", "onsets", "entropy"}
     assert (kept["length"], kept["seed"]) == (300, 0)
     call = (
@@ -339,21 +342,26 @@ def test_settings_are_fitted_and_kept(fitted, capsys):
 
 def test_fitted_settings_are_used_said_and_overridden(fitted, trained, tmp_path, capsys):
     quick = "--no-report"
-    settings = {"temperature": 0.625, "top_p": 0.75, "min_p": 0.02, "hold": 0.4, "best_of": 2}
+    settings = {"temperature": 0.625, "top_p": 0.75, "min_p": 0.02, "hold": 0.4, "best_of": 2, "usual_bits": 3.5}
     kept = json.loads((fitted / "sampling.json").read_text()) | settings
     (fitted / "sampling.json").write_text(json.dumps(kept))
     assert mba_command(*sampling(fitted, tmp_path / "a.wav", quick)) == 0
-    told = "drawn at temperature 0.625, top-p 0.75, min-p 0.02, hold 0.4, best of 2, as fitted for this run"
+    told = (
+        "drawn at temperature 0.625, top-p 0.75, min-p 0.02, hold 0.4, best of 2 near 3.5 bits, as fitted for this run"
+    )
     assert told in capsys.readouterr().err
     note = json.loads((tmp_path / "a.wav.json").read_text())
     assert settings | {"fitted": True} == {name: note[name] for name in (*settings, "fitted")}
     drawn = ("--temperature", 0.625, "--top-p", 0.75, "--min-p", 0.02, "--hold", 0.4)
-    assert mba_command(*sampling(trained, tmp_path / "b.wav", *drawn, "--best-of", 2, quick)) == 0
+    assert mba_command(*sampling(trained, tmp_path / "b.wav", *drawn, "--best-of", 2, "--usual-bits", 3.5, quick)) == 0
     assert "fitted" not in capsys.readouterr().err
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     # How many are made is no way to draw.
     assert mba_command(*sampling(fitted, tmp_path / "once.wav", "--best-of", 1, quick)) == 0
-    assert f"{told.removesuffix(', best of 2, as fitted for this run')}, as fitted" in capsys.readouterr().err
+    assert (
+        f"{told.removesuffix(', best of 2 near 3.5 bits, as fitted for this run')}, as fitted"
+        in capsys.readouterr().err
+    )
     assert mba_command(*sampling(trained, tmp_path / "b.wav", *drawn, "--force", quick)) == 0
     assert (tmp_path / "once.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     # As a run without fitted settings.

@@ -74,14 +74,14 @@ def test_only_symbols_that_can_be_drawn_count(batches):
 def test_the_grid_lies_around_the_likelihoods_temperature_and_has_whole_distributions():
     cells = grid(0.8)
     assert Cell(0.8, 0.999) in cells
-    assert len(set(cells)) == len(cells) == 24
+    assert len(set(cells)) == len(cells) == 27
     assert cells[0].options == {"temperature": cells[0].temperature, "top_p": None, "min_p": None, "hold": None}
     assert {cell.options["top_p"] for cell in cells} == {None, 0.999, 0.995, 0.99, 0.98}
-    assert {cell.options["min_p"] for cell in cells} == {None, 0.01, 0.03, 0.05}
+    assert {cell.options["min_p"] for cell in cells} == {None, 0.015, 0.03, 0.05, 0.07}
     assert min(cell.temperature for cell in cells) < 0.8 < max(cell.temperature for cell in cells)
     both = grid(0.8, (0.0, 0.3))
-    assert both[:24] == cells
-    assert both[24:] == [cell._replace(hold=0.3) for cell in cells]
+    assert both[:27] == cells
+    assert both[27:] == [cell._replace(hold=0.3) for cell in cells]
 
 
 @pytest.mark.parametrize("start", ["level", "token"])
@@ -102,7 +102,7 @@ def test_every_cell_draws_as_generate_does(start, hold):
         Cell(1.5, 1.0, 0.0, hold),
     ]
     done = []
-    made, nats = pieces(
+    made, along = pieces(
         model,
         cells,
         length=40,
@@ -112,12 +112,13 @@ def test_every_cell_draws_as_generate_does(start, hold):
         valid_nats=4.0,
         progress=lambda at, total: done.append((at, total)),
     )
-    for cell, found, own in zip(cells, made, nats, strict=True):
+    for cell, found, own in zip(cells, made, along, strict=True):
         blocks = []
         how = {"seed": 5, "on_tokens": blocks.append} | {k: v for k, v in cell.options.items() if v is not None}
         expected = generate(model, length=40, num_samples=3, **how)
         np.testing.assert_array_equal(np.stack(found), expected[1:].numpy())
-        np.testing.assert_allclose(own, -blocks[0].log_likelihood[1:].mean(1).numpy(), rtol=1e-6)
+        eighths = blocks[0].log_likelihood[1:].reshape(2, 8, 5).sum(2).numpy()
+        np.testing.assert_allclose(own, eighths, rtol=1e-5)
     assert done == [(40, 40)]
     assert not np.array_equal(made[0][0], made[1][0])
     assert not np.array_equal(made[0], made[3])

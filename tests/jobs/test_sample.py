@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -392,23 +393,45 @@ def test_samples_of_classes(by_class, tmp_path, capsys):
 
 
 def test_the_best_of_several_by_bits(model, tmp_path, capsys):
-    """The one whose bits are nearest to validation's; they need to be known, and whole samples; not by class."""
+    """The one whose eighths are nearest to validation's bits, or to those given; it takes whole samples; not by class."""
     how = ("sample", tmp_path, "--length", 60, "--device", "cpu", "--quiet", "--seed", 3)
     assert mba(*how, "--best-of", 3, "--out", tmp_path / "a.fa") == 2
-    assert "no validation bits are known" in capsys.readouterr().err
+    assert "no validation bits are known of these weights, so --best-of cannot choose; give --usual-bits" in (
+        capsys.readouterr().err
+    )
+    assert mba(*how, "--usual-bits", 3, "--out", tmp_path / "a.fa") == 2
+    assert "--usual-bits is what --best-of compares with; give both" in capsys.readouterr().err
     assert mba(*how, "--best-of", 3) == 2
     assert "--best-of chooses among whole samples; give --out" in capsys.readouterr().err
     assert mba(*how, "--best-of", 3, "--class", "one", "--out", tmp_path / "a.fa") == 2
     assert "--best-of chooses by bits, not by class" in capsys.readouterr().err
     model.manifest = {"result": {"valid_nats": 2.3}}
     assert mba(*how, "--num-samples", 6, "--out", tmp_path / "every.fa", "--no-report") == 0
-    assert mba(*how, "--num-samples", 2, "--best-of", 3, "--out", tmp_path / "some.fa", "--no-report") == 0
     drawn = generate.generate(model, length=60, num_samples=6, seed=3, on_tokens=(blocks := []).append)
-    nats = -blocks[0].log_likelihood.sum(1).numpy() / 60
-    best = [low + int(np.abs(nats[low : low + 3] - 2.3).argmin()) for low in (0, 3)]
-    assert best != [0, 3]
-    sequences = [record.split("\n", 1)[1] for record in (tmp_path / "some.fa").read_text().split(">")[1:]]
-    assert [text.replace("\n", "") for text in sequences] == [model.decode(drawn[row]) for row in best]
+    part = np.arange(60) * 8 // 60
+    nats = np.stack([np.bincount(part, weights=-row) for row in blocks[0].log_likelihood.numpy()])
+    chosen = []
+    for more, usual in (((), 2.3), (("--usual-bits", 0.5), 0.5 * math.log(2))):
+        call = (
+            *how,
+            "--num-samples",
+            2,
+            "--best-of",
+            3,
+            *more,
+            "--out",
+            tmp_path / "some.fa",
+            "--no-report",
+            "--force",
+        )
+        assert mba(*call) == 0
+        far = np.abs(nats - usual * np.bincount(part)).sum(1)
+        best = [low + int(far[low : low + 3].argmin()) for low in (0, 3)]
+        sequences = [record.split("\n", 1)[1] for record in (tmp_path / "some.fa").read_text().split(">")[1:]]
+        assert [text.replace("\n", "") for text in sequences] == [model.decode(drawn[row]) for row in best]
+        chosen.append(best)
+    assert chosen[0] != chosen[1]
+    assert "best_of=3 usual_bits=0.5" in (tmp_path / "some.fa").read_text()
     capsys.readouterr()
     assert mba(*how, "--num-samples", 2, "--out", tmp_path / "some.fa", "--resume") == 2
     assert "best_of=3" in capsys.readouterr().err

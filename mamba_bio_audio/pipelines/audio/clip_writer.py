@@ -46,7 +46,10 @@ MAKER = Maker("sample", SAMPLE_FILES)
 # Settings that no longer matter once everything is written.
 _HOW = ("batch_size", "device", "path")
 # What notes of versions before a setting existed do not say, because it was always so.
-_BEFORE = {"precision": "fp32", "keep_prompt": False, "guidance": 0.0, "best_of": 1, "min_p": None, "hold": 0.0}
+_BEFORE = {
+    **{"precision": "fp32", "keep_prompt": False, "guidance": 0.0, "min_p": None, "hold": 0.0},
+    **{"best_of": 1, "usual_bits": None},
+}
 # Letters of a prompt's name in the names of its samples.
 _NAME_LETTERS = 40
 

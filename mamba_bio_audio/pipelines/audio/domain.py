@@ -137,7 +137,7 @@ class Audio(Domain):
         return describe_samples(measured)
 
     def matcher(self, corpus: Corpus, length: int | None = None) -> Matcher:
-        """Pieces of ten seconds, in which drift shows, beside validation recordings, where nothing else is asked for."""
+        """Pieces of ten seconds, in which drift shows, beside held-out recordings, where nothing else is asked for."""
         from mamba_bio_audio.pipelines.audio.samples import SoundMatcher
 
         return SoundMatcher(corpus, corpus.codec, length or 10 * corpus.codec.sample_rate_hz)

@@ -221,7 +221,7 @@ def _rounded(column: NDArray[np.float64]) -> list[float]:
 
 
 class SoundMatcher(Matcher):
-    """Distance of generated pieces from validation recordings, per second, and how many whole pieces lie inside.
+    """Distance of generated pieces from held-out recordings, per second, and how many whole pieces lie inside.
 
     For each measure that samples are judged by: the Wasserstein distance between the values of generated and of recorded
     seconds, in units of the 5 to 95 % range of the recorded ones; what lies more than a range outside counts as a range
@@ -236,7 +236,7 @@ class SoundMatcher(Matcher):
 
     def __init__(self, corpus: Corpus, codec: AudioCodec, length: int) -> None:
         self.codec, self.length = codec, length
-        sounds = [analyse(levels, codec) for levels in held_out(corpus, length, HELD_OUT[:1])]
+        sounds = [analyse(levels, codec) for levels in held_out(corpus, length)]
         self.limit = click_limit(sounds)
         self.piece = piece_lengths(length, codec.sample_rate_hz)[0]
         self.recorded = measured_pieces(sounds, self.piece, self.limit)
@@ -248,28 +248,31 @@ class SoundMatcher(Matcher):
         sound = analyse(sample, self.codec)
         return measured_pieces([sound], self.piece, self.limit), measured_pieces([sound], self.length, self.limit)
 
-    def match(self, measured: Sequence[tuple[Values, Values]]) -> Match:
+    def match(self, measured: Sequence[tuple[Values, Values]], weights: Sequence[float] | None = None) -> Match:
         """Distances, medians and how many pieces lie inside."""
         from scipy.stats import wasserstein_distance
 
+        # What is never kept has no median, and a distance takes no weights without a sum.
+        shares = np.full(len(measured), 1 / len(measured)) if weights is None else np.asarray(weights)
         own, wholes = (_joined(parts) for parts in zip(*measured, strict=True))
+        of_seconds = shares.repeat([len(seconds["level"]) for seconds, _ in measured])
         distances = {}
         for name in JUDGED:
             low, _, high = self.ranges[name]
             # Where recordings hardly vary, what a listener hardly hears is the unit.
             unit = max(high - low, 0.5)
             both = (values[name].clip(low - unit, high + unit) for values in (own, self.recorded))
-            distances[name] = float(wasserstein_distance(*both) / unit)
+            distances[name] = float(wasserstein_distance(*both, u_weights=of_seconds) / unit)
         within = inside(wholes, self.whole_ranges)
         return Match(
             sum(distances.values()),
             distances,
-            {name: float(np.median(own[name])) for name in JUDGED},
-            {name: float(within[name].mean()) for name in JUDGED},
+            {name: float(np.quantile(own[name], 0.5, weights=of_seconds, method="inverted_cdf")) for name in JUDGED},
+            {name: float(within[name] @ shares) for name in JUDGED},
         )
 
     def recorded_values(self) -> dict[str, list[float]]:
-        """5 %, median and 95 % of validation recordings."""
+        """5 %, median and 95 % of seconds of held-out recordings."""
         return {name: self.ranges[name] for name in JUDGED}
 
 

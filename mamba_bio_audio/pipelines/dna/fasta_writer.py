@@ -64,6 +64,7 @@ class FastaWriter(SampleWriter):
             )
             + ("" if draws.get("precision", "fp32") == "fp32" else f" precision={draws['precision']}")
             + ("" if draws.get("best_of", 1) == 1 else f" best_of={draws['best_of']}")
+            + ("" if draws.get("usual_bits") is None else f" usual_bits={draws['usual_bits']:g}")
         )
 
     def _prompt(self, row: int) -> str | Prompt:

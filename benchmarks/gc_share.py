@@ -62,7 +62,9 @@ def main(
         seconds = time.process_time() - began
         model: Any = saved.load_classifier(run).to(device)
         module = open_data(model.config, device, progress=None)
-        found = evaluate_values(model, module, domain_of(config.data.kind), split="test", passes=Passes(device))
+        found = evaluate_values(
+            model, module, domain_of(config.data.kind), split="test", passes=Passes(device), baselines=False
+        )
         row: dict[str, Any] = {
             "recipe": recipe,
             "length": length,

@@ -51,26 +51,13 @@ def labels_report(p: Values, y: Values, names: Sequence[str], groups: NDArray[An
         label `known`, `there` and its scores, None where they are undefined.
     """
 
-    def scores(p: Values, y: Values) -> dict[str, tuple[float, Score]]:
-        true = y > 0.5
-        if true.all() or not true.any():
-            return {}
-        chosen = p >= 0.5
-        given, target = torch.from_numpy(p), torch.from_numpy(true.astype(np.int64))
-        mcc = matthews(chosen.astype(np.int64), true.astype(np.int64), 2)
-        return {
-            "auroc": (float(binary_auroc(given, target)), auroc(p, true)),
-            "average_precision": (float(binary_average_precision(given, target)), average_precision(p, true)),
-            "mcc": (float(mcc(np.ones((1, len(p))))[0]), mcc),
-        }
-
     def more(p: Values, y: Values) -> dict[str, float | None]:
         if not len(y):
             return {"there": None, "f1": None}
         given, target = torch.from_numpy(p), torch.from_numpy(y.astype(np.int64))
         return {"there": float(y.mean()), "f1": float(binary_f1_score(given, target))}
 
-    return _report(p, y, names, groups, scores, more)
+    return _report(p, y, names, groups, _of_labels, more)
 
 
 def numbers_report(predicted: Values, y: Values, names: Sequence[str], groups: NDArray[Any]) -> dict[str, Any]:
@@ -78,19 +65,6 @@ def numbers_report(predicted: Values, y: Values, names: Sequence[str], groups: N
 
     R2 is against the mean of these very rows, so a constant right guess reaches 0.
     """
-
-    def scores(x: Values, y: Values) -> dict[str, tuple[float, Score]]:
-        if len(y) < 2 or np.ptp(y) == 0:
-            return {}
-        given, target = torch.from_numpy(x), torch.from_numpy(y)
-        found = {"r2": (float(r2_score(given, target)), r2(x, y))}
-        # A constant has no rank.
-        if np.ptp(x) > 0:
-            found |= {
-                "pearson": (float(pearson_corrcoef(given, target)), pearson(x, y)),
-                "spearman": (float(spearman_corrcoef(given, target)), spearman(x, y)),
-            }
-        return found
 
     def more(x: Values, y: Values) -> dict[str, float | None]:
         if not len(y):
@@ -101,7 +75,70 @@ def numbers_report(predicted: Values, y: Values, names: Sequence[str], groups: N
             "standard_deviation": float(y.std()),
         }
 
-    return _report(predicted, y, names, groups, scores, more)
+    return _report(predicted, y, names, groups, _of_numbers, more)
+
+
+def gain(kind: str, model: Values, bar: Values, y: Values, groups: NDArray[Any]) -> dict[str, Any]:
+    """Scores of a model minus those of another on the same rows, means over the outputs where both have them.
+
+    Args:
+        kind: of the outputs, a key of `REPORTS`.
+        model, bar, y, groups: as for `labels_report`.
+
+    Returns:
+        For each score its difference: value, low, high, groups.
+    """
+    scores = _of_numbers if kind == "numbers" else _of_labels
+    defined: list[tuple[str, float, Score]] = []
+    for at in range(y.shape[1]):
+        there = ~np.isnan(y[:, at])
+        own, other = (scores(rows[there, at], y[there, at]) for rows in (model, bar))
+        for key in own:
+            if key in other:
+                (value, score), (its, bars) = own[key], other[key]
+                defined.append((key, value - its, _of(_minus(score, bars), there)))
+    found = resampled([score for *_, score in defined], groups, resamples=affordable(y.size))
+    count = len(np.unique(groups))
+    result: dict[str, Any] = {}
+    for key in dict.fromkeys(key for key, *_ in defined):
+        own_rows = [(value, sets) for (name, value, _), sets in zip(defined, found, strict=True) if name == key]
+        value = float(np.mean([value for value, _ in own_rows]))
+        result[key] = bounds(value, mean_defined([sets for _, sets in own_rows]), count).to_dict()
+    return result
+
+
+def _of_labels(p: Values, y: Values) -> dict[str, tuple[float, Score]]:
+    """Scores of one label: their values, and how they are of weighted rows; none where only one value is known."""
+    true = y > 0.5
+    if true.all() or not true.any():
+        return {}
+    chosen = p >= 0.5
+    given, target = torch.from_numpy(p), torch.from_numpy(true.astype(np.int64))
+    mcc = matthews(chosen.astype(np.int64), true.astype(np.int64), 2)
+    return {
+        "auroc": (float(binary_auroc(given, target)), auroc(p, true)),
+        "average_precision": (float(binary_average_precision(given, target)), average_precision(p, true)),
+        "mcc": (float(mcc(np.ones((1, len(p))))[0]), mcc),
+    }
+
+
+def _of_numbers(x: Values, y: Values) -> dict[str, tuple[float, Score]]:
+    """The same of one number."""
+    if len(y) < 2 or np.ptp(y) == 0:
+        return {}
+    given, target = torch.from_numpy(x), torch.from_numpy(y)
+    found = {"r2": (float(r2_score(given, target)), r2(x, y))}
+    # A constant has no rank.
+    if np.ptp(x) > 0:
+        found |= {
+            "pearson": (float(pearson_corrcoef(given, target)), pearson(x, y)),
+            "spearman": (float(spearman_corrcoef(given, target)), spearman(x, y)),
+        }
+    return found
+
+
+def _minus(one: Score, other: Score) -> Score:
+    return lambda weights: one(weights) - other(weights)
 
 
 def _report(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.evaluation.classes import predict_split
-from mamba_bio_audio.evaluation.reports import REPORTS
+from mamba_bio_audio.evaluation.reports import REPORTS, gain
 from mamba_bio_audio.inference.positions import Layout, window_values
 from mamba_bio_audio.inference.streaming import Passes, positions
 from mamba_bio_audio.pipelines.contract import Domain, Strand, Symbols
@@ -30,13 +30,16 @@ def evaluate_values(
     split: str,
     strand: Strand = "both",
     passes: Passes = Passes(),
+    baselines: bool = True,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Scores on the fixed sequences of a split (JSON-able); of whole sequences with every prediction as the text of a TSV.
 
+    Beside the scores of whole sequences are those of the domain's simple model, where it has one, and the differences.
+
     Args:
         model: with a head for labels or numbers, or for the classes of bases, in eval mode.
-        data, domain, split, strand, passes, progress: as for `classes.evaluate_classes`.
+        data, domain, split, strand, passes, baselines, progress: as for `classes.evaluate_classes`.
 
     Raises:
         InputError: the labels are not those of the model, or the strand does not exist.
@@ -46,10 +49,17 @@ def evaluate_values(
         raise InputError(f"the model predicts {', '.join(model.labels)}, the data has {', '.join(names)}")
     dataset = data.evaluation_dataset(split)
     symbols = domain.symbols(data.config, data.length)
+    report, kind = REPORTS[model.outputs.name], model.outputs.name
+    beside: dict[str, Any] = {}
     if model.task.rows:
         found, y, rows, strand = predict_split(model, data, domain, dataset, strand, passes, progress)
         groups, table = _loci(dataset), _predictions(dataset, found, y, model)
         size = sum(map(len, rows))
+        yardstick = domain.value_yardstick(data) if baselines else None
+        if yardstick is not None:
+            bar, known = yardstick.values(rows), y.astype(np.float64)
+            beside["kmers"] = yardstick.to_dict() | report(bar, known, names, groups)
+            beside["gain"] = gain(kind, found, bar, known, groups)
     else:
         found, y, groups, strand = _along(model, dataset, symbols, strand, passes, progress)
         table, size = "", len(y) * symbols.bin
@@ -61,9 +71,9 @@ def evaluate_values(
         "strand": strand if len(symbols.strands) > 1 else None,
         "positions": size,
         "rows": f"{model.task.per if not model.task.rows else 'sequence'}s",
-        "model": REPORTS[model.outputs.name](found, y.astype(np.float64), names, groups),
+        "model": report(found, y.astype(np.float64), names, groups),
         "predictions": table,
-    }
+    } | beside
 
 
 def _loci(dataset: Any) -> NDArray[np.int64]:

@@ -403,7 +403,7 @@ def _evaluate_labelled(opened: Opened, progress: Progress | None) -> ClassesResu
     said: Any = opened.asked() | opened.source()
     if opened.model.task.rows and opened.model.outputs.name == "classes":
         return ClassesResult(**said, **evaluate_classes(*of, **how, baselines=options.baselines))
-    return ValuesResult(**said, **evaluate_values(*of, **how))
+    return ValuesResult(**said, **evaluate_values(*of, **how, baselines=options.baselines))
 
 
 def _open_streaming(options: EvaluateOptions, what: str, *, length: int | None = None, progress: Progress) -> Opened:

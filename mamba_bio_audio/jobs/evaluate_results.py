@@ -232,12 +232,18 @@ class KmerReport(ClassReport):
             f"{self.k}-mer logistic regression: {self.accuracy.short()}; {self.trained_on:,} training sequences, k from "
             f"{sizes[0]} to {sizes[-1]} and the penalty, 1/{self.strength:g}, chosen on validation loss"
         )
-        if self.edges:
-            text += f"\nat the edge of the grid, so a better baseline may exist: {', '.join(self.edges)}"
-        if self.left_out:
-            left_out = ", ".join(map(str, self.left_out))
-            text += f"\nleft out because they would take too long, so a better baseline may exist: k = {left_out}"
-        return text
+        return text + could_be_better(self.edges, self.left_out)
+
+
+def could_be_better(edges: list[str], left_out: list[int]) -> str:
+    """Why a baseline could be better than it is; a line for each reason, none where it could not."""
+    text = ""
+    if edges:
+        text += f"\nat the edge of the grid, so a better baseline may exist: {', '.join(edges)}"
+    if left_out:
+        listed = ", ".join(map(str, left_out))
+        text += f"\nleft out because they would take too long, so a better baseline may exist: k = {listed}"
+    return text
 
 
 def counted(count: int) -> str:

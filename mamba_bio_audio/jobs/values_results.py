@@ -14,6 +14,7 @@ from mamba_bio_audio.jobs.evaluate_results import (
     Interval,
     Kept,
     LikelihoodResult,
+    could_be_better,
     counted,
 )
 from mamba_bio_audio.jobs.recall_results import RecallResult
@@ -82,6 +83,35 @@ class ValuesReport(Found):
         return "\n".join(lines)
 
 
+class KmerValuesReport(ValuesReport):
+    """Scores of regression on k-mers, and how k and penalties were chosen."""
+
+    k: int
+    strengths: list[float | None]
+    trained_on: int
+    candidates: list[dict[str, Any]]
+    edges: list[str]
+    left_out: list[int]
+
+    def beside(self, model: ValuesReport, gain: dict[str, Interval]) -> str:
+        """A table of the means of a model and of these, how these were chosen, and which are better."""
+        sizes = [row["k"] for row in self.candidates]
+        text = (
+            f"regression on {self.k}-mers: {self.trained_on:,} training sequences, k from {min(sizes)} to {max(sizes)} and "
+            "each penalty chosen on validation loss"
+        ) + could_be_better(self.edges, self.left_out)
+        lines = [text, "", f"{'':<14}{'model':>9}{'k-mers':>9}   model minus k-mers, 95% interval"]
+        for key, row in gain.items():
+            bounds = "" if row.low is None or math.isnan(row.low) else f" ({row.low:+.3f} to {row.high:+.3f})"
+            own, bar = model.mean[key].value, self.mean[key].value
+            lines.append(f"{SCORES[key]:<14}{own:>9.3f}{bar:>9.3f}   {row.value:+.3f}{bounds}")
+        if gain:
+            key, row = next(iter(gain.items()))
+            verdict = "is better than" if row.low is not None and row.low > 0 else "is not better than"
+            lines += ["", f"By its {SCORES[key]} the model {verdict} the k-mer baseline beyond the interval."]
+        return "\n".join(lines)
+
+
 def _value(found: Any, worst: float = math.nan) -> float:
     value = found.get("value") if isinstance(found, dict) else found
     return worst if value is None else float(value)
@@ -98,6 +128,8 @@ class ValuesResult(Kept):
     Attributes:
         task: `head.task`.
         strand: that was read; None where there is only one.
+        kmers: regression on k-mers of the same sequences; None where there is none, or for bases and bins.
+        gain: each mean score of the model minus that of the k-mers.
         evaluations: when this split of this run was evaluated.
         predictions: one row for each sequence, TSV; not part of the JSON.
     """
@@ -116,6 +148,8 @@ class ValuesResult(Kept):
     positions: int = 0
     rows: str = "sequences"
     model: ValuesReport
+    kmers: KmerValuesReport | None = None
+    gain: dict[str, Interval] = Field(default_factory=dict)
     evaluations: tuple[str, ...] = ()
     predictions: str = Field("", exclude=True)
 
@@ -133,6 +167,8 @@ class ValuesResult(Kept):
             "",
             self.model.text(self.rows),
         ]
+        if self.kmers is not None:
+            lines += ["", self.kmers.beside(self.model, self.gain)]
         count = len(self.evaluations)
         if count > 1 and self.split == "test":
             lines += ["", counted(count)]

@@ -29,6 +29,7 @@ from mamba_bio_audio.pipelines.scores import (
     RecallTrials,
     Score,
     TargetBlocks,
+    ValueYardstick,
 )
 
 # Configurations are read with this module; numpy can wait.
@@ -446,6 +447,10 @@ class Domain(ABC):
 
     def class_yardstick(self, data: Any) -> ClassYardstick | None:
         """A simple classifier fitted on the training sequences; None where the domain has none."""
+        return None
+
+    def value_yardstick(self, data: Any) -> ValueYardstick | None:
+        """A simple model of labels or numbers of sequences, fitted to those of training; None where the domain has none."""
         return None
 
     def beside_classes(self, data: Any) -> ClassNotes:

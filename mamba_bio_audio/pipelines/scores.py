@@ -143,6 +143,18 @@ class ClassYardstick(Protocol):
         ...
 
 
+class ValueYardstick(Protocol):
+    """The same for labels or numbers of sequences."""
+
+    def values(self, rows: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+        """Probabilities of labels, or numbers (n, K), of sequences of ids."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """How it was chosen, JSON-able."""
+        ...
+
+
 class Stratum(NamedTuple):
     """A named part of the target symbols."""
 

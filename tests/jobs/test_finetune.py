@@ -77,6 +77,13 @@ def test_a_number_of_a_sequence(folder, tmp_path, capsys):
     assert own["r2"]["value"] > 0.9
     assert own["r2"]["low"] < own["r2"]["value"] <= own["r2"]["high"]
     assert own["rmse"] < 0.3 * own["standard_deviation"]
+    # A share of letters is what short words know exactly.
+    bar = result["kmers"]
+    assert bar["outputs"]["label"]["r2"]["value"] > 0.99
+    assert bar["trained_on"] == 243
+    difference = own["r2"]["value"] - bar["outputs"]["label"]["r2"]["value"]
+    assert result["gain"]["r2"]["value"] == pytest.approx(difference)
+    assert result["gain"]["r2"]["low"] < difference < result["gain"]["r2"]["high"]
     # The predictions are those that the scores are of, in percent, and what mba predict and mba.predict give.
     rows = read(run / "predictions-test.tsv")
     error = np.array([float(row["label"]) - float(row["known_label"]) for row in rows])
@@ -101,6 +108,7 @@ def test_a_number_of_a_sequence(folder, tmp_path, capsys):
     alike = mba.predict(mba.load(run), given)
     assert [float(row["label"]) for row in found[:5]] == pytest.approx(alike[:, 0].tolist(), rel=1e-4)
     assert mba_command("report", run) == 0
+    assert "regression on " in (run / "report.html").read_text()
 
 
 def test_several_labels_of_a_sequence(folder, tmp_path, capsys):

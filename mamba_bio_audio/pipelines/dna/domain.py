@@ -12,7 +12,15 @@ from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.tracks_config import DnaTracksConfig
 from mamba_bio_audio.pipelines.sample_writer import SampleRequest, SampleWriter
-from mamba_bio_audio.pipelines.scores import ClassYardstick, CopyBar, Measured, RecallTrials, Score, TargetBlocks
+from mamba_bio_audio.pipelines.scores import (
+    ClassYardstick,
+    CopyBar,
+    Measured,
+    RecallTrials,
+    Score,
+    TargetBlocks,
+    ValueYardstick,
+)
 
 if TYPE_CHECKING:
     from mamba_bio_audio.pipelines.corpus import Corpus, Stored
@@ -213,6 +221,12 @@ class Dna(Domain):
         from mamba_bio_audio.pipelines.dna.kmers import kmer_baseline
 
         return kmer_baseline(data)
+
+    def value_yardstick(self, data: Any) -> ValueYardstick:
+        """Regression on k-mers."""
+        from mamba_bio_audio.pipelines.dna.kmers import kmer_values
+
+        return kmer_values(data)
 
     def beside_classes(self, data: Any) -> evaluation.DnaClassNotes:
         """Equal sequences under several labels."""

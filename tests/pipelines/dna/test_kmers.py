@@ -5,7 +5,7 @@ import pytest
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.dna import kmers
-from mamba_bio_audio.pipelines.dna.kmers import fit_kmers, kmer_frequencies
+from mamba_bio_audio.pipelines.dna.kmers import fit_kmers, fit_values, kmer_frequencies
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
 
 CODEC = DnaTokenizer()
@@ -125,3 +125,50 @@ def test_one_strand_tells_a_sequence_from_its_reverse_complement() -> None:
     ]
     right = [(fit.probabilities(rows[1::2]).argmax(1) == labels[1::2]).mean() for fit in fits]
     assert right[0] < 0.75 < 0.95 < right[1]
+
+
+def of_gc(shares: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+    return [
+        random.choice([7, 8, 9, 10], 60, p=[(1 - gc) / 2, gc / 2, gc / 2, (1 - gc) / 2]).astype(np.uint8)
+        for gc in shares
+    ]
+
+
+def test_numbers_are_fitted_one_by_one() -> None:
+    random = np.random.default_rng(0)
+    rows = of_gc(random.uniform(0.2, 0.8, 240), random)
+    strong = np.array([np.isin(ids, (8, 9)).mean() for ids in rows])
+    # The share itself, noise, one that is known of some, and one that never changes.
+    y = np.stack([100 * strong + 7, random.normal(size=240), np.where(np.arange(240) % 3, -strong, np.nan)], 1)
+    y = np.concatenate([y, np.full((240, 1), 5.0)], 1)
+    fitted = fit_values(rows[:160], y[:160], rows[160:200], y[160:200], numbers=True, sizes=(1, 2, 3))
+    found = fitted.values(rows[200:])
+    assert found.shape == (40, 4)
+    assert np.abs(found[:, 0] - y[200:, 0]).max() < 1
+    assert np.abs(found[:, 2] + strong[200:]).max() < 0.02
+    # What cannot be told is not told: a strong penalty leaves nearly the mean.
+    assert found[:, 1].std() < 0.3
+    assert (found[:, 3] == 5).all()
+    assert fitted.strengths[3] is None
+    # The models do not change what the next one reads.
+    assert np.array_equal(found, fitted.values(rows[200:]))
+    assert [row["k"] for row in fitted.table] == [1, 2, 3]
+    assert fitted.k == min(fitted.table, key=lambda row: row["valid_loss"])["k"]
+
+
+def test_labels_have_probabilities_of_their_own() -> None:
+    random = np.random.default_rng(1)
+    y = random.integers(0, 2, (300, 2)).astype(np.float64)
+    rows = of_gc(0.3 + 0.4 * y[:, 0], random)
+    # The second label is a word; the first is not known of every fourth sequence.
+    word = np.array([7, 7, 10, 10, 7, 10], np.uint8)
+    for ids, there in zip(rows, y[:, 1], strict=True):
+        if there:
+            ids[10:16], ids[40:46] = word, word
+    y[::4, 0] = np.nan
+    fitted = fit_values(rows[:200], y[:200], rows[200:250], y[200:250], numbers=False, sizes=(1, 2, 3, 4))
+    p = fitted.values(rows[250:])
+    known = ~np.isnan(y[250:, 0])
+    assert ((p[known, 0] > 0.5) == (y[250:, 0][known] > 0.5)).mean() > 0.85
+    assert ((p[:, 1] > 0.5) == (y[250:, 1] > 0.5)).mean() > 0.85
+    assert fitted.k >= 3

@@ -62,9 +62,12 @@ def _gradients(
         g_out = torch.zeros_like(call.u)
     if g_last is not None:
         g_last = planes_of(g_last, call.case.complex)
-    g = scan_backward(
-        call, states, g_out, g_last, needed[-1], narrow=(dtypes[3] == torch.bfloat16, dtypes[4] == torch.bfloat16)
-    )
+    narrow = dtypes[3] == torch.bfloat16, dtypes[4] == torch.bfloat16
+    dBC = None
+    if call.case.plain and all(narrow):  # as they are returned, with no cast behind
+        batch, length, _, states_of = call.sizes
+        dBC = torch.empty(batch, length, 2 * states_of, dtype=torch.bfloat16, device=call.u.device)
+    g = scan_backward(call, states, g_out, g_last, needed[-1], narrow=narrow, dBC=dBC)
     cast = tuple(
         None if found is None or not need else found if found.dtype == dtype else found.to(dtype)
         for found, dtype, need in zip(
@@ -74,6 +77,10 @@ def _gradients(
     return refuse_second_order("selective_scan", cast)
 
 
+# Kinds of gradients that a call may get, by how they lie; then anew.
+_MOST = 64
+
+
 class PreparedScan:
     """Calls that differ in nothing but what is in their tensors, and where these lie."""
 
@@ -81,38 +88,67 @@ class PreparedScan:
         """Of such a call; `last`: whether the last state is wanted."""
         self._case = s.case
         self.plan = plan or make_plan(*s.u.shape, s.A.shape[1], s.u.device, s.case)
-        self._last = last
+        self.last = last
         self._fixed = sink_of(s.u.device), zeros_of(s.u.device)
         self._recorded: dict[bool, Recorded | None] = {}
+        self._backward: dict[Any, Recorded | None] = {}
 
     def can(self, *, keep: bool) -> bool:
         """Whether `forward` can run: not where it was tried, and did more than launch kernels."""
         return self._recorded.get(keep, True) is not None
 
     def forward(self, s: ScanInputs, *, keep: bool) -> Results | None:
-        """(out, last state (B, D, N[, 2]), kept states, A, B and C as backward wants them), each where it is wanted.
+        """(out, last state (B, D, N[, 2]) if it is wanted, what `backward` wants if that is kept).
 
         None where these tensors must go the longer way.
         """
         inputs = s[:10]
-        recorded = self._recorded.get(keep)
-        if recorded is not None:
-            return recorded(inputs)
-        with torch.no_grad():
-            found, self._recorded[keep] = record(inputs, self._fixed, lambda: self._call(s, keep))
-        return found
+        if keep not in self._recorded:
+            with torch.no_grad():
+                kept = 4 if keep else 0
+                self._recorded[keep] = record(inputs, self._fixed, lambda: self._call(s, keep), kept=kept)[1]
+        recorded = self._recorded[keep]
+        return None if recorded is None else recorded(inputs)
 
     def _call(self, s: ScanInputs, keep: bool) -> Results:
+        """With `keep` also states, A, B and C as backward wants them, if there are any."""
         if self.plan.short and self._case.plain:
             given = as_given(s)
             if given is not None:
-                found = short_forward(given, self._case, self.plan, keep=keep, planes=False, want_last=self._last)
-                return *found, None, None, None
+                found = short_forward(given, self._case, self.plan, keep=keep, planes=False, want_last=self.last)
+                return (*found, None, None, None) if keep else found[:2]
         call, out, last, states = _forward(s, self.plan, keep)
-        maps = (call.A, call.B, call.C) if keep else (None, None, None)
-        return out, last if self._last else None, states, *maps
+        if not self.last:
+            last = None
+        return (out, last, states, call.A, call.B, call.C) if keep else (out, last)
 
-    def call_of(self, s: ScanInputs, A: Tensor | None, B: Tensor | None, C: Tensor | None) -> ScanCall:
+    def backward(
+        self, s: ScanInputs, room: Tensor, g_out: Tensor | None, g_last: Tensor | None, needed: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of the arguments, from what `forward` kept in `room`."""
+        forward = self._recorded[True]
+        assert forward is not None
+
+        def call() -> tuple[Tensor | None, ...]:
+            states, A, B, C = forward.apart(room)
+            assert states is not None
+            dtypes = [None if t is None else t.dtype for t in s.tensors]
+            return _gradients(self._call_of(s, A, B, C), states, g_out, g_last, dtypes, needed)
+
+        if g_out is None or g_last is not None or torch.is_grad_enabled():
+            return call()
+        inputs = (*s[:10], room, g_out)
+        key = tuple(needed), g_out.dtype, g_out.stride()
+        if key not in self._backward:
+            if len(self._backward) >= _MOST:
+                self._backward.clear()
+            found, self._backward[key] = record(inputs, self._fixed, call)
+            return found
+        recorded = self._backward[key]
+        done = None if recorded is None else recorded(inputs)
+        return call() if done is None else done
+
+    def _call_of(self, s: ScanInputs, A: Tensor | None, B: Tensor | None, C: Tensor | None) -> ScanCall:
         """As backward wants it."""
         if A is None or B is None or C is None:
             return prepared(s, self.plan)
@@ -122,23 +158,21 @@ class PreparedScan:
 
 class _PreparedScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: PreparedScan, s: ScanInputs, *_: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def forward(ctx: Any, run: PreparedScan, s: ScanInputs, *_: Tensor | None) -> Any:
         found = run.forward(s, keep=True)
         if found is None:
             raise _OtherKind
-        out, last, *kept = found
-        ctx.save_for_backward(*s[:10], *kept)
+        out, last, room = found
+        ctx.save_for_backward(*s[:10], room)
         ctx.run, ctx.options = run, s[10:]
         ctx.set_materialize_grads(False)
-        return out, last
+        return (out, last) if run.last else out
 
     @staticmethod
     def backward(ctx: Any, g_out: Tensor | None, g_last: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        *inputs, states, A, B, C = ctx.saved_tensors
+        *inputs, room = ctx.saved_tensors
         s = ScanInputs(*inputs, *ctx.options)
-        call = ctx.run.call_of(s, A, B, C)
-        dtypes = [None if t is None else t.dtype for t in s.tensors]
-        return None, None, *_gradients(call, states, g_out, g_last, dtypes, ctx.needs_input_grad[2:])
+        return None, None, *ctx.run.backward(s, room, g_out, g_last, ctx.needs_input_grad[2:])
 
 
 class _OtherKind(Exception):
@@ -151,12 +185,12 @@ def run_prepared(run: PreparedScan, s: ScanInputs) -> tuple[Tensor, Tensor | Non
     if not run.can(keep=keep):
         return None
     if not keep:
-        found = run.forward(s, keep=False)
-        return None if found is None else found[:2]  # type: ignore[return-value]
+        return run.forward(s, keep=False)  # type: ignore[return-value]
     try:
-        return _PreparedScan.apply(run, s, *s.tensors)  # type: ignore[no-any-return]
+        found = _PreparedScan.apply(run, s, *s.tensors)
     except _OtherKind:
         return None
+    return found if run.last else (found, None)
 
 
 def scan_triton(s: ScanInputs, plan: Plan | None = None) -> tuple[Tensor, Tensor]:

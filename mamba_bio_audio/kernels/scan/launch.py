@@ -18,9 +18,9 @@ from mamba_bio_audio.kernels.scan.backward import scan_bwd_kernel
 from mamba_bio_audio.kernels.scan.chunks import carry_kernel, chunk_end_kernel, chunk_state_kernel
 from mamba_bio_audio.kernels.scan.forward import scan_fwd_kernel
 from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs, make_plan, padded_states
-from mamba_bio_audio.kernels.scan.parts_sum import parts_sum
+from mamba_bio_audio.kernels.scan.parts_sum import parts_sum, rows_sum
 from mamba_bio_audio.kernels.scan.short_call import ShortTensors, fits, short_forward
-from mamba_bio_audio.kernels.scan.split_bc import plain_planes
+from mamba_bio_audio.kernels.scan.split_bc import map_planes, turned
 
 MAX_ROW_STRIDE = 1 << 25
 # The partial sums of dB and dC of one launch of the backward kernel, bytes per (b, t, d): 8 for 16 real states. With many
@@ -112,8 +112,9 @@ def _map_planes(t: Tensor, fixed: bool, is_complex: bool) -> Tensor:
 def prepared(s: ScanInputs, plan: Plan | None = None) -> ScanCall:
     """The call as the kernels want it, by the default plan or another."""
     case = s.case
-    if case.plain and s.B.dtype != torch.float32 and s.B.dtype == s.C.dtype:
-        A, B, C = plain_planes(s.A, s.B, s.C)
+    selective = not (case.B_lti or case.C_lti) and s.B.dtype == s.C.dtype
+    if selective and (case.complex or s.B.dtype != torch.float32):
+        A, B, C = map_planes(s.A, s.B, s.C)
     else:
         A = planes_of(s.A, case.complex)
         B, C = _map_planes(s.B, case.B_lti, case.complex), _map_planes(s.C, case.C_lti, case.complex)
@@ -171,7 +172,7 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
         D=channels, N=states, BLOCK=block, UNROLL=16, COMPLEX=case.complex, HAS_FIRST=first is not None,
         REVERSE=reverse, num_warps=4,
     )  # fmt: skip
-    return start if pieces == 1 else start[:, ::pieces].contiguous()
+    return start if pieces == 1 else start[:, ::pieces]
 
 
 def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -322,10 +323,6 @@ def scan_backward(
         dtype = torch.bfloat16 if narrow and plan.warp_sums else torch.float32
         return _PartialMap(batch, group, (cdiv(length, segment) * segment, parts * states), dtype, device)
 
-    def turned(t: Tensor) -> Tensor:
-        """(..., N, D) as the kernel reads what it keeps in registers, (..., D, N)."""
-        return t.transpose(-1, -2).contiguous()
-
     u, u_row, u_batch = rows_of(call.u)
     dt, dt_row, dt_batch, z, z_row, z_batch = call.rows()
     g_out, g_row, g_batch = rows_of(g_out)
@@ -344,7 +341,7 @@ def scan_backward(
             for fixed, small in zip((case.B_lti, case.C_lti), narrow, strict=True)
         ]
         sums = [m for m in maps if m is not None]
-    at_once = both is not None and dBC is not None and dBC.dtype == both.parts.dtype and group == blocks
+    at_once = both is not None and dBC is not None and group == blocks
     tiles = 1 + case.B_lti + case.C_lti
     dparameters = empty(batch * chunks, tiles * parts * states * channels + 2 * channels)
     dh0 = empty(batch, parts, channels, states) if need_h0 else None
@@ -359,6 +356,7 @@ def scan_backward(
         r_in = g_last
         if chunks > 1:
             r_in = chunk_starts(call, g_out, g_last, chunks, plan.bwd_chunk_steps, reverse=True)
+        # What the kernel keeps in registers it reads as (..., D, N).
         A = turned(call.A)
         B = turned(call.B) if case.B_lti else call.B
         C = turned(call.C) if case.C_lti else call.C
@@ -389,7 +387,9 @@ def scan_backward(
                 for m in sums:
                     m.add(size)
 
-    found, dskip, step = dparameters.sum(0).split([tiles * parts * states * channels, channels, channels])
+    with on(device):
+        summed = rows_sum(dparameters)
+    found, dskip, step = summed.split([tiles * parts * states * channels, channels, channels])
     tile_sums = iter(found.view(tiles, parts, channels, states).unbind())
     dA = from_parts(next(tile_sums), case.complex)
     if both is not None:

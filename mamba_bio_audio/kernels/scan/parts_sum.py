@@ -1,7 +1,8 @@
-"""Adds the rows that blocks of channels left of a map's gradient, in order; at the rate of memory, which `torch.sum` is not."""
+"""Adds up, in order, what programs of the backward left; at the rate of memory, which `torch.sum` is not."""
 
 # mypy: ignore-errors
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -42,3 +43,24 @@ def parts_sum(parts: Tensor, out: Tensor) -> None:
         parts, out, size, out.shape[1], rows, programs, out.stride(0), out.stride(1),
         WIDTH=width, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows"])
+def rows_sum_kernel(x_p, out_p, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of x (rows, WIDTH) over its rows."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
+    for first in range(0, rows, ROWS):
+        row = first + tl.arange(0, ROWS)[:, None]
+        total += tl.load(x_p + row.to(tl.int64) * WIDTH + i, mask=(row < rows) & (i < WIDTH), other=0.0)
+    to = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_p + to, tl.sum(total, axis=0), mask=to < WIDTH)
+
+
+def rows_sum(x: Tensor) -> Tensor:
+    """x (rows, width), contiguous and fp32, added up over its rows."""
+    rows, width = x.shape
+    out = torch.empty(width, dtype=torch.float32, device=x.device)
+    block = 32
+    launch(rows_sum_kernel, cdiv(width, block), x, out, rows, WIDTH=width, ROWS=64, BLOCK=block, num_warps=4)
+    return out

@@ -82,7 +82,7 @@ def test_launches_are_what_the_plan_says(launch_scan):
         batch, _, channels, _ = shape
         blocks = -(-channels // plan.fwd_block)
         planes = [launch for launch in forward if launch.name == "planes_kernel"]
-        assert len(planes) == (kind == "real selective")  # whose B and C are bf16
+        assert len(planes) == ("LTI" not in kind)  # B and C in bf16
         scan, chunk_states = forward[-1], forward[len(planes) : -1]
         assert scan.grid == (batch * plan.chunks * blocks,)
         assert scan.options == {"num_warps": plan.fwd_warps, "maxnreg": plan.fwd_registers}
@@ -110,5 +110,9 @@ def test_launches_are_what_the_plan_says(launch_scan):
         maps = {"real selective": 1, "real LTI": 0, "complex LTI": 0}.get(kind, 2)
         sums = [launch for launch in backward if launch.name == "parts_sum_kernel"]
         assert len(sums) == maps * len(sweeps)
-        assert len(backward) == len(sweeps) + len(sums) + 2 * (plan.bwd_chunks > 1)
+        # The tiles that are kept in registers are turned: A, those of time-invariant maps, what enters chunks.
+        turns = [launch for launch in backward if launch.name == "turn_kernel"]
+        assert len(turns) == 1 + 2 * ("LTI" in kind) + (plan.bwd_chunks > 1)
+        assert [launch.name for launch in backward].count("rows_sum_kernel") == 1
+        assert len(backward) == len(sweeps) + len(sums) + len(turns) + 1 + 2 * (plan.bwd_chunks > 1)
         assert any(launch.name == "chunk_end_kernel" for launch in backward) == plan.bwd_ends

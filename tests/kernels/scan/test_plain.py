@@ -26,9 +26,9 @@ from mamba_bio_audio.kernels.scan.launch import (  # noqa: E402
     rows_of,
 )
 from mamba_bio_audio.kernels.scan.parts import softplus  # noqa: E402
-from mamba_bio_audio.kernels.scan.parts_sum import parts_sum  # noqa: E402
+from mamba_bio_audio.kernels.scan.parts_sum import parts_sum, rows_sum  # noqa: E402
 from mamba_bio_audio.kernels.scan.reference import scan_reference  # noqa: E402
-from mamba_bio_audio.kernels.scan.split_bc import plain_planes  # noqa: E402
+from mamba_bio_audio.kernels.scan.split_bc import map_planes, turned  # noqa: E402
 from mamba_bio_audio.ops import selective_scan  # noqa: E402
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
@@ -166,9 +166,26 @@ class TestInterpreted:
         time_first = plain.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
         by_column = plain.transpose(1, 2).contiguous().transpose(1, 2)
         for B, C in ((plain, time_first), (time_first, by_column), (plain[:, :1].expand_as(plain), plain.flip(2))):
-            found = plain_planes(A, B, C)
-            for part, expected in zip(found, (A.t()[None], B.float(), C.float()), strict=True):
+            found = map_planes(A, B, C)
+            for part, expected in zip(found, (A.t()[None], B.float()[:, :, None], C.float()[:, :, None]), strict=True):
                 assert torch.equal(part, expected)
+
+    def test_complex_maps_part_by_part(self):
+        """Of an odd number of states, out of a wider tensor, and with the parts first in memory."""
+        A = torch.randn(5, 3, 2)
+        wide = torch.randn(2, 7, 4, 2).bfloat16()
+        B, C = wide[:, :, 1:], torch.randn(2, 2, 7, 3).bfloat16().movedim(1, -1)
+        for part, expected in zip(map_planes(A, B, C), (A, B, C), strict=True):
+            planes = expected.float().transpose(-1, -2) if expected.ndim == 4 else expected.permute(2, 1, 0)
+            assert torch.equal(part, planes)
+
+    def test_sums_and_turns_of_small_tensors(self):
+        for rows, width in ((1, 5), (64, 32), (131, 70)):
+            x = torch.randn(rows, width)
+            torch.testing.assert_close(rows_sum(x), x.sum(0))
+        x = torch.randn(2, 6, 1, 3, 130)
+        for t in (x, x[:, ::2], x[:, :1], x[0]):
+            assert torch.equal(turned(t), t.transpose(-1, -2).contiguous())
 
     def test_two_rows(self):
         check(make_inputs(2, 18, 20, 16))
@@ -234,10 +251,10 @@ class TestInterpreted:
         assert (plan.segment, plan.bwd_segment) == (16, 8)
         check(inputs, plan=plan)
 
-    @pytest.mark.parametrize("length", [43, 33])
-    def test_chunks_in_pieces(self, length):
+    @pytest.mark.parametrize(("batch", "length"), [(2, 43), (1, 33)])
+    def test_chunks_in_pieces(self, batch, length):
         """The pass over chunks in finer ones than the scan's; the last chunk has pieces without a step."""
-        inputs = make_inputs(1, length, 8, 4)
+        inputs = make_inputs(batch, length, 8, 4)
         plan = plan_for(inputs, chunks=3, segment=8, bwd_pieces=2)
         assert plan.chunk_steps == 16
         check(inputs, plan=plan)
@@ -256,14 +273,16 @@ class TestInterpreted:
         check(inputs, plan=plan_for(inputs, **({"segment": 4, "short": 8, "short_warps": 2} | changes)))
 
     @pytest.mark.parametrize(
-        ("state", "changes"), [(False, {"short": 8, "short_warps": 2}), (True, {"chunks": 2}), (False, {})]
+        ("state", "changes"),
+        [(False, {"short": 8, "short_warps": 2}), (True, {"chunks": 2}), (False, {"chunks": 3, "bwd_pieces": 2})],
     )
     def test_calls_are_prepared_once(self, monkeypatch, state, changes):
         """As `selective_scan` makes them, then on other tensors: nothing but launches, and the same gradients."""
         module = sys.modules["mamba_bio_audio.ops.selective_scan"]
-        calls, forward = [], autograd._forward
+        calls, forward, backward, gradients = [], autograd._forward, [], autograd._gradients
         monkeypatch.setattr(autograd, "make_plan", functools.partial(make_plan, segment=4, **changes))
         monkeypatch.setattr(autograd, "_forward", lambda *given: calls.append(given) or forward(*given))
+        monkeypatch.setattr(autograd, "_gradients", lambda *given: backward.append(given) or gradients(*given))
         monkeypatch.setattr(module, "_prepared", {})
 
         def scan(**x):
@@ -290,6 +309,7 @@ class TestInterpreted:
             if state:
                 assert off["h"] < FP32_ERROR
         assert len(calls) == (0 if "short" in changes else 2)  # with and without gradients
+        assert len(backward) == (2 if state else 1)  # a gradient of the last state goes the longer way
 
     def test_calls_that_cannot_be_prepared_go_the_longer_way(self, monkeypatch):
         """What needs a copy, here of fp32 maps in another order; and two arguments that are one tensor."""

@@ -30,7 +30,10 @@ LIMITS = {
     "complex carry_kernel": 98,
     "split_bc_kernel": 34,
     "planes_kernel": 40,
+    "complex planes_kernel": 48,
+    "turn_kernel": 40,
     "parts_sum_kernel": 48,
+    "rows_sum_kernel": 48,
     "scan_short_kernel": 128,  # more would not leave room for sixteen warps
 }
 # Bytes of a lane that do not fit: of Triton 3.8.0.

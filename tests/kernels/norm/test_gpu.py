@@ -54,7 +54,7 @@ def test_interpreted(run_interpreted):
 
 @pytest.mark.skipif(not INTERPRETING, reason="runs in the process that test_interpreted starts")
 class TestInterpreted:
-    @pytest.mark.parametrize("shape", [(1, 1), (2, 7, 5), (3, 64), (300, 16), (2, 3000)])
+    @pytest.mark.parametrize("shape", [(1, 1), (2, 7, 5), (3, 64), (300, 16), (5, 700), (2, 3000)])
     @pytest.mark.parametrize("residual", [True, False])
     def test_shapes(self, shape, residual):
         check(shape, residual=residual)

@@ -83,7 +83,9 @@ class Recorded:
     ) -> None:  # fmt: skip
         """Raises LookupError where it cannot be repeated."""
         self._device = next(t for t in inputs if t is not None).device
-        own, room, passing = [], [], []
+        own: list[Tensor] = []
+        room: list[Tensor] = []
+        passing: list[Tensor] = []
         for t in made:
             if not t.is_contiguous():
                 raise LookupError("made in an order of its own")
@@ -137,7 +139,7 @@ class Recorded:
             if place is None:
                 raise LookupError("a result was not made here")
             same = t.shape == of[place].shape and t.stride() == of[place].stride()
-            return _View(place, t.dtype, t.shape, t.stride(), t.storage_offset(), same)
+            return _View(place, t.dtype, t.shape, t.stride(), int(t.storage_offset()), same)
 
         self._results = [described(t, own) for t in results]
         self._kept = [described(t, room) for t in kept]

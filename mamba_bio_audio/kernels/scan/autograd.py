@@ -118,9 +118,8 @@ class PreparedScan:
                 found = short_forward(given, self._case, self.plan, keep=keep, planes=False, want_last=self.last)
                 return (*found, None, None, None) if keep else found[:2]
         call, out, last, states = _forward(s, self.plan, keep)
-        if not self.last:
-            last = None
-        return (out, last, states, call.A, call.B, call.C) if keep else (out, last)
+        shown = out, last if self.last else None
+        return (*shown, states, call.A, call.B, call.C) if keep else shown
 
     def backward(
         self, s: ScanInputs, room: Tensor, g_out: Tensor | None, g_last: Tensor | None, needed: Sequence[bool]

@@ -86,11 +86,11 @@ class Recorded:
         own: list[Tensor] = []
         room: list[Tensor] = []
         passing: list[Tensor] = []
-        for t in made:
-            if not t.is_contiguous():
+        for new in made:
+            if not new.is_contiguous():
                 raise LookupError("made in an order of its own")
-            whose = own if _among(t, results) else room if _among(t, kept) else passing
-            whose.append(t)
+            whose = own if _among(new, results) else room if _among(new, kept) else passing
+            whose.append(new)
         everything = [*inputs, *fixed, *passing, *room, *own]
         places: dict[int, int] = {}  # by address
         wholes: dict[int, int] = {}  # of what is all of its memory

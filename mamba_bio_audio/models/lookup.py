@@ -2,21 +2,24 @@
 
     y_n = T[i_n]            dT[v] = sum over n with i_n = v of dy_n
 
-On a GPU PyTorch adds the terms of a row by atomics where a table has few rows, in whatever order they come. Here few rows
-are a product with zeros and ones, of many spans of positions at once, whose sums are added in a fixed order; no sort, and
-nothing that a recorded step cannot do. For many rows the terms are sorted by row (`index_put_`).
+On a GPU PyTorch adds the terms of a row by atomics where few rows are read, in whatever order they come. Here a table of
+few rows is a product with zeros and ones, of many spans of positions at once, whose sums are added in a fixed order: no
+sort, and faster than either form of PyTorch's. One of many rows has PyTorch's deterministic form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Rows of a table up to which a product with zeros and ones is less work than a sort.
-_FEW = 512
+# Rows of a table up to which a product with zeros and ones is faster. On an H200, 2^20 positions of 256 channels and 16
+# rows: 0.64 ms, PyTorch's 1.56 or 3.08; of 64 channels and 256 rows: 2.6 ms, PyTorch's 0.37 either way.
+_FEW = 64
 _SPAN = 512  # positions that are summed in one product, at least
 _ONES = 1 << 24  # zeros and ones at a time
 
@@ -63,9 +66,10 @@ def sums_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
         count: V.
     """
     wide = torch.promote_types(values.dtype, torch.float32)
-    total = values.new_zeros(count, values.shape[1], dtype=wide)
     if count > _FEW:
-        return total.index_put_((rows.long(),), values.to(wide), accumulate=True)
+        with _deterministic():
+            return torch.ops.aten.embedding_dense_backward(values.to(wide), rows, count, -1, False)
+    total = values.new_zeros(count, values.shape[1], dtype=wide)
     numbers = torch.arange(count, device=rows.device)
     # The sums of spans are a quarter of the values at most.
     span = max(_SPAN, 4 * count)
@@ -80,3 +84,14 @@ def sums_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
             total = total + (ones.mT @ values[part].view(spans, length, -1).to(wide)).sum(0)
             low = part.stop
     return total
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """As `torch.use_deterministic_algorithms`, which would import the compiler, for the calls within."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch._C._set_deterministic_algorithms(True, warn_only=False)
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(before[0], warn_only=before[1])

@@ -37,7 +37,12 @@ SAID = {
     "s4d": Said("Mamba's block, complex scan that no input changes", SCAN, "sequential reference in fp64", FAMILY),
     "s4d-real": Said("the same with real states", SCAN, "sequential reference in fp64", FAMILY),
     "mamba2": Said("Mamba-2", "`ssd`, Triton", "transformers' Mamba2", "tests/layers/test_mamba2.py"),
-    "retnet": Said("retention, MLP of 2 D", "`ssd`, Triton", "quadratic form in fp64", "tests/layers/test_retnet.py"),
+    "retnet": Said(
+        "retention, MLP of 2 D",
+        "`ssd`, Triton",
+        "fla_core's `naive_retention`; quadratic form in fp64",
+        "tests/layers/test_retnet.py",
+    ),
     "transformer": Said(
         "Transformer++: rotary positions, SwiGLU",
         "PyTorch's flash attention",
@@ -46,7 +51,12 @@ SAID = {
     ),
     "h3": Said("H3, MLP of 4 D", f"{SCAN}; `conv1d` of 64 taps", "scipy's `lfilter`", "tests/layers/test_lti.py"),
     "s4d-glu": Said("S4D as in the literature", SCAN, "scipy's `lfilter`", "tests/layers/test_lti.py"),
-    "hyena": Said("HyenaDNA's operator, MLP of 4 D", "FFT", "O(L^2) definition in fp64", "tests/layers/test_hyena.py"),
+    "hyena": Said(
+        "HyenaDNA's operator, MLP of 4 D",
+        "FFT",
+        "definition in fp64, convolution by scipy's `lfilter`",
+        "tests/layers/test_hyena.py",
+    ),
 }
 
 

@@ -43,6 +43,17 @@ def test_equals_the_quadratic_form():
     assert (torch.cat([first, second], 1) - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
+def test_equals_retention_of_flash_linear_attention():
+    """The last output as `naive_retention` of fla_core 0.6.0 and Llama's rotation of transformers 5.24 gave it, within 1e-7."""
+    layer = RetentionLayer(WIDTH, RetentionConfig(heads=HEADS)).double().requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.copy_((1.7 * torch.arange(1, parameter.numel() + 1).double()).sin().view(parameter.shape))
+    x = (0.9 * torch.arange(LENGTH * WIDTH).double()).cos().view(1, LENGTH, WIDTH)
+    theirs = [2.8726, -1.5774, -1.1493, 2.8330, -1.9457, -0.7073, 2.7185, -2.2626]
+    theirs += [-0.2467, 2.5320, -2.5196, 0.2205, 2.2786, -2.7099, 0.6819, 1.9649]
+    torch.testing.assert_close(layer(x)[0][0, -1], torch.tensor(theirs).double(), atol=6e-5, rtol=0)
+
+
 def test_a_state_does_not_know_where_it_is():
     """A sequence gives the same state wherever in a row it begins."""
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """Measures the value of context: the loss on the same bases with different contexts, and by position in a window.
 
-    matched: each target base is predicted from the c to c + K - 1 bases before it (K bases per target block), for every c
+    matched: each target base is predicted from the c to c + K - 1 bases before it, for every c: K is a block, or
+              the largest part of it that is at most a quarter of c
     position: each base of a split is predicted in windows of one length, and counted by its position in the window
 
 What it tells: whether a model uses context of a given length. Merely comparing the losses of two window lengths misleads,
@@ -61,13 +62,26 @@ def nats_under(
         batches += [(context, slice(low, min(low + rows, blocks.count))) for low in range(0, blocks.count, rows)]
     found: dict[int, list[NDArray[np.float64]]] = {context: [] for context in contexts}
     for done, (context, some) in enumerate(batches, start=1):
+        piece = piece_of(blocks.size, context)
         symbols = torch.from_numpy(blocks.windows(some, context).astype(np.int64))
-        found[context].append(
-            target_nats(model, symbols, blocks.size, positions=positions, device=device, narrow=narrow)
-        )
+        # Successive pieces of a block, each with the context before it.
+        pieces = symbols.unfold(1, context + piece, piece).flatten(0, 1)
+        at_once = max(1, positions // (context + piece))
+        own = [
+            target_nats(model, part, piece, positions=positions, device=device, narrow=narrow)
+            for part in pieces.split(at_once)
+        ]
+        found[context].append(np.concatenate(own).reshape(len(symbols), blocks.size))
         if progress is not None:
             progress(done, len(batches))
     return {context: np.concatenate(parts) for context, parts in found.items()}
+
+
+def piece_of(size: int, context: int) -> int:
+    """Bases of a block that are predicted in one pass: its largest part that is at most a quarter of the context."""
+    return next(
+        size // parts for parts in range(1, size + 1) if size % parts == 0 and size // parts <= max(1, context // 4)
+    )
 
 
 def bar_under(
@@ -79,10 +93,17 @@ def bar_under(
 ) -> dict[int, NDArray[np.float64]]:
     """Nats (blocks, K) of the same symbols under each context by a yardstick that copies; 0 where nothing is scored."""
     found = {context: np.zeros((blocks.count, blocks.size)) for context in contexts}
+    together: dict[int, list[int]] = {}
+    for context in contexts:
+        together.setdefault(piece_of(blocks.size, context), []).append(context)
     for at in range(blocks.count):
         (window,) = blocks.windows(slice(at, at + 1), contexts[-1])
-        for context, nats in bar.nats(window, blocks.size, contexts).items():
-            found[context][at] = np.nan_to_num(nats)
+        for piece, own in together.items():
+            for low in range(0, blocks.size, piece):
+                end = contexts[-1] + low + piece
+                part = window[end - piece - own[-1] : end]
+                for context, nats in bar.nats(part, piece, own).items():
+                    found[context][at, low : low + piece] = np.nan_to_num(nats)
         if progress is not None:
             progress(at + 1, blocks.count)
     return found

@@ -69,6 +69,12 @@ class EvaluateOptions(RecallOptions, SuiteOptions):
         "64,256 or 2^6..2^20; --num-samples sequences each (256).",
     )
     blocks: int = Field(256, ge=1, description="With --context: number of blocks of target bases.")
+    block_bases: int | None = Field(
+        None,
+        ge=1,
+        description="With --context: bases of a block (a quarter of the shortest context). Longer ones are predicted in "
+        "pieces of a quarter of each context: far more bases in little more time.",
+    )
     out: Path | None = Field(
         None,
         description="With --context and --recall: folder for tables and picture; default: RUN. With --suite: folder of the "
@@ -166,6 +172,8 @@ class EvaluateOptions(RecallOptions, SuiteOptions):
             raise ValueError(
                 "--max-bases goes with the likelihood of whole windows; --context has --blocks instead, and --recall --trials"
             )
+        if self.block_bases is not None and self.context is None:
+            raise ValueError("--block-bases goes with --context; leave it out")
         if self.lengths is not None and (self.metrics, self.suite, other) != ("likelihood", None, False):
             raise ValueError("--lengths goes without --metrics, --context, --recall and --suite; leave them out")
         if self.metrics != "unknown" and (self.foreign or self.keep != 0.95):
@@ -425,7 +433,7 @@ def _evaluate_context(options: EvaluateOptions, progress: Progress) -> ContextRe
     contexts = options.contexts
     opened = _open_streaming(options, "--context", length=contexts[-1], progress=progress)
     model, data = opened.model, opened.data
-    size = max(1, contexts[0] // 4)
+    size = options.block_bases or max(1, contexts[0] // 4)
     blocks = opened.domain.target_blocks(data, options.split, size=size, context=contexts[-1], count=options.blocks)
     model.to(opened.device).eval()
     way: Any = {

@@ -374,9 +374,11 @@ class ContextResult(Kept):
 
     def text(self) -> str:
         """Tables for people."""
+        pieces = self.block_bases > max(1, self.contexts[0] // 4)
+        more = "a quarter of it" if pieces else f"{self.block_bases - 1:,} more bases"
         lines = [
             f"{self.split} split: the same {self.target_bases:,} bases in {self.blocks:,} blocks under every context; each "
-            f"base has the context and up to {self.block_bases - 1:,} more bases before it; "
+            f"base has the context and up to {more} before it; "
             f"{self.longest_context_inside_split:.0%} of the longest context lies in the split itself; the model was "
             f"trained at {self.trained_length:,}",
             "",

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mamba_bio_audio.evaluation.context import position_sums, summarise, target_nats
+from mamba_bio_audio.evaluation.context import bar_under, nats_under, piece_of, position_sums, summarise, target_nats
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.pipelines.dna.target_blocks import strata
+from mamba_bio_audio.pipelines.scores import CopyBar, TargetBlocks
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,43 @@ def test_gains_are_paired():
         noise, strata(np.ones((50, 4), bool), np.zeros((50, 4), bool), np.full(50, 0.4), ["a"] * 50)[:1], [8, 64]
     )
     assert row["gain_standard_error"] == pytest.approx(0.5 / math.sqrt(50), rel=0.25)
+
+
+@pytest.fixture
+def long_blocks() -> tuple[TargetBlocks, np.ndarray]:
+    """Three blocks of 12 bases with up to 16 before them, and the bases."""
+    ids = np.random.default_rng(3).integers(7, 11, 90)
+    starts = (20, 40, 70)
+
+    def windows(some, before):
+        return np.stack([ids[start - before : start + 12] for start in starts[some]])
+
+    return TargetBlocks(3, 12, windows, strata=(), inside=1.0), ids
+
+
+def test_long_blocks_are_predicted_in_pieces_of_a_quarter_of_each_context(model, long_blocks):
+    blocks, ids = long_blocks
+    assert [piece_of(12, context) for context in (1, 8, 16, 28, 400)] == [1, 2, 4, 6, 12]
+    found = nats_under(model, blocks, [8, 16], positions=40, device="cpu", narrow=False)
+    for context, piece in ((8, 2), (16, 4)):
+        for row, start in enumerate((20, 40, 70)):
+            for low in range(start, start + 12, piece):
+                symbols = torch.from_numpy(ids[None, low - context : low + piece])
+                expected = nats_of(model, symbols)[0, -piece:].numpy()
+                assert found[context][row, low - start : low - start + piece] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_bar_reads_the_same_pieces(long_blocks):
+    blocks, ids = long_blocks
+    asked = []
+
+    def nats(window, size, contexts):
+        asked.append((tuple(window), size, tuple(contexts)))
+        return {context: window[-size:] + context / 100 for context in contexts}
+
+    found = bar_under(CopyBar("copies", nats), blocks, [8, 16])
+    assert found[16][1] == pytest.approx(ids[40:52] + 0.16)
+    assert found[8][2] == pytest.approx(ids[70:82] + 0.08)
+    assert (tuple(ids[40 + 4 - 16 : 48]), 4, (16,)) in asked
+    assert (tuple(ids[80 - 8 : 82]), 2, (8,)) in asked
+    assert len(asked) == 3 * (6 + 3)

@@ -18,7 +18,7 @@ from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.plain_yaml import parse
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.export import export
-from mamba_bio_audio.run.packaged import FOLDER, About
+from mamba_bio_audio.run.packaged import CHECK_BASES, CHECK_DATA, FOLDER, About
 
 # Of the manifest, what tells of the machine and the commands rather than of the model.
 LEFT_OUT = ("sessions", "command", "platform", "python", "numpy", "evaluations")
@@ -50,8 +50,11 @@ def main(run: Path, facts: Path, data: Path | None, out: Path | None) -> Path:
         model = saved.load(rounded)
         weights = weights_hash(model)
         scores = _scores_in(out, weights) or _evaluate(rounded, saved.read_evaluations(run), data)
+        check = _check(rounded) if model.config.data.kind == "dna" else None
     model.config = model.config.model_copy(update={"data": named})
-    model.manifest = manifest | {"about": About(**said, weights_sha256=weights).model_dump(mode="json")}
+    model.manifest = manifest | {
+        "about": About(**said, weights_sha256=weights, check_nats=check).model_dump(mode="json")
+    }
     with new_folder(out, Maker("export"), force=True) as work:
         doubts = export(model, work, evaluations=scores, precision="bf16")
     assert not doubts, doubts
@@ -72,6 +75,12 @@ def _evaluate(folder: Path, before: dict, data: Path | None) -> dict:
         print(found.text(), flush=True)
         write_json(folder / f"evaluate-{split}.json", found.to_json())
     return {split: before.get(split, {}) | found for split, found in saved.read_evaluations(folder).items()}
+
+
+def _check(folder: Path) -> float | None:
+    """What `CHECK` gives."""
+    how = EvaluateOptions(run=folder, baselines=False, max_bases=CHECK_BASES, overrides=CHECK_DATA, device="cpu")
+    return evaluate(how).model.nats
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.domains import domain_named, domain_of
 from mamba_bio_audio.run import foreign_mamba2
 from mamba_bio_audio.run.config import RunConfig
-from mamba_bio_audio.run.packaged import About, about
+from mamba_bio_audio.run.packaged import CHECK, About, about
 from mamba_bio_audio.run.sampling import SETTINGS_NAME, Fitted
 from mamba_bio_audio.text import printable
 
@@ -307,6 +307,11 @@ def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: s
     if not manifest.get("evaluations"):
         lines.append("Not yet evaluated on held-out data beside baselines (`mba evaluate`).")
     lines += [] if facts is None else [f"- {sentence}" for sentence in facts.measured]
+    if facts is not None and facts.check_nats is not None:
+        lines.append(
+            f"- Sequence that comes with the package, to check an installation (`mba evaluate {facts.name} "
+            f"{' '.join(CHECK)}`, on a CPU): nats {facts.check_nats:.4f}."
+        )
     return [*lines, ""]
 
 

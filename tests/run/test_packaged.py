@@ -4,6 +4,8 @@ import csv
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,25 @@ def test_packaged_models_are_small_and_whole():
         # But for the version that wrote it.
         cards = (model_card(model), (folder / "README.md").read_text())
         assert len({re.sub(r"mamba-bio-audio [\w.]+", "", card).strip() for card in cards}) == 1
+
+
+def test_a_fresh_process_reaches_the_figure_of_the_card():
+    for name, folder in packaged.packaged_models().items():
+        said = re.search(r"on a CPU\): nats (\d\.\d{4})\.", (folder / "README.md").read_text(encoding="utf-8"))
+        assert said, name
+        command = [
+            sys.executable,
+            "-m",
+            "mamba_bio_audio",
+            "evaluate",
+            name,
+            *packaged.CHECK,
+            "--device",
+            "cpu",
+            "--json",
+        ]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert json.loads(found.stdout)["model"]["nats"] == pytest.approx(float(said[1]), abs=0.001)
 
 
 def test_the_figures_said_of_human42mb_are_those_of_its_run():

@@ -1,0 +1,272 @@
+"""Trains and evaluates the models of a scale run, one job after another, in calls of a few minutes.
+
+    python scripts/pretraining_data.py DATA .device/pretrain        # here; carry .device/pretrain (19 MB without the microbes)
+    python3 benchmarks/device/scale.py pure context:pure recall:pure --limit 590    # there, after env.sh
+
+The same line again goes on where the call before ended: on the same machine from $WORK (/tmp/scale), on another one from the
+pieces that came back, copied to .device/. Jobs run in the order they are given; `a+b+c` are started at once and share the GPU.
+
+    NAME             a training of JOBS below (`--list` shows them); NAME@SEED another seed; its likelihood follows
+    context:NAME     perplexity of the same bases by context, 2^10 to 2^17, all test bases; context20:NAME to 2^20, chrX alone
+    recall:NAME      real pieces that come again 64 to 262,144 bases later
+
+What simple models and copies reach on the same bases needs no GPU: benchmarks/results/yardsticks_human56mb_cpu.csv.
+--limit counts seconds of this call in all; a training saves and ends in time for packing, an evaluation begins only if the
+seconds that it needs are left. Comes back: $OUT/scale.txt and $OUT/scale.tar.00 ... of at most 16 MiB, 7 at most: results and
+weights of every job that is done, and the state of the one that was cut.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+BEGAN = time.monotonic()
+OUT = Path(os.environ.get("OUT", "runs/scale-results"))
+WORK = Path(os.environ.get("WORK", "/tmp/scale"))
+LOGS = WORK / "logs"
+PIECES = Path(".device")
+PIECE = 15900 << 10
+MBA = [sys.executable, "-m", "mamba_bio_audio"]
+HUMAN, MICROBES = "human56mb-7m.yaml", "human56mb-microbes-7m.yaml"
+# Shares of the steps by length; what is left is at the recipe's.
+STAGES = (1024, 0.8), (8192, 0.08), (32768, 0.06)
+LONG = ["train.length=131072", "train.validate_every=763", "train.checkpoint_every=763"]
+SIZES = {"250k": (64, 8), "700k": (96, 10), "1m4": (128, 12), "3m5": (192, 14), "7m": (256, 16)}
+# Four passes over 55,858,907 bases, which the paper's largest run does not exceed, and sixteen.
+FOUR = 223_000_000
+
+
+class Job(NamedTuple):
+    recipe: str
+    sets: list[str]
+    bases: int
+    stages: tuple[tuple[int, float], ...] = ()
+    what: str = ""
+
+
+JOBS: dict[str, Job] = {
+    "pure": Job(HUMAN, LONG, 1_600_000_000, STAGES, "16 x 256, length warm-up to 2^17"),
+    "hybrid": Job(
+        HUMAN,
+        [*LONG, "model.num_layers=15", "model.pattern=mamba*8,transformer,mamba*6"],
+        600_000_000,
+        STAGES,
+        "one attention layer among fourteen of Mamba, 6.9 M",
+    ),
+    "pure-short": Job(HUMAN, LONG, 600_000_000, STAGES, "16 x 256 with the bases of the hybrid"),
+    "microbes": Job(MICROBES, [], 600_000_000, (), "16 x 256 at 1,024 on human and other species"),
+    "human": Job(HUMAN, [], 600_000_000, (), "16 x 256 at 1,024 on human, beside microbes"),
+}
+for size, (width, layers) in SIZES.items():
+    shape = [f"model.d_model={width}", f"model.num_layers={layers}"]
+    JOBS[f"{size}-4"] = Job(HUMAN, shape, FOUR, (), f"{layers} x {width}, four passes")
+    JOBS[f"{size}-16"] = Job(HUMAN, shape, 4 * FOUR, (), f"{layers} x {width}, sixteen passes")
+for decay in ("0.1", "0.3", "1"):
+    JOBS[f"decay-{decay}"] = Job(HUMAN, [f"train.weight_decay={decay}"], 300_000_000, (), "weight decay")
+for dropped in ("0.05", "0.1"):
+    sets = [f"train.dropout={dropped}"]
+    JOBS[f"dropout-{dropped}"] = Job(HUMAN, sets, 300_000_000, (), "dropout")
+CONTEXTS = ",".join(str(1 << power) for power in range(10, 18))
+CONTEXTS20 = ",".join(str(1 << power) for power in range(10, 21))
+# Arguments, and seconds that they take of an H200 with 16 x 256, twice of what is expected.
+EVALUATIONS: dict[str, tuple[list[str], float]] = {
+    "context": (["--context", CONTEXTS, "--block-bases", "16384", "--blocks", "1000"], 120),
+    "context20": (["--context", CONTEXTS20, "--block-bases", "65536", "--blocks", "200"], 120),
+    "recall": (["--recall", "--trials", "64"], 90),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", nargs="*", metavar="JOB")
+    parser.add_argument(
+        "--recipes", type=Path, default=PIECES / "pretrain", help="as scripts/pretraining_data.py made it"
+    )
+    parser.add_argument("--limit", type=float, default=590, help="seconds of this call in all")
+    parser.add_argument("--reserve", type=float, default=25, help="seconds of them for packing")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="sets", help="for every training, last; for a rehearsal"
+    )
+    parser.add_argument("--bases", type=int, help="of every training, instead of its own; for a rehearsal")
+    parser.add_argument("--evaluate", default="", help="more arguments of every evaluation; for a rehearsal")
+    parser.add_argument("--list", action="store_true")
+    given = parser.parse_args()
+    if given.list:
+        for name, job in JOBS.items():
+            print(f"{name:<14}{job.bases:>14,} bases  {job.what}: {' '.join(job.sets)}")
+        return
+    names = [name for step in given.steps for name in step.split("+")]
+    unknown = [name for name in names if name.split(":")[-1].split("@")[0] not in JOBS]
+    unknown += [name for name in names if ":" in name and name.split(":")[0] not in EVALUATIONS]
+    if unknown:
+        sys.exit(f"scale: no job {unknown[0]}; --list shows them")
+    OUT.mkdir(parents=True, exist_ok=True)
+    unpack()
+    LOGS.mkdir(parents=True, exist_ok=True)
+    try:
+        for step in given.steps:
+            if not together(step.split("+"), given):
+                say(f"{step}: to be continued")
+                break
+            pack(names)
+    finally:
+        pack(names)
+
+
+def left(given: argparse.Namespace) -> float:
+    """Seconds until packing has to begin."""
+    return given.limit - given.reserve - (time.monotonic() - BEGAN)
+
+
+def say(text: str) -> None:
+    line = f"[{time.monotonic() - BEGAN:.0f} s] {text}"
+    print(line, flush=True)
+    with (OUT / "scale.txt").open("a") as file:
+        file.write(line + "\n")
+
+
+def together(names: list[str], given: argparse.Namespace) -> bool:
+    """Run jobs at once; whether all of them are done."""
+    processes: list[tuple[str, list[str], Path]] = []
+    for name in names:
+        what, _, run = name.rpartition(":")
+        found = evaluation(what, run, given) if what else training(run, given)
+        if found is None:
+            return False
+        if found:
+            processes.append((name, found, LOGS / f"{run}-{what or 'train'}.txt"))
+    running = [(name, log, start(command, log)) for name, command, log in processes]
+    ended = True
+    for name, log, process in running:
+        code = process.wait()
+        say(f"{name}: code {code}; " + " / ".join(log.read_text().strip().splitlines()[-3:]))
+        ended &= code == 0
+    for name in names:
+        if ":" not in name:
+            ended &= done(WORK / name) and likelihood(name, given)
+    return ended
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("a") as file:
+        return subprocess.Popen([*MBA, *command], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+
+
+def done(run: Path) -> bool:
+    path = run / "manifest.json"
+    return path.exists() and json.loads(path.read_text()).get("result", {}).get("stopped_by", "") is None
+
+
+def training(name: str, given: argparse.Namespace) -> list[str] | None:
+    """The command of a training; empty where it is done, None where there is no time to begin."""
+    run, (kind, _, seed) = WORK / name, name.partition("@")
+    if done(run):
+        return []
+    if left(given) < 30:
+        return None
+    job, recipe = JOBS[kind], str(given.recipes / JOBS[kind].recipe)
+    sets = [*job.sets, *given.sets, f"name={name.replace('@', '-')}"]
+    steps = (given.bases or job.bases) // tokens_per_step(recipe, sets)
+    stages = [f"{{length: {length}, steps: {max(1, int(share * steps))}}}" for length, share in job.stages]
+    sets += [f"train.steps={steps}", f"train.length_warmup=[{', '.join(stages)}]", f"seed={seed or 0}"]
+    command = ["pretrain", recipe, *(word for text in sets for word in ("--set", text)), "--out", str(run)]
+    command += ["--device", given.device, "--max-time", f"{left(given):.0f}"]
+    return [*command, "--resume"] if (run / "checkpoints/last.safetensors").exists() else [*command, "--force"]
+
+
+def tokens_per_step(recipe: str, sets: list[str]) -> int:
+    from mamba_bio_audio.run.config import load_config
+
+    return int(load_config(recipe, sets).train.tokens_per_step)
+
+
+def likelihood(name: str, given: argparse.Namespace) -> bool:
+    """Both splits in windows of the trained length and of 1,024, without simple models; whether they are there."""
+    run = WORK / name
+    for split in ("valid", "test"):
+        for length, file in ((None, f"likelihood-{split}.json"), (1024, f"likelihood-{split}-1024.json")):
+            if (run / file).exists():
+                continue
+            if left(given) < 15:
+                return False
+            command = ["evaluate", str(run), "--split", split, "--no-baselines", "--json", "--device", given.device]
+            command += [] if length is None else ["--length", str(length)]
+            found = subprocess.run([*MBA, *command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            if found.returncode:
+                say(f"{name}: {found.stderr.strip()[-300:]}")
+                return False
+            (run / file).write_text(found.stdout)
+            model = json.loads(found.stdout)["model"]
+            say(f"{name}: {split}, windows of {length or 'its length'}: perplexity {model['perplexity']:.4f}")
+    return True
+
+
+def evaluation(what: str, name: str, given: argparse.Namespace) -> list[str] | None:
+    """The command of an evaluation; empty where it is there, None where it cannot begin."""
+    run, (arguments, seconds) = WORK / name, EVALUATIONS[what]
+    out = run / what
+    if any(out.glob("evaluate-*.json")):
+        return []
+    if not done(run) or left(given) < seconds * (given.device == "cuda"):
+        return None
+    command = ["evaluate", str(run), "--split", "test", *arguments, "--no-baselines", "--out", str(out)]
+    return [*command, "--device", given.device, *given.evaluate.split()]
+
+
+def unpack() -> None:
+    """What came back of the call before, on a machine that has nothing of it."""
+    pieces = sorted(PIECES.glob("scale.tar.[0-9]*"))
+    if WORK.exists() or not pieces:
+        return
+    WORK.mkdir(parents=True)
+    whole().write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+    with tarfile.open(whole()) as tar:
+        tar.extractall(WORK, filter="data")
+    whole().unlink()
+    say(f"goes on from {len(pieces)} pieces")
+
+
+def pack(names: list[str]) -> None:
+    """Logs and results of everything, weights of the jobs that were asked for, and the state of a cut one if there is room."""
+    wanted = {name.split(":")[-1] for name in names}
+    small = [path for path in sorted(WORK.rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
+    small = [path for path in small if not {"tensorboard", whole().name} & set(path.parts) and path.name[0] != "."]
+    weights = [WORK / name / "model.safetensors" for name in sorted(wanted) if done(WORK / name)]
+    cut = [WORK / name / "checkpoints" for name in sorted(wanted) if not done(WORK / name)]
+    state = [folder / f"{which}.safetensors" for folder in cut for which in ("last", "best")]
+    state = [path for path in state if path.exists()]
+    with tarfile.open(whole(), "w") as tar:
+        for path in small + weights:
+            tar.add(path, path.relative_to(WORK))
+        if state and whole().stat().st_size + sum(path.stat().st_size for path in state) < 7 * PIECE:
+            for path in state:
+                tar.add(path, path.relative_to(WORK))
+        elif state:
+            say(
+                "left out, because it takes more than 7 files: "
+                + ", ".join(str(path.relative_to(WORK)) for path in state)
+            )
+    data = whole().read_bytes()
+    whole().unlink()
+    for piece in OUT.glob("scale.tar.*"):
+        piece.unlink()
+    for number in range(-(-len(data) // PIECE)):
+        (OUT / f"scale.tar.{number:02d}").write_bytes(data[number * PIECE : (number + 1) * PIECE])
+
+
+def whole() -> Path:
+    """The archive before it is cut."""
+    return WORK / "scale.tar"
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,8 @@ The same line again goes on where the call before ended: on the same machine fro
 pieces that came back, copied to .device/. Jobs run in the order they are given; `a+b+c` are started at once and share the GPU.
 
     NAME             a training of JOBS below (`--list` shows them); NAME@SEED another seed; its likelihood follows
+    apes-LENGTH      great apes at 1k to 512k from the weights of `pure`, and the seen loci of another individual; @SEED too;
+                     needs .device/apes with a folder per species (16 MB: human, chimpanzee, gorilla, orangutan)
     context:NAME     perplexity of the same bases by context, 2^10 to 2^17, all test bases; context20:NAME to 2^20, chrX alone
     recall:NAME      real pieces that come again 64 to 262,144 bases later
 
@@ -71,9 +73,16 @@ for size, (width, layers) in SIZES.items():
     JOBS[f"{size}-16"] = Job(HUMAN, shape, 4 * FOUR, (), f"{layers} x {width}, sixteen passes")
 for decay in ("0.1", "0.3", "1"):
     JOBS[f"decay-{decay}"] = Job(HUMAN, [f"train.weight_decay={decay}"], 300_000_000, (), "weight decay")
-for dropped in ("0.05", "0.1"):
-    sets = [f"train.dropout={dropped}"]
-    JOBS[f"dropout-{dropped}"] = Job(HUMAN, sets, 300_000_000, (), "dropout")
+# Windows on single loci, and beyond 2^16 on those of a stretch of 1 Mb, joined; the number of windows stands in the result.
+APES: dict[str, tuple[str, int, int]] = {
+    "1k": ("dna/apes@1k", 60, 100_000),
+    "4k": ("dna/apes@4k", 75, 100_000),
+    "16k": ("dna/apes@16k", 90, 100_000),
+    "64k": ("dna/apes@64k", 100, 100_000),
+    "128k": ("dna/apes@64k", 100, 1_000_000),
+    "256k": ("dna/apes@64k", 100, 1_000_000),
+    "512k": ("dna/apes@64k", 150, 1_000_000),
+}
 CONTEXTS = ",".join(str(1 << power) for power in range(10, 18))
 CONTEXTS20 = ",".join(str(1 << power) for power in range(10, 21))
 # Arguments, and seconds that they take of an H200 with 16 x 256, twice of what is expected.
@@ -103,9 +112,11 @@ def main() -> None:
     if given.list:
         for name, job in JOBS.items():
             print(f"{name:<14}{job.bases:>14,} bases  {job.what}: {' '.join(job.sets)}")
+        print(f"apes-{', apes-'.join(APES)}")
         return
     names = [name for step in given.steps for name in step.split("+")]
-    unknown = [name for name in names if name.split(":")[-1].split("@")[0] not in JOBS]
+    known = {*JOBS, *(f"apes-{length}" for length in APES)}
+    unknown = [name for name in names if name.split(":")[-1].split("@")[0] not in known]
     unknown += [name for name in names if ":" in name and name.split(":")[0] not in EVALUATIONS]
     if unknown:
         sys.exit(f"scale: no job {unknown[0]}; --list shows them")
@@ -139,7 +150,8 @@ def together(names: list[str], given: argparse.Namespace) -> bool:
     processes: list[tuple[str, list[str], Path]] = []
     for name in names:
         what, _, run = name.rpartition(":")
-        found = evaluation(what, run, given) if what else training(run, given)
+        begin = apes if run.startswith("apes-") else training
+        found = evaluation(what, run, given) if what else begin(run, given)
         if found is None:
             return False
         if found:
@@ -150,10 +162,8 @@ def together(names: list[str], given: argparse.Namespace) -> bool:
         code = process.wait()
         say(f"{name}: code {code}; " + " / ".join(log.read_text().strip().splitlines()[-3:]))
         ended &= code == 0
-    for name in names:
-        if ":" not in name:
-            ended &= done(WORK / name) and likelihood(name, given)
-    return ended
+    trained = [name for name in names if ":" not in name]
+    return ended and all(done(WORK / name) for name in trained) and scored(trained, given)
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -183,31 +193,88 @@ def training(name: str, given: argparse.Namespace) -> list[str] | None:
     return [*command, "--resume"] if (run / "checkpoints/last.safetensors").exists() else [*command, "--force"]
 
 
+def apes(name: str, given: argparse.Namespace) -> list[str] | None:
+    """The command of a classifier, which cannot be continued; empty where it is done, None where its time is not left."""
+    kind, _, seed = name.partition("@")
+    length = kind.removeprefix("apes-")
+    recipe, seconds, join = APES[length]
+    if done(WORK / name):
+        return []
+    if left(given) < seconds * (given.device == "cuda"):
+        return None
+    sets = [f"data.path={loci(join)}", f"head.pretrained={WORK / 'pure'}", "train.lr_head=2e-3", "train.lr=5e-4"]
+    if join > 100_000:
+        positions = int(length.removesuffix("k")) * 1024
+        sets += [f"train.length={positions}", f"train.tokens_per_step={max(1 << 20, 4 * positions)}", "train.steps=130"]
+    sets += [*given.sets, f"name={name.replace('@', '-')}", f"seed={seed or 0}"]
+    command = ["classify", recipe, *(word for text in sets for word in ("--set", text)), "--out", str(WORK / name)]
+    return [*command, "--device", given.device, "--force"]
+
+
+def loci(join: int, individual: bool = False) -> Path:
+    """The loci of the four species, joined or not, as they are or another individual's."""
+    out = WORK / f"apes-data-{join}{'-individual' if individual else ''}"
+    if not out.exists():
+        command = ["prepare", "apes", "--from", str(PIECES / "apes"), "--loci", "chr22_epo*", "--join", str(join)]
+        command += ["--substitute", "0.001"] if individual else []
+        command += [word for name in ("chimpanzee", "gorilla", "human", "orangutan") for word in ("--species", name)]
+        subprocess.run([*MBA, *command, "--out", str(out), "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+def scored(names: list[str], given: argparse.Namespace) -> bool:
+    """Score what is not scored yet, all at once, since starting takes most of the time; whether it is there."""
+    wanted: dict[Path, list[str]] = {}
+    for name in names:
+        run = WORK / name
+        more = of_classes(name) if name.startswith("apes-") else of_bases(run)
+        every = ["evaluate", str(run), "--no-baselines", "--json", "--device", given.device]
+        wanted |= {run / file: [*every, *own] for file, own in more.items() if not (run / file).exists()}
+    if wanted and left(given) < 20:
+        return False
+    running = {}
+    for path, command in wanted.items():
+        files = [(LOGS / f"{path.parent.name}-{path.stem}.{end}") for end in ("json", "txt")]
+        with files[0].open("w") as printed, files[1].open("w") as log:
+            process = subprocess.Popen([*MBA, *command], stdout=printed, stderr=log, stdin=subprocess.DEVNULL)
+        running[path] = process, *files
+    for path, (process, printed, log) in running.items():
+        if process.wait():
+            say(f"{path}: {log.read_text().strip()[-300:]}")
+            continue
+        model = json.loads(printed.read_text())["model"]
+        printed.rename(path)
+        if "perplexity" in model:
+            say(f"{path.parent.name}, {path.stem}: perplexity {model['perplexity']:.4f}")
+        else:
+            say(
+                f"{path.parent.name}, {path.stem}: accuracy {model['accuracy']['value']:.4f}, {model['count']:,} windows"
+            )
+    return all(path.exists() for path in wanted)
+
+
+def of_bases(run: Path) -> dict[str, list[str]]:
+    """Both splits in windows of the trained length, and of 1,024 where that is longer: file, arguments."""
+    found = {f"likelihood-{split}.json": ["--split", split] for split in ("valid", "test")}
+    if json.loads((run / "manifest.json").read_text())["data"]["length"] > 1024:
+        windows = {
+            f"likelihood-{split}-1024.json": ["--split", split, "--length", "1024"] for split in ("valid", "test")
+        }
+        found |= windows
+    return found
+
+
+def of_classes(name: str) -> dict[str, list[str]]:
+    """Unseen loci; seen loci; seen loci of another individual: file, arguments."""
+    join = APES[name.partition("@")[0].removeprefix("apes-")][2]
+    other = ["--set", f"data.path={loci(join, individual=True)}"]
+    return {"unseen.json": [], "seen.json": ["--split", "train"], "individual.json": ["--split", "train", *other]}
+
+
 def tokens_per_step(recipe: str, sets: list[str]) -> int:
     from mamba_bio_audio.run.config import load_config
 
     return int(load_config(recipe, sets).train.tokens_per_step)
-
-
-def likelihood(name: str, given: argparse.Namespace) -> bool:
-    """Both splits in windows of the trained length and of 1,024, without simple models; whether they are there."""
-    run = WORK / name
-    for split in ("valid", "test"):
-        for length, file in ((None, f"likelihood-{split}.json"), (1024, f"likelihood-{split}-1024.json")):
-            if (run / file).exists():
-                continue
-            if left(given) < 15:
-                return False
-            command = ["evaluate", str(run), "--split", split, "--no-baselines", "--json", "--device", given.device]
-            command += [] if length is None else ["--length", str(length)]
-            found = subprocess.run([*MBA, *command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-            if found.returncode:
-                say(f"{name}: {found.stderr.strip()[-300:]}")
-                return False
-            (run / file).write_text(found.stdout)
-            model = json.loads(found.stdout)["model"]
-            say(f"{name}: {split}, windows of {length or 'its length'}: perplexity {model['perplexity']:.4f}")
-    return True
 
 
 def evaluation(what: str, name: str, given: argparse.Namespace) -> list[str] | None:
@@ -240,6 +307,7 @@ def pack(names: list[str]) -> None:
     wanted = {name.split(":")[-1] for name in names}
     small = [path for path in sorted(WORK.rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
     small = [path for path in small if not {"tensorboard", whole().name} & set(path.parts) and path.name[0] != "."]
+    small = [path for path in small if "apes-data-" not in str(path)]
     weights = [WORK / name / "model.safetensors" for name in sorted(wanted) if done(WORK / name)]
     cut = [WORK / name / "checkpoints" for name in sorted(wanted) if not done(WORK / name)]
     state = [folder / f"{which}.safetensors" for folder in cut for which in ("last", "best")]

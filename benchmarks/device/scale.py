@@ -232,12 +232,12 @@ def scored(names: list[str], given: argparse.Namespace) -> bool:
         wanted |= {run / file: [*every, *own] for file, own in more.items() if not (run / file).exists()}
     if wanted and left(given) < 20:
         return False
-    running = {}
+    running: dict[Path, tuple[subprocess.Popen[bytes], Path, Path]] = {}
     for path, command in wanted.items():
-        files = [(LOGS / f"{path.parent.name}-{path.stem}.{end}") for end in ("json", "txt")]
-        with files[0].open("w") as printed, files[1].open("w") as log:
-            process = subprocess.Popen([*MBA, *command], stdout=printed, stderr=log, stdin=subprocess.DEVNULL)
-        running[path] = process, *files
+        printed, log = (LOGS / f"{path.parent.name}-{path.stem}.{end}" for end in ("json", "txt"))
+        with printed.open("w") as out, log.open("w") as err:
+            process = subprocess.Popen([*MBA, *command], stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+        running[path] = process, printed, log
     for path, (process, printed, log) in running.items():
         if process.wait():
             say(f"{path}: {log.read_text().strip()[-300:]}")

@@ -72,8 +72,7 @@ class EvaluateOptions(RecallOptions, SuiteOptions):
     block_bases: int | None = Field(
         None,
         ge=1,
-        description="With --context: bases of a block (a quarter of the shortest context). Longer ones are predicted in "
-        "pieces of a quarter of each context: far more bases in little more time.",
+        description="With --context: bases of a block; long ones measure far more bases in little more time.",
     )
     out: Path | None = Field(
         None,

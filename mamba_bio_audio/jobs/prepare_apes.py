@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -64,17 +64,9 @@ def run(options: ApesOptions) -> Prepared:
 
     with unpacking_at_most(options.max_unpacked_gb), terminal(options) as reporter:
         if options.join is not None and options.source is not None:
-            manifest = loci.join_loci(
-                options.out,
-                options.source,
-                join=options.join,
-                files=options.loci,
-                species=options.species,
-                substitute=options.substitute,
-                seed=options.seed,
-                force=options.force,
-                reporter=reporter,
-            )
+            how = loci.Joining(options.join, options.loci, options.substitute, options.seed)
+            where: dict[str, Any] = {"species": options.species, "force": options.force, "reporter": reporter}
+            manifest = loci.join_loci(options.out, options.source, how, **where)
             return prepared(options, manifest, loci.summary_rows, "classify dna/apes")
         manifest = apes.prepare_species(
             options.out,

@@ -32,6 +32,22 @@ MAKER = Maker("prepare apes --join", ("manifest.json", "loci.tsv", "*/*.fa.gz*")
 _PLACE = re.compile(r"(\S+?):([\d,]+)-[\d,]+(?:\s|$)")
 
 
+class Joining(NamedTuple):
+    """How loci are joined.
+
+    Attributes:
+        join: loci that begin in the same so many bases of the reference become one record.
+        files: names of the files to read, as a glob; each becomes a file of the same name.
+        substitute: share of the bases to replace; None for none.
+        seed: of the substitutions.
+    """
+
+    join: int
+    files: str = "*"
+    substitute: float | None = None
+    seed: int = 0
+
+
 class _Locus(NamedTuple):
     record: Record
     stretch: str
@@ -42,12 +58,9 @@ class _Locus(NamedTuple):
 def join_loci(
     out: Path,
     source: Path,
+    how: Joining,
     *,
-    join: int,
-    files: str = "*",
     species: tuple[str, ...] = (),
-    substitute: float | None = None,
-    seed: int = 0,
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
@@ -56,11 +69,8 @@ def join_loci(
     Args:
         out: folder to make, to be given as `data.path`.
         source: folder with a folder of FASTA files per species.
-        join: loci that begin in the same so many bases of the reference become one record.
-        files: names of the files to read, as a glob; each becomes a file of the same name.
+        how: what is joined and replaced.
         species: folders to take; empty means all that have such files.
-        substitute: share of the bases to replace.
-        seed: of the substitutions.
         force: replace what an earlier run left.
         reporter: receives the progress.
 
@@ -72,13 +82,13 @@ def join_loci(
     found = {
         path.name: paths
         for path in (source / name for name in species or sorted(child.name for child in source.iterdir()))
-        if path.is_dir() and (paths := sorted(path.glob(files)))
+        if path.is_dir() and (paths := sorted(path.glob(how.files)))
     }
     missing = [name for name in species if name not in found]
     if missing or len(found) < 2:
         what = missing[0] if missing else "two species"
         raise InputError(
-            f"--from {source}: no files {files} of {what}; give a folder with a folder of them per species"
+            f"--from {source}: no files {how.files} of {what}; give a folder with a folder of them per species"
         )
     rows, counts = ["class\trecord\tlocus\tstart0\tend"], {}
     seen: dict[str, dict[str, tuple[str, int, str]]] = {}
@@ -89,13 +99,13 @@ def join_loci(
             seen[name] = {}
             origin, bases = [], dict.fromkeys(SPLITS, 0)
             for path in paths:
-                loci = _read(path, join)
+                loci = _read(path, how.join)
                 if twice := seen[name].keys() & loci.keys():
                     raise InputError(
                         f"{path}: record {min(twice)!r} is also in another file; give --loci that match one"
                     )
                 seen[name] |= {key: (locus.stretch, locus.place, locus.split) for key, locus in loci.items()}
-                rows += _write(work / name / path.name, name, loci, substitute, seed)
+                rows += _write(work / name / path.name, name, loci, how)
                 for locus in loci.values():
                     bases[locus.split] += len(locus.record.sequence)
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -107,9 +117,9 @@ def join_loci(
         manifest = {
             "kind": KIND,
             "format": 1,
-            "join": join,
-            "substitute": substitute,
-            "seed": seed,
+            "join": how.join,
+            "substitute": how.substitute,
+            "seed": how.seed,
             "records": len({record for record, _ in records}),
             "species": counts,
         }
@@ -151,7 +161,7 @@ def _read(path: Path, join: int) -> dict[str, _Locus]:
     return found
 
 
-def _write(path: Path, name: str, loci: Mapping[str, _Locus], substitute: float | None, seed: int) -> list[str]:
+def _write(path: Path, name: str, loci: Mapping[str, _Locus], how: Joining) -> list[str]:
     """Write the joined records; rows of loci.tsv."""
     stretches: dict[str, list[_Locus]] = {}
     for locus in sorted(loci.values(), key=lambda locus: locus.place):
@@ -164,8 +174,8 @@ def _write(path: Path, name: str, loci: Mapping[str, _Locus], substitute: float 
                 end = start + len(locus.record.sequence)
                 rows.append(f"{name}\t{stretch}\t{locus.record.name}\t{start}\t{end}")
                 start = end
-            if substitute:
-                sequence = substituted(sequence, substitute, f"{seed} {name} {stretch}")
+            if how.substitute:
+                sequence = substituted(sequence, how.substitute, f"{how.seed} {name} {stretch}")
             lines = [sequence[low : low + LINE_BASES] for low in range(0, len(sequence), LINE_BASES)]
             handle.write(f">{stretch} species={name} split={own[0].split} loci={len(own)}\n".encode())
             handle.write(b"\n".join(lines) + b"\n")

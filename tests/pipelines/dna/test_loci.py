@@ -9,7 +9,7 @@ import pytest
 from mamba_bio_audio.cli.main import run as command
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.prepare_apes import ApesOptions, run
-from mamba_bio_audio.pipelines.dna.loci import join_loci, substituted
+from mamba_bio_audio.pipelines.dna.loci import Joining, join_loci, substituted
 from mamba_bio_audio.pipelines.dna.records import read_records
 
 PLACES = {"a": (30_001, "val"), "b": (10_001, "val"), "c": (1_000_001, "train"), "d": (2_500_001, "test")}
@@ -66,7 +66,7 @@ def test_another_individual_differs_in_a_share_of_the_bases_of_each_species(sour
     for out, more in zip(
         made, ({}, {"substitute": 0.01}, {"substitute": 0.01}, {"substitute": 0.01, "seed": 1}), strict=True
     ):
-        join_loci(out, source, join=1_000_000, files="chr22*", **more)
+        join_loci(out, source, Joining(1_000_000, "chr22*", **more))
     for species in ("human", "orangutan"):
         same, changed, again, other = (joined(out, species)["chr22_0k"][1] for out in made)
         differ = np.array([a != b for a, b in zip(same, changed, strict=True)])
@@ -76,9 +76,9 @@ def test_another_individual_differs_in_a_share_of_the_bases_of_each_species(sour
 
 
 def test_what_is_no_aligned_locus_is_refused(source, tmp_path) -> None:
-    def refused(text: str, **more) -> None:
+    def refused(text: str, join: int = 1_000_000, files: str = "chr22*", **more) -> None:
         with pytest.raises(InputError, match=text):
-            join_loci(tmp_path / "out", source, **({"join": 1_000_000, "files": "chr22*"} | more))
+            join_loci(tmp_path / "out", source, Joining(join, files), **more)
         assert not (tmp_path / "out").exists()
 
     refused("record 'mt': its header does not say where it lies", files="other*")

@@ -110,7 +110,7 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
     tasks = find_tasks(asked.suite, asked.folder, asked.options.task)
     if not [*_arms(asked), *_frozen(asked)] and not {"kmers", "cnn", *FIXED} & set(asked.arms):
         raise InputError("--arms frozen and finetuned need --pretrained RUN")
-    if (kept := _finished(asked, [task.name for task in tasks])) is not None:
+    if (kept := _finished(asked, tasks)) is not None:
         return kept
     # As it is now: a source tree may change while this runs.
     machine = environment(asked.device)
@@ -123,6 +123,7 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
         for number, task in enumerate(tasks):
             asked.progress("tasks", number, len(tasks))
             place = out / "tasks" / f"{task.name}.json"
+            _check_data(asked, task, out)
             try:
                 if not place.exists():
                     write_json(place, _evaluate_task(asked, task, out).model_dump(mode="json"))
@@ -165,13 +166,30 @@ def _check_settings(asked: Asked, out: Path) -> None:
     write_json(place, now)
 
 
-def _finished(asked: Asked, tasks: list[str]) -> SuiteResult | None:
+def _check_data(asked: Asked, task: Task, out: Path) -> None:
+    """Refuse results, or half-done work, that are of other files; noted before a task is begun."""
+    place, now = out / "tasks" / f"{task.name}.data.json", {"sha256": task.fingerprint()}
+    if place.exists() and read_json(place) != now:
+        raise InputError(
+            f"{task.path}: the files have changed since {asked.out} was made of them; choose another --out, or replace it with "
+            "--force"
+        )
+    # Not where they are kept by an earlier version, which did not note them.
+    if not place.exists() and not (out / "tasks" / f"{task.name}.json").exists():
+        write_json(place, now)
+
+
+def _finished(asked: Asked, tasks: list[Task]) -> SuiteResult | None:
     """What the folder holds, if it is finished and of the same settings and tasks; nothing is done again."""
     places = [asked.out / name for name in (WHOLE, SETTINGS)]
     if asked.options.force or not all(place.exists() for place in places) or read_json(places[1]) != _settings(asked):
         return None
     found = SuiteResult.model_validate(read_json(places[0]) | {"shown_again": True})
-    return found if [task.task for task in found.tasks] == tasks else None
+    if [task.task for task in found.tasks] != [task.name for task in tasks]:
+        return None
+    for task in tasks:
+        _check_data(asked, task, asked.out)
+    return found
 
 
 def _arms(asked: Asked) -> list[Arm]:

@@ -170,7 +170,15 @@ def test_finished_tasks_are_kept(folder, tmp_path, capsys):
     assert f"{out} is finished and was shown; --force does it again" in again.err.replace("\n", " ")
     assert mba(*given, "--task", "tf_0") == 2
     assert "is not empty" in capsys.readouterr().err
+    # Finished or not, other data are other results.
+    place = folder / "GUE/tf/0/train.csv"
+    text = place.read_text()
+    place.write_text(text + text.splitlines()[1] + "\n")
+    assert mba(*given) == 2
     (out / "suite.json").unlink()
+    assert mba(*given) == 2
+    assert capsys.readouterr().err.replace("\n", " ").count("the files have changed since") == 2
+    place.write_text(text)
     assert mba(*arguments(folder, out, "--arms", "cnn")) == 2
     assert "was begun with other settings" in capsys.readouterr().err
 

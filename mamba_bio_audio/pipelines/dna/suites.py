@@ -9,6 +9,7 @@ Where a benchmark has no validation split, a tenth of train becomes it, related 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
@@ -51,6 +52,15 @@ class Task(NamedTuple):
             "shared_bases": "drop",
             "reverse_complement": not self.stranded,
         }
+
+    def fingerprint(self) -> str:
+        """SHA-256 of its files and their places."""
+        digest = hashlib.sha256()
+        for file in sorted(file for file in self.path.rglob("*") if file.is_file()):
+            place = file.relative_to(self.path)
+            if not any(part.startswith(".") for part in place.parts):
+                digest.update(f"{place.as_posix()}\t{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        return digest.hexdigest()
 
 
 def find_tasks(suite: SuiteName, folder: Path, wanted: Iterable[str] = ()) -> list[Task]:

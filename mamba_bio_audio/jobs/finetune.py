@@ -73,11 +73,11 @@ class FinetuneResult(TrainResult):
                 f"best validation at step {self.best_step:,}: {self.valid_nats:.4f} {self.loss_name} per {self.per}"
             )
         if self.valid_accuracy is not None:
-            row = self.valid_accuracy
-            lines.append(
-                f"validation accuracy {row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%} over "
-                f"{row['groups']:,} {self.groups})"
+            row = Interval.model_validate(self.valid_accuracy)
+            over = (
+                "no interval from one of" if row.groups < 2 else f"{row.low:.1%} to {row.high:.1%} over {row.groups:,}"
             )
+            lines.append(f"validation accuracy {row.value:.1%} ({over} {self.groups})")
         given = {name: row for name, row in (self.valid or {}).items() if name != "accuracy"}
         if found := {name: Interval.model_validate(row) for name, row in given.items()}:
             lines.append("validation " + ", ".join(f"{SCORES[name]} {row.plain()}" for name, row in found.items()))

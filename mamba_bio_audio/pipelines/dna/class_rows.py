@@ -282,15 +282,15 @@ def header_label(header: str) -> str | None:
     return label if bar and name and label else None
 
 
-def has_header_labels(path: Path) -> bool:
-    """Whether every record of a FASTA file is named `name|label`, with labels that recur."""
+def has_header_labels(path: Path, *, recur: bool = True) -> bool:
+    """Whether every record of a FASTA file is named `name|label`, with labels that recur, as classes do."""
     labels = Counter[str]()
     for record in read_records(path):
         label = header_label(record.header)
         if label is None:
             return False
         labels[label] += 1
-    return 1 < len(labels) < labels.total()
+    return 1 < len(labels) < labels.total() if recur else bool(labels)
 
 
 def read_labelled_fasta(path: Path, progress: Progress | None = None) -> list[Row]:

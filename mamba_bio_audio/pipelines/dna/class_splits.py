@@ -58,7 +58,8 @@ def assign_splits(labelled: Labelled, config: DnaClassesConfig, length: int) -> 
         labelled.origin = _split_genomes(labelled, config, length, table is not None)
     if table is not None:
         _refuse_shared(labelled, "homologous group")
-    elif "group" in (config.columns or {}) and config.shared_bases != "allow":
+    elif config.shared_bases != "allow" and any(r.locus.startswith("group ") for r in labelled.regions):
+        # Of a column of the table, named or found.
         _refuse_shared(labelled, "group")
     elif config.labels is not None and config.shared_bases != "allow":
         _refuse_overlaps(labelled, config.labels)
@@ -439,7 +440,7 @@ def _refuse_shared(labelled: Labelled, what: str) -> None:
             raise InputError(
                 f"the {what} {group.removeprefix('group ')!r} is in several splits: {where}, so a model would be tested on "
                 f"relatives of what it was trained on; put each group into one split, or have splits drawn with "
-                f"data.split=draw"
+                f"data.split=draw" + (", or accept this with data.shared_bases=allow" if what == "group" else "")
             )
 
 

@@ -7,7 +7,7 @@ ends there (`models/heads.py`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +27,7 @@ from mamba_bio_audio.pipelines.dna.class_regions import shares_inside
 from mamba_bio_audio.pipelines.dna.class_splits import assign_splits, prepared_file, refuse_duplicates
 from mamba_bio_audio.pipelines.dna.class_windows import WindowSampler, draw_evaluation_windows
 from mamba_bio_audio.pipelines.dna.classes_config import DnaClassesConfig
+from mamba_bio_audio.pipelines.dna.genome import FileFingerprint
 from mamba_bio_audio.pipelines.dna.label_leaks import leak_rows, leaks_of
 from mamba_bio_audio.pipelines.dna.label_values import describe_values, value_rows
 from mamba_bio_audio.pipelines.dna.labelled import leave_out_unknown, open_labelled
@@ -271,11 +272,19 @@ class DnaClassesCorpus(Corpus):
             "shared_sequences": {pair: row["equal"] for pair, row in labelled.between.items()},
             "near_sequences": {pair: row["near"] for pair, row in labelled.between.items()},
             "label_conflicts": self.label_conflicts(),
+            "same_files": _same_files(labelled.files),
             "label_leaks": [leak.to_dict() for leak in (leaks_of(labelled) if labelled.values is None else ())],
             "length": self.length,
             "training_windows": len(self.windows(self.length)),
             "reverse_complement": self.config.reverse_complement,
         }
+
+
+def _same_files(files: Sequence[FileFingerprint]) -> list[tuple[str, str]]:
+    """FASTA files of two classes, CLASS/NAME, that hold the same."""
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(file.sha256, file.name), file.name) for file in files if "/" in file.name]
+    return [(one, other) for one, other in pairs if one.partition("/")[0] != other.partition("/")[0]]
 
 
 def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
@@ -320,6 +329,8 @@ def summary_rows(described: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append(("in two splits", f"{listed} {what} are {how}: scores on them mean nothing"))
     if not examples and described.get("near_sequences") == {}:
         rows.append(("in two splits", f"not compared: train has more than {MAX_TRAIN_BASES:,} bases"))
+    for one, other in described.get("same_files", ()):
+        rows.append(("two labels", f"{one} and {other} are the same sequence, so nothing tells their classes apart"))
     if text := conflict_text(described.get("label_conflicts", {}), "all"):
         rows.append(("two labels", text))
     return rows + leak_rows(described["label_leaks"])

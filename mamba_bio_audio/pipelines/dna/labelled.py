@@ -230,7 +230,8 @@ def _rows(
         )
     if tables:
         return read_table(given[0], progress, columns, empty_labels=empty), given, str(given[0])
-    if len(given) == 1 and given[0].is_file() and given[0].suffix != ".2bit" and has_header_labels(given[0]):
+    fasta = len(given) == 1 and given[0].is_file() and given[0].suffix != ".2bit"
+    if fasta and has_header_labels(given[0], recur=task == "classes"):
         return read_labelled_fasta(given[0], progress), given, str(given[0])
     return None
 

@@ -117,11 +117,17 @@ def test_a_folder_without_dev_draws_it_from_train_by_groups(tmp_path):
     assert len(splits(corpus)["valid"]) == 8
     assert len(splits(corpus)["test"]) == 10
     assert {r.label for r in corpus.labelled.regions if r.split == "valid"} == {0, 1}
-    # A group on both sides would be a test on relatives.
+    # A group on both sides would be a test on relatives, whether its column is named or found.
     with (tmp_path / "test.csv").open("a") as file:
         file.write(f"{bases()},1,g3\n")
     with pytest.raises(InputError, match=r"the group 'g3' is in several splits"):
         DnaClassesCorpus(config(tmp_path, columns={"group": "gene"}), length=50)
+    for split in ("train", "test"):
+        table = tmp_path / f"{split}.csv"
+        table.write_text(table.read_text().replace("gene", "group"))
+    with pytest.raises(InputError, match=r"the group 'g3' is in several splits.* data.shared_bases=allow"):
+        DnaClassesCorpus(config(tmp_path), length=50)
+    DnaClassesCorpus(config(tmp_path, shared_bases="allow"), length=50)
 
 
 def test_parquet_in_parts(tmp_path):

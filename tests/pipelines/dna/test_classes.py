@@ -416,3 +416,7 @@ def test_records_shorter_than_a_window_change_no_evaluation_windows(write_fasta,
     places = [[(window.record, window.start) for window in windows] for windows in found]
     assert len(places[0]) == 20
     assert places[0] == places[1]
+    # Both classes are one file, which is told.
+    described = module(files[0], evaluation_windows=10).corpus.summary()
+    assert described["same_files"] == [("x/x.fa", "y/y.fa")]
+    assert "x/x.fa and y/y.fa are the same sequence" in dict(summary_rows(described))["two labels"]

@@ -133,6 +133,12 @@ def test_fasta_files_and_mapping(write_fasta, tmp_path: Path) -> None:
         read([y, z])
 
 
+def test_numbers_in_headers_need_not_recur(write_fasta) -> None:
+    file = write_fasta("n.fa", {f"s{i}|{i / 7:.3f}": "ACGT" for i in range(5)})
+    found = open_labelled(DnaClassesConfig(path=file), task="regression")
+    assert [row[0] for row in found.values.tolist()] == pytest.approx([i / 7 for i in range(5)], abs=1e-3)
+
+
 def test_bed_with_labels(write_fasta, tmp_path: Path) -> None:
     fasta = write_fasta("g.fa", {"chr1": "AACCGGTT", "chr2": "ACGTACGT"})
     bed = tmp_path / "labels.bed"

@@ -7,8 +7,6 @@ logistic regression on the vectors of a pretrained model (frozen).
 
 from __future__ import annotations
 
-import datetime
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import MARKER, Maker, growing_folder, read_json, write_json, write_text
+from mamba_bio_audio.jobs.suite_kept import SETTINGS, WHOLE, check_data, check_settings, finished, open_test
 from mamba_bio_audio.jobs.suite_options import FIXED, SuiteOptions
 from mamba_bio_audio.jobs.suite_results import Gain, ModelScores, SuiteResult, TaskResult, predictions_table
 from mamba_bio_audio.pipelines.contract import Progress
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from mamba_bio_audio.pipelines.dna.suites import Task
     from mamba_bio_audio.run.config import RunConfig
 
-WHOLE, TABLE, SETTINGS = "suite.json", "suite.csv", "settings.json"
+TABLE = "suite.csv"
 PREDICTIONS = "predictions"
 MAKER = Maker(
     "evaluate --suite",
@@ -110,12 +109,12 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
     tasks = find_tasks(asked.suite, asked.folder, asked.options.task)
     if not [*_arms(asked), *_frozen(asked)] and not {"kmers", "cnn", *FIXED} & set(asked.arms):
         raise InputError("--arms frozen and finetuned need --pretrained RUN")
-    if (kept := _finished(asked, tasks)) is not None:
+    if (kept := finished(asked, tasks)) is not None:
         return kept
     # As it is now: a source tree may change while this runs.
     machine = environment(asked.device)
     with growing_folder(asked.out, MAKER, WHOLE, inputs=[asked.folder], force=asked.options.force) as out:
-        _check_settings(asked, out)
+        check_settings(asked, out)
         for name in ("tasks", PREDICTIONS):
             (out / name).mkdir(exist_ok=True)
         done: list[TaskResult] = []
@@ -123,7 +122,7 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
         for number, task in enumerate(tasks):
             asked.progress("tasks", number, len(tasks))
             place = out / "tasks" / f"{task.name}.json"
-            _check_data(asked, task, out)
+            check_data(asked, task, out)
             try:
                 if not place.exists():
                     write_json(place, _evaluate_task(asked, task, out).model_dump(mode="json"))
@@ -147,49 +146,6 @@ def evaluate_suite(asked: Asked) -> SuiteResult:
         if stopped is None:
             write_json(out / WHOLE, result.to_json())
     return result
-
-
-def _settings(asked: Asked) -> dict[str, Any]:
-    """What the results of a folder belong to; tasks may be others."""
-    own = asked.options.model_dump(mode="json", include=set(SuiteOptions.model_fields) - {"task", "force", "quiet"})
-    more = {"folder": str(asked.folder.resolve()), "overrides": list(asked.overrides)}
-    return dict(json.loads(json.dumps(own | more)))
-
-
-def _check_settings(asked: Asked, out: Path) -> None:
-    """Refuse to continue what was begun with other settings."""
-    place, now = out / SETTINGS, _settings(asked)
-    if place.exists() and read_json(place) != now:
-        raise InputError(
-            f"{asked.out}: was begun with other settings; choose another --out, or replace it with --force"
-        )
-    write_json(place, now)
-
-
-def _check_data(asked: Asked, task: Task, out: Path) -> None:
-    """Refuse results, or half-done work, that are of other files; noted before a task is begun."""
-    place, now = out / "tasks" / f"{task.name}.data.json", {"sha256": task.fingerprint()}
-    if place.exists() and read_json(place) != now:
-        raise InputError(
-            f"{task.path}: the files have changed since {asked.out} was made of them; choose another --out, or replace it with "
-            "--force"
-        )
-    # Not where they are kept by an earlier version, which did not note them.
-    if not place.exists() and not (out / "tasks" / f"{task.name}.json").exists():
-        write_json(place, now)
-
-
-def _finished(asked: Asked, tasks: list[Task]) -> SuiteResult | None:
-    """What the folder holds, if it is finished and of the same settings and tasks; nothing is done again."""
-    places = [asked.out / name for name in (WHOLE, SETTINGS)]
-    if asked.options.force or not all(place.exists() for place in places) or read_json(places[1]) != _settings(asked):
-        return None
-    found = SuiteResult.model_validate(read_json(places[0]) | {"shown_again": True})
-    if [task.task for task in found.tasks] != [task.name for task in tasks]:
-        return None
-    for task in tasks:
-        _check_data(asked, task, asked.out)
-    return found
 
 
 def _arms(asked: Asked) -> list[Arm]:
@@ -236,7 +192,7 @@ def _evaluate_task(asked: Asked, task: Task, out: Path) -> TaskResult:
     }
     ways = [f"{name}, {way}" for name in _pretrained(asked) for way in ("frozen", "fine-tuned")]
     trials += [ours[name] for name in ("from scratch", *ways) if name in ours]
-    opened = _open_test(out / "tasks" / f"{task.name}.opened.json")
+    opened = open_test(out / "tasks" / f"{task.name}.opened.json")
     test = data.evaluation_dataset("test")
     rows, y = labelled_sequences(test)
     clean = data.corpus.strata("test").get("not in train", np.ones(len(y), dtype=bool))
@@ -297,14 +253,6 @@ def _pairs(names: list[str]) -> Iterator[tuple[str, str]]:
     for at, name in enumerate(names):
         if name != "CNN" and not name.endswith("-mers"):
             yield from ((name, other) for other in names[:at] if other in ("k-mers", "CNN", "from scratch"))
-
-
-def _open_test(place: Path) -> list[str]:
-    """Note that the test split is read now."""
-    opened = read_json(place) if place.exists() else []
-    opened.append(datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
-    write_json(place, opened)
-    return list(opened)
 
 
 def _longest(task: Task) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mamba_bio_audio.errors import InputError
+
+# Between two lines about a job whose progress is no bar, because its standard error is no terminal.
+SECONDS_A_LINE = 60.0
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> str:
@@ -55,11 +59,25 @@ def check_inputs(files: Sequence[str]) -> None:
             raise InputError(f"{file}: empty; leave it out")
 
 
+def _lines(console: Any) -> Callable[[str, int, int | None], None]:
+    """A progress callback that prints a line now and then to standard error, for the logs of long jobs."""
+    last = time.monotonic()
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_A_LINE:
+            last = time.monotonic()
+            of = "" if total is None else f" of {total:,}"
+            console.print(f"{what}: {done:,}{of}", markup=False, highlight=False, soft_wrap=True)
+
+    return tell
+
+
 @contextmanager
 def counters(
     quiet: bool, speed: Callable[[float], str] | None = None
 ) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress callback (what, done, total) of a job in parts: a bar for each that runs on a terminal, nothing otherwise.
+    """A progress callback (what, done, total) of a job in parts: on a terminal a bar for each that runs, else a line a minute.
 
     Args:
         quiet: show nothing.
@@ -75,11 +93,14 @@ def counters(
             return super().render(task)
 
     console = Console(stderr=True)
+    if not quiet and not console.is_terminal:
+        yield _lines(console)
+        return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     if speed is not None:
         columns.append(Speed("", markup=False))
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
 
         def tell(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
@@ -94,6 +115,6 @@ def counters(
 def counter(
     what: str, unit: str, quiet: bool, speed: Callable[[float], str] | None = None
 ) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress callback (done, total) of a job in one part: a bar on a terminal, nothing otherwise."""
+    """A progress callback (done, total) of a job in one part: a bar on a terminal, elsewhere a line a minute."""
     with counters(quiet, speed) as tell:
         yield partial(tell, f"{what} {unit}")

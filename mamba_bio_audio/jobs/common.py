@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.training.cores import cores
 
 # Between two lines about a job whose progress is no bar, because its standard error is no terminal.
 SECONDS_A_LINE = 60.0
@@ -59,6 +60,18 @@ def check_inputs(files: Sequence[str]) -> None:
             raise InputError(f"{file}: empty; leave it out")
 
 
+def _of_busy_cores() -> str:
+    """What to do where other processes use the cores and threads wait for each other; else nothing."""
+    import torch
+
+    threads, load = torch.get_num_threads(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if threads == 1 or load <= cores():
+        return ""
+    return (
+        f"; the cores are busy (load average {load:.1f}) and {threads} threads wait for each other: OMP_NUM_THREADS=1"
+    )
+
+
 def _lines(console: Any) -> Callable[[str, int, int | None], None]:
     """A progress callback that prints a line now and then to standard error, for the logs of long jobs."""
     last = time.monotonic()
@@ -68,7 +81,7 @@ def _lines(console: Any) -> Callable[[str, int, int | None], None]:
         if time.monotonic() - last >= SECONDS_A_LINE:
             last = time.monotonic()
             of = "" if total is None else f" of {total:,}"
-            console.print(f"{what}: {done:,}{of}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{what}: {done:,}{of}{_of_busy_cores()}", markup=False, highlight=False, soft_wrap=True)
 
     return tell
 

@@ -8,6 +8,7 @@ and an unfinished group of runs one file with their states, from which it goes o
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import math
 import re
@@ -324,8 +325,12 @@ class Comparison:
                 for lane in lanes.values():
                     lane.wait()
                 if step == first and train.cuda_graph:
+                    # Half a second, and without it a dead cycle may hold memory; so once for all.
+                    gc.collect()
+                    # Seconds each, longer beside other processes; a lane that is not recorded goes on without.
                     for run, lane in lanes.items():
-                        lane.record(feeds[run.seed].block)
+                        if not self._over:
+                            lane.record(feeds[run.seed].block)
                     began = time.perf_counter()
                 step += self.together
                 due = step % train.validate_every == 0 or step == steps
@@ -337,7 +342,7 @@ class Comparison:
                     )
                     speed = 1e3 * (time.perf_counter() - began) / max(1, step - first - self.together)
                     self.tell(f"step {step:,} of {steps:,}, {speed:.3g} ms for a step of all: valid {shown}")
-                paused = due or self.device == "cpu" or step % PAUSE < self.together
+                paused = due or self.device == "cpu" or step % PAUSE < self.together or step == first + self.together
                 if self.device == "cuda" and paused:
                     torch.cuda.synchronize()
                 over = step < steps and paused and self._over

@@ -8,7 +8,6 @@ the same steps run one after another.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -92,7 +91,6 @@ class Lane:
             return
         torch.cuda.synchronize()
         self._loss._forget()
-        gc.collect()
         torch.cuda.empty_cache()
         self._replay = recording(lambda: self._steps(block))
 

@@ -147,6 +147,21 @@ def test_time_that_is_over_is_told(tmp_path):
         compare.run(options(tmp_path / "out", rates="1e-2"))
 
 
+def test_the_time_is_looked_at_between_recordings(tmp_path, monkeypatch):
+    """As many models need half a minute alone, and minutes beside other processes; what was done is saved."""
+    recorded = []
+
+    def record(lane, block):
+        recorded.append(lane)
+        monkeypatch.setattr(core.Comparison, "_over", True)
+
+    monkeypatch.setattr(core.Lane, "record", record)
+    asked = options(tmp_path / "out", overrides=(*SMALL, "train.cuda_graph=true"), only="mamba", together=2)
+    assert compare.run(asked).unfinished
+    assert len(recorded) == 1
+    assert (tmp_path / "out" / core.UNFINISHED).exists()
+
+
 def test_batches_are_those_of_the_data_whatever_they_are(tmp_path):
     genome = tmp_path / "g.fa"
     genome.write_text(">a\n" + "ACGTTGCA" * 200 + "\n>b\n" + "ACCGTAGA" * 200 + "\n")

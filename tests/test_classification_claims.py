@@ -120,6 +120,17 @@ def test_genomes_and_fragments():
         assert bounds == f"{100 * float(row['low']):.1f} to {100 * float(row['high']):.1f}"
 
 
+def test_a_number_that_is_known():
+    found = results("gc_share_cpu.csv")
+    rows = table("| steps | CPU seconds | R2 |")
+    assert [row["standard_deviation"] for row in found] == ["0.1772"] * 2
+    for (steps, seconds, value, bounds, pearson, error), row in zip(rows, found, strict=True):
+        assert (steps, seconds, value, pearson, error) == (
+            *(row[key] for key in ("steps", "cpu_seconds", "r2", "pearson", "rmse")),
+        )
+        assert bounds == f"{row['r2_low']} to {row['r2_high']}"
+
+
 def percent(number: str) -> str:
     return f"{100 * float(number):.1f}"
 

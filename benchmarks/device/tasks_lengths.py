@@ -3,9 +3,9 @@
     mba compare synthetic/induction --mixers mamba,transformer --every-rate --out OUT
     python benchmarks/device/tasks_lengths.py OUT --lengths 2^6..2^20 --seconds 60
 
-Writes OUT/lengths.csv, a row for each run and length (beyond --short only of runs that hold till there, the best first), and
-prints for each model its best run: the one with the highest mean over the lengths, as the paper's table, whose rates and seeds
-are not stated, is read most kindly. Runs with a state that grows are scored up to --most-growing.
+Writes OUT.lengths.csv, beside the folder, a row for each run and length (beyond --short only of runs that hold till there, the
+best first), and prints for each model its best run: the one with the highest mean over the lengths, as the paper's table,
+whose rates and seeds are not stated, is read most kindly. Runs with a state that grows are scored up to --most-growing.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ FIELDS = (
 )
 
 
+def place_of(out: Path) -> Path:
+    """The table of a folder: beside it, since in it mba compare would refuse to go on."""
+    return out.with_name(f"{out.name}.lengths.csv")
+
+
 def rows_of(place: Path) -> list[dict[str, str]]:
     if not place.exists():
         return []
@@ -56,7 +61,7 @@ def runs_of(out: Path) -> list[dict[str, Any]]:
 def score(arguments: argparse.Namespace) -> None:
     """All runs at short lengths, then those that hold best at long ones."""
     until = time.perf_counter() + arguments.seconds
-    place = arguments.out / "lengths.csv"
+    place = place_of(arguments.out)
     if not place.exists():
         place.write_text(",".join(FIELDS) + "\n")
     lengths = read_lengths(arguments.lengths)
@@ -116,7 +121,7 @@ def score_run(
 
 def best_runs(out: Path) -> dict[str, tuple[tuple[str, str, str], dict[int, str]]]:
     """Of each model the run with the highest mean over all lengths, and its share of right answers at each ("": it cannot)."""
-    rows = rows_of(out / "lengths.csv")
+    rows = rows_of(place_of(out))
     lengths = {int(row["length"]) for row in rows}
     by_run: dict[tuple[str, str, str], dict[int, str]] = {}
     for row in rows:

@@ -16,6 +16,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import is_occupied
 from mamba_bio_audio.jobs.contract import Result
 from mamba_bio_audio.jobs.pretrain import DryRunResult, TrainOptions, TrainResult, estimate
+from mamba_bio_audio.run.outcomes import OUT_OF_TIME
 
 if TYPE_CHECKING:
     from mamba_bio_audio.run.begin import Session
@@ -49,7 +50,7 @@ class FinetuneResult(TrainResult):
 
     Attributes:
         valid: scores of the best weights on validation, by name, each with its interval over loci or recordings; None where
-            a signal stopped the training.
+            the training was stopped.
         valid_accuracy: the accuracy among them, for classes.
         groups: what the intervals are over, in words.
         loss_name: what the loss is, in words.
@@ -140,7 +141,7 @@ class RepeatsResult(Result):
         run: folder of the runs.
         runs: scores of each run by split and name.
         scores: by split and name: mean, its interval (`low`, `high`) over draws and seeds, standard deviation, number of runs.
-        stopped_by: name of the signal that ended it early.
+        stopped_by: name of the signal that ended it early, or `OUT_OF_TIME`.
     """
 
     run: str
@@ -164,7 +165,7 @@ class RepeatsResult(Result):
     @property
     def exit_code(self) -> int:
         """130 where a signal ended it."""
-        return 130 if self.stopped_by else 0
+        return 130 if self.stopped_by not in (None, OUT_OF_TIME) else 0
 
 
 def repeat(options: FinetuneOptions) -> RepeatsResult:
@@ -179,7 +180,7 @@ def repeat(options: FinetuneOptions) -> RepeatsResult:
         raise InputError(f"--repeats draws anew what data.split_seed draws, which data.kind={first.data.kind} has not")
     whole = options.folder(first)
     runs: list[dict[str, dict[str, float]]] = []
-    stopped = None
+    stopped, deadline = None, options.session().deadline
     for number in range(options.repeats):
         changed = (f"seed={first.seed + number}", f"data.split_seed={split_seed + number}")
         out = whole / str(number + 1)
@@ -189,7 +190,7 @@ def repeat(options: FinetuneOptions) -> RepeatsResult:
         config = labelled_config(own)
         if not (resumed and is_complete(config, out)):
             whole.mkdir(parents=True, exist_ok=True)
-            stopped = finetune(config, out, own.session()).stopped_by
+            stopped = finetune(config, out, own.session()._replace(deadline=deadline)).stopped_by
             if stopped is not None:
                 break
         scores: dict[str, dict[str, float]] = {}

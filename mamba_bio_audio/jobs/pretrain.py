@@ -36,35 +36,6 @@ class TrainOptions(Options):
     resume: Resume = False
     force: Force = False
     dry_run: DryRun = False
-
-    def config(self) -> RunConfig:
-        """The validated recipe."""
-        from mamba_bio_audio.run.pretrained import configure
-
-        overrides = [*self.overrides, *([] if self.seed is None else [f"seed={self.seed}"])]
-        return configure(self.recipe, overrides, run_of=self._folder if self.resume else None)
-
-    def session(self) -> Session:
-        """How this command trains."""
-        from mamba_bio_audio.jobs.common import resolve_device
-        from mamba_bio_audio.run.begin import Session
-        from mamba_bio_audio.run.recipes import recipe_files
-
-        inputs = tuple(recipe_files(self.recipe))
-        device = resolve_device(self.device)
-        return Session(device, self.resume, self.force, self.quiet, None, tuple(sys.argv[1:]), inputs)
-
-    def folder(self, config: RunConfig) -> Path:
-        """The run folder."""
-        return self._folder(str(config.name))
-
-    def _folder(self, name: str) -> Path:
-        return self.out or Path("runs") / name
-
-
-class PretrainOptions(TrainOptions):
-    """Options of `mba pretrain`."""
-
     max_time: Annotated[str | None, Cli(metavar="TIME")] = Field(
         None,
         description="Save and end after so long (1500 is seconds; 25m, 1.5h), counted from the start of the command; "
@@ -78,10 +49,34 @@ class PretrainOptions(TrainOptions):
             raise ValueError(f"got {text!r}; write seconds, minutes or hours above 0, for example 1500, 25m or 1.5h")
         return text
 
+    def config(self) -> RunConfig:
+        """The validated recipe."""
+        from mamba_bio_audio.run.pretrained import configure
+
+        overrides = [*self.overrides, *([] if self.seed is None else [f"seed={self.seed}"])]
+        return configure(self.recipe, overrides, run_of=self._folder if self.resume else None)
+
     def session(self) -> Session:
         """How this command trains, and until when."""
+        from mamba_bio_audio.jobs.common import resolve_device
+        from mamba_bio_audio.run.begin import Session
+        from mamba_bio_audio.run.recipes import recipe_files
+
+        inputs = tuple(recipe_files(self.recipe))
+        device = resolve_device(self.device)
         until = None if self.max_time is None else time.monotonic() + _seconds(self.max_time)
-        return super().session()._replace(deadline=until)
+        return Session(device, self.resume, self.force, self.quiet, None, tuple(sys.argv[1:]), inputs, deadline=until)
+
+    def folder(self, config: RunConfig) -> Path:
+        """The run folder."""
+        return self._folder(str(config.name))
+
+    def _folder(self, name: str) -> Path:
+        return self.out or Path("runs") / name
+
+
+class PretrainOptions(TrainOptions):
+    """Options of `mba pretrain`."""
 
 
 def _seconds(text: str) -> float:

@@ -232,7 +232,11 @@ def test_few_labels_again_and_again(folder, tmp_path, capsys):
     pairs = [f"data.path={tmp_path / 't.tsv'}", "data.few=8", "train.steps=6", "train.validate_every=3"]
     sets = [part for key in pairs for part in ("--set", key)]
     call = ["finetune", folder / "r.yaml", *sets, "--out", tmp_path / "runs", "--device", "cpu"]
-    assert mba_command(*call, "--repeats", "3", "--test", "--json", "--quiet") == 0
+    # The time is over within the first run already, for all of them.
+    assert mba_command(*call, "--repeats", "3", "--max-time", "0.001", "--quiet") == 0
+    assert "stopped by --max-time; continue with --resume" in capsys.readouterr().out
+    assert [place.name for place in (tmp_path / "runs").iterdir() if place.is_dir()] == ["1"]
+    assert mba_command(*call, "--repeats", "3", "--test", "--json", "--quiet", "--resume") == 0
     result = json.loads(capsys.readouterr().out)
     values = [run["test"]["auroc"] for run in result["runs"]]
     found = result["scores"]["test"]["auroc"]

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from mamba_bio_audio.files import to_json
-from mamba_bio_audio.jobs.finetune import FinetuneResult
+from mamba_bio_audio.jobs.classify import ClassifyOptions
+from mamba_bio_audio.jobs.finetune import FinetuneOptions, FinetuneResult
 from mamba_bio_audio.jobs.pretrain import DryRunResult, PretrainOptions, PretrainResult
 
 TRAINED = {
@@ -118,7 +119,8 @@ def test_options_become_overrides_and_a_folder():
 def test_a_time_is_seconds_minutes_or_hours(monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: 100.0)
     for text, seconds in (("90", 90), ("90s", 90), ("25m", 1500), ("1.5h", 5400), ("0.5", 0.5)):
-        assert PretrainOptions(recipe="dna/tiny", max_time=text).session().deadline == 100 + seconds
+        for options in (PretrainOptions, ClassifyOptions, FinetuneOptions):
+            assert options(recipe="dna/tiny", max_time=text).session().deadline == 100 + seconds
     assert PretrainOptions(recipe="dna/tiny").session().deadline is None
     for wrong in ("0", "-5", "25 m", "1h30m", "m", ""):
         with pytest.raises(ValueError, match="write seconds, minutes or hours above 0"):

@@ -108,7 +108,7 @@ class EmbedResult(Result):
     def text(self) -> str:
         """Counts, and which records have no vectors."""
         if self.already_complete:
-            return f"{self.already_complete}: already complete"
+            return f"{self.already_complete}: already complete, whatever is asked for now; --force makes it again"
         lines = [
             f"{self.records:,} {self.record}{'s' * (self.records != 1)}, {self.symbols:,} {self.unit}s: {self.vectors:,} "
             f"vector{'s' * (self.vectors != 1)} of {self.width:,} channels (layer {self.layer}, pool {self.pool}"

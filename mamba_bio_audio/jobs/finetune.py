@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 COMMAND = "finetune"
 PANEL = "Train"
+# Of scores that are not between 0 and 1.
+LIMITS = {"r2": (-math.inf, 1.0), "mcc": (-1.0, 1.0), "pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0)}
 
 
 class FinetuneOptions(TrainOptions):
@@ -203,7 +205,7 @@ def repeat(options: FinetuneOptions) -> RepeatsResult:
 
 
 def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean of each score over runs, with Student's interval; NaN where one run tells none.
+    """Mean of each score over runs, with Student's interval within what the score can be; NaN where one run tells none.
 
     The interval is over what differs between runs: seed and draws. All share the sequences that they are tested on, where
     the data name their splits, so it does not say how another test set would differ.
@@ -218,7 +220,10 @@ def summary(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict
             mean, count = float(values.mean()), len(values)
             deviation = float(values.std(ddof=1)) if count > 1 else math.nan
             half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count) if count > 1 else math.nan
-            row = {"mean": mean, "low": mean - half, "high": mean + half, "deviation": deviation, "runs": count}
+            # Student's interval knows no limits, and a score has some.
+            least, most = LIMITS.get(name, (0.0, 1.0))
+            low, high = (min(max(bound, least), most) for bound in (mean - half, mean + half))
+            row = {"mean": mean, "low": low, "high": high, "deviation": deviation, "runs": count}
             found.setdefault(split, {})[name] = row
     return found
 

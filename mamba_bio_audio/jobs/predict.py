@@ -147,7 +147,7 @@ class PredictResult(Result):
     def summary(self) -> str:
         """Counts and what was left out."""
         if self.already_complete:
-            return f"{self.already_complete}: already complete"
+            return f"{self.already_complete}: already complete, whatever is asked for now; --force makes it again"
         counts = ", ".join(f"{label} {count:,}" for label, count in self.predicted.items() if count)
         counts = counts or (f"{self.scored:,} scored" if self.scored else "none scored")
         records = f"{self.records:,} {self.record}{'s' if self.records != 1 else ''}"

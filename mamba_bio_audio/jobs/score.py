@@ -114,7 +114,7 @@ class ScoreResult(Result):
     def text(self) -> str:
         """The totals of records or regions, or what was scored and how well it was predicted."""
         if self.already_complete:
-            return f"{self.already_complete}: already complete"
+            return f"{self.already_complete}: already complete, whatever is asked for now; --force makes it again"
         return self.table or ("" if self.stopped_by else self.summary())
 
     def summary(self) -> str:

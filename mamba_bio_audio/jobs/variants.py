@@ -133,7 +133,7 @@ class VariantsResult(Result):
     def summary(self) -> str:
         """Counts, costs and what was left out."""
         if self.already_complete:
-            return f"{self.already_complete}: already complete"
+            return f"{self.already_complete}: already complete, whatever is asked for now; --force makes it again"
         ratio = "" if self.median_ratio is None else f", median |ratio| {self.median_ratio:.3g} nats"
         records, alleles = _count(self.records, "record"), _count(self.alleles, "allele")
         lines = [f"{records}, {alleles}, {self.scored:,} scored{ratio}"]

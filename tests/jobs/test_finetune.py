@@ -13,6 +13,7 @@ import torch
 
 import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.jobs.finetune import summary
 from mamba_bio_audio.training.steps import Steps
 
 RECIPE = """\
@@ -264,6 +265,15 @@ def test_few_labels_again_and_again(folder, tmp_path, capsys):
     assert "data.few is 61, but class 'p' has 60 training examples; lower it" in capsys.readouterr().err
     assert mba_command(*call, "--test") == 2
     assert "--test goes with --repeats" in capsys.readouterr().err
+
+
+def test_no_interval_goes_beyond_what_a_score_can_be():
+    found = summary([{"test": {"auroc": a, "r2": 3 * a - 2, "mcc": a}} for a in (0.99, 0.2)])["test"]
+    assert (found["auroc"]["low"], found["auroc"]["high"]) == (0, 1)
+    assert (found["mcc"]["low"], found["mcc"]["high"]) == (-1, 1)
+    assert found["r2"]["high"] == 1
+    assert found["r2"]["low"] < -10
+    assert np.isnan(summary([{"test": {"auroc": 0.5}}])["test"]["auroc"]["low"])
 
 
 def test_more_than_a_thousand_classes(tmp_path, capsys):

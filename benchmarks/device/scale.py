@@ -4,7 +4,8 @@
     python3 benchmarks/device/scale.py pure context:pure recall:pure --limit 590    # there, after env.sh
 
 The same line again goes on where the call before ended: on the same machine from $WORK (/tmp/scale), on another one from the
-pieces that came back, copied to .device/. Jobs run in the order they are given; `a+b+c` are started at once and share the GPU.
+pieces that came back, copied to .device/. Jobs run in the order they are given, one that fails or has no time left is passed
+over; `a+b+c` are started at once and share the GPU.
 
     NAME             a training of JOBS below (`--list` shows them); NAME@SEED another seed; its likelihood follows
     apes-LENGTH      great apes at 1k to 512k from the weights of `pure`, and the seen loci of another individual; @SEED too;
@@ -73,6 +74,8 @@ for size, (width, layers) in SIZES.items():
     JOBS[f"{size}-16"] = Job(HUMAN, shape, 4 * FOUR, (), f"{layers} x {width}, sixteen passes")
 for decay in ("0.1", "0.3", "1"):
     JOBS[f"decay-{decay}"] = Job(HUMAN, [f"train.weight_decay={decay}"], 300_000_000, (), "weight decay")
+for dropped in ("0.05", "0.1"):
+    JOBS[f"dropout-{dropped}"] = Job(HUMAN, [f"train.dropout={dropped}"], 300_000_000, (), "dropout")
 # Windows on single loci, and beyond 2^16 on those of a stretch of 1 Mb, joined; the number of windows stands in the result.
 APES: dict[str, tuple[str, int, int]] = {
     "1k": ("dna/apes@1k", 60, 100_000),
@@ -125,9 +128,9 @@ def main() -> None:
     LOGS.mkdir(parents=True, exist_ok=True)
     try:
         for step in given.steps:
+            # One that failed, or has no time left, does not keep the others from running.
             if not together(step.split("+"), given):
-                say(f"{step}: to be continued")
-                break
+                say(f"{step}: not done yet")
             pack(names)
     finally:
         pack(names)

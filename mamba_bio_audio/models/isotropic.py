@@ -34,6 +34,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = norm
         self.mixer = mixer
+        self.dropout = nn.Dropout(0.0)
 
     def forward(
         self, x: Tensor, residual: Tensor | None, state: Any, reset: Tensor | None, *, keep_norm: bool = True
@@ -49,7 +50,14 @@ class Block(nn.Module):
         y, residual = self.norm(x, residual)
         with nullcontext() if keep_norm else made_again(y, residual, self.norm):
             y, state = self.mixer(y, state, reset=reset)
-        return y, residual, state
+        return (self.dropout(y) if self.dropout.p else y), residual, state
+
+
+def set_dropout(model: nn.Module, share: float) -> None:
+    """In training, set this share of every layer's output to zero, drawn anew for each position and channel."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.dropout.p = share
 
 
 def made_again(y: Tensor, stream: Tensor, norm: RMSNorm) -> saved_tensors_hooks:
@@ -153,9 +161,8 @@ class IsotropicModel(SequenceModel):
         with nullcontext() if kept is None else mixers_keep(kept.steps, kept.inputs):
             for block, layer_state in zip(self.layers[:wanted], states[:wanted], strict=True):
                 if recompute:
-                    x, residual, layer_state = checkpoint(
-                        block, x, residual, layer_state, reset, use_reentrant=False, preserve_rng_state=False
-                    )
+                    again: Any = {"use_reentrant": False, "preserve_rng_state": bool(block.dropout.p)}
+                    x, residual, layer_state = checkpoint(block, x, residual, layer_state, reset, **again)
                 else:
                     keep = kept is None or kept.norms
                     x, residual, layer_state = block(x, residual, layer_state, reset, keep_norm=keep)

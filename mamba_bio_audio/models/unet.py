@@ -345,9 +345,8 @@ class UNetModel(SequenceModel):
         recompute = self.recompute == "layer" and torch.is_grad_enabled()
         for number, (block, state) in enumerate(zip(blocks, states, strict=True)):
             if recompute:
-                x, residual, state = checkpoint(
-                    block, x, residual, state, reset, use_reentrant=False, preserve_rng_state=False
-                )
+                again: Any = {"use_reentrant": False, "preserve_rng_state": bool(block.dropout.p)}
+                x, residual, state = checkpoint(block, x, residual, state, reset, **again)
             else:
                 x, residual, state = block(x, residual, state, reset)
             assert residual is not None

@@ -74,6 +74,13 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(
         0.1, ge=0, description="weight decay of matrices; norms, biases, embeddings, A and D have none"
     )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of every layer's output that training sets to zero, drawn anew for each position and channel, "
+        "where data repeat; the draws depend on micro_batch and devices, and steps are not recorded",
+    )
     clip: float | None = Field(1.0, gt=0, description="clip the gradient to this norm; null does not clip")
     listen: int = Field(
         0,

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mamba_bio_audio.models.build import LanguageModel
 from mamba_bio_audio.models.heads import Classifier
+from mamba_bio_audio.models.isotropic import set_dropout
 from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.domains import domain_of
 from mamba_bio_audio.pipelines.stream import stop_workers, without_padding
@@ -101,6 +102,7 @@ def fit(
     out, device, resume, quiet, deadline = place
     accumulate = config.accumulate(device)
     model.recompute = config.recompute
+    set_dropout(model, config.dropout)
     module = LanguageModelModule(model, config, data.corpus.answers)
     watch = watch_cores(torch.get_num_threads()) if device == "cpu" and is_main_process() else None
     progress = Progress(

@@ -17,7 +17,7 @@ from mamba_bio_audio.machine import peak_memory, total_memory
 from mamba_bio_audio.models.build import build, to_be_trained
 from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
-from mamba_bio_audio.models.isotropic import IsotropicModel
+from mamba_bio_audio.models.isotropic import IsotropicModel, set_dropout
 from mamba_bio_audio.models.streamed import streamed_loss
 from mamba_bio_audio.models.unet import UNetModel
 from mamba_bio_audio.models.unet_config import UNetConfig
@@ -106,6 +106,7 @@ def _measure(
         torch.cuda.reset_peak_memory_stats()
     model = to_be_trained(build(model_config, head, seed=0), seed=0).to(device)
     model.recompute = train.recompute
+    set_dropout(model, train.dropout)
     bf16 = resolve_precision(train.precision, device) == "bf16"
     # What the real size keeps, not what the small one here might.
     positions = train.micro_batch_for(device) * _longest(train) if train.chunk is None else train.chunk

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.config import ModelConfig
+from mamba_bio_audio.models.isotropic import set_dropout
 from mamba_bio_audio.run.config import load_config
 
 # Gu & Dao 2023, figure 5 left (read from the vector graphics) and the formula of one block.
@@ -99,6 +100,32 @@ def test_loss_is_the_sum_over_scored_positions():
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-6)
     assert model(tokens, targets=targets, logits="none").logits is None
     assert torch.allclose(model(tokens, logits="last").logits, out.logits[:, -1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("recompute", ["none", "layer"])
+def test_dropout_zeroes_outputs_of_layers_in_training_alone(recompute):
+    model = build_model(ModelConfig(d_model=8, num_layers=2, vocab_size=12), seed=0).double()
+    tokens = torch.randint(7, 11, (2, 9), generator=torch.Generator().manual_seed(0))
+    plain = model.eval()(tokens).logits
+    set_dropout(model, 0.5)
+    model.recompute = recompute
+    assert torch.equal(model(tokens).logits, plain)
+    seen = []
+    for block in model.layers:
+        block.register_forward_hook(lambda block, given, out: seen.append(out[0].detach()))
+    torch.manual_seed(3)
+    loss = model.train()(tokens, targets=tokens.roll(-1, 1)).loss_sum
+    loss.backward()
+    for output in seen[:2]:
+        assert 0.3 < (output == 0).double().mean() < 0.7
+    # Backward ran the layers again with the same draws.
+    grads = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    model.recompute = "none"
+    torch.manual_seed(3)
+    model(tokens, targets=tokens.roll(-1, 1)).loss_sum.backward()
+    for own, parameter in zip(grads, model.parameters(), strict=True):
+        torch.testing.assert_close(own, parameter.grad)
 
 
 def test_recompute_gives_the_same_gradients_and_keeps_less():

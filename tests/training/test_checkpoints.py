@@ -292,9 +292,23 @@ def test_resume_accepts_what_changes_nothing_but_rounding(what, plain, tmp_path,
             assert not a[key] or float(a[key]) == pytest.approx(float(b[key]), rel=2e-5)
 
 
+def test_dropout_goes_on_with_the_draws_of_an_uninterrupted_run(tmp_path, stop_at, monkeypatch):
+    for name in ("whole", "cut"):
+        if name == "cut":
+            stop_at(2)
+        go(tmp_path / name, **{"train.dropout": 0.5})
+    monkeypatch.undo()
+    assert go(tmp_path / "cut", resume=True, **{"train.dropout": 0.5}).step == 4
+    whole, cut = (
+        [(row["train_nats"], row["valid_nats"]) for row in rows(tmp_path / name)] for name in ("whole", "cut")
+    )
+    assert whole == cut
+
+
 @pytest.mark.parametrize(
     "more",
     [
+        {"train.dropout": 0.1},
         {"train.lr": 1e-3},
         {"train.truncate_chunk": 16},
         {"train.tokens_per_step": 128},

@@ -8,7 +8,7 @@ Legend: B batch, L length, D channels, V padded vocabulary.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +161,7 @@ class IsotropicModel(SequenceModel):
         with nullcontext() if kept is None else mixers_keep(kept.steps, kept.inputs):
             for block, layer_state in zip(self.layers[:wanted], states[:wanted], strict=True):
                 if recompute:
-                    again: Any = {"use_reentrant": False, "preserve_rng_state": bool(block.dropout.p)}
+                    again: Any = {"use_reentrant": False, "preserve_rng_state": bool(cast(Block, block).dropout.p)}
                     x, residual, layer_state = checkpoint(block, x, residual, layer_state, reset, **again)
                 else:
                     keep = kept is None or kept.norms

@@ -23,8 +23,8 @@ one() {
     [ -e "$run/sampling.json" ] || time timeout -k 5 "$(left)" "${MBA[@]}" evaluate "$run" --metrics sampling --length $((PIECE * RATE)) \
       --num-samples "${PIECES:-8}" --device "$DEVICE" --quiet ${data:+--set "data.path=$data"}
     cp "$run/sampling.json" "$run/config.yaml" "$run/manifest.json" "$work/"
-    # All in one batch, the best of four included.
-    time timeout -k 5 "$(left)" "${MBA[@]}" sample "$run" --length $((EACH * RATE)) --num-samples "$CLIPS" --batch-size $((4 * CLIPS)) \
+    # All in one batch, the best of eight included.
+    time timeout -k 5 "$(left)" "${MBA[@]}" sample "$run" --length $((EACH * RATE)) --num-samples "$CLIPS" --batch-size $((8 * CLIPS)) \
       --seed "$SEED" --device "$DEVICE" --quiet --no-report --force --out "$work/fitted"
     date -u +%T
   } >"$work/log.txt" 2>&1

@@ -31,8 +31,9 @@ _EACH = {"cpu": 4, "cuda": 8}
 # The pieces of the grid are shorter than those of the nearest cells, which are tried again with so many times as many.
 _SHORTER = 0.25
 _FINALISTS, _AGAIN = {"cpu": 4, "cuda": 12}, 5
-# Of how many pieces the best may be kept; the grid is compared by two.
-_BEST_OF = (1, 2, 4)
+# Of how many pieces the best may be kept; the grid is compared by the best of half of its own. What is worse by no more than
+# this share inside, and takes fewer pieces, is taken.
+_BEST_OF, _WORSE = (1, 2, 4, 8), 0.02
 
 
 class SamplingResult(Kept):
@@ -48,7 +49,7 @@ class SamplingResult(Kept):
         grid: a row per cell: length and number of pieces that were measured, distance from recordings and its parts, medians,
             shares inside, usual bits, bits at temperature 1 of what is kept; with best of several the mean over all ways to
             group the pieces.
-        finalists: the same for the nearest cells and other, longer pieces, each drawn once and the best of two and of four.
+        finalists: the same for the nearest cells and other, longer pieces, each drawn once and the best of two, four and eight.
         seconds: what it took: likelihood, generating, measuring.
     """
 
@@ -177,11 +178,11 @@ def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -
         trial = _Trial(model, seed, seconds, progress)
         # On a CPU hold is slow, so it is not tried there.
         holds = sampling.HOLDS if opened.device == "cuda" and trial.valid_nats is not None else (0.0,)
-        grid = trial.rows(shorter, sampling.grid(found.temperature, holds), 0, each, _BEST_OF[1:2])
+        grid = trial.rows(shorter, sampling.grid(found.temperature, holds), 0, each, (max(1, each // 2),))
         nearest = sorted(grid, key=lambda row: row["distance"])[: _FINALISTS[opened.device]]
         cells = [sampling.Cell(**{name: row[name] for name in sampling.Cell._fields}) for row in nearest]
         finalists = trial.rows(matcher, cells, each, _AGAIN * each, _BEST_OF)
-        best = max(finalists, key=_inside)
+        best = _best(finalists)
         values |= {
             **sampling.Cell(**{name: best[name] for name in sampling.Cell._fields}).options,
             "best_of": best["best_of"],
@@ -208,10 +209,15 @@ def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -
     return keep(options.run, result, lambda: write_json(options.run / SETTINGS_NAME, result.to_json()))
 
 
-def _inside(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """What the best row has most of: pieces inside by the measure by which fewest are, by all, and nearness."""
-    shares = row["inside"].values()
-    return min(shares), sum(shares), -row["distance"]
+def _best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row with most pieces inside by the measure by which fewest are; of nearly equals the one that makes fewest pieces."""
+
+    def inside(row: Mapping[str, Any]) -> tuple[float, float, float]:
+        shares = row["inside"].values()
+        return min(shares), sum(shares), -row["distance"]
+
+    most, *_ = max(map(inside, rows))
+    return max((row for row in rows if inside(row)[0] >= most - _WORSE), key=lambda row: (-row["best_of"], inside(row)))
 
 
 class _Trial:

@@ -77,7 +77,7 @@ def test_the_grid_lies_around_the_likelihoods_temperature_and_has_whole_distribu
     assert len(set(cells)) == len(cells) == 27
     assert cells[0].options == {"temperature": cells[0].temperature, "top_p": None, "min_p": None, "hold": None}
     assert {cell.options["top_p"] for cell in cells} == {None, 0.999, 0.995, 0.99, 0.98}
-    assert {cell.options["min_p"] for cell in cells} == {None, 0.015, 0.03, 0.05, 0.07}
+    assert {cell.options["min_p"] for cell in cells} == {None, 0.015, 0.03, 0.05, 0.08}
     assert min(cell.temperature for cell in cells) < 0.8 < max(cell.temperature for cell in cells)
     both = grid(0.8, (0.0, 0.3))
     assert both[:27] == cells

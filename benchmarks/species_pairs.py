@@ -85,6 +85,16 @@ def table(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"name": "bar", "kind": "k-mers"} | compared([bar], bar)]
     if (other := folder / "bar_x" / "species_kmers_predictions.tsv").exists():
         rows.append({"name": "bar with chromosome X", "kind": "k-mers"} | compared([Scored.read(other)], bar))
+    if (backbone := folder / "lm" / "species.json").exists():
+        training = json.loads(backbone.read_text())[0]
+        steps = training["summary"]["step"]
+        row = {"name": "language model", "kind": "backbone", "seed": training["seed"], "steps": steps}
+        row |= {
+            "bases": steps * _tokens_per_step(backbone.parent / "config.yaml"),
+            "seconds": f"{training['seconds']:.0f}",
+        }
+        row |= {"valid_nats": f"{training['summary']['valid_nats']:.4f}"}
+        rows.append(row | {field: training[field] for field in FROM_ENVIRONMENT})
     for path in sorted(folder.glob("*/test.tsv.gz")):
         training = next(
             row for row in json.loads((path.parent / "species.json").read_text()) if row["kind"] == "training"
@@ -132,7 +142,7 @@ def main(folder: Path, out: Annotated[Path, typer.Option(help="CSV.")]) -> None:
         writer = csv.DictWriter(file, names, lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(rows)
-    for row in rows:
+    for row in (row for row in rows if "test" in row):
         told = f"{row['test_minus_bar']} ({row['test_minus_bar_low']} to {row['test_minus_bar_high']})"
         print(
             f"{row['name']:<24}{row.get('valid', ''):>8}{row['test']:>8}{row['human_mouse']:>8}   over the bar {told}"

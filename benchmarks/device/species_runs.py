@@ -381,12 +381,12 @@ def bar() -> None:
     if path.exists():
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-    recipe, settings = "dna/species", [easy_paths()]
+    recipe, settings = "dna/species", [easy_paths()]  # what rows are called
     if os.environ.get("CHROMOSOME_X"):
         more, table = chromosome_x(), RUNS / "bar.tsv"
         write_blocks(table, more)
-        settings = [easy_paths(more), f"data.intervals={table}"]
-    data = open_data(configure(recipe, [*settings, "data.num_workers=0"]), "cpu")
+        recipe, settings = "dna/species with chromosome X", [easy_paths(more), f"data.intervals={table}"]
+    data = open_data(configure("dna/species", [*settings, "data.num_workers=0"]), "cpu")
     data.setup()
     valid, valid_labels = labelled_sequences(data.evaluation_dataset("valid"))
     dataset: Any = data.evaluation_dataset("test")

@@ -54,6 +54,7 @@ class StepsState(_Plain):
     )
     nats: Scalar = Field(description="training loss since the last row, summed over all ranks")
     count: Scalar = Field(description="positions or sequences in that sum")
+    positions: Count | None = Field(None, description="read so far, by all ranks; earlier versions do not say")
 
 
 class Checkpoint(_Plain):

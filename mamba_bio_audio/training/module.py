@@ -33,6 +33,7 @@ class LanguageModelModule(L.LightningModule):
 
     Attributes:
         train_nats, train_count: summed loss (fp64, nats) and number of scored positions since `reset_train_sums`.
+        positions: of all batches so far, which may be shorter than planned.
         grad_norm: norm of the last gradient, before clipping.
     """
 
@@ -43,6 +44,7 @@ class LanguageModelModule(L.LightningModule):
         self.train_config = config
         self.grad_norm = torch.tensor(math.nan)
         self.relay: Relay | None = None
+        self.positions = 0
         self.reset_train_sums()
 
     def reset_train_sums(self) -> None:
@@ -51,9 +53,9 @@ class LanguageModelModule(L.LightningModule):
         self.train_count = torch.zeros((), dtype=torch.int64)
 
     def train_sums(self) -> Tensor:
-        """This rank's loss and count since `reset_train_sums`, (2,) fp64."""
+        """This rank's loss and count since `reset_train_sums`, and its positions, (3,) fp64."""
         nats = self.train_nats.to(self.device)
-        return torch.stack([nats, self.train_count.to(nats)])
+        return torch.stack([nats, self.train_count.to(nats), torch.full_like(nats, self.positions)])
 
     def on_fit_start(self) -> None:
         """Adopt the chunk that the first process chose (`auto`), and connect the ranks that share a sequence."""
@@ -133,6 +135,7 @@ class LanguageModelModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Summed loss of one micro-batch (nats) divided by the targets that it can have: positions, or rows of a classifier."""
         loss_sum, count = self.loss(batch)
+        self.positions += batch["tokens"].numel()
         self.train_nats = self.train_nats.to(loss_sum.device) + loss_sum.detach().double()
         self.train_count = self.train_count.to(count.device) + count
         # The gradients' mean over ranks divides a sequence's by the number of ranks that share it.

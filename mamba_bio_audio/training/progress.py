@@ -39,7 +39,7 @@ class Progress:
         self.watch = watch
         self.likelihood = likelihood
         self.seconds = 0.0
-        self.tokens = 0
+        self.tokens = self._planned = 0
         self._live = sys.stderr.isatty()
         self.start()
         self._printed = self._since
@@ -48,11 +48,12 @@ class Progress:
         """Start the clock, at the beginning and after anything that does not count."""
         self._since = time.perf_counter()
 
-    def step(self, step: int, train_nats: float | None, length: int | None = None) -> None:
+    def step(self, step: int, tokens: int, train_nats: float | None, length: int | None = None) -> None:
         """Count an optimiser step, and print if `train_nats` is given.
 
         Args:
             step: number of the step.
+            tokens: positions that it read.
             train_nats: mean loss since the last row; None to leave it unread, since reading it waits for the device.
             length: positions per sequence if that changes during the run, else None.
         """
@@ -60,15 +61,16 @@ class Progress:
         seconds = now - self._since
         self.seconds += seconds
         self._since = now
-        tokens = self.config.tokens_per_step
+        planned = self.config.tokens_per_step
         if length is not None and self.config.length_warmup_keeps == "sequences":
-            tokens = self.config.sequences_per_step * length
+            planned = self.config.sequences_per_step * length
         self.tokens += tokens
+        self._planned += planned
         warning = None if self.watch is None else self.watch.step(tokens, seconds, length)
         if warning is not None:
             self._say(warning)
         if train_nats is not None:
-            left = (self.config.steps - step) * self.config.tokens_per_step / self.tokens_per_second
+            left = (self.config.steps - step) * self.config.tokens_per_step * self.seconds / self._planned
             self._printed = now
             at = "" if length is None else f"length {length:,}  "
             self._line(

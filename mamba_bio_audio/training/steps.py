@@ -110,8 +110,9 @@ class Steps(L.Callback):
         self.row: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
         self._told: set[str] = set()
-        # Training loss and count since the last row, over all ranks, saved in the checkpoint.
-        self._sums = torch.zeros(2, dtype=torch.float64)
+        # Training loss and count since the last row, and all positions, over all ranks, saved in the checkpoint.
+        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._read = 0  # positions of this rank before the step
 
     def state_dict(self) -> dict[str, Any]:
         """Best validation, unfinished row, and training loss since the last row."""
@@ -124,6 +125,7 @@ class Steps(L.Callback):
             "row": dict(self.row),
             "nats": self._sums[0].cpu(),
             "count": self._sums[1].round().long().cpu(),
+            "positions": int(self._sums[2]),
             "random": self._random_states(),
         }
 
@@ -133,7 +135,11 @@ class Steps(L.Callback):
         self.stale = state_dict["stale"]
         self.best_samples, self.best_samples_step = state_dict["best_samples"], state_dict["best_samples_step"]
         self._restored = state_dict
-        self._sums = torch.stack([state_dict["nats"].double(), state_dict["count"].double()])
+        positions = state_dict.get("positions")
+        if positions is None:
+            positions = positions_until(self.stages, state_dict["step"]) * self.config.sequence_parallel
+        nats = state_dict["nats"].double()
+        self._sums = torch.stack([nats, state_dict["count"].double(), torch.full_like(nats, positions)])
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Keep the module, whose sums are saved."""
@@ -154,7 +160,7 @@ class Steps(L.Callback):
                 # `train.steps` was lowered to the current step, so that step is validated after all.
                 self.row = {
                     "step": step,
-                    "tokens": positions_until(self.stages, step),
+                    "tokens": self._positions,
                     "length": length_at(self.stages, step),
                 }
                 if last.get("step") == str(step):
@@ -163,6 +169,7 @@ class Steps(L.Callback):
         self.row = trainer.strategy.broadcast(self.row)
         if self.row:
             self._validate(trainer, module)
+        self._read = module.positions
         self.progress.start()
         # A row that is still unfinished means that its validation was interrupted again.
         trainer.should_stop = bool(self.row) or trainer.global_step >= self.config.steps or self.exhausted
@@ -183,6 +190,7 @@ class Steps(L.Callback):
             return
         # These belong to all ranks together or to the first one, which continues with them.
         module.train_nats, module.train_count = restored["nats"].double(), restored["count"].long()
+        module.positions = int(self._sums[2])
         try:
             torch.set_rng_state(restored["random"]["cpu"])
             if module.device.type == "cuda" and "cuda" in restored["random"]:
@@ -215,12 +223,15 @@ class Steps(L.Callback):
         length = length_at(self.stages, step)
         if log or due:
             self._tell_what_is_kept(module)
-        self.progress.step(step, nats if due else None, length if len(self.stages) > 1 else None)
+        # The other ranks' batches are about as long.
+        read = (module.positions - self._read) * trainer.world_size // config.sequence_parallel
+        self._read = module.positions
+        self.progress.step(step, read, nats if due else None, length if len(self.stages) > 1 else None)
         if log:
             module.reset_train_sums()
             self.row = {
                 "step": step,
-                "tokens": positions_until(self.stages, step),
+                "tokens": self._positions,
                 "length": length,
                 "lr": f"{self._rate(trainer, step):.6g}",
                 "grad_norm": f"{float(module.grad_norm):.6g}",
@@ -246,6 +257,11 @@ class Steps(L.Callback):
             if text not in self._told:
                 self.progress.tell(f"for backward, layers keep {text}")
                 self._told.add(text)
+
+    @property
+    def _positions(self) -> int:
+        """All positions up to the last sum over ranks, of which those that share a sequence read the same ones."""
+        return int(self._sums[2]) // self.config.sequence_parallel
 
     @property
     def exhausted(self) -> bool:

@@ -231,6 +231,8 @@ def test_few_labels_again_and_again(folder, tmp_path, capsys):
         rows += f"{text}\t{'pr'[at % 2]}\t{split}\n"
     (tmp_path / "t.tsv").write_text("sequence\tlabel\tsplit\n" + rows)
     pairs = [f"data.path={tmp_path / 't.tsv'}", "data.few=8", "train.steps=6", "train.validate_every=3"]
+    # Rows of 80 positions are planned, and the 40 of the longest sequence read.
+    pairs += ["train.length=80", "train.tokens_per_step=2560"]
     sets = [part for key in pairs for part in ("--set", key)]
     call = ["finetune", folder / "r.yaml", *sets, "--out", tmp_path / "runs", "--device", "cpu"]
     # The time is over within the first run already, for all of them.
@@ -239,6 +241,9 @@ def test_few_labels_again_and_again(folder, tmp_path, capsys):
     assert [place.name for place in (tmp_path / "runs").iterdir() if place.is_dir()] == ["1"]
     assert mba_command(*call, "--repeats", "3", "--test", "--json", "--quiet", "--resume") == 0
     result = json.loads(capsys.readouterr().out)
+    for at in (1, 2):
+        with (tmp_path / "runs" / str(at) / "metrics.csv").open(newline="") as file:
+            assert [int(row["tokens"]) for row in csv.DictReader(file)] == [3 * 32 * 40, 6 * 32 * 40]
     values = [run["test"]["auroc"] for run in result["runs"]]
     found = result["scores"]["test"]["auroc"]
     assert found["mean"] == pytest.approx(np.mean(values))

@@ -69,13 +69,13 @@ def test_progress_prints_the_warning(monkeypatch: pytest.MonkeyPatch, capsys: py
     progress.start()
     for at in range(4):
         now[0] += 1.0
-        progress.step(at, None)
+        progress.step(at, config.tokens_per_step, None)
         now[0] += 60.0
         progress.validation(at, 1.0)
     assert capsys.readouterr().err == ""
     for at in range(9):
         now[0] += 5.0
-        progress.step(at, None)
+        progress.step(at, config.tokens_per_step, None)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "set OMP_NUM_THREADS=1" in lines[0]

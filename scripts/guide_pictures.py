@@ -121,9 +121,56 @@ def finetune() -> None:
     figure.savefig(PICTURES / "finetune.png", dpi=90, metadata={"Software": None})
 
 
+def compare() -> None:
+    """Validation loss of models of 1.4 M parameters on human sequence against steps and seconds."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    models = {row["name"]: row for row in rows("compare_human_h200.csv")}
+    for number, (name, model) in enumerate(models.items()):
+        runs = [row for row in rows("compare_human_runs_h200.csv") if row["arm"] == name and row["valid_1000"]]
+        steps = [int(key.removeprefix("valid_")) for key in runs[0] if key.startswith("valid_") and key != "valid_nats"]
+        means = [sum(float(run[f"valid_{step}"]) for run in runs) / len(runs) for step in steps]
+        for axes, scale in zip(panels, (1, float(model["seconds"]) / steps[-1]), strict=True):
+            axes.plot([scale * step for step in steps[1:]], means[1:], lw=1.2, color=f"C{number}", label=name)
+    for axes, what in zip(panels, ("steps of 65,536 bases", "seconds of a training alone"), strict=True):
+        axes.set(xlabel=what)
+    panels[0].set(ylabel="validation loss, nats a base")
+    panels[0].legend(frameon=False, fontsize="small", ncols=2)
+    figure.savefig(PICTURES / "compare.png", dpi=90, metadata={"Software": None})
+
+
+def induction() -> None:
+    """Answers of induction heads by length: each model's best run, and all others faint."""
+    figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
+    found = rows("induction_h200.csv")
+    for number, arm in enumerate(dict.fromkeys(row["arm"] for row in found)):
+        drawn = []
+        for row in found:
+            cells = {int(key.removeprefix("percent_2^")): value for key, value in row.items() if "^" in key}
+            right = {power: float(value) for power, value in cells.items() if value not in ("", "-")}
+            if row["arm"] == arm and right:
+                drawn.append((sum(right.values()) / len(cells), list(right), list(right.values())))
+        for mean, powers, right in drawn:
+            best = mean == max(drawn)[0]
+            axes.plot(
+                [2**power for power in powers],
+                right,
+                color=f"C{number}",
+                lw=1.8 if best else 0.6,
+                alpha=1 if best else 0.35,
+                label=arm if best else None,
+            )
+    axes.axvline(256, color=BAR, lw=0.8, ls=":")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="length (trained at 256)", ylabel="right answers, %")
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(PICTURES / "induction.png", dpi=90, metadata={"Software": None})
+
+
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
     pretrain()
     classify()
     length()
     finetune()
+    compare()
+    induction()

@@ -71,7 +71,7 @@ ablation() {
   for selective in false b c dt bc; do arms+=(--arm "selective-$selective=model.ssm.selective=$selective"); done
   for states in 1 4; do arms+=(--arm "states-$states=model.ssm.d_state=$states"); done
   arms+=(--arm rank-1=model.ssm.dt_rank=1 --arm A-half=model.ssm.real_init=1/2 --arm A-random=model.ssm.real_init=random)
-  compare synthetic/selective-copying "${arms[@]}" --rates 1e-3,3e-3 --seeds 0,1,2 \
+  compare synthetic/selective-copying "${arms[@]}" --rates 4e-3 --every-rate --seeds 0,1,2 \
     --set data.memorize=8 --set train.length=128 --set train.tokens_per_step=4096 --set train.steps="${ABLATION_STEPS:-4000}" \
     --set train.validate_every="${ABLATION_EVERY:-1000}" --set train.validation_tokens=65536 $common "$@"
 }

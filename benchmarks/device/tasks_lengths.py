@@ -153,6 +153,41 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def decays(out: Path) -> None:
+    """Write OUT.decays.csv: of each run of Mamba how much of itself the slowest state of each layer loses at a symbol."""
+    import torch
+    import torch.nn.functional as F
+
+    from mamba_bio_audio.layers.mamba import MambaLayer
+
+    table = []
+    for run in runs_of(out):
+        model: Any = saved.load_language_model(run["folder"]).float().eval()
+        tokens, _ = SyntheticCorpus(model.config.data, 4096).batch(0, 1, torch.arange(4), 4096)
+        row: dict[str, Any] = {name: run[name] for name in ("arm", "rate", "seed", "steps")}
+
+        def note(layer: Any, inputs: Any, _: Any, row: dict[str, Any] = row) -> None:
+            weights = layer.weights()
+            x = F.linear(inputs[0], weights.in_proj)[..., : layer.d_inner].mT
+            taps = weights.conv[:, None]
+            x = F.silu(F.conv1d(F.pad(x, (taps.shape[2] - 1, 0)), taps, weights.conv_bias, groups=layer.d_inner).mT)
+            low = F.linear(x, weights.x_proj)[..., : weights.dt_proj.shape[1]]
+            step = F.softplus(F.linear(low, weights.dt_proj, weights.dt_bias))
+            # Behind what begins, before the trigger at the end.
+            loss = step[:, 64:-1].mean((0, 1))[:, None] * weights.A_log.exp()
+            row[f"layer_{len(row) - 3}"] = f"{loss.min().item():.2g}"
+
+        hooks = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, MambaLayer)]
+        with torch.no_grad():
+            model(tokens)
+        if hooks:
+            table.append(row)
+    with out.with_name(f"{out.name}.decays.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+
+
 def picture(out: Path, place: Path) -> None:
     """Draw the same: our best runs as lines, the paper's models dashed."""
     from matplotlib.figure import Figure
@@ -187,12 +222,15 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--picture", type=Path, help="PNG to draw")
+    parser.add_argument("--decays", action="store_true", help="also what the slowest states of Mamba lose at a symbol")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     arguments = parser.parse_args()
     if (arguments.out / "compare.json").exists():
         print(CompareResult.model_validate(read_json(arguments.out / "compare.json")).text(), flush=True)
     score(arguments)
     print(table(arguments.out))
+    if arguments.decays:
+        decays(arguments.out)
     if arguments.picture is not None:
         picture(arguments.out, arguments.picture)
 

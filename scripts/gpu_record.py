@@ -10,7 +10,8 @@ changed run again:
 
     python scripts/gpu_record.py run --pending gpu_record.json --out more.json --commit "$(git rev-parse HEAD)"
 
-Here, with the file that came back; lists as untested what has changed since:
+Here, with the file that came back; lists as untested what has changed since, and names what had not ended (a few, else it is
+refused):
 
     python scripts/gpu_record.py accept gpu_record.json
 
@@ -53,7 +54,7 @@ FOLDER, NOTES = (
     "MBA_GPU_TESTS",
     "MBA_GPU_NOTES",
 )  # what the pytest processes are told: where tests are claimed, and ends noted
-README_SENTENCE = "Changed since the last run on a GPU, see `tests/gpu_record.json`:"
+README_SENTENCE = "Not tested on a GPU as it is now, see `tests/gpu_record.json`:"
 
 
 def hashes(root: Path, paths: Iterable[Path]) -> dict[str, str]:
@@ -81,23 +82,22 @@ def complaints(record: dict[str, Any], root: Path, readme: str) -> list[str]:
     for path in listed:
         if path not in differ:
             found.append(f"{path} is listed as untested, but it is what the last GPU run tested, or gone")
-    if lack := lacks(record):
+    lack = lacks(record)
+    if lack:
         found.append(f"the recorded GPU run has {lack}")
-    if listed and README_SENTENCE not in readme:
+    open_ends = listed or (record.get("pending") and not lack)
+    if open_ends and README_SENTENCE not in readme:
         found.append(f"README.md must say what no GPU has run; it begins: {README_SENTENCE}")
-    if not listed and README_SENTENCE in readme:
+    if not open_ends and README_SENTENCE in readme:
         found.append(f"all has run on a GPU; take out of README.md: {README_SENTENCE}")
     return found
 
 
 def lacks(record: dict[str, Any]) -> str:
-    """Why a record is not one of all tests passed, otherwise empty."""
+    """Why a record counts for nothing, otherwise empty; tests that time did not suffice for are told apart."""
     passed, failed, pending = record["passed"], record["failed"], len(record.get("pending", ()))
-    return (
-        ""
-        if passed and not failed and not pending
-        else f"{passed} passed, {failed} failed and {pending} unfinished tests"
-    )
+    few = 20 * pending > passed
+    return f"{passed} passed, {failed} failed and {pending} unfinished tests" if not passed or failed or few else ""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -381,17 +381,19 @@ def main() -> None:
         before = read(options.pending) if options.pending else None
         record = run(ROOT, options.out, machine, options.jobs, options.minutes, before)
         print(json.dumps({key: record[key] for key in record if key not in ("files", "test_files", "ended")}, indent=1))
-        sys.exit(1 if lacks(record) else 0)
+        sys.exit(1 if lacks(record) or record["pending"] else 0)
     record = read(options.file if options.command == "accept" else RECORD)
     if options.command == "accept":
         if lack := lacks(record):
-            sys.exit(f"{lack}; a record needs all of them to pass: run --pending {options.file}")
+            sys.exit(f"{lack}; none may fail, and one in twenty at most be unfinished: run --pending {options.file}")
         record = mark(record, ROOT, f"changed after {record['commit'][:12]}")
     else:
         record = mark(record, ROOT, options.reason)
     write(RECORD, record)
     for path, reason in record["untested"].items():
         print(f"untested: {path} ({reason})")
+    for name in record.get("pending", ()):
+        print(f"had not ended: {name}")
     for complaint in complaints(record, ROOT, (ROOT / "README.md").read_text()):
         print(complaint)
 

@@ -231,7 +231,16 @@ def scored(names: list[str], given: argparse.Namespace) -> bool:
     for name in names:
         run = WORK / name
         more = of_classes(name) if name.startswith("apes-") else of_bases(run)
-        every = ["evaluate", str(run), "--no-baselines", "--json", "--device", given.device]
+        every = [
+            "evaluate",
+            str(run),
+            "--no-baselines",
+            "--json",
+            "--device",
+            given.device,
+            "--set",
+            "data.num_workers=2",
+        ]
         wanted |= {run / file: [*every, *own] for file, own in more.items() if not (run / file).exists()}
     if wanted and left(given) < 20:
         return False

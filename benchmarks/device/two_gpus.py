@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,8 @@ def train(name: str, case: Case, devices: int, data: Path, given: argparse.Names
     """A case on so many devices; on two it is killed when half of the steps are logged, and resumed."""
     run, log = WORK / f"{name}-{devices}", OUT / f"{name}-{devices}.txt"
     call = command(case, devices, data, run, given)
+    # Of a try before, whose steps would count.
+    shutil.rmtree(run, ignore_errors=True)
     if devices > 1:
         with log.open("w") as file:
             process = subprocess.Popen(

@@ -102,6 +102,12 @@ class SamplingResult(Kept):
                 f"That lies at the edge of the grid: not tried, and perhaps better, are {beyond}. Give some to mba sample, "
                 "which measures its samples; a model that needs them is best trained longer."
             )
+        tried = [float(temperature) for temperature in self.likelihood]
+        if not self.grid and self.temperature in (min(tried), max(tried)):
+            lines.append(
+                f"That is the edge of what was tried, {min(tried):g} to {max(tried):g}: the model is far from what it was "
+                "trained on; train it longer."
+            )
         if not self.not_kept:
             lines.append(f"kept as {Path(self.run) / SETTINGS_NAME}; mba sample draws so unless told otherwise")
         return "\n".join(lines)

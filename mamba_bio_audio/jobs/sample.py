@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mamba_bio_audio.inference.paths import Stepper
     from mamba_bio_audio.pipelines.sample_writer import SampleWriter
     from mamba_bio_audio.run.config import RunConfig
+    from mamba_bio_audio.run.sampling import Fitted
 
 COMMAND = "sample"
 PANEL = "Use"
@@ -259,7 +260,7 @@ def run(options: SampleOptions) -> SampleResult:
         check_report(measured)
     writer = writer or _writer(options, model.config, model.manifest)
     with showing(domain.unit, domain.rate_hz(model.config.data), options.quiet, device) as (progress, reading):
-        result = sample(model, options, device, progress, writer, reading, fitted=fitted is not None)
+        result = sample(model, options, device, progress, writer, reading, fitted=fitted)
     if settings is not None:
         result = result.model_copy(update={"settings": settings})
     if result.written is None or measured is None or result.stopped_by:
@@ -282,7 +283,7 @@ def sample(
     writer: SampleWriter | None = None,
     reading: Callable[[int, int], None] | None = None,
     *,
-    fitted: bool = False,
+    fitted: Fitted | None = None,
 ) -> SampleResult:
     """Sample from a loaded model, without measuring the samples.
 
@@ -296,7 +297,7 @@ def sample(
         progress: called with (symbols done, symbols in all).
         writer: made for these options; None makes one.
         reading: called with (symbols read, symbols in all) while the prompts of a batch are read.
-        fitted: the options draw as was fitted for the run, which is noted beside the samples.
+        fitted: the settings of the run, where the options draw so, which is noted beside the samples.
 
     Raises:
         InputError: a bad prompt or target, or a complete one made otherwise, before anything is sampled.
@@ -351,7 +352,7 @@ def sample(
         settings["class"] = list(dict.fromkeys(writer.classes)) or None
     rows = RowFiles(unfinished(out), settings, drawn)
     if options.resume and out.exists() and not rows.folder.exists():
-        with fitted_since(fitted):
+        with fitted_since(fitted is not None):
             writer.check_complete(rows.settings)
         return result.model_copy(update={"already_complete": True})
     writer.check_target(replace=force or options.resume)
@@ -364,7 +365,7 @@ def sample(
 
     with locked(out), StopSignal() as stop:
         writer.check_target(replace=True)
-        with fitted_since(fitted):
+        with fitted_since(fitted is not None):
             rows.begin(resume=options.resume, force=force)
         length = options.length or writer.most
         how = draws | size | of_class | {"length": length, "num_samples": rows_asked * each} | dict(drawn.start)
@@ -407,7 +408,8 @@ def sample(
         along = [] if rows.along is None or options.length is None else rows.bits_along(length, kept)
         found["bits"] = {"samples": bits, "along": along, "valid": valid}
         # With guidance these are not the bits of what the model has learnt.
-        warning = None if options.guidance else drift(bits, along, valid, draws, options.run)
+        usual_bits = None if fitted is None else fitted.usual_bits
+        warning = None if options.guidance else drift(bits, along, valid, draws, options.run, usual_bits)
         if warning is not None and length * rows_asked >= _LEAST_FOR_DRIFT:
             found["drift"] = warning
     return result.model_copy(update=found | ({"stopped_by": stopped} if stopped else {}))

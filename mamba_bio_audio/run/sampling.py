@@ -108,7 +108,12 @@ def fitted_since(fitted: bool) -> Iterator[None]:
 
 
 def drift(
-    bits: float, parts: Sequence[float], valid_bits: float | None, draws: Mapping[str, Any], run: Path
+    bits: float,
+    parts: Sequence[float],
+    valid_bits: float | None,
+    draws: Mapping[str, Any],
+    run: Path,
+    usual_bits: float | None = None,
 ) -> str | None:
     """A warning where samples have become less probable, or more, than validation data are; None where they have not.
 
@@ -118,18 +123,22 @@ def drift(
         valid_bits: of validation data.
         draws: how the samples were drawn.
         run: for the advice.
+        usual_bits: of samples drawn as was fitted for the run, where these are; nothing is advised of what has as many.
     """
     if valid_bits is None or valid_bits <= 0:
         return None
     values = (bits, *parts[-1:])
     narrowed = draws["temperature"] < 1 or any(draws.get(cut) is not None for cut in ("top_k", "top_p", "min_p"))
     fit = f"fit how they are drawn (mba evaluate {run} --metrics sampling)"
+    along = f" (first eighth {parts[0]:.3f}, last {parts[-1]:.3f})" if parts else ""
+    told = f"the samples have {bits:.3f} bits per symbol{along}, validation data {valid_bits:.3f}"
     if max(values) > (1 + _MOST) * valid_bits:
+        if usual_bits is not None and max(values) <= (1 + _MOST) * usual_bits:
+            return f"{told}; those drawn as fitted for this run usually have {usual_bits:.3f}"
         what = f"they drift into what the model finds improbable, which is noise: {fit}, or give a lower --temperature"
     elif min(values) < (1 - _MOST) * valid_bits and not narrowed:
         what = f"they drift into what the model finds too probable, such as silence or repeats: {fit}, or give a prompt"
     else:
         # Draws that keep to the probable symbols have fewer bits without any drift.
         return None
-    along = f" (first eighth {parts[0]:.3f}, last {parts[-1]:.3f})" if parts else ""
-    return f"warning: the samples have {bits:.3f} bits per symbol{along}, validation data {valid_bits:.3f}; {what}"
+    return f"warning: {told}; {what}"

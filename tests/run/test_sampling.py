@@ -46,6 +46,15 @@ def test_drift_into_noise_names_both_numbers_and_what_to_do(tmp_path):
     assert "noise" in text
 
 
+def test_what_is_usual_for_samples_drawn_as_fitted_is_said_without_advice(tmp_path):
+    text = drift(2.3, [], 2.0, PLAIN, tmp_path, 2.25)
+    assert text == (
+        "the samples have 2.300 bits per symbol, validation data 2.000; those drawn as fitted for this run usually have 2.250"
+    )
+    assert "noise" in drift(2.6, [], 2.0, PLAIN, tmp_path, 2.25)
+    assert drift(2.1, [], 2.0, PLAIN, tmp_path, 2.25) is None
+
+
 def test_few_bits_are_drift_only_where_nothing_was_asked_to_be_more_probable(tmp_path):
     assert "silence or repeats" in drift(1.7, [], 2.0, PLAIN, tmp_path)
     for more in ({"temperature": 0.8}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.01}):

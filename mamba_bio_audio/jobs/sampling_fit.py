@@ -30,10 +30,10 @@ _SYMBOLS = {"cpu": 1 << 17, "cuda": 1 << 20}
 _EACH = {"cpu": 4, "cuda": 8}
 # The pieces of the grid are shorter than those of the nearest cells, which are tried again with so many times as many.
 _SHORTER = 0.25
-_FINALISTS, _AGAIN = {"cpu": 4, "cuda": 12}, 5
+_FINALISTS, _AGAIN = {"cpu": 4, "cuda": 6}, {"cpu": 5, "cuda": 10}
 # Of how many pieces the best may be kept; the grid is compared by the best of half of its own. What is worse by no more than
-# this share inside, and takes fewer pieces, is taken.
-_BEST_OF, _WORSE = (1, 2, 4, 8), 0.02
+# this share inside, and takes fewer pieces, is taken. The best of more than a fifth of the pieces would be hardly any of them.
+_BEST_OF, _FEWEST, _WORSE = (1, 2, 4, 8), 5, 0.02
 
 
 class SamplingResult(Kept):
@@ -49,7 +49,8 @@ class SamplingResult(Kept):
         grid: a row per cell: length and number of pieces that were measured, distance from recordings and its parts, medians,
             shares inside, usual bits, bits at temperature 1 of what is kept; with best of several the mean over all ways to
             group the pieces.
-        finalists: the same for the nearest cells and other, longer pieces, each drawn once and the best of two, four and eight.
+        finalists: the same for the nearest cells and other, longer pieces, each drawn once, as the best of two, of four and,
+            where there are 40 pieces, of eight.
         seconds: what it took: likelihood, generating, measuring.
     """
 
@@ -187,7 +188,8 @@ def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -
         grid = trial.rows(shorter, sampling.grid(found.temperature, holds), 0, each, (max(1, each // 2),))
         nearest = sorted(grid, key=lambda row: row["distance"])[: _FINALISTS[opened.device]]
         cells = [sampling.Cell(**{name: row[name] for name in sampling.Cell._fields}) for row in nearest]
-        finalists = trial.rows(matcher, cells, each, _AGAIN * each, _BEST_OF)
+        again = _AGAIN[opened.device] * each
+        finalists = trial.rows(matcher, cells, each, again, [k for k in _BEST_OF if _FEWEST * k <= again])
         best = _best(finalists)
         values |= {
             **sampling.Cell(**{name: best[name] for name in sampling.Cell._fields}).options,
@@ -246,7 +248,7 @@ class _Trial:
             matcher: compares pieces with recordings.
             cells: ways to draw.
             first, each: row of the first piece of each cell, and how many there are.
-            best_of: of how many pieces the best is kept, one after the other; no more than there are.
+            best_of: of how many pieces the best is kept, one after the other.
         """
         from mamba_bio_audio.evaluation import sampling
         from mamba_bio_audio.inference.best import chances, stray
@@ -271,7 +273,7 @@ class _Trial:
                 measured = list(pool.map(matcher.measure, pieces))
                 nats = -own.sum(1) / length
                 usual = float(median(nats))
-                for k in sorted({min(k, each) for k in best_of}):
+                for k in best_of:
                     kept = chances(stray(own, length, usual), k)
                     match = matcher.match(measured, kept.tolist())
                     rows.append(

@@ -261,6 +261,7 @@ class TestInterpreted:
     "how", [{"warps": 16}, {"warps": 8}, {"split": True, "warps": 16}], ids=["one", "two", "three"]
 )
 def test_on_a_gpu(mixer, layers, how):
+    """Every mixer in every form, and each with one way of drawing, since a kernel compiles for half a minute."""
     model = make_model(64, layers, 256, "cuda", mixer=mixer, ssm=SsmConfig())
-    check(model, rows=5, lengths=(100, 156), **how)
-    check(model, rows=5, lengths=(70,), temperature=1.3, top_k=40, top_p=0.9, **how)
+    few = (mixer == "mamba") == (how == {"warps": 8})
+    check(model, rows=5, lengths=(100, 156), **({"temperature": 1.3, "top_k": 40, "top_p": 0.9} if few else {}), **how)

@@ -342,7 +342,7 @@ class Domain(ABC):
         Raises:
             InputError: a bad prompt or target.
         """
-        raise InputError(f"mba sample writes no {self.name}; use mba.generate")
+        raise InputError(f"mba sample has no file format for {self.name} data; use mba.generate")
 
     def run_files(self) -> tuple[str, ...]:
         """Shell patterns of files that commands write into run folders of this domain alone."""

@@ -33,7 +33,7 @@ class Notes(Domain):
 
 def test_what_a_domain_does_not_do_is_one_clear_error():
     request = SampleRequest(Path("run"), None, 10, 1, (), {}, None, {})
-    with pytest.raises(InputError, match=r"mba sample writes no notes; use mba\.generate"):
+    with pytest.raises(InputError, match=r"mba sample has no file format for notes data; use mba\.generate"):
         Notes().writer(request)
     with pytest.raises(InputError, match="files of notes cannot be read record by record"):
         Notes().records(["a.mid"], None)

@@ -144,10 +144,12 @@ def test_the_page_is_what_the_registry_says():
         assert (ROOT / said.test).exists(), said.test
 
 
-@pytest.mark.parametrize("name", SAID)
-def test_flops_of_maps_are_those_that_pytorch_counts(name):
+@pytest.mark.parametrize(
+    ("name", "changed"), [*((name, {}) for name in SAID), *(("mamba", {"selective": s}) for s in "bc")]
+)
+def test_flops_of_maps_are_those_that_pytorch_counts(name, changed):
     """Products with weights, counted while the layers run; what the rest is made of differs by path."""
-    config = settings_of(name)
+    config = settings_of(name).model_copy(update=changed)
     length = 64
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

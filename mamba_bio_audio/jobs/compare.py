@@ -97,7 +97,7 @@ class CompareOptions(Options):
     @classmethod
     def _whole(cls, text: str) -> str:
         parts = text.split(",")
-        if not all(part.isdecimal() and int(part) < 2**63 for part in parts) or len(set(parts)) < len(parts):
+        if not all(part.isdecimal() and int(part) < 2**63 for part in parts) or len(set(map(int, parts))) < len(parts):
             raise ValueError(f"got {text!r}; write different whole numbers, separated by commas, for example 0,1,2")
         return text
 
@@ -276,6 +276,7 @@ def _result(options: CompareOptions, comparison: Comparison, out: Path, whole: b
         runs=rows,
         equal_seconds=equal,
         unfinished=0 if whole else sum(scores is None for scores in found.values()),
+        unmeasured=0 if whole or plan.only else sum(comparison.speed(arm) is None for arm in plan.arms),
         stopped_by=None if stopped is None else signal.Signals(stopped).name,
     )
 
@@ -320,10 +321,10 @@ def _within(comparison: Comparison, runs: list[Run], steps: float) -> float | No
 
 def _against(arm: ArmResult, best: ArmResult, seeds: int) -> str:
     """Whether an arm is told from the best one."""
-    if arm is best:
-        return "best"
     if arm.test.mean is None or best.test.mean is None:
         return "diverged"
+    if arm is best:
+        return "best"
     if seeds < 2:
         return "one seed"
     gap = arm.test.mean - best.test.mean

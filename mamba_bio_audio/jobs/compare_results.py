@@ -64,7 +64,7 @@ class ArmResult(Found):
         valid, test: loss in nats; `valid_right`, `test_right`: share of right answers.
         in_equal_time: validation loss after as much training time as the fastest model takes for all its steps, its schedule
             being what it is; None where there was no validation yet.
-        against_best: "best", "worse", "not separated" (the spread of seeds exceeds the gap), or "one seed".
+        against_best: "best", "worse", "not separated" (the spread of seeds exceeds the gap), "one seed", or "diverged".
     """
 
     name: str
@@ -87,8 +87,9 @@ class CompareResult(Result):
     """Models beside each other.
 
     Attributes:
-        finished: runs that are finished, of `runs_in_all` (more may follow while rates are tried).
         equal_seconds: training time of `in_equal_time`.
+        unfinished: runs that are to come at least (more may follow while rates are tried); `unmeasured`: models whose speed
+            is still to be measured.
     """
 
     recipe: str
@@ -106,16 +107,18 @@ class CompareResult(Result):
     runs: tuple[RunScores, ...]
     equal_seconds: float | None
     unfinished: int
+    unmeasured: int = 0
     stopped_by: str | None = None
 
     def text(self) -> str:
         """One table, best model first."""
         lines = []
-        if self.unfinished:
-            why = self.stopped_by or "--max-time"
+        if self.unfinished or self.unmeasured:
+            why, left = self.stopped_by or "--max-time", f"at least {self.unfinished} are to come"
+            if not self.unfinished:
+                left = f"speeds of {self.unmeasured} models are to be measured"
             lines.append(
-                f"stopped by {why}: {len(self.runs)} runs are finished, at least {self.unfinished} are to come; the same "
-                "command goes on from here"
+                f"stopped by {why}: {len(self.runs)} runs are finished, {left}; the same command goes on from here"
             )
         if self.arms:
             answered = self.arms[0].test_right is not None
@@ -138,8 +141,8 @@ class CompareResult(Result):
                 for row in rows
             ]
             lines.append(
-                f"{self.steps:,} steps, {self.tokens:,} {self.unit}s, {len(self.seeds)} seeds: mean (least to largest); rates "
-                "chosen on validation"
+                f"{self.steps:,} steps, {self.tokens:,} {self.unit}s, {len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}: "
+                "mean (least to largest); rates chosen on validation"
             )
             if self.equal_seconds is not None:
                 lines.append(

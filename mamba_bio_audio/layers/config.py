@@ -88,8 +88,8 @@ class SsmConfig(MixerConfig):
         inner = self.expand * width
         rank = math.ceil(width / 16) if self.dt_rank == "auto" else self.dt_rank
         bc = self.d_state * (2 if self.complex else 1)
-        selective_dt, selective_bc = self.selective in (True, "dt"), self.selective in (True, "bc")
-        maps = 3 * inner * width + inner * (rank * selective_dt + 2 * bc * selective_bc) + inner * rank * selective_dt
+        selective_dt = self.selective in (True, "dt")
+        maps = 3 * inner * width + inner * (2 * rank * selective_dt + bc * len(self.selected_bc))
         # exp(dt A) is one of them, or three with its angle; without a delta of its own each token shares it.
         each = (20 if selective_dt else 14) if self.complex else (7 if selective_dt else 5)
         return Flops(2 * maps, 2 * self.d_conv * inner + each * self.d_state * inner)

@@ -378,6 +378,9 @@ class Comparison:
                 sums += torch.stack([value.double() for value in answers(lane.model, *batch)])
         lane.model.train()
         nats, count, right = sums.tolist()
+        if not math.isfinite(nats):
+            # Where nothing is a number, argmax says the first symbol.
+            right = math.nan
         scores = {f"{split}_nats": nats / max(1, count)}
         answered = self.plan.first.data.answered
         return scores | ({f"{split}_right": right / max(1, count)} if answered else {})

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,9 @@ def test_models_trained_in_a_process_of_their_own_are_taken_into_a_comparison(wh
     assert not alone.unfinished
     assert not (part / "compare.json").exists()
     monkeypatch.setattr(core.Comparison, "_train", lambda *_: pytest.fail("trained again"))
+    shutil.rmtree(shutil.copytree(out, tmp_path / "slow") / "speed")
+    none = compare.run(options(tmp_path / "soon", take=(tmp_path / "slow",), max_time=1e-6))
+    assert "6 runs are finished, speeds of 2 models are to be measured; the same command goes on" in none.text()
     again = compare.run(options(tmp_path / "out", take=(part, out)))
     assert again.runs == found.runs
     assert again.equal_seconds is not None
@@ -225,6 +229,14 @@ def test_a_diverged_training_is_neither_chosen_nor_averaged():
     assert Spread.of([1.0, 3.0]).text() == "2.0000 (1.0000 to 3.0000)"
 
 
+def test_a_model_of_which_nothing_is_a_number_is_not_the_best_and_answers_nothing(tmp_path):
+    found = compare.run(options(tmp_path / "out", rates="1e30", seeds="0", only="mamba"))
+    (row,), (run,) = found.arms, found.runs
+    assert (row.against_best, row.test.mean, row.test_right.mean) == ("diverged", None, None)
+    assert (run.valid_nats, run.valid_right) == (None, None)
+    assert "1 seed:" in found.text()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -251,6 +263,7 @@ def test_mistakes(tmp_path, more, message):
         ({"mixers": "mamba"}, "needs two models"),
         ({"arm": ("mamba=",)}, "two models are called 'mamba'"),
         ({"seeds": "0,0"}, "different whole numbers"),
+        ({"seeds": "1,01"}, "different whole numbers"),
         ({"only": "mamba2"}, "no model is called 'mamba2'"),
         ({"rates": "0"}, "numbers above 0"),
     ],

@@ -10,6 +10,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.files import begins_with, check_file, write_json, write_text
 from mamba_bio_audio.jobs.page import Image, Section, is_page, render
 from mamba_bio_audio.pipelines.domains import domain_of
+from mamba_bio_audio.run.packaged import read_about
 
 if TYPE_CHECKING:
     from mamba_bio_audio.pipelines.contract import Domain
@@ -65,7 +66,8 @@ def data_of(run: Path, config: RunConfig, manifest: Mapping[str, Any]) -> tuple[
             opened.condition(config.model.classes)
         check_same_data(manifest.get("data", {}), opened.summary(), run)
     except InputError as error:
-        return None, str(error)
+        packaged = read_about(manifest)
+        return None, str(error) if packaged is None else f"{packaged.name} comes without its training data"
     return opened, None
 
 

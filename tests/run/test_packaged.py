@@ -16,6 +16,7 @@ import mamba_bio_audio as mba
 from mamba_bio_audio.cli.main import run as command_line
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs import models
+from mamba_bio_audio.jobs.sample_report import data_of
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer
@@ -117,6 +118,14 @@ def test_the_script_keeps_scores_where_the_weights_stay(made, toy, tmp_path, mon
     scores = [found["mamba_bio_audio"]["manifest"]["evaluations"] for found in (before, after)]
     assert scores[0] == scores[1]
     assert "AUROC .501" in (out / "README.md").read_text()
+
+
+def test_data_that_do_not_come_with_a_model_are_no_wrong_path(toy):
+    model: Any = mba.load(toy)
+    data = model.config.data.model_copy(update={"path": "nowhere"})
+    elsewhere = model.config.model_copy(update={"data": data})
+    told = "toy-5k comes without its training data"
+    assert data_of(packaged.find_model(toy), elsewhere, model.manifest) == (None, told)
 
 
 def test_what_is_said_of_a_model_does_not_go_over_to_other_weights(toy):

@@ -50,7 +50,7 @@ def test_rows(pairs, folder, tmp_path, capsys):
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"bar", "a-s0", "a-s1", "b-s0", "a mean", "a together", "b mean", "b together"}
     assert (rows["bar"]["test"], rows["bar"]["test_minus_bar_high"]) == ("0.5000", "0.0000")
-    assert rows["a-s0"]["windows"] == "20"
+    assert rows["a-s0"]["bases"] == f"{10 * 2048}"
     assert rows["a-s0"]["test_minus_bar"] == f"{5 / 6 - 3 / 6:.4f}"
     # Of human and mouse the likelier one counts, whatever is named; the first of equals.
     assert (rows["bar"]["human_mouse"], rows["a-s0"]["human_mouse"]) == ("0.5000", "0.7500")

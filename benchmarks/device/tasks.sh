@@ -4,7 +4,8 @@
 #                        then answers from 2^6 to 2^20
 #   long                 the same for Mamba alone at one rate, longer, also with smaller initial step sizes
 #   copying1024, ...2048 selective copying of 16 symbols, a selective block beside fixed ones of the same size, three rates and seeds
-#   equal                the same at the rate that all of these chose, longer, with models of one size
+#   equal1024, ...1536, ...2048
+#                        the same at the rate that all of these chose, longer, with models of one size; 32 sequences a step at each length
 #   ablation             what of B, C and the step size depends on the input, number of states, rank of the step size, initial A
 # A process for each model, beside each other (MPS makes that faster). PARTS names what runs: a part, or part:model,model
 # (one process for all of them) several times; more than about eight processes slow each other down.
@@ -26,7 +27,7 @@ limited() { timeout -k 5 "$1" "${@:3}" 2>&1 | sed -u "s|^|$2: |" >>"$log"; }
 traced="${TRACE:+import faulthandler; faulthandler.dump_traceback_later($TRACE, repeat=True); }from mamba_bio_audio.cli.main import run; run()"
 compare() { limited "$(left "$margin")" "$name" python3 -c "$traced" compare "$@"; }
 pack() { # Runs without what was joined (it is in the parts), weights of induction heads alone, for lengths that are to come, if they fit.
-  local without=(--exclude=./induction/runs --exclude=./long/runs --exclude='./copying*/runs' --exclude=./equal/runs --exclude=./ablation/runs --exclude=unfinished.safetensors)
+  local without=(--exclude=./induction/runs --exclude=./long/runs --exclude='./copying*/runs' --exclude='./equal*/runs' --exclude=./ablation/runs --exclude=unfinished.safetensors)
   local small=(--exclude='./parts/copying*/model.safetensors' --exclude='./parts/equal*/model.safetensors' --exclude='./parts/ablation*/model.safetensors')
   local packed=$out.$BASHPID.tgz
   tar -C "$out" -czf "$packed" "${without[@]}" "${small[@]}" . 2>/dev/null
@@ -56,10 +57,13 @@ long() {
 }
 copying1024() { copying 1024 "${COPYING_STEPS:-7000}" 2e-3,4e-3,8e-3 --every-rate "$@"; }
 copying2048() { copying 2048 "${COPYING_STEPS:-8000}" 8e-3,12e-3 "$@"; }
-equal() { # Fixed blocks with as many weights as the selective one (66,496): complex 65,984, real 64,448.
+equal1024() { equal 1024 "$@"; }
+equal1536() { equal 1536 "$@"; }
+equal2048() { equal 2048 "$@"; }
+equal() { # LENGTH ...: fixed blocks with as many weights as the selective one (66,496): complex 65,984, real 64,448.
   compare synthetic/selective-copying --arm mamba= --arm "s4d=model.mixer=s4d,model.ssm.d_state=9" --arm s4d-real=model.mixer=s4d-real \
-    --seeds 0,1,2 --rates 4e-3 --every-rate --set train.length=1024 --set train.steps="${COPYING_STEPS:-10000}" --set train.tokens_per_step=32768 \
-    --set train.validate_every="${COPYING_EVERY:-1000}" --set train.validation_tokens=262144 $common "$@"
+    --seeds 0,1,2 --rates "${EQUAL_RATES:-4e-3}" --every-rate --set train.length="$1" --set train.steps="${COPYING_STEPS:-10000}" \
+    --set train.tokens_per_step="$(($1 * 32))" --set train.validate_every="${COPYING_EVERY:-1000}" --set train.validation_tokens="$(($1 * 256))" $common "${@:2}"
 }
 copying() { # LENGTH STEPS RATES ...
   compare synthetic/selective-copying --mixers mamba,s4d,s4d-real --seeds 0,1,2 --set train.length="$1" --set train.steps="$2" \
@@ -68,11 +72,13 @@ copying() { # LENGTH STEPS RATES ...
 }
 ablation() {
   local arms=(--arm all=) selective states
-  for selective in false b c dt bc; do arms+=(--arm "selective-$selective=model.ssm.selective=$selective"); done
+  for selective in false dt bc; do arms+=(--arm "selective-$selective=model.ssm.selective=$selective"); done
   for states in 1 4; do arms+=(--arm "states-$states=model.ssm.d_state=$states"); done
   arms+=(--arm rank-1=model.ssm.dt_rank=1 --arm A-half=model.ssm.real_init=1/2 --arm A-random=model.ssm.real_init=random)
+  # The slow ones last: a scan for each state.
+  for selective in b c; do arms+=(--arm "selective-$selective=model.ssm.selective=$selective"); done
   compare synthetic/selective-copying "${arms[@]}" --rates 4e-3 --every-rate --seeds 0,1,2 \
-    --set data.memorize=8 --set train.length=128 --set train.tokens_per_step=4096 --set train.steps="${ABLATION_STEPS:-4000}" \
+    --set train.tokens_per_step=8192 --set train.steps="${ABLATION_STEPS:-4000}" \
     --set train.validate_every="${ABLATION_EVERY:-1000}" --set train.validation_tokens=65536 $common "$@"
 }
 running=()

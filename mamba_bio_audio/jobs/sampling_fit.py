@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 _SYMBOLS = {"cpu": 1 << 17, "cuda": 1 << 20}
 # Pieces of each cell; more rows cost a GPU hardly more time.
 _EACH = {"cpu": 4, "cuda": 8}
-# The pieces of the grid are shorter than those of the nearest cells, which are tried again with so many times as many.
+# The pieces of the grid are shorter than those of the finalists, two from each of so many pairs of neighbours, with so many
+# times as many pieces.
 _SHORTER = 0.25
-_FINALISTS, _AGAIN = {"cpu": 4, "cuda": 6}, {"cpu": 5, "cuda": 10}
+_INTERVALS, _AGAIN = {"cpu": 2, "cuda": 4}, {"cpu": 5, "cuda": 8}
 # Of how many pieces the best may be kept; the grid is compared by the best of half of its own. What is worse by no more than
 # this share inside, and takes fewer pieces, is taken. The best of more than a fifth of the pieces would be hardly any of them.
 _BEST_OF, _FEWEST, _WORSE = (1, 2, 4, 8), 5, 0.02
@@ -49,8 +50,8 @@ class SamplingResult(Kept):
         grid: a row per cell: length and number of pieces that were measured, distance from recordings and its parts, medians,
             shares inside, usual bits, bits at temperature 1 of what is kept; with best of several the mean over all ways to
             group the pieces.
-        finalists: the same for the nearest cells and other, longer pieces, each drawn once, as the best of two, of four and,
-            where there are 40 pieces, of eight.
+        finalists: the same for cells between the nearest and other, longer pieces, each drawn once, as the best of two, of
+            four and, where there are 40 pieces, of eight.
         seconds: what it took: likelihood, generating, measuring.
     """
 
@@ -90,7 +91,7 @@ class SamplingResult(Kept):
                 "inside the 5 to 95 % of recorded ones",
                 *self._table(self.grid),
                 "",
-                f"the nearest of these again: pieces of {self.length:,}, other random numbers",
+                f"finalists: pieces of {self.length:,}, other random numbers",
                 *self._table(self.finalists),
             ]
             for number, share in enumerate(("recorded:  5 %", "median", "95 %")):
@@ -134,14 +135,18 @@ class SamplingResult(Kept):
 def untried(
     temperature: float, top_p: float | None, min_p: float | None, grid: Sequence[Mapping[str, Any]]
 ) -> str | None:
-    """What lies beyond the edges of a grid where the chosen cell lies at one; None elsewhere, and without a grid."""
+    """What lies beyond the edges of a grid where the chosen settings lie at one; None elsewhere, and without a grid."""
     if not grid:
         return None
-    temperatures, shares = ({row[name] for row in grid} for name in ("temperature", "top_p"))
-    least = {row.get("min_p", 0.0) for row in grid}
+    shares, least = {row["top_p"] for row in grid}, {row.get("min_p", 0.0) for row in grid}
+    alike = (row for row in grid if (row["top_p"], row.get("min_p", 0.0)) == (top_p or 1.0, min_p or 0.0))
+    temperatures = sorted({row["temperature"] for row in alike})
     beyond = []
-    if temperature in (min(temperatures), max(temperatures)):
-        beyond.append(f"temperatures {'below' if temperature == min(temperatures) else 'above'} {temperature:g}")
+    # Nearer to the first or the last than to its neighbour.
+    if temperature < sum(temperatures[:2]) / 2:
+        beyond.append(f"temperatures below {temperature:g}")
+    elif temperature > sum(temperatures[-2:]) / 2:
+        beyond.append(f"temperatures above {temperature:g}")
     if top_p == min(shares):
         beyond.append(f"top-p below {top_p:g}")
     if min_p is not None and min_p == max(least):
@@ -186,8 +191,8 @@ def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -
         # On a CPU hold is slow, so it is not tried there.
         holds = sampling.HOLDS if opened.device == "cuda" and trial.valid_nats is not None else (0.0,)
         grid = trial.rows(shorter, sampling.grid(found.temperature, holds), 0, each, (max(1, each // 2),))
-        nearest = sorted(grid, key=lambda row: row["distance"])[: _FINALISTS[opened.device]]
-        cells = [sampling.Cell(**{name: row[name] for name in sampling.Cell._fields}) for row in nearest]
+        tried = {sampling.Cell(**{name: row[name] for name in sampling.Cell._fields}): row["distance"] for row in grid}
+        cells = sampling.nearest(tried, _INTERVALS[opened.device])
         again = _AGAIN[opened.device] * each
         finalists = trial.rows(matcher, cells, each, again, [k for k in _BEST_OF if _FEWEST * k <= again])
         best = _best(finalists)
@@ -218,10 +223,10 @@ def fit_sampling(opened: Opened, options: EvaluateOptions, progress: Progress) -
 
 
 def _best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row with most pieces inside by the measure by which fewest are; of nearly equals the one that makes fewest pieces."""
+    """The row with most pieces safely inside by the measure by which fewest are; of nearly equals what makes fewest pieces."""
 
     def inside(row: Mapping[str, Any]) -> tuple[float, float, float]:
-        shares = row["inside"].values()
+        shares = row["safely"].values()
         return min(shares), sum(shares), -row["distance"]
 
     most, *_ = max(map(inside, rows))

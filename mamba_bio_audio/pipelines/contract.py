@@ -160,20 +160,18 @@ class Match(NamedTuple):
         parts: distance by measure; 0 is equal, 1 about as far as recorded pieces are spread.
         values: median of the generated pieces by measure.
         inside: share of the generated pieces that lie, as wholes, within the range of recorded ones, by measure.
+        safely: the same where each end of the range is unsure by a tenth of it: what lies at an end counts as half.
     """
 
     distance: float
     parts: Mapping[str, float]
     values: Mapping[str, float]
     inside: Mapping[str, float]
+    safely: Mapping[str, float]
 
 
 class Matcher(ABC):
-    """Compares pieces that a model generates with recorded ones, to find out how it should draw them.
-
-    Attributes:
-        length: symbols per generated piece.
-    """
+    """Compares generated pieces of `length` symbols with recorded ones, to find out how a model should draw them."""
 
     length: int
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mamba_bio_audio.errors import InputError
-from mamba_bio_audio.evaluation.sampling import TEMPERATURES, Cell, calibrate, grid, pieces
+from mamba_bio_audio.evaluation.sampling import TEMPERATURES, Cell, calibrate, grid, nearest, pieces
 from mamba_bio_audio.inference.generate import generate
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.models.contract import ModelOutput
@@ -74,14 +74,30 @@ def test_only_symbols_that_can_be_drawn_count(batches):
 def test_the_grid_lies_around_the_likelihoods_temperature_and_has_whole_distributions():
     cells = grid(0.8)
     assert Cell(0.8, 0.999) in cells
-    assert len(set(cells)) == len(cells) == 27
+    assert len(set(cells)) == len(cells) == 33
     assert cells[0].options == {"temperature": cells[0].temperature, "top_p": None, "min_p": None, "hold": None}
     assert {cell.options["top_p"] for cell in cells} == {None, 0.999, 0.995, 0.99, 0.98}
-    assert {cell.options["min_p"] for cell in cells} == {None, 0.015, 0.03, 0.05, 0.08}
+    assert {cell.options["min_p"] for cell in cells} == {None, 0.015, 0.03, 0.05, 0.08, 0.1, 0.13}
     assert min(cell.temperature for cell in cells) < 0.8 < max(cell.temperature for cell in cells)
-    both = grid(0.8, (0.0, 0.3))
-    assert both[:27] == cells
-    assert both[27:] == [cell._replace(hold=0.3) for cell in cells]
+    both = grid(0.8, (0.0, 0.6))
+    assert both[:33] == cells
+    assert [cell[1:] for cell in both[33:]] == [cell._replace(hold=0.6)[1:] for cell in cells]
+    # Hold calms, so what is held is tried hotter.
+    assert all(held.temperature > cell.temperature for held, cell in zip(both[33:], cells, strict=True))
+
+
+def test_what_is_tried_again_lies_between_neighbours_that_are_both_near():
+    def cells(distances, **cut):
+        return {Cell(t, 1.0, **cut): d for t, d in zip((1.2, 1.0, 1.1), distances, strict=True)}
+
+    # The nearest of all has neighbours that are far.
+    tried = cells((3.0, 3.0, 0.1)) | cells((0.5, 0.9, 0.7), min_p=0.1) | cells((0.2, 3.0, 1.1), min_p=0.1, hold=0.3)
+    assert nearest(tried, 2) == [
+        Cell(1.125, 1.0, 0.1),
+        Cell(1.175, 1.0, 0.1),
+        Cell(1.125, 1.0, 0.1, 0.3),
+        Cell(1.175, 1.0, 0.1, 0.3),
+    ]
 
 
 @pytest.mark.parametrize("start", ["level", "token"])

@@ -116,6 +116,20 @@ def test_a_seam_is_heard():
     assert "where the prompt ends" in report.describe_samples(found)
 
 
+def test_what_lies_at_an_end_of_a_range_counts_as_half():
+    ranges = {"level": [-30.0, -27.0, -20.0], "clicks": [0.0, 0.0, 1.0], "onsets": [2.0, 2.0, 2.0]}
+    values = {
+        "level": np.array([-30.0, -25.0, -20.0, -19.0, -10.0]),
+        "clicks": np.array([0.0, 0.5, 1.0, 0.9, 3.0]),
+        "onsets": np.array([2.0, 2.0, 3.0, 1.0, 2.0]),
+    }
+    found = report.safely(values, ranges)
+    assert found["level"] == pytest.approx([0.5, 1, 0.5, 0.1587, 0], abs=1e-4)
+    # There are no fewer clicks than none.
+    assert found["clicks"] == pytest.approx([1, 1, 0.5, 0.8413, 0], abs=1e-4)
+    assert found["onsets"].tolist() == [1, 1, 0, 0, 1]
+
+
 def test_the_distance_is_small_for_recordings_and_large_for_noise():
     matcher = report.SoundMatcher(Recordings(), CODEC, 3 * RATE)
     near, far = (matcher.match([matcher.measure(make(3, seed)) for seed in (11, 12, 13)]) for make in (melody, noise))
@@ -131,5 +145,6 @@ def test_the_distance_is_small_for_recordings_and_large_for_noise():
     # What is not kept does not count.
     pair = [matcher.measure(melody(3, 11)), matcher.measure(noise(3, 1))]
     assert matcher.match(pair, [1, 0]).inside == matcher.match(pair[:1]).inside
+    assert matcher.match(pair, [1, 0]).safely == matcher.match(pair[:1]).safely != matcher.match(pair).safely
     assert matcher.match(pair, [1, 0]).distance == pytest.approx(matcher.match(pair[:1]).distance)
     assert matcher.match(pair, [0, 1]).values == matcher.match(pair[1:]).values

@@ -105,11 +105,13 @@ class CompareOptions(Options):
     @classmethod
     def _positive(cls, text: str | None) -> str | None:
         try:
-            good = text is None or all(0 < float(part) < math.inf for part in text.split(","))
+            rates = [] if text is None else [float(part) for part in text.split(",")]
         except ValueError:
-            good = False
-        if not good:
-            raise ValueError(f"got {text!r}; write numbers above 0, separated by commas, for example 1e-3,4e-3")
+            rates = [math.nan]
+        if not all(0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
+            raise ValueError(
+                f"got {text!r}; write different numbers above 0, separated by commas, for example 1e-3,4e-3"
+            )
         return text
 
     @model_validator(mode="after")
@@ -164,6 +166,7 @@ def plan_of(options: CompareOptions) -> Plan:
     from mamba_bio_audio.run.compare import Plan, check_name, check_plan
     from mamba_bio_audio.run.config import load_config
 
+    given = None if options.rates is None else tuple(sorted(map(float, options.rates.split(","))))
     arms, rates = {}, {}
     for name, (variants, overrides) in options.settings().items():
         check_name(name)
@@ -177,18 +180,24 @@ def plan_of(options: CompareOptions) -> Plan:
             arms[name] = load_config(recipe, [*options.overrides, *overrides])
         except InputError as error:
             raise InputError(f"arm {name}: {error}") from None
-        given = options.rates
-        tried = [factor * arms[name].train.lr for factor in RATES] if given is None else map(float, given.split(","))
-        rates[name] = tuple(sorted({float(f"{rate:.4g}") for rate in tried}))
+        rates[name] = given or tuple(float(f"{factor * arms[name].train.lr:.4g}") for factor in RATES)
     first = next(iter(arms.values()))
-    device = resolve_device(options.device)
+    device, elsewhere = _device(options)
     seeds = tuple(map(int, options.seeds.split(",")))
     steps = options.sweep_steps or first.train.steps
     if options.every_rate:
         steps = first.train.steps
-    plan = Plan(arms, rates, seeds, steps, options.every_rate, options.together, device, options.trained)
+    plan = Plan(arms, rates, seeds, steps, options.every_rate, options.together, device, options.trained, elsewhere)
     check_plan(plan)
     return plan
+
+
+def _device(options: CompareOptions) -> tuple[str, bool]:
+    """Where the runs are made, which for what is taken is where it was, and whether there is no such device here."""
+    here = resolve_device(options.device)
+    there = {settings["device"] for folder in options.take if (settings := _read(folder / SETTINGS)) is not None}
+    device = str(there.pop()) if options.device == "auto" and len(there) == 1 else here
+    return device, (device, here) == ("cuda", "cpu")
 
 
 def run(options: CompareOptions) -> CompareResult:
@@ -240,8 +249,6 @@ def _read(place: Path) -> Any:
 
 
 def _result(options: CompareOptions, comparison: Comparison, out: Path, whole: bool) -> CompareResult:
-    from mamba_bio_audio.run.environment import environment
-
     plan, train = comparison.plan, comparison.plan.first.train
     wanted: dict[Run, None] = {run: None for arm in plan.here for run in plan.sweep(arm)}
     tried = [arm for arm in plan.here if all(comparison.scores(run) is not None for run in plan.sweep(arm))]
@@ -271,14 +278,25 @@ def _result(options: CompareOptions, comparison: Comparison, out: Path, whole: b
         seeds=plan.seeds,
         sweep_steps=plan.sweep_steps,
         every_rate=plan.every_rate,
-        machine=environment(plan.device),
+        machine=_machine(comparison, rows),
         arms=tuple(arms),
         runs=rows,
         equal_seconds=equal,
         unfinished=0 if whole else sum(scores is None for scores in found.values()),
         unmeasured=0 if whole or plan.only else sum(comparison.speed(arm) is None for arm in plan.arms),
+        foreign=plan.foreign,
         stopped_by=None if stopped is None else signal.Signals(stopped).name,
     )
+
+
+def _machine(comparison: Comparison, rows: tuple[RunScores, ...]) -> dict[str, Any]:
+    """This machine, or the one where what was taken is from."""
+    from mamba_bio_audio.run.environment import environment
+
+    if not comparison.plan.foreign or not rows:
+        return environment("cpu" if comparison.plan.foreign else comparison.plan.device)
+    manifest = read_json(comparison.out / rows[0].folder / "manifest.json")
+    return {key: value for key, value in manifest.items() if key not in ("seed", "data")}
 
 
 def _arm(options: CompareOptions, comparison: Comparison, name: str, equal: float | None) -> ArmResult:

@@ -90,6 +90,7 @@ class CompareResult(Result):
         equal_seconds: training time of `in_equal_time`.
         unfinished: runs that are to come at least (more may follow while rates are tried); `unmeasured`: models whose speed
             is still to be measured.
+        foreign: whether the runs are of a device that is not here, so that nothing was trained.
     """
 
     recipe: str
@@ -108,18 +109,20 @@ class CompareResult(Result):
     equal_seconds: float | None
     unfinished: int
     unmeasured: int = 0
+    foreign: bool = False
     stopped_by: str | None = None
 
     def text(self) -> str:
         """One table, best model first."""
         lines = []
         if self.unfinished or self.unmeasured:
-            why, left = self.stopped_by or "--max-time", f"at least {self.unfinished} are to come"
+            why, left = f"stopped by {self.stopped_by or '--max-time'}", f"at least {self.unfinished} are to come"
+            where = "from here"
             if not self.unfinished:
                 left = f"speeds of {self.unmeasured} models are to be measured"
-            lines.append(
-                f"stopped by {why}: {len(self.runs)} runs are finished, {left}; the same command goes on from here"
-            )
+            if self.foreign:
+                why, where = f"nothing was trained, for there is no {self.device} device here", "where there is one"
+            lines.append(f"{why}: {len(self.runs)} runs are finished, {left}; the same command goes on {where}")
         if self.arms:
             answered = self.arms[0].test_right is not None
             head = [

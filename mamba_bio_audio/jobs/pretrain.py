@@ -141,10 +141,7 @@ class PretrainResult(TrainResult):
 
     def more(self) -> str:
         """Sampling."""
-        from mamba_bio_audio.pipelines.domains import domain_of
-
-        options = domain_of(self.kind).first_sample
-        return f"   mba sample {self.run} {options}" if options else ""
+        return f"   mba sample {self.run} {self.first_sample}" if self.first_sample else ""
 
 
 class DryRunResult(Estimate, Result):

@@ -223,7 +223,7 @@ def _samples(
     domain = domain_of(config.data.kind)
     samples = given or domain.find_samples(run)
     if samples is None:
-        return [] if config.data.labelled else [Section("Samples", f"None yet: {domain.sample_command(run)}")]
+        return [Section("Samples", f"None yet: {domain.sample_command(run)}")] if config.first_sample else []
     measured: Any = None
     corpus = None
     if (kept := domain.measures(samples)) is not None:

@@ -163,6 +163,11 @@ class ModelConfig(Reads, BaseModel):
         return first_unstreamed(self.layer_mixers)
 
     @property
+    def stateless(self) -> bool:
+        """Whether a layer cannot carry a state, so that the model can neither sample nor read piece by piece."""
+        return any(mixer.streaming == "none" for _, mixer in self.layer_mixers)
+
+    @property
     def longest(self) -> int | None:
         """Positions of a sequence at most; None for any number."""
         return min((mixer.longest for _, mixer in self.layer_mixers if mixer.longest is not None), default=None)

@@ -60,7 +60,10 @@ class Run(NamedTuple):
     @property
     def folder(self) -> str:
         """Its folder's name."""
-        return f"{self.arm}-lr{self.rate:g}-seed{self.seed}-{self.steps}"
+        short = f"{self.rate:g}"
+        # A name that `config.yaml` may hold: no plus.
+        rate = (short if float(short) == self.rate else repr(self.rate)).replace("+", "")
+        return f"{self.arm}-lr{rate}-seed{self.seed}-{self.steps}"
 
 
 class Plan(NamedTuple):
@@ -75,6 +78,7 @@ class Plan(NamedTuple):
         lanes: trainings beside each other; None follows from the device and the size of a step.
         device: "cpu" or "cuda".
         only: the arms that are trained here, beside other processes, so that no speed is measured; empty: all.
+        foreign: whether there is no such device here, so that nothing is trained.
     """
 
     arms: dict[str, RunConfig]
@@ -85,6 +89,7 @@ class Plan(NamedTuple):
     lanes: int | None
     device: str
     only: tuple[str, ...] = ()
+    foreign: bool = False
 
     @property
     def here(self) -> list[str]:
@@ -233,7 +238,7 @@ class Comparison:
 
     @property
     def _over(self) -> bool:
-        return self.stop.number is not None or time.perf_counter() > self.until
+        return self.plan.foreign or self.stop.number is not None or time.perf_counter() > self.until
 
     def run(self) -> bool:
         """Train what is left; whether everything is finished now."""
@@ -407,16 +412,15 @@ class Comparison:
     def _measured(self) -> bool:
         """Measure every arm that is not, where this process has the device to itself; False where the time is over."""
         for arm in () if self.plan.only else self.plan.arms:
-            if self._over:
-                return False
-            self._measure(arm)
+            if self.speed(arm) is None:
+                if self._over:
+                    return False
+                self._measure(arm)
         return True
 
     def _measure(self, arm: str) -> None:
         """Parameters, seconds per step and memory of an arm that trains alone."""
         place = self.out / "speed" / f"{arm}.json"
-        if place.exists():
-            return
         config = self.plan.arms[arm]
         if self.device == "cuda":
             torch.cuda.empty_cache()

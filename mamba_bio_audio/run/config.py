@@ -22,7 +22,7 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.head_config import HeadConfig
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.pipelines.contract import DataSection
-from mamba_bio_audio.pipelines.domains import domains
+from mamba_bio_audio.pipelines.domains import domain_of, domains
 from mamba_bio_audio.plain_yaml import dump, parse
 from mamba_bio_audio.run.recipes import apply_overrides, locate, own_values, recipe_values
 from mamba_bio_audio.run.words import KINDS, item_of, member_of, section_of, typed
@@ -152,6 +152,12 @@ class RunConfig(BaseModel):
                     f"{list(self.model.pools)}; near values: {' and '.join(map(str, near))}"
                 )
         return self
+
+    @property
+    def first_sample(self) -> str:
+        """Options of `mba sample` to try; empty where it cannot draw from such a model."""
+        stateless = isinstance(self.model, ModelConfig) and self.model.stateless
+        return "" if self.head is not None or stateless else domain_of(self.data.kind).first_sample
 
 
 def _with_kind(name: str, section: Any) -> Any:

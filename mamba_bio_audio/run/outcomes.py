@@ -30,7 +30,7 @@ class Trained(BaseModel):
         warning: what is wrong with the training as a whole, or None.
         tokens_per_second: positions over all training steps of this process; NaN where there were none.
         stopped_by: name of the signal that stopped it, `OUT_OF_TIME`, or None.
-        kind: `data.kind`.
+        first_sample: options of `mba sample` to try; empty where it cannot draw from such a model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +51,7 @@ class Trained(BaseModel):
     warning: str | None
     tokens_per_second: float
     stopped_by: str | None
-    kind: str = Field(exclude=True)
+    first_sample: str = Field(exclude=True)
 
 
 class Estimate(BaseModel):

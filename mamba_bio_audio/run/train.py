@@ -117,5 +117,5 @@ def _trained(config: RunConfig, run: Path, unit: str, result: FitResult) -> Trai
         warning=result.warning,
         tokens_per_second=result.tokens_per_second,
         stopped_by=OUT_OF_TIME if result.out_of_time else result.signal and signal.Signals(result.signal).name,
-        kind=config.data.kind,
+        first_sample=config.first_sample,
     )

@@ -17,6 +17,7 @@ from mamba_bio_audio.jobs.compare import CompareOptions
 from mamba_bio_audio.jobs.compare_results import ArmResult, Spread
 from mamba_bio_audio.run import compare as core
 from mamba_bio_audio.run import saved
+from mamba_bio_audio.run.config import load_config
 
 SMALL = (
     "data.vocab=4", "data.examples=60", "model.d_model=8", "model.num_layers=1", "train.length=8", "train.steps=6",
@@ -142,6 +143,33 @@ def test_models_trained_in_a_process_of_their_own_are_taken_into_a_comparison(wh
         compare.run(options(tmp_path / "other", take=(part,), rates="1e-2"))
 
 
+def test_runs_of_a_device_that_is_not_here_are_brought_together(whole, tmp_path, monkeypatch):
+    found, out = whole
+    monkeypatch.setattr(compare, "resolve_device", lambda asked: "cpu")
+    parts = [shutil.copytree(out, tmp_path / name) for name in ("whole", "less")]
+    for part in parts:
+        settings = json.loads((part / "settings.json").read_text())
+        (part / "settings.json").write_text(json.dumps(settings | {"device": "cuda"}))
+        for manifest in part.glob("runs/*/manifest.json"):
+            manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"device": "a GPU"}))
+    again = compare.run(options(tmp_path / "again", device="auto", take=(parts[0],)))
+    assert again.runs == found.runs
+    assert not again.unfinished
+    assert (again.device, again.machine["device"]) == ("cuda", "a GPU")
+    shutil.rmtree(parts[1] / found.runs[0].folder)
+    less = compare.run(options(tmp_path / "some", device="auto", take=(parts[1],)))
+    assert "nothing was trained, for there is no cuda device here: 4 runs" in less.text()
+    assert "the same command goes on where there is one" in less.text()
+    with pytest.raises(InputError, match="whole: is no folder of this comparison"):
+        compare.run(options(tmp_path / "other", take=(parts[0],)))
+
+
+def test_rates_are_taken_as_they_are_written(tmp_path):
+    plan = compare.plan_of(options(tmp_path, rates="0.0123456789,1e9"))
+    assert plan.rates["mamba"] == (0.0123456789, 1e9)
+    assert [run.folder for run in plan.sweep("mamba")] == ["mamba-lr0.0123456789-seed0-6", "mamba-lr1e09-seed0-6"]
+
+
 def test_time_that_is_over_is_told(tmp_path):
     found = compare.run(options(tmp_path / "out", max_time=1e-6))
     assert found.unfinished == 4
@@ -234,6 +262,8 @@ def test_a_model_of_which_nothing_is_a_number_is_not_the_best_and_answers_nothin
     (row,), (run,) = found.arms, found.runs
     assert (row.against_best, row.test.mean, row.test_right.mean) == ("diverged", None, None)
     assert (run.valid_nats, run.valid_right) == (None, None)
+    # The folder's name, in which a plus may not stand, is that of the run.
+    assert load_config(str(tmp_path / "out" / run.folder / "config.yaml")).train.lr == 1e30
     assert "1 seed:" in found.text()
 
 
@@ -266,6 +296,7 @@ def test_mistakes(tmp_path, more, message):
         ({"seeds": "1,01"}, "different whole numbers"),
         ({"only": "mamba2"}, "no model is called 'mamba2'"),
         ({"rates": "0"}, "numbers above 0"),
+        ({"rates": "1e-3,.001"}, "different numbers above 0"),
     ],
 )
 def test_bad_usage(tmp_path, more, message):

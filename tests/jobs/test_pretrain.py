@@ -49,44 +49,46 @@ ESTIMATE = {
 
 
 def test_json_has_the_keys_of_the_manifest_and_no_others():
-    result = PretrainResult(**TRAINED, kind="dna")
+    result = PretrainResult(**TRAINED, first_sample="--length 1000")
     assert json.loads(to_json(result.to_json())) == TRAINED
     assert list(result.to_json()) == list(TRAINED)
-    classified = FinetuneResult(**TRAINED, kind="dna-classes", valid_accuracy=None)
+    classified = FinetuneResult(**TRAINED, first_sample="", valid_accuracy=None)
     assert classified.to_json() == TRAINED | {"valid_accuracy": None}
     # A training that was stopped before its first step has no speed; JSON has no NaN.
-    slow = PretrainResult(**TRAINED | {"tokens_per_second": math.nan}, kind="dna")
+    slow = PretrainResult(**TRAINED | {"tokens_per_second": math.nan}, first_sample="--length 1000")
     assert json.loads(to_json(slow.to_json()))["tokens_per_second"] is None
     assert "/s; " not in slow.text()
     assert DryRunResult(**ESTIMATE).to_json() == ESTIMATE
 
 
 def test_text_of_a_training_names_the_next_command():
-    text = PretrainResult(**TRAINED, kind="dna").text()
+    text = PretrainResult(**TRAINED, first_sample="--length 1000").text()
     assert "best validation at step 900: 1.2500 nats, 1.8034 bits per base, perplexity 3.4903" in text
     assert "12,346 bases/s; run folder runs/x" in text
     assert text.endswith("next: mba evaluate runs/x   mba sample runs/x --length 1000")
-    audio = PretrainResult(**TRAINED | {"unit": "sample", "best_samples_step": 800}, kind="audio").text()
+    audio = PretrainResult(
+        **TRAINED | {"unit": "sample", "best_samples_step": 800}, first_sample="--seconds 1 --out sample.wav"
+    ).text()
     assert "samples closest to recordings at step 800: --which best-samples" in audio
     assert audio.endswith("mba sample runs/x --seconds 1 --out sample.wav")
     accuracy = {"value": 0.75, "low": 0.7, "high": 0.8, "groups": 1234}
     classified = FinetuneResult(
-        **TRAINED | {"ended_by_patience": True}, kind="dna-classes", valid_accuracy=accuracy
+        **TRAINED | {"ended_by_patience": True}, first_sample="", valid_accuracy=accuracy
     ).text()
     assert "ended by train.patience at step 1,000 of 2,000" in classified
     assert "validation accuracy 75.0% (70.0% to 80.0% over 1,234 loci)" in classified
     assert classified.endswith("next: mba evaluate runs/x")
-    heard = FinetuneResult(**TRAINED, kind="audio-classes", valid_accuracy=accuracy, groups="recordings")
+    heard = FinetuneResult(**TRAINED, first_sample="", valid_accuracy=accuracy, groups="recordings")
     assert "70.0% to 80.0% over 1,234 recordings)" in heard.text()
     assert "groups" not in heard.to_json()
 
 
 def test_a_stopped_training_says_how_to_continue():
-    result = PretrainResult(**TRAINED | {"stopped_by": "SIGTERM", "valid_nats": None}, kind="dna")
+    result = PretrainResult(**TRAINED | {"stopped_by": "SIGTERM", "valid_nats": None}, first_sample="--length 1000")
     assert result.text().startswith("stopped by SIGTERM after step 1,000 of 2,000; everything is saved. Continue")
     assert "next:" not in result.text()
     assert result.exit_code == 130
-    assert PretrainResult(**TRAINED, kind="dna").exit_code == 0
+    assert PretrainResult(**TRAINED, first_sample="--length 1000").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_a_stopped_training_says_how_to_continue():
 )
 def test_only_the_first_process_reports(name, number, silent, monkeypatch):
     monkeypatch.setenv(name, number)
-    assert PretrainResult(**TRAINED, kind="dna").silent is silent
+    assert PretrainResult(**TRAINED, first_sample="--length 1000").silent is silent
 
 
 def test_text_of_an_estimate():
@@ -128,6 +130,6 @@ def test_a_time_is_seconds_minutes_or_hours(monkeypatch):
 
 
 def test_a_training_whose_time_was_up_is_no_failure():
-    result = PretrainResult(**TRAINED | {"stopped_by": "--max-time"}, kind="dna")
+    result = PretrainResult(**TRAINED | {"stopped_by": "--max-time"}, first_sample="--length 1000")
     assert result.text().startswith("stopped by --max-time after step 1,000 of 2,000; everything is saved. Continue")
     assert result.exit_code == 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mamba_bio_audio.cli.main import run as command
+from mamba_bio_audio.jobs import report
 from mamba_bio_audio.models.build import build_model
 from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.plain_yaml import parse
@@ -396,3 +397,21 @@ def test_the_page_is_a_file(run, tmp_path, monkeypatch, capsys):
     assert not Path("-").exists()
     assert mba("report", run, "--samples", "none.fa") == 2
     assert "--samples none.fa: there is no such file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "options"),
+    [
+        ("dna/tiny", ["data.path=demo"], "--length 1000"),
+        ("dna/tiny", ["data.path=demo", "model.mixer=transformer"], "--length 1000"),
+        # A convolution carries no state, and nothing is drawn without one.
+        ("dna/tiny", ["data.path=demo", "model.pattern=mamba,hyena", "model.options={hyena: {max_length: 4096}}"], ""),
+        ("synthetic/induction", [], ""),
+    ],
+)
+def test_samples_are_proposed_where_they_can_be_drawn(recipe, overrides, options):
+    config = load_config(recipe, overrides)
+    assert config.first_sample == options
+    assert config.model_copy(update={"head": "any"}).first_sample == ""
+    proposed = report._samples(Path("run"), config, {}, None, lambda *_: None)
+    assert [section.title for section in proposed] == (["Samples"] if options else [])

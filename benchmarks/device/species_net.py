@@ -4,9 +4,8 @@
     python3 benchmarks/device/species_net.py NAME BACKBONE SEED [KEY=VALUE ...]
 
 BACKBONE is none, lm (the language model above, waited for) or a model. Everything goes to $OUT/NAME: config, metrics.csv,
-the predictions of both splits, and species.json; nothing is chosen on test. Steps are cut to
-what fits before $DEADLINE (of `date +%s`), by the speed of a short training of the same kind under the same load, so that
-the rate always falls to its end.
+the predictions of both splits, and species.json; nothing is chosen on test. Trainings go on until $DEADLINE (of `date +%s`) is
+near, and their rate falls with the time, not with the steps: speed swings under load, and its cosine ends all the same.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 BASE = Path(os.environ.get("OUT", "runs/species-results"))
 RUNS = Path(os.environ.get("RUNS", "/tmp/species"))
 NAME = sys.argv[1]
 os.environ["OUT"] = str(BASE / NAME)
 Path(os.environ["OUT"]).mkdir(parents=True, exist_ok=True)
-# Between the last step and the deadline: evaluation of both splits and the start of a training.
-LEFT = float(os.environ.get("LEFT", 25))
+# Seconds between the last step and the deadline, for the evaluation of both splits.
+LEFT = float(os.environ.get("LEFT", 40))
 
 import species_runs as species  # noqa: E402
 
@@ -34,11 +33,14 @@ from mamba_bio_audio.jobs.finetune import finetune  # noqa: E402
 from mamba_bio_audio.run.begin import Session  # noqa: E402
 from mamba_bio_audio.run.pretrained import configure  # noqa: E402
 from mamba_bio_audio.run.train import train as run_training  # noqa: E402
-from mamba_bio_audio.training.progress import Progress  # noqa: E402
+from mamba_bio_audio.training import module  # noqa: E402
+from mamba_bio_audio.training.config import TrainConfig  # noqa: E402
+from mamba_bio_audio.training.schedule import learning_rate  # noqa: E402
 
-# Share of the time that the language model has (all of it where nothing waits for it), and of a classifier's steps
-# that read windows of a quarter of the length first: a step then has four times as many labels.
-LM_SHARE, WARM = float(os.environ.get("LM_SHARE", 0.4)), 0.15
+# Share of the time that the language model has (all of it where nothing waits for it).
+LM_SHARE = float(os.environ.get("LM_SHARE", 0.4))
+# Steps before the clock of a training starts: its kernels are compiled in the first ones.
+FIRST = 20
 
 
 def left() -> float:
@@ -47,46 +49,24 @@ def left() -> float:
     return LM_SHARE * seconds if NAME == "lm" else seconds
 
 
-def warm(recipe: str, settings: list[str], steps: int) -> list[str]:
-    """The settings with so many steps, of which a classifier reads short windows first."""
-    config = configure(recipe, settings)
-    few = [f"train.steps={steps}"]
-    if config.head is not None:
-        few.append(f"train.length_warmup=[{{length: {config.train.length // 4}, steps: {max(1, int(WARM * steps))}}}]")
-    return [*settings, *few]
+def by_the_clock(end: float) -> Callable[[TrainConfig, int], float]:
+    """The schedule of the rate over the time until `end` (of `time.monotonic`), after which the next step is the last."""
+    start: float | None = None
+    parts = 100_000
 
+    def rate(train: TrainConfig, step: int) -> float:
+        nonlocal start
+        now = time.monotonic()
+        if start is None and step >= FIRST:
+            start = now
+        share = 0.0 if start is None else min(1.0, (now - start) / max(end - start, 1e-9))
+        if now >= end and step:
+            # The next step is the last one, which is validated; all but the first call leave it at that.
+            object.__setattr__(train, "steps", min(step + 1, train.steps))
+        within = {"steps": parts + 1, "lr": train.lr, "lr_min": train.lr_min, "warmup": train.warmup}
+        return learning_rate(round(share * parts), **within)
 
-def fitting(recipe: str, settings: list[str]) -> int:
-    """Steps that fit, at most those asked for."""
-    asked = configure(recipe, settings).train.steps
-    probe = 3 if species.TOY else 40
-    short = [
-        f"train.validate_every={probe}",
-        "train.validation_tokens=65536",
-        "train.log_every=10",
-    ]
-    config = configure(recipe, warm(recipe, [*settings, *short, "train.patience=null"], probe))
-    times: list[float] = []
-    step = Progress.step
-
-    def timed(self: Progress, *given: Any) -> None:
-        times.append(time.perf_counter())
-        step(self, *given)
-
-    start = time.time()
-    Progress.step = timed  # type: ignore[method-assign]
-    try:
-        run_training(config, RUNS / f"{NAME}-probe", Session(species.DEVICE, force=True, quiet=True))
-    finally:
-        Progress.step = step  # type: ignore[method-assign]
-    # Kernels are compiled in the first steps of each length; reading the loss, every tenth, waits for the device.
-    since = probe // 2
-    seconds = (times[-1] - times[since]) / (len(times) - 1 - since)
-    # Validation takes part of the time, and speed swings under load.
-    steps = int(0.85 * left() / seconds)
-    told = f"probe {time.time() - start:.0f} s, {1e3 * seconds:.1f} ms a step; {steps} steps fit, {asked} asked"
-    print(f"{NAME}: {told}", flush=True)
-    return min(asked, max(10, steps))
+    return rate
 
 
 def trained(recipe: str, settings: list[str], seed: int) -> Path:
@@ -95,18 +75,21 @@ def trained(recipe: str, settings: list[str], seed: int) -> Path:
     if species.TOY:
         small = "head.pretrained" not in " ".join(settings)
         settings += [one for one in species.TOY_SETTINGS if small or not one.startswith("model.")]
+        settings += [] if NAME == "lm" else ["data.evaluation_windows=8"]
         settings += [
-            "train.length=256",
+            "train.length=512",
             "train.tokens_per_step=1024",
+            "train.length_warmup=[]" if NAME == "lm" else "train.length_warmup=[{length: 256, steps: 2}]",
             "train.micro_batch=1",
+            "train.steps=1000000",
             "train.validation_tokens=4096",
         ]
-    steps = fitting(recipe, settings)
-    config = configure(recipe, warm(recipe, settings, steps))
-    session = Session(species.DEVICE, force=run.exists(), quiet=True, deadline=time.monotonic() + left() + 5)
+    config = configure(recipe, settings)
+    session = Session(species.DEVICE, force=run.exists(), quiet=True)
+    module.rate_after = by_the_clock(time.monotonic() + left())  # type: ignore[attr-defined]
     start = time.perf_counter()
     done = (run_training if config.head is None else finetune)(config, run, session)
-    row = {"kind": "training", "recipe": recipe, "seed": seed, "overrides": settings, "steps": steps}
+    row = {"kind": "training", "recipe": recipe, "seed": seed, "overrides": settings, "rate": "falls with the time"}
     species.record("net", NAME, row | {"seconds": time.perf_counter() - start, "summary": done.model_dump()})
     for name in ("config.yaml", "metrics.csv"):
         shutil.copy(run / name, BASE / NAME / name)
@@ -128,7 +111,7 @@ def language_model() -> None:
         "data.num_workers=6",
         "train.tokens_per_step=65536",
         "train.lr=4e-3",
-        f"train.steps={os.environ.get('LM_STEPS', '5000')}",
+        "train.steps=1000000",
         "train.validate_every=250",
         "train.validation_tokens=1000000",
         "train.checkpoint_every=100000",
@@ -138,7 +121,14 @@ def language_model() -> None:
 
 
 def classifier(backbone: str, seed: int, overrides: list[str]) -> None:
-    settings = [species.easy_paths(), "train.checkpoint_every=100000", "data.num_workers=2", *overrides]
+    settings = [species.easy_paths(), "train.checkpoint_every=100000", "data.num_workers=1"]
+    # At a quarter of the length first: a step then has four times as many labels.
+    settings += [
+        "train.steps=1000000",
+        "train.patience=null",
+        "train.length_warmup=[{length: 256, steps: 500}]",
+        *overrides,
+    ]
     if backbone == "lm":
         while not (RUNS / "lm.done").exists():
             if left() < 20 or (RUNS / "lm.failed").exists():

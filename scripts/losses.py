@@ -228,9 +228,8 @@ def variants() -> Claim:
 
 
 def species() -> Claim:
-    found = rows("species_net_h200.csv", kind="lm")
-    seeds = [row for row in found if row["seed"]]
-    (mean,) = (row for row in found if row["name"] == "lm mean")
+    mean, _ = rows("species_net_h200.csv", chosen="yes")
+    seeds = [row for row in rows("species_net_h200.csv", kind=mean["kind"]) if row["seed"]]
     chosen = rows("species_kmers_cpu.csv", recipe="dna/species", chosen="yes")
     (bar,) = (row for row in chosen if row["best"])
     highest = max(chosen, key=lambda row: float(row["test_accuracy"]))

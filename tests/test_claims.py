@@ -171,9 +171,9 @@ def recognised() -> tuple[str, ...]:
 
 def species() -> tuple[str, ...]:
     name = "species_net_h200.csv"
-    seeds = [float(row["test"]) for row in rows(name, kind="lm") if row["seed"]]
     mean, together = rows(name, chosen="yes")
-    assert (mean["name"], together["name"]) == ("lm mean", "lm together")
+    assert (mean["name"], together["name"]) == (f"{mean['kind']} mean", f"{mean['kind']} together")
+    seeds = [float(row["test"]) for row in rows(name, kind=mean["kind"]) if row["seed"]]
     (chosen,) = rows("species_kmers_cpu.csv", recipe="dna/species", best="yes")
     assert len(seeds) == int(mean["seeds"]) == 3
     assert float(rows(name, kind="k-mers")[0]["test"]) == float(chosen["test_accuracy"])
@@ -181,7 +181,7 @@ def species() -> tuple[str, ...]:
     apart = [mean[f"test_minus_bar{end}"] for end in ("", "_low", "_high")]
     share = [f"{100 * float(value):.1f}" for value in (mean["test"], min(seeds), max(seeds))]
     bar = (chosen["k"], f"{int(chosen['windows']):,}", f"{100 * float(chosen['test_accuracy']):.1f}")
-    return *share, *bar, *(f"{100 * float(value):.1f}" for value in apart), f"{100 * float(first['accuracy']):.1f}"
+    return *share, *bar, *(f"{100 * float(value):.2f}" for value in apart), f"{100 * float(first['accuracy']):.1f}"
 
 
 def generation() -> tuple[str, ...]:

@@ -36,14 +36,14 @@ class Section:
     clips: Sequence[Clip] = ()
 
 
-def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The page as HTML."""
+def render(title: str, lead: str, sections: Sequence[Section], unit: str) -> str:
+    """The page as HTML; `unit` is that of the data, a base or a sample."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     template = environment.from_string((files("mamba_bio_audio.jobs") / "report.html").read_text(encoding="utf-8"))
-    return template.render(title=title, lead=lead, sections=sections, version=__version__)
+    return template.render(title=title, lead=lead, sections=sections, unit=unit, version=__version__)
 
 
 def is_page(path: Path) -> bool:

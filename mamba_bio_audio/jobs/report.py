@@ -70,10 +70,11 @@ def run(options: ReportOptions) -> ReportResult:
         about = [_training(config, manifest, weights), _data(config, manifest)]
         provenance = _provenance(manifest)
     sections = [*about, _curves(folder, _per(config)), *_evaluations(folder, weights), *_judged(folder, weights)]
-    with counter("comparing", f"{domain_of(config.data.kind).unit}s", options.quiet) as progress:
+    unit = domain_of(config.data.kind).unit
+    with counter("comparing", f"{unit}s", options.quiet) as progress:
         sections += _samples(folder, config, manifest, samples, progress)
     sections += [provenance, Section("Configuration", pre=to_yaml(config))]
-    page = render(config.name or folder.name, config.description, sections)
+    page = render(config.name or folder.name, config.description, sections, unit)
     write_text(out, page)
     return ReportResult(out=out, sections=[section.title for section in sections])
 

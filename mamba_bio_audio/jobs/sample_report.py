@@ -79,7 +79,7 @@ def write_page(samples: Path, measured: Mapping[str, Any], domain: Domain, corpu
     out = samples.with_name(f"{samples.name}.report.html")
     images = [Image(alt, png) for alt, png in view.pictures]
     section = Section("Beside held-out data", view.text, pre=view.table, images=images, clips=view.clips)
-    write_text(out, render(samples.name, f"Samples of {measured['run']}", [section]))
+    write_text(out, render(samples.name, f"Samples of {measured['run']}", [section], domain.unit))
     return out
 
 

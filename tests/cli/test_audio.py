@@ -282,6 +282,7 @@ def test_the_report_plays_samples(whole, trained, tmp_path, capsys):
     assert html.count("<audio controls") == 4
     assert html.count("data:audio/flac;base64,") == 4
     assert "best weights, mu-law 8 bit standard" in html
+    assert "bases" not in html
     assert 'src="http' not in html
     assert mba_command("report", trained, "--out", tmp_path / "none.html", "--quiet") == 0
     assert "None yet: mba sample" in (tmp_path / "none.html").read_text()

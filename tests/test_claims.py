@@ -416,19 +416,37 @@ def test_the_table_of_fitted_sound_is_that_of_the_clips():
 def test_what_is_said_of_the_fits_is_what_they_say():
     audio = (RESULTS.parent.parent / "docs" / "audio.md").read_text(encoding="utf-8")
     finalists = {
-        (row["temperature"], row["min_p"], row["hold"], row["best_of"]): row
-        for row in rows("sampling_h200/finalists.csv", run="recorded")
+        (row["run"], row["temperature"], row["min_p"], row["hold"], row["best_of"]): row
+        for row in rows("sampling_h200/finalists.csv")
     }
-    taken = rows("sampling_h200/fitted.csv", run="recorded", measure="flatness")[0]
-    expected = finalists[tuple(taken[name] for name in ("temperature", "min_p", "hold", "best_of"))]
-    other = finalists["1.3", "0.08", "0.3", "8"]
-    assert taken["inside"] == "7"
-    flat = [100 * float(row["inside_flatness"]) for row in (expected, other)]
-    assert "{:.0f} % by flatness of the one that it took and {:.0f} % of the first of these".format(*flat) in audio
-    first = {row["measure"]: row for row in rows("sampling_h200/fitted.csv", run="recorded-first")}
-    ten, twenty = ([first[measure][column] for measure in JUDGED] for column in ("inside", "inside_of_20"))
+
+    def clips(run):
+        drawn = {row["measure"]: row for row in rows("sampling_h200/fitted.csv", run=run)}
+        settings = [drawn["level"][name] for name in ("temperature", "min_p", "hold", "best_of")]
+        counts = [[drawn[measure][column] for measure in JUDGED] for column in ("inside", "inside_of_20")]
+        return finalists.get((run, *settings)), *counts
+
+    expected, ten, twenty = clips("recorded")
+    safely = {
+        key: min(float(row[f"safely_{name}"]) for name in ("level", "flatness", "clicks"))
+        for key, row in finalists.items()
+        if key[0] == "recorded"
+    }
+    assert min(float(expected[f"safely_{name}"]) for name in ("level", "flatness")) >= max(safely.values()) - 0.02
+    assert "{}, {}, {}, {} and {} of the first ten clips (seed 23".format(*ten) in audio
+    assert "{}, {}, {}, {} and {} of twenty. The fit".format(*twenty) in audio
+    shares = [100 * float(expected[f"inside_{measure}"]) for measure in ("level", "flatness")]
+    assert "{:.0f} % by level and {:.0f} % by flatness.".format(*shares) in audio
+    level = [100 * float(finalists["recorded", t, "0.1", "0.6", "4"]["inside_level"]) for t in ("1.345", "1.375")]
+    assert "level rises from {:.0f} to {:.0f} % inside".format(*level) in audio
+    _, ten, twenty = clips("recorded-first")
     assert "best of four: {}, {}, {}, {} and {} of its first ten clips".format(*ten) in audio
     assert "({}, {}, {}, {} and {} of twenty)".format(*twenty) in audio
+    expected, ten, _ = clips("recorded-second")
+    assert "best of eight: {}, {}, {}, {} and {} (clips".format(*ten) in audio
+    other = finalists["recorded-second", "1.3", "0.08", "0.3", "8"]
+    flat = [100 * float(row["inside_flatness"]) for row in (expected, other)]
+    assert "{:.0f} % by flatness of the one that it took and {:.0f} % of 1.3".format(*flat) in audio
 
 
 def test_what_is_said_of_digits_by_class_is_what_was_measured():

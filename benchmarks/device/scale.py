@@ -1,11 +1,17 @@
 """Trains and evaluates the models of a scale run, one job after another, in calls of a few minutes.
 
     python scripts/pretraining_data.py DATA .device/pretrain        # here; carry .device/pretrain (19 MB without the microbes)
-    python3 benchmarks/device/scale.py pure context:pure recall:pure --limit 590    # there, after env.sh
+    python3 benchmarks/device/scale.py pure context:pure+recall:pure --limit 590                # there, after env.sh
+    python3 benchmarks/device/scale.py pure context:pure+recall:pure --limit 520 --leave 150    # the last call
 
 The same line again goes on where the call before ended: on the same machine from $WORK (/tmp/scale), on another one from the
-pieces that came back, copied to .device/. Jobs run in the order they are given, one that fails or has no time left is passed
-over; `a+b+c` are started at once and share the GPU.
+pieces that came back, copied to .device/, if they hold its state. Jobs run in the order they are given, one that fails or has
+no time left is passed over; `a+b+c` are started at once and share the GPU.
+
+With --leave a training with a warm-up of the length ends in this call: it takes as many steps at its full length as the speed
+of the call before (or SPEED) says there is time for, less the seconds that are left to the jobs behind it, and its rate falls
+to its end over these. If its time is up even so, the step that was reached is made its last one; before its full length, the
+best weights so far are scored.
 
     NAME             a training of JOBS below (`--list` shows them); NAME@SEED another seed; its likelihood follows
     apes-LENGTH      great apes at 1k to 512k from the weights of `pure`, and the seen loci of another individual; @SEED too;
@@ -15,13 +21,15 @@ over; `a+b+c` are started at once and share the GPU.
 
 What simple models and copies reach on the same bases needs no GPU: benchmarks/results/yardsticks_human56mb_cpu.csv.
 --limit counts seconds of this call in all; a training saves and ends in time for packing, an evaluation begins only if the
-seconds that it needs are left. Comes back: $OUT/scale.txt and $OUT/scale.tar.00 ... of at most 16 MiB, 7 at most: results and
-weights of every job that is done, and the state of the one that was cut.
+seconds that it needs are left, and is ended where it takes longer. Comes back: $OUT/scale.txt and $OUT/scale.tar.00 ... of at
+most 16 MiB, 60 MiB together: results of everything, weights of every training (the best by validation so far of one that was
+cut), and where there is room for it the state of one that was cut.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -29,18 +37,23 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BEGAN = time.monotonic()
 OUT = Path(os.environ.get("OUT", "runs/scale-results"))
 WORK = Path(os.environ.get("WORK", "/tmp/scale"))
 LOGS = WORK / "logs"
 PIECES = Path(".device")
-PIECE = 15900 << 10
+PIECE, MOST = 15900 << 10, 60 << 20
 MBA = [sys.executable, "-m", "mamba_bio_audio"]
 HUMAN, MICROBES = "human56mb-7m.yaml", "human56mb-microbes-7m.yaml"
-# Shares of the steps by length; what is left is at the recipe's.
-STAGES = (1024, 0.8), (8192, 0.08), (32768, 0.06)
+# Shares of the steps by length; what is left is at the recipe's. The rate is half of its peak where the second begins, and a
+# fifteenth of it where the last does.
+STAGES = (1024, 0.55), (8192, 0.15), (32768, 0.15)
+# Bases a second of 16 x 256 in steps of 1,024 bases before any were measured, and how much longer steps of longer ones take.
+SPEED, LONGER = 2.0e6, 1.23
+# Seconds of a start, of a validation, and of saving what was cut.
+START, VALIDATION, SAVING = 15.0, 2.0, 4.0
 LONG = ["train.length=131072", "train.validate_every=763", "train.checkpoint_every=763"]
 SIZES = {"250k": (64, 8), "700k": (96, 10), "1m4": (128, 12), "3m5": (192, 14), "7m": (256, 16)}
 # Four passes over 55,858,907 bases, which the paper's largest run does not exceed, and sixteen.
@@ -56,7 +69,7 @@ class Job(NamedTuple):
 
 
 JOBS: dict[str, Job] = {
-    "pure": Job(HUMAN, LONG, 1_600_000_000, STAGES, "16 x 256, length warm-up to 2^17"),
+    "pure": Job(HUMAN, [*LONG, "train.weight_decay=0.4"], 1_570_000_000, STAGES, "16 x 256, length warm-up to 2^17"),
     "hybrid": Job(
         HUMAN,
         [*LONG, "model.num_layers=15", "model.pattern=mamba*8,transformer,mamba*6"],
@@ -87,12 +100,12 @@ APES: dict[str, tuple[str, int, int]] = {
     "512k": ("dna/apes@64k", 150, 1_000_000),
 }
 CONTEXTS = ",".join(str(1 << power) for power in range(10, 18))
-CONTEXTS20 = ",".join(str(1 << power) for power in range(10, 21))
-# Arguments, and seconds that they take of an H200 with 16 x 256, twice of what is expected.
+CONTEXTS20 = ",".join(str(1 << power) for power in (10, 17, 18, 19, 20))
+# Arguments, and seconds that they take of an H200 with 16 x 256 by the bases that are read (290, 190 and 180 million).
 EVALUATIONS: dict[str, tuple[list[str], float]] = {
-    "context": (["--context", CONTEXTS, "--block-bases", "16384", "--blocks", "1000"], 120),
-    "context20": (["--context", CONTEXTS20, "--block-bases", "65536", "--blocks", "200"], 120),
-    "recall": (["--recall", "--trials", "64"], 90),
+    "context": (["--context", CONTEXTS, "--block-bases", "16384", "--blocks", "1000"], 60),
+    "context20": (["--context", CONTEXTS20, "--block-bases", "65536", "--blocks", "200"], 50),
+    "recall": (["--recall", "--trials", "64"], 45),
 }
 
 
@@ -103,7 +116,10 @@ def main() -> None:
         "--recipes", type=Path, default=PIECES / "pretrain", help="as scripts/pretraining_data.py made it"
     )
     parser.add_argument("--limit", type=float, default=590, help="seconds of this call in all")
-    parser.add_argument("--reserve", type=float, default=25, help="seconds of them for packing")
+    parser.add_argument("--reserve", type=float, default=12, help="seconds of them for packing")
+    parser.add_argument(
+        "--leave", type=float, help="end trainings in this call, so many seconds before it ends (and packs)"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
         "--set", action="append", default=[], dest="sets", help="for every training, last; for a rehearsal"
@@ -159,14 +175,34 @@ def together(names: list[str], given: argparse.Namespace) -> bool:
             return False
         if found:
             processes.append((name, found, LOGS / f"{run}-{what or 'train'}.txt"))
+    ended = all_ended(processes, given)
+    trained = [name for name in names if ":" not in name]
+    cut = [name for name in trained if staged(name) and not done(WORK / name)]
+    if given.leave is not None and cut:
+        say(f"{', '.join(cut)}: out of time; the step that was reached becomes the last one")
+        again = [(name, training(name, given, finish=True), LOGS / f"{name}-train.txt") for name in cut]
+        ended &= all_ended([(name, command, log) for name, command, log in again if command], given)
+    return all([ended, *(usable(WORK / name, given) for name in trained)]) and scored(trained, given)
+
+
+def all_ended(processes: list[tuple[str, list[str], Path]], given: argparse.Namespace) -> bool:
+    """Run processes at once and say how they ended; whether all did well. None goes on when packing has to begin."""
     running = [(name, log, start(command, log)) for name, command, log in processes]
     ended = True
     for name, log, process in running:
-        code = process.wait()
+        code = ended_in_time(process, given)
         say(f"{name}: code {code}; " + " / ".join(log.read_text().strip().splitlines()[-3:]))
         ended &= code == 0
-    trained = [name for name in names if ":" not in name]
-    return ended and all(done(WORK / name) for name in trained) and scored(trained, given)
+    return ended
+
+
+def ended_in_time(process: subprocess.Popen[bytes], given: argparse.Namespace) -> int | str:
+    """The exit code of a process, which is told to end when packing has to begin."""
+    try:
+        return process.wait(max(1.0, left(given)))
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        return f"{process.wait()}, ended because it took too long"
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -174,26 +210,76 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*MBA, *command], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
+def usable(run: Path, given: argparse.Namespace) -> bool:
+    """Whether a run is scored: one that is done, and in the last call one that has weights."""
+    return done(run) or (given.leave is not None and staged(run.name) and (run / "model.safetensors").exists())
+
+
 def done(run: Path) -> bool:
     path = run / "manifest.json"
     return path.exists() and json.loads(path.read_text()).get("result", {}).get("stopped_by", "") is None
 
 
-def training(name: str, given: argparse.Namespace) -> list[str] | None:
-    """The command of a training; empty where it is done, None where there is no time to begin."""
+def training(name: str, given: argparse.Namespace, finish: bool = False) -> list[str] | None:
+    """The command of a training, or of its last validation; empty where it is done, None where there is no time to begin."""
     run, (kind, _, seed) = WORK / name, name.partition("@")
     if done(run):
         return []
-    if left(given) < 30:
+    ends = given.leave is not None and staged(name)
+    until = left(given) - (given.leave if ends and not finish else 0)
+    if until < (5 if finish else 30):
         return None
     job, recipe = JOBS[kind], str(given.recipes / JOBS[kind].recipe)
     sets = [*job.sets, *given.sets, f"name={name.replace('@', '-')}"]
-    steps = (given.bases or job.bases) // tokens_per_step(recipe, sets)
-    stages = [f"{{length: {length}, steps: {max(1, int(share * steps))}}}" for length, share in job.stages]
-    sets += [f"train.steps={steps}", f"train.length_warmup=[{', '.join(stages)}]", f"seed={seed or 0}"]
+    train = load(recipe, sets).train
+    steps = (given.bases or job.bases) // train.tokens_per_step
+    stages = [(length, max(1, int(share * steps))) for length, share in job.stages]
+    if finish:
+        steps = so_far(run)[0]
+        if steps <= sum(count for _, count in stages):
+            return None
+    elif ends:
+        steps = fitting(name, until, stages, train)
+    told = ", ".join(f"{{length: {length}, steps: {count}}}" for length, count in stages)
+    sets += [f"train.steps={steps}", f"train.length_warmup=[{told}]", f"seed={seed or 0}"]
     command = ["pretrain", recipe, *(word for text in sets for word in ("--set", text)), "--out", str(run)]
-    command += ["--device", given.device, "--max-time", f"{left(given):.0f}"]
+    command += ["--device", given.device, "--max-time", f"{max(1, until - SAVING):.0f}"]
     return [*command, "--resume"] if (run / "checkpoints/last.safetensors").exists() else [*command, "--force"]
+
+
+def staged(name: str) -> bool:
+    """Whether a training has a warm-up of the length, so that its steps at full length may be fewer."""
+    kind = name.partition("@")[0]
+    return kind in JOBS and bool(JOBS[kind].stages)
+
+
+def so_far(run: Path) -> tuple[int, float]:
+    """Steps that a training has done, and its bases a second (SPEED where that is not known)."""
+    path = run / "manifest.json"
+    found = json.loads(path.read_text()).get("result", {}) if path.exists() else {}
+    return found.get("step", 0), found.get("tokens_per_second") or SPEED
+
+
+def fitting(name: str, seconds: float, stages: list[tuple[int, int]], train: Any) -> int:
+    """Steps of a training in all that end in so many seconds, by its speed so far; one at full length at least."""
+    done, speed = so_far(WORK / name)
+    # Seconds of a step of 1,024 bases, from the mixture of lengths that was measured.
+    ends = list(itertools.accumulate(count for _, count in stages))
+    costs = [LONGER if length > 1024 else 1.0 for length, _ in stages]
+    begun = [max(0, min(done, end) - (end - count)) for end, (_, count) in zip(ends, stages, strict=True)]
+    begun.append(done - sum(begun))
+    mean = sum(n * cost for n, cost in zip(begun, [*costs, LONGER], strict=True)) / done if done else 1.0
+    one = train.tokens_per_step / speed / mean
+    seconds = 0.98 * (seconds - START - SAVING)
+    every = VALIDATION / train.validate_every
+    seconds -= sum(
+        (count - n) * (cost * one + every) for (_, count), n, cost in zip(stages, begun, costs, strict=False)
+    )
+    steps = ends[-1] + max(1, begun[-1] + int(seconds / (LONGER * one + every)))
+    say(
+        f"{name}: {done:,} steps done at {speed:,.0f} bases a second; {steps:,} in all, {steps - ends[-1]:,} at full length"
+    )
+    return max(steps, done + 1)
 
 
 def apes(name: str, given: argparse.Namespace) -> list[str] | None:
@@ -251,8 +337,8 @@ def scored(names: list[str], given: argparse.Namespace) -> bool:
             process = subprocess.Popen([*MBA, *command], stdout=out, stderr=err, stdin=subprocess.DEVNULL)
         running[path] = process, printed, log
     for path, (process, printed, log) in running.items():
-        if process.wait():
-            say(f"{path}: {log.read_text().strip()[-300:]}")
+        if code := ended_in_time(process, given):
+            say(f"{path}: code {code}; {log.read_text().strip()[-300:]}")
             continue
         model = json.loads(printed.read_text())["model"]
         printed.rename(path)
@@ -283,10 +369,11 @@ def of_classes(name: str) -> dict[str, list[str]]:
     return {"unseen.json": [], "seen.json": ["--split", "train"], "individual.json": ["--split", "train", *other]}
 
 
-def tokens_per_step(recipe: str, sets: list[str]) -> int:
+def load(recipe: str, sets: list[str]) -> Any:
+    """The configuration of a training."""
     from mamba_bio_audio.run.config import load_config
 
-    return int(load_config(recipe, sets).train.tokens_per_step)
+    return load_config(recipe, sets)
 
 
 def evaluation(what: str, name: str, given: argparse.Namespace) -> list[str] | None:
@@ -295,7 +382,7 @@ def evaluation(what: str, name: str, given: argparse.Namespace) -> list[str] | N
     out = run / what
     if any(out.glob("evaluate-*.json")):
         return []
-    if not done(run) or left(given) < seconds * (given.device == "cuda"):
+    if not usable(run, given) or left(given) < seconds * (given.device == "cuda"):
         return None
     command = ["evaluate", str(run), "--split", "test", *arguments, "--no-baselines", "--out", str(out)]
     return [*command, "--device", given.device, *given.evaluate.split()]
@@ -315,26 +402,19 @@ def unpack() -> None:
 
 
 def pack(names: list[str]) -> None:
-    """Logs and results of everything, weights of the jobs that were asked for, and the state of a cut one if there is room."""
+    """Logs and results of everything, weights of the jobs that were asked for, and the state of cut ones if there is room."""
     wanted = {name.split(":")[-1] for name in names}
     small = [path for path in sorted(WORK.rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
     small = [path for path in small if not {"tensorboard", whole().name} & set(path.parts) and path.name[0] != "."]
     small = [path for path in small if "apes-data-" not in str(path)]
-    weights = [WORK / name / "model.safetensors" for name in sorted(wanted) if done(WORK / name)]
-    cut = [WORK / name / "checkpoints" for name in sorted(wanted) if not done(WORK / name)]
-    state = [folder / f"{which}.safetensors" for folder in cut for which in ("last", "best")]
-    state = [path for path in state if path.exists()]
+    weights = [WORK / name / "model.safetensors" for name in sorted(wanted)]
+    cut = [WORK / name / "checkpoints/last.safetensors" for name in sorted(wanted) if not done(WORK / name)]
     with tarfile.open(whole(), "w") as tar:
-        for path in small + weights:
-            tar.add(path, path.relative_to(WORK))
-        if state and whole().stat().st_size + sum(path.stat().st_size for path in state) < 7 * PIECE:
-            for path in state:
+        for path in [*small, *(path for path in weights + cut if path.exists())]:
+            if whole().stat().st_size + path.stat().st_size < MOST:
                 tar.add(path, path.relative_to(WORK))
-        elif state:
-            say(
-                "left out, because it takes more than 7 files: "
-                + ", ".join(str(path.relative_to(WORK)) for path in state)
-            )
+            else:
+                say(f"left out, because more than {MOST >> 20} MiB do not come back: {path.relative_to(WORK)}")
     data = whole().read_bytes()
     whole().unlink()
     for piece in OUT.glob("scale.tar.*"):

@@ -1,10 +1,10 @@
-"""Loss against size and bases: the runs `SIZE-4` and `SIZE-16` of device/scale.py, and slopes beside the paper's.
+"""Loss against size and bases: the runs `SIZE-2`, `SIZE-4` and `SIZE-16` of device/scale.py, and slopes beside the paper's.
 
     python benchmarks/sizes.py /tmp/scale --out benchmarks/results/sizes_human56mb_h200.csv
 
 A slope is what e times as many parameters take off the validation loss, in nats, fitted by least squares over the sizes of one
 number of passes. The paper's (figure 5 left, its sizes from 250k to 7M, `docs/paper_results.yaml`) is of at most four passes
-over other data, so only `-4` stands beside it.
+over other data, so `-2` and `-4` stand beside it, `-16` does not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIZES = {"250k": "250k", "700k": "700k", "1m4": "1.4m", "3m5": "3.5m", "7m": "7m
 
 def main(runs: Path, out: Annotated[Path, typer.Option(help="CSV.")]) -> None:
     """Read the runs that are done, print the slopes, write the table."""
-    rows = [row(runs / f"{size}-{passes}") for passes in (4, 16) for size in SIZES if done(runs / f"{size}-{passes}")]
+    rows = [row(runs / f"{size}-{passes}") for passes in (2, 4, 16) for size in SIZES if done(runs / f"{size}-{passes}")]
     if not rows:
         raise SystemExit(f"sizes: {runs} holds no finished run such as 7m-4")
     write_rows(out, rows)
@@ -68,12 +68,12 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
         f"{row['run']:<10}{row['parameters']:>12,}{row['passes']:>8} passes{row['valid_nats']:>10}{row['test_nats']:>10}"
         for row in rows
     ]
-    for passes in (4, 16):
+    for passes in (2, 4, 16):
         own = [row for row in rows if row["run"].endswith(f"-{passes}")]
         if len(own) > 1:
             slope = fitted([row["parameters"] for row in own], [float(row["valid_nats"]) for row in own])
             lines.append(f"{passes} passes: {slope:+.4f} nats for e times as many parameters, {len(own)} sizes")
-            if passes == 4:
+            if passes <= 4:
                 lines.append(f"the paper, the same sizes: {paper([row['run'] for row in own]):+.4f}")
     return lines
 

@@ -27,7 +27,9 @@ SIZES = {"250k": "250k", "700k": "700k", "1m4": "1.4m", "3m5": "3.5m", "7m": "7m
 
 def main(runs: Path, out: Annotated[Path, typer.Option(help="CSV.")]) -> None:
     """Read the runs that are done, print the slopes, write the table."""
-    rows = [row(runs / f"{size}-{passes}") for passes in (2, 4, 16) for size in SIZES if done(runs / f"{size}-{passes}")]
+    rows = [
+        row(runs / f"{size}-{passes}") for passes in (2, 4, 16) for size in SIZES if done(runs / f"{size}-{passes}")
+    ]
     if not rows:
         raise SystemExit(f"sizes: {runs} holds no finished run such as 7m-4")
     write_rows(out, rows)

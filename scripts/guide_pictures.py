@@ -166,6 +166,25 @@ def induction() -> None:
     figure.savefig(PICTURES / "induction.png", dpi=90, metadata={"Software": None})
 
 
+def copying() -> None:
+    """Selective copying by length: models of one size, every seed, and their mean."""
+    figure, axes = plt.subplots(figsize=(9, 3), layout="constrained")
+    found = [row for row in rows("copying_h200.csv") if row["steps"] == "10000"]
+    lengths = sorted({int(row["length"]) for row in found})
+    for number, arm in enumerate(dict.fromkeys(row["arm"] for row in found)):
+        right = [
+            [float(row["test_percent"]) for row in found if (row["arm"], row["length"]) == (arm, str(length))]
+            for length in lengths
+        ]
+        axes.plot(lengths, [sum(values) / len(values) for values in right], lw=1.4, color=f"C{number}", label=arm)
+        for length, values in zip(lengths, right, strict=True):
+            axes.plot([length] * len(values), values, "o", ms=5, color=f"C{number}", alpha=0.6)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set(xlabel="positions", ylabel="right answers, %", ylim=(0, 104))
+    axes.legend(frameon=False, fontsize="small", loc="lower left")
+    figure.savefig(PICTURES / "copying.png", dpi=90, metadata={"Software": None})
+
+
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
     pretrain()
@@ -174,3 +193,4 @@ if __name__ == "__main__":
     finetune()
     compare()
     induction()
+    copying()
